@@ -1,0 +1,228 @@
+"""
+Everything this package raises, and what a caller is told.
+
+    AgentRuntimeError
+    ├── SettingsInvalid                    a variable or flag is wrong; exit code 2
+    ├── CannotStart                        the supervisor cannot run here; exit code 3
+    ├── SecretUnreadable                   the secret file holds nothing that can be used
+    ├── SpawnFailed                 500    the operating system would not start the CLI
+    ├── RequestRefused                     the caller's request is at fault
+    │   ├── InvalidRequest          400    a field is missing, of the wrong type, or out of range
+    │   ├── AccessDenied            401    no or a wrong access key
+    │   ├── NotFound                404    unknown id or path
+    │   ├── MethodNotAllowed        405
+    │   ├── Conflict                409    another body under a known id
+    │   ├── NotWritable             409    the secret file cannot be written from here
+    │   └── TooLarge                413
+    ├── AdmissionError                     turned away before anything was spawned
+    │   ├── Busy                    409    slots and queue are full; retry here later
+    │   ├── Draining                409    this container is going away; retry elsewhere
+    │   ├── NoToken                 500    no token file, or none that can be used
+    │   ├── TokenUnusable           503    the API refused this generation, or it expired
+    │   └── TokenLimited            429    a usage limit of the account lasts
+    └── IllegalTransition           500    a bug in this package, never the caller's fault
+
+What an *execution* ends with is no exception but an :class:`ErrorClass` in its record; both meet in
+:data:`STATUS_BY_CLASS`, the one place that says which HTTP status a class has.
+
+Backends switch the agent's subscription on 429 and 503 and on words such as "401" or "oauth" in an error text, so those
+are kept for confirmed refusals: see :data:`RESERVED_WORDS`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ErrorClass(StrEnum):
+    """What went wrong, in the words of the HTTP interface."""
+
+    AUTH = "auth"
+    NO_TOKEN = "no_token"
+    BILLING = "billing"
+    RATE_LIMIT = "rate_limit"
+    OVERLOADED = "overloaded"
+    UPSTREAM = "upstream"
+    NETWORK = "network"
+    LOST_RESULT = "lost_result"
+    TIMEOUT = "timeout"
+    STALLED = "stalled"
+    MAX_TURNS = "max_turns"
+    MODEL = "model"
+    INVALID_REQUEST = "invalid_request"
+    SIGNAL = "signal"
+    OOM = "oom"
+    SPAWN = "spawn"
+    INTERRUPTED = "interrupted"
+    ERROR = "error"
+    BUSY = "busy"
+    DRAINING = "draining"
+    ACCESS = "access"
+    NOT_FOUND = "not_found"
+    METHOD = "method"
+    TOO_LARGE = "too_large"
+    CONFLICT = "conflict"
+    NOT_WRITABLE = "not_writable"
+    CANCELLED = "cancelled"
+
+
+STATUS_BY_CLASS: dict[ErrorClass, int] = {
+    ErrorClass.AUTH: 503,
+    ErrorClass.NO_TOKEN: 500,
+    ErrorClass.BILLING: 503,
+    ErrorClass.RATE_LIMIT: 429,
+    ErrorClass.OVERLOADED: 502,
+    ErrorClass.UPSTREAM: 502,
+    ErrorClass.NETWORK: 502,
+    ErrorClass.LOST_RESULT: 502,
+    ErrorClass.TIMEOUT: 504,
+    ErrorClass.STALLED: 504,
+    ErrorClass.MAX_TURNS: 422,
+    ErrorClass.MODEL: 400,
+    ErrorClass.INVALID_REQUEST: 400,
+    ErrorClass.SIGNAL: 500,
+    ErrorClass.OOM: 500,
+    ErrorClass.SPAWN: 500,
+    ErrorClass.INTERRUPTED: 500,
+    ErrorClass.ERROR: 500,
+    ErrorClass.BUSY: 409,
+    ErrorClass.DRAINING: 409,
+    ErrorClass.ACCESS: 401,
+    ErrorClass.NOT_FOUND: 404,
+    ErrorClass.METHOD: 405,
+    ErrorClass.TOO_LARGE: 413,
+    ErrorClass.CONFLICT: 409,
+    ErrorClass.NOT_WRITABLE: 409,
+    ErrorClass.CANCELLED: 200,
+}
+
+RESERVED_WORDS = ("401", "403", "429", "oauth", "unauthorized", "credential", "credit balance", "authenticat")
+"""Words (lower case) a backend reads as "switch the token": no error text of another class may contain them."""
+
+
+class AgentRuntimeError(Exception):
+    """Base of everything this package raises; the message is safe to show to a caller."""
+
+    error_class: ErrorClass = ErrorClass.ERROR
+
+    @property
+    def status(self) -> int:
+        """The HTTP status the caller is told."""
+        return STATUS_BY_CLASS[self.error_class]
+
+
+class SettingsInvalid(AgentRuntimeError):
+    """A variable or flag has a value that cannot be used; the message names the variable."""
+
+
+class CannotStart(AgentRuntimeError):
+    """The supervisor cannot run here: the port is taken, a directory is locked, and the like."""
+
+
+class SecretUnreadable(AgentRuntimeError):
+    """The secret file holds nothing that can be used; the message says why, never what it holds."""
+
+    error_class = ErrorClass.NO_TOKEN
+
+
+class SpawnFailed(AgentRuntimeError):
+    """The operating system would not start the CLI; the message names the cause."""
+
+    error_class = ErrorClass.SPAWN
+
+
+class RequestRefused(AgentRuntimeError):
+    """The caller's request is at fault; sending it again unchanged gets the same answer."""
+
+
+class InvalidRequest(RequestRefused):
+    """A field is missing, of the wrong type or out of range; the message names it."""
+
+    error_class = ErrorClass.INVALID_REQUEST
+
+
+class AccessDenied(RequestRefused):
+    """No access key, or a wrong one."""
+
+    error_class = ErrorClass.ACCESS
+
+
+class NotFound(RequestRefused):
+    """Nothing is known under this id or path."""
+
+    error_class = ErrorClass.NOT_FOUND
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class MethodNotAllowed(RequestRefused):
+    """The path exists, the method does not."""
+
+    error_class = ErrorClass.METHOD
+
+
+class Conflict(RequestRefused):
+    """Another body was sent under a known execution id."""
+
+    error_class = ErrorClass.CONFLICT
+
+
+class NotWritable(RequestRefused):
+    """The secret file cannot be written from inside this container."""
+
+    error_class = ErrorClass.NOT_WRITABLE
+
+
+class TooLarge(RequestRefused):
+    """The request body is longer than is accepted."""
+
+    error_class = ErrorClass.TOO_LARGE
+
+
+class AdmissionError(AgentRuntimeError):
+    """
+    Turned away before anything was spawned.
+
+    Attributes:
+        retry_after_seconds: When it is worth asking again; None: not known.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Busy(AdmissionError):
+    """Slots and queue are full; retry here later."""
+
+    error_class = ErrorClass.BUSY
+
+
+class Draining(AdmissionError):
+    """This container is going away; retry elsewhere."""
+
+    error_class = ErrorClass.DRAINING
+
+
+class NoToken(AdmissionError):
+    """There is no token file, or none that can be used."""
+
+    error_class = ErrorClass.NO_TOKEN
+
+
+class TokenUnusable(AdmissionError):
+    """The API refused this generation, or it expired."""
+
+    error_class = ErrorClass.AUTH
+
+
+class TokenLimited(AdmissionError):
+    """A usage limit of the account lasts."""
+
+    error_class = ErrorClass.RATE_LIMIT
+
+
+class IllegalTransition(AgentRuntimeError):
+    """A bug in this package, never the caller's fault."""

@@ -1,0 +1,247 @@
+"""
+The CLI's stream-json frames, as far as this package reads them.
+
+Only the fields named here are decoded; msgspec skips all others without building them, so a frame of a megabyte costs
+little more than reading it. What cannot be decoded that way, because a field has another type than was ever seen, or
+because bytes are mixed in that are no JSON, is read again by a slower and more forgiving way: no version of the CLI,
+old or new, may become unreadable by a detail.
+
+Source: frames of Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114 and 2.1.330, recorded under ``tests/recorded/``.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypeVar
+
+import msgspec
+
+SYNTHETIC_MODEL = "<synthetic>"
+"""The model name of assistant frames that the CLI writes itself, not the API."""
+
+PARTIAL_TYPE = "stream_event"
+_PARTIAL_MARK = b'"type":"stream_event"'
+_PARTIAL_HEAD_BYTES = 64
+
+
+class ContentBlock(msgspec.Struct, frozen=True, gc=False):
+    """One block of a message's content."""
+
+    type: str = ""
+    text: str | None = None
+    id: str | None = None
+    tool_use_id: str | None = None
+    name: str | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """Token counts of one API message."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+
+
+class Message(msgspec.Struct, frozen=True):
+    """The ``message`` of an assistant or user frame."""
+
+    model: str | None = None
+    content: list[ContentBlock] | str | None = None
+    usage: Usage | None = None
+    id: str | None = None
+
+
+class ModelUsage(msgspec.Struct, frozen=True, rename="camel", gc=False):
+    """What a ``result`` frame says of one model."""
+
+    context_window: int | None = None
+
+
+class RateLimitInfo(msgspec.Struct, frozen=True, rename="camel", gc=False):
+    """
+    The body of a ``rate_limit_event`` frame.
+
+    Attributes:
+        resets_at: Epoch seconds.
+    """
+
+    status: str | None = None
+    resets_at: float | None = None
+    rate_limit_type: str | None = None
+    is_using_overage: bool | None = None
+
+
+class BackgroundTask(msgspec.Struct, frozen=True, gc=False):
+    """One entry of ``system/background_tasks_changed``."""
+
+    task_id: str = ""
+    task_type: str | None = None
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """
+    Any frame: which of the fields are set depends on *type* and *subtype*.
+
+    One struct for all, because frames are told apart by two fields and every version adds fields and types.
+
+    Attributes:
+        parent_tool_use_id: The tool call a sub-agent's frame belongs to; None: the run's own frame.
+        error_status: Of ``api_retry``: the HTTP status; None: there was no answer.
+        error: Of ``api_retry`` and of an assistant frame that the CLI wrote itself: the CLI's word for what failed.
+        api_error: Of such a frame and of ``result``: a finer word, since 2.1.3xx.
+        tasks: Of ``background_tasks_changed``: everything that is pending, since 2.1.114 at the latest.
+    """
+
+    type: str = ""
+    subtype: str | None = None
+    session_id: str | None = None
+    parent_tool_use_id: str | None = None
+    # system/init
+    model: str | None = None
+    permission_mode: str | None = msgspec.field(default=None, name="permissionMode")
+    claude_code_version: str | None = None
+    # system/api_retry
+    attempt: int | None = None
+    error_status: int | None = None
+    retry_delay_ms: float | None = None
+    # api_retry, assistant, result
+    error: str | None = None
+    api_error: str | None = None
+    api_error_status: int | None = None
+    api_error_type: str | None = None
+    # assistant, user; built only on demand, because it may be long
+    message: msgspec.Raw | None = None
+    # result
+    is_error: bool | None = None
+    result: str | None = None
+    errors: list[str] | None = None
+    num_turns: int | None = None
+    duration_ms: float | None = None
+    total_cost_usd: float | None = None
+    model_usage: dict[str, ModelUsage] | None = msgspec.field(default=None, name="modelUsage")
+    # rate_limit_event
+    rate_limit_info: RateLimitInfo | None = None
+    # system/background_tasks_changed
+    tasks: list[BackgroundTask] | None = None
+
+    @property
+    def assistant(self) -> Message | None:
+        """The message of an assistant or user frame; None where there is none that can be read."""
+        if self.message is None:
+            return None
+        try:
+            return _messages.decode(self.message)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return _forgiving_message(self.message)
+
+    @property
+    def blocks(self) -> list[ContentBlock]:
+        """The content of the message as blocks; a plain text is one block."""
+        message = self.assistant
+        if message is None or message.content is None:
+            return []
+        if isinstance(message.content, str):
+            return [ContentBlock(type="text", text=message.content)]
+        return message.content
+
+    @property
+    def text(self) -> str:
+        """All text blocks of the message, one after another."""
+        return "\n".join(block.text for block in self.blocks if block.type == "text" and block.text)
+
+    @property
+    def result_text(self) -> str | None:
+        """What a ``result`` frame answers, or says about what failed."""
+        if self.result is not None:
+            return self.result
+        return "\n".join(self.errors) if self.errors else None
+
+    @property
+    def background_task_ids(self) -> tuple[str, ...]:
+        """What ``background_tasks_changed`` says is pending."""
+        return tuple(task.task_id for task in self.tasks or ())
+
+
+Kind = TypeVar("Kind", bound=msgspec.Struct)
+
+_frames = msgspec.json.Decoder(Frame)
+_messages = msgspec.json.Decoder(Message)
+
+
+def decode(line: bytes) -> Frame | None:
+    """Read one line of stdout; None where it holds no JSON object. Never raises, whatever the bytes."""
+    try:
+        return _frames.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _forgiving(line)
+
+
+def is_partial(line: bytes) -> bool:
+    """Tell cheaply whether a line is a partial message, which this package reads no further."""
+    return line.find(_PARTIAL_MARK, 0, _PARTIAL_HEAD_BYTES) >= 0
+
+
+def plain(data: bytes) -> str:
+    """Return text as a person would read it: no colour codes, no control characters, nothing that is no UTF-8."""
+    text = data.decode("utf-8", "ignore")
+    if "\x1b" in text:
+        text = "".join(_without_sequence(piece, first=number == 0) for number, piece in enumerate(text.split("\x1b")))
+    return "".join(character for character in text if character.isprintable() or character in "\t\n")
+
+
+def _without_sequence(piece: str, *, first: bool) -> str:
+    """Cut off the rest of the control sequence (ECMA-48) that *piece* begins with."""
+    if first:
+        return piece
+    if not piece.startswith("["):
+        return piece[1:]
+    end = next((at for at, character in enumerate(piece[1:], 1) if "@" <= character <= "~"), len(piece))
+    return piece[end + 1 :]
+
+
+def _forgiving(line: bytes) -> Frame | None:
+    """Read a line that is no clean JSON or has fields of unexpected types: what fits is kept, the rest is left out."""
+    begin, end = line.find(b"{"), line.rfind(b"}")
+    if begin < 0 or end < begin or plain(line[:begin]).strip():
+        return None  # nothing but control sequences may stand before a frame
+    found = _loads(line[begin : end + 1])
+    return _fitting(found, Frame) if isinstance(found, dict) else None
+
+
+def _forgiving_message(raw: msgspec.Raw) -> Message | None:
+    found = _loads(bytes(raw))
+    if not isinstance(found, dict):
+        return None
+    content = found.get("content")
+    if isinstance(content, list):
+        blocks = [_fitting(block, ContentBlock) for block in content if isinstance(block, dict)]
+        return msgspec.structs.replace(_fitting({**found, "content": None}, Message), content=blocks)
+    return _fitting(found, Message)
+
+
+def _loads(data: bytes) -> Any:
+    try:
+        return json.loads(data.decode("utf-8", "replace"), strict=False)
+    except (ValueError, RecursionError):
+        try:
+            return json.loads(plain(data), strict=False)
+        except (ValueError, RecursionError):
+            return None
+
+
+def _fitting(found: dict[str, Any], kind: type[Kind]) -> Kind:
+    """Build a struct from the fields that have a type it takes; numbers and booleans are taken from strings, too."""
+    fitting: dict[str, Any] = {}
+    for field in msgspec.structs.fields(kind):
+        if field.encode_name not in found:
+            continue
+        value = found[field.encode_name]
+        try:
+            if field.name == "message":
+                fitting[field.name] = msgspec.Raw(json.dumps(value).encode()) if isinstance(value, dict) else None
+            else:
+                fitting[field.name] = msgspec.convert(value, field.type, strict=False)
+        except (msgspec.ValidationError, RecursionError, UnicodeError):
+            continue
+    return kind(**fitting)

@@ -1,0 +1,136 @@
+"""
+The record of an execution, as it is kept on disk and as callers see it.
+
+Inside, instants are seconds since the epoch; callers see them as RFC 3339 in UTC. A field that holds an instant ends in
+``_at``, and no other does: :func:`shown` goes by that.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec reads the annotations
+from agent_runtime.state import Outcome, Phase, StopReason
+
+
+class EvidenceRecord(msgspec.Struct, kw_only=True):
+    """
+    What ended an attempt because it said that the API refused the token.
+
+    Attributes:
+        rule: Id of the rule that matched.
+        stream: ``stdout`` or ``stderr``.
+        line: The line's beginning, redacted.
+        seconds_to_signal: From reading the line to the signal; None: the child was gone already.
+    """
+
+    rule: str
+    stream: str
+    line: str
+    seconds_to_signal: float | None = None
+
+
+class TokenRecord(msgspec.Struct, kw_only=True):
+    """A token that reached an attempt, and when."""
+
+    generation: int
+    fingerprint: str
+    delivered_at: float
+
+
+class AttemptRecord(msgspec.Struct, kw_only=True):
+    """
+    One CLI process.
+
+    Attributes:
+        exit_code: As :attr:`subprocess.Popen.returncode`; None: still running, or not known.
+    """
+
+    pid: int | None = None
+    tokens: list[TokenRecord] = msgspec.field(default_factory=list)
+    started_at: float | None = None
+    ended_at: float | None = None
+    exit_code: int | None = None
+    stop_reason: StopReason | None = None
+    evidence: EvidenceRecord | None = None
+
+
+class Metadata(msgspec.Struct, kw_only=True):
+    """
+    What an execution used, and what is to be known about its request and its record.
+
+    Attributes:
+        attempts: How many processes it took.
+        resumes: How often it went on in a later one.
+        ignored_fields: Names in the request that nothing reads.
+        retained: False: the record could not be written, and may be unknown after a restart.
+    """
+
+    cost_usd: float | None = None
+    duration_ms: float | None = None
+    num_turns: int | None = None
+    tool_count: int = 0
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_tokens: int | None = None
+    cache_read_tokens: int | None = None
+    context_window: int | None = None
+    model_name: str | None = None
+    token_generation: int | None = None
+    token_fingerprint: str | None = None
+    attempts: int = 0
+    resumes: int = 0
+    cli_version: str | None = None
+    ignored_fields: list[str] = msgspec.field(default_factory=list)
+    retained: bool = True
+
+
+class ExecutionRecord(msgspec.Struct, kw_only=True):
+    """
+    All that is known of an execution; its owner is the only one who changes it.
+
+    Attributes:
+        detail: What went wrong, for a person.
+        started_at: When its first attempt was spawned.
+        session_id: The CLI's session that a further attempt can resume.
+        request_digest: Equal for requests that ask for the same; not shown.
+    """
+
+    execution_id: str
+    state: Phase = Phase.QUEUED
+    outcome: Outcome | None = None
+    error_class: ErrorClass | None = None
+    detail: str | None = None
+    created_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    session_id: str | None = None
+    attempts: list[AttemptRecord] = msgspec.field(default_factory=list)
+    metadata: Metadata = msgspec.field(default_factory=Metadata)
+    request_digest: str = ""
+
+
+def shown(record: ExecutionRecord) -> dict[str, Any]:
+    """Return what callers see of a record, ready to be written as JSON."""
+    fields: dict[str, Any] = _with_times_shown(msgspec.to_builtins(record))
+    del fields["request_digest"]
+    return fields
+
+
+def rfc3339(seconds: float) -> str:
+    """Write an instant as RFC 3339 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _with_times_shown(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_times_shown(item) for item in value]
+    if isinstance(value, dict):
+        return {
+            name: rfc3339(item) if name.endswith("_at") and item is not None else _with_times_shown(item)
+            for name, item in value.items()
+        }
+    return value

@@ -1,0 +1,246 @@
+"""
+Every setting: its variable, its flag, its default and what it means, in one table.
+
+A setting is an environment variable ``AGENT_RUNTIME_X_Y`` and a flag ``--x-y`` of ``serve``; the flag wins. Durations
+are in seconds. The README's table is compared with :data:`SETTINGS` by a test.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shlex
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent_runtime.errors import SettingsInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+PREFIX = "AGENT_RUNTIME_"
+MEBIBYTE = 1024 * 1024
+
+
+def _text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be empty")
+    return value.strip()
+
+
+def _path(value: str) -> Path:
+    return Path(_text(value)).expanduser()
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise ValueError("must be a whole number") from None
+        if not low <= number <= high:
+            raise ValueError(f"must be from {low} to {high}")
+        return number
+
+    return parse
+
+
+def _seconds(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError("must be a number of seconds") from None
+    if not 0 <= number <= 30 * 86400:
+        raise ValueError("must be from 0 to 2592000 seconds")
+    return number
+
+
+def _some_seconds(value: str) -> float:
+    number = _seconds(value)
+    if number == 0:
+        raise ValueError("must be more than 0 seconds")
+    return number
+
+
+def _boolean(value: str) -> bool:
+    known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    try:
+        return known[value.strip().lower()]
+    except KeyError:
+        raise ValueError("must be true or false") from None
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return value
+
+    return parse
+
+
+def _delivery(value: str) -> str:
+    if value == "relay":
+        raise ValueError("relay does not exist yet; use auto or env")
+    return _one_of("auto", "env")(value)
+
+
+def _command(value: str) -> tuple[str, ...]:
+    """Take a file's path as it is, anything else as a command line."""
+    text = _text(value)
+    if Path(text).is_file():
+        return (text,)
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise ValueError(f"cannot be split into words: {error}") from None
+
+
+def _setting(parse: Callable[[str], Any], text: str, default: Any = MISSING, factory: Any = MISSING) -> Any:
+    """Describe one field: how its text is read, and its line in ``--help`` and the README."""
+    metadata = {"parse": parse, "text": text}
+    if factory is not MISSING:
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _inherited_config_dir() -> Path:
+    return Path(os.environ.get("CLAUDE_CONFIG_DIR") or "~/.claude").expanduser()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the supervisor was told; see :data:`SETTINGS` for the meaning of each."""
+
+    host: str = _setting(_text, "address to listen on; another than loopback needs an access key file", "127.0.0.1")
+    port: int = _setting(_integer(0, 65535), "port to listen on; 0 picks a free one", 8000)
+    access_key_file: Path | None = _setting(_path, "file with the key callers must send; re-read when it changes", None)
+    access_header: str = _setting(
+        _text, "header that may carry the access key instead of Authorization", "X-Agent-Token"
+    )
+    insecure_no_access_key: bool = _setting(_boolean, "listen beyond loopback without an access key", default=False)
+    token_file: Path = _setting(_path, "the secret file; mount its directory", Path("/run/secrets/claude/token"))
+    token_withdraw_after: float = _setting(
+        _seconds, "a secret file that is gone or bad for this long withdraws the token", 10.0
+    )
+    token_delivery: str = _setting(_delivery, "how a token reaches a child: auto or env", "auto")
+    config_dir: Path = _setting(
+        _path, "the children's CLAUDE_CONFIG_DIR; one supervisor at a time", factory=_inherited_config_dir
+    )
+    claude: tuple[str, ...] = _setting(_command, "the CLI's command", ("claude",))
+    workspace: Path = _setting(_path, "working directory of the children", factory=Path.cwd)
+    data_dir: Path | None = _setting(_path, "records and transcripts; put it on a volume", None)
+    slots: int = _setting(_integer(1, 1024), "how many executions run at once", 4)
+    queue: int = _setting(_integer(0, 100_000), "how many may wait for a slot", 16)
+    timeout: float = _setting(_some_seconds, "from admission to the answer: queued, running and parked", 900.0)
+    init_timeout: float = _setting(_seconds, "from spawn to the CLI's init frame; 0 turns it off", 60.0)
+    first_message_timeout: float = _setting(_seconds, "from init to the model's first sign; 0 turns it off", 300.0)
+    idle_timeout: float = _setting(_seconds, "without a sign of life, no tool open; 0 turns it off", 600.0)
+    tool_timeout: float = _setting(_seconds, "without a sign of life, a tool open; 0 turns it off", 1800.0)
+    stop_grace: float = _setting(_seconds, "from the polite signal to SIGKILL", 3.0)
+    drain_timeout: float = _setting(_seconds, "how long running executions may finish at shutdown", 25.0)
+    child_user: str | None = _setting(_text, "run children as this user", None)
+    frame_limit: int = _setting(_integer(4096, 1024 * MEBIBYTE), "longest frame kept, in bytes", 16 * MEBIBYTE)
+    answer_log_limit: int = _setting(
+        _integer(0, 1024 * MEBIBYTE), "how much of the transcript an answer carries, in bytes", 4 * MEBIBYTE
+    )
+    keep_partial: bool = _setting(_boolean, "keep partial messages in the transcript", default=False)
+    strict: bool = _setting(_boolean, "unknown fields of a request are an error", default=False)
+    log_format: str = _setting(_one_of("text", "json"), "text or json", "text")
+    log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "debug, info, warning or error", "info")
+
+    def __post_init__(self) -> None:
+        if not self.is_loopback and self.access_key_file is None and not self.insecure_no_access_key:
+            raise SettingsInvalid(
+                f"{PREFIX}HOST: {self.host} can be reached from outside, so {PREFIX}ACCESS_KEY_FILE is needed "
+                "(--insecure-no-access-key overrides)"
+            )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine (or container) can reach the address."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """
+    One row of the settings table.
+
+    Attributes:
+        default: As the variable would be written; None where there is none or it depends on the machine.
+    """
+
+    name: str
+    text: str
+    default: str | None
+    parse: Callable[[str], Any]
+    is_switch: bool
+
+    @property
+    def variable(self) -> str:
+        """Name of the environment variable."""
+        return PREFIX + self.name.upper()
+
+    @property
+    def flag(self) -> str:
+        """Name of the flag of ``serve``."""
+        return "--" + self.name.replace("_", "-")
+
+
+def _default_text(value: Any) -> str | None:
+    if value is MISSING or value is None:
+        return None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple):
+        return shlex.join(value)
+    return str(value)
+
+
+SETTINGS: tuple[Setting, ...] = tuple(
+    Setting(f.name, f.metadata["text"], _default_text(f.default), f.metadata["parse"], f.type in ("bool", bool))
+    for f in fields(Settings)
+)
+
+
+def load(environ: Mapping[str, str], flags: Mapping[str, str | None] | None = None) -> Settings:
+    """
+    Read the settings from the environment and from flags, which win.
+
+    Args:
+        environ: Variables; an empty one counts as not set.
+        flags: By field name of :class:`Settings`; None counts as not given.
+
+    Raises:
+        SettingsInvalid: A value cannot be used; names the variable, or the flag it came from.
+    """
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        given = (flags or {}).get(setting.name)
+        source, text = (setting.flag, given) if given is not None else (setting.variable, environ.get(setting.variable))
+        if not text and given is None:
+            continue
+        try:
+            values[setting.name] = setting.parse(text or "")
+        except ValueError as error:
+            raise SettingsInvalid(f"{source}: {error}") from None
+    return Settings(**values)
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """List variables with our prefix that no setting reads: most often a slip of the pen."""
+    known = {setting.variable for setting in SETTINGS} | OWN_VARIABLES
+    return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+
+
+OWN_VARIABLES = {PREFIX + "EXECUTION_ID", PREFIX + "ATTEMPT_MARK", PREFIX + "URL", PREFIX + "TEST_CLAUDE"}
+"""Variables with our prefix that are no settings: set for children, read by the commands or by the tests."""

@@ -1,0 +1,97 @@
+"""What a run amounts to, counted from its frames: turns, tools, tokens, cost, and what is still open."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent_runtime.frames import SYNTHETIC_MODEL
+from agent_runtime.verdict import Result
+
+if TYPE_CHECKING:
+    from agent_runtime.frames import Frame, Usage
+
+
+class Tally:
+    """
+    Count what one attempt's frames say; fed with every frame in order, it holds nothing that grows with their number.
+
+    Token counts are those of the last assistant frame, because the ``usage`` of ``result`` is cumulative; cost and
+    context window come from ``result``.
+
+    Source: anthropics/claude-code issues on ``result.usage``; frames under ``tests/recorded/``.
+    """
+
+    def __init__(self) -> None:
+        self.session_id: str | None = None
+        self.cli_version: str | None = None
+        self.permission_mode: str | None = None
+        self.model_name: str | None = None
+        self.usage: Usage | None = None
+        self.context_window: int | None = None
+        self.cost_usd: float | None = None
+        self.duration_ms: float | None = None
+        self.num_turns: int | None = None
+        self.tool_count = 0
+        self.result: Result | None = None
+        self.has_init = False
+        self.model_frames = 0
+        self._open_tools: set[str] = set()
+        self._background_tasks: set[str] = set()
+
+    @property
+    def open_tools(self) -> int:
+        """How many tool calls have no result yet, background tasks included."""
+        return len(self._open_tools) + len(self._background_tasks)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the CLI has said its last word: a ``result``, and nothing it started in the background is pending."""
+        return self.result is not None and not self._background_tasks
+
+    def add(self, frame: Frame) -> None:
+        """Take one frame into account."""
+        self.session_id = frame.session_id or self.session_id
+        if frame.type == "system":
+            self._system(frame)
+        elif frame.type == "assistant":
+            self._assistant(frame)
+        elif frame.type == "user":
+            for block in frame.blocks:
+                if block.type == "tool_result" and block.tool_use_id:
+                    self._open_tools.discard(block.tool_use_id)
+        elif frame.type == "result":
+            self._result(frame)
+
+    def _system(self, frame: Frame) -> None:
+        if frame.subtype == "init":
+            self.has_init = True
+            self.cli_version = frame.claude_code_version or self.cli_version
+            self.permission_mode = frame.permission_mode
+            self.model_name = frame.model or self.model_name
+            # A background task that ends makes the CLI start another segment, with an init of its own.
+            self.result = None
+        elif frame.subtype == "background_tasks_changed":
+            self._background_tasks = set(frame.background_task_ids)
+
+    def _assistant(self, frame: Frame) -> None:
+        message = frame.assistant
+        if message is None or message.model == SYNTHETIC_MODEL:
+            return
+        self.model_frames += 1
+        for block in frame.blocks:
+            if block.type == "tool_use":
+                self.tool_count += 1
+                if block.id:
+                    self._open_tools.add(block.id)
+        if frame.parent_tool_use_id is None:
+            self.model_name = message.model or self.model_name
+            self.usage = message.usage or self.usage
+
+    def _result(self, frame: Frame) -> None:
+        self.result = Result(is_error=bool(frame.is_error), subtype=frame.subtype, text=frame.result_text)
+        self._open_tools.clear()
+        self.num_turns = frame.num_turns if frame.num_turns is not None else self.num_turns
+        self.duration_ms = frame.duration_ms if frame.duration_ms is not None else self.duration_ms
+        self.cost_usd = frame.total_cost_usd if frame.total_cost_usd is not None else self.cost_usd
+        windows = [usage.context_window for usage in (frame.model_usage or {}).values() if usage.context_window]
+        self.context_window = max(windows, default=self.context_window)

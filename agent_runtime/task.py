@@ -1,0 +1,134 @@
+"""A task as a caller posts it: its fields, what they may hold, and what makes two of them the same."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from typing import Annotated, Any
+from uuid import UUID  # noqa: TC003 - msgspec reads it at run time
+
+import msgspec
+
+from agent_runtime.errors import InvalidRequest
+
+SYSTEM_PROMPT_LIMIT_BYTES = 120_000
+"""
+The system prompt is one argument of the CLI, and Linux takes 128 KiB an argument.
+
+Source: MAX_ARG_STRLEN in https://man7.org/linux/man-pages/man2/execve.2.html
+"""
+
+IMAGE_TYPES = ("image/gif", "image/jpeg", "image/png", "image/webp")
+"""Source: https://docs.claude.com/en/docs/build-with-claude/vision, read 2026-11."""
+
+_FIELD_IN_MESSAGE = re.compile(r"`\$\.([A-Za-z_]{1,40})|required field `([A-Za-z_]{1,40})`")
+
+ExecutionId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$(?!\n)")]
+Word = Annotated[str, msgspec.Meta(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=30 * 86400)]
+
+
+class Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """
+    A picture for the model.
+
+    Attributes:
+        data: Base64, without a ``data:`` prefix.
+    """
+
+    media_type: str
+    data: str
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The body of ``POST /api/task``.
+
+    Attributes:
+        timeout_seconds: From admission to the answer; None: the setting's.
+        park_seconds: How long it may wait for a newer token; None: the setting's.
+        persist_session: Accepted for old callers; sessions are always kept.
+    """
+
+    message: Annotated[str, msgspec.Meta(min_length=1)]
+    execution_id: ExecutionId | None = None
+    model: Annotated[str, msgspec.Meta(max_length=256, pattern=r"^[A-Za-z0-9][^\x00-\x20\x7f]*$(?!\n)")] | None = None
+    system_prompt: Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$(?!\n)")] | None = None
+    allowed_tools: list[Word] | None = None
+    disallowed_tools: list[Word] | None = None
+    max_turns: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
+    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=30 * 86400)] | None = None
+    resume_session_id: UUID | None = None
+    persist_session: bool | None = None
+    mcp_config: dict[str, Any] | None = None
+    images: Annotated[list[Image], msgspec.Meta(max_length=100)] | None = None
+    park_seconds: Seconds | None = None
+    async_result: bool | None = None
+
+    @property
+    def digest(self) -> str:
+        """Equal for tasks that ask for the same work; who asks, how long they wait and in which form does not count."""
+        work = {
+            name: getattr(self, name)
+            for name in self.__struct_fields__
+            if name not in ("execution_id", "async_result", "timeout_seconds", "park_seconds", "persist_session")
+        }
+        return hashlib.sha256(msgspec.json.encode(work, order="sorted")).hexdigest()
+
+
+def parse(body: bytes, *, strict: bool) -> tuple[Task, list[str]]:
+    """
+    Read a task from a request's body.
+
+    Returns:
+        The task, and the names of the fields that nothing reads.
+
+    Raises:
+        InvalidRequest: The body is no JSON object or a field cannot be used; the message names the field, and never
+            repeats what was sent.
+    """
+    try:
+        raw = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidRequest("the body is not JSON") from None
+    if not isinstance(raw, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    ignored = sorted(name for name in raw if name not in Task.__struct_fields__)
+    if ignored and strict:
+        raise InvalidRequest(f"unknown fields: {', '.join(_shown(name) for name in ignored[:10])}")
+    try:
+        task = msgspec.convert(raw, Task)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(_plain(str(error))) from None
+    _check(task)
+    return task, [_shown(name) for name in ignored[:20]]
+
+
+def _check(task: Task) -> None:
+    if task.system_prompt is not None and len(task.system_prompt.encode(errors="replace")) > SYSTEM_PROMPT_LIMIT_BYTES:
+        raise InvalidRequest(f"system_prompt: must not be longer than {SYSTEM_PROMPT_LIMIT_BYTES} bytes")
+    for text, name in ((task.message, "message"), (task.system_prompt or "", "system_prompt")):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidRequest(f"{name}: holds a lone surrogate, which is no Unicode text") from None
+    for image in task.images or ():
+        if image.media_type not in IMAGE_TYPES:
+            raise InvalidRequest(f"images: media_type must be one of {', '.join(IMAGE_TYPES)}")
+        try:
+            base64.b64decode(image.data, validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidRequest("images: data must be base64") from None
+
+
+def _plain(message: str) -> str:
+    """Put the field's name in front of msgspec's message, which names types and rules but never values."""
+    found = _FIELD_IN_MESSAGE.search(message)
+    reason = message.split(" - at ", 1)[0]
+    return f"{found[1] or found[2]}: {reason}" if found else reason
+
+
+def _shown(name: str) -> str:
+    return name[:64] if name.isprintable() else "(unprintable)"

@@ -1,0 +1,139 @@
+"""How an attempt ended: decided once, by one pure function, after its streams have ended."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent_runtime.errors import RESERVED_WORDS, ErrorClass
+from agent_runtime.state import CLASS_BY_STOP, STALLS, Outcome, StopReason
+
+if TYPE_CHECKING:
+    from agent_runtime.evidence import Sighting
+
+_SWITCHING_CLASSES = {ErrorClass.AUTH, ErrorClass.BILLING, ErrorClass.RATE_LIMIT}
+_MAX_TURNS_SUBTYPE = "error_max_turns"
+
+SENTENCES: dict[ErrorClass, str] = {
+    ErrorClass.AUTH: "the API refused the token (401 or a revoked credential); write a new one to the secret file",
+    ErrorClass.BILLING: "the account's credit balance is exhausted; switch to another subscription or add funds",
+    ErrorClass.RATE_LIMIT: "the account's usage limit is reached",
+    ErrorClass.OVERLOADED: "the API is overloaded or throttling; try again later",
+    ErrorClass.UPSTREAM: "the API failed; try again later",
+    ErrorClass.NETWORK: "the API could not be reached; look at the network, the proxy and ANTHROPIC_BASE_URL",
+    ErrorClass.LOST_RESULT: "the CLI ended without a result",
+    ErrorClass.TIMEOUT: "the execution took longer than its timeout",
+    ErrorClass.STALLED: "the CLI showed no sign of life for too long",
+    ErrorClass.MAX_TURNS: "the execution took more turns than max_turns allows",
+    ErrorClass.MODEL: "the model is unknown or not supported",
+    ErrorClass.INVALID_REQUEST: "the API did not accept the request",
+    ErrorClass.SIGNAL: "the CLI was killed by a signal from elsewhere",
+    ErrorClass.OOM: "the CLI or one of its tools ran out of memory",
+    ErrorClass.INTERRUPTED: "the supervisor was shut down; the session can be resumed",
+    ErrorClass.ERROR: "the CLI reported an error",
+    ErrorClass.CANCELLED: "the execution was cancelled",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """
+    What the CLI's last ``result`` frame says.
+
+    Attributes:
+        subtype: ``success`` on every kind of failure too, so only ``error_max_turns`` is ever read from it.
+        text: The answer, or the CLI's own words about what failed.
+    """
+
+    is_error: bool
+    subtype: str | None
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """
+    Everything the verdict is reached from.
+
+    Attributes:
+        exit_code: As :attr:`subprocess.Popen.returncode`; negative: killed by that signal; None: not known.
+        result: The CLI's last ``result`` frame, if one was read.
+        stop_reason: The first reason that anybody gave for ending it, if any.
+        last_error: The last API error the CLI reported after which the model gave no sign any more.
+        evidence: What the attempt was stopped for, with ``refused``.
+        last_words: The last thing the CLI told a person on stderr.
+    """
+
+    exit_code: int | None
+    result: Result | None = None
+    stop_reason: StopReason | None = None
+    last_error: Sighting | None = None
+    evidence: Sighting | None = None
+    last_words: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """
+    How an attempt ended, and what the caller is told.
+
+    Attributes:
+        detail: A sentence that holds none of the words backends act on, unless the class means them.
+    """
+
+    outcome: Outcome
+    error_class: ErrorClass | None = None
+    detail: str | None = None
+
+
+def verdict(ending: Ending) -> Verdict:
+    """
+    Decide how an attempt ended.
+
+    A stop reason wins over the exit code: a process that answers SIGINT with exit code 0 was still stopped. The class
+    is decided from what was observed, never from an exit code: old versions of the CLI exit with 0 on every failure.
+    """
+    reason = ending.stop_reason
+    if reason is StopReason.CANCELLED:
+        return Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, SENTENCES[ErrorClass.CANCELLED])
+    if reason is StopReason.TIMEOUT or reason in STALLS:
+        seen = ending.last_error.error_class if ending.last_error else None
+        return _failed(seen or CLASS_BY_STOP[reason], f"stopped by {reason}")
+    if reason in CLASS_BY_STOP:
+        return _failed(
+            CLASS_BY_STOP[reason],
+            "permission mode is not the one asked for" if reason is StopReason.PERMISSION_MODE else None,
+        )
+    if ending.result is not None:
+        if not ending.result.is_error:
+            return Verdict(Outcome.SUCCESS)
+        if ending.result.subtype == _MAX_TURNS_SUBTYPE:
+            return _failed(ErrorClass.MAX_TURNS)
+        return _failed(ending.last_error.error_class if ending.last_error else ErrorClass.ERROR, ending.result.text)
+    if ending.last_error is not None:
+        return _failed(ending.last_error.error_class)
+    if ending.exit_code is not None and ending.exit_code < 0:
+        return _failed(ErrorClass.SIGNAL, _signal_name(-ending.exit_code))
+    code = "exit code unknown" if ending.exit_code is None else f"exit code {ending.exit_code}"
+    return _failed(ErrorClass.LOST_RESULT, f"{code}: {ending.last_words}" if ending.last_words else code)
+
+
+def _failed(error_class: ErrorClass, more: str | None = None) -> Verdict:
+    sentence = SENTENCES[error_class]
+    if more and error_class not in _SWITCHING_CLASSES and is_plain(more):
+        sentence = f"{sentence}: {more}"
+    return Verdict(Outcome.FAILED, error_class, sentence)
+
+
+def is_plain(text: str) -> bool:
+    """Whether *text* may be shown in an error: short, one line, and without a word that backends act on."""
+    lowered = text.lower()
+    return len(text) <= 300 and text.isprintable() and not any(word in lowered for word in RESERVED_WORDS)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
