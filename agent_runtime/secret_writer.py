@@ -1,0 +1,157 @@
+"""
+The writing side of the secret file: ``token put`` and ``token show``.
+
+A file is replaced by rename, so that a reader finds the old token or the new one and never a part of either. Its mode
+and owner stay as they were, because the reader is often another user who may only read it by its group; a new file is
+for its owner alone.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+import time
+from typing import TYPE_CHECKING
+
+from agent_runtime.errors import NotWritable, SecretUnreadable
+from agent_runtime.secret_content import BLANKS, BYTE_ORDER_MARK, SecretContent, Unusable, parse
+from agent_runtime.secret_mount import SourceKind, source_of
+from agent_runtime.secret_reading import read_secret
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NEW_FILE_MODE = 0o600
+
+
+def put(path: Path, data: bytes) -> list[str]:
+    """
+    Write a token, or a JSON object that holds one, so that a reader never sees half of it.
+
+    A symbolic link is followed: the file it leads to is replaced, not the link. A file that is itself a mount cannot be
+    replaced; it is overwritten in one write.
+
+    Returns:
+        What the caller should be told although the token was written.
+
+    Raises:
+        SecretUnreadable: The reader would not take *data*; nothing was written.
+        NotWritable: The operating system would not let it be written, or nobody would see it.
+    """
+    content = parse(data)
+    if isinstance(content, Unusable):
+        raise SecretUnreadable(f"what was given {content.reason}")
+    warnings = _doubts(content)
+    # The newline makes a bare token complete by itself: readers take it at once.
+    raw = data.removeprefix(BYTE_ORDER_MARK).strip(BLANKS) + b"\n"
+    try:
+        target = path.resolve(strict=False)
+        source = source_of(target)
+        if source is SourceKind.DETACHED:
+            raise NotWritable(
+                "the secret file was replaced outside this container: what is written here is seen nowhere"
+            )
+        if source is SourceKind.FILE_MOUNT:
+            _overwrite(target, raw)
+            warnings.append(
+                "the file is mounted by itself, so it was overwritten in place: mount its directory instead"
+            )
+        else:
+            warnings += _replace(target, raw)
+    except (OSError, RuntimeError) as problem:  # RuntimeError: resolve() met a loop of links, up to Python 3.12.
+        cause = os.strerror(problem.errno) if isinstance(problem, OSError) and problem.errno else "a loop of links"
+        raise NotWritable(f"the secret file cannot be written: {cause}") from None
+    return warnings
+
+
+def describe(path: Path) -> dict[str, str | float | None]:
+    """
+    Tell what can be said of the secret file without telling the secret.
+
+    Returns:
+        ``kind``, ``fingerprint``, ``age_seconds`` (since it was written), ``expires_at`` (epoch seconds),
+        ``subscription``, ``source`` and ``error``; None where there is nothing to tell.
+    """
+    path = path.absolute()
+    reading = read_secret(path)
+    found = reading.found
+    content = found if isinstance(found, SecretContent) else None
+    return {
+        "kind": content.token.kind if content else None,
+        "fingerprint": content.token.fingerprint if content else None,
+        "age_seconds": None if reading.modified_at is None else time.time() - reading.modified_at,
+        "expires_at": content.expires_at if content else None,
+        "subscription": content.subscription if content else None,
+        "source": source_of(path),
+        "error": f"the secret file {found.reason}" if isinstance(found, Unusable) else None,
+    }
+
+
+def _doubts(content: SecretContent) -> list[str]:
+    doubts = []
+    if not content.token.has_known_prefix:
+        doubts.append("the token has no known prefix: it will be taken as an OAuth token")
+    if content.expires_at is not None and content.expires_at <= time.time():
+        doubts.append("the token has already expired")
+    return doubts
+
+
+def _replace(target: Path, raw: bytes) -> list[str]:
+    warnings = []
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, NEW_FILE_MODE)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            warnings += _keep_mode_and_owner(target, descriptor)
+            file.write(raw)
+            file.flush()
+            os.fsync(descriptor)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_directory(target.parent)
+    return warnings
+
+
+def _keep_mode_and_owner(target: Path, descriptor: int) -> list[str]:
+    try:
+        old = target.stat()
+    except FileNotFoundError:
+        return []
+    if not stat.S_ISREG(old.st_mode):
+        return []
+    warnings = []
+    new = os.fstat(descriptor)
+    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+        try:
+            os.fchown(descriptor, old.st_uid, old.st_gid)
+        except PermissionError:
+            warnings.append("the file's owner could not be kept: see that its reader may still read it")
+    os.fchmod(descriptor, stat.S_IMODE(old.st_mode) & 0o777)
+    if old.st_mode & stat.S_IROTH:
+        warnings.append("every user of this machine may read the file")
+    return warnings
+
+
+def _overwrite(target: Path, raw: bytes) -> None:
+    descriptor = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        # Not truncated first, so that a reader never finds it empty: between these two calls it finds at worst the
+        # new line and a rest of the old one, which is several lines and so no token.
+        written = os.write(descriptor, raw)
+        os.ftruncate(descriptor, written)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if written != len(raw):
+        raise NotWritable("the secret file cannot be written: no space left")
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
