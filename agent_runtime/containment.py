@@ -1,0 +1,464 @@
+"""
+Find and end everything an attempt has started, and nothing else.
+
+Who belongs to whom. Because this process is a subreaper, whatever a leader has started stays below this process in the
+tree: below its leader while the parents live, and a direct child of ours (an *orphan*) once they are gone. So every
+direct child is the root of a branch, and a whole branch belongs to one attempt:
+
+1. a leader's branch to its attempt, whatever the processes in it say of themselves;
+2. an orphan's branch to the attempt under which one of it was seen before (pid and start time),
+3. else to the attempt whose mark one of them carries in its environment,
+4. else to the attempt in one of whose sessions one of them was born;
+5. else its owner is unknown: it is left alone while an attempt is running, and ended with the last one.
+
+A process in our own session was never below a leader, as each leader begins a session of its own: it is never touched.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from agent_runtime import linux, proc_table
+from agent_runtime.living import MARK_VARIABLE, SPARE, is_of_an_earlier_start, is_of_this_start, living
+from agent_runtime.proc_table import NoMark, Process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from agent_runtime.living import Kin, Living
+    from agent_runtime.proc_table import Identity, View
+
+log = logging.getLogger(__name__)
+
+_LOOKS_AT_AN_EMPTY_ENVIRONMENT = 10
+_MOST_HELD = 256
+_PAUSE_SECONDS = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """
+    What one look at what an attempt left behind has shown.
+
+    Attributes:
+        alive: How many of the attempt still lived, those already signalled among them.
+        fresh: How many were signalled for the first time.
+        unowned: How many orphans were left alone because their owner is not known.
+        blind: Nothing could be seen, for want of descriptors.
+    """
+
+    alive: int = 0
+    fresh: int = 0
+    unowned: int = 0
+    blind: bool = False
+
+    @property
+    def calm(self) -> bool:
+        """Whether nothing was found, by a look that could have found something."""
+        return not self.alive and not self.blind
+
+
+class Layer(Protocol):
+    """One way of finding and ending what an attempt has started; all are used, none needs a fork or a thread."""
+
+    @property
+    def ended(self) -> int:
+        """How many processes were found alive since they were to be ended."""
+        ...
+
+    def remember(self) -> None:
+        """Note what is there now, to know it again when its parents are gone; cheap, and kills nothing."""
+
+    def strike(self, *, thorough: bool) -> Look:
+        """
+        Look once and kill what is found.
+
+        Args:
+            thorough: Take the more certain way to look, however slow.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """
+    What a sweep has done.
+
+    Attributes:
+        killed: How many processes were found alive and ended, the leader among them if it had to be.
+        survivors: How many still lived at the deadline.
+        unowned: Orphans left alone because another attempt may own them.
+    """
+
+    killed: int
+    survivors: int
+    unowned: int
+    seconds: float
+
+
+class Owner(Enum):
+    """To whom a branch of the tree belongs, as seen from one attempt."""
+
+    THIS = "this attempt"
+    FINISHED = "an attempt that has ended"
+    OTHER = "another attempt"
+    UNKNOWN = "nobody knows"
+    UNSETTLED = "look again"
+
+
+class Grip:
+    """
+    Hold processes still until all of a family are known, then kill them.
+
+    What is stopped cannot fork, so its children can be counted; and under a limit of processes it makes no room for
+    others as the killed does. Each pidfd is opened first and what it names is compared then: from there on the pid may
+    be given away without harm.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[tuple[int, bool]] = []
+
+    def hold(self, process: Process) -> bool:
+        """
+        Stop a process if it is still the one that was seen, else nobody; tell whether it is held.
+
+        A group's leader is held with its whole group, as that lies within one session and so within one attempt.
+        """
+        if len(self._held) >= _MOST_HELD:
+            self.kill()
+        try:
+            return self._hold(process)
+        except OSError as error:
+            if error.errno not in linux.OUT_OF_DESCRIPTORS or not self._held:
+                raise
+        self.kill()
+        return self._hold(process)
+
+    def kill(self) -> None:
+        """Kill all that is held."""
+        while self._held:
+            pidfd, is_group = self._held.pop(0)
+            try:
+                if is_group:
+                    linux.send_to_group(pidfd, signal.SIGKILL)
+                linux.send(pidfd, signal.SIGKILL)
+            finally:
+                os.close(pidfd)
+
+    def _hold(self, process: Process) -> bool:
+        try:
+            pidfd = os.pidfd_open(process.pid)
+        except ProcessLookupError:
+            return False
+        held = False
+        try:
+            now = proc_table.read_process(process.pid)
+            if now is None or now.dead or now.identity != process.identity or now.session == os.getsid(0):
+                return False
+            if now.parent not in {process.parent, os.getpid()}:
+                return False
+            held = linux.send(pidfd, signal.SIGSTOP)
+            if held and now.group == now.pid:
+                linux.send_to_group(pidfd, signal.SIGSTOP)
+            if held:
+                self._held.append((pidfd, now.group == now.pid))
+        except PermissionError:
+            return False
+        else:
+            return held
+        finally:
+            if not held:
+                os.close(pidfd)
+
+
+@dataclass(slots=True)
+class _Round:
+    """One look of one layer, as far as it has come."""
+
+    view: View
+    ticks: int
+    grip: Grip
+    seen: dict[Identity, Process] = field(default_factory=dict)
+    fresh: int = 0
+
+
+class _Unowned(NamedTuple):
+    unknown: int
+    unsettled: int
+
+
+class ScanLayer:
+    """Find an attempt's processes in ``/proc``: needs no privilege and nothing of the container."""
+
+    def __init__(self, kin: Kin, attempts: Living = living) -> None:
+        self._kin = kin
+        self._living = attempts
+        self._held: set[Identity] = set()
+        self._seen: set[Identity] = set()
+        self._empty_looks: dict[Identity, int] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def ended(self) -> int:
+        """How many processes were found alive since they were to be ended."""
+        return len(self._seen)
+
+    def remember(self) -> None:
+        """Note the leader's descendants, and those of its orphans that were known already."""
+        with self._lock:
+            if not proc_table.shows_our_pids():
+                return
+            view = proc_table.look()
+            now_ticks = linux.boot_ticks()
+            known = self._kin.remembered if self._kin.leader is None else self._kin.remembered | {self._kin.leader}
+            still_there = [
+                process
+                for pid, started_ticks in known
+                if (process := proc_table.read_process(pid)) is not None
+                and process.started_ticks == started_ticks
+                and not process.dead
+            ]
+            seen = {process.identity: process for process in still_there}
+            for root in still_there:
+                if root.identity == self._kin.leader or root.parent == os.getpid():
+                    seen.update((p.identity, p) for p in proc_table.branch(view, root) if not p.dead)
+            self._keep(seen.values(), now_ticks)
+            self._kin.remembered = frozenset(seen)
+
+    def strike(self, *, thorough: bool) -> Look:
+        """Look once through the tree below us, and kill what belongs to the attempt."""
+        with self._lock:
+            try:
+                return self._strike(thorough=thorough)
+            except OSError as error:
+                if error.errno not in linux.OUT_OF_DESCRIPTORS:
+                    raise
+            try:
+                with SPARE.lent():
+                    return self._strike(thorough=thorough)
+            except OSError as error:
+                if error.errno not in linux.OUT_OF_DESCRIPTORS:
+                    raise
+            return Look(blind=True)
+
+    def _strike(self, *, thorough: bool) -> Look:
+        me = proc_table.read_process(os.getpid())
+        if me is None or not proc_table.shows_our_pids():
+            return Look()
+        now = _Round(proc_table.look(), linux.boot_ticks(), Grip())
+        try:
+            unowned = self._hold_all(me, now, thorough=thorough)
+        finally:
+            now.grip.kill()
+            self._seen |= now.seen.keys()
+            self._kin.remembered |= now.seen.keys()
+            self._keep(now.seen.values(), now.ticks)
+        return Look(len(now.seen) + unowned.unsettled, now.fresh, unowned.unknown)
+
+    def _hold_all(self, me: Process, now: _Round, *, thorough: bool) -> _Unowned:
+        roots = proc_table.look(thorough=True).children(me) if thorough else now.view.children(me)
+        unknown: list[Process] = []
+        unsettled: list[Process] = []
+        for root in roots:
+            if root.dead:
+                self._living.reap(root)
+                continue
+            if root.session == me.session:
+                continue
+            owner = self._owner_of(root, now.view)
+            if owner in {Owner.THIS, Owner.FINISHED}:
+                self._hold_branch(root, now)
+            elif owner is Owner.UNKNOWN:
+                unknown.append(root)
+            elif owner is Owner.UNSETTLED:
+                unsettled.append(root)
+        for process in self._overlooked(now):
+            self._hold_branch(process, now)
+        if not linux.is_subreaper():
+            for process in self._strays(me):
+                self._hold_branch(process, now)
+        # Asked after looking: an attempt that began since then cannot be the owner of what was seen before.
+        unknown = [root for root in unknown if self._living.may_be_ours(root)]
+        if (unknown or unsettled) and self._living.is_quiet():
+            for root in (*unknown, *filter(self._living.may_be_ours, unsettled)):
+                self._hold_branch(root, now)
+            return _Unowned(0, 0)
+        return _Unowned(len(unknown), len(unsettled))
+
+    def _overlooked(self, now: _Round) -> Iterator[Process]:
+        """Yield what was seen before and not in this look: lists of children have gaps while children are dying."""
+        known = set(self._kin.remembered)
+        if self._kin.leader is not None:
+            known.add(self._kin.leader)
+        for identity in known - now.seen.keys():
+            process = proc_table.read_process(identity[0])
+            if process is not None and process.identity == identity and not process.dead:
+                yield process
+
+    def _hold_branch(self, root: Process, now: _Round) -> None:
+        waiting = deque([root])
+        while waiting:
+            process = waiting.popleft()
+            if process.dead or process.identity in now.seen:
+                continue
+            now.seen[process.identity] = process
+            if process.identity not in self._held and now.grip.hold(process):
+                self._held.add(process.identity)
+                now.fresh += 1
+            waiting.extend(now.view.children(process))
+
+    def _owner_of(self, root: Process, view: View) -> Owner:
+        attempts = self._living.all()
+        for kin in attempts:
+            if kin.leader == root.identity:
+                return self._as_seen_from_here(kin)
+        if root.identity in self._held:
+            return Owner.THIS
+        owner = self._by_evidence([root], attempts)
+        if owner is None:
+            members = list(proc_table.branch(view, root))
+            owner = self._by_evidence(members, attempts) or self._by_session(members, attempts)
+        if owner is not None:
+            return owner
+        if proc_table.read_environ(root.pid, MARK_VARIABLE) is NoMark.EMPTY:
+            looks = self._empty_looks[root.identity] = self._empty_looks.get(root.identity, 0) + 1
+            if looks < _LOOKS_AT_AN_EMPTY_ENVIRONMENT:
+                return Owner.UNSETTLED
+        return Owner.UNKNOWN
+
+    def _by_evidence(self, members: Sequence[Process], attempts: Sequence[Kin]) -> Owner | None:
+        identities = {process.identity for process in members}
+        for kin in attempts:
+            if not kin.remembered.isdisjoint(identities):
+                return self._as_seen_from_here(kin)
+        for process in members:
+            mark = proc_table.read_environ(process.pid, MARK_VARIABLE)
+            if isinstance(mark, NoMark):
+                continue
+            for kin in attempts:
+                if kin.mark == mark:
+                    return self._as_seen_from_here(kin)
+            if is_of_this_start(mark):
+                return Owner.FINISHED
+        return None
+
+    def _by_session(self, members: Sequence[Process], attempts: Sequence[Kin]) -> Owner | None:
+        for kin in attempts:
+            if any(kin.bore(process) for process in members):
+                return self._as_seen_from_here(kin)
+        return None
+
+    def _as_seen_from_here(self, kin: Kin) -> Owner:
+        return Owner.THIS if kin is self._kin else Owner.OTHER
+
+    def _strays(self, me: Process) -> Iterator[Process]:
+        """Yield what is ours though it is not below us: without a subreaper orphans go to init."""
+        for process in proc_table.all_processes():
+            if process.dead or process.parent == me.pid or process.session == me.session:
+                continue
+            if process.started_ticks < self._kin.began_ticks:
+                continue
+            if (
+                process.identity in self._kin.remembered
+                or proc_table.read_environ(process.pid, MARK_VARIABLE) == self._kin.mark
+            ):
+                yield process
+
+    def _keep(self, processes: Iterable[Process], at_ticks: int) -> None:
+        for process in processes:
+            self._kin.saw_session(process.session, at_ticks)
+
+
+def sweep(layers: Sequence[Layer], deadline: float) -> SweepReport:
+    """
+    Kill what an attempt has left, until two looks in a row find nothing.
+
+    Args:
+        layers: All that look; each look is one look of every layer.
+        deadline: When to give up, on the monotonic clock; there is at least one look.
+    """
+    began = time.monotonic()
+    calm = 0
+    while True:
+        found = [layer.strike(thorough=calm > 0) for layer in layers]
+        calm = calm + 1 if all(look.calm for look in found) else 0
+        if calm == 2 or time.monotonic() >= deadline:
+            break
+        if not any(look.fresh for look in found):
+            time.sleep(_PAUSE_SECONDS)
+    return SweepReport(
+        killed=max((layer.ended for layer in layers), default=0),
+        survivors=max((look.alive for look in found), default=0),
+        unowned=max((look.unowned for look in found), default=0),
+        seconds=time.monotonic() - began,
+    )
+
+
+def sweep_leftovers(data_dir: Path, *, within_seconds: float = 5) -> int:
+    """
+    Kill what an earlier supervisor of this data directory has left, before anything is admitted; tell how many.
+
+    Call it only while holding the data directory's lock: then no living supervisor can own what is found. Spared are
+    this process, what it descends from, and what descends from it.
+    """
+    deadline = time.monotonic() + within_seconds
+    struck: set[Identity] = set()
+    alive: set[int] = set()
+    calm = 0
+    while calm < 2 and proc_table.shows_our_pids():
+        alive = set()
+        grip = Grip()
+        for process in _leftovers(data_dir):
+            alive.add(process.pid)
+            if process.identity not in struck and grip.hold(process):
+                struck.add(process.identity)
+        grip.kill()
+        calm = 0 if alive else calm + 1
+        if alive and time.monotonic() >= deadline:
+            log.error("processes of an earlier supervisor are still there and cannot be ended: %d", len(alive))
+            break
+        time.sleep(_PAUSE_SECONDS)
+    return len(struck)
+
+
+def _leftovers(data_dir: Path) -> Iterator[Process]:
+    snapshot = proc_table.Snapshot()
+    spared = _relatives(snapshot)
+    unsettled: list[Process] = []
+    roots: list[Process] = []
+    for process in snapshot.processes.values():
+        if process.dead or process.pid in spared:
+            continue
+        mark = proc_table.read_environ(process.pid, MARK_VARIABLE)
+        if mark is NoMark.EMPTY:
+            unsettled.append(process)
+        elif isinstance(mark, str) and is_of_an_earlier_start(mark, data_dir):
+            roots.append(process)
+    for process in unsettled:  # it was in the middle of an execve
+        mark = proc_table.read_environ(process.pid, MARK_VARIABLE)
+        if isinstance(mark, str) and is_of_an_earlier_start(mark, data_dir):
+            roots.append(process)
+    for root in roots:
+        for process in proc_table.branch(snapshot, root):
+            if not process.dead and process.pid not in spared:
+                yield process
+
+
+def _relatives(snapshot: proc_table.Snapshot) -> set[int]:
+    """Return the pids of this process, its ancestors and its descendants."""
+    me = snapshot.processes[os.getpid()]
+    related = {process.pid for process in proc_table.branch(snapshot, me)}
+    ancestor = snapshot.processes.get(me.parent)
+    while ancestor is not None and ancestor.pid not in related:
+        related.add(ancestor.pid)
+        ancestor = snapshot.processes.get(ancestor.parent)
+    return related

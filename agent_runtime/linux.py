@@ -1,0 +1,169 @@
+"""Calls of the Linux kernel that the standard library lacks, or that need care."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import select
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PR_SET_CHILD_SUBREAPER = 36
+PR_GET_CHILD_SUBREAPER = 37
+PIDFD_SIGNAL_PROCESS_GROUP = 4
+"""
+Send to the whole process group whose leader the pidfd names, also when the leader itself is gone.
+
+Source: https://man7.org/linux/man-pages/man2/pidfd_send_signal.2.html (Linux 6.9; before that EINVAL)
+"""
+
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def set_subreaper() -> None:
+    """
+    Make orphans of this process's descendants its own children.
+
+    Raises:
+        OSError: The kernel does not know the call.
+    """
+    if _prctl(PR_SET_CHILD_SUBREAPER, 1) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def is_subreaper() -> bool:
+    """Tell whether every orphan among this process's descendants becomes its child."""
+    if os.getpid() == 1:
+        return True
+    answer = ctypes.c_int(0)
+    _libc.prctl(ctypes.c_int(PR_GET_CHILD_SUBREAPER), ctypes.byref(answer), 0, 0, 0)
+    return bool(answer.value)
+
+
+def _prctl(option: int, value: int) -> int:
+    unused = ctypes.c_ulong(0)
+    return int(_libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), unused, unused, unused))
+
+
+def boot_ticks() -> int:
+    """Return the present time in the unit and on the clock of a process's start time in ``/proc/PID/stat``."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * TICKS_PER_SECOND)
+
+
+def has_ended(pidfd: int) -> bool:
+    """Tell whether the process, with all its threads, is dead; whether somebody has reaped it does not matter."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def send(pidfd: int, number: int) -> bool:
+    """
+    Send a signal to the process that *pidfd* names, whatever its pid may mean by now.
+
+    Returns False if it is gone.
+
+    Raises:
+        PermissionError: It runs as a user we may not signal.
+    """
+    try:
+        signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def send_to_group(pidfd: int, number: int) -> bool:
+    """
+    Send a signal to the process group whose leader *pidfd* names, in one step that no fork can outrun.
+
+    Returns False if there is no such group, or the kernel cannot do it.
+    """
+    try:
+        signal.pidfd_send_signal(pidfd, number, None, PIDFD_SIGNAL_PROCESS_GROUP)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return False
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            return False
+        raise
+    return True
+
+
+@contextlib.contextmanager
+def no_signal_blocked() -> Iterator[None]:
+    """Let a child that is started here begin with no signal blocked, so that it can be interrupted."""
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def raise_oom_score(pid: int, pidfd: int, by: int) -> int | None:
+    """
+    Let the kernel take this process, and what it starts, before us when memory runs out.
+
+    Returns the score it has now, or None if it may not be changed.
+    """
+    try:
+        own = int(Path("/proc/self/oom_score_adj").read_bytes())
+        score = min(1000, own + by)
+        with Path(f"/proc/{pid}/oom_score_adj").open("wb", buffering=0) as file:
+            if has_ended(pidfd):  # the file may belong to another process that got the same pid
+                return None
+            file.write(b"%d" % score)
+    except (OSError, ValueError):
+        return None
+    return score if score > own else None
+
+
+class Spare:
+    """
+    A few descriptors kept back, so that a kill can look into ``/proc`` when the process has used up all others.
+
+    What is lent may be taken by another thread in the meantime; the borrower must be ready to try again.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._kept: list[int] = []
+        self._lock = threading.Lock()
+
+    def fill(self) -> None:
+        """Put back what is missing, as far as there are descriptors."""
+        with self._lock:
+            self._fill()
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[None]:
+        """Give the kept descriptors free for as long as the block runs; one borrower at a time."""
+        with self._lock:
+            while self._kept:
+                os.close(self._kept.pop())
+            try:
+                yield
+            finally:
+                self._fill()
+
+    def _fill(self) -> None:
+        try:
+            while len(self._kept) < self._count:
+                self._kept.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno not in OUT_OF_DESCRIPTORS:
+                raise

@@ -1,0 +1,214 @@
+"""Programs that start other programs, and what the tests of spawning and containment share."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent_runtime import proc_table
+from agent_runtime.process import Child, Command, Exit, new_mark, spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+ROOT = Path(__file__).parent.parent
+PATIENCE_SECONDS = 20.0
+
+FAMILY = """
+import os, signal, sys
+count = int(sys.argv[1])
+def live(number):
+    if number % 2:
+        os.setsid()
+    for child in range(5 * number + 1, min(5 * number + 6, count)):
+        if os.fork() == 0:
+            live(child)
+    os.write(1, b"%d\\n" % os.getpid())
+    while True:
+        signal.pause()
+live(0)
+"""
+"""Of as many processes as its argument says; every other one in a session of its own; each prints its pid."""
+
+FLAT_FAMILY = """
+for number in 1 2 3 4 5 6 7 8 9 10; do
+    setsid sleep 600 & echo $!
+    sleep 600 & echo $!
+done
+wait
+"""
+"""A shell script with twenty children, half of them in sessions of their own; for users who cannot run our Python."""
+
+RUNNER = """
+import os, sys
+sys.stdin.readline()
+os.write(1, b"running\\n")
+while True:
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+"""
+"""Hands itself on to a child in a new session without pause, so that its pid changes all the time."""
+
+BOMB = """
+import os, sys
+sys.stdin.readline()
+os.write(1, b"running\\n")
+while True:
+    try:
+        if os.fork() == 0:
+            os.setsid()
+    except OSError:
+        pass
+"""
+"""Forks as fast as it can, every process in a session of its own."""
+
+
+def data_dir() -> Path:
+    """Return what stands for the data directory of this test run."""
+    return ROOT / "tests"
+
+
+def start(
+    *argv: str,
+    env: Mapping[str, str] | None = None,
+    cwd: Path = Path("/"),
+    user: str | None = None,
+    mark: str | None = None,
+) -> Child:
+    """Spawn a program with the tests' environment."""
+    env = dict(os.environ) if env is None else env
+    return spawn(Command(argv=argv, env=env, cwd=cwd, user=user, mark=mark or new_mark(data_dir())))
+
+
+def start_python(program: str, *argv: str, user: str | None = None) -> Child:
+    """Spawn a Python program."""
+    return start(sys.executable, "-S", "-c", program, *argv, user=user)
+
+
+def start_shell(script: str, *, user: str | None = None, mark: str | None = None) -> Child:
+    """Spawn a shell script that is told to go on by :func:`go`, so that all it starts inherits what a spawn sets."""
+    return start("/bin/sh", "-c", f"read go\n{script}", user=user, mark=mark)
+
+
+def go(child: Child) -> None:
+    """Let a program that waits for a line on stdin go on."""
+    os.write(child.stdin, b"go\n")
+
+
+def lines(child: Child, count: int) -> list[str]:
+    """Wait for that many lines on the child's stdout."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    data = b""
+    while data.count(b"\n") < count:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0 or not select.select([child.stdout], [], [], remaining)[0]:
+            raise AssertionError(f"only {data!r}")
+        chunk = os.read(child.stdout, 65536)
+        if not chunk:
+            raise AssertionError(f"ended after {data!r}, {os.read(child.stderr, 65536)!r}")
+        data += chunk
+    return data.decode().split()
+
+
+def pids(child: Child, count: int) -> list[proc_table.Identity]:
+    """Wait for that many pids, one a line, and return them with their start times."""
+    found = [proc_table.read_process(int(line)) for line in lines(child, count)]
+    assert all(process is not None for process in found)
+    return [process.identity for process in found if process is not None]
+
+
+def alive(identities: list[proc_table.Identity]) -> list[proc_table.Identity]:
+    """Return those that still run; a zombie does not."""
+    return [
+        identity
+        for identity in identities
+        if (process := proc_table.read_process(identity[0])) is not None
+        and process.identity == identity
+        and not process.dead
+    ]
+
+
+def marked(mark: str) -> list[int]:
+    """Return the pids of all living processes whose environment has that mark, wherever they are."""
+    return [
+        process.pid
+        for process in proc_table.all_processes()
+        if not process.dead and proc_table.read_environ(process.pid, "AGENT_RUNTIME_ATTEMPT_MARK") == mark
+    ]
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Poll a real state until it holds, or patience is over."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def exit_of(child: Child) -> Exit:
+    """Wait for the leader's end."""
+    assert select.select([child.pidfd], [], [], PATIENCE_SECONDS)[0]
+    ended = child.poll()
+    assert ended is not None
+    return ended
+
+
+def end(child: Child) -> None:
+    """Leave nothing of a child."""
+    child.kill()
+    report = child.sweep(time.monotonic() + PATIENCE_SECONDS)
+    child.close()
+    assert report.survivors == 0
+
+
+@contextlib.contextmanager
+def ended_at_last(child: Child) -> Iterator[Child]:
+    """End a child however the block ends."""
+    try:
+        yield child
+    finally:
+        end(child)
+
+
+def descriptors() -> int:
+    """Count the descriptors this process has open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def run_driver(script: str, *argv: str, prefix: tuple[str, ...] = (), timeout: float = 60) -> Any:
+    """
+    Run a script in a process of its own, as a supervisor is, and return what it prints as JSON on its last line.
+
+    For what changes the state of the whole process, such as becoming a subreaper.
+    """
+    code = f"from tests.families import *\nfrom agent_runtime.process import *\n{script}"
+    # Files, not pipes: what a failing driver leaves behind may hold them open.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        driver = subprocess.Popen(
+            [*prefix, sys.executable, "-W", "error", "-c", code, *argv],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+        )
+        try:
+            driver.wait(timeout)
+        finally:
+            driver.kill()
+            driver.wait()
+            out.seek(0)
+            err.seek(0)
+            said, complained = out.read(), err.read()
+        assert driver.returncode == 0, f"{driver.returncode}\n{said}\n{complained}"
+        return json.loads(said.splitlines()[-1])
