@@ -1,0 +1,219 @@
+"""A file of lines and the index beside it: how they are written, read and repaired."""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import os
+from array import array
+from collections.abc import Sequence
+from itertools import accumulate, chain
+from typing import TYPE_CHECKING, overload
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ENTRY_BYTES = 8
+"""Size of an index entry: where a line, with its newline, ends. In the machine's byte order."""
+
+_SCAN_BYTES = 1 << 20
+# Joining lines of this length costs more than telling the kernel about each of them.
+_LONG_LINE_BYTES = 32 << 10
+# Half of the kernel's UIO_MAXIOV: each line is two pieces.
+_LINES_A_CALL = 512
+
+
+def file_size(path: Path | os.DirEntry[str]) -> int:
+    """Return how long a file is; 0 where there is none, or none that can be reached."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+class LineFiles:
+    """
+    The two files, open for appending.
+
+    Everything is written at a known place, not at the end: what a failed write left behind is written over.
+
+    Attributes:
+        last_line: How many lines the index knows.
+    """
+
+    def __init__(self, data_path: Path, index_path: Path) -> None:
+        data_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.ExitStack() as held:
+            self._data = _open(data_path)
+            held.callback(os.close, self._data)
+            self._index = _open(index_path)
+            held.callback(os.close, self._index)
+            self.last_line, self._end = _repair(self._data, self._index)
+            self._held = held.pop_all()
+
+    def append(self, lines: list[bytes], *, first_number: int) -> None:
+        """
+        Write lines and their index entries, all or none; numbers that were left out before them are marked missing.
+
+        Raises:
+            OSError: The disk is full, read-only or broken; what is there is as it was.
+        """
+        ends = array("Q", (self._end,)) * (first_number - 1 - self.last_line)
+        # A line is as long as its bytes and its newline.
+        longer_by = accumulate(map((1).__add__, map(len, lines)), initial=self._end)
+        next(longer_by)
+        ends.extend(longer_by)
+        try:
+            _write_lines(self._data, lines, self._end)
+            _write(self._index, ends.tobytes(), self.last_line * ENTRY_BYTES)
+        except OSError:
+            # The next try opens the files again and repairs what cannot be undone now.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._index, self.last_line * ENTRY_BYTES)
+                os.ftruncate(self._data, self._end)
+            raise
+        self.last_line += len(ends)
+        self._end = ends[-1]
+
+    def close(self) -> None:
+        """Let go of the files; once more does nothing."""
+        self._held.close()
+
+
+class Ends(Sequence[int]):
+    """Where each line ends, as far as the index goes now; read from it as it is asked for."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+        self._length = os.fstat(index).st_size // ENTRY_BYTES
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, i: int) -> int: ...
+    @overload
+    def __getitem__(self, i: slice) -> array[int]: ...
+    def __getitem__(self, i: int | slice) -> int | array[int]:
+        if isinstance(i, slice):
+            start, stop, _ = i.indices(self._length)
+            return _entries(self._index, start, stop)
+        at = i + self._length if i < 0 else i
+        if not 0 <= at < self._length:
+            raise IndexError(i)
+        return next(iter(_entries(self._index, at, at + 1)), 0)
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of all lines together."""
+        return self[-1] if self._length else 0
+
+    def after(self, position: int, count: int) -> tuple[int, array[int]]:
+        """Return where the line after number *position* begins, and where it and those after it end."""
+        return self[position - 1] if position else 0, self[position : position + count]
+
+    def length_of(self, number: int) -> int:
+        """Length of one line with its newline; 0: it could not be kept."""
+        start, ends = self.after(number - 1, 1)
+        return ends[0] - start if ends else 0
+
+
+class Lines:
+    """The two files, open for reading."""
+
+    def __init__(self, data: int, ends: Ends) -> None:
+        self._data = data
+        self.ends = ends
+
+    def kept(self, position: int, start: int, ends: array[int]) -> list[tuple[int, bytes]]:
+        """Return those lines that are there of the ones after number *position*, which begin at *start*."""
+        # An index that was damaged and not yet repaired may say anything: never ask for more than there is.
+        size = os.fstat(self._data).st_size
+        stop = min(max(ends, default=0), size)
+        data = _read(self._data, max(0, stop - start), start)
+        found = []
+        begin = start
+        for number, end in enumerate(ends, position + 1):
+            line = data[begin - start : end - start]
+            if line.endswith(b"\n"):
+                found.append((number, line[:-1]))
+            begin = end
+        return found
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
+def _repair(data: int, index: int) -> tuple[int, int]:
+    """
+    Make data and index agree, and tell the number of lines and where the last one ends.
+
+    Lines that a killed writer had not yet indexed are indexed; half a line at the end is cut off; entries for data that
+    is gone are marked missing, so that numbers never go back.
+    """
+    size = os.fstat(data).st_size
+    index_bytes = os.fstat(index).st_size
+    known = index_bytes // ENTRY_BYTES
+    last_end = _entries(index, known - 1, known)[0] if known else 0
+    if last_end == size and not index_bytes % ENTRY_BYTES:
+        return known, size
+
+    ends = _entries(index, 0, known)
+    rises = map(operator.le, chain((0,), ends), ends)
+    good = next((i for i, (rising, end) in enumerate(zip(rises, ends, strict=True)) if not rising or end > size), known)
+    del ends[good:]
+    ends.extend(_line_ends(data, ends[-1] if good else 0))
+    end = ends[-1] if ends else 0
+    ends.extend(array("Q", (end,)) * (known - len(ends)))
+    os.ftruncate(data, end)
+    _write(index, ends[good:].tobytes(), good * ENTRY_BYTES)
+    os.ftruncate(index, len(ends) * ENTRY_BYTES)
+    return len(ends), end
+
+
+def _line_ends(data: int, start: int) -> array[int]:
+    """Find where the lines end that begin at *start* and after."""
+    ends = array("Q")
+    while chunk := os.pread(data, _SCAN_BYTES, start):
+        at = chunk.find(b"\n")
+        while at >= 0:
+            ends.append(start + at + 1)
+            at = chunk.find(b"\n", at + 1)
+        start += len(chunk)
+    return ends
+
+
+def _entries(index: int, start: int, stop: int) -> array[int]:
+    """Read entries; fewer where a writer has just taken back what it could not finish."""
+    data = _read(index, (stop - start) * ENTRY_BYTES, start * ENTRY_BYTES)
+    entries = array("Q")
+    entries.frombytes(data[: len(data) // ENTRY_BYTES * ENTRY_BYTES])
+    return entries
+
+
+def _read(file: int, count: int, offset: int) -> bytes:
+    data = os.pread(file, count, offset) if count > 0 else b""
+    while len(data) < count and (more := os.pread(file, count - len(data), offset + len(data))):
+        data += more
+    return data
+
+
+def _write_lines(file: int, lines: list[bytes], offset: int) -> None:
+    if sum(map(len, lines)) < _LONG_LINE_BYTES * len(lines):
+        _write(file, b"\n".join((*lines, b"")), offset)
+        return
+    for first in range(0, len(lines), _LINES_A_CALL):
+        batch = lines[first : first + _LINES_A_CALL]
+        wanted = sum(map(len, batch)) + len(batch)
+        written = os.pwritev(file, list(chain.from_iterable((line, b"\n") for line in batch)), offset)
+        if written < wanted:
+            _write(file, b"\n".join((*batch, b""))[written:], offset + written)
+        offset += wanted
+
+
+def _write(file: int, data: bytes, offset: int) -> None:
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(file, rest, offset)
+        rest, offset = rest[written:], offset + written

@@ -1,0 +1,485 @@
+"""
+The records of all executions and the answers their callers got, in one SQLite file.
+
+Each change of a record is one transaction: a supervisor that is killed leaves the old record or the new one. The file
+is locked by the supervisor that has it open, and the index of its write-ahead log stays in memory: there is no shared
+memory file that a full disk or a network file system could break.
+
+While the disk is full, read-only or broken, records and answers stay in memory (answers up to
+:data:`UNSAVED_ANSWER_BYTES`): they can be read, are written as soon as a write succeeds again, and are lost by a
+restart before.
+
+Source: https://www.sqlite.org/wal.html#use_of_wal_without_shared_memory
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import logging
+import os
+import sqlite3
+import threading
+import time
+from math import inf
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.errors import AgentRuntimeError, CannotStart, InvalidRequest
+from agent_runtime.model import ExecutionRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from typing import Any, NoReturn, Self
+
+log = logging.getLogger(__name__)
+
+UNSAVED_ANSWER_BYTES = 64 << 20
+"""How much of answers is held in memory while the disk does not take them; the oldest go first."""
+
+UNSAVED_RECORDS = 10_000
+"""How many records are held in memory while the disk does not take them; the oldest go first."""
+
+BUSY_SECONDS = 0.2
+LOG_LIMIT_BYTES = 16 << 20
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """
+        CREATE TABLE executions (
+            execution_id TEXT PRIMARY KEY,
+            created_at REAL NOT NULL,
+            ended_at REAL,
+            state TEXT NOT NULL,
+            outcome TEXT,
+            record BLOB NOT NULL
+        )
+        """,
+        "CREATE INDEX executions_by_age ON executions (created_at, execution_id)",
+        "CREATE INDEX executions_by_state ON executions (state, created_at, execution_id)",
+        "CREATE INDEX executions_by_outcome ON executions (outcome, created_at, execution_id)",
+        """
+        CREATE TABLE answers (
+            execution_id TEXT PRIMARY KEY,
+            status_code INTEGER NOT NULL,
+            answer BLOB NOT NULL,
+            retained_at REAL NOT NULL
+        )
+        """,
+    ),
+)
+"""What leads from each version of the file to the next; never changed, only added to."""
+
+_RECORD = msgspec.json.Decoder(ExecutionRecord)
+_ENCODE = msgspec.json.Encoder().encode
+
+
+class StoreUnavailable(AgentRuntimeError):
+    """The disk did not take or give what it was asked; what could not be written is held in memory."""
+
+
+class KeptAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the first caller got, or would have got, and since when it is kept."""
+
+    execution_id: str
+    status_code: int
+    answer: bytes
+    retained_at: float
+
+
+class RecordStore:
+    """
+    The records on disk; every method may be called from any thread.
+
+    One connection under one lock: a save takes about 0.1 ms, and there is one supervisor.
+
+    Attributes:
+        path: The file.
+    """
+
+    RETRY_SECONDS = 1.0
+    """How long a file that cannot be opened is left alone."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path = path
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._retry_at = 0.0
+        self._trouble: str | None = None
+        self._is_stale = False
+        self._unsaved_records: dict[str, bytes] = {}
+        self._unsaved_answers: dict[str, KeptAnswer] = {}
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """
+        Open the file, make or migrate it.
+
+        A disk that does not allow it is no reason to fail: records are then held in memory, and it is tried again.
+
+        Raises:
+            CannotStart: The file was written by a later version of this package.
+        """
+        store = cls(path)
+        with contextlib.suppress(StoreUnavailable), store._lock:
+            store._connected()
+        return store
+
+    def __repr__(self) -> str:
+        return f"<RecordStore {self.path} {self._trouble or 'available'}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.close()
+
+    @property
+    def trouble(self) -> str | None:
+        """What the disk did last that it should not have; None: all that was saved is on it."""
+        return self._trouble
+
+    def close(self) -> None:
+        """Let go of the file; once more does nothing."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+    def save(self, record: ExecutionRecord) -> None:
+        """
+        Write a record, new or changed.
+
+        Raises:
+            StoreUnavailable: It is held in memory only.
+        """
+        with self._lock:
+            self._unsaved_records.pop(record.execution_id, None)
+            self._unsaved_records[record.execution_id] = _ENCODE(record)
+            self.write_unsaved()
+
+    def keep_answer(self, execution_id: str, status_code: int, answer: bytes, retained_at: float) -> None:
+        """
+        Keep the answer of an execution in place of an earlier one.
+
+        Raises:
+            StoreUnavailable: It is held in memory only.
+        """
+        kept = KeptAnswer(execution_id=execution_id, status_code=status_code, answer=answer, retained_at=retained_at)
+        with self._lock:
+            self._unsaved_answers.pop(execution_id, None)
+            self._unsaved_answers[execution_id] = kept
+            self.write_unsaved()
+
+    def write_unsaved(self) -> None:
+        """
+        Write all that is held in memory; comes by itself with every save.
+
+        Raises:
+            StoreUnavailable: The disk still does not take it.
+        """
+        with self._lock:
+            try:
+                with self._transaction() as connection:
+                    for encoded in self._unsaved_records.values():
+                        _put_record(connection, encoded)
+                    for kept in self._unsaved_answers.values():
+                        _put_answer(connection, kept)
+            except StoreUnavailable:
+                self._forget_oldest_unsaved()
+                raise
+            self._unsaved_records.clear()
+            self._unsaved_answers.clear()
+            if self._trouble is not None:
+                log.warning("records can be kept again")
+                self._trouble = None
+
+    def load(self, execution_id: str) -> ExecutionRecord | None:
+        """
+        Return a record; None: there is none, or none that this version can read.
+
+        Raises:
+            StoreUnavailable: The disk does not give it.
+        """
+        with self._lock:
+            encoded = self._unsaved_records.get(execution_id)
+            if encoded is None:
+                row = self._one("SELECT record FROM executions WHERE execution_id = ?", execution_id)
+                encoded = row[0] if row else None
+        return _decoded(encoded) if encoded is not None else None
+
+    def answer(self, execution_id: str) -> KeptAnswer | None:
+        """
+        Return the answer that is kept of an execution, if one is.
+
+        Raises:
+            StoreUnavailable: The disk does not give it.
+        """
+        with self._lock:
+            if kept := self._unsaved_answers.get(execution_id):
+                return kept
+            row = self._one("SELECT status_code, answer, retained_at FROM answers WHERE execution_id = ?", execution_id)
+        if row is None:
+            return None
+        return KeptAnswer(execution_id=execution_id, status_code=row[0], answer=row[1], retained_at=row[2])
+
+    def unfinished(self) -> list[ExecutionRecord]:
+        """
+        Return the records that a supervisor left without an end, oldest first.
+
+        Raises:
+            StoreUnavailable: The disk does not give them.
+        """
+        rows = self._all("SELECT record FROM executions WHERE state != 'finished' ORDER BY created_at, execution_id")
+        return [record for (encoded,) in rows if (record := _decoded(encoded))]
+
+    def finished_ids(self) -> Iterator[tuple[str, float]]:
+        """
+        Yield ids of finished executions and when they ended, those that ended first first.
+
+        Raises:
+            StoreUnavailable: The disk does not give them.
+        """
+        query = (
+            "SELECT execution_id, coalesce(ended_at, created_at) FROM executions WHERE state = 'finished' ORDER BY 2"
+        )
+        yield from self._all(query)
+
+    def delete(self, execution_id: str) -> None:
+        """
+        Forget an execution: its record and its answer.
+
+        Raises:
+            StoreUnavailable: The disk does not allow it.
+        """
+        with self._lock:
+            self._unsaved_records.pop(execution_id, None)
+            self._unsaved_answers.pop(execution_id, None)
+            with self._transaction() as connection:
+                connection.execute("DELETE FROM executions WHERE execution_id = ?", (execution_id,))
+                connection.execute("DELETE FROM answers WHERE execution_id = ?", (execution_id,))
+
+    def size_bytes(self, execution_id: str | None = None) -> int:
+        """
+        Return what all records and answers take on disk, or those of one execution.
+
+        Raises:
+            StoreUnavailable: The disk does not give them.
+        """
+        if execution_id is None:
+            query = """
+                SELECT (page_count - freelist_count) * page_size
+                FROM pragma_page_count, pragma_freelist_count, pragma_page_size
+                """
+            row = self._one(query)
+        else:
+            query = """
+                SELECT coalesce((SELECT length(record) FROM executions WHERE execution_id = ?1), 0)
+                     + coalesce((SELECT length(answer) FROM answers WHERE execution_id = ?1), 0)
+                """
+            row = self._one(query, execution_id)
+        return int(row[0]) if row else 0
+
+    def give_back_space(self) -> None:
+        """
+        Make the file as small as what is in it.
+
+        Raises:
+            StoreUnavailable: The disk does not allow it.
+        """
+        for pragma in ("incremental_vacuum", "wal_checkpoint(TRUNCATE)"):
+            self._all(f"PRAGMA {pragma}")
+
+    # -- the connection
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is not None and self._is_stale and self._clock() >= self._retry_at:
+            self.close()
+        if self._connection is None:
+            if self._clock() < self._retry_at:
+                raise StoreUnavailable(self._trouble or "the file cannot be opened")
+            with self._watched():
+                self._connection = _opened(self.path)
+        return self._connection
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        connection = self._connected()
+        with self._watched():
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Translate what the disk does to SQLite, and remember it."""
+        try:
+            yield
+        except OSError as error:
+            self._failed(error.strerror or "the file cannot be opened", stale=True)
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF
+            if code not in _TROUBLE:
+                raise
+            self._failed(str(error), stale=_TROUBLE[code])
+
+    def _failed(self, reason: str, *, stale: bool) -> NoReturn:
+        if self._trouble is None:
+            log.error("records cannot be kept in %s: %s", self.path, reason)
+        self._trouble = reason
+        self._is_stale = stale
+        self._retry_at = self._clock() + self.RETRY_SECONDS
+        raise StoreUnavailable(f"the record store does not work: {reason}") from None
+
+    def _forget_oldest_unsaved(self) -> None:
+        while len(self._unsaved_records) > UNSAVED_RECORDS:
+            del self._unsaved_records[next(iter(self._unsaved_records))]
+        held = sum(len(kept.answer) for kept in self._unsaved_answers.values())
+        while held > UNSAVED_ANSWER_BYTES:
+            held -= len(self._unsaved_answers.pop(next(iter(self._unsaved_answers))).answer)
+
+    def _one(self, query: str, *values: object) -> tuple[Any, ...] | None:
+        rows = self._all(query, *values)
+        return rows[0] if rows else None
+
+    def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._lock:
+            connection = self._connected()
+            with self._watched():
+                return connection.execute(query, values).fetchall()
+
+    # Last, because its name is a type's in all that comes after.
+    def list(
+        self, state: str | None = None, outcome: str | None = None, limit: int = 50, cursor: str | None = None
+    ) -> tuple[list[ExecutionRecord], str | None]:
+        """
+        Return records, newest first, and the cursor for those that follow; None: there are no more.
+
+        Raises:
+            InvalidRequest: *cursor* did not come from here.
+            StoreUnavailable: The disk does not give them.
+        """
+        before = _parsed_cursor(cursor)
+        where = "(created_at, execution_id) < (?, ?)"
+        values: list[object] = [*before]
+        for column, wanted in (("state", state), ("outcome", outcome)):
+            if wanted is not None:
+                where += f" AND {column} = ?"
+                values.append(wanted)
+        # S608: made of the constants above, values apart.
+        query = f"SELECT record FROM executions WHERE {where} ORDER BY created_at DESC, execution_id DESC"  # noqa: S608
+        with self._lock:
+            held = [record for record in map(_decoded, self._unsaved_records.values()) if record is not None]
+            hidden = set(self._unsaved_records)
+            rows = self._all(f"{query} LIMIT ?", *values, limit + 1 + len(hidden))
+        saved = (record for (encoded,) in rows if (record := _decoded(encoded)) and record.execution_id not in hidden)
+        fitting = [
+            record
+            for record in held
+            if _age(record) < before
+            and (state is None or record.state == state)
+            and (outcome is None or record.outcome == outcome)
+        ]
+        merged = heapq.merge(sorted(fitting, key=_age, reverse=True), saved, key=_age, reverse=True)
+        records = [record for record, _ in zip(merged, range(limit + 1), strict=False)]
+        more = len(records) > limit
+        return records[:limit], _cursor(records[limit - 1]) if more else None
+
+
+_TROUBLE: dict[int, bool] = {
+    sqlite3.SQLITE_FULL: False,
+    sqlite3.SQLITE_BUSY: False,
+    sqlite3.SQLITE_NOMEM: False,
+    sqlite3.SQLITE_IOERR: True,
+    sqlite3.SQLITE_READONLY: True,
+    sqlite3.SQLITE_CANTOPEN: True,
+    sqlite3.SQLITE_PERM: True,
+    sqlite3.SQLITE_CORRUPT: True,
+    sqlite3.SQLITE_NOTADB: True,
+}
+"""
+Results that are the disk's doing, and whether the file must be opened again before it can work.
+
+All others are mistakes of this module.
+"""
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # SQLite gives its other files the same mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        # In this order: the first cannot be set once there is a page, the second must come before the log is used.
+        for pragma in ("auto_vacuum=INCREMENTAL", "locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+        connection.execute(f"PRAGMA journal_size_limit={LOG_LIMIT_BYTES}").fetchall()
+        _migrate(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(MIGRATIONS):
+        raise CannotStart("the records in the data directory were written by a later version of agent-runtime")
+    for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in statements:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={number}")
+        connection.execute("COMMIT")
+
+
+def _put_record(connection: sqlite3.Connection, encoded: bytes) -> None:
+    record = _RECORD.decode(encoded)
+    connection.execute(
+        """
+        INSERT INTO executions (execution_id, created_at, ended_at, state, outcome, record) VALUES (?, ?, ?, ?, ?, ?)
+        ON CONFLICT (execution_id) DO UPDATE SET created_at = excluded.created_at, ended_at = excluded.ended_at,
+            state = excluded.state, outcome = excluded.outcome, record = excluded.record
+        """,
+        (record.execution_id, record.created_at, record.ended_at, record.state, record.outcome, encoded),
+    )
+
+
+def _put_answer(connection: sqlite3.Connection, kept: KeptAnswer) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO answers (execution_id, status_code, answer, retained_at) VALUES (?, ?, ?, ?)",
+        (kept.execution_id, kept.status_code, kept.answer, kept.retained_at),
+    )
+
+
+def _decoded(encoded: bytes) -> ExecutionRecord | None:
+    try:
+        return _RECORD.decode(encoded)
+    except msgspec.DecodeError as error:
+        log.error("a record cannot be read: %s", error)
+        return None
+
+
+def _age(record: ExecutionRecord) -> tuple[float, str]:
+    return record.created_at, record.execution_id
+
+
+def _cursor(record: ExecutionRecord) -> str:
+    return f"{record.created_at!r}~{record.execution_id}"
+
+
+def _parsed_cursor(cursor: str | None) -> tuple[float, str]:
+    if cursor is None:
+        return inf, ""
+    created_at, separator, execution_id = cursor.partition("~")
+    try:
+        return float(created_at), execution_id if separator else ""
+    except ValueError:
+        raise InvalidRequest("cursor: must be the next_cursor of an earlier answer") from None

@@ -1,0 +1,276 @@
+"""
+The transcript of each execution: its frames, redacted, one a line, numbered from 1 for ever.
+
+Two files for each: ``ID.jsonl`` holds the lines, ``ID.idx`` for each of them eight bytes that say where it ends. So any
+line is found without reading the others, and nothing of a transcript is held in memory. A line that could not be kept
+ends where the one before it ends, so the numbers of those after it stay right.
+
+Lines go to the data file first and to the index after: a reader, who believes the index only, never sees half a line.
+What a supervisor that was killed left between the two is found by whoever writes next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING
+
+from agent_runtime.store.line_files import ENTRY_BYTES, Ends, LineFiles, Lines, file_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+log = logging.getLogger(__name__)
+
+_PLAIN_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._:-")
+
+
+class TranscriptStore:
+    """The directory of all transcripts; made here if it can be, else when the first one is written."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        # On a full or read-only disk executions go on without transcripts; their writers say so.
+        with contextlib.suppress(OSError):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def __repr__(self) -> str:
+        return f"<TranscriptStore {self.directory}>"
+
+    def writer(self, execution_id: str, *, buffer_bytes: int = 64 << 10) -> TranscriptWriter:
+        """Go on with the transcript of an execution; there must be one writer at a time."""
+        return TranscriptWriter(*self._paths(execution_id), buffer_bytes=buffer_bytes)
+
+    def reader(self, execution_id: str) -> TranscriptReader:
+        """Read the transcript of an execution, also while it is being written, also if there is none."""
+        return TranscriptReader(*self._paths(execution_id))
+
+    def size_bytes(self, execution_id: str) -> int:
+        """Return how long a transcript's files are."""
+        return sum(map(file_size, self._paths(execution_id)))
+
+    def total_bytes(self) -> int:
+        """Return how long the files of all transcripts are."""
+        try:
+            with os.scandir(self.directory) as entries:
+                return sum(map(file_size, entries))
+        except FileNotFoundError:
+            return 0
+
+    def delete(self, execution_id: str) -> None:
+        """Delete a transcript, if there is one; the index first, so that no reader looks for lines that are gone."""
+        for path in reversed(self._paths(execution_id)):
+            path.unlink(missing_ok=True)
+
+    def _paths(self, execution_id: str) -> tuple[Path, Path]:
+        name = execution_id
+        if not name or len(name) > 128 or name.startswith(".") or not _PLAIN_NAME.issuperset(name):
+            name = "~" + hashlib.sha256(execution_id.encode("utf-8", "surrogatepass")).hexdigest()
+        return self.directory / f"{name}.jsonl", self.directory / f"{name}.idx"
+
+
+class TranscriptReader:
+    """
+    Read a transcript, also while another thread writes it.
+
+    Files are opened for each call and closed again: a reader that is kept holds nothing.
+    """
+
+    def __init__(self, data_path: Path, index_path: Path) -> None:
+        self._data_path, self._index_path = data_path, index_path
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._data_path.name} last_line={self.last_line}>"
+
+    @property
+    def last_line(self) -> int:
+        """Number of the last line there is, kept or missing; 0: none."""
+        return file_size(self._index_path) // ENTRY_BYTES
+
+    def read(self, after: int, *, limit_lines: int = 1000, limit_bytes: int = 1 << 20) -> list[tuple[int, bytes]]:
+        """
+        Return the lines that follow line *after*, with their numbers; a number that is left out could not be kept.
+
+        Args:
+            after: 0 to begin with the first.
+            limit_lines: At most so many.
+            limit_bytes: At most so much together; but always one line, however long.
+        """
+        with self._open() as lines:
+            found: list[tuple[int, bytes]] = []
+            position = max(after, 0)
+            while lines and not found and position < len(lines.ends):
+                start, ends = lines.ends.after(position, limit_lines)
+                del ends[max(1, bisect_right(ends, start + limit_bytes)) :]
+                found = lines.kept(position, start, ends)
+                position += len(ends)
+            return found
+
+    def answer_log(self, limit_bytes: int, must_include_line: int | None = None) -> tuple[list[bytes], bool]:
+        """
+        Return what an answer carries of the transcript, and whether that is less than all of it.
+
+        That is all of it; or its start, its end, and the line that must be there, together within the limit unless that
+        line alone is longer.
+        """
+        with self._open() as lines:
+            if not lines:
+                return [], False
+            ranges = [(0, len(lines.ends))]
+            if lines.ends.size_bytes > limit_bytes:
+                ranges = _start_and_end(lines.ends, limit_bytes, must_include_line)
+            kept: list[bytes] = []
+            for position, stop in ranges:
+                kept += (line for _, line in lines.kept(position, *lines.ends.after(position, stop - position)))
+            return kept, len(kept) < len(lines.ends)
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[Lines | None]:
+        """Open both files; None where there is nothing to read."""
+        with contextlib.ExitStack() as held:
+            lines = None
+            # Absent until the first line is written, and where the disk never took one.
+            with contextlib.suppress(FileNotFoundError):
+                index = os.open(self._index_path, os.O_RDONLY)
+                held.callback(os.close, index)
+                data = os.open(self._data_path, os.O_RDONLY)
+                held.callback(os.close, data)
+                lines = Lines(data, Ends(index))
+            yield lines
+
+
+def _start_and_end(ends: Ends, limit_bytes: int, must_include_line: int | None) -> list[tuple[int, int]]:
+    """Choose which lines an answer carries: half of the room for the start, the rest for the end."""
+    room = limit_bytes
+    must = range(0)
+    if must_include_line is not None and 1 <= must_include_line <= len(ends):
+        must = range(must_include_line - 1, must_include_line)
+        room = max(0, room - ends.length_of(must_include_line))
+    start_stop = bisect_right(ends, room // 2)
+    room -= ends[start_stop - 1] if start_stop else 0
+    end_start = max(start_stop, bisect_left(ends, ends.size_bytes - room) + 1)
+    if must and start_stop <= must.start < end_start:
+        return [(0, start_stop), (must.start, must.stop), (end_start, len(ends))]
+    return [(0, start_stop), (end_start, len(ends))]
+
+
+class TranscriptWriter(TranscriptReader):
+    """
+    Append lines to a transcript; never raises for what the disk does.
+
+    While the disk is full, read-only or broken nothing is kept, but the lines are counted: those that follow have the
+    numbers they would have had, and readers see which are missing.
+
+    Written by one thread at a time, read by any. What was appended can be read after the next :meth:`flush`, which
+    comes by itself when *buffer_bytes* have gathered.
+
+    Attributes:
+        missing_lines: How many lines could not be kept by this writer.
+    """
+
+    RETRY_SECONDS = 1.0
+    """For this long after a failure nothing is tried."""
+
+    def __init__(
+        self, data_path: Path, index_path: Path, *, buffer_bytes: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(data_path, index_path)
+        self._buffer_bytes = buffer_bytes
+        self._clock = clock
+        self._files: LineFiles | None = None
+        self._lines: list[bytes] = []
+        self._buffered_bytes = 0
+        self._retry_at: float | None = None
+        self.missing_lines = 0
+        # Known even where the files cannot be opened; opening them may find more.
+        self._last_line = file_size(index_path) // ENTRY_BYTES
+        self._keep([])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def last_line(self) -> int:
+        """Number of the last line that was appended, kept or not, flushed or not; 0: none yet."""
+        return self._last_line
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether a line that was appended here could not be kept."""
+        return self.missing_lines > 0
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the disk took what it was given last."""
+        return self._retry_at is None
+
+    def answer_log(self, limit_bytes: int, must_include_line: int | None = None) -> tuple[list[bytes], bool]:
+        """Do as a reader does, who cannot know of lines missing at the end: the disk that did not take them is full."""
+        lines, truncated = super().answer_log(limit_bytes, must_include_line)
+        return lines, truncated or self.incomplete
+
+    def append(self, line: bytes) -> int:
+        """Append a line, given without its newline; return its number."""
+        return self.append_many([line])
+
+    def append_many(self, lines: list[bytes]) -> int:
+        """Append several lines at once; return the number of the last one."""
+        self._lines += lines
+        self._buffered_bytes += sum(map(len, lines)) + len(lines)
+        self._last_line += len(lines)
+        if self._buffered_bytes >= self._buffer_bytes:
+            self.flush()
+        return self._last_line
+
+    def flush(self) -> None:
+        """Let readers see all that was appended."""
+        if self._lines:
+            lines, self._lines, self._buffered_bytes = self._lines, [], 0
+            if not self._keep(lines):
+                self.missing_lines += len(lines)
+
+    def close(self) -> None:
+        """Flush and let go of the files; what is appended later opens them again."""
+        self.flush()
+        self._close_files()
+
+    def _keep(self, lines: list[bytes]) -> bool:
+        if self._retry_at is not None and self._clock() < self._retry_at:
+            return False
+        try:
+            if self._files is None:
+                self._files = LineFiles(self._data_path, self._index_path)
+                self._last_line = max(self._last_line, self._files.last_line + len(lines))
+            if lines:
+                self._files.append(lines, first_number=self._last_line - len(lines) + 1)
+        except OSError as error:
+            self._failed(error)
+            return False
+        if self._retry_at is not None:
+            log.warning("keeping transcript %s again: missing_lines=%d", self._data_path, self.missing_lines)
+            self._retry_at = None
+        return True
+
+    def _failed(self, error: OSError) -> None:
+        if self._retry_at is None:
+            log.error("cannot keep transcript %s: %s", self._data_path, error.strerror)
+        self._retry_at = self._clock() + self.RETRY_SECONDS
+        # They are opened again, and repaired, at the next try.
+        self._close_files()
+
+    def _close_files(self) -> None:
+        if self._files is not None:
+            self._files.close()
+            self._files = None
