@@ -1,0 +1,170 @@
+"""
+A uvicorn server on loopback for stand-ins: in a thread of its own, with answers that hang and connections that are cut.
+
+It runs in a thread so that it answers whatever the caller's thread or event loop is doing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterator
+
+    from starlette.types import ASGIApp, Scope
+
+STOP_TIMEOUT_SECONDS = 5.0
+
+
+class ServerEnds(Exception):
+    """Raised inside an answer that waits when the server is asked to stop."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Connection:
+    transport: asyncio.Transport
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class LoopbackServer:
+    """
+    Serve one application on a free or given port of 127.0.0.1; ends promptly also while requests hang.
+
+    Application code that runs on it may wait with :meth:`pause` and close its client's connection with :meth:`cut`.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self._socket = socket.create_server(("127.0.0.1", port), backlog=128)
+        self.base_url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._connections: dict[tuple[str, int], _Connection] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending = asyncio.Event()
+
+    @contextlib.contextmanager
+    def running(self, app: ASGIApp) -> Iterator[str]:
+        """
+        Serve *app* and yield the base URL; when the block is left nothing answers any more.
+
+        Raises:
+            RuntimeError: The server did not start, or did not end in time.
+        """
+        server = _Server(uvicorn.Config(app, http=self._protocol(), log_config=None, access_log=False, lifespan="off"))
+        thread = threading.Thread(target=self._run, args=(server,), name="loopback-server", daemon=True)
+        thread.start()
+        server.ready.wait(STOP_TIMEOUT_SECONDS)
+        if self._loop is None or not server.started:
+            raise RuntimeError("the stand-in server did not start")
+        try:
+            yield self.base_url
+        finally:
+            self._loop.call_soon_threadsafe(self._ending.set)
+            thread.join(STOP_TIMEOUT_SECONDS)
+            if thread.is_alive():
+                raise RuntimeError("the stand-in server did not end in time")
+
+    async def pause(self, seconds: float | None) -> None:
+        """
+        Wait inside an answer.
+
+        Args:
+            seconds: None: until the server ends.
+
+        Raises:
+            ServerEnds: The server is asked to stop.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ending.wait()
+        if self._ending.is_set():
+            raise ServerEnds
+
+    async def until(self, happened: Awaitable[object]) -> None:
+        """
+        Wait inside an answer until *happened* is done.
+
+        Raises:
+            ServerEnds: The server is asked to stop first.
+        """
+        ending = asyncio.ensure_future(self._ending.wait())
+        event = asyncio.ensure_future(happened)
+        try:
+            await asyncio.wait([ending, event], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ending.cancel()
+            event.cancel()
+        if self._ending.is_set():
+            raise ServerEnds
+
+    async def cut(self, scope: Scope) -> None:
+        """Close the connection of the request at once, whatever was still to be sent, and wait until it is closed."""
+        connection = self._connections.get(tuple(scope["client"]))
+        if connection is not None:
+            connection.transport.abort()
+            await connection.closed.wait()  # uvicorn must know it before the answer returns, else it logs a complaint
+
+    def _run(self, server: _Server) -> None:
+        try:
+            asyncio.run(self._serve(server))
+        finally:
+            server.ready.set()
+            self._socket.close()
+
+    async def _serve(self, server: _Server) -> None:
+        """Serve until asked to stop; uvicorn's own way to end would first wait for answers, and sleep in between."""
+        self._loop = asyncio.get_running_loop()
+        serving = asyncio.create_task(server.serve(sockets=[self._socket]))
+        ending = asyncio.create_task(self._ending.wait())
+        await asyncio.wait([serving, ending], return_when=asyncio.FIRST_COMPLETED)
+        for listener in server.servers if server.started else []:
+            listener.close()
+        for connection in list(self._connections.values()):
+            connection.transport.abort()
+        if server.server_state.tasks:
+            await asyncio.wait(server.server_state.tasks, timeout=STOP_TIMEOUT_SECONDS / 2)
+        ending.cancel()
+        serving.cancel()
+        await asyncio.wait([serving])
+
+    def _protocol(self) -> type[H11Protocol]:
+        connections, ending = self._connections, self._ending
+
+        class RegisteredProtocol(H11Protocol):
+            """Keep each open connection where :meth:`LoopbackServer.cut` finds it."""
+
+            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in H11Protocol
+                super().connection_made(transport)
+                if ending.is_set():
+                    transport.abort()
+                if self.client is not None:
+                    connections[self.client] = _Connection(transport)
+
+            def connection_lost(self, exc: Exception | None) -> None:
+                super().connection_lost(exc)
+                if self.client is not None:
+                    connections.pop(self.client).closed.set()
+
+        return RegisteredProtocol
+
+
+class _Server(uvicorn.Server):
+    """A server that says when it is ready and leaves the process's signals alone."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield

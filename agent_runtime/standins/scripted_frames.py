@@ -1,0 +1,234 @@
+"""
+The frames and lines the scripted CLI prints, in the shape of the version it plays.
+
+Pure: what is built here is written elsewhere.
+
+Source: Claude Code 2.1.30, 2.1.114 and 2.1.330 run against a stand-in of the Messages API; fields that nobody reads
+(slash commands, skills, sub-agent statistics) are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Frame: TypeAlias = dict[str, Any]
+Version: TypeAlias = tuple[int, int, int]
+
+DEFAULT_VERSION = "2.1.330"
+SINCE_DEBUG_WORDS_ATTEMPT: Version = (2, 1, 0)
+"""Before, the line on stderr is "Error streaming, falling back to non-streaming mode"."""
+SINCE_DEBUG_TELLS_THE_TIME: Version = (2, 0, 0)
+"""2.0.76 does, 1.0.128 does not."""
+SINCE_FILE_IS_READ_AGAIN: Version = (2, 1, 30)
+SINCE_API_ERROR_STATUS: Version = (2, 1, 110)
+SINCE_API_RETRY: Version = (2, 1, 114)
+SINCE_SHORT_OAUTH_RETRIES: Version = (2, 1, 197)
+SINCE_OVERLOADED_HAS_A_WORD: Version = (2, 1, 197)
+"""Seen on 2.1.330, not yet on 2.1.114, which says ``rate_limit``."""
+SINCE_TOOLS_DIE_WITH_SIGTERM: Version = (2, 1, 212)
+
+INTERRUPTED = "[Request interrupted by user for tool use]"
+CONTEXT_WINDOWS = {"claude-haiku-4-5-20251001": 200_000, "claude-sonnet-4-5-20250929": 200_000}
+NO_USAGE: Frame = {
+    "input_tokens": 0,
+    "cache_creation_input_tokens": 0,
+    "cache_read_input_tokens": 0,
+    "output_tokens": 0,
+}
+USAGE_KEYS = tuple(NO_USAGE)
+
+
+def parse_version(text: str) -> Version:
+    """Read the three numbers of a version; ValueError when it has another form."""
+    major, minor, patch = text.split(".")
+    return int(major), int(minor), int(patch)
+
+
+def new_uuid() -> str:
+    """Make a random UUID without the import of :mod:`uuid`."""
+    digits = bytearray(os.urandom(16))
+    digits[6] = digits[6] & 0x0F | 0x40
+    digits[8] = digits[8] & 0x3F | 0x80
+    text = digits.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def timestamp() -> str:
+    """The time as the CLI prints it, in UTC with milliseconds."""
+    now = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
+
+
+def init(version: str, *, cwd: str, model: str, permission_mode: str, key_source: str) -> Frame:
+    """The first frame of every run."""
+    return {
+        "type": "system",
+        "subtype": "init",
+        "cwd": cwd,
+        "tools": ["Task", "Bash", "Edit", "Read", "WebFetch", "WebSearch", "Write"],
+        "mcp_servers": [],
+        "model": model,
+        "permissionMode": permission_mode,
+        "slash_commands": ["compact", "context", "init", "review"],
+        "apiKeySource": key_source,
+        "claude_code_version": version,
+        "output_style": "default",
+        "agents": ["general-purpose"],
+        "skills": [],
+        "plugins": [],
+    }
+
+
+def assistant(block: Frame, *, model: str, message_id: str, usage: Frame | None = None) -> Frame:
+    """One block of a model's message; a message of several blocks is several frames with one message id."""
+    return {
+        "type": "assistant",
+        "message": {
+            "id": message_id,
+            "type": "message",
+            "role": "assistant",
+            "model": model,
+            "content": [block],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": usage or {**NO_USAGE, "input_tokens": 10, "output_tokens": 1},
+            "context_management": None,
+        },
+        "parent_tool_use_id": None,
+    }
+
+
+def tool_result(tool_use_id: str, content: str, *, is_error: bool, stdout: str = "") -> Frame:
+    """What a tool gave back."""
+    return {
+        "type": "user",
+        "message": {"role": "user", "content": [tool_result_block(tool_use_id, content, is_error=is_error)]},
+        "parent_tool_use_id": None,
+        "tool_use_result": f"Error: {content}"
+        if is_error
+        else {"stdout": stdout or content, "stderr": "", "interrupted": False, "isImage": False},
+    }
+
+
+def tool_result_block(tool_use_id: str, content: str, *, is_error: bool) -> Frame:
+    """The block of a tool result, in the frame as in the next request."""
+    return {"tool_use_id": tool_use_id, "type": "tool_result", "content": content, "is_error": is_error}
+
+
+def api_retry(attempt: int, *, delay_seconds: float, status: int | None, error: str) -> Frame:
+    """What versions since :data:`SINCE_API_RETRY` print before they ask the API again."""
+    return {
+        "type": "system",
+        "subtype": "api_retry",
+        "attempt": attempt,
+        "max_retries": 10,
+        "retry_delay_ms": int(delay_seconds * 1000),
+        "error_status": status,
+        "error": error,
+    }
+
+
+def rate_limit_event(status: str, *, limit_type: str | None = None, resets_at: float | None = None) -> Frame:
+    """The state of the account's limit; ``allowed`` comes on healthy runs too."""
+    info: Frame = {"status": status, "isUsingOverage": False}
+    if resets_at is not None:
+        info["resetsAt"] = resets_at
+    if limit_type is not None:
+        info["rateLimitType"] = limit_type
+    return {"type": "rate_limit_event", "rate_limit_info": info}
+
+
+def synthetic(version: Version, text: str, *, error: str, status: int | None = None, kind: str | None = None) -> Frame:
+    """
+    The assistant frame the CLI writes itself when it gives up.
+
+    *kind* is the API's own type of the error, such as ``authentication_error``.
+    """
+    frame = assistant({"type": "text", "text": text}, model="<synthetic>", message_id=new_uuid(), usage=dict(NO_USAGE))
+    frame["message"]["stop_reason"] = "stop_sequence"
+    frame["message"]["stop_sequence"] = ""
+    frame["error"] = error
+    if version >= SINCE_API_ERROR_STATUS:
+        frame |= {"is_api_error_message": True, "api_error_status": status, "api_error_type": kind}
+    return frame
+
+
+def result(
+    version: Version,
+    text: str | None,
+    *,
+    is_error: bool = False,
+    subtype: str = "success",
+    status: int | None = None,
+    num_turns: int = 1,
+    duration_ms: int = 0,
+    usage: Frame | None = None,
+    model: str | None = None,
+    errors: Sequence[str] = (),
+) -> Frame:
+    """
+    The frame that ends a run.
+
+    *subtype* is ``success`` also on API errors; other values come without *text* and with *errors*. *model* is None
+    where none was used.
+    """
+    usage = usage or NO_USAGE
+    cost = (
+        usage["input_tokens"] * 3
+        + usage["output_tokens"] * 15
+        + usage["cache_read_input_tokens"] * 0.3
+        + usage["cache_creation_input_tokens"] * 3.75
+    ) / 1e6
+    frame: Frame = {
+        "type": "result",
+        "subtype": subtype,
+        "is_error": is_error,
+        "duration_ms": duration_ms,
+        "duration_api_ms": duration_ms // 2,
+        "num_turns": num_turns,
+        "total_cost_usd": cost,
+        "usage": {**usage, "server_tool_use": {"web_search_requests": 0, "web_fetch_requests": 0}},
+        "modelUsage": {},
+        "permission_denials": [],
+    }
+    if model is not None:
+        frame["modelUsage"][model] = {
+            "inputTokens": usage["input_tokens"],
+            "outputTokens": usage["output_tokens"],
+            "cacheReadInputTokens": usage["cache_read_input_tokens"],
+            "cacheCreationInputTokens": usage["cache_creation_input_tokens"],
+            "webSearchRequests": 0,
+            "costUSD": cost,
+            "contextWindow": CONTEXT_WINDOWS.get(model, 1_000_000),
+            "maxOutputTokens": 128_000,
+        }
+    if text is not None:
+        frame["result"] = text
+    if errors:
+        frame["errors"] = list(errors)
+    if version >= SINCE_API_ERROR_STATUS and subtype == "success":
+        frame["api_error_status"] = status
+        frame["terminal_reason"] = "api_error" if is_error else "completed"
+    return frame
+
+
+def api_error_line(version: Version, status: int | None, body: str, *, attempt: int, of: int = 11) -> str:
+    """The CLI's own line on stderr about one refused request, without its newline."""
+    code = "undefined" if status is None else str(status)
+    if version >= SINCE_DEBUG_WORDS_ATTEMPT:
+        text = f"{code} {body}" if status is None else f"{code} {code} {body}"
+        return f"{timestamp()} [ERROR] API error (attempt {attempt}/{of}): {text}"
+    time_told = f"{timestamp()} " if version >= SINCE_DEBUG_TELLS_THE_TIME else ""
+    return f"{time_told}[ERROR] Error streaming, falling back to non-streaming mode: {code} {body}"
+
+
+def error_body(kind: str, message: str) -> str:
+    """The body of an API error as the CLI quotes it, on one line."""
+    body = {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_011" + new_uuid()[:8]}
+    return json.dumps(body, separators=(",", ":"))
