@@ -1,0 +1,516 @@
+"""
+One CLI process, from the reading of its token to the end of everything it started.
+
+An attempt is one thread. It reads the pipes, matches, signals, keeps the deadlines, sweeps and reaps, so that none of
+that waits for the event loop; what it tells the loop are :data:`Note` objects, and at the end one :class:`Report`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pwd
+import shutil
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime import command as cli_command
+from agent_runtime.command import PERMISSION_MODE
+from agent_runtime.deadlines import Deadlines, Patience
+from agent_runtime.errors import AgentRuntimeError, SpawnFailed
+from agent_runtime.evidence import Channel, Witness
+from agent_runtime.frames import decode, is_partial
+from agent_runtime.model import EvidenceRecord
+from agent_runtime.pipes import Pipes, Wake
+from agent_runtime.process import Command, SweepReport, spawn
+from agent_runtime.state import StopReason
+from agent_runtime.tally import Tally
+from agent_runtime.verdict import Ending, is_plain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    from agent_runtime.delivery import Delivery
+    from agent_runtime.evidence import Sighting
+    from agent_runtime.frames import Frame
+    from agent_runtime.framing import Line
+    from agent_runtime.generations import Generation
+    from agent_runtime.process import Child
+    from agent_runtime.redaction import Redactor
+    from agent_runtime.secret_file import SecretFile
+    from agent_runtime.settings import Settings
+    from agent_runtime.store.transcripts import TranscriptWriter
+    from agent_runtime.task import Task
+
+log = logging.getLogger(__name__)
+
+LINGER_SECONDS = 5.0
+"""How long a CLI that has said its last word may stay: it may hang after ``result`` (anthropics/claude-code issues)."""
+
+SWEEP_SECONDS = 5.0
+CATCH_UP_SECONDS = 0.25
+NOT_LOOKING_SECONDS = 1.0
+"""A turn that takes this much longer than asked for: this process was stopped, not the child silent."""
+
+EVIDENCE_LINE_BYTES = 2048
+TRUNCATED_HEAD_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """
+    What all attempts of a supervisor share.
+
+    Attributes:
+        may_use: Raises :class:`AgentRuntimeError` where a generation must not be spawned with.
+        run_dir: Private files for children; each attempt has a directory of its own in it.
+    """
+
+    settings: Settings
+    secret: SecretFile
+    delivery: Delivery
+    redactor: Redactor
+    environ: Mapping[str, str]
+    run_dir: Path
+    may_use: Callable[[Generation], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """
+    What one attempt is to do.
+
+    Attributes:
+        total_at: When the execution's time is over, monotonic seconds.
+        mark: Unique per attempt; everything the child starts inherits it.
+    """
+
+    execution_id: str
+    task: Task
+    session: cli_command.Session
+    mark: str
+    total_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The child runs, with this generation."""
+
+    pid: int
+    started_at: float
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The transcript has grown; told at most once until it is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The child was told to end."""
+
+    reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The API answered a request that carried this generation."""
+
+    generation: Generation
+
+
+Note = Spawned | Progress | Stopping | Answered
+
+
+@dataclass(slots=True)
+class Report:
+    """
+    How an attempt went.
+
+    Attributes:
+        error: Why there was no child at all.
+        ending: What the verdict is reached from; None where there was no child.
+        used_tool: Whether the model had called a tool before the evidence.
+        unknown_session: The CLI did not know the session it was told to resume.
+        result_line: Number of the last ``result`` frame in the transcript.
+    """
+
+    started_at: float
+    ended_at: float = 0.0
+    pid: int | None = None
+    generation: Generation | None = None
+    error: AgentRuntimeError | None = None
+    ending: Ending | None = None
+    evidence: EvidenceRecord | None = None
+    tally: Tally = field(default_factory=Tally)
+    used_tool: bool = False
+    unknown_session: bool = False
+    result_line: int | None = None
+    sweep: SweepReport | None = None
+
+
+class Attempt:
+    """
+    Run one CLI process and everything around it; :meth:`run` blocks its thread until nothing of it is left.
+
+    Guarantee: when :meth:`run` returns, whether by a report or by an exception, the child is reaped and what it started
+    is gone, or named as a survivor.
+    """
+
+    def __init__(
+        self, order: Order, surroundings: Surroundings, transcript: TranscriptWriter, tell: Callable[[Note], None]
+    ) -> None:
+        self._order = order
+        self._around = surroundings
+        self._transcript = transcript
+        self._tell = tell
+        self._wake = Wake()
+        self._lock = threading.Lock()
+        self._reason: StopReason | None = None
+        self._stop_is_done = False
+        self._child: Child | None = None
+        self._witness = Witness()
+        self._last_error: Sighting | None = None
+        self._evidence: Sighting | None = None
+        self._last_words = ""
+        self._kill_at = math.inf
+        self._answered = False
+        self._at_once = False
+        self._result_is_new = False
+        self._killed = False
+        self._give_up_at = math.inf
+        self._heard_at = 0.0
+        self._report = Report(started_at=time.time())
+        self._deadlines = Deadlines(
+            Patience.of(surroundings.settings), spawned_at=time.monotonic(), total_at=order.total_at
+        )
+
+    @property
+    def stop_reason(self) -> StopReason | None:
+        """The first reason anybody gave to end this attempt."""
+        return self._reason
+
+    def request_stop(self, reason: StopReason, *, at_once: bool = False) -> None:
+        """Ask for the end, from any thread, any number of times; the first reason wins. *at_once*: no grace."""
+        with self._lock:
+            if self._reason is None:
+                self._reason = reason
+            self._at_once = self._at_once or at_once
+            if not self._stop_is_done:
+                self._wake.set()
+
+    def run(self) -> Report:
+        """Run the child to its end; never raises for what the child or the operating system does."""
+        report = self._report
+        try:
+            self._start()
+            self._supervise()
+        except AgentRuntimeError as error:
+            report.error = error
+        finally:
+            self._finish()
+            report.ended_at = time.time()
+        return report
+
+    def abandon(self) -> None:
+        """Give back what an attempt holds that will never run."""
+        self._stop_is_done = True
+        self._wake.close()
+
+    # -- start
+
+    def _start(self) -> None:
+        generation = self._around.secret.read()
+        self._around.may_use(generation)
+        self._report.generation = generation
+        self._around.redactor.add(generation.token)
+        order, settings = self._order, self._around.settings
+        delivered = self._around.delivery.variables(generation.token)
+        environ = cli_command.environment(
+            self._around.environ,
+            execution_id=order.execution_id,
+            config_dir=settings.config_dir,
+            delivered=delivered,
+            as_root=settings.child_user is None and os.geteuid() == 0,
+        )
+        settings_file = self._write(
+            "settings.json", cli_command.settings_bytes(generation.token.kind, delivered, self._around.environ)
+        )
+        mcp_file = None
+        if order.task.mcp_config is not None:
+            mcp_file = self._write("mcp.json", msgspec.json.encode(order.task.mcp_config))
+        argv = (
+            *cli_command.resolve(settings.claude, environ.get("PATH")),
+            *cli_command.arguments(order.task, order.session, settings_file=settings_file, mcp_file=mcp_file),
+        )
+        if self._reason is not None:
+            self._report.ending = Ending(exit_code=None, stop_reason=self._reason)
+            return
+        # A stop that is asked for while this runs has woken the poll loop before its first turn.
+        self._child = spawn(
+            Command(argv=argv, env=environ, cwd=settings.workspace, user=settings.child_user, mark=order.mark)
+        )
+        self._report.pid = self._child.pid
+        self._report.started_at = self._child.started_at
+        self._tell(Spawned(self._child.pid, self._child.started_at, generation))
+
+    def _write(self, name: str, content: bytes) -> Path:
+        """Write a private file for the child; it goes when the attempt ends."""
+        directory = self._around.run_dir / self._order.mark
+        path = directory / name
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            if self._around.settings.child_user is not None:
+                for created in (directory, path):
+                    _give_to(created, self._around.settings.child_user)
+        except OSError as error:
+            raise SpawnFailed(f"cannot write the child's files: {error.strerror}") from None
+        return path
+
+    # -- while it runs
+
+    def _supervise(self) -> None:
+        child = self._child
+        if child is None:
+            return
+        pipes = Pipes(
+            stdin=child.stdin,
+            stdout=child.stdout,
+            stderr=child.stderr,
+            pidfd=child.pidfd,
+            wake=self._wake,
+            stdin_bytes=cli_command.stdin_bytes(self._order.task, self._order.session),
+            close_stdin=child.close_stdin,
+            frame_limit_bytes=self._around.settings.frame_limit,
+            on_lines=self._lines,
+            on_quiet=self._quiet,
+        )
+        self._heard_at = time.monotonic()
+        while not pipes.leader_gone and time.monotonic() < self._give_up_at:
+            asked = time.monotonic()
+            patience = max(0.0, self._next_moment() - asked)
+            pipes.turn(patience)
+            absent = time.monotonic() - asked - patience
+            if absent > NOT_LOOKING_SECONDS:
+                # Somebody stopped this process: what the child said meanwhile has to be read before it is judged.
+                self._deadlines.postpone(absent)
+                pipes.turn(0)
+            self._act(time.monotonic())
+        pipes.catch_up(CATCH_UP_SECONDS)
+        self._report.sweep = child.sweep(time.monotonic() + SWEEP_SECONDS)
+        pipes.drain(CATCH_UP_SECONDS)
+
+    def _next_moment(self) -> float:
+        if self._killed:
+            return self._give_up_at
+        if self._kill_at < math.inf:
+            return self._kill_at
+        moment, _ = self._deadlines.next
+        if self._report.tally.is_over:
+            moment = min(moment, self._heard_at + LINGER_SECONDS)
+        return moment
+
+    def _act(self, now: float) -> None:
+        """Do what the time, or somebody's wish, calls for."""
+        if self._killed:
+            return
+        if self._kill_at < math.inf:
+            if now >= self._kill_at or self._at_once:
+                self._kill(now)
+            return
+        if self._reason is None:
+            moment, reason = self._deadlines.next
+            if self._report.tally.is_over and now >= self._heard_at + LINGER_SECONDS:
+                self._reason_for(StopReason.LINGERED)
+            elif now >= moment:
+                self._reason_for(reason)
+        if self._reason is not None:
+            self._interrupt()
+
+    def _reason_for(self, reason: StopReason) -> None:
+        with self._lock:
+            if self._reason is None:
+                self._reason = reason
+
+    def _interrupt(self) -> float | None:
+        """Begin the stop, politely, so that the CLI ends its tools and keeps its session; tell when, if it is news."""
+        child = self._child
+        if child is None or self._kill_at < math.inf:
+            return None
+        child.interrupt()
+        signalled_at = time.monotonic()
+        self._kill_at = signalled_at + self._around.settings.stop_grace
+        child.remember_descendants()
+        if self._reason is not None:
+            self._tell(Stopping(self._reason))
+        return signalled_at
+
+    def _kill(self, now: float) -> None:
+        self._killed = True
+        self._give_up_at = now + SWEEP_SECONDS
+        if self._child is not None:
+            self._child.kill()
+
+    # -- what the child says
+
+    def _lines(self, channel: Channel, lines: Iterable[Line], read_at: float) -> None:
+        if channel is Channel.STDERR:
+            for line in lines:
+                self._stderr_line(line.data, read_at)
+        else:
+            self._stdout_lines(lines, read_at)
+
+    def _stderr_line(self, data: bytes, read_at: float) -> None:
+        if sighting := self._witness.stderr(data):
+            self._sighted(sighting, data, read_at)
+            self._heard(read_at)
+        elif cli_command.missing_session(data):
+            self._report.unknown_session = True
+        elif data[:1].isalpha():
+            # The CLI's debug lines begin with a time; what does not is what it tells a person before it gives up.
+            self._last_words = self._around.redactor.redact(data[:300]).decode(errors="replace")
+
+    def _stdout_lines(self, lines: Iterable[Line], read_at: float) -> None:
+        keep_partial = self._around.settings.keep_partial
+        kept: list[bytes] = []
+        for line in lines:
+            self._heard_at = read_at
+            if is_partial(line.data):
+                self._model_seen(read_at)
+                if not keep_partial:
+                    continue
+            kept.append(self._frame_line(line, read_at))
+            if self._result_is_new:
+                self._result_is_new = False
+                self._report.result_line = self._transcript.last_line + len(kept)
+        if kept:
+            self._transcript.append_many(kept)
+            self._transcript.flush()
+            self._tell(Progress())
+
+    def _frame_line(self, line: Line, read_at: float) -> bytes:
+        """Read one line of stdout and give it back as the transcript keeps it."""
+        redact = self._around.redactor.redact
+        if line.truncated:
+            head = redact(line.data[:TRUNCATED_HEAD_BYTES], truncated=True).decode(errors="replace")
+            return msgspec.json.encode(
+                {
+                    "type": "agent_runtime",
+                    "subtype": "frame_too_long",
+                    "bytes": len(line.data) + line.dropped_bytes,
+                    "head": head,
+                }
+            )
+        frame = decode(line.data)
+        if frame is None:
+            text = redact(line.data).decode(errors="replace")
+            return msgspec.json.encode({"type": "agent_runtime", "subtype": "text", "text": text})
+        self._frame(frame, line.data, read_at)
+        return redact(line.data).strip()
+
+    def _frame(self, frame: Frame, data: bytes, read_at: float) -> None:
+        if sighting := self._witness.stdout(frame):
+            self._sighted(sighting, data, read_at)
+        tally = self._report.tally
+        had_init, model_frames = tally.has_init, tally.model_frames
+        tally.add(frame)
+        if frame.type == "result":
+            self._result_is_new = True
+            self._report.unknown_session |= cli_command.missing_session(frame.result_text or "")
+        self._deadlines.tools_open(tally.open_tools)
+        if tally.model_frames > model_frames:
+            self._model_seen(read_at)
+        elif tally.has_init and not had_init:
+            self._deadlines.init_seen(read_at)
+            if tally.permission_mode != PERMISSION_MODE:
+                log.error("permission mode is %s, not %s", tally.permission_mode, PERMISSION_MODE)
+                self._reason_for(StopReason.PERMISSION_MODE)
+                self._interrupt()
+        else:
+            self._heard(read_at)
+
+    def _quiet(self, channel: Channel, data: bytes, read_at: float) -> None:
+        """Look at a line that the child has left unfinished: what it says must not wait for a newline."""
+        if channel is Channel.STDERR:
+            sighting = self._witness.stderr(data)
+        else:
+            frame = decode(data) if data.rstrip().endswith(b"}") else None
+            sighting = self._witness.stdout(frame) if frame is not None else None
+        if sighting is not None and sighting.is_evidence:
+            self._sighted(sighting, data, read_at)
+
+    def _model_seen(self, read_at: float) -> None:
+        # The model goes on: what the API said before is over.
+        self._last_error = None
+        if not self._answered and self._report.generation is not None:
+            self._answered = True
+            self._tell(Answered(self._report.generation))
+        self._heard_at = read_at
+        self._deadlines.model_seen(read_at)
+
+    def _heard(self, read_at: float) -> None:
+        self._heard_at = read_at
+        self._deadlines.life_seen(read_at)
+
+    def _sighted(self, sighting: Sighting, data: bytes, read_at: float) -> None:
+        """Take note of an API error, and end the child at once where it says that the token is refused."""
+        if self._kill_at < math.inf:
+            return  # what it says on being stopped is about the stop
+        self._last_error = sighting.or_sharper(self._last_error)
+        if not sighting.is_evidence or self._evidence is not None:
+            return
+        self._evidence = sighting
+        self._reason_for(StopReason.REFUSED)
+        signalled_at = self._interrupt()
+        report = self._report
+        report.used_tool = report.tally.tool_count > 0
+        report.evidence = EvidenceRecord(
+            rule=sighting.rule,
+            stream=sighting.channel,
+            line=self._around.redactor.redact(data[:EVIDENCE_LINE_BYTES], truncated=True).decode(errors="replace"),
+            seconds_to_signal=None if signalled_at is None else round(signalled_at - read_at, 6),
+        )
+
+    # -- the end
+
+    def _finish(self) -> None:
+        """Leave nothing behind, whatever happened before."""
+        child = self._child
+        with self._lock:
+            self._stop_is_done = True
+        if child is not None:
+            if self._report.sweep is None:
+                # Only a bug of ours gets here; its traceback follows, the child must not.
+                child.kill()
+                self._report.sweep = child.sweep(time.monotonic() + SWEEP_SECONDS)
+            ended = child.poll()
+            self._report.ending = Ending(
+                exit_code=ended.code if ended is not None else None,
+                result=self._report.tally.result,
+                stop_reason=self._reason,
+                last_error=self._last_error,
+                evidence=self._evidence,
+                last_words=self._last_words if is_plain(self._last_words) else None,
+            )
+            child.close()
+        self._wake.close()
+        shutil.rmtree(self._around.run_dir / self._order.mark, ignore_errors=True)
+
+
+def _give_to(path: Path, user: str) -> None:
+    """Let the child's user read a file that is for nobody else."""
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise SpawnFailed("the child user is unknown") from None
+    os.chown(path, entry.pw_uid, entry.pw_gid)
