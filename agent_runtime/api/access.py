@@ -1,0 +1,76 @@
+"""Who may call: the access key, and what a browser on the same machine must not do."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from typing import TYPE_CHECKING
+
+from agent_runtime.errors import AccessDenied
+from agent_runtime.tokens import Token
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from starlette.requests import Request
+
+    from agent_runtime.redaction import Redactor
+
+log = logging.getLogger(__name__)
+
+KEY_LIMIT_BYTES = 4096
+
+
+class AccessKey:
+    """
+    Check the inbound key, re-read from its file at every request, so that a change needs no restart.
+
+    Args:
+        path: None: everybody may call.
+    """
+
+    def __init__(self, path: Path | None, header: str, redactor: Redactor) -> None:
+        self._path = path
+        self._header = header
+        self._redactor = redactor
+
+    @property
+    def required(self) -> bool:
+        """Whether callers need a key at all."""
+        return self._path is not None
+
+    def read(self) -> Token | None:
+        """Read the key that is valid now; None: there is none that could be right."""
+        if self._path is None:
+            return None
+        try:
+            with self._path.open("rb") as file:
+                text = file.read(KEY_LIMIT_BYTES).decode().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            log.error("access key file cannot be read: %s", type(error).__name__)
+            return None
+        if not text:
+            return None
+        key = Token(text)
+        self._redactor.add(key)
+        return key
+
+    def allows(self, request: Request) -> bool:
+        """Whether *request* carries the key, or none is needed."""
+        if self._path is None:
+            return True
+        key = self.read()
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        given = [bearer.strip()] if scheme.lower() == "bearer" else []
+        given.append(request.headers.get(self._header, ""))
+        return key is not None and any(hmac.compare_digest(key.secret.encode(), value.encode()) for value in given)
+
+    def require(self, request: Request) -> None:
+        """
+        Let *request* pass or not.
+
+        Raises:
+            AccessDenied: It carries no key, or a wrong one.
+        """
+        if not self.allows(request):
+            raise AccessDenied("send the access key as a bearer token or in the access header")

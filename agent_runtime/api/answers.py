@@ -1,0 +1,80 @@
+"""The answer to a task: one body for the first caller, for those who join, and for those who come back later."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.api.problems import MEDIA_TYPE, problem
+from agent_runtime.errors import AdmissionError, ErrorClass
+from agent_runtime.model import rfc3339
+from agent_runtime.state import Outcome
+from agent_runtime.verdict import SENTENCES
+
+if TYPE_CHECKING:
+    from agent_runtime.execution import Execution
+    from agent_runtime.model import Metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What goes over the wire."""
+
+    status_code: int
+    media_type: str
+    body: bytes
+    headers: dict[str, str]
+
+
+class Success(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The body of an execution that succeeded or was cancelled.
+
+    Attributes:
+        response: The CLI's final text.
+        execution_log: Frames of the transcript: its start, its end, and always the ``result`` frame.
+        truncated_log: Frames in between were left out.
+    """
+
+    execution_id: str
+    status: str
+    response: str | None
+    session_id: str | None
+    execution_log: list[msgspec.Raw]
+    truncated_log: bool
+    metadata: Metadata
+    timestamp: str
+
+
+def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation: int | None) -> Answer:
+    """Build the answer of a finished execution from its record and transcript."""
+    record = execution.record
+    if record.outcome in (Outcome.SUCCESS, Outcome.CANCELLED):
+        lines, truncated = execution.reader.answer_log(log_limit_bytes, execution.result_line)
+        body = Success(
+            execution_id=record.execution_id,
+            status=str(record.outcome),
+            response=execution.result_text,
+            session_id=record.session_id,
+            execution_log=[msgspec.Raw(line) for line in lines],
+            truncated_log=truncated or execution.transcript.incomplete,
+            metadata=record.metadata,
+            timestamp=rfc3339(record.ended_at or record.created_at),
+        )
+        return Answer(200, "application/json", msgspec.json.encode(body), {})
+    error_class = record.error_class or ErrorClass.ERROR
+    used = record.metadata.token_generation
+    failure = problem(
+        error_class,
+        record.detail or SENTENCES.get(error_class, "the execution failed"),
+        execution_id=record.execution_id,
+        metadata=record.metadata,
+        token_generation=used,
+        token_stale=used is not None and current_generation is not None and current_generation > used,
+    )
+    headers: dict[str, str] = {}
+    if isinstance(execution.error, AdmissionError) and execution.error.retry_after_seconds is not None:
+        headers["retry-after"] = str(execution.error.retry_after_seconds)
+    return Answer(failure.status, MEDIA_TYPE, msgspec.json.encode(failure), headers)

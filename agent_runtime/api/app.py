@@ -1,0 +1,322 @@
+"""The routes, as one table, and what they do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from agent_runtime import __version__
+from agent_runtime.api import streams
+from agent_runtime.api.answers import answer_to
+from agent_runtime.api.problems import MEDIA_TYPE, problem, problem_response
+from agent_runtime.errors import (
+    STATUS_BY_CLASS,
+    AgentRuntimeError,
+    ErrorClass,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    TooLarge,
+)
+from agent_runtime.model import rfc3339, shown
+from agent_runtime.state import Outcome, Phase
+from agent_runtime.task import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.requests import Request
+
+    from agent_runtime.api.access import AccessKey
+    from agent_runtime.model import ExecutionRecord
+    from agent_runtime.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+BODY_LIMIT_BYTES = 8 * 1024 * 1024
+LIST_LIMIT = 200
+
+Handler = "Callable[[Api, Request], Awaitable[Response]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One row of the routes' table; *open* rows need no access key."""
+
+    method: str
+    path: str
+    handler: Callable[[Api, Request], Awaitable[Response]]
+    open: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """What the handlers work with."""
+
+    supervisor: Supervisor
+    access: AccessKey
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(content), status, media_type="application/json")
+
+
+async def _body(request: Request) -> bytes:
+    """Read the body, no more of it than is accepted."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > BODY_LIMIT_BYTES:
+        raise TooLarge(f"the body is longer than {BODY_LIMIT_BYTES} bytes")
+    kept = bytearray()
+    async for chunk in request.stream():
+        kept += chunk
+        if len(kept) > BODY_LIMIT_BYTES:
+            raise TooLarge(f"the body is longer than {BODY_LIMIT_BYTES} bytes")
+    return bytes(kept)
+
+
+# -- executions
+
+
+async def post_task(api: Api, request: Request) -> Response:
+    """Admit a task and answer when it has ended; the execution does not depend on this request."""
+    task, ignored = parse(await _body(request), strict=api.supervisor.settings.strict)
+    if ignored:
+        log.warning("unknown fields ignored: %s", ", ".join(ignored))
+    execution = api.supervisor.submit(task, ignored)
+    await execution.finished()
+    status = api.supervisor.secret.status
+    answer = await asyncio.to_thread(
+        answer_to,
+        execution,
+        log_limit_bytes=api.supervisor.settings.answer_log_limit,
+        current_generation=status.generation.number if status.generation else None,
+    )
+    return Response(answer.body, answer.status_code, answer.headers, answer.media_type)
+
+
+async def list_executions(api: Api, request: Request) -> Response:
+    """List records, newest first."""
+    query = request.query_params
+    limit = query.get("limit", "50")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:6]) <= LIST_LIMIT):
+        raise InvalidRequest(f"limit: must be a whole number from 1 to {LIST_LIMIT}")
+    for name, choices in (("state", Phase), ("outcome", Outcome)):
+        if name in query and query[name] not in {str(choice) for choice in choices}:
+            raise InvalidRequest(f"{name}: must be one of {', '.join(choices)}")
+    records, cursor = api.supervisor.records.list(
+        state=query.get("state"), outcome=query.get("outcome"), limit=int(limit), cursor=query.get("cursor")
+    )
+    return _json({"executions": [shown(record) for record in records], "next_cursor": cursor})
+
+
+async def list_running(api: Api, request: Request) -> Response:  # noqa: ARG001 - one shape for all handlers
+    """Tell what runs, what waits, and what ended lately."""
+    supervisor = api.supervisor
+    running = [
+        {
+            "execution_id": execution.execution_id,
+            "pid": execution.record.attempts[-1].pid if execution.record.attempts else None,
+            "started_at": _time(execution.record.started_at),
+            "metadata": execution.record.metadata,
+        }
+        for execution in supervisor.running
+    ]
+    return _json(
+        {
+            "executions": running,
+            "pending_ids": supervisor.pending_ids,
+            "recently_completed_ids": supervisor.recently_completed_ids,
+        }
+    )
+
+
+async def get_execution(api: Api, request: Request) -> Response:
+    """Show one record."""
+    return _json(_shown(api.supervisor.record(request.path_params["id"])))
+
+
+async def get_status(api: Api, request: Request) -> Response:
+    """Tell whether it runs and how it ended."""
+    record = api.supervisor.record(request.path_params["id"])
+    return _json(
+        {
+            "execution_id": record.execution_id,
+            "running": record.state in (Phase.RUNNING, Phase.STOPPING),
+            "returncode": _returncode(record),
+            "outcome": record.outcome,
+            "error_class": record.error_class,
+            "started_at": _time(record.started_at),
+            "metadata": record.metadata,
+        }
+    )
+
+
+async def terminate(api: Api, request: Request) -> Response:
+    """Cancel an execution; answers when nothing of it is left."""
+    status, record = await api.supervisor.terminate(request.path_params["id"])
+    return _json({"status": status, "execution_id": record.execution_id, "returncode": _returncode(record)})
+
+
+async def stream(api: Api, request: Request) -> Response:
+    """Send the transcript as events."""
+    after = streams.last_event_id(request.headers.get("last-event-id") or request.query_params.get("last_event_id"))
+    view = api.supervisor.view(request.path_params["id"])
+    return StreamingResponse(streams.follow(view, after), headers=streams.HEADERS, media_type="text/event-stream")
+
+
+# -- token and health
+
+
+async def get_token(api: Api, request: Request) -> Response:  # noqa: ARG001
+    """Tell the token's state; never the token."""
+    supervisor = api.supervisor
+    status, generation = supervisor.secret.status, supervisor.secret.status.generation
+    return _json(
+        {
+            "state": supervisor.token_state,
+            "source": status.source,
+            "generation": generation.number if generation else None,
+            "fingerprint": generation.token.fingerprint if generation else None,
+            "kind": generation.token.kind if generation else None,
+            "loaded_at": _time(generation.loaded_at) if generation else None,
+            "expires_at": _time(generation.expires_at) if generation else None,
+            "subscription": generation.subscription if generation else None,
+            "error": status.error,
+            "last_refused_generation": supervisor.last_refused_generation,
+            "limited_until": None,
+        }
+    )
+
+
+async def livez(api: Api, request: Request) -> Response:  # noqa: ARG001
+    """Say that the process answers, and nothing else."""
+    return _json({"status": "ok"})
+
+
+async def readyz(api: Api, request: Request) -> Response:  # noqa: ARG001
+    """Say whether a task sent now would be turned away for want of a token, of the CLI, or for draining."""
+    reason, word = api.supervisor.unready
+    if reason is None:
+        return _json({"status": "ready"})
+    return _json({"status": "unready", "reason": word, "detail": reason}, 503)
+
+
+async def health(api: Api, request: Request) -> Response:
+    """Show one page of everything; without the access key only whether all is well."""
+    supervisor = api.supervisor
+    status = "ok" if supervisor.unready[0] is None else "degraded"
+    if api.access.required and not api.access.allows(request):
+        return _json({"status": status})
+    disk = os.statvfs(supervisor.transcripts.directory)
+    return _json(
+        {
+            "status": status,
+            "version": __version__,
+            "token": {
+                "state": supervisor.token_state,
+                "generation": supervisor.secret.status.generation.number
+                if supervisor.secret.status.generation
+                else None,
+                "error": supervisor.secret.status.error,
+            },
+            "slots": {"total": supervisor.settings.slots, "busy": supervisor.busy_slots},
+            "queue": {"limit": supervisor.settings.queue, "length": supervisor.queue_length},
+            "active_tasks": len(supervisor.running),
+            "last_task_at": _time(supervisor.last_task_at),
+            "consecutive_failures": supervisor.consecutive_failures,
+            "draining": supervisor.draining,
+            "disk": {"free_bytes": disk.f_bavail * disk.f_frsize},
+            "loop_lag_seconds": round(await _loop_lag(), 6),
+            "uptime_seconds": round(time.time() - supervisor.started_at, 3),
+        }
+    )
+
+
+async def _loop_lag() -> float:
+    """Measure how long a ready task waits for its turn now."""
+    asked = time.perf_counter()
+    await asyncio.sleep(0)
+    return time.perf_counter() - asked
+
+
+ROUTES: tuple[Entry, ...] = (
+    Entry("POST", "/api/task", post_task),
+    Entry("GET", "/api/executions", list_executions),
+    Entry("GET", "/api/executions/running", list_running),
+    Entry("GET", "/api/executions/{id}", get_execution),
+    Entry("GET", "/api/executions/{id}/status", get_status),
+    Entry("GET", "/api/executions/{id}/stream", stream),
+    Entry("POST", "/api/executions/{id}/terminate", terminate),
+    Entry("GET", "/api/token", get_token),
+    Entry("GET", "/livez", livez, open=True),
+    Entry("GET", "/readyz", readyz, open=True),
+    Entry("GET", "/health", health, open=True),
+    Entry("GET", "/api/health", health, open=True),
+)
+
+
+def build_app(api: Api) -> Starlette:
+    """Put the routes, the access check and the errors together."""
+    by_path: dict[str, dict[str, Entry]] = {}
+    for entry in ROUTES:
+        by_path.setdefault(entry.path, {})[entry.method] = entry
+    routes = [Route(path, _endpoint(api, entries), methods=list(entries)) for path, entries in by_path.items()]
+    return Starlette(
+        routes=routes,
+        exception_handlers={
+            HTTPException: _http_exception,
+            AgentRuntimeError: _own_exception,
+            Exception: _any_exception,
+        },
+    )
+
+
+def _endpoint(api: Api, entries: dict[str, Entry]) -> Callable[[Request], Awaitable[Response]]:
+    """Serve all methods of one path."""
+
+    async def endpoint(request: Request) -> Response:
+        entry = entries["GET" if request.method == "HEAD" else request.method]
+        if not entry.open:
+            api.access.require(request)
+        return await entry.handler(api, request)
+
+    return endpoint
+
+
+async def _own_exception(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    return problem_response(error if isinstance(error, AgentRuntimeError) else AgentRuntimeError("failed"))
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    """Translate starlette's own refusals: an unknown path and a method that a path does not take."""
+    if isinstance(error, HTTPException) and error.status_code == STATUS_BY_CLASS[ErrorClass.METHOD]:
+        return problem_response(MethodNotAllowed("this path does not take this method"), headers=error.headers)
+    return problem_response(NotFound("there is nothing at this path"))
+
+
+async def _any_exception(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    body = problem(ErrorClass.ERROR, "the supervisor failed; its log says more")
+    return Response(msgspec.json.encode(body), 500, media_type=MEDIA_TYPE)
+
+
+def _shown(record: ExecutionRecord) -> Any:
+    """Show a record with its times as RFC 3339."""
+    return shown(record)
+
+
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else rfc3339(seconds)
+
+
+def _returncode(record: ExecutionRecord) -> int | None:
+    return record.attempts[-1].exit_code if record.attempts else None

@@ -1,0 +1,98 @@
+"""Server-sent events of one execution, read from its transcript, so that they can be had before, during and after."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.errors import InvalidRequest
+from agent_runtime.state import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from agent_runtime.model import ExecutionRecord
+    from agent_runtime.supervisor import View
+
+KEEP_ALIVE_SECONDS = 15.0
+BATCH_LINES = 256
+BATCH_BYTES = 1024 * 1024
+
+HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+"""The second keeps nginx from holding events back. Source: https://nginx.org/en/docs/http/ngx_http_proxy_module.html"""
+
+
+def event(name: str, data: bytes, number: int | None = None) -> bytes:
+    """Write one event; *data* is one line."""
+    head = b"event: " + name.encode() + b"\n"
+    if number is not None:
+        head += b"id: %d\n" % number
+    return head + b"data: " + data.replace(b"\r", b"") + b"\n\n"
+
+
+def last_event_id(value: str | None) -> int:
+    """
+    Read ``Last-Event-ID``: the number of the last line the reader has.
+
+    Raises:
+        InvalidRequest: It is no line number.
+    """
+    if value is None or not value.strip():
+        return 0
+    if not (value.isascii() and value.isdigit() and len(value) <= 18):
+        raise InvalidRequest("Last-Event-ID: must be a line number, as in the id of an event")
+    return int(value)
+
+
+def _messages(position: int, lines: list[tuple[int, bytes]]) -> Iterator[bytes]:
+    """Write the lines after *position* as events; where some could not be kept there is a gap, not silence."""
+    for number, data in lines:
+        if number != position + 1:
+            missing = {"first": position + 1, "last": number - 1, "reason": "not kept"}
+            yield event("gap", msgspec.json.encode(missing), number - 1)
+        yield event("message", data, number)
+        position = number
+
+
+def _state(record: ExecutionRecord) -> bytes:
+    return msgspec.json.encode({"state": record.state, "outcome": record.outcome, "error_class": record.error_class})
+
+
+async def follow(view: View, after: int) -> AsyncIterator[bytes]:
+    """
+    Yield the lines after number *after*, state changes, and the end.
+
+    A reader that is slow costs the execution nothing: lines are read from the transcript when the reader takes them.
+    """
+    record, transcript = view.record, view.transcript
+    position = after
+    if position > transcript.last_line:
+        last = transcript.last_line
+        yield event(
+            "gap", msgspec.json.encode({"first": last + 1, "last": position, "reason": "not written yet"})
+        )
+        position = last
+    told: bytes | None = None
+    while True:
+        # Taken before the look, so that what happens during the look is not missed.
+        change = asyncio.ensure_future(view.changed.wait())
+        try:
+            ended = record.state is Phase.FINISHED
+            if (state := _state(record)) != told:
+                told = state
+                yield event("state", state)
+            while lines := transcript.read(position, limit_lines=BATCH_LINES, limit_bytes=BATCH_BYTES):
+                yield b"".join(_messages(position, lines))
+                position = lines[-1][0]
+            if ended:
+                break
+            await asyncio.sleep(0)
+            done, _ = await asyncio.wait({change}, timeout=KEEP_ALIVE_SECONDS)
+            if not done:
+                yield b": keep-alive\n\n"
+        finally:
+            change.cancel()
+    end = {"type": "stream_end", "outcome": record.outcome, "error_class": record.error_class}
+    yield event("end", msgspec.json.encode(end))

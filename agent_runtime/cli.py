@@ -1,0 +1,144 @@
+"""The commands: settings in, exit code out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent_runtime import __version__
+from agent_runtime.errors import AgentRuntimeError, CannotStart, SettingsInvalid
+from agent_runtime.settings import PREFIX, SETTINGS, load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXIT_BAD_SETTINGS = 2
+EXIT_CANNOT_START = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        return int(options.run(options))
+    except SettingsInvalid as error:
+        print(f"agent-runtime: {error}", file=sys.stderr)
+        return EXIT_BAD_SETTINGS
+    except CannotStart as error:
+        print(f"agent-runtime: {error}", file=sys.stderr)
+        return EXIT_CANNOT_START
+    except AgentRuntimeError as error:
+        print(f"agent-runtime: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="agent-runtime",
+        description="Supervise Claude Code executions in an agent container; the token comes from a file.",
+    )
+    parser.add_argument("--version", action="version", version=f"agent-runtime {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the supervisor", description="Run the supervisor.")
+    for setting in SETTINGS:
+        default = "" if setting.default is None else f" [{setting.default}]"
+        serve.add_argument(
+            setting.flag,
+            dest=f"setting_{setting.name}",
+            metavar="VALUE",
+            nargs="?" if setting.is_switch else None,
+            const="true" if setting.is_switch else None,
+            help=f"{setting.text}{default} ({setting.variable})".replace("%", "%%"),
+        )
+    serve.set_defaults(run=_serve)
+
+    demo = commands.add_parser(
+        "demo",
+        help="show the main job on loopback: no account, no network",
+        description="Start a stand-in API and a supervisor on loopback, run four executions in parallel, switch the "
+        "token, let one die, and say what became of each. Exit code 0 only if every promise held.",
+    )
+    demo.add_argument("--claude", metavar="COMMAND", help="the CLI to use [claude on PATH, else the scripted one]")
+    demo.add_argument("--scripted", action="store_true", help="use the scripted CLI even where there is a real one")
+    demo.set_defaults(run=_demo)
+
+    token = commands.add_parser("token", help="write and look at a secret file", description="Work on a secret file.")
+    actions = token.add_subparsers(required=True, metavar="ACTION")
+    put = actions.add_parser("put", help="write the token read on stdin so that a reader never sees half of it")
+    put.add_argument("file", type=Path, metavar="FILE")
+    put.set_defaults(run=_token_put)
+    show = actions.add_parser("show", help="print kind, fingerprint, age and expiry, never the token")
+    show.add_argument("file", type=Path, metavar="FILE")
+    show.add_argument("--json", action="store_true", help="for scripts")
+    show.set_defaults(run=_token_show)
+
+    health = commands.add_parser("healthcheck", help="ask a running supervisor for /livez; for an image's HEALTHCHECK")
+    health.add_argument("--url", default=_default_url(), help="where it listens [%(default)s]")
+    health.set_defaults(run=_healthcheck)
+    return parser
+
+
+def _default_url() -> str:
+    """Tell where the supervisor of this container listens, as its own settings say."""
+    if url := os.environ.get(f"{PREFIX}URL"):
+        return url
+    host = os.environ.get(f"{PREFIX}HOST") or "127.0.0.1"
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - compared, not listened on
+    return f"http://{host}:{os.environ.get(f'{PREFIX}PORT') or 8000}"
+
+
+def _serve(options: argparse.Namespace) -> int:
+    settings = load(os.environ, {setting.name: getattr(options, f"setting_{setting.name}") for setting in SETTINGS})
+    # Imported here: the other commands start without the web server.
+    from agent_runtime.service import serve  # noqa: PLC0415
+
+    return serve(settings, os.environ)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from agent_runtime.demo import run_demo  # noqa: PLC0415 - as above
+
+    return run_demo(options.claude, scripted=options.scripted)
+
+
+def _token_put(options: argparse.Namespace) -> int:
+    from agent_runtime.secret_writer import put  # noqa: PLC0415 - as above
+
+    for warning in put(options.file, sys.stdin.buffer.read()):
+        print(f"warning: {warning}", file=sys.stderr)
+    return 0
+
+
+def _token_show(options: argparse.Namespace) -> int:
+    from agent_runtime.secret_writer import describe  # noqa: PLC0415 - as above
+
+    described = describe(options.file)
+    if options.json:
+        print(json.dumps(described))
+    else:
+        width = max(len(name) for name in described)
+        for name, value in described.items():
+            print(f"{name:<{width}}  {'-' if value is None else value}")
+    return 1 if described.get("error") else 0
+
+
+def _healthcheck(options: argparse.Namespace) -> int:
+    import httpx  # noqa: PLC0415 - as above
+
+    try:
+        response = httpx.get(f"{options.url}/livez", timeout=5, trust_env=False)
+    except httpx.HTTPError as error:
+        print(f"unhealthy: {options.url} does not answer: {type(error).__name__}", file=sys.stderr)
+        return 1
+    if response.status_code != httpx.codes.OK:
+        print(f"unhealthy: {options.url} answers {response.status_code}", file=sys.stderr)
+        return 1
+    print("healthy")
+    return 0

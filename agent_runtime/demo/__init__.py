@@ -1,0 +1,69 @@
+"""The main job on embedded defaults: everything on loopback, no account, no network, and a table at the end."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import httpx
+
+from agent_runtime.demo.choice import choose_cli
+from agent_runtime.demo.interruptions import Interrupted, Interruptions
+from agent_runtime.demo.report import Promise, Report
+from agent_runtime.demo.scenario import Scenario
+from agent_runtime.demo.stage import Stage, Stuck, staged
+from agent_runtime.demo.timeline import Timeline
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["run_demo"]
+
+
+def run_demo(claude: str | None, *, scripted: bool) -> int:
+    """
+    Play the main job, telling each event as it happens, and print a table of what was measured.
+
+    Args:
+        claude: Command of the CLI; None: ``claude`` on PATH, else the scripted one.
+        scripted: Use the scripted CLI even where there is a real one.
+
+    Returns:
+        0 if every promise held, 1 if one was broken, 128 plus the signal's number if a signal ended it.
+
+    Raises:
+        SettingsInvalid: *claude* cannot be run, or both arguments are given.
+    """
+    timeline, report = Timeline(sys.stdout), Report()
+    kept_log: Path | None = None
+    try:
+        with Interruptions() as interruptions:
+            cli = choose_cli(claude, scripted=scripted)
+            timeline.say("demo", f"the CLI is {cli.name}: {cli.reason}")
+            with staged(cli, timeline, interruptions) as stage:
+                _play(stage, report)
+                if report.broken:
+                    kept_log = stage.keep_log()
+    except Interrupted as interrupted:
+        timeline.say("demo", f"ended by {interrupted.name}; everything it started is gone")
+        return 128 + interrupted.number
+    timeline.write(report.table(cli.name, took_seconds=timeline.elapsed_seconds, log=kept_log))
+    return 1 if report.broken else 0
+
+
+def _play(stage: Stage, report: Report) -> None:
+    """Play all of it, as far as it gets; a promise that is not reached counts as broken."""
+    try:
+        stage.start_supervisor()
+        scenario = Scenario(stage, report)
+        scenario.play()
+        exit_code = stage.end_supervisor()
+        stage.say("supervisor", f"ended on SIGTERM with exit code {exit_code}")
+        report.check(Promise.ENDS_WELL, exit_code == 0, f"its exit code was {exit_code}")
+        scenario.search_for_tokens()
+    except Stuck as stuck:
+        report.stuck = str(stuck)
+    except httpx.HTTPError as error:
+        report.stuck = f"the supervisor did not answer: {type(error).__name__}"
+    if report.stuck is not None:
+        stage.say("demo", f"cannot go on: {report.stuck}")

@@ -1,0 +1,110 @@
+"""What was promised, what was measured, and the table of both."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LINE_TO_SIGNAL_SECONDS = 0.050
+REFUSAL_TO_GONE_SECONDS = 2.0
+
+UNSUPERVISED = (
+    ("2.1.30 and earlier, OAuth token", "187 s, silent until then"),
+    ("2.1.197 to 2.1.330, OAuth token", "2.3 to 2.8 s"),
+    ("2.1.197 to 2.1.330, API key", "176 s"),
+)
+"""
+How long Claude Code goes on by itself when its token is dead.
+
+Source: measured by this project, with the real CLI of these versions against the same stand-in API on loopback.
+"""
+
+UNSUPERVISED_SOURCE = (
+    "not measured in this run; source: this project's measurements of the real CLI, in its README",
+    'under "What an unsupervised run takes"',
+)
+
+_NOT_REACHED = "not reached"
+
+
+class Promise(Enum):
+    """Everything the exit code stands for."""
+
+    STARTS = "the supervisor starts and is ready"
+    TOOLS_RUN = "four executions run in parallel, each in the middle of a tool, when the token is switched"
+    FINISH = "all four finish, each with its own result and in one attempt"
+    NEW_TOKEN = "the fifth carries the new token, and only that one, as the API saw it"  # noqa: S105 - a sentence
+    ANSWER = "an execution whose token dies is answered with 503 auth"
+    EVIDENCE = "its record names the failing line"
+    SIGNAL = f"failing line to signal within {LINE_TO_SIGNAL_SECONDS * 1000:.0f} ms"
+    GONE = f"all its processes gone within {REFUSAL_TO_GONE_SECONDS:.0f} s, seen from outside"
+    TURNED_AWAY = "the next one is turned away with 503 auth: nothing is spawned, nothing asks the API"
+    HEALED = "a new token in the file is all it takes to go on"
+    NOT_LOST = "no execution is lost"
+    NOTHING_LEFT = "no process of any execution is left, seen from outside"
+    NO_TOKEN_SHOWN = "no token in any log, record, transcript, answer or argv"  # noqa: S105 - a sentence
+    ENDS_WELL = "the supervisor ends on SIGTERM with exit code 0"
+
+
+class Report:
+    """
+    The books of one run: figures, and each promise with what broke it.
+
+    Attributes:
+        stuck: Why the run could not go on to its end, if it could not.
+    """
+
+    def __init__(self) -> None:
+        self.stuck: str | None = None
+        self._checked: dict[Promise, list[str]] = {}
+        self._figures: list[tuple[str, str, str]] = []
+
+    def check(self, promise: Promise, held: bool, otherwise: str) -> None:
+        """Note whether a promise held this time; each time must be good."""
+        broken = self._checked.setdefault(promise, [])
+        if not held:
+            broken.append(otherwise)
+
+    def figure(self, name: str, measured: str, promised: str = "") -> None:
+        """Note something measured in this run."""
+        self._figures.append((name, measured, promised))
+
+    @property
+    def broken(self) -> dict[Promise, str]:
+        """Promises that did not hold, and why; one that nothing has checked is among them."""
+        return {
+            promise: "; ".join(dict.fromkeys(reasons))
+            for promise in Promise
+            if (reasons := self._checked.get(promise, [_NOT_REACHED]))
+        }
+
+    def table(self, cli: str, *, took_seconds: float, log: Path | None) -> str:
+        """Write it all for a person; *log* is where the supervisor's log is kept, if it is."""
+        rows = [(f"measured in this run, with {cli}", "", "promised"), *self._figures]
+        rows.append(("the demo as a whole", f"{took_seconds:.1f} s", ""))
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        rule = "-" * (sum(widths) + 4)
+        head, *body = (
+            f"{name:<{widths[0]}}  {value:>{widths[1]}}  {limit:>{widths[2]}}".rstrip() for name, value, limit in rows
+        )
+        lines = ["", head, rule, *body, "", "what an unsupervised run takes when its token is dead", rule]
+        lines += [f"{version:<{widths[0]}}  {value}" for version, value in UNSUPERVISED]
+        lines += [f"({UNSUPERVISED_SOURCE[0]},", f" {UNSUPERVISED_SOURCE[1]})", "", "promises", rule]
+        broken = self.broken
+        for promise in Promise:
+            said = "held" if promise not in broken else "-" if broken[promise] == _NOT_REACHED else "BROKEN"
+            lines.append(f"{said:<6}  {promise.value}")
+        lines.append("")
+        if not broken:
+            return "\n".join([*lines, f"All {len(Promise)} promises held."])
+        failed = {promise: why for promise, why in broken.items() if why != _NOT_REACHED}
+        lines.append(f"{len(failed)} of {len(Promise)} promises were broken, {len(broken) - len(failed)} not reached:")
+        lines += [f"  {promise.value}: {why}" for promise, why in failed.items()]
+        if self.stuck is not None:
+            lines.append(f"  the demo could not go on: {self.stuck}")
+        if log is not None:
+            lines.append(f"The supervisor's log is kept in {log}")
+        return "\n".join(lines)

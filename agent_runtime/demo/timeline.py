@@ -1,0 +1,63 @@
+"""What a person follows: one line for each event, with the seconds since the start."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from agent_runtime.tokens import Token
+
+_WIDTH = 10
+_NORMAL = "\x1b[0m"
+_COLOURS = {"demo": "\x1b[1m", "backend": "\x1b[35m", "api": "\x1b[34m", "supervisor": "\x1b[36m"}
+_OTHER_COLOUR = "\x1b[32m"
+
+
+class Timeline:
+    """
+    Print events as they happen, from any thread; in colour only on a terminal.
+
+    A reader that goes away (``demo | head``) changes nothing about what is done and how it ends.
+    """
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._lock = threading.Lock()
+        self._began = time.monotonic()
+        self._tokens: tuple[Token, ...] = ()
+        self._in_colour = out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._began
+
+    def hide(self, *tokens: Token) -> None:
+        """Print the fingerprint of these instead, whatever a line quotes."""
+        self._tokens += tokens
+
+    def say(self, who: str, text: str) -> None:
+        """Print one event."""
+        name = f"{who:<{_WIDTH}}"
+        if self._in_colour:
+            name = f"{_COLOURS.get(who, _OTHER_COLOUR)}{name}{_NORMAL}"
+        self.write(f"{self.elapsed_seconds:6.2f} s  {name}  {' '.join(text.split())}")
+
+    def write(self, text: str) -> None:
+        """Print *text* and a newline."""
+        for token in self._tokens:
+            text = text.replace(token.secret, f"<token {token.fingerprint}>")
+        encoding = self._out.encoding or "utf-8"
+        text = text.encode(encoding, errors="replace").decode(encoding)
+        with self._lock:
+            try:
+                self._out.write(f"{text}\n")
+                self._out.flush()
+            except BrokenPipeError:
+                # What is still in the buffer would raise again when the interpreter ends.
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._out.fileno())
+                os.close(nowhere)

@@ -1,0 +1,243 @@
+"""The composition root of ``serve``: everything is put together here, started in order and ended in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import functools
+import logging
+import os
+import shutil
+import signal
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from agent_runtime.api.access import AccessKey
+from agent_runtime.api.app import Api, build_app
+from agent_runtime.errors import CannotStart
+from agent_runtime.generations import GenerationLedger
+from agent_runtime.log import configure
+from agent_runtime.process import become_subreaper, new_mark, sweep_leftovers
+from agent_runtime.redaction import Redactor
+from agent_runtime.secret_file import SecretFile
+from agent_runtime.settings import PREFIX, unknown_variables
+from agent_runtime.state import StopReason
+from agent_runtime.store.records import RecordStore
+from agent_runtime.store.transcripts import TranscriptStore
+from agent_runtime.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from agent_runtime.secret_file import SecretStatus
+    from agent_runtime.settings import Settings
+
+log = logging.getLogger(__name__)
+
+DEFAULT_DATA_DIR = Path("/var/lib/agent-runtime")
+KEEP_ALIVE_SECONDS = 75
+
+
+class Server(uvicorn.Server):
+    """
+    A uvicorn that leaves the signals to us.
+
+    uvicorn would close its listeners first on SIGTERM, so that ``/readyz`` could never say that it drains, and would
+    exit by raising the signal again (uvicorn 0.54, ``Server.capture_signals``).
+    """
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, and say where: the one line that stdout is for."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(f"listening on http://{shown}:{port}", flush=True)  # noqa: T201 - read by whoever started us
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture nothing."""
+        yield
+
+
+def serve(settings: Settings, environ: Mapping[str, str]) -> int:
+    """
+    Run a supervisor until a signal ends it.
+
+    Returns:
+        The exit code: 0 after a drain.
+
+    Raises:
+        CannotStart: The port, a directory or a lock is not to be had.
+    """
+    redactor = Redactor()
+    configure(settings.log_format, settings.log_level, redactor)
+    for name in unknown_variables(environ):
+        log.warning("%s is no setting; see agent-runtime serve --help", name)
+    with contextlib.ExitStack() as held:
+        data_dir = _data_dir(settings, environ)
+        held.enter_context(_locked(data_dir / "lock", f"{PREFIX}DATA_DIR"))
+        _directory(settings.config_dir)
+        held.enter_context(_locked(settings.config_dir / ".agent-runtime.lock", f"{PREFIX}CONFIG_DIR"))
+        if not settings.workspace.is_dir():
+            raise CannotStart(f"{PREFIX}WORKSPACE: {settings.workspace} is no directory")
+        listener = held.enter_context(_listen(settings))
+        become_subreaper()
+        if ended := sweep_leftovers(data_dir):
+            log.warning("processes of an earlier supervisor were still there and have been ended: %d", ended)
+        # A supervisor that was killed may have left its children's files, which hold tokens.
+        shutil.rmtree(data_dir / "run", ignore_errors=True)
+        ledger = GenerationLedger(data_dir)
+        changes = SecretChanges(redactor)
+        secret = SecretFile(
+            settings.token_file,
+            ledger=ledger,
+            withdraw_after_seconds=settings.token_withdraw_after,
+            on_change=changes.put,
+        )
+        records = held.enter_context(contextlib.closing(RecordStore.open(data_dir / "records.sqlite")))
+        supervisor = Supervisor(
+            settings,
+            secret=secret,
+            redactor=redactor,
+            records=records,
+            transcripts=TranscriptStore(data_dir / "transcripts"),
+            environ=environ,
+            run_dir=data_dir / "run",
+            next_mark=functools.partial(new_mark, data_dir),
+            ledger=ledger,
+        )
+        secret.start()
+        held.callback(secret.stop)
+        return asyncio.run(_serve(supervisor, listener, changes, redactor))
+
+
+class SecretChanges:
+    """Carry changes of the secret file from the thread that notices them to the event loop, once there is one."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._take: Callable[[SecretStatus], None] | None = None
+
+    def put(self, status: SecretStatus) -> None:
+        """Take a status, from any thread; its token is replaced in all output from here on."""
+        if status.generation is not None:
+            self._redactor.add(status.generation.token)
+        if self._loop is not None and self._take is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to care
+                self._loop.call_soon_threadsafe(self._take, status)
+
+    def deliver_to(self, take: Callable[[SecretStatus], None]) -> None:
+        """Call *take* on the running loop from now on."""
+        self._loop, self._take = asyncio.get_running_loop(), take
+
+
+async def _serve(supervisor: Supervisor, listener: socket.socket, changes: SecretChanges, redactor: Redactor) -> int:
+    settings = supervisor.settings
+    access = AccessKey(settings.access_key_file, settings.access_header, redactor)
+    config = uvicorn.Config(
+        build_app(Api(supervisor, access)),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=5,
+        server_header=False,
+    )
+    server = Server(config)
+    ending = Ending(supervisor, server)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.signalled, number)
+    changes.deliver_to(supervisor.secret_changed)
+    supervisor.secret_changed(supervisor.secret.status)
+    await server.serve(sockets=[listener])
+    await ending.finished()
+    return 0
+
+
+class Ending:
+    """What signals do: the first drains, the second ends everything at once; either way nothing is left running."""
+
+    def __init__(self, supervisor: Supervisor, server: Server) -> None:
+        self._supervisor = supervisor
+        self._server = server
+        self._draining: asyncio.Task[None] | None = None
+
+    def signalled(self, number: int) -> None:
+        """Take a signal."""
+        if self._draining is None:
+            log.info("draining on %s", signal.Signals(number).name)
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+        else:
+            log.warning("ending at once on %s", signal.Signals(number).name)
+            self._supervisor.stop_all(StopReason.SHUTDOWN, at_once=True)
+
+    async def _drain(self) -> None:
+        try:
+            await self._supervisor.drain(self._supervisor.settings.drain_timeout)
+        finally:
+            self._server.should_exit = True
+
+    async def finished(self) -> None:
+        """Wait for the drain to end."""
+        if self._draining is not None:
+            await self._draining
+
+
+def _data_dir(settings: Settings, environ: Mapping[str, str]) -> Path:
+    """Find the data directory, or make do with the user's."""
+    if settings.data_dir is not None:
+        return _directory(settings.data_dir)
+    with contextlib.suppress(CannotStart):
+        return _directory(DEFAULT_DATA_DIR)
+    state_home = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
+    fallback = _directory(Path(state_home) / "agent-runtime")
+    log.warning("%s cannot be written; records are kept in %s", DEFAULT_DATA_DIR, fallback)
+    return fallback
+
+
+def _directory(path: Path) -> Path:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotStart(f"cannot create the directory {path}: {error.strerror}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise CannotStart(f"cannot write to the directory {path}")
+    return path
+
+
+@contextlib.contextmanager
+def _locked(path: Path, variable: str) -> Iterator[None]:
+    """Hold a lock that the kernel gives back when this process ends, however it ends."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CannotStart(f"{variable}: cannot create the lock in {path.parent}: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise CannotStart(f"{variable}: another supervisor uses {path.parent}") from None
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _listen(settings: Settings) -> Iterator[socket.socket]:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise CannotStart(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
+    with contextlib.closing(listener):
+        yield listener

@@ -1,0 +1,55 @@
+"""What all tests share: the real CLIs they are run with."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CLAUDES = "AGENT_RUNTIME_TEST_CLAUDE"
+REQUIRED = "AGENT_RUNTIME_TEST_REQUIRE_CLAUDE"
+
+
+def claudes(environ: Mapping[str, str]) -> list[str]:
+    """List the executables the tests were told of, colon-separated like ``PATH``."""
+    return [entry for entry in environ.get(CLAUDES, "").split(":") if entry]
+
+
+def _version_of(executable: str) -> str:
+    """Tell a readable id: the directory above ``node_modules`` is named after the version."""
+    parts = Path(executable).parts
+    return parts[parts.index("node_modules") - 1] if "node_modules" in parts else executable
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "claude" in metafunc.fixturenames:
+        metafunc.parametrize("claude", claudes(os.environ) or [""], ids=_version_of, indirect=True)
+
+
+@pytest.fixture
+def claude(request: pytest.FixtureRequest) -> str:
+    """The real CLI; without one the test is skipped, or fails where it is required (as in CI)."""
+    executable: str = request.param
+    if executable:
+        return executable
+    reason = f"no real CLI: set {CLAUDES} to its path (colon-separated for several)"
+    if os.environ.get(REQUIRED) == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def clean_environment(tmp_path: Path) -> dict[str, str]:
+    """
+    What a CLI is started with so that nothing of this machine or its user reaches it: a home of its own, no credential.
+
+    Both directories exist and are empty.
+    """
+    home, config_dir = tmp_path / "home", tmp_path / "home/.claude"
+    config_dir.mkdir(parents=True)
+    return {"PATH": os.environ["PATH"], "HOME": str(home), "CLAUDE_CONFIG_DIR": str(config_dir)}

@@ -1,0 +1,202 @@
+"""Imports point strictly down: the order is the table here, and every module has its place in it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import agent_runtime
+
+PACKAGE = "agent_runtime"
+ROOT = Path(agent_runtime.__file__).parent
+
+ORDER: tuple[tuple[str, ...], ...] = (
+    # settings in, exit code out
+    ("__main__",),
+    ("cli",),
+    # the demo: a supervisor and the stand-ins around it
+    ("demo",),
+    ("demo.scenario",),
+    ("demo.execution",),
+    ("demo.stage", "demo.report"),
+    ("demo.choice", "demo.interruptions", "demo.outside", "demo.timeline"),
+    # the composition root
+    ("service",),
+    # HTTP: parse, call, serialise
+    ("api.app",),
+    ("api.streams", "api.answers"),
+    ("api.problems", "api.access"),
+    ("api",),
+    # policy: admission, slots, owners, switching, drain
+    ("supervisor",),
+    ("standing",),
+    # one execution and one CLI process
+    ("execution",),
+    ("attempt",),
+    # what they stand on
+    ("log", "command", "deadlines", "tally", "delivery"),
+    ("store.retention",),
+    ("store.records", "store.transcripts"),
+    ("store.line_files",),
+    ("store",),
+    # the only place that spawns and signals
+    ("process",),
+    ("containment",),
+    ("living",),
+    ("proc_table",),
+    ("linux",),
+    # the only place that reads pipes
+    ("pipes",),
+    # the secret file: read, watch, generations
+    ("secret_file", "secret_writer"),
+    ("secret_reading", "secret_watch", "generations"),
+    ("secret_mount", "secret_content"),
+    # the stand-ins: processes of their own, which know nothing of a supervisor
+    ("standins.scripted_cli", "standins.messages_api"),
+    ("standins.scripted_steps", "standins.messages_policy"),
+    ("standins.scripted_printing", "standins.scripted_spawn", "standins.messages_script"),
+    ("standins.scripted_api", "standins.loopback_server"),
+    ("standins.scripted_run",),
+    ("standins.scripted_frames",),
+    ("standins",),
+    # pure: no I/O, no clock
+    ("verdict", "model", "task"),
+    ("evidence",),
+    ("evidence_text",),
+    ("evidence_rules", "framing", "redaction", "state", "settings", "credential_names"),
+    ("frames",),
+    ("tokens",),
+    ("errors",),
+    ("",),  # the package itself: its version
+)
+"""From top to bottom; a module may import what stands in a row further down, never beside or above it."""
+
+RANK = {module: len(ORDER) - row for row, modules in enumerate(ORDER) for module in modules}
+
+STAND_INS_MAY_IMPORT = {"tokens", ""}
+"""Of the rest of the package; what they imitate must not come from what they test."""
+
+MAY_USE_STAND_INS = {"demo", "doctor"}
+
+PURE = set().union(*ORDER[ORDER.index(("verdict", "model", "task")) :])
+"""Modules without I/O and without a clock; every one of them can be tested by calling it."""
+
+IMPURE_LIBRARIES = {
+    "asyncio",
+    "fcntl",
+    "httpx",
+    "psutil",
+    "select",
+    "selectors",
+    "socket",
+    "sqlite3",
+    "starlette",
+    "subprocess",
+    "tempfile",
+    "time",
+    "uvicorn",
+    "watchfiles",
+}
+
+
+def modules() -> dict[str, Path]:
+    """Find all modules, named within the package: ``api.app``; a package is its ``__init__``."""
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(source: str, known: set[str]) -> tuple[set[str], set[str]]:
+    """
+    List what a source imports, wherever it stands: at the top, in a function, under ``TYPE_CHECKING``.
+
+    Returns:
+        Modules of this package, named within it, and the top names of all others.
+
+    Raises:
+        ValueError: An import is relative; the house names modules in full.
+    """
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level or node.module is None:
+                raise ValueError(f"line {node.lineno}: relative import")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    own, foreign = set(), set()
+    for name in names:
+        top, _, within = name.partition(".")
+        if top != PACKAGE:
+            foreign.add(top)
+        elif within in known:
+            own.add(within)
+        else:  # a name inside a module
+            own.add(within.rpartition(".")[0])
+    return own, foreign
+
+
+def wrong_directions(found: dict[str, set[str]]) -> list[str]:
+    """Name every import that does not point down."""
+    return sorted(
+        f"{importer} imports {imported}"
+        for importer, all_imported in found.items()
+        for imported in all_imported - {importer}
+        if RANK[imported] >= RANK[importer]
+    )
+
+
+@pytest.fixture(scope="module")
+def own_imports() -> dict[str, set[str]]:
+    known = modules()
+    return {module: imports(path.read_text(), set(known))[0] for module, path in known.items()}
+
+
+def test_every_module_has_one_place_in_the_order() -> None:
+    placed = [module for row in ORDER for module in row]
+
+    assert sorted(set(modules()) - set(placed)) == [], "new modules: give them a place in ORDER"
+    assert sorted(set(placed) - set(modules())) == [], "no such modules: take them out of ORDER"
+    assert len(placed) == len(set(placed))
+
+
+def test_imports_point_strictly_down(own_imports: dict[str, set[str]]) -> None:
+    assert wrong_directions(own_imports) == []
+
+
+def test_an_import_that_points_up_or_sideways_is_found() -> None:
+    known = set(modules())
+    up = "def late() -> None:\n    from agent_runtime.supervisor import Supervisor\n"
+    sideways = "if TYPE_CHECKING:\n    from agent_runtime import redaction\n"
+
+    assert wrong_directions({"evidence": imports(up, known)[0]}) == ["evidence imports supervisor"]
+    assert wrong_directions({"state": imports(sideways, known)[0]}) == ["state imports redaction"]
+    assert wrong_directions({"supervisor": imports("import agent_runtime.errors", known)[0]}) == []
+    with pytest.raises(ValueError, match="relative"):
+        imports("from . import errors", known)
+
+
+def test_pure_modules_do_no_io_and_read_no_clock() -> None:
+    known = modules()
+    found = {module: imports(known[module].read_text(), set(known))[1] & IMPURE_LIBRARIES for module in sorted(PURE)}
+
+    assert {module: libraries for module, libraries in found.items() if libraries} == {}
+
+
+def test_only_the_demo_and_the_doctor_know_the_stand_ins(own_imports: dict[str, set[str]]) -> None:
+    outside = {module: found for module, found in own_imports.items() if module.split(".")[0] != "standins"}
+    users = {module for module, found in outside.items() if any(name.split(".")[0] == "standins" for name in found)}
+
+    assert {module for module in users if module.split(".")[0] not in MAY_USE_STAND_INS} == set()
+
+
+def test_the_stand_ins_know_nothing_of_what_they_test(own_imports: dict[str, set[str]]) -> None:
+    inside = {module: found for module, found in own_imports.items() if module.split(".")[0] == "standins"}
+    foreign = {name for found in inside.values() for name in found if name.split(".")[0] != "standins"}
+
+    assert inside
+    assert foreign <= STAND_INS_MAY_IMPORT
