@@ -422,6 +422,8 @@ class Attempt:
         if sighting := self._witness.stdout(frame):
             self._sighted(sighting, data, read_at)
         tally = self._report.tally
+        if frame.type == "result" and tally.result is not None and self._kill_at < math.inf:
+            return  # told to leave after its last word, the CLI says that it was interrupted: that is no news
         had_init, model_frames = tally.has_init, tally.model_frames
         tally.add(frame)
         if frame.type == "result":

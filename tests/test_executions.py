@@ -338,9 +338,7 @@ def test_a_bad_body_gets_a_typed_problem(
         ("GET", "/api/executions?state=asleep", 400, "invalid_request"),
     ],
 )
-def test_every_refusal_is_a_problem(
-    shared: Supervised, method: str, path: str, status: int, error_class: str
-) -> None:
+def test_every_refusal_is_a_problem(shared: Supervised, method: str, path: str, status: int, error_class: str) -> None:
     response = shared.client.request(method, path)
 
     assert (response.status_code, response.json()["error_class"]) == (status, error_class)
@@ -371,11 +369,11 @@ def test_executions_are_listed_newest_first_and_page_by_page(shared: Supervised)
 
 
 @pytest.mark.parametrize(
-    ("claude", "word"), [("/nonexistent/claude", "not found"), ("{home}/not-executable", "not executable")]
+    ("command", "word"), [("/nonexistent/claude", "not found"), ("{home}/not-executable", "not executable")]
 )
-def test_a_missing_cli_is_a_typed_error_and_unready(tmp_path: Path, claude: str, word: str) -> None:
+def test_a_missing_cli_is_a_typed_error_and_unready(tmp_path: Path, command: str, word: str) -> None:
     (tmp_path / "not-executable").write_text("#!/bin/sh\n")
-    with supervised(tmp_path, claude=claude.format(home=tmp_path)) as running:
+    with supervised(tmp_path, claude=command.format(home=tmp_path)) as running:
         response = running.post(OK)
 
         assert (response.status_code, response.json()["error_class"]) == (500, "spawn")
