@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-    from agent_runtime.delivery import Delivery
+    from agent_runtime.delivery import Delivered, Deliveries
     from agent_runtime.evidence import Sighting
     from agent_runtime.frames import Frame
     from agent_runtime.framing import Line
@@ -58,6 +58,7 @@ CATCH_UP_SECONDS = 0.25
 NOT_LOOKING_SECONDS = 1.0
 """A turn that takes this much longer than asked for: this process was stopped, not the child silent."""
 
+SETTLED_SECONDS = 1.0
 EVIDENCE_LINE_BYTES = 2048
 TRUNCATED_HEAD_BYTES = 1024
 
@@ -68,17 +69,17 @@ class Surroundings:
     What all attempts of a supervisor share.
 
     Attributes:
-        may_use: Raises :class:`AgentRuntimeError` where a generation must not be spawned with.
+        may_use: Raises :class:`AgentRuntimeError` where a generation must not be spawned with, for a model.
         run_dir: Private files for children; each attempt has a directory of its own in it.
     """
 
     settings: Settings
     secret: SecretFile
-    delivery: Delivery
+    deliveries: Deliveries
     redactor: Redactor
     environ: Mapping[str, str]
     run_dir: Path
-    may_use: Callable[[Generation], None]
+    may_use: Callable[[Generation, str | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,15 @@ class Answered:
     generation: Generation
 
 
-Note = Spawned | Progress | Stopping | Answered
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A newer generation has reached the running child."""
+
+    generation: Generation
+    delivered_at: float
+
+
+Note = Spawned | Progress | Stopping | Answered | Reached
 
 
 @dataclass(slots=True)
@@ -165,7 +174,7 @@ class Attempt:
     """
 
     def __init__(
-        self, order: Order, surroundings: Surroundings, transcript: TranscriptWriter, tell: Callable[[Note], None]
+        self, order: Order, surroundings: Surroundings, transcript: TranscriptWriter, tell: Callable[[Note], object]
     ) -> None:
         self._order = order
         self._around = surroundings
@@ -181,7 +190,9 @@ class Attempt:
         self._evidence: Sighting | None = None
         self._last_words = ""
         self._kill_at = math.inf
-        self._answered = False
+        self._answered = 0
+        self._delivered: Delivered | None = None
+        self._tokens: list[tuple[Generation, float]] = []
         self._at_once = False
         self._result_is_new = False
         self._killed = False
@@ -206,6 +217,16 @@ class Attempt:
             if not self._stop_is_done:
                 self._wake.set()
 
+    def token_loaded(self, generation: Generation) -> None:
+        """Note, from any thread, that a newer generation is loaded: where its way leads to this child, it is there."""
+        with self._lock:
+            if self._delivered is None or not self._delivered.is_reached_by(generation):
+                return
+            if generation.number <= self._tokens[-1][0].number:
+                return
+            self._tokens.append((generation, time.monotonic()))
+        self._tell(Reached(generation, time.time()))
+
     def run(self) -> Report:
         """Run the child to its end; never raises for what the child or the operating system does."""
         report = self._report
@@ -228,20 +249,25 @@ class Attempt:
 
     def _start(self) -> None:
         generation = self._around.secret.read()
-        self._around.may_use(generation)
         self._report.generation = generation
+        self._around.may_use(generation, self._order.task.model)
+        delivered = self._around.deliveries.for_spawn(generation)
+        generation = self._report.generation = delivered.generation
+        with self._lock:
+            self._delivered = delivered
+            self._tokens = [(generation, time.monotonic())]
         self._around.redactor.add(generation.token)
         order, settings = self._order, self._around.settings
-        delivered = self._around.delivery.variables(generation.token)
         environ = cli_command.environment(
             self._around.environ,
             execution_id=order.execution_id,
             config_dir=settings.config_dir,
-            delivered=delivered,
+            delivered=delivered.variables,
             as_root=settings.child_user is None and os.geteuid() == 0,
         )
         settings_file = self._write(
-            "settings.json", cli_command.settings_bytes(generation.token.kind, delivered, self._around.environ)
+            "settings.json",
+            cli_command.settings_bytes(generation.token.kind, delivered.variables, self._around.environ),
         )
         mcp_file = None
         if order.task.mcp_config is not None:
@@ -378,7 +404,7 @@ class Attempt:
             self._report.unknown_session = True
         elif data[:1].isalpha():
             # The CLI's debug lines begin with a time; what does not is what it tells a person before it gives up.
-            self._last_words = self._around.redactor.redact(data[:300]).decode(errors="replace")
+            self._last_words = self._around.redactor.redact(data[:300], truncated=True).decode(errors="replace")
 
     def _stdout_lines(self, lines: Iterable[Line], read_at: float) -> None:
         keep_partial = self._around.settings.keep_partial
@@ -444,7 +470,7 @@ class Attempt:
     def _quiet(self, channel: Channel, data: bytes, read_at: float) -> None:
         """Look at a line that the child has left unfinished: what it says must not wait for a newline."""
         if channel is Channel.STDERR:
-            sighting = self._witness.stderr(data)
+            sighting = self._witness.stderr(data, finished=False)
         else:
             frame = decode(data) if data.rstrip().endswith(b"}") else None
             sighting = self._witness.stdout(frame) if frame is not None else None
@@ -454,9 +480,10 @@ class Attempt:
     def _model_seen(self, read_at: float) -> None:
         # The model goes on: what the API said before is over.
         self._last_error = None
-        if not self._answered and self._report.generation is not None:
-            self._answered = True
-            self._tell(Answered(self._report.generation))
+        generation = self._charged(read_at)
+        if generation.number != self._answered:
+            self._answered = generation.number
+            self._tell(Answered(generation))
         self._heard_at = read_at
         self._deadlines.model_seen(read_at)
 
@@ -471,6 +498,11 @@ class Attempt:
         self._last_error = sighting.or_sharper(self._last_error)
         if not sighting.is_evidence or self._evidence is not None:
             return
+        if (loaded := self._around.secret.status.generation) is not None:
+            self.token_loaded(loaded)
+        self._report.generation = self._charged(read_at)
+        if not sighting.is_final and self._tokens[-1][0] is not self._report.generation:
+            return  # the CLI's own retry takes the newer token; what that meets decides
         self._evidence = sighting
         self._reason_for(StopReason.REFUSED)
         signalled_at = self._interrupt()
@@ -482,6 +514,18 @@ class Attempt:
             line=self._around.redactor.redact(data[:EVIDENCE_LINE_BYTES], truncated=True).decode(errors="replace"),
             seconds_to_signal=None if signalled_at is None else round(signalled_at - read_at, 6),
         )
+
+    def _charged(self, now: float) -> Generation:
+        """
+        Tell which generation a refusal read at *now* is about.
+
+        The one given at the spawn is charged from the first request on, a newer one only when it has been there for
+        :data:`SETTLED_SECONDS`: until then the refused request may have left before.
+        """
+        for generation, delivered_at in reversed(self._tokens[1:]):
+            if delivered_at <= now - SETTLED_SECONDS:
+                return generation
+        return self._tokens[0][0]
 
     # -- the end
 

@@ -163,7 +163,8 @@ def missing_session(text: str | bytes) -> bool:
     """
     Tell whether the CLI says that it does not know the session it was told to resume.
 
-    Source: in the ``errors`` of the result frame from 2.1.30 on, on stderr on the other versions tried, with exit code 1.
+    Source: in the ``errors`` of the result frame from 2.1.30 on, on stderr on the other versions tried, with exit
+    code 1.
     """
     if isinstance(text, bytes):
         return b"No conversation found with session ID" in text[:256]

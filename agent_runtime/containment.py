@@ -16,31 +16,29 @@ A process in our own session was never below a leader, as each leader begins a s
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
-import signal
 import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from agent_runtime import linux, proc_table
-from agent_runtime.living import MARK_VARIABLE, SPARE, is_of_an_earlier_start, is_of_this_start, living
+from agent_runtime.grip import Grip
+from agent_runtime.living import MARK_VARIABLE, SPARE, is_of_this_start, living
 from agent_runtime.proc_table import NoMark, Process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from agent_runtime.living import Kin, Living
     from agent_runtime.proc_table import Identity, View
 
-log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _LOOKS_AT_AN_EMPTY_ENVIRONMENT = 10
-_MOST_HELD = 256
 _PAUSE_SECONDS = 0.001
 
 
@@ -115,71 +113,6 @@ class Owner(Enum):
     UNSETTLED = "look again"
 
 
-class Grip:
-    """
-    Hold processes still until all of a family are known, then kill them.
-
-    What is stopped cannot fork, so its children can be counted; and under a limit of processes it makes no room for
-    others as the killed does. Each pidfd is opened first and what it names is compared then: from there on the pid may
-    be given away without harm.
-    """
-
-    def __init__(self) -> None:
-        self._held: list[tuple[int, bool]] = []
-
-    def hold(self, process: Process) -> bool:
-        """
-        Stop a process if it is still the one that was seen, else nobody; tell whether it is held.
-
-        A group's leader is held with its whole group, as that lies within one session and so within one attempt.
-        """
-        if len(self._held) >= _MOST_HELD:
-            self.kill()
-        try:
-            return self._hold(process)
-        except OSError as error:
-            if error.errno not in linux.OUT_OF_DESCRIPTORS or not self._held:
-                raise
-        self.kill()
-        return self._hold(process)
-
-    def kill(self) -> None:
-        """Kill all that is held."""
-        while self._held:
-            pidfd, is_group = self._held.pop(0)
-            try:
-                if is_group:
-                    linux.send_to_group(pidfd, signal.SIGKILL)
-                linux.send(pidfd, signal.SIGKILL)
-            finally:
-                os.close(pidfd)
-
-    def _hold(self, process: Process) -> bool:
-        try:
-            pidfd = os.pidfd_open(process.pid)
-        except ProcessLookupError:
-            return False
-        held = False
-        try:
-            now = proc_table.read_process(process.pid)
-            if now is None or now.dead or now.identity != process.identity or now.session == os.getsid(0):
-                return False
-            if now.parent not in {process.parent, os.getpid()}:
-                return False
-            held = linux.send(pidfd, signal.SIGSTOP)
-            if held and now.group == now.pid:
-                linux.send_to_group(pidfd, signal.SIGSTOP)
-            if held:
-                self._held.append((pidfd, now.group == now.pid))
-        except PermissionError:
-            return False
-        else:
-            return held
-        finally:
-            if not held:
-                os.close(pidfd)
-
-
 @dataclass(slots=True)
 class _Round:
     """One look of one layer, as far as it has come."""
@@ -213,42 +146,29 @@ class ScanLayer:
         return len(self._seen)
 
     def remember(self) -> None:
-        """Note the leader's descendants, and those of its orphans that were known already."""
+        """Note the leader's descendants, and those of its orphans that were known already; not without descriptors."""
         with self._lock:
-            if not proc_table.shows_our_pids():
-                return
-            view = proc_table.look()
-            now_ticks = linux.boot_ticks()
-            known = self._kin.remembered if self._kin.leader is None else self._kin.remembered | {self._kin.leader}
-            still_there = [
-                process
-                for pid, started_ticks in known
-                if (process := proc_table.read_process(pid)) is not None
-                and process.started_ticks == started_ticks
-                and not process.dead
-            ]
-            seen = {process.identity: process for process in still_there}
-            for root in still_there:
-                if root.identity == self._kin.leader or root.parent == os.getpid():
-                    seen.update((p.identity, p) for p in proc_table.branch(view, root) if not p.dead)
-            self._keep(seen.values(), now_ticks)
-            self._kin.remembered = frozenset(seen)
+            _try_with_spare(self._remember)
 
     def strike(self, *, thorough: bool) -> Look:
         """Look once through the tree below us, and kill what belongs to the attempt."""
         with self._lock:
-            try:
-                return self._strike(thorough=thorough)
-            except OSError as error:
-                if error.errno not in linux.OUT_OF_DESCRIPTORS:
-                    raise
-            try:
-                with SPARE.lent():
-                    return self._strike(thorough=thorough)
-            except OSError as error:
-                if error.errno not in linux.OUT_OF_DESCRIPTORS:
-                    raise
-            return Look(blind=True)
+            seen = _try_with_spare(lambda: self._strike(thorough=thorough))
+            return Look(alive=max(1, len(self._kin.remembered)), blind=True) if seen is None else seen
+
+    def _remember(self) -> None:
+        if not proc_table.shows_our_pids():
+            return
+        view = proc_table.look()
+        now_ticks = linux.boot_ticks()
+        known = self._kin.remembered if self._kin.leader is None else self._kin.remembered | {self._kin.leader}
+        still_there = [process for identity in known if (process := _still_there(identity)) is not None]
+        seen = {process.identity: process for process in still_there}
+        for root in still_there:
+            if root.identity == self._kin.leader or root.parent == os.getpid():
+                seen.update((p.identity, p) for p in proc_table.branch(view, root) if not p.dead)
+        self._keep(seen.values(), now_ticks)
+        self._kin.remembered = frozenset(seen)
 
     def _strike(self, *, thorough: bool) -> Look:
         me = proc_table.read_process(os.getpid())
@@ -300,8 +220,7 @@ class ScanLayer:
         if self._kin.leader is not None:
             known.add(self._kin.leader)
         for identity in known - now.seen.keys():
-            process = proc_table.read_process(identity[0])
-            if process is not None and process.identity == identity and not process.dead:
+            if (process := _still_there(identity)) is not None:
                 yield process
 
     def _hold_branch(self, root: Process, now: _Round) -> None:
@@ -378,6 +297,23 @@ class ScanLayer:
             self._kin.saw_session(process.session, at_ticks)
 
 
+def _still_there(identity: Identity) -> Process | None:
+    process = proc_table.read_process(identity[0])
+    return process if process is not None and process.identity == identity and not process.dead else None
+
+
+def _try_with_spare(act: Callable[[], T]) -> T | None:
+    """Act, with the spare descriptors if there are no others; None if there were none at all."""
+    for spare in (contextlib.nullcontext(), SPARE.lent()):
+        try:
+            with spare:
+                return act()
+        except OSError as error:
+            if error.errno not in linux.OUT_OF_DESCRIPTORS:
+                raise
+    return None
+
+
 def sweep(layers: Sequence[Layer], deadline: float) -> SweepReport:
     """
     Kill what an attempt has left, until two looks in a row find nothing.
@@ -401,64 +337,3 @@ def sweep(layers: Sequence[Layer], deadline: float) -> SweepReport:
         unowned=max((look.unowned for look in found), default=0),
         seconds=time.monotonic() - began,
     )
-
-
-def sweep_leftovers(data_dir: Path, *, within_seconds: float = 5) -> int:
-    """
-    Kill what an earlier supervisor of this data directory has left, before anything is admitted; tell how many.
-
-    Call it only while holding the data directory's lock: then no living supervisor can own what is found. Spared are
-    this process, what it descends from, and what descends from it.
-    """
-    deadline = time.monotonic() + within_seconds
-    struck: set[Identity] = set()
-    alive: set[int] = set()
-    calm = 0
-    while calm < 2 and proc_table.shows_our_pids():
-        alive = set()
-        grip = Grip()
-        for process in _leftovers(data_dir):
-            alive.add(process.pid)
-            if process.identity not in struck and grip.hold(process):
-                struck.add(process.identity)
-        grip.kill()
-        calm = 0 if alive else calm + 1
-        if alive and time.monotonic() >= deadline:
-            log.error("processes of an earlier supervisor are still there and cannot be ended: %d", len(alive))
-            break
-        time.sleep(_PAUSE_SECONDS)
-    return len(struck)
-
-
-def _leftovers(data_dir: Path) -> Iterator[Process]:
-    snapshot = proc_table.Snapshot()
-    spared = _relatives(snapshot)
-    unsettled: list[Process] = []
-    roots: list[Process] = []
-    for process in snapshot.processes.values():
-        if process.dead or process.pid in spared:
-            continue
-        mark = proc_table.read_environ(process.pid, MARK_VARIABLE)
-        if mark is NoMark.EMPTY:
-            unsettled.append(process)
-        elif isinstance(mark, str) and is_of_an_earlier_start(mark, data_dir):
-            roots.append(process)
-    for process in unsettled:  # it was in the middle of an execve
-        mark = proc_table.read_environ(process.pid, MARK_VARIABLE)
-        if isinstance(mark, str) and is_of_an_earlier_start(mark, data_dir):
-            roots.append(process)
-    for root in roots:
-        for process in proc_table.branch(snapshot, root):
-            if not process.dead and process.pid not in spared:
-                yield process
-
-
-def _relatives(snapshot: proc_table.Snapshot) -> set[int]:
-    """Return the pids of this process, its ancestors and its descendants."""
-    me = snapshot.processes[os.getpid()]
-    related = {process.pid for process in proc_table.branch(snapshot, me)}
-    ancestor = snapshot.processes.get(me.parent)
-    while ancestor is not None and ancestor.pid not in related:
-        related.add(ancestor.pid)
-        ancestor = snapshot.processes.get(ancestor.parent)
-    return related

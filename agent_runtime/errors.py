@@ -219,9 +219,18 @@ class TokenUnusable(AdmissionError):
 
 
 class TokenLimited(AdmissionError):
-    """A usage limit of the account lasts."""
+    """
+    A usage limit of the account lasts.
+
+    Attributes:
+        resets_at: When it ends, epoch seconds, where the API said so.
+    """
 
     error_class = ErrorClass.RATE_LIMIT
+
+    def __init__(self, message: str, *, retry_after_seconds: int | None, resets_at: float | None = None) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self.resets_at = resets_at
 
 
 class IllegalTransition(AgentRuntimeError):

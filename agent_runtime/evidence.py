@@ -18,7 +18,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from agent_runtime.errors import ErrorClass
-from agent_runtime.evidence_rules import LIMIT_BY_WORDS, MODEL_BY_LIMIT, STATUS_BY_TYPE, ApiError, rule_for
+from agent_runtime.evidence_phrases import LIMIT_BY_WORDS, MODEL_BY_LIMIT
+from agent_runtime.evidence_rules import STATUS_BY_TYPE, ApiError, rule_for
 from agent_runtime.evidence_text import (
     end_of_limit,
     error_in_sentence,
@@ -122,22 +123,29 @@ class Witness:
         self._told: ApiError | None = None
         self._limit: _Limit | None = None
 
-    def stderr(self, line: bytes) -> Sighting | None:
+    def stderr(self, line: bytes, *, finished: bool = True) -> Sighting | None:
         """
-        Look at a line of stderr, also at one that is not finished yet.
+        Look at a line of stderr.
 
         While the CLI starts, older versions print what an MCP server writes as it is, newlines and all: a line in there
         can have the very form of an API error. It is believed only when its time is later than that of the MCP server's
         entry, or when the CLI has said something else itself in between.
+
+        Args:
+            finished: Whether the newline is there. Of a line that may go on only what no end could change is believed:
+                a status together with the API's own type for it.
         """
         error = error_in_stderr(line)
         if error is None:
-            if self._starting:
+            if self._starting and finished:
                 self._watch_start(line)
+            return None
+        if not finished and error.type is None:
             return None
         if self._foreign_since is not None and not "" < self._foreign_since < time_of_entry(line):
             return None
-        self._told = error
+        if finished:
+            self._told = error
         return self._sighting(error, Channel.STDERR, is_final=False)
 
     def stdout(self, frame: Frame) -> Sighting | None:
@@ -195,7 +203,8 @@ class Witness:
     def _result(self, frame: Frame) -> Sighting | None:
         if not frame.is_error or frame.subtype == "error_max_turns":
             return None
-        error = _reported(frame, frame.result_text or "")
+        # Not its ``errors``: they hold whatever the CLI has logged, an MCP server's 401 too.
+        error = _reported(frame, frame.result or "")
         sighting = self._sighting(self._qualified(error), Channel.STDOUT, is_final=True)
         if frame.api_error_status is None:
             # Nothing but a sentence: true or not, it is no word of the API.

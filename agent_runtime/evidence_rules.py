@@ -14,10 +14,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from agent_runtime.errors import ErrorClass
+from agent_runtime.evidence_phrases import (
+    INVALID_SENTENCES,
+    LIMIT_SENTENCES,
+    NETWORK,
+    OF_A_MODEL,
+    REFUSAL_SENTENCES,
+    REFUSED_CREDENTIAL,
+    SOCKET,
+    THROTTLE_SENTENCES,
+    UNSUPPORTED_MODEL,
+    Phrases,
+)
 
 ALL = "1.0.128 to 2.1.330"
-
-Phrases = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,164 +94,6 @@ class Rule:
         )
 
 
-_SOCKET: Phrases = (
-    ("socket connection was closed",),
-    ("socket hang up",),
-    ("econnreset",),
-    ("econnrefused",),
-    ("etimedout",),
-    ("epipe",),
-    ("fetch failed",),
-    ("connection error",),
-    ("connection reset",),
-    ("other side closed",),
-)
-_NETWORK: Phrases = (
-    *_SOCKET,
-    ("enotfound",),
-    ("eai_again",),
-    ("ehostunreach",),
-    ("enetunreach",),
-    ("failedtoopensocket",),
-    ("connectionrefused",),
-    ("connection refused",),
-    ("connection to the api was lost",),
-    ("connection closed",),
-    ("connection dropped",),
-    ("unable to connect",),
-    ("can't reach the api",),
-    ("no response from api",),
-    ("request timed out",),
-    ("timed out",),
-    ("api error: terminated",),
-    ("certificate",),
-    ("unable_to_get_issuer_cert",),
-    ("ssl",),
-    ("network",),
-    ("failed to refresh oauth token",),
-    ("could not refresh your login",),
-)
-
-_REFUSED_CREDENTIAL: Phrases = (
-    ("token", "revoked"),
-    ("credential", "revoked"),
-    ("api key", "revoked"),
-    ("token has expired",),
-    ("credential is invalid",),
-    ("not allowed for this organization",),
-    ("not permitted for this organization",),
-    ("disabled for this organization",),
-    ("disabled claude subscription access",),
-    ("api key authentication is disabled",),
-    ("disabled api key authentication",),
-    ("organization has been disabled",),
-    ("account has been disabled",),
-    ("account has been suspended",),
-    ("no longer a member",),
-    ("not a member of the organization",),
-    ("token application has been deactivated",),
-    ("token lacks associated",),
-    ("access to claude code",),
-    ("access to claude.",),
-    ("does not meet scope requirement", "user:inference"),
-)
-"""What the API says when it is the credential that is refused; 2.1.330 keeps much the same list."""
-
-_OF_A_MODEL: Phrases = (
-    ("specified resource",),
-    ("model:",),
-    ("access to", "model"),
-    ("permission", "model"),
-    ("not allowed", "model"),
-    ("not authorized", "model"),
-    ("access to claude-",),
-    ("access to claude opus",),
-    ("access to claude sonnet",),
-    ("access to claude haiku",),
-)
-_UNSUPPORTED_MODEL: Phrases = (
-    ("does not support this model",),
-    ("model is not supported",),
-    ("model not supported",),
-    ("model is not available",),
-    ("model does not exist",),
-    ("model not found",),
-    ("not a supported model",),
-    ("not a valid model",),
-    ("invalid model",),
-    ("unknown model",),
-    ("is not available with the claude",),
-)
-
-_REFUSAL_SENTENCES = (
-    "please run /login",
-    "not logged in",
-    "failed to authenticate",
-    "authentication required",
-    "login expired",
-    "invalid api key",
-    "invalid auth token",
-    "invalid bearer token",
-    "invalid x-api-key",
-    "invalid authentication credentials",
-    "oauth token revoked",
-    "oauth token has expired",
-    "oauth token has been revoked",
-    "oauth access token has expired",
-    "oauth access token has been revoked",
-    "oauth access token is invalid",
-    "oauth authentication is currently not",
-    "your account does not have access to claude",
-    "your organization has disabled",
-    "your anthropic_api_key belongs to a disabled organization",
-    "this organization has been disabled",
-    "account is no longer a member of the organization",
-    "credential is invalid",
-)
-_LIMIT_SENTENCES = (
-    "you've hit your",
-    "you\u2019ve hit your",
-    "you've reached your",
-    "you\u2019ve reached your",
-    "you have reached your",
-    "you've used",
-    "you're out of usage credits",
-    "you're out of extra usage",
-    "your org is out of usage",
-    "your usage allocation has been disabled",
-    "your group's usage limit",
-    "usage limit reached",
-    "claude usage limit reached",
-    "claude ai usage limit reached",
-    "5-hour limit reached",
-    "session limit reached",
-    "weekly limit reached",
-    "opus limit reached",
-    "opus weekly limit reached",
-    "sonnet limit reached",
-    "sonnet weekly limit reached",
-    "limit reached",
-    "spending cap reached",
-    "spend limit reached",
-)
-_THROTTLE_SENTENCES = (
-    "server is temporarily limiting requests",
-    "request rejected (429)",
-    "rate limit reached",
-    "repeated 529",
-    "overloaded",
-    "opus is experiencing high load",
-    "fable is experiencing high load",
-)
-_INVALID_SENTENCES = (
-    "prompt is too long",
-    "request too large",
-    "an image in the conversation",
-    "image was too large",
-    "input is too long",
-    "pdf ",
-)
-
 _PERMISSION: frozenset[str | None] = frozenset({"permission_error"})
 _NO_WORD: frozenset[str | None] = frozenset({None, "unknown"})
 
@@ -260,7 +112,7 @@ RULES: tuple[Rule, ...] = (
         ErrorClass.NETWORK,
         statuses=frozenset({401, 403}),
         types=frozenset({None}),
-        phrases=_SOCKET,
+        phrases=SOCKET,
         seen_on="2.1.x",
         source="gitmoot/gitmoot#509, #486",
     ),
@@ -281,7 +133,7 @@ RULES: tuple[Rule, ...] = (
         ErrorClass.AUTH,
         statuses=frozenset({403}),
         types=_PERMISSION,
-        phrases=_REFUSED_CREDENTIAL,
+        phrases=REFUSED_CREDENTIAL,
         is_evidence=True,
         condemns=True,
     ),
@@ -300,7 +152,7 @@ RULES: tuple[Rule, ...] = (
         ErrorClass.AUTH,
         statuses=frozenset({403}),
         types=frozenset({None}),
-        phrases=_REFUSED_CREDENTIAL,
+        phrases=REFUSED_CREDENTIAL,
         is_evidence=True,
         seen_on="2.0.76 to 2.1.330: result frames, which carry no type",
     ),
@@ -323,7 +175,12 @@ RULES: tuple[Rule, ...] = (
     # -- the account cannot pay
     Rule("billing-type", ErrorClass.BILLING, types=frozenset({"billing_error"})),
     Rule("billing-402", ErrorClass.BILLING, statuses=frozenset({402})),
-    Rule("billing-credit", ErrorClass.BILLING, statuses=range(400, 430), phrases=(("credit balance",),)),
+    Rule(
+        "billing-credit",
+        ErrorClass.BILLING,
+        statuses=frozenset({400, 429}),
+        phrases=(("credit balance",), ("insufficient credit",), ("insufficient balance",)),
+    ),
     Rule("billing-word", ErrorClass.BILLING, words=frozenset({"billing_error"}), seen_on="2.0.76 to 2.1.330"),
     # -- usage limits, and throttles that only look like them
     Rule(
@@ -353,14 +210,22 @@ RULES: tuple[Rule, ...] = (
         phrases=(("usage limit reached|0",),),
         seen_on="1.0.128: any 429 with an OAuth token; a real limit has its end there",
     ),
-    Rule("limit-sentence", ErrorClass.RATE_LIMIT, statuses=frozenset({429}), begins=_LIMIT_SENTENCES),
+    Rule("throttle-by-name", ErrorClass.OVERLOADED, statuses=frozenset({429}), phrases=(("not your usage limit",),)),
+    Rule("limit-sentence", ErrorClass.RATE_LIMIT, statuses=frozenset({429}), begins=LIMIT_SENTENCES),
+    Rule(
+        "limit-429-by-name",
+        ErrorClass.RATE_LIMIT,
+        statuses=frozenset({429}),
+        phrases=(("usage limit",), ("weekly limit",), ("5-hour limit",), ("session limit",), ("spend limit",)),
+        source="the names 2.1.330 has for limits",
+    ),
     Rule("throttle-429", ErrorClass.OVERLOADED, statuses=frozenset({429})),
     # -- the request
     Rule(
         "model-403",
         ErrorClass.MODEL,
         statuses=frozenset({403}),
-        phrases=_OF_A_MODEL,
+        phrases=OF_A_MODEL,
         source="tests/recorded; the API's documentation of permission_error",
     ),
     Rule("gateway-403", ErrorClass.UPSTREAM, statuses=frozenset({403})),
@@ -368,11 +233,18 @@ RULES: tuple[Rule, ...] = (
         "model-unsupported",
         ErrorClass.MODEL,
         statuses=frozenset({400, 404, 422}),
-        phrases=_UNSUPPORTED_MODEL,
+        phrases=UNSUPPORTED_MODEL,
         source="Abilityai/trinity error_classifier.py",
     ),
     Rule("model-word", ErrorClass.MODEL, words=frozenset({"model_not_found"}), seen_on="2.1.114 to 2.1.330"),
     Rule("model-404", ErrorClass.MODEL, statuses=frozenset({404}), types=frozenset({"not_found_error"})),
+    Rule(
+        "model-404-sentence",
+        ErrorClass.MODEL,
+        statuses=frozenset({404}),
+        begins=("there's an issue with the selected model", "the model "),
+        seen_on="2.1.114",
+    ),
     Rule("request-refused", ErrorClass.INVALID_REQUEST, statuses=frozenset({400, 413, 414, 422, 431})),
     # -- the API's own troubles
     Rule("overloaded-type", ErrorClass.OVERLOADED, types=frozenset({"overloaded_error"})),
@@ -385,7 +257,7 @@ RULES: tuple[Rule, ...] = (
         ErrorClass.NETWORK,
         without_status=True,
         words=frozenset({None, "unknown", "server_error", "authentication_failed"}),
-        phrases=_NETWORK,
+        phrases=NETWORK,
         begins=(
             "api error",
             "request timed out",
@@ -394,7 +266,7 @@ RULES: tuple[Rule, ...] = (
             "could not refresh",
             "connection ",
             "unable to ",
-            *(words for (words,) in _SOCKET),
+            *(words for (words,) in SOCKET),
         ),
         source="tests/recorded; gitmoot/gitmoot#509",
     ),
@@ -413,13 +285,13 @@ RULES: tuple[Rule, ...] = (
         words=frozenset({"authentication_failed", "oauth_org_not_allowed", "account_on_hold"}),
         is_evidence=True,
     ),
-    Rule("throttle-sentence", ErrorClass.OVERLOADED, without_status=True, begins=_THROTTLE_SENTENCES),
+    Rule("throttle-sentence", ErrorClass.OVERLOADED, without_status=True, begins=THROTTLE_SENTENCES),
     Rule(
         "limit-sentence-alone",
         ErrorClass.RATE_LIMIT,
         without_status=True,
         words=frozenset({None, "unknown", "rate_limit"}),
-        begins=_LIMIT_SENTENCES,
+        begins=LIMIT_SENTENCES,
     ),
     Rule("throttle-word", ErrorClass.OVERLOADED, without_status=True, words=frozenset({"rate_limit", "overloaded"})),
     Rule("server-word", ErrorClass.UPSTREAM, without_status=True, words=frozenset({"server_error"})),
@@ -428,7 +300,7 @@ RULES: tuple[Rule, ...] = (
         ErrorClass.MODEL,
         without_status=True,
         words=frozenset({None, "unknown", "invalid_request"}),
-        phrases=(*_UNSUPPORTED_MODEL, ("issue with the selected model",)),
+        phrases=(*UNSUPPORTED_MODEL, ("issue with the selected model",)),
         begins=("there's an issue", "the model ", "claude code ", "claude opus ", "model "),
     ),
     Rule("request-word", ErrorClass.INVALID_REQUEST, without_status=True, words=frozenset({"invalid_request"})),
@@ -446,13 +318,11 @@ RULES: tuple[Rule, ...] = (
         ErrorClass.AUTH,
         without_status=True,
         words=_NO_WORD,
-        begins=_REFUSAL_SENTENCES,
+        begins=REFUSAL_SENTENCES,
         is_evidence=True,
         source="anthropics/claude-code#9635, #63685; claude-code docs, errors",
     ),
-    Rule(
-        "request-sentence", ErrorClass.INVALID_REQUEST, without_status=True, words=_NO_WORD, begins=_INVALID_SENTENCES
-    ),
+    Rule("request-sentence", ErrorClass.INVALID_REQUEST, without_status=True, words=_NO_WORD, begins=INVALID_SENTENCES),
     Rule(
         "server-sentence",
         ErrorClass.UPSTREAM,
@@ -485,24 +355,6 @@ The status an error type stands for, for errors in the middle of a stream, which
 
 Source: the API's documentation of errors, 2026.
 """
-
-MODEL_BY_LIMIT: dict[str, str] = {
-    "seven_day_opus": "opus",
-    "seven_day_sonnet": "sonnet",
-    "seven_day_overage_included": "fable",
-}
-"""Which model a usage limit is of; all other limits are the account's. Source: Claude Code 2.1.330."""
-
-LIMIT_BY_WORDS: tuple[tuple[str, str], ...] = (
-    ("opus", "seven_day_opus"),
-    ("sonnet", "seven_day_sonnet"),
-    ("fable", "seven_day_overage_included"),
-    ("5-hour", "five_hour"),
-    ("session limit", "five_hour"),
-    ("weekly", "seven_day"),
-)
-"""Which limit a sentence speaks of, where no frame names it. Source: Claude Code 2.0.76 to 2.1.330."""
-
 
 UNEXPLAINED = Rule("unexplained", ErrorClass.ERROR)
 """An error of which neither status nor words say what it was."""

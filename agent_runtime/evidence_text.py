@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from agent_runtime.evidence_rules import ApiError
+from agent_runtime.evidence_rules import STATUS_BY_TYPE, ApiError
 from agent_runtime.frames import plain
 
 _MARKS = (
@@ -26,8 +26,8 @@ _HEAD_BYTES = 256
 _BODY_BYTES = 16384
 _TEXT_LENGTH = 4096
 _ENTRY_HEAD_BYTES = 64
-_LEVEL = "[ERROR]"
-_STAMP_CHARACTERS = frozenset("0123456789-:.TZ")
+_LEVELS = ("[ERROR]", "[WARN]")
+_STAMP_CHARACTERS = frozenset("0123456789-:.,+TZ ")
 _PROMPT_MARK = b"UserPromptSubmit"
 _OF_A_CREDENTIAL = ("x-api-key", "bearer", "token", "credential", "authentication", "unauthorized", "oauth")
 
@@ -49,7 +49,7 @@ def error_in_stderr(line: bytes) -> ApiError | None:
     """
     Read an entry about an API error; None for everything else.
 
-    The entry is the CLI's own only if nothing but a time, ``[ERROR]`` and control sequences stand before it.
+    The entry is the CLI's own only if nothing but a time, its level and control sequences stand before it.
     """
     for mark in _MARKS:
         at = line.find(mark, 0, _HEAD_BYTES)
@@ -121,6 +121,10 @@ def error_in_sentence(text: str) -> ApiError:
             error = _parsed(found.removeprefix("API Error: "))
         elif found.startswith("API Error ("):
             error = _parsed(found.removeprefix("API Error ("))
+        elif (
+            found.startswith("Error: ") and (passed_on := _parsed(found.removeprefix("Error: "))).type in STATUS_BY_TYPE
+        ):
+            error = passed_on
         elif _speaks_of_a_credential(found):
             error = _parsed(found)
         else:
@@ -151,14 +155,14 @@ def end_of_limit(text: str) -> float | None:
 
 
 def _is_prefix(prefix: str) -> bool:
-    if not prefix.endswith(_LEVEL):
+    if not prefix.endswith(_LEVELS):
         return False
-    stamp = prefix.removesuffix(_LEVEL).strip()
+    stamp = prefix[: prefix.rfind("[")].strip()
     return not stamp or _is_stamp(stamp)
 
 
 def _is_stamp(text: str) -> bool:
-    return 10 <= len(text) <= 32 and "T" in text and text.endswith("Z") and _STAMP_CHARACTERS.issuperset(text)
+    return 8 <= len(text) <= 32 and text[0].isdigit() and _STAMP_CHARACTERS.issuperset(text)
 
 
 def _unquoted(text: str) -> str:

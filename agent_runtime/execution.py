@@ -6,11 +6,10 @@ import asyncio
 import logging
 import threading
 import time
-import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from agent_runtime.attempt import Answered, Attempt, Order, Report, Spawned, Stopping
-from agent_runtime.command import Session
+from agent_runtime.attempt import Answered, Attempt, Order, Progress, Reached, Report, Spawned, Stopping
+from agent_runtime.change import Change
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed
 from agent_runtime.model import AttemptRecord, ExecutionRecord, Metadata, TokenRecord
 from agent_runtime.state import Event, Outcome, Phase, StopReason, transition
@@ -20,27 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.attempt import Note, Surroundings
+    from agent_runtime.command import Session
     from agent_runtime.generations import Generation
     from agent_runtime.store.transcripts import TranscriptReader, TranscriptWriter
     from agent_runtime.task import Task
 
 log = logging.getLogger(__name__)
-
-
-class Change:
-    """Let any number of tasks wait for the next change of something; never misses one, holds nothing for the slow."""
-
-    def __init__(self) -> None:
-        self._event = asyncio.Event()
-
-    def tell(self) -> None:
-        """Wake everybody who waits."""
-        self._event.set()
-        self._event = asyncio.Event()
-
-    async def wait(self) -> None:
-        """Wait for the next :meth:`tell`; take what is to be compared before the first await."""
-        await self._event.wait()
 
 
 class Execution:
@@ -52,7 +36,6 @@ class Execution:
 
     Args:
         accepted: Called with a generation when the API answered a request made with it.
-        refused: Called with a report whose attempt ended by evidence.
     """
 
     def __init__(
@@ -67,7 +50,6 @@ class Execution:
         next_mark: Callable[[], str],
         timeout_seconds: float,
         accepted: Callable[[Generation], None],
-        refused: Callable[[Report], None],
         save: Callable[[ExecutionRecord], None],
     ) -> None:
         self.task = task
@@ -80,15 +62,16 @@ class Execution:
         self._surroundings = surroundings
         self._next_mark = next_mark
         self._accepted = accepted
-        self._refused = refused
         self._save = save
         self._admitted_at = time.monotonic()
         self._timeout_seconds = timeout_seconds
         self._attempt: Attempt | None = None
         self._wish: StopReason | None = None
         self._finished = asyncio.Event()
-        self.queue_timer: asyncio.TimerHandle | None = None
-        """Ends the wait for a slot; kept here so that it goes with the execution."""
+        self.stopped = asyncio.Event()
+        """Set as soon as anybody asked for the end."""
+        self.resets_at: float | None = None
+        """When the usage limit ends that it met, epoch seconds, where the API said so."""
         self.record = ExecutionRecord(
             execution_id=execution_id,
             state=Phase.QUEUED,
@@ -120,15 +103,19 @@ class Execution:
         """Why it was asked to stop, if it was."""
         return self._wish
 
-    def forget_timer(self) -> None:
-        """End the watch over its wait for a slot."""
-        if self.queue_timer is not None:
-            self.queue_timer.cancel()
-            self.queue_timer = None
+    @property
+    def park_seconds(self) -> float | None:
+        """How long the request lets it wait for a newer token; None: it does not say."""
+        return self.task.park_seconds
 
     async def finished(self) -> None:
         """Wait for the final record."""
         await self._finished.wait()
+
+    def token_loaded(self, generation: Generation) -> None:
+        """Note that a newer generation is loaded; it may have reached the running child."""
+        if self._attempt is not None:
+            self._attempt.token_loaded(generation)
 
     def request_stop(self, reason: StopReason, *, at_once: bool = False) -> None:
         """Ask for the end, in any phase, any number of times; the first reason wins. *at_once*: without the grace."""
@@ -136,20 +123,18 @@ class Execution:
             return
         if self._wish is None:
             self._wish = reason
+        self.stopped.set()
         if self._attempt is not None:
             self._attempt.request_stop(reason, at_once=at_once)
         self.changed.tell()
 
-    async def run(self) -> None:
-        """Run the attempts it takes, with the slot the caller holds for it, and reach the verdict."""
-        try:
-            report = await self._run_attempt()
-            self.end(self._judge(report))
-        except BaseException:
-            # Whoever waits for this execution must never wait for ever.
-            if self.phase is not Phase.FINISHED:
-                self.end(Verdict(Outcome.FAILED, ErrorClass.ERROR, "the supervisor failed; its log says more"))
-            raise
+    def park(self) -> None:
+        """Note that it waits for a newer token, without a slot."""
+        self._move(Event.PARKED)
+
+    def requeue(self) -> None:
+        """Note that it waits for a slot again."""
+        self._move(Event.REQUEUED)
 
     def end(self, final: Verdict) -> None:
         """Write the final record; also for an execution that never got a slot."""
@@ -173,8 +158,10 @@ class Execution:
 
     # -- one attempt
 
-    async def _run_attempt(self) -> Report:
-        session = Session(self.task.resume_session_id or uuid.uuid4(), resumes=self.task.resume_session_id is not None)
+    async def attempt(self, session: Session) -> Report:
+        """Run one CLI process in a thread of its own, with the slot the caller holds for it."""
+        if self.phase in (Phase.RUNNING, Phase.STOPPING):
+            self._move(Event.REQUEUED)
         order = Order(
             execution_id=self.execution_id,
             task=self.task,
@@ -208,13 +195,7 @@ class Execution:
                 AttemptRecord(
                     pid=note.pid,
                     started_at=note.started_at,
-                    tokens=[
-                        TokenRecord(
-                            generation=note.generation.number,
-                            fingerprint=token.fingerprint,
-                            delivered_at=note.started_at,
-                        )
-                    ],
+                    tokens=[_token_record(note.generation, note.started_at)],
                 )
             )
             record.started_at = record.started_at or note.started_at
@@ -229,6 +210,11 @@ class Execution:
                 token.fingerprint,
                 extra={"execution_id": record.execution_id},
             )
+        elif isinstance(note, Reached):
+            record.attempts[-1].tokens.append(_token_record(note.generation, note.delivered_at))
+            record.metadata.token_generation = note.generation.number
+            record.metadata.token_fingerprint = note.generation.token.fingerprint
+            self._save(record)
         elif isinstance(note, Answered):
             self._accepted(note.generation)
         elif isinstance(note, Stopping):
@@ -259,13 +245,13 @@ class Execution:
                 )
         metadata = record.metadata
         metadata.attempts = len(record.attempts)
-        metadata.cost_usd = tally.cost_usd
-        metadata.duration_ms = tally.duration_ms
-        metadata.num_turns = tally.num_turns
-        metadata.tool_count = tally.tool_count
-        metadata.model_name = tally.model_name
-        metadata.cli_version = tally.cli_version
-        metadata.context_window = tally.context_window
+        metadata.cost_usd = _sum(metadata.cost_usd, tally.cost_usd)
+        metadata.duration_ms = _sum(metadata.duration_ms, tally.duration_ms)
+        metadata.num_turns = _sum(metadata.num_turns, tally.num_turns)
+        metadata.tool_count += tally.tool_count
+        metadata.model_name = tally.model_name or metadata.model_name
+        metadata.cli_version = tally.cli_version or metadata.cli_version
+        metadata.context_window = tally.context_window or metadata.context_window
         if tally.usage is not None:
             metadata.input_tokens = tally.usage.input_tokens
             metadata.output_tokens = tally.usage.output_tokens
@@ -273,16 +259,15 @@ class Execution:
             metadata.cache_read_tokens = tally.usage.cache_read_input_tokens
         return report
 
-    def _judge(self, report: Report) -> Verdict:
+    def judge(self, report: Report) -> Verdict:
+        """Say how an attempt ended."""
+        self.error = None
         if report.error is not None:
             self.error = report.error
             return Verdict(Outcome.FAILED, report.error.error_class, str(report.error))
         if report.ending is None:
             return Verdict(Outcome.FAILED, ErrorClass.ERROR, "the attempt ended without a trace")
-        final = verdict(report.ending)
-        if report.evidence is not None:
-            self._refused(report)
-        return final
+        return verdict(report.ending)
 
     def _without_ids(self, detail: str | None) -> str | None:
         """Keep ids out of what callers match for words: an id may hold "401" by chance."""
@@ -291,8 +276,30 @@ class Execution:
             return detail.split(":", 1)[0]
         return detail
 
+    def _move(self, event: Event) -> None:
+        """Change the phase and let everybody know."""
+        self._go(event)
+        self._save(self.record)
+        self.changed.tell()
+
     def _go(self, event: Event) -> None:
         self.record.state = transition(self.record.state, event)
+
+
+def _token_record(generation: Generation, delivered_at: float) -> TokenRecord:
+    return TokenRecord(
+        generation=generation.number, fingerprint=generation.token.fingerprint, delivered_at=delivered_at
+    )
+
+
+N = TypeVar("N", int, float)
+
+
+def _sum(so_far: N | None, more: N | None) -> N | None:
+    """Add up over attempts; what no attempt told stays unknown."""
+    if so_far is None or more is None:
+        return so_far if more is None else more
+    return so_far + more
 
 
 class _Notes:
@@ -304,7 +311,7 @@ class _Notes:
         self._progress_under_way = False
 
     def put(self, note: Note) -> None:
-        if isinstance(note, Spawned | Stopping | Answered):
+        if not isinstance(note, Progress):
             self._send(self._take, note)
         elif not self._progress_under_way:
             self._progress_under_way = True

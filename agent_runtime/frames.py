@@ -23,6 +23,8 @@ PARTIAL_TYPE = "stream_event"
 _PARTIAL_MARK = b'"type":"stream_event"'
 _PARTIAL_HEAD_BYTES = 64
 
+_ENDED = frozenset({"completed", "failed", "killed", "stopped"})
+
 
 class ContentBlock(msgspec.Struct, frozen=True, gc=False):
     """One block of a message's content."""
@@ -79,6 +81,12 @@ class BackgroundTask(msgspec.Struct, frozen=True, gc=False):
     task_type: str | None = None
 
 
+class TaskPatch(msgspec.Struct, frozen=True, gc=False):
+    """What ``system/task_updated`` says has changed."""
+
+    status: str | None = None
+
+
 class Frame(msgspec.Struct, frozen=True):
     """
     Any frame: which of the fields are set depends on *type* and *subtype*.
@@ -90,7 +98,9 @@ class Frame(msgspec.Struct, frozen=True):
         error_status: Of ``api_retry``: the HTTP status; None: there was no answer.
         error: Of ``api_retry`` and of an assistant frame that the CLI wrote itself: the CLI's word for what failed.
         api_error: Of such a frame and of ``result``: a finer word, since 2.1.3xx.
-        tasks: Of ``background_tasks_changed``: everything that is pending, since 2.1.114 at the latest.
+        tasks: Of ``background_tasks_changed``: everything that is pending; 2.1.330, not yet 2.1.114.
+        task_id: Of ``task_started``, ``task_updated``, ``task_notification``; since 2.1.114, not yet 2.1.30.
+        is_backgrounded: Of ``task_started``: whether the model goes on meanwhile; 2.1.330.
     """
 
     type: str = ""
@@ -110,8 +120,8 @@ class Frame(msgspec.Struct, frozen=True):
     api_error: str | None = None
     api_error_status: int | None = None
     api_error_type: str | None = None
-    # assistant, user; built only on demand, because it may be long
-    message: msgspec.Raw | None = None
+    # assistant, user; built only on demand, because it may be long. No union: msgspec takes Raw only by itself.
+    message: msgspec.Raw = msgspec.Raw()
     # result
     is_error: bool | None = None
     result: str | None = None
@@ -124,11 +134,15 @@ class Frame(msgspec.Struct, frozen=True):
     rate_limit_info: RateLimitInfo | None = None
     # system/background_tasks_changed
     tasks: list[BackgroundTask] | None = None
+    # system/task_started, task_updated, task_notification
+    task_id: str | None = None
+    is_backgrounded: bool | None = None
+    patch: TaskPatch | None = None
 
     @property
     def assistant(self) -> Message | None:
         """The message of an assistant or user frame; None where there is none that can be read."""
-        if self.message is None:
+        if not self.message:
             return None
         try:
             return _messages.decode(self.message)
@@ -161,6 +175,26 @@ class Frame(msgspec.Struct, frozen=True):
     def background_task_ids(self) -> tuple[str, ...]:
         """What ``background_tasks_changed`` says is pending."""
         return tuple(task.task_id for task in self.tasks or ())
+
+    @property
+    def began_task_id(self) -> str | None:
+        """
+        The task that this frame says has begun, in the background or not.
+
+        2.1.114 tells of background tasks by these frames alone: after the first ``result`` it waits for their end, and
+        prints a second one.
+        """
+        return self.task_id if self.type == "system" and self.subtype == "task_started" else None
+
+    @property
+    def ended_task_id(self) -> str | None:
+        """The task that this frame says has ended, well or not."""
+        if self.type != "system":
+            return None
+        if self.subtype == "task_notification":
+            return self.task_id
+        ended = self.patch is not None and self.patch.status in _ENDED
+        return self.task_id if self.subtype == "task_updated" and ended else None
 
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
@@ -238,8 +272,8 @@ def _fitting(found: dict[str, Any], kind: type[Kind]) -> Kind:
             continue
         value = found[field.encode_name]
         try:
-            if field.name == "message":
-                fitting[field.name] = msgspec.Raw(json.dumps(value).encode()) if isinstance(value, dict) else None
+            if field.type is msgspec.Raw:
+                fitting[field.name] = msgspec.Raw(json.dumps(value).encode())
             else:
                 fitting[field.name] = msgspec.convert(value, field.type, strict=False)
         except (msgspec.ValidationError, RecursionError, UnicodeError):

@@ -78,8 +78,15 @@ class Kin:
         """Note that somebody has reaped the leader before it was seen, and that the pid may be anybody's."""
         self.leader = (pid, -1)
 
-    def leader_was_reaped(self) -> None:
-        """Note that the leader's pid, and so its session's number, may be given away from now on."""
+    def leader_was_reaped(self, after_ticks: int | None) -> None:
+        """
+        Note that the leader's pid, and so its session's number, may be anybody's from now on.
+
+        Args:
+            after_ticks: When it was still held by the leader; None: not known, as somebody else has reaped it.
+        """
+        if self._pinned_session is not None and after_ticks is not None:
+            self.saw_session(self._pinned_session, after_ticks)
         self._pinned_session = None
         if self.leader is not None:
             self.leader = (self.leader[0], -1)
@@ -101,7 +108,7 @@ class Kin:
         if process.session == self._pinned_session:
             return True
         seen = self._sessions.get(process.session)
-        return seen is not None and process.started_ticks < seen
+        return seen is not None and process.started_ticks <= seen
 
 
 class Living:

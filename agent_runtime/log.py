@@ -44,11 +44,9 @@ class JsonFormatter(logging.Formatter):
 
 
 def _message(record: logging.LogRecord) -> str:
-    """Take the message, and of an exception its traceback."""
+    """Take the message, and of an exception its traceback, which the redacting filter has written out already."""
     message = record.getMessage()
-    if record.exc_info and record.exc_info[0] is not None:
-        message += "\n" + logging.Formatter().formatException(record.exc_info)
-    return message
+    return f"{message}\n{record.exc_text}" if record.exc_text else message
 
 
 def configure(log_format: str, log_level: str, redactor: Redactor) -> None:

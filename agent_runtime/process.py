@@ -19,8 +19,9 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from agent_runtime import containment, linux, proc_table
-from agent_runtime.containment import Layer, ScanLayer, SweepReport, sweep_leftovers
+from agent_runtime.containment import Layer, ScanLayer, SweepReport
 from agent_runtime.errors import SpawnFailed
+from agent_runtime.leftovers import sweep_leftovers
 from agent_runtime.living import (
     EXECUTION_VARIABLE,
     MARK_VARIABLE,
@@ -186,9 +187,10 @@ class Child:
         """Reap the leader if it has ended; None as long as it lives."""
         with self._lock:
             if self._exit is None and self.pidfd in self._open:
+                before_ticks = linux.boot_ticks()
                 self._exit = _reap(self.pidfd)
                 if self._exit is not None:
-                    self._kin.leader_was_reaped()
+                    self._kin.leader_was_reaped(before_ticks if self._exit.code is not None else None)
             return self._exit
 
     def close_stdin(self) -> None:

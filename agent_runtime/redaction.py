@@ -260,16 +260,15 @@ class _Pass:
             start, end = escape.span()
             pieces.append(line[done:start])
             length += start - done
-            self._map(length, start)
+            done = end
             if last:
                 self._map(length + 1, end + 1)
-            else:
-                digits = escape[1]
-                pieces.append(chr(int(digits, 16)).encode("latin-1", "replace") if digits else b"\\")
-                self.undid_an_escape |= digits is not None
-                length += 1
-                self._map(length, end)
-            done = end
+                continue
+            digits = escape[1]
+            pieces.append(chr(int(digits, 16)).encode("latin-1", "replace") if digits else b"\\")
+            self.undid_an_escape |= digits is not None
+            length += 1
+            self._map(length, end)
         pieces.append(line[done:])
         self.result = b"".join(pieces)
 

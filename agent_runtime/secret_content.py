@@ -134,7 +134,7 @@ def _from_fields(value: str, expires_at: datetime | float | None, subscription: 
     value = value.strip(BLANKS.decode())
     if not value:
         return Unusable("is a JSON object with an empty token")
-    fault = _fault_of_bare(value.encode(errors="replace"))
+    fault = _fault_of_bare(value.encode())
     if fault is not None:
         return Unusable(f"is a JSON object whose token {fault}")
     if subscription is not None and not (subscription.isprintable() and len(subscription) <= 200):

@@ -18,9 +18,12 @@ import uvicorn
 
 from agent_runtime.api.access import AccessKey
 from agent_runtime.api.app import Api, build_app
+from agent_runtime.delivery import Deliveries
 from agent_runtime.errors import CannotStart
+from agent_runtime.events import EventLog
 from agent_runtime.generations import GenerationLedger
 from agent_runtime.log import configure
+from agent_runtime.probe import Probe
 from agent_runtime.process import become_subreaper, new_mark, sweep_leftovers
 from agent_runtime.redaction import Redactor
 from agent_runtime.secret_file import SecretFile
@@ -92,7 +95,9 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
         # A supervisor that was killed may have left its children's files, which hold tokens.
         shutil.rmtree(data_dir / "run", ignore_errors=True)
         ledger = GenerationLedger(data_dir)
-        changes = SecretChanges(redactor)
+        deliveries = Deliveries()
+        held.callback(deliveries.close)
+        changes = SecretChanges(redactor, deliveries)
         secret = SecretFile(
             settings.token_file,
             ledger=ledger,
@@ -103,13 +108,16 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
         supervisor = Supervisor(
             settings,
             secret=secret,
+            ledger=ledger,
             redactor=redactor,
             records=records,
             transcripts=TranscriptStore(data_dir / "transcripts"),
+            deliveries=deliveries,
+            probe=None if settings.probe == "off" else Probe(environ),
+            events=EventLog(),
             environ=environ,
             run_dir=data_dir / "run",
             next_mark=functools.partial(new_mark, data_dir),
-            ledger=ledger,
         )
         secret.start()
         held.callback(secret.stop)
@@ -119,15 +127,17 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
 class SecretChanges:
     """Carry changes of the secret file from the thread that notices them to the event loop, once there is one."""
 
-    def __init__(self, redactor: Redactor) -> None:
+    def __init__(self, redactor: Redactor, deliveries: Deliveries) -> None:
         self._redactor = redactor
+        self._deliveries = deliveries
         self._loop: asyncio.AbstractEventLoop | None = None
         self._take: Callable[[SecretStatus], None] | None = None
 
     def put(self, status: SecretStatus) -> None:
-        """Take a status, from any thread; its token is replaced in all output from here on."""
+        """Take a status, from any thread: its token is replaced in output from here on, and handed to the running."""
         if status.generation is not None:
             self._redactor.add(status.generation.token)
+            self._deliveries.generation_loaded(status.generation)
         if self._loop is not None and self._take is not None:
             with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to care
                 self._loop.call_soon_threadsafe(self._take, status)

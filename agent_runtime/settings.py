@@ -13,6 +13,7 @@ import shlex
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from agent_runtime.errors import SettingsInvalid
 
@@ -63,6 +64,17 @@ def _some_seconds(value: str) -> float:
     return number
 
 
+def _seconds_or_auto(value: str) -> float | None:
+    return None if value.strip() == "auto" else _seconds(value)
+
+
+def _url(value: str) -> str:
+    url = urlsplit(_text(value))
+    if url.scheme not in ("http", "https") or not url.hostname or url.username or url.password:
+        raise ValueError("must be an http or https address without a user name")
+    return value.strip()
+
+
 def _boolean(value: str) -> bool:
     known = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     try:
@@ -82,8 +94,8 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 def _delivery(value: str) -> str:
     if value == "relay":
-        raise ValueError("relay does not exist yet; use auto or env")
-    return _one_of("auto", "env")(value)
+        raise ValueError("relay does not exist yet; use auto, env or file")
+    return _one_of("auto", "env", "file")(value)
 
 
 def _command(value: str) -> tuple[str, ...]:
@@ -124,9 +136,14 @@ class Settings:
     token_withdraw_after: float = _setting(
         _seconds, "a secret file that is gone or bad for this long withdraws the token", 10.0
     )
-    token_delivery: str = _setting(_delivery, "how a token reaches a child: auto or env", "auto")
+    token_delivery: str = _setting(_delivery, "how a token reaches a child: auto, env or file", "auto")
     config_dir: Path = _setting(
         _path, "the children's CLAUDE_CONFIG_DIR; one supervisor at a time", factory=_inherited_config_dir
+    )
+    probe: str = _setting(
+        _one_of("off", "on_refusal", "on_load", "before_dispatch"),
+        "when the API is asked whether the token is good: off, on_refusal, on_load or before_dispatch",
+        "on_refusal",
     )
     claude: tuple[str, ...] = _setting(_command, "the CLI's command", ("claude",))
     workspace: Path = _setting(_path, "working directory of the children", factory=Path.cwd)
@@ -140,6 +157,13 @@ class Settings:
     tool_timeout: float = _setting(_seconds, "without a sign of life, a tool open; 0 turns it off", 1800.0)
     stop_grace: float = _setting(_seconds, "from the polite signal to SIGKILL", 3.0)
     drain_timeout: float = _setting(_seconds, "how long running executions may finish at shutdown", 25.0)
+    park: float | None = _setting(
+        _seconds_or_auto,
+        "how long an execution may wait for a newer token; auto: the first answers, the others wait 60 s",
+        None,
+    )
+    max_resumes: int = _setting(_integer(0, 100), "how often one may be resumed without a newer token", 3)
+    events_url: str | None = _setting(_url, "where events are posted, signed with the access key", None)
     child_user: str | None = _setting(_text, "run children as this user", None)
     frame_limit: int = _setting(_integer(4096, 1024 * MEBIBYTE), "longest frame kept, in bytes", 16 * MEBIBYTE)
     answer_log_limit: int = _setting(
@@ -194,6 +218,10 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
 
+_NAMED_DEFAULTS = {"park": "auto"}
+"""Defaults whose value has a name."""
+
+
 def _default_text(value: Any) -> str | None:
     if value is MISSING or value is None:
         return None
@@ -207,7 +235,13 @@ def _default_text(value: Any) -> str | None:
 
 
 SETTINGS: tuple[Setting, ...] = tuple(
-    Setting(f.name, f.metadata["text"], _default_text(f.default), f.metadata["parse"], f.type in ("bool", bool))
+    Setting(
+        f.name,
+        f.metadata["text"],
+        _NAMED_DEFAULTS.get(f.name) or _default_text(f.default),
+        f.metadata["parse"],
+        f.type in ("bool", bool),
+    )
     for f in fields(Settings)
 )
 
@@ -242,5 +276,7 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
 
 
-OWN_VARIABLES = {PREFIX + "EXECUTION_ID", PREFIX + "ATTEMPT_MARK", PREFIX + "URL", PREFIX + "TEST_CLAUDE"}
+OWN_VARIABLES = {
+    PREFIX + name for name in ("EXECUTION_ID", "ATTEMPT_MARK", "URL", "TEST_CLAUDE", "TEST_REQUIRE_CLAUDE")
+}
 """Variables with our prefix that are no settings: set for children, read by the commands or by the tests."""

@@ -1,4 +1,4 @@
-"""Policy: who gets in, who gets a slot, which token may be used, and how it all ends."""
+"""Who gets in, what runs, and how it all ends."""
 
 from __future__ import annotations
 
@@ -6,36 +6,42 @@ import asyncio
 import logging
 import time
 import uuid
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent_runtime.attempt import Surroundings
+from agent_runtime.change import Change
 from agent_runtime.command import resolve
-from agent_runtime.delivery import EnvironmentDelivery
+from agent_runtime.confirmation import Confirmer
+from agent_runtime.course import Course, Office
+from agent_runtime.desk import TokenDesk
 from agent_runtime.errors import (
+    AgentRuntimeError,
     Busy,
     Conflict,
     Draining,
-    ErrorClass,
     NotFound,
-    NoToken,
     SpawnFailed,
+    TokenLimited,
     TokenUnusable,
 )
-from agent_runtime.execution import Change, Execution
+from agent_runtime.execution import Execution
+from agent_runtime.probe import ProbeVerdict
+from agent_runtime.slots import Slots
 from agent_runtime.standing import Standing
 from agent_runtime.state import Outcome, Phase, StopReason
 from agent_runtime.store.records import StoreUnavailable
-from agent_runtime.verdict import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
     from pathlib import Path
+    from typing import Any
 
-    from agent_runtime.attempt import Report
+    from agent_runtime.delivery import Deliveries
+    from agent_runtime.events import EventLog
     from agent_runtime.generations import Generation, GenerationLedger
     from agent_runtime.model import ExecutionRecord
+    from agent_runtime.probe import Probe
     from agent_runtime.redaction import Redactor
     from agent_runtime.secret_file import SecretFile, SecretStatus
     from agent_runtime.settings import Settings
@@ -50,6 +56,8 @@ DRAINING_RETRY_SECONDS = 5
 RECENT_SECONDS = 15 * 60
 KEPT_IN_MEMORY = 200
 """Finished executions whose record stays in memory; older ones are read from the store."""
+
+TICK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,40 +82,47 @@ class Supervisor:
         settings: Settings,
         *,
         secret: SecretFile,
+        ledger: GenerationLedger,
         redactor: Redactor,
         records: RecordStore,
         transcripts: TranscriptStore,
+        deliveries: Deliveries,
+        probe: Probe | None,
+        events: EventLog,
         environ: Mapping[str, str],
         run_dir: Path,
         next_mark: Callable[[], str],
-        ledger: GenerationLedger,
     ) -> None:
         self.settings = settings
         self.secret = secret
         self.redactor = redactor
         self.records = records
         self.transcripts = transcripts
-        self.standing = Standing(ledger)
+        self.deliveries = deliveries
+        self.events = events
+        self.desk = TokenDesk(secret, Standing(ledger), events)
+        self.slots = Slots(settings.slots, settings.queue, lambda: self.desk.holds_new_executions)
         self.changed = Change()
         self.started_at = time.time()
         self.last_task_at: float | None = None
         self.consecutive_failures = 0
         self.draining = False
+        self._confirmer = Confirmer(self.desk.standing, probe, events)
+        self._office = Office(settings, self.slots, self.desk, self._confirmer, events)
         self._surroundings = Surroundings(
             settings=settings,
             secret=secret,
-            delivery=EnvironmentDelivery(),
+            deliveries=deliveries,
             redactor=redactor,
             environ=environ,
             run_dir=run_dir,
-            may_use=self._may_use,
+            may_use=self.desk.may_use,
         )
         self._next_mark = next_mark
         self._live: dict[str, Execution] = {}
         self._recent: dict[str, Execution] = {}
-        self._queue: deque[Execution] = deque()
-        self._owners: set[asyncio.Task[None]] = set()
-        self._busy_slots = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._seen: set[int] = set()
 
     # -- admission
 
@@ -120,7 +135,7 @@ class Supervisor:
             Conflict: The id is known for other work.
         """
         execution_id = task.execution_id or str(uuid.uuid4())
-        if (known := self._live.get(execution_id) or self._recent.get(execution_id)) and (
+        if (known := self.execution(execution_id)) and (
             known.phase is not Phase.FINISHED or known.record.outcome is Outcome.SUCCESS
         ):
             if known.record.request_digest != task.digest:
@@ -128,10 +143,10 @@ class Supervisor:
             return known
         if self.draining:
             raise Draining("draining: no new executions here", retry_after_seconds=DRAINING_RETRY_SECONDS)
-        self.require_token()
-        if self._busy_slots >= self.settings.slots and len(self._queue) >= self.settings.queue:
+        parks = self._must_park(task)
+        if not parks and self.slots.is_full:
             raise Busy(
-                f"all {self.settings.slots} slots and {self.settings.queue} queue places are taken",
+                f"all {self.slots.total} slots and {self.slots.queue_limit} queue places are taken",
                 retry_after_seconds=BUSY_RETRY_SECONDS,
             )
         execution = Execution(
@@ -144,7 +159,6 @@ class Supervisor:
             next_mark=self._next_mark,
             timeout_seconds=task.timeout_seconds or self.settings.timeout,
             accepted=self._accepted,
-            refused=self._refused,
             save=self._save,
         )
         self._live[execution_id] = execution
@@ -152,155 +166,118 @@ class Supervisor:
         self.last_task_at = time.time()
         self._save(execution.record)
         log.info("execution admitted", extra={"execution_id": execution_id})
-        self._queue.append(execution)
-        self._dispatch()
+        ticket = None if parks else self.slots.enqueue()
+        self._spawn(self._own(execution, Course(execution, self._office, ticket)), execution_id)
         return execution
 
-    def require_token(self) -> Generation:
-        """
-        Tell the generation that an execution admitted now would use.
-
-        Raises:
-            NoToken: There is none.
-            TokenUnusable: The API refused it, or it expired.
-        """
-        status = self.secret.status
-        generation = status.generation
-        if generation is None or status.state in ("missing", "invalid"):
-            raise NoToken(f"no usable token: {status.error or 'the secret file is missing'}")
-        _require_unexpired(generation)
-        if self.standing.retry_after_seconds(generation, time.monotonic()) > 0:
-            raise TokenUnusable(_REFUSED)
-        return generation
-
-    def _may_use(self, generation: Generation) -> None:
-        """Judge a generation at the spawn, on the attempt's thread: admission may be minutes ago."""
-        _require_unexpired(generation)
-        if self.standing.is_refused(generation) and not self.standing.begin_try(generation, time.monotonic()):
-            raise TokenUnusable(_REFUSED)
-
-    # -- slots
-
-    def _dispatch(self) -> None:
-        while self._queue and self._busy_slots < self.settings.slots:
-            execution = self._queue.popleft()
-            if execution.phase is not Phase.FINISHED:
-                self._busy_slots += 1
-                owner = asyncio.get_running_loop().create_task(self._own(execution), name=execution.execution_id)
-                self._owners.add(owner)
-                owner.add_done_callback(self._disowned)
-        for execution in self._queue:
-            self._watch_queued(execution)
-        self.changed.tell()
-
-    def _watch_queued(self, execution: Execution) -> None:
-        """See to it that the time of an execution that waits for a slot runs out as well."""
-        if execution.queue_timer is None:
-            loop = asyncio.get_running_loop()
-            delay = max(0.0, execution.total_at - time.monotonic())
-            execution.queue_timer = loop.call_later(delay, self._give_up_queued, execution, StopReason.TIMEOUT)
-
-    def _give_up_queued(self, execution: Execution, reason: StopReason) -> None:
-        if execution in self._queue:
-            self._queue.remove(execution)
-            execution.request_stop(reason)
-            execution.end(_VERDICT_UNSTARTED[reason])
-            self._retire(execution)
-
-    async def _own(self, execution: Execution) -> None:
-        """Hold a slot for *execution* as long as it needs one."""
-        execution.forget_timer()
+    def _must_park(self, task: Task) -> bool:
+        """Whether the token cannot be used now, and the task is ready to wait for another."""
         try:
-            await execution.run()
-        finally:
-            self._busy_slots -= 1
-            self._retire(execution)
-            self._dispatch()
+            self.desk.require(task.model)
+        except (TokenUnusable, TokenLimited):
+            if not task.park_seconds:
+                raise
+            return True
+        return False
 
-    def _disowned(self, owner: asyncio.Task[None]) -> None:
-        self._owners.discard(owner)
-        if not owner.cancelled() and (error := owner.exception()):
-            log.error(
-                "execution ended by a fault of the supervisor", exc_info=error, extra={"execution_id": owner.get_name()}
-            )
+    async def _own(self, execution: Execution, course: Course) -> None:
+        try:
+            await course.run()
+        finally:
+            self._retire(execution)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run *work* as a task of ours; what goes wrong in it is logged."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a fault of the supervisor", exc_info=error, extra={"execution_id": task.get_name()})
 
     def _retire(self, execution: Execution) -> None:
-        execution.forget_timer()
         self._live.pop(execution.execution_id, None)
         self._recent[execution.execution_id] = execution
         while len(self._recent) > KEPT_IN_MEMORY:
             self._recent.pop(next(iter(self._recent)))
         failed = execution.record.outcome is Outcome.FAILED
         self.consecutive_failures = self.consecutive_failures + 1 if failed else 0
+        record = execution.record
+        self.events.publish(
+            "execution.finished",
+            execution_id=record.execution_id,
+            outcome=record.outcome,
+            error_class=record.error_class,
+        )
+        self.slots.grant()
         self.changed.tell()
 
-    # -- what executions learn about the token
+    # -- the token
 
     def _accepted(self, generation: Generation) -> None:
-        self.standing.accept(generation)
+        self._confirmer.accepted(generation)
+        self.slots.grant()
 
-    def _refused(self, report: Report) -> None:
-        """Take a refusal by the API into account, if it may condemn the generation it was made with."""
-        generation = report.generation
-        sighting = report.ending.evidence if report.ending is not None else None
-        if generation is None or sighting is None:
-            return
-        # What comes after a tool ran may have been written by that tool: it ends its attempt, and condemns nothing.
-        if not sighting.condemns or report.used_tool:
-            self.standing.end_try(generation)
-            return
-        if self.standing.refuse(generation, time.monotonic()):
-            log.error(
-                "token refused: generation=%d fingerprint=%s rule=%s",
-                generation.number,
-                generation.token.fingerprint,
-                sighting.rule,
-            )
+    def secret_changed(self, status: SecretStatus) -> None:
+        """Take a new status of the secret file."""
+        generation = status.generation
+        is_new = generation is not None and generation.number not in self._seen
+        self.desk.secret_changed(status)
+        if generation is not None and is_new:
+            self._seen.add(generation.number)
+            for execution in self._live.values():
+                execution.token_loaded(generation)
+            if self.settings.probe == "on_load":
+                self._spawn(self._probe(generation), "probe")
+        self.slots.grant()
         self.changed.tell()
+
+    async def _probe(self, generation: Generation) -> None:
+        """Ask the API about a token, and keep new executions waiting meanwhile."""
+        self.desk.standing.suspect(generation, "probe")
+        try:
+            verdict = await self._confirmer.ask(generation)
+            if verdict is ProbeVerdict.REFUSED:
+                self._confirmer.refused(generation, "probe")
+            elif verdict is ProbeVerdict.VALID:
+                self._confirmer.accepted(generation)
+        finally:
+            self.desk.standing.unsuspect("probe")
+            self.slots.grant()
+            self.desk.changed.tell()
+
+    async def reload_token(self) -> bool:
+        """Re-read the secret file now, and try a refused or limited token at once; tell whether it is another one."""
+        before = self.desk.current
+        status = await asyncio.to_thread(self.secret.poll)
+        self.secret_changed(status)
+        if (generation := status.generation) is not None:
+            self.desk.standing.forget_limits(generation)
+            if self.desk.standing.is_refused(generation):
+                self.desk.standing.retry_now(generation)
+                await self._probe(generation)
+        return before is None or generation is None or generation.number != before.number
 
     # -- looking on
 
     @property
-    def unready(self) -> tuple[str | None, str | None]:
-        """Why a task sent now would be turned away, as a sentence and as a word; nothing where it would not."""
+    def unready(self) -> tuple[str, str] | None:
+        """Why a task sent now would be turned away, as a word and as a sentence; None where it would not."""
         if self.draining:
-            return "draining: no new executions here", "draining"
+            return "draining", "draining: no new executions here"
         try:
-            self.require_token()
-        except (NoToken, TokenUnusable) as error:
-            return str(error), f"token_{self.token_state}"
+            self.desk.require()
+        except AgentRuntimeError as error:
+            return f"token_{self.desk.state}", str(error)
+        if self.desk.holds_new_executions:
+            return "token_suspect", "it is being found out whether the token is good"
         try:
             resolve(self.settings.claude, self._surroundings.environ.get("PATH"))
         except SpawnFailed as error:
-            return str(error), "no_cli"
-        return None, None
-
-    def secret_changed(self, status: SecretStatus) -> None:
-        """Take a new status of the secret file."""
-        if status.generation is not None:
-            log.info(
-                "token state: state=%s generation=%d fingerprint=%s kind=%s",
-                status.state,
-                status.generation.number,
-                status.generation.token.fingerprint,
-                status.generation.token.kind,
-            )
-        self.changed.tell()
-
-    @property
-    def token_state(self) -> str:
-        """The state of the token, in the contract's words."""
-        status = self.secret.status
-        if status.generation is None or status.state in ("missing", "invalid"):
-            return str(status.state)
-        if status.is_expired(time.time()):
-            return "expired"
-        return "refused" if self.standing.is_refused(status.generation) else "ready"
-
-    @property
-    def last_refused_generation(self) -> int | None:
-        """The latest generation the API refused."""
-        return self.standing.last_refused_generation
+            return "no_cli", str(error)
+        return None
 
     @property
     def running(self) -> list[Execution]:
@@ -317,16 +294,6 @@ class Supervisor:
         """Ids of executions that ended in the last 15 minutes."""
         since = time.time() - RECENT_SECONDS
         return [e.execution_id for e in self._recent.values() if (e.record.ended_at or 0) >= since]
-
-    @property
-    def busy_slots(self) -> int:
-        """Slots that are held."""
-        return self._busy_slots
-
-    @property
-    def queue_length(self) -> int:
-        """Executions that wait for a slot."""
-        return len(self._queue)
 
     def execution(self, execution_id: str) -> Execution | None:
         """Find an execution that runs, or ended not long ago."""
@@ -367,8 +334,6 @@ class Supervisor:
         execution = self._live.get(execution_id)
         if execution is None:
             return "already_finished", self.record(execution_id)
-        if execution.phase is Phase.QUEUED and execution in self._queue:
-            self._give_up_queued(execution, StopReason.CANCELLED)
         execution.request_stop(StopReason.CANCELLED)
         await execution.finished()
         return "terminated", execution.record
@@ -382,9 +347,8 @@ class Supervisor:
         polite = max(0.0, timeout_seconds - self.settings.stop_grace)
         deadline = time.monotonic() + polite
         while self._live and (left := deadline - time.monotonic()) > 0:
-            changed = self.changed.wait()
             try:
-                await asyncio.wait_for(changed, left)
+                await asyncio.wait_for(self.changed.wait(), left)
             except TimeoutError:
                 break
         self.stop_all(StopReason.SHUTDOWN)
@@ -394,10 +358,7 @@ class Supervisor:
     def stop_all(self, reason: StopReason, *, at_once: bool = False) -> None:
         """Ask every execution to end, politely or at once."""
         for execution in list(self._live.values()):
-            if execution in self._queue:
-                self._give_up_queued(execution, reason)
-            else:
-                execution.request_stop(reason, at_once=at_once)
+            execution.request_stop(reason, at_once=at_once)
 
     def _save(self, record: ExecutionRecord) -> None:
         try:
@@ -405,20 +366,3 @@ class Supervisor:
         except StoreUnavailable as error:
             record.metadata.retained = False
             log.error("record not kept: %s", error, extra={"execution_id": record.execution_id})
-
-
-_REFUSED = "the API refused this token; write a new one to the secret file"
-
-
-def _require_unexpired(generation: Generation) -> None:
-    if generation.expires_at is not None and generation.expires_at <= time.time():
-        raise TokenUnusable("the token has expired; write a new one to the secret file")
-
-
-_VERDICT_UNSTARTED = {
-    StopReason.TIMEOUT: Verdict(Outcome.FAILED, ErrorClass.TIMEOUT, "no slot became free within the timeout"),
-    StopReason.CANCELLED: Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, "the execution was cancelled"),
-    StopReason.SHUTDOWN: Verdict(
-        Outcome.FAILED, ErrorClass.INTERRUPTED, "the supervisor was shut down before it began"
-    ),
-}

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent_runtime import proc_table
+from agent_runtime import linux, proc_table  # noqa: F401 - linux is for the drivers
 from agent_runtime.process import Child, Command, Exit, new_mark, spawn
 
 if TYPE_CHECKING:
@@ -48,10 +48,11 @@ wait
 """A shell script with twenty children, half of them in sessions of their own; for users who cannot run our Python."""
 
 RUNNER = """
-import os, sys
+import os, sys, time
 sys.stdin.readline()
 os.write(1, b"running\\n")
-while True:
+over = time.monotonic() + 20
+while time.monotonic() < over:
     if os.fork():
         os._exit(0)
     os.setsid()
@@ -59,10 +60,11 @@ while True:
 """Hands itself on to a child in a new session without pause, so that its pid changes all the time."""
 
 BOMB = """
-import os, sys
+import os, sys, time
 sys.stdin.readline()
 os.write(1, b"running\\n")
-while True:
+over = time.monotonic() + 20
+while time.monotonic() < over:
     try:
         if os.fork() == 0:
             os.setsid()

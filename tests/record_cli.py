@@ -1,11 +1,11 @@
 """
-Make the recordings under ``tests/recorded/`` again: what real versions of the CLI print when the API answers this or that.
+Make the recordings under ``tests/recorded/`` again: what real versions of the CLI print when the API answers so or so.
 
     python -m tests.record_cli DIRECTORY VERSION...
 
 *DIRECTORY* holds the versions as npm installs them (``VERSION/node_modules/.bin/claude``). The API is the package's own
-stand-in on loopback, the tokens are made up, and no other server is spoken to. Only what matters here is kept: entries of
-the debug log about API errors, frames that report them, and what looks like them; without ids, tools, usage and paths.
+stand-in on loopback, the tokens are made up, and no other server is spoken to. Only what matters here is kept: entries
+of the debug log about API errors, frames that report them, and what looks like them; without ids, tools and paths.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,25 +35,32 @@ API_KEY = "sk-ant-api03-recorded-not-a-real-key"
 PATIENCE_SECONDS = 60.0
 KEPT_LINES_PER_CASE = 12
 
+_REQUEST_ID = re.compile("req_standin[0-9]{1,12}")
 _ERROR_ENTRIES = ("API error (attempt", "Error streaming, falling", "Error in non-streaming", "Error in API request")
 _FRAME_TYPES = {"assistant", "result", "rate_limit_event"}
-_DROPPED_FIELDS = {
-    "uuid",
-    "session_id",
-    "usage",
-    "modelUsage",
-    "model_usage_since_last_result",
-    "permission_denials",
-    "subagent_stats",
-    "fast_mode_state",
-    "fast_mode_disabled_reason",
-    "timestamp",
-    "begun_message_ids",
-    "total_cost_usd",
-    "duration_ms",
-    "duration_api_ms",
-    "num_turns",
-    "safety_stops",
+_KEPT_FIELDS = {
+    "type",
+    "subtype",
+    "message",
+    "parent_tool_use_id",
+    "error",
+    "is_api_error_message",
+    "api_error",
+    "api_error_status",
+    "api_error_type",
+    "is_error",
+    "terminal_reason",
+    "result",
+    "errors",
+    "attempt",
+    "max_retries",
+    "retry_delay_ms",
+    "error_status",
+    "rate_limit_info",
+    "model",
+    "permissionMode",
+    "claude_code_version",
+    "apiKeySource",
 }
 _KEPT_OF_MESSAGE = {"model", "role", "type", "content"}
 
@@ -240,8 +248,11 @@ def _kept(case: Case, lines: list[tuple[str, str]], scratch: str) -> list[dict[s
     seen: set[str] = set()
     for stream, line in lines:
         text = _frame(line) if stream == "stdout" else _entry(line, whole=bool(case.mcp_stderr))
-        without_time = (text or "").partition(" [")[2] if stream == "stderr" else text
-        if text is None or not without_time or without_time in seen:
+        if text is None:
+            continue
+        text = _REQUEST_ID.sub("req_standin", text)
+        without_time = text[text.find("[") :] if stream == "stderr" else text
+        if without_time in seen and not case.mcp_stderr:
             continue
         seen.add(without_time)
         if scratch in text or OAUTH in text or API_KEY in text:
@@ -271,12 +282,9 @@ def _frame(line: str) -> str | None:
         frame = json.loads(line)
     except ValueError:
         return None
-    if frame.get("subtype") == "init":
-        kept = {"type", "subtype", "model", "permissionMode", "claude_code_version", "apiKeySource"}
-        return json.dumps({name: frame[name] for name in frame if name in kept}, ensure_ascii=False)
-    if frame.get("type") not in _FRAME_TYPES and frame.get("subtype") != "api_retry":
+    if frame.get("type") not in _FRAME_TYPES and frame.get("subtype") not in {"init", "api_retry"}:
         return None
-    frame = {name: value for name, value in frame.items() if name not in _DROPPED_FIELDS}
+    frame = {name: value for name, value in frame.items() if name in _KEPT_FIELDS}
     if isinstance(frame.get("message"), dict):
         frame["message"] = {name: value for name, value in frame["message"].items() if name in _KEPT_OF_MESSAGE}
     return json.dumps(frame, ensure_ascii=False)

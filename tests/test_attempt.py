@@ -19,7 +19,7 @@ import pytest
 from agent_runtime import process
 from agent_runtime.attempt import Attempt, Note, Order, Report, Surroundings
 from agent_runtime.command import Session
-from agent_runtime.delivery import EnvironmentDelivery
+from agent_runtime.delivery import Deliveries
 from agent_runtime.generations import GenerationLedger
 from agent_runtime.redaction import Redactor
 from agent_runtime.secret_file import SecretFile
@@ -51,7 +51,7 @@ class Bench:
     notes: list[Note] = field(default_factory=list)
     writers: list[TranscriptWriter] = field(default_factory=list)
 
-    def attempt(self, steps: list[dict[str, Any]], tell: Callable[[Note], None] | None = None, **env: str) -> Attempt:
+    def attempt(self, steps: list[dict[str, Any]], tell: Callable[[Note], object] | None = None, **env: str) -> Attempt:
         (self.home / "token").write_text(OLD + "\n")
         (self.home / "config").mkdir(exist_ok=True)
         settings = load(
@@ -68,11 +68,11 @@ class Bench:
         around = Surroundings(
             settings=settings,
             secret=SecretFile(settings.token_file, ledger=ledger),
-            delivery=EnvironmentDelivery(),
+            deliveries=Deliveries(),
             redactor=Redactor(),
             environ={"PATH": os.environ["PATH"], "HOME": str(self.home)},
             run_dir=self.home / "run",
-            may_use=lambda _generation: None,
+            may_use=lambda _generation, _model: None,
         )
         order = Order(
             execution_id=f"execution-{uuid.uuid4()}",
@@ -85,7 +85,7 @@ class Bench:
         return Attempt(order, around, self.writers[-1], tell or self.notes.append)
 
     def run(self, steps: list[dict[str, Any]], **env: str) -> Report:
-        attempt = self.attempt(steps, **env)
+        attempt = self.attempt(steps, None, **env)
         try:
             return attempt.run()
         finally:
@@ -260,7 +260,7 @@ def test_a_result_is_not_the_end_while_a_background_task_is_pending(
 ) -> None:
     monkeypatch.setattr("agent_runtime.attempt.LINGER_SECONDS", 0.1)
     go = tmp_path / "go"
-    steps = [
+    steps: list[dict[str, Any]] = [
         {"do": "init"},
         {"do": "background", "tasks": ["b1"]},
         {"do": "result", "text": "Waiting."},

@@ -16,6 +16,8 @@ import pytest
 
 from agent_runtime.demo.outside import Watch, kill_marked, marked
 from agent_runtime.demo.report import Promise, Report
+from agent_runtime.demo.timeline import Timeline
+from agent_runtime.tokens import Token
 from tests.supervised import eventually
 
 if TYPE_CHECKING:
@@ -23,15 +25,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LIMIT_SECONDS = 110
+IN_THE_MIDDLE = "in the middle of a tool"
 SCRIPTED_CLI = "from agent_runtime.standins import scripted_api, scripted_cli, scripted_run\n"
 
 LOSES_ITS_RESULT = "scripted_run.Run.result = lambda *words, **fields: None\n"
-KEEPS_ITS_FIRST_TOKEN = """
-import os, pathlib
-kept = pathlib.Path(os.environ["HOME"], "first")
-if not kept.exists():
-    kept.write_text(os.environ["CLAUDE_CODE_OAUTH_TOKEN"])
-os.environ["CLAUDE_CODE_OAUTH_TOKEN"] = kept.read_text()
+KEEPS_ITS_FIRST_TOKEN_AND_WRITES_IT_DOWN = """
+import pathlib
+name = "CLAUDE_CODE_OAUTH_TOKEN"
+if name in os.environ:  # not so for --version
+    kept = pathlib.Path(os.environ["HOME"], "first")
+    if not kept.exists():
+        kept.write_text(os.environ[name])
+    os.environ[name] = kept.read_text()
+    given = next(word for word in sys.argv if word.startswith("--settings="))
+    pathlib.Path(given.partition("=")[2]).parents[2].joinpath("note").write_text("I was given " + os.environ[name])
 """
 HIDES_THE_REFUSAL = """
 def hide(api, error, attempt, credential):
@@ -39,8 +46,15 @@ def hide(api, error, attempt, credential):
     raise scripted_api.GaveUp
 scripted_api.Api._refused = hide
 """
+SPEAKS_LATE = """
+import time
+refused = scripted_api.Api._refused
+def late(*given):
+    time.sleep(2.5)
+    refused(*given)
+scripted_api.Api._refused = late
+"""
 DIES_IN_ITS_TOOL = """
-import os
 def die(run, command, timeout_seconds=0):
     os._exit(1)
 scripted_run.Run.bash = die
@@ -63,24 +77,35 @@ class Demo:
             text=True,
         )
 
-    def lines(self) -> Iterator[str]:
+    def wait_for(self, words: str) -> None:
         assert self.process.stdout is not None
-        yield from self.process.stdout
+        for line in iter(self.process.stdout.readline, ""):
+            if words in line:
+                return
+        pytest.fail(f"the demo ended without saying: {words}")
 
     def ended(self) -> tuple[int, str]:
-        said, _ = self.process.communicate(timeout=LIMIT_SECONDS)
-        return self.process.returncode, said
+        assert self.process.stdout is not None
+        said = self.process.stdout.read()
+        return self.process.wait(LIMIT_SECONDS), said
 
     def left(self) -> list[str]:
         return sorted(path.name for path in self.temporary.iterdir())
 
     def processes(self) -> list[psutil.Process]:
         """Find what belongs to this run by the temporary directory in its environment."""
-        found = []
+        return list(self._found())
+
+    def environments(self) -> list[dict[str, str]]:
+        return list(self._found().values())
+
+    def _found(self) -> dict[psutil.Process, dict[str, str]]:
+        found = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if any(str(self.temporary) in value for value in process.environ().values()):
-                    found.append(process)
+                environment = process.environ()
+                if any(str(self.temporary) in value for value in environment.values()):
+                    found[process] = environment
         return found
 
 
@@ -156,11 +181,14 @@ def test_the_demo_keeps_every_promise_with_the_real_cli(tmp_path: Path, claude: 
     ("behaviour", "broken"),
     [
         (LOSES_ITS_RESULT, {Promise.FINISH, Promise.NOT_LOST, Promise.HEALED}),
-        (KEEPS_ITS_FIRST_TOKEN, {Promise.NEW_TOKEN}),
-        (HIDES_THE_REFUSAL, {Promise.ANSWER, Promise.EVIDENCE, Promise.TURNED_AWAY}),
+        (KEEPS_ITS_FIRST_TOKEN_AND_WRITES_IT_DOWN, {Promise.NEW_TOKEN, Promise.NO_TOKEN_SHOWN}),
+        pytest.param(
+            HIDES_THE_REFUSAL, {Promise.ANSWER, Promise.EVIDENCE, Promise.TURNED_AWAY}, marks=pytest.mark.slow
+        ),
         (DIES_IN_ITS_TOOL, {Promise.TOOLS_RUN, Promise.FINISH, Promise.NOT_LOST}),
+        pytest.param(SPEAKS_LATE, {Promise.GONE}, marks=pytest.mark.slow),
     ],
-    ids=["loses its result", "keeps its first token", "hides the refusal", "dies in its tool"],
+    ids=["loses its result", "keeps its first token", "hides the refusal", "dies in its tool", "speaks late"],
 )
 def test_a_broken_promise_is_named_and_makes_the_exit_code_1(
     tmp_path: Path, behaviour: str, broken: set[Promise]
@@ -179,9 +207,7 @@ def test_a_broken_promise_is_named_and_makes_the_exit_code_1(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_middle_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     with demo(tmp_path, "--scripted") as run:
-        for line in run.lines():
-            if "in the middle of a tool" in line:
-                break
+        run.wait_for(IN_THE_MIDDLE)
         assert len(run.processes()) > 5
 
         run.process.send_signal(number)
@@ -193,6 +219,40 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(tmp_path: Path, number: si
         assert run.processes() == []
 
 
+def test_a_process_that_is_left_is_found_and_ended(tmp_path: Path) -> None:
+    with demo(tmp_path, "--scripted") as run:
+        run.wait_for(IN_THE_MIDDLE)
+        marks = [mark for found in run.environments() if (mark := found.get("AGENT_RUNTIME_EXECUTION_ID"))]
+        left = subprocess.Popen(
+            ["/bin/sleep", "60"], env={"AGENT_RUNTIME_EXECUTION_ID": marks[0], "TMPDIR": str(run.temporary)}
+        )
+
+        code, said = run.ended()
+
+        assert code == 1
+        assert outcome_of(Promise.NOTHING_LEFT, said) == "BROKEN"
+        assert left.wait(LIMIT_SECONDS) == -signal.SIGKILL
+        assert run.processes() == []
+
+
+def test_a_supervisor_that_dies_takes_nothing_with_it_that_is_not_told(tmp_path: Path) -> None:
+    with demo(tmp_path, "--scripted") as run:
+        run.wait_for(IN_THE_MIDDLE)
+        (supervisor,) = psutil.Process(run.process.pid).children()
+        supervisor.kill()
+
+        code, said = run.ended()
+
+        assert code == 1
+        assert "the demo could not go on: the supervisor" in said
+        assert outcome_of(Promise.STARTS, said) == "held"
+        assert outcome_of(Promise.NOT_LOST, said) == "BROKEN"
+        assert outcome_of(Promise.ENDS_WELL, said) == "-"
+        assert len(run.left()) == 1
+        assert run.processes() == []
+
+
+@pytest.mark.slow
 def test_a_reader_that_leaves_early_changes_neither_the_end_nor_the_exit_code(tmp_path: Path) -> None:
     with demo(tmp_path, "--scripted") as run:
         assert run.process.stdout is not None
@@ -226,6 +286,22 @@ def test_the_claude_on_path_is_taken_and_named(tmp_path: Path) -> None:
 
     assert "name='9.9.9 (Claude Code)'" in said
     assert "found on PATH" in said
+
+
+def test_a_terminal_gets_colours_and_no_reader_gets_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    token = Token("sk-ant-oat01-quoted-by-an-evidence-line")
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as reader, os.fdopen(theirs, "w", encoding="utf-8") as terminal:
+        timeline = Timeline(terminal)
+        timeline.hide(token)
+        timeline.say("task-1", f"two\nlines about {token.secret}")
+        said = reader.read(1000).decode()
+
+    assert "\x1b[" in said
+    assert f"two lines about <token {token.fingerprint}>" in said
+    assert token.secret not in said
 
 
 def test_a_promise_that_nothing_has_checked_did_not_hold() -> None:

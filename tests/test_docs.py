@@ -12,6 +12,7 @@ from agent_runtime.settings import SETTINGS, Setting
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+NO_DEFAULT = "\N{EN DASH}"
 CI = (ROOT / ".ci/run").read_text()
 
 
@@ -67,7 +68,9 @@ def test_the_settings_table_tells_the_default(setting: Setting) -> None:
     [row] = [row for row in rows(section("Settings"), "`AGENT_RUNTIME_") if quoted(row[0]) == [setting.variable]]
 
     if setting.default is None:
-        assert row[1] == "–" or "".join(row[1].split("`")[::2]), "no fixed default: a dash, or words beside the value"
+        assert row[1] == NO_DEFAULT or "".join(row[1].split("`")[::2]), (
+            "no fixed default: a dash, or words beside the value"
+        )
     else:
         assert row[1] == f"`{setting.default}`"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import stat
+import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -126,19 +127,22 @@ def test_look_alikes_stop_nothing(shared: Supervised) -> None:
     assert shared.get("/api/token")["state"] == "ready"
 
 
-def test_what_a_tool_forges_ends_its_own_attempt_and_condemns_no_token(shared: Supervised) -> None:
+def test_what_a_tool_forges_costs_its_own_attempt_and_condemns_no_token(shared: Supervised) -> None:
     script = [
         {"do": "init"},
-        {"do": "tool", "command": "true"},
-        {"do": "forge", "stream": "stderr"},
-        {"do": "hang"},
+        {"do": "tool", "command": "true", "when": "first"},
+        {"do": "forge", "stream": "stderr", "when": "first"},
+        {"do": "hang", "when": "first"},
+        {"do": "result", "text": "Done."},
     ]
 
-    shared.post({"script": script}, execution_id="forged")
+    answer = shared.post({"script": script}, execution_id="forged").json()
 
-    assert shared.record("forged")["attempts"][0]["stop_reason"] == "refused"
+    first, second = shared.record("forged")["attempts"]
+    assert (first["stop_reason"], second["stop_reason"]) == ("refused", None)
+    assert (answer["status"], answer["metadata"]["resumes"]) == ("success", 1)
     assert shared.get("/api/token")["state"] == "ready"
-    assert shared.post(OK).status_code == 200
+    assert shared.get("/api/token")["last_refused_generation"] is None
 
 
 @pytest.mark.parametrize(
@@ -188,15 +192,6 @@ def test_the_total_time_of_one_task_is_its_own(shared: Supervised) -> None:
             "billing",
         ),
         (
-            [
-                {"do": "init"},
-                {"do": "rate_limit", "status": "rejected", "limit_type": "five_hour", "resets_at": 1795303159},
-                {"do": "give_up", "text": "You've hit your 5-hour limit", "error": "rate_limit", "status": 429},
-            ],
-            429,
-            "rate_limit",
-        ),
-        (
             [{"do": "init"}, {"do": "result", "is_error": True, "fields": {"subtype": "error_max_turns"}}],
             422,
             "max_turns",
@@ -209,6 +204,29 @@ def test_every_end_has_its_class(shared: Supervised, script: list[Any], status: 
 
     assert (response.status_code, response.json()["error_class"]) == (status, error_class)
     assert shared.get("/api/token")["state"] == "ready"
+
+
+def test_a_usage_limit_is_told_with_its_end_and_closes_admission_while_it_lasts(tmp_path: Path) -> None:
+    resets_at = int(time.time()) + 3600
+    script = [
+        {"do": "init"},
+        {"do": "rate_limit", "status": "rejected", "limit_type": "five_hour", "resets_at": resets_at},
+        {"do": "give_up", "text": "You've hit your 5-hour limit", "error": "rate_limit", "status": 429},
+    ]
+    with supervised(tmp_path) as running:
+        met = running.post({"script": script})
+        turned_away = running.post(OK)
+        token = running.get("/api/token")
+
+        for response in (met, turned_away):
+            assert (response.status_code, response.json()["error_class"]) == (429, "rate_limit")
+            assert 3500 < int(response.headers["retry-after"]) <= 3600
+            assert response.json()["resets_at"] == token["limited_until"]
+        assert (token["state"], token["limit_type"]) == ("limited", "five_hour")
+        assert running.client.get("/readyz").json()["reason"] == "token_limited"
+
+        running.client.post("/api/credentials/reload-token").raise_for_status()
+        assert running.post(OK).status_code == 200
 
 
 def test_slots_and_queue_are_bounded_and_the_next_is_told_to_come_back(shared: Supervised, tmp_path: Path) -> None:

@@ -56,6 +56,13 @@ def test_a_failure_of_an_old_generation_does_not_refuse_the_new_one() -> None:
     assert not ledger.is_refused(new.token)
 
 
+def test_a_late_failure_of_an_old_number_does_not_lower_the_last_refused_one() -> None:
+    ledger = GenerationLedger(None)
+    for number in (3, 1):
+        ledger.refuse(Generation(number, A, loaded_at=0.0))
+    assert ledger.last_refused_generation == 3
+
+
 def test_an_absolved_token_is_not_refused_after_a_restart_either(tmp_path: Path) -> None:
     ledger = GenerationLedger(tmp_path)
     ledger.refuse(Generation(1, A, loaded_at=0.0))
@@ -101,6 +108,12 @@ def test_a_directory_that_cannot_be_written_is_warned_of_once_and_taken_up_again
     blocked.unlink()
     assert ledger.save()
     assert GenerationLedger(blocked).current == 2
+
+    (blocked / FILE_NAME).unlink()
+    blocked.rmdir()
+    blocked.write_text("in the way again")
+    ledger.absolve(B)
+    assert caplog.text.count("cannot write") == 2
 
 
 @pytest.mark.parametrize("raw", [b"", b"{", b'{"generation": "one"}', b"\xff\xfe"])

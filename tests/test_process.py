@@ -426,7 +426,7 @@ def test_a_kill_against_the_natural_end_a_thousand_times() -> None:
 
 
 def test_a_child_is_killed_straight_after_its_spawn() -> None:
-    for _ in range(50):
+    for _ in range(25):
         child = start_python("import subprocess; subprocess.run(['sleep', '60'])")
         child.kill()
         assert child.sweep(time.monotonic() + 10).survivors == 0
@@ -450,7 +450,7 @@ def greedy():
             time.sleep(0)
 threading.Thread(target=greedy, daemon=True).start()
 codes = []
-for number in range(60):
+for number in range(40):
     child = start_shell("sleep 60 & setsid sleep 60 & exit 7") if number % 2 else start("true")
     if number % 2:
         with contextlib.suppress(BrokenPipeError):

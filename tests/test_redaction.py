@@ -99,6 +99,12 @@ def fully_decoded(line: bytes) -> str:
     return _unescaped(line).decode("latin-1")
 
 
+def test_an_escape_that_json_does_not_know_swallows_no_part_of_a_token() -> None:
+    redactor = Redactor([Token("abcdef01-token")])
+
+    assert redactor.redact(rb"\Uabcdef01-toke\u006e") == rb"\U" + redactor.redact(b"abcdef01-token")
+
+
 def test_what_stands_around_a_token_stays_as_it_was(redactor: Redactor) -> None:
     for before, after in (("\\n", "\\n"), ('\\"', '\\"'), ("a\\\\b ", "\\\\c"), ("\\u00e9", "\\u00e9"), ("é", "\\t")):
         for secret in (OAUTH.secret, escaped(OAUTH.secret)):
@@ -205,6 +211,9 @@ def test_overlapping_tokens_leave_nothing_behind() -> None:
     redactor = Redactor([Token("abcdefgh-1234"), Token("1234-ijklmnop")])
 
     assert "ijkl" not in redactor.redact_text("abcdefgh-1234-ijklmnop")
+
+    outer, inner = Token("outer-and-inner-token-and-outer"), Token("inner-token")
+    assert Redactor([outer, inner]).redact_text(outer.secret) == mark(outer)
 
 
 def test_a_value_that_is_too_short_to_be_told_from_text_is_left_alone() -> None:
@@ -318,7 +327,7 @@ def test_hostile_lines_of_the_frame_limit_are_redacted_within_seconds(redactor: 
     assert time.thread_time() - began < 30
 
 
-@pytest.mark.parametrize("in_middle", [1, 60_000, 65_530, 65_536, 131_070, 200_000])
+@pytest.mark.parametrize("in_middle", [1, 65_300, 65_530, 65_536, 131_000, 200_000])
 def test_an_escaped_token_is_found_wherever_it_stands_in_a_long_line(redactor: Redactor, in_middle: int) -> None:
     text = "x\\n" * (in_middle // 3) + "y" * (in_middle % 3) + escaped(OAUTH.secret) + "\\u0041" * 50_000
     line = f'{{"t":"{text}"}}'.encode()

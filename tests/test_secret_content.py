@@ -95,6 +95,8 @@ def test_the_clis_own_form_counts_milliseconds_and_names_the_subscription() -> N
     cli = {"accessToken": OAUTH, "expiresAt": 1767225600000, "subscriptionType": "max"}
     content = parsed(json.dumps({"claudeAiOauth": cli}).encode())
     assert (content.expires_at, content.subscription) == (1767225600.0, "max")
+    long_ago = {"claudeAiOauth": {"accessToken": OAUTH, "expiresAt": 1000}}
+    assert parsed(json.dumps(long_ago).encode()).expires_at == 1.0
 
 
 def test_the_subscription_is_kept() -> None:
@@ -131,7 +133,8 @@ BAD = {
     "json with an escaped nul": b'{"token": "sk-ant-oat01-\\u0000"}',
     "json with a lone surrogate": b'{"token": "sk-ant-oat01-\\ud800"}',
     "json with a blank": b'{"token": "sk-ant-oat01 made"}',
-    "json that is deep": b'{"token":' + b"[" * 60_000,
+    "json that is deep": b'{"other":' + b"[" * 60_000,
+    "json that is not utf-8": b'{"token": "sk-ant-oat01-\xff"}',
     "the cli's form without a token": b'{"claudeAiOauth": {"expiresAt": 1767225600000}}',
     "the cli's form with a number": b'{"claudeAiOauth": {"accessToken": 12345678901}}',
     "expiry in words": b'{"token": "sk-ant-oat01-a", "expires_at": "sk-ant-tomorrow"}',

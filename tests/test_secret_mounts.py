@@ -243,12 +243,12 @@ def test_without_inotify_the_file_is_re_read_and_one_warning_says_so(
         pytest.skip("this machine does not allow a user namespace of one's own")
     mount.publish(f"{token(0)}\n")
     probe = start(mount.path, *command)
-    for number in (1, 2):
-        mount.publish(f"{token(number)}\n")
-        since = time.monotonic()
-        assert probe.spawned() == fingerprint(number)
-        mount.publish(f"{token(number + 10)}\n")
-        probe.seen(number + 10, since=since, what=f"{limit} = 0")
+    mount.publish(f"{token(1)}\n")
+    assert probe.spawned() == fingerprint(1)
+    mount.publish(f"{token(2)}\n")
+    probe.seen(2, since=time.monotonic(), what=f"{limit} = 0")
+    mount.publish(f"{token(3)}\n")
+    assert probe.spawned() == fingerprint(3)
     assert len([text for text in probe.warnings() if "cannot watch" in text]) == 1
 
 
@@ -328,7 +328,7 @@ def test_put_overwrites_a_single_file_mount_in_place_and_says_so(
 
     mount.publish(f"{token(3)}\n")
     refused = subprocess.run(command, input=token(4), text=True, capture_output=True, check=False, cwd=root)
-    assert NotWritable.__name__ in refused.stderr
+    assert f"{NotWritable.__name__}: the secret file was replaced outside this container" in refused.stderr
     assert mount.path.read_text() == f"{token(3)}\n"
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent_runtime.api.problems import MEDIA_TYPE, problem
-from agent_runtime.errors import AdmissionError, ErrorClass
+from agent_runtime.errors import AdmissionError, ErrorClass, TokenLimited
 from agent_runtime.model import rfc3339
+from agent_runtime.standing import UNKNOWN_LIMIT_SECONDS
 from agent_runtime.state import Outcome
 from agent_runtime.verdict import SENTENCES
 
 if TYPE_CHECKING:
     from agent_runtime.execution import Execution
     from agent_runtime.model import Metadata
+
+
+OVERLOADED_RETRY_SECONDS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,7 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
         return Answer(200, "application/json", msgspec.json.encode(body), {})
     error_class = record.error_class or ErrorClass.ERROR
     used = record.metadata.token_generation
+    retry_after, resets_at = _when_again(execution, error_class)
     failure = problem(
         error_class,
         record.detail or SENTENCES.get(error_class, "the execution failed"),
@@ -73,8 +80,22 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
         metadata=record.metadata,
         token_generation=used,
         token_stale=used is not None and current_generation is not None and current_generation > used,
+        resets_at=resets_at,
     )
-    headers: dict[str, str] = {}
-    if isinstance(execution.error, AdmissionError) and execution.error.retry_after_seconds is not None:
-        headers["retry-after"] = str(execution.error.retry_after_seconds)
+    headers = {} if retry_after is None else {"retry-after": str(retry_after)}
     return Answer(failure.status, MEDIA_TYPE, msgspec.json.encode(failure), headers)
+
+
+def _when_again(execution: Execution, error_class: ErrorClass) -> tuple[int | None, float | None]:
+    """Tell in how many seconds it is worth asking again, and when a usage limit ends, where either is known."""
+    if isinstance(execution.error, TokenLimited):
+        return execution.error.retry_after_seconds, execution.error.resets_at
+    if isinstance(execution.error, AdmissionError):
+        return execution.error.retry_after_seconds, None
+    if error_class is ErrorClass.RATE_LIMIT:
+        resets_at = execution.resets_at
+        seconds = UNKNOWN_LIMIT_SECONDS if resets_at is None else resets_at - time.time()
+        return max(1, math.ceil(seconds)), resets_at
+    if error_class in (ErrorClass.OVERLOADED, ErrorClass.UPSTREAM, ErrorClass.NETWORK):
+        return OVERLOADED_RETRY_SECONDS, None
+    return None, None

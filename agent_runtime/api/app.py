@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from agent_runtime import __version__
+from agent_runtime import __version__, secret_content
 from agent_runtime.api import streams
 from agent_runtime.api.answers import answer_to
 from agent_runtime.api.problems import MEDIA_TYPE, problem, problem_response
@@ -29,6 +29,8 @@ from agent_runtime.errors import (
     TooLarge,
 )
 from agent_runtime.model import rfc3339, shown
+from agent_runtime.secret_content import SecretContent
+from agent_runtime.secret_writer import put
 from agent_runtime.state import Outcome, Phase
 from agent_runtime.task import parse
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
     from agent_runtime.api.access import AccessKey
     from agent_runtime.model import ExecutionRecord
+    from agent_runtime.redaction import Redactor
     from agent_runtime.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -180,10 +183,11 @@ async def stream(api: Api, request: Request) -> Response:
 async def get_token(api: Api, request: Request) -> Response:  # noqa: ARG001
     """Tell the token's state; never the token."""
     supervisor = api.supervisor
+    limit = supervisor.desk.limit
     status, generation = supervisor.secret.status, supervisor.secret.status.generation
     return _json(
         {
-            "state": supervisor.token_state,
+            "state": supervisor.desk.state,
             "source": status.source,
             "generation": generation.number if generation else None,
             "fingerprint": generation.token.fingerprint if generation else None,
@@ -192,10 +196,49 @@ async def get_token(api: Api, request: Request) -> Response:  # noqa: ARG001
             "expires_at": _time(generation.expires_at) if generation else None,
             "subscription": generation.subscription if generation else None,
             "error": status.error,
-            "last_refused_generation": supervisor.last_refused_generation,
-            "limited_until": None,
+            "last_refused_generation": supervisor.desk.standing.last_refused_generation,
+            "limited_until": _time(limit.until) if limit is not None and limit.is_told else None,
+            "limit_type": limit.type if limit is not None else None,
+            "limit_model": limit.model if limit is not None else None,
         }
     )
+
+
+async def reload_token(api: Api, request: Request) -> Response:
+    """Re-read the secret file now; with a token in the body, write it there first."""
+    body = await _body(request)
+    if body.strip():
+        await asyncio.to_thread(put, api.supervisor.secret.path, _token_in(body, api.supervisor.redactor))
+    reloaded = await api.supervisor.reload_token()
+    generation = api.supervisor.desk.current
+    return _json(
+        {
+            "status": "success",
+            "reloaded": reloaded,
+            "generation": generation.number if generation else None,
+            "state": api.supervisor.desk.state,
+        }
+    )
+
+
+class _TokenBody(msgspec.Struct, frozen=True, repr_omit_defaults=True):
+    token: str | None = None
+
+    def __repr__(self) -> str:
+        return "<_TokenBody>"
+
+
+def _token_in(body: bytes, redactor: Redactor) -> bytes:
+    """Read the token that a backend posts; what is wrong with it is said without saying it."""
+    try:
+        token = msgspec.json.decode(body, type=_TokenBody).token
+    except msgspec.DecodeError:
+        raise InvalidRequest("token: must be a string in a JSON object") from None
+    content = secret_content.parse((token or "").encode())
+    if not isinstance(content, SecretContent):
+        raise InvalidRequest(f"token: {content.reason}")
+    redactor.add(content.token)
+    return content.token.secret.encode()
 
 
 async def livez(api: Api, request: Request) -> Response:  # noqa: ARG001
@@ -205,16 +248,16 @@ async def livez(api: Api, request: Request) -> Response:  # noqa: ARG001
 
 async def readyz(api: Api, request: Request) -> Response:  # noqa: ARG001
     """Say whether a task sent now would be turned away for want of a token, of the CLI, or for draining."""
-    reason, word = api.supervisor.unready
-    if reason is None:
+    unready = api.supervisor.unready
+    if unready is None:
         return _json({"status": "ready"})
-    return _json({"status": "unready", "reason": word, "detail": reason}, 503)
+    return _json({"status": "unready", "reason": unready[0], "detail": unready[1]}, 503)
 
 
 async def health(api: Api, request: Request) -> Response:
     """Show one page of everything; without the access key only whether all is well."""
     supervisor = api.supervisor
-    status = "ok" if supervisor.unready[0] is None else "degraded"
+    status = "ok" if supervisor.unready is None else "degraded"
     if api.access.required and not api.access.allows(request):
         return _json({"status": status})
     disk = os.statvfs(supervisor.transcripts.directory)
@@ -223,14 +266,14 @@ async def health(api: Api, request: Request) -> Response:
             "status": status,
             "version": __version__,
             "token": {
-                "state": supervisor.token_state,
+                "state": supervisor.desk.state,
                 "generation": supervisor.secret.status.generation.number
                 if supervisor.secret.status.generation
                 else None,
                 "error": supervisor.secret.status.error,
             },
-            "slots": {"total": supervisor.settings.slots, "busy": supervisor.busy_slots},
-            "queue": {"limit": supervisor.settings.queue, "length": supervisor.queue_length},
+            "slots": {"total": supervisor.slots.total, "busy": supervisor.slots.busy},
+            "queue": {"limit": supervisor.slots.queue_limit, "length": supervisor.slots.queue_length},
             "active_tasks": len(supervisor.running),
             "last_task_at": _time(supervisor.last_task_at),
             "consecutive_failures": supervisor.consecutive_failures,
@@ -258,6 +301,7 @@ ROUTES: tuple[Entry, ...] = (
     Entry("GET", "/api/executions/{id}/stream", stream),
     Entry("POST", "/api/executions/{id}/terminate", terminate),
     Entry("GET", "/api/token", get_token),
+    Entry("POST", "/api/credentials/reload-token", reload_token),
     Entry("GET", "/livez", livez, open=True),
     Entry("GET", "/readyz", readyz, open=True),
     Entry("GET", "/health", health, open=True),

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from starlette.responses import Response
 
-from agent_runtime.errors import STATUS_BY_CLASS, AdmissionError, AgentRuntimeError, ErrorClass, NotFound
+from agent_runtime.errors import STATUS_BY_CLASS, AdmissionError, AgentRuntimeError, ErrorClass, NotFound, TokenLimited
+from agent_runtime.model import rfc3339
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,6 +55,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     Attributes:
         detail: A sentence for a person; never holds an id, nor words that call for another token unless that is meant.
         token_stale: A newer generation than the one that was used is loaded.
+        resets_at: When the usage limit ends, RFC 3339, where the API said so.
     """
 
     type: str
@@ -66,6 +68,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     metadata: Metadata | None = None
     token_generation: int | None = None
     token_stale: bool | None = None
+    resets_at: str | None = None
 
 
 def problem(
@@ -77,6 +80,7 @@ def problem(
     metadata: Metadata | None = None,
     token_generation: int | None = None,
     token_stale: bool | None = None,
+    resets_at: float | None = None,
 ) -> Problem:
     """Build the body for *error_class*."""
     return Problem(
@@ -90,6 +94,7 @@ def problem(
         metadata=metadata,
         token_generation=token_generation,
         token_stale=token_stale,
+        resets_at=None if resets_at is None else rfc3339(resets_at),
     )
 
 
@@ -98,5 +103,10 @@ def problem_response(error: AgentRuntimeError, *, headers: Mapping[str, str] | N
     sent = dict(headers or {})
     if isinstance(error, AdmissionError) and error.retry_after_seconds is not None:
         sent["retry-after"] = str(error.retry_after_seconds)
-    body = problem(error.error_class, str(error), code=error.code if isinstance(error, NotFound) else None)
+    body = problem(
+        error.error_class,
+        str(error),
+        code=error.code if isinstance(error, NotFound) else None,
+        resets_at=error.resets_at if isinstance(error, TokenLimited) else None,
+    )
     return Response(msgspec.json.encode(body), body.status, sent, MEDIA_TYPE)

@@ -70,9 +70,7 @@ async def follow(view: View, after: int) -> AsyncIterator[bytes]:
     position = after
     if position > transcript.last_line:
         last = transcript.last_line
-        yield event(
-            "gap", msgspec.json.encode({"first": last + 1, "last": position, "reason": "not written yet"})
-        )
+        yield event("gap", msgspec.json.encode({"first": last + 1, "last": position, "reason": "not written yet"}))
         position = last
     told: bytes | None = None
     while True:

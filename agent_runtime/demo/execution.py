@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -46,12 +47,14 @@ class Execution:
 
     Attributes:
         name: As the timeline calls it; the stand-in's script for it has the same name.
+        began_at: On :func:`time.monotonic`.
         failure: Why there will be no answer.
     """
 
     def __init__(self, stage: Stage, name: str) -> None:
         self.name = name
         self.execution_id = f"demo-{stage.run}-{name}"
+        self.began_at = time.monotonic()
         self.answer: Answer | None = None
         self.failure: str | None = None
         self._stage = stage

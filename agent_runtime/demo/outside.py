@@ -50,12 +50,7 @@ def kill_marked(execution_ids: Iterable[str]) -> int:
 
 
 class Watch:
-    """
-    Watch one execution's processes end.
-
-    Attributes:
-        count: How many have been watched.
-    """
+    """Watch one execution's processes end."""
 
     def __init__(self, execution_id: str) -> None:
         self._execution_id = execution_id

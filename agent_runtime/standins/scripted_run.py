@@ -142,9 +142,9 @@ class Run:
     def result(self, text: str | None, **fields: Any) -> None:
         """Print the ``result`` frame with what this run has counted."""
         model = self.options.model_name if any(self.usage.values()) else None
-        fields = {"num_turns": max(self.num_turns, 1), "usage": self.usage, "model": model} | fields
+        counted: dict[str, Any] = {"num_turns": max(self.num_turns, 1), "usage": self.usage, "model": model}
         elapsed_ms = int((time.monotonic() - self.started) * 1000)
-        self.emit(frames.result(self.options.version, text, duration_ms=elapsed_ms, **fields))
+        self.emit(frames.result(self.options.version, text, duration_ms=elapsed_ms, **(counted | fields)))
 
     def give_up(self, text: str, *, error: str, status: int | None = None, kind: str | None = None) -> None:
         """Print what the CLI prints when it stops asking the API: its own assistant frame and the result."""

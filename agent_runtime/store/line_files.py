@@ -162,6 +162,9 @@ def _repair(data: int, index: int) -> tuple[int, int]:
     ends = _entries(index, 0, known)
     rises = map(operator.le, chain((0,), ends), ends)
     good = next((i for i, (rising, end) in enumerate(zip(rises, ends, strict=True)) if not rising or end > size), known)
+    # No write ends in missing lines: where more data follows, these are a part of the index that was lost.
+    while good and ends[good - 1] < size and ends[good - 1] == (ends[good - 2] if good > 1 else 0):
+        good -= 1
     del ends[good:]
     ends.extend(_line_ends(data, ends[-1] if good else 0))
     end = ends[-1] if ends else 0

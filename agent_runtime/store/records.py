@@ -1,15 +1,11 @@
 """
-The records of all executions and the answers their callers got, in one SQLite file.
+The records of all executions and the answers their callers got.
 
-Each change of a record is one transaction: a supervisor that is killed leaves the old record or the new one. The file
-is locked by the supervisor that has it open, and the index of its write-ahead log stays in memory: there is no shared
-memory file that a full disk or a network file system could break.
+Each change of a record is one transaction: a supervisor that is killed leaves the old record or the new one.
 
-While the disk is full, read-only or broken, records and answers stay in memory (answers up to
-:data:`UNSAVED_ANSWER_BYTES`): they can be read, are written as soon as a write succeeds again, and are lost by a
-restart before.
-
-Source: https://www.sqlite.org/wal.html#use_of_wal_without_shared_memory
+While the disk is full, read-only or broken, records and answers stay in memory, within :data:`UNSAVED_RECORDS` and
+:data:`UNSAVED_ANSWER_BYTES`: they can be read, are written as soon as a write succeeds again, and are lost by a restart
+before that.
 """
 
 from __future__ import annotations
@@ -17,8 +13,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import logging
-import os
-import sqlite3
 import threading
 import time
 from math import inf
@@ -26,13 +20,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.errors import AgentRuntimeError, CannotStart, InvalidRequest
+from agent_runtime.errors import InvalidRequest
 from agent_runtime.model import ExecutionRecord
+from agent_runtime.store.database import Database, StoreUnavailable
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable, Iterator
     from pathlib import Path
-    from typing import Any, NoReturn, Self
+    from typing import Self
+
+    from agent_runtime.store.database import Rows
+
+__all__ = ["KeptAnswer", "RecordStore", "StoreUnavailable"]
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +41,6 @@ UNSAVED_ANSWER_BYTES = 64 << 20
 
 UNSAVED_RECORDS = 10_000
 """How many records are held in memory while the disk does not take them; the oldest go first."""
-
-BUSY_SECONDS = 0.2
-LOG_LIMIT_BYTES = 16 << 20
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -76,10 +73,6 @@ _RECORD = msgspec.json.Decoder(ExecutionRecord)
 _ENCODE = msgspec.json.Encoder().encode
 
 
-class StoreUnavailable(AgentRuntimeError):
-    """The disk did not take or give what it was asked; what could not be written is held in memory."""
-
-
 class KeptAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What the first caller got, or would have got, and since when it is kept."""
 
@@ -99,17 +92,10 @@ class RecordStore:
         path: The file.
     """
 
-    RETRY_SECONDS = 1.0
-    """How long a file that cannot be opened is left alone."""
-
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path
-        self._clock = clock
         self._lock = threading.RLock()
-        self._connection: sqlite3.Connection | None = None
-        self._retry_at = 0.0
-        self._trouble: str | None = None
-        self._is_stale = False
+        self._database = Database(path, MIGRATIONS, clock=clock)
         self._unsaved_records: dict[str, bytes] = {}
         self._unsaved_answers: dict[str, KeptAnswer] = {}
 
@@ -124,12 +110,12 @@ class RecordStore:
             CannotStart: The file was written by a later version of this package.
         """
         store = cls(path)
-        with contextlib.suppress(StoreUnavailable), store._lock:
-            store._connected()
+        with contextlib.suppress(StoreUnavailable):
+            store._database.connection()
         return store
 
     def __repr__(self) -> str:
-        return f"<RecordStore {self.path} {self._trouble or 'available'}>"
+        return f"<RecordStore {self.path} {self.trouble or 'available'}>"
 
     def __enter__(self) -> Self:
         return self
@@ -140,14 +126,12 @@ class RecordStore:
     @property
     def trouble(self) -> str | None:
         """What the disk did last that it should not have; None: all that was saved is on it."""
-        return self._trouble
+        return self._database.trouble
 
     def close(self) -> None:
         """Let go of the file; once more does nothing."""
         with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            self._database.close()
 
     def save(self, record: ExecutionRecord) -> None:
         """
@@ -183,7 +167,7 @@ class RecordStore:
         """
         with self._lock:
             try:
-                with self._transaction() as connection:
+                with self._database.transaction() as connection:
                     for encoded in self._unsaved_records.values():
                         _put_record(connection, encoded)
                     for kept in self._unsaved_answers.values():
@@ -193,9 +177,7 @@ class RecordStore:
                 raise
             self._unsaved_records.clear()
             self._unsaved_answers.clear()
-            if self._trouble is not None:
-                log.warning("records can be kept again")
-                self._trouble = None
+            self._database.works()
 
     def load(self, execution_id: str) -> ExecutionRecord | None:
         """
@@ -207,8 +189,8 @@ class RecordStore:
         with self._lock:
             encoded = self._unsaved_records.get(execution_id)
             if encoded is None:
-                row = self._one("SELECT record FROM executions WHERE execution_id = ?", execution_id)
-                encoded = row[0] if row else None
+                rows = self._rows("SELECT record FROM executions WHERE execution_id = ?", execution_id)
+                encoded = rows[0][0] if rows else None
         return _decoded(encoded) if encoded is not None else None
 
     def answer(self, execution_id: str) -> KeptAnswer | None:
@@ -221,10 +203,12 @@ class RecordStore:
         with self._lock:
             if kept := self._unsaved_answers.get(execution_id):
                 return kept
-            row = self._one("SELECT status_code, answer, retained_at FROM answers WHERE execution_id = ?", execution_id)
-        if row is None:
-            return None
-        return KeptAnswer(execution_id=execution_id, status_code=row[0], answer=row[1], retained_at=row[2])
+            query = "SELECT status_code, answer, retained_at FROM answers WHERE execution_id = ?"
+            for status_code, answer, retained_at in self._rows(query, execution_id):
+                return KeptAnswer(
+                    execution_id=execution_id, status_code=status_code, answer=answer, retained_at=retained_at
+                )
+        return None
 
     def unfinished(self) -> list[ExecutionRecord]:
         """
@@ -233,7 +217,7 @@ class RecordStore:
         Raises:
             StoreUnavailable: The disk does not give them.
         """
-        rows = self._all("SELECT record FROM executions WHERE state != 'finished' ORDER BY created_at, execution_id")
+        rows = self._rows("SELECT record FROM executions WHERE state != 'finished' ORDER BY created_at, execution_id")
         return [record for (encoded,) in rows if (record := _decoded(encoded))]
 
     def finished_ids(self) -> Iterator[tuple[str, float]]:
@@ -246,7 +230,7 @@ class RecordStore:
         query = (
             "SELECT execution_id, coalesce(ended_at, created_at) FROM executions WHERE state = 'finished' ORDER BY 2"
         )
-        yield from self._all(query)
+        yield from self._rows(query)
 
     def delete(self, execution_id: str) -> None:
         """
@@ -258,7 +242,7 @@ class RecordStore:
         with self._lock:
             self._unsaved_records.pop(execution_id, None)
             self._unsaved_answers.pop(execution_id, None)
-            with self._transaction() as connection:
+            with self._database.transaction() as connection:
                 connection.execute("DELETE FROM executions WHERE execution_id = ?", (execution_id,))
                 connection.execute("DELETE FROM answers WHERE execution_id = ?", (execution_id,))
 
@@ -270,18 +254,13 @@ class RecordStore:
             StoreUnavailable: The disk does not give them.
         """
         if execution_id is None:
-            query = """
-                SELECT (page_count - freelist_count) * page_size
-                FROM pragma_page_count, pragma_freelist_count, pragma_page_size
-                """
-            row = self._one(query)
-        else:
-            query = """
-                SELECT coalesce((SELECT length(record) FROM executions WHERE execution_id = ?1), 0)
-                     + coalesce((SELECT length(answer) FROM answers WHERE execution_id = ?1), 0)
-                """
-            row = self._one(query, execution_id)
-        return int(row[0]) if row else 0
+            with self._lock:
+                return self._database.size_bytes()
+        query = """
+            SELECT coalesce((SELECT length(record) FROM executions WHERE execution_id = ?1), 0)
+                 + coalesce((SELECT length(answer) FROM answers WHERE execution_id = ?1), 0)
+            """
+        return int(self._rows(query, execution_id)[0][0])
 
     def give_back_space(self) -> None:
         """
@@ -290,53 +269,8 @@ class RecordStore:
         Raises:
             StoreUnavailable: The disk does not allow it.
         """
-        for pragma in ("incremental_vacuum", "wal_checkpoint(TRUNCATE)"):
-            self._all(f"PRAGMA {pragma}")
-
-    # -- the connection
-
-    def _connected(self) -> sqlite3.Connection:
-        if self._connection is not None and self._is_stale and self._clock() >= self._retry_at:
-            self.close()
-        if self._connection is None:
-            if self._clock() < self._retry_at:
-                raise StoreUnavailable(self._trouble or "the file cannot be opened")
-            with self._watched():
-                self._connection = _opened(self.path)
-        return self._connection
-
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        connection = self._connected()
-        with self._watched():
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-
-    @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Translate what the disk does to SQLite, and remember it."""
-        try:
-            yield
-        except OSError as error:
-            self._failed(error.strerror or "the file cannot be opened", stale=True)
-        except sqlite3.Error as error:
-            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF
-            if code not in _TROUBLE:
-                raise
-            self._failed(str(error), stale=_TROUBLE[code])
-
-    def _failed(self, reason: str, *, stale: bool) -> NoReturn:
-        if self._trouble is None:
-            log.error("records cannot be kept in %s: %s", self.path, reason)
-        self._trouble = reason
-        self._is_stale = stale
-        self._retry_at = self._clock() + self.RETRY_SECONDS
-        raise StoreUnavailable(f"the record store does not work: {reason}") from None
+        with self._lock:
+            self._database.give_back_space()
 
     def _forget_oldest_unsaved(self) -> None:
         while len(self._unsaved_records) > UNSAVED_RECORDS:
@@ -345,15 +279,9 @@ class RecordStore:
         while held > UNSAVED_ANSWER_BYTES:
             held -= len(self._unsaved_answers.pop(next(iter(self._unsaved_answers))).answer)
 
-    def _one(self, query: str, *values: object) -> tuple[Any, ...] | None:
-        rows = self._all(query, *values)
-        return rows[0] if rows else None
-
-    def _all(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+    def _rows(self, query: str, *values: object) -> Rows:
         with self._lock:
-            connection = self._connected()
-            with self._watched():
-                return connection.execute(query, values).fetchall()
+            return self._database.rows(query, *values)
 
     # Last, because its name is a type's in all that comes after.
     def list(
@@ -378,7 +306,7 @@ class RecordStore:
         with self._lock:
             held = [record for record in map(_decoded, self._unsaved_records.values()) if record is not None]
             hidden = set(self._unsaved_records)
-            rows = self._all(f"{query} LIMIT ?", *values, limit + 1 + len(hidden))
+            rows = self._rows(f"{query} LIMIT ?", *values, limit + 1 + len(hidden))
         saved = (record for (encoded,) in rows if (record := _decoded(encoded)) and record.execution_id not in hidden)
         fitting = [
             record
@@ -391,53 +319,6 @@ class RecordStore:
         records = [record for record, _ in zip(merged, range(limit + 1), strict=False)]
         more = len(records) > limit
         return records[:limit], _cursor(records[limit - 1]) if more else None
-
-
-_TROUBLE: dict[int, bool] = {
-    sqlite3.SQLITE_FULL: False,
-    sqlite3.SQLITE_BUSY: False,
-    sqlite3.SQLITE_NOMEM: False,
-    sqlite3.SQLITE_IOERR: True,
-    sqlite3.SQLITE_READONLY: True,
-    sqlite3.SQLITE_CANTOPEN: True,
-    sqlite3.SQLITE_PERM: True,
-    sqlite3.SQLITE_CORRUPT: True,
-    sqlite3.SQLITE_NOTADB: True,
-}
-"""
-Results that are the disk's doing, and whether the file must be opened again before it can work.
-
-All others are mistakes of this module.
-"""
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # SQLite gives its other files the same mode.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
-    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-    try:
-        # In this order: the first cannot be set once there is a page, the second must come before the log is used.
-        for pragma in ("auto_vacuum=INCREMENTAL", "locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
-            connection.execute(f"PRAGMA {pragma}").fetchall()
-        connection.execute(f"PRAGMA journal_size_limit={LOG_LIMIT_BYTES}").fetchall()
-        _migrate(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(MIGRATIONS):
-        raise CannotStart("the records in the data directory were written by a later version of agent-runtime")
-    for number, statements in enumerate(MIGRATIONS[version:], version + 1):
-        connection.execute("BEGIN IMMEDIATE")
-        for statement in statements:
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version={number}")
-        connection.execute("COMMIT")
 
 
 def _put_record(connection: sqlite3.Connection, encoded: bytes) -> None:

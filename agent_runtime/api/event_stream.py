@@ -1,0 +1,65 @@
+"""Server-sent events of the event log, from any position that is still kept to the end of the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+from starlette.responses import Response, StreamingResponse
+
+from agent_runtime.api import streams
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.requests import Request
+
+    from agent_runtime.events import EventLog
+
+MEDIA_TYPE = "text/event-stream"
+
+
+def event_stream(log: EventLog, request: Request) -> Response:
+    """
+    Answer ``GET /api/events``: what is kept after the reader's position, and then what happens.
+
+    Raises:
+        InvalidRequest: The position is no number.
+    """
+    after = streams.last_event_id(request.headers.get("last-event-id") or request.query_params.get("last_event_id"))
+    if request.method == "HEAD":
+        return Response(headers=streams.HEADERS, media_type=MEDIA_TYPE)
+    return StreamingResponse(follow(log, after), headers=streams.HEADERS, media_type=MEDIA_TYPE)
+
+
+async def follow(
+    log: EventLog, after: int, *, keep_alive_seconds: float = streams.KEEP_ALIVE_SECONDS
+) -> AsyncIterator[bytes]:
+    """
+    Yield the events after *after*, and the end when the log is closed.
+
+    A reader that is slow costs nothing: it takes from the log when it is ready, and is told what it has missed.
+    """
+    position = after
+    yield b": events\n\n"  # so that the headers leave at once, also where nothing has happened yet
+    while True:
+        closed = log.closed
+        events, gap = log.after(position)
+        if gap:
+            known = events[0].id - 1 if events else log.last_id
+            reason = "not kept" if position < known else "not written yet"
+            missing = {"first": min(position, known) + 1, "last": max(position, known), "reason": reason}
+            yield streams.event("gap", msgspec.json.encode(missing), known)
+            position = known
+        if events:
+            yield b"".join(streams.event(event.type, event.json, event.id) for event in events)
+            position = events[-1].id
+        elif closed:
+            break
+        else:
+            try:
+                await asyncio.wait_for(log.wait(position), keep_alive_seconds)
+            except TimeoutError:
+                yield b": keep-alive\n\n"
+    yield streams.event("end", msgspec.json.encode({"type": "stream_end"}))

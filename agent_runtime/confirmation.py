@@ -1,0 +1,97 @@
+"""Find out whether a token that was refused once is dead: by asking the API, or by what was seen."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from agent_runtime.ladder import Confirmation
+from agent_runtime.probe import ProbeVerdict
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+    from agent_runtime.events import EventLog
+    from agent_runtime.generations import Generation
+    from agent_runtime.probe import Probe
+    from agent_runtime.standing import Standing
+
+log = logging.getLogger(__name__)
+
+
+class Confirmer:
+    """
+    Turn a refusal that one attempt met into what is known of its token.
+
+    However many attempts meet the same refusal at once, the API is asked once and the generation is refused once.
+
+    Args:
+        probe: None: never ask.
+    """
+
+    def __init__(self, standing: Standing, probe: Probe | None, events: EventLog) -> None:
+        self._standing = standing
+        self._probe = probe
+        self._events = events
+        self._later: set[asyncio.Task[Confirmation]] = set()
+        self._asking: dict[str, asyncio.Task[ProbeVerdict]] = {}
+
+    async def confirm(
+        self, generation: Generation, *, by: str | None, may_condemn: bool, rule: str, model: str | None
+    ) -> Confirmation:
+        """
+        Say what is known of *generation* after a refusal, asking at most once at a time.
+
+        Args:
+            by: Who asks: the token stays suspect until it has been told, see :meth:`Standing.unsuspect`; None: it is
+                not in use any more, and nobody waits for what is found out.
+            may_condemn: What was seen is enough without the API's word: it came before a tool could have forged it.
+        """
+        if self._standing.is_refused(generation):
+            self._standing.refuse(generation, time.monotonic())
+            return Confirmation.CONFIRMED
+        if by is not None:
+            self._standing.suspect(generation, by)
+        verdict = await self.ask(generation, model)
+        if verdict is ProbeVerdict.VALID:
+            self.accepted(generation)
+            return Confirmation.GOOD
+        if verdict is ProbeVerdict.REFUSED or may_condemn:
+            self.refused(generation, rule if verdict is not ProbeVerdict.REFUSED else "probe")
+            return Confirmation.CONFIRMED
+        return Confirmation.OPEN
+
+    def confirm_later(self, confirming: Coroutine[Any, Any, Confirmation]) -> None:
+        """Let a confirmation run that nobody waits for."""
+        task = asyncio.ensure_future(confirming)
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
+    async def ask(self, generation: Generation, model: str | None = None) -> ProbeVerdict:
+        """Ask the API about the token; who asks while somebody else does gets the same answer."""
+        if self._probe is None:
+            return ProbeVerdict.UNKNOWN
+        fingerprint = generation.token.fingerprint
+        asking = self._asking.get(fingerprint)
+        if asking is None:
+            asking = asyncio.ensure_future(self._probe.ask(generation.token, model=model))
+            self._asking[fingerprint] = asking
+            asking.add_done_callback(lambda _: self._asking.pop(fingerprint, None))
+        # Shielded: that one asker goes away must not take the answer from the others.
+        verdict = await asyncio.shield(asking)
+        log.info("probe: generation=%d fingerprint=%s verdict=%s", generation.number, fingerprint, verdict)
+        return verdict
+
+    def refused(self, generation: Generation, rule: str) -> None:
+        """Take it that the API refuses this token; told once."""
+        if self._standing.refuse(generation, time.monotonic()):
+            fingerprint = generation.token.fingerprint
+            log.error("token refused: generation=%d fingerprint=%s rule=%s", generation.number, fingerprint, rule)
+            self._events.publish("token.refused", generation=generation.number, fingerprint=fingerprint, rule=rule)
+
+    def accepted(self, generation: Generation) -> None:
+        """Take it that the API accepts this token."""
+        self._standing.accept(generation)

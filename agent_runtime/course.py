@@ -1,0 +1,259 @@
+"""The course of one execution: slot, attempt, decision, and again, until there is an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent_runtime.command import CONTINUE_PROMPT, Session
+from agent_runtime.errors import AdmissionError, AgentRuntimeError, ErrorClass
+from agent_runtime.ladder import Answer, Confirmation, GoOn, Park, Restart, Situation, decide
+from agent_runtime.standing import UNKNOWN_LIMIT_SECONDS, Limit
+from agent_runtime.state import Outcome, StopReason
+from agent_runtime.verdict import SENTENCES, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from agent_runtime.attempt import Report
+    from agent_runtime.confirmation import Confirmer
+    from agent_runtime.desk import TokenDesk
+    from agent_runtime.events import EventLog
+    from agent_runtime.execution import Execution
+    from agent_runtime.generations import Generation
+    from agent_runtime.ladder import Decision
+    from agent_runtime.settings import Settings
+    from agent_runtime.slots import Slots, Ticket
+
+log = logging.getLogger(__name__)
+
+UNSTARTED: dict[StopReason, Verdict] = {
+    StopReason.TIMEOUT: Verdict(Outcome.FAILED, ErrorClass.TIMEOUT, "no slot became free within the timeout"),
+    StopReason.CANCELLED: Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, SENTENCES[ErrorClass.CANCELLED]),
+    StopReason.SHUTDOWN: Verdict(Outcome.FAILED, ErrorClass.INTERRUPTED, SENTENCES[ErrorClass.INTERRUPTED]),
+}
+"""How an execution ends that is stopped while it waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Office:
+    """What all courses share: who gives out slots, and who knows about tokens."""
+
+    settings: Settings
+    slots: Slots
+    desk: TokenDesk
+    confirmer: Confirmer
+    events: EventLog
+
+
+class Course:
+    """
+    Take one execution through as many attempts as it needs.
+
+    The slot is held during attempts and while it is found out what became of the token, never while it is parked.
+    """
+
+    def __init__(self, execution: Execution, office: Office, ticket: Ticket | None) -> None:
+        self._execution = execution
+        self._office = office
+        self._ticket = ticket
+        self._resumes = 0
+        self._had_tool = False
+        self._had_model = False
+        self._session = first_session(execution)
+
+    async def run(self) -> None:
+        """Run to the final record."""
+        execution = self._execution
+        try:
+            final = await self._run()
+        finally:
+            self._leave_slot()
+            self._office.desk.standing.unsuspect(execution.execution_id)
+        execution.end(final)
+
+    async def _run(self) -> Verdict:
+        execution = self._execution
+        if self._ticket is None:
+            # Admitted although its token cannot be used now, because it is ready to wait.
+            refused = self._refused_at_admission()
+            if not await self._park(execution.park_seconds or 0.0, None):
+                return self._unstarted() or refused
+        while True:
+            if self._ticket is None:
+                self._ticket = self._office.slots.enqueue(ahead=True)
+            if not await self._wait(self._ticket.granted, execution.total_at):
+                return self._unstarted() or UNSTARTED[StopReason.TIMEOUT]
+            report = await execution.attempt(self._session)
+            final = execution.judge(report)
+            if execution.wish is not None or not _is_about_token(report, final):
+                return final
+            generation = report.generation or self._office.desk.current
+            decision = await self._decide(report, final, generation)
+            if isinstance(decision, Answer):
+                self._office.desk.answered(generation)
+                return _as(final, decision.error_class)
+            if isinstance(decision, Park):
+                self._leave_slot()
+                if not await self._park(decision.seconds, generation):
+                    return self._unstarted() or final
+            if (lost := self._next_session(decision.restart, report)) is not None:
+                return _as(final, final.error_class, lost)
+            counts = isinstance(decision, GoOn) and decision.counts
+            self._resumes += counts
+            if execution.record.attempts:
+                execution.record.metadata.resumes += 1
+                self._office.events.publish(
+                    "execution.resumed", execution_id=execution.execution_id, attempts=len(execution.record.attempts)
+                )
+
+    # -- deciding
+
+    async def _decide(self, report: Report, final: Verdict, generation: Generation | None) -> Decision:
+        execution, desk = self._execution, self._office.desk
+        self._had_tool |= report.tally.tool_count > 0
+        self._had_model |= report.tally.model_frames > 0
+        newer = desk.is_newer_usable(generation, execution.task.model)
+        confirmation = Confirmation.CONFIRMED
+        if final.error_class is ErrorClass.RATE_LIMIT:
+            if report.ending is not None:
+                self._note_limit(report, generation)
+        elif report.ending is not None and generation is not None and newer:
+            # What became of the older one is found out beside: this execution need not wait for it.
+            self._office.confirmer.confirm_later(self._confirm(report, generation))
+        elif report.ending is not None and generation is not None:
+            confirmation = await self._confirm(report, generation)
+            newer = desk.is_newer_usable(generation, execution.task.model)
+        setting = self._office.settings.park
+        return decide(
+            Situation(
+                error_class=final.error_class or ErrorClass.AUTH,
+                confirmation=confirmation,
+                newer_is_usable=newer,
+                is_first=desk.nobody_answered(generation),
+                park_seconds=execution.park_seconds if execution.park_seconds is not None else setting,
+                resumes=self._resumes,
+                max_resumes=self._office.settings.max_resumes,
+                had_tool=self._had_tool,
+                had_model=self._had_model,
+            )
+        )
+
+    async def _confirm(self, report: Report, generation: Generation) -> Confirmation:
+        sighting = report.ending.evidence or report.ending.last_error if report.ending else None
+        may_condemn = sighting is not None and sighting.condemns and not report.used_tool
+        current = self._office.desk.current
+        return await self._office.confirmer.confirm(
+            generation,
+            by=self._execution.execution_id if current is not None and current.number == generation.number else None,
+            may_condemn=may_condemn,
+            rule=sighting.rule if sighting else "unknown",
+            model=report.tally.model_name,
+        )
+
+    def _note_limit(self, report: Report, generation: Generation | None) -> None:
+        sighting = report.ending.last_error if report.ending else None
+        if generation is None or sighting is None:
+            return
+        now = time.time()
+        told = sighting.resets_at if sighting.resets_at is not None and sighting.resets_at > now else None
+        limit = Limit(sighting.limit_type, sighting.limit_model, told or now + UNKNOWN_LIMIT_SECONDS, told is not None)
+        self._execution.resets_at = told
+        self._office.desk.limited(generation, limit)
+
+    def _next_session(self, restart: Restart, report: Report) -> str | None:
+        """Choose how the next attempt begins; tell why there can be none."""
+        execution = self._execution
+        if report.unknown_session:
+            if self._had_tool:
+                return "the CLI did not keep the session, and tools had run: it cannot be resumed"
+            restart = Restart.AFRESH
+        session_id = execution.record.session_id
+        if restart is Restart.RESUME and session_id is not None:
+            self._session = Session(uuid.UUID(session_id), resumes=True, prompt=CONTINUE_PROMPT)
+        else:
+            self._session = first_session(execution)
+        return None
+
+    # -- waiting
+
+    async def _park(self, seconds: float, generation: Generation | None) -> bool:
+        """Wait for a newer generation that can be used; False if none came in time."""
+        execution, desk = self._execution, self._office.desk
+        until = min(time.monotonic() + seconds, execution.total_at)
+        execution.park()
+        self._office.events.publish(
+            "execution.parked",
+            execution_id=execution.execution_id,
+            generation=generation.number if generation else None,
+            seconds=seconds,
+        )
+        log.info("execution parked for %g s", seconds, extra={"execution_id": execution.execution_id})
+        change = desk.changed.wait()
+        while not desk.is_newer_usable(generation, execution.task.model):
+            if not await self._wait(change, until):
+                return False
+            change = desk.changed.wait()
+        change.close()
+        execution.requeue()
+        return True
+
+    def _unstarted(self) -> Verdict | None:
+        """Tell how an execution ends that was stopped, or whose time ran out, while it waited."""
+        if (wish := self._execution.wish) is not None:
+            return UNSTARTED[wish]
+        return UNSTARTED[StopReason.TIMEOUT] if time.monotonic() >= self._execution.total_at else None
+
+    def _refused_at_admission(self) -> Verdict:
+        try:
+            self._office.desk.require(self._execution.task.model)
+        except AgentRuntimeError as error:
+            self._execution.error = error
+            return Verdict(Outcome.FAILED, error.error_class, str(error))
+        return Verdict(Outcome.FAILED, ErrorClass.AUTH, SENTENCES[ErrorClass.AUTH])
+
+    async def _wait(self, event: Awaitable[object], until: float) -> bool:
+        """Wait for *event*; False when the execution is stopped, or it is *until* (monotonic seconds), first."""
+        stopped = asyncio.ensure_future(self._execution.stopped.wait())
+        happened = asyncio.ensure_future(event)
+        try:
+            await asyncio.wait(
+                {stopped, happened}, timeout=max(0.0, until - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
+            )
+            return happened.done() and not stopped.done()
+        finally:
+            stopped.cancel()
+            if not happened.done():
+                happened.cancel()
+
+    def _leave_slot(self) -> None:
+        if self._ticket is not None:
+            self._office.slots.leave(self._ticket)
+            self._ticket = None
+
+
+def first_session(execution: Execution) -> Session:
+    """Begin the task: in a session of its own, or in the one it names."""
+    known = execution.task.resume_session_id
+    return Session(known, resumes=True) if known is not None else Session(uuid.uuid4())
+
+
+def _is_about_token(report: Report, final: Verdict) -> bool:
+    """Whether another token, or the same one once more, could help."""
+    if report.error is not None:
+        return isinstance(report.error, AdmissionError) and final.error_class in _CURABLE
+    return final.error_class in _CURABLE
+
+
+_CURABLE = {ErrorClass.AUTH, ErrorClass.RATE_LIMIT}
+
+
+def _as(final: Verdict, error_class: ErrorClass | None, more: str | None = None) -> Verdict:
+    if error_class is None or (error_class is final.error_class and more is None):
+        return final
+    sentence = SENTENCES[error_class]
+    return Verdict(Outcome.FAILED, error_class, f"{sentence}; {more}" if more else sentence)

@@ -1,0 +1,84 @@
+"""End what an earlier supervisor of the same data directory has left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from agent_runtime import proc_table
+from agent_runtime.grip import Grip
+from agent_runtime.living import MARK_VARIABLE, is_of_an_earlier_start
+from agent_runtime.proc_table import NoMark
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from agent_runtime.proc_table import Identity, Process
+
+log = logging.getLogger(__name__)
+
+_PAUSE_SECONDS = 0.001
+
+
+def sweep_leftovers(data_dir: Path, *, within_seconds: float = 5) -> int:
+    """
+    Kill what an earlier supervisor of this data directory has left, before anything is admitted; tell how many.
+
+    Call it only while holding the data directory's lock: then no living supervisor can own what is found. Spared are
+    this process, what it descends from, and what descends from it.
+    """
+    deadline = time.monotonic() + within_seconds
+    struck: set[Identity] = set()
+    alive: set[int] = set()
+    calm = 0
+    while calm < 2 and proc_table.shows_our_pids():
+        alive = set()
+        grip = Grip()
+        for process in _leftovers(data_dir):
+            alive.add(process.pid)
+            if process.identity not in struck and grip.hold(process):
+                struck.add(process.identity)
+        grip.kill()
+        calm = 0 if alive else calm + 1
+        if alive and time.monotonic() >= deadline:
+            log.error("processes of an earlier supervisor are still there and cannot be ended: %d", len(alive))
+            break
+        time.sleep(_PAUSE_SECONDS)
+    return len(struck)
+
+
+def _leftovers(data_dir: Path) -> Iterator[Process]:
+    snapshot = proc_table.Snapshot()
+    spared = _relatives(snapshot)
+    unsettled: list[Process] = []
+    roots: list[Process] = []
+    for process in snapshot.processes.values():
+        if process.dead or process.pid in spared:
+            continue
+        mark = proc_table.read_environ(process.pid, MARK_VARIABLE)
+        if mark is NoMark.EMPTY:
+            unsettled.append(process)
+        elif isinstance(mark, str) and is_of_an_earlier_start(mark, data_dir):
+            roots.append(process)
+    for process in unsettled:  # it was in the middle of an execve
+        mark = proc_table.read_environ(process.pid, MARK_VARIABLE)
+        if isinstance(mark, str) and is_of_an_earlier_start(mark, data_dir):
+            roots.append(process)
+    for root in roots:
+        for process in proc_table.branch(snapshot, root):
+            if not process.dead:
+                yield process
+
+
+def _relatives(snapshot: proc_table.Snapshot) -> set[int]:
+    """Return the pids of this process, its ancestors and its descendants."""
+    me = snapshot.processes[os.getpid()]
+    related = {process.pid for process in proc_table.branch(snapshot, me)}
+    ancestor = snapshot.processes.get(me.parent)
+    while ancestor is not None and ancestor.pid not in related:
+        related.add(ancestor.pid)
+        ancestor = snapshot.processes.get(ancestor.parent)
+    return related

@@ -1,0 +1,324 @@
+"""
+Find out, on a loopback stand-in, whether this very CLI reads its credentials file again while it runs.
+
+The behaviour is not documented, and the versions differ, so it is proved for the executable in use and the proof is kept
+with the executable's hash. Two ways a token can change under a running CLI are tried, each with a process of its own:
+
+- between two requests: the next one must carry the new token;
+- after a refusal: the CLI's own retry must carry it.
+
+The CLI is started as attempts start it, but in a home of its own, with made-up tokens, and without anything that would
+make it talk to another host than loopback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import time
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import msgspec
+
+from agent_runtime import command as cli_command
+from agent_runtime.binary import Binary
+from agent_runtime.credential_names import BASE_URL_VARIABLE, PROXIES
+from agent_runtime.credentials_file import CredentialsFile, owner_of
+from agent_runtime.errors import AgentRuntimeError
+from agent_runtime.evidence import Channel
+from agent_runtime.pipes import Pipes, Wake
+from agent_runtime.process import Command, new_mark, spawn
+from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
+from agent_runtime.task import Task
+from agent_runtime.tokens import OAUTH_PREFIX, Token, TokenKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from agent_runtime.framing import Line
+    from agent_runtime.process import Child
+
+TIMEOUT_SECONDS = 30.0
+"""How long each of the two processes may take; a current CLI needs one to two seconds."""
+
+TURN_SECONDS = 0.005
+CATCH_UP_SECONDS = 0.25
+SWEEP_SECONDS = 5.0
+LINE_LIMIT_BYTES = 64 * 1024
+VERSION_LIMIT = 40
+NOWHERE = "http://127.0.0.1:9"
+PROMPT = "[[script:proof]] Run the command."
+ELSEWHERE = ("ANTHROPIC_", "CLAUDE", "OTEL_", "BETA_TRACING_", "SENTRY_")
+"""Variables that could send requests or reports elsewhere, or change what is proved."""
+
+
+class ProofFailed(AgentRuntimeError):
+    """It could not be found out; that says nothing about the CLI."""
+
+
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What was found out about one executable.
+
+    Attributes:
+        version: What the CLI says of itself.
+        rereads: Both on the next request and on the retry after a refusal.
+        seconds_from_write_to_request: To the next request; there was a short tool call in between.
+        seconds_from_write_to_retry: After a refusal.
+        at: Epoch seconds.
+    """
+
+    version: str | None
+    binary_hash: str
+    rereads: bool
+    seconds_from_write_to_request: float | None = None
+    seconds_from_write_to_retry: float | None = None
+    at: float = 0.0
+
+
+def prove(
+    command: tuple[str, ...],
+    environ: Mapping[str, str],
+    *,
+    user: str | None = None,
+    called_off: threading.Event | None = None,
+    mark: Callable[[], str] | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> Proof:
+    """
+    Run the CLI and tell what it does; when this returns nothing of it is left.
+
+    Args:
+        environ: The supervisor's.
+        user: As whom the CLI runs; None: as we do.
+        called_off: Set it to end at once.
+        mark: Gives a mark for each process, so that one that a killed supervisor has left is found again.
+        timeout_seconds: For each of the processes.
+
+    Raises:
+        ProofFailed: It could not be found out.
+        SpawnFailed: The CLI could not be started.
+    """
+    binary_hash = Binary.of(command, environ.get("PATH")).content_hash()
+    root: Path | None = None
+    try:
+        root = Path(tempfile.mkdtemp(prefix="agent-runtime-proof-"))
+        _give(root, user)
+        stage = _Stage(root, command, environ, user, called_off or threading.Event(), mark, timeout_seconds)
+        version = stage.version()
+        to_request = stage.next_request()
+        to_retry = stage.retry() if to_request is not None else None
+    except (OSError, RuntimeError) as error:
+        raise ProofFailed(f"the stand-in for the proof could not be set up: {error}") from None
+    finally:
+        if root is not None:
+            shutil.rmtree(root, ignore_errors=True)
+    return Proof(
+        version=version,
+        binary_hash=binary_hash,
+        rereads=to_request is not None and to_retry is not None,
+        seconds_from_write_to_request=to_request,
+        seconds_from_write_to_retry=to_retry,
+        at=time.time(),
+    )
+
+
+class _Stage:
+    """A home for the CLI, and what the two ways have in common."""
+
+    def __init__(
+        self,
+        root: Path,
+        command: tuple[str, ...],
+        environ: Mapping[str, str],
+        user: str | None,
+        called_off: threading.Event,
+        mark: Callable[[], str] | None,
+        timeout_seconds: float,
+    ) -> None:
+        self._root = root
+        self._command = command
+        self._environ = environ
+        self._user = user
+        self._called_off = called_off
+        self._mark = mark or (lambda: new_mark(root))
+        self._timeout_seconds = timeout_seconds
+
+    def version(self) -> str | None:
+        """Ask the CLI for its version."""
+        said: list[bytes] = []
+        with self._running(("--version",), b"", self._home("version"), NOWHERE, said.append) as run:
+            run.until(lambda: False)
+        words = b" ".join(said[:1]).decode(errors="replace").split()
+        return words[0][:VERSION_LIMIT] if words and words[0].isprintable() else None
+
+    def next_request(self) -> float | None:
+        """
+        Write the new token while a request waits for its answer.
+
+        Returns:
+            Seconds from the write to the next request; None: that had the old token.
+        """
+        api, old, new = MessagesApi(), _made_up(), _made_up()
+        api.script("proof", Tool(command="true", gate="written"), Text(text="done"))
+        with self._conversation(api, old) as (run, file):
+            run.must_see(lambda: api.seen(old).requests >= 1)
+            file.write(new)
+            written_at = time.monotonic()
+            api.open_gate("written")
+            run.until(lambda: api.seen(new).requests >= 1 or api.seen(old).requests >= 2)
+        return _seconds_from(written_at, api, new)
+
+    def retry(self) -> float | None:
+        """
+        Write the new token after the old one was refused.
+
+        Returns:
+            Seconds from the write to the CLI's own retry; None: that had the old token, or there was none.
+        """
+        api, old, new = MessagesApi(), _made_up(), _made_up()
+        api.on(old, "expired")
+        with self._conversation(api, old) as (run, file):
+            run.must_see(lambda: api.seen(old).by_status[HTTPStatus.UNAUTHORIZED] >= 1)
+            file.write(new)
+            written_at = time.monotonic()
+            refused_before = api.seen(old).requests
+            # One with the old token may have been on its way.
+            run.until(lambda: api.seen(new).requests >= 1 or api.seen(old).requests >= refused_before + 2)
+        return _seconds_from(written_at, api, new)
+
+    @contextlib.contextmanager
+    def _conversation(self, api: MessagesApi, token: Token) -> Iterator[tuple[_Run, CredentialsFile]]:
+        home = self._home(secrets.token_hex(4))
+        file = CredentialsFile(home, self._user)
+        file.write(token)
+        with serve(api) as base_url:
+            inherited = {BASE_URL_VARIABLE: base_url}
+            settings_file = home / "settings-of-the-proof.json"
+            settings_file.write_bytes(cli_command.settings_bytes(TokenKind.OAUTH, {}, inherited))
+            _give(settings_file, self._user)
+            task, session = Task(message=PROMPT), cli_command.Session(uuid4())
+            words = cli_command.arguments(task, session, settings_file=settings_file, mcp_file=None)
+            with self._running(words, cli_command.stdin_bytes(task, session), home, base_url) as run:
+                yield run, file
+
+    @contextlib.contextmanager
+    def _running(
+        self,
+        words: tuple[str, ...],
+        stdin_bytes: bytes,
+        home: Path,
+        base_url: str,
+        take: Callable[[bytes], None] = lambda _: None,
+    ) -> Iterator[_Run]:
+        inherited = {
+            name: value
+            for name, value in self._environ.items()
+            if name not in PROXIES and not name.upper().startswith(ELSEWHERE)
+        }
+        env = cli_command.environment(
+            inherited | {BASE_URL_VARIABLE: base_url, "HOME": str(home)},
+            execution_id="proof",
+            config_dir=home,
+            delivered={},
+            as_root=self._user is None and os.geteuid() == 0,
+        )
+        argv = (*cli_command.resolve(self._command, env.get("PATH")), *words)
+        child = spawn(Command(argv=argv, env=env, cwd=home, user=self._user, mark=self._mark()))
+        wake = Wake()
+        try:
+            yield _Run(child, wake, stdin_bytes, take, self._called_off, time.monotonic() + self._timeout_seconds)
+        finally:
+            child.kill()
+            child.sweep(time.monotonic() + SWEEP_SECONDS)
+            child.close()
+            wake.close()
+
+    def _home(self, name: str) -> Path:
+        home = self._root / name
+        home.mkdir(mode=0o700)
+        _give(home, self._user)
+        return home
+
+
+class _Run:
+    """One CLI process, read until something is seen."""
+
+    def __init__(
+        self,
+        child: Child,
+        wake: Wake,
+        stdin_bytes: bytes,
+        take: Callable[[bytes], None],
+        called_off: threading.Event,
+        give_up_at: float,
+    ) -> None:
+        self._take = take
+        self._called_off = called_off
+        self._give_up_at = give_up_at
+        self._pipes = Pipes(
+            stdin=child.stdin,
+            stdout=child.stdout,
+            stderr=child.stderr,
+            pidfd=child.pidfd,
+            wake=wake,
+            stdin_bytes=stdin_bytes,
+            close_stdin=child.close_stdin,
+            frame_limit_bytes=LINE_LIMIT_BYTES,
+            on_lines=self._lines,
+            on_quiet=lambda *_: None,
+        )
+
+    def until(self, happened: Callable[[], bool]) -> bool:
+        """
+        Read on until something has happened, and tell whether it did before the process ended.
+
+        Raises:
+            ProofFailed: It took too long, or the proof was called off.
+        """
+        while not happened():
+            if self._called_off.is_set():
+                raise ProofFailed("the proof was called off")
+            if time.monotonic() >= self._give_up_at:
+                raise ProofFailed("the CLI took too long")
+            if self._pipes.leader_gone:
+                self._pipes.catch_up(CATCH_UP_SECONDS)
+                return happened()
+            self._pipes.turn(TURN_SECONDS)
+        return True
+
+    def must_see(self, happened: Callable[[], bool]) -> None:
+        """
+        Read on until something has happened.
+
+        Raises:
+            ProofFailed: It did not.
+        """
+        if not self.until(happened):
+            raise ProofFailed("the CLI ended before it had made a request")
+
+    def _lines(self, channel: Channel, lines: Iterable[Line], _read_at: float) -> None:
+        for line in lines:
+            if channel is Channel.STDOUT:
+                self._take(line.data)
+
+
+def _made_up() -> Token:
+    return Token(f"{OAUTH_PREFIX}01-made-up-for-a-proof-{secrets.token_hex(8)}")
+
+
+def _seconds_from(written_at: float, api: MessagesApi, token: Token) -> float | None:
+    arrived_at = [request.at for request in api.requests if request.carries(token) and not request.aside]
+    return max(0.0, arrived_at[0] - written_at) if arrived_at else None
+
+
+def _give(path: Path, user: str | None) -> None:
+    if owner := owner_of(user):
+        os.chown(path, *owner)

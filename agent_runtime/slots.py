@@ -1,0 +1,94 @@
+"""Slots and their queue: who runs now, who is next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """
+    A place in the queue, and later a slot.
+
+    Attributes:
+        is_new: It is for an execution that has never run: such wait while nobody new may begin.
+        granted: Done when the slot is there.
+    """
+
+    is_new: bool
+    granted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Slots:
+    """
+    Hand out a fixed number of slots, first come first served; what has run before goes ahead.
+
+    All methods are synchronous and run on the event loop's thread, so that admission cannot be overtaken.
+
+    Args:
+        total: How many run at once.
+        queue_limit: How many new executions may wait.
+        is_held: Whether new executions must stay in the queue for now.
+    """
+
+    def __init__(self, total: int, queue_limit: int, is_held: Callable[[], bool]) -> None:
+        self.total = total
+        self.queue_limit = queue_limit
+        self._is_held = is_held
+        self._queue: deque[Ticket] = deque()
+        self._ahead: deque[Ticket] = deque()
+        self._taken: set[Ticket] = set()
+
+    def __repr__(self) -> str:
+        return f"<Slots {self.busy}/{self.total} queue={self.queue_length}/{self.queue_limit} ahead={len(self._ahead)}>"
+
+    @property
+    def busy(self) -> int:
+        """Slots that are held."""
+        return len(self._taken)
+
+    @property
+    def queue_length(self) -> int:
+        """New executions that wait for a slot."""
+        return len(self._queue)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether one more new execution would find neither a slot nor a place in the queue."""
+        free = self.total - self.busy - len(self._ahead)
+        return len(self._queue) >= self.queue_limit + max(0, free)
+
+    def enqueue(self, *, ahead: bool = False) -> Ticket:
+        """Take the next place; *ahead*: before all that are new."""
+        ticket = Ticket(is_new=not ahead)
+        (self._ahead if ahead else self._queue).append(ticket)
+        self.grant()
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give back a slot, or the place in the queue; idempotent."""
+        if ticket in self._taken:
+            self._taken.remove(ticket)
+        for queue in (self._queue, self._ahead):
+            if ticket in queue:
+                queue.remove(ticket)
+        self.grant()
+
+    def grant(self) -> None:
+        """Hand out what is free; also to be called when new executions may begin again."""
+        while self.busy < self.total and (ticket := self._next()):
+            self._taken.add(ticket)
+            ticket.granted.set_result(None)
+
+    def _next(self) -> Ticket | None:
+        if self._ahead:
+            return self._ahead.popleft()
+        if self._queue and not self._is_held():
+            return self._queue.popleft()
+        return None

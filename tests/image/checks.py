@@ -1,0 +1,299 @@
+"""
+What must hold of the image, run for real; ``tests/image/run`` builds it and calls this.
+
+All networks are the host's or none, so that it works where an engine cannot make one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+DOCKER = os.environ["AGENT_RUNTIME_TEST_DOCKER"]
+IMAGE = os.environ["AGENT_RUNTIME_TEST_IMAGE"]
+USER = 1000
+OLD, NEW = "sk-ant-oat01-the-old-one-of-the-image-checks", "sk-ant-oat01-the-new-one-of-the-image-checks"
+HARDENED = (
+    "--read-only",
+    "--tmpfs=/tmp",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+    "--pids-limit=200",
+    "--memory=2g",
+    "--stop-timeout=30",
+)
+DEADLINE_SECONDS = 60
+
+
+def docker(*arguments: str, check: bool = True) -> str:
+    """Run one command of the engine and return what it prints."""
+    done = subprocess.run([DOCKER, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    if check and done.returncode != 0:
+        pytest.fail(f"docker {' '.join(arguments)}: {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A running container; ``started_seconds`` is the time from ``docker run`` to the line ``listening on``."""
+
+    name: str
+    started_seconds: float = 0.0
+
+    def inside(self, command: str, *, check: bool = True) -> str:
+        """Run a shell command in it."""
+        return docker("exec", self.name, "sh", "-c", command, check=check)
+
+    def inspect(self, template: str) -> str:
+        """Ask the engine about it."""
+        return docker("inspect", "-f", template, self.name)
+
+    def zombies(self) -> list[str]:
+        """List ended processes that nobody has reaped, seen from its own process namespace."""
+        stats = self.inside("cat /proc/[0-9]*/stat 2>/dev/null", check=False)
+        return [line for line in stats.splitlines() if line.rpartition(")")[2].split()[:1] == ["Z"]]
+
+
+@contextlib.contextmanager
+def container(*options: str, command: tuple[str, ...] = (), listens: bool = True) -> Iterator[Container]:
+    """Run a container, wait for its printed line, and remove it with its volumes."""
+    begun = time.monotonic()
+    name = docker("run", "--detach", *options, IMAGE, *command)
+    try:
+        if listens:
+            with subprocess.Popen(
+                [DOCKER, "logs", "--follow", name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            ) as logs:
+                assert logs.stdout is not None
+                line = logs.stdout.readline()
+                logs.kill()
+            if not line.startswith("listening on "):
+                pytest.fail(f"did not start: {line}{docker('logs', name)}")
+        yield Container(name, time.monotonic() - begun)
+    finally:
+        docker("rm", "--force", "--volumes", name)
+
+
+def eventually(what: str, holds: Callable[[], bool]) -> None:
+    """Ask until it holds; fail by the name of what was awaited after a generous deadline."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not holds():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {DEADLINE_SECONDS} s: {what}")
+        time.sleep(0.1)
+
+
+def tell(figure: str, seconds: float) -> None:
+    """Print a figure of this run; ``tests/image/run`` lets it through."""
+    sys.stdout.write(f"\n--- {figure}: {seconds:.2f} s\n")
+
+
+class SecretDirectory:
+    """A directory that a backend mounts: readable for the container's group, written by rename."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir()
+        self._open_to_the_group(path, 0o750)
+
+    def publish(self, token: str) -> Path:
+        """Put a token in place as a backend does."""
+        fresh, target = self.path / "token.new", self.path / "token"
+        fresh.write_text(token + "\n")
+        self._open_to_the_group(fresh, 0o440)
+        fresh.rename(target)
+        return target
+
+    def _open_to_the_group(self, path: Path, mode: int) -> None:
+        os.chown(path, -1, USER)
+        path.chmod(mode)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def api() -> MessagesApi:
+    api = MessagesApi()
+    api.accept(OLD)
+    api.accept(NEW)
+    api.script("orphan", Tool(command="(setsid sleep 0.2 &) ; git --version; id -u"), Text(text="done"))
+    return api
+
+
+@pytest.fixture(scope="module")
+def secret(tmp_path_factory: pytest.TempPathFactory) -> SecretDirectory:
+    directory = SecretDirectory(tmp_path_factory.mktemp("mount") / "claude")
+    directory.publish(OLD)
+    return directory
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A supervisor in a hardened container, with the stand-in API outside of it."""
+
+    container: Container
+    url: str
+
+    def get(self, path: str) -> dict[str, object]:
+        """Ask it something."""
+        answer = httpx.get(self.url + path, timeout=10, trust_env=False)
+        return dict(answer.json())
+
+    def task(self, message: str) -> dict[str, object]:
+        """Have it do something, and fail unless that went well."""
+        answer = httpx.post(
+            f"{self.url}/api/task", json={"message": message}, timeout=DEADLINE_SECONDS, trust_env=False
+        )
+        assert answer.status_code == httpx.codes.OK, answer.text
+        return dict(answer.json())
+
+
+@contextlib.contextmanager
+def agent(api: MessagesApi, *mounts: str) -> Iterator[Agent]:
+    """Run a hardened container against the stand-in API."""
+    port = free_port()
+    environment = [f"--env=AGENT_RUNTIME_PORT={port}"]
+    with serve(api) as api_url:
+        options = [*HARDENED, "--network=host", *environment, f"--env=ANTHROPIC_BASE_URL={api_url}", *mounts]
+        with container(*options) as running:
+            yield Agent(running, f"http://127.0.0.1:{port}")
+
+
+@pytest.fixture(scope="module")
+def running(api: MessagesApi, secret: SecretDirectory) -> Iterator[Agent]:
+    with agent(api, f"--volume={secret.path}:/run/secrets/claude:ro") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def untold() -> Iterator[Container]:
+    """A container that was given nothing at all, not even a network."""
+    with container("--network=none") as started:
+        yield started
+
+
+def test_it_starts_without_any_setting_and_answers_inside(untold: Container) -> None:
+    tell("docker run to listening", untold.started_seconds)
+    assert untold.inside("agent-runtime healthcheck") == "healthy"
+
+
+def test_it_is_neither_root_nor_capable_and_cannot_write_its_own_files(running: Agent) -> None:
+    inside = running.container.inside
+    status = dict(line.split(":\t", 1) for line in inside("cat /proc/1/status").splitlines() if ":\t" in line)
+    touch = "for d in {}; do touch $d/x 2>/dev/null && echo $d; done; true"
+
+    assert inside("id -u; id -g").split() == [str(USER), str(USER)]
+    assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+    assert inside(touch.format("/ /usr/local/bin /opt/agent-runtime/bin /run/secrets/claude")) == ""
+    writable = ["/tmp", "/workspace", "/home/agent", "/var/lib/agent-runtime"]
+    assert inside(touch.format(" ".join(writable))).split() == writable
+
+
+def test_tini_is_in_front(running: Agent) -> None:
+    assert running.container.inside("cat /proc/1/comm") == "tini"
+
+
+def test_it_answers_and_is_ready(running: Agent) -> None:
+    assert httpx.get(f"{running.url}/livez", timeout=10, trust_env=False).status_code == httpx.codes.OK
+    assert httpx.get(f"{running.url}/readyz", timeout=10, trust_env=False).status_code == httpx.codes.OK
+    assert running.get("/api/token")["source"] == "directory"
+
+
+def test_the_real_cli_does_a_task_with_a_tool_and_leaves_nothing_behind(running: Agent, api: MessagesApi) -> None:
+    answer = running.task("[[script:orphan]] Do it.")
+
+    assert answer["response"] == "done"
+    assert api.seen(OLD).requests > 0
+    metadata = answer["metadata"]
+    assert isinstance(metadata, dict)
+    assert running.container.inside("claude --version") == f"{metadata['cli_version']} (Claude Code)"
+    left = set(running.container.inside("cat /proc/[0-9]*/comm 2>/dev/null; true").split())
+    assert left - {"sh", "cat"} == {"tini", "agent-runtime"}
+    assert running.container.zombies() == []
+
+
+def test_a_rename_on_the_host_is_used_by_the_next_execution(
+    running: Agent, api: MessagesApi, secret: SecretDirectory
+) -> None:
+    secret.publish(NEW)
+    eventually("the new token is known", lambda: running.get("/api/token")["generation"] == 2)
+    running.task("Say hello.")
+
+    assert api.seen(NEW).requests > 0
+
+
+def test_a_single_file_mount_is_told_as_such(api: MessagesApi, tmp_path: Path) -> None:
+    secret = SecretDirectory(tmp_path / "claude")
+    token = secret.publish(OLD)
+    with agent(api, f"--volume={token}:/run/secrets/claude/token:ro") as started:
+        assert started.get("/api/token")["source"] == "file_mount"
+
+        secret.publish(NEW)
+        eventually("it says so", lambda: started.get("/api/token")["source"] == "detached")
+        assert started.get("/api/token")["generation"] == 1
+
+
+def test_an_orphan_is_reaped_here_and_not_without_tini(running: Agent) -> None:
+    orphan = "(sh -c 'exit 0' &) ; (sleep 0.1 &) ; sleep 0.3"
+    running.container.inside(orphan)
+    assert running.container.zombies() == []
+
+    with container("--network=none", "--entrypoint=sleep", command=("infinity",), listens=False) as without_tini:
+        without_tini.inside(orphan)
+        assert without_tini.zombies() != []
+
+
+def test_the_healthcheck_fails_where_nothing_answers() -> None:
+    with container("--network=none", "--entrypoint=sleep", command=("infinity",), listens=False) as idle:
+        assert idle.inside("agent-runtime healthcheck; echo $?", check=False) == "1"
+
+
+def test_nothing_secret_is_in_environment_history_or_files() -> None:
+    config = json.loads(docker("image", "inspect", "-f", "{{json .Config}}", IMAGE))
+    names = {entry.partition("=")[0] for entry in config["Env"]}
+    history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", IMAGE)
+    look = "ls -A /root /home/agent /run/secrets/claude /var/lib/agent-runtime /workspace; ls -d /etc/pip.conf"
+    files = docker(
+        "run", "--rm", "--network=none", "--user=0", "--entrypoint=sh", IMAGE, "-c", f"({look}) 2>/dev/null; true"
+    )
+
+    assert names == {"PATH", "LANG", "HOME", "AGENT_RUNTIME_DATA_DIR", "CLAUDE_CONFIG_DIR"}
+    assert "sk-ant" not in history
+    assert "://" not in history
+    listed = {line for line in files.splitlines() if line and not line.endswith(":")}
+    assert listed <= {".bashrc", ".profile"}  # Debian's own, of root
+
+
+def test_a_stop_ends_it_with_0_within_the_drain_time(running: Agent) -> None:
+    begun = time.monotonic()
+    docker("stop", running.container.name)
+    took_seconds = time.monotonic() - begun
+
+    tell("stop", took_seconds)
+    assert running.container.inspect("{{.State.ExitCode}}") == "0"
+    assert took_seconds < 25
+
+
+def test_the_engine_finds_it_healthy_by_itself(untold: Container) -> None:
+    eventually("healthy", lambda: untold.inspect("{{.State.Health.Status}}") == "healthy")

@@ -1,0 +1,743 @@
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from agent_runtime.errors import ErrorClass
+from agent_runtime.evidence import Channel, Sighting, Witness
+from agent_runtime.evidence_rules import RULES, UNEXPLAINED
+from agent_runtime.frames import Frame, decode
+
+HERE = Path(__file__).parent
+RECORDED = HERE / "recorded"
+CORPUS = HERE.parent.parent / "shared" / "corpus" / "lines.jsonl"
+
+BODY_401 = (
+    '{"type":"error","error":{"type":"authentication_error","message":"Invalid bearer token"},"request_id":"req"}'
+)
+TIME = "2026-01-01T00:00:10.000Z"
+ENTRY_401 = f"{TIME} [ERROR] API error (attempt 1/11): 401 401 {BODY_401}"
+OLD_ENTRY_401 = f"[ERROR] Error streaming, falling back to non-streaming mode: 401 {BODY_401}"
+REGAIN = "regain access on 2026-12-01 at 00:00 UTC."
+MCP_ENTRY = '2026-01-01T00:00:09.000Z [ERROR] MCP server "x" Server stderr: starting'
+
+
+# -- reading lines the way an attempt does
+
+
+@dataclass
+class Story:
+    """What a witness made of some lines."""
+
+    last: Sighting | None = None
+    evidence: Sighting | None = None
+
+    @property
+    def error_class(self) -> str | None:
+        return self.last.error_class.value if self.last else None
+
+
+def tell(*lines: tuple[str, str | bytes], witness: Witness | None = None) -> Story:
+    witness = witness or Witness()
+    story = Story()
+    for stream, line in lines:
+        data = line.encode() if isinstance(line, str) else line
+        if stream.startswith("stderr"):
+            sighting = witness.stderr(data, finished=stream != "stderr, unfinished")
+        else:
+            frame = decode(data)
+            sighting = witness.stdout(frame) if frame is not None else None
+        if sighting is not None:
+            assert sighting.channel is Channel(stream.partition(",")[0])
+            story.last = sighting.or_sharper(story.last)
+            if sighting.is_evidence and story.evidence is None:
+                story.evidence = sighting
+    return story
+
+
+def frame(**fields: Any) -> tuple[str, str]:
+    return "stdout", json.dumps(fields)
+
+
+def synthetic(text: str, error: str | None, **fields: Any) -> tuple[str, str]:
+    content = [{"type": "text", "text": text}]
+    return frame(type="assistant", message={"model": "<synthetic>", "content": content}, error=error, **fields)
+
+
+def failed_result(text: str, **fields: Any) -> tuple[str, str]:
+    return frame(type="result", subtype="success", is_error=True, result=text, **fields)
+
+
+def entry(status: int, kind: str, message: str) -> tuple[str, str]:
+    body = json.dumps({"type": "error", "error": {"type": kind, "message": message}, "request_id": "req"})
+    return "stderr", f"{TIME} [ERROR] API error (attempt 1/11): {status} {status} {body}"
+
+
+def retry(status: int | None, word: str, **fields: Any) -> tuple[str, str]:
+    return frame(type="system", subtype="api_retry", attempt=1, error_status=status, error=word, **fields)
+
+
+# -- what was recorded
+
+
+def recorded_cases() -> list[Any]:
+    cases: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in sorted(RECORDED.glob("*.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            cases.setdefault((path.stem, row["case"]), []).append(row)
+    return [pytest.param(rows, id=f"{version}-{case}") for (version, case), rows in cases.items()]
+
+
+@pytest.mark.parametrize("rows", recorded_cases())
+def test_every_recorded_run_is_classed_by_what_the_api_answered(rows: list[dict[str, Any]]) -> None:
+    story = tell(*((row["stream"], row["line"]) for row in rows))
+
+    assert story.error_class == rows[0]["expected"]
+    assert (story.evidence is not None) == (rows[0]["expected"] == "auth")
+    if story.evidence is not None:
+        assert story.evidence.condemns == rows[0]["condemns"]
+
+
+@pytest.mark.parametrize("rows", recorded_cases())
+def test_each_channel_alone_makes_no_refusal_of_what_is_none(rows: list[dict[str, Any]]) -> None:
+    for channel in ("stderr", "stdout"):
+        story = tell(*((row["stream"], row["line"]) for row in rows if row["stream"] == channel))
+        if rows[0]["expected"] != "auth":
+            assert story.evidence is None
+
+
+@pytest.mark.parametrize("rows", [case for case in recorded_cases() if case.values[0][0]["condemns"]])
+def test_a_refusal_shows_at_the_first_refused_request_on_stderr(rows: list[dict[str, Any]]) -> None:
+    first = next(row for row in rows if row["stream"] == "stderr")
+
+    story = tell((first["stream"], first["line"]))
+
+    assert story.evidence is not None
+    assert story.evidence.condemns
+    assert not story.evidence.is_final
+
+
+def test_there_are_recordings_of_every_version_the_rules_name() -> None:
+    assert {path.stem for path in RECORDED.glob("*.jsonl")} >= {"1.0.128", "2.0.76", "2.1.30", "2.1.114", "2.1.330"}
+
+
+# -- the shared corpus, where it is there
+
+CLASS_BY_LABEL = {
+    "auth-failure": "auth",
+    "billing": "billing",
+    "network": "network",
+    "server-error": "upstream",
+    "overload": "overloaded",
+    "rate-limit": "rate_limit",
+}
+THROTTLES = {"L044", "L047", "L093"}
+
+
+def corpus_rows() -> list[Any]:
+    if not CORPUS.is_file():
+        return [pytest.param(None, marks=pytest.mark.skip(reason="shared/corpus is not beside the project"))]
+    rows = [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
+    return [pytest.param(row, id=row["id"]) for row in rows]
+
+
+@pytest.mark.parametrize("row", corpus_rows())
+def test_every_row_of_the_corpus_gets_the_class_of_its_label(row: dict[str, str]) -> None:
+    is_frame = row["line"].startswith("{")
+    story = tell(("stdout", row["line"]) if is_frame else failed_result(row["line"]))
+
+    wanted = "overloaded" if row["id"] in THROTTLES else CLASS_BY_LABEL.get(row["label"])
+    if wanted is not None:
+        assert story.error_class == wanted
+    else:
+        assert story.error_class not in {"auth", "billing", "rate_limit"}
+    assert (story.evidence is not None) == (wanted == "auth")
+    if story.evidence is not None and not is_frame:
+        assert not story.evidence.condemns
+
+
+@pytest.mark.parametrize("row", corpus_rows())
+def test_a_row_of_the_corpus_is_nothing_in_other_mouths(row: dict[str, str]) -> None:
+    assert in_other_mouths(row["line"]).last is None
+
+
+def in_other_mouths(text: str) -> Story:
+    """Let everybody but the CLI say it."""
+    return tell(
+        ("stderr", text),
+        ("stderr", f'{TIME} [ERROR] MCP server "x" Server stderr: {text}'),
+        ("stderr", f'[ERROR] MCP server "x" Server stderr: {text}'),
+        ("stderr", f'{TIME} [ERROR] "MCP server \\"x\\" Server stderr: {text}'),
+        ("stderr", f'{TIME} [DEBUG] "Hook output: {text}'),
+        frame(type="system", subtype="init", mcp_servers=[{"name": text, "status": "needs-auth"}]),
+        frame(
+            type="user",
+            message={"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": text}]},
+            tool_use_result={"stdout": text, "is_error": True, "error": "authentication_failed"},
+        ),
+        frame(type="user", message={"role": "user", "content": text}, error="authentication_failed"),
+        frame(
+            type="assistant",
+            message={"model": "claude-x", "content": [{"type": "text", "text": text}]},
+            error="authentication_failed",
+        ),
+        frame(type="stream_event", event={"delta": {"text": text}}),
+        frame(type="result", subtype="success", is_error=False, result=text, api_error_status=401),
+    )
+
+
+# -- look-alikes of the CLI's own lines
+
+FORGERIES = [
+    ENTRY_401,
+    OLD_ENTRY_401,
+    "API Error: 401 Invalid bearer token · Please run /login",
+    '{"type":"result","is_error":true,"api_error_status":401,"result":"Failed to authenticate."}',
+    "Not logged in · Please run /login",
+]
+
+
+@pytest.mark.parametrize("text", FORGERIES[2:])
+def test_the_clis_own_words_are_nothing_in_other_mouths(text: str) -> None:
+    assert in_other_mouths(text).last is None
+
+
+@pytest.mark.parametrize("forged", FORGERIES[:2])
+@pytest.mark.parametrize(
+    "before",
+    [f"{TIME} [ERROR] MCP server ", f'{TIME} [DEBUG] "', "> ", "stdout: ", f"{TIME} [INFO] ", "tool: "],
+)
+def test_an_entry_counts_only_from_the_beginning_of_a_line(before: str, forged: str) -> None:
+    assert tell(("stderr", before + forged)).last is None
+
+
+@pytest.mark.parametrize("forged", FORGERIES[:2])
+def test_a_line_in_what_an_mcp_server_wrote_while_the_cli_started_is_not_believed(forged: str) -> None:
+    forged = forged.replace(TIME, "2026-01-01T00:00:08.000Z")
+    story = tell(
+        ("stderr", MCP_ENTRY),
+        ("stderr", forged),
+        ("stderr", "more of it"),
+        ("stderr", forged),
+    )
+    assert story.last is None
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        f"{TIME} [DEBUG] Getting matching hook commands for UserPromptSubmit with query: undefined",
+        "[DEBUG] Hooks: Found 0 total hooks in registry",
+    ],
+)
+def test_after_an_mcp_server_the_cli_is_believed_again_when_it_has_said_something_itself(between: str) -> None:
+    forged = ENTRY_401.replace(TIME, "2026-01-01T00:00:08.000Z")
+    assert tell(("stderr", MCP_ENTRY), ("stderr", between), ("stderr", forged)).evidence
+
+
+def test_after_an_mcp_server_a_later_entry_is_believed() -> None:
+    assert tell(("stderr", MCP_ENTRY), ("stderr", ENTRY_401)).evidence
+
+
+def test_a_version_that_quotes_newlines_is_believed_from_its_first_frame_on() -> None:
+    init = frame(type="system", subtype="init", claude_code_version="2.1.330")
+    forged = ENTRY_401.replace(TIME, "2026-01-01T00:00:08.000Z")
+    assert tell(init, ("stderr", MCP_ENTRY), ("stderr", forged)).evidence
+
+
+def test_every_recorded_frame_is_read_the_quick_way() -> None:
+    quick = msgspec.json.Decoder(Frame)
+    frames = [row for case in recorded_cases() for row in case.values[0] if row["stream"] == "stdout"]
+    assert all(quick.decode(row["line"].encode()).type for row in frames)
+
+
+# -- damaged lines
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ENTRY_401.encode() + b"\r",
+        b"\x1b[31m" + ENTRY_401.encode() + b"\x1b[0m",
+        b"\x1b[2K\r" + ENTRY_401.encode(),
+        b"working...\r" + ENTRY_401.encode(),
+        b"\xff\xfe" + ENTRY_401.encode(),
+        b"\xef\xbb\xbf" + ENTRY_401.encode(),
+        ENTRY_401.encode().replace(b"Invalid", b"Inv\xffal\xc3id"),
+        ENTRY_401.encode().replace(b"[ERROR]", b"\x1b[1;31m[ERROR]\x1b[0m"),
+        ENTRY_401.encode().replace(b'"message"', b'\x1b[0m"message"'),
+        ENTRY_401.encode()[: ENTRY_401.index("Invalid")],
+        ENTRY_401.encode()[: ENTRY_401.index("{")],
+        ENTRY_401.encode().replace(b"Invalid", b"x" * 400_000 + b"Invalid"),
+        OLD_ENTRY_401.encode() + b"\r",
+        b"\x1b[31m" + OLD_ENTRY_401.encode(),
+    ],
+)
+def test_a_damaged_entry_is_still_recognised(line: bytes) -> None:
+    story = tell(("stderr", line))
+    assert story.evidence is not None
+    assert story.evidence.rule == "api-401"
+
+
+@pytest.mark.parametrize("entry_of_401", [ENTRY_401, OLD_ENTRY_401])
+def test_an_entry_that_grows_byte_by_byte_is_recognised_before_its_end_and_never_mistaken(entry_of_401: str) -> None:
+    line = entry_of_401.encode()
+    witness = Witness()
+    stories = [tell(("stderr, unfinished", line[:end]), witness=witness) for end in range(len(line))]
+
+    assert {story.error_class for story in stories} == {None, "auth"}
+    assert stories[-1].evidence
+    assert tell(("stderr", line), witness=witness).evidence
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{TIME} [ERROR] API error (attempt 1/11): 401 401 The socket connection was closed unexpectedly",
+        f"{TIME} [ERROR] API error (attempt 1/11): 403 403 Quota exceeded, and no token has been revoked",
+    ],
+)
+def test_an_unfinished_entry_is_no_evidence_before_the_api_has_spoken(line: str) -> None:
+    witness = Witness()
+    for end in range(len(line)):
+        assert tell(("stderr, unfinished", line[:end]), witness=witness).evidence is None
+
+
+def test_an_unfinished_line_of_an_mcp_server_is_not_taken_for_the_clis_own() -> None:
+    forged = ENTRY_401.replace(TIME, "2026-01-01T00:00:08.000Z")
+    story = tell(("stderr", MCP_ENTRY), ("stderr, unfinished", forged[:40]), ("stderr", forged))
+    assert story.last is None
+
+
+RETRY_401 = b'{"type":"system","subtype":"api_retry","attempt":1,"error_status":401,"error":"authentication_failed"}'
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        RETRY_401 + b"\r",
+        b"\x1b[2K" + RETRY_401 + b"\x1b[0m",
+        b"\xff" + RETRY_401,
+        b"\xef\xbb\xbf" + RETRY_401,
+        RETRY_401.replace(b'"attempt":1', b'"attempt":"one","session_id":7,"note":"\xff\xfe"'),
+        RETRY_401.replace(b'"error_status":401', b'"error_status":"401"'),
+        RETRY_401.replace(b'"error_status":401', b'"error_status":401.0'),
+        RETRY_401.replace(b'"attempt":1', b'"note":"\x1b[31m"'),
+        RETRY_401.replace(b'"attempt":1', b'"rate_limit_info":[],"modelUsage":3,"message":"none","tasks":{}'),
+        RETRY_401.replace(b'"attempt":1', b'"note":"' + b"x" * 1_000_000 + b'"'),
+    ],
+)
+def test_a_damaged_frame_is_still_recognised(line: bytes) -> None:
+    story = tell(("stdout", line))
+    assert story.evidence is not None
+    assert story.evidence.rule == "api-401"
+
+
+def test_a_frame_with_a_message_of_unknown_form_is_still_read() -> None:
+    content = [{"type": "text", "text": "API Error: 401 x"}, {"type": 7}, "odd", {"type": "text", "text": 9}]
+    message = {"model": "<synthetic>", "content": content, "usage": "none", "id": 4}
+    assert tell(frame(type="assistant", message=message, error="authentication_failed")).evidence
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"}", b"[]", b"null", b"nonsense", b'x {"type":"result"}', b"{" * 5000])
+def test_what_is_no_frame_is_none(line: bytes) -> None:
+    assert decode(line) is None
+
+
+def test_tasks_are_known_by_the_frames_of_each_version() -> None:
+    changed = decode(b'{"type":"system","subtype":"background_tasks_changed","tasks":[{"task_id":"b1","run_id":"r"}]}')
+    began = decode(b'{"type":"system","subtype":"task_started","task_id":"b1","task_type":"local_bash"}')
+    told = decode(b'{"type":"system","subtype":"task_notification","task_id":"b1","status":"completed"}')
+    ended = decode(b'{"type":"system","subtype":"task_updated","task_id":"b1","patch":{"status":"killed"}}')
+    goes_on = decode(b'{"type":"system","subtype":"task_updated","task_id":"b1","patch":{"is_backgrounded":true}}')
+
+    assert changed is not None
+    assert changed.background_task_ids == ("b1",)
+    assert [frame and frame.began_task_id for frame in (changed, began, told, ended)] == [None, "b1", None, None]
+    assert [frame and frame.ended_task_id for frame in (began, told, ended, goes_on)] == [None, "b1", "b1", None]
+
+
+# -- refused credentials, in words nobody has recorded
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "message"),
+    [
+        (401, "authentication_error", "A sentence nobody has seen yet."),
+        (401, "unknown_type", "no"),
+        (403, "permission_error", "OAuth token has been revoked. Please obtain a new token."),
+        (403, "permission_error", "This API key has been revoked."),
+        (403, "permission_error", "OAuth authentication is currently not allowed for this organization."),
+        (403, "permission_error", "Account is no longer a member of the organization associated with this token."),
+        (403, "permission_error", "Your account does not have access to Claude Code. Please run /login."),
+        (403, "permission_error", "OAuth token application has been deactivated"),
+        (403, "permission_error", "Token lacks associated organization"),
+        (403, "permission_error", "API key authentication is disabled for this organization."),
+        (403, "permission_error", "OAuth token does not meet scope requirement user:inference"),
+        (403, "authentication_error", "whatever it says"),
+        (400, "invalid_request_error", "This organization has been disabled."),
+    ],
+)
+def test_the_api_refuses_a_credential_in_many_words(status: int, kind: str, message: str) -> None:
+    story = tell(entry(status, kind, message))
+    assert story.evidence is not None
+    assert story.evidence.condemns
+    assert story.evidence.status == status
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "message", "error_class"),
+    [
+        (403, "forbidden", "Quota exceeded for this gateway", "upstream"),
+        (403, "forbidden", "OAuth token has been revoked", "upstream"),
+        (403, "forbidden", "Request not allowed", "upstream"),
+        (403, "permission_error", "We are unable to serve your request", "upstream"),
+        (403, "permission_error", "OAuth token does not meet scope requirement: user:profile", "upstream"),
+        (403, "permission_error", "Your organization does not have access to model: claude-opus-4-1", "model"),
+        (403, "permission_error", "Your API key does not have permission to use the specified resource", "model"),
+        (403, "permission_error", "Your account does not have access to Claude Opus 4.1", "model"),
+        (
+            400,
+            "invalid_request_error",
+            "This credential is only authorized for use with Claude Code",
+            "invalid_request",
+        ),
+        (400, "invalid_request_error", "max_tokens: 401 > 400", "invalid_request"),
+        (404, "not_found_error", "model: no-such-model", "model"),
+        (404, "not_found", "no such route", "upstream"),
+        (407, "proxy", "Proxy Authentication Required", "network"),
+        (402, "billing_error", "no credit", "billing"),
+        (429, "rate_limit_error", "You have exceeded your weekly limit", "rate_limit"),
+        (429, "rate_limit_error", "Temporarily limited (not your usage limit)", "overloaded"),
+        (413, "request_too_large", "too large", "invalid_request"),
+        (429, "rate_limit_error", "Number of requests has exceeded your rate limit", "overloaded"),
+        (500, "api_error", "401 Unauthorized from an upstream", "upstream"),
+        (500, "overloaded_error", "Overloaded", "overloaded"),
+        (503, "unavailable", "OAuth service is down", "upstream"),
+        (504, "timeout_error", "timed out", "upstream"),
+        (520, "cloudflare", "Web server is returning an unknown error", "upstream"),
+        (529, "overloaded_error", "Overloaded", "overloaded"),
+    ],
+)
+def test_what_is_no_refused_credential_has_its_own_class(
+    status: int, kind: str, message: str, error_class: str
+) -> None:
+    story = tell(entry(status, kind, message))
+    assert story.error_class == error_class
+    assert story.evidence is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<html><head><title>403 Forbidden</title></head><body><h1>cloudflare</h1></body></html>",
+        '"<html>\\n<head><title>Attention Required! | Cloudflare</title></head>\\n</html>"',
+        "",
+        "Forbidden",
+        '{"error":"access denied for this token"}',
+        '{"error":{"message":"quota","code":403}}',
+        '{"message":"Forbidden"}',
+        '{"error":',
+    ],
+)
+def test_a_403_that_is_not_the_apis_is_no_refusal(body: str) -> None:
+    story = tell(
+        ("stderr", f"{TIME} [ERROR] API error (attempt 1/11): 403 403 {body}"),
+        ("stderr", f'{TIME} [ERROR] "API error (attempt 1/11): 403 403 {body}"'),
+        ("stderr", f"[ERROR] Error streaming, falling back to non-streaming mode: 403 {body}"),
+        retry(403, "authentication_failed"),
+        synthetic(f"Failed to authenticate. API Error: 403 {body}", "authentication_failed", api_error_status=403),
+        failed_result(f"API Error: 403 {body} · Please run /login"),
+    )
+    assert story.error_class == "upstream"
+    assert story.evidence is None
+
+
+def test_an_entry_of_several_lines_is_read_through_its_quotes() -> None:
+    quoted = json.dumps(f"API error (attempt 1/2): 401 401 {BODY_401}\nand more")
+    assert tell(("stderr", f"{TIME} [ERROR] {quoted}")).evidence
+
+
+@pytest.mark.parametrize(
+    ("kind", "error_class"),
+    [("authentication_error", "auth"), ("overloaded_error", "overloaded"), ("api_error", "upstream")],
+)
+def test_an_error_in_the_middle_of_a_stream_is_known_by_its_type(kind: str, error_class: str) -> None:
+    body = json.dumps({"type": "error", "error": {"type": kind, "message": "…"}})
+    line = f"{TIME} [ERROR] Error streaming, falling back to non-streaming mode: {body}"
+    assert tell(("stderr", line)).error_class == error_class
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "undefined Connection error.",
+        "ECONNRESET: The socket connection was closed unexpectedly.",
+        "undefined Request timed out.",
+        "fetch failed",
+        "getaddrinfo ENOTFOUND nowhere.invalid",
+        "unable to get local issuer certificate",
+        "terminated",
+        "401 The socket connection was closed unexpectedly",
+        "403 read ECONNRESET",
+        "401 Request timed out.",
+    ],
+)
+def test_no_answer_is_a_matter_of_the_network(text: str) -> None:
+    story = tell(("stderr", f"{TIME} [ERROR] API error (attempt 1/11): {text}"))
+    assert story.error_class in {"network", "error"}
+    assert story.evidence is None
+
+
+def test_every_error_entry_of_the_cli_is_seen_even_if_nothing_explains_it() -> None:
+    story = tell(("stderr", f"{TIME} [ERROR] API error (attempt 1/11): something new"))
+    assert story.last is not None
+    assert story.last.rule == UNEXPLAINED.id
+
+
+# -- one channel qualifies the other
+
+
+def test_a_frame_of_a_403_takes_its_type_from_stderr() -> None:
+    final = synthetic("Failed to authenticate. API Error: 403 …", "authentication_failed", api_error_status=403)
+
+    quota = tell(entry(403, "forbidden", "quota"), retry(403, "authentication_failed"), final)
+    assert quota.error_class == "upstream"
+    assert quota.evidence is None
+
+    revoked = tell(entry(403, "permission_error", "OAuth token has been revoked"), retry(403, "authentication_failed"))
+    assert revoked.evidence
+
+
+def test_a_retry_after_403_alone_is_no_evidence() -> None:
+    assert tell(retry(403, "authentication_failed")).evidence is None
+
+
+def test_a_401_whose_connection_was_lost_is_a_matter_of_the_network_in_frames_too() -> None:
+    text = "401 The socket connection was closed unexpectedly"
+    story = tell(
+        ("stderr", f"{TIME} [ERROR] API error (attempt 1/11): 401 {text}"),
+        retry(401, "authentication_failed"),
+        synthetic(f"Failed to authenticate. API Error: {text}", "authentication_failed", api_error_status=401),
+    )
+    assert story.error_class == "network"
+    assert story.evidence is None
+
+
+def test_what_stderr_told_is_over_when_the_model_goes_on() -> None:
+    answer = frame(type="assistant", message={"model": "claude-x", "content": []})
+    story = tell(entry(403, "forbidden", "quota"), answer, synthetic("Not logged in", "authentication_failed"))
+    assert story.evidence
+    assert not story.evidence.condemns
+
+
+def test_a_line_about_a_retry_that_is_read_late_does_not_blur_the_end() -> None:
+    limit = frame(
+        type="rate_limit_event",
+        rate_limit_info={"status": "rejected", "resetsAt": 1_800_000_000, "rateLimitType": "seven_day_opus"},
+    )
+    final = synthetic("You've hit your Opus limit", "rate_limit", api_error_status=429)
+    throttled = entry(429, "rate_limit_error", "This request would exceed your account's rate limit.")
+
+    for order in ((throttled, limit, final), (limit, throttled, final), (limit, final, throttled)):
+        story = tell(*order)
+        assert story.last is not None
+        assert story.last.error_class is ErrorClass.RATE_LIMIT
+        assert (story.last.limit_type, story.last.limit_model) == ("seven_day_opus", "opus")
+        assert story.last.resets_at == 1_800_000_000
+
+
+@pytest.mark.parametrize("error", ["authentication_failed", "rate_limit", "server_error"])
+def test_a_sub_agents_error_is_not_the_runs(error: str) -> None:
+    story = tell(
+        retry(401, error, parent_tool_use_id="toolu_1"),
+        synthetic("API Error: 401 …", error, parent_tool_use_id="toolu_1", api_error_status=401),
+        failed_result("API Error: 401 …", parent_tool_use_id="toolu_1", api_error_status=401),
+    )
+    assert story.last is None
+
+
+# -- limits
+
+
+@pytest.mark.parametrize(
+    ("info", "is_limit"),
+    [
+        ({"status": "allowed", "resetsAt": 1, "rateLimitType": "five_hour"}, False),
+        ({"status": "allowed_warning", "resetsAt": 1, "rateLimitType": "five_hour"}, False),
+        ({"status": "rejected", "isUsingOverage": False}, False),
+        ({"status": "rejected", "resetsAt": 1, "rateLimitType": "five_hour", "isUsingOverage": True}, False),
+        ({"status": "rejected", "rateLimitType": "five_hour"}, True),
+        ({"status": "rejected", "resetsAt": 1_800_000_000}, True),
+    ],
+)
+def test_only_a_rejected_limit_with_a_type_or_an_end_is_one(info: dict[str, Any], is_limit: bool) -> None:
+    story = tell(frame(type="rate_limit_event", rate_limit_info=info))
+    assert (story.error_class == "rate_limit") == is_limit
+    assert story.evidence is None
+
+
+def test_a_throttle_stays_one_through_retries_and_the_end() -> None:
+    story = tell(
+        entry(429, "rate_limit_error", "Number of requests has exceeded your rate limit"),
+        retry(429, "rate_limit", retry_delay_ms=2371.5),
+        frame(type="rate_limit_event", rate_limit_info={"status": "rejected", "isUsingOverage": False}),
+        synthetic("API Error: Rate limit reached", "rate_limit"),
+        failed_result("API Error: Rate limit reached"),
+    )
+    assert story.error_class == "overloaded"
+
+
+def test_a_retry_tells_when_the_cli_would_try_again() -> None:
+    story = tell(retry(529, "overloaded", retry_delay_ms=2500))
+    assert story.last is not None
+    assert story.last.retry_after_seconds == 2.5
+
+
+@pytest.mark.parametrize(
+    ("text", "resets_at"),
+    [
+        ("Claude AI usage limit reached|1760000000", 1_760_000_000),
+        ("API Error: 400 You have reached your specified API usage limits. You will " + REGAIN, 1_796_083_200),
+        ("You've hit your weekly limit · resets Oct 5 at 3pm (UTC)", None),
+        ("5-hour limit reached ∙ resets 3pm", None),
+        ("You've reached your Opus limit · resets 8pm", None),
+        ("You're out of extra usage · resets 6pm", None),
+        ("Spending cap reached resets 1:59am", None),
+        ("Session limit reached ∙ resets 8pm", None),
+    ],
+)
+def test_a_limit_in_the_clis_words_has_an_end_where_they_name_one(text: str, resets_at: float | None) -> None:
+    story = tell(failed_result(text))
+    assert story.last is not None
+    assert story.last.error_class is ErrorClass.RATE_LIMIT
+    assert story.last.resets_at == resets_at
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Approaching your session limit · resets 3pm (UTC)",
+        "You're now using usage credits",
+        "Claude AI usage limit reached|0",
+        "the log says: You've hit your limit",
+        "API Error: Server is temporarily limiting requests (not your usage limit) · Rate limited",
+    ],
+)
+def test_what_only_speaks_of_limits_is_none(text: str) -> None:
+    assert tell(failed_result(text)).error_class != "rate_limit"
+
+
+# -- the end of a run in the CLI's words
+
+
+@pytest.mark.parametrize(
+    ("word", "text", "error_class"),
+    [
+        ("authentication_failed", "Not logged in · Please run /login", "auth"),
+        ("authentication_failed", "Invalid API key · Fix external API key", "auth"),
+        ("oauth_org_not_allowed", "Your organization has disabled Claude subscription access", "auth"),
+        ("billing_error", "Credit balance is too low", "billing"),
+        ("rate_limit", "API Error: Request rejected (429) · this may be a temporary capacity issue.", "overloaded"),
+        ("rate_limit", "You've hit your limit · resets 1am (Europe/Berlin)", "rate_limit"),
+        ("server_error", "API Error: Repeated 529 Overloaded errors", "overloaded"),
+        ("server_error", "Request timed out", "network"),
+        ("server_error", "API Error: Can't reach the API server — check your internet or DNS (ENOTFOUND)", "network"),
+        ("server_error", "API Error: 500 Internal server error.", "upstream"),
+        ("overloaded", "Overloaded", "overloaded"),
+        ("invalid_request", "Prompt is too long", "invalid_request"),
+        ("model_not_found", "There's an issue with the selected model (x).", "model"),
+        ("max_output_tokens", "API Error: the response exceeded the maximum", "error"),
+        ("a_word_of_tomorrow", "something new", "error"),
+        ("unknown", "API Error: Connection error.", "network"),
+    ],
+)
+def test_the_clis_word_decides_where_there_is_no_status(word: str, text: str, error_class: str) -> None:
+    story = tell(synthetic(text, word))
+    assert story.error_class == error_class
+    assert story.last is not None
+    assert story.last.is_final
+    assert not story.last.condemns
+
+
+def test_a_status_in_a_field_beats_every_word() -> None:
+    text = "Failed to authenticate. API Error: 529 Overloaded"
+    assert tell(synthetic(text, "authentication_failed", api_error_status=529)).error_class == "overloaded"
+
+
+def test_a_synthetic_frame_that_reports_no_error_is_nothing() -> None:
+    assert tell(synthetic("No response requested.", None)).last is None
+
+
+def test_too_many_turns_are_no_error_of_the_api() -> None:
+    assert tell(frame(type="result", subtype="error_max_turns", is_error=True)).last is None
+
+
+@pytest.mark.parametrize("text", ["Error: Request failed with status code 401", f"API Error: 401 {BODY_401}"])
+def test_what_the_cli_has_logged_besides_is_no_report_of_a_refusal(text: str) -> None:
+    story = tell(frame(type="result", subtype="error_during_execution", is_error=True, errors=[text]))
+    assert story.error_class == "error"
+    assert story.evidence is None
+
+
+def test_an_error_of_the_api_that_is_passed_on_is_known_by_its_type() -> None:
+    assert tell(failed_result(f"Error: 401 {BODY_401}")).error_class == "auth"
+    assert tell(failed_result("Error: 401 tests failed")).error_class == "error"
+
+
+def test_an_unknown_session_is_no_error_of_the_token() -> None:
+    errors = ["No conversation found with session ID: 0"]
+    story = tell(frame(type="result", subtype="error_during_execution", is_error=True, errors=errors))
+    assert story.error_class == "error"
+    assert story.evidence is None
+
+
+# -- the table itself
+
+
+def test_rule_ids_are_unique_and_every_rule_names_its_source() -> None:
+    assert len({rule.id for rule in RULES}) == len(RULES)
+    assert all(rule.source and rule.seen_on for rule in RULES)
+
+
+def test_only_refusals_are_evidence_and_only_evidence_condemns() -> None:
+    for rule in RULES:
+        assert rule.is_evidence == (rule.error_class is ErrorClass.AUTH)
+        assert rule.is_evidence or not rule.condemns
+        if rule.condemns:
+            assert rule.statuses
+
+
+# -- anything at all
+
+
+def test_no_bytes_whatsoever_make_it_raise() -> None:
+    dice = random.Random(20260101)  # noqa: S311 - damage, not secrets
+    seeds = [ENTRY_401.encode(), OLD_ENTRY_401.encode(), RETRY_401, MCP_ENTRY.encode(), failed_result("x")[1].encode()]
+    seeds += [
+        row["line"].encode() for case in recorded_cases()[::7] for row in case.values[0] if len(row["line"]) < 1500
+    ][:80]
+    witness = Witness()
+    for _ in range(6000):
+        line = bytearray(dice.choice(seeds))
+        for _ in range(dice.randrange(6)):
+            at = dice.randrange(len(line))
+            match dice.randrange(4):
+                case 0:
+                    line[at] = dice.randrange(256)
+                case 1:
+                    del line[at : at + dice.randrange(40)]
+                case 2:
+                    line[at:at] = dice.randbytes(dice.randrange(12))
+                case 3:
+                    line[at:at] = b'{"[' * dice.randrange(40)
+            if not line:
+                line += b"{"
+        tell(("stderr", bytes(line)), ("stderr, unfinished", bytes(line)), ("stdout", bytes(line)), witness=witness)
