@@ -1,4 +1,4 @@
-"""Which executable a command runs, told by its content, so that what was found out about it is never said of another."""
+"""Which executable a command runs, told by its content: what was found out about one is never said of another."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Course:
         self._resumes = 0
         self._had_tool = False
         self._had_model = False
-        self._session = first_session(execution)
+        self._session = execution.first_session()
 
     async def run(self) -> None:
         """Run to the final record."""
@@ -176,7 +176,7 @@ class Course:
         if restart is Restart.RESUME and session_id is not None:
             self._session = Session(uuid.UUID(session_id), resumes=True, prompt=CONTINUE_PROMPT)
         else:
-            self._session = first_session(execution)
+            self._session = execution.fresh_session()
         return None
 
     # -- waiting
@@ -234,12 +234,6 @@ class Course:
         if self._ticket is not None:
             self._office.slots.leave(self._ticket)
             self._ticket = None
-
-
-def first_session(execution: Execution) -> Session:
-    """Begin the task: in a session of its own, or in the one it names."""
-    known = execution.task.resume_session_id
-    return Session(known, resumes=True) if known is not None else Session(uuid.uuid4())
 
 
 def _is_about_token(report: Report, final: Verdict) -> bool:

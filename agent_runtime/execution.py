@@ -6,20 +6,22 @@ import asyncio
 import logging
 import threading
 import time
+import uuid
 from typing import TYPE_CHECKING, TypeVar
 
 from agent_runtime.attempt import Answered, Attempt, Order, Progress, Reached, Report, Spawned, Stopping
 from agent_runtime.change import Change
+from agent_runtime.command import CONTINUE_PROMPT, Session
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed
-from agent_runtime.model import AttemptRecord, ExecutionRecord, Metadata, TokenRecord
+from agent_runtime.model import AttemptRecord, ExecutionRecord, TokenRecord
 from agent_runtime.state import Event, Outcome, Phase, StopReason, transition
 from agent_runtime.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent_runtime.answers import Answer
     from agent_runtime.attempt import Note, Surroundings
-    from agent_runtime.command import Session
     from agent_runtime.generations import Generation
     from agent_runtime.store.transcripts import TranscriptReader, TranscriptWriter
     from agent_runtime.task import Task
@@ -51,6 +53,7 @@ class Execution:
         timeout_seconds: float,
         accepted: Callable[[Generation], None],
         save: Callable[[ExecutionRecord], None],
+        previous: ExecutionRecord | None = None,
     ) -> None:
         self.task = task
         self.transcript = transcript
@@ -72,13 +75,14 @@ class Execution:
         """Set as soon as anybody asked for the end."""
         self.resets_at: float | None = None
         """When the usage limit ends that it met, epoch seconds, where the API said so."""
-        self.record = ExecutionRecord(
-            execution_id=execution_id,
-            state=Phase.QUEUED,
-            created_at=time.time(),
-            request_digest=task.digest,
-            metadata=Metadata(ignored_fields=ignored_fields),
-        )
+        self.answer: Answer | None = None
+        """What every caller gets, as soon as it has finished."""
+        self._resumed_session = _session_to_resume(previous, task) if previous is not None else None
+        self.record = previous or ExecutionRecord(execution_id=execution_id, created_at=time.time())
+        if previous is not None:
+            self._begin_again(previous)
+        self.record.request_digest = task.digest
+        self.record.metadata.ignored_fields = ignored_fields
 
     def __repr__(self) -> str:
         return f"<Execution {self.record.execution_id} {self.record.state}>"
@@ -102,6 +106,23 @@ class Execution:
     def wish(self) -> StopReason | None:
         """Why it was asked to stop, if it was."""
         return self._wish
+
+    def _begin_again(self, record: ExecutionRecord) -> None:
+        """Go on with a finished record: its attempts stay, how it ended does not."""
+        self._go(Event.REQUEUED)
+        record.outcome = record.error_class = record.detail = record.ended_at = None
+        record.metadata.retained = True
+
+    def first_session(self) -> Session:
+        """Tell how its first attempt begins: in the session it was interrupted in, in the one it names, or anew."""
+        if self._resumed_session is not None:
+            return Session(self._resumed_session, resumes=True, prompt=CONTINUE_PROMPT)
+        return self.fresh_session()
+
+    def fresh_session(self) -> Session:
+        """Begin the task from its start: in the session it names, or in a new one."""
+        known = self.task.resume_session_id
+        return Session(known, resumes=True) if known is not None else Session(uuid.uuid4())
 
     @property
     def park_seconds(self) -> float | None:
@@ -137,7 +158,7 @@ class Execution:
         self._move(Event.REQUEUED)
 
     def end(self, final: Verdict) -> None:
-        """Write the final record; also for an execution that never got a slot."""
+        """Make the record final; also for an execution that never got a slot. :meth:`conclude` follows."""
         record = self.record
         self._go(Event.ENDED)
         record.outcome = final.outcome
@@ -145,9 +166,6 @@ class Execution:
         record.detail = self._without_ids(final.detail)
         record.ended_at = time.time()
         self.transcript.close()
-        self._save(record)
-        self._finished.set()
-        self.changed.tell()
         log.info(
             "execution finished: outcome=%s error_class=%s attempts=%d",
             record.outcome,
@@ -155,6 +173,12 @@ class Execution:
             len(record.attempts),
             extra={"execution_id": record.execution_id},
         )
+
+    def conclude(self, answer: Answer) -> None:
+        """Let everybody have the answer."""
+        self.answer = answer
+        self._finished.set()
+        self.changed.tell()
 
     # -- one attempt
 
@@ -284,6 +308,23 @@ class Execution:
 
     def _go(self, event: Event) -> None:
         self.record.state = transition(self.record.state, event)
+
+
+RESUMABLE = {
+    ErrorClass.AUTH,
+    ErrorClass.RATE_LIMIT,
+    ErrorClass.INTERRUPTED,
+    ErrorClass.LOST_RESULT,
+    ErrorClass.SIGNAL,
+}
+"""What an execution may have failed with whose session is gone on with when its id is posted again."""
+
+
+def _session_to_resume(previous: ExecutionRecord, task: Task) -> uuid.UUID | None:
+    """Tell the session that the same work goes on in; other work, and what was ended on purpose, begins anew."""
+    if previous.request_digest != task.digest or previous.error_class not in RESUMABLE:
+        return None
+    return uuid.UUID(previous.session_id) if previous.session_id else None
 
 
 def _token_record(generation: Generation, delivered_at: float) -> TokenRecord:

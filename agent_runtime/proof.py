@@ -1,11 +1,12 @@
 """
 Find out, on a loopback stand-in, whether this very CLI reads its credentials file again while it runs.
 
-The behaviour is not documented, and the versions differ, so it is proved for the executable in use and the proof is kept
-with the executable's hash. Two ways a token can change under a running CLI are tried, each with a process of its own:
+The behaviour is not documented, and the versions differ, so it is proved for the executable in use and the proof is
+kept with the executable's hash. Two ways in which a token can change under a running CLI are tried, each with a process
+of its own:
 
-- between two requests: the next one must carry the new token;
-- after a refusal: the CLI's own retry must carry it.
+- between two requests: does the next one carry the new token? From 2.1.114 on, not on 2.1.30;
+- after a refusal: does the CLI's own retry carry it? From 2.1.30 on, not up to 2.0.76.
 
 The CLI is started as attempts start it, but in a home of its own, with made-up tokens, and without anything that would
 make it talk to another host than loopback.
@@ -31,6 +32,7 @@ from agent_runtime import command as cli_command
 from agent_runtime.binary import Binary
 from agent_runtime.credential_names import BASE_URL_VARIABLE, PROXIES
 from agent_runtime.credentials_file import CredentialsFile, owner_of
+from agent_runtime.delivery import Reach
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.evidence import Channel
 from agent_runtime.pipes import Pipes, Wake
@@ -69,9 +71,10 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         version: What the CLI says of itself.
-        rereads: Both on the next request and on the retry after a refusal.
-        seconds_from_write_to_request: To the next request; there was a short tool call in between.
-        seconds_from_write_to_retry: After a refusal.
+        rereads: Whether a newer token gets to a running process at all; for what that takes see :attr:`reach`.
+        seconds_from_write_to_request: To the next request, with a short tool call in between; None: that had the old
+            token.
+        seconds_from_write_to_retry: To the CLI's own retry after a refusal; None: that had the old token.
         at: Epoch seconds.
     """
 
@@ -81,6 +84,13 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     seconds_from_write_to_request: float | None = None
     seconds_from_write_to_retry: float | None = None
     at: float = 0.0
+
+    @property
+    def reach(self) -> Reach:
+        """When a running process gets a newer token."""
+        if not self.rereads:
+            return Reach.NEVER
+        return Reach.ON_REFUSAL if self.seconds_from_write_to_request is None else Reach.ON_REQUEST
 
 
 def prove(
@@ -111,10 +121,12 @@ def prove(
     try:
         root = Path(tempfile.mkdtemp(prefix="agent-runtime-proof-"))
         _give(root, user)
-        stage = _Stage(root, command, environ, user, called_off or threading.Event(), mark, timeout_seconds)
+        stage = _Stage(
+            root, command, environ, user=user, called_off=called_off, mark=mark, timeout_seconds=timeout_seconds
+        )
         version = stage.version()
         to_request = stage.next_request()
-        to_retry = stage.retry() if to_request is not None else None
+        to_retry = stage.retry()
     except (OSError, RuntimeError) as error:
         raise ProofFailed(f"the stand-in for the proof could not be set up: {error}") from None
     finally:
@@ -123,7 +135,7 @@ def prove(
     return Proof(
         version=version,
         binary_hash=binary_hash,
-        rereads=to_request is not None and to_retry is not None,
+        rereads=to_retry is not None,
         seconds_from_write_to_request=to_request,
         seconds_from_write_to_retry=to_retry,
         at=time.time(),
@@ -138,8 +150,9 @@ class _Stage:
         root: Path,
         command: tuple[str, ...],
         environ: Mapping[str, str],
+        *,
         user: str | None,
-        called_off: threading.Event,
+        called_off: threading.Event | None,
         mark: Callable[[], str] | None,
         timeout_seconds: float,
     ) -> None:
@@ -147,7 +160,7 @@ class _Stage:
         self._command = command
         self._environ = environ
         self._user = user
-        self._called_off = called_off
+        self._called_off = called_off or threading.Event()
         self._mark = mark or (lambda: new_mark(root))
         self._timeout_seconds = timeout_seconds
 
@@ -234,7 +247,8 @@ class _Stage:
         child = spawn(Command(argv=argv, env=env, cwd=home, user=self._user, mark=self._mark()))
         wake = Wake()
         try:
-            yield _Run(child, wake, stdin_bytes, take, self._called_off, time.monotonic() + self._timeout_seconds)
+            give_up_at = time.monotonic() + self._timeout_seconds
+            yield _Run(child, wake, stdin_bytes, take=take, called_off=self._called_off, give_up_at=give_up_at)
         finally:
             child.kill()
             child.sweep(time.monotonic() + SWEEP_SECONDS)
@@ -256,6 +270,7 @@ class _Run:
         child: Child,
         wake: Wake,
         stdin_bytes: bytes,
+        *,
         take: Callable[[bytes], None],
         called_off: threading.Event,
         give_up_at: float,

@@ -30,6 +30,7 @@ from agent_runtime.secret_file import SecretFile
 from agent_runtime.settings import PREFIX, unknown_variables
 from agent_runtime.state import StopReason
 from agent_runtime.store.records import RecordStore
+from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
 from agent_runtime.supervisor import Supervisor
 
@@ -112,6 +113,7 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
             redactor=redactor,
             records=records,
             transcripts=TranscriptStore(data_dir / "transcripts"),
+            tasks=TaskStore(data_dir / "tasks", redactor),
             deliveries=deliveries,
             probe=None if settings.probe == "off" else Probe(environ),
             events=EventLog(),
@@ -119,6 +121,7 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
             run_dir=data_dir / "run",
             next_mark=functools.partial(new_mark, data_dir),
         )
+        supervisor.account()
         secret.start()
         held.callback(secret.stop)
         return asyncio.run(_serve(supervisor, listener, changes, redactor))
@@ -166,8 +169,12 @@ async def _serve(supervisor: Supervisor, listener: socket.socket, changes: Secre
         loop.add_signal_handler(number, ending.signalled, number)
     changes.deliver_to(supervisor.secret_changed)
     supervisor.secret_changed(supervisor.secret.status)
+    housekeeping = asyncio.create_task(supervisor.keep_house())
+    if settings.resume_interrupted:
+        supervisor.resume_interrupted()
     await server.serve(sockets=[listener])
     await ending.finished()
+    housekeeping.cancel()
     return 0
 
 

@@ -169,6 +169,11 @@ class Settings:
     answer_log_limit: int = _setting(
         _integer(0, 1024 * MEBIBYTE), "how much of the transcript an answer carries, in bytes", 4 * MEBIBYTE
     )
+    retain_age: float = _setting(_some_seconds, "how long finished executions are kept", 7 * 86400.0)
+    retain_bytes: int = _setting(
+        _integer(1, 1 << 50), "how much finished executions may take on disk, in bytes", 2048 * MEBIBYTE
+    )
+    resume_interrupted: bool = _setting(_boolean, "go on at start with executions that were interrupted", default=False)
     keep_partial: bool = _setting(_boolean, "keep partial messages in the transcript", default=False)
     strict: bool = _setting(_boolean, "unknown fields of a request are an error", default=False)
     log_format: str = _setting(_one_of("text", "json"), "text or json", "text")
@@ -228,7 +233,7 @@ def _default_text(value: Any) -> str | None:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.15g}"
     if isinstance(value, tuple):
         return shlex.join(value)
     return str(value)

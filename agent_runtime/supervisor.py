@@ -9,6 +9,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agent_runtime.answers import Answer, answer_to, interrupted_body
 from agent_runtime.attempt import Surroundings
 from agent_runtime.change import Change
 from agent_runtime.command import resolve
@@ -16,10 +17,12 @@ from agent_runtime.confirmation import Confirmer
 from agent_runtime.course import Course, Office
 from agent_runtime.desk import TokenDesk
 from agent_runtime.errors import (
+    STATUS_BY_CLASS,
     AgentRuntimeError,
     Busy,
     Conflict,
     Draining,
+    ErrorClass,
     NotFound,
     SpawnFailed,
     TokenLimited,
@@ -27,10 +30,13 @@ from agent_runtime.errors import (
 )
 from agent_runtime.execution import Execution
 from agent_runtime.probe import ProbeVerdict
+from agent_runtime.process import reap_orphans
 from agent_runtime.slots import Slots
 from agent_runtime.standing import Standing
 from agent_runtime.state import Outcome, Phase, StopReason
-from agent_runtime.store.records import StoreUnavailable
+from agent_runtime.store.database import StoreUnavailable
+from agent_runtime.store.retention import prune
+from agent_runtime.verdict import SENTENCES, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -46,6 +52,7 @@ if TYPE_CHECKING:
     from agent_runtime.secret_file import SecretFile, SecretStatus
     from agent_runtime.settings import Settings
     from agent_runtime.store.records import RecordStore
+    from agent_runtime.store.tasks import TaskStore
     from agent_runtime.store.transcripts import TranscriptReader, TranscriptStore
     from agent_runtime.task import Task
 
@@ -58,6 +65,8 @@ KEPT_IN_MEMORY = 200
 """Finished executions whose record stays in memory; older ones are read from the store."""
 
 TICK_SECONDS = 1.0
+PRUNE_TICKS = 600
+_OTHER_BODY = "this execution_id is known for another body; choose another id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,22 @@ class View:
     record: ExecutionRecord
     transcript: TranscriptReader
     changed: Change
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A finished execution whose answer is there already: to be waited for like one that runs."""
+
+    record: ExecutionRecord
+    answer: Answer
+
+    @property
+    def execution_id(self) -> str:
+        """The id callers know it by."""
+        return self.record.execution_id
+
+    async def finished(self) -> None:
+        """Return at once."""
 
 
 class Supervisor:
@@ -86,6 +111,7 @@ class Supervisor:
         redactor: Redactor,
         records: RecordStore,
         transcripts: TranscriptStore,
+        tasks: TaskStore,
         deliveries: Deliveries,
         probe: Probe | None,
         events: EventLog,
@@ -98,6 +124,7 @@ class Supervisor:
         self.redactor = redactor
         self.records = records
         self.transcripts = transcripts
+        self.tasks = tasks
         self.deliveries = deliveries
         self.events = events
         self.desk = TokenDesk(secret, Standing(ledger), events)
@@ -107,6 +134,7 @@ class Supervisor:
         self.last_task_at: float | None = None
         self.consecutive_failures = 0
         self.draining = False
+        self._is_ending = False
         self._confirmer = Confirmer(self.desk.standing, probe, events)
         self._office = Office(settings, self.slots, self.desk, self._confirmer, events)
         self._surroundings = Surroundings(
@@ -126,21 +154,27 @@ class Supervisor:
 
     # -- admission
 
-    def submit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution:
+    def submit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution | Kept:
         """
-        Let a task in, or join the execution that its id names already.
+        Let a task in, join the execution that its id names, or find the answer that is kept of it.
+
+        After a failure the same id begins a new attempt on the same record and transcript.
 
         Raises:
             AdmissionError: There is no room, no token, or no wish for more.
             Conflict: The id is known for other work.
         """
         execution_id = task.execution_id or str(uuid.uuid4())
-        if (known := self.execution(execution_id)) and (
-            known.phase is not Phase.FINISHED or known.record.outcome is Outcome.SUCCESS
-        ):
-            if known.record.request_digest != task.digest:
-                raise Conflict("this execution_id is known for another body; choose another id")
-            return known
+        if (live := self._live.get(execution_id)) is not None:
+            if live.record.request_digest != task.digest:
+                raise Conflict(_OTHER_BODY)
+            return live
+        previous = self._known(execution_id) if task.execution_id is not None else None
+        if previous is not None and previous.outcome is Outcome.SUCCESS:
+            if previous.request_digest != task.digest:
+                raise Conflict(_OTHER_BODY)
+            if (kept := self._kept(previous)) is not None:
+                return kept
         if self.draining:
             raise Draining("draining: no new executions here", retry_after_seconds=DRAINING_RETRY_SECONDS)
         parks = self._must_park(task)
@@ -160,11 +194,13 @@ class Supervisor:
             timeout_seconds=task.timeout_seconds or self.settings.timeout,
             accepted=self._accepted,
             save=self._save,
+            previous=previous,
         )
         self._live[execution_id] = execution
         self._recent.pop(execution_id, None)
         self.last_task_at = time.time()
         self._save(execution.record)
+        self.tasks.keep(execution_id, task)
         log.info("execution admitted", extra={"execution_id": execution_id})
         ticket = None if parks else self.slots.enqueue()
         self._spawn(self._own(execution, Course(execution, self._office, ticket)), execution_id)
@@ -184,7 +220,48 @@ class Supervisor:
         try:
             await course.run()
         finally:
+            # Whoever waits for this execution must never wait for ever.
+            if execution.phase is not Phase.FINISHED:
+                execution.end(Verdict(Outcome.FAILED, ErrorClass.ERROR, SENTENCES[ErrorClass.ERROR]))
+            await self._conclude(execution)
             self._retire(execution)
+
+    async def _conclude(self, execution: Execution) -> None:
+        """Keep the final record with its answer, and let everybody have it."""
+        record = execution.record
+        answer = await asyncio.to_thread(self._answer_to, execution)
+        try:
+            await asyncio.to_thread(
+                self.records.conclude, record, answer.status_code, answer.body, record.ended_at or time.time()
+            )
+        except StoreUnavailable as error:
+            log.error("answer not kept: %s", error, extra={"execution_id": record.execution_id})
+            record.metadata.retained = False
+            answer = await asyncio.to_thread(self._answer_to, execution)
+        if record.error_class is not ErrorClass.INTERRUPTED:
+            self.tasks.forget(record.execution_id)
+        execution.conclude(answer)
+
+    def _answer_to(self, execution: Execution) -> Answer:
+        generation = self.desk.current
+        return answer_to(
+            execution,
+            log_limit_bytes=self.settings.answer_log_limit,
+            current_generation=generation.number if generation else None,
+        )
+
+    def _known(self, execution_id: str) -> ExecutionRecord | None:
+        """Find the record of a finished execution."""
+        if (recent := self._recent.get(execution_id)) is not None:
+            return recent.record
+        return self.records.load(execution_id)
+
+    def _kept(self, record: ExecutionRecord) -> Kept | None:
+        """Find the answer of a finished execution, if it is kept."""
+        if (recent := self._recent.get(record.execution_id)) is not None and recent.answer is not None:
+            return Kept(record, recent.answer)
+        kept = self.records.answer(record.execution_id)
+        return Kept(record, Answer.kept(kept.status_code, kept.answer)) if kept is not None else None
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run *work* as a task of ours; what goes wrong in it is logged."""
@@ -213,6 +290,62 @@ class Supervisor:
         )
         self.slots.grant()
         self.changed.tell()
+
+    # -- after a restart
+
+    def account(self) -> None:
+        """
+        Give every execution that an earlier supervisor left without an end one: ``interrupted``.
+
+        To be called before anything is admitted, when the earlier one's children are gone.
+        """
+        now = time.time()
+        for record in self.records.unfinished():
+            record.state = Phase.FINISHED
+            record.outcome, record.error_class = Outcome.FAILED, ErrorClass.INTERRUPTED
+            record.detail = SENTENCES[ErrorClass.INTERRUPTED]
+            record.ended_at = now
+            for attempt in record.attempts:
+                if attempt.ended_at is None:
+                    attempt.ended_at, attempt.stop_reason = now, StopReason.SHUTDOWN
+            body = interrupted_body(record)
+            try:
+                self.records.conclude(record, STATUS_BY_CLASS[ErrorClass.INTERRUPTED], body, now)
+            except StoreUnavailable as error:
+                log.error("record not kept: %s", error, extra={"execution_id": record.execution_id})
+            log.warning("execution was interrupted", extra={"execution_id": record.execution_id})
+
+    def resume_interrupted(self) -> None:
+        """Go on with executions that were interrupted, as if their tasks had been posted again."""
+        for task in self.tasks.kept():
+            try:
+                self.submit(task)
+            except AgentRuntimeError as error:
+                log.warning("not resumed: %s", error, extra={"execution_id": task.execution_id})
+
+    async def keep_house(self) -> None:
+        """Delete what is too old or too much, now and then, for as long as the supervisor lives."""
+        while True:
+            try:
+                await asyncio.to_thread(self._prune)
+            except (StoreUnavailable, OSError) as error:
+                log.warning("cannot delete old executions: %s", error)
+            for _ in range(PRUNE_TICKS):
+                await asyncio.sleep(TICK_SECONDS)
+                self.desk.warn_of_expiry()
+                await asyncio.to_thread(reap_orphans)
+
+    def _prune(self) -> None:
+        deleted = prune(
+            self.records,
+            self.transcripts,
+            max_age_seconds=self.settings.retain_age,
+            max_bytes=self.settings.retain_bytes,
+            now=time.time(),
+            in_use=frozenset(self._live),
+        )
+        if deleted:
+            log.info("old executions deleted: %d", deleted)
 
     # -- the token
 
@@ -324,6 +457,21 @@ class Supervisor:
             return View(execution.record, execution.reader, execution.changed)
         return View(self.record(execution_id), self.transcripts.reader(execution_id), Change())
 
+    def result(self, execution_id: str) -> Kept | None:
+        """
+        Find the answer of an execution; None while it goes on.
+
+        Raises:
+            NotFound: Nothing is known under this id, or its answer is not kept.
+        """
+        if execution_id in self._live:
+            return None
+        record = self.record(execution_id)
+        kept = self._kept(record)
+        if kept is None:
+            raise NotFound("no answer is kept of this execution", code="no_retained_result")
+        return kept
+
     async def terminate(self, execution_id: str) -> tuple[str, ExecutionRecord]:
         """
         Cancel an execution and wait for its end; idempotent.
@@ -340,10 +488,21 @@ class Supervisor:
 
     # -- the end
 
-    async def drain(self, timeout_seconds: float) -> None:
-        """Let nobody in, let the running finish for *timeout_seconds*, stop the rest politely, and wait for them."""
+    def close_admission(self) -> None:
+        """Let nobody in any more; what was let in goes on."""
         self.draining = True
         self.changed.tell()
+
+    def open_admission(self) -> None:
+        """Let executions in again, unless the supervisor is going away."""
+        if not self._is_ending:
+            self.draining = False
+            self.changed.tell()
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Let nobody in, let the running finish for *timeout_seconds*, stop the rest politely, and wait for them."""
+        self._is_ending = True
+        self.close_admission()
         polite = max(0.0, timeout_seconds - self.settings.stop_grace)
         deadline = time.monotonic() + polite
         while self._live and (left := deadline - time.monotonic()) > 0:

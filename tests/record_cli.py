@@ -57,12 +57,9 @@ _KEPT_FIELDS = {
     "retry_delay_ms",
     "error_status",
     "rate_limit_info",
-    "model",
-    "permissionMode",
     "claude_code_version",
-    "apiKeySource",
 }
-_KEPT_OF_MESSAGE = {"model", "role", "type", "content"}
+_KEPT_OF_MESSAGE = {"model", "content"}
 
 
 @dataclass(frozen=True)
@@ -287,7 +284,7 @@ def _frame(line: str) -> str | None:
     frame = {name: value for name, value in frame.items() if name in _KEPT_FIELDS}
     if isinstance(frame.get("message"), dict):
         frame["message"] = {name: value for name, value in frame["message"].items() if name in _KEPT_OF_MESSAGE}
-    return json.dumps(frame, ensure_ascii=False)
+    return json.dumps(frame, ensure_ascii=False, separators=(",", ":"))
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence import Channel, Sighting, Witness
-from agent_runtime.evidence_rules import RULES, UNEXPLAINED
+from agent_runtime.evidence_rules import RULES, UNEXPLAINED, ApiError, rule_for
 from agent_runtime.frames import Frame, decode
 
 HERE = Path(__file__).parent
@@ -460,6 +460,15 @@ def test_a_403_that_is_not_the_apis_is_no_refusal(body: str) -> None:
     assert story.evidence is None
 
 
+def test_a_403_in_several_lines_is_read_through_its_quotes() -> None:
+    body = '{"type":"error",\n"error":{"type":"permission_error","message":"OAuth token has been revoked"}}'
+    quoted = json.dumps(f"API error (attempt 1/2): 403 403 {body}\nand more")
+    for line in (quoted, quoted[:-6]):
+        story = tell(("stderr", f"{TIME} [ERROR] {line}"))
+        assert story.evidence is not None
+        assert story.evidence.rule == "api-403-credential"
+
+
 def test_an_entry_of_several_lines_is_read_through_its_quotes() -> None:
     quoted = json.dumps(f"API error (attempt 1/2): 401 401 {BODY_401}\nand more")
     assert tell(("stderr", f"{TIME} [ERROR] {quoted}")).evidence
@@ -584,6 +593,20 @@ def test_only_a_rejected_limit_with_a_type_or_an_end_is_one(info: dict[str, Any]
     assert story.evidence is None
 
 
+def test_a_429_after_the_event_of_a_limit_is_of_that_limit() -> None:
+    limit = {"status": "rejected", "resetsAt": 1_800_000_000, "rateLimitType": "seven_day"}
+    witness = Witness()
+    tell(frame(type="rate_limit_event", rate_limit_info=limit), witness=witness)
+    told = tell(entry(429, "rate_limit_error", "This would exceed your account's rate limit."), witness=witness).last
+    assert told is not None
+    assert (told.error_class, told.limit_type, told.resets_at) == (ErrorClass.RATE_LIMIT, "seven_day", 1_800_000_000)
+
+
+def test_the_end_of_a_run_is_not_blurred_by_a_line_that_is_read_late() -> None:
+    final = synthetic("Credit balance is too low", "billing_error")
+    assert tell(final, entry(529, "overloaded_error", "Overloaded")).error_class == "billing"
+
+
 def test_a_throttle_stays_one_through_retries_and_the_end() -> None:
     story = tell(
         entry(429, "rate_limit_error", "Number of requests has exceeded your rate limit"),
@@ -612,6 +635,7 @@ def test_a_retry_tells_when_the_cli_would_try_again() -> None:
         ("You're out of extra usage · resets 6pm", None),
         ("Spending cap reached resets 1:59am", None),
         ("Session limit reached ∙ resets 8pm", None),
+        ("Session limit reached|0", None),
     ],
 )
 def test_a_limit_in_the_clis_words_has_an_end_where_they_name_one(text: str, resets_at: float | None) -> None:
@@ -700,6 +724,66 @@ def test_an_unknown_session_is_no_error_of_the_token() -> None:
 
 
 # -- the table itself
+
+
+EXAMPLES = {
+    "network-detail": ApiError(word="a_word_of_tomorrow", detail="connection_failed"),
+    "network-dressed-as-refusal": ApiError(status=401, text="The socket connection was closed unexpectedly"),
+    "proxy-407": ApiError(status=407),
+    "api-401": ApiError(status=401, type="authentication_error"),
+    "api-403-authentication-type": ApiError(status=403, type="authentication_error"),
+    "api-403-credential": ApiError(status=403, type="permission_error", text="OAuth token has been revoked"),
+    "api-403-organization-word": ApiError(status=403, type="permission_error", word="oauth_org_not_allowed"),
+    "cli-403-sentence": ApiError(status=403, text="Failed to authenticate: OAuth token revoked."),
+    "api-400-organization-disabled": ApiError(status=400, text="This organization has been disabled."),
+    "cli-credential-detail": ApiError(word="invalid_request", detail="api_key_auth_disabled"),
+    "billing-type": ApiError(type="billing_error", text="no credit"),
+    "billing-402": ApiError(status=402),
+    "billing-credit": ApiError(status=400, text="Your credit balance is too low"),
+    "billing-word": ApiError(word="billing_error"),
+    "limit-400": ApiError(status=400, text="your usage limits; you will regain access on"),
+    "limit-needs-credits": ApiError(status=429, word="rate_limit", detail="long_context_credits_required"),
+    "limit-detail": ApiError(status=429, detail="usage_limit_reached"),
+    "throttle-without-time": ApiError(text="Claude AI usage limit reached|0"),
+    "throttle-by-name": ApiError(status=429, text="limiting requests (not your usage limit)"),
+    "limit-sentence": ApiError(status=429, text="You've hit your limit · resets 1am"),
+    "limit-429-by-name": ApiError(status=429, text="over the weekly limit"),
+    "throttle-429": ApiError(status=429),
+    "model-403": ApiError(status=403, type="permission_error", text="no access to this model"),
+    "gateway-403": ApiError(status=403, type="forbidden"),
+    "model-unsupported": ApiError(status=400, text="Claude Code 2 does not support this model"),
+    "model-word": ApiError(word="model_not_found"),
+    "model-404": ApiError(status=404, type="not_found_error"),
+    "model-404-sentence": ApiError(status=404, text="There's an issue with the selected model (x)."),
+    "request-refused": ApiError(status=413),
+    "overloaded-type": ApiError(status=500, type="overloaded_error"),
+    "overloaded-529": ApiError(status=529),
+    "server-error": ApiError(status=503),
+    "other-status": ApiError(status=418),
+    "network-sentence": ApiError(word="unknown", text="API Error: Connection error."),
+    "network-cut-off": ApiError(text="terminated"),
+    "cli-no-credential": ApiError(text="Could not resolve authentication method. Expected either apiKey or …"),
+    "cli-refusal-word": ApiError(word="authentication_failed", text="Not logged in · Please run /login"),
+    "throttle-sentence": ApiError(text="API Error: Repeated 529 Overloaded errors"),
+    "limit-sentence-alone": ApiError(word="rate_limit", text="You've hit your limit"),
+    "throttle-word": ApiError(word="overloaded", text="…"),
+    "server-word": ApiError(word="server_error", text="…"),
+    "model-sentence": ApiError(word="invalid_request", text="Claude Opus is not available with the Claude Pro plan."),
+    "request-word": ApiError(word="invalid_request", text="…"),
+    "billing-sentence": ApiError(text="Credit balance too low · Add funds"),
+    "cli-refusal-sentence": ApiError(text="OAuth token revoked · Please run /login"),
+    "request-sentence": ApiError(text="Prompt is too long"),
+    "server-sentence": ApiError(text="API Error: API returned an empty or malformed response (HTTP 200)"),
+}
+
+
+def test_every_rule_has_an_example() -> None:
+    assert {rule.id for rule in RULES} == set(EXAMPLES)
+
+
+@pytest.mark.parametrize("rule", EXAMPLES)
+def test_every_rule_decides_something(rule: str) -> None:
+    assert rule_for(EXAMPLES[rule]).id == rule
 
 
 def test_rule_ids_are_unique_and_every_rule_names_its_source() -> None:

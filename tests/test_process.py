@@ -98,8 +98,13 @@ def test_a_child_is_taken_before_us_when_memory_runs_out() -> None:
 
 @as_root
 def test_a_child_runs_as_the_user_it_was_told_with_none_of_our_groups() -> None:
-    with ended_at_last(start("sh", "-c", "id -u; id -g; id -G", user="54321")) as child:
-        assert lines(child, 3) == ["54321", "54321", "54321"]
+    result = run_driver("""
+os.setgroups([4242])
+child = start("sh", "-c", "id -u; id -g; id -G", user="54321")
+print(json.dumps(lines(child, 3)))
+end(child)
+""")
+    assert result == ["54321", "54321", "54321"]
 
 
 def test_neither_the_environment_nor_the_arguments_show_in_a_repr(tmp_path: Path) -> None:

@@ -17,8 +17,7 @@ from starlette.routing import Route
 
 from agent_runtime import __version__, secret_content
 from agent_runtime.api import streams
-from agent_runtime.api.answers import answer_to
-from agent_runtime.api.problems import MEDIA_TYPE, problem, problem_response
+from agent_runtime.api.problems import problem_response
 from agent_runtime.errors import (
     STATUS_BY_CLASS,
     AgentRuntimeError,
@@ -29,6 +28,7 @@ from agent_runtime.errors import (
     TooLarge,
 )
 from agent_runtime.model import rfc3339, shown
+from agent_runtime.problem import MEDIA_TYPE, problem
 from agent_runtime.secret_content import SecretContent
 from agent_runtime.secret_writer import put
 from agent_runtime.state import Outcome, Phase
@@ -70,8 +70,8 @@ class Api:
     access: AccessKey
 
 
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(content), status, media_type="application/json")
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, "application/json")
 
 
 async def _body(request: Request) -> bytes:
@@ -96,15 +96,20 @@ async def post_task(api: Api, request: Request) -> Response:
     if ignored:
         log.warning("unknown fields ignored: %s", ", ".join(ignored))
     execution = api.supervisor.submit(task, ignored)
+    if task.async_result or "respond-async" in _preferences(request):
+        accepted = {"execution_id": execution.execution_id, "status": "accepted"}
+        return _json(accepted, 202, {"location": f"/api/executions/{execution.execution_id}"})
     await execution.finished()
-    status = api.supervisor.secret.status
-    answer = await asyncio.to_thread(
-        answer_to,
-        execution,
-        log_limit_bytes=api.supervisor.settings.answer_log_limit,
-        current_generation=status.generation.number if status.generation else None,
-    )
+    answer = execution.answer
+    if answer is None:
+        raise AgentRuntimeError("the execution ended without an answer")
     return Response(answer.body, answer.status_code, answer.headers, answer.media_type)
+
+
+def _preferences(request: Request) -> list[str]:
+    """List what ``Prefer`` asks for (RFC 7240), without parameters."""
+    fields = ",".join(request.headers.getlist("prefer")).split(",")
+    return [field.partition(";")[0].strip().lower() for field in fields]
 
 
 async def list_executions(api: Api, request: Request) -> Response:
@@ -162,6 +167,39 @@ async def get_status(api: Api, request: Request) -> Response:
             "metadata": record.metadata,
         }
     )
+
+
+async def get_result(api: Api, request: Request) -> Response:
+    """Give what the first caller got, or would have got; 202 while there is no answer yet."""
+    execution_id = request.path_params["id"]
+    kept = api.supervisor.result(execution_id)
+    if kept is None:
+        return _json({"execution_id": execution_id, "status": "accepted"}, 202)
+    return _json(
+        {
+            "execution_id": execution_id,
+            "status_code": kept.answer.status_code,
+            "answer": msgspec.Raw(kept.answer.body),
+            "retained_at": _time(kept.record.ended_at),
+        }
+    )
+
+
+async def start_drain(api: Api, request: Request) -> Response:  # noqa: ARG001
+    """Let nobody in any more; what runs goes on."""
+    api.supervisor.close_admission()
+    return _json(_drain_state(api))
+
+
+async def call_off_drain(api: Api, request: Request) -> Response:  # noqa: ARG001
+    """Let executions in again."""
+    api.supervisor.open_admission()
+    return _json(_drain_state(api))
+
+
+def _drain_state(api: Api) -> dict[str, Any]:
+    supervisor = api.supervisor
+    return {"draining": supervisor.draining, "unfinished": len(supervisor.running) + len(supervisor.pending_ids)}
 
 
 async def terminate(api: Api, request: Request) -> Response:
@@ -278,7 +316,7 @@ async def health(api: Api, request: Request) -> Response:
             "last_task_at": _time(supervisor.last_task_at),
             "consecutive_failures": supervisor.consecutive_failures,
             "draining": supervisor.draining,
-            "disk": {"free_bytes": disk.f_bavail * disk.f_frsize},
+            "disk": {"free_bytes": disk.f_bavail * disk.f_frsize, "error": supervisor.records.trouble},
             "loop_lag_seconds": round(await _loop_lag(), 6),
             "uptime_seconds": round(time.time() - supervisor.started_at, 3),
         }
@@ -298,10 +336,13 @@ ROUTES: tuple[Entry, ...] = (
     Entry("GET", "/api/executions/running", list_running),
     Entry("GET", "/api/executions/{id}", get_execution),
     Entry("GET", "/api/executions/{id}/status", get_status),
+    Entry("GET", "/api/executions/{id}/result", get_result),
     Entry("GET", "/api/executions/{id}/stream", stream),
     Entry("POST", "/api/executions/{id}/terminate", terminate),
     Entry("GET", "/api/token", get_token),
     Entry("POST", "/api/credentials/reload-token", reload_token),
+    Entry("POST", "/api/drain", start_drain),
+    Entry("DELETE", "/api/drain", call_off_drain),
     Entry("GET", "/livez", livez, open=True),
     Entry("GET", "/readyz", readyz, open=True),
     Entry("GET", "/health", health, open=True),

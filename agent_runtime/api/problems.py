@@ -1,4 +1,4 @@
-"""Errors as the caller sees them: ``application/problem+json`` (RFC 9457)."""
+"""Refusals of requests as HTTP answers."""
 
 from __future__ import annotations
 
@@ -7,95 +7,11 @@ from typing import TYPE_CHECKING
 import msgspec
 from starlette.responses import Response
 
-from agent_runtime.errors import STATUS_BY_CLASS, AdmissionError, AgentRuntimeError, ErrorClass, NotFound, TokenLimited
-from agent_runtime.model import rfc3339
+from agent_runtime.errors import AdmissionError, AgentRuntimeError, NotFound, TokenLimited
+from agent_runtime.problem import MEDIA_TYPE, problem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from agent_runtime.model import Metadata
-
-MEDIA_TYPE = "application/problem+json"
-
-TITLES: dict[ErrorClass, str] = {
-    ErrorClass.AUTH: "The API refused the token",
-    ErrorClass.NO_TOKEN: "No usable token",
-    ErrorClass.BILLING: "Credit exhausted",
-    ErrorClass.RATE_LIMIT: "Usage limit reached",
-    ErrorClass.OVERLOADED: "API overloaded",
-    ErrorClass.UPSTREAM: "API failed",
-    ErrorClass.NETWORK: "API not reachable",
-    ErrorClass.LOST_RESULT: "Result lost",
-    ErrorClass.TIMEOUT: "Timed out",
-    ErrorClass.STALLED: "No progress",
-    ErrorClass.MAX_TURNS: "Too many turns",
-    ErrorClass.MODEL: "Model not usable",
-    ErrorClass.INVALID_REQUEST: "Invalid request",
-    ErrorClass.SIGNAL: "Killed by a signal",
-    ErrorClass.OOM: "Out of memory",
-    ErrorClass.SPAWN: "Could not start the CLI",
-    ErrorClass.INTERRUPTED: "Interrupted by shutdown",
-    ErrorClass.ERROR: "Failed",
-    ErrorClass.BUSY: "Busy",
-    ErrorClass.DRAINING: "Draining",
-    ErrorClass.ACCESS: "Access key needed",
-    ErrorClass.NOT_FOUND: "Not found",
-    ErrorClass.METHOD: "Method not allowed",
-    ErrorClass.TOO_LARGE: "Too large",
-    ErrorClass.CONFLICT: "Conflict",
-    ErrorClass.NOT_WRITABLE: "Not writable",
-    ErrorClass.CANCELLED: "Cancelled",
-}
-
-
-class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """
-    The body of every answer that is no success.
-
-    Attributes:
-        detail: A sentence for a person; never holds an id, nor words that call for another token unless that is meant.
-        token_stale: A newer generation than the one that was used is loaded.
-        resets_at: When the usage limit ends, RFC 3339, where the API said so.
-    """
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    error_class: ErrorClass
-    code: str | None = None
-    execution_id: str | None = None
-    metadata: Metadata | None = None
-    token_generation: int | None = None
-    token_stale: bool | None = None
-    resets_at: str | None = None
-
-
-def problem(
-    error_class: ErrorClass,
-    detail: str,
-    *,
-    code: str | None = None,
-    execution_id: str | None = None,
-    metadata: Metadata | None = None,
-    token_generation: int | None = None,
-    token_stale: bool | None = None,
-    resets_at: float | None = None,
-) -> Problem:
-    """Build the body for *error_class*."""
-    return Problem(
-        type=f"urn:agent-runtime:problem:{error_class}",
-        title=TITLES[error_class],
-        status=STATUS_BY_CLASS[error_class],
-        detail=detail,
-        error_class=error_class,
-        code=code,
-        execution_id=execution_id,
-        metadata=metadata,
-        token_generation=token_generation,
-        token_stale=token_stale,
-        resets_at=None if resets_at is None else rfc3339(resets_at),
-    )
 
 
 def problem_response(error: AgentRuntimeError, *, headers: Mapping[str, str] | None = None) -> Response:

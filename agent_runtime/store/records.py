@@ -158,6 +158,18 @@ class RecordStore:
             self._unsaved_answers[execution_id] = kept
             self.write_unsaved()
 
+    def conclude(self, record: ExecutionRecord, status_code: int, answer: bytes, retained_at: float) -> None:
+        """
+        Write a final record and its answer as one change: after a crash there are both, or neither.
+
+        Raises:
+            StoreUnavailable: They are held in memory only.
+        """
+        with self._lock:
+            self._unsaved_records.pop(record.execution_id, None)
+            self._unsaved_records[record.execution_id] = _ENCODE(record)
+            self.keep_answer(record.execution_id, status_code, answer, retained_at)
+
     def write_unsaved(self) -> None:
         """
         Write all that is held in memory; comes by itself with every save.

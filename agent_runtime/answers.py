@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.api.problems import MEDIA_TYPE, problem
 from agent_runtime.errors import AdmissionError, ErrorClass, TokenLimited
 from agent_runtime.model import rfc3339
+from agent_runtime.problem import MEDIA_TYPE, problem
 from agent_runtime.standing import UNKNOWN_LIMIT_SECONDS
 from agent_runtime.state import Outcome
 from agent_runtime.verdict import SENTENCES
 
 if TYPE_CHECKING:
     from agent_runtime.execution import Execution
-    from agent_runtime.model import Metadata
+    from agent_runtime.model import ExecutionRecord, Metadata
 
 
 OVERLOADED_RETRY_SECONDS = 30
+SUCCESS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,12 @@ class Answer:
     status_code: int
     media_type: str
     body: bytes
-    headers: dict[str, str]
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def kept(cls, status_code: int, body: bytes) -> Answer:
+        """Take an answer from the store; when to come back was for those who asked then."""
+        return cls(status_code, "application/json" if status_code == SUCCESS else MEDIA_TYPE, body)
 
 
 class Success(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +75,7 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
             metadata=record.metadata,
             timestamp=rfc3339(record.ended_at or record.created_at),
         )
-        return Answer(200, "application/json", msgspec.json.encode(body), {})
+        return Answer(SUCCESS, "application/json", msgspec.json.encode(body))
     error_class = record.error_class or ErrorClass.ERROR
     used = record.metadata.token_generation
     retry_after, resets_at = _when_again(execution, error_class)
@@ -84,6 +90,19 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
     )
     headers = {} if retry_after is None else {"retry-after": str(retry_after)}
     return Answer(failure.status, MEDIA_TYPE, msgspec.json.encode(failure), headers)
+
+
+def interrupted_body(record: ExecutionRecord) -> bytes:
+    """Build the answer of an execution that its supervisor did not live to finish."""
+    error_class = ErrorClass.INTERRUPTED
+    failure = problem(
+        error_class,
+        SENTENCES[error_class],
+        execution_id=record.execution_id,
+        metadata=record.metadata,
+        token_generation=record.metadata.token_generation,
+    )
+    return msgspec.json.encode(failure)
 
 
 def _when_again(execution: Execution, error_class: ErrorClass) -> tuple[int | None, float | None]:

@@ -1,0 +1,123 @@
+"""The proofs that were made, kept in the data directory with the hash of the executable they are about."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.binary import Binary
+from agent_runtime.proof import Proof
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE_NAME = "proofs.json"
+KEPT = 32
+"""How many proofs, and how many hashes, are kept; the oldest goes first."""
+
+log = logging.getLogger(__name__)
+
+
+class _Kept(msgspec.Struct):
+    """
+    What the file holds.
+
+    Attributes:
+        hashes: Of executables' contents, by :attr:`~agent_runtime.binary.Binary.key`.
+        proofs: By that hash.
+    """
+
+    hashes: dict[str, str] = {}
+    proofs: dict[str, Proof] = {}
+
+
+class Proofs:
+    """
+    Look up and keep proofs; every method may be called from any thread, and other processes may write the file, too.
+
+    Where the disk cannot be written they are kept in memory.
+
+    Args:
+        data_dir: None keeps nothing on disk.
+    """
+
+    def __init__(self, data_dir: Path | None) -> None:
+        self._path = None if data_dir is None else data_dir / FILE_NAME
+        self._lock = threading.Lock()
+        self._kept = self._load()
+
+    def known(self, command: tuple[str, ...], search_path: str | None = None, *, read_it: bool = True) -> Proof | None:
+        """
+        Return the proof about the executable that *command* runs now, if there is one.
+
+        Args:
+            search_path: As the variable ``PATH``; None: this process's.
+            read_it: Read the executable where it has not been seen before, which takes a second; otherwise such a one
+                is not known.
+
+        Raises:
+            SpawnFailed: There is no such executable.
+        """
+        binary = Binary.of(command, search_path)
+        with self._lock:
+            content_hash = self._kept.hashes.get(binary.key)
+        if content_hash is None:
+            if not read_it:
+                return None
+            content_hash = binary.content_hash()
+            with self._lock:
+                self._put(self._kept.hashes, binary.key, content_hash)
+                if content_hash in self._kept.proofs:
+                    self._save()
+        with self._lock:
+            return self._kept.proofs.get(content_hash)
+
+    def keep(self, binary: Binary, proof: Proof) -> None:
+        """Keep *proof*, on disk when this returns, where that is possible."""
+        with self._lock:
+            newer = self._load()
+            newer.hashes.update(self._kept.hashes)
+            newer.proofs.update(self._kept.proofs)
+            self._kept = newer
+            self._put(newer.hashes, binary.key, proof.binary_hash)
+            self._put(newer.proofs, proof.binary_hash, proof)
+            self._save()
+
+    def _put(self, kept: dict[str, Proof] | dict[str, str], key: str, value: object) -> None:
+        kept.pop(key, None)
+        kept[key] = value  # type: ignore[assignment]
+        while len(kept) > KEPT:
+            del kept[next(iter(kept))]  # type: ignore[arg-type]
+
+    def _load(self) -> _Kept:
+        if self._path is None:
+            return _Kept()
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=_Kept)
+        except FileNotFoundError:
+            return _Kept()
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.warning("cannot use %s, proofs are made anew: %s", self._path, type(error).__name__)
+            return _Kept()
+
+    def _save(self) -> None:
+        if self._path is None:
+            return
+        temporary = self._path.with_name(f"{FILE_NAME}.{secrets.token_hex(4)}.tmp")
+        try:
+            try:
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(msgspec.json.encode(self._kept))
+                    file.flush()
+                    os.fsync(descriptor)
+                temporary.replace(self._path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("cannot write %s, the proof is kept in memory only: %s", self._path, error.strerror)

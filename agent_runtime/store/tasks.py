@@ -1,0 +1,71 @@
+"""The tasks of executions that have no end yet, so that they can be gone on with after a restart."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.errors import InvalidRequest
+from agent_runtime.task import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from agent_runtime.redaction import Redactor
+    from agent_runtime.task import Task
+
+log = logging.getLogger(__name__)
+
+
+class TaskStore:
+    """
+    One private file for each task that has been admitted and has no final record, or was interrupted.
+
+    A disk that does not take it costs the task's resumption after a restart, nothing else.
+    """
+
+    def __init__(self, directory: Path, redactor: Redactor) -> None:
+        self._directory = directory
+        self._redactor = redactor
+
+    def keep(self, execution_id: str, task: Task) -> None:
+        """Write a task down, whole or not at all."""
+        known = msgspec.structs.replace(task, execution_id=execution_id)
+        content = self._redactor.redact(msgspec.json.encode(known))
+        path = self._path(execution_id)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(path.with_suffix(".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            path.with_suffix(".new").replace(path)
+        except OSError as error:
+            log.warning("task not kept: %s", error.strerror, extra={"execution_id": execution_id})
+
+    def forget(self, execution_id: str) -> None:
+        """Delete a task whose execution has ended."""
+        with contextlib.suppress(OSError):
+            self._path(execution_id).unlink()
+
+    def kept(self) -> Iterator[Task]:
+        """Read the tasks that are kept, the oldest first."""
+        try:
+            paths = sorted(self._directory.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        except OSError:
+            return
+        for path in paths:
+            try:
+                task, _ = parse(path.read_bytes(), strict=False)
+            except (OSError, InvalidRequest) as error:
+                log.warning("kept task cannot be read: %s", type(error).__name__)
+                continue
+            yield task
+
+    def _path(self, execution_id: str) -> Path:
+        # An id is a plain name already; hex keeps it apart on file systems that fold case.
+        return self._directory / f"{execution_id.encode().hex()}.json"
