@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent_runtime.errors import AdmissionError, ErrorClass, TokenLimited
-from agent_runtime.model import rfc3339
-from agent_runtime.problem import MEDIA_TYPE, problem
+from agent_runtime.model import SUCCESS, Answer, rfc3339
+from agent_runtime.problem import problem
 from agent_runtime.standing import UNKNOWN_LIMIT_SECONDS
 from agent_runtime.state import Outcome
 from agent_runtime.verdict import SENTENCES
@@ -22,22 +21,6 @@ if TYPE_CHECKING:
 
 
 OVERLOADED_RETRY_SECONDS = 30
-SUCCESS = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What goes over the wire."""
-
-    status_code: int
-    media_type: str
-    body: bytes
-    headers: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def kept(cls, status_code: int, body: bytes) -> Answer:
-        """Take an answer from the store; when to come back was for those who asked then."""
-        return cls(status_code, "application/json" if status_code == SUCCESS else MEDIA_TYPE, body)
 
 
 class Success(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,7 +58,7 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
             metadata=record.metadata,
             timestamp=rfc3339(record.ended_at or record.created_at),
         )
-        return Answer(SUCCESS, "application/json", msgspec.json.encode(body))
+        return Answer(SUCCESS, msgspec.json.encode(body))
     error_class = record.error_class or ErrorClass.ERROR
     used = record.metadata.token_generation
     retry_after, resets_at = _when_again(execution, error_class)
@@ -89,7 +72,7 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
         resets_at=resets_at,
     )
     headers = {} if retry_after is None else {"retry-after": str(retry_after)}
-    return Answer(failure.status, MEDIA_TYPE, msgspec.json.encode(failure), headers)
+    return Answer(failure.status, msgspec.json.encode(failure), headers)
 
 
 def interrupted_body(record: ExecutionRecord) -> bytes:

@@ -69,7 +69,8 @@ class Surroundings:
     What all attempts of a supervisor share.
 
     Attributes:
-        may_use: Raises :class:`AgentRuntimeError` where a generation must not be spawned with, for a model.
+        may_use: Raises :class:`AgentRuntimeError` where a generation must not be spawned with, for a model, by an
+            execution.
         run_dir: Private files for children; each attempt has a directory of its own in it.
     """
 
@@ -79,7 +80,7 @@ class Surroundings:
     redactor: Redactor
     environ: Mapping[str, str]
     run_dir: Path
-    may_use: Callable[[Generation, str | None], None]
+    may_use: Callable[[Generation, str | None, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +123,15 @@ class Stopping:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The API answered a request that carried this generation."""
+    """
+    The API answered a request that carried this generation.
+
+    Attributes:
+        since: When the child was given it, monotonic seconds.
+    """
 
     generation: Generation
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +153,7 @@ class Report:
     Attributes:
         error: Why there was no child at all.
         ending: What the verdict is reached from; None where there was no child.
-        used_tool: Whether the model had called a tool before the evidence.
+        used_tool: Whether the model has called a tool: from then on the evidence may be forged.
         unknown_session: The CLI did not know the session it was told to resume.
         result_line: Number of the last ``result`` frame in the transcript.
     """
@@ -250,7 +257,7 @@ class Attempt:
     def _start(self) -> None:
         generation = self._around.secret.read()
         self._report.generation = generation
-        self._around.may_use(generation, self._order.task.model)
+        self._around.may_use(generation, self._order.task.model, self._order.execution_id)
         delivered = self._around.deliveries.for_spawn(generation)
         generation = self._report.generation = delivered.generation
         with self._lock:
@@ -483,7 +490,7 @@ class Attempt:
         generation = self._charged(read_at)
         if generation.number != self._answered:
             self._answered = generation.number
-            self._tell(Answered(generation))
+            self._tell(Answered(generation, next(at for given, at in self._tokens if given is generation)))
         self._heard_at = read_at
         self._deadlines.model_seen(read_at)
 
@@ -496,18 +503,18 @@ class Attempt:
         if self._kill_at < math.inf:
             return  # what it says on being stopped is about the stop
         self._last_error = sighting.or_sharper(self._last_error)
-        if not sighting.is_evidence or self._evidence is not None:
-            return
         if (loaded := self._around.secret.status.generation) is not None:
             self.token_loaded(loaded)
-        self._report.generation = self._charged(read_at)
+        if self._evidence is None:
+            self._report.generation = self._charged(read_at)
+        if not sighting.is_evidence or self._evidence is not None:
+            return
         if not sighting.is_final and self._tokens[-1][0] is not self._report.generation:
             return  # the CLI's own retry takes the newer token; what that meets decides
         self._evidence = sighting
         self._reason_for(StopReason.REFUSED)
         signalled_at = self._interrupt()
         report = self._report
-        report.used_tool = report.tally.tool_count > 0
         report.evidence = EvidenceRecord(
             rule=sighting.rule,
             stream=sighting.channel,
@@ -540,6 +547,8 @@ class Attempt:
                 child.kill()
                 self._report.sweep = child.sweep(time.monotonic() + SWEEP_SECONDS)
             ended = child.poll()
+            # Not at the evidence: stderr is read first, so the frame of the tool that forged it may come later.
+            self._report.used_tool = self._report.tally.tool_count > 0
             self._report.ending = Ending(
                 exit_code=ended.code if ended is not None else None,
                 result=self._report.tally.result,
@@ -549,6 +558,8 @@ class Attempt:
                 last_words=self._last_words if is_plain(self._last_words) else None,
             )
             child.close()
+        if self._delivered is not None:
+            self._around.deliveries.ended(self._delivered)
         self._wake.close()
         shutil.rmtree(self._around.run_dir / self._order.mark, ignore_errors=True)
 

@@ -89,9 +89,10 @@ def arguments(task: Task, session: Session, *, settings_file: Path, mcp_file: Pa
     """
     Build the CLI's arguments for *task*.
 
-    Every value stands in the same word as its flag, so that no value can be read as a flag of its own.
+    Every value of the task stands in the same word as its flag, so that none can be read as a flag of its own.
     """
-    words = [*_FIXED_ARGUMENTS, f"--settings={settings_file}"]
+    # In two words, because 1.0.128 takes --settings=FILE without heeding it (measured); the path is ours.
+    words = [*_FIXED_ARGUMENTS, "--settings", str(settings_file)]
     words.append(f"--resume={session.session_id}" if session.resumes else f"--session-id={session.session_id}")
     if task.images and session.prompt is None:
         words.append("--input-format=stream-json")

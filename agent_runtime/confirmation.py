@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ class Confirmer:
             self._standing.refuse(generation, time.monotonic())
             return Confirmation.CONFIRMED
         if by is not None:
-            self._standing.suspect(generation, by)
+            self._standing.suspect(generation, by, time.monotonic())
         verdict = await self.ask(generation, model)
         if verdict is ProbeVerdict.VALID:
             self.accepted(generation)
@@ -62,13 +63,15 @@ class Confirmer:
         if verdict is ProbeVerdict.REFUSED or may_condemn:
             self.refused(generation, rule if verdict is not ProbeVerdict.REFUSED else "probe")
             return Confirmation.CONFIRMED
-        return Confirmation.OPEN
+        # Another's evidence may have condemned it meanwhile.
+        return Confirmation.CONFIRMED if self._standing.is_refused(generation) else Confirmation.OPEN
 
-    def confirm_later(self, confirming: Coroutine[Any, Any, Confirmation]) -> None:
-        """Let a confirmation run that nobody waits for."""
+    def begin(self, confirming: Coroutine[Any, Any, Confirmation]) -> asyncio.Task[Confirmation]:
+        """Let a confirmation run to its end, whether or not somebody goes on waiting for it."""
         task = asyncio.ensure_future(confirming)
         self._later.add(task)
         task.add_done_callback(self._later.discard)
+        return task
 
     async def ask(self, generation: Generation, model: str | None = None) -> ProbeVerdict:
         """Ask the API about the token; who asks while somebody else does gets the same answer."""
@@ -92,6 +95,9 @@ class Confirmer:
             log.error("token refused: generation=%d fingerprint=%s rule=%s", generation.number, fingerprint, rule)
             self._events.publish("token.refused", generation=generation.number, fingerprint=fingerprint, rule=rule)
 
-    def accepted(self, generation: Generation) -> None:
-        """Take it that the API accepts this token."""
-        self._standing.accept(generation)
+    def accepted(self, generation: Generation, since: float = math.inf) -> None:
+        """Take it that the API accepts this token; *since* as for :meth:`Standing.accept`."""
+        was_refused = self._standing.is_refused(generation)
+        if self._standing.accept(generation, since) and was_refused:
+            fingerprint = generation.token.fingerprint
+            log.info("token accepted again: generation=%d fingerprint=%s", generation.number, fingerprint)

@@ -90,6 +90,10 @@ class Course:
                 return self._unstarted() or UNSTARTED[StopReason.TIMEOUT]
             report = await execution.attempt(self._session)
             final = execution.judge(report)
+            if report.unknown_session and execution.wish is None:
+                if self._begins_anew():
+                    continue
+                return Verdict(Outcome.FAILED, ErrorClass.ERROR, _SESSION_LOST)
             if execution.wish is not None or not _is_about_token(report, final):
                 return final
             generation = report.generation or self._office.desk.current
@@ -101,8 +105,7 @@ class Course:
                 self._leave_slot()
                 if not await self._park(decision.seconds, generation):
                     return self._unstarted() or final
-            if (lost := self._next_session(decision.restart, report)) is not None:
-                return _as(final, final.error_class, lost)
+            self._next_session(decision.restart)
             counts = isinstance(decision, GoOn) and decision.counts
             self._resumes += counts
             if execution.record.attempts:
@@ -165,19 +168,21 @@ class Course:
         self._execution.resets_at = told
         self._office.desk.limited(generation, limit)
 
-    def _next_session(self, restart: Restart, report: Report) -> str | None:
-        """Choose how the next attempt begins; tell why there can be none."""
+    def _begins_anew(self) -> bool:
+        """Begin the task again where the CLI knows no such session, unless work of this course would be repeated."""
+        if self._had_tool or self._session.session_id == self._execution.task.resume_session_id:
+            return False
+        self._session = self._execution.fresh_session()
+        return True
+
+    def _next_session(self, restart: Restart) -> None:
+        """Choose how the next attempt begins."""
         execution = self._execution
-        if report.unknown_session:
-            if self._had_tool:
-                return "the CLI did not keep the session, and tools had run: it cannot be resumed"
-            restart = Restart.AFRESH
         session_id = execution.record.session_id
         if restart is Restart.RESUME and session_id is not None:
             self._session = Session(uuid.UUID(session_id), resumes=True, prompt=CONTINUE_PROMPT)
         else:
             self._session = execution.fresh_session()
-        return None
 
     # -- waiting
 
@@ -243,11 +248,11 @@ def _is_about_token(report: Report, final: Verdict) -> bool:
     return final.error_class in _CURABLE
 
 
+_SESSION_LOST = "the CLI does not know the session any more: it cannot be resumed"
 _CURABLE = {ErrorClass.AUTH, ErrorClass.RATE_LIMIT}
 
 
-def _as(final: Verdict, error_class: ErrorClass | None, more: str | None = None) -> Verdict:
-    if error_class is None or (error_class is final.error_class and more is None):
+def _as(final: Verdict, error_class: ErrorClass) -> Verdict:
+    if error_class is final.error_class:
         return final
-    sentence = SENTENCES[error_class]
-    return Verdict(Outcome.FAILED, error_class, f"{sentence}; {more}" if more else sentence)
+    return Verdict(Outcome.FAILED, error_class, SENTENCES[error_class])

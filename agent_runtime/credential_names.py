@@ -107,7 +107,7 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "
 """They pass through from the supervisor, and only from there: a proxy sees the token of a plain-HTTP request."""
 
 _RIVALS = frozenset(CREDENTIALS) | frozenset(SERVERS) | frozenset(MODES)
-_RIVAL_PREFIXES = ("CLAUDE_CODE_USE_", "CLAUDE_CODE_SKIP_", "CLAUDE_LOCAL_OAUTH_")
+_RIVAL_PREFIXES = ("CLAUDE_CODE_USE_", "CLAUDE_LOCAL_OAUTH_")
 _CREDENTIAL_HEADERS = frozenset({"authorization", "x-api-key", "proxy-authorization", "cookie"})
 
 _BLANKED = (
@@ -127,7 +127,8 @@ _BLANKED = (
 def is_rival(name: str) -> bool:
     """Tell whether a variable could give the CLI another credential, provider or server than the one delivered."""
     upper = name.upper()
-    return upper in _RIVALS or upper.startswith(_RIVAL_PREFIXES)
+    skips_auth = upper.startswith("CLAUDE_CODE_SKIP_") and upper.endswith("_AUTH")
+    return skips_auth or upper in _RIVALS or upper.startswith(_RIVAL_PREFIXES)
 
 
 def without_credentials(headers: str) -> str:
@@ -160,14 +161,15 @@ def neutral_settings(
     """
     Build the settings that outrank those of the workspace and the config directory in all that decides on credentials.
 
-    They must be given as a *file* of mode 0600, because they may hold the token: ``--settings FILE``. Each name is
-    assigned to the CLI's environment after every other settings file; an empty value counts as unset on all versions,
-    with one exception: with an API key, 1.0.128 to 2.1.114 send an empty ``ANTHROPIC_AUTH_TOKEN`` as an empty
-    ``Authorization``. So the key is put there, too: it then goes out in both headers, as it does from ``apiKeyHelper``.
+    They must be given as a *file* of mode 0600, because they may hold the token, and in two words: ``--settings FILE``
+    (1.0.128 accepts ``--settings=FILE``, but then the workspace's settings win). Each name is assigned to the CLI's
+    environment after every other settings file; an empty value counts as unset on all versions, with one exception:
+    with an API key, 1.0.128 to 2.1.114 send an empty ``ANTHROPIC_AUTH_TOKEN`` as an empty ``Authorization``. So the key
+    is put there, too: it then goes out in both headers, as it does from ``apiKeyHelper``.
 
-    What they do not beat: a managed settings file (``/etc/claude-code``), which is the image owner's; on 2.1.114
-    ``env.ANTHROPIC_UNIX_SOCKET`` in a settings file (then the run fails); and hooks or an MCP server of the workspace,
-    which can read the child's memory anyway.
+    What they do not beat: a managed settings file (``/etc/claude-code``), which is the image owner's; on 2.1.114 an
+    ``env.ANTHROPIC_UNIX_SOCKET`` in the config directory's settings (then the run fails); and hooks or an MCP server of
+    the workspace, which can read the child's memory anyway.
 
     Args:
         base_url: Where requests are to go; None: the API's own address.

@@ -18,16 +18,29 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 from agent_runtime.credentials_file import CredentialsFile, DeliveryImpossible
+from agent_runtime.errors import CannotStart
+from agent_runtime.settings import PREFIX
 from agent_runtime.tokens import TokenKind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from agent_runtime.generations import Generation
     from agent_runtime.tokens import Token
 
-__all__ = ["Delivered", "Delivery", "DeliveryImpossible", "EnvironmentDelivery", "FileDelivery", "Reach"]
+__all__ = [
+    "Choice",
+    "Delivered",
+    "Deliveries",
+    "Delivery",
+    "DeliveryImpossible",
+    "EnvironmentDelivery",
+    "FileDelivery",
+    "Prover",
+    "Reach",
+    "choose",
+]
 
 VARIABLE_BY_KIND = {TokenKind.OAUTH: "CLAUDE_CODE_OAUTH_TOKEN", TokenKind.API_KEY: "ANTHROPIC_API_KEY"}
 
@@ -59,6 +72,7 @@ class Delivered:
         way: ``env`` or ``file``; an API key goes by ``env`` whatever the setting.
         variables: What its environment must hold.
         reach: When it takes a newer generation, as far as that was known when it was spawned.
+        holds: Tells whether a generation, or a newer one, is where the child looks.
         at: Epoch seconds.
     """
 
@@ -66,15 +80,18 @@ class Delivered:
     way: str
     variables: Mapping[str, str] = field(repr=False)
     reach: Reach = Reach.NEVER
+    holds: Callable[[Generation], bool] | None = field(default=None, repr=False, compare=False)
     at: float = field(default_factory=time.time, compare=False)
 
     def is_reached_by(self, newer: Generation) -> bool:
         """
-        Whether the running child gets *newer*, once that is delivered, without being stopped.
+        Whether the running child gets *newer* without being stopped: it was delivered, and the child will look.
 
         Not where either of the two is an API key: a variable stays as it is, and it beats the file.
         """
-        return self.reach is not Reach.NEVER and newer.token.kind is TokenKind.OAUTH
+        if self.reach is Reach.NEVER or newer.token.kind is TokenKind.API_KEY:
+            return False
+        return self.holds is not None and self.holds(newer)
 
 
 class Delivery(Protocol):
@@ -178,18 +195,22 @@ class FileDelivery:
             if newest.token.kind is TokenKind.API_KEY:
                 return self._by_variable.deliver(newest)
             self._readers += 1
-            return Delivered(newest, self.name, {}, self.reach)
+            return Delivered(newest, self.name, {}, self.reach, self.holds)
 
-    def renew(self, generation: Generation) -> bool:
+    def renew(self, generation: Generation) -> None:
         """
-        Hand a new generation to the children that run, and tell whether the file holds that one now.
+        Hand a new generation to the children that run.
 
         Raises:
             DeliveryImpossible: As :meth:`deliver`.
         """
         with self._lock:
-            newest = self._advance(generation)
-            return newest.number == generation.number and newest.token.kind is TokenKind.OAUTH
+            self._advance(generation)
+
+    def holds(self, generation: Generation) -> bool:
+        """Tell whether the file was brought to this generation or a newer one."""
+        newest = self._newest
+        return newest is not None and newest.number >= generation.number and newest.token.kind is TokenKind.OAUTH
 
     def ended(self, delivered: Delivered) -> None:
         """Note that a child is gone; the file goes with the last one that needed it."""
@@ -225,16 +246,160 @@ class FileDelivery:
             log.warning("cannot take the token away from %s: %s", self._file.path, error.strerror)
 
 
-# PLACEHOLDER by the lead until the delivery helper's own Deliveries is here.
-class Deliveries:
-    """Placeholder."""
+class Prover(Protocol):
+    """Who knows, or finds out, when the CLI in use takes a newer token from its file."""
 
-    def for_spawn(self, generation: Generation) -> Delivered:
-        """Placeholder."""
-        return EnvironmentDelivery().deliver(generation)
+    def reach(self) -> Reach | None:
+        """Tell without waiting; None: not known of the executable that is there now."""
 
-    def generation_loaded(self, generation: Generation) -> None:
-        """Placeholder."""
+    def begin(self) -> None:
+        """Find out in the background; nothing happens where that is under way, or has just failed."""
 
     def close(self) -> None:
-        """Placeholder."""
+        """End what is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which way a token goes, and why, fit to be shown."""
+
+    name: str
+    reason: str
+
+
+def choose(setting: str, kind: TokenKind, reach: Reach | None, obstacle: str | None) -> Choice:
+    """
+    Choose the way of the next child's token.
+
+    Args:
+        setting: ``auto``, ``env`` or ``file``.
+        reach: What was proved of the CLI; None: nothing yet.
+        obstacle: Why the file cannot be written; None: it can.
+    """
+    if setting == EnvironmentDelivery.name:
+        return Choice("env", "the setting asks for it")
+    if kind is TokenKind.API_KEY:
+        return Choice("env", "an API key goes by its variable")
+    if setting == FileDelivery.name:
+        return Choice("file", f"the setting asks for it; {_REACH_IN_WORDS[reach]}")
+    if obstacle is not None:
+        return Choice("env", obstacle)
+    if reach is None or reach is Reach.NEVER:
+        return Choice("env", _REACH_IN_WORDS[reach])
+    return Choice("file", _REACH_IN_WORDS[reach])
+
+
+_REACH_IN_WORDS = {
+    None: "it is not known yet whether this CLI takes a newer token while it runs",
+    Reach.NEVER: "this CLI takes no newer token while it runs",
+    Reach.ON_REFUSAL: "this CLI takes a newer token when its own is refused",
+    Reach.ON_REQUEST: "this CLI takes a newer token at its next request",
+}
+
+
+class Deliveries:
+    """
+    Hand every generation over in the way that is right for it; every method may be called from any thread.
+
+    Args:
+        setting: ``auto``, ``env`` or ``file``.
+        file: None, or without a *prover*: variables only, nothing is written.
+
+    Raises:
+        CannotStart: The setting is ``file``, and the file cannot be written.
+    """
+
+    def __init__(self, setting: str = "env", file: FileDelivery | None = None, prover: Prover | None = None) -> None:
+        self._setting = setting if prover is not None else EnvironmentDelivery.name
+        self._file = file
+        self._by_variable = EnvironmentDelivery()
+        self._prover = prover
+        self._kind = TokenKind.OAUTH
+        self._trouble: str | None = None
+        if setting == FileDelivery.name and (obstacle := self._obstacle) is not None:
+            raise CannotStart(f"{PREFIX}TOKEN_DELIVERY: file is not possible here: {obstacle}")
+
+    def start(self) -> None:
+        """Take away what an earlier supervisor of this config directory has left, and have the CLI proved."""
+        if self._file is not None:
+            self._file.close()
+        self._reach()
+
+    def for_spawn(self, generation: Generation) -> Delivered:
+        """
+        Hand *generation*, or a newer one, to the child that is spawned next; :meth:`ended` must follow.
+
+        Raises:
+            DeliveryImpossible: The setting is ``file``, and that is not possible now.
+        """
+        reach = self._reach()
+        self._kind = generation.token.kind
+        choice = choose(self._setting, generation.token.kind, reach, None)
+        if self._file is not None and choice.name == FileDelivery.name:
+            self._file.reach = reach or Reach.NEVER
+            try:
+                delivered = self._file.deliver(generation)
+            except DeliveryImpossible as error:
+                self._note(str(error))
+                if self._setting == FileDelivery.name:
+                    raise
+            else:
+                self._note(None)
+                return delivered
+        return self._by_variable.deliver(generation)
+
+    def generation_loaded(self, generation: Generation) -> None:
+        """
+        Hand a new generation to the children that run and can be reached; never raises.
+
+        Which of them were is told by :meth:`Delivered.is_reached_by`.
+        """
+        self._kind = generation.token.kind
+        choice = choose(self._setting, generation.token.kind, self._reach(), None)
+        if self._file is None or (choice.name != FileDelivery.name and self._file.readers == 0):
+            return
+        try:
+            self._file.renew(generation)
+        except DeliveryImpossible as error:
+            self._note(str(error))
+        else:
+            self._note(None)
+
+    def ended(self, delivered: Delivered) -> None:
+        """Note that the child that got this is gone, or was never spawned."""
+        if self._file is not None:
+            self._file.ended(delivered)
+
+    def close(self) -> None:
+        """End the proof and take away what was written; no child needs it any more."""
+        if self._prover is not None:
+            self._prover.close()
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def state(self) -> dict[str, str]:
+        """``delivery``, ``reason`` and ``setting``, for ``/health``."""
+        reach = None if self._prover is None else self._prover.reach()
+        choice = choose(self._setting, self._kind, reach, self._trouble or self._obstacle)
+        return {"delivery": choice.name, "reason": choice.reason, "setting": self._setting}
+
+    @property
+    def _obstacle(self) -> str | None:
+        return "there is no file" if self._file is None else self._file.obstacle
+
+    def _reach(self) -> Reach | None:
+        if self._prover is None or self._setting == EnvironmentDelivery.name:
+            return None
+        reach = self._prover.reach()
+        if reach is None:
+            self._prover.begin()
+        return reach
+
+    def _note(self, trouble: str | None) -> None:
+        """Say once when the file cannot be written, and once when it can be again."""
+        before, self._trouble = self._trouble, trouble
+        if trouble is not None and trouble != before:
+            log.warning("a token cannot be handed over by file: %s", trouble)
+        elif trouble is None and before is not None:
+            log.info("tokens can be handed over by file again")

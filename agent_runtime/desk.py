@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXPIRES_SOON_SECONDS = 15 * 60
-ANSWERED_KEPT = 64
 _REFUSED = "the API refused this token; write a new one to the secret file"
 _EXPIRED = "the token has expired; write a new one to the secret file"
 
@@ -30,14 +29,17 @@ class TokenDesk:
     Put together what the secret file and the API's answers say of the token in use.
 
     :meth:`may_use` is asked from attempts' threads, everything else on the event loop's thread.
+
+    Args:
+        probes: The API is asked about refused tokens; otherwise, or where that tells nothing, an execution finds out.
     """
 
-    def __init__(self, secret: SecretFile, standing: Standing, events: EventLog) -> None:
+    def __init__(self, secret: SecretFile, standing: Standing, events: EventLog, *, probes: bool) -> None:
         self.secret = secret
         self.standing = standing
         self.changed = Change()
         self._events = events
-        self._answered: dict[int, None] = {}
+        self._probes = probes
         self._told: tuple[object, ...] = ()
         self._warned_of_expiry: int | None = None
 
@@ -87,47 +89,52 @@ class TokenDesk:
         if generation is None:
             raise NoToken(f"no usable token: {status.error or 'the secret file is missing'}")
         self._require_unexpired(generation)
-        if self.standing.retry_after_seconds(generation, time.monotonic()) > 0:
+        if self._is_closed(generation) or self.standing.retry_after_seconds(generation, time.monotonic()) > 0:
             raise TokenUnusable(_REFUSED)
         self._require_unlimited(generation, model)
         return generation
 
-    def may_use(self, generation: Generation, model: str | None = None) -> None:
+    def may_use(self, generation: Generation, model: str | None, by: str) -> None:
         """
         Judge a generation at the spawn, from any thread: admission may be minutes ago.
+
+        A refused one whose pause is over may be used by one execution, until :meth:`Standing.end_try`.
+
+        Args:
+            by: The execution's id.
 
         Raises:
             TokenUnusable: The API refused it, or it expired.
             TokenLimited: Its usage limit lasts.
         """
         self._require_unexpired(generation)
-        if self.standing.is_refused(generation) and not self.standing.begin_try(generation, time.monotonic()):
-            raise TokenUnusable(_REFUSED)
         self._require_unlimited(generation, model)
+        if self._is_closed(generation) or (
+            self.standing.is_refused(generation) and not self.standing.begin_try(generation, by, time.monotonic())
+        ):
+            raise TokenUnusable(_REFUSED)
 
     def is_newer_usable(self, generation: Generation | None, model: str | None) -> bool:
         """Whether a generation newer than *generation* is loaded and could be spawned with now."""
         current = self.current
-        if current is None or (generation is not None and current.number <= generation.number):
-            return False
-        if current.expires_at is not None and current.expires_at <= time.time():
+        return self._is_usable(model) and (
+            generation is None or (current is not None and current.number > generation.number)
+        )
+
+    def is_good_again(self, generation: Generation, model: str | None) -> bool:
+        """Whether *generation* is still, or again, the one in use and could be spawned with now."""
+        current = self.current
+        return current is not None and current.token == generation.token and self._is_usable(model)
+
+    def _is_usable(self, model: str | None) -> bool:
+        current = self.current
+        if current is None or (current.expires_at is not None and current.expires_at <= time.time()):
             return False
         return not self.standing.is_refused(current) and self.standing.limit_of(current, model, time.time()) is None
 
-    def nobody_answered(self, generation: Generation | None) -> bool:
-        """Whether no execution has told its caller yet that this generation cannot be used."""
-        return generation is None or generation.number not in self._answered
-
-    def answered(self, generation: Generation | None) -> None:
-        """Note that a caller was told."""
-        if generation is not None:
-            self._answered[generation.number] = None
-            while len(self._answered) > ANSWERED_KEPT:
-                del self._answered[next(iter(self._answered))]
-
     def limited(self, generation: Generation, limit: Limit) -> None:
         """Take a usage limit into account; told once."""
-        if self.standing.limit(generation, limit):
+        if self.standing.limit(generation, limit, time.time()):
             log.warning("token limited: generation=%d type=%s model=%s", generation.number, limit.type, limit.model)
             self._events.publish(
                 "token.limited",
@@ -175,6 +182,14 @@ class TokenDesk:
             self._warned_of_expiry = generation.number
             log.warning("token expires in %d seconds: generation=%d", max(0, left), generation.number)
             self._events.publish("token.expires_soon", generation=generation.number, expires_at=generation.expires_at)
+
+    def _is_closed(self, generation: Generation) -> bool:
+        """Whether no execution may try this token, because it is refused and the probe will."""
+        return (
+            self._probes
+            and self.standing.is_refused(generation)
+            and not self.standing.is_left_to_execution(generation)
+        )
 
     @staticmethod
     def _require_unexpired(generation: Generation) -> None:

@@ -13,14 +13,13 @@ from agent_runtime.attempt import Answered, Attempt, Order, Progress, Reached, R
 from agent_runtime.change import Change
 from agent_runtime.command import CONTINUE_PROMPT, Session
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed
-from agent_runtime.model import AttemptRecord, ExecutionRecord, TokenRecord
+from agent_runtime.model import Answer, AttemptRecord, ExecutionRecord, TokenRecord
 from agent_runtime.state import Event, Outcome, Phase, StopReason, transition
 from agent_runtime.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent_runtime.answers import Answer
     from agent_runtime.attempt import Note, Surroundings
     from agent_runtime.generations import Generation
     from agent_runtime.store.transcripts import TranscriptReader, TranscriptWriter
@@ -37,7 +36,7 @@ class Execution:
     methods run on the event loop's thread; the attempt has a thread of its own and sends notes.
 
     Args:
-        accepted: Called with a generation when the API answered a request made with it.
+        accepted: Called with a generation when the API answered a request made with it, and since when the child had it.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class Execution:
         reader: TranscriptReader,
         next_mark: Callable[[], str],
         timeout_seconds: float,
-        accepted: Callable[[Generation], None],
+        accepted: Callable[[Generation, float], None],
         save: Callable[[ExecutionRecord], None],
         previous: ExecutionRecord | None = None,
     ) -> None:
@@ -193,6 +192,8 @@ class Execution:
             mark=self._next_mark(),
             total_at=self.total_at,
         )
+        # Known before the CLI says it: an execution that is cut off goes on in this session.
+        self.record.session_id = str(session.session_id)
         loop = asyncio.get_running_loop()
         notes = _Notes(loop, self._take)
         attempt = self._attempt = Attempt(order, self._surroundings, self.transcript, notes.put)
@@ -240,7 +241,7 @@ class Execution:
             record.metadata.token_fingerprint = note.generation.token.fingerprint
             self._save(record)
         elif isinstance(note, Answered):
-            self._accepted(note.generation)
+            self._accepted(note.generation, note.since)
         elif isinstance(note, Stopping):
             if self.phase is Phase.RUNNING:
                 self._go(Event.STOP_REQUESTED)

@@ -105,9 +105,9 @@ def decide(situation: Situation) -> Decision:
     if situation.confirmation is not Confirmation.CONFIRMED:
         if situation.resumes < situation.max_resumes:
             return GoOn(restart, counts=True)
-        # The API says the token is good, and refuses the work: another token would not help.
-        is_good = situation.confirmation is Confirmation.GOOD
-        return Answer(ErrorClass.UPSTREAM if is_good else situation.error_class)
+        # Good, and refuses the work all the same; or nothing but what a tool may have forged. Neither is to make the
+        # backend switch.
+        return Answer(ErrorClass.UPSTREAM)
     seconds = situation.park_seconds
     if seconds is None:
         seconds = 0.0 if situation.is_first else AUTO_PARK_SECONDS

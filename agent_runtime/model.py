@@ -7,6 +7,7 @@ Inside, instants are seconds since the epoch; callers see them as RFC 3339 in UT
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,27 @@ import msgspec
 
 from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec reads the annotations
 from agent_runtime.state import Outcome, Phase, StopReason
+
+SUCCESS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """
+    What every caller of an execution gets.
+
+    Attributes:
+        headers: Beside the content type; when to come back is for those who ask now, and is not kept.
+    """
+
+    status_code: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def media_type(self) -> str:
+        """A problem, or plain JSON."""
+        return "application/json" if self.status_code == SUCCESS else "application/problem+json"
 
 
 class EvidenceRecord(msgspec.Struct, kw_only=True):

@@ -160,12 +160,16 @@ class Child:
 
     def remember_descendants(self) -> None:
         """Note the processes below the leader, to know them again once their parents are gone."""
+        if not self._open:
+            return
         self.poll()
         for layer in self._layers:
             layer.remember()
 
     def kill(self) -> None:
         """Kill the leader and everything that can be found of it now; :meth:`sweep` makes sure of the rest."""
+        if not self._open:
+            return
         self._kin.ending = True
         self.poll()
         for layer in self._layers:
@@ -179,6 +183,8 @@ class Child:
         Args:
             deadline: When to give up, on the monotonic clock.
         """
+        if not self._open:
+            return SweepReport(killed=0, survivors=0, unowned=0, seconds=0.0)
         self._kin.ending = True
         self.poll()
         return containment.sweep(self._layers, deadline)

@@ -116,7 +116,8 @@ def prove(
         ProofFailed: It could not be found out.
         SpawnFailed: The CLI could not be started.
     """
-    binary_hash = Binary.of(command, environ.get("PATH")).content_hash()
+    binary = Binary.of(command, environ.get("PATH"))
+    binary_hash = binary.content_hash()
     root: Path | None = None
     try:
         root = Path(tempfile.mkdtemp(prefix="agent-runtime-proof-"))
@@ -132,6 +133,8 @@ def prove(
     finally:
         if root is not None:
             shutil.rmtree(root, ignore_errors=True)
+    if Binary.of(command, environ.get("PATH")).key != binary.key:
+        raise ProofFailed("the CLI was replaced meanwhile")
     return Proof(
         version=version,
         binary_hash=binary_hash,
@@ -167,7 +170,7 @@ class _Stage:
     def version(self) -> str | None:
         """Ask the CLI for its version."""
         said: list[bytes] = []
-        with self._running(("--version",), b"", self._home("version"), NOWHERE, said.append) as run:
+        with self._running(("--version",), b"", self._home("version"), take=said.append) as run:
             run.until(lambda: False)
         words = b" ".join(said[:1]).decode(errors="replace").split()
         return words[0][:VERSION_LIMIT] if words and words[0].isprintable() else None
@@ -212,15 +215,20 @@ class _Stage:
         home = self._home(secrets.token_hex(4))
         file = CredentialsFile(home, self._user)
         file.write(token)
+        with self._talking(api, home, TokenKind.OAUTH, {}) as run:
+            yield run, file
+
+    @contextlib.contextmanager
+    def _talking(self, api: MessagesApi, home: Path, kind: TokenKind, delivered: Mapping[str, str]) -> Iterator[_Run]:
         with serve(api) as base_url:
-            inherited = {BASE_URL_VARIABLE: base_url}
             settings_file = home / "settings-of-the-proof.json"
-            settings_file.write_bytes(cli_command.settings_bytes(TokenKind.OAUTH, {}, inherited))
+            settings_file.write_bytes(cli_command.settings_bytes(kind, delivered, {BASE_URL_VARIABLE: base_url}))
             _give(settings_file, self._user)
             task, session = Task(message=PROMPT), cli_command.Session(uuid4())
             words = cli_command.arguments(task, session, settings_file=settings_file, mcp_file=None)
-            with self._running(words, cli_command.stdin_bytes(task, session), home, base_url) as run:
-                yield run, file
+            stdin_bytes = cli_command.stdin_bytes(task, session)
+            with self._running(words, stdin_bytes, home, base_url=base_url, delivered=delivered) as run:
+                yield run
 
     @contextlib.contextmanager
     def _running(
@@ -228,7 +236,9 @@ class _Stage:
         words: tuple[str, ...],
         stdin_bytes: bytes,
         home: Path,
-        base_url: str,
+        *,
+        base_url: str = NOWHERE,
+        delivered: Mapping[str, str] | None = None,
         take: Callable[[bytes], None] = lambda _: None,
     ) -> Iterator[_Run]:
         inherited = {
@@ -240,7 +250,7 @@ class _Stage:
             inherited | {BASE_URL_VARIABLE: base_url, "HOME": str(home)},
             execution_id="proof",
             config_dir=home,
-            delivered={},
+            delivered=delivered or {},
             as_root=self._user is None and os.geteuid() == 0,
         )
         argv = (*cli_command.resolve(self._command, env.get("PATH")), *words)

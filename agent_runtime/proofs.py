@@ -6,21 +6,31 @@ import logging
 import os
 import secrets
 import threading
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from agent_runtime.binary import Binary
-from agent_runtime.proof import Proof
+from agent_runtime.errors import AgentRuntimeError
+from agent_runtime.proof import Proof, prove
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from agent_runtime.delivery import Reach
 
 FILE_NAME = "proofs.json"
 KEPT = 32
 """How many proofs, and how many hashes, are kept; the oldest goes first."""
 
+RETRY_SECONDS = 300.0
+"""After a proof that could not be made: the machine may have been busy."""
+
 log = logging.getLogger(__name__)
+
+V = TypeVar("V")
 
 
 class _Kept(msgspec.Struct):
@@ -88,11 +98,11 @@ class Proofs:
             self._put(newer.proofs, proof.binary_hash, proof)
             self._save()
 
-    def _put(self, kept: dict[str, Proof] | dict[str, str], key: str, value: object) -> None:
+    def _put(self, kept: dict[str, V], key: str, value: V) -> None:
         kept.pop(key, None)
-        kept[key] = value  # type: ignore[assignment]
+        kept[key] = value
         while len(kept) > KEPT:
-            del kept[next(iter(kept))]  # type: ignore[arg-type]
+            del kept[next(iter(kept))]
 
     def _load(self) -> _Kept:
         if self._path is None:
@@ -121,3 +131,75 @@ class Proofs:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
             log.warning("cannot write %s, the proof is kept in memory only: %s", self._path, error.strerror)
+
+
+class BackgroundProver:
+    """
+    Make the proof about the CLI in use in a thread of its own, unless it is known, and again when the CLI was replaced.
+
+    Args:
+        environ: The supervisor's.
+        user: As whom children run; None: as we do.
+        mark: As for :func:`agent_runtime.proof.prove`.
+    """
+
+    def __init__(
+        self,
+        command: tuple[str, ...],
+        environ: Mapping[str, str],
+        proofs: Proofs,
+        *,
+        user: str | None = None,
+        mark: Callable[[], str] | None = None,
+    ) -> None:
+        self._command = command
+        self._environ = environ
+        self._proofs = proofs
+        self._user = user
+        self._mark = mark
+        self._lock = threading.Lock()
+        self._called_off = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._not_before = 0.0
+
+    def reach(self) -> Reach | None:
+        """Tell what was proved of the executable that is there now, by its size and times; None: nothing."""
+        try:
+            proof = self._proofs.known(self._command, self._environ.get("PATH"), read_it=False)
+        except AgentRuntimeError:
+            return None  # without a CLI there will be no child; whoever spawns says so
+        return None if proof is None else proof.reach
+
+    def begin(self) -> None:
+        """Begin the proof unless it is under way; after one that failed, not before :data:`RETRY_SECONDS` are over."""
+        with self._lock:
+            if self._called_off.is_set() or time.monotonic() < self._not_before:
+                return
+            if self._thread is not None and self._thread.is_alive():
+                return
+            self._thread = threading.Thread(target=self._run, name="proof")
+            self._thread.start()
+
+    def close(self) -> None:
+        """Call off what is under way and wait for its end: a second at most while a large executable is read."""
+        with self._lock:
+            self._called_off.set()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def _run(self) -> None:
+        try:
+            path = self._environ.get("PATH")
+            binary = Binary.of(self._command, path)
+            proof = self._proofs.known(self._command, path)
+            if proof is None:
+                proof = prove(
+                    self._command, self._environ, user=self._user, called_off=self._called_off, mark=self._mark
+                )
+                self._proofs.keep(binary, proof)
+            log.info("the CLI %s takes a newer token from its file: %s", proof.version, proof.reach)
+        except AgentRuntimeError as error:
+            self._not_before = time.monotonic() + RETRY_SECONDS
+            if not self._called_off.is_set():
+                log.warning("whether the CLI takes a newer token from its file cannot be told: %s", error)

@@ -17,11 +17,9 @@ class Ticket:
     A place in the queue, and later a slot.
 
     Attributes:
-        is_new: It is for an execution that has never run: such wait while nobody new may begin.
         granted: Done when the slot is there.
     """
 
-    is_new: bool
     granted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -66,7 +64,7 @@ class Slots:
 
     def enqueue(self, *, ahead: bool = False) -> Ticket:
         """Take the next place; *ahead*: before all that are new."""
-        ticket = Ticket(is_new=not ahead)
+        ticket = Ticket()
         (self._ahead if ahead else self._queue).append(ticket)
         self.grant()
         return ticket

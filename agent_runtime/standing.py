@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,14 +15,24 @@ LONGEST_RETRY_SECONDS = 600.0
 UNKNOWN_LIMIT_SECONDS = 60.0
 """How long a limit is believed in that does not say when it ends; then one execution finds out."""
 
+ANSWERED_KEPT = 64
+
 
 @dataclass(slots=True)
 class _Pause:
-    """When a refused token may be tried again (monotonic seconds), and whether somebody does so now."""
+    """
+    When a refused token may be tried again.
+
+    Attributes:
+        retry_at: Monotonic seconds.
+        tried_by: Who finds out now.
+        by_execution: The probe could not tell, so an execution may find out.
+    """
 
     retry_at: float
     seconds: float
-    trying: bool = False
+    tried_by: str | None = None
+    by_execution: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +71,9 @@ class Standing:
         self._lock = threading.Lock()
         self._pauses: dict[str, _Pause] = {}
         self._suspected_by: dict[str, set[str]] = {}
-        self._limits: dict[str, dict[str | None, Limit]] = {}
+        self._doubted_at: dict[str, float] = {}
+        self._limits: dict[str, dict[tuple[str | None, str | None], Limit]] = {}
+        self._answered: dict[int, None] = {}
 
     # -- refused
 
@@ -79,57 +92,83 @@ class Standing:
             return 0.0
         with self._lock:
             pause = self._pause(generation, now)
-            return max(pause.retry_at - now, 1.0 if pause.trying else 0.0)
+            return max(pause.retry_at - now, 1.0 if pause.tried_by is not None else 0.0)
 
     def refuse(self, generation: Generation, now: float) -> bool:
         """Note a refusal and tell whether it is news; after a try, the pause doubles."""
         is_news = not self.is_refused(generation)
+        fingerprint = generation.token.fingerprint
         with self._lock:
             pause = self._pause(generation, now)
-            if pause.trying:
-                pause.trying = False
+            if pause.retry_at <= now:
                 pause.seconds = min(pause.seconds * 2, LONGEST_RETRY_SECONDS)
                 pause.retry_at = now + pause.seconds
-            self._suspected_by.pop(generation.token.fingerprint, None)
+                pause.tried_by, pause.by_execution = None, False
+            self._suspected_by.pop(fingerprint, None)
+            self._doubted_at[fingerprint] = now
+            if is_news:
+                self._answered.pop(generation.number, None)
         self._ledger.refuse(generation)
         return is_news
 
-    def begin_try(self, generation: Generation, now: float) -> bool:
-        """Take the right to try a refused token again; only one holds it at a time."""
+    def begin_try(self, generation: Generation, by: str, now: float) -> bool:
+        """Take the right to try a refused token again; only one holds it at a time, until :meth:`end_try`."""
         with self._lock:
             pause = self._pause(generation, now)
-            if pause.trying or now < pause.retry_at:
+            if pause.tried_by is not None or now < pause.retry_at:
                 return False
-            pause.trying = True
+            pause.tried_by = by
             return True
 
-    def end_try(self, generation: Generation) -> None:
-        """Give the right back when the try showed nothing."""
+    def end_try(self, by: str) -> None:
+        """Give the right back, if *by* still has it: what it tried showed nothing."""
+        with self._lock:
+            for pause in self._pauses.values():
+                if pause.tried_by == by:
+                    pause.tried_by = None
+
+    def leave_to_execution(self, generation: Generation) -> None:
+        """Let an execution try a refused token of which the probe could not tell anything."""
         with self._lock:
             if pause := self._pauses.get(generation.token.fingerprint):
-                pause.trying = False
+                pause.by_execution = True
+
+    def is_left_to_execution(self, generation: Generation) -> bool:
+        """Whether the probe has tried in vain."""
+        pause = self._pauses.get(generation.token.fingerprint)
+        return pause is not None and pause.by_execution
 
     def retry_now(self, generation: Generation) -> None:
         """Let a refused token be tried at once, because somebody who may know more asks for it."""
         with self._lock:
-            if pause := self._pauses.get(generation.token.fingerprint):
-                pause.retry_at = 0.0
-            else:
-                self._pauses[generation.token.fingerprint] = _Pause(0.0, FIRST_RETRY_SECONDS)
+            self._pause(generation, -math.inf).retry_at = -math.inf
 
-    def accept(self, generation: Generation) -> None:
-        """Note that the API answered a request made with this token."""
-        self._ledger.absolve(generation.token)
+    def accept(self, generation: Generation, since: float = math.inf) -> bool:
+        """
+        Note that the API answered a request made with this token; tell whether that says anything.
+
+        Args:
+            since: When the token was handed to who made the request, monotonic seconds. An answer that may have been on
+                its way before the token was doubted says nothing about what the API thinks of it now.
+        """
+        fingerprint = generation.token.fingerprint
         with self._lock:
-            self._pauses.pop(generation.token.fingerprint, None)
-            self._suspected_by.pop(generation.token.fingerprint, None)
+            if since < self._doubted_at.get(fingerprint, -math.inf):
+                return False
+            self._doubted_at.pop(fingerprint, None)
+            self._pauses.pop(fingerprint, None)
+            self._suspected_by.pop(fingerprint, None)
+        self._ledger.absolve(generation.token)
+        return True
 
     # -- suspect
 
-    def suspect(self, generation: Generation, by: str) -> None:
+    def suspect(self, generation: Generation, by: str, now: float) -> None:
         """Note that *by* waits to hear, or is finding out, whether the token is good."""
+        fingerprint = generation.token.fingerprint
         with self._lock:
-            self._suspected_by.setdefault(generation.token.fingerprint, set()).add(by)
+            self._suspected_by.setdefault(fingerprint, set()).add(by)
+            self._doubted_at[fingerprint] = now
 
     def unsuspect(self, by: str) -> None:
         """Note that *by* will find out nothing more."""
@@ -145,20 +184,23 @@ class Standing:
 
     # -- limited
 
-    def limit(self, generation: Generation, limit: Limit) -> bool:
-        """Note a usage limit and tell whether it is news."""
+    def limit(self, generation: Generation, limit: Limit, epoch: float) -> bool:
+        """Note a usage limit met at *epoch* and tell whether it is news; it is again when an earlier one had ended."""
         with self._lock:
-            known = self._limits.setdefault(generation.token.fingerprint, {})
-            is_news = known.get(limit.model) is None or known[limit.model].type != limit.type
-            known[limit.model] = limit
+            known = self._lasting(generation, epoch)
+            alike = [old for old in known.values() if old.model == limit.model]
+            is_news = not any(limit.type is None or old.type == limit.type for old in alike)
+            was = known.get((limit.model, limit.type))
+            if was is None or limit.is_told or not was.is_told:
+                known[limit.model, limit.type] = limit
+            if is_news:
+                self._answered.pop(generation.number, None)
             return is_news
 
     def limit_of(self, generation: Generation, model: str | None, epoch: float) -> Limit | None:
         """Tell the limit that a task for *model* would meet at *epoch*, the one that lasts longest."""
         with self._lock:
-            known = self._limits.get(generation.token.fingerprint, {})
-            for name in [name for name, limit in known.items() if limit.until <= epoch]:
-                del known[name]
+            known = self._lasting(generation, epoch)
             return max((limit for limit in known.values() if limit.concerns(model)), key=_until, default=None)
 
     def any_limit_of(self, generation: Generation, epoch: float) -> Limit | None:
@@ -166,16 +208,37 @@ class Standing:
         if limit := self.limit_of(generation, None, epoch):
             return limit
         with self._lock:
-            return max(self._limits.get(generation.token.fingerprint, {}).values(), key=_until, default=None)
+            return max(self._lasting(generation, epoch).values(), key=_until, default=None)
 
     def forget_limits(self, generation: Generation) -> None:
         """Believe in no limit any more, because somebody who may know more asks for it."""
         with self._lock:
             self._limits.pop(generation.token.fingerprint, None)
 
+    # -- who has been told
+
+    def nobody_answered(self, generation: Generation | None) -> bool:
+        """Whether no caller has been told yet of the refusal or limit that this generation has met last."""
+        return generation is None or generation.number not in self._answered
+
+    def answered(self, generation: Generation | None) -> None:
+        """Note that a caller was told."""
+        if generation is None:
+            return
+        with self._lock:
+            self._answered[generation.number] = None
+            while len(self._answered) > ANSWERED_KEPT:
+                del self._answered[next(iter(self._answered))]
+
     def _pause(self, generation: Generation, now: float) -> _Pause:
         first = _Pause(now + FIRST_RETRY_SECONDS, FIRST_RETRY_SECONDS)
         return self._pauses.setdefault(generation.token.fingerprint, first)
+
+    def _lasting(self, generation: Generation, epoch: float) -> dict[tuple[str | None, str | None], Limit]:
+        known = self._limits.setdefault(generation.token.fingerprint, {})
+        for key in [key for key, limit in known.items() if limit.until <= epoch]:
+            del known[key]
+        return known
 
 
 def _until(limit: Limit) -> float:

@@ -9,7 +9,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent_runtime.answers import Answer, answer_to, interrupted_body
+from agent_runtime.answers import answer_to, interrupted_body
 from agent_runtime.attempt import Surroundings
 from agent_runtime.change import Change
 from agent_runtime.command import resolve
@@ -29,6 +29,7 @@ from agent_runtime.errors import (
     TokenUnusable,
 )
 from agent_runtime.execution import Execution
+from agent_runtime.model import Answer
 from agent_runtime.probe import ProbeVerdict
 from agent_runtime.process import reap_orphans
 from agent_runtime.slots import Slots
@@ -261,7 +262,7 @@ class Supervisor:
         if (recent := self._recent.get(record.execution_id)) is not None and recent.answer is not None:
             return Kept(record, recent.answer)
         kept = self.records.answer(record.execution_id)
-        return Kept(record, Answer.kept(kept.status_code, kept.answer)) if kept is not None else None
+        return Kept(record, Answer(kept.status_code, kept.answer)) if kept is not None else None
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run *work* as a task of ours; what goes wrong in it is logged."""

@@ -72,6 +72,10 @@ class Tally:
             self.result = None
         elif frame.subtype == "background_tasks_changed":
             self._background_tasks = set(frame.background_task_ids)
+        elif frame.began_task_id is not None:
+            self._background_tasks.add(frame.began_task_id)
+        elif frame.ended_task_id is not None:
+            self._background_tasks.discard(frame.ended_task_id)
 
     def _assistant(self, frame: Frame) -> None:
         message = frame.assistant

@@ -19,7 +19,7 @@ import pytest
 from agent_runtime import process
 from agent_runtime.attempt import Attempt, Note, Order, Report, Surroundings
 from agent_runtime.command import Session
-from agent_runtime.delivery import Deliveries
+from agent_runtime.delivery import Deliveries, FileDelivery
 from agent_runtime.generations import GenerationLedger
 from agent_runtime.redaction import Redactor
 from agent_runtime.secret_file import SecretFile
@@ -41,6 +41,19 @@ FAILING_FRAME = (
     b'{"type":"system","subtype":"api_retry","attempt":1,"max_retries":10,"retry_delay_ms":500,'
     b'"error_status":401,"error":"authentication_failed"}'
 )
+
+
+class Unproven:
+    """Know nothing of the CLI, and never find out."""
+
+    def reach(self) -> None:
+        return None
+
+    def begin(self) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
 
 
 @dataclass
@@ -68,7 +81,7 @@ class Bench:
         around = Surroundings(
             settings=settings,
             secret=SecretFile(settings.token_file, ledger=ledger),
-            deliveries=Deliveries(),
+            deliveries=Deliveries("env", FileDelivery(self.home / "config"), Unproven()),
             redactor=Redactor(),
             environ={"PATH": os.environ["PATH"], "HOME": str(self.home)},
             run_dir=self.home / "run",

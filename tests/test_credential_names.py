@@ -64,6 +64,7 @@ def test_switches_are_removed_by_their_prefix_and_in_any_case(name: str) -> None
         "NODE_EXTRA_CA_CERTS",
         "CLAUDE_CONFIG_DIR",
         "ANTHROPIC_MODEL",
+        "CLAUDE_CODE_SKIP_PROMPT_HISTORY",
     ],
 )
 def test_what_tools_and_the_network_need_stays(name: str) -> None:

@@ -27,13 +27,13 @@ ORDER: tuple[tuple[str, ...], ...] = (
     # HTTP: parse, call, serialise
     ("api.app",),
     ("api.event_stream",),
-    ("api.streams", "api.answers"),
+    ("api.streams",),
     ("api.problems", "api.access"),
     ("api",),
     # policy: admission, slots, owners, switching, drain
     ("supervisor",),
     ("course",),
-    ("confirmation", "desk"),
+    ("confirmation", "desk", "answers"),
     ("standing", "slots"),
     # one execution and one CLI process
     ("execution",),
@@ -44,7 +44,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     # what they stand on
     ("log", "binary", "deadlines", "tally", "delivery"),
     ("command", "credentials_file", "change"),
-    ("store.retention",),
+    ("store.retention", "store.tasks"),
     ("store.records", "store.transcripts"),
     ("store.line_files", "store.database"),
     ("store",),
@@ -69,6 +69,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("standins.scripted_frames",),
     ("standins",),
     # pure: no I/O, no clock
+    ("problem",),
     ("verdict", "model", "task", "ladder"),
     ("evidence",),
     ("evidence_text",),
