@@ -22,6 +22,7 @@ import msgspec
 from agent_runtime import command as cli_command
 from agent_runtime.command import PERMISSION_MODE
 from agent_runtime.deadlines import Deadlines, Patience
+from agent_runtime.delivery import Reach
 from agent_runtime.errors import AgentRuntimeError, SpawnFailed
 from agent_runtime.evidence import Channel, Witness
 from agent_runtime.frames import decode, is_partial
@@ -199,6 +200,7 @@ class Attempt:
         self._kill_at = math.inf
         self._answered = 0
         self._delivered: Delivered | None = None
+        self._waiting: Generation | None = None
         self._tokens: list[tuple[Generation, float]] = []
         self._at_once = False
         self._result_is_new = False
@@ -229,10 +231,20 @@ class Attempt:
         with self._lock:
             if self._delivered is None or not self._delivered.is_reached_by(generation):
                 return
-            if generation.number <= self._tokens[-1][0].number:
+            if self._waiting is None or generation.number > self._waiting.number:
+                self._waiting = generation
+            if self._delivered.reach is Reach.ON_REFUSAL:
+                return  # such a CLI looks again when its own is refused, and not before
+        self._take_waiting()
+
+    def _take_waiting(self) -> None:
+        """Count the newest generation that was loaded as the child's from now on."""
+        with self._lock:
+            newest, self._waiting = self._waiting, None
+            if newest is None or newest.number <= self._tokens[-1][0].number:
                 return
-            self._tokens.append((generation, time.monotonic()))
-        self._tell(Reached(generation, time.time()))
+            self._tokens.append((newest, time.monotonic()))
+        self._tell(Reached(newest, time.time()))
 
     def run(self) -> Report:
         """Run the child to its end; never raises for what the child or the operating system does."""
@@ -263,6 +275,8 @@ class Attempt:
         with self._lock:
             self._delivered = delivered
             self._tokens = [(generation, time.monotonic())]
+        if (loaded := self._around.secret.status.generation) is not None:
+            self.token_loaded(loaded)  # it may have come between the two
         self._around.redactor.add(generation.token)
         order, settings = self._order, self._around.settings
         environ = cli_command.environment(
@@ -526,7 +540,7 @@ class Attempt:
         """
         Tell which generation a refusal read at *now* is about.
 
-        The one given at the spawn is charged from the first request on, a newer one only when it has been there for
+        The one given at the spawn is charged from the first request on, a newer one only when the child has had it for
         :data:`SETTLED_SECONDS`: until then the refused request may have left before.
         """
         for generation, delivered_at in reversed(self._tokens[1:]):
@@ -567,7 +581,7 @@ class Attempt:
 def _give_to(path: Path, user: str) -> None:
     """Let the child's user read a file that is for nobody else."""
     try:
-        entry = pwd.getpwnam(user)
+        uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
     except KeyError:
         raise SpawnFailed("the child user is unknown") from None
-    os.chown(path, entry.pw_uid, entry.pw_gid)
+    os.chown(path, uid, -1)

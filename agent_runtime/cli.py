@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent_runtime import __version__
+from agent_runtime.console import add_drain, add_run, add_status, default_url
 from agent_runtime.errors import AgentRuntimeError, CannotStart, SettingsInvalid
-from agent_runtime.settings import PREFIX, SETTINGS, load
+from agent_runtime.settings import SETTINGS, load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,6 +70,18 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--scripted", action="store_true", help="use the scripted CLI even where there is a real one")
     demo.set_defaults(run=_demo)
 
+    add_run(commands)
+    add_status(commands)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="find out why it does not work here",
+        description="Check settings, CLI, secret file and directories, and prove whether this CLI takes "
+        "a newer token while it runs. The settings are those of serve, from the environment.",
+    )
+    doctor.add_argument("--json", action="store_true", help="for scripts")
+    doctor.set_defaults(run=_doctor)
+
     token = commands.add_parser("token", help="write and look at a secret file", description="Work on a secret file.")
     actions = token.add_subparsers(required=True, metavar="ACTION")
     put = actions.add_parser("put", help="write the token read on stdin so that a reader never sees half of it")
@@ -79,19 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--json", action="store_true", help="for scripts")
     show.set_defaults(run=_token_show)
 
+    add_drain(commands)
+
     health = commands.add_parser("healthcheck", help="ask a running supervisor for /livez; for an image's HEALTHCHECK")
-    health.add_argument("--url", default=_default_url(), help="where it listens [%(default)s]")
+    health.add_argument("--url", default=default_url(), help="where it listens [%(default)s]")
     health.set_defaults(run=_healthcheck)
     return parser
-
-
-def _default_url() -> str:
-    """Tell where the supervisor of this container listens, as its own settings say."""
-    if url := os.environ.get(f"{PREFIX}URL"):
-        return url
-    host = os.environ.get(f"{PREFIX}HOST") or "127.0.0.1"
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - compared, not listened on
-    return f"http://{host}:{os.environ.get(f'{PREFIX}PORT') or 8000}"
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -106,6 +112,12 @@ def _demo(options: argparse.Namespace) -> int:
     from agent_runtime.demo import run_demo  # noqa: PLC0415 - as above
 
     return run_demo(options.claude, scripted=options.scripted)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from agent_runtime.doctor import run_doctor  # noqa: PLC0415 - as above
+
+    return run_doctor(load(os.environ), os.environ, as_json=options.json)
 
 
 def _token_put(options: argparse.Namespace) -> int:

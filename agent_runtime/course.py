@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from agent_runtime.command import CONTINUE_PROMPT, Session
 from agent_runtime.errors import AdmissionError, AgentRuntimeError, ErrorClass
-from agent_runtime.ladder import Answer, Confirmation, GoOn, Park, Restart, Situation, decide
+from agent_runtime.ladder import Answer, Confirmation, Park, Restart, Situation, decide
+from agent_runtime.probe import ProbeVerdict
 from agent_runtime.standing import UNKNOWN_LIMIT_SECONDS, Limit
 from agent_runtime.state import Outcome, StopReason
 from agent_runtime.verdict import SENTENCES, Verdict
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CLOCK_SLACK_SECONDS = 0.001
+
 UNSTARTED: dict[StopReason, Verdict] = {
-    StopReason.TIMEOUT: Verdict(Outcome.FAILED, ErrorClass.TIMEOUT, "no slot became free within the timeout"),
+    StopReason.TIMEOUT: Verdict(Outcome.FAILED, ErrorClass.TIMEOUT, "the timeout was over while the execution waited"),
     StopReason.CANCELLED: Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, SENTENCES[ErrorClass.CANCELLED]),
     StopReason.SHUTDOWN: Verdict(Outcome.FAILED, ErrorClass.INTERRUPTED, SENTENCES[ErrorClass.INTERRUPTED]),
 }
@@ -62,9 +65,10 @@ class Course:
         self._office = office
         self._ticket = ticket
         self._resumes = 0
-        self._had_tool = False
-        self._had_model = False
         self._session = execution.first_session()
+        self._had_tool = False
+        # Posted again, it goes on with a session that an earlier course has made progress in.
+        self._had_model = self._session.resumes
 
     async def run(self) -> None:
         """Run to the final record."""
@@ -72,12 +76,13 @@ class Course:
         try:
             final = await self._run()
         finally:
-            self._leave_slot()
+            self._office.desk.standing.end_try(execution.execution_id)
             self._office.desk.standing.unsuspect(execution.execution_id)
+            self._leave_slot()
         execution.end(final)
 
     async def _run(self) -> Verdict:
-        execution = self._execution
+        execution, desk = self._execution, self._office.desk
         if self._ticket is None:
             # Admitted although its token cannot be used now, because it is ready to wait.
             refused = self._refused_at_admission()
@@ -88,56 +93,63 @@ class Course:
                 self._ticket = self._office.slots.enqueue(ahead=True)
             if not await self._wait(self._ticket.granted, execution.total_at):
                 return self._unstarted() or UNSTARTED[StopReason.TIMEOUT]
+            if self._office.settings.probe == "before_dispatch":
+                await self._ask_first()
             report = await execution.attempt(self._session)
             final = execution.judge(report)
+            self._had_tool |= report.tally.tool_count > 0
+            self._had_model |= report.tally.model_frames > 0
             if report.unknown_session and execution.wish is None:
                 if self._begins_anew():
                     continue
                 return Verdict(Outcome.FAILED, ErrorClass.ERROR, _SESSION_LOST)
-            if execution.wish is not None or not _is_about_token(report, final):
+            if not _is_about_token(report, final):
                 return final
-            generation = report.generation or self._office.desk.current
+            generation = report.generation or desk.current
             decision = await self._decide(report, final, generation)
+            desk.standing.end_try(execution.execution_id)
+            if (ended := self._unstarted()) is not None:
+                return ended
             if isinstance(decision, Answer):
-                self._office.desk.answered(generation)
+                desk.standing.answered(generation)
                 return _as(final, decision.error_class)
             if isinstance(decision, Park):
                 self._leave_slot()
                 if not await self._park(decision.seconds, generation):
                     return self._unstarted() or final
-            self._next_session(decision.restart)
-            counts = isinstance(decision, GoOn) and decision.counts
-            self._resumes += counts
-            if execution.record.attempts:
-                execution.record.metadata.resumes += 1
-                self._office.events.publish(
-                    "execution.resumed", execution_id=execution.execution_id, attempts=len(execution.record.attempts)
-                )
+            else:
+                self._resumes += decision.counts
+            self._restart(decision.restart)
 
     # -- deciding
 
     async def _decide(self, report: Report, final: Verdict, generation: Generation | None) -> Decision:
         execution, desk = self._execution, self._office.desk
-        self._had_tool |= report.tally.tool_count > 0
-        self._had_model |= report.tally.model_frames > 0
         newer = desk.is_newer_usable(generation, execution.task.model)
+        if not newer:
+            # It may have been written without having been noticed yet.
+            await asyncio.to_thread(desk.secret.poll)
+            newer = desk.is_newer_usable(generation, execution.task.model)
         confirmation = Confirmation.CONFIRMED
         if final.error_class is ErrorClass.RATE_LIMIT:
             if report.ending is not None:
                 self._note_limit(report, generation)
-        elif report.ending is not None and generation is not None and newer:
-            # What became of the older one is found out beside: this execution need not wait for it.
-            self._office.confirmer.confirm_later(self._confirm(report, generation))
         elif report.ending is not None and generation is not None:
-            confirmation = await self._confirm(report, generation)
-            newer = desk.is_newer_usable(generation, execution.task.model)
+            confirming = self._office.confirmer.begin(self._confirm(report, generation))
+            newer = newer or await self._newer_while(confirming, generation)
+            # What became of an older one is found out beside: this execution need not wait for it.
+            if confirming.done():
+                confirmation = confirming.result()
+            elif not newer:
+                confirmation = Confirmation.OPEN
+            self._office.slots.grant()
         setting = self._office.settings.park
         return decide(
             Situation(
                 error_class=final.error_class or ErrorClass.AUTH,
                 confirmation=confirmation,
                 newer_is_usable=newer,
-                is_first=desk.nobody_answered(generation),
+                is_first=desk.standing.nobody_answered(generation),
                 park_seconds=execution.park_seconds if execution.park_seconds is not None else setting,
                 resumes=self._resumes,
                 max_resumes=self._office.settings.max_resumes,
@@ -145,6 +157,18 @@ class Course:
                 had_model=self._had_model,
             )
         )
+
+    async def _newer_while(self, confirming: asyncio.Task[Confirmation], generation: Generation) -> bool:
+        """Wait for a verdict; tell whether a newer generation came first, or with it. Less, if this one is stopped."""
+        execution, desk = self._execution, self._office.desk
+        confirming.add_done_callback(lambda _: desk.changed.tell())
+        change = desk.changed.wait()
+        while not (newer := desk.is_newer_usable(generation, execution.task.model)) and not confirming.done():
+            if not await self._wait(change, execution.total_at):
+                return False
+            change = desk.changed.wait()
+        change.close()
+        return newer
 
     async def _confirm(self, report: Report, generation: Generation) -> Confirmation:
         sighting = report.ending.evidence or report.ending.last_error if report.ending else None
@@ -157,6 +181,18 @@ class Course:
             rule=sighting.rule if sighting else "unknown",
             model=report.tally.model_name,
         )
+
+    async def _ask_first(self) -> None:
+        """Ask the API about the token that the next attempt would get."""
+        generation, confirmer = self._office.desk.current, self._office.confirmer
+        if generation is None or self._office.desk.standing.is_refused(generation):
+            return
+        asked_at = time.monotonic()
+        verdict = await confirmer.ask(generation, self._execution.task.model)
+        if verdict is ProbeVerdict.REFUSED:
+            confirmer.refused(generation, "probe")
+        elif verdict is ProbeVerdict.VALID:
+            confirmer.accepted(generation, asked_at)
 
     def _note_limit(self, report: Report, generation: Generation | None) -> None:
         sighting = report.ending.last_error if report.ending else None
@@ -173,9 +209,10 @@ class Course:
         if self._had_tool or self._session.session_id == self._execution.task.resume_session_id:
             return False
         self._session = self._execution.fresh_session()
+        self._had_model = False
         return True
 
-    def _next_session(self, restart: Restart) -> None:
+    def _restart(self, restart: Restart) -> None:
         """Choose how the next attempt begins."""
         execution = self._execution
         session_id = execution.record.session_id
@@ -183,11 +220,16 @@ class Course:
             self._session = Session(uuid.UUID(session_id), resumes=True, prompt=CONTINUE_PROMPT)
         else:
             self._session = execution.fresh_session()
+        if execution.record.attempts:
+            execution.record.metadata.resumes += 1
+            self._office.events.publish(
+                "execution.resumed", execution_id=execution.execution_id, attempts=len(execution.record.attempts)
+            )
 
     # -- waiting
 
     async def _park(self, seconds: float, generation: Generation | None) -> bool:
-        """Wait for a newer generation that can be used; False if none came in time."""
+        """Wait for a newer generation that can be used, or for this one to be good after all; False: in vain."""
         execution, desk = self._execution, self._office.desk
         until = min(time.monotonic() + seconds, execution.total_at)
         execution.park()
@@ -198,8 +240,16 @@ class Course:
             seconds=seconds,
         )
         log.info("execution parked for %g s", seconds, extra={"execution_id": execution.execution_id})
+        may_return = (
+            generation is not None
+            and desk.standing.is_refused(generation)
+            and self._resumes < self._office.settings.max_resumes
+        )
         change = desk.changed.wait()
         while not desk.is_newer_usable(generation, execution.task.model):
+            if may_return and generation is not None and desk.is_good_again(generation, execution.task.model):
+                self._resumes += 1
+                break
             if not await self._wait(change, until):
                 return False
             change = desk.changed.wait()
@@ -211,7 +261,9 @@ class Course:
         """Tell how an execution ends that was stopped, or whose time ran out, while it waited."""
         if (wish := self._execution.wish) is not None:
             return UNSTARTED[wish]
-        return UNSTARTED[StopReason.TIMEOUT] if time.monotonic() >= self._execution.total_at else None
+        # A timer may ring a little early.
+        over = time.monotonic() >= self._execution.total_at - CLOCK_SLACK_SECONDS
+        return UNSTARTED[StopReason.TIMEOUT] if over else None
 
     def _refused_at_admission(self) -> Verdict:
         try:

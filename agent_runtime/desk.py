@@ -186,9 +186,7 @@ class TokenDesk:
     def _is_closed(self, generation: Generation) -> bool:
         """Whether no execution may try this token, because it is refused and the probe will."""
         return (
-            self._probes
-            and self.standing.is_refused(generation)
-            and not self.standing.is_left_to_execution(generation)
+            self._probes and self.standing.is_refused(generation) and not self.standing.is_left_to_execution(generation)
         )
 
     @staticmethod

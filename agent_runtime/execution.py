@@ -36,7 +36,7 @@ class Execution:
     methods run on the event loop's thread; the attempt has a thread of its own and sends notes.
 
     Args:
-        accepted: Called with a generation when the API answered a request made with it, and since when the child had it.
+        accepted: Called when the API answered a request: made with which generation, and since when the child had it.
     """
 
     def __init__(
@@ -278,10 +278,11 @@ class Execution:
         metadata.cli_version = tally.cli_version or metadata.cli_version
         metadata.context_window = tally.context_window or metadata.context_window
         if tally.usage is not None:
-            metadata.input_tokens = tally.usage.input_tokens
-            metadata.output_tokens = tally.usage.output_tokens
-            metadata.cache_creation_tokens = tally.usage.cache_creation_input_tokens
-            metadata.cache_read_tokens = tally.usage.cache_read_input_tokens
+            usage = tally.usage
+            metadata.input_tokens = _sum(metadata.input_tokens, usage.input_tokens)
+            metadata.output_tokens = _sum(metadata.output_tokens, usage.output_tokens)
+            metadata.cache_creation_tokens = _sum(metadata.cache_creation_tokens, usage.cache_creation_input_tokens)
+            metadata.cache_read_tokens = _sum(metadata.cache_read_tokens, usage.cache_read_input_tokens)
         return report
 
     def judge(self, report: Report) -> Verdict:

@@ -46,7 +46,6 @@ class Situation:
         resumes: How often it was resumed without a newer generation.
         had_tool: A tool had run in the attempt.
         had_model: The model had said something in the session.
-        session_is_lost: The CLI did not know the session it was told to resume.
     """
 
     error_class: ErrorClass
@@ -58,7 +57,6 @@ class Situation:
     max_resumes: int
     had_tool: bool
     had_model: bool
-    session_is_lost: bool = False
 
     @property
     def restart(self) -> Restart:

@@ -100,6 +100,7 @@ def prove(
     user: str | None = None,
     called_off: threading.Event | None = None,
     mark: Callable[[], str] | None = None,
+    directory: Path | None = None,
     timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> Proof:
     """
@@ -110,6 +111,8 @@ def prove(
         user: As whom the CLI runs; None: as we do.
         called_off: Set it to end at once.
         mark: Gives a mark for each process, so that one that a killed supervisor has left is found again.
+        directory: Where the CLI's home is made, so that one that a killed supervisor has left is found again; the
+            system's own for temporary files where that is None, or where another user must get there.
         timeout_seconds: For each of the processes.
 
     Raises:
@@ -120,7 +123,9 @@ def prove(
     binary_hash = binary.content_hash()
     root: Path | None = None
     try:
-        root = Path(tempfile.mkdtemp(prefix="agent-runtime-proof-"))
+        if directory is not None and user is None:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root = Path(tempfile.mkdtemp(prefix="agent-runtime-proof-", dir=directory if user is None else None))
         _give(root, user)
         stage = _Stage(
             root, command, environ, user=user, called_off=called_off, mark=mark, timeout_seconds=timeout_seconds

@@ -140,7 +140,7 @@ class BackgroundProver:
     Args:
         environ: The supervisor's.
         user: As whom children run; None: as we do.
-        mark: As for :func:`agent_runtime.proof.prove`.
+        mark: As for :func:`agent_runtime.proof.prove`, and so is *directory*.
     """
 
     def __init__(
@@ -151,12 +151,14 @@ class BackgroundProver:
         *,
         user: str | None = None,
         mark: Callable[[], str] | None = None,
+        directory: Path | None = None,
     ) -> None:
         self._command = command
         self._environ = environ
         self._proofs = proofs
         self._user = user
         self._mark = mark
+        self._directory = directory
         self._lock = threading.Lock()
         self._called_off = threading.Event()
         self._thread: threading.Thread | None = None
@@ -195,7 +197,12 @@ class BackgroundProver:
             proof = self._proofs.known(self._command, path)
             if proof is None:
                 proof = prove(
-                    self._command, self._environ, user=self._user, called_off=self._called_off, mark=self._mark
+                    self._command,
+                    self._environ,
+                    user=self._user,
+                    called_off=self._called_off,
+                    mark=self._mark,
+                    directory=self._directory,
                 )
                 self._proofs.keep(binary, proof)
             log.info("the CLI %s takes a newer token from its file: %s", proof.version, proof.reach)

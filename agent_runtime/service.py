@@ -25,6 +25,7 @@ from agent_runtime.generations import GenerationLedger
 from agent_runtime.log import configure
 from agent_runtime.probe import Probe
 from agent_runtime.process import become_subreaper, new_mark, sweep_leftovers
+from agent_runtime.proofs import BackgroundProver, Proofs
 from agent_runtime.redaction import Redactor
 from agent_runtime.secret_file import SecretFile
 from agent_runtime.settings import PREFIX, unknown_variables
@@ -33,6 +34,7 @@ from agent_runtime.store.records import RecordStore
 from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
 from agent_runtime.supervisor import Supervisor
+from agent_runtime.webhook import Webhook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -96,10 +98,17 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
         # A supervisor that was killed may have left its children's files, which hold tokens.
         shutil.rmtree(data_dir / "run", ignore_errors=True)
         ledger = GenerationLedger(data_dir)
-        deliveries = Deliveries(
-            settings.token_delivery, FileDelivery(settings.config_dir, settings.child_user), _Unproven()
+        prover = BackgroundProver(
+            settings.claude,
+            environ,
+            Proofs(data_dir),
+            user=settings.child_user,
+            mark=functools.partial(new_mark, data_dir),
+            directory=_passable(_directory(data_dir / "run"), settings),
         )
+        deliveries = Deliveries(settings.token_delivery, FileDelivery(settings.config_dir, settings.child_user), prover)
         held.callback(deliveries.close)
+        deliveries.start()
         changes = SecretChanges(redactor, deliveries)
         secret = SecretFile(
             settings.token_file,
@@ -118,7 +127,7 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
             tasks=TaskStore(data_dir / "tasks", redactor),
             deliveries=deliveries,
             probe=None if settings.probe == "off" else Probe(environ),
-            events=EventLog(),
+            events=EventLog(redact=redactor.redact_text),
             environ=environ,
             run_dir=data_dir / "run",
             next_mark=functools.partial(new_mark, data_dir),
@@ -127,17 +136,6 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
         secret.start()
         held.callback(secret.stop)
         return asyncio.run(_serve(supervisor, listener, changes, redactor))
-
-
-class _Unproven:  # INTERIM until proofs.py has its Prover
-    def reach(self) -> None:
-        return None
-
-    def begin(self) -> None:
-        return None
-
-    def close(self) -> None:
-        return None
 
 
 class SecretChanges:
@@ -177,6 +175,10 @@ async def _serve(supervisor: Supervisor, listener: socket.socket, changes: Secre
     )
     server = Server(config)
     ending = Ending(supervisor, server)
+    webhook = None
+    if settings.events_url is not None:
+        webhook = Webhook(settings.events_url, access.read, supervisor.events, environ=supervisor.environ)
+        webhook.start()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.signalled, number)
@@ -188,6 +190,8 @@ async def _serve(supervisor: Supervisor, listener: socket.socket, changes: Secre
     await server.serve(sockets=[listener])
     await ending.finished()
     housekeeping.cancel()
+    if webhook is not None:
+        await webhook.stop()
     return 0
 
 
@@ -212,6 +216,8 @@ class Ending:
         try:
             await self._supervisor.drain(self._supervisor.settings.drain_timeout)
         finally:
+            # Who follows the events gets a last one, so that no open stream delays the exit.
+            self._supervisor.events.close()
             self._server.should_exit = True
 
     async def finished(self) -> None:
@@ -239,6 +245,14 @@ def _directory(path: Path) -> Path:
         raise CannotStart(f"cannot create the directory {path}: {error.strerror}") from None
     if not os.access(path, os.W_OK | os.X_OK):
         raise CannotStart(f"cannot write to the directory {path}")
+    return path
+
+
+def _passable(path: Path, settings: Settings) -> Path:
+    """Let children that run as another user pass through to the files that are theirs; they can list nothing."""
+    if settings.child_user is not None:
+        for directory in (path, path.parent):
+            directory.chmod(directory.stat().st_mode | 0o011)
     return path
 
 

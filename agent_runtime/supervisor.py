@@ -66,6 +66,7 @@ KEPT_IN_MEMORY = 200
 """Finished executions whose record stays in memory; older ones are read from the store."""
 
 TICK_SECONDS = 1.0
+_PROBE = "probe"
 PRUNE_TICKS = 600
 _OTHER_BODY = "this execution_id is known for another body; choose another id"
 
@@ -128,7 +129,8 @@ class Supervisor:
         self.tasks = tasks
         self.deliveries = deliveries
         self.events = events
-        self.desk = TokenDesk(secret, Standing(ledger), events)
+        self.environ = environ
+        self.desk = TokenDesk(secret, Standing(ledger), events, probes=probe is not None)
         self.slots = Slots(settings.slots, settings.queue, lambda: self.desk.holds_new_executions)
         self.changed = Change()
         self.started_at = time.time()
@@ -334,6 +336,7 @@ class Supervisor:
             for _ in range(PRUNE_TICKS):
                 await asyncio.sleep(TICK_SECONDS)
                 self.desk.warn_of_expiry()
+                self._retry_refused()
                 await asyncio.to_thread(reap_orphans)
 
     def _prune(self) -> None:
@@ -350,9 +353,10 @@ class Supervisor:
 
     # -- the token
 
-    def _accepted(self, generation: Generation) -> None:
-        self._confirmer.accepted(generation)
+    def _accepted(self, generation: Generation, since: float) -> None:
+        self._confirmer.accepted(generation, since)
         self.slots.grant()
+        self.desk.changed.tell()
 
     def secret_changed(self, status: SecretStatus) -> None:
         """Take a new status of the secret file."""
@@ -369,18 +373,34 @@ class Supervisor:
         self.changed.tell()
 
     async def _probe(self, generation: Generation) -> None:
-        """Ask the API about a token, and keep new executions waiting meanwhile."""
-        self.desk.standing.suspect(generation, "probe")
+        """Ask the API about a token, a refused one too; meanwhile new executions wait, or are still turned away."""
+        standing = self.desk.standing
+        was_refused = standing.is_refused(generation)
+        if was_refused and not standing.begin_try(generation, _PROBE, time.monotonic()):
+            return
+        standing.suspect(generation, _PROBE, time.monotonic())
         try:
             verdict = await self._confirmer.ask(generation)
             if verdict is ProbeVerdict.REFUSED:
-                self._confirmer.refused(generation, "probe")
+                self._confirmer.refused(generation, _PROBE)
             elif verdict is ProbeVerdict.VALID:
                 self._confirmer.accepted(generation)
+            elif was_refused:
+                standing.leave_to_execution(generation)
         finally:
-            self.desk.standing.unsuspect("probe")
+            standing.end_try(_PROBE)
+            standing.unsuspect(_PROBE)
             self.slots.grant()
             self.desk.changed.tell()
+
+    def _retry_refused(self) -> None:
+        """Let the probe try the token in use again, where it is refused and its pause is over."""
+        generation, standing = self.desk.current, self.desk.standing
+        if self.settings.probe == "off" or generation is None or not standing.is_refused(generation):
+            return
+        is_due = standing.retry_after_seconds(generation, time.monotonic()) <= 0
+        if is_due and not standing.is_left_to_execution(generation):
+            self._spawn(self._probe(generation), _PROBE)
 
     async def reload_token(self) -> bool:
         """Re-read the secret file now, and try a refused or limited token at once; tell whether it is another one."""
@@ -408,7 +428,7 @@ class Supervisor:
         if self.desk.holds_new_executions:
             return "token_suspect", "it is being found out whether the token is good"
         try:
-            resolve(self.settings.claude, self._surroundings.environ.get("PATH"))
+            resolve(self.settings.claude, self.environ.get("PATH"))
         except SpawnFailed as error:
             return "no_cli", str(error)
         return None

@@ -110,26 +110,32 @@ class Webhook:
         await asyncio.wait({self._task}, timeout=LAST_SECONDS)
         self._task.cancel()
         await asyncio.wait({self._task})
-        left = sum(event.type in POSTED for event in self._log.after(self._position)[0])
+        left = sum(event.type in POSTED for event in self._next())
         if left:
             logger.warning("events not posted before the end: %d", left)
 
     async def _run(self) -> None:
         while True:
             closed = self._log.closed
-            events, _ = self._log.after(self._position)
+            events = self._next()
             if not events:
                 if closed:
                     return
                 await self._log.wait(self._position)
                 continue
             event = events[0]
-            if missed := event.id - 1 - self._position:
-                self.dropped += missed
-                logger.warning("events lost before they could be posted: %d", missed)
             if event.type in POSTED:
                 await self._post(event)
             self._position = event.id
+
+    def _next(self) -> list[Event]:
+        """Return what is still to be posted, and take note of what has fallen out of the log meanwhile."""
+        events, _ = self._log.after(self._position)
+        if events and (missed := events[0].id - 1 - self._position):
+            self._position += missed
+            self.dropped += missed
+            logger.warning("events lost before they could be posted: %d", missed)
+        return events
 
     async def _post(self, event: Event) -> None:
         body = event.json

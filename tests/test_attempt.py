@@ -85,7 +85,7 @@ class Bench:
             redactor=Redactor(),
             environ={"PATH": os.environ["PATH"], "HOME": str(self.home)},
             run_dir=self.home / "run",
-            may_use=lambda _generation, _model: None,
+            may_use=lambda _generation, _model, _by: None,
         )
         order = Order(
             execution_id=f"execution-{uuid.uuid4()}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -12,7 +13,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -32,6 +32,7 @@ from tests.supervised import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 SCRIPTED = (sys.executable, "-m", "agent_runtime.standins.scripted_cli")
 SOMEBODY_ELSES = (
@@ -461,7 +462,7 @@ def test_auto_falls_back_to_variables_while_the_file_is_in_the_way_and_says_so(
 def test_file_where_it_is_not_possible_does_not_start(config_dir: Path) -> None:
     (config_dir / FILE_NAME).write_bytes(SOMEBODY_ELSES)
 
-    with pytest.raises(CannotStart, match="TOKEN_DELIVERY.*did not write"):
+    with pytest.raises(CannotStart, match=r"TOKEN_DELIVERY.*did not write"):
         Deliveries("file", FileDelivery(config_dir), KnownReach())
 
 
@@ -504,6 +505,7 @@ def test_a_binary_is_told_by_its_content_wherever_it_lies(tmp_path: Path) -> Non
 
     assert binary.files == (target,)
     assert binary.content_hash() == Binary.of((str(copy),), None).content_hash()
+    assert binary.content_hash() == hashlib.sha256(b"#!/bin/true\n").hexdigest()
     assert binary.content_hash() != Binary.of((str(link), "--more"), None).content_hash()
     target.write_bytes(b"#!/bin/false\n")
     assert Binary.of((str(link),), None).key != binary.key
@@ -519,10 +521,11 @@ def test_a_script_that_starts_the_cli_counts_with_what_it_starts(tmp_path: Path,
     before = Binary.of((str(wrapper),), None)
 
     assert before.files == (wrapper, program)
+    content_hash = before.content_hash()
     program.write_text("version 2, longer")
     after = Binary.of((str(wrapper),), None)
     assert after.key != before.key
-    assert after.content_hash() != before.content_hash()
+    assert after.content_hash() != content_hash
 
 
 # -- the proof
@@ -574,16 +577,18 @@ def test_a_proof_that_is_called_off_leaves_nothing_behind(tmp_path: Path) -> Non
     begun, cli = tmp_path / "begun", tmp_path / "claude"
     cli.write_text(f"#!/bin/sh\nsetsid sleep 60 & echo $! >>{begun}\nexec sleep 60\n")
     cli.chmod(0o755)
-    prover = BackgroundProver((str(cli),), scripted(), Proofs(tmp_path))
+    prover = BackgroundProver((str(cli),), scripted(), Proofs(tmp_path), directory=tmp_path / "run")
     prover.begin()
     prover.begin()
     eventually(lambda: begun.exists() and begun.read_text().endswith("\n"))
+    assert len(list((tmp_path / "run").iterdir())) == 1
     began = time.monotonic()
     prover.close()
 
     assert time.monotonic() - began < 10
     pids = [int(line) for line in begun.read_text().split()]
     assert len(pids) == 1
+    assert list((tmp_path / "run").iterdir()) == []
     assert not psutil.pid_exists(pids[0]) or psutil.Process(pids[0]).status() == psutil.STATUS_ZOMBIE
     assert prover.reach() is None
     prover.begin()

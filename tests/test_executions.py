@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import stat
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -15,7 +19,6 @@ from tests.supervised import OLD, Supervised, eventually, marked_processes, supe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 OK = {"script": [{"do": "init"}, {"do": "assistant", "text": "Hello."}, {"do": "result", "text": "Hello."}]}
 DEAD = {"script": [{"do": "init"}, {"do": "api_error", "status": 401}, {"do": "hang"}]}
@@ -485,3 +488,29 @@ def test_the_private_files_of_a_child_are_for_nobody_else_and_go_with_it(shared:
 
     assert modes == {0o600}
     assert [path for path in (shared.data_dir / "run").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may run children as another user")
+def test_children_run_as_another_user_and_cannot_read_what_is_the_supervisors() -> None:
+    with tempfile.TemporaryDirectory(prefix="agent-runtime-test-") as name:
+        home = Path(name)
+        home.chmod(0o755)
+        for part in ("config", "workspace"):
+            (home / part).mkdir()
+            shutil.chown(home / part, "nobody")
+        cli = home / "cli"
+        cli.write_text(
+            f"""#!/bin/sh
+            cat >/dev/null
+            said=$({{ id -un; ls {home}/data {home}/data/transcripts; cat {home}/secret/token; }} 2>&1 | tr '\\n"' '  ')
+            printf '{{"type":"system","subtype":"init","permissionMode":"bypassPermissions"}}\\n'
+            printf '{{"type":"result","subtype":"success","is_error":false,"result":"%s"}}\\n' "$said"
+            """
+        )
+        cli.chmod(0o755)
+        with supervised(home, claude=str(cli), flags=("--child-user", "nobody")) as running:
+            answer = running.post("x").json()
+
+        assert answer["status"] == "success", answer
+        assert answer["response"].startswith("nobody ")
+        assert answer["response"].count("Permission denied") == 3

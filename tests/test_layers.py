@@ -16,6 +16,17 @@ ORDER: tuple[tuple[str, ...], ...] = (
     # settings in, exit code out
     ("__main__",),
     ("cli",),
+    # the commands that ask a running supervisor, and the client they and backends use: they know it only by HTTP
+    ("console",),
+    ("console.run", "console.status", "console.drain"),
+    ("console.connection", "console.showing"),
+    ("console.exit_codes",),
+    ("client",),
+    ("client.asynchronous", "client.synchronous"),
+    ("client.calls", "client.carriage"),
+    ("client.submission", "client.following"),
+    ("client.talk",),
+    ("client.failures",),
     # the demo: a supervisor and the stand-ins around it
     ("demo",),
     ("demo.scenario",),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import logging
+import socket
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
-from agent_runtime.errors import AccessDenied
+from agent_runtime.errors import AccessDenied, InvalidRequest
 from agent_runtime.tokens import Token
 
 if TYPE_CHECKING:
@@ -71,6 +74,42 @@ class AccessKey:
 
         Raises:
             AccessDenied: It carries no key, or a wrong one.
+            InvalidRequest: Without a key, a web page may have been made to send it.
         """
-        if not self.allows(request):
+        if self._path is None:
+            refuse_rebinding(request)
+        elif not self.allows(request):
             raise AccessDenied("send the access key as a bearer token or in the access header")
+
+
+def refuse_rebinding(request: Request) -> None:
+    """
+    Refuse what a web page could make a browser on this machine send, where no key tells callers apart.
+
+    A page whose name was made to point here still sends its own name as ``Host``, and its own as ``Origin``. Addresses
+    and ``localhost`` cannot be pointed elsewhere, and the machine's own name is for its container's neighbours.
+
+    Raises:
+        InvalidRequest: The headers name somebody else.
+    """
+    host = _name_in(f"//{request.headers.get('host', '')}")
+    if not (host == "localhost" or host == socket.gethostname().lower() or _is_address(host)):
+        raise InvalidRequest("Host: must be an address or localhost where there is no access key")
+    origin = request.headers.get("origin")
+    if origin is not None and _name_in(origin) != host:
+        raise InvalidRequest("Origin: requests of web pages are not taken where there is no access key")
+
+
+def _name_in(url: str) -> str:
+    try:
+        return (urlsplit(url).hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

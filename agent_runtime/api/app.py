@@ -17,6 +17,8 @@ from starlette.routing import Route
 
 from agent_runtime import __version__, secret_content
 from agent_runtime.api import streams
+from agent_runtime.api.access import refuse_rebinding
+from agent_runtime.api.event_stream import event_stream
 from agent_runtime.api.problems import problem_response
 from agent_runtime.errors import (
     STATUS_BY_CLASS,
@@ -215,6 +217,11 @@ async def stream(api: Api, request: Request) -> Response:
     return StreamingResponse(streams.follow(view, after), headers=streams.HEADERS, media_type="text/event-stream")
 
 
+async def events(api: Api, request: Request) -> Response:
+    """Send what happens to the token and to executions."""
+    return event_stream(api.supervisor.events, request)
+
+
 # -- token and health
 
 
@@ -298,6 +305,8 @@ async def health(api: Api, request: Request) -> Response:
     status = "ok" if supervisor.unready is None else "degraded"
     if api.access.required and not api.access.allows(request):
         return _json({"status": status})
+    if not api.access.required:
+        refuse_rebinding(request)
     disk = os.statvfs(supervisor.transcripts.directory)
     return _json(
         {
@@ -316,6 +325,7 @@ async def health(api: Api, request: Request) -> Response:
             "last_task_at": _time(supervisor.last_task_at),
             "consecutive_failures": supervisor.consecutive_failures,
             "draining": supervisor.draining,
+            "delivery": supervisor.deliveries.state,
             "disk": {"free_bytes": disk.f_bavail * disk.f_frsize, "error": supervisor.records.trouble},
             "loop_lag_seconds": round(await _loop_lag(), 6),
             "uptime_seconds": round(time.time() - supervisor.started_at, 3),
@@ -339,6 +349,7 @@ ROUTES: tuple[Entry, ...] = (
     Entry("GET", "/api/executions/{id}/result", get_result),
     Entry("GET", "/api/executions/{id}/stream", stream),
     Entry("POST", "/api/executions/{id}/terminate", terminate),
+    Entry("GET", "/api/events", events),
     Entry("GET", "/api/token", get_token),
     Entry("POST", "/api/credentials/reload-token", reload_token),
     Entry("POST", "/api/drain", start_drain),

@@ -58,6 +58,7 @@ async def follow(
         elif closed:
             break
         else:
+            position = log.last_id  # of a position 0 with nothing after it: to wait there would be no wait
             try:
                 await asyncio.wait_for(log.wait(position), keep_alive_seconds)
             except TimeoutError:

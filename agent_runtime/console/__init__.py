@@ -1,0 +1,120 @@
+"""
+The commands that ask a running supervisor: ``run``, ``status``, ``drain``.
+
+Here are only their arguments, so that the parser is built without the HTTP client.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent_runtime.console.exit_codes import EXIT_CODES
+from agent_runtime.settings import PREFIX
+
+if TYPE_CHECKING:
+    import argparse
+
+Subparsers = Any
+"""What ``add_subparsers`` returns; argparse does not name its type."""
+
+
+def default_url() -> str:
+    """Tell where the supervisor of this container listens, as its own settings say."""
+    if url := os.environ.get(f"{PREFIX}URL"):
+        return url
+    host = os.environ.get(f"{PREFIX}HOST") or "127.0.0.1"
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - compared, not listened on
+    return f"http://{host}:{os.environ.get(f'{PREFIX}PORT') or 8000}"
+
+
+def add_run(commands: Subparsers) -> None:
+    """Add ``run PROMPT``."""
+    parser = commands.add_parser(
+        "run",
+        help="submit a task to a running supervisor and follow it",
+        description="Submit a task to a running supervisor, show what happens, and exit with its outcome. Ctrl-C ends "
+        "the execution; a second one leaves it running, as does anything else that ends this command.",
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="the task; - reads it on stdin")
+    _add_connection(parser)
+    parser.add_argument("--execution-id", metavar="ID", help="the same id joins, or gets the kept answer [a new one]")
+    parser.add_argument("--model", metavar="MODEL", help="the model [the CLI's]")
+    parser.add_argument("--system-prompt", metavar="TEXT", help="added to the CLI's own")
+    parser.add_argument("--allowed-tool", metavar="TOOL", action="append", help="may be given several times")
+    parser.add_argument("--disallowed-tool", metavar="TOOL", action="append", help="may be given several times")
+    parser.add_argument("--max-turns", metavar="N", type=int, help="end it after so many turns")
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, help="for the whole execution [the supervisor's]")
+    parser.add_argument("--park", metavar="SECONDS", type=float, help="how long it may wait for a newer token")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        metavar="SECONDS",
+        default=60.0,
+        help="how long to keep trying when it does not answer, is full or drains [%(default)g]",
+    )
+    parser.add_argument("--resume-session", metavar="ID", help="go on with an earlier session of the CLI")
+    parser.add_argument("--detach", action="store_true", help="print the execution's id and leave it running")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line: events, then the answer")
+    parser.set_defaults(run=_run)
+
+
+def add_status(commands: Subparsers) -> None:
+    """Add ``status``."""
+    parser = commands.add_parser(
+        "status",
+        help="show slots, token and executions of a running supervisor",
+        description="Show slots, token and executions of a running supervisor.",
+        epilog="exit codes: 0 it answered, 2 the request is at fault, 75 out of reach",
+    )
+    _add_connection(parser)
+    parser.add_argument("--limit", metavar="N", type=int, default=20, help="how many executions [%(default)s]")
+    parser.add_argument("--json", action="store_true", help="for scripts")
+    parser.set_defaults(run=_status)
+
+
+def add_drain(commands: Subparsers) -> None:
+    """Add ``drain``."""
+    parser = commands.add_parser(
+        "drain",
+        help="let nobody in any more; for preStop hooks",
+        description="Let no execution in any more; the running go on.",
+        epilog="exit codes: 0 done, 1 --timeout is over, 2 the request is at fault, 75 out of reach",
+    )
+    _add_connection(parser)
+    parser.add_argument("--wait", action="store_true", help="until all executions have ended")
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, help="for --wait [as long as it takes]")
+    parser.add_argument("--call-off", action="store_true", help="let executions in again")
+    parser.set_defaults(run=_drain)
+
+
+def _add_connection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", default=default_url(), help=f"where it listens [%(default)s] ({PREFIX}URL)")
+    key_file = os.environ.get(f"{PREFIX}ACCESS_KEY_FILE")
+    parser.add_argument(
+        "--key-file",
+        type=Path,
+        metavar="FILE",
+        default=Path(key_file) if key_file else None,
+        help=f"file with the access key ({PREFIX}ACCESS_KEY_FILE)",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from agent_runtime.console.run import run  # noqa: PLC0415 - the parser needs no HTTP client
+
+    return run(options)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from agent_runtime.console.status import status  # noqa: PLC0415 - as above
+
+    return status(options)
+
+
+def _drain(options: argparse.Namespace) -> int:
+    from agent_runtime.console.drain import drain  # noqa: PLC0415 - as above
+
+    return drain(options)

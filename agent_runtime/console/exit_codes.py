@@ -1,0 +1,12 @@
+"""What the exit codes of ``run``, ``status`` and ``drain`` say."""
+
+EXIT_SUCCESS = 0
+EXIT_FAILED = 1
+EXIT_REFUSED = 2
+EXIT_TRY_LATER = 75
+"""EX_TEMPFAIL. Source: https://man7.org/linux/man-pages/man3/sysexits.h.3head.html"""
+
+EXIT_CANCELLED = 130
+EXIT_BROKEN_PIPE = 141
+
+EXIT_CODES = "exit codes: 0 success, 1 failed, 2 the request is at fault, 75 turned away or out of reach, 130 cancelled"

@@ -1,0 +1,158 @@
+"""What a person sees of an execution's events, and what a script does."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+import msgspec
+
+from agent_runtime.client import ProblemError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent_runtime.client import Answer, ClientError, StreamEvent
+
+SUMMARY_LENGTH = 160
+TELLING_FIELDS = ("command", "file_path", "path", "pattern", "url", "query", "description", "prompt", "skill")
+"""Inputs of the CLI's tools that say best what a call is about. Source: ``tests/recorded``, Claude Code 2.1.330."""
+
+_BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_CONTROLS = dict.fromkeys((*range(32), *range(127, 160), *_BIDI), "�")
+_TEXT = _CONTROLS | {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
+_LINE = _CONTROLS | {ord("\n"): " ", ord("\t"): " ", ord("\r"): ""}
+
+
+class Showing(Protocol):
+    """Where the events of an execution go."""
+
+    def event(self, event: StreamEvent) -> None:
+        """Show one event."""
+
+    def answer(self, answer: Answer) -> None:
+        """Show how it ended."""
+
+    def failed(self, error: ClientError) -> None:
+        """Show why there is no answer."""
+
+
+def text_of(value: object) -> str:
+    """Make text harmless for a terminal: what a model or a tool wrote must not drive it."""
+    return str(value).translate(_TEXT)
+
+
+def line_of(value: object) -> str:
+    """Make one short line of anything."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    head = text[: SUMMARY_LENGTH * 4].translate(_LINE).strip()
+    return head if len(head) <= SUMMARY_LENGTH else head[: SUMMARY_LENGTH - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+class Live:
+    """Write what happens as a person reads it: text as it is, each tool call and each state on a line of its own."""
+
+    def __init__(self, sink: TextIO) -> None:
+        self._sink = sink
+        self._state: str | None = None
+        self._last_text: str | None = None
+
+    def event(self, event: StreamEvent) -> None:
+        """Show one event."""
+        for line in self._lines(event):
+            self._sink.write(line + "\n")
+        self._sink.flush()
+
+    def answer(self, answer: Answer) -> None:
+        """Show how it ended, in one line."""
+        told = answer.metadata
+        parts = [answer.status]
+        if isinstance(turns := told.get("num_turns"), int):
+            parts.append(f"{turns} turn{'' if turns == 1 else 's'}")
+        if isinstance(milliseconds := told.get("duration_ms"), int | float):
+            parts.append(f"{milliseconds / 1000:.1f} s")
+        if isinstance(cost := told.get("cost_usd"), int | float):
+            parts.append(f"${cost:.4f}")
+        parts.append(f"execution {answer.execution_id}")
+        self._sink.write(f"[{line_of(', '.join(parts))}]\n")
+        self._sink.flush()
+
+    def failed(self, error: ClientError) -> None:
+        """Show nothing: the sentence goes to stderr."""
+
+    def _lines(self, event: StreamEvent) -> Iterator[str]:
+        if event.name == "message":
+            yield from self._frame(event.data)
+        elif event.name == "state" and event.data.get("state") not in (self._state, "finished"):
+            self._state = str(event.data.get("state"))
+            yield f"[{line_of(self._state)}]"
+        elif event.name == "gap":
+            yield f"[lines {event.data.get('first')} to {event.data.get('last')} are missing]"
+
+    def _frame(self, frame: dict[str, Any]) -> Iterator[str]:
+        kind = frame.get("type"), frame.get("subtype")
+        if kind[0] == "assistant":
+            indent = "  " if frame.get("parent_tool_use_id") else ""
+            for block in _blocks(frame):
+                if block.get("type") == "tool_use":
+                    yield f"{indent}> {line_of(_call(block))}"
+                elif block.get("type") == "text" and isinstance(block.get("text"), str):
+                    self._last_text = block["text"].strip()
+                    mark = "! " if frame.get("error") else ""
+                    yield "\n".join(indent + mark + line for line in text_of(self._last_text).splitlines())
+        elif kind == ("system", "init"):
+            yield f"[model {line_of(frame.get('model'))}, session {line_of(frame.get('session_id'))}]"
+        elif kind == ("system", "api_retry"):
+            status = frame.get("error_status") or "nothing"
+            yield f"! the API answered {line_of(status)} ({line_of(frame.get('error'))}): the CLI tries again"
+        elif kind[0] == "result" and isinstance(frame.get("result"), str):
+            text = frame["result"].strip()
+            if text and text != self._last_text:
+                yield text_of(text)
+
+
+class JsonLines:
+    """Write one JSON object a line: ``{"event", "id", "data"}``, and last ``answer`` or ``problem``."""
+
+    def __init__(self, sink: TextIO) -> None:
+        self._sink = sink
+
+    def event(self, event: StreamEvent) -> None:
+        """Write one event."""
+        self._write(event.name, event.data, event.id)
+
+    def answer(self, answer: Answer) -> None:
+        """Write the answer, without the frames: they have come as events."""
+        fields = msgspec.to_builtins(answer)
+        del fields["execution_log"], fields["truncated_log"]
+        self._write("answer", fields)
+
+    def failed(self, error: ClientError) -> None:
+        """Write why there is no answer."""
+        if isinstance(error, ProblemError):
+            told = msgspec.to_builtins(error.problem)
+            self._write("problem", {name: value for name, value in told.items() if value is not None})
+        else:
+            self._write("problem", {"detail": str(error)})
+
+    def _write(self, name: str, data: dict[str, Any], number: int | None = None) -> None:
+        line = {"event": name, **({} if number is None else {"id": number}), "data": data}
+        self._sink.write(json.dumps(line) + "\n")
+        self._sink.flush()
+
+
+def _blocks(frame: dict[str, Any]) -> list[dict[str, Any]]:
+    message = frame.get("message")
+    content = message.get("content") if isinstance(message, dict) else None
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    return [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
+
+
+def _call(block: dict[str, Any]) -> str:
+    """Tell a tool call: its name, and the input that says best what it is about."""
+    given = block.get("input")
+    fields = given if isinstance(given, dict) else {}
+    telling = next((fields[name] for name in TELLING_FIELDS if isinstance(fields.get(name), str)), None)
+    about = line_of(telling if telling is not None else fields) if fields else ""
+    return f"{block.get('name')}: {about}" if about else str(block.get("name"))

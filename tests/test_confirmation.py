@@ -1,0 +1,161 @@
+"""Confirmation: what becomes of a token that was refused once; the API is a stand-in on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_runtime.confirmation import Confirmer
+from agent_runtime.events import EventLog
+from agent_runtime.generations import Generation, GenerationLedger
+from agent_runtime.ladder import Confirmation
+from agent_runtime.probe import Probe
+from agent_runtime.standing import Standing
+from agent_runtime.standins.messages_api import MessagesApi, serve
+from agent_runtime.tokens import Token
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOKEN = Token("sk-ant-oat01-the-token-of-these-tests-00000000000000")
+GENERATION = Generation(1, TOKEN, 0.0)
+CONFIRMED, GOOD, OPEN = Confirmation.CONFIRMED, Confirmation.GOOD, Confirmation.OPEN
+
+
+@pytest.fixture
+def api() -> MessagesApi:
+    return MessagesApi()
+
+
+@pytest.fixture
+def url(api: MessagesApi) -> Iterator[str]:
+    with serve(api) as base_url:
+        yield base_url
+
+
+class Asked:
+    """A confirmer with what it writes to; *url* None: the probe is off."""
+
+    def __init__(self, url: str | None, seconds: float = 5.0) -> None:
+        self.standing = Standing(GenerationLedger(None))
+        self.events = EventLog()
+        probe = None if url is None else Probe({"ANTHROPIC_BASE_URL": url}, timeout_seconds=seconds)
+        self.confirmer = Confirmer(self.standing, probe, self.events)
+
+    async def confirm(self, by: str | None = "one", *, may_condemn: bool = True) -> Confirmation:
+        return await self.confirmer.confirm(GENERATION, by=by, may_condemn=may_condemn, rule="seen", model=None)
+
+    @property
+    def refusals(self) -> list[object]:
+        return [event.data["rule"] for event in self.events.after(0)[0] if event.type == "token.refused"]
+
+
+@pytest.mark.parametrize(
+    ("probe", "may_condemn", "expected", "rules"),
+    [
+        ("valid", True, GOOD, []),
+        ("valid", False, GOOD, []),
+        ("expired", True, CONFIRMED, ["probe"]),
+        ("expired", False, CONFIRMED, ["probe"]),
+        ("server_error", True, CONFIRMED, ["seen"]),
+        ("server_error", False, OPEN, []),
+        ("hang", True, CONFIRMED, ["seen"]),
+        ("off", True, CONFIRMED, ["seen"]),
+        ("off", False, OPEN, []),
+    ],
+)
+def test_the_probe_decides_and_where_it_cannot_what_was_seen_before_any_tool(  # noqa: PLR0917 - a table
+    api: MessagesApi, url: str, probe: str, may_condemn: bool, expected: Confirmation, rules: list[str]
+) -> None:
+    if probe not in {"valid", "off"}:
+        api.on(TOKEN, probe)
+    asked = Asked(None if probe == "off" else url, seconds=0.3 if probe == "hang" else 5.0)
+
+    assert asyncio.run(asked.confirm(may_condemn=may_condemn)) is expected
+
+    assert asked.refusals == rules
+    assert asked.standing.is_refused(GENERATION) is (expected is CONFIRMED)
+    assert asked.standing.is_suspect(GENERATION) is (expected is OPEN), "open until somebody has found out"
+
+
+@pytest.mark.parametrize(("reply", "expected"), [("expired", CONFIRMED), (None, GOOD)])
+def test_however_many_meet_it_at_once_one_question_is_asked_and_one_refusal_told(
+    api: MessagesApi, url: str, reply: str | None, expected: Confirmation
+) -> None:
+    if reply:
+        api.on(TOKEN, reply)
+    asked = Asked(url)
+
+    async def all_at_once() -> list[Confirmation]:
+        return await asyncio.gather(*(asked.confirm(f"execution-{n}") for n in range(16)))
+
+    assert asyncio.run(all_at_once()) == [expected] * 16
+
+    assert api.seen(TOKEN).requests == 1
+    assert asked.refusals == (["probe"] if expected is CONFIRMED else [])
+    assert not asked.standing.is_suspect(GENERATION)
+
+
+def test_a_refusal_that_is_known_is_not_asked_about_again(api: MessagesApi, url: str) -> None:
+    api.on(TOKEN, "expired")
+    asked = Asked(url)
+
+    async def twice() -> list[Confirmation]:
+        return [await asked.confirm("one"), await asked.confirm("another", may_condemn=False)]
+
+    assert asyncio.run(twice()) == [CONFIRMED, CONFIRMED]
+    assert api.seen(TOKEN).requests == 1
+
+
+def test_while_the_question_is_out_the_token_is_suspect_but_not_for_an_older_one(api: MessagesApi, url: str) -> None:
+    api.on(TOKEN, "hang")
+    asked = Asked(url, seconds=0.5)
+
+    async def look(by: str | None) -> bool:
+        asking = asyncio.ensure_future(asked.confirm(by, may_condemn=False))
+        await asyncio.to_thread(api.wait_for_requests, TOKEN, api.seen(TOKEN).requests + 1)
+        suspect = asked.standing.is_suspect(GENERATION)
+        await asking
+        return suspect
+
+    assert not asyncio.run(look(None))
+    assert asyncio.run(look("one"))
+
+
+def test_one_that_is_condemned_by_another_meanwhile_is_not_open(api: MessagesApi, url: str) -> None:
+    api.on(TOKEN, "server_error")
+    asked = Asked(url)
+
+    async def both() -> list[Confirmation]:
+        return list(await asyncio.gather(asked.confirm("one"), asked.confirm("another", may_condemn=False)))
+
+    assert asyncio.run(both()) == [CONFIRMED, CONFIRMED]
+    assert asked.refusals == ["seen"]
+
+
+def test_a_confirmation_runs_to_its_end_though_nobody_waits_for_it(api: MessagesApi, url: str) -> None:
+    api.on(TOKEN, "expired")
+    asked = Asked(url)
+
+    async def leave() -> Confirmation:
+        begun = asked.confirmer.begin(asked.confirm())
+        waiting = asyncio.ensure_future(asyncio.wait_for(asyncio.shield(begun), 10))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        return await begun
+
+    assert asyncio.run(leave()) is CONFIRMED
+    assert asked.refusals == ["probe"]
+
+
+def test_a_token_is_accepted_again_only_by_a_request_from_after_the_refusal() -> None:
+    asked = Asked(None)
+    asyncio.run(asked.confirm())
+
+    asked.confirmer.accepted(GENERATION, since=0.0)
+    assert asked.standing.is_refused(GENERATION)
+    asked.confirmer.accepted(GENERATION)
+
+    assert not asked.standing.is_refused(GENERATION)

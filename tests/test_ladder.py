@@ -1,0 +1,99 @@
+"""The ladder: what happens to an execution whose token was refused or limited, decided by one pure function."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from agent_runtime.errors import ErrorClass
+from agent_runtime.ladder import AUTO_PARK_SECONDS, Answer, Confirmation, GoOn, Park, Restart, Situation, decide
+
+AUTH, RATE_LIMIT, UPSTREAM = ErrorClass.AUTH, ErrorClass.RATE_LIMIT, ErrorClass.UPSTREAM
+CONFIRMED, GOOD, OPEN = Confirmation.CONFIRMED, Confirmation.GOOD, Confirmation.OPEN
+RESUME, AFRESH = Restart.RESUME, Restart.AFRESH
+
+DEAD = Situation(
+    error_class=AUTH,
+    confirmation=CONFIRMED,
+    newer_is_usable=False,
+    is_first=True,
+    park_seconds=None,
+    resumes=0,
+    max_resumes=3,
+    had_tool=True,
+    had_model=True,
+)
+"""The first one to meet a confirmed refusal, in the middle of its work, with nothing but defaults."""
+
+
+@pytest.mark.parametrize("confirmation", Confirmation)
+@pytest.mark.parametrize("error_class", [AUTH, RATE_LIMIT])
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("park_seconds", [None, 0.0, 5.0])
+@pytest.mark.parametrize("resumes", [0, 3, 100])
+def test_a_newer_generation_is_gone_on_with_whatever_else_holds_and_never_counts(
+    confirmation: Confirmation, error_class: ErrorClass, is_first: bool, park_seconds: float | None, resumes: int
+) -> None:
+    situation = replace(
+        DEAD,
+        newer_is_usable=True,
+        confirmation=confirmation,
+        error_class=error_class,
+        is_first=is_first,
+        park_seconds=park_seconds,
+        resumes=resumes,
+    )
+
+    assert decide(situation) == GoOn(RESUME, counts=False)
+
+
+@pytest.mark.parametrize("error_class", [AUTH, RATE_LIMIT])
+@pytest.mark.parametrize(
+    ("park_seconds", "is_first", "expected"),
+    [
+        (None, True, None),
+        (None, False, AUTO_PARK_SECONDS),
+        (0.0, True, None),
+        (0.0, False, None),
+        (5.0, True, 5.0),
+        (5.0, False, 5.0),
+    ],
+    ids=["auto, first", "auto, later", "none, first", "none, later", "a number, first", "a number, later"],
+)
+def test_what_is_confirmed_is_answered_or_waited_out(
+    error_class: ErrorClass, park_seconds: float | None, is_first: bool, expected: float | None
+) -> None:
+    decision = decide(replace(DEAD, error_class=error_class, park_seconds=park_seconds, is_first=is_first))
+
+    assert decision == (Answer(error_class) if expected is None else Park(RESUME, expected))
+
+
+@pytest.mark.parametrize("confirmation", [GOOD, OPEN])
+@pytest.mark.parametrize(
+    ("resumes", "max_resumes", "goes_on"), [(0, 3, True), (2, 3, True), (3, 3, False), (0, 0, False), (4, 3, False)]
+)
+def test_what_is_not_confirmed_is_resumed_so_often_and_never_called_refused(
+    confirmation: Confirmation, resumes: int, max_resumes: int, goes_on: bool
+) -> None:
+    decision = decide(replace(DEAD, confirmation=confirmation, resumes=resumes, max_resumes=max_resumes))
+
+    assert decision == (GoOn(RESUME, counts=True) if goes_on else Answer(UPSTREAM))
+
+
+def test_resumes_do_not_bound_how_long_a_confirmed_refusal_may_be_waited_out() -> None:
+    assert decide(replace(DEAD, is_first=False, resumes=3)) == Park(RESUME, AUTO_PARK_SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("had_tool", "had_model", "restart"),
+    [(True, True, RESUME), (True, False, RESUME), (False, True, RESUME), (False, False, AFRESH)],
+)
+@pytest.mark.parametrize("change", [{"newer_is_usable": True}, {"confirmation": GOOD}, {"is_first": False}], ids=str)
+def test_progress_is_resumed_and_what_has_none_is_begun_again(
+    had_tool: bool, had_model: bool, restart: Restart, change: dict[str, object]
+) -> None:
+    decision = decide(replace(DEAD, had_tool=had_tool, had_model=had_model, **change))  # type: ignore[arg-type]  # a table
+
+    assert isinstance(decision, GoOn | Park)
+    assert decision.restart is restart
