@@ -52,6 +52,7 @@ class Execution:
         timeout_seconds: float,
         accepted: Callable[[Generation, float], None],
         save: Callable[[ExecutionRecord], None],
+        tell: Callable[[str, int], None],
         previous: ExecutionRecord | None = None,
     ) -> None:
         self.task = task
@@ -65,6 +66,8 @@ class Execution:
         self._next_mark = next_mark
         self._accepted = accepted
         self._save = save
+        self._tell = tell
+        self._has_started = False
         self._admitted_at = time.monotonic()
         self._timeout_seconds = timeout_seconds
         self._attempt: Attempt | None = None
@@ -228,6 +231,9 @@ class Execution:
             record.metadata.token_fingerprint = token.fingerprint
             self._go(Event.SPAWNED)
             self._save(record)
+            if not self._has_started:
+                self._has_started = True
+                self._tell("execution.started", note.generation.number)
             log.info(
                 "attempt spawned: pid=%d generation=%d fingerprint=%s",
                 note.pid,

@@ -197,6 +197,7 @@ class Supervisor:
             timeout_seconds=task.timeout_seconds or self.settings.timeout,
             accepted=self._accepted,
             save=self._save,
+            tell=lambda kind, number: self.events.publish(kind, execution_id=execution_id, generation=number),
             previous=previous,
         )
         self._live[execution_id] = execution
@@ -205,6 +206,7 @@ class Supervisor:
         self._save(execution.record)
         self.tasks.keep(execution_id, task)
         log.info("execution admitted", extra={"execution_id": execution_id})
+        self.events.publish("execution.admitted", execution_id=execution_id)
         ticket = None if parks else self.slots.enqueue()
         self._spawn(self._own(execution, Course(execution, self._office, ticket)), execution_id)
         return execution

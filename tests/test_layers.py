@@ -33,6 +33,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("demo.execution",),
     ("demo.stage", "demo.report"),
     ("demo.choice", "demo.interruptions", "demo.outside", "demo.timeline"),
+    ("doctor",),
     # the composition root
     ("service",),
     # HTTP: parse, call, serialise
@@ -48,6 +49,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("standing", "slots"),
     # one execution and one CLI process
     ("execution",),
+    ("proofs",),
     ("attempt", "proof"),
     # what goes out by itself: the question to the API, events to a backend
     ("webhook", "probe"),

@@ -106,7 +106,7 @@ class Api:
         self._key_helper = key_helper
         self._pinned: Credential | None = None
         self._pause_factor = float(run.environment.get("SCRIPTED_CLI_PAUSE_FACTOR", "1"))
-        self._limit_told = False
+        self._limit_told: str | None = None
 
     def credential(self) -> Credential | None:
         """The credential of the next request; the file is read anew each time from 2.1.30 on."""
@@ -200,17 +200,25 @@ class Api:
         raise GaveUp
 
     def _tell_limit(self, headers: Mapping[str, str]) -> None:
-        if self._run.options.version < frames.SINCE_API_RETRY or self._limit_told:
+        """
+        Print the account's standing with its limits, once and whenever it changes.
+
+        Source: Claude Code 2.1.330 says ``allowed`` at the first answer and ``rejected`` later in the same run.
+        """
+        if self._run.options.version < frames.SINCE_API_RETRY:
             return
         prefix = "anthropic-ratelimit-unified-"
         status = headers.get(prefix + "status") or ("allowed" if "content-type" in headers else None)
         if status == "allowed" and "text/event-stream" not in headers.get("content-type", ""):
             return
-        self._limit_told = True
+        status = status or "allowed"
+        if status == self._limit_told:
+            return
+        self._limit_told = status
         reset = headers.get(prefix + "reset")
         self._run.emit(
             frames.rate_limit_event(
-                status or "allowed",
+                status,
                 limit_type=headers.get(prefix + "representative-claim"),
                 resets_at=int(reset) if reset else None,
             )
