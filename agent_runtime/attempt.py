@@ -517,8 +517,7 @@ class Attempt:
         if self._kill_at < math.inf:
             return  # what it says on being stopped is about the stop
         self._last_error = sighting.or_sharper(self._last_error)
-        if (loaded := self._around.secret.status.generation) is not None:
-            self.token_loaded(loaded)
+        self._look_for_newer(refused=sighting.is_evidence)
         if self._evidence is None:
             self._report.generation = self._charged(read_at)
         if not sighting.is_evidence or self._evidence is not None:
@@ -535,6 +534,17 @@ class Attempt:
             line=self._around.redactor.redact(data[:EVIDENCE_LINE_BYTES], truncated=True).decode(errors="replace"),
             seconds_to_signal=None if signalled_at is None else round(signalled_at - read_at, 6),
         )
+
+    def _look_for_newer(self, *, refused: bool) -> None:
+        """See whether a newer token is where the child looks; *refused*: it is looking now."""
+        secret = self._around.secret
+        if refused and self._delivered is not None and self._delivered.reach is not Reach.NEVER:
+            # One that was written just now, and that nobody has noticed yet, would cost the attempt.
+            secret.poll()
+        if (loaded := secret.status.generation) is not None:
+            self.token_loaded(loaded)
+        if refused:
+            self._take_waiting()
 
     def _charged(self, now: float) -> Generation:
         """

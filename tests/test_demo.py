@@ -37,8 +37,8 @@ if name in os.environ:  # not so for --version
     if not kept.exists():
         kept.write_text(os.environ[name])
     os.environ[name] = kept.read_text()
-    given = next(word for word in sys.argv if word.startswith("--settings="))
-    pathlib.Path(given.partition("=")[2]).parents[2].joinpath("note").write_text("I was given " + os.environ[name])
+    given = sys.argv[sys.argv.index("--settings") + 1]
+    pathlib.Path(given).parents[2].joinpath("note").write_text("I was given " + os.environ[name])
 """
 HIDES_THE_REFUSAL = """
 def hide(api, error, attempt, credential):

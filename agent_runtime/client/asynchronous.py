@@ -63,7 +63,7 @@ class AgentClient:
         self._calls = Calls(patience_seconds, max_resumes)
         self._http = httpx.AsyncClient(
             trust_env=False,
-            transport=transport or httpx.AsyncHTTPTransport(**carriage.transport_options(verify)),
+            transport=transport or httpx.AsyncHTTPTransport(**carriage.transport_options(self.base_url, verify)),
         )
 
     def __repr__(self) -> str:

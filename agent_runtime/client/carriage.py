@@ -61,6 +61,12 @@ def headers_of(response: httpx.Response) -> Mapping[str, str]:
     return dict(response.headers)
 
 
-def transport_options(verify: Any) -> dict[str, Any]:
-    """Say how connections are made; *verify* as httpx takes it."""
-    return {"verify": verify, "trust_env": False, "limits": LIMITS, "socket_options": SOCKET_OPTIONS}
+def transport_options(url: str, verify: Any) -> dict[str, Any]:
+    """Say how connections to *url* are made; *verify* as httpx takes it."""
+    # Reading the system's certificates takes longer than a request; no redirect is followed from http to https.
+    return {
+        "verify": verify if url.startswith("https:") else False,
+        "trust_env": False,
+        "limits": LIMITS,
+        "socket_options": SOCKET_OPTIONS,
+    }

@@ -62,7 +62,7 @@ class SyncAgentClient:
         self._calls = Calls(patience_seconds, max_resumes)
         self._http = httpx.Client(
             trust_env=False,
-            transport=transport or httpx.HTTPTransport(**carriage.transport_options(verify)),
+            transport=transport or httpx.HTTPTransport(**carriage.transport_options(self.base_url, verify)),
         )
 
     def __repr__(self) -> str:

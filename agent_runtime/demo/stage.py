@@ -41,6 +41,8 @@ SUPERVISOR_SETTINGS = {
     "STOP_GRACE": "1",
     "DRAIN_TIMEOUT": "2",
     "LOG_LEVEL": "info",
+    "TOKEN_DELIVERY": "env",  # the promises are those of a token that is fixed at the spawn, on every version alike
+    "PARK": "0",
 }
 
 
