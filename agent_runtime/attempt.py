@@ -571,6 +571,7 @@ class Attempt:
                 child.kill()
                 self._report.sweep = child.sweep(time.monotonic() + SWEEP_SECONDS)
             ended = child.poll()
+            self._report.tally.redact(self._around.redactor.redact_text)
             # Not at the evidence: stderr is read first, so the frame of the tool that forged it may come later.
             self._report.used_tool = self._report.tally.tool_count > 0
             self._report.ending = Ending(

@@ -258,7 +258,7 @@ class Execution:
     def _add_up(self, report: Report) -> Report:
         """Put what the attempt amounts to into the record."""
         record, tally = self.record, report.tally
-        record.session_id = tally.session_id or record.session_id
+        record.session_id = _uuid_text(tally.session_id) or record.session_id
         self.result_text = tally.result.text if tally.result is not None else None
         self.result_line = report.result_line or self.result_line
         if report.pid is not None:
@@ -333,6 +333,14 @@ def _session_to_resume(previous: ExecutionRecord, task: Task) -> uuid.UUID | Non
     if previous.request_digest != task.digest or previous.error_class not in RESUMABLE:
         return None
     return uuid.UUID(previous.session_id) if previous.session_id else None
+
+
+def _uuid_text(text: str | None) -> str | None:
+    """Take a session id from a frame only if it is one: anything can print a frame."""
+    try:
+        return None if text is None else str(uuid.UUID(text))
+    except ValueError:
+        return None
 
 
 def _token_record(generation: Generation, delivered_at: float) -> TokenRecord:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agent_runtime.frames import SYNTHETIC_MODEL
 from agent_runtime.verdict import Result
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agent_runtime.frames import Frame, Usage
 
 
@@ -61,6 +64,14 @@ class Tally:
                     self._open_tools.discard(block.tool_use_id)
         elif frame.type == "result":
             self._result(frame)
+
+    def redact(self, redact: Callable[[str], str]) -> None:
+        """Apply *redact* to every text that was taken from a frame and will be shown."""
+        self.session_id = redact(self.session_id) if self.session_id is not None else None
+        self.model_name = redact(self.model_name) if self.model_name is not None else None
+        self.cli_version = redact(self.cli_version) if self.cli_version is not None else None
+        if self.result is not None and self.result.text is not None:
+            self.result = replace(self.result, text=redact(self.result.text))
 
     def _system(self, frame: Frame) -> None:
         if frame.subtype == "init":

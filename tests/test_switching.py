@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PROMPT = "[[script:work]] Do it."
 PLAIN = "Say hello."
-PARK_FOREVER = ("--park", "600")
+WAITING = ("--park", "600")
 ANSWERED_WITHIN_SECONDS = 20.0
 """Ten times what is asked of an answer that needs no work."""
 
@@ -167,8 +167,11 @@ def test_work_that_met_a_dead_token_goes_on_in_its_session_on_the_one_written_af
     assert len(usages) == 2, "two requests were answered, one in each attempt"
     for kind in ("input_tokens", "output_tokens"):
         assert metadata[kind] == sum(usage[kind] for usage in usages) > 0
-    kinds = [event["type"] for event in events if event["type"] != "token.loaded"]
-    assert kinds == ["token.refused", "execution.parked", "execution.resumed", "execution.finished"]
+    kinds = [event["type"] for event in events]
+    course = ["token.refused", "execution.parked", "execution.resumed", "execution.finished"]
+    assert [kind for kind in kinds if kind in course] == course
+    assert Token(OLD).fingerprint in json.dumps(events)
+    assert not any(secret in json.dumps(events) for secret in (OLD, NEW))
 
 
 def test_what_has_no_progress_yet_is_begun_again(tmp_path: Path, api: MessagesApi, url: str) -> None:
@@ -285,8 +288,8 @@ class unordered:  # noqa: N801 - reads as a word in an assertion
 
 @pytest.mark.parametrize(
     ("park", "fields", "parks"),
-    [("0", {}, False), ("600", {"park_seconds": 0}, False), ("0", {"park_seconds": 600}, True), ("600", {}, True)],
-    ids=["the setting says no", "the request says no", "the request says yes", "the setting says yes"],
+    [("600", {"park_seconds": 0}, False), ("0", {"park_seconds": 600}, True), ("600", {}, True)],
+    ids=["the request says no", "the request says yes", "the setting says yes"],
 )
 def test_how_long_it_waits_is_said_by_the_request_or_else_the_setting(  # noqa: PLR0917 - a table
     tmp_path: Path, api: MessagesApi, url: str, park: str, fields: dict[str, Any], parks: bool
@@ -316,7 +319,7 @@ def test_a_parked_one_can_be_ended_by_its_caller_its_timeout_and_a_drain(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
     api.on(OLD, "expired")
-    flags = (*PARK_FOREVER, "--drain-timeout", "0.5", "--stop-grace", "0.3")
+    flags = (*WAITING, "--drain-timeout", "0.5", "--stop-grace", "0.3")
     with switching(tmp_path, api_url=url, flags=flags) as running:
         first = running.start(PLAIN, execution_id="cancelled")
         eventually(lambda: state(running, "cancelled") == "parked")
@@ -427,7 +430,7 @@ def test_a_limit_of_one_model_closes_for_that_model_only(tmp_path: Path, api: Me
 def test_a_limit_ends_at_its_time_and_the_next_one_is_answered_again(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
-    api.on(OLD, UsageLimit(resets_in_seconds=2))
+    api.on(OLD, UsageLimit(resets_in_seconds=1))
     with switching(tmp_path, api_url=url) as running:
         first = running.post(PLAIN)
         eventually(lambda: token(running)["state"] == "ready")
@@ -449,8 +452,10 @@ FORGERIES = {
 }
 
 
-@pytest.mark.parametrize("probe", ["on_refusal", "off"])
-@pytest.mark.parametrize("stream", ["stderr", "stdout"])
+@pytest.mark.parametrize(
+    ("probe", "stream"),
+    [("on_refusal", "stderr"), ("off", "stdout"), pytest.param("off", "stderr", marks=pytest.mark.slow)],
+)
 def test_what_a_tool_forges_stops_its_own_attempts_and_condemns_no_token(
     tmp_path: Path, url: str, probe: str, stream: str
 ) -> None:
@@ -579,7 +584,7 @@ def test_one_that_is_parked_goes_on_when_its_own_token_turns_out_to_be_good(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
     api.on(OLD, "expired")
-    with switching(tmp_path, api_url=url, flags=PARK_FOREVER) as running:
+    with switching(tmp_path, api_url=url, flags=WAITING) as running:
         pending = running.start(PLAIN, execution_id="parked")
         eventually(lambda: state(running, "parked") == "parked")
         api.accept(OLD)
@@ -912,17 +917,3 @@ def test_a_burst_on_the_real_cli_is_answered_once_and_everything_continues(  # n
     assert len(of(events, "token.limited" if fault == "usage_limit" else "token.refused")) == 1
     assert again.json()["response"] == "finished"
     assert work.done == 3 or forgets(again.json())
-
-
-def test_no_token_is_in_what_is_told(tmp_path: Path, api: MessagesApi, url: str) -> None:
-    api.on(OLD, "expired")
-    with switching(tmp_path, api_url=url) as running:
-        running.post(PLAIN)
-        running.write_token(NEW)
-        eventually(lambda: token(running)["state"] == "ready")
-        running.post(PLAIN)
-        text = json.dumps(told(running, finished=2))
-
-    assert Token(OLD).fingerprint in text
-    assert OLD not in text
-    assert NEW not in text

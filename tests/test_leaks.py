@@ -1,0 +1,114 @@
+"""Every sink is searched for every token in use, while a child does its best to spill them (L9)."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.supervised import NEW, OLD, Supervised, eventually, marked_processes, supervised
+
+KEY = "the-access-key-of-the-leak-tests-0123456789"
+
+
+def write(data: bytes, stream: str, **fields: Any) -> dict[str, Any]:
+    return {"do": "write", "base64": base64.b64encode(data).decode(), "stream": stream, **fields}
+
+
+def spills(secret: str) -> list[dict[str, Any]]:
+    """Print *secret* in every way whose exact value redaction has to cover."""
+    escaped = "".join(f"\\u{ord(character):04x}" for character in secret)
+    text = json.dumps({"type": "user", "message": {"content": [{"type": "tool_result", "content": secret}]}})
+    nested = json.dumps({"type": "user", "message": {"content": json.dumps({"inner": secret})}})
+    refusal = (
+        "2026-11-22T00:00:00.000Z [ERROR] API error (attempt 1/11): 529 529 "
+        f'{{"type":"error","error":{{"type":"overloaded_error","message":"for {secret}"}}}}'
+    )
+    return [
+        write(text.encode(), "stdout"),
+        write(text.encode(), "stdout", byte_by_byte=True),
+        write(text.encode(), "stdout", cuts=[20, 80, 100], pause_seconds=0.02),
+        write(text.replace(secret, escaped).encode(), "stdout"),
+        write(nested.replace(secret, escaped.replace("\\", "\\\\\\\\")).encode(), "stdout"),
+        write(f"no frame at all: {secret}".encode(), "stdout"),
+        write(b"x" * 900 + secret.encode() * 3000, "stdout"),
+        write(secret.encode(), "stderr"),
+        write(refusal.encode(), "stderr"),
+        write(f"Error: {secret} is no option".encode(), "stderr"),
+    ]
+
+
+def everything_of(running: Supervised, execution_ids: list[str]) -> str:
+    """Put together all that anybody can see."""
+    paths = ["/health", "/api/token", "/api/executions", "/api/executions/running", "/readyz"]
+    paths += [f"/api/executions/{name}{part}" for name in execution_ids for part in ("", "/status", "/result")]
+    headers = {"X-Agent-Token": KEY}
+    seen = [running.client.get(path, headers=headers).text for path in paths]
+    for name in execution_ids:
+        with running.client.stream("GET", f"/api/executions/{name}/stream", headers=headers) as response:
+            seen.append(response.read().decode())
+    return "\n".join(seen)
+
+
+@pytest.mark.parametrize("end", ["result", "refusal", "lost"])
+def test_no_token_and_no_key_is_in_any_sink(tmp_path: Path, end: str) -> None:
+    (tmp_path / "key").write_text(KEY)
+    last = {
+        "result": {"do": "result", "text": f"It is {OLD}, the key is {KEY}."},
+        "refusal": {"do": "api_error", "status": 401, "message": f"bad token {OLD}"},
+        "lost": {"do": "exit", "code": 1},
+    }[end]
+    go = tmp_path / "go"
+    steps = [{"do": "init"}, *spills(OLD), *spills(KEY), {"do": "wait_file", "path": str(go)}, last]
+    flags = ("--access-key-file", str(tmp_path / "key"), "--frame-limit", "65536", "--token-delivery", "env")
+    flags += ("--park", "0", "--probe", "off")
+    with supervised(tmp_path, flags=flags) as running:
+        headers = {"X-Agent-Token": KEY}
+        body = {"message": json.dumps({"script": steps}), "execution_id": "spill"}
+        running.client.post("/api/task", json={**body, "async_result": True}, headers=headers)
+        processes = eventually(lambda: marked_processes("spill"))
+        argv = [word for process in processes for word in process.cmdline()]
+        written = running.client.post("/api/credentials/reload-token", json={"token": NEW}, headers=headers)
+        go.touch()
+        eventually(lambda: running.client.get("/api/executions/spill/result", headers=headers).status_code == 200)
+        seen = everything_of(running, ["spill"]) + written.text
+        environment_of_the_supervisor = Path(f"/proc/{running.process.pid}/environ").read_text()
+
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file())
+    log = (tmp_path / "supervisor.log").read_text()
+    for secret in (OLD, NEW, KEY):
+        for sink, content in {
+            "answers": seen,
+            "argv": " ".join(argv),
+            "log": log,
+            "environment": environment_of_the_supervisor,
+        }.items():
+            assert secret not in content, sink
+        assert secret.encode() not in kept
+        assert secret.encode().hex().encode() not in kept
+    assert "[token:" in seen, "it was printed, and replaced"
+
+
+def test_a_malformed_token_in_a_body_is_not_repeated(tmp_path: Path) -> None:
+    with supervised(tmp_path) as running:
+        for body in (b'{"token": "sk-ant-oat01-\\u0000-odd-value-1"}', b'{"token": 12345678901234567890}', b'{"token'):
+            response = running.client.post("/api/credentials/reload-token", content=body)
+
+            assert response.status_code == 400
+            assert "odd-value" not in response.text
+            assert "1234567890" not in response.text
+        assert running.get("/api/token")["generation"] == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_secret_file_that_cannot_be_written_is_said_to_be_so(tmp_path: Path) -> None:
+    with supervised(tmp_path) as running:
+        (tmp_path / "secret").chmod(0o500)
+        response = running.client.post("/api/credentials/reload-token", json={"token": NEW})
+        (tmp_path / "secret").chmod(0o700)
+
+        assert (response.status_code, response.json()["error_class"]) == (409, "not_writable")
