@@ -2,7 +2,7 @@
 One CLI process, from the reading of its token to the end of everything it started.
 
 An attempt is one thread. It reads the pipes, matches, signals, keeps the deadlines, sweeps and reaps, so that none of
-that waits for the event loop; what it tells the loop are :data:`Note` objects, and at the end one :class:`Report`.
+that waits for the event loop; what it tells the loop are notes, and at the end a report (:mod:`agent_runtime.reports`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import pwd
 import shutil
 import threading
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,32 +21,30 @@ import msgspec
 from agent_runtime import command as cli_command
 from agent_runtime.command import PERMISSION_MODE
 from agent_runtime.deadlines import Deadlines, Patience
-from agent_runtime.delivery import Reach
 from agent_runtime.errors import AgentRuntimeError, SpawnFailed
 from agent_runtime.evidence import Channel, Witness
 from agent_runtime.frames import decode, is_partial
+from agent_runtime.holding import Holding
 from agent_runtime.model import EvidenceRecord
 from agent_runtime.pipes import Pipes, Wake
-from agent_runtime.process import Command, SweepReport, spawn
+from agent_runtime.process import Command, spawn
+from agent_runtime.reports import Answered, Progress, Reached, Report, Spawned, Stopping
 from agent_runtime.state import StopReason
-from agent_runtime.tally import Tally
 from agent_runtime.verdict import Ending, is_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from agent_runtime.delivery import Delivered, Deliveries
+    from agent_runtime.delivery import Delivered
     from agent_runtime.evidence import Sighting
     from agent_runtime.frames import Frame
     from agent_runtime.framing import Line
     from agent_runtime.generations import Generation
+    from agent_runtime.orders import Order, Surroundings
     from agent_runtime.process import Child
-    from agent_runtime.redaction import Redactor
-    from agent_runtime.secret_file import SecretFile
-    from agent_runtime.settings import Settings
+    from agent_runtime.reports import Note
     from agent_runtime.store.transcripts import TranscriptWriter
-    from agent_runtime.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -59,118 +56,8 @@ CATCH_UP_SECONDS = 0.25
 NOT_LOOKING_SECONDS = 1.0
 """A turn that takes this much longer than asked for: this process was stopped, not the child silent."""
 
-SETTLED_SECONDS = 1.0
 EVIDENCE_LINE_BYTES = 2048
 TRUNCATED_HEAD_BYTES = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """
-    What all attempts of a supervisor share.
-
-    Attributes:
-        may_use: Raises :class:`AgentRuntimeError` where a generation must not be spawned with, for a model, by an
-            execution.
-        run_dir: Private files for children; each attempt has a directory of its own in it.
-    """
-
-    settings: Settings
-    secret: SecretFile
-    deliveries: Deliveries
-    redactor: Redactor
-    environ: Mapping[str, str]
-    run_dir: Path
-    may_use: Callable[[Generation, str | None, str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """
-    What one attempt is to do.
-
-    Attributes:
-        total_at: When the execution's time is over, monotonic seconds.
-        mark: Unique per attempt; everything the child starts inherits it.
-    """
-
-    execution_id: str
-    task: Task
-    session: cli_command.Session
-    mark: str
-    total_at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Spawned:
-    """The child runs, with this generation."""
-
-    pid: int
-    started_at: float
-    generation: Generation
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """The transcript has grown; told at most once until it is taken."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stopping:
-    """The child was told to end."""
-
-    reason: StopReason
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """
-    The API answered a request that carried this generation.
-
-    Attributes:
-        since: When the child was given it, monotonic seconds.
-    """
-
-    generation: Generation
-    since: float
-
-
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """A newer generation has reached the running child."""
-
-    generation: Generation
-    delivered_at: float
-
-
-Note = Spawned | Progress | Stopping | Answered | Reached
-
-
-@dataclass(slots=True)
-class Report:
-    """
-    How an attempt went.
-
-    Attributes:
-        error: Why there was no child at all.
-        ending: What the verdict is reached from; None where there was no child.
-        used_tool: Whether the model has called a tool: from then on the evidence may be forged.
-        unknown_session: The CLI did not know the session it was told to resume.
-        result_line: Number of the last ``result`` frame in the transcript.
-    """
-
-    started_at: float
-    ended_at: float = 0.0
-    pid: int | None = None
-    generation: Generation | None = None
-    error: AgentRuntimeError | None = None
-    ending: Ending | None = None
-    evidence: EvidenceRecord | None = None
-    tally: Tally = field(default_factory=Tally)
-    used_tool: bool = False
-    unknown_session: bool = False
-    result_line: int | None = None
-    sweep: SweepReport | None = None
 
 
 class Attempt:
@@ -200,8 +87,7 @@ class Attempt:
         self._kill_at = math.inf
         self._answered = 0
         self._delivered: Delivered | None = None
-        self._waiting: Generation | None = None
-        self._tokens: list[tuple[Generation, float]] = []
+        self._holding: Holding | None = None
         self._at_once = False
         self._result_is_new = False
         self._killed = False
@@ -227,24 +113,13 @@ class Attempt:
                 self._wake.set()
 
     def token_loaded(self, generation: Generation) -> None:
-        """Note, from any thread, that a newer generation is loaded: where its way leads to this child, it is there."""
-        with self._lock:
-            if self._delivered is None or not self._delivered.is_reached_by(generation):
-                return
-            if self._waiting is None or generation.number > self._waiting.number:
-                self._waiting = generation
-            if self._delivered.reach is Reach.ON_REFUSAL:
-                return  # such a CLI looks again when its own is refused, and not before
-        self._take_waiting()
+        """Note, from any thread, that a newer generation is loaded; where its way leads to this child, it is told."""
+        if self._holding is not None and self._child is not None:
+            self._reached(self._holding.loaded(generation, time.monotonic()))
 
-    def _take_waiting(self) -> None:
-        """Count the newest generation that was loaded as the child's from now on."""
-        with self._lock:
-            newest, self._waiting = self._waiting, None
-            if newest is None or newest.number <= self._tokens[-1][0].number:
-                return
-            self._tokens.append((newest, time.monotonic()))
-        self._tell(Reached(newest, time.time()))
+    def _reached(self, generation: Generation | None) -> None:
+        if generation is not None:
+            self._tell(Reached(generation, time.time()))
 
     def run(self) -> Report:
         """Run the child to its end; never raises for what the child or the operating system does."""
@@ -272,11 +147,8 @@ class Attempt:
         self._around.may_use(generation, self._order.task.model, self._order.execution_id)
         delivered = self._around.deliveries.for_spawn(generation)
         generation = self._report.generation = delivered.generation
-        with self._lock:
-            self._delivered = delivered
-            self._tokens = [(generation, time.monotonic())]
-        if (loaded := self._around.secret.status.generation) is not None:
-            self.token_loaded(loaded)  # it may have come between the two
+        self._delivered = delivered
+        self._holding = Holding(delivered, time.monotonic())
         self._around.redactor.add(generation.token)
         order, settings = self._order, self._around.settings
         environ = cli_command.environment(
@@ -307,6 +179,8 @@ class Attempt:
         self._report.pid = self._child.pid
         self._report.started_at = self._child.started_at
         self._tell(Spawned(self._child.pid, self._child.started_at, generation))
+        if (loaded := self._around.secret.status.generation) is not None:
+            self.token_loaded(loaded)  # it may have come meanwhile
 
     def _write(self, name: str, content: bytes) -> Path:
         """Write a private file for the child; it goes when the attempt ends."""
@@ -501,10 +375,11 @@ class Attempt:
     def _model_seen(self, read_at: float) -> None:
         # The model goes on: what the API said before is over.
         self._last_error = None
-        generation = self._charged(read_at)
-        if generation.number != self._answered:
-            self._answered = generation.number
-            self._tell(Answered(generation, next(at for given, at in self._tokens if given is generation)))
+        if self._holding is not None:
+            generation, since = self._holding.charged(read_at)
+            if generation.number != self._answered:
+                self._answered = generation.number
+                self._tell(Answered(generation, since))
         self._heard_at = read_at
         self._deadlines.model_seen(read_at)
 
@@ -514,15 +389,15 @@ class Attempt:
 
     def _sighted(self, sighting: Sighting, data: bytes, read_at: float) -> None:
         """Take note of an API error, and end the child at once where it says that the token is refused."""
-        if self._kill_at < math.inf:
+        if self._kill_at < math.inf or self._holding is None:
             return  # what it says on being stopped is about the stop
         self._last_error = sighting.or_sharper(self._last_error)
-        self._look_for_newer(refused=sighting.is_evidence)
+        self._look_for_newer(self._holding, refused=sighting.is_evidence)
         if self._evidence is None:
-            self._report.generation = self._charged(read_at)
+            self._report.generation, _ = self._holding.charged(read_at)
         if not sighting.is_evidence or self._evidence is not None:
             return
-        if not sighting.is_final and self._tokens[-1][0] is not self._report.generation:
+        if not sighting.is_final and self._holding.newest is not self._report.generation:
             return  # the CLI's own retry takes the newer token; what that meets decides
         self._evidence = sighting
         self._reason_for(StopReason.REFUSED)
@@ -535,28 +410,16 @@ class Attempt:
             seconds_to_signal=None if signalled_at is None else round(signalled_at - read_at, 6),
         )
 
-    def _look_for_newer(self, *, refused: bool) -> None:
+    def _look_for_newer(self, holding: Holding, *, refused: bool) -> None:
         """See whether a newer token is where the child looks; *refused*: it is looking now."""
         secret = self._around.secret
-        if refused and self._delivered is not None and self._delivered.reach is not Reach.NEVER:
+        if refused and holding.may_be_reached:
             # One that was written just now, and that nobody has noticed yet, would cost the attempt.
             secret.poll()
         if (loaded := secret.status.generation) is not None:
             self.token_loaded(loaded)
         if refused:
-            self._take_waiting()
-
-    def _charged(self, now: float) -> Generation:
-        """
-        Tell which generation a refusal read at *now* is about.
-
-        The one given at the spawn is charged from the first request on, a newer one only when the child has had it for
-        :data:`SETTLED_SECONDS`: until then the refused request may have left before.
-        """
-        for generation, delivered_at in reversed(self._tokens[1:]):
-            if delivered_at <= now - SETTLED_SECONDS:
-                return generation
-        return self._tokens[0][0]
+            self._reached(holding.looked(time.monotonic()))
 
     # -- the end
 

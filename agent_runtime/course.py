@@ -20,13 +20,13 @@ from agent_runtime.verdict import SENTENCES, Verdict
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from agent_runtime.attempt import Report
     from agent_runtime.confirmation import Confirmer
     from agent_runtime.desk import TokenDesk
     from agent_runtime.events import EventLog
     from agent_runtime.execution import Execution
     from agent_runtime.generations import Generation
     from agent_runtime.ladder import Decision
+    from agent_runtime.reports import Report
     from agent_runtime.settings import Settings
     from agent_runtime.slots import Slots, Ticket
 

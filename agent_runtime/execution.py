@@ -9,19 +9,22 @@ import time
 import uuid
 from typing import TYPE_CHECKING, TypeVar
 
-from agent_runtime.attempt import Answered, Attempt, Order, Progress, Reached, Report, Spawned, Stopping
+from agent_runtime.attempt import Attempt
 from agent_runtime.change import Change
 from agent_runtime.command import CONTINUE_PROMPT, Session
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed
 from agent_runtime.model import Answer, AttemptRecord, ExecutionRecord, TokenRecord
+from agent_runtime.orders import Order
+from agent_runtime.reports import Answered, Progress, Reached, Report, Spawned, Stopping
 from agent_runtime.state import Event, Outcome, Phase, StopReason, transition
 from agent_runtime.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent_runtime.attempt import Note, Surroundings
     from agent_runtime.generations import Generation
+    from agent_runtime.orders import Surroundings
+    from agent_runtime.reports import Note
     from agent_runtime.store.transcripts import TranscriptReader, TranscriptWriter
     from agent_runtime.task import Task
 

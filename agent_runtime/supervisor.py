@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent_runtime.answers import answer_to, interrupted_body
-from agent_runtime.attempt import Surroundings
 from agent_runtime.change import Change
 from agent_runtime.command import resolve
 from agent_runtime.confirmation import Confirmer
@@ -30,6 +29,7 @@ from agent_runtime.errors import (
 )
 from agent_runtime.execution import Execution
 from agent_runtime.model import Answer
+from agent_runtime.orders import Surroundings
 from agent_runtime.probe import ProbeVerdict
 from agent_runtime.process import reap_orphans
 from agent_runtime.slots import Slots

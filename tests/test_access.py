@@ -61,7 +61,7 @@ def test_with_a_key_any_name_may_be_used(tmp_path: Path) -> None:
 
         assert running.client.get("/api/token", headers=headers).status_code == 200
         for wrong in ("Bearer the-access-ke", "Bearer", "Basic the-access-key", "Bearer thé-access-key"):
-            denied = running.client.get("/api/token", headers={"Authorization": wrong.encode("latin-1")})
+            denied = running.client.get("/api/token", headers={b"Authorization": wrong.encode("latin-1")})
             assert denied.status_code == 401
             assert "the-access-key" not in denied.text
 

@@ -17,10 +17,11 @@ import psutil
 import pytest
 
 from agent_runtime import process
-from agent_runtime.attempt import Attempt, Note, Order, Report, Surroundings
+from agent_runtime.attempt import Attempt
 from agent_runtime.command import Session
 from agent_runtime.delivery import Deliveries, FileDelivery
 from agent_runtime.generations import GenerationLedger
+from agent_runtime.orders import Order, Surroundings
 from agent_runtime.redaction import Redactor
 from agent_runtime.secret_file import SecretFile
 from agent_runtime.settings import load
@@ -32,6 +33,8 @@ from tests.supervised import OLD, SCRIPTED, eventually
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from agent_runtime.reports import Note, Report
 
 FAILING_LINE = (
     b'2026-11-22T00:00:00.000Z [ERROR] API error (attempt 1/11): 401 401 {"type":"error","error":'

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import random
 import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -37,6 +38,10 @@ def quick_cli(home: Path) -> str:
     path.write_text(QUICK_CLI)
     path.chmod(0o755)
     return str(path)
+
+
+def has_lines(path: Path, count: int) -> bool:
+    return path.exists() and len(path.read_text().splitlines()) >= count
 
 
 def until_answered(url: dict[str, str], execution_id: str, body: dict[str, Any], rng: random.Random) -> dict[str, Any]:
@@ -68,7 +73,7 @@ def test_a_hundred_executions_survive_cut_connections_and_three_killed_superviso
     url: dict[str, str] = {}
     body = {"message": json.dumps({"script": script})}
     with ThreadPoolExecutor(20) as pool:
-        futures = []
+        futures: list[Future[dict[str, Any]]] = []
         for lifetime in range(4):
             with supervised(tmp_path, flags=flags, expect_exit=0 if lifetime == 3 else None) as running:
                 url["now"] = running.url
@@ -77,8 +82,7 @@ def test_a_hundred_executions_survive_cut_connections_and_three_killed_superviso
                         pool.submit(until_answered, url, name, body, random.Random(rng.random())) for name in names
                     ]
                 if lifetime < 3:
-                    target = 20 * (lifetime + 1)
-                    eventually(lambda target=target: log.exists() and len(log.read_text().splitlines()) >= target)
+                    eventually(functools.partial(has_lines, log, 20 * (lifetime + 1)))
                     running.process.send_signal(signal.SIGKILL)
                     running.process.wait(DEADLINE_SECONDS)
                 else:

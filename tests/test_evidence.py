@@ -803,7 +803,7 @@ def test_only_refusals_are_evidence_and_only_evidence_condemns() -> None:
 
 
 def test_no_bytes_whatsoever_make_it_raise() -> None:
-    dice = random.Random(20260101)  # noqa: S311 - damage, not secrets
+    dice = random.Random(20260101)
     seeds = [ENTRY_401.encode(), OLD_ENTRY_401.encode(), RETRY_401, MCP_ENTRY.encode(), failed_result("x")[1].encode()]
     seeds += [
         row["line"].encode() for case in recorded_cases()[::7] for row in case.values[0] if len(row["line"]) < 1500

@@ -51,6 +51,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("execution",),
     ("proofs",),
     ("attempt", "proof"),
+    ("orders", "reports"),
+    ("holding",),
     # what goes out by itself: the question to the API, events to a backend
     ("webhook", "probe"),
     ("events", "outbound"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,10 @@ def test_no_token_and_no_key_is_in_any_sink(tmp_path: Path, end: str) -> None:
     }[end]
     go = tmp_path / "go"
     steps = [{"do": "init"}, *spills(OLD), *spills(KEY), {"do": "wait_file", "path": str(go)}, last]
-    flags = ("--access-key-file", str(tmp_path / "key"), "--frame-limit", "65536", "--token-delivery", "env")
-    flags += ("--park", "0", "--probe", "off")
+    flags = (
+        *("--access-key-file", str(tmp_path / "key"), "--frame-limit", "65536"),
+        *("--token-delivery", "env", "--park", "0", "--probe", "off"),
+    )
     with supervised(tmp_path, flags=flags) as running:
         headers = {"X-Agent-Token": KEY}
         body = {"message": json.dumps({"script": steps}), "execution_id": "spill"}
@@ -104,11 +105,10 @@ def test_a_malformed_token_in_a_body_is_not_repeated(tmp_path: Path) -> None:
         assert running.get("/api/token")["generation"] == 1
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_secret_file_that_cannot_be_written_is_said_to_be_so(tmp_path: Path) -> None:
-    with supervised(tmp_path) as running:
-        (tmp_path / "secret").chmod(0o500)
+    environment = {"AGENT_RUNTIME_TOKEN_FILE": "/proc/version"}  # where not even root can write
+    with supervised(tmp_path, environment=environment) as running:
         response = running.client.post("/api/credentials/reload-token", json={"token": NEW})
-        (tmp_path / "secret").chmod(0o700)
 
         assert (response.status_code, response.json()["error_class"]) == (409, "not_writable")
+        assert NEW not in response.text

@@ -401,7 +401,7 @@ def test_renames_are_noticed_soon(
         written_at = time.monotonic()
         changes.until_token(token(number), within_seconds=NOTICED + SEEN)
         latencies.append(time.monotonic() - written_at)
-        time.sleep(random.uniform(0, gap_seconds))  # the fault's own gaps  # noqa: S311 no secret
+        time.sleep(random.uniform(0, gap_seconds))  # the fault's own gaps
     latencies.sort()
     p50, p99 = latencies[len(latencies) // 2], latencies[int(len(latencies) * 0.99) - 1]
     print(f"noticed: p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms")  # noqa: T201 shown by -s
@@ -427,7 +427,7 @@ class Storm:
         for number in range(1, updates + 1):
             self._publish(number)
             self._complete = number
-            time.sleep(random.uniform(0, gap_seconds))  # the fault's own gaps  # noqa: S311 no secret
+            time.sleep(random.uniform(0, gap_seconds))  # the fault's own gaps
         for spawner in spawners:
             spawner.join()
 

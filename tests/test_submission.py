@@ -211,6 +211,17 @@ def test_the_deadline_of_the_caller_ends_the_call_and_names_the_execution() -> N
     assert sum(played.pauses) == pytest.approx(20)
 
 
+def test_who_never_got_in_before_the_deadline_is_told_why_and_not_that_it_goes_on() -> None:
+    with pytest.raises(Busy):
+        Played(problem("busy"), total_seconds=1).run()
+    with pytest.raises(Unreachable):
+        Played(REFUSED, total_seconds=1).run()
+    with pytest.raises(DeadlineExceeded):
+        Played(REFUSED, CUT, REFUSED, total_seconds=1).run()
+    with pytest.raises(DeadlineExceeded):
+        Played(RUNNING, total_seconds=1).result()
+
+
 def test_what_a_shutdown_interrupted_is_posted_again() -> None:
     played = Played(problem("interrupted"), CUT, kept("one", "interrupted"), problem("draining"), ok(SUCCESS))
 

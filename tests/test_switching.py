@@ -580,6 +580,41 @@ def test_without_the_probe_one_execution_tries_a_refused_token_that_is_reloaded(
         assert work.done == 0
 
 
+def test_where_the_probe_cannot_tell_an_execution_finds_out(tmp_path: Path, api: MessagesApi, url: str) -> None:
+    api.on(OLD, "expired")
+    with switching(tmp_path, api_url=url) as running:
+        assert running.post(PLAIN).status_code == 503
+        api.on(OLD, "server_error")
+        assert running.client.post("/api/credentials/reload-token").json()["state"] == "refused"
+        api.accept(OLD)
+
+        assert running.post(PLAIN).status_code == 200
+        assert token(running)["state"] == "ready"
+
+
+def test_what_is_posted_again_keeps_its_session_though_the_next_token_is_dead_too(
+    tmp_path: Path, api: MessagesApi, url: str, work: Work
+) -> None:
+    [third] = tokens_named(1)
+    api.accept(third)
+    api.on(NEW, "expired")
+    with switching(tmp_path, api_url=url) as running:
+        pending = running.start(PROMPT, execution_id="work")
+        work.wait_until_under_way()
+        api.on(OLD, "expired")
+        work.let_go()
+        assert pending.answer().status_code == 503
+        running.write_token(NEW)
+        eventually(lambda: token(running)["state"] == "ready")
+        pending = running.start(PROMPT, execution_id="work", park_seconds=60)
+        eventually(lambda: state(running, "work") == "parked")
+        running.write_token(third)
+
+        assert pending.answer().json()["response"] == "finished"
+        assert generations(running, "work") == [[1], [2], [3]]
+    assert work.done == 1
+
+
 def test_one_that_is_parked_goes_on_when_its_own_token_turns_out_to_be_good(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:

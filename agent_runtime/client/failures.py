@@ -98,7 +98,7 @@ class Unreachable(ClientError):
 
 class DeadlineExceeded(ClientError):
     """
-    The time the caller gave is over; the execution goes on, and its answer is kept.
+    The time the caller gave is over; the execution goes on, and its answer will be kept.
 
     Attributes:
         execution_id: To ask for later.

@@ -45,6 +45,7 @@ HOLD_SECONDS = 300.0
 
 LONGEST_WAIT_SECONDS = 2.0
 
+_LOST = "requests are lost on the way"
 _ANSWER_STATUS = 200
 _ACCEPTED_STATUS = 202
 
@@ -239,13 +240,15 @@ def submit(order: Order, patience: Patience) -> Talk[Answer | None]:
     Raises:
         ProblemError: The execution failed, or was not let in.
         Unreachable: Nobody answered for too long.
-        DeadlineExceeded: The caller's time is over.
+        DeadlineExceeded: The caller's time is over, and the execution may well go on.
     """
     # What is there before the first POST is no answer to it.
     before: Finding | None = (yield from _look(order.execution_id, patience)) if order.is_known else None
     posts, was_admitted, resumes = True, False, 0
+    outside: ClientError | None = None  # why it is certainly not admitted yet
     while True:
-        _check_time(order.execution_id, patience)
+        if patience.left_seconds == 0:
+            raise outside or DeadlineExceeded(order.execution_id)
         if posts:
             finding = told_by_post((yield from ask(order.post(patience))))
         else:
@@ -253,7 +256,7 @@ def submit(order: Order, patience: Patience) -> Talk[Answer | None]:
         if isinstance(finding, Ended):
             if not posts and finding.is_same_end(before):
                 posts = True  # the POST that was cut has not arrived
-                yield from _pause(order.execution_id, patience, reason="requests are lost on the way")
+                yield from _pause(order.execution_id, patience, _LOST)
                 continue
             if not isinstance(finding.error, Interrupted) or resumes >= order.max_resumes:
                 return _outcome(finding) if order.waits else _admission(finding)
@@ -267,19 +270,21 @@ def submit(order: Order, patience: Patience) -> Talk[Answer | None]:
         elif isinstance(finding, Unfinished):
             if not order.waits:
                 return None
-            posts, was_admitted = False, True
+            posts, was_admitted, outside = False, True, None
             patience.progressed()
             yield Pause(patience.wait_seconds(LONGEST_WAIT_SECONDS))
         elif isinstance(finding, Rejected):
-            yield from _pause(order.execution_id, patience, finding.error, reason="")
+            outside = finding.error
+            yield from _pause(order.execution_id, patience, finding.error)
         elif isinstance(finding, Unknown):
             if was_admitted:
                 raise finding.error  # its record is lost; to run it a second time is the caller's decision
             posts = True
-            yield from _pause(order.execution_id, patience, reason="requests are lost on the way")
+            yield from _pause(order.execution_id, patience, _LOST)
         else:
             posts = posts and not finding.may_have_arrived
-            yield from _pause(order.execution_id, patience, reason=finding.reason)
+            outside = Unreachable(finding.reason, order.execution_id) if posts and not was_admitted else None
+            yield from _pause(order.execution_id, patience, outside or finding.reason)
 
 
 def result(execution_id: str, patience: Patience) -> Talk[Answer]:
@@ -298,15 +303,16 @@ def result(execution_id: str, patience: Patience) -> Talk[Answer]:
             return _outcome(finding)
         if isinstance(finding, Unknown):
             raise finding.error
+        if patience.left_seconds == 0:
+            raise DeadlineExceeded(execution_id)
         patience.progressed()
         yield Pause(patience.wait_seconds(LONGEST_WAIT_SECONDS))
-        _check_time(execution_id, patience)
 
 
 def _look(execution_id: str, patience: Patience) -> Talk[Finding]:
     """Ask for the result until somebody says what is known of it."""
     while isinstance(finding := (yield from _look_once(execution_id, patience)), Unclear):
-        yield from _pause(execution_id, patience, reason=finding.reason)
+        yield from _pause(execution_id, patience, finding.reason)
     return finding
 
 
@@ -330,18 +336,20 @@ def _admission(ended: Ended) -> Answer | None:
     return ended.answer
 
 
-def _check_time(execution_id: str, patience: Patience) -> None:
-    if patience.left_seconds == 0:
-        raise DeadlineExceeded(execution_id)
+def _pause(execution_id: str, patience: Patience, trouble: ClientError | str) -> Talk[None]:
+    """
+    Let time pass after trouble, or give up.
 
-
-def _pause(execution_id: str, patience: Patience, turned_away: TurnedAway | None = None, *, reason: str) -> Talk[None]:
-    """Let time pass after trouble, or give up."""
-    seconds = patience.pause_seconds(turned_away.retry_after_seconds if turned_away is not None else None)
+    Args:
+        trouble: What to raise then; a reason where it is not known whether the task was admitted.
+    """
+    retry_after_seconds = trouble.retry_after_seconds if isinstance(trouble, TurnedAway) else None
+    seconds = patience.pause_seconds(retry_after_seconds)
     if seconds is not None:
         yield Pause(seconds)
-        return
-    if turned_away is not None:
-        raise turned_away
-    _check_time(execution_id, patience)
-    raise Unreachable(reason, execution_id)
+    elif isinstance(trouble, ClientError):
+        raise trouble
+    elif patience.left_seconds == 0:
+        raise DeadlineExceeded(execution_id)
+    else:
+        raise Unreachable(trouble, execution_id)

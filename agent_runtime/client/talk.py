@@ -211,7 +211,7 @@ def call(request: Ask) -> Talk[dict[str, Any]]:
     reason = ""
     for number in range(QUICK_TRIES):
         if number:
-            yield Pause(FIRST_PAUSE_SECONDS * 2**number)
+            yield Pause(FIRST_PAUSE_SECONDS * number)
         heard = yield from ask(request)
         if isinstance(heard, NoReply):
             reason = heard.reason

@@ -1,0 +1,55 @@
+"""What an attempt is told before it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from agent_runtime.command import Session
+    from agent_runtime.delivery import Deliveries
+    from agent_runtime.generations import Generation
+    from agent_runtime.redaction import Redactor
+    from agent_runtime.secret_file import SecretFile
+    from agent_runtime.settings import Settings
+    from agent_runtime.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """
+    What all attempts of a supervisor share.
+
+    Attributes:
+        may_use: Raises :class:`AgentRuntimeError` where a generation must not be spawned with, for a model, by an
+            execution.
+        run_dir: Private files for children; each attempt has a directory of its own in it.
+    """
+
+    settings: Settings
+    secret: SecretFile
+    deliveries: Deliveries
+    redactor: Redactor
+    environ: Mapping[str, str]
+    run_dir: Path
+    may_use: Callable[[Generation, str | None, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """
+    What one attempt is to do.
+
+    Attributes:
+        total_at: When the execution's time is over, monotonic seconds.
+        mark: Unique per attempt; everything the child starts inherits it.
+    """
+
+    execution_id: str
+    task: Task
+    session: Session
+    mark: str
+    total_at: float

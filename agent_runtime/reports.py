@@ -1,0 +1,88 @@
+"""What an attempt tells: notes while it runs, one report when it has ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from agent_runtime.tally import Tally
+
+if TYPE_CHECKING:
+    from agent_runtime.errors import AgentRuntimeError
+    from agent_runtime.generations import Generation
+    from agent_runtime.model import EvidenceRecord
+    from agent_runtime.process import SweepReport
+    from agent_runtime.state import StopReason
+    from agent_runtime.verdict import Ending
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The child runs, with this generation."""
+
+    pid: int
+    started_at: float
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """The transcript has grown; told at most once until it is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """The child was told to end."""
+
+    reason: StopReason
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """
+    The API answered a request that carried this generation.
+
+    Attributes:
+        since: When the child was given it, monotonic seconds.
+    """
+
+    generation: Generation
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A newer generation has reached the running child."""
+
+    generation: Generation
+    delivered_at: float
+
+
+Note: TypeAlias = Spawned | Progress | Stopping | Answered | Reached
+
+
+@dataclass(slots=True)
+class Report:
+    """
+    How an attempt went.
+
+    Attributes:
+        error: Why there was no child at all.
+        ending: What the verdict is reached from; None where there was no child.
+        used_tool: Whether the model has called a tool: from then on the evidence may be forged.
+        unknown_session: The CLI did not know the session it was told to resume.
+        result_line: Number of the last ``result`` frame in the transcript.
+    """
+
+    started_at: float
+    ended_at: float = 0.0
+    pid: int | None = None
+    generation: Generation | None = None
+    error: AgentRuntimeError | None = None
+    ending: Ending | None = None
+    evidence: EvidenceRecord | None = None
+    tally: Tally = field(default_factory=Tally)
+    used_tool: bool = False
+    unknown_session: bool = False
+    result_line: int | None = None
+    sweep: SweepReport | None = None
