@@ -75,9 +75,8 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
     return Answer(failure.status, msgspec.json.encode(failure), headers)
 
 
-def interrupted_body(record: ExecutionRecord) -> bytes:
-    """Build the answer of an execution that its supervisor did not live to finish."""
-    error_class = ErrorClass.INTERRUPTED
+def failed_answer(record: ExecutionRecord, error_class: ErrorClass = ErrorClass.ERROR) -> Answer:
+    """Build the answer of an execution that nobody can build a better one of: its supervisor failed, or was killed."""
     failure = problem(
         error_class,
         SENTENCES[error_class],
@@ -85,7 +84,7 @@ def interrupted_body(record: ExecutionRecord) -> bytes:
         metadata=record.metadata,
         token_generation=record.metadata.token_generation,
     )
-    return msgspec.json.encode(failure)
+    return Answer(failure.status, msgspec.json.encode(failure))
 
 
 def _when_again(execution: Execution, error_class: ErrorClass) -> tuple[int | None, float | None]:

@@ -18,6 +18,7 @@ import uvicorn
 
 from agent_runtime.api.access import AccessKey
 from agent_runtime.api.app import Api, build_app
+from agent_runtime.archive import Archive
 from agent_runtime.delivery import Deliveries, FileDelivery
 from agent_runtime.errors import CannotStart
 from agent_runtime.events import EventLog
@@ -30,6 +31,7 @@ from agent_runtime.redaction import Redactor
 from agent_runtime.secret_file import SecretFile
 from agent_runtime.settings import PREFIX, unknown_variables
 from agent_runtime.state import StopReason
+from agent_runtime.store.database import StoreUnavailable
 from agent_runtime.store.records import RecordStore
 from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
@@ -117,14 +119,13 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
             on_change=changes.put,
         )
         records = held.enter_context(contextlib.closing(RecordStore.open(data_dir / "records.sqlite")))
+        archive = Archive(records, TranscriptStore(data_dir / "transcripts"), TaskStore(data_dir / "tasks", redactor))
         supervisor = Supervisor(
             settings,
             secret=secret,
             ledger=ledger,
             redactor=redactor,
-            records=records,
-            transcripts=TranscriptStore(data_dir / "transcripts"),
-            tasks=TaskStore(data_dir / "tasks", redactor),
+            archive=archive,
             deliveries=deliveries,
             probe=None if settings.probe == "off" else Probe(environ),
             events=EventLog(redact=redactor.redact_text),
@@ -132,7 +133,10 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
             run_dir=data_dir / "run",
             next_mark=functools.partial(new_mark, data_dir),
         )
-        supervisor.account()
+        try:
+            archive.account()
+        except StoreUnavailable as error:
+            log.error("earlier executions cannot be accounted for: %s", error)
         secret.start()
         held.callback(secret.stop)
         return asyncio.run(_serve(supervisor, listener, changes, redactor))

@@ -9,14 +9,13 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from agent_runtime.answers import answer_to, interrupted_body
+from agent_runtime.answers import answer_to, failed_answer
 from agent_runtime.change import Change
 from agent_runtime.command import resolve
 from agent_runtime.confirmation import Confirmer
 from agent_runtime.course import Course, Office
 from agent_runtime.desk import TokenDesk
 from agent_runtime.errors import (
-    STATUS_BY_CLASS,
     AgentRuntimeError,
     Busy,
     Conflict,
@@ -28,15 +27,12 @@ from agent_runtime.errors import (
     TokenUnusable,
 )
 from agent_runtime.execution import Execution
-from agent_runtime.model import Answer
 from agent_runtime.orders import Surroundings
 from agent_runtime.probe import ProbeVerdict
 from agent_runtime.process import reap_orphans
 from agent_runtime.slots import Slots
 from agent_runtime.standing import Standing
 from agent_runtime.state import Outcome, Phase, StopReason
-from agent_runtime.store.database import StoreUnavailable
-from agent_runtime.store.retention import prune
 from agent_runtime.verdict import SENTENCES, Verdict
 
 if TYPE_CHECKING:
@@ -44,27 +40,22 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from agent_runtime.archive import Archive, Kept
     from agent_runtime.delivery import Deliveries
     from agent_runtime.events import EventLog
     from agent_runtime.generations import Generation, GenerationLedger
-    from agent_runtime.model import ExecutionRecord
+    from agent_runtime.model import Answer, ExecutionRecord
     from agent_runtime.probe import Probe
     from agent_runtime.redaction import Redactor
     from agent_runtime.secret_file import SecretFile, SecretStatus
     from agent_runtime.settings import Settings
-    from agent_runtime.store.records import RecordStore
-    from agent_runtime.store.tasks import TaskStore
-    from agent_runtime.store.transcripts import TranscriptReader, TranscriptStore
+    from agent_runtime.store.transcripts import TranscriptReader
     from agent_runtime.task import Task
 
 log = logging.getLogger(__name__)
 
 BUSY_RETRY_SECONDS = 5
 DRAINING_RETRY_SECONDS = 5
-RECENT_SECONDS = 15 * 60
-KEPT_IN_MEMORY = 200
-"""Finished executions whose record stays in memory; older ones are read from the store."""
-
 TICK_SECONDS = 1.0
 _PROBE = "probe"
 PRUNE_TICKS = 600
@@ -78,22 +69,6 @@ class View:
     record: ExecutionRecord
     transcript: TranscriptReader
     changed: Change
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A finished execution whose answer is there already: to be waited for like one that runs."""
-
-    record: ExecutionRecord
-    answer: Answer
-
-    @property
-    def execution_id(self) -> str:
-        """The id callers know it by."""
-        return self.record.execution_id
-
-    async def finished(self) -> None:
-        """Return at once."""
 
 
 class Supervisor:
@@ -111,9 +86,7 @@ class Supervisor:
         secret: SecretFile,
         ledger: GenerationLedger,
         redactor: Redactor,
-        records: RecordStore,
-        transcripts: TranscriptStore,
-        tasks: TaskStore,
+        archive: Archive,
         deliveries: Deliveries,
         probe: Probe | None,
         events: EventLog,
@@ -124,9 +97,7 @@ class Supervisor:
         self.settings = settings
         self.secret = secret
         self.redactor = redactor
-        self.records = records
-        self.transcripts = transcripts
-        self.tasks = tasks
+        self.archive = archive
         self.deliveries = deliveries
         self.events = events
         self.environ = environ
@@ -151,9 +122,8 @@ class Supervisor:
         )
         self._next_mark = next_mark
         self._live: dict[str, Execution] = {}
-        self._recent: dict[str, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._seen: set[int] = set()
+        self._newest_seen = 0
 
     # -- admission
 
@@ -172,11 +142,11 @@ class Supervisor:
             if live.record.request_digest != task.digest:
                 raise Conflict(_OTHER_BODY)
             return live
-        previous = self._known(execution_id) if task.execution_id is not None else None
+        previous = self.archive.find(execution_id) if task.execution_id is not None else None
         if previous is not None and previous.outcome is Outcome.SUCCESS:
             if previous.request_digest != task.digest:
                 raise Conflict(_OTHER_BODY)
-            if (kept := self._kept(previous)) is not None:
+            if (kept := self.archive.kept(previous)) is not None:
                 return kept
         if self.draining:
             raise Draining("draining: no new executions here", retry_after_seconds=DRAINING_RETRY_SECONDS)
@@ -191,20 +161,19 @@ class Supervisor:
             execution_id=execution_id,
             ignored_fields=list(ignored_fields),
             surroundings=self._surroundings,
-            transcript=self.transcripts.writer(execution_id),
-            reader=self.transcripts.reader(execution_id),
+            transcript=self.archive.transcripts.writer(execution_id),
+            reader=self.archive.transcripts.reader(execution_id),
             next_mark=self._next_mark,
             timeout_seconds=task.timeout_seconds or self.settings.timeout,
             accepted=self._accepted,
-            save=self._save,
+            save=self.archive.save,
             tell=lambda kind, number: self.events.publish(kind, execution_id=execution_id, generation=number),
             previous=previous,
         )
         self._live[execution_id] = execution
-        self._recent.pop(execution_id, None)
         self.last_task_at = time.time()
-        self._save(execution.record)
-        self.tasks.keep(execution_id, task)
+        self.archive.save(execution.record)
+        self.archive.tasks.keep(execution_id, task)
         log.info("execution admitted", extra={"execution_id": execution_id})
         self.events.publish("execution.admitted", execution_id=execution_id)
         ticket = None if parks else self.slots.enqueue()
@@ -228,23 +197,20 @@ class Supervisor:
             # Whoever waits for this execution must never wait for ever.
             if execution.phase is not Phase.FINISHED:
                 execution.end(Verdict(Outcome.FAILED, ErrorClass.ERROR, SENTENCES[ErrorClass.ERROR]))
-            await self._conclude(execution)
-            self._retire(execution)
+            try:
+                await self._conclude(execution)
+            finally:
+                if execution.answer is None:
+                    execution.conclude(failed_answer(execution.record))
+                self._retire(execution)
 
     async def _conclude(self, execution: Execution) -> None:
         """Keep the final record with its answer, and let everybody have it."""
         record = execution.record
         answer = await asyncio.to_thread(self._answer_to, execution)
-        try:
-            await asyncio.to_thread(
-                self.records.conclude, record, answer.status_code, answer.body, record.ended_at or time.time()
-            )
-        except StoreUnavailable as error:
-            log.error("answer not kept: %s", error, extra={"execution_id": record.execution_id})
+        if not await asyncio.to_thread(self.archive.conclude, record, answer) and record.metadata.retained:
             record.metadata.retained = False
             answer = await asyncio.to_thread(self._answer_to, execution)
-        if record.error_class is not ErrorClass.INTERRUPTED:
-            self.tasks.forget(record.execution_id)
         execution.conclude(answer)
 
     def _answer_to(self, execution: Execution) -> Answer:
@@ -254,19 +220,6 @@ class Supervisor:
             log_limit_bytes=self.settings.answer_log_limit,
             current_generation=generation.number if generation else None,
         )
-
-    def _known(self, execution_id: str) -> ExecutionRecord | None:
-        """Find the record of a finished execution."""
-        if (recent := self._recent.get(execution_id)) is not None:
-            return recent.record
-        return self.records.load(execution_id)
-
-    def _kept(self, record: ExecutionRecord) -> Kept | None:
-        """Find the answer of a finished execution, if it is kept."""
-        if (recent := self._recent.get(record.execution_id)) is not None and recent.answer is not None:
-            return Kept(record, recent.answer)
-        kept = self.records.answer(record.execution_id)
-        return Kept(record, Answer(kept.status_code, kept.answer)) if kept is not None else None
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run *work* as a task of ours; what goes wrong in it is logged."""
@@ -281,9 +234,6 @@ class Supervisor:
 
     def _retire(self, execution: Execution) -> None:
         self._live.pop(execution.execution_id, None)
-        self._recent[execution.execution_id] = execution
-        while len(self._recent) > KEPT_IN_MEMORY:
-            self._recent.pop(next(iter(self._recent)))
         failed = execution.record.outcome is Outcome.FAILED
         self.consecutive_failures = self.consecutive_failures + 1 if failed else 0
         record = execution.record
@@ -296,33 +246,9 @@ class Supervisor:
         self.slots.grant()
         self.changed.tell()
 
-    # -- after a restart
-
-    def account(self) -> None:
-        """
-        Give every execution that an earlier supervisor left without an end one: ``interrupted``.
-
-        To be called before anything is admitted, when the earlier one's children are gone.
-        """
-        now = time.time()
-        for record in self.records.unfinished():
-            record.state = Phase.FINISHED
-            record.outcome, record.error_class = Outcome.FAILED, ErrorClass.INTERRUPTED
-            record.detail = SENTENCES[ErrorClass.INTERRUPTED]
-            record.ended_at = now
-            for attempt in record.attempts:
-                if attempt.ended_at is None:
-                    attempt.ended_at, attempt.stop_reason = now, StopReason.SHUTDOWN
-            body = interrupted_body(record)
-            try:
-                self.records.conclude(record, STATUS_BY_CLASS[ErrorClass.INTERRUPTED], body, now)
-            except StoreUnavailable as error:
-                log.error("record not kept: %s", error, extra={"execution_id": record.execution_id})
-            log.warning("execution was interrupted", extra={"execution_id": record.execution_id})
-
     def resume_interrupted(self) -> None:
         """Go on with executions that were interrupted, as if their tasks had been posted again."""
-        for task in self.tasks.kept():
+        for task in self.archive.tasks.kept():
             try:
                 self.submit(task)
             except AgentRuntimeError as error:
@@ -331,27 +257,17 @@ class Supervisor:
     async def keep_house(self) -> None:
         """Delete what is too old or too much, now and then, for as long as the supervisor lives."""
         while True:
-            try:
-                await asyncio.to_thread(self._prune)
-            except (StoreUnavailable, OSError) as error:
-                log.warning("cannot delete old executions: %s", error)
+            await asyncio.to_thread(
+                self.archive.prune,
+                max_age_seconds=self.settings.retain_age,
+                max_bytes=self.settings.retain_bytes,
+                in_use=frozenset(self._live),
+            )
             for _ in range(PRUNE_TICKS):
                 await asyncio.sleep(TICK_SECONDS)
                 self.desk.warn_of_expiry()
                 self._retry_refused()
                 await asyncio.to_thread(reap_orphans)
-
-    def _prune(self) -> None:
-        deleted = prune(
-            self.records,
-            self.transcripts,
-            max_age_seconds=self.settings.retain_age,
-            max_bytes=self.settings.retain_bytes,
-            now=time.time(),
-            in_use=frozenset(self._live),
-        )
-        if deleted:
-            log.info("old executions deleted: %d", deleted)
 
     # -- the token
 
@@ -363,10 +279,10 @@ class Supervisor:
     def secret_changed(self, status: SecretStatus) -> None:
         """Take a new status of the secret file."""
         generation = status.generation
-        is_new = generation is not None and generation.number not in self._seen
+        is_new = generation is not None and generation.number > self._newest_seen
         self.desk.secret_changed(status)
         if generation is not None and is_new:
-            self._seen.add(generation.number)
+            self._newest_seen = generation.number
             for execution in self._live.values():
                 execution.token_loaded(generation)
             if self.settings.probe == "on_load":
@@ -445,29 +361,15 @@ class Supervisor:
         """Ids of executions that wait: for a slot, or for a newer token."""
         return [e.execution_id for e in self._live.values() if e.phase in (Phase.QUEUED, Phase.PARKED)]
 
-    @property
-    def recently_completed_ids(self) -> list[str]:
-        """Ids of executions that ended in the last 15 minutes."""
-        since = time.time() - RECENT_SECONDS
-        return [e.execution_id for e in self._recent.values() if (e.record.ended_at or 0) >= since]
-
-    def execution(self, execution_id: str) -> Execution | None:
-        """Find an execution that runs, or ended not long ago."""
-        return self._live.get(execution_id) or self._recent.get(execution_id)
-
     def record(self, execution_id: str) -> ExecutionRecord:
         """
-        Find a record, in memory or in the store.
+        Find a record, alive or kept.
 
         Raises:
             NotFound: Nothing is known under this id.
         """
-        if execution := self.execution(execution_id):
-            return execution.record
-        record = self.records.load(execution_id)
-        if record is None:
-            raise NotFound("no execution is known under this id")
-        return record
+        live = self._live.get(execution_id)
+        return live.record if live is not None else self.archive.record(execution_id)
 
     def view(self, execution_id: str) -> View:
         """
@@ -476,9 +378,9 @@ class Supervisor:
         Raises:
             NotFound: Nothing is known under this id.
         """
-        if execution := self.execution(execution_id):
-            return View(execution.record, execution.reader, execution.changed)
-        return View(self.record(execution_id), self.transcripts.reader(execution_id), Change())
+        if (live := self._live.get(execution_id)) is not None:
+            return View(live.record, live.reader, live.changed)
+        return View(self.archive.record(execution_id), self.archive.transcripts.reader(execution_id), Change())
 
     def result(self, execution_id: str) -> Kept | None:
         """
@@ -489,8 +391,7 @@ class Supervisor:
         """
         if execution_id in self._live:
             return None
-        record = self.record(execution_id)
-        kept = self._kept(record)
+        kept = self.archive.kept(self.archive.record(execution_id))
         if kept is None:
             raise NotFound("no answer is kept of this execution", code="no_retained_result")
         return kept
@@ -541,10 +442,3 @@ class Supervisor:
         """Ask every execution to end, politely or at once."""
         for execution in list(self._live.values()):
             execution.request_stop(reason, at_once=at_once)
-
-    def _save(self, record: ExecutionRecord) -> None:
-        try:
-            self.records.save(record)
-        except StoreUnavailable as error:
-            record.metadata.retained = False
-            log.error("record not kept: %s", error, extra={"execution_id": record.execution_id})

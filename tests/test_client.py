@@ -143,9 +143,9 @@ def test_a_task_is_run_and_answered_once(shared: Supervised, use: Flavour) -> No
     [Cut(request_bytes=1), Cut(reply_bytes=1), Cut(reply_bytes=500)],
     ids=["request begins", "answer begins", "answer half"],
 )
-def test_a_connection_that_is_cut_anywhere_costs_nothing(shared: Supervised, use: Flavour, cut: Cut) -> None:
+def test_a_connection_that_is_cut_anywhere_costs_nothing(shared: Supervised, cut: Cut) -> None:
     with gate(shared.url, cut) as way:
-        answer = use(way.url, "run", OK)
+        answer = blocking(way.url, "run", OK)
 
         assert answer.response == "Hello."
         assert way.connections >= 2
@@ -289,7 +289,7 @@ def _stream_over_the_end(url: str, execution_id: str) -> list[int | None]:
 
 
 def test_a_stream_that_is_cut_again_and_again_brings_every_line_exactly_once(
-    shared: Supervised, use: Flavour, tmp_path: Path
+    shared: Supervised, tmp_path: Path
 ) -> None:
     steps = [{"do": "assistant", "text": f"line {n}"} for n in range(TALKATIVE)]
     name = f"talkative-{tmp_path.name}"
@@ -297,7 +297,7 @@ def test_a_stream_that_is_cut_again_and_again_brings_every_line_exactly_once(
     Call(lambda: shared.client.post("/api/task", json={"message": message, "execution_id": name, "async_result": True}))
     eventually(lambda: is_running(shared, name))
     with gate(shared.url, *[Cut(reply_bytes=700 + 900 * n) for n in range(5)]) as way:
-        call = Call(lambda: use(way.url, "stream", name))
+        call = Call(lambda: awaiting(way.url, "stream", name))
         eventually(lambda: way.connections > 5)
         way.cut_all()
         (tmp_path / "go").touch()
@@ -310,7 +310,7 @@ def test_a_stream_that_is_cut_again_and_again_brings_every_line_exactly_once(
     assert [event.name for event in events].count("end") == 1
     states = [event.data["state"] for event in events if event.name == "state"]
     assert states == ["running", "finished"]
-    assert lines_of(use(shared.url, "stream", name, after=lines[-3])) == lines[-2:]
+    assert lines_of(awaiting(shared.url, "stream", name, after=lines[-3])) == lines[-2:]
 
 
 def test_a_stream_that_ends_without_a_word_is_opened_again() -> None:
@@ -351,17 +351,19 @@ def test_a_refused_token_is_told_as_such_and_a_new_one_cures_it(tmp_path: Path) 
         assert blocking(running.url, "reload_token", OLD)["generation"] == 3
 
 
-def test_a_usage_limit_is_told_with_its_end(tmp_path: Path) -> None:
+def test_a_usage_limit_is_told_with_its_end(shared: Supervised) -> None:
     resets_at = int(time.time()) + 3600
     limited = {"do": "rate_limit", "status": "rejected", "limit_type": "five_hour", "resets_at": resets_at}
     gives_up = {"do": "give_up", "text": "You've hit your 5-hour limit", "error": "rate_limit", "status": 429}
-    with supervised(tmp_path) as running:
+    try:
         for _ in range(2):  # the one that meets it, and the one that is turned away for it
             with pytest.raises(RateLimited) as error:
-                blocking(running.url, "run", json.dumps({"script": [{"do": "init"}, limited, gives_up]}))
+                blocking(shared.url, "run", json.dumps({"script": [{"do": "init"}, limited, gives_up]}))
             assert error.value.resets_at is not None
             assert error.value.resets_at.timestamp() == resets_at
             assert 3500 < (error.value.retry_after_seconds or 0) <= 3600
+    finally:
+        blocking(shared.url, "reload_token")  # which forgets the limit
 
 
 def test_who_is_turned_away_until_the_deadline_is_told_why(shared: Supervised, tmp_path: Path) -> None:

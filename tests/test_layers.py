@@ -45,6 +45,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     # policy: admission, slots, owners, switching, drain
     ("supervisor",),
     ("course",),
+    ("archive",),
     ("confirmation", "desk", "answers"),
     ("standing", "slots"),
     # one execution and one CLI process

@@ -123,7 +123,7 @@ async def list_executions(api: Api, request: Request) -> Response:
     for name, choices in (("state", Phase), ("outcome", Outcome)):
         if name in query and query[name] not in {str(choice) for choice in choices}:
             raise InvalidRequest(f"{name}: must be one of {', '.join(choices)}")
-    records, cursor = api.supervisor.records.list(
+    records, cursor = api.supervisor.archive.records.list(
         state=query.get("state"), outcome=query.get("outcome"), limit=int(limit), cursor=query.get("cursor")
     )
     return _json({"executions": [shown(record) for record in records], "next_cursor": cursor})
@@ -145,7 +145,7 @@ async def list_running(api: Api, request: Request) -> Response:  # noqa: ARG001 
         {
             "executions": running,
             "pending_ids": supervisor.pending_ids,
-            "recently_completed_ids": supervisor.recently_completed_ids,
+            "recently_completed_ids": supervisor.archive.recently_completed_ids,
         }
     )
 
@@ -307,7 +307,7 @@ async def health(api: Api, request: Request) -> Response:
         return _json({"status": status})
     if not api.access.required:
         refuse_rebinding(request)
-    disk = os.statvfs(supervisor.transcripts.directory)
+    disk = os.statvfs(supervisor.archive.transcripts.directory)
     return _json(
         {
             "status": status,
@@ -326,7 +326,7 @@ async def health(api: Api, request: Request) -> Response:
             "consecutive_failures": supervisor.consecutive_failures,
             "draining": supervisor.draining,
             "delivery": supervisor.deliveries.state,
-            "disk": {"free_bytes": disk.f_bavail * disk.f_frsize, "error": supervisor.records.trouble},
+            "disk": {"free_bytes": disk.f_bavail * disk.f_frsize, "error": supervisor.archive.records.trouble},
             "loop_lag_seconds": round(await _loop_lag(), 6),
             "uptime_seconds": round(time.time() - supervisor.started_at, 3),
         }

@@ -1,0 +1,156 @@
+"""Everything that is kept of executions: records, answers, transcripts, tasks; and what a restart makes of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agent_runtime.answers import failed_answer
+from agent_runtime.errors import ErrorClass, NotFound
+from agent_runtime.model import Answer
+from agent_runtime.state import Outcome, Phase, StopReason
+from agent_runtime.store.database import StoreUnavailable
+from agent_runtime.store.retention import prune
+from agent_runtime.verdict import SENTENCES
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from agent_runtime.model import ExecutionRecord
+    from agent_runtime.store.records import RecordStore
+    from agent_runtime.store.tasks import TaskStore
+    from agent_runtime.store.transcripts import TranscriptStore
+
+log = logging.getLogger(__name__)
+
+RECENT_SECONDS = 15 * 60
+RECENT_KEPT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A finished execution whose answer is there already: to be waited for like one that runs."""
+
+    record: ExecutionRecord
+    answer: Answer
+
+    @property
+    def execution_id(self) -> str:
+        """The id callers know it by."""
+        return self.record.execution_id
+
+    async def finished(self) -> None:
+        """Return at once."""
+
+
+class Archive:
+    """
+    Keep executions on disk, and go on where the disk does not take them.
+
+    A record that could not be written says so (``metadata.retained``), and may be unknown after a restart; the store
+    holds it in memory until it can be written.
+    """
+
+    def __init__(self, records: RecordStore, transcripts: TranscriptStore, tasks: TaskStore) -> None:
+        self.records = records
+        self.transcripts = transcripts
+        self.tasks = tasks
+        self._ended_at: dict[str, float] = {}
+
+    @property
+    def recently_completed_ids(self) -> list[str]:
+        """Ids of executions that ended in the last 15 minutes."""
+        since = time.time() - RECENT_SECONDS
+        return [execution_id for execution_id, ended_at in self._ended_at.items() if ended_at >= since]
+
+    def save(self, record: ExecutionRecord) -> None:
+        """Write a record that has changed."""
+        try:
+            self.records.save(record)
+        except StoreUnavailable as error:
+            record.metadata.retained = False
+            log.error("record not kept: %s", error, extra={"execution_id": record.execution_id})
+
+    def conclude(self, record: ExecutionRecord, answer: Answer) -> bool:
+        """Write a final record with its answer, and tell whether they are on disk."""
+        if record.error_class is not ErrorClass.INTERRUPTED:
+            self.tasks.forget(record.execution_id)
+        ended_at = record.ended_at or time.time()
+        self._ended_at[record.execution_id] = ended_at
+        while len(self._ended_at) > RECENT_KEPT:
+            del self._ended_at[next(iter(self._ended_at))]
+        try:
+            self.records.conclude(record, answer.status_code, answer.body, ended_at)
+        except StoreUnavailable as error:
+            log.error("answer not kept: %s", error, extra={"execution_id": record.execution_id})
+            return False
+        return True
+
+    def find(self, execution_id: str) -> ExecutionRecord | None:
+        """Find the record of an execution that has ended."""
+        try:
+            return self.records.load(execution_id)
+        except StoreUnavailable as error:
+            log.error("record cannot be read: %s", error, extra={"execution_id": execution_id})
+            return None
+
+    def record(self, execution_id: str) -> ExecutionRecord:
+        """
+        Find the record of an execution that has ended.
+
+        Raises:
+            NotFound: Nothing is known under this id.
+        """
+        record = self.find(execution_id)
+        if record is None:
+            raise NotFound("no execution is known under this id")
+        return record
+
+    def kept(self, record: ExecutionRecord) -> Kept | None:
+        """Find the answer of an execution that has ended, if it is kept."""
+        try:
+            found = self.records.answer(record.execution_id)
+        except StoreUnavailable as error:
+            log.error("answer cannot be read: %s", error, extra={"execution_id": record.execution_id})
+            return None
+        return Kept(record, Answer(found.status_code, found.answer)) if found is not None else None
+
+    def account(self) -> None:
+        """
+        Give every execution that an earlier supervisor left without an end one: ``interrupted``.
+
+        To be called before anything is admitted, when the earlier one's children are gone.
+
+        Raises:
+            StoreUnavailable: The disk does not give the records.
+        """
+        now = time.time()
+        for record in self.records.unfinished():
+            record.state = Phase.FINISHED
+            record.outcome, record.error_class = Outcome.FAILED, ErrorClass.INTERRUPTED
+            record.detail = SENTENCES[ErrorClass.INTERRUPTED]
+            record.ended_at = now
+            for attempt in record.attempts:
+                if attempt.ended_at is None:
+                    attempt.ended_at, attempt.stop_reason = now, StopReason.SHUTDOWN
+            self.conclude(record, failed_answer(record, ErrorClass.INTERRUPTED))
+            log.warning("execution was interrupted", extra={"execution_id": record.execution_id})
+
+    def prune(self, *, max_age_seconds: float, max_bytes: int, in_use: Container[str]) -> None:
+        """Delete what is too old or too much; what the disk does not let go is tried again the next time."""
+        try:
+            deleted = prune(
+                self.records,
+                self.transcripts,
+                max_age_seconds=max_age_seconds,
+                max_bytes=max_bytes,
+                now=time.time(),
+                in_use=in_use,
+            )
+        except (StoreUnavailable, OSError) as error:
+            log.warning("cannot delete old executions: %s", error)
+            return
+        if deleted:
+            log.info("old executions deleted: %d", deleted)
