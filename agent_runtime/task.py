@@ -25,6 +25,15 @@ IMAGE_TYPES = ("image/gif", "image/jpeg", "image/png", "image/webp")
 
 _FIELD_IN_MESSAGE = re.compile(r"`\$\.([A-Za-z_]{1,40})|required field `([A-Za-z_]{1,40})`")
 
+_IN_WORDS = {
+    "execution_id": "must be letters, digits and . _ : -, at most 128, and begin with a letter or digit",
+    "model": "must begin with a letter or digit and hold no blanks",
+    "system_prompt": "must hold no NUL",
+    "allowed_tools": "must hold no control characters",
+    "disallowed_tools": "must hold no control characters",
+}
+"""What a pattern asks for, said to a person."""
+
 ExecutionId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$(?!\n)")]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=30 * 86400)]
@@ -126,8 +135,11 @@ def _check(task: Task) -> None:
 def _plain(message: str) -> str:
     """Put the field's name in front of msgspec's message, which names types and rules but never values."""
     found = _FIELD_IN_MESSAGE.search(message)
+    name = found[1] or found[2] if found else None
     reason = message.split(" - at ", 1)[0]
-    return f"{found[1] or found[2]}: {reason}" if found else reason
+    if "matching regex" in reason and name in _IN_WORDS:
+        reason = _IN_WORDS[name]
+    return f"{name}: {reason}" if name else reason
 
 
 def _shown(name: str) -> str:

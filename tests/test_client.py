@@ -152,7 +152,6 @@ def test_a_connection_that_is_cut_anywhere_costs_nothing(shared: Supervised, cut
     assert len(shared.record(answer.execution_id)["attempts"]) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="api.app._body lets starlette's ClientDisconnect through: a traceback is logged")
 def test_a_request_that_is_cut_in_its_body_is_sent_again_and_is_no_fault_of_the_supervisor(tmp_path: Path) -> None:
     with supervised(tmp_path) as running, gate(running.url, Cut(request_bytes=250)) as way:
         answer = blocking(way.url, "run", OK)

@@ -367,7 +367,7 @@ def test_nothing_of_a_task_shows_in_what_is_logged() -> None:
 
 
 STREAM = (
-    b': events\r\n\r\nevent: state\ndata: {"state": "running"}\n\n'
+    b': events\r\n\r\nevent: state\r\ndata: {"state": "running"}\n\n'
     b'event: message\nid: 1\ndata: {"n": "\xc3\xa4"}\n\n'
     b'id: 2\nevent: message\ndata: {"n":\ndata: 2}\n\n: keep-alive\n\n'
     b'event: end\rdata: {"type": "stream_end"}\r\r'

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
@@ -82,10 +83,13 @@ async def _body(request: Request) -> bytes:
     if announced.isdigit() and int(announced) > BODY_LIMIT_BYTES:
         raise TooLarge(f"the body is longer than {BODY_LIMIT_BYTES} bytes")
     kept = bytearray()
-    async for chunk in request.stream():
-        kept += chunk
-        if len(kept) > BODY_LIMIT_BYTES:
-            raise TooLarge(f"the body is longer than {BODY_LIMIT_BYTES} bytes")
+    try:
+        async for chunk in request.stream():
+            kept += chunk
+            if len(kept) > BODY_LIMIT_BYTES:
+                raise TooLarge(f"the body is longer than {BODY_LIMIT_BYTES} bytes")
+    except ClientDisconnect:
+        raise InvalidRequest("the body was cut off") from None
     return bytes(kept)
 
 
