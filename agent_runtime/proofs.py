@@ -1,12 +1,20 @@
-"""The proofs that were made, kept in the data directory with the hash of the executable they are about."""
+"""
+The proofs that were made, kept in the data directory with the hash of the executable they are about.
+
+An image that brings its CLI makes the proof when it is built, ``python -m agent_runtime.proofs DIRECTORY COMMAND``,
+with the directory of the virtual environment: what is found there counts wherever the data directory knows nothing
+else.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import secrets
+import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -16,12 +24,14 @@ from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.proof import Proof, prove
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
 
     from agent_runtime.delivery import Reach
 
 FILE_NAME = "proofs.json"
+BUILT_IN = Path(sys.prefix) / FILE_NAME
+"""The proofs of an image, beside the packages that were installed with it."""
+
 KEPT = 32
 """How many proofs, and how many hashes, are kept; the oldest goes first."""
 
@@ -54,9 +64,11 @@ class Proofs:
 
     Args:
         data_dir: None keeps nothing on disk.
+        built_in: Proofs that were made elsewhere, to begin with.
     """
 
-    def __init__(self, data_dir: Path | None) -> None:
+    def __init__(self, data_dir: Path | None, built_in: Path = BUILT_IN) -> None:
+        self._built_in = built_in
         self._path = None if data_dir is None else data_dir / FILE_NAME
         self._lock = threading.Lock()
         self._kept = self._load()
@@ -105,15 +117,12 @@ class Proofs:
             del kept[next(iter(kept))]
 
     def _load(self) -> _Kept:
-        if self._path is None:
-            return _Kept()
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=_Kept)
-        except FileNotFoundError:
-            return _Kept()
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            log.warning("cannot use %s, proofs are made anew: %s", self._path, type(error).__name__)
-            return _Kept()
+        kept = _read(self._built_in)
+        if self._path is not None:
+            ours = _read(self._path)
+            kept.hashes |= ours.hashes
+            kept.proofs |= ours.proofs
+        return kept
 
     def _save(self) -> None:
         if self._path is None:
@@ -131,6 +140,16 @@ class Proofs:
                 temporary.unlink(missing_ok=True)
         except OSError as error:
             log.warning("cannot write %s, the proof is kept in memory only: %s", self._path, error.strerror)
+
+
+def _read(path: Path) -> _Kept:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Kept)
+    except FileNotFoundError:
+        return _Kept()
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        log.warning("cannot use %s, proofs are made anew: %s", path, type(error).__name__)
+        return _Kept()
 
 
 class BackgroundProver:
@@ -210,3 +229,19 @@ class BackgroundProver:
             self._not_before = time.monotonic() + RETRY_SECONDS
             if not self._called_off.is_set():
                 log.warning("whether the CLI takes a newer token from its file cannot be told: %s", error)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Make the proof about a CLI and keep it in a directory, readable for everybody: it holds no secret."""
+    directory, *command = arguments
+    proofs = Proofs(Path(directory))
+    binary = Binary.of(tuple(command), os.environ.get("PATH"))
+    proof = prove(tuple(command), os.environ)
+    proofs.keep(binary, proof)
+    (Path(directory) / FILE_NAME).chmod(0o644)
+    print(f"{proof.version}: takes a newer token: {proof.reach}")  # noqa: T201 - for the log of the build
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -682,3 +682,22 @@ def test_the_real_cli_with_an_api_key_does_not_look_at_a_file_that_others_live_o
     with stage._talking(api, tmp_path, TokenKind.API_KEY, delivered.variables) as run:
         run.must_see(lambda: api.seen(api_key(2).token).requests >= 2)
     assert api.seen(generation(1).token).requests == 0
+
+
+def test_a_proof_that_came_with_the_image_counts_for_the_same_executable_only(tmp_path: Path) -> None:
+    cli, other = tmp_path / "cli", tmp_path / "other"
+    for path in (cli, other):
+        path.write_text(f"#!/bin/sh\necho {path.name}\n")
+        path.chmod(0o755)
+    image, data = tmp_path / "image", tmp_path / "data"
+    image.mkdir()
+    data.mkdir()
+    binary = Binary.of((str(cli),), None)
+    made = Proof(version="1.0", binary_hash=binary.content_hash(), rereads=True, at=0.0)
+    Proofs(image).keep(binary, made)
+
+    proofs = Proofs(data, built_in=image / "proofs.json")
+
+    assert proofs.known((str(cli),)) == made
+    assert proofs.known((str(other),)) is None
+    assert Proofs(data, built_in=tmp_path / "nothing").known((str(cli),)) is None
