@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import pwd
-import shutil
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -21,12 +19,13 @@ import msgspec
 from agent_runtime import command as cli_command
 from agent_runtime.command import PERMISSION_MODE
 from agent_runtime.deadlines import Deadlines, Patience
-from agent_runtime.errors import AgentRuntimeError, SpawnFailed
+from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.evidence import Channel, Witness
 from agent_runtime.frames import decode, is_partial
 from agent_runtime.holding import Holding
 from agent_runtime.model import EvidenceRecord
 from agent_runtime.pipes import Pipes, Wake
+from agent_runtime.private_files import PrivateFiles
 from agent_runtime.process import Command, spawn
 from agent_runtime.reports import Answered, Progress, Reached, Report, Spawned, Stopping
 from agent_runtime.state import StopReason
@@ -34,7 +33,6 @@ from agent_runtime.verdict import Ending, is_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
 
     from agent_runtime.delivery import Delivered
     from agent_runtime.evidence import Sighting
@@ -75,6 +73,7 @@ class Attempt:
         self._around = surroundings
         self._transcript = transcript
         self._tell = tell
+        self._files = PrivateFiles(surroundings.run_dir, order.mark, surroundings.settings.child_user)
         self._wake = Wake()
         self._lock = threading.Lock()
         self._reason: StopReason | None = None
@@ -158,13 +157,13 @@ class Attempt:
             delivered=delivered.variables,
             as_root=settings.child_user is None and os.geteuid() == 0,
         )
-        settings_file = self._write(
+        settings_file = self._files.write(
             "settings.json",
             cli_command.settings_bytes(generation.token.kind, delivered.variables, self._around.environ),
         )
         mcp_file = None
         if order.task.mcp_config is not None:
-            mcp_file = self._write("mcp.json", msgspec.json.encode(order.task.mcp_config))
+            mcp_file = self._files.write("mcp.json", msgspec.json.encode(order.task.mcp_config))
         argv = (
             *cli_command.resolve(settings.claude, environ.get("PATH")),
             *cli_command.arguments(order.task, order.session, settings_file=settings_file, mcp_file=mcp_file),
@@ -181,22 +180,6 @@ class Attempt:
         self._tell(Spawned(self._child.pid, self._child.started_at, generation))
         if (loaded := self._around.secret.status.generation) is not None:
             self.token_loaded(loaded)  # it may have come meanwhile
-
-    def _write(self, name: str, content: bytes) -> Path:
-        """Write a private file for the child; it goes when the attempt ends."""
-        directory = self._around.run_dir / self._order.mark
-        path = directory / name
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            if self._around.settings.child_user is not None:
-                for created in (directory, path):
-                    _give_to(created, self._around.settings.child_user)
-        except OSError as error:
-            raise SpawnFailed(f"cannot write the child's files: {error.strerror}") from None
-        return path
 
     # -- while it runs
 
@@ -449,13 +432,4 @@ class Attempt:
         if self._delivered is not None:
             self._around.deliveries.ended(self._delivered)
         self._wake.close()
-        shutil.rmtree(self._around.run_dir / self._order.mark, ignore_errors=True)
-
-
-def _give_to(path: Path, user: str) -> None:
-    """Let the child's user read a file that is for nobody else."""
-    try:
-        uid = int(user) if user.isdecimal() else pwd.getpwnam(user).pw_uid
-    except KeyError:
-        raise SpawnFailed("the child user is unknown") from None
-    os.chown(path, uid, -1)
+        self._files.remove()

@@ -69,7 +69,8 @@ class Bench:
 
     def attempt(self, steps: list[dict[str, Any]], tell: Callable[[Note], object] | None = None, **env: str) -> Attempt:
         (self.home / "token").write_text(OLD + "\n")
-        (self.home / "config").mkdir(exist_ok=True)
+        for name in ("config", "run"):
+            (self.home / name).mkdir(exist_ok=True)
         settings = load(
             {
                 "AGENT_RUNTIME_TOKEN_FILE": str(self.home / "token"),

@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from agent_runtime.api.event_stream import event_stream, follow
 from agent_runtime.api.problems import problem_response
+from agent_runtime.api.streams import OpenStreams
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.events import KEPT, TYPES, Event, EventLog
 from agent_runtime.redaction import Redactor
@@ -261,7 +262,7 @@ def served(log: EventLog) -> Iterator[str]:
     """Put *log* behind a real server."""
 
     async def events(request: Request) -> Response:
-        return event_stream(log, request)
+        return event_stream(log, request, OpenStreams())
 
     app = Starlette(routes=[Route("/api/events", events)], exception_handlers={AgentRuntimeError: _problem})
     with LoopbackServer().running(app) as url:

@@ -58,7 +58,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("webhook", "probe"),
     ("events", "outbound"),
     # what they stand on
-    ("log", "binary", "deadlines", "tally", "delivery"),
+    ("log", "binary", "deadlines", "tally", "delivery", "private_files"),
     ("command", "credentials_file", "change"),
     ("store.retention", "store.tasks"),
     ("store.records", "store.transcripts"),

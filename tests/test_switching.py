@@ -852,6 +852,8 @@ def older_than_500_ms(api: MessagesApi, written_at: list[float]) -> list[float]:
 def test_on_the_real_cli_a_running_execution_takes_the_newer_token_in_its_first_attempt(
     tmp_path: Path, api: MessagesApi, url: str, claude: str, work: Work
 ) -> None:
+    if any(f"/{version}/" in claude for version in ("1.0.128", "2.0.76")):
+        pytest.skip("this version never reads the file again; that it then goes by env is shown in test_delivery")
     with switching(tmp_path, api_url=url, claude=claude, delivery="file") as running:
         pending = [running.start(PROMPT, execution_id=f"work-{n}") for n in range(2)]
         work.wait_until_under_way(2)

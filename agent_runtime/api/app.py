@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -71,6 +71,7 @@ class Api:
 
     supervisor: Supervisor
     access: AccessKey
+    streams: streams.OpenStreams = field(default_factory=streams.OpenStreams)
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -218,12 +219,14 @@ async def stream(api: Api, request: Request) -> Response:
     """Send the transcript as events."""
     after = streams.last_event_id(request.headers.get("last-event-id") or request.query_params.get("last_event_id"))
     view = api.supervisor.view(request.path_params["id"])
-    return StreamingResponse(streams.follow(view, after), headers=streams.HEADERS, media_type="text/event-stream")
+    return StreamingResponse(
+        api.streams.counted(streams.follow(view, after)), headers=streams.HEADERS, media_type="text/event-stream"
+    )
 
 
 async def events(api: Api, request: Request) -> Response:
     """Send what happens to the token and to executions."""
-    return event_stream(api.supervisor.events, request)
+    return event_stream(api.supervisor.events, request, api.streams)
 
 
 # -- token and health

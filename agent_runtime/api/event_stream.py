@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 MEDIA_TYPE = "text/event-stream"
 
 
-def event_stream(log: EventLog, request: Request) -> Response:
+def event_stream(log: EventLog, request: Request, open_streams: streams.OpenStreams) -> Response:
     """
     Answer ``GET /api/events``: what is kept after the reader's position, and then what happens.
 
     Raises:
         InvalidRequest: The position is no number.
+        Busy: Too many streams are open.
     """
     after = streams.last_event_id(request.headers.get("last-event-id") or request.query_params.get("last_event_id"))
     if request.method == "HEAD":
         return Response(headers=streams.HEADERS, media_type=MEDIA_TYPE)
-    return StreamingResponse(follow(log, after), headers=streams.HEADERS, media_type=MEDIA_TYPE)
+    return StreamingResponse(open_streams.counted(follow(log, after)), headers=streams.HEADERS, media_type=MEDIA_TYPE)
 
 
 async def follow(

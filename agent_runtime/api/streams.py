@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.errors import InvalidRequest
+from agent_runtime.errors import Busy, InvalidRequest
 from agent_runtime.state import Phase
 
 if TYPE_CHECKING:
@@ -17,11 +17,47 @@ if TYPE_CHECKING:
     from agent_runtime.supervisor import View
 
 KEEP_ALIVE_SECONDS = 15.0
+RETRY_SECONDS = 5
 BATCH_LINES = 256
 BATCH_BYTES = 1024 * 1024
 
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """The second keeps nginx from holding events back. Source: https://nginx.org/en/docs/http/ngx_http_proxy_module.html"""
+
+
+STREAM_LIMIT = 256
+
+
+class OpenStreams:
+    """
+    Count the streams that are open, and refuse one more than can be served well.
+
+    Each holds a connection for as long as its reader likes, so without a limit readers could use up the descriptors
+    that executions need.
+    """
+
+    def __init__(self, limit: int = STREAM_LIMIT) -> None:
+        self._limit = limit
+        self._open = 0
+
+    def counted(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """
+        Take a place for *events*, given back when they end or their reader leaves.
+
+        Raises:
+            Busy: All places are taken.
+        """
+        if self._open >= self._limit:
+            raise Busy(f"{self._limit} streams are open already", retry_after_seconds=RETRY_SECONDS)
+        self._open += 1
+        return self._until_the_end(events)
+
+    async def _until_the_end(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        try:
+            async for event_bytes in events:
+                yield event_bytes
+        finally:
+            self._open -= 1
 
 
 def event(name: str, data: bytes, number: int | None = None) -> bytes:

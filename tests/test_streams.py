@@ -1,0 +1,126 @@
+"""Many readers, slow readers, readers that leave; and what a full disk does to those who wait for an answer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from agent_runtime.api.streams import STREAM_LIMIT
+from tests.supervised import eventually, supervised
+from tests.test_executions import OK, events, holding
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_fifty_streams_get_a_last_event_when_the_supervisor_is_told_to_end(tmp_path: Path) -> None:
+    flags = ("--drain-timeout", "2", "--stop-grace", "0.3")
+    with supervised(tmp_path, flags=flags) as running, contextlib.ExitStack() as open_streams:
+        running.post(holding(tmp_path / "never"), execution_id="watched", async_result=True)
+        eventually(lambda: running.record("watched")["state"] == "running")
+        limits = httpx.Limits(max_connections=None)
+        client = open_streams.enter_context(
+            httpx.Client(base_url=running.url, timeout=60, trust_env=False, limits=limits)
+        )
+        readers = []
+        for number in range(50):
+            path = "/api/events" if number % 2 else "/api/executions/watched/stream"
+            readers.append(events(open_streams.enter_context(client.stream("GET", path))))
+        for reader in readers:
+            next(reader)
+
+        running.process.send_signal(signal.SIGTERM)
+        eventually(lambda: running.client.get("/readyz").status_code == 503)
+
+        assert {list(reader)[-1]["event"] for reader in readers} == {"end"}
+        assert running.process.wait(30) == 0
+
+
+def test_a_reader_that_takes_nothing_costs_the_execution_nothing(tmp_path: Path) -> None:
+    script = {"script": [{"do": "init"}, {"do": "flood", "bytes": 20_000_000}, {"do": "result", "text": "Done."}]}
+    with supervised(tmp_path) as running:
+        go = tmp_path / "go"
+        running.post(holding(go), execution_id="before", async_result=True)
+        address = urlsplit(running.url)
+        with socket.create_connection((address.hostname, address.port)) as idle:
+            idle.sendall(b"GET /api/executions/slow/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            pending = running.start(script, execution_id="slow")
+            assert pending.answer().json()["response"] == "Done."
+        go.touch()
+
+
+def test_streams_are_bounded_and_places_are_given_back(tmp_path: Path) -> None:
+    with supervised(tmp_path) as running:
+        limits = httpx.Limits(max_connections=None)
+        with (
+            httpx.Client(base_url=running.url, timeout=60, trust_env=False, limits=limits) as client,
+            contextlib.ExitStack() as held,
+        ):
+            readers = []  # one that is let go of closes its connection
+            for _ in range(STREAM_LIMIT):
+                readers.append(events(held.enter_context(client.stream("GET", "/api/events"))))
+                next(readers[-1])
+            turned_away = running.client.get("/api/events")
+            assert (turned_away.status_code, turned_away.json()["error_class"]) == (409, "busy")
+            assert running.post(OK).status_code == 200
+
+        def is_open_again() -> bool:
+            with running.client.stream("GET", "/api/events") as response:
+                return response.status_code == 200
+
+        eventually(is_open_again)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="a full file system takes a mount of one's own"
+)
+def test_executions_answer_on_a_full_disk_and_say_what_is_not_kept(tmp_path: Path) -> None:
+    """R3, in a mount namespace of its own, so that nobody else's disk is filled."""
+    driver = f"""
+import sys
+from pathlib import Path
+from tests.supervised import supervised
+from tests.test_executions import OK
+home = Path({str(tmp_path)!r})
+with supervised(home) as running:
+    before = running.post(OK, execution_id="before").json()
+    filler = home / "data" / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    long = {{"script": [{{"do": "init"}}, {{"do": "flood", "bytes": 200_000}}, {{"do": "result", "text": "Done."}}]}}
+    full = running.post(long, execution_id="full")
+    answer = full.json()
+    assert (full.status_code, answer["response"]) == (200, "Done."), answer
+    assert answer["metadata"]["retained"] is False, answer["metadata"]
+    assert answer["truncated_log"] is True
+    assert running.get("/health")["disk"]["error"], running.get("/health")
+    assert running.get("/api/executions/before/result")["answer"] == before
+    assert running.record("full")["outcome"] == "success"
+    filler.unlink()
+    assert running.post(OK, execution_id="after").json()["metadata"]["retained"] is True
+print("held")
+"""
+    (tmp_path / "data").mkdir()
+    mount = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -W error -c "$3"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, "sh", str(tmp_path / "data"), sys.executable, driver],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.stdout.endswith("held\n"), done.stdout + done.stderr
