@@ -84,7 +84,12 @@ def failed_answer(record: ExecutionRecord, error_class: ErrorClass = ErrorClass.
         metadata=record.metadata,
         token_generation=record.metadata.token_generation,
     )
-    return Answer(failure.status, msgspec.json.encode(failure))
+    try:
+        body = msgspec.json.encode(failure)
+    except (UnicodeEncodeError, TypeError):
+        # What cannot be written may be why the supervisor failed; whoever waits gets an answer all the same.
+        body = msgspec.json.encode(problem(error_class, SENTENCES[error_class], execution_id=record.execution_id))
+    return Answer(failure.status, body)
 
 
 def _when_again(execution: Execution, error_class: ErrorClass) -> tuple[int | None, float | None]:

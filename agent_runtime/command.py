@@ -10,6 +10,7 @@ Source: Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114 and 2.1.330, measured again
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -82,7 +83,8 @@ def resolve(command: tuple[str, ...], search_path: str | None) -> tuple[str, ...
     found = shutil.which(command[0], path=search_path)
     if found is None:
         raise SpawnFailed(f"the CLI was not found or is not executable; set {PREFIX}CLAUDE to its command")
-    return (found, *command[1:])
+    # Absolute, because the child has another working directory.
+    return (os.path.abspath(found), *command[1:])  # noqa: PTH100 - resolving links would change argv[0]
 
 
 def arguments(task: Task, session: Session, *, settings_file: Path, mcp_file: Path | None) -> tuple[str, ...]:

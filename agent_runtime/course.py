@@ -155,6 +155,7 @@ class Course:
                 max_resumes=self._office.settings.max_resumes,
                 had_tool=self._had_tool,
                 had_model=self._had_model,
+                is_only_said=_is_only_said(report),
             )
         )
 
@@ -291,6 +292,12 @@ class Course:
         if self._ticket is not None:
             self._office.slots.leave(self._ticket)
             self._ticket = None
+
+
+def _is_only_said(report: Report) -> bool:
+    """Whether all there is is a sentence of the CLI, and no tool ran that could have put it there."""
+    sighting = report.ending.evidence or report.ending.last_error if report.ending else None
+    return sighting is not None and not sighting.condemns and not report.used_tool
 
 
 def _is_about_token(report: Report, final: Verdict) -> bool:

@@ -220,14 +220,19 @@ class Witness:
             return None
         if info.rate_limit_type is None and info.resets_at is None:
             return None  # a throttle: nothing says what limit, or until when
-        self._limit = _Limit(info.rate_limit_type, info.resets_at)
+        limit_type = info.rate_limit_type
+        if limit_type is not None and not (
+            limit_type.isascii() and limit_type.isidentifier() and len(limit_type) <= 40
+        ):
+            limit_type = "other"  # the API's names are plain words; what is none is not repeated
+        self._limit = _Limit(limit_type, info.resets_at)
         return Sighting(
             rule="limit-event",
             channel=Channel.STDOUT,
             error_class=ErrorClass.RATE_LIMIT,
             status=429,
-            limit_type=info.rate_limit_type,
-            limit_model=MODEL_BY_LIMIT.get(info.rate_limit_type or ""),
+            limit_type=limit_type,
+            limit_model=MODEL_BY_LIMIT.get(limit_type or ""),
             resets_at=info.resets_at,
         )
 

@@ -46,6 +46,7 @@ class Situation:
         resumes: How often it was resumed without a newer generation.
         had_tool: A tool had run in the attempt.
         had_model: The model had said something in the session.
+        is_only_said: The CLI said so in a sentence of its own, before any tool ran; nothing shows what the API said.
     """
 
     error_class: ErrorClass
@@ -57,6 +58,7 @@ class Situation:
     max_resumes: int
     had_tool: bool
     had_model: bool
+    is_only_said: bool = False
 
     @property
     def restart(self) -> Restart:
@@ -100,6 +102,9 @@ def decide(situation: Situation) -> Decision:
     restart = situation.restart
     if situation.newer_is_usable:
         return GoOn(restart, counts=False)
+    if situation.confirmation is Confirmation.OPEN and situation.is_only_said:
+        # Asking the same CLI again gets the same sentence; it condemns nothing, and it is what the caller must know.
+        return Answer(situation.error_class)
     if situation.confirmation is not Confirmation.CONFIRMED:
         if situation.resumes < situation.max_resumes:
             return GoOn(restart, counts=True)

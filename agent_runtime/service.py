@@ -8,6 +8,7 @@ import fcntl
 import functools
 import logging
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ from agent_runtime.api.access import AccessKey
 from agent_runtime.api.app import Api, build_app
 from agent_runtime.archive import Archive
 from agent_runtime.delivery import Deliveries, FileDelivery
-from agent_runtime.errors import CannotStart
+from agent_runtime.errors import CannotStart, SettingsInvalid
 from agent_runtime.events import EventLog
 from agent_runtime.generations import GenerationLedger
 from agent_runtime.log import configure
@@ -92,7 +93,8 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
         _directory(settings.config_dir)
         held.enter_context(_locked(settings.config_dir / ".agent-runtime.lock", f"{PREFIX}CONFIG_DIR"))
         if not settings.workspace.is_dir():
-            raise CannotStart(f"{PREFIX}WORKSPACE: {settings.workspace} is no directory")
+            raise SettingsInvalid(f"{PREFIX}WORKSPACE: {settings.workspace} is no directory")
+        _check_child_user(settings)
         listener = held.enter_context(_listen(settings))
         become_subreaper()
         if ended := sweep_leftovers(data_dir):
@@ -138,6 +140,8 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
         except StoreUnavailable as error:
             log.error("earlier executions cannot be accounted for: %s", error)
         secret.start()
+        if secret.status.generation is None:
+            log.warning("no token yet: %s; it is expected at %s", secret.status.error, settings.token_file)
         held.callback(secret.stop)
         return asyncio.run(_serve(supervisor, listener, changes, redactor))
 
@@ -250,6 +254,16 @@ def _directory(path: Path) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise CannotStart(f"cannot write to the directory {path}")
     return path
+
+
+def _check_child_user(settings: Settings) -> None:
+    user = settings.child_user
+    if user is None or user.isdecimal():
+        return
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        raise SettingsInvalid(f"{PREFIX}CHILD_USER: there is no user {user} here") from None
 
 
 def _passable(path: Path, settings: Settings) -> Path:

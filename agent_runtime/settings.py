@@ -31,7 +31,15 @@ def _text(value: str) -> str:
 
 
 def _path(value: str) -> Path:
-    return Path(_text(value)).expanduser()
+    # Made absolute at once: children have another working directory.
+    return Path(_text(value)).expanduser().absolute()
+
+
+def _header(value: str) -> str:
+    name = _text(value)
+    if not (name.isascii() and name.replace("-", "").replace("_", "").isalnum()):
+        raise ValueError("must be the name of a header")
+    return name
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
@@ -118,7 +126,7 @@ def _setting(parse: Callable[[str], Any], text: str, default: Any = MISSING, fac
 
 
 def _inherited_config_dir() -> Path:
-    return Path(os.environ.get("CLAUDE_CONFIG_DIR") or "~/.claude").expanduser()
+    return Path(os.environ.get("CLAUDE_CONFIG_DIR") or "~/.claude").expanduser().absolute()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +137,7 @@ class Settings:
     port: int = _setting(_integer(0, 65535), "port to listen on; 0 picks a free one", 8000)
     access_key_file: Path | None = _setting(_path, "file with the key callers must send; re-read when it changes", None)
     access_header: str = _setting(
-        _text, "header that may carry the access key instead of Authorization", "X-Agent-Token"
+        _header, "header that may carry the access key instead of Authorization", "X-Agent-Token"
     )
     insecure_no_access_key: bool = _setting(_boolean, "listen beyond loopback without an access key", default=False)
     token_file: Path = _setting(_path, "the secret file; mount its directory", Path("/run/secrets/claude/token"))

@@ -67,11 +67,15 @@ class Tally:
 
     def redact(self, redact: Callable[[str], str]) -> None:
         """Apply *redact* to every text that was taken from a frame and will be shown."""
-        self.session_id = redact(self.session_id) if self.session_id is not None else None
-        self.model_name = redact(self.model_name) if self.model_name is not None else None
-        self.cli_version = redact(self.cli_version) if self.cli_version is not None else None
-        if self.result is not None and self.result.text is not None:
-            self.result = replace(self.result, text=redact(self.result.text))
+
+        def clean(text: str | None) -> str | None:
+            # JavaScript cuts strings in the middle of a character; half of one cannot be written as UTF-8.
+            return None if text is None else redact(text.encode("utf-8", "replace").decode())
+
+        self.session_id, self.model_name = clean(self.session_id), clean(self.model_name)
+        self.cli_version = clean(self.cli_version)
+        if self.result is not None:
+            self.result = replace(self.result, text=clean(self.result.text))
 
     def _system(self, frame: Frame) -> None:
         if frame.subtype == "init":

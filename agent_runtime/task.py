@@ -11,7 +11,7 @@ from uuid import UUID  # noqa: TC003 - msgspec reads it at run time
 
 import msgspec
 
-from agent_runtime.errors import InvalidRequest
+from agent_runtime.errors import RESERVED_WORDS, InvalidRequest
 
 SYSTEM_PROMPT_LIMIT_BYTES = 120_000
 """
@@ -19,6 +19,9 @@ The system prompt is one argument of the CLI, and Linux takes 128 KiB an argumen
 
 Source: MAX_ARG_STRLEN in https://man7.org/linux/man-pages/man2/execve.2.html
 """
+
+RESERVED_IDS = {"running"}
+"""Ids that would stand in the way of a path of the HTTP interface."""
 
 IMAGE_TYPES = ("image/gif", "image/jpeg", "image/png", "image/webp")
 """Source: https://docs.claude.com/en/docs/build-with-claude/vision, read 2026-11."""
@@ -116,6 +119,11 @@ def parse(body: bytes, *, strict: bool) -> tuple[Task, list[str]]:
 
 
 def _check(task: Task) -> None:
+    if task.execution_id in RESERVED_IDS:
+        raise InvalidRequest(f"execution_id: must not be one of {', '.join(sorted(RESERVED_IDS))}")
+    for words, name in ((task.allowed_tools, "allowed_tools"), (task.disallowed_tools, "disallowed_tools")):
+        if len(",".join(words or ()).encode(errors="replace")) > SYSTEM_PROMPT_LIMIT_BYTES:
+            raise InvalidRequest(f"{name}: must not be longer than {SYSTEM_PROMPT_LIMIT_BYTES} bytes altogether")
     if task.system_prompt is not None and len(task.system_prompt.encode(errors="replace")) > SYSTEM_PROMPT_LIMIT_BYTES:
         raise InvalidRequest(f"system_prompt: must not be longer than {SYSTEM_PROMPT_LIMIT_BYTES} bytes")
     for text, name in ((task.message, "message"), (task.system_prompt or "", "system_prompt")):
@@ -139,8 +147,12 @@ def _plain(message: str) -> str:
     reason = message.split(" - at ", 1)[0]
     if "matching regex" in reason and name in _IN_WORDS:
         reason = _IN_WORDS[name]
+    if "unknown field" in reason:
+        reason = "holds a field that is not known"  # whose name is the caller's, and not for an error text
     return f"{name}: {reason}" if name else reason
 
 
 def _shown(name: str) -> str:
-    return name[:64] if name.isprintable() else "(unprintable)"
+    """Repeat a caller's field name, unless it would make an error text say what it does not mean."""
+    is_fit = name.isprintable() and not any(word in name.lower() for word in RESERVED_WORDS)
+    return name[:64] if is_fit else "(not shown)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
 CLAUDES = "AGENT_RUNTIME_TEST_CLAUDE"
 REQUIRED = "AGENT_RUNTIME_TEST_REQUIRE_CLAUDE"
+
+
+# A shell that starts pytest in the background has it ignore SIGINT, and so would every process the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def claudes(environ: Mapping[str, str]) -> list[str]:

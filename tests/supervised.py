@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
+import pytest
 
 from agent_runtime.secret_writer import put
 
@@ -162,7 +163,8 @@ def supervised(
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line.startswith("listening on http://"), f"{line!r}\n{log.read_text()}"
+        if not line.startswith("listening on http://"):
+            pytest.fail(f"exit {process.wait(DEADLINE_SECONDS)}: {line!r}\n{log.read_text()}")
         url = line.split()[-1]
         with httpx.Client(base_url=url, timeout=DEADLINE_SECONDS * 2, trust_env=False) as client:
             yield Supervised(process, url, home, log, client)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from agent_runtime.errors import RESERVED_WORDS
 from tests.supervised import OLD, Supervised, eventually, marked_processes, supervised
 
 if TYPE_CHECKING:
@@ -474,7 +475,7 @@ def test_what_does_not_finish_in_time_is_interrupted_and_gone(tmp_path: Path, si
 
 
 def test_a_second_supervisor_on_the_same_directories_does_not_start(tmp_path: Path) -> None:
-    with supervised(tmp_path), pytest.raises(AssertionError, match="another supervisor"):  # noqa: SIM117
+    with supervised(tmp_path), pytest.raises(pytest.fail.Exception, match="exit 3(.|\n)*another supervisor"):  # noqa: SIM117
         with supervised(tmp_path):
             pass
 
@@ -516,3 +517,86 @@ def test_children_run_as_another_user_and_cannot_read_what_is_the_supervisors() 
         assert answer["status"] == "success", answer
         assert answer["response"].startswith("nobody ")
         assert answer["response"].count("Permission denied") == 2
+
+
+@pytest.mark.parametrize("place", ["result", "session_id", "model", "claude_code_version"])
+def test_half_a_character_in_a_frame_hangs_nobody(shared: Supervised, place: str) -> None:
+    """JavaScript writes a lone surrogate where it cuts a string inside an emoji."""
+    broken = "cut \ud83d"
+    frames: list[dict[str, Any]] = [
+        {"type": "system", "subtype": "init", "permissionMode": "bypassPermissions"},
+        {"type": "assistant", "message": {"model": "m", "content": [{"type": "text", "text": broken}]}},
+        {"type": "result", "subtype": "success", "is_error": False, "result": "whole"},
+    ]
+    if place == "model":
+        frames[1]["message"]["model"] = broken
+    else:
+        frames[2 if place == "result" else 0][place] = broken
+    steps = [{"do": "write", "text": json.dumps(frame)} for frame in frames]
+
+    answer = shared.post({"script": steps}, execution_id=f"surrogate-{place}").json()
+
+    assert answer["status"] == "success", answer
+    assert shared.record(f"surrogate-{place}")["outcome"] == "success"
+
+
+@pytest.mark.parametrize(
+    "said", ["Not logged in · Please run /login", "API Error: 401 OAuth token has expired.", "Invalid API key"]
+)
+def test_what_only_the_cli_says_is_told_as_auth_at_once_and_condemns_nothing(shared: Supervised, said: str) -> None:
+    script = {"script": [{"do": "init"}, {"do": "result", "text": said, "is_error": True}, {"do": "exit"}]}
+
+    response = shared.post(script, execution_id=f"said-{len(said)}")
+
+    assert (response.status_code, response.json()["error_class"]) == (503, "auth")
+    assert len(shared.record(f"said-{len(said)}")["attempts"]) == 1
+    assert shared.get("/api/token")["state"] == "ready"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"message": "x", "images": [{"unauthorized": 1, "media_type": "image/png", "data": ""}]},
+        {"message": "x", "execution_id": "running"},
+        {"message": "x", "allowed_tools": ["Bash(" + "x" * 1000 + ")"] * 200},
+        {"message": "x", "execution_id": "oauth 401"},
+    ],
+)
+def test_an_error_text_never_repeats_what_would_call_for_another_token(
+    shared: Supervised, body: dict[str, Any]
+) -> None:
+    response = shared.client.post("/api/task", json=body)
+
+    assert (response.status_code, response.json()["error_class"]) == (400, "invalid_request")
+    assert not any(word in response.json()["detail"].lower() for word in RESERVED_WORDS)
+
+
+def test_a_path_with_a_slash_too_many_is_unknown_and_redirects_nowhere(shared: Supervised) -> None:
+    response = shared.client.get("/api/token/")
+
+    assert (response.status_code, response.json()["error_class"]) == (404, "not_found")
+    assert "location" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable"),
+    [
+        ("--child-user=no-such-user", "CHILD_USER"),
+        ("--workspace=/no/such/directory", "WORKSPACE"),
+        ("--access-header=two words", "--access-header"),
+        ("--port=many", "--port"),
+        ("--token-delivery=relay", "relay"),
+    ],
+)
+def test_a_bad_setting_is_named_and_exits_with_2(tmp_path: Path, flag: str, variable: str) -> None:
+    with pytest.raises(pytest.fail.Exception, match=f"exit 2(.|\n)*{variable}"), supervised(tmp_path, flags=(flag,)):
+        pass
+
+
+def test_relative_directories_are_those_of_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ("--data-dir", "data", "--config-dir", "config", "--token-file", "secret/token")
+    with supervised(tmp_path, flags=flags) as running:
+        assert running.post(OK).json()["status"] == "success"
+        assert running.get("/health")["status"] == "ok"
+    assert list((tmp_path / "workspace").iterdir()) == []

@@ -179,3 +179,23 @@ def test_every_refusal_has_its_class(  # noqa: PLR0917 - fixtures and parameters
         assert (response.status_code, response.json()["error_class"]) == expected
         state = {"org_not_allowed": "refused", "usage_limit": "limited"}.get(fault, "ready")
         assert running.get("/api/token")["state"] == state
+
+
+def test_images_and_mcp_servers_of_a_task_reach_the_cli(
+    tmp_path: Path, api: MessagesApi, base_url: str, claude: str
+) -> None:
+    pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    server = tmp_path / "server.sh"
+    server.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nexec cat >/dev/null\n")
+    server.chmod(0o755)
+    with supervised(tmp_path, api_url=base_url, claude=claude) as running:
+        answer = running.post(
+            "Look at it.",
+            images=[{"media_type": "image/png", "data": pixel}],
+            mcp_config={"mcpServers": {"test": {"command": str(server), "args": []}}},
+        ).json()
+
+    assert answer["status"] == "success", answer
+    assert (tmp_path / "asked").exists()
+    kept = [path.read_text() for path in (tmp_path / "config" / "projects").rglob("*.jsonl")]
+    assert any(pixel in session for session in kept), "the CLI has it in its session"

@@ -50,7 +50,7 @@ class AccessKey:
             with self._path.open("rb") as file:
                 text = file.read(KEY_LIMIT_BYTES).decode().strip()
         except (OSError, UnicodeDecodeError) as error:
-            log.error("access key file cannot be read: %s", type(error).__name__)
+            log.error("the access key file %s cannot be read, so nobody may call: %s", self._path, type(error).__name__)
             return None
         if not text:
             return None

@@ -284,9 +284,11 @@ def _token_in(body: bytes, redactor: Redactor) -> bytes:
     """Read the token that a backend posts; what is wrong with it is said without saying it."""
     try:
         token = msgspec.json.decode(body, type=_TokenBody).token
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidRequest("token: must be a string in a JSON object") from None
-    content = secret_content.parse((token or "").encode())
+    if token is None:
+        raise InvalidRequest("token: is missing")
+    content = secret_content.parse(token.encode(errors="replace"))
     if not isinstance(content, SecretContent):
         raise InvalidRequest(f"token: {content.reason}")
     redactor.add(content.token)
@@ -309,7 +311,8 @@ async def readyz(api: Api, request: Request) -> Response:  # noqa: ARG001
 async def health(api: Api, request: Request) -> Response:
     """Show one page of everything; without the access key only whether all is well."""
     supervisor = api.supervisor
-    status = "ok" if supervisor.unready is None else "degraded"
+    is_well = supervisor.unready is None and supervisor.archive.records.trouble is None
+    status = "ok" if is_well else "degraded"
     if api.access.required and not api.access.allows(request):
         return _json({"status": status})
     if not api.access.required:
@@ -374,7 +377,7 @@ def build_app(api: Api) -> Starlette:
     for entry in ROUTES:
         by_path.setdefault(entry.path, {})[entry.method] = entry
     routes = [Route(path, _endpoint(api, entries), methods=list(entries)) for path, entries in by_path.items()]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         exception_handlers={
             HTTPException: _http_exception,
@@ -382,6 +385,9 @@ def build_app(api: Api) -> Starlette:
             Exception: _any_exception,
         },
     )
+    # A path with a slash too many is unknown: a redirect would be built from the caller's Host.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _endpoint(api: Api, entries: dict[str, Entry]) -> Callable[[Request], Awaitable[Response]]:
