@@ -76,7 +76,7 @@ def test_a_key_file_that_cannot_be_read_lets_nobody_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize("flag", ["--host=0.0.0.0", "--host=::", "--host=agent-7"])
 def test_no_listening_beyond_loopback_without_a_key(tmp_path: Path, flag: str) -> None:
     with (
-        pytest.raises(pytest.fail.Exception, match="exit 2(.|\n)*ACCESS_KEY_FILE"),
+        pytest.raises(pytest.fail.Exception, match=r"(?s)exit 2.*ACCESS_KEY_FILE"),
         supervised(tmp_path, flags=(flag,)),
     ):
         pass
