@@ -80,7 +80,7 @@ def describe(path: Path) -> dict[str, str | float | None]:
     return {
         "kind": content.token.kind if content else None,
         "fingerprint": content.token.fingerprint if content else None,
-        "age_seconds": None if reading.modified_at is None else time.time() - reading.modified_at,
+        "age_seconds": None if reading.modified_at is None else round(time.time() - reading.modified_at, 1),
         "expires_at": content.expires_at if content else None,
         "subscription": content.subscription if content else None,
         "source": source_of(path),

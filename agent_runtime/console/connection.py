@@ -47,5 +47,6 @@ def exit_code(error: ClientError) -> int:
 def complain(error: ClientError) -> int:
     """Say what went wrong on stderr, and return the exit code."""
     label = f"{error.problem.error_class}: " if isinstance(error, ProblemError) else ""
-    sys.stderr.write(f"agent-runtime: {label}{error}\n")
+    remedy = " (--url or AGENT_RUNTIME_URL says where it listens)" if isinstance(error, Unreachable) else ""
+    sys.stderr.write(f"agent-runtime: {label}{error}{remedy}\n")
     return exit_code(error)
