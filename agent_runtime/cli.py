@@ -103,25 +103,25 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> int:
     settings = load(os.environ, {setting.name: getattr(options, f"setting_{setting.name}") for setting in SETTINGS})
     # Imported here: the other commands start without the web server.
-    from agent_runtime.service import serve  # noqa: PLC0415
+    from agent_runtime.service import serve
 
     return serve(settings, os.environ)
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from agent_runtime.demo import run_demo  # noqa: PLC0415 - as above
+    from agent_runtime.demo import run_demo
 
     return run_demo(options.claude, scripted=options.scripted)
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from agent_runtime.doctor import run_doctor  # noqa: PLC0415 - as above
+    from agent_runtime.doctor import run_doctor
 
     return run_doctor(load(os.environ), os.environ, as_json=options.json)
 
 
 def _token_put(options: argparse.Namespace) -> int:
-    from agent_runtime.secret_writer import put  # noqa: PLC0415 - as above
+    from agent_runtime.secret_writer import put
 
     for warning in put(options.file, sys.stdin.buffer.read()):
         print(f"warning: {warning}", file=sys.stderr)
@@ -129,7 +129,7 @@ def _token_put(options: argparse.Namespace) -> int:
 
 
 def _token_show(options: argparse.Namespace) -> int:
-    from agent_runtime.secret_writer import describe  # noqa: PLC0415 - as above
+    from agent_runtime.secret_writer import describe
 
     described = describe(options.file)
     if options.json:
@@ -142,7 +142,7 @@ def _token_show(options: argparse.Namespace) -> int:
 
 
 def _healthcheck(options: argparse.Namespace) -> int:
-    import httpx  # noqa: PLC0415 - as above
+    import httpx
 
     try:
         response = httpx.get(f"{options.url}/livez", timeout=5, trust_env=False)

@@ -134,7 +134,7 @@ async def list_executions(api: Api, request: Request) -> Response:
     return _json({"executions": [shown(record) for record in records], "next_cursor": cursor})
 
 
-async def list_running(api: Api, request: Request) -> Response:  # noqa: ARG001 - one shape for all handlers
+async def list_running(api: Api, request: Request) -> Response:
     """Tell what runs, what waits, and what ended lately."""
     supervisor = api.supervisor
     running = [
@@ -192,13 +192,13 @@ async def get_result(api: Api, request: Request) -> Response:
     )
 
 
-async def start_drain(api: Api, request: Request) -> Response:  # noqa: ARG001
+async def start_drain(api: Api, request: Request) -> Response:
     """Let nobody in any more; what runs goes on."""
     api.supervisor.close_admission()
     return _json(_drain_state(api))
 
 
-async def call_off_drain(api: Api, request: Request) -> Response:  # noqa: ARG001
+async def call_off_drain(api: Api, request: Request) -> Response:
     """Let executions in again."""
     api.supervisor.open_admission()
     return _json(_drain_state(api))
@@ -232,7 +232,7 @@ async def events(api: Api, request: Request) -> Response:
 # -- token and health
 
 
-async def get_token(api: Api, request: Request) -> Response:  # noqa: ARG001
+async def get_token(api: Api, request: Request) -> Response:
     """Tell the token's state; never the token."""
     supervisor = api.supervisor
     limit = supervisor.desk.limit
@@ -295,12 +295,12 @@ def _token_in(body: bytes, redactor: Redactor) -> bytes:
     return content.token.secret.encode()
 
 
-async def livez(api: Api, request: Request) -> Response:  # noqa: ARG001
+async def livez(api: Api, request: Request) -> Response:
     """Say that the process answers, and nothing else."""
     return _json({"status": "ok"})
 
 
-async def readyz(api: Api, request: Request) -> Response:  # noqa: ARG001
+async def readyz(api: Api, request: Request) -> Response:
     """Say whether a task sent now would be turned away for want of a token, of the CLI, or for draining."""
     unready = api.supervisor.unready
     if unready is None:
@@ -402,18 +402,18 @@ def _endpoint(api: Api, entries: dict[str, Entry]) -> Callable[[Request], Awaita
     return endpoint
 
 
-async def _own_exception(request: Request, error: Exception) -> Response:  # noqa: ARG001
+async def _own_exception(request: Request, error: Exception) -> Response:
     return problem_response(error if isinstance(error, AgentRuntimeError) else AgentRuntimeError("failed"))
 
 
-async def _http_exception(request: Request, error: Exception) -> Response:  # noqa: ARG001
+async def _http_exception(request: Request, error: Exception) -> Response:
     """Translate starlette's own refusals: an unknown path and a method that a path does not take."""
     if isinstance(error, HTTPException) and error.status_code == STATUS_BY_CLASS[ErrorClass.METHOD]:
         return problem_response(MethodNotAllowed("this path does not take this method"), headers=error.headers)
     return problem_response(NotFound("there is nothing at this path"))
 
 
-async def _any_exception(request: Request, error: Exception) -> Response:  # noqa: ARG001
+async def _any_exception(request: Request, error: Exception) -> Response:
     body = problem(ErrorClass.ERROR, "the supervisor failed; its log says more")
     return Response(msgspec.json.encode(body), 500, media_type=MEDIA_TYPE)
 
