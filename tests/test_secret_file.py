@@ -700,3 +700,26 @@ def poll_until(holds: Callable[[], bool], *, within_seconds: float = 5.0) -> Non
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("updates", "spawns"), STORMS)
+def test_every_child_carries_its_token_whatever_style_the_writer_takes_next(
+    mount: SecretMount, secret_file: Make, changes: Changes, updates: int, spawns: int
+) -> None:
+    """The spawn rule against all styles at random: renames, in place, patched, copied, torn, removed and made anew."""
+    mount.publish(f"{token(0)}\n")
+    secret = secret_file()
+    styles = (
+        mount.publish,
+        mount.overwrite,
+        mount.patch,
+        mount.copy_preserving,
+        mount.tear,
+        mount.unlink_and_create,
+    )
+    chance = random.Random(updates)
+    storm = Storm(secret, lambda number: chance.choice(styles)(f"{token(number)}\n"))
+    storm.run(updates=updates, spawns=spawns, threads=4, gap_seconds=0.05 if updates > 100 else 0.02)
+    assert storm.wrong == []
+    assert storm.spawned == spawns
+    assert secret.read().token.secret == token(updates)
