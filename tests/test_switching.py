@@ -837,6 +837,21 @@ def test_under_file_eight_executions_finish_in_their_first_attempt_over_five_swi
     assert older_than_500_ms(api, written_at) == []
 
 
+@pytest.mark.slow
+@pytest.mark.real_cli
+def test_on_the_real_cli_eight_executions_finish_in_their_first_attempt_over_five_switches(
+    tmp_path: Path, api: MessagesApi, url: str, claude: str
+) -> None:
+    if any(f"/{version}/" in claude for version in ("1.0.128", "2.0.76")):
+        pytest.skip("this version never reads the file again; that it then goes by env is shown in test_delivery")
+    works, answers, refused, written_at = switch_five_times(tmp_path, api, url, "file", claude)
+
+    assert [answer["metadata"]["attempts"] for answer in answers] == [1] * 8
+    assert [part.done for parts in works for part in parts] == [1] * 40
+    assert refused == set()
+    assert older_than_500_ms(api, written_at) == []
+
+
 def older_than_500_ms(api: MessagesApi, written_at: list[float]) -> list[float]:
     """Tell how late requests came that carried an older token than the one written 500 ms before them."""
     fingerprints = [Token(secret).fingerprint for secret in tokens_named(6)]
