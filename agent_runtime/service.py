@@ -12,6 +12,7 @@ import pwd
 import shutil
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_DATA_DIR = Path("/var/lib/agent-runtime")
 KEEP_ALIVE_SECONDS = 75
+WORKERS = 4
 
 
 class Server(uvicorn.Server):
@@ -188,6 +190,8 @@ async def _serve(supervisor: Supervisor, listener: socket.socket, changes: Secre
         webhook = Webhook(settings.events_url, access.read, supervisor.events, environ=supervisor.environ)
         webhook.start()
     loop = asyncio.get_running_loop()
+    # Few, because each keeps memory of its own; what they do is short and goes to one disk.
+    loop.set_default_executor(ThreadPoolExecutor(WORKERS, thread_name_prefix="worker"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.signalled, number)
     changes.deliver_to(supervisor.secret_changed)

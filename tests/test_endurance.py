@@ -101,7 +101,8 @@ def test_a_hundred_executions_survive_cut_connections_and_three_killed_superviso
 
 
 def test_ten_thousand_executions_leave_descriptors_threads_and_memory_flat(tmp_path: Path) -> None:
-    flags = ("--slots", "4", "--queue", "100", "--log-level", "warning")
+    # Without file delivery: the proof it needs, made in the background, has its own needs of memory, once.
+    flags = ("--slots", "4", "--queue", "100", "--log-level", "warning", "--token-delivery", "env")
     count = 10_000
     with supervised(tmp_path, claude=quick_cli(tmp_path), flags=flags) as running:
         process = psutil.Process(running.process.pid)

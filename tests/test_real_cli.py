@@ -186,7 +186,7 @@ def test_images_and_mcp_servers_of_a_task_reach_the_cli(
 ) -> None:
     pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
     server = tmp_path / "server.sh"
-    server.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nexec cat >/dev/null\n")
+    server.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\n")  # and ends: the CLI waits for no answer
     server.chmod(0o755)
     with supervised(tmp_path, api_url=base_url, claude=claude) as running:
         answer = running.post(
