@@ -13,6 +13,7 @@ from agent_runtime import __version__
 from agent_runtime.console import add_drain, add_run, add_status, default_url
 from agent_runtime.errors import AgentRuntimeError, CannotStart, SettingsInvalid
 from agent_runtime.settings import SETTINGS, load
+from agent_runtime.starting import CalledOff, Start
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,10 +103,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(options: argparse.Namespace) -> int:
     settings = load(os.environ, {setting.name: getattr(options, f"setting_{setting.name}") for setting in SETTINGS})
-    # Imported here: the other commands start without the web server.
-    from agent_runtime.service import serve
+    start = Start()
+    try:
+        # Imported here: the other commands start without the web server.
+        from agent_runtime.service import serve
 
-    return serve(settings, os.environ)
+        return serve(settings, os.environ, start)
+    except CalledOff as ended:
+        print(f"agent-runtime: {ended}", file=sys.stderr)
+        return 0
+    finally:
+        start.close()
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from agent_runtime.api.access import AccessKey
-from agent_runtime.api.app import Api, build_app
+from agent_runtime.api.app import OPEN_PATHS, Api, build_app
+from agent_runtime.api.connections import (
+    ACCEPTED_AT_ONCE,
+    HEADER_LIMIT_BYTES,
+    Connection,
+    OpenConnections,
+    expect_silence,
+    places_that_fit,
+)
 from agent_runtime.archive import Archive
 from agent_runtime.delivery import Deliveries, FileDelivery
 from agent_runtime.errors import CannotStart, SettingsInvalid
@@ -45,11 +53,13 @@ if TYPE_CHECKING:
 
     from agent_runtime.secret_file import SecretStatus
     from agent_runtime.settings import Settings
+    from agent_runtime.starting import Start
 
 log = logging.getLogger(__name__)
 
 DEFAULT_DATA_DIR = Path("/var/lib/agent-runtime")
 KEEP_ALIVE_SECONDS = 75
+BACKLOG = 2048
 WORKERS = 4
 
 
@@ -65,6 +75,7 @@ class Server(uvicorn.Server):
         """Start to listen, and say where: the one line that stdout is for."""
         await super().startup(sockets)
         for listener in sockets or ():
+            listener.listen(BACKLOG)  # asyncio takes one number for how many may wait and how many it accepts at once
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             print(f"listening on http://{shown}:{port}", flush=True)  # noqa: T201 - read by whoever started us
@@ -75,7 +86,7 @@ class Server(uvicorn.Server):
         yield
 
 
-def serve(settings: Settings, environ: Mapping[str, str]) -> int:
+def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
     """
     Run a supervisor until a signal ends it.
 
@@ -84,7 +95,9 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
 
     Raises:
         CannotStart: The port, a directory or a lock is not to be had.
+        CalledOff: A signal came before the supervisor was there.
     """
+    start.go_on()
     redactor = Redactor()
     configure(settings.log_format, settings.log_level, redactor)
     for name in unknown_variables(environ):
@@ -99,10 +112,12 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
         _check_child_user(settings)
         listener = held.enter_context(_listen(settings))
         become_subreaper()
+        start.go_on()
         if ended := sweep_leftovers(data_dir):
             log.warning("processes of an earlier supervisor were still there and have been ended: %d", ended)
         # A supervisor that was killed may have left its children's files, which hold tokens.
         shutil.rmtree(data_dir / "run", ignore_errors=True)
+        start.go_on()
         ledger = GenerationLedger(data_dir)
         prover = BackgroundProver(
             settings.claude,
@@ -115,6 +130,7 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
         deliveries = Deliveries(settings.token_delivery, FileDelivery(settings.config_dir, settings.child_user), prover)
         held.callback(deliveries.close)
         deliveries.start()
+        start.go_on()
         changes = SecretChanges(redactor, deliveries)
         secret = SecretFile(
             settings.token_file,
@@ -137,15 +153,18 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> int:
             run_dir=data_dir / "run",
             next_mark=functools.partial(new_mark, data_dir),
         )
+        start.go_on()
         try:
             archive.account()
         except StoreUnavailable as error:
             log.error("earlier executions cannot be accounted for: %s", error)
+        start.go_on()
         secret.start()
         if secret.status.generation is None:
             log.warning("no token yet: %s; it is expected at %s", secret.status.error, settings.token_file)
         held.callback(secret.stop)
-        return asyncio.run(_serve(supervisor, listener, changes, redactor))
+        start.go_on()
+        return asyncio.run(_serve(supervisor, listener, changes, redactor, start))
 
 
 class SecretChanges:
@@ -171,11 +190,18 @@ class SecretChanges:
         self._loop, self._take = asyncio.get_running_loop(), take
 
 
-async def _serve(supervisor: Supervisor, listener: socket.socket, changes: SecretChanges, redactor: Redactor) -> int:
+async def _serve(
+    supervisor: Supervisor, listener: socket.socket, changes: SecretChanges, redactor: Redactor, start: Start
+) -> int:
     settings = supervisor.settings
     access = AccessKey(settings.access_key_file, settings.access_header, redactor)
+    connections = OpenConnections(_places(settings), request_seconds=settings.request_timeout, open_paths=OPEN_PATHS)
     config = uvicorn.Config(
-        build_app(Api(supervisor, access)),
+        build_app(Api(supervisor, access, connections)),
+        http=functools.partial(Connection, places=connections),  # type: ignore[arg-type]  # it is only called
+        ws="none",
+        h11_max_incomplete_event_size=HEADER_LIMIT_BYTES,
+        backlog=ACCEPTED_AT_ONCE,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -185,15 +211,16 @@ async def _serve(supervisor: Supervisor, listener: socket.socket, changes: Secre
     )
     server = Server(config)
     ending = Ending(supervisor, server)
-    webhook = None
-    if settings.events_url is not None:
-        webhook = Webhook(settings.events_url, access.read, supervisor.events, environ=supervisor.environ)
-        webhook.start()
     loop = asyncio.get_running_loop()
     # Few, because each keeps memory of its own; what they do is short and goes to one disk.
     loop.set_default_executor(ThreadPoolExecutor(WORKERS, thread_name_prefix="worker"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.signalled, number)
+    start.done()
+    webhook = None
+    if settings.events_url is not None:
+        webhook = Webhook(settings.events_url, access.read, supervisor.events, environ=supervisor.environ)
+        webhook.start()
     changes.deliver_to(supervisor.secret_changed)
     supervisor.secret_changed(supervisor.secret.status)
     housekeeping = asyncio.create_task(supervisor.keep_house())
@@ -205,6 +232,14 @@ async def _serve(supervisor: Supervisor, listener: socket.socket, changes: Secre
     if webhook is not None:
         await webhook.stop()
     return 0
+
+
+def _places(settings: Settings) -> int:
+    wanted = settings.max_connections
+    fitting = places_that_fit(wanted, settings.slots)
+    if fitting < wanted:
+        log.warning("connections are limited to %d by the limit on open files (ulimit -n)", fitting)
+    return fitting
 
 
 class Ending:
@@ -302,6 +337,7 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        expect_silence(listener, settings.peer_timeout)
         listener.bind(address)
     except OSError as error:
         raise CannotStart(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from None

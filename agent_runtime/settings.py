@@ -140,6 +140,17 @@ class Settings:
         _header, "header that may carry the access key instead of Authorization", "X-Agent-Token"
     )
     insecure_no_access_key: bool = _setting(_boolean, "listen beyond loopback without an access key", default=False)
+    max_connections: int = _setting(
+        _integer(1, 100_000),
+        "open connections; fewer where the limit on open files leaves no room for executions",
+        1024,
+    )
+    request_timeout: float = _setting(
+        _some_seconds, "how long a request's header may take to arrive; its body gets 1 s more for each 16 KiB", 20.0
+    )
+    peer_timeout: float = _setting(
+        _some_seconds, "a caller that is gone without a word, or takes nothing, is let go after this", 60.0
+    )
     token_file: Path = _setting(_path, "the secret file; mount its directory", Path("/run/secrets/claude/token"))
     token_withdraw_after: float = _setting(
         _seconds, "a secret file that is gone or bad for this long withdraws the token", 10.0

@@ -36,10 +36,12 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("doctor",),
     # the composition root
     ("service",),
+    ("starting",),
     # HTTP: parse, call, serialise
     ("api.app",),
     ("api.event_stream",),
     ("api.streams",),
+    ("api.connections",),
     ("api.problems", "api.access"),
     ("api",),
     # policy: admission, slots, owners, switching, drain

@@ -13,7 +13,7 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from agent_runtime import __version__, secret_content
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from agent_runtime.api.access import AccessKey
+    from agent_runtime.api.connections import OpenConnections
     from agent_runtime.model import ExecutionRecord
     from agent_runtime.redaction import Redactor
     from agent_runtime.supervisor import Supervisor
@@ -71,6 +72,7 @@ class Api:
 
     supervisor: Supervisor
     access: AccessKey
+    connections: OpenConnections
     streams: streams.OpenStreams = field(default_factory=streams.OpenStreams)
 
 
@@ -219,9 +221,7 @@ async def stream(api: Api, request: Request) -> Response:
     """Send the transcript as events."""
     after = streams.last_event_id(request.headers.get("last-event-id") or request.query_params.get("last_event_id"))
     view = api.supervisor.view(request.path_params["id"])
-    return StreamingResponse(
-        api.streams.counted(streams.follow(view, after)), headers=streams.HEADERS, media_type="text/event-stream"
-    )
+    return api.streams.response(request, lambda: streams.follow(view, after))
 
 
 async def events(api: Api, request: Request) -> Response:
@@ -335,6 +335,8 @@ async def health(api: Api, request: Request) -> Response:
             "last_task_at": _time(supervisor.last_task_at),
             "consecutive_failures": supervisor.consecutive_failures,
             "draining": supervisor.draining,
+            "connections": {"open": len(api.connections), "limit": api.connections.limit},
+            "streams": {"open": api.streams.count, "limit": api.streams.limit},
             "delivery": supervisor.deliveries.state,
             "disk": {"free_bytes": disk.f_bavail * disk.f_frsize, "error": supervisor.archive.records.trouble},
             "loop_lag_seconds": round(await _loop_lag(), 6),
@@ -369,6 +371,8 @@ ROUTES: tuple[Entry, ...] = (
     Entry("GET", "/health", health, open=True),
     Entry("GET", "/api/health", health, open=True),
 )
+
+OPEN_PATHS = frozenset(entry.path for entry in ROUTES if entry.open)
 
 
 def build_app(api: Api) -> Starlette:

@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
-from starlette.responses import Response, StreamingResponse
 
 from agent_runtime.api import streams
 
@@ -14,10 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.requests import Request
+    from starlette.responses import Response
 
     from agent_runtime.events import EventLog
-
-MEDIA_TYPE = "text/event-stream"
 
 
 def event_stream(log: EventLog, request: Request, open_streams: streams.OpenStreams) -> Response:
@@ -29,9 +27,7 @@ def event_stream(log: EventLog, request: Request, open_streams: streams.OpenStre
         Busy: Too many streams are open.
     """
     after = streams.last_event_id(request.headers.get("last-event-id") or request.query_params.get("last_event_id"))
-    if request.method == "HEAD":
-        return Response(headers=streams.HEADERS, media_type=MEDIA_TYPE)
-    return StreamingResponse(open_streams.counted(follow(log, after)), headers=streams.HEADERS, media_type=MEDIA_TYPE)
+    return open_streams.response(request, lambda: follow(log, after))
 
 
 async def follow(

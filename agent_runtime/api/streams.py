@@ -6,12 +6,16 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import msgspec
+from starlette.responses import Response, StreamingResponse
 
 from agent_runtime.errors import Busy, InvalidRequest
 from agent_runtime.state import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
 
     from agent_runtime.model import ExecutionRecord
     from agent_runtime.supervisor import View
@@ -21,6 +25,7 @@ RETRY_SECONDS = 5
 BATCH_LINES = 256
 BATCH_BYTES = 1024 * 1024
 
+MEDIA_TYPE = "text/event-stream"
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 """The second keeps nginx from holding events back. Source: https://nginx.org/en/docs/http/ngx_http_proxy_module.html"""
 
@@ -37,27 +42,41 @@ class OpenStreams:
     """
 
     def __init__(self, limit: int = STREAM_LIMIT) -> None:
-        self._limit = limit
-        self._open = 0
+        self.limit = limit
+        self.count = 0
 
-    def counted(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    def response(self, request: Request, follow: Callable[[], AsyncIterator[bytes]]) -> Response:
         """
-        Take a place for *events*, given back when they end or their reader leaves.
+        Answer with the events of *follow*, in a place that is given back when they end or their reader leaves.
 
         Raises:
             Busy: All places are taken.
         """
-        if self._open >= self._limit:
-            raise Busy(f"{self._limit} streams are open already", retry_after_seconds=RETRY_SECONDS)
-        self._open += 1
-        return self._until_the_end(events)
+        if request.method == "HEAD":
+            return Response(headers=HEADERS, media_type=MEDIA_TYPE)
+        if self.count >= self.limit:
+            raise Busy(f"{self.limit} streams are open already", retry_after_seconds=RETRY_SECONDS)
+        return _Counted(self, follow())
 
-    async def _until_the_end(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+
+class _Counted(StreamingResponse):
+    """
+    A stream that counts while it is sent.
+
+    Not counted by the events themselves: a reader may leave before the first one is asked for, and a generator that
+    has not begun has no end either.
+    """
+
+    def __init__(self, streams: OpenStreams, events: AsyncIterator[bytes]) -> None:
+        super().__init__(events, headers=HEADERS, media_type=MEDIA_TYPE)
+        self._streams = streams
+        streams.count += 1
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async for event_bytes in events:
-                yield event_bytes
+            await super().__call__(scope, receive, send)
         finally:
-            self._open -= 1
+            self._streams.count -= 1
 
 
 def event(name: str, data: bytes, number: int | None = None) -> bytes:

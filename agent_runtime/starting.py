@@ -1,0 +1,86 @@
+"""What a signal does before the supervisor is there: the start ends, at once, and as after a drain."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STEP_SECONDS = 5.0
+"""How long the step that is under way may still take; what it leaves behind, the next start clears away."""
+
+
+class CalledOff(Exception):
+    """A signal came while the supervisor started."""
+
+
+class Start:
+    """
+    Note signals until the event loop takes them, and end the start between two steps.
+
+    Without this a SIGTERM would kill us in the middle of a step, or, as PID 1, do nothing at all; and SIGINT would show
+    a traceback. No exception comes out of the signal handler: a step that has begun ends as it should. One that hangs
+    in the kernel, on a dead file system say, keeps Python from running a handler: then the process ends from a thread,
+    which the interpreter's wake-up descriptor tells of the signal.
+
+    Source: https://docs.python.org/3/library/signal.html#execution-of-python-signal-handlers
+    """
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._over = threading.Event()
+        self._heard, self._told = socket.socketpair()
+        self._told.setblocking(False)
+        self._watch = threading.Thread(target=self._end_by_force, name="start", daemon=True)
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+        signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
+        self._watch.start()
+
+    def go_on(self) -> None:
+        """
+        Go on to the next step, or not.
+
+        Raises:
+            CalledOff: A signal has come.
+        """
+        if self._signal is not None:
+            raise CalledOff(f"called off by {signal.Signals(self._signal).name} while starting")
+
+    def done(self) -> None:
+        """
+        Leave the signals to the event loop, which must have its handlers by now.
+
+        Raises:
+            CalledOff: A signal has come before it had.
+        """
+        self._stop_watching()
+        self.go_on()
+
+    def close(self) -> None:
+        """End, also where the start did: from here on a signal changes nothing, as there is nothing left to end."""
+        if not self._over.is_set():
+            signal.set_wakeup_fd(-1)
+            self._stop_watching()
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    def _stop_watching(self) -> None:
+        self._over.set()
+        self._told.close()
+        self._watch.join()
+        self._heard.close()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as handlers are called
+        self._signal = self._signal or number
+
+    def _end_by_force(self) -> None:
+        while numbers := self._heard.recv(16):
+            if any(number in SIGNALS for number in numbers) and not self._over.wait(STEP_SECONDS):
+                os._exit(0)
