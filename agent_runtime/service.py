@@ -97,7 +97,6 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
         CannotStart: The port, a directory or a lock is not to be had.
         CalledOff: A signal came before the supervisor was there.
     """
-    start.go_on()
     redactor = Redactor()
     configure(settings.log_format, settings.log_level, redactor)
     for name in unknown_variables(environ):
@@ -112,12 +111,11 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
         _check_child_user(settings)
         listener = held.enter_context(_listen(settings))
         become_subreaper()
-        start.go_on()
         if ended := sweep_leftovers(data_dir):
             log.warning("processes of an earlier supervisor were still there and have been ended: %d", ended)
         # A supervisor that was killed may have left its children's files, which hold tokens.
         shutil.rmtree(data_dir / "run", ignore_errors=True)
-        start.go_on()
+        start.go_on()  # not earlier: also who is called off leaves nothing behind of an earlier supervisor
         ledger = GenerationLedger(data_dir)
         prover = BackgroundProver(
             settings.claude,

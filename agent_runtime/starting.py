@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-STEP_SECONDS = 5.0
+STEP_SECONDS = 2.0
 """How long the step that is under way may still take; what it leaves behind, the next start clears away."""
 
 

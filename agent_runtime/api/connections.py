@@ -8,7 +8,7 @@ malformed requests as plain text, and has 503 for too many connections, which te
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import resource
 import socket
 import sys
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
     from agent_runtime.errors import AgentRuntimeError
-
-log = logging.getLogger(__name__)
 
 PLACES_BEYOND = 64
 """Connections that are let in though all places are taken: probes are answered, all others are told to come back."""
@@ -55,7 +53,7 @@ def places_that_fit(wanted: int, slots: int) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
-    return max(FEWEST_PLACES, min(wanted, soft - DESCRIPTORS_KEPT - DESCRIPTORS_PER_SLOT * slots - PLACES_BEYOND))
+    return min(wanted, max(FEWEST_PLACES, soft - DESCRIPTORS_KEPT - DESCRIPTORS_PER_SLOT * slots - PLACES_BEYOND))
 
 
 def expect_silence(listener: socket.socket, seconds: float) -> None:
@@ -181,7 +179,7 @@ class Connection(H11Protocol):
         """Take what has arrived; after a refusal it is of no interest."""
         if self._refused:
             return
-        self._body_bytes += len(data)
+        self._body_bytes = len(data) + (self._body_bytes if self._waiting is Waiting.BODY else 0)
         super().data_received(data)
         self._look()
 
@@ -213,7 +211,7 @@ class Connection(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             self.flow.resume_writing()
-        if has_begun:
+        if has_begun or self.transport.is_closing():
             self.transport.abort()
             return
         response = problem_response(error, headers={"connection": "close"})
@@ -221,7 +219,8 @@ class Connection(H11Protocol):
         lines += [name + b": " + value for name, value in [*self.server_state.default_headers, *response.raw_headers]]
         body = b"" if self._asked_head() else bytes(response.body)
         self.transport.write(b"\r\n".join([*lines, b"", body]))
-        self.transport.write_eof()
+        with contextlib.suppress(OSError):  # the caller is gone: what was written goes nowhere
+            self.transport.write_eof()
         self.flow.resume_reading()
         self._wait_for(Waiting.REST)
 
@@ -268,7 +267,7 @@ class Connection(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._waiting, self._since, self._body_bytes = waiting, now, 0
+        self._waiting, self._since = waiting, now
         self._places.waits(self, waiting, now)
         if waiting not in (None, Waiting.REQUEST):  # for requests uvicorn has a timer
             self._timer = self.loop.call_later(self._allowed_seconds(), self._time_passed)
