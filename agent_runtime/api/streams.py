@@ -105,10 +105,13 @@ def _messages(position: int, lines: list[tuple[int, bytes]]) -> Iterator[bytes]:
     """Write the lines after *position* as events; where some could not be kept there is a gap, not silence."""
     for number, data in lines:
         if number != position + 1:
-            missing = {"first": position + 1, "last": number - 1, "reason": "not kept"}
-            yield event("gap", msgspec.json.encode(missing), number - 1)
+            yield _not_kept(position + 1, number - 1)
         yield event("message", data, number)
         position = number
+
+
+def _not_kept(first: int, last: int) -> bytes:
+    return event("gap", msgspec.json.encode({"first": first, "last": last, "reason": "not kept"}), last)
 
 
 def _state(record: ExecutionRecord) -> bytes:
@@ -140,6 +143,8 @@ async def follow(view: View, after: int) -> AsyncIterator[bytes]:
                 yield b"".join(_messages(position, lines))
                 position = lines[-1][0]
             if ended:
+                if position < (last := transcript.last_line):
+                    yield _not_kept(position + 1, last)
                 break
             await asyncio.sleep(0)
             done, _ = await asyncio.wait({change}, timeout=KEEP_ALIVE_SECONDS)
