@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 
-from agent_runtime.api.streams import STREAM_LIMIT
+from agent_runtime.api.streams import BATCH_BYTES, STREAM_LIMIT
 from tests.supervised import eventually, supervised
 from tests.test_executions import OK, events, holding
 
@@ -46,17 +47,31 @@ def test_fifty_streams_get_a_last_event_when_the_supervisor_is_told_to_end(tmp_p
         assert running.process.wait(30) == 0
 
 
-def test_a_reader_that_takes_nothing_costs_the_execution_nothing(tmp_path: Path) -> None:
+def test_readers_that_take_nothing_cost_the_execution_nothing_and_the_supervisor_little(tmp_path: Path) -> None:
     script = {"script": [{"do": "init"}, {"do": "flood", "bytes": 20_000_000}, {"do": "result", "text": "Done."}]}
-    with supervised(tmp_path) as running:
+    flags = ("--token-delivery", "env", "--answer-log-limit", "65536")  # so that memory is the readers' alone
+    with supervised(tmp_path, flags=flags) as running, contextlib.ExitStack() as held:
+        running.post(script, execution_id="first")
+        memory = psutil.Process(running.process.pid).memory_info
+        before = memory().rss
         go = tmp_path / "go"
-        running.post(holding(go), execution_id="before", async_result=True)
+        running.post(
+            {"script": [{"do": "wait_file", "path": str(go)}, *script["script"]]},
+            execution_id="slow",
+            async_result=True,
+        )
         address = urlsplit(running.url)
-        with socket.create_connection((address.hostname, address.port)) as idle:
+        for _ in range(20):
+            idle = held.enter_context(socket.create_connection((address.hostname, address.port)))
             idle.sendall(b"GET /api/executions/slow/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            pending = running.start(script, execution_id="slow")
-            assert pending.answer().json()["response"] == "Done."
+            assert idle.recv(12) == b"HTTP/1.1 200"
         go.touch()
+
+        eventually(lambda: running.record("slow")["outcome"] == "success")
+
+        assert running.get("/health")["streams"]["open"] == 20
+        # Of each: a batch of lines, and what the connection has not taken of it; of all of it that would be 400 MB.
+        assert memory().rss - before < 20 * 4 * BATCH_BYTES
 
 
 def test_streams_are_bounded_and_places_are_given_back(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ async def list_executions(api: Api, request: Request) -> Response:
     """List records, newest first."""
     query = request.query_params
     limit = query.get("limit", "50")
-    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:6]) <= LIST_LIMIT):
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= LIST_LIMIT):
         raise InvalidRequest(f"limit: must be a whole number from 1 to {LIST_LIMIT}")
     for name, choices in (("state", Phase), ("outcome", Outcome)):
         if name in query and query[name] not in {str(choice) for choice in choices}:
@@ -284,7 +284,7 @@ def _token_in(body: bytes, redactor: Redactor) -> bytes:
     """Read the token that a backend posts; what is wrong with it is said without saying it."""
     try:
         token = msgspec.json.decode(body, type=_TokenBody).token
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("token: must be a string in a JSON object") from None
     if token is None:
         raise InvalidRequest("token: is missing")
