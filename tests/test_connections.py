@@ -230,7 +230,8 @@ def test_a_newcomer_gets_the_place_of_the_one_that_was_idle_longest(tmp_path: Pa
 
 
 def test_a_newcomer_gets_the_place_of_one_that_says_nothing(tmp_path: Path) -> None:
-    with supervised(tmp_path, flags=("--max-connections", "3")) as running, contextlib.ExitStack() as held:
+    flags = ("--max-connections", "3", "--request-timeout", "600")
+    with supervised(tmp_path, flags=flags) as running, contextlib.ExitStack() as held:
         for _ in range(3):
             held.enter_context(connect(running)).sendall(b"GET /")
 
