@@ -75,8 +75,6 @@ class Archive:
 
     def conclude(self, record: ExecutionRecord, answer: Answer) -> bool:
         """Write a final record with its answer, and tell whether they are on disk."""
-        if record.error_class is not ErrorClass.INTERRUPTED:
-            self.tasks.forget(record.execution_id)
         ended_at = record.ended_at or time.time()
         self._ended_at[record.execution_id] = ended_at
         while len(self._ended_at) > RECENT_KEPT:
@@ -86,6 +84,11 @@ class Archive:
         except StoreUnavailable as error:
             log.error("answer not kept: %s", error, extra={"execution_id": record.execution_id})
             return False
+        finally:
+            # Not before: who is killed in between leaves an execution without an end, and that wants its task. But also
+            # where the disk takes no record, or what has ended would be run again.
+            if record.error_class is not ErrorClass.INTERRUPTED:
+                self.tasks.forget(record.execution_id)
         return True
 
     def find(self, execution_id: str) -> ExecutionRecord | None:
@@ -137,6 +140,15 @@ class Archive:
                     attempt.ended_at, attempt.stop_reason = now, StopReason.SHUTDOWN
             self.conclude(record, failed_answer(record, ErrorClass.INTERRUPTED))
             log.warning("execution was interrupted", extra={"execution_id": record.execution_id})
+        for execution_id in self.tasks.ids():
+            left = self.records.load(execution_id)
+            if left is None or left.error_class is not ErrorClass.INTERRUPTED:
+                self.tasks.forget(execution_id)  # killed between two writes: it was never let in, or has ended
+
+    def is_interrupted(self, execution_id: str) -> bool:
+        """Whether an execution has ended and waits to be gone on with."""
+        record = self.find(execution_id)
+        return record is not None and record.error_class is ErrorClass.INTERRUPTED
 
     def prune(self, *, max_age_seconds: float, max_bytes: int, in_use: Container[str]) -> None:
         """Delete what is too old or too much; what the disk does not let go is tried again the next time."""

@@ -38,6 +38,7 @@ from agent_runtime.probe import Probe
 from agent_runtime.process import become_subreaper, new_mark, sweep_leftovers
 from agent_runtime.proofs import BackgroundProver, Proofs
 from agent_runtime.redaction import Redactor
+from agent_runtime.resumption import Resumption
 from agent_runtime.secret_file import SecretFile
 from agent_runtime.settings import PREFIX, unknown_variables
 from agent_runtime.state import StopReason
@@ -221,12 +222,15 @@ async def _serve(
         webhook.start()
     changes.deliver_to(supervisor.secret_changed)
     supervisor.secret_changed(supervisor.secret.status)
-    housekeeping = asyncio.create_task(supervisor.keep_house())
+    chores = [asyncio.create_task(supervisor.keep_house())]
     if settings.resume_interrupted:
-        supervisor.resume_interrupted()
+        resumption = Resumption(supervisor)
+        resumption.turn()  # before anybody can ask for something else
+        chores.append(asyncio.create_task(resumption.run()))
     await server.serve(sockets=[listener])
     await ending.finished()
-    housekeeping.cancel()
+    for chore in chores:
+        chore.cancel()
     if webhook is not None:
         await webhook.stop()
     return 0

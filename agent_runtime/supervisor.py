@@ -172,8 +172,9 @@ class Supervisor:
         )
         self._live[execution_id] = execution
         self.last_task_at = time.time()
-        self.archive.save(execution.record)
+        # In this order: who is killed in between has let nobody in, and no interrupted execution is without its task.
         self.archive.tasks.keep(execution_id, task)
+        self.archive.save(execution.record)
         log.info("execution admitted", extra={"execution_id": execution_id})
         self.events.publish("execution.admitted", execution_id=execution_id)
         ticket = None if parks else self.slots.enqueue()
@@ -245,14 +246,6 @@ class Supervisor:
         )
         self.slots.grant()
         self.changed.tell()
-
-    def resume_interrupted(self) -> None:
-        """Go on with executions that were interrupted, as if their tasks had been posted again."""
-        for task in self.archive.tasks.kept():
-            try:
-                self.submit(task)
-            except AgentRuntimeError as error:
-                log.warning("not resumed: %s", error, extra={"execution_id": task.execution_id})
 
     async def keep_house(self) -> None:
         """Delete what is too old or too much, now and then, for as long as the supervisor lives."""

@@ -132,8 +132,16 @@ def supervised(
     environment: Mapping[str, str] | None = None,
     flags: tuple[str, ...] = (),
     expect_exit: int | None = 0,
+    prefix: tuple[str, ...] = (),
+    program: tuple[str, ...] = ("-m", "agent_runtime"),
 ) -> Iterator[Supervised]:
-    """Run a supervisor in *home* until the block ends; its log is checked for every token the tests use."""
+    """
+    Run a supervisor in *home* until the block ends; its log is checked for every token the tests use.
+
+    Args:
+        prefix: What starts it, as ``unshare`` does.
+        program: What Python runs instead of the package itself, as one that dies when it is told to.
+    """
     for name in ("secret", "workspace", "data", "config", "home"):
         (home / name).mkdir(parents=True, exist_ok=True)
     if token is not None:
@@ -154,7 +162,7 @@ def supervised(
     log = home / "supervisor.log"
     with log.open("ab") as sink:
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "agent_runtime", "serve", "--port", "0", *flags],
+            [*prefix, sys.executable, "-W", "error", *program, "serve", "--port", "0", *flags],
             env=environ,
             stdout=subprocess.PIPE,
             stderr=sink,

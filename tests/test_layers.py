@@ -45,6 +45,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("api.problems", "api.access"),
     ("api",),
     # policy: admission, slots, owners, switching, drain
+    ("resumption",),
     ("supervisor",),
     ("course",),
     ("archive",),

@@ -52,6 +52,19 @@ class TaskStore:
         with contextlib.suppress(OSError):
             self._path(execution_id).unlink()
 
+    def ids(self) -> Iterator[str]:
+        """Name the executions whose tasks are kept, and delete what a crash has left half written."""
+        for path in [*self._directory.glob("*.new"), *self._directory.glob("*.json")]:
+            try:
+                execution_id = bytes.fromhex(path.stem).decode()
+            except ValueError:
+                continue
+            if path.suffix == ".json":
+                yield execution_id
+            else:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
     def kept(self) -> Iterator[Task]:
         """Read the tasks that are kept, the oldest first."""
         try:
