@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import json
 import random
-import shlex
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from tests.broken_network import Cut, Gate, gate
 from tests.supervised import DEADLINE_SECONDS, SCRIPTED, Supervised, eventually, marked_processes, supervised
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from pathlib import Path
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -159,19 +158,18 @@ def random_cut(rng: random.Random) -> Cut:
 @pytest.mark.parametrize(
     ("count", "run"),
     [(100, "awaiting"), (24, "blocking")],
-    ids=["a hundred with asyncio", "some with calls that block"],
+    ids=["a hundred with asyncio", "some with blocking calls"],
 )
 def test_executions_survive_cut_connections_and_three_killed_supervisors(tmp_path: Path, count: int, run: str) -> None:
     rng = random.Random(f"{run} 20261122")
     names = [f"execution-{n}" for n in range(count)]
-    tasks = [(name, talking(tmp_path, name, lines=2, seconds=0.1)) for name in names]
+    tasks = [(name, talking(tmp_path, name, lines=1, seconds=1.2)) for name in names]
     flags = ("--slots", "6", "--queue", "200", "--stop-grace", "0.3")
     claude = one_at_a_time(tmp_path)
-    call: Callable[[str], list[Answer]] = (
-        (lambda url: asyncio.run(run_all(url, tasks)))
-        if run == "awaiting"
-        else (lambda url: run_all_blocking(url, tasks))
-    )
+
+    def call(url: str) -> list[Answer]:
+        return asyncio.run(run_all(url, tasks)) if run == "awaiting" else run_all_blocking(url, tasks)
+
     stop = threading.Event()
     port = "0"
     with ThreadPoolExecutor(2) as pool:
