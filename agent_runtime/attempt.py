@@ -209,7 +209,8 @@ class Attempt:
                 # Somebody stopped this process: what the child said meanwhile has to be read before it is judged.
                 self._deadlines.postpone(absent)
                 pipes.turn(0)
-            self._act(time.monotonic())
+            if not pipes.leader_gone:  # what has ended was in time, however late that is seen
+                self._act(time.monotonic())
         pipes.catch_up(CATCH_UP_SECONDS)
         self._report.sweep = child.sweep(time.monotonic() + SWEEP_SECONDS)
         pipes.drain(CATCH_UP_SECONDS)
