@@ -30,7 +30,9 @@ ENDINGS = {"Done.", "Nothing left to play."}
 ONCE_AT_A_TIME = """#!/bin/sh
 # Held by this process and the CLI it becomes, as long as they live.
 exec 9>>"{home}/held-$AGENT_RUNTIME_EXECUTION_ID"
-flock -n 9 || echo "$AGENT_RUNTIME_EXECUTION_ID" >>"{home}/twice"
+held="{home}/held-$AGENT_RUNTIME_EXECUTION_ID"
+flock -n 9 || echo "$AGENT_RUNTIME_EXECUTION_ID: $$ beside one of" $(cat "$held") >>"{home}/twice"
+echo $$ >&9
 echo "$AGENT_RUNTIME_EXECUTION_ID" >>"{home}/ran"
 exec {cli} "$@"
 """
@@ -156,15 +158,17 @@ def random_cut(rng: random.Random) -> Cut:
 
 
 @pytest.mark.parametrize(
-    ("count", "run"),
-    [(100, "awaiting"), (24, "blocking")],
-    ids=["a hundred with asyncio", "some with blocking calls"],
+    ("count", "run", "seconds", "more"),
+    [(100, "awaiting", 0.5, ()), (24, "blocking", 2.0, ("--resume-interrupted",))],
+    ids=["a hundred with asyncio, asked again", "some with blocking calls, resumed by itself"],
 )
-def test_executions_survive_cut_connections_and_three_killed_supervisors(tmp_path: Path, count: int, run: str) -> None:
+def test_executions_survive_cut_connections_and_three_killed_supervisors(
+    tmp_path: Path, count: int, run: str, seconds: float, more: tuple[str, ...]
+) -> None:
     rng = random.Random(f"{run} 20261122")
     names = [f"execution-{n}" for n in range(count)]
-    tasks = [(name, talking(tmp_path, name, lines=1, seconds=1.2)) for name in names]
-    flags = ("--slots", "6", "--queue", "200", "--stop-grace", "0.3")
+    tasks = [(name, talking(tmp_path, name, lines=1, seconds=seconds)) for name in names]
+    flags = ("--slots", "6", "--queue", "200", "--stop-grace", "0.3", *more)
     claude = one_at_a_time(tmp_path)
 
     def call(url: str) -> list[Answer]:
