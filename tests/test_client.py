@@ -342,7 +342,7 @@ def test_a_refused_token_is_told_as_such_and_a_new_one_cures_it(tmp_path: Path) 
         with pytest.raises(SecretUnreadable):
             blocking(running.url, "write_token", running.token_file, "two\nlines")
 
-        assert blocking(running.url, "write_token", running.token_file, NEW) == []
+        assert blocking(running.url, "write_token", str(running.token_file), NEW) == []
 
         eventually(lambda: blocking(running.url, "token")["generation"] == 2)
         assert blocking(running.url, "run", OK).metadata["token_generation"] == 2

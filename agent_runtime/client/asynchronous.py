@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import httpx
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator
     from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
     from types import TracebackType
 
     from agent_runtime.client.calls import TaskFields
@@ -51,7 +51,7 @@ class AgentClient:
         base_url: str,
         *,
         access_key: str | None = None,
-        access_key_file: Path | None = None,
+        access_key_file: str | Path | None = None,
         access_header: str = "Authorization",
         patience_seconds: float = PATIENCE_SECONDS,
         max_resumes: int = 3,
@@ -150,7 +150,7 @@ class AgentClient:
                 return
             await asyncio.sleep(following.pause_seconds(reason))
 
-    async def write_token(self, path: Path, token: str) -> list[str]:
+    async def write_token(self, path: str | Path, token: str) -> list[str]:
         """
         Write the secret file, so that a reader never sees half of it; return what is to be said about the token.
 
@@ -158,7 +158,7 @@ class AgentClient:
             SecretUnreadable: No supervisor would take it; nothing was written.
             NotWritable: The file cannot be written.
         """
-        return await asyncio.to_thread(put, path, token.encode())
+        return await asyncio.to_thread(put, Path(path), token.encode())
 
     async def terminate(self, execution_id: str) -> dict[str, Any]:
         """Cancel an execution; returns when nothing of it is left. Once is as good as twice."""

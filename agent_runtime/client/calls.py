@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -19,7 +20,6 @@ from agent_runtime.tokens import Token
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from agent_runtime.client.talk import Talk
 
@@ -57,9 +57,9 @@ class AccessKey:
         header: ``Authorization`` (as a bearer token) or the supervisor's own header.
     """
 
-    def __init__(self, key: str | None, path: Path | None, header: str) -> None:
+    def __init__(self, key: str | None, path: str | Path | None, header: str) -> None:
         self._key = Token(key) if key is not None else None
-        self._path = path
+        self._path = Path(path) if path is not None else None
         self._header = header
 
     def headers(self) -> dict[str, str]:

@@ -70,6 +70,10 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
     timestamp: str | None = None
 
+    def __repr__(self) -> str:
+        # Without the log, which may be long and full of what nobody wants in a traceback.
+        return f"<Answer {self.execution_id} {self.status} {(self.response or '')[:80]!r}>"
+
     @property
     def is_cancelled(self) -> bool:
         """Whether somebody ended it."""

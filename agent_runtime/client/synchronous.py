@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import httpx
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
-    from pathlib import Path
     from types import TracebackType
 
     from agent_runtime.client.calls import TaskFields
@@ -50,7 +50,7 @@ class SyncAgentClient:
         base_url: str,
         *,
         access_key: str | None = None,
-        access_key_file: Path | None = None,
+        access_key_file: str | Path | None = None,
         access_header: str = "Authorization",
         patience_seconds: float = PATIENCE_SECONDS,
         max_resumes: int = 3,
@@ -148,7 +148,7 @@ class SyncAgentClient:
                 return
             time.sleep(following.pause_seconds(reason))
 
-    def write_token(self, path: Path, token: str) -> list[str]:
+    def write_token(self, path: str | Path, token: str) -> list[str]:
         """
         Write the secret file, so that a reader never sees half of it; return what is to be said about the token.
 
@@ -156,7 +156,7 @@ class SyncAgentClient:
             SecretUnreadable: No supervisor would take it; nothing was written.
             NotWritable: The file cannot be written.
         """
-        return put(path, token.encode())
+        return put(Path(path), token.encode())
 
     def terminate(self, execution_id: str) -> dict[str, Any]:
         """Cancel an execution; returns when nothing of it is left. Once is as good as twice."""
