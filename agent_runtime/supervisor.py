@@ -22,6 +22,7 @@ from agent_runtime.errors import (
     Draining,
     ErrorClass,
     NotFound,
+    NoToken,
     SpawnFailed,
     TokenLimited,
     TokenUnusable,
@@ -180,6 +181,15 @@ class Supervisor:
         ticket = None if parks else self.slots.enqueue()
         self._spawn(self._own(execution, Course(execution, self._office, ticket)), execution_id)
         return execution
+
+    async def admit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution | Kept:
+        """Do as :meth:`submit`, but turn nobody away for a token before the secret file has been read once more."""
+        try:
+            return self.submit(task, ignored_fields)
+        except (NoToken, TokenUnusable, TokenLimited):
+            # Who writes a token and posts at once is faster than whoever watches the file.
+            self.secret_changed(await asyncio.to_thread(self.secret.poll))
+        return self.submit(task, ignored_fields)
 
     def _must_park(self, task: Task) -> bool:
         """Whether the token cannot be used now, and the task is ready to wait for another."""

@@ -7,9 +7,12 @@ import contextlib
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -44,7 +47,7 @@ from tests.supervised import NEW, OLD, Supervised, eventually, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
 
 OK = json.dumps({"script": [{"do": "init"}, {"do": "assistant", "text": "Hello."}, {"do": "result", "text": "Hello."}]})
 TALKATIVE = 40
@@ -462,3 +465,24 @@ def test_proxies_of_the_environment_are_not_asked(
         monkeypatch.setenv(name, "http://127.0.0.1:9")
 
     assert use(shared.url, "health")["status"] == "ok"
+
+
+def test_the_example_of_the_readme_runs_as_written(tmp_path: Path) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    example = readme.partition("### From Python")[2].partition("```python\n")[2].partition("```")[0]
+    answers_by_token = [{"do": "api_error", "status": 401, "when": "first"}, {"do": "hang", "when": "first"}]
+    script = {"script": [{"do": "init"}, *answers_by_token, {"do": "result", "text": "Fixed."}]}
+    with supervised(tmp_path, flags=("--probe", "off")) as running:
+        for named, here in (
+            ("http://127.0.0.1:8000", running.url),
+            ("/run/secrets/claude/token", str(running.token_file)),
+            ('"Fix the tests."', repr(json.dumps(script))),
+        ):
+            assert named in example
+            example = example.replace(named, here)
+        done = subprocess.run(
+            [sys.executable, "-c", example], input=f"{NEW}\n", capture_output=True, text=True, check=False, timeout=60
+        )
+
+        assert done.stdout == "another token: Fixed.\n", done.stderr
+        assert running.record("fix-1")["metadata"]["token_generation"] == 2

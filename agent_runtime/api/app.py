@@ -104,7 +104,7 @@ async def post_task(api: Api, request: Request) -> Response:
     task, ignored = parse(await _body(request), strict=api.supervisor.settings.strict)
     if ignored:
         log.warning("unknown fields ignored: %s", ", ".join(ignored))
-    execution = api.supervisor.submit(task, ignored)
+    execution = await api.supervisor.admit(task, ignored)
     if task.async_result or "respond-async" in _preferences(request):
         accepted = {"execution_id": execution.execution_id, "status": "accepted"}
         return _json(accepted, 202, {"location": f"/api/executions/{execution.execution_id}"})
