@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent_runtime.answers import failed_answer
+from agent_runtime.counts import Counts
 from agent_runtime.errors import ErrorClass, NotFound
 from agent_runtime.model import Answer
 from agent_runtime.state import Outcome, Phase, StopReason
@@ -53,10 +54,13 @@ class Archive:
     holds it in memory until it can be written.
     """
 
-    def __init__(self, records: RecordStore, transcripts: TranscriptStore, tasks: TaskStore) -> None:
+    def __init__(
+        self, records: RecordStore, transcripts: TranscriptStore, tasks: TaskStore, counts: Counts | None = None
+    ) -> None:
         self.records = records
         self.transcripts = transcripts
         self.tasks = tasks
+        self._counts = counts or Counts()
         self._ended_at: dict[str, float] = {}
 
     @property
@@ -71,6 +75,7 @@ class Archive:
             self.records.save(record)
         except StoreUnavailable as error:
             record.metadata.retained = False
+            self._counts.count("records_unwritten")
             log.error("record not kept: %s", error, extra={"execution_id": record.execution_id})
 
     def conclude(self, record: ExecutionRecord, answer: Answer) -> bool:
@@ -82,6 +87,7 @@ class Archive:
         try:
             self.records.conclude(record, answer.status_code, answer.body, ended_at)
         except StoreUnavailable as error:
+            self._counts.count("records_unwritten")
             log.error("answer not kept: %s", error, extra={"execution_id": record.execution_id})
             return False
         finally:

@@ -156,6 +156,7 @@ class Attempt:
             config_dir=settings.config_dir,
             delivered=delivered.variables,
             as_root=settings.child_user is None and os.geteuid() == 0,
+            trace=order.task.trace,
         )
         settings_file = self._files.write(
             "settings.json",
@@ -253,7 +254,7 @@ class Attempt:
         if child is None or self._kill_at < math.inf:
             return None
         child.interrupt()
-        signalled_at = time.monotonic()
+        signalled_at = self._report.signalled_at = time.monotonic()
         self._kill_at = signalled_at + self._around.settings.stop_grace
         child.remember_descendants()
         if self._reason is not None:
@@ -417,6 +418,7 @@ class Attempt:
                 # Only a bug of ours gets here; its traceback follows, the child must not.
                 child.kill()
                 self._report.sweep = child.sweep(time.monotonic() + SWEEP_SECONDS)
+            self._report.gone_at = time.monotonic()
             ended = child.poll()
             self._report.tally.redact(self._around.redactor.redact_text)
             # Not at the evidence: stderr is read first, so the frame of the tool that forged it may come later.

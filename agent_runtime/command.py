@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from agent_runtime.task import Task
     from agent_runtime.tokens import TokenKind
+    from agent_runtime.trace_context import TraceContext
 
 PERMISSION_MODE = "bypassPermissions"
 """What ``system/init`` must say: ``--dangerously-skip-permissions`` asks for it."""
@@ -134,12 +135,14 @@ def environment(
     config_dir: Path,
     delivered: Mapping[str, str],
     as_root: bool,
+    trace: TraceContext | None = None,
 ) -> dict[str, str]:
     """
     Build the child's environment: what the supervisor has, without credentials, plus what was delivered.
 
     Args:
         delivered: Variables that carry the token.
+        trace: What the task belongs to; the supervisor's own where it belongs to none.
         as_root: The CLI refuses ``--dangerously-skip-permissions`` as root unless ``IS_SANDBOX=1``.
     """
     kept = {
@@ -152,6 +155,8 @@ def environment(
         kept["IS_SANDBOX"] = "1"
     kept["CLAUDE_CONFIG_DIR"] = str(config_dir)
     kept[EXECUTION_ID_VARIABLE] = execution_id
+    if trace is not None:
+        kept.update(trace.variables)
     kept.update(delivered)
     return kept
 

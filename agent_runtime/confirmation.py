@@ -85,14 +85,15 @@ class Confirmer:
             asking.add_done_callback(lambda _: self._asking.pop(fingerprint, None))
         # Shielded: that one asker goes away must not take the answer from the others.
         verdict = await asyncio.shield(asking)
-        log.info("probe: generation=%d fingerprint=%s verdict=%s", generation.number, fingerprint, verdict)
+        log.info("probe: fingerprint=%s verdict=%s", fingerprint, verdict, extra={"generation": generation.number})
         return verdict
 
     def refused(self, generation: Generation, rule: str) -> None:
         """Take it that the API refuses this token; told once."""
         if self._standing.refuse(generation, time.monotonic()):
             fingerprint = generation.token.fingerprint
-            log.error("token refused: generation=%d fingerprint=%s rule=%s", generation.number, fingerprint, rule)
+            extra = {"generation": generation.number}
+            log.error("token refused: fingerprint=%s rule=%s", fingerprint, rule, extra=extra)
             self._events.publish("token.refused", generation=generation.number, fingerprint=fingerprint, rule=rule)
 
     def accepted(self, generation: Generation, since: float = math.inf) -> None:
@@ -100,4 +101,4 @@ class Confirmer:
         was_refused = self._standing.is_refused(generation)
         if self._standing.accept(generation, since) and was_refused:
             fingerprint = generation.token.fingerprint
-            log.info("token accepted again: generation=%d fingerprint=%s", generation.number, fingerprint)
+            log.info("token accepted again: fingerprint=%s", fingerprint, extra={"generation": generation.number})

@@ -135,7 +135,8 @@ class TokenDesk:
     def limited(self, generation: Generation, limit: Limit) -> None:
         """Take a usage limit into account; told once."""
         if self.standing.limit(generation, limit, time.time()):
-            log.warning("token limited: generation=%d type=%s model=%s", generation.number, limit.type, limit.model)
+            extra = {"generation": generation.number}
+            log.warning("token limited: type=%s model=%s", limit.type, limit.model, extra=extra)
             self._events.publish(
                 "token.limited",
                 generation=generation.number,
@@ -157,10 +158,10 @@ class TokenDesk:
                 self._events.publish("token.invalid", state=str(status.state), error=status.error)
             if generation is not None and generation.number != was_number:
                 log.info(
-                    "token loaded: generation=%d fingerprint=%s kind=%s",
-                    generation.number,
+                    "token loaded: fingerprint=%s kind=%s",
                     generation.token.fingerprint,
                     generation.token.kind,
+                    extra={"generation": generation.number},
                 )
                 self._events.publish(
                     "token.loaded",
@@ -180,7 +181,7 @@ class TokenDesk:
         left = generation.expires_at - time.time()
         if left <= EXPIRES_SOON_SECONDS:
             self._warned_of_expiry = generation.number
-            log.warning("token expires in %d seconds: generation=%d", max(0, left), generation.number)
+            log.warning("token expires in %d seconds", max(0, left), extra={"generation": generation.number})
             self._events.publish("token.expires_soon", generation=generation.number, expires_at=generation.expires_at)
 
     def _is_closed(self, generation: Generation) -> bool:

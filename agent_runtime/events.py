@@ -70,11 +70,19 @@ class EventLog:
     Args:
         kept: How many events are kept; the oldest go first.
         redact: Applied to every text before it is kept, as the last line of defence.
+        happened: Told of every event, by type and data.
     """
 
-    def __init__(self, *, kept: int = KEPT, redact: Callable[[str], str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        kept: int = KEPT,
+        redact: Callable[[str], str] | None = None,
+        happened: Callable[[str, dict[str, Value]], None] | None = None,
+    ) -> None:
         self._events: deque[Event] = deque(maxlen=kept)
         self._redact = redact
+        self._happened = happened
         self._changed = Change()
         self._last_id = time.time_ns() // 1_000_000
         self._closed = False
@@ -102,6 +110,8 @@ class EventLog:
         said = {name: self._safe(name, value) for name, value in data.items()}
         self._last_id += 1
         self._events.append(Event(id=self._last_id, type=type, time=rfc3339(time.time()), data=said))
+        if self._happened is not None:
+            self._happened(type, said)
         self._changed.tell()
 
     def after(self, position: int) -> tuple[list[Event], bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import threading
 import time
@@ -15,7 +16,7 @@ from agent_runtime.command import CONTINUE_PROMPT, Session
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed
 from agent_runtime.model import Answer, AttemptRecord, ExecutionRecord, TokenRecord
 from agent_runtime.orders import Order
-from agent_runtime.reports import Answered, Progress, Reached, Report, Spawned, Stopping
+from agent_runtime.reports import Answered, Progress, Reached, Report, Spawned, Stopping, measure
 from agent_runtime.state import Event, Outcome, Phase, StopReason, transition
 from agent_runtime.verdict import Verdict, verdict
 
@@ -171,6 +172,8 @@ class Execution:
         record.detail = self._without_ids(final.detail)
         record.ended_at = time.time()
         self.transcript.close()
+        self._surroundings.counts.observe("execution_duration_seconds", time.monotonic() - self._admitted_at)
+        self._surroundings.counts.count("transcript_lines_unwritten", by=self.transcript.missing_lines)
         log.info(
             "execution finished: outcome=%s error_class=%s attempts=%d",
             record.outcome,
@@ -206,7 +209,11 @@ class Execution:
         if self._wish is not None:
             attempt.request_stop(self._wish)
         report: asyncio.Future[Report] = loop.create_future()
-        thread = threading.Thread(target=_run_in_thread, args=(attempt, loop, report), name=f"attempt-{order.mark}")
+        # In a copy of this context, so that what the thread logs says whom it is about.
+        run = contextvars.copy_context().run
+        thread = threading.Thread(
+            target=run, args=(_run_in_thread, attempt, loop, report), name=f"attempt-{order.mark}"
+        )
         try:
             thread.start()
         except RuntimeError:
@@ -221,6 +228,7 @@ class Execution:
         """Take what the attempt's thread says."""
         record = self.record
         if isinstance(note, Spawned):
+            self._surroundings.counts.count("attempts")
             token = note.generation.token
             record.attempts.append(
                 AttemptRecord(
@@ -238,11 +246,10 @@ class Execution:
                 self._has_started = True
                 self._tell("execution.started", note.generation.number)
             log.info(
-                "attempt spawned: pid=%d generation=%d fingerprint=%s",
+                "attempt spawned: pid=%d fingerprint=%s",
                 note.pid,
-                note.generation.number,
                 token.fingerprint,
-                extra={"execution_id": record.execution_id},
+                extra={"execution_id": record.execution_id, "generation": note.generation.number},
             )
         elif isinstance(note, Reached):
             record.attempts[-1].tokens.append(_token_record(note.generation, note.delivered_at))
@@ -250,17 +257,20 @@ class Execution:
             record.metadata.token_fingerprint = note.generation.token.fingerprint
             self._save(record)
         elif isinstance(note, Answered):
+            self._surroundings.counts.answered(note.generation, time.time())
             self._accepted(note.generation, note.since)
         elif isinstance(note, Stopping):
             if self.phase is Phase.RUNNING:
                 self._go(Event.STOP_REQUESTED)
                 self._save(record)
+            self._surroundings.counts.count("attempt_stops", note.reason)
             log.info("attempt stopping: reason=%s", note.reason, extra={"execution_id": record.execution_id})
         self.changed.tell()
 
     def _add_up(self, report: Report) -> Report:
         """Put what the attempt amounts to into the record."""
         record, tally = self.record, report.tally
+        measure(report, self._surroundings.counts)
         record.session_id = _uuid_text(tally.session_id) or record.session_id
         self.result_text = tally.result.text if tally.result is not None else None
         self.result_line = report.result_line or self.result_line

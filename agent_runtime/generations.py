@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -31,6 +31,7 @@ class Generation:
         loaded_at: Epoch seconds at which this process first read it.
         expires_at: Epoch seconds, where the secret file says so.
         subscription: A name for people, where the secret file says so.
+        written_at: Epoch seconds at which the content got where it was read; for measuring only.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Generation:
     loaded_at: float
     expires_at: float | None = None
     subscription: str | None = None
+    written_at: float | None = field(default=None, compare=False)
 
 
 class _Kept(msgspec.Struct):

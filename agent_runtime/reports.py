@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from agent_runtime.tally import Tally
 
 if TYPE_CHECKING:
+    from agent_runtime.counts import Counts
     from agent_runtime.errors import AgentRuntimeError
     from agent_runtime.generations import Generation
     from agent_runtime.model import EvidenceRecord
@@ -71,6 +72,8 @@ class Report:
         ending: What the verdict is reached from; None where there was no child.
         used_tool: Whether the model has called a tool: from then on the evidence may be forged.
         unknown_session: The CLI did not know the session it was told to resume.
+        signalled_at: When the child was first told to end, monotonic seconds.
+        gone_at: When it and all it started were gone, monotonic seconds.
         result_line: Number of the last ``result`` frame in the transcript.
     """
 
@@ -84,5 +87,19 @@ class Report:
     tally: Tally = field(default_factory=Tally)
     used_tool: bool = False
     unknown_session: bool = False
+    signalled_at: float | None = None
+    gone_at: float | None = None
     result_line: int | None = None
     sweep: SweepReport | None = None
+
+
+def measure(report: Report, counts: Counts) -> None:
+    """Count what an attempt has shown."""
+    if report.evidence is not None:
+        counts.count("evidence", report.evidence.rule)
+        if report.evidence.seconds_to_signal is not None:
+            counts.observe("line_to_signal_seconds", report.evidence.seconds_to_signal)
+    if report.sweep is not None and report.sweep.survivors:
+        counts.count("survivors", by=report.sweep.survivors)
+    elif report.signalled_at is not None and report.gone_at is not None:
+        counts.observe("signal_to_gone_seconds", report.gone_at - report.signalled_at)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -60,6 +61,43 @@ class Unusable:
 
     reason: str
     absent: bool = False
+
+
+class Trouble(StrEnum):
+    """What is wrong with a secret file, in few words, for counting."""
+
+    MISSING = "missing"
+    EMPTY = "empty"
+    UNREADABLE = "unreadable"
+    NO_FILE = "no_file"
+    TOO_LONG = "too_long"
+    WRONG_CONTENT = "wrong_content"
+    BAD_JSON = "bad_json"
+    UNSETTLED = "unsettled"
+    DETACHED = "detached"
+    OTHER = "other"
+
+
+_TROUBLES = (
+    ("is missing", Trouble.MISSING),
+    ("is empty", Trouble.EMPTY),
+    ("cannot be read", Trouble.UNREADABLE),
+    ("is longer than", Trouble.TOO_LONG),
+    ("is a JSON object", Trouble.BAD_JSON),
+    ("begins like JSON", Trouble.BAD_JSON),
+    ("holds ", Trouble.WRONG_CONTENT),
+    ("is a directory", Trouble.NO_FILE),
+    ("is a FIFO", Trouble.NO_FILE),
+    ("is not a regular file", Trouble.NO_FILE),
+    ("has only just been written", Trouble.UNSETTLED),
+    ("was replaced outside", Trouble.DETACHED),
+)
+
+
+def trouble_in(error: str) -> Trouble:
+    """Tell the kind of a reason, whether or not it stands after "the secret file"."""
+    reason = error.removeprefix("the secret file ")
+    return next((trouble for begins, trouble in _TROUBLES if reason.startswith(begins)), Trouble.OTHER)
 
 
 class _CliSecret(msgspec.Struct, frozen=True, rename="camel"):

@@ -213,7 +213,7 @@ class SecretFile:
             found = reading.found
             if isinstance(found, SecretContent) and (settled or self._is_whole(found)):
                 settled = True
-                self._accept(found)
+                self._accept(found, reading.changed_at)
             else:
                 self._go_without(found, now, settled=settled)
             self._settles_at = None if settled else settles_at
@@ -225,7 +225,7 @@ class SecretFile:
             return True
         return arrived_whole(self._path)
 
-    def _accept(self, content: SecretContent) -> None:
+    def _accept(self, content: SecretContent, written_at: float | None) -> None:
         self._without_token_since = None
         generation = self._status.generation
         if generation is not None and generation.token == content.token:
@@ -233,8 +233,8 @@ class SecretFile:
         else:
             token = content.token
             number = self._ledger.number_of(token)
-            generation = Generation(number, token, time.time(), content.expires_at, content.subscription)
-            logger.info("generation %s loaded: %s %s", number, token.kind, token.fingerprint)
+            generation = Generation(number, token, time.time(), content.expires_at, content.subscription, written_at)
+            logger.debug("generation %s loaded: %s %s", number, token.kind, token.fingerprint)
             if not token.has_known_prefix:
                 logger.warning("generation %s has no known prefix, it is taken as an OAuth token", number)
         self._publish(SecretState.READY, generation, None)

@@ -26,11 +26,13 @@ class Reading:
     Attributes:
         mark: Equal for two readings only if nobody has written in between; holds a digest, never the content.
         modified_at: Epoch seconds; None where there is no file.
+        changed_at: When it got here, epoch seconds: a rename counts too, and no writer can set it.
     """
 
     found: SecretContent | Unusable
     mark: tuple[object, ...]
     modified_at: float | None = None
+    changed_at: float | None = None
 
 
 def read_secret(path: Path) -> Reading:
@@ -59,7 +61,7 @@ def read_secret(path: Path) -> Reading:
         reason = f"cannot be read: {os.strerror(problem.errno or 0)}"
         return Reading(Unusable(reason), (reason,))
     mark = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, hashlib.sha256(raw).digest())
-    return Reading(parse(raw), mark, info.st_mtime)
+    return Reading(parse(raw), mark, info.st_mtime, info.st_ctime)
 
 
 def arrived_whole(path: Path) -> bool:

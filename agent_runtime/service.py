@@ -12,6 +12,9 @@ import pwd
 import shutil
 import signal
 import socket
+import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from agent_runtime.api.access import AccessKey
+from agent_runtime.api.access_log import AccessLog
 from agent_runtime.api.app import OPEN_PATHS, Api, build_app
 from agent_runtime.api.connections import (
     ACCEPTED_AT_ONCE,
@@ -28,7 +32,9 @@ from agent_runtime.api.connections import (
     expect_silence,
     places_that_fit,
 )
+from agent_runtime.api.metrics import Metrics
 from agent_runtime.archive import Archive
+from agent_runtime.counts import Counts
 from agent_runtime.delivery import Deliveries, FileDelivery
 from agent_runtime.errors import CannotStart, SettingsInvalid
 from agent_runtime.events import EventLog
@@ -52,6 +58,7 @@ from agent_runtime.webhook import Webhook
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from agent_runtime.log_outlet import Outlet
     from agent_runtime.secret_file import SecretStatus
     from agent_runtime.settings import Settings
     from agent_runtime.starting import Start
@@ -61,7 +68,18 @@ log = logging.getLogger(__name__)
 DEFAULT_DATA_DIR = Path("/var/lib/agent-runtime")
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
+LAG_SECONDS = 1.0
 WORKERS = 4
+
+
+def announce(line: str) -> None:
+    """Write to stdout; where that is a full pipe that nobody reads, a thread waits, and not the event loop."""
+    threading.Thread(target=_write, args=(sys.stdout.fileno(), line.encode()), name="announce", daemon=True).start()
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        os.write(descriptor, data)  # past the buffer of sys.stdout, whose lock the end of the process would wait for
 
 
 class Server(uvicorn.Server):
@@ -79,7 +97,7 @@ class Server(uvicorn.Server):
             listener.listen(BACKLOG)  # asyncio takes one number for how many may wait and how many it accepts at once
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            print(f"listening on http://{shown}:{port}", flush=True)  # noqa: T201 - read by whoever started us
+            announce(f"listening on http://{shown}:{port}\n")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -99,10 +117,12 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
         CalledOff: A signal came before the supervisor was there.
     """
     redactor = Redactor()
-    configure(settings.log_format, settings.log_level, redactor)
+    counts = Counts(time.time())
+    outlet = configure(settings.log_format, settings.log_level, redactor)
     for name in unknown_variables(environ):
         log.warning("%s is no setting; see agent-runtime serve --help", name)
     with contextlib.ExitStack() as held:
+        held.callback(outlet.flush)
         data_dir = _data_dir(settings, environ)
         held.enter_context(_locked(data_dir / "lock", f"{PREFIX}DATA_DIR"))
         _directory(settings.config_dir)
@@ -138,7 +158,8 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
             on_change=changes.put,
         )
         records = held.enter_context(contextlib.closing(RecordStore.open(data_dir / "records.sqlite")))
-        archive = Archive(records, TranscriptStore(data_dir / "transcripts"), TaskStore(data_dir / "tasks", redactor))
+        transcripts, tasks = TranscriptStore(data_dir / "transcripts"), TaskStore(data_dir / "tasks", redactor)
+        archive = Archive(records, transcripts, tasks, counts)
         supervisor = Supervisor(
             settings,
             secret=secret,
@@ -147,10 +168,11 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
             archive=archive,
             deliveries=deliveries,
             probe=None if settings.probe == "off" else Probe(environ),
-            events=EventLog(redact=redactor.redact_text),
+            events=EventLog(redact=redactor.redact_text, happened=counts.happened),
             environ=environ,
             run_dir=data_dir / "run",
             next_mark=functools.partial(new_mark, data_dir),
+            counts=counts,
         )
         start.go_on()
         try:
@@ -163,7 +185,7 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
             log.warning("no token yet: %s; it is expected at %s", secret.status.error, settings.token_file)
         held.callback(secret.stop)
         start.go_on()
-        return asyncio.run(_serve(supervisor, listener, changes, redactor, start))
+        return asyncio.run(_serve(supervisor, listener, changes, redactor, outlet, start))
 
 
 class SecretChanges:
@@ -190,13 +212,19 @@ class SecretChanges:
 
 
 async def _serve(
-    supervisor: Supervisor, listener: socket.socket, changes: SecretChanges, redactor: Redactor, start: Start
+    supervisor: Supervisor,
+    listener: socket.socket,
+    changes: SecretChanges,
+    redactor: Redactor,
+    outlet: Outlet,
+    start: Start,
 ) -> int:
     settings = supervisor.settings
     access = AccessKey(settings.access_key_file, settings.access_header, redactor)
     connections = OpenConnections(_places(settings), request_seconds=settings.request_timeout, open_paths=OPEN_PATHS)
+    app = build_app(Api(supervisor, access, connections, Metrics(supervisor, lambda: outlet.lost)))
     config = uvicorn.Config(
-        build_app(Api(supervisor, access, connections)),
+        AccessLog(app, supervisor.counts, told=settings.access_log),
         http=functools.partial(Connection, places=connections),  # type: ignore[arg-type]  # it is only called
         ws="none",
         h11_max_incomplete_event_size=HEADER_LIMIT_BYTES,
@@ -222,7 +250,7 @@ async def _serve(
         webhook.start()
     changes.deliver_to(supervisor.secret_changed)
     supervisor.secret_changed(supervisor.secret.status)
-    chores = [asyncio.create_task(supervisor.keep_house())]
+    chores = [asyncio.create_task(supervisor.keep_house()), asyncio.create_task(_watch_lag(supervisor.counts))]
     if settings.resume_interrupted:
         resumption = Resumption(supervisor)
         resumption.turn()  # before anybody can ask for something else
@@ -242,6 +270,12 @@ def _places(settings: Settings) -> int:
     if fitting < wanted:
         log.warning("connections are limited to %d by the limit on open files (ulimit -n)", fitting)
     return fitting
+async def _watch_lag(counts: Counts) -> None:
+    """Measure once a second how long what is due waits for the event loop."""
+    while True:
+        asked = time.perf_counter()
+        await asyncio.sleep(LAG_SECONDS)
+        counts.observe("event_loop_lag_seconds", time.perf_counter() - asked - LAG_SECONDS)
 
 
 class Ending:

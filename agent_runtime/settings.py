@@ -197,6 +197,7 @@ class Settings:
     strict: bool = _setting(_boolean, "unknown fields of a request are an error", default=False)
     log_format: str = _setting(_one_of("text", "json"), "text or json", "text")
     log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "debug, info, warning or error", "info")
+    access_log: bool = _setting(_boolean, "a log line for each request; probes at level debug", default=True)
 
     def __post_init__(self) -> None:
         if not self.is_loopback and self.access_key_file is None and not self.insecure_no_access_key:

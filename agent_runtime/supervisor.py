@@ -28,6 +28,7 @@ from agent_runtime.errors import (
     TokenUnusable,
 )
 from agent_runtime.execution import Execution
+from agent_runtime.log import about
 from agent_runtime.orders import Surroundings
 from agent_runtime.probe import ProbeVerdict
 from agent_runtime.process import reap_orphans
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from agent_runtime.archive import Archive, Kept
+    from agent_runtime.counts import Counts
     from agent_runtime.delivery import Deliveries
     from agent_runtime.events import EventLog
     from agent_runtime.generations import Generation, GenerationLedger
@@ -94,8 +96,10 @@ class Supervisor:
         environ: Mapping[str, str],
         run_dir: Path,
         next_mark: Callable[[], str],
+        counts: Counts,
     ) -> None:
         self.settings = settings
+        self.counts = counts
         self.secret = secret
         self.redactor = redactor
         self.archive = archive
@@ -120,6 +124,7 @@ class Supervisor:
             environ=environ,
             run_dir=run_dir,
             may_use=self.desk.may_use,
+            counts=counts,
         )
         self._next_mark = next_mark
         self._live: dict[str, Execution] = {}
@@ -176,10 +181,11 @@ class Supervisor:
         # In this order: who is killed in between has let nobody in, and no interrupted execution is without its task.
         self.archive.tasks.keep(execution_id, task)
         self.archive.save(execution.record)
-        log.info("execution admitted", extra={"execution_id": execution_id})
-        self.events.publish("execution.admitted", execution_id=execution_id)
-        ticket = None if parks else self.slots.enqueue()
-        self._spawn(self._own(execution, Course(execution, self._office, ticket)), execution_id)
+        with about(execution_id=execution_id, trace_id=task.trace.trace_id if task.trace else None):
+            log.info("execution admitted")
+            self.events.publish("execution.admitted", execution_id=execution_id)
+            ticket = None if parks else self.slots.enqueue()
+            self._spawn(self._own(execution, Course(execution, self._office, ticket)), execution_id)
         return execution
 
     async def admit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution | Kept:
@@ -286,6 +292,7 @@ class Supervisor:
         self.desk.secret_changed(status)
         if generation is not None and is_new:
             self._newest_seen = generation.number
+            self.counts.loaded(generation)
             for execution in self._live.values():
                 execution.token_loaded(generation)
             if self.settings.probe == "on_load":

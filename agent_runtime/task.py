@@ -12,6 +12,7 @@ from uuid import UUID  # noqa: TC003 - msgspec reads it at run time
 import msgspec
 
 from agent_runtime.errors import RESERVED_WORDS, InvalidRequest
+from agent_runtime.trace_context import TraceContext, trace_context
 
 SYSTEM_PROMPT_LIMIT_BYTES = 120_000
 """
@@ -62,6 +63,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         timeout_seconds: From admission to the answer; None: the setting's.
         park_seconds: How long it may wait for a newer token; None: the setting's.
         persist_session: Accepted for old callers; sessions are always kept.
+        traceparent: As the header of that name, which wins; kept with the task, so that a resumed attempt has it too.
+        tracestate: Likewise.
     """
 
     message: Annotated[str, msgspec.Meta(min_length=1)]
@@ -78,16 +81,32 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     images: Annotated[list[Image], msgspec.Meta(max_length=100)] | None = None
     park_seconds: Seconds | None = None
     async_result: bool | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
 
     @property
     def digest(self) -> str:
         """Equal for tasks that ask for the same work; who asks, how long they wait and in which form does not count."""
-        work = {
-            name: getattr(self, name)
-            for name in self.__struct_fields__
-            if name not in ("execution_id", "async_result", "timeout_seconds", "park_seconds", "persist_session")
-        }
+        work = {name: getattr(self, name) for name in self.__struct_fields__ if name not in _NO_WORK}
         return hashlib.sha256(msgspec.json.encode(work, order="sorted")).hexdigest()
+
+    @property
+    def trace(self) -> TraceContext | None:
+        """The trace it belongs to; None: none, or one that is not valid."""
+        return None if self.traceparent is None else trace_context([self.traceparent], [self.tracestate or ""])
+
+    def within(self, trace: TraceContext | None) -> Task:
+        """Return the same task as a part of *trace*, or itself where there is none."""
+        if trace is None:
+            return self
+        return msgspec.structs.replace(self, traceparent=trace.traceparent, tracestate=trace.tracestate)
+
+
+_NO_WORK = {
+    *("execution_id", "async_result", "timeout_seconds", "park_seconds", "persist_session"),
+    *("traceparent", "tracestate"),
+}
+"""Who asks, how long they wait, and in which form."""
 
 
 def parse(body: bytes, *, strict: bool) -> tuple[Task, list[str]]:

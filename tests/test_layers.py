@@ -39,7 +39,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("starting",),
     # HTTP: parse, call, serialise
     ("api.app",),
-    ("api.event_stream",),
+    ("api.event_stream", "api.metrics", "api.access_log"),
     ("api.streams",),
     ("api.connections",),
     ("api.problems", "api.access"),
@@ -61,8 +61,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("webhook", "probe"),
     ("events", "outbound"),
     # what they stand on
-    ("log", "binary", "deadlines", "tally", "delivery", "private_files"),
-    ("command", "credentials_file", "change"),
+    ("log", "counts", "binary", "deadlines", "tally", "delivery", "private_files"),
+    ("command", "credentials_file", "change", "log_outlet"),
     ("store.retention", "store.tasks"),
     ("store.records", "store.transcripts"),
     ("store.line_files", "store.database"),
@@ -93,7 +93,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("evidence",),
     ("evidence_text",),
     ("evidence_rules", "framing", "redaction", "state", "settings", "credential_names"),
-    ("frames", "evidence_phrases"),
+    ("frames", "evidence_phrases", "trace_context"),
     ("tokens",),
     ("errors",),
     ("",),  # the package itself: its version

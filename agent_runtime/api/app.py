@@ -19,10 +19,12 @@ from starlette.routing import Route
 from agent_runtime import __version__, secret_content
 from agent_runtime.api import streams
 from agent_runtime.api.access import refuse_rebinding
+from agent_runtime.api.access_log import EXECUTION_ID, TRACE_ID
 from agent_runtime.api.event_stream import event_stream
 from agent_runtime.api.problems import problem_response
 from agent_runtime.errors import (
     STATUS_BY_CLASS,
+    AdmissionError,
     AgentRuntimeError,
     ErrorClass,
     InvalidRequest,
@@ -36,6 +38,7 @@ from agent_runtime.secret_content import SecretContent
 from agent_runtime.secret_writer import put
 from agent_runtime.state import Outcome, Phase
 from agent_runtime.task import parse
+from agent_runtime.trace_context import trace_context
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 
     from agent_runtime.api.access import AccessKey
     from agent_runtime.api.connections import OpenConnections
+    from agent_runtime.api.metrics import Metrics
     from agent_runtime.model import ExecutionRecord
     from agent_runtime.redaction import Redactor
     from agent_runtime.supervisor import Supervisor
@@ -73,6 +77,7 @@ class Api:
     supervisor: Supervisor
     access: AccessKey
     connections: OpenConnections
+    metrics: Metrics
     streams: streams.OpenStreams = field(default_factory=streams.OpenStreams)
 
 
@@ -102,9 +107,18 @@ async def _body(request: Request) -> bytes:
 async def post_task(api: Api, request: Request) -> Response:
     """Admit a task and answer when it has ended; the execution does not depend on this request."""
     task, ignored = parse(await _body(request), strict=api.supervisor.settings.strict)
+    headers = request.headers
+    task = task.within(trace_context(headers.getlist("traceparent"), headers.getlist("tracestate")))
+    request.scope[TRACE_ID] = task.trace.trace_id if task.trace else None
+    try:
+        execution = await api.supervisor.admit(task, ignored)
+    except AdmissionError as error:
+        api.supervisor.counts.count("admissions_refused", error.error_class)
+        raise
+    request.scope[EXECUTION_ID] = execution.execution_id
     if ignored:
-        log.warning("unknown fields ignored: %s", ", ".join(ignored))
-    execution = await api.supervisor.admit(task, ignored)
+        extra = {"execution_id": execution.execution_id}
+        log.warning("unknown fields ignored: %s", ", ".join(ignored), extra=extra)
     if task.async_result or "respond-async" in _preferences(request):
         accepted = {"execution_id": execution.execution_id, "status": "accepted"}
         return _json(accepted, 202, {"location": f"/api/executions/{execution.execution_id}"})
@@ -345,6 +359,11 @@ async def health(api: Api, request: Request) -> Response:
     )
 
 
+async def metrics(api: Api, request: Request) -> Response:
+    """Tell Prometheus what happened and what is so now."""
+    return await api.metrics.response(request.headers.get("accept", ""))
+
+
 async def _loop_lag() -> float:
     """Measure how long a ready task waits for its turn now."""
     asked = time.perf_counter()
@@ -366,6 +385,7 @@ ROUTES: tuple[Entry, ...] = (
     Entry("POST", "/api/credentials/reload-token", reload_token),
     Entry("POST", "/api/drain", start_drain),
     Entry("DELETE", "/api/drain", call_off_drain),
+    Entry("GET", "/metrics", metrics),
     Entry("GET", "/livez", livez, open=True),
     Entry("GET", "/readyz", readyz, open=True),
     Entry("GET", "/health", health, open=True),

@@ -75,10 +75,18 @@ class TaskStore:
             try:
                 task, _ = parse(path.read_bytes(), strict=False)
             except (OSError, InvalidRequest) as error:
-                log.warning("kept task cannot be read: %s", type(error).__name__)
+                extra = {"execution_id": _id_in(path)}
+                log.warning("kept task cannot be read: %s", type(error).__name__, extra=extra)
                 continue
             yield task
 
     def _path(self, execution_id: str) -> Path:
         # An id is a plain name already; hex keeps it apart on file systems that fold case.
         return self._directory / f"{execution_id.encode().hex()}.json"
+
+
+def _id_in(path: Path) -> str | None:
+    try:
+        return bytes.fromhex(path.stem).decode()
+    except ValueError:
+        return None

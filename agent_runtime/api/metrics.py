@@ -1,0 +1,205 @@
+"""
+``/metrics``: what happened since the start, from :mod:`agent_runtime.counts`, and what is so now, from its owners.
+
+Gauges are read from live state at the scrape; there is no second set of books that could disagree with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+
+from agent_runtime import __version__
+from agent_runtime.counts import COUNTERS, HISTOGRAMS
+from agent_runtime.state import Phase
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+    from prometheus_client.metrics_core import Metric
+
+    from agent_runtime.supervisor import Supervisor
+
+PREFIX = "agent_runtime_"
+TOKEN_STATES = ("missing", "invalid", "ready", "suspect", "refused", "limited", "expired")
+
+
+class Metrics:
+    """
+    Write what Prometheus reads, from a registry of this supervisor's own.
+
+    The library is imported at the first scrape: nobody pays for it who never asks.
+
+    Args:
+        lost_lines: How many lines of the log were lost.
+    """
+
+    def __init__(self, supervisor: Supervisor, lost_lines: Callable[[], int] = lambda: 0) -> None:
+        self._supervisor = supervisor
+        self._lost_lines = lost_lines
+        self._registry: CollectorRegistry | None = None
+
+    async def response(self, accept: str) -> Response:
+        """Answer a scrape, in the form that *accept* asks for."""
+        if self._registry is None:
+            # Some ten milliseconds, which nobody else should wait for.
+            await asyncio.to_thread(import_module, "prometheus_client")
+            self._registry = self._new_registry()
+        from prometheus_client.exposition import choose_encoder  # noqa: PLC0415 - see the class
+
+        encode, content_type = choose_encoder(accept)
+        return Response(encode(self._registry), headers={"content-type": content_type, "cache-control": "no-store"})
+
+    def _new_registry(self) -> CollectorRegistry:
+        from prometheus_client import CollectorRegistry, ProcessCollector  # noqa: PLC0415 - see the class
+
+        registry = CollectorRegistry()
+        registry.register(self)
+        ProcessCollector(namespace=PREFIX.rstrip("_"), registry=registry)
+        return registry
+
+    def collect(self) -> Iterator[Metric]:
+        """List all metrics, as prometheus-client wants them of a collector."""
+        yield from self._counters()
+        yield from self._histograms()
+        yield from self._executions()
+        yield from self._token()
+        yield from self._process()
+
+    def _counters(self) -> Iterator[Metric]:
+        for name, counter in COUNTERS.items():
+            family = _counter(name, counter.text, counter.labels)
+            for labels, value in self._supervisor.counts.counted(name).items():
+                family.add_metric(labels, value)
+            yield family
+        yield _single_counter("log_lines_lost", "Lines of the log that nobody read in time.", self._lost_lines())
+
+    def _histograms(self) -> Iterator[Metric]:
+        for name, histogram in HISTOGRAMS.items():
+            observed = self._supervisor.counts.observed(name)
+            buckets, so_far = [], 0
+            for bound, count in zip((*map(_bound, histogram.bounds), "+Inf"), observed.buckets, strict=True):
+                so_far += count
+                buckets.append((bound, float(so_far)))
+            family = _histogram(name, histogram.text)
+            family.add_metric([], buckets, observed.sum)
+            yield family
+
+    def _executions(self) -> Iterator[Metric]:
+        supervisor, slots = self._supervisor, self._supervisor.slots
+        phases = [execution.phase for execution in supervisor.running]
+        phases += [supervisor.record(execution_id).state for execution_id in supervisor.pending_ids]
+        family = _gauge("executions", "Executions that have not ended, by phase.", ("phase",))
+        for phase in Phase:
+            if phase is not Phase.FINISHED:
+                family.add_metric((phase,), phases.count(phase))
+        yield family
+        yield _single("slots", "How many executions may run at once.", slots.total)
+        yield _single("slots_taken", "Slots that are held.", slots.busy)
+        yield _single("slots_unkillable", "Slots that are held by what cannot be ended.", slots.unkillable)
+        yield _single("queue_length", "New executions that wait for a slot.", slots.queue_length)
+        yield _single("queue_limit", "How many new executions may wait.", slots.queue_limit)
+        yield _single("draining", "1 while nobody is let in any more.", supervisor.draining)
+        yield _single("ready", "1 while a task sent now would be let in, as /readyz says.", supervisor.unready is None)
+        yield _single(
+            "consecutive_failures",
+            "How many executions in a row have failed, up to now.",
+            supervisor.consecutive_failures,
+        )
+
+    def _token(self) -> Iterator[Metric]:
+        supervisor = self._supervisor
+        status, generation = supervisor.secret.status, supervisor.desk.current
+        family = _gauge("token_state", "1 for the state the token is in, 0 for the others.", ("state",))
+        state = supervisor.desk.state
+        for known in TOKEN_STATES:
+            family.add_metric((known,), known == state)
+        yield family
+        number = generation.number if generation is not None else 0
+        yield _single("token_generation", "Number of the generation in use; 0: there is none.", number)
+        yield _single(
+            "secret_file_bad",
+            "1 while the secret file cannot be used, though an earlier token may be.",
+            bool(status.error),
+        )
+        now = time.time()
+        for name, text, value in (
+            (
+                "token_age_seconds",
+                "How long ago the token in use was read.",
+                max(0.0, now - generation.loaded_at) if generation is not None else None,
+            ),
+            (
+                "token_expiry_timestamp_seconds",
+                "When the token in use expires.",
+                generation.expires_at if generation is not None else None,
+            ),
+            (
+                "token_last_success_timestamp_seconds",
+                "When the API last answered a child that was given a token, told once for each.",
+                supervisor.counts.last_answered_at,
+            ),
+            (
+                "secret_last_success_timestamp_seconds",
+                "When a new token was last read from the secret file.",
+                status.last_loaded_at,
+            ),
+        ):
+            yield _single(name, text, value)
+
+    def _process(self) -> Iterator[Metric]:
+        supervisor = self._supervisor
+        yield _info("build", "What runs.", {"version": __version__})
+        records = supervisor.archive.records
+        yield _single("store_available", "1 while records can be written to disk.", records.trouble is None)
+        disk = os.statvfs(supervisor.archive.transcripts.directory)
+        yield _single("disk_free_bytes", "What is free where records are kept.", disk.f_bavail * disk.f_frsize)
+
+
+def _bound(seconds: float) -> str:
+    return str(float(seconds))
+
+
+def _gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> GaugeMetricFamily:
+    from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - see Metrics
+
+    return GaugeMetricFamily(PREFIX + name, text, labels=labels)
+
+
+def _single(name: str, text: str, value: float | None) -> GaugeMetricFamily:
+    """Tell one value; the metric is there without one where there is none."""
+    family = _gauge(name, text)
+    if value is not None:
+        family.add_metric((), float(value))
+    return family
+
+
+def _counter(name: str, text: str, labels: tuple[str, ...] = ()) -> CounterMetricFamily:
+    from prometheus_client.core import CounterMetricFamily  # noqa: PLC0415 - see Metrics
+
+    return CounterMetricFamily(PREFIX + name, text, labels=labels)
+
+
+def _info(name: str, text: str, labels: dict[str, str]) -> InfoMetricFamily:
+    from prometheus_client.core import InfoMetricFamily  # noqa: PLC0415 - see Metrics
+
+    return InfoMetricFamily(PREFIX + name, text, value=labels)
+
+
+def _single_counter(name: str, text: str, value: float) -> CounterMetricFamily:
+    family = _counter(name, text)
+    family.add_metric((), value)
+    return family
+
+
+def _histogram(name: str, text: str) -> HistogramMetricFamily:
+    from prometheus_client.core import HistogramMetricFamily  # noqa: PLC0415 - see Metrics
+
+    return HistogramMetricFamily(PREFIX + name, text)
