@@ -10,8 +10,8 @@ import time
 from collections import deque
 
 LIMIT_BYTES = 1024 * 1024
-FLUSH_SECONDS = 1.0
-"""How long the end of the process waits for a reader."""
+FLUSH_SECONDS = 0.5
+"""How long the end of the process waits for a reader, once."""
 
 BATCH_BYTES = 64 * 1024
 
@@ -35,6 +35,7 @@ class Outlet(logging.Handler):
         self._waiting_bytes = 0
         self._changed = threading.Condition()
         self._is_writing = False
+        self._was_waited_for_in_vain = False
         self._unsaid = 0
         self.lost = 0
         """Lines that nobody will ever read."""
@@ -55,9 +56,12 @@ class Outlet(logging.Handler):
 
     def flush(self) -> None:
         """Wait until all lines are written, no longer than :data:`FLUSH_SECONDS`: also called at the end."""
-        until = time.monotonic() + FLUSH_SECONDS
         with self._changed:
-            while (self._lines or self._is_writing) and (left := until - time.monotonic()) > 0:
+            until = time.monotonic() + (0.0 if self._was_waited_for_in_vain else FLUSH_SECONDS)
+            while self._lines or self._is_writing:
+                if (left := until - time.monotonic()) <= 0:
+                    self._was_waited_for_in_vain = True
+                    return
                 self._changed.wait(left)
 
     def _write_all(self) -> None:

@@ -122,6 +122,13 @@ def marked_processes(execution_id: str) -> list[psutil.Process]:
     return found
 
 
+def listening_url(pid: int) -> str:
+    """Find out where a process listens that cannot say so."""
+    process = psutil.Process(pid)
+    found = eventually(lambda: [one for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN])
+    return f"http://127.0.0.1:{found[0].laddr.port}"
+
+
 @contextlib.contextmanager
 def supervised(
     home: Path,
@@ -134,6 +141,7 @@ def supervised(
     expect_exit: int | None = 0,
     prefix: tuple[str, ...] = (),
     program: tuple[str, ...] = ("-m", "agent_runtime"),
+    output: int | None = None,
 ) -> Iterator[Supervised]:
     """
     Run a supervisor in *home* until the block ends; its log is checked for every token the tests use.
@@ -141,6 +149,7 @@ def supervised(
     Args:
         prefix: What starts it, as ``unshare`` does.
         program: What Python runs instead of the package itself, as one that dies when it is told to.
+        output: Where stdout and stderr go instead; then nothing of them is looked at.
     """
     for name in ("secret", "workspace", "data", "config", "home"):
         (home / name).mkdir(parents=True, exist_ok=True)
@@ -164,13 +173,12 @@ def supervised(
         process = subprocess.Popen(
             [*prefix, sys.executable, "-W", "error", *program, "serve", "--port", "0", *flags],
             env=environ,
-            stdout=subprocess.PIPE,
-            stderr=sink,
+            stdout=subprocess.PIPE if output is None else output,
+            stderr=sink if output is None else output,
             text=True,
         )
     try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
+        line = process.stdout.readline() if process.stdout is not None else f"listening on {listening_url(process.pid)}"
         if not line.startswith("listening on http://"):
             pytest.fail(f"exit {process.wait(DEADLINE_SECONDS)}: {line!r}\n{log.read_text()}")
         url = line.split()[-1]
@@ -184,8 +192,8 @@ def supervised(
         if process.poll() is None:
             process.kill()
             process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        if process.stdout is not None:
+            process.stdout.close()
     text = log.read_text()
     assert not any(secret in text for secret in (OLD, NEW, API_KEY)), "a token was logged"
     assert "Traceback" not in text, text

@@ -45,6 +45,8 @@ class TaskFields(TypedDict, total=False):
     mcp_config: Mapping[str, Any] | None
     images: list[dict[str, str]] | None
     park_seconds: float | None
+    traceparent: str | None
+    tracestate: str | None
 
 
 class AccessKey:
