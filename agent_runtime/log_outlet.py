@@ -42,6 +42,11 @@ class Outlet(logging.Handler):
         self._thread = threading.Thread(target=self._write_all, name="log-outlet", daemon=True)
         self._thread.start()
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether there are lines that have not been written."""
+        return bool(self._lines) or self._is_writing
+
     def emit(self, record: logging.LogRecord) -> None:
         """Take a line, or lose it."""
         line = self._encoded(record)
@@ -58,7 +63,7 @@ class Outlet(logging.Handler):
         """Wait until all lines are written, no longer than :data:`FLUSH_SECONDS`: also called at the end."""
         with self._changed:
             until = time.monotonic() + (0.0 if self._was_waited_for_in_vain else FLUSH_SECONDS)
-            while self._lines or self._is_writing:
+            while self.is_behind:
                 if (left := until - time.monotonic()) <= 0:
                     self._was_waited_for_in_vain = True
                     return

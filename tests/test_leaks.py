@@ -43,7 +43,7 @@ def spills(secret: str) -> list[dict[str, Any]]:
 
 def everything_of(running: Supervised, execution_ids: list[str]) -> str:
     """Put together all that anybody can see."""
-    paths = ["/health", "/api/token", "/api/executions", "/api/executions/running", "/readyz"]
+    paths = ["/health", "/api/token", "/api/executions", "/api/executions/running", "/readyz", "/metrics"]
     paths += [f"/api/executions/{name}{part}" for name in execution_ids for part in ("", "/status", "/result")]
     headers = {"X-Agent-Token": KEY}
     seen = [running.client.get(path, headers=headers).text for path in paths]

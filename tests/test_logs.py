@@ -10,12 +10,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agent_runtime.log import BoundFields, JsonFormatter, TextFormatter, about
-from agent_runtime.log_outlet import LIMIT_BYTES, Outlet
+from agent_runtime.log_outlet import FLUSH_SECONDS, LIMIT_BYTES, Outlet
 from agent_runtime.redaction import RedactingFilter, Redactor
 from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
 from agent_runtime.tokens import Token
@@ -231,6 +232,30 @@ def test_lines_come_out_in_order_and_the_end_waits_for_them() -> None:
     with os.fdopen(reader) as lines:
         assert [line.split(": ")[1].strip() for line in lines] == [f"line {number}" for number in range(100)]
     assert outlet.lost == 0
+
+
+def test_the_end_waits_for_a_reader_that_takes_its_time() -> None:
+    with full_pipe() as (reader, writer):
+        outlet = outlet_to(writer)
+        for number in range(2000):
+            outlet.handle(a_record("line %d %s", number, "x" * 100))
+        reading = threading.Thread(target=read_until, args=(reader, b"line 1999 "))
+        reading.start()
+        outlet.flush()
+        assert not outlet.is_behind
+        reading.join()
+
+
+def test_the_end_does_not_wait_for_a_reader_that_never_comes() -> None:
+    with full_pipe() as (_, writer):
+        outlet = outlet_to(writer)
+        outlet.handle(a_record("nobody reads this"))
+        begun = time.monotonic()
+        for _ in range(20):
+            outlet.flush()
+
+        assert outlet.is_behind
+        assert time.monotonic() - begun < 10 * FLUSH_SECONDS
 
 
 def test_what_nobody_reads_is_lost_and_counted_and_told_when_somebody_reads_again() -> None:

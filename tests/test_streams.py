@@ -121,6 +121,10 @@ with supervised(home) as running:
     answer = full.json()
     assert (full.status_code, answer["response"]) == (200, "Done."), answer
     assert answer["metadata"]["retained"] is False, answer["metadata"]
+    metrics = running.client.get("/metrics").text
+    assert "agent_runtime_store_available 0.0" in metrics
+    assert "agent_runtime_records_unwritten_total 0.0" not in metrics
+    assert "agent_runtime_transcript_lines_unwritten_total 0.0" not in metrics
     assert answer["truncated_log"] is True
     assert running.get("/health")["disk"]["error"], running.get("/health")
     assert running.get("/api/executions/before/result")["answer"] == before
