@@ -20,6 +20,7 @@ from agent_runtime.state import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
@@ -159,8 +160,16 @@ class Metrics:
         yield _info("build", "What runs.", {"version": __version__})
         records = supervisor.archive.records
         yield _single("store_available", "1 while records can be written to disk.", records.trouble is None)
-        disk = os.statvfs(supervisor.archive.transcripts.directory)
-        yield _single("disk_free_bytes", "What is free where records are kept.", disk.f_bavail * disk.f_frsize)
+        free = _free_bytes(supervisor.archive.transcripts.directory)
+        yield _single("disk_free_bytes", "What is free where records are kept.", free)
+
+
+def _free_bytes(directory: Path) -> int | None:
+    try:
+        disk = os.statvfs(directory)
+    except OSError:
+        return None
+    return disk.f_bavail * disk.f_frsize
 
 
 def _bound(seconds: float) -> str:
