@@ -251,9 +251,8 @@ class Supervisor:
 
     def _retire(self, execution: Execution) -> None:
         self._live.pop(execution.execution_id, None)
-        failed = execution.record.outcome is Outcome.FAILED
-        self.consecutive_failures = self.consecutive_failures + 1 if failed else 0
         record = execution.record
+        self.consecutive_failures = self.consecutive_failures + 1 if record.outcome is Outcome.FAILED else 0
         self.events.publish(
             "execution.finished",
             execution_id=record.execution_id,

@@ -117,8 +117,7 @@ async def post_task(api: Api, request: Request) -> Response:
         raise
     request.scope[EXECUTION_ID] = execution.execution_id
     if ignored:
-        extra = {"execution_id": execution.execution_id}
-        log.warning("unknown fields ignored: %s", ", ".join(ignored), extra=extra)
+        log.warning("unknown fields ignored: %s", ", ".join(ignored), extra={"execution_id": execution.execution_id})
     if task.async_result or "respond-async" in _preferences(request):
         accepted = {"execution_id": execution.execution_id, "status": "accepted"}
         return _json(accepted, 202, {"location": f"/api/executions/{execution.execution_id}"})
