@@ -185,7 +185,7 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
             log.warning("no token yet: %s; it is expected at %s", secret.status.error, settings.token_file)
         held.callback(secret.stop)
         start.go_on()
-        return asyncio.run(_serve(supervisor, listener, changes, redactor, outlet, start))
+        return asyncio.run(_serve(supervisor, listener, changes, redactor, outlet=outlet, start=start))
 
 
 class SecretChanges:
@@ -216,6 +216,7 @@ async def _serve(
     listener: socket.socket,
     changes: SecretChanges,
     redactor: Redactor,
+    *,
     outlet: Outlet,
     start: Start,
 ) -> int:
@@ -270,6 +271,8 @@ def _places(settings: Settings) -> int:
     if fitting < wanted:
         log.warning("connections are limited to %d by the limit on open files (ulimit -n)", fitting)
     return fitting
+
+
 async def _watch_lag(counts: Counts) -> None:
     """Measure once a second how long what is due waits for the event loop."""
     while True:
