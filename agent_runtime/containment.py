@@ -1,45 +1,24 @@
-"""
-Find and end everything an attempt has started, and nothing else.
-
-Who belongs to whom. Because this process is a subreaper, whatever a leader has started stays below this process in the
-tree: below its leader while the parents live, and a direct child of ours (an *orphan*) once they are gone. So every
-direct child is the root of a branch, and a whole branch belongs to one attempt:
-
-1. a leader's branch to its attempt, whatever the processes in it say of themselves;
-2. an orphan's branch to the attempt under which one of it was seen before (pid and start time),
-3. else to the attempt whose mark one of them carries in its environment,
-4. else to the attempt in one of whose sessions one of them was born;
-5. else its owner is unknown: it is left alone while an attempt is running, and ended with the last one.
-
-A process in our own session was never below a leader, as each leader begins a session of its own: it is never touched.
-"""
+"""How an attempt and everything it has started are ended: layers, each of which must be enough alone, and the sweep."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
 import time
-from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
-
-from agent_runtime import linux, proc_table
-from agent_runtime.grip import Grip
-from agent_runtime.living import MARK_VARIABLE, SPARE, is_of_this_start, living
-from agent_runtime.proc_table import NoMark, Process
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Sequence
 
-    from agent_runtime.living import Kin, Living
-    from agent_runtime.proc_table import Identity, View
-
-T = TypeVar("T")
-
-_LOOKS_AT_AN_EMPTY_ENVIRONMENT = 10
 _PAUSE_SECONDS = 0.001
+
+
+class Kind(Enum):
+    """The layers; the value is that of the setting."""
+
+    CGROUP = "cgroup"
+    PIDNS = "pidns"
+    SCAN = "scan"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +45,14 @@ class Look:
 
 
 class Layer(Protocol):
-    """One way of finding and ending what an attempt has started; all are used, none needs a fork or a thread."""
+    """
+    One way of finding and ending what an attempt has started; none needs a fork or a thread.
+
+    Attributes:
+        ends_keeper: A strike kills the keeper, too, so that nobody is left to say how the leader ended.
+    """
+
+    ends_keeper: ClassVar[bool]
 
     @property
     def ended(self) -> int:
@@ -101,217 +87,6 @@ class SweepReport:
     survivors: int
     unowned: int
     seconds: float
-
-
-class Owner(Enum):
-    """To whom a branch of the tree belongs, as seen from one attempt."""
-
-    THIS = "this attempt"
-    FINISHED = "an attempt that has ended"
-    OTHER = "another attempt"
-    UNKNOWN = "nobody knows"
-    UNSETTLED = "look again"
-
-
-@dataclass(slots=True)
-class _Round:
-    """One look of one layer, as far as it has come."""
-
-    view: View
-    ticks: int
-    grip: Grip
-    seen: dict[Identity, Process] = field(default_factory=dict)
-    fresh: int = 0
-
-
-class _Unowned(NamedTuple):
-    unknown: int
-    unsettled: int
-
-
-class ScanLayer:
-    """Find an attempt's processes in ``/proc``: needs no privilege and nothing of the container."""
-
-    def __init__(self, kin: Kin, attempts: Living = living) -> None:
-        self._kin = kin
-        self._living = attempts
-        self._held: set[Identity] = set()
-        self._seen: set[Identity] = set()
-        self._empty_looks: dict[Identity, int] = {}
-        self._lock = threading.RLock()
-
-    @property
-    def ended(self) -> int:
-        """How many processes were found alive since they were to be ended."""
-        return len(self._seen)
-
-    def remember(self) -> None:
-        """Note the leader's descendants, and those of its orphans that were known already; not without descriptors."""
-        with self._lock:
-            _try_with_spare(self._remember)
-
-    def strike(self, *, thorough: bool) -> Look:
-        """Look once through the tree below us, and kill what belongs to the attempt."""
-        with self._lock:
-            seen = _try_with_spare(lambda: self._strike(thorough=thorough))
-            return Look(alive=max(1, len(self._kin.remembered)), blind=True) if seen is None else seen
-
-    def _remember(self) -> None:
-        if not proc_table.shows_our_pids():
-            return
-        view = proc_table.look()
-        now_ticks = linux.boot_ticks()
-        known = self._kin.remembered if self._kin.leader is None else self._kin.remembered | {self._kin.leader}
-        still_there = [process for identity in known if (process := _still_there(identity)) is not None]
-        seen = {process.identity: process for process in still_there}
-        for root in still_there:
-            if root.identity == self._kin.leader or root.parent == os.getpid():
-                seen.update((p.identity, p) for p in proc_table.branch(view, root) if not p.dead)
-        self._keep(seen.values(), now_ticks)
-        self._kin.remembered = frozenset(seen)
-
-    def _strike(self, *, thorough: bool) -> Look:
-        me = proc_table.read_process(os.getpid())
-        if me is None or not proc_table.shows_our_pids():
-            return Look()
-        now = _Round(proc_table.look(), linux.boot_ticks(), Grip())
-        try:
-            unowned = self._hold_all(me, now, thorough=thorough)
-        finally:
-            now.grip.kill()
-            self._seen |= now.seen.keys()
-            self._kin.remembered |= now.seen.keys()
-            self._keep(now.seen.values(), now.ticks)
-        return Look(len(now.seen) + unowned.unsettled, now.fresh, unowned.unknown)
-
-    def _hold_all(self, me: Process, now: _Round, *, thorough: bool) -> _Unowned:
-        roots = proc_table.look(thorough=True).children(me) if thorough else now.view.children(me)
-        unknown: list[Process] = []
-        unsettled: list[Process] = []
-        for root in roots:
-            if root.dead:
-                self._living.reap(root)
-                continue
-            if root.session == me.session:
-                continue
-            owner = self._owner_of(root, now.view)
-            if owner in {Owner.THIS, Owner.FINISHED}:
-                self._hold_branch(root, now)
-            elif owner is Owner.UNKNOWN:
-                unknown.append(root)
-            elif owner is Owner.UNSETTLED:
-                unsettled.append(root)
-        for process in self._overlooked(now):
-            self._hold_branch(process, now)
-        if not linux.is_subreaper():
-            for process in self._strays(me):
-                self._hold_branch(process, now)
-        # Asked after looking: an attempt that began since then cannot be the owner of what was seen before.
-        unknown = [root for root in unknown if self._living.may_be_ours(root)]
-        if (unknown or unsettled) and self._living.is_quiet():
-            for root in (*unknown, *filter(self._living.may_be_ours, unsettled)):
-                self._hold_branch(root, now)
-            return _Unowned(0, 0)
-        return _Unowned(len(unknown), len(unsettled))
-
-    def _overlooked(self, now: _Round) -> Iterator[Process]:
-        """Yield what was seen before and not in this look: lists of children have gaps while children are dying."""
-        known = set(self._kin.remembered)
-        if self._kin.leader is not None:
-            known.add(self._kin.leader)
-        for identity in known - now.seen.keys():
-            if (process := _still_there(identity)) is not None:
-                yield process
-
-    def _hold_branch(self, root: Process, now: _Round) -> None:
-        waiting = deque([root])
-        while waiting:
-            process = waiting.popleft()
-            if process.dead or process.identity in now.seen:
-                continue
-            now.seen[process.identity] = process
-            if process.identity not in self._held and now.grip.hold(process):
-                self._held.add(process.identity)
-                now.fresh += 1
-            waiting.extend(now.view.children(process))
-
-    def _owner_of(self, root: Process, view: View) -> Owner:
-        attempts = self._living.all()
-        for kin in attempts:
-            if kin.leader == root.identity:
-                return self._as_seen_from_here(kin)
-        if root.identity in self._held:
-            return Owner.THIS
-        owner = self._by_evidence([root], attempts)
-        if owner is None:
-            members = list(proc_table.branch(view, root))
-            owner = self._by_evidence(members, attempts) or self._by_session(members, attempts)
-        if owner is not None:
-            return owner
-        if proc_table.read_environ(root.pid, MARK_VARIABLE) is NoMark.EMPTY:
-            looks = self._empty_looks[root.identity] = self._empty_looks.get(root.identity, 0) + 1
-            if looks < _LOOKS_AT_AN_EMPTY_ENVIRONMENT:
-                return Owner.UNSETTLED
-        return Owner.UNKNOWN
-
-    def _by_evidence(self, members: Sequence[Process], attempts: Sequence[Kin]) -> Owner | None:
-        identities = {process.identity for process in members}
-        for kin in attempts:
-            if not kin.remembered.isdisjoint(identities):
-                return self._as_seen_from_here(kin)
-        for process in members:
-            mark = proc_table.read_environ(process.pid, MARK_VARIABLE)
-            if isinstance(mark, NoMark):
-                continue
-            for kin in attempts:
-                if kin.mark == mark:
-                    return self._as_seen_from_here(kin)
-            if is_of_this_start(mark):
-                return Owner.FINISHED
-        return None
-
-    def _by_session(self, members: Sequence[Process], attempts: Sequence[Kin]) -> Owner | None:
-        for kin in attempts:
-            if any(kin.bore(process) for process in members):
-                return self._as_seen_from_here(kin)
-        return None
-
-    def _as_seen_from_here(self, kin: Kin) -> Owner:
-        return Owner.THIS if kin is self._kin else Owner.OTHER
-
-    def _strays(self, me: Process) -> Iterator[Process]:
-        """Yield what is ours though it is not below us: without a subreaper orphans go to init."""
-        for process in proc_table.all_processes():
-            if process.dead or process.parent == me.pid or process.session == me.session:
-                continue
-            if process.started_ticks < self._kin.began_ticks:
-                continue
-            if (
-                process.identity in self._kin.remembered
-                or proc_table.read_environ(process.pid, MARK_VARIABLE) == self._kin.mark
-            ):
-                yield process
-
-    def _keep(self, processes: Iterable[Process], at_ticks: int) -> None:
-        for process in processes:
-            self._kin.saw_session(process.session, at_ticks)
-
-
-def _still_there(identity: Identity) -> Process | None:
-    process = proc_table.read_process(identity[0])
-    return process if process is not None and process.identity == identity and not process.dead else None
-
-
-def _try_with_spare(act: Callable[[], T]) -> T | None:
-    """Act, with the spare descriptors if there are no others; None if there were none at all."""
-    for spare in (contextlib.nullcontext(), SPARE.lent()):
-        try:
-            with spare:
-                return act()
-        except OSError as error:
-            if error.errno not in linux.OUT_OF_DESCRIPTORS:
-                raise
-    return None
 
 
 def sweep(layers: Sequence[Layer], deadline: float) -> SweepReport:

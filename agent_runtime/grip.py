@@ -22,9 +22,13 @@ class Grip:
     What is stopped cannot fork, so its children can be counted; and under a limit of processes it makes no room for
     others as the killed does. Each pidfd is opened first and what it names is compared then: from there on the pid may
     be given away without harm.
+
+    Args:
+        adopters: Pids, besides ours, of those to whom orphans go: the parent of what is held may change to one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *adopters: int) -> None:
+        self._adopters = {os.getpid(), *adopters}
         self._held: list[tuple[int, bool]] = []
 
     def hold(self, process: Process) -> bool:
@@ -64,7 +68,7 @@ class Grip:
             now = proc_table.read_process(process.pid)
             if now is None or now.dead or now.identity != process.identity or now.session == os.getsid(0):
                 return False
-            if now.parent not in {process.parent, os.getpid()}:
+            if now.parent != process.parent and now.parent not in self._adopters:
                 return False
             held = linux.send(pidfd, signal.SIGSTOP)
             if held and now.group == now.pid:

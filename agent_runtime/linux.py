@@ -62,6 +62,19 @@ def boot_ticks() -> int:
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * TICKS_PER_SECOND)
 
 
+def pid_of(pidfd: int) -> int:
+    """
+    Return the pid of a process as it is known here; 0 or less where it has been reaped, or is not visible from here.
+
+    Source: https://man7.org/linux/man-pages/man2/pidfd_open.2.html (the ``Pid`` field of ``/proc/self/fdinfo``)
+    """
+    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "Pid":
+            return int(value)
+    return 0
+
+
 def has_ended(pidfd: int) -> bool:
     """Tell whether the process, with all its threads, is dead; whether somebody has reaped it does not matter."""
     poll = select.poll()
@@ -114,22 +127,17 @@ def no_signal_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def raise_oom_score(pid: int, pidfd: int, by: int) -> int | None:
+def raised_oom_score(by: int) -> int | None:
     """
-    Let the kernel take this process, and what it starts, before us when memory runs out.
+    Return the ``oom_score_adj`` for children that the kernel is to take before us when memory runs out.
 
-    Returns the score it has now, or None if it may not be changed.
+    None: it cannot be higher than ours, or ours is not known.
     """
     try:
         own = int(Path("/proc/self/oom_score_adj").read_bytes())
-        score = min(1000, own + by)
-        with Path(f"/proc/{pid}/oom_score_adj").open("wb", buffering=0) as file:
-            if has_ended(pidfd):  # the file may belong to another process that got the same pid
-                return None
-            file.write(b"%d" % score)
     except (OSError, ValueError):
         return None
-    return score if score > own else None
+    return min(1000, own + by) if own < 1000 else None
 
 
 class Spare:

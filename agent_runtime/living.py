@@ -10,6 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from agent_runtime import linux, proc_table
+from agent_runtime.nursery import nursery
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +57,7 @@ class Kin:
 
     Attributes:
         leader: The CLI's process; None while it is being started.
+        keeper: The process to which orphans of the attempt go; None where there is none, or while it is being started.
         ending: Everything that belongs to the attempt may be killed.
         remembered: Processes seen under the attempt that lived at the last look.
     """
@@ -64,6 +66,7 @@ class Kin:
         self.mark = mark
         self.began_ticks = linux.boot_ticks() - 1
         self.leader: Identity | None = None
+        self.keeper: Identity | None = None
         self._pinned_session: int | None = None
         self.ending = False
         self.remembered: frozenset[Identity] = frozenset()
@@ -146,6 +149,10 @@ class Living:
     def is_quiet(self) -> bool:
         """Tell whether every living attempt is being ended, so that an orphan of unknown owner has no right to live."""
         return all(kin.ending for kin in self.all())
+
+    def spares(self, process: Process) -> bool:
+        """Tell whether a process is one of those that keep attempts: they are nobody's, and end by themselves."""
+        return process.identity == nursery.identity or any(kin.keeper == process.identity for kin in self.all())
 
     def may_be_ours(self, orphan: Process) -> bool:
         """Tell whether an orphan of unknown owner can only come from an attempt."""

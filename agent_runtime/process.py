@@ -11,32 +11,35 @@ import errno
 import os
 import pwd
 import signal
-import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from agent_runtime import containment, linux, proc_table
-from agent_runtime.containment import Layer, ScanLayer, SweepReport
+from agent_runtime import containment, keeper, linux, proc_table
+from agent_runtime.containment import Kind, Layer, SweepReport
+from agent_runtime.containment_pidns import NamespaceLayer
+from agent_runtime.containment_scan import ScanLayer
 from agent_runtime.errors import SpawnFailed
 from agent_runtime.leftovers import sweep_leftovers
 from agent_runtime.living import (
     EXECUTION_VARIABLE,
     MARK_VARIABLE,
-    SPARE,
     become_subreaper,
     living,
     new_mark,
     reap_orphans,
 )
+from agent_runtime.nursery import NotKept, nursery
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from agent_runtime.keeper import Errand
     from agent_runtime.living import Kin
+    from agent_runtime.nursery import Kept
 
 __all__ = [
     "EXECUTION_VARIABLE",
@@ -125,20 +128,23 @@ class Child:
         stdin: Raw, non-blocking, as the other two; the caller may close it through :meth:`close_stdin` only.
     """
 
-    def __init__(self, pid: int, pidfd: int, pipes: tuple[int, int, int], kin: Kin, *, lost: bool) -> None:
-        self.pid = pid
+    def __init__(self, kept: Kept, pipes: tuple[int, int, int], kin: Kin, layers: tuple[Layer, ...]) -> None:
+        self.pid = kept.pid
         self.started_at = time.time()
-        self.pidfd = pidfd
+        self.pidfd = kept.pidfd
         self.stdin, self.stdout, self.stderr = pipes
+        self._kept = kept
         self._kin = kin
-        self._layers: tuple[Layer, ...] = (ScanLayer(kin),)
+        self._layers = layers
         self._lock = threading.Lock()
-        self._open: set[int] = {pidfd, *pipes}
-        self._exit: Exit | None = Exit(None) if lost else None
+        self._open: set[int] = set(pipes)
+        self._is_open = True
+        self._alive_ticks = kin.began_ticks
+        self._exit: Exit | None = None
 
     def __repr__(self) -> str:
         state = "running" if self._exit is None else f"exit {self._exit.code}"
-        return f"<Child {self.pid} {state}{'' if self._open else ', closed'}>"
+        return f"<Child {self.pid} {state}{'' if self._is_open else ', closed'}>"
 
     @property
     def mark(self) -> str:
@@ -160,7 +166,7 @@ class Child:
 
     def remember_descendants(self) -> None:
         """Note the processes below the leader, to know them again once their parents are gone."""
-        if not self._open:
+        if not self._is_open:
             return
         self.poll()
         for layer in self._layers:
@@ -168,7 +174,7 @@ class Child:
 
     def kill(self) -> None:
         """Kill the leader and everything that can be found of it now; :meth:`sweep` makes sure of the rest."""
-        if not self._open:
+        if not self._is_open:
             return
         self._kin.ending = True
         self.poll()
@@ -183,20 +189,24 @@ class Child:
         Args:
             deadline: When to give up, on the monotonic clock.
         """
-        if not self._open:
+        if not self._is_open:
             return SweepReport(killed=0, survivors=0, unowned=0, seconds=0.0)
         self._kin.ending = True
         self.poll()
         return containment.sweep(self._layers, deadline)
 
     def poll(self) -> Exit | None:
-        """Reap the leader if it has ended; None as long as it lives."""
+        """Tell how the leader has ended; None as long as it lives."""
         with self._lock:
-            if self._exit is None and self.pidfd in self._open:
-                before_ticks = linux.boot_ticks()
-                self._exit = _reap(self.pidfd)
-                if self._exit is not None:
-                    self._kin.leader_was_reaped(before_ticks if self._exit.code is not None else None)
+            if self._exit is None and self._is_open:
+                now_ticks = linux.boot_ticks()
+                if linux.has_ended(self.pidfd):
+                    status = self._kept.status()
+                    if status is None and self._kin.ending and self._layers[0].ends_keeper:
+                        status = signal.SIGKILL
+                    self._exit = Exit(None if status is None else os.waitstatus_to_exitcode(status))
+                    self._kin.leader_was_reaped(self._alive_ticks)
+                self._alive_ticks = now_ticks
             return self._exit
 
     def close_stdin(self) -> None:
@@ -210,11 +220,14 @@ class Child:
         with self._lock:
             for descriptor in tuple(self._open):
                 self._close(descriptor)
+            if self._is_open:
+                self._is_open = False
+                self._kept.close()
         living.leave(self._kin)
 
     def _send(self, *numbers: int, group: bool = False) -> bool:
         with self._lock:  # a closed descriptor's number may already mean another attempt's child
-            if self.pidfd not in self._open or self._exit is not None:
+            if not self._is_open or self._exit is not None:
                 return False
             if group:
                 for number in numbers:
@@ -229,7 +242,7 @@ class Child:
             os.close(descriptor)
 
 
-def spawn(command: Command) -> Child:
+def spawn(command: Command, kind: Kind = Kind.SCAN) -> Child:
     """
     Start a child in a session of its own, with pipes for stdin, stdout and stderr.
 
@@ -238,69 +251,66 @@ def spawn(command: Command) -> Child:
     """
     kin = living.enter(command.mark)
     try:
-        return _spawn(command, kin)
+        return _spawn(command, kin, kind)
     except BaseException:
         living.leave(kin)
         raise
 
 
-def _spawn(command: Command, kin: Kin) -> Child:
+def _spawn(command: Command, kin: Kin, kind: Kind) -> Child:
     ours: list[int] = []
     theirs: list[int] = []
     try:
-        try:
-            for our_end in (1, 0, 0):
-                pair = os.pipe()
-                ours.append(pair[our_end])
-                theirs.append(pair[1 - our_end])
-            for descriptor in ours:
-                os.set_blocking(descriptor, False)
-            pid = _start(command, theirs)
-        except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
-            raise NotSpawned(*_reason(error, command)) from None
-        finally:
-            while theirs:
-                os.close(theirs.pop())
-        try:
-            pidfd, lost = _open_child(pid)
-            ours.append(pidfd)
-            leader = proc_table.read_process(pid)
-        except OSError:
-            _abandon(pid, ours)
-            raise NotSpawned(SpawnReason.NO_DESCRIPTORS) from None
-    except BaseException:
+        errand = _errand(command)
+        for our_end in (1, 0, 0):
+            pair = os.pipe()
+            ours.append(pair[our_end])
+            theirs.append(pair[1 - our_end])
+        for descriptor in ours:
+            os.set_blocking(descriptor, False)
+        kept = nursery.ask(keeper.NAMESPACE if kind is Kind.PIDNS else keeper.PLAIN, theirs, errand)
+    except BaseException as error:
         while ours:
             os.close(ours.pop())
+        if isinstance(error, OSError):
+            raise NotSpawned(*_reason(error, command)) from None
         raise
-    if not lost and leader is not None and leader.parent == os.getpid() and leader.session == pid:
+    finally:
+        while theirs:
+            os.close(theirs.pop())
+    kin.keeper = kept.keeper
+    leader = kept.leader
+    if leader is not None and leader.session == kept.pid:
         kin.took(leader)
-        score = linux.raise_oom_score(pid, pidfd, _RAISE_OOM_SCORE_BY)
-        living.raised_oom_score = score if score is not None else living.raised_oom_score
+        if errand[4] is not None and proc_table.read_oom_score(leader.pid) == errand[4]:
+            living.raised_oom_score = errand[4]
     else:
-        kin.lost_its_leader(pid)
-    return Child(pid, pidfd, (ours[0], ours[1], ours[2]), kin, lost=lost)
+        kin.lost_its_leader(kept.pid)
+    layers: tuple[Layer, ...] = (NamespaceLayer(kept),) if kind is Kind.PIDNS else (ScanLayer(kin),)
+    return Child(kept, (ours[0], ours[1], ours[2]), kin, layers)
 
 
-def _start(command: Command, pipes: list[int]) -> int:
-    identity = _resolve(command.user) if command.user is not None else None
-    env = {**command.env, MARK_VARIABLE: command.mark}
-    with linux.no_signal_blocked():
-        process = subprocess.Popen(
-            command.argv,
-            stdin=pipes[0],
-            stdout=pipes[1],
-            stderr=pipes[2],
-            cwd=command.cwd,
-            env=env,
-            close_fds=True,
-            start_new_session=True,
-            user=identity.uid if identity else None,
-            group=identity.gid if identity else None,
-            extra_groups=identity.groups if identity else None,
-        )
-    # We reap it through its pidfd: the object must never wait for a pid that may be somebody else's by then.
-    process.returncode = 0
-    return process.pid
+def _errand(command: Command) -> Errand:
+    """
+    Put together what the keeper is to start.
+
+    Raises:
+        NotSpawned: There is a byte in it that no program can be given, or the user is unknown.
+    """
+    argv = [os.fsencode(argument) for argument in command.argv]
+    env = {
+        os.fsencode(name): os.fsencode(value) for name, value in {**command.env, MARK_VARIABLE: command.mark}.items()
+    }
+    directory = os.fsencode(command.cwd)
+    if any(b"\0" in text for text in (*argv, *env, *env.values(), directory)):
+        raise NotSpawned(SpawnReason.NUL)
+    if any(not name or b"=" in name for name in env):
+        raise NotSpawned(SpawnReason.BAD_NAME)
+    if not argv or not argv[0]:
+        raise NotSpawned(SpawnReason.NOT_FOUND)
+    user = _resolve(command.user) if command.user is not None else None
+    identity = (user.uid, user.gid, user.groups) if user is not None else None
+    return argv, env, directory, identity, linux.raised_oom_score(_RAISE_OOM_SCORE_BY), None
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,47 +333,6 @@ def _resolve(user: str) -> _Identity | None:
     return None if identity.uid == os.geteuid() else identity
 
 
-def _open_child(pid: int) -> tuple[int, bool]:
-    """
-    Return a descriptor that is readable once the child has ended, and whether the child was lost.
-
-    Lost: a library that waits for any child has reaped it already.
-    """
-    try:
-        return os.pidfd_open(pid), False
-    except ProcessLookupError:
-        return os.eventfd(1, os.EFD_CLOEXEC | os.EFD_NONBLOCK), True
-
-
-def _abandon(pid: int, pipes: list[int]) -> None:
-    """Kill and reap a child for which no descriptor was left, with those its pipes have held."""
-    while pipes:
-        os.close(pipes.pop())
-    try:
-        with SPARE.lent():
-            pidfd = os.pidfd_open(pid)
-    except OSError:
-        return  # gone; or the next sweep ends it, as its mark is of an attempt that is not alive
-    try:
-        linux.send_to_group(pidfd, signal.SIGKILL)
-        linux.send(pidfd, signal.SIGKILL)
-        os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
-    except ChildProcessError:
-        pass  # somebody else has reaped it
-    finally:
-        os.close(pidfd)
-
-
-def _reap(pidfd: int) -> Exit | None:
-    try:
-        status = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
-    except ChildProcessError:
-        return Exit(None)
-    if status is None:
-        return None
-    return Exit(status.si_status if status.si_code == os.CLD_EXITED else -status.si_status)
-
-
 _REASONS = {
     errno.ENOEXEC: SpawnReason.NOT_EXECUTABLE,
     errno.EACCES: SpawnReason.NOT_EXECUTABLE,
@@ -383,18 +352,24 @@ _REASONS = {
 }
 
 
-def _reason(error: Exception, command: Command) -> tuple[SpawnReason, str | None]:
+_PLACES = {
+    keeper.ISOLATING: "it cannot have a PID namespace",
+    keeper.CONFINING: "it cannot be put into its cgroup",
+}
+
+
+def _reason(error: OSError, command: Command) -> tuple[SpawnReason, str | None]:
     """Say in our own words why it failed: the system's would show paths and arguments."""
-    if isinstance(error, OSError) and error.errno is not None:
-        if error.errno in {errno.ENOENT, errno.EACCES, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}:
-            entered = command.cwd.is_dir() and os.access(command.cwd, os.X_OK)
-            if not entered or error.filename == command.cwd:
-                return SpawnReason.NO_DIRECTORY, None
-            if error.errno == errno.ENOENT and "/" in command.argv[0] and (command.cwd / command.argv[0]).is_file():
-                return SpawnReason.NOT_EXECUTABLE, "its interpreter is missing"
-        return _REASONS.get(error.errno, SpawnReason.OTHER), errno.errorcode.get(error.errno)
-    if "null byte" in str(error):
-        return SpawnReason.NUL, None
-    if "environment variable name" in str(error):
-        return SpawnReason.BAD_NAME, None
-    return SpawnReason.OTHER, type(error).__name__
+    code = error.errno or 0
+    name = errno.errorcode.get(code)
+    if isinstance(error, TimeoutError):
+        return SpawnReason.OTHER, "its keeper does not answer"
+    where = error.where if isinstance(error, NotKept) else keeper.FORKING
+    if where in _PLACES and code != errno.EAGAIN:
+        return SpawnReason.OTHER, f"{_PLACES[where]}: {name}"
+    if where == keeper.ENTERING:
+        return SpawnReason.NO_DIRECTORY, None
+    is_path = where == keeper.EXECUTING and "/" in command.argv[0]
+    if is_path and code == errno.ENOENT and (command.cwd / command.argv[0]).is_file():
+        return SpawnReason.NOT_EXECUTABLE, "its interpreter is missing"
+    return _REASONS.get(code, SpawnReason.OTHER), name

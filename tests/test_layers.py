@@ -69,9 +69,11 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("store",),
     # the only place that spawns and signals
     ("process",),
+    ("containment_pidns", "containment_scan"),
     ("containment", "leftovers"),
     ("grip", "living"),
-    ("proc_table",),
+    ("nursery",),
+    ("keeper", "proc_table"),
     ("linux",),
     # the only place that reads pipes
     ("pipes",),

@@ -1,0 +1,57 @@
+"""End an attempt by ending PID 1 of its PID namespace: the kernel takes along whoever is in it, in one step."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, ClassVar
+
+from agent_runtime import linux, proc_table
+from agent_runtime.containment import Look
+
+if TYPE_CHECKING:
+    from agent_runtime.nursery import Kept
+
+
+class NamespaceLayer:
+    """
+    A keeper that is PID 1: its end is complete only when nobody is left in its namespace.
+
+    Source: https://man7.org/linux/man-pages/man7/pid_namespaces.7.html ("The namespace init process")
+    """
+
+    ends_keeper: ClassVar[bool] = True
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = kept
+        self._ended = 0
+
+    @property
+    def ended(self) -> int:
+        """How many processes were in the namespace when it was ended."""
+        return self._ended
+
+    def remember(self) -> None:
+        """Do nothing: nobody leaves a PID namespace."""
+
+    def strike(self, *, thorough: bool) -> Look:  # noqa: ARG002 - one way is certain
+        """Kill the namespace's PID 1, once; after that, look whether it has come to its end."""
+        if self._kept.keeper_has_ended:
+            return Look()
+        living = self._living()
+        fresh = max(0, living - self._ended)
+        self._ended += fresh
+        self._kept.kill_keeper()
+        return Look(alive=max(1, living), fresh=fresh)
+
+    def _living(self) -> int:
+        """Count who is in the namespace besides its PID 1, as far as there are descriptors to look with."""
+        identity = self._kept.keeper
+        try:
+            root = proc_table.read_process(identity[0]) if identity is not None else None
+            if root is None or root.identity != identity or root.pid == os.getpid():
+                return 0
+            return sum(not process.dead for process in proc_table.branch(proc_table.look(), root)) - (not root.dead)
+        except OSError as error:
+            if error.errno not in linux.OUT_OF_DESCRIPTORS:
+                raise
+            return 0

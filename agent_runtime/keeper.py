@@ -1,0 +1,345 @@
+"""
+A keeper: the small process between this supervisor and one attempt's leader, to which falls what the leader loses.
+
+It is a subreaper, so whoever has left its family by double forks and a session of its own stays below it, and what is
+below it belongs to its attempt, whatever it carries in its environment. As PID 1 of a PID namespace it takes all of it
+along when it ends. It reaps, tells how the leader ended, and ends what is left when nobody listens any more: so nothing
+outlives a supervisor that was killed.
+
+This module is a program: the *nursery*, of which a supervisor has one, forks a keeper whenever it is asked to
+(:mod:`agent_runtime.nursery` asks). It imports little, as every keeper weighs what it dirties of the nursery's memory,
+and it is single-threaded, so that it may fork. Whoever may signal a keeper may end it; its orphans then go to the
+supervisor.
+
+What is said on a keeper's own socket, a stream: first the :data:`Errand`, 4 bytes of length and marshalled; then, from
+the keeper, one :data:`STARTED` with two pidfds, its own and the leader's, or one :data:`FAILED`; later one
+:data:`ENDED`. Every message of the keeper has :data:`MESSAGE_BYTES`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import marshal
+import os
+import resource
+import select
+
+# The modules below `signal` and `socket`, which would make every keeper heavier by their enums; and no `typing`.
+from _signal import (  # type: ignore[import-not-found]  # typeshed has none
+    SIG_DFL,
+    SIG_IGN,
+    SIG_SETMASK,
+    pthread_sigmask,
+    set_wakeup_fd,
+    signal,
+    valid_signals,
+)
+from _socket import MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn, TypeAlias
+
+    Identity: TypeAlias = tuple[int, int, list[int]] | None
+    """User, group and further groups to become; None: as we are."""
+
+    Errand: TypeAlias = tuple[list[bytes], dict[bytes, bytes], bytes, Identity, int | None, int | None]
+    """Arguments, environment, working directory, identity, ``oom_score_adj`` and how many files may be open."""
+
+PLAIN, NAMESPACE = b"plain", b"namespace"
+"""What the nursery is asked for: a keeper as it is, or one that is PID 1 of a PID namespace."""
+
+STARTED, FAILED, ENDED = b"s", b"f", b"e"
+"""With two pids, 0 where they are not known outside; with a place and an errno; with a wait status and 0."""
+
+FORKING, ISOLATING, CONFINING, ENTERING, BECOMING, EXECUTING = range(6)
+"""Where a start failed: a fork, the namespace, the cgroup, the working directory, the user, the program."""
+
+MESSAGE_BYTES = 9
+MOST_DESCRIPTORS = 8
+
+_SIGHUP, _SIGINT, _SIGKILL, _SIGTERM, _SIGCHLD, _SIGSTOP = 1, 2, 9, 15, 17, 19
+_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
+_CLONE_NEWNS, _CLONE_NEWPID = 0x20000, 0x20000000
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_SLAVE = 2, 4, 8, 0x4000, 0x80000
+_GRACE_MILLISECONDS = 500
+_LOOK_AGAIN_MILLISECONDS = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def nursery(descriptor: int) -> None:
+    """
+    Fork a keeper for every message on *descriptor*, until that is closed.
+
+    A message is one datagram: what is asked for, and as ancillary data the keeper's socket, the leader's three pipes,
+    and, where it is to be confined, its cgroup's ``cgroup.procs``.
+    """
+    asked = socket(fileno=descriptor)
+    _libc.prctl(_PR_SET_NAME, b"agent-nursery", 0, 0, 0)
+    gc.disable()
+    gc.freeze()  # what is never looked at again is never copied
+    while True:
+        kind, ancillary, _, _ = asked.recvmsg(16, MOST_DESCRIPTORS * 8 + 64, MSG_CMSG_CLOEXEC)
+        if not kind:
+            return
+        descriptors = _descriptors(ancillary)
+        if len(descriptors) >= 4:
+            _beget(kind, descriptors, asked)
+        for one in descriptors:
+            os.close(one)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found: list[int] = []
+    for level, kind, data in ancillary:
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            found += [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data) - 3, 4)]
+    return found
+
+
+def _beget(kind: bytes, descriptors: list[int], asked: socket) -> None:
+    """Fork a keeper that is not our child but, as an orphan, the supervisor's: it outlives us."""
+    try:
+        pid = os.fork()
+    except OSError as error:
+        _fail(descriptors[0], FORKING, error)
+        return
+    if pid:
+        os.waitpid(pid, 0)
+        return
+    in_namespace = kind == NAMESPACE
+    where = ISOLATING
+    try:
+        asked.close()
+        if in_namespace:
+            _call(_libc.unshare, _CLONE_NEWPID | _CLONE_NEWNS)
+        where = FORKING
+        if os.fork() == 0:
+            where = ISOLATING
+            Keeper(descriptors[0], in_namespace=in_namespace).keep(descriptors[1:])
+    except OSError as error:
+        _fail(descriptors[0], where, error)
+    finally:
+        os._exit(0)
+
+
+class Keeper:
+    """
+    Start a leader, tell how it ends, reap what falls to us, and end what is left when nobody listens any more.
+
+    Raises:
+        OSError: The namespace cannot be made complete.
+    """
+
+    def __init__(self, line: int, *, in_namespace: bool) -> None:
+        os.setsid()
+        _libc.prctl(_PR_SET_NAME, b"agent-keeper", 0, 0, 0)
+        if in_namespace:
+            _call(_libc.mount, b"none", b"/", None, _MS_REC | _MS_SLAVE, None)
+            _call(_libc.mount, b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None)
+        else:
+            _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        for number in (_SIGHUP, _SIGINT, _SIGTERM):
+            signal(number, SIG_IGN)  # what is sent to a family at large is not for its keeper
+        self._in_namespace = in_namespace
+        self._line = line
+        self._leader = 0
+        self._woken, wake = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(wake, False)
+        set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal(_SIGCHLD, lambda _number, _frame: None)
+        self._poll = select.poll()
+        self._poll.register(self._woken, select.POLLIN)
+
+    def keep(self, descriptors: list[int]) -> None:
+        """Run the errand that comes on the line, with these descriptors for the leader."""
+        line = socket(fileno=self._line)
+        try:
+            self._start(_errand(line), descriptors, line)
+        except OSError as error:
+            _fail(self._line, FORKING, error)
+        else:
+            self._poll.register(self._line, select.POLLIN)
+            self._reap()
+            while all(descriptor == self._woken for descriptor, _ in self._poll.poll()):
+                os.read(self._woken, 4096)
+                self._reap()
+            self._poll.unregister(self._line)
+        self._end_all()
+
+    def _start(self, errand: Errand, descriptors: list[int], line: socket) -> None:
+        report, theirs = os.pipe()
+        self._leader = os.fork()
+        if self._leader == 0:
+            _become(errand, descriptors, theirs)
+        os.close(theirs)
+        while descriptors:
+            os.close(descriptors.pop())
+        failure = os.read(report, MESSAGE_BYTES)
+        os.close(report)
+        if failure:
+            _say(self._line, FAILED + failure)
+            return
+        pidfds = (os.pidfd_open(os.getpid()), os.pidfd_open(self._leader))
+        pids = (0, 0) if self._in_namespace else (os.getpid(), self._leader)
+        rights = b"".join(one.to_bytes(4, "little") for one in pidfds)
+        line.sendmsg([_message(STARTED, *pids)], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+        for one in pidfds:
+            os.close(one)
+
+    def _reap(self) -> bool:
+        """Reap whoever has ended, and tell of the leader; return whether there are children left."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid == self._leader:
+                self._leader = 0
+                _say(self._line, _message(ENDED, status, 0))
+
+    def _end_all(self) -> None:
+        """
+        End whatever is left, politely first.
+
+        Only children are killed, never grandchildren: nobody but us can reap a child, so its pid cannot be another's.
+        """
+        if self._leader:
+            _kill(self._leader, _SIGINT)
+            for _ in range(_GRACE_MILLISECONDS // _LOOK_AGAIN_MILLISECONDS):
+                if not self._reap() or not self._leader:
+                    break
+                self._wait()
+        if self._in_namespace:
+            _kill(-1, _SIGKILL)
+        while self._reap():
+            for pid in _children():
+                _kill(pid, _SIGKILL)
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._poll.poll(_LOOK_AGAIN_MILLISECONDS):
+            os.read(self._woken, 4096)
+
+
+def _errand(line: socket) -> Errand:
+    """Read what is to be started; where nobody asks any more, this is the end."""
+    wanted, data = 4, bytearray()
+    while len(data) < wanted:
+        chunk = line.recv(min(wanted - len(data), 1 << 20))
+        if not chunk:
+            os._exit(0)
+        data += chunk
+        if wanted == 4 and len(data) == 4:
+            wanted += int.from_bytes(data, "little")
+    errand: Errand = marshal.loads(memoryview(data)[4:])  # noqa: S302 - it comes from our own supervisor
+    return errand
+
+
+def _become(errand: Errand, descriptors: Sequence[int], report: int) -> NoReturn:
+    """Turn into the leader. All other descriptors close by themselves when the program is executed."""
+    argv, env, directory, identity, oom_score, most_files = errand
+    where = CONFINING
+    try:
+        os.setsid()
+        if len(descriptors) > 3:
+            os.write(descriptors[3], b"0")
+        if oom_score is not None:
+            _raise_oom_score(oom_score)
+        if most_files is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        for place in range(3):
+            os.dup2(descriptors[place], place)  # all of them lie above: 0, 1 and 2 were open when they came
+        where = ENTERING
+        os.chdir(directory)
+        where = BECOMING
+        if identity is not None:
+            os.setgroups(identity[2])
+            os.setregid(identity[1], identity[1])
+            os.setreuid(identity[0], identity[0])
+        where = EXECUTING
+        set_wakeup_fd(-1)
+        for number in valid_signals():
+            if number not in (_SIGKILL, _SIGSTOP):
+                signal(number, SIG_DFL)
+        pthread_sigmask(SIG_SETMASK, ())
+        _execute(argv, env)
+    except OSError as error:
+        os.write(report, _message(b"", where, error.errno or errno.EIO))
+    finally:
+        os._exit(255)
+
+
+def _execute(argv: list[bytes], env: dict[bytes, bytes]) -> None:
+    if b"/" in argv[0]:
+        os.execve(argv[0], argv, env)  # noqa: S606 - no shell is wanted
+    problem: OSError = FileNotFoundError(errno.ENOENT, "")
+    for directory in env.get(b"PATH", os.fsencode(os.defpath)).split(b":"):
+        try:
+            os.execve(os.path.join(directory or b".", argv[0]), argv, env)  # noqa: S606, PTH118 - bytes; no shell
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            problem = error
+    raise problem
+
+
+def _raise_oom_score(score: int) -> None:
+    try:
+        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(descriptor, b"%d" % score)
+        os.close(descriptor)
+    except OSError:
+        pass  # the supervisor sees that it was not raised
+
+
+def _children() -> list[int]:
+    own = os.getpid()
+    try:
+        with open(f"/proc/self/task/{own}/children", "rb") as listed:  # noqa: PTH123 - pathlib weighs too much
+            return [int(pid) for pid in listed.read().split()]
+    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+        return [int(name) for name in os.listdir("/proc") if name.isdecimal() and _parent(name) == own]  # noqa: PTH208
+
+
+def _parent(name: str) -> int | None:
+    try:
+        with open(f"/proc/{name}/stat", "rb") as stat:  # noqa: PTH123 - pathlib weighs too much
+            return int(stat.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def _kill(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except OSError:
+        pass  # gone, or of a user we may not signal
+
+
+def _call(function: ctypes._NamedFuncPointer, *arguments: bytes | int | None) -> None:
+    if function(*arguments) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def _fail(descriptor: int, where: int, error: OSError) -> None:
+    _say(descriptor, _message(FAILED, where, error.errno or errno.EIO))
+
+
+def _say(descriptor: int, message: bytes) -> None:
+    try:
+        os.write(descriptor, message)
+    except OSError:
+        pass  # nobody listens any more, and the loop is about to see it
+
+
+def _message(kind: bytes, first: int, second: int) -> bytes:
+    return kind + first.to_bytes(4, "little") + second.to_bytes(4, "little")

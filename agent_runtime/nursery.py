@@ -1,0 +1,257 @@
+"""The supervisor's side of :mod:`agent_runtime.keeper`: start the nursery, ask it for keepers, listen to each."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import marshal
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import agent_runtime
+from agent_runtime import keeper, linux, proc_table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agent_runtime.keeper import Errand
+    from agent_runtime.proc_table import Identity, Process
+
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from agent_runtime.keeper import nursery; nursery({})"
+_ANSWER_SECONDS = 10.0
+_LAST_WORD_SECONDS = 1.0
+_LEAVE_SECONDS = 0.2
+_NEEDED_TO_START_PYTHON = ("LD_LIBRARY_PATH", "PYTHONHOME")
+
+
+class NotKept(OSError):
+    """
+    No keeper, or no leader.
+
+    Attributes:
+        where: One of :data:`agent_runtime.keeper.FORKING` and its kin.
+    """
+
+    def __init__(self, where: int, code: int) -> None:
+        super().__init__(code, os.strerror(code))
+        self.where = where
+
+
+class Kept:
+    """
+    A keeper and its leader, as seen from here. Made by :meth:`Nursery.ask` only.
+
+    Attributes:
+        keeper: Pid and start time; None once it has ended, or if it had when it was looked at.
+        pid: The leader's.
+        leader: As it was seen first; None if it had been reaped by then.
+        pidfd: The leader's; readable as soon as it has ended.
+    """
+
+    def __init__(self, line: socket.socket, pidfds: tuple[int, int], pids: tuple[int, int]) -> None:
+        self._line = line
+        self._keeper_pidfd, self.pidfd = pidfds
+        keeper_pid, self.pid = pids
+        seen = proc_table.read_process(keeper_pid) if keeper_pid else None
+        self._keeper = seen.identity if seen is not None else None
+        self.leader: Process | None = proc_table.read_process(self.pid)
+        self._status: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Kept {self.pid} by {self._keeper}>"
+
+    @property
+    def keeper(self) -> Identity | None:
+        """Pid and start time of the keeper as long as it lives."""
+        return None if self.keeper_has_ended else self._keeper
+
+    @property
+    def keeper_has_ended(self) -> bool:
+        """Whether there is no keeper any more; in a namespace, nothing else of it either."""
+        return linux.has_ended(self._keeper_pidfd)
+
+    def kill_keeper(self) -> None:
+        """Kill the keeper; where it is PID 1 of a namespace, all in it."""
+        linux.send(self._keeper_pidfd, signal.SIGKILL)
+
+    def status(self) -> int | None:
+        """
+        Return the wait status of a leader that has ended; None if nobody knows it.
+
+        Waits a moment for the keeper to say it, which may have been stopped by somebody.
+        """
+        if self._status is None:
+            linux.send(self._keeper_pidfd, signal.SIGCONT)
+            with contextlib.suppress(OSError):  # no word from it
+                self._line.settimeout(_LAST_WORD_SECONDS)
+                message = self._line.recv(keeper.MESSAGE_BYTES, socket.MSG_WAITALL)
+                if message[:1] == keeper.ENDED:
+                    self._status = int.from_bytes(message[1:5], "little")
+        if self._status is None:
+            # Its children have come to us, if it has ended and was no PID 1.
+            _wait(self._keeper_pidfd, _LAST_WORD_SECONDS)
+            with contextlib.suppress(ChildProcessError):
+                self._status = _reaped(self.pidfd)
+        return self._status
+
+    def close(self) -> None:
+        """Let the keeper go: it ends whatever it still has, and itself."""
+        self._line.close()
+        if _wait(self._keeper_pidfd, _LEAVE_SECONDS):
+            with contextlib.suppress(ChildProcessError):  # it was not, or is no longer, ours to reap
+                os.waitid(os.P_PIDFD, self._keeper_pidfd, os.WEXITED | os.WNOHANG)
+        os.close(self._keeper_pidfd)
+        os.close(self.pidfd)
+
+
+class Nursery:
+    """Have keepers forked by a process that is small and single-threaded, as this one is neither."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._pidfd: int | None = None
+        self.identity: Identity | None = None
+
+    def __repr__(self) -> str:
+        return f"<Nursery {'running' if self._socket else 'not started'} {self.identity}>"
+
+    def start(self) -> None:
+        """
+        Start the process, if there is none yet.
+
+        Raises:
+            OSError: It cannot be started for now.
+        """
+        with self._lock:
+            self._start()
+
+    def close(self) -> None:
+        """End the process; its keepers stay."""
+        with self._lock:
+            self._close()
+
+    def ask(self, kind: bytes, pipes: Sequence[int], errand: Errand) -> Kept:
+        """
+        Have a leader started below a keeper of its own.
+
+        Args:
+            kind: :data:`~agent_runtime.keeper.PLAIN` or :data:`~agent_runtime.keeper.NAMESPACE`.
+            pipes: The leader's stdin, stdout and stderr, and where it is to be confined its ``cgroup.procs``.
+
+        Raises:
+            NotKept: It could not be started; nothing of it is left.
+            OSError: For want of descriptors, or no nursery can be started.
+        """
+        line, its_line = socket.socketpair()
+        try:
+            try:
+                self._send(kind, [its_line.fileno(), *pipes])
+            finally:
+                its_line.close()
+            line.settimeout(_ANSWER_SECONDS)
+            return _started(line, errand)
+        except TimeoutError:
+            self.close()  # somebody has stopped it: the next one gets another
+            line.close()
+            raise
+        except BaseException:
+            line.close()
+            raise
+
+    def _send(self, kind: bytes, descriptors: list[int]) -> None:
+        with self._lock:
+            for last in (False, True):
+                self._start()
+                assert self._socket is not None  # noqa: S101 - just started
+                try:
+                    socket.send_fds(self._socket, [kind], descriptors)
+                except ConnectionError:  # it has been killed
+                    self._close()
+                    if last:
+                        raise
+                else:
+                    return
+
+    def _start(self) -> None:
+        if self._socket is not None:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs, linux.no_signal_blocked():
+                process = subprocess.Popen(
+                    (
+                        *(sys.executable, "-I", "-S", "-c", _PROGRAM.format(theirs.fileno())),
+                        str(Path(agent_runtime.__file__).parent.parent),
+                    ),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env={name: os.environ[name] for name in _NEEDED_TO_START_PYTHON if name in os.environ},
+                    cwd="/",
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        process.returncode = 0  # reaped as the orphans are, by its pid: the object must not wait for it
+        self._socket = ours
+        self._pidfd = os.pidfd_open(process.pid)
+        seen = proc_table.read_process(process.pid)
+        self.identity = seen.identity if seen is not None else None
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._pidfd is not None:
+            linux.send(self._pidfd, signal.SIGKILL)
+            _wait(self._pidfd, _LEAVE_SECONDS)
+            with contextlib.suppress(ChildProcessError):
+                _reaped(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+
+
+nursery = Nursery()
+
+
+def _started(line: socket.socket, errand: Errand) -> Kept:
+    data = marshal.dumps(errand)
+    with contextlib.suppress(ConnectionError):  # then it says why, or nothing
+        line.sendall(len(data).to_bytes(4, "little") + data)
+    message, pidfds, flags, _ = socket.recv_fds(line, keeper.MESSAGE_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+    kind, first, second = message[:1], int.from_bytes(message[1:5], "little"), int.from_bytes(message[5:9], "little")
+    try:
+        if kind == keeper.STARTED:
+            if flags & socket.MSG_CTRUNC or len(pidfds) < 2:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            pids = (first, second) if second else (linux.pid_of(pidfds[0]), linux.pid_of(pidfds[1]))
+            return Kept(line, (pidfds[0], pidfds[1]), pids)
+    except BaseException:
+        for one in pidfds:
+            os.close(one)
+        raise
+    raise NotKept(first, second) if kind == keeper.FAILED else NotKept(keeper.FORKING, errno.ECONNRESET)
+
+
+def _wait(pidfd: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _reaped(pidfd: int) -> int | None:
+    """Reap a child of ours and return its wait status; None as long as it lives."""
+    found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    if found is None:
+        return None
+    return found.si_status << 8 if found.si_code == os.CLD_EXITED else found.si_status
