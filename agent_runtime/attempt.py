@@ -26,7 +26,7 @@ from agent_runtime.holding import Holding
 from agent_runtime.model import EvidenceRecord
 from agent_runtime.pipes import Pipes, Wake
 from agent_runtime.private_files import PrivateFiles
-from agent_runtime.process import Command, spawn
+from agent_runtime.process import Command
 from agent_runtime.reports import Answered, Progress, Reached, Report, Spawned, Stopping
 from agent_runtime.state import StopReason
 from agent_runtime.verdict import Ending, is_plain
@@ -173,7 +173,7 @@ class Attempt:
             self._report.ending = Ending(exit_code=None, stop_reason=self._reason)
             return
         # A stop that is asked for while this runs has woken the poll loop before its first turn.
-        self._child = spawn(
+        self._child = self._around.containment.spawn(
             Command(argv=argv, env=environ, cwd=settings.workspace, user=settings.child_user, mark=order.mark)
         )
         self._report.pid = self._child.pid
@@ -431,7 +431,11 @@ class Attempt:
                 evidence=self._evidence,
                 last_words=self._last_words if is_plain(self._last_words) else None,
             )
-            child.close()
+            survivors = self._report.sweep.survivors
+            if survivors:
+                self._around.unkillable.keep(child, survivors)
+            else:
+                child.close()
         if self._delivered is not None:
             self._around.deliveries.ended(self._delivered)
         self._wake.close()

@@ -282,6 +282,7 @@ class Execution:
                 attempt.exit_code = report.ending.exit_code
                 attempt.stop_reason = report.ending.stop_reason
             if report.sweep is not None and report.sweep.survivors:
+                attempt.survivors = report.sweep.survivors
                 log.error(
                     "processes survived the sweep: %d",
                     report.sweep.survivors,

@@ -58,6 +58,9 @@ STARTED, FAILED, ENDED = b"s", b"f", b"e"
 FORKING, ISOLATING, CONFINING, ENTERING, BECOMING, EXECUTING = range(6)
 """Where a start failed: a fork, the namespace, the cgroup, the working directory, the user, the program."""
 
+NURSERY_NAME, KEEPER_NAME = b"agent-nursery", b"agent-keeper"
+"""What lists of processes show."""
+
 MESSAGE_BYTES = 9
 MOST_DESCRIPTORS = 8
 
@@ -79,7 +82,7 @@ def nursery(descriptor: int) -> None:
     and, where it is to be confined, its cgroup's ``cgroup.procs``.
     """
     asked = socket(fileno=descriptor)
-    _libc.prctl(_PR_SET_NAME, b"agent-nursery", 0, 0, 0)
+    _libc.prctl(_PR_SET_NAME, NURSERY_NAME, 0, 0, 0)
     gc.disable()
     gc.freeze()  # what is never looked at again is never copied
     while True:
@@ -117,10 +120,11 @@ def _beget(kind: bytes, descriptors: list[int], asked: socket) -> None:
         asked.close()
         if in_namespace:
             _call(_libc.unshare, _CLONE_NEWPID | _CLONE_NEWNS)
+        outer_pid = os.getpid()
         where = FORKING
         if os.fork() == 0:
             where = ISOLATING
-            Keeper(descriptors[0], in_namespace=in_namespace).keep(descriptors[1:])
+            Keeper(descriptors[0], outer_pid if in_namespace else None).keep(descriptors[1:])
     except OSError as error:
         _fail(descriptors[0], where, error)
     finally:
@@ -131,21 +135,26 @@ class Keeper:
     """
     Start a leader, tell how it ends, reap what falls to us, and end what is left when nobody listens any more.
 
+    Args:
+        pids_from: Where the pids of its PID namespace begin; None: it has none of its own. Two leaders should not have
+            the same pid: programs put theirs into the names of files, and leaders share directories.
+
     Raises:
         OSError: The namespace cannot be made complete.
     """
 
-    def __init__(self, line: int, *, in_namespace: bool) -> None:
+    def __init__(self, line: int, pids_from: int | None) -> None:
         os.setsid()
-        _libc.prctl(_PR_SET_NAME, b"agent-keeper", 0, 0, 0)
-        if in_namespace:
+        _libc.prctl(_PR_SET_NAME, KEEPER_NAME, 0, 0, 0)
+        if pids_from is not None:
             _call(_libc.mount, b"none", b"/", None, _MS_REC | _MS_SLAVE, None)
             _call(_libc.mount, b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None)
+            _begin_pids_at(pids_from)
         else:
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         for number in (_SIGHUP, _SIGINT, _SIGTERM):
             signal(number, SIG_IGN)  # what is sent to a family at large is not for its keeper
-        self._in_namespace = in_namespace
+        self._in_namespace = pids_from is not None
         self._line = line
         self._leader = 0
         self._woken, wake = os.pipe()
@@ -315,6 +324,15 @@ def _parent(name: str) -> int | None:
             return int(stat.read().rpartition(b")")[2].split()[1])
     except OSError:
         return None
+
+
+def _begin_pids_at(pid: int) -> None:
+    try:
+        descriptor = os.open("/proc/sys/kernel/ns_last_pid", os.O_WRONLY)
+        os.write(descriptor, b"%d" % pid)
+        os.close(descriptor)
+    except OSError:
+        pass  # a kernel without CONFIG_CHECKPOINT_RESTORE
 
 
 def _kill(pid: int, number: int) -> None:

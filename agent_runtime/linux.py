@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import resource
 import select
 import signal
 import threading
@@ -26,6 +27,7 @@ Source: https://man7.org/linux/man-pages/man2/pidfd_send_signal.2.html (Linux 6.
 """
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_MOST_FILES = 65_536
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -125,6 +127,16 @@ def no_signal_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def raise_file_limit() -> int | None:
+    """Let this process open as many files as it may; return the limit it had, if that was lower."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = min(hard, _MOST_FILES) if hard != resource.RLIM_INFINITY else _MOST_FILES
+    if most <= soft:
+        return None
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return soft
 
 
 def raised_oom_score(by: int) -> int | None:

@@ -69,6 +69,7 @@ class AttemptRecord(msgspec.Struct, kw_only=True):
 
     Attributes:
         exit_code: As :attr:`subprocess.Popen.returncode`; None: still running, or not known.
+        survivors: Processes it had started that could not be ended when it did.
     """
 
     pid: int | None = None
@@ -78,6 +79,7 @@ class AttemptRecord(msgspec.Struct, kw_only=True):
     exit_code: int | None = None
     stop_reason: StopReason | None = None
     evidence: EvidenceRecord | None = None
+    survivors: int = 0
 
 
 class Metadata(msgspec.Struct, kw_only=True):

@@ -112,13 +112,19 @@ class Kept:
 
 
 class Nursery:
-    """Have keepers forked by a process that is small and single-threaded, as this one is neither."""
+    """
+    Have keepers forked by a process that is small and single-threaded, as this one is neither.
+
+    Attributes:
+        most_files: How many files a leader may have open, where this process has raised its own limit.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._pidfd: int | None = None
         self.identity: Identity | None = None
+        self.most_files: int | None = None
 
     def __repr__(self) -> str:
         return f"<Nursery {'running' if self._socket else 'not started'} {self.identity}>"

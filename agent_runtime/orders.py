@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent_runtime.command import Session
+    from agent_runtime.containment_choice import Containment
     from agent_runtime.delivery import Deliveries
     from agent_runtime.generations import Generation
     from agent_runtime.redaction import Redactor
     from agent_runtime.secret_file import SecretFile
     from agent_runtime.settings import Settings
     from agent_runtime.task import Task
+    from agent_runtime.unkillable import Unkillable
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class Surroundings:
     Attributes:
         may_use: Raises :class:`AgentRuntimeError` where a generation must not be spawned with, for a model, by an
             execution.
+        unkillable: Takes over the children whose processes cannot be ended.
         run_dir: Private files for children; each attempt has a directory of its own in it.
     """
 
@@ -37,6 +40,8 @@ class Surroundings:
     redactor: Redactor
     environ: Mapping[str, str]
     run_dir: Path
+    containment: Containment
+    unkillable: Unkillable
     may_use: Callable[[Generation, str | None, str], None]
     counts: Counts = field(default_factory=Counts)
 

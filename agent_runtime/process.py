@@ -310,7 +310,7 @@ def _errand(command: Command) -> Errand:
         raise NotSpawned(SpawnReason.NOT_FOUND)
     user = _resolve(command.user) if command.user is not None else None
     identity = (user.uid, user.gid, user.groups) if user is not None else None
-    return argv, env, directory, identity, linux.raised_oom_score(_RAISE_OOM_SCORE_BY), None
+    return argv, env, directory, identity, linux.raised_oom_score(_RAISE_OOM_SCORE_BY), nursery.most_files
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from agent_runtime import linux
 from agent_runtime.api.access import AccessKey
 from agent_runtime.api.access_log import AccessLog
 from agent_runtime.api.app import OPEN_PATHS, Api, build_app
@@ -34,12 +35,14 @@ from agent_runtime.api.connections import (
 )
 from agent_runtime.api.metrics import Metrics
 from agent_runtime.archive import Archive
+from agent_runtime.containment_choice import choose
 from agent_runtime.counts import Counts
 from agent_runtime.delivery import Deliveries, FileDelivery
 from agent_runtime.errors import CannotStart, SettingsInvalid
 from agent_runtime.events import EventLog
 from agent_runtime.generations import GenerationLedger
 from agent_runtime.log import configure
+from agent_runtime.nursery import nursery
 from agent_runtime.probe import Probe
 from agent_runtime.process import become_subreaper, new_mark, sweep_leftovers
 from agent_runtime.proofs import BackgroundProver, Proofs
@@ -132,6 +135,7 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
         _check_child_user(settings)
         listener = held.enter_context(_listen(settings))
         become_subreaper()
+        nursery.most_files = linux.raise_file_limit()
         if ended := sweep_leftovers(data_dir):
             log.warning("processes of an earlier supervisor were still there and have been ended: %d", ended)
         # A supervisor that was killed may have left its children's files, which hold tokens.
@@ -146,6 +150,8 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
             mark=functools.partial(new_mark, data_dir),
             directory=_passable(_directory(data_dir / "run"), settings),
         )
+        containment = choose(settings.containment, functools.partial(new_mark, data_dir))
+        log.info("containment: %s", containment.kind.value)
         deliveries = Deliveries(settings.token_delivery, FileDelivery(settings.config_dir, settings.child_user), prover)
         held.callback(deliveries.close)
         deliveries.start()
@@ -167,6 +173,7 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
             redactor=redactor,
             archive=archive,
             deliveries=deliveries,
+            containment=containment,
             probe=None if settings.probe == "off" else Probe(environ),
             events=EventLog(redact=redactor.redact_text, happened=counts.happened),
             environ=environ,

@@ -183,6 +183,11 @@ class Settings:
     )
     max_resumes: int = _setting(_integer(0, 100), "how often one may be resumed without a newer token", 3)
     events_url: str | None = _setting(_url, "where events are posted, signed with the access key", None)
+    containment: str = _setting(
+        _one_of("auto", "cgroup", "pidns", "scan"),
+        "how all that an attempt starts is ended: cgroup, pidns, scan or auto, the first of these there is",
+        "auto",
+    )
     child_user: str | None = _setting(_text, "run children as this user", None)
     frame_limit: int = _setting(_integer(4096, 1024 * MEBIBYTE), "longest frame kept, in bytes", 16 * MEBIBYTE)
     answer_log_limit: int = _setting(

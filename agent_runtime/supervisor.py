@@ -35,6 +35,7 @@ from agent_runtime.process import reap_orphans
 from agent_runtime.slots import Slots
 from agent_runtime.standing import Standing
 from agent_runtime.state import Outcome, Phase, StopReason
+from agent_runtime.unkillable import Unkillable
 from agent_runtime.verdict import SENTENCES, Verdict
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from agent_runtime.archive import Archive, Kept
+    from agent_runtime.containment_choice import Containment
     from agent_runtime.counts import Counts
     from agent_runtime.delivery import Deliveries
     from agent_runtime.events import EventLog
@@ -91,6 +93,7 @@ class Supervisor:
         redactor: Redactor,
         archive: Archive,
         deliveries: Deliveries,
+        containment: Containment,
         probe: Probe | None,
         events: EventLog,
         environ: Mapping[str, str],
@@ -107,6 +110,8 @@ class Supervisor:
         self.events = events
         self.environ = environ
         self.desk = TokenDesk(secret, Standing(ledger), events, probes=probe is not None)
+        self.containment = containment
+        self.unkillable = Unkillable()
         self.slots = Slots(settings.slots, settings.queue, lambda: self.desk.holds_new_executions)
         self.changed = Change()
         self.started_at = time.time()
@@ -123,6 +128,8 @@ class Supervisor:
             redactor=redactor,
             environ=environ,
             run_dir=run_dir,
+            containment=containment,
+            unkillable=self.unkillable,
             may_use=self.desk.may_use,
             counts=counts,
         )
@@ -276,6 +283,8 @@ class Supervisor:
                 self.desk.warn_of_expiry()
                 self._retry_refused()
                 await asyncio.to_thread(reap_orphans)
+                if self.unkillable.slots:
+                    await asyncio.to_thread(self.unkillable.look)
 
     # -- the token
 

@@ -19,6 +19,7 @@ import pytest
 from agent_runtime import process
 from agent_runtime.attempt import Attempt
 from agent_runtime.command import Session
+from agent_runtime.containment_choice import Containment
 from agent_runtime.delivery import Deliveries, FileDelivery
 from agent_runtime.generations import GenerationLedger
 from agent_runtime.orders import Order, Surroundings
@@ -28,6 +29,7 @@ from agent_runtime.settings import load
 from agent_runtime.state import StopReason
 from agent_runtime.store.transcripts import TranscriptStore, TranscriptWriter
 from agent_runtime.task import Task
+from agent_runtime.unkillable import Unkillable
 from tests.supervised import OLD, SCRIPTED, eventually
 
 if TYPE_CHECKING:
@@ -89,6 +91,8 @@ class Bench:
             redactor=Redactor(),
             environ={"PATH": os.environ["PATH"], "HOME": str(self.home)},
             run_dir=self.home / "run",
+            containment=Containment(),
+            unkillable=Unkillable(),
             may_use=lambda _generation, _model, _by: None,
         )
         order = Order(

@@ -80,11 +80,11 @@ def test_a_killed_supervisor_leaves_nothing_unaccounted_for(tmp_path: Path) -> N
     with supervised(tmp_path, expect_exit=None) as running:
         running.post(interrupted_then_done(begun), execution_id="cut", async_result=True)
         eventually(begun.exists)
+        assert marked_processes("cut")
         kill(running)
-    assert marked_processes("cut"), "the child must outlive its supervisor for this test to mean anything"
+    eventually(lambda: not marked_processes("cut"))
 
     with supervised(tmp_path) as running:
-        assert marked_processes("cut") == []
         assert running.record("cut")["state"] == "finished"
         assert running.record("cut")["error_class"] == "interrupted"
         assert fetched(running, "cut")["status_code"] == 500

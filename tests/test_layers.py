@@ -56,6 +56,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("proofs",),
     ("attempt", "proof"),
     ("orders", "reports"),
+    ("containment_choice", "unkillable"),
     ("holding",),
     # what goes out by itself: the question to the API, events to a backend
     ("webhook", "probe"),

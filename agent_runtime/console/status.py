@@ -94,7 +94,9 @@ def _generations(attempts: list[dict[str, Any]]) -> str:
 
 
 def _slots(health: dict[str, Any]) -> str:
-    return f"{_of(health, 'slots', 'busy')} of {_of(health, 'slots', 'total')} busy"
+    unkillable = _of(health, "slots", "unkillable")
+    more = f", {unkillable} unkillable" if unkillable.strip("0").isdecimal() else ""
+    return f"{_of(health, 'slots', 'busy')} of {_of(health, 'slots', 'total')} busy{more}"
 
 
 def _token(token: dict[str, Any], now: datetime) -> str:

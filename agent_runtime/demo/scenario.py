@@ -15,6 +15,7 @@ import psutil
 from agent_runtime.demo.execution import Execution
 from agent_runtime.demo.outside import Watch, marked
 from agent_runtime.demo.report import LINE_TO_SIGNAL_SECONDS, REFUSAL_TO_GONE_SECONDS, Promise
+from agent_runtime.keeper import NURSERY_NAME
 from agent_runtime.standins.messages_api import Text, Tool
 from agent_runtime.tokens import Token
 
@@ -360,9 +361,13 @@ def _quick(name: str) -> tuple[Tool, Text]:
 
 
 def _children(pid: int) -> list[psutil.Process]:
-    """Return what descends from this process, zombies too, after a short time for the last ones to be reaped."""
+    """
+    Return what descends from this process, zombies too, after a short time for the last ones to be reaped.
+
+    Without the nursery, which is there as long as its supervisor.
+    """
     with contextlib.suppress(psutil.NoSuchProcess):
-        found = psutil.Process(pid).children(recursive=True)
+        found = [p for p in psutil.Process(pid).children(recursive=True) if p.name() != NURSERY_NAME.decode()]
         return list(psutil.wait_procs(found, NO_CHILD_TIMEOUT_SECONDS)[1])
     return []
 
