@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import secrets
 import sys
 import time
 from enum import StrEnum
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
+from agent_runtime import containment_choice
 from agent_runtime.binary import Binary
 from agent_runtime.credentials_file import CredentialsFile
 from agent_runtime.delivery import FileDelivery, choose
@@ -98,6 +100,7 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> Iterator[Finding]
     data_dir = settings.data_dir or DATA_DIR
     yield _directory("data_dir", data_dir, f"mount a volume there, or set {PREFIX}DATA_DIR")
     yield _directory("config_dir", settings.config_dir, f"set {PREFIX}CONFIG_DIR to a directory of the agent's own")
+    yield _containment(settings)
     obstacle = _obstacle(settings)
     if settings.config_dir.is_dir():
         yield _login(settings, obstacle)
@@ -183,6 +186,16 @@ def _is_locked(path: Path) -> bool:
         len(fields) > 5 and fields[1] == "FLOCK" and fields[5].endswith(f":{inode}")
         for fields in map(str.split, locks.splitlines())
     )
+
+
+def _containment(settings: Settings) -> Finding:
+    try:
+        containment = containment_choice.choose(settings.containment, lambda: f"doctor.{secrets.token_hex(6)}")
+    except AgentRuntimeError as error:
+        return Finding("containment", Verdict.PROBLEM, str(error), f"set {PREFIX}CONTAINMENT to auto, or leave it out")
+    lacking = "; ".join(f"no {name}: {reason}" for name, reason in containment.lacking.items())
+    more = f" ({lacking})" if lacking else ""
+    return Finding("containment", Verdict.OK, containment.kind.value + more)
 
 
 def _obstacle(settings: Settings) -> str | None:

@@ -71,9 +71,17 @@ def test_a_healthy_place_is_one_line_a_check_and_exit_code_0(patient: Patient) -
 
     lines = out.getvalue().splitlines()
     assert [line.split()[0] for line in lines] == ["ok"] * len(lines)
-    checks = ["token", "workspace", "data_dir", "config_dir", "login", "cli", "proof", "delivery"]
+    checks = ["token", "workspace", "data_dir", "config_dir", "containment", "login", "cli", "proof", "delivery"]
     assert [line.split()[1] for line in lines] == checks
     assert OLD not in out.getvalue()
+
+
+def test_a_layer_that_is_not_to_be_had_is_a_problem(patient: Patient) -> None:
+    patient.without_cli()
+    assert patient.findings(1)["containment"]["verdict"] == "ok"
+    patient.variables["AGENT_RUNTIME_CONTAINMENT"] = "cgroup"
+    finding = patient.findings(1)["containment"]
+    assert (finding["verdict"], "cgroup cannot be used here" in finding["text"]) == ("problem", True)
 
 
 def test_the_proof_is_made_once_and_kept(patient: Patient) -> None:
