@@ -1,0 +1,76 @@
+"""A process that outlives SIGKILL: counted, shown, and nobody else's burden."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.supervised import eventually, marked_processes, supervised
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
+"""The freezer of cgroup v1 holds a process so that SIGKILL waits for the thaw; that of v2 does not."""
+
+
+@pytest.fixture
+def freezer() -> Iterator[Path]:
+    group = FREEZER / f"agent-runtime-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("needs a writable freezer of cgroup v1, to make a process that cannot be killed")
+    try:
+        yield group
+    finally:
+        (group / "freezer.state").write_text("THAWED")
+        for pid in (group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), 9)
+        eventually(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("containment", ["auto", "scan"])
+def test_its_slot_is_shown_as_unkillable_and_replaced(tmp_path: Path, freezer: Path, containment: str) -> None:
+    pid_file = tmp_path / "pid"
+    script = [
+        {"do": "init"},
+        {"do": "spawn", "kind": "setsid", "pid_file": str(pid_file)},
+        {"do": "touch", "path": str(tmp_path / "begun")},
+        {"do": "hang"},
+    ]
+    flags = ("--slots", "1", "--stop-grace", "0.2", "--containment", containment)
+    with supervised(tmp_path, flags=flags) as running:
+        stuck = running.start({"script": script}, execution_id="stuck")
+        eventually((tmp_path / "begun").exists)
+        pid = next(int(word) for word in pid_file.read_text().split() if word.isdecimal())
+        (freezer / "cgroup.procs").write_text(str(_outside(pid, "stuck")))
+        (freezer / "freezer.state").write_text("FROZEN")
+
+        running.client.post("/api/executions/stuck/terminate").raise_for_status()
+
+        assert stuck.answer().json()["status"] == "cancelled"
+        assert running.record("stuck")["attempts"][0]["survivors"] == 1
+        assert running.get("/health")["slots"] == {"total": 1, "busy": 0, "unkillable": 1}
+        assert running.post({"script": [{"do": "init"}, {"do": "result", "text": "free"}]}).json()["response"] == "free"
+
+        (freezer / "freezer.state").write_text("THAWED")
+        eventually(lambda: running.get("/health")["slots"]["unkillable"] == 0)
+        assert marked_processes("stuck") == []
+
+
+def _outside(pid: int, execution_id: str) -> int:
+    """Return the pid that a process of an execution has out here, whatever it has in a namespace of its own."""
+    for candidate in marked_processes(execution_id):
+        status = Path(f"/proc/{candidate.pid}/status").read_text()
+        numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[1:]
+        if int(numbers[-1]) == pid:
+            return int(candidate.pid)
+    raise AssertionError("not found")
