@@ -38,8 +38,6 @@ class Slots:
     def __init__(self, total: int, queue_limit: int, is_held: Callable[[], bool]) -> None:
         self.total = total
         self.queue_limit = queue_limit
-        self.unkillable = 0
-        """Slots that are held by what cannot be ended; they are missing from what can run."""
         self._is_held = is_held
         self._queue: deque[Ticket] = deque()
         self._ahead: deque[Ticket] = deque()

@@ -104,7 +104,7 @@ class Metrics:
         yield family
         yield _single("slots", "How many executions may run at once.", slots.total)
         yield _single("slots_taken", "Slots that are held.", slots.busy)
-        yield _single("slots_unkillable", "Slots that are held by what cannot be ended.", slots.unkillable)
+        yield _single("slots_unkillable", "Slots that are held by what cannot be ended.", supervisor.unkillable.slots)
         yield _single("queue_length", "New executions that wait for a slot.", slots.queue_length)
         yield _single("queue_limit", "How many new executions may wait.", slots.queue_limit)
         yield _single("draining", "1 while nobody is let in any more.", supervisor.draining)
