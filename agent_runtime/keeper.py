@@ -74,14 +74,19 @@ _LOOK_AGAIN_MILLISECONDS = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def nursery(descriptor: int) -> None:
+def nursery(descriptor: int, guard: int | None = None) -> None:
     """
     Fork a keeper for every message on *descriptor*, until that is closed.
+
+    The *guard* is held, locked as it is, as long as this process or one of its keepers lives: by it the next supervisor
+    sees when nothing can come from us any more.
 
     A message is one datagram: what is asked for, and as ancillary data the keeper's socket, the leader's three pipes,
     and, where it is to be confined, its cgroup's ``cgroup.procs``.
     """
     asked = socket(fileno=descriptor)
+    if guard is not None:
+        os.set_inheritable(guard, False)
     _libc.prctl(_PR_SET_NAME, NURSERY_NAME, 0, 0, 0)
     gc.disable()
     gc.freeze()  # what is never looked at again is never copied

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import time
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_GUARD = "keepers.lock"
 _PAUSE_SECONDS = 0.001
 
 
@@ -48,6 +50,28 @@ def sweep_leftovers(data_dir: Path, *, within_seconds: float = 5) -> int:
             break
         time.sleep(_PAUSE_SECONDS)
     return len(struck)
+
+
+def await_keepers(data_dir: Path, *, within_seconds: float = 5) -> int:
+    """
+    Wait until no keeper of an earlier supervisor of this data directory is left, and return what ours are to hold.
+
+    A mark is seen once the leader is executed, so a sweep alone misses a leader that is being started at that moment;
+    its keeper ends it, and ends last.
+    """
+    deadline = time.monotonic() + within_seconds
+    descriptor = os.open(data_dir / _GUARD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                log.error("keepers of an earlier supervisor are still there: what they keep cannot be ended")
+                break
+        time.sleep(_PAUSE_SECONDS)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
 
 
 def _leftovers(data_dir: Path) -> Iterator[Process]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from agent_runtime.keeper import Errand
     from agent_runtime.proc_table import Identity, Process
 
-_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from agent_runtime.keeper import nursery; nursery({})"
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from agent_runtime.keeper import nursery; nursery({}, {})"
 _ANSWER_SECONDS = 10.0
 _LAST_WORD_SECONDS = 1.0
 _LEAVE_SECONDS = 0.2
@@ -116,6 +116,7 @@ class Nursery:
     Have keepers forked by a process that is small and single-threaded, as this one is neither.
 
     Attributes:
+        guard: A descriptor that every keeper holds, with a lock on it; None: no one waits for their end.
         most_files: How many files a leader may have open, where this process has raised its own limit.
     """
 
@@ -124,6 +125,7 @@ class Nursery:
         self._socket: socket.socket | None = None
         self._pidfd: int | None = None
         self.identity: Identity | None = None
+        self.guard: int | None = None
         self.most_files: int | None = None
 
     def __repr__(self) -> str:
@@ -194,7 +196,7 @@ class Nursery:
             with theirs, linux.no_signal_blocked():
                 process = subprocess.Popen(
                     (
-                        *(sys.executable, "-I", "-S", "-c", _PROGRAM.format(theirs.fileno())),
+                        *(sys.executable, "-I", "-S", "-c", _PROGRAM.format(theirs.fileno(), self.guard)),
                         str(Path(agent_runtime.__file__).parent.parent),
                     ),
                     stdin=subprocess.DEVNULL,
@@ -202,7 +204,7 @@ class Nursery:
                     stderr=subprocess.DEVNULL,
                     env={name: os.environ[name] for name in _NEEDED_TO_START_PYTHON if name in os.environ},
                     cwd="/",
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=(theirs.fileno(),) if self.guard is None else (theirs.fileno(), self.guard),
                     start_new_session=True,
                 )
         except BaseException:

@@ -22,7 +22,7 @@ from agent_runtime.containment import Kind, Layer, SweepReport
 from agent_runtime.containment_pidns import NamespaceLayer
 from agent_runtime.containment_scan import ScanLayer
 from agent_runtime.errors import SpawnFailed
-from agent_runtime.leftovers import sweep_leftovers
+from agent_runtime.leftovers import await_keepers, sweep_leftovers
 from agent_runtime.living import (
     EXECUTION_VARIABLE,
     MARK_VARIABLE,
@@ -50,6 +50,7 @@ __all__ = [
     "NotSpawned",
     "SpawnReason",
     "SweepReport",
+    "await_keepers",
     "become_subreaper",
     "living",
     "new_mark",

@@ -44,7 +44,7 @@ from agent_runtime.generations import GenerationLedger
 from agent_runtime.log import configure
 from agent_runtime.nursery import nursery
 from agent_runtime.probe import Probe
-from agent_runtime.process import become_subreaper, new_mark, sweep_leftovers
+from agent_runtime.process import await_keepers, become_subreaper, new_mark, sweep_leftovers
 from agent_runtime.proofs import BackgroundProver, Proofs
 from agent_runtime.redaction import Redactor
 from agent_runtime.resumption import Resumption
@@ -138,6 +138,7 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
         nursery.most_files = linux.raise_file_limit()
         if ended := sweep_leftovers(data_dir):
             log.warning("processes of an earlier supervisor were still there and have been ended: %d", ended)
+        nursery.guard = await_keepers(data_dir)
         # A supervisor that was killed may have left its children's files, which hold tokens.
         shutil.rmtree(data_dir / "run", ignore_errors=True)
         start.go_on()  # not earlier: also who is called off leaves nothing behind of an earlier supervisor
