@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 DOCKER = os.environ["AGENT_RUNTIME_TEST_DOCKER"]
 IMAGE = os.environ["AGENT_RUNTIME_TEST_IMAGE"]
+RUNTIME, OWN = f"{IMAGE}-runtime", f"{IMAGE}-own"
 USER = 1000
 OLD, NEW = "sk-ant-oat01-the-old-one-of-the-image-checks", "sk-ant-oat01-the-new-one-of-the-image-checks"
 HARDENED = (
@@ -71,10 +72,12 @@ class Container:
 
 
 @contextlib.contextmanager
-def container(*options: str, command: tuple[str, ...] = (), listens: bool = True) -> Iterator[Container]:
+def container(
+    *options: str, image: str = IMAGE, command: tuple[str, ...] = (), listens: bool = True
+) -> Iterator[Container]:
     """Run a container, wait for its printed line, and remove it with its volumes."""
     begun = time.monotonic()
-    name = docker("run", "--detach", *options, IMAGE, *command)
+    name = docker("run", "--detach", *options, image, *command)
     try:
         if listens:
             with subprocess.Popen(
@@ -169,13 +172,13 @@ class Agent:
 
 
 @contextlib.contextmanager
-def agent(api: MessagesApi, *mounts: str) -> Iterator[Agent]:
-    """Run a hardened container against the stand-in API."""
+def agent(api: MessagesApi, *options: str, image: str = IMAGE) -> Iterator[Agent]:
+    """Run a hardened container against the stand-in API; *options*: its mounts and what else it needs."""
     port = free_port()
     environment = [f"--env=AGENT_RUNTIME_PORT={port}"]
     with serve(api) as api_url:
-        options = [*HARDENED, "--network=host", *environment, f"--env=ANTHROPIC_BASE_URL={api_url}", *mounts]
-        with container(*options) as running:
+        everything = [*HARDENED, "--network=host", *environment, f"--env=ANTHROPIC_BASE_URL={api_url}", *options]
+        with container(*everything, image=image) as running:
             yield Agent(running, f"http://127.0.0.1:{port}")
 
 
@@ -283,6 +286,54 @@ def test_nothing_secret_is_in_environment_history_or_files() -> None:
     assert "://" not in history
     listed = {line for line in files.splitlines() if line and not line.endswith(":")}
     assert listed <= {".bashrc", ".profile"}  # Debian's own, of root
+
+
+@pytest.mark.parametrize(
+    ("image", "claude"),
+    [(OWN, "claude"), (RUNTIME, "/opt/agent-runtime/bin/python -m agent_runtime.standins.scripted_cli")],
+    ids=["in an image of another release", "in an empty image"],
+)
+def test_the_runtime_needs_nothing_of_the_image_it_is_put_into(
+    api: MessagesApi, tmp_path: Path, image: str, claude: str
+) -> None:
+    """The empty image has no C library at all, as one of musl has none of ours."""
+    secret = SecretDirectory(tmp_path / "claude")
+    secret.publish(OLD)
+    options = (
+        f"--user={USER}:{USER}",
+        "--env=HOME=/tmp",
+        "--env=AGENT_RUNTIME_DATA_DIR=/tmp/data",
+        f"--env=AGENT_RUNTIME_CLAUDE={claude}",
+        f"--volume={secret.path}:/run/secrets/claude:ro",
+    )
+    with agent(api, *options, image=image) as started:
+        tell(f"docker run to listening, {image}", started.container.started_seconds)
+        assert started.task("Say hello.")["response"] == "done"
+        before = api.seen(NEW).requests
+        secret.publish(NEW)
+        eventually("the new token is known", lambda: started.get("/api/token")["generation"] == 2)
+        started.task("Say hello.")
+        assert api.seen(NEW).requests > before
+        docker("stop", started.container.name)
+        assert started.container.inspect("{{.State.ExitCode}}") == "0"
+
+
+def test_in_ones_own_image_the_real_cli_uses_a_tool_and_the_supervisor_its_own_python(
+    api: MessagesApi, tmp_path: Path
+) -> None:
+    secret = SecretDirectory(tmp_path / "claude")
+    secret.publish(OLD)
+    mount = f"--volume={secret.path}:/run/secrets/claude:ro"
+    with agent(api, f"--user={USER}:{USER}", "--env=HOME=/tmp", mount, image=OWN) as started:
+        inside = started.container.inside
+        assert started.task("[[script:orphan]] Do it.")["response"] == "done"
+        assert inside("command -v python3", check=False) == ""
+        ours = "for p in /proc/[0-9]*; do grep -qx agent-runtime $p/comm && cat $p/maps; done 2>/dev/null; true"
+        loaded = {line.split()[-1] for line in inside(ours).splitlines() if ".so" in line}
+        assert "/opt/agent-runtime/python/lib/libc.so.6" in loaded
+        assert {path for path in loaded if not path.startswith("/opt/agent-runtime/")} == set()
+        proof = inside("mkdir /tmp/proof && /opt/agent-runtime/bin/python -m agent_runtime.proofs /tmp/proof claude")
+        assert "takes a newer token: on_request" in proof
 
 
 def test_a_stop_ends_it_with_0_within_the_drain_time(running: Agent) -> None:
