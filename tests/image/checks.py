@@ -289,12 +289,12 @@ def test_nothing_secret_is_in_environment_history_or_files() -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "claude"),
+    ("image", "cli"),
     [(OWN, "claude"), (RUNTIME, "/opt/agent-runtime/bin/python -m agent_runtime.standins.scripted_cli")],
     ids=["in an image of another release", "in an empty image"],
 )
 def test_the_runtime_needs_nothing_of_the_image_it_is_put_into(
-    api: MessagesApi, tmp_path: Path, image: str, claude: str
+    api: MessagesApi, tmp_path: Path, image: str, cli: str
 ) -> None:
     """The empty image has no C library at all, as one of musl has none of ours."""
     secret = SecretDirectory(tmp_path / "claude")
@@ -303,7 +303,7 @@ def test_the_runtime_needs_nothing_of_the_image_it_is_put_into(
         f"--user={USER}:{USER}",
         "--env=HOME=/tmp",
         "--env=AGENT_RUNTIME_DATA_DIR=/tmp/data",
-        f"--env=AGENT_RUNTIME_CLAUDE={claude}",
+        f"--env=AGENT_RUNTIME_CLAUDE={cli}",
         f"--volume={secret.path}:/run/secrets/claude:ro",
     )
     with agent(api, *options, image=image) as started:
