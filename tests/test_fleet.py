@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from agent_runtime.errors import ErrorClass
+from agent_runtime.events import TYPES
 from agent_runtime.standins.messages_api import MessagesApi, UsageLimit, serve
 from agent_runtime.tokens import Token
 from examples.fleet.backend import Agent, Backend, Subscription
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs/switching-tokens-for-a-fleet.md").read_text()
 WHOLE_SECONDS = 60
 SCRIPTED_AGENTS, FEW_AGENTS = 20, 2
 
@@ -63,6 +66,14 @@ def test_the_real_cli_in_the_fleet_loses_nothing_either(claude: str) -> None:
     table = played("--agents", str(FEW_AGENTS), "--claude", claude)
 
     assert row(table, "executions lost").split() == ["0", "0"]
+
+
+def test_the_page_tells_every_event_and_every_error_class() -> None:
+    rows = [line.split("|")[1] for line in PAGE.splitlines() if line.startswith("| `")]
+    told = {word for row in rows for word in row.split("`")[1::2]}
+
+    assert set(TYPES) | {str(error_class) for error_class in ErrorClass} <= told
+    assert {word for word in told if "." in word} == set(TYPES)
 
 
 def subscriptions() -> tuple[Subscription, Subscription]:
@@ -109,6 +120,19 @@ def test_a_limit_that_was_met_while_no_backend_was_there_is_found_and_answered_b
         eventually(lambda: running.get("/api/token")["subscription"] == "second")
         assert first.usable_at > time.time() + 3000
         assert agent.subscription is second
+
+
+def test_a_refusal_of_which_no_event_is_left_is_found_by_looking(tmp_path: Path) -> None:
+    api = MessagesApi()
+    api.on(OLD, "invalid")
+    with serve(api) as api_url:
+        with supervised(tmp_path, api_url=api_url) as before:
+            assert before.post("Hello.").status_code == httpx.codes.SERVICE_UNAVAILABLE
+        with supervised(tmp_path, api_url=api_url, token=None) as running:
+            first, second = subscriptions()
+            notes = backed([Agent("one", running.url, running.token_file, first)], (first, second), "written second")
+
+    assert ("one", "token.refused") not in notes
 
 
 def test_a_refused_token_is_never_chosen_again(tmp_path: Path) -> None:

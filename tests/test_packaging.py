@@ -44,6 +44,15 @@ def test_the_image_pins_the_newest_cli_that_ci_tests() -> None:
     assert f"CLAUDE_VERSIONS=${{CLAUDE_VERSIONS:-2.1.30 {version}}}" in (ROOT / ".ci/run").read_text()
 
 
+def test_the_two_lines_for_ones_own_image_are_those_that_are_tested() -> None:
+    readme = (ROOT / "README.md").read_text()
+    lines = readme[readme.index("```dockerfile\n") :].split("```")[1].splitlines()[1:]
+
+    assert [line.split()[0] for line in lines] == ["COPY", "ENTRYPOINT"]
+    assert (ROOT / "tests/image/Dockerfile.own").read_text().splitlines()[-2:] == lines
+    assert lines[1] in DOCKERFILE
+
+
 def test_no_file_of_the_image_names_a_host_or_a_frontend() -> None:
     for name in ("Dockerfile.agent", "build.lock", "requirements.lock"):
         text = (ROOT / name).read_text()

@@ -20,7 +20,7 @@ import yaml
 DEPLOY = Path(__file__).parents[2] / "deploy"
 MANIFESTS = sorted(path for path in (DEPLOY / "kubernetes").glob("*.yaml") if path.stem != "kustomization")
 OLDEST, NEWEST = "1.29", "1.37"
-"""Of Kubernetes: what is written here is in none older as a stable field."""
+"""The releases of Kubernetes that are looked at."""
 
 
 def manifest(path: Path) -> dict[str, Any]:
