@@ -101,7 +101,7 @@ async def play(clis: list[str], home: Path) -> bool:
             finished = time.monotonic()
             generations = []
             for agent in agents:
-                async with AgentClient(agent.url) as client:
+                async with AgentClient(agent.url, access_key=agent.access_key) as client:
                     generations.append(int((await client.token())["generation"]))
             serving.cancel()
     lost = [answer for answer in answers if isinstance(answer, str)]
@@ -141,7 +141,7 @@ async def play(clis: list[str], home: Path) -> bool:
 
 async def call(agent: Agent, number: int) -> Answer | str:
     """Be one caller; what goes wrong is told as a text."""
-    async with AgentClient(agent.url) as client:
+    async with AgentClient(agent.url, access_key=agent.access_key) as client:
         try:
             return await client.run(
                 f"[[script:work]] Do it, {number}.", execution_id=f"work-{number}", park_seconds=PARK_SECONDS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import shlex
 import signal
 import sys
@@ -30,27 +31,33 @@ async def fleet(home: Path, api_url: str, clis: list[str]) -> AsyncIterator[list
     Raises:
         RuntimeError: One does not start, or does not end on SIGTERM with exit code 0.
     """
+    access_key = secrets.token_hex(16)
     names = [f"agent-{number:02}" for number in range(1, len(clis) + 1)]
     processes: dict[str, asyncio.subprocess.Process] = {}
     try:
         for name, cli in zip(names, clis, strict=True):
-            processes[name] = await _started(home / name, api_url, cli)
+            processes[name] = await _started(home / name, api_url, cli, access_key)
         urls = await asyncio.gather(*(_address(home / name, processes[name]) for name in names))
-        yield [Agent(name, url, home / name / "secret" / "token") for name, url in zip(names, urls, strict=True)]
+        yield [
+            Agent(name, url, home / name / "secret" / "token", access_key=access_key)
+            for name, url in zip(names, urls, strict=True)
+        ]
     finally:
         codes = await asyncio.gather(*(_ended(process) for process in processes.values()))
     if any(codes):
         raise RuntimeError(f"the supervisors ended with {codes}")
 
 
-async def _started(home: Path, api_url: str, cli: str) -> asyncio.subprocess.Process:
+async def _started(home: Path, api_url: str, cli: str, access_key: str) -> asyncio.subprocess.Process:
     for name in ("secret", "data", "config", "workspace", "home"):
         (home / name).mkdir(parents=True, mode=0o700)
+    (home / "key").write_text(access_key)
     environ = {
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": str(home / "home"),
         "LANG": "C.UTF-8",
         "ANTHROPIC_BASE_URL": api_url,
+        "AGENT_RUNTIME_ACCESS_KEY_FILE": str(home / "key"),
         "AGENT_RUNTIME_TOKEN_FILE": str(home / "secret" / "token"),
         "AGENT_RUNTIME_DATA_DIR": str(home / "data"),
         "AGENT_RUNTIME_CONFIG_DIR": str(home / "config"),

@@ -14,20 +14,22 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+import yaml
 
 from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 DOCKER = os.environ["AGENT_RUNTIME_TEST_DOCKER"]
 IMAGE = os.environ["AGENT_RUNTIME_TEST_IMAGE"]
 RUNTIME, OWN = f"{IMAGE}-runtime", f"{IMAGE}-own"
+ROOT = Path(__file__).parents[2]
 USER = 1000
 OLD, NEW = "sk-ant-oat01-the-old-one-of-the-image-checks", "sk-ant-oat01-the-new-one-of-the-image-checks"
 HARDENED = (
@@ -334,6 +336,26 @@ def test_in_ones_own_image_the_real_cli_uses_a_tool_and_the_supervisor_its_own_p
         assert {path for path in loaded if not path.startswith("/opt/agent-runtime/")} == set()
         proof = inside("mkdir /tmp/proof && /opt/agent-runtime/bin/python -m agent_runtime.proofs /tmp/proof claude")
         assert "takes a newer token: on_request" in proof
+
+
+def test_what_the_kubernetes_manifest_sets_and_calls_works_in_the_image(tmp_path: Path) -> None:
+    pod = yaml.safe_load((ROOT / "deploy/kubernetes/statefulset.yaml").read_text())["spec"]["template"]["spec"]
+    [manifest] = pod["containers"]
+    token, key = SecretDirectory(tmp_path / "claude"), SecretDirectory(tmp_path / "key")
+    token.publish(OLD)
+    key.publish("the-access-key-of-the-image-checks").rename(key.path / "key")
+    with container(
+        *HARDENED,
+        "--network=none",
+        "--tmpfs=/run/agent-runtime:uid=1000,gid=1000,mode=0700",
+        f"--volume={token.path}:/run/secrets/claude:ro",
+        f"--volume={key.path}:/run/secrets/agent-runtime:ro",
+        *(f"--env={variable['name']}={variable['value']}" for variable in manifest["env"]),
+    ) as pod_like:
+        assert pod_like.inside("agent-runtime healthcheck") == "healthy"
+        assert "drained" in pod_like.inside(" ".join(manifest["lifecycle"]["preStop"]["exec"]["command"]))
+        docker("stop", pod_like.name)
+        assert pod_like.inspect("{{.State.ExitCode}}") == "0"
 
 
 def test_a_stop_ends_it_with_0_within_the_drain_time(running: Agent) -> None:
