@@ -1,0 +1,74 @@
+"""Run benches, print the table, and write it down: ``python -m tests.benchmarks [NAME…] [--quick] [--json FILE]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.benchmarks.harness import Row, Scale, text_table
+from tests.benchmarks.machine import facts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tests.benchmarks.harness import Bench
+
+MODULES = (
+    "starting",
+    "idle",
+    "kept",
+    "spawning",
+    "output",
+    "streaming",
+    "detection",
+    "trees",
+    "switching",
+    "many",
+    "dead_token",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is asked for; the exit code tells whether every bench could be run, not whether goals were met."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *MODULES], metavar="NAME", help=", ".join(MODULES))
+    parser.add_argument("--quick", action="store_true", help="few rounds, and nothing that takes minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="the same as text")
+    options = parser.parse_args(argv)
+    benches: list[Bench] = [import_module(f"tests.benchmarks.{name}").BENCH for name in options.names or MODULES]
+    rows, failed = run(benches, Scale(quick=options.quick))
+    machine = facts()
+    text = "\n".join([text_table(rows), "", *(f"{name}: {value}" for name, value in machine.items())])
+    print(text)
+    if options.text is not None:
+        options.text.write_text(text + "\n")
+    if options.json is not None:
+        table = {"quick": options.quick, "machine": machine, "rows": [row.as_dict() for row in rows]}
+        options.json.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+    return 1 if failed else 0
+
+
+def run(benches: Iterable[Bench], scale: Scale) -> tuple[list[Row], list[str]]:
+    """Run benches one after the other; one that fails costs only its own rows, and its name."""
+    rows: list[Row] = []
+    failed: list[str] = []
+    for bench in benches:
+        begun = time.monotonic()
+        print(f"{bench.name}…", end=" ", file=sys.stderr, flush=True)
+        try:
+            rows.extend(bench.run(scale))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others are still worth having
+            failed.append(bench.name)
+            rows.append(Row(bench.name, "could not be run", "-", None, note=f"{type(error).__name__}: {error}"[:300]))
+        print(f"{time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+    return rows, failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""The bare server: starlette and uvicorn with ``/livez``, and bytes as server-sent events, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.requests import Request
+
+CHUNK_BYTES = 64 << 10
+
+
+async def livez(_request: Request) -> PlainTextResponse:
+    return PlainTextResponse("ok")
+
+
+def stream(request: Request) -> StreamingResponse:
+    """Send a file, piece by piece, as it is."""
+    data = Path(request.query_params["file"]).read_bytes()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(data), CHUNK_BYTES):
+            yield data[start : start + CHUNK_BYTES]
+
+    return StreamingResponse(pieces(), media_type="text/event-stream")
+
+
+class Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for listener in sockets or ():
+            print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+
+
+def main() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    app = Starlette(routes=[Route("/livez", livez), Route("/stream", stream)])
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False)
+    asyncio.run(Server(config).serve(sockets=[listener]))
+
+
+if __name__ == "__main__":
+    main()

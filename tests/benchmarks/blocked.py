@@ -1,0 +1,52 @@
+"""
+``serve`` with something in its event loop that takes it away from all others, as a bad library would.
+
+A process of its own, and no hook in the product: the coroutine that serves is wrapped here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from agent_runtime import cli, service
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from agent_runtime.redaction import Redactor
+    from agent_runtime.supervisor import Supervisor
+
+BLOCKED_SECONDS = 0.2
+FREE_SECONDS = 0.01
+
+_serve = service._serve
+
+
+async def take_the_loop(*, burning: bool) -> None:
+    """Keep the loop for 200 ms, again and again: in a call that sleeps, or in Python that computes."""
+    while True:
+        until = time.monotonic() + BLOCKED_SECONDS
+        if burning:
+            while time.monotonic() < until:
+                pass
+        else:
+            time.sleep(BLOCKED_SECONDS)  # noqa: ASYNC251 - that is the point
+        await asyncio.sleep(FREE_SECONDS)
+
+
+async def _serve_blocked(
+    supervisor: Supervisor, listener: socket, changes: service.SecretChanges, redactor: Redactor
+) -> int:
+    task = asyncio.create_task(take_the_loop(burning="burn" in sys.argv))
+    try:
+        return await _serve(supervisor, listener, changes, redactor)
+    finally:
+        task.cancel()
+
+
+if __name__ == "__main__":
+    service._serve = _serve_blocked
+    sys.exit(cli.main(["serve"]))
