@@ -110,7 +110,7 @@ class SecretFile:
         self._still_since = 0.0
         self._settles_at: float | None = None
         self._without_token_since: float | None = None
-        self._stop = threading.Event()
+        self._directory: DirectoryWatch | None = None
         self._thread: threading.Thread | None = None
 
     @property
@@ -158,36 +158,34 @@ class SecretFile:
         """Read the file for the first time and begin to watch it."""
         if self._thread is not None:
             return
-        self._stop.clear()
         self.poll()
-        self._thread = threading.Thread(target=self._watch, name="secret-file")
+        self._directory = DirectoryWatch(self._path.parent)
+        self._thread = threading.Thread(target=self._watch, args=(self._directory,), name="secret-file")
         self._thread.start()
 
     def stop(self) -> None:
         """End the watching thread; returns within a few steps of it."""
-        thread, self._thread = self._thread, None
-        if thread is None:
+        thread, directory = self._thread, self._directory
+        self._thread = self._directory = None
+        if thread is None or directory is None:
             return
-        self._stop.set()
+        directory.stop()
         thread.join()
+        directory.close()
         self._ledger.save()
 
-    def _watch(self) -> None:
-        watch = DirectoryWatch(self._path.parent, self._stop)
-        try:
-            while not self._stop.is_set():
-                announced = watch.wait(self._due_in_seconds())
-                mark = self._mark
-                self.poll()
-                if announced:
-                    continue
-                # Nothing happens now: the time to wait for the disk.
-                self._ledger.save()
-                if mark != self._mark:
-                    # The directory may have been replaced by one with the same inode number.
-                    watch.renew()
-        finally:
-            watch.close()
+    def _watch(self, directory: DirectoryWatch) -> None:
+        while not directory.stopped:
+            announced = directory.wait(self._due_in_seconds())
+            mark = self._mark
+            self.poll()
+            if announced:
+                continue
+            # Nothing happens now: the time to wait for the disk.
+            self._ledger.save()
+            if mark != self._mark:
+                # The directory may have been replaced by one with the same inode number.
+                directory.renew()
 
     def _due_in_seconds(self) -> float:
         with self._lock:

@@ -29,7 +29,7 @@ def mount(tmp_path: Path) -> SecretMount:
 @pytest.fixture
 def watch(mount: SecretMount) -> Iterator[DirectoryWatch]:
     """A watch that has begun."""
-    made = DirectoryWatch(mount.directory, threading.Event())
+    made = DirectoryWatch(mount.directory)
     # The first wait returns at once: what happened before the watch began had no event.
     assert made.wait(SOON)
     yield made
@@ -85,10 +85,9 @@ def test_a_directory_that_is_gone_is_no_event_and_one_that_comes_back_is(
 
 
 def test_a_stop_ends_a_wait(mount: SecretMount) -> None:
-    stop = threading.Event()
-    watch = DirectoryWatch(mount.directory, stop)
+    watch = DirectoryWatch(mount.directory)
     assert watch.wait(SOON)
-    threading.Timer(0.02, stop.set).start()
+    threading.Timer(0.02, watch.stop).start()
     assert not watch.wait(100.0)
     watch.close()
 
@@ -98,7 +97,7 @@ def test_a_watch_that_cannot_begin_is_warned_of_once_and_taken_up_later(
 ) -> None:
     """S11 in this process: no descriptor is left for inotify."""
     caplog.set_level(logging.INFO)
-    watch = DirectoryWatch(mount.directory, threading.Event())
+    watch = DirectoryWatch(mount.directory)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
