@@ -13,9 +13,13 @@ import ssl
 from typing import TYPE_CHECKING
 
 import httpx
+from httpx import HTTPError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+
+
+__all__ = ["HTTPError", "checked_url", "client_for", "proxy_for"]
 
 
 def checked_url(text: str) -> httpx.URL:

@@ -12,19 +12,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from enum import StrEnum
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-import httpx
 import msgspec
 
 from agent_runtime import __version__
 from agent_runtime.credential_names import BASE_URL_VARIABLE, HEADERS_VARIABLE, without_credentials
 from agent_runtime.evidence_rules import STATUS_BY_TYPE, ApiError, rule_for
-from agent_runtime.outbound import checked_url, client_for
 from agent_runtime.tokens import TokenKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import httpx
 
     from agent_runtime.tokens import Token
 
@@ -116,10 +117,12 @@ class Probe:
         Args:
             model: The one to name in the request; any will do.
         """
+        # Loaded here, beside the event loop: a tenth of the start and of what an idle supervisor holds.
+        outbound = await asyncio.to_thread(import_module, "agent_runtime.outbound")
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 status, body = await self._send(token, model or DEFAULT_MODEL)
-        except (httpx.HTTPError, OSError, ValueError) as error:
+        except (outbound.HTTPError, OSError, ValueError) as error:
             # No more than the type: the text may quote a header, and so the token.
             log.warning("no answer about the token: fingerprint=%s reason=%s", token.fingerprint, type(error).__name__)
             return ProbeVerdict.UNKNOWN
@@ -128,6 +131,8 @@ class Probe:
         return verdict
 
     async def _send(self, token: Token, model: str) -> tuple[int, bytes]:
+        from agent_runtime.outbound import client_for
+
         url = self._url()
         question = {"model": model, "messages": [{"role": "user", "content": "."}]}
         async with (
@@ -148,6 +153,8 @@ class Probe:
         Raises:
             ValueError: The base URL is one of which it is not known what the CLI makes of it.
         """
+        from agent_runtime.outbound import checked_url
+
         base = checked_url(self._environ.get(BASE_URL_VARIABLE) or DEFAULT_BASE_URL)
         if base.userinfo or base.query or base.fragment:
             raise ValueError("the base URL has more than a host and a path")

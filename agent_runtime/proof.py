@@ -37,7 +37,6 @@ from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.evidence import Channel
 from agent_runtime.pipes import Pipes, Wake
 from agent_runtime.process import Command, new_mark, spawn
-from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
 from agent_runtime.task import Task
 from agent_runtime.tokens import OAUTH_PREFIX, Token, TokenKind
 
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
 
     from agent_runtime.framing import Line
     from agent_runtime.process import Child
+    from agent_runtime.standins.messages_api import MessagesApi
 
 TIMEOUT_SECONDS = 30.0
 """How long each of the two processes may take; a current CLI needs one to two seconds."""
@@ -187,8 +187,10 @@ class _Stage:
         Returns:
             Seconds from the write to the next request; None: that had the old token.
         """
-        api, old, new = MessagesApi(), _made_up(), _made_up()
-        api.script("proof", Tool(command="true", gate="written"), Text(text="done"))
+        from agent_runtime.standins import messages_api
+
+        api, old, new = messages_api.MessagesApi(), _made_up(), _made_up()
+        api.script("proof", messages_api.Tool(command="true", gate="written"), messages_api.Text(text="done"))
         with self._conversation(api, old) as (run, file):
             run.must_see(lambda: api.seen(old).requests >= 1)
             file.write(new)
@@ -204,6 +206,8 @@ class _Stage:
         Returns:
             Seconds from the write to the CLI's own retry; None: that had the old token, or there was none.
         """
+        from agent_runtime.standins.messages_api import MessagesApi
+
         api, old, new = MessagesApi(), _made_up(), _made_up()
         api.on(old, "expired")
         with self._conversation(api, old) as (run, file):
@@ -225,6 +229,8 @@ class _Stage:
 
     @contextlib.contextmanager
     def _talking(self, api: MessagesApi, home: Path, kind: TokenKind, delivered: Mapping[str, str]) -> Iterator[_Run]:
+        from agent_runtime.standins.messages_api import serve
+
         with serve(api) as base_url:
             settings_file = home / "settings-of-the-proof.json"
             settings_file.write_bytes(cli_command.settings_bytes(kind, delivered, {BASE_URL_VARIABLE: base_url}))

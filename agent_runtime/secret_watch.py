@@ -27,6 +27,9 @@ TICK_SECONDS = 0.5
 PAUSE_SECONDS = 0.01
 """A directory in which something happens all the time is looked at no more often than this."""
 
+AT_ONCE = 8
+"""How many events after a quiet time are told without that pause: one update is several events."""
+
 RETRY_SECONDS = 30.0
 """How long watching is not tried again after it failed, for want of an inotify instance as a rule."""
 
@@ -50,7 +53,7 @@ class DirectoryWatch:
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._notify: Inotify | None = None
         self._watched: tuple[int, int] | None = None
-        self._told_at = 0.0
+        self._due_at = 0.0
         self._not_before = 0.0
         self._warned = False
         self.stopped = False
@@ -72,11 +75,12 @@ class DirectoryWatch:
             return False
         if not self._notify.wait(self._stop_fd, timeout_seconds):
             return False
-        # The first event of many is told at once, those after it together.
-        self._sleep(self._told_at + PAUSE_SECONDS - time.monotonic())
+        # The first events of many are told at once, those after them together.
+        now = time.monotonic()
+        self._due_at = max(self._due_at, now - AT_ONCE * PAUSE_SECONDS) + PAUSE_SECONDS
+        self._sleep(self._due_at - now)
         if self._notify.clear():
             self.renew()
-        self._told_at = time.monotonic()
         return True
 
     def renew(self) -> None:

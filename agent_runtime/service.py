@@ -56,7 +56,6 @@ from agent_runtime.store.records import RecordStore
 from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
 from agent_runtime.supervisor import Supervisor
-from agent_runtime.webhook import Webhook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -255,6 +254,8 @@ async def _serve(
     start.done()
     webhook = None
     if settings.events_url is not None:
+        from agent_runtime.webhook import Webhook
+
         webhook = Webhook(settings.events_url, access.read, supervisor.events, environ=supervisor.environ)
         webhook.start()
     changes.deliver_to(supervisor.secret_changed)
