@@ -190,7 +190,7 @@ class Witness:
         return None
 
     def _assistant(self, frame: Frame) -> Sighting | None:
-        message = frame.assistant
+        message = frame.message
         if message is None or message.model is None:
             return None
         if message.model != SYNTHETIC_MODEL:

@@ -27,10 +27,15 @@ _ENDED = frozenset({"completed", "failed", "killed", "stopped"})
 
 
 class ContentBlock(msgspec.Struct, frozen=True, gc=False):
-    """One block of a message's content."""
+    """
+    One block of a message's content.
+
+    Attributes:
+        text: As JSON: built only on demand, because it may be long. No union: msgspec takes Raw only by itself.
+    """
 
     type: str = ""
-    text: str | None = None
+    text: msgspec.Raw = msgspec.Raw()
     id: str | None = None
     tool_use_id: str | None = None
     name: str | None = None
@@ -45,7 +50,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     cache_read_input_tokens: int | None = None
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """The ``message`` of an assistant or user frame."""
 
     model: str | None = None
@@ -87,7 +92,7 @@ class TaskPatch(msgspec.Struct, frozen=True, gc=False):
     status: str | None = None
 
 
-class Frame(msgspec.Struct, frozen=True):
+class Frame(msgspec.Struct, frozen=True, gc=False):
     """
     Any frame: which of the fields are set depends on *type* and *subtype*.
 
@@ -120,8 +125,8 @@ class Frame(msgspec.Struct, frozen=True):
     api_error: str | None = None
     api_error_status: int | None = None
     api_error_type: str | None = None
-    # assistant, user; built only on demand, because it may be long. No union: msgspec takes Raw only by itself.
-    message: msgspec.Raw = msgspec.Raw()
+    # assistant, user
+    message: Message | None = None
     # result
     is_error: bool | None = None
     result: str | None = None
@@ -140,29 +145,18 @@ class Frame(msgspec.Struct, frozen=True):
     patch: TaskPatch | None = None
 
     @property
-    def assistant(self) -> Message | None:
-        """The message of an assistant or user frame; None where there is none that can be read."""
-        if not self.message:
-            return None
-        try:
-            return _messages.decode(self.message)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return _forgiving_message(self.message)
-
-    @property
     def blocks(self) -> list[ContentBlock]:
-        """The content of the message as blocks; a plain text is one block."""
-        message = self.assistant
-        if message is None or message.content is None:
-            return []
-        if isinstance(message.content, str):
-            return [ContentBlock(type="text", text=message.content)]
-        return message.content
+        """The blocks of the message's content; a plain text has none."""
+        message = self.message
+        return message.content if message is not None and isinstance(message.content, list) else []
 
     @property
     def text(self) -> str:
-        """All text blocks of the message, one after another."""
-        return "\n".join(block.text for block in self.blocks if block.type == "text" and block.text)
+        """All text of the message, one block after another."""
+        if self.message is not None and isinstance(self.message.content, str):
+            return self.message.content
+        texts = (_string(block.text) for block in self.blocks if block.type == "text")
+        return "\n".join(text for text in texts if text)
 
     @property
     def result_text(self) -> str | None:
@@ -200,7 +194,6 @@ class Frame(msgspec.Struct, frozen=True):
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
 _frames = msgspec.json.Decoder(Frame)
-_messages = msgspec.json.Decoder(Message)
 
 
 def decode(line: bytes) -> Frame | None:
@@ -240,11 +233,13 @@ def _forgiving(line: bytes) -> Frame | None:
     if begin < 0 or end < begin or plain(line[:begin]).strip():
         return None  # nothing but control sequences may stand before a frame
     found = _loads(line[begin : end + 1])
-    return _fitting(found, Frame) if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return None
+    message = _forgiving_message(found.pop("message", None))
+    return msgspec.structs.replace(_fitting(found, Frame), message=message)
 
 
-def _forgiving_message(raw: msgspec.Raw) -> Message | None:
-    found = _loads(bytes(raw))
+def _forgiving_message(found: Any) -> Message | None:
     if not isinstance(found, dict):
         return None
     content = found.get("content")
@@ -252,6 +247,12 @@ def _forgiving_message(raw: msgspec.Raw) -> Message | None:
         blocks = [_fitting(block, ContentBlock) for block in content if isinstance(block, dict)]
         return msgspec.structs.replace(_fitting({**found, "content": None}, Message), content=blocks)
     return _fitting(found, Message)
+
+
+def _string(raw: msgspec.Raw) -> str:
+    """Read a text that has not been built yet; nothing where it is none."""
+    found = _loads(bytes(raw)) if raw else None
+    return found if isinstance(found, str) else ""
 
 
 def _loads(data: bytes) -> Any:

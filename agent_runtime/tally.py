@@ -93,7 +93,7 @@ class Tally:
             self._background_tasks.discard(frame.ended_task_id)
 
     def _assistant(self, frame: Frame) -> None:
-        message = frame.assistant
+        message = frame.message
         if message is None or message.model == SYNTHETIC_MODEL:
             return
         self.model_frames += 1
