@@ -91,7 +91,7 @@ class Attempt:
         self._result_is_new = False
         self._killed = False
         self._give_up_at = math.inf
-        self._heard_at = 0.0
+        self._heard_at = self._model_seen_at = 0.0
         self._report = Report(started_at=time.time())
         self._deadlines = Deadlines(
             Patience.of(surroundings.settings), spawned_at=time.monotonic(), total_at=order.total_at
@@ -289,8 +289,8 @@ class Attempt:
     def _stdout_lines(self, lines: Iterable[Line], read_at: float) -> None:
         keep_partial = self._around.settings.keep_partial
         kept: list[bytes] = []
+        self._heard_at = read_at
         for line in lines:
-            self._heard_at = read_at
             if is_partial(line.data):
                 self._model_seen(read_at)
                 if not keep_partial:
@@ -300,12 +300,12 @@ class Attempt:
                 self._result_is_new = False
                 self._report.result_line = self._transcript.last_line + len(kept)
         if kept:
-            self._transcript.append_many(kept)
+            self._transcript.append_many(self._around.redactor.redact_many(kept))
             self._transcript.flush()
             self._tell(Progress())
 
     def _frame_line(self, line: Line, read_at: float) -> bytes:
-        """Read one line of stdout and give it back as the transcript keeps it."""
+        """Read one line of stdout and give it back as the transcript keeps it, once it is redacted."""
         redact = self._around.redactor.redact
         if line.truncated:
             head = redact(line.data[:TRUNCATED_HEAD_BYTES], truncated=True).decode(errors="replace")
@@ -322,7 +322,7 @@ class Attempt:
             text = redact(line.data).decode(errors="replace")
             return msgspec.json.encode({"type": "agent_runtime", "subtype": "text", "text": text})
         self._frame(frame, line.data, read_at)
-        return redact(line.data).strip()
+        return line.data.strip()
 
     def _frame(self, frame: Frame, data: bytes, read_at: float) -> None:
         if sighting := self._witness.stdout(frame):
@@ -358,8 +358,11 @@ class Attempt:
             self._sighted(sighting, data, read_at)
 
     def _model_seen(self, read_at: float) -> None:
+        if read_at == self._model_seen_at and self._last_error is None:
+            return  # one of many frames that came together
         # The model goes on: what the API said before is over.
         self._last_error = None
+        self._model_seen_at = read_at
         if self._holding is not None:
             generation, since = self._holding.charged(read_at)
             if generation.number != self._answered:

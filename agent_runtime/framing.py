@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """
     One line, without its newline.
 
@@ -50,18 +45,24 @@ class LineFramer:
         """How much of an unfinished line is kept."""
         return len(self._head)
 
-    def feed(self, chunk: bytes) -> Iterator[Line]:
-        """Yield every line that *chunk* finishes; must be exhausted before the next call."""
-        start = 0
-        while (end := chunk.find(b"\n", start)) >= 0:
-            if not self._head and not self._dropped and end - start <= self._limit:
-                yield Line(chunk[start:end])
-            else:
-                self._keep(chunk[start:end])
-                yield self._take()
-            start = end + 1
-        if start < len(chunk):
-            self._keep(chunk[start:] if start else chunk)
+    def feed(self, chunk: bytes) -> list[Line]:
+        """Return every line that *chunk* finishes."""
+        if b"\n" not in chunk:
+            self._keep(chunk)
+            return []
+        *pieces, rest = chunk.split(b"\n")
+        lines: list[Line] = []
+        if self._head or self._dropped:
+            self._keep(pieces.pop(0))
+            lines.append(self._take())
+        if len(chunk) <= self._limit:
+            lines += map(Line, pieces)
+        else:
+            for piece in pieces:
+                self._keep(piece)
+                lines.append(self._take())
+        self._keep(rest)
+        return lines
 
     def peek(self) -> bytes:
         """Return the unfinished line as far as it is known; it stays unfinished."""
