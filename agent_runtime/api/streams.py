@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from agent_runtime.model import ExecutionRecord
+    from agent_runtime.store.transcripts import TranscriptReader
     from agent_runtime.supervisor import View
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -33,6 +35,37 @@ HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 STREAM_LIMIT = 256
 
 
+class Batches:
+    """
+    Keep the events written last, so that many readers of one execution cost one reading of its transcript.
+
+    What stands in a transcript never changes: who is at the same position gets the same bytes, and what has been added
+    since at the next turn.
+    """
+
+    KEPT = 4
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[TranscriptReader, int], tuple[int, bytes]] = OrderedDict()
+
+    def after(self, transcript: TranscriptReader, position: int) -> tuple[int, bytes] | None:
+        """Return the events of the lines after *position*, and the number of the last one; None: there are none yet."""
+        key = (transcript, position)
+        if (found := self._kept.get(key)) is not None:
+            return found
+        lines = transcript.read(position, limit_lines=BATCH_LINES, limit_bytes=BATCH_BYTES)
+        if not lines:
+            return None
+        batch = self._kept[key] = (lines[-1][0], b"".join(_messages(position, lines)))
+        if len(self._kept) > self.KEPT:
+            self._kept.popitem(last=False)
+        return batch
+
+    def clear(self) -> None:
+        """Keep none any more."""
+        self._kept.clear()
+
+
 class OpenStreams:
     """
     Count the streams that are open, and refuse one more than can be served well.
@@ -44,6 +77,7 @@ class OpenStreams:
     def __init__(self, limit: int = STREAM_LIMIT) -> None:
         self.limit = limit
         self.count = 0
+        self.batches = Batches()
 
     def response(self, request: Request, follow: Callable[[], AsyncIterator[bytes]]) -> Response:
         """
@@ -77,6 +111,8 @@ class _Counted(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._streams.count -= 1
+            if not self._streams.count:
+                self._streams.batches.clear()
 
 
 def event(name: str, data: bytes, number: int | None = None) -> bytes:
@@ -118,7 +154,7 @@ def _state(record: ExecutionRecord) -> bytes:
     return msgspec.json.encode({"state": record.state, "outcome": record.outcome, "error_class": record.error_class})
 
 
-async def follow(view: View, after: int) -> AsyncIterator[bytes]:
+async def follow(view: View, after: int, batches: Batches) -> AsyncIterator[bytes]:
     """
     Yield the lines after number *after*, state changes, and the end.
 
@@ -139,9 +175,9 @@ async def follow(view: View, after: int) -> AsyncIterator[bytes]:
             if (state := _state(record)) != told:
                 told = state
                 yield event("state", state)
-            while lines := transcript.read(position, limit_lines=BATCH_LINES, limit_bytes=BATCH_BYTES):
-                yield b"".join(_messages(position, lines))
-                position = lines[-1][0]
+            while batch := batches.after(transcript, position):
+                position, events = batch
+                yield events
             if ended:
                 if position < (last := transcript.last_line):
                     yield _not_kept(position + 1, last)
