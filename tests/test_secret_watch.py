@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import resource
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_runtime.secret_watch import DirectoryWatch
+from agent_runtime.secret_watch import AT_ONCE, PAUSE_SECONDS, DirectoryWatch
 from tests.secret_mount import SecretMount, token
 
 if TYPE_CHECKING:
@@ -47,6 +48,27 @@ def test_every_way_of_writing_is_an_event(mount: SecretMount, watch: DirectoryWa
     drain(watch)
     getattr(mount, writer)(f"{token(2)}\n")
     assert watch.wait(SOON)
+
+
+def test_an_event_is_told_at_once_and_many_are_told_together(mount: SecretMount, watch: DirectoryWatch) -> None:
+    drain(watch)
+    waited = []
+    for number in range(100):
+        mount.publish(f"{token(number)}\n")
+        began = time.monotonic()
+        assert watch.wait(SOON)
+        waited.append(time.monotonic() - began)
+
+    assert min(waited) < PAUSE_SECONDS / 4, "told late, even after a quiet time"
+    assert sum(waited) > (100 - 2 * AT_ONCE) * PAUSE_SECONDS / 2, "each of many was told by itself"
+
+
+def test_waiting_costs_no_time_of_a_processor(watch: DirectoryWatch) -> None:
+    drain(watch)
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    assert not watch.wait(0.3)
+
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before < 10, "it woke for nothing"
 
 
 def test_nothing_is_not_an_event(watch: DirectoryWatch) -> None:

@@ -16,7 +16,8 @@ import httpx
 import psutil
 import pytest
 
-from agent_runtime.api.streams import BATCH_BYTES, STREAM_LIMIT
+from agent_runtime.api.streams import BATCH_BYTES, STREAM_LIMIT, Batches
+from agent_runtime.store.transcripts import TranscriptStore
 from tests.supervised import eventually, supervised
 from tests.test_executions import OK, events, holding
 
@@ -143,3 +144,36 @@ print("held")
         timeout=100,
     )
     assert done.stdout.endswith("held\n"), done.stdout + done.stderr
+
+
+def test_readers_at_the_same_place_share_one_reading_and_all_get_what_is_added(tmp_path: Path) -> None:
+    store, batches = TranscriptStore(tmp_path), Batches()
+    with store.writer("shared") as writer:
+        writer.append_many([b"one", b"two"])
+        writer.flush()
+        reader = store.reader("shared")
+        first, second = batches.after(reader, 0), batches.after(reader, 0)
+        assert first is not None
+        assert first is second
+        assert first[0] == 2
+        assert batches.after(reader, 2) is None
+        writer.append(b"three")
+        writer.flush()
+
+    added = batches.after(reader, 2)
+    assert added is not None
+    assert (added[0], added[1].count(b"three")) == (3, 1)
+    other = batches.after(store.reader("other"), 0)
+    assert other is None
+
+
+def test_only_a_few_batches_are_kept_and_none_without_readers(tmp_path: Path) -> None:
+    store, batches = TranscriptStore(tmp_path), Batches()
+    with store.writer("long") as writer:
+        writer.append_many([b"line"] * 10)
+        writer.flush()
+        reader = store.reader("long")
+        before = [batches.after(reader, position) for position in range(10)]
+    assert len(batches._kept) == Batches.KEPT
+    batches.clear()
+    assert batches.after(reader, 9) is not before[9]
