@@ -9,15 +9,9 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import Any, cast
 
 from agent_runtime import cli, service
-
-if TYPE_CHECKING:
-    from socket import socket
-
-    from agent_runtime.redaction import Redactor
-    from agent_runtime.supervisor import Supervisor
 
 BLOCKED_SECONDS = 0.2
 FREE_SECONDS = 0.01
@@ -37,16 +31,14 @@ async def take_the_loop(*, burning: bool) -> None:
         await asyncio.sleep(FREE_SECONDS)
 
 
-async def _serve_blocked(
-    supervisor: Supervisor, listener: socket, changes: service.SecretChanges, redactor: Redactor
-) -> int:
+async def _serve_blocked(*arguments: Any) -> int:
     task = asyncio.create_task(take_the_loop(burning="burn" in sys.argv))
     try:
-        return await _serve(supervisor, listener, changes, redactor)
+        return await _serve(*arguments)
     finally:
         task.cancel()
 
 
 if __name__ == "__main__":
-    service._serve = _serve_blocked
+    service._serve = cast("Any", _serve_blocked)  # whatever it is given
     sys.exit(cli.main(["serve"]))
