@@ -202,7 +202,7 @@ def _first_request(delivery: str, *, switches: bool) -> float:
                     api.on(old, "expired")
             go.touch()
             wanted = new if switches else old
-            api.wait_for(lambda api: any(one.carries(wanted) for one in api.requests[asked:]), 60)
+            api.wait_for(lambda api: any(one.carries(wanted) for one in api.requests[asked:]), 120)
             first = next(one for one in api.requests[asked:] if one.carries(wanted))
             running.http.ended("one")
     return (first.at - begun) * 1000
