@@ -60,8 +60,11 @@ def test_a_bench_that_fails_costs_only_its_own_rows_and_is_said() -> None:
     def whole(_scale: Scale) -> Iterator[Row]:
         yield Row("whole", "only", "ms", Figure(1, 1, 1))
 
-    rows, failed = benchmarks.run([Bench("broken", broken), Bench("whole", whole)], QUICK)
+    kept: list[int] = []
+    benches = [Bench("broken", broken), Bench("whole", whole)]
+    rows, failed = benchmarks.run(benches, QUICK, lambda rows: kept.append(len(rows)))
 
+    assert kept == [2, 3], "what there is is kept after each"
     assert failed == ["broken"]
     assert [row.what for row in rows] == ["first", "could not be run", "only"]
     assert "no such machine" in text_table(rows)

@@ -14,7 +14,7 @@ from tests.benchmarks.harness import Row, Scale, text_table
 from tests.benchmarks.machine import facts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from tests.benchmarks.harness import Bench
 
@@ -42,20 +42,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", type=Path, metavar="FILE", help="the same as text")
     options = parser.parse_args(argv)
     benches: list[Bench] = [import_module(f"tests.benchmarks.{name}").BENCH for name in options.names or MODULES]
-    rows, failed = run(benches, Scale(quick=options.quick))
     machine = facts()
-    text = "\n".join([text_table(rows), "", *(f"{name}: {value}" for name, value in machine.items())])
-    print(text)
-    if options.text is not None:
-        options.text.write_text(text + "\n")
-    if options.json is not None:
-        table = {"quick": options.quick, "machine": machine, "rows": [row.as_dict() for row in rows]}
-        options.json.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+
+    def write(rows: Sequence[Row]) -> str:
+        text = "\n".join([text_table(rows), "", *(f"{name}: {value}" for name, value in machine.items())])
+        if options.text is not None:
+            options.text.write_text(text + "\n")
+        if options.json is not None:
+            table = {"quick": options.quick, "machine": machine, "rows": [row.as_dict() for row in rows]}
+            options.json.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+        return text
+
+    rows, failed = run(benches, Scale(quick=options.quick), write)
+    print(write(rows))
     return 1 if failed else 0
 
 
-def run(benches: Iterable[Bench], scale: Scale) -> tuple[list[Row], list[str]]:
-    """Run benches one after the other; one that fails costs only its own rows, and its name."""
+def run(
+    benches: Iterable[Bench], scale: Scale, keep: Callable[[Sequence[Row]], object] = lambda _: None
+) -> tuple[list[Row], list[str]]:
+    """Run benches one after the other; one that fails costs only its own rows. *keep* gets what there is after each."""
     rows: list[Row] = []
     failed: list[str] = []
     for bench in benches:
@@ -66,6 +72,7 @@ def run(benches: Iterable[Bench], scale: Scale) -> tuple[list[Row], list[str]]:
         except Exception as error:  # noqa: BLE001 - whatever it is, the others are still worth having
             failed.append(bench.name)
             rows.append(Row(bench.name, "could not be run", "-", None, note=f"{type(error).__name__}: {error}"[:300]))
+        keep(rows)
         print(f"{time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     return rows, failed
 
