@@ -31,10 +31,10 @@ async def take_the_loop(*, burning: bool) -> None:
         await asyncio.sleep(FREE_SECONDS)
 
 
-async def _serve_blocked(*arguments: Any) -> int:
+async def _serve_blocked(*arguments: Any, **named: Any) -> int:
     task = asyncio.create_task(take_the_loop(burning="burn" in sys.argv))
     try:
-        return await _serve(*arguments)
+        return await _serve(*arguments, **named)
     finally:
         task.cancel()
 

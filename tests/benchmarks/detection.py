@@ -75,6 +75,7 @@ def ours(
     home: Path, running: Supervised, rate: int, times: int, numbers: Iterator[int], measured: Measured, flood: Flood
 ) -> None:
     """Fail so many times under the supervisor, each time with a token of its own, as each is refused for good."""
+    running.http.ask("POST", "/api/credentials/reload-token", json.dumps({"token": token(next(numbers))}).encode())
     others: list[tuple[str, Path]] = []
     if rate:
         for _ in range(SLOTS - 1):
