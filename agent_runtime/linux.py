@@ -169,6 +169,13 @@ class Spare:
         with self._lock:
             self._fill()
 
+    def close(self) -> None:
+        """Give them up for good."""
+        with self._lock:
+            self._count = 0
+            while self._kept:
+                os.close(self._kept.pop())
+
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
         """Give the kept descriptors free for as long as the block runs; one borrower at a time."""

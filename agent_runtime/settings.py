@@ -76,6 +76,16 @@ def _seconds_or_auto(value: str) -> float | None:
     return None if value.strip() == "auto" else _seconds(value)
 
 
+def _cpus(value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError("must be a number of CPUs") from None
+    if not 0.01 <= number <= 4096:
+        raise ValueError("must be from 0.01 to 4096 CPUs")
+    return number
+
+
 def _url(value: str) -> str:
     url = urlsplit(_text(value))
     if url.scheme not in ("http", "https") or not url.hostname or url.username or url.password:
@@ -189,6 +199,13 @@ class Settings:
         "auto",
     )
     child_user: str | None = _setting(_text, "run children as this user", None)
+    execution_memory: int | None = _setting(
+        _integer(16 * MEBIBYTE, 1 << 50), "how much memory an execution may use, in bytes; needs a cgroup", None
+    )
+    execution_pids: int | None = _setting(
+        _integer(8, 1 << 22), "how many processes and threads an execution may have; needs a cgroup", None
+    )
+    execution_cpus: float | None = _setting(_cpus, "how many CPUs' time an execution may use; needs a cgroup", None)
     frame_limit: int = _setting(_integer(4096, 1024 * MEBIBYTE), "longest frame kept, in bytes", 16 * MEBIBYTE)
     answer_log_limit: int = _setting(
         _integer(0, 1024 * MEBIBYTE), "how much of the transcript an answer carries, in bytes", 4 * MEBIBYTE

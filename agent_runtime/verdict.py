@@ -63,6 +63,7 @@ class Ending:
         last_error: The last API error the CLI reported after which the model gave no sign any more.
         evidence: What the attempt was stopped for, with ``refused``.
         last_words: The last thing the CLI told a person on stderr.
+        oom: The kernel killed something of the attempt for want of memory, as it has counted itself.
     """
 
     exit_code: int | None
@@ -71,6 +72,7 @@ class Ending:
     last_error: Sighting | None = None
     evidence: Sighting | None = None
     last_words: str | None = None
+    oom: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ def verdict(ending: Ending) -> Verdict:
 
     A stop reason wins over the exit code: a process that answers SIGINT with exit code 0 was still stopped. The class
     is decided from what was observed, never from an exit code: old versions of the CLI exit with 0 on every failure.
+    A tool that ran out of memory is not the end of an attempt: the agent may go about it differently and succeed.
     """
     reason = ending.stop_reason
     if reason is StopReason.CANCELLED:
@@ -110,9 +113,15 @@ def verdict(ending: Ending) -> Verdict:
             return Verdict(Outcome.SUCCESS)
         if ending.result.subtype == _MAX_TURNS_SUBTYPE:
             return _failed(ErrorClass.MAX_TURNS)
+        if ending.last_error is None and ending.oom:
+            return _failed(ErrorClass.OOM, ending.result.text)
         return _failed(ending.last_error.error_class if ending.last_error else ErrorClass.ERROR, ending.result.text)
+    if ending.oom and ending.exit_code in (-signal.SIGKILL, None):
+        return _failed(ErrorClass.OOM)  # the CLI itself, also in the middle of its retries
     if ending.last_error is not None:
         return _failed(ending.last_error.error_class)
+    if ending.oom:
+        return _failed(ErrorClass.OOM)
     if ending.exit_code is not None and ending.exit_code < 0:
         return _failed(ErrorClass.SIGNAL, _signal_name(-ending.exit_code))
     code = "exit code unknown" if ending.exit_code is None else f"exit code {ending.exit_code}"

@@ -70,10 +70,12 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("store",),
     # the only place that spawns and signals
     ("process",),
-    ("containment_pidns", "containment_scan"),
+    ("containment_cgroup", "containment_pidns", "containment_scan"),
     ("containment", "leftovers"),
     ("grip", "living"),
     ("nursery",),
+    ("cgroups",),
+    ("cgroup_group", "cgroup_mount"),
     ("keeper", "proc_table"),
     ("linux",),
     # the only place that reads pipes

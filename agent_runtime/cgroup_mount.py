@@ -1,0 +1,93 @@
+"""Where in the file system this process's own cgroup (version 2) is, told from ``/proc/self``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+_REMOVED = " (deleted)"
+_ESCAPES = ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\"))
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """
+    A mounted cgroup v2 file system.
+
+    Attributes:
+        root: Which cgroup is seen at the mount point, as seen from this process's cgroup namespace.
+    """
+
+    root: str
+    point: Path
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """
+    One directory in which our own cgroup can be seen; or, without one, the reason.
+
+    Attributes:
+        reason: A sentence for a person; empty where there is a directory.
+    """
+
+    directory: Path | None
+    reason: str = ""
+
+
+def own_cgroup(text: str) -> str | None:
+    """Return our path among the cgroups of version 2, from the text of ``/proc/self/cgroup``; None: there is none."""
+    for line in text.splitlines():
+        if line.startswith("0::"):
+            return line[3:]
+    return None
+
+
+def mounts(text: str) -> list[Mount]:
+    """
+    List the cgroup v2 mounts in the text of ``/proc/self/mountinfo``, those that hide others first.
+
+    Source: https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html
+    """
+    found = []
+    for line in text.splitlines():
+        before, separator, after = line.partition(" - ")
+        fields, kind = before.split(" "), after.split(" ")
+        if not separator or len(fields) < 6 or kind[0] != "cgroup2":
+            continue
+        read_only = "ro" in fields[5].split(",") or (len(kind) > 2 and "ro" in kind[2].split(","))
+        found.append(Mount(_plain(fields[3]), Path(_plain(fields[4])), read_only))
+    return found[::-1]
+
+
+def locate(cgroup_text: str, mountinfo_text: str) -> list[Location]:
+    """
+    List the places where our own cgroup can be seen, best first; never empty.
+
+    On a hybrid machine version 2 is mounted beside the controllers of version 1, at ``/sys/fs/cgroup/unified``. A
+    mount may show a part of the tree only, and both paths are told as seen from our cgroup namespace: what lies above
+    its root is ``/..``, which names no directory.
+    """
+    own = own_cgroup(cgroup_text)
+    all_mounts = mounts(mountinfo_text)
+    if own is None or not all_mounts:
+        return [Location(None, "no cgroup v2 is mounted")]
+    if own.endswith(_REMOVED):
+        return [Location(None, "the cgroup of this process has been removed")]
+    return sorted((_in_mount(own, mount) for mount in all_mounts), key=lambda place: place.directory is None)
+
+
+def _in_mount(own: str, mount: Mount) -> Location:
+    root = "" if mount.root == "/" else mount.root
+    if "/.." in own or "/.." in root or not f"{own}/".startswith(f"{root}/"):
+        return Location(None, f"the cgroup v2 at {mount.point} does not show the cgroup of this process")
+    if mount.read_only:
+        return Location(None, f"the cgroup v2 at {mount.point} is mounted read-only")
+    return Location(mount.point / own[len(root) :].lstrip("/"))
+
+
+def _plain(field: str) -> str:
+    for escape, character in _ESCAPES:
+        field = field.replace(escape, character)
+    return field
