@@ -82,7 +82,8 @@ def find(proc: Path = Path("/proc/self")) -> Finding:
     """
     Find out by doing it: make a group, move this process in and back out, remove it.
 
-    Call it at start, before there are threads or children. It changes nothing for good.
+    Call it at start, before there are threads or children. It changes nothing for good, unless an earlier supervisor
+    has handed controllers down from our cgroup: then this process ends up in the leaf below it.
 
     Args:
         proc: Where ``cgroup`` and ``mountinfo`` of this process are read.
@@ -123,7 +124,7 @@ def _try(base: Path, own: Path) -> bool:
             try:
                 seen = group.populated
             finally:
-                os.write(back, b"0")
+                _go_back(back, base)
             if not seen or not group.wait_until_empty(time.monotonic() + _PATIENCE_SECONDS):
                 raise _NotHere(f"the cgroup v2 at {base} does not tell who is in a group")
             group.kill()  # nobody is in it: whether it may be written to
@@ -132,6 +133,21 @@ def _try(base: Path, own: Path) -> bool:
         raise _NotHere(_why(error, base, "no process can be moved into a cgroup below")) from None
     finally:
         _remove_soon(trial)
+
+
+def _go_back(back: int, base: Path) -> None:
+    """
+    Leave the trial's group for our own one; for the leaf, if an earlier supervisor has handed controllers down there.
+
+    A cgroup that does can be left, and then not be entered again while anything lives below it.
+    """
+    try:
+        os.write(back, b"0")
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        (base / LEAF).mkdir(exist_ok=True)
+        (base / LEAF / "cgroup.procs").write_text("0")
 
 
 def _why(error: OSError, base: Path, what: str) -> str:
@@ -286,6 +302,8 @@ def _hand_down(base: Path, controllers: tuple[str, ...]) -> None:
             if not is_root:
                 _move_out(base)
             (base / "cgroup.subtree_control").write_text(words)
+        except _NotHere as caught:
+            raise _cannot(missing[0], str(caught)) from None
         except OSError as caught:
             error = caught
             if caught.errno != errno.EBUSY:
@@ -300,7 +318,7 @@ def _move_out(base: Path) -> None:
     leaf.mkdir(exist_ok=True)
     for pid in (base / "cgroup.procs").read_text().split():
         if pid == "0":
-            raise OSError(errno.EPERM, "a process outside our PID namespace")
+            raise _NotHere(f"a process that cannot be seen from here is in the cgroup {base}, too")
         try:
             (leaf / "cgroup.procs").write_text(pid)
         except ProcessLookupError:
