@@ -82,8 +82,8 @@ def find(proc: Path = Path("/proc/self")) -> Finding:
     """
     Find out by doing it: make a group, move this process in and back out, remove it.
 
-    Call it at start, before there are threads or children. It changes nothing for good, unless an earlier supervisor
-    has handed controllers down from our cgroup: then this process ends up in the leaf below it.
+    Call it at start, before there are threads or children. It changes nothing for good, but for controllers that an
+    earlier supervisor has handed down from the cgroup that this process is in: they are taken back.
 
     Args:
         proc: Where ``cgroup`` and ``mountinfo`` of this process are read.
@@ -116,6 +116,7 @@ def _try(base: Path, own: Path) -> bool:
         raise _NotHere(_why(error, base, "no cgroup can be made below")) from None
     try:
         with contextlib.ExitStack() as stack:
+            _take_back(own)
             back = os.open(own / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
             stack.callback(os.close, back)
             group = Group(trial)
@@ -124,7 +125,7 @@ def _try(base: Path, own: Path) -> bool:
             try:
                 seen = group.populated
             finally:
-                _go_back(back, base)
+                os.write(back, b"0")
             if not seen or not group.wait_until_empty(time.monotonic() + _PATIENCE_SECONDS):
                 raise _NotHere(f"the cgroup v2 at {base} does not tell who is in a group")
             group.kill()  # nobody is in it: whether it may be written to
@@ -135,19 +136,23 @@ def _try(base: Path, own: Path) -> bool:
         _remove_soon(trial)
 
 
-def _go_back(back: int, base: Path) -> None:
+def _take_back(own: Path) -> None:
     """
-    Leave the trial's group for our own one; for the leaf, if an earlier supervisor has handed controllers down there.
+    Hand no controllers down any more from our own cgroup, if an earlier supervisor did.
 
-    A cgroup that does can be left, and then not be entered again while anything lives below it.
+    Nothing lives below it then, or this process could not be in it; and as long as they are handed down, with this
+    process in it, the groups below can only be threaded ones, which no process can be moved into.
+
+    Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#threads
     """
-    try:
-        os.write(back, b"0")
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        (base / LEAF).mkdir(exist_ok=True)
-        (base / LEAF / "cgroup.procs").write_text("0")
+    handed_down = (own / "cgroup.subtree_control").read_text().split()
+    if handed_down and not _is_root(own):
+        (own / "cgroup.subtree_control").write_text(" ".join(f"-{name}" for name in handed_down))
+
+
+def _is_root(group: Path) -> bool:
+    """Tell whether it is the machine's root cgroup, which alone may have both, processes and controllers below it."""
+    return not (group / "cgroup.type").exists()
 
 
 def _why(error: OSError, base: Path, what: str) -> str:
@@ -295,11 +300,10 @@ def _hand_down(base: Path, controllers: tuple[str, ...]) -> None:
     if not missing:
         return
     words = " ".join(f"+{name}" for name in missing)
-    is_root = not (base / "cgroup.type").exists()  # the root alone may have both, processes and controllers
     error: OSError | None = None
     for _ in range(_MOVING_ROUNDS):
         try:
-            if not is_root:
+            if not _is_root(base):
                 _move_out(base)
             (base / "cgroup.subtree_control").write_text(words)
         except _NotHere as caught:

@@ -11,8 +11,6 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-import pytest
-
 from agent_runtime.cgroup_group import Group, remove_tree
 from tests.families import PATIENCE_SECONDS, eventually
 
@@ -121,6 +119,8 @@ def own_cgroup(finding: Finding, *controllers: str) -> Iterator[Path]:
         above = above.parent
     handed_down = (above / "cgroup.subtree_control").read_text().split()
     if missing := [name for name in controllers if name not in handed_down]:
+        import pytest  # here, as drivers import this module too, and begin sooner without
+
         pytest.skip(f"no cgroup with {' and '.join(missing)} can be made here; tests/machine/run has some")
     directory = above / f"agent-runtime-test.{secrets.token_hex(4)}"
     directory.mkdir()

@@ -95,6 +95,7 @@ neighbour = Member(other, FAMILY, "2")
 neighbour.lines(2)
 tool_exit = int(os.read(told, 100))
 alive = group.pids() == {leader} and len(other.pids()) == 2
+limited = group.events().at_memory_limit > 0
 counted = [group.events().oom_kills, other.events().oom_kills]
 report = sweep(group)
 os.waitpid(leader, 0)
@@ -102,10 +103,10 @@ counted.append(group.events().oom_kills)
 other.kill()
 neighbour.end()
 gone = group.remove(20) and other.remove(20)
-print(json.dumps([tool_exit, alive, counted, group.events().oom, report.survivors, gone]))
+print(json.dumps([tool_exit, alive, limited, counted, group.events().oom, report.survivors, gone]))
 """,
     )
-    assert answer == [-9, True, [1, 0, 1], True, 0, True]
+    assert answer == [-9, True, True, [1, 0, 1], True, 0, True]
 
 
 def test_a_cli_that_takes_all_memory_ends_as_out_of_memory(container: Path) -> None:
@@ -248,7 +249,7 @@ def test_a_controller_that_was_not_handed_down_is_missed_at_start(container: Pat
     below.mkdir()
 
     assert drive(below, REFUSED, json.dumps({"pids": 50})) == "prepared"
-    # The next one begins in a cgroup from which controllers are handed down: left once, it cannot be entered again.
+    # The next one begins in a cgroup from which controllers are handed down: no process can be moved below it.
     refused = drive(below, REFUSED, json.dumps({"pids": 50, "memory_bytes": 64 * MEBIBYTE}))
 
     assert refused.startswith(
