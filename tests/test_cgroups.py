@@ -22,7 +22,7 @@ from agent_runtime.errors import CannotStart, ErrorClass
 from agent_runtime.evidence import Channel, Sighting
 from agent_runtime.state import Outcome, StopReason
 from agent_runtime.verdict import Ending, Result, verdict
-from tests.cgroup_children import NESTED, NOBODY, Member, decoy, inside, own_cgroup
+from tests.cgroup_children import NESTED, NOBODY, Member, decoy, erase, inside, own_cgroup
 from tests.families import BOMB, FAMILY, PATIENCE_SECONDS, RUNNER, descriptors, eventually, run_driver
 from tests.test_containment import ESCAPE, ESCAPED
 
@@ -82,13 +82,8 @@ def group(groups: Groups) -> Iterator[Group]:
     """A group of its own, of which nothing is left."""
     made = groups.make(f"test.{secrets.token_hex(4)}")
     yield made
-    directory = made.directory
     made.close()
-    again = Group(directory) if directory.exists() else None
-    if again is not None:
-        again.kill()
-        again.wait_until_empty(time.monotonic() + PATIENCE_SECONDS)
-        assert again.remove(PATIENCE_SECONDS)
+    erase(made.directory)
 
 
 # -- finding out
@@ -284,8 +279,11 @@ def test_groups_that_a_child_made_end_and_go_with_its_own(group: Group) -> None:
 
 def test_nobody_else_is_touched(groups: Groups) -> None:
     """P10: the same mark, the same session, a name alike, a group alike."""
-    one, other = groups.make("decoys.1"), groups.make("decoys.10")
-    try:
+    with contextlib.ExitStack() as stack:
+        one, other = groups.make("decoys.1"), groups.make("decoys.10")
+        for made in (one, other):
+            stack.callback(erase, made.directory)
+            stack.callback(made.close)
         neighbour = Member(other, FAMILY, "6")
         neighbour.lines(6)
         member = Member(one, FAMILY, "6")
@@ -296,11 +294,6 @@ def test_nobody_else_is_touched(groups: Groups) -> None:
         other.kill()
         member.end()
         neighbour.end()
-    finally:
-        for made in (one, other):
-            made.kill()
-            assert made.wait_until_empty(time.monotonic() + PATIENCE_SECONDS)
-            assert made.remove(PATIENCE_SECONDS)
 
 
 def test_a_kill_needs_no_free_descriptor() -> None:
