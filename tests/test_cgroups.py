@@ -234,8 +234,9 @@ def test_who_leaves_its_family_does_not_leave_its_group(group: Group) -> None:
 
 @pytest.mark.parametrize("program", [RUNNER, BOMB], ids=["runner", "bomb"])
 @as_root
-def test_who_forks_without_pause_is_ended(group: Group, program: str) -> None:
+def test_who_forks_without_pause_is_ended(group: Group, program: str, request: pytest.FixtureRequest) -> None:
     """P3: within 2 s; asserted with ten times that. A user of its own, so that its processes can be bounded."""
+    how = request.node.callspec.params["groups"]
     member = Member(group, program, user=54321, most=150)
     member.go()
     member.lines(1)
@@ -247,6 +248,7 @@ def test_who_forks_without_pause_is_ended(group: Group, program: str) -> None:
     assert report.survivors == 0
     assert not group.populated
     assert report.seconds < 20
+    assert (group.directory / "cgroup.freeze").read_text() == ("1\n" if how == "one by one" else "0\n")
     member.end()
 
 
