@@ -187,9 +187,8 @@ group = groups.make("slow.1")
 member = Member(group, RUNNER)
 member.go()
 member.lines(1)
-throttled = lambda: cgroup_group._counters((group.directory / "cpu.stat").read_bytes())["nr_throttled"]
-from agent_runtime import cgroup_group
-slowed = eventually(lambda: throttled() > 3)
+throttled = lambda: int((group.directory / "cpu.stat").read_text().split("nr_throttled ")[1].split()[0])
+slowed = eventually(lambda: throttled() > 3) and (group.directory / "cpu.max").read_text() == "5000 100000\\n"
 report = sweep(group)
 member.end()
 print(json.dumps([slowed, report.survivors, report.seconds, group.remove(20)]))
