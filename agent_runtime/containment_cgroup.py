@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from agent_runtime.containment import Look
 
@@ -15,8 +15,10 @@ class CgroupLayer:
     """
     End what is in an attempt's cgroup: one read to look, one write to kill.
 
-    Only descriptors are used that the group has open already.
+    Only descriptors are used that the group has open already. The keeper is not in the group: the child joins it.
     """
+
+    ends_keeper: ClassVar[bool] = False
 
     def __init__(self, group: Group) -> None:
         self._group = group
