@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import AdmissionError, ErrorClass, TokenLimited
-from agent_runtime.model import SUCCESS, Answer, rfc3339
+from agent_runtime.model import SUCCESS, Answer, Metadata, rfc3339
 from agent_runtime.problem import problem
 from agent_runtime.standing import UNKNOWN_LIMIT_SECONDS
 from agent_runtime.state import Outcome
@@ -17,7 +17,7 @@ from agent_runtime.verdict import SENTENCES
 
 if TYPE_CHECKING:
     from agent_runtime.execution import Execution
-    from agent_runtime.model import ExecutionRecord, Metadata
+    from agent_runtime.model import ExecutionRecord
 
 
 OVERLOADED_RETRY_SECONDS = 30

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
 from agent_runtime.errors import STATUS_BY_CLASS, ErrorClass
-from agent_runtime.model import rfc3339
-
-if TYPE_CHECKING:
-    from agent_runtime.model import Metadata
+from agent_runtime.model import Metadata, rfc3339
 
 MEDIA_TYPE = "application/problem+json"
 

@@ -60,7 +60,14 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     The body of ``POST /api/task``.
 
     Attributes:
+        message: The prompt.
+        execution_id: The caller's own name for it, by which to ask again; None: one is made up.
+        model: None: the CLI's own choice.
+        system_prompt: Appended to the CLI's own.
         timeout_seconds: From admission to the answer; None: the setting's.
+        resume_session_id: A session of the CLI to go on with.
+        mcp_config: As the CLI's ``--mcp-config`` takes it.
+        async_result: Answer 202 at once.
         park_seconds: How long it may wait for a newer token; None: the setting's.
         persist_session: Accepted for old callers; sessions are always kept.
         traceparent: As the header of that name, which wins; kept with the task, so that a resumed attempt has it too.

@@ -39,6 +39,10 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("starting",),
     # HTTP: parse, call, serialise
     ("api.app",),
+    ("api.openapi",),
+    ("api.schemas", "api.examples"),
+    ("api.operations",),
+    ("api.bodies",),
     ("api.event_stream", "api.metrics", "api.access_log"),
     ("api.streams",),
     ("api.connections",),

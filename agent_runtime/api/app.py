@@ -21,6 +21,8 @@ from agent_runtime.api import streams
 from agent_runtime.api.access import refuse_rebinding
 from agent_runtime.api.access_log import EXECUTION_ID, TRACE_ID
 from agent_runtime.api.event_stream import event_stream
+from agent_runtime.api.openapi import RouteRow, document
+from agent_runtime.api.operations import LIST_DEFAULT, LIST_LIMIT
 from agent_runtime.api.problems import problem_response
 from agent_runtime.errors import (
     STATUS_BY_CLASS,
@@ -55,7 +57,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BODY_LIMIT_BYTES = 8 * 1024 * 1024
-LIST_LIMIT = 200
 
 Handler = "Callable[[Api, Request], Awaitable[Response]]"
 
@@ -137,7 +138,7 @@ def _preferences(request: Request) -> list[str]:
 async def list_executions(api: Api, request: Request) -> Response:
     """List records, newest first."""
     query = request.query_params
-    limit = query.get("limit", "50")
+    limit = query.get("limit", str(LIST_DEFAULT))
     if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= LIST_LIMIT):
         raise InvalidRequest(f"limit: must be a whole number from 1 to {LIST_LIMIT}")
     for name, choices in (("state", Phase), ("outcome", Outcome)):
@@ -375,6 +376,13 @@ async def _loop_lag() -> float:
     return time.perf_counter() - asked
 
 
+async def openapi(api: Api, request: Request) -> Response:
+    """Describe all of this."""
+    rows = tuple(RouteRow(entry.method, entry.path, entry.handler.__doc__ or "", entry.open) for entry in ROUTES)
+    header = api.supervisor.settings.access_header
+    return Response(document(rows, header, api.access.required), media_type="application/json")
+
+
 ROUTES: tuple[Entry, ...] = (
     Entry("POST", "/api/task", post_task),
     Entry("GET", "/api/executions", list_executions),
@@ -394,6 +402,7 @@ ROUTES: tuple[Entry, ...] = (
     Entry("GET", "/readyz", readyz, open=True),
     Entry("GET", "/health", health, open=True),
     Entry("GET", "/api/health", health, open=True),
+    Entry("GET", "/openapi.json", openapi),
 )
 
 OPEN_PATHS = frozenset(entry.path for entry in ROUTES if entry.open)

@@ -1,0 +1,239 @@
+"""
+What the OpenAPI document says of each route beyond the route's own row: bodies, errors, parameters.
+
+A test compares the keys with the routes' table, and what a real supervisor answers with the types named here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent_runtime.answers import Success
+from agent_runtime.api import bodies
+from agent_runtime.errors import ErrorClass
+from agent_runtime.events import Event
+from agent_runtime.model import ExecutionRecord
+from agent_runtime.state import Outcome, Phase
+from agent_runtime.task import Task
+
+LIST_DEFAULT = 50
+LIST_LIMIT = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """
+    One route, as it is described.
+
+    Attributes:
+        answers: Types of the JSON bodies, by status; several are alternatives.
+        events: Of a stream: what stands in ``data``, by the event's name; None: any JSON object.
+        text: Media type of a 200 that is neither JSON nor a stream.
+        errors: Beside those of every route that needs the key.
+        more: Further sentences, after the handler's own.
+    """
+
+    id: str
+    tag: str
+    answers: dict[int, tuple[type, ...]] = field(default_factory=dict)
+    events: dict[str, type | None] = field(default_factory=dict)
+    text: str | None = None
+    errors: tuple[ErrorClass, ...] = ()
+    parameters: tuple[str, ...] = ()
+    body: type | None = None
+    body_required: bool = True
+    more: str = ""
+
+
+EXECUTION_ERRORS = (
+    ErrorClass.AUTH,
+    ErrorClass.NO_TOKEN,
+    ErrorClass.BILLING,
+    ErrorClass.RATE_LIMIT,
+    ErrorClass.OVERLOADED,
+    ErrorClass.UPSTREAM,
+    ErrorClass.NETWORK,
+    ErrorClass.LOST_RESULT,
+    ErrorClass.TIMEOUT,
+    ErrorClass.STALLED,
+    ErrorClass.MAX_TURNS,
+    ErrorClass.MODEL,
+    ErrorClass.INVALID_REQUEST,
+    ErrorClass.SIGNAL,
+    ErrorClass.OOM,
+    ErrorClass.SPAWN,
+    ErrorClass.INTERRUPTED,
+    ErrorClass.ERROR,
+)
+"""How an execution can fail."""
+
+TAGS = {
+    "executions": "Tasks, and what became of them.",
+    "token": "The credential in the secret file.",
+    "supervisor": "Drain, readiness, and one page of everything.",
+}
+
+_STREAM_MORE = (
+    "A comment comes at least every 15 seconds. A reader that is slow costs nothing: it is told of what it missed."
+)
+
+OPERATIONS: dict[tuple[str, str], Operation] = {
+    ("POST", "/api/task"): Operation(
+        id="postTask",
+        tag="executions",
+        answers={200: (Success,), 202: (bodies.Accepted,)},
+        errors=(
+            *EXECUTION_ERRORS,
+            ErrorClass.BUSY,
+            ErrorClass.DRAINING,
+            ErrorClass.CONFLICT,
+            ErrorClass.TOO_LARGE,
+        ),
+        parameters=("Prefer",),
+        body=Task,
+        more=(
+            "The same `execution_id` again joins while it runs, gets the kept answer after a success, and begins a new "
+            "attempt after a failure. Unknown fields are ignored and named in `metadata.ignored_fields`."
+        ),
+    ),
+    ("GET", "/api/executions"): Operation(
+        id="listExecutions",
+        tag="executions",
+        answers={200: (bodies.ExecutionPage,)},
+        errors=(ErrorClass.INVALID_REQUEST,),
+        parameters=("state", "outcome", "limit", "cursor"),
+    ),
+    ("GET", "/api/executions/running"): Operation(
+        id="listRunning", tag="executions", answers={200: (bodies.RunningExecutions,)}
+    ),
+    ("GET", "/api/executions/{id}"): Operation(
+        id="getExecution",
+        tag="executions",
+        answers={200: (ExecutionRecord,)},
+        errors=(ErrorClass.NOT_FOUND,),
+        parameters=("id",),
+    ),
+    ("GET", "/api/executions/{id}/status"): Operation(
+        id="getExecutionStatus",
+        tag="executions",
+        answers={200: (bodies.ExecutionStatus,)},
+        errors=(ErrorClass.NOT_FOUND,),
+        parameters=("id",),
+    ),
+    ("GET", "/api/executions/{id}/result"): Operation(
+        id="getExecutionResult",
+        tag="executions",
+        answers={200: (bodies.KeptResult,), 202: (bodies.Accepted,)},
+        errors=(ErrorClass.NOT_FOUND,),
+        parameters=("id",),
+        more="Where the execution is known and its answer is not kept, `code` is `no_retained_result`.",
+    ),
+    ("GET", "/api/executions/{id}/stream"): Operation(
+        id="streamExecution",
+        tag="executions",
+        events={"state": bodies.StreamState, "message": None, "gap": bodies.StreamGap, "end": bodies.StreamEnd},
+        errors=(ErrorClass.NOT_FOUND, ErrorClass.INVALID_REQUEST, ErrorClass.BUSY),
+        parameters=("id", "Last-Event-ID", "last_event_id"),
+        more=f"`message` is one frame of the CLI; its `id` is the number of its line, from 1. {_STREAM_MORE}",
+    ),
+    ("POST", "/api/executions/{id}/terminate"): Operation(
+        id="terminateExecution",
+        tag="executions",
+        answers={200: (bodies.Termination,)},
+        errors=(ErrorClass.NOT_FOUND,),
+        parameters=("id",),
+    ),
+    ("GET", "/api/events"): Operation(
+        id="streamEvents",
+        tag="supervisor",
+        events={"*": Event, "gap": bodies.StreamGap, "end": bodies.EventsEnd},
+        errors=(ErrorClass.INVALID_REQUEST, ErrorClass.BUSY),
+        parameters=("Last-Event-ID", "last_event_id"),
+        more=f"The name of an event is its `type`. {_STREAM_MORE}",
+    ),
+    ("GET", "/api/token"): Operation(id="getToken", tag="token", answers={200: (bodies.TokenReport,)}),
+    ("POST", "/api/credentials/reload-token"): Operation(
+        id="reloadToken",
+        tag="token",
+        answers={200: (bodies.Reloaded,)},
+        errors=(ErrorClass.INVALID_REQUEST, ErrorClass.TOO_LARGE, ErrorClass.NOT_WRITABLE),
+        body=bodies.NewToken,
+        body_required=False,
+        more="A refused or limited token is tried at once.",
+    ),
+    ("POST", "/api/drain"): Operation(id="startDrain", tag="supervisor", answers={200: (bodies.DrainState,)}),
+    ("DELETE", "/api/drain"): Operation(id="callOffDrain", tag="supervisor", answers={200: (bodies.DrainState,)}),
+    ("GET", "/livez"): Operation(id="isAlive", tag="supervisor", answers={200: (bodies.Alive,)}),
+    ("GET", "/readyz"): Operation(
+        id="isReady", tag="supervisor", answers={200: (bodies.Ready,), 503: (bodies.Unready,)}
+    ),
+    **{
+        ("GET", path): Operation(
+            id=name,
+            tag="supervisor",
+            answers={200: (bodies.Health, bodies.HealthInBrief)},
+            errors=(ErrorClass.INVALID_REQUEST,),
+        )
+        for path, name in (("/health", "getHealth"), ("/api/health", "getApiHealth"))
+    },
+    ("GET", "/openapi.json"): Operation(id="getOpenapi", tag="supervisor", answers={200: (dict,)}),
+}
+
+
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "id": {
+        "name": "id",
+        "in": "path",
+        "required": True,
+        "description": "The execution's id.",
+        "schema": {"type": "string", "minLength": 1},
+        "example": "fix-1",
+    },
+    "Prefer": {
+        "name": "Prefer",
+        "in": "header",
+        "description": "`respond-async` (RFC 7240): answer 202 at once, as with `async_result`.",
+        "schema": {"type": "string"},
+        "example": "respond-async",
+    },
+    "Last-Event-ID": {
+        "name": "Last-Event-ID",
+        "in": "header",
+        "description": "The `id` of the last event the reader has: the stream goes on exactly after it.",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+        "example": "17",
+    },
+    "last_event_id": {
+        "name": "last_event_id",
+        "in": "query",
+        "description": "The same, for those who cannot send the header; the header wins.",
+        "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
+        "example": "17",
+    },
+    "state": {
+        "name": "state",
+        "in": "query",
+        "description": "Only those that are in this state.",
+        "schema": {"type": "string", "enum": [str(phase) for phase in Phase]},
+    },
+    "outcome": {
+        "name": "outcome",
+        "in": "query",
+        "description": "Only those that ended so.",
+        "schema": {"type": "string", "enum": [str(outcome) for outcome in Outcome]},
+    },
+    "limit": {
+        "name": "limit",
+        "in": "query",
+        "description": "How many records the page holds at most.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": LIST_LIMIT, "default": LIST_DEFAULT},
+    },
+    "cursor": {
+        "name": "cursor",
+        "in": "query",
+        "description": "`next_cursor` of the page before.",
+        "schema": {"type": "string"},
+    },
+}
+"""The keys are those in :attr:`Operation.parameters`."""
