@@ -217,6 +217,7 @@ class Settings:
     resume_interrupted: bool = _setting(_boolean, "go on at start with executions that were interrupted", default=False)
     keep_partial: bool = _setting(_boolean, "keep partial messages in the transcript", default=False)
     strict: bool = _setting(_boolean, "unknown fields of a request are an error", default=False)
+    page: bool = _setting(_boolean, "show a page for people at /", default=True)
     log_format: str = _setting(_one_of("text", "json"), "text or json", "text")
     log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "debug, info, warning or error", "info")
     access_log: bool = _setting(_boolean, "a log line for each request; probes at level debug", default=True)

@@ -46,7 +46,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("api.event_stream", "api.metrics", "api.access_log"),
     ("api.streams",),
     ("api.connections",),
-    ("api.problems", "api.access"),
+    ("api.problems", "api.access", "api.page"),
     ("api",),
     # policy: admission, slots, owners, switching, drain
     ("resumption",),

@@ -179,12 +179,13 @@ def test_every_answer_of_a_success_is_described(running: Supervised, description
     for path in ("/fine", "/fine/status", "/fine/result", "/running", "", "?limit=1&state=finished&outcome=success"):
         description.check(get(f"/api/executions{path}"))
     assert description.check(running.post(OK, execution_id="fine")).json()["status"] == "success"
-    for path in ("/livez", "/readyz", "/health", "/api/health", "/api/token"):
+    for path in ("/", "/livez", "/readyz", "/health", "/api/health", "/api/token"):
         description.check(get(path))
-    with running.client.stream("GET", "/api/events") as response:
-        for event in description.check_stream(response):
-            if event["event"] == "execution.finished":
-                break
+    for position, last in (("", "execution.finished"), ("?last_event_id=1", "gap")):
+        with running.client.stream("GET", f"/api/events{position}") as response:
+            for event in description.check_stream(response):
+                if event["event"] == last:
+                    break
 
 
 def test_what_runs_is_turned_away_or_is_cancelled_is_described(

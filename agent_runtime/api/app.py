@@ -23,6 +23,7 @@ from agent_runtime.api.access_log import EXECUTION_ID, TRACE_ID
 from agent_runtime.api.event_stream import event_stream
 from agent_runtime.api.openapi import RouteRow, document
 from agent_runtime.api.operations import LIST_DEFAULT, LIST_LIMIT
+from agent_runtime.api.page import page_response
 from agent_runtime.api.problems import problem_response
 from agent_runtime.errors import (
     STATUS_BY_CLASS,
@@ -336,6 +337,7 @@ async def health(api: Api, request: Request) -> Response:
         {
             "status": status,
             "version": __version__,
+            "unready": supervisor.unready and dict(zip(("reason", "detail"), supervisor.unready, strict=True)),
             "token": {
                 "state": supervisor.desk.state,
                 "generation": supervisor.secret.status.generation.number
@@ -376,6 +378,11 @@ async def _loop_lag() -> float:
     return time.perf_counter() - asked
 
 
+async def page(api: Api, request: Request) -> Response:
+    """Show what goes on, in a browser; the page itself holds no data and asks for the access key."""
+    return page_response(is_on=api.supervisor.settings.page)
+
+
 async def openapi(api: Api, request: Request) -> Response:
     """Describe all of this."""
     rows = tuple(RouteRow(entry.method, entry.path, entry.handler.__doc__ or "", entry.open) for entry in ROUTES)
@@ -403,6 +410,7 @@ ROUTES: tuple[Entry, ...] = (
     Entry("GET", "/health", health, open=True),
     Entry("GET", "/api/health", health, open=True),
     Entry("GET", "/openapi.json", openapi),
+    Entry("GET", "/", page, open=True),
 )
 
 OPEN_PATHS = frozenset(entry.path for entry in ROUTES if entry.open)

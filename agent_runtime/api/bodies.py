@@ -198,6 +198,13 @@ class HealthInBrief(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     status: Literal["ok", "degraded"]
 
 
+class HealthUnready(msgspec.Struct, kw_only=True):
+    """Why a task sent now would be turned away, as ``/readyz`` says it."""
+
+    reason: str
+    detail: str
+
+
 class HealthToken(msgspec.Struct, kw_only=True):
     """The token, in brief."""
 
@@ -258,6 +265,7 @@ class Health(msgspec.Struct, kw_only=True):
 
     status: Literal["ok", "degraded"]
     version: str
+    unready: HealthUnready | None
     token: HealthToken
     slots: HealthSlots
     queue: HealthQueue

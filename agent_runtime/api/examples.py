@@ -92,6 +92,7 @@ _RECORD = {
 _HEALTH = {
     "status": "ok",
     "version": "0.1.0",
+    "unready": None,
     "token": {"state": "ready", "generation": 2, "error": None},
     "slots": {"total": 4, "busy": 1},
     "queue": {"limit": 16, "length": 0},

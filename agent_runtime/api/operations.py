@@ -177,6 +177,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         )
         for path, name in (("/health", "getHealth"), ("/api/health", "getApiHealth"))
     },
+    ("GET", "/"): Operation(id="getPage", tag="supervisor", text="text/html", errors=(ErrorClass.NOT_FOUND,)),
     ("GET", "/openapi.json"): Operation(id="getOpenapi", tag="supervisor", answers={200: (dict,)}),
 }
 

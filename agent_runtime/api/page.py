@@ -1,0 +1,73 @@
+"""The page at ``/``: one file, served with a policy that lets nothing else in."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+
+from starlette.responses import Response
+
+from agent_runtime.errors import NotFound
+
+FILE = "page.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The file, and the headers it is sent with."""
+
+    body: bytes
+    headers: dict[str, str]
+
+
+@functools.cache
+def load() -> Page:
+    """Read the page once; its one script and its one style sheet are allowed by their digests, and nothing else is."""
+    body = (resources.files("agent_runtime.api") / FILE).read_bytes()
+    policy = "; ".join(
+        (
+            "default-src 'none'",
+            f"script-src '{_digest(body, b'script')}'",
+            f"style-src '{_digest(body, b'style')}'",
+            "connect-src 'self'",
+            "img-src data:",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+            "require-trusted-types-for 'script'",
+            "trusted-types 'none'",
+        )
+    )
+    headers = {
+        "content-security-policy": policy,
+        "x-content-type-options": "nosniff",
+        "x-frame-options": "DENY",
+        "referrer-policy": "no-referrer",
+        "cross-origin-opener-policy": "same-origin",
+        "cross-origin-resource-policy": "same-origin",
+        "cache-control": "no-cache",
+    }
+    return Page(body, headers)
+
+
+def page_response(*, is_on: bool) -> Response:
+    """
+    Answer ``GET /``.
+
+    Raises:
+        NotFound: The page is turned off.
+    """
+    if not is_on:
+        raise NotFound("there is nothing at this path")
+    page = load()
+    return Response(page.body, headers=page.headers, media_type="text/html")
+
+
+def _digest(body: bytes, tag: bytes) -> str:
+    """Name the content of the only element *tag*, as a policy names it."""
+    _, _, rest = body.partition(b"<" + tag + b">")
+    content, _, _ = rest.partition(b"</" + tag + b">")
+    return "sha256-" + base64.b64encode(hashlib.sha256(content).digest()).decode()
