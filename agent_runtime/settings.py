@@ -325,6 +325,7 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
 
 
 OWN_VARIABLES = {
-    PREFIX + name for name in ("EXECUTION_ID", "ATTEMPT_MARK", "URL", "TEST_CLAUDE", "TEST_REQUIRE_CLAUDE")
+    *(PREFIX + name for name in ("EXECUTION_ID", "ATTEMPT_MARK", "URL", "TEST_CLAUDE", "TEST_REQUIRE_CLAUDE")),
+    *(PREFIX + name for name in ("TEST_REQUIRE_BROWSER", "TEST_AXE", "TEST_SCREENSHOTS")),
 }
 """Variables with our prefix that are no settings: set for children, read by the commands or by the tests."""

@@ -92,7 +92,7 @@ class Scene:
         eventually(lambda: self.state_of(name) == state)
 
 
-REFUSED = [
+REFUSED: list[dict[str, Any]] = [
     {"do": "api_error", "status": 401, "when": "first"},
     {"do": "hang", "when": "first"},
     {"do": "assistant", "text": "Back on the new token; the migration is written."},
@@ -135,7 +135,7 @@ def scene(home: Path, *flags: str, pace: Callable[[], object] = lambda: None) ->
         pace()
         running.write_token(json.dumps({"token": THIRD, "subscription": "team-b <b>bold</b>"}))
         eventually(lambda: running.get("/api/token")["generation"] == 3)
-        output = [
+        output: list[dict[str, Any]] = [
             {"do": "tool_use", "command": "npm test -- --watch=false", "id": "t1"},
             {"do": "tool_result", "content": "12 passed, 1 failed\n  ✕ rounds to even (4 ms)", "id": "t1"},
             {"do": "assistant", "text": f"One test is red. It prints {HOSTILE} and I am looking at why."},

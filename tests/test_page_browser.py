@@ -11,7 +11,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
-from tests.browser import DESKTOP, HOSTILE, KEY, PHONE, Scene, chromium, looks, refuse_the_token, scene
+from tests.browser import DESKTOP, HOSTILE, KEY, PHONE, REQUIRED, Scene, chromium, looks, refuse_the_token, scene
 from tests.supervised import Supervised, eventually, supervised
 from tests.test_executions import OK, holding
 
@@ -234,7 +234,7 @@ def test_it_fits_every_screen(window: Chrome, busy: Scene, size: tuple[int, int]
 def test_axe_finds_nothing(window: Chrome, tmp_path: Path, dark: bool) -> None:
     path = os.environ.get(AXE)
     if not path:
-        pytest.skip(f"no axe-core: set {AXE} to its axe.min.js")
+        (pytest.fail if os.environ.get(REQUIRED) == "1" else pytest.skip)(f"no axe-core: set {AXE} to its axe.min.js")
     script = Path(path).read_text()
     look = "const done = arguments[0]; axe.run(document).then(done, error => done({violations: [{id: String(error)}]}))"
     window.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})
