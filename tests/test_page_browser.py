@@ -330,6 +330,45 @@ def test_it_outlives_a_restart_of_the_supervisor(window: Chrome, tmp_path: Path)
         assert word(window, "before") == "success"
 
 
+def test_a_tab_that_nobody_looks_at_holds_no_stream(window: Chrome, busy: Scene) -> None:
+    live(window, busy.running, "#upgrade-deps")
+    eventually(lambda: text(window, "#stream-state") == "live")
+    open_streams: dict[str, str] = {}
+    eventually(lambda: len(connections(window, open_streams)) == 2)
+    hide = (
+        "Object.defineProperty(document, 'hidden', {value: arguments[0], configurable: true});"
+        "document.dispatchEvent(new Event('visibilitychange'))"
+    )
+    window.execute_script(hide, True)
+    assert text(window, "#link") == "Paused"
+    eventually(lambda: not connections(window, open_streams))
+
+    window.execute_script(hide, False)
+    eventually(lambda: text(window, "#link") == "Live" and text(window, "#stream-state") == "live")
+    eventually(lambda: len(connections(window, open_streams)) == 2)
+
+
+def connections(window: Chrome, started: dict[str, str]) -> dict[str, str]:
+    """Follow in the browser's log which streams have begun and not ended."""
+    for entry in window.get_log("performance"):  # type: ignore[no-untyped-call]
+        message = json.loads(entry["message"])["message"]
+        request = message["params"].get("requestId", "")
+        if message["method"] == "Network.requestWillBeSent":
+            url = message["params"]["request"]["url"]
+            if url.endswith(("/api/events", "/stream")):
+                started[request] = url
+        elif message["method"] in ("Network.loadingFinished", "Network.loadingFailed"):
+            started.pop(request, None)
+    return started
+
+
+def test_what_the_supervisor_refuses_to_the_page_is_said(window: Chrome, busy: Scene) -> None:
+    looks(window)
+    window.get(busy.running.url.replace("127.0.0.1", "page.localhost") + "/")
+
+    eventually(lambda: "Host: must be an address" in text(window, "#banner"))
+
+
 def test_many_executions_and_much_output_are_cut(window: Chrome, tmp_path: Path) -> None:
     flood = {"do": "assistant", "text": "One more line.", "times": 1200}
     with supervised(tmp_path, flags=("--slots", "8", "--queue", "100")) as running:
