@@ -12,7 +12,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests.browser import DESKTOP, HOSTILE, KEY, PHONE, REQUIRED, Scene, chromium, looks, refuse_the_token, scene
-from tests.supervised import Supervised, eventually, supervised
+from tests.supervised import NEW, Supervised, eventually, supervised
 from tests.test_executions import OK, holding
 
 if TYPE_CHECKING:
@@ -175,6 +175,21 @@ def test_it_follows_what_happens_and_shows_output_as_text_only(window: Chrome, b
     assert window.title == "agent_runtime"
     assert count(window, "#log img, #log script, #token-facts b") == 0
     assert complaints(window) == []
+
+
+def test_events_alone_bring_what_happens(window: Chrome, tmp_path: Path) -> None:
+    no_polling = {"source": "window.setInterval = () => 0"}
+    script = window.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", no_polling)
+    try:
+        with supervised(tmp_path) as running:
+            live(window, running)
+            assert find(window, "#empty").is_displayed()
+            running.post(OK, execution_id="told")
+            eventually(lambda: count(window, "#rows li") == 1 and word(window, "told") == "success")
+            running.write_token(NEW)
+            eventually(lambda: text(window, "#token-name") == "generation 2")
+    finally:
+        window.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", script)
 
 
 def test_evidence_and_stops_are_told_of_each_attempt(window: Chrome, busy: Scene) -> None:
