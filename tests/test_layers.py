@@ -39,7 +39,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("starting",),
     # HTTP: parse, call, serialise
     ("api.app",),
-    ("api.openapi",),
+    ("api.openapi", "api.health"),
     ("api.schemas", "api.examples"),
     ("api.operations",),
     ("api.bodies",),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from starlette.applications import Starlette
@@ -16,11 +14,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agent_runtime import __version__, secret_content
+from agent_runtime import secret_content
 from agent_runtime.api import streams
 from agent_runtime.api.access import refuse_rebinding
 from agent_runtime.api.access_log import EXECUTION_ID, TRACE_ID
 from agent_runtime.api.event_stream import event_stream
+from agent_runtime.api.health import report
 from agent_runtime.api.openapi import RouteRow, document
 from agent_runtime.api.operations import LIST_DEFAULT, LIST_LIMIT
 from agent_runtime.api.page import page_response
@@ -327,55 +326,17 @@ async def health(api: Api, request: Request) -> Response:
     """Show one page of everything; without the access key only whether all is well."""
     supervisor = api.supervisor
     is_well = supervisor.unready is None and supervisor.archive.records.trouble is None
-    status = "ok" if is_well else "degraded"
+    status: Literal["ok", "degraded"] = "ok" if is_well else "degraded"
     if api.access.required and not api.access.allows(request):
         return _json({"status": status})
     if not api.access.required:
         refuse_rebinding(request)
-    disk = os.statvfs(supervisor.archive.transcripts.directory)
-    return _json(
-        {
-            "status": status,
-            "version": __version__,
-            "unready": supervisor.unready and dict(zip(("reason", "detail"), supervisor.unready, strict=True)),
-            "token": {
-                "state": supervisor.desk.state,
-                "generation": supervisor.secret.status.generation.number
-                if supervisor.secret.status.generation
-                else None,
-                "error": supervisor.secret.status.error,
-            },
-            "slots": {
-                "total": supervisor.slots.total,
-                "busy": supervisor.slots.busy,
-                "unkillable": supervisor.unkillable.slots,
-            },
-            "queue": {"limit": supervisor.slots.queue_limit, "length": supervisor.slots.queue_length},
-            "active_tasks": len(supervisor.running),
-            "last_task_at": _time(supervisor.last_task_at),
-            "consecutive_failures": supervisor.consecutive_failures,
-            "draining": supervisor.draining,
-            "connections": {"open": len(api.connections), "limit": api.connections.limit},
-            "streams": {"open": api.streams.count, "limit": api.streams.limit},
-            "delivery": supervisor.deliveries.state,
-            "containment": supervisor.containment.state,
-            "disk": {"free_bytes": disk.f_bavail * disk.f_frsize, "error": supervisor.archive.records.trouble},
-            "loop_lag_seconds": round(await _loop_lag(), 6),
-            "uptime_seconds": round(time.time() - supervisor.started_at, 3),
-        }
-    )
+    return _json(await report(supervisor, status, api.connections, api.streams))
 
 
 async def metrics(api: Api, request: Request) -> Response:
     """Tell Prometheus what happened and what is so now."""
     return await api.metrics.response(request.headers.get("accept", ""))
-
-
-async def _loop_lag() -> float:
-    """Measure how long a ready task waits for its turn now."""
-    asked = time.perf_counter()
-    await asyncio.sleep(0)
-    return time.perf_counter() - asked
 
 
 async def page(api: Api, request: Request) -> Response:

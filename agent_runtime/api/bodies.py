@@ -6,7 +6,7 @@ Instants are RFC 3339 here, as callers see them.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -208,16 +208,22 @@ class HealthUnready(msgspec.Struct, kw_only=True):
 class HealthToken(msgspec.Struct, kw_only=True):
     """The token, in brief."""
 
-    state: TokenState
+    state: str
     generation: int | None
     error: str | None
 
 
 class HealthSlots(msgspec.Struct, kw_only=True):
-    """How many executions may run at once, and how many do."""
+    """
+    How many executions may run at once, and how many do.
+
+    Attributes:
+        unkillable: Slots that are held by processes which could not be ended.
+    """
 
     total: int
     busy: int
+    unkillable: int
 
 
 class HealthQueue(msgspec.Struct, kw_only=True):
@@ -225,6 +231,13 @@ class HealthQueue(msgspec.Struct, kw_only=True):
 
     limit: int
     length: int
+
+
+class HealthPlaces(msgspec.Struct, kw_only=True):
+    """How many there may be, and how many are open."""
+
+    open: int
+    limit: int
 
 
 class HealthDelivery(msgspec.Struct, kw_only=True):
@@ -260,6 +273,7 @@ class Health(msgspec.Struct, kw_only=True):
     Attributes:
         active_tasks: Executions that have a slot.
         consecutive_failures: Executions that failed since the last one that did not.
+        containment: How what an execution starts is kept together, and why so.
         loop_lag_seconds: How long a ready task waits for its turn now.
     """
 
@@ -273,7 +287,10 @@ class Health(msgspec.Struct, kw_only=True):
     last_task_at: str | None
     consecutive_failures: int
     draining: bool
+    connections: HealthPlaces
+    streams: HealthPlaces
     delivery: HealthDelivery
+    containment: dict[str, Any]
     disk: HealthDisk
     loop_lag_seconds: float
     uptime_seconds: float

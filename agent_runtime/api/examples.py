@@ -34,6 +34,7 @@ _METADATA = {
     "cli_version": "2.1.330",
     "ignored_fields": [],
     "retained": True,
+    "survivors": 0,
 }
 
 _SESSION = "5b1f3a5e-9a4c-4a5e-8f49-0a5d7c1e2b3f"
@@ -94,13 +95,16 @@ _HEALTH = {
     "version": "0.1.0",
     "unready": None,
     "token": {"state": "ready", "generation": 2, "error": None},
-    "slots": {"total": 4, "busy": 1},
+    "slots": {"total": 4, "busy": 1, "unkillable": 0},
     "queue": {"limit": 16, "length": 0},
     "active_tasks": 1,
     "last_task_at": "2026-11-18T10:26:40.001Z",
     "consecutive_failures": 0,
     "draining": False,
+    "connections": {"open": 3, "limit": 1024},
+    "streams": {"open": 2, "limit": 256},
     "delivery": {"delivery": "file", "reason": "proved for this CLI", "setting": "auto"},
+    "containment": {"setting": "auto"},
     "disk": {"free_bytes": 52613349376, "error": None},
     "loop_lag_seconds": 0.000021,
     "uptime_seconds": 3601.5,

@@ -131,8 +131,11 @@ def _responses(row: RouteRow, operation: Operation) -> dict[str, Any]:
         found[str(status)] = _answer(operation, status, kinds)
     if operation.events:
         found["200"] = _stream(operation)
-    if operation.text is not None:
-        found["200"] = {"description": "The text.", "content": {operation.text: {"schema": {"type": "string"}}}}
+    if operation.text:
+        found["200"] = {
+            "description": "The text.",
+            "content": {kind: {"schema": {"type": "string"}} for kind in operation.text},
+        }
     errors = dict.fromkeys((*operation.errors, *(() if row.open else _ALWAYS)))
     for status in sorted({STATUS_BY_CLASS[error] for error in errors}):
         found[str(status)] = _errors(status, [error for error in errors if STATUS_BY_CLASS[error] == status])

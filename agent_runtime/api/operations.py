@@ -29,7 +29,7 @@ class Operation:
     Attributes:
         answers: Types of the JSON bodies, by status; several are alternatives.
         events: Of a stream: what stands in ``data``, by the event's name; None: any JSON object.
-        text: Media type of a 200 that is neither JSON nor a stream.
+        text: Media types of a 200 that is neither JSON nor a stream.
         errors: Beside those of every route that needs the key.
         more: Further sentences, after the handler's own.
     """
@@ -38,7 +38,7 @@ class Operation:
     tag: str
     answers: dict[int, tuple[type, ...]] = field(default_factory=dict)
     events: dict[str, type | None] = field(default_factory=dict)
-    text: str | None = None
+    text: tuple[str, ...] = ()
     errors: tuple[ErrorClass, ...] = ()
     parameters: tuple[str, ...] = ()
     body: type | None = None
@@ -90,7 +90,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
             ErrorClass.CONFLICT,
             ErrorClass.TOO_LARGE,
         ),
-        parameters=("Prefer",),
+        parameters=("Prefer", "traceparent", "tracestate"),
         body=Task,
         more=(
             "The same `execution_id` again joins while it runs, gets the kept answer after a success, and begins a new "
@@ -177,7 +177,10 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         )
         for path, name in (("/health", "getHealth"), ("/api/health", "getApiHealth"))
     },
-    ("GET", "/"): Operation(id="getPage", tag="supervisor", text="text/html", errors=(ErrorClass.NOT_FOUND,)),
+    ("GET", "/metrics"): Operation(
+        id="getMetrics", tag="supervisor", text=("text/plain", "application/openmetrics-text")
+    ),
+    ("GET", "/"): Operation(id="getPage", tag="supervisor", text=("text/html",), errors=(ErrorClass.NOT_FOUND,)),
     ("GET", "/openapi.json"): Operation(id="getOpenapi", tag="supervisor", answers={200: (dict,)}),
 }
 
@@ -197,6 +200,19 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "description": "`respond-async` (RFC 7240): answer 202 at once, as with `async_result`.",
         "schema": {"type": "string"},
         "example": "respond-async",
+    },
+    "traceparent": {
+        "name": "traceparent",
+        "in": "header",
+        "description": "W3C Trace Context, given to every attempt; it wins over the field of the body.",
+        "schema": {"type": "string"},
+        "example": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    },
+    "tracestate": {
+        "name": "tracestate",
+        "in": "header",
+        "description": "Likewise.",
+        "schema": {"type": "string"},
     },
     "Last-Event-ID": {
         "name": "Last-Event-ID",

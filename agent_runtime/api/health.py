@@ -1,0 +1,56 @@
+"""One page of everything, for a person or a backend: what ``/health`` tells those who may know."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING, Literal
+
+from agent_runtime import __version__
+from agent_runtime.api import bodies
+from agent_runtime.model import rfc3339
+
+if TYPE_CHECKING:
+    from agent_runtime.api.connections import OpenConnections
+    from agent_runtime.api.streams import OpenStreams
+    from agent_runtime.supervisor import Supervisor
+
+
+async def report(
+    supervisor: Supervisor, status: Literal["ok", "degraded"], connections: OpenConnections, streams: OpenStreams
+) -> bodies.Health:
+    """Tell how it is now."""
+    unready, generation, slots = supervisor.unready, supervisor.secret.status.generation, supervisor.slots
+    disk = os.statvfs(supervisor.archive.transcripts.directory)
+    last_task_at = supervisor.last_task_at
+    return bodies.Health(
+        status=status,
+        version=__version__,
+        unready=None if unready is None else bodies.HealthUnready(reason=unready[0], detail=unready[1]),
+        token=bodies.HealthToken(
+            state=supervisor.desk.state,
+            generation=generation.number if generation else None,
+            error=supervisor.secret.status.error,
+        ),
+        slots=bodies.HealthSlots(total=slots.total, busy=slots.busy, unkillable=supervisor.unkillable.slots),
+        queue=bodies.HealthQueue(limit=slots.queue_limit, length=slots.queue_length),
+        active_tasks=len(supervisor.running),
+        last_task_at=None if last_task_at is None else rfc3339(last_task_at),
+        consecutive_failures=supervisor.consecutive_failures,
+        draining=supervisor.draining,
+        connections=bodies.HealthPlaces(open=len(connections), limit=connections.limit),
+        streams=bodies.HealthPlaces(open=streams.count, limit=streams.limit),
+        delivery=bodies.HealthDelivery(**supervisor.deliveries.state),
+        containment=supervisor.containment.state,
+        disk=bodies.HealthDisk(free_bytes=disk.f_bavail * disk.f_frsize, error=supervisor.archive.records.trouble),
+        loop_lag_seconds=round(await _loop_lag(), 6),
+        uptime_seconds=round(time.time() - supervisor.started_at, 3),
+    )
+
+
+async def _loop_lag() -> float:
+    """Measure how long a ready task waits for its turn now."""
+    asked = time.perf_counter()
+    await asyncio.sleep(0)
+    return time.perf_counter() - asked
