@@ -6,7 +6,7 @@ Instants are RFC 3339 here, as callers see them.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -254,6 +254,20 @@ class HealthDelivery(msgspec.Struct, kw_only=True):
     setting: str
 
 
+class HealthContainment(msgspec.Struct, kw_only=True):
+    """
+    How all that an attempt starts is kept together.
+
+    Attributes:
+        setting: What was asked for.
+        lacking: Why a better layer, by its name, is not to be had here.
+    """
+
+    layer: str
+    setting: str
+    lacking: dict[str, str]
+
+
 class HealthDisk(msgspec.Struct, kw_only=True):
     """
     Where records and transcripts are kept.
@@ -273,7 +287,6 @@ class Health(msgspec.Struct, kw_only=True):
     Attributes:
         active_tasks: Executions that have a slot.
         consecutive_failures: Executions that failed since the last one that did not.
-        containment: How what an execution starts is kept together, and why so.
         loop_lag_seconds: How long a ready task waits for its turn now.
     """
 
@@ -290,7 +303,7 @@ class Health(msgspec.Struct, kw_only=True):
     connections: HealthPlaces
     streams: HealthPlaces
     delivery: HealthDelivery
-    containment: dict[str, Any]
+    containment: HealthContainment
     disk: HealthDisk
     loop_lag_seconds: float
     uptime_seconds: float

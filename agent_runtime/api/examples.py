@@ -34,7 +34,6 @@ _METADATA = {
     "cli_version": "2.1.330",
     "ignored_fields": [],
     "retained": True,
-    "survivors": 0,
 }
 
 _SESSION = "5b1f3a5e-9a4c-4a5e-8f49-0a5d7c1e2b3f"
@@ -69,6 +68,7 @@ _RECORD = {
             "started_at": "2026-11-18T10:26:40.020Z",
             "ended_at": "2026-11-18T10:26:41.102Z",
             "exit_code": 0,
+            "survivors": 0,
             "stop_reason": "refused",
             "evidence": {
                 "rule": "api-401",
@@ -83,6 +83,7 @@ _RECORD = {
             "started_at": "2026-11-18T10:26:43.310Z",
             "ended_at": "2026-11-18T10:26:48.300Z",
             "exit_code": 0,
+            "survivors": 0,
             "stop_reason": None,
             "evidence": None,
         },
@@ -104,7 +105,7 @@ _HEALTH = {
     "connections": {"open": 3, "limit": 1024},
     "streams": {"open": 2, "limit": 256},
     "delivery": {"delivery": "file", "reason": "proved for this CLI", "setting": "auto"},
-    "containment": {"setting": "auto"},
+    "containment": {"layer": "scan", "setting": "auto", "lacking": {"cgroup": "the cgroup tree is read-only"}},
     "disk": {"free_bytes": 52613349376, "error": None},
     "loop_lag_seconds": 0.000021,
     "uptime_seconds": 3601.5,

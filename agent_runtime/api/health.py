@@ -42,7 +42,11 @@ async def report(
         connections=bodies.HealthPlaces(open=len(connections), limit=connections.limit),
         streams=bodies.HealthPlaces(open=streams.count, limit=streams.limit),
         delivery=bodies.HealthDelivery(**supervisor.deliveries.state),
-        containment=supervisor.containment.state,
+        containment=bodies.HealthContainment(
+            layer=supervisor.containment.kind.value,
+            setting=supervisor.containment.asked,
+            lacking=dict(supervisor.containment.lacking),
+        ),
         disk=bodies.HealthDisk(free_bytes=disk.f_bavail * disk.f_frsize, error=supervisor.archive.records.trouble),
         loop_lag_seconds=round(await _loop_lag(), 6),
         uptime_seconds=round(time.time() - supervisor.started_at, 3),
