@@ -143,7 +143,8 @@ def check(response: httpx.Response, asked: str) -> str:
         assert status in NO_FAILURES | {503}, asked
         return "head"
     if status < 400 or ("/readyz" in asked and status == 503):
-        assert kind.startswith(("application/json", "text/event-stream")), asked
+        of_people_and_prometheus = ("text/html", "text/plain; version=", "application/openmetrics-text")
+        assert kind.startswith(("application/json", "text/event-stream", *of_people_and_prometheus)), asked
         return str(status)
     assert kind == "application/problem+json", f"{asked}: {status} {kind} {response.text[:200]}"
     problem = response.json()
