@@ -64,12 +64,13 @@ NURSERY_NAME, KEEPER_NAME = b"agent-nursery", b"agent-keeper"
 MESSAGE_BYTES = 9
 MOST_DESCRIPTORS = 8
 
-_SIGHUP, _SIGINT, _SIGKILL, _SIGTERM, _SIGCHLD, _SIGSTOP = 1, 2, 9, 15, 17, 19
+_SIGHUP, _SIGINT, _SIGKILL, _SIGTERM, _SIGCHLD, _SIGCONT, _SIGSTOP = 1, 2, 9, 15, 17, 18, 19
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 _CLONE_NEWNS, _CLONE_NEWPID = 0x20000, 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_SLAVE = 2, 4, 8, 0x4000, 0x80000
 _GRACE_MILLISECONDS = 500
 _LOOK_AGAIN_MILLISECONDS = 2
+_LOOK_AGAIN_AT_MOST_MILLISECONDS = 1024
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -194,6 +195,11 @@ class Keeper:
         os.close(theirs)
         while descriptors:
             os.close(descriptors.pop())
+        poll = select.poll()
+        poll.register(report, select.POLLIN)
+        poll.register(self._line, select.POLLIN)
+        if not any(descriptor == report for descriptor, _ in poll.poll()):
+            return  # nobody waits for it any more, as it was stopped before it was the leader
         failure = os.read(report, MESSAGE_BYTES)
         os.close(report)
         if failure:
@@ -227,20 +233,27 @@ class Keeper:
         """
         if self._leader:
             _kill(self._leader, _SIGINT)
+            _kill(self._leader, _SIGCONT)
             for _ in range(_GRACE_MILLISECONDS // _LOOK_AGAIN_MILLISECONDS):
                 if not self._reap() or not self._leader:
                     break
                 self._wait()
         if self._in_namespace:
             _kill(-1, _SIGKILL)
+        pause = _LOOK_AGAIN_MILLISECONDS
         while self._reap():
             for pid in _children():
                 _kill(pid, _SIGKILL)
-            self._wait()
+            # What cannot be killed, for now or for ever, is not to cost the machine anything.
+            something_ended = self._wait(pause)
+            pause = _LOOK_AGAIN_MILLISECONDS if something_ended else min(2 * pause, _LOOK_AGAIN_AT_MOST_MILLISECONDS)
 
-    def _wait(self) -> None:
-        if self._poll.poll(_LOOK_AGAIN_MILLISECONDS):
+    def _wait(self, milliseconds: int = _LOOK_AGAIN_MILLISECONDS) -> bool:
+        """Wait until a child has ended, or that long."""
+        ended = bool(self._poll.poll(milliseconds))
+        if ended:
             os.read(self._woken, 4096)
+        return ended
 
 
 def _errand(line: socket) -> Errand:

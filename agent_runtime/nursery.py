@@ -104,6 +104,7 @@ class Kept:
     def close(self) -> None:
         """Let the keeper go: it ends whatever it still has, and itself."""
         self._line.close()
+        linux.send(self._keeper_pidfd, signal.SIGCONT)  # in case somebody has stopped it
         if _wait(self._keeper_pidfd, _LEAVE_SECONDS):
             with contextlib.suppress(ChildProcessError):  # it was not, or is no longer, ours to reap
                 os.waitid(os.P_PIDFD, self._keeper_pidfd, os.WEXITED | os.WNOHANG)
@@ -159,34 +160,49 @@ class Nursery:
             OSError: For want of descriptors, or no nursery can be started.
         """
         line, its_line = socket.socketpair()
+        asked: socket.socket | None = None
         try:
             try:
-                self._send(kind, [its_line.fileno(), *pipes])
+                asked = self._send(kind, [its_line.fileno(), *pipes])
             finally:
                 its_line.close()
             line.settimeout(_ANSWER_SECONDS)
             return _started(line, errand)
         except TimeoutError:
-            self.close()  # somebody has stopped it: the next one gets another
+            if asked is not None:
+                self._give_up(asked)  # somebody has stopped it: the next one gets another
             line.close()
             raise
         except BaseException:
             line.close()
             raise
 
-    def _send(self, kind: bytes, descriptors: list[int]) -> None:
+    def _send(self, kind: bytes, descriptors: list[int]) -> socket.socket:
+        """Put the question; return the socket of the very process that got it."""
         with self._lock:
             for last in (False, True):
                 self._start()
                 assert self._socket is not None  # noqa: S101 - just started
+                assert self._pidfd is not None  # noqa: S101 - just started
                 try:
+                    linux.send(self._pidfd, signal.SIGCONT)  # in case somebody has stopped it
                     socket.send_fds(self._socket, [kind], descriptors)
+                except TimeoutError:  # it has been stopped again, and its queue is full
+                    self._close()
+                    raise
                 except ConnectionError:  # it has been killed
                     self._close()
                     if last:
                         raise
                 else:
-                    return
+                    return self._socket
+        raise AssertionError  # the loop returns or raises
+
+    def _give_up(self, asked: socket.socket) -> None:
+        """End the process that did not answer, but not the one that others have been given since."""
+        with self._lock:
+            if self._socket is asked:
+                self._close()
 
     def _start(self) -> None:
         if self._socket is not None:
@@ -211,8 +227,13 @@ class Nursery:
             ours.close()
             raise
         process.returncode = 0  # reaped as the orphans are, by its pid: the object must not wait for it
+        try:
+            self._pidfd = os.pidfd_open(process.pid)
+        except BaseException:
+            ours.close()  # it ends by itself
+            raise
+        ours.settimeout(_ANSWER_SECONDS)  # a queue that stays full must not hold up everybody for ever
         self._socket = ours
-        self._pidfd = os.pidfd_open(process.pid)
         seen = proc_table.read_process(process.pid)
         self.identity = seen.identity if seen is not None else None
 
@@ -245,6 +266,8 @@ def _started(line: socket.socket, errand: Errand) -> Kept:
             pids = (first, second) if second else (linux.pid_of(pidfds[0]), linux.pid_of(pidfds[1]))
             return Kept(line, (pidfds[0], pidfds[1]), pids)
     except BaseException:
+        for leader in pidfds[1:]:
+            linux.send(leader, signal.SIGKILL)  # the keeper would be polite first
         for one in pidfds:
             os.close(one)
         raise

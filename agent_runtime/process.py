@@ -60,6 +60,7 @@ __all__ = [
 ]
 
 _RAISE_OOM_SCORE_BY = 500
+_END_WITHIN_SECONDS = 1.0
 
 
 class SpawnReason(Enum):
@@ -274,6 +275,8 @@ def _spawn(command: Command, kin: Kin, kind: Kind) -> Child:
         while ours:
             os.close(ours.pop())
         if isinstance(error, OSError):
+            if isinstance(error, TimeoutError) or error.errno == errno.ECONNRESET:
+                _end_what_has_no_keeper(kin)
             raise NotSpawned(*_reason(error, command)) from None
         raise
     finally:
@@ -289,6 +292,12 @@ def _spawn(command: Command, kin: Kin, kind: Kind) -> Child:
         kin.lost_its_leader(kept.pid)
     layers: tuple[Layer, ...] = (NamespaceLayer(kept),) if kind is Kind.PIDNS else (ScanLayer(kin),)
     return Child(kept, (ours[0], ours[1], ours[2]), kin, layers)
+
+
+def _end_what_has_no_keeper(kin: Kin) -> None:
+    """Somebody has killed or stopped the keeper before it could answer: there may be a leader all the same."""
+    kin.ending = True
+    containment.sweep((ScanLayer(kin),), time.monotonic() + _END_WITHIN_SECONDS)
 
 
 def _errand(command: Command) -> Errand:
@@ -348,6 +357,7 @@ _REASONS = {
     errno.EAGAIN: SpawnReason.NO_PROCESSES,
     errno.EMFILE: SpawnReason.NO_DESCRIPTORS,
     errno.ENFILE: SpawnReason.NO_DESCRIPTORS,
+    errno.ETOOMANYREFS: SpawnReason.NO_DESCRIPTORS,
     errno.ENOMEM: SpawnReason.NO_MEMORY,
     errno.EPERM: SpawnReason.NOT_PERMITTED,
 }

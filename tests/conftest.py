@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent_runtime.nursery import nursery
+from tests import families
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+    from agent_runtime.containment import Kind
 
 CLAUDES = "AGENT_RUNTIME_TEST_CLAUDE"
 REQUIRED = "AGENT_RUNTIME_TEST_REQUIRE_CLAUDE"
@@ -34,6 +39,22 @@ def _version_of(executable: str) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "claude" in metafunc.fixturenames:
         metafunc.parametrize("claude", claudes(os.environ) or [""], ids=_version_of, indirect=True)
+
+
+@pytest.fixture(params=families.KINDS, ids=lambda kind: kind.value)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kind:
+    """Each way of containment in its turn, with which all children of the test are started; skipped where it is missing."""
+    each: Kind = request.param
+    if (reason := families.why_not(each)) is not None:
+        pytest.skip(reason)
+    monkeypatch.setattr(families, "chosen", each)
+    return each
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_nursery_is_left() -> Iterator[None]:
+    yield
+    nursery.close()
 
 
 @pytest.fixture

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,14 +15,23 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent_runtime import linux, proc_table  # noqa: F401 - linux is for the drivers
-from agent_runtime.process import Child, Command, Exit, new_mark, spawn
+from agent_runtime import linux, proc_table
+from agent_runtime.containment import Kind
+from agent_runtime.nursery import nursery
+from agent_runtime.process import Child, Command, Exit, NotSpawned, new_mark, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_SECONDS = 20.0
+
+KINDS = (Kind.SCAN, Kind.PIDNS)
+"""The layers that are tested, as far as this machine has them; the others are added here as soon as they are there."""
+
+KIND = "AGENT_RUNTIME_TEST_KIND"
+chosen = Kind(os.environ.get(KIND, Kind.SCAN.value))
+"""The layer with which :func:`start` starts; a driver is told by its environment."""
 
 FAMILY = """
 import os, signal, sys
@@ -88,7 +99,50 @@ def start(
 ) -> Child:
     """Spawn a program with the tests' environment."""
     env = dict(os.environ) if env is None else env
-    return spawn(Command(argv=argv, env=env, cwd=cwd, user=user, mark=mark or new_mark(data_dir())))
+    return spawn(Command(argv=argv, env=env, cwd=cwd, user=user, mark=mark or new_mark(data_dir())), chosen)
+
+
+@functools.cache
+def why_not(kind: Kind) -> str | None:
+    """Say why this machine does not allow a layer; None: it does."""
+    try:
+        child = spawn(Command(argv=("true",), env=dict(os.environ), cwd=Path("/"), mark=new_mark(data_dir())), kind)
+    except NotSpawned as failure:
+        return f"no {kind.value} here: {failure}"
+    end(child)
+    return None
+
+
+def keeper_of(child: Child) -> int:
+    """Return the pid of a child's keeper, which must live."""
+    identity = child._kept.keeper
+    assert identity is not None
+    return identity[0]
+
+
+def kill_keeper(child: Child) -> None:
+    """Kill a child's keeper as somebody else would, and wait until it is gone."""
+    os.kill(keeper_of(child), signal.SIGKILL)
+    assert eventually(lambda: child._kept.keeper_has_ended)
+
+
+def kept(child: Child) -> list[proc_table.Process]:
+    """Return all that lives below a child's keeper, which must live."""
+    keeper = proc_table.read_process(keeper_of(child))
+    assert keeper is not None
+    below = proc_table.branch(proc_table.Snapshot(), keeper)
+    return [process for process in below if process.pid != keeper.pid and not process.dead]
+
+
+def state_of(pid: int) -> str:
+    """Return the letter of a process's state."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1].decode()
+
+
+def stop(pid: int) -> None:
+    """Stop a process, and wait until it stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    assert eventually(lambda: state_of(pid) in "TZX")
 
 
 def start_python(program: str, *argv: str, user: str | None = None) -> Child:
@@ -123,9 +177,26 @@ def lines(child: Child, count: int) -> list[str]:
 
 def pids(child: Child, count: int) -> list[proc_table.Identity]:
     """Wait for that many pids, one a line, and return them with their start times."""
-    found = [proc_table.read_process(int(line)) for line in lines(child, count)]
+    return seen_from_here(child, [int(line) for line in lines(child, count)])
+
+
+def seen_from_here(child: Child, numbers: list[int]) -> list[proc_table.Identity]:
+    """Return the processes that have these pids as the child sees them: in a PID namespace they are others than here."""
+    if chosen is Kind.PIDNS:
+        here = {_own_pid(process.pid): process.pid for process in kept(child)}
+        numbers = [here[number] for number in numbers]
+    found = [proc_table.read_process(number) for number in numbers]
     assert all(process is not None for process in found)
     return [process.identity for process in found if process is not None]
+
+
+def _own_pid(pid: int) -> int | None:
+    """Return the pid that a process itself knows; None if it is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return None
+    return int(status.partition("\nNSpid:")[2].partition("\n")[0].split()[-1])
 
 
 def alive(identities: list[proc_table.Identity]) -> list[proc_table.Identity]:
@@ -188,18 +259,20 @@ def descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def run_driver(script: str, *argv: str, prefix: tuple[str, ...] = (), timeout: float = 60) -> Any:
+def run_driver(
+    script: str, *argv: str, kind: Kind = Kind.SCAN, prefix: tuple[str, ...] = (), timeout: float = 60
+) -> Any:
     """
     Run a script in a process of its own, as a supervisor is, and return what it prints as JSON on its last line.
 
     For what changes the state of the whole process, such as becoming a subreaper.
     """
-    code = f"from tests.families import *\nfrom agent_runtime.process import *\n{script}"
+    code = f"from tests.families import *\nfrom agent_runtime.process import *\n{script}\nnursery.close()"
     # Files, not pipes: what a failing driver leaves behind may hold them open.
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         driver = subprocess.Popen(
             [*prefix, sys.executable, "-W", "error", "-c", code, *argv],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), KIND: kind.value},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
