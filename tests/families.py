@@ -15,7 +15,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent_runtime import linux, proc_table
+import pytest
+
+from agent_runtime import linux, proc_table  # noqa: F401 - linux is for the drivers
 from agent_runtime.containment import Kind
 from agent_runtime.nursery import nursery
 from agent_runtime.process import Child, Command, Exit, NotSpawned, new_mark, spawn
@@ -252,6 +254,30 @@ def ended_at_last(child: Child) -> Iterator[Child]:
         yield child
     finally:
         end(child)
+
+
+@contextlib.contextmanager
+def pids_limit(limit: int | None = None) -> Iterator[str]:
+    """Bound the processes of a driver by a cgroup, and yield what makes the driver join it."""
+    root = Path("/sys/fs/cgroup/pids")  # cgroup v1; v2 has the same files in its own place
+    root = root if root.is_dir() else Path("/sys/fs/cgroup")
+    group = root / f"agent-runtime-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("needs a writable cgroup")
+    try:
+        try:
+            (group / "pids.max").write_text("max" if limit is None else str(limit))
+        except OSError:
+            pytest.skip("needs the pids controller")
+        yield f"group = Path({str(group)!r})\n(group / 'cgroup.procs').write_text(str(os.getpid()))\n"
+    finally:
+        while members := (group / "cgroup.procs").read_text().split():  # a bomb that went off must not stay
+            for pid in members:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+        group.rmdir()
 
 
 def descriptors() -> int:

@@ -204,7 +204,7 @@ print(json.dumps([report.seconds, report.survivors, marked(child.mark)]))
 
 def test_a_fork_bomb_within_a_limit_of_processes_is_ended() -> None:
     """P3: within 2 s; asserted with ten times that."""
-    with _pids_limit(150) as join:
+    with pids_limit(150) as join:
         seconds, survivors, left = run_driver(
             join
             + """
@@ -220,30 +220,6 @@ print(json.dumps([report.seconds, report.survivors, marked(child.mark)]))
         )
     assert (survivors, left) == (0, [])
     assert seconds < 20
-
-
-@contextlib.contextmanager
-def _pids_limit(limit: int) -> Iterator[str]:
-    """Bound the processes of a driver by a cgroup, and yield what makes the driver join it."""
-    root = Path("/sys/fs/cgroup/pids")  # cgroup v1; v2 has the same files in its own place
-    root = root if root.is_dir() else Path("/sys/fs/cgroup")
-    group = root / f"agent-runtime-test-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError:
-        pytest.skip("needs a writable cgroup")
-    try:
-        try:
-            (group / "pids.max").write_text(str(limit))
-        except OSError:
-            pytest.skip("needs the pids controller")
-        yield f"group = Path({str(group)!r})\n(group / 'cgroup.procs').write_text(str(os.getpid()))\n"
-    finally:
-        while members := (group / "cgroup.procs").read_text().split():  # a bomb that went off must not stay
-            for pid in members:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
-        group.rmdir()
 
 
 # -- P5, P6: orphans that hold pipes, zombies
