@@ -43,7 +43,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(params=families.KINDS, ids=lambda kind: kind.value)
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kind:
-    """Each way of containment in its turn, with which all children of the test are started; skipped where it is missing."""
+    """Each way of containment in its turn, with which the test starts its children; skipped where it is missing."""
     each: Kind = request.param
     if (reason := families.why_not(each)) is not None:
         pytest.skip(reason)

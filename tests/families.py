@@ -19,7 +19,7 @@ import pytest
 
 from agent_runtime import linux, proc_table  # noqa: F401 - linux is for the drivers
 from agent_runtime.containment import Kind
-from agent_runtime.nursery import nursery
+from agent_runtime.nursery import nursery  # noqa: F401 - for the drivers
 from agent_runtime.process import Child, Command, Exit, NotSpawned, new_mark, spawn
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def pids(child: Child, count: int) -> list[proc_table.Identity]:
 
 
 def seen_from_here(child: Child, numbers: list[int]) -> list[proc_table.Identity]:
-    """Return the processes that have these pids as the child sees them: in a PID namespace they are others than here."""
+    """Return the processes with these pids as the child sees them: in a PID namespace they are others than here."""
     if chosen is Kind.PIDNS:
         here = {_own_pid(process.pid): process.pid for process in kept(child)}
         numbers = [here[number] for number in numbers]
