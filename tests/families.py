@@ -280,6 +280,35 @@ def pids_limit(limit: int | None = None) -> Iterator[str]:
         group.rmdir()
 
 
+@contextlib.contextmanager
+def freezer() -> Iterator[tuple[Callable[[int], None], Callable[[], None]]]:
+    """
+    Yield what freezes a process by its pid, and what thaws all of them; frozen, nothing ends it, not even SIGKILL.
+
+    That is so in a cgroup v1 only; one of v2 lets the frozen be killed.
+    """
+    group = Path("/sys/fs/cgroup/freezer") / f"agent-runtime-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("needs a writable freezer of cgroup v1")
+
+    def freeze(pid: int) -> None:
+        (group / "cgroup.procs").write_text(str(pid))
+        (group / "freezer.state").write_text("FROZEN")
+        assert eventually(lambda: (group / "freezer.state").read_text() == "FROZEN\n")
+
+    def thaw() -> None:
+        (group / "freezer.state").write_text("THAWED")
+
+    try:
+        yield freeze, thaw
+    finally:
+        thaw()
+        assert eventually(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
 def descriptors() -> int:
     """Count the descriptors this process has open."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir())

@@ -269,6 +269,31 @@ child.close()
     assert seconds < 20
 
 
+# -- what cannot be killed
+
+
+def test_what_cannot_be_killed_is_counted_at_the_deadline_and_goes_as_soon_as_it_can(kind: Kind) -> None:
+    with families.freezer() as (freeze, thaw):
+        child = start_python(FAMILY, "20")
+        family = pids(child, 20)
+        for pid, _ in family[-3:]:
+            freeze(pid)
+        began = time.monotonic()
+        child.kill()
+        report = child.sweep(began + 0.3)
+        seconds = time.monotonic() - began
+        left = alive(family)
+        with families.ended_at_last(families.start("sh", "-c", "exit 7")) as other:  # it costs nobody else anything
+            assert exit_of(other).code == 7
+        thaw()
+        again = child.sweep(time.monotonic() + 20)
+        child.close()
+    assert (report.survivors, report.killed, set(left)) == (3, 20, set(family[-3:]))
+    assert 0.3 <= seconds < 3
+    assert again.survivors == 0
+    assert alive(family) == []
+
+
 # -- P5, P6: orphans that hold pipes, zombies
 
 
