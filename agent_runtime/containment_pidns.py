@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, ClassVar
 
 from agent_runtime import linux, proc_table
@@ -10,6 +11,9 @@ from agent_runtime.containment import Look
 
 if TYPE_CHECKING:
     from agent_runtime.nursery import Kept
+
+_COUNTING_IS_WORTH = 10
+"""So many times as long as it takes to count is not counted again: those who are dying need the time, too."""
 
 
 class NamespaceLayer:
@@ -24,6 +28,8 @@ class NamespaceLayer:
     def __init__(self, kept: Kept) -> None:
         self._kept = kept
         self._ended = 0
+        self._alive = 0
+        self._count_again_at = 0.0
 
     @property
     def ended(self) -> int:
@@ -37,11 +43,15 @@ class NamespaceLayer:
         """Kill the namespace's PID 1, once; after that, look whether it has come to its end."""
         if self._kept.keeper_has_ended:
             return Look()
-        living = self._living()
-        fresh = max(0, living - self._ended)
+        began = time.monotonic()
+        if began >= self._count_again_at:
+            self._alive = self._living()
+            now = time.monotonic()
+            self._count_again_at = now + (now - began) * _COUNTING_IS_WORTH
+        fresh = max(0, self._alive - self._ended)
         self._ended += fresh
         self._kept.kill_keeper()
-        return Look(alive=max(1, living), fresh=fresh)
+        return Look(alive=max(1, self._alive), fresh=fresh)
 
     def _living(self) -> int:
         """Count who is in the namespace besides its PID 1, as far as there are descriptors to look with."""

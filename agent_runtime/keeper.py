@@ -158,6 +158,7 @@ class Keeper:
             _begin_pids_at(pids_from)
         else:
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _become_urgent()
         for number in (_SIGHUP, _SIGINT, _SIGTERM):
             signal(number, SIG_IGN)  # what is sent to a family at large is not for its keeper
         self._in_namespace = pids_from is not None
@@ -325,6 +326,14 @@ def _raise_oom_score(score: int) -> None:
         os.close(descriptor)
     except OSError:
         pass  # the supervisor sees that it was not raised
+
+
+def _become_urgent() -> None:
+    """Have our turn before those below us, however many of them spin; what we fork starts with the usual rank."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    except OSError:
+        pass  # needs CAP_SYS_NICE
 
 
 def _children() -> list[int]:

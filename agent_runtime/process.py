@@ -180,9 +180,10 @@ class Child:
             return
         self._kin.ending = True
         self.poll()
-        for layer in self._layers:
-            layer.strike(thorough=False)
-        self._send(signal.SIGKILL, group=True)
+        with linux.urgent():
+            for layer in self._layers:
+                layer.strike(thorough=False)
+            self._send(signal.SIGKILL, group=True)
 
     def sweep(self, deadline: float) -> SweepReport:
         """
@@ -195,7 +196,8 @@ class Child:
             return SweepReport(killed=0, survivors=0, unowned=0, seconds=0.0)
         self._kin.ending = True
         self.poll()
-        return containment.sweep(self._layers, deadline)
+        with linux.urgent():
+            return containment.sweep(self._layers, deadline)
 
     def poll(self) -> Exit | None:
         """Tell how the leader has ended; None as long as it lives."""
