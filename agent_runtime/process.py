@@ -238,7 +238,9 @@ class Child:
                     linux.send_to_group(self.pidfd, number)
             if linux.has_ended(self.pidfd):
                 return False
-            return all(linux.send(self.pidfd, number) for number in numbers)
+            # The first of them may end it, and its keeper reap it before the next.
+            was_there, *_ = [linux.send(self.pidfd, number) for number in numbers]
+            return was_there
 
     def _close(self, descriptor: int) -> None:
         if descriptor in self._open:

@@ -269,6 +269,57 @@ child.close()
     assert seconds < 20
 
 
+SPINNERS = """
+import os, sys
+count = int(sys.argv[1])
+sys.stdin.readline()
+gate, opened = os.pipe()
+up, come = os.pipe()
+for number in range(count - 1):
+    if os.fork() == 0:
+        os.setsid()
+        os.close(opened)
+        os.write(come, b".")
+        os.read(gate, 1)
+        while True:
+            pass
+seen = 0
+while seen < count - 1:
+    seen += len(os.read(up, 65536))
+os.write(1, b"ready\n")
+sys.stdin.readline()
+os.close(opened)
+while True:
+    pass
+"""
+"""Of as many processes as its argument says, each in a session of its own; all of them spin from one moment on."""
+
+
+@pytest.mark.slow
+def test_a_thousand_that_spin_are_ended_though_they_leave_no_time_for_it(kind: Kind) -> None:
+    """P3: within 2 s where a thread may go before others; asserted with ten times that."""
+    seconds, killed, survivors, left = run_driver(
+        """
+become_subreaper()
+child = start_python(sys.argv[1], "1000")
+go(child)
+lines(child, 1)
+go(child)
+assert eventually(lambda: float(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) >= 500)
+began = time.monotonic()
+child.kill()
+report = child.sweep(began + 60)
+seconds = time.monotonic() - began
+print(json.dumps([seconds, report.killed, report.survivors, marked(child.mark)]))
+child.close()
+""",
+        SPINNERS,
+        kind=kind,
+    )
+    assert (killed, survivors, left) == (1000, 0, [])
+    assert seconds < 20
+
+
 # -- what cannot be killed
 
 
