@@ -286,7 +286,7 @@ for number in range(count - 1):
 seen = 0
 while seen < count - 1:
     seen += len(os.read(up, 65536))
-os.write(1, b"ready\n")
+os.write(1, b"ready\\n")
 sys.stdin.readline()
 os.close(opened)
 while True:

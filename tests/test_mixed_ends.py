@@ -63,8 +63,8 @@ def one(planned):
     end, size = planned
     child = start_python(tree, str(size), end)
     up(child, size)
+    assert eventually(lambda: len(kept(child)) == size), (len(kept(child)), size)
     members = [process.identity for process in kept(child)]
-    assert len(members) == size, (len(members), size)
     if end in ("natural", "crash"):
         go(child)
     elif end == "cancel":
