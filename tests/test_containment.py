@@ -914,11 +914,18 @@ supervisor.wait()
 
 
 @in_namespace
-def test_as_pid_1_zombies_are_reaped_and_foreign_orphans_are_not_killed(kind: Kind) -> None:
+@pytest.mark.parametrize("init", [(), ("tini", "--")], ids=["as PID 1", "under tini"])
+def test_as_pid_1_and_under_an_init_zombies_are_reaped_and_foreign_orphans_are_not_killed(
+    init: tuple[str, ...], kind: Kind
+) -> None:
     """P16; an orphan that was not ours comes to us as to any init, as from `docker exec`."""
+    if init and shutil.which(init[0]) is None:
+        pytest.skip("needs tini")
     result = run_driver(
         """
 import subprocess
+if os.getpid() != 1:
+    become_subreaper()
 subprocess.run(["true"])
 child = start_shell("(setsid true &); (env -i $(command -v setsid) $(command -v sleep) 600 & echo $!); wait; exit 3")
 outsider = subprocess.run(["sh", "-c", "(setsid sleep 600 >/dev/null 2>&1 & echo $!)"], start_new_session=True,
@@ -934,13 +941,13 @@ def zombies():
     reap_orphans()
     return [p.pid for p in proc_table.Snapshot().children(me) if p.dead]
 gone = eventually(lambda: not zombies())
-print(json.dumps([os.getpid(), code, gone, alive([orphan]), len(alive([outsider])), report.survivors]))
+print(json.dumps([os.getpid() == 1, code, gone, alive([orphan]), len(alive([outsider])), report.survivors]))
 os.kill(outsider[0], 9)
 """,
         kind=kind,
-        prefix=IN_NAMESPACE,
+        prefix=(*IN_NAMESPACE, *init),
     )
-    assert result == [1, 3, True, [], 1, 0]
+    assert result == [not init, 3, True, [], 1, 0]
 
 
 @in_namespace
