@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import select
 import signal
 import threading
 import time
@@ -276,11 +277,14 @@ def _spawn(command: Command, kin: Kin, kind: Kind) -> Child:
             os.set_blocking(descriptor, False)
         kept = nursery.ask(keeper.NAMESPACE if kind is Kind.PIDNS else keeper.PLAIN, theirs, errand)
     except BaseException as error:
+        lost = isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ECONNRESET)
+        while theirs:
+            os.close(theirs.pop())
+        if lost and len(ours) == 3:
+            _end_what_has_no_keeper(kin, ours[1])
         while ours:
             os.close(ours.pop())
         if isinstance(error, OSError):
-            if isinstance(error, TimeoutError) or error.errno == errno.ECONNRESET:
-                _end_what_has_no_keeper(kin)
             raise NotSpawned(*_reason(error, command)) from None
         raise
     finally:
@@ -298,10 +302,20 @@ def _spawn(command: Command, kin: Kin, kind: Kind) -> Child:
     return Child(kept, (ours[0], ours[1], ours[2]), kin, layers)
 
 
-def _end_what_has_no_keeper(kin: Kin) -> None:
-    """Somebody has killed or stopped the keeper before it could answer: there may be a leader all the same."""
+def _end_what_has_no_keeper(kin: Kin, stdout: int) -> None:
+    """
+    End what a keeper has started that somebody has killed or stopped before it could answer.
+
+    As long as somebody may write to *stdout*, one more may be on the way, and has no mark before it is the leader.
+    """
     kin.ending = True
-    containment.sweep((ScanLayer(kin),), time.monotonic() + _END_WITHIN_SECONDS)
+    deadline = time.monotonic() + _END_WITHIN_SECONDS
+    poll = select.poll()
+    poll.register(stdout, 0)
+    while True:
+        containment.sweep((ScanLayer(kin),), deadline)
+        if poll.poll(5) or time.monotonic() >= deadline:
+            return
 
 
 def _errand(command: Command) -> Errand:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import pytest
 from agent_runtime import proc_table
 from agent_runtime.containment import Kind
 from agent_runtime.nursery import nursery
-from agent_runtime.process import Exit
+from agent_runtime.process import Exit, NotSpawned
 from tests import families
 from tests.families import (
     FAMILY,
@@ -117,6 +118,7 @@ for _ in range(30 if sys.argv[1] == "SIGKILL" else 10):
     child = attempt(marks[-1])
     if isinstance(child, str):
         outcomes.add(child.partition(":")[0])
+        assert eventually(lambda: not marked(marks[-1])), "a leader without a keeper was left"
         continue
     outcomes.add("spawned")
     child.kill()
@@ -354,6 +356,38 @@ print(json.dumps([sorted(set(outcomes)), max(seconds), after]))
     assert after == 7
 
 
+def test_a_nursery_that_can_neither_answer_nor_be_killed_holds_up_nobody_for_ever() -> None:
+    """More ask it than its queue has room for; it is frozen."""
+    with families.freezer() as (freeze, thaw), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agent_runtime.nursery._ANSWER_SECONDS", 0.5)
+        nursery.close()
+        nursery.start()
+        assert nursery.identity is not None
+        frozen = nursery.identity
+        assert nursery._socket is not None
+        nursery._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # as little as there may be
+        freeze(frozen[0])
+
+        def one(number: int) -> str:
+            try:
+                child = start("sh", "-c", f"exit {number}")
+            except NotSpawned as failure:
+                return failure.reason.name
+            with ended_at_last(child):
+                return str(exit_of(child).code == number)
+
+        pool = ThreadPoolExecutor(24)
+        answers = [pool.submit(one, number) for number in range(24)]
+        try:
+            outcomes = {answer.result(families.PATIENCE_SECONDS) for answer in answers}
+        finally:
+            thaw()
+            pool.shutdown()
+        assert eventually(lambda: not alive([frozen]))
+    nursery.close()  # what was started here waits for no longer than a moment
+    assert outcomes == {"OTHER", "True"}
+
+
 def test_two_hundred_are_started_by_eight_threads_at_once_each_with_its_own_code(kind: Kind) -> None:
     nursery.start()
     before = descriptors()
@@ -402,7 +436,7 @@ def test_a_leader_has_its_three_pipes_and_nothing_else_whatever_is_open_here(kin
         os.set_inheritable(foreign, True)
         with ended_at_last(start("cat")) as beside, ended_at_last(start("cat")) as child:
             assert eventually(lambda: Path(f"/proc/{child.pid}/comm").read_text() == "cat\n")
-            assert _open_in(child.pid) == {"pipe": 3}
+            assert eventually(lambda: _open_in(child.pid) == {"pipe": 3}), _open_in(child.pid)
             assert beside.poll() is None
     finally:
         os.close(foreign)
