@@ -432,6 +432,7 @@ class Attempt:
                 stop_reason=self._reason,
                 last_error=self._last_error,
                 evidence=self._evidence,
+                oom=child.ran_out_of_memory,
                 last_words=self._last_words if is_plain(self._last_words) else None,
             )
             survivors = self._report.sweep.survivors

@@ -10,15 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent_runtime import process
+from agent_runtime import cgroups, process
+from agent_runtime.cgroups import NO_LIMITS
 from agent_runtime.containment import Kind
 from agent_runtime.errors import CannotStart
+from agent_runtime.living import is_of_an_earlier_start
 from agent_runtime.process import Command, NotSpawned
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from agent_runtime.cgroup_group import Limits
+    from agent_runtime.cgroups import Groups
     from agent_runtime.process import Child
 
 AUTO = "auto"
@@ -33,11 +37,13 @@ class Containment:
 
     Attributes:
         asked: The setting.
+        groups: Where each attempt gets a cgroup of its own: to be ended by it, or limited by it.
         lacking: Why a better layer, by its name, is not to be had here.
     """
 
     kind: Kind = Kind.SCAN
     asked: str = AUTO
+    groups: Groups | None = None
     lacking: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -52,58 +58,54 @@ class Containment:
         Raises:
             NotSpawned: It could not be started; nothing is left open or running.
         """
-        return process.spawn(command, self.kind)
+        return process.spawn(command, self.kind, self.groups, also_scan=self.asked == AUTO)
+
+    def sweep_leftovers(self, data_dir: Path) -> int:
+        """End what an earlier supervisor of this data directory has left in its cgroups, and tell how many."""
+        if self.groups is None:
+            return 0
+        return self.groups.sweep_leftovers(lambda mark: is_of_an_earlier_start(mark, data_dir))
 
 
-def choose(asked: str, next_mark: Callable[[], str]) -> Containment:
+def choose(asked: str, next_mark: Callable[[], str], limits: Limits = NO_LIMITS) -> Containment:
     """
     Find out which layer can be used.
 
     Args:
         asked: The setting: ``auto``, or one layer by name.
+        limits: Enforced by a cgroup, whatever the layer.
 
     Raises:
-        CannotStart: The layer asked for is not to be had here, or none.
+        CannotStart: The layer or a limit asked for is not to be had here, or no layer at all.
     """
+    finding = cgroups.find()
+    groups = cgroups.prepare(finding, limits)
+    limiting = groups if limits.controllers else None
     lacking: dict[str, str] = {}
     for kind in Kind:
         if asked not in (AUTO, kind.value):
             continue
-        obstacle = _OBSTACLES[kind](next_mark)
+        obstacle = None
+        if kind is Kind.CGROUP and groups is None:
+            obstacle = finding.reason
+        elif kind is Kind.PIDNS and os.geteuid() != 0:
+            obstacle = "only root with CAP_SYS_ADMIN can make PID namespaces"
+        used = groups if kind is Kind.CGROUP else limiting
         if obstacle is None:
-            return Containment(kind, asked, lacking)
+            obstacle = _try(Containment(kind, asked, used, lacking), next_mark())
+        if obstacle is None:
+            return Containment(kind, asked, used, lacking)
         lacking[kind.value] = obstacle
     name, obstacle = lacking.popitem()
     advice = "" if asked == AUTO else f"; {PREFIX}CONTAINMENT=auto takes what there is"
     raise CannotStart(f"{PREFIX}CONTAINMENT: {name} cannot be used here: {obstacle}{advice}")
 
 
-def _no_cgroup(_next_mark: Callable[[], str]) -> str | None:
-    return "not built yet"
-
-
-def _no_namespace(next_mark: Callable[[], str]) -> str | None:
-    if os.geteuid() != 0:
-        return "making PID namespaces needs root with CAP_SYS_ADMIN"
-    return _try(Kind.PIDNS, next_mark())
-
-
-def _no_scan(next_mark: Callable[[], str]) -> str | None:
-    return _try(Kind.SCAN, next_mark())
-
-
-_OBSTACLES: dict[Kind, Callable[[Callable[[], str]], str | None]] = {
-    Kind.CGROUP: _no_cgroup,
-    Kind.PIDNS: _no_namespace,
-    Kind.SCAN: _no_scan,
-}
-
-
-def _try(kind: Kind, mark: str) -> str | None:
+def _try(containment: Containment, mark: str) -> str | None:
     """Run a child that looks whether it sees itself in ``/proc``, and say what went wrong."""
     argv = (sys.executable, "-I", "-S", "-c", _TRIAL)
     try:
-        child = process.spawn(Command(argv=argv, env={}, cwd=Path("/"), mark=mark), kind)
+        child = containment.spawn(Command(argv=argv, env={}, cwd=Path("/"), mark=mark))
     except NotSpawned as error:
         return str(error)
     try:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
-from agent_runtime import containment_choice
+from agent_runtime import cgroups, containment_choice
 from agent_runtime.binary import Binary
+from agent_runtime.cgroup_group import Limits
 from agent_runtime.credentials_file import CredentialsFile
 from agent_runtime.delivery import FileDelivery, choose
 from agent_runtime.errors import AgentRuntimeError
@@ -189,10 +190,12 @@ def _is_locked(path: Path) -> bool:
 
 
 def _containment(settings: Settings) -> Finding:
+    limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
     try:
+        cgroups.check(cgroups.find(), limits)
         containment = containment_choice.choose(settings.containment, lambda: f"doctor.{secrets.token_hex(6)}")
     except AgentRuntimeError as error:
-        return Finding("containment", Verdict.PROBLEM, str(error), f"set {PREFIX}CONTAINMENT to auto, or leave it out")
+        return Finding("containment", Verdict.PROBLEM, str(error), "leave that variable out, or give it what it needs")
     lacking = "; ".join(f"no {name}: {reason}" for name, reason in containment.lacking.items())
     more = f" ({lacking})" if lacking else ""
     return Finding("containment", Verdict.OK, containment.kind.value + more)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from agent_runtime import containment, keeper, linux, proc_table
 from agent_runtime.containment import Kind, Layer, SweepReport
+from agent_runtime.containment_cgroup import CgroupLayer
 from agent_runtime.containment_pidns import NamespaceLayer
 from agent_runtime.containment_scan import ScanLayer
 from agent_runtime.errors import SpawnFailed
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from agent_runtime.cgroup_group import Group
+    from agent_runtime.cgroups import Groups
     from agent_runtime.keeper import Errand
     from agent_runtime.living import Kin
     from agent_runtime.nursery import Kept
@@ -131,7 +134,9 @@ class Child:
         stdin: Raw, non-blocking, as the other two; the caller may close it through :meth:`close_stdin` only.
     """
 
-    def __init__(self, kept: Kept, pipes: tuple[int, int, int], kin: Kin, layers: tuple[Layer, ...]) -> None:
+    def __init__(
+        self, kept: Kept, pipes: tuple[int, int, int], kin: Kin, layers: tuple[Layer, ...], group: Group | None
+    ) -> None:
         self.pid = kept.pid
         self.started_at = time.time()
         self.pidfd = kept.pidfd
@@ -139,6 +144,7 @@ class Child:
         self._kept = kept
         self._kin = kin
         self._layers = layers
+        self._group = group
         self._lock = threading.Lock()
         self._open: set[int] = set(pipes)
         self._is_open = True
@@ -153,6 +159,11 @@ class Child:
     def mark(self) -> str:
         """The value that every descendant carries in its environment."""
         return self._kin.mark
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Whether the kernel has killed anything of the attempt for want of memory; False where nothing counts that."""
+        return self._group is not None and self._group.events().oom
 
     @property
     def exited(self) -> bool:
@@ -228,6 +239,8 @@ class Child:
             if self._is_open:
                 self._is_open = False
                 self._kept.close()
+                if self._group is not None:
+                    self._group.remove()
         living.leave(self._kin)
 
     def _send(self, *numbers: int, group: bool = False) -> bool:
@@ -249,22 +262,42 @@ class Child:
             os.close(descriptor)
 
 
-def spawn(command: Command, kind: Kind = Kind.SCAN) -> Child:
+def spawn(command: Command, kind: Kind = Kind.SCAN, groups: Groups | None = None, *, also_scan: bool = False) -> Child:
     """
     Start a child in a session of its own, with pipes for stdin, stdout and stderr.
+
+    Args:
+        kind: How it and all it starts are ended.
+        groups: Where it gets a cgroup of its own; needed for :attr:`Kind.CGROUP`.
+        also_scan: Look through ``/proc``, too, for who has left the cgroup, as root can.
 
     Raises:
         NotSpawned: It could not be started; nothing is left open or running.
     """
     kin = living.enter(command.mark)
     try:
-        return _spawn(command, kin, kind)
+        group = None if groups is None else _group(groups, command.mark)
+        try:
+            return _spawn(command, kin, kind, group, also_scan=also_scan)
+        except BaseException:
+            if group is not None:
+                group.remove()
+            raise
     except BaseException:
         living.leave(kin)
         raise
 
 
-def _spawn(command: Command, kin: Kin, kind: Kind) -> Child:
+def _group(groups: Groups, mark: str) -> Group:
+    try:
+        return groups.make(mark)
+    except OSError as error:
+        code = error.errno or 0
+        reason = _REASONS.get(code, SpawnReason.OTHER)
+        raise NotSpawned(reason, f"no cgroup can be made for it: {errno.errorcode.get(code)}") from None
+
+
+def _spawn(command: Command, kin: Kin, kind: Kind, group: Group | None, *, also_scan: bool) -> Child:
     ours: list[int] = []
     theirs: list[int] = []
     try:
@@ -275,7 +308,8 @@ def _spawn(command: Command, kin: Kin, kind: Kind) -> Child:
             theirs.append(pair[1 - our_end])
         for descriptor in ours:
             os.set_blocking(descriptor, False)
-        kept = nursery.ask(keeper.NAMESPACE if kind is Kind.PIDNS else keeper.PLAIN, theirs, errand)
+        join = () if group is None else (group.procs,)
+        kept = nursery.ask(keeper.NAMESPACE if kind is Kind.PIDNS else keeper.PLAIN, (*theirs, *join), errand)
     except BaseException as error:
         lost = isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ECONNRESET)
         while theirs:
@@ -298,8 +332,16 @@ def _spawn(command: Command, kin: Kin, kind: Kind) -> Child:
             living.raised_oom_score = errand[4]
     else:
         kin.lost_its_leader(kept.pid)
-    layers: tuple[Layer, ...] = (NamespaceLayer(kept),) if kind is Kind.PIDNS else (ScanLayer(kin),)
-    return Child(kept, (ours[0], ours[1], ours[2]), kin, layers)
+    layers: list[Layer] = []
+    if kind is Kind.PIDNS:
+        layers.append(NamespaceLayer(kept))
+    if kind is Kind.CGROUP and group is not None:
+        layers.append(CgroupLayer(group))
+    if also_scan or not layers:
+        layers.append(ScanLayer(kin))
+    if group is not None:
+        group.close_procs()
+    return Child(kept, (ours[0], ours[1], ours[2]), kin, tuple(layers), group)
 
 
 def _end_what_has_no_keeper(kin: Kin, stdout: int) -> None:

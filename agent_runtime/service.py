@@ -35,6 +35,7 @@ from agent_runtime.api.connections import (
 )
 from agent_runtime.api.metrics import Metrics
 from agent_runtime.archive import Archive
+from agent_runtime.cgroup_group import Limits
 from agent_runtime.containment_choice import choose
 from agent_runtime.counts import Counts
 from agent_runtime.delivery import Deliveries, FileDelivery
@@ -150,7 +151,9 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
             mark=functools.partial(new_mark, data_dir),
             directory=_passable(_directory(data_dir / "run"), settings),
         )
-        containment = choose(settings.containment, functools.partial(new_mark, data_dir))
+        limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
+        containment = choose(settings.containment, functools.partial(new_mark, data_dir), limits)
+        containment.sweep_leftovers(data_dir)
         log.info("containment: %s", containment.kind.value)
         deliveries = Deliveries(settings.token_delivery, FileDelivery(settings.config_dir, settings.child_user), prover)
         held.callback(deliveries.close)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
-import resource
 import socket
 import struct
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -239,13 +239,10 @@ def test_a_newcomer_gets_the_place_of_one_that_says_nothing(tmp_path: Path) -> N
 
 
 def test_callers_cannot_take_the_descriptors_that_executions_need(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.ExitStack() as held:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
-        try:
-            running = held.enter_context(supervised(tmp_path, flags=("--slots", "2")))
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        limit_files = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)); "
+        limited = (sys.executable, "-c", limit_files + "os.execv(sys.argv[1], sys.argv[1:])")
+        running = held.enter_context(supervised(tmp_path, flags=("--slots", "2"), prefix=limited))
         limit = running.get("/health")["connections"]["limit"]
         assert 16 <= limit < 100
         body = json.dumps({"message": json.dumps(OK)}).encode()

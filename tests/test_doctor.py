@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent_runtime import cgroups
 from agent_runtime.credentials_file import FILE_NAME
 from agent_runtime.doctor import _source, run_doctor
 from agent_runtime.proofs import FILE_NAME as PROOFS_FILE
@@ -76,8 +77,9 @@ def test_a_healthy_place_is_one_line_a_check_and_exit_code_0(patient: Patient) -
     assert OLD not in out.getvalue()
 
 
-def test_a_layer_that_is_not_to_be_had_is_a_problem(patient: Patient) -> None:
+def test_a_layer_that_is_not_to_be_had_is_a_problem(patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
     patient.without_cli()
+    monkeypatch.setattr(cgroups, "find", lambda: cgroups.Finding(None, "no cgroup v2 is mounted"))
     assert patient.findings(1)["containment"]["verdict"] == "ok"
     patient.variables["AGENT_RUNTIME_CONTAINMENT"] = "cgroup"
     finding = patient.findings(1)["containment"]
