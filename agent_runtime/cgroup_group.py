@@ -176,6 +176,15 @@ class Group:
                 self._write(self._freeze, b"1")
             self._kill_one_by_one()
 
+    def kill_each(self) -> None:
+        """
+        Kill one by one what :meth:`kill` has left: the threads of a process whose main thread alone has ended.
+
+        ``cgroup.kill`` sends its signal to the main thread, where nobody takes it any more (Linux 6.18).
+        """
+        with self._lock:
+            self._kill_one_by_one()
+
     def wait_until_empty(self, deadline: float) -> bool:
         """
         Wait until nothing lives in it.

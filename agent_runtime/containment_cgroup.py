@@ -41,5 +41,7 @@ class CgroupLayer:
             pids = self._group.pids()
             self._group.kill()
             fresh = len(pids - self._seen)
+            if not fresh:
+                self._group.kill_each()
             self._seen |= pids
             return Look(alive=max(1, len(pids)), fresh=fresh)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime import linux, proc_table  # noqa: F401 - linux is for the drivers
+from agent_runtime import cgroups, linux, proc_table  # noqa: F401 - linux is for the drivers
 from agent_runtime.containment import Kind
 from agent_runtime.nursery import nursery  # noqa: F401 - for the drivers
 from agent_runtime.process import Child, Command, Exit, NotSpawned, new_mark, spawn
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 PATIENCE_SECONDS = 20.0
 
-KINDS = (Kind.SCAN, Kind.PIDNS)
-"""The layers that are tested, as far as this machine has them; the others are added here as soon as they are there."""
+KINDS = tuple(Kind)
+"""The layers that are tested, as far as this machine has them; each has to do alone."""
 
 KIND = "AGENT_RUNTIME_TEST_KIND"
 chosen = Kind(os.environ.get(KIND, Kind.SCAN.value))
@@ -101,14 +101,26 @@ def start(
 ) -> Child:
     """Spawn a program with the tests' environment."""
     env = dict(os.environ) if env is None else env
-    return spawn(Command(argv=argv, env=env, cwd=cwd, user=user, mark=mark or new_mark(data_dir())), chosen)
+    return spawn(
+        Command(argv=argv, env=env, cwd=cwd, user=user, mark=mark or new_mark(data_dir())), chosen, _groups(chosen)
+    )
+
+
+@functools.cache
+def _groups(kind: Kind) -> cgroups.Groups | None:
+    """Find where cgroups can be made for the children of this process, if they are to have some."""
+    return cgroups.prepare(cgroups.find()) if kind is Kind.CGROUP else None
 
 
 @functools.cache
 def why_not(kind: Kind) -> str | None:
     """Say why this machine does not allow a layer; None: it does."""
+    groups = _groups(kind)
+    if kind is Kind.CGROUP and groups is None:
+        return f"no {kind.value} here: {cgroups.find().reason}"
+    command = Command(argv=("true",), env=dict(os.environ), cwd=Path("/"), mark=new_mark(data_dir()))
     try:
-        child = spawn(Command(argv=("true",), env=dict(os.environ), cwd=Path("/"), mark=new_mark(data_dir())), kind)
+        child = spawn(command, kind, groups)
     except NotSpawned as failure:
         return f"no {kind.value} here: {failure}"
     end(child)
