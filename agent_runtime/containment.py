@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _PAUSE_SECONDS = 0.001
+_LONGEST_PAUSE_SECONDS = 0.008
+_LOOKS_LEFT_TO_THE_FIRST = 4
 
 
 class Kind(Enum):
@@ -50,9 +52,11 @@ class Layer(Protocol):
 
     Attributes:
         ends_keeper: A strike kills the keeper, too, so that nobody is left to say how the leader ended.
+        is_certain: The kernel knows who belongs to the attempt: one look that finds nothing is enough.
     """
 
     ends_keeper: ClassVar[bool]
+    is_certain: ClassVar[bool]
 
     @property
     def ended(self) -> int:
@@ -91,24 +95,33 @@ class SweepReport:
 
 def sweep(layers: Sequence[Layer], deadline: float) -> SweepReport:
     """
-    Kill what an attempt has left, until two looks in a row find nothing.
+    Kill what an attempt has left, until two looks in a row find nothing; one look, where the first layer is certain.
 
     Args:
-        layers: All that look; each look is one look of every layer.
+        layers: The first does the work; the others look for who has escaped it, once it finds nothing new.
         deadline: When to give up, on the monotonic clock; there is at least one look.
     """
     began = time.monotonic()
-    calm = 0
+    calm_looks, needed = 0, 1 if layers[0].is_certain else 2
+    without_news = 0
+    pause = _PAUSE_SECONDS
     while True:
-        found = [layer.strike(thorough=calm > 0) for layer in layers]
-        calm = calm + 1 if all(look.calm for look in found) else 0
-        if calm == 2 or time.monotonic() >= deadline:
+        found = []
+        for layer in layers:
+            found.append(layer.strike(thorough=calm_looks > 0))
+            if not found[-1].calm and without_news < _LOOKS_LEFT_TO_THE_FIRST:
+                break
+        calm_looks = calm_looks + 1 if all(look.calm for look in found) else 0
+        if calm_looks == needed or time.monotonic() >= deadline:
             break
-        if not any(look.fresh for look in found):
-            time.sleep(_PAUSE_SECONDS)
+        if any(look.fresh for look in found):
+            without_news, pause = 0, _PAUSE_SECONDS
+        else:  # what is dying needs the processor more than who looks on
+            time.sleep(pause)
+            without_news, pause = without_news + 1, min(2 * pause, _LONGEST_PAUSE_SECONDS)
     return SweepReport(
-        killed=max((layer.ended for layer in layers), default=0),
-        survivors=max((look.alive for look in found), default=0),
-        unowned=max((look.unowned for look in found), default=0),
+        killed=max(layer.ended for layer in layers),
+        survivors=max(look.alive for look in found),
+        unowned=max(look.unowned for look in found),
         seconds=time.monotonic() - began,
     )

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from agent_runtime.cgroup_group import Group
 
 
+_LOOKS_BEFORE_KILLING_EACH = 3
+
+
 class CgroupLayer:
     """
     End what is in an attempt's cgroup: one read to look, one write to kill.
@@ -19,10 +22,12 @@ class CgroupLayer:
     """
 
     ends_keeper: ClassVar[bool] = False
+    is_certain: ClassVar[bool] = True
 
     def __init__(self, group: Group) -> None:
         self._group = group
         self._seen: set[int] = set()
+        self._patience = 0
         self._lock = threading.Lock()
 
     @property
@@ -39,9 +44,14 @@ class CgroupLayer:
             if not self._group.populated:
                 return Look()
             pids = self._group.pids()
-            self._group.kill()
             fresh = len(pids - self._seen)
-            if not fresh:
+            if fresh:
+                self._group.kill()
+                self._patience = _LOOKS_BEFORE_KILLING_EACH
+            elif self._patience:
+                self._patience -= 1
+            else:
+                self._group.kill()
                 self._group.kill_each()
             self._seen |= pids
             return Look(alive=max(1, len(pids)), fresh=fresh)

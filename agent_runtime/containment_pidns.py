@@ -24,6 +24,7 @@ class NamespaceLayer:
     """
 
     ends_keeper: ClassVar[bool] = True
+    is_certain: ClassVar[bool] = True
 
     def __init__(self, kept: Kept) -> None:
         self._kept = kept

@@ -73,6 +73,7 @@ class ScanLayer:
     """Find an attempt's processes in ``/proc``: needs no privilege and nothing of the container."""
 
     ends_keeper: ClassVar[bool] = False
+    is_certain: ClassVar[bool] = False
 
     def __init__(self, kin: Kin, attempts: Living = living) -> None:
         self._kin = kin

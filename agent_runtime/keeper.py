@@ -68,6 +68,7 @@ _SIGHUP, _SIGINT, _SIGKILL, _SIGTERM, _SIGCHLD, _SIGCONT, _SIGSTOP = 1, 2, 9, 15
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 _CLONE_NEWNS, _CLONE_NEWPID = 0x20000, 0x20000000
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_SLAVE = 2, 4, 8, 0x4000, 0x80000
+_NICER = 10
 _GRACE_MILLISECONDS = 500
 _LOOK_AGAIN_MILLISECONDS = 2
 _LOOK_AGAIN_AT_MOST_MILLISECONDS = 1024
@@ -158,7 +159,7 @@ class Keeper:
             _begin_pids_at(pids_from)
         else:
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        _become_urgent()
+        self._urgent = _become_urgent()
         for number in (_SIGHUP, _SIGINT, _SIGTERM):
             signal(number, SIG_IGN)  # what is sent to a family at large is not for its keeper
         self._in_namespace = pids_from is not None
@@ -192,6 +193,8 @@ class Keeper:
         report, theirs = os.pipe()
         self._leader = os.fork()
         if self._leader == 0:
+            if not self._urgent:
+                os.nice(_NICER)  # so that who is to end them gets a turn, whatever they do
             _become(errand, descriptors, theirs)
         os.close(theirs)
         while descriptors:
@@ -328,12 +331,17 @@ def _raise_oom_score(score: int) -> None:
         pass  # the supervisor sees that it was not raised
 
 
-def _become_urgent() -> None:
-    """Have our turn before those below us, however many of them spin; what we fork starts with the usual rank."""
+def _become_urgent() -> bool:
+    """
+    Have our turn before those below us, however many of them spin; what we fork starts with the usual rank.
+
+    Returns False where that is not allowed, for want of CAP_SYS_NICE.
+    """
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     except OSError:
-        pass  # needs CAP_SYS_NICE
+        return False
+    return True
 
 
 def _children() -> list[int]:

@@ -193,8 +193,7 @@ class Child:
         self._kin.ending = True
         self.poll()
         with linux.urgent():
-            for layer in self._layers:
-                layer.strike(thorough=False)
+            self._layers[0].strike(thorough=False)
             self._send(signal.SIGKILL, group=True)
 
     def sweep(self, deadline: float) -> SweepReport:
