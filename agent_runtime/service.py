@@ -139,6 +139,7 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
         if ended := sweep_leftovers(data_dir):
             log.warning("processes of an earlier supervisor were still there and have been ended: %d", ended)
         nursery.guard = await_keepers(data_dir)
+        held.callback(nursery.close)
         # A supervisor that was killed may have left its children's files, which hold tokens.
         shutil.rmtree(data_dir / "run", ignore_errors=True)
         start.go_on()  # not earlier: also who is called off leaves nothing behind of an earlier supervisor

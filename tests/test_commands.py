@@ -243,7 +243,7 @@ def test_status_is_a_table_for_people_and_an_object_for_scripts(shared: Supervis
     assert rows["under-way"][1:4] == ["running", "-", "-"]
     assert rows["ended-badly"][1:4] == ["finished", "failed", "lost_result"]
     assert list(rows)[-2:] == ["under-way", "ended-badly"]
-    assert as_json["health"]["slots"] == {"total": 2, "busy": 1}
+    assert as_json["health"]["slots"] == {"total": 2, "busy": 1, "unkillable": 0}
     assert as_json["executions"][0]["execution_id"] == "under-way"
     assert call(shared, "status", "--url", "http://127.0.0.1:9")[0] == 75
 
