@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent_runtime.containment import Kind
 from agent_runtime.nursery import nursery
 from tests import families
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from agent_runtime.containment import Kind
+    from _pytest.mark import ParameterSet
+
 
 CLAUDES = "AGENT_RUNTIME_TEST_CLAUDE"
 REQUIRED = "AGENT_RUNTIME_TEST_REQUIRE_CLAUDE"
@@ -41,7 +43,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("claude", claudes(os.environ) or [""], ids=_version_of, indirect=True)
 
 
-@pytest.fixture(params=families.KINDS, ids=lambda kind: kind.value)
+def _in_turn(kinds: Iterable[Kind]) -> list[ParameterSet]:
+    """Take the one that works everywhere by default, and the others with the slow tests."""
+    return [pytest.param(kind, id=kind.value, marks=() if kind is Kind.SCAN else pytest.mark.slow) for kind in kinds]
+
+
+@pytest.fixture(params=_in_turn(families.KINDS))
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kind:
     """Each way of containment in its turn, with which the test starts its children; skipped where it is missing."""
     each: Kind = request.param

@@ -229,6 +229,7 @@ def test_a_newcomer_gets_the_place_of_the_one_that_was_idle_longest(tmp_path: Pa
         assert [closed_by_the_other_side(connection) for connection in (kept_alive[0], kept_alive[2])] == [False, False]
 
 
+@pytest.mark.slow
 def test_a_newcomer_gets_the_place_of_one_that_says_nothing(tmp_path: Path) -> None:
     flags = ("--max-connections", "3", "--request-timeout", "600")
     with supervised(tmp_path, flags=flags) as running, contextlib.ExitStack() as held:
@@ -272,6 +273,7 @@ def drop_everything(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
 
 
+@pytest.mark.slow
 def test_callers_that_are_gone_without_a_word_hold_no_place_and_the_execution_goes_on(tmp_path: Path) -> None:
     go = tmp_path / "go"
     flood = {"script": [{"do": "init"}, {"do": "flood", "bytes": 20_000_000}, {"do": "result", "text": "x"}]}

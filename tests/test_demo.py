@@ -181,11 +181,15 @@ def test_the_demo_keeps_every_promise_with_the_real_cli(tmp_path: Path, claude: 
     ("behaviour", "broken"),
     [
         (LOSES_ITS_RESULT, {Promise.FINISH, Promise.NOT_LOST, Promise.HEALED}),
-        (KEEPS_ITS_FIRST_TOKEN_AND_WRITES_IT_DOWN, {Promise.NEW_TOKEN, Promise.NO_TOKEN_SHOWN}),
+        pytest.param(
+            KEEPS_ITS_FIRST_TOKEN_AND_WRITES_IT_DOWN,
+            {Promise.NEW_TOKEN, Promise.NO_TOKEN_SHOWN},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             HIDES_THE_REFUSAL, {Promise.ANSWER, Promise.EVIDENCE, Promise.TURNED_AWAY}, marks=pytest.mark.slow
         ),
-        (DIES_IN_ITS_TOOL, {Promise.TOOLS_RUN, Promise.FINISH, Promise.NOT_LOST}),
+        pytest.param(DIES_IN_ITS_TOOL, {Promise.TOOLS_RUN, Promise.FINISH, Promise.NOT_LOST}, marks=pytest.mark.slow),
         pytest.param(SPEAKS_LATE, {Promise.GONE}, marks=pytest.mark.slow),
     ],
     ids=["loses its result", "keeps its first token", "hides the refusal", "dies in its tool", "speaks late"],
@@ -204,7 +208,7 @@ def test_a_broken_promise_is_named_and_makes_the_exit_code_1(
         assert run.processes() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_in_the_middle_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     with demo(tmp_path, "--scripted") as run:
         run.wait_for(IN_THE_MIDDLE)
@@ -219,6 +223,7 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(tmp_path: Path, number: si
         assert run.processes() == []
 
 
+@pytest.mark.slow
 def test_a_process_that_is_left_is_found_and_ended(tmp_path: Path) -> None:
     with demo(tmp_path, "--scripted") as run:
         run.wait_for(IN_THE_MIDDLE)
@@ -235,6 +240,7 @@ def test_a_process_that_is_left_is_found_and_ended(tmp_path: Path) -> None:
         assert run.processes() == []
 
 
+@pytest.mark.slow
 def test_a_supervisor_that_dies_takes_nothing_with_it_that_is_not_told(tmp_path: Path) -> None:
     with demo(tmp_path, "--scripted") as run:
         run.wait_for(IN_THE_MIDDLE)

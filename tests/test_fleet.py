@@ -122,6 +122,7 @@ def test_a_limit_that_was_met_while_no_backend_was_there_is_found_and_answered_b
         assert agent.subscription is second
 
 
+@pytest.mark.slow
 def test_a_refusal_of_which_no_event_is_left_is_found_by_looking(tmp_path: Path) -> None:
     api = MessagesApi()
     api.on(OLD, "invalid")

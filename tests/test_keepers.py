@@ -259,6 +259,7 @@ os._exit(0)
     assert eventually(lambda: not alive([tuple(left)]))
 
 
+@pytest.mark.slow
 def test_a_keeper_does_not_keep_the_machine_busy_with_what_cannot_be_killed() -> None:
     with families.freezer() as (freeze, thaw):
         child = start_shell("exec sleep 600")
@@ -356,6 +357,7 @@ print(json.dumps([sorted(set(outcomes)), max(seconds), after]))
     assert after == 7
 
 
+@pytest.mark.slow
 def test_a_nursery_that_can_neither_answer_nor_be_killed_holds_up_nobody_for_ever() -> None:
     """More ask it than its queue has room for; it is frozen."""
     with families.freezer() as (freeze, thaw), pytest.MonkeyPatch.context() as patch:

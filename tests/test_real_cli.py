@@ -142,6 +142,7 @@ def test_a_session_is_continued(tmp_path: Path, api: MessagesApi, base_url: str,
     assert api.requests[-1].path.startswith("/v1/messages")
 
 
+@pytest.mark.slow
 def test_what_the_api_never_answers_is_ended_as_stalled(
     tmp_path: Path, api: MessagesApi, base_url: str, claude: str
 ) -> None:
@@ -158,10 +159,10 @@ def test_what_the_api_never_answers_is_ended_as_stalled(
     ("fault", "expected"),
     [
         ("org_not_allowed", (503, "auth")),
-        ("gateway_quota", (502, "upstream")),
-        ("credit_balance", (503, "billing")),
+        pytest.param("gateway_quota", (502, "upstream"), marks=pytest.mark.slow),
+        pytest.param("credit_balance", (503, "billing"), marks=pytest.mark.slow),
         ("usage_limit", (429, "rate_limit")),
-        ("unknown_model", (400, "model")),
+        pytest.param("unknown_model", (400, "model"), marks=pytest.mark.slow),
     ],
 )
 def test_every_refusal_has_its_class(  # noqa: PLR0917 - fixtures and parameters

@@ -83,6 +83,7 @@ def test_of_what_was_interrupted_all_goes_on_though_fewer_find_room_at_once(tmp_
             eventually(partial(has_ended_with, running, name, "success"))
 
 
+@pytest.mark.slow
 def test_a_task_that_was_left_behind_without_being_interrupted_is_not_run_again(tmp_path: Path) -> None:
     """Its supervisor was killed between the two writes that end it, or begin it."""
     count = tmp_path / "count"

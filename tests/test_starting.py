@@ -129,6 +129,7 @@ def test_what_an_earlier_supervisor_left_is_gone_also_after_a_start_that_was_cal
         assert running.record("left")["error_class"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_does_not_keep_the_start_from_ending(tmp_path: Path) -> None:
     old = tmp_path / "data/run/old"
     old.mkdir(parents=True)

@@ -287,6 +287,7 @@ class unordered:  # noqa: N801 - reads as a word in an assertion
         return f"unordered({self._things})"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("park", "fields", "parks"),
     [("600", {"park_seconds": 0}, False), ("0", {"park_seconds": 600}, True)],
@@ -316,6 +317,7 @@ def test_a_park_that_is_over_is_answered_as_what_it_met(tmp_path: Path, api: Mes
     assert len(of(events, "execution.parked")) == 1
 
 
+@pytest.mark.slow
 def test_a_parked_one_can_be_ended_by_its_caller_its_timeout_and_a_drain(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
@@ -713,6 +715,7 @@ def test_scenario_a_a_long_execution_outlives_the_reassignment_of_its_agents_sub
     assert work.done == 1
 
 
+@pytest.mark.slow
 def test_scenario_b_a_second_task_meets_the_limit_and_the_first_one_does_not_die_of_the_switch(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
