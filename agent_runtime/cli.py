@@ -125,7 +125,7 @@ def _demo(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from agent_runtime.doctor import run_doctor
 
-    return run_doctor(load(os.environ), os.environ, as_json=options.json)
+    return run_doctor(os.environ, as_json=options.json)
 
 
 def _token_put(options: argparse.Namespace) -> int:

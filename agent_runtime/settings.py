@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from agent_runtime.errors import SettingsInvalid
+from agent_runtime.setting_slips import link_of_service
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -266,6 +267,11 @@ class Setting:
         return "--" + self.name.replace("_", "-")
 
 
+_SERVICE_LINK = (
+    "; Kubernetes has set it, for a Service of this name: "
+    "set enableServiceLinks: false in the pod, or the variable itself"
+)
+
 _NAMED_DEFAULTS = {"park": "auto"}
 """Defaults whose value has a name."""
 
@@ -314,14 +320,19 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str | None] | None = No
         try:
             values[setting.name] = setting.parse(text or "")
         except ValueError as error:
-            raise SettingsInvalid(f"{source}: {error}") from None
+            cause = _SERVICE_LINK if source == setting.variable and link_of_service(source, text or "") else ""
+            raise SettingsInvalid(f"{source}: {error}{cause}") from None
     return Settings(**values)
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """List variables with our prefix that no setting reads: most often a slip of the pen."""
     known = {setting.variable for setting in SETTINGS} | OWN_VARIABLES
-    return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+    return sorted(
+        name
+        for name, value in environ.items()
+        if name.startswith(PREFIX) and name not in known and not link_of_service(name, value)
+    )
 
 
 OWN_VARIABLES = {

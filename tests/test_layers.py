@@ -34,6 +34,8 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("demo.stage", "demo.report"),
     ("demo.choice", "demo.interruptions", "demo.outside", "demo.timeline"),
     ("doctor",),
+    ("doctor.config", "doctor.places", "doctor.program", "doctor.secret"),
+    ("doctor.finding",),
     # the composition root
     ("service",),
     ("starting",),
@@ -102,7 +104,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("evidence",),
     ("evidence_text",),
     ("evidence_rules", "framing", "redaction", "state", "settings", "credential_names"),
-    ("frames", "evidence_phrases", "trace_context"),
+    ("frames", "evidence_phrases", "trace_context", "setting_slips"),
     ("tokens",),
     ("errors",),
     ("",),  # the package itself: its version

@@ -1,0 +1,61 @@
+"""Find out why it does not work here: one line a check, with what to do about it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+import msgspec
+
+from agent_runtime.doctor import config, places, program, secret
+from agent_runtime.doctor.finding import Finding, Machine, Verdict
+from agent_runtime.secret_writer import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+def run_doctor(
+    environ: Mapping[str, str], *, as_json: bool = False, out: TextIO | None = None, machine: Machine | None = None
+) -> int:
+    """
+    Make all checks and print each as soon as it is made, or all as one JSON array.
+
+    Nothing is changed but this: the proof about the CLI is kept where the data directory exists.
+
+    Returns:
+        The exit code: 1 where there is a problem.
+    """
+    out = out or sys.stdout
+    findings = []
+    for finding in examine(environ, machine or Machine()):
+        findings.append(finding)
+        if not as_json:
+            out.write(finding.line() + "\n")
+            out.flush()
+    if as_json:
+        out.write(msgspec.json.encode(findings).decode() + "\n")
+    return int(any(finding.verdict is Verdict.PROBLEM for finding in findings))
+
+
+def examine(environ: Mapping[str, str], machine: Machine) -> Iterator[Finding]:
+    """Make the checks, the quick ones first."""
+    settings, findings = config.settings_in(environ)
+    yield from findings
+    told = describe(settings.token_file)
+    yield secret.token(settings, told)
+    for finding in (secret.mount(told), secret.watch(settings.token_file.parent)):
+        if finding is not None:
+            yield finding
+    yield secret.rivals(environ)
+    yield from secret.settings_files(settings, machine)
+    yield from places.examine_places(settings, machine)
+    in_the_way = secret.obstacle(settings)
+    if settings.config_dir.is_dir():
+        yield secret.login(settings, in_the_way)
+    yield program.contained(settings)
+    yield program.open_files(settings)
+    yield config.stopping(settings)
+    yield program.api(environ)
+    kind = told["kind"]
+    yield from program.examine_program(settings, environ, None if kind is None else str(kind), in_the_way)

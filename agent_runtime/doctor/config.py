@@ -1,0 +1,107 @@
+"""Settings that cannot be read or that nobody reads, and who may call."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from agent_runtime.doctor.finding import Finding, ok, problem, warning
+from agent_runtime.errors import SettingsInvalid
+from agent_runtime.setting_slips import link_of_service, meant
+from agent_runtime.settings import PREFIX, SETTINGS, load, unknown_variables
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from agent_runtime.settings import Settings
+
+HERE = "127.0.0.1"
+DOCKER_GRACE_SECONDS = 10
+KUBERNETES_GRACE_SECONDS = 30
+AFTER_THE_DRAIN_SECONDS = 2
+"""What ending takes beyond the drain time at most."""
+
+
+def settings_in(environ: Mapping[str, str]) -> tuple[Settings, list[Finding]]:
+    """Read the settings, each bad one left at its default, and say which are bad."""
+    usable, found = dict(environ), []
+    for setting in SETTINGS:
+        text = environ.get(setting.variable)
+        if not text:
+            continue
+        try:
+            setting.parse(text)
+        except ValueError as error:
+            del usable[setting.variable]
+            found.append(_bad(setting.variable, text, str(error)))
+    found += [_unknown(name) for name in unknown_variables(environ)]
+    if not found:
+        count = sum(1 for setting in SETTINGS if environ.get(setting.variable))
+        found.append(ok("settings", f"{count} set, all understood"))
+    try:
+        settings = load(usable)
+    except SettingsInvalid:  # beyond loopback without a key: the one thing that no single setting is to blame for
+        settings = load(usable | {f"{PREFIX}HOST": HERE})
+        text = f"{PREFIX}HOST is {usable[f'{PREFIX}HOST']}, and there is no access key, so serve refuses to start"
+        advice = f"set {PREFIX}ACCESS_KEY_FILE to a file that holds a key, or leave {PREFIX}HOST out"
+        return settings, [*found, problem("access", text, advice)]
+    return settings, [*found, access(settings)]
+
+
+def _bad(variable: str, text: str, error: str) -> Finding:
+    if link_of_service(variable, text):
+        cause = f"{variable} is not ours: Kubernetes sets it in every pod beside a Service of this name"
+        advice = f"set enableServiceLinks: false in the pod, or {variable} itself; serve exits with 2 until then"
+        return problem("settings", cause, advice)
+    advice = f"correct {variable}, or leave it out; serve exits with 2 until then (agent-runtime serve --help)"
+    return problem("settings", f"{variable}: {error}", advice)
+
+
+def _unknown(name: str) -> Finding:
+    near = meant(name, [setting.variable for setting in SETTINGS])
+    advice = f"did you mean {near}?" if near else "take it out; agent-runtime serve --help lists all settings"
+    return warning("settings", f"{name} is no setting, so it does nothing", advice)
+
+
+def access(settings: Settings) -> Finding:
+    """Look at who may call: the address, and the key beyond loopback."""
+    if settings.access_key_file is not None:
+        return _key_file(settings.access_key_file)
+    if settings.is_loopback:
+        return ok("access", f"{settings.host}: only what runs in this container (or pod) gets here; no key is needed")
+    text = f"whoever reaches {settings.host} may run what they like: there is no access key"
+    return warning("access", text, f"set {PREFIX}ACCESS_KEY_FILE")
+
+
+def _key_file(path: Path) -> Finding:
+    how = "mount it, owned by or grouped with the user this runs as"
+    try:
+        with path.open("rb") as file:
+            raw, mode = file.read(4096).strip(), os.fstat(file.fileno()).st_mode
+    except OSError as error:
+        return problem("access", f"{path}: {error.strerror}, so nobody may call", how)
+    if not raw:
+        return problem("access", f"{path} is empty, so nobody may call", "write a key into it, one line")
+    if not (raw.isascii() and raw.decode().isprintable()):
+        text = f"{path} holds more than one line of printable ASCII, which no caller can send"
+        return problem("access", text, "write one line, for example from: openssl rand -hex 32")
+    if mode & stat.S_IROTH:
+        advice = "give it mode 0440 (in Kubernetes defaultMode: 0440 with fsGroup)"
+        return warning("access", f"{path} can be read by every user of this container, the agent's too", advice)
+    return ok("access", f"callers send the key in {path}")
+
+
+def stopping(settings: Settings) -> Finding:
+    """Look whether a container is likely to get the time that a drain may take."""
+    seconds = settings.drain_timeout + AFTER_THE_DRAIN_SECONDS
+    text = f"a stop may take {seconds:g} s"
+    if seconds > KUBERNETES_GRACE_SECONDS:
+        advice = f"give it that time (terminationGracePeriodSeconds, stop_grace_period), or lower {PREFIX}DRAIN_TIMEOUT"
+        return warning("stop", f"{text}, more than Kubernetes' default {KUBERNETES_GRACE_SECONDS} s", advice)
+    if seconds > DOCKER_GRACE_SECONDS:
+        text += (
+            f", more than Docker's default {DOCKER_GRACE_SECONDS} s: run it with --stop-timeout {seconds:.0f} or more"
+        )
+    return ok("stop", text)

@@ -1,0 +1,151 @@
+"""The directories: whether they can be written, by whom, and whether they outlive the container."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import stat
+from typing import TYPE_CHECKING
+
+from agent_runtime.doctor.finding import DATA_DIR, Finding, Verdict, ok, problem, warning
+from agent_runtime.settings import PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from agent_runtime.doctor.finding import Machine
+    from agent_runtime.settings import Settings
+
+LOCK_NAMES = {"data_dir": "lock", "config_dir": ".agent-runtime.lock"}
+LITTLE_BYTES = 256 * 1024 * 1024
+LOST_WITH_THE_CONTAINER = {
+    "overlay": "the container's own layer",
+    "aufs": "the container's own layer",
+    "tmpfs": "memory",
+}
+"""By type of file system."""
+
+
+def examine_places(settings: Settings, machine: Machine) -> Iterator[Finding]:
+    """Look at the workspace, at who the children run as, and at what must outlive the container."""
+    yield _workspace(settings)
+    if settings.child_user is not None:
+        yield _child_user(settings)
+    yield _data_dir(settings, machine)
+    config_dir_advice = f"mount a volume there, or set {PREFIX}CONFIG_DIR to a directory of the agent's own"
+    yield _directory("config_dir", settings.config_dir, config_dir_advice, machine)
+
+
+def _data_dir(settings: Settings, machine: Machine) -> Finding:
+    advice = f"mount a volume that uid {os.geteuid()} can write, and set {PREFIX}DATA_DIR to it"
+    found = _directory("data_dir", settings.data_dir or DATA_DIR, advice, machine)
+    if settings.data_dir is None and found.verdict is Verdict.PROBLEM:
+        return warning("data_dir", f"{found.text}: serve takes the user's state directory instead", advice)
+    return found
+
+
+def _workspace(settings: Settings) -> Finding:
+    path = settings.workspace
+    if not path.is_dir():
+        return problem("workspace", f"{path} is no directory", f"create it, or set {PREFIX}WORKSPACE to another")
+    if not os.access(path, os.W_OK | os.X_OK):
+        advice = f"let uid {os.geteuid()} write there, if the agent is to change files"
+        return warning("workspace", f"{path} cannot be written", advice)
+    return ok("workspace", str(path))
+
+
+def _child_user(settings: Settings) -> Finding:
+    user = settings.child_user or ""
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except KeyError:
+        if not user.isdecimal():
+            advice = f"add it to the image, or set {PREFIX}CHILD_USER to a name or number that is there"
+            return problem("child user", f"{user} is unknown here", advice)
+        uid, groups = int(user), {int(user)}
+    else:
+        uid, groups = entry.pw_uid, set(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    if os.geteuid() not in {0, uid}:
+        text = f"only root can run children as {user}"
+        return problem("child user", text, f"run as root, or leave {PREFIX}CHILD_USER out")
+    for path, need in ((settings.workspace, "workspace"), (settings.config_dir, "config directory")):
+        if path.is_dir() and (hindrance := _hindrance(path, uid, groups)):
+            advice = f"chown {uid} {path}, and let that user pass through the directories above it"
+            return problem("child user", f"{user} cannot write the {need} {path}: {hindrance}", advice)
+    return ok("child user", f"{user}, who can write workspace and config directory")
+
+
+def _hindrance(path: Path, uid: int, groups: set[int]) -> str | None:
+    """Say what keeps a user from writing to a directory, by the permission bits; None: nothing."""
+    if uid == 0:
+        return None
+    for parent in reversed(path.parents):
+        if not _may(parent, uid, groups, stat.S_IXOTH):
+            return f"{parent} is closed to it"
+    return None if _may(path, uid, groups, stat.S_IWOTH | stat.S_IXOTH) else "its owner and mode do not allow it"
+
+
+def _may(path: Path, uid: int, groups: set[int], wanted: int) -> bool:
+    info = path.stat()
+    shift = 6 if info.st_uid == uid else 3 if info.st_gid in groups else 0
+    return info.st_mode >> shift & wanted == wanted
+
+
+def _directory(check: str, path: Path, advice: str, machine: Machine) -> Finding:
+    if not path.exists():
+        parent = next(parent for parent in path.absolute().parents if parent.exists())
+        if not (os.access(parent, os.W_OK | os.X_OK) and parent.is_dir()):
+            return problem(check, f"{path} cannot be created", advice)
+        return _lasting(check, path, f"{path} does not exist yet: serve will create it", machine)
+    if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
+        return problem(check, f"{path} cannot be written by uid {os.geteuid()}", advice)
+    free_bytes = shutil.disk_usage(path).free
+    if free_bytes < LITTLE_BYTES:
+        text = f"{path} has only {free_bytes >> 20} MiB left"
+        return warning(check, text, f"make room, or lower {PREFIX}RETAIN_BYTES: answers on a full disk are not kept")
+    in_use = ", in use by a supervisor that runs now" if _is_locked(path / LOCK_NAMES[check], machine) else ""
+    return _lasting(check, path, f"{path}{in_use}", machine)
+
+
+def _lasting(check: str, path: Path, text: str, machine: Machine) -> Finding:
+    """Say whether what is written there is still there in the next container."""
+    kind = file_system_of(os.path.realpath(path), machine)
+    if kind not in LOST_WITH_THE_CONTAINER:
+        return ok(check, text)
+    lost = "records and answers" if check == "data_dir" else "the sessions that are resumed"
+    text = f"{text}, in {LOST_WITH_THE_CONTAINER[kind]}: {lost} are gone with the container"
+    return warning(check, text, f"mount a volume at {path}")
+
+
+def file_system_of(path: str, machine: Machine) -> str:
+    """Tell the type of the file system that *path* is on; empty where the kernel does not say."""
+    try:
+        lines = machine.mountinfo.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    best, kind = -1, ""
+    for line in lines:
+        mounted, _, rest = line.partition(" - ")
+        fields = mounted.split(" ")
+        if len(fields) < 6 or not rest:
+            continue
+        point = fields[4].replace("\\040", " ")
+        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= best:
+            best, kind = len(point), rest.split(" ", 1)[0]
+    return kind
+
+
+def _is_locked(path: Path, machine: Machine) -> bool:
+    """Tell by the kernel's list; to try the lock would turn away a supervisor that starts at this moment."""
+    try:
+        inode = path.stat().st_ino
+        locks = machine.locks.read_text()
+    except OSError:
+        return False
+    return any(
+        len(fields) > 5 and fields[1] == "FLOCK" and fields[5].endswith(f":{inode}")
+        for fields in map(str.split, locks.splitlines())
+    )

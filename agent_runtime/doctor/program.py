@@ -1,0 +1,160 @@
+"""The CLI, what was proved about it, how it is contained, and the way to the API."""
+
+from __future__ import annotations
+
+import os
+import resource
+import secrets
+import shutil
+import socket
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent_runtime import cgroups, containment_choice, linux
+from agent_runtime.api.connections import DESCRIPTORS_KEPT, DESCRIPTORS_PER_SLOT, FEWEST_PLACES, PLACES_BEYOND
+from agent_runtime.binary import Binary
+from agent_runtime.cgroup_group import Limits
+from agent_runtime.credential_names import BASE_URL_VARIABLE
+from agent_runtime.delivery import choose
+from agent_runtime.doctor.finding import DATA_DIR, Finding, ok, problem, warning
+from agent_runtime.errors import AgentRuntimeError
+from agent_runtime.outbound import checked_url, proxy_for
+from agent_runtime.proof import prove
+from agent_runtime.proofs import FILE_NAME as PROOFS_FILE
+from agent_runtime.proofs import Proofs
+from agent_runtime.settings import PREFIX
+from agent_runtime.tokens import TokenKind
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from agent_runtime.proof import Proof
+    from agent_runtime.settings import Settings
+
+API_URL = "https://api.anthropic.com"
+REACH_SECONDS = 3.0
+
+
+def examine_program(
+    settings: Settings, environ: Mapping[str, str], kind: str | None, in_the_way: str | None
+) -> Iterator[Finding]:
+    """Look at the CLI, prove what it does, and tell how a token of that kind will reach it."""
+    proof = None
+    try:
+        binary = Binary.of(settings.claude, environ.get("PATH"))
+    except AgentRuntimeError as error:
+        yield problem("cli", *_no_cli(settings.claude[0], environ, str(error)))
+    else:
+        yield ok("cli", f"found: {binary.files[0]}")
+        try:
+            proof, text = _proof(settings, environ, binary)
+        except AgentRuntimeError as error:
+            advice = (
+                f"run it by hand in this container: {settings.claude[0]} --version; is it for this processor and libc?"
+            )
+            yield problem("proof", str(error), advice)
+        else:
+            yield ok("proof", text)
+    reach = None if proof is None else proof.reach
+    choice = choose(settings.token_delivery, TokenKind(kind or TokenKind.OAUTH), reach, in_the_way)
+    yield ok("delivery", f"{choice.name}: {choice.reason}")
+
+
+def _no_cli(word: str, environ: Mapping[str, str], error: str) -> tuple[str, str]:
+    """Say why there is no CLI, and what to do."""
+    variable = f"{PREFIX}CLAUDE"
+    candidate = shutil.which(word, mode=os.F_OK, path=environ.get("PATH"))
+    if candidate is not None and Path(candidate).is_file():
+        text = f"{candidate} cannot be executed by uid {os.geteuid()}"
+        return text, f"chmod 755 {candidate}, and see that it is on no noexec mount; or set {variable} to another"
+    if "/" in word:
+        return f"there is no {word}", f"install Claude Code there, or correct {variable}"
+    install = "install Claude Code (npm install -g @anthropic-ai/claude-code)"
+    return f"{word} is not on PATH: {error}", f"{install}, or set {variable} to the whole path of the command"
+
+
+def _proof(settings: Settings, environ: Mapping[str, str], binary: Binary) -> tuple[Proof, str]:
+    """Look the proof up or make it, and say which."""
+    data_dir = settings.data_dir or DATA_DIR
+    keeps = data_dir.is_dir() and os.access(data_dir, os.W_OK | os.X_OK)
+    proofs = Proofs(data_dir if keeps else None)
+    proof = proofs.known(settings.claude, environ.get("PATH"))
+    said = "known already"
+    if proof is None:
+        proof = prove(settings.claude, environ, user=settings.child_user)
+        proofs.keep(binary, proof)
+        said = f"made now, kept in {data_dir / PROOFS_FILE}" if keeps else "made now, not kept: no data directory yet"
+    return proof, f"version {proof.version}, a running one takes a newer token: {proof.reach} ({said})"
+
+
+def contained(settings: Settings) -> Finding:
+    """Look how all that an attempt starts will be ended."""
+    limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
+    try:
+        cgroups.check(cgroups.find(), limits)
+        containment = containment_choice.choose(settings.containment, lambda: f"doctor.{secrets.token_hex(6)}")
+    except AgentRuntimeError as error:
+        return problem("containment", str(error), "leave that variable out, or give it what it needs")
+    lacking = "; ".join(f"no {name}: {reason}" for name, reason in containment.lacking.items())
+    more = f" ({lacking})" if lacking else ""
+    return ok("containment", containment.kind.value + more)
+
+
+def open_files(settings: Settings, limit: int | None = None) -> Finding:
+    """Look whether the limit on open files leaves room for all slots and connections."""
+    if limit is None:
+        linux.raise_file_limit()  # as serve does
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    left = limit - DESCRIPTORS_KEPT - DESCRIPTORS_PER_SLOT * settings.slots - PLACES_BEYOND
+    advice = "raise it (docker run --ulimit nofile=65536:65536, LimitNOFILE=)"
+    if left < FEWEST_PLACES:
+        text = f"{limit} are too few for {settings.slots} slots: executions will fail to start"
+        return problem("open files", text, f"{advice}, or lower {PREFIX}SLOTS")
+    if left < settings.max_connections:
+        text = f"{limit} leave room for {left} connections beside {settings.slots} slots"
+        return warning("open files", text, f"{advice}, or lower {PREFIX}MAX_CONNECTIONS to {left}")
+    return ok("open files", f"{limit} are enough for {settings.slots} slots and {settings.max_connections} connections")
+
+
+def api(environ: Mapping[str, str]) -> Finding:
+    """Connect to where the CLI's requests go, or to the proxy on the way; nothing is sent."""
+    given = environ.get(BASE_URL_VARIABLE) or API_URL
+    where = BASE_URL_VARIABLE if environ.get(BASE_URL_VARIABLE) else "the API"
+    try:
+        url = checked_url(given)
+    except ValueError as error:
+        return problem("api", f"{BASE_URL_VARIABLE} {error}", "correct it, or leave it out for the API itself")
+    try:
+        proxy = proxy_for(url, environ)
+        if proxy is not None:
+            url, where = checked_url(proxy), "the proxy of the environment"
+    except ValueError as error:
+        return problem("api", str(error), "correct HTTPS_PROXY, or name the API in NO_PROXY")
+    port = url.port or (443 if url.scheme == "https" else 80)
+    text = f"{where}, {url.host} port {port}"
+    reason = _unreachable(url.host, port)
+    if reason is None:
+        return ok("api", f"{text}: reached (a connection, nothing was sent)")
+    advice = (
+        f"let this container out to it (DNS, network policy, firewall), or correct {BASE_URL_VARIABLE} or the proxy"
+    )
+    return problem("api", f"{text}: {reason}", advice)
+
+
+def _unreachable(host: str, port: int) -> str | None:
+    """Try in a thread: looking up a name can take longer than a connection may."""
+    result: list[str | None] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), REACH_SECONDS).close()
+        except OSError as error:
+            result.append(error.strerror or str(error) or type(error).__name__)
+        else:
+            result.append(None)
+
+    thread = threading.Thread(target=connect, name="reach", daemon=True)
+    thread.start()
+    thread.join(2 * REACH_SECONDS)
+    return result[0] if result else f"no answer within {2 * REACH_SECONDS:g} s"

@@ -1,0 +1,177 @@
+"""The secret file, how it got here, and what else could decide on the token."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agent_runtime.credential_names import BASE_URL_VARIABLE, is_rival
+from agent_runtime.credentials_file import CredentialsFile
+from agent_runtime.delivery import FileDelivery
+from agent_runtime.doctor.finding import Finding, ok, problem, warning
+from agent_runtime.inotify import Inotify
+from agent_runtime.secret_mount import SourceKind
+from agent_runtime.settings import PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from agent_runtime.doctor.finding import Machine
+    from agent_runtime.settings import Settings
+
+SETTINGS_LIMIT_BYTES = 1024 * 1024
+NAMES_SHOWN = 5
+
+_MOUNT = "mount the directory that the backend writes it in"
+
+
+def token(settings: Settings, told: Mapping[str, str | float | None]) -> Finding:
+    """Look at what the secret file holds."""
+    path = settings.token_file
+    if told["error"] is not None:
+        return problem("token", f"{told['error']} ({path})", _remedy(path))
+    text = f"{told['kind']} {told['fingerprint']} in {path}"
+    expires_at = told["expires_at"]
+    if isinstance(expires_at, float | int) and expires_at <= time.time():
+        return problem("token", f"{text} has expired", "write a new one, or correct expires_at and the clock here")
+    mode = path.stat().st_mode
+    if mode & stat.S_IROTH:
+        advice = "give it mode 0440 and a group for the supervisor (in Kubernetes defaultMode: 0440 with fsGroup)"
+        return warning("token", f"{text} can be read by every user of this container", advice)
+    return ok("token", text)
+
+
+def _remedy(path: Path) -> str:
+    """Say what to do about a secret file that cannot be used."""
+    directory = path.parent
+    put = f"write it with: agent-runtime token put {path}"
+    try:
+        info = path.stat()
+    except PermissionError:
+        return f"let uid {os.geteuid()} or one of its groups into {directory}: mode 0750 and that group"
+    except (FileNotFoundError, NotADirectoryError):
+        return _remedy_for_missing(path, put)
+    except OSError:
+        return put
+    if not stat.S_ISREG(info.st_mode):
+        return f"put a file there: {_MOUNT}, and name the file itself in {PREFIX}TOKEN_FILE"
+    if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+        owner = f"it belongs to uid {info.st_uid}, gid {info.st_gid}, mode {stat.S_IMODE(info.st_mode):04o}"
+        return f"{owner}; this runs as uid {os.geteuid()}: give it mode 0440 and one of the groups of that user"
+    return f"one line with the token alone, or JSON with it (README, The secret file); {put}"
+
+
+def _remedy_for_missing(path: Path, put: str) -> str:
+    if not path.parent.is_dir():
+        return f"there is no directory {path.parent}: {_MOUNT}, or set {PREFIX}TOKEN_FILE"
+    try:
+        others = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        others = []
+    if not others:
+        return f"{path.parent} is empty: is it the directory the backend writes to? If so, {put}"
+    more = ", ..." if len(others) > NAMES_SHOWN else ""
+    return f"the directory holds {', '.join(others[:NAMES_SHOWN])}{more}: name the right one in {PREFIX}TOKEN_FILE"
+
+
+def mount(told: Mapping[str, str | float | None]) -> Finding | None:
+    """Look whether a file that is replaced outside can be seen in here."""
+    if told["source"] == SourceKind.DETACHED:
+        text = "the file was replaced outside, which is not seen in here"
+        return problem("token mount", text, "mount the directory that the file is in, and start the container anew")
+    if told["source"] == SourceKind.FILE_MOUNT:
+        text = "the file is mounted by itself: one that replaces it outside will not be seen"
+        return warning("token mount", text, "mount the directory that the file is in (no subPath, no file:file)")
+    return None
+
+
+def watch(directory: Path) -> Finding | None:
+    """Look whether the kernel has a watch left for the directory."""
+    if not directory.is_dir():
+        return None
+    try:
+        Inotify(directory).close()
+    except OSError as error:
+        text = (
+            f"changes of {directory} are seen up to 1 s late, by looking: the kernel gives no watch ({error.strerror})"
+        )
+        return warning("token watch", text, "raise fs.inotify.max_user_instances on the host")
+    return ok("token watch", "a change is seen at once where the file system tells of it, else within 1 s")
+
+
+def rivals(environ: Mapping[str, str]) -> Finding:
+    """Look for credentials and servers in the environment."""
+    names = sorted(name for name, value in environ.items() if value and is_rival(name))
+    if not names:
+        return ok("environment", "no other credential in it")
+    text = f"{', '.join(names)}: removed from every child, the secret file decides"
+    advice = "take them out of the image and the pod: what is baked in can be read by all who have the image"
+    return warning("environment", text, advice)
+
+
+def settings_files(settings: Settings, machine: Machine) -> Iterator[Finding]:
+    """Look for credentials and servers in the CLI's settings files."""
+    outranked = [
+        settings.workspace / ".claude/settings.json",
+        settings.workspace / ".claude/settings.local.json",
+        settings.config_dir / "settings.json",
+    ]
+    said = [f"{path}: {', '.join(names)}" for path in outranked if (names := _deciding(path))]
+    managed = machine.managed_settings
+    try:
+        parts = sorted((managed / "managed-settings.d").glob("*.json"))
+    except OSError:
+        parts = []
+    winning = [
+        f"{path}: {', '.join(names)}"
+        for path in (managed / "managed-settings.json", *parts)
+        if (names := _deciding(path))
+    ]
+    if winning:
+        text = f"{'; '.join(winning)}: managed settings beat the secret file"
+        yield problem("cli settings", text, "take these keys out of the managed settings of the image")
+    elif "ANTHROPIC_UNIX_SOCKET" in _deciding(settings.config_dir / "settings.json"):
+        text = f"{settings.config_dir / 'settings.json'}: ANTHROPIC_UNIX_SOCKET, which makes CLI 2.1.114 fail"
+        yield warning("cli settings", text, "take it out")
+    else:
+        yield ok("cli settings", f"{'; '.join(said)}: outranked, the secret file decides" if said else "decide nothing")
+
+
+def _deciding(path: Path) -> list[str]:
+    """List what a settings file says about credentials or servers; nothing of its values."""
+    try:
+        if not path.is_file() or path.stat().st_size > SETTINGS_LIMIT_BYTES:
+            return []
+        told: Any = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
+    if not isinstance(told, dict):
+        return []
+    env = told.get("env")
+    names = (
+        [name for name, value in env.items() if value and (is_rival(name) or name == BASE_URL_VARIABLE)]
+        if isinstance(env, dict)
+        else []
+    )
+    return [*(["apiKeyHelper"] if told.get("apiKeyHelper") else []), *sorted(names)]
+
+
+def obstacle(settings: Settings) -> str | None:
+    """Tell what keeps a token from being delivered in a file."""
+    if not settings.config_dir.is_dir():
+        return None  # it will be created, and is empty then
+    return CredentialsFile(settings.config_dir, settings.child_user).obstacle
+
+
+def login(settings: Settings, in_the_way: str | None) -> Finding:
+    """Look for a login of somebody else."""
+    if in_the_way is None:
+        return ok("login", "the config directory holds no login but our own")
+    advice = f"remove its .credentials.json if nobody needs it, or set {PREFIX}CONFIG_DIR to another directory"
+    say = problem if settings.token_delivery == FileDelivery.name else warning
+    return say("login", in_the_way, advice)
