@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from agent_runtime import __version__
 from agent_runtime.console import add_drain, add_run, add_status, default_url
+from agent_runtime.console.pages import explain
 from agent_runtime.errors import AgentRuntimeError, CannotStart, SettingsInvalid
 from agent_runtime.settings import SETTINGS, load
 from agent_runtime.starting import CalledOff, Start
@@ -41,20 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="agent-runtime",
-        description="Supervise Claude Code executions in an agent container; the token comes from a file.",
-    )
+    parser = argparse.ArgumentParser(prog="agent-runtime")
     parser.add_argument("--version", action="version", version=f"agent-runtime {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="run the supervisor", description="Run the supervisor.")
+    serve = commands.add_parser("serve", help="run the supervisor", usage="%(prog)s [-h] [--FLAG VALUE] ...")
     for setting in SETTINGS:
-        default = "" if setting.default is None else f" [{setting.default}]"
+        default = "" if setting.shown_default is None else f" [{setting.shown_default}]"
         serve.add_argument(
             setting.flag,
             dest=f"setting_{setting.name}",
-            metavar="VALUE",
+            metavar=setting.metavar,
             nargs="?" if setting.is_switch else None,
             const="true" if setting.is_switch else None,
             help=f"{setting.text}{default} ({setting.variable})".replace("%", "%%"),
@@ -64,8 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="show the main job on loopback: no account, no network",
-        description="Start a stand-in API and a supervisor on loopback, run four executions in parallel, switch the "
-        "token, let one die, and say what became of each. Exit code 0 only if every promise held.",
     )
     demo.add_argument("--claude", metavar="COMMAND", help="the CLI to use [claude on PATH, else the scripted one]")
     demo.add_argument("--scripted", action="store_true", help="use the scripted CLI even where there is a real one")
@@ -77,27 +73,26 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser(
         "doctor",
         help="find out why it does not work here",
-        description="Check settings, CLI, secret file and directories, and prove whether this CLI takes "
-        "a newer token while it runs. The settings are those of serve, from the environment.",
     )
-    doctor.add_argument("--json", action="store_true", help="for scripts")
+    doctor.add_argument("--json", action="store_true", help="one JSON document, for scripts")
     doctor.set_defaults(run=_doctor)
 
-    token = commands.add_parser("token", help="write and look at a secret file", description="Work on a secret file.")
+    token = commands.add_parser("token", help="write and look at a secret file")
     actions = token.add_subparsers(required=True, metavar="ACTION")
     put = actions.add_parser("put", help="write the token read on stdin so that a reader never sees half of it")
-    put.add_argument("file", type=Path, metavar="FILE")
+    put.add_argument("file", type=Path, metavar="FILE", help="the secret file; need not exist")
     put.set_defaults(run=_token_put)
     show = actions.add_parser("show", help="print kind, fingerprint, age and expiry, never the token")
-    show.add_argument("file", type=Path, metavar="FILE")
-    show.add_argument("--json", action="store_true", help="for scripts")
+    show.add_argument("file", type=Path, metavar="FILE", help="the secret file")
+    show.add_argument("--json", action="store_true", help="one JSON document, for scripts")
     show.set_defaults(run=_token_show)
 
     add_drain(commands)
 
     health = commands.add_parser("healthcheck", help="ask a running supervisor for /livez; for an image's HEALTHCHECK")
-    health.add_argument("--url", default=default_url(), help="where it listens [%(default)s]")
+    health.add_argument("--url", default=default_url(), help="where it listens [%(default)s] (AGENT_RUNTIME_URL)")
     health.set_defaults(run=_healthcheck)
+    explain(parser)
     return parser
 
 

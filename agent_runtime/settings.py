@@ -266,6 +266,20 @@ class Setting:
         """Name of the flag of ``serve``."""
         return "--" + self.name.replace("_", "-")
 
+    @property
+    def shown_default(self) -> str | None:
+        """The default as a person is told it, also where it depends on the machine; None: there is none."""
+        return self.default or _DEFAULTS_IN_WORDS.get(self.name)
+
+    @property
+    def metavar(self) -> str:
+        """What kind of value it takes, for ``--help``: its unit where it has one."""
+        if self.parse in (_seconds, _some_seconds, _seconds_or_auto):
+            return "SECONDS"
+        if self.parse is _path:
+            return "PATH"
+        return "BYTES" if "in bytes" in self.text else "VALUE"
+
 
 _SERVICE_LINK = (
     "; Kubernetes has set it, for a Service of this name: "
@@ -274,6 +288,13 @@ _SERVICE_LINK = (
 
 _NAMED_DEFAULTS = {"park": "auto"}
 """Defaults whose value has a name."""
+
+_DEFAULTS_IN_WORDS = {
+    "config_dir": "the inherited CLAUDE_CONFIG_DIR, else ~/.claude",
+    "workspace": "current directory",
+    "data_dir": "/var/lib/agent-runtime, else the user's state directory",
+}
+"""Defaults that depend on the machine."""
 
 
 def _default_text(value: Any) -> str | None:

@@ -19,7 +19,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     # the commands that ask a running supervisor, and the client they and backends use: they know it only by HTTP
     ("console",),
     ("console.run", "console.status", "console.drain"),
-    ("console.connection", "console.showing"),
+    ("console.connection", "console.showing", "console.pages"),
     ("console.exit_codes",),
     ("client",),
     ("client.asynchronous", "client.synchronous"),

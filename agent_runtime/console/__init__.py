@@ -10,7 +10,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent_runtime.console.exit_codes import EXIT_CODES
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
@@ -34,20 +33,24 @@ def add_run(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "run",
         help="submit a task to a running supervisor and follow it",
-        description="Submit a task to a running supervisor, show what happens, and exit with its outcome. Ctrl-C ends "
-        "the execution; a second one leaves it running, as does anything else that ends this command.",
-        epilog=EXIT_CODES,
     )
     parser.add_argument("prompt", metavar="PROMPT", help="the task; - reads it on stdin")
     _add_connection(parser)
     parser.add_argument("--execution-id", metavar="ID", help="the same id joins, or gets the kept answer [a new one]")
     parser.add_argument("--model", metavar="MODEL", help="the model [the CLI's]")
     parser.add_argument("--system-prompt", metavar="TEXT", help="added to the CLI's own")
-    parser.add_argument("--allowed-tool", metavar="TOOL", action="append", help="may be given several times")
-    parser.add_argument("--disallowed-tool", metavar="TOOL", action="append", help="may be given several times")
-    parser.add_argument("--max-turns", metavar="N", type=int, help="end it after so many turns")
+    parser.add_argument(
+        "--allowed-tool", metavar="TOOL", action="append", help="allow this tool of the CLI, e.g. Bash; repeatable"
+    )
+    parser.add_argument("--disallowed-tool", metavar="TOOL", action="append", help="forbid this tool; repeatable")
+    parser.add_argument("--max-turns", metavar="N", type=int, help="end it after so many turns [no limit]")
     parser.add_argument("--timeout", metavar="SECONDS", type=float, help="for the whole execution [the supervisor's]")
-    parser.add_argument("--park", metavar="SECONDS", type=float, help="how long it may wait for a newer token")
+    parser.add_argument(
+        "--park",
+        metavar="SECONDS",
+        type=float,
+        help="how long it may wait for a newer token when its own is refused or limited [the supervisor's]",
+    )
     parser.add_argument(
         "--patience",
         type=float,
@@ -66,12 +69,10 @@ def add_status(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "status",
         help="show slots, token and executions of a running supervisor",
-        description="Show slots, token and executions of a running supervisor.",
-        epilog="exit codes: 0 it answered, 2 the request is at fault, 75 out of reach",
     )
     _add_connection(parser)
     parser.add_argument("--limit", metavar="N", type=int, default=20, help="how many executions [%(default)s]")
-    parser.add_argument("--json", action="store_true", help="for scripts")
+    parser.add_argument("--json", action="store_true", help="one JSON document, for scripts")
     parser.set_defaults(run=_status)
 
 
@@ -80,8 +81,6 @@ def add_drain(commands: Subparsers) -> None:
     parser = commands.add_parser(
         "drain",
         help="let nobody in any more; for preStop hooks",
-        description="Let no execution in any more; the running go on.",
-        epilog="exit codes: 0 done, 1 --timeout is over, 2 the request is at fault, 75 out of reach",
     )
     _add_connection(parser)
     parser.add_argument("--wait", action="store_true", help="until all executions have ended")

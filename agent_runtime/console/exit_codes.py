@@ -8,5 +8,3 @@ EXIT_TRY_LATER = 75
 
 EXIT_CANCELLED = 130
 EXIT_BROKEN_PIPE = 141
-
-EXIT_CODES = "exit codes: 0 success, 1 failed, 2 the request is at fault, 75 turned away or out of reach, 130 cancelled"
