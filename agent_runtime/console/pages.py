@@ -112,9 +112,9 @@ PAGES: dict[str, Page] = {
     ),
     "doctor": Page(
         "Find out why it does not work here: look at settings, access key, token file and its mount, rival "
-        "credentials, directories and volumes, limits, the way to the API and the CLI, and prove on loopback whether this "
-        "CLI takes a newer token while it runs. One line a check: ok, warning or problem, and what to do. It disturbs no "
-        "supervisor, and sends no token anywhere.",
+        "credentials, directories and volumes, limits, the way to the API and the CLI, and prove on loopback whether "
+        "this CLI takes a newer token while it runs. One line a check: ok, warning or problem, and what to do. It "
+        "disturbs no supervisor, and sends no token anywhere.",
         {
             "agent-runtime doctor": "with the settings of this environment",
             "docker exec AGENT agent-runtime doctor": "in the container where it does not work",
@@ -144,8 +144,8 @@ PAGES: dict[str, Page] = {
                 '{"token": ..., "expires_at": TIME, "subscription": NAME}; or the CLI\'s own .credentials.json.'
             ),
             (
-                "Write on the side that is mounted, into a directory that is mounted as a whole: a file that is mounted "
-                "by itself keeps showing the old one."
+                "Write on the side that is mounted, into a directory that is mounted as a whole: a file that is "
+                "mounted by itself keeps showing the old one."
             ),
         ),
     ),
