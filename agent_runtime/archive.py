@@ -114,7 +114,7 @@ class Archive:
         """
         record = self.find(execution_id)
         if record is None:
-            raise NotFound("no execution is known under this id")
+            raise NotFound("no execution is known under this id; GET /api/executions lists those that are")
         return record
 
     def kept(self, record: ExecutionRecord) -> Kept | None:

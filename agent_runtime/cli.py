@@ -150,7 +150,10 @@ def _healthcheck(options: argparse.Namespace) -> int:
     try:
         response = httpx.get(f"{options.url}/livez", timeout=5, trust_env=False)
     except httpx.HTTPError as error:
-        print(f"unhealthy: {options.url} does not answer: {type(error).__name__}", file=sys.stderr)
+        print(
+            f"unhealthy: {options.url} does not answer ({type(error).__name__}): is serve running? (--url)",
+            file=sys.stderr,
+        )
         return 1
     if response.status_code != httpx.codes.OK:
         print(f"unhealthy: {options.url} answers {response.status_code}", file=sys.stderr)

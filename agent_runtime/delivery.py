@@ -317,7 +317,9 @@ class Deliveries:
         self._kind = TokenKind.OAUTH
         self._trouble: str | None = None
         if setting == FileDelivery.name and (obstacle := self._obstacle) is not None:
-            raise CannotStart(f"{PREFIX}TOKEN_DELIVERY: file is not possible here: {obstacle}")
+            raise CannotStart(
+                f"{PREFIX}TOKEN_DELIVERY: file is not possible here: {obstacle}; auto takes what there is"
+            )
 
     def start(self) -> None:
         """Take away what an earlier supervisor of this config directory has left, and have the CLI proved."""

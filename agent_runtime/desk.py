@@ -87,7 +87,9 @@ class TokenDesk:
         status = self.secret.status
         generation = status.generation
         if generation is None:
-            raise NoToken(f"no usable token: {status.error or 'the secret file is missing'}")
+            raise NoToken(
+                f"no usable token: {status.error or 'the secret file is missing'}; write one to the secret file"
+            )
         self._require_unexpired(generation)
         if self._is_closed(generation) or self.standing.retry_after_seconds(generation, time.monotonic()) > 0:
             raise TokenUnusable(_REFUSED)
@@ -199,7 +201,7 @@ class TokenDesk:
         now = time.time()
         if limit := self.standing.limit_of(generation, model, now):
             raise TokenLimited(
-                "the account's usage limit is reached",
+                "the account's usage limit is reached; write another account's token, or wait for the reset",
                 retry_after_seconds=max(1, math.ceil(limit.until - now)),
                 resets_at=limit.until if limit.is_told else None,
             )

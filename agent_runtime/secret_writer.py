@@ -41,7 +41,7 @@ def put(path: Path, data: bytes) -> list[str]:
     """
     content = parse(data)
     if isinstance(content, Unusable):
-        raise SecretUnreadable(f"what was given {content.reason}")
+        raise SecretUnreadable(f"what was given {content.reason}; give one token on a line, or JSON that holds it")
     warnings = _doubts(content)
     # The newline makes a bare token complete by itself: readers take it at once.
     raw = data.removeprefix(BYTE_ORDER_MARK).strip(BLANKS) + b"\n"
@@ -50,7 +50,8 @@ def put(path: Path, data: bytes) -> list[str]:
         source = source_of(target)
         if source is SourceKind.DETACHED:
             raise NotWritable(
-                "the secret file was replaced outside this container: what is written here is seen nowhere"
+                "the secret file was replaced outside this container, and what is written here is seen nowhere: "
+                "mount its directory"
             )
         if source is SourceKind.FILE_MOUNT:
             _overwrite(target, raw)
@@ -61,7 +62,7 @@ def put(path: Path, data: bytes) -> list[str]:
             warnings += _replace(target, raw)
     except (OSError, RuntimeError) as problem:  # RuntimeError: resolve() met a loop of links, up to Python 3.12.
         cause = os.strerror(problem.errno) if isinstance(problem, OSError) and problem.errno else "a loop of links"
-        raise NotWritable(f"the secret file cannot be written: {cause}") from None
+        raise NotWritable(f"the secret file cannot be written: {cause}; {_remedy(path)}") from None
     return warnings
 
 
@@ -86,6 +87,12 @@ def describe(path: Path) -> dict[str, str | float | None]:
         "source": source_of(path),
         "error": f"the secret file {found.reason}" if isinstance(found, Unusable) else None,
     }
+
+
+def _remedy(path: Path) -> str:
+    if not path.parent.is_dir():
+        return "make its directory first, or name another file"
+    return "write it where the directory is mounted from, or as a user who may"
 
 
 def _doubts(content: SecretContent) -> list[str]:

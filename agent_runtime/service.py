@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import functools
 import logging
@@ -73,6 +74,7 @@ KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
 LAG_SECONDS = 1.0
 WORKERS = 4
+_ANOTHER = "mount a volume that can be written, or name another directory"
 
 
 def announce(line: str) -> None:
@@ -123,15 +125,15 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
     counts = Counts(time.time())
     outlet = configure(settings.log_format, settings.log_level, redactor)
     for name in unknown_variables(environ):
-        log.warning("%s is no setting; see agent-runtime serve --help", name)
+        log.warning("%s is no setting and does nothing; see agent-runtime serve --help", name)
     with contextlib.ExitStack() as held:
         held.callback(outlet.flush)
         data_dir = _data_dir(settings, environ)
         held.enter_context(_locked(data_dir / "lock", f"{PREFIX}DATA_DIR"))
-        _directory(settings.config_dir)
+        _directory(settings.config_dir, f"{PREFIX}CONFIG_DIR")
         held.enter_context(_locked(settings.config_dir / ".agent-runtime.lock", f"{PREFIX}CONFIG_DIR"))
         if not settings.workspace.is_dir():
-            raise SettingsInvalid(f"{PREFIX}WORKSPACE: {settings.workspace} is no directory")
+            raise SettingsInvalid(f"{PREFIX}WORKSPACE: {settings.workspace} is no directory; create it or name another")
         _check_child_user(settings)
         listener = held.enter_context(_listen(settings))
         become_subreaper()
@@ -150,7 +152,7 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
             Proofs(data_dir),
             user=settings.child_user,
             mark=functools.partial(new_mark, data_dir),
-            directory=_passable(_directory(data_dir / "run"), settings),
+            directory=_passable(_directory(data_dir / "run", f"{PREFIX}DATA_DIR"), settings),
         )
         limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
         containment = choose(settings.containment, functools.partial(new_mark, data_dir), limits)
@@ -193,7 +195,9 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
         start.go_on()
         secret.start()
         if secret.status.generation is None:
-            log.warning("no token yet: %s; it is expected at %s", secret.status.error, settings.token_file)
+            log.warning(
+                "no token yet: %s; write it with: agent-runtime token put %s", secret.status.error, settings.token_file
+            )
         held.callback(secret.stop)
         start.go_on()
         return asyncio.run(_serve(supervisor, listener, changes, redactor, outlet=outlet, start=start))
@@ -233,6 +237,8 @@ async def _serve(
 ) -> int:
     settings = supervisor.settings
     access = AccessKey(settings.access_key_file, settings.access_header, redactor)
+    if access.required and access.read() is None:
+        log.warning("no usable access key in %s: nobody may call until there is one", settings.access_key_file)
     connections = OpenConnections(_places(settings), request_seconds=settings.request_timeout, open_paths=OPEN_PATHS)
     app = build_app(Api(supervisor, access, connections, Metrics(supervisor, lambda: outlet.lost)))
     config = uvicorn.Config(
@@ -328,22 +334,22 @@ class Ending:
 def _data_dir(settings: Settings, environ: Mapping[str, str]) -> Path:
     """Find the data directory, or make do with the user's."""
     if settings.data_dir is not None:
-        return _directory(settings.data_dir)
+        return _directory(settings.data_dir, f"{PREFIX}DATA_DIR")
     with contextlib.suppress(CannotStart):
-        return _directory(DEFAULT_DATA_DIR)
+        return _directory(DEFAULT_DATA_DIR, f"{PREFIX}DATA_DIR")
     state_home = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
-    fallback = _directory(Path(state_home) / "agent-runtime")
+    fallback = _directory(Path(state_home) / "agent-runtime", f"{PREFIX}DATA_DIR")
     log.warning("%s cannot be written; records are kept in %s", DEFAULT_DATA_DIR, fallback)
     return fallback
 
 
-def _directory(path: Path) -> Path:
+def _directory(path: Path, variable: str) -> Path:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise CannotStart(f"cannot create the directory {path}: {error.strerror}") from None
+        raise CannotStart(f"{variable}: cannot create the directory {path}: {error.strerror}; {_ANOTHER}") from None
     if not os.access(path, os.W_OK | os.X_OK):
-        raise CannotStart(f"cannot write to the directory {path}")
+        raise CannotStart(f"{variable}: cannot write to {path} as uid {os.geteuid()}; {_ANOTHER}")
     return path
 
 
@@ -354,7 +360,9 @@ def _check_child_user(settings: Settings) -> None:
     try:
         pwd.getpwnam(user)
     except KeyError:
-        raise SettingsInvalid(f"{PREFIX}CHILD_USER: there is no user {user} here") from None
+        raise SettingsInvalid(
+            f"{PREFIX}CHILD_USER: there is no user {user} here; add it to the image, or name another"
+        ) from None
 
 
 def _passable(path: Path, settings: Settings) -> Path:
@@ -371,27 +379,35 @@ def _locked(path: Path, variable: str) -> Iterator[None]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise CannotStart(f"{variable}: cannot create the lock in {path.parent}: {error.strerror}") from None
+        raise CannotStart(
+            f"{variable}: cannot create the lock in {path.parent}: {error.strerror}; {_ANOTHER}"
+        ) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise CannotStart(f"{variable}: another supervisor uses {path.parent}") from None
+        raise CannotStart(
+            f"{variable}: another supervisor uses {path.parent}; stop it, or name another directory"
+        ) from None
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
 def _listen(settings: Settings) -> Iterator[socket.socket]:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        expect_silence(listener, settings.peer_timeout)
-        listener.bind(address)
-    except OSError as error:
-        raise CannotStart(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
-    with contextlib.closing(listener):
+    with contextlib.ExitStack() as held:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listener = held.enter_context(contextlib.closing(socket.socket(family, kind, protocol)))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            expect_silence(listener, settings.peer_timeout)
+            listener.bind(address)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            advice = f"set {PREFIX}PORT to a free one (0 picks one)"
+            if error.errno != errno.EADDRINUSE:
+                advice = f"set {PREFIX}HOST to an address of this machine, 0.0.0.0 for all of them, or leave it out"
+            raise CannotStart(f"cannot listen on {settings.host}:{settings.port}: {reason}; {advice}") from None
         yield listener

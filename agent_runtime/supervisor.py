@@ -162,11 +162,14 @@ class Supervisor:
             if (kept := self.archive.kept(previous)) is not None:
                 return kept
         if self.draining:
-            raise Draining("draining: no new executions here", retry_after_seconds=DRAINING_RETRY_SECONDS)
+            raise Draining(
+                "draining: no new executions here; send it to another agent, or later",
+                retry_after_seconds=DRAINING_RETRY_SECONDS,
+            )
         parks = self._must_park(task)
         if not parks and self.slots.is_full:
             raise Busy(
-                f"all {self.slots.total} slots and {self.slots.queue_limit} queue places are taken",
+                f"all {self.slots.total} slots and {self.slots.queue_limit} queue places are taken; come back later",
                 retry_after_seconds=BUSY_RETRY_SECONDS,
             )
         execution = Execution(
@@ -411,7 +414,9 @@ class Supervisor:
             return None
         kept = self.archive.kept(self.archive.record(execution_id))
         if kept is None:
-            raise NotFound("no answer is kept of this execution", code="no_retained_result")
+            raise NotFound(
+                "no answer is kept of this execution; its record says how it ended", code="no_retained_result"
+            )
         return kept
 
     async def terminate(self, execution_id: str) -> tuple[str, ExecutionRecord]:

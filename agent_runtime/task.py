@@ -130,12 +130,12 @@ def parse(body: bytes, *, strict: bool) -> tuple[Task, list[str]]:
     try:
         raw = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise InvalidRequest("the body is not JSON") from None
+        raise InvalidRequest("the body is not JSON; send an object with a message") from None
     if not isinstance(raw, dict):
-        raise InvalidRequest("the body must be a JSON object")
+        raise InvalidRequest("the body must be a JSON object with a message")
     ignored = sorted(name for name in raw if name not in Task.__struct_fields__)
     if ignored and strict:
-        raise InvalidRequest(f"unknown fields: {', '.join(_shown(name) for name in ignored[:10])}")
+        raise InvalidRequest(f"unknown fields: {', '.join(_shown(name) for name in ignored[:10])}; leave them out")
     try:
         task = msgspec.convert(raw, Task)
     except msgspec.ValidationError as error:

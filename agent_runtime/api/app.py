@@ -98,7 +98,7 @@ async def _body(request: Request) -> bytes:
             if len(kept) > BODY_LIMIT_BYTES:
                 raise TooLarge(f"the body is longer than {BODY_LIMIT_BYTES} bytes")
     except ClientDisconnect:
-        raise InvalidRequest("the body was cut off") from None
+        raise InvalidRequest("the body was cut off; send it again") from None
     return bytes(kept)
 
 
@@ -125,7 +125,7 @@ async def post_task(api: Api, request: Request) -> Response:
     await execution.finished()
     answer = execution.answer
     if answer is None:
-        raise AgentRuntimeError("the execution ended without an answer")
+        raise AgentRuntimeError("the execution ended without an answer; ask for its record")
     return Response(answer.body, answer.status_code, answer.headers, answer.media_type)
 
 
@@ -301,7 +301,7 @@ def _token_in(body: bytes, redactor: Redactor) -> bytes:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("token: must be a string in a JSON object") from None
     if token is None:
-        raise InvalidRequest("token: is missing")
+        raise InvalidRequest("token: is missing; send it, or an empty body to read the file again")
     content = secret_content.parse(token.encode(errors="replace"))
     if not isinstance(content, SecretContent):
         raise InvalidRequest(f"token: {content.reason}")
@@ -415,8 +415,11 @@ async def _own_exception(request: Request, error: Exception) -> Response:
 async def _http_exception(request: Request, error: Exception) -> Response:
     """Translate starlette's own refusals: an unknown path and a method that a path does not take."""
     if isinstance(error, HTTPException) and error.status_code == STATUS_BY_CLASS[ErrorClass.METHOD]:
-        return problem_response(MethodNotAllowed("this path does not take this method"), headers=error.headers)
-    return problem_response(NotFound("there is nothing at this path"))
+        return problem_response(
+            MethodNotAllowed("this path does not take this method; the header Allow names those it takes"),
+            headers=error.headers,
+        )
+    return problem_response(NotFound("there is nothing at this path; /openapi.json lists all paths"))
 
 
 async def _any_exception(request: Request, error: Exception) -> Response:

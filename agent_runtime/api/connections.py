@@ -243,7 +243,7 @@ class Connection(H11Protocol):
 
             await self._supervisor_app(scope, receive, send_and_close)
         else:
-            self.refuse(Busy("all connections are taken", retry_after_seconds=RETRY_SECONDS))
+            self.refuse(Busy("all connections are taken; come back later", retry_after_seconds=RETRY_SECONDS))
 
     def _look(self) -> None:
         """See what is waited for now."""

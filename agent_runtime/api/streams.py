@@ -89,7 +89,10 @@ class OpenStreams:
         if request.method == "HEAD":
             return Response(headers=HEADERS, media_type=MEDIA_TYPE)
         if self.count >= self.limit:
-            raise Busy(f"{self.limit} streams are open already", retry_after_seconds=RETRY_SECONDS)
+            raise Busy(
+                f"{self.limit} streams are open already; close one, or come back later",
+                retry_after_seconds=RETRY_SECONDS,
+            )
         return _Counted(self, follow())
 
 

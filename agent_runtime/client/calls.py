@@ -77,7 +77,9 @@ class AccessKey:
                 with self._path.open("rb") as file:
                     key = Token(file.read(KEY_LIMIT_BYTES).decode(errors="replace").strip())
             except OSError as error:
-                raise ClientError(f"the access key file cannot be read: {error.strerror}") from None
+                raise ClientError(
+                    f"the access key file {self._path} cannot be read: {error.strerror}; name another"
+                ) from None
         if key is None:
             return {}
         if not key.secret.isascii() or not key.secret.isprintable() or not key.secret:

@@ -175,7 +175,10 @@ class Database:
     def _migrate(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version > len(self._migrations):
-            raise CannotStart("the records in the data directory were written by a later version of agent-runtime")
+            raise CannotStart(
+                "the records in the data directory were written by a later version of agent-runtime; "
+                "run that one, or name another directory"
+            )
         for number, statements in enumerate(self._migrations[version:], version + 1):
             connection.execute("BEGIN IMMEDIATE")
             for statement in statements:

@@ -1,0 +1,167 @@
+"""Errors say what to do next: at start, at the commands, and over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from agent_runtime import service
+from agent_runtime.cli import main
+from agent_runtime.errors import STATUS_BY_CLASS, CannotStart, ErrorClass, SettingsInvalid
+from agent_runtime.settings import Settings, load
+from agent_runtime.verdict import SENTENCES
+from tests.supervised import DEADLINE_SECONDS, OLD, Supervised, supervised
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SETTINGS_IN_NEED: list[tuple[dict[str, str], str]] = [
+    ({"SLOTS": "many"}, "AGENT_RUNTIME_SLOTS: must be a whole number"),
+    ({"PROBE": "sometimes"}, "AGENT_RUNTIME_PROBE: must be one of off, on_refusal"),
+    ({"PORT": "tcp://10.0.0.1:80"}, "AGENT_RUNTIME_PORT: .*enableServiceLinks: false"),
+    ({"HOST": "0.0.0.0"}, "AGENT_RUNTIME_HOST: .*AGENT_RUNTIME_ACCESS_KEY_FILE is needed"),
+    ({"TOKEN_DELIVERY": "relay"}, "AGENT_RUNTIME_TOKEN_DELIVERY: .*use auto, env or file"),
+    ({"CHILD_USER": "nobody-of-that-name"}, "AGENT_RUNTIME_CHILD_USER: .*add it to the image"),
+]
+
+
+@pytest.mark.parametrize(("variables", "says"), SETTINGS_IN_NEED, ids=[next(iter(row[0])) for row in SETTINGS_IN_NEED])
+def test_a_bad_setting_is_named_with_what_it_needs(variables: dict[str, str], says: str) -> None:
+    with pytest.raises(SettingsInvalid, match=says):
+        service._check_child_user(load({f"AGENT_RUNTIME_{name}": value for name, value in variables.items()}))
+
+
+def test_a_directory_that_cannot_be_made_is_named_with_its_variable() -> None:
+    with pytest.raises(CannotStart, match=r"AGENT_RUNTIME_DATA_DIR: .*/dev/null/data: .*mount a volume"):
+        service._directory(Path("/dev/null/data"), "AGENT_RUNTIME_DATA_DIR")
+
+
+def test_a_directory_that_another_supervisor_uses_is_told() -> None:
+    with tempfile.TemporaryDirectory() as name, service._locked(Path(name) / "lock", "AGENT_RUNTIME_DATA_DIR"):
+        again = service._locked(Path(name) / "lock", "AGENT_RUNTIME_DATA_DIR")
+        with pytest.raises(CannotStart, match=r"another supervisor uses .*stop it, or name another"), again:
+            pass
+
+
+def test_an_address_that_is_taken_or_not_ours_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(CannotStart, match=f":{port}: .*set AGENT_RUNTIME_PORT"),
+            service._listen(Settings(port=port)),
+        ):
+            pass
+    elsewhere = Settings(host="203.0.113.7", insecure_no_access_key=True)
+    with pytest.raises(CannotStart, match=r"203\.0\.113\.7.*set AGENT_RUNTIME_HOST"), service._listen(elsewhere):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "says"),
+    [
+        (("--workspace", "none"), 2, ("AGENT_RUNTIME_WORKSPACE", "create it or name another")),
+        (("--token-delivery", "file"), 3, ("AGENT_RUNTIME_TOKEN_DELIVERY", "auto takes what there is")),
+    ],
+)
+def test_a_start_that_fails_is_one_line_and_an_exit_code(
+    tmp_path: Path, flags: tuple[str, ...], code: int, says: tuple[str, ...]
+) -> None:
+    (tmp_path / ".claude").mkdir()
+    (tmp_path / ".claude" / ".credentials.json").write_text('{"claudeAiOauth": {"accessToken": "of-somebody"}}')
+    ended = subprocess.run(
+        [sys.executable, "-m", "agent_runtime", "serve", "--port", "0", "--data-dir", str(tmp_path / "data"), *flags],
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "AGENT_RUNTIME_LOG_LEVEL": "error"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+    )
+
+    assert (ended.returncode, ended.stdout) == (code, "")
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("agent-runtime: ")
+    assert [word for word in says if word not in line] == []
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
+    home = tmp_path_factory.mktemp("http")
+    with supervised(home, token=None, environment={"AGENT_RUNTIME_STRICT": "true"}) as running:
+        yield running
+
+
+REQUESTS: dict[str, tuple[str, str, object, str, str]] = {
+    "no token": ("POST", "/api/task", {"message": "x"}, "no_token", "write one"),
+    "no JSON": ("POST", "/api/task", b"{", "invalid_request", "send an object with a message"),
+    "no object": ("POST", "/api/task", [], "invalid_request", "object with a message"),
+    "no message": ("POST", "/api/task", {}, "invalid_request", "message"),
+    "a wrong type": ("POST", "/api/task", {"message": 1}, "invalid_request", "message: "),
+    "an unknown field": ("POST", "/api/task", {"message": "x", "mesage": 1}, "invalid_request", "leave them out"),
+    "an unknown path": ("GET", "/api/tasks", None, "not_found", "/openapi.json"),
+    "an unknown id": ("GET", "/api/executions/none", None, "not_found", "GET /api/executions"),
+    "a wrong method": ("GET", "/api/task", None, "method", "Allow"),
+    "a wrong state": ("GET", "/api/executions?state=sleeping", None, "invalid_request", "must be one of queued"),
+    "a wrong limit": ("GET", "/api/executions?limit=0", None, "invalid_request", "from 1 to"),
+    "a wrong cursor": ("GET", "/api/executions?cursor=x", None, "invalid_request", "next_cursor"),
+    "an empty token": ("POST", "/api/credentials/reload-token", {}, "invalid_request", "send it, or an empty body"),
+    "too much": ("POST", "/api/task", b"x" * (8 * 1024 * 1024 + 1), "too_large", "longer than 8388608 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", REQUESTS)
+def test_a_refusal_over_http_says_what_to_do(shared: Supervised, name: str) -> None:
+    method, path, body, error_class, advice = REQUESTS[name]
+    content = {"content": body} if isinstance(body, bytes) else {"json": body}
+    answer = shared.client.request(method, path, **({} if body is None else content))
+
+    problem = answer.json()
+    assert (problem["error_class"], answer.status_code) == (error_class, STATUS_BY_CLASS[ErrorClass(error_class)])
+    assert advice in problem["detail"]
+
+
+@pytest.mark.parametrize("error_class", sorted(set(SENTENCES) - {ErrorClass.CANCELLED}))
+def test_the_sentence_of_a_failed_execution_says_what_to_do(error_class: ErrorClass) -> None:
+    fact, _, advice = SENTENCES[error_class].partition("; ")
+
+    assert fact
+    assert advice
+
+
+def test_a_key_file_without_a_key_is_told_at_start_and_to_callers(tmp_path: Path) -> None:
+    (tmp_path / "key").touch()
+    with supervised(tmp_path, flags=("--access-key-file", str(tmp_path / "key"))) as running:
+        refused = httpx.get(f"{running.url}/api/token", headers={"X-Agent-Token": ""}, trust_env=False)
+        log = running.log.read_text()
+
+    assert (refused.status_code, "bearer token" in refused.json()["detail"]) == (401, True)
+    assert "nobody may call until there is one" in log
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "says"),
+    [
+        (("token", "put", "none/token"), OLD, "make its directory first"),
+        (("token", "put", "token"), "", "give one token on a line"),
+        (("token", "show", "token"), "", "is missing"),
+    ],
+)
+def test_the_token_commands_say_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], given: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        assert main(words) == 1
+    assert says in out.getvalue()
