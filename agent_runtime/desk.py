@@ -87,9 +87,8 @@ class TokenDesk:
         status = self.secret.status
         generation = status.generation
         if generation is None:
-            raise NoToken(
-                f"no usable token: {status.error or 'the secret file is missing'}; write one to the secret file"
-            )
+            reason = status.error or "the secret file is missing"
+            raise NoToken(f"no usable token: {reason}; write one, or let agent-runtime doctor say why")
         self._require_unexpired(generation)
         if self._is_closed(generation) or self.standing.retry_after_seconds(generation, time.monotonic()) > 0:
             raise TokenUnusable(_REFUSED)

@@ -196,7 +196,9 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
         secret.start()
         if secret.status.generation is None:
             log.warning(
-                "no token yet: %s; write it with: agent-runtime token put %s", secret.status.error, settings.token_file
+                "no token yet: %s; it is expected at %s, and agent-runtime doctor says more",
+                secret.status.error,
+                settings.token_file,
             )
         held.callback(secret.stop)
         start.go_on()

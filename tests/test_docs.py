@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from agent_runtime import __version__
 from agent_runtime.cli import _parser
 from agent_runtime.settings import SETTINGS, Setting
 
@@ -40,7 +43,7 @@ def shell_commands(lines: list[str]) -> list[str]:
     found, inside = [], False
     for line in lines:
         if line.startswith("```"):
-            inside = line == "```sh"
+            inside = line in ("```sh", "```bash")
         elif inside:
             found.append(line)
     return found
@@ -86,8 +89,86 @@ def test_every_command_is_in_the_readme_and_no_other() -> None:
 
 
 def test_ci_runs_the_two_commands_of_the_readme_to_the_letter() -> None:
-    commands = shell_commands(section("Try it"))
+    commands = [line for line in shell_commands(section("Try it")) if line.startswith(("python3 -m venv", ".venv/"))]
     steps = {line.strip() for line in CI.splitlines()}
 
     assert [command.split()[-1] for command in commands] == ["demo", "pytest"]
     assert [command for command in commands if command not in steps] == []
+
+
+def named_tests(lines: list[str]) -> list[str]:
+    """Return every test that a table names, as ``tests/test_x.py`` or ``tests/test_x.py::test_name``."""
+    return [name for line in lines for name in quoted(line) if name.startswith("tests/")]
+
+
+@pytest.mark.parametrize("name", named_tests(section("Guarantees, and the test that shows each")))
+def test_every_test_that_a_guarantee_names_exists(name: str) -> None:
+    path, _, function = name.partition("::")
+
+    assert (ROOT / path).is_file()
+    assert not function or f"def {function}(" in (ROOT / path).read_text()
+
+
+def test_every_guarantee_names_a_test() -> None:
+    guarantees = rows(section("Guarantees, and the test that shows each"), "")
+    table = guarantees[2 : next(n for n, row in enumerate(guarantees) if row[0] == "version")]
+
+    assert len(table) > 10
+    assert [row[0] for row in table if not quoted(row[-1])] == []
+
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
+def test_links_within_the_documents_lead_somewhere(document: Path) -> None:
+    for piece in document.read_text().split("](")[1:]:
+        target, _, heading = piece.partition(")")[0].partition("#")
+        if target.startswith("http"):
+            continue
+        path = document.parent / target if target else document
+        assert path.is_file(), target
+        slugs = [
+            "".join(letter for letter in line.lstrip("# ").lower() if letter.isalnum() or letter in " -").replace(
+                " ", "-"
+            )
+            for line in path.read_text().splitlines()
+            if line.startswith("#")
+        ]
+        assert not heading or heading in slugs
+
+
+def test_every_check_of_the_doctor_is_explained_and_no_other() -> None:
+    page = (ROOT / "docs/when-it-does-not-work.md").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "agent_runtime/doctor").glob("*.py"))
+    made = set(re.findall(r'\b(?:ok|warning|problem|say|_directory)\(\s*"([a-z_ ]{1,20})"', source))
+    explained = {name for row in rows(page.splitlines(), "`") for name in quoted(row[0])}
+    explained |= {name for name in ("containment", "delivery") if f"`{name}` (" in page}
+
+    assert explained == made
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
+def test_commands_in_the_documents_can_be_typed(document: Path) -> None:
+    found = 0
+    for line in shell_commands(document.read_text().splitlines()):
+        words = shlex.split(line, comments=True)
+        if words[:1] in (["agent-runtime"], [".venv/bin/agent-runtime"]) and "..." not in words:
+            end = next((n for n, word in enumerate(words) if word in ("<", "&", "|", "&&")), len(words))
+            assert callable(_parser().parse_args(words[1:end]).run), line
+            found += 1
+    assert found or document.name not in ("README.md", "when-it-does-not-work.md")
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=[setting.name for setting in SETTINGS])
+def test_a_default_that_depends_on_the_machine_is_the_same_in_the_help(setting: Setting) -> None:
+    [row] = [row for row in rows(section("Settings"), "`AGENT_RUNTIME_") if quoted(row[0]) == [setting.variable]]
+
+    assert (setting.shown_default or NO_DEFAULT) == row[1].replace("`", "")
+
+
+def test_the_changelog_begins_with_what_is_not_released_and_has_this_version() -> None:
+    headings = [line[3:] for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## ")]
+
+    assert headings[0] == "Unreleased"
+    assert __version__ in headings

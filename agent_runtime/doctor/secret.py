@@ -96,6 +96,8 @@ def watch(directory: Path) -> Finding | None:
         return None
     try:
         Inotify(directory).close()
+    except PermissionError:
+        return None  # what keeps us out of the directory is said of the token
     except OSError as error:
         text = (
             f"changes of {directory} are seen up to 1 s late, by looking: the kernel gives no watch ({error.strerror})"
