@@ -132,7 +132,7 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
         held.enter_context(_locked(data_dir / "lock", f"{PREFIX}DATA_DIR"))
         _directory(settings.config_dir, f"{PREFIX}CONFIG_DIR")
         held.enter_context(_locked(settings.config_dir / ".agent-runtime.lock", f"{PREFIX}CONFIG_DIR"))
-        if not settings.workspace.is_dir():
+        if not os.path.isdir(settings.workspace):  # noqa: PTH112 - is_dir() raises behind a closed directory
             raise SettingsInvalid(f"{PREFIX}WORKSPACE: {settings.workspace} is no directory; create it or name another")
         _check_child_user(settings)
         listener = held.enter_context(_listen(settings))

@@ -340,6 +340,16 @@ def test_a_secret_directory_that_is_closed_is_told(patient: Patient) -> None:
 
 
 @as_root
+def test_places_behind_a_closed_directory_are_problems_and_no_crash(patient: Patient) -> None:
+    patient.without_cli()
+    patient.home.chmod(0o700)
+    with another_user():
+        said = {found.check: found.verdict for found in examine(patient.environ, patient.machine)}
+
+    assert (said["workspace"], said["token"], said["cli"]) == ("problem", "problem", "problem")
+
+
+@as_root
 def test_a_child_user_must_be_able_to_write(patient: Patient, public: Path) -> None:
     patient.set("CHILD_USER", NOBODY)
     assert "is closed to it" in patient.find("child user").text

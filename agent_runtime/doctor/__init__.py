@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 import msgspec
 
 from agent_runtime.doctor import config, places, program, secret
-from agent_runtime.doctor.finding import Finding, Machine, Verdict
+from agent_runtime.doctor.finding import Finding, Machine, Verdict, is_dir
 from agent_runtime.secret_writer import describe
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def examine(environ: Mapping[str, str], machine: Machine) -> Iterator[Finding]:
     yield from secret.settings_files(settings, machine)
     yield from places.examine_places(settings, machine)
     in_the_way = secret.obstacle(settings)
-    if settings.config_dir.is_dir():
+    if is_dir(settings.config_dir):
         yield secret.login(settings, in_the_way)
     yield program.contained(settings)
     yield program.open_files(settings)

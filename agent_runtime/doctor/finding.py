@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -51,6 +52,16 @@ def warning(check: str, text: str, advice: str) -> Finding:
 def problem(check: str, text: str, advice: str) -> Finding:
     """Say that it cannot work so."""
     return Finding(check, Verdict.PROBLEM, text, advice)
+
+
+def is_dir(path: Path) -> bool:
+    """Tell whether there is a directory that we can get to; one behind a closed door is none."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir() raises where a directory on the way is closed
+
+
+def exists(path: Path) -> bool:
+    """Tell whether there is something that we can get to."""
+    return os.path.exists(path)  # noqa: PTH110 - as above
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import shutil
 import stat
 from typing import TYPE_CHECKING
 
-from agent_runtime.doctor.finding import DATA_DIR, Finding, Verdict, ok, problem, warning
+from agent_runtime.doctor.finding import DATA_DIR, Finding, Verdict, exists, is_dir, ok, problem, warning
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _data_dir(settings: Settings, machine: Machine) -> Finding:
 
 def _workspace(settings: Settings) -> Finding:
     path = settings.workspace
-    if not path.is_dir():
+    if not is_dir(path):
         return problem("workspace", f"{path} is no directory", f"create it, or set {PREFIX}WORKSPACE to another")
     if not os.access(path, os.W_OK | os.X_OK):
         advice = f"let uid {os.geteuid()} write there, if the agent is to change files"
@@ -71,7 +71,7 @@ def _child_user(settings: Settings) -> Finding:
         text = f"only root can run children as {user}"
         return problem("child user", text, f"run as root, or leave {PREFIX}CHILD_USER out")
     for path, need in ((settings.workspace, "workspace"), (settings.config_dir, "config directory")):
-        if path.is_dir() and (hindrance := _hindrance(path, uid, groups)):
+        if is_dir(path) and (hindrance := _hindrance(path, uid, groups)):
             advice = f"chown {uid} {path}, and let that user pass through the directories above it"
             return problem("child user", f"{user} cannot write the {need} {path}: {hindrance}", advice)
     return ok("child user", f"{user}, who can write workspace and config directory")
@@ -94,12 +94,12 @@ def _may(path: Path, uid: int, groups: set[int], wanted: int) -> bool:
 
 
 def _directory(check: str, path: Path, advice: str, machine: Machine) -> Finding:
-    if not path.exists():
-        parent = next(parent for parent in path.absolute().parents if parent.exists())
-        if not (os.access(parent, os.W_OK | os.X_OK) and parent.is_dir()):
+    if not exists(path):
+        parent = next(parent for parent in path.absolute().parents if exists(parent))
+        if not (os.access(parent, os.W_OK | os.X_OK) and is_dir(parent)):
             return problem(check, f"{path} cannot be created", advice)
         return _lasting(check, path, f"{path} does not exist yet: serve will create it", machine)
-    if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
+    if not is_dir(path) or not os.access(path, os.W_OK | os.X_OK):
         return problem(check, f"{path} cannot be written by uid {os.geteuid()}", advice)
     free_bytes = shutil.disk_usage(path).free
     if free_bytes < LITTLE_BYTES:

@@ -12,7 +12,7 @@ import msgspec
 from agent_runtime.credential_names import BASE_URL_VARIABLE, is_rival
 from agent_runtime.credentials_file import CredentialsFile
 from agent_runtime.delivery import FileDelivery
-from agent_runtime.doctor.finding import Finding, ok, problem, warning
+from agent_runtime.doctor.finding import Finding, is_dir, ok, problem, warning
 from agent_runtime.inotify import Inotify
 from agent_runtime.secret_mount import SourceKind
 from agent_runtime.settings import PREFIX
@@ -67,7 +67,7 @@ def _remedy(path: Path) -> str:
 
 
 def _remedy_for_missing(path: Path, put: str) -> str:
-    if not path.parent.is_dir():
+    if not is_dir(path.parent):
         return f"there is no directory {path.parent}: {_MOUNT}, or set {PREFIX}TOKEN_FILE"
     try:
         others = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
@@ -92,7 +92,7 @@ def mount(told: Mapping[str, str | float | None]) -> Finding | None:
 
 def watch(directory: Path) -> Finding | None:
     """Look whether the kernel has a watch left for the directory."""
-    if not directory.is_dir():
+    if not is_dir(directory):
         return None
     try:
         Inotify(directory).close()
@@ -165,7 +165,7 @@ def _deciding(path: Path) -> list[str]:
 
 def obstacle(settings: Settings) -> str | None:
     """Tell what keeps a token from being delivered in a file."""
-    if not settings.config_dir.is_dir():
+    if not is_dir(settings.config_dir):
         return None  # it will be created, and is empty then
     return CredentialsFile(settings.config_dir, settings.child_user).obstacle
 
