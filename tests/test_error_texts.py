@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 
 from agent_runtime import service
@@ -25,6 +24,8 @@ from tests.supervised import DEADLINE_SECONDS, OLD, Supervised, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import httpx
 
 SETTINGS_IN_NEED: list[tuple[dict[str, str], str]] = [
     ({"SLOTS": "many"}, "AGENT_RUNTIME_SLOTS: must be a whole number"),
