@@ -18,7 +18,7 @@ import pytest
 
 from agent_runtime import cgroups
 from agent_runtime.credentials_file import FILE_NAME
-from agent_runtime.doctor import examine, run_doctor
+from agent_runtime.doctor import examine, places, run_doctor
 from agent_runtime.doctor.finding import Finding, Machine
 from agent_runtime.doctor.program import open_files
 from agent_runtime.doctor.secret import mount, watch
@@ -347,6 +347,28 @@ def test_places_behind_a_closed_directory_are_problems_and_no_crash(patient: Pat
         said = {found.check: found.verdict for found in examine(patient.environ, patient.machine)}
 
     assert (said["workspace"], said["token"], said["cli"]) == ("problem", "problem", "problem")
+
+
+@as_root
+def test_what_only_root_may_is_told_to_who_is_not(
+    patient: Patient, public: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "DATA_DIR", public / "data")
+    patient.set("WORKSPACE", public)
+    patient.set("CHILD_USER", "root")
+    del patient.environ["AGENT_RUNTIME_DATA_DIR"]
+    patient.set("CONFIG_DIR", public / "config")
+    patient.set("TOKEN_FILE", public / "token")
+    with another_user():
+        workspace, user, data_dir, config_dir = (
+            patient.find(check) for check in ("workspace", "child user", "data_dir", "config_dir")
+        )
+
+    assert (workspace.verdict, "cannot be written" in workspace.text) == ("warning", True)
+    assert (user.verdict, "only root" in user.text) == ("problem", True)
+    assert (data_dir.verdict, "the user's state directory instead" in data_dir.text) == ("warning", True)
+    assert (config_dir.verdict, "cannot be created" in config_dir.text) == ("problem", True)
+    assert patient.find("data_dir").verdict == "ok", "root may"
 
 
 @as_root

@@ -64,6 +64,11 @@ def exists(path: Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110 - as above
 
 
+def may(path: Path, mode: int) -> bool:
+    """Tell whether this process may do that, as who it is now, not as who started it."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """Where the machine tells about itself; a test puts files of its own there."""

@@ -8,7 +8,7 @@ import shutil
 import stat
 from typing import TYPE_CHECKING
 
-from agent_runtime.doctor.finding import DATA_DIR, Finding, Verdict, exists, is_dir, ok, problem, warning
+from agent_runtime.doctor.finding import DATA_DIR, Finding, Verdict, exists, is_dir, may, ok, problem, warning
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _workspace(settings: Settings) -> Finding:
     path = settings.workspace
     if not is_dir(path):
         return problem("workspace", f"{path} is no directory", f"create it, or set {PREFIX}WORKSPACE to another")
-    if not os.access(path, os.W_OK | os.X_OK):
+    if not may(path, os.W_OK | os.X_OK):
         advice = f"let uid {os.geteuid()} write there, if the agent is to change files"
         return warning("workspace", f"{path} cannot be written", advice)
     return ok("workspace", str(path))
@@ -96,10 +96,10 @@ def _may(path: Path, uid: int, groups: set[int], wanted: int) -> bool:
 def _directory(check: str, path: Path, advice: str, machine: Machine) -> Finding:
     if not exists(path):
         parent = next(parent for parent in path.absolute().parents if exists(parent))
-        if not (os.access(parent, os.W_OK | os.X_OK) and is_dir(parent)):
+        if not (may(parent, os.W_OK | os.X_OK) and is_dir(parent)):
             return problem(check, f"{path} cannot be created", advice)
         return _lasting(check, path, f"{path} does not exist yet: serve will create it", machine)
-    if not is_dir(path) or not os.access(path, os.W_OK | os.X_OK):
+    if not is_dir(path) or not may(path, os.W_OK | os.X_OK):
         return problem(check, f"{path} cannot be written by uid {os.geteuid()}", advice)
     free_bytes = shutil.disk_usage(path).free
     if free_bytes < LITTLE_BYTES:

@@ -17,7 +17,7 @@ from agent_runtime.binary import Binary
 from agent_runtime.cgroup_group import Limits
 from agent_runtime.credential_names import BASE_URL_VARIABLE
 from agent_runtime.delivery import choose
-from agent_runtime.doctor.finding import DATA_DIR, Finding, is_dir, ok, problem, warning
+from agent_runtime.doctor.finding import DATA_DIR, Finding, is_dir, may, ok, problem, warning
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.outbound import checked_url, proxy_for
 from agent_runtime.proof import prove
@@ -77,7 +77,7 @@ def _no_cli(word: str, environ: Mapping[str, str], error: str) -> tuple[str, str
 def _proof(settings: Settings, environ: Mapping[str, str], binary: Binary) -> tuple[Proof, str]:
     """Look the proof up or make it, and say which."""
     data_dir = settings.data_dir or DATA_DIR
-    keeps = is_dir(data_dir) and os.access(data_dir, os.W_OK | os.X_OK)
+    keeps = is_dir(data_dir) and may(data_dir, os.W_OK | os.X_OK)
     proofs = Proofs(data_dir if keeps else None)
     proof = proofs.known(settings.claude, environ.get("PATH"))
     said = "known already"

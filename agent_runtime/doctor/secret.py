@@ -12,7 +12,7 @@ import msgspec
 from agent_runtime.credential_names import BASE_URL_VARIABLE, is_rival
 from agent_runtime.credentials_file import CredentialsFile
 from agent_runtime.delivery import FileDelivery
-from agent_runtime.doctor.finding import Finding, is_dir, ok, problem, warning
+from agent_runtime.doctor.finding import Finding, is_dir, may, ok, problem, warning
 from agent_runtime.inotify import Inotify
 from agent_runtime.secret_mount import SourceKind
 from agent_runtime.settings import PREFIX
@@ -60,7 +60,7 @@ def _remedy(path: Path) -> str:
         return put
     if not stat.S_ISREG(info.st_mode):
         return f"put a file there: {_MOUNT}, and name the file itself in {PREFIX}TOKEN_FILE"
-    if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+    if not may(path, os.R_OK):
         owner = f"it belongs to uid {info.st_uid}, gid {info.st_gid}, mode {stat.S_IMODE(info.st_mode):04o}"
         return f"{owner}; this runs as uid {os.geteuid()}: give it mode 0440 and one of the groups of that user"
     return f"one line with the token alone, or JSON with it (README, The secret file); {put}"
