@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PROBE = "probe"
+"""Who tries a token, where it is the API that is asked; an execution that tries one has its id."""
+
 
 class Confirmer:
     """
@@ -61,7 +64,7 @@ class Confirmer:
             self.accepted(generation)
             return Confirmation.GOOD
         if verdict is ProbeVerdict.REFUSED or may_condemn:
-            self.refused(generation, rule if verdict is not ProbeVerdict.REFUSED else "probe")
+            self.refused(generation, rule if verdict is not ProbeVerdict.REFUSED else PROBE)
             return Confirmation.CONFIRMED
         # Another's evidence may have condemned it meanwhile.
         return Confirmation.CONFIRMED if self._standing.is_refused(generation) else Confirmation.OPEN
@@ -87,6 +90,25 @@ class Confirmer:
         verdict = await asyncio.shield(asking)
         log.info("probe: fingerprint=%s verdict=%s", fingerprint, verdict, extra={"generation": generation.number})
         return verdict
+
+    async def try_again(self, generation: Generation) -> None:
+        """Ask about a token of which nobody waits to hear, a refused one too; it is suspect meanwhile."""
+        standing = self._standing
+        was_refused = standing.is_refused(generation)
+        if was_refused and not standing.begin_try(generation, PROBE, time.monotonic()):
+            return
+        standing.suspect(generation, PROBE, time.monotonic())
+        try:
+            verdict = await self.ask(generation)
+            if verdict is ProbeVerdict.REFUSED:
+                self.refused(generation, PROBE)
+            elif verdict is ProbeVerdict.VALID:
+                self.accepted(generation)
+            elif was_refused:
+                standing.leave_to_execution(generation)
+        finally:
+            standing.end_try(PROBE)
+            standing.unsuspect(PROBE)
 
     def refused(self, generation: Generation, rule: str) -> None:
         """Take it that the API refuses this token; told once."""

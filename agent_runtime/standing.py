@@ -138,6 +138,12 @@ class Standing:
         pause = self._pauses.get(generation.token.fingerprint)
         return pause is not None and pause.by_execution
 
+    def is_due(self, generation: Generation, now: float) -> bool:
+        """Whether a refused token is to be tried again, by the probe."""
+        if not self.is_refused(generation) or self.is_left_to_execution(generation):
+            return False
+        return self.retry_after_seconds(generation, now) <= 0
+
     def retry_now(self, generation: Generation) -> None:
         """Let a refused token be tried at once, because somebody who may know more asks for it."""
         with self._lock:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from agent_runtime.answers import answer_to, failed_answer
 from agent_runtime.change import Change
 from agent_runtime.command import resolve
-from agent_runtime.confirmation import Confirmer
+from agent_runtime.confirmation import PROBE, Confirmer
 from agent_runtime.course import Course, Office
 from agent_runtime.desk import TokenDesk
 from agent_runtime.errors import (
@@ -30,7 +30,6 @@ from agent_runtime.errors import (
 from agent_runtime.execution import Execution
 from agent_runtime.log import about
 from agent_runtime.orders import Surroundings
-from agent_runtime.probe import ProbeVerdict
 from agent_runtime.process import reap_orphans
 from agent_runtime.slots import Slots
 from agent_runtime.standing import Standing
@@ -62,7 +61,6 @@ log = logging.getLogger(__name__)
 BUSY_RETRY_SECONDS = 5
 DRAINING_RETRY_SECONDS = 5
 TICK_SECONDS = 1.0
-_PROBE = "probe"
 PRUNE_TICKS = 600
 _OTHER_BODY = "this execution_id is known for another body; choose another id"
 
@@ -307,39 +305,25 @@ class Supervisor:
             for execution in self._live.values():
                 execution.token_loaded(generation)
             if self.settings.probe == "on_load":
-                self._spawn(self._probe(generation), "probe")
+                self._spawn(self._probe(generation), PROBE)
         self.slots.grant()
         self.changed.tell()
 
     async def _probe(self, generation: Generation) -> None:
         """Ask the API about a token, a refused one too; meanwhile new executions wait, or are still turned away."""
-        standing = self.desk.standing
-        was_refused = standing.is_refused(generation)
-        if was_refused and not standing.begin_try(generation, _PROBE, time.monotonic()):
-            return
-        standing.suspect(generation, _PROBE, time.monotonic())
         try:
-            verdict = await self._confirmer.ask(generation)
-            if verdict is ProbeVerdict.REFUSED:
-                self._confirmer.refused(generation, _PROBE)
-            elif verdict is ProbeVerdict.VALID:
-                self._confirmer.accepted(generation)
-            elif was_refused:
-                standing.leave_to_execution(generation)
+            await self._confirmer.try_again(generation)
         finally:
-            standing.end_try(_PROBE)
-            standing.unsuspect(_PROBE)
             self.slots.grant()
             self.desk.changed.tell()
 
     def _retry_refused(self) -> None:
         """Let the probe try the token in use again, where it is refused and its pause is over."""
-        generation, standing = self.desk.current, self.desk.standing
-        if self.settings.probe == "off" or generation is None or not standing.is_refused(generation):
+        generation = self.desk.current
+        if self.settings.probe == "off" or generation is None:
             return
-        is_due = standing.retry_after_seconds(generation, time.monotonic()) <= 0
-        if is_due and not standing.is_left_to_execution(generation):
-            self._spawn(self._probe(generation), _PROBE)
+        if self.desk.standing.is_due(generation, time.monotonic()):
+            self._spawn(self._probe(generation), PROBE)
 
     async def reload_token(self) -> bool:
         """Re-read the secret file now, and try a refused or limited token at once; tell whether it is another one."""
