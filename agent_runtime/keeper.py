@@ -156,7 +156,7 @@ class Keeper:
         if pids_from is not None:
             _call(_libc.mount, b"none", b"/", None, _MS_REC | _MS_SLAVE, None)
             _call(_libc.mount, b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None)
-            _begin_pids_at(pids_from)
+            _set("/proc/sys/kernel/ns_last_pid", pids_from)  # with CONFIG_CHECKPOINT_RESTORE
         else:
             _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._urgent = _become_urgent()
@@ -283,7 +283,7 @@ def _become(errand: Errand, descriptors: Sequence[int], report: int) -> NoReturn
         if len(descriptors) > 3:
             os.write(descriptors[3], b"0")
         if oom_score is not None:
-            _raise_oom_score(oom_score)
+            _set("/proc/self/oom_score_adj", oom_score)
         if most_files is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         for place in range(3):
@@ -322,13 +322,14 @@ def _execute(argv: list[bytes], env: dict[bytes, bytes]) -> None:
     raise problem
 
 
-def _raise_oom_score(score: int) -> None:
+def _set(path: str, number: int) -> None:
+    """Write a number into a file of the kernel, where that is allowed and the file is there."""
     try:
-        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-        os.write(descriptor, b"%d" % score)
+        descriptor = os.open(path, os.O_WRONLY)
+        os.write(descriptor, b"%d" % number)
         os.close(descriptor)
     except OSError:
-        pass  # the supervisor sees that it was not raised
+        pass  # of its score the supervisor sees that it was not raised; the others do without
 
 
 def _become_urgent() -> bool:
@@ -359,15 +360,6 @@ def _parent(name: str) -> int | None:
             return int(stat.read().rpartition(b")")[2].split()[1])
     except OSError:
         return None
-
-
-def _begin_pids_at(pid: int) -> None:
-    try:
-        descriptor = os.open("/proc/sys/kernel/ns_last_pid", os.O_WRONLY)
-        os.write(descriptor, b"%d" % pid)
-        os.close(descriptor)
-    except OSError:
-        pass  # a kernel without CONFIG_CHECKPOINT_RESTORE
 
 
 def _kill(pid: int, number: int) -> None:

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.families import freezer
 from tests.supervised import eventually, marked_processes, supervised
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-FREEZER = Path("/sys/fs/cgroup/freezer")
-"""The freezer of cgroup v1 holds a process so that SIGKILL waits for the thaw; that of v2 does not."""
-
-
-@pytest.fixture
-def freezer() -> Iterator[Path]:
-    group = FREEZER / f"agent-runtime-test-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError:
-        pytest.skip("needs a writable freezer of cgroup v1, to make a process that cannot be killed")
-    try:
-        yield group
-    finally:
-        (group / "freezer.state").write_text("THAWED")
-        for pid in (group / "cgroup.procs").read_text().split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), 9)
-        eventually(lambda: not (group / "cgroup.procs").read_text())
-        group.rmdir()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("containment", ["auto", "scan"])
-def test_its_slot_is_shown_as_unkillable_and_replaced(tmp_path: Path, freezer: Path, containment: str) -> None:
+def test_its_slot_is_shown_as_unkillable_and_replaced(tmp_path: Path, containment: str) -> None:
     pid_file = tmp_path / "pid"
     script = [
         {"do": "init"},
@@ -47,12 +21,11 @@ def test_its_slot_is_shown_as_unkillable_and_replaced(tmp_path: Path, freezer: P
         {"do": "hang"},
     ]
     flags = ("--slots", "1", "--stop-grace", "0.2", "--containment", containment)
-    with supervised(tmp_path, flags=flags) as running:
+    with freezer() as (freeze, thaw), supervised(tmp_path, flags=flags) as running:
         stuck = running.start({"script": script}, execution_id="stuck")
         eventually((tmp_path / "begun").exists)
         pid = next(int(word) for word in pid_file.read_text().split() if word.isdecimal())
-        (freezer / "cgroup.procs").write_text(str(_outside(pid, "stuck")))
-        (freezer / "freezer.state").write_text("FROZEN")
+        freeze(_outside(pid, "stuck"))
 
         running.client.post("/api/executions/stuck/terminate").raise_for_status()
 
@@ -61,7 +34,7 @@ def test_its_slot_is_shown_as_unkillable_and_replaced(tmp_path: Path, freezer: P
         assert running.get("/health")["slots"] == {"total": 1, "busy": 0, "unkillable": 1}
         assert running.post({"script": [{"do": "init"}, {"do": "result", "text": "free"}]}).json()["response"] == "free"
 
-        (freezer / "freezer.state").write_text("THAWED")
+        thaw()
         eventually(lambda: running.get("/health")["slots"]["unkillable"] == 0)
         assert marked_processes("stuck") == []
 
