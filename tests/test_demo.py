@@ -180,7 +180,7 @@ def test_the_demo_keeps_every_promise_with_the_real_cli(tmp_path: Path, claude: 
 @pytest.mark.parametrize(
     ("behaviour", "broken"),
     [
-        (LOSES_ITS_RESULT, {Promise.FINISH, Promise.NOT_LOST, Promise.HEALED}),
+        pytest.param(LOSES_ITS_RESULT, {Promise.FINISH, Promise.NOT_LOST, Promise.HEALED}, marks=pytest.mark.slow),
         pytest.param(
             KEEPS_ITS_FIRST_TOKEN_AND_WRITES_IT_DOWN,
             {Promise.NEW_TOKEN, Promise.NO_TOKEN_SHOWN},

@@ -152,8 +152,13 @@ def test_what_a_tool_forges_costs_its_own_attempt_and_condemns_no_token(shared: 
 @pytest.mark.parametrize(
     ("flag", "script", "reason"),
     [
-        ("--init-timeout", [{"do": "hang"}], "init_timeout"),
-        ("--first-message-timeout", [{"do": "init"}, {"do": "hang"}], "first_message_timeout"),
+        pytest.param("--init-timeout", [{"do": "hang"}], "init_timeout", marks=pytest.mark.slow),
+        pytest.param(
+            "--first-message-timeout",
+            [{"do": "init"}, {"do": "hang"}],
+            "first_message_timeout",
+            marks=pytest.mark.slow,
+        ),
         ("--idle-timeout", [{"do": "init"}, {"do": "assistant", "text": "x"}, {"do": "hang"}], "idle_timeout"),
         (
             "--tool-timeout",
@@ -171,6 +176,7 @@ def test_silence_is_ended_as_stalled(tmp_path: Path, flag: str, script: list[Any
         assert it.get("/api/token")["state"] == "ready"
 
 
+@pytest.mark.slow
 def test_a_deadline_takes_the_class_of_the_api_error_seen_last(tmp_path: Path) -> None:
     script = [{"do": "init"}, {"do": "api_error", "status": 529, "kind": "overloaded_error"}, {"do": "hang"}]
     with supervised(tmp_path, flags=("--first-message-timeout", "0.4")) as running:

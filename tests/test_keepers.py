@@ -58,6 +58,7 @@ def attempt(mark):
 # -- a keeper, before its leader starts
 
 
+@pytest.mark.slow
 @by_either
 def test_a_spawn_whose_keeper_is_struck_before_the_leader_starts_is_refused_in_time(how: str, kind: Kind) -> None:
     said, seconds, left, code = run_driver(
@@ -93,6 +94,7 @@ print(json.dumps([said, seconds, [marked(mark), eventually(lambda: reap_orphans(
     assert code == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [KILLED, STOPPED])
 def test_keepers_that_are_struck_at_any_moment_of_a_spawn_leave_nothing(how: str, kind: Kind) -> None:
     """All that is started here is struck within a few milliseconds, wherever it is then."""
@@ -310,6 +312,7 @@ def test_a_nursery_that_is_struck_costs_neither_the_running_nor_the_next(how: st
         assert exit_of(running) == Exit(7)
 
 
+@pytest.mark.slow
 def test_a_nursery_that_is_stopped_again_and_again_holds_up_nobody_for_ever(kind: Kind) -> None:
     """More wait for it than its queue has room for."""
     outcomes, slowest, after = run_driver(

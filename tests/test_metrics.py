@@ -205,6 +205,7 @@ def test_what_can_be_counted_is_there_before_it_happens(eventful: dict[str, Any]
         assert start(f"{name}_count") == 0
 
 
+@pytest.mark.slow
 def test_the_loops_lag_is_looked_at_once_a_second(tmp_path: Path) -> None:
     with supervised(tmp_path) as running:
         eventually(lambda: scrape(running)("event_loop_lag_seconds_count") >= 1)

@@ -35,7 +35,7 @@ def lose(transcript: Path, number: int) -> None:
     transcript.with_suffix(".idx").write_bytes(b"".join(struct.pack("<Q", end) for end in ends))
 
 
-@pytest.fixture(scope="module", params=["same supervisor", "restarted"])
+@pytest.fixture(scope="module", params=["same supervisor", pytest.param("restarted", marks=pytest.mark.slow)])
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
     home = tmp_path_factory.mktemp("positions")
     with supervised(home) as running:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.real_cli
 
 
+TOKENS = [pytest.param(OLD, id="oauth"), pytest.param(API_KEY, id="api_key", marks=pytest.mark.slow)]
+
+
 @pytest.fixture
 def api() -> MessagesApi:
     api = MessagesApi()
@@ -34,7 +37,7 @@ def base_url(api: MessagesApi) -> Iterator[str]:
         yield url
 
 
-@pytest.mark.parametrize("token", [OLD, API_KEY], ids=["oauth", "api_key"])
+@pytest.mark.parametrize("token", TOKENS)
 def test_a_dead_token_ends_the_child_at_its_first_refused_request(
     tmp_path: Path, api: MessagesApi, base_url: str, claude: str, token: str
 ) -> None:
@@ -77,7 +80,7 @@ def test_four_executions_finish_over_a_switch_and_the_fifth_carries_the_new_toke
         assert api.seen(NEW).requests > 0
 
 
-@pytest.mark.parametrize("token", [OLD, API_KEY], ids=["oauth", "api_key"])
+@pytest.mark.parametrize("token", TOKENS)
 def test_neither_the_environment_nor_settings_files_choose_the_token_or_the_server(
     tmp_path: Path, api: MessagesApi, base_url: str, claude: str, token: str
 ) -> None:
@@ -161,7 +164,7 @@ def test_what_the_api_never_answers_is_ended_as_stalled(
         ("org_not_allowed", (503, "auth")),
         pytest.param("gateway_quota", (502, "upstream"), marks=pytest.mark.slow),
         pytest.param("credit_balance", (503, "billing"), marks=pytest.mark.slow),
-        ("usage_limit", (429, "rate_limit")),
+        pytest.param("usage_limit", (429, "rate_limit"), marks=pytest.mark.slow),
         pytest.param("unknown_model", (400, "model"), marks=pytest.mark.slow),
     ],
 )

@@ -271,6 +271,7 @@ def test_a_record_that_cannot_be_read_hides_no_other(store: RecordStore, caplog:
 # -- crashes
 
 
+@pytest.mark.slow
 def test_a_supervisor_killed_at_any_step_of_a_write_leaves_the_old_record_or_the_new_one(
     path: Path, tmp_path: Path
 ) -> None:

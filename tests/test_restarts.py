@@ -75,6 +75,7 @@ def test_what_was_interrupted_goes_on_as_soon_as_there_is_a_token(tmp_path: Path
         eventually(lambda: has_ended_with(running, "cut", "success"))
 
 
+@pytest.mark.slow
 def test_of_what_was_interrupted_all_goes_on_though_fewer_find_room_at_once(tmp_path: Path) -> None:
     names = [f"cut-{n}" for n in range(4)]
     killed_with(tmp_path, names, flags=("--slots", "4"))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.slow
 def test_fifty_streams_get_a_last_event_when_the_supervisor_is_told_to_end(tmp_path: Path) -> None:
     flags = ("--drain-timeout", "2", "--stop-grace", "0.3")
     with supervised(tmp_path, flags=flags) as running, contextlib.ExitStack() as open_streams:

@@ -307,6 +307,7 @@ def test_how_long_it_waits_is_said_by_the_request_or_else_the_setting(  # noqa: 
     assert response.status_code == (200 if parks else 503)
 
 
+@pytest.mark.slow
 def test_a_park_that_is_over_is_answered_as_what_it_met(tmp_path: Path, api: MessagesApi, url: str) -> None:
     api.on(OLD, "expired")
     with switching(tmp_path, api_url=url, flags=("--park", "0.3")) as running:
@@ -340,6 +341,7 @@ def test_a_parked_one_can_be_ended_by_its_caller_its_timeout_and_a_drain(
         assert running.process.wait(30) == 0
 
 
+@pytest.mark.slow
 def test_at_admission_a_refused_token_is_answered_at_once_unless_the_request_will_wait(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
@@ -460,7 +462,11 @@ FORGERIES = {
 
 @pytest.mark.parametrize(
     ("probe", "stream"),
-    [("on_refusal", "stderr"), ("off", "stdout"), pytest.param("off", "stderr", marks=pytest.mark.slow)],
+    [
+        ("on_refusal", "stderr"),
+        pytest.param("off", "stdout", marks=pytest.mark.slow),
+        pytest.param("off", "stderr", marks=pytest.mark.slow),
+    ],
 )
 def test_what_a_tool_forges_stops_its_own_attempts_and_condemns_no_token(
     tmp_path: Path, url: str, probe: str, stream: str
@@ -483,7 +489,7 @@ def test_what_a_tool_forges_stops_its_own_attempts_and_condemns_no_token(
     assert of(events, "token.refused") == []
 
 
-@pytest.mark.parametrize(("refusals", "status"), [(1, 200), (2, 502)])
+@pytest.mark.parametrize(("refusals", "status"), [pytest.param(1, 200, marks=pytest.mark.slow), (2, 502)])
 def test_a_refusal_of_one_request_with_a_good_token_is_resumed_so_often_and_then_upstream(
     tmp_path: Path, api: MessagesApi, url: str, refusals: int, status: int
 ) -> None:
@@ -541,6 +547,7 @@ def test_while_it_is_being_found_out_new_executions_wait_and_a_newer_token_lets_
 # A refused token stays refused.
 
 
+@pytest.mark.slow
 def test_a_refusal_outlives_the_supervisor_and_a_change_to_and_fro_until_the_api_takes_the_token_again(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
@@ -744,6 +751,7 @@ def test_scenario_b_a_second_task_meets_the_limit_and_the_first_one_does_not_die
     assert [work.done for work in first_works] == [1, 1]
 
 
+@pytest.mark.slow
 def test_scenario_c_scheduled_executions_meet_an_expired_token_and_are_answered_at_once(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:

@@ -120,6 +120,7 @@ def test_a_child_gets_the_trace_of_its_task_else_that_of_the_supervisor(tmp_path
         assert run(running, tmp_path / "6", {"traceparent": OWN}, **both) == [(OWN, "")], "the header wins"
 
 
+@pytest.mark.slow
 def test_a_resumed_attempt_and_one_after_a_restart_belong_to_the_same_trace(tmp_path: Path) -> None:
     traces = tmp_path / "traces"
     api = MessagesApi()

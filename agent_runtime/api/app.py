@@ -20,7 +20,6 @@ from agent_runtime.api.access import refuse_rebinding
 from agent_runtime.api.access_log import EXECUTION_ID, TRACE_ID
 from agent_runtime.api.event_stream import event_stream
 from agent_runtime.api.health import report
-from agent_runtime.api.openapi import RouteRow, document
 from agent_runtime.api.operations import LIST_DEFAULT, LIST_LIMIT
 from agent_runtime.api.page import page_response
 from agent_runtime.api.problems import problem_response
@@ -346,9 +345,16 @@ async def page(api: Api, request: Request) -> Response:
 
 async def openapi(api: Api, request: Request) -> Response:
     """Describe all of this."""
+    text = await asyncio.to_thread(_description, api.supervisor.settings.access_header, api.access.required)
+    return Response(text, media_type="application/json")
+
+
+def _description(access_header: str, is_required: bool) -> bytes:
+    # What it takes is imported by the few who ask for it.
+    from agent_runtime.api.openapi import RouteRow, document
+
     rows = tuple(RouteRow(entry.method, entry.path, entry.handler.__doc__ or "", entry.open) for entry in ROUTES)
-    header = api.supervisor.settings.access_header
-    return Response(document(rows, header, api.access.required), media_type="application/json")
+    return document(rows, access_header, is_required)
 
 
 ROUTES: tuple[Entry, ...] = (
