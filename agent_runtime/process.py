@@ -292,7 +292,7 @@ def _group(groups: Groups, mark: str) -> Group:
         return groups.make(mark)
     except OSError as error:
         code = error.errno or 0
-        reason = _REASONS.get(code, SpawnReason.OTHER)
+        reason = _REASONS[code] if code in _SHORTAGES else SpawnReason.OTHER
         raise NotSpawned(reason, f"no cgroup can be made for it: {errno.errorcode.get(code)}") from None
 
 
@@ -422,6 +422,7 @@ _REASONS = {
 }
 
 
+_SHORTAGES = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _PLACES = {
     keeper.ISOLATING: "it cannot have a PID namespace",
     keeper.CONFINING: "it cannot be put into its cgroup",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -132,10 +133,13 @@ for keeper in newborn():
     with contextlib.suppress(ProcessLookupError):
         os.kill(keeper.pid, signal.SIGCONT)
 end(start("true"))
-print(json.dumps([sorted(outcomes), max(survivors, default=0), [pid for mark in marks for pid in marked(mark)]]))
+left = lambda: [pid for mark in marks for pid in marked(mark)]
+eventually(lambda: not left())
+print(json.dumps([sorted(outcomes), max(survivors, default=0), left()]))
 """,
         how,
         kind=kind,
+        timeout=110,
     )
     assert set(outcomes) <= {"spawned", "OTHER"}
     assert survivors == 0
@@ -430,8 +434,9 @@ def _open_in(pid: int) -> dict[str, int]:
     """Count what a process has open, by what it is."""
     found: dict[str, int] = {}
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        name = str(link.readlink()).partition(":")[0]
-        found[name] = found.get(name, 0) + 1
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            name = str(link.readlink()).partition(":")[0]
+            found[name] = found.get(name, 0) + 1
     return found
 
 

@@ -146,7 +146,7 @@ def test_a_step_that_hangs_does_not_keep_the_start_from_ending(tmp_path: Path) -
 @pytest.mark.slow
 def test_a_signal_at_any_moment_of_the_start_ends_it_well(tmp_path: Path) -> None:
     rng = random.Random(20261122)
-    for _ in range(60):
+    for _ in range(30):
         with starting(tmp_path) as process:
             eventually(lambda: catches_signals(process))
             with contextlib.suppress(subprocess.TimeoutExpired):
