@@ -65,6 +65,7 @@ __all__ = [
 
 _RAISE_OOM_SCORE_BY = 500
 _END_WITHIN_SECONDS = 1.0
+_REMOVE_WITHIN_SECONDS = 0.1
 
 
 class SpawnReason(Enum):
@@ -280,7 +281,7 @@ def spawn(command: Command, kind: Kind = Kind.SCAN, groups: Groups | None = None
             return _spawn(command, kin, kind, group, also_scan=also_scan)
         except BaseException:
             if group is not None:
-                group.remove()
+                group.remove(_REMOVE_WITHIN_SECONDS)  # what a keeper that hangs still holds is for the next start
             raise
     except BaseException:
         living.leave(kin)

@@ -234,7 +234,7 @@ def test_the_real_cli_does_a_task_with_a_tool_and_leaves_nothing_behind(running:
     assert isinstance(metadata, dict)
     assert running.container.inside("claude --version") == f"{metadata['cli_version']} (Claude Code)"
     left = set(running.container.inside("cat /proc/[0-9]*/comm 2>/dev/null; true").split())
-    assert left - {"sh", "cat"} == {"tini", "agent-runtime"}
+    assert left - {"sh", "cat"} == {"tini", "agent-runtime", "agent-nursery"}
     assert running.container.zombies() == []
 
 
