@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 QUICK = Scale(quick=True)
 
 
+@pytest.mark.slow
 def test_one_bench_is_run_and_the_table_written_with_all_that_it_promises(tmp_path: Path) -> None:
     written, shown = tmp_path / "table.json", tmp_path / "table.txt"
 

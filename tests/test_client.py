@@ -155,6 +155,7 @@ def test_a_connection_that_is_cut_anywhere_costs_nothing(shared: Supervised, cut
     assert len(shared.record(answer.execution_id)["attempts"]) == 1
 
 
+@pytest.mark.slow
 def test_a_request_that_is_cut_in_its_body_is_sent_again_and_is_no_fault_of_the_supervisor(tmp_path: Path) -> None:
     with supervised(tmp_path) as running, gate(running.url, Cut(request_bytes=250)) as way:
         answer = blocking(way.url, "run", OK)
@@ -188,6 +189,7 @@ def test_a_failure_is_told_once_and_not_tried_again_because_its_answer_was_cut(
     assert len(shared.record(name)["attempts"]) == 1
 
 
+@pytest.mark.slow
 def test_garbage_resets_and_half_answers_are_survived() -> None:
     success = b'{"execution_id": "x", "status": "success", "response": "Done."}'
     kept = b'{"execution_id": "x", "status_code": 200, "answer": %b, "retained_at": "now"}' % success
@@ -238,6 +240,7 @@ def test_a_server_that_is_no_supervisor_is_told_apart(use: Flavour) -> None:
         use("ftp://nowhere", "health")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
     [

@@ -152,6 +152,7 @@ def test_who_is_told_that_it_is_too_much_can_read_so_although_it_still_sends(sha
         assert connection.recv(12) == b"HTTP/1.1 413"
 
 
+@pytest.mark.slow
 def test_a_long_body_that_keeps_coming_may_take_longer_than_a_header(shared: Supervised) -> None:
     """Of 64 KiB that arrive the rest has 4 s more: it comes after a second, which is twice the time of a header."""
     body = json.dumps({"message": json.dumps(OK), "system_prompt": "x" * 70_000}).encode()

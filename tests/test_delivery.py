@@ -660,6 +660,7 @@ REACH_BY_VERSION = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.real_cli
 def test_the_real_cli_is_reached_as_measured(claude: str) -> None:
     proof = prove((claude,), os.environ)

@@ -208,7 +208,8 @@ def test_a_broken_promise_is_named_and_makes_the_exit_code_1(
         assert run.processes() == []
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_middle_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     with demo(tmp_path, "--scripted") as run:
         run.wait_for(IN_THE_MIDDLE)

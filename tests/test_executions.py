@@ -480,6 +480,7 @@ def test_what_does_not_finish_in_time_is_interrupted_and_gone(tmp_path: Path, si
         assert marked_processes("cut") == []
 
 
+@pytest.mark.slow
 def test_a_second_supervisor_on_the_same_directories_does_not_start(tmp_path: Path) -> None:
     refused = pytest.raises(pytest.fail.Exception, match=r"(?s)exit 3.*another supervisor")
     with supervised(tmp_path), refused, supervised(tmp_path):
@@ -599,6 +600,7 @@ def test_a_bad_setting_is_named_and_exits_with_2(tmp_path: Path, flag: str, vari
         pass
 
 
+@pytest.mark.slow
 def test_relative_directories_are_those_of_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ("--data-dir", "data", "--config-dir", "config", "--token-file", "secret/token")

@@ -122,6 +122,7 @@ def _held(times: int, at_once: int, kind: Kind, timeout: float) -> None:
     }
 
 
+@pytest.mark.slow
 def test_forty_ends_of_every_kind_leave_nothing(kind: Kind) -> None:
     _held(40, 4, kind, 60)
 

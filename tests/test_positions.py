@@ -105,6 +105,7 @@ def test_a_position_that_is_none_is_refused_and_not_guessed_at(finished: Supervi
         assert "Last-Event-ID" in answer.json()["detail"]
 
 
+@pytest.mark.slow
 def test_lines_that_were_not_kept_are_told_as_a_gap_also_at_the_end(tmp_path: Path) -> None:
     with supervised(tmp_path) as running:
         for execution_id in ("middle-lost", "end-lost"):
@@ -122,6 +123,7 @@ def test_lines_that_were_not_kept_are_told_as_a_gap_also_at_the_end(tmp_path: Pa
         assert streamed(running, "end-lost", str(LINES)) == ["state", "end"]
 
 
+@pytest.mark.slow
 def test_a_transcript_that_is_no_longer_kept_is_unknown_and_not_empty(tmp_path: Path) -> None:
     with supervised(tmp_path) as running:
         running.post(OK, execution_id="old")

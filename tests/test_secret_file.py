@@ -222,6 +222,7 @@ def test_the_last_good_token_is_used_while_the_file_is_bad_and_not_afterwards(
     assert secret.read().number == 1
 
 
+@pytest.mark.slow
 def test_every_gap_has_the_whole_withdraw_time(mount: SecretMount, secret_file: Make) -> None:
     secret = secret_file(start=False, withdraw_after_seconds=1.0)
     mount.publish(f"{token(1)}\n")

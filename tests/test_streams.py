@@ -76,6 +76,7 @@ def test_readers_that_take_nothing_cost_the_execution_nothing_and_the_supervisor
         assert memory().rss - before < 20 * 4 * BATCH_BYTES
 
 
+@pytest.mark.slow
 def test_streams_are_bounded_and_places_are_given_back(tmp_path: Path) -> None:
     with supervised(tmp_path) as running:
         limits = httpx.Limits(max_connections=None)

@@ -130,6 +130,7 @@ def generations(running: Supervised, execution_id: str) -> list[list[int]]:
 # One answer out of two attempts.
 
 
+@pytest.mark.slow
 def test_work_that_met_a_dead_token_goes_on_in_its_session_on_the_one_written_after(
     tmp_path: Path, api: MessagesApi, url: str, work: Work
 ) -> None:
@@ -237,6 +238,7 @@ def test_a_newer_token_that_is_loaded_already_is_gone_on_with_at_once_and_is_not
 # Parked.
 
 
+@pytest.mark.slow
 def test_by_default_the_first_answers_and_the_others_park_without_a_slot_until_the_file_changes(
     tmp_path: Path, api: MessagesApi, url: str, work: Work
 ) -> None:
@@ -605,6 +607,7 @@ def test_where_the_probe_cannot_tell_an_execution_finds_out(tmp_path: Path, api:
         assert token(running)["state"] == "ready"
 
 
+@pytest.mark.slow
 def test_what_is_posted_again_keeps_its_session_though_the_next_token_is_dead_too(
     tmp_path: Path, api: MessagesApi, url: str, work: Work
 ) -> None:

@@ -108,6 +108,7 @@ def run(running: Supervised, path: Path, headers: dict[str, str], **fields: Any)
     return [(environment.get("TRACEPARENT"), environment.get("TRACESTATE"))]
 
 
+@pytest.mark.slow
 def test_a_child_gets_the_trace_of_its_task_else_that_of_the_supervisor(tmp_path: Path) -> None:
     own = {"TRACEPARENT": OWN, "TRACESTATE": "own=1"}
     with supervised(tmp_path, environment=own) as running:
