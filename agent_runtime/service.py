@@ -73,7 +73,6 @@ DEFAULT_DATA_DIR = Path("/var/lib/agent-runtime")
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
 LAG_SECONDS = 1.0
-DATE_SECONDS = 1.0
 WORKERS = 4
 _ANOTHER = "mount a volume that can be written, or name another directory"
 
@@ -93,24 +92,8 @@ class Server(uvicorn.Server):
     A uvicorn that leaves the signals to us.
 
     uvicorn would close its listeners first on SIGTERM, so that ``/readyz`` could never say that it drains, and would
-    exit by raising the signal again (uvicorn 0.54, ``Server.capture_signals``). It would also wake ten times a second
-    to see whether it should end (``Server.main_loop``).
+    exit by raising the signal again (uvicorn 0.54, ``Server.capture_signals``).
     """
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._leaving = asyncio.Event()
-
-    def leave(self) -> None:
-        """End, once what is being answered has been."""
-        self.should_exit = True
-        self._leaving.set()
-
-    async def main_loop(self) -> None:
-        """Renew the date that answers carry once a second, until it is time to leave."""
-        while not await self.on_tick(0):
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._leaving.wait(), DATE_SECONDS)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, and say where: the one line that stdout is for."""
@@ -342,7 +325,7 @@ class Ending:
         finally:
             # Who follows the events gets a last one, so that no open stream delays the exit.
             self._supervisor.events.close()
-            self._server.leave()
+            self._server.should_exit = True
 
     async def finished(self) -> None:
         """Wait for the drain to end."""
