@@ -160,6 +160,7 @@ def test_an_interrupt_ends_the_execution(shared: Supervised, tmp_path: Path) -> 
     assert "ending the execution" in err
 
 
+@pytest.mark.slow
 def test_a_second_interrupt_leaves_it_to_itself(tmp_path: Path) -> None:
     stubborn = holding(tmp_path / "never", {"do": "stubborn"}, {"do": "assistant", "text": "I stay."})
     with supervised(tmp_path, flags=("--stop-grace", "60")) as running:

@@ -109,6 +109,7 @@ def test_a_refusal_that_is_known_is_not_asked_about_again(api: MessagesApi, url:
     assert api.seen(TOKEN).requests == 1
 
 
+@pytest.mark.slow
 def test_while_the_question_is_out_the_token_is_suspect_but_not_for_an_older_one(api: MessagesApi, url: str) -> None:
     api.on(TOKEN, "hang")
     asked = Asked(url, seconds=0.5)

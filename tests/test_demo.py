@@ -167,6 +167,7 @@ def test_the_demo_keeps_every_promise_with_the_scripted_cli(tmp_path: Path) -> N
         assert run.processes() == []
 
 
+@pytest.mark.slow
 @pytest.mark.real_cli
 def test_the_demo_keeps_every_promise_with_the_real_cli(tmp_path: Path, claude: str) -> None:
     with demo(tmp_path, "--claude", claude) as run:

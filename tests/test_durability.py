@@ -114,6 +114,7 @@ def test_interrupted_executions_go_on_by_themselves_where_that_is_set(tmp_path: 
         assert result["answer"]["response"] == "Resumed."
 
 
+@pytest.mark.slow
 def test_a_rolling_restart_loses_nothing(tmp_path: Path) -> None:
     flags = ("--drain-timeout", "0.5", "--stop-grace", "0.3", "--slots", "4")
     names = [f"rolled-{n}" for n in range(6)]

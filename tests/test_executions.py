@@ -465,6 +465,7 @@ def test_sigterm_lets_the_running_finish_and_says_that_it_drains(tmp_path: Path)
         assert running.process.wait(30) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
 def test_what_does_not_finish_in_time_is_interrupted_and_gone(tmp_path: Path, signals: int) -> None:
     drain = "0.5" if signals == 1 else "60"

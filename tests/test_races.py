@@ -68,6 +68,7 @@ def count_of(path: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [25, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 def test_a_stop_at_any_moment_from_two_sides_is_idempotent_and_leaves_one_final_state(
     tmp_path: Path, times: int

@@ -64,6 +64,7 @@ def killed_with(home: Path, names: list[str], flags: tuple[str, ...] = ()) -> No
         kill(running)
 
 
+@pytest.mark.slow
 def test_what_was_interrupted_goes_on_as_soon_as_there_is_a_token(tmp_path: Path) -> None:
     killed_with(tmp_path, ["cut"])
     (tmp_path / "secret" / "token").unlink()

@@ -391,6 +391,7 @@ def test_a_burst_of_refusals_is_one_refusal_and_all_but_the_one_that_answered_go
     assert work.done == 4
 
 
+@pytest.mark.slow
 def test_a_burst_at_the_usage_limit_is_one_429_and_one_event_and_the_first_one_continues_when_posted_again(
     tmp_path: Path, api: MessagesApi, url: str, work: Work
 ) -> None:
