@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.slow
 def test_a_backend_hears_of_executions_and_tokens_in_order_and_goes_on_where_it_was(tmp_path: Path) -> None:
     with supervised(tmp_path) as running:
         running.post(OK, execution_id="good")
