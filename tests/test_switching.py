@@ -654,7 +654,7 @@ def test_a_dead_token_can_be_found_out_before_any_execution_meets_it(
         api.on(NEW, "expired")
         running.write_token(NEW)
         eventually(lambda: token(running)["generation"] == 2)
-        if probe == "on_load":  # who posts within the milliseconds before the question is asked meets the refusal itself
+        if probe == "on_load":  # who posts before it is asked meets the refusal itself
             eventually(lambda: api.seen(NEW).requests == 1)
         response = running.post(PLAIN)
 
