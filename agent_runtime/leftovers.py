@@ -69,7 +69,7 @@ def await_keepers(data_dir: Path, *, within_seconds: float = 5) -> int:
             if time.monotonic() >= deadline:
                 log.error("keepers of an earlier supervisor are still there: what they keep cannot be ended")
                 break
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(_PAUSE_SECONDS)  # a lock can be waited for, but not until a deadline
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     return descriptor
 

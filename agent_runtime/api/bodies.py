@@ -11,10 +11,10 @@ from typing import Literal
 import msgspec
 
 from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec reads the annotations
-from agent_runtime.model import ExecutionRecord, Metadata  # noqa: TC001
-from agent_runtime.secret_mount import SourceKind  # noqa: TC001
-from agent_runtime.state import Outcome, Phase  # noqa: TC001
-from agent_runtime.tokens import TokenKind  # noqa: TC001
+from agent_runtime.model import ExecutionRecord, Metadata  # noqa: TC001 - as above
+from agent_runtime.secret_mount import SourceKind  # noqa: TC001 - as above
+from agent_runtime.state import Outcome, Phase  # noqa: TC001 - as above
+from agent_runtime.tokens import TokenKind  # noqa: TC001 - as above
 
 TokenState = Literal["missing", "invalid", "ready", "suspect", "refused", "limited", "expired"]
 
