@@ -1,4 +1,4 @@
-"""Run benches, print the table, and write it down: ``python -m tests.benchmarks [NAME…] [--quick] [--json FILE]``."""
+"""Run benches and make one table: ``python -m tests.benchmarks [NAME…] [--quick] [--into DIRECTORY]``."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ MODULES = (
     "many",
     "dead_token",
 )
+INTO = Path(".benchmarks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,19 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *MODULES], metavar="NAME", help=", ".join(MODULES))
     parser.add_argument("--quick", action="store_true", help="few rounds, and nothing that takes minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there, too")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="the same as text")
+    parser.add_argument(
+        "--into", type=Path, metavar="DIRECTORY", default=INTO, help="where table.json and table.txt go (%(default)s)"
+    )
     options = parser.parse_args(argv)
     benches: list[Bench] = [import_module(f"tests.benchmarks.{name}").BENCH for name in options.names or MODULES]
     machine = facts()
 
     def write(rows: Sequence[Row]) -> str:
         text = "\n".join([text_table(rows), "", *(f"{name}: {value}" for name, value in machine.items())])
-        if options.text is not None:
-            options.text.write_text(text + "\n")
-        if options.json is not None:
-            table = {"quick": options.quick, "machine": machine, "rows": [row.as_dict() for row in rows]}
-            options.json.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
+        table = {"quick": options.quick, "machine": machine, "rows": [row.as_dict() for row in rows]}
+        options.into.mkdir(parents=True, exist_ok=True)
+        (options.into / "table.txt").write_text(text + "\n")
+        (options.into / "table.json").write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
         return text
 
     rows, failed = run(benches, Scale(quick=options.quick), write)
