@@ -78,6 +78,17 @@ REFUSED_CREDENTIAL: Phrases = (
 )
 """What the API says when it is the credential that is refused; 2.1.330 keeps much the same list."""
 
+NAMES_A_MODEL: Phrases = (
+    ("the model ",),
+    ("model:",),
+    ("model claude",),
+    ("claude-opus",),
+    ("claude-sonnet",),
+    ("claude-haiku",),
+    ("claude-fable",),
+)
+"""What is refused to an organization is this one model, then, and no credential."""
+
 OF_A_MODEL: Phrases = (
     ("specified resource",),
     ("model:",),

@@ -17,6 +17,7 @@ from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence_phrases import (
     INVALID_SENTENCES,
     LIMIT_SENTENCES,
+    NAMES_A_MODEL,
     NETWORK,
     OF_A_MODEL,
     REFUSAL_SENTENCES,
@@ -117,6 +118,23 @@ RULES: tuple[Rule, ...] = (
         source="gitmoot/gitmoot#509, #486",
     ),
     Rule("proxy-407", ErrorClass.NETWORK, statuses=frozenset({407})),
+    # -- something is not permitted to the organization or the account, but it is not the credential
+    Rule(
+        "address-403",
+        ErrorClass.UPSTREAM,
+        statuses=frozenset({403}),
+        types=_PERMISSION | {None},
+        phrases=(("ip address",), ("ip allowlist",)),
+        source="the API's documentation of IP allowlists: any token of the organization would meet the same",
+    ),
+    Rule(
+        "model-403-by-name",
+        ErrorClass.MODEL,
+        statuses=frozenset({403}),
+        types=_PERMISSION | {None},
+        phrases=NAMES_A_MODEL,
+        source="the API's documentation of permission_error",
+    ),
     # -- the token is refused
     Rule("api-401", ErrorClass.AUTH, statuses=frozenset({401}), is_evidence=True, condemns=True),
     Rule(

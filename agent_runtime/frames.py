@@ -221,6 +221,8 @@ def _without_sequence(piece: str, *, first: bool) -> str:
     """Cut off the rest of the control sequence (ECMA-48) that *piece* begins with."""
     if first:
         return piece
+    if piece.startswith("]"):  # of any length, and ended by BEL, or by the escape that the next piece begins with
+        return piece.partition("\x07")[2]
     if not piece.startswith("["):
         return piece[1:]
     end = next((at for at, character in enumerate(piece[1:], 1) if "@" <= character <= "~"), len(piece))

@@ -67,14 +67,14 @@ def _seconds(value: str) -> float:
 
 
 def _some_seconds(value: str) -> float:
-    number = _seconds(value)
-    if number == 0:
+    number = _seconds(value.strip().removeprefix("-"))
+    if number == 0 or value.strip().startswith("-"):
         raise ValueError("must be more than 0 seconds")
     return number
 
 
 def _seconds_or_auto(value: str) -> float | None:
-    return None if value.strip() == "auto" else _seconds(value)
+    return None if value.strip().lower() == "auto" else _seconds(value)
 
 
 def _cpus(value: str) -> float:
@@ -104,6 +104,7 @@ def _boolean(value: str) -> bool:
 
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
+        value = value.lower()
         if value not in choices:
             raise ValueError(f"must be one of {', '.join(choices)}")
         return value

@@ -6,13 +6,16 @@ import base64
 import binascii
 import hashlib
 import re
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID  # noqa: TC003 - msgspec reads it at run time
 
 import msgspec
 
 from agent_runtime.errors import RESERVED_WORDS, InvalidRequest
 from agent_runtime.trace_context import TraceContext, trace_context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SYSTEM_PROMPT_LIMIT_BYTES = 120_000
 """
@@ -37,6 +40,9 @@ _IN_WORDS = {
     "disallowed_tools": "must hold no control characters",
 }
 """What a pattern asks for, said to a person."""
+
+_TYPES = {"`str": "`string", "`int": "`integer", "`float": "`number", "`bool": "`boolean", " | null`": "` or null"}
+"""msgspec's words for types, and those of JSON."""
 
 ExecutionId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$(?!\n)")]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
@@ -116,9 +122,12 @@ _NO_WORK = {
 """Who asks, how long they wait, and in which form."""
 
 
-def parse(body: bytes, *, strict: bool) -> tuple[Task, list[str]]:
+def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> tuple[Task, list[str]]:
     """
     Read a task from a request's body.
+
+    Args:
+        redact: Takes tokens out of what a caller has named a field.
 
     Returns:
         The task, and the names of the fields that nothing reads.
@@ -133,15 +142,16 @@ def parse(body: bytes, *, strict: bool) -> tuple[Task, list[str]]:
         raise InvalidRequest("the body is not JSON; send an object with a message") from None
     if not isinstance(raw, dict):
         raise InvalidRequest("the body must be a JSON object with a message")
-    ignored = sorted(name for name in raw if name not in Task.__struct_fields__)
+    unread = sorted(name for name in raw if name not in Task.__struct_fields__)
+    ignored = [_shown(redact(name)) for name in unread[:20]]
     if ignored and strict:
-        raise InvalidRequest(f"unknown fields: {', '.join(_shown(name) for name in ignored[:10])}; leave them out")
+        raise InvalidRequest(f"unknown fields: {', '.join(ignored[:10])}; leave them out")
     try:
         task = msgspec.convert(raw, Task)
     except msgspec.ValidationError as error:
         raise InvalidRequest(_plain(str(error))) from None
     _check(task)
-    return task, [_shown(name) for name in ignored[:20]]
+    return task, ignored
 
 
 def _check(task: Task) -> None:
@@ -152,6 +162,8 @@ def _check(task: Task) -> None:
             raise InvalidRequest(f"{name}: must not be longer than {SYSTEM_PROMPT_LIMIT_BYTES} bytes altogether")
     if task.system_prompt is not None and len(task.system_prompt.encode(errors="replace")) > SYSTEM_PROMPT_LIMIT_BYTES:
         raise InvalidRequest(f"system_prompt: must not be longer than {SYSTEM_PROMPT_LIMIT_BYTES} bytes")
+    if not task.message.strip():
+        raise InvalidRequest("message: must hold more than blanks")  # which the CLI refuses, too
     for text, name in ((task.message, "message"), (task.system_prompt or "", "system_prompt")):
         try:
             text.encode()
@@ -175,7 +187,11 @@ def _plain(message: str) -> str:
         reason = _IN_WORDS[name]
     if "unknown field" in reason:
         reason = "holds a field that is not known"  # whose name is the caller's, and not for an error text
-    return f"{name}: {reason}" if name else reason
+    if "missing required field" in reason:
+        reason = "is missing"
+    for python, words in _TYPES.items():
+        reason = reason.replace(python, words)
+    return f"{name}: {reason[:1].lower()}{reason[1:]}" if name else reason
 
 
 def _shown(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from tests.supervised import Supervised, supervised
@@ -25,6 +26,7 @@ def keyless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
     "headers",
     [
         {"Host": "attacker.example"},
+        {"Host": "agent"},
         {"Host": "127.0.0.1.attacker.example:8000"},
         {"Host": ""},
         {"Host": "[::1"},
@@ -69,8 +71,32 @@ def test_with_a_key_any_name_may_be_used(tmp_path: Path) -> None:
 def test_a_key_file_that_cannot_be_read_lets_nobody_in(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("")
     with supervised(tmp_path, flags=("--access-key-file", str(tmp_path / "key"))) as running:
-        assert running.client.get("/api/token", headers={"X-Agent-Token": ""}).status_code == 401
+        denied = running.client.get("/api/token", headers={"X-Agent-Token": ""})
+
+        assert (denied.status_code, denied.headers["www-authenticate"]) == (401, "Bearer")
+        assert "holds no key, so nobody may call" in (tmp_path / "supervisor.log").read_text()
         assert running.client.get("/livez").status_code == 200
+
+
+def test_over_a_network_that_is_open_to_all_a_service_may_be_called_by_its_name(tmp_path: Path) -> None:
+    asked = _own_address()
+    with supervised(tmp_path, flags=("--host=0.0.0.0", "--insecure-no-access-key")) as running:
+        url = f"http://{asked}:{running.url.rpartition(':')[2]}/api/token"
+
+        for name in ("agent:8000", "agent.default.svc.cluster.local", "agent.internal"):
+            assert httpx.get(url, headers={"Host": name}).status_code == 200
+        for name in ("attacker.example", "agent.svc.attacker.example"):
+            assert httpx.get(url, headers={"Host": name}).status_code == 400
+
+
+def _own_address() -> str:
+    """Return an address of this machine that is not loopback; nothing is sent for it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect(("192.0.2.1", 9))
+        except OSError:
+            pytest.skip("this machine has no network")
+        return str(asking.getsockname()[0])
 
 
 @pytest.mark.parametrize("flag", ["--host=0.0.0.0", "--host=::", "--host=agent-7"])

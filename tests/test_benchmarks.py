@@ -34,7 +34,7 @@ QUICK = Scale(quick=True)
 def test_one_bench_is_run_and_the_table_written_with_all_that_it_promises(tmp_path: Path) -> None:
     written, shown = tmp_path / "table.json", tmp_path / "table.txt"
 
-    assert benchmarks.main(["spawning", "--quick", "--json", str(written), "--text", str(shown)]) == 0
+    assert benchmarks.main(["spawning", "--quick", "--into", str(tmp_path)]) == 0
 
     table = json.loads(written.read_text())
     assert table["quick"] is True

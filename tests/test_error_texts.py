@@ -119,7 +119,21 @@ REQUESTS: dict[str, tuple[str, str, object, str, str]] = {
     "a wrong state": ("GET", "/api/executions?state=sleeping", None, "invalid_request", "must be one of queued"),
     "a wrong limit": ("GET", "/api/executions?limit=0", None, "invalid_request", "from 1 to"),
     "a wrong cursor": ("GET", "/api/executions?cursor=x", None, "invalid_request", "next_cursor"),
-    "an empty token": ("POST", "/api/credentials/reload-token", {}, "invalid_request", "send it, or an empty body"),
+    "another name": (
+        "POST",
+        "/api/credentials/reload-token",
+        {"t": "x"},
+        "invalid_request",
+        "send it, or an empty body",
+    ),
+    "a blank message": (
+        "POST",
+        "/api/task",
+        {"message": " \n"},
+        "invalid_request",
+        "message: must hold more than blanks",
+    ),
+    "a number": ("POST", "/api/task", {"message": "x", "model": 1}, "invalid_request", "expected `string` or null"),
     "too much": ("POST", "/api/task", b"x" * (8 * 1024 * 1024 + 1), "too_large", "longer than 8388608 bytes"),
 }
 

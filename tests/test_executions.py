@@ -380,6 +380,14 @@ def test_unknown_fields_are_named_and_ignored(shared: Supervised) -> None:
     assert answer["metadata"]["ignored_fields"] == ["colour"]
 
 
+def test_a_token_that_came_as_the_name_of_a_field_is_not_repeated(shared: Supervised) -> None:
+    for padding in ("", "x" * 40):
+        answer = shared.post(OK, **{padding + OLD: 1})
+
+        assert OLD[:20] not in answer.text
+        assert "[token:" in str(answer.json()["metadata"]["ignored_fields"])
+
+
 def test_unknown_fields_are_an_error_where_strict(tmp_path: Path) -> None:
     with supervised(tmp_path, flags=("--strict",)) as running:
         response = running.post(OK, colour="blue")

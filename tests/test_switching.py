@@ -566,7 +566,7 @@ def test_a_refusal_outlives_the_supervisor_and_a_change_to_and_fro_until_the_api
         assert token(running)["state"] == "refused"
 
         asked = api.seen(OLD).requests
-        reloaded = running.client.post("/api/credentials/reload-token").json()
+        reloaded = running.client.post("/api/credentials/reload-token", json={}).json()
         assert (reloaded["state"], reloaded["reloaded"]) == ("refused", False)
         assert api.seen(OLD).requests == asked + 1, "tried at once, by the probe"
         assert running.post(PLAIN, execution_id="none").status_code == 503

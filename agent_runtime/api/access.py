@@ -23,6 +23,13 @@ log = logging.getLogger(__name__)
 
 KEY_LIMIT_BYTES = 4096
 
+_PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".svc")
+"""
+Below these nobody can register a name.
+
+Source: RFC 6761 and 6762; https://www.icann.org on .internal, 2024; ``svc`` is what Kubernetes puts services under.
+"""
+
 
 class AccessKey:
     """
@@ -53,6 +60,7 @@ class AccessKey:
             log.error("the access key file %s cannot be read, so nobody may call: %s", self._path, type(error).__name__)
             return None
         if not text:
+            log.error("the access key file %s holds no key, so nobody may call", self._path)
             return None
         key = Token(text)
         self._redactor.add(key)
@@ -87,13 +95,18 @@ def refuse_rebinding(request: Request) -> None:
     Refuse what a web page could make a browser on this machine send, where no key tells callers apart.
 
     A page whose name was made to point here still sends its own name as ``Host``, and its own as ``Origin``. Addresses
-    and ``localhost`` cannot be pointed elsewhere, and the machine's own name is for its container's neighbours.
+    and ``localhost`` cannot be pointed elsewhere, and the machine's own name is for its container's neighbours. Who
+    comes over a network, open to all then, may use a name that no public DNS has: a container's or a service's.
 
     Raises:
         InvalidRequest: The headers name somebody else.
     """
     host = _name_in(f"//{request.headers.get('host', '')}")
-    if not (host == "localhost" or host == socket.gethostname().lower() or _is_address(host)):
+    if not (
+        host in {"localhost", socket.gethostname().lower()}
+        or _is_address(host)
+        or (_is_private(host) and not _came_over_loopback(request))
+    ):
         raise InvalidRequest("Host: must be an address or localhost where there is no access key")
     origin = request.headers.get("origin")
     if origin is not None and _name_in(origin) != host:
@@ -105,6 +118,16 @@ def _name_in(url: str) -> str:
         return (urlsplit(url).hostname or "").lower()
     except ValueError:
         return ""
+
+
+def _is_private(host: str) -> bool:
+    """Whether a name can only be one of a private network: a single word, or below a domain kept for them."""
+    return bool(host) and ("." not in host or host.endswith(_PRIVATE_DOMAINS))
+
+
+def _came_over_loopback(request: Request) -> bool:
+    server = request.scope.get("server")
+    return server is None or not _is_address(server[0]) or ipaddress.ip_address(server[0]).is_loopback
 
 
 def _is_address(host: str) -> bool:

@@ -106,7 +106,8 @@ async def _body(request: Request) -> bytes:
 
 async def post_task(api: Api, request: Request) -> Response:
     """Admit a task and answer when it has ended; the execution does not depend on this request."""
-    task, ignored = parse(await _body(request), strict=api.supervisor.settings.strict)
+    redact = api.supervisor.redactor.redact_text
+    task, ignored = parse(await _body(request), strict=api.supervisor.settings.strict, redact=redact)
     headers = request.headers
     task = task.within(trace_context(headers.getlist("traceparent"), headers.getlist("tracestate")))
     request.scope[TRACE_ID] = task.trace.trace_id if task.trace else None
@@ -272,7 +273,7 @@ async def get_token(api: Api, request: Request) -> Response:
 async def reload_token(api: Api, request: Request) -> Response:
     """Re-read the secret file now; with a token in the body, write it there first."""
     body = await _body(request)
-    if body.strip():
+    if body.strip() not in (b"", b"{}"):
         await asyncio.to_thread(put, api.supervisor.secret.path, _token_in(body, api.supervisor.redactor))
     reloaded = await api.supervisor.reload_token()
     generation = api.supervisor.desk.current

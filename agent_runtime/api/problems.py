@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from starlette.responses import Response
 
-from agent_runtime.errors import AdmissionError, AgentRuntimeError, NotFound, TokenLimited
+from agent_runtime.errors import AccessDenied, AdmissionError, AgentRuntimeError, NotFound, TokenLimited
 from agent_runtime.problem import MEDIA_TYPE, problem
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ def problem_response(error: AgentRuntimeError, *, headers: Mapping[str, str] | N
     sent = dict(headers or {})
     if isinstance(error, AdmissionError) and error.retry_after_seconds is not None:
         sent["retry-after"] = str(error.retry_after_seconds)
+    if isinstance(error, AccessDenied):
+        sent["www-authenticate"] = "Bearer"  # which RFC 9110 wants of a 401
     body = problem(
         error.error_class,
         str(error),

@@ -339,8 +339,9 @@ def error_word(error: ApiError, options: Options, *, retry: bool = False) -> str
     """The CLI's word for an error; an overloaded API is called so only while the CLI tries again."""
     match error.status:
         case 401 | 403:
-            organization = "organization" in error.message.lower() and options.version >= frames.SINCE_API_RETRY
-            return "oauth_org_not_allowed" if organization else "authentication_failed"
+            of_organization = "not allowed for this organization" in error.message
+            told_apart = of_organization and options.version >= frames.SINCE_API_RETRY
+            return "oauth_org_not_allowed" if told_apart else "authentication_failed"
         case 400 if "credit balance" in error.message:
             return "billing_error"
         case 404 if options.version >= frames.SINCE_API_RETRY:
