@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from agent_runtime.answers import failed_answer
 from agent_runtime.counts import Counts
@@ -30,8 +31,7 @@ RECENT_SECONDS = 15 * 60
 RECENT_KEPT = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(msgspec.Struct, frozen=True):
     """A finished execution whose answer is there already: to be waited for like one that runs."""
 
     record: ExecutionRecord

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from agent_runtime.command import resolve
 from agent_runtime.errors import SpawnFailed
@@ -21,8 +22,7 @@ HERE = "$basedir"
 """How the scripts that package managers put into ``bin`` name their own directory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Binary:
+class Binary(msgspec.Struct, frozen=True):
     """
     The files a command consists of, as they are now.
 

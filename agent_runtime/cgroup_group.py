@@ -9,9 +9,10 @@ import select
 import signal
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from agent_runtime import linux
 
@@ -26,8 +27,7 @@ _CPU_PERIOD_MICROSECONDS = 100_000
 _CPU_LEAST_MICROSECONDS = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """
     What one execution may use; None: as much as there is.
 
@@ -70,8 +70,7 @@ class Limits:
             yield "cpu.max", f"{quota} {_CPU_PERIOD_MICROSECONDS}", True
 
 
-@dataclass(frozen=True, slots=True)
-class Events:
+class Events(msgspec.Struct, frozen=True):
     """
     What the kernel has counted since the group was made; 0 where nothing counts.
 

@@ -17,9 +17,10 @@ import logging
 import os
 import secrets
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from agent_runtime import cgroup_mount
 from agent_runtime.cgroup_group import Group, Limits, below, remove_tree
@@ -51,8 +52,7 @@ _REMEDY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """
     Whether cgroups can be made here.
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -59,8 +58,7 @@ _NEVER_INHERITED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(msgspec.Struct, frozen=True):
     """
     Which conversation an attempt belongs to.
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from agent_runtime.errors import AdmissionError, ErrorClass
 from agent_runtime.evidence_rules import RULES
@@ -27,8 +28,7 @@ NONE = "none"
 """The label of what has none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Counter:
+class Counter(msgspec.Struct, frozen=True):
     """
     One counter.
 
@@ -41,8 +41,7 @@ class Counter:
     known: tuple[tuple[str, ...], ...] = ((),)
 
 
-@dataclass(frozen=True, slots=True)
-class Histogram:
+class Histogram(msgspec.Struct, frozen=True):
     """
     One histogram.
 
@@ -140,8 +139,7 @@ HISTOGRAMS: dict[str, Histogram] = {
 }
 
 
-@dataclass(slots=True)
-class Observed:
+class Observed(msgspec.Struct):
     """
     What a histogram has seen.
 

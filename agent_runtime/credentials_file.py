@@ -21,7 +21,6 @@ import pwd
 import secrets
 import stat
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -68,8 +67,7 @@ class _Marker(msgspec.Struct):
     rest: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
+class _Found(msgspec.Struct, frozen=True):
     """
     What the file holds.
 
@@ -80,7 +78,7 @@ class _Found:
 
     ours: bool = True
     fingerprint: str | None = None
-    others: dict[str, msgspec.Raw] = field(default_factory=dict)
+    others: dict[str, msgspec.Raw] = msgspec.field(default_factory=dict)
 
 
 class CredentialsFile:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from agent_runtime.state import StopReason
 
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
     from agent_runtime.settings import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
+class Patience(msgspec.Struct, frozen=True):
     """How long each silence may last, in seconds; infinity where it is turned off."""
 
     init: float

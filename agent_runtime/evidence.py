@@ -13,9 +13,11 @@ Source: ``tests/recorded/``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence_phrases import LIMIT_BY_WORDS, MODEL_BY_LIMIT
@@ -50,8 +52,7 @@ class Channel(StrEnum):
     STDERR = "stderr"
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
+class Sighting(msgspec.Struct, frozen=True):
     """
     An API error that the CLI itself reported.
 
@@ -104,8 +105,7 @@ class Sighting:
         return self
 
 
-@dataclass(frozen=True, slots=True)
-class _Limit:
+class _Limit(msgspec.Struct, frozen=True):
     type: str | None
     resets_at: float | None
 

@@ -11,7 +11,7 @@ recorded under ``tests/recorded/``; the CLI's own sentences as those versions ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence_phrases import (
@@ -31,8 +31,7 @@ from agent_runtime.evidence_phrases import (
 ALL = "1.0.128 to 2.1.330"
 
 
-@dataclass(frozen=True, slots=True)
-class ApiError:
+class ApiError(msgspec.Struct, frozen=True):
     """
     One API error as the CLI reported it.
 
@@ -51,8 +50,7 @@ class ApiError:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True):
     """
     One way to recognise what happened; everything it names must hold, an empty criterion always does.
 

@@ -8,7 +8,8 @@ all, so go on with it, a bounded number of times; a newer one may come, so wait;
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+import msgspec
 
 from agent_runtime.errors import ErrorClass
 
@@ -33,8 +34,7 @@ class Restart(enum.Enum):
     AFRESH = "afresh"
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
+class Situation(msgspec.Struct, frozen=True):
     """
     What the decision is made from.
 
@@ -66,8 +66,7 @@ class Situation:
         return Restart.RESUME if self.had_tool or self.had_model else Restart.AFRESH
 
 
-@dataclass(frozen=True, slots=True)
-class GoOn:
+class GoOn(msgspec.Struct, frozen=True):
     """
     Run a further attempt at once.
 
@@ -79,16 +78,14 @@ class GoOn:
     counts: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Park:
+class Park(msgspec.Struct, frozen=True):
     """Give the slot back and wait for a newer generation."""
 
     restart: Restart
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """Tell the caller now."""
 
     error_class: ErrorClass

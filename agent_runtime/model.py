@@ -7,7 +7,6 @@ Inside, instants are seconds since the epoch; callers see them as RFC 3339 in UT
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,8 +18,7 @@ from agent_runtime.state import Outcome, Phase, StopReason
 SUCCESS = 200
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """
     What every caller of an execution gets.
 
@@ -30,7 +28,7 @@ class Answer:
 
     status_code: int
     body: bytes
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def media_type(self) -> str:

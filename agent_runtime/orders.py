@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from agent_runtime.counts import Counts
 
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from agent_runtime.unkillable import Unkillable
 
 
-@dataclass(frozen=True, slots=True)
-class Surroundings:
+class Surroundings(msgspec.Struct, frozen=True):
     """
     What all attempts of a supervisor share.
 
@@ -43,11 +43,10 @@ class Surroundings:
     containment: Containment
     unkillable: Unkillable
     may_use: Callable[[Generation, str | None, str], None]
-    counts: Counts = field(default_factory=Counts)
+    counts: Counts = msgspec.field(default_factory=Counts)
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(msgspec.Struct, frozen=True):
     """
     What one attempt is to do.
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +24,7 @@ _ENVIRON_LIMIT_BYTES = 8 * 1024 * 1024  # the kernel's own limit for arguments a
 _CHUNK_BYTES = 128 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Process:
+class Process(msgspec.Struct, frozen=True):
     """
     A process as ``/proc/PID/stat`` showed it.
 

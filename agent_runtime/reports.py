@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
 
 from agent_runtime.tally import Tally
 
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from agent_runtime.verdict import Ending
 
 
-@dataclass(frozen=True, slots=True)
-class Spawned:
+class Spawned(msgspec.Struct, frozen=True):
     """The child runs, with this generation."""
 
     pid: int
@@ -26,20 +26,17 @@ class Spawned:
     generation: Generation
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(msgspec.Struct, frozen=True):
     """The transcript has grown; told at most once until it is taken."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stopping:
+class Stopping(msgspec.Struct, frozen=True):
     """The child was told to end."""
 
     reason: StopReason
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(msgspec.Struct, frozen=True):
     """
     The API answered a request that carried this generation.
 
@@ -51,8 +48,7 @@ class Answered:
     since: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reached:
+class Reached(msgspec.Struct, frozen=True):
     """A newer generation has reached the running child."""
 
     generation: Generation
@@ -62,8 +58,7 @@ class Reached:
 Note: TypeAlias = Spawned | Progress | Stopping | Answered | Reached
 
 
-@dataclass(slots=True)
-class Report:
+class Report(msgspec.Struct):
     """
     How an attempt went.
 
@@ -84,7 +79,7 @@ class Report:
     error: AgentRuntimeError | None = None
     ending: Ending | None = None
     evidence: EvidenceRecord | None = None
-    tally: Tally = field(default_factory=Tally)
+    tally: Tally = msgspec.field(default_factory=Tally)
     used_tool: bool = False
     unknown_session: bool = False
     signalled_at: float | None = None

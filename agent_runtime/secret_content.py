@@ -6,7 +6,6 @@ Reasons never repeat any of the content: whoever mounted the wrong file must not
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated
@@ -33,8 +32,7 @@ SHORTEST_SECRET = 16
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
-@dataclass(frozen=True, slots=True)
-class SecretContent:
+class SecretContent(msgspec.Struct, frozen=True):
     """
     A content that can be used.
 
@@ -49,8 +47,7 @@ class SecretContent:
     complete: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Unusable:
+class Unusable(msgspec.Struct, frozen=True):
     """
     Why there is no token.
 

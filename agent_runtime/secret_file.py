@@ -17,9 +17,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from agent_runtime.errors import SecretUnreadable
 from agent_runtime.generations import Generation, GenerationLedger
@@ -53,8 +55,7 @@ class SecretState(StrEnum):
     READY = "ready"
 
 
-@dataclass(frozen=True, slots=True)
-class SecretStatus:
+class SecretStatus(msgspec.Struct, frozen=True):
     """
     What is known of the secret file.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from agent_runtime.secret_content import LIMIT_BYTES, SecretContent, Unusable, parse
 
@@ -18,8 +19,7 @@ Source: ``AtomicWriter`` in Kubernetes ``pkg/volume/util/atomic_writer.go``.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(msgspec.Struct, frozen=True):
     """
     What was found.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 if TYPE_CHECKING:
     from agent_runtime.generations import Generation, GenerationLedger
@@ -18,8 +19,7 @@ UNKNOWN_LIMIT_SECONDS = 60.0
 ANSWERED_KEPT = 64
 
 
-@dataclass(slots=True)
-class _Pause:
+class _Pause(msgspec.Struct):
     """
     When a refused token may be tried again.
 
@@ -35,8 +35,7 @@ class _Pause:
     by_execution: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(msgspec.Struct, frozen=True):
     """
     A usage limit of the account.
 

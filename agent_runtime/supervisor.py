@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from agent_runtime.answers import answer_to, failed_answer
 from agent_runtime.change import Change
@@ -65,8 +66,7 @@ PRUNE_TICKS = 600
 _OTHER_BODY = "this execution_id is known for another body; choose another id"
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(msgspec.Struct, frozen=True):
     """What those see who only look on: a record and its transcript, and when there is more to see."""
 
     record: ExecutionRecord

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from agent_runtime.frames import SYNTHETIC_MODEL
 from agent_runtime.verdict import Result

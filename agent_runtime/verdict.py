@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from agent_runtime.errors import RESERVED_WORDS, ErrorClass
 from agent_runtime.state import CLASS_BY_STOP, STALLS, Outcome, StopReason
@@ -36,8 +37,7 @@ SENTENCES: dict[ErrorClass, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(msgspec.Struct, frozen=True):
     """
     What the CLI's last ``result`` frame says.
 
@@ -51,8 +51,7 @@ class Result:
     text: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(msgspec.Struct, frozen=True):
     """
     Everything the verdict is reached from.
 
@@ -75,8 +74,7 @@ class Ending:
     oom: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """
     How an attempt ended, and what the caller is told.
 

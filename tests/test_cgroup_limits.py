@@ -29,7 +29,7 @@ REQUIRED = os.environ.get("AGENT_RUNTIME_TEST_MACHINE") == "1"
 MEBIBYTE = 1 << 20
 
 PROLOGUE = """
-import dataclasses, signal
+import msgspec, signal
 from agent_runtime import cgroups, containment
 from agent_runtime.cgroups import Limits
 from agent_runtime.containment_cgroup import CgroupLayer
@@ -157,7 +157,7 @@ def test_a_kill_needs_neither_a_fork_nor_a_thread(container: Path, has_kill: boo
     answer = drive(
         container,
         f"""
-groups = cgroups.prepare(dataclasses.replace(cgroups.find(), has_kill={has_kill}))
+groups = cgroups.prepare(msgspec.structs.replace(cgroups.find(), has_kill={has_kill}))
 group = groups.make("full.1")
 member = Member(group, FAMILY, "31")
 member.lines(31)

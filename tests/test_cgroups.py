@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import secrets
 import select
@@ -12,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from agent_runtime import cgroup_group, cgroup_mount, cgroups, containment
@@ -73,7 +73,7 @@ def groups(request: pytest.FixtureRequest, finding: Finding) -> Groups:
     """Where groups are made, for kernels with and without ``cgroup.kill``."""
     if request.param == "cgroup.kill" and not finding.has_kill:
         pytest.skip("this kernel has no cgroup.kill")
-    ready = cgroups.prepare(dataclasses.replace(finding, has_kill=request.param == "cgroup.kill"))
+    ready = cgroups.prepare(msgspec.structs.replace(finding, has_kill=request.param == "cgroup.kill"))
     assert ready is not None
     return ready
 
@@ -308,10 +308,10 @@ def test_a_kill_needs_no_free_descriptor() -> None:
         answer = run_driver(
             FIND
             + f"""
-import dataclasses, resource
+import msgspec, resource
 from agent_runtime import containment
 from agent_runtime.containment_cgroup import CgroupLayer
-groups = cgroups.prepare(dataclasses.replace(cgroups.find(), has_kill={has_kill}))
+groups = cgroups.prepare(msgspec.structs.replace(cgroups.find(), has_kill={has_kill}))
 group = groups.make(f"full.{{os.getpid()}}")
 member = Member(group, FAMILY, "31")
 member.lines(31)

@@ -488,11 +488,11 @@ print(json.dumps(answers))
 def test_a_process_that_is_not_the_one_that_was_seen_gets_no_signal() -> None:
     """P7: the check between the pidfd and the signal."""
     result = run_driver("""
-import dataclasses
+import msgspec
 from agent_runtime.grip import Grip
 child = start("sleep", "600")
 seen = proc_table.read_process(child.pid)
-earlier = dataclasses.replace(seen, started_ticks=seen.started_ticks - 1)
+earlier = msgspec.structs.replace(seen, started_ticks=seen.started_ticks - 1)
 ours = proc_table.read_process(os.getpid())
 grip = Grip()
 answers = [grip.hold(earlier), grip.hold(ours)]

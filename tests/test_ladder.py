@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from agent_runtime.errors import ErrorClass
 from agent_runtime.ladder import AUTO_PARK_SECONDS, Answer, Confirmation, GoOn, Park, Restart, Situation, decide

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -60,8 +59,7 @@ BODY_LIMIT_BYTES = 8 * 1024 * 1024
 Handler = "Callable[[Api, Request], Awaitable[Response]]"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One row of the routes' table; *open* rows need no access key."""
 
     method: str
@@ -70,15 +68,14 @@ class Entry:
     open: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Api:
+class Api(msgspec.Struct, frozen=True):
     """What the handlers work with."""
 
     supervisor: Supervisor
     access: AccessKey
     connections: OpenConnections
     metrics: Metrics
-    streams: streams.OpenStreams = field(default_factory=streams.OpenStreams)
+    streams: streams.OpenStreams = msgspec.field(default_factory=streams.OpenStreams)
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

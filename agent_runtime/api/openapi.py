@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +46,7 @@ _COME_BACK = {409, 429, 502, 503}
 """Statuses that may say when it is worth asking again."""
 
 
-@dataclass(frozen=True, slots=True)
-class RouteRow:
+class RouteRow(msgspec.Struct, frozen=True):
     """One route as the table has it; *text* is its handler's docstring."""
 
     method: str

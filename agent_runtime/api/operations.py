@@ -6,8 +6,9 @@ A test compares the keys with the routes' table, and what a real supervisor answ
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from agent_runtime.answers import Success
 from agent_runtime.api import bodies
@@ -21,8 +22,7 @@ LIST_DEFAULT = 50
 LIST_LIMIT = 200
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """
     One route, as it is described.
 
@@ -36,8 +36,8 @@ class Operation:
 
     id: str
     tag: str
-    answers: dict[int, tuple[type, ...]] = field(default_factory=dict)
-    events: dict[str, type | None] = field(default_factory=dict)
+    answers: dict[int, tuple[type, ...]] = msgspec.field(default_factory=dict)
+    events: dict[str, type | None] = msgspec.field(default_factory=dict)
     text: tuple[str, ...] = ()
     errors: tuple[ErrorClass, ...] = ()
     parameters: tuple[str, ...] = ()

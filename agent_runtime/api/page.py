@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from dataclasses import dataclass
 from importlib import resources
 
+import msgspec
 from starlette.responses import Response
 
 from agent_runtime.errors import NotFound
@@ -15,8 +15,7 @@ from agent_runtime.errors import NotFound
 FILE = "page.html"
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """The file, and the headers it is sent with."""
 
     body: bytes

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from dataclasses import dataclass, field
+
+import msgspec
 
 from agent_runtime.console.exit_codes import (
     EXIT_CANCELLED,
@@ -18,8 +19,7 @@ WIDTH = 78
 TOKEN_FILE = "/run/secrets/claude/token"  # noqa: S105 - a path
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """
     What a stranger needs to know.
 
@@ -31,7 +31,7 @@ class Page:
 
     text: str
     examples: dict[str, str]
-    exits: dict[int, str] = field(default_factory=dict)
+    exits: dict[int, str] = msgspec.field(default_factory=dict)
     more: tuple[str, ...] = ()
 
 
