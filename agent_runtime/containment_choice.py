@@ -6,9 +6,10 @@ import os
 import select
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from agent_runtime import cgroups, process
 from agent_runtime.cgroups import NO_LIMITS
@@ -30,8 +31,7 @@ _TRIAL_SECONDS = 10.0
 _TRIAL = "import os; raise SystemExit(os.readlink('/proc/self') != str(os.getpid()))"
 
 
-@dataclass(frozen=True, slots=True)
-class Containment:
+class Containment(msgspec.Struct, frozen=True):
     """
     How attempts are contained.
 
@@ -44,7 +44,7 @@ class Containment:
     kind: Kind = Kind.SCAN
     asked: str = AUTO
     groups: Groups | None = None
-    lacking: Mapping[str, str] = field(default_factory=dict)
+    lacking: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def state(self) -> dict[str, object]:

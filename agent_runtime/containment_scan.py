@@ -22,9 +22,10 @@ import contextlib
 import os
 import threading
 from collections import deque
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
+
+import msgspec
 
 from agent_runtime import linux, proc_table
 from agent_runtime.containment import Look
@@ -53,14 +54,13 @@ class Owner(Enum):
     UNSETTLED = "look again"
 
 
-@dataclass(slots=True)
-class _Round:
+class _Round(msgspec.Struct):
     """One look of one layer, as far as it has come."""
 
     view: View
     ticks: int
     grip: Grip
-    seen: dict[Identity, Process] = field(default_factory=dict)
+    seen: dict[Identity, Process] = msgspec.field(default_factory=dict)
     fresh: int = 0
 
 

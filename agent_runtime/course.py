@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from agent_runtime.command import CONTINUE_PROMPT, Session
 from agent_runtime.errors import AdmissionError, AgentRuntimeError, ErrorClass
@@ -42,8 +43,7 @@ UNSTARTED: dict[StopReason, Verdict] = {
 """How an execution ends that is stopped while it waits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Office:
+class Office(msgspec.Struct, frozen=True):
     """What all courses share: who gives out slots, and who knows about tokens."""
 
     settings: Settings

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from agent_runtime.credentials_file import CredentialsFile, DeliveryImpossible
 from agent_runtime.errors import CannotStart
 from agent_runtime.settings import PREFIX
@@ -259,8 +261,7 @@ class Prover(Protocol):
         """End what is under way."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """Which way a token goes, and why, fit to be shown."""
 
     name: str

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from agent_runtime import containment, keeper, linux, proc_table
 from agent_runtime.containment import Kind, Layer, SweepReport
 from agent_runtime.containment_cgroup import CgroupLayer
@@ -111,8 +113,7 @@ class Command:
     user: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(msgspec.Struct, frozen=True):
     """
     How the leader ended.
 
@@ -383,8 +384,7 @@ def _errand(command: Command) -> Errand:
     return argv, env, directory, identity, linux.raised_oom_score(_RAISE_OOM_SCORE_BY), nursery.most_files
 
 
-@dataclass(frozen=True, slots=True)
-class _Identity:
+class _Identity(msgspec.Struct, frozen=True):
     uid: int
     gid: int
     groups: list[int]

@@ -10,10 +10,11 @@ from __future__ import annotations
 import ipaddress
 import os
 import shlex
-from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+import msgspec
 
 from agent_runtime.errors import SettingsInvalid
 from agent_runtime.setting_slips import link_of_service
@@ -129,20 +130,23 @@ def _command(value: str) -> tuple[str, ...]:
         raise ValueError(f"cannot be split into words: {error}") from None
 
 
-def _setting(parse: Callable[[str], Any], text: str, default: Any = MISSING, factory: Any = MISSING) -> Any:
+_described: list[tuple[Callable[[str], Any], str, Any]] = []
+"""What is said of each field of :class:`Settings`, in their order."""
+
+
+def _setting(
+    parse: Callable[[str], Any], text: str, default: Any = None, factory: Callable[[], Any] | None = None
+) -> Any:
     """Describe one field: how its text is read, and its line in ``--help`` and the README."""
-    metadata = {"parse": parse, "text": text}
-    if factory is not MISSING:
-        return field(default_factory=factory, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    _described.append((parse, text, default))
+    return msgspec.field(default=default) if factory is None else msgspec.field(default_factory=factory)
 
 
 def _inherited_config_dir() -> Path:
     return Path(os.environ.get("CLAUDE_CONFIG_DIR") or "~/.claude").expanduser().absolute()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the supervisor was told; see :data:`SETTINGS` for the meaning of each."""
 
     host: str = _setting(_text, "address to listen on; another than loopback needs an access key file", "127.0.0.1")
@@ -242,8 +246,7 @@ class Settings:
             return False
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True):
     """
     One row of the settings table.
 
@@ -299,7 +302,7 @@ _DEFAULTS_IN_WORDS = {
 
 
 def _default_text(value: Any) -> str | None:
-    if value is MISSING or value is None:
+    if value is None:
         return None
     if isinstance(value, bool):
         return str(value).lower()
@@ -311,14 +314,8 @@ def _default_text(value: Any) -> str | None:
 
 
 SETTINGS: tuple[Setting, ...] = tuple(
-    Setting(
-        f.name,
-        f.metadata["text"],
-        _NAMED_DEFAULTS.get(f.name) or _default_text(f.default),
-        f.metadata["parse"],
-        f.type in ("bool", bool),
-    )
-    for f in fields(Settings)
+    Setting(name, text, _NAMED_DEFAULTS.get(name) or _default_text(default), parse, is_switch=parse is _boolean)
+    for name, (parse, text, default) in zip(Settings.__struct_fields__, _described, strict=True)
 )
 
 

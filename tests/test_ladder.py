@@ -92,7 +92,7 @@ def test_resumes_do_not_bound_how_long_a_confirmed_refusal_may_be_waited_out() -
 def test_progress_is_resumed_and_what_has_none_is_begun_again(
     had_tool: bool, had_model: bool, restart: Restart, change: dict[str, object]
 ) -> None:
-    decision = decide(replace(DEAD, had_tool=had_tool, had_model=had_model, **change))  # type: ignore[arg-type]  # a table
+    decision = decide(replace(DEAD, had_tool=had_tool, had_model=had_model, **change))
 
     assert isinstance(decision, GoOn | Park)
     assert decision.restart is restart
