@@ -101,9 +101,13 @@ def _serve(options: argparse.Namespace) -> int:
     start = Start()
     try:
         # Imported here: the other commands start without the web server.
-        from agent_runtime.service import serve
+        from agent_runtime.premises import occupied
 
-        return serve(settings, os.environ, start)
+        with occupied(settings, os.environ, start) as premises:
+            # Not before: what takes longest to import is imported while a thread waits for the first child.
+            from agent_runtime.service import serve
+
+            return serve(settings, os.environ, premises, start)
     except CalledOff as ended:
         print(f"agent-runtime: {ended}", file=sys.stderr)
         return 0

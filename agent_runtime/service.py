@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import functools
 import logging
 import os
-import pwd
-import shutil
 import signal
-import socket
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
 
-from agent_runtime import linux
 from agent_runtime.api.access import AccessKey
 from agent_runtime.api.access_log import AccessLog
 from agent_runtime.api.app import OPEN_PATHS, Api, build_app
@@ -31,27 +24,20 @@ from agent_runtime.api.connections import (
     HEADER_LIMIT_BYTES,
     Connection,
     OpenConnections,
-    expect_silence,
     places_that_fit,
 )
 from agent_runtime.api.metrics import Metrics
 from agent_runtime.archive import Archive
-from agent_runtime.cgroup_group import Limits
-from agent_runtime.containment_choice import choose
 from agent_runtime.counts import Counts
 from agent_runtime.delivery import Deliveries, FileDelivery
-from agent_runtime.errors import CannotStart, SettingsInvalid
 from agent_runtime.events import EventLog
 from agent_runtime.generations import GenerationLedger
-from agent_runtime.log import configure
-from agent_runtime.nursery import nursery
 from agent_runtime.probe import Probe
-from agent_runtime.process import await_keepers, become_subreaper, new_mark, sweep_leftovers
+from agent_runtime.process import new_mark
 from agent_runtime.proofs import BackgroundProver, Proofs
 from agent_runtime.redaction import Redactor
 from agent_runtime.resumption import Resumption
 from agent_runtime.secret_file import SecretFile
-from agent_runtime.settings import PREFIX, unknown_variables
 from agent_runtime.state import StopReason
 from agent_runtime.store.database import StoreUnavailable
 from agent_runtime.store.records import RecordStore
@@ -60,21 +46,21 @@ from agent_runtime.store.transcripts import TranscriptStore
 from agent_runtime.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator, Mapping
 
-    from agent_runtime.log_outlet import Outlet
+    from agent_runtime.premises import Premises
+    from agent_runtime.redaction import Redactor
     from agent_runtime.secret_file import SecretStatus
     from agent_runtime.settings import Settings
     from agent_runtime.starting import Start
 
 log = logging.getLogger(__name__)
 
-DEFAULT_DATA_DIR = Path("/var/lib/agent-runtime")
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
 LAG_SECONDS = 1.0
 WORKERS = 4
-_ANOTHER = "mount a volume that can be written, or name another directory"
 
 
 def announce(line: str) -> None:
@@ -110,7 +96,7 @@ class Server(uvicorn.Server):
         yield
 
 
-def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
+def serve(settings: Settings, environ: Mapping[str, str], premises: Premises, start: Start) -> int:
     """
     Run a supervisor until a signal ends it.
 
@@ -118,33 +104,12 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
         The exit code: 0 after a drain.
 
     Raises:
-        CannotStart: The port, a directory or a lock is not to be had.
+        CannotStart: A layer of containment is not to be had, or the records are of a later version.
         CalledOff: A signal came before the supervisor was there.
     """
-    redactor = Redactor()
+    data_dir, redactor = premises.data_dir, premises.redactor
     counts = Counts(time.time())
-    outlet = configure(settings.log_format, settings.log_level, redactor)
-    for name in unknown_variables(environ):
-        log.warning("%s is no setting and does nothing; see agent-runtime serve --help", name)
     with contextlib.ExitStack() as held:
-        held.callback(outlet.flush)
-        data_dir = _data_dir(settings, environ)
-        held.enter_context(_locked(data_dir / "lock", f"{PREFIX}DATA_DIR"))
-        _directory(settings.config_dir, f"{PREFIX}CONFIG_DIR")
-        held.enter_context(_locked(settings.config_dir / ".agent-runtime.lock", f"{PREFIX}CONFIG_DIR"))
-        if not os.path.isdir(settings.workspace):  # noqa: PTH112 - is_dir() raises behind a closed directory
-            raise SettingsInvalid(f"{PREFIX}WORKSPACE: {settings.workspace} is no directory; create it or name another")
-        _check_child_user(settings)
-        listener = held.enter_context(_listen(settings))
-        become_subreaper()
-        nursery.most_files = linux.raise_file_limit()
-        if ended := sweep_leftovers(data_dir):
-            log.warning("processes of an earlier supervisor were still there and have been ended: %d", ended)
-        nursery.guard = await_keepers(data_dir)
-        held.callback(nursery.close)
-        # A supervisor that was killed may have left its children's files, which hold tokens.
-        shutil.rmtree(data_dir / "run", ignore_errors=True)
-        start.go_on()  # not earlier: also who is called off leaves nothing behind of an earlier supervisor
         ledger = GenerationLedger(data_dir)
         prover = BackgroundProver(
             settings.claude,
@@ -152,12 +117,8 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
             Proofs(data_dir),
             user=settings.child_user,
             mark=functools.partial(new_mark, data_dir),
-            directory=_passable(_directory(data_dir / "run", f"{PREFIX}DATA_DIR"), settings),
+            directory=premises.run_dir,
         )
-        limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
-        containment = choose(settings.containment, functools.partial(new_mark, data_dir), limits)
-        containment.sweep_leftovers(data_dir)
-        log.info("containment: %s", containment.kind.value)
         deliveries = Deliveries(settings.token_delivery, FileDelivery(settings.config_dir, settings.child_user), prover)
         held.callback(deliveries.close)
         deliveries.start()
@@ -179,11 +140,11 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
             redactor=redactor,
             archive=archive,
             deliveries=deliveries,
-            containment=containment,
+            containment=premises.containment.result(),
             probe=None if settings.probe == "off" else Probe(environ),
             events=EventLog(redact=redactor.redact_text, happened=counts.happened),
             environ=environ,
-            run_dir=data_dir / "run",
+            run_dir=premises.run_dir,
             next_mark=functools.partial(new_mark, data_dir),
             counts=counts,
         )
@@ -202,7 +163,7 @@ def serve(settings: Settings, environ: Mapping[str, str], start: Start) -> int:
             )
         held.callback(secret.stop)
         start.go_on()
-        return asyncio.run(_serve(supervisor, listener, changes, redactor, outlet=outlet, start=start))
+        return asyncio.run(_serve(supervisor, premises, changes, start))
 
 
 class SecretChanges:
@@ -230,19 +191,16 @@ class SecretChanges:
 
 async def _serve(
     supervisor: Supervisor,
-    listener: socket.socket,
+    premises: Premises,
     changes: SecretChanges,
-    redactor: Redactor,
-    *,
-    outlet: Outlet,
     start: Start,
 ) -> int:
     settings = supervisor.settings
-    access = AccessKey(settings.access_key_file, settings.access_header, redactor)
+    access = AccessKey(settings.access_key_file, settings.access_header, premises.redactor)
     if access.required and access.read() is None:
         log.warning("no usable access key in %s: nobody may call until there is one", settings.access_key_file)
     connections = OpenConnections(_places(settings), request_seconds=settings.request_timeout, open_paths=OPEN_PATHS)
-    app = build_app(Api(supervisor, access, connections, Metrics(supervisor, lambda: outlet.lost)))
+    app = build_app(Api(supervisor, access, connections, Metrics(supervisor, lambda: premises.outlet.lost)))
     config = uvicorn.Config(
         AccessLog(app, supervisor.counts, told=settings.access_log),
         http=functools.partial(Connection, places=connections),  # type: ignore[arg-type]  # it is only called
@@ -277,7 +235,7 @@ async def _serve(
         resumption = Resumption(supervisor)
         resumption.turn()  # before anybody can ask for something else
         chores.append(asyncio.create_task(resumption.run()))
-    await server.serve(sockets=[listener])
+    await server.serve(sockets=[premises.listener])
     await ending.finished()
     for chore in chores:
         chore.cancel()
@@ -331,85 +289,3 @@ class Ending:
         """Wait for the drain to end."""
         if self._draining is not None:
             await self._draining
-
-
-def _data_dir(settings: Settings, environ: Mapping[str, str]) -> Path:
-    """Find the data directory, or make do with the user's."""
-    if settings.data_dir is not None:
-        return _directory(settings.data_dir, f"{PREFIX}DATA_DIR")
-    with contextlib.suppress(CannotStart):
-        return _directory(DEFAULT_DATA_DIR, f"{PREFIX}DATA_DIR")
-    state_home = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
-    fallback = _directory(Path(state_home) / "agent-runtime", f"{PREFIX}DATA_DIR")
-    log.warning("%s cannot be written; records are kept in %s", DEFAULT_DATA_DIR, fallback)
-    return fallback
-
-
-def _directory(path: Path, variable: str) -> Path:
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise CannotStart(f"{variable}: cannot create the directory {path}: {error.strerror}; {_ANOTHER}") from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise CannotStart(f"{variable}: cannot write to {path} as uid {os.geteuid()}; {_ANOTHER}")
-    return path
-
-
-def _check_child_user(settings: Settings) -> None:
-    user = settings.child_user
-    if user is None or user.isdecimal():
-        return
-    try:
-        pwd.getpwnam(user)
-    except KeyError:
-        raise SettingsInvalid(
-            f"{PREFIX}CHILD_USER: there is no user {user} here; add it to the image, or name another"
-        ) from None
-
-
-def _passable(path: Path, settings: Settings) -> Path:
-    """Let children that run as another user pass through to the files that are theirs; they can list nothing."""
-    if settings.child_user is not None:
-        for directory in (path, path.parent):
-            directory.chmod(directory.stat().st_mode | 0o011)
-    return path
-
-
-@contextlib.contextmanager
-def _locked(path: Path, variable: str) -> Iterator[None]:
-    """Hold a lock that the kernel gives back when this process ends, however it ends."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise CannotStart(
-            f"{variable}: cannot create the lock in {path.parent}: {error.strerror}; {_ANOTHER}"
-        ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise CannotStart(
-            f"{variable}: another supervisor uses {path.parent}; stop it, or name another directory"
-        ) from None
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _listen(settings: Settings) -> Iterator[socket.socket]:
-    with contextlib.ExitStack() as held:
-        try:
-            family, kind, protocol, _, address = socket.getaddrinfo(
-                settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-            listener = held.enter_context(contextlib.closing(socket.socket(family, kind, protocol)))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            expect_silence(listener, settings.peer_timeout)
-            listener.bind(address)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            advice = f"set {PREFIX}PORT to a free one (0 picks one)"
-            if error.errno != errno.EADDRINUSE:
-                advice = f"set {PREFIX}HOST to an address of this machine, 0.0.0.0 for all of them, or leave it out"
-            raise CannotStart(f"cannot listen on {settings.host}:{settings.port}: {reason}; {advice}") from None
-        yield listener

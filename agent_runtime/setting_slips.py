@@ -1,12 +1,6 @@
-"""What variables with our prefix are that nobody meant as settings: slips of the pen, and Kubernetes' own."""
+"""Variables with our prefix that nobody meant as settings: Kubernetes has set them."""
 
 from __future__ import annotations
-
-from difflib import get_close_matches
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _PROTOCOLS = ("tcp", "udp", "sctp")
 
@@ -26,8 +20,3 @@ def link_of_service(name: str, value: str) -> bool:
         return True
     words = name.partition("_PORT_")[2].lower().split("_")
     return len(words) > 1 and words[0].isdecimal() and words[1] in _PROTOCOLS
-
-
-def meant(name: str, known: Sequence[str]) -> str | None:
-    """Find what was probably meant by *name*, if it is near to something known."""
-    return next(iter(get_close_matches(name, known, n=1, cutoff=0.85)), None)

@@ -38,6 +38,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("doctor.finding",),
     # the composition root
     ("service",),
+    ("premises",),
     ("starting",),
     # HTTP: parse, call, serialise
     ("api.app",),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import resource
-import socket
 import sys
 from enum import Enum, auto
 from http import HTTPStatus
@@ -54,22 +53,6 @@ def places_that_fit(wanted: int, slots: int) -> int:
     if soft == resource.RLIM_INFINITY:
         return wanted
     return min(wanted, max(FEWEST_PLACES, soft - DESCRIPTORS_KEPT - DESCRIPTORS_PER_SLOT * slots - PLACES_BEYOND))
-
-
-def expect_silence(listener: socket.socket, seconds: float) -> None:
-    """
-    Have the kernel end connections of callers that are gone without saying so; accepted sockets inherit it.
-
-    Where nothing is under way it asks; what it sent must be taken in that time. The second also ends a connection
-    whose reader takes nothing at all for so long.
-
-    Source: https://man7.org/linux/man-pages/man7/tcp.7.html (TCP_USER_TIMEOUT, TCP_KEEPIDLE)
-    """
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(seconds / 2)))
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, int(seconds / 6)))
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
 class OpenConnections:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from importlib import resources
+from pathlib import Path
 
 import msgspec
 from starlette.responses import Response
@@ -25,7 +25,7 @@ class Page(msgspec.Struct, frozen=True):
 @functools.cache
 def load() -> Page:
     """Read the page once; its one script and its one style sheet are allowed by their digests, and nothing else is."""
-    body = (resources.files("agent_runtime.api") / FILE).read_bytes()
+    body = Path(__file__).with_name(FILE).read_bytes()
     policy = "; ".join(
         (
             "default-src 'none'",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from agent_runtime.doctor.finding import Finding, ok, problem, warning
 from agent_runtime.errors import SettingsInvalid
-from agent_runtime.setting_slips import link_of_service, meant
+from agent_runtime.setting_slips import link_of_service
 from agent_runtime.settings import PREFIX, SETTINGS, load, unknown_variables
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def _bad(variable: str, text: str, error: str) -> Finding:
 
 
 def _unknown(name: str) -> Finding:
-    near = meant(name, [setting.variable for setting in SETTINGS])
-    advice = f"did you mean {near}?" if near else "take it out; agent-runtime serve --help lists all settings"
+    near = get_close_matches(name, [setting.variable for setting in SETTINGS], n=1, cutoff=0.85)
+    advice = f"did you mean {near[0]}?" if near else "take it out; agent-runtime serve --help lists all settings"
     return warning("settings", f"{name} is no setting, so it does nothing", advice)
 
 
