@@ -84,6 +84,14 @@ def has_ended(pidfd: int) -> bool:
     return bool(poll.poll(0))
 
 
+def has_dead_children() -> bool:
+    """Tell whether a child of this process, its own or adopted, has ended and not been reaped; one call, reaps none."""
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
+
+
 def send(pidfd: int, number: int) -> bool:
     """
     Send a signal to the process that *pidfd* names, whatever its pid may mean by now.

@@ -100,6 +100,7 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
         choosing = held.enter_context(ThreadPoolExecutor(1, thread_name_prefix="containment"))
         containment = choosing.submit(_contained, settings.containment, limits, data_dir)
+        choosing.shutdown(wait=False)  # its thread ends with this
         yield Premises(data_dir, run_dir, listener, containment, redactor, outlet)
 
 

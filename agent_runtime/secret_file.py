@@ -27,7 +27,7 @@ from agent_runtime.errors import SecretUnreadable
 from agent_runtime.generations import Generation, GenerationLedger
 from agent_runtime.secret_content import SecretContent, Unusable
 from agent_runtime.secret_mount import SourceKind, source_of
-from agent_runtime.secret_reading import arrived_whole, read_secret
+from agent_runtime.secret_reading import Reading, arrived_whole, read_secret
 from agent_runtime.secret_watch import TICK_SECONDS, DirectoryWatch
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class SecretFile:
         self._status = SecretStatus(SecretState.MISSING, error=_said("has not been read yet"))
         self._source = SourceKind.DIRECTORY
         self._place: tuple[object, ...] = ()
-        self._mark: tuple[object, ...] = ()
+        self._reading: Reading | None = None
         self._still_since = 0.0
         self._settles_at: float | None = None
         self._without_token_since: float | None = None
@@ -178,13 +178,13 @@ class SecretFile:
     def _watch(self, directory: DirectoryWatch) -> None:
         while not directory.stopped:
             announced = directory.wait(self._due_in_seconds())
-            mark = self._mark
+            before = self._reading
             self.poll()
             if announced:
                 continue
             # Nothing happens now: the time to wait for the disk.
             self._ledger.save()
-            if mark != self._mark:
+            if before is None or self._reading is None or before.mark != self._reading.mark:
                 # The directory may have been replaced by one with the same inode number.
                 directory.renew()
 
@@ -202,10 +202,12 @@ class SecretFile:
     def _advance(self) -> float | None:
         """Read once and draw the conclusions; return when the content will have settled, None if it has."""
         with self._lock:
-            reading = read_secret(self._path)
+            before = self._reading
+            reading = self._reading = read_secret(self._path, before)
+            if reading is before and self._settles_at is None and self._without_token_since is None:
+                return None  # as nearly always: its token is in use
             now = time.monotonic()
-            if reading.mark != self._mark:
-                self._mark = reading.mark
+            if before is None or reading.mark != before.mark:
                 self._still_since = now
             settles_at = self._still_since + SETTLE_SECONDS
             settled = now >= settles_at

@@ -28,6 +28,7 @@ from agent_runtime.api.connections import (
 )
 from agent_runtime.api.metrics import Metrics
 from agent_runtime.archive import Archive
+from agent_runtime.change import Change
 from agent_runtime.counts import Counts
 from agent_runtime.delivery import Deliveries, FileDelivery
 from agent_runtime.events import EventLog
@@ -59,7 +60,8 @@ log = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
-LAG_SECONDS = 1.0
+TICK_SECONDS = 0.1
+TICKS_A_SECOND = 10
 WORKERS = 4
 
 
@@ -79,7 +81,31 @@ class Server(uvicorn.Server):
 
     uvicorn would close its listeners first on SIGTERM, so that ``/readyz`` could never say that it drains, and would
     exit by raising the signal again (uvicorn 0.54, ``Server.capture_signals``).
+
+    Attributes:
+        second: Told once a second.
     """
+
+    def __init__(self, config: uvicorn.Config, counts: Counts) -> None:
+        super().__init__(config)
+        self.second = Change()
+        self._counts = counts
+        self._asleep_since = time.perf_counter()
+
+    async def on_tick(self, counter: int) -> bool:
+        """
+        Do what is due once a second at uvicorn's own tick, so that nothing else need wake up for it.
+
+        With it goes a measurement of how long what is due waits for the event loop.
+
+        Source: uvicorn 0.54, ``Server.main_loop``: it sleeps for 0.1 s between two ticks.
+        """
+        if counter % TICKS_A_SECOND == 1:
+            self._counts.observe("event_loop_lag_seconds", time.perf_counter() - self._asleep_since - TICK_SECONDS)
+            self.second.tell()
+        ends = await super().on_tick(counter)
+        self._asleep_since = time.perf_counter()
+        return ends
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, and say where: the one line that stdout is for."""
@@ -214,7 +240,7 @@ async def _serve(
         timeout_graceful_shutdown=5,
         server_header=False,
     )
-    server = Server(config)
+    server = Server(config, supervisor.counts)
     ending = Ending(supervisor, server)
     loop = asyncio.get_running_loop()
     # Few, because each keeps memory of its own; what they do is short and goes to one disk.
@@ -230,7 +256,7 @@ async def _serve(
         webhook.start()
     changes.deliver_to(supervisor.secret_changed)
     supervisor.secret_changed(supervisor.secret.status)
-    chores = [asyncio.create_task(supervisor.keep_house()), asyncio.create_task(_watch_lag(supervisor.counts))]
+    chores = [asyncio.create_task(supervisor.keep_house(server.second))]
     if settings.resume_interrupted:
         resumption = Resumption(supervisor)
         resumption.turn()  # before anybody can ask for something else
@@ -250,14 +276,6 @@ def _places(settings: Settings) -> int:
     if fitting < wanted:
         log.warning("connections are limited to %d by the limit on open files (ulimit -n)", fitting)
     return fitting
-
-
-async def _watch_lag(counts: Counts) -> None:
-    """Measure once a second how long what is due waits for the event loop."""
-    while True:
-        asked = time.perf_counter()
-        await asyncio.sleep(LAG_SECONDS)
-        counts.observe("event_loop_lag_seconds", time.perf_counter() - asked - LAG_SECONDS)
 
 
 class Ending:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from agent_runtime import linux
 from agent_runtime.answers import answer_to, failed_answer
 from agent_runtime.change import Change
 from agent_runtime.command import resolve
@@ -61,8 +62,7 @@ log = logging.getLogger(__name__)
 
 BUSY_RETRY_SECONDS = 5
 DRAINING_RETRY_SECONDS = 5
-TICK_SECONDS = 1.0
-PRUNE_TICKS = 600
+PRUNE_SECONDS = 600
 _OTHER_BODY = "this execution_id is known for another body; choose another id"
 
 
@@ -270,8 +270,8 @@ class Supervisor:
         self.slots.grant()
         self.changed.tell()
 
-    async def keep_house(self) -> None:
-        """Delete what is too old or too much, now and then, for as long as the supervisor lives."""
+    async def keep_house(self, second: Change) -> None:
+        """Do what is due at each *second* that is told, and now and then, for as long as the supervisor lives."""
         while True:
             await asyncio.to_thread(
                 self.archive.prune,
@@ -279,11 +279,12 @@ class Supervisor:
                 max_bytes=self.settings.retain_bytes,
                 in_use=frozenset(self._live),
             )
-            for _ in range(PRUNE_TICKS):
-                await asyncio.sleep(TICK_SECONDS)
+            for _ in range(PRUNE_SECONDS):
+                await second.wait()
                 self.desk.warn_of_expiry()
                 self._retry_refused()
-                await asyncio.to_thread(reap_orphans)
+                if linux.has_dead_children():
+                    await asyncio.to_thread(reap_orphans)
                 if self.unkillable.slots:
                     await asyncio.to_thread(self.unkillable.look)
 

@@ -569,3 +569,18 @@ for process in (running, alone, late):
 print(json.dumps(states))
 """)
     assert result == [9, None, None, None]
+
+
+def test_a_dead_child_is_noticed_and_left_to_who_reaps_it() -> None:
+    result = run_driver(
+        """
+from agent_runtime.linux import has_dead_children
+seen = [has_dead_children()]
+pid = os.posix_spawn("/bin/true", ["true"], {})
+os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+seen.append(has_dead_children())
+_, status = os.waitpid(pid, 0)
+print(json.dumps([*seen, status, has_dead_children()]))
+"""
+    )
+    assert result == [False, True, 0, False]
