@@ -137,8 +137,9 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
 
 def shown(record: ExecutionRecord) -> dict[str, Any]:
     """Return what callers see of a record, ready to be written as JSON."""
-    fields: dict[str, Any] = _with_times_shown(msgspec.to_builtins(record))
+    fields: dict[str, Any] = msgspec.to_builtins(record)
     del fields["request_digest"]
+    _show_times(fields)
     return fields
 
 
@@ -147,12 +148,16 @@ def rfc3339(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _with_times_shown(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_with_times_shown(item) for item in value]
-    if isinstance(value, dict):
-        return {
-            name: rfc3339(item) if name.endswith("_at") and item is not None else _with_times_shown(item)
-            for name, item in value.items()
-        }
-    return value
+def _show_times(fields: dict[str, Any]) -> None:
+    # In place, and not by making everything anew: a list shows hundreds of records, each of dozens of fields.
+    for name, value in fields.items():
+        if value is None:
+            continue
+        if name.endswith("_at"):
+            fields[name] = rfc3339(value)
+        elif isinstance(value, dict):
+            _show_times(value)
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, dict):
+                    _show_times(item)
