@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> int:
     settings = load(os.environ, {setting.name: getattr(options, f"setting_{setting.name}") for setting in SETTINGS})
     start = Start()
+    gc.disable()  # while next to nothing but what stays is made: until the server listens
     try:
         # Imported here: the other commands start without the web server.
         from agent_runtime.premises import occupied
@@ -112,6 +114,7 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"agent-runtime: {ended}", file=sys.stderr)
         return 0
     finally:
+        gc.enable()
         start.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import os
 import signal
@@ -261,6 +262,8 @@ async def _serve(
         resumption = Resumption(supervisor)
         resumption.turn()  # before anybody can ask for something else
         chores.append(asyncio.create_task(resumption.run()))
+    gc.freeze()  # what is there by now stays: it need not be looked through each time there is garbage to find
+    gc.enable()
     await server.serve(sockets=[premises.listener])
     await ending.finished()
     for chore in chores:
