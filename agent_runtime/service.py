@@ -61,8 +61,14 @@ log = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
-TICK_SECONDS = 0.1
-TICKS_A_SECOND = 10
+SECOND = 1.0
+LEAVE_SECONDS = 0.05
+"""
+As long as uvicorn takes to notice that it should end, on average.
+
+Who is told of the end asks again at once. A connection that is accepted while those there are are being closed is not
+told to close (uvicorn 0.54, ``Server.shutdown``), and holds up the exit.
+"""
 WORKERS = 4
 
 
@@ -81,7 +87,8 @@ class Server(uvicorn.Server):
     A uvicorn that leaves the signals to us.
 
     uvicorn would close its listeners first on SIGTERM, so that ``/readyz`` could never say that it drains, and would
-    exit by raising the signal again (uvicorn 0.54, ``Server.capture_signals``).
+    exit by raising the signal again (uvicorn 0.54, ``Server.capture_signals``). It would also wake ten times a second
+    to see whether it should end (``Server.main_loop``).
 
     Attributes:
         second: Told once a second.
@@ -91,22 +98,24 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.second = Change()
         self._counts = counts
-        self._asleep_since = time.perf_counter()
+        self._leaving = asyncio.Event()
 
-    async def on_tick(self, counter: int) -> bool:
-        """
-        Do what is due once a second at uvicorn's own tick, so that nothing else need wake up for it.
+    def leave(self) -> None:
+        """End soon, once what is being answered has been."""
+        self.should_exit = True
+        self._leaving.set()
 
-        With it goes a measurement of how long what is due waits for the event loop.
-
-        Source: uvicorn 0.54, ``Server.main_loop``: it sleeps for 0.1 s between two ticks.
-        """
-        if counter % TICKS_A_SECOND == 1:
-            self._counts.observe("event_loop_lag_seconds", time.perf_counter() - self._asleep_since - TICK_SECONDS)
-            self.second.tell()
-        ends = await super().on_tick(counter)
-        self._asleep_since = time.perf_counter()
-        return ends
+    async def main_loop(self) -> None:
+        """Tell each second, renew the date that answers carry, and measure how long what is due waits for the loop."""
+        while not await self.on_tick(0):
+            asked = time.perf_counter()
+            try:
+                await asyncio.wait_for(self._leaving.wait(), SECOND)
+            except TimeoutError:
+                self._counts.observe("event_loop_lag_seconds", time.perf_counter() - asked - SECOND)
+                self.second.tell()
+            else:
+                await asyncio.sleep(LEAVE_SECONDS)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, and say where: the one line that stdout is for."""
@@ -304,7 +313,7 @@ class Ending:
         finally:
             # Who follows the events gets a last one, so that no open stream delays the exit.
             self._supervisor.events.close()
-            self._server.should_exit = True
+            self._server.leave()
 
     async def finished(self) -> None:
         """Wait for the drain to end."""
