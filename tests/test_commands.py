@@ -258,6 +258,19 @@ def test_the_key_file_lets_the_commands_in(tmp_path: Path) -> None:
         assert call(running, "status", "--key-file", str(tmp_path / "none"))[0] == 2
 
 
+def test_the_healthcheck_tells_whether_it_answers(shared: Supervised, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = [main(["healthcheck", "--url", f"{shared.url}{path}"]) for path in ("", "/not")]
+    asked += [main(["healthcheck", "--url", url]) for url in ("http://127.0.0.1:1", "127.0.0.1:8000", "http://[")]
+
+    assert asked == [0, 1, 1, 1, 1]
+    out, err = capsys.readouterr()
+    assert out == "healthy\n"
+    said = err.splitlines()
+    assert said[0].endswith("/not answers 404")
+    causes = ("ConnectionRefusedError", "InvalidURL", "ValueError")
+    assert all(f"does not answer ({cause})" in line for line, cause in zip(said[1:], causes, strict=True))
+
+
 def test_drain_waits_for_the_running_and_can_be_called_off(shared: Supervised, tmp_path: Path) -> None:
     go = tmp_path / "go"
     pending = shared.start(holding(go), execution_id="the-last")
