@@ -7,6 +7,7 @@ Inside, instants are seconds since the epoch; callers see them as RFC 3339 in UT
 
 from __future__ import annotations
 
+import functools
 from datetime import UTC, datetime
 from typing import Any
 
@@ -145,7 +146,14 @@ def shown(record: ExecutionRecord) -> dict[str, Any]:
 
 def rfc3339(seconds: float) -> str:
     """Write an instant as RFC 3339 in UTC, to the millisecond."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    whole, microseconds = divmod(round(seconds * 1e6), 1_000_000)
+    return f"{_second(whole)}.{microseconds // 1000:03}Z"
+
+
+@functools.lru_cache(maxsize=1024)
+def _second(whole: int) -> str:
+    # Most instants that are shown together, or one after the other, lie in few seconds.
+    return datetime.fromtimestamp(whole, UTC).replace(tzinfo=None).isoformat()
 
 
 def _show_times(fields: dict[str, Any]) -> None:
