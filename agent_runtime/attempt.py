@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import time
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,6 +23,7 @@ from agent_runtime.deadlines import Deadlines, Patience
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.evidence import Channel, Witness
 from agent_runtime.frames import decode, is_partial
+from agent_runtime.framing import CutLine
 from agent_runtime.holding import Holding
 from agent_runtime.model import EvidenceRecord
 from agent_runtime.pipes import Pipes, Wake
@@ -32,12 +34,12 @@ from agent_runtime.state import StopReason
 from agent_runtime.verdict import Ending, is_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from agent_runtime.delivery import Delivered
     from agent_runtime.evidence import Sighting
     from agent_runtime.frames import Frame
-    from agent_runtime.framing import Line
+    from agent_runtime.framing import Lines
     from agent_runtime.generations import Generation
     from agent_runtime.orders import Order, Surroundings
     from agent_runtime.process import Child
@@ -56,6 +58,7 @@ NOT_LOOKING_SECONDS = 1.0
 
 EVIDENCE_LINE_BYTES = 2048
 TRUNCATED_HEAD_BYTES = 1024
+_OPENING, _CLOSING = b"{}"
 
 
 class Attempt:
@@ -269,10 +272,10 @@ class Attempt:
 
     # -- what the child says
 
-    def _lines(self, channel: Channel, lines: Iterable[Line], read_at: float) -> None:
+    def _lines(self, channel: Channel, lines: Lines, read_at: float) -> None:
         if channel is Channel.STDERR:
             for line in lines:
-                self._stderr_line(line.data, read_at)
+                self._stderr_line(line.removesuffix(b"\n"), read_at)
         else:
             self._stdout_lines(lines, read_at)
 
@@ -286,47 +289,46 @@ class Attempt:
             # The CLI's debug lines begin with a time; what does not is what it tells a person before it gives up.
             self._last_words = self._around.redactor.redact(data[:300], truncated=True).decode(errors="replace")
 
-    def _stdout_lines(self, lines: Iterable[Line], read_at: float) -> None:
+    def _stdout_lines(self, lines: Lines, read_at: float) -> None:
         keep_partial = self._around.settings.keep_partial
         kept: list[bytes] = []
+        is_as_it_came = True
         self._heard_at = read_at
         for line in lines:
-            if is_partial(line.data):
+            if is_partial(line):
                 self._model_seen(read_at)
                 if not keep_partial:
+                    is_as_it_came = False
                     continue
-            kept.append(self._frame_line(line, read_at))
+            kept.append(kept_line := self._frame_line(line, read_at))
+            is_as_it_came &= kept_line is line
             if self._result_is_new:
                 self._result_is_new = False
                 self._report.result_line = self._transcript.last_line + len(kept)
         if kept:
-            self._transcript.append_many(self._around.redactor.redact_many(kept))
+            joined = lines.joined if is_as_it_came and lines.joined is not None else b"".join(kept)
+            clean = self._around.redactor.redact_joined(joined)
+            self._transcript.append_joined(clean, map(len, kept if clean is joined else BytesIO(clean)))
             self._transcript.flush()
             self._tell(Progress())
 
-    def _frame_line(self, line: Line, read_at: float) -> bytes:
+    def _frame_line(self, line: bytes, read_at: float) -> bytes:
         """Read one line of stdout and give it back as the transcript keeps it, once it is redacted."""
-        redact = self._around.redactor.redact
-        if line.truncated:
-            head = redact(line.data[:TRUNCATED_HEAD_BYTES], truncated=True).decode(errors="replace")
-            return msgspec.json.encode(
-                {
-                    "type": "agent_runtime",
-                    "subtype": "frame_too_long",
-                    "bytes": len(line.data) + line.dropped_bytes,
-                    "head": head,
-                }
-            )
-        frame = decode(line.data)
+        if isinstance(line, CutLine):
+            head = self._around.redactor.redact(line[:TRUNCATED_HEAD_BYTES], truncated=True).decode(errors="replace")
+            length = len(line) + line.dropped_bytes
+            return _own_frame(subtype="frame_too_long", bytes=length, head=head)
+        frame = decode(line)
         if frame is None:
-            text = redact(line.data).decode(errors="replace")
-            return msgspec.json.encode({"type": "agent_runtime", "subtype": "text", "text": text})
-        self._frame(frame, line.data, read_at)
-        return line.data.strip()
+            text = self._around.redactor.redact(line[:-1]).decode(errors="replace")
+            return _own_frame(subtype="text", text=text)
+        self._frame(frame, line, read_at)
+        # Nothing is copied that is as it should be.
+        return line if line[0] == _OPENING and line[-2] == _CLOSING else line.strip() + b"\n"
 
-    def _frame(self, frame: Frame, data: bytes, read_at: float) -> None:
+    def _frame(self, frame: Frame, line: bytes, read_at: float) -> None:
         if sighting := self._witness.stdout(frame):
-            self._sighted(sighting, data, read_at)
+            self._sighted(sighting, line[:EVIDENCE_LINE_BYTES].removesuffix(b"\n"), read_at)
         tally = self._report.tally
         if frame.type == "result" and tally.result is not None and self._kill_at < math.inf:
             return  # told to leave after its last word, the CLI says that it was interrupted: that is no news
@@ -444,3 +446,8 @@ class Attempt:
             self._around.deliveries.ended(self._delivered)
         self._wake.close()
         self._files.remove()
+
+
+def _own_frame(**fields: object) -> bytes:
+    """Write the frame that stands in the transcript for a line that is none."""
+    return msgspec.json.encode({"type": "agent_runtime", **fields}) + b"\n"

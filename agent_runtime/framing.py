@@ -2,30 +2,72 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from io import BytesIO
+from itertools import chain
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MOST_BYTES = 256 * 1024
+"""How much a framer takes at once."""
+
+_LEAST_BYTES = 16 * 1024
+_KEPT_BYTES = 2 << 20
 
 
-class Line(NamedTuple):
+class CutLine(bytes):
     """
-    One line, without its newline.
+    The head of a line that was longer than the framer's limit, without a newline.
 
     Attributes:
-        data: The line's bytes, or its head if it was longer than the framer's limit.
         dropped_bytes: How much of the line's end was not kept.
     """
 
-    data: bytes
-    dropped_bytes: int = 0
+    dropped_bytes: int
 
-    @property
-    def truncated(self) -> bool:
-        """Whether only the head of the line is here."""
-        return self.dropped_bytes > 0
+    def __new__(cls, head: bytes | bytearray, dropped_bytes: int) -> CutLine:
+        """Note how much is missing."""
+        self = super().__new__(cls, head)
+        self.dropped_bytes = dropped_bytes
+        return self
+
+
+class Lines:
+    """
+    Lines that came together, each with its newline, or cut.
+
+    Attributes:
+        joined: All of them in one, as they came; None where one of them was cut.
+    """
+
+    def __init__(self, whole: bytes, cut: CutLine | None = None, limit_bytes: int | None = None) -> None:
+        self._whole = whole
+        self._cut = cut
+        self._limit = limit_bytes
+        self.joined = whole if cut is None and limit_bytes is None else None
+
+    def __iter__(self) -> Iterator[bytes]:
+        # Takes a third of the time of bytes.split, which looks at one byte after another.
+        lines: Iterator[bytes] = BytesIO(self._whole)
+        if self._limit is not None:
+            lines = map(self._within_limit, lines)
+        return lines if self._cut is None else chain((self._cut,), lines)
+
+    def _within_limit(self, line: bytes) -> bytes:
+        too_much = 0 if self._limit is None else len(line) - 1 - self._limit
+        return line if too_much <= 0 else CutLine(line[: self._limit], too_much)
+
+
+NO_LINES = Lines(b"")
 
 
 class LineFramer:
     """
     Put lines together from chunks that may be cut anywhere, even inside a UTF-8 character.
+
+    A chunk is read to where its lines are put together, into memory that is used again: new memory for each would cost
+    more than the reading.
 
     Memory is bounded: of a line longer than *limit_bytes* only the head is kept, the rest is dropped up to its newline,
     and the line says so.
@@ -37,49 +79,59 @@ class LineFramer:
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
-        self._head = bytearray()
+        self._buffer = bytearray()
+        self._room_bytes = _LEAST_BYTES
+        self._pending = 0
         self._dropped = 0
 
     @property
     def pending_bytes(self) -> int:
         """How much of an unfinished line is kept."""
-        return len(self._head)
+        return self._pending
 
-    def feed(self, chunk: bytes) -> list[Line]:
-        """Return every line that *chunk* finishes."""
-        if b"\n" not in chunk:
-            self._keep(chunk)
-            return []
-        *pieces, rest = chunk.split(b"\n")
-        lines: list[Line] = []
-        if self._head or self._dropped:
-            self._keep(pieces.pop(0))
-            lines.append(self._take())
-        if len(chunk) <= self._limit:
-            lines += map(Line, pieces)
+    def room(self) -> memoryview:
+        """Return where the next chunk is to be put, from its beginning on."""
+        end = self._pending + self._room_bytes
+        if end > len(self._buffer):
+            grown = bytearray(max(end, min(2 * len(self._buffer), self._limit + MOST_BYTES)))
+            grown[: self._pending] = self._buffer[: self._pending]
+            self._buffer = grown
+        return memoryview(self._buffer)[self._pending : end]
+
+    def feed(self, count: int) -> Lines:
+        """Return every line that is finished by the *count* bytes that were put into the room."""
+        if count == self._room_bytes:
+            self._room_bytes = min(2 * count, MOST_BYTES)
+        buffer, filled = self._buffer, self._pending + count
+        end = buffer.rfind(b"\n", self._pending, filled) + 1
+        if not end:
+            self._keep(filled)
+            return NO_LINES
+        begin, cut = 0, None
+        if self._dropped:
+            begin = buffer.find(b"\n", self._pending, filled) + 1
+            cut = CutLine(buffer[: self._pending], self._dropped + begin - 1 - self._pending)
+            self._dropped = 0
+        whole = bytes(memoryview(buffer)[begin:end])
+        if len(buffer) > _KEPT_BYTES:
+            self._buffer = buffer[end:filled]
         else:
-            for piece in pieces:
-                self._keep(piece)
-                lines.append(self._take())
-        self._keep(rest)
-        return lines
+            buffer[: filled - end] = buffer[end:filled]
+        self._keep(filled - end)
+        return Lines(whole, cut, self._limit if len(whole) > self._limit else None)
 
     def peek(self) -> bytes:
         """Return the unfinished line as far as it is known; it stays unfinished."""
-        return bytes(self._head)
+        return bytes(self._buffer[: self._pending])
 
-    def close(self) -> Line | None:
-        """Return the unfinished line at the end of the stream, if there is one."""
-        return self._take() if self._head or self._dropped else None
+    def close(self) -> Lines:
+        """Return the unfinished line at the end of the stream, if there is one, as if its newline were there."""
+        line, dropped = self.peek(), self._dropped
+        self._pending = self._dropped = 0
+        if dropped:
+            return Lines(b"", CutLine(line, dropped))
+        return Lines(line + b"\n") if line else NO_LINES
 
-    def _keep(self, piece: bytes) -> None:
-        room = self._limit - len(self._head)
-        if len(piece) > room:
-            self._dropped += len(piece) - room
-            piece = piece[:room]
-        self._head += piece
-
-    def _take(self) -> Line:
-        line = Line(bytes(self._head), self._dropped)
-        self._head, self._dropped = bytearray(), 0
-        return line
+    def _keep(self, count: int) -> None:
+        self._pending = min(count, self._limit)
+        self._dropped += count - self._pending

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent_runtime.evidence import Channel
-from agent_runtime.framing import Line, LineFramer
+from agent_runtime.framing import MOST_BYTES, LineFramer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-READ_BYTES = 256 * 1024
-"""How much is read at once, and the size the pipes are given, so that a chatty child blocks less often."""
+    from agent_runtime.framing import Lines
+
+WRITE_BYTES = 256 * 1024
 
 
 class Wake:
@@ -85,7 +86,7 @@ class Pipes:
         stdin_bytes: bytes,
         close_stdin: Callable[[], None],
         frame_limit_bytes: int,
-        on_lines: Callable[[Channel, Iterable[Line], float], None],
+        on_lines: Callable[[Channel, Lines, float], None],
         on_quiet: Callable[[Channel, bytes, float], None],
     ) -> None:
         self._stdin = stdin
@@ -159,15 +160,15 @@ class Pipes:
 
     def _read(self, stream: _Stream) -> None:
         try:
-            chunk = os.read(stream.fd, READ_BYTES)
+            count = os.readv(stream.fd, (stream.framer.room(),))
         except BlockingIOError:
             return
         except OSError:
-            chunk = b""
+            count = 0
         now = time.monotonic()
-        if chunk:
+        if count:
             stream.peeked_bytes = -1
-            self._on_lines(stream.channel, stream.framer.feed(chunk), now)
+            self._on_lines(stream.channel, stream.framer.feed(count), now)
         else:
             self._end(stream)
 
@@ -175,8 +176,7 @@ class Pipes:
         if stream.open:
             stream.open = False
             self._poll.unregister(stream.fd)
-            if line := stream.framer.close():
-                self._on_lines(stream.channel, (line,), time.monotonic())
+            self._on_lines(stream.channel, stream.framer.close(), time.monotonic())
 
     def _peek(self) -> None:
         now = time.monotonic()
@@ -188,7 +188,7 @@ class Pipes:
 
     def _write(self) -> None:
         try:
-            sent = os.write(self._stdin, self._unsent[:READ_BYTES])
+            sent = os.write(self._stdin, self._unsent[:WRITE_BYTES])
         except BlockingIOError:
             return
         except OSError:
@@ -206,6 +206,6 @@ class Pipes:
 
 
 def _widen(fd: int) -> None:
-    # Not permitted beyond the user's pipe quota; then it stays as it is.
+    # So that a chatty child blocks less often. Not permitted beyond the user's pipe quota; then it stays as it is.
     with contextlib.suppress(OSError):
-        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, READ_BYTES)
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, MOST_BYTES)

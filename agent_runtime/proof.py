@@ -41,9 +41,9 @@ from agent_runtime.task import Task
 from agent_runtime.tokens import OAUTH_PREFIX, Token, TokenKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
-    from agent_runtime.framing import Line
+    from agent_runtime.framing import Lines
     from agent_runtime.process import Child
     from agent_runtime.standins.messages_api import MessagesApi
 
@@ -340,10 +340,10 @@ class _Run:
         if not self.until(happened):
             raise ProofFailed("the CLI ended before it had made a request")
 
-    def _lines(self, channel: Channel, lines: Iterable[Line], _read_at: float) -> None:
+    def _lines(self, channel: Channel, lines: Lines, _read_at: float) -> None:
         for line in lines:
             if channel is Channel.STDOUT:
-                self._take(line.data)
+                self._take(line.removesuffix(b"\n"))
 
 
 def _made_up() -> Token:

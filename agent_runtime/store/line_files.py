@@ -17,10 +17,6 @@ ENTRY_BYTES = 8
 """Size of an index entry: where a line, with its newline, ends. In the machine's byte order."""
 
 _SCAN_BYTES = 1 << 20
-# Joining lines of this length costs more than telling the kernel about each of them.
-_LONG_LINE_BYTES = 32 << 10
-# Half of the kernel's UIO_MAXIOV: each line is two pieces.
-_LINES_A_CALL = 512
 
 
 def file_size(path: Path | os.DirEntry[str]) -> int:
@@ -51,20 +47,22 @@ class LineFiles:
             self.last_line, self._end = _repair(self._data, self._index)
             self._held = held.pop_all()
 
-    def append(self, lines: list[bytes], *, first_number: int) -> None:
+    def append(self, lines: bytes, lengths: array[int], *, first_number: int) -> None:
         """
         Write lines and their index entries, all or none; numbers that were left out before them are marked missing.
+
+        Args:
+            lines: One after another, each with its newline, and each as long as *lengths* tells.
 
         Raises:
             OSError: The disk is full, read-only or broken; what is there is as it was.
         """
         ends = array("Q", (self._end,)) * (first_number - 1 - self.last_line)
-        # A line is as long as its bytes and its newline.
-        longer_by = accumulate(map((1).__add__, map(len, lines)), initial=self._end)
-        next(longer_by)
-        ends.extend(longer_by)
+        known = len(ends)
+        ends.extend(accumulate(lengths, initial=self._end))
+        del ends[known]  # where the first one begins
         try:
-            _write_lines(self._data, lines, self._end)
+            _write(self._data, lines, self._end)
             _write(self._index, ends.tobytes(), self.last_line * ENTRY_BYTES)
         except OSError:
             # The next try opens the files again and repairs what cannot be undone now.
@@ -200,19 +198,6 @@ def _read(file: int, count: int, offset: int) -> bytes:
     while len(data) < count and (more := os.pread(file, count - len(data), offset + len(data))):
         data += more
     return data
-
-
-def _write_lines(file: int, lines: list[bytes], offset: int) -> None:
-    if sum(map(len, lines)) < _LONG_LINE_BYTES * len(lines):
-        _write(file, b"\n".join((*lines, b"")), offset)
-        return
-    for first in range(0, len(lines), _LINES_A_CALL):
-        batch = lines[first : first + _LINES_A_CALL]
-        wanted = sum(map(len, batch)) + len(batch)
-        written = os.pwritev(file, list(chain.from_iterable((line, b"\n") for line in batch)), offset)
-        if written < wanted:
-            _write(file, b"\n".join((*batch, b""))[written:], offset + written)
-        offset += wanted
 
 
 def _write(file: int, data: bytes, offset: int) -> None:

@@ -16,13 +16,14 @@ import hashlib
 import logging
 import os
 import time
+from array import array
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING
 
 from agent_runtime.store.line_files import ENTRY_BYTES, Ends, LineFiles, Lines, file_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -185,13 +186,14 @@ class TranscriptWriter(TranscriptReader):
         self._buffer_bytes = buffer_bytes
         self._clock = clock
         self._files: LineFiles | None = None
-        self._lines: list[bytes] = []
+        self._pieces: list[bytes] = []
+        self._lengths = array("Q")
         self._buffered_bytes = 0
         self._retry_at: float | None = None
         self.missing_lines = 0
         # Known even where the files cannot be opened; opening them may find more.
         self._last_line = file_size(index_path) // ENTRY_BYTES
-        self._keep([])
+        self._keep(b"", self._lengths)
 
     def __enter__(self) -> Self:
         return self
@@ -227,34 +229,42 @@ class TranscriptWriter(TranscriptReader):
 
     def append_many(self, lines: list[bytes]) -> int:
         """Append several lines at once; return the number of the last one."""
-        self._lines += lines
-        self._buffered_bytes += sum(map(len, lines)) + len(lines)
-        self._last_line += len(lines)
+        return self.append_joined(b"\n".join((*lines, b"")), [len(line) + 1 for line in lines])
+
+    def append_joined(self, lines: bytes, lengths: Iterable[int]) -> int:
+        """Do the same for lines that stand one after another, each as long as told, with its newline."""
+        known = len(self._lengths)
+        self._pieces.append(lines)
+        self._lengths.extend(lengths)
+        self._buffered_bytes += len(lines)
+        self._last_line += len(self._lengths) - known
         if self._buffered_bytes >= self._buffer_bytes:
             self.flush()
         return self._last_line
 
     def flush(self) -> None:
         """Let readers see all that was appended."""
-        if self._lines:
-            lines, self._lines, self._buffered_bytes = self._lines, [], 0
-            if not self._keep(lines):
-                self.missing_lines += len(lines)
+        if self._lengths:
+            lines = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+            lengths, self._lengths = self._lengths, array("Q")
+            self._pieces, self._buffered_bytes = [], 0
+            if not self._keep(lines, lengths):
+                self.missing_lines += len(lengths)
 
     def close(self) -> None:
         """Flush and let go of the files; what is appended later opens them again."""
         self.flush()
         self._close_files()
 
-    def _keep(self, lines: list[bytes]) -> bool:
+    def _keep(self, lines: bytes, lengths: array[int]) -> bool:
         if self._retry_at is not None and self._clock() < self._retry_at:
             return False
         try:
             if self._files is None:
                 self._files = LineFiles(self._data_path, self._index_path)
-                self._last_line = max(self._last_line, self._files.last_line + len(lines))
-            if lines:
-                self._files.append(lines, first_number=self._last_line - len(lines) + 1)
+                self._last_line = max(self._last_line, self._files.last_line + len(lengths))
+            if lengths:
+                self._files.append(lines, lengths, first_number=self._last_line - len(lengths) + 1)
         except OSError as error:
             self._failed(error)
             return False
