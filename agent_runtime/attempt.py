@@ -22,7 +22,7 @@ from agent_runtime.command import PERMISSION_MODE
 from agent_runtime.deadlines import Deadlines, Patience
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.evidence import Channel, Witness
-from agent_runtime.frames import decode, is_partial
+from agent_runtime.frames import decode, is_partial, may_be_partial
 from agent_runtime.framing import CutLine
 from agent_runtime.holding import Holding
 from agent_runtime.model import EvidenceRecord
@@ -292,39 +292,48 @@ class Attempt:
     def _stdout_lines(self, lines: Lines, read_at: float) -> None:
         keep_partial = self._around.settings.keep_partial
         kept: list[bytes] = []
+        whole = lines.joined
+        some_are_partial = whole is None or may_be_partial(whole)
         is_as_it_came = True
         self._heard_at = read_at
         for line in lines:
-            if is_partial(line):
+            if some_are_partial and is_partial(line):
                 self._model_seen(read_at)
                 if not keep_partial:
                     is_as_it_came = False
                     continue
-            kept.append(kept_line := self._frame_line(line, read_at))
-            is_as_it_came &= kept_line is line
+            frame = None if whole is None and isinstance(line, CutLine) else decode(line)
+            if frame is None:
+                kept.append(self._in_a_frame(line))
+                is_as_it_came = False
+                continue
+            if line[0] == _OPENING and line[-2] == _CLOSING:
+                kept.append(line)
+            else:
+                kept.append(line.strip() + b"\n")
+                is_as_it_came = False
+            self._frame(frame, line, read_at)
             if self._result_is_new:
                 self._result_is_new = False
                 self._report.result_line = self._transcript.last_line + len(kept)
+        self._deadlines.tools_open(self._report.tally.open_tools)
         if kept:
-            joined = lines.joined if is_as_it_came and lines.joined is not None else b"".join(kept)
+            joined = whole if whole is not None and is_as_it_came else b"".join(kept)
             clean = self._around.redactor.redact_joined(joined)
             self._transcript.append_joined(clean, map(len, kept if clean is joined else BytesIO(clean)))
             self._transcript.flush()
             self._tell(Progress())
 
-    def _frame_line(self, line: bytes, read_at: float) -> bytes:
-        """Read one line of stdout and give it back as the transcript keeps it, once it is redacted."""
+    def _in_a_frame(self, line: bytes) -> bytes:
+        """Put a line of stdout that is no frame into one."""
+        redact = self._around.redactor.redact
+        fields: dict[str, object]
         if isinstance(line, CutLine):
-            head = self._around.redactor.redact(line[:TRUNCATED_HEAD_BYTES], truncated=True).decode(errors="replace")
-            length = len(line) + line.dropped_bytes
-            return _own_frame(subtype="frame_too_long", bytes=length, head=head)
-        frame = decode(line)
-        if frame is None:
-            text = self._around.redactor.redact(line[:-1]).decode(errors="replace")
-            return _own_frame(subtype="text", text=text)
-        self._frame(frame, line, read_at)
-        # Nothing is copied that is as it should be.
-        return line if line[0] == _OPENING and line[-2] == _CLOSING else line.strip() + b"\n"
+            head = redact(line[:TRUNCATED_HEAD_BYTES], truncated=True).decode(errors="replace")
+            fields = {"subtype": "frame_too_long", "bytes": len(line) + line.dropped_bytes, "head": head}
+        else:
+            fields = {"subtype": "text", "text": redact(line[:-1]).decode(errors="replace")}
+        return msgspec.json.encode({"type": "agent_runtime", **fields}) + b"\n"
 
     def _frame(self, frame: Frame, line: bytes, read_at: float) -> None:
         if sighting := self._witness.stdout(frame):
@@ -337,7 +346,6 @@ class Attempt:
         if frame.type == "result":
             self._result_is_new = True
             self._report.unknown_session |= cli_command.missing_session(frame.result_text or "")
-        self._deadlines.tools_open(tally.open_tools)
         if tally.model_frames > model_frames:
             self._model_seen(read_at)
         elif tally.has_init and not had_init:
@@ -446,8 +454,3 @@ class Attempt:
             self._around.deliveries.ended(self._delivered)
         self._wake.close()
         self._files.remove()
-
-
-def _own_frame(**fields: object) -> bytes:
-    """Write the frame that stands in the transcript for a line that is none."""
-    return msgspec.json.encode({"type": "agent_runtime", **fields}) + b"\n"

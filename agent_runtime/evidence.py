@@ -153,10 +153,10 @@ class Witness:
         if frame.parent_tool_use_id is not None:
             return None
         match frame.type:
-            case "system":
-                return self._system(frame)
             case "assistant":
                 return self._assistant(frame)
+            case "system":
+                return self._system(frame)
             case "result":
                 return self._result(frame)
             case "rate_limit_event":

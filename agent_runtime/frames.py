@@ -38,7 +38,6 @@ class ContentBlock(msgspec.Struct, frozen=True, gc=False):
     text: msgspec.Raw = msgspec.Raw()
     id: str | None = None
     tool_use_id: str | None = None
-    name: str | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
@@ -56,7 +55,11 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     content: list[ContentBlock] | str | None = None
     usage: Usage | None = None
-    id: str | None = None
+
+    @property
+    def blocks(self) -> list[ContentBlock]:
+        """The blocks of the content; a plain text has none."""
+        return self.content if isinstance(self.content, list) else []
 
 
 class ModelUsage(msgspec.Struct, frozen=True, rename="camel", gc=False):
@@ -83,7 +86,6 @@ class BackgroundTask(msgspec.Struct, frozen=True, gc=False):
     """One entry of ``system/background_tasks_changed``."""
 
     task_id: str = ""
-    task_type: str | None = None
 
 
 class TaskPatch(msgspec.Struct, frozen=True, gc=False):
@@ -105,7 +107,6 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
         api_error: Of such a frame and of ``result``: a finer word, since 2.1.3xx.
         tasks: Of ``background_tasks_changed``: everything that is pending; 2.1.330, not yet 2.1.114.
         task_id: Of ``task_started``, ``task_updated``, ``task_notification``; since 2.1.114, not yet 2.1.30.
-        is_backgrounded: Of ``task_started``: whether the model goes on meanwhile; 2.1.330.
     """
 
     type: str = ""
@@ -117,7 +118,6 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     permission_mode: str | None = msgspec.field(default=None, name="permissionMode")
     claude_code_version: str | None = None
     # system/api_retry
-    attempt: int | None = None
     error_status: int | None = None
     retry_delay_ms: float | None = None
     # api_retry, assistant, result
@@ -141,14 +141,12 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     tasks: list[BackgroundTask] | None = None
     # system/task_started, task_updated, task_notification
     task_id: str | None = None
-    is_backgrounded: bool | None = None
     patch: TaskPatch | None = None
 
     @property
     def blocks(self) -> list[ContentBlock]:
         """The blocks of the message's content; a plain text has none."""
-        message = self.message
-        return message.content if message is not None and isinstance(message.content, list) else []
+        return self.message.blocks if self.message is not None else []
 
     @property
     def text(self) -> str:
@@ -193,13 +191,13 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
-_frames = msgspec.json.Decoder(Frame)
+_decode = msgspec.json.Decoder(Frame).decode
 
 
 def decode(line: bytes) -> Frame | None:
     """Read one line of stdout; None where it holds no JSON object. Never raises, whatever the bytes."""
     try:
-        return _frames.decode(line)
+        return _decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _forgiving(line)
 
@@ -207,6 +205,11 @@ def decode(line: bytes) -> Frame | None:
 def is_partial(line: bytes) -> bool:
     """Tell cheaply whether a line is a partial message, which this package reads no further."""
     return line.find(_PARTIAL_MARK, 0, _PARTIAL_HEAD_BYTES) >= 0
+
+
+def may_be_partial(lines: bytes) -> bool:
+    """Tell for many lines together whether one of them may be a partial message."""
+    return lines.rfind(_PARTIAL_MARK) >= 0  # takes half as long as find
 
 
 def plain(data: bytes) -> str:

@@ -54,11 +54,12 @@ class Tally:
 
     def add(self, frame: Frame) -> None:
         """Take one frame into account."""
-        self.session_id = frame.session_id or self.session_id
-        if frame.type == "system":
-            self._system(frame)
-        elif frame.type == "assistant":
+        if frame.session_id:
+            self.session_id = frame.session_id
+        if frame.type == "assistant":
             self._assistant(frame)
+        elif frame.type == "system":
+            self._system(frame)
         elif frame.type == "user":
             for block in frame.blocks:
                 if block.type == "tool_result" and block.tool_use_id:
@@ -98,7 +99,7 @@ class Tally:
         if message is None or message.model == SYNTHETIC_MODEL:
             return
         self.model_frames += 1
-        for block in frame.blocks:
+        for block in message.blocks:
             if block.type == "tool_use":
                 self.tool_count += 1
                 if block.id:
