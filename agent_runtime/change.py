@@ -14,11 +14,21 @@ class Change:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self._coming: asyncio.Future[None] | None = None
 
     def tell(self) -> None:
         """Wake everybody who waits."""
         self._event.set()
         self._event = asyncio.Event()
+        coming, self._coming = self._coming, None
+        if coming is not None and not coming.done():
+            coming.set_result(None)
+
+    def coming(self) -> asyncio.Future[None]:
+        """Return the next :meth:`tell` after this call: one for all, not to be cancelled, and cheap to wait for."""
+        if self._coming is None:
+            self._coming = asyncio.get_running_loop().create_future()
+        return self._coming
 
     def wait(self) -> Coroutine[Any, Any, bool]:
         """

@@ -13,7 +13,7 @@ from agent_runtime.errors import Busy, InvalidRequest
 from agent_runtime.state import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 KEEP_ALIVE_SECONDS = 15.0
 RETRY_SECONDS = 5
-BATCH_LINES = 256
-BATCH_BYTES = 1024 * 1024
+BATCH_LINES = 512
+BATCH_BYTES = 128 * 1024
 
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -40,30 +40,36 @@ class Batches:
     Keep the events written last, so that many readers of one execution cost one reading of its transcript.
 
     What stands in a transcript never changes: who is at the same position gets the same bytes, and what has been added
-    since at the next turn.
+    since at the next turn. Batches end at the same lines for all, so that readers who were at different positions come
+    to the same.
     """
 
-    KEPT = 4
+    KEPT_BYTES = 4 << 20
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[TranscriptReader, int], tuple[int, bytes]] = OrderedDict()
+        self._kept_bytes = 0
 
     def after(self, transcript: TranscriptReader, position: int) -> tuple[int, bytes] | None:
         """Return the events of the lines after *position*, and the number of the last one; None: there are none yet."""
         key = (transcript, position)
         if (found := self._kept.get(key)) is not None:
             return found
-        lines = transcript.read(position, limit_lines=BATCH_LINES, limit_bytes=BATCH_BYTES)
+        limit_lines = BATCH_LINES - position % BATCH_LINES
+        lines = transcript.read(position, limit_lines=limit_lines, limit_bytes=BATCH_BYTES)
         if not lines:
             return None
-        batch = self._kept[key] = (lines[-1][0], b"".join(_messages(position, lines)))
-        if len(self._kept) > self.KEPT:
-            self._kept.popitem(last=False)
+        batch = self._kept[key] = (lines[-1][0], _messages(position, lines))
+        self._kept_bytes += len(batch[1])
+        while self._kept_bytes > self.KEPT_BYTES and len(self._kept) > 1:
+            _, (_, oldest) = self._kept.popitem(last=False)
+            self._kept_bytes -= len(oldest)
         return batch
 
     def clear(self) -> None:
         """Keep none any more."""
         self._kept.clear()
+        self._kept_bytes = 0
 
 
 class OpenStreams:
@@ -140,13 +146,17 @@ def last_event_id(value: str | None) -> int:
     return int(value)
 
 
-def _messages(position: int, lines: list[tuple[int, bytes]]) -> Iterator[bytes]:
+def _messages(position: int, lines: list[tuple[int, bytes]]) -> bytes:
     """Write the lines after *position* as events; where some could not be kept there is a gap, not silence."""
+    events = []
     for number, data in lines:
         if number != position + 1:
-            yield _not_kept(position + 1, number - 1)
-        yield event("message", data, number)
+            events.append(_not_kept(position + 1, number - 1))
+        # As event() writes it, in a third of the time.
+        events.append(b"event: message\nid: %d\ndata: %b\n\n" % (number, data))
         position = number
+    # No event has one but in its data.
+    return b"".join(events).replace(b"\r", b"")
 
 
 def _not_kept(first: int, last: int) -> bytes:
@@ -172,24 +182,22 @@ async def follow(view: View, after: int, batches: Batches) -> AsyncIterator[byte
     told: bytes | None = None
     while True:
         # Taken before the look, so that what happens during the look is not missed.
-        change = asyncio.ensure_future(view.changed.wait())
-        try:
-            ended = record.state is Phase.FINISHED
-            if (state := _state(record)) != told:
-                told = state
-                yield event("state", state)
-            while batch := batches.after(transcript, position):
-                position, events = batch
-                yield events
-            if ended:
-                if position < (last := transcript.last_line):
-                    yield _not_kept(position + 1, last)
-                break
+        change = view.changed.coming()
+        ended = record.state is Phase.FINISHED
+        if (state := _state(record)) != told:
+            told = state
+            yield event("state", state)
+        while batch := batches.after(transcript, position):
+            position, events = batch
+            yield events
+            # All others get these before anybody gets the next: to be taken does not mean to have waited.
             await asyncio.sleep(0)
-            done, _ = await asyncio.wait({change}, timeout=KEEP_ALIVE_SECONDS)
-            if not done:
-                yield b": keep-alive\n\n"
-        finally:
-            change.cancel()
+        if ended:
+            if position < (last := transcript.last_line):
+                yield _not_kept(position + 1, last)
+            break
+        done, _ = await asyncio.wait({change}, timeout=KEEP_ALIVE_SECONDS)
+        if not done:
+            yield b": keep-alive\n\n"
     end = {"type": "stream_end", "outcome": record.outcome, "error_class": record.error_class}
     yield event("end", msgspec.json.encode(end))
