@@ -9,7 +9,7 @@ import tracemalloc
 
 import pytest
 
-from agent_runtime.framing import Line, LineFramer
+from agent_runtime.framing import MOST_BYTES, CutLine, LineFramer
 
 PIPE_BYTES = 64 << 10
 REFUSAL = json.dumps(
@@ -26,16 +26,30 @@ LINES = [b'{"type":"system"}', b"", REFUSAL, b"\r", b"\xff\xfe broken \xc3", b"\
 STREAM = b"\n".join(LINES) + b"\n"
 
 
-def framed(chunks: list[bytes], limit_bytes: int = 1 << 20) -> list[Line]:
+def fed(framer: LineFramer, chunk: bytes) -> list[bytes]:
+    """Put *chunk* into the framer's room, as often as it takes."""
+    lines: list[bytes] = []
+    while chunk:
+        room = framer.room()
+        piece, chunk = chunk[: len(room)], chunk[len(room) :]
+        room[: len(piece)] = piece
+        lines += framer.feed(len(piece))
+    return lines
+
+
+def framed(chunks: list[bytes], limit_bytes: int = 1 << 20) -> list[bytes]:
     framer = LineFramer(limit_bytes)
-    lines = [line for chunk in chunks for line in framer.feed(chunk)]
-    rest = framer.close()
-    return lines if rest is None else [*lines, rest]
+    return [line for chunk in chunks for line in fed(framer, chunk)] + list(framer.close())
 
 
-def texts(lines: list[Line]) -> list[bytes]:
-    assert not any(line.truncated for line in lines)
-    return [line.data for line in lines]
+def texts(lines: list[bytes]) -> list[bytes]:
+    assert not any(isinstance(line, CutLine) for line in lines)
+    assert all(line.endswith(b"\n") for line in lines)
+    return [line[:-1] for line in lines]
+
+
+def is_cut(line: bytes, head: bytes, dropped_bytes: int) -> bool:
+    return isinstance(line, CutLine) and line == head and line.dropped_bytes == dropped_bytes
 
 
 @pytest.mark.parametrize("offset", range(len(STREAM) + 1))
@@ -88,21 +102,21 @@ def test_a_line_of_400_kb_and_a_frame_of_a_megabyte_come_out_whole() -> None:
 
 def test_a_line_without_its_newline_can_be_looked_at_and_stays_unfinished() -> None:
     framer = LineFramer(1 << 20)
-    assert list(framer.feed(b"one\ntw")) == [Line(b"one")]
+    assert fed(framer, b"one\ntw") == [b"one\n"]
 
     assert framer.peek() == b"tw"
     assert framer.pending_bytes == 2
-    assert list(framer.feed(b"o\n")) == [Line(b"two")]
+    assert fed(framer, b"o\n") == [b"two\n"]
     assert framer.peek() == b""
-    assert framer.close() is None
+    assert list(framer.close()) == []
 
 
 def test_the_end_of_the_stream_ends_the_last_line() -> None:
     framer = LineFramer(1 << 20)
-    assert not list(framer.feed(b"no newline"))
+    assert fed(framer, b"no newline") == []
 
-    assert framer.close() == Line(b"no newline")
-    assert framer.close() is None
+    assert list(framer.close()) == [b"no newline\n"]
+    assert list(framer.close()) == []
 
 
 @pytest.mark.parametrize("length", [9, 10, 11, 25, 1000])
@@ -113,14 +127,40 @@ def test_of_a_line_over_the_limit_the_head_is_kept_and_the_rest_is_counted(lengt
 
     lines = framed(pieces, limit_bytes=10)
 
-    assert lines[0] == Line(b"before")
-    assert lines[1] == Line(b"x" * min(length, 10), dropped_bytes=max(0, length - 10))
-    assert lines[1].truncated is (length > 10)
-    assert lines[2:] == [Line(b"after")]
+    assert lines[0] == b"before\n"
+    if length > 10:
+        assert is_cut(lines[1], b"x" * 10, length - 10)
+    else:
+        assert texts(lines[1:2]) == [b"x" * length]
+    assert texts(lines[2:]) == [b"after"]
 
 
 def test_a_line_over_the_limit_at_the_end_of_the_stream_says_so() -> None:
-    assert framed([b"x" * 7, b"x" * 7], limit_bytes=10) == [Line(b"x" * 10, dropped_bytes=4)]
+    [line] = framed([b"x" * 7, b"x" * 7], limit_bytes=10)
+
+    assert is_cut(line, b"x" * 10, 4)
+
+
+def test_several_lines_over_the_limit_in_one_chunk_are_cut_each() -> None:
+    lines = framed([b"a" * 12 + b"\nb\n" + b"c" * 15, b"c\n\n" + b"d" * 11 + b"\n"], limit_bytes=10)
+
+    assert is_cut(lines[0], b"a" * 10, 2)
+    assert lines[1] == b"b\n"
+    assert is_cut(lines[2], b"c" * 10, 6)
+    assert lines[3] == b"\n"
+    assert is_cut(lines[4], b"d" * 10, 1)
+
+
+def test_lines_that_came_whole_are_there_in_one_piece_too() -> None:
+    framer = LineFramer(10)
+    room = framer.room()
+    room[:12] = b"one\ntwo\nthre"
+    assert framer.feed(12).joined == b"one\ntwo\n"
+    room = framer.room()
+    room[:13] = b"e\n" + b"x" * 11
+    assert framer.feed(13).joined == b"three\n"
+    framer.room()[:1] = b"\n"
+    assert framer.feed(1).joined is None, "what is not there whole must not pass for what came"
 
 
 def test_memory_stays_within_the_limit_however_long_a_line_is() -> None:
@@ -129,13 +169,28 @@ def test_memory_stays_within_the_limit_however_long_a_line_is() -> None:
     tracemalloc.start()
     try:
         for _ in range(500):
-            assert not list(framer.feed(chunk))
+            assert fed(framer, chunk) == []
             assert framer.pending_bytes <= 100_000
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
-    assert peak_bytes < 4 * 100_000
-    line = framer.close()
-    assert line is not None
-    assert len(line.data) + line.dropped_bytes == 500 * PIPE_BYTES
+    # The room for a chunk, the line before it, and both once more while the room grows.
+    assert peak_bytes < 2 * (100_000 + MOST_BYTES)
+    [line] = framer.close()
+    assert is_cut(line, b"x" * 100_000, 500 * PIPE_BYTES - 100_000)
+
+
+def test_what_a_long_line_took_is_given_back_and_a_quiet_stream_takes_little() -> None:
+    framer = LineFramer(32 << 20)
+    tracemalloc.start()
+    try:
+        fed(framer, b"short\n")
+        assert tracemalloc.get_traced_memory()[0] < 32_000
+        for _ in range(160):
+            fed(framer, b"x" * PIPE_BYTES)
+        assert tracemalloc.get_traced_memory()[0] > 160 * PIPE_BYTES
+        assert len(fed(framer, b"\nnext\n")) == 2
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()

@@ -229,11 +229,12 @@ def test_a_healthy_line_comes_back_as_the_same_object(redactor: Redactor) -> Non
 
 
 def test_a_batch_is_redacted_like_its_lines(redactor: Redactor) -> None:
-    healthy = [b'{"a":1}', b"", b'{"b":"\\n"}']
-    assert redactor.redact_many(healthy) is healthy
-    assert redactor.redact_many([]) == []
-    lines = [*healthy, OAUTH.secret.encode(), escaped(OAUTH.secret).encode()]
-    assert redactor.redact_many(lines) == [*healthy, mark(OAUTH).encode(), mark(OAUTH).encode()]
+    healthy = b'{"a":1}\n\n{"b":"\\n"}\n'
+    assert redactor.redact_joined(healthy) is healthy
+    lines = [b'{"a":1}', OAUTH.secret.encode(), b"", escaped(OAUTH.secret).encode(), b'{"b":"\\']
+    joined = b"".join(line + b"\n" for line in lines)
+    assert redactor.redact_joined(joined) == b"".join(redactor.redact(line) + b"\n" for line in lines)
+    assert OAUTH.secret.encode() not in redactor.redact_joined(joined)
 
 
 @pytest.mark.parametrize("form", ["plain", "escaped", "mixed", "nested", "nested escaped"])

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from agent_runtime.api.streams import BATCH_BYTES, STREAM_LIMIT, Batches
+from agent_runtime.api.streams import BATCH_BYTES, BATCH_LINES, STREAM_LIMIT, Batches
 from agent_runtime.store.transcripts import TranscriptStore
 from tests.supervised import eventually, supervised
 from tests.test_executions import OK, events, holding
@@ -169,13 +169,31 @@ def test_readers_at_the_same_place_share_one_reading_and_all_get_what_is_added(t
     assert other is None
 
 
-def test_only_a_few_batches_are_kept_and_none_without_readers(tmp_path: Path) -> None:
+def test_readers_who_were_at_different_places_come_to_the_same(tmp_path: Path) -> None:
     store, batches = TranscriptStore(tmp_path), Batches()
     with store.writer("long") as writer:
-        writer.append_many([b"line"] * 10)
+        writer.append_many([b"line"] * (3 * BATCH_LINES))
+        writer.flush()
+    reader = store.reader("long")
+
+    ends = set()
+    for position in (0, 1, BATCH_LINES - 1):
+        batch = batches.after(reader, position)
+        assert batch is not None
+        ends.add(batch[0])
+
+    assert ends == {BATCH_LINES}
+
+
+def test_batches_are_kept_within_a_bound_and_none_without_readers(tmp_path: Path) -> None:
+    store, batches = TranscriptStore(tmp_path), Batches()
+    with store.writer("long") as writer:
+        writer.append_many([b"x" * (BATCH_BYTES - 1)] * (Batches.KEPT_BYTES // BATCH_BYTES + 10))
         writer.flush()
         reader = store.reader("long")
-        before = [batches.after(reader, position) for position in range(10)]
-    assert len(batches._kept) == Batches.KEPT
+        before = [batches.after(reader, position) for position in range(writer.last_line)]
+    kept = sum(len(events) for _, events in batches._kept.values())
+    assert Batches.KEPT_BYTES - 2 * BATCH_BYTES < kept <= Batches.KEPT_BYTES
+    assert batches.after(reader, writer.last_line - 1) is before[-1]
     batches.clear()
-    assert batches.after(reader, 9) is not before[9]
+    assert batches.after(reader, writer.last_line - 1) is not before[-1]
