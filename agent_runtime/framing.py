@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
 MOST_BYTES = 256 * 1024
 """How much a framer takes at once."""
+
+HEAD_BYTES = 4096
+"""How much at most is shown of a line that was too long."""
 
 _LEAST_BYTES = 16 * 1024
 _KEPT_BYTES = 2 << 20
@@ -21,15 +25,15 @@ class CutLine(bytes):
     The head of a line that was longer than the framer's limit, without a newline.
 
     Attributes:
-        dropped_bytes: How much of the line's end was not kept.
+        dropped_bytes: How long the rest of the line was, without its newline.
     """
 
     dropped_bytes: int
 
-    def __new__(cls, head: bytes | bytearray, dropped_bytes: int) -> CutLine:
-        """Note how much is missing."""
+    def __new__(cls, head: bytes, line_bytes: int) -> Self:
+        """Note how long the line was."""
         self = super().__new__(cls, head)
-        self.dropped_bytes = dropped_bytes
+        self.dropped_bytes = line_bytes - len(head)
         return self
 
 
@@ -55,11 +59,15 @@ class Lines:
         return lines if self._cut is None else chain((self._cut,), lines)
 
     def _within_limit(self, line: bytes) -> bytes:
-        too_much = 0 if self._limit is None else len(line) - 1 - self._limit
-        return line if too_much <= 0 else CutLine(line[: self._limit], too_much)
+        length = len(line) - 1
+        return line if self._limit is None or length <= self._limit else _cut(line[: self._limit], length)
 
 
 NO_LINES = Lines(b"")
+
+
+def _cut(head: bytes | bytearray, line_bytes: int) -> CutLine:
+    return CutLine(bytes(head[:HEAD_BYTES]), line_bytes)
 
 
 class LineFramer:
@@ -69,8 +77,8 @@ class LineFramer:
     A chunk is read to where its lines are put together, into memory that is used again: new memory for each would cost
     more than the reading.
 
-    Memory is bounded: of a line longer than *limit_bytes* only the head is kept, the rest is dropped up to its newline,
-    and the line says so.
+    Memory is bounded: of a line longer than *limit_bytes* no more is kept while it goes on, the rest is dropped up to
+    its newline, and of the whole only the head is shown.
 
     Lines are framed here because :meth:`asyncio.StreamReader.readline` raises on lines over its limit.
 
@@ -93,8 +101,9 @@ class LineFramer:
         """Return where the next chunk is to be put, from its beginning on."""
         end = self._pending + self._room_bytes
         if end > len(self._buffer):
-            grown = bytearray(max(end, min(2 * len(self._buffer), self._limit + MOST_BYTES)))
-            grown[: self._pending] = self._buffer[: self._pending]
+            # By a half: a line of many megabytes is copied twice on its way, and no room for as many again is taken.
+            grown = bytearray(max(end, min(len(self._buffer) * 3 // 2, self._limit + MOST_BYTES)))
+            memoryview(grown)[: self._pending] = memoryview(self._buffer)[: self._pending]
             self._buffer = grown
         return memoryview(self._buffer)[self._pending : end]
 
@@ -110,7 +119,7 @@ class LineFramer:
         begin, cut = 0, None
         if self._dropped:
             begin = buffer.find(b"\n", self._pending, filled) + 1
-            cut = CutLine(buffer[: self._pending], self._dropped + begin - 1 - self._pending)
+            cut = _cut(buffer[: min(self._pending, HEAD_BYTES)], self._dropped + begin - 1)
             self._dropped = 0
         whole = bytes(memoryview(buffer)[begin:end])
         if len(buffer) > _KEPT_BYTES:
@@ -126,11 +135,11 @@ class LineFramer:
 
     def close(self) -> Lines:
         """Return the unfinished line at the end of the stream, if there is one, as if its newline were there."""
-        line, dropped = self.peek(), self._dropped
+        pending, dropped = self._pending, self._dropped
         self._pending = self._dropped = 0
         if dropped:
-            return Lines(b"", CutLine(line, dropped))
-        return Lines(line + b"\n") if line else NO_LINES
+            return Lines(b"", _cut(self._buffer[: min(pending, HEAD_BYTES)], pending + dropped))
+        return Lines(bytes(self._buffer[:pending]) + b"\n") if pending else NO_LINES
 
     def _keep(self, count: int) -> None:
         self._pending = min(count, self._limit)

@@ -9,7 +9,7 @@ import tracemalloc
 
 import pytest
 
-from agent_runtime.framing import MOST_BYTES, CutLine, LineFramer
+from agent_runtime.framing import HEAD_BYTES, MOST_BYTES, CutLine, LineFramer
 
 PIPE_BYTES = 64 << 10
 REFUSAL = json.dumps(
@@ -178,7 +178,7 @@ def test_memory_stays_within_the_limit_however_long_a_line_is() -> None:
     # The room for a chunk, the line before it, and both once more while the room grows.
     assert peak_bytes < 2 * (100_000 + MOST_BYTES)
     [line] = framer.close()
-    assert is_cut(line, b"x" * 100_000, 500 * PIPE_BYTES - 100_000)
+    assert is_cut(line, b"x" * HEAD_BYTES, 500 * PIPE_BYTES - HEAD_BYTES)
 
 
 def test_what_a_long_line_took_is_given_back_and_a_quiet_stream_takes_little() -> None:
