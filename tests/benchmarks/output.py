@@ -1,8 +1,16 @@
-"""How fast a child's output gets through the supervisor into the transcript."""
+"""
+How fast a child's output gets through the supervisor into the transcript, and what memory that takes.
+
+Beside it, in the same run, the least that any program in Python can do which reads frames: bytes from the pipe, all
+complete lines in one call into objects (the same ones, by the same decoder), bytes into a file, and nothing else. No
+line is looked at, nothing redacted, no index written, nobody told. What it reaches of ``tee``, and how many times the
+loop, is how far the two goals are within reach.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import json
 import os
@@ -11,19 +19,24 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import psutil
 
+from agent_runtime.frames import Frame
 from tests.benchmarks.bed import child_command, directory, epoch, message, supervisor
-from tests.benchmarks.harness import Bench, Figure, Row, in_turn, ratio_at_least
+from tests.benchmarks.harness import Bench, Figure, Row, adds_at_most, in_turn, ratio_at_least
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from tests.benchmarks.bed import Supervised
     from tests.benchmarks.harness import Scale
 
 MB = 1 << 20
 LINE_LIMIT_BYTES = 16 * MB
+PIPE_BYTES = 256 << 10
+LEAST = "read, decode, write in Python"
 FRAMES = ((200, "200 B"), (4096, "4 KB"), (MB, "1 MB"))
 
 
@@ -73,6 +86,23 @@ def run(scale: Scale) -> Iterable[Row]:
             busy["loop"].append(size / MB / (time.process_time() - before))
             return _rate(stamped, time.time())
 
+        def through_least(frame_bytes: int) -> float:
+            stamped, text = told(frame_bytes)
+            # In a process of its own: the memory it takes would change how the loop, which runs here, gets its.
+            if (pid := os.fork()) == 0:
+                try:
+                    _read_and_decode(text, home / "least")
+                    os._exit(0)
+                finally:
+                    os._exit(1)
+            _, status, used = os.wait4(pid, 0)
+            ended = time.time()
+            if status:
+                raise RuntimeError("it could not be read")
+            busy["least"].append(size / MB / (used.ru_utime + used.ru_stime))
+            (home / "least").unlink()
+            return _rate(stamped, ended)
+
         for frame_bytes, name in FRAMES:
             busy.clear()
             figures = in_turn(
@@ -80,21 +110,70 @@ def run(scale: Scale) -> Iterable[Row]:
                 lambda: through_supervisor(frame_bytes),
                 lambda: through_tee(frame_bytes),
                 lambda: through_loop(frame_bytes),
+                lambda: through_least(frame_bytes),
             )
             what = f"output → transcript, frames of {name}"
             yield from _rows(what, "MB/s", *figures)
-            spent = (Figure.of(busy[side]) for side in ("ours", "tee", "loop"))
+            spent = (Figure.of(busy[side]) for side in ("ours", "tee", "loop", "least"))
             yield from _rows(what, "MB per second of a processor", *spent)
+        yield from _memory(home, running, scale)
 
 
-def _rows(what: str, unit: str, ours: Figure, tee: Figure, loop: Figure) -> Iterable[Row]:
+def _rows(what: str, unit: str, ours: Figure, tee: Figure, loop: Figure, least: Figure) -> Iterable[Row]:
     yield Row("output", what, unit, ours, "tee FILE", tee, ratio_at_least(0.5))
     yield Row("output", what, unit, ours, "asyncio readline + json.loads", loop, ratio_at_least(5))
+    limit = f"the least in Python is {least.p50 / tee.p50:.2g} of tee and {least.p50 / loop.p50:.2g} × the loop"
+    yield Row("output", what, unit, ours, LEAST, least, note=f"{unit}: {limit}")
+
+
+def _memory(home: Path, running: Supervised, scale: Scale) -> Iterable[Row]:
+    """Show that what the supervisor takes does not grow with the length of the output, or of a line."""
+    process = psutil.Process(running.pid)
+    numbers = itertools.count()
+
+    def after(frame_bytes: int, size: int) -> Figure:
+        execution_id = f"memory-{next(numbers)}"
+        text = message(do="print", frame=frame_bytes, bytes=size, stamp=str(home / execution_id))
+        if running.http.post(text, execution_id=execution_id)["status"] != "success":
+            raise RuntimeError("an execution failed")
+        (home / "data" / "transcripts" / f"{execution_id}.jsonl").unlink()
+        return Figure.of([process.memory_info().rss / MB])
+
+    short, long = 8, scale.rounds(512, 64)
+    before = after(4096, short * MB)
+    for frame_bytes, name in ((4096, "4 KB"), (8 * MB, "8 MB"), (4 * LINE_LIMIT_BYTES, "64 MB, cut at 16 MB")):
+        what = f"memory after {long} MB of output, lines of {name}"
+        beside = f"after {short} MB, lines of 4 KB"
+        yield Row("output", what, "MB", after(frame_bytes, long * MB), beside, before, adds_at_most(8))
 
 
 def _spent(process: psutil.Process) -> float:
     times = process.cpu_times()
     return times.user + times.system
+
+
+def _read_and_decode(text: str, path: Path) -> None:
+    decode_lines = msgspec.json.Decoder(Frame).decode_lines
+    buffer = bytearray(PIPE_BYTES + 2 * MB)
+    memory, filled = memoryview(buffer), 0
+    with (
+        path.open("wb", buffering=0) as file,
+        subprocess.Popen(child_command().split(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child,
+    ):
+        if child.stdin is None or child.stdout is None:
+            raise RuntimeError("no pipes")
+        source = child.stdout.fileno()
+        fcntl.fcntl(source, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        child.stdin.write(text.encode())
+        child.stdin.close()
+        while count := os.readv(source, [memory[filled : filled + PIPE_BYTES]]):
+            end = buffer.rfind(b"\n", filled, filled + count) + 1
+            filled += count
+            if end:
+                decode_lines(memory[:end])
+                file.write(memory[:end])
+                memory[: filled - end] = memory[end:filled]
+                filled -= end
 
 
 async def _read_in_loop(text: str) -> int:
