@@ -307,12 +307,12 @@ class Attempt:
                 kept.append(self._in_a_frame(line))
                 is_as_it_came = False
                 continue
+            self._frame(frame, line, read_at)
             if line[0] == _OPENING and line[-2] == _CLOSING:
                 kept.append(line)
             else:
                 kept.append(line.strip() + b"\n")
                 is_as_it_came = False
-            self._frame(frame, line, read_at)
             if self._result_is_new:
                 self._result_is_new = False
                 self._report.result_line = self._transcript.last_line + len(kept)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from agent_runtime.framing import Lines
 
 WRITE_BYTES = 256 * 1024
+"""How much of stdin is written at once."""
 
 
 class Wake:

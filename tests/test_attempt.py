@@ -29,6 +29,7 @@ from agent_runtime.settings import load
 from agent_runtime.state import StopReason
 from agent_runtime.store.transcripts import TranscriptStore, TranscriptWriter
 from agent_runtime.task import Task
+from agent_runtime.tokens import Token
 from agent_runtime.unkillable import Unkillable
 from tests.supervised import OLD, SCRIPTED, eventually
 
@@ -212,6 +213,43 @@ def test_output_without_end_is_bounded_and_hides_nothing(bench: Bench) -> None:
     transcript = next((bench.home / "transcripts").glob("*.jsonl")).read_bytes()
     assert max(map(len, transcript.splitlines())) <= 65536
     assert b"frame_too_long" in transcript
+
+
+PARTIAL = b'{"type":"stream_event","event":{}}'
+RESULT = b'{"type":"result","subtype":"success","is_error":false,"result":"x","num_turns":1}'
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(
+    ("printed", "kept"),
+    [
+        ([b'{"type":"user"}', b'{"type":"user","a":"\\n"}'], None),
+        ([b' {"type":"user"}\t', b'{"type":"user"}\r'], [b'{"type":"user"}', b'{"type":"user"}']),
+        ([b'{"type":', b'"user"}'], [b'{"type":', b'"user"}']),
+        ([b"", b"[{}]", b"{}{}", b"it says", b"{}"], [b"", b"[{}]", b"{}{}", b"it says", b"{}"]),
+        ([b'{"a":"' + b"x" * 70 + b'","type":"stream_event"}'], None),
+        ([b'{"type":"user"}', PARTIAL, b'{"type":"user"}'], None),
+        ([b'{"type":"user","a":"%s"}' % OLD.encode(), b'{"type":"user"}'], None),
+    ],
+    ids=["frames", "spaces", "an object over two lines", "no frames", "a late type", "a partial one", "a token"],
+)
+def test_lines_that_come_together_are_kept_like_each_alone(
+    bench: Bench, printed: list[bytes], kept: list[bytes] | None, keep: bool
+) -> None:
+    data = b"".join(line + b"\n" for line in [*printed, RESULT])
+    step = {"do": "write", "base64": base64.b64encode(data).decode(), "newline": False}
+    report = bench.run([{"do": "init"}, step], AGENT_RUNTIME_KEEP_PARTIAL=str(keep).lower())
+
+    transcript = next((bench.home / "transcripts").glob("*.jsonl")).read_bytes().splitlines()
+    found = transcript[-1 - len(printed) + (PARTIAL in printed and not keep) :]
+    assert report.result_line == len(transcript)
+    assert found.pop() == RESULT
+    expected = [line for line in kept or printed if keep or line != PARTIAL]
+    for line, wanted in zip(found, expected, strict=True):
+        if kept is not None and wanted in printed and wanted != b"{}":
+            assert msgspec.json.decode(line) == {"type": "agent_runtime", "subtype": "text", "text": wanted.decode()}
+        else:
+            assert line == wanted.replace(OLD.encode(), f"[token:{Token(OLD).fingerprint}]".encode())
 
 
 def test_a_prompt_that_is_never_read_costs_nothing_but_the_deadline(bench: Bench, tmp_path: Path) -> None:
