@@ -17,9 +17,12 @@ import httpx
 import psutil
 import pytest
 
-from agent_runtime.api.streams import BATCH_BYTES, BATCH_LINES, STREAM_LIMIT, Batches
+from agent_runtime.api.streams import BATCH_BYTES, BATCH_LINES, STREAM_LIMIT, Batches, follow
 from agent_runtime.change import Change
-from agent_runtime.store.transcripts import TranscriptStore
+from agent_runtime.model import ExecutionRecord
+from agent_runtime.state import Phase
+from agent_runtime.store.transcripts import TranscriptReader, TranscriptStore
+from agent_runtime.supervisor import View
 from tests.supervised import eventually, supervised
 from tests.test_executions import OK, events, holding
 
@@ -185,6 +188,34 @@ def test_readers_who_were_at_different_places_come_to_the_same(tmp_path: Path) -
         ends.add(batch[0])
 
     assert ends == {BATCH_LINES}
+
+
+def test_readers_who_take_all_at_once_stay_together_and_share_every_reading(tmp_path: Path) -> None:
+    positions: list[int] = []
+
+    class Counted(TranscriptReader):
+        def read(self, after: int, **limits: int) -> list[tuple[int, bytes]]:
+            if lines := super().read(after, **limits):
+                positions.append(after)
+            return lines
+
+    batches = Batches()
+    batches.KEPT_BYTES = 2 * BATCH_BYTES
+    record = ExecutionRecord(execution_id="long", created_at=0.0, state=Phase.FINISHED)
+    with TranscriptStore(tmp_path).writer("long") as writer:
+        writer.append_many([b"x" * 1000] * 4000)
+        writer.flush()
+    view = View(record, Counted(tmp_path / "long.jsonl", tmp_path / "long.idx"), Change())
+
+    async def read() -> int:
+        return sum([events.count(b"data: x") async for events in follow(view, 0, batches)])
+
+    async def all_of_them() -> list[int]:
+        return await asyncio.gather(*(read() for _ in range(5)))
+
+    assert asyncio.run(all_of_them()) == [4000] * 5
+    assert len(positions) > 10
+    assert len(positions) == len(set(positions)), "read again for somebody"
 
 
 def test_batches_are_kept_within_a_bound_and_none_without_readers(tmp_path: Path) -> None:
