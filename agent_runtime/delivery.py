@@ -282,7 +282,7 @@ def choose(setting: str, kind: TokenKind, reach: Reach | None, obstacle: str | N
     if kind is TokenKind.API_KEY:
         return Choice("env", "an API key goes by its variable")
     if setting == FileDelivery.name:
-        return Choice("file", f"the setting asks for it; {_REACH_IN_WORDS[reach]}")
+        return Choice("file", f"the setting asks for it; {obstacle or _REACH_IN_WORDS[reach]}")
     if obstacle is not None:
         return Choice("env", obstacle)
     if reach is None or reach is Reach.NEVER:
@@ -386,6 +386,11 @@ class Deliveries:
         reach = None if self._prover is None else self._prover.reach()
         choice = choose(self._setting, self._kind, reach, self._trouble or self._obstacle)
         return {"delivery": choice.name, "reason": choice.reason, "setting": self._setting}
+
+    @property
+    def hinders(self) -> bool:
+        """Whether no attempt can start, because the file is asked for and cannot be written."""
+        return self._setting == FileDelivery.name and (self._trouble or self._obstacle) is not None
 
     @property
     def _obstacle(self) -> str | None:

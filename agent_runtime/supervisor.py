@@ -326,9 +326,8 @@ class Supervisor:
         if self.desk.standing.is_due(generation, time.monotonic()):
             self._spawn(self._probe(generation), PROBE)
 
-    async def reload_token(self) -> bool:
-        """Re-read the secret file now, and try a refused or limited token at once; tell whether it is another one."""
-        before = self.desk.current
+    async def reload_token(self) -> None:
+        """Re-read the secret file now, and try a refused or limited token at once."""
         status = await asyncio.to_thread(self.secret.poll)
         self.secret_changed(status)
         if (generation := status.generation) is not None:
@@ -336,7 +335,6 @@ class Supervisor:
             if self.desk.standing.is_refused(generation):
                 self.desk.standing.retry_now(generation)
                 await self._probe(generation)
-        return before is None or generation is None or generation.number != before.number
 
     # -- looking on
 
@@ -416,7 +414,8 @@ class Supervisor:
             return "already_finished", self.record(execution_id)
         execution.request_stop(StopReason.CANCELLED)
         await execution.finished()
-        return "terminated", execution.record
+        was_in_time = execution.record.outcome is Outcome.CANCELLED
+        return "terminated" if was_in_time else "already_finished", execution.record
 
     # -- the end
 

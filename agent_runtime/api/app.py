@@ -270,10 +270,12 @@ async def get_token(api: Api, request: Request) -> Response:
 async def reload_token(api: Api, request: Request) -> Response:
     """Re-read the secret file now; with a token in the body, write it there first."""
     body = await _body(request)
+    before = api.supervisor.desk.current  # whoever watches the file may be the first to see what is written below
     if body.strip() not in (b"", b"{}"):
         await asyncio.to_thread(put, api.supervisor.secret.path, _token_in(body, api.supervisor.redactor))
-    reloaded = await api.supervisor.reload_token()
+    await api.supervisor.reload_token()
     generation = api.supervisor.desk.current
+    reloaded = before is None or generation is None or generation.number != before.number
     return _json(
         {
             "status": "success",
@@ -322,7 +324,8 @@ async def readyz(api: Api, request: Request) -> Response:
 async def health(api: Api, request: Request) -> Response:
     """Show one page of everything; without the access key only whether all is well."""
     supervisor = api.supervisor
-    is_well = supervisor.unready is None and supervisor.archive.records.trouble is None
+    is_hindered = supervisor.archive.records.trouble is not None or supervisor.deliveries.hinders
+    is_well = supervisor.unready is None and not is_hindered
     status: Literal["ok", "degraded"] = "ok" if is_well else "degraded"
     if api.access.required and not api.access.allows(request):
         return _json({"status": status})
