@@ -101,8 +101,8 @@ class Group:
         has_kill: Whether to use ``cgroup.kill``, where it is there.
 
     Attributes:
-        procs: Whoever writes ``0`` here joins the group; the child does so before it gives up its rights. -1 once
-            closed.
+        place: The group itself, for a child to be forked into; -1 once closed, as is the next.
+        procs: Whoever writes ``0`` here joins the group; the child does so before it gives up its rights.
         changes: Has ``POLLPRI`` whenever the group becomes empty or populated; :attr:`populated` takes it back.
     """
 
@@ -112,6 +112,7 @@ class Group:
         self._open: set[int] = set()
         self._spare = linux.Spare(3)
         try:
+            self.place = self._must("", os.O_PATH | os.O_DIRECTORY)
             self.procs = self._must("cgroup.procs", os.O_WRONLY)
             self.changes = self._must("cgroup.events", os.O_RDONLY)
             self._members = self._must("cgroup.procs", os.O_RDONLY)
@@ -200,13 +201,13 @@ class Group:
             poll.poll(min(remaining, 0.1) * 1000)  # another thread that asks takes the news from this one
         return True
 
-    def close_procs(self) -> None:
-        """Close the way in, once the child is through it."""
+    def close_ways_in(self) -> None:
+        """Close the ways in, once the child is through one of them."""
         with self._lock:
-            if self.procs in self._open:
-                self._open.remove(self.procs)
-                os.close(self.procs)
-            self.procs = -1
+            for way_in in self._open & {self.place, self.procs}:
+                self._open.remove(way_in)
+                os.close(way_in)
+            self.place = self.procs = -1
 
     def remove(self, within_seconds: float = 1.0) -> bool:
         """
@@ -227,7 +228,7 @@ class Group:
             while self._open:
                 os.close(self._open.pop())
             self._kill = self._freeze = self._memory_events = self._pids_events = None
-            self.procs = self.changes = self._members = -1
+            self.place = self.procs = self.changes = self._members = -1
             self._spare.close()
 
     def _kill_one_by_one(self) -> None:

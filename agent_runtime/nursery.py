@@ -153,7 +153,7 @@ class Nursery:
 
         Args:
             kind: :data:`~agent_runtime.keeper.PLAIN` or :data:`~agent_runtime.keeper.NAMESPACE`.
-            pipes: The leader's stdin, stdout and stderr, and where it is to be confined its ``cgroup.procs``.
+            pipes: The leader's stdin, stdout and stderr, and where it is to be confined its ``cgroup.procs`` and its cgroup.
 
         Raises:
             NotKept: It could not be started; nothing of it is left.

@@ -309,7 +309,7 @@ def _spawn(command: Command, kin: Kin, kind: Kind, group: Group | None, *, also_
             theirs.append(pair[1 - our_end])
         for descriptor in ours:
             os.set_blocking(descriptor, False)
-        join = () if group is None else (group.procs,)
+        join = () if group is None else (group.procs, group.place)
         kept = nursery.ask(keeper.NAMESPACE if kind is Kind.PIDNS else keeper.PLAIN, (*theirs, *join), errand)
     except BaseException as error:
         lost = isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ECONNRESET)
@@ -341,7 +341,7 @@ def _spawn(command: Command, kin: Kin, kind: Kind, group: Group | None, *, also_
     if also_scan or not layers:
         layers.append(ScanLayer(kin))
     if group is not None:
-        group.close_procs()
+        group.close_ways_in()
     return Child(kept, (ours[0], ours[1], ours[2]), kin, tuple(layers), group)
 
 
