@@ -144,6 +144,22 @@ class Attempt:
     # -- start
 
     def _start(self) -> None:
+        with self._around.containment.prepare(self._order.mark) as cradle:  # its keeper comes while we get ready
+            command = self._command()
+            if self._reason is not None:
+                self._report.ending = Ending(exit_code=None, stop_reason=self._reason)
+                return
+            # A stop that is asked for while this runs has woken the poll loop before its first turn.
+            child = self._child = self._around.containment.spawn(command, cradle)
+        report = self._report
+        report.pid, report.started_at = child.pid, child.started_at
+        if report.generation is not None:
+            self._tell(Spawned(child.pid, child.started_at, report.generation))
+        if (loaded := self._around.secret.status.generation) is not None:
+            self.token_loaded(loaded)  # it may have come meanwhile
+
+    def _command(self) -> Command:
+        """Take the token, write what the child needs, and put its command together."""
         generation = self._around.secret.read()
         self._report.generation = generation
         self._around.may_use(generation, self._order.task.model, self._order.execution_id)
@@ -172,18 +188,7 @@ class Attempt:
             *cli_command.resolve(settings.claude, environ.get("PATH")),
             *cli_command.arguments(order.task, order.session, settings_file=settings_file, mcp_file=mcp_file),
         )
-        if self._reason is not None:
-            self._report.ending = Ending(exit_code=None, stop_reason=self._reason)
-            return
-        # A stop that is asked for while this runs has woken the poll loop before its first turn.
-        self._child = self._around.containment.spawn(
-            Command(argv=argv, env=environ, cwd=settings.workspace, user=settings.child_user, mark=order.mark)
-        )
-        self._report.pid = self._child.pid
-        self._report.started_at = self._child.started_at
-        self._tell(Spawned(self._child.pid, self._child.started_at, generation))
-        if (loaded := self._around.secret.status.generation) is not None:
-            self.token_loaded(loaded)  # it may have come meanwhile
+        return Command(argv=argv, env=environ, cwd=settings.workspace, user=settings.child_user, mark=order.mark)
 
     # -- while it runs
 

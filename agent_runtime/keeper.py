@@ -11,9 +11,11 @@ This module is a program: the *nursery*, of which a supervisor has one, forks a 
 and it is single-threaded, so that it may fork. Whoever may signal a keeper may end it; its orphans then go to the
 supervisor.
 
-What is said on a keeper's own socket, a stream: first the :data:`Errand`, 4 bytes of length and marshalled; then, from
-the keeper, one :data:`STARTED` with two pidfds, its own and the leader's, or one :data:`FAILED`; later one
-:data:`ENDED`. Every message of the keeper has :data:`MESSAGE_BYTES`.
+What is said on a keeper's own socket, a stream: first the :data:`Errand`, 4 bytes of length and marshalled, and with the
+length, as ancillary data, the leader's three pipes, and, where it is to be confined, its cgroup's ``cgroup.procs`` and
+that cgroup's directory; then, from the keeper, one :data:`STARTED` with two pidfds, its own and the leader's, and a pipe,
+or one :data:`FAILED`; later one :data:`ENDED`. Every message of the keeper has :data:`MESSAGE_BYTES`. The pipe ends when
+the program is executed; where it cannot be, the rest of a :data:`FAILED` comes through it.
 """
 
 from __future__ import annotations
@@ -87,13 +89,13 @@ def nursery(descriptor: int, guard: int | None = None) -> None:
     The *guard* is held, locked as it is, as long as this process or one of its keepers lives: by it the next supervisor
     sees when nothing can come from us any more.
 
-    A message is one datagram: what is asked for, and as ancillary data the keeper's socket, the leader's three pipes,
-    and, where it is to be confined, its cgroup's ``cgroup.procs`` and that cgroup's directory.
+    A message is one datagram: what is asked for, and as ancillary data the keeper's socket.
     """
     asked = socket(fileno=descriptor)
     if guard is not None:
         os.set_inheritable(guard, False)
     _libc.prctl(_PR_SET_NAME, NURSERY_NAME, 0, 0, 0)
+    signal(_SIGCHLD, SIG_IGN)  # what ends is reaped by the kernel
     gc.disable()
     gc.freeze()  # what is never looked at again is never copied
     while True:
@@ -101,8 +103,8 @@ def nursery(descriptor: int, guard: int | None = None) -> None:
         if not kind:
             return
         descriptors = _descriptors(ancillary)
-        if len(descriptors) >= 4:
-            _beget(kind, descriptors, asked)
+        if descriptors:
+            _beget(kind, descriptors[0], asked)
         for one in descriptors:
             os.close(one)
 
@@ -115,29 +117,28 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return found
 
 
-def _beget(kind: bytes, descriptors: list[int], asked: socket) -> None:
-    """Fork a keeper that is not our child but, as an orphan, the supervisor's: it outlives us."""
+def _beget(kind: bytes, line: int, asked: socket) -> None:
+    """Fork a keeper; it outlives us, as an orphan it is the supervisor's, which one in a namespace is at once."""
     try:
-        pid = os.fork()
+        if os.fork():
+            return
     except OSError as error:
-        _fail(descriptors[0], FORKING, error)
+        _fail(line, FORKING, error)
         return
-    if pid:
-        os.waitpid(pid, 0)
-        return
-    in_namespace = kind == NAMESPACE
     where = ISOLATING
     try:
         asked.close()
-        if in_namespace:
+        outer_pid = None
+        if kind == NAMESPACE:
             _call(_libc.unshare, _CLONE_NEWPID | _CLONE_NEWNS)
-        outer_pid = os.getpid()
-        where = FORKING
-        if os.fork() == 0:
+            outer_pid = os.getpid()
+            where = FORKING
+            if os.fork():
+                os._exit(0)
             where = ISOLATING
-            Keeper(descriptors[0], outer_pid if in_namespace else None).keep(descriptors[1:])
+        Keeper(line, outer_pid).keep()
     except OSError as error:
-        _fail(descriptors[0], where, error)
+        _fail(line, where, error)
     finally:
         os._exit(0)
 
@@ -177,11 +178,11 @@ class Keeper:
         self._poll = select.poll()
         self._poll.register(self._woken, select.POLLIN)
 
-    def keep(self, descriptors: list[int]) -> None:
-        """Run the errand that comes on the line, with these descriptors for the leader."""
+    def keep(self) -> None:
+        """Run the errand that comes on the line."""
         line = socket(fileno=self._line)
         try:
-            self._start(_errand(line), descriptors, line)
+            self._start(*_errand(line), line)
         except OSError as error:
             _fail(self._line, FORKING, error)
         else:
@@ -208,21 +209,11 @@ class Keeper:
         os.close(theirs)
         while descriptors:
             os.close(descriptors.pop())
-        poll = select.poll()
-        poll.register(report, select.POLLIN)
-        poll.register(self._line, select.POLLIN)
-        if not any(descriptor == report for descriptor, _ in poll.poll()):
-            return  # nobody waits for it any more, as it was stopped before it was the leader
-        failure = os.read(report, MESSAGE_BYTES)
-        os.close(report)
-        if failure:
-            _say(self._line, FAILED + failure)
-            return
-        pidfds = (os.pidfd_open(os.getpid()), os.pidfd_open(self._leader))
+        told = (os.pidfd_open(os.getpid()), os.pidfd_open(self._leader), report)
         pids = (0, 0) if self._in_namespace else (os.getpid(), self._leader)
-        rights = b"".join(one.to_bytes(4, "little") for one in pidfds)
+        rights = b"".join(one.to_bytes(4, "little") for one in told)
         line.sendmsg([_message(STARTED, *pids)], [(SOL_SOCKET, SCM_RIGHTS, rights)])
-        for one in pidfds:
+        for one in told:
             os.close(one)
 
     def _reap(self) -> bool:
@@ -269,18 +260,20 @@ class Keeper:
         return ended
 
 
-def _errand(line: socket) -> Errand:
-    """Read what is to be started; where nobody asks any more, this is the end."""
-    wanted, data = 4, bytearray()
+def _errand(line: socket) -> tuple[Errand, list[int]]:
+    """Read what is to be started, and with which descriptors; where nobody asks any more, this is the end."""
+    length, ancillary, _, _ = line.recvmsg(4, MOST_DESCRIPTORS * 8 + 64, MSG_CMSG_CLOEXEC)
+    wanted, data = int.from_bytes(length, "little"), bytearray()
     while len(data) < wanted:
         chunk = line.recv(min(wanted - len(data), 1 << 20))
         if not chunk:
-            os._exit(0)
+            break
         data += chunk
-        if wanted == 4 and len(data) == 4:
-            wanted += int.from_bytes(data, "little")
-    errand: Errand = marshal.loads(memoryview(data)[4:])  # noqa: S302 - it comes from our own supervisor
-    return errand
+    descriptors = _descriptors(ancillary)
+    if len(descriptors) < 3 or len(data) < wanted:
+        os._exit(0)
+    errand: Errand = marshal.loads(data)  # noqa: S302 - it comes from our own supervisor
+    return errand, descriptors
 
 
 def _fork_into(group: int) -> int:

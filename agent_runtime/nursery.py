@@ -19,7 +19,7 @@ import agent_runtime
 from agent_runtime import keeper, linux, proc_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from agent_runtime.keeper import Errand
     from agent_runtime.proc_table import Identity, Process
@@ -46,7 +46,7 @@ class NotKept(OSError):
 
 class Kept:
     """
-    A keeper and its leader, as seen from here. Made by :meth:`Nursery.ask` only.
+    A keeper and its leader, as seen from here. Made by :meth:`Called.send` only.
 
     Attributes:
         keeper: Pid and start time; None once it has ended, or if it had when it was looked at.
@@ -105,11 +105,49 @@ class Kept:
         """Let the keeper go: it ends whatever it still has, and itself."""
         self._line.close()
         linux.send(self._keeper_pidfd, signal.SIGCONT)  # in case somebody has stopped it
-        if _wait(self._keeper_pidfd, _LEAVE_SECONDS):
-            with contextlib.suppress(ChildProcessError):  # it was not, or is no longer, ours to reap
-                os.waitid(os.P_PIDFD, self._keeper_pidfd, os.WEXITED | os.WNOHANG)
+        with contextlib.suppress(ChildProcessError):  # the kernel reaps it for the nursery, as long as that lives
+            _reaped(self._keeper_pidfd)
         os.close(self._keeper_pidfd)
         os.close(self.pidfd)
+
+
+class Called:
+    """
+    A keeper that has been called for and waits for its errand. Made by :meth:`Nursery.call` only.
+
+    Args:
+        give_up: To be called where it does not answer in time.
+    """
+
+    def __init__(self, line: socket.socket, give_up: Callable[[], None]) -> None:
+        self._line = line
+        self._give_up = give_up
+
+    def send(self, pipes: Sequence[int], errand: Errand) -> Kept:
+        """
+        Send it on its errand, once; nothing is to be closed then.
+
+        Args:
+            pipes: The leader's stdin, stdout and stderr, and where it is to be confined its ``cgroup.procs`` and its
+                cgroup.
+
+        Raises:
+            NotKept: The leader could not be started; nothing of it is left.
+            OSError: For want of descriptors, or the keeper does not answer.
+        """
+        try:
+            return _started(self._line, pipes, errand)
+        except TimeoutError:
+            self._give_up()  # somebody has stopped the nursery: the next one gets another
+            self._line.close()
+            raise
+        except BaseException:
+            self._line.close()
+            raise
+
+    def close(self) -> None:
+        """Let it go without an errand."""
+        self._line.close()
 
 
 class Nursery:
@@ -147,37 +185,27 @@ class Nursery:
         with self._lock:
             self._close()
 
-    def ask(self, kind: bytes, pipes: Sequence[int], errand: Errand) -> Kept:
+    def call(self, kind: bytes) -> Called:
         """
-        Have a leader started below a keeper of its own.
+        Have a keeper forked, and do not wait for it: what it is to start can be got ready meanwhile.
 
         Args:
             kind: :data:`~agent_runtime.keeper.PLAIN` or :data:`~agent_runtime.keeper.NAMESPACE`.
-            pipes: The leader's stdin, stdout and stderr, and where it is to be confined its ``cgroup.procs`` and its cgroup.
 
         Raises:
-            NotKept: It could not be started; nothing of it is left.
             OSError: For want of descriptors, or no nursery can be started.
         """
         line, its_line = socket.socketpair()
-        asked: socket.socket | None = None
         try:
-            try:
-                asked = self._send(kind, [its_line.fileno(), *pipes])
-            finally:
-                its_line.close()
-            line.settimeout(_ANSWER_SECONDS)
-            return _started(line, errand)
-        except TimeoutError:
-            if asked is not None:
-                self._give_up(asked)  # somebody has stopped it: the next one gets another
-            line.close()
-            raise
+            with its_line:
+                asked = self._send(kind, its_line.fileno())
         except BaseException:
             line.close()
             raise
+        line.settimeout(_ANSWER_SECONDS)
+        return Called(line, lambda: self._give_up(asked))
 
-    def _send(self, kind: bytes, descriptors: list[int]) -> socket.socket:
+    def _send(self, kind: bytes, its_line: int) -> socket.socket:
         """Put the question; return the socket of the very process that got it."""
         with self._lock:
             for last in (False, True):
@@ -186,7 +214,7 @@ class Nursery:
                 assert self._pidfd is not None  # noqa: S101 - just started
                 try:
                     linux.send(self._pidfd, signal.SIGCONT)  # in case somebody has stopped it
-                    socket.send_fds(self._socket, [kind], descriptors)
+                    socket.send_fds(self._socket, [kind], [its_line])
                 except TimeoutError:  # it has been stopped again, and its queue is full
                     self._close()
                     raise
@@ -253,30 +281,45 @@ class Nursery:
 nursery = Nursery()
 
 
-def _started(line: socket.socket, errand: Errand) -> Kept:
+def _started(line: socket.socket, pipes: Sequence[int], errand: Errand) -> Kept:
     data = marshal.dumps(errand)
     with contextlib.suppress(ConnectionError):  # then it says why, or nothing
-        line.sendall(len(data).to_bytes(4, "little") + data)
-    message, pidfds, flags, _ = socket.recv_fds(line, keeper.MESSAGE_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
-    kind, first, second = message[:1], int.from_bytes(message[1:5], "little"), int.from_bytes(message[5:9], "little")
+        socket.send_fds(line, [len(data).to_bytes(4, "little")], pipes)
+        line.sendall(data)
+    message, told, flags, _ = socket.recv_fds(line, keeper.MESSAGE_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
+    kind, first, second = _parts(message)
     try:
         if kind == keeper.STARTED:
-            if flags & socket.MSG_CTRUNC or len(pidfds) < 2:
+            if flags & socket.MSG_CTRUNC or len(told) < 3:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            pids = (first, second) if second else (linux.pid_of(pidfds[0]), linux.pid_of(pidfds[1]))
-            return Kept(line, (pidfds[0], pidfds[1]), pids)
+            pids = (first, second) if second else (linux.pid_of(told[0]), linux.pid_of(told[1]))
+            _await_execution(told[2])
+            os.close(told.pop())
+            return Kept(line, (told[0], told[1]), pids)
     except BaseException:
-        for leader in pidfds[1:]:
+        for leader in told[1:2]:
             linux.send(leader, signal.SIGKILL)  # the keeper would be polite first
-        for one in pidfds:
+        for one in told:
             os.close(one)
         raise
     raise NotKept(first, second) if kind == keeper.FAILED else NotKept(keeper.FORKING, errno.ECONNRESET)
 
 
-def _wait(pidfd: int, seconds: float) -> bool:
+def _await_execution(report: int) -> None:
+    """Wait until the leader has executed its program, which closes the pipe."""
+    if not _wait(report, _ANSWER_SECONDS):
+        raise TimeoutError
+    if failure := os.read(report, keeper.MESSAGE_BYTES):
+        raise NotKept(*_parts(keeper.FAILED + failure)[1:])
+
+
+def _parts(message: bytes) -> tuple[bytes, int, int]:
+    return message[:1], int.from_bytes(message[1:5], "little"), int.from_bytes(message[5:9], "little")
+
+
+def _wait(descriptor: int, seconds: float) -> bool:
     poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
+    poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(seconds * 1000))
 
 

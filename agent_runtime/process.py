@@ -7,6 +7,7 @@ takes neither a fork nor a thread. A process is signalled through a pidfd only.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pwd
@@ -40,18 +41,20 @@ from agent_runtime.nursery import NotKept, nursery
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+    from typing import Self
 
     from agent_runtime.cgroup_group import Group
     from agent_runtime.cgroups import Groups
     from agent_runtime.keeper import Errand
     from agent_runtime.living import Kin
-    from agent_runtime.nursery import Kept
+    from agent_runtime.nursery import Called, Kept
 
 __all__ = [
     "EXECUTION_VARIABLE",
     "MARK_VARIABLE",
     "Child",
     "Command",
+    "Cradle",
     "Exit",
     "NotSpawned",
     "SpawnReason",
@@ -263,29 +266,67 @@ class Child:
             os.close(descriptor)
 
 
-def spawn(command: Command, kind: Kind = Kind.SCAN, groups: Groups | None = None, *, also_scan: bool = False) -> Child:
+class Cradle:
+    """
+    What an attempt needs before its leader: it counts as living, and its keeper is on the way.
+
+    Entered before the command is known, it saves the time that a keeper takes to be forked. What :func:`spawn` has not
+    made a child of is given back when it is left.
+
+    Attributes:
+        has_child: The child leaves the living when it is closed.
+    """
+
+    def __init__(self, mark: str, kind: Kind = Kind.SCAN) -> None:
+        self.kind = kind
+        self.kin = living.enter(mark)
+        self._called: Called | None = None
+        with contextlib.suppress(OSError):  # whoever needs it tries again, and is told why
+            self._called = self._call()
+        self.has_child = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self._called is not None:
+            self._called.close()
+            self._called = None
+        if not self.has_child:
+            living.leave(self.kin)
+
+    def keeper(self) -> Called:
+        """
+        Return the keeper that waits for its errand, once.
+
+        Raises:
+            OSError: There can be none for now.
+        """
+        called, self._called = self._called, None
+        return called or self._call()
+
+    def _call(self) -> Called:
+        return nursery.call(keeper.NAMESPACE if self.kind is Kind.PIDNS else keeper.PLAIN)
+
+
+def spawn(command: Command, cradle: Cradle, groups: Groups | None = None, *, also_scan: bool = False) -> Child:
     """
     Start a child in a session of its own, with pipes for stdin, stdout and stderr.
 
     Args:
-        kind: How it and all it starts are ended.
+        cradle: Of this attempt's mark; its kind says how the child and all it starts are ended.
         groups: Where it gets a cgroup of its own; needed for :attr:`Kind.CGROUP`.
         also_scan: Look through ``/proc``, too, for who has left the cgroup, as root can.
 
     Raises:
         NotSpawned: It could not be started; nothing is left open or running.
     """
-    kin = living.enter(command.mark)
+    group = None if groups is None else _group(groups, command.mark)
     try:
-        group = None if groups is None else _group(groups, command.mark)
-        try:
-            return _spawn(command, kin, kind, group, also_scan=also_scan)
-        except BaseException:
-            if group is not None:
-                group.remove(_REMOVE_WITHIN_SECONDS)  # what a keeper that hangs still holds is for the next start
-            raise
+        return _spawn(command, cradle, group, also_scan=also_scan)
     except BaseException:
-        living.leave(kin)
+        if group is not None:
+            group.remove(_REMOVE_WITHIN_SECONDS)  # what a keeper that hangs still holds is for the next start
         raise
 
 
@@ -298,7 +339,8 @@ def _group(groups: Groups, mark: str) -> Group:
         raise NotSpawned(reason, f"no cgroup can be made for it: {errno.errorcode.get(code)}") from None
 
 
-def _spawn(command: Command, kin: Kin, kind: Kind, group: Group | None, *, also_scan: bool) -> Child:
+def _spawn(command: Command, cradle: Cradle, group: Group | None, *, also_scan: bool) -> Child:
+    kin, kind = cradle.kin, cradle.kind
     ours: list[int] = []
     theirs: list[int] = []
     try:
@@ -310,7 +352,7 @@ def _spawn(command: Command, kin: Kin, kind: Kind, group: Group | None, *, also_
         for descriptor in ours:
             os.set_blocking(descriptor, False)
         join = () if group is None else (group.procs, group.place)
-        kept = nursery.ask(keeper.NAMESPACE if kind is Kind.PIDNS else keeper.PLAIN, (*theirs, *join), errand)
+        kept = cradle.keeper().send((*theirs, *join), errand)
     except BaseException as error:
         lost = isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ECONNRESET)
         while theirs:
@@ -342,6 +384,7 @@ def _spawn(command: Command, kin: Kin, kind: Kind, group: Group | None, *, also_
         layers.append(ScanLayer(kin))
     if group is not None:
         group.close_ways_in()
+    cradle.has_child = True
     return Child(kept, (ours[0], ours[1], ours[2]), kin, tuple(layers), group)
 
 

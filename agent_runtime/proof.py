@@ -36,7 +36,7 @@ from agent_runtime.delivery import Reach
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.evidence import Channel
 from agent_runtime.pipes import Pipes, Wake
-from agent_runtime.process import Command, new_mark, spawn
+from agent_runtime.process import Command, Cradle, new_mark, spawn
 from agent_runtime.task import Task
 from agent_runtime.tokens import OAUTH_PREFIX, Token, TokenKind
 
@@ -265,7 +265,9 @@ class _Stage:
             as_root=self._user is None and os.geteuid() == 0,
         )
         argv = (*cli_command.resolve(self._command, env.get("PATH")), *words)
-        child = spawn(Command(argv=argv, env=env, cwd=home, user=self._user, mark=self._mark()))
+        command = Command(argv=argv, env=env, cwd=home, user=self._user, mark=self._mark())
+        with Cradle(command.mark) as cradle:
+            child = spawn(command, cradle)
         wake = Wake()
         try:
             give_up_at = time.monotonic() + self._timeout_seconds

@@ -20,7 +20,7 @@ import pytest
 from agent_runtime import cgroups, linux, proc_table  # noqa: F401 - linux is for the drivers
 from agent_runtime.containment import Kind
 from agent_runtime.nursery import nursery  # noqa: F401 - for the drivers
-from agent_runtime.process import Child, Command, Exit, NotSpawned, new_mark, spawn
+from agent_runtime.process import Child, Command, Cradle, Exit, NotSpawned, new_mark, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -101,9 +101,9 @@ def start(
 ) -> Child:
     """Spawn a program with the tests' environment."""
     env = dict(os.environ) if env is None else env
-    return spawn(
-        Command(argv=argv, env=env, cwd=cwd, user=user, mark=mark or new_mark(data_dir())), chosen, _groups(chosen)
-    )
+    mark = mark or new_mark(data_dir())
+    with Cradle(mark, chosen) as cradle:
+        return spawn(Command(argv=argv, env=env, cwd=cwd, user=user, mark=mark), cradle, _groups(chosen))
 
 
 @functools.cache
@@ -120,7 +120,8 @@ def why_not(kind: Kind) -> str | None:
         return f"no {kind.value} here: {cgroups.find().reason}"
     command = Command(argv=("true",), env=dict(os.environ), cwd=Path("/"), mark=new_mark(data_dir()))
     try:
-        child = spawn(command, kind, groups)
+        with Cradle(command.mark, kind) as cradle:
+            child = spawn(command, cradle, groups)
     except NotSpawned as failure:
         return f"no {kind.value} here: {failure}"
     end(child)

@@ -43,8 +43,10 @@ import agent_runtime.nursery as module
 become_subreaper()
 me = proc_table.read_process(os.getpid())
 def newborn(known=()):
-    return [p for p in proc_table.Snapshot().children(me)
-            if not p.dead and p.identity != nursery.identity and p.pid not in known]
+    snapshot = proc_table.Snapshot()
+    ours = [p for p in snapshot.children(me) if p.identity != nursery.identity]
+    theirs = snapshot.children(snapshot.processes[nursery.identity[0]]) if nursery.identity[0] in snapshot.processes else []
+    return [p for p in (*ours, *theirs) if not p.dead and p.pid not in known]
 def strike(pid, how):
     os.kill(pid, getattr(signal, how))
 def attempt(mark):
@@ -68,11 +70,11 @@ def test_a_spawn_whose_keeper_is_struck_before_the_leader_starts_is_refused_in_t
 module._ANSWER_SECONDS = 1.0
 nursery.start()
 started = module._started
-def struck(line, errand):
+def struck(line, pipes, errand):
     assert eventually(lambda: newborn())
     for keeper in newborn():
         strike(keeper.pid, sys.argv[1])
-    return started(line, errand)
+    return started(line, pipes, errand)
 module._started = struck
 mark = new_mark(data_dir())
 began = time.monotonic()
