@@ -231,12 +231,15 @@ class Supervisor:
 
     async def _conclude(self, execution: Execution) -> None:
         """Keep the final record with its answer, and let everybody have it."""
+        execution.conclude(await asyncio.to_thread(self._kept_answer_to, execution))
+
+    def _kept_answer_to(self, execution: Execution) -> Answer:
         record = execution.record
-        answer = await asyncio.to_thread(self._answer_to, execution)
-        if not await asyncio.to_thread(self.archive.conclude, record, answer) and record.metadata.retained:
+        answer = self._answer_to(execution)
+        if not self.archive.conclude(record, answer) and record.metadata.retained:
             record.metadata.retained = False
-            answer = await asyncio.to_thread(self._answer_to, execution)
-        execution.conclude(answer)
+            answer = self._answer_to(execution)
+        return answer
 
     def _answer_to(self, execution: Execution) -> Answer:
         generation = self.desk.current
