@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _PAUSE_SECONDS = 0.001
 _LONGEST_PAUSE_SECONDS = 0.008
 _LOOKS_LEFT_TO_THE_FIRST = 4
+_LOOKING_IS_WORTH = 2
+"""So many times as long as a look takes is waited for the next: what is dying needs the processor, too."""
 
 
 class Kind(Enum):
@@ -102,22 +104,28 @@ def sweep(layers: Sequence[Layer], deadline: float) -> SweepReport:
     """
     began = time.monotonic()
     calm_looks, needed = 0, 1 if layers[0].is_certain else 2
+    is_first = True
     without_news = 0
     pause = _PAUSE_SECONDS
     while True:
         found = []
+        looked = time.monotonic()
         for layer in layers:
             found.append(layer.strike(thorough=calm_looks > 0))
             if not found[-1].calm and without_news < _LOOKS_LEFT_TO_THE_FIRST:
                 break
         calm_looks = calm_looks + 1 if all(look.calm for look in found) else 0
-        if calm_looks == needed or time.monotonic() >= deadline:
+        now = time.monotonic()
+        if calm_looks == needed or now >= deadline:
             break
-        if any(look.fresh for look in found):
-            without_news, pause = 0, _PAUSE_SECONDS
-        else:  # what is dying needs the processor more than who looks on
-            time.sleep(pause)
-            without_news, pause = without_news + 1, min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        has_news = any(look.fresh for look in found)
+        without_news = 0 if has_news else without_news + 1
+        if has_news or calm_looks:
+            pause = _PAUSE_SECONDS
+        if is_first or not has_news:  # who forks as fast as we look gets no pause but the first
+            time.sleep(max(pause, (now - looked) * _LOOKING_IS_WORTH))
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        is_first = False
     return SweepReport(
         killed=max(layer.ended for layer in layers),
         survivors=max(look.alive for look in found),

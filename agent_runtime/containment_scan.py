@@ -37,11 +37,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from agent_runtime.living import Kin, Living
+    from agent_runtime.nursery import Kept
     from agent_runtime.proc_table import Identity, View
 
 T = TypeVar("T")
 
 _LOOKS_AT_AN_EMPTY_ENVIRONMENT = 10
+_LOOK_AT_LEADER_EVERY = 4
+_LOOKS_BEFORE_KILLING_EACH = 3
 
 
 class Owner(Enum):
@@ -62,6 +65,8 @@ class _Round(msgspec.Struct):
     grip: Grip
     seen: dict[Identity, Process] = msgspec.field(default_factory=dict)
     fresh: int = 0
+    is_one_of_many: bool = False
+    group: int = 0
 
 
 class _Unowned(NamedTuple):
@@ -75,8 +80,10 @@ class ScanLayer:
     ends_keeper: ClassVar[bool] = False
     is_certain: ClassVar[bool] = False
 
-    def __init__(self, kin: Kin, attempts: Living = living) -> None:
+    def __init__(self, kin: Kin, kept: Kept | None = None, attempts: Living = living) -> None:
         self._kin = kin
+        self._kept_leader = kept
+        self._patience = _LOOKS_BEFORE_KILLING_EACH
         self._living = attempts
         self._held: set[Identity] = set()
         self._seen: set[Identity] = set()
@@ -109,7 +116,11 @@ class ScanLayer:
         seen = {process.identity: process for process in still_there}
         roots = [root for root in still_there if root.identity == self._kin.leader or root.parent == os.getpid()]
         for root in (*roots, *self._kept(view)):
-            seen.update((p.identity, p) for p in proc_table.branch(view, root) if not p.dead)
+            for process in proc_table.branch(view, root):
+                if not process.dead:
+                    seen[process.identity] = process
+                if len(seen) % _LOOK_AT_LEADER_EVERY == 0 and self._is_for_the_sweep:
+                    return
         self._keep(seen.values(), now_ticks)
         self._kin.remembered = frozenset(seen)
 
@@ -118,10 +129,13 @@ class ScanLayer:
         if me is None or not proc_table.shows_our_pids():
             return Look()
         adopters = () if self._kin.keeper is None else self._kin.keeper[:1]
-        now = _Round(proc_table.look(), linux.boot_ticks(), Grip(*adopters))
+        now = _Round(proc_table.look(), linux.boot_ticks(), Grip(*adopters), is_one_of_many=self._is_for_the_sweep)
         try:
             unowned = self._hold_all(me, now, thorough=thorough)
         finally:
+            if now.group and self._kept_leader is not None:
+                self._kept_leader.kill_group()
+                self._patience = _LOOKS_BEFORE_KILLING_EACH if now.fresh else self._patience - 1
             now.grip.kill()
             self._seen |= now.seen.keys()
             self._kin.remembered |= now.seen.keys()
@@ -182,10 +196,25 @@ class ScanLayer:
             if process.dead or process.identity in now.seen:
                 continue
             now.seen[process.identity] = process
-            if process.identity not in self._held and now.grip.hold(process):
+            if self._patience and self._is_in_group(process):
+                now.group += 1
+                now.fresh += process.identity not in self._seen
+                if now.is_one_of_many:
+                    continue  # what it leaves comes to its keeper, where the next look finds it
+            elif process.identity not in self._held and now.grip.hold(process):
                 self._held.add(process.identity)
-                now.fresh += 1
+                now.fresh += process.identity not in self._seen
             waiting.extend(now.view.children(process))
+
+    def _is_in_group(self, process: Process) -> bool:
+        """Tell whether a process is ended by a signal to the leader's group, as most are."""
+        return self._kept_leader is not None and process.group == process.session == self._kept_leader.pid
+
+    @property
+    def _is_for_the_sweep(self) -> bool:
+        """Whether the leader has ended, so that looks follow each other, and its keeper has all that it left."""
+        kept = self._kept_leader
+        return kept is not None and linux.has_ended(kept.pidfd) and not kept.keeper_has_ended
 
     def _owner_of(self, root: Process, view: View) -> Owner:
         attempts = self._living.all()

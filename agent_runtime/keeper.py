@@ -30,9 +30,11 @@ import select
 
 # The modules below `signal` and `socket`, which would make every keeper heavier by their enums; and no `typing`.
 from _signal import (  # type: ignore[import-not-found]  # typeshed has none
+    SIG_BLOCK,
     SIG_DFL,
     SIG_IGN,
     SIG_SETMASK,
+    SIG_UNBLOCK,
     pthread_sigmask,
     set_wakeup_fd,
     signal,
@@ -189,6 +191,8 @@ class Keeper:
             self._poll.register(self._line, select.POLLIN)
             self._reap()
             while all(descriptor == self._woken for descriptor, _ in self._poll.poll()):
+                if not self._leader:
+                    self._let_more_end()
                 os.read(self._woken, 4096)
                 self._reap()
             self._poll.unregister(self._line)
@@ -215,6 +219,14 @@ class Keeper:
         line.sendmsg([_message(STARTED, *pids)], [(SOL_SOCKET, SCM_RIGHTS, rights)])
         for one in told:
             os.close(one)
+
+    def _let_more_end(self) -> None:
+        """Wait a moment, unless nobody listens any more: those who end need the processor more than we do."""
+        pthread_sigmask(SIG_BLOCK, (_SIGCHLD,))
+        poll = select.poll()
+        poll.register(self._line, 0)
+        poll.poll(_LOOK_AGAIN_MILLISECONDS)
+        pthread_sigmask(SIG_UNBLOCK, (_SIGCHLD,))
 
     def _reap(self) -> bool:
         """Reap whoever has ended, and tell of the leader; return whether there are children left."""

@@ -81,6 +81,10 @@ class Kept:
         """Kill the keeper; where it is PID 1 of a namespace, all in it."""
         linux.send(self._keeper_pidfd, signal.SIGKILL)
 
+    def kill_group(self) -> bool:
+        """Kill the leader's process group in one step; False where there is none left, or the kernel cannot."""
+        return linux.send_to_group(self.pidfd, signal.SIGKILL)
+
     def status(self) -> int | None:
         """
         Return the wait status of a leader that has ended; None if nobody knows it.

@@ -66,7 +66,7 @@ def read_process(pid: int) -> Process | None:
     stat = _read(f"/proc/{pid}/stat", 2048)
     if stat is None:
         return None
-    fields = stat[stat.rfind(b")") + 2 :].split()  # the name before it may hold blanks and parentheses
+    fields = stat[stat.rfind(b")") + 2 :].split(None, 20)  # the name before it may hold blanks and parentheses
     if len(fields) < 20:
         return None
     threads = int(fields[17])

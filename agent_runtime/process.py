@@ -381,7 +381,7 @@ def _spawn(command: Command, cradle: Cradle, group: Group | None, *, also_scan: 
     if kind is Kind.CGROUP and group is not None:
         layers.append(CgroupLayer(group))
     if also_scan or not layers:
-        layers.append(ScanLayer(kin))
+        layers.append(ScanLayer(kin, kept))
     if group is not None:
         group.close_ways_in()
     cradle.has_child = True
