@@ -91,13 +91,18 @@ class Confirmer:
         log.info("probe: fingerprint=%s verdict=%s", fingerprint, verdict, extra={"generation": generation.number})
         return verdict
 
+    def suspects(self, generation: Generation) -> bool:
+        """Make a token suspect, a refused one too, so that nobody new begins with it; :meth:`try_again` must follow."""
+        standing, now = self._standing, time.monotonic()
+        if standing.is_refused(generation) and not standing.begin_try(generation, _prober(generation), now):
+            return False
+        standing.suspect(generation, _prober(generation), now)
+        return True
+
     async def try_again(self, generation: Generation) -> None:
-        """Ask about a token of which nobody waits to hear, a refused one too; it is suspect meanwhile."""
+        """Ask about a token of which nobody waits to hear, made suspect before."""
         standing = self._standing
         was_refused = standing.is_refused(generation)
-        if was_refused and not standing.begin_try(generation, PROBE, time.monotonic()):
-            return
-        standing.suspect(generation, PROBE, time.monotonic())
         try:
             verdict = await self.ask(generation)
             if verdict is ProbeVerdict.REFUSED:
@@ -107,8 +112,8 @@ class Confirmer:
             elif was_refused:
                 standing.leave_to_execution(generation)
         finally:
-            standing.end_try(PROBE)
-            standing.unsuspect(PROBE)
+            standing.end_try(_prober(generation))
+            standing.unsuspect(_prober(generation))
 
     def refused(self, generation: Generation, rule: str) -> None:
         """Take it that the API refuses this token; told once."""
@@ -124,3 +129,8 @@ class Confirmer:
         if self._standing.accept(generation, since) and was_refused:
             fingerprint = generation.token.fingerprint
             log.info("token accepted again: fingerprint=%s", fingerprint, extra={"generation": generation.number})
+
+
+def _prober(generation: Generation) -> str:
+    """Name who asks about one generation: that it has done says nothing of another."""
+    return f"{PROBE}.{generation.number}"

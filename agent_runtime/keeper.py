@@ -11,11 +11,11 @@ This module is a program: the *nursery*, of which a supervisor has one, forks a 
 and it is single-threaded, so that it may fork. Whoever may signal a keeper may end it; its orphans then go to the
 supervisor.
 
-What is said on a keeper's own socket, a stream: first the :data:`Errand`, 4 bytes of length and marshalled, and with the
-length, as ancillary data, the leader's three pipes, and, where it is to be confined, its cgroup's ``cgroup.procs`` and
-that cgroup's directory; then, from the keeper, one :data:`STARTED` with two pidfds, its own and the leader's, and a pipe,
-or one :data:`FAILED`; later one :data:`ENDED`. Every message of the keeper has :data:`MESSAGE_BYTES`. The pipe ends when
-the program is executed; where it cannot be, the rest of a :data:`FAILED` comes through it.
+What is said on a keeper's own socket, a stream: first the :data:`Errand`, 4 bytes of length and marshalled, and with
+the length, as ancillary data, the leader's three pipes, and, where it is to be confined, its cgroup's ``cgroup.procs``
+and that cgroup's directory; then, from the keeper, one :data:`STARTED` with two pidfds, its own and the leader's, and a
+pipe, or one :data:`FAILED`; later one :data:`ENDED`. Every message of the keeper has :data:`MESSAGE_BYTES`. The pipe
+ends when the program is executed; where it cannot be, the rest of a :data:`FAILED` comes through it.
 """
 
 from __future__ import annotations

@@ -198,12 +198,17 @@ class Supervisor:
 
     async def admit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution | Kept:
         """Do as :meth:`submit`, but turn nobody away for a token before the secret file has been read once more."""
+        if self.settings.probe == "on_load":
+            await self._look_for_newer()  # which is asked about before anybody begins with it
         try:
             return self.submit(task, ignored_fields)
         except (NoToken, TokenUnusable, TokenLimited):
-            # Who writes a token and posts at once is faster than whoever watches the file.
-            self.secret_changed(await asyncio.to_thread(self.secret.poll))
+            await self._look_for_newer()
         return self.submit(task, ignored_fields)
+
+    async def _look_for_newer(self) -> None:
+        """Read the secret file: who writes a token and posts at once is faster than whoever watches it."""
+        self.secret_changed(await asyncio.to_thread(self.secret.poll))
 
     def _must_park(self, task: Task) -> bool:
         """Whether the token cannot be used now, and the task is ready to wait for another."""
@@ -309,9 +314,13 @@ class Supervisor:
             for execution in self._live.values():
                 execution.token_loaded(generation)
             if self.settings.probe == "on_load":
-                self._spawn(self._probe(generation), PROBE)
+                self._begin_probe(generation)
         self.slots.grant()
         self.changed.tell()
+
+    def _begin_probe(self, generation: Generation) -> None:
+        if self._confirmer.suspects(generation):  # at once: who posts now waits already
+            self._spawn(self._probe(generation), PROBE)
 
     async def _probe(self, generation: Generation) -> None:
         """Ask the API about a token, a refused one too; meanwhile new executions wait, or are still turned away."""
@@ -327,7 +336,7 @@ class Supervisor:
         if self.settings.probe == "off" or generation is None:
             return
         if self.desk.standing.is_due(generation, time.monotonic()):
-            self._spawn(self._probe(generation), PROBE)
+            self._begin_probe(generation)
 
     async def reload_token(self) -> None:
         """Re-read the secret file now, and try a refused or limited token at once."""
@@ -337,7 +346,8 @@ class Supervisor:
             self.desk.standing.forget_limits(generation)
             if self.desk.standing.is_refused(generation):
                 self.desk.standing.retry_now(generation)
-                await self._probe(generation)
+                if self._confirmer.suspects(generation):
+                    await self._probe(generation)
 
     # -- looking on
 

@@ -52,6 +52,22 @@ class Asked:
         return [event.data["rule"] for event in self.events.after(0)[0] if event.type == "token.refused"]
 
 
+def test_a_token_is_suspect_before_it_is_asked_about_and_no_longer_than_until_it_has_been(
+    api: MessagesApi, url: str
+) -> None:
+    newer = Generation(2, Token("sk-ant-oat01-the-token-of-these-tests-00000000000001"), 0.0)
+    api.accept(TOKEN)
+    asked = Asked(url)
+
+    assert asked.confirmer.suspects(GENERATION)
+    assert asked.confirmer.suspects(newer)
+    assert asked.standing.is_suspect(GENERATION)
+    asyncio.run(asked.confirmer.try_again(GENERATION))
+
+    assert not asked.standing.is_suspect(GENERATION)
+    assert asked.standing.is_suspect(newer), "what is known of one says nothing of another"
+
+
 @pytest.mark.parametrize(
     ("probe", "may_condemn", "expected", "rules"),
     [

@@ -45,7 +45,8 @@ me = proc_table.read_process(os.getpid())
 def newborn(known=()):
     snapshot = proc_table.Snapshot()
     ours = [p for p in snapshot.children(me) if p.identity != nursery.identity]
-    theirs = snapshot.children(snapshot.processes[nursery.identity[0]]) if nursery.identity[0] in snapshot.processes else []
+    parent = snapshot.processes.get(nursery.identity[0])
+    theirs = [] if parent is None else snapshot.children(parent)
     return [p for p in (*ours, *theirs) if not p.dead and p.pid not in known]
 def strike(pid, how):
     os.kill(pid, getattr(signal, how))
