@@ -17,12 +17,14 @@ import pytest
 from agent_runtime import cgroup_group, cgroup_mount, cgroups, containment
 from agent_runtime.cgroup_group import Events, Group, Limits
 from agent_runtime.cgroups import LEAF, PREFIX, Finding, Groups
+from agent_runtime.containment import Kind
 from agent_runtime.containment_cgroup import CgroupLayer
 from agent_runtime.errors import CannotStart, ErrorClass
 from agent_runtime.evidence import Channel, Sighting
-from agent_runtime.process import reap_orphans
+from agent_runtime.process import Command, Cradle, new_mark, reap_orphans, spawn
 from agent_runtime.state import Outcome, StopReason
 from agent_runtime.verdict import Ending, Result, verdict
+from tests import families
 from tests.cgroup_children import NESTED, NOBODY, Member, decoy, erase, inside, own_cgroup
 from tests.families import BOMB, FAMILY, PATIENCE_SECONDS, RUNNER, descriptors, eventually, run_driver
 from tests.test_containment import ESCAPE, ESCAPED
@@ -310,6 +312,7 @@ def test_a_kill_needs_no_free_descriptor() -> None:
             + f"""
 import msgspec, resource
 from agent_runtime import containment
+from agent_runtime.containment import Kind
 from agent_runtime.containment_cgroup import CgroupLayer
 groups = cgroups.prepare(msgspec.structs.replace(cgroups.find(), has_kill={has_kill}))
 group = groups.make(f"full.{{os.getpid()}}")
@@ -364,6 +367,23 @@ def test_who_waits_for_the_end_of_somebody_who_lives_gives_up_at_the_deadline(gr
 
 
 # -- making and removing
+
+
+@pytest.mark.parametrize("kernel", ["forks into a group", "does not"])
+def test_a_leader_is_in_its_group_before_its_first_instruction(
+    groups: Groups, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernel == "does not":  # what stands for the group is none: the call fails, as on an old kernel
+        must = Group._must
+        monkeypatch.setattr(Group, "_must", lambda self, name, flags: must(self, name or "cgroup.events", flags & 3))
+    mark = new_mark(families.data_dir())
+    command = Command(argv=("cat", "/proc/self/cgroup"), env=dict(os.environ), cwd=Path("/"), mark=mark)
+
+    with Cradle(mark, Kind.CGROUP) as cradle:
+        child = spawn(command, cradle, groups)
+
+    with families.ended_at_last(child):
+        assert mark in " ".join(families.lines(child, 1))
 
 
 def test_a_group_leaves_no_descriptor_and_answers_when_it_is_gone(groups: Groups) -> None:
