@@ -406,6 +406,8 @@ class Attempt:
         self._reason_for(StopReason.REFUSED)
         signalled_at = self._interrupt()
         report = self._report
+        if report.generation is not None:
+            self._around.doubt(report.generation, self._order.execution_id)
         report.evidence = EvidenceRecord(
             rule=sighting.rule,
             stream=sighting.channel,

@@ -174,10 +174,13 @@ class Course:
     async def _confirm(self, report: Report, generation: Generation) -> Confirmation:
         sighting = report.ending.evidence or report.ending.last_error if report.ending else None
         may_condemn = sighting is not None and sighting.condemns and not report.used_tool
-        current = self._office.desk.current
+        current, by = self._office.desk.current, self._execution.execution_id
+        is_in_use = current is not None and current.number == generation.number
+        if not is_in_use:
+            self._office.desk.standing.unsuspect(by)  # nobody would begin with it anyway
         return await self._office.confirmer.confirm(
             generation,
-            by=self._execution.execution_id if current is not None and current.number == generation.number else None,
+            by=by if is_in_use else None,
             may_condemn=may_condemn,
             rule=sighting.rule if sighting else "unknown",
             model=report.tally.model_name,

@@ -28,7 +28,7 @@ class TokenDesk:
     """
     Put together what the secret file and the API's answers say of the token in use.
 
-    :meth:`may_use` is asked from attempts' threads, everything else on the event loop's thread.
+    :meth:`may_use` and :meth:`doubt` are called from attempts' threads, everything else on the event loop's thread.
 
     Args:
         probes: The API is asked about refused tokens; otherwise, or where that tells nothing, an execution finds out.
@@ -114,6 +114,20 @@ class TokenDesk:
             self.standing.is_refused(generation) and not self.standing.begin_try(generation, by, time.monotonic())
         ):
             raise TokenUnusable(_REFUSED)
+
+    def doubt(self, generation: Generation, by: str) -> None:
+        """
+        Let nobody begin with a generation that was refused just now, from any thread.
+
+        What the refusal is worth is found out when the attempt is gone, after its grace at worst. Until then it is
+        suspect, or until :meth:`Standing.unsuspect`.
+
+        Args:
+            by: The execution's id.
+        """
+        current = self.current
+        if current is not None and current.number == generation.number and not self.standing.is_refused(generation):
+            self.standing.suspect(generation, by, time.monotonic())
 
     def is_newer_usable(self, generation: Generation | None, model: str | None) -> bool:
         """Whether a generation newer than *generation* is loaded and could be spawned with now."""

@@ -30,6 +30,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     Attributes:
         may_use: Raises :class:`AgentRuntimeError` where a generation must not be spawned with, for a model, by an
             execution.
+        doubt: To be told at once of a generation that was refused, and by which execution.
         unkillable: Takes over the children whose processes cannot be ended.
         run_dir: Private files for children; each attempt has a directory of its own in it.
     """
@@ -43,6 +44,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     containment: Containment
     unkillable: Unkillable
     may_use: Callable[[Generation, str | None, str], None]
+    doubt: Callable[[Generation, str], None]
     counts: Counts = msgspec.field(default_factory=Counts)
 
 

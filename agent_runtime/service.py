@@ -70,6 +70,13 @@ Who is told of the end asks again at once. A connection that is accepted while t
 told to close (uvicorn 0.54, ``Server.shutdown``), and holds up the exit.
 """
 WORKERS = 4
+SWITCH_SECONDS = 0.0005
+"""
+How long a thread may hold the interpreter while another wants it.
+
+Between the line that says that a token is refused and the signal there are several hand-overs, and with Python's own
+5 ms each of them could take so long while the event loop computes (tests/benchmarks/detection.py).
+"""
 
 
 def announce(line: str) -> None:
@@ -232,6 +239,7 @@ async def _serve(
     start: Start,
 ) -> int:
     settings = supervisor.settings
+    sys.setswitchinterval(SWITCH_SECONDS)
     access = AccessKey(settings.access_key_file, settings.access_header, premises.redactor)
     if access.required and access.read() is None:
         log.warning("no usable access key in %s: nobody may call until there is one", settings.access_key_file)

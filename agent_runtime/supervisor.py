@@ -129,6 +129,7 @@ class Supervisor:
             containment=containment,
             unkillable=self.unkillable,
             may_use=self.desk.may_use,
+            doubt=self.desk.doubt,
             counts=counts,
         )
         self._next_mark = next_mark

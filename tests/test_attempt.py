@@ -95,6 +95,7 @@ class Bench:
             containment=Containment(),
             unkillable=Unkillable(),
             may_use=lambda _generation, _model, _by: None,
+            doubt=lambda _generation, _by: None,
         )
         order = Order(
             execution_id=f"execution-{uuid.uuid4()}",

@@ -113,6 +113,21 @@ def test_a_stubborn_child_and_what_it_started_in_other_sessions_are_gone_after_t
         assert marked_processes("stubborn") == []
 
 
+def test_nobody_begins_with_a_refused_token_while_a_stubborn_child_has_its_grace(tmp_path: Path) -> None:
+    script = [{"do": "stubborn"}, *DEAD["script"]]
+    with supervised(tmp_path, flags=("--stop-grace", "1.5", "--park", "0")) as running:
+        refused = running.start({"script": script}, execution_id="stubborn")
+        eventually(lambda: running.get("/api/token")["state"] == "suspect")
+        assert marked_processes("stubborn"), "it is still there"
+        next_one = running.start(OK, execution_id="next")
+        eventually(lambda: running.get("/api/executions/running")["pending_ids"] == ["next"])
+        assert running.client.get("/readyz").json()["reason"] == "token_suspect"
+        assert running.record("stubborn")["state"] == "stopping"
+
+        assert refused.answer().json()["error_class"] == next_one.answer().json()["error_class"] == "auth"
+        assert running.record("next")["attempts"] == []
+
+
 def test_an_execution_ends_though_a_grandchild_holds_its_pipes(shared: Supervised) -> None:
     script = [{"do": "init"}, {"do": "spawn", "kind": "setsid", "hold_pipes": True}, {"do": "result", "text": "x"}]
 
