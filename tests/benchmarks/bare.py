@@ -1,15 +1,16 @@
-"""The bare server: starlette and uvicorn with ``/livez``, and bytes as server-sent events, and nothing else."""
+"""The bare server: starlette and uvicorn with ``/livez``, bytes as events, a child in a thread, and nothing else."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 if TYPE_CHECKING:
@@ -42,9 +43,20 @@ class Server(uvicorn.Server):
             print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
 
 
+async def run(request: Request) -> Response:
+    """Run the command that is posted, and answer with the last line it prints."""
+    command = (await request.body()).decode()
+
+    def printed() -> bytes:
+        with subprocess.Popen([command], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            return process.communicate(b"x")[0]
+
+    return Response((await asyncio.to_thread(printed)).splitlines()[-1], media_type="application/json")
+
+
 def main() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
-    app = Starlette(routes=[Route("/livez", livez), Route("/stream", stream)])
+    app = Starlette(routes=[Route("/livez", livez), Route("/stream", stream), Route("/run", run, methods=["POST"])])
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False)
     asyncio.run(Server(config).serve(sockets=[listener]))
 
