@@ -16,6 +16,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from agent_runtime import command as cli_command
 from agent_runtime.command import PERMISSION_MODE
@@ -400,6 +401,8 @@ class Attempt:
             self._report.generation, _ = self._holding.charged(read_at)
         if not sighting.is_evidence or self._evidence is not None:
             return
+        if self._holding.is_in_doubt:
+            sighting = replace(sighting, condemns=False)  # whichever was refused: the next attempt finds out
         if not sighting.is_final and self._holding.newest is not self._report.generation:
             return  # the CLI's own retry takes the newer token; what that meets decides
         self._evidence = sighting

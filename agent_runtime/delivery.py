@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -74,6 +74,7 @@ class Delivered:
         way: ``env`` or ``file``; an API key goes by ``env`` whatever the setting.
         variables: What its environment must hold.
         reach: When it takes a newer generation, as far as that was known when it was spawned.
+        learned: Where it was not: tells what is known of this CLI by now; None: still nothing.
         holds: Tells whether a generation, or a newer one, is where the child looks.
         at: Epoch seconds.
     """
@@ -83,7 +84,13 @@ class Delivered:
     variables: Mapping[str, str] = field(repr=False)
     reach: Reach = Reach.NEVER
     holds: Callable[[Generation], bool] | None = field(default=None, repr=False, compare=False)
+    learned: Callable[[], Reach | None] | None = field(default=None, repr=False, compare=False)
     at: float = field(default_factory=time.time, compare=False)
+
+    @property
+    def known_reach(self) -> Reach | None:
+        """When the child takes a newer generation; None: it looks at a file, and it is not known yet when."""
+        return self.reach if self.learned is None else self.learned()
 
     def is_reached_by(self, newer: Generation) -> bool:
         """
@@ -91,9 +98,11 @@ class Delivered:
 
         Not where either of the two is an API key: a variable stays as it is, and it beats the file.
         """
-        if self.reach is Reach.NEVER or newer.token.kind is TokenKind.API_KEY:
-            return False
-        return self.holds is not None and self.holds(newer)
+        return self.known_reach not in {None, Reach.NEVER} and self.is_in_reach(newer)
+
+    def is_in_reach(self, newer: Generation) -> bool:
+        """Whether *newer* is where the child looks, if it looks."""
+        return newer.token.kind is not TokenKind.API_KEY and self.holds is not None and self.holds(newer)
 
 
 class Delivery(Protocol):
@@ -348,6 +357,8 @@ class Deliveries:
                     raise
             else:
                 self._note(None)
+                if reach is None and delivered.way == FileDelivery.name and self._prover is not None:
+                    return replace(delivered, learned=self._prover.reach)
                 return delivered
         return self._by_variable.deliver(generation)
 

@@ -91,7 +91,7 @@ class TokenDesk:
             raise NoToken(f"no usable token: {reason}; write one, or let agent-runtime doctor say why")
         self._require_unexpired(generation)
         if self._is_closed(generation) or self.standing.retry_after_seconds(generation, time.monotonic()) > 0:
-            raise TokenUnusable(_REFUSED)
+            raise TokenUnusable(_REFUSED, token_generation=generation.number)
         self._require_unlimited(generation, model)
         return generation
 
@@ -113,7 +113,7 @@ class TokenDesk:
         if self._is_closed(generation) or (
             self.standing.is_refused(generation) and not self.standing.begin_try(generation, by, time.monotonic())
         ):
-            raise TokenUnusable(_REFUSED)
+            raise TokenUnusable(_REFUSED, token_generation=generation.number)
 
     def doubt(self, generation: Generation, by: str) -> None:
         """
@@ -208,7 +208,7 @@ class TokenDesk:
     @staticmethod
     def _require_unexpired(generation: Generation) -> None:
         if generation.expires_at is not None and generation.expires_at <= time.time():
-            raise TokenUnusable(_EXPIRED)
+            raise TokenUnusable(_EXPIRED, token_generation=generation.number)
 
     def _require_unlimited(self, generation: Generation, model: str | None) -> None:
         now = time.time()
@@ -217,4 +217,5 @@ class TokenDesk:
                 "the account's usage limit is reached; write another account's token, or wait for the reset",
                 retry_after_seconds=max(1, math.ceil(limit.until - now)),
                 resets_at=limit.until if limit.is_told else None,
+                token_generation=generation.number,
             )

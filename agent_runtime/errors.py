@@ -187,11 +187,15 @@ class AdmissionError(AgentRuntimeError):
 
     Attributes:
         retry_after_seconds: When it is worth asking again; None: not known.
+        token_generation: The one in use, where it is the reason.
     """
 
-    def __init__(self, message: str, *, retry_after_seconds: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after_seconds: int | None = None, token_generation: int | None = None
+    ) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.token_generation = token_generation
 
 
 class Busy(AdmissionError):
@@ -228,8 +232,15 @@ class TokenLimited(AdmissionError):
 
     error_class = ErrorClass.RATE_LIMIT
 
-    def __init__(self, message: str, *, retry_after_seconds: int | None, resets_at: float | None = None) -> None:
-        super().__init__(message, retry_after_seconds=retry_after_seconds)
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_seconds: int | None,
+        resets_at: float | None = None,
+        token_generation: int | None = None,
+    ) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds, token_generation=token_generation)
         self.resets_at = resets_at
 
 

@@ -27,6 +27,7 @@ class Holding:
         self._lock = threading.Lock()
         self._held: list[tuple[Generation, float]] = [(delivered.generation, now)]
         self._waiting: Generation | None = None
+        self._in_reach: Generation | None = None
 
     @property
     def newest(self) -> Generation:
@@ -36,17 +37,24 @@ class Holding:
     @property
     def may_be_reached(self) -> bool:
         """Whether a newer generation can get to this child at all."""
-        return self._delivered.reach is not Reach.NEVER
+        return self._delivered.known_reach is not Reach.NEVER
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the child may have a newer generation than the one it is charged with, and nobody knows."""
+        return self._delivered.known_reach is None and self._in_reach is not None
 
     def loaded(self, generation: Generation, now: float) -> Generation | None:
         """Note that *generation* is loaded; return it if the child has it from now on."""
         with self._lock:
+            if generation.number > self._held[-1][0].number and self._delivered.is_in_reach(generation):
+                self._in_reach = generation
             if not self._delivered.is_reached_by(generation):
                 return None
             if self._waiting is None or generation.number > self._waiting.number:
                 self._waiting = generation
         # One that looks again only when its token is refused has it no sooner.
-        return None if self._delivered.reach is Reach.ON_REFUSAL else self.looked(now)
+        return None if self._delivered.known_reach is Reach.ON_REFUSAL else self.looked(now)
 
     def looked(self, now: float) -> Generation | None:
         """Note that the child looks for a newer token now; return the one it finds."""

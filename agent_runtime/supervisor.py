@@ -292,6 +292,9 @@ class Supervisor:
                 await second.wait()
                 self.desk.warn_of_expiry()
                 self._retry_refused()
+                if (generation := self.desk.current) is not None:
+                    for execution in self._live.values():
+                        execution.token_loaded(generation)  # of its CLI it may be known by now that it has it
                 if linux.has_dead_children():
                     await asyncio.to_thread(reap_orphans)
                 if self.unkillable.slots:

@@ -247,6 +247,7 @@ def test_a_usage_limit_is_told_with_its_end_and_closes_admission_while_it_lasts(
             assert (response.status_code, response.json()["error_class"]) == (429, "rate_limit")
             assert 3500 < int(response.headers["retry-after"]) <= 3600
             assert response.json()["resets_at"] == token["limited_until"]
+            assert (response.json()["token_generation"], response.json()["token_stale"]) == (1, False)
         assert (token["state"], token["limit_type"]) == ("limited", "five_hour")
         assert running.client.get("/readyz").json()["reason"] == "token_limited"
 

@@ -80,3 +80,33 @@ def test_what_never_looks_again_is_not_reached() -> None:
     assert child.loaded(SECOND, 1.0) is None
     assert child.looked(1.0) is None
     assert child.charged(99.0) == (FIRST, 0.0)
+
+
+def in_doubt(child: Holding) -> bool:
+    return child.is_in_doubt  # asked anew each time, for mypy too
+
+
+def test_as_long_as_nobody_knows_whether_it_looks_it_is_in_doubt_what_it_has() -> None:
+    known: list[Reach | None] = [None]
+    child = Holding(Delivered(FIRST, "file", {}, Reach.NEVER, lambda _newer: True, lambda: known[0]), now=0.0)
+    assert not in_doubt(child)
+
+    assert child.loaded(SECOND, 1.0) is None
+    assert in_doubt(child)
+    assert child.may_be_reached
+
+    known[0] = Reach.ON_REQUEST
+    assert not in_doubt(child)
+    assert child.loaded(SECOND, 5.0) is SECOND, "told again, once it is known"
+    assert child.charged(5.0 + SETTLED_SECONDS) == (SECOND, 5.0)
+
+
+def test_a_child_that_never_looks_is_not_in_doubt() -> None:
+    known: list[Reach | None] = [None]
+    child = Holding(Delivered(FIRST, "file", {}, Reach.NEVER, lambda _newer: True, lambda: known[0]), now=0.0)
+    child.loaded(SECOND, 1.0)
+    known[0] = Reach.NEVER
+
+    assert not in_doubt(child)
+    assert not child.may_be_reached
+    assert child.charged(9.0) == (FIRST, 0.0)

@@ -21,9 +21,12 @@ def problem_response(error: AgentRuntimeError, *, headers: Mapping[str, str] | N
         sent["retry-after"] = str(error.retry_after_seconds)
     if isinstance(error, AccessDenied):
         sent["www-authenticate"] = "Bearer"  # which RFC 9110 wants of a 401
+    generation = error.token_generation if isinstance(error, AdmissionError) else None
     body = problem(
         error.error_class,
         str(error),
+        token_generation=generation,
+        token_stale=None if generation is None else False,  # it is the newest there is
         code=error.code if isinstance(error, NotFound) else None,
         resets_at=error.resets_at if isinstance(error, TokenLimited) else None,
     )
