@@ -22,7 +22,7 @@ LEAST = "bare uvicorn, the same in a thread"
 def run(scale: Scale) -> Iterable[Row]:
     with directory() as home:
         cli = nothing_cli(home)
-        with supervisor(home, cli) as running, bare_server() as (_, bare_http):
+        with supervisor(home, cli) as running:
 
             def spawned() -> float:
                 begun = time.time()
@@ -51,17 +51,19 @@ def run(scale: Scale) -> Iterable[Row]:
                     raise RuntimeError("the child failed")
                 return (time.perf_counter() - begun) * 1000
 
-            def answered_by_bare_server() -> float:
-                begun = time.perf_counter()
-                if json.loads(bare_http.ask("POST", "/run", cli.encode())[1])["is_error"]:
-                    raise RuntimeError("the child failed")
-                return (time.perf_counter() - begun) * 1000
-
-            in_turn(5, answered, answered_bare, answered_by_bare_server)  # until all is loaded
+            in_turn(5, answered, answered_bare)  # until all is loaded
             rounds = scale.rounds(200, 5)
             ours, bare = in_turn(rounds, spawned, spawned_bare)
             yield Row("spawning", "task in → child spawned", "ms", ours, BESIDE, bare, adds_at_most(5))
-            ours, bare, least = in_turn(rounds, answered, answered_bare, answered_by_bare_server)
+            with bare_server() as (_, bare_http):
+
+                def answered_by_bare_server() -> float:
+                    begun = time.perf_counter()
+                    if json.loads(bare_http.ask("POST", "/run", cli.encode())[1])["is_error"]:
+                        raise RuntimeError("the child failed")
+                    return (time.perf_counter() - begun) * 1000
+
+                ours, bare, least = in_turn(rounds, answered, answered_bare, answered_by_bare_server)
             yield Row("spawning", "task in → whole answer", "ms", ours, BESIDE, bare, adds_at_most(5))
             yield Row("spawning", "task in → whole answer", "ms", ours, LEAST, least)
 
