@@ -17,14 +17,14 @@ def test_its_slot_is_shown_as_unkillable_and_replaced(tmp_path: Path, containmen
     script = [
         {"do": "init"},
         {"do": "spawn", "kind": "setsid", "pid_file": str(pid_file)},
-        {"do": "touch", "path": str(tmp_path / "begun")},
         {"do": "hang"},
     ]
     flags = ("--slots", "1", "--stop-grace", "0.2", "--containment", containment)
     with freezer() as (freeze, thaw), supervised(tmp_path, flags=flags) as running:
         stuck = running.start({"script": script}, execution_id="stuck")
-        eventually((tmp_path / "begun").exists)
-        pid = next(int(word) for word in pid_file.read_text().split() if word.isdecimal())
+        # It writes the file itself, whenever it gets there.
+        told = eventually(lambda: pid_file.exists() and pid_file.read_text().endswith("\n") and pid_file.read_text())
+        pid = next(int(word) for word in told.split() if word.isdecimal())
         freeze(_outside(pid, "stuck"))
 
         running.client.post("/api/executions/stuck/terminate").raise_for_status()
