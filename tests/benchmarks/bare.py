@@ -55,7 +55,9 @@ async def run(request: Request) -> Response:
 
 
 def main() -> None:
-    listener = socket.create_server(("127.0.0.1", 0))
+    # With its protocol, as asyncio makes them from a host and a port: without, asyncio would leave out TCP_NODELAY.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
     app = Starlette(routes=[Route("/livez", livez), Route("/stream", stream), Route("/run", run, methods=["POST"])])
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False)
     asyncio.run(Server(config).serve(sockets=[listener]))
