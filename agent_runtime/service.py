@@ -37,7 +37,6 @@ from agent_runtime.generations import GenerationLedger
 from agent_runtime.probe import Probe
 from agent_runtime.process import new_mark
 from agent_runtime.proofs import BackgroundProver, Proofs
-from agent_runtime.redaction import Redactor
 from agent_runtime.resumption import Resumption
 from agent_runtime.secret_file import SecretFile
 from agent_runtime.state import StopReason
