@@ -388,7 +388,8 @@ codes = [child.poll().code for child in children]
 for child in children:
     child.close()
 below = lambda: [p.pid for p in proc_table.branch(proc_table.Snapshot(), me)]
-print(json.dumps([gone, codes, zombies() or eventually(lambda: below() == [me.pid, nursery.identity[0]])]))
+# Keepers end by themselves, and are reaped as all orphans are.
+print(json.dumps([gone, codes, eventually(lambda: not zombies() and below() == [me.pid, nursery.identity[0]])]))
 """,
         kind=kind,
     )
