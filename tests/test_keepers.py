@@ -44,7 +44,8 @@ become_subreaper()
 me = proc_table.read_process(os.getpid())
 def newborn(known=()):
     snapshot = proc_table.Snapshot()
-    ours = [p for p in snapshot.children(me) if p.identity != nursery.identity]
+    # Not a nursery that is just being started: stopped before it is executed, it would hold up its own start for ever.
+    ours = [p for p in snapshot.children(me) if nursery._socket is not None and p.identity != nursery.identity]
     parent = snapshot.processes.get(nursery.identity[0])
     theirs = [] if parent is None else snapshot.children(parent)
     return [p for p in (*ours, *theirs) if not p.dead and p.pid not in known]
