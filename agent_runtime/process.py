@@ -7,7 +7,6 @@ takes neither a fork nor a thread. A process is signalled through a pidfd only.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import pwd
@@ -26,6 +25,7 @@ from agent_runtime.containment import Kind, Layer, SweepReport
 from agent_runtime.containment_cgroup import CgroupLayer
 from agent_runtime.containment_pidns import NamespaceLayer
 from agent_runtime.containment_scan import ScanLayer
+from agent_runtime.cradle import Cradle
 from agent_runtime.errors import SpawnFailed
 from agent_runtime.leftovers import await_keepers, sweep_leftovers
 from agent_runtime.living import (
@@ -41,13 +41,12 @@ from agent_runtime.nursery import NotKept, nursery
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-    from typing import Self
 
     from agent_runtime.cgroup_group import Group
     from agent_runtime.cgroups import Groups
     from agent_runtime.keeper import Errand
     from agent_runtime.living import Kin
-    from agent_runtime.nursery import Called, Kept
+    from agent_runtime.nursery import Kept
 
 __all__ = [
     "EXECUTION_VARIABLE",
@@ -264,49 +263,6 @@ class Child:
         if descriptor in self._open:
             self._open.remove(descriptor)
             os.close(descriptor)
-
-
-class Cradle:
-    """
-    What an attempt needs before its leader: it counts as living, and its keeper is on the way.
-
-    Entered before the command is known, it saves the time that a keeper takes to be forked. What :func:`spawn` has not
-    made a child of is given back when it is left.
-
-    Attributes:
-        has_child: The child leaves the living when it is closed.
-    """
-
-    def __init__(self, mark: str, kind: Kind = Kind.SCAN) -> None:
-        self.kind = kind
-        self.kin = living.enter(mark)
-        self._called: Called | None = None
-        with contextlib.suppress(OSError):  # whoever needs it tries again, and is told why
-            self._called = self._call()
-        self.has_child = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        if self._called is not None:
-            self._called.close()
-            self._called = None
-        if not self.has_child:
-            living.leave(self.kin)
-
-    def keeper(self) -> Called:
-        """
-        Return the keeper that waits for its errand, once.
-
-        Raises:
-            OSError: There can be none for now.
-        """
-        called, self._called = self._called, None
-        return called or self._call()
-
-    def _call(self) -> Called:
-        return nursery.call(keeper.NAMESPACE if self.kind is Kind.PIDNS else keeper.PLAIN)
 
 
 def spawn(command: Command, cradle: Cradle, groups: Groups | None = None, *, also_scan: bool = False) -> Child:

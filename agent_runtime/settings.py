@@ -44,6 +44,9 @@ def _header(value: str) -> str:
     return name
 
 
+_MOST_SECONDS = 30 * 86400
+
+
 def _integer(low: int, high: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
         try:
@@ -58,20 +61,24 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def _seconds(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        raise ValueError("must be a number of seconds") from None
-    if not 0 <= number <= 30 * 86400:
-        raise ValueError("must be from 0 to 2592000 seconds")
+    number = _number_of_seconds(value)
+    if not 0 <= number <= _MOST_SECONDS:
+        raise ValueError(f"must be from 0 to {_MOST_SECONDS} seconds")
     return number
 
 
 def _some_seconds(value: str) -> float:
-    number = _seconds(value.strip().removeprefix("-"))
-    if number == 0 or value.strip().startswith("-"):
-        raise ValueError("must be more than 0 seconds")
+    number = _number_of_seconds(value)
+    if not 0 < number <= _MOST_SECONDS:
+        raise ValueError(f"must be more than 0 seconds, and at most {_MOST_SECONDS}")
     return number
+
+
+def _number_of_seconds(value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError("must be a number of seconds") from None
 
 
 def _seconds_or_auto(value: str) -> float | None:

@@ -89,6 +89,14 @@ def test_over_a_network_that_is_open_to_all_a_service_may_be_called_by_its_name(
             assert httpx.get(url, headers={"Host": name}).status_code == 400
 
 
+def test_loopback_stays_loopback_where_a_supervisor_listens_everywhere(tmp_path: Path) -> None:
+    with supervised(tmp_path, flags=("--host=::", "--insecure-no-access-key")) as running:
+        url = f"http://127.0.0.1:{running.url.rpartition(':')[2]}/api/token"
+
+        assert httpx.get(url).status_code == 200
+        assert httpx.get(url, headers={"Host": "agent"}).status_code == 400, "it came from ::ffff:127.0.0.1"
+
+
 def _own_address() -> str:
     """Return an address of this machine that is not loopback; nothing is sent for it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:

@@ -127,7 +127,12 @@ def _is_private(host: str) -> bool:
 
 def _came_over_loopback(request: Request) -> bool:
     server = request.scope.get("server")
-    return server is None or not _is_address(server[0]) or ipaddress.ip_address(server[0]).is_loopback
+    if server is None or not _is_address(server[0]):
+        return True
+    address = ipaddress.ip_address(server[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped  # who listens on :: meets 127.0.0.1 in this form
+    return address.is_loopback
 
 
 def _is_address(host: str) -> bool:
