@@ -48,6 +48,7 @@ class ErrorClass(StrEnum):
     TIMEOUT = "timeout"
     STALLED = "stalled"
     MAX_TURNS = "max_turns"
+    MAX_OUTPUT = "max_output"
     MODEL = "model"
     INVALID_REQUEST = "invalid_request"
     SIGNAL = "signal"
@@ -78,6 +79,7 @@ STATUS_BY_CLASS: dict[ErrorClass, int] = {
     ErrorClass.TIMEOUT: 504,
     ErrorClass.STALLED: 504,
     ErrorClass.MAX_TURNS: 422,
+    ErrorClass.MAX_OUTPUT: 422,
     ErrorClass.MODEL: 400,
     ErrorClass.INVALID_REQUEST: 400,
     ErrorClass.SIGNAL: 500,
@@ -96,8 +98,23 @@ STATUS_BY_CLASS: dict[ErrorClass, int] = {
     ErrorClass.CANCELLED: 200,
 }
 
-RESERVED_WORDS = ("401", "403", "429", "oauth", "unauthorized", "credential", "credit balance", "authenticat")
-"""Words (lower case) a backend reads as "switch the token": no error text of another class may contain them."""
+RESERVED_WORDS = (
+    "401",
+    "403",
+    "429",
+    "oauth",
+    "unauthorized",
+    "forbidden",
+    "credential",
+    "credit balance",
+    "authenticat",
+    "token expired",
+)
+"""
+Words (lower case) a backend reads as "switch the token": no error text of another class may contain them.
+
+Source: the rules of Abilityai/trinity's backend, 2026, which also has longer forms of these words; "429" is ours.
+"""
 
 
 class AgentRuntimeError(Exception):

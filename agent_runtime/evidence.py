@@ -32,10 +32,17 @@ from agent_runtime.evidence_text import (
     time_of_entry,
 )
 from agent_runtime.frames import SYNTHETIC_MODEL
+from agent_runtime.state import TokenTrouble
 
 if TYPE_CHECKING:
     from agent_runtime.evidence_rules import Rule
     from agent_runtime.frames import Frame
+
+_TROUBLE_BY_CLASS = {
+    ErrorClass.AUTH: TokenTrouble.REFUSED,
+    ErrorClass.BILLING: TokenTrouble.BILLING,
+    ErrorClass.RATE_LIMIT: TokenTrouble.LIMITED,
+}
 
 QUOTES_NEWLINES_SINCE = (2, 1, 114)
 """
@@ -60,6 +67,7 @@ class Sighting(msgspec.Struct, frozen=True):
         rule: The id of the rule that recognised it: see :mod:`agent_runtime.evidence_rules`.
         is_evidence: The API refused the token: the attempt must be stopped now.
         condemns: It may count against the generation; false for what only the CLI says, such as "Not logged in".
+        trouble: What it says is wrong with the token or its account; None: nothing.
         is_final: The CLI has given up; false for its retries.
         status: The HTTP status, where one is known.
         limit_type: Which usage limit, in the API's words, such as ``five_hour``.
@@ -73,6 +81,7 @@ class Sighting(msgspec.Struct, frozen=True):
     error_class: ErrorClass
     is_evidence: bool = False
     condemns: bool = False
+    trouble: TokenTrouble | None = None
     is_final: bool = False
     status: int | None = None
     limit_type: str | None = None
@@ -259,6 +268,7 @@ class Witness:
             error_class=rule.error_class,
             is_evidence=rule.is_evidence,
             condemns=rule.condemns,
+            trouble=_TROUBLE_BY_CLASS.get(rule.error_class),
             is_final=is_final,
             status=error.status,
         )

@@ -237,6 +237,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("throttle-429", ErrorClass.OVERLOADED, statuses=frozenset({429})),
     # -- the request
+    Rule("output-limit-word", ErrorClass.MAX_OUTPUT, words=frozenset({"max_output_tokens"}), seen_on="2.1.330"),
     Rule(
         "model-403",
         ErrorClass.MODEL,

@@ -21,6 +21,7 @@ TITLES: dict[ErrorClass, str] = {
     ErrorClass.TIMEOUT: "Timed out",
     ErrorClass.STALLED: "No progress",
     ErrorClass.MAX_TURNS: "Too many turns",
+    ErrorClass.MAX_OUTPUT: "Output too long",
     ErrorClass.MODEL: "Model not usable",
     ErrorClass.INVALID_REQUEST: "Invalid request",
     ErrorClass.SIGNAL: "Killed by a signal",

@@ -74,6 +74,19 @@ class StopReason(StrEnum):
     LINGERED = "lingered"
 
 
+class TokenTrouble(StrEnum):
+    """What the API holds against a token or the account it belongs to; each is a state of the token."""
+
+    REFUSED = "refused"
+    """The credential itself is not accepted."""
+    BLOCKED = "blocked"
+    """The account is on hold, disabled, or must do something before it may be used."""
+    BILLING = "billing"
+    """The account cannot pay: no credit, a spent budget."""
+    LIMITED = "limited"
+    """A usage limit lasts; it ends by itself."""
+
+
 STALLS = {
     StopReason.INIT_TIMEOUT,
     StopReason.FIRST_MESSAGE_TIMEOUT,

@@ -27,6 +27,7 @@ SENTENCES: dict[ErrorClass, str] = {
     ErrorClass.TIMEOUT: "the execution took longer than its timeout; give it more with timeout_seconds",
     ErrorClass.STALLED: "the CLI showed no sign of life for too long; send it again, or raise the idle timeouts",
     ErrorClass.MAX_TURNS: "the execution took more turns than max_turns allows; raise it, or divide the task",
+    ErrorClass.MAX_OUTPUT: "the model wrote up to its limit; ask for less at once, or send it again to go on",
     ErrorClass.MODEL: "the model is unknown or not supported; name another in the field model",
     ErrorClass.INVALID_REQUEST: "the API did not accept the request; change the task before it is sent again",
     ErrorClass.SIGNAL: "the CLI was killed by a signal from elsewhere; send the same execution_id again to go on",

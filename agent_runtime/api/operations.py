@@ -58,6 +58,7 @@ EXECUTION_ERRORS = (
     ErrorClass.TIMEOUT,
     ErrorClass.STALLED,
     ErrorClass.MAX_TURNS,
+    ErrorClass.MAX_OUTPUT,
     ErrorClass.MODEL,
     ErrorClass.INVALID_REQUEST,
     ErrorClass.SIGNAL,

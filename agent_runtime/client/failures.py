@@ -19,6 +19,7 @@ What a client raises: one class for each ``error_class``, in families that a bac
         │   ├── TimedOut            timeout
         │   │   └── Stalled         stalled
         │   ├── TooManyTurns        max_turns
+        │   ├── OutputTooLong       max_output
         │   ├── LostResult          lost_result
         │   ├── Killed              signal
         │   │   └── OutOfMemory     oom
@@ -230,6 +231,12 @@ class TooManyTurns(ExecutionFailed):
     """It took more turns than it was allowed."""
 
     error_class = ErrorClass.MAX_TURNS
+
+
+class OutputTooLong(ExecutionFailed):
+    """The model wrote up to its limit before it was done."""
+
+    error_class = ErrorClass.MAX_OUTPUT
 
 
 class LostResult(ExecutionFailed):
