@@ -59,10 +59,12 @@ _OURS = frozenset({"host", "connection", "content-length", "transfer-encoding", 
 
 
 class ProbeVerdict(StrEnum):
-    """What the API thinks of a token."""
+    """What the API thinks of a token, or of the account it belongs to."""
 
     VALID = "valid"
     REFUSED = "refused"
+    BLOCKED = "blocked"
+    BILLING = "billing"
     UNKNOWN = "unknown"
 
 
