@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent_runtime import __version__
-from agent_runtime.console import add_drain, add_run, add_status, default_url
+from agent_runtime.console import EXECUTION_ID_FLAG, add_drain, add_run, add_status, default_url
 from agent_runtime.console.pages import explain
 from agent_runtime.errors import AgentRuntimeError, CannotStart, SettingsInvalid
 from agent_runtime.settings import SETTINGS, load
@@ -27,7 +27,7 @@ EXIT_CANNOT_START = 3
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(argv)
+    options = _parser().parse_args(_with_id_in_one_word(sys.argv[1:] if argv is None else argv))
     try:
         return int(options.run(options))
     except SettingsInvalid as error:
@@ -41,6 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _with_id_in_one_word(words: Sequence[str]) -> list[str]:
+    """Join ``--execution-id`` and its value: an id may begin with a dash, which argparse takes for a flag."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == EXECUTION_ID_FLAG:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def _parser() -> argparse.ArgumentParser:

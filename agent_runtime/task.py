@@ -33,7 +33,7 @@ IMAGE_TYPES = ("image/gif", "image/jpeg", "image/png", "image/webp")
 _FIELD_IN_MESSAGE = re.compile(r"`\$\.([A-Za-z_]{1,40})|required field `([A-Za-z_]{1,40})`")
 
 _IN_WORDS = {
-    "execution_id": "must be letters, digits and . _ : -, at most 128, and begin with a letter or digit",
+    "execution_id": "must be letters, digits and . _ : -, at most 128, and not begin with . or :",
     "model": "must begin with a letter or digit and hold no blanks",
     "system_prompt": "must hold no NUL",
     "allowed_tools": "must hold no control characters",
@@ -44,7 +44,7 @@ _IN_WORDS = {
 _TYPES = {"`str": "`string", "`int": "`integer", "`float": "`number", "`bool": "`boolean", " | null`": "` or null"}
 """msgspec's words for types, and those of JSON."""
 
-ExecutionId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$(?!\n)")]
+ExecutionId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._:-]{0,127}$(?!\n)")]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=30 * 86400)]
 

@@ -134,7 +134,7 @@ REQUESTS: dict[str, tuple[str, str, object, str, str]] = {
         "message: must hold more than blanks",
     ),
     "a number": ("POST", "/api/task", {"message": "x", "model": 1}, "invalid_request", "expected `string` or null"),
-    "too much": ("POST", "/api/task", b"x" * (8 * 1024 * 1024 + 1), "too_large", "longer than 8388608 bytes"),
+    "too much": ("POST", "/api/task", b"x" * (16 * 1024 * 1024 + 1), "too_large", "AGENT_RUNTIME_BODY_LIMIT"),
 }
 
 

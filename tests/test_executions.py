@@ -355,7 +355,7 @@ def test_a_stream_replays_follows_and_ends(shared: Supervised, tmp_path: Path) -
         (b'{"message": "x", "max_turns": "many"}', 400, "invalid_request", "max_turns"),
         (b'{"message": "x", "execution_id": "../../etc/passwd"}', 400, "invalid_request", "execution_id"),
         (b'{"message": "x", "resume_session_id": "--version"}', 400, "invalid_request", "resume_session_id"),
-        (b'{"message": "' + b"x" * (8 * 1024 * 1024) + b'"}', 413, "too_large", "longer"),
+        (b'{"message": "' + b"x" * (16 * 1024 * 1024) + b'"}', 413, "too_large", "longer"),
         (b"\xff\xfe", 400, "invalid_request", "JSON"),
     ],
 )

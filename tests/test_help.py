@@ -92,7 +92,7 @@ def test_durations_and_sizes_tell_their_unit() -> None:
     units = {setting.name: setting.metavar for setting in SETTINGS}
 
     assert {units[name] for name in units if name.endswith(("_timeout", "_age", "_grace", "_after"))} == {"SECONDS"}
-    assert {units[name] for name in ("frame_limit", "retain_bytes", "execution_memory")} == {"BYTES"}
+    assert {units[name] for name in ("body_limit", "frame_limit", "retain_bytes", "execution_memory")} == {"BYTES"}
     assert units["park"] == "SECONDS"
 
 

@@ -12,8 +12,9 @@ import httpx
 import msgspec
 import pytest
 
-from agent_runtime.api.app import BODY_LIMIT_BYTES, ROUTES
+from agent_runtime.api.app import ROUTES
 from agent_runtime.errors import RESERVED_WORDS, STATUS_BY_CLASS
+from agent_runtime.settings import Settings
 from agent_runtime.task import Task
 from tests.supervised import Supervised, supervised
 
@@ -84,7 +85,7 @@ RAW += [
     b'{"message": "x", "message": 1}',
 ]
 RAW += [b'{"execution_id": "\\udfff", "message": "x"}', b'{"message": "x"} trailing', b"\xef\xbb\xbf{}", b"9" * 100_000]
-RAW += [b'{"message": "' + b"x" * (BODY_LIMIT_BYTES + 1) + b'"}', b'{"images": [' + b"{}," * 100_000 + b"{}]}"]
+RAW += [b'{"message": "' + b"x" * (Settings().body_limit + 1) + b'"}', b'{"images": [' + b"{}," * 100_000 + b"{}]}"]
 HEADERS: list[tuple[bytes, bytes]] = [
     (b"Content-Type", b"text/html"),
     (b"Content-Type", b"application/json; charset=utf-16"),

@@ -217,7 +217,7 @@ def test_what_runs_is_turned_away_or_is_cancelled_is_described(
     ("method", "path", "content"),
     [
         ("POST", "/api/task", b"{"),
-        ("POST", "/api/task", b'{"message": "' + b"x" * (8 * 1024 * 1024) + b'"}'),
+        ("POST", "/api/task", b'{"message": "' + b"x" * (16 * 1024 * 1024) + b'"}'),
         ("GET", "/api/executions?limit=0", b""),
         ("GET", "/api/executions?cursor=x", b""),
         ("GET", "/api/executions/unknown", b""),

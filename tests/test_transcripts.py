@@ -18,7 +18,7 @@ from agent_runtime.store.transcripts import TranscriptStore, TranscriptWriter
 if TYPE_CHECKING:
     from pathlib import Path
 
-IDS = ["task-1", "A", "a", "0" * 128, "with:colon", "a.b_c-d", "a.jsonl", "con"]
+IDS = ["task-1", "A", "a", "0" * 128, "with:colon", "a.b_c-d", "a.jsonl", "con", "-", "-rf", "--help", "_x", "-.."]
 HOSTILE_IDS = ["../escape", "", ".", "..", "a/b", "a\0b", "x" * 300, ".hidden", "nul\n", "é", "\udcff"]
 
 

@@ -54,8 +54,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BODY_LIMIT_BYTES = 8 * 1024 * 1024
-
 Handler = "Callable[[Api, Request], Awaitable[Response]]"
 
 
@@ -82,17 +80,19 @@ def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None
     return Response(msgspec.json.encode(content), status, headers, "application/json")
 
 
-async def _body(request: Request) -> bytes:
+async def _body(api: Api, request: Request) -> bytes:
     """Read the body, no more of it than is accepted."""
+    limit = api.supervisor.settings.body_limit
+    too_large = TooLarge(f"the body is longer than {limit} bytes; send less, or raise AGENT_RUNTIME_BODY_LIMIT")
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > BODY_LIMIT_BYTES:
-        raise TooLarge(f"the body is longer than {BODY_LIMIT_BYTES} bytes")
+    if announced.isdigit() and int(announced) > limit:
+        raise too_large
     kept = bytearray()
     try:
         async for chunk in request.stream():
             kept += chunk
-            if len(kept) > BODY_LIMIT_BYTES:
-                raise TooLarge(f"the body is longer than {BODY_LIMIT_BYTES} bytes")
+            if len(kept) > limit:
+                raise too_large
     except ClientDisconnect:
         raise InvalidRequest("the body was cut off; send it again") from None
     return bytes(kept)
@@ -104,7 +104,7 @@ async def _body(request: Request) -> bytes:
 async def post_task(api: Api, request: Request) -> Response:
     """Admit a task and answer when it has ended; the execution does not depend on this request."""
     redact = api.supervisor.redactor.redact_text
-    task, ignored = parse(await _body(request), strict=api.supervisor.settings.strict, redact=redact)
+    task, ignored = parse(await _body(api, request), strict=api.supervisor.settings.strict, redact=redact)
     headers = request.headers
     task = task.within(trace_context(headers.getlist("traceparent"), headers.getlist("tracestate")))
     request.scope[TRACE_ID] = task.trace.trace_id if task.trace else None
@@ -269,7 +269,7 @@ async def get_token(api: Api, request: Request) -> Response:
 
 async def reload_token(api: Api, request: Request) -> Response:
     """Re-read the secret file now; with a token in the body, write it there first."""
-    body = await _body(request)
+    body = await _body(api, request)
     before = api.supervisor.desk.current  # whoever watches the file may be the first to see what is written below
     if body.strip() not in (b"", b"{}"):
         await asyncio.to_thread(put, api.supervisor.secret.path, _token_in(body, api.supervisor.redactor))

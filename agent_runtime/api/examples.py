@@ -204,7 +204,7 @@ DETAILS: dict[ErrorClass, str] = {
     ErrorClass.ACCESS: "send the access key as a bearer token or in the access header",
     ErrorClass.NOT_FOUND: "no such execution",
     ErrorClass.METHOD: "this path does not take this method",
-    ErrorClass.TOO_LARGE: "the body is longer than 8388608 bytes",
+    ErrorClass.TOO_LARGE: "the body is longer than 16777216 bytes; send less, or raise AGENT_RUNTIME_BODY_LIMIT",
     ErrorClass.CONFLICT: "this execution_id is known for another body; choose another id",
     ErrorClass.NOT_WRITABLE: "the secret file cannot be written from here",
 }

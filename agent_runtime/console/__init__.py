@@ -15,6 +15,8 @@ from agent_runtime.settings import PREFIX
 if TYPE_CHECKING:
     import argparse
 
+EXECUTION_ID_FLAG = "--execution-id"
+
 Subparsers = Any
 """What ``add_subparsers`` returns; argparse does not name its type."""
 
@@ -36,7 +38,7 @@ def add_run(commands: Subparsers) -> None:
     )
     parser.add_argument("prompt", metavar="PROMPT", help="the task; - reads it on stdin")
     _add_connection(parser)
-    parser.add_argument("--execution-id", metavar="ID", help="the same id joins, or gets the kept answer [a new one]")
+    parser.add_argument(EXECUTION_ID_FLAG, metavar="ID", help="the same id joins, or gets the kept answer [a new one]")
     parser.add_argument("--model", metavar="MODEL", help="the model [the CLI's]")
     parser.add_argument("--system-prompt", metavar="TEXT", help="added to the CLI's own")
     parser.add_argument(
