@@ -6,30 +6,40 @@ Reasons never repeat any of the content: whoever mounted the wrong file must not
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from agent_runtime.token_forms import BLANKS, FAMILY, NoToken, token_in
 from agent_runtime.tokens import Token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LIMIT_BYTES = 64 * 1024
 """A longer content is never accepted, and no more than this and one byte is ever read."""
 
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-BLANKS = b" \t\r\n"
-FIRST_MILLISECONDS = 1e11
+FIRST_MILLISECONDS = 1e12
+LAST_SECONDS = 1e11
 """
-An ``expires_at`` from here on counts milliseconds: in seconds it would lie beyond the year 5000.
+A number counts milliseconds from the first on and seconds up to the second; between them it is no time of these
+centuries in either.
 
 Writers mix the two up because the CLI's own ``expiresAt`` is in milliseconds.
 """
 
-SHORTEST_SECRET = 16
-"""What is shorter may stand in a name by chance."""
+FIRST_SECONDS_FOR_CLI = 1e9
+"""In ``expiresAt`` a lower number counts milliseconds, too: both lie before the CLI was made."""
 
-Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+LONGEST_TIME = 64
+LONGEST_NAME = 200
+
+T = TypeVar("T")
 
 
 class SecretContent(msgspec.Struct, frozen=True):
@@ -38,12 +48,14 @@ class SecretContent(msgspec.Struct, frozen=True):
 
     Attributes:
         expires_at: Epoch seconds.
+        warnings: What was odd and could be put right; free of the content.
         complete: No part of a longer content can look like this: it is a JSON object, or ends with a newline.
     """
 
     token: Token
     expires_at: float | None = None
     subscription: str | None = None
+    warnings: tuple[str, ...] = ()
     complete: bool = False
 
 
@@ -97,20 +109,14 @@ def trouble_in(error: str) -> Trouble:
     return next((trouble for begins, trouble in _TROUBLES if reason.startswith(begins)), Trouble.OTHER)
 
 
-class _CliSecret(msgspec.Struct, frozen=True, rename="camel"):
-    access_token: str | None = None
-    expires_at: float | None = None
-    subscription_type: str | None = None
+_TOKENS = ("token", "accessToken", "access_token")
+_EXPIRIES = ("expires_at", "expiresAt")
+_SUBSCRIPTIONS = ("subscription", "subscriptionType")
 
 
-class _Document(msgspec.Struct, frozen=True):
-    token: str | None = None
-    expires_at: Instant | float | None = None
-    subscription: str | None = None
-    cli: _CliSecret | None = msgspec.field(default=None, name="claudeAiOauth")
-
-
-_NAMED_FIELDS = ("token", "expires_at", "subscription", "accessToken", "expiresAt", "subscriptionType")
+def text_of(raw: bytes) -> str:
+    """Return the text of a content, without byte order mark and surrounding blanks."""
+    return raw.decode("utf-8", "replace").removeprefix("\ufeff").strip(BLANKS)
 
 
 def parse(raw: bytes) -> SecretContent | Unusable:
@@ -122,69 +128,100 @@ def parse(raw: bytes) -> SecretContent | Unusable:
     """
     if len(raw) > LIMIT_BYTES:
         return Unusable("is longer than 64 KiB")
-    text = raw.removeprefix(BYTE_ORDER_MARK).strip(BLANKS)
+    text = text_of(raw)
     if not text:
         return Unusable("is empty", absent=True)
-    if text.startswith(b"{"):
+    if text.startswith("{") and not text.startswith("{{"):  # with two it is a template
         return _parse_json(text)
-    fault = _fault_of_bare(text)
-    if fault is not None:
-        return Unusable(fault)
-    return SecretContent(Token(text.decode("ascii")), complete=raw.endswith(b"\n"))
-
-
-def _fault_of_bare(text: bytes) -> str | None:
-    if b"\0" in text:
-        return "holds NUL characters"
-    if b"\n" in text or b"\r" in text:
-        return "holds several lines"
-    if text.startswith(b"<"):
-        return "holds markup, not a token"
-    if b" " in text:
-        return "holds blanks inside its line"
-    if any(byte < 0x20 or byte == 0x7F for byte in text):
-        return "holds control characters"
-    if not text.isascii():
-        return "holds characters that no token has"
-    return None
-
-
-def _parse_json(text: bytes) -> SecretContent | Unusable:
     try:
-        document = msgspec.json.decode(text, type=_Document)
-    except msgspec.ValidationError as problem:
-        return Unusable(_wrong_field(problem))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        found = token_in(text)
+    except NoToken as fault:
+        return Unusable(str(fault))
+    # A line of base64 with its newline may be the first of several.
+    complete = raw.endswith(b"\n") and not found.was_base64
+    return SecretContent(Token(found.value), warnings=found.warnings, complete=complete)
+
+
+def _parse_json(text: str) -> SecretContent | Unusable:
+    try:
+        document = json.loads(text, parse_int=float, object_pairs_hook=_without_rivals)
+        fields, written = _written_token(document)
+    except NoToken as fault:
+        return Unusable(str(fault))
+    except (ValueError, RecursionError):
         return Unusable("begins like JSON but is not valid JSON")
-    if document.token is not None:
-        return _from_fields(document.token, document.expires_at, document.subscription)
-    cli = document.cli
-    if cli is not None and cli.access_token is not None:
-        expires_at = None if cli.expires_at is None else cli.expires_at / 1000
-        return _from_fields(cli.access_token, expires_at, cli.subscription_type)
-    return Unusable("is a JSON object without a token")
-
-
-def _from_fields(value: str, expires_at: datetime | float | None, subscription: str | None) -> SecretContent | Unusable:
-    value = value.strip(BLANKS.decode())
-    if not value:
-        return Unusable("is a JSON object with an empty token")
-    fault = _fault_of_bare(value.encode())
-    if fault is not None:
+    try:
+        found = token_in(written)
+    except NoToken as fault:
         return Unusable(f"is a JSON object whose token {fault}")
-    if subscription is not None and not (subscription.isprintable() and len(subscription) <= 200):
-        return Unusable("is a JSON object whose field subscription is not a name")
-    if subscription is not None and len(value) >= SHORTEST_SECRET and value in subscription:
-        return Unusable("is a JSON object whose field subscription holds the token")
-    seconds = expires_at.timestamp() if isinstance(expires_at, datetime) else expires_at
-    if seconds is not None and seconds >= FIRST_MILLISECONDS:
-        seconds /= 1000
-    if seconds is not None and not 0 <= seconds < FIRST_MILLISECONDS:
-        return Unusable("is a JSON object whose field expires_at is not a time of these centuries")
-    return SecretContent(Token(value), seconds, subscription or None, complete=True)
+    warnings = list(found.warnings)
+    expires_at = _optional(fields, _EXPIRIES, _seconds, warnings)
+    subscription = _optional(fields, _SUBSCRIPTIONS, functools.partial(_subscription, secret=found.value), warnings)
+    return SecretContent(Token(found.value), expires_at, subscription, tuple(warnings), complete=True)
 
 
-def _wrong_field(problem: msgspec.ValidationError) -> str:
-    # The message ends with the field's path; only names that we know are repeated, since others are content.
-    name = str(problem).rpartition(".")[2].rstrip("`")
-    return f"is a JSON object whose field {name if name in _NAMED_FIELDS else 'names or types'} cannot be read"
+def _without_rivals(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make an object of its fields; a token that is there twice must be the same one."""
+    fields = dict(pairs)
+    if any(name in _TOKENS and value != fields[name] for name, value in pairs):
+        raise NoToken("is a JSON object with two tokens")
+    return fields
+
+
+def _written_token(document: dict[str, object]) -> tuple[dict[str, object], str]:
+    """Return the text that stands for the token, and the object it is a field of."""
+    cli = document.get("claudeAiOauth")
+    fault = "without a token"
+    for fields in (document, cli if isinstance(cli, dict) else {}):
+        for name in _TOKENS:
+            written = fields.get(name)
+            if isinstance(written, str) and written.strip(BLANKS):
+                return fields, written
+            if written is not None:
+                fault = "with an empty token" if isinstance(written, str) else f"whose field {name} is not text"
+    raise NoToken(f"is a JSON object {fault}")
+
+
+def _optional(
+    fields: dict[str, object],
+    names: tuple[str, ...],
+    read: Callable[[str, object], T | None],
+    warnings: list[str],
+) -> T | None:
+    """Read the first of the fields that is there; one that cannot be read is warned of, and counts as not there."""
+    name = next((name for name in names if fields.get(name) not in (None, "")), None)
+    if name is None:
+        return None
+    value = read(name, fields[name])
+    if value is None:
+        warnings.append(f"the field {name} cannot be used, and was left out")
+    return value
+
+
+def _seconds(name: str, value: object) -> float | None:
+    """Read a time: epoch seconds or milliseconds, or RFC 3339, as number or text."""
+    if isinstance(value, str) and len(value) <= LONGEST_TIME:
+        value = _number_or_instant(value)
+    if not isinstance(value, float):
+        return None
+    # The CLI's own field counts milliseconds, but writers have put seconds there, too.
+    if value >= FIRST_MILLISECONDS or (name == "expiresAt" and value < FIRST_SECONDS_FOR_CLI):
+        value /= 1000
+    return value if 0 < value < LAST_SECONDS else None
+
+
+def _number_or_instant(text: str) -> float | None:
+    with contextlib.suppress(ValueError):
+        return float(text)
+    try:
+        at = datetime.fromisoformat(text.strip().upper())
+        return None if at.tzinfo is None else at.timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _subscription(_name: str, value: object, *, secret: str) -> str | None:
+    """Read a name for people, which must not hold a token."""
+    if not isinstance(value, str) or not value.isprintable() or len(value) > LONGEST_NAME:
+        return None
+    return None if secret in value or FAMILY in value else value

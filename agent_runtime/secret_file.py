@@ -111,6 +111,7 @@ class SecretFile:
         self._still_since = 0.0
         self._settles_at: float | None = None
         self._without_token_since: float | None = None
+        self._warned_of: tuple[object, ...] = ()
         self._directory: DirectoryWatch | None = None
         self._thread: threading.Thread | None = None
 
@@ -236,9 +237,16 @@ class SecretFile:
             number = self._ledger.number_of(token)
             generation = Generation(number, token, time.time(), content.expires_at, content.subscription, written_at)
             logger.debug("generation %s loaded: %s %s", number, token.kind, token.fingerprint)
-            if not token.has_known_prefix:
-                logger.warning("generation %s has no known prefix, it is taken as an OAuth token", number)
+        self._warn_once(content)
         self._publish(SecretState.READY, generation, None)
+
+    def _warn_once(self, content: SecretContent) -> None:
+        """Log what is odd about a content; not again where the same is only written anew."""
+        told = (content.token, content.warnings)
+        if told != self._warned_of:
+            for warning in content.warnings:
+                logger.warning("%s: %s", self._path, warning)
+        self._warned_of = told
 
     def _go_without(self, found: SecretContent | Unusable, now: float, *, settled: bool) -> None:
         if self._without_token_since is None:

@@ -1,5 +1,5 @@
 """
-The writing side of the secret file: ``token put`` and ``token show``.
+The writing side of the secret file: ``token put``, ``token show``, and a token that comes another way.
 
 A file is replaced by rename, so that a reader finds the old token or the new one and never a part of either. Its mode
 and owner stay as they were, because the reader is often another user who may only read it by its group; a new file is
@@ -8,21 +8,28 @@ for its owner alone.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import stat
 import time
 from typing import TYPE_CHECKING
 
+from agent_runtime.credential_names import API_KEY_VARIABLE, OAUTH_VARIABLE
 from agent_runtime.errors import NotWritable, SecretUnreadable
-from agent_runtime.secret_content import BLANKS, BYTE_ORDER_MARK, SecretContent, Unusable, parse
+from agent_runtime.secret_content import SecretContent, Unusable, parse, text_of
 from agent_runtime.secret_mount import SourceKind, source_of
 from agent_runtime.secret_reading import read_secret
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from agent_runtime.tokens import Token
+
 NEW_FILE_MODE = 0o600
+
+log = logging.getLogger(__name__)
 
 
 def put(path: Path, data: bytes) -> list[str]:
@@ -42,9 +49,12 @@ def put(path: Path, data: bytes) -> list[str]:
     content = parse(data)
     if isinstance(content, Unusable):
         raise SecretUnreadable(f"what was given {content.reason}; give one token on a line, or JSON that holds it")
-    warnings = _doubts(content)
+    warnings = list(content.warnings)
+    if content.expires_at is not None and content.expires_at <= time.time():
+        warnings.append("the token has already expired")
     # The newline makes a bare token complete by itself: readers take it at once.
-    raw = data.removeprefix(BYTE_ORDER_MARK).strip(BLANKS) + b"\n"
+    text = text_of(data)
+    raw = (text if text.startswith("{") else content.token.secret).encode() + b"\n"
     try:
         target = path.resolve(strict=False)
         source = source_of(target)
@@ -66,13 +76,49 @@ def put(path: Path, data: bytes) -> list[str]:
     return warnings
 
 
+def put_once(path: Path, token: Token) -> None:
+    """
+    Write a token as :func:`put` does, unless the file holds it already, in whatever form.
+
+    Raises:
+        NotWritable: It is another one that is there, and the file cannot be written.
+    """
+    found = read_secret(path).found
+    if not isinstance(found, SecretContent) or found.token != token:
+        put(path, token.secret.encode())
+
+
+def put_from_environment(path: Path, environ: Mapping[str, str]) -> None:
+    """
+    Write the environment's token where there is no secret file, and log what was done; never raises.
+
+    A file that is there stays as it is, whatever it holds, also one that comes at the same moment.
+    """
+    name = next((name for name in (OAUTH_VARIABLE, API_KEY_VARIABLE) if environ.get(name)), None)
+    if name is None or os.path.lexists(path):
+        return
+    content = parse(environ[name].encode(errors="replace"))
+    if isinstance(content, Unusable):
+        log.warning("%s is not written to %s: what it holds %s", name, path, content.reason)
+        return
+    try:
+        _replace(path, content.token.secret.encode() + b"\n", is_new=True)
+    except FileExistsError:
+        return
+    except OSError as problem:
+        log.warning("%s cannot be written to %s: %s; %s", name, path, problem.strerror, _remedy(path))
+        return
+    log.info("%s was written to %s: %s %s", name, path, content.token.kind, content.token.fingerprint)
+
+
 def describe(path: Path) -> dict[str, str | float | None]:
     """
     Tell what can be said of the secret file without telling the secret.
 
     Returns:
         ``kind``, ``fingerprint``, ``age_seconds`` (since it was written), ``expires_at`` (epoch seconds),
-        ``subscription``, ``source`` and ``error``; None where there is nothing to tell.
+        ``subscription``, ``source`` and ``error``; None where there is nothing to tell. ``warning`` only where the
+        content was odd and could be put right.
     """
     path = path.absolute()
     reading = read_secret(path)
@@ -86,6 +132,7 @@ def describe(path: Path) -> dict[str, str | float | None]:
         "subscription": content.subscription if content else None,
         "source": source_of(path),
         "error": f"the secret file {found.reason}" if isinstance(found, Unusable) else None,
+        **({"warning": "; ".join(content.warnings)} if content and content.warnings else {}),
     }
 
 
@@ -95,16 +142,8 @@ def _remedy(path: Path) -> str:
     return "write it where the directory is mounted from, or as a user who may"
 
 
-def _doubts(content: SecretContent) -> list[str]:
-    doubts = []
-    if not content.token.has_known_prefix:
-        doubts.append("the token has no known prefix: it will be taken as an OAuth token")
-    if content.expires_at is not None and content.expires_at <= time.time():
-        doubts.append("the token has already expired")
-    return doubts
-
-
-def _replace(target: Path, raw: bytes) -> list[str]:
+def _replace(target: Path, raw: bytes, *, is_new: bool = False) -> list[str]:
+    """Put a file there by rename; FileExistsError where it is to be new, and there is one by now."""
     warnings = []
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, NEW_FILE_MODE)
@@ -114,12 +153,23 @@ def _replace(target: Path, raw: bytes) -> list[str]:
             file.write(raw)
             file.flush()
             os.fsync(descriptor)
-        temporary.replace(target)
-    except BaseException:
+        if is_new:
+            _link(temporary, target)
+        else:
+            temporary.replace(target)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     _sync_directory(target.parent)
     return warnings
+
+
+def _link(temporary: Path, target: Path) -> None:
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links, as some that a host shares with containers
+        temporary.replace(target)
 
 
 def _keep_mode_and_owner(target: Path, descriptor: int) -> list[str]:

@@ -39,6 +39,7 @@ from agent_runtime.process import new_mark
 from agent_runtime.proofs import BackgroundProver, Proofs
 from agent_runtime.resumption import Resumption
 from agent_runtime.secret_file import SecretFile
+from agent_runtime.secret_writer import put_from_environment
 from agent_runtime.state import StopReason
 from agent_runtime.store.database import StoreUnavailable
 from agent_runtime.store.records import RecordStore
@@ -196,6 +197,8 @@ def serve(settings: Settings, environ: Mapping[str, str], premises: Premises, st
         except StoreUnavailable as error:
             log.error("earlier executions cannot be accounted for: %s", error)
         start.go_on()
+        if settings.token_from_env:
+            put_from_environment(secret.path, environ)
         secret.start()
         if secret.status.generation is None:
             log.warning(

@@ -179,6 +179,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     token_withdraw_after: float = _setting(
         _seconds, "a secret file that is gone or bad for this long withdraws the token", 10.0
     )
+    token_from_env: bool = _setting(
+        _boolean,
+        "at start, write the environment's token (CLAUDE_CODE_OAUTH_TOKEN, else ANTHROPIC_API_KEY) into the secret "
+        "file where there is none",
+        default=False,
+    )
     token_delivery: str = _setting(_delivery, "how a token reaches a child: auto, env or file", "auto")
     config_dir: Path = _setting(
         _path, "the children's CLAUDE_CONFIG_DIR; one supervisor at a time", factory=_inherited_config_dir

@@ -142,16 +142,29 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
         raise InvalidRequest("the body is not JSON; send an object with a message") from None
     if not isinstance(raw, dict):
         raise InvalidRequest("the body must be a JSON object with a message")
-    unread = sorted(name for name in raw if name not in Task.__struct_fields__)
-    ignored = [_shown(redact(name)) for name in unread[:20]]
-    if ignored and strict:
-        raise InvalidRequest(f"unknown fields: {', '.join(ignored[:10])}; leave them out")
+    ignored = unread_fields(raw, Task, strict=strict, redact=redact)
     try:
         task = msgspec.convert(raw, Task)
     except msgspec.ValidationError as error:
         raise InvalidRequest(_plain(str(error))) from None
     _check(task)
     return task, ignored
+
+
+def unread_fields(
+    sent: dict[str, Any], body: type[msgspec.Struct], *, strict: bool, redact: Callable[[str], str]
+) -> list[str]:
+    """
+    Return the names of the fields of a request that its *body* does not have.
+
+    Raises:
+        InvalidRequest: There are some, and requests are read strictly.
+    """
+    unread = sorted(name for name in sent if name not in body.__struct_fields__)
+    ignored = [_shown(redact(name)) for name in unread[:20]]
+    if ignored and strict:
+        raise InvalidRequest(f"unknown fields: {', '.join(ignored[:10])}; leave them out")
+    return ignored
 
 
 def _check(task: Task) -> None:

@@ -42,7 +42,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("starting",),
     # HTTP: parse, call, serialise
     ("api.app",),
-    ("api.openapi", "api.health"),
+    ("api.openapi", "api.health", "api.token_body"),
     ("api.schemas", "api.examples"),
     ("api.operations",),
     ("api.bodies",),
@@ -92,6 +92,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("secret_file", "secret_writer"),
     ("secret_reading", "secret_watch", "generations"),
     ("secret_mount", "secret_content", "inotify"),
+    ("token_forms",),
     # the stand-ins: processes of their own, which know nothing of a supervisor
     ("standins.scripted_cli", "standins.messages_api"),
     ("standins.scripted_steps", "standins.messages_policy"),

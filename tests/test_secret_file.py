@@ -7,6 +7,7 @@ times their value, so that a busy machine does not decide; what was measured is 
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import random
@@ -692,6 +693,76 @@ def test_a_reader_is_not_delayed_by_the_ledgers_disk_while_it_is_watched(
         assert secret.read().number == number
     secret.poll()
     assert len([record for record in caplog.records if "kept in memory only" in record.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("wrapped", ["'{}'\n", "export CLAUDE_CODE_OAUTH_TOKEN={}\n", '{{"token": "\\"{}\\""}}'])
+def test_k5_a_wrapped_token_is_the_same_generation_and_warned_of_once(
+    mount: SecretMount, secret_file: Make, caplog: pytest.LogCaptureFixture, wrapped: str
+) -> None:
+    secret = secret_file(start=False)
+    mount.publish(f"{token(1)}\n")
+    assert secret.read().number == 1
+    for _ in range(3):
+        mount.publish(wrapped.format(token(1)))
+        assert secret.read().number == 1
+    assert secret.status.error is None
+    assert len([record for record in caplog.records if "the token was written" in record.getMessage()]) == 1
+    mount.publish(wrapped.format(token(2)))
+    assert secret.read().number == 2
+    assert len([record for record in caplog.records if "the token was written" in record.getMessage()]) == 2
+    assert token(1) not in caplog.text
+    assert token(2) not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "raw", ["${CLAUDE_TOKEN}\n", f"sk-ant-ort01-{'a' * 90}\n", f'"{token(2)}', f"TOKEN={token(2)}"]
+)
+def test_k5_a_near_miss_leaves_the_last_good_generation_in_use(
+    mount: SecretMount, secret_file: Make, changes: Changes, raw: str
+) -> None:
+    mount.publish(f"{token(1)}\n")
+    secret = secret_file()
+    mount.publish(raw)
+    status = changes.until(lambda status: status.error is not None, within_seconds=KNOWN)
+    assert (status.state, status.error is not None and "the secret file holds" in status.error) == (
+        SecretState.READY,
+        True,
+    )
+    assert secret.read().token.secret == token(1)
+    assert [secret for _, secret in changes.tokens()] == [token(1)]
+    mount.publish(f"{token(2)}\n")
+    assert secret.read().number == 2
+    assert secret.status.error is None
+
+
+def in_quotes(secret: str) -> str:
+    return f'"{secret}"\n'
+
+
+def in_two_lines_of_base64(secret: str) -> str:
+    """Write it so that a torn write stops right behind the first line."""
+    encoded = base64.b64encode(secret.encode()).decode()
+    half = len(encoded) // 2
+    return f"{encoded[:half]}\n{encoded[half:]}\n"
+
+
+@pytest.mark.parametrize("written", [in_quotes, in_two_lines_of_base64])
+def test_k5_half_of_a_wrapped_token_reaches_no_spawn(
+    mount: SecretMount, secret_file: Make, written: Callable[[str], str]
+) -> None:
+    """S3."""
+    secret = secret_file(start=False)
+    mount.publish(f"{token(0)}\n")
+    secret.read()
+    for number in (1, 2, 3):
+        writer = threading.Thread(target=mount.tear, args=(written(token(number)),))
+        writer.start()
+        got = set()
+        while writer.is_alive():
+            got.add(secret.read().token.secret)
+        writer.join()
+        assert got <= {token(number - 1), token(number)}
+        assert secret.read().token.secret == token(number)
 
 
 def poll_until(holds: Callable[[], bool], *, within_seconds: float = 5.0) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import stat
 import threading
@@ -12,7 +14,7 @@ import pytest
 from agent_runtime.errors import RESERVED_WORDS, NotWritable, SecretUnreadable
 from agent_runtime.generations import GenerationLedger
 from agent_runtime.secret_file import SecretFile
-from agent_runtime.secret_writer import describe, put
+from agent_runtime.secret_writer import describe, put, put_from_environment, put_once
 from agent_runtime.tokens import Token
 from tests.secret_mount import SecretMount, token
 
@@ -77,7 +79,7 @@ def test_a_file_that_every_user_may_read_is_warned_of(mount: SecretMount) -> Non
 
 
 def test_an_unknown_prefix_and_a_past_expiry_are_warned_of(mount: SecretMount) -> None:
-    warnings = put(mount.path, b'{"token": "made-up", "expires_at": 1}')
+    warnings = put(mount.path, b'{"token": "made-up-without-prefix", "expires_at": 1}')
     assert len(warnings) == 2
     assert "made-up" not in "".join(warnings)
 
@@ -143,3 +145,117 @@ def test_show_says_what_is_wrong(mount: SecretMount) -> None:
     assert shown["error"] == "the secret file holds markup, not a token"
     assert shown["fingerprint"] is None
     assert shown["age_seconds"] is not None
+
+
+# -- K5: what stands around a token
+
+
+WRAPPED = [f'"{token(1)}"', f"export CLAUDE_CODE_OAUTH_TOKEN={token(1)}\n", base64.encodebytes(token(1).encode())]
+
+
+@pytest.mark.parametrize("data", WRAPPED)
+def test_k5_what_stands_around_a_token_is_not_written_with_it(mount: SecretMount, data: str | bytes) -> None:
+    [warning] = put(mount.path, data if isinstance(data, bytes) else data.encode())
+    assert "the token was written" in warning
+    assert mount.path.read_text() == f"{token(1)}\n"
+    assert put(mount.path, token(1).encode()) == []
+
+
+@pytest.mark.parametrize("data", ["sk-ant-ort01-" + "a" * 90, "${CLAUDE_TOKEN}", "your-token-here", "too-short"])
+def test_k5_what_is_no_token_is_not_written_over_a_good_one(mount: SecretMount, data: str) -> None:
+    mount.publish(f"{token(0)}\n")
+    with pytest.raises(SecretUnreadable, match="what was given holds ") as refusal:
+        put(mount.path, data.encode())
+    assert data not in str(refusal.value)
+    assert mount.path.read_text() == f"{token(0)}\n"
+
+
+def test_k5_show_warns_of_what_was_odd(mount: SecretMount) -> None:
+    mount.publish(json.dumps({"token": f"'{token(1)}'", "expires_at": "soon"}))
+    shown = describe(mount.path)
+    assert shown["error"] is None
+    assert shown["fingerprint"] == Token(token(1)).fingerprint
+    assert str(shown["warning"]).startswith("the token was written in quotes")
+    assert str(shown["warning"]).endswith("the field expires_at cannot be used, and was left out")
+
+
+def test_a_token_that_is_there_already_is_not_written_again(mount: SecretMount) -> None:
+    for raw in (f"{token(1)}\n", f'"{token(1)}"', json.dumps({"token": token(1), "subscription": "max"})):
+        mount.publish(raw)
+        inode = mount.path.stat().st_ino
+        put_once(mount.path, Token(token(1)))
+        assert (mount.path.read_text(), mount.path.stat().st_ino) == (raw, inode)
+    put_once(mount.path, Token(token(2)))
+    assert mount.path.read_text() == f"{token(2)}\n"
+
+
+# -- a token from the environment
+
+
+def test_the_environments_token_is_written_where_there_is_no_file(
+    mount: SecretMount, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    environ = {"ANTHROPIC_API_KEY": "sk-ant-api03-made-up-for-tests", "CLAUDE_CODE_OAUTH_TOKEN": f" '{token(1)}'"}
+    put_from_environment(mount.path, environ)
+    assert mount.path.read_text() == f"{token(1)}\n"
+    assert mode_of(mount.path) == 0o600
+    assert names_in(mount.directory) == ["token"]
+    assert Token(token(1)).fingerprint in caplog.text
+    assert token(1) not in caplog.text
+
+
+def test_an_api_key_is_written_where_no_other_token_is_set(mount: SecretMount) -> None:
+    put_from_environment(
+        mount.path, {"CLAUDE_CODE_OAUTH_TOKEN": "", "ANTHROPIC_API_KEY": "sk-ant-api03-made-up-for-tests"}
+    )
+    assert mount.path.read_text() == "sk-ant-api03-made-up-for-tests\n"
+
+
+@pytest.mark.parametrize("there", [f"{token(0)}\n", "", "${CLAUDE_TOKEN}"])
+def test_a_file_that_is_there_is_never_overridden_by_the_environment(mount: SecretMount, there: str) -> None:
+    mount.publish(there)
+    put_from_environment(mount.path, {"CLAUDE_CODE_OAUTH_TOKEN": token(1)})
+    assert mount.path.read_text() == there
+    assert names_in(mount.directory) == ["token"]
+
+
+def test_a_file_that_comes_at_the_same_moment_wins_over_the_environment(
+    mount: SecretMount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = os.path.lexists
+
+    def just_before(path: str) -> bool:
+        found = looked(path)
+        mount.publish(f"{token(0)}\n")
+        return found
+
+    monkeypatch.setattr("os.path.lexists", just_before)
+    put_from_environment(mount.path, {"CLAUDE_CODE_OAUTH_TOKEN": token(1)})
+    assert mount.path.read_text() == f"{token(0)}\n"
+    assert names_in(mount.directory) == ["token"]
+
+
+@pytest.mark.parametrize("held", ["${TOKEN}", "sk-ant-ort01-" + "a" * 90, "two\nlines", "\udcff" * 20])
+def test_what_is_no_token_in_the_environment_is_warned_of(
+    mount: SecretMount, caplog: pytest.LogCaptureFixture, held: str
+) -> None:
+    put_from_environment(mount.path, {"CLAUDE_CODE_OAUTH_TOKEN": held, "ANTHROPIC_API_KEY": token(1)})
+    assert names_in(mount.directory) == []
+    [record] = caplog.records
+    assert record.getMessage().startswith("CLAUDE_CODE_OAUTH_TOKEN is not written to ")
+    assert held not in record.getMessage()
+
+
+def test_a_secret_file_that_cannot_be_written_from_the_environment_is_warned_of(
+    mount: SecretMount, caplog: pytest.LogCaptureFixture
+) -> None:
+    put_from_environment(mount.directory / "none" / "token", {"CLAUDE_CODE_OAUTH_TOKEN": token(1)})
+    [record] = caplog.records
+    assert "make its directory first" in record.getMessage()
+    assert token(1) not in record.getMessage()
+
+
+def test_without_a_token_in_the_environment_nothing_is_written(mount: SecretMount) -> None:
+    put_from_environment(mount.path, {"CLAUDE_CODE_OAUTH_TOKEN": "", "PATH": "/bin"})
+    assert names_in(mount.directory) == []

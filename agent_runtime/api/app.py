@@ -13,7 +13,6 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agent_runtime import secret_content
 from agent_runtime.api import streams
 from agent_runtime.api.access import refuse_rebinding
 from agent_runtime.api.access_log import EXECUTION_ID, TRACE_ID
@@ -22,6 +21,7 @@ from agent_runtime.api.health import report
 from agent_runtime.api.operations import LIST_DEFAULT, LIST_LIMIT
 from agent_runtime.api.page import page_response
 from agent_runtime.api.problems import problem_response
+from agent_runtime.api.token_body import token_in
 from agent_runtime.errors import (
     STATUS_BY_CLASS,
     AdmissionError,
@@ -34,8 +34,7 @@ from agent_runtime.errors import (
 )
 from agent_runtime.model import rfc3339, shown
 from agent_runtime.problem import MEDIA_TYPE, problem
-from agent_runtime.secret_content import SecretContent
-from agent_runtime.secret_writer import put
+from agent_runtime.secret_writer import put_once
 from agent_runtime.state import Outcome, Phase
 from agent_runtime.task import parse
 from agent_runtime.trace_context import trace_context
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     from agent_runtime.api.connections import OpenConnections
     from agent_runtime.api.metrics import Metrics
     from agent_runtime.model import ExecutionRecord
-    from agent_runtime.redaction import Redactor
     from agent_runtime.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -268,44 +266,25 @@ async def get_token(api: Api, request: Request) -> Response:
 
 
 async def reload_token(api: Api, request: Request) -> Response:
-    """Re-read the secret file now; with a token in the body, write it there first."""
-    body = await _body(api, request)
-    before = api.supervisor.desk.current  # whoever watches the file may be the first to see what is written below
-    if body.strip() not in (b"", b"{}"):
-        await asyncio.to_thread(put, api.supervisor.secret.path, _token_in(body, api.supervisor.redactor))
-    await api.supervisor.reload_token()
-    generation = api.supervisor.desk.current
+    """Re-read the secret file now; with a token in the body, write it there first, unless it is there already."""
+    supervisor = api.supervisor
+    before = supervisor.desk.current  # the thread that watches the file may be the first to see what is written below
+    redactor = supervisor.redactor
+    token = token_in(await _body(api, request), strict=supervisor.settings.strict, redact=redactor.redact_text)
+    if token is not None:
+        redactor.add(token)
+        await asyncio.to_thread(put_once, supervisor.secret.path, token)
+    await supervisor.reload_token()
+    generation = supervisor.desk.current
     reloaded = before is None or generation is None or generation.number != before.number
     return _json(
         {
             "status": "success",
             "reloaded": reloaded,
             "generation": generation.number if generation else None,
-            "state": api.supervisor.desk.state,
+            "state": supervisor.desk.state,
         }
     )
-
-
-class _TokenBody(msgspec.Struct, frozen=True, repr_omit_defaults=True):
-    token: str | None = None
-
-    def __repr__(self) -> str:
-        return "<_TokenBody>"
-
-
-def _token_in(body: bytes, redactor: Redactor) -> bytes:
-    """Read the token that a backend posts; what is wrong with it is said without saying it."""
-    try:
-        token = msgspec.json.decode(body, type=_TokenBody).token
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise InvalidRequest("token: must be a string in a JSON object") from None
-    if token is None:
-        raise InvalidRequest("token: is missing; send it, or an empty body to read the file again")
-    content = secret_content.parse(token.encode(errors="replace"))
-    if not isinstance(content, SecretContent):
-        raise InvalidRequest(f"token: {content.reason}")
-    redactor.add(content.token)
-    return content.token.secret.encode()
 
 
 async def livez(api: Api, request: Request) -> Response:

@@ -148,9 +148,16 @@ class TokenReport(msgspec.Struct, kw_only=True):
 
 
 class NewToken(msgspec.Struct, kw_only=True):
-    """A token to be written to the secret file before it is read again."""
+    """
+    A token to be written to the secret file before it is read again.
+
+    Attributes:
+        token: Nothing is written where the file holds it already, so that a file that cannot be written is no error.
+        remove_api_key: Changes nothing: children are never given a key beside the token.
+    """
 
     token: str
+    remove_api_key: bool | None = None
 
 
 class Reloaded(msgspec.Struct, kw_only=True):

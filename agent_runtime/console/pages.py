@@ -141,7 +141,9 @@ PAGES: dict[str, Page] = {
         (
             (
                 "Taken are: a bare token on one line (sk-ant-oat...: OAuth, sk-ant-api...: API key); "
-                '{"token": ..., "expires_at": TIME, "subscription": NAME}; or the CLI\'s own .credentials.json.'
+                '{"token": ..., "expires_at": TIME, "subscription": NAME}; or the CLI\'s own .credentials.json. '
+                "NAME=, quotes and base64 around a bare token are taken off, with a warning; what is no token, as a "
+                "template, a placeholder or a refresh token, is not written."
             ),
             (
                 "Write on the side that is mounted, into a directory that is mounted as a whole: a file that is "
@@ -156,7 +158,7 @@ PAGES: dict[str, Page] = {
             f"agent-runtime token show {TOKEN_FILE}": "as lines",
             f"agent-runtime token show --json {TOKEN_FILE}": "for scripts",
         },
-        {0: "it can be used", 1: "it cannot: the line 'error' says why"},
+        {0: "it can be used; a line 'warning' says what is odd", 1: "it cannot: the line 'error' says why"},
     ),
     "drain": Page(
         "Let no execution in any more; the running go on. New tasks are answered 409 draining until the supervisor "

@@ -36,6 +36,8 @@ def token(settings: Settings, told: Mapping[str, str | float | None]) -> Finding
     if told["error"] is not None:
         return problem("token", f"{told['error']} ({path})", _remedy(path))
     text = f"{told['kind']} {told['fingerprint']} in {path}"
+    if "warning" in told:
+        text = f"{text}: {told['warning']}"
     expires_at = told["expires_at"]
     if isinstance(expires_at, float | int) and expires_at <= time.time():
         return problem("token", f"{text} has expired", "write a new one, or correct expires_at and the clock here")
@@ -43,6 +45,8 @@ def token(settings: Settings, told: Mapping[str, str | float | None]) -> Finding
     if mode & stat.S_IROTH:
         advice = "give it mode 0440 and a group for the supervisor (in Kubernetes defaultMode: 0440 with fsGroup)"
         return warning("token", f"{text} can be read by every user of this container", advice)
+    if "warning" in told:
+        return warning("token", text, f"write it again with: agent-runtime token put {path}")
     return ok("token", text)
 
 
