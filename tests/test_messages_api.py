@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
+import msgspec
 import pytest
 
 from agent_runtime.standins.messages_api import (
@@ -22,13 +25,16 @@ from agent_runtime.standins.messages_api import (
     Hang,
     MessagesApi,
     Moment,
+    Raw,
+    StreamError,
     Text,
     Tool,
     UsageLimit,
     serve,
 )
+from agent_runtime.standins.messages_conversation import Conversation
 from agent_runtime.standins.messages_policy import CONVERSATIONS_KEPT, REQUESTS_KEPT, TOKENS_KEPT, SeenRequest
-from agent_runtime.standins.messages_script import Conversation, Script
+from agent_runtime.standins.messages_script import Script
 from agent_runtime.tokens import Token
 
 if TYPE_CHECKING:
@@ -333,6 +339,191 @@ def test_a_connection_cut_in_the_text_had_begun_one(api: MessagesApi, client: Cl
     assert b"message_stop" not in b"".join(got)
 
 
+def beginning_of(client: Client, *, timeout_seconds: float = 10, **changed: Any) -> bytes:
+    """What arrives of an answer before its connection is closed or it falls silent."""
+    got = bytearray()
+    request = client.raw().stream(
+        "POST", "/v1/messages", headers=headers(OLD), json=body(**changed), timeout=timeout_seconds
+    )
+    with request as response, contextlib.suppress(httpx.RemoteProtocolError, httpx.ReadTimeout):
+        for piece in response.iter_raw():
+            got += piece
+    return bytes(got)
+
+
+@pytest.mark.parametrize("of", [Text(text="one two"), Tool(command="make", text="first")], ids=["text", "tool"])
+def test_a_stream_can_be_cut_after_any_event(of: Text | Tool, api: MessagesApi, client: Client) -> None:
+    api.default(of)
+    whole = [event["type"] for event in client.events(OLD)]
+    for count in range(len(whole) + 1):
+        api.default(Cut(of=of, after_events=count))
+        with pytest.raises(httpx.RemoteProtocolError):
+            client.events(OLD)
+        got = beginning_of(client, stream=True).decode()
+        assert [line.removeprefix("event: ") for line in got.splitlines() if line.startswith("event: ")] == whole[
+            :count
+        ]
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize("after_bytes", [0, 1, 100, 250, 10_000])
+def test_an_answer_can_be_cut_after_any_byte(after_bytes: int, stream: bool, api: MessagesApi, client: Client) -> None:
+    api.default(Text(text="x" * 300))
+    whole = client.post(OLD, stream=stream).content
+    api.default(Cut(of=Text(text="x" * 300), after_bytes=after_bytes))
+    with pytest.raises(httpx.RemoteProtocolError):
+        client.post(OLD, stream=stream)
+    got = beginning_of(client, stream=stream)
+    assert len(got) == min(after_bytes, len(whole))
+    assert re.sub(rb"_standin\d+", b"", got) == re.sub(rb"_standin\d+", b"", whole[: len(got)])
+
+
+def test_a_stream_can_end_early_as_if_it_were_whole(api: MessagesApi, client: Client) -> None:
+    api.default(Cut(after_events=3, quietly=True))
+    assert [event["type"] for event in client.events(OLD)][-1] == "content_block_delta"
+    assert client.post(OLD).status_code == 200
+
+
+def test_an_errors_body_can_be_cut_too(api: MessagesApi, client: Client) -> None:
+    api.default(Cut(of=Raw(502, "<html>Bad Gateway</html>", {"content-type": "text/html"}), after_bytes=6))
+    request = client.raw().stream("POST", "/v1/messages", headers=headers(OLD), json=body())
+    with request as response, pytest.raises(httpx.RemoteProtocolError):
+        response.read()
+    assert response.status_code == 502
+    assert beginning_of(client) == b"<html>"
+
+
+def test_a_stream_can_hang_after_any_event(api: MessagesApi, client: Client) -> None:
+    api.default(Hang(of=Tool(command="make"), after_events=2))
+    with pytest.raises(httpx.ReadTimeout):
+        client.raw().post("/v1/messages", headers=headers(OLD), json=body(stream=True), timeout=0.2)
+    got = beginning_of(client, timeout_seconds=0.2, stream=True)
+    assert got.count(b"event: ") == 2
+
+
+def test_an_error_in_mid_stream_is_an_event_of_its_own(api: MessagesApi, client: Client) -> None:
+    api.default(StreamError(type="invalid_request_error", message="Output blocked by content filtering policy"))
+    *begun, error = client.events(OLD)
+    assert [event["type"] for event in begun] == ["message_start", "content_block_start", "content_block_delta"]
+    assert error["type"] == "error"
+    assert error["error"] == {"type": "invalid_request_error", "message": "Output blocked by content filtering policy"}
+
+    api.default(StreamError(after_events=0))
+    assert [event["type"] for event in client.events(OLD)] == ["error"]
+
+
+def test_an_error_of_a_stream_is_the_answer_where_none_is_asked_for(api: MessagesApi, client: Client) -> None:
+    api.on(OLD, StreamError(message="Overloaded"))
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        answer = client.post(OLD, path=path)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (529, "overloaded_error")
+    api.default(StreamError(type="of a gateway", message="broken"))
+    assert client.post(NEW).status_code == 500
+
+
+@pytest.mark.parametrize(
+    ("told", "content"),
+    [
+        (Raw(404, {"detail": "Not Found"}), b'{"detail":"Not Found"}'),
+        (Raw(401, {"error": {"code": "401", "param": None}}), b'{"error":{"code":"401","param":null}}'),
+        (
+            Raw(502, "<h1>Bad Gateway</h1>", {"content-type": "text/html", "server": "cloudflare"}),
+            b"<h1>Bad Gateway</h1>",
+        ),
+        (Raw(200, b"\xff\xfe no text"), b"\xff\xfe no text"),
+        (Raw(204), b""),
+        (Raw(302, "", {"location": "https://login.invalid/"}), b""),
+        (Raw(599, [1, 2]), b"[1,2]"),
+    ],
+    ids=lambda value: value.status if isinstance(value, Raw) else "",
+)
+def test_any_status_body_and_headers_can_be_answered(
+    told: Raw, content: bytes, api: MessagesApi, client: Client
+) -> None:
+    api.on(OLD, told)
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        answer = client.post(OLD, path=path, stream=True)
+        assert (answer.status_code, answer.content) == (told.status, content)
+        assert answer.headers["content-type"] == told.headers.get("content-type", "application/json")
+        assert told.headers.items() <= answer.headers.items()
+        assert "request-id" not in answer.headers
+    assert (api.requests[-1].reply, api.requests[-1].status) == ("raw", told.status)
+
+
+@pytest.mark.parametrize("status", [-1, 0, 100, 199, 600])
+def test_what_is_no_status_of_an_answer_is_refused(status: int) -> None:
+    with pytest.raises(ValueError, match="status"):
+        Raw(status)
+
+
+@pytest.mark.parametrize("reply", [Text(text="I cannot"), Tool()], ids=["text", "tool"])
+def test_an_answer_carries_any_stop_reason_and_usage(reply: Text | Tool, api: MessagesApi, client: Client) -> None:
+    details = {"type": "refusal", "category": "cyber", "explanation": None}
+    api.default(
+        msgspec.structs.replace(
+            reply, stop_reason="refusal", stop_details=details, usage={"output_tokens": 77, "service_tier": "standard"}
+        )
+    )
+    whole = client.post(OLD).json()
+    assert (whole["stop_reason"], whole["stop_details"]) == ("refusal", details)
+    assert whole["usage"] == {"input_tokens": 10, "output_tokens": 77, "service_tier": "standard"}
+    ended = client.events(OLD)[-2]
+    assert (ended["delta"]["stop_reason"], ended["delta"]["stop_details"]) == ("refusal", details)
+    assert ended["usage"]["output_tokens"] == 77
+
+
+def test_an_empty_text_is_an_answer_without_content(api: MessagesApi, client: Client) -> None:
+    api.default(Text(text="", stop_reason="tool_use"))
+    assert blocks(client.post(OLD)) == []
+    assert [event["type"] for event in client.events(OLD)] == ["message_start", "message_delta", "message_stop"]
+
+
+def test_a_model_can_be_refused_while_the_others_are_answered(api: MessagesApi, client: Client) -> None:
+    """A small model's requests are refused whatever their token, also those beside the conversation."""
+    haiku = {"model": "claude-haiku-4-5-20251001"}
+    refused = Raw(401, {"error": {"type": "key_model_access_denied", "param": "model", "code": "401"}})
+    api.on_model("claude-haiku", refused)
+    for token in (OLD, NEW):
+        assert client.post(token, **haiku).status_code == 401
+        assert client.post(token, path="/v1/messages/count_tokens", **haiku).status_code == 401
+        assert client.post(token, max_tokens=1, **haiku).status_code == 401
+        assert client.post(token).status_code == 200
+        assert client.post(token, path="/v1/messages/count_tokens").status_code == 200
+    assert api.requests[-1].model == "claude-sonnet-4-5"
+
+    api.on_model("claude-haiku", "overloaded", Text(text="small"))
+    assert client.post(OLD, max_tokens=1, **haiku).status_code == 200
+    assert [client.post(OLD, **haiku).status_code for _ in range(2)] == [529, 200]
+    api.on_model("claude-haiku")
+    assert blocks(client.post(OLD, **haiku))[0]["text"] == "done"
+
+
+def test_a_request_that_counts_tokens_can_be_answered_by_itself(api: MessagesApi, client: Client) -> None:
+    def statuses(token: str) -> tuple[int, int]:
+        counted = client.post(token, path="/v1/messages/count_tokens")
+        return client.post(token).status_code, counted.status_code
+
+    api.on(OLD, "expired")
+    api.on_count_tokens(Text(), token=OLD)
+    assert statuses(OLD) == (401, 200)
+    api.on_count_tokens("revoked_403")
+    assert (statuses(OLD), statuses(NEW)) == ((401, 200), (200, 403))
+    api.on_count_tokens("overloaded", "server_error", Text(), token=NEW)
+    assert [statuses(NEW)[1] for _ in range(3)] == [529, 500, 200]
+    api.on_count_tokens(token=OLD)
+    api.on_count_tokens()
+    assert statuses(OLD) == (401, 401)
+
+
+def test_a_partial_tool_call_does_not_move_its_script_on(api: MessagesApi, client: Client) -> None:
+    api.script("cut", Cut(of=Tool(command="cut off"), after_events=5), Tool(command="whole"), Text(text="end"))
+    events = beginning_of(client, messages=[{"role": "user", "content": "[[script:cut]]"}], stream=True).decode()
+    started = next(line for line in events.splitlines() if '"tool_use"' in line)
+    cut_off = json.loads(started.removeprefix("data: "))["content_block"]
+    (whole,) = blocks(client.post(OLD, "[[script:cut]]", [cut_off], result_of(cut_off)))
+    assert whole["input"]["command"] == "whole"
+
+
 @pytest.mark.parametrize(
     "endless",
     [*map(Hang, Moment), Text(gate="never"), Text(text="long", over_seconds=3600)],
@@ -416,7 +607,9 @@ def test_the_command_line_serves_a_script_file_and_ends_on_sigterm(tmp_path: Pat
     told = {
         "scripts": {"build": ["overloaded", {"kind": "tool", "command": "make"}]},
         "tokens": {OLD: [{"kind": "fail", "status": 418, "type": "teapot", "message": "short and stout"}]},
-        "default": [{"kind": "text", "text": "from the file"}],
+        "models": {"haiku": [{"kind": "raw", "status": 401, "body": {"error": {"type": "key_model_access_denied"}}}]},
+        "count_tokens": {"*": [{"kind": "stream_error"}], OLD: [{"kind": "text"}]},
+        "default": [{"kind": "text", "text": "from the file", "stop_reason": "max_tokens"}],
     }
     script.write_text(json.dumps(told))
     command = [sys.executable, "-m", "agent_runtime.standins.messages_api", "--script", str(script)]
@@ -429,7 +622,11 @@ def test_the_command_line_serves_a_script_file_and_ends_on_sigterm(tmp_path: Pat
             assert client.post(OLD).status_code == 418
             assert client.post(NEW, "[[script:build]]").status_code == 529
             assert blocks(client.post(NEW, "[[script:build]]"))[0]["input"]["command"] == "make"
+            assert client.post(NEW).json()["stop_reason"] == "max_tokens"
             assert blocks(client.post(NEW))[0]["text"] == "from the file"
+            assert client.post(NEW, model="claude-haiku").json() == {"error": {"type": "key_model_access_denied"}}
+            counted = [client.post(token, path="/v1/messages/count_tokens").status_code for token in (OLD, NEW)]
+            assert counted == [200, 529]
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
         assert process.stderr.read() == ""
@@ -517,3 +714,24 @@ def test_the_real_cli_takes_the_usage_limit_for_one(
     ended = run_claude(claude, base_url, tmp_path / "home", "hello")
     assert "limit" in frames(ended)[-1]["result"]
     assert frames(ended)[-1]["is_error"]
+
+
+@pytest.mark.real_cli
+def test_the_real_cli_takes_broken_streams_and_a_gateways_page_for_what_they_are(
+    claude: str, api: MessagesApi, base_url: str, tmp_path: Path
+) -> None:
+    api.default(
+        StreamError(after_events=1, message="Overloaded in mid-stream"),
+        Raw(502, "<h1>Bad Gateway</h1>", {"content-type": "text/html"}),
+        Text(text="whole at last", usage={"output_tokens": 77}),
+    )
+    ended = run_claude(claude, base_url, tmp_path / "home", "hello")
+    assert frames(ended)[-1]["result"] == "whole at last"
+    assert frames(ended)[-1]["usage"]["output_tokens"] == 77 + 1  # and what the broken stream had begun with
+    assert "Overloaded in mid-stream" in ended.stderr
+    assert "<h1>Bad Gateway</h1>" in ended.stderr
+    assert [request.reply for request in api.requests if request.path == "/v1/messages" and not request.aside] == [
+        "stream_error",
+        "raw",
+        "text",
+    ]

@@ -60,7 +60,10 @@ class LoopbackServer:
         Raises:
             RuntimeError: The server did not start, or did not end in time.
         """
-        server = _Server(uvicorn.Config(app, http=self._protocol(), log_config=None, access_log=False, lifespan="off"))
+        config = uvicorn.Config(
+            app, http=self._protocol(), log_config=None, access_log=False, lifespan="off", server_header=False
+        )
+        server = _Server(config)
         thread = threading.Thread(target=self._run, args=(server,), name="loopback-server", daemon=True)
         thread.start()
         server.ready.wait(STOP_TIMEOUT_SECONDS)

@@ -7,6 +7,7 @@ A stand-in of Anthropic's Messages API on loopback, good enough for the real Cla
     with serve(api) as base_url:                                   # ANTHROPIC_BASE_URL
         ...
         api.on(NEW, "revoked")                                     # at any time, from any thread
+        api.on_model("haiku", Raw(401, {"error": {"type": "key_model_access_denied"}}))  # a gateway's word on a model
         api.wait_for_requests(NEW, 2)
 
 By itself: ``python -m agent_runtime.standins.messages_api --port 0 --script FILE.json``; the file is a
@@ -28,7 +29,7 @@ import sys
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.applications import Starlette
@@ -36,6 +37,16 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from agent_runtime.standins.loopback_server import LoopbackServer, ServerEnds
+from agent_runtime.standins.messages_body import (
+    EVENT_STREAM,
+    JSON,
+    Message,
+    beginning,
+    error_body,
+    event,
+    quarters,
+)
+from agent_runtime.standins.messages_conversation import MessagesRequest, conversation_of, model_of
 from agent_runtime.standins.messages_policy import MessagesApi, SeenRequest, TokenCounts
 from agent_runtime.standins.messages_script import (
     FAULTS,
@@ -43,22 +54,23 @@ from agent_runtime.standins.messages_script import (
     Cut,
     Fail,
     Hang,
-    MessagesRequest,
     Moment,
+    Raw,
     Reply,
+    StreamError,
     Text,
     Tool,
     UsageLimit,
-    conversation_of,
-    tool_use_id,
 )
 from agent_runtime.tokens import Token, TokenKind
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
+
+    from agent_runtime.standins.messages_body import Pieces
 
 __all__ = [
     "FAULTS",
@@ -67,19 +79,16 @@ __all__ = [
     "Hang",
     "MessagesApi",
     "Moment",
+    "Raw",
     "ScriptFile",
     "SeenRequest",
+    "StreamError",
     "Text",
     "TokenCounts",
     "Tool",
     "UsageLimit",
     "serve",
 ]
-
-INPUT_TOKENS = 10
-OUTPUT_TOKENS = 5
-
-_Fields: TypeAlias = dict[str, object]
 
 
 def serve(api: MessagesApi, port: int = 0) -> AbstractContextManager[str]:
@@ -118,20 +127,16 @@ class _Application:
     async def _elsewhere(self, request: Request) -> Response:
         seen = _seen(request)
         self._api.arrived(seen)
-        return self._failed(seen, Fail(404, "not_found_error", "Not found"))
+        return await self._answer(request, seen, Fail(404, "not_found_error", "Not found"))
 
     async def _count_tokens(self, request: Request) -> Response:
         seen = _seen(request)
-        body = await request.body()
+        asked = await request.body()
+        seen.model = model_of(asked)
         self._api.arrived(seen)
-        reply = _credential_fault(request) or self._api.decide(seen.fingerprint, None)
-        seen.reply = _kind(reply)
-        if isinstance(reply, Fail | UsageLimit):
-            return self._failed(seen, reply)
-        if isinstance(reply, Hang | Cut):
-            return _Silent(self._server, reply)
-        self._api.answered(seen, 200)
-        return _json({"input_tokens": 1 + len(body) // 4}, 200, {"request-id": self._request_id()})
+        reply = _credential_fault(request) or self._api.decide_count(seen.fingerprint, seen.model)
+        count = msgspec.json.encode({"input_tokens": 1 + len(asked) // 4})
+        return await self._answer(request, seen, reply, lambda _content: count)
 
     async def _messages(self, request: Request) -> Response:
         seen = _seen(request)
@@ -139,109 +144,81 @@ class _Application:
             wanted = msgspec.json.decode(await request.body(), type=MessagesRequest)
         except msgspec.DecodeError as error:
             self._api.arrived(seen)
-            return self._failed(seen, Fail(400, "invalid_request_error", str(error)))
+            return await self._answer(request, seen, Fail(400, "invalid_request_error", str(error)))
         conversation = conversation_of(wanted, seen.user_agent)
         seen.model, seen.script, seen.aside = wanted.model, conversation.script, conversation.aside
         self._api.arrived(seen)
-        reply = _credential_fault(request) or self._api.decide(seen.fingerprint, conversation)
-        seen.reply = _kind(reply)
-        if isinstance(reply, Fail | UsageLimit):
-            return self._failed(seen, reply)
-        if isinstance(reply, Hang | Cut) and reply.moment is Moment.BEFORE_ANSWER:
-            return _Silent(self._server, reply)
-        headers = {"request-id": self._request_id()}
-        if isinstance(reply, Text | Tool):
-            headers |= reply.headers
-            if reply.gate is not None:
-                await self._gate(reply.gate)
-        self._api.answered(seen, 200)
-        unique = f"{next(self._ids):08d}"
-        content = list(_content(reply, conversation.position, unique))
-        head: _Fields = {
-            "id": f"msg_standin{unique}",
-            "type": "message",
-            "role": "assistant",
-            "model": wanted.model,
-            "content": [],
-            "stop_reason": None,
-            "stop_sequence": None,
-            "usage": {"input_tokens": INPUT_TOKENS, "output_tokens": 1},
-        }
-        if wanted.stream or isinstance(reply, Hang | Cut):
-            events = self._events(request.scope, reply, head, content)
-            return StreamingResponse(events, 200, headers, "text/event-stream")
-        if isinstance(reply, Text):
-            await self._server.pause(reply.over_seconds)
-        usage = {"input_tokens": INPUT_TOKENS, "output_tokens": OUTPUT_TOKENS}
-        return _json(head | {"content": content, "stop_reason": _stop_reason(reply), "usage": usage}, 200, headers)
+        reply = _credential_fault(request) or self._api.decide(seen.fingerprint, conversation, wanted.model)
+        position = None if isinstance(reply, Hang | Cut | StreamError) else conversation.position
 
-    async def _events(
-        self, scope: Scope, reply: Reply, head: _Fields, content: Sequence[_Fields]
-    ) -> AsyncIterator[bytes]:
+        def said(content: Text | Tool) -> bytes | Pieces:
+            message = Message(content, wanted.model, f"{next(self._ids):08d}", position)
+            return message.stream() if wanted.stream else message.whole()
+
+        return await self._answer(request, seen, reply, said)
+
+    async def _answer(
+        self,
+        request: Request,
+        seen: SeenRequest,
+        reply: Reply,
+        good: Callable[[Text | Tool], bytes | Pieces] = lambda _content: b"",
+    ) -> Response:
+        """
+        Answer with *reply*.
+
+        Args:
+            good: Makes the body, or the stream, where an answer of the model is asked for.
+        """
+        seen.reply = _kind(reply)
+        if isinstance(reply, Hang | Cut) and reply.is_before_answer:
+            return _Silent(self._server, reply)
+        content = reply.of if isinstance(reply, Hang | Cut | StreamError) else reply
+        if isinstance(content, Text | Tool) and content.gate is not None:
+            await self._gate(content.gate)
+        request_id = f"req_standin{next(self._ids):08d}"
+        headers = {} if isinstance(content, Raw) else {"request-id": request_id}
+        if isinstance(content, Text | Tool):
+            status, body = 200, good(content)
+            headers |= content.headers
+        elif isinstance(content, Raw):
+            status, body = content.status, content.content
+            headers |= content.headers
+        else:
+            status, body = content.status, error_body(content.type, content.message, request_id)
+            headers |= content.headers_at(time.time())
+        if isinstance(reply, StreamError) and isinstance(body, bytes):  # not streamed: the error alone
+            status, body, reply = reply.status, error_body(reply.type, reply.message, request_id), content
+        self._api.answered(seen, status)
+        if isinstance(body, bytes) and not isinstance(reply, Hang | Cut):
+            if isinstance(content, Text):
+                await self._server.pause(content.over_seconds)
+            return Response(body, status, headers, JSON)
+        media_type = JSON if isinstance(body, bytes) else EVENT_STREAM
+        pieces = quarters(body) if isinstance(body, bytes) else body
+        return StreamingResponse(self._sent(request.scope, reply, pieces, request_id), status, headers, media_type)
+
+    async def _sent(self, scope: Scope, reply: Reply, pieces: Pieces, request_id: str) -> AsyncIterator[bytes]:
         try:
-            async for event in self._all_events(scope, reply, head, content):
-                yield event
+            for data, pause_seconds in (
+                beginning(pieces, reply) if isinstance(reply, Hang | Cut | StreamError) else pieces
+            ):
+                yield data
+                if pause_seconds:
+                    await self._server.pause(pause_seconds)
+            if isinstance(reply, StreamError):
+                yield event("error", error={"type": reply.type, "message": reply.message}, request_id=request_id)
+            elif isinstance(reply, Hang):
+                await self._server.pause(None)
+            elif isinstance(reply, Cut) and not reply.quietly:
+                await self._server.cut(scope)
         except ServerEnds:
             await self._server.cut(scope)
-
-    async def _all_events(
-        self, scope: Scope, reply: Reply, head: _Fields, content: Sequence[_Fields]
-    ) -> AsyncIterator[bytes]:
-        if isinstance(reply, Hang | Cut) and reply.moment is Moment.AFTER_HEADERS:
-            yield b": headers leave with the first bytes\n\n"
-            await self._fall_silent(scope, reply)
-            return
-        yield _event("message_start", message=head)
-        for index, block in enumerate(content):
-            if block["type"] == "tool_use":
-                yield _event("content_block_start", index=index, content_block=block | {"input": {}})
-                arguments = {"type": "input_json_delta", "partial_json": msgspec.json.encode(block["input"]).decode()}
-                yield _event("content_block_delta", index=index, delta=arguments)
-            else:
-                yield _event("content_block_start", index=index, content_block=block | {"text": ""})
-                async for piece in self._pieces(reply, str(block["text"])):
-                    delta = {"type": "text_delta", "text": piece}
-                    yield _event("content_block_delta", index=index, delta=delta) if piece else _event("ping")
-            if isinstance(reply, Hang | Cut):
-                await self._fall_silent(scope, reply)
-                return
-            yield _event("content_block_stop", index=index)
-        ended = {"stop_reason": _stop_reason(reply), "stop_sequence": None}
-        yield _event("message_delta", delta=ended, usage={"output_tokens": OUTPUT_TOKENS})
-        yield _event("message_stop")
-
-    async def _pieces(self, reply: Reply, text: str) -> AsyncIterator[str]:
-        """Cut a text into the pieces in which it is streamed; an empty one stands for a ping."""
-        if not isinstance(reply, Text) or reply.over_seconds <= 0 or not text:
-            yield text
-            return
-        size = -(-len(text) // max(1, round(reply.over_seconds / reply.piece_seconds)))
-        starts = range(0, len(text), size)
-        for start in starts:
-            yield text[start : start + size]
-            await self._server.pause(reply.over_seconds / len(starts))
-            if reply.pings:
-                yield ""
 
     async def _gate(self, name: str) -> None:
         opened, loop = asyncio.Event(), asyncio.get_running_loop()
         self._api.when_open(name, lambda: _call_in(loop, opened))
         await self._server.until(opened.wait())
-
-    async def _fall_silent(self, scope: Scope, reply: Hang | Cut) -> None:
-        if isinstance(reply, Hang):
-            await self._server.pause(None)
-        await self._server.cut(scope)
-
-    def _failed(self, seen: SeenRequest, fail: Fail | UsageLimit) -> Response:
-        request_id = self._request_id()
-        error = {"type": fail.type, "message": fail.message}
-        self._api.answered(seen, fail.status)
-        headers = fail.headers_at(time.time()) | {"request-id": request_id}
-        return _json({"type": "error", "error": error, "request_id": request_id}, fail.status, headers)
-
-    def _request_id(self) -> str:
-        return f"req_standin{next(self._ids):08d}"
 
 
 class _Silent(Response):
@@ -304,38 +281,20 @@ def _kind(reply: Reply) -> str:
     return str(reply.__struct_config__.tag)
 
 
-def _stop_reason(reply: Reply) -> str:
-    return "tool_use" if isinstance(reply, Tool) else "end_turn"
-
-
-def _content(reply: Reply, position: int, unique: str) -> Iterator[_Fields]:
-    if isinstance(reply, Tool):
-        if reply.text is not None:
-            yield {"type": "text", "text": reply.text}
-        identity = tool_use_id(position, unique)
-        yield {"type": "tool_use", "id": identity, "name": reply.name, "input": reply.arguments}
-    else:
-        yield {"type": "text", "text": reply.text if isinstance(reply, Text) else "The beginning of a text"}
-
-
-def _json(body: _Fields, status: int, headers: dict[str, str]) -> Response:
-    return Response(msgspec.json.encode(body), status, headers, "application/json")
-
-
-def _event(kind: str, **fields: object) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (kind.encode(), msgspec.json.encode({"type": kind} | fields))
-
-
 class ScriptFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
     What ``--script`` reads: the arguments of the methods of :class:`MessagesApi` with these names, as JSON.
 
     Attributes:
         tokens: For :meth:`MessagesApi.on`; an empty list is :meth:`MessagesApi.accept`.
+        models: For :meth:`MessagesApi.on_model`.
+        count_tokens: For :meth:`MessagesApi.on_count_tokens`, by token; those of "*" are for any other token.
     """
 
     scripts: dict[str, list[Reply | str]] = {}
     tokens: dict[str, list[Reply | str]] = {}
+    models: dict[str, list[Reply | str]] = {}
+    count_tokens: dict[str, list[Reply | str]] = {}
     default: list[Reply | str] = []
     other_tokens: list[Reply | str] = []
 
@@ -350,6 +309,10 @@ class ScriptFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             api.script(name, *replies)
         for token, replies in self.tokens.items():
             api.on(token, *replies) if replies else api.accept(token)
+        for model, replies in self.models.items():
+            api.on_model(model, *replies)
+        for token, replies in self.count_tokens.items():
+            api.on_count_tokens(*replies, token=None if token == "*" else token)  # noqa: S105 -- no token
         if self.default:
             api.default(*self.default)
         api.on_other_tokens(*self.other_tokens)

@@ -12,11 +12,13 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from agent_runtime.standins.messages_script import FAULTS, Conversation, Fail, Reply, Script, Text, Tool
+from agent_runtime.standins.messages_script import FAULTS, Fail, Reply, Script, Text, Tool
 from agent_runtime.tokens import Token
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from agent_runtime.standins.messages_conversation import Conversation
 
 REQUESTS_KEPT = 1000
 TOKENS_KEPT = 1000
@@ -95,12 +97,14 @@ class MessagesApi:
         self._changed = threading.Condition()
         self._tokens: dict[str, Script | None] = {}
         self._other_tokens: Script | None = None
+        self._models: dict[str, Script] = {}
+        self._count_tokens: dict[str | None, Script] = {}
         self._scripts: dict[str, Script] = {}
         self._default = Script([Text()])
         self._open_gates: set[str] = set()
         self._at_gates: dict[str, list[Callable[[], None]]] = {}
         self._counts: OrderedDict[str, TokenCounts] = OrderedDict()
-        self._faults_served: OrderedDict[tuple[str, str, int], int] = OrderedDict()
+        self._faults_served: OrderedDict[tuple[str, Script, int], int] = OrderedDict()
         self._requests: deque[SeenRequest] = deque(maxlen=REQUESTS_KEPT)
 
     def on(self, token: str | Token, *replies: Reply | str) -> None:
@@ -121,6 +125,32 @@ class MessagesApi:
         """Give these replies to each token that neither :meth:`on` nor :meth:`accept` has named; none: accept them."""
         with self._changed:
             self._other_tokens = Script(replies) if replies else None
+
+    def on_model(self, model: str, *replies: Reply | str) -> None:
+        """
+        Give these replies to requests for a model with *model* in its name, whatever their token; none: no longer.
+
+        Where a fault is all there is, requests beside a conversation and those that count tokens get it too.
+        """
+        with self._changed:
+            self._models.pop(model, None)
+            if replies:
+                self._models[model] = Script(replies)
+
+    def on_count_tokens(self, *replies: Reply | str, token: str | Token | None = None) -> None:
+        """
+        Give these replies to requests that count tokens, whatever :meth:`on` and :meth:`on_model` say; none: no longer.
+
+        A :class:`Text` stands for the count.
+
+        Args:
+            token: None: those with any token for which no others were given.
+        """
+        with self._changed:
+            key = None if token is None else _fingerprint(token)
+            self._count_tokens.pop(key, None)
+            if replies:
+                self._count_tokens[key] = Script(replies)
 
     def script(self, name: str, *replies: Reply | str) -> None:
         """Give these replies to conversations whose latest mark is ``[[script:NAME]]`` in what the user wrote."""
@@ -194,32 +224,57 @@ class MessagesApi:
                 _latest(self._counts, request.fingerprint, TokenCounts(), TOKENS_KEPT).by_status[status] += 1
             self._changed.notify_all()
 
-    def decide(self, fingerprint: str | None, conversation: Conversation | None) -> Reply:
+    def decide(self, fingerprint: str | None, conversation: Conversation, model: str | None = None) -> Reply:
         """
         Choose the reply to a request.
 
         Args:
             fingerprint: Of the token it came with.
-            conversation: None: it is no part of one, such as a request that counts tokens.
         """
         with self._changed:
             if fingerprint is None:
                 return FAULTS["no_credential"]
+            if conversation.aside:
+                return self._fault_of(fingerprint, model) or Text()
+            name = self._rule_for(model)
+            if name is not None:
+                return self._next(self._models[name], conversation.key, conversation.position)
             script = self._tokens.get(fingerprint, self._other_tokens)
-            if conversation is None or conversation.aside:
-                return (script.lasting_fault if script is not None else None) or Text()
-            source = f"token {fingerprint}"
             if script is None and conversation.script is not None:
-                source = f"script {conversation.script}"
                 script = self._scripts.get(conversation.script)
                 if script is None:
                     said = f"the stand-in has no script named {conversation.script!r}"
                     return Fail(400, "invalid_request_error", said)
-            return self._next((script or self._default), conversation, source)
+            return self._next((script or self._default), conversation.key, conversation.position)
 
-    def _next(self, script: Script, conversation: Conversation, source: str) -> Reply:
-        where = (conversation.key, source, conversation.position)
-        reply = script.reply(conversation.position, self._faults_served.get(where, 0))
+    def decide_count(self, fingerprint: str | None, model: str | None = None) -> Reply:
+        """
+        Choose the reply to a request that counts tokens.
+
+        Args:
+            fingerprint: Of the token it came with.
+        """
+        with self._changed:
+            if fingerprint is None:
+                return FAULTS["no_credential"]
+            script = self._count_tokens.get(fingerprint, self._count_tokens.get(None))
+            if script is None:
+                return self._fault_of(fingerprint, model) or Text()
+            return self._next(script, fingerprint, 0)
+
+    def _fault_of(self, fingerprint: str, model: str | None) -> Reply | None:
+        """Look up the fault that also requests outside of conversations meet."""
+        name = self._rule_for(model)
+        scripts = [self._models[name]] if name is not None else []
+        scripts += filter(None, [self._tokens.get(fingerprint, self._other_tokens)])
+        return next((script.lasting_fault for script in scripts if script.lasting_fault is not None), None)
+
+    def _rule_for(self, model: str | None) -> str | None:
+        return next((name for name in self._models if model is not None and name in model), None)
+
+    def _next(self, script: Script, key: str, position: int) -> Reply:
+        where = (key, script, position)
+        reply = script.reply(position, self._faults_served.get(where, 0))
         if not isinstance(reply, Text | Tool):
             self._faults_served[where] = _latest(self._faults_served, where, 0, CONVERSATIONS_KEPT) + 1
         return reply

@@ -1,19 +1,17 @@
 """
-What the stand-in of the Messages API answers: replies, scripts of replies, and where a conversation stands in one.
+What the stand-in of the Messages API answers: replies, and scripts of replies.
 
 Pure: no I/O and no clock. :mod:`agent_runtime.standins.messages_api` serves what is decided here.
 
 A *script* is a list of replies. Where a conversation stands in it is read off the conversation itself, which every
 request carries whole, so parallel executions with one token do not disturb one another, and one that is resumed with
-another token goes on where it was. :class:`Tool` is left behind when its result comes back, a fault as soon as it has
-been served, and :class:`Text` ends the turn. A fault may also be given by its name in :data:`FAULTS`; in JSON any other
-reply is an object with its ``kind``.
+another token goes on where it was. :class:`Tool` is left behind when its result comes back, :class:`Text` ends the
+turn, and any other reply, a *fault*, is left behind as soon as it has been served. A fault may also be given by its
+name in :data:`FAULTS`; in JSON any other reply is an object with its ``kind``.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -26,40 +24,56 @@ OAUTH_BETA = "oauth-2025-04-20"
 """The ``anthropic-beta`` value without which the API does not take an OAuth token; every CLI version sends it."""
 
 
-class Text(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="text"):
+class _Content(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    An answer of the model.
+
+    Attributes:
+        stop_reason: Any string; None: the one that fits the content.
+        stop_details: Sent beside the stop reason, such as a refusal's category and explanation.
+        usage: Merged over the stand-in's own counts of tokens.
+        gate: Nothing is sent before ``MessagesApi.open_gate`` has been called with this name.
+        headers: Sent besides the stand-in's own.
+    """
+
+    stop_reason: str | None = None
+    stop_details: dict[str, object] | None = None
+    usage: dict[str, object] = {}
+    gate: str | None = None
+    headers: dict[str, str] = {}
+
+
+class Text(_Content, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="text"):
     """
     A text that ends the model's turn, in one piece or streamed over a time.
 
     Attributes:
+        text: If empty, the answer has no content at all.
         over_seconds: How long the stream takes, in one piece each *piece_seconds*; 0: all at once.
         pings: Send ``ping`` events, which are no content, between the pieces.
-        gate: Nothing is sent before ``MessagesApi.open_gate`` has been called with this name.
     """
 
     text: str = "done"
     over_seconds: float = 0.0
     piece_seconds: float = 0.2
     pings: bool = False
-    gate: str | None = None
-    headers: dict[str, str] = {}
+    natural_stop_reason = "end_turn"
 
 
-class Tool(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="tool"):
+class Tool(_Content, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="tool"):
     """
     A tool call; with *command* alone one of the CLI's Bash tool.
 
     Attributes:
         input: What the tool is given; if None, *command* as Bash takes it.
         text: What the model says before it calls the tool.
-        gate: Nothing is sent before ``MessagesApi.open_gate`` has been called with this name.
     """
 
     command: str = "true"
     name: str = "Bash"
     input: dict[str, object] | None = None
     text: str | None = None
-    gate: str | None = None
-    headers: dict[str, str] = {}
+    natural_stop_reason = "tool_use"
 
     @property
     def arguments(self) -> dict[str, object]:
@@ -80,6 +94,38 @@ class Fail(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="k
     def headers_at(self, _now: float) -> dict[str, str]:
         """What is sent besides the body."""
         return self.headers
+
+
+class Raw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="raw"):
+    """
+    Any HTTP answer: an error in a gateway's form, a proxy's page, a redirect, an event stream written by hand.
+
+    Attributes:
+        status: 200 to 599.
+        body: Text and bytes are sent as they are, any other value as JSON.
+        headers: All that is sent besides the length of the body; its type is JSON unless they say otherwise.
+    """
+
+    status: int
+    body: object = ""
+    headers: dict[str, str] = {}
+
+    def __post_init__(self) -> None:
+        """
+        Check the status.
+
+        Raises:
+            ValueError: No server can answer with it.
+        """
+        if not 200 <= self.status <= 599:
+            raise ValueError(f"status {self.status} is no final answer of HTTP: 200 to 599")
+
+    @property
+    def content(self) -> bytes:
+        """The body as it is sent."""
+        if isinstance(self.body, str):
+            return self.body.encode()
+        return self.body if isinstance(self.body, bytes) else msgspec.json.encode(self.body)
 
 
 class UsageLimit(
@@ -127,19 +173,89 @@ class Moment(StrEnum):
     IN_TEXT = "in_text"
 
 
-class Hang(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="hang"):
-    """Accept the request and fall silent until the client goes away or the server ends."""
+class _Partial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """
+    An answer that does not come to its end.
+
+    Attributes:
+        of: The answer of which only the beginning is sent.
+        after_events: How many events of its stream are sent: 1 is ``message_start``, 2 begins the content, 3 is the
+            first piece of it, ... A body that is no stream is sent in quarters.
+        after_bytes: How many bytes of its body are sent, if no number of events is given.
+    """
+
+    of: Text | Tool | Fail | Raw = Text(text="The beginning of a text")
+    after_events: int | None = None
+    after_bytes: int | None = None
+
+
+class Hang(_Partial, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="hang"):
+    """
+    Accept the request and fall silent until the client goes away or the server ends.
+
+    Attributes:
+        moment: When, unless *after_events* or *after_bytes* says so.
+    """
 
     moment: Moment = Moment.BEFORE_ANSWER
 
+    @property
+    def is_before_answer(self) -> bool:
+        """Whether not even the status is sent."""
+        return self.moment is Moment.BEFORE_ANSWER and self.after_events is None and self.after_bytes is None
 
-class Cut(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="cut"):
-    """Close the connection without finishing the answer, or without beginning one."""
+
+class Cut(_Partial, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="cut"):
+    """
+    Close the connection without finishing the answer, or without beginning one.
+
+    Attributes:
+        moment: When, unless *after_events* or *after_bytes* says so.
+        quietly: End the answer as HTTP ends a whole one, as proxies do that lose the server behind them.
+    """
 
     moment: Moment = Moment.BEFORE_ANSWER
+    quietly: bool = False
+
+    @property
+    def is_before_answer(self) -> bool:
+        """Whether not even the status is sent."""
+        return self.moment is Moment.BEFORE_ANSWER and self.after_events is None and self.after_bytes is None
 
 
-Reply = Text | Tool | Fail | UsageLimit | Hang | Cut
+class StreamError(_Partial, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="stream_error"):
+    """
+    An ``error`` event in the middle of a stream, behind status 200; the stream ends with it.
+
+    A request for an answer that is not streamed gets the error with its own status.
+
+    Source: https://docs.claude.com/en/docs/build-with-claude/streaming (error events).
+    """
+
+    type: str = "overloaded_error"
+    message: str = "Overloaded"
+
+    @property
+    def status(self) -> int:
+        """The status that the API gives an error of this type."""
+        return STATUS_BY_TYPE.get(self.type, 500)
+
+
+STATUS_BY_TYPE = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "api_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+"""Source: https://docs.claude.com/en/api/errors."""
+
+Reply = Text | Tool | Fail | Raw | UsageLimit | Hang | Cut | StreamError
 """Anything a request can be answered with."""
 
 FAULTS: dict[str, Reply] = {
@@ -259,108 +375,3 @@ class Script:
 
     def __repr__(self) -> str:
         return f"<Script {' '.join(type(reply).__name__ for reply in self.replies)}>"
-
-
-class _Block(msgspec.Struct, gc=False):
-    type: str = ""
-    text: str | None = None
-    tool_use_id: str | None = None
-
-
-class _Message(msgspec.Struct):
-    role: str
-    content: str | list[_Block] = ""
-
-    def texts(self) -> list[str]:
-        if isinstance(self.content, str):
-            return [self.content]
-        return [block.text for block in self.content if block.text is not None]
-
-
-class _Metadata(msgspec.Struct):
-    user_id: str | None = None
-
-
-class MessagesRequest(msgspec.Struct):
-    """The body of a request, as far as it is read here."""
-
-    model: str
-    messages: list[_Message]
-    max_tokens: int | None = None
-    stream: bool | None = None
-    tools: list[msgspec.Raw] | None = None
-    metadata: _Metadata | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """
-    Which conversation a request belongs to and how far that has come.
-
-    Attributes:
-        key: Equal for all requests of one conversation.
-        script: The name in the latest ``[[script:NAME]]`` a user wrote, if any.
-        position: How many tools, since that mark, have had their result.
-        aside: A small request that the CLI makes for itself beside the conversation; no script knows of it.
-    """
-
-    key: str
-    script: str | None
-    position: int
-    aside: bool
-
-
-_MARK = "[[script:"
-_LONGEST_NAME = 64
-_TOOL_USE_ID = "toolu_step"
-
-
-def tool_use_id(position: int, unique: str) -> str:
-    """Make the id by which the tool's result tells how far its script has come."""
-    return f"{_TOOL_USE_ID}{position}x{unique}"
-
-
-def conversation_of(request: MessagesRequest, user_agent: str) -> Conversation:
-    """
-    Read off a request where its conversation stands.
-
-    Beside the conversation the CLI asks whether its quota holds (``max_tokens`` 1), warms up sub-agents ("Warmup") and
-    has a small model extract file paths from a command's output; these carry no tools.
-
-    Source: Claude Code 1.0.128, 2.0.76 and 2.1.30 ask for the quota and file paths, 2.0.76 warms up; 2.1.114 and
-    2.1.330 make no such request with non-essential traffic off.
-    """
-    script, position = None, 0
-    for message in request.messages:
-        if message.role != "user":
-            continue
-        for text in message.texts():
-            name = _script_name(text)
-            if name is not None:
-                script, position = name, 0
-        if not isinstance(message.content, str):
-            for block in message.content:
-                if block.type == "tool_result":
-                    position = max(position, _position_after(block.tool_use_id or ""))
-    first = request.messages[0].texts() if request.messages else []
-    session = request.metadata.user_id if request.metadata is not None else None
-    key = hashlib.sha256((session or "\n".join(first)).encode(errors="replace")).hexdigest()[:16]
-    from_cli = user_agent.startswith("claude-cli/")
-    aside = request.max_tokens == 1 or (from_cli and (not request.tools or first[-1:] == ["Warmup"]))
-    return Conversation(key, script, position, aside)
-
-
-def _script_name(text: str) -> str | None:
-    start = text.rfind(_MARK)
-    if start < 0:
-        return None
-    start += len(_MARK)
-    end = text.find("]]", start, start + _LONGEST_NAME + 2)
-    return text[start:end] if end > start else None
-
-
-def _position_after(identity: str) -> int:
-    if not identity.startswith(_TOOL_USE_ID):
-        return 0
-    digits = identity[len(_TOOL_USE_ID) : len(_TOOL_USE_ID) + 6].partition("x")[0]
-    return int(digits) + 1 if digits.isdecimal() else 0

@@ -1,0 +1,129 @@
+"""
+Which conversation a request belongs to, and how far it has come.
+
+Pure: no I/O and no clock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import msgspec
+
+
+class _Block(msgspec.Struct, gc=False):
+    type: str = ""
+    text: str | None = None
+    tool_use_id: str | None = None
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: str | list[_Block] = ""
+
+    def texts(self) -> list[str]:
+        if isinstance(self.content, str):
+            return [self.content]
+        return [block.text for block in self.content if block.text is not None]
+
+
+class _Metadata(msgspec.Struct):
+    user_id: str | None = None
+
+
+class MessagesRequest(msgspec.Struct):
+    """The body of a request, as far as it is read here."""
+
+    model: str
+    messages: list[_Message]
+    max_tokens: int | None = None
+    stream: bool | None = None
+    tools: list[msgspec.Raw] | None = None
+    metadata: _Metadata | None = None
+
+
+class _Named(msgspec.Struct):
+    model: str
+
+
+def model_of(body: bytes) -> str | None:
+    """Read the model off any request; None: it names none."""
+    try:
+        return msgspec.json.decode(body, type=_Named).model
+    except msgspec.DecodeError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """
+    Which conversation a request belongs to and how far that has come.
+
+    Attributes:
+        key: Equal for all requests of one conversation.
+        script: The name in the latest ``[[script:NAME]]`` a user wrote, if any.
+        position: How many tools, since that mark, have had their result.
+        aside: A small request that the CLI makes for itself beside the conversation; no script knows of it.
+    """
+
+    key: str
+    script: str | None
+    position: int
+    aside: bool
+
+
+_MARK = "[[script:"
+_LONGEST_NAME = 64
+_TOOL_USE_ID = "toolu_step"
+
+
+def tool_use_id(position: int, unique: str) -> str:
+    """Make the id by which the tool's result tells how far its script has come."""
+    return f"{_TOOL_USE_ID}{position}x{unique}"
+
+
+def conversation_of(request: MessagesRequest, user_agent: str) -> Conversation:
+    """
+    Read off a request where its conversation stands.
+
+    Beside the conversation the CLI asks whether its quota holds (``max_tokens`` 1), warms up sub-agents ("Warmup") and
+    has a small model extract file paths from a command's output; these carry no tools.
+
+    Source: Claude Code 1.0.128, 2.0.76 and 2.1.30 ask for the quota and file paths, 2.0.76 warms up; 2.1.114 and
+    2.1.330 make no such request with non-essential traffic off.
+    """
+    script, position = None, 0
+    for message in request.messages:
+        if message.role != "user":
+            continue
+        for text in message.texts():
+            name = _script_name(text)
+            if name is not None:
+                script, position = name, 0
+        if not isinstance(message.content, str):
+            for block in message.content:
+                if block.type == "tool_result":
+                    position = max(position, _position_after(block.tool_use_id or ""))
+    first = request.messages[0].texts() if request.messages else []
+    session = request.metadata.user_id if request.metadata is not None else None
+    key = hashlib.sha256((session or "\n".join(first)).encode(errors="replace")).hexdigest()[:16]
+    from_cli = user_agent.startswith("claude-cli/")
+    aside = request.max_tokens == 1 or (from_cli and (not request.tools or first[-1:] == ["Warmup"]))
+    return Conversation(key, script, position, aside)
+
+
+def _script_name(text: str) -> str | None:
+    start = text.rfind(_MARK)
+    if start < 0:
+        return None
+    start += len(_MARK)
+    end = text.find("]]", start, start + _LONGEST_NAME + 2)
+    return text[start:end] if end > start else None
+
+
+def _position_after(identity: str) -> int:
+    if not identity.startswith(_TOOL_USE_ID):
+        return 0
+    digits = identity[len(_TOOL_USE_ID) : len(_TOOL_USE_ID) + 6].partition("x")[0]
+    return int(digits) + 1 if digits.isdecimal() else 0
