@@ -721,14 +721,13 @@ def test_the_real_cli_takes_broken_streams_and_a_gateways_page_for_what_they_are
     claude: str, api: MessagesApi, base_url: str, tmp_path: Path
 ) -> None:
     api.default(
-        StreamError(after_events=1, message="Overloaded in mid-stream"),
+        StreamError(after_events=1),
         Raw(502, "<h1>Bad Gateway</h1>", {"content-type": "text/html"}),
         Text(text="whole at last", usage={"output_tokens": 77}),
     )
     ended = run_claude(claude, base_url, tmp_path / "home", "hello")
     assert frames(ended)[-1]["result"] == "whole at last"
     assert frames(ended)[-1]["usage"]["output_tokens"] == 77 + 1  # and what the broken stream had begun with
-    assert "Overloaded in mid-stream" in ended.stderr
     assert "<h1>Bad Gateway</h1>" in ended.stderr
     assert [request.reply for request in api.requests if request.path == "/v1/messages" and not request.aside] == [
         "stream_error",
