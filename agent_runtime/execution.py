@@ -14,7 +14,15 @@ from agent_runtime.attempt import Attempt
 from agent_runtime.change import Change
 from agent_runtime.command import CONTINUE_PROMPT, Session
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed
-from agent_runtime.model import Answer, AttemptRecord, ExecutionRecord, TokenRecord
+from agent_runtime.model import (
+    COMPACT_EVENTS_KEPT,
+    Answer,
+    AttemptRecord,
+    ExecutionRecord,
+    Metadata,
+    TokenRecord,
+    context_window_of,
+)
 from agent_runtime.orders import Order
 from agent_runtime.reports import Answered, Progress, Reached, Report, Spawned, Stopping, measure
 from agent_runtime.state import Event, Outcome, Phase, StopReason, transition
@@ -84,7 +92,11 @@ class Execution:
         self.answer: Answer | None = None
         """What every caller gets, as soon as it has finished."""
         self._resumed_session = _session_to_resume(previous, task) if previous is not None else None
-        self.record = previous or ExecutionRecord(execution_id=execution_id, created_at=time.time())
+        self.record = previous or ExecutionRecord(
+            execution_id=execution_id,
+            created_at=time.time(),
+            metadata=Metadata(context_window=context_window_of(task.model)),
+        )
         if previous is not None:
             self._begin_again(previous)
         self.record.request_digest = task.digest
@@ -202,7 +214,7 @@ class Execution:
             total_at=self.total_at,
         )
         # Known before the CLI says it: an execution that is cut off goes on in this session.
-        self.record.session_id = str(session.session_id)
+        self._note_session(str(session.session_id))
         loop = asyncio.get_running_loop()
         notes = _Notes(loop, self._take)
         attempt = self._attempt = Attempt(order, self._surroundings, self.transcript, notes.put)
@@ -271,7 +283,8 @@ class Execution:
         """Put what the attempt amounts to into the record."""
         record, tally = self.record, report.tally
         measure(report, self._surroundings.counts)
-        record.session_id = _uuid_text(tally.session_id) or record.session_id
+        if session_id := _uuid_text(tally.session_id):
+            self._note_session(session_id)
         self.result_text = tally.result.text if tally.result is not None else None
         self.result_line = report.result_line or self.result_line
         if report.pid is not None:
@@ -290,20 +303,24 @@ class Execution:
                 )
         metadata = record.metadata
         metadata.attempts = len(record.attempts)
-        metadata.cost_usd = _sum(metadata.cost_usd, tally.cost_usd)
-        metadata.duration_ms = _sum(metadata.duration_ms, tally.duration_ms)
-        metadata.num_turns = _sum(metadata.num_turns, tally.num_turns)
+        metadata.cost_usd += _count(tally.cost_usd)
+        metadata.duration_ms += _count(tally.duration_ms)
+        metadata.num_turns += _count(tally.num_turns)
         metadata.tool_count += tally.tool_count
         metadata.model_name = tally.model_name or metadata.model_name
         metadata.cli_version = tally.cli_version or metadata.cli_version
         metadata.context_window = tally.context_window or metadata.context_window
-        if tally.usage is not None:
-            usage = tally.usage
-            metadata.input_tokens = _sum(metadata.input_tokens, usage.input_tokens)
-            metadata.output_tokens = _sum(metadata.output_tokens, usage.output_tokens)
-            metadata.cache_creation_tokens = _sum(metadata.cache_creation_tokens, usage.cache_creation_input_tokens)
-            metadata.cache_read_tokens = _sum(metadata.cache_read_tokens, usage.cache_read_input_tokens)
+        metadata.compact_events = [*metadata.compact_events, *tally.compact_events][:COMPACT_EVENTS_KEPT]
+        metadata.background_tasks_pending_at_exit = tally.background_tasks
+        if (usage := tally.usage) is not None:
+            metadata.input_tokens += _count(usage.input_tokens)
+            metadata.output_tokens += _count(usage.output_tokens)
+            metadata.cache_creation_tokens += _count(usage.cache_creation_input_tokens)
+            metadata.cache_read_tokens += _count(usage.cache_read_input_tokens)
         return report
+
+    def _note_session(self, session_id: str) -> None:
+        self.record.session_id = self.record.metadata.session_id = session_id
 
     def judge(self, report: Report) -> Verdict:
         """Say how an attempt ended."""
@@ -363,14 +380,15 @@ def _token_record(generation: Generation, delivered_at: float) -> TokenRecord:
     )
 
 
+MOST = 2**53
+"""Above this a JSON number is not exact everywhere (RFC 8259, 6)."""
+
 N = TypeVar("N", int, float)
 
 
-def _sum(so_far: N | None, more: N | None) -> N | None:
-    """Add up over attempts; what no attempt told stays unknown."""
-    if so_far is None or more is None:
-        return so_far if more is None else more
-    return so_far + more
+def _count(told: N | None) -> N:
+    """Take a number from a frame for a count only if it can be one: anything can print a frame."""
+    return told if told is not None and 0 <= told <= MOST else 0
 
 
 class _Notes:

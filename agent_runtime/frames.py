@@ -88,6 +88,15 @@ class BackgroundTask(msgspec.Struct, frozen=True, gc=False):
     task_id: str = ""
 
 
+class CompactMetadata(msgspec.Struct, frozen=True, gc=False):
+    """What ``system/compact_boundary`` says; 1.0.128 to 2.1.30 know only the first two."""
+
+    trigger: str | None = None
+    pre_tokens: int | None = None
+    post_tokens: int | None = None
+    duration_ms: float | None = None
+
+
 class TaskPatch(msgspec.Struct, frozen=True, gc=False):
     """What ``system/task_updated`` says has changed."""
 
@@ -139,6 +148,8 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     rate_limit_info: RateLimitInfo | None = None
     # system/background_tasks_changed
     tasks: list[BackgroundTask] | None = None
+    # system/compact_boundary
+    compact_metadata: CompactMetadata | None = None
     # system/task_started, task_updated, task_notification
     task_id: str | None = None
     patch: TaskPatch | None = None

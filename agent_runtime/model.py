@@ -18,6 +18,18 @@ from agent_runtime.state import Outcome, Phase, StopReason
 
 SUCCESS = 200
 
+CONTEXT_WINDOW = 200_000
+LONG_CONTEXT_WINDOW = 1_000_000
+LONG_CONTEXT_MARK = "[1m]"
+"""Source: https://code.claude.com/docs/en/model-config, "Extended context", read 2026-11."""
+
+COMPACT_EVENTS_KEPT = 100
+
+
+def context_window_of(model: str | None) -> int:
+    """Return what a model can hold, in tokens, as far as its name says."""
+    return LONG_CONTEXT_WINDOW if model is not None and LONG_CONTEXT_MARK in model.lower() else CONTEXT_WINDOW
+
 
 class Answer(msgspec.Struct, frozen=True):
     """
@@ -81,26 +93,53 @@ class AttemptRecord(msgspec.Struct, kw_only=True):
     survivors: int = 0
 
 
+class CompactEvent(msgspec.Struct, kw_only=True):
+    """
+    The CLI summed a conversation up, to make room for more.
+
+    Attributes:
+        trigger: ``auto`` or ``manual``; None: the CLI did not say.
+        pre_tokens: How long the conversation was.
+        post_tokens: How long it is now, where the CLI says so (2.1.114 and later).
+        duration_ms: How long that took; likewise.
+    """
+
+    trigger: str | None = None
+    pre_tokens: int | None = None
+    post_tokens: int | None = None
+    duration_ms: float | None = None
+
+
 class Metadata(msgspec.Struct, kw_only=True):
     """
     What an execution used, and what is to be known about its request and its record.
 
+    Counts begin at 0 and are never null: backends add them up and divide by them.
+
     Attributes:
+        context_window: What the model can hold, in tokens; until the CLI says it, 1000000 for a model whose name says
+            ``[1m]``, else 200000.
+        session_id: As in the record.
+        compact_events: The first 100.
+        background_tasks_pending_at_exit: Tasks the last process had not ended when it ended itself.
         attempts: How many processes it took.
         resumes: How often it went on in a later one.
         ignored_fields: Names in the request that nothing reads.
         retained: False: the record could not be written, and may be unknown after a restart.
     """
 
-    cost_usd: float | None = None
-    duration_ms: float | None = None
-    num_turns: int | None = None
+    cost_usd: float = 0.0
+    duration_ms: float = 0.0
+    num_turns: int = 0
     tool_count: int = 0
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_creation_tokens: int | None = None
-    cache_read_tokens: int | None = None
-    context_window: int | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_creation_tokens: int = 0
+    cache_read_tokens: int = 0
+    context_window: int = CONTEXT_WINDOW
+    session_id: str | None = None
+    compact_events: list[CompactEvent] = msgspec.field(default_factory=list)
+    background_tasks_pending_at_exit: int = 0
     model_name: str | None = None
     token_generation: int | None = None
     token_fingerprint: str | None = None
@@ -134,6 +173,33 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
     attempts: list[AttemptRecord] = msgspec.field(default_factory=list)
     metadata: Metadata = msgspec.field(default_factory=Metadata)
     request_digest: str = ""
+
+
+class _Earlier(msgspec.Struct):
+    metadata: dict[str, Any]
+
+
+_RECORD = msgspec.json.Decoder(ExecutionRecord)
+
+
+def read_record(encoded: bytes) -> ExecutionRecord:
+    """
+    Read a record that this version or an earlier one has written.
+
+    Up to 0.1.0 a count that nobody knew was null.
+
+    Raises:
+        msgspec.DecodeError: It is no record.
+    """
+    try:
+        record = _RECORD.decode(encoded)
+    except msgspec.ValidationError:
+        told = msgspec.json.decode(encoded, type=_Earlier).metadata
+        metadata = {name: value for name, value in told.items() if value is not None}
+        metadata.setdefault("context_window", context_window_of(metadata.get("model_name")))
+        record = msgspec.convert({**msgspec.json.decode(encoded), "metadata": metadata}, ExecutionRecord)
+    record.metadata.session_id = record.session_id
+    return record
 
 
 def shown(record: ExecutionRecord) -> dict[str, Any]:

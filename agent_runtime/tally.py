@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from agent_runtime.frames import SYNTHETIC_MODEL
+from agent_runtime.frames import SYNTHETIC_MODEL, CompactMetadata
+from agent_runtime.model import COMPACT_EVENTS_KEPT, LONG_CONTEXT_MARK, LONG_CONTEXT_WINDOW, CompactEvent
 from agent_runtime.verdict import Result
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent_runtime.frames import Frame, Usage
+    from agent_runtime.frames import Frame, ModelUsage, Usage
 
 
 class Tally:
@@ -36,6 +37,7 @@ class Tally:
         self.duration_ms: float | None = None
         self.num_turns: int | None = None
         self.tool_count = 0
+        self.compact_events: list[CompactEvent] = []
         self.result: Result | None = None
         self.has_init = False
         self.model_frames = 0
@@ -46,6 +48,11 @@ class Tally:
     def open_tools(self) -> int:
         """How many tool calls have no result yet, background tasks included."""
         return len(self._open_tools) + len(self._background_tasks)
+
+    @property
+    def background_tasks(self) -> int:
+        """How many tasks in the background have not ended."""
+        return len(self._background_tasks)
 
     @property
     def is_over(self) -> bool:
@@ -85,8 +92,13 @@ class Tally:
             self.cli_version = frame.claude_code_version or self.cli_version
             self.permission_mode = frame.permission_mode
             self.model_name = frame.model or self.model_name
+            if LONG_CONTEXT_MARK in (frame.model or "").lower():
+                self.context_window = self.context_window or LONG_CONTEXT_WINDOW
             # A background task that ends makes the CLI start another segment, with an init of its own.
             self.result = None
+        elif frame.subtype == "compact_boundary":
+            if len(self.compact_events) < COMPACT_EVENTS_KEPT:
+                self.compact_events.append(_compact_event(frame.compact_metadata or CompactMetadata()))
         elif frame.subtype == "background_tasks_changed":
             self._background_tasks = set(frame.background_task_ids)
         elif frame.began_task_id is not None:
@@ -114,5 +126,20 @@ class Tally:
         self.num_turns = frame.num_turns if frame.num_turns is not None else self.num_turns
         self.duration_ms = frame.duration_ms if frame.duration_ms is not None else self.duration_ms
         self.cost_usd = frame.total_cost_usd if frame.total_cost_usd is not None else self.cost_usd
-        windows = [usage.context_window for usage in (frame.model_usage or {}).values() if usage.context_window]
-        self.context_window = max(windows, default=self.context_window)
+        self.context_window = _window_of(frame.model_usage or {}, self.model_name) or self.context_window
+
+
+def _window_of(usage: dict[str, ModelUsage], model: str | None) -> int | None:
+    """Tell what the model that answered can hold; side work is done by smaller ones, and may be by larger ones."""
+    windows = {name: one.context_window for name, one in usage.items() if one.context_window}
+    own = [window for name, window in windows.items() if model is not None and name.startswith(model)]
+    return max(own or windows.values(), default=None)
+
+
+def _compact_event(told: CompactMetadata) -> CompactEvent:
+    return CompactEvent(
+        trigger=told.trigger if told.trigger in ("auto", "manual") else None,
+        pre_tokens=told.pre_tokens,
+        post_tokens=told.post_tokens,
+        duration_ms=told.duration_ms,
+    )

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 CREATED_AT = 1_790_000_000.25
 
 
+SESSION = "6c1c7ea8-3b6e-4a0c-8d38-1c2d3e4f5a6b"
+
+
 def record(execution_id: str = "x", *, created_at: float = CREATED_AT, state: Phase = Phase.QUEUED) -> ExecutionRecord:
     return ExecutionRecord(execution_id=execution_id, created_at=created_at, state=state, request_digest="d" * 64)
 
@@ -55,7 +58,7 @@ def finished(execution_id: str = "x", *, ended_at: float = CREATED_AT + 60) -> E
         outcome=Outcome.FAILED,
         error_class=ErrorClass.AUTH,
         detail="the API refused the token",
-        session_id="6c1c7ea8-3b6e-4a0c-8d38-1c2d3e4f5a6b",
+        session_id=SESSION,
         request_digest="d" * 64,
         attempts=[
             AttemptRecord(
@@ -68,7 +71,7 @@ def finished(execution_id: str = "x", *, ended_at: float = CREATED_AT + 60) -> E
                 evidence=EvidenceRecord(rule="stderr-401", stream="stderr", line="[ERROR] …", seconds_to_signal=0.0004),
             )
         ],
-        metadata=Metadata(token_generation=3, attempts=1, ignored_fields=["unknown"]),
+        metadata=Metadata(token_generation=3, attempts=1, ignored_fields=["unknown"], session_id=SESSION),
     )
 
 

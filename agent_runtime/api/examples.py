@@ -16,6 +16,8 @@ WEBHOOK = {
     "data": {"generation": 1, "fingerprint": "5f1d0c9a3b7e", "rule": "api-401"},
 }
 
+_SESSION = "5b1f3a5e-9a4c-4a5e-8f49-0a5d7c1e2b3f"
+
 _METADATA = {
     "cost_usd": 0.0421,
     "duration_ms": 8120,
@@ -26,6 +28,9 @@ _METADATA = {
     "cache_creation_tokens": 0,
     "cache_read_tokens": 15210,
     "context_window": 200000,
+    "session_id": _SESSION,
+    "compact_events": [{"trigger": "auto", "pre_tokens": 167412, "post_tokens": 11208, "duration_ms": 31840}],
+    "background_tasks_pending_at_exit": 0,
     "model_name": "claude-sonnet-4-5",
     "token_generation": 2,
     "token_fingerprint": "9c2e41d07ab8",
@@ -35,8 +40,6 @@ _METADATA = {
     "ignored_fields": [],
     "retained": True,
 }
-
-_SESSION = "5b1f3a5e-9a4c-4a5e-8f49-0a5d7c1e2b3f"
 
 _SUCCESS = {
     "execution_id": "fix-1",

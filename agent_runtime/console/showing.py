@@ -67,11 +67,11 @@ class Live:
         """Show how it ended, in one line."""
         told = answer.metadata
         parts = [answer.status]
-        if isinstance(turns := told.get("num_turns"), int):
+        if isinstance(turns := told.get("num_turns"), int) and turns:
             parts.append(f"{turns} turn{'' if turns == 1 else 's'}")
-        if isinstance(milliseconds := told.get("duration_ms"), int | float):
+        if isinstance(milliseconds := told.get("duration_ms"), int | float) and milliseconds:
             parts.append(f"{milliseconds / 1000:.1f} s")
-        if isinstance(cost := told.get("cost_usd"), int | float):
+        if isinstance(cost := told.get("cost_usd"), int | float) and cost:
             parts.append(f"${cost:.4f}")
         parts.append(f"execution {answer.execution_id}")
         self._sink.write(f"[{line_of(', '.join(parts))}]\n")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import InvalidRequest
-from agent_runtime.model import ExecutionRecord
+from agent_runtime.model import read_record
 from agent_runtime.store.database import Database, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
+    from agent_runtime.model import ExecutionRecord
     from agent_runtime.store.database import Rows
 
 __all__ = ["KeptAnswer", "RecordStore", "StoreUnavailable"]
@@ -69,7 +70,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 """What leads from each version of the file to the next; never changed, only added to."""
 
-_RECORD = msgspec.json.Decoder(ExecutionRecord)
 _ENCODE = msgspec.json.Encoder().encode
 
 
@@ -334,7 +334,7 @@ class RecordStore:
 
 
 def _put_record(connection: sqlite3.Connection, encoded: bytes) -> None:
-    record = _RECORD.decode(encoded)
+    record = read_record(encoded)
     connection.execute(
         """
         INSERT INTO executions (execution_id, created_at, ended_at, state, outcome, record) VALUES (?, ?, ?, ?, ?, ?)
@@ -354,7 +354,7 @@ def _put_answer(connection: sqlite3.Connection, kept: KeptAnswer) -> None:
 
 def _decoded(encoded: bytes) -> ExecutionRecord | None:
     try:
-        return _RECORD.decode(encoded)
+        return read_record(encoded)
     except msgspec.DecodeError as error:
         log.error("a record cannot be read: %s", error)
         return None
