@@ -145,13 +145,12 @@ class Attempt:
     # -- start
 
     def _start(self) -> None:
-        with self._around.containment.prepare(self._order.mark) as cradle:  # its keeper comes while we get ready
-            command = self._command()
-            if self._reason is not None:
-                self._report.ending = Ending(exit_code=None, stop_reason=self._reason)
-                return
-            # A stop that is asked for while this runs has woken the poll loop before its first turn.
-            child = self._child = self._around.containment.spawn(command, cradle)
+        command = self._command()
+        if self._reason is not None:
+            self._report.ending = Ending(exit_code=None, stop_reason=self._reason)
+            return
+        # A stop that is asked for while this runs has woken the poll loop before its first turn.
+        child = self._child = self._around.containment.spawn(command)
         report = self._report
         report.pid, report.started_at = child.pid, child.started_at
         if report.generation is not None:

@@ -22,7 +22,6 @@ class Kind(Enum):
     """The layers; the value is that of the setting."""
 
     CGROUP = "cgroup"
-    PIDNS = "pidns"
     SCAN = "scan"
 
 
@@ -53,11 +52,9 @@ class Layer(Protocol):
     One way of finding and ending what an attempt has started; none needs a fork or a thread.
 
     Attributes:
-        ends_keeper: A strike kills the keeper, too, so that nobody is left to say how the leader ended.
         is_certain: The kernel knows who belongs to the attempt: one look that finds nothing is enough.
     """
 
-    ends_keeper: ClassVar[bool]
     is_certain: ClassVar[bool]
 
     @property

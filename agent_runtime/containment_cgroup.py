@@ -21,7 +21,6 @@ class CgroupLayer:
     Only descriptors are used that the group has open already. The keeper is not in the group: the child joins it.
     """
 
-    ends_keeper: ClassVar[bool] = False
     is_certain: ClassVar[bool] = True
 
     def __init__(self, group: Group) -> None:

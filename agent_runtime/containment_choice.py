@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import sys
 import time
@@ -16,7 +15,7 @@ from agent_runtime.cgroups import NO_LIMITS
 from agent_runtime.containment import Kind
 from agent_runtime.errors import CannotStart
 from agent_runtime.living import is_of_an_earlier_start
-from agent_runtime.process import Command, Cradle, NotSpawned
+from agent_runtime.process import Command, NotSpawned
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
@@ -51,18 +50,14 @@ class Containment(msgspec.Struct, frozen=True):
         """What ``/health`` shows."""
         return {"layer": self.kind.value, "setting": self.asked, "lacking": dict(self.lacking)}
 
-    def prepare(self, mark: str) -> Cradle:
-        """Get ready for a child of this mark, to be spawned within the block that what is returned stands for."""
-        return Cradle(mark, self.kind)
-
-    def spawn(self, command: Command, cradle: Cradle) -> Child:
+    def spawn(self, command: Command) -> Child:
         """
         Start a child so that all it starts can be ended.
 
         Raises:
             NotSpawned: It could not be started; nothing is left open or running.
         """
-        return process.spawn(command, cradle, self.groups, also_scan=self.asked == AUTO)
+        return process.spawn(command, self.kind, self.groups, also_scan=self.asked == AUTO)
 
     def sweep_leftovers(self, data_dir: Path) -> int:
         """End what an earlier supervisor of this data directory has left in its cgroups, and tell how many."""
@@ -89,11 +84,7 @@ def choose(asked: str, next_mark: Callable[[], str], limits: Limits = NO_LIMITS)
     for kind in Kind:
         if asked not in (AUTO, kind.value):
             continue
-        obstacle = None
-        if kind is Kind.CGROUP and groups is None:
-            obstacle = finding.reason
-        elif kind is Kind.PIDNS and os.geteuid() != 0:
-            obstacle = "only root with CAP_SYS_ADMIN can make PID namespaces"
+        obstacle = finding.reason if kind is Kind.CGROUP and groups is None else None
         used = groups if kind is Kind.CGROUP else limiting
         if obstacle is None:
             obstacle = _try(Containment(kind, asked, used, lacking), next_mark())
@@ -109,8 +100,7 @@ def _try(containment: Containment, mark: str) -> str | None:
     """Run a child that looks whether it sees itself in ``/proc``, and say what went wrong."""
     argv = (sys.executable, "-I", "-S", "-c", _TRIAL)
     try:
-        with containment.prepare(mark) as cradle:
-            child = containment.spawn(Command(argv=argv, env={}, cwd=Path("/"), mark=mark), cradle)
+        child = containment.spawn(Command(argv=argv, env={}, cwd=Path("/"), mark=mark))
     except NotSpawned as error:
         return str(error)
     try:

@@ -2,9 +2,8 @@
 A keeper: the small process between this supervisor and one attempt's leader, to which falls what the leader loses.
 
 It is a subreaper, so whoever has left its family by double forks and a session of its own stays below it, and what is
-below it belongs to its attempt, whatever it carries in its environment. As PID 1 of a PID namespace it takes all of it
-along when it ends. It reaps, tells how the leader ended, and ends what is left when nobody listens any more: so nothing
-outlives a supervisor that was killed.
+below it belongs to its attempt, whatever it carries in its environment. It reaps, tells how the leader ended, and ends
+what is left when nobody listens any more: so nothing outlives a supervisor that was killed.
 
 This module is a program: the *nursery*, of which a supervisor has one, forks a keeper whenever it is asked to
 (:mod:`agent_runtime.nursery` asks). It imports little, as every keeper weighs what it dirties of the nursery's memory,
@@ -53,14 +52,11 @@ if TYPE_CHECKING:
     Errand: TypeAlias = tuple[list[bytes], dict[bytes, bytes], bytes, Identity, int | None, int | None]
     """Arguments, environment, working directory, identity, ``oom_score_adj`` and how many files may be open."""
 
-PLAIN, NAMESPACE = b"plain", b"namespace"
-"""What the nursery is asked for: a keeper as it is, or one that is PID 1 of a PID namespace."""
-
 STARTED, FAILED, ENDED = b"s", b"f", b"e"
-"""With two pids, 0 where they are not known outside; with a place and an errno; with a wait status and 0."""
+"""With two pids; with a place and an errno; with a wait status and 0."""
 
-FORKING, ISOLATING, CONFINING, ENTERING, BECOMING, EXECUTING = range(6)
-"""Where a start failed: a fork, the namespace, the cgroup, the working directory, the user, the program."""
+FORKING, CONFINING, ENTERING, BECOMING, EXECUTING = range(5)
+"""Where a start failed: a fork, the cgroup, the working directory, the user, the program."""
 
 NURSERY_NAME, KEEPER_NAME = b"agent-nursery", b"agent-keeper"
 """What lists of processes show."""
@@ -70,9 +66,8 @@ MOST_DESCRIPTORS = 8
 
 _SIGHUP, _SIGINT, _SIGKILL, _SIGTERM, _SIGCHLD, _SIGCONT, _SIGSTOP = 1, 2, 9, 15, 17, 18, 19
 _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
-_CLONE_NEWNS, _CLONE_NEWPID, _CLONE_INTO_CGROUP = 0x20000, 0x20000000, 0x200000000
+_CLONE_INTO_CGROUP = 0x200000000
 _SYS_CLONE3 = 435  # the same on every architecture that has had the call
-_MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_SLAVE = 2, 4, 8, 0x4000, 0x80000
 _NICER = 10
 _GRACE_MILLISECONDS = 500
 _LOOK_AGAIN_MILLISECONDS = 2
@@ -91,7 +86,7 @@ def nursery(descriptor: int, guard: int | None = None) -> None:
     The *guard* is held, locked as it is, as long as this process or one of its keepers lives: by it the next supervisor
     sees when nothing can come from us any more.
 
-    A message is one datagram: what is asked for, and as ancillary data the keeper's socket.
+    A message is one datagram, a byte that says nothing, and as ancillary data the keeper's socket.
     """
     asked = socket(fileno=descriptor)
     if guard is not None:
@@ -101,12 +96,12 @@ def nursery(descriptor: int, guard: int | None = None) -> None:
     gc.disable()
     gc.freeze()  # what is never looked at again is never copied
     while True:
-        kind, ancillary, _, _ = asked.recvmsg(16, MOST_DESCRIPTORS * 8 + 64, MSG_CMSG_CLOEXEC)
-        if not kind:
+        message, ancillary, _, _ = asked.recvmsg(16, MOST_DESCRIPTORS * 8 + 64, MSG_CMSG_CLOEXEC)
+        if not message:
             return
         descriptors = _descriptors(ancillary)
         if descriptors:
-            _beget(kind, descriptors[0], asked)
+            _beget(descriptors[0], asked)
         for one in descriptors:
             os.close(one)
 
@@ -119,57 +114,33 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return found
 
 
-def _beget(kind: bytes, line: int, asked: socket) -> None:
-    """Fork a keeper; it outlives us, as an orphan it is the supervisor's, which one in a namespace is at once."""
+def _beget(line: int, asked: socket) -> None:
+    """Fork a keeper; it outlives us, and as an orphan it is the supervisor's."""
     try:
         if os.fork():
             return
     except OSError as error:
         _fail(line, FORKING, error)
         return
-    where = ISOLATING
     try:
         asked.close()
-        outer_pid = None
-        if kind == NAMESPACE:
-            _call(_libc.unshare, _CLONE_NEWPID | _CLONE_NEWNS)
-            outer_pid = os.getpid()
-            where = FORKING
-            if os.fork():
-                os._exit(0)
-            where = ISOLATING
-        Keeper(line, outer_pid).keep()
+        Keeper(line).keep()
     except OSError as error:
-        _fail(line, where, error)
+        _fail(line, FORKING, error)
     finally:
         os._exit(0)
 
 
 class Keeper:
-    """
-    Start a leader, tell how it ends, reap what falls to us, and end what is left when nobody listens any more.
+    """Start a leader, tell how it ends, reap what falls to us, and end what is left when nobody listens any more."""
 
-    Args:
-        pids_from: Where the pids of its PID namespace begin; None: it has none of its own. Two leaders should not have
-            the same pid: programs put theirs into the names of files, and leaders share directories.
-
-    Raises:
-        OSError: The namespace cannot be made complete.
-    """
-
-    def __init__(self, line: int, pids_from: int | None) -> None:
+    def __init__(self, line: int) -> None:
         os.setsid()
         _libc.prctl(_PR_SET_NAME, KEEPER_NAME, 0, 0, 0)
-        if pids_from is not None:
-            _call(_libc.mount, b"none", b"/", None, _MS_REC | _MS_SLAVE, None)
-            _call(_libc.mount, b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None)
-            _set("/proc/sys/kernel/ns_last_pid", pids_from)  # with CONFIG_CHECKPOINT_RESTORE
-        else:
-            _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._urgent = _become_urgent()
         for number in (_SIGHUP, _SIGINT, _SIGTERM):
             signal(number, SIG_IGN)  # what is sent to a family at large is not for its keeper
-        self._in_namespace = pids_from is not None
         self._line = line
         self._leader = 0
         self._woken, wake = os.pipe()
@@ -214,9 +185,8 @@ class Keeper:
         while descriptors:
             os.close(descriptors.pop())
         told = (os.pidfd_open(os.getpid()), os.pidfd_open(self._leader), report)
-        pids = (0, 0) if self._in_namespace else (os.getpid(), self._leader)
         rights = b"".join(one.to_bytes(4, "little") for one in told)
-        line.sendmsg([_message(STARTED, *pids)], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+        line.sendmsg([_message(STARTED, os.getpid(), self._leader)], [(SOL_SOCKET, SCM_RIGHTS, rights)])
         for one in told:
             os.close(one)
 
@@ -254,8 +224,6 @@ class Keeper:
                 if not self._reap() or not self._leader:
                     break
                 self._wait()
-        if self._in_namespace:
-            _kill(-1, _SIGKILL)
         pause = _LOOK_AGAIN_MILLISECONDS
         while self._reap():
             for pid in _children():
@@ -394,12 +362,6 @@ def _kill(pid: int, number: int) -> None:
         os.kill(pid, number)
     except OSError:
         pass  # gone, or of a user we may not signal
-
-
-def _call(function: ctypes._NamedFuncPointer, *arguments: bytes | int | None) -> None:
-    if function(*arguments) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
 
 
 def _fail(descriptor: int, where: int, error: OSError) -> None:

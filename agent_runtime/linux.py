@@ -45,15 +45,6 @@ def set_subreaper() -> None:
         raise OSError(code, os.strerror(code))
 
 
-def is_subreaper() -> bool:
-    """Tell whether every orphan among this process's descendants becomes its child."""
-    if os.getpid() == 1:
-        return True
-    answer = ctypes.c_int(0)
-    _libc.prctl(ctypes.c_int(PR_GET_CHILD_SUBREAPER), ctypes.byref(answer), 0, 0, 0)
-    return bool(answer.value)
-
-
 def _prctl(option: int, value: int) -> int:
     unused = ctypes.c_ulong(0)
     return int(_libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), unused, unused, unused))
@@ -62,19 +53,6 @@ def _prctl(option: int, value: int) -> int:
 def boot_ticks() -> int:
     """Return the present time in the unit and on the clock of a process's start time in ``/proc/PID/stat``."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * TICKS_PER_SECOND)
-
-
-def pid_of(pidfd: int) -> int:
-    """
-    Return the pid of a process as it is known here; 0 or less where it has been reaped, or is not visible from here.
-
-    Source: https://man7.org/linux/man-pages/man2/pidfd_open.2.html (the ``Pid`` field of ``/proc/self/fdinfo``)
-    """
-    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "Pid":
-            return int(value)
-    return 0
 
 
 def has_ended(pidfd: int) -> bool:

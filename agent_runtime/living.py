@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from collections import OrderedDict
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,6 @@ MARK_VARIABLE = "AGENT_RUNTIME_ATTEMPT_MARK"
 
 _START = secrets.token_hex(6)
 _numbers = count(1)
-_SESSIONS_KEPT = 4096
 SPARE = linux.Spare(3)
 
 
@@ -56,7 +54,7 @@ class Kin:
     What is known of one attempt's processes.
 
     Attributes:
-        leader: The CLI's process; None while it is being started.
+        leader: The CLI's process; None while it is being started, (pid, -1) where it was reaped before it was seen.
         keeper: The process to which orphans of the attempt go; None where there is none, or while it is being started.
         ending: Everything that belongs to the attempt may be killed.
         remembered: Processes seen under the attempt that lived at the last look.
@@ -67,51 +65,8 @@ class Kin:
         self.began_ticks = linux.boot_ticks() - 1
         self.leader: Identity | None = None
         self.keeper: Identity | None = None
-        self._pinned_session: int | None = None
         self.ending = False
         self.remembered: frozenset[Identity] = frozenset()
-        self._sessions: OrderedDict[int, int] = OrderedDict()
-
-    def took(self, leader: Process) -> None:
-        """Note the leader, once it is known."""
-        self._pinned_session = leader.pid
-        self.leader = leader.identity
-
-    def lost_its_leader(self, pid: int) -> None:
-        """Note that somebody has reaped the leader before it was seen, and that the pid may be anybody's."""
-        self.leader = (pid, -1)
-
-    def leader_was_reaped(self, after_ticks: int | None) -> None:
-        """
-        Note that the leader's pid, and so its session's number, may be anybody's from now on.
-
-        Args:
-            after_ticks: When it was still held by the leader; None: not known, as somebody else has reaped it.
-        """
-        if self._pinned_session is not None and after_ticks is not None:
-            self.saw_session(self._pinned_session, after_ticks)
-        self._pinned_session = None
-        if self.leader is not None:
-            self.leader = (self.leader[0], -1)
-
-    def saw_session(self, session: int, at_ticks: int) -> None:
-        """Note that *session* had a process of this attempt in it at that time."""
-        self._sessions[session] = at_ticks
-        self._sessions.move_to_end(session)
-        while len(self._sessions) > _SESSIONS_KEPT:
-            self._sessions.popitem(last=False)
-
-    def bore(self, process: Process) -> bool:
-        """
-        Tell whether a process was born in a session of this attempt.
-
-        A session's number may be given away once the session is empty; but who was born before it was last seen in use,
-        and is in it now, was born in it.
-        """
-        if process.session == self._pinned_session:
-            return True
-        seen = self._sessions.get(process.session)
-        return seen is not None and process.started_ticks <= seen
 
 
 class Living:
@@ -155,11 +110,14 @@ class Living:
         return process.identity == nursery.identity or any(kin.keeper == process.identity for kin in self.all())
 
     def may_be_ours(self, orphan: Process) -> bool:
-        """Tell whether an orphan of unknown owner can only come from an attempt."""
+        """
+        Tell whether an orphan of unknown owner can only come from an attempt.
+
+        Our children's raised score is inherited, and shed by nobody by accident: it tells them from a library's own
+        children, and, where we are PID 1, from the orphans of `docker exec`.
+        """
         if self._first_ticks is None or orphan.started_ticks < self._first_ticks:
             return False
-        # Our children's raised score is inherited, and shed by nobody by accident: it tells them from a library's own
-        # children, and, where we are PID 1, from the orphans of `docker exec`.
         if self.raised_oom_score is None:
             return os.getpid() != 1
         score = proc_table.read_oom_score(orphan.pid)
@@ -198,7 +156,7 @@ def become_subreaper() -> None:
     Make orphans of the CLI's processes our children, so that none can leave the tree; once, at start.
 
     Raises:
-        OSError: The kernel does not know the call; then only marks and remembered processes are found.
+        OSError: The kernel does not know the call.
     """
     SPARE.fill()
     linux.set_subreaper()

@@ -19,7 +19,7 @@ import agent_runtime
 from agent_runtime import keeper, linux, proc_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from agent_runtime.keeper import Errand
     from agent_runtime.proc_table import Identity, Process
@@ -46,7 +46,7 @@ class NotKept(OSError):
 
 class Kept:
     """
-    A keeper and its leader, as seen from here. Made by :meth:`Called.send` only.
+    A keeper and its leader, as seen from here. Made by :meth:`Nursery.start_leader` only.
 
     Attributes:
         keeper: Pid and start time; None once it has ended, or if it had when it was looked at.
@@ -74,12 +74,8 @@ class Kept:
 
     @property
     def keeper_has_ended(self) -> bool:
-        """Whether there is no keeper any more; in a namespace, nothing else of it either."""
+        """Whether there is no keeper any more."""
         return linux.has_ended(self._keeper_pidfd)
-
-    def kill_keeper(self) -> None:
-        """Kill the keeper; where it is PID 1 of a namespace, all in it."""
-        linux.send(self._keeper_pidfd, signal.SIGKILL)
 
     def kill_group(self) -> bool:
         """Kill the leader's process group in one step; False where there is none left, or the kernel cannot."""
@@ -99,7 +95,7 @@ class Kept:
                 if message[:1] == keeper.ENDED:
                     self._status = int.from_bytes(message[1:5], "little")
         if self._status is None:
-            # Its children have come to us, if it has ended and was no PID 1.
+            # Its children have come to us, if it has ended.
             _wait(self._keeper_pidfd, _LAST_WORD_SECONDS)
             with contextlib.suppress(ChildProcessError):
                 self._status = _reaped(self.pidfd)
@@ -113,45 +109,6 @@ class Kept:
             _reaped(self._keeper_pidfd)
         os.close(self._keeper_pidfd)
         os.close(self.pidfd)
-
-
-class Called:
-    """
-    A keeper that has been called for and waits for its errand. Made by :meth:`Nursery.call` only.
-
-    Args:
-        give_up: To be called where it does not answer in time.
-    """
-
-    def __init__(self, line: socket.socket, give_up: Callable[[], None]) -> None:
-        self._line = line
-        self._give_up = give_up
-
-    def send(self, pipes: Sequence[int], errand: Errand) -> Kept:
-        """
-        Send it on its errand, once; nothing is to be closed then.
-
-        Args:
-            pipes: The leader's stdin, stdout and stderr, and where it is to be confined its ``cgroup.procs`` and its
-                cgroup.
-
-        Raises:
-            NotKept: The leader could not be started; nothing of it is left.
-            OSError: For want of descriptors, or the keeper does not answer.
-        """
-        try:
-            return _started(self._line, pipes, errand)
-        except TimeoutError:
-            self._give_up()  # somebody has stopped the nursery: the next one gets another
-            self._line.close()
-            raise
-        except BaseException:
-            self._line.close()
-            raise
-
-    def close(self) -> None:
-        """Let it go without an errand."""
-        self._line.close()
 
 
 class Nursery:
@@ -189,27 +146,33 @@ class Nursery:
         with self._lock:
             self._close()
 
-    def call(self, kind: bytes) -> Called:
+    def start_leader(self, pipes: Sequence[int], errand: Errand) -> Kept:
         """
-        Have a keeper forked, and do not wait for it: what it is to start can be got ready meanwhile.
+        Have a keeper forked, and a leader started by it.
 
         Args:
-            kind: :data:`~agent_runtime.keeper.PLAIN` or :data:`~agent_runtime.keeper.NAMESPACE`.
+            pipes: The leader's stdin, stdout and stderr, and where it is to be confined its ``cgroup.procs`` and its
+                cgroup.
 
         Raises:
-            OSError: For want of descriptors, or no nursery can be started.
+            NotKept: The leader could not be started; nothing of it is left.
+            OSError: For want of descriptors, no nursery can be started, or the keeper does not answer.
         """
         line, its_line = socket.socketpair()
         try:
             with its_line:
-                asked = self._send(kind, its_line.fileno())
+                asked = self._send(its_line.fileno())
+            line.settimeout(_ANSWER_SECONDS)
+            try:
+                return _started(line, pipes, errand)
+            except TimeoutError:
+                self._give_up(asked)  # somebody has stopped the nursery: the next one gets another
+                raise
         except BaseException:
             line.close()
             raise
-        line.settimeout(_ANSWER_SECONDS)
-        return Called(line, lambda: self._give_up(asked))
 
-    def _send(self, kind: bytes, its_line: int) -> socket.socket:
+    def _send(self, its_line: int) -> socket.socket:
         """Put the question; return the socket of the very process that got it."""
         with self._lock:
             for last in (False, True):
@@ -218,7 +181,7 @@ class Nursery:
                 assert self._pidfd is not None  # noqa: S101 - just started
                 try:
                     linux.send(self._pidfd, signal.SIGCONT)  # in case somebody has stopped it
-                    socket.send_fds(self._socket, [kind], [its_line])
+                    socket.send_fds(self._socket, [b"."], [its_line])
                 except TimeoutError:  # it has been stopped again, and its queue is full
                     self._close()
                     raise
@@ -296,10 +259,9 @@ def _started(line: socket.socket, pipes: Sequence[int], errand: Errand) -> Kept:
         if kind == keeper.STARTED:
             if flags & socket.MSG_CTRUNC or len(told) < 3:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            pids = (first, second) if second else (linux.pid_of(told[0]), linux.pid_of(told[1]))
             _await_execution(told[2])
             os.close(told.pop())
-            return Kept(line, (told[0], told[1]), pids)
+            return Kept(line, (told[0], told[1]), (first, second))
     except BaseException:
         for leader in told[1:2]:
             linux.send(leader, signal.SIGKILL)  # the keeper would be polite first

@@ -23,9 +23,7 @@ import msgspec
 from agent_runtime import containment, keeper, linux, proc_table
 from agent_runtime.containment import Kind, Layer, SweepReport
 from agent_runtime.containment_cgroup import CgroupLayer
-from agent_runtime.containment_pidns import NamespaceLayer
 from agent_runtime.containment_scan import ScanLayer
-from agent_runtime.cradle import Cradle
 from agent_runtime.errors import SpawnFailed
 from agent_runtime.leftovers import await_keepers, sweep_leftovers
 from agent_runtime.living import (
@@ -53,7 +51,6 @@ __all__ = [
     "MARK_VARIABLE",
     "Child",
     "Command",
-    "Cradle",
     "Exit",
     "NotSpawned",
     "SpawnReason",
@@ -152,7 +149,6 @@ class Child:
         self._lock = threading.Lock()
         self._open: set[int] = set(pipes)
         self._is_open = True
-        self._alive_ticks = kin.began_ticks
         self._exit: Exit | None = None
 
     def __repr__(self) -> str:
@@ -217,15 +213,9 @@ class Child:
     def poll(self) -> Exit | None:
         """Tell how the leader has ended; None as long as it lives."""
         with self._lock:
-            if self._exit is None and self._is_open:
-                now_ticks = linux.boot_ticks()
-                if linux.has_ended(self.pidfd):
-                    status = self._kept.status()
-                    if status is None and self._kin.ending and self._layers[0].ends_keeper:
-                        status = signal.SIGKILL
-                    self._exit = Exit(None if status is None else os.waitstatus_to_exitcode(status))
-                    self._kin.leader_was_reaped(self._alive_ticks)
-                self._alive_ticks = now_ticks
+            if self._exit is None and self._is_open and linux.has_ended(self.pidfd):
+                status = self._kept.status()
+                self._exit = Exit(None if status is None else os.waitstatus_to_exitcode(status))
             return self._exit
 
     def close_stdin(self) -> None:
@@ -265,24 +255,27 @@ class Child:
             os.close(descriptor)
 
 
-def spawn(command: Command, cradle: Cradle, groups: Groups | None = None, *, also_scan: bool = False) -> Child:
+def spawn(command: Command, kind: Kind = Kind.SCAN, groups: Groups | None = None, *, also_scan: bool = False) -> Child:
     """
     Start a child in a session of its own, with pipes for stdin, stdout and stderr.
 
     Args:
-        cradle: Of this attempt's mark; its kind says how the child and all it starts are ended.
+        kind: How the child and all it starts are ended.
         groups: Where it gets a cgroup of its own; needed for :attr:`Kind.CGROUP`.
         also_scan: Look through ``/proc``, too, for who has left the cgroup, as root can.
 
     Raises:
         NotSpawned: It could not be started; nothing is left open or running.
     """
-    group = None if groups is None else _group(groups, command.mark)
+    kin = living.enter(command.mark)
+    group = None
     try:
-        return _spawn(command, cradle, group, also_scan=also_scan)
+        group = None if groups is None else _group(groups, command.mark)
+        return _spawn(command, kin, kind, group, also_scan=also_scan)
     except BaseException:
         if group is not None:
             group.remove(_REMOVE_WITHIN_SECONDS)  # what a keeper that hangs still holds is for the next start
+        living.leave(kin)
         raise
 
 
@@ -295,8 +288,7 @@ def _group(groups: Groups, mark: str) -> Group:
         raise NotSpawned(reason, f"no cgroup can be made for it: {errno.errorcode.get(code)}") from None
 
 
-def _spawn(command: Command, cradle: Cradle, group: Group | None, *, also_scan: bool) -> Child:
-    kin, kind = cradle.kin, cradle.kind
+def _spawn(command: Command, kin: Kin, kind: Kind, group: Group | None, *, also_scan: bool) -> Child:
     ours: list[int] = []
     theirs: list[int] = []
     try:
@@ -308,7 +300,7 @@ def _spawn(command: Command, cradle: Cradle, group: Group | None, *, also_scan: 
         for descriptor in ours:
             os.set_blocking(descriptor, False)
         join = () if group is None else (group.procs, group.place)
-        kept = cradle.keeper().send((*theirs, *join), errand)
+        kept = nursery.start_leader((*theirs, *join), errand)
     except BaseException as error:
         lost = isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ECONNRESET)
         while theirs:
@@ -325,22 +317,16 @@ def _spawn(command: Command, cradle: Cradle, group: Group | None, *, also_scan: 
             os.close(theirs.pop())
     kin.keeper = kept.keeper
     leader = kept.leader
-    if leader is not None and leader.session == kept.pid:
-        kin.took(leader)
-        if errand[4] is not None and proc_table.read_oom_score(leader.pid) == errand[4]:
-            living.raised_oom_score = errand[4]
-    else:
-        kin.lost_its_leader(kept.pid)
+    kin.leader = leader.identity if leader is not None and leader.session == kept.pid else (kept.pid, -1)
+    if leader is not None and errand[4] is not None and proc_table.read_oom_score(leader.pid) == errand[4]:
+        living.raised_oom_score = errand[4]
     layers: list[Layer] = []
-    if kind is Kind.PIDNS:
-        layers.append(NamespaceLayer(kept))
     if kind is Kind.CGROUP and group is not None:
         layers.append(CgroupLayer(group))
     if also_scan or not layers:
         layers.append(ScanLayer(kin, kept))
     if group is not None:
         group.close_ways_in()
-    cradle.has_child = True
     return Child(kept, (ours[0], ours[1], ours[2]), kin, tuple(layers), group)
 
 
@@ -424,7 +410,6 @@ _REASONS = {
 
 _SHORTAGES = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _PLACES = {
-    keeper.ISOLATING: "it cannot have a PID namespace",
     keeper.CONFINING: "it cannot be put into its cgroup",
 }
 

@@ -36,7 +36,7 @@ from agent_runtime.delivery import Reach
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.evidence import Channel
 from agent_runtime.pipes import Pipes, Wake
-from agent_runtime.process import Command, Cradle, new_mark, spawn
+from agent_runtime.process import Command, new_mark, spawn
 from agent_runtime.task import Task
 from agent_runtime.tokens import OAUTH_PREFIX, Token, TokenKind
 
@@ -266,8 +266,7 @@ class _Stage:
         )
         argv = (*cli_command.resolve(self._command, env.get("PATH")), *words)
         command = Command(argv=argv, env=env, cwd=home, user=self._user, mark=self._mark())
-        with Cradle(command.mark) as cradle:
-            child = spawn(command, cradle)
+        child = spawn(command)
         wake = Wake()
         try:
             give_up_at = time.monotonic() + self._timeout_seconds

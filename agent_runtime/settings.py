@@ -214,8 +214,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_resumes: int = _setting(_integer(0, 100), "how often one may be resumed without a newer token", 3)
     events_url: str | None = _setting(_url, "where events are posted, signed with the access key", None)
     containment: str = _setting(
-        _one_of("auto", "cgroup", "pidns", "scan"),
-        "how all that an attempt starts is ended: cgroup, pidns, scan or auto, the first of these there is",
+        _one_of("auto", "cgroup", "scan"),
+        "how all that an attempt starts is ended: cgroup, scan or auto, the first of these there is",
         "auto",
     )
     child_user: str | None = _setting(_text, "run children as this user", None)

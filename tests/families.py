@@ -20,7 +20,7 @@ import pytest
 from agent_runtime import cgroups, linux, proc_table  # noqa: F401 - linux is for the drivers
 from agent_runtime.containment import Kind
 from agent_runtime.nursery import nursery  # noqa: F401 - for the drivers
-from agent_runtime.process import Child, Command, Cradle, Exit, NotSpawned, new_mark, spawn
+from agent_runtime.process import Child, Command, Exit, NotSpawned, new_mark, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -102,8 +102,7 @@ def start(
     """Spawn a program with the tests' environment."""
     env = dict(os.environ) if env is None else env
     mark = mark or new_mark(data_dir())
-    with Cradle(mark, chosen) as cradle:
-        return spawn(Command(argv=argv, env=env, cwd=cwd, user=user, mark=mark), cradle, _groups(chosen))
+    return spawn(Command(argv=argv, env=env, cwd=cwd, user=user, mark=mark), chosen, _groups(chosen))
 
 
 @functools.cache
@@ -120,8 +119,7 @@ def why_not(kind: Kind) -> str | None:
         return f"no {kind.value} here: {cgroups.find().reason}"
     command = Command(argv=("true",), env=dict(os.environ), cwd=Path("/"), mark=new_mark(data_dir()))
     try:
-        with Cradle(command.mark, kind) as cradle:
-            child = spawn(command, cradle, groups)
+        child = spawn(command, kind, groups)
     except NotSpawned as failure:
         return f"no {kind.value} here: {failure}"
     end(child)
@@ -196,22 +194,10 @@ def pids(child: Child, count: int) -> list[proc_table.Identity]:
 
 
 def seen_from_here(child: Child, numbers: list[int]) -> list[proc_table.Identity]:
-    """Return the processes with these pids as the child sees them: in a PID namespace they are others than here."""
-    if chosen is Kind.PIDNS:
-        here = {_own_pid(process.pid): process.pid for process in kept(child)}
-        numbers = [here[number] for number in numbers]
+    """Return the processes with these pids."""
     found = [proc_table.read_process(number) for number in numbers]
     assert all(process is not None for process in found)
     return [process.identity for process in found if process is not None]
-
-
-def _own_pid(pid: int) -> int | None:
-    """Return the pid that a process itself knows; None if it is gone."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return None
-    return int(status.partition("\nNSpid:")[2].partition("\n")[0].split()[-1])
 
 
 def alive(identities: list[proc_table.Identity]) -> list[proc_table.Identity]:

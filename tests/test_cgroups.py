@@ -21,7 +21,7 @@ from agent_runtime.containment import Kind
 from agent_runtime.containment_cgroup import CgroupLayer
 from agent_runtime.errors import CannotStart, ErrorClass
 from agent_runtime.evidence import Channel, Sighting
-from agent_runtime.process import Command, Cradle, new_mark, reap_orphans, spawn
+from agent_runtime.process import Command, new_mark, reap_orphans, spawn
 from agent_runtime.state import Outcome, StopReason
 from agent_runtime.verdict import Ending, Result, verdict
 from tests import families
@@ -379,8 +379,7 @@ def test_a_leader_is_in_its_group_before_its_first_instruction(
     mark = new_mark(families.data_dir())
     command = Command(argv=("cat", "/proc/self/cgroup"), env=dict(os.environ), cwd=Path("/"), mark=mark)
 
-    with Cradle(mark, Kind.CGROUP) as cradle:
-        child = spawn(command, cradle, groups)
+    child = spawn(command, Kind.CGROUP, groups)
 
     with families.ended_at_last(child):
         assert mark in " ".join(families.lines(child, 1))

@@ -14,7 +14,7 @@ import pytest
 
 from agent_runtime import linux, proc_table
 from agent_runtime.containment import Kind
-from agent_runtime.living import Kin, is_of_an_earlier_start, is_of_this_start, new_mark
+from agent_runtime.living import is_of_an_earlier_start, is_of_this_start, new_mark
 from tests import families
 from tests.families import FAMILY, ROOT, alive, eventually, exit_of, pids, pids_limit, run_driver, start_python
 
@@ -745,19 +745,6 @@ end(second)
         kind=kind,
     )
     assert result == 1
-
-
-def test_a_session_number_that_was_given_away_claims_nobody_born_later() -> None:
-    """P10: of two attempts, the first of which has ended a session whose number the second one uses now."""
-    kin = Kin("mark")
-    kin.saw_session(4321, at_ticks=1000)
-
-    def born(ticks: int) -> proc_table.Process:
-        return proc_table.Process(5000, 1, 4321, 4321, 1, ticks, dead=False)
-
-    assert kin.bore(born(999))
-    assert kin.bore(born(1000))
-    assert not kin.bore(born(1001))
 
 
 @as_root

@@ -77,8 +77,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("store",),
     # the only place that spawns and signals
     ("process",),
-    ("cradle",),
-    ("containment_cgroup", "containment_pidns", "containment_scan"),
+    ("containment_cgroup", "containment_scan"),
     ("containment", "leftovers"),
     ("grip", "living"),
     ("nursery",),

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import threading
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from tests.benchmarks.bed import Supervised
     from tests.benchmarks.harness import Scale
 
-LAYERS = ("cgroup", "pidns", "scan")
+LAYERS = ("cgroup", "scan")
 """Values of ``AGENT_RUNTIME_CONTAINMENT``; one that does not work here is named in the table."""
 
 SIZES = (1, 6, 51, 201)
@@ -91,16 +90,9 @@ def run(scale: Scale) -> Iterable[Row]:
                                 os.killpg(process.pid, signal.SIGKILL)
                             return _since(stamp, gone_at(pidfds))
 
-                def namespace() -> float:
-                    stamp, text = told()
-                    return _in_a_bare_namespace(text, size, stamp)
-
-                bare = [namespace] if layer == "pidns" and shutil.which("unshare") else []
-                mine, theirs, *kernels = in_turn(rounds, ours, killpg, *bare)
+                mine, theirs = in_turn(rounds, ours, killpg)
                 what = f"signal → tree of {size} gone, {layer}"
                 yield Row("trees", what, "ms", mine, "killpg", theirs, ratio_at_most(1.5))
-                for kernel in kernels:
-                    yield Row("trees", what, "ms", mine, "PID namespace of unshare", kernel)
 
 
 def _through(running: Supervised, execution_id: str, text: str, size: int, stamp: str) -> float:
@@ -114,23 +106,6 @@ def _through(running: Supervised, execution_id: str, text: str, size: int, stamp
         asking.join()
     running.http.ended(execution_id)
     return took
-
-
-def _in_a_bare_namespace(text: str, size: int, stamp: str) -> float:
-    """Let a tree end with its PID namespace, whose first process, a shell, ends as soon as the leader has."""
-    with subprocess.Popen(
-        ["unshare", "--pid", "--fork", "sh", "-c", f"{child_command()}; exit"], stdin=-1, stdout=subprocess.DEVNULL
-    ) as process:
-        if process.stdin is None:
-            raise RuntimeError("no stdin")
-        process.stdin.write(text.encode())
-        process.stdin.close()
-        until(Path(f"{stamp}.ready").exists, f"a tree of {size}")
-        [shell] = psutil.Process(process.pid).children()
-        [leader] = shell.children()
-        with held(leader.pid, size, stamp) as pidfds:
-            leader.send_signal(signal.SIGINT)
-            return _since(stamp, gone_at(pidfds))
 
 
 def _since(stamp: str, moment: float) -> float:
