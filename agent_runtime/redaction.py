@@ -3,27 +3,21 @@ Take every token in use out of what leaves this process: transcripts, records, a
 
 Each token is replaced by ``[token:FINGERPRINT]``, which needs no escaping, so a JSON line stays one.
 
-What is found: the exact value, and the value with any of its characters written as JSON escapes (``\u0073``, ``\/``,
-hex digits of either case), also where JSON was put into JSON (``\\u0073``, ``\\\\u002d``, ``\u005cu0073``), up to
-:data:`NESTING_LEVELS` deep. Backslashes before and inside a value count as escapes, however many there are: rather one
-replaced too many than one too few.
+What is found: the exact value, and the value as an encoder of JSON writes it. No encoder escapes ``[A-Za-z0-9_-]``, so
+a token of these characters looks the same however many times JSON was put into JSON.
 
 What cannot be found, and is not promised: a value shorter than :data:`SHORTEST` characters, which cannot be told from
-ordinary text; a value that was encoded (base64, hex, URL quoting), reversed, or spread over several lines or frames,
-which an agent that can read its own environment can always do.
+ordinary text; a value that somebody has encoded on purpose (base64, hex, escapes that no encoder writes), reversed, or
+spread over several lines or frames, which an agent that can read its own environment can always do.
 
-A line without a token costs one :meth:`bytes.find` over it for each beginning that tokens share, and one for escapes.
-Regular expressions run only where an escaped token was found, and none backtracks: 16 MiB of anything take time in
-proportion.
+A line without a token costs one search over it for each beginning that tokens share; time is in proportion to length.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-import re
 import threading
-from array import array
-from bisect import bisect_right
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -35,19 +29,9 @@ if TYPE_CHECKING:
 SHORTEST = 8
 """Characters a value must have to be replaced."""
 
-NESTING_LEVELS = 8
-"""How often JSON may have been put into JSON before an escaped value is no longer found."""
-
 _LONGEST_PREFIX = 32
 _HEAD_BEYOND_PREFIX = 8
-# Bytes that stand for one character: 133 where only it is escaped at each of 8 levels, 216 where all is at 3 levels.
-_WIDEST_ESCAPE = 256
-_WINDOW_BYTES = 64 << 10
-# A run of backslashes is taken whole and given back never: linear.
-_BACKSLASHES = re.compile(rb"\\++")
-_ESCAPES = re.compile(rb"\\++(?:u([0-9a-fA-F]{4}))?+")
-# Where the escape of a printable ASCII character can be seen, whatever stands before the "u".
-_SIGNS_OF_ESCAPES = (b"u002", b"u003", b"u004", b"u005", b"u006", b"u007")
+_BACKSLASH = 0x5C
 
 
 class _Needle(NamedTuple):
@@ -77,6 +61,8 @@ class _Group:
         values = [needle.value for needle in needles]
         shortest = min(map(len, values))
         self.prefix = _common_prefix(min(values), max(values))[:_LONGEST_PREFIX]
+        self.longest = max(map(len, values))
+        self._values = values
         self._head_bytes = min(shortest, len(self.prefix) + _HEAD_BEYOND_PREFIX)
         self._by_head: dict[bytes, list[_Needle]] = {}
         for needle in sorted(needles, key=lambda needle: len(needle.value), reverse=True):
@@ -94,42 +80,15 @@ class _Group:
                     break
             at = data.find(self.prefix, at + step)
 
+    def may_begin(self, tail: bytes) -> bool:
+        """Whether a needle begins with all of *tail*."""
+        return any(value.startswith(tail) for value in self._values)
 
-class _Needles:
-    """All tokens in use; never changed, replaced by a new one when a token is added."""
 
-    def __init__(self, tokens: tuple[Token, ...]) -> None:
-        literal, plain = set(), set()
-        for token in tokens:
-            mark = f"[token:{token.fingerprint}]".encode()
-            value = token.secret.encode("utf-8", "surrogatepass")
-            # As JSON a backslash is two: of one at the end, half an escape would remain.
-            literal.add(_Needle(value.rstrip(b"\\"), mark))
-            # What is left of the value when all escapes are undone: non-ASCII as UTF-8, or as the escapes left it.
-            plain.add(_Needle(value.replace(b"\\", b""), mark))
-            plain.add(_Needle(token.secret.encode("latin-1", "replace").replace(b"\\", b""), mark))
-        self.literal = _grouped(literal)
-        self.plain = _grouped(plain)
-        self.longest = max((len(needle.value) for needle in literal | plain), default=0)
-        self.values = sorted({needle.value for needle in literal | plain}, key=len, reverse=True)
-        secrets = "".join(token.secret for token in tokens)
-        self._escapes = tuple(b"\\" + char.encode() for char in '/"\\' if char in secrets)
-        if not secrets.isascii():
-            self._escapes = (b"\\",)
-        self._signs = (*(group.prefix for group in self.literal), *self._escapes, b"\\u00") if tokens else ()
-
-    def may_be_in(self, line: bytes) -> bool:
-        """Whether *line* needs a closer look; what nearly every line is asked, and nothing else."""
-        for sign in self._signs:  # noqa: SIM110 - any() with a generator takes three times as long for a short line
-            # From the end: bytes.find takes twice as long for what is not there (CPython 3.11, find and rfind measured
-            # over 256 KB of frames: 134 and 60 microseconds for the escape, 52 and 11 for the beginning of a token).
-            if line.rfind(sign) >= 0:
-                return True
-        return False
-
-    def may_be_escaped_in(self, line: bytes) -> bool:
-        """Whether *line* has an escape that one of the tokens could be written with."""
-        return b"\\" in line and any(sign in line for sign in (*self._escapes, *_SIGNS_OF_ESCAPES))
+def _forms(secret: str) -> set[bytes]:
+    """Return a token as it is, and as encoders of JSON write it: Python's two ways, and PHP's slash."""
+    forms = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], secret.replace("/", "\\/")}
+    return {form.encode("utf-8", "surrogatepass") for form in forms}
 
 
 def _common_prefix(one: bytes, other: bytes) -> bytes:
@@ -156,7 +115,7 @@ class Redactor:
     def __init__(self, tokens: Iterable[Token] = ()) -> None:
         self._tokens: dict[str, Token] = {}
         self._adding = threading.Lock()
-        self._needles = _Needles(())
+        self._groups: tuple[_Group, ...] = ()
         for token in tokens:
             self.add(token)
 
@@ -169,7 +128,11 @@ class Redactor:
             if len(token.secret) < SHORTEST or token.secret in self._tokens:
                 return
             self._tokens[token.secret] = token
-            self._needles = _Needles(tuple(self._tokens.values()))
+            self._groups = _grouped(
+                _Needle(form, f"[token:{known.fingerprint}]".encode())
+                for known in self._tokens.values()
+                for form in _forms(known.secret)
+            )
 
     def redact(self, line: bytes, *, truncated: bool = False) -> bytes:
         """
@@ -179,18 +142,14 @@ class Redactor:
             line: One complete line: a token that goes on in the next chunk could not be found.
             truncated: The line's end was dropped: what may be the first part of a token there is cut off too.
         """
-        needles = self._needles
-        if needles.may_be_in(line):
-            spans = [span for group in needles.literal for span in group.spans(line)]
-            if spans:
-                line = _replaced(line, spans)
-            if needles.may_be_escaped_in(line) and _any_in(_unescaped(line), needles.plain):
-                line = _replaced_escaped(line, needles)
-        return _without_torn_token(line, needles) if truncated and needles.values else line
+        groups = self._groups
+        if _may_be_in(line, groups) and (spans := [span for group in groups for span in group.spans(line)]):
+            line = _replaced(line, spans)
+        return _without_torn_token(line, groups) if truncated else line
 
     def redact_joined(self, lines: bytes) -> bytes:
         """Do the same for several complete lines with their newlines, which cost no more than one long line."""
-        if not self._needles.may_be_in(lines):
+        if not _may_be_in(lines, self._groups):
             return lines
         return b"".join(self.redact(line[:-1]) + b"\n" for line in BytesIO(lines))
 
@@ -201,8 +160,10 @@ class Redactor:
         return text if after is before else after.decode("utf-8", "surrogatepass")
 
 
-def _any_in(data: bytes, groups: tuple[_Group, ...]) -> bool:
-    return any(True for group in groups for _ in group.spans(data))
+def _may_be_in(line: bytes, groups: tuple[_Group, ...]) -> bool:
+    """Whether *line* needs a closer look; what nearly every line is asked, and nothing else."""
+    # From the end: bytes.find takes several times as long for what is not there (CPython 3.11, over 256 KB of frames).
+    return any(line.rfind(group.prefix) >= 0 for group in groups)
 
 
 def _replaced(line: bytes, spans: list[_Span]) -> bytes:
@@ -220,121 +181,18 @@ def _replaced(line: bytes, spans: list[_Span]) -> bytes:
 def _start_of_escape(line: bytes, at: int, floor: int) -> int:
     """Return where the escape begins in whose middle *at* is, or *at*; never before *floor*."""
     marker = line.rfind(b"\\u", max(floor, at - 5), at)
-    start = marker + 1 if marker >= 0 and _is_hex(line[marker + 2 : at]) else at
-    while start > floor and line[start - 1] == 0x5C:
+    start = marker + 1 if marker >= 0 and all(c in b"0123456789abcdefABCDEF" for c in line[marker + 2 : at]) else at
+    while start > floor and line[start - 1] == _BACKSLASH:
         start -= 1
     return at if line[start:at] == b"u" else start
 
 
-def _is_hex(digits: bytes) -> bool:
-    return all(digit in b"0123456789abcdefABCDEF" for digit in digits)
-
-
-def _unescaped(line: bytes) -> bytes:
-    r"""
-    Undo escapes of all levels and drop what backslashes remain; only to see whether a token comes out.
-
-    Works in C throughout: the codec knows ``\uXXXX`` and nothing else, and a run of backslashes halves with each pass.
-    """
-    for _ in range(NESTING_LEVELS):
-        while b"\\\\" in line:
-            line = line.replace(b"\\\\", b"\\")
-        if b"\\u" not in line:
-            break
-        # The codec's other escape is none of JSON's.
-        line = line.replace(b"\\U", b"U").decode("raw_unicode_escape", "replace").encode("latin-1", "replace")
-    return line.replace(b"\\", b"")
-
-
-class _Pass:
-    """
-    One pass of undoing escapes, and where each byte of its result came from.
-
-    A run of backslashes becomes one; the last pass drops the runs, and what follows one counts as beginning with it.
-    """
-
-    def __init__(self, line: bytes, *, last: bool) -> None:
-        # From the byte of the result at _here[i] on, bytes come from the line at _there[i] on.
-        self._here, self._there = array("Q", (0,)), array("Q", (0,))
-        self.undid_an_escape = False
-        pieces: list[bytes] = []
-        done = length = 0
-        for escape in (_BACKSLASHES if last else _ESCAPES).finditer(line):
-            start, end = escape.span()
-            pieces.append(line[done:start])
-            length += start - done
-            done = end
-            if last:
-                self._map(length + 1, end + 1)
-                continue
-            digits = escape[1]
-            pieces.append(chr(int(digits, 16)).encode("latin-1", "replace") if digits else b"\\")
-            self.undid_an_escape |= digits is not None
-            length += 1
-            self._map(length, end)
-        pieces.append(line[done:])
-        self.result = b"".join(pieces)
-
-    def _map(self, here: int, there: int) -> None:
-        self._here.append(here)
-        self._there.append(there)
-
-    def origin(self, at: int) -> int:
-        """Return where in the line the byte of the result at *at* begins."""
-        i = bisect_right(self._here, at) - 1
-        return self._there[i] + at - self._here[i]
-
-
-class _Unescaped:
-    """What :func:`_unescaped` makes of a line, with the way back to the line."""
-
-    def __init__(self, line: bytes) -> None:
-        self._passes: list[_Pass] = []
-        self.plain = line
-        while len(self._passes) < NESTING_LEVELS and (undone := _Pass(self.plain, last=False)).undid_an_escape:
-            self._add(undone)
-        self._add(_Pass(self.plain, last=True))
-
-    def _add(self, undone: _Pass) -> None:
-        self._passes.append(undone)
-        self.plain = undone.result
-
-    def origin(self, at: int) -> int:
-        """Return where in the line the byte of the plain text at *at* begins."""
-        for undone in reversed(self._passes):
-            at = undone.origin(at)
-        return at
-
-
-def _replaced_escaped(line: bytes, needles: _Needles) -> bytes:
-    """Replace the tokens that show when escapes are undone; the way back is kept only where there are any."""
-    spans: list[_Span] = []
-    overlap = needles.longest * _WIDEST_ESCAPE
-    step = max(_WINDOW_BYTES, overlap)
-    for at in range(0, len(line), step):
-        window = line[at : at + step + overlap]
-        if _any_in(_unescaped(window), needles.plain):
-            unescaped = _Unescaped(window)
-            for group in needles.plain:
-                for start, end, mark in group.spans(unescaped.plain):
-                    spans.append(_Span(at + unescaped.origin(start), at + unescaped.origin(end), mark))
-    return _replaced(line, spans)
-
-
-def _without_torn_token(line: bytes, needles: _Needles) -> bytes:
-    """Cut off what may be the first part of a token, with escapes or without, the last of which may be torn too."""
-    tail_at = max(0, len(line) - needles.longest * _WIDEST_ESCAPE)
-    unescaped = _Unescaped(line[tail_at:])
-    plain = unescaped.plain
-    cut = len(plain)
-    for torn in range(min(len(plain), 5)):
-        end = len(plain) - torn
-        if torn and not (plain[end] == ord("u") and _is_hex(plain[end + 1 :])):
-            continue
-        for value in needles.values:
-            start = next((at for at in range(max(0, end - len(value)), end) if value.startswith(plain[at:end])), end)
-            cut = min(cut, start) if start < end else cut
-    return line[: tail_at + unescaped.origin(cut)] if cut < len(plain) else line
+def _without_torn_token(line: bytes, groups: tuple[_Group, ...]) -> bytes:
+    """Cut off what may be the first part of a token."""
+    for start in range(max(0, len(line) - max((group.longest for group in groups), default=0)), len(line)):
+        if any(group.may_begin(line[start:]) for group in groups):
+            return line[:start]
+    return line
 
 
 class RedactingFilter(logging.Filter):
