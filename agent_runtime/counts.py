@@ -1,18 +1,18 @@
 """
 What has happened since the start, counted where it happens; what *is* so now is read from its owner instead.
 
-One :class:`Counts` per supervisor is handed to those who count; nothing is global. Names are those of the exposition
-without prefix and suffix. No label ever holds an id, a fingerprint or a generation: what can take values without end
-does not belong there.
+One :class:`Counts` per supervisor is handed to those who count, with a registry of its own; nothing is global. Names
+are those of the exposition without prefix and suffix. No label ever holds an id, a fingerprint or a generation: what
+can take values without end does not belong there.
 """
 
 from __future__ import annotations
 
 import threading
-from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 import msgspec
+import prometheus_client
 
 from agent_runtime.errors import AdmissionError, ErrorClass
 from agent_runtime.evidence_rules import RULES
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from agent_runtime.generations import Generation
+
+PREFIX = "agent_runtime_"
 
 NONE = "none"
 """The label of what has none."""
@@ -139,18 +141,6 @@ HISTOGRAMS: dict[str, Histogram] = {
 }
 
 
-class Observed(msgspec.Struct):
-    """
-    What a histogram has seen.
-
-    Attributes:
-        buckets: How many per bucket, not cumulated; the last is beyond all bounds.
-    """
-
-    buckets: list[int]
-    sum: float = 0.0
-
-
 class Counts:
     """
     Count and measure; every method may be called from any thread and holds its lock only for a moment.
@@ -162,32 +152,34 @@ class Counts:
     def __init__(self, since: float = 0.0) -> None:
         self._since = since
         self._lock = threading.Lock()
-        self._counted: dict[str, dict[tuple[str, ...], float]] = {
-            name: dict.fromkeys((tuple(map(str, labels)) for labels in counter.known), 0.0)
-            for name, counter in COUNTERS.items()
+        # The library's series of creation times are no part of what is promised.
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's
+        self.registry = prometheus_client.CollectorRegistry()
+        self._counters = {
+            name: prometheus_client.Counter(PREFIX + name, kind.text, kind.labels, registry=self.registry)
+            for name, kind in COUNTERS.items()
         }
-        self._observed = {name: Observed([0] * (len(kind.bounds) + 1)) for name, kind in HISTOGRAMS.items()}
+        for name, kind in COUNTERS.items():
+            for labels in kind.known if kind.labels else ():
+                self._counters[name].labels(*labels)
+        self._histograms = {
+            name: prometheus_client.Histogram(PREFIX + name, kind.text, buckets=kind.bounds, registry=self.registry)
+            for name, kind in HISTOGRAMS.items()
+        }
         self._newest_answered = 0
         self.last_answered_at: float | None = None
         """When the API last answered a request of a child, epoch seconds."""
 
     def count(self, name: str, *labels: str | None, by: float = 1) -> None:
         """Count one more, or *by* more; None is the label of what has none."""
-        key = tuple(NONE if label is None else str(label) for label in labels)
-        if len(key) != len(COUNTERS[name].labels):
-            raise ValueError(f"{name} has the labels {COUNTERS[name].labels}")
-        with self._lock:
-            series = self._counted[name]
-            series[key] = series.get(key, 0.0) + by
+        counter = self._counters[name]
+        if COUNTERS[name].labels or labels:
+            counter = counter.labels(*(NONE if label is None else str(label) for label in labels))
+        counter.inc(by)
 
     def observe(self, name: str, seconds: float) -> None:
         """Take a measured time; one below 0, which two clocks can give, counts as 0."""
-        seconds = max(0.0, seconds)
-        bucket = bisect_left(HISTOGRAMS[name].bounds, seconds)
-        with self._lock:
-            observed = self._observed[name]
-            observed.buckets[bucket] += 1
-            observed.sum += seconds
+        self._histograms[name].observe(max(0.0, seconds))
 
     def happened(self, event_type: str, data: Mapping[str, object]) -> None:
         """Count what is told as an event anyway."""
@@ -211,14 +203,3 @@ class Counts:
             self._newest_answered = max(self._newest_answered, generation.number)
         if is_first and generation.written_at is not None and generation.written_at >= self._since:
             self.observe("token_write_to_first_request_seconds", now - generation.written_at)
-
-    def counted(self, name: str) -> dict[tuple[str, ...], float]:
-        """Return a counter's values by their labels."""
-        with self._lock:
-            return dict(self._counted[name])
-
-    def observed(self, name: str) -> Observed:
-        """Return what a histogram has seen."""
-        with self._lock:
-            observed = self._observed[name]
-            return Observed(list(observed.buckets), observed.sum)

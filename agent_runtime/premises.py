@@ -34,7 +34,7 @@ from agent_runtime.settings import PREFIX, unknown_variables
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from agent_runtime.log_outlet import Outlet
+    from agent_runtime.log import LogQueue
     from agent_runtime.settings import Settings
     from agent_runtime.starting import Start
 
@@ -60,7 +60,7 @@ class Premises(NamedTuple):
     listener: socket.socket
     containment: Future[Containment]
     redactor: Redactor
-    outlet: Outlet
+    logs: LogQueue
 
 
 @contextlib.contextmanager
@@ -73,11 +73,11 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         CalledOff: A signal came.
     """
     redactor = Redactor()
-    outlet = configure(settings.log_format, settings.log_level, redactor)
+    logs = configure(settings.log_format, settings.log_level, redactor)
     for name in unknown_variables(environ):
         log.warning("%s is no setting and does nothing; see agent-runtime serve --help", name)
     with contextlib.ExitStack() as held:
-        held.callback(outlet.flush)
+        held.callback(logs.flush)
         data_dir = _data_dir(settings, environ)
         held.enter_context(_locked(data_dir / "lock", f"{PREFIX}DATA_DIR"))
         _directory(settings.config_dir, f"{PREFIX}CONFIG_DIR")
@@ -101,7 +101,7 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         choosing = held.enter_context(ThreadPoolExecutor(1, thread_name_prefix="containment"))
         containment = choosing.submit(_contained, settings.containment, limits, data_dir)
         choosing.shutdown(wait=False)  # its thread ends with this
-        yield Premises(data_dir, run_dir, listener, containment, redactor, outlet)
+        yield Premises(data_dir, run_dir, listener, containment, redactor, logs)
 
 
 def _contained(asked: str, limits: Limits, data_dir: Path) -> Containment:

@@ -246,7 +246,7 @@ async def _serve(
     if access.required and access.read() is None:
         log.warning("no usable access key in %s: nobody may call until there is one", settings.access_key_file)
     connections = OpenConnections(_places(settings), request_seconds=settings.request_timeout, open_paths=OPEN_PATHS)
-    app = build_app(Api(supervisor, access, connections, Metrics(supervisor, lambda: premises.outlet.lost)))
+    app = build_app(Api(supervisor, access, connections, Metrics(supervisor, lambda: premises.logs.lost)))
     config = uvicorn.Config(
         AccessLog(app, supervisor.counts, told=settings.access_log),
         http=functools.partial(Connection, places=connections),  # type: ignore[arg-type]  # it is only called

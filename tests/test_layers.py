@@ -70,7 +70,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("events", "outbound"),
     # what they stand on
     ("log", "counts", "binary", "deadlines", "tally", "delivery", "private_files"),
-    ("command", "credentials_file", "change", "log_outlet"),
+    ("command", "credentials_file", "change"),
     ("store.retention", "store.tasks"),
     ("store.records", "store.transcripts"),
     ("store.line_files", "store.database"),

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime.log import BoundFields, JsonFormatter, TextFormatter, about
-from agent_runtime.log_outlet import FLUSH_SECONDS, LIMIT_BYTES, Outlet
+from agent_runtime.log import FLUSH_SECONDS, LINES_LIMIT, BoundFields, JsonFormatter, LogQueue, TextFormatter, about
 from agent_runtime.redaction import RedactingFilter, Redactor
 from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
 from agent_runtime.tokens import Token
@@ -207,10 +206,10 @@ def full_pipe() -> Iterator[tuple[int, int]]:
                 os.close(descriptor)
 
 
-def outlet_to(descriptor: int) -> Outlet:
-    outlet = Outlet(descriptor)
-    outlet.setFormatter(TextFormatter())
-    return outlet
+def queue_to(descriptor: int, limit: int = LINES_LIMIT) -> LogQueue:
+    lines_out = LogQueue(descriptor, limit)
+    lines_out.setFormatter(TextFormatter())
+    return lines_out
 
 
 def read_until(reader: int, end: bytes) -> bytes:
@@ -224,69 +223,73 @@ def read_until(reader: int, end: bytes) -> bytes:
 
 def test_lines_come_out_in_order_and_the_end_waits_for_them() -> None:
     reader, writer = os.pipe()
-    outlet = outlet_to(writer)
+    lines_out = queue_to(writer)
     for number in range(100):
-        outlet.handle(a_record("line %d", number))
-    outlet.flush()
+        lines_out.handle(a_record("line %d", number))
+    lines_out.flush()
     os.close(writer)
     with os.fdopen(reader) as lines:
         assert [line.split(": ")[1].strip() for line in lines] == [f"line {number}" for number in range(100)]
-    assert outlet.lost == 0
+    assert lines_out.lost == 0
 
 
 def test_the_end_waits_for_a_reader_that_takes_its_time() -> None:
     with full_pipe() as (reader, writer):
-        outlet = outlet_to(writer)
+        lines_out = queue_to(writer)
         for number in range(2000):
-            outlet.handle(a_record("line %d %s", number, "x" * 100))
+            lines_out.handle(a_record("line %d %s", number, "x" * 100))
         reading = threading.Thread(target=read_until, args=(reader, b"line 1999 "))
         reading.start()
-        outlet.flush()
-        assert not outlet.is_behind
-        reading.join()
+        lines_out.flush()
+        reading.join(30)
+        assert not reading.is_alive()
 
 
 def test_the_end_does_not_wait_for_a_reader_that_never_comes() -> None:
     with full_pipe() as (_, writer):
-        outlet = outlet_to(writer)
-        outlet.handle(a_record("nobody reads this"))
+        lines_out = queue_to(writer)
+        lines_out.handle(a_record("nobody reads this"))
         begun = time.monotonic()
         for _ in range(20):
-            outlet.flush()
+            lines_out.flush()
 
-        assert outlet.is_behind
         assert time.monotonic() - begun < 10 * FLUSH_SECONDS
 
 
 def test_what_nobody_reads_is_lost_and_counted_and_told_when_somebody_reads_again() -> None:
     with full_pipe() as (reader, writer):
-        outlet = outlet_to(writer)
-        long = "y" * 10_000
-        for _ in range(3 * LIMIT_BYTES // len(long)):
-            outlet.handle(a_record("%s", long))
-        lost = outlet.lost
-        assert lost > 0
-        text = read_until(reader, b"lines lost").decode()
-
-        assert text.count(long) == 3 * LIMIT_BYTES // len(long) - lost
-        assert f"WARNING agent_runtime.log_outlet: {lost} lines lost" in text
+        lines_out = queue_to(writer, 100)
+        for _ in range(300):
+            lines_out.handle(a_record("%s", "y" * 1000))
+        lost = lines_out.lost
+        assert lost >= 198
+        reading = threading.Thread(target=read_until, args=(reader, b"lines lost: nobody read the log\n"))
+        reading.start()
+        lines_out.flush()
+        lines_out.handle(a_record("after that"))
+        reading.join(30)
+        assert not reading.is_alive()
+        assert lines_out.lost == lost
 
 
 def test_a_reader_that_has_gone_costs_lines_and_nothing_else() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    outlet = outlet_to(writer)
-    outlet.handle(a_record("nobody reads this"))
-    eventually(lambda: outlet.lost == 1)
+    lines_out = queue_to(writer)
+    lines_out.handle(a_record("nobody reads this"))
+    eventually(lambda: lines_out.lost == 1)
     os.close(writer)
 
 
 def test_logging_from_many_threads_into_a_full_pipe_ends(tmp_path: Path) -> None:
     with full_pipe() as (_, writer):
-        outlet = outlet_to(writer)
-        threads = [
-            threading.Thread(target=lambda: [outlet.handle(a_record("z" * 5000)) for _ in range(200)]) for _ in range(4)
-        ]
+        lines_out = queue_to(writer)
+
+        def log_much() -> None:
+            for _ in range(5000):
+                lines_out.handle(a_record("z" * 1000))
+
+        threads = [threading.Thread(target=log_much) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -319,9 +322,9 @@ def test_a_supervisor_whose_output_nobody_reads_does_its_work(tmp_path: Path) ->
 def test_what_is_logged_is_redacted_before_anybody_waits(capfd: pytest.CaptureFixture[str]) -> None:
     redactor = Redactor()
     redactor.add(Token(OLD))
-    outlet = outlet_to(sys.stderr.fileno())
-    outlet.addFilter(RedactingFilter(redactor))
-    outlet.handle(a_record("it is %s", OLD, execution_id=OLD))
-    outlet.flush()
+    lines_out = queue_to(sys.stderr.fileno())
+    lines_out.addFilter(RedactingFilter(redactor))
+    lines_out.handle(a_record("it is %s", OLD, execution_id=OLD))
+    lines_out.flush()
 
     assert capfd.readouterr().err.count("[token:") == 2

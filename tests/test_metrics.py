@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,16 +210,15 @@ def test_the_loops_lag_is_looked_at_once_a_second(tmp_path: Path) -> None:
         eventually(lambda: scrape(running)("event_loop_lag_seconds_count") >= 1)
 
 
-def test_nobody_who_does_not_ask_pays_for_the_library() -> None:
-    code = "import sys, agent_runtime.service; sys.exit(any(m.startswith('prometheus') for m in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 # -- counting
 
 
 def generation(number: int, *, written_at: float | None, loaded_at: float) -> Generation:
     return Generation(number, Token(f"sk-ant-oat01-{number}"), loaded_at, written_at=written_at)
+
+
+def sample(counts: Counts, name: str, **labels: str) -> float | None:
+    return counts.registry.get_sample_value(f"agent_runtime_{name}", labels)
 
 
 def test_of_a_token_that_was_there_before_the_start_nothing_is_measured() -> None:
@@ -229,8 +227,8 @@ def test_of_a_token_that_was_there_before_the_start_nothing_is_measured() -> Non
         counts.loaded(old)
         counts.answered(old, 102.0)
 
-    assert sum(counts.observed("token_write_to_known_seconds").buckets) == 0
-    assert sum(counts.observed("token_write_to_first_request_seconds").buckets) == 0
+    assert sample(counts, "token_write_to_known_seconds_count") == 0
+    assert sample(counts, "token_write_to_first_request_seconds_count") == 0
 
 
 def test_only_the_first_answer_on_a_generation_is_measured_and_none_on_an_older_one() -> None:
@@ -239,23 +237,20 @@ def test_only_the_first_answer_on_a_generation_is_measured_and_none_on_an_older_
     for one, now in ((newer, 113.5), (newer, 150.0), (older, 160.0)):
         counts.answered(one, now)
 
-    assert counts.observed("token_write_to_first_request_seconds").sum == 1.5
+    assert sample(counts, "token_write_to_first_request_seconds_sum") == 1.5
     assert counts.last_answered_at == 160.0
 
 
-def test_times_fall_into_the_bucket_whose_bound_they_do_not_exceed() -> None:
+def test_a_time_below_zero_that_two_clocks_can_give_counts_as_zero() -> None:
     counts = Counts()
-    bounds = HISTOGRAMS["line_to_signal_seconds"].bounds
-    for seconds in (-1.0, 0.0001, 0.00011, bounds[-1], 99.0):
-        counts.observe("line_to_signal_seconds", seconds)
+    counts.observe("line_to_signal_seconds", -1.0)
 
-    buckets = counts.observed("line_to_signal_seconds").buckets
-    assert bounds[0] == 0.0001
-    assert (buckets[0], buckets[1], buckets[-2], buckets[-1]) == (2, 1, 1, 1)
+    assert sample(counts, "line_to_signal_seconds_bucket", le="0.0001") == 1
+    assert sample(counts, "line_to_signal_seconds_sum") == 0
 
 
 def test_a_label_too_many_or_an_unknown_name_is_our_own_mistake() -> None:
-    with pytest.raises(ValueError, match="labels"):
+    with pytest.raises(ValueError, match="label"):
         Counts().count("attempts", "one")
     with pytest.raises(KeyError):
         Counts().count("no_such_thing")

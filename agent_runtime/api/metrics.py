@@ -6,37 +6,33 @@ Gauges are read from live state at the scrape; there is no second set of books t
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from prometheus_client import ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
+from prometheus_client.exposition import choose_encoder
 from starlette.responses import Response
 
 from agent_runtime import __version__
-from agent_runtime.counts import COUNTERS, HISTOGRAMS
+from agent_runtime.counts import PREFIX
 from agent_runtime.state import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from prometheus_client import CollectorRegistry
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
     from prometheus_client.metrics_core import Metric
 
     from agent_runtime.supervisor import Supervisor
 
-PREFIX = "agent_runtime_"
 TOKEN_STATES = ("missing", "invalid", "ready", "suspect", "refused", "limited", "expired")
 
 
 class Metrics:
     """
     Write what Prometheus reads, from a registry of this supervisor's own.
-
-    The library is imported at the first scrape: nobody pays for it who never asks.
 
     Args:
         lost_lines: How many lines of the log were lost.
@@ -45,53 +41,20 @@ class Metrics:
     def __init__(self, supervisor: Supervisor, lost_lines: Callable[[], int] = lambda: 0) -> None:
         self._supervisor = supervisor
         self._lost_lines = lost_lines
-        self._registry: CollectorRegistry | None = None
+        self._registry = supervisor.counts.registry
+        self._registry.register(self)
+        ProcessCollector(namespace=PREFIX.rstrip("_"), registry=self._registry)
 
-    async def response(self, accept: str) -> Response:
+    def response(self, accept: str) -> Response:
         """Answer a scrape, in the form that *accept* asks for."""
-        if self._registry is None:
-            # Some ten milliseconds, which nobody else should wait for.
-            await asyncio.to_thread(import_module, "prometheus_client")
-            self._registry = self._new_registry()
-        from prometheus_client.exposition import choose_encoder  # noqa: PLC0415 - see the class
-
         encode, content_type = choose_encoder(accept)
         return Response(encode(self._registry), headers={"content-type": content_type, "cache-control": "no-store"})
 
-    def _new_registry(self) -> CollectorRegistry:
-        from prometheus_client import CollectorRegistry, ProcessCollector  # noqa: PLC0415 - see the class
-
-        registry = CollectorRegistry()
-        registry.register(self)
-        ProcessCollector(namespace=PREFIX.rstrip("_"), registry=registry)
-        return registry
-
     def collect(self) -> Iterator[Metric]:
         """List all metrics, as prometheus-client wants them of a collector."""
-        yield from self._counters()
-        yield from self._histograms()
         yield from self._executions()
         yield from self._token()
         yield from self._process()
-
-    def _counters(self) -> Iterator[Metric]:
-        for name, counter in COUNTERS.items():
-            family = _counter(name, counter.text, counter.labels)
-            for labels, value in self._supervisor.counts.counted(name).items():
-                family.add_metric(labels, value)
-            yield family
-        yield _single_counter("log_lines_lost", "Lines of the log that nobody read in time.", self._lost_lines())
-
-    def _histograms(self) -> Iterator[Metric]:
-        for name, histogram in HISTOGRAMS.items():
-            observed = self._supervisor.counts.observed(name)
-            buckets, so_far = [], 0
-            for bound, count in zip((*map(_bound, histogram.bounds), "+Inf"), observed.buckets, strict=True):
-                so_far += count
-                buckets.append((bound, float(so_far)))
-            family = _histogram(name, histogram.text)
-            family.add_metric([], buckets, observed.sum)
-            yield family
 
     def _executions(self) -> Iterator[Metric]:
         supervisor, slots = self._supervisor, self._supervisor.slots
@@ -157,7 +120,10 @@ class Metrics:
 
     def _process(self) -> Iterator[Metric]:
         supervisor = self._supervisor
-        yield _info("build", "What runs.", {"version": __version__})
+        yield InfoMetricFamily(PREFIX + "build", "What runs.", value={"version": __version__})
+        lost = CounterMetricFamily(PREFIX + "log_lines_lost", "Lines of the log that nobody read in time.")
+        lost.add_metric((), self._lost_lines())
+        yield lost
         records = supervisor.archive.records
         yield _single("store_available", "1 while records can be written to disk.", records.trouble is None)
         free = _free_bytes(supervisor.archive.transcripts.directory)
@@ -172,13 +138,7 @@ def _free_bytes(directory: Path) -> int | None:
     return disk.f_bavail * disk.f_frsize
 
 
-def _bound(seconds: float) -> str:
-    return str(float(seconds))
-
-
 def _gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> GaugeMetricFamily:
-    from prometheus_client.core import GaugeMetricFamily  # noqa: PLC0415 - see Metrics
-
     return GaugeMetricFamily(PREFIX + name, text, labels=labels)
 
 
@@ -188,27 +148,3 @@ def _single(name: str, text: str, value: float | None) -> GaugeMetricFamily:
     if value is not None:
         family.add_metric((), float(value))
     return family
-
-
-def _counter(name: str, text: str, labels: tuple[str, ...] = ()) -> CounterMetricFamily:
-    from prometheus_client.core import CounterMetricFamily  # noqa: PLC0415 - see Metrics
-
-    return CounterMetricFamily(PREFIX + name, text, labels=labels)
-
-
-def _info(name: str, text: str, labels: dict[str, str]) -> InfoMetricFamily:
-    from prometheus_client.core import InfoMetricFamily  # noqa: PLC0415 - see Metrics
-
-    return InfoMetricFamily(PREFIX + name, text, value=labels)
-
-
-def _single_counter(name: str, text: str, value: float) -> CounterMetricFamily:
-    family = _counter(name, text)
-    family.add_metric((), value)
-    return family
-
-
-def _histogram(name: str, text: str) -> HistogramMetricFamily:
-    from prometheus_client.core import HistogramMetricFamily  # noqa: PLC0415 - see Metrics
-
-    return HistogramMetricFamily(PREFIX + name, text)
