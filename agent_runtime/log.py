@@ -177,6 +177,6 @@ def configure(log_format: str, log_level: str, redactor: Redactor) -> LogQueue:
     handler.addFilter(BoundFields())
     handler.addFilter(RedactingFilter(redactor))
     logging.basicConfig(handlers=[handler], level=log_level.upper(), force=True)
-    for chatty in ("httpx", "httpcore", "uvicorn", "asyncio"):
+    for chatty in ("httpx", "httpcore", "uvicorn", "asyncio", "watchfiles"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, getattr(logging, log_level.upper())))
     return handler

@@ -90,7 +90,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     # the secret file: read, watch, generations
     ("secret_file", "secret_writer"),
     ("secret_reading", "secret_watch", "generations"),
-    ("secret_mount", "secret_content", "inotify"),
+    ("secret_mount", "secret_content"),
     ("token_forms",),
     # the stand-ins: processes of their own, which know nothing of a supervisor
     ("standins.scripted_cli", "standins.messages_api"),

@@ -13,8 +13,8 @@ from agent_runtime.credential_names import BASE_URL_VARIABLE, is_rival
 from agent_runtime.credentials_file import CredentialsFile
 from agent_runtime.delivery import FileDelivery
 from agent_runtime.doctor.finding import Finding, is_dir, may, ok, problem, warning
-from agent_runtime.inotify import Inotify
 from agent_runtime.secret_mount import SourceKind
+from agent_runtime.secret_watch import watch_of
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
@@ -99,13 +99,11 @@ def watch(directory: Path) -> Finding | None:
     if not is_dir(directory):
         return None
     try:
-        Inotify(directory).close()
+        watch_of(directory).close()
     except PermissionError:
         return None  # what keeps us out of the directory is said of the token
-    except OSError as error:
-        text = (
-            f"changes of {directory} are seen up to 1 s late, by looking: the kernel gives no watch ({error.strerror})"
-        )
+    except (OSError, RuntimeError) as error:
+        text = f"changes of {directory} are seen up to 1 s late, by looking: the kernel gives no watch ({error})"
         return warning("token watch", text, "raise fs.inotify.max_user_instances on the host")
     return ok("token watch", "a change is seen at once where the file system tells of it, else within 1 s")
 

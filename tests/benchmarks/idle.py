@@ -36,7 +36,7 @@ class Idle(NamedTuple):
 WHAT = (
     ("RSS", "MB", p50_at_most(40) & ratio_at_most(1.3, "≤ 1.3 × bare")),
     ("PSS", "MB", None),
-    ("CPU", "% of a core", p50_at_most(0.3)),
+    ("CPU", "% of a core", p50_at_most(0.4)),
     ("wake-ups", "1/s", None),
 )
 
