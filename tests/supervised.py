@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -22,9 +23,9 @@ from agent_runtime.secret_writer import put
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
-SCRIPTED = shlex.join([sys.executable, "-m", "agent_runtime.standins.scripted_cli"])
+SCRIPTED_CLI = Path(__file__).parent / "support/scripted_cli.py"
+SCRIPTED = shlex.join([sys.executable, str(SCRIPTED_CLI)])
 OLD = "sk-ant-oat01-the-old-token-of-these-tests-000000000001"
 NEW = "sk-ant-oat01-the-new-token-of-these-tests-000000000002"
 API_KEY = "sk-ant-api03-the-api-key-of-these-tests-00000000000003"

@@ -28,13 +28,13 @@ from agent_runtime.proofs import FILE_NAME as PROOFS_FILE
 from agent_runtime.proofs import BackgroundProver, Proofs
 from agent_runtime.standins.messages_api import MessagesApi, Text, Tool
 from agent_runtime.tokens import Token, TokenKind
-from tests.supervised import eventually
+from tests.supervised import SCRIPTED_CLI, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-SCRIPTED = (sys.executable, "-m", "agent_runtime.standins.scripted_cli")
+SCRIPTED = (sys.executable, str(SCRIPTED_CLI))
 SOMEBODY_ELSES = (
     b'{"claudeAiOauth":{"accessToken":"sk-ant-oat01-of-a-person-who-logged-in","scopes":["user:inference"]}}'
 )

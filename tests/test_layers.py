@@ -95,7 +95,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     # the stand-ins: processes of their own, which know nothing of a supervisor
     ("standins.scripted_cli", "standins.messages_api"),
     ("standins.scripted_steps", "standins.messages_policy", "standins.messages_body"),
-    ("standins.scripted_printing", "standins.scripted_spawn", "standins.messages_script"),
+    ("standins.scripted_printing", "standins.messages_script"),
     ("standins.messages_conversation",),
     ("standins.scripted_api", "standins.loopback_server"),
     ("standins.scripted_run",),

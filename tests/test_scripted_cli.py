@@ -20,6 +20,8 @@ from agent_runtime.standins.messages_script import Text, Tool
 from agent_runtime.standins.scripted_printing import BadScript, PrintingSteps
 from agent_runtime.standins.scripted_steps import CHECKS, Steps, check
 from agent_runtime.tokens import Token
+from tests.supervised import SCRIPTED_CLI
+from tests.support import scripted_cli as more
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,7 +62,7 @@ class Cli:
         if isinstance(prompt, list):
             prompt = json.dumps({"script": prompt})
         process = subprocess.Popen(
-            [sys.executable, "-m", "agent_runtime.standins.scripted_cli", *ARGUMENTS, *arguments],
+            [sys.executable, str(SCRIPTED_CLI), *ARGUMENTS, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -554,7 +556,7 @@ def test_a_script_from_a_file_leaves_stdin_unread(cli: Cli) -> None:
 )
 def test_a_wrong_step_is_told_before_any_is_played(step: Any, words: str) -> None:
     with pytest.raises(BadScript, match=words):
-        check({"script": [step]})
+        check({"script": [step]}, more.MoreSteps)
 
 
 def test_a_wrong_script_exits_with_2(cli: Cli) -> None:
@@ -564,14 +566,14 @@ def test_a_wrong_script_exits_with_2(cli: Cli) -> None:
     assert "scripted CLI: step 2: unknown step 'dance'" in ended.err
 
 
-def test_every_step_is_in_the_table_and_every_field_can_be_checked() -> None:
+@pytest.mark.parametrize(
+    ("text", "kinds"), [(scripted_cli.__doc__, (Steps, PrintingSteps)), (more.__doc__, (more.MoreSteps,))]
+)
+def test_every_step_is_in_the_table_and_every_field_can_be_checked(text: str, kinds: tuple[type, ...]) -> None:
     steps = {
-        name: play
-        for cls in (Steps, PrintingSteps)
-        for name, play in vars(cls).items()
-        if callable(play) and not name.startswith("_")
+        name: play for cls in kinds for name, play in vars(cls).items() if callable(play) and not name.startswith("_")
     }
-    table = (scripted_cli.__doc__ or "").rpartition("\n=====")[0].rpartition("=====\n")[2]
+    table = text.rpartition("\n=====")[0].rpartition("=====\n")[2]
     documented = {line.split("``")[1] for line in table.splitlines() if line.startswith("``")}
 
     assert set(steps) == documented

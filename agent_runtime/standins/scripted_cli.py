@@ -25,30 +25,16 @@ step            fields (with their defaults)                                    
 ``background``  ``tasks`` (names of the pending ones)                               prints ``background_tasks_changed``
 ``write``       ``text`` or ``base64``, ``stream`` stdout, ``newline`` true,        prints bytes, in one write or cut at
                 ``cuts`` [], ``byte_by_byte`` false, ``pause_seconds`` 0            offsets, with a pause after each
-``flood``       ``bytes``, ``stream`` stdout, ``bytes_per_second`` 0 (no limit),    prints filler; ``line_bytes`` 0: one
-                ``line_bytes`` 4096                                                 line without an end
 ``api_error``   ``status`` 401, ``kind``, ``message``, ``attempt`` 1, ``error``,    prints the CLI's exact line on
                 ``frame`` true                                                      stderr, and ``api_retry``
-``lookalike``   ``of`` all (``model_text``, ``tool_result``, ``subagent``,          prints what is no evidence
-                ``mcp_stderr``, ``mcp_needs_auth``, ``good_result``)
 ``request``     ``prompt`` "Go on.", ``result`` false                               one turn with the API, tools too
 ``tool``        ``command``, ``timeout_seconds`` 120, ``frames`` true               runs it as the Bash tool does
-``forge``       ``stream`` stderr, ``text``                                         a tool writes the refusal line, or
-                                                                                    frame, to the CLI's own stream
 ``sleep``       ``seconds``                                                         waits
 ``hang``        ``seconds`` 120                                                     waits
 ``wait_file``   ``path``, ``timeout_seconds`` 120                                   waits until it exists
-``wait_signal`` ``signal`` SIGUSR1, ``timeout_seconds`` 120, ``ready_file``         waits; the signal does nothing else
-``stubborn``    ``signals`` [SIGINT, SIGTERM]                                       ignores them from here on
 ``exit``        ``code`` 0                                                          leaves at once
 ``kill``        ``signal`` SIGKILL                                                  dies of it
-``stop``        ``seconds`` 120                                                     stops itself (SIGSTOP)
-``close``       ``stream`` (stdin, stdout, stderr)                                  closes it
-``spawn``       ``kind`` plain (``setsid``, ``double_fork``, ``empty_env``,         starts children; ``count``: members
-                ``tree``, ``runaway``), ``seconds`` 120, ``count`` 0,               of a tree (6), forks of a runaway
-                ``hold_pipes`` false, ``ignore_signals`` false, ``pid_file``
 ``touch``       ``path``, ``text`` "ready {pid}"                                    appends a line
-``pids``        ``path``                                                            writes ``{pid, children}``
 ``report``      ``path``                                                            writes what it was given: argv,
                                                                                     environment, token's fingerprint, …
 ==============  ==================================================================  ====================================
@@ -73,10 +59,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent_runtime.standins import scripted_frames as frames
-from agent_runtime.standins import scripted_steps
 from agent_runtime.standins.scripted_api import Api, GaveUp, load_settings
 from agent_runtime.standins.scripted_printing import BadScript, Message
 from agent_runtime.standins.scripted_run import Options, Run
+from agent_runtime.standins.scripted_steps import Steps, check, play
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -110,8 +96,8 @@ class Refusal(Exception):
     """Arguments or input the real CLI does not take either; the message is what it says on stderr."""
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the scripted CLI and return its exit code."""
+def main(arguments: Sequence[str], steps: type[Steps] = Steps) -> int:
+    """Run the scripted CLI, which knows the steps of *steps*, and return its exit code."""
     version = os.environ.get("SCRIPTED_CLI_VERSION", frames.DEFAULT_VERSION)
     if arguments and arguments[0] in {"-v", "--version"}:
         sys.stdout.write(f"{version} (Claude Code)\n")
@@ -120,7 +106,7 @@ def main(arguments: Sequence[str]) -> int:
         options, prompt = parse_arguments(arguments, version)
         run = Run(options, dict(os.environ))
         run.install_signals()
-        return serve_prompts(run, prompt)
+        return serve_prompts(run, prompt, steps)
     except Refusal as refusal:
         sys.stderr.write(f"{refusal}\n")
         return 1
@@ -129,7 +115,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
 
 
-def serve_prompts(run: Run, prompt: str | None) -> int:
+def serve_prompts(run: Run, prompt: str | None, steps: type[Steps]) -> int:
     """Answer the prompt, or with ``--input-format stream-json`` each that comes on stdin."""
     key_helper = load_settings(run.options, run.environment)
     api = Api(run, key_helper)
@@ -153,25 +139,25 @@ def serve_prompts(run: Run, prompt: str | None) -> int:
         run.debug(f"{frames.timestamp()} [DEBUG] {line}")
     code = 0
     for message in read_messages(run, prompt):
-        code = answer(run, api, message)
+        code = answer(run, api, message, steps)
     return code
 
 
-def answer(run: Run, api: Api, message: Message) -> int:
+def answer(run: Run, api: Api, message: Message, steps: type[Steps]) -> int:
     """Play the script the message holds, or go on with the session's, or behave as the real CLI does."""
     script = script_in(message.text)
     if script is not None:
-        scripted_steps.check(script)
+        check(script, steps)
         if script != run.script:
             run.played = 0
             if script.get("keep_session", True):
                 run.keep(script)
-        return scripted_steps.play(run, api, script, message, resumed=run.options.resume)
+        return play(steps(run, api, message), run, script, resumed=run.options.resume)
     if run.script is not None:
         rest = run.played < len(run.script["script"])
         script = run.script if rest else {"script": [{"do": "init"}, {"do": "result", "text": "Nothing left to play."}]}
         run.played = run.played if rest else 0
-        return scripted_steps.play(run, api, script, message, resumed=True)
+        return play(steps(run, api, message), run, script, resumed=True)
     run.init(key_source=api.key_source)
     try:
         text = api.turn(message.content)
@@ -285,7 +271,12 @@ def parse_arguments(arguments: Sequence[str], version: str) -> tuple[Options, st
     return options, prompt
 
 
-if __name__ == "__main__":
-    code = main(sys.argv[1:])
+def run(steps: type[Steps] = Steps) -> None:
+    """Be the program."""
+    code = main(sys.argv[1:], steps)
     sys.stdout.flush()
     os._exit(code)  # what a script has left running is not waited for
+
+
+if __name__ == "__main__":
+    run()

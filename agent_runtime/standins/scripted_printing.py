@@ -1,12 +1,11 @@
 """
-The steps of a script that only print: frames, bytes, floods, the CLI's own error line and what looks like it.
+The steps of a script that only print: frames, bytes, and the CLI's own error line.
 
 Source: frames as in :mod:`agent_runtime.standins.scripted_frames`.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,8 +13,6 @@ from agent_runtime.standins import scripted_frames as frames
 from agent_runtime.standins.scripted_run import STDERR, STDOUT, Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from agent_runtime.standins.scripted_api import Api
     from agent_runtime.standins.scripted_frames import Frame
 
@@ -121,33 +118,6 @@ class PrintingSteps:
             self._run.write(stream_of(stream), data[begin:end])
             time.sleep(pause_seconds)
 
-    def flood(
-        self,
-        *,
-        bytes: int,  # noqa: A002 (the step's word)
-        stream: str = "stdout",
-        bytes_per_second: float = 0.0,
-        line_bytes: int = 4096,
-    ) -> None:
-        """Print *bytes* of filler: lines of *line_bytes* (on stdout each a frame), or none where that is 0."""
-        line = self._filler(stream, line_bytes)
-        chunk = line * max(1, FLOOD_CHUNK_BYTES // len(line))
-        began, written = time.monotonic(), 0
-        while written < bytes:
-            self._run.write(stream_of(stream), chunk)
-            written += len(chunk)
-            if bytes_per_second:
-                time.sleep(max(0.0, began + written / bytes_per_second - time.monotonic()))
-
-    def _filler(self, stream: str, line_bytes: int) -> bytes:
-        if line_bytes == 0:
-            return b"x" * FLOOD_CHUNK_BYTES
-        if stream == "stderr":
-            return f"{frames.timestamp()} [DEBUG] ".encode().ljust(line_bytes - 1, b"x") + b"\n"
-        head = json.dumps({"type": "system", "subtype": "filler", "session_id": self._run.options.session_id})
-        head = head[:-1] + ', "filler": "'
-        return head.encode() + b"x" * max(0, line_bytes - len(head) - 3) + b'"}\n'
-
     def api_error(
         self,
         *,
@@ -164,30 +134,6 @@ class PrintingSteps:
         self._run.write(STDERR, frames.api_error_line(version, status, body, attempt=attempt).encode() + b"\n")
         if frame and version >= frames.SINCE_API_RETRY:
             self._run.emit(frames.api_retry(attempt, delay_seconds=0.5, status=status, error=error))
-
-    def lookalike(self, *, of: str = "all") -> None:
-        """Print what must never be read as evidence: one of the kinds in :meth:`_lookalikes`, or all."""
-        for kind, print_it in self._lookalikes().items():
-            if of in {kind, "all"}:
-                print_it()
-
-    def _lookalikes(self) -> dict[str, Callable[[], None]]:
-        body = frames.error_body("authentication_error", "OAuth token has expired.")
-        line = frames.api_error_line(self._run.options.version, 401, body, attempt=1)
-        retry = json.dumps(frames.api_retry(1, delay_seconds=0.5, status=401, error="authentication_failed"))
-        subagent = frames.tool_result("toolu_agent", f"Failed to authenticate. API Error: 401 {body}", is_error=True)
-        return {
-            "model_text": lambda: self.assistant(text=f"I saw this:\n{line}\n{retry}"),
-            "tool_result": lambda: self.tool_result(content=f"{line}\n{retry}"),
-            "subagent": lambda: self._run.emit(subagent),
-            "mcp_stderr": lambda: self.write(
-                text=f'{frames.timestamp()} [ERROR] MCP server "x" Server stderr: {line}', stream="stderr"
-            ),
-            "mcp_needs_auth": lambda: self._run.emit(
-                {"type": "system", "subtype": "status", "mcp_servers": [{"name": "x", "status": "needs-auth"}]}
-            ),
-            "good_result": lambda: self.result(text=f"The log says: {line}"),
-        }
 
 
 def _decoded(text: str | None, encoded: str | None) -> bytes:

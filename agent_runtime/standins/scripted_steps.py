@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from agent_runtime.standins import scripted_frames as frames
 from agent_runtime.standins.scripted_api import GaveUp
-from agent_runtime.standins.scripted_printing import STREAMS, BadScript, Message, PrintingSteps, stream_of
-from agent_runtime.standins.scripted_spawn import KINDS, spawn, wake_after
+from agent_runtime.standins.scripted_printing import BadScript, PrintingSteps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent_runtime.standins.scripted_api import Api
     from agent_runtime.standins.scripted_frames import Frame
     from agent_runtime.standins.scripted_run import Run
 
@@ -44,9 +40,9 @@ CHECKS: dict[str, Callable[[Any], bool]] = {
 COMMON_FIELDS = ("do", "when", "times")
 
 
-def check(script: Frame) -> None:
+def check(script: Frame, kind: type[Steps]) -> None:
     """
-    Check every step of a script.
+    Check every step of a script against the steps that *kind* has.
 
     Raises:
         BadScript: The message says which step and which field.
@@ -55,14 +51,14 @@ def check(script: Frame) -> None:
     if not isinstance(steps, list):
         raise BadScript("script must be a list of steps")
     for number, step in enumerate(steps, start=1):
-        _check_step(f"step {number}", step)
+        _check_step(f"step {number}", step, kind)
 
 
-def _check_step(where: str, step: Any) -> None:
+def _check_step(where: str, step: Any, kind: type[Steps]) -> None:
     if not isinstance(step, dict) or not isinstance(step.get("do"), str):
         raise BadScript(f"{where}: a step is an object with a key 'do'")
     name = step["do"]
-    play = None if name.startswith("_") else getattr(Steps, name, None)
+    play = None if name.startswith("_") else getattr(kind, name, None)
     if play is None:
         raise BadScript(f"{where}: unknown step {name!r}")
     where = f"{where} ({name})"
@@ -125,17 +121,6 @@ class Steps(PrintingSteps):
         if frames:
             self.tool_result(content=outcome.text, is_error=outcome.exit_code != 0)
 
-    def forge(self, *, stream: str = "stderr", text: str | None = None) -> None:
-        """Let a tool write the CLI's exact refusal line, frame or *text* to the CLI's own stream."""
-        if text is None:
-            body = frames.error_body("authentication_error", "OAuth token has expired.")
-            text = frames.api_error_line(self._run.options.version, 401, body, attempt=1)
-            if stream == "stdout":
-                text = json.dumps(frames.api_retry(1, delay_seconds=0.5, status=401, error="authentication_failed"))
-        import shlex  # noqa: PLC0415 (start-up time)
-
-        self.tool(command=f"printf '%s\\n' {shlex.quote(text)} >> /proc/$PPID/fd/{stream_of(stream)}")
-
     # Waiting
 
     def sleep(self, *, seconds: float) -> None:
@@ -152,24 +137,6 @@ class Steps(PrintingSteps):
         while not Path(path).exists() and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
 
-    def wait_signal(
-        self, *, signal: str = "SIGUSR1", timeout_seconds: float = 120.0, ready_file: str | None = None
-    ) -> None:
-        """Wait for a signal, which then does nothing else; *ready_file* gets a line when it may come."""
-        import signal as signals  # noqa: PLC0415 (the step's field has its name)
-
-        number = signals.Signals[signal]
-        signals.pthread_sigmask(signals.SIG_BLOCK, {number})
-        if ready_file is not None:
-            self.touch(path=ready_file)
-        signals.sigtimedwait({number}, timeout_seconds)
-        signals.pthread_sigmask(signals.SIG_UNBLOCK, {number})
-
-    def stubborn(self, *, signals: list[str] = ["SIGINT", "SIGTERM"]) -> None:  # noqa: B006 (never changed)
-        """Take no notice of these signals from here on; tools still do."""
-        for name in signals:
-            signal.signal(signal.Signals[name], lambda _number, _frame: None)
-
     # Ending
 
     def exit(self, *, code: int = 0) -> NoReturn:
@@ -185,40 +152,6 @@ class Steps(PrintingSteps):
             signals.signal(number, signals.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    def stop(self, *, seconds: float = 120.0) -> None:
-        """Stop as Ctrl-Z does, until SIGCONT, which a child sends when the time is over."""
-        wake_after(seconds)
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-    def close(self, *, stream: str) -> None:
-        """Close stdin, stdout or stderr."""
-        os.close({"stdin": 0, **STREAMS}[stream])
-
-    # Children
-
-    def spawn(
-        self,
-        *,
-        kind: str = "plain",
-        seconds: float = 120.0,
-        count: int = 0,
-        hold_pipes: bool = False,
-        ignore_signals: bool = False,
-        pid_file: str | None = None,
-    ) -> None:
-        """Start children that stay."""
-        if kind not in KINDS:
-            raise BadScript(f"spawn: kind must be one of {', '.join(KINDS)}")
-        pid = spawn(
-            kind,
-            seconds=min(seconds, 600.0),
-            count=count,
-            hold_pipes=hold_pipes,
-            ignore_signals=ignore_signals,
-            pid_file=pid_file,
-        )
-        self._run.spawned.append(pid)
-
     # Telling a test
 
     def touch(self, *, path: str, text: str = "ready {pid}") -> None:
@@ -226,10 +159,6 @@ class Steps(PrintingSteps):
         line = text.replace("{pid}", str(os.getpid())) + "\n"
         with Path(path).open("ab", buffering=0) as file:
             file.write(line.encode())
-
-    def pids(self, *, path: str) -> None:
-        """Write this process's pid and those it has forked into a file, by rename."""
-        _write_json(path, {"pid": os.getpid(), "children": self._run.spawned})
 
     def report(self, *, path: str) -> None:
         """Write what this process was given into a file, by rename; of credentials the fingerprint only."""
@@ -250,15 +179,15 @@ class Steps(PrintingSteps):
             "token": None if credential is None else _fingerprint(credential.secret),
             "token_source": None if credential is None else credential.source,
         }
-        _write_json(path, given)
+        write_json(path, given)
 
 
-def play(run: Run, api: Api, script: Frame, message: Message, *, resumed: bool) -> int:
+def play(steps: Steps, run: Run, script: Frame, *, resumed: bool) -> int:
     """Play a checked script and return the process's exit code."""
     run.permission_mode = str(script.get("permission_mode", run.permission_mode))
     run.keep_session = run.keep_session and bool(script.get("keep_session", True))
     try:
-        Steps(run, api, message)._play(script["script"], resumed=resumed)  # noqa: SLF001 (not a step)
+        steps._play(script["script"], resumed=resumed)  # noqa: SLF001 (not a step)
     except GaveUp:
         return 1
     return int(script.get("exit_code", 0))
@@ -270,7 +199,8 @@ def _fingerprint(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()[:12]
 
 
-def _write_json(path: str, value: Frame) -> None:
+def write_json(path: str, value: Frame) -> None:
+    """Write a file by rename, so that a reader never sees half of it."""
     part = Path(f"{path}.part")
     part.write_text(json.dumps(value))
     part.replace(path)
