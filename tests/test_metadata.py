@@ -177,7 +177,7 @@ def test_background_tasks_that_had_not_ended_are_counted(shared: Supervised) -> 
     assert ended["metadata"]["background_tasks_pending_at_exit"] == 0
 
 
-OF_0_1_0 = {
+OF_0_1_0: dict[str, Any] = {
     **dict.fromkeys(("cost_usd", "duration_ms", "num_turns", "input_tokens", "output_tokens")),
     **dict.fromkeys(("cache_creation_tokens", "cache_read_tokens", "context_window")),
     **dict.fromkeys(("model_name", "token_generation", "token_fingerprint", "cli_version")),
