@@ -99,7 +99,7 @@ def put_from_environment(path: Path, environ: Mapping[str, str]) -> None:
         return
     content = parse(environ[name].encode(errors="replace"))
     if isinstance(content, Unusable):
-        log.warning("%s is not written to %s: what it holds %s", name, path, content.reason)
+        log.warning("%s is not written to %s: its value %s", name, path, content.reason)
         return
     try:
         _replace(path, content.token.secret.encode() + b"\n", is_new=True)

@@ -225,6 +225,8 @@ MISTAKES: list[tuple[str, str, str, str, Callable[[Patient], None]]] = [
     ("empty", "token", "problem", "token put", written("secret/token", "")),
     ("two lines", "token", "problem", "one line with the token", written("secret/token", "two\nlines")),
     ("html", "token", "problem", "one line with the token", written("secret/token", "<html>")),
+    ("a template", "token", "problem", "a template that nobody", written("secret/token", "${CLAUDE_TOKEN}")),
+    ("quotes", "token", "warning", "write it again with: agent-runtime token put", written("secret/token", f"'{OLD}'")),
     ("a directory", "token", "problem", "name the file itself", a_directory_for_a_file),
     ("expired", "token", "problem", "has expired", expired),
     ("open token", "token", "warning", "0440", lambda patient: patient.token_file.chmod(0o644)),
