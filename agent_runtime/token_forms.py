@@ -148,7 +148,7 @@ _REFUSED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\A(?:/|~/|\.{1,2}/|[A-Za-z]:\\)", "the name of a file, not what is in it"),
         (r"\A[A-Za-z][A-Za-z0-9+.-]{0,32}:|(?:\A|/)secrets?/", "a reference or an address, not the token itself"),
         (r"\A[*xX._~+/=-]+\Z", "a placeholder, not a token"),
-        (r"\A[A-Z]+(?:_[A-Z]+)+[_=]*\Z", "the name of a variable, not its value"),
+        (r"\A_*[A-Z]+(?:_+[A-Z]+)+[_=]*\Z", "the name of a variable, not its value"),
         (r"=[^=]", "an assignment to a variable that is not known here"),
         (r",", "commas"),
         (r" ", "blanks inside its line"),
@@ -168,8 +168,9 @@ _OTHER_KINDS = (
 
 def _refuse_other_kinds(text: str) -> None:
     lowered = text.lower()
-    if lowered.find(FAMILY, 1) > 0:
-        raise NoToken("holds more than one token, or something before it")
+    # Tokens of this family end with a letter, a digit, "-" or "_": the rest belongs to the sentence they stood in.
+    if lowered.find(FAMILY, 1) > 0 or (lowered.startswith(FAMILY) and text[-1] in ".~+/="):
+        raise NoToken("holds more than one token, or something around it")
     if not lowered.startswith(FAMILY) or text.startswith((OAUTH_PREFIX, API_KEY_PREFIX)):
         return
     kind = next(

@@ -245,7 +245,8 @@ REFUSED = {
     "base64 of JSON": (in_base64(json.dumps({"token": LONG})), "JSON inside"),
     "JSON in quotes": ("'" + json.dumps({"token": LONG}) + "'", "JSON inside"),
     "two tokens in one line": (LONG + OAUTH, "more than one token"),
-    "something before it": (f"key-{LONG}", "something before it"),
+    "something before it": (f"key-{LONG}", "something around it"),
+    "the end of a sentence": (f"{LONG}.", "something around it"),
     # other keys
     "K5 a refresh token": ("sk-ant-ort01-" + "a" * 90, "a refresh token"),
     "a refresh token behind its name": ("CLAUDE_CODE_OAUTH_REFRESH_TOKEN=sk-ant-ort01-" + "a" * 90, "a refresh token"),
@@ -279,6 +280,7 @@ REFUSED = {
     "a path at home": ("~/.config/claude/token", "the name of a file"),
     "a path from here": ("./secrets/claude.token", "the name of a file"),
     "a path without its slash": ("run/secrets/claude/token", "a reference"),
+    "a name to be replaced": ("__CLAUDE_CODE_OAUTH_TOKEN__", "the name of a variable"),
     "the name of the variable": ("CLAUDE_CODE_OAUTH_TOKEN", "the name of a variable"),
     "sops": ("ENC[AES256_GCM,data:p673w==,iv:YY=,tag:UQ==,type:str]", "an assignment"),
     "commas": ("first-token-00000001,second-token-0000001", "commas"),
