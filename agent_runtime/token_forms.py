@@ -6,9 +6,9 @@ quotes, base64, a template that nobody has filled in. A wrapping is taken off wh
 inside. What could replace a good token by something that never was one is refused. Neither reasons nor warnings repeat
 any of the text.
 
-Sources: anthropics/claude-code issues and the cases in ``tests/test_token_forms.py``; the prefixes are those of
-:mod:`agent_runtime.tokens` and, of other kinds, of Claude Code 2.1.330 (``sk-ant-ort``: refresh token) and of the
-Admin API (``sk-ant-admin``).
+Sources: reports of people who run Claude Code headless, quoted in ``tests/test_secret_content.py``. Claude Code 2.1.330
+itself names ``sk-ant-oat``, ``-admin``, ``-sid`` and ``-ccsr``; ``sk-ant-ort`` is what a login's refresh token begins
+with.
 """
 
 from __future__ import annotations
