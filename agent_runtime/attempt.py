@@ -154,7 +154,7 @@ class Attempt:
         report = self._report
         report.pid, report.started_at = child.pid, child.started_at
         if report.generation is not None:
-            self._tell(Spawned(child.pid, child.started_at, report.generation))
+            self._tell(Spawned(child.pid, child.shim_pid, child.started_at, report.generation))
         if (loaded := self._around.secret.status.generation) is not None:
             self.token_loaded(loaded)  # it may have come meanwhile
 
@@ -442,6 +442,7 @@ class Attempt:
                 self._report.sweep = child.sweep(time.monotonic() + SWEEP_SECONDS)
             self._report.gone_at = time.monotonic()
             ended = child.poll()
+            self._report.cpu_seconds = child.cpu_seconds
             self._report.tally.redact(self._around.redactor.redact_text)
             # Not at the evidence: stderr is read first, so the frame of the tool that forged it may come later.
             self._report.used_tool = self._report.tally.tool_count > 0

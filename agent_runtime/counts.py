@@ -87,6 +87,7 @@ COUNTERS: dict[str, Counter] = {
         _each(sorted(kind.error_class for kind in AdmissionError.__subclasses__())),
     ),
     "attempts": Counter("CLI processes that were started."),
+    "executions_cpu_seconds": Counter("Processor time that ended CLI processes and what they started have taken."),
     "attempt_stops": Counter(
         "CLI processes that the supervisor ended, by the first reason.", ("reason",), _each(StopReason)
     ),

@@ -93,6 +93,7 @@ class Course:
                 self._ticket = self._office.slots.enqueue(ahead=True)
             if not await self._wait(self._ticket.granted, execution.total_at):
                 return self._unstarted() or UNSTARTED[StopReason.TIMEOUT]
+            execution.slot = self._ticket.number
             if self._office.settings.probe == "before_dispatch":
                 await self._ask_first()
             report = await execution.attempt(self._session)

@@ -21,6 +21,7 @@ from agent_runtime.model import (
     ExecutionRecord,
     Metadata,
     TokenRecord,
+    Usage,
     context_window_of,
 )
 from agent_runtime.orders import Order
@@ -85,6 +86,12 @@ class Execution:
         self._attempt: Attempt | None = None
         self._wish: StopReason | None = None
         self._finished = asyncio.Event()
+        self.slot: int | None = None
+        """Which slot it has, from 1."""
+        self.usage = Usage()
+        """What its processes take now, looked at once a second."""
+        self.shim_pid: int | None = None
+        self._cpu_seconds_before = 0.0
         self.stopped = asyncio.Event()
         """Set as soon as anybody asked for the end."""
         self.resets_at: float | None = None
@@ -167,6 +174,12 @@ class Execution:
             self._attempt.request_stop(reason, at_once=at_once)
         self.changed.tell()
 
+    def measured(self, usage: Usage) -> None:
+        """Take what its processes were seen to take."""
+        self.usage = usage
+        usage.cpu_seconds += self._cpu_seconds_before
+        self.record.usage = self.record.usage.with_peaks_of(usage)
+
     def park(self) -> None:
         """Note that it waits for a newer token, without a slot."""
         self._move(Event.PARKED)
@@ -241,6 +254,7 @@ class Execution:
         record = self.record
         if isinstance(note, Spawned):
             self._surroundings.counts.count("attempts")
+            self.shim_pid = note.shim_pid
             token = note.generation.token
             record.attempts.append(
                 AttemptRecord(
@@ -282,6 +296,11 @@ class Execution:
     def _add_up(self, report: Report) -> Report:
         """Put what the attempt amounts to into the record."""
         record, tally = self.record, report.tally
+        self.shim_pid, self.usage = None, Usage()
+        if report.cpu_seconds is not None:
+            self._surroundings.counts.count("executions_cpu_seconds", by=report.cpu_seconds)
+            self._cpu_seconds_before += report.cpu_seconds
+            record.usage.cpu_seconds = max(record.usage.cpu_seconds, self._cpu_seconds_before)
         measure(report, self._surroundings.counts)
         if session_id := _uuid_text(tally.session_id):
             self._note_session(session_id)

@@ -74,6 +74,40 @@ class TokenRecord(msgspec.Struct, kw_only=True):
     delivered_at: float
 
 
+class Usage(msgspec.Struct, kw_only=True):
+    """
+    What an execution's processes take, as one look at them shows it; of a finished one its total and its peaks.
+
+    They are looked at once a second while they run, so an execution of less than that has no peaks.
+
+    Attributes:
+        cpu_seconds: Processor time of all its processes, those that have ended included, over all attempts.
+        memory_bytes: Sum of what is resident (RSS); pages that processes share count for each.
+        pss_bytes: The same with shared pages divided among those that share them; 0 where that cannot be read.
+        open_files: Open descriptors, as far as they may be counted.
+    """
+
+    cpu_seconds: float = 0.0
+    memory_bytes: int = 0
+    pss_bytes: int = 0
+    processes: int = 0
+    open_files: int = 0
+
+    def plus(self, other: Usage) -> Usage:
+        """Return the sum of two that were measured at the same time."""
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
+
+    def with_peaks_of(self, other: Usage) -> Usage:
+        """Return the higher value of each, and the other's processor time."""
+        return Usage(
+            cpu_seconds=other.cpu_seconds,
+            memory_bytes=max(self.memory_bytes, other.memory_bytes),
+            pss_bytes=max(self.pss_bytes, other.pss_bytes),
+            processes=max(self.processes, other.processes),
+            open_files=max(self.open_files, other.open_files),
+        )
+
+
 class AttemptRecord(msgspec.Struct, kw_only=True):
     """
     One CLI process.
@@ -172,6 +206,7 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
     session_id: str | None = None
     attempts: list[AttemptRecord] = msgspec.field(default_factory=list)
     metadata: Metadata = msgspec.field(default_factory=Metadata)
+    usage: Usage = msgspec.field(default_factory=Usage)
     request_digest: str = ""
 
 

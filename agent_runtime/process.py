@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime import containment, keeper, linux, proc_table
+from agent_runtime import containment, keeper, linux, proc_table, usage
 from agent_runtime.containment import Kind, Layer, SweepReport
 from agent_runtime.containment_cgroup import CgroupLayer
 from agent_runtime.containment_scan import ScanLayer
@@ -164,6 +164,16 @@ class Child:
     def ran_out_of_memory(self) -> bool:
         """Whether the kernel has killed anything of the attempt for want of memory; False where nothing counts that."""
         return self._group is not None and self._group.events().oom
+
+    @property
+    def shim_pid(self) -> int | None:
+        """The process above the leader, to which orphans fall; None: it was gone at once."""
+        return None if self._kin.keeper is None else self._kin.keeper[0]
+
+    @property
+    def cpu_seconds(self) -> float | None:
+        """How much processor time the attempt has taken, once it has ended; None: nobody knows any more."""
+        return None if self.shim_pid is None else usage.reaped_cpu_seconds(self.shim_pid)
 
     @property
     def exited(self) -> bool:

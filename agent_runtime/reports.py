@@ -19,9 +19,15 @@ if TYPE_CHECKING:
 
 
 class Spawned(msgspec.Struct, frozen=True):
-    """The child runs, with this generation."""
+    """
+    The child runs, with this generation.
+
+    Attributes:
+        shim_pid: The process above it; None: it was gone at once.
+    """
 
     pid: int
+    shim_pid: int | None
     started_at: float
     generation: Generation
 
@@ -69,6 +75,7 @@ class Report(msgspec.Struct):
         unknown_session: The CLI did not know the session it was told to resume.
         signalled_at: When the child was first told to end, monotonic seconds.
         gone_at: When it and all it started were gone, monotonic seconds.
+        cpu_seconds: How much processor time it has taken; None: not known.
         result_line: Number of the last ``result`` frame in the transcript.
     """
 
@@ -84,6 +91,7 @@ class Report(msgspec.Struct):
     unknown_session: bool = False
     signalled_at: float | None = None
     gone_at: float | None = None
+    cpu_seconds: float | None = None
     result_line: int | None = None
     sweep: SweepReport | None = None
 

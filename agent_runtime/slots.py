@@ -18,9 +18,11 @@ class Ticket(msgspec.Struct, eq=False):
 
     Attributes:
         granted: Done when the slot is there.
+        number: Of the slot, from 1; 0 before it is there.
     """
 
     granted: asyncio.Future[None] = msgspec.field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    number: int = 0
 
 
 class Slots:
@@ -81,6 +83,7 @@ class Slots:
     def grant(self) -> None:
         """Hand out what is free; also to be called when new executions may begin again."""
         while self.busy < self.total and (ticket := self._next()):
+            ticket.number = min(set(range(1, self.total + 1)) - {taken.number for taken in self._taken})
             self._taken.add(ticket)
             ticket.granted.set_result(None)
 

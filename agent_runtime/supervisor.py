@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 import uuid
@@ -31,12 +32,14 @@ from agent_runtime.errors import (
 )
 from agent_runtime.execution import Execution
 from agent_runtime.log import about
+from agent_runtime.model import Usage
 from agent_runtime.orders import Surroundings
 from agent_runtime.process import reap_orphans
 from agent_runtime.slots import Slots
 from agent_runtime.standing import Standing
 from agent_runtime.state import Outcome, Phase, StopReason
 from agent_runtime.unkillable import Unkillable
+from agent_runtime.usage import sample
 from agent_runtime.verdict import SENTENCES, Verdict
 
 if TYPE_CHECKING:
@@ -292,6 +295,7 @@ class Supervisor:
                 await second.wait()
                 self.desk.warn_of_expiry()
                 self._retry_refused()
+                await self._measure()
                 if (generation := self.desk.current) is not None:
                     for execution in self._live.values():
                         execution.token_loaded(generation)  # of its CLI it may be known by now that it has it
@@ -299,6 +303,14 @@ class Supervisor:
                     await asyncio.to_thread(reap_orphans)
                 if self.unkillable.slots:
                     await asyncio.to_thread(self.unkillable.look)
+
+    async def _measure(self) -> None:
+        """See what the running take of the machine."""
+        running = {one.execution_id: one for one in self.running if one.shim_pid is not None}
+        shims = {execution_id: one.shim_pid for execution_id, one in running.items() if one.shim_pid is not None}
+        for execution_id, usage in (await asyncio.to_thread(sample, shims)).items() if shims else ():
+            if running[execution_id].shim_pid == shims[execution_id]:
+                running[execution_id].measured(usage)
 
     # -- the token
 
@@ -376,6 +388,11 @@ class Supervisor:
     def running(self) -> list[Execution]:
         """Executions that have a slot."""
         return [e for e in self._live.values() if e.phase in (Phase.RUNNING, Phase.STOPPING)]
+
+    @property
+    def usage(self) -> Usage:
+        """What all that runs takes of the machine."""
+        return functools.reduce(Usage.plus, (execution.usage for execution in self.running), Usage())
 
     @property
     def pending_ids(self) -> list[str]:

@@ -77,6 +77,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("store",),
     # the only place that spawns and signals
     ("process",),
+    ("usage",),
     ("containment_cgroup", "containment_scan"),
     ("containment", "leftovers"),
     ("grip", "living"),

@@ -164,7 +164,7 @@ def test_what_happened_is_counted_once(eventful: dict[str, Any]) -> None:
 def test_nothing_without_end_and_nothing_secret_is_a_label(eventful: dict[str, Any]) -> None:
     end = eventful["at the end"]
     allowed = {
-        *("outcome", "error_class", "reason", "rule", "phase", "state", "version", "le"),
+        *("outcome", "error_class", "reason", "rule", "phase", "state", "version", "le", "slot"),
         *("method", "path", "status"),
     }
 

@@ -154,6 +154,8 @@ async def list_running(api: Api, request: Request) -> Response:
             "pid": execution.record.attempts[-1].pid if execution.record.attempts else None,
             "started_at": _time(execution.record.started_at),
             "metadata": execution.record.metadata,
+            "slot": execution.slot,
+            "usage": execution.usage,
         }
         for execution in supervisor.running
     ]

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec reads the annotations
-from agent_runtime.model import ExecutionRecord, Metadata  # noqa: TC001 - as above
+from agent_runtime.model import ExecutionRecord, Metadata, Usage  # noqa: TC001 - as above
 from agent_runtime.secret_mount import SourceKind  # noqa: TC001 - as above
 from agent_runtime.state import Outcome, Phase  # noqa: TC001 - as above
 from agent_runtime.tokens import TokenKind  # noqa: TC001 - as above
@@ -44,12 +44,16 @@ class RunningExecution(msgspec.Struct, kw_only=True):
 
     Attributes:
         pid: Of its latest attempt.
+        slot: Which one, from 1.
+        usage: What its processes take now; all 0 in its first second.
     """
 
     execution_id: str
     pid: int | None
     started_at: str | None
     metadata: Metadata
+    slot: int | None
+    usage: Usage
 
 
 class RunningExecutions(msgspec.Struct, kw_only=True):
@@ -293,6 +297,7 @@ class Health(msgspec.Struct, kw_only=True):
 
     Attributes:
         active_tasks: Executions that have a slot.
+        usage: What all their processes take now.
         consecutive_failures: Executions that failed since the last one that did not.
         loop_lag_seconds: How long a ready task waits for its turn now.
     """
@@ -304,6 +309,7 @@ class Health(msgspec.Struct, kw_only=True):
     slots: HealthSlots
     queue: HealthQueue
     active_tasks: int
+    usage: Usage
     last_task_at: str | None
     consecutive_failures: int
     draining: bool

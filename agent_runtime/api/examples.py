@@ -18,6 +18,14 @@ WEBHOOK = {
 
 _SESSION = "5b1f3a5e-9a4c-4a5e-8f49-0a5d7c1e2b3f"
 
+_USAGE = {
+    "cpu_seconds": 41.2,
+    "memory_bytes": 412000000,
+    "pss_bytes": 301000000,
+    "processes": 5,
+    "open_files": 62,
+}
+
 _METADATA = {
     "cost_usd": 0.0421,
     "duration_ms": 8120,
@@ -91,6 +99,7 @@ _RECORD = {
             "evidence": None,
         },
     ],
+    "usage": _USAGE,
     "metadata": _METADATA,
 }
 
@@ -102,6 +111,7 @@ _HEALTH = {
     "slots": {"total": 4, "busy": 1, "unkillable": 0},
     "queue": {"limit": 16, "length": 0},
     "active_tasks": 1,
+    "usage": _USAGE,
     "last_task_at": "2026-11-18T10:26:40.001Z",
     "consecutive_failures": 0,
     "draining": False,
@@ -124,7 +134,14 @@ ANSWERS: dict[tuple[str, int], dict[str, Any]] = {
     ("listRunning", 200): {
         "running": {
             "executions": [
-                {"execution_id": "fix-1", "pid": 240, "started_at": "2026-11-18T10:26:40.020Z", "metadata": _METADATA}
+                {
+                    "execution_id": "fix-1",
+                    "pid": 240,
+                    "started_at": "2026-11-18T10:26:40.020Z",
+                    "metadata": _METADATA,
+                    "slot": 1,
+                    "usage": _USAGE,
+                }
             ],
             "pending_ids": ["fix-2"],
             "recently_completed_ids": ["fix-0"],

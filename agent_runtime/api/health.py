@@ -36,6 +36,7 @@ async def report(
         slots=bodies.HealthSlots(total=slots.total, busy=slots.busy, unkillable=supervisor.unkillable.slots),
         queue=bodies.HealthQueue(limit=slots.queue_limit, length=slots.queue_length),
         active_tasks=len(supervisor.running),
+        usage=supervisor.usage,
         last_task_at=None if last_task_at is None else rfc3339(last_task_at),
         consecutive_failures=supervisor.consecutive_failures,
         draining=supervisor.draining,

@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from agent_runtime import __version__
 from agent_runtime.counts import PREFIX
+from agent_runtime.model import Usage
 from agent_runtime.state import Phase
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Metrics:
         yield _single("slots", "How many executions may run at once.", slots.total)
         yield _single("slots_taken", "Slots that are held.", slots.busy)
         yield _single("slots_unkillable", "Slots that are held by what cannot be ended.", supervisor.unkillable.slots)
+        yield from self._usage()
         yield _single("queue_length", "New executions that wait for a slot.", slots.queue_length)
         yield _single("queue_limit", "How many new executions may wait.", slots.queue_limit)
         yield _single("draining", "1 while nobody is let in any more.", supervisor.draining)
@@ -77,6 +79,23 @@ class Metrics:
             "How many executions in a row have failed, up to now.",
             supervisor.consecutive_failures,
         )
+
+    def _usage(self) -> Iterator[Metric]:
+        for name, text in (
+            ("memory_bytes", "Resident memory of what runs, looked at once a second."),
+            ("pss_bytes", "The same with shared pages divided, where that can be read."),
+            ("processes", "Processes of what runs."),
+            ("open_files", "Open descriptors of what runs."),
+        ):
+            yield _single(f"executions_{name}", text, getattr(self._supervisor.usage, name))
+        memory = _gauge("slot_memory_bytes", "Resident memory of what runs in a slot; 0: nothing does.", ("slot",))
+        processes = _gauge("slot_processes", "Processes of what runs in a slot; 0: nothing does.", ("slot",))
+        by_slot = {execution.slot: execution.usage for execution in self._supervisor.running}
+        for slot in range(1, self._supervisor.slots.total + 1):
+            taken = by_slot.get(slot, Usage())
+            memory.add_metric((str(slot),), taken.memory_bytes)
+            processes.add_metric((str(slot),), taken.processes)
+        yield from (memory, processes)
 
     def _token(self) -> Iterator[Metric]:
         supervisor = self._supervisor

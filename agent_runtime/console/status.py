@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
-HEADINGS = ("EXECUTION", "STATE", "OUTCOME", "ERROR", "AGE", "TIME", "ATTEMPTS", "TOKEN")
+HEADINGS = ("EXECUTION", "STATE", "OUTCOME", "ERROR", "AGE", "TIME", "CPU", "MEMORY", "ATTEMPTS", "TOKEN")
 NOTHING = "-"
 
 
@@ -82,9 +82,16 @@ def _row(record: dict[str, Any], now: datetime) -> tuple[str, ...]:
         str(record.get("error_class") or NOTHING),
         NOTHING if created is None else span((now - created).total_seconds()),
         NOTHING if started is None else span(((ended or now) - started).total_seconds()),
+        *_usage(record.get("usage") or {}),
         str(len(attempts)),
         _generations(attempts),
     )
+
+
+def _usage(usage: dict[str, Any]) -> tuple[str, str]:
+    """Tell processor time and most memory; nothing where it ended before anybody looked."""
+    cpu_seconds, memory_bytes = usage.get("cpu_seconds"), usage.get("memory_bytes")
+    return span(cpu_seconds) if cpu_seconds else NOTHING, f"{memory_bytes / 1e6:.0f} MB" if memory_bytes else NOTHING
 
 
 def _generations(attempts: list[dict[str, Any]]) -> str:
