@@ -90,7 +90,10 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         nursery.most_files = linux.raise_file_limit()
         if ended := sweep_leftovers(data_dir):
             log.warning("processes of an earlier supervisor were still there and have been ended: %d", ended)
-        nursery.guard = await_keepers(data_dir)
+        try:
+            nursery.guard = await_keepers(data_dir)
+        except OSError as error:
+            raise _no_lock(data_dir, f"{PREFIX}DATA_DIR", error) from None
         held.callback(nursery.close)
         # A supervisor that was killed may have left its children's files, which hold tokens.
         run_dir = data_dir / "run"
@@ -162,15 +165,26 @@ def _locked(path: Path, variable: str) -> Iterator[None]:
         raise CannotStart(
             f"{variable}: cannot create the lock in {path.parent}: {error.strerror}; {_ANOTHER}"
         ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with contextlib.ExitStack() as held:
+        held.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CannotStart(
+                f"{variable}: another supervisor uses {path.parent}; stop it, or name another directory"
+            ) from None
+        except OSError as error:
+            raise _no_lock(path.parent, variable, error) from None
         yield
-    except BlockingIOError:
-        raise CannotStart(
-            f"{variable}: another supervisor uses {path.parent}; stop it, or name another directory"
-        ) from None
-    finally:
-        os.close(descriptor)
+
+
+def _no_lock(directory: Path, variable: str, error: OSError) -> CannotStart:
+    """Say that a file system gives no locks, as NFS without its lock service, FUSE, and a broken disk do not."""
+    name = errno.errorcode.get(error.errno or 0, "unknown error")
+    return CannotStart(
+        f"{variable}: files in {directory} cannot be locked: {error.strerror} ({name}); "
+        "use a volume on a local disk, mount it with locks, or name another directory"
+    )
 
 
 @contextlib.contextmanager
