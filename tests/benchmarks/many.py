@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
 import psutil
 
 from agent_runtime.store.line_files import file_size
+from agent_runtime.usage import sample
 from tests.benchmarks.bed import child_command, directory, message, supervisor, until
-from tests.benchmarks.harness import NO_GOAL, Bench, Figure, Row, p50_at_most, p99_at_most
+from tests.benchmarks.harness import NO_GOAL, Bench, Figure, Row, in_turn, p50_at_most, p99_at_most
 from tests.benchmarks.machine import weight
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from tests.benchmarks.bed import Supervised
     from tests.benchmarks.harness import Scale
@@ -53,6 +55,7 @@ def run(scale: Scale) -> Iterable[Row]:
                     lags.append(running.http.get("/health")["loop_lag_seconds"] * 1000)
                 time.sleep(0.005)
             each = (held_mb(running) - before) / count
+            looks, tables = in_turn(scale.rounds(20, 3), _look(running), _process_table)
             (home / "done").touch()
             for number in range(count):
                 running.http.ended(f"held-{number}")
@@ -60,7 +63,29 @@ def run(scale: Scale) -> Iterable[Row]:
         goal = p99_at_most(20) if count <= 64 else NO_GOAL
         yield Row("many", f"{name}: /livez", "ms", Figure.of(alive), goal=goal, note=f"all ran after {started:.1f} s")
         yield Row("many", f"{name}: loop lag", "ms", Figure.of(lags))
+        yield Row("many", f"{name}: a look at what they take", "ms", looks, "reading the process table", tables)
         yield Row("many", f"{name}: memory of each (PSS)", "MB", Figure.of([each]), goal=p50_at_most(1))
+
+
+def _look(running: Supervised) -> Callable[[], float]:
+    """Return what measures, as the supervisor does once a second, and tells its own processor time."""
+    executions = running.http.get("/api/executions/running")["executions"]
+    shims = {one["execution_id"]: psutil.Process(one["pid"]).ppid() for one in executions}
+
+    def look() -> float:
+        begun = time.process_time()
+        sample(shims)
+        return (time.process_time() - begun) * 1000
+
+    return look
+
+
+def _process_table() -> float:
+    begun = time.process_time()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            process.ppid()
+    return (time.process_time() - begun) * 1000
 
 
 def _frames(running: Supervised, count: int) -> int:
