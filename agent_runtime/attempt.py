@@ -91,6 +91,7 @@ class Attempt:
         self._answered = 0
         self._delivered: Delivered | None = None
         self._holding: Holding | None = None
+        self._oldest = surroundings.secret.status.generation
         self._at_once = False
         self._result_is_new = False
         self._killed = False
@@ -105,6 +106,11 @@ class Attempt:
     def stop_reason(self) -> StopReason | None:
         """The first reason anybody gave to end this attempt."""
         return self._reason
+
+    @property
+    def held(self) -> Generation | None:
+        """The newest generation its child has; before the spawn the oldest one it may get."""
+        return self._oldest if self._holding is None else self._holding.newest
 
     def request_stop(self, reason: StopReason, *, at_once: bool = False) -> None:
         """Ask for the end, from any thread, any number of times; the first reason wins. *at_once*: no grace."""
@@ -408,7 +414,9 @@ class Attempt:
         self._reason_for(StopReason.REFUSED)
         signalled_at = self._interrupt()
         report = self._report
-        if report.generation is not None:
+        # What a tool may have forged, and no probe can tell from the truth, must not hold up other executions.
+        can_be_told = report.tally.tool_count == 0 or self._around.settings.probe != "off"
+        if report.generation is not None and can_be_told:
             self._around.doubt(report.generation, self._order.execution_id)
         report.evidence = EvidenceRecord(
             rule=sighting.rule,

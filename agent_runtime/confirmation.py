@@ -1,4 +1,4 @@
-"""Find out whether a token that was refused once is dead: by asking the API, or by what was seen."""
+"""Find out whether what one attempt met holds for its token: by asking the API, or by what was seen."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from agent_runtime.ladder import Confirmation
 from agent_runtime.probe import ProbeVerdict
+from agent_runtime.standing import PROBED
+from agent_runtime.state import TokenTrouble
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -25,12 +27,18 @@ log = logging.getLogger(__name__)
 PROBE = "probe"
 """Who tries a token, where it is the API that is asked; an execution that tries one has its id."""
 
+_TROUBLE_BY_VERDICT = {
+    ProbeVerdict.REFUSED: TokenTrouble.REFUSED,
+    ProbeVerdict.BLOCKED: TokenTrouble.BLOCKED,
+    ProbeVerdict.BILLING: TokenTrouble.BILLING,
+}
+
 
 class Confirmer:
     """
-    Turn a refusal that one attempt met into what is known of its token.
+    Turn what one attempt met into what is known of its token: refused, blocked, or unable to pay.
 
-    However many attempts meet the same refusal at once, the API is asked once and the generation is refused once.
+    However many attempts meet the same at once, the API is asked once and the generation is marked once.
 
     Args:
         probe: None: never ask.
@@ -44,30 +52,45 @@ class Confirmer:
         self._asking: dict[str, asyncio.Task[ProbeVerdict]] = {}
 
     async def confirm(
-        self, generation: Generation, *, by: str | None, may_condemn: bool, rule: str, model: str | None
+        self,
+        generation: Generation,
+        *,
+        by: str | None,
+        trouble: TokenTrouble,
+        may_condemn: bool,
+        rule: str,
+        model: str | None,
     ) -> Confirmation:
         """
-        Say what is known of *generation* after a refusal, asking at most once at a time.
+        Say what is known of *generation* after an attempt met *trouble*, asking at most once at a time.
+
+        The probe's 200 clears a refusal or a block. It says nothing of an account that cannot pay, which is therefore
+        not asked about where what was seen is enough.
 
         Args:
             by: Who asks: the token stays suspect until it has been told, see :meth:`Standing.unsuspect`; None: it is
                 not in use any more, and nobody waits for what is found out.
             may_condemn: What was seen is enough without the API's word: it came before a tool could have forged it.
         """
-        if self._standing.is_refused(generation):
-            self._standing.refuse(generation, time.monotonic())
+        standing = self._standing
+        known = standing.trouble_of(generation)
+        if known is not None and (known is trouble or not may_condemn):
+            self.found(generation, known, rule)
             return Confirmation.CONFIRMED
         if by is not None:
-            self._standing.suspect(generation, by, time.monotonic())
-        verdict = await self.ask(generation, model)
-        if verdict is ProbeVerdict.VALID:
-            self.accepted(generation)
-            return Confirmation.GOOD
-        if verdict is ProbeVerdict.REFUSED or may_condemn:
-            self.refused(generation, rule if verdict is not ProbeVerdict.REFUSED else PROBE)
-            return Confirmation.CONFIRMED
+            standing.suspect(generation, by, time.monotonic())
+        verdict = ProbeVerdict.UNKNOWN
+        if trouble in PROBED or not may_condemn:
+            verdict = await self.ask(generation, model)
+        self.heed(generation, verdict)
+        if may_condemn and verdict is ProbeVerdict.UNKNOWN:
+            self.found(generation, trouble, rule)
         # Another's evidence may have condemned it meanwhile.
-        return Confirmation.CONFIRMED if self._standing.is_refused(generation) else Confirmation.OPEN
+        if standing.trouble_of(generation) is not None:
+            return Confirmation.CONFIRMED
+        if by is not None:
+            standing.unsuspect(by)  # what may be forged holds up nobody else
+        return Confirmation.GOOD if verdict is ProbeVerdict.VALID and trouble in PROBED else Confirmation.OPEN
 
     def begin(self, confirming: Coroutine[Any, Any, Confirmation]) -> asyncio.Task[Confirmation]:
         """Let a confirmation run to its end, whether or not somebody goes on waiting for it."""
@@ -91,10 +114,18 @@ class Confirmer:
         log.info("probe: fingerprint=%s verdict=%s", fingerprint, verdict, extra={"generation": generation.number})
         return verdict
 
+    def heed(self, generation: Generation, verdict: ProbeVerdict, since: float = math.inf) -> None:
+        """Record what the probe's verdict says of the token; *since* as for :meth:`Standing.accept`."""
+        if (trouble := _TROUBLE_BY_VERDICT.get(verdict)) is not None:
+            self.found(generation, trouble, PROBE)
+        elif verdict is ProbeVerdict.VALID:
+            self.accepted(generation, since)
+
     def suspects(self, generation: Generation) -> bool:
         """Make a token suspect, a refused one too, so that nobody new begins with it; :meth:`try_again` must follow."""
         standing, now = self._standing, time.monotonic()
-        if standing.is_refused(generation) and not standing.begin_try(generation, _prober(generation), now):
+        trouble = standing.trouble_of(generation)
+        if trouble not in {None, *PROBED} or not standing.begin_try(generation, _prober(generation), now):
             return False
         standing.suspect(generation, _prober(generation), now)
         return True
@@ -102,31 +133,27 @@ class Confirmer:
     async def try_again(self, generation: Generation) -> None:
         """Ask about a token of which nobody waits to hear, made suspect before."""
         standing = self._standing
-        was_refused = standing.is_refused(generation)
         try:
             verdict = await self.ask(generation)
-            if verdict is ProbeVerdict.REFUSED:
-                self.refused(generation, PROBE)
-            elif verdict is ProbeVerdict.VALID:
-                self.accepted(generation)
-            elif was_refused:
+            self.heed(generation, verdict)
+            if verdict is ProbeVerdict.UNKNOWN:
                 standing.leave_to_execution(generation)
         finally:
             standing.end_try(_prober(generation))
             standing.unsuspect(_prober(generation))
 
-    def refused(self, generation: Generation, rule: str) -> None:
-        """Take it that the API refuses this token; told once."""
-        if self._standing.refuse(generation, time.monotonic()):
+    def found(self, generation: Generation, trouble: TokenTrouble, rule: str) -> None:
+        """Mark the token: its API refuses it, has blocked its account, or gets no money from it; told once."""
+        if self._standing.mark(generation, trouble, time.monotonic()):
             fingerprint = generation.token.fingerprint
             extra = {"generation": generation.number}
-            log.error("token refused: fingerprint=%s rule=%s", fingerprint, rule, extra=extra)
-            self._events.publish("token.refused", generation=generation.number, fingerprint=fingerprint, rule=rule)
+            log.error("token %s: fingerprint=%s rule=%s", trouble, fingerprint, rule, extra=extra)
+            self._events.publish(f"token.{trouble}", generation=generation.number, fingerprint=fingerprint, rule=rule)
 
-    def accepted(self, generation: Generation, since: float = math.inf) -> None:
-        """Take it that the API accepts this token; *since* as for :meth:`Standing.accept`."""
-        was_refused = self._standing.is_refused(generation)
-        if self._standing.accept(generation, since) and was_refused:
+    def accepted(self, generation: Generation, since: float = math.inf, *, served: bool = False) -> None:
+        """Record that the API accepts this token; the arguments are those of :meth:`Standing.accept`."""
+        had_trouble = self._standing.trouble_of(generation) is not None
+        if self._standing.accept(generation, since, served=served) and had_trouble:
             fingerprint = generation.token.fingerprint
             log.info("token accepted again: fingerprint=%s", fingerprint, extra={"generation": generation.number})
 

@@ -99,6 +99,8 @@ COUNTERS: dict[str, Counter] = {
     "survivors": Counter("Processes that outlived the end of what started them."),
     "token_loads": Counter("Generations of the token that were loaded."),
     "token_refusals": Counter("Generations of the token that were found to be refused by the API."),
+    "token_blocks": Counter("Times that the account of a token was found to be blocked."),
+    "token_billings": Counter("Times that the account of a token was found to be unable to pay."),
     "token_limits": Counter("Usage limits that the token has met."),
     "secret_read_errors": Counter(
         "Times that the secret file was found to be unusable, by reason.", ("reason",), _each(Trouble)
@@ -114,6 +116,8 @@ _BY_EVENT = {
     "execution.resumed": "executions_resumed",
     "token.loaded": "token_loads",
     "token.refused": "token_refusals",
+    "token.blocked": "token_blocks",
+    "token.billing": "token_billings",
     "token.limited": "token_limits",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
 import uuid
 from typing import TYPE_CHECKING
@@ -11,12 +12,21 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.command import CONTINUE_PROMPT, Session
-from agent_runtime.errors import AdmissionError, AgentRuntimeError, ErrorClass
-from agent_runtime.ladder import Answer, Confirmation, Park, Restart, Situation, decide
-from agent_runtime.probe import ProbeVerdict
+from agent_runtime.errors import AdmissionError, AgentRuntimeError, ErrorClass, TokenLimited
+from agent_runtime.ladder import (
+    AFTER_RESET_SECONDS,
+    Answer,
+    AwaitReset,
+    Confirmation,
+    GoOn,
+    Restart,
+    Situation,
+    decide,
+    resets_in_time,
+)
 from agent_runtime.standing import UNKNOWN_LIMIT_SECONDS, Limit
-from agent_runtime.state import Outcome, StopReason
-from agent_runtime.verdict import SENTENCES, Verdict
+from agent_runtime.state import CLASS_BY_TROUBLE, Outcome, StopReason, TokenTrouble
+from agent_runtime.verdict import SENTENCES, Verdict, token_verdict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -24,6 +34,7 @@ if TYPE_CHECKING:
     from agent_runtime.confirmation import Confirmer
     from agent_runtime.desk import TokenDesk
     from agent_runtime.events import EventLog
+    from agent_runtime.evidence import Sighting
     from agent_runtime.execution import Execution
     from agent_runtime.generations import Generation
     from agent_runtime.ladder import Decision
@@ -86,7 +97,7 @@ class Course:
         if self._ticket is None:
             # Admitted although its token cannot be used now, because it is ready to wait.
             refused = self._refused_at_admission()
-            if not await self._park(execution.park_seconds or 0.0, None):
+            if not await self._park_at_admission():
                 return self._unstarted() or refused
         while True:
             if self._ticket is None:
@@ -107,24 +118,28 @@ class Course:
             if not _is_about_token(report, final):
                 return final
             generation = report.generation or desk.current
-            decision = await self._decide(report, final, generation)
+            decision, final = await self._decide(report, final, generation)
             desk.standing.end_try(execution.execution_id)
             if (ended := self._unstarted()) is not None:
                 return ended
             if isinstance(decision, Answer):
                 desk.standing.answered(generation)
                 return _as(final, decision.error_class)
-            if isinstance(decision, Park):
-                self._leave_slot()
-                if not await self._park(decision.seconds, generation):
-                    return self._unstarted() or final
-            else:
+            if isinstance(decision, GoOn):
                 self._resumes += decision.counts
+            else:
+                self._leave_slot()
+                resets_at = execution.resets_at if isinstance(decision, AwaitReset) else None
+                seconds = 0.0 if isinstance(decision, AwaitReset) else decision.seconds
+                is_limited = final.error_class is ErrorClass.RATE_LIMIT
+                if not await self._park(seconds, generation, is_limited=is_limited, resets_at=resets_at):
+                    return self._unstarted() or final
             self._restart(decision.restart)
 
     # -- deciding
 
-    async def _decide(self, report: Report, final: Verdict, generation: Generation | None) -> Decision:
+    async def _decide(self, report: Report, final: Verdict, generation: Generation | None) -> tuple[Decision, Verdict]:
+        """Find out what holds for the token; return what to do, and what to tell the caller if it comes to that."""
         execution, desk = self._execution, self._office.desk
         newer = desk.is_newer_usable(generation, execution.task.model)
         if not newer:
@@ -132,11 +147,13 @@ class Course:
             await asyncio.to_thread(desk.secret.poll)
             newer = desk.is_newer_usable(generation, execution.task.model)
         confirmation = Confirmation.CONFIRMED
-        if final.error_class is ErrorClass.RATE_LIMIT:
-            if report.ending is not None:
-                self._note_limit(report, generation)
+        trouble = _trouble(report, final)
+        execution.resets_at = report.error.resets_at if isinstance(report.error, TokenLimited) else None
+        if trouble is TokenTrouble.LIMITED:
+            if report.ending is not None and generation is not None:
+                confirmation = self._note_limit(report, generation)
         elif report.ending is not None and generation is not None:
-            confirming = self._office.confirmer.begin(self._confirm(report, generation))
+            confirming = self._office.confirmer.begin(self._confirm(report, generation, trouble))
             newer = newer or await self._newer_while(confirming, generation)
             # What became of an older one is found out beside: this execution need not wait for it.
             if confirming.done():
@@ -144,21 +161,27 @@ class Course:
             elif not newer:
                 confirmation = Confirmation.OPEN
             self._office.slots.grant()
-        setting = self._office.settings.park
-        return decide(
+            if confirmation is Confirmation.CONFIRMED:
+                trouble = desk.standing.trouble_of(generation) or trouble
+        settings, reset_at = self._office.settings, execution.resets_at
+        decision = decide(
             Situation(
-                error_class=final.error_class or ErrorClass.AUTH,
+                error_class=CLASS_BY_TROUBLE[trouble],
                 confirmation=confirmation,
                 newer_is_usable=newer,
                 is_first=desk.standing.nobody_answered(generation),
-                park_seconds=execution.park_seconds if execution.park_seconds is not None else setting,
+                park_seconds=execution.park_seconds if execution.park_seconds is not None else settings.park,
                 resumes=self._resumes,
-                max_resumes=self._office.settings.max_resumes,
+                max_resumes=settings.max_resumes,
                 had_tool=self._had_tool,
                 had_model=self._had_model,
                 is_only_said=_is_only_said(report),
+                reset_in_seconds=None if reset_at is None else reset_at - time.time(),
+                wait_for_reset_seconds=settings.wait_for_reset,
+                seconds_left=execution.total_at - time.monotonic(),
             )
         )
+        return decision, final if report.error is not None else token_verdict(trouble)
 
     async def _newer_while(self, confirming: asyncio.Task[Confirmation], generation: Generation) -> bool:
         """Wait for a verdict; tell whether a newer generation came first, or with it. Less, if this one is stopped."""
@@ -172,8 +195,8 @@ class Course:
         change.close()
         return newer
 
-    async def _confirm(self, report: Report, generation: Generation) -> Confirmation:
-        sighting = report.ending.evidence or report.ending.last_error if report.ending else None
+    async def _confirm(self, report: Report, generation: Generation, trouble: TokenTrouble) -> Confirmation:
+        sighting = _sighting(report)
         may_condemn = sighting is not None and sighting.condemns and not report.used_tool
         current, by = self._office.desk.current, self._execution.execution_id
         is_in_use = current is not None and current.number == generation.number
@@ -182,6 +205,7 @@ class Course:
         return await self._office.confirmer.confirm(
             generation,
             by=by if is_in_use else None,
+            trouble=trouble,
             may_condemn=may_condemn,
             rule=sighting.rule if sighting else "unknown",
             model=report.tally.model_name,
@@ -190,24 +214,27 @@ class Course:
     async def _ask_first(self) -> None:
         """Ask the API about the token that the next attempt would get."""
         generation, confirmer = self._office.desk.current, self._office.confirmer
-        if generation is None or self._office.desk.standing.is_refused(generation):
+        if generation is None or self._office.desk.standing.trouble_of(generation) is not None:
             return
         asked_at = time.monotonic()
-        verdict = await confirmer.ask(generation, self._execution.task.model)
-        if verdict is ProbeVerdict.REFUSED:
-            confirmer.refused(generation, "probe")
-        elif verdict is ProbeVerdict.VALID:
-            confirmer.accepted(generation, asked_at)
+        confirmer.heed(generation, await confirmer.ask(generation, self._execution.task.model), asked_at)
 
-    def _note_limit(self, report: Report, generation: Generation | None) -> None:
-        sighting = report.ending.last_error if report.ending else None
-        if generation is None or sighting is None:
-            return
+    def _note_limit(self, report: Report, generation: Generation) -> Confirmation:
+        """Believe a usage limit that no tool can have forged; any other is confirmed only by one that is believed."""
+        execution, desk = self._execution, self._office.desk
+        sighting = _sighting(report)
+        if report.used_tool or sighting is None:
+            known = desk.limit_of(generation, execution.task.model or report.tally.model_name)
+            if known is None:
+                return Confirmation.OPEN
+            execution.resets_at = known.until if known.is_told else None
+            return Confirmation.CONFIRMED
         now = time.time()
         told = sighting.resets_at if sighting.resets_at is not None and sighting.resets_at > now else None
         limit = Limit(sighting.limit_type, sighting.limit_model, told or now + UNKNOWN_LIMIT_SECONDS, told is not None)
-        self._execution.resets_at = told
-        self._office.desk.limited(generation, limit)
+        execution.resets_at = told
+        desk.limited(generation, limit)
+        return Confirmation.CONFIRMED
 
     def _begins_anew(self) -> bool:
         """Begin the task again where the CLI knows no such session, unless work of this course would be repeated."""
@@ -233,9 +260,38 @@ class Course:
 
     # -- waiting
 
-    async def _park(self, seconds: float, generation: Generation | None) -> bool:
-        """Wait for a newer generation that can be used, or for this one to be good after all; False: in vain."""
-        execution, desk = self._execution, self._office.desk
+    async def _park_at_admission(self) -> bool:
+        """Wait for a token that can be used, or for the end of the limit, as long as the request says."""
+        execution = self._execution
+        seconds, error = execution.park_seconds or 0.0, execution.error
+        if not isinstance(error, TokenLimited):
+            return await self._park(seconds, None, counts=False)
+        reset_in = None if error.resets_at is None else error.resets_at - time.time()
+        is_in_time = resets_in_time(reset_in, seconds, execution.total_at - time.monotonic())
+        resets_at = error.resets_at if is_in_time else None
+        return await self._park(seconds, self._office.desk.current, is_limited=True, resets_at=resets_at, counts=False)
+
+    async def _park(
+        self,
+        seconds: float,
+        generation: Generation | None,
+        *,
+        is_limited: bool = False,
+        resets_at: float | None = None,
+        counts: bool = True,
+    ) -> bool:
+        """
+        Wait for a newer generation that can be used, or for this one to be good after all; False: in vain.
+
+        Args:
+            generation: The one that cannot be used now; None: any one will do.
+            is_limited: It cannot be used because of a usage limit.
+            resets_at: The end of that limit, epoch seconds, where it is waited for instead of *seconds*.
+            counts: To go on with the same generation counts as a resume.
+        """
+        execution, desk, model = self._execution, self._office.desk, self._execution.task.model
+        if resets_at is not None:
+            seconds = self._seconds_past(resets_at)
         until = min(time.monotonic() + seconds, execution.total_at)
         execution.park()
         self._office.events.publish(
@@ -245,22 +301,34 @@ class Course:
             seconds=seconds,
         )
         log.info("execution parked for %g s", seconds, extra={"execution_id": execution.execution_id})
-        may_return = (
-            generation is not None
-            and desk.standing.is_refused(generation)
-            and self._resumes < self._office.settings.max_resumes
+        limit = desk.limit_of(generation, model) if is_limited and generation is not None else None
+        may_return = (limit is not None or not is_limited) and not (
+            counts and self._resumes >= self._office.settings.max_resumes
         )
         change = desk.changed.wait()
-        while not desk.is_newer_usable(generation, execution.task.model):
-            if may_return and generation is not None and desk.is_good_again(generation, execution.task.model):
-                self._resumes += 1
+        while not desk.is_newer_usable(generation, model):
+            # Where a limit has ended by itself, nobody goes on before the spread is over.
+            is_taken_back = may_return and (limit is None or time.time() < limit.until)
+            if is_taken_back and generation is not None and desk.is_good_again(generation, model):
+                self._resumes += counts
                 break
             if not await self._wait(change, until):
-                return False
+                if resets_at is None or self._unstarted() is not None:
+                    return False
+                self._resumes += counts
+                execution.requeue()
+                return True
             change = desk.changed.wait()
         change.close()
         execution.requeue()
         return True
+
+    def _seconds_past(self, resets_at: float) -> float:
+        """Choose when to go on after a limit's end, in seconds from now: at random, and with time left to work in."""
+        reset_in = max(0.0, resets_at - time.time())
+        left = self._execution.total_at - time.monotonic() - reset_in
+        first, last = AFTER_RESET_SECONDS
+        return reset_in + random.uniform(first, max(first, min(last, left / 2)))  # noqa: S311 - nothing secret
 
     def _unstarted(self) -> Verdict | None:
         """Tell how an execution ends that was stopped, or whose time ran out, while it waited."""
@@ -298,9 +366,22 @@ class Course:
             self._ticket = None
 
 
+def _sighting(report: Report) -> Sighting | None:
+    """Return the API error that ended the attempt, as far as one is known."""
+    return report.ending.evidence or report.ending.last_error if report.ending else None
+
+
+def _trouble(report: Report, final: Verdict) -> TokenTrouble:
+    """Return what the API holds against the token, by what ended the attempt."""
+    sighting = _sighting(report)
+    if sighting is not None and sighting.trouble is not None and sighting.error_class is final.error_class:
+        return sighting.trouble
+    return _CURABLE[final.error_class or ErrorClass.AUTH]
+
+
 def _is_only_said(report: Report) -> bool:
     """Whether all there is is a sentence of the CLI, and no tool ran that could have put it there."""
-    sighting = report.ending.evidence or report.ending.last_error if report.ending else None
+    sighting = _sighting(report)
     return sighting is not None and not sighting.condemns and not report.used_tool
 
 
@@ -312,7 +393,12 @@ def _is_about_token(report: Report, final: Verdict) -> bool:
 
 
 _SESSION_LOST = "the CLI does not know the session any more: it cannot be resumed"
-_CURABLE = {ErrorClass.AUTH, ErrorClass.RATE_LIMIT}
+_CURABLE = {
+    ErrorClass.AUTH: TokenTrouble.REFUSED,
+    ErrorClass.BILLING: TokenTrouble.BILLING,
+    ErrorClass.RATE_LIMIT: TokenTrouble.LIMITED,
+}
+"""What another token can cure, and the trouble of the token where no more is known than the class."""
 
 
 def _as(final: Verdict, error_class: ErrorClass) -> Verdict:

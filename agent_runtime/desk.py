@@ -8,10 +8,14 @@ import time
 from typing import TYPE_CHECKING
 
 from agent_runtime.change import Change
-from agent_runtime.errors import NoToken, TokenLimited, TokenUnusable
+from agent_runtime.errors import NoToken, TokenLimited, TokenUnpaid, TokenUnusable
 from agent_runtime.secret_file import SecretState
+from agent_runtime.standing import PROBED
+from agent_runtime.state import TokenTrouble
+from agent_runtime.verdict import BLOCKED_SENTENCE
 
 if TYPE_CHECKING:
+    from agent_runtime.errors import AdmissionError
     from agent_runtime.events import EventLog
     from agent_runtime.generations import Generation
     from agent_runtime.secret_file import SecretFile, SecretStatus
@@ -20,7 +24,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXPIRES_SOON_SECONDS = 15 * 60
-_REFUSED = "the API refused this token; write a new one to the secret file"
+_UNPAID = (
+    "the account cannot pay (credit or a budget is spent); write another account's token to the secret file, or add "
+    "funds and have the token reloaded"
+)
+_UNUSABLE: dict[TokenTrouble, tuple[type[AdmissionError], str]] = {
+    TokenTrouble.REFUSED: (TokenUnusable, "the API refused this token; write a new one to the secret file"),
+    TokenTrouble.BLOCKED: (TokenUnusable, BLOCKED_SENTENCE),
+    TokenTrouble.BILLING: (TokenUnpaid, _UNPAID),
+}
 _EXPIRED = "the token has expired; write a new one to the secret file"
 
 
@@ -50,15 +62,20 @@ class TokenDesk:
 
     @property
     def state(self) -> str:
-        """The state of the token, in the contract's words."""
+        """
+        The state of the token, in the contract's words; where several hold, the first of these.
+
+        ``missing``, ``invalid``, ``expired``; ``refused``, ``blocked`` or ``billing``, of which the one found last is
+        kept; ``suspect``, ``limited``, ``ready``.
+        """
         status = self.secret.status
         generation = status.generation
         if generation is None:
             return str(status.state)
         if status.is_expired(time.time()):
             return "expired"
-        if self.standing.is_refused(generation):
-            return "refused"
+        if trouble := self.standing.trouble_of(generation):
+            return str(trouble)
         if self.standing.is_suspect(generation):
             return "suspect"
         return "limited" if self.standing.any_limit_of(generation, time.time()) else "ready"
@@ -81,7 +98,8 @@ class TokenDesk:
 
         Raises:
             NoToken: There is none.
-            TokenUnusable: The API refused it, or it expired.
+            TokenUnusable: The API refused it, its account is blocked, or it expired.
+            TokenUnpaid: Its account cannot pay.
             TokenLimited: Its usage limit lasts, for *model* at least.
         """
         status = self.secret.status
@@ -91,7 +109,7 @@ class TokenDesk:
             raise NoToken(f"no usable token: {reason}; write one, or let agent-runtime doctor say why")
         self._require_unexpired(generation)
         if self._is_closed(generation) or self.standing.retry_after_seconds(generation, time.monotonic()) > 0:
-            raise TokenUnusable(_REFUSED, token_generation=generation.number)
+            raise self._unusable(generation)
         self._require_unlimited(generation, model)
         return generation
 
@@ -99,21 +117,20 @@ class TokenDesk:
         """
         Judge a generation at the spawn, from any thread: admission may be minutes ago.
 
-        A refused one whose pause is over may be used by one execution, until :meth:`Standing.end_try`.
+        One in trouble whose pause is over may be used by one execution, until :meth:`Standing.end_try`.
 
         Args:
             by: The execution's id.
 
         Raises:
-            TokenUnusable: The API refused it, or it expired.
+            TokenUnusable: The API refused it, its account is blocked, or it expired.
+            TokenUnpaid: Its account cannot pay.
             TokenLimited: Its usage limit lasts.
         """
         self._require_unexpired(generation)
         self._require_unlimited(generation, model)
-        if self._is_closed(generation) or (
-            self.standing.is_refused(generation) and not self.standing.begin_try(generation, by, time.monotonic())
-        ):
-            raise TokenUnusable(_REFUSED, token_generation=generation.number)
+        if self._is_closed(generation) or not self.standing.begin_try(generation, by, time.monotonic()):
+            raise self._unusable(generation)
 
     def doubt(self, generation: Generation, by: str) -> None:
         """
@@ -126,7 +143,8 @@ class TokenDesk:
             by: The execution's id.
         """
         current = self.current
-        if current is not None and current.number == generation.number and not self.standing.is_refused(generation):
+        is_in_use = current is not None and current.number == generation.number
+        if is_in_use and self.standing.trouble_of(generation) is None:
             self.standing.suspect(generation, by, time.monotonic())
 
     def is_newer_usable(self, generation: Generation | None, model: str | None) -> bool:
@@ -145,7 +163,11 @@ class TokenDesk:
         current = self.current
         if current is None or (current.expires_at is not None and current.expires_at <= time.time()):
             return False
-        return not self.standing.is_refused(current) and self.standing.limit_of(current, model, time.time()) is None
+        return self.standing.trouble_of(current) is None and self.limit_of(current, model) is None
+
+    def limit_of(self, generation: Generation, model: str | None) -> Limit | None:
+        """Return the limit that an execution for *model* would meet now."""
+        return self.standing.limit_of(generation, model, time.time())
 
     def limited(self, generation: Generation, limit: Limit) -> None:
         """Take a usage limit into account; told once."""
@@ -200,10 +222,15 @@ class TokenDesk:
             self._events.publish("token.expires_soon", generation=generation.number, expires_at=generation.expires_at)
 
     def _is_closed(self, generation: Generation) -> bool:
-        """Whether no execution may try this token, because it is refused and the probe will."""
-        return (
-            self._probes and self.standing.is_refused(generation) and not self.standing.is_left_to_execution(generation)
-        )
+        """Whether no execution may try this token, because it is in trouble and the probe will try it."""
+        is_probed = self._probes and self.standing.trouble_of(generation) in PROBED
+        return is_probed and not self.standing.is_left_to_execution(generation)
+
+    def _unusable(self, generation: Generation) -> AdmissionError:
+        # Another thread may have cleared it since; then what was true a moment ago is told.
+        trouble = self.standing.trouble_of(generation) or TokenTrouble.REFUSED
+        kind, sentence = _UNUSABLE[trouble]
+        return kind(sentence, token_generation=generation.number)
 
     @staticmethod
     def _require_unexpired(generation: Generation) -> None:
@@ -211,11 +238,10 @@ class TokenDesk:
             raise TokenUnusable(_EXPIRED, token_generation=generation.number)
 
     def _require_unlimited(self, generation: Generation, model: str | None) -> None:
-        now = time.time()
-        if limit := self.standing.limit_of(generation, model, now):
+        if limit := self.limit_of(generation, model):
             raise TokenLimited(
                 "the account's usage limit is reached; write another account's token, or wait for the reset",
-                retry_after_seconds=max(1, math.ceil(limit.until - now)),
+                retry_after_seconds=max(1, math.ceil(limit.until - time.time())),
                 resets_at=limit.until if limit.is_told else None,
                 token_generation=generation.number,
             )

@@ -18,7 +18,8 @@ Everything this package raises, and what a caller is told.
     │   ├── Busy                    409    slots and queue are full; retry here later
     │   ├── Draining                409    this container is going away; retry elsewhere
     │   ├── NoToken                 500    no token file, or none that can be used
-    │   ├── TokenUnusable           503    the API refused this generation, or it expired
+    │   ├── TokenUnusable           503    the API refused this generation, its account is blocked, or it expired
+    │   ├── TokenUnpaid             503    the account cannot pay
     │   └── TokenLimited            429    a usage limit of the account lasts
     └── IllegalTransition           500    a bug in this package, never the caller's fault
 
@@ -234,9 +235,15 @@ class NoToken(AdmissionError):
 
 
 class TokenUnusable(AdmissionError):
-    """The API refused this generation, or it expired."""
+    """The API refused this generation, its account is blocked, or it expired."""
 
     error_class = ErrorClass.AUTH
+
+
+class TokenUnpaid(AdmissionError):
+    """The account cannot pay: no credit, a spent budget."""
+
+    error_class = ErrorClass.BILLING
 
 
 class TokenLimited(AdmissionError):

@@ -25,6 +25,8 @@ TYPES = frozenset(
     {
         "token.loaded",
         "token.refused",
+        "token.blocked",
+        "token.billing",
         "token.limited",
         "token.invalid",
         "token.expires_soon",

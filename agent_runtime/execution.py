@@ -132,6 +132,11 @@ class Execution:
         """Why it was asked to stop, if it was."""
         return self._wish
 
+    @property
+    def held(self) -> Generation | None:
+        """The generation that its running attempt holds; None: no attempt runs."""
+        return None if self._attempt is None else self._attempt.held
+
     def _begin_again(self, record: ExecutionRecord) -> None:
         """Go on with a finished record: its attempts stay, how it ended does not."""
         self._go(Event.REQUEUED)

@@ -1,4 +1,4 @@
-"""Generations of the token: their numbers, and which tokens the API has refused; both outlive the process."""
+"""Generations of the token: their numbers, and what the API holds against a token; both outlive the process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from agent_runtime.state import TokenTrouble
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "generations.json"
 MAX_REFUSED = 1000
-"""How many refused fingerprints are kept; the oldest goes first, so that the file stays small."""
+"""How many fingerprints in trouble are kept; the oldest goes first, so that the file stays small."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,17 +44,35 @@ class Generation:
     written_at: float | None = field(default=None, compare=False)
 
 
-class _Kept(msgspec.Struct):
+class _Kept(msgspec.Struct, omit_defaults=True):
+    """
+    The file.
+
+    Attributes:
+        refused: Every token in trouble, by its fingerprint, and the highest number it had. A version that knows of no
+            other trouble takes all of them for refused.
+        trouble: Which trouble it is, where it is not refused.
+    """
+
     generation: int = 0
     fingerprint: str = ""
     refused: dict[str, int] = {}
+    trouble: dict[str, str] = {}
+
+    def trouble_of(self, fingerprint: str) -> TokenTrouble | None:
+        if fingerprint not in self.refused:
+            return None
+        try:
+            return TokenTrouble(self.trouble.get(fingerprint, TokenTrouble.REFUSED))
+        except ValueError:
+            return TokenTrouble.REFUSED  # a later version's
 
 
 class GenerationLedger:
     """
-    The counter of generations and the fingerprints of refused tokens, kept in the data directory.
+    The counter of generations and the fingerprints of tokens in trouble, kept in the data directory.
 
-    Numbers only rise, over restarts too. A refusal belongs to the fingerprint: a refused token that returns under a
+    Numbers only rise, over restarts too. A trouble belongs to the fingerprint: a refused token that returns under a
     new number is still refused. Where the disk cannot be written the ledger goes on in memory and says so once.
 
     Every method may be called from any thread.
@@ -78,9 +98,11 @@ class GenerationLedger:
 
     @property
     def last_refused_generation(self) -> int | None:
-        """The highest number that was refused and not absolved since."""
+        """The highest number that was refused and not cleared since."""
         with self._lock:
-            return max(self._kept.refused.values(), default=None)
+            kept = self._kept
+            numbers = (number for fingerprint, number in kept.refused.items() if fingerprint not in kept.trouble)
+            return max(numbers, default=None)
 
     def number_of(self, token: Token) -> int:
         """Return the number of the value now in the secret file: one higher if it is not the value of last time."""
@@ -92,27 +114,32 @@ class GenerationLedger:
                 self._dirty = True
             return self._kept.generation
 
-    def is_refused(self, token: Token) -> bool:
-        """Whether the API refused this very token, under whatever number."""
+    def trouble_of(self, token: Token) -> TokenTrouble | None:
+        """Return what the API holds against this very token, under whatever number: refused, blocked, or billing."""
         with self._lock:
-            return token.fingerprint in self._kept.refused
+            return self._kept.trouble_of(token.fingerprint)
 
-    def refuse(self, generation: Generation) -> None:
-        """Note that the API refused the generation's token; on disk when this returns, where that is possible."""
+    def mark(self, generation: Generation, trouble: TokenTrouble) -> None:
+        """Record a trouble of the generation's token; on disk when this returns, where that is possible."""
         with self._lock:
-            refused = self._kept.refused
-            number = max(generation.number, refused.pop(generation.token.fingerprint, 0))
-            refused[generation.token.fingerprint] = number
-            while len(refused) > MAX_REFUSED:
-                del refused[next(iter(refused))]
+            kept, fingerprint = self._kept, generation.token.fingerprint
+            kept.refused[fingerprint] = max(generation.number, kept.refused.pop(fingerprint, 0))
+            kept.trouble.pop(fingerprint, None)
+            if trouble is not TokenTrouble.REFUSED:
+                kept.trouble[fingerprint] = trouble
+            while len(kept.refused) > MAX_REFUSED:
+                oldest = next(iter(kept.refused))
+                del kept.refused[oldest]
+                kept.trouble.pop(oldest, None)
             self._dirty = True
         self.save()
 
-    def absolve(self, token: Token) -> None:
-        """Take a refusal back: the API accepted the token after all."""
+    def clear(self, token: Token) -> None:
+        """Take a trouble back: the API accepted the token after all."""
         with self._lock:
             if self._kept.refused.pop(token.fingerprint, None) is None:
                 return
+            self._kept.trouble.pop(token.fingerprint, None)
             self._dirty = True
         self.save()
 

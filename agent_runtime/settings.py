@@ -211,6 +211,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         "how long an execution may wait for a newer token; auto: the first answers, the others wait 60 s",
         None,
     )
+    wait_for_reset: float = _setting(
+        _seconds, "how long an execution may wait for the known end of a usage limit that it met", 0.0
+    )
     max_resumes: int = _setting(_integer(0, 100), "how often one may be resumed without a newer token", 3)
     events_url: str | None = _setting(_url, "where events are posted, signed with the access key", None)
     containment: str = _setting(

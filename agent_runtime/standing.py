@@ -1,4 +1,4 @@
-"""What the API thinks of a token: good, suspect, refused, or limited; and when a refused one may be tried again."""
+"""What the API holds against a token: refused, blocked, billing, limited; and when such a token may be tried again."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from agent_runtime.state import TokenTrouble
+
 if TYPE_CHECKING:
     from agent_runtime.generations import Generation, GenerationLedger
 
 FIRST_RETRY_SECONDS = 60.0
 LONGEST_RETRY_SECONDS = 600.0
+BILLING_RETRY_SECONDS = 600.0
+"""How long an account that cannot pay is not tried; then one execution finds out, as the probe's question is free."""
+
+PROBED = frozenset({TokenTrouble.REFUSED, TokenTrouble.BLOCKED})
+"""The troubles that the probe can find to be over."""
+
 UNKNOWN_LIMIT_SECONDS = 60.0
 """How long a limit is believed in that does not say when it ends; then one execution finds out."""
 
@@ -21,7 +29,7 @@ ANSWERED_KEPT = 64
 
 class _Pause(msgspec.Struct):
     """
-    When a refused token may be tried again.
+    When a token in trouble may be tried again.
 
     Attributes:
         retry_at: Monotonic seconds.
@@ -60,9 +68,9 @@ class Standing:
     """
     Keep what is known of each token, by its fingerprint: a refused token that returns is still refused.
 
-    Refusals are kept in *ledger* over restarts; the pauses between tries are not: a new process waits the first one
-    again. Times called *now* are monotonic seconds, limits are epoch seconds; the caller passes them in. Asked from
-    the event loop and from attempts' threads.
+    Troubles but for limits are kept in *ledger* over restarts; the pauses between tries are not: a new process waits
+    the first one again. Times called *now* are monotonic seconds, limits are epoch seconds; the caller passes them in.
+    Asked from the event loop and from attempts' threads.
     """
 
     def __init__(self, ledger: GenerationLedger) -> None:
@@ -74,46 +82,48 @@ class Standing:
         self._limits: dict[str, dict[tuple[str | None, str | None], Limit]] = {}
         self._answered: dict[int, None] = {}
 
-    # -- refused
+    # -- refused, blocked, billing
 
     @property
     def last_refused_generation(self) -> int | None:
         """The highest generation that was refused and has not been accepted since."""
         return self._ledger.last_refused_generation
 
-    def is_refused(self, generation: Generation) -> bool:
-        """Whether the API refused this token and has not accepted it since."""
-        return self._ledger.is_refused(generation.token)
+    def trouble_of(self, generation: Generation) -> TokenTrouble | None:
+        """Return what the API holds against this token and has not taken back since; limits are no part of it."""
+        return self._ledger.trouble_of(generation.token)
 
     def retry_after_seconds(self, generation: Generation, now: float) -> float:
-        """How long until a refused token may be tried again; 0 for one that is not refused."""
-        if not self.is_refused(generation):
+        """How long until a token in trouble may be tried again; 0 for one that is in none."""
+        if (trouble := self.trouble_of(generation)) is None:
             return 0.0
         with self._lock:
-            pause = self._pause(generation, now)
+            pause = self._pause(generation, trouble, now)
             return max(pause.retry_at - now, 1.0 if pause.tried_by is not None else 0.0)
 
-    def refuse(self, generation: Generation, now: float) -> bool:
-        """Note a refusal and tell whether it is news; after a try, the pause doubles."""
-        is_news = not self.is_refused(generation)
+    def mark(self, generation: Generation, trouble: TokenTrouble, now: float) -> bool:
+        """Record a trouble and return whether it is news; after a try, the pause doubles."""
+        is_news = self.trouble_of(generation) is not trouble
         fingerprint = generation.token.fingerprint
         with self._lock:
-            pause = self._pause(generation, now)
-            if pause.retry_at <= now:
+            if is_news:
+                self._pauses[fingerprint] = _first_pause(trouble, now)
+                self._answered.pop(generation.number, None)
+            elif (pause := self._pause(generation, trouble, now)).retry_at <= now:
                 pause.seconds = min(pause.seconds * 2, LONGEST_RETRY_SECONDS)
                 pause.retry_at = now + pause.seconds
                 pause.tried_by, pause.by_execution = None, False
             self._suspected_by.pop(fingerprint, None)
             self._doubted_at[fingerprint] = now
-            if is_news:
-                self._answered.pop(generation.number, None)
-        self._ledger.refuse(generation)
+        self._ledger.mark(generation, trouble)
         return is_news
 
     def begin_try(self, generation: Generation, by: str, now: float) -> bool:
-        """Take the right to try a refused token again; only one holds it at a time, until :meth:`end_try`."""
+        """Take the right to try a token in trouble again; only one holds it at a time, until :meth:`end_try`."""
+        if (trouble := self.trouble_of(generation)) is None:
+            return True
         with self._lock:
-            pause = self._pause(generation, now)
+            pause = self._pause(generation, trouble, now)
             if pause.tried_by is not None or now < pause.retry_at:
                 return False
             pause.tried_by = by
@@ -127,7 +137,7 @@ class Standing:
                     pause.tried_by = None
 
     def leave_to_execution(self, generation: Generation) -> None:
-        """Let an execution try a refused token of which the probe could not tell anything."""
+        """Let an execution try a token in trouble of which the probe could not tell anything."""
         with self._lock:
             if pause := self._pauses.get(generation.token.fingerprint):
                 pause.by_execution = True
@@ -138,32 +148,37 @@ class Standing:
         return pause is not None and pause.by_execution
 
     def is_due(self, generation: Generation, now: float) -> bool:
-        """Whether a refused token is to be tried again, by the probe."""
-        if not self.is_refused(generation) or self.is_left_to_execution(generation):
+        """Whether the probe is to try a token in trouble again."""
+        if self.trouble_of(generation) not in PROBED or self.is_left_to_execution(generation):
             return False
         return self.retry_after_seconds(generation, now) <= 0
 
     def retry_now(self, generation: Generation) -> None:
-        """Let a refused token be tried at once, because somebody who may know more asks for it."""
-        with self._lock:
-            self._pause(generation, -math.inf).retry_at = -math.inf
+        """Let a token in trouble be tried at once, because somebody who may know more asks for it."""
+        if (trouble := self.trouble_of(generation)) is not None:
+            with self._lock:
+                self._pause(generation, trouble, -math.inf).retry_at = -math.inf
 
-    def accept(self, generation: Generation, since: float = math.inf) -> bool:
+    def accept(self, generation: Generation, since: float = math.inf, *, served: bool = False) -> bool:
         """
-        Note that the API answered a request made with this token; tell whether that says anything.
+        Record that the API answered a request made with this token; return whether that clears all it was held for.
 
         Args:
             since: When the token was handed to who made the request, monotonic seconds. An answer that may have been on
                 its way before the token was doubted says nothing about what the API thinks of it now.
+            served: The model answered. Otherwise it was the probe's question, which costs nothing and therefore says
+                nothing of an account that cannot pay.
         """
         fingerprint = generation.token.fingerprint
         with self._lock:
             if since < self._doubted_at.get(fingerprint, -math.inf):
                 return False
+            self._suspected_by.pop(fingerprint, None)
+            if not served and self.trouble_of(generation) is TokenTrouble.BILLING:
+                return False
             self._doubted_at.pop(fingerprint, None)
             self._pauses.pop(fingerprint, None)
-            self._suspected_by.pop(fingerprint, None)
-        self._ledger.absolve(generation.token)
+        self._ledger.clear(generation.token)
         return True
 
     # -- suspect
@@ -216,14 +231,16 @@ class Standing:
             return max(self._lasting(generation, epoch).values(), key=_until, default=None)
 
     def forget_limits(self, generation: Generation) -> None:
-        """Believe in no limit any more, because somebody who may know more asks for it."""
+        """Forget usage limits and that the account cannot pay, because somebody who may know more asks for it."""
         with self._lock:
             self._limits.pop(generation.token.fingerprint, None)
+        if self.trouble_of(generation) is TokenTrouble.BILLING:
+            self.accept(generation, served=True)
 
     # -- who has been told
 
     def nobody_answered(self, generation: Generation | None) -> bool:
-        """Whether no caller has been told yet of the refusal or limit that this generation has met last."""
+        """Whether no caller has been told yet of the trouble or limit that this generation has met last."""
         return generation is None or generation.number not in self._answered
 
     def answered(self, generation: Generation | None) -> None:
@@ -235,15 +252,19 @@ class Standing:
             while len(self._answered) > ANSWERED_KEPT:
                 del self._answered[next(iter(self._answered))]
 
-    def _pause(self, generation: Generation, now: float) -> _Pause:
-        first = _Pause(now + FIRST_RETRY_SECONDS, FIRST_RETRY_SECONDS)
-        return self._pauses.setdefault(generation.token.fingerprint, first)
+    def _pause(self, generation: Generation, trouble: TokenTrouble, now: float) -> _Pause:
+        return self._pauses.setdefault(generation.token.fingerprint, _first_pause(trouble, now))
 
     def _lasting(self, generation: Generation, epoch: float) -> dict[tuple[str | None, str | None], Limit]:
         known = self._limits.setdefault(generation.token.fingerprint, {})
         for key in [key for key, limit in known.items() if limit.until <= epoch]:
             del known[key]
         return known
+
+
+def _first_pause(trouble: TokenTrouble, now: float) -> _Pause:
+    seconds = BILLING_RETRY_SECONDS if trouble is TokenTrouble.BILLING else FIRST_RETRY_SECONDS
+    return _Pause(now + seconds, seconds)
 
 
 def _until(limit: Limit) -> float:

@@ -87,6 +87,14 @@ class TokenTrouble(StrEnum):
     """A usage limit lasts; it ends by itself."""
 
 
+CLASS_BY_TROUBLE: dict[TokenTrouble, ErrorClass] = {
+    TokenTrouble.REFUSED: ErrorClass.AUTH,
+    TokenTrouble.BLOCKED: ErrorClass.AUTH,
+    TokenTrouble.BILLING: ErrorClass.BILLING,
+    TokenTrouble.LIMITED: ErrorClass.RATE_LIMIT,
+}
+"""What a trouble of the token is to a caller."""
+
 STALLS = {
     StopReason.INIT_TIMEOUT,
     StopReason.FIRST_MESSAGE_TIMEOUT,

@@ -7,6 +7,7 @@ import functools
 import logging
 import time
 import uuid
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -28,6 +29,7 @@ from agent_runtime.errors import (
     NoToken,
     SpawnFailed,
     TokenLimited,
+    TokenUnpaid,
     TokenUnusable,
 )
 from agent_runtime.execution import Execution
@@ -206,7 +208,7 @@ class Supervisor:
             await self._look_for_newer()  # which is asked about before anybody begins with it
         try:
             return self.submit(task, ignored_fields)
-        except (NoToken, TokenUnusable, TokenLimited):
+        except (NoToken, TokenUnusable, TokenUnpaid, TokenLimited):
             await self._look_for_newer()
         return self.submit(task, ignored_fields)
 
@@ -218,7 +220,7 @@ class Supervisor:
         """Whether the token cannot be used now, and the task is ready to wait for another."""
         try:
             self.desk.require(task.model)
-        except (TokenUnusable, TokenLimited):
+        except (TokenUnusable, TokenUnpaid, TokenLimited):
             if not task.park_seconds:
                 raise
             return True
@@ -315,7 +317,7 @@ class Supervisor:
     # -- the token
 
     def _accepted(self, generation: Generation, since: float) -> None:
-        self._confirmer.accepted(generation, since)
+        self._confirmer.accepted(generation, since, served=True)
         self.slots.grant()
         self.desk.changed.tell()
 
@@ -347,7 +349,7 @@ class Supervisor:
             self.desk.changed.tell()
 
     def _retry_refused(self) -> None:
-        """Let the probe try the token in use again, where it is refused and its pause is over."""
+        """Let the probe try the token in use again, where it is refused or blocked and its pause is over."""
         generation = self.desk.current
         if self.settings.probe == "off" or generation is None:
             return
@@ -355,15 +357,16 @@ class Supervisor:
             self._begin_probe(generation)
 
     async def reload_token(self) -> None:
-        """Re-read the secret file now, and try a refused or limited token at once."""
+        """Re-read the secret file now, forget limits and an unpaid account, and try a token in trouble at once."""
         status = await asyncio.to_thread(self.secret.poll)
         self.secret_changed(status)
         if (generation := status.generation) is not None:
             self.desk.standing.forget_limits(generation)
-            if self.desk.standing.is_refused(generation):
+            if self.desk.standing.trouble_of(generation) is not None:
                 self.desk.standing.retry_now(generation)
                 if self._confirmer.suspects(generation):
                     await self._probe(generation)
+            self.desk.changed.tell()
 
     # -- looking on
 
@@ -393,6 +396,11 @@ class Supervisor:
     def usage(self) -> Usage:
         """What all that runs takes of the machine."""
         return functools.reduce(Usage.plus, (execution.usage for execution in self.running), Usage())
+
+    @property
+    def held_by(self) -> dict[int, int]:
+        """How many running attempts hold a generation, by its number."""
+        return Counter(sorted(held.number for one in self._live.values() if (held := one.held) is not None))
 
     @property
     def pending_ids(self) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import RESERVED_WORDS, ErrorClass
-from agent_runtime.state import CLASS_BY_STOP, STALLS, Outcome, StopReason
+from agent_runtime.state import CLASS_BY_STOP, CLASS_BY_TROUBLE, STALLS, Outcome, StopReason, TokenTrouble
 
 if TYPE_CHECKING:
     from agent_runtime.evidence import Sighting
@@ -36,6 +36,11 @@ SENTENCES: dict[ErrorClass, str] = {
     ErrorClass.ERROR: "the CLI reported an error; its stream says more",
     ErrorClass.CANCELLED: "the execution was cancelled",
 }
+
+BLOCKED_SENTENCE = (
+    "the account is blocked (on hold, disabled, or with terms to accept); have its owner clear that up, or write "
+    "another account's token to the secret file"
+)
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -102,6 +107,8 @@ def verdict(ending: Ending) -> Verdict:
     if reason is StopReason.TIMEOUT or reason in STALLS:
         seen = ending.last_error.error_class if ending.last_error else None
         return _failed(seen or CLASS_BY_STOP[reason], f"stopped by {reason}")
+    if reason is StopReason.REFUSED and ending.evidence is not None:
+        return _failed(ending.evidence.error_class)
     if reason in CLASS_BY_STOP:
         return _failed(
             CLASS_BY_STOP[reason],
@@ -125,6 +132,13 @@ def verdict(ending: Ending) -> Verdict:
         return _failed(ErrorClass.SIGNAL, _signal_name(-ending.exit_code))
     code = "exit code unknown" if ending.exit_code is None else f"exit code {ending.exit_code}"
     return _failed(ErrorClass.LOST_RESULT, f"{code}: {ending.last_words}" if ending.last_words else code)
+
+
+def token_verdict(trouble: TokenTrouble) -> Verdict:
+    """Tell the caller what is wrong with the token."""
+    error_class = CLASS_BY_TROUBLE[trouble]
+    sentence = BLOCKED_SENTENCE if trouble is TokenTrouble.BLOCKED else SENTENCES[error_class]
+    return Verdict(Outcome.FAILED, error_class, sentence)
 
 
 def _failed(error_class: ErrorClass, more: str | None = None) -> Verdict:

@@ -27,6 +27,8 @@ POSTED = frozenset(
     {
         "token.loaded",
         "token.refused",
+        "token.blocked",
+        "token.billing",
         "token.limited",
         "execution.parked",
         "execution.resumed",

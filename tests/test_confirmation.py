@@ -14,6 +14,7 @@ from agent_runtime.ladder import Confirmation
 from agent_runtime.probe import Probe
 from agent_runtime.standing import Standing
 from agent_runtime.standins.messages_api import MessagesApi, serve
+from agent_runtime.state import TokenTrouble
 from agent_runtime.tokens import Token
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 TOKEN = Token("sk-ant-oat01-the-token-of-these-tests-00000000000000")
 GENERATION = Generation(1, TOKEN, 0.0)
+REFUSED, BLOCKED, BILLING = TokenTrouble.REFUSED, TokenTrouble.BLOCKED, TokenTrouble.BILLING
 CONFIRMED, GOOD, OPEN = Confirmation.CONFIRMED, Confirmation.GOOD, Confirmation.OPEN
 
 
@@ -44,12 +46,20 @@ class Asked:
         probe = None if url is None else Probe({"ANTHROPIC_BASE_URL": url}, timeout_seconds=seconds)
         self.confirmer = Confirmer(self.standing, probe, self.events)
 
-    async def confirm(self, by: str | None = "one", *, may_condemn: bool = True) -> Confirmation:
-        return await self.confirmer.confirm(GENERATION, by=by, may_condemn=may_condemn, rule="seen", model=None)
+    async def confirm(
+        self, by: str | None = "one", *, may_condemn: bool = True, trouble: TokenTrouble = REFUSED
+    ) -> Confirmation:
+        return await self.confirmer.confirm(
+            GENERATION, by=by, trouble=trouble, may_condemn=may_condemn, rule="seen", model=None
+        )
+
+    @property
+    def told(self) -> list[tuple[str, object]]:
+        return [(event.type, event.data["rule"]) for event in self.events.after(0)[0]]
 
     @property
     def refusals(self) -> list[object]:
-        return [event.data["rule"] for event in self.events.after(0)[0] if event.type == "token.refused"]
+        return [rule for kind, rule in self.told if kind == "token.refused"]
 
 
 def test_a_token_is_suspect_before_it_is_asked_about_and_no_longer_than_until_it_has_been(
@@ -92,8 +102,71 @@ def test_the_probe_decides_and_where_it_cannot_what_was_seen_before_any_tool(  #
     assert asyncio.run(asked.confirm(may_condemn=may_condemn)) is expected
 
     assert asked.refusals == rules
-    assert asked.standing.is_refused(GENERATION) is (expected is CONFIRMED)
-    assert asked.standing.is_suspect(GENERATION) is (expected is OPEN), "open until somebody has found out"
+    assert asked.standing.trouble_of(GENERATION) is (REFUSED if expected is CONFIRMED else None)
+    assert not asked.standing.is_suspect(GENERATION), "what a tool may have forged holds up nobody else"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "probe", "may_condemn", "expected", "told"),
+    [
+        (BLOCKED, "valid", True, GOOD, []),
+        (BLOCKED, "valid", False, GOOD, []),
+        (BLOCKED, "expired", False, CONFIRMED, [("token.refused", "probe")]),
+        (BLOCKED, "server_error", True, CONFIRMED, [("token.blocked", "seen")]),
+        (BLOCKED, "server_error", False, OPEN, []),
+        (BILLING, "valid", True, CONFIRMED, [("token.billing", "seen")]),
+        (BILLING, "valid", False, OPEN, []),
+        (BILLING, "expired", False, CONFIRMED, [("token.refused", "probe")]),
+        (BILLING, "server_error", False, OPEN, []),
+        (BILLING, "off", True, CONFIRMED, [("token.billing", "seen")]),
+        (BILLING, "off", False, OPEN, []),
+    ],
+)
+def test_a_block_is_confirmed_as_a_refusal_is_and_of_money_the_probe_s_200_says_nothing(  # noqa: PLR0917 - a table
+    api: MessagesApi,
+    url: str,
+    trouble: TokenTrouble,
+    probe: str,
+    may_condemn: bool,
+    expected: Confirmation,
+    told: list[tuple[str, str]],
+) -> None:
+    if probe not in {"valid", "off"}:
+        api.on(TOKEN, probe)
+    asked = Asked(None if probe == "off" else url)
+
+    assert asyncio.run(asked.confirm(may_condemn=may_condemn, trouble=trouble)) is expected
+
+    assert asked.told == told
+    assert not asked.standing.is_suspect(GENERATION)
+    if trouble is BILLING and may_condemn:
+        assert api.seen(TOKEN).requests == 0, "what was seen is enough, and the answer would say nothing"
+
+
+def test_a_trouble_that_is_known_changes_only_by_what_no_tool_can_forge(api: MessagesApi, url: str) -> None:
+    api.on(TOKEN, "server_error")
+    asked = Asked(url)
+
+    async def one_after_another() -> None:
+        for trouble, may_condemn in ((BLOCKED, True), (BILLING, False), (BLOCKED, True), (BILLING, True)):
+            assert await asked.confirm(may_condemn=may_condemn, trouble=trouble) is CONFIRMED
+
+    asyncio.run(one_after_another())
+
+    assert asked.told == [("token.blocked", "seen"), ("token.billing", "seen")]
+    assert api.seen(TOKEN).requests == 1, "a block that is known is not asked about again"
+
+
+def test_an_account_that_could_not_pay_is_cleared_by_an_answer_of_the_model_only(api: MessagesApi, url: str) -> None:
+    asked = Asked(url)
+    asyncio.run(asked.confirm(trouble=BILLING))
+
+    assert not asked.confirmer.suspects(GENERATION), "the probe has nothing to find out"
+    asked.confirmer.accepted(GENERATION)
+    assert asked.standing.trouble_of(GENERATION) is BILLING
+    asked.confirmer.accepted(GENERATION, served=True)
+
+    assert asked.standing.trouble_of(GENERATION) is None
 
 
 @pytest.mark.parametrize(("reply", "expected"), [("expired", CONFIRMED), (None, GOOD)])
@@ -172,7 +245,7 @@ def test_a_token_is_accepted_again_only_by_a_request_from_after_the_refusal() ->
     asyncio.run(asked.confirm())
 
     asked.confirmer.accepted(GENERATION, since=0.0)
-    assert asked.standing.is_refused(GENERATION)
+    assert asked.standing.trouble_of(GENERATION) is REFUSED
     asked.confirmer.accepted(GENERATION)
 
-    assert not asked.standing.is_refused(GENERATION)
+    assert asked.standing.trouble_of(GENERATION) is None

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_runtime.desk import TokenDesk
-from agent_runtime.errors import AgentRuntimeError, NoToken, TokenLimited, TokenUnusable
+from agent_runtime.errors import AgentRuntimeError, NoToken, TokenLimited, TokenUnpaid, TokenUnusable
 from agent_runtime.events import EventLog
 from agent_runtime.generations import Generation, GenerationLedger
 from agent_runtime.secret_file import SecretFile
 from agent_runtime.secret_writer import put
-from agent_runtime.standing import Limit, Standing
+from agent_runtime.standing import BILLING_RETRY_SECONDS, Limit, Standing
+from agent_runtime.state import TokenTrouble
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 A = "sk-ant-oat01-token-a-of-these-tests-0000000000000000"
 B = "sk-ant-oat01-token-b-of-these-tests-0000000000000000"
+REFUSED, BLOCKED, BILLING = TokenTrouble.REFUSED, TokenTrouble.BLOCKED, TokenTrouble.BILLING
 
 
 class Desk:
@@ -96,7 +98,7 @@ def test_an_expired_token_may_not_be_used_and_is_announced_ahead_of_time_once(at
 
 def test_a_refused_token_may_not_be_used_until_its_pause_is_over_and_then_by_one(at: Desk) -> None:
     generation = at.write(A)
-    at.standing.refuse(generation, time.monotonic())
+    at.standing.mark(generation, REFUSED, time.monotonic())
     assert not usable(at, generation)
     assert at.desk.state == "refused"
 
@@ -114,13 +116,57 @@ def test_where_the_probe_asks_no_execution_tries_a_refused_token_unless_the_prob
 ) -> None:
     at = Desk(tmp_path, probes=True)
     generation = at.write(A)
-    at.standing.refuse(generation, time.monotonic())
+    at.standing.mark(generation, REFUSED, time.monotonic())
     at.standing.retry_now(generation)
     assert not usable(at, generation)
 
     at.standing.leave_to_execution(generation)
 
     assert usable(at, generation)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind", "says"),
+    [(REFUSED, TokenUnusable, "refused"), (BLOCKED, TokenUnusable, "blocked"), (BILLING, TokenUnpaid, "cannot pay")],
+)
+def test_a_token_in_trouble_is_turned_away_as_what_it_is_with_what_to_do(
+    at: Desk, trouble: TokenTrouble, kind: type[AgentRuntimeError], says: str
+) -> None:
+    generation = at.write(A)
+    at.standing.mark(generation, trouble, time.monotonic())
+
+    assert not usable(at, generation)
+    assert at.desk.state == trouble
+    with pytest.raises(kind, match=says) as refused:
+        at.desk.require()
+    assert refused.value.status == 503
+    assert "secret file" in str(refused.value)
+
+
+def test_where_the_probe_asks_one_execution_tries_an_account_that_could_not_pay(tmp_path: Path) -> None:
+    at = Desk(tmp_path, probes=True)
+    generation = at.write(A)
+    at.standing.mark(generation, BILLING, time.monotonic() - BILLING_RETRY_SECONDS)
+
+    assert usable(at, generation)
+    with pytest.raises(TokenUnpaid):
+        at.desk.may_use(generation, None, "another")
+
+
+def test_of_several_states_the_one_is_shown_that_says_most(at: Desk) -> None:
+    generation = at.write(A)
+    shown = [at.desk.state]
+    at.desk.limited(generation, Limit("five_hour", None, time.time() + 60))
+    shown.append(at.desk.state)
+    at.standing.suspect(generation, "one", time.monotonic())
+    shown.append(at.desk.state)
+    at.standing.mark(generation, BILLING, time.monotonic())
+    at.standing.suspect(generation, "one", time.monotonic())
+    shown.append(at.desk.state)
+    at.write(A, expires_at=time.time() - 1)
+    shown.append(at.desk.state)
+
+    assert shown == ["ready", "limited", "suspect", "billing", "expired"]
 
 
 def test_a_limit_closes_for_those_it_concerns_and_says_until_when(at: Desk) -> None:
@@ -181,7 +227,7 @@ def test_a_newer_generation_counts_only_where_it_can_be_used(at: Desk) -> None:
     at.desk.limited(second, Limit("seven_day_opus", "opus", time.time() + 60))
     assert at.desk.is_newer_usable(first, "claude-sonnet-4-5")
     assert not at.desk.is_newer_usable(first, "claude-opus-4-1")
-    at.standing.refuse(second, time.monotonic())
+    at.standing.mark(second, REFUSED, time.monotonic())
     assert not at.desk.is_newer_usable(first, None)
 
     at.write("sk-ant-oat01-token-c-of-these-tests-0000000000000000", expires_at=time.time() - 1)
@@ -190,7 +236,7 @@ def test_a_newer_generation_counts_only_where_it_can_be_used(at: Desk) -> None:
 
 def test_a_refused_token_that_returns_under_a_new_number_is_no_newer_one(at: Desk) -> None:
     first = at.write(A)
-    at.standing.refuse(first, time.monotonic())
+    at.standing.mark(first, REFUSED, time.monotonic())
     at.write(B)
     third = at.write(A)
 
@@ -201,7 +247,7 @@ def test_a_refused_token_that_returns_under_a_new_number_is_no_newer_one(at: Des
 
 def test_a_token_that_is_accepted_after_all_is_good_again(at: Desk) -> None:
     first = at.write(A)
-    at.standing.refuse(first, time.monotonic())
+    at.standing.mark(first, REFUSED, time.monotonic())
     assert not at.desk.is_good_again(first, None)
 
     at.standing.accept(first)

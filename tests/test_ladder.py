@@ -6,9 +6,19 @@ import pytest
 from msgspec.structs import replace
 
 from agent_runtime.errors import ErrorClass
-from agent_runtime.ladder import AUTO_PARK_SECONDS, Answer, Confirmation, GoOn, Park, Restart, Situation, decide
+from agent_runtime.ladder import (
+    AUTO_PARK_SECONDS,
+    Answer,
+    AwaitReset,
+    Confirmation,
+    GoOn,
+    Park,
+    Restart,
+    Situation,
+    decide,
+)
 
-AUTH, RATE_LIMIT, UPSTREAM = ErrorClass.AUTH, ErrorClass.RATE_LIMIT, ErrorClass.UPSTREAM
+AUTH, BILLING, RATE_LIMIT, UPSTREAM = ErrorClass.AUTH, ErrorClass.BILLING, ErrorClass.RATE_LIMIT, ErrorClass.UPSTREAM
 CONFIRMED, GOOD, OPEN = Confirmation.CONFIRMED, Confirmation.GOOD, Confirmation.OPEN
 RESUME, AFRESH = Restart.RESUME, Restart.AFRESH
 
@@ -27,7 +37,7 @@ DEAD = Situation(
 
 
 @pytest.mark.parametrize("confirmation", Confirmation)
-@pytest.mark.parametrize("error_class", [AUTH, RATE_LIMIT])
+@pytest.mark.parametrize("error_class", [AUTH, BILLING, RATE_LIMIT])
 @pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize("park_seconds", [None, 0.0, 5.0])
 @pytest.mark.parametrize("resumes", [0, 3, 100])
@@ -47,7 +57,7 @@ def test_a_newer_generation_is_gone_on_with_whatever_else_holds_and_never_counts
     assert decide(situation) == GoOn(RESUME, counts=False)
 
 
-@pytest.mark.parametrize("error_class", [AUTH, RATE_LIMIT])
+@pytest.mark.parametrize("error_class", [AUTH, BILLING, RATE_LIMIT])
 @pytest.mark.parametrize(
     ("park_seconds", "is_first", "expected"),
     [
@@ -82,6 +92,66 @@ def test_what_is_not_confirmed_is_resumed_so_often_and_never_called_refused(
 
 def test_resumes_do_not_bound_how_long_a_confirmed_refusal_may_be_waited_out() -> None:
     assert decide(replace(DEAD, is_first=False, resumes=3)) == Park(RESUME, AUTO_PARK_SECONDS)
+
+
+# The end of a limit.
+
+LIMITED = replace(DEAD, error_class=RATE_LIMIT, reset_in_seconds=100.0)
+"""The first one to meet a usage limit, whose end is known; it has time without end."""
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(
+    ("park_seconds", "wait", "waits"),
+    [
+        (None, 0.0, False),
+        (None, 99.0, False),
+        (None, 100.0, True),
+        (0.0, 100.0, True),
+        (100.0, 0.0, True),
+        (99.0, 0.0, False),
+        (5.0, 3600.0, True),
+        (3600.0, 5.0, True),
+    ],
+)
+def test_a_limit_s_end_is_waited_for_where_it_lies_within_the_longer_of_both_times_also_by_the_first(
+    park_seconds: float | None, wait: float, waits: bool, is_first: bool
+) -> None:
+    situation = replace(LIMITED, park_seconds=park_seconds, wait_for_reset_seconds=wait, is_first=is_first)
+
+    decision = decide(situation)
+
+    without = decide(replace(situation, reset_in_seconds=None))
+    assert decision == (AwaitReset(RESUME) if waits else without), "otherwise PARK decides alone"
+
+
+def test_an_end_within_the_automatic_park_time_is_waited_for_by_the_others() -> None:
+    soon = replace(LIMITED, reset_in_seconds=50.0)
+
+    assert decide(soon) == Answer(RATE_LIMIT)
+    assert decide(replace(soon, is_first=False)) == AwaitReset(RESUME)
+
+
+@pytest.mark.parametrize(("left", "waits"), [(100.5, False), (101.0, False), (101.1, True)])
+def test_an_end_that_leaves_no_time_is_not_waited_for(left: float, waits: bool) -> None:
+    situation = replace(LIMITED, wait_for_reset_seconds=3600.0, seconds_left=left)
+
+    assert decide(situation) == (AwaitReset(RESUME) if waits else Answer(RATE_LIMIT))
+
+
+@pytest.mark.parametrize(("resumes", "waits"), [(0, True), (2, True), (3, False)])
+def test_a_limit_that_is_met_again_and_again_is_waited_out_only_so_often(resumes: int, waits: bool) -> None:
+    situation = replace(LIMITED, wait_for_reset_seconds=3600.0, resumes=resumes)
+
+    assert decide(situation) == (AwaitReset(RESUME) if waits else Answer(RATE_LIMIT))
+
+
+@pytest.mark.parametrize("confirmation", [GOOD, OPEN])
+def test_a_limit_that_may_be_forged_is_gone_on_with_at_once_whatever_end_it_names(confirmation: Confirmation) -> None:
+    situation = replace(LIMITED, wait_for_reset_seconds=3600.0, confirmation=confirmation)
+
+    assert decide(situation) == GoOn(RESUME, counts=True)
+    assert decide(replace(situation, resumes=3)) == Answer(UPSTREAM), "nothing that makes a backend switch"
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from agent_runtime.errors import RESERVED_WORDS, ErrorClass, SecretUnreadable
 from agent_runtime.generations import GenerationLedger
 from agent_runtime.secret_file import SETTLE_SECONDS, SecretFile, SecretState, SourceKind
 from agent_runtime.secret_watch import TICK_SECONDS
+from agent_runtime.state import TokenTrouble
 from tests.secret_mount import Changes, KubernetesVolume, SecretMount, has_token, number_in, token
 from tests.supervised import eventually
 
@@ -288,11 +289,11 @@ def test_a_late_failure_of_an_older_generation_does_not_refuse_the_newer(
     old = secret.read()
     mount.publish(f"{token('b')}\n")
     new = secret.read()
-    ledger.refuse(old)
-    assert ledger.is_refused(old.token)
-    assert not ledger.is_refused(new.token)
+    ledger.mark(old, TokenTrouble.REFUSED)
+    assert ledger.trouble_of(old.token) is TokenTrouble.REFUSED
+    assert ledger.trouble_of(new.token) is None
     mount.publish(f"{token('a')}\n")
-    assert ledger.is_refused(secret.read().token)
+    assert ledger.trouble_of(secret.read().token) is TokenTrouble.REFUSED
 
 
 CONTENTS: dict[str, tuple[bytes, str | None]] = {

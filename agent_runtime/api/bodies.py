@@ -16,7 +16,7 @@ from agent_runtime.secret_mount import SourceKind  # noqa: TC001 - as above
 from agent_runtime.state import Outcome, Phase  # noqa: TC001 - as above
 from agent_runtime.tokens import TokenKind  # noqa: TC001 - as above
 
-TokenState = Literal["missing", "invalid", "ready", "suspect", "refused", "limited", "expired"]
+TokenState = Literal["missing", "invalid", "ready", "suspect", "refused", "blocked", "billing", "limited", "expired"]
 
 
 class Accepted(msgspec.Struct, kw_only=True):
@@ -134,6 +134,8 @@ class TokenReport(msgspec.Struct, kw_only=True):
         limited_until: When the usage limit ends, where the API said so.
         limit_type: In the API's words, such as ``five_hour``.
         limit_model: The model the limit is of; null: the whole account.
+        held_by: How many running attempts hold a generation, by its number. One that a newer generation reaches holds
+            that one. An older token is out of use when no older number is left.
     """
 
     state: TokenState
@@ -149,6 +151,7 @@ class TokenReport(msgspec.Struct, kw_only=True):
     limited_until: str | None
     limit_type: str | None
     limit_model: str | None
+    held_by: dict[str, int]
 
 
 class NewToken(msgspec.Struct, kw_only=True):

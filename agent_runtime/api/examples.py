@@ -184,6 +184,7 @@ ANSWERS: dict[tuple[str, int], dict[str, Any]] = {
             "limited_until": None,
             "limit_type": None,
             "limit_model": None,
+            "held_by": {"1": 1, "2": 3},
         }
     },
     ("reloadToken", 200): {

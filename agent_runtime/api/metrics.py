@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from agent_runtime.supervisor import Supervisor
 
-TOKEN_STATES = ("missing", "invalid", "ready", "suspect", "refused", "limited", "expired")
+TOKEN_STATES = ("missing", "invalid", "ready", "suspect", "refused", "blocked", "billing", "limited", "expired")
 
 
 class Metrics:

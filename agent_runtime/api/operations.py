@@ -161,7 +161,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         errors=(ErrorClass.INVALID_REQUEST, ErrorClass.TOO_LARGE, ErrorClass.NOT_WRITABLE),
         body=bodies.NewToken,
         body_required=False,
-        more="A refused or limited token is tried at once.",
+        more="A refused or blocked token is tried at once; a limit, and that the account cannot pay, are forgotten.",
     ),
     ("POST", "/api/drain"): Operation(id="startDrain", tag="supervisor", answers={200: (bodies.DrainState,)}),
     ("DELETE", "/api/drain"): Operation(id="callOffDrain", tag="supervisor", answers={200: (bodies.DrainState,)}),
