@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent_runtime import __version__
-from agent_runtime.console import EXECUTION_ID_FLAG, add_drain, add_run, add_status, default_url
+from agent_runtime.console import EXECUTION_ID_FLAG, add_drain, add_run, add_status, add_token_wait, default_url
 from agent_runtime.console.pages import explain
 from agent_runtime.errors import AgentRuntimeError, CannotStart, SettingsInvalid
 from agent_runtime.settings import SETTINGS, load
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="one JSON document, for scripts")
     doctor.set_defaults(run=_doctor)
 
-    token = commands.add_parser("token", help="write and look at a secret file")
+    token = commands.add_parser("token", help="write and look at a secret file; wait for its token to be in use")
     actions = token.add_subparsers(required=True, metavar="ACTION")
     put = actions.add_parser("put", help="write the token read on stdin so that a reader never sees half of it")
     put.add_argument("file", type=Path, metavar="FILE", help="the secret file; need not exist")
@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("file", type=Path, metavar="FILE", help="the secret file")
     show.add_argument("--json", action="store_true", help="one JSON document, for scripts")
     show.set_defaults(run=_token_show)
+    add_token_wait(actions)
 
     add_drain(commands)
 

@@ -18,7 +18,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("cli",),
     # the commands that ask a running supervisor, and the client they and backends use: they know it only by HTTP
     ("console",),
-    ("console.run", "console.status", "console.drain"),
+    ("console.run", "console.status", "console.drain", "console.wait"),
     ("console.connection", "console.showing", "console.pages"),
     ("console.exit_codes",),
     ("client",),

@@ -1,19 +1,18 @@
 """
-The commands that ask a running supervisor: ``run``, ``status``, ``drain``.
+The commands that ask a running supervisor: ``run``, ``status``, ``drain``, ``token wait``.
 
 Here are only their arguments, so that the parser is built without the HTTP client.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agent_runtime.settings import PREFIX
-
-if TYPE_CHECKING:
-    import argparse
 
 EXECUTION_ID_FLAG = "--execution-id"
 
@@ -91,6 +90,24 @@ def add_drain(commands: Subparsers) -> None:
     parser.set_defaults(run=_drain)
 
 
+def add_token_wait(actions: Subparsers) -> None:
+    """Add ``token wait``."""
+    parser = actions.add_parser("wait", help="wait until running executions hold no older token than this one")
+    _add_connection(parser)
+    parser.add_argument(
+        "--fingerprint", metavar="F", type=_fingerprint, required=True, help="of the token, as token show prints it"
+    )
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, help="give up after this [as long as it takes]")
+    parser.set_defaults(run=_wait)
+
+
+def _fingerprint(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{12}", text):
+        # Not repeated: it may be a token, by mistake.
+        raise argparse.ArgumentTypeError("must be the 12 hex digits that token show prints")
+    return text
+
+
 def _add_connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", default=default_url(), help=f"where it listens [%(default)s] ({PREFIX}URL)")
     key_file = os.environ.get(f"{PREFIX}ACCESS_KEY_FILE")
@@ -113,6 +130,12 @@ def _status(options: argparse.Namespace) -> int:
     from agent_runtime.console.status import status  # noqa: PLC0415 - as above
 
     return status(options)
+
+
+def _wait(options: argparse.Namespace) -> int:
+    from agent_runtime.console.wait import wait  # noqa: PLC0415 - as above
+
+    return wait(options)
 
 
 def _drain(options: argparse.Namespace) -> int:

@@ -124,10 +124,11 @@ PAGES: dict[str, Page] = {
         ("It reads the environment only: what serve is given as flags must be set as variables (serve --help).",),
     ),
     "token": Page(
-        "Write and look at a secret file: the file that holds the Claude token.",
+        "Write and look at a secret file, the file that holds the Claude token, and wait until its token is in use.",
         {
             f"agent-runtime token put {TOKEN_FILE} < token.txt": "write it",
             f"agent-runtime token show {TOKEN_FILE}": "what is in it, without telling the token",
+            "agent-runtime token wait --fingerprint 9c2e41d07ab8": "until the one before it is out of use",
         },
     ),
     "token put": Page(
@@ -159,6 +160,22 @@ PAGES: dict[str, Page] = {
             f"agent-runtime token show --json {TOKEN_FILE}": "for scripts",
         },
         {0: "it can be used; a line 'warning' says what is odd", 1: "it cannot: the line 'error' says why"},
+    ),
+    "token wait": Page(
+        "Wait until a running supervisor has loaded the token with this fingerprint and no running execution holds an "
+        "older one: then the old one may be revoked. Executions that wait for a slot or are parked take the new one "
+        "when they start. Where a newer token does not reach running executions (delivery env), it takes until they "
+        "have ended.",
+        {
+            "agent-runtime token wait --fingerprint 9c2e41d07ab8 --timeout 900": "a quarter of an hour at most",
+            "agent-runtime token wait --fingerprint 9c2e41d07ab8 && echo revoke": "as long as it takes",
+        },
+        {
+            EXIT_SUCCESS: "it is loaded, and no running execution holds an older one",
+            EXIT_FAILED: "--timeout is over: the message says what still holds an older one",
+            EXIT_REFUSED: "the request is at fault (wrong fingerprint, access key or address)",
+            EXIT_TRY_LATER: "out of reach",
+        },
     ),
     "drain": Page(
         "Let no execution in any more; the running go on. New tasks are answered 409 draining until the supervisor "
