@@ -421,7 +421,8 @@ def test_a_burst_at_the_usage_limit_is_one_429_and_one_event_and_the_first_one_c
     assert len(of(events, "token.limited")) == 1
     assert of(events, "token.refused") == []
     assert again.json()["response"] == "finished"
-    assert (after["session_id"], len(after["attempts"])) == (before["session_id"], 2)
+    assert len(before["attempts"]) == 2, "a tool had run before it was met, so it had to be met again to be believed"
+    assert (after["session_id"], len(after["attempts"])) == (before["session_id"], 3)
     assert work.done == 4
 
 
