@@ -10,7 +10,7 @@ import msgspec
 
 from agent_runtime.errors import AdmissionError, ErrorClass, TokenLimited
 from agent_runtime.model import SUCCESS, Answer, Metadata, rfc3339
-from agent_runtime.problem import problem
+from agent_runtime.problem import ErrorDetail, problem
 from agent_runtime.standing import UNKNOWN_LIMIT_SECONDS
 from agent_runtime.state import Outcome
 from agent_runtime.verdict import SENTENCES
@@ -18,9 +18,25 @@ from agent_runtime.verdict import SENTENCES
 if TYPE_CHECKING:
     from agent_runtime.execution import Execution
     from agent_runtime.model import ExecutionRecord
+    from agent_runtime.store.transcripts import TranscriptReader
 
 
 OVERLOADED_RETRY_SECONDS = 30
+
+_UNTOLD = "the execution failed"
+
+
+class AnswerForm(msgspec.Struct, frozen=True):
+    """
+    How answers are shown; they are kept in one form, so that this may change with a restart.
+
+    Attributes:
+        detail_is_object: ``detail`` of errors is an object, with the transcript.
+        log_limit_bytes: How much of a transcript an answer carries.
+    """
+
+    detail_is_object: bool = False
+    log_limit_bytes: int = 4 << 20
 
 
 class Success(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +59,34 @@ class Success(msgspec.Struct, frozen=True, kw_only=True):
     timestamp: str
 
 
+class KeptResult(msgspec.Struct, kw_only=True):
+    """
+    How an execution ended: what its first caller got, or would have got, and the same taken apart.
+
+    Attributes:
+        status_code: The HTTP status of that answer.
+        answer: Its body.
+        response: The CLI's final text; null where it failed.
+        error: What went wrong; null where it did not fail.
+        error_code: Its ``error_class``; null where it did not fail.
+        terminal_reason: ``completed``, ``cancelled``, or the ``error_class``.
+    """
+
+    execution_id: str
+    status_code: int
+    answer: msgspec.Raw
+    retained_at: str | None
+    status: Outcome
+    response: str | None
+    error: str | None
+    error_code: str | None
+    terminal_reason: str
+    metadata: Metadata
+    execution_log: list[msgspec.Raw]
+    session_id: str | None
+    truncated_log: bool
+
+
 def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation: int | None) -> Answer:
     """Build the answer of a finished execution from its record and transcript."""
     record = execution.record
@@ -53,7 +97,7 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
             status=str(record.outcome),
             response=execution.result_text,
             session_id=record.session_id,
-            execution_log=[msgspec.Raw(line) for line in lines],
+            execution_log=frames_of(lines),
             truncated_log=truncated or execution.transcript.incomplete,
             metadata=record.metadata,
             timestamp=rfc3339(record.ended_at or record.created_at),
@@ -64,7 +108,7 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
     retry_after, resets_at = _when_again(execution, error_class)
     failure = problem(
         error_class,
-        record.detail or SENTENCES.get(error_class, "the execution failed"),
+        record.detail or SENTENCES.get(error_class, _UNTOLD),
         execution_id=record.execution_id,
         metadata=record.metadata,
         token_generation=used,
@@ -90,6 +134,67 @@ def failed_answer(record: ExecutionRecord, error_class: ErrorClass = ErrorClass.
         # What cannot be written may be why the supervisor failed; whoever waits gets an answer all the same.
         body = msgspec.json.encode(problem(error_class, SENTENCES[error_class], execution_id=record.execution_id))
     return Answer(failure.status, body)
+
+
+def frames_of(lines: list[bytes]) -> list[msgspec.Raw]:
+    """Take lines of a transcript for the JSON that they are."""
+    return [msgspec.Raw(line) for line in lines]
+
+
+def in_form(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcript: TranscriptReader) -> Answer:
+    """Show an answer in the form that is set, with the counts of its record: those kept by 0.1.0 may be null."""
+    fields = msgspec.json.decode(answer.body, type=dict[str, msgspec.Raw])
+    fields["metadata"] = _raw(record.metadata)
+    if answer.status_code != SUCCESS and form.detail_is_object:
+        error_class = record.error_class or ErrorClass.ERROR
+        lines, _ = transcript.answer_log(form.log_limit_bytes)
+        detail = ErrorDetail(
+            message=msgspec.json.decode(fields["detail"], type=str),
+            error_code=str(error_class),
+            error_class=error_class,
+            metadata=record.metadata,
+            execution_log=frames_of(lines),
+        )
+        fields["detail"] = _raw(detail)
+    return msgspec.structs.replace(answer, body=msgspec.json.encode(fields))
+
+
+def result_of(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcript: TranscriptReader) -> KeptResult:
+    """Take apart what an execution was answered with; an error's log is read from the transcript."""
+    if answer.status_code == SUCCESS:
+        said = msgspec.json.decode(answer.body, type=_Said)
+        error_class = error = None
+        reason = "cancelled" if record.outcome is Outcome.CANCELLED else "completed"
+    else:
+        lines, truncated = transcript.answer_log(form.log_limit_bytes)
+        said = _Said(execution_log=frames_of(lines), truncated_log=truncated)
+        error_class = reason = str(record.error_class or ErrorClass.ERROR)
+        error = record.detail or _UNTOLD
+    return KeptResult(
+        execution_id=record.execution_id,
+        status_code=answer.status_code,
+        answer=msgspec.Raw(answer.body),
+        retained_at=None if record.ended_at is None else rfc3339(record.ended_at),
+        status=record.outcome or Outcome.FAILED,
+        response=said.response,
+        error=error,
+        error_code=error_class,
+        terminal_reason=reason,
+        metadata=record.metadata,
+        execution_log=said.execution_log,
+        session_id=record.session_id,
+        truncated_log=said.truncated_log,
+    )
+
+
+class _Said(msgspec.Struct):
+    response: str | None = None
+    execution_log: list[msgspec.Raw] = []
+    truncated_log: bool = False
+
+
+def _raw(value: Metadata | ErrorDetail) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value))
 
 
 def _when_again(execution: Execution, error_class: ErrorClass) -> tuple[int | None, float | None]:

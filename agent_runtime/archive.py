@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.answers import failed_answer
+from agent_runtime.answers import AnswerForm, KeptResult, failed_answer, in_form, result_of
 from agent_runtime.counts import Counts
 from agent_runtime.errors import ErrorClass, NotFound
-from agent_runtime.model import Answer
+from agent_runtime.model import SUCCESS, Answer
 from agent_runtime.state import Outcome, Phase, StopReason
 from agent_runtime.store.database import StoreUnavailable
 from agent_runtime.store.retention import prune
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from agent_runtime.model import ExecutionRecord
     from agent_runtime.store.records import RecordStore
     from agent_runtime.store.tasks import TaskStore
-    from agent_runtime.store.transcripts import TranscriptStore
+    from agent_runtime.store.transcripts import TranscriptReader, TranscriptStore
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,21 @@ RECENT_KEPT = 1000
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """A finished execution whose answer is there already: to be waited for like one that runs."""
+    """
+    A finished execution whose answer is there already: to be waited for like one that runs.
+
+    Attributes:
+        answer: As callers get it.
+    """
 
     record: ExecutionRecord
     answer: Answer
+    form: AnswerForm
+    transcript: TranscriptReader
+
+    def result(self) -> KeptResult:
+        """Take the answer apart; this may read the transcript."""
+        return result_of(self.answer, self.record, self.form, self.transcript)
 
     @property
     def execution_id(self) -> str:
@@ -55,12 +66,18 @@ class Archive:
     """
 
     def __init__(
-        self, records: RecordStore, transcripts: TranscriptStore, tasks: TaskStore, counts: Counts | None = None
+        self,
+        records: RecordStore,
+        transcripts: TranscriptStore,
+        tasks: TaskStore,
+        counts: Counts | None = None,
+        form: AnswerForm | None = None,
     ) -> None:
         self.records = records
         self.transcripts = transcripts
         self.tasks = tasks
         self._counts = counts or Counts()
+        self._form = form or AnswerForm()
         self._ended_at: dict[str, float] = {}
 
     @property
@@ -81,6 +98,7 @@ class Archive:
     def conclude(self, record: ExecutionRecord, answer: Answer) -> bool:
         """Write a final record with its answer, and tell whether they are on disk."""
         ended_at = record.ended_at or time.time()
+        self._ended_at.pop(record.execution_id, None)
         self._ended_at[record.execution_id] = ended_at
         while len(self._ended_at) > RECENT_KEPT:
             del self._ended_at[next(iter(self._ended_at))]
@@ -124,18 +142,30 @@ class Archive:
         except StoreUnavailable as error:
             log.error("answer cannot be read: %s", error, extra={"execution_id": record.execution_id})
             return None
-        return Kept(record, Answer(found.status_code, found.answer)) if found is not None else None
+        if found is None:
+            return None
+        transcript = self.transcripts.reader(record.execution_id)
+        answer = in_form(Answer(found.status_code, found.answer), record, self._form, transcript)
+        return Kept(record, answer, self._form, transcript)
+
+    def shown(self, record: ExecutionRecord, answer: Answer) -> Answer:
+        """Return a new answer as callers get it."""
+        if answer.status_code == SUCCESS or not self._form.detail_is_object:
+            return answer
+        return in_form(answer, record, self._form, self.transcripts.reader(record.execution_id))
 
     def account(self) -> None:
         """
         Give every execution that an earlier supervisor left without an end one: ``interrupted``.
 
-        To be called before anything is admitted, when the earlier one's children are gone.
+        What ended lately is known again, too. To be called before anything is admitted, when the earlier one's
+        children are gone.
 
         Raises:
             StoreUnavailable: The disk does not give the records.
         """
         now = time.time()
+        self._ended_at = dict(self.records.finished_ids(now - RECENT_SECONDS))
         for record in self.records.unfinished():
             record.state = Phase.FINISHED
             record.outcome, record.error_class = Outcome.FAILED, ErrorClass.INTERRUPTED

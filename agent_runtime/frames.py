@@ -19,6 +19,13 @@ import msgspec
 SYNTHETIC_MODEL = "<synthetic>"
 """The model name of assistant frames that the CLI writes itself, not the API."""
 
+DIAGNOSTIC_MARK = "[ede_diagnostic]"
+"""
+What begins an entry of ``errors`` that the CLI shows to nobody.
+
+Source: 2.1.330; anthropics/claude-code issue 82235.
+"""
+
 PARTIAL_TYPE = "stream_event"
 _PARTIAL_MARK = b'"type":"stream_event"'
 _PARTIAL_HEAD_BYTES = 64
@@ -172,7 +179,8 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
         """What a ``result`` frame answers, or says about what failed."""
         if self.result is not None:
             return self.result
-        return "\n".join(self.errors) if self.errors else None
+        told = [error for error in self.errors or () if not error.startswith(DIAGNOSTIC_MARK)]
+        return "\n".join(told) or None
 
     @property
     def background_task_ids(self) -> tuple[str, ...]:

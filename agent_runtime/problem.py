@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec.structs import replace
 
 from agent_runtime.errors import STATUS_BY_CLASS, ErrorClass
 from agent_runtime.model import Metadata, rfc3339
@@ -41,12 +42,35 @@ TITLES: dict[ErrorClass, str] = {
 }
 
 
+class ErrorDetail(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """
+    ``detail`` of an error where ``AGENT_RUNTIME_ERROR_DETAIL`` is ``object``.
+
+    For backends that take what a failed execution has cost, and its transcript, from there.
+
+    Attributes:
+        message: What ``detail`` says otherwise.
+        error_code: The same as *error_class*, under the name such backends know.
+        metadata: Where nothing ran, all counts are 0.
+        execution_log: As of an answer; empty where nothing ran.
+        code: As beside ``detail``.
+    """
+
+    message: str
+    error_code: str
+    error_class: ErrorClass
+    metadata: Metadata
+    execution_log: list[msgspec.Raw]
+    code: str | None = None
+
+
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """
     The body of every answer that is no success.
 
     Attributes:
         detail: A sentence for a person; never holds an id, nor words that call for another token unless that is meant.
+            Where it was set so, an object that holds it.
         token_stale: A newer generation than the one that was used is loaded.
         resets_at: When the usage limit ends, RFC 3339, where the API said so.
     """
@@ -54,7 +78,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     type: str
     title: str
     status: int
-    detail: str
+    detail: str | ErrorDetail
     error_class: ErrorClass
     code: str | None = None
     execution_id: str | None = None
@@ -89,3 +113,18 @@ def problem(
         token_stale=token_stale,
         resets_at=None if resets_at is None else rfc3339(resets_at),
     )
+
+
+def with_object(text: Problem, frames: list[msgspec.Raw] | None = None) -> Problem:
+    """Return the same problem with an object as its detail; *frames*: the transcript."""
+    if isinstance(text.detail, ErrorDetail):
+        return text
+    detail = ErrorDetail(
+        message=text.detail,
+        error_code=str(text.error_class),
+        error_class=text.error_class,
+        metadata=text.metadata or Metadata(token_generation=text.token_generation),
+        execution_log=frames or [],
+        code=text.code,
+    )
+    return replace(text, detail=detail)

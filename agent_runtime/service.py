@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from agent_runtime.answers import AnswerForm
 from agent_runtime.api.access import AccessKey
 from agent_runtime.api.access_log import AccessLog
 from agent_runtime.api.app import OPEN_PATHS, Api, build_app
@@ -175,7 +176,8 @@ def serve(settings: Settings, environ: Mapping[str, str], premises: Premises, st
         )
         records = held.enter_context(contextlib.closing(RecordStore.open(data_dir / "records.sqlite")))
         transcripts, tasks = TranscriptStore(data_dir / "transcripts"), TaskStore(data_dir / "tasks", redactor)
-        archive = Archive(records, transcripts, tasks, counts)
+        form = AnswerForm(settings.error_detail == "object", settings.answer_log_limit)
+        archive = Archive(records, transcripts, tasks, counts, form)
         supervisor = Supervisor(
             settings,
             secret=secret,
@@ -245,7 +247,12 @@ async def _serve(
     access = AccessKey(settings.access_key_file, settings.access_header, premises.redactor)
     if access.required and access.read() is None:
         log.warning("no usable access key in %s: nobody may call until there is one", settings.access_key_file)
-    connections = OpenConnections(_places(settings), request_seconds=settings.request_timeout, open_paths=OPEN_PATHS)
+    connections = OpenConnections(
+        _places(settings),
+        request_seconds=settings.request_timeout,
+        open_paths=OPEN_PATHS,
+        detail_is_object=settings.error_detail == "object",
+    )
     app = build_app(Api(supervisor, access, connections, Metrics(supervisor, lambda: premises.logs.lost)))
     config = uvicorn.Config(
         AccessLog(app, supervisor.counts, told=settings.access_log),

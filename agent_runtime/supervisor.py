@@ -250,7 +250,7 @@ class Supervisor:
         if not self.archive.conclude(record, answer) and record.metadata.retained:
             record.metadata.retained = False
             answer = self._answer_to(execution)
-        return answer
+        return self.archive.shown(record, answer)
 
     def _answer_to(self, execution: Execution) -> Answer:
         generation = self.desk.current

@@ -33,7 +33,6 @@ from agent_runtime.errors import (
     TooLarge,
 )
 from agent_runtime.model import rfc3339, shown
-from agent_runtime.problem import MEDIA_TYPE, problem
 from agent_runtime.secret_writer import put_once
 from agent_runtime.state import Outcome, Phase
 from agent_runtime.task import parse
@@ -195,14 +194,7 @@ async def get_result(api: Api, request: Request) -> Response:
     kept = api.supervisor.result(execution_id)
     if kept is None:
         return _json({"execution_id": execution_id, "status": "accepted"}, 202)
-    return _json(
-        {
-            "execution_id": execution_id,
-            "status_code": kept.answer.status_code,
-            "answer": msgspec.Raw(kept.answer.body),
-            "retained_at": _time(kept.record.ended_at),
-        }
-    )
+    return _json(await asyncio.to_thread(kept.result))
 
 
 async def start_drain(api: Api, request: Request) -> Response:
@@ -372,13 +364,15 @@ def build_app(api: Api) -> Starlette:
     for entry in ROUTES:
         by_path.setdefault(entry.path, {})[entry.method] = entry
     routes = [Route(path, _endpoint(api, entries), methods=list(entries)) for path, entries in by_path.items()]
+    detail_is_object = api.supervisor.settings.error_detail == "object"
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        headers = error.headers if isinstance(error, HTTPException) else None
+        return problem_response(_refusal(error), headers=headers, detail_is_object=detail_is_object)
+
     app = Starlette(
         routes=routes,
-        exception_handlers={
-            HTTPException: _http_exception,
-            AgentRuntimeError: _own_exception,
-            Exception: _any_exception,
-        },
+        exception_handlers={HTTPException: refuse, AgentRuntimeError: refuse, Exception: refuse},
     )
     # A path with a slash too many is unknown: a redirect would be built from the caller's Host.
     app.router.redirect_slashes = False
@@ -397,23 +391,15 @@ def _endpoint(api: Api, entries: dict[str, Entry]) -> Callable[[Request], Awaita
     return endpoint
 
 
-async def _own_exception(request: Request, error: Exception) -> Response:
-    return problem_response(error if isinstance(error, AgentRuntimeError) else AgentRuntimeError("failed"))
-
-
-async def _http_exception(request: Request, error: Exception) -> Response:
-    """Translate starlette's own refusals: an unknown path and a method that a path does not take."""
-    if isinstance(error, HTTPException) and error.status_code == STATUS_BY_CLASS[ErrorClass.METHOD]:
-        return problem_response(
-            MethodNotAllowed("this path does not take this method; the header Allow names those it takes"),
-            headers=error.headers,
-        )
-    return problem_response(NotFound("there is nothing at this path; /openapi.json lists all paths"))
-
-
-async def _any_exception(request: Request, error: Exception) -> Response:
-    body = problem(ErrorClass.ERROR, "the supervisor failed; its log says more")
-    return Response(msgspec.json.encode(body), 500, media_type=MEDIA_TYPE)
+def _refusal(error: Exception) -> AgentRuntimeError:
+    """Return what the caller is told; starlette itself refuses unknown paths, and methods a path does not take."""
+    if isinstance(error, AgentRuntimeError):
+        return error
+    if not isinstance(error, HTTPException):
+        return AgentRuntimeError("the supervisor failed; its log says more")
+    if error.status_code == STATUS_BY_CLASS[ErrorClass.METHOD]:
+        return MethodNotAllowed("this path does not take this method; the header Allow names those it takes")
+    return NotFound("there is nothing at this path; /openapi.json lists all paths")
 
 
 def _shown(record: ExecutionRecord) -> Any:

@@ -87,21 +87,6 @@ class ExecutionStatus(msgspec.Struct, kw_only=True):
     metadata: Metadata
 
 
-class KeptResult(msgspec.Struct, kw_only=True):
-    """
-    What the first caller of an execution got, or would have got.
-
-    Attributes:
-        status_code: The HTTP status of that answer.
-        answer: Its body.
-    """
-
-    execution_id: str
-    status_code: int
-    answer: msgspec.Raw
-    retained_at: str | None
-
-
 class Termination(msgspec.Struct, kw_only=True):
     """The end of an execution; nothing of it is left."""
 

@@ -65,10 +65,14 @@ class OpenConnections:
     Args:
         request_seconds: How long a header may take to arrive; a body gets as much and more the longer it is.
         open_paths: Paths of probes.
+        detail_is_object: The form of refusals.
     """
 
-    def __init__(self, limit: int, *, request_seconds: float, open_paths: frozenset[str]) -> None:
+    def __init__(
+        self, limit: int, *, request_seconds: float, open_paths: frozenset[str], detail_is_object: bool = False
+    ) -> None:
         self.limit = limit
+        self.detail_is_object = detail_is_object
         self.request_seconds = request_seconds
         self.open_paths = open_paths
         self._open: set[Connection] = set()
@@ -197,7 +201,8 @@ class Connection(H11Protocol):
         if has_begun or self.transport.is_closing():
             self.transport.abort()
             return
-        response = problem_response(error, headers={"connection": "close"})
+        closes = {"connection": "close"}
+        response = problem_response(error, headers=closes, detail_is_object=self._places.detail_is_object)
         lines = [f"HTTP/1.1 {response.status_code} {HTTPStatus(response.status_code).phrase}".encode()]
         lines += [name + b": " + value for name, value in [*self.server_state.default_headers, *response.raw_headers]]
         body = b"" if self._asked_head() else bytes(response.body)

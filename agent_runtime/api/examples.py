@@ -165,6 +165,12 @@ ANSWERS: dict[tuple[str, int], dict[str, Any]] = {
             "status_code": 200,
             "answer": _SUCCESS,
             "retained_at": "2026-11-18T10:26:48.312Z",
+            "status": "success",
+            "error": None,
+            "error_code": None,
+            "terminal_reason": "completed",
+            **{name: _SUCCESS[name] for name in ("response", "metadata", "execution_log")},
+            **{name: _SUCCESS[name] for name in ("session_id", "truncated_log")},
         }
     },
     ("getExecutionResult", 202): _ACCEPTED,

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from agent_runtime.answers import Success
+from agent_runtime.answers import KeptResult, Success
 from agent_runtime.api import bodies
 from agent_runtime.errors import ErrorClass
 from agent_runtime.events import Event
@@ -125,7 +125,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", "/api/executions/{id}/result"): Operation(
         id="getExecutionResult",
         tag="executions",
-        answers={200: (bodies.KeptResult,), 202: (bodies.Accepted,)},
+        answers={200: (KeptResult,), 202: (bodies.Accepted,)},
         errors=(ErrorClass.NOT_FOUND,),
         parameters=("id",),
         more="Where the execution is known and its answer is not kept, `code` is `no_retained_result`.",

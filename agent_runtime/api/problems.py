@@ -8,13 +8,15 @@ import msgspec
 from starlette.responses import Response
 
 from agent_runtime.errors import AccessDenied, AdmissionError, AgentRuntimeError, NotFound, TokenLimited
-from agent_runtime.problem import MEDIA_TYPE, problem
+from agent_runtime.problem import MEDIA_TYPE, problem, with_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def problem_response(error: AgentRuntimeError, *, headers: Mapping[str, str] | None = None) -> Response:
+def problem_response(
+    error: AgentRuntimeError, *, headers: Mapping[str, str] | None = None, detail_is_object: bool = False
+) -> Response:
     """Answer with what *error* says."""
     sent = dict(headers or {})
     if isinstance(error, AdmissionError) and error.retry_after_seconds is not None:
@@ -30,4 +32,6 @@ def problem_response(error: AgentRuntimeError, *, headers: Mapping[str, str] | N
         code=error.code if isinstance(error, NotFound) else None,
         resets_at=error.resets_at if isinstance(error, TokenLimited) else None,
     )
+    if detail_is_object:
+        body = with_object(body)
     return Response(msgspec.json.encode(body), body.status, sent, MEDIA_TYPE)

@@ -133,6 +133,7 @@ def _say_more(found: dict[str, Any]) -> None:
     found["Image"]["properties"]["data"]["contentEncoding"] = "base64"
     found["Event"]["properties"]["type"]["enum"] = sorted(TYPES)
     found["Success"]["properties"]["status"]["enum"] = ["success", "cancelled"]
-    found["Success"]["properties"]["execution_log"]["items"] = {"type": "object"}
+    for name in ("Success", "KeptResult", "ErrorDetail"):
+        found[name]["properties"]["execution_log"]["items"] = {"type": "object"}
     answer = found["KeptResult"]["properties"]["answer"]
     found["KeptResult"]["properties"]["answer"] = {**answer, "anyOf": [pointer(Success), pointer(Problem)]}

@@ -109,6 +109,8 @@ def problem_in(reply: Reply) -> Problem | None:
 
 def problem_of(content: dict[str, Any], status_code: int) -> Problem:
     """Read a problem field by field: one that has another type than was agreed costs only itself."""
+    if isinstance(detail := content.get("detail"), dict):  # AGENT_RUNTIME_ERROR_DETAIL=object
+        content = {**content, "detail": detail.get("message")}
     known: dict[str, Any] = {}
     for spec in msgspec.structs.fields(Problem):
         try:

@@ -232,17 +232,18 @@ class RecordStore:
         rows = self._rows("SELECT record FROM executions WHERE state != 'finished' ORDER BY created_at, execution_id")
         return [record for (encoded,) in rows if (record := _decoded(encoded))]
 
-    def finished_ids(self) -> Iterator[tuple[str, float]]:
+    def finished_ids(self, since: float = 0.0) -> Iterator[tuple[str, float]]:
         """
-        Yield ids of finished executions and when they ended, those that ended first first.
+        Yield ids of executions that finished *since* then, and when; those that ended first first.
 
         Raises:
             StoreUnavailable: The disk does not give them.
         """
-        query = (
-            "SELECT execution_id, coalesce(ended_at, created_at) FROM executions WHERE state = 'finished' ORDER BY 2"
-        )
-        yield from self._rows(query)
+        query = """
+            SELECT execution_id, coalesce(ended_at, created_at) FROM executions
+            WHERE state = 'finished' AND coalesce(ended_at, created_at) >= ? ORDER BY 2
+            """
+        yield from self._rows(query, since)
 
     def delete(self, execution_id: str) -> None:
         """
