@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import json
 import os
 import sys
@@ -114,21 +113,17 @@ def _serve(options: argparse.Namespace) -> int:
     environ = dict(os.environ)  # which decodes every value each time it is read
     settings = load(environ, {setting.name: getattr(options, f"setting_{setting.name}") for setting in SETTINGS})
     start = Start()
-    gc.disable()  # while next to nothing but what stays is made: until the server listens
     try:
         # Imported here: the other commands start without the web server.
         from agent_runtime.premises import occupied
+        from agent_runtime.service import serve
 
         with occupied(settings, environ, start) as premises:
-            # Not before: what takes longest to import is imported while a thread waits for the first child.
-            from agent_runtime.service import serve
-
             return serve(settings, environ, premises, start)
     except CalledOff as ended:
         print(f"agent-runtime: {ended}", file=sys.stderr)
         return 0
     finally:
-        gc.enable()
         start.close()
 
 

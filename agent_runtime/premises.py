@@ -17,7 +17,6 @@ import os
 import pwd
 import shutil
 import socket
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -51,14 +50,13 @@ class Premises(NamedTuple):
     Attributes:
         listener: Bound; nobody is let in before something listens.
         run_dir: For the files of running children; empty.
-        containment: Nothing of an earlier supervisor is left in a cgroup, either, once it is there; to wait for it may
-            raise :class:`~agent_runtime.errors.CannotStart`.
+        containment: In whose cgroups nothing of an earlier supervisor is left.
     """
 
     data_dir: Path
     run_dir: Path
     listener: socket.socket
-    containment: Future[Containment]
+    containment: Containment
     redactor: Redactor
     logs: LogQueue
 
@@ -101,9 +99,7 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         start.go_on()  # not earlier: also who is called off leaves nothing behind of an earlier supervisor
         _passable(_directory(run_dir, f"{PREFIX}DATA_DIR"), settings)
         limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
-        choosing = held.enter_context(ThreadPoolExecutor(1, thread_name_prefix="containment"))
-        containment = choosing.submit(_contained, settings.containment, limits, data_dir)
-        choosing.shutdown(wait=False)  # its thread ends with this
+        containment = _contained(settings.containment, limits, data_dir)
         yield Premises(data_dir, run_dir, listener, containment, redactor, logs)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import gc
 import logging
 import os
 import signal
@@ -185,7 +184,7 @@ def serve(settings: Settings, environ: Mapping[str, str], premises: Premises, st
             redactor=redactor,
             archive=archive,
             deliveries=deliveries,
-            containment=premises.containment.result(),
+            containment=premises.containment,
             probe=None if settings.probe == "off" else Probe(environ),
             events=EventLog(redact=redactor.redact_text, happened=counts.happened),
             environ=environ,
@@ -288,8 +287,6 @@ async def _serve(
         resumption = Resumption(supervisor)
         resumption.turn()  # before anybody can ask for something else
         chores.append(asyncio.create_task(resumption.run()))
-    gc.freeze()  # what is there by now stays: it need not be looked through each time there is garbage to find
-    gc.enable()
     await server.serve(sockets=[premises.listener])
     await ending.finished()
     for chore in chores:
