@@ -200,7 +200,7 @@ def _raw(value: Metadata | ErrorDetail) -> msgspec.Raw:
 def _when_again(execution: Execution, error_class: ErrorClass) -> tuple[int | None, float | None]:
     """Tell in how many seconds it is worth asking again, and when a usage limit ends, where either is known."""
     if isinstance(execution.error, TokenLimited):
-        return execution.error.retry_after_seconds, execution.error.resets_at
+        return execution.error.retry_after_seconds, execution.limited_until
     if isinstance(execution.error, AdmissionError):
         return execution.error.retry_after_seconds, None
     if error_class is ErrorClass.RATE_LIMIT:

@@ -107,6 +107,8 @@ class Course:
             execution.slot = self._ticket.number
             if self._office.settings.probe == "before_dispatch":
                 await self._ask_first()
+                if (ended := self._unstarted()) is not None:
+                    return ended
             report = await execution.attempt(self._session)
             final = execution.judge(report)
             self._had_tool |= report.tally.tool_count > 0
@@ -212,12 +214,14 @@ class Course:
         )
 
     async def _ask_first(self) -> None:
-        """Ask the API about the token that the next attempt would get."""
+        """Ask the API about the token that the next attempt would get; not for longer than anybody wants to know."""
         generation, confirmer = self._office.desk.current, self._office.confirmer
         if generation is None or self._office.desk.standing.trouble_of(generation) is not None:
             return
         asked_at = time.monotonic()
-        confirmer.heed(generation, await confirmer.ask(generation, self._execution.task.model), asked_at)
+        asking = asyncio.ensure_future(confirmer.ask(generation, self._execution.task.model))
+        if await self._wait(asking, self._execution.total_at):
+            confirmer.heed(generation, asking.result(), asked_at)
 
     def _note_limit(self, report: Report, generation: Generation) -> Confirmation:
         """Believe a usage limit that no tool can have forged; any other is confirmed only by one that is believed."""

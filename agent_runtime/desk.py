@@ -12,7 +12,7 @@ from agent_runtime.errors import NoToken, TokenLimited, TokenUnpaid, TokenUnusab
 from agent_runtime.secret_file import SecretState
 from agent_runtime.standing import PROBED
 from agent_runtime.state import TokenTrouble
-from agent_runtime.verdict import BLOCKED_SENTENCE
+from agent_runtime.verdict import BLOCKED_SENTENCE, limit_sentence
 
 if TYPE_CHECKING:
     from agent_runtime.errors import AdmissionError
@@ -239,9 +239,10 @@ class TokenDesk:
 
     def _require_unlimited(self, generation: Generation, model: str | None) -> None:
         if limit := self.limit_of(generation, model):
+            resets_at = limit.until if limit.is_told else None
             raise TokenLimited(
-                "the account's usage limit is reached; write another account's token, or wait for the reset",
+                limit_sentence(resets_at),
                 retry_after_seconds=max(1, math.ceil(limit.until - time.time())),
-                resets_at=limit.until if limit.is_told else None,
+                resets_at=resets_at,
                 token_generation=generation.number,
             )

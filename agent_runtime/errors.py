@@ -32,6 +32,7 @@ are kept for confirmed refusals: see :data:`RESERVED_WORDS`.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 
 
@@ -116,6 +117,30 @@ Words (lower case) a backend reads as "switch the token": no error text of anoth
 
 Source: the rules of Abilityai/trinity's backend, 2026, which also has longer forms of these words; "429" is ours.
 """
+
+
+SWITCHING_CLASSES = frozenset({ErrorClass.AUTH, ErrorClass.BILLING, ErrorClass.RATE_LIMIT})
+"""Those that another token can cure, and whose texts may say so."""
+
+_RESERVED = re.compile("|".join(map(re.escape, RESERVED_WORDS)), re.IGNORECASE)
+
+
+def is_reserved(text: str) -> bool:
+    """Whether a backend would take *text* for a reason to switch the token."""
+    lowered = text.lower()
+    return any(word in lowered for word in RESERVED_WORDS)
+
+
+def plain_detail(error_class: ErrorClass, text: str) -> str:
+    """
+    Return *text* as an error of this class may say it.
+
+    What other programs say, and the names of files and users, may hold reserved words by chance.
+    """
+    if error_class in SWITCHING_CLASSES or not is_reserved(text):
+        return text
+    masked = _RESERVED.sub("\N{HORIZONTAL ELLIPSIS}", text)
+    return "its text cannot be shown; the log says more" if is_reserved(masked) else masked
 
 
 class AgentRuntimeError(Exception):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from agent_runtime.attempt import Attempt
 from agent_runtime.change import Change
 from agent_runtime.command import CONTINUE_PROMPT, Session
-from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed
+from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed, TokenLimited, plain_detail
 from agent_runtime.model import (
     COMPACT_EVENTS_KEPT,
     Answer,
@@ -27,7 +27,7 @@ from agent_runtime.model import (
 from agent_runtime.orders import Order
 from agent_runtime.reports import Answered, Progress, Reached, Report, Spawned, Stopping, measure
 from agent_runtime.state import Event, Outcome, Phase, StopReason, transition
-from agent_runtime.verdict import Verdict, verdict
+from agent_runtime.verdict import Verdict, limit_sentence, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -199,7 +199,7 @@ class Execution:
         self._go(Event.ENDED)
         record.outcome = final.outcome
         record.error_class = final.error_class
-        record.detail = self._without_ids(final.detail)
+        record.detail = self._detail_of(final)
         record.ended_at = time.time()
         self.transcript.close()
         self._surroundings.counts.observe("execution_duration_seconds", time.monotonic() - self._admitted_at)
@@ -356,12 +356,22 @@ class Execution:
             return Verdict(Outcome.FAILED, ErrorClass.ERROR, "the attempt ended without a trace")
         return verdict(report.ending)
 
-    def _without_ids(self, detail: str | None) -> str | None:
-        """Keep ids out of what callers match for words: an id may hold "401" by chance."""
+    @property
+    def limited_until(self) -> float | None:
+        """When the usage limit ends that it was turned away for, or that it met; epoch seconds, where known."""
+        return self.error.resets_at if isinstance(self.error, TokenLimited) else self.resets_at
+
+    def _detail_of(self, final: Verdict) -> str | None:
+        """Say what went wrong, without ids, and without words that backends act on unless they are meant."""
+        detail = final.detail
+        if final.error_class is ErrorClass.RATE_LIMIT:
+            return limit_sentence(self.limited_until)
+        if detail is None:
+            return None
         ids = [self.execution_id, self.record.session_id or self.execution_id]
-        if detail is not None and any(known in detail for known in ids):
-            return detail.split(":", 1)[0]
-        return detail
+        if any(known in detail for known in ids):
+            detail = detail.split(":", 1)[0]
+        return plain_detail(final.error_class or ErrorClass.ERROR, detail)
 
     def _move(self, event: Event) -> None:
         """Change the phase and let everybody know."""

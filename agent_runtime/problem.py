@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec.structs import replace
 
-from agent_runtime.errors import STATUS_BY_CLASS, ErrorClass
+from agent_runtime.errors import STATUS_BY_CLASS, ErrorClass, plain_detail
 from agent_runtime.model import Metadata, rfc3339
 
 MEDIA_TYPE = "application/problem+json"
@@ -104,7 +104,7 @@ def problem(
         type=f"urn:agent-runtime:problem:{error_class}",
         title=TITLES[error_class],
         status=STATUS_BY_CLASS[error_class],
-        detail=detail,
+        detail=plain_detail(error_class, detail),
         error_class=error_class,
         code=code,
         execution_id=execution_id,

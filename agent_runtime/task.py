@@ -11,7 +11,7 @@ from uuid import UUID  # noqa: TC003 - msgspec reads it at run time
 
 import msgspec
 
-from agent_runtime.errors import RESERVED_WORDS, InvalidRequest
+from agent_runtime.errors import InvalidRequest, is_reserved
 from agent_runtime.trace_context import TraceContext, trace_context
 
 if TYPE_CHECKING:
@@ -209,5 +209,5 @@ def _plain(message: str) -> str:
 
 def _shown(name: str) -> str:
     """Repeat a caller's field name, unless it would make an error text say what it does not mean."""
-    is_fit = name.isprintable() and not any(word in name.lower() for word in RESERVED_WORDS)
+    is_fit = name.isprintable() and not is_reserved(name)
     return name[:64] if is_fit else "(not shown)"

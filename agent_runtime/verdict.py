@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import signal
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.errors import RESERVED_WORDS, ErrorClass
+from agent_runtime.errors import SWITCHING_CLASSES, ErrorClass, is_reserved
 from agent_runtime.state import CLASS_BY_STOP, CLASS_BY_TROUBLE, STALLS, Outcome, StopReason, TokenTrouble
 
 if TYPE_CHECKING:
     from agent_runtime.evidence import Sighting
 
-_SWITCHING_CLASSES = {ErrorClass.AUTH, ErrorClass.BILLING, ErrorClass.RATE_LIMIT}
 _MAX_TURNS_SUBTYPE = "error_max_turns"
 
 SENTENCES: dict[ErrorClass, str] = {
@@ -141,17 +142,28 @@ def token_verdict(trouble: TokenTrouble) -> Verdict:
     return Verdict(Outcome.FAILED, error_class, sentence)
 
 
+def limit_sentence(resets_at: float | None) -> str:
+    """Say that a usage limit is reached, and until when (epoch seconds) where that is known: a person reads it."""
+    try:
+        # The whole minute after it: at the one before, the limit would still last.
+        end = None if resets_at is None else datetime.fromtimestamp(math.ceil(resets_at / 60) * 60, UTC)
+    except (OverflowError, ValueError, OSError):
+        end = None
+    if end is None:
+        return SENTENCES[ErrorClass.RATE_LIMIT]
+    return SENTENCES[ErrorClass.RATE_LIMIT].replace(" is reached;", f" is reached until {end:%Y-%m-%d %H:%M} UTC;")
+
+
 def _failed(error_class: ErrorClass, more: str | None = None) -> Verdict:
     sentence = SENTENCES[error_class]
-    if more and error_class not in _SWITCHING_CLASSES and is_plain(more):
+    if more and error_class not in SWITCHING_CLASSES and is_plain(more):
         sentence = f"{sentence}: {more}"
     return Verdict(Outcome.FAILED, error_class, sentence)
 
 
 def is_plain(text: str) -> bool:
     """Whether *text* may be shown in an error: short, one line, and without a word that backends act on."""
-    lowered = text.lower()
-    return len(text) <= 300 and text.isprintable() and not any(word in lowered for word in RESERVED_WORDS)
+    return len(text) <= 300 and text.isprintable() and not is_reserved(text)
 
 
 def _signal_name(number: int) -> str:
