@@ -83,7 +83,7 @@ class Attempt:
         self._reason: StopReason | None = None
         self._stop_is_done = False
         self._child: Child | None = None
-        self._witness = Witness()
+        self._witness = Witness(time.time)
         self._last_error: Sighting | None = None
         self._evidence: Sighting | None = None
         self._last_words = ""

@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
+from agent_runtime.error_bodies import STATUS_BY_TYPE
 from agent_runtime.errors import ErrorClass
+from agent_runtime.evidence_matching import ApiError
+from agent_runtime.evidence_models import names_another_model
 from agent_runtime.evidence_phrases import LIMIT_BY_WORDS, MODEL_BY_LIMIT
-from agent_runtime.evidence_rules import STATUS_BY_TYPE, ApiError, rule_for
+from agent_runtime.evidence_rules import rule_for
 from agent_runtime.evidence_text import (
-    end_of_limit,
     error_in_sentence,
     error_in_stderr,
     is_foreign_entry,
@@ -32,10 +34,13 @@ from agent_runtime.evidence_text import (
     time_of_entry,
 )
 from agent_runtime.frames import SYNTHETIC_MODEL
+from agent_runtime.reset_times import end_of_limit
 from agent_runtime.state import TokenTrouble
 
 if TYPE_CHECKING:
-    from agent_runtime.evidence_rules import Rule
+    from collections.abc import Callable
+
+    from agent_runtime.evidence_matching import Rule
     from agent_runtime.frames import Frame
 
 _TROUBLE_BY_CLASS = {
@@ -43,6 +48,17 @@ _TROUBLE_BY_CLASS = {
     ErrorClass.BILLING: TokenTrouble.BILLING,
     ErrorClass.RATE_LIMIT: TokenTrouble.LIMITED,
 }
+
+_STATUSES_BY_WORD: dict[str | None, set[int | None]] = {
+    "authentication_failed": {401, 403},
+    "oauth_org_not_allowed": {401, 403},
+    "rate_limit": {429},
+    "billing_error": {400, 402, 403, 429},
+    "model_not_found": {400, 403, 404},
+}
+"""What a frame without a status may be about. Source: how Claude Code 2.1.30 to 2.1.332 words an answer of the API."""
+
+_SAME_LENGTH = 60
 
 QUOTES_NEWLINES_SINCE = (2, 1, 114)
 """
@@ -65,7 +81,7 @@ class Sighting(msgspec.Struct, frozen=True):
 
     Attributes:
         rule: The id of the rule that recognised it: see :mod:`agent_runtime.evidence_rules`.
-        is_evidence: The API refused the token: the attempt must be stopped now.
+        is_evidence: It is about the token or its account: the attempt must be stopped now.
         condemns: It may count against the generation; false for what only the CLI says, such as "Not logged in".
         trouble: What it says is wrong with the token or its account; None: nothing.
         is_final: The CLI has given up; false for its retries.
@@ -74,6 +90,7 @@ class Sighting(msgspec.Struct, frozen=True):
         limit_model: The model the limit is of; None: the whole account.
         resets_at: When the limit ends, epoch seconds.
         retry_after_seconds: When the CLI itself would try again.
+        advice: What the caller is told instead of the sentence of the class.
     """
 
     rule: str
@@ -88,6 +105,7 @@ class Sighting(msgspec.Struct, frozen=True):
     limit_model: str | None = None
     resets_at: float | None = None
     retry_after_seconds: float | None = None
+    advice: str | None = None
 
     def or_sharper(self, earlier: Sighting | None) -> Sighting:
         """
@@ -107,6 +125,7 @@ class Sighting(msgspec.Struct, frozen=True):
                 self,
                 rule=earlier.rule if self.error_class is ErrorClass.OVERLOADED else self.rule,
                 error_class=ErrorClass.RATE_LIMIT,
+                trouble=TokenTrouble.LIMITED,
                 limit_type=self.limit_type or earlier.limit_type,
                 limit_model=self.limit_model or earlier.limit_model,
                 resets_at=self.resets_at or earlier.resets_at,
@@ -124,13 +143,21 @@ class Witness:
     Read one attempt's lines for API errors that the CLI itself reports; fed with each line once, in order.
 
     Guarantee: never raises, whatever the bytes; costs a few microseconds for a line that is none of its business.
+
+    Args:
+        now: The time, in epoch seconds; the ends of limits are told relative to it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
         self._starting = True
         self._foreign_since: str | None = None
         self._told: ApiError | None = None
+        self._told_aside = False
+        self._given_up: tuple[str, ApiError] | None = None
         self._limit: _Limit | None = None
+        self._models: set[str] = set()
+        self._model_has_spoken = False
 
     def stderr(self, line: bytes, *, finished: bool = True) -> Sighting | None:
         """
@@ -140,22 +167,28 @@ class Witness:
         can have the very form of an API error. It is believed only when its time is later than that of the MCP server's
         entry, or when the CLI has said something else itself in between.
 
+        A refusal of one model is none of the run's where it is not the run's model, or where nobody can tell and the
+        run's own has answered before: then a sub-agent asked, or the CLI for itself, with a small model. The run's own
+        request is reported in frames, too.
+
         Args:
             finished: Whether the newline is there. Of a line that may go on only what no end could change is believed:
-                a status together with the API's own type for it.
+                a body that is there, with the type of the error.
         """
         error = error_in_stderr(line)
         if error is None:
             if self._starting and finished:
                 self._watch_start(line)
             return None
-        if not finished and error.type is None:
+        if not finished and (error.type is None or not error.is_whole):
             return None
         if self._foreign_since is not None and not "" < self._foreign_since < time_of_entry(line):
             return None
+        sighting = self._sighting(error, Channel.STDERR, is_final=False)
+        is_aside = sighting.error_class is ErrorClass.MODEL and self._is_aside(error)
         if finished:
-            self._told = error
-        return self._sighting(error, Channel.STDERR, is_final=False)
+            self._told, self._told_aside = error, is_aside
+        return None if is_aside else sighting
 
     def stdout(self, frame: Frame) -> Sighting | None:
         """Look at a frame."""
@@ -185,6 +218,8 @@ class Witness:
 
     def _system(self, frame: Frame) -> Sighting | None:
         if frame.subtype == "init":
+            if frame.model is not None:
+                self._models.add(frame.model)
             version = _version(frame.claude_code_version)
             if version is not None and version >= QUOTES_NEWLINES_SINCE:
                 self._starting = False
@@ -203,18 +238,29 @@ class Witness:
         if message is None or message.model is None:
             return None
         if message.model != SYNTHETIC_MODEL:
-            self._told = None  # the model goes on: what was reported before is over
+            # The model goes on: what was reported before is over.
+            self._told = self._given_up = None
+            self._models.add(message.model)
+            self._model_has_spoken = True
             return None
         if frame.error is None:
             return None
-        return self._sighting(self._qualified(_reported(frame, frame.text)), Channel.STDOUT, is_final=True)
+        error = self._qualified(_reported(frame, frame.text))
+        self._given_up = (frame.text, error)
+        return self._sighting(error, Channel.STDOUT, is_final=True)
 
     def _result(self, frame: Frame) -> Sighting | None:
         if not frame.is_error or frame.subtype == "error_max_turns":
             return None
         # Not its ``errors``: they hold whatever the CLI has logged, an MCP server's 401 too.
         error = _reported(frame, frame.result or "")
-        sighting = self._sighting(self._qualified(error), Channel.STDOUT, is_final=True)
+        if self._given_up is not None and frame.result == self._given_up[0]:
+            # Said once more, without the word and, in older versions, without all else.
+            said = self._given_up[1]
+            error = replace(said, status=error.status or said.status, type=error.type or said.type)
+        else:
+            error = self._qualified(error)
+        sighting = self._sighting(error, Channel.STDOUT, is_final=True)
         if frame.api_error_status is None:
             # Nothing but a sentence: true or not, it is no word of the API.
             sighting = replace(sighting, condemns=False)
@@ -239,6 +285,7 @@ class Witness:
             rule="limit-event",
             channel=Channel.STDOUT,
             error_class=ErrorClass.RATE_LIMIT,
+            trouble=TokenTrouble.LIMITED,
             status=429,
             limit_type=limit_type,
             limit_model=MODEL_BY_LIMIT.get(limit_type or ""),
@@ -250,13 +297,26 @@ class Witness:
     def _qualified(self, error: ApiError) -> ApiError:
         """Add what stderr told about the same error and the frame leaves out."""
         told = self._told
-        if told is None or error.type is not None:
+        if told is None or error.type not in {None, told.type}:
             return error
-        if error.status == told.status and error.status in {401, 403}:
-            return replace(error, type=told.type, text=f"{error.text} \u00b7 {told.text}")
-        if error.status is None and error.word == "authentication_failed" and told.status in {401, 403}:
-            return replace(error, status=told.status, type=told.type, text=f"{error.text} \u00b7 {told.text}")
-        return error
+        statuses = {error.status}
+        if error.status is None:
+            statuses = set() if self._told_aside else _STATUSES_BY_WORD.get(error.word, set())
+        if told.status not in statuses or not _say_the_same(error.message, told.message):
+            return error
+        return replace(
+            error,
+            status=told.status,
+            type=told.type,
+            code=told.code,
+            text=f"{error.text} \u00b7 {told.text}",
+            message=told.message,
+        )
+
+    def _is_aside(self, error: ApiError) -> bool:
+        """Tell whether the refusal of a model is not of the run's own request."""
+        another = names_another_model(error.message or error.text, self._models)
+        return self._model_has_spoken if another is None else another
 
     def _sighting(self, error: ApiError, channel: Channel, *, is_final: bool) -> Sighting:
         if error.status is None and error.type is not None:
@@ -268,9 +328,10 @@ class Witness:
             error_class=rule.error_class,
             is_evidence=rule.is_evidence,
             condemns=rule.condemns,
-            trouble=_TROUBLE_BY_CLASS.get(rule.error_class),
+            trouble=TokenTrouble.BLOCKED if rule.blocks else _TROUBLE_BY_CLASS.get(rule.error_class),
             is_final=is_final,
             status=error.status,
+            advice=rule.advice,
         )
         return self._with_limit(sighting, error, rule)
 
@@ -278,10 +339,12 @@ class Witness:
         if rule.error_class is ErrorClass.RATE_LIMIT:
             lowered = error.text.lower()
             named = next((limit for words, limit in LIMIT_BY_WORDS if words in lowered), None)
-            resets_at = end_of_limit(error.text)
-        elif self._limit is not None and error.status == 429:
+            resets_at = end_of_limit(error.text, self._now())
+        elif self._limit is not None and error.status == 429 and not rule.is_evidence:
             named = resets_at = None
-            sighting = replace(sighting, rule="limit-event", error_class=ErrorClass.RATE_LIMIT)
+            sighting = replace(
+                sighting, rule="limit-event", error_class=ErrorClass.RATE_LIMIT, trouble=TokenTrouble.LIMITED
+            )
         else:
             return sighting
         limit = self._limit or _Limit(named, resets_at)
@@ -300,10 +363,18 @@ def _reported(frame: Frame, text: str) -> ApiError:
     return ApiError(
         status=_status(frame.api_error_status) or spoken.status,
         type=frame.api_error_type or spoken.type,
+        code=frame.api_error_code or spoken.code,
         word=frame.error,
         detail=frame.api_error,
         text=spoken.text,
+        message=spoken.message,
     )
+
+
+def _say_the_same(shown: str | None, told: str | None) -> bool:
+    """Tell whether the message in a frame may be the one on stderr; where either is missing it may."""
+    begin = (shown or "").strip()[:_SAME_LENGTH]
+    return not begin or not told or begin in told or told.strip()[:_SAME_LENGTH] in (shown or "")
 
 
 def _status(value: int | None) -> int | None:

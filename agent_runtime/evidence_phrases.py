@@ -51,6 +51,20 @@ NETWORK: Phrases = (
     ("network",),
     ("failed to refresh oauth token",),
     ("could not refresh your login",),
+    ("connection lost",),
+    ("stream idle timeout",),
+    ("stopped arriving",),
+    ("never arrived",),
+    ("stalled",),
+    ("went to sleep",),
+    ("closed before the response",),
+    ("stream ended",),
+    ("stream was closed",),
+    ("ended without sending",),
+    ("response ended early",),
+    ("response could not be read",),
+    ("no data arrived",),
+    ("premature close",),
 )
 
 REFUSED_CREDENTIAL: Phrases = (
@@ -65,9 +79,6 @@ REFUSED_CREDENTIAL: Phrases = (
     ("disabled claude subscription access",),
     ("api key authentication is disabled",),
     ("disabled api key authentication",),
-    ("organization has been disabled",),
-    ("account has been disabled",),
-    ("account has been suspended",),
     ("no longer a member",),
     ("not a member of the organization",),
     ("token application has been deactivated",),
@@ -78,6 +89,164 @@ REFUSED_CREDENTIAL: Phrases = (
 )
 """What the API says when it is the credential that is refused; 2.1.330 keeps much the same list."""
 
+_SUBJECTS = (
+    *("account is", "account was", "account has been", "account have been", "account", "accounts are"),
+    *("organization is", "organization was", "organization has been", "org has been", "org is"),
+    *("organisation is", "organisation was", "organisation has been"),
+    *("workspace is", "workspace was", "workspace has been", "subscription has been", "subscription is"),
+    *("user is", "user was", "user has been", "your access is", "your access has been", "your access was"),
+)
+_STATES = (
+    *(
+        "on hold",
+        "put on hold",
+        "placed on hold",
+        "suspended",
+        "disabled",
+        "deactivated",
+        "banned",
+        "blocked",
+        "locked",
+    ),
+    *("frozen", "restricted", "terminated", "closed", "archived", "under review", "flagged", "paused", "inactive"),
+    *("not active", "not verified", "pending verification", "pending review", "not in good standing"),
+)
+BLOCKED_ACCOUNT: Phrases = (
+    *((f"{subject} {state}",) for subject in _SUBJECTS for state in _STATES),
+    ("belongs to a disabled organization",),
+    ("service is disabled for your org",),
+    ("account has irregular activities",),
+    ("account has not been verified",),
+    ("account requires", "verification"),
+    ("account needs to be verified",),
+    ("account must be verified",),
+    ("organization must be verified",),
+    ("organization has not been verified",),
+    *(("verify your", what) for what in ("identity", "account", "email", "phone", "organization", "age")),
+    ("identity verification",),
+    ("age verification",),
+    ("account verification",),
+    ("organization verification",),
+    ("phone verification",),
+    ("email verification",),
+    ("verification is required",),
+    ("verification required",),
+    ("consumer terms", "accept"),
+    *(
+        (accepting, what)
+        for accepting in ("accept ", "accepted", "accepting", "agree to")
+        for what in (" terms", "privacy policy")
+    ),
+    ("用户已被封禁",),
+    ("账号已被封禁",),
+)
+"""
+What the API or a gateway says of an account that is blocked, or must do something before it may be used.
+
+Source: anthropics/claude-code#65609 (terms), #19028, #60648, #72457 (disabled); Claude Code 2.1.332 (on hold, and
+``verification_required``); OpenAI and Z.AI (deactivated, locked); one-api and new-api, in Chinese too.
+"""
+NOT_OF_AN_ACCOUNT: Phrases = (
+    ("the model",),
+    ("this model",),
+    ("model:",),
+    ("model=",),
+    ("claude-",),
+    ("rate limit",),
+    ("too many requests",),
+    ("signature",),
+    ("certificate",),
+)
+"""What is blocked, or has to be verified, is something else then."""
+
+UNPAID: Phrases = (
+    ("credit balance",),
+    ("insufficient credit",),
+    ("insufficient balance",),
+    ("insufficient fund",),
+    ("insufficient quota",),
+    ("insufficient prepaid",),
+    ("not enough credit",),
+    ("out of credits",),
+    ("credits exhausted",),
+    ("credits are exhausted",),
+    ("credits have been exhausted",),
+    ("no credits left",),
+    ("no credits remaining",),
+    ("ran out of credits",),
+    ("out of extra usage",),
+    ("out of usage credits",),
+    ("org is out of usage",),
+    ("usage credits ran out",),
+    ("draw from your extra usage",),
+    ("usage allocation has been disabled",),
+    ("usage limit is set to $0",),
+    ("quota is not enough",),
+    ("quota not enough",),
+    ("credit limit is insufficient",),
+    ("budget has been exceeded",),
+    ("exceededbudget",),
+    ("payment required",),
+    ("payment method",),
+    ("past due",),
+    ("unpaid invoice",),
+    ("unpaid balance",),
+    ("payment is overdue",),
+    ("account is overdue",),
+    ("in arrears",),
+    ("no active subscription",),
+    ("subscription expired",),
+    ("subscription has expired",),
+    ("subscription has ended",),
+    ("billing hard limit",),
+    ("check your billing",),
+    ("billing is not active",),
+    ("add funds",),
+    ("purchase credits",),
+    ("add more credits",),
+    ("额度不足",),
+    ("余额不足",),
+    ("额度已用尽",),
+)
+"""
+What the API or a gateway says of an account that cannot pay.
+
+Source: anthropics/claude-code#45033, #45048, #55469; litellm#40050 and LiteLLM's ``BudgetExceededError``; OpenRouter;
+one-api and new-api, in Chinese too; Z.AI; DeepSeek; OpenAI.
+"""
+OVER_BUDGET: Phrases = (
+    ("over budget",),
+    ("budget exceeded",),
+    ("exceeded budget",),
+    ("exceeded their budget",),
+    ("exceeded your budget",),
+    ("exceeded its budget",),
+    ("budget limit",),
+)
+"""The same, but a request may have budgets as well: not where a status says that it is the request's fault."""
+
+MODEL_BUDGET: Phrases = (("budget for model",), ("budget for the model",), ("budget", "model="))
+"""A budget of one model: the token can do everything else. Source: LiteLLM, model_max_budget_limiter.py."""
+
+LONG_CONTEXT: Phrases = (
+    ("extra usage is required for long context",),
+    ("usage credits are required for long context",),
+    ("usage credits required for 1m context",),
+)
+
+ADVERBS = (" currently ", " temporarily ", " permanently ", " automatically ", " now ")
+TRAILERS = (
+    "received model group",
+    "available model group",
+    "no fallback model group",
+    "litellm retried",
+    "(request id:",
+)
+"""What gateways put behind a message, with names of models in it. Source: LiteLLM, one-api, new-api."""
+
+ABOUT_CONTENT = ("guardrail", "content filter", "content_filter", "moderation")
+"""A message about what was written, by a person or a model: it may repeat it, without quotes."""
+
 NAMES_A_MODEL: Phrases = (
     ("the model ",),
     ("model:",),
@@ -86,8 +255,41 @@ NAMES_A_MODEL: Phrases = (
     ("claude-sonnet",),
     ("claude-haiku",),
     ("claude-fable",),
+    ("claude-mythos",),
+    ("access to model",),
+    ("access to this model",),
+    ("access to the requested model",),
+    ("access model",),
+    ("access this model",),
+    ("use model",),
+    ("use this model",),
+    ("only access models",),
+    ("model is not",),
+    ("model not",),
+    ("model access",),
+    ("访问模型",),
+    ("使用模型",),
 )
-"""What is refused to an organization is this one model, then, and no credential."""
+"""
+What is refused is this one model, then, and no credential.
+
+Source: the API's documentation of permission_error; LiteLLM ("key not allowed to access model. This key can only access
+models=[…]. Tried to access …", "Not allowed to access model due to tags configuration."); new-api ("This token has no
+access to model …", in Chinese too).
+"""
+BAD_CREDENTIAL: Phrases = (
+    ("invalid", "key"),
+    ("invalid", "token"),
+    ("invalid", "credential"),
+    ("invalid", "bearer"),
+    ("incorrect api key",),
+    ("expired",),
+    ("revoked",),
+    ("not found in db",),
+    ("no api key",),
+    ("missing",),
+)
+"""It is the credential all the same, whatever model is named beside it."""
 
 OF_A_MODEL: Phrases = (
     ("specified resource",),
@@ -113,6 +315,9 @@ UNSUPPORTED_MODEL: Phrases = (
     ("invalid model",),
     ("unknown model",),
     ("is not available with the claude",),
+    ("no endpoints found",),
+    ("verified to use the model",),
+    ("the model", "does not exist"),
 )
 
 REFUSAL_SENTENCES = (
@@ -135,8 +340,6 @@ REFUSAL_SENTENCES = (
     "oauth authentication is currently not",
     "your account does not have access to claude",
     "your organization has disabled",
-    "your anthropic_api_key belongs to a disabled organization",
-    "this organization has been disabled",
     "account is no longer a member of the organization",
     "credential is invalid",
 )
@@ -147,17 +350,16 @@ LIMIT_SENTENCES = (
     "you\u2019ve reached your",
     "you have reached your",
     "you've used",
-    "you're out of usage credits",
-    "you're out of extra usage",
-    "your org is out of usage",
-    "your usage allocation has been disabled",
-    "your group's usage limit",
+    "usage is paused for your organization",
     "usage limit reached",
     "claude usage limit reached",
     "claude ai usage limit reached",
     "5-hour limit reached",
     "session limit reached",
     "weekly limit reached",
+    "weekly limit resets",
+    "session limit resets",
+    "opus limit resets",
     "opus limit reached",
     "opus weekly limit reached",
     "sonnet limit reached",
@@ -165,6 +367,33 @@ LIMIT_SENTENCES = (
     "limit reached",
     "spending cap reached",
     "spend limit reached",
+)
+UNPAID_SENTENCES = (
+    "credit balance",
+    "your credit balance",
+    "you're out of usage credits",
+    "you\u2019re out of usage credits",
+    "you're out of extra usage",
+    "you\u2019re out of extra usage",
+    "third-party apps now draw from your extra usage",
+    "your org is out of usage",
+    "your seat type doesn't include usage",
+    "your usage allocation has been disabled",
+    "your group's usage limit is set to $0",
+    "usage credits ran out",
+    "budget has been exceeded",
+    "insufficient credits",
+    "insufficient balance",
+    "exceededbudget",
+)
+BLOCKED_SENTENCES = (
+    "your account is on hold",
+    "your account has been",
+    "your organization has been disabled",
+    "this organization has been disabled",
+    "your anthropic_api_key belongs to a disabled organization",
+    "we've updated our consumer terms",
+    "this service is disabled for your org",
 )
 THROTTLE_SENTENCES = (
     "server is temporarily limiting requests",
@@ -176,6 +405,7 @@ THROTTLE_SENTENCES = (
     "fable is experiencing high load",
 )
 INVALID_SENTENCES = (
+    "output blocked by content filtering",
     "prompt is too long",
     "request too large",
     "an image in the conversation",

@@ -11,90 +11,28 @@ recorded under ``tests/recorded/``; the CLI's own sentences as those versions ca
 
 from __future__ import annotations
 
-import msgspec
-
 from agent_runtime.errors import ErrorClass
+from agent_runtime.evidence_account_rules import ACCOUNT_RULES
+from agent_runtime.evidence_matching import ApiError, Reading, Rule
 from agent_runtime.evidence_phrases import (
+    BLOCKED_ACCOUNT,
+    BLOCKED_SENTENCES,
     INVALID_SENTENCES,
     LIMIT_SENTENCES,
-    NAMES_A_MODEL,
     NETWORK,
     OF_A_MODEL,
     REFUSAL_SENTENCES,
-    REFUSED_CREDENTIAL,
     SOCKET,
     THROTTLE_SENTENCES,
+    UNPAID_SENTENCES,
     UNSUPPORTED_MODEL,
-    Phrases,
 )
 
-ALL = "1.0.128 to 2.1.330"
+__all__ = ["RULES", "UNEXPLAINED", "ApiError", "Rule", "rule_for"]
 
-
-class ApiError(msgspec.Struct, frozen=True):
-    """
-    One API error as the CLI reported it.
-
-    Attributes:
-        status: The HTTP status; None: there was no answer, or the report does not say.
-        type: The error type in the API's own body.
-        word: The CLI's word for it (``error`` of a frame).
-        detail: The CLI's finer word (``api_error`` of a frame).
-        text: What the API or the CLI says about it.
-    """
-
-    status: int | None = None
-    type: str | None = None
-    word: str | None = None
-    detail: str | None = None
-    text: str = ""
-
-
-class Rule(msgspec.Struct, frozen=True):
-    """
-    One way to recognise what happened; everything it names must hold, an empty criterion always does.
-
-    Attributes:
-        statuses: HTTP statuses; an empty range stands for none in particular.
-        without_status: Only where no status is known.
-        types: The API's error types; ``None`` in it stands for an unknown one.
-        words: The CLI's words; ``None`` in it stands for a report without one.
-        details: The CLI's finer words.
-        phrases: One of these; each is a set of words that must all be in the text (lower case).
-        begins: One of the text's sentences begins with one of these (lower case).
-        is_evidence: The API refused the token: the attempt is to be stopped now.
-        condemns: It may count against the generation: it is the API's own word, not only the CLI's.
-    """
-
-    id: str
-    error_class: ErrorClass
-    statuses: range | frozenset[int] = range(0)
-    without_status: bool = False
-    types: frozenset[str | None] = frozenset()
-    words: frozenset[str | None] = frozenset()
-    details: frozenset[str] = frozenset()
-    phrases: Phrases = ()
-    begins: tuple[str, ...] = ()
-    is_evidence: bool = False
-    condemns: bool = False
-    seen_on: str = ALL
-    source: str = "tests/recorded"
-
-    def fits(self, error: ApiError, lowered: str, sentences: tuple[str, ...]) -> bool:
-        """Tell whether everything this rule names holds; *lowered* and *sentences* are the error's text."""
-        return (
-            (not self.statuses or error.status in self.statuses)
-            and (not self.without_status or error.status is None)
-            and (not self.types or error.type in self.types)
-            and (not self.words or error.word in self.words)
-            and (not self.details or error.detail in self.details)
-            and (not self.phrases or any(all(word in lowered for word in words) for words in self.phrases))
-            and (not self.begins or any(sentence.startswith(self.begins) for sentence in sentences))
-        )
-
-
-_PERMISSION: frozenset[str | None] = frozenset({"permission_error"})
 _NO_WORD: frozenset[str | None] = frozenset({None, "unknown"})
+
+_OTHER_PATH = "the server does not know the path it was asked for; look at ANTHROPIC_BASE_URL"
 
 RULES: tuple[Rule, ...] = (
     # -- no answer of the API, whatever the sentence looks like
@@ -102,7 +40,14 @@ RULES: tuple[Rule, ...] = (
         "network-detail",
         ErrorClass.NETWORK,
         details=frozenset(
-            {"connection_failed", "tls_untrusted_ca", "tls_cert_signature_failure", "no_response", "computer_slept"}
+            {
+                "connection_failed",
+                "tls_untrusted_ca",
+                "tls_cert_signature_failure",
+                "no_response",
+                "stream_idle_timeout",
+                "computer_slept",
+            }
         ),
         seen_on="2.1.330",
     ),
@@ -116,128 +61,73 @@ RULES: tuple[Rule, ...] = (
         source="gitmoot/gitmoot#509, #486",
     ),
     Rule("proxy-407", ErrorClass.NETWORK, statuses=frozenset({407})),
-    # -- something is not permitted to the organization or the account, but it is not the credential
+    # -- the request's form or content: what such a message quotes is nobody's word
     Rule(
-        "address-403",
-        ErrorClass.UPSTREAM,
-        statuses=frozenset({403}),
-        types=_PERMISSION | {None},
-        phrases=(("ip address",), ("ip allowlist",)),
-        source="the API's documentation of IP allowlists: any token of the organization would meet the same",
-    ),
-    Rule(
-        "model-403-by-name",
-        ErrorClass.MODEL,
-        statuses=frozenset({403}),
-        types=_PERMISSION | {None},
-        phrases=NAMES_A_MODEL,
-        source="the API's documentation of permission_error",
-    ),
-    # -- the token is refused
-    Rule("api-401", ErrorClass.AUTH, statuses=frozenset({401}), is_evidence=True, condemns=True),
-    Rule(
-        "api-403-authentication-type",
-        ErrorClass.AUTH,
-        statuses=frozenset({403}),
-        types=frozenset({"authentication_error"}),
-        is_evidence=True,
-        condemns=True,
-        source="the API's list of error types",
-    ),
-    Rule(
-        "api-403-credential",
-        ErrorClass.AUTH,
-        statuses=frozenset({403}),
-        types=_PERMISSION,
-        phrases=REFUSED_CREDENTIAL,
-        is_evidence=True,
-        condemns=True,
-    ),
-    Rule(
-        "api-403-organization-word",
-        ErrorClass.AUTH,
-        statuses=frozenset({403}),
-        types=_PERMISSION,
-        words=frozenset({"oauth_org_not_allowed"}),
-        is_evidence=True,
-        condemns=True,
-        seen_on="2.1.330",
-    ),
-    Rule(
-        "cli-403-sentence",
-        ErrorClass.AUTH,
-        statuses=frozenset({403}),
-        types=frozenset({None}),
-        phrases=REFUSED_CREDENTIAL,
-        is_evidence=True,
-        seen_on="2.0.76 to 2.1.330: result frames, which carry no type",
-    ),
-    Rule(
-        "api-400-organization-disabled",
-        ErrorClass.AUTH,
-        statuses=frozenset({400}),
-        phrases=(("organization has been disabled",), ("account has been disabled",), ("disabled organization",)),
-        is_evidence=True,
-        condemns=True,
-        source="anthropics/claude-code#19028, #60648, #72457",
-    ),
-    Rule(
-        "cli-credential-detail",
-        ErrorClass.AUTH,
-        details=frozenset({"org_disabled_credential", "api_key_auth_disabled"}),
-        is_evidence=True,
-        seen_on="2.1.330",
-    ),
-    # -- the account cannot pay
-    Rule("billing-type", ErrorClass.BILLING, types=frozenset({"billing_error"})),
-    Rule("billing-402", ErrorClass.BILLING, statuses=frozenset({402})),
-    Rule(
-        "billing-credit",
-        ErrorClass.BILLING,
-        statuses=frozenset({400, 429}),
-        phrases=(("credit balance",), ("insufficient credit",), ("insufficient balance",)),
-    ),
-    Rule("billing-word", ErrorClass.BILLING, words=frozenset({"billing_error"}), seen_on="2.0.76 to 2.1.330"),
-    # -- usage limits, and throttles that only look like them
-    Rule(
-        "limit-400",
-        ErrorClass.RATE_LIMIT,
-        statuses=frozenset({400, 403, 429}),
-        phrases=(("usage limits", "regain access"), ("reached your specified api usage limit",)),
-        source="anthropics/claude-code#38035",
-    ),
-    Rule(
-        "limit-needs-credits",
+        "request-field",
         ErrorClass.INVALID_REQUEST,
-        statuses=frozenset({429}),
-        details=frozenset({"long_context_credits_required"}),
-        seen_on="2.1.330",
-        source="a long context needs usage credits: no wait helps",
+        statuses=frozenset({400, 413, 422}),
+        of_a_field=True,
+        source="the API's messages about a request begin with the path of the field",
     ),
-    Rule(
-        "limit-detail",
-        ErrorClass.RATE_LIMIT,
-        details=frozenset({"usage_limit_reached", "model_requires_usage_credits"}),
-        seen_on="2.1.330",
-    ),
-    Rule(
-        "throttle-without-time",
-        ErrorClass.OVERLOADED,
-        phrases=(("usage limit reached|0",),),
-        seen_on="1.0.128: any 429 with an OAuth token; a real limit has its end there",
-    ),
-    Rule("throttle-by-name", ErrorClass.OVERLOADED, statuses=frozenset({429}), phrases=(("not your usage limit",),)),
-    Rule("limit-sentence", ErrorClass.RATE_LIMIT, statuses=frozenset({429}), begins=LIMIT_SENTENCES),
-    Rule(
-        "limit-429-by-name",
-        ErrorClass.RATE_LIMIT,
-        statuses=frozenset({429}),
-        phrases=(("usage limit",), ("weekly limit",), ("5-hour limit",), ("session limit",), ("spend limit",)),
-        source="the names 2.1.330 has for limits",
-    ),
-    Rule("throttle-429", ErrorClass.OVERLOADED, statuses=frozenset({429})),
+    Rule("request-content", ErrorClass.INVALID_REQUEST, statuses=frozenset({400, 413, 422}), begins=INVALID_SENTENCES),
+    *ACCOUNT_RULES,
     # -- the request
     Rule("output-limit-word", ErrorClass.MAX_OUTPUT, words=frozenset({"max_output_tokens"}), seen_on="2.1.330"),
+    Rule(
+        "output-limit-detail",
+        ErrorClass.MAX_OUTPUT,
+        details=frozenset({"max_output_tokens"}),
+        seen_on="2.1.330: result frames, which have no word",
+    ),
+    Rule(
+        "output-limit-sentence",
+        ErrorClass.MAX_OUTPUT,
+        without_status=True,
+        phrases=(("exceeded the", "output token maximum"), ("reached", "output token limit")),
+        begins=("api error", "claude's response exceeded"),
+        seen_on="2.1.30 to 2.1.332",
+    ),
+    Rule(
+        "model-declines",
+        ErrorClass.INVALID_REQUEST,
+        without_status=True,
+        phrases=(
+            ("unable to respond to this request", "usage policy"),
+            ("safeguards flagged",),
+            ("can't help with this",),
+            ("can't respond to",),
+        ),
+        begins=("api error",),
+        seen_on="2.1.30 to 2.1.332: stop_reason refusal",
+    ),
+    Rule(
+        "no-whole-answer",
+        ErrorClass.LOST_RESULT,
+        details=frozenset({"empty_completion", "malformed_tool_use_exhausted"}),
+        seen_on="2.1.330",
+    ),
+    Rule(
+        "not-the-task",
+        ErrorClass.ERROR,
+        words=frozenset({"cloud_credential_error"}),
+        seen_on="2.1.330: another provider's credentials, which no child is given",
+    ),
+    Rule(
+        "not-the-task-detail",
+        ErrorClass.ERROR,
+        details=frozenset(
+            {
+                "stored_login_refused",
+                "oauth_refresh_store_refused",
+                "named_profile_unusable",
+                "gateway_signin_required",
+                "gateway_session_expired",
+                "unattended_start_limit",
+                "unattended_start_unconfirmed",
+            }
+        ),
+        seen_on="2.1.330: logins that no child is given",
+    ),
     Rule(
         "model-403",
         ErrorClass.MODEL,
@@ -250,11 +140,29 @@ RULES: tuple[Rule, ...] = (
         "model-unsupported",
         ErrorClass.MODEL,
         statuses=frozenset({400, 404, 422}),
-        phrases=UNSUPPORTED_MODEL,
-        source="Abilityai/trinity error_classifier.py",
+        api_said=UNSUPPORTED_MODEL,
+        source="Abilityai/trinity error_classifier.py; OpenRouter",
+    ),
+    Rule(
+        "path-404-by-name",
+        ErrorClass.UPSTREAM,
+        statuses=frozenset({404}),
+        types=frozenset({"not_found_error"}),
+        with_message=True,
+        begins=("not found", "the requested resource", "resource not found", "page not found", "no such route"),
+        advice=_OTHER_PATH,
+        source="the API's answer to a path it does not know",
+    ),
+    Rule("model-404", ErrorClass.MODEL, statuses=frozenset({404}), types=frozenset({"not_found_error"})),
+    Rule(
+        "path-404",
+        ErrorClass.UPSTREAM,
+        statuses=frozenset({404}),
+        with_message=True,
+        advice=_OTHER_PATH,
+        source="field case K12; 2.1.114 and later call any 404 an issue with the selected model",
     ),
     Rule("model-word", ErrorClass.MODEL, words=frozenset({"model_not_found"}), seen_on="2.1.114 to 2.1.330"),
-    Rule("model-404", ErrorClass.MODEL, statuses=frozenset({404}), types=frozenset({"not_found_error"})),
     Rule(
         "model-404-sentence",
         ErrorClass.MODEL,
@@ -281,13 +189,19 @@ RULES: tuple[Rule, ...] = (
             "failed to refresh",
             "failed to authenticate",
             "could not refresh",
+            "please run /login",
             "connection ",
             "unable to ",
             *(words for (words,) in SOCKET),
         ),
         source="tests/recorded; gitmoot/gitmoot#509",
     ),
-    Rule("network-cut-off", ErrorClass.NETWORK, without_status=True, begins=("terminated", "stream ended")),
+    Rule(
+        "network-cut-off",
+        ErrorClass.NETWORK,
+        without_status=True,
+        begins=("terminated", "stream ended", "stream idle timeout", "request ended without sending"),
+    ),
     Rule(
         "cli-no-credential",
         ErrorClass.AUTH,
@@ -296,10 +210,29 @@ RULES: tuple[Rule, ...] = (
         is_evidence=True,
     ),
     Rule(
+        "billing-sentence",
+        ErrorClass.BILLING,
+        without_status=True,
+        words=_NO_WORD | {"rate_limit"},
+        begins=UNPAID_SENTENCES,
+        is_evidence=True,
+        source="anthropics/claude-code#55469, #46277; the CLI's sentences of 2.0.76 to 2.1.332",
+    ),
+    Rule(
+        "blocked-sentence",
+        ErrorClass.AUTH,
+        without_status=True,
+        begins=BLOCKED_SENTENCES,
+        said=BLOCKED_ACCOUNT,
+        is_evidence=True,
+        blocks=True,
+        source="the CLI's sentences of 2.1.30 to 2.1.332",
+    ),
+    Rule(
         "cli-refusal-word",
         ErrorClass.AUTH,
         without_status=True,
-        words=frozenset({"authentication_failed", "oauth_org_not_allowed", "account_on_hold"}),
+        words=frozenset({"authentication_failed", "oauth_org_not_allowed"}),
         is_evidence=True,
     ),
     Rule("throttle-sentence", ErrorClass.OVERLOADED, without_status=True, begins=THROTTLE_SENTENCES),
@@ -323,14 +256,6 @@ RULES: tuple[Rule, ...] = (
     Rule("request-word", ErrorClass.INVALID_REQUEST, without_status=True, words=frozenset({"invalid_request"})),
     # -- nothing but a sentence
     Rule(
-        "billing-sentence",
-        ErrorClass.BILLING,
-        without_status=True,
-        words=_NO_WORD,
-        begins=("credit balance", "your credit balance"),
-        source="anthropics/claude-code#55469, #46277",
-    ),
-    Rule(
         "cli-refusal-sentence",
         ErrorClass.AUTH,
         without_status=True,
@@ -351,27 +276,15 @@ RULES: tuple[Rule, ...] = (
             "service unavailable",
             "gateway timeout",
             "api returned an empty or malformed response",
+            "server error mid-response",
+            "the response stream was malformed",
+            "the api is temporarily unavailable",
+            "unexpected event order",
+            "unexpected token",
+            "failed to parse",
         ),
     ),
 )
-
-STATUS_BY_TYPE: dict[str, int] = {
-    "invalid_request_error": 400,
-    "authentication_error": 401,
-    "billing_error": 402,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "request_too_large": 413,
-    "rate_limit_error": 429,
-    "api_error": 500,
-    "timeout_error": 504,
-    "overloaded_error": 529,
-}
-"""
-The status an error type stands for, for errors in the middle of a stream, which have none of their own.
-
-Source: the API's documentation of errors, 2026.
-"""
 
 UNEXPLAINED = Rule("unexplained", ErrorClass.ERROR)
 """An error of which neither status nor words say what it was."""
@@ -379,14 +292,5 @@ UNEXPLAINED = Rule("unexplained", ErrorClass.ERROR)
 
 def rule_for(error: ApiError) -> Rule:
     """Find the first rule that fits."""
-    lowered = error.text.lower()
-    sentences = _sentences(lowered)
-    return next((rule for rule in RULES if rule.fits(error, lowered, sentences)), UNEXPLAINED)
-
-
-def _sentences(lowered: str) -> tuple[str, ...]:
-    """Split the CLI's text where it puts a dot between two remarks; its own lead-in is no part of a sentence."""
-    found = [piece.strip() for piece in lowered.split(" \u00b7 ")]
-    found += [piece.removeprefix("failed to authenticate.").strip() for piece in found if piece.startswith("failed")]
-    found += [piece.removeprefix("api error:").strip() for piece in found if piece.startswith("api error:")]
-    return tuple(found)
+    reading = Reading(error)
+    return next((rule for rule in RULES if rule.fits(error, reading)), UNEXPLAINED)

@@ -6,11 +6,10 @@ Everything here looks at a bounded piece of the text, from its beginning, and de
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import msgspec
 
-from agent_runtime.evidence_rules import STATUS_BY_TYPE, ApiError
+from agent_runtime.error_bodies import STATUS_BY_TYPE, read_body
+from agent_runtime.evidence_matching import ApiError
 from agent_runtime.frames import plain
 
 _MARKS = (
@@ -29,20 +28,8 @@ _ENTRY_HEAD_BYTES = 64
 _LEVELS = ("[ERROR]", "[WARN]")
 _STAMP_CHARACTERS = frozenset("0123456789-:.,+TZ ")
 _PROMPT_MARK = b"UserPromptSubmit"
+_LEAD_INS = ("Failed to authenticate", "Please run /login", "Login expired", "Not logged in")
 _OF_A_CREDENTIAL = ("x-api-key", "bearer", "token", "credential", "authentication", "unauthorized", "oauth")
-
-
-class _Cause(msgspec.Struct, frozen=True):
-    type: str | None = None
-    message: str | None = None
-
-
-class _Body(msgspec.Struct, frozen=True):
-    error: _Cause | str | None = None
-    message: str | None = None
-
-
-_bodies = msgspec.json.Decoder(_Body)
 
 
 def error_in_stderr(line: bytes) -> ApiError | None:
@@ -112,7 +99,7 @@ def error_in_sentence(text: str) -> ApiError:
     """
     text = text[:_TEXT_LENGTH].strip()
     for remark in text.split(" \u00b7 "):
-        found = remark.strip().removeprefix("Failed to authenticate. ")
+        found = _without_lead_in(remark.strip())
         if found.startswith("API Error: Request rejected (429)"):
             return ApiError(status=429, text=text)
         if found.startswith("API Error: Repeated 529"):
@@ -121,37 +108,15 @@ def error_in_sentence(text: str) -> ApiError:
             error = _parsed(found.removeprefix("API Error: "))
         elif found.startswith("API Error ("):
             error = _parsed(found.removeprefix("API Error ("))
-        elif (
-            found.startswith("Error: ") and (passed_on := _parsed(found.removeprefix("Error: "))).type in STATUS_BY_TYPE
-        ):
-            error = passed_on
+        elif _is_the_apis_answer(answer := found.removeprefix("Error: ")):
+            error = _parsed(answer)
         elif _speaks_of_a_credential(found):
             error = _parsed(found)
         else:
             continue
         if error.status is not None or error.type is not None:
-            return ApiError(status=error.status, type=error.type, text=f"{text} \u00b7 {error.text}")
+            return msgspec.structs.replace(error, text=f"{text} \u00b7 {error.text}")
     return ApiError(text=text)
-
-
-def end_of_limit(text: str) -> float | None:
-    """
-    Find the time a limit ends, where the sentence has one that needs no clock to understand; epoch seconds.
-
-    Source: ``…limit reached|EPOCH`` of 1.0.x; ``regain access on DATE at TIME UTC`` of the API.
-    """
-    _, bar, epoch = text.partition("|")
-    digits = epoch[:10]
-    if bar and digits.isascii() and digits.isdigit() and int(digits) > 0:
-        return float(digits)
-    _, found, moment = text.partition("regain access on ")
-    day, _, hour = moment[:23].partition(" at ")
-    if found and hour.endswith("UTC"):
-        try:
-            return datetime.fromisoformat(f"{day} {hour[:5]}").replace(tzinfo=UTC).timestamp()
-        except ValueError:
-            return None
-    return None
 
 
 def _is_prefix(prefix: str) -> bool:
@@ -180,11 +145,24 @@ def _parsed(text: str) -> ApiError:
     while (number := _leading_status(text)) is not None and status in {None, number}:
         status = number
         text = text[3:].lstrip()
-    text = text.removeprefix("undefined ").strip()
-    kind: str | None = None
-    if text.startswith("{"):
-        kind, text = _cause(text)
-    return ApiError(status=status, type=kind, text=text[:_TEXT_LENGTH])
+    text = text.removeprefix("undefined ").strip()[:_BODY_BYTES]
+    kind, colon, rest = text.partition(": ")
+    if colon and kind in STATUS_BY_TYPE:
+        return ApiError(status=status, type=kind, text=rest[:_TEXT_LENGTH], message=rest[:_TEXT_LENGTH])
+    body = read_body(text)
+    if body is None:
+        # What has a status has a body, whatever it is; without one it is a sentence of the CLI's or of its runtime's.
+        return ApiError(
+            status=status, text=text[:_TEXT_LENGTH], message=None if status is None else text[:_TEXT_LENGTH]
+        )
+    return ApiError(
+        status=status or body.status,
+        type=body.type,
+        code=body.code,
+        text=body.message or text[:_TEXT_LENGTH],
+        message=body.message or "",
+        is_whole=body.is_whole,
+    )
 
 
 def _leading_status(text: str) -> int | None:
@@ -195,26 +173,22 @@ def _leading_status(text: str) -> int | None:
     return None
 
 
-def _cause(text: str) -> tuple[str | None, str]:
-    """Read type and message of the API's error body, also of one that is cut off or has something behind it."""
-    end = text.rfind("}")
-    try:
-        body = _bodies.decode(text[: end + 1])
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
-        at = max(text.find('"error":{'), 0)
-        return _field(text, '"type":"', at), _field(text, '"message":"', at) or text
-    if isinstance(body.error, _Cause):
-        return body.error.type, body.error.message or body.message or text
-    return None, body.error or body.message or text
+def _without_lead_in(remark: str) -> str:
+    """Cut off what the CLI says before it comes to the API's answer, where no dot stands between the two."""
+    for lead_in in _LEAD_INS:
+        if remark.startswith(lead_in):
+            return remark.removeprefix(lead_in).lstrip(". ")
+    return remark
 
 
-def _field(text: str, name: str, start: int) -> str | None:
-    at = text.find(name, start)
-    if at < 0:
-        return None
-    begin = at + len(name)
-    end = text.find('"', begin)
-    return text[begin:end] if end >= 0 else text[begin:]
+def _is_the_apis_answer(remark: str) -> bool:
+    """Tell whether a remark is an error body, behind a status, or begins with one of the API's types."""
+    if remark.partition(": ")[0] in STATUS_BY_TYPE:
+        return True
+    if _leading_status(remark) is None or not (body := remark[3:].lstrip()).startswith("{"):
+        return False
+    found = read_body(body)
+    return found is not None and found.type is not None
 
 
 def _speaks_of_a_credential(remark: str) -> bool:

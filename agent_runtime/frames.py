@@ -141,6 +141,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     api_error: str | None = None
     api_error_status: int | None = None
     api_error_type: str | None = None
+    api_error_code: str | None = None
     # assistant, user
     message: Message | None = None
     # result

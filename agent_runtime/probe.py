@@ -1,8 +1,9 @@
 """
 Ask the API itself whether a token is good.
 
-Three answers: valid, refused, unknown. Unknown is the answer to everything that is no word of the API about the
-credential, and refuses nobody: a wrong "refused" stops all executions, a wrong "unknown" costs one more attempt.
+The answers: valid, refused, blocked or unpaid as the account is, unknown. Unknown is the answer to everything that is
+no word of the API about the credential or its account, and refuses nobody: a wrong "refused" stops all executions, a
+wrong "unknown" costs one more attempt.
 
 What counts as a refusal is said in :mod:`agent_runtime.evidence_rules`, for the CLI's reports and for this alike.
 """
@@ -19,7 +20,10 @@ import msgspec
 
 from agent_runtime import __version__
 from agent_runtime.credential_names import BASE_URL_VARIABLE, HEADERS_VARIABLE, without_credentials
-from agent_runtime.evidence_rules import STATUS_BY_TYPE, ApiError, rule_for
+from agent_runtime.error_bodies import read_body
+from agent_runtime.errors import ErrorClass
+from agent_runtime.evidence_matching import ApiError
+from agent_runtime.evidence_rules import rule_for
 from agent_runtime.tokens import TokenKind
 
 if TYPE_CHECKING:
@@ -43,7 +47,10 @@ TIMEOUT_SECONDS = 5.0
 BODY_LIMIT_BYTES = 64 * 1024
 TEXT_LIMIT = 4096
 
-_AUTHENTICATED = frozenset({400, 402, 404, 429})
+_CERTAIN = frozenset({401, 402})
+"""With these, any server's error is about the token; with others it must be the API's own, or have a known code."""
+
+_AUTHENTICATED = frozenset({400, 404, 429})
 """In the API's own form these speak of the request or the account, so the API knew whose it was."""
 
 _LOST_ON_THE_WAY = ("x-api-key header is required", "oauth authentication is currently not supported")
@@ -68,33 +75,11 @@ class ProbeVerdict(StrEnum):
     UNKNOWN = "unknown"
 
 
-class _Cause(msgspec.Struct, frozen=True):
-    type: str | None = None
-    message: str | None = None
-
-
-class _Answer(msgspec.Struct, frozen=True):
-    type: str | None = None
-    error: _Cause | str | None = None
-    message: str | None = None
-    detail: str | None = None
+class _Count(msgspec.Struct, frozen=True):
     input_tokens: int | None = None
 
-    def as_error(self, status: int) -> ApiError | None:
-        """Read it as an error of an API; None: it is none."""
-        cause = self.error if isinstance(self.error, _Cause) else _Cause(message=self.error)
-        text = cause.message or self.message or self.detail
-        if text is None and cause.type is None:
-            return None
-        return ApiError(status=status, type=cause.type, text=(text or "")[:TEXT_LIMIT])
 
-    @property
-    def is_own_form(self) -> bool:
-        """Whether this is how the API itself puts an error, and no gateway's way."""
-        return self.type == "error" and isinstance(self.error, _Cause) and self.error.type in STATUS_BY_TYPE
-
-
-_answers = msgspec.json.Decoder(_Answer)
+_counts = msgspec.json.Decoder(_Count)
 
 
 class Probe:
@@ -190,25 +175,41 @@ def judge(status: int, body: bytes) -> ProbeVerdict:
 
     A 401 is a refusal only as JSON: a proxy's page or an empty answer says nothing about this credential. One that says
     that the credential was missing is none either, because it was sent. A 404 must speak of the model: a server that
-    does not know the path has not looked at the token.
+    does not know the path has not looked at the token. That a model is refused says nothing about the token.
+
+    A usage limit is none of this question's, which counts against none: who meets one is known to the API.
     """
-    try:
-        answer = _answers.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ProbeVerdict.UNKNOWN
+    text = body[:BODY_LIMIT_BYTES].decode("utf-8", "ignore").strip()
     if status == 200:
-        return ProbeVerdict.UNKNOWN if answer.input_tokens is None else ProbeVerdict.VALID
-    error = answer.as_error(status)
-    if error is None:
+        return ProbeVerdict.VALID if _is_count(body) else ProbeVerdict.UNKNOWN
+    answer = read_body(text)
+    if answer is None:
         return ProbeVerdict.UNKNOWN
+    error = ApiError(
+        status=status,
+        type=answer.type,
+        code=answer.code,
+        text=(answer.message or "")[:TEXT_LIMIT],
+        message=answer.message or "",
+    )
     said = error.text.lower()
     if status == 401 and said.startswith(_LOST_ON_THE_WAY):
         return ProbeVerdict.UNKNOWN
-    if (status == 401 or answer.is_own_form) and rule_for(error).condemns:
-        return ProbeVerdict.REFUSED
+    rule = rule_for(error)
+    if rule.condemns and (status in _CERTAIN or answer.is_own_form or rule.codes):
+        if rule.error_class is ErrorClass.BILLING:
+            return ProbeVerdict.BILLING
+        return ProbeVerdict.BLOCKED if rule.blocks else ProbeVerdict.REFUSED
     if status in _AUTHENTICATED and answer.is_own_form and (status != 404 or said.startswith("model:")):
         return ProbeVerdict.VALID
     return ProbeVerdict.UNKNOWN
+
+
+def _is_count(body: bytes) -> bool:
+    try:
+        return _counts.decode(body).input_tokens is not None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
 
 
 def _custom_headers(text: str) -> dict[str, str]:

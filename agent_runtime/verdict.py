@@ -122,11 +122,13 @@ def verdict(ending: Ending) -> Verdict:
             return _failed(ErrorClass.MAX_TURNS)
         if ending.last_error is None and ending.oom:
             return _failed(ErrorClass.OOM, ending.result.text)
-        return _failed(ending.last_error.error_class if ending.last_error else ErrorClass.ERROR, ending.result.text)
+        if ending.last_error is None:
+            return _failed(ErrorClass.ERROR, ending.result.text)
+        return _failed(ending.last_error.error_class, ending.result.text, advice=ending.last_error.advice)
     if ending.oom and ending.exit_code in (-signal.SIGKILL, None):
         return _failed(ErrorClass.OOM)  # the CLI itself, also in the middle of its retries
     if ending.last_error is not None:
-        return _failed(ending.last_error.error_class)
+        return _failed(ending.last_error.error_class, advice=ending.last_error.advice)
     if ending.oom:
         return _failed(ErrorClass.OOM)
     if ending.exit_code is not None and ending.exit_code < 0:
@@ -154,8 +156,11 @@ def limit_sentence(resets_at: float | None) -> str:
     return SENTENCES[ErrorClass.RATE_LIMIT].replace(" is reached;", f" is reached until {end:%Y-%m-%d %H:%M} UTC;")
 
 
-def _failed(error_class: ErrorClass, more: str | None = None) -> Verdict:
+def _failed(error_class: ErrorClass, more: str | None = None, *, advice: str | None = None) -> Verdict:
+    if advice is not None:
+        return Verdict(Outcome.FAILED, error_class, advice)  # what the CLI makes of it is beside the point then
     sentence = SENTENCES[error_class]
+    more = (more or "").partition("\n")[0].rstrip()
     if more and error_class not in SWITCHING_CLASSES and is_plain(more):
         sentence = f"{sentence}: {more}"
     return Verdict(Outcome.FAILED, error_class, sentence)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence import Channel, Sighting, Witness
-from agent_runtime.evidence_rules import RULES, UNEXPLAINED, ApiError, rule_for
+from agent_runtime.evidence_matching import ApiError
+from agent_runtime.evidence_rules import RULES, UNEXPLAINED, rule_for
 from agent_runtime.frames import Frame, decode
 
 HERE = Path(__file__).parent
@@ -24,8 +26,13 @@ BODY_401 = (
 TIME = "2026-01-01T00:00:10.000Z"
 ENTRY_401 = f"{TIME} [ERROR] API error (attempt 1/11): 401 401 {BODY_401}"
 OLD_ENTRY_401 = f"[ERROR] Error streaming, falling back to non-streaming mode: 401 {BODY_401}"
-REGAIN = "regain access on 2026-12-01 at 00:00 UTC."
+REGAIN = "regain access on 2026-10-02 at 00:00 UTC."
+NOW = datetime(2026, 9, 30, 10, 0, 30, tzinfo=UTC).timestamp()
 MCP_ENTRY = '2026-01-01T00:00:09.000Z [ERROR] MCP server "x" Server stderr: starting'
+
+
+STOPPED = {"auth", "billing"}
+"""The classes for which an attempt is stopped at the first line."""
 
 
 # -- reading lines the way an attempt does
@@ -44,7 +51,7 @@ class Story:
 
 
 def tell(*lines: tuple[str, str | bytes], witness: Witness | None = None) -> Story:
-    witness = witness or Witness()
+    witness = witness or Witness(lambda: NOW)
     story = Story()
     for stream, line in lines:
         data = line.encode() if isinstance(line, str) else line
@@ -100,8 +107,8 @@ def test_every_recorded_run_is_classed_by_what_the_api_answered(rows: list[dict[
     story = tell(*((row["stream"], row["line"]) for row in rows))
 
     assert story.error_class == rows[0]["expected"]
-    assert (story.evidence is not None) == (rows[0]["expected"] == "auth")
-    if story.evidence is not None:
+    assert (story.evidence is not None) == (rows[0]["expected"] in STOPPED)
+    if story.evidence is not None and rows[0]["expected"] == "auth":
         assert story.evidence.condemns == rows[0]["condemns"]
 
 
@@ -109,7 +116,7 @@ def test_every_recorded_run_is_classed_by_what_the_api_answered(rows: list[dict[
 def test_each_channel_alone_makes_no_refusal_of_what_is_none(rows: list[dict[str, Any]]) -> None:
     for channel in ("stderr", "stdout"):
         story = tell(*((row["stream"], row["line"]) for row in rows if row["stream"] == channel))
-        if rows[0]["expected"] != "auth":
+        if rows[0]["expected"] not in STOPPED:
             assert story.evidence is None
 
 
@@ -159,7 +166,7 @@ def test_every_row_of_the_corpus_gets_the_class_of_its_label(row: dict[str, str]
         assert story.error_class == wanted
     else:
         assert story.error_class not in {"auth", "billing", "rate_limit"}
-    assert (story.evidence is not None) == (wanted == "auth")
+    assert (story.evidence is not None) == (wanted in STOPPED)
     if story.evidence is not None and not is_frame:
         assert not story.evidence.condemns
 
@@ -292,7 +299,7 @@ def test_a_damaged_entry_is_still_recognised(line: bytes) -> None:
 @pytest.mark.parametrize("entry_of_401", [ENTRY_401, OLD_ENTRY_401])
 def test_an_entry_that_grows_byte_by_byte_is_recognised_before_its_end_and_never_mistaken(entry_of_401: str) -> None:
     line = entry_of_401.encode()
-    witness = Witness()
+    witness = Witness(lambda: NOW)
     stories = [tell(("stderr, unfinished", line[:end]), witness=witness) for end in range(len(line))]
 
     assert {story.error_class for story in stories} == {None, "auth"}
@@ -308,7 +315,7 @@ def test_an_entry_that_grows_byte_by_byte_is_recognised_before_its_end_and_never
     ],
 )
 def test_an_unfinished_entry_is_no_evidence_before_the_api_has_spoken(line: str) -> None:
-    witness = Witness()
+    witness = Witness(lambda: NOW)
     for end in range(len(line)):
         assert tell(("stderr, unfinished", line[:end]), witness=witness).evidence is None
 
@@ -386,6 +393,7 @@ def test_tasks_are_known_by_the_frames_of_each_version() -> None:
         (403, "permission_error", "OAuth token does not meet scope requirement user:inference"),
         (403, "authentication_error", "whatever it says"),
         (400, "invalid_request_error", "This organization has been disabled."),
+        (402, "billing_error", "no credit"),
     ],
 )
 def test_the_api_refuses_a_credential_in_many_words(status: int, kind: str, message: str) -> None:
@@ -419,7 +427,6 @@ def test_the_api_refuses_a_credential_in_many_words(status: int, kind: str, mess
         (404, "not_found_error", "model: no-such-model", "model"),
         (404, "not_found", "no such route", "upstream"),
         (407, "proxy", "Proxy Authentication Required", "network"),
-        (402, "billing_error", "no credit", "billing"),
         (429, "rate_limit_error", "You have exceeded your weekly limit", "rate_limit"),
         (429, "rate_limit_error", "Temporarily limited (not your usage limit)", "overloaded"),
         (413, "request_too_large", "too large", "invalid_request"),
@@ -601,7 +608,7 @@ def test_only_a_rejected_limit_with_a_type_or_an_end_is_one(info: dict[str, Any]
 
 def test_a_429_after_the_event_of_a_limit_is_of_that_limit() -> None:
     limit = {"status": "rejected", "resetsAt": 1_800_000_000, "rateLimitType": "seven_day"}
-    witness = Witness()
+    witness = Witness(lambda: NOW)
     tell(frame(type="rate_limit_event", rate_limit_info=limit), witness=witness)
     told = tell(entry(429, "rate_limit_error", "This would exceed your account's rate limit."), witness=witness).last
     assert told is not None
@@ -633,22 +640,25 @@ def test_a_retry_tells_when_the_cli_would_try_again() -> None:
 @pytest.mark.parametrize(
     ("text", "resets_at"),
     [
-        ("Claude AI usage limit reached|1760000000", 1_760_000_000),
-        ("API Error: 400 You have reached your specified API usage limits. You will " + REGAIN, 1_796_083_200),
-        ("You've hit your weekly limit · resets Oct 5 at 3pm (UTC)", None),
-        ("5-hour limit reached ∙ resets 3pm", None),
-        ("You've reached your Opus limit · resets 8pm", None),
-        ("You're out of extra usage · resets 6pm", None),
-        ("Spending cap reached resets 1:59am", None),
-        ("Session limit reached ∙ resets 8pm", None),
+        ("Claude AI usage limit reached|1790800000", datetime(2026, 9, 30, 20, 26, 40, tzinfo=UTC)),
+        (
+            "API Error: 400 You have reached your specified API usage limits. You will " + REGAIN,
+            datetime(2026, 10, 2, tzinfo=UTC),
+        ),
+        ("You've hit your weekly limit \u00b7 resets Oct 5 at 3pm (UTC)", datetime(2026, 10, 5, 15, tzinfo=UTC)),
+        ("5-hour limit reached \u2219 resets 3pm (UTC)", datetime(2026, 9, 30, 15, tzinfo=UTC)),
+        ("You've reached your Opus limit \u00b7 resets 8pm (Asia/Tokyo)", datetime(2026, 9, 30, 11, tzinfo=UTC)),
+        ("You're out of extra usage \u00b7 resets 6pm (UTC)", datetime(2026, 9, 30, 18, tzinfo=UTC)),
+        ("Spending cap reached resets 1:59am (UTC)", datetime(2026, 10, 1, 1, 59, tzinfo=UTC)),
+        ("Session limit reached \u2219 resets 8pm (UTC)", datetime(2026, 9, 30, 20, tzinfo=UTC)),
         ("Session limit reached|0", None),
     ],
 )
-def test_a_limit_in_the_clis_words_has_an_end_where_they_name_one(text: str, resets_at: float | None) -> None:
+def test_a_limit_in_the_clis_words_has_an_end_where_they_name_one(text: str, resets_at: datetime | None) -> None:
     story = tell(failed_result(text))
     assert story.last is not None
     assert story.last.error_class is ErrorClass.RATE_LIMIT
-    assert story.last.resets_at == resets_at
+    assert story.last.resets_at == (resets_at.timestamp() if resets_at else None)
 
 
 @pytest.mark.parametrize(
@@ -737,17 +747,39 @@ EXAMPLES = {
     "network-dressed-as-refusal": ApiError(status=401, text="The socket connection was closed unexpectedly"),
     "proxy-407": ApiError(status=407),
     "address-403": ApiError(status=403, type="permission_error", text="Your IP address is not permitted"),
-    "model-403-by-name": ApiError(status=403, type="permission_error", text="model: claude-opus-4-1"),
+    "address-detail": ApiError(status=403, word="invalid_request", detail="network_edge_blocked"),
+    "request-field": ApiError(status=400, text="messages.0.content: credit balance is no picture"),
+    "request-content": ApiError(status=400, text="Output blocked by content filtering policy"),
+    "model-code": ApiError(status=401, type="key_model_access_denied"),
+    "model-budget": ApiError(status=429, type="budget_exceeded", text="Key exceeded budget for model=claude-x"),
+    "model-refused-by-name": ApiError(status=403, type="permission_error", text="model: claude-opus-4-1"),
+    "blocked-code": ApiError(status=403, type="permission_error", code="account_on_hold"),
+    "billing-code": ApiError(status=429, type="budget_exceeded"),
+    "limit-then-credits": ApiError(text="You're out of extra usage \u00b7 resets 6pm"),
+    "limit-needs-credits-by-name": ApiError(status=429, text="Extra usage is required for long context requests."),
+    "limit-of-a-model": ApiError(
+        status=429, detail="model_requires_usage_credits", text="You've hit your Fable limit \u00b7 resets 8pm"
+    ),
+    "model-needs-credits": ApiError(status=429, word="rate_limit", detail="model_requires_usage_credits"),
+    "model-needs-credits-by-name": ApiError(
+        status=429, word="rate_limit", text="Fable 5 requires usage credits. Switch to another model to continue."
+    ),
+    "blocked-account": ApiError(status=400, text="This organization has been disabled."),
+    "blocked-account-403": ApiError(status=403, type="permission_error", text="Your account is on hold."),
+    "blocked-account-untyped": ApiError(status=403, text="Your account is on hold."),
+    "blocked-account-5xx": ApiError(status=500, type="api_error", text="Your account has been suspended."),
+    "blocked-word": ApiError(status=403, word="verification_required", text="API Error: See the web site."),
+    "blocked-detail": ApiError(word="invalid_request", detail="org_disabled_credential"),
+    "billing-said": ApiError(status=400, text="Your credit balance is too low"),
+    "billing-budget": ApiError(status=429, text="Team=blue over budget. Spend=51, Budget=50"),
+    "billing-5xx": ApiError(status=500, type="api_error", text="Insufficient credits"),
     "api-401": ApiError(status=401, type="authentication_error"),
     "api-403-authentication-type": ApiError(status=403, type="authentication_error"),
     "api-403-credential": ApiError(status=403, type="permission_error", text="OAuth token has been revoked"),
     "api-403-organization-word": ApiError(status=403, type="permission_error", word="oauth_org_not_allowed"),
     "cli-403-sentence": ApiError(status=403, text="Failed to authenticate: OAuth token revoked."),
-    "api-400-organization-disabled": ApiError(status=400, text="This organization has been disabled."),
     "cli-credential-detail": ApiError(word="invalid_request", detail="api_key_auth_disabled"),
-    "billing-type": ApiError(type="billing_error", text="no credit"),
     "billing-402": ApiError(status=402),
-    "billing-credit": ApiError(status=400, text="Your credit balance is too low"),
     "billing-word": ApiError(word="billing_error"),
     "limit-400": ApiError(status=400, text="your usage limits; you will regain access on"),
     "limit-needs-credits": ApiError(status=429, word="rate_limit", detail="long_context_credits_required"),
@@ -758,10 +790,18 @@ EXAMPLES = {
     "limit-429-by-name": ApiError(status=429, text="over the weekly limit"),
     "throttle-429": ApiError(status=429),
     "output-limit-word": ApiError(word="max_output_tokens", text="…"),
-    "model-403": ApiError(status=403, type="permission_error", text="no access to this model"),
+    "output-limit-detail": ApiError(detail="max_output_tokens", text="\u2026"),
+    "output-limit-sentence": ApiError(text="API Error: Claude's response exceeded the 32000 output token maximum."),
+    "model-declines": ApiError(text="API Error: Claude can't help with this. Start a new session to continue."),
+    "no-whole-answer": ApiError(word="unknown", detail="empty_completion"),
+    "not-the-task": ApiError(word="cloud_credential_error", text="API Error: Could not load AWS credentials"),
+    "not-the-task-detail": ApiError(word="unknown", detail="gateway_signin_required"),
+    "model-403": ApiError(status=403, type="permission_error", text="You may not use the specified resource"),
     "gateway-403": ApiError(status=403, type="forbidden"),
     "model-unsupported": ApiError(status=400, text="Claude Code 2 does not support this model"),
     "model-word": ApiError(word="model_not_found"),
+    "path-404-by-name": ApiError(status=404, type="not_found_error", text="Not Found", message="Not Found"),
+    "path-404": ApiError(status=404, text="{}", message=""),
     "model-404": ApiError(status=404, type="not_found_error"),
     "model-404-sentence": ApiError(status=404, text="There's an issue with the selected model (x)."),
     "request-refused": ApiError(status=413),
@@ -780,6 +820,9 @@ EXAMPLES = {
     "model-sentence": ApiError(word="invalid_request", text="Claude Opus is not available with the Claude Pro plan."),
     "request-word": ApiError(word="invalid_request", text="…"),
     "billing-sentence": ApiError(text="Credit balance too low · Add funds"),
+    "blocked-sentence": ApiError(
+        text="Your account is on hold and can't use Claude Code. View details or appeal: \u2026"
+    ),
     "cli-refusal-sentence": ApiError(text="OAuth token revoked · Please run /login"),
     "request-sentence": ApiError(text="Prompt is too long"),
     "server-sentence": ApiError(text="API Error: API returned an empty or malformed response (HTTP 200)"),
@@ -800,12 +843,13 @@ def test_rule_ids_are_unique_and_every_rule_names_its_source() -> None:
     assert all(rule.source and rule.seen_on for rule in RULES)
 
 
-def test_only_refusals_are_evidence_and_only_evidence_condemns() -> None:
+def test_only_what_is_about_the_account_is_evidence_and_only_evidence_condemns() -> None:
     for rule in RULES:
-        assert rule.is_evidence == (rule.error_class is ErrorClass.AUTH)
+        assert rule.is_evidence == (rule.error_class.value in STOPPED)
         assert rule.is_evidence or not rule.condemns
+        assert rule.is_evidence or not rule.blocks
         if rule.condemns:
-            assert rule.statuses
+            assert rule.statuses or rule.codes
 
 
 # -- anything at all
@@ -817,7 +861,7 @@ def test_no_bytes_whatsoever_make_it_raise() -> None:
     seeds += [
         row["line"].encode() for case in recorded_cases()[::7] for row in case.values[0] if len(row["line"]) < 1500
     ][:80]
-    witness = Witness()
+    witness = Witness(lambda: NOW)
     for _ in range(6000):
         line = bytearray(dice.choice(seeds))
         for _ in range(dice.randrange(6)):

@@ -106,9 +106,10 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("problem",),
     ("verdict", "model", "task", "ladder"),
     ("evidence",),
-    ("evidence_text",),
-    ("evidence_rules", "framing", "redaction", "state", "settings", "credential_names"),
-    ("frames", "evidence_phrases", "trace_context", "setting_slips"),
+    ("evidence_text", "evidence_rules", "evidence_models", "reset_times"),
+    ("evidence_account_rules",),
+    ("evidence_matching", "framing", "redaction", "state", "settings", "credential_names"),
+    ("frames", "evidence_phrases", "error_bodies", "error_codes", "trace_context", "setting_slips"),
     ("tokens",),
     ("errors",),
     ("",),  # the package itself: its version

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
 VALID, REFUSED, UNKNOWN = ProbeVerdict.VALID, ProbeVerdict.REFUSED, ProbeVerdict.UNKNOWN
+BLOCKED, BILLING = ProbeVerdict.BLOCKED, ProbeVerdict.BILLING
 
 OAUTH = Token("sk-ant-oat01-the-oauth-token-of-these-tests")
 API_KEY = Token("sk-ant-api03-the-api-key-of-these-tests")
@@ -51,8 +52,9 @@ SAID_OF_A_TOKEN = {
     # the API knew whose request it was
     "usage_limit": VALID,
     "throttled": VALID,
-    "credit_balance": VALID,
     "unknown_model": VALID,
+    # the account cannot pay
+    "credit_balance": BILLING,
     # no answer
     "overloaded": UNKNOWN,
     "server_error": UNKNOWN,
@@ -119,10 +121,10 @@ def test_an_api_key_sent_as_an_oauth_token_would_be_refused_but_never_is(api: Me
     assert ask(url, OAUTH) is REFUSED
 
 
-def test_an_organization_that_is_disabled_is_a_refusal_with_400(api: MessagesApi, url: str) -> None:
+def test_an_organization_that_is_disabled_is_a_block_with_400(api: MessagesApi, url: str) -> None:
     api.on(OAUTH, Fail(400, "invalid_request_error", "This organization has been disabled."))
 
-    assert ask(url) is REFUSED
+    assert ask(url) is BLOCKED
 
 
 def own(kind: str, message: str) -> bytes:
@@ -160,7 +162,7 @@ def own(kind: str, message: str) -> bytes:
         (400, b'{"error": {"message": "This organization has been disabled."}}', UNKNOWN),
         (400, b'{"error": {"message": "unknown provider"}}', UNKNOWN),
         (400, own("invalid_request_error", "max_tokens: field required"), VALID),
-        (402, own("billing_error", "Pay first"), VALID),
+        (402, own("billing_error", "Pay first"), BILLING),
         (404, own("not_found_error", "Not found"), UNKNOWN),
         (404, b"404 page not found", UNKNOWN),
         (407, own("authentication_error", "of the proxy"), UNKNOWN),

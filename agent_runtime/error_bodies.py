@@ -1,0 +1,225 @@
+"""
+What an error answer's body says, whichever server wrote it: the API itself, a gateway, or something on the way.
+
+Source: the API's documentation of errors; LiteLLM's ``ProxyException``; OpenAI's error object, which one-api, new-api
+and OpenRouter use too; FastAPI's ``detail``; RFC 9457.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+
+STATUS_BY_TYPE: dict[str, int] = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "api_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+"""
+The API's own error types, and the status each stands for where an error has none of its own, in the middle of a stream.
+
+Source: the API's documentation of errors, 2026.
+"""
+
+_MESSAGE_LENGTH = 4096
+_CODE_LENGTH = 64
+_PASSED_ON_LENGTH = 160
+_FIELD_LENGTH = 256
+_FIELDS = frozenset(
+    {
+        "messages",
+        "tools",
+        "tool_choice",
+        "system",
+        "metadata",
+        "thinking",
+        "max_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "stop_sequences",
+        "stream",
+        "betas",
+        "container",
+        "mcp_servers",
+        "context_management",
+        "output_config",
+        "body",
+    }
+)
+"""What the request of a message consists of, but for ``model``: with that the API names the model it means."""
+_decoder = json.JSONDecoder(strict=False)
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """
+    An error body, as far as it could be read.
+
+    Attributes:
+        type: The error's type, in the API's words or in a gateway's.
+        code: A finer code, where there is one that is no HTTP status: ``error.details.error_code`` of the API,
+            ``error.code`` of gateways.
+        status: The HTTP status, where the body itself names it.
+        message: What it says; None: nothing.
+        is_whole: The error was read to its end; false for a line that was cut off in it.
+        is_own_form: This is how the API itself puts an error, and no gateway's way.
+    """
+
+    type: str | None = None
+    code: str | None = None
+    status: int | None = None
+    message: str | None = None
+    is_whole: bool = False
+    is_own_form: bool = False
+
+
+def read_body(text: str) -> ErrorBody | None:
+    """Read a body that begins with JSON; None where it holds no error that could be read. Never raises."""
+    if not text.startswith(("{", "[")):
+        return None
+    found = _decoded(text)
+    if isinstance(found, list):
+        found = found[0] if found else None
+    if not isinstance(found, dict):
+        return _cut_off(text)
+    body = _body(found)
+    return body if body.type or body.code or body.message else None
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return _decoder.raw_decode(text)[0]
+    except (ValueError, RecursionError):
+        return None
+
+
+def _body(found: dict[str, Any]) -> ErrorBody:
+    error = found.get("error")
+    if not isinstance(error, dict) and isinstance(found.get("detail"), dict):
+        detail = found["detail"]
+        error = detail["error"] if isinstance(detail.get("error"), dict) else detail
+    while isinstance(error, dict) and isinstance(error.get("error"), dict):
+        error = error["error"]
+    if isinstance(error, dict):
+        body = _of_object(error)
+        message = body.message or _text(found, "message", "detail", "msg")
+        return _passed_on(msgspec.structs.replace(body, message=message, is_own_form=_is_own(found, body.type)))
+    kind = found.get("type")
+    message = _text(found, "message", "detail", "msg", "title")
+    code = _code(found.get("code"))
+    if isinstance(error, str) and _is_word(error):
+        code, message = error[:_CODE_LENGTH], message or error
+    elif isinstance(error, str):
+        message = error
+    return _passed_on(
+        ErrorBody(
+            type=kind if isinstance(kind, str) and kind in STATUS_BY_TYPE else None,
+            code=code,
+            status=_status(found.get("code")),
+            message=_cut(message),
+            is_whole=True,
+        )
+    )
+
+
+def _is_own(found: dict[str, Any], kind: str | None) -> bool:
+    return found.get("type") == "error" and kind in STATUS_BY_TYPE
+
+
+def _of_object(error: dict[str, Any]) -> ErrorBody:
+    details = error.get("details")
+    fine = details.get("error_code") if isinstance(details, dict) else None
+    return ErrorBody(
+        type=_text(error, "type"),
+        code=_code(fine) or _code(error.get("code")),
+        status=_status(error.get("code")),
+        message=_cut(_text(error, "message", "msg", "detail")),
+        is_whole=True,
+    )
+
+
+def _passed_on(body: ErrorBody) -> ErrorBody:
+    """
+    Read on where the message is another server's body that a gateway passes on, with some words of its own before it.
+
+    Source: LiteLLM, ``litellm.BadRequestError: AnthropicException - {"type":"error",…}. Received Model Group=…``.
+    """
+    message = body.message or ""
+    at = message.find("{", 0, _PASSED_ON_LENGTH)
+    if at < 0 or is_about_a_field(message):
+        return body
+    inner = _decoded(message[at:])
+    if not isinstance(inner, dict) or not isinstance(inner.get("error"), dict):
+        return body
+    passed = _of_object(inner["error"])
+    if "exception" not in message[:at].lower() and not _is_own(inner, passed.type):
+        return body
+    return msgspec.structs.replace(
+        body, type=passed.type or body.type, code=body.code or passed.code, message=passed.message or message
+    )
+
+
+def is_about_a_field(message: str) -> bool:
+    """
+    Tell whether a message is about the request's form, such as ``messages.0.content: Input should be …``.
+
+    Such a message may quote anything the request holds; what it says is never about an account.
+    """
+    path, colon, _ = message[:_FIELD_LENGTH].partition(":")
+    name = path.partition(".")[0].partition("[")[0]
+    return bool(colon) and name in _FIELDS and " " not in path
+
+
+def _cut_off(text: str) -> ErrorBody | None:
+    """Read what there is of a body that is cut off."""
+    at = text.find('"error":{')
+    whole = _decoded(text[at + len('"error":') :]) if at >= 0 else None
+    if isinstance(whole, dict):
+        body = _of_object(whole)
+        return msgspec.structs.replace(
+            body, is_own_form=text.startswith('{"type":"error"') and body.type in STATUS_BY_TYPE
+        )
+    kind, message = _field(text, '"type":"', max(at, 0)), _field(text, '"message":"', max(at, 0))
+    return ErrorBody(type=kind, message=_cut(message)) if kind or message else None
+
+
+def _field(text: str, name: str, start: int) -> str | None:
+    at = text.find(name, start)
+    if at < 0:
+        return None
+    begin = at + len(name)
+    end = text.find('"', begin)
+    return text[begin:end] if end >= 0 else text[begin:]
+
+
+def _text(found: dict[str, Any], *names: str) -> str | None:
+    return next((value for name in names if isinstance(value := found.get(name), str) and value), None)
+
+
+def _cut(message: str | None) -> str | None:
+    return message[:_MESSAGE_LENGTH] if message is not None else None
+
+
+def _code(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, str | int) or _status(value) is not None:
+        return None
+    return str(value)[:_CODE_LENGTH] or None
+
+
+def _status(value: Any) -> int | None:
+    """Read a code that only repeats the HTTP status, as a number or a text."""
+    text = str(value)
+    return int(text) if len(text) == 3 and text.isascii() and text.isdigit() and 300 <= int(text) < 600 else None
+
+
+def _is_word(text: str) -> bool:
+    return text.replace("_", "").replace("-", "").replace(".", "").isalnum() and text.isascii()
