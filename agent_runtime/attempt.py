@@ -12,19 +12,17 @@ import math
 import os
 import threading
 import time
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
 
 from agent_runtime import command as cli_command
+from agent_runtime.child_output import EVIDENCE_LINE_BYTES, ChildOutput, Sign
 from agent_runtime.command import PERMISSION_MODE
 from agent_runtime.deadlines import Deadlines, Patience
 from agent_runtime.errors import AgentRuntimeError
-from agent_runtime.evidence import Channel, Witness
-from agent_runtime.frames import decode, is_partial, may_be_partial
-from agent_runtime.framing import CutLine
+from agent_runtime.evidence import Channel
 from agent_runtime.holding import Holding
 from agent_runtime.model import EvidenceRecord
 from agent_runtime.pipes import Pipes, Wake
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 
     from agent_runtime.delivery import Delivered
     from agent_runtime.evidence import Sighting
-    from agent_runtime.frames import Frame
     from agent_runtime.framing import Lines
     from agent_runtime.generations import Generation
     from agent_runtime.orders import Order, Surroundings
@@ -57,10 +54,6 @@ CATCH_UP_SECONDS = 0.25
 NOT_LOOKING_SECONDS = 1.0
 """A turn that takes this much longer than asked for: this process was stopped, not the child silent."""
 
-EVIDENCE_LINE_BYTES = 2048
-TRUNCATED_HEAD_BYTES = 1024
-_OPENING, _CLOSING = b"{}"
-
 
 class Attempt:
     """
@@ -75,29 +68,32 @@ class Attempt:
     ) -> None:
         self._order = order
         self._around = surroundings
-        self._transcript = transcript
         self._tell = tell
+        self._output = ChildOutput(
+            transcript,
+            surroundings.redactor,
+            keep_partial=surroundings.settings.keep_partial,
+            on_error=self._sighted,
+            on_sign=self._sign,
+        )
         self._files = PrivateFiles(surroundings.run_dir, order.mark, surroundings.settings.child_user)
         self._wake = Wake()
         self._lock = threading.Lock()
         self._reason: StopReason | None = None
         self._stop_is_done = False
         self._child: Child | None = None
-        self._witness = Witness(time.time)
         self._last_error: Sighting | None = None
         self._evidence: Sighting | None = None
-        self._last_words = ""
         self._kill_at = math.inf
         self._answered = 0
         self._delivered: Delivered | None = None
         self._holding: Holding | None = None
         self._oldest = surroundings.secret.status.generation
         self._at_once = False
-        self._result_is_new = False
         self._killed = False
         self._give_up_at = math.inf
-        self._heard_at = self._model_seen_at = 0.0
-        self._report = Report(started_at=time.time())
+        self._heard_at = 0.0
+        self._report = Report(started_at=time.time(), tally=self._output.tally)
         self._deadlines = Deadlines(
             Patience.of(surroundings.settings), spawned_at=time.monotonic(), total_at=order.total_at
         )
@@ -212,7 +208,7 @@ class Attempt:
             close_stdin=child.close_stdin,
             frame_limit_bytes=self._around.settings.frame_limit,
             on_lines=self._lines,
-            on_quiet=self._quiet,
+            on_quiet=self._output.unfinished,
         )
         self._heard_at = time.monotonic()
         while not pipes.leader_gone and time.monotonic() < self._give_up_at:
@@ -268,6 +264,7 @@ class Attempt:
         if child is None or self._kill_at < math.inf:
             return None
         child.interrupt()
+        self._output.is_leaving = True
         signalled_at = self._report.signalled_at = time.monotonic()
         self._kill_at = signalled_at + self._around.settings.stop_grace
         child.remember_descendants()
@@ -284,106 +281,33 @@ class Attempt:
     # -- what the child says
 
     def _lines(self, channel: Channel, lines: Lines, read_at: float) -> None:
+        output = self._output
         if channel is Channel.STDERR:
-            for line in lines:
-                self._stderr_line(line.removesuffix(b"\n"), read_at)
-        else:
-            self._stdout_lines(lines, read_at)
-
-    def _stderr_line(self, data: bytes, read_at: float) -> None:
-        if sighting := self._witness.stderr(data):
-            self._sighted(sighting, data, read_at)
-            self._heard(read_at)
-        elif cli_command.missing_session(data):
-            self._report.unknown_session = True
-        elif data[:1].isalpha():
-            # The CLI's debug lines begin with a time; what does not is what it tells a person before it gives up.
-            self._last_words = self._around.redactor.redact(data[:300], truncated=True).decode(errors="replace")
-
-    def _stdout_lines(self, lines: Lines, read_at: float) -> None:
-        keep_partial = self._around.settings.keep_partial
-        kept: list[bytes] = []
-        whole = lines.joined
-        some_are_partial = whole is None or may_be_partial(whole)
-        is_as_it_came = True
+            output.stderr(lines, read_at)
+            return
         self._heard_at = read_at
-        for line in lines:
-            if some_are_partial and is_partial(line):
-                self._model_seen(read_at)
-                if not keep_partial:
-                    is_as_it_came = False
-                    continue
-            frame = None if whole is None and isinstance(line, CutLine) else decode(line)
-            if frame is None:
-                kept.append(self._in_a_frame(line))
-                is_as_it_came = False
-                continue
-            self._frame(frame, line, read_at)
-            if line[0] == _OPENING and line[-2] == _CLOSING:
-                kept.append(line)
-            else:
-                kept.append(line.strip() + b"\n")
-                is_as_it_came = False
-            if self._result_is_new:
-                self._result_is_new = False
-                self._report.result_line = self._transcript.last_line + len(kept)
-        self._deadlines.tools_open(self._report.tally.open_tools)
-        if kept:
-            joined = whole if whole is not None and is_as_it_came else b"".join(kept)
-            clean = self._around.redactor.redact_joined(joined)
-            self._transcript.append_joined(clean, map(len, kept if clean is joined else BytesIO(clean)))
-            self._transcript.flush()
+        has_grown = output.stdout(lines, read_at)
+        self._deadlines.tools_open(output.tally.open_tools)
+        if has_grown:
             self._tell(Progress())
 
-    def _in_a_frame(self, line: bytes) -> bytes:
-        """Put a line of stdout that is no frame into one."""
-        redact = self._around.redactor.redact
-        fields: dict[str, object]
-        if isinstance(line, CutLine):
-            head = redact(line[:TRUNCATED_HEAD_BYTES], truncated=True).decode(errors="replace")
-            fields = {"subtype": "frame_too_long", "bytes": len(line) + line.dropped_bytes, "head": head}
-        else:
-            fields = {"subtype": "text", "text": redact(line[:-1]).decode(errors="replace")}
-        return msgspec.json.encode({"type": "agent_runtime", **fields}) + b"\n"
-
-    def _frame(self, frame: Frame, line: bytes, read_at: float) -> None:
-        if sighting := self._witness.stdout(frame):
-            self._sighted(sighting, line[:EVIDENCE_LINE_BYTES].removesuffix(b"\n"), read_at)
-        tally = self._report.tally
-        if frame.type == "result" and tally.result is not None and self._kill_at < math.inf:
-            return  # told to leave after its last word, the CLI says that it was interrupted: that is no news
-        had_init, model_frames = tally.has_init, tally.model_frames
-        tally.add(frame)
-        if frame.type == "result":
-            self._result_is_new = True
-            self._report.unknown_session |= cli_command.missing_session(frame.result_text or "")
-        if tally.model_frames > model_frames:
+    def _sign(self, sign: Sign, read_at: float) -> None:
+        if sign is Sign.MODEL:
             self._model_seen(read_at)
-        elif tally.has_init and not had_init:
+        elif sign is Sign.INIT:
             self._deadlines.init_seen(read_at)
-            if tally.permission_mode != PERMISSION_MODE:
-                log.error("permission mode is %s, not %s", tally.permission_mode, PERMISSION_MODE)
+            mode = self._output.tally.permission_mode
+            if mode != PERMISSION_MODE:
+                log.error("permission mode is %s, not %s", mode, PERMISSION_MODE)
                 self._reason_for(StopReason.PERMISSION_MODE)
                 self._interrupt()
         else:
-            self._heard(read_at)
-
-    def _quiet(self, channel: Channel, data: bytes, read_at: float) -> None:
-        """Look at a line that the child has left unfinished: what it says must not wait for a newline."""
-        if channel is Channel.STDERR:
-            sighting = self._witness.stderr(data, finished=False)
-        else:
-            frame = decode(data) if data.rstrip().endswith(b"}") else None
-            sighting = self._witness.stdout(frame) if frame is not None else None
-        if sighting is not None and sighting.is_evidence:
-            self._sighted(sighting, data, read_at)
+            self._heard_at = read_at
+            self._deadlines.life_seen(read_at)
 
     def _model_seen(self, read_at: float) -> None:
-        if read_at == self._model_seen_at and self._last_error is None:
-            return  # one of many frames that came together
         # The model goes on: what the API said before is over.
         self._last_error = None
-        self._model_seen_at = read_at
         if self._holding is not None:
             generation, since = self._holding.charged(read_at)
             if generation.number != self._answered:
@@ -391,10 +315,6 @@ class Attempt:
                 self._tell(Answered(generation, since))
         self._heard_at = read_at
         self._deadlines.model_seen(read_at)
-
-    def _heard(self, read_at: float) -> None:
-        self._heard_at = read_at
-        self._deadlines.life_seen(read_at)
 
     def _sighted(self, sighting: Sighting, data: bytes, read_at: float) -> None:
         """Take note of an API error, and end the child at once where it says that the token is refused."""
@@ -440,7 +360,7 @@ class Attempt:
 
     def _finish(self) -> None:
         """Leave nothing behind, whatever happened before."""
-        child = self._child
+        child, output = self._child, self._output
         with self._lock:
             self._stop_is_done = True
         if child is not None:
@@ -461,8 +381,10 @@ class Attempt:
                 last_error=self._last_error,
                 evidence=self._evidence,
                 oom=child.ran_out_of_memory,
-                last_words=self._last_words if is_plain(self._last_words) else None,
+                last_words=output.last_words if is_plain(output.last_words) else None,
             )
+            self._report.unknown_session = output.unknown_session
+            self._report.result_line = output.result_line
             survivors = self._report.sweep.survivors
             if survivors:
                 self._around.unkillable.keep(child, survivors)

@@ -2,17 +2,16 @@
 The CLI's stream-json frames, as far as this package reads them.
 
 Only the fields named here are decoded; msgspec skips all others without building them, so a frame of a megabyte costs
-little more than reading it. What cannot be decoded that way, because a field has another type than was ever seen, or
-because bytes are mixed in that are no JSON, is read again by a slower and more forgiving way: no version of the CLI,
-old or new, may become unreadable by a detail.
+little more than reading it. What is refused here, because it is no JSON that every parser takes or because a field has
+another type than was ever seen, is read by :mod:`agent_runtime.frame_repair`.
 
-Source: frames of Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114 and 2.1.330, recorded under ``tests/recorded/``.
+Source: frames of Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330 and 2.1.332, in part recorded under
+``tests/recorded/``.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any, TypeVar
+import re
 
 import msgspec
 
@@ -29,6 +28,21 @@ Source: 2.1.330; anthropics/claude-code issue 82235.
 PARTIAL_TYPE = "stream_event"
 _PARTIAL_MARK = b'"type":"stream_event"'
 _PARTIAL_HEAD_BYTES = 64
+_EVENT_HEAD_BYTES = 96
+_TWO_OBJECTS = re.compile(rb'\}\s*\{\s*"type"\s*:')
+"""Two frames in one line; in a string the quotes would be escaped."""
+
+MOST_LEVELS = 200
+"""How deep a frame may be nested: some parsers give up at a thousand levels, and an answer adds some around it."""
+
+MOST_DIGITS = 4300
+"""How long a number may be: Python's own parser refuses longer ones."""
+
+_PLAIN_BYTES = 2 * MOST_LEVELS
+_STRIDE = 430
+_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MOST_DIGITS // _STRIDE - 1))
+_SMALL_STRIDE = 61
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 _ENDED = frozenset({"completed", "failed", "killed", "stopped"})
 
@@ -209,22 +223,70 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
         return self.task_id if self.subtype == "task_updated" and ended else None
 
 
-Kind = TypeVar("Kind", bound=msgspec.Struct)
+class _Delta(msgspec.Struct, gc=False):
+    stop_reason: str | None = None
+
+
+class _Event(msgspec.Struct, gc=False):
+    type: str = ""
+    delta: _Delta | None = None
+
+
+class Partial(msgspec.Struct, gc=False):
+    """A partial message: an event of the API's stream, as the CLI passes it on."""
+
+    event: _Event
+    parent_tool_use_id: str | None = None
+
 
 _decode = msgspec.json.Decoder(Frame).decode
+_decode_partial = msgspec.json.Decoder(Partial).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def decode(line: bytes) -> Frame | None:
-    """Read one line of stdout; None where it holds no JSON object. Never raises, whatever the bytes."""
+    """
+    Read one line of UTF-8 that holds a frame and nothing else; None where any other parser might stumble over it.
+
+    msgspec checks all of JSON's grammar but the encoding of strings that it skips: see :func:`is_utf8`.
+    """
     try:
-        return _decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _forgiving(line)
+        frame = _decode(line)
+    except _REFUSED:
+        return None
+    return None if len(line) > _PLAIN_BYTES and _is_awkward(line) else frame
+
+
+def is_utf8(data: bytes) -> bool:
+    """Tell whether all of *data* is UTF-8."""
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def decode_partial(line: bytes) -> Partial | None:
+    """
+    Read a partial message where it begins a message of the model or ends one; None for all others, which are many.
+
+    Source: ``message_start``, ``message_delta`` and ``message_stop`` are the second ``type`` of the line, 1.0.128 to
+    2.1.332.
+    """
+    if line.find(b'"message_', 0, _EVENT_HEAD_BYTES) < 0:
+        return None
+    try:
+        return _decode_partial(line)
+    except _REFUSED:
+        return None
 
 
 def is_partial(line: bytes) -> bool:
-    """Tell cheaply whether a line is a partial message, which this package reads no further."""
-    return line.find(_PARTIAL_MARK, 0, _PARTIAL_HEAD_BYTES) >= 0
+    """Tell cheaply whether a line is a partial message and nothing else."""
+    return line.find(_PARTIAL_MARK, 0, _PARTIAL_HEAD_BYTES) >= 0 and _TWO_OBJECTS.search(line) is None
 
 
 def may_be_partial(lines: bytes) -> bool:
@@ -252,56 +314,32 @@ def _without_sequence(piece: str, *, first: bool) -> str:
     return piece[end + 1 :]
 
 
-def _forgiving(line: bytes) -> Frame | None:
-    """Read a line that is no clean JSON or has fields of unexpected types: what fits is kept, the rest is left out."""
-    begin, end = line.find(b"{"), line.rfind(b"}")
-    if begin < 0 or end < begin or plain(line[:begin]).strip():
-        return None  # nothing but control sequences may stand before a frame
-    found = _loads(line[begin : end + 1])
-    if not isinstance(found, dict):
-        return None
-    message = _forgiving_message(found.pop("message", None))
-    return msgspec.structs.replace(_fitting(found, Frame), message=message)
-
-
-def _forgiving_message(found: Any) -> Message | None:
-    if not isinstance(found, dict):
-        return None
-    content = found.get("content")
-    if isinstance(content, list):
-        blocks = [_fitting(block, ContentBlock) for block in content if isinstance(block, dict)]
-        return msgspec.structs.replace(_fitting({**found, "content": None}, Message), content=blocks)
-    return _fitting(found, Message)
-
-
 def _string(raw: msgspec.Raw) -> str:
     """Read a text that has not been built yet; nothing where it is none."""
-    found = _loads(bytes(raw)) if raw else None
-    return found if isinstance(found, str) else ""
-
-
-def _loads(data: bytes) -> Any:
     try:
-        return json.loads(data.decode("utf-8", "replace"), strict=False)
-    except (ValueError, RecursionError):
-        try:
-            return json.loads(plain(data), strict=False)
-        except (ValueError, RecursionError):
-            return None
+        return _decode_text(raw) if raw else ""
+    except _REFUSED:
+        return ""
 
 
-def _fitting(found: dict[str, Any], kind: type[Kind]) -> Kind:
-    """Build a struct from the fields that have a type it takes; numbers and booleans are taken from strings, too."""
-    fitting: dict[str, Any] = {}
-    for field in msgspec.structs.fields(kind):
-        if field.encode_name not in found:
-            continue
-        value = found[field.encode_name]
-        try:
-            if field.type is msgspec.Raw:
-                fitting[field.name] = msgspec.Raw(json.dumps(value).encode())
-            else:
-                fitting[field.name] = msgspec.convert(value, field.type, strict=False)
-        except (msgspec.ValidationError, RecursionError, UnicodeError):
-            continue
-    return kind(**fitting)
+def _is_awkward(line: bytes) -> bool:
+    """
+    Tell whether valid JSON has numbers or levels that are too many for other parsers.
+
+    To look at each byte would take as long as to decode the line. So long a row of digits shows in every 430th byte,
+    too; so many levels show as a few brackets in every 61st, unless text was put between them on purpose.
+    """
+    if len(line) > MOST_DIGITS and _LONG_NUMBER.search(line[::_STRIDE]):
+        return True
+    brackets = line[::_SMALL_STRIDE].translate(None, _NO_BRACKETS)
+    return len(brackets) >= MOST_LEVELS // _SMALL_STRIDE and _is_deep(msgspec.json.decode(line))
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        below = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [one for values in below for one in values if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True

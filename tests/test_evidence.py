@@ -14,7 +14,8 @@ from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence import Channel, Sighting, Witness
 from agent_runtime.evidence_matching import ApiError
 from agent_runtime.evidence_rules import RULES, UNEXPLAINED, rule_for
-from agent_runtime.frames import Frame, decode
+from agent_runtime.frame_repair import read
+from agent_runtime.frames import Frame
 
 HERE = Path(__file__).parent
 RECORDED = HERE / "recorded"
@@ -58,7 +59,7 @@ def tell(*lines: tuple[str, str | bytes], witness: Witness | None = None) -> Sto
         if stream.startswith("stderr"):
             sighting = witness.stderr(data, finished=stream != "stderr, unfinished")
         else:
-            frame = decode(data)
+            frame = read(data)
             sighting = witness.stdout(frame) if frame is not None else None
         if sighting is not None:
             assert sighting.channel is Channel(stream.partition(",")[0])
@@ -358,15 +359,15 @@ def test_a_frame_with_a_message_of_unknown_form_is_still_read() -> None:
 
 @pytest.mark.parametrize("line", [b"", b"{", b"}", b"[]", b"null", b"nonsense", b'x {"type":"result"}', b"{" * 5000])
 def test_what_is_no_frame_is_none(line: bytes) -> None:
-    assert decode(line) is None
+    assert read(line) is None
 
 
 def test_tasks_are_known_by_the_frames_of_each_version() -> None:
-    changed = decode(b'{"type":"system","subtype":"background_tasks_changed","tasks":[{"task_id":"b1","run_id":"r"}]}')
-    began = decode(b'{"type":"system","subtype":"task_started","task_id":"b1","task_type":"local_bash"}')
-    told = decode(b'{"type":"system","subtype":"task_notification","task_id":"b1","status":"completed"}')
-    ended = decode(b'{"type":"system","subtype":"task_updated","task_id":"b1","patch":{"status":"killed"}}')
-    goes_on = decode(b'{"type":"system","subtype":"task_updated","task_id":"b1","patch":{"is_backgrounded":true}}')
+    changed = read(b'{"type":"system","subtype":"background_tasks_changed","tasks":[{"task_id":"b1","run_id":"r"}]}')
+    began = read(b'{"type":"system","subtype":"task_started","task_id":"b1","task_type":"local_bash"}')
+    told = read(b'{"type":"system","subtype":"task_notification","task_id":"b1","status":"completed"}')
+    ended = read(b'{"type":"system","subtype":"task_updated","task_id":"b1","patch":{"status":"killed"}}')
+    goes_on = read(b'{"type":"system","subtype":"task_updated","task_id":"b1","patch":{"is_backgrounded":true}}')
 
     assert changed is not None
     assert changed.background_task_ids == ("b1",)

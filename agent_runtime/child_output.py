@@ -1,0 +1,209 @@
+"""What one child prints: read into frames, kept in the transcript, counted, and searched for API errors."""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime import command as cli_command
+from agent_runtime.evidence import Channel, Witness
+from agent_runtime.frame_repair import pieces, read
+from agent_runtime.frames import decode, is_partial, is_utf8, may_be_partial
+from agent_runtime.framing import CutLine
+from agent_runtime.tally import Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent_runtime.evidence import Sighting
+    from agent_runtime.frames import Frame
+    from agent_runtime.framing import Lines
+    from agent_runtime.redaction import Redactor
+    from agent_runtime.store.transcripts import TranscriptWriter
+
+EVIDENCE_LINE_BYTES = 2048
+TRUNCATED_HEAD_BYTES = 1024
+_LAST_WORDS_BYTES = 300
+_OPENING, _CLOSING = b"{}"
+
+
+class Sign(Enum):
+    """A sign of life of the child."""
+
+    MODEL = "model"
+    """The model answers: a partial message, or a frame of its own."""
+    INIT = "init"
+    """The CLI has told its session, its version and its permission mode."""
+    OTHER = "other"
+    """Any other frame, or a line about an API error."""
+
+
+class ChildOutput:
+    """
+    Read both streams of one child, in its attempt's thread.
+
+    What is kept in the transcript is always valid JSON: a clean frame as it came, a damaged one written anew, and what
+    is no frame in one of ours.
+
+    Args:
+        on_error: Called with each API error, its line, and when that was read (monotonic seconds), before the next line
+            is looked at.
+        on_sign: Called with each sign of life, likewise.
+
+    Attributes:
+        result_line: Number of the last ``result`` frame in the transcript.
+        unknown_session: The CLI did not know the session it was told to resume.
+        last_words: The last thing the CLI told a person on stderr.
+        is_leaving: The child was told to end: what it says of that is no news.
+    """
+
+    def __init__(
+        self,
+        transcript: TranscriptWriter,
+        redactor: Redactor,
+        *,
+        keep_partial: bool,
+        on_error: Callable[[Sighting, bytes, float], None],
+        on_sign: Callable[[Sign, float], None],
+    ) -> None:
+        self.tally = Tally()
+        self.result_line: int | None = None
+        self.unknown_session = False
+        self.last_words = ""
+        self.is_leaving = False
+        self._transcript = transcript
+        self._redactor = redactor
+        self._keep_partial = keep_partial
+        self._on_error = on_error
+        self._on_sign = on_sign
+        self._witness = Witness(time.time)
+        self._result_is_new = False
+        self._model_told_at = 0.0
+
+    # -- stderr
+
+    def stderr(self, lines: Lines, read_at: float) -> None:
+        """Look through lines of stderr."""
+        for line in lines:
+            self._stderr_line(line.removesuffix(b"\n"), read_at)
+
+    def _stderr_line(self, data: bytes, read_at: float) -> None:
+        if sighting := self._witness.stderr(data):
+            self._tell_error(sighting, data, read_at)
+            self._on_sign(Sign.OTHER, read_at)
+        elif cli_command.missing_session(data):
+            self.unknown_session = True
+        elif data[:1].isalpha():
+            # The CLI's debug lines begin with a time; what does not is what it tells a person before it gives up.
+            self.last_words = self._redactor.redact(data[:_LAST_WORDS_BYTES], truncated=True).decode(errors="replace")
+
+    # -- stdout
+
+    def stdout(self, lines: Lines, read_at: float) -> bool:
+        """Take lines of stdout; return whether the transcript has grown."""
+        kept: list[bytes] = []
+        whole = lines.joined
+        some_are_partial = whole is None or may_be_partial(whole)
+        all_are_utf8 = whole is not None and is_utf8(whole)
+        is_as_it_came = True
+        for line in lines:
+            if some_are_partial and is_partial(line):
+                self._model_seen(read_at)
+                if not self._keep_partial:
+                    is_as_it_came = False
+                    continue
+            if whole is None and isinstance(line, CutLine):
+                kept.append(self._cut(line))
+                is_as_it_came = False
+                continue
+            frame = decode(line) if all_are_utf8 or is_utf8(line) else None
+            if frame is None:
+                self._repaired(line, kept, read_at)
+                is_as_it_came = False
+                continue
+            self._frame(frame, line, read_at)
+            if line[0] == _OPENING and line[-2] == _CLOSING:
+                kept.append(line)
+            else:
+                kept.append(line.strip() + b"\n")
+                is_as_it_came = False
+            if self._result_is_new:
+                self._note_result_line(len(kept))
+        if kept:
+            joined = whole if whole is not None and is_as_it_came else b"".join(kept)
+            clean = self._redactor.redact_joined(joined)
+            self._transcript.append_joined(clean, map(len, kept if clean is joined else BytesIO(clean)))
+            self._transcript.flush()
+        return bool(kept)
+
+    def _repaired(self, line: bytes, kept: list[bytes], read_at: float) -> None:
+        """Take what can be read of a line that is no clean frame."""
+        for piece in pieces(line):
+            if piece.frame is None:
+                kept.append(self._text(piece.data))
+                continue
+            self._frame(piece.frame, piece.data, read_at, is_quoted=piece.follows_text)
+            kept.append(piece.data + b"\n")
+            if self._result_is_new:
+                self._note_result_line(len(kept))
+
+    def _note_result_line(self, kept: int) -> None:
+        self._result_is_new = False
+        self.result_line = self._transcript.last_line + kept
+
+    def _frame(self, frame: Frame, line: bytes, read_at: float, *, is_quoted: bool = False) -> None:
+        # What stands behind other text counts, because the CLI may have printed it there; but it stops nobody.
+        if not is_quoted and (sighting := self._witness.stdout(frame)):
+            self._tell_error(sighting, line[:EVIDENCE_LINE_BYTES].removesuffix(b"\n"), read_at)
+        tally = self.tally
+        if frame.type == "result" and tally.result is not None and self.is_leaving:
+            return  # told to leave after its last word, the CLI says that it was interrupted: that is no news
+        had_init, model_frames = tally.has_init, tally.model_frames
+        tally.add(frame)
+        if frame.type == "result":
+            self._result_is_new = True
+            self.unknown_session |= cli_command.missing_session(frame.result_text or "")
+        if tally.model_frames > model_frames:
+            self._model_seen(read_at)
+        elif tally.has_init and not had_init:
+            self._on_sign(Sign.INIT, read_at)
+        else:
+            self._on_sign(Sign.OTHER, read_at)
+
+    def _model_seen(self, read_at: float) -> None:
+        if read_at != self._model_told_at:  # else it is one of many frames that came together
+            self._model_told_at = read_at
+            self._on_sign(Sign.MODEL, read_at)
+
+    def _tell_error(self, sighting: Sighting, line: bytes, read_at: float) -> None:
+        self._model_told_at = 0.0  # what the model says after it is news
+        self._on_error(sighting, line, read_at)
+
+    def _text(self, text: bytes) -> bytes:
+        """Put what is no frame into one."""
+        return _own_frame(subtype="text", text=self._redactor.redact(text).decode(errors="replace"))
+
+    def _cut(self, line: CutLine) -> bytes:
+        """Tell of a line that was too long."""
+        head = self._redactor.redact(line[:TRUNCATED_HEAD_BYTES], truncated=True).decode(errors="replace")
+        return _own_frame(subtype="frame_too_long", bytes=len(line) + line.dropped_bytes, head=head)
+
+    # -- both
+
+    def unfinished(self, channel: Channel, data: bytes, read_at: float) -> None:
+        """Look at a line that the child has left unfinished: what it says must not wait for a newline."""
+        if channel is Channel.STDERR:
+            sighting = self._witness.stderr(data, finished=False)
+        else:
+            frame = read(data) if data.rstrip().endswith(b"}") else None
+            sighting = self._witness.stdout(frame) if frame is not None else None
+        if sighting is not None and sighting.is_evidence:
+            self._tell_error(sighting, data, read_at)
+
+
+def _own_frame(**fields: object) -> bytes:
+    return msgspec.json.encode({"type": "agent_runtime", **fields}) + b"\n"
