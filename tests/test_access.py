@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
-from tests.supervised import Supervised, supervised
+from tests.supervised import Supervised, eventually, supervised
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,14 @@ def keyless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
         {"Origin": "https://attacker.example"},
         {"Origin": "null"},
         {"Host": "localhost", "Origin": "http://127.0.0.1"},
+        {"Host": "localhost:8000", "Origin": "http://localhost:3000"},
+        {"Host": "localhost:8000", "Origin": "https://localhost:8000"},
+        {"Host": "localhost:8000", "Origin": "http://localhost"},
+        {"Host": "localhost:8000", "Origin": "localhost:8000"},
+        {"Host": "localhost:8000", "Origin": "http://localhost:99999"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": ""},
     ],
 )
 def test_a_web_page_cannot_call_where_there_is_no_key(keyless: Supervised, path: str, headers: dict[str, str]) -> None:
@@ -50,10 +59,29 @@ def test_a_web_page_cannot_call_where_there_is_no_key(keyless: Supervised, path:
         {"Host": "[::1]:8000"},
         {"Host": socket.gethostname()},
         {"Host": "localhost:8000", "Origin": "http://localhost:8000"},
+        {"Host": "localhost:8000", "Origin": "HTTP://LOCALHOST:8000", "Sec-Fetch-Site": "same-origin"},
+        {"Host": "localhost", "Origin": "http://localhost:80"},
+        {"Sec-Fetch-Site": "none"},
     ],
 )
 def test_addresses_and_the_machines_own_name_are_fine(keyless: Supervised, headers: dict[str, str]) -> None:
     assert keyless.client.get("/api/token", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_a_page_may_send_nothing_but_json_and_curl_may(keyless: Supervised, kind: str) -> None:
+    """What a page may send without a question beforehand has one of these types."""
+    page = {"Origin": keyless.url, "Content-Type": kind}
+    refused = keyless.client.post("/api/task", content=b'{"message": ""}', headers=page)
+    from_curl = keyless.client.post("/api/task", content=b'{"message": ""}', headers={"Content-Type": kind})
+    of_our_page = keyless.client.post("/api/drain", headers={"Origin": keyless.url})
+    keyless.client.delete("/api/drain", headers={"Origin": keyless.url})
+
+    assert (refused.status_code, "Content-Type" in refused.json()["detail"]) == (400, True)
+    assert "message" in from_curl.json()["detail"]
+    assert of_our_page.status_code == 200
+    json_type = {"Origin": keyless.url, "Content-Type": "application/json; charset=utf-8"}
+    assert "message" in keyless.client.post("/api/task", content=b'{"message": ""}', headers=json_type).json()["detail"]
 
 
 def test_with_a_key_any_name_may_be_used(tmp_path: Path) -> None:
@@ -66,6 +94,59 @@ def test_with_a_key_any_name_may_be_used(tmp_path: Path) -> None:
             denied = running.client.get("/api/token", headers={b"Authorization": wrong.encode("latin-1")})
             assert denied.status_code == 401
             assert "the-access-key" not in denied.text
+
+
+def test_a_wrong_key_is_told_apart_from_a_missing_one(tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(b"\xef\xbb\xbf  the-access-key \r\n")
+    with supervised(tmp_path, flags=("--access-key-file", str(tmp_path / "key"))) as running:
+        missing = running.client.get("/api/token")
+        wrong = running.client.get("/api/token", headers={"X-Agent-Token": "another"})
+
+        assert running.client.get("/api/token", headers={"X-Agent-Token": "the-access-key"}).status_code == 200
+    assert [(one.status_code, one.json()["error_class"]) for one in (missing, wrong)] == [(401, "access")] * 2
+    assert missing.json()["detail"].startswith("send the access key")
+    assert wrong.json()["detail"].startswith("this is not the access key")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (os.mkfifo, "is not a regular file"),
+        (Path.mkdir, "is not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is not a regular file"),
+        (lambda path: path.write_bytes(b"one\ntwo"), "has several lines"),
+        (lambda path: path.write_bytes(b"with\0nul"), "has characters that no header can carry"),
+        (lambda path: path.write_bytes("schl\u00fcssel".encode()), "has characters that no header can carry"),
+        (lambda path: path.write_bytes(b"x" * 4097), "is longer than 4096 bytes"),
+        (lambda path: path.write_bytes(b" \n"), "holds no key"),
+        (lambda path: path.parent.is_dir(), "cannot be read: No such file"),
+    ],
+)
+def test_what_cannot_be_a_key_is_refused_with_the_reason_and_holds_nobody_up(
+    tmp_path: Path, make: Callable[[Path], None], said: str
+) -> None:
+    make(tmp_path / "key")
+    with supervised(tmp_path, flags=("--access-key-file", str(tmp_path / "key"))) as running:
+        for sent in ("", "x" * 4096, "one"):
+            assert running.client.get("/api/token", headers={"X-Agent-Token": sent}).status_code == 401
+        assert running.client.get("/livez", timeout=5).status_code == 200
+        assert running.client.get("/health").json() == {"status": "degraded"}
+
+        assert (tmp_path / "supervisor.log").read_text().count(said) == 1, "said once, with the reason"
+
+
+def test_a_stream_ends_when_its_key_is_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("the-access-key")
+    with supervised(tmp_path, flags=("--access-key-file", str(tmp_path / "key"))) as running:
+        with running.client.stream("GET", "/api/events", headers={"X-Agent-Token": "the-access-key"}) as taken:
+            lines = taken.iter_lines()
+            assert next(lines).startswith(":")
+            (tmp_path / "key").write_text("another-key")
+            assert list(lines)[-1] == "", "it ends as a stream does, after its last whole event"
+        new = {"X-Agent-Token": "another-key"}
+        with running.client.stream("GET", "/api/events", headers=new) as anew:
+            assert next(anew.iter_lines()).startswith(":")
+        eventually(lambda: running.client.get("/health", headers=new).json()["streams"]["open"] == 0)
 
 
 def test_a_key_file_that_cannot_be_read_lets_nobody_in(tmp_path: Path) -> None:

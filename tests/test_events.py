@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
+from agent_runtime.api.access import AccessKey
 from agent_runtime.api.event_stream import event_stream, follow
 from agent_runtime.api.problems import problem_response
 from agent_runtime.api.streams import OpenStreams
@@ -262,7 +263,7 @@ def served(log: EventLog) -> Iterator[str]:
     """Put *log* behind a real server."""
 
     async def events(request: Request) -> Response:
-        return event_stream(log, request, OpenStreams())
+        return event_stream(log, request, OpenStreams(), AccessKey(None, "x", Redactor()))
 
     app = Starlette(routes=[Route("/api/events", events)], exception_handlers={AgentRuntimeError: _problem})
     with LoopbackServer().running(app) as url:

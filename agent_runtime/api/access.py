@@ -5,7 +5,9 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
+import os
 import socket
+import stat
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -31,6 +33,41 @@ Source: RFC 6761 and 6762; https://www.icann.org on .internal, 2024; ``svc`` is 
 """
 
 
+class BadKey(Exception):
+    """The access key file holds nothing that can be a key; the message says why, never what it holds."""
+
+
+def read_key(path: Path) -> Token:
+    """
+    Read a key, of a regular file only and without ever waiting; a byte order mark and blanks around it do not count.
+
+    Raises:
+        BadKey: Nothing there can be a key.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO would wait
+    except OSError as error:
+        raise BadKey(f"cannot be read: {error.strerror}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise BadKey("is not a regular file")
+        content = os.read(descriptor, KEY_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise BadKey(f"cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+    if len(content) > KEY_LIMIT_BYTES:
+        raise BadKey(f"is longer than {KEY_LIMIT_BYTES} bytes")
+    key = content.removeprefix(b"\xef\xbb\xbf").strip()
+    if not key:
+        raise BadKey("holds no key")
+    if b"\n" in key or b"\r" in key:
+        raise BadKey("has several lines")
+    if not key.isascii() or not key.decode().isprintable():
+        raise BadKey("has characters that no header can carry")
+    return Token(key.decode())
+
+
 class AccessKey:
     """
     Check the inbound key, re-read from its file at every request, so that a change needs no restart.
@@ -43,6 +80,8 @@ class AccessKey:
         self._path = path
         self._header = header
         self._redactor = redactor
+        self.error: str | None = None
+        """Why nobody may call, as of the last look."""
 
     @property
     def required(self) -> bool:
@@ -54,15 +93,13 @@ class AccessKey:
         if self._path is None:
             return None
         try:
-            with self._path.open("rb") as file:
-                text = file.read(KEY_LIMIT_BYTES).decode().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            log.error("the access key file %s cannot be read, so nobody may call: %s", self._path, type(error).__name__)
+            key = read_key(self._path)
+        except BadKey as bad:
+            if self.error != str(bad):
+                log.error("the access key file %s %s, so nobody may call", self._path, bad)
+            self.error = str(bad)
             return None
-        if not text:
-            log.error("the access key file %s holds no key, so nobody may call", self._path)
-            return None
-        key = Token(text)
+        self.error = None
         self._redactor.add(key)
         return key
 
@@ -71,10 +108,9 @@ class AccessKey:
         if self._path is None:
             return True
         key = self.read()
-        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-        given = [bearer.strip()] if scheme.lower() == "bearer" else []
-        given.append(request.headers.get(self._header, ""))
-        return key is not None and any(hmac.compare_digest(key.secret.encode(), value.encode()) for value in given)
+        return key is not None and any(
+            hmac.compare_digest(key.secret.encode(), value.encode()) for value in self._given(request)
+        )
 
     def require(self, request: Request) -> None:
         """
@@ -85,12 +121,19 @@ class AccessKey:
             InvalidRequest: Without a key, a web page may have been made to send it.
         """
         if self._path is None:
-            refuse_rebinding(request)
+            refuse_pages(request)
         elif not self.allows(request):
+            if any(self._given(request)):
+                raise AccessDenied("this is not the access key; send the one in the supervisor's access key file")
             raise AccessDenied("send the access key as a bearer token or in the access header")
 
+    def _given(self, request: Request) -> list[str]:
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        given = [bearer.strip()] if scheme.lower() == "bearer" else []
+        return [*given, request.headers.get(self._header, "")]
 
-def refuse_rebinding(request: Request) -> None:
+
+def refuse_pages(request: Request) -> None:
     """
     Refuse what a web page could make a browser on this machine send, where no key tells callers apart.
 
@@ -108,9 +151,27 @@ def refuse_rebinding(request: Request) -> None:
         or (_is_private(host) and not _came_over_loopback(request))
     ):
         raise InvalidRequest("Host: must be an address or localhost where there is no access key")
+    if request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
+        raise InvalidRequest("Sec-Fetch-Site: requests of other pages are not taken where there is no access key")
     origin = request.headers.get("origin")
-    if origin is not None and _name_in(origin) != host:
-        raise InvalidRequest("Origin: requests of web pages are not taken where there is no access key")
+    if origin is None:
+        return
+    if _origin_in(origin) != _origin_in(f"{request.url.scheme}://{request.headers.get('host', '')}"):
+        raise InvalidRequest("Origin: requests of other pages are not taken where there is no access key")
+    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    if has_body and request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        # What a page may send without asking first has another type.
+        raise InvalidRequest("Content-Type: must be application/json in a request of a page")
+
+
+def _origin_in(url: str) -> tuple[str, str, int] | None:
+    """Return scheme, host and port; None: it has not all of them."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    except (ValueError, KeyError):
+        return None
+    return (parts.scheme, parts.hostname.lower(), port) if parts.hostname else None
 
 
 def _name_in(url: str) -> str:

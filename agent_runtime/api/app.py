@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agent_runtime.api import streams
-from agent_runtime.api.access import refuse_rebinding
+from agent_runtime.api.access import refuse_pages
 from agent_runtime.api.access_log import EXECUTION_ID, TRACE_ID
 from agent_runtime.api.event_stream import event_stream
 from agent_runtime.api.health import report
@@ -224,12 +224,12 @@ async def stream(api: Api, request: Request) -> Response:
     """Send the transcript as events."""
     after = streams.last_event_id(request.headers.get("last-event-id") or request.query_params.get("last_event_id"))
     view = api.supervisor.view(request.path_params["id"])
-    return api.streams.response(request, lambda: streams.follow(view, after, api.streams.batches))
+    return api.streams.response(request, lambda: streams.follow(view, after, api.streams.batches), api.access)
 
 
 async def events(api: Api, request: Request) -> Response:
     """Send what happens to the token and to executions."""
-    return event_stream(api.supervisor.events, request, api.streams)
+    return event_stream(api.supervisor.events, request, api.streams, api.access)
 
 
 # -- token and health
@@ -299,12 +299,14 @@ async def health(api: Api, request: Request) -> Response:
     """Show one page of everything; without the access key only whether all is well."""
     supervisor = api.supervisor
     is_hindered = supervisor.archive.records.trouble is not None or supervisor.deliveries.hinders
+    allowed = api.access.allows(request)
+    is_hindered |= api.access.error is not None
     is_well = supervisor.unready is None and not is_hindered
     status: Literal["ok", "degraded"] = "ok" if is_well else "degraded"
-    if api.access.required and not api.access.allows(request):
+    if not allowed:
         return _json({"status": status})
     if not api.access.required:
-        refuse_rebinding(request)
+        refuse_pages(request)
     return _json(await report(supervisor, status, api.connections, api.streams))
 
 

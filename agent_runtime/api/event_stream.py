@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from agent_runtime.api.access import AccessKey
     from agent_runtime.events import EventLog
 
 
-def event_stream(log: EventLog, request: Request, open_streams: streams.OpenStreams) -> Response:
+def event_stream(log: EventLog, request: Request, open_streams: streams.OpenStreams, access: AccessKey) -> Response:
     """
     Answer ``GET /api/events``: what is kept after the reader's position, and then what happens.
 
@@ -27,7 +28,7 @@ def event_stream(log: EventLog, request: Request, open_streams: streams.OpenStre
         Busy: Too many streams are open.
     """
     after = streams.last_event_id(request.headers.get("last-event-id") or request.query_params.get("last_event_id"))
-    return open_streams.response(request, lambda: follow(log, after))
+    return open_streams.response(request, lambda: follow(log, after), access)
 
 
 async def follow(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
+    from agent_runtime.api.access import AccessKey
     from agent_runtime.model import ExecutionRecord
     from agent_runtime.store.transcripts import TranscriptReader
     from agent_runtime.supervisor import View
@@ -33,6 +35,8 @@ HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 STREAM_LIMIT = 256
+KEY_CHECK_SECONDS = 1.0
+"""How soon a stream ends after its key was taken away."""
 
 
 class Batches:
@@ -85,9 +89,11 @@ class OpenStreams:
         self.count = 0
         self.batches = Batches()
 
-    def response(self, request: Request, follow: Callable[[], AsyncIterator[bytes]]) -> Response:
+    def response(self, request: Request, follow: Callable[[], AsyncIterator[bytes]], access: AccessKey) -> Response:
         """
         Answer with the events of *follow*, in a place that is given back when they end or their reader leaves.
+
+        They also end soon after the key that *request* came with is no longer valid.
 
         Raises:
             Busy: All places are taken.
@@ -99,7 +105,7 @@ class OpenStreams:
                 f"{self.limit} streams are open already; close one, or come back later",
                 retry_after_seconds=RETRY_SECONDS,
             )
-        return _Counted(self, follow())
+        return _Counted(self, follow(), functools.partial(access.allows, request) if access.required else None)
 
 
 class _Counted(StreamingResponse):
@@ -110,15 +116,25 @@ class _Counted(StreamingResponse):
     has not begun has no end either.
     """
 
-    def __init__(self, streams: OpenStreams, events: AsyncIterator[bytes]) -> None:
+    def __init__(self, streams: OpenStreams, events: AsyncIterator[bytes], allowed: Callable[[], bool] | None) -> None:
         super().__init__(events, headers=HEADERS, media_type=MEDIA_TYPE)
         self._streams = streams
+        self._allowed = allowed
         streams.count += 1
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.ensure_future(super().__call__(scope, receive, send))
         try:
-            await super().__call__(scope, receive, send)
+            while not (await asyncio.wait({sending}, timeout=KEY_CHECK_SECONDS if self._allowed else None))[0]:
+                if self._allowed is not None and not self._allowed():
+                    sending.cancel()
+            await sending
+        except asyncio.CancelledError:
+            if not sending.cancelled():
+                raise
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
+            sending.cancel()
             self._streams.count -= 1
             if not self._streams.count:
                 self._streams.batches.clear()

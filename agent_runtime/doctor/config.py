@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from agent_runtime.api.access import BadKey, read_key
 from agent_runtime.doctor.finding import Finding, ok, problem, warning
 from agent_runtime.errors import SettingsInvalid
 from agent_runtime.setting_slips import link_of_service
@@ -14,7 +14,6 @@ from agent_runtime.settings import PREFIX, SETTINGS, load, unknown_variables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from agent_runtime.settings import Settings
 
@@ -69,28 +68,29 @@ def _unknown(name: str) -> Finding:
 def access(settings: Settings) -> Finding:
     """Look at who may call: the address, and the key beyond loopback."""
     if settings.access_key_file is not None:
-        return _key_file(settings.access_key_file)
+        return _key_file(settings)
     if settings.is_loopback:
-        return ok("access", f"{settings.host}: only what runs in this container (or pod) gets here; no key is needed")
+        text = f"{settings.host}: what runs in this container may call without a key, the agent's tools too"
+        return warning("access", text, f"set {PREFIX}ACCESS_KEY_FILE to a file that the agent cannot read")
     text = f"whoever reaches {settings.host} may run what they like: there is no access key"
     return warning("access", text, f"set {PREFIX}ACCESS_KEY_FILE")
 
 
-def _key_file(path: Path) -> Finding:
-    how = "mount it, owned by or grouped with the user this runs as"
+def _key_file(settings: Settings) -> Finding:
+    path = settings.access_key_file
+    assert path is not None  # noqa: S101 - its caller has looked
     try:
-        with path.open("rb") as file:
-            raw, mode = file.read(4096).strip(), os.fstat(file.fileno()).st_mode
-    except OSError as error:
-        return problem("access", f"{path}: {error.strerror}, so nobody may call", how)
-    if not raw:
-        return problem("access", f"{path} is empty, so nobody may call", "write a key into it, one line")
-    if not (raw.isascii() and raw.decode().isprintable()):
-        text = f"{path} holds more than one line of printable ASCII, which no caller can send"
-        return problem("access", text, "write one line, for example from: openssl rand -hex 32")
+        read_key(path)
+    except BadKey as bad:
+        advice = "mount a file that the user this runs as may read, with one line: openssl rand -hex 32"
+        return problem("access", f"{path} {bad}, so nobody may call", advice)
+    mode = path.stat().st_mode
     if mode & stat.S_IROTH:
         advice = "give it mode 0440 (in Kubernetes defaultMode: 0440 with fsGroup)"
         return warning("access", f"{path} can be read by every user of this container, the agent's too", advice)
+    if settings.child_user is None:
+        advice = f"run the agent as another user ({PREFIX}CHILD_USER), where that matters"
+        return warning("access", f"the agent can read {path}, as it runs as the same user, so it may call", advice)
     return ok("access", f"callers send the key in {path}")
 
 
