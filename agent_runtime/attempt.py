@@ -18,6 +18,7 @@ import msgspec
 from msgspec.structs import replace
 
 from agent_runtime import command as cli_command
+from agent_runtime import mcp_config
 from agent_runtime.child_output import EVIDENCE_LINE_BYTES, ChildOutput, Sign
 from agent_runtime.command import PERMISSION_MODE
 from agent_runtime.deadlines import Deadlines, Patience
@@ -30,7 +31,7 @@ from agent_runtime.private_files import PrivateFiles
 from agent_runtime.process import Command
 from agent_runtime.reports import Answered, Progress, Reached, Report, Spawned, Stopping
 from agent_runtime.state import StopReason
-from agent_runtime.verdict import Ending, is_plain
+from agent_runtime.verdict import Ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -381,7 +382,9 @@ class Attempt:
                 last_error=self._last_error,
                 evidence=self._evidence,
                 oom=child.ran_out_of_memory,
-                last_words=output.last_words if is_plain(output.last_words) else None,
+                began=output.tally.has_init,
+                last_words=output.last_words,
+                request_fault=mcp_config.refused_by_some(servers) if (servers := self._order.task.mcp_config) else None,
             )
             self._report.unknown_session = output.unknown_session
             self._report.result_line = output.result_line

@@ -14,6 +14,7 @@ from agent_runtime.evidence import Channel, Witness
 from agent_runtime.frame_repair import pieces, read
 from agent_runtime.frames import decode, is_partial, is_utf8, may_be_partial
 from agent_runtime.framing import CutLine
+from agent_runtime.last_words import LastWords
 from agent_runtime.tally import Tally
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 EVIDENCE_LINE_BYTES = 2048
 TRUNCATED_HEAD_BYTES = 1024
-_LAST_WORDS_BYTES = 300
 _OPENING, _CLOSING = b"{}"
 
 
@@ -57,7 +57,6 @@ class ChildOutput:
     Attributes:
         result_line: Number of the last ``result`` frame in the transcript.
         unknown_session: The CLI did not know the session it was told to resume.
-        last_words: The last thing the CLI told a person on stderr.
         is_leaving: The child was told to end: what it says of that is no news.
     """
 
@@ -73,7 +72,6 @@ class ChildOutput:
         self.tally = Tally()
         self.result_line: int | None = None
         self.unknown_session = False
-        self.last_words = ""
         self.is_leaving = False
         self._transcript = transcript
         self._redactor = redactor
@@ -81,6 +79,7 @@ class ChildOutput:
         self._on_error = on_error
         self._on_sign = on_sign
         self._witness = Witness(time.time)
+        self._last_words = LastWords()
         self._result_is_new = False
         self._model_told_at = 0.0
 
@@ -97,9 +96,14 @@ class ChildOutput:
             self._on_sign(Sign.OTHER, read_at)
         elif cli_command.missing_session(data):
             self.unknown_session = True
-        elif data[:1].isalpha():
-            # The CLI's debug lines begin with a time; what does not is what it tells a person before it gives up.
-            self.last_words = self._redactor.redact(data[:_LAST_WORDS_BYTES], truncated=True).decode(errors="replace")
+        else:
+            self._last_words.add(data)
+
+    @property
+    def last_words(self) -> str | None:
+        """What tells most of the last things that the CLI told a person on stderr, without a token."""
+        said = self._last_words.telling.encode()
+        return self._redactor.redact(said, truncated=True).decode(errors="replace") or None
 
     # -- stdout
 

@@ -27,7 +27,7 @@ from agent_runtime.model import (
 from agent_runtime.orders import Order
 from agent_runtime.reports import Answered, Progress, Reached, Report, Spawned, Stopping, measure
 from agent_runtime.state import Event, Outcome, Phase, StopReason, transition
-from agent_runtime.verdict import Verdict, limit_sentence, verdict
+from agent_runtime.verdict import Verdict, again, limit_sentence, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,6 +98,7 @@ class Execution:
         """When the usage limit ends that it met, epoch seconds, where the API said so."""
         self.answer: Answer | None = None
         """What every caller gets, as soon as it has finished."""
+        self._told_before = previous.detail if previous is not None else None
         self._resumed_session = _session_to_resume(previous, task) if previous is not None else None
         self.record = previous or ExecutionRecord(
             execution_id=execution_id,
@@ -199,7 +200,7 @@ class Execution:
         self._go(Event.ENDED)
         record.outcome = final.outcome
         record.error_class = final.error_class
-        record.detail = self._detail_of(final)
+        record.detail = again(self._detail_of(final), final.error_class, self._told_before)
         record.ended_at = time.time()
         self.transcript.close()
         self._surroundings.counts.observe("execution_duration_seconds", time.monotonic() - self._admitted_at)

@@ -11,6 +11,7 @@ from uuid import UUID  # noqa: TC003 - msgspec reads it at run time
 
 import msgspec
 
+from agent_runtime import mcp_config
 from agent_runtime.errors import InvalidRequest, is_reserved
 from agent_runtime.trace_context import TraceContext, trace_context
 
@@ -182,6 +183,8 @@ def _check(task: Task) -> None:
             text.encode()
         except UnicodeEncodeError:
             raise InvalidRequest(f"{name}: holds a lone surrogate, which is no Unicode text") from None
+    if task.mcp_config is not None and (reason := mcp_config.refused_by_all(task.mcp_config)) is not None:
+        raise InvalidRequest(f"mcp_config: {reason}")
     for image in task.images or ():
         if image.media_type not in IMAGE_TYPES:
             raise InvalidRequest(f"images: media_type must be one of {', '.join(IMAGE_TYPES)}")

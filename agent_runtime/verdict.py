@@ -9,13 +9,28 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.errors import SWITCHING_CLASSES, ErrorClass, is_reserved
+from agent_runtime.errors import SWITCHING_CLASSES, ErrorClass
+from agent_runtime.last_words import cause, presentable, telling
 from agent_runtime.state import CLASS_BY_STOP, CLASS_BY_TROUBLE, STALLS, Outcome, StopReason, TokenTrouble
 
 if TYPE_CHECKING:
     from agent_runtime.evidence import Sighting
 
 _MAX_TURNS_SUBTYPE = "error_max_turns"
+
+_CRASHES = frozenset(
+    {signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS}
+)
+"""Signals that a process gets for what it does itself."""
+
+_SHELLS_ADD = 128
+"""What a shell or another wrapper adds to the number of the signal that its child died of, for its own exit code."""
+
+_LAST_STANDARD_SIGNAL = 31
+_NOT_STARTED_CODES = {126, 127}
+"""How a shell, or ``env``, says that a command cannot be executed or was not found."""
+
+_GO_ON = "send the same execution_id again to go on"
 
 SENTENCES: dict[ErrorClass, str] = {
     ErrorClass.AUTH: "the API refused the token (401 or a revoked credential); write a new one to the secret file",
@@ -24,16 +39,17 @@ SENTENCES: dict[ErrorClass, str] = {
     ErrorClass.OVERLOADED: "the API is overloaded or throttling; try again later",
     ErrorClass.UPSTREAM: "the API failed; try again later",
     ErrorClass.NETWORK: "the API could not be reached; look at the network, the proxy and ANTHROPIC_BASE_URL",
-    ErrorClass.LOST_RESULT: "the CLI ended without a result; send the same execution_id again to go on",
+    ErrorClass.LOST_RESULT: f"the CLI ended without a result; {_GO_ON}",
     ErrorClass.TIMEOUT: "the execution took longer than its timeout; give it more with timeout_seconds",
     ErrorClass.STALLED: "the CLI showed no sign of life for too long; send it again, or raise the idle timeouts",
     ErrorClass.MAX_TURNS: "the execution took more turns than max_turns allows; raise it, or divide the task",
     ErrorClass.MAX_OUTPUT: "the model wrote up to its limit; ask for less at once, or send it again to go on",
     ErrorClass.MODEL: "the model is unknown or not supported; name another in the field model",
     ErrorClass.INVALID_REQUEST: "the API did not accept the request; change the task before it is sent again",
-    ErrorClass.SIGNAL: "the CLI was killed by a signal from elsewhere; send the same execution_id again to go on",
+    ErrorClass.SIGNAL: f"the CLI was killed by a signal from elsewhere; {_GO_ON}",
     ErrorClass.OOM: "the CLI or one of its tools ran out of memory; give it more, or run fewer at once",
     ErrorClass.INTERRUPTED: "the supervisor was shut down; send the same execution_id again to go on with the session",
+    ErrorClass.SPAWN: "the CLI could not start; run it by hand in this container to see why",
     ErrorClass.ERROR: "the CLI reported an error; its stream says more",
     ErrorClass.CANCELLED: "the execution was cancelled",
 }
@@ -68,8 +84,12 @@ class Ending(msgspec.Struct, frozen=True):
         stop_reason: The first reason that anybody gave for ending it, if any.
         last_error: The last API error the CLI reported after which the model gave no sign any more.
         evidence: What the attempt was stopped for, with ``refused``.
-        last_words: The last thing the CLI told a person on stderr.
+        began: The CLI got as far as its ``init`` frame.
+        last_words: What tells most of the last things that the CLI told a person on stderr.
+        request_fault: What some versions of the CLI end at without a word, where the task has it.
         oom: The kernel killed something of the attempt for want of memory, as it has counted itself.
+        oom_nearby: It did so in the container while the attempt ran, and others ran, too.
+        lost_a_tool: A tool of the attempt was killed by SIGKILL.
     """
 
     exit_code: int | None
@@ -77,8 +97,30 @@ class Ending(msgspec.Struct, frozen=True):
     stop_reason: StopReason | None = None
     last_error: Sighting | None = None
     evidence: Sighting | None = None
+    began: bool = True
     last_words: str | None = None
+    request_fault: str | None = None
     oom: bool = False
+    oom_nearby: bool = False
+    lost_a_tool: bool = False
+
+    @property
+    def signal_number(self) -> int | None:
+        """The signal it died of, also where a wrapper tells that by its exit code; None: it ended by itself."""
+        code = self.exit_code or 0
+        number = -code if code < 0 else code - _SHELLS_ADD
+        return number if code < 0 or 0 < number <= _LAST_STANDARD_SIGNAL else None
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """
+        Whether a kill for want of memory, as the kernel has counted it, was one of this attempt's processes.
+
+        What is counted for the whole container may be another execution's: then the attempt must have lost a process
+        by SIGKILL.
+        """
+        lost_one = self.lost_a_tool or self.signal_number == signal.SIGKILL
+        return self.oom or (self.oom_nearby and lost_one)
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -99,7 +141,8 @@ def verdict(ending: Ending) -> Verdict:
     Decide how an attempt ended.
 
     A stop reason wins over the exit code: a process that answers SIGINT with exit code 0 was still stopped. The class
-    is decided from what was observed, never from an exit code: old versions of the CLI exit with 0 on every failure.
+    is decided from what was observed, and from an exit code only where nothing else was: old versions of the CLI exit
+    with 0 on every failure. What a process died of beats what the API said before only where that is memory.
     A tool that ran out of memory is not the end of an attempt: the agent may go about it differently and succeed.
     """
     reason = ending.stop_reason
@@ -120,21 +163,62 @@ def verdict(ending: Ending) -> Verdict:
             return Verdict(Outcome.SUCCESS)
         if ending.result.subtype == _MAX_TURNS_SUBTYPE:
             return _failed(ErrorClass.MAX_TURNS)
-        if ending.last_error is None and ending.oom:
-            return _failed(ErrorClass.OOM, ending.result.text)
-        if ending.last_error is None:
-            return _failed(ErrorClass.ERROR, ending.result.text)
-        return _failed(ending.last_error.error_class, ending.result.text, advice=ending.last_error.advice)
-    if ending.oom and ending.exit_code in (-signal.SIGKILL, None):
+        return _of_error(ending, ending.result)
+    return _without_result(ending)
+
+
+def _of_error(ending: Ending, result: Result) -> Verdict:
+    """Tell what a ``result`` that is an error means."""
+    lines = (result.text or "").splitlines()
+    said = telling(lines) if len(lines) > 1 else result.text
+    why = cause(said or "")
+    if len(lines) > 1 and why is None:
+        said = lines[0].rstrip()
+    if ending.last_error is not None and ending.last_error.error_class is not ErrorClass.ERROR:
+        return _failed(ending.last_error.error_class, said, advice=ending.last_error.advice)
+    if why is not None and result.subtype != "success":  # one of its ``errors``, and no answer
+        if why.error_class is ErrorClass.OOM:
+            return _failed(ErrorClass.OOM, said, remedy=why.remedy)
+        if why.remedy:
+            return _failed(ErrorClass.ERROR, said, remedy=why.remedy)
+    return _failed(ErrorClass.OOM if ending.ran_out_of_memory else ErrorClass.ERROR, said)
+
+
+def _without_result(ending: Ending) -> Verdict:
+    """Tell what it means that the process has ended, and said no last word on stdout."""
+    number, words = ending.signal_number, ending.last_words
+    why = cause(words or "")
+    said_class, remedy = (None, "") if why is None else (why.error_class, why.remedy)
+    if ending.ran_out_of_memory and (number == signal.SIGKILL or ending.exit_code is None):
         return _failed(ErrorClass.OOM)  # the CLI itself, also in the middle of its retries
+    if said_class is ErrorClass.OOM and number is not None:
+        return _failed(ErrorClass.OOM, words, remedy=remedy)
     if ending.last_error is not None:
         return _failed(ending.last_error.error_class, advice=ending.last_error.advice)
-    if ending.oom:
-        return _failed(ErrorClass.OOM)
-    if ending.exit_code is not None and ending.exit_code < 0:
-        return _failed(ErrorClass.SIGNAL, _signal_name(-ending.exit_code))
-    code = "exit code unknown" if ending.exit_code is None else f"exit code {ending.exit_code}"
-    return _failed(ErrorClass.LOST_RESULT, f"{code}: {ending.last_words}" if ending.last_words else code)
+    if said_class is ErrorClass.OOM or (ending.ran_out_of_memory and not (said_class or remedy)):
+        return _failed(ErrorClass.OOM, words, remedy=remedy)
+    if not ending.began:
+        if said_class is ErrorClass.INVALID_REQUEST:
+            return _failed(said_class, words, fact="the CLI did not accept the request", remedy=remedy)
+        if words is None and ending.request_fault is not None:
+            fact = "the CLI ended before it had begun, as older versions do without a word"
+            return _failed(ErrorClass.INVALID_REQUEST, ending.request_fault, fact=fact)
+    how = _how(ending.exit_code, number)
+    more = f"{how}: {words}" if words else how
+    if not ending.began and (
+        number in _CRASHES or ending.exit_code in _NOT_STARTED_CODES or said_class is ErrorClass.SPAWN
+    ):
+        if number == signal.SIGILL:
+            remedy = "this processor lacks an instruction that it needs: take a build for older ones, or another host"
+        return _failed(ErrorClass.SPAWN, more, remedy=remedy)
+    if number in _CRASHES:
+        return _failed(ErrorClass.SIGNAL, more, fact="the CLI crashed", remedy=remedy)
+    if number is not None:
+        return _failed(ErrorClass.SIGNAL, more)
+    if not ending.began:
+        remedy = remedy or ("look at what it says" if words else "run it by hand in this container to see why")
+        return _failed(ErrorClass.LOST_RESULT, more, fact="the CLI ended before it had begun", remedy=remedy)
+    return _failed(ErrorClass.LOST_RESULT, more, remedy=remedy)
 
 
 def token_verdict(trouble: TokenTrouble) -> Verdict:
@@ -156,23 +240,51 @@ def limit_sentence(resets_at: float | None) -> str:
     return SENTENCES[ErrorClass.RATE_LIMIT].replace(" is reached;", f" is reached until {end:%Y-%m-%d %H:%M} UTC;")
 
 
-def _failed(error_class: ErrorClass, more: str | None = None, *, advice: str | None = None) -> Verdict:
+def _failed(
+    error_class: ErrorClass, more: str | None = None, *, advice: str | None = None, fact: str = "", remedy: str = ""
+) -> Verdict:
+    """
+    Fail with a class's sentence.
+
+    Args:
+        more: What is put behind it, where that can be shown.
+        advice: In place of all that: what the CLI makes of it is beside the point then.
+        fact: In place of the sentence's first half.
+        remedy: In place of its second.
+    """
     if advice is not None:
-        return Verdict(Outcome.FAILED, error_class, advice)  # what the CLI makes of it is beside the point then
-    sentence = SENTENCES[error_class]
-    more = (more or "").partition("\n")[0].rstrip()
-    if more and error_class not in SWITCHING_CLASSES and is_plain(more):
-        sentence = f"{sentence}: {more}"
+        return Verdict(Outcome.FAILED, error_class, advice)
+    usual_fact, _, usual_remedy = SENTENCES[error_class].partition("; ")
+    sentence = f"{fact or usual_fact}; {remedy or usual_remedy}"
+    if more and error_class not in SWITCHING_CLASSES:
+        shown = presentable(more)
+        if shown == more or cause(more) is not None:
+            sentence = f"{sentence}: {shown}"
     return Verdict(Outcome.FAILED, error_class, sentence)
 
 
-def is_plain(text: str) -> bool:
-    """Whether *text* may be shown in an error: short, one line, and without a word that backends act on."""
-    return len(text) <= 300 and text.isprintable() and not is_reserved(text)
+def again(detail: str | None, error_class: ErrorClass | None, before: str | None) -> str | None:
+    """
+    Tell how an execution ended that had ended before: to go on once more is not advised where it ends in the same way.
+
+    Args:
+        detail: What a :class:`Verdict` of that class says.
+        before: What was told the last time.
+    """
+    if detail is None or before is None or error_class not in (ErrorClass.LOST_RESULT, ErrorClass.SIGNAL):
+        return detail
+    told = detail.replace(_GO_ON, "it ended so the last time, too: sending it once more is not likely to help")
+    return told if before in (detail, told) else detail
 
 
-def _signal_name(number: int) -> str:
+def _how(exit_code: int | None, number: int | None) -> str:
+    if exit_code is None:
+        return "exit code unknown"
+    code = f"exit code {exit_code}"
+    if number is None:
+        return code
     try:
-        return signal.Signals(number).name
+        name = signal.Signals(number).name
     except ValueError:
-        return f"signal {number}"
+        name = f"signal {number}"
+    return name if exit_code < 0 else f"{code} ({name})"

@@ -581,7 +581,7 @@ ENDINGS = [
     (Ending(-9, oom=True, last_error=OVERLOADED), ErrorClass.OOM),
     (Ending(1, oom=True, last_error=OVERLOADED), ErrorClass.OVERLOADED),
     (Ending(137, oom=True), ErrorClass.OOM),
-    (Ending(137), ErrorClass.LOST_RESULT),
+    (Ending(137), ErrorClass.SIGNAL),
     (Ending(0, oom=True, result=Result(is_error=False, subtype="success", text="done")), None),
     (Ending(1, oom=True, result=Result(is_error=True, subtype="success", text="no")), ErrorClass.OOM),
     (Ending(1, oom=True, result=Result(is_error=True, subtype="error_max_turns", text=None)), ErrorClass.MAX_TURNS),

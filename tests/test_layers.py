@@ -109,9 +109,9 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("evidence",),
     ("evidence_text", "frame_repair", "evidence_rules", "evidence_models", "reset_times"),
     ("evidence_account_rules",),
-    ("evidence_matching", "framing", "redaction", "state", "settings", "credential_names"),
+    ("evidence_matching", "last_words", "framing", "redaction", "state", "settings", "credential_names"),
     ("frames", "evidence_phrases", "error_bodies", "error_codes", "trace_context", "setting_slips"),
-    ("tokens",),
+    ("tokens", "mcp_config"),
     ("errors",),
     ("",),  # the package itself: its version
 )
