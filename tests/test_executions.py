@@ -390,26 +390,31 @@ def test_every_refusal_is_a_problem(shared: Supervised, method: str, path: str, 
     assert (response.status_code, response.json()["error_class"]) == (status, error_class)
 
 
-def test_unknown_fields_are_named_and_ignored(shared: Supervised) -> None:
-    answer = shared.post(OK, colour="blue").json()
+def test_unknown_fields_are_an_error_and_none_begins(shared: Supervised) -> None:
+    """A field that is ignored in silence may be the one that keeps an agent from doing what it must not."""
+    response = shared.post(OK, permission_mod="plan", execution_id="unknown-field")
 
-    assert answer["metadata"]["ignored_fields"] == ["colour"]
-
-
-def test_a_token_that_came_as_the_name_of_a_field_is_not_repeated(shared: Supervised) -> None:
-    for padding in ("", "x" * 40):
-        answer = shared.post(OK, **{padding + OLD: 1})
-
-        assert OLD[:20] not in answer.text
-        assert "[token:" in str(answer.json()["metadata"]["ignored_fields"])
+    assert (response.status_code, response.json()["error_class"]) == (400, "invalid_request")
+    assert "permission_mod" in response.json()["detail"]
+    assert shared.client.get("/api/executions/unknown-field").status_code == 404
+    assert "permission_mod" not in shared.get("/health")["task_fields"]
+    assert {"message", "execution_id"} <= set(shared.get("/health")["task_fields"])
 
 
-def test_unknown_fields_are_an_error_where_strict(tmp_path: Path) -> None:
-    with supervised(tmp_path, flags=("--strict",)) as running:
-        response = running.post(OK, colour="blue")
+@pytest.mark.parametrize("strict", ["true", "false"])
+def test_a_token_that_came_as_the_name_of_a_field_is_not_repeated(tmp_path: Path, strict: str) -> None:
+    with supervised(tmp_path, flags=("--strict", strict)) as running:
+        for padding in ("", "x" * 40):
+            answer = running.post(OK, **{padding + OLD: 1})
 
-        assert (response.status_code, response.json()["error_class"]) == (400, "invalid_request")
-        assert "colour" in response.json()["detail"]
+            assert OLD[:20] not in answer.text
+            said = answer.json()["detail"] if strict == "true" else str(answer.json()["metadata"]["ignored_fields"])
+            assert "[token:" in said
+
+
+def test_unknown_fields_are_named_and_ignored_where_asked_for(tmp_path: Path) -> None:
+    with supervised(tmp_path, flags=("--strict", "false")) as running:
+        assert running.post(OK, colour="blue").json()["metadata"]["ignored_fields"] == ["colour"]
 
 
 def test_executions_are_listed_newest_first_and_page_by_page(shared: Supervised) -> None:

@@ -97,7 +97,7 @@ def test_every_line_of_an_execution_carries_its_id_and_trace(tmp_path: Path) -> 
     (tmp_path / "key").write_text(KEY)
     flags = (
         *("--log-format", "json", "--token-delivery", "env", "--access-key-file", str(tmp_path / "key")),
-        *("--probe", "off"),
+        *("--probe", "off", "--strict", "false"),
     )
     with serve(api) as url, supervised(tmp_path, api_url=url, flags=flags) as running:
         running.client.headers["X-Agent-Token"] = KEY

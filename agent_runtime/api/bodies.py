@@ -284,6 +284,7 @@ class Health(msgspec.Struct, kw_only=True):
     One page of everything.
 
     Attributes:
+        task_fields: What a task may have here, so that a fleet of several versions can be seen.
         active_tasks: Executions that have a slot.
         usage: What all their processes take now.
         consecutive_failures: Executions that failed since the last one that did not.
@@ -296,6 +297,7 @@ class Health(msgspec.Struct, kw_only=True):
     token: HealthToken
     slots: HealthSlots
     queue: HealthQueue
+    task_fields: list[str]
     active_tasks: int
     usage: Usage
     last_task_at: str | None

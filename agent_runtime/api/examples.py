@@ -110,6 +110,7 @@ _HEALTH = {
     "token": {"state": "ready", "generation": 2, "error": None},
     "slots": {"total": 4, "busy": 1, "unkillable": 0},
     "queue": {"limit": 16, "length": 0},
+    "task_fields": ["message", "model", "execution_id"],
     "active_tasks": 1,
     "usage": _USAGE,
     "last_task_at": "2026-11-18T10:26:40.001Z",

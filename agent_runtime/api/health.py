@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from agent_runtime import __version__
 from agent_runtime.api import bodies
 from agent_runtime.model import rfc3339
+from agent_runtime.task import Task
 
 if TYPE_CHECKING:
     from agent_runtime.api.connections import OpenConnections
@@ -35,6 +36,7 @@ async def report(
         ),
         slots=bodies.HealthSlots(total=slots.total, busy=slots.busy, unkillable=supervisor.unkillable.slots),
         queue=bodies.HealthQueue(limit=slots.queue_limit, length=slots.queue_length),
+        task_fields=list(Task.__struct_fields__),
         active_tasks=len(supervisor.running),
         usage=supervisor.usage,
         last_task_at=None if last_task_at is None else rfc3339(last_task_at),

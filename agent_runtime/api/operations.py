@@ -95,7 +95,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         body=Task,
         more=(
             "The same `execution_id` again joins while it runs, gets the kept answer after a success, and begins a new "
-            "attempt after a failure. Unknown fields are ignored and named in `metadata.ignored_fields`."
+            "attempt after a failure. Unknown fields are an error; where `AGENT_RUNTIME_STRICT` is false they are "
+            "ignored and named in `metadata.ignored_fields`."
         ),
     ),
     ("GET", "/api/executions"): Operation(
