@@ -36,7 +36,7 @@ SILENCE_SECONDS = 45.0
 """An agent says something at least every 15 s, so after this the connection is dead."""
 
 UNKNOWN_LIMIT_SECONDS = 300.0
-"""How long a subscription rests whose limit does not say when it ends."""
+"""How long a subscription rests whose limit does not say when it ends, or that cannot pay."""
 
 RECONNECT_SECONDS = (0.5, 2.0)
 """From and to; at random, so that a fleet does not come back in one moment."""
@@ -138,13 +138,10 @@ class Backend:
         position = ""
         while True:
             try:
-                async for at, kind, data in self._events(agent, position):
+                async for at, kind in self._events(agent, position):
                     position = at
                     self._tell(agent.name, kind)
-                    if kind == "execution.finished" and data.get("error_class") == "billing" and agent.subscription:
-                        self._rest(agent.subscription.token.fingerprint, time.time() + UNKNOWN_LIMIT_SECONDS)
-                        await self.settle()
-                    elif (kind.startswith("token.") and kind != "token.loaded") or kind in ("connected", "gap"):
+                    if (kind.startswith("token.") and kind != "token.loaded") or kind in ("connected", "gap"):
                         await self._look(agent)
             except (httpx.HTTPError, AgentRuntimeError, ValueError) as error:
                 self._tell(agent.name, f"out of reach: {type(error).__name__}")
@@ -158,7 +155,9 @@ class Backend:
             until = token["limited_until"]
             resets = datetime.fromisoformat(until).timestamp() if until else time.time() + UNKNOWN_LIMIT_SECONDS
             self._rest(fingerprint, resets)
-        elif state in ("refused", "expired"):
+        elif state == "billing":
+            self._rest(fingerprint, time.time() + UNKNOWN_LIMIT_SECONDS)
+        elif state in ("refused", "blocked", "expired"):
             self._rest(fingerprint, math.inf)
         elif state in ("missing", "invalid") or token["error"]:
             await self._write(agent)
@@ -175,8 +174,8 @@ class Backend:
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
             await self.settle()
 
-    async def _events(self, agent: Agent, position: str) -> AsyncIterator[tuple[str, str, dict[str, str]]]:
-        """Yield ``connected``, then each event as its position, type and data, until the connection ends."""
+    async def _events(self, agent: Agent, position: str) -> AsyncIterator[tuple[str, str]]:
+        """Yield ``connected``, then each event as its position and type, until the connection ends."""
         headers = {"last-event-id": position} if position else {}
         headers |= {"authorization": f"Bearer {agent.access_key}"} if agent.access_key else {}
         async with (
@@ -184,7 +183,7 @@ class Backend:
             http.stream("GET", f"{agent.url}/api/events", headers=headers) as response,
         ):
             response.raise_for_status()
-            yield position, "connected", {}
+            yield position, "connected"
             kind = ""
             async for line in response.aiter_lines():
                 name, _, value = line.partition(": ")
@@ -193,4 +192,4 @@ class Backend:
                 elif name == "id":
                     position = value
                 elif name == "data":
-                    yield position, kind, json.loads(value).get("data", {})
+                    yield position, kind
