@@ -30,7 +30,7 @@ from agent_runtime.pipes import Pipes, Wake
 from agent_runtime.private_files import PrivateFiles
 from agent_runtime.process import Command
 from agent_runtime.reports import Answered, Progress, Reached, Report, Spawned, Stopping
-from agent_runtime.state import StopReason
+from agent_runtime.state import StopReason, TokenTrouble
 from agent_runtime.verdict import Ending
 
 if TYPE_CHECKING:
@@ -322,7 +322,7 @@ class Attempt:
         if self._kill_at < math.inf or self._holding is None:
             return  # what it says on being stopped is about the stop
         self._last_error = sighting.or_sharper(self._last_error)
-        self._look_for_newer(self._holding, refused=sighting.is_evidence)
+        self._look_for_newer(self._holding, sighting)
         if self._evidence is None:
             self._report.generation, _ = self._holding.charged(read_at)
         if not sighting.is_evidence or self._evidence is not None:
@@ -336,7 +336,7 @@ class Attempt:
         signalled_at = self._interrupt()
         report = self._report
         # What a tool may have forged, and no probe can tell from the truth, must not hold up other executions.
-        can_be_told = report.tally.tool_count == 0 or self._around.settings.probe != "off"
+        can_be_told = not self._output.used_tool or self._around.settings.probe != "off"
         if report.generation is not None and can_be_told:
             self._around.doubt(report.generation, self._order.execution_id)
         report.evidence = EvidenceRecord(
@@ -346,15 +346,16 @@ class Attempt:
             seconds_to_signal=None if signalled_at is None else round(signalled_at - read_at, 6),
         )
 
-    def _look_for_newer(self, holding: Holding, *, refused: bool) -> None:
-        """See whether a newer token is where the child looks; *refused*: it is looking now."""
+    def _look_for_newer(self, holding: Holding, sighting: Sighting) -> None:
+        """See whether a newer token is where the child looks."""
         secret = self._around.secret
-        if refused and holding.may_be_reached:
+        if sighting.is_evidence and holding.may_be_reached:
             # One that was written just now, and that nobody has noticed yet, would cost the attempt.
             secret.poll()
         if (loaded := secret.status.generation) is not None:
             self.token_loaded(loaded)
-        if refused:
+        if sighting.trouble is TokenTrouble.REFUSED and sighting.status in {401, None}:
+            # At these, but at no other answer, older versions look again.
             self._reached(holding.looked(time.monotonic()))
 
     # -- the end
@@ -374,7 +375,7 @@ class Attempt:
             self._report.cpu_seconds = child.cpu_seconds
             self._report.tally.redact(self._around.redactor.redact_text)
             # Not at the evidence: stderr is read first, so the frame of the tool that forged it may come later.
-            self._report.used_tool = self._report.tally.tool_count > 0
+            self._report.used_tool = output.used_tool
             self._report.ending = Ending(
                 exit_code=ended.code if ended is not None else None,
                 result=self._report.tally.result,

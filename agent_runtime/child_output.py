@@ -82,6 +82,12 @@ class ChildOutput:
         self._last_words = LastWords()
         self._result_is_new = False
         self._model_told_at = 0.0
+        self._has_cut_frame = False
+
+    @property
+    def used_tool(self) -> bool:
+        """Whether a tool has run, or may have: what was in a frame that is too long to be read is not known."""
+        return self._has_cut_frame or self.tally.tool_count > 0
 
     # -- stderr
 
@@ -193,6 +199,7 @@ class ChildOutput:
 
     def _cut(self, line: CutLine) -> bytes:
         """Tell of a line that was too long."""
+        self._has_cut_frame = True
         head = self._redactor.redact(line[:TRUNCATED_HEAD_BYTES], truncated=True).decode(errors="replace")
         return _own_frame(subtype="frame_too_long", bytes=len(line) + line.dropped_bytes, head=head)
 

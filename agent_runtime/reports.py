@@ -71,7 +71,7 @@ class Report(msgspec.Struct):
     Attributes:
         error: Why there was no child at all.
         ending: What the verdict is reached from; None where there was no child.
-        used_tool: Whether the model has called a tool: from then on the evidence may be forged.
+        used_tool: Whether the model has, or may have, called a tool: from then on what is seen may be forged.
         unknown_session: The CLI did not know the session it was told to resume.
         signalled_at: When the child was first told to end, monotonic seconds.
         gone_at: When it and all it started were gone, monotonic seconds.

@@ -75,7 +75,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         resume_session_id: A session of the CLI to go on with.
         mcp_config: As the CLI's ``--mcp-config`` takes it.
         async_result: Answer 202 at once.
-        park_seconds: How long it may wait for a newer token; None: the setting's.
+        park_seconds: How long it may wait for a newer token, or for the end of a usage limit; None: the setting's.
         persist_session: Accepted for old callers; sessions are always kept.
         traceparent: As the header of that name, which wins; kept with the task, so that a resumed attempt has it too.
         tracestate: Likewise.

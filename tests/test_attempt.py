@@ -69,6 +69,7 @@ class Bench:
     home: Path
     notes: list[Note] = field(default_factory=list)
     writers: list[TranscriptWriter] = field(default_factory=list)
+    doubted: list[int] = field(default_factory=list)
 
     def attempt(self, steps: list[dict[str, Any]], tell: Callable[[Note], object] | None = None, **env: str) -> Attempt:
         (self.home / "token").write_text(OLD + "\n")
@@ -95,7 +96,7 @@ class Bench:
             containment=Containment(),
             unkillable=Unkillable(),
             may_use=lambda _generation, _model, _by: None,
-            doubt=lambda _generation, _by: None,
+            doubt=lambda generation, _by: self.doubted.append(generation.number),
         )
         order = Order(
             execution_id=f"execution-{uuid.uuid4()}",
@@ -125,6 +126,29 @@ def written(data: bytes, **fields: Any) -> list[dict[str, Any]]:
     """Print exact bytes once the run has begun, and hang."""
     step = {"do": "write", "base64": base64.b64encode(data).decode(), "stream": "stderr", "newline": False, **fields}
     return [{"do": "init"}, step, {"do": "hang", "seconds": 30}]
+
+
+@pytest.mark.parametrize(
+    ("used_tool", "probe", "doubted"),
+    [(False, "off", [1]), (False, "on_refusal", [1]), (True, "off", []), (True, "on_refusal", [1])],
+)
+def test_what_a_tool_may_have_forged_holds_up_nobody_where_no_probe_can_tell(
+    bench: Bench, used_tool: bool, probe: str, doubted: list[int]
+) -> None:
+    init, *steps = written(FAILING_FRAME + b"\n", stream="stdout")
+    tool = [{"do": "tool", "command": "true"}] if used_tool else []
+
+    assert_refused(bench.run([init, *tool, *steps], AGENT_RUNTIME_PROBE=probe))
+
+    assert bench.doubted == doubted
+
+
+def test_a_frame_that_is_too_long_to_be_read_may_have_called_a_tool(bench: Bench) -> None:
+    init, *steps = written(FAILING_LINE + b"\n")
+    long = [{"do": "assistant", "text": "x" * 10_000}]
+
+    assert not bench.run([init, *long, *steps]).used_tool
+    assert bench.run([init, *long, *steps], AGENT_RUNTIME_FRAME_LIMIT="4096").used_tool
 
 
 def assert_refused(report: Report) -> None:

@@ -50,7 +50,7 @@ def add_run(commands: Subparsers) -> None:
         "--park",
         metavar="SECONDS",
         type=float,
-        help="how long it may wait for a newer token when its own is refused or limited [the supervisor's]",
+        help="how long it may wait for a newer token, or for the end of a usage limit [the supervisor's]",
     )
     parser.add_argument(
         "--patience",
