@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -734,3 +736,15 @@ def test_the_real_cli_takes_broken_streams_and_a_gateways_page_for_what_they_are
         "raw",
         "text",
     ]
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_fault(
+    api: MessagesApi, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(api) as base_url:
+        host, _, port = base_url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(b"POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert httpx.head(base_url).is_success  # the one before was seen to be gone
+
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from agent_runtime.frames import decode
+from agent_runtime.frame_repair import read
 from agent_runtime.model import COMPACT_EVENTS_KEPT, ExecutionRecord, Metadata, context_window_of, read_record
 from agent_runtime.tally import Tally
 from tests.supervised import Supervised, eventually, supervised
@@ -29,15 +29,20 @@ HANG = {"script": [INIT, {"do": "hang"}]}
 def tallied(*frames: dict[str, Any]) -> Tally:
     tally = Tally()
     for frame in frames:
-        decoded = decode(json.dumps(frame).encode())
-        assert decoded is not None
-        tally.add(decoded)
+        read_frame = read(json.dumps(frame).encode())
+        assert read_frame is not None
+        tally.add(read_frame)
     return tally
 
 
 def boundary(**told: Any) -> dict[str, Any]:
     """Return the frame as all versions from 1.0.128 to 2.1.332 print it; what it tells differs."""
     return {"type": "system", "subtype": "compact_boundary", "session_id": "x", "uuid": "y", "compact_metadata": told}
+
+
+def result(**told: Any) -> dict[str, Any]:
+    frame = {"type": "result", "subtype": "success", "is_error": False, "result": "Done."}
+    return {"do": "frame", "frame": frame | told}
 
 
 def assert_counts(metadata: dict[str, Any]) -> None:
@@ -59,15 +64,17 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
         ([INIT, {"do": "exit"}], {}),
         ([{"do": "kill"}], {}),
         ([INIT, {"do": "hang"}], {"timeout_seconds": 0.5}),
-        ([INIT, {"do": "result", "fields": {"usage": None, "num_turns": None, "total_cost_usd": None}}], {}),
-        ([INIT, {"do": "result", "fields": {"modelUsage": {}, "duration_ms": None, "session_id": None}}], {}),
-        ([INIT, {"do": "result", "fields": {"total_cost_usd": -1, "duration_ms": 1e300, "num_turns": -5}}], {}),
+        ([INIT, result(usage=None, num_turns=None, total_cost_usd=None)], {}),
+        ([INIT, result(modelUsage={}, duration_ms=None, session_id=None)], {}),
+        ([INIT, result(total_cost_usd=-1, duration_ms=1e300, num_turns=-5)], {}),
     ],
     ids=["no result", "killed", "timeout", "nulls", "no usage", "numbers that are no counts"],
 )
 def test_every_count_of_an_answer_is_a_number(shared: Supervised, script: list[Any], fields: dict[str, Any]) -> None:
     answer = shared.post({"script": script}, **fields).json()
 
+    assert answer.get("status") == "success" or answer["error_class"] in ("lost_result", "signal", "timeout"), answer
+    assert "unknown" not in answer.get("detail", "")
     assert_counts(answer["metadata"])
     record = shared.record(answer["execution_id"])
     assert_counts(record["metadata"])

@@ -111,16 +111,24 @@ def plainly(response: httpx.Response, *error_classes: str) -> str:
     return str(problem["detail"])
 
 
+def test_what_the_cli_says_last_is_told_where_it_is_plain(shared: Supervised) -> None:
+    steps = [INIT, {"do": "write", "stream": "stderr", "text": "Error: no room here"}, {"do": "exit", "code": 1}]
+
+    assert plainly(shared.post({"script": steps}), "lost_result").endswith("exit code 1: Error: no room here")
+
+
 @pytest.mark.parametrize("foreign", FOREIGN)
 def test_what_the_cli_says_last_makes_no_backend_switch(shared: Supervised, foreign: str) -> None:
     first_line = foreign.partition("\n")[0]
     for steps in (
-        [INIT, {"do": "raw", "stream": "stderr", "text": f"Error: {first_line}\n"}, {"do": "exit", "code": 1}],
-        [{"do": "raw", "stream": "stderr", "text": f"{first_line}\n"}, {"do": "exit", "code": 1}],
+        [INIT, {"do": "write", "stream": "stderr", "text": f"Error: {first_line}"}, {"do": "exit", "code": 1}],
+        [{"do": "write", "stream": "stderr", "text": first_line}, {"do": "exit", "code": 1}],
     ):
         answer = shared.post({"script": steps})
         result = shared.get(f"/api/executions/{answer.json()['execution_id']}/result")
-        assert plainly(answer, "lost_result", "error") == result["error"]
+        detail = plainly(answer)
+        assert detail == result["error"]
+        assert "unknown step" not in detail
     assert shared.get("/api/token")["state"] == "ready"
 
 
@@ -177,7 +185,7 @@ def test_a_session_id_with_such_digits_is_not_said(shared: Supervised) -> None:
     session = "40140340-1403-4014-8403-401403401403"
     steps = [
         {"do": "init", "fields": {"session_id": session}},
-        {"do": "raw", "stream": "stderr", "text": f"No conversation for {session}\n"},
+        {"do": "write", "stream": "stderr", "text": f"Lost the way in {session}"},
         {"do": "exit", "code": 1},
     ]
     plainly(shared.post({"script": steps}))

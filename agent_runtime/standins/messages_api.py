@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
@@ -111,7 +112,7 @@ class _Application:
                 Route("/v1/messages/count_tokens", self._count_tokens, methods=["POST"]),
                 Route("/{path:path}", self._elsewhere, methods=["HEAD", "GET", "POST", "PUT", "PATCH", "DELETE"]),
             ],
-            exception_handlers={ServerEnds: self._leave},
+            exception_handlers={ServerEnds: self._leave, ClientDisconnect: self._leave},
         )
 
     async def _leave(self, request: Request, _error: Exception) -> Response:
