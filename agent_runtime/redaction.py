@@ -3,7 +3,8 @@ Take every token in use out of what leaves this process: transcripts, records, a
 
 Each token is replaced by ``[token:FINGERPRINT]``, which needs no escaping, so a JSON line stays one.
 
-What is found: the exact value, and the value as an encoder of JSON writes it. No encoder escapes ``[A-Za-z0-9_-]``, so
+What is found: the exact value, and the value as an encoder of JSON writes it; and what looks like any key of the API
+(``sk-ant-KIND-…``), whether or not it was ever loaded here. No encoder escapes ``[A-Za-z0-9_-]``, so
 a token of these characters looks the same however many times JSON was put into JSON.
 
 What cannot be found, and is not promised: a value shorter than :data:`SHORTEST` characters, which cannot be told from
@@ -17,17 +18,26 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
+from collections import OrderedDict
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
+
+from agent_runtime.tokens import Token
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from agent_runtime.tokens import Token
-
 SHORTEST = 8
 """Characters a value must have to be replaced."""
+
+VALUES_KEPT = 1024
+"""The last so many are redacted: those in use are added again at each use."""
+
+_FAMILY = b"sk-ant-"
+_OF_THE_FAMILY = re.compile(rb"sk-ant-[a-z0-9]{1,16}-[A-Za-z0-9_-]{8,4096}")
+"""Whatever looks like a key or token of the API, also one that was never loaded here."""
 
 _LONGEST_PREFIX = 32
 _HEAD_BEYOND_PREFIX = 8
@@ -113,7 +123,7 @@ class Redactor:
     """
 
     def __init__(self, tokens: Iterable[Token] = ()) -> None:
-        self._tokens: dict[str, Token] = {}
+        self._tokens: OrderedDict[str, Token] = OrderedDict()
         self._adding = threading.Lock()
         self._groups: tuple[_Group, ...] = ()
         for token in tokens:
@@ -123,11 +133,16 @@ class Redactor:
         return f"<Redactor of {len(self._tokens)} tokens>"
 
     def add(self, token: Token) -> None:
-        """Redact *token* from now on; adding it again changes nothing."""
+        """Redact *token* from now on, until :data:`VALUES_KEPT` others have been added later; any string may be one."""
         with self._adding:
-            if len(token.secret) < SHORTEST or token.secret in self._tokens:
+            if len(token.secret) < SHORTEST:
+                return
+            if token.secret in self._tokens:
+                self._tokens.move_to_end(token.secret)
                 return
             self._tokens[token.secret] = token
+            if len(self._tokens) > VALUES_KEPT:
+                self._tokens.popitem(last=False)
             self._groups = _grouped(
                 _Needle(form, f"[token:{known.fingerprint}]".encode())
                 for known in self._tokens.values()
@@ -143,9 +158,16 @@ class Redactor:
             truncated: The line's end was dropped: what may be the first part of a token there is cut off too.
         """
         groups = self._groups
-        if _may_be_in(line, groups) and (spans := [span for group in groups for span in group.spans(line)]):
-            line = _replaced(line, spans)
-        return _without_torn_token(line, groups) if truncated else line
+        if truncated:
+            line = _without_torn_token(line, groups)
+        if _may_be_in(line, groups):
+            spans = [span for group in groups for span in group.spans(line)]
+            spans += [
+                _Span(found.start(), found.end(), f"[token:{Token(found[0].decode()).fingerprint}]".encode())
+                for found in _OF_THE_FAMILY.finditer(line)
+            ]
+            line = _replaced(line, spans) if spans else line
+        return line
 
     def redact_joined(self, lines: bytes) -> bytes:
         """Do the same for several complete lines with their newlines, which cost no more than one long line."""
@@ -163,7 +185,9 @@ class Redactor:
 def _may_be_in(line: bytes, groups: tuple[_Group, ...]) -> bool:
     """Whether *line* needs a closer look; what nearly every line is asked, and nothing else."""
     # From the end: bytes.find takes several times as long for what is not there (CPython 3.11, over 256 KB of frames).
-    return any(line.rfind(group.prefix) >= 0 for group in groups)
+    return line.rfind(_FAMILY) >= 0 or any(
+        line.rfind(group.prefix) >= 0 for group in groups if not group.prefix.startswith(_FAMILY)
+    )
 
 
 def _replaced(line: bytes, spans: list[_Span]) -> bytes:

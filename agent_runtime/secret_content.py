@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import re
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
@@ -117,6 +118,30 @@ _SUBSCRIPTIONS = ("subscription", "subscriptionType")
 def text_of(raw: bytes) -> str:
     """Return the text of a content, without byte order mark and surrounding blanks."""
     return raw.decode("utf-8", "replace").removeprefix("\ufeff").strip(BLANKS)
+
+
+_WORD = re.compile(r"[A-Za-z0-9._~+/=-]{16,4096}")
+_MOST_WORDS = 64
+
+
+def secrets_in(raw: bytes, found: SecretContent | Unusable) -> tuple[Token, ...]:
+    """
+    List what in a content may be a secret, whether or not it could be used: no output is to show it.
+
+    A refresh token beside the token, the wrapped form of one, what stood in a content that was refused. A word without
+    a digit or without a letter, a path, and the name of the subscription are none.
+    """
+    shown = (isinstance(found, SecretContent) and found.subscription) or ""
+    words = (word[0] for word in _WORD.finditer(raw[:LIMIT_BYTES].decode("utf-8", "replace")))
+    secrets = dict.fromkeys(
+        word
+        for word in words
+        if any(map(str.isdigit, word))
+        and any(map(str.isalpha, word))
+        and word[0] not in "./"
+        and word not in (shown or "")
+    )
+    return tuple(Token(word) for word in list(secrets)[:_MOST_WORDS])
 
 
 def parse(raw: bytes) -> SecretContent | Unusable:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from agent_runtime.tokens import Token
+
 __all__ = ["Generation", "GenerationLedger", "SecretFile", "SecretState", "SecretStatus", "SourceKind"]
 
 SETTLE_SECONDS = 0.1
@@ -89,6 +91,8 @@ class SecretFile:
         path: Made absolute, since the working directory may change later. Nothing is read yet.
         on_change: Called with each new status, in order, by the thread that noticed, while it holds the lock: it must
             hand on and return.
+        on_secret: Called likewise with each string that a content was found to hold and no output is to show, before
+            anything else is done with that content.
     """
 
     def __init__(
@@ -98,11 +102,13 @@ class SecretFile:
         ledger: GenerationLedger,
         withdraw_after_seconds: float = 10.0,
         on_change: Callable[[SecretStatus], None] | None = None,
+        on_secret: Callable[[Token], None] | None = None,
     ) -> None:
         self._path = path.absolute()
         self._ledger = ledger
         self._withdraw_after_seconds = withdraw_after_seconds
         self._on_change = on_change
+        self._on_secret = on_secret
         self._lock = threading.RLock()
         self._status = SecretStatus(SecretState.MISSING, error=_said("has not been read yet"))
         self._source = SourceKind.DIRECTORY
@@ -210,6 +216,9 @@ class SecretFile:
             now = time.monotonic()
             if before is None or reading.mark != before.mark:
                 self._still_since = now
+                if self._on_secret is not None:
+                    for secret in reading.secrets:
+                        self._on_secret(secret)
             settles_at = self._still_since + SETTLE_SECONDS
             settled = now >= settles_at
             found = reading.found

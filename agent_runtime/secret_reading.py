@@ -9,7 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from agent_runtime.secret_content import LIMIT_BYTES, SecretContent, Unusable, parse
+from agent_runtime.secret_content import LIMIT_BYTES, SecretContent, Unusable, parse, secrets_in
+from agent_runtime.tokens import Token  # noqa: TC001 - msgspec reads the annotations
 
 SWAPPED_LINK = "..data"
 """
@@ -26,6 +27,7 @@ class Reading(msgspec.Struct, frozen=True):
     Attributes:
         mark: Equal for two readings only if nobody has written in between; holds a digest, never the content.
         modified_at: Epoch seconds; None where there is no file.
+        secrets: What no output is to show, usable or not.
         changed_at: When it got here, epoch seconds: a rename counts too, and no writer can set it.
     """
 
@@ -33,6 +35,7 @@ class Reading(msgspec.Struct, frozen=True):
     mark: tuple[object, ...]
     modified_at: float | None = None
     changed_at: float | None = None
+    secrets: tuple[Token, ...] = ()
 
 
 def read_secret(path: Path, known: Reading | None = None) -> Reading:
@@ -66,7 +69,8 @@ def read_secret(path: Path, known: Reading | None = None) -> Reading:
     mark = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, hashlib.sha256(raw).digest())
     if known is not None and known.mark == mark:
         return known
-    return Reading(parse(raw), mark, info.st_mtime, info.st_ctime)
+    found = parse(raw)
+    return Reading(found, mark, info.st_mtime, info.st_ctime, secrets_in(raw, found))
 
 
 def arrived_whole(path: Path) -> bool:

@@ -172,6 +172,7 @@ def serve(settings: Settings, environ: Mapping[str, str], premises: Premises, st
             ledger=ledger,
             withdraw_after_seconds=settings.token_withdraw_after,
             on_change=changes.put,
+            on_secret=redactor.add,
         )
         records = held.enter_context(contextlib.closing(RecordStore.open(data_dir / "records.sqlite")))
         transcripts, tasks = TranscriptStore(data_dir / "transcripts"), TaskStore(data_dir / "tasks", redactor)

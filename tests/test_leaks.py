@@ -94,6 +94,46 @@ def test_no_token_and_no_key_is_in_any_sink(tmp_path: Path, end: str) -> None:
     assert "[token:" in seen, "it was printed, and replaced"
 
 
+REFRESH = "a-refresh-token-of-another-form-0123456789"
+NEVER_LOADED = "sk-ant-oat01-of-somebody-else-000000000000000004"
+REFUSED = "sk-ant-ort01-a-refused-content-000000000000000005"
+NEAR_MISS = "gateway,key-0123456789abcdef"
+
+
+def test_what_the_secret_file_held_beside_a_token_and_what_was_never_loaded_is_in_no_sink(tmp_path: Path) -> None:
+    """A refresh token, a content that was refused, a token of somebody else's that the agent has found."""
+    go = tmp_path / "go"
+    document = {"claudeAiOauth": {"accessToken": OLD, "refreshToken": REFRESH}, "subscription": "team-blue"}
+    steps = [
+        {"do": "init"},
+        {"do": "wait_file", "path": str(go)},
+        *(
+            write(json.dumps({"type": "user", "message": {"content": f"it is {secret}"}}).encode(), "stdout")
+            for secret in (REFRESH, NEVER_LOADED, REFUSED, NEAR_MISS.partition(",")[2])
+        ),
+        write(f"Error: {REFRESH} and {NEVER_LOADED}".encode(), "stderr"),
+        {"do": "result", "text": f"{REFRESH} {NEVER_LOADED} {REFUSED} team-blue"},
+    ]
+    with supervised(tmp_path, token=json.dumps(document)) as running:
+        pending = running.start({"script": steps}, execution_id="spill")
+        eventually(lambda: running.get("/api/executions/running")["executions"])
+        for content in (REFUSED, NEAR_MISS):
+            running.write_secret(content + "\n")
+            eventually(lambda: running.get("/api/token")["error"])
+        go.touch()
+        answer = pending.answer()
+        seen = answer.text + everything_of(running, ["spill"])
+
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file())
+    log = (tmp_path / "supervisor.log").read_text()
+    for secret in (REFRESH, NEVER_LOADED, REFUSED, NEAR_MISS.partition(",")[2]):
+        assert secret not in seen
+        assert secret not in log
+        assert secret.encode() not in kept
+    assert answer.json()["response"].count("[token:") == 3
+    assert answer.json()["response"].endswith("team-blue"), "a subscription's name is no secret"
+
+
 def test_a_malformed_token_in_a_body_is_not_repeated(tmp_path: Path) -> None:
     with supervised(tmp_path) as running:
         for body in (b'{"token": "sk-ant-oat01-\\u0000-odd-value-1"}', b'{"token": 12345678901234567890}', b'{"token'):

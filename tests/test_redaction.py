@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_runtime.redaction import SHORTEST, RedactingFilter, Redactor
+from agent_runtime.redaction import SHORTEST, VALUES_KEPT, RedactingFilter, Redactor
 from agent_runtime.tokens import Token
 
 if TYPE_CHECKING:
@@ -178,7 +179,62 @@ def test_tokens_can_be_added_while_others_redact() -> None:
     assert OAUTH.secret not in repr(redactor)
 
 
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "sk-ant-ort01-a-refresh-token-0123456789",
+        "sk-ant-admin01-AbCdEfGh",
+        "sk-ant-oat01-never-loaded-here_0123",
+        "sk-ant-api03-" + "A1b2" * 24,
+        "sk-ant-sid01-abcdefgh",
+    ],
+)
+def test_what_looks_like_a_key_of_the_api_is_replaced_though_it_was_never_loaded(secret: str) -> None:
+    for redactor in (Redactor(), Redactor([OAUTH])):
+        for before, after in (("", ""), ("x", "."), ('{"t":"', '"}'), ("\\n", "\\n"), ("é", "é")):
+            assert redactor.redact_text(f"{before}{secret}{after}") == f"{before}{mark(Token(secret))}{after}"
+        assert redactor.redact_joined(f"a\n{secret}\nb\n".encode()).decode() == f"a\n{mark(Token(secret))}\nb\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["sk-ant-", "sk-ant-oat01-", "sk-ant-oat01-...", "sk-ant-api03-short", "sk-ant-oat01-X"]
+)
+def test_what_only_speaks_of_keys_stays(redactor: Redactor, text: str) -> None:
+    assert redactor.redact_text(f"set it to {text} please") == f"set it to {text} please"
+
+
+def test_no_cut_of_any_line_shows_a_key(redactor: Redactor) -> None:
+    """A property: wherever lines are cut, and whatever stands around, no eight characters of a key's body come out."""
+    rng = random.Random(7)
+    alphabet = 'sk-ant-oat01_"\\u0073 {}[]é\t'
+    for _ in range(500):
+        secret = "sk-ant-" + rng.choice(["oat01", "ort01", "api03"]) + "-" + "".join(rng.choices("Qz7_-", k=40))
+        redactor.add(Token(secret))
+        around = ["".join(rng.choices(alphabet, k=rng.randrange(30))) for _ in range(2)]
+        line = f"{around[0]}{secret}{around[1]}".encode()
+        at = rng.randrange(len(line))
+        for clean in (redactor.redact(line), redactor.redact(line[:at], truncated=True)):
+            assert secret[-24:].encode() not in clean
+            assert secret[13:37].encode() not in clean
+
+
+def test_the_last_so_many_values_are_redacted_and_those_that_are_used_again_count_as_new() -> None:
+    redactor = Redactor([OAUTH])
+    plain = [Token(f"a-value-{number:06}") for number in range(VALUES_KEPT)]
+    for number, token in enumerate(plain):
+        redactor.add(token)
+        if number == VALUES_KEPT // 2:
+            redactor.add(ACCESS_KEY)
+            redactor.add(OAUTH)
+
+    assert redactor.redact_text(plain[0].secret) == plain[0].secret, "the oldest has made room"
+    assert redactor.redact_text(plain[-1].secret) == mark(plain[-1])
+    assert redactor.redact_text(ACCESS_KEY.secret) == mark(ACCESS_KEY)
+
+
 HOSTILE = {
+    "keys of the family, too short": b"sk-ant-oat01-x ",
+    "a key without an end": b"sk-ant-oat01-" + b"x" * 8192,
     "backslashes": b"\\",
     "escapes": b"\\u0073",
     "torn escapes": b"\\u00",
