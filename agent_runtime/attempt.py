@@ -383,6 +383,8 @@ class Attempt:
                 last_error=self._last_error,
                 evidence=self._evidence,
                 oom=child.ran_out_of_memory,
+                oom_nearby=child.others_may_have_run_out_of_memory,
+                lost_a_tool=output.lost_a_tool,
                 began=output.tally.has_init,
                 last_words=output.last_words,
                 request_fault=mcp_config.refused_by_some(servers) if (servers := self._order.task.mcp_config) else None,

@@ -136,6 +136,11 @@ class Group:
         """Whether anything lives in it or in a group below it."""
         return _counters(self._read(self.changes)).get("populated", 0) != 0
 
+    @property
+    def counts_memory(self) -> bool:
+        """Whether the kernel counts here what it kills for want of memory: the memory controller reaches this far."""
+        return self._memory_events is not None
+
     def pids(self) -> set[int]:
         """
         Return the processes in it and in the groups below it.

@@ -1,4 +1,4 @@
-"""Where in the file system this process's own cgroup (version 2) is, told from ``/proc/self``."""
+"""Where in the file system this process's own cgroup is, told from ``/proc/self``."""
 
 from __future__ import annotations
 
@@ -35,17 +35,26 @@ class Location(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-def own_cgroup(text: str) -> str | None:
-    """Return our path among the cgroups of version 2, from the text of ``/proc/self/cgroup``; None: there is none."""
+def own_cgroup(text: str, controller: str = "") -> str | None:
+    """
+    Return our path among the cgroups of version 2, from the text of ``/proc/self/cgroup``; None: there is none.
+
+    Args:
+        controller: Look among those of version 1 that have this one instead.
+    """
     for line in text.splitlines():
-        if line.startswith("0::"):
-            return line[3:]
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controller in controllers.split(",") and path:
+            return path
     return None
 
 
-def mounts(text: str) -> list[Mount]:
+def mounts(text: str, controller: str = "") -> list[Mount]:
     """
     List the cgroup v2 mounts in the text of ``/proc/self/mountinfo``, those that hide others first.
+
+    Args:
+        controller: List the mounts of version 1 that have this one instead.
 
     Source: https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html
     """
@@ -53,7 +62,9 @@ def mounts(text: str) -> list[Mount]:
     for line in text.splitlines():
         before, separator, after = line.partition(" - ")
         fields, kind = before.split(" "), after.split(" ")
-        if not separator or len(fields) < 6 or kind[0] != "cgroup2":
+        if not separator or len(fields) < 6 or kind[0] != ("cgroup" if controller else "cgroup2"):
+            continue
+        if controller and controller not in kind[-1].split(","):
             continue
         read_only = "ro" in fields[5].split(",") or (len(kind) > 2 and "ro" in kind[2].split(","))
         found.append(Mount(_plain(fields[3]), Path(_plain(fields[4])), read_only))
@@ -77,13 +88,37 @@ def locate(cgroup_text: str, mountinfo_text: str) -> list[Location]:
     return sorted((_in_mount(own, mount) for mount in all_mounts), key=lambda place: place.directory is None)
 
 
+def counters_of_memory(cgroup_text: str, mountinfo_text: str) -> Path | None:
+    """
+    Find the file in which the kernel counts kills for want of memory in our own cgroup; None: it is not to be seen.
+
+    Where version 1 has the memory controller, version 2 has not. To read it the mount need not be writable, as it is
+    not in most containers.
+
+    Source: https://docs.kernel.org/admin-guide/cgroup-v1/memory.html, https://docs.kernel.org/admin-guide/cgroup-v2.html
+    """
+    for controller, name in (("memory", "memory.oom_control"), ("", "memory.events")):
+        own = own_cgroup(cgroup_text, controller)
+        if own is not None and not own.endswith(_REMOVED):
+            places = [_directory(own, mount) for mount in mounts(mountinfo_text, controller)]
+            return next((place / name for place in places if place is not None), None)
+    return None
+
+
 def _in_mount(own: str, mount: Mount) -> Location:
-    root = "" if mount.root == "/" else mount.root
-    if "/.." in own or "/.." in root or not f"{own}/".startswith(f"{root}/"):
+    directory = _directory(own, mount)
+    if directory is None:
         return Location(None, f"the cgroup v2 at {mount.point} does not show the cgroup of this process")
     if mount.read_only:
         return Location(None, f"the cgroup v2 at {mount.point} is mounted read-only")
-    return Location(mount.point / own[len(root) :].lstrip("/"))
+    return Location(directory)
+
+
+def _directory(own: str, mount: Mount) -> Path | None:
+    root = "" if mount.root == "/" else mount.root
+    if "/.." in own or "/.." in root or not f"{own}/".startswith(f"{root}/"):
+        return None
+    return mount.point / own[len(root) :].lstrip("/")
 
 
 def _plain(field: str) -> str:

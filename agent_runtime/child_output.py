@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 EVIDENCE_LINE_BYTES = 2048
 TRUNCATED_HEAD_BYTES = 1024
 _OPENING, _CLOSING = b"{}"
+_SIGNS_OF_SIGKILL = (b"Exit code 137", b"Killed", b"SIGKILL")
+"""In a tool's result: of the CLI and its shell (measured on 2.1.30, 2.1.197 and 2.1.332), and of other programs."""
 
 
 class Sign(Enum):
@@ -57,6 +59,7 @@ class ChildOutput:
     Attributes:
         result_line: Number of the last ``result`` frame in the transcript.
         unknown_session: The CLI did not know the session it was told to resume.
+        lost_a_tool: The result of a tool looks as if a process of it had been killed by SIGKILL.
         is_leaving: The child was told to end: what it says of that is no news.
     """
 
@@ -72,6 +75,7 @@ class ChildOutput:
         self.tally = Tally()
         self.result_line: int | None = None
         self.unknown_session = False
+        self.lost_a_tool = False
         self.is_leaving = False
         self._transcript = transcript
         self._redactor = redactor
@@ -174,6 +178,8 @@ class ChildOutput:
             return  # told to leave after its last word, the CLI says that it was interrupted: that is no news
         had_init, model_frames = tally.has_init, tally.model_frames
         tally.add(frame)
+        if frame.type == "user" and any(sign in line for sign in _SIGNS_OF_SIGKILL):
+            self.lost_a_tool = True
         if frame.type == "result":
             self._result_is_new = True
             self.unknown_session |= cli_command.missing_session(frame.result_text or "")

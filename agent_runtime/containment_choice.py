@@ -15,6 +15,7 @@ from agent_runtime.cgroups import NO_LIMITS
 from agent_runtime.containment import Kind
 from agent_runtime.errors import CannotStart
 from agent_runtime.living import is_of_an_earlier_start
+from agent_runtime.oom_kills import OomKills
 from agent_runtime.process import Command, NotSpawned
 from agent_runtime.settings import PREFIX
 
@@ -38,12 +39,14 @@ class Containment(msgspec.Struct, frozen=True):
         asked: The setting.
         groups: Where each attempt gets a cgroup of its own: to be ended by it, or limited by it.
         lacking: Why a better layer, by its name, is not to be had here.
+        oom_kills: What the kernel counts for all attempts together.
     """
 
     kind: Kind = Kind.SCAN
     asked: str = AUTO
     groups: Groups | None = None
     lacking: Mapping[str, str] = msgspec.field(default_factory=dict)
+    oom_kills: OomKills = msgspec.field(default_factory=OomKills)
 
     @property
     def state(self) -> dict[str, object]:
@@ -57,7 +60,14 @@ class Containment(msgspec.Struct, frozen=True):
         Raises:
             NotSpawned: It could not be started; nothing is left open or running.
         """
-        return process.spawn(command, self.kind, self.groups, also_scan=self.asked == AUTO)
+        watch = self.oom_kills.watch()
+        try:
+            child = process.spawn(command, self.kind, self.groups, also_scan=self.asked == AUTO)
+        except BaseException:
+            watch.end()
+            raise
+        child.oom_watch = watch
+        return child
 
     def sweep_leftovers(self, data_dir: Path) -> int:
         """End what an earlier supervisor of this data directory has left in its cgroups, and tell how many."""
@@ -89,7 +99,7 @@ def choose(asked: str, next_mark: Callable[[], str], limits: Limits = NO_LIMITS)
         if obstacle is None:
             obstacle = _try(Containment(kind, asked, used, lacking), next_mark())
         if obstacle is None:
-            return Containment(kind, asked, used, lacking)
+            return Containment(kind, asked, used, lacking, OomKills.of_this_container())
         lacking[kind.value] = obstacle
     name, obstacle = lacking.popitem()
     advice = "" if asked == AUTO else f"; {PREFIX}CONTAINMENT=auto takes what there is"

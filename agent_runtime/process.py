@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from agent_runtime.keeper import Errand
     from agent_runtime.living import Kin
     from agent_runtime.nursery import Kept
+    from agent_runtime.oom_kills import OomWatch
 
 __all__ = [
     "EXECUTION_VARIABLE",
@@ -133,6 +134,7 @@ class Child:
         started_at: Seconds since the epoch.
         pidfd: Readable as soon as the leader has ended.
         stdin: Raw, non-blocking, as the other two; the caller may close it through :meth:`close_stdin` only.
+        oom_watch: What the kernel kills in the container for want of memory, begun before the child; ends with it.
     """
 
     def __init__(
@@ -150,6 +152,7 @@ class Child:
         self._open: set[int] = set(pipes)
         self._is_open = True
         self._exit: Exit | None = None
+        self.oom_watch: OomWatch | None = None
 
     def __repr__(self) -> str:
         state = "running" if self._exit is None else f"exit {self._exit.code}"
@@ -162,8 +165,21 @@ class Child:
 
     @property
     def ran_out_of_memory(self) -> bool:
-        """Whether the kernel has killed anything of the attempt for want of memory; False where nothing counts that."""
-        return self._group is not None and self._group.events().oom
+        """
+        Whether the kernel has killed anything of the attempt for want of memory; False where nothing counts that.
+
+        Without a counter of its own, what was killed in the container while nothing else ran was the attempt's.
+        """
+        if self._group is not None and self._group.counts_memory:
+            return self._group.events().oom
+        return self.oom_watch is not None and self.oom_watch.has_counted and not self.oom_watch.is_shared
+
+    @property
+    def others_may_have_run_out_of_memory(self) -> bool:
+        """Whether something was killed for want of memory in the container, and it is not known whose it was."""
+        if self._group is not None and self._group.counts_memory:
+            return False
+        return self.oom_watch is not None and self.oom_watch.has_counted and self.oom_watch.is_shared
 
     @property
     def shim_pid(self) -> int | None:
@@ -241,6 +257,8 @@ class Child:
                 self._close(descriptor)
             if self._is_open:
                 self._is_open = False
+                if self.oom_watch is not None:
+                    self.oom_watch.end()
                 self._kept.close()
                 if self._group is not None:
                     self._group.remove()

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_runtime.errors import RESERVED_WORDS
+from agent_runtime.oom_kills import OomKills
 from agent_runtime.standins.messages_api import MessagesApi, serve
 from tests import test_last_words as words
-from tests.supervised import DEADLINE_SECONDS, OLD, Supervised, supervised
+from tests.supervised import DEADLINE_SECONDS, OLD, Supervised, eventually, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -203,6 +204,76 @@ def test_k7_a_real_illegal_instruction_before_init_is_no_start(replaced: Supervi
 
     assert (status, error_class) == (500, "spawn")
     assert "SIGILL: panic: no AVX" in detail
+
+
+# -- K7: the kernel's counter of a container
+
+MEMORY = 256 << 20
+GREEDY = "python3 -S -c 'b = bytearray(3 << 30)'"
+
+
+@pytest.fixture
+def limited_cgroup(tmp_path: Path) -> Iterator[Path]:
+    """Make what a container with a memory limit is to the kernel, below our own memory cgroup, where that can be."""
+    file = OomKills.of_this_container()._file
+    if file is None:
+        pytest.skip("no counter of memory can be seen here")
+    group = file.parent / f"agent-runtime-test-{tmp_path.name}"
+    is_version_1 = file.name == "memory.oom_control"
+    try:
+        group.mkdir()
+        (group / ("memory.limit_in_bytes" if is_version_1 else "memory.max")).write_text(str(MEMORY))
+    except OSError as error:
+        if group.exists():
+            group.rmdir()
+        pytest.skip(f"no cgroup with a memory limit can be made here: {error.strerror}")
+    yield group
+    eventually(lambda: not (group / "cgroup.procs").read_text())
+    group.rmdir()
+
+
+def in_cgroup(group: Path) -> tuple[str, ...]:
+    return ("sh", "-c", f'echo $$ >{group}/cgroup.procs; exec "$@"', "sh")
+
+
+def test_k7_a_tool_that_the_kernel_takes_for_want_of_memory_and_what_follows(
+    tmp_path: Path, limited_cgroup: Path
+) -> None:
+    """In one container: alone, and beside another execution whose failure has nothing to do with it."""
+    took = [{"do": "init"}, {"do": "tool", "command": GREEDY}]
+    go = tmp_path / "go"
+    with supervised(tmp_path, prefix=in_cgroup(limited_cgroup), flags=("--containment", "scan")) as running:
+        gave_up = running.post({"script": [*took, {"do": "exit", "code": 1}]})
+        went_on = running.post({"script": [*took, {"do": "result"}]})
+
+        waits = [{"do": "init"}, {"do": "wait_file", "path": str(go)}, {"do": "exit", "code": 1}]
+        beside = running.start({"script": waits}, execution_id="beside")
+        eventually(lambda: running.client.get("/api/executions/beside").json().get("state") == "running")
+        gave_up_too = running.post({"script": [*took, {"do": "exit", "code": 1}]})
+        go.touch()
+
+        assert told(gave_up)[:2] == (500, "oom")
+        assert went_on.status_code == 200
+        assert told(gave_up_too)[:2] == (500, "oom")
+        assert told(beside.answer())[:2] == (502, "lost_result")
+
+
+def test_k7_a_cli_that_the_kernel_takes_for_want_of_memory(tmp_path: Path, limited_cgroup: Path) -> None:
+    with supervised(
+        tmp_path,
+        claude=str(tmp_path / "claude"),
+        prefix=in_cgroup(limited_cgroup),
+        flags=("--containment", "scan", "--token-delivery", "env"),
+    ) as running:
+        put_program(running, f"#!/bin/sh\nexec {GREEDY}\n")
+        itself = running.post("Say hello.")
+        put_program(running, f"#!/bin/sh\n{GREEDY}\nexit $?\n")
+        by_a_wrapper = running.post("Say hello.")
+        put_program(running, "#!/bin/sh\nkill -KILL $$\n")
+        by_somebody = running.post("Say hello.")
+
+        assert [told(answer)[:2] for answer in (itself, by_a_wrapper)] == [(500, "oom")] * 2
+        assert told(by_somebody)[:2] == (500, "signal")
 
 
 # -- K7: mcp_config

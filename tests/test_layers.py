@@ -78,6 +78,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("store",),
     # the only place that spawns and signals
     ("process",),
+    ("oom_kills",),
     ("usage",),
     ("containment_cgroup", "containment_scan"),
     ("containment", "leftovers"),
