@@ -20,6 +20,7 @@ from agent_runtime.api.event_stream import event_stream
 from agent_runtime.api.health import report
 from agent_runtime.api.operations import LIST_DEFAULT, LIST_LIMIT
 from agent_runtime.api.page import page_response
+from agent_runtime.api.preferences import preferences
 from agent_runtime.api.problems import problem_response
 from agent_runtime.api.token_body import token_in
 from agent_runtime.errors import (
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
     from agent_runtime.api.access import AccessKey
     from agent_runtime.api.connections import OpenConnections
     from agent_runtime.api.metrics import Metrics
+    from agent_runtime.archive import Kept
+    from agent_runtime.execution import Execution
     from agent_runtime.model import ExecutionRecord
     from agent_runtime.supervisor import Supervisor
 
@@ -113,20 +116,25 @@ async def post_task(api: Api, request: Request) -> Response:
     request.scope[EXECUTION_ID] = execution.execution_id
     if ignored:
         log.warning("unknown fields ignored: %s", ", ".join(ignored), extra={"execution_id": execution.execution_id})
-    if task.async_result or "respond-async" in _preferences(request):
+    asked = preferences(headers.getlist("prefer"))
+    if task.async_result or asked.is_at_once or not await _has_finished(execution, asked.wait_seconds):
         accepted = {"execution_id": execution.execution_id, "status": "accepted"}
-        return _json(accepted, 202, {"location": f"/api/executions/{execution.execution_id}"})
-    await execution.finished()
+        applied = {} if task.async_result else asked.applied
+        return _json(accepted, 202, {"location": f"/api/executions/{execution.execution_id}", **applied})
     answer = execution.answer
     if answer is None:
         raise AgentRuntimeError("the execution ended without an answer; ask for its record")
-    return Response(answer.body, answer.status_code, answer.headers, answer.media_type)
+    return Response(answer.body, answer.status_code, {**answer.headers, **asked.applied}, answer.media_type)
 
 
-def _preferences(request: Request) -> list[str]:
-    """List what ``Prefer`` asks for (RFC 7240), without parameters."""
-    fields = ",".join(request.headers.getlist("prefer")).split(",")
-    return [field.partition(";")[0].strip().lower() for field in fields]
+async def _has_finished(execution: Execution | Kept, wait_seconds: int | None) -> bool:
+    """Wait for the end of an execution, or so long; return whether it has come."""
+    try:
+        async with asyncio.timeout(wait_seconds):
+            await execution.finished()
+    except TimeoutError:
+        return False
+    return True
 
 
 async def list_executions(api: Api, request: Request) -> Response:

@@ -87,7 +87,11 @@ def build(rows: Iterable[RouteRow], *, access_header: str, key_required: bool) -
                 "Retry-After": {
                     "description": "In how many seconds it is worth asking again, where that is known.",
                     "schema": {"type": "integer", "minimum": 0},
-                }
+                },
+                "Preference-Applied": {
+                    "description": "What `Prefer` asked for and is heeded (RFC 7240).",
+                    "schema": {"type": "string"},
+                },
             },
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`."},
@@ -150,13 +154,13 @@ def _answer(operation: Operation, status: int, kinds: tuple[type, ...]) -> dict[
     if examples := ANSWERS.get((operation.id, status)):
         content["examples"] = {name: {"value": value} for name, value in examples.items()}
     described: dict[str, Any] = {"description": HTTPStatus(status).phrase, "content": {JSON: content}}
-    if operation.id == "postTask" and status == HTTPStatus.ACCEPTED:
-        described["headers"] = {
-            "Location": {
+    if operation.id == "postTask":
+        described["headers"] = {"Preference-Applied": {"$ref": "#/components/headers/Preference-Applied"}}
+        if status == HTTPStatus.ACCEPTED:
+            described["headers"]["Location"] = {
                 "description": "The path of its record.",
                 "schema": {"type": "string", "format": "uri-reference"},
             }
-        }
     return described
 
 

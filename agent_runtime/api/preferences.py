@@ -1,0 +1,64 @@
+"""What a request's ``Prefer`` headers ask for (RFC 7240): to be answered at once, or after some time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_WAIT_DIGITS = 9
+"""Of a wait that is heeded, at most: 30 years."""
+
+
+class Preferences(msgspec.Struct, frozen=True):
+    """
+    What is heeded of them.
+
+    Attributes:
+        responds_async: Answer 202 as soon as the wait is over; without a wait at once.
+        wait_seconds: Answer 202 then, if there is no answer yet; None: wait for it.
+    """
+
+    responds_async: bool = False
+    wait_seconds: int | None = None
+
+    @property
+    def is_at_once(self) -> bool:
+        """Whether the answer is not waited for at all."""
+        return self.responds_async and self.wait_seconds is None
+
+    @property
+    def applied(self) -> dict[str, str]:
+        """The header that tells what is heeded."""
+        words = ["respond-async"] if self.responds_async else []
+        words += [] if self.wait_seconds is None else [f"wait={self.wait_seconds}"]
+        return {"preference-applied": ", ".join(words)} if words else {}
+
+
+def preferences(fields: Iterable[str]) -> Preferences:
+    """Read the values of ``Prefer`` headers; of a preference that is named twice, the first counts."""
+    found: dict[str, str] = {}
+    for preference in _split(",".join(fields), ","):
+        name, _, value = next(_split(preference, ";")).partition("=")
+        found.setdefault(name.strip().lower(), value.strip().strip('"'))
+    wait = found.get("wait", "")
+    is_valid = wait.isascii() and wait.isdigit() and len(wait) <= _WAIT_DIGITS
+    return Preferences("respond-async" in found, int(wait) if is_valid else None)
+
+
+def _split(text: str, separator: str) -> Iterator[str]:
+    """Split *text* at each separator that does not stand in a quoted string."""
+    piece, is_quoted, is_escaped = "", False, False
+    for character in text:
+        if character == separator and not is_quoted:
+            yield piece
+            piece = ""
+            continue
+        piece += character
+        if character == '"' and not is_escaped:
+            is_quoted = not is_quoted
+        is_escaped = character == "\\" and is_quoted and not is_escaped
+    yield piece
