@@ -109,6 +109,7 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
     failure = problem(
         error_class,
         record.detail or SENTENCES.get(error_class, _UNTOLD),
+        code=execution.error.code if execution.error is not None else None,
         execution_id=record.execution_id,
         metadata=record.metadata,
         token_generation=used,
@@ -154,6 +155,7 @@ def in_form(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcrip
             error_class=error_class,
             metadata=record.metadata,
             execution_log=frames_of(lines),
+            code=msgspec.json.decode(fields["code"], type=str) if "code" in fields else None,
         )
         fields["detail"] = _raw(detail)
     return msgspec.structs.replace(answer, body=msgspec.json.encode(fields))

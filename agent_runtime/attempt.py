@@ -30,6 +30,7 @@ from agent_runtime.pipes import Pipes, Wake
 from agent_runtime.private_files import PrivateFiles
 from agent_runtime.process import Command
 from agent_runtime.reports import Answered, Progress, Reached, Report, Spawned, Stopping
+from agent_runtime.session_faults import is_session_fault
 from agent_runtime.state import StopReason, TokenTrouble
 from agent_runtime.verdict import Ending
 
@@ -309,6 +310,7 @@ class Attempt:
     def _model_seen(self, read_at: float) -> None:
         # The model goes on: what the API said before is over.
         self._last_error = None
+        self._report.session_refused = False
         if self._holding is not None:
             generation, since = self._holding.charged(read_at)
             if generation.number != self._answered:
@@ -322,6 +324,9 @@ class Attempt:
         if self._kill_at < math.inf or self._holding is None:
             return  # what it says on being stopped is about the stop
         self._last_error = sighting.or_sharper(self._last_error)
+        task, session = self._order.task, self._order.session
+        brings_images = bool(task.images) and session.prompt is None
+        self._report.session_refused |= is_session_fault(data, brings_images=brings_images)
         self._look_for_newer(self._holding, sighting)
         if self._evidence is None:
             self._report.generation, _ = self._holding.charged(read_at)
@@ -390,6 +395,7 @@ class Attempt:
                 request_fault=mcp_config.refused_by_some(servers) if (servers := self._order.task.mcp_config) else None,
             )
             self._report.unknown_session = output.unknown_session
+            self._report.session_refused |= output.unreadable_session
             self._report.result_line = output.result_line
             survivors = self._report.sweep.survivors
             if survivors:

@@ -15,6 +15,7 @@ from agent_runtime.frame_repair import pieces, read
 from agent_runtime.frames import decode, is_partial, is_utf8, may_be_partial
 from agent_runtime.framing import CutLine
 from agent_runtime.last_words import LastWords
+from agent_runtime.session_faults import cannot_resume
 from agent_runtime.tally import Tally
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class ChildOutput:
         result_line: Number of the last ``result`` frame in the transcript.
         unknown_session: The CLI did not know the session it was told to resume.
         lost_a_tool: The result of a tool looks as if a process of it had been killed by SIGKILL.
+        unreadable_session: It could not read that session.
         is_leaving: The child was told to end: what it says of that is no news.
     """
 
@@ -76,6 +78,7 @@ class ChildOutput:
         self.result_line: int | None = None
         self.unknown_session = False
         self.lost_a_tool = False
+        self.unreadable_session = False
         self.is_leaving = False
         self._transcript = transcript
         self._redactor = redactor
@@ -182,7 +185,9 @@ class ChildOutput:
             self.lost_a_tool = True
         if frame.type == "result":
             self._result_is_new = True
-            self.unknown_session |= cli_command.missing_session(frame.result_text or "")
+            text = frame.result_text or ""
+            self.unknown_session |= cli_command.missing_session(text)
+            self.unreadable_session |= not tally.has_init and cannot_resume(text)
         if tally.model_frames > model_frames:
             self._model_seen(read_at)
         elif tally.has_init and not had_init:

@@ -6,13 +6,11 @@ import asyncio
 import logging
 import random
 import time
-import uuid
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.command import CONTINUE_PROMPT, Session
-from agent_runtime.errors import AdmissionError, AgentRuntimeError, ErrorClass, TokenLimited
+from agent_runtime.errors import AdmissionError, AgentRuntimeError, ErrorClass, SessionUnknown, TokenLimited
 from agent_runtime.ladder import (
     AFTER_RESET_SECONDS,
     Answer,
@@ -24,6 +22,7 @@ from agent_runtime.ladder import (
     decide,
     resets_in_time,
 )
+from agent_runtime.sessions import SessionTrouble
 from agent_runtime.standing import UNKNOWN_LIMIT_SECONDS, Limit
 from agent_runtime.state import CLASS_BY_TROUBLE, Outcome, StopReason, TokenTrouble
 from agent_runtime.verdict import SENTENCES, Verdict, token_verdict
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from agent_runtime.generations import Generation
     from agent_runtime.ladder import Decision
     from agent_runtime.reports import Report
+    from agent_runtime.sessions import SessionPlan, SessionUse
     from agent_runtime.settings import Settings
     from agent_runtime.slots import Slots, Ticket
 
@@ -59,6 +59,7 @@ class Office(msgspec.Struct, frozen=True):
 
     settings: Settings
     slots: Slots
+    sessions: SessionUse
     desk: TokenDesk
     confirmer: Confirmer
     events: EventLog
@@ -71,15 +72,14 @@ class Course:
     The slot is held during attempts and while it is found out what became of the token, never while it is parked.
     """
 
-    def __init__(self, execution: Execution, office: Office, ticket: Ticket | None) -> None:
+    def __init__(self, execution: Execution, office: Office, plan: SessionPlan, *, parks: bool) -> None:
         self._execution = execution
         self._office = office
-        self._ticket = ticket
+        self._plan = plan
         self._resumes = 0
-        self._session = execution.first_session()
-        self._had_tool = False
-        # Posted again, it goes on with a session that an earlier course has made progress in.
-        self._had_model = self._session.resumes
+        self._first_session_id = plan.known_id
+        self._claim(self._first_session_id)
+        self._ticket = None if parks else self._enqueue()
 
     async def run(self) -> None:
         """Run to the final record."""
@@ -93,7 +93,7 @@ class Course:
         execution.end(final)
 
     async def _run(self) -> Verdict:
-        execution, desk = self._execution, self._office.desk
+        execution, desk, plan = self._execution, self._office.desk, self._plan
         if self._ticket is None:
             # Admitted although its token cannot be used now, because it is ready to wait.
             refused = self._refused_at_admission()
@@ -101,7 +101,7 @@ class Course:
                 return self._unstarted() or refused
         while True:
             if self._ticket is None:
-                self._ticket = self._office.slots.enqueue(ahead=True)
+                self._ticket = self._enqueue(ahead=True)
             if not await self._wait(self._ticket.granted, execution.total_at):
                 return self._unstarted() or UNSTARTED[StopReason.TIMEOUT]
             execution.slot = self._ticket.number
@@ -109,14 +109,16 @@ class Course:
                 await self._ask_first()
                 if (ended := self._unstarted()) is not None:
                     return ended
-            report = await execution.attempt(self._session)
+            self._claim(str(plan.next.session_id))
+            report = await execution.attempt(plan.next)
+            self._claim(execution.record.session_id)  # 1.0.128 goes on under another id
             final = execution.judge(report)
-            self._had_tool |= report.tally.tool_count > 0
-            self._had_model |= report.tally.model_frames > 0
-            if report.unknown_session and execution.wish is None:
-                if self._begins_anew():
+            if (trouble := plan.ended(report, final)) is not None:
+                execution.give_up_session()
+                if trouble is SessionTrouble.UNKNOWN and plan.is_named and execution.wish is None:
+                    return self._session_unknown()
+                if execution.wish is None and self._begins_anew(trouble, report):
                     continue
-                return Verdict(Outcome.FAILED, ErrorClass.ERROR, _SESSION_LOST)
             if not _is_about_token(report, final):
                 return final
             generation = report.generation or desk.current
@@ -175,8 +177,7 @@ class Course:
                 park_seconds=execution.park_seconds if execution.park_seconds is not None else settings.park,
                 resumes=self._resumes,
                 max_resumes=settings.max_resumes,
-                had_tool=self._had_tool,
-                had_model=self._had_model,
+                has_progress=self._plan.has_progress,
                 is_only_said=_is_only_said(report),
                 reset_in_seconds=None if reset_at is None else reset_at - time.time(),
                 wait_for_reset_seconds=settings.wait_for_reset,
@@ -240,22 +241,40 @@ class Course:
         desk.limited(generation, limit)
         return Confirmation.CONFIRMED
 
-    def _begins_anew(self) -> bool:
-        """Begin the task again where the CLI knows no such session, unless work of this course would be repeated."""
-        if self._had_tool or self._session.session_id == self._execution.task.resume_session_id:
+    # -- sessions
+
+    def _begins_anew(self, trouble: SessionTrouble, report: Report) -> bool:
+        """Begin in a new session where the CLI has lost this one, or where nothing is answered in it any more."""
+        plan, execution = self._plan, self._execution
+        if trouble is SessionTrouble.UNKNOWN:
+            plan.begin_anew()
+        elif not plan.next.resumes or report.tally.has_progress or not plan.restart():
             return False
-        self._session = self._execution.fresh_session()
-        self._had_model = False
+        execution.record.metadata.session_restarted = True
+        log.warning("session is %s: begun anew", trouble.value, extra={"execution_id": execution.execution_id})
         return True
+
+    def _session_unknown(self) -> Verdict:
+        error = self._execution.error = SessionUnknown(_SESSION_UNKNOWN)
+        return Verdict(Outcome.FAILED, error.error_class, str(error))
+
+    def _claim(self, session_id: str | None) -> None:
+        if session_id is not None:
+            self._office.sessions.claim(session_id, self._execution.execution_id)
+
+    def _enqueue(self, *, ahead: bool = False) -> Ticket:
+        """Take a place in the queue; others pass it for as long as another execution uses the session."""
+        use, known, by = self._office.sessions, self._first_session_id, self._execution.execution_id
+        return self._office.slots.enqueue(ahead=ahead, may_start=lambda: use.may_use(known, by))
 
     def _restart(self, restart: Restart) -> None:
         """Choose how the next attempt begins."""
         execution = self._execution
         session_id = execution.record.session_id
         if restart is Restart.RESUME and session_id is not None:
-            self._session = Session(uuid.UUID(session_id), resumes=True, prompt=CONTINUE_PROMPT)
+            self._plan.resume(session_id)
         else:
-            self._session = execution.fresh_session()
+            self._plan.begin_anew()
         if execution.record.attempts:
             execution.record.metadata.resumes += 1
             self._office.events.publish(
@@ -396,7 +415,9 @@ def _is_about_token(report: Report, final: Verdict) -> bool:
     return final.error_class in _CURABLE
 
 
-_SESSION_LOST = "the CLI does not know the session any more: it cannot be resumed"
+_SESSION_UNKNOWN = (
+    "no conversation found under the id in resume_session_id; send the task without it to begin a new session"
+)
 _CURABLE = {
     ErrorClass.AUTH: TokenTrouble.REFUSED,
     ErrorClass.BILLING: TokenTrouble.BILLING,

@@ -12,6 +12,7 @@ Everything this package raises, and what a caller is told.
     │   ├── NotFound                404    unknown id or path
     │   ├── MethodNotAllowed        405
     │   ├── Conflict                409    another body under a known id
+    │   │   └── SessionUnknown      409    the CLI does not know the session that the task names
     │   ├── NotWritable             409    the secret file cannot be written from here
     │   └── TooLarge                413
     ├── AdmissionError                     turned away before anything was spawned
@@ -144,9 +145,15 @@ def plain_detail(error_class: ErrorClass, text: str) -> str:
 
 
 class AgentRuntimeError(Exception):
-    """Base of everything this package raises; the message is safe to show to a caller."""
+    """
+    Base of everything this package raises; the message is safe to show to a caller.
+
+    Attributes:
+        code: What else programs may tell it by, beside its class.
+    """
 
     error_class: ErrorClass = ErrorClass.ERROR
+    code: str | None = None
 
     @property
     def status(self) -> int:
@@ -210,6 +217,12 @@ class Conflict(RequestRefused):
     """Another body was sent under a known execution id."""
 
     error_class = ErrorClass.CONFLICT
+
+
+class SessionUnknown(Conflict):
+    """The CLI knows no session of the id that the task names."""
+
+    code = "session_unknown"
 
 
 class NotWritable(RequestRefused):

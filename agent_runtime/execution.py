@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from agent_runtime.attempt import Attempt
 from agent_runtime.change import Change
-from agent_runtime.command import CONTINUE_PROMPT, Session
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed, TokenLimited, plain_detail
 from agent_runtime.model import (
     COMPACT_EVENTS_KEPT,
@@ -32,6 +31,7 @@ from agent_runtime.verdict import Verdict, again, limit_sentence, verdict
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent_runtime.command import Session
     from agent_runtime.generations import Generation
     from agent_runtime.orders import Surroundings
     from agent_runtime.reports import Note
@@ -50,6 +50,7 @@ class Execution:
 
     Args:
         accepted: Called when the API answered a request: made with which generation, and since when the child had it.
+        session: Of its first attempt.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Execution:
         accepted: Callable[[Generation, float], None],
         save: Callable[[ExecutionRecord], None],
         tell: Callable[[str, int], None],
+        session: Session,
         previous: ExecutionRecord | None = None,
     ) -> None:
         self.task = task
@@ -99,7 +101,6 @@ class Execution:
         self.answer: Answer | None = None
         """What every caller gets, as soon as it has finished."""
         self._told_before = previous.detail if previous is not None else None
-        self._resumed_session = _session_to_resume(previous, task) if previous is not None else None
         self.record = previous or ExecutionRecord(
             execution_id=execution_id,
             created_at=time.time(),
@@ -107,6 +108,9 @@ class Execution:
         )
         if previous is not None:
             self._begin_again(previous)
+        if session.prompt is None:
+            self._note_session(str(session.session_id) if session.resumes else None)
+            self.record.resumable = False
         self.record.request_digest = task.digest
         self.record.metadata.ignored_fields = ignored_fields
 
@@ -143,17 +147,6 @@ class Execution:
         self._go(Event.REQUEUED)
         record.outcome = record.error_class = record.detail = record.ended_at = None
         record.metadata.retained = True
-
-    def first_session(self) -> Session:
-        """Tell how its first attempt begins: in the session it was interrupted in, in the one it names, or anew."""
-        if self._resumed_session is not None:
-            return Session(self._resumed_session, resumes=True, prompt=CONTINUE_PROMPT)
-        return self.fresh_session()
-
-    def fresh_session(self) -> Session:
-        """Begin the task from its start: in the session it names, or in a new one."""
-        known = self.task.resume_session_id
-        return Session(known, resumes=True) if known is not None else Session(uuid.uuid4())
 
     @property
     def park_seconds(self) -> float | None:
@@ -234,6 +227,9 @@ class Execution:
         )
         # Known before the CLI says it: an execution that is cut off goes on in this session.
         self._note_session(str(session.session_id))
+        if session.prompt is None:
+            # Unknown, where it is cut off now: the CLI tells whether it knows a session that this attempt has begun.
+            self.record.resumable = False if session.resumes else None
         loop = asyncio.get_running_loop()
         notes = _Notes(loop, self._take)
         attempt = self._attempt = Attempt(order, self._surroundings, self.transcript, notes.put)
@@ -251,7 +247,7 @@ class Execution:
             attempt.abandon()
             return Report(started_at=time.time(), error=SpawnFailed("cannot start a thread for the attempt"))
         try:
-            return self._add_up(await report)
+            return self._add_up(await report, session)
         finally:
             self._attempt = None
 
@@ -289,6 +285,9 @@ class Execution:
             record.metadata.token_fingerprint = note.generation.token.fingerprint
             self._save(record)
         elif isinstance(note, Answered):
+            if not record.resumable:
+                record.resumable = True
+                self._save(record)
             self._surroundings.counts.answered(note.generation, time.time())
             self._accepted(note.generation, note.since)
         elif isinstance(note, Stopping):
@@ -299,7 +298,7 @@ class Execution:
             log.info("attempt stopping: reason=%s", note.reason, extra={"execution_id": record.execution_id})
         self.changed.tell()
 
-    def _add_up(self, report: Report) -> Report:
+    def _add_up(self, report: Report, session: Session) -> Report:
         """Put what the attempt amounts to into the record."""
         record, tally = self.record, report.tally
         self.shim_pid, self.usage = None, Usage()
@@ -308,8 +307,10 @@ class Execution:
             self._cpu_seconds_before += report.cpu_seconds
             record.usage.cpu_seconds = max(record.usage.cpu_seconds, self._cpu_seconds_before)
         measure(report, self._surroundings.counts)
-        if session_id := _uuid_text(tally.session_id):
+        if tally.has_init and (session_id := _uuid_text(tally.session_id)):
             self._note_session(session_id)
+        if tally.has_progress or session.prompt is None:
+            record.resumable = tally.has_progress
         self.result_text = tally.result.text if tally.result is not None else None
         self.result_line = report.result_line or self.result_line
         if report.pid is not None:
@@ -344,7 +345,11 @@ class Execution:
             metadata.cache_read_tokens += _count(usage.cache_read_input_tokens)
         return report
 
-    def _note_session(self, session_id: str) -> None:
+    def give_up_session(self) -> None:
+        """Note that nobody can go on in its session."""
+        self.record.resumable = False
+
+    def _note_session(self, session_id: str | None) -> None:
         self.record.session_id = self.record.metadata.session_id = session_id
 
     def judge(self, report: Report) -> Verdict:
@@ -382,23 +387,6 @@ class Execution:
 
     def _go(self, event: Event) -> None:
         self.record.state = transition(self.record.state, event)
-
-
-RESUMABLE = {
-    ErrorClass.AUTH,
-    ErrorClass.RATE_LIMIT,
-    ErrorClass.INTERRUPTED,
-    ErrorClass.LOST_RESULT,
-    ErrorClass.SIGNAL,
-}
-"""What an execution may have failed with whose session is gone on with when its id is posted again."""
-
-
-def _session_to_resume(previous: ExecutionRecord, task: Task) -> uuid.UUID | None:
-    """Tell the session that the same work goes on in; other work, and what was ended on purpose, begins anew."""
-    if previous.request_digest != task.digest or previous.error_class not in RESUMABLE:
-        return None
-    return uuid.UUID(previous.session_id) if previous.session_id else None
 
 
 def _uuid_text(text: str | None) -> str | None:

@@ -49,8 +49,7 @@ class Situation(msgspec.Struct, frozen=True):
         is_first: Nobody has answered for this generation yet.
         park_seconds: How long the request, or else the setting, lets it wait; None: ``auto``.
         resumes: How often it was resumed without a newer generation.
-        had_tool: A tool had run in the attempt.
-        had_model: The model had said something in the session.
+        has_progress: The model has said something in the session, or a tool call is finished.
         is_only_said: The CLI said so in a sentence of its own, before any tool ran; nothing shows what the API said.
         reset_in_seconds: How long the limit lasts, where that is known.
         wait_for_reset_seconds: How long the setting lets it wait for that.
@@ -64,8 +63,7 @@ class Situation(msgspec.Struct, frozen=True):
     park_seconds: float | None
     resumes: int
     max_resumes: int
-    had_tool: bool
-    had_model: bool
+    has_progress: bool
     is_only_said: bool = False
     reset_in_seconds: float | None = None
     wait_for_reset_seconds: float = 0.0
@@ -74,7 +72,7 @@ class Situation(msgspec.Struct, frozen=True):
     @property
     def restart(self) -> Restart:
         """Resume what has progress to lose; what has none is begun again, since the CLI may not have kept it."""
-        return Restart.RESUME if self.had_tool or self.had_model else Restart.AFRESH
+        return Restart.RESUME if self.has_progress else Restart.AFRESH
 
 
 class GoOn(msgspec.Struct, frozen=True):

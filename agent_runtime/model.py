@@ -158,6 +158,7 @@ class Metadata(msgspec.Struct, kw_only=True):
         background_tasks_pending_at_exit: Tasks the last process had not ended when it ended itself.
         attempts: How many processes it took.
         resumes: How often it went on in a later one.
+        session_restarted: A session that could not be used any more was given up for a new one.
         ignored_fields: Names in the request that nothing reads.
         retained: False: the record could not be written, and may be unknown after a restart.
     """
@@ -179,6 +180,7 @@ class Metadata(msgspec.Struct, kw_only=True):
     token_fingerprint: str | None = None
     attempts: int = 0
     resumes: int = 0
+    session_restarted: bool = False
     cli_version: str | None = None
     ignored_fields: list[str] = msgspec.field(default_factory=list)
     retained: bool = True
@@ -191,7 +193,9 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
     Attributes:
         detail: What went wrong, for a person.
         started_at: When its first attempt was spawned.
-        session_id: The CLI's session that a further attempt can resume.
+        session_id: The CLI's session it ran in last, or that the request names.
+        resumable: That session holds work that the same request goes on with when it is posted again; null: not known,
+            as while an attempt runs.
         request_digest: Equal for requests that ask for the same; not shown.
     """
 
@@ -204,6 +208,7 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
     started_at: float | None = None
     ended_at: float | None = None
     session_id: str | None = None
+    resumable: bool | None = None
     attempts: list[AttemptRecord] = msgspec.field(default_factory=list)
     metadata: Metadata = msgspec.field(default_factory=Metadata)
     usage: Usage = msgspec.field(default_factory=Usage)

@@ -73,6 +73,7 @@ class Report(msgspec.Struct):
         ending: What the verdict is reached from; None where there was no child.
         used_tool: Whether the model has, or may have, called a tool: from then on what is seen may be forged.
         unknown_session: The CLI did not know the session it was told to resume.
+        session_refused: The API refused the session's history, or the CLI cannot read it, and nothing came after that.
         signalled_at: When the child was first told to end, monotonic seconds.
         gone_at: When it and all it started were gone, monotonic seconds.
         cpu_seconds: How much processor time it has taken; None: not known.
@@ -89,6 +90,7 @@ class Report(msgspec.Struct):
     tally: Tally = msgspec.field(default_factory=Tally)
     used_tool: bool = False
     unknown_session: bool = False
+    session_refused: bool = False
     signalled_at: float | None = None
     gone_at: float | None = None
     cpu_seconds: float | None = None

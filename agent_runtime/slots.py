@@ -17,10 +17,12 @@ class Ticket(msgspec.Struct, eq=False):
     A place in the queue, and later a slot.
 
     Attributes:
+        may_start: Whether a slot can be used now; until then those behind it in the queue pass it.
         granted: Done when the slot is there.
         number: Of the slot, from 1; 0 before it is there.
     """
 
+    may_start: Callable[[], bool] = lambda: True
     granted: asyncio.Future[None] = msgspec.field(default_factory=lambda: asyncio.get_running_loop().create_future())
     number: int = 0
 
@@ -58,15 +60,22 @@ class Slots:
         """New executions that wait for a slot."""
         return len(self._queue)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether one more new execution would find neither a slot nor a place in the queue."""
-        free = self.total - self.busy - len(self._ahead)
-        return len(self._queue) >= self.queue_limit + max(0, free)
+    def is_full(self, *, must_wait: bool = False) -> bool:
+        """
+        Whether one more new execution would find neither a slot nor a place in the queue.
 
-    def enqueue(self, *, ahead: bool = False) -> Ticket:
+        Args:
+            must_wait: It could not use a slot now, as one whose session another execution uses.
+        """
+        free = max(0, self.total - self.busy - _ready(self._ahead))
+        ready = _ready(self._queue)
+        if ready < free and not must_wait:
+            return False
+        return len(self._queue) - min(ready, free) >= self.queue_limit
+
+    def enqueue(self, *, ahead: bool = False, may_start: Callable[[], bool] = lambda: True) -> Ticket:
         """Take the next place; *ahead*: before all that are new."""
-        ticket = Ticket()
+        ticket = Ticket(may_start)
         (self._ahead if ahead else self._queue).append(ticket)
         self.grant()
         return ticket
@@ -88,8 +97,13 @@ class Slots:
             ticket.granted.set_result(None)
 
     def _next(self) -> Ticket | None:
-        if self._ahead:
-            return self._ahead.popleft()
-        if self._queue and not self._is_held():
-            return self._queue.popleft()
+        for queue in (self._ahead,) if self._is_held() else (self._ahead, self._queue):
+            for ticket in queue:
+                if ticket.may_start():
+                    queue.remove(ticket)
+                    return ticket
         return None
+
+
+def _ready(queue: deque[Ticket]) -> int:
+    return sum(ticket.may_start() for ticket in queue)

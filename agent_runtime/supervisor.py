@@ -37,6 +37,7 @@ from agent_runtime.log import about
 from agent_runtime.model import Usage
 from agent_runtime.orders import Surroundings
 from agent_runtime.process import reap_orphans
+from agent_runtime.sessions import SessionPlan, SessionUse
 from agent_runtime.slots import Slots
 from agent_runtime.standing import Standing
 from agent_runtime.state import Outcome, Phase, StopReason
@@ -123,7 +124,8 @@ class Supervisor:
         self.draining = False
         self._is_ending = False
         self._confirmer = Confirmer(self.desk.standing, probe, events)
-        self._office = Office(settings, self.slots, self.desk, self._confirmer, events)
+        self.sessions = SessionUse()
+        self._office = Office(settings, self.slots, self.sessions, self.desk, self._confirmer, events)
         self._surroundings = Surroundings(
             settings=settings,
             secret=secret,
@@ -171,7 +173,8 @@ class Supervisor:
                 retry_after_seconds=DRAINING_RETRY_SECONDS,
             )
         parks = self._must_park(task)
-        if not parks and self.slots.is_full:
+        plan = SessionPlan(task, previous)
+        if not parks and self.slots.is_full(must_wait=self.sessions.is_claimed(plan.known_id)):
             raise Busy(
                 f"all {self.slots.total} slots and {self.slots.queue_limit} queue places are taken; come back later",
                 retry_after_seconds=BUSY_RETRY_SECONDS,
@@ -188,6 +191,7 @@ class Supervisor:
             accepted=self._accepted,
             save=self.archive.save,
             tell=lambda kind, number: self.events.publish(kind, execution_id=execution_id, generation=number),
+            session=plan.next,
             previous=previous,
         )
         self._live[execution_id] = execution
@@ -198,8 +202,7 @@ class Supervisor:
         with about(execution_id=execution_id, trace_id=task.trace.trace_id if task.trace else None):
             log.info("execution admitted")
             self.events.publish("execution.admitted", execution_id=execution_id)
-            ticket = None if parks else self.slots.enqueue()
-            self._spawn(self._own(execution, Course(execution, self._office, ticket)), execution_id)
+            self._spawn(self._own(execution, Course(execution, self._office, plan, parks=parks)), execution_id)
         return execution
 
     async def admit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution | Kept:
@@ -273,6 +276,7 @@ class Supervisor:
 
     def _retire(self, execution: Execution) -> None:
         self._live.pop(execution.execution_id, None)
+        self.sessions.release(execution.execution_id)
         record = execution.record
         self.consecutive_failures = self.consecutive_failures + 1 if record.outcome is Outcome.FAILED else 0
         self.events.publish(

@@ -37,6 +37,7 @@ class Tally:
         self.duration_ms: float | None = None
         self.num_turns: int | None = None
         self.tool_count = 0
+        self.tool_results = 0
         self.compact_events: list[CompactEvent] = []
         self.result: Result | None = None
         self.has_init = False
@@ -55,6 +56,11 @@ class Tally:
         return len(self._background_tasks)
 
     @property
+    def has_progress(self) -> bool:
+        """Whether anything came of it that a later attempt can go on with: a model's frame, or a finished tool call."""
+        return self.model_frames > 0 or self.tool_results > 0
+
+    @property
     def is_over(self) -> bool:
         """Whether the CLI has said its last word: a ``result``, and nothing it started in the background is pending."""
         return self.result is not None and not self._background_tasks
@@ -70,6 +76,7 @@ class Tally:
         elif frame.type == "user":
             for block in frame.blocks:
                 if block.type == "tool_result" and block.tool_use_id:
+                    self.tool_results += 1
                     self._open_tools.discard(block.tool_use_id)
         elif frame.type == "result":
             self._result(frame)

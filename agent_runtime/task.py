@@ -72,7 +72,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         model: None: the CLI's own choice.
         system_prompt: Appended to the CLI's own.
         timeout_seconds: From admission to the answer; None: the setting's.
-        resume_session_id: A session of the CLI to go on with.
+        resume_session_id: A session of the CLI to go on with; one execution uses a session at a time, others wait.
+        fresh_session: The first attempt begins a new session, also where an earlier one could be gone on with.
         mcp_config: As the CLI's ``--mcp-config`` takes it.
         async_result: Answer 202 at once.
         park_seconds: How long it may wait for a newer token, or for the end of a usage limit; None: the setting's.
@@ -90,6 +91,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     max_turns: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
     timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=30 * 86400)] | None = None
     resume_session_id: UUID | None = None
+    fresh_session: bool | None = None
     persist_session: bool | None = None
     mcp_config: dict[str, Any] | None = None
     images: Annotated[list[Image], msgspec.Meta(max_length=100)] | None = None
@@ -100,8 +102,17 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """Equal for tasks that ask for the same work; who asks, how long they wait and in which form does not count."""
-        work = {name: getattr(self, name) for name in self.__struct_fields__ if name not in _NO_WORK}
+        """
+        Equal for tasks that ask for the same work; who asks, how long they wait and in which form does not count.
+
+        A field that is added to this class enters it only where it is not at its default: a record of an earlier
+        version matches the same body.
+        """
+        work = {name: getattr(self, name) for name in _DIGEST_OF_0_1_0}
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in _NO_WORK and field.name not in work and value != field.default:
+                work[field.name] = value
         return hashlib.sha256(msgspec.json.encode(work, order="sorted")).hexdigest()
 
     @property
@@ -118,9 +129,15 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
 
 _NO_WORK = {
     *("execution_id", "async_result", "timeout_seconds", "park_seconds", "persist_session"),
-    *("traceparent", "tracestate"),
+    *("traceparent", "tracestate", "fresh_session"),
 }
-"""Who asks, how long they wait, and in which form."""
+"""Who asks, how long they wait, in which form, and in which session the work begins."""
+
+_DIGEST_OF_0_1_0 = (
+    *("message", "model", "system_prompt", "allowed_tools", "disallowed_tools", "max_turns", "resume_session_id"),
+    *("mcp_config", "images"),
+)
+"""Fields that are in every digest, whatever they hold; never changed."""
 
 
 def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> tuple[Task, list[str]]:
@@ -171,6 +188,8 @@ def unread_fields(
 def _check(task: Task) -> None:
     if task.execution_id in RESERVED_IDS:
         raise InvalidRequest(f"execution_id: must not be one of {', '.join(sorted(RESERVED_IDS))}")
+    if task.fresh_session and task.resume_session_id is not None:
+        raise InvalidRequest("fresh_session: must not be true where resume_session_id names a session")
     for words, name in ((task.allowed_tools, "allowed_tools"), (task.disallowed_tools, "disallowed_tools")):
         if len(",".join(words or ()).encode(errors="replace")) > SYSTEM_PROMPT_LIMIT_BYTES:
             raise InvalidRequest(f"{name}: must not be longer than {SYSTEM_PROMPT_LIMIT_BYTES} bytes altogether")

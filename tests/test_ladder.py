@@ -30,8 +30,7 @@ DEAD = Situation(
     park_seconds=None,
     resumes=0,
     max_resumes=3,
-    had_tool=True,
-    had_model=True,
+    has_progress=True,
 )
 """The first one to meet a confirmed refusal, in the middle of its work, with nothing but defaults."""
 
@@ -154,15 +153,12 @@ def test_a_limit_that_may_be_forged_is_gone_on_with_at_once_whatever_end_it_name
     assert decide(replace(situation, resumes=3)) == Answer(UPSTREAM), "nothing that makes a backend switch"
 
 
-@pytest.mark.parametrize(
-    ("had_tool", "had_model", "restart"),
-    [(True, True, RESUME), (True, False, RESUME), (False, True, RESUME), (False, False, AFRESH)],
-)
+@pytest.mark.parametrize(("has_progress", "restart"), [(True, RESUME), (False, AFRESH)])
 @pytest.mark.parametrize("change", [{"newer_is_usable": True}, {"confirmation": GOOD}, {"is_first": False}], ids=str)
 def test_progress_is_resumed_and_what_has_none_is_begun_again(
-    had_tool: bool, had_model: bool, restart: Restart, change: dict[str, object]
+    has_progress: bool, restart: Restart, change: dict[str, object]
 ) -> None:
-    decision = decide(replace(DEAD, had_tool=had_tool, had_model=had_model, **change))
+    decision = decide(replace(DEAD, has_progress=has_progress, **change))
 
     assert isinstance(decision, GoOn | Park)
     assert decision.restart is restart

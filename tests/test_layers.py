@@ -49,7 +49,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("api.event_stream", "api.metrics", "api.access_log"),
     ("api.streams",),
     ("api.connections",),
-    ("api.problems", "api.access", "api.page"),
+    ("api.problems", "api.access", "api.page", "api.preferences"),
     ("api",),
     # policy: admission, slots, owners, switching, drain
     ("resumption",),
@@ -57,7 +57,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("course",),
     ("archive",),
     ("confirmation", "desk", "answers"),
-    ("standing", "slots"),
+    ("standing", "slots", "sessions"),
     # one execution and one CLI process
     ("execution",),
     ("proofs",),
@@ -111,7 +111,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("evidence_text", "frame_repair", "evidence_rules", "evidence_models", "reset_times"),
     ("evidence_account_rules",),
     ("evidence_matching", "last_words", "framing", "redaction", "state", "settings", "credential_names"),
-    ("frames", "evidence_phrases", "error_bodies", "error_codes", "trace_context", "setting_slips"),
+    ("frames", "evidence_phrases", "error_bodies", "error_codes", "session_faults", "trace_context", "setting_slips"),
     ("tokens", "mcp_config"),
     ("errors",),
     ("",),  # the package itself: its version

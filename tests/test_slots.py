@@ -103,7 +103,7 @@ def test_the_queue_is_bounded_and_those_ahead_do_not_count_in_it(
     for _ in range(ahead):
         slots.enqueue(ahead=True)
 
-    assert slots.is_full is is_full
+    assert slots.is_full() is is_full
     assert (slots.busy, slots.queue_length) == (running, waiting)
 
 
@@ -111,11 +111,11 @@ def test_free_slots_that_are_held_back_make_room_in_the_queue(slots: Slots, hold
     hold.on = True
     for _ in range(3):
         slots.enqueue()
-    assert not slots.is_full, "two free slots and two places in the queue are four"
+    assert not slots.is_full(), "two free slots and two places in the queue are four"
 
     slots.enqueue()
 
-    assert slots.is_full
+    assert slots.is_full()
 
 
 def test_leaving_is_idempotent_from_a_slot_and_from_either_queue(slots: Slots) -> None:
@@ -141,3 +141,47 @@ def test_one_that_left_twice_takes_no_slot_from_another(slots: Slots) -> None:
 
     assert slots.busy == 2
     assert granted(second, third, slots.enqueue()) == [True, True, False]
+
+
+def test_one_that_may_not_start_yet_is_passed_and_keeps_its_place(slots: Slots) -> None:
+    free: list[bool] = []
+    first, waiting = slots.enqueue(), slots.enqueue(may_start=lambda: bool(free))
+    second, third = slots.enqueue(), slots.enqueue()
+    assert granted(first, waiting, second, third) == [True, False, True, False]
+
+    free.append(True)
+    slots.grant()
+    assert granted(waiting, third) == [False, False], "there is no slot"
+    slots.leave(second)
+
+    assert granted(waiting, third) == [True, False], "it was there before"
+
+
+def test_one_that_has_run_before_and_may_not_start_holds_nobody_up(slots: Slots) -> None:
+    ahead = slots.enqueue(ahead=True, may_start=lambda: False)
+
+    assert granted(ahead, slots.enqueue(), slots.enqueue()) == [False, True, True]
+    assert not slots.is_full()
+
+
+@pytest.mark.parametrize(
+    ("running", "blocked", "must_wait", "is_full"),
+    [
+        (1, 1, False, False),  # there is a slot
+        (1, 2, False, False),
+        (1, 2, True, True),  # which it could not use
+        (1, 1, True, False),
+        (2, 1, False, False),
+        (2, 2, False, True),
+    ],
+)
+def test_those_that_may_not_start_take_places_in_the_queue_and_no_slots(
+    slots: Slots, running: int, blocked: int, must_wait: bool, is_full: bool
+) -> None:
+    for _ in range(blocked):
+        slots.enqueue(may_start=lambda: False)
+    for _ in range(running):
+        slots.enqueue()
+
+    assert slots.is_full(must_wait=must_wait) is is_full
+    assert (slots.busy, slots.queue_length) == (running, blocked)

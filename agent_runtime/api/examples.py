@@ -44,6 +44,7 @@ _METADATA = {
     "token_fingerprint": "9c2e41d07ab8",
     "attempts": 2,
     "resumes": 1,
+    "session_restarted": False,
     "cli_version": "2.1.330",
     "ignored_fields": [],
     "retained": True,
@@ -72,6 +73,7 @@ _RECORD = {
     "started_at": "2026-11-18T10:26:40.020Z",
     "ended_at": "2026-11-18T10:26:48.312Z",
     "session_id": _SESSION,
+    "resumable": True,
     "attempts": [
         {
             "pid": 212,

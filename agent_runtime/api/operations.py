@@ -94,9 +94,13 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         parameters=("Prefer", "traceparent", "tracestate"),
         body=Task,
         more=(
-            "The same `execution_id` again joins while it runs, gets the kept answer after a success, and begins a new "
-            "attempt after a failure. Unknown fields are an error; where `AGENT_RUNTIME_STRICT` is false they are "
-            "ignored and named in `metadata.ignored_fields`."
+            "The same `execution_id` again joins while it runs, gets the kept answer after a success, and after any "
+            "failure, or cancelled, begins a new attempt that goes on in its session where anything was done in it. "
+            "Another body is a 409, or after a failure begins anew. One session is used by one execution at a time: "
+            "another that names it waits. A `resume_session_id` that the CLI does not know is a 409 with `code` "
+            "`session_unknown`; a session whose history the API refuses is given up for a new one "
+            "(`metadata.session_restarted`). Unknown fields are an error; where `AGENT_RUNTIME_STRICT` is false they "
+            "are ignored and named in `metadata.ignored_fields`."
         ),
     ),
     ("GET", "/api/executions"): Operation(
@@ -199,9 +203,12 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "Prefer": {
         "name": "Prefer",
         "in": "header",
-        "description": "`respond-async` (RFC 7240): answer 202 at once, as with `async_result`.",
+        "description": (
+            "RFC 7240. `respond-async`: answer 202 at once, as with `async_result`; `wait=N`: answer 202 after N "
+            "seconds where there is no answer yet."
+        ),
         "schema": {"type": "string"},
-        "example": "respond-async",
+        "example": "wait=240",
     },
     "traceparent": {
         "name": "traceparent",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from starlette.responses import Response
 
-from agent_runtime.errors import AccessDenied, AdmissionError, AgentRuntimeError, NotFound, TokenLimited
+from agent_runtime.errors import AccessDenied, AdmissionError, AgentRuntimeError, TokenLimited
 from agent_runtime.problem import MEDIA_TYPE, problem, with_object
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def problem_response(
         str(error),
         token_generation=generation,
         token_stale=None if generation is None else False,  # it is the newest there is
-        code=error.code if isinstance(error, NotFound) else None,
+        code=error.code,
         resets_at=error.resets_at if isinstance(error, TokenLimited) else None,
     )
     if detail_is_object:

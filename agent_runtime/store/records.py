@@ -67,6 +67,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )
         """,
     ),
+    (),  # records may hold classes that 0.1.0 does not know, and would take for no records at all
 )
 """What leads from each version of the file to the next; never changed, only added to."""
 

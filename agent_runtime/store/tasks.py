@@ -35,7 +35,8 @@ class TaskStore:
 
     def keep(self, execution_id: str, task: Task) -> None:
         """Write a task down, whole or not at all."""
-        known = msgspec.structs.replace(task, execution_id=execution_id)
+        # Not its wish for a fresh session: that is of the attempt it is admitted for.
+        known = msgspec.structs.replace(task, execution_id=execution_id, fresh_session=None)
         content = self._redactor.redact(msgspec.json.encode(known))
         path = self._path(execution_id)
         try:
