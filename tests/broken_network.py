@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,6 +33,11 @@ class Gate:
     plan: list[Cut] = field(default_factory=list)
     connections: int = 0
     _open: list[socket.socket] = field(default_factory=list, repr=False)
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections of clients are still open."""
+        return sum(connection.fileno() >= 0 for connection in self._open) // 2
 
     def cut_all(self) -> None:
         """Reset every connection that is open now."""
@@ -141,9 +146,13 @@ def http(status: int, body: bytes, *headers: str, length: int | None = None) -> 
 
 
 @contextlib.contextmanager
-def listening(handle: Callable[[socket.socket], None]) -> Iterator[str]:
+def listening(
+    handle: Callable[[socket.socket], None], family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)
+) -> Iterator[str]:
     """Serve connections, each in a thread of its own; yields the address."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.socket(family) as listener:
+        listener.bind(address)
+        listener.listen()
 
         def accept() -> None:
             with contextlib.suppress(OSError):
@@ -154,7 +163,8 @@ def listening(handle: Callable[[socket.socket], None]) -> Iterator[str]:
         thread = threading.Thread(target=accept)
         thread.start()
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            host = "[::1]" if family == socket.AF_INET6 else "127.0.0.1"
+            yield f"http://{host}:{listener.getsockname()[1]}" if family != socket.AF_UNIX else "http://localhost"
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
@@ -171,8 +181,8 @@ def gate(url: str, *plan: Cut) -> Iterator[Gate]:
 
 
 @contextlib.contextmanager
-def stranger(*acts: Callable[[socket.socket], None]) -> Iterator[Stranger]:
-    """Run a server that is no supervisor."""
+def stranger(*acts: Callable[[socket.socket], None], **where: Any) -> Iterator[Stranger]:
+    """Run a server that is no supervisor; *where*: of :func:`listening`."""
     made = Stranger("", list(acts))
-    with listening(made.handle) as made.url:
+    with listening(made.handle, **where) as made.url:
         yield made

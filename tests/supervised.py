@@ -19,6 +19,7 @@ import httpx
 import psutil
 import pytest
 
+from agent_runtime.client import ClientError
 from agent_runtime.secret_writer import put
 
 if TYPE_CHECKING:
@@ -92,6 +93,14 @@ class Supervised:
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
         return self.process.wait(DEADLINE_SECONDS)
+
+
+@contextlib.contextmanager
+def fails(error_class: str, **words: Any) -> Iterator[pytest.ExceptionInfo[ClientError]]:
+    """Expect the client's error of this class; *words*: of :func:`pytest.raises`."""
+    with pytest.raises(ClientError, **words) as raised:
+        yield raised
+    assert raised.value.error_class == error_class, raised.value
 
 
 class Pending:

@@ -10,18 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime.client import SyncAgentClient
-from agent_runtime.client.failures import (
-    AuthFailed,
-    InvalidRequest,
-    LostResult,
-    NotFound,
-    ProblemError,
-    ResultNotKept,
-    TooManyTurns,
-)
+from agent_runtime.client import ClientError, SyncAgentClient
 from tests.described import Description
-from tests.supervised import OLD, Supervised, eventually, supervised
+from tests.supervised import OLD, Supervised, eventually, fails, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -198,8 +189,9 @@ def test_the_code_of_an_answer_that_is_not_kept_is_in_the_object_too(tmp_path: P
         problem = second.client.get("/api/executions/forgotten/result").json()
 
         assert (problem["code"], problem["detail"]["code"]) == ("no_retained_result",) * 2
-        with SyncAgentClient(second.url) as agent, pytest.raises(ResultNotKept):
+        with SyncAgentClient(second.url) as agent, fails("not_found") as raised:
             agent.result("forgotten")
+        assert raised.value.problem.code == "no_retained_result"
 
 
 def test_a_token_that_is_refused_is_told_as_an_object_at_admission_too(tmp_path: Path) -> None:
@@ -294,16 +286,16 @@ def test_answers_of_an_earlier_version_are_shown_as_they_are_now(tmp_path: Path,
 def test_the_client_reads_both_forms(form: str, request: pytest.FixtureRequest) -> None:
     running: Supervised = request.getfixturevalue(form)
     with SyncAgentClient(running.url) as agent:
-        errors: list[ProblemError] = []
-        calls: list[tuple[type[ProblemError], Callable[[], object]]] = [
-            (LostResult, lambda: agent.run(json.dumps(LOST), execution_id="asked")),
-            (LostResult, lambda: agent.result("asked")),
-            (TooManyTurns, lambda: agent.run(json.dumps(TURNS))),
-            (InvalidRequest, lambda: agent.run("x", max_turns=0)),
-            (NotFound, lambda: agent.result("unknown")),
+        errors: list[ClientError] = []
+        calls: list[tuple[str, Callable[[], object]]] = [
+            ("lost_result", lambda: agent.run(json.dumps(LOST), execution_id="asked")),
+            ("lost_result", lambda: agent.result("asked")),
+            ("max_turns", lambda: agent.run(json.dumps(TURNS))),
+            ("invalid_request", lambda: agent.run("x", max_turns=0)),
+            ("not_found", lambda: agent.result("unknown")),
         ]
-        for kind, call in calls:
-            with pytest.raises(kind) as raised:
+        for error_class, call in calls:
+            with fails(error_class) as raised:
                 call()
             errors.append(raised.value)
 
@@ -322,7 +314,7 @@ def test_the_client_reads_the_refusal_of_a_token_in_both_forms(tmp_path: Path) -
         home = tmp_path / str(len(environment))
         home.mkdir()
         with supervised(home, environment=environment, flags=("--park", "0", "--probe", "off")) as running:
-            with SyncAgentClient(running.url) as agent, pytest.raises(AuthFailed, match="refused the token"):
+            with SyncAgentClient(running.url) as agent, fails("auth", match="refused the token"):
                 agent.run(json.dumps(DEAD))
             running.write_token(OLD.replace("old", "new"))
 

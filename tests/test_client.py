@@ -15,24 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import httpx
 import pytest
 
 from agent_runtime.client import (
-    AccessDenied,
     AgentClient,
     Answer,
-    AuthFailed,
-    Busy,
     ClientError,
-    Conflict,
-    DeadlineExceeded,
-    InvalidRequest,
-    NotFound,
-    RateLimited,
+    RequestRefused,
     StreamEvent,
     SyncAgentClient,
-    UnexpectedAnswer,
-    Unreachable,
 )
 from agent_runtime.errors import SecretUnreadable
 from tests.broken_network import (
@@ -43,7 +35,7 @@ from tests.broken_network import (
     stranger,
     waits_for_the_client_to_go,
 )
-from tests.supervised import NEW, OLD, Supervised, eventually, supervised
+from tests.supervised import NEW, OLD, Supervised, eventually, fails, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -213,7 +205,7 @@ def test_garbage_resets_and_half_answers_are_survived() -> None:
 def test_who_never_answers_is_given_up_at_the_deadline(use: Flavour) -> None:
     with stranger(waits_for_the_client_to_go) as server:
         began = time.monotonic()
-        with pytest.raises(DeadlineExceeded):
+        with fails("deadline"):
             use(server.url, "run", "Do it.", deadline_seconds=0.3)
 
         assert 0.3 <= time.monotonic() - began < 3.0
@@ -223,18 +215,18 @@ def test_where_nobody_is_the_call_gives_up_when_patience_is_over() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    with pytest.raises(Unreachable, match="nobody listens"):
+    with fails("unreachable", match="nobody listens"):
         blocking(url, "run", "Do it.", options={"patience_seconds": 0.1})
-    with pytest.raises(Unreachable):
+    with fails("unreachable"):
         blocking(url, "health")
-    with pytest.raises(Unreachable):
+    with fails("unreachable"):
         blocking(url, "stream", "x", options={"patience_seconds": 0.1})
 
 
 def test_a_server_that_is_no_supervisor_is_told_apart(use: Flavour) -> None:
     with stranger(says(http(404, b"<html>not here</html>"))) as server:
         for call, given in (("run", "Do it."), ("token", None), ("stream", "x")):
-            with pytest.raises(UnexpectedAnswer):
+            with fails("unexpected"):
                 use(server.url, call, *([given] if given else []))
     with pytest.raises(ValueError, match="http"):
         use("ftp://nowhere", "health")
@@ -289,7 +281,7 @@ def _stream_over_the_end(url: str, execution_id: str) -> list[int | None]:
                     had += lines_of([event])
                     if event.name == "end" and event.data["outcome"] == "success":
                         return had
-            except NotFound:
+            except RequestRefused:  # it has not been admitted yet
                 continue
 
 
@@ -338,11 +330,11 @@ def test_a_stream_that_ends_without_a_word_is_opened_again() -> None:
 def test_a_refused_token_is_told_as_such_and_a_new_one_cures_it(tmp_path: Path) -> None:
     dead = json.dumps({"script": [{"do": "init"}, {"do": "api_error", "status": 401}, {"do": "hang"}]})
     with supervised(tmp_path, flags=("--probe", "off")) as running:
-        with pytest.raises(AuthFailed) as error:
+        with fails("auth") as error:
             blocking(running.url, "run", dead, execution_id="dead")
         assert error.value.problem.token_generation == 1
         assert (error.value.execution_id, error.value.status) == ("dead", 503)
-        with pytest.raises(AuthFailed):
+        with fails("auth"):
             blocking(running.url, "run", OK)
         assert blocking(running.url, "token")["state"] == "refused"
         with pytest.raises(SecretUnreadable):
@@ -362,7 +354,7 @@ def test_a_usage_limit_is_told_with_its_end(shared: Supervised) -> None:
     gives_up = {"do": "give_up", "text": "You've hit your 5-hour limit", "error": "rate_limit", "status": 429}
     try:
         for _ in range(2):  # the one that meets it, and the one that is turned away for it
-            with pytest.raises(RateLimited) as error:
+            with fails("rate_limit") as error:
                 blocking(shared.url, "run", json.dumps({"script": [{"do": "init"}, limited, gives_up]}))
             assert error.value.resets_at is not None
             assert error.value.resets_at.timestamp() == resets_at
@@ -377,7 +369,7 @@ def test_who_is_turned_away_until_the_deadline_is_told_why(shared: Supervised, t
     eventually(lambda: len(shared.get("/api/executions/running")["pending_ids"]) == 1)
     try:
         # Retry-After is longer than the caller has time: it is told why it never got in.
-        with pytest.raises(Busy) as error:
+        with fails("busy") as error:
             awaiting(shared.url, "run", OK, deadline_seconds=0.2)
         assert (error.value.retry_after_seconds or 0) > 0
     finally:
@@ -392,7 +384,7 @@ def test_ending_draining_and_looking(shared: Supervised, use: Flavour, tmp_path:
     call = Call(lambda: use(shared.url, "run", holding(tmp_path / "never"), execution_id=name))
     eventually(lambda: is_running(shared, name))
     assert [one["execution_id"] for one in use(shared.url, "running")["executions"]] == [name]
-    with pytest.raises(Conflict):
+    with fails("conflict"):
         use(shared.url, "submit", "Something else.", execution_id=name)
 
     assert use(shared.url, "terminate", name)["status"] == "terminated"
@@ -406,16 +398,16 @@ def test_ending_draining_and_looking(shared: Supervised, use: Flavour, tmp_path:
     assert use(shared.url, "execution", name)["outcome"] == "cancelled"
     assert use(shared.url, "executions", limit=1)["executions"][0]["execution_id"] == name
     for call_name in ("result", "terminate", "status", "stream"):
-        with pytest.raises(NotFound):
+        with fails("not_found"):
             use(shared.url, call_name, "never heard of")
-    with pytest.raises(InvalidRequest, match="model"):
+    with fails("invalid_request", match="model"):
         use(shared.url, "run", OK, model=" ")
 
 
 def test_a_submitted_task_is_not_waited_for(shared: Supervised, tmp_path: Path) -> None:
     execution_id = awaiting(shared.url, "submit", holding(tmp_path / "go"))
     eventually(lambda: is_running(shared, execution_id))
-    with pytest.raises(DeadlineExceeded):
+    with fails("deadline"):
         awaiting(shared.url, "result", execution_id, deadline_seconds=0.2)
     (tmp_path / "go").touch()
 
@@ -440,13 +432,99 @@ def test_cancelling_a_call_leaves_the_execution(shared: Supervised, tmp_path: Pa
     assert blocking(shared.url, "result", name).response == "Done."
 
 
+def test_ctrl_c_ends_a_blocking_wait_at_once_and_leaves_the_execution(shared: Supervised, tmp_path: Path) -> None:
+    name = f"ctrl-c-{tmp_path.name}"
+    program = (
+        "import sys\nfrom agent_runtime.client import SyncAgentClient\n"
+        "with SyncAgentClient(sys.argv[1]) as agent:\n"
+        "    try:\n        agent.run(sys.argv[2], execution_id=sys.argv[3])\n"
+        "    except KeyboardInterrupt:\n        print(agent.status(sys.argv[3])['running'])\n"
+    )
+    words = [sys.executable, "-W", "error", "-c", program, shared.url, holding(tmp_path / "go"), name]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        eventually(lambda: is_running(shared, name))
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30)[0] == "True\n"
+
+    assert process.returncode == 0
+    assert time.monotonic() - began < 5
+    (tmp_path / "go").touch()
+    assert blocking(shared.url, "result", name).response == "Done."
+
+
+def test_threads_share_a_blocking_client_also_inside_a_running_loop(shared: Supervised) -> None:
+    async def beside_a_loop(client: SyncAgentClient) -> Answer:
+        return client.run(OK)
+
+    with SyncAgentClient(shared.url) as client:
+        calls = [Call(lambda: client.run(OK)) for _ in range(2)]
+
+        assert asyncio.run(beside_a_loop(client)).response == "Hello."
+        assert [call.outcome().response for call in calls] == ["Hello."] * 2
+
+
+def test_a_blocking_client_that_is_closed_ends_the_calls_of_other_threads_and_its_own_thread() -> None:
+    before = threading.active_count()
+    with stranger(waits_for_the_client_to_go) as server:
+        client = SyncAgentClient(server.url)
+        call = Call(lambda: client.run("Do it."))
+        eventually(lambda: server.requests)
+        client.close()
+        with fails("closed"):
+            call.outcome()
+    with fails("closed"):
+        client.health()
+    client.close()
+    SyncAgentClient(server.url)  # which nobody keeps, and nobody closes
+
+    eventually(lambda: threading.active_count() == before)
+
+
+def test_a_blocking_client_that_is_not_closed_keeps_no_process_from_ending(shared: Supervised) -> None:
+    program = (
+        "import os, sys\nfrom agent_runtime.client import SyncAgentClient, ClientError\n"
+        "agent = SyncAgentClient(sys.argv[1])\nprint(agent.token()['state'], flush=True)\n"
+        "if os.fork() == 0:\n"
+        "    try:\n        agent.token()\n"
+        "    except ClientError as error:\n        print(error.error_class, flush=True)\n"
+        "else:\n    os.wait()\n    print(agent.token()['state'])\n"
+    )
+    words = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c", program, shared.url]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
+
+    assert (done.stdout, done.stderr, done.returncode) == ("ready\nclosed\nready\n", "", 0)
+
+
+def test_a_stream_that_is_left_early_lets_its_connection_go(shared: Supervised, tmp_path: Path) -> None:
+    name = f"left-early-{tmp_path.name}"
+    with SyncAgentClient(shared.url) as client, gate(shared.url) as way, SyncAgentClient(way.url) as behind:
+        client.submit(holding(tmp_path / "go"), execution_id=name)
+        eventually(lambda: is_running(shared, name))
+        with contextlib.closing(behind.stream(name)) as events:
+            assert next(events).name in ("state", "message")
+            assert way.open_connections == 1
+        eventually(lambda: way.open_connections == 0)
+        (tmp_path / "go").touch()
+        assert client.result(name).response == "Done."
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET6, socket.AF_UNIX], ids=["IPv6", "unix"])
+def test_another_kind_of_socket_is_reached(family: int, use: Flavour, tmp_path: Path) -> None:
+    address: Any = str(tmp_path / "socket") if family == socket.AF_UNIX else ("::1", 0)
+    with stranger(says(http(200, b'{"status": "ok"}')), family=family, address=address) as server:
+        transport = httpx.AsyncHTTPTransport(uds=address) if family == socket.AF_UNIX else None
+
+        assert use(server.url, "health", options={"transport": transport}) == {"status": "ok"}
+
+
 def test_the_access_key_is_shown_and_read_again_when_it_changes(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("first-access-key\n")
     with supervised(tmp_path, flags=("--access-key-file", str(key))) as running:
-        with pytest.raises(AccessDenied):
+        with fails("access"):
             awaiting(running.url, "run", OK)
-        with pytest.raises(AccessDenied):
+        with fails("access"):
             awaiting(running.url, "stream", "x", options={"access_key": "wrong"})
         assert awaiting(running.url, "run", OK, options={"access_key": "first-access-key"}).response == "Hello."
         header = {"access_key": "first-access-key", "access_header": "X-Agent-Token"}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime.client import AgentClient, Answer, NotFound, SyncAgentClient
+from agent_runtime.client import AgentClient, Answer, RequestRefused, SyncAgentClient
 from tests.broken_network import Cut, Gate, gate
 from tests.supervised import DEADLINE_SECONDS, SCRIPTED, Supervised, eventually, marked_processes, supervised
 
@@ -73,7 +73,7 @@ def follow_to_success(url: str, execution_id: str) -> list[int | None]:
                         had.append(event.id)
                     if event.name == "end" and event.data["outcome"] == "success":
                         return had
-            except NotFound:
+            except RequestRefused:  # it has not been admitted yet
                 threading.Event().wait(0.05)
 
 

@@ -7,7 +7,7 @@ import sys
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from agent_runtime.client import ClientError, Interrupted, NotFound
+from agent_runtime.client import ClientError
 from agent_runtime.console.connection import complain, connect
 from agent_runtime.console.exit_codes import EXIT_BROKEN_PIPE, EXIT_CANCELLED, EXIT_SUCCESS
 from agent_runtime.console.showing import JsonLines, Live
@@ -75,7 +75,9 @@ class Watch:
         try:
             self._client.terminate(self._execution_id)
             return self._ended(self._follow())
-        except NotFound:
+        except ClientError as error:
+            if error.error_class != "not_found":
+                raise
             _say("it had not been admitted")
         except KeyboardInterrupt:
             _say(f"left to itself: execution {self._execution_id}")
@@ -97,8 +99,8 @@ class Watch:
                 self._showing.event(event)
             try:
                 return self._client.result(self._execution_id)
-            except Interrupted:
-                if self._resumes == MAX_RESUMES:
+            except ClientError as error:
+                if error.error_class != "interrupted" or self._resumes == MAX_RESUMES:
                     raise
             self._resumes += 1
             _say("a shutdown interrupted it: resuming")

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 import msgspec
 
-from agent_runtime.client import ProblemError
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -129,11 +127,8 @@ class JsonLines:
 
     def failed(self, error: ClientError) -> None:
         """Write why there is no answer."""
-        if isinstance(error, ProblemError):
-            told = msgspec.to_builtins(error.problem)
-            self._write("problem", {name: value for name, value in told.items() if value is not None})
-        else:
-            self._write("problem", {"detail": str(error)})
+        told = msgspec.to_builtins(error.problem)
+        self._write("problem", {name: value for name, value in told.items() if value is not None})
 
     def _write(self, name: str, data: dict[str, Any], number: int | None = None) -> None:
         line = {"event": name, **({} if number is None else {"id": number}), "data": data}

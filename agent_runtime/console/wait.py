@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from agent_runtime.client import ClientError
-from agent_runtime.client.calls import PATIENCE_SECONDS
 from agent_runtime.console.connection import complain, connect
 from agent_runtime.console.exit_codes import EXIT_FAILED, EXIT_SUCCESS
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     import argparse
 
 POLL_SECONDS = 0.25
-SHORTEST_PATIENCE_SECONDS = 1.0
 
 
 def wait(options: argparse.Namespace) -> int:
@@ -23,18 +21,15 @@ def wait(options: argparse.Namespace) -> int:
     timeout = float("inf") if options.timeout is None else options.timeout
     until = time.monotonic() + timeout
     try:
-        while True:
-            patience = min(PATIENCE_SECONDS, max(SHORTEST_PATIENCE_SECONDS, until - time.monotonic()))
-            with connect(options, patience) as client:
-                obstacle = obstacle_to(options.fingerprint, client.token())
-            if obstacle is None:
-                sys.stdout.write(f"{options.fingerprint} is in use, and no running execution holds an older token\n")
-                return EXIT_SUCCESS
-            left = until - time.monotonic()
-            if left <= 0:
-                sys.stdout.write(f"not in time: {obstacle}\n")
-                return EXIT_FAILED
-            time.sleep(min(POLL_SECONDS, left))
+        with connect(options) as client:
+            while obstacle := obstacle_to(options.fingerprint, client.token()):
+                left = until - time.monotonic()
+                if left <= 0:
+                    sys.stdout.write(f"not in time: {obstacle}\n")
+                    return EXIT_FAILED
+                time.sleep(min(POLL_SECONDS, left))
+            sys.stdout.write(f"{options.fingerprint} is in use, and no running execution holds an older token\n")
+            return EXIT_SUCCESS
     except ClientError as error:
         return complain(error)
 

@@ -1,0 +1,236 @@
+"""What an answer says, how long to go on trying, and the connections to one supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import msgspec
+
+from agent_runtime.client.errors import ClientError, Problem, RequestRefused, TurnedAway, Unreachable, failure
+from agent_runtime.outbound import checked_url
+from agent_runtime.tokens import Token
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Generator
+
+CONNECT_SECONDS = 5.0
+WRITE_SECONDS = 30.0
+REPLY_SECONDS = 15.0
+BODY_SECONDS = 120.0
+"""How long a whole answer may take after the wait for its beginning: one that drips for ever is none."""
+
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 5.0
+LONGEST_WAIT_SECONDS = 2.0
+LONGEST_RETRY_AFTER_SECONDS = 3600.0
+KEY_LIMIT_BYTES = 4096
+
+SOCKET_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+)
+"""A peer that is gone without a word is noticed within 35 s, also while an answer is waited for."""
+
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+"""No limit of our own: every running task may hold a connection."""
+
+REASONS: dict[type[httpx.RequestError], str] = {
+    httpx.ConnectError: "nobody listens there",
+    httpx.ConnectTimeout: "it does not accept connections",
+    httpx.ReadTimeout: "it does not answer in time",
+}
+NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""What proxies say, and servers that go down, when it is not about the request. Supervisors say it as a problem."""
+
+
+class Patience:
+    """
+    How long to pause before the next try, and when to give up.
+
+    Pauses grow from try to try and differ between clients, so that not all of them come at once to a supervisor that is
+    back.
+
+    Args:
+        seconds: How long trouble may last without progress.
+        execution_id: What it is about.
+    """
+
+    def __init__(self, seconds: float, execution_id: str) -> None:
+        self._seconds = seconds
+        self._id = execution_id
+        self._until: float | None = None
+        self._tries = self._waits = 0
+
+    def progressed(self) -> None:
+        """Let the time for trouble begin anew."""
+        self._until, self._tries = None, 0
+
+    async def pause(self, trouble: ClientError) -> None:
+        """Pause after trouble, the last time as long as is left; raises it when it has lasted too long."""
+        now = asyncio.get_running_loop().time()
+        self._until = now + self._seconds if self._until is None else self._until
+        if now >= self._until:
+            raise trouble.about(self._id)
+        growing = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._tries, 16))
+        self._tries += 1
+        seconds = max(trouble.retry_after_seconds or 0.0, growing * (0.5 + random.random() / 2))  # noqa: S311
+        await asyncio.sleep(min(self._until - now, seconds))
+
+    async def wait(self) -> None:
+        """Wait before asking again for something that is under way, which is progress."""
+        self.progressed()
+        await asyncio.sleep(min(LONGEST_WAIT_SECONDS, FIRST_PAUSE_SECONDS * 1.3 ** min(self._waits, 64)))
+        self._waits += 1
+
+
+class AccessKey(httpx.Auth):
+    """
+    What a client shows to be let in.
+
+    Args:
+        key: The key itself.
+        path: A file that holds it, read at every request, so that a change needs no restart.
+        header: ``Authorization`` (as a bearer token) or the supervisor's own header.
+    """
+
+    def __init__(self, key: str | None, path: str | Path | None, header: str) -> None:
+        self._key = None if key is None else Token(key)
+        self._path = None if path is None else Path(path)
+        self._header = header
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        """
+        Write the header.
+
+        Raises:
+            RequestRefused: The file cannot be read, or what is there cannot be sent.
+        """
+        key = self._key
+        if self._path is not None:
+            try:
+                with self._path.open("rb") as file:
+                    key = Token(file.read(KEY_LIMIT_BYTES).decode(errors="replace").strip())
+            except OSError as error:
+                problem = f"the access key file {self._path} cannot be read: {error.strerror}; name another"
+                raise RequestRefused.because("access", problem) from None
+        if key is not None:
+            if not key.secret.isascii() or not key.secret.isprintable() or not key.secret:
+                raise RequestRefused.because("access", "the access key must be printable ASCII")
+            is_bearer = self._header.lower() == "authorization"
+            request.headers[self._header] = f"Bearer {key.secret}" if is_bearer else key.secret
+        yield request
+
+
+def connections(
+    url: str, access_key: AccessKey, verify: ssl.SSLContext | bool, transport: httpx.AsyncBaseTransport | None
+) -> httpx.AsyncClient:
+    """
+    Make what reaches the supervisor at *url*, and nothing else.
+
+    Raises:
+        ValueError: It is no address of a supervisor.
+    """
+    base = checked_url(url)
+    if transport is None:
+        # Reading the system's certificates takes longer than a request; no redirect is followed from http to https.
+        verify = verify if base.scheme == "https" else False
+        transport = httpx.AsyncHTTPTransport(verify, trust_env=False, limits=LIMITS, socket_options=SOCKET_OPTIONS)
+    return httpx.AsyncClient(base_url=base, auth=access_key, trust_env=False, transport=transport)
+
+
+def timeout(reply_seconds: float) -> httpx.Timeout:
+    """Return how long each step of a request may take."""
+    return httpx.Timeout(reply_seconds, connect=CONNECT_SECONDS, write=WRITE_SECONDS, pool=CONNECT_SECONDS)
+
+
+async def send(
+    http: httpx.AsyncClient, method: str, path: str, reply_seconds: float, **options: Any
+) -> tuple[int, dict[str, Any]]:
+    """
+    Send a request, and return the status (200, 202) and the object it is answered with.
+
+    Args:
+        reply_seconds: How long nothing may come before it counts as not answered.
+        options: Of httpx.
+
+    Raises:
+        ClientError: The supervisor says no, or (``unreachable``) no whole answer came, and it is worth asking again.
+    """
+    try:
+        async with asyncio.timeout(reply_seconds + BODY_SECONDS):
+            return content_of(await http.request(method, path, timeout=timeout(reply_seconds), **options))
+    except httpx.RequestError as error:
+        raise no_answer(error) from None
+    except TimeoutError:
+        raise unreachable("its answer does not come to an end") from None
+
+
+def content_of(response: httpx.Response) -> tuple[int, dict[str, Any]]:
+    """
+    Return the status of an answer, and the object it holds.
+
+    Raises:
+        ClientError: As in :func:`send`.
+    """
+    content, status = json_object(response.content), response.status_code
+    if status < 300 and content is not None:
+        return status, content
+    if status >= 400 and content is not None and isinstance(content.get("error_class"), str):
+        seconds = response.headers.get("retry-after", "").strip()
+        is_number = seconds.isascii() and seconds.isdigit()
+        retry_after = min(float(seconds[:9]), LONGEST_RETRY_AFTER_SECONDS) if is_number else None
+        raise failure(problem_of(content, status), retry_after)
+    if status < 300 or status in PASSING_STATUSES:
+        raise unreachable("its answer cannot be read" if status < 300 else f"it is answered with {status}")
+    detail = f"{response.url.path} was answered with {status}, but not as a supervisor does"
+    raise Unreachable.because("unexpected", detail, status=status)
+
+
+def no_answer(error: httpx.RequestError) -> ClientError:
+    """Translate what went wrong on the way."""
+    if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol):
+        text = "the request cannot be written: look at the address and the access key"
+        return RequestRefused.because("invalid_request", text)
+    reason = REASONS.get(type(error), f"the connection broke ({type(error).__name__})")
+    return unreachable(reason, code="not_sent" if isinstance(error, NEVER_SENT) else None)
+
+
+def unreachable(reason: str, code: str | None = None) -> Unreachable:
+    """Make the error that says why no answer came, although it is worth asking again."""
+    return Unreachable.because("unreachable", f"the supervisor cannot be reached: {reason}", code=code)
+
+
+def is_passing(error: ClientError) -> bool:
+    """Whether it is worth asking again by itself."""
+    return isinstance(error, TurnedAway) or error.error_class == "unreachable"
+
+
+def problem_of(content: dict[str, Any], status: int) -> Problem:
+    """Read a problem field by field: one that has another type than was agreed costs only itself."""
+    if isinstance(detail := content.get("detail"), dict):  # AGENT_RUNTIME_ERROR_DETAIL=object
+        content = {**content, "detail": detail.get("message")}
+    known: dict[str, Any] = {"error_class": "error"}
+    for spec in msgspec.structs.fields(Problem):
+        try:
+            known[spec.name] = msgspec.convert(content[spec.name], spec.type)
+        except (KeyError, msgspec.ValidationError):
+            continue
+    return Problem(**{**known, "status": status})
+
+
+def json_object(body: bytes) -> dict[str, Any] | None:
+    """Read a JSON object; None: it is none."""
+    try:
+        content = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None

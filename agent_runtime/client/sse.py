@@ -1,0 +1,135 @@
+"""
+An execution's stream of events, put together again from as many connections as it takes; no I/O here.
+
+Each line of the transcript comes exactly once, in order: a line counts as received when all of its event has arrived,
+and the next connection asks for what comes after it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from agent_runtime.client.exchange import json_object
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import httpx
+
+SILENCE_SECONDS = 45.0
+"""Three of the comments that a supervisor sends at least every 15 s: then the connection is dead."""
+
+MEDIA_TYPE = "text/event-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """
+    One event of a stream.
+
+    Attributes:
+        name: ``message``, ``state``, ``gap`` or ``end``; others may come.
+        id: Of a message: the number of its line in the transcript, from 1.
+        data: Of a message: the CLI's frame.
+    """
+
+    name: str
+    data: dict[str, Any] = field(repr=False)
+    id: int | None = None
+
+
+class EventReader:
+    """
+    Read server-sent events from chunks that may be cut anywhere.
+
+    Source: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
+    """
+
+    def __init__(self) -> None:
+        self._line: list[bytes] = []
+        self._fields: dict[bytes, bytes] = {}
+        self._after_return = False
+
+    def feed(self, chunk: bytes) -> Iterator[tuple[str, str | None, bytes]]:
+        """Yield name, id and data of each event that *chunk* completes."""
+        if self._after_return:  # its newline, if there is one, was counted with the chunk before
+            chunk = chunk.removeprefix(b"\n")
+        self._after_return = chunk.endswith(b"\r")
+        for part in chunk.splitlines(keepends=True):
+            self._line.append(part)
+            if not part.endswith((b"\n", b"\r")):
+                continue
+            line = b"".join(self._line).rstrip(b"\r\n")
+            self._line.clear()
+            name, _, value = line.partition(b":")
+            value = value.removeprefix(b" ")
+            if name == b"data" and name in self._fields:
+                self._fields[name] += b"\n" + value
+            elif line:
+                self._fields[name] = value
+            else:
+                fields, self._fields = self._fields, {}
+                if b"data" in fields:
+                    number = fields[b"id"].decode(errors="replace") if b"id" in fields else None
+                    yield fields.get(b"event", b"message").decode(errors="replace"), number, fields[b"data"]
+
+
+class Following:
+    """
+    The reader's place in a stream, over all its connections.
+
+    Args:
+        after: Number of the last line that is known already; 0: none.
+    """
+
+    def __init__(self, after: int) -> None:
+        self.position = after
+        self._reader = EventReader()
+        self._state: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Following after line {self.position}>"
+
+    @staticmethod
+    def is_in(response: httpx.Response) -> bool:
+        """Whether this answer is the stream."""
+        media_type: str = response.headers.get("content-type", "").partition(";")[0]
+        return response.status_code == 200 and media_type.strip().lower() == MEDIA_TYPE
+
+    def connect(self) -> dict[str, str]:
+        """Write the headers that ask for what is still missing; what came of a half event before is forgotten."""
+        self._reader = EventReader()
+        headers = {"accept": MEDIA_TYPE, "cache-control": "no-store"}
+        return headers | ({"last-event-id": str(self.position)} if self.position else {})
+
+    def received(self, chunk: bytes) -> Iterator[StreamEvent]:
+        """Yield the events that *chunk* completes, each only once over all connections."""
+        for name, number, data in self._reader.feed(chunk):
+            content = json_object(data)
+            if content is None:
+                continue
+            event = StreamEvent(name, content, _line_number(number))
+            if self._is_new(event):
+                yield event
+
+    def _is_new(self, event: StreamEvent) -> bool:
+        if event.name == "gap":
+            # Told apart from silence; what follows is numbered from where the gap ends, or begins when it lies ahead.
+            first = event.data.get("first")
+            if event.id is not None:
+                self.position = event.id
+            elif isinstance(first, int) and first > 0:
+                self.position = first - 1
+        elif event.name == "state":
+            is_new, self._state = event.data != self._state, event.data
+            return is_new
+        elif event.name != "end" and event.id is not None:
+            if event.id <= self.position:
+                return False
+            self.position = event.id
+        return True
+
+
+def _line_number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) <= 18 else None

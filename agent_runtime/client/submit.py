@@ -1,0 +1,219 @@
+"""
+How a task gets its one answer, whatever happens to connections and supervisors in between.
+
+The id makes it safe: what is not known is asked for again by it. A waiting POST is the quick way. When it is cut,
+nothing is known but the id, so ``GET …/result`` is asked, which starts nothing; posting again is only right while the
+supervisor has never heard of the task, because after a failure a POST begins a new attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import msgspec
+
+from agent_runtime.client.errors import ClientError, TurnedAway, Unreachable, failure
+from agent_runtime.client.exchange import REPLY_SECONDS, is_passing, problem_of, send, unreachable
+
+if TYPE_CHECKING:
+    import httpx
+
+    from agent_runtime.client.exchange import Patience
+
+HOLD_SECONDS = 300.0
+"""How long a POST is waited for; then the result is asked for now and then, which no proxy or dead peer can hold up."""
+
+LOST = "requests are lost on the way"
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What an execution that succeeded or was cancelled is answered with.
+
+    Attributes:
+        status: ``success`` or ``cancelled``.
+        response: The CLI's final text.
+        execution_log: Frames of the transcript; with *truncated_log* some in between were left out.
+        metadata: Counts, cost, token generation: as in the HTTP interface.
+    """
+
+    execution_id: str
+    status: str
+    response: str | None = None
+    session_id: str | None = None
+    execution_log: list[dict[str, Any]] = msgspec.field(default_factory=list)
+    truncated_log: bool = False
+    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+    timestamp: str | None = None
+
+    def __repr__(self) -> str:
+        # Without the log, which may be long and full of what nobody wants in a traceback.
+        return f"<Answer {self.execution_id} {self.status} {(self.response or '')[:80]!r}>"
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody ended it."""
+        return self.status == "cancelled"
+
+
+class _Kept(msgspec.Struct):
+    """What ``GET …/result`` is answered with, as far as it is read."""
+
+    status_code: int
+    answer: dict[str, Any]
+    retained_at: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """
+    How an execution ended.
+
+    Attributes:
+        mark: When, as the supervisor said; equal only for the same end. None: it did not say.
+    """
+
+    answer: Answer | None = None
+    error: ClientError | None = None
+    mark: str | None = None
+
+    @property
+    def error_class(self) -> str | None:
+        """Of the error; None: it did not fail."""
+        return self.error.error_class if self.error else None
+
+
+class Submission:
+    """
+    A task on the way to its answer.
+
+    Args:
+        body: The same at every POST, or it would count as other work. None: the task was submitted before.
+        waits: For the answer; else only for admission.
+    """
+
+    def __init__(
+        self, http: httpx.AsyncClient, patience: Patience, execution_id: str, body: bytes | None, *, waits: bool = True
+    ) -> None:
+        self._http = http
+        self._patience = patience
+        self._id = execution_id
+        self._body = body
+        self._waits = waits
+        self._outside: ClientError | None = None  # why it is certainly not admitted
+
+    async def run(self, total_seconds: float, *, is_known: bool = False, max_resumes: int = 0) -> Answer | None:
+        """
+        Get the task admitted, and wait for its one answer if it waits.
+
+        Args:
+            total_seconds: How long the caller has time.
+            is_known: The id is the caller's, so there may be an earlier answer under it.
+            max_resumes: How often it is posted again after a shutdown interrupted it.
+
+        Returns:
+            The answer; None where it has been admitted and is not waited for.
+
+        Raises:
+            ClientError: It failed or was not let in, nobody answered for too long, or the caller's time is over.
+        """
+        try:
+            async with asyncio.timeout(total_seconds):
+                return await self._run(is_known, max_resumes)
+        except TimeoutError:
+            over = Unreachable.because("deadline", "the deadline of the call is over; the execution goes on")
+            raise (self._outside or over).about(self._id) from None
+
+    async def _run(self, is_known: bool, max_resumes: int) -> Answer | None:
+        # What is there before the first POST is no answer to it.
+        before = await self._look() if is_known else None
+        posts, was_admitted, resumes = self._body is not None, self._body is None, 0
+        while True:
+            self._outside = None
+            try:
+                end = await self._ask(posts=posts)
+            except ClientError as error:
+                trouble: ClientError = error
+                if is_passing(error):
+                    turned_away = isinstance(error, TurnedAway)
+                    posts = posts and (turned_away or error.problem.code == "not_sent")
+                    self._outside = error if posts and (turned_away or not was_admitted) else None
+                elif posts or was_admitted or error.error_class != "not_found":
+                    raise  # where its record is lost, to run it a second time is the caller's decision
+                else:
+                    posts, trouble = True, unreachable(LOST)
+                await self._patience.pause(trouble)
+                continue
+            if end is None:
+                if not self._waits:
+                    return None
+                posts, was_admitted = False, True
+                await self._patience.wait()
+            elif before and not posts and (end.mark, end.error_class) == (before.mark, before.error_class):
+                posts = True  # the POST that was cut has not arrived
+                await self._patience.pause(unreachable(LOST))
+            elif end.error_class == "interrupted" and resumes < max_resumes:
+                resumes += 1
+                self._patience.progressed()
+                # Somebody else, or the supervisor itself at its start, may have resumed it already.
+                found = await self._look() if posts else end
+                before = found if found and found.error_class == "interrupted" else None
+                posts = before is not None
+            elif end.error and (self._waits or not end.mark):
+                raise end.error
+            else:
+                return end.answer
+
+    async def _look(self) -> End | None:
+        """Ask for the result until it is said whether the execution has ended; None: not yet, or it is not known."""
+        while True:
+            try:
+                return await self._ask(posts=False)
+            except ClientError as error:
+                if error.error_class == "not_found":
+                    return None
+                if not is_passing(error):
+                    raise
+                await self._patience.pause(error)
+
+    async def _ask(self, *, posts: bool) -> End | None:
+        """Post the task, or ask for its result; None: it has not ended."""
+        try:
+            if posts:
+                headers = {"content-type": "application/json"} | ({} if self._waits else {"prefer": "respond-async"})
+                seconds = HOLD_SECONDS if self._waits else REPLY_SECONDS
+                status, answer = await send(
+                    self._http, "POST", "/api/task", seconds, content=self._body, headers=headers
+                )
+                kept: dict[str, Any] = {"status_code": status, "answer": answer}
+            else:
+                status, kept = await send(self._http, "GET", path_of(self._id, "/result"), REPLY_SECONDS)
+        except ClientError as error:
+            if error.error_class != "interrupted" and error.problem.code != "no_retained_result":
+                raise
+            return End(error=error)
+        return None if status == 202 else _end_of(kept)
+
+
+def path_of(execution_id: str, what: str = "") -> str:
+    """Return the path of an execution, or of something of it."""
+    return f"/api/executions/{quote(execution_id, safe='')}{what}"
+
+
+def _end_of(content: dict[str, Any]) -> End:
+    """
+    Read a kept answer.
+
+    Raises:
+        Unreachable: It cannot be read.
+    """
+    try:
+        kept = msgspec.convert(content, _Kept)
+        if kept.status_code != 200:
+            return End(error=failure(problem_of(kept.answer, kept.status_code)), mark=kept.retained_at)
+        return End(msgspec.convert(kept.answer, Answer), mark=kept.retained_at)
+    except msgspec.ValidationError:
+        raise unreachable("its answer cannot be read") from None

@@ -1,0 +1,142 @@
+"""The client for threads and scripts: the one for asyncio, run by a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from concurrent.futures import CancelledError
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+
+from agent_runtime.client.aio import AgentClient
+from agent_runtime.client.errors import RequestRefused
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+
+    from agent_runtime.client.sse import StreamEvent
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _blocking(
+    call: Callable[Concatenate[AgentClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[SyncAgentClient, P], T]:
+    """Make a call of the client for asyncio one that blocks."""
+
+    @wraps(call)
+    def blocked(client: SyncAgentClient, /, *given: P.args, **named: P.kwargs) -> T:
+        return client._wait(call, client._client, *given, **named)  # noqa: SLF001 - a method of it
+
+    return blocked
+
+
+def _with_arguments_of(
+    make: Callable[P, AgentClient],
+) -> Callable[[Callable[[SyncAgentClient, AgentClient], None]], Callable[Concatenate[SyncAgentClient, P], None]]:
+    """Give a constructor the arguments of the client for asyncio; it gets that client."""
+
+    def decorated(
+        init: Callable[[SyncAgentClient, AgentClient], None],
+    ) -> Callable[Concatenate[SyncAgentClient, P], None]:
+        def construct(self: SyncAgentClient, /, *given: P.args, **named: P.kwargs) -> None:
+            init(self, make(*given, **named))
+
+        return construct
+
+    return decorated
+
+
+class SyncAgentClient:
+    """
+    Have executions run by a supervisor: :class:`AgentClient` with calls that block, and the same arguments.
+
+    Threads may share one client, also beside a running event loop. Ctrl-C ends the wait, not the execution. A process
+    that forks makes its clients afterwards.
+    """
+
+    @_with_arguments_of(AgentClient)
+    def __init__(self, client: AgentClient) -> None:
+        self._client = client
+        self.base_url = client.base_url
+        self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()  # so that no call comes after the end of the loop
+        self._thread = threading.Thread(target=_serve, args=(self._loop, client), name="agent-client", daemon=True)
+        self._thread.start()
+        self._stop = weakref.finalize(self, _stop, self._loop, self._lock)
+
+    def __repr__(self) -> str:
+        return f"<SyncAgentClient {self.base_url}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections; calls that other threads wait for end with an error."""
+        self._stop()
+        self._thread.join()
+
+    run = _blocking(AgentClient.run)
+    submit = _blocking(AgentClient.submit)
+    result = _blocking(AgentClient.result)
+    write_token = _blocking(AgentClient.write_token)
+    terminate = _blocking(AgentClient.terminate)
+    execution = _blocking(AgentClient.execution)
+    executions = _blocking(AgentClient.executions)
+    status = _blocking(AgentClient.status)
+    running = _blocking(AgentClient.running)
+    token = _blocking(AgentClient.token)
+    reload_token = _blocking(AgentClient.reload_token)
+    drain = _blocking(AgentClient.drain)
+    undrain = _blocking(AgentClient.undrain)
+    health = _blocking(AgentClient.health)
+
+    def stream(self, execution_id: str, *, after: int = 0) -> Generator[StreamEvent, None, None]:
+        """As :meth:`AgentClient.stream`."""
+        events = self._client.stream(execution_id, after=after)
+        try:
+            while (event := self._wait(_next, events)) is not None:
+                yield event
+        except GeneratorExit:
+            self._wait(_leave, events)
+            raise
+
+    def _wait(self, call: Callable[P, Coroutine[Any, Any, T]], *given: P.args, **named: P.kwargs) -> T:
+        """Have the thread make a call, and wait for what comes of it."""
+        closed = RequestRefused.because("closed", "the client is closed, or was made before a fork: make another")
+        with self._lock:
+            if not (self._stop.alive and self._thread.is_alive()):
+                raise closed
+            future = asyncio.run_coroutine_threadsafe(call(*given, **named), self._loop)
+        try:
+            return future.result()
+        except CancelledError:
+            raise closed from None
+        finally:
+            future.cancel()  # after Ctrl-C
+
+
+def _serve(loop: asyncio.AbstractEventLoop, client: AgentClient) -> None:
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.get_loop().run_forever()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        runner.run(client.aclose())
+
+
+def _stop(loop: asyncio.AbstractEventLoop, lock: threading.Lock) -> None:
+    with lock:
+        loop.call_soon_threadsafe(loop.stop)
+
+
+async def _next(events: AsyncGenerator[StreamEvent, None]) -> StreamEvent | None:
+    return await anext(events, None)
+
+
+async def _leave(events: AsyncGenerator[StreamEvent, None]) -> None:
+    await events.aclose()
