@@ -12,7 +12,6 @@ import httpx
 import pytest
 
 from agent_runtime.client import (
-    FAMILIES,
     AgentClient,
     ApiFailed,
     ClientError,
@@ -24,7 +23,7 @@ from agent_runtime.client import (
     TurnedAway,
 )
 from agent_runtime.client.aio import TaskFields
-from agent_runtime.client.errors import failure
+from agent_runtime.client.errors import FAMILIES, failure
 from agent_runtime.client.sse import EventReader, Following
 from agent_runtime.client.submit import HOLD_SECONDS
 from agent_runtime.errors import STATUS_BY_CLASS, ErrorClass

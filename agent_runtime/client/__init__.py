@@ -12,7 +12,6 @@ The client for backends: submit an execution by its id, survive every connection
 
 from agent_runtime.client.aio import AgentClient
 from agent_runtime.client.errors import (
-    FAMILIES,
     ApiFailed,
     ClientError,
     ExecutionFailed,
@@ -27,7 +26,6 @@ from agent_runtime.client.submit import Answer
 from agent_runtime.client.sync import SyncAgentClient
 
 __all__ = [
-    "FAMILIES",
     "AgentClient",
     "Answer",
     "ApiFailed",

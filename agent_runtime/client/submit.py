@@ -9,7 +9,7 @@ supervisor has never heard of the task, because after a failure a POST begins a 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -86,24 +86,23 @@ class End:
         return self.error.error_class if self.error else None
 
 
+@dataclass(slots=True)
 class Submission:
     """
     A task on the way to its answer.
 
-    Args:
+    Attributes:
         body: The same at every POST, or it would count as other work. None: the task was submitted before.
         waits: For the answer; else only for admission.
+        outside: Why it is certainly not admitted; None: it may be.
     """
 
-    def __init__(
-        self, http: httpx.AsyncClient, patience: Patience, execution_id: str, body: bytes | None, *, waits: bool = True
-    ) -> None:
-        self._http = http
-        self._patience = patience
-        self._id = execution_id
-        self._body = body
-        self._waits = waits
-        self._outside: ClientError | None = None  # why it is certainly not admitted
+    http: httpx.AsyncClient = field(repr=False)
+    patience: Patience
+    execution_id: str
+    body: bytes | None = field(repr=False)
+    waits: bool = True
+    outside: ClientError | None = None
 
     async def run(self, total_seconds: float, *, is_known: bool = False, max_resumes: int = 0) -> Answer | None:
         """
@@ -124,15 +123,17 @@ class Submission:
             async with asyncio.timeout(total_seconds):
                 return await self._run(is_known, max_resumes)
         except TimeoutError:
-            over = Unreachable.because("deadline", "the deadline of the call is over; the execution goes on")
-            raise (self._outside or over).about(self._id) from None
+            over = Unreachable.because(
+                "deadline", "the deadline of the call is over; an execution that was admitted goes on"
+            )
+            raise (self.outside or over).about(self.execution_id) from None
 
     async def _run(self, is_known: bool, max_resumes: int) -> Answer | None:
         # What is there before the first POST is no answer to it.
         before = await self._look() if is_known else None
-        posts, was_admitted, resumes = self._body is not None, self._body is None, 0
+        posts, was_admitted, resumes = self.body is not None, self.body is None, 0
         while True:
-            self._outside = None
+            self.outside = None
             try:
                 end = await self._ask(posts=posts)
             except ClientError as error:
@@ -140,29 +141,29 @@ class Submission:
                 if is_passing(error):
                     turned_away = isinstance(error, TurnedAway)
                     posts = posts and (turned_away or error.problem.code == "not_sent")
-                    self._outside = error if posts and (turned_away or not was_admitted) else None
+                    self.outside = error if posts and (turned_away or not was_admitted) else None
                 elif posts or was_admitted or error.error_class != "not_found":
                     raise  # where its record is lost, to run it a second time is the caller's decision
                 else:
                     posts, trouble = True, unreachable(LOST)
-                await self._patience.pause(trouble)
+                await self.patience.pause(trouble)
                 continue
             if end is None:
-                if not self._waits:
+                if not self.waits:
                     return None
                 posts, was_admitted = False, True
-                await self._patience.wait()
+                await self.patience.wait()
             elif before and not posts and (end.mark, end.error_class) == (before.mark, before.error_class):
                 posts = True  # the POST that was cut has not arrived
-                await self._patience.pause(unreachable(LOST))
+                await self.patience.pause(unreachable(LOST))
             elif end.error_class == "interrupted" and resumes < max_resumes:
                 resumes += 1
-                self._patience.progressed()
+                self.patience.progressed()
                 # Somebody else, or the supervisor itself at its start, may have resumed it already.
                 found = await self._look() if posts else end
                 before = found if found and found.error_class == "interrupted" else None
                 posts = before is not None
-            elif end.error and (self._waits or not end.mark):
+            elif end.error and (self.waits or not end.mark):
                 raise end.error
             else:
                 return end.answer
@@ -177,20 +178,18 @@ class Submission:
                     return None
                 if not is_passing(error):
                     raise
-                await self._patience.pause(error)
+                await self.patience.pause(error)
 
     async def _ask(self, *, posts: bool) -> End | None:
         """Post the task, or ask for its result; None: it has not ended."""
         try:
             if posts:
-                headers = {"content-type": "application/json"} | ({} if self._waits else {"prefer": "respond-async"})
-                seconds = HOLD_SECONDS if self._waits else REPLY_SECONDS
-                status, answer = await send(
-                    self._http, "POST", "/api/task", seconds, content=self._body, headers=headers
-                )
+                headers = {"content-type": "application/json"} | ({} if self.waits else {"prefer": "respond-async"})
+                seconds = HOLD_SECONDS if self.waits else REPLY_SECONDS
+                status, answer = await send(self.http, "POST", "/api/task", seconds, content=self.body, headers=headers)
                 kept: dict[str, Any] = {"status_code": status, "answer": answer}
             else:
-                status, kept = await send(self._http, "GET", path_of(self._id, "/result"), REPLY_SECONDS)
+                status, kept = await send(self.http, "GET", path_of(self.execution_id, "/result"), REPLY_SECONDS)
         except ClientError as error:
             if error.error_class != "interrupted" and error.problem.code != "no_retained_result":
                 raise

@@ -41,6 +41,7 @@ def _with_arguments_of(
     def decorated(
         init: Callable[[SyncAgentClient, AgentClient], None],
     ) -> Callable[Concatenate[SyncAgentClient, P], None]:
+        @wraps(AgentClient.__init__)
         def construct(self: SyncAgentClient, /, *given: P.args, **named: P.kwargs) -> None:
             init(self, make(*given, **named))
 
@@ -108,17 +109,20 @@ class SyncAgentClient:
 
     def _wait(self, call: Callable[P, Coroutine[Any, Any, T]], *given: P.args, **named: P.kwargs) -> T:
         """Have the thread make a call, and wait for what comes of it."""
-        closed = RequestRefused.because("closed", "the client is closed, or was made before a fork: make another")
         with self._lock:
             if not (self._stop.alive and self._thread.is_alive()):
-                raise closed
+                raise _closed()
             future = asyncio.run_coroutine_threadsafe(call(*given, **named), self._loop)
         try:
             return future.result()
         except CancelledError:
-            raise closed from None
+            raise _closed() from None
         finally:
             future.cancel()  # after Ctrl-C
+
+
+def _closed() -> RequestRefused:
+    return RequestRefused.because("closed", "the client is closed, or was made before a fork: make another")
 
 
 def _serve(loop: asyncio.AbstractEventLoop, client: AgentClient) -> None:
