@@ -357,10 +357,15 @@ class Execution:
         self.error = None
         if report.error is not None:
             self.error = report.error
-            return Verdict(Outcome.FAILED, report.error.error_class, str(report.error))
+            detail = str(report.error)
+            if isinstance(report.error, SpawnFailed):
+                detail = self._surroundings.cli.not_spawned(report.error)
+            return Verdict(Outcome.FAILED, report.error.error_class, detail)
         if report.ending is None:
             return Verdict(Outcome.FAILED, ErrorClass.ERROR, "the attempt ended without a trace")
-        return verdict(report.ending)
+        final = verdict(report.ending)
+        self._surroundings.cli.ended(report.ending, final)
+        return final
 
     @property
     def limited_until(self) -> float | None:

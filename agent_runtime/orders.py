@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from agent_runtime.cli_check import CliCheck
     from agent_runtime.command import Session
     from agent_runtime.containment_choice import Containment
     from agent_runtime.delivery import Deliveries
@@ -32,6 +33,7 @@ class Surroundings(msgspec.Struct, frozen=True):
             execution.
         doubt: To be told at once of a generation that was refused, and by which execution.
         unkillable: Takes over the children whose processes cannot be ended.
+        cli: To be told how each start of the CLI ended.
         run_dir: Private files for children; each attempt has a directory of its own in it.
     """
 
@@ -43,6 +45,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     run_dir: Path
     containment: Containment
     unkillable: Unkillable
+    cli: CliCheck
     may_use: Callable[[Generation, str | None, str], None]
     doubt: Callable[[Generation, str], None]
     counts: Counts = msgspec.field(default_factory=Counts)

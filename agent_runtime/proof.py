@@ -33,12 +33,14 @@ from agent_runtime.binary import Binary
 from agent_runtime.credential_names import BASE_URL_VARIABLE, PROXIES
 from agent_runtime.credentials_file import CredentialsFile, owner_of
 from agent_runtime.delivery import Reach
-from agent_runtime.errors import AgentRuntimeError
+from agent_runtime.errors import AgentRuntimeError, ErrorClass
 from agent_runtime.evidence import Channel
+from agent_runtime.last_words import LastWords
 from agent_runtime.pipes import Pipes, Wake
 from agent_runtime.process import Command, new_mark, spawn
 from agent_runtime.task import Task
 from agent_runtime.tokens import OAUTH_PREFIX, Token, TokenKind
+from agent_runtime.verdict import Ending, verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -63,6 +65,14 @@ ELSEWHERE = ("ANTHROPIC_", "CLAUDE", "OTEL_", "BETA_TRACING_", "SENTRY_")
 
 class ProofFailed(AgentRuntimeError):
     """It could not be found out; that says nothing about the CLI."""
+
+
+class DoesNotRun(ProofFailed):
+    """The CLI ended by itself, badly, each time it was started; the message says what it said."""
+
+
+class _EndedEarly(ProofFailed):
+    """It ended before it had made a request."""
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,8 +140,13 @@ def prove(
         stage = _Stage(
             root, command, environ, user=user, called_off=called_off, mark=mark, timeout_seconds=timeout_seconds
         )
-        version = stage.version()
-        to_request = stage.next_request()
+        version, fault = stage.version()
+        try:
+            to_request = stage.next_request()
+        except _EndedEarly:
+            if fault is not None:
+                raise DoesNotRun(fault) from None
+            raise
         to_retry = stage.retry()
     except (OSError, RuntimeError) as error:
         raise ProofFailed(f"the stand-in for the proof could not be set up: {error}") from None
@@ -172,13 +187,14 @@ class _Stage:
         self._mark = mark or (lambda: new_mark(root))
         self._timeout_seconds = timeout_seconds
 
-    def version(self) -> str | None:
-        """Ask the CLI for its version."""
+    def version(self) -> tuple[str | None, str | None]:
+        """Ask the CLI for its version, and tell how it ended where it ended badly."""
         said: list[bytes] = []
         with self._running(("--version",), b"", self._home("version"), take=said.append) as run:
             run.until(lambda: False)
+            fault = run.fault
         words = b" ".join(said[:1]).decode(errors="replace").split()
-        return words[0][:VERSION_LIMIT] if words and words[0].isprintable() else None
+        return words[0][:VERSION_LIMIT] if words and words[0].isprintable() else None, fault
 
     def next_request(self) -> float | None:
         """
@@ -300,6 +316,8 @@ class _Run:
         self._take = take
         self._called_off = called_off
         self._give_up_at = give_up_at
+        self._child = child
+        self._last_words = LastWords()
         self._pipes = Pipes(
             stdin=child.stdin,
             stdout=child.stdout,
@@ -331,6 +349,15 @@ class _Run:
             self._pipes.turn(TURN_SECONDS)
         return True
 
+    @property
+    def fault(self) -> str | None:
+        """How it ended, where it has ended badly, and neither killed nor for want of memory."""
+        ended = self._child.poll()
+        if ended is None or ended.code == 0:
+            return None
+        reached = verdict(Ending(ended.code, began=False, last_words=self._last_words.telling or None))
+        return reached.detail if reached.error_class in (ErrorClass.SPAWN, ErrorClass.LOST_RESULT) else None
+
     def must_see(self, happened: Callable[[], bool]) -> None:
         """
         Read on until something has happened.
@@ -339,12 +366,14 @@ class _Run:
             ProofFailed: It did not.
         """
         if not self.until(happened):
-            raise ProofFailed("the CLI ended before it had made a request")
+            raise _EndedEarly("the CLI ended before it had made a request" + (f": {self.fault}" if self.fault else ""))
 
     def _lines(self, channel: Channel, lines: Lines, _read_at: float) -> None:
         for line in lines:
             if channel is Channel.STDOUT:
                 self._take(line.removesuffix(b"\n"))
+            else:
+                self._last_words.add(line.removesuffix(b"\n"))
 
 
 def _made_up() -> Token:

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from agent_runtime.binary import Binary
-from agent_runtime.errors import AgentRuntimeError
-from agent_runtime.proof import Proof, prove
+from agent_runtime.errors import AgentRuntimeError, SpawnFailed
+from agent_runtime.proof import DoesNotRun, Proof, prove
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from agent_runtime.cli_check import CliCheck
     from agent_runtime.delivery import Reach
 
 FILE_NAME = "proofs.json"
@@ -158,6 +159,7 @@ class BackgroundProver:
 
     Args:
         environ: The supervisor's.
+        cli: To be told whether it can be started.
         user: As whom children run; None: as we do.
         mark: As for :func:`agent_runtime.proof.prove`, and so is *directory*.
     """
@@ -167,6 +169,7 @@ class BackgroundProver:
         command: tuple[str, ...],
         environ: Mapping[str, str],
         proofs: Proofs,
+        cli: CliCheck | None = None,
         *,
         user: str | None = None,
         mark: Callable[[], str] | None = None,
@@ -175,6 +178,7 @@ class BackgroundProver:
         self._command = command
         self._environ = environ
         self._proofs = proofs
+        self._cli = cli
         self._user = user
         self._mark = mark
         self._directory = directory
@@ -224,11 +228,21 @@ class BackgroundProver:
                     directory=self._directory,
                 )
                 self._proofs.keep(binary, proof)
+            if self._cli is not None:
+                self._cli.began()
             log.info("the CLI %s takes a newer token from its file: %s", proof.version, proof.reach)
         except AgentRuntimeError as error:
             self._not_before = time.monotonic() + RETRY_SECONDS
+            if self._cli is not None:
+                self._note(self._cli, error)
             if not self._called_off.is_set():
                 log.warning("whether the CLI takes a newer token from its file cannot be told: %s", error)
+
+    def _note(self, cli: CliCheck, error: AgentRuntimeError) -> None:
+        if isinstance(error, DoesNotRun):
+            cli.failed(str(error), is_certain=True)
+        elif isinstance(error, SpawnFailed):
+            cli.not_spawned(error)
 
 
 def main(arguments: Sequence[str]) -> int:

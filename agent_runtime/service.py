@@ -30,6 +30,7 @@ from agent_runtime.api.connections import (
 from agent_runtime.api.metrics import Metrics
 from agent_runtime.archive import Archive
 from agent_runtime.change import Change
+from agent_runtime.cli_check import CliCheck
 from agent_runtime.counts import Counts
 from agent_runtime.delivery import Deliveries, FileDelivery
 from agent_runtime.events import EventLog
@@ -154,10 +155,12 @@ def serve(settings: Settings, environ: Mapping[str, str], premises: Premises, st
     counts = Counts(time.time())
     with contextlib.ExitStack() as held:
         ledger = GenerationLedger(data_dir)
+        cli = CliCheck(settings.claude, environ.get("PATH"))
         prover = BackgroundProver(
             settings.claude,
             environ,
             Proofs(data_dir),
+            cli,
             user=settings.child_user,
             mark=functools.partial(new_mark, data_dir),
             directory=premises.run_dir,
@@ -192,6 +195,7 @@ def serve(settings: Settings, environ: Mapping[str, str], premises: Premises, st
             run_dir=premises.run_dir,
             next_mark=functools.partial(new_mark, data_dir),
             counts=counts,
+            cli=cli,
         )
         start.go_on()
         try:

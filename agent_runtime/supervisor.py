@@ -15,7 +15,6 @@ import msgspec
 from agent_runtime import linux
 from agent_runtime.answers import answer_to, failed_answer
 from agent_runtime.change import Change
-from agent_runtime.command import resolve
 from agent_runtime.confirmation import PROBE, Confirmer
 from agent_runtime.course import Course, Office
 from agent_runtime.desk import TokenDesk
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from agent_runtime.archive import Archive, Kept
+    from agent_runtime.cli_check import CliCheck
     from agent_runtime.containment_choice import Containment
     from agent_runtime.counts import Counts
     from agent_runtime.delivery import Deliveries
@@ -104,6 +104,7 @@ class Supervisor:
         run_dir: Path,
         next_mark: Callable[[], str],
         counts: Counts,
+        cli: CliCheck,
     ) -> None:
         self.settings = settings
         self.counts = counts
@@ -135,6 +136,7 @@ class Supervisor:
             run_dir=run_dir,
             containment=containment,
             unkillable=self.unkillable,
+            cli=cli,
             may_use=self.desk.may_use,
             doubt=self.desk.doubt,
             counts=counts,
@@ -386,7 +388,7 @@ class Supervisor:
         if self.desk.holds_new_executions:
             return "token_suspect", "it is being found out whether the token is good"
         try:
-            resolve(self.settings.claude, self.environ.get("PATH"))
+            self._surroundings.cli.require()
         except SpawnFailed as error:
             return "no_cli", str(error)
         return None

@@ -18,6 +18,7 @@ import pytest
 
 from agent_runtime import process
 from agent_runtime.attempt import Attempt
+from agent_runtime.cli_check import CliCheck
 from agent_runtime.command import Session
 from agent_runtime.containment_choice import Containment
 from agent_runtime.delivery import Deliveries, FileDelivery
@@ -95,6 +96,7 @@ class Bench:
             run_dir=self.home / "run",
             containment=Containment(),
             unkillable=Unkillable(),
+            cli=CliCheck(settings.claude, os.environ["PATH"]),
             may_use=lambda _generation, _model, _by: None,
             doubt=lambda generation, _by: self.doubted.append(generation.number),
         )

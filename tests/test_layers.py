@@ -64,7 +64,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("attempt", "proof"),
     ("child_output",),
     ("orders", "reports"),
-    ("containment_choice", "unkillable"),
+    ("containment_choice", "unkillable", "cli_check"),
     ("holding",),
     # what goes out by itself: the question to the API, events to a backend
     ("webhook", "probe"),

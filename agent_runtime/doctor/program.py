@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from agent_runtime import cgroups, containment_choice, linux
 from agent_runtime.api.connections import DESCRIPTORS_KEPT, DESCRIPTORS_PER_SLOT, FEWEST_PLACES, PLACES_BEYOND
-from agent_runtime.binary import Binary
+from agent_runtime.binary import Binary, unfit
 from agent_runtime.cgroup_group import Limits
 from agent_runtime.credential_names import BASE_URL_VARIABLE
 from agent_runtime.delivery import choose
@@ -27,7 +27,7 @@ from agent_runtime.settings import PREFIX
 from agent_runtime.tokens import TokenKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
 
     from agent_runtime.proof import Proof
     from agent_runtime.settings import Settings
@@ -43,22 +43,33 @@ def examine_program(
     proof = None
     try:
         binary = Binary.of(settings.claude, environ.get("PATH"))
+        reason = unfit(settings.claude, environ.get("PATH"))
     except AgentRuntimeError as error:
         yield problem("cli", *_no_cli(settings.claude[0], environ, str(error)))
     else:
-        yield ok("cli", f"found: {binary.files[0]}")
-        try:
-            proof, text = _proof(settings, environ, binary)
-        except AgentRuntimeError as error:
-            advice = (
-                f"run it by hand in this container: {settings.claude[0]} --version; is it for this processor and libc?"
-            )
-            yield problem("proof", str(error), advice)
-        else:
-            yield ok("proof", text)
+        proof = yield from _examine(settings, environ, binary, reason)
     reach = None if proof is None else proof.reach
     choice = choose(settings.token_delivery, TokenKind(kind or TokenKind.OAUTH), reach, in_the_way)
     yield ok("delivery", f"{choice.name}: {choice.reason}")
+
+
+def _examine(
+    settings: Settings, environ: Mapping[str, str], binary: Binary, reason: str | None
+) -> Generator[Finding, None, Proof | None]:
+    """Prove what the CLI does, unless there is a *reason* for which it cannot start."""
+    if reason is not None:
+        advice = f"install it for this processor and C library, or set {PREFIX}CLAUDE to another"
+        yield problem("cli", f"{binary.files[0]} cannot start: {reason}", advice)
+        return None
+    yield ok("cli", f"found: {binary.files[0]}")
+    try:
+        proof, text = _proof(settings, environ, binary)
+    except AgentRuntimeError as error:
+        advice = f"run it by hand in this container: {settings.claude[0]} --version; is it for this processor and libc?"
+        yield problem("proof", str(error), advice)
+        return None
+    yield ok("proof", text)
+    return proof
 
 
 def _no_cli(word: str, environ: Mapping[str, str], error: str) -> tuple[str, str]:
