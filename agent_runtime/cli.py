@@ -116,9 +116,11 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         # Imported here: the other commands start without the web server.
         from agent_runtime.premises import occupied
-        from agent_runtime.service import serve
 
         with occupied(settings, environ, start) as premises:
+            # Not before: a start that is called off while this is imported has ended what an earlier supervisor left.
+            from agent_runtime.service import serve
+
             return serve(settings, environ, premises, start)
     except CalledOff as ended:
         print(f"agent-runtime: {ended}", file=sys.stderr)

@@ -31,7 +31,7 @@ def new_mark(data_dir: Path) -> str:
 
     It tells the data directory and the start of the supervisor, so that the next one knows what was left to it.
     """
-    return f"{_tag(data_dir)}.{_START}.{next(_numbers)}"
+    return f"{tag_of(data_dir)}.{_START}.{next(_numbers)}"
 
 
 def is_of_this_start(mark: str) -> bool:
@@ -41,10 +41,11 @@ def is_of_this_start(mark: str) -> bool:
 
 def is_of_an_earlier_start(mark: str, data_dir: Path) -> bool:
     """Tell whether an earlier supervisor of this data directory made the mark."""
-    return mark.startswith(f"{_tag(data_dir)}.") and not is_of_this_start(mark)
+    return mark.startswith(f"{tag_of(data_dir)}.") and not is_of_this_start(mark)
 
 
-def _tag(data_dir: Path) -> str:
+def tag_of(data_dir: Path) -> str:
+    """Name a data directory in few characters; every mark made for it begins so."""
     status = data_dir.stat()  # two containers that share a PID namespace may give two directories the same path
     return f"{status.st_dev:x}-{status.st_ino:x}"
 

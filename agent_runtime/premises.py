@@ -26,7 +26,8 @@ from agent_runtime.containment_choice import Containment, choose
 from agent_runtime.errors import CannotStart, SettingsInvalid
 from agent_runtime.log import configure
 from agent_runtime.nursery import nursery
-from agent_runtime.process import await_keepers, become_subreaper, new_mark, sweep_leftovers
+from agent_runtime.private_files import remove_leftovers
+from agent_runtime.process import await_keepers, become_subreaper, new_mark, sweep_leftovers, tag_of
 from agent_runtime.redaction import Redactor
 from agent_runtime.settings import PREFIX, unknown_variables
 
@@ -79,7 +80,6 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         data_dir = _data_dir(settings, environ)
         held.enter_context(_locked(data_dir / "lock", f"{PREFIX}DATA_DIR"))
         _directory(settings.config_dir, f"{PREFIX}CONFIG_DIR")
-        held.enter_context(_locked(settings.config_dir / ".agent-runtime.lock", f"{PREFIX}CONFIG_DIR"))
         if not os.path.isdir(settings.workspace):  # noqa: PTH112 - is_dir() raises behind a closed directory
             raise SettingsInvalid(f"{PREFIX}WORKSPACE: {settings.workspace} is no directory; create it or name another")
         _check_child_user(settings)
@@ -93,9 +93,13 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         except OSError as error:
             raise _no_lock(data_dir, f"{PREFIX}DATA_DIR", error) from None
         held.callback(nursery.close)
+        # Not before the processes of an earlier supervisor are gone: they could hold this lock.
+        held.enter_context(_locked(settings.config_dir, f"{PREFIX}CONFIG_DIR"))
         # A supervisor that was killed may have left its children's files, which hold tokens.
         run_dir = data_dir / "run"
         shutil.rmtree(run_dir, ignore_errors=True)
+        remove_leftovers(tag_of(data_dir))
+        held.callback(remove_leftovers, tag_of(data_dir))
         start.go_on()  # not earlier: also who is called off leaves nothing behind of an earlier supervisor
         _passable(_directory(run_dir, f"{PREFIX}DATA_DIR"), settings)
         limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
@@ -154,23 +158,32 @@ def _passable(path: Path, settings: Settings) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path, variable: str) -> Iterator[None]:
-    """Hold a lock that the kernel gives back when this process ends, however it ends."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise CannotStart(
-            f"{variable}: cannot create the lock in {path.parent}: {error.strerror}; {_ANOTHER}"
-        ) from None
+    """
+    Hold a lock that the kernel gives back when this process ends, however it ends.
+
+    Args:
+        path: A file of ours, which is made; or a directory, where children may put what they like in a file's place.
+    """
+    directory = path if path.is_dir() else path.parent
     with contextlib.ExitStack() as held:
+        try:
+            flags = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            text = f"{variable}: cannot create the lock in {directory}: {error.strerror}; {_ANOTHER}"
+            raise CannotStart(text) from None
         held.callback(os.close, descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise CannotStart(
-                f"{variable}: another supervisor uses {path.parent}; stop it, or name another directory"
+                f"{variable}: another supervisor uses {directory}; stop it, or name another directory"
             ) from None
         except OSError as error:
-            raise _no_lock(path.parent, variable, error) from None
+            if not (path.is_dir() and error.errno == errno.EBADF):
+                raise _no_lock(directory, variable, error) from None
+            # NFS locks what can be written to, and no directory can.
+            held.enter_context(_locked(path / ".agent-runtime.lock", variable))
         yield
 
 

@@ -33,6 +33,7 @@ from agent_runtime.living import (
     living,
     new_mark,
     reap_orphans,
+    tag_of,
 )
 from agent_runtime.nursery import NotKept, nursery
 
@@ -63,6 +64,7 @@ __all__ = [
     "reap_orphans",
     "spawn",
     "sweep_leftovers",
+    "tag_of",
 ]
 
 _RAISE_OOM_SCORE_BY = 500

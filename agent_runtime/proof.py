@@ -37,6 +37,7 @@ from agent_runtime.errors import AgentRuntimeError, ErrorClass
 from agent_runtime.evidence import Channel
 from agent_runtime.last_words import LastWords
 from agent_runtime.pipes import Pipes, Wake
+from agent_runtime.private_files import make_directory, write_new
 from agent_runtime.process import Command, new_mark, spawn
 from agent_runtime.task import Task
 from agent_runtime.tokens import OAUTH_PREFIX, Token, TokenKind
@@ -136,7 +137,8 @@ def prove(
         if directory is not None and user is None:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         root = Path(tempfile.mkdtemp(prefix="agent-runtime-proof-", dir=directory if user is None else None))
-        _give(root, user)
+        if user is not None:
+            root.chmod(0o711)  # ours, so that nothing can be planted in it; the CLI's homes in it are the user's
         stage = _Stage(
             root, command, environ, user=user, called_off=called_off, mark=mark, timeout_seconds=timeout_seconds
         )
@@ -248,9 +250,8 @@ class _Stage:
         from agent_runtime.standins.messages_api import serve
 
         with serve(api) as base_url:
-            settings_file = home / "settings-of-the-proof.json"
-            settings_file.write_bytes(cli_command.settings_bytes(kind, delivered, {BASE_URL_VARIABLE: base_url}))
-            _give(settings_file, self._user)
+            settings = cli_command.settings_bytes(kind, delivered, {BASE_URL_VARIABLE: base_url})
+            settings_file = write_new(self._root, f"settings-{home.name}.json", settings, owner_of(self._user))
             task, session = Task(message=PROMPT), cli_command.Session(uuid4())
             words = cli_command.arguments(task, session, settings_file=settings_file, mcp_file=None)
             stdin_bytes = cli_command.stdin_bytes(task, session)
@@ -294,10 +295,7 @@ class _Stage:
             wake.close()
 
     def _home(self, name: str) -> Path:
-        home = self._root / name
-        home.mkdir(mode=0o700)
-        _give(home, self._user)
-        return home
+        return make_directory(self._root, name, owner_of(self._user))
 
 
 class _Run:
@@ -383,8 +381,3 @@ def _made_up() -> Token:
 def _seconds_from(written_at: float, api: MessagesApi, token: Token) -> float | None:
     arrived_at = [request.at for request in api.requests if request.carries(token) and not request.aside]
     return max(0.0, arrived_at[0] - written_at) if arrived_at else None
-
-
-def _give(path: Path, user: str | None) -> None:
-    if owner := owner_of(user):
-        os.chown(path, *owner)

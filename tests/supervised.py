@@ -126,6 +126,11 @@ class Pending:
         return self._response
 
 
+def holding_forever() -> str:
+    """Return a task that does nothing until it is ended."""
+    return json.dumps({"script": [{"do": "init"}, {"do": "hang"}]})
+
+
 def marked_processes(execution_id: str) -> list[psutil.Process]:
     """Find every process that carries an execution's id in its environment; looked for from outside."""
     found = []

@@ -517,9 +517,10 @@ def test_somebody_elses_login_is_told_and_left_alone(patient: Patient, setting: 
 
 def test_a_supervisor_that_runs_here_is_told_and_not_disturbed(patient: Patient) -> None:
     (patient.home / "data" / "lock").touch()
-    with (patient.home / "config" / ".agent-runtime.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        config_dir, data_dir = patient.find("config_dir"), patient.find("data_dir")
+    locked = os.open(patient.home / "config", os.O_RDONLY)
+    fcntl.flock(locked, fcntl.LOCK_EX)
+    config_dir, data_dir = patient.find("config_dir"), patient.find("data_dir")
+    os.close(locked)
 
     assert "in use" in config_dir.text
     assert "in use" not in data_dir.text

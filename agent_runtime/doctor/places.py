@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from agent_runtime.doctor.finding import Machine
     from agent_runtime.settings import Settings
 
-LOCK_NAMES = {"data_dir": "lock", "config_dir": ".agent-runtime.lock"}
+LOCK_NAMES = {"data_dir": "lock", "config_dir": ""}
+"""What is locked in it; the config directory itself is."""
 LITTLE_BYTES = 256 * 1024 * 1024
 LOST_WITH_THE_CONTAINER = {
     "overlay": "the container's own layer",
