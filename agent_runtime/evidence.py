@@ -58,6 +58,9 @@ _STATUSES_BY_WORD: dict[str | None, set[int | None]] = {
 }
 """What a frame without a status may be about. Source: how Claude Code 2.1.30 to 2.1.332 words an answer of the API."""
 
+_SAID_WITHOUT_ASKING = frozenset({"authentication_failed", "oauth_org_not_allowed"})
+"""What the CLI says also before it has asked anybody: "Not logged in"."""
+
 _SAME_LENGTH = 60
 
 QUOTES_NEWLINES_SINCE = (2, 1, 114)
@@ -301,7 +304,8 @@ class Witness:
             return error
         statuses = {error.status}
         if error.status is None:
-            statuses = set() if self._told_aside else _STATUSES_BY_WORD.get(error.word, set())
+            is_in_doubt = self._told_aside and error.word in _SAID_WITHOUT_ASKING
+            statuses = set() if is_in_doubt else _STATUSES_BY_WORD.get(error.word, set())
         if told.status not in statuses or not _say_the_same(error.message, told.message):
             return error
         return replace(

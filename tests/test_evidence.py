@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ import msgspec
 import pytest
 
 from agent_runtime.errors import ErrorClass
-from agent_runtime.evidence import Channel, Sighting, Witness
+from agent_runtime.evidence import Witness
 from agent_runtime.evidence_matching import ApiError
 from agent_runtime.evidence_rules import RULES, UNEXPLAINED, rule_for
 from agent_runtime.frame_repair import read
 from agent_runtime.frames import Frame
+from tests.support.told import NOW, STOPPED, TIME, Story, entry, failed_result, frame, retry, synthetic, tell
 
 HERE = Path(__file__).parent
 RECORDED = HERE / "recorded"
@@ -24,71 +24,10 @@ CORPUS = HERE.parent.parent / "shared" / "corpus" / "lines.jsonl"
 BODY_401 = (
     '{"type":"error","error":{"type":"authentication_error","message":"Invalid bearer token"},"request_id":"req"}'
 )
-TIME = "2026-01-01T00:00:10.000Z"
 ENTRY_401 = f"{TIME} [ERROR] API error (attempt 1/11): 401 401 {BODY_401}"
 OLD_ENTRY_401 = f"[ERROR] Error streaming, falling back to non-streaming mode: 401 {BODY_401}"
 REGAIN = "regain access on 2026-10-02 at 00:00 UTC."
-NOW = datetime(2026, 9, 30, 10, 0, 30, tzinfo=UTC).timestamp()
 MCP_ENTRY = '2026-01-01T00:00:09.000Z [ERROR] MCP server "x" Server stderr: starting'
-
-
-STOPPED = {"auth", "billing"}
-"""The classes for which an attempt is stopped at the first line."""
-
-
-# -- reading lines the way an attempt does
-
-
-@dataclass
-class Story:
-    """What a witness made of some lines."""
-
-    last: Sighting | None = None
-    evidence: Sighting | None = None
-
-    @property
-    def error_class(self) -> str | None:
-        return self.last.error_class.value if self.last else None
-
-
-def tell(*lines: tuple[str, str | bytes], witness: Witness | None = None) -> Story:
-    witness = witness or Witness(lambda: NOW)
-    story = Story()
-    for stream, line in lines:
-        data = line.encode() if isinstance(line, str) else line
-        if stream.startswith("stderr"):
-            sighting = witness.stderr(data, finished=stream != "stderr, unfinished")
-        else:
-            frame = read(data)
-            sighting = witness.stdout(frame) if frame is not None else None
-        if sighting is not None:
-            assert sighting.channel is Channel(stream.partition(",")[0])
-            story.last = sighting.or_sharper(story.last)
-            if sighting.is_evidence and story.evidence is None:
-                story.evidence = sighting
-    return story
-
-
-def frame(**fields: Any) -> tuple[str, str]:
-    return "stdout", json.dumps(fields)
-
-
-def synthetic(text: str, error: str | None, **fields: Any) -> tuple[str, str]:
-    content = [{"type": "text", "text": text}]
-    return frame(type="assistant", message={"model": "<synthetic>", "content": content}, error=error, **fields)
-
-
-def failed_result(text: str, **fields: Any) -> tuple[str, str]:
-    return frame(type="result", subtype="success", is_error=True, result=text, **fields)
-
-
-def entry(status: int, kind: str, message: str) -> tuple[str, str]:
-    body = json.dumps({"type": "error", "error": {"type": kind, "message": message}, "request_id": "req"})
-    return "stderr", f"{TIME} [ERROR] API error (attempt 1/11): {status} {status} {body}"
-
-
-def retry(status: int | None, word: str, **fields: Any) -> tuple[str, str]:
-    return frame(type="system", subtype="api_retry", attempt=1, error_status=status, error=word, **fields)
 
 
 # -- what was recorded

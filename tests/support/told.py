@@ -1,0 +1,83 @@
+"""Lines as the CLI prints them, read the way an attempt reads them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from agent_runtime.evidence import Channel, Sighting, Witness
+from agent_runtime.frame_repair import read
+
+TIME = "2026-01-01T00:00:10.000Z"
+NOW = datetime(2026, 9, 30, 10, 0, 30, tzinfo=UTC).timestamp()
+STOPPED = {"auth", "billing"}
+"""The classes for which an attempt is stopped at the first line."""
+
+
+@dataclass
+class Story:
+    """What a witness made of some lines."""
+
+    last: Sighting | None = None
+    evidence: Sighting | None = None
+
+    @property
+    def error_class(self) -> str | None:
+        return self.last.error_class.value if self.last else None
+
+
+def tell(*lines: tuple[str, str | bytes], witness: Witness | None = None) -> Story:
+    witness = witness or Witness(lambda: NOW)
+    story = Story()
+    for stream, line in lines:
+        data = line.encode() if isinstance(line, str) else line
+        if stream.startswith("stderr"):
+            sighting = witness.stderr(data, finished=stream != "stderr, unfinished")
+        else:
+            frame = read(data)
+            sighting = witness.stdout(frame) if frame is not None else None
+        if sighting is not None:
+            assert sighting.channel is Channel(stream.partition(",")[0])
+            story.last = sighting.or_sharper(story.last)
+            if sighting.is_evidence and story.evidence is None:
+                story.evidence = sighting
+    return story
+
+
+def frame(**fields: Any) -> tuple[str, str]:
+    return "stdout", json.dumps(fields)
+
+
+def synthetic(text: str, error: str | None, **fields: Any) -> tuple[str, str]:
+    content = [{"type": "text", "text": text}]
+    return frame(type="assistant", message={"model": "<synthetic>", "content": content}, error=error, **fields)
+
+
+def failed_result(text: str, **fields: Any) -> tuple[str, str]:
+    return frame(type="result", subtype="success", is_error=True, result=text, **fields)
+
+
+def entry(status: int, kind: str, message: str) -> tuple[str, str]:
+    """Report an answer in the API's own form."""
+    return answered(status, {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req"})
+
+
+def answered(status: int, body: object) -> tuple[str, str]:
+    """Report an answer, as every version does on stderr; a body that is no text is JSON."""
+    text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
+    return "stderr", f"{TIME} [ERROR] API error (attempt 1/11): {status} {status} {text}"
+
+
+def init(model: str = "claude-sonnet-5-5") -> tuple[str, str]:
+    return frame(type="system", subtype="init", model=model, claude_code_version="2.1.332")
+
+
+def spoken(model: str = "claude-sonnet-5-5") -> tuple[str, str]:
+    """Let the run's model say something."""
+    return frame(type="assistant", message={"model": model, "content": []})
+
+
+def retry(status: int | None, word: str, **fields: Any) -> tuple[str, str]:
+    return frame(type="system", subtype="api_retry", attempt=1, error_status=status, error=word, **fields)
