@@ -31,6 +31,7 @@ from agent_runtime.private_files import PrivateFiles
 from agent_runtime.process import Command
 from agent_runtime.reports import Answered, Progress, Reached, Report, Spawned, Stopping
 from agent_runtime.session_faults import is_session_fault
+from agent_runtime.slash_commands import is_bare_command
 from agent_runtime.state import StopReason, TokenTrouble
 from agent_runtime.verdict import Ending
 
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
     from agent_runtime.store.transcripts import TranscriptWriter
 
 log = logging.getLogger(__name__)
-
-LINGER_SECONDS = 5.0
-"""How long a CLI that has said its last word may stay: it may hang after ``result`` (anthropics/claude-code issues)."""
 
 SWEEP_SECONDS = 5.0
 CATCH_UP_SECONDS = 0.25
@@ -94,7 +92,6 @@ class Attempt:
         self._at_once = False
         self._killed = False
         self._give_up_at = math.inf
-        self._heard_at = 0.0
         self._report = Report(started_at=time.time(), tally=self._output.tally)
         self._deadlines = Deadlines(
             Patience.of(surroundings.settings), spawned_at=time.monotonic(), total_at=order.total_at
@@ -178,6 +175,7 @@ class Attempt:
             execution_id=order.execution_id,
             config_dir=settings.config_dir,
             delivered=delivered.variables,
+            background_seconds=settings.background_timeout or settings.timeout,
             as_root=settings.child_user is None and os.geteuid() == 0,
             trace=order.task.trace,
         )
@@ -212,7 +210,6 @@ class Attempt:
             on_lines=self._lines,
             on_quiet=self._output.unfinished,
         )
-        self._heard_at = time.monotonic()
         while not pipes.leader_gone and time.monotonic() < self._give_up_at:
             asked = time.monotonic()
             patience = max(0.0, self._next_moment() - asked)
@@ -233,10 +230,7 @@ class Attempt:
             return self._give_up_at
         if self._kill_at < math.inf:
             return self._kill_at
-        moment, _ = self._deadlines.next
-        if self._report.tally.is_over:
-            moment = min(moment, self._heard_at + LINGER_SECONDS)
-        return moment
+        return self._deadlines.next[0]
 
     def _act(self, now: float) -> None:
         """Do what the time, or somebody's wish, calls for."""
@@ -248,9 +242,7 @@ class Attempt:
             return
         if self._reason is None:
             moment, reason = self._deadlines.next
-            if self._report.tally.is_over and now >= self._heard_at + LINGER_SECONDS:
-                self._reason_for(StopReason.LINGERED)
-            elif now >= moment:
+            if now >= moment:
                 self._reason_for(reason)
         if self._reason is not None:
             self._interrupt()
@@ -265,8 +257,9 @@ class Attempt:
         child = self._child
         if child is None or self._kill_at < math.inf:
             return None
+        self._report.background_ended = self._report.tally.has_more_to_come
+        self._report.tally.answer.is_leaving = True
         child.interrupt()
-        self._output.is_leaving = True
         signalled_at = self._report.signalled_at = time.monotonic()
         self._kill_at = signalled_at + self._around.settings.stop_grace
         child.remember_descendants()
@@ -287,15 +280,18 @@ class Attempt:
         if channel is Channel.STDERR:
             output.stderr(lines, read_at)
             return
-        self._heard_at = read_at
         has_grown = output.stdout(lines, read_at)
-        self._deadlines.tools_open(output.tally.open_tools)
+        self._deadlines.stage_seen(output.tally.stage, output.tally.open_tools, read_at)
         if has_grown:
             self._tell(Progress())
 
     def _sign(self, sign: Sign, read_at: float) -> None:
-        if sign is Sign.MODEL:
-            self._model_seen(read_at)
+        if sign is Sign.MODEL or sign is Sign.STREAM:
+            self._model_seen(read_at, begins=sign is Sign.MODEL)
+        elif sign is Sign.TASK:
+            self._deadlines.model_seen(read_at)
+        elif sign is Sign.LOG:
+            self._deadlines.start_seen(read_at)
         elif sign is Sign.INIT:
             self._deadlines.init_seen(read_at)
             mode = self._output.tally.permission_mode
@@ -304,19 +300,19 @@ class Attempt:
                 self._reason_for(StopReason.PERMISSION_MODE)
                 self._interrupt()
         else:
-            self._heard_at = read_at
             self._deadlines.life_seen(read_at)
 
-    def _model_seen(self, read_at: float) -> None:
-        # The model goes on: what the API said before is over.
-        self._last_error = None
-        self._report.session_refused = False
+    def _model_seen(self, read_at: float, *, begins: bool) -> None:
+        if begins or (self._last_error is not None and not self._last_error.is_final):
+            # The model goes on: what the API said before is over. Not so where the CLI has given up a message, whose
+            # last events come after that.
+            self._last_error = None
+            self._report.session_refused = False
         if self._holding is not None:
             generation, since = self._holding.charged(read_at)
             if generation.number != self._answered:
                 self._answered = generation.number
                 self._tell(Answered(generation, since))
-        self._heard_at = read_at
         self._deadlines.model_seen(read_at)
 
     def _sighted(self, sighting: Sighting, data: bytes, read_at: float) -> None:
@@ -381,9 +377,15 @@ class Attempt:
             self._report.tally.redact(self._around.redactor.redact_text)
             # Not at the evidence: stderr is read first, so the frame of the tool that forged it may come later.
             self._report.used_tool = output.used_tool
+            task, answer = self._order.task, self._report.tally.answer
+            is_own_command = self._order.session.prompt is None and is_bare_command(task) and answer.is_without_model
+            if self._report.signalled_at is None:
+                self._report.background_ended = self._report.tally.has_more_to_come
             self._report.ending = Ending(
                 exit_code=ended.code if ended is not None else None,
                 result=self._report.tally.result,
+                is_command=is_own_command,
+                hook=self._report.tally.hook,
                 stop_reason=self._reason,
                 last_error=self._last_error,
                 evidence=self._evidence,

@@ -12,7 +12,7 @@ import msgspec
 from agent_runtime import command as cli_command
 from agent_runtime.evidence import Channel, Witness
 from agent_runtime.frame_repair import pieces, read
-from agent_runtime.frames import decode, is_partial, is_utf8, may_be_partial
+from agent_runtime.frames import decode, decode_partial, is_partial, is_utf8, may_be_partial
 from agent_runtime.framing import CutLine
 from agent_runtime.last_words import LastWords
 from agent_runtime.session_faults import cannot_resume
@@ -38,9 +38,15 @@ class Sign(Enum):
     """A sign of life of the child."""
 
     MODEL = "model"
-    """The model answers: a partial message, or a frame of its own."""
+    """The model begins to answer, or has answered: what the API said before is over."""
+    STREAM = "stream"
+    """The model goes on with what it has begun."""
     INIT = "init"
     """The CLI has told its session, its version and its permission mode."""
+    TASK = "task"
+    """The CLI has begun a task, a sub-agent too, which it may do before it tells its session."""
+    LOG = "log"
+    """Lines of the CLI's debug log that say nothing else."""
     OTHER = "other"
     """Any other frame, or a line about an API error."""
 
@@ -62,7 +68,6 @@ class ChildOutput:
         unknown_session: The CLI did not know the session it was told to resume.
         lost_a_tool: The result of a tool looks as if a process of it had been killed by SIGKILL.
         unreadable_session: It could not read that session.
-        is_leaving: The child was told to end: what it says of that is no news.
     """
 
     def __init__(
@@ -79,7 +84,6 @@ class ChildOutput:
         self.unknown_session = False
         self.lost_a_tool = False
         self.unreadable_session = False
-        self.is_leaving = False
         self._transcript = transcript
         self._redactor = redactor
         self._keep_partial = keep_partial
@@ -88,7 +92,7 @@ class ChildOutput:
         self._witness = Witness(time.time)
         self._last_words = LastWords()
         self._result_is_new = False
-        self._model_told_at = 0.0
+        self._model_told: tuple[Sign, float] | None = None
         self._has_cut_frame = False
 
     @property
@@ -102,6 +106,7 @@ class ChildOutput:
         """Look through lines of stderr."""
         for line in lines:
             self._stderr_line(line.removesuffix(b"\n"), read_at)
+        self._on_sign(Sign.LOG, read_at)
 
     def _stderr_line(self, data: bytes, read_at: float) -> None:
         if sighting := self._witness.stderr(data):
@@ -129,7 +134,7 @@ class ChildOutput:
         is_as_it_came = True
         for line in lines:
             if some_are_partial and is_partial(line):
-                self._model_seen(read_at)
+                self._partial(line, read_at)
                 if not self._keep_partial:
                     is_as_it_came = False
                     continue
@@ -177,31 +182,37 @@ class ChildOutput:
         if not is_quoted and (sighting := self._witness.stdout(frame)):
             self._tell_error(sighting, line[:EVIDENCE_LINE_BYTES].removesuffix(b"\n"), read_at)
         tally = self.tally
-        if frame.type == "result" and tally.result is not None and self.is_leaving:
-            return  # told to leave after its last word, the CLI says that it was interrupted: that is no news
-        had_init, model_frames = tally.has_init, tally.model_frames
+        had_init, model_frames, result = tally.has_init, tally.model_frames, tally.result
         tally.add(frame)
         if frame.type == "user" and any(sign in line for sign in _SIGNS_OF_SIGKILL):
             self.lost_a_tool = True
         if frame.type == "result":
-            self._result_is_new = True
+            self._result_is_new = tally.result is not result
             text = frame.result_text or ""
             self.unknown_session |= cli_command.missing_session(text)
             self.unreadable_session |= not tally.has_init and cannot_resume(text)
         if tally.model_frames > model_frames:
-            self._model_seen(read_at)
+            self._model_seen(Sign.MODEL, read_at)
         elif tally.has_init and not had_init:
             self._on_sign(Sign.INIT, read_at)
+        elif frame.began_task_id is not None:
+            self._on_sign(Sign.TASK, read_at)
         else:
             self._on_sign(Sign.OTHER, read_at)
 
-    def _model_seen(self, read_at: float) -> None:
-        if read_at != self._model_told_at:  # else it is one of many frames that came together
-            self._model_told_at = read_at
-            self._on_sign(Sign.MODEL, read_at)
+    def _partial(self, line: bytes, read_at: float) -> None:
+        partial = decode_partial(line)
+        self.tally.answer.partial(partial)
+        begins = partial is not None and partial.event.type == "message_start"
+        self._model_seen(Sign.MODEL if begins else Sign.STREAM, read_at)
+
+    def _model_seen(self, sign: Sign, read_at: float) -> None:
+        if (sign, read_at) != self._model_told:  # else it is one of many frames that came together
+            self._model_told = sign, read_at
+            self._on_sign(sign, read_at)
 
     def _tell_error(self, sighting: Sighting, line: bytes, read_at: float) -> None:
-        self._model_told_at = 0.0  # what the model says after it is news
+        self._model_told = None  # what the model says after it is news
         self._on_error(sighting, line, read_at)
 
     def _text(self, text: bytes) -> bytes:

@@ -10,6 +10,7 @@ Source: Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114 and 2.1.330, measured again
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from typing import TYPE_CHECKING
@@ -45,6 +46,12 @@ _FIXED_ARGUMENTS = (
     "--dangerously-skip-permissions",
 )
 
+BACKGROUND_CEILING_VARIABLE = "CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS"
+"""How long the CLI itself waits for work in the background after a ``result``, in milliseconds."""
+
+_CEILING_MARGIN_SECONDS = 30.0
+"""So much longer than we wait: what is ended by us is told as such."""
+
 _FIXED_ENVIRONMENT = {
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "DISABLE_AUTOUPDATER": "1",
@@ -65,11 +72,13 @@ class Session(msgspec.Struct, frozen=True):
     Attributes:
         resumes: Continue the session of that id instead of beginning it.
         prompt: What is said in it; None: the task's message.
+        as_text: The task's message begins with a slash, but is not meant for the CLI: a blank is put in front.
     """
 
     session_id: UUID
     resumes: bool = False
     prompt: str | None = None
+    as_text: bool = False
 
 
 def resolve(command: tuple[str, ...], search_path: str | None) -> tuple[str, ...]:
@@ -116,9 +125,10 @@ def stdin_bytes(task: Task, session: Session) -> bytes:
     """Build what the CLI reads: the prompt as it is, or one user frame where there are images."""
     if session.prompt is not None:
         return session.prompt.encode()
+    message = f" {task.message}" if session.as_text else task.message
     if not task.images:
-        return task.message.encode()
-    content: list[dict[str, object]] = [{"type": "text", "text": task.message}]
+        return message.encode()
+    content: list[dict[str, object]] = [{"type": "text", "text": message}]
     content += [
         {"type": "image", "source": {"type": "base64", "media_type": image.media_type, "data": image.data}}
         for image in task.images
@@ -133,6 +143,7 @@ def environment(
     config_dir: Path,
     delivered: Mapping[str, str],
     as_root: bool,
+    background_seconds: float | None = None,
     trace: TraceContext | None = None,
 ) -> dict[str, str]:
     """
@@ -140,6 +151,7 @@ def environment(
 
     Args:
         delivered: Variables that carry the token.
+        background_seconds: How long work in the background may go on after a result; None: as the CLI has it.
         trace: What the task belongs to; the supervisor's own where it belongs to none.
         as_root: The CLI refuses ``--dangerously-skip-permissions`` as root unless ``IS_SANDBOX=1``.
     """
@@ -151,6 +163,8 @@ def environment(
     kept.update(_FIXED_ENVIRONMENT)
     if as_root:
         kept["IS_SANDBOX"] = "1"
+    if background_seconds is not None:
+        kept[BACKGROUND_CEILING_VARIABLE] = str(math.ceil((background_seconds + _CEILING_MARGIN_SECONDS) * 1000))
     kept["CLAUDE_CONFIG_DIR"] = str(config_dir)
     kept[EXECUTION_ID_VARIABLE] = execution_id
     if trace is not None:

@@ -119,6 +119,9 @@ class Course:
                     return self._session_unknown()
                 if execution.wish is None and self._begins_anew(trouble, report):
                     continue
+            if plan.next.prompt is None and execution.wish is None and execution.was_swallowed(report):
+                plan.begin_anew()
+                continue
             if not _is_about_token(report, final):
                 return final
             generation = report.generation or desk.current

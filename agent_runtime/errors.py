@@ -52,6 +52,8 @@ class ErrorClass(StrEnum):
     STALLED = "stalled"
     MAX_TURNS = "max_turns"
     MAX_OUTPUT = "max_output"
+    MAX_BUDGET = "max_budget"
+    SCHEMA = "schema"
     MODEL = "model"
     INVALID_REQUEST = "invalid_request"
     SIGNAL = "signal"
@@ -83,6 +85,8 @@ STATUS_BY_CLASS: dict[ErrorClass, int] = {
     ErrorClass.STALLED: 504,
     ErrorClass.MAX_TURNS: 422,
     ErrorClass.MAX_OUTPUT: 422,
+    ErrorClass.MAX_BUDGET: 422,
+    ErrorClass.SCHEMA: 422,
     ErrorClass.MODEL: 400,
     ErrorClass.INVALID_REQUEST: 400,
     ErrorClass.SIGNAL: 500,

@@ -10,6 +10,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING, TypeVar
 
+from msgspec.structs import replace
+
 from agent_runtime.attempt import Attempt
 from agent_runtime.change import Change
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed, TokenLimited, plain_detail
@@ -25,6 +27,7 @@ from agent_runtime.model import (
 )
 from agent_runtime.orders import Order
 from agent_runtime.reports import Answered, Progress, Reached, Report, Spawned, Stopping, measure
+from agent_runtime.slash_commands import has_text_behind, would_change_something
 from agent_runtime.state import Event, Outcome, Phase, StopReason, transition
 from agent_runtime.verdict import Verdict, again, limit_sentence, verdict
 
@@ -106,6 +109,10 @@ class Execution:
             created_at=time.time(),
             metadata=Metadata(context_window=context_window_of(task.model)),
         )
+        settings = surroundings.settings
+        metadata = self.record.metadata
+        if self.record.request_digest != task.digest:  # else it is the same message, which may have been swallowed
+            metadata.sent_as_text = would_change_something(task, settings.workspace, settings.config_dir)
         if previous is not None:
             self._begin_again(previous)
         if session.prompt is None:
@@ -221,7 +228,7 @@ class Execution:
         order = Order(
             execution_id=self.execution_id,
             task=self.task,
-            session=session,
+            session=replace(session, as_text=self.record.metadata.sent_as_text),
             mark=self._next_mark(),
             total_at=self.total_at,
         )
@@ -311,7 +318,7 @@ class Execution:
             self._note_session(session_id)
         if tally.has_progress or session.prompt is None:
             record.resumable = tally.has_progress
-        self.result_text = tally.result.text if tally.result is not None else None
+        self.result_text = tally.answer_text
         self.result_line = report.result_line or self.result_line
         if report.pid is not None:
             attempt = record.attempts[-1]
@@ -338,6 +345,8 @@ class Execution:
         metadata.context_window = tally.context_window or metadata.context_window
         metadata.compact_events = [*metadata.compact_events, *tally.compact_events][:COMPACT_EVENTS_KEPT]
         metadata.background_tasks_pending_at_exit = tally.background_tasks
+        metadata.background_ended = report.background_ended
+        metadata.stop_reason = tally.answer.stop_reason or metadata.stop_reason
         if (usage := tally.usage) is not None:
             metadata.input_tokens += _count(usage.input_tokens)
             metadata.output_tokens += _count(usage.output_tokens)
@@ -348,6 +357,18 @@ class Execution:
     def give_up_session(self) -> None:
         """Note that nobody can go on in its session."""
         self.record.resumable = False
+
+    def was_swallowed(self, report: Report) -> bool:
+        """
+        Whether the CLI took the message for a command of its own, and answered it itself though it has more to say.
+
+        If so, the next attempt sends it as text.
+        """
+        metadata, answer = self.record.metadata, report.tally.answer
+        if metadata.sent_as_text or not (answer.is_without_model and has_text_behind(self.task)):
+            return False
+        metadata.sent_as_text = True
+        return True
 
     def _note_session(self, session_id: str | None) -> None:
         self.record.session_id = self.record.metadata.session_id = session_id

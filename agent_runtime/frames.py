@@ -12,8 +12,12 @@ Source: frames of Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SYNTHETIC_MODEL = "<synthetic>"
 """The model name of assistant frames that the CLI writes itself, not the API."""
@@ -71,9 +75,17 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """The ``message`` of an assistant or user frame."""
+    """
+    The ``message`` of an assistant or user frame.
 
+    Attributes:
+        id: Equal for all frames of one message: each carries one of its blocks.
+        stop_reason: Why the model ended it; known only where a frame comes after the message's end, which is rare.
+    """
+
+    id: str | None = None
     model: str | None = None
+    stop_reason: str | None = None
     content: list[ContentBlock] | str | None = None
     usage: Usage | None = None
 
@@ -118,6 +130,12 @@ class CompactMetadata(msgspec.Struct, frozen=True, gc=False):
     duration_ms: float | None = None
 
 
+class Origin(msgspec.Struct, frozen=True, gc=False):
+    """Where the prompt of the turn came from that a ``result`` ends; 2.1.197, not yet 2.1.114."""
+
+    kind: str | None = None
+
+
 class TaskPatch(msgspec.Struct, frozen=True, gc=False):
     """What ``system/task_updated`` says has changed."""
 
@@ -136,7 +154,11 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
         error: Of ``api_retry`` and of an assistant frame that the CLI wrote itself: the CLI's word for what failed.
         api_error: Of such a frame and of ``result``: a finer word, since 2.1.3xx.
         tasks: Of ``background_tasks_changed``: everything that is pending; 2.1.330, not yet 2.1.114.
+        stop_reason: Of ``result``: why the model ended its last message; 2.1.114, not yet 2.1.30.
+        terminal_reason: Of ``result``: why the CLI ended the run; 2.1.114, not yet 2.1.30.
+        origin: Of ``result``: None: the caller's prompt.
         task_id: Of ``task_started``, ``task_updated``, ``task_notification``; since 2.1.114, not yet 2.1.30.
+        ambient: Of ``task_notification``: the model is not told of it; 2.1.332.
     """
 
     type: str = ""
@@ -158,12 +180,19 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     api_error_code: str | None = None
     # assistant, user
     message: Message | None = None
+    # system/hook_started, hook_progress, hook_response
+    hook_id: str | None = None
+    hook_name: str | None = None
     # result
     is_error: bool | None = None
     result: str | None = None
     errors: list[str] | None = None
     num_turns: int | None = None
     duration_ms: float | None = None
+    duration_api_ms: float | None = None
+    stop_reason: str | None = None
+    terminal_reason: str | None = None
+    origin: Origin | None = None
     total_cost_usd: float | None = None
     model_usage: dict[str, ModelUsage] | None = msgspec.field(default=None, name="modelUsage")
     # rate_limit_event
@@ -175,6 +204,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     # system/task_started, task_updated, task_notification
     task_id: str | None = None
     patch: TaskPatch | None = None
+    ambient: bool | None = None
 
     @property
     def blocks(self) -> list[ContentBlock]:
@@ -186,8 +216,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
         """All text of the message, one block after another."""
         if self.message is not None and isinstance(self.message.content, str):
             return self.message.content
-        texts = (_string(block.text) for block in self.blocks if block.type == "text")
-        return "\n".join(text for text in texts if text)
+        return text_of(self.blocks)
 
     @property
     def result_text(self) -> str | None:
@@ -221,6 +250,12 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
             return self.task_id
         ended = self.patch is not None and self.patch.status in _ENDED
         return self.task_id if self.subtype == "task_updated" and ended else None
+
+
+def text_of(blocks: Iterable[ContentBlock]) -> str:
+    """Return the text of all blocks that are text, one after another."""
+    texts = (_string(block.text) for block in blocks if block.type == "text")
+    return "\n".join(text for text in texts if text)
 
 
 class _Delta(msgspec.Struct, gc=False):

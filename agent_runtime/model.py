@@ -156,6 +156,9 @@ class Metadata(msgspec.Struct, kw_only=True):
         session_id: As in the record.
         compact_events: The first 100.
         background_tasks_pending_at_exit: Tasks the last process had not ended when it ended itself.
+        stop_reason: Why the model ended its last message, in the API's words: ``max_tokens`` for an answer that is cut.
+        sent_as_text: The CLI took the message for one of its own commands, or would have, so it was sent as plain text.
+        background_ended: There was an answer, and what still went on in the background was ended.
         attempts: How many processes it took.
         resumes: How often it went on in a later one.
         session_restarted: A session that could not be used any more was given up for a new one.
@@ -178,6 +181,9 @@ class Metadata(msgspec.Struct, kw_only=True):
     model_name: str | None = None
     token_generation: int | None = None
     token_fingerprint: str | None = None
+    stop_reason: str | None = None
+    sent_as_text: bool = False
+    background_ended: bool = False
     attempts: int = 0
     resumes: int = 0
     session_restarted: bool = False

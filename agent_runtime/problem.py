@@ -23,6 +23,8 @@ TITLES: dict[ErrorClass, str] = {
     ErrorClass.STALLED: "No progress",
     ErrorClass.MAX_TURNS: "Too many turns",
     ErrorClass.MAX_OUTPUT: "Output too long",
+    ErrorClass.MAX_BUDGET: "Budget spent",
+    ErrorClass.SCHEMA: "Schema not met",
     ErrorClass.MODEL: "Model not usable",
     ErrorClass.INVALID_REQUEST: "Invalid request",
     ErrorClass.SIGNAL: "Killed by a signal",

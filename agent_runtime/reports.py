@@ -72,6 +72,7 @@ class Report(msgspec.Struct):
         error: Why there was no child at all.
         ending: What the verdict is reached from; None where there was no child.
         used_tool: Whether the model has, or may have, called a tool: from then on what is seen may be forged.
+        background_ended: There was a result, and what went on in the background was ended.
         unknown_session: The CLI did not know the session it was told to resume.
         session_refused: The API refused the session's history, or the CLI cannot read it, and nothing came after that.
         signalled_at: When the child was first told to end, monotonic seconds.
@@ -89,6 +90,7 @@ class Report(msgspec.Struct):
     evidence: EvidenceRecord | None = None
     tally: Tally = msgspec.field(default_factory=Tally)
     used_tool: bool = False
+    background_ended: bool = False
     unknown_session: bool = False
     session_refused: bool = False
     signalled_at: float | None = None

@@ -204,6 +204,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     first_message_timeout: float = _setting(_seconds, "from init to the model's first sign; 0 turns it off", 300.0)
     idle_timeout: float = _setting(_seconds, "without a sign of life, no tool open; 0 turns it off", 600.0)
     tool_timeout: float = _setting(_seconds, "without a sign of life, a tool open; 0 turns it off", 1800.0)
+    background_timeout: float = _setting(
+        _seconds, "how long work in the background may go on after a result; 0 turns it off", 600.0
+    )
     stop_grace: float = _setting(_seconds, "from the polite signal to SIGKILL", 3.0)
     drain_timeout: float = _setting(_seconds, "how long running executions may finish at shutdown", 25.0)
     park: float | None = _setting(

@@ -71,6 +71,7 @@ class StopReason(StrEnum):
     TOOL_TIMEOUT = "tool_timeout"
     PERMISSION_MODE = "permission_mode"
     SHUTDOWN = "shutdown"
+    BACKGROUND_TIMEOUT = "background_timeout"
     LINGERED = "lingered"
 
 
@@ -120,4 +121,7 @@ CLASS_BY_STOP: dict[StopReason, ErrorClass] = {
     StopReason.SHUTDOWN: ErrorClass.INTERRUPTED,
     **dict.fromkeys(STALLS, ErrorClass.STALLED),
 }
-"""What a stop means for the caller, where the API's last error does not say more. ``lingered`` means nothing."""
+"""
+What a stop means for the caller, where the API's last error does not say more. ``lingered`` and ``background_timeout``
+mean nothing: there is a result.
+"""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
-
 from agent_runtime.frames import SYNTHETIC_MODEL, CompactMetadata
 from agent_runtime.model import COMPACT_EVENTS_KEPT, LONG_CONTEXT_MARK, LONG_CONTEXT_WINDOW, CompactEvent
-from agent_runtime.verdict import Result
+from agent_runtime.run_answer import RunAnswer, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.frames import Frame, ModelUsage, Usage
+    from agent_runtime.verdict import Result
+
+_HOOKS_KEPT = 100
 
 
 class Tally:
@@ -39,11 +40,12 @@ class Tally:
         self.tool_count = 0
         self.tool_results = 0
         self.compact_events: list[CompactEvent] = []
-        self.result: Result | None = None
+        self.answer = RunAnswer()
         self.has_init = False
         self.model_frames = 0
         self._open_tools: set[str] = set()
         self._background_tasks: set[str] = set()
+        self._hooks: dict[str, str] = {}
 
     @property
     def open_tools(self) -> int:
@@ -61,9 +63,29 @@ class Tally:
         return self.model_frames > 0 or self.tool_results > 0
 
     @property
-    def is_over(self) -> bool:
-        """Whether the CLI has said its last word: a ``result``, and nothing it started in the background is pending."""
-        return self.result is not None and not self._background_tasks
+    def result(self) -> Result | None:
+        """The last result; of those that answer the prompt, where there is one."""
+        return self.answer.last_result
+
+    @property
+    def answer_text(self) -> str | None:
+        """What a caller is answered."""
+        return self.result.text if self.result is not None and not self.result.is_error else None
+
+    @property
+    def stage(self) -> Stage:
+        """How far the run is."""
+        return self.answer.stage(tasks_pending=bool(self._background_tasks))
+
+    @property
+    def has_more_to_come(self) -> bool:
+        """Whether the run has been answered and yet goes on."""
+        return self.answer.result is not None and self.stage is not Stage.OVER
+
+    @property
+    def hook(self) -> str | None:
+        """The name of a hook that has begun and not ended."""
+        return next(reversed(self._hooks.values()), None)
 
     def add(self, frame: Frame) -> None:
         """Take one frame into account."""
@@ -74,6 +96,7 @@ class Tally:
         elif frame.type == "system":
             self._system(frame)
         elif frame.type == "user":
+            self.answer.user(frame)
             for block in frame.blocks:
                 if block.type == "tool_result" and block.tool_use_id:
                     self.tool_results += 1
@@ -90,8 +113,7 @@ class Tally:
 
         self.session_id, self.model_name = clean(self.session_id), clean(self.model_name)
         self.cli_version = clean(self.cli_version)
-        if self.result is not None:
-            self.result = replace(self.result, text=clean(self.result.text))
+        self.answer.redact(clean)
 
     def _system(self, frame: Frame) -> None:
         if frame.subtype == "init":
@@ -101,8 +123,7 @@ class Tally:
             self.model_name = frame.model or self.model_name
             if LONG_CONTEXT_MARK in (frame.model or "").lower():
                 self.context_window = self.context_window or LONG_CONTEXT_WINDOW
-            # A background task that ends makes the CLI start another segment, with an init of its own.
-            self.result = None
+            self.answer.init()
         elif frame.subtype == "compact_boundary":
             if len(self.compact_events) < COMPACT_EVENTS_KEPT:
                 self.compact_events.append(_compact_event(frame.compact_metadata or CompactMetadata()))
@@ -110,14 +131,22 @@ class Tally:
             self._background_tasks = set(frame.background_task_ids)
         elif frame.began_task_id is not None:
             self._background_tasks.add(frame.began_task_id)
+            self.answer.task_began()
         elif frame.ended_task_id is not None:
             self._background_tasks.discard(frame.ended_task_id)
+            if frame.subtype == "task_notification" and not frame.ambient:
+                self.answer.task_told()
+        elif frame.subtype == "hook_started" and len(self._hooks) < _HOOKS_KEPT:
+            self._hooks[frame.hook_id or ""] = frame.hook_name or "unknown"
+        elif frame.subtype == "hook_response":
+            self._hooks.pop(frame.hook_id or "", None)
 
     def _assistant(self, frame: Frame) -> None:
         message = frame.message
         if message is None or message.model == SYNTHETIC_MODEL:
             return
         self.model_frames += 1
+        self.answer.assistant(frame)
         for block in message.blocks:
             if block.type == "tool_use":
                 self.tool_count += 1
@@ -128,7 +157,7 @@ class Tally:
             self.usage = message.usage or self.usage
 
     def _result(self, frame: Frame) -> None:
-        self.result = Result(is_error=bool(frame.is_error), subtype=frame.subtype, text=frame.result_text)
+        self.answer.add_result(frame)
         self._open_tools.clear()
         self.num_turns = frame.num_turns if frame.num_turns is not None else self.num_turns
         self.duration_ms = frame.duration_ms if frame.duration_ms is not None else self.duration_ms

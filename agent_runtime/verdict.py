@@ -16,7 +16,18 @@ from agent_runtime.state import CLASS_BY_STOP, CLASS_BY_TROUBLE, STALLS, Outcome
 if TYPE_CHECKING:
     from agent_runtime.evidence import Sighting
 
-_MAX_TURNS_SUBTYPE = "error_max_turns"
+_CLASS_BY_SUBTYPE = {
+    "error_max_turns": ErrorClass.MAX_TURNS,
+    "error_max_budget_usd": ErrorClass.MAX_BUDGET,
+    "error_max_structured_output_retries": ErrorClass.SCHEMA,
+}
+_NO_ANSWER_SUBTYPE = "error_during_execution"
+
+_BEATS_AN_ANSWER = {StopReason.REFUSED, StopReason.PERMISSION_MODE}
+"""What an attempt may be stopped for that makes a result in hand worthless, or that a further attempt cures."""
+
+_REFUSAL = "refusal"
+_DECLINED = "the model declined to answer"
 
 _CRASHES = frozenset(
     {signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS}
@@ -44,6 +55,8 @@ SENTENCES: dict[ErrorClass, str] = {
     ErrorClass.STALLED: "the CLI showed no sign of life for too long; send it again, or raise the idle timeouts",
     ErrorClass.MAX_TURNS: "the execution took more turns than max_turns allows; raise it, or divide the task",
     ErrorClass.MAX_OUTPUT: "the model wrote up to its limit; ask for less at once, or send it again to go on",
+    ErrorClass.MAX_BUDGET: "the execution spent the budget it was given; raise it, or divide the task",
+    ErrorClass.SCHEMA: "no answer met the schema after several tries; make the schema simpler, or the task clearer",
     ErrorClass.MODEL: "the model is unknown or not supported; name another in the field model",
     ErrorClass.INVALID_REQUEST: "the API did not accept the request; change the task before it is sent again",
     ErrorClass.SIGNAL: f"the CLI was killed by a signal from elsewhere; {_GO_ON}",
@@ -62,16 +75,19 @@ BLOCKED_SENTENCE = (
 
 class Result(msgspec.Struct, frozen=True):
     """
-    What the CLI's last ``result`` frame says.
+    What a ``result`` frame of the CLI says, together with the frames before it.
 
     Attributes:
-        subtype: ``success`` on every kind of failure too, so only ``error_max_turns`` is ever read from it.
-        text: The answer, or the CLI's own words about what failed.
+        is_error: There is no answer: the frame says so, or its subtype does.
+        subtype: ``success`` on most kinds of failure, too.
+        text: The answer, or the CLI's own words about what failed; None: there is none.
+        stop_reason: Why the model ended its last message, in the API's words.
     """
 
     is_error: bool
     subtype: str | None
     text: str | None
+    stop_reason: str | None = None
 
 
 class Ending(msgspec.Struct, frozen=True):
@@ -90,6 +106,8 @@ class Ending(msgspec.Struct, frozen=True):
         oom: The kernel killed something of the attempt for want of memory, as it has counted itself.
         oom_nearby: It did so in the container while the attempt ran, and others ran, too.
         lost_a_tool: A tool of the attempt was killed by SIGKILL.
+        is_command: The task's message is one of the CLI's own commands, whose answer may be empty.
+        hook: A hook of the CLI's that had begun and not ended.
     """
 
     exit_code: int | None
@@ -103,6 +121,16 @@ class Ending(msgspec.Struct, frozen=True):
     oom: bool = False
     oom_nearby: bool = False
     lost_a_tool: bool = False
+    is_command: bool = False
+    hook: str | None = None
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether there is an answer, however the attempt ended."""
+        result = self.result
+        if result is None or result.is_error or result.stop_reason == _REFUSAL:
+            return False
+        return result.text is not None or self.is_command
 
     @property
     def signal_number(self) -> int | None:
@@ -140,17 +168,24 @@ def verdict(ending: Ending) -> Verdict:
     """
     Decide how an attempt ended.
 
-    A stop reason wins over the exit code: a process that answers SIGINT with exit code 0 was still stopped. The class
-    is decided from what was observed, and from an exit code only where nothing else was: old versions of the CLI exit
-    with 0 on every failure. What a process died of beats what the API said before only where that is memory.
-    A tool that ran out of memory is not the end of an attempt: the agent may go about it differently and succeed.
+    An answer that is there is not thrown away, whoever ended the attempt after it. Else a stop reason wins over the
+    exit code: a process that answers SIGINT with exit code 0 was still stopped. The class is decided from what was
+    observed, and from an exit code only where nothing else was: old versions of the CLI exit with 0 on every failure.
+    What a process died of beats what the API said before only where that is memory. A tool that ran out of memory is
+    not the end of an attempt: the agent may go about it differently and succeed.
     """
     reason = ending.stop_reason
+    if ending.is_answered and reason not in _BEATS_AN_ANSWER:
+        return Verdict(Outcome.SUCCESS)
     if reason is StopReason.CANCELLED:
         return Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, SENTENCES[ErrorClass.CANCELLED])
     if reason is StopReason.TIMEOUT or reason in STALLS:
         seen = ending.last_error.error_class if ending.last_error else None
-        return _failed(seen or CLASS_BY_STOP[reason], f"stopped by {reason}")
+        why = f"stopped by {reason}"
+        if reason is StopReason.INIT_TIMEOUT:
+            why = "no system/init came within AGENT_RUNTIME_INIT_TIMEOUT"
+            why = why if ending.hook is None else f"{why} while the hook {ending.hook} ran"
+        return _failed(seen or CLASS_BY_STOP[reason], why)
     if reason is StopReason.REFUSED and ending.evidence is not None:
         return _failed(ending.evidence.error_class)
     if reason in CLASS_BY_STOP:
@@ -159,12 +194,23 @@ def verdict(ending: Ending) -> Verdict:
             "permission mode is not the one asked for" if reason is StopReason.PERMISSION_MODE else None,
         )
     if ending.result is not None:
-        if not ending.result.is_error:
-            return Verdict(Outcome.SUCCESS)
-        if ending.result.subtype == _MAX_TURNS_SUBTYPE:
-            return _failed(ErrorClass.MAX_TURNS)
-        return _of_error(ending, ending.result)
+        return _of_result(ending, ending.result)
     return _without_result(ending)
+
+
+def _of_result(ending: Ending, result: Result) -> Verdict:
+    """Tell what a ``result`` means that holds no answer."""
+    if result.stop_reason == _REFUSAL:
+        return _failed(ErrorClass.INVALID_REQUEST, (result.text if result.is_error else None) or _DECLINED)
+    if not result.is_error:
+        return _failed(ErrorClass.LOST_RESULT, "its result is empty")
+    if result.subtype in _CLASS_BY_SUBTYPE:
+        return _failed(_CLASS_BY_SUBTYPE[result.subtype])
+    is_explained = ending.last_error is not None and ending.last_error.error_class is not ErrorClass.ERROR
+    is_lost = result.subtype == _NO_ANSWER_SUBTYPE and result.text is None
+    if is_lost and not is_explained and not ending.ran_out_of_memory:
+        return _failed(ErrorClass.LOST_RESULT, "it reports neither an answer nor an error")
+    return _of_error(ending, result)
 
 
 def _of_error(ending: Ending, result: Result) -> Verdict:

@@ -332,7 +332,7 @@ def test_an_attempt_leaves_no_descriptor_no_thread_and_no_file(bench: Bench) -> 
 
 
 def test_a_result_is_the_end_also_where_the_process_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent_runtime.attempt.LINGER_SECONDS", 0.3)
+    monkeypatch.setattr("agent_runtime.deadlines.LINGER_SECONDS", 0.3)
 
     report = bench.run([{"do": "init"}, {"do": "result", "text": "Done."}, {"do": "hang"}])
 
@@ -345,7 +345,7 @@ def test_a_result_is_the_end_also_where_the_process_stays(bench: Bench, monkeypa
 def test_a_result_is_not_the_end_while_a_background_task_is_pending(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("agent_runtime.attempt.LINGER_SECONDS", 0.1)
+    monkeypatch.setattr("agent_runtime.deadlines.LINGER_SECONDS", 0.1)
     go = tmp_path / "go"
     steps: list[dict[str, Any]] = [
         {"do": "init"},

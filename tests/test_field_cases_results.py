@@ -52,6 +52,143 @@ def printed(data: bytes) -> dict[str, Any]:
     return {"do": "write", "base64": base64.b64encode(data + b"\n").decode(), "newline": False}
 
 
+# -- K3: results
+
+
+def frame(**fields: Any) -> dict[str, Any]:
+    return {"do": "frame", "frame": fields}
+
+
+def result(**fields: Any) -> dict[str, Any]:
+    """Print a ``result`` with these fields and no others but those that all have."""
+    return frame(**{"type": "result", "subtype": "success", "is_error": False, "num_turns": 1, **fields})
+
+
+def user(text: str) -> dict[str, Any]:
+    return frame(type="user", message={"role": "user", "content": [{"type": "text", "text": text}]})
+
+
+def streamed(kind: str, stop_reason: str | None = None, parent: str | None = None) -> dict[str, Any]:
+    """Print a partial message that begins or ends a message."""
+    event: dict[str, Any] = {"type": kind}
+    if stop_reason is not None:
+        event["delta"] = {"stop_reason": stop_reason, "stop_sequence": None}
+    return frame(type="stream_event", event=event, session_id="s", parent_tool_use_id=parent)
+
+
+TEXT = {"do": "assistant", "text": "The answer."}
+TOOL = [{"do": "tool_use", "command": "true", "id": "t1"}, {"do": "tool_result", "content": "", "id": "t1"}]
+DIAGNOSTIC = "[ede_diagnostic] result_type=user last_content_type=n/a stop_reason=null"
+NOTIFIED = user("<task-notification>\n<task-id>b1</task-id>\n</task-notification>")
+INTERRUPTED = user("[Request interrupted by user]")
+INTERRUPTED_END = result(subtype="error_during_execution", is_error=True, errors=[DIAGNOSTIC])
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [*TOOL, result(result="", stop_reason="tool_use")],
+        [TEXT, *TOOL, result(result="", stop_reason="tool_use")],
+        [TEXT, *TOOL, result(result=None)],
+        [*TOOL, result()],
+        [*TOOL, result(result=" \n ", stop_reason="end_turn")],
+        [TEXT, result(result="", stop_reason="tool_use")],
+        [streamed("message_start"), TEXT, streamed("message_delta", "tool_use"), result(result="")],
+        [result(result="", stop_reason="end_turn")],
+        [result(result="", stop_reason="end_turn", is_error=False, num_turns=0, duration_api_ms=0)],
+        [result(subtype="error_during_execution", is_error=False, errors=[])],
+        [TEXT, *TOOL, INTERRUPTED, INTERRUPTED_END],
+        [TEXT, *TOOL, result(subtype="error_during_execution", is_error=False)],
+    ],
+    ids=[
+        "after a tool call",
+        "a text before the tool call",
+        "null",
+        "missing",
+        "blanks",
+        "a tool call that never came",
+        "told by a partial message",
+        "the model said nothing",
+        "nobody asked the model",
+        "2.1.30 when the model said nothing",
+        "interrupted in a tool call",
+        "a subtype that is an error",
+    ],
+)
+def test_k3_an_empty_result_is_no_success__cc_40432(running: Supervised, steps: list[dict[str, Any]]) -> None:
+    status, answer = post(running, INIT, *steps)
+
+    assert (status, answer["error_class"]) == (502, "lost_result"), answer
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [TEXT, result(result="", stop_reason="end_turn")],
+        [TEXT, result(result=None, stop_reason="end_turn")],
+        [TEXT, result(stop_reason="end_turn")],
+        [TEXT, result(result="  ")],
+        [{"do": "assistant", "text": "I will look."}, *TOOL, TEXT, result(result="")],
+        [TEXT, frame(type="assistant", parent_tool_use_id="t9", message={"model": "m", "content": [
+            {"type": "text", "text": "A sub-agent's."}]}), result(result="")],
+        [streamed("message_start"), TEXT, streamed("message_delta", "end_turn"), result(result="")],
+        [TEXT, NOTIFIED, INTERRUPTED, INTERRUPTED_END],
+        [TEXT, INTERRUPTED, INTERRUPTED_END],
+        [TEXT, INTERRUPTED, result(subtype="error_during_execution", is_error=False, errors=[])],
+        [TEXT, NOTIFIED, result(subtype="error_during_execution", is_error=True, errors=["MCP: 401", DIAGNOSTIC])],
+        [streamed("message_start"), TEXT, streamed("message_delta", "end_turn"), NOTIFIED, INTERRUPTED_END],
+        [TEXT, result(result="The answer."), NOTIFIED, INTERRUPTED, INTERRUPTED_END],
+        [result(result="The answer."), *TOOL, INTERRUPTED, INTERRUPTED_END],
+        [result(result="The answer."), *TOOL, result(result="")],
+        [result(result="The answer."), {"do": "exit", "code": 1}],
+        [result(result="The answer."), {"do": "kill"}],
+        [result(result="The answer.", stop_reason="max_tokens")],
+    ],
+)  # fmt: skip
+def test_k3_an_answer_that_is_there_is_given__cc_39053_82235(running: Supervised, steps: list[dict[str, Any]]) -> None:
+    status, answer = post(running, INIT, *steps)
+
+    assert (status, answer.get("response")) == (200, "The answer."), answer
+
+
+@pytest.mark.parametrize(
+    ("steps", "error_class"),
+    [
+        ([streamed("message_start"), TEXT, INTERRUPTED, INTERRUPTED_END], "lost_result"),
+        ([TEXT, INTERRUPTED, result(subtype="error_during_execution", is_error=True, errors=[DIAGNOSTIC],
+                                    terminal_reason="aborted_streaming")], "lost_result"),
+        ([TEXT, result(subtype="error_during_execution", is_error=True, errors=["Error: it broke"])], "error"),
+        ([TEXT, result(subtype="error_during_execution", is_error=True, errors=[DIAGNOSTIC],
+                       stop_reason="tool_use")], "lost_result"),
+    ],
+)  # fmt: skip
+def test_k3_half_an_answer_is_none(running: Supervised, steps: list[dict[str, Any]], error_class: str) -> None:
+    _, answer = post(running, INIT, *steps)
+
+    assert answer.get("error_class") == error_class, answer
+
+
+@pytest.mark.parametrize(
+    ("subtype", "expected"),
+    [
+        ("error_max_turns", (422, "max_turns")),
+        ("error_max_budget_usd", (422, "max_budget")),
+        ("error_max_structured_output_retries", (422, "schema")),
+        ("error_during_execution", (500, "error")),
+        ("error_of_a_later_version", (500, "error")),
+    ],
+)
+@pytest.mark.parametrize("is_error", [False, True])
+def test_k3_a_subtype_that_is_an_error_is_a_failure(
+    running: Supervised, subtype: str, expected: tuple[int, str], is_error: bool
+) -> None:
+    """2.1.30 prints ``error_max_turns`` with ``is_error`` false and leaves with 0."""
+    errors = [] if "max" in subtype else ["It broke."]
+    status, answer = post(running, INIT, TEXT, result(subtype=subtype, is_error=is_error, num_turns=3, errors=errors))
+
+    assert (status, answer["error_class"]) == expected
+
+
 # -- N1: answers that are not JSON
 
 

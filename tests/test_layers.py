@@ -71,7 +71,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("events", "outbound"),
     # what they stand on
     ("log", "counts", "binary", "deadlines", "tally", "delivery", "private_files"),
-    ("command", "credentials_file", "change"),
+    ("command", "slash_commands", "credentials_file", "change"),
     ("store.retention", "store.tasks"),
     ("store.records", "store.transcripts"),
     ("store.line_files", "store.database"),
@@ -106,6 +106,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("standins",),
     # pure: no I/O, no clock
     ("problem",),
+    ("run_answer",),
     ("verdict", "model", "task", "ladder"),
     ("evidence",),
     ("evidence_text", "frame_repair", "evidence_rules", "evidence_models", "reset_times"),

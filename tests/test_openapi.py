@@ -150,6 +150,8 @@ def test_a_field_that_nobody_described_is_found(built: Description) -> None:
         ("lost_result", [INIT, {"do": "exit"}]),
         ("stalled", [INIT, HANG]),
         ("max_turns", [INIT, {"do": "result", "is_error": True, "fields": {"subtype": "error_max_turns"}}]),
+        ("max_budget", [INIT, {"do": "result", "fields": {"subtype": "error_max_budget_usd"}}]),
+        ("schema", [INIT, {"do": "result", "fields": {"subtype": "error_max_structured_output_retries"}}]),
         ("max_output", [INIT, {"do": "give_up", "text": "The answer is too long", "error": "max_output_tokens"}]),
         ("model", [INIT, {"do": "give_up", "text": "The model x does not exist", "error": "model_not_found"}]),
         ("signal", [INIT, {"do": "kill"}]),

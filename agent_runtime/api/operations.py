@@ -59,6 +59,8 @@ EXECUTION_ERRORS = (
     ErrorClass.STALLED,
     ErrorClass.MAX_TURNS,
     ErrorClass.MAX_OUTPUT,
+    ErrorClass.MAX_BUDGET,
+    ErrorClass.SCHEMA,
     ErrorClass.MODEL,
     ErrorClass.INVALID_REQUEST,
     ErrorClass.SIGNAL,
