@@ -103,8 +103,32 @@ MODES: dict[str, str] = {
 }
 """Switches of the CLI that make it take its credential from elsewhere."""
 
-PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy")
+PROXIES = (
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+    *("CLAUDE_CODE_HTTP_PROXY", "CLAUDE_CODE_HTTPS_PROXY", "CLAUDE_CODE_PROXY_RESOLVES_HOSTS"),
+)
 """They pass through from the supervisor, and only from there: a proxy sees the token of a plain-HTTP request."""
+
+TRANSPORT = (
+    *(
+        "NODE_TLS_REJECT_UNAUTHORIZED",
+        "NODE_EXTRA_CA_CERTS",
+        "NODE_USE_SYSTEM_CA",
+        "NODE_USE_ENV_PROXY",
+        "NODE_OPTIONS",
+    ),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "CLAUDE_CODE_CERT_STORE", "BUN_TLS_REFUSE_DISTRUSTED_KEYS"),
+    *("CLAUDE_CODE_CLIENT_CERT", "CLAUDE_CODE_CLIENT_KEY", "CLAUDE_CODE_CLIENT_KEY_PASSPHRASE"),
+    *("BUN_OPTIONS", "BUN_INSPECT", "BUN_INSPECT_CONNECT_TO", "BUN_INSPECT_NOTIFY", "BUN_INSPECT_PRELOAD"),
+    *("BUN_CONFIG_FILE", "BUN_CONFIG_VERBOSE_FETCH", "BUN_CRASH_REPORT_URL", "BUN_FFI_IMPORT"),
+    *("CLAUDE_CODE_CLIENT_DATA_URL", "CLAUDE_CODE_ENABLE_PROXY_AUTH_HELPER"),
+)
+"""
+Whom the CLI trusts on the way to the API, what it loads into itself, and what it prints of a request.
+
+They pass through from the supervisor, and only from there: a repository's settings file that turns off the check of
+certificates lets anybody on the way read the token. Source: names that 2.1.114, 2.1.330 and 2.1.332 carry.
+"""
 
 _RIVALS = frozenset(CREDENTIALS) | frozenset(SERVERS) | frozenset(MODES)
 _RIVAL_PREFIXES = ("CLAUDE_CODE_USE_", "CLAUDE_LOCAL_OAUTH_")
@@ -176,8 +200,8 @@ def neutral_settings(
         delivered: The variables that carry the token in the child's environment; empty: it is in the credentials file.
             From 2.1.114 on ``env.CLAUDE_CODE_OAUTH_TOKEN`` of a settings file beats the environment, so these are said
             again here; None: nothing is said of the token's own variable.
-        inherited: The supervisor's environment, for the proxies and headers that pass through; None: proxies are left
-            alone.
+        inherited: The supervisor's environment, for the proxies, certificates and headers that pass through; None: they
+            are left alone.
 
     Source: measured on 1.0.128, 2.0.76, 2.1.30, 2.1.114 and 2.1.330 with all three settings files.
     """
@@ -187,11 +211,11 @@ def neutral_settings(
         env[HEADERS_VARIABLE] = ""
     else:
         env[HEADERS_VARIABLE] = without_credentials(inherited.get(HEADERS_VARIABLE, ""))
-        env |= {name: inherited.get(name, "") for name in PROXIES}
+        env |= {name: inherited.get(name, "") for name in (*PROXIES, *TRANSPORT)}
     if delivered is None:
         del env[OAUTH_VARIABLE if kind is TokenKind.OAUTH else API_KEY_VARIABLE]
     else:
         env |= delivered
         if kind is TokenKind.API_KEY:
             env[AUTH_TOKEN_VARIABLE] = delivered.get(API_KEY_VARIABLE, "")
-    return {"apiKeyHelper": "", "env": env}
+    return {"apiKeyHelper": "", "proxyAuthHelper": "", "env": env}
