@@ -217,3 +217,17 @@ def test_images_and_mcp_servers_of_a_task_reach_the_cli(
     assert (tmp_path / "asked").exists()
     kept = [path.read_text() for path in (tmp_path / "config" / "projects").rglob("*.jsonl")]
     assert any(pixel in session for session in kept), "the CLI has it in its session"
+
+
+def test_summing_a_conversation_up_is_told_in_the_metadata(tmp_path: Path, base_url: str, claude: str) -> None:
+    with supervised(tmp_path, api_url=base_url, claude=claude) as running:
+        first = running.post("Say hello.", model="sonnet[1m]").json()
+        session = {"resume_session_id": first["session_id"]}
+        running.post("Say it again.", **session)  # 2.1.197 sums up no fewer messages
+        second = running.post("/compact", execution_id="-summed-up", **session).json()
+
+        assert first["metadata"]["compact_events"] == []
+        assert first["metadata"]["context_window"] == 1_000_000
+        [event] = second["metadata"]["compact_events"]
+        assert event["trigger"] == "manual"
+        assert event["pre_tokens"] > 0
