@@ -219,8 +219,10 @@ class Course:
 
     async def _ask_first(self) -> None:
         """Ask the API about the token that the next attempt would get; not for longer than anybody wants to know."""
-        generation, confirmer = self._office.desk.current, self._office.confirmer
-        if generation is None or self._office.desk.standing.trouble_of(generation) is not None:
+        desk, confirmer = self._office.desk, self._office.confirmer
+        await asyncio.to_thread(desk.secret.poll)  # a token that was written just now is the one it would get
+        generation = desk.current
+        if generation is None or desk.standing.trouble_of(generation) is not None:
             return
         asked_at = time.monotonic()
         asking = asyncio.ensure_future(confirmer.ask(generation, self._execution.task.model))

@@ -49,7 +49,7 @@ KEY = "the-key-of-this-backend"
 INIT: dict[str, Any] = {"do": "init"}
 TEXT: dict[str, Any] = {"do": "assistant", "text": "Hello.", "usage": {"input_tokens": 7, "output_tokens": 5}}
 OK = [INIT, TEXT, {"do": "result", "text": "Hello."}]
-DEAD = [INIT, {"do": "api_error", "status": 401, "when": "first"}, {"do": "hang", "when": "first"}, *OK[1:]]
+DEAD = [INIT, TEXT, {"do": "api_error", "status": 401, "when": "first"}, {"do": "hang", "when": "first"}, *OK[1:]]
 KINDS: dict[str, Callable[[Any], bool]] = {
     "string": lambda value: isinstance(value, str),
     "list": lambda value: isinstance(value, list),
@@ -263,6 +263,7 @@ def test_a_switch_and_the_same_task_again_go_on_in_the_session(tmp_path: Path, k
         assert (again.status_code, again.json()["metadata"]["token_generation"]) == (200, 2), again.text
         row = row_of(again)
         assert (row.status, row.switch, row.response) == ("success", None, "Hello.")
+        assert row.session_id == row_of(met).session_id
         assert one.agent.token_file.read_text().strip() == NEW
 
 
@@ -318,6 +319,15 @@ def silent_api() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+def test_a_task_is_answered_within_its_timeout_and_what_is_waited_for_beyond_it(shared: Backend) -> None:
+    begun = time.monotonic()
+    answer = shared.task([{"do": "stubborn"}, INIT, TEXT, {"do": "hang"}], timeout_seconds=1)
+
+    assert time.monotonic() - begun < 1 + SECONDS["beyond_timeout"]
+    assert (answer.status_code, switch_for(answer)) == (504, None)
+    assert row_of(answer).context_used == 7
+
+
 def test_a_caller_that_gives_up_finds_the_result_later(shared: Backend, tmp_path: Path) -> None:
     steps = [INIT, TEXT, {"do": "wait_file", "path": str(tmp_path / "go")}, {"do": "result", "text": "Hello."}]
     body = {"message": json.dumps({"script": steps}), "execution_id": "-left", "timeout_seconds": 60}
@@ -370,10 +380,30 @@ def test_a_conversation_goes_on(shared: Backend) -> None:
 
 
 def test_a_conversation_that_is_gone_is_begun_anew_and_switches_nothing(shared: Backend) -> None:
-    gone = shared.task(OK, persist_session=True, resume_session_id=str(uuid.uuid4()))
+    fields = {"persist_session": True, "execution_id": secrets.token_urlsafe(16)}
+    gone = shared.task(OK, **fields, resume_session_id=str(uuid.uuid4()))
 
-    assert gone.status_code >= 400
+    assert (gone.status_code, gone.json()["error_class"]) == (409, "conflict")
+    assert gone.json()["code"] == gone.json()["detail"]["code"] == "session_unknown"
+    assert is_session_lost(text_of(gone))
     assert switch_for(gone) is None
-    if gone.json().get("code") == "session_unknown":
-        assert is_session_lost(text_of(gone))
-    assert row_of(shared.task(OK, persist_session=True)).status == "success"
+    again = row_of(shared.task(OK, **fields, resume_session_id=None))
+    assert (again.status, again.response) == ("success", "Hello.")
+    assert again.session_id is not None
+
+
+def test_two_turns_of_one_conversation_are_taken_one_after_the_other(shared: Backend, tmp_path: Path) -> None:
+    first = row_of(shared.task(OK, persist_session=True))
+    waits = {"do": "wait_file", "path": str(tmp_path / "go")}
+    steps = [*OK, waits, TEXT, {"do": "result", "text": "First."}]
+    fields = {"resume_session_id": first.session_id, "async_result": True}
+    shared.task(steps, execution_id="-turn-1", **fields)
+    eventually(lambda: shared.get("/api/executions/running")["executions"])
+    shared.task([*steps, TEXT, {"do": "result", "text": "Second."}], execution_id="-turn-2", **fields)
+
+    assert known_ids(shared.get("/api/executions/running")) >= {"-turn-1", "-turn-2"}
+    (tmp_path / "go").touch()
+    for execution_id, said in (("-turn-1", "First."), ("-turn-2", "Second.")):
+        eventually(lambda: shared.client.get(f"/api/executions/{execution_id}/result").status_code == 200)  # noqa: B023
+        row = row_of_result(shared.get(f"/api/executions/{execution_id}/result"))
+        assert (row.status, row.response, row.session_id) == ("success", said, first.session_id)
