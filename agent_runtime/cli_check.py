@@ -8,17 +8,24 @@ CLI before the first task does. A file that was replaced begins anew.
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from agent_runtime.binary import Binary, unfit
 from agent_runtime.errors import ErrorClass, SpawnFailed
+from agent_runtime.last_words import tells_shortage
 from agent_runtime.process import NotSpawned, SpawnReason
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agent_runtime.verdict import Ending, Verdict
 
 STARTS = 3
 """So many in a row that end before they have begun mean that none will begin."""
+
+FORGET_SECONDS = 600.0
+"""After this the next start decides: who asks before sending tasks would never send the one that shows it is mended."""
 
 _OF_THE_FILE = {SpawnReason.NOT_FOUND, SpawnReason.NOT_EXECUTABLE}
 _OF_THE_CLI = {ErrorClass.SPAWN, ErrorClass.LOST_RESULT, ErrorClass.SIGNAL}
@@ -31,15 +38,20 @@ class CliCheck:
 
     Args:
         search_path: As the variable ``PATH``.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, command: tuple[str, ...], search_path: str | None) -> None:
+    def __init__(
+        self, command: tuple[str, ...], search_path: str | None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
         self._command = command
         self._search_path = search_path
         self._lock = threading.Lock()
         self._works: str | None = None
         self._fails: str | None = None
         self._failures = 0
+        self._failed_at = 0.0
         self._words = ""
 
     def require(self) -> None:
@@ -51,7 +63,8 @@ class CliCheck:
         """
         version = self._version()
         with self._lock:
-            if version == self._fails and self._failures >= STARTS:
+            is_fresh = self._clock() - self._failed_at < FORGET_SECONDS
+            if version == self._fails and self._failures >= STARTS and is_fresh:
                 raise SpawnFailed(self._words)
             if version == self._works:
                 return
@@ -79,7 +92,7 @@ class CliCheck:
             if version != self._fails:
                 self._fails, self._failures = version, 0
             self._failures = STARTS if is_certain else self._failures + 1
-            self._words = words
+            self._failed_at, self._words = self._clock(), words
 
     def not_spawned(self, error: SpawnFailed) -> str:
         """Note that the system would not start it, and say why."""
@@ -98,7 +111,11 @@ class CliCheck:
         """Note how an attempt ended; one that was stopped, or that says nothing of the CLI, does not count."""
         if ending.began or ending.result is not None or ending.last_error is not None:
             self.began()
-        elif ending.stop_reason is None and verdict.error_class in _OF_THE_CLI:
+        elif (
+            ending.stop_reason is None
+            and verdict.error_class in _OF_THE_CLI
+            and not tells_shortage(ending.last_words or "")
+        ):
             self.failed(f"the CLI's last {STARTS} starts ended before it had begun: {verdict.detail}")
 
     def _version(self) -> str:

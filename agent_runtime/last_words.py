@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 LINES_KEPT = 60
+LOG_LINES_KEPT = 8
 LINE_BYTES = 1000
 SHOWN_CHARACTERS = 300
 LIVED_ON_LINES = 40
@@ -154,16 +155,18 @@ _BOILERPLATE = re.compile(r"This error originated either by throwing .{1,250} (?
 
 
 class LastWords:
-    """Keep the last lines of stderr that are not of the debug log; bounded, whatever is printed."""
+    """Keep the last lines of stderr, above all those that are not of the debug log; bounded, whatever is printed."""
 
     def __init__(self) -> None:
         self._lines: deque[bytes] = deque(maxlen=LINES_KEPT)
+        self._log: deque[bytes] = deque(maxlen=LOG_LINES_KEPT)
         self._lived_on = 0
 
     def add(self, line: bytes) -> None:
         """Take one line, without its newline."""
         if _DEBUG_LINE.match(line):
             self._lived_on += 1
+            self._log.append(line[:LINE_BYTES])
             return
         if _STACK_LINE.match(line) and _NESTED not in line:
             return
@@ -174,10 +177,17 @@ class LastWords:
 
     @property
     def telling(self) -> str:
-        """The line that tells most, as a person would read it; empty: none does."""
-        if self._lived_on > LIVED_ON_LINES:
-            return ""
-        return telling([plain(line) for line in self._lines])
+        """
+        The line that tells most, as a person would read it; empty: none does.
+
+        Where there is none, a shortage of the machine may show at the end of the debug log: on a full disk 2.1.30 ends
+        without a word and with exit code 0 (measured).
+        """
+        said = "" if self._lived_on > LIVED_ON_LINES else telling([plain(line) for line in self._lines])
+        if said:
+            return said
+        log = [plain(line.partition(b"] ")[2]) for line in reversed(self._log)]
+        return next((line for line in log if tells_shortage(line)), "")
 
 
 def telling(lines: Iterable[str]) -> str:
@@ -200,6 +210,12 @@ def cause(line: str) -> Cause | None:
     """Tell what *line* means; None: nothing that is known."""
     rank = _rank(line)
     return CAUSES[rank] if rank is not None and rank < len(CAUSES) else None
+
+
+def tells_shortage(line: str) -> bool:
+    """Whether *line* says that the machine lacks something: a disk that is full or read-only, files, processes."""
+    why = cause(line)
+    return why is not None and why.error_class is None and bool(why.remedy)
 
 
 def _rank(line: str) -> int | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_runtime.binary import unfit
-from agent_runtime.cli_check import STARTS, CliCheck
+from agent_runtime.cli_check import FORGET_SECONDS, STARTS, CliCheck
 from agent_runtime.errors import ErrorClass, SpawnFailed
 from agent_runtime.evidence import Channel, Sighting
 from agent_runtime.process import NotSpawned, SpawnReason
@@ -123,6 +123,21 @@ def test_k7_a_cli_that_was_replaced_or_made_executable_begins_anew(tmp_path: Pat
         check.require()
 
 
+def test_k7_after_a_while_the_next_start_decides(tmp_path: Path) -> None:
+    now = 1000.0
+    check = CliCheck((str(program(tmp_path, "#!/bin/sh\n")),), PATH, clock=lambda: now)
+    for _ in range(STARTS):
+        check.failed("no")
+    with pytest.raises(SpawnFailed):
+        check.require()
+
+    now += FORGET_SECONDS
+    check.require()
+    check.failed("still not")
+    with pytest.raises(SpawnFailed, match="still not"):
+        check.require()
+
+
 LOST = Verdict(Outcome.FAILED, ErrorClass.LOST_RESULT, "lost")
 OVERLOADED = Sighting("r", Channel.STDOUT, ErrorClass.OVERLOADED)
 NO_SESSION = Result(is_error=True, subtype="error_during_execution", text="No conversation found with session ID")
@@ -136,6 +151,7 @@ SAYS_NOTHING = [
         LOST,
     ),
     (Ending(1, began=True), LOST),
+    (Ending(1, began=False, last_words="Error: ENOSPC: no space left on device, write"), LOST),
 ]
 
 

@@ -330,6 +330,23 @@ def test_what_is_said_before_the_cli_has_lived_on_is_not_what_it_died_of() -> No
     assert words.telling == "Something else."
 
 
+def test_k7_a_full_disk_shows_at_the_end_of_the_debug_log_of_a_cli_that_ends_in_silence() -> None:
+    words = LastWords()
+    log = b"2026-11-29T21:03:19.614Z [DEBUG] "
+    words.add(log + b"Non-atomic write also failed: Error: ENOSPC: no space left on device, write")
+    words.add(log + b"API error (attempt 1/11): out of memory")
+    words.add(log + b"Error: something")
+    assert words.telling == "Non-atomic write also failed: Error: ENOSPC: no space left on device, write"
+    reached = verdict(Ending(0, began=False, last_words=words.telling))
+    assert (reached.error_class, "the disk is full" in (reached.detail or "")) == (ErrorClass.LOST_RESULT, True)
+
+    words.add(b"But it has a word to say.")
+    assert words.telling == "But it has a word to say."
+    for _ in range(LIVED_ON_LINES + 1):
+        words.add(log)
+    assert words.telling == ""
+
+
 def test_what_is_kept_is_bounded() -> None:
     words = LastWords()
     words.add(b"Error: the first")
