@@ -97,6 +97,10 @@ def read_body(text: str) -> ErrorBody | None:
 
 def _decoded(text: str) -> Any:
     try:
+        return msgspec.json.decode(text)
+    except (ValueError, RecursionError):  # something stands behind it, or a control character in it
+        pass
+    try:
         return _decoder.raw_decode(text)[0]
     except (ValueError, RecursionError):
         return None

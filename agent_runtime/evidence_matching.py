@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 
 import msgspec
 
@@ -45,25 +46,47 @@ class Reading:
     """
     The texts of an error, as rules look at them; all in lower case.
 
+    What is *said* is said in the API's or the CLI's own words: without what they quote, because that may be anything
+    the request holds, and without what a gateway adds.
+
     Attributes:
-        text: Everything that is said, by the API and by the CLI.
+        text: Everything, by the API and by the CLI.
         sentences: The CLI's remarks in it.
-        api_said: What the API says in its own words: without what it quotes, because that may be anything the request
-            holds, and without what a gateway adds. Nothing where it is about the request's form or content.
-        said: The same, and the CLI's words.
         is_about_a_field: The message is about the request's form.
     """
-
-    __slots__ = ("api_said", "is_about_a_field", "said", "sentences", "text")
 
     def __init__(self, error: ApiError) -> None:
         message = error.text if error.message is None else error.message
         self.text = error.text.lower()
         self.sentences = _sentences(self.text)
         self.is_about_a_field = is_about_a_field(message)
-        is_plain = not self.is_about_a_field and not any(mark in message.lower() for mark in ABOUT_CONTENT)
-        self.api_said = _plainly(message) if is_plain else ""
-        self.said = f"{self.api_said} \u00b7 {_plainly(error.text)}" if is_plain else ""
+        self._message = message
+        self._own_text = error.text
+        self._found: dict[tuple[int, bool], bool] = {}
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        lowered = self._message.lower()
+        return not self.is_about_a_field and not any(mark in lowered for mark in ABOUT_CONTENT)
+
+    @cached_property
+    def _api_said(self) -> str:
+        """What the API says; nothing where it is about the request's form or content."""
+        return _plainly(self._message) if self._is_plain else ""
+
+    @cached_property
+    def _said(self) -> str:
+        """The same, and the CLI's words."""
+        if not self._is_plain or self._own_text == self._message:
+            return self._api_said
+        return f"{self._api_said} \u00b7 {_plainly(self._own_text)}"
+
+    def holds(self, phrases: Phrases, *, by_the_api: bool = False) -> bool:
+        """Tell whether one of *phrases* is said; several rules ask for the same ones."""
+        key = (id(phrases), by_the_api)
+        if key not in self._found:
+            self._found[key] = _holds(self._api_said if by_the_api else self._said, phrases)
+        return self._found[key]
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -124,15 +147,21 @@ class Rule(msgspec.Struct, frozen=True):
             and (not self.of_a_field or reading.is_about_a_field)
             and (not self.with_message or error.message is not None)
             and (not self.phrases or _holds(reading.text, self.phrases))
-            and (not self.said or _holds(reading.said, self.said))
-            and (not self.api_said or _holds(reading.api_said, self.api_said))
-            and (not self.unless or not _holds(reading.said, self.unless))
+            and (not self.said or reading.holds(self.said))
+            and (not self.api_said or reading.holds(self.api_said, by_the_api=True))
+            and (not self.unless or not reading.holds(self.unless))
             and (not self.begins or any(sentence.startswith(self.begins) for sentence in reading.sentences))
         )
 
 
 def _holds(text: str, phrases: Phrases) -> bool:
-    return any(all(word in text for word in words) for words in phrases)
+    for phrase in phrases:
+        if isinstance(phrase, re.Pattern):
+            if phrase.search(text) is not None:
+                return True
+        elif phrase[0] in text and all(word in text for word in phrase):
+            return True
+    return False
 
 
 def _plainly(message: str) -> str:

@@ -1,7 +1,8 @@
 """
 The words by which the rules know what happened, where a status and a type leave it open; all in lower case.
 
-A *phrase* is a set of words that must all be in the text. A *sentence* is what one of the CLI's remarks begins with.
+A *phrase* is a set of words that must all be in the text, or a pattern that must be found in it. A *sentence* is what
+one of the CLI's remarks begins with.
 
 Source: frames and lines under ``tests/recorded/``; the sentences Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114 and
 2.1.330 carry.
@@ -9,11 +10,12 @@ Source: frames and lines under ``tests/recorded/``; the sentences Claude Code 1.
 
 from __future__ import annotations
 
+import re
 from typing import TypeAlias
 
-Phrases: TypeAlias = tuple[tuple[str, ...], ...]
+Phrases: TypeAlias = tuple[tuple[str, ...] | re.Pattern[str], ...]
 
-SOCKET: Phrases = (
+SOCKET: tuple[tuple[str], ...] = (
     ("connection was closed",),
     ("connection closed",),
     ("request timed out",),
@@ -89,30 +91,15 @@ REFUSED_CREDENTIAL: Phrases = (
 )
 """What the API says when it is the credential that is refused; 2.1.330 keeps much the same list."""
 
-_SUBJECTS = (
-    *("account is", "account was", "account has been", "account have been", "account", "accounts are"),
-    *("organization is", "organization was", "organization has been", "org has been", "org is"),
-    *("organisation is", "organisation was", "organisation has been"),
-    *("workspace is", "workspace was", "workspace has been", "subscription has been", "subscription is"),
-    *("user is", "user was", "user has been", "your access is", "your access has been", "your access was"),
-)
-_STATES = (
-    *(
-        "on hold",
-        "put on hold",
-        "placed on hold",
-        "suspended",
-        "disabled",
-        "deactivated",
-        "banned",
-        "blocked",
-        "locked",
-    ),
-    *("frozen", "restricted", "terminated", "closed", "archived", "under review", "flagged", "paused", "inactive"),
-    *("not active", "not verified", "pending verification", "pending review", "not in good standing"),
+_STATE_OF_AN_ACCOUNT = re.compile(
+    r"\b(?:accounts?(?: is| are| was| has been| have been)?"
+    r"|(?:organi[sz]ation|org|workspace|subscription|user|your access)(?: is| was| has been)) "
+    r"(?:(?:put |placed )?on hold|suspended|disabled|deactivated|banned|blocked|locked|frozen|restricted|terminated"
+    r"|closed|archived|under review|flagged|paused|inactive|not active|not verified|pending verification|pending review"
+    r"|not in good standing)\b"
 )
 BLOCKED_ACCOUNT: Phrases = (
-    *((f"{subject} {state}",) for subject in _SUBJECTS for state in _STATES),
+    _STATE_OF_AN_ACCOUNT,
     ("belongs to a disabled organization",),
     ("service is disabled for your org",),
     ("account has irregular activities",),

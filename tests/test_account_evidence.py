@@ -509,6 +509,71 @@ def test_k11_every_value_of_error_in_the_binaries_has_a_class(word: str) -> None
     assert tell(synthetic("API Error", word)).error_class == WORDS[word]
 
 
+DETAILS: dict[str, tuple[str, str]] = {
+    "max_output_tokens": ("max_output_tokens", "max_output"),
+    **dict.fromkeys(
+        (
+            "dlp_request_denied",
+            "claude_code_version_too_old",
+            "safety_monitor_blocked",
+            "hook_denied",
+            "effort_requires_thinking",
+            "advisor_incompatible",
+            "tool_history_mismatch",
+            "autocompact_thrashing",
+            "pdf_too_large",
+            "pdf_password_protected",
+            "media_removed",
+            "field_not_granted",
+            "message_over_context_limit",
+            "invalid_credential_header",
+        ),
+        ("invalid_request", "invalid_request"),
+    ),
+    **dict.fromkeys(
+        (
+            "no_response",
+            "tls_untrusted_ca",
+            "tls_cert_signature_failure",
+            "connection_failed",
+            "stream_idle_timeout",
+            "computer_slept",
+        ),
+        ("server_error", "network"),
+    ),
+    "gateway_content_type": ("server_error", "upstream"),
+    "network_edge_blocked": ("invalid_request", "upstream"),
+    "api_key_auth_disabled": ("invalid_request", "auth"),
+    "org_disabled_credential": ("invalid_request", "auth"),
+    "provider_credentials": ("unknown", "error"),
+    **dict.fromkeys(
+        ("stored_login_refused", "oauth_refresh_store_refused", "named_profile_unusable"), ("invalid_request", "error")
+    ),
+    **dict.fromkeys(("gateway_signin_required", "gateway_session_expired"), ("unknown", "error")),
+    **dict.fromkeys(("unattended_start_limit", "unattended_start_unconfirmed"), ("unknown", "error")),
+    "usage_limit_reached": ("rate_limit", "rate_limit"),
+    "long_context_credits_required": ("rate_limit", "invalid_request"),
+    **dict.fromkeys(
+        (
+            "model_requires_usage_credits",
+            "consent_unanswered",
+            "no_allowed_fallback",
+            "model_substitution_disabled",
+        ),
+        ("rate_limit", "model"),
+    ),
+    **dict.fromkeys(("empty_completion", "malformed_tool_use_exhausted"), ("unknown", "lost_result")),
+}
+"""Every value that Claude Code 2.1.332 has for ``api_error``, with a word it comes with, and its class."""
+
+
+@pytest.mark.parametrize("detail", DETAILS)
+def test_k11_every_value_of_api_error_in_the_binaries_has_a_class(detail: str) -> None:
+    word, wanted = DETAILS[detail]
+    status = 429 if word == "rate_limit" else None
+    assert tell(synthetic("API Error: \u2026", word, api_error=detail, api_error_status=status)).error_class == wanted
+
+
 # -- K12: a 404 that is no model's
 
 

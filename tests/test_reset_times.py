@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -109,6 +112,14 @@ def test_k10_a_date_without_a_year_is_the_next_such_day() -> None:
 def test_k10_a_day_on_which_clocks_change_is_heeded() -> None:
     assert end("resets Oct 26, 9am (Europe/Berlin)", datetime(2026, 10, 24, tzinfo=UTC)) == "10-26 08:00:00"
     assert end("resets Oct 26, 9am", datetime(2026, 10, 24, tzinfo=UTC)) == "10-26 08:00:00"
+
+
+def test_k10_zones_are_known_by_name_where_the_image_has_none() -> None:
+    code = "from agent_runtime.reset_times import end_of_limit; print(end_of_limit('resets 8pm (Asia/Tokyo)', 1.79e9))"
+    environ = {**os.environ, "PYTHONTZPATH": ""}
+    found = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+
+    assert float(found.stdout) == datetime(2026, 9, 22, 11, tzinfo=UTC).timestamp()
 
 
 @pytest.mark.parametrize(
