@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shlex
 import signal
@@ -14,8 +15,10 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from agent_runtime.demo.outside import Watch, kill_marked, marked
+from agent_runtime.demo import stage
+from agent_runtime.demo.choice import Cli
 from agent_runtime.demo.report import Promise, Report
+from agent_runtime.demo.stage import Stage, marked
 from agent_runtime.demo.timeline import Timeline
 from agent_runtime.tokens import Token
 from tests.supervised import eventually
@@ -329,7 +332,7 @@ def test_one_failure_among_many_checks_breaks_a_promise() -> None:
     assert report.broken[Promise.FINISH] == "task-2 was lost"
 
 
-def test_a_process_that_left_its_session_is_seen_from_outside_until_it_ends() -> None:
+def test_a_process_that_left_its_session_is_seen_from_outside_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     mark = f"test-{os.getpid()}-outside"
     script = "setsid sleep 60 </dev/null >/dev/null 2>&1 & echo ready; exec sleep 60"
     leader = subprocess.Popen(
@@ -340,20 +343,26 @@ def test_a_process_that_left_its_session_is_seen_from_outside_until_it_ends() ->
     try:
         assert leader.stdout is not None
         assert leader.stdout.readline() == b"ready\n"
-        with Watch(mark) as watch:
-            eventually(lambda: watch.look() == 2)
+        with contextlib.ExitStack() as held:
+            played_on = Stage(Cli("a CLI", "claude", "none runs"), Timeline(io.StringIO()), [], held)
+            played_on.execution_ids.append(mark)
+            eventually(lambda: len(marked([mark])) == 2)
+            seen = {psutil.Process(leader.pid)}
             leader.kill()
-            assert watch.wait_until_gone(0.2) is None
+            with monkeypatch.context() as hasty:
+                hasty.setattr(stage, "GONE_TIMEOUT_SECONDS", 0.2)
+                assert played_on.until_gone(mark, seen) is None
             began = time.monotonic()
-            assert kill_marked([mark]) == 1
-            gone_at = watch.wait_until_gone(10)
+            held.close()  # which ends what is left
+            gone_at = played_on.until_gone(mark, seen)
             assert gone_at is not None
             assert began <= gone_at <= time.monotonic()
-            assert watch.count == 2
-        assert list(marked([mark])) == []
+            assert len(seen) == 2
+        assert marked([mark]) == set()
     finally:
         leader.kill()
         leader.wait()
-        kill_marked([mark])
+        for process in marked([mark]):
+            process.kill()
         assert leader.stdout is not None
         leader.stdout.close()

@@ -16,23 +16,24 @@ ORDER: tuple[tuple[str, ...], ...] = (
     # settings in, exit code out
     ("__main__",),
     ("cli",),
-    # the commands that ask a running supervisor, and the client they and backends use: they know it only by HTTP
+    # the commands that ask a running supervisor, which they know only by HTTP
     ("console",),
     ("console.run", "console.status", "console.drain", "console.wait"),
     ("console.connection", "console.showing", "console.pages"),
     ("console.exit_codes",),
+    # the demo: a supervisor and the stand-ins around it
+    ("demo",),
+    ("demo.scenario",),
+    ("demo.execution",),
+    ("demo.stage", "demo.report"),
+    ("demo.choice", "demo.timeline"),
+    # the client that backends, the commands and the demo use
     ("client",),
     ("client.sync",),
     ("client.aio",),
     ("client.submit", "client.sse"),
     ("client.exchange",),
     ("client.errors",),
-    # the demo: a supervisor and the stand-ins around it
-    ("demo",),
-    ("demo.scenario",),
-    ("demo.execution",),
-    ("demo.stage", "demo.report"),
-    ("demo.choice", "demo.interruptions", "demo.outside", "demo.timeline"),
     ("doctor",),
     ("doctor.config", "doctor.places", "doctor.program", "doctor.secret"),
     ("doctor.finding",),

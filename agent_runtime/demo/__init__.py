@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from typing import TYPE_CHECKING
 
-import httpx
-
+from agent_runtime.client import ClientError
 from agent_runtime.demo.choice import choose_cli
-from agent_runtime.demo.interruptions import Interrupted, Interruptions
 from agent_runtime.demo.report import Promise, Report
 from agent_runtime.demo.scenario import Scenario
-from agent_runtime.demo.stage import Stage, Stuck, staged
+from agent_runtime.demo.stage import Interrupted, Stage, Stuck, noted_signals
 from agent_runtime.demo.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -37,15 +37,16 @@ def run_demo(claude: str | None, *, scripted: bool) -> int:
     timeline, report = Timeline(sys.stdout), Report()
     kept_log: Path | None = None
     try:
-        with Interruptions() as interruptions:
+        with noted_signals() as signals:
             cli = choose_cli(claude, scripted=scripted)
             timeline.say("demo", f"the CLI is {cli.name}: {cli.reason}")
-            with staged(cli, timeline, interruptions) as stage:
+            with contextlib.ExitStack() as held:
+                stage = Stage(cli, timeline, signals, held)
                 _play(stage, report)
                 if report.broken:
                     kept_log = stage.keep_log()
     except Interrupted as interrupted:
-        timeline.say("demo", f"ended by {interrupted.name}; everything it started is gone")
+        timeline.say("demo", f"ended by {signal.Signals(interrupted.number).name}; everything it started is gone")
         return 128 + interrupted.number
     timeline.write(report.table(cli.name, took_seconds=timeline.elapsed_seconds, log=kept_log))
     return 1 if report.broken else 0
@@ -63,7 +64,7 @@ def _play(stage: Stage, report: Report) -> None:
         scenario.search_for_tokens()
     except Stuck as stuck:
         report.stuck = str(stuck)
-    except httpx.HTTPError as error:
-        report.stuck = f"the supervisor did not answer: {type(error).__name__}"
+    except ClientError as error:
+        report.stuck = f"the supervisor did not answer: {error}"
     if report.stuck is not None:
         stage.say("demo", f"cannot go on: {report.stuck}")

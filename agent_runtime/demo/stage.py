@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,39 +14,74 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
+import psutil
 
-from agent_runtime.demo.outside import kill_marked
+from agent_runtime.client import SyncAgentClient
+from agent_runtime.command import EXECUTION_ID_VARIABLE
 from agent_runtime.secret_writer import put
 from agent_runtime.standins.messages_api import MessagesApi, serve
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from agent_runtime.demo.choice import Cli
-    from agent_runtime.demo.interruptions import Interruptions
     from agent_runtime.demo.timeline import Timeline
     from agent_runtime.tokens import Token
 
-START_TIMEOUT_SECONDS = 30.0
-STEP_TIMEOUT_SECONDS = 60.0
+STEP_TIMEOUT_SECONDS = 100.0
 END_TIMEOUT_SECONDS = 20.0
-ANSWER_TIMEOUT_SECONDS = 100.0
+GONE_TIMEOUT_SECONDS = 10.0
+PATIENCE_SECONDS = 2.0
 LOOK_AGAIN_SECONDS = 0.01
 SLOTS = 5
-SUPERVISOR_SETTINGS = {
-    "SLOTS": str(SLOTS),
-    "TIMEOUT": "90",
-    "STOP_GRACE": "1",
-    "DRAIN_TIMEOUT": "2",
-    "LOG_LEVEL": "info",
-    "TOKEN_DELIVERY": "env",  # the promises are those of a token that is fixed at the spawn, on every version alike
-    "PARK": "0",
-}
 
 
 class Stuck(Exception):
     """The demo cannot go on; the message says why."""
+
+
+class Interrupted(BaseException):
+    """A signal asks for the end; not an :class:`Exception`, so that nothing on the way takes it for a fault."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """
+    Note the signals that ask for the end, in the order in which they come; for the main thread.
+
+    They end the demo where it waits (:meth:`Stage.pause`), and so never in the middle of cleaning up. Those that are
+    ignored, as under ``nohup``, stay so.
+    """
+    noted: list[int] = []
+    wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in wanted}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def marked(execution_ids: Collection[str]) -> set[psutil.Process]:
+    """Find the living processes that carry one of these ids, by a look at every process there is."""
+    found = set()
+    for process in psutil.process_iter():
+        # A process that has ended, reaped or not, has no environment; one of another user is none of ours.
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(EXECUTION_ID_VARIABLE) in execution_ids:
+                found.add(process)
+    return found
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it has not ended; a zombie has."""
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 class Stage:
@@ -56,29 +90,50 @@ class Stage:
 
     Attributes:
         run: Tells this demo's executions from those of another one that runs at the same time.
+        supervisor: Once it has started, as *client* is.
     """
 
-    def __init__(self, cli: Cli, timeline: Timeline, interruptions: Interruptions, home: Path) -> None:
-        self.cli = cli
+    supervisor: subprocess.Popen[bytes]
+    client: SyncAgentClient
+
+    def __init__(self, cli: Cli, timeline: Timeline, signals: list[int], held: contextlib.ExitStack) -> None:
+        directory = tempfile.TemporaryDirectory(prefix="agent-runtime-demo-", ignore_cleanup_errors=True)
+        home = Path(held.enter_context(directory))
         self.timeline = timeline
         self.say = timeline.say
-        self.api = MessagesApi()
         self.run = secrets.token_hex(4)
-        self.home = home
         self.workspace = home / "workspace"
         self.data_dir = home / "data"
         self.log = home / "supervisor.log"
         self.token_file = home / "secret" / "token"
-        self.client = httpx.Client(trust_env=False)
         self.execution_ids: list[str] = []
-        self.api_url = ""
-        self.supervisor: subprocess.Popen[bytes] | None = None
-        self._interruptions = interruptions
-        for directory in (self.workspace, self.data_dir, self.token_file.parent, home / "config", home / "home"):
-            directory.mkdir(mode=0o700)
+        self.api = MessagesApi()
+        self._signals = signals
+        self._held = held
+        for name in ("workspace", "data", "secret", "config", "home"):
+            (home / name).mkdir(mode=0o700)
+        api_url = held.enter_context(serve(self.api))
+        held.callback(self._end_executions)
+        self.say("api", f"a stand-in of the Messages API answers on {api_url}; nothing leaves this machine")
+        settings = {
+            "TOKEN_FILE": self.token_file,
+            "DATA_DIR": self.data_dir,
+            "CONFIG_DIR": home / "config",
+            "WORKSPACE": self.workspace,
+            "CLAUDE": cli.command,
+            "SLOTS": SLOTS,
+            "TIMEOUT": 90,
+            "STOP_GRACE": 1,
+            "DRAIN_TIMEOUT": 2,
+            "PARK": 0,
+            "TOKEN_DELIVERY": "env",  # the promises are those of a token that is fixed at the spawn, on every version
+        }
+        self._environ = {f"AGENT_RUNTIME_{name}": str(value) for name, value in settings.items()}
+        self._environ |= {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home / "home"), "LANG": "C.UTF-8"}
+        self._environ["ANTHROPIC_BASE_URL"] = api_url
 
     def write_token(self, token: Token) -> float:
-        """Write the secret file as a backend does; tells when it was complete, in seconds since the epoch."""
+        """Write the secret file as a backend does; returns when it was complete, in seconds since the epoch."""
         put(self.token_file, token.secret.encode())
         return time.time()
 
@@ -89,114 +144,105 @@ class Stage:
         Raises:
             Stuck: It does not.
         """
-        environ = {
-            "PATH": os.environ.get("PATH", os.defpath),
-            "HOME": str(self.home / "home"),
-            "LANG": "C.UTF-8",
-            "ANTHROPIC_BASE_URL": self.api_url,
-            "AGENT_RUNTIME_TOKEN_FILE": str(self.token_file),
-            "AGENT_RUNTIME_DATA_DIR": str(self.data_dir),
-            "AGENT_RUNTIME_CONFIG_DIR": str(self.home / "config"),
-            "AGENT_RUNTIME_WORKSPACE": str(self.workspace),
-            "AGENT_RUNTIME_CLAUDE": self.cli.command,
-            **{f"AGENT_RUNTIME_{name}": value for name, value in SUPERVISOR_SETTINGS.items()},
-        }
-        with self._interruptions.deferred(), self.log.open("ab") as log:
-            self.supervisor = subprocess.Popen(
+        with self.log.open("ab") as log:
+            supervisor = self.supervisor = subprocess.Popen(
                 [sys.executable, "-m", "agent_runtime", "serve", "--port", "0"],
-                env=environ,
+                env=self._environ,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 start_new_session=True,  # so that Ctrl-C in a terminal is ours to answer
             )
-        url = self._first_line(self.supervisor).removeprefix("listening on ")
+        self._held.callback(self._stop_supervisor)
+        out = supervisor.stdout
+        assert out is not None, "it is piped"  # noqa: S101
+        self.until("the supervisor's first line", lambda: select.select([out], [], [], 0)[0])
+        url = out.readline().decode(errors="replace").strip().removeprefix("listening on ")
         if not url.startswith("http://127.0.0.1:"):
             raise Stuck(f"the supervisor did not start: {self._last_log_line()}")
-        self.client.base_url = httpx.URL(url)
-        self.client.timeout = httpx.Timeout(ANSWER_TIMEOUT_SECONDS)
-        self.say("supervisor", f"listening on {url}, pid {self.supervisor.pid}, {SLOTS} slots")
+        self.client = self._held.enter_context(SyncAgentClient(url, patience_seconds=PATIENCE_SECONDS))
+        self.say("supervisor", f"listening on {url}, pid {supervisor.pid}, {SLOTS} slots")
 
-    def _first_line(self, supervisor: subprocess.Popen[bytes]) -> str:
-        if supervisor.stdout is None:
-            return ""
-        if not select.select([supervisor.stdout], [], [], START_TIMEOUT_SECONDS)[0]:
-            raise Stuck(f"the supervisor did not answer within {START_TIMEOUT_SECONDS:.0f} s")
-        return supervisor.stdout.readline().decode(errors="replace").strip()
+    def pause(self) -> None:
+        """
+        Pause before looking again.
 
-    def _last_log_line(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()
-        return lines[-1] if lines else "it said nothing"
+        Raises:
+            Interrupted: A signal has asked for the end.
+        """
+        if self._signals:
+            raise Interrupted(self._signals[0])
+        time.sleep(LOOK_AGAIN_SECONDS)
 
-    def until(self, what: str, happened: Callable[[], bool], timeout_seconds: float = STEP_TIMEOUT_SECONDS) -> None:
+    def until(self, what: str, happened: Callable[[], object]) -> None:
         """
         Wait until something can be seen to have happened.
 
         Raises:
             Stuck: It did not, or the supervisor has ended.
         """
-        deadline = time.monotonic() + timeout_seconds
+        deadline = time.monotonic() + STEP_TIMEOUT_SECONDS
         while not happened():
-            if self.supervisor is not None and self.supervisor.poll() is not None:
+            if self.supervisor.poll() is not None:
                 raise Stuck(f"the supervisor has ended by itself: {self._last_log_line()}")
             if time.monotonic() > deadline:
-                raise Stuck(f"{what}: not within {timeout_seconds:.0f} s")
-            time.sleep(LOOK_AGAIN_SECONDS)
+                raise Stuck(f"{what}: not within {STEP_TIMEOUT_SECONDS:.0f} s")
+            self.pause()
+
+    def until_gone(self, execution_id: str, seen: set[psutil.Process]) -> float | None:
+        """
+        Wait until no process of the execution is left, and add to *seen* those that are found on the way.
+
+        Two looks in a row must find nothing: one in the middle of ``execve`` shows an empty environment.
+
+        Returns:
+            When the last of them ended, on :func:`time.monotonic`; None: they did not all end in time.
+        """
+        ended_at, empty_looks = time.monotonic(), 0
+        deadline = ended_at + GONE_TIMEOUT_SECONDS
+        while empty_looks < 2:
+            if time.monotonic() > deadline:
+                return None
+            if any(map(is_alive, seen)):
+                self.pause()
+                ended_at = time.monotonic()
+            else:
+                found = marked([execution_id])
+                seen |= found
+                empty_looks = 0 if found else empty_looks + 1
+        return ended_at
 
     def end_supervisor(self) -> int | None:
-        """Ask it to end, as a container's stop does; tells its exit code, None if it does not end."""
-        if self.supervisor is None:
-            return None
+        """Ask it to end, as a container's stop does; returns its exit code, None if it does not end."""
         self.supervisor.terminate()
-        try:
-            return self.supervisor.wait(END_TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            return None
+        deadline = time.monotonic() + END_TIMEOUT_SECONDS
+        while (code := self.supervisor.poll()) is None and time.monotonic() < deadline:
+            self.pause()
+        return code
 
-    def keep_log(self) -> Path | None:
+    def keep_log(self) -> Path:
         """Save the supervisor's log from the general cleaning up."""
-        if not self.log.exists():
-            return None
-        descriptor, name = tempfile.mkstemp(prefix="agent-runtime-demo-", suffix=".log")
-        os.close(descriptor)
-        shutil.copyfile(self.log, name)
-        return Path(name)
+        with tempfile.NamedTemporaryFile("wb", prefix="agent-runtime-demo-", suffix=".log", delete=False) as kept:
+            kept.write(self.log.read_bytes())
+        return Path(kept.name)
 
-    def clear(self) -> None:
-        """End and remove everything, whatever state it is in."""
-        supervisor = self.supervisor
-        if supervisor is not None:
-            if supervisor.poll() is None:
-                # The first signal lets running executions finish, a second one ends them politely and at once; two
-                # different ones, because two equal ones may arrive as one.
-                for number in (signal.SIGTERM, signal.SIGINT):
-                    supervisor.send_signal(number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    supervisor.wait(END_TIMEOUT_SECONDS)
-            if supervisor.poll() is None:
-                supervisor.kill()
-                supervisor.wait()
-            if supervisor.stdout is not None:
-                supervisor.stdout.close()
-        if left := kill_marked(self.execution_ids):
-            self.say("demo", f"had to end what the supervisor left running: {left} processes")
-        self.client.close()
-        shutil.rmtree(self.home, ignore_errors=True)
+    def _last_log_line(self) -> str:
+        return ["it said nothing", *self.log.read_text(errors="replace").splitlines()][-1]
 
+    def _stop_supervisor(self) -> None:
+        # The first signal lets running executions finish, a second one ends them politely and at once; two different
+        # ones, because two equal ones may arrive as one.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.supervisor.send_signal(number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.supervisor.wait(END_TIMEOUT_SECONDS)
+        self.supervisor.kill()
+        self.supervisor.communicate()
 
-@contextlib.contextmanager
-def staged(cli: Cli, timeline: Timeline, interruptions: Interruptions) -> Iterator[Stage]:
-    """Set the stage while the block lasts; when it is left, in whatever way, nothing stays behind."""
-    with contextlib.ExitStack() as held:
-        with interruptions.deferred():
-            home = Path(tempfile.mkdtemp(prefix="agent-runtime-demo-"))
-            held.callback(shutil.rmtree, home, ignore_errors=True)
-            stage = Stage(cli, timeline, interruptions, home)
-            stage.api_url = held.enter_context(serve(stage.api))
-        timeline.say("api", f"a stand-in of the Messages API answers on {stage.api_url}; nothing leaves this machine")
-        try:
-            yield stage
-        finally:
-            with interruptions.deferred():
-                stage.clear()
-                held.close()
+    def _end_executions(self) -> None:
+        left = marked(self.execution_ids)
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        if left:
+            self.say("demo", f"had to end what the supervisor left running: {len(left)} processes")
