@@ -6,6 +6,7 @@ import asyncio
 import json
 import pickle
 import selectors
+import time
 from typing import Any
 
 import httpx
@@ -110,10 +111,10 @@ class Played(httpx.AsyncBaseTransport):
             if after > before
         ]
 
-    def play(self, call: str, *given: Any, **named: Any) -> Any:
+    def play(self, call: str, *given: Any, url: str = "http://agent", **named: Any) -> Any:
         async def use() -> Any:
             options: dict[str, Any] = {"patience_seconds": self.patience_seconds, "max_resumes": self.max_resumes}
-            async with AgentClient("http://agent", transport=self, **options) as client:
+            async with AgentClient(url, transport=self, **options) as client:
                 try:
                     return await getattr(client, call)(*given, **named)
                 finally:
@@ -291,6 +292,37 @@ def test_what_is_interrupted_again_and_again_is_given_up(max_resumes: int) -> No
     assert played.asked.count(POST) == max_resumes + 1
 
 
+@pytest.mark.parametrize(
+    ("value", "pause"),
+    [
+        ("7", 7.0),
+        (" 7 ", 7.0),
+        ("99999999999", 3600.0),
+        ("-1", 0.1),
+        ("1e9", 0.1),
+        ("Fri, 31 Dec 2027 23:59:59 GMT", 0.1),
+    ],
+)
+def test_retry_after_counts_where_it_is_a_number_of_seconds(value: str, pause: float) -> None:
+    played = Played(problem("draining", retry_after=value), ok(SUCCESS), patience_seconds=9999, total_seconds=9999)
+
+    played.run()
+
+    assert played.pauses == [pause]
+
+
+def test_records_that_cannot_be_read_for_now_are_asked_for_again_and_cost_no_second_execution() -> None:
+    post = ok({"error_class": "storage", "detail": "Sorry."}, 409, retry_after="1")
+    look = ok({"error_class": "storage", "detail": "Sorry."}, 500)
+    played = Played(post, CUT, look, look, RUNNING, look, kept("now"))
+
+    assert played.run().response == "Done."
+    assert played.asked == [POST, POST, *[LOOK] * 5]
+    with fails("storage") as error:
+        Played(look).result()
+    assert isinstance(error.value, TurnedAway)
+
+
 def test_an_execution_that_was_admitted_and_is_then_unknown_is_not_run_twice() -> None:
     played = Played(CUT, RUNNING, UNKNOWN)
 
@@ -419,6 +451,42 @@ def test_a_class_of_a_newer_supervisor_is_a_failure_with_its_problem() -> None:
     assert error.value.problem == Problem(error_class="gremlins", status=500, metadata={"a": 1})
 
 
+@pytest.mark.parametrize("detail", [{"message": "Sorry.", "error_code": "timeout", "execution_log": []}, "Sorry."])
+def test_the_sentence_of_an_error_is_read_in_both_forms(detail: object) -> None:
+    answer = {"error_class": "timeout", "title": "Timed out", "detail": detail, "metadata": {"cost_usd": 1.5}}
+    for played in (
+        Played(ok(answer, 504)),
+        Played(CUT, ok({"execution_id": ID, "status_code": 504, "answer": answer, "retained_at": "now"})),
+    ):
+        with fails("timeout", match="^Sorry.$") as error:
+            played.run()
+        assert (error.value.status, error.value.problem.metadata) == (504, {"cost_usd": 1.5})
+
+
+@pytest.mark.parametrize("detail", [{}, {"message": 5}, {"message": None}, [], 5])
+def test_an_error_without_a_sentence_says_its_title(detail: object) -> None:
+    with fails("timeout", match="^Timed out$"):
+        Played(ok({"error_class": "timeout", "title": "Timed out", "detail": detail}, 504)).run()
+
+
+@pytest.mark.parametrize("name", ["a/b", "a?b", "a#b", "a%2Fb", "-a", "a b", "\N{SNOWMAN}"])
+def test_an_id_is_one_part_of_a_path(name: str) -> None:
+    played = Played(kept("now"))
+
+    played.play("result", name)
+
+    parts = played.requests[0].url.raw_path.split(b"/")
+    assert (len(parts), parts[1:3], parts[4]) == (5, [b"api", b"executions"], b"result")
+
+
+@pytest.mark.parametrize("url", ["http://agent/behind/a/proxy", "http://agent/behind/a/proxy/"])
+def test_a_supervisor_may_lie_below_a_path(url: str) -> None:
+    played = Played(ok({"state": "ready"}))
+    played.play("token", url=url)
+
+    assert str(played.requests[0].url) == "http://agent/behind/a/proxy/api/token"
+
+
 def test_the_end_of_a_limit_is_an_instant() -> None:
     limited = failure(Problem(error_class="rate_limit", status=429, resets_at="2026-11-22T10:00:00Z"))
     unknown = failure(Problem(error_class="rate_limit", status=429))
@@ -461,6 +529,24 @@ def test_events_may_be_cut_anywhere() -> None:
         assert [*reader.feed(STREAM[:cut]), *reader.feed(STREAM[cut:])] == whole
     reader = EventReader()
     assert [event for n in range(len(STREAM)) for event in reader.feed(STREAM[n : n + 1])] == whole
+
+
+@pytest.mark.parametrize("between", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_what_ends_a_line_elsewhere_ends_none_of_a_stream(between: str) -> None:
+    text = f"one{between}line"
+    data = f"event: message\nid: 1\ndata: {text}\n\n".encode()
+
+    assert list(EventReader().feed(data)) == [("message", "1", text.encode())]
+
+
+def test_a_long_line_that_comes_in_many_chunks_takes_time_in_proportion() -> None:
+    chunks, reader, began = 8192, EventReader(), time.process_time()
+    for chunk in (b"data: ", *[b"x" * 4096] * chunks):
+        assert list(reader.feed(chunk)) == []
+    [(_, _, data)] = reader.feed(b"\n\n")
+
+    assert len(data) == chunks * 4096
+    assert time.process_time() - began < 2
 
 
 def test_a_stream_that_is_cut_anywhere_brings_each_line_once() -> None:

@@ -40,6 +40,7 @@ class TaskFields(TypedDict, total=False):
     max_turns: int | None
     timeout_seconds: float | None
     resume_session_id: str | None
+    fresh_session: bool | None
     persist_session: bool | None
     mcp_config: Mapping[str, Any] | None
     images: list[dict[str, str]] | None

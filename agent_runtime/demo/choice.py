@@ -43,19 +43,18 @@ def choose_cli(claude: str | None, *, scripted: bool) -> Cli:
         raise SettingsInvalid("--claude: cannot be given together with --scripted")
     if scripted:
         return _scripted("asked for with --scripted")
-    if claude is not None:
-        command = load({}, {"claude": claude}).claude
-        version = _version(command)
-        if version is None:
-            raise SettingsInvalid("--claude: this command does not answer --version; it must be the Claude Code CLI")
-        return Cli(version, shlex.join(command), "given by --claude")
     found = shutil.which("claude")
-    if found is None:
+    if claude is not None:
+        command, reason = load({}, {"claude": claude}).claude, "given by --claude"
+    elif found is not None:
+        command, reason = (found,), "found on PATH"
+    else:
         return _scripted("there is no claude on PATH")
-    version = _version((found,))
-    if version is None:
-        return _scripted("the claude on PATH does not answer --version")
-    return Cli(version, shlex.join([found]), "found on PATH")
+    if (version := _version(command)) is not None:
+        return Cli(version, shlex.join(command), reason)
+    if claude is not None:
+        raise SettingsInvalid("--claude: this command does not answer --version; it must be the Claude Code CLI")
+    return _scripted("the claude on PATH does not answer --version")
 
 
 def _scripted(reason: str) -> Cli:
@@ -64,7 +63,7 @@ def _scripted(reason: str) -> Cli:
 
 
 def _version(command: tuple[str, ...]) -> str | None:
-    """Ask the CLI for its version, away from the user's own configuration; None if it does not tell."""
+    """Ask the CLI for its version, away from the user's own configuration; None: it does not say."""
     with tempfile.TemporaryDirectory(prefix="agent-runtime-demo-") as home:
         environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": home, "CLAUDE_CONFIG_DIR": home}
         environ["DISABLE_AUTOUPDATER"] = environ["CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"] = "1"
@@ -75,9 +74,9 @@ def _version(command: tuple[str, ...]) -> str | None:
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=VERSION_TIMEOUT_SECONDS,
-                check=False,
+                check=True,
             )
-        except (OSError, subprocess.TimeoutExpired):
+        except (OSError, subprocess.SubprocessError):
             return None
     said = " ".join(asked.stdout.decode(errors="replace").split())[:VERSION_LIMIT]
-    return said if asked.returncode == 0 and said.isprintable() and said else None
+    return said if said.isprintable() and said else None
