@@ -453,6 +453,26 @@ def test_ctrl_c_ends_a_blocking_wait_at_once_and_leaves_the_execution(shared: Su
     assert blocking(shared.url, "result", name).response == "Done."
 
 
+def test_ctrl_c_lets_the_connection_go_while_the_client_stays_open() -> None:
+    gone = threading.Event()
+
+    def until_the_client_goes(connection: socket.socket) -> None:
+        waits_for_the_client_to_go(connection)
+        gone.set()
+
+    with stranger(until_the_client_goes) as server, SyncAgentClient(server.url) as client:
+
+        def press() -> None:
+            eventually(lambda: server.requests)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+        pressed = Call(press)
+        with pytest.raises(KeyboardInterrupt):
+            client.run("Do it.")
+        assert gone.wait(10)
+        pressed.outcome()
+
+
 def test_threads_share_a_blocking_client_also_inside_a_running_loop(shared: Supervised) -> None:
     async def beside_a_loop(client: SyncAgentClient) -> Answer:
         return client.run(OK)

@@ -99,13 +99,9 @@ class SyncAgentClient:
 
     def stream(self, execution_id: str, *, after: int = 0) -> Generator[StreamEvent, None, None]:
         """As :meth:`AgentClient.stream`."""
-        events = self._client.stream(execution_id, after=after)
-        try:
-            while (event := self._wait(_next, events)) is not None:
-                yield event
-        except GeneratorExit:
-            self._wait(_leave, events)
-            raise
+        events = self._client.stream(execution_id, after=after)  # the loop closes it when it is left
+        while (event := self._wait(_next, events)) is not None:
+            yield event
 
     def _wait(self, call: Callable[P, Coroutine[Any, Any, T]], *given: P.args, **named: P.kwargs) -> T:
         """Have the thread make a call, and wait for what comes of it."""
@@ -140,7 +136,3 @@ def _stop(loop: asyncio.AbstractEventLoop, lock: threading.Lock) -> None:
 
 async def _next(events: AsyncGenerator[StreamEvent, None]) -> StreamEvent | None:
     return await anext(events, None)
-
-
-async def _leave(events: AsyncGenerator[StreamEvent, None]) -> None:
-    await events.aclose()
