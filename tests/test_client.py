@@ -572,7 +572,9 @@ def test_the_example_of_the_readme_runs_as_written(tmp_path: Path) -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     example = readme.partition("### From Python")[2].partition("```python\n")[2].partition("```")[0]
     answers_by_token = [{"do": "api_error", "status": 401, "when": "first"}, {"do": "hang", "when": "first"}]
-    script = {"script": [{"do": "init"}, *answers_by_token, {"do": "result", "text": "Fixed."}]}
+    # A session goes on where the model has said something in it.
+    begins = [{"do": "init"}, {"do": "assistant", "text": "I look at the tests."}]
+    script = {"script": [*begins, *answers_by_token, {"do": "result", "text": "Fixed."}]}
     with supervised(tmp_path, flags=("--probe", "off")) as running:
         for named, here in (
             ("http://127.0.0.1:8000", running.url),
