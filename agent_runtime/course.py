@@ -115,10 +115,10 @@ class Course:
             final = execution.judge(report)
             if (trouble := plan.ended(report, final)) is not None:
                 execution.give_up_session()
-                if trouble is SessionTrouble.UNKNOWN and plan.is_named and execution.wish is None:
-                    return self._session_unknown()
                 if execution.wish is None and self._begins_anew(trouble, report):
                     continue
+                if execution.wish is None and trouble is SessionTrouble.UNKNOWN:
+                    return self._session_unknown()
             if plan.next.prompt is None and execution.wish is None and execution.was_swallowed(report):
                 plan.begin_anew()
                 continue
@@ -251,15 +251,18 @@ class Course:
     def _begins_anew(self, trouble: SessionTrouble, report: Report) -> bool:
         """Begin in a new session where the CLI has lost this one, or where nothing is answered in it any more."""
         plan, execution = self._plan, self._execution
-        if trouble is SessionTrouble.UNKNOWN:
-            plan.begin_anew()
-        elif not plan.next.resumes or report.tally.has_progress or not plan.restart():
+        if trouble is SessionTrouble.UNKNOWN and plan.is_named:
+            return False
+        if not plan.next.resumes or report.tally.has_progress or not plan.restart(trouble):
             return False
         execution.record.metadata.session_restarted = True
         log.warning("session is %s: begun anew", trouble.value, extra={"execution_id": execution.execution_id})
         return True
 
     def _session_unknown(self) -> Verdict:
+        """Say that the CLI does not know the session: the task's, or one of ours, lost for the second time."""
+        if not self._plan.is_named:
+            return Verdict(Outcome.FAILED, ErrorClass.ERROR, _SESSION_LOST)
         error = self._execution.error = SessionUnknown(_SESSION_UNKNOWN)
         return Verdict(Outcome.FAILED, error.error_class, str(error))
 
@@ -422,6 +425,10 @@ def _is_about_token(report: Report, final: Verdict) -> bool:
 
 _SESSION_UNKNOWN = (
     "no conversation found under the id in resume_session_id; send the task without it to begin a new session"
+)
+_SESSION_LOST = (
+    "no conversation found in the session of this execution: the CLI has not kept it; send the same execution_id again "
+    "to begin anew"
 )
 _CURABLE = {
     ErrorClass.AUTH: TokenTrouble.REFUSED,

@@ -78,7 +78,7 @@ class SessionPlan:
 
     def __init__(self, task: Task, previous: ExecutionRecord | None) -> None:
         self._named = task.resume_session_id
-        self._is_restarted = False
+        self._is_restarted = self._used_tool = False
         if previous is not None and previous.request_digest != task.digest:
             previous = None  # other work
         self._was_refused = previous is not None and previous.error_class is ErrorClass.INVALID_REQUEST
@@ -107,11 +107,14 @@ class SessionPlan:
         """Begin the task from its start: in the session it names, or in a new one."""
         self.next, self.has_progress = self._fresh(), False
 
-    def restart(self) -> bool:
-        """Give up a session that is refused, for a new one; False: that has been done already."""
-        if self._is_restarted:
-            return False
-        self._is_restarted, self._named = True, None
+    def restart(self, trouble: SessionTrouble) -> bool:
+        """Begin anew instead of going on; False: that has been done already, and would run tools once more."""
+        if trouble is SessionTrouble.REFUSED or self._used_tool:
+            if self._is_restarted:
+                return False
+            self._is_restarted = True
+        if trouble is SessionTrouble.REFUSED:
+            self._named = None
         self.begin_anew()
         return True
 
@@ -119,6 +122,7 @@ class SessionPlan:
         """Take note of an attempt's end, and tell what is wrong with its session, if anything is."""
         progress, is_resumed = report.tally.has_progress, self.next.resumes
         self.has_progress |= progress
+        self._used_tool |= report.tally.tool_count > 0
         if is_resumed and report.unknown_session and not report.tally.has_init:
             return SessionTrouble.UNKNOWN
         if report.session_refused and final.error_class in _REFUSALS:

@@ -78,13 +78,26 @@ def test_a_session_that_is_named_gets_the_message_once_and_is_then_gone_on_with(
 def test_a_refused_session_is_given_up_once_also_one_that_is_named() -> None:
     plan = SessionPlan(Task(message="x", resume_session_id=uuid.UUID(NAMED)), None)
 
-    assert plan.restart()
+    assert plan.restart(SessionTrouble.REFUSED)
     assert (plan.known_id, plan.is_named) == (None, False)
     plan.resume(OWN)
-    assert not plan.restart()
+    assert not plan.restart(SessionTrouble.REFUSED)
     assert plan.known_id == OWN
     plan.begin_anew()
     assert plan.known_id is None, "the session that is named is not tried again"
+
+
+def test_a_lost_session_is_begun_anew_as_often_as_no_tool_has_run_and_once_where_one_has() -> None:
+    plan = SessionPlan(Task(message="x", resume_session_id=uuid.UUID(NAMED)), None)
+    assert plan.restart(SessionTrouble.UNKNOWN)
+    assert plan.restart(SessionTrouble.UNKNOWN)
+    used = report(progress=True)
+    used.tally.tool_count = 1
+    assert plan.ended(used, INVALID) is None
+
+    assert plan.restart(SessionTrouble.UNKNOWN)
+    assert plan.known_id == NAMED, "it has lost nothing that the task named"
+    assert not plan.restart(SessionTrouble.UNKNOWN)
 
 
 @pytest.mark.parametrize(
