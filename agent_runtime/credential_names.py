@@ -6,8 +6,9 @@ a settings file (the workspace's, a cloned repository may carry one, or the conf
 are given with ``--settings`` outrank it: see :func:`neutral_settings`. Names that tools need (``AWS_*``, ``GOOGLE_*``)
 stay: the CLI reads those only with one of its own switches, and the switches are removed.
 
-Source: the names are those that Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114 and 2.1.330 carry; 2.1.330 lists them
-itself as what a managing host may own. Measured with made-up tokens against a stand-in API on loopback, on all five.
+Source: the names are those that Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.330 and 2.1.332 carry; 2.1.330 lists
+them itself as what a managing host may own. Measured with made-up tokens against a stand-in API on loopback, on all of
+them. What a further version carries beside them, and whether it matters, ``scripts/try-cli VERSION`` tells.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ SERVERS: dict[str, str] = {
     "CLAUDE_CODE_CUSTOM_OAUTH_URL": "where tokens are refreshed (2.1.114)",
     "USE_LOCAL_OAUTH": "a developer's switch for the same",
     "USE_STAGING_OAUTH": "a developer's switch for the same",
+    "CLAUDE_CODE_CLIENT_DATA_URL": "where the CLI's own configuration is; it does not start without it (2.1.330)",
     "ANTHROPIC_BEDROCK_BASE_URL": "a provider's server",
     "ANTHROPIC_BEDROCK_MANTLE_BASE_URL": "a provider's server (2.1.114)",
     "ANTHROPIC_VERTEX_BASE_URL": "a provider's server",
@@ -97,6 +99,7 @@ MODES: dict[str, str] = {
     "CLAUDE_CODE_SIMPLE": "the bare mode ignores OAuth tokens: Not logged in (2.1.114, 2.1.330)",
     "CLAUDE_CODE_PROVIDER_MANAGED_BY_HOST": "a managing host's credentials win over settings (2.1.114)",
     "CLAUDE_CODE_REMOTE": "a hosted session takes its credentials from elsewhere",
+    "CLAUDE_CODE_USER_DELEGATED_SESSION_DIRECT_API": "allows no base URL: the CLI does not start (2.1.330)",
     "CLAUDE_CODE_SDK_HAS_OAUTH_REFRESH": "asks the parent process for a new token (2.1.114)",
     "CLAUDE_CODE_SDK_HAS_HOST_AUTH_REFRESH": "asks the parent process for a new token (2.1.330)",
     "CLAUDE_CODE_LAUNCHER_RUNS_API_KEY_HELPER": "takes another process's key (2.1.330)",
@@ -140,6 +143,7 @@ _BLANKED = (
     "CLAUDE_CODE_RUNNER_MODEL_SOCKET",
     "CLAUDE_CODE_API_BASE_URL",
     "CLAUDE_CODE_CUSTOM_OAUTH_URL",
+    "CLAUDE_CODE_CLIENT_DATA_URL",
     "USE_LOCAL_OAUTH",
     *PROVIDERS,
     "CLAUDE_CODE_SIMPLE",

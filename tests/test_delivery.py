@@ -656,7 +656,9 @@ REACH_BY_VERSION = {
     "2.0.76": Reach.NEVER,
     "2.1.30": Reach.ON_REFUSAL,
     "2.1.114": Reach.ON_REQUEST,
+    "2.1.197": Reach.ON_REQUEST,
     "2.1.330": Reach.ON_REQUEST,
+    "2.1.332": Reach.ON_REQUEST,
 }
 
 

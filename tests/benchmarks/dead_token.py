@@ -37,8 +37,8 @@ class Case(NamedTuple):
 
 CASES = (
     Case("2.1.30", "OAuth", SOONER),
-    Case("2.1.330", "API key", SOONER),
-    Case("2.1.330", "OAuth", ratio_at_most(1, "never later")),
+    Case("2.1.332", "API key", SOONER),
+    Case("2.1.332", "OAuth", ratio_at_most(1, "never later")),
 )
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.benchmarks.harness import Scale
 
 IN_MOVED_TO = 0x80
-CLI = "2.1.330"
+CLI = "2.1.332"
 NUMBERS = itertools.count(1)
 
 

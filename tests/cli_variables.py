@@ -1,0 +1,80 @@
+"""Whether a variable in its environment makes the real CLI use another token or server than the one it is given."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent_runtime.standins.messages_api import MessagesApi, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PATIENCE_SECONDS = 60.0
+
+_DELIVERED = "sk-ant-oat01-delivered-0000000000000000"
+_ROGUE = "sk-ant-oat01-of-a-variable-00000000000"
+_ADDRESS = re.compile(r"_(?:URL|URI|PROXY|ENDPOINT|GATEWAY)(?:_|$)")
+_HOST = re.compile(r"_(?:HOST|SERVER)$")
+_FILE = re.compile(r"_(?:FILE|PATH|DIR)(?:_|$)")
+_SECRET = re.compile(r"_(?:TOKEN|SECRET|KEY|AUTH|BEARER|PASSWORD|PASSPHRASE)$")
+
+
+def that_change_the_request(executable: Path, names: Sequence[str]) -> list[str]:
+    """
+    Find those that do, each set to somebody else's token or server by its name, and each switched on.
+
+    All are tried at once, and halves of them where that changed anything.
+
+    Raises:
+        subprocess.TimeoutExpired: The CLI did not end.
+    """
+    if not names or all(_goes_out_as_delivered(executable, names, switched=switched) for switched in (False, True)):
+        return []
+    if len(names) == 1:
+        return list(names)
+    middle = len(names) // 2
+    return that_change_the_request(executable, names[:middle]) + that_change_the_request(executable, names[middle:])
+
+
+def _goes_out_as_delivered(executable: Path, names: Sequence[str], *, switched: bool) -> bool:
+    api, rogue = MessagesApi(), MessagesApi()
+    with serve(api) as base_url, serve(rogue) as rogue_url, tempfile.TemporaryDirectory() as scratch:
+        Path(scratch, "rogue").write_text(_ROGUE)
+        values = {name: "1" if switched else _value(name, rogue_url, f"{scratch}/rogue") for name in names}
+        environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": scratch,
+            "CLAUDE_CONFIG_DIR": f"{scratch}/config",
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "DISABLE_AUTOUPDATER": "1",
+            "IS_SANDBOX": "1",
+        }
+        delivered = {"ANTHROPIC_BASE_URL": base_url, "CLAUDE_CODE_OAUTH_TOKEN": _DELIVERED}
+        ended = subprocess.run(
+            [str(executable), "-p", "--output-format", "stream-json", "--verbose"],
+            input="Say hello.",
+            env=environ | values | delivered,
+            cwd=scratch,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+            check=False,
+        )
+    asked = [request for request in api.requests if request.path.startswith("/v1/")]
+    as_delivered = bool(asked) and all(request.carries(_DELIVERED) for request in asked)
+    return ended.returncode == 0 and as_delivered and not rogue.requests
+
+
+def _value(name: str, rogue_url: str, path: str) -> str:
+    if _ADDRESS.search(name):
+        return rogue_url
+    if _HOST.search(name):
+        return rogue_url.removeprefix("http://")
+    if _FILE.search(name) or "SOCKET" in name:
+        return path
+    return _ROGUE if _SECRET.search(name) else "1"
