@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PATIENCE_SECONDS = 60.0
+LOOK_SECONDS = 0.1
 
 _DELIVERED = "sk-ant-oat01-delivered-0000000000000000"
 _ROGUE = "sk-ant-oat01-of-a-variable-00000000000"
@@ -28,10 +32,7 @@ def that_change_the_request(executable: Path, names: Sequence[str]) -> list[str]
     """
     Find those that do, each set to somebody else's token or server by its name, and each switched on.
 
-    All are tried at once, and halves of them where that changed anything.
-
-    Raises:
-        subprocess.TimeoutExpired: The CLI did not end.
+    All are tried at once, and halves of them where that changed anything. To end no run, or badly, is a change too.
     """
     if not names or all(_goes_out_as_delivered(executable, names, switched=switched) for switched in (False, True)):
         return []
@@ -55,19 +56,28 @@ def _goes_out_as_delivered(executable: Path, names: Sequence[str], *, switched: 
             "IS_SANDBOX": "1",
         }
         delivered = {"ANTHROPIC_BASE_URL": base_url, "CLAUDE_CODE_OAUTH_TOKEN": _DELIVERED}
-        ended = subprocess.run(
-            [str(executable), "-p", "--output-format", "stream-json", "--verbose"],
-            input="Say hello.",
+        command = [str(executable), "-p", "--output-format", "stream-json", "--verbose", "Say hello."]
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             env=environ | values | delivered,
             cwd=scratch,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-            check=False,
-        )
+            start_new_session=True,
+        ) as child:
+            ends_at = time.monotonic() + PATIENCE_SECONDS
+            while child.poll() is None and time.monotonic() < ends_at and not _goes_elsewhere(api, rogue):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(LOOK_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+    return child.returncode == 0 and bool(api.requests) and not _goes_elsewhere(api, rogue)
+
+
+def _goes_elsewhere(api: MessagesApi, rogue: MessagesApi) -> bool:
     asked = [request for request in api.requests if request.path.startswith("/v1/")]
-    as_delivered = bool(asked) and all(request.carries(_DELIVERED) for request in asked)
-    return ended.returncode == 0 and as_delivered and not rogue.requests
+    return bool(rogue.requests) or not all(request.carries(_DELIVERED) for request in asked)
 
 
 def _value(name: str, rogue_url: str, path: str) -> str:
