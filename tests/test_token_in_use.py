@@ -29,8 +29,10 @@ def test_a_running_execution_holds_the_token_it_was_spawned_with_and_those_that_
     goes = [tmp_path / "go-0", tmp_path / "go-1"]
     with switching(tmp_path, flags=("--slots", "1")) as running:
         assert token(running)["held_by"] == {}
-        pending = [running.start(holding(go), execution_id=f"one-{n}") for n, go in enumerate(goes)]
-        eventually(lambda: state(running, "one-0") == "running" and state(running, "one-1") == "queued")
+        pending = [running.start(holding(goes[0]), execution_id="one-0")]
+        eventually(lambda: state(running, "one-0") == "running")
+        pending.append(running.start(holding(goes[1]), execution_id="one-1"))
+        eventually(lambda: state(running, "one-1") == "queued")
         assert token(running)["held_by"] == {"1": 1}
         code, said, _ = wait_for(running, FIRST)
         assert (code, said) == (0, f"{FIRST} is in use, and no running execution holds an older token\n")
