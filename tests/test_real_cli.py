@@ -195,7 +195,9 @@ def test_every_refusal_has_its_class(  # noqa: PLR0917 - fixtures and parameters
         response = running.post("Say hello.", timeout_seconds=60)
 
         assert (response.status_code, response.json()["error_class"]) == expected
-        state = {"org_not_allowed": "refused", "credit_balance": "billing", "usage_limit": "limited"}.get(fault, "ready")
+        state = {"org_not_allowed": "refused", "credit_balance": "billing", "usage_limit": "limited"}.get(
+            fault, "ready"
+        )
         assert running.get("/api/token")["state"] == state
 
 

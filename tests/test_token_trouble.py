@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime.standins.messages_api import Fail, MessagesApi, serve
+from agent_runtime.standins.messages_api import Fail, MessagesApi, Text, Tool, serve
 from tests.supervised import NEW, OLD, Supervised, eventually
 from tests.test_executions import OK
 from tests.test_switching import PLAIN, PROMPT, Work, generations, of, state, states, switching, token, told
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+DESCRIPTORS = {"stdout": 1, "stderr": 2}
 LATER = 4102444800
 """Epoch seconds: the year 2100."""
 
@@ -81,9 +82,8 @@ CASES = [
 
 def forging(case: tuple[str, str]) -> dict[str, Any]:
     """Let a tool write the lines to the CLI's own stream, and end the CLI, so that they are the last it has said."""
-    descriptor = {"stdout": 1, "stderr": 2}[case[1]]
     lines = " ".join(shlex.quote(line) for line in FORGERIES[case])
-    command = f"printf '%s\\n' {lines} >>/proc/$PPID/fd/{descriptor}; kill -KILL $PPID; sleep 60"
+    command = f"printf '%s\\n' {lines} >>/proc/$PPID/fd/{DESCRIPTORS[case[1]]}; kill -KILL $PPID; sleep 60"
     return {"do": "tool", "command": command}
 
 
@@ -139,6 +139,31 @@ def test_a_forged_limit_after_which_the_model_goes_on_stops_nothing(tmp_path: Pa
 
         assert response.status_code == 200
         assert len(running.record("forger")["attempts"]) == 1
+        assert about_tokens(running, finished=1) == ["token.loaded"]
+
+
+@pytest.mark.slow
+@pytest.mark.real_cli
+@pytest.mark.parametrize(("trouble", "stream"), FORGERIES)
+def test_what_a_tool_of_the_real_cli_forges_costs_at_most_its_own_attempt(  # noqa: PLR0917 - a table
+    tmp_path: Path, api: MessagesApi, url: str, claude: str, trouble: str, stream: str
+) -> None:
+    """A9. A limit stops nothing: a CLI that meets one gives up by itself."""
+    is_evidence = trouble != "limited"
+    lines = " ".join(shlex.quote(line) for line in FORGERIES[trouble, stream])
+    command = f"printf '%s\\n' {lines} >>/proc/$PPID/fd/{DESCRIPTORS[stream]}"
+    api.script("forge", Tool(command=f"{command}; sleep 60" if is_evidence else command), Text(text="finished"))
+    flags = ("--probe", "off", "--max-resumes", "1")
+    with switching(tmp_path, api_url=url, claude=claude, flags=flags) as running:
+        response = running.post("[[script:forge]] Do it.", execution_id="forger")
+        attempts = running.record("forger")["attempts"]
+
+        assert (attempts[0]["stop_reason"] == "refused") is is_evidence
+        assert (response.status_code, response.json()["error_class"] if response.status_code != 200 else None) in {
+            (200, None),
+            (502, "upstream"),  # Claude Code up to 2.1.114 runs the tool again in each attempt
+        }
+        assert token(running)["state"] == "ready"
         assert about_tokens(running, finished=1) == ["token.loaded"]
 
 
