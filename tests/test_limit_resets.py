@@ -47,7 +47,7 @@ def url(api: MessagesApi) -> Iterator[str]:
 
 
 def limited_for(seconds: float) -> UsageLimit:
-    """A limit that ends at one moment, whenever it is met."""
+    """A limit that ends at one moment, whenever it is met; far enough away for a busy machine to start a CLI."""
     return UsageLimit(resets_at=int(time.time() + seconds) + 1)
 
 
@@ -63,7 +63,7 @@ def test_work_goes_on_in_its_session_after_the_end_of_its_limit_without_a_newer_
     with switching(tmp_path, api_url=url, flags=WAITING, program=("-c", SOON)) as running:
         pending = running.start(PROMPT, execution_id="work")
         work.wait_until_under_way()
-        limit = limited_for(4)
+        limit = limited_for(15)
         api.on(OLD, limit)
         work.let_go()
         eventually(lambda: state(running, "work") == "parked")
@@ -95,10 +95,10 @@ def generations_of(record: dict[str, Any]) -> list[list[int]]:
 def test_the_first_one_waits_too_where_the_end_lies_within_its_park_time_or_the_setting(
     tmp_path: Path, api: MessagesApi, url: str, fields: dict[str, Any]
 ) -> None:
-    limit = limited_for(3)
-    api.on(OLD, limit)
     flags = WAITING if fields["park_seconds"] == 0 else ()
     with switching(tmp_path, api_url=url, flags=flags, program=("-c", SOON)) as running:
+        limit = limited_for(12)
+        api.on(OLD, limit)
         pending = running.start(PLAIN, execution_id="one", **fields)
         eventually(lambda: state(running, "one") == "parked")
         eventually(lambda: ended(limit))
@@ -191,9 +191,9 @@ def test_one_that_waits_can_be_cancelled(tmp_path: Path, api: MessagesApi, url: 
 
 def test_those_that_were_admitted_to_wait_go_on_after_the_end_too(tmp_path: Path, api: MessagesApi, url: str) -> None:
     """Today they answered 429 after their wait, with the limit gone."""
-    limit = limited_for(4)
-    api.on(OLD, limit)
     with switching(tmp_path, api_url=url, flags=("--slots", "1"), program=("-c", SOON)) as running:
+        limit = limited_for(12)
+        api.on(OLD, limit)
         assert running.post(PLAIN).status_code == 429
         ids = [f"waits-{n}" for n in range(3)]
         pending = [running.start(PLAIN, execution_id=name, park_seconds=30) for name in ids]
@@ -209,10 +209,10 @@ def test_those_that_were_admitted_to_wait_go_on_after_the_end_too(tmp_path: Path
 def test_many_that_wait_for_one_end_go_on_spread_over_fifteen_seconds(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
-    limit = limited_for(8)
-    api.on(OLD, limit)
     ids = [f"waits-{n}" for n in range(8)]
     with switching(tmp_path, api_url=url, flags=("--slots", "8", *WAITING)) as running:
+        limit = limited_for(20)
+        api.on(OLD, limit)
         pending = [running.start(PLAIN, execution_id=name) for name in ids]
         eventually(lambda: states(running, ids) == ["parked"] * 8)
         eventually(lambda: ended(limit))
