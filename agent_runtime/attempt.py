@@ -91,6 +91,7 @@ class Attempt:
         self._oldest = surroundings.secret.status.generation
         self._at_once = False
         self._killed = False
+        self._hook: str | None = None
         self._give_up_at = math.inf
         self._report = Report(started_at=time.time(), tally=self._output.tally)
         self._deadlines = Deadlines(
@@ -257,8 +258,10 @@ class Attempt:
         child = self._child
         if child is None or self._kill_at < math.inf:
             return None
-        self._report.background_ended = self._report.tally.has_more_to_come
-        self._report.tally.answer.is_leaving = True
+        tally = self._report.tally
+        self._report.background_ended = tally.has_more_to_come
+        self._hook = tally.hook  # told to leave, the CLI ends it
+        tally.answer.is_leaving = True
         child.interrupt()
         signalled_at = self._report.signalled_at = time.monotonic()
         self._kill_at = signalled_at + self._around.settings.stop_grace
@@ -385,7 +388,7 @@ class Attempt:
                 exit_code=ended.code if ended is not None else None,
                 result=self._report.tally.result,
                 is_command=is_own_command,
-                hook=self._report.tally.hook,
+                hook=self._hook,
                 stop_reason=self._reason,
                 last_error=self._last_error,
                 evidence=self._evidence,

@@ -26,6 +26,7 @@ _NO_ANSWER_SUBTYPE = "error_during_execution"
 _BEATS_AN_ANSWER = {StopReason.REFUSED, StopReason.PERMISSION_MODE}
 """What an attempt may be stopped for that makes a result in hand worthless, or that a further attempt cures."""
 
+_LONGEST_NAME = 100
 _REFUSAL = "refusal"
 _DECLINED = "the model declined to answer"
 
@@ -184,7 +185,12 @@ def verdict(ending: Ending) -> Verdict:
         why = f"stopped by {reason}"
         if reason is StopReason.INIT_TIMEOUT:
             why = "no system/init came within AGENT_RUNTIME_INIT_TIMEOUT"
-            why = why if ending.hook is None else f"{why} while the hook {ending.hook} ran"
+            if (
+                ending.hook is not None
+                and len(ending.hook) <= _LONGEST_NAME
+                and presentable(ending.hook) == ending.hook
+            ):
+                why = f"{why} while the hook {ending.hook} ran"
         return _failed(seen or CLASS_BY_STOP[reason], why)
     if reason is StopReason.REFUSED and ending.evidence is not None:
         return _failed(ending.evidence.error_class)
