@@ -221,11 +221,8 @@ def test_the_tables_know_everything_that_the_real_cli_holds(claude: str) -> None
 @pytest.mark.slow
 @pytest.mark.real_cli
 def test_a_variable_that_beats_the_delivered_token_is_found_among_others(claude: str) -> None:
-    harmless = ["CLAUDE_CODE_SOME_TOKEN", "CLAUDE_CODE_SOME_URL", "CLAUDE_CODE_SOME_HOST", "CLAUDE_CODE_OTHER_KEY"]
-    assert that_change_the_request(Path(claude), harmless) == []
-    assert that_change_the_request(Path(claude), [*harmless[:3], "ANTHROPIC_AUTH_TOKEN", harmless[3]]) == [
-        "ANTHROPIC_AUTH_TOKEN"
-    ]
+    names = ["CLAUDE_CODE_SOME_TOKEN", "ANTHROPIC_AUTH_TOKEN"]
+    assert that_change_the_request(Path(claude), names) == ["ANTHROPIC_AUTH_TOKEN"]
 
 
 def test_what_is_judged_is_kept_in_order() -> None:
