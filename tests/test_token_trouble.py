@@ -222,6 +222,33 @@ def test_k1_work_that_meets_an_account_in_trouble_goes_on_with_another_s_token__
         assert work.done == 3
 
 
+@pytest.mark.parametrize(
+    ("fault", "status", "error_class", "attempts", "left"),
+    [(EXTRA_USAGE, 503, "billing", 2, "billing"), (ON_HOLD, 502, "upstream", 4, "ready")],
+    ids=["billing", "blocked"],
+)
+def test_a_200_of_the_probe_clears_a_block_and_says_nothing_of_money(  # noqa: PLR0917 - a table
+    tmp_path: Path,
+    api: MessagesApi,
+    url: str,
+    fault: Fail,
+    status: int,
+    error_class: str,
+    attempts: int,
+    left: str,
+) -> None:
+    """Only the task's own requests meet it, first after a tool, then at the first one of each further attempt."""
+    work = Work(api, tmp_path, "work", fault)
+    work.let_go()
+    with switching(tmp_path, api_url=url) as running:
+        response = running.post(PROMPT, execution_id="work")
+
+        assert (response.status_code, response.json()["error_class"]) == (status, error_class)
+        assert len(running.record("work")["attempts"]) == attempts
+        assert token(running)["state"] == left
+    assert work.done == 1
+
+
 @pytest.mark.parametrize("fault", [ON_HOLD, EXTRA_USAGE], ids=["blocked", "billing"])
 def test_a_newer_token_that_is_loaded_already_is_gone_on_with_at_once(
     tmp_path: Path, api: MessagesApi, url: str, fault: Fail
