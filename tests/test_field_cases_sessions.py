@@ -60,6 +60,14 @@ def is_waiting(running: Supervised, *execution_ids: str) -> bool:
     return all(name in running.get("/api/executions/running")["pending_ids"] for name in execution_ids)
 
 
+def is_passed(running: Supervised, execution_id: str) -> bool:
+    """Let another execution run to its end; return whether this one has not begun meanwhile."""
+    before = len(running.record(execution_id)["attempts"])
+    assert running.post(saying("passed")).status_code == 200
+    found = running.record(execution_id)
+    return found["state"] == "queued" and len(found["attempts"]) == before
+
+
 def is_running(running: Supervised, execution_id: str) -> bool:
     return is_in(running, execution_id, "running")
 
@@ -491,8 +499,7 @@ def test_k9_two_tasks_on_one_session_run_one_after_the_other_and_others_pass(sma
     second = small.start(OK, execution_id="two-2", resume_session_id=session_id.upper())
     eventually(lambda: is_waiting(small, "two-2"))
 
-    assert small.post(OK).status_code == 200, "there is a slot for those who need no session"
-    assert small.record("two-2")["attempts"] == []
+    assert is_passed(small, "two-2"), "there is a slot for those who need no session"
     assert small.record("two-2")["session_id"] == session_id
     go.touch()
 
@@ -508,6 +515,7 @@ def test_k9_the_session_of_a_running_execution_is_waited_for(small: Supervised) 
     session_id = small.record("live-1")["session_id"]
     second = small.start(OK, execution_id="live-2", resume_session_id=session_id)
     eventually(lambda: is_waiting(small, "live-2"))
+    assert is_passed(small, "live-2")
     go.touch()
 
     assert [one.answer().json()["session_id"] for one in (first, second)] == [session_id] * 2
@@ -522,6 +530,7 @@ def test_k9_an_id_that_is_posted_again_waits_for_the_execution_that_uses_its_ses
     eventually(lambda: is_running(small, "again-2"))
     again = small.start(task, execution_id="again-1")
     eventually(lambda: is_waiting(small, "again-1"))
+    assert is_passed(small, "again-1")
     go.touch()
 
     assert {other.answer().status_code, again.answer().status_code} == {200}
@@ -534,6 +543,7 @@ def test_k9_the_time_of_one_that_waits_for_a_session_runs_and_it_can_be_cancelle
     eventually(lambda: is_running(small, "time-1"))
     cancelled = small.start(OK, execution_id="time-2", resume_session_id=session_id)
     eventually(lambda: is_waiting(small, "time-2"))
+    assert is_passed(small, "time-2")
 
     assert of(small.post(OK, execution_id="time-3", resume_session_id=session_id, timeout_seconds=0.2)) == (
         504,
@@ -576,15 +586,17 @@ def test_k9_a_drain_ends_one_that_waits_for_a_session(tmp_path: Path) -> None:
         eventually(lambda: is_running(running, "one"))
         pending.append(running.start(OK, execution_id="two", resume_session_id=session_id))
         eventually(lambda: is_waiting(running, "two"))
+        assert is_passed(running, "two")
         running.process.terminate()
 
         assert [of(one.answer()) for one in pending] == [(500, "interrupted")] * 2
 
 
 def test_k9_a_session_is_held_while_its_execution_is_parked(tmp_path: Path) -> None:
-    dead = [{"do": "api_error", "status": 401, "when": "first"}, {**HANG, "when": "first"}]
-    task = {"script": [INIT, {"do": "assistant", "text": "x"}, *dead, {"do": "result", "text": "Resumed."}]}
-    flags = ("--token-delivery", "env", "--probe", "off", "--park", "30", "--slots", "1")
+    go, dead = tmp_path / "go", [{"do": "api_error", "status": 401, "when": "first"}, {**HANG, "when": "first"}]
+    ends = [{"do": "wait_file", "path": str(go)}, {"do": "result", "text": "Resumed."}]
+    task = {"script": [INIT, {"do": "assistant", "text": "x"}, *dead, *ends]}
+    flags = ("--token-delivery", "env", "--probe", "off", "--park", "30", "--slots", "2")
     with supervised(tmp_path, flags=flags) as running:
         parked = running.start(task, execution_id="parked")
         eventually(lambda: is_in(running, "parked", "parked"))
@@ -592,6 +604,9 @@ def test_k9_a_session_is_held_while_its_execution_is_parked(tmp_path: Path) -> N
         waiting = running.start(OK, execution_id="waiting", resume_session_id=session_id, park_seconds=30)
         eventually(lambda: is_waiting(running, "parked", "waiting"))
         running.write_token(NEW)
+        eventually(lambda: is_running(running, "parked"))
+        assert is_passed(running, "waiting")
+        go.touch()
 
         assert [one.answer().json()["session_id"] for one in (parked, waiting)] == [session_id] * 2
         assert running.record("parked")["ended_at"] <= running.record("waiting")["started_at"]
