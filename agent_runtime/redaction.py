@@ -39,6 +39,7 @@ _FAMILY = b"sk-ant-"
 _OF_THE_FAMILY = re.compile(rb"sk-ant-[a-z0-9]{1,16}-[A-Za-z0-9_-]{8,4096}")
 """Whatever looks like a key or token of the API, also one that was never loaded here."""
 
+_LEAST_TORN = 4
 _LONGEST_PREFIX = 32
 _HEAD_BEYOND_PREFIX = 8
 _BACKSLASH = 0x5C
@@ -212,8 +213,9 @@ def _start_of_escape(line: bytes, at: int, floor: int) -> int:
 
 
 def _without_torn_token(line: bytes, groups: tuple[_Group, ...]) -> bytes:
-    """Cut off what may be the first part of a token."""
-    for start in range(max(0, len(line) - max((group.longest for group in groups), default=0)), len(line)):
+    """Cut off what may be the first part of a token; so little of one that any word may end so says nothing of it."""
+    longest = max((group.longest for group in groups), default=0)
+    for start in range(max(0, len(line) - longest), len(line) - _LEAST_TORN + 1):
         if any(group.may_begin(line[start:]) for group in groups):
             return line[:start]
     return line
