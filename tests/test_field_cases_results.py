@@ -419,6 +419,7 @@ def test_k3_real_work_in_the_background_is_ended_and_its_session_goes_on_behind_
     assert (second.status_code, second.json()["response"]) == (200, "The answer."), second.text
 
 
+@pytest.mark.slow
 @pytest.mark.real_cli
 @pytest.mark.parametrize(
     ("reply", "expected"),
@@ -603,6 +604,7 @@ def test_k6_the_same_message_again_is_not_swallowed_again(commanded: Commanded) 
     assert (kept["response"], seen) == ("Heard:  /login again", [])
 
 
+@pytest.mark.slow
 @pytest.mark.real_cli
 @pytest.mark.parametrize(
     ("message", "is_as_text"),
@@ -635,6 +637,7 @@ def test_k6_the_real_cli_asks_the_model(  # noqa: PLR0917 - fixtures and paramet
     assert [request.script for request in api.requests if request.reply and not request.aside] == ["heard"]
 
 
+@pytest.mark.slow
 @pytest.mark.real_cli
 def test_k6_a_bare_command_keeps_the_real_clis_own_answer(
     tmp_path: Path, api: MessagesApi, base_url: str, claude: str
@@ -703,6 +706,7 @@ def test_k8_a_start_that_is_silent_for_too_long_names_the_hook_and_the_setting(
     assert len(answer["detail"]) < 1000
 
 
+@pytest.mark.slow
 @pytest.mark.real_cli
 def test_k8_a_real_hook_that_says_nothing_is_named(
     tmp_path: Path, api: MessagesApi, base_url: str, claude: str
@@ -820,6 +824,7 @@ def test_n1_a_refusal_that_something_else_quotes_stops_nothing(running: Supervis
     assert running.get("/api/token")["state"] == "ready"
 
 
+@pytest.mark.slow
 @pytest.mark.real_cli
 def test_n1_a_tool_that_writes_between_the_real_clis_frames_spoils_no_answer(
     tmp_path: Path, api: MessagesApi, base_url: str, claude: str
