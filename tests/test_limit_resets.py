@@ -169,7 +169,7 @@ def test_a_limit_whose_end_nobody_told_is_not_waited_for(tmp_path: Path) -> None
 def test_a_limit_that_is_met_again_is_waited_out_as_often_as_there_are_resumes_left(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
-    api.on(OLD, UsageLimit(resets_in_seconds=1))
+    api.on(OLD, UsageLimit(resets_in_seconds=3))
     with switching(tmp_path, api_url=url, flags=(*WAITING, "--max-resumes", "2"), program=("-c", SOON)) as running:
         response = running.post(PLAIN, execution_id="one")
 
