@@ -297,9 +297,9 @@ def test_k7_what_the_api_said_last_counts_unless_memory_ran_out() -> None:
         (["RangeError: Out of memory"], "oom", "Out of memory"),
         (["first", "second"], "error", "its stream says more"),
         (
-            ["Error: EACCES: permission denied, open '/root/.claude/.credentials.json'"],
+            ["Error: EACCES: permission denied, open '/home/.claude/.credentials.json'"],
             "error",
-            "denied, open '/root/.claude/.…",
+            "denied, open '/home/.claude/.…",
         ),
     ],
 )
