@@ -443,12 +443,16 @@ def with_pid(pid, argv):
             return process
         process.kill(); process.wait()
     raise AssertionError("no reuse")
+def let_a_tick_pass():
+    # Start times are told in ticks of 10 ms: within one, nothing tells a pid's new process from its old one.
+    begun = linux.boot_ticks()
+    assert eventually(lambda: linux.boot_ticks() > begun + 1)
 become_subreaper()
 child = start_shell("setsid sleep 600 & echo $!; read end; kill -9 $!; wait $!; echo gone; sleep 600")
 go(child)
 (descendant,) = pids(child, 1)
 child.remember_descendants()
-assert eventually(lambda: linux.boot_ticks() > descendant[1] + 1)   # start times are told in ticks of 10 ms
+let_a_tick_pass()
 go(child)
 lines(child, 1)
 stranger = with_pid(descendant[0], ["cat"])
@@ -456,6 +460,7 @@ stranger = with_pid(descendant[0], ["cat"])
 ended = start_shell("exit 7")
 go(ended)
 assert eventually(lambda: proc_table.read_process(ended.pid) is None)
+let_a_tick_pass()
 second = with_pid(ended.pid, ["cat"])
 answers = [ended.interrupt(), ended.kill(), ended.poll().code]
 ended.sweep(time.monotonic() + 10)
@@ -465,6 +470,7 @@ unkept = start("sleep", "600")
 keeper = keeper_of(unkept)
 kill_keeper(unkept)
 reap_orphans()
+let_a_tick_pass()
 third = with_pid(keeper, ["cat"])
 unkept.kill()
 answers += [unkept.sweep(time.monotonic() + 10).survivors, alive([(unkept.pid, 0)])]
