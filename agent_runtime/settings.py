@@ -2,7 +2,7 @@
 Every setting: its variable, its flag, its default and what it means, in one table.
 
 A setting is an environment variable ``AGENT_RUNTIME_X_Y`` and a flag ``--x-y`` of ``serve``; the flag wins. Durations
-are in seconds. The README's table is compared with :data:`SETTINGS` by a test.
+are in seconds. The table of docs/configuration.md is compared with :data:`SETTINGS` by a test.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ _described: list[tuple[Callable[[str], Any], str, Any]] = []
 def _setting(
     parse: Callable[[str], Any], text: str, default: Any = None, factory: Callable[[], Any] | None = None
 ) -> Any:
-    """Describe one field: how its text is read, and its line in ``--help`` and the README."""
+    """Describe one field: how its text is read, and its line in ``--help`` and docs/configuration.md."""
     _described.append((parse, text, default))
     return msgspec.field(default=default) if factory is None else msgspec.field(default_factory=factory)
 

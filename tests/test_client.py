@@ -568,9 +568,9 @@ def test_proxies_of_the_environment_are_not_asked(
     assert use(shared.url, "health")["status"] == "ok"
 
 
-def test_the_example_of_the_readme_runs_as_written(tmp_path: Path) -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    example = readme.partition("### From Python")[2].partition("```python\n")[2].partition("```")[0]
+def test_the_example_of_the_page_runs_as_written(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs/http-api.md").read_text()
+    example = page.partition("## From Python")[2].partition("```python\n")[2].partition("```")[0]
     answers_by_token = [{"do": "api_error", "status": 401, "when": "first"}, {"do": "hang", "when": "first"}]
     # A session goes on where the model has said something in it.
     begins = [{"do": "init"}, {"do": "assistant", "text": "I look at the tests."}]

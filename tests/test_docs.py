@@ -1,4 +1,4 @@
-"""What the README says is what the code has: settings, commands, and the two commands that do all."""
+"""What README and docs/ say is what the code has: settings, commands, and the two commands that do all."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ import pytest
 
 from agent_runtime import __version__
 from agent_runtime.cli import _parser
+from agent_runtime.demo.report import UNSUPERVISED, UNSUPERVISED_SOURCE
 from agent_runtime.settings import SETTINGS, Setting
+from tests.benchmarks.__main__ import MODULES as BENCHES
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = ROOT / "README.md"
+CONFIGURATION, GUARANTEES, MEASUREMENTS, OPERATIONS = (
+    ROOT / "docs" / f"{name}.md" for name in ("configuration", "guarantees", "measurements", "operations")
+)
 NO_DEFAULT = "\N{EN DASH}"
 CI = (ROOT / ".ci/run").read_text()
 
 
-def section(heading: str) -> list[str]:
+def section(page: Path, heading: str) -> list[str]:
     """Return the lines under a heading of the second level, up to the next one."""
-    lines = README.splitlines()
+    lines = page.read_text().splitlines()
     begin = lines.index(f"## {heading}") + 1
     end = next((n for n, line in enumerate(lines[begin:], begin) if line.startswith("## ")), len(lines))
     return lines[begin:end]
@@ -60,15 +65,19 @@ def subcommands(parser: argparse.ArgumentParser) -> set[str]:
     return found
 
 
+def settings_rows(page: Path) -> list[list[str]]:
+    return rows(section(page, "Settings"), "`AGENT_RUNTIME_")
+
+
 def test_the_settings_table_lists_every_setting_once_and_in_order() -> None:
-    documented = [quoted(row[0])[0] for row in rows(section("Settings"), "`AGENT_RUNTIME_")]
+    documented = [quoted(row[0])[0] for row in settings_rows(CONFIGURATION)]
 
     assert documented == [setting.variable for setting in SETTINGS]
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=[setting.name for setting in SETTINGS])
 def test_the_settings_table_tells_the_default(setting: Setting) -> None:
-    [row] = [row for row in rows(section("Settings"), "`AGENT_RUNTIME_") if quoted(row[0]) == [setting.variable]]
+    [row] = [row for row in settings_rows(CONFIGURATION) if quoted(row[0]) == [setting.variable]]
 
     if setting.default is None:
         assert row[1] == NO_DEFAULT or "".join(row[1].split("`")[::2]), (
@@ -78,10 +87,10 @@ def test_the_settings_table_tells_the_default(setting: Setting) -> None:
         assert row[1] == f"`{setting.default}`"
 
 
-def test_every_command_is_in_the_readme_and_no_other() -> None:
+def test_every_command_is_in_the_table_and_no_other() -> None:
     listed = {
         " ".join(word for word in command.split()[1:] if word.islower() and word.isalpha())
-        for row in rows(section("Run it"), "`agent-runtime ")
+        for row in rows(section(OPERATIONS, "Commands"), "`agent-runtime ")
         for command in quoted(row[0])
     }
 
@@ -89,7 +98,8 @@ def test_every_command_is_in_the_readme_and_no_other() -> None:
 
 
 def test_ci_runs_the_two_commands_of_the_readme_to_the_letter() -> None:
-    commands = [line for line in shell_commands(section("Try it")) if line.startswith(("python3 -m venv", ".venv/"))]
+    typed = shell_commands(section(README, "Try it"))
+    commands = [line for line in typed if line.startswith(("python3 -m venv", ".venv/"))]
     steps = {line.strip() for line in CI.splitlines()}
 
     assert [command.split()[-1] for command in commands] == ["demo", "pytest"]
@@ -101,7 +111,7 @@ def named_tests(lines: list[str]) -> list[str]:
     return [name for line in lines for name in quoted(line) if name.startswith("tests/")]
 
 
-@pytest.mark.parametrize("name", named_tests(section("Guarantees, and the test that shows each")))
+@pytest.mark.parametrize("name", named_tests(section(GUARANTEES, "Guarantees, and the test that shows each")))
 def test_every_test_that_a_guarantee_names_exists(name: str) -> None:
     path, _, function = name.partition("::")
 
@@ -110,14 +120,13 @@ def test_every_test_that_a_guarantee_names_exists(name: str) -> None:
 
 
 def test_every_guarantee_names_a_test() -> None:
-    guarantees = rows(section("Guarantees, and the test that shows each"), "")
-    table = guarantees[2 : next(n for n, row in enumerate(guarantees) if row[0] == "version")]
+    table = rows(section(GUARANTEES, "Guarantees, and the test that shows each"), "")[2:]
 
     assert len(table) > 10
     assert [row[0] for row in table if not quoted(row[-1])] == []
 
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
@@ -128,6 +137,8 @@ def test_links_within_the_documents_lead_somewhere(document: Path) -> None:
             continue
         path = document.parent / target if target else document
         assert path.is_file(), target
+        if path.suffix != ".md":
+            continue
         slugs = [
             "".join(letter for letter in line.lstrip("# ").lower() if letter.isalnum() or letter in " -").replace(
                 " ", "-"
@@ -162,9 +173,39 @@ def test_commands_in_the_documents_can_be_typed(document: Path) -> None:
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=[setting.name for setting in SETTINGS])
 def test_a_default_that_depends_on_the_machine_is_the_same_in_the_help(setting: Setting) -> None:
-    [row] = [row for row in rows(section("Settings"), "`AGENT_RUNTIME_") if quoted(row[0]) == [setting.variable]]
+    [row] = [row for row in settings_rows(CONFIGURATION) if quoted(row[0]) == [setting.variable]]
 
     assert (setting.shown_default or NO_DEFAULT) == row[1].replace("`", "")
+
+
+def test_the_readme_is_short_and_its_eight_settings_are_rows_of_the_whole_table() -> None:
+    eight = settings_rows(README)
+
+    assert len(README.read_text().splitlines()) <= 200
+    assert len(eight) == 8
+    assert [row for row in eight if row not in settings_rows(CONFIGURATION)] == []
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    linked = {piece.partition(")")[0].partition("#")[0] for piece in README.read_text().split("](")[1:]}
+
+    assert {str(page.relative_to(ROOT)) for page in DOCUMENTS} - {"README.md"} <= linked
+
+
+def test_the_times_without_a_supervisor_that_the_demo_names_are_those_of_the_page() -> None:
+    heading = UNSUPERVISED_SOURCE[-1].split('"')[1]
+    times = {row[2].replace("\N{EN DASH}", " to ") for row in rows(section(MEASUREMENTS, heading), "")}
+
+    assert "docs/measurements.md" in " ".join(UNSUPERVISED_SOURCE)
+    for _, time in UNSUPERVISED:
+        assert any(time.partition(",")[0] in measured for measured in times), time
+
+
+def test_every_bench_that_a_page_names_can_be_run() -> None:
+    named = re.findall(r"python -m tests\.benchmarks ([a-z_]+)", "".join(page.read_text() for page in DOCUMENTS))
+    named += [quoted(row[0])[0] for row in rows(MEASUREMENTS.read_text().splitlines(), "`")]
+
+    assert {"dead_token", "detection", "output"} <= set(named) <= set(BENCHES)
 
 
 def test_the_changelog_begins_with_what_is_not_released_and_has_this_version() -> None:

@@ -44,9 +44,10 @@ def test_the_image_pins_the_newest_cli_that_ci_tests() -> None:
     assert f"CLAUDE_VERSIONS=${{CLAUDE_VERSIONS:-2.1.30 {version}}}" in (ROOT / ".ci/run").read_text()
 
 
-def test_the_two_lines_for_ones_own_image_are_those_that_are_tested() -> None:
-    readme = (ROOT / "README.md").read_text()
-    lines = readme[readme.index("```dockerfile\n") :].split("```")[1].splitlines()[1:]
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
+def test_the_two_lines_for_ones_own_image_are_those_that_are_tested(page: str) -> None:
+    text = (ROOT / page).read_text()
+    lines = text[text.index("```dockerfile\n") :].split("```")[1].splitlines()[1:]
 
     assert [line.split()[0] for line in lines] == ["COPY", "ENTRYPOINT"]
     assert (ROOT / "tests/image/Dockerfile.own").read_text().splitlines()[-2:] == lines

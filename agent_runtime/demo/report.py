@@ -23,8 +23,8 @@ Source: measured by this project, with the real CLI of these versions against th
 """
 
 UNSUPERVISED_SOURCE = (
-    "not measured in this run; source: this project's measurements of the real CLI, in its README",
-    'under "What an unsupervised run takes"',
+    "not measured in this run; source: this project's measurements of the real CLI, in its docs/measurements.md",
+    'under "A dead token without a supervisor"',
 )
 
 _NOT_REACHED = "not reached"

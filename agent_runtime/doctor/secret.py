@@ -67,7 +67,7 @@ def _remedy(path: Path) -> str:
     if not may(path, os.R_OK):
         owner = f"it belongs to uid {info.st_uid}, gid {info.st_gid}, mode {stat.S_IMODE(info.st_mode):04o}"
         return f"{owner}; this runs as uid {os.geteuid()}: give it mode 0440 and one of the groups of that user"
-    return f"one line with the token alone, or JSON with it (README, The secret file); {put}"
+    return f"one line with the token alone, or JSON with it (docs/configuration.md, The secret file); {put}"
 
 
 def _remedy_for_missing(path: Path, put: str) -> str:
