@@ -1,3 +1,3 @@
-"""Supervise Claude Code executions inside an agent container. See :mod:`agent_runtime.cli` for the commands."""
+"""Supervise Claude Code executions inside an agent container. See :mod:`agent_runtime.cli.main` for the commands."""
 
 __version__ = "0.1.0"

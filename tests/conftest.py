@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_runtime.containment import Kind
-from agent_runtime.nursery import nursery
-from tests import families
+from agent_runtime.process.containment.sweep import Kind
+from agent_runtime.process.forkserver.server import nursery
+from tests.support import families
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

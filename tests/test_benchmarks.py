@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.benchmarks import __main__ as benchmarks
-from tests.benchmarks.harness import (
+from benchmarks import __main__ as benchmarks
+from benchmarks.harness import (
     Bench,
     Figure,
     Goal,
@@ -49,7 +49,7 @@ def test_one_bench_is_run_and_the_table_written_with_all_that_it_promises(tmp_pa
 
 @pytest.mark.parametrize("name", benchmarks.MODULES)
 def test_every_bench_can_be_imported_under_its_name(name: str) -> None:
-    module = __import__(f"tests.benchmarks.{name}", fromlist=["BENCH"])
+    module = __import__(f"benchmarks.{name}", fromlist=["BENCH"])
 
     assert module.BENCH.name == name
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from agent_runtime.api.app import ROUTES
-from agent_runtime.cli import _parser
+from agent_runtime.cli.main import _parser
 from agent_runtime.settings import PREFIX, SETTINGS, Settings, load
 
 DEPLOY = Path(__file__).parent.parent / "deploy"

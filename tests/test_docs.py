@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from agent_runtime import __version__
-from agent_runtime.cli import _parser
+from agent_runtime.cli.main import _parser
 from agent_runtime.demo.report import UNSUPERVISED, UNSUPERVISED_SOURCE
 from agent_runtime.settings import SETTINGS, Setting
-from tests.benchmarks.__main__ import MODULES as BENCHES
+from benchmarks.__main__ import MODULES as BENCHES
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -202,7 +202,7 @@ def test_the_times_without_a_supervisor_that_the_demo_names_are_those_of_the_pag
 
 
 def test_every_bench_that_a_page_names_can_be_run() -> None:
-    named = re.findall(r"python -m tests\.benchmarks ([a-z_]+)", "".join(page.read_text() for page in DOCUMENTS))
+    named = re.findall(r"python -m benchmarks ([a-z_]+)", "".join(page.read_text() for page in DOCUMENTS))
     named += [quoted(row[0])[0] for row in rows(MEASUREMENTS.read_text().splitlines(), "`")]
 
     assert {"dead_token", "detection", "output"} <= set(named) <= set(BENCHES)

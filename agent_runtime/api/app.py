@@ -14,14 +14,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agent_runtime.api import streams
-from agent_runtime.api.access import refuse_pages
-from agent_runtime.api.access_log import EXECUTION_ID, TRACE_ID
 from agent_runtime.api.event_stream import event_stream
 from agent_runtime.api.health import report
-from agent_runtime.api.operations import LIST_DEFAULT, LIST_LIMIT
 from agent_runtime.api.page import page_response
-from agent_runtime.api.preferences import preferences
-from agent_runtime.api.problems import problem_response
+from agent_runtime.api.schema.operations import LIST_DEFAULT, LIST_LIMIT
 from agent_runtime.api.token_body import token_in
 from agent_runtime.errors import (
     STATUS_BY_CLASS,
@@ -33,24 +29,28 @@ from agent_runtime.errors import (
     NotFound,
     TooLarge,
 )
-from agent_runtime.model import rfc3339, shown
-from agent_runtime.secret_writer import put_once
-from agent_runtime.state import Outcome, Phase
-from agent_runtime.task import parse
-from agent_runtime.trace_context import trace_context
+from agent_runtime.model.records import rfc3339, shown
+from agent_runtime.model.state import Outcome, Phase
+from agent_runtime.model.task import parse
+from agent_runtime.model.trace_context import trace_context
+from agent_runtime.secret.writer import put_once
+from agent_runtime.web.access import refuse_pages
+from agent_runtime.web.access_log import EXECUTION_ID, TRACE_ID
+from agent_runtime.web.preferences import preferences
+from agent_runtime.web.problems import problem_response
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from starlette.requests import Request
 
-    from agent_runtime.api.access import AccessKey
-    from agent_runtime.api.connections import OpenConnections
     from agent_runtime.api.metrics import Metrics
-    from agent_runtime.archive import Kept
-    from agent_runtime.execution import Execution
-    from agent_runtime.model import ExecutionRecord
-    from agent_runtime.supervisor import Supervisor
+    from agent_runtime.execution.execution import Execution
+    from agent_runtime.model.records import ExecutionRecord
+    from agent_runtime.supervisor.archive import Kept
+    from agent_runtime.supervisor.supervisor import Supervisor
+    from agent_runtime.web.access import AccessKey
+    from agent_runtime.web.uvicorn_protocol import OpenConnections
 
 log = logging.getLogger(__name__)
 
@@ -336,7 +336,7 @@ async def openapi(api: Api, request: Request) -> Response:
 
 def _description(access_header: str, is_required: bool) -> bytes:
     # What it takes is imported by the few who ask for it.
-    from agent_runtime.api.openapi import RouteRow, document
+    from agent_runtime.api.schema.openapi import RouteRow, document
 
     rows = tuple(RouteRow(entry.method, entry.path, entry.handler.__doc__ or "", entry.open) for entry in ROUTES)
     return document(rows, access_header, is_required)

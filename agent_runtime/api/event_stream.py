@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from agent_runtime.api.access import AccessKey
-    from agent_runtime.events import EventLog
+    from agent_runtime.telemetry.events import EventLog
+    from agent_runtime.web.access import AccessKey
 
 
 def event_stream(log: EventLog, request: Request, open_streams: streams.OpenStreams, access: AccessKey) -> Response:

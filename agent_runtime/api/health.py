@@ -8,14 +8,14 @@ import time
 from typing import TYPE_CHECKING, Literal
 
 from agent_runtime import __version__
-from agent_runtime.api import bodies
-from agent_runtime.model import rfc3339
-from agent_runtime.task import Task
+from agent_runtime.api.schema import bodies
+from agent_runtime.model.records import rfc3339
+from agent_runtime.model.task import Task
 
 if TYPE_CHECKING:
-    from agent_runtime.api.connections import OpenConnections
     from agent_runtime.api.streams import OpenStreams
-    from agent_runtime.supervisor import Supervisor
+    from agent_runtime.supervisor.supervisor import Supervisor
+    from agent_runtime.web.uvicorn_protocol import OpenConnections
 
 
 async def report(

@@ -1,5 +1,5 @@
 """
-``/metrics``: what happened since the start, from :mod:`agent_runtime.counts`, and what is so now, from its owners.
+``/metrics``: what happened since the start, from ``telemetry.counters``, and what is so now, from its owners.
 
 Gauges are read from live state at the scrape; there is no second set of books that could disagree with it.
 """
@@ -16,9 +16,9 @@ from prometheus_client.exposition import choose_encoder
 from starlette.responses import Response
 
 from agent_runtime import __version__
-from agent_runtime.counts import PREFIX
-from agent_runtime.model import Usage
-from agent_runtime.state import Phase
+from agent_runtime.model.records import Usage
+from agent_runtime.model.state import Phase
+from agent_runtime.telemetry.counters import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from agent_runtime.supervisor import Supervisor
+    from agent_runtime.supervisor.supervisor import Supervisor
 
 TOKEN_STATES = ("missing", "invalid", "ready", "suspect", "refused", "blocked", "billing", "limited", "expired")
 

@@ -11,7 +11,7 @@ import msgspec
 from starlette.responses import Response, StreamingResponse
 
 from agent_runtime.errors import Busy, InvalidRequest
-from agent_runtime.state import Phase
+from agent_runtime.model.state import Phase
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
-    from agent_runtime.api.access import AccessKey
-    from agent_runtime.model import ExecutionRecord
+    from agent_runtime.model.records import ExecutionRecord
     from agent_runtime.store.transcripts import TranscriptReader
-    from agent_runtime.supervisor import View
+    from agent_runtime.supervisor.supervisor import View
+    from agent_runtime.web.access import AccessKey
 
 KEEP_ALIVE_SECONDS = 15.0
 RETRY_SECONDS = 5

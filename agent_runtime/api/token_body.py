@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agent_runtime import secret_content
-from agent_runtime.api.bodies import NewToken
+from agent_runtime.api.schema.bodies import NewToken
 from agent_runtime.errors import InvalidRequest
-from agent_runtime.secret_content import SecretContent
-from agent_runtime.task import unread_fields
+from agent_runtime.model.task import unread_fields
+from agent_runtime.secret import content as secret_content
+from agent_runtime.secret.content import SecretContent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent_runtime.tokens import Token
+    from agent_runtime.model.tokens import Token
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from agent_runtime.client import exchange
 from agent_runtime.client.errors import ClientError, Unreachable
 from agent_runtime.client.sse import SILENCE_SECONDS, Following
 from agent_runtime.client.submit import Submission, path_of
-from agent_runtime.secret_writer import put
+from agent_runtime.secret.writer import put
 
 if TYPE_CHECKING:
     import ssl

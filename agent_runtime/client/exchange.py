@@ -12,8 +12,8 @@ import httpx
 import msgspec
 
 from agent_runtime.client.errors import ClientError, Problem, RequestRefused, TurnedAway, Unreachable, failure
-from agent_runtime.outbound import checked_url
-from agent_runtime.tokens import Token
+from agent_runtime.http_client import checked_url
+from agent_runtime.model.tokens import Token
 
 if TYPE_CHECKING:
     import ssl

@@ -15,9 +15,9 @@ from agent_runtime.client import Answer
 from agent_runtime.demo.execution import Execution
 from agent_runtime.demo.report import LINE_TO_SIGNAL_SECONDS, REFUSAL_TO_GONE_SECONDS, Promise
 from agent_runtime.demo.stage import GONE_TIMEOUT_SECONDS, marked
-from agent_runtime.keeper import NURSERY_NAME
+from agent_runtime.model.tokens import Token
+from agent_runtime.process.forkserver.shim import NURSERY_NAME
 from agent_runtime.standins.messages_api import Text, Tool
-from agent_runtime.tokens import Token
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

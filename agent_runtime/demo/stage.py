@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from agent_runtime.claude.invocation import EXECUTION_ID_VARIABLE
 from agent_runtime.client import SyncAgentClient
-from agent_runtime.command import EXECUTION_ID_VARIABLE
-from agent_runtime.secret_writer import put
+from agent_runtime.secret.writer import put
 from agent_runtime.standins.messages_api import MessagesApi, serve
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from agent_runtime.demo.choice import Cli
     from agent_runtime.demo.timeline import Timeline
-    from agent_runtime.tokens import Token
+    from agent_runtime.model.tokens import Token
 
 STEP_TIMEOUT_SECONDS = 100.0
 END_TIMEOUT_SECONDS = 20.0

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from agent_runtime.tokens import Token
+    from agent_runtime.model.tokens import Token
 
 _WIDTH = 10
 _NORMAL = "\x1b[0m"

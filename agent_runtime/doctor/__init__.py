@@ -9,7 +9,7 @@ import msgspec
 
 from agent_runtime.doctor import config, places, program, secret
 from agent_runtime.doctor.finding import Finding, Machine, Verdict, is_dir
-from agent_runtime.secret_writer import describe
+from agent_runtime.secret.writer import describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

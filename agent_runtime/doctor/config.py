@@ -6,11 +6,11 @@ import stat
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from agent_runtime.api.access import BadKey, read_key
 from agent_runtime.doctor.finding import Finding, ok, problem, warning
 from agent_runtime.errors import SettingsInvalid
 from agent_runtime.setting_slips import link_of_service
 from agent_runtime.settings import PREFIX, SETTINGS, load, unknown_variables
+from agent_runtime.web.access import BadKey, read_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,25 +11,27 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent_runtime import cgroups, containment_choice, linux
-from agent_runtime.api.connections import DESCRIPTORS_KEPT, DESCRIPTORS_PER_SLOT, FEWEST_PLACES, PLACES_BEYOND
-from agent_runtime.binary import Binary, unfit
-from agent_runtime.cgroup_group import Limits
-from agent_runtime.credential_names import BASE_URL_VARIABLE
-from agent_runtime.delivery import choose
+from agent_runtime.claude.credential_env import BASE_URL_VARIABLE
+from agent_runtime.claude.executable import Binary, unfit
+from agent_runtime.delivery.delivery import choose
+from agent_runtime.delivery.reload_check import prove
+from agent_runtime.delivery.reload_results import FILE_NAME as PROOFS_FILE
+from agent_runtime.delivery.reload_results import Proofs
 from agent_runtime.doctor.finding import DATA_DIR, Finding, is_dir, may, ok, problem, warning
 from agent_runtime.errors import AgentRuntimeError
-from agent_runtime.outbound import checked_url, proxy_for
-from agent_runtime.proof import prove
-from agent_runtime.proofs import FILE_NAME as PROOFS_FILE
-from agent_runtime.proofs import Proofs
+from agent_runtime.http_client import checked_url, proxy_for
+from agent_runtime.model.tokens import TokenKind
+from agent_runtime.process import containment_choice
+from agent_runtime.process.linux import cgroup_setup as cgroups
+from agent_runtime.process.linux import syscalls as linux
+from agent_runtime.process.linux.cgroup import Limits
 from agent_runtime.settings import PREFIX
-from agent_runtime.tokens import TokenKind
+from agent_runtime.web.uvicorn_protocol import DESCRIPTORS_KEPT, DESCRIPTORS_PER_SLOT, FEWEST_PLACES, PLACES_BEYOND
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
 
-    from agent_runtime.proof import Proof
+    from agent_runtime.delivery.reload_check import Proof
     from agent_runtime.settings import Settings
 
 API_URL = "https://api.anthropic.com"

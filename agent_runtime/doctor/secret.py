@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agent_runtime.credential_names import BASE_URL_VARIABLE, is_rival
-from agent_runtime.credentials_file import CredentialsFile
-from agent_runtime.delivery import FileDelivery
+from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, is_rival
+from agent_runtime.delivery.credentials_file import CredentialsFile
+from agent_runtime.delivery.delivery import FileDelivery
 from agent_runtime.doctor.finding import Finding, is_dir, may, ok, problem, warning
-from agent_runtime.secret_mount import SourceKind
-from agent_runtime.secret_watch import watch_of
+from agent_runtime.secret.mount import SourceKind
+from agent_runtime.secret.watcher import watch_of
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:

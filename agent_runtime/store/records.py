@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import InvalidRequest
-from agent_runtime.model import read_record
+from agent_runtime.model.records import read_record
 from agent_runtime.store.database import Database, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Self
 
-    from agent_runtime.model import ExecutionRecord
+    from agent_runtime.model.records import ExecutionRecord
     from agent_runtime.store.database import Rows
 
 __all__ = ["KeptAnswer", "RecordStore", "StoreUnavailable"]

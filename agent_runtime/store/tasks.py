@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import InvalidRequest
-from agent_runtime.task import parse
+from agent_runtime.model.task import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from agent_runtime.redaction import Redactor
-    from agent_runtime.task import Task
+    from agent_runtime.model.task import Task
+    from agent_runtime.telemetry.redaction import Redactor
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent_runtime.client import AgentClient, ClientError
+from agent_runtime.model.tokens import Token
 from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, UsageLimit, serve
-from agent_runtime.tokens import Token
 from examples.fleet.backend import Backend, Subscription
 from examples.fleet.stage import SCRIPTED_CLI, SLOTS, fleet
 

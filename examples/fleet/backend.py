@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
-    from agent_runtime.tokens import Token
+    from agent_runtime.model.tokens import Token
 
 SILENCE_SECONDS = 45.0
 """An agent says something at least every 15 s, so after this the connection is dead."""

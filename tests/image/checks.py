@@ -334,7 +334,10 @@ def test_in_ones_own_image_the_real_cli_uses_a_tool_and_the_supervisor_its_own_p
         loaded = {line.split()[-1] for line in inside(ours).splitlines() if ".so" in line}
         assert "/opt/agent-runtime/python/lib/libc.so.6" in loaded
         assert {path for path in loaded if not path.startswith("/opt/agent-runtime/")} == set()
-        proof = inside("mkdir /tmp/proof && /opt/agent-runtime/bin/python -m agent_runtime.proofs /tmp/proof claude")
+        proof = inside(
+            "mkdir /tmp/proof && "
+            "/opt/agent-runtime/bin/python -m agent_runtime.delivery.reload_results /tmp/proof claude"
+        )
         assert "takes a newer token: on_request" in proof
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from agent_runtime.standins.messages_api import Fail, MessagesApi
 
 if TYPE_CHECKING:
-    from agent_runtime.standins.messages_conversation import Conversation
-    from agent_runtime.standins.messages_script import Reply
+    from agent_runtime.standins.messages_api.conversation import Conversation
+    from agent_runtime.standins.messages_api.script import Reply
 
 
 class PoisonedApi(MessagesApi):

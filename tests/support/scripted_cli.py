@@ -37,10 +37,10 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from agent_runtime.standins import scripted_cli
-from agent_runtime.standins import scripted_frames as frames
-from agent_runtime.standins.scripted_printing import STREAMS, BadScript, stream_of
-from agent_runtime.standins.scripted_steps import Steps, write_json
+from agent_runtime.standins.scripted_cli import frames
+from agent_runtime.standins.scripted_cli import main as scripted_cli
+from agent_runtime.standins.scripted_cli.printing import STREAMS, BadScript, stream_of
+from agent_runtime.standins.scripted_cli.steps import Steps, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from agent_runtime.evidence import Channel, Sighting, Witness
-from agent_runtime.frame_repair import read
+from agent_runtime.claude.frame_repair import read
+from agent_runtime.evidence.detector import Channel, Sighting, Witness
 
 TIME = "2026-01-01T00:00:10.000Z"
 NOW = datetime(2026, 9, 30, 10, 0, 30, tzinfo=UTC).timestamp()

@@ -1,0 +1,348 @@
+"""
+The bodies of answers that no other module has a type for, as the OpenAPI document describes them.
+
+Instants are RFC 3339 here, as callers see them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec looks at annotations
+from agent_runtime.model.records import ExecutionRecord, Metadata, Usage  # noqa: TC001 - as above
+from agent_runtime.model.state import Outcome, Phase  # noqa: TC001 - as above
+from agent_runtime.model.tokens import TokenKind  # noqa: TC001 - as above
+from agent_runtime.secret.mount import SourceKind  # noqa: TC001 - as above
+
+TokenState = Literal["missing", "invalid", "ready", "suspect", "refused", "blocked", "billing", "limited", "expired"]
+
+
+class Accepted(msgspec.Struct, kw_only=True):
+    """The execution goes on; ask for its result later."""
+
+    execution_id: str
+    status: Literal["accepted"]
+
+
+class ExecutionPage(msgspec.Struct, kw_only=True):
+    """
+    Records, newest first.
+
+    Attributes:
+        next_cursor: Send it as ``cursor`` for the next page; null: this was the last one.
+    """
+
+    executions: list[ExecutionRecord]
+    next_cursor: str | None
+
+
+class RunningExecution(msgspec.Struct, kw_only=True):
+    """
+    An execution that has a slot.
+
+    Attributes:
+        pid: Of its latest attempt.
+        slot: Which one, from 1.
+        usage: What its processes take now; all 0 in its first second.
+    """
+
+    execution_id: str
+    pid: int | None
+    started_at: str | None
+    metadata: Metadata
+    slot: int | None
+    usage: Usage
+
+
+class RunningExecutions(msgspec.Struct, kw_only=True):
+    """
+    What runs, what waits, and what ended lately.
+
+    Attributes:
+        pending_ids: Queued and parked ones.
+        recently_completed_ids: Of the last 15 minutes.
+    """
+
+    executions: list[RunningExecution]
+    pending_ids: list[str]
+    recently_completed_ids: list[str]
+
+
+class ExecutionStatus(msgspec.Struct, kw_only=True):
+    """
+    Whether an execution runs, and how it ended.
+
+    Attributes:
+        returncode: Of its latest attempt; negative: killed by that signal; null: not known, or not ended.
+    """
+
+    execution_id: str
+    running: bool
+    returncode: int | None
+    outcome: Outcome | None
+    error_class: ErrorClass | None
+    started_at: str | None
+    metadata: Metadata
+
+
+class Termination(msgspec.Struct, kw_only=True):
+    """The end of an execution; nothing of it is left."""
+
+    status: Literal["terminated", "already_finished"]
+    execution_id: str
+    returncode: int | None
+
+
+class DrainState(msgspec.Struct, kw_only=True):
+    """
+    Whether anybody is let in.
+
+    Attributes:
+        unfinished: Executions that run or wait.
+    """
+
+    draining: bool
+    unfinished: int
+
+
+class TokenReport(msgspec.Struct, kw_only=True):
+    """
+    The token's state; never the token.
+
+    Attributes:
+        source: How the secret file is mounted.
+        generation: Rises by one whenever the token changes.
+        fingerprint: First 12 hex digits of the token's SHA-256.
+        error: What is wrong with the file's present content; with state ``ready`` the last good one is in use.
+        limited_until: When the usage limit ends, where the API said so.
+        limit_type: In the API's words, such as ``five_hour``.
+        limit_model: The model the limit is of; null: the whole account.
+        held_by: How many running attempts hold a generation, by its number. One that a newer generation reaches holds
+            that one. An older token is out of use when no older number is left.
+    """
+
+    state: TokenState
+    source: SourceKind | None
+    generation: int | None
+    fingerprint: str | None
+    kind: TokenKind | None
+    loaded_at: str | None
+    expires_at: str | None
+    subscription: str | None
+    error: str | None
+    last_refused_generation: int | None
+    limited_until: str | None
+    limit_type: str | None
+    limit_model: str | None
+    held_by: dict[str, int]
+
+
+class NewToken(msgspec.Struct, kw_only=True):
+    """
+    A token to be written to the secret file before it is read again.
+
+    Attributes:
+        token: Nothing is written where the file holds it already, so that a file that cannot be written is no error.
+        remove_api_key: Changes nothing: children are never given a key beside the token.
+    """
+
+    token: str
+    remove_api_key: bool | None = None
+
+
+class Reloaded(msgspec.Struct, kw_only=True):
+    """
+    What reading the secret file again showed.
+
+    Attributes:
+        reloaded: It holds another token than before.
+    """
+
+    status: Literal["success"]
+    reloaded: bool
+    generation: int | None
+    state: TokenState
+
+
+class Alive(msgspec.Struct, kw_only=True):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Ready(msgspec.Struct, kw_only=True):
+    """A task sent now would be let in, if there is room."""
+
+    status: Literal["ready"]
+
+
+class Unready(msgspec.Struct, kw_only=True):
+    """
+    A task sent now would be turned away.
+
+    Attributes:
+        reason: ``draining``, ``no_cli``, or ``token_`` and the token's state.
+    """
+
+    status: Literal["unready"]
+    reason: str
+    detail: str
+
+
+class HealthInBrief(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What those are told who do not send the access key."""
+
+    status: Literal["ok", "degraded"]
+
+
+class HealthUnready(msgspec.Struct, kw_only=True):
+    """Why a task sent now would be turned away, as ``/readyz`` says it."""
+
+    reason: str
+    detail: str
+
+
+class HealthToken(msgspec.Struct, kw_only=True):
+    """The token, in brief."""
+
+    state: str
+    generation: int | None
+    error: str | None
+
+
+class HealthSlots(msgspec.Struct, kw_only=True):
+    """
+    How many executions may run at once, and how many do.
+
+    Attributes:
+        unkillable: Slots that are held by processes which could not be ended.
+    """
+
+    total: int
+    busy: int
+    unkillable: int
+
+
+class HealthQueue(msgspec.Struct, kw_only=True):
+    """How many new executions may wait for a slot, and how many do."""
+
+    limit: int
+    length: int
+
+
+class HealthPlaces(msgspec.Struct, kw_only=True):
+    """How many there may be, and how many are open."""
+
+    open: int
+    limit: int
+
+
+class HealthDelivery(msgspec.Struct, kw_only=True):
+    """
+    How a token reaches a child.
+
+    Attributes:
+        reason: Why this one was chosen.
+        setting: What was asked for.
+    """
+
+    delivery: str
+    reason: str
+    setting: str
+
+
+class HealthContainment(msgspec.Struct, kw_only=True):
+    """
+    How all that an attempt starts is kept together.
+
+    Attributes:
+        setting: What was asked for.
+        lacking: Why a better layer, by its name, is not to be had here.
+    """
+
+    layer: str
+    setting: str
+    lacking: dict[str, str]
+
+
+class HealthDisk(msgspec.Struct, kw_only=True):
+    """
+    Where records and transcripts are kept.
+
+    Attributes:
+        error: Why a record could not be written, lately.
+    """
+
+    free_bytes: int
+    error: str | None
+
+
+class Health(msgspec.Struct, kw_only=True):
+    """
+    One page of everything.
+
+    Attributes:
+        task_fields: What a task may have here, so that a fleet of several versions can be seen.
+        active_tasks: Executions that have a slot.
+        usage: What all their processes take now.
+        consecutive_failures: Executions that failed since the last one that did not.
+        loop_lag_seconds: How long a ready task waits for its turn now.
+    """
+
+    status: Literal["ok", "degraded"]
+    version: str
+    unready: HealthUnready | None
+    token: HealthToken
+    slots: HealthSlots
+    queue: HealthQueue
+    task_fields: list[str]
+    active_tasks: int
+    usage: Usage
+    last_task_at: str | None
+    consecutive_failures: int
+    draining: bool
+    connections: HealthPlaces
+    streams: HealthPlaces
+    delivery: HealthDelivery
+    containment: HealthContainment
+    disk: HealthDisk
+    loop_lag_seconds: float
+    uptime_seconds: float
+
+
+class StreamState(msgspec.Struct, kw_only=True):
+    """Sent first, and on every change of the execution's state."""
+
+    state: Phase
+    outcome: Outcome | None
+    error_class: ErrorClass | None
+
+
+class StreamGap(msgspec.Struct, kw_only=True):
+    """
+    Sent where something is missing.
+
+    Attributes:
+        first: The first number that is missing.
+        last: The last one.
+    """
+
+    first: int
+    last: int
+    reason: Literal["not kept", "not written yet"]
+
+
+class StreamEnd(msgspec.Struct, kw_only=True):
+    """Sent last: nothing more will come."""
+
+    type: Literal["stream_end"]
+    outcome: Outcome | None
+    error_class: ErrorClass | None
+
+
+class EventsEnd(msgspec.Struct, kw_only=True):
+    """Sent last: the supervisor ends."""
+
+    type: Literal["stream_end"]

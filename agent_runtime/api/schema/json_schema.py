@@ -1,0 +1,139 @@
+"""The types of requests and answers as JSON schemas, with what callers see instead of what is kept inside."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import msgspec
+
+from agent_runtime.api.schema.operations import OPERATIONS
+from agent_runtime.model.problem import Problem
+from agent_runtime.model.records import ExecutionRecord
+from agent_runtime.model.task import IMAGE_TYPES
+from agent_runtime.supervisor.answers import Success
+from agent_runtime.telemetry.events import TYPES, Event
+
+_TEMPLATE = "#/components/schemas/{name}"
+_MARKUP = re.compile(r":[a-z]{1,10}:(?=`)")
+_INSTANTS = {"limited_until", "timestamp", "time"}
+"""Besides names that end in ``_at``; see :mod:`agent_runtime.model.records`."""
+
+_REQUESTS = {"Task", "Image", "NewToken"}
+"""What callers send; in all else, every field is always there unless it is left out on purpose."""
+
+
+def pointer(kind: type) -> dict[str, Any]:
+    """Refer to a type's schema; of a plain dictionary nothing more is said."""
+    return {"type": "object"} if kind is dict else {"$ref": _TEMPLATE.format(name=kind.__name__)}
+
+
+def schemas() -> dict[str, Any]:
+    """Build the schema of every type that a route takes or gives."""
+    kinds: dict[type, None] = {Problem: None, Success: None, Event: None}
+    for operation in OPERATIONS.values():
+        named = [kind for answer in operation.answers.values() for kind in answer]
+        named += [kind for kind in (operation.body, *operation.events.values()) if kind is not None]
+        kinds.update(dict.fromkeys(kind for kind in named if kind is not dict))
+    _, found = msgspec.json.schema_components(list(kinds), ref_template=_TEMPLATE)
+    documented = {kind.__name__: kind for kind in _with_parts(kinds)}
+    for name, schema in found.items():
+        _finish(name, schema, documented.get(name))
+    _say_more(found)
+    return dict(sorted(found.items()))
+
+
+def _with_parts(kinds: dict[type, None]) -> list[type]:
+    """List *kinds* and the structs that they are made of."""
+    found: dict[type, None] = {}
+
+    def look(value: Any) -> None:
+        if isinstance(value, msgspec.inspect.StructType):
+            if value.cls in found:
+                return
+            found[value.cls] = None
+            for field in value.fields:
+                look(field.type)
+        elif isinstance(value, msgspec.inspect.UnionType):
+            for member in value.types:
+                look(member)
+        elif isinstance(value, msgspec.inspect.ListType):
+            look(value.item_type)
+
+    for kind in kinds:
+        look(msgspec.inspect.type_info(kind))
+    return list(found)
+
+
+def _finish(name: str, schema: dict[str, Any], kind: type | None) -> None:
+    schema.pop("title", None)
+    if "enum" in schema:
+        schema["type"] = "string"
+    if kind is None:
+        return
+    summary, attributes = _described(kind)
+    schema["description"] = summary
+    properties = schema.get("properties", {})
+    for field in properties:
+        if field.endswith("_at") or field in _INSTANTS:
+            properties[field] = _instant(properties[field])
+        if field in attributes:
+            properties[field]["description"] = attributes[field]
+        _plain_patterns(properties[field])
+    if name not in _REQUESTS:
+        for shown in properties.values():
+            shown.pop("default", None)
+        if not getattr(kind.__struct_config__, "omit_defaults", False):  # type: ignore[attr-defined]  # a struct's
+            schema["required"] = list(properties)
+
+
+def _instant(schema: dict[str, Any]) -> dict[str, Any]:
+    """Show an instant as callers see it, whatever it is inside."""
+    may_be_null = {"type": "null"} in schema.get("anyOf", ())
+    return {"type": ["string", "null"] if may_be_null else "string", "format": "date-time"}
+
+
+def _plain_patterns(value: Any) -> None:
+    """Take out of patterns what only Python's ``$`` needs."""
+    if isinstance(value, dict):
+        if isinstance(value.get("pattern"), str):
+            value["pattern"] = value["pattern"].removesuffix(r"(?!\n)")
+        for item in value.values():
+            _plain_patterns(item)
+    elif isinstance(value, list):
+        for item in value:
+            _plain_patterns(item)
+
+
+def _described(kind: type) -> tuple[str, dict[str, str]]:
+    """Split a docstring of this house into its text and what it says of each attribute."""
+    text, _, listed = inspect.cleandoc(kind.__doc__ or "").partition("\n\nAttributes:\n")
+    attributes: dict[str, str] = {}
+    name = ""
+    for line in listed.splitlines():
+        head, colon, said = line.strip().partition(": ")
+        if line.startswith("    ") and not line.startswith("     ") and colon:
+            name, attributes[head] = head, said
+        elif name:
+            attributes[name] += " " + line.strip()
+    return _prose(text), {field: _prose(said) for field, said in attributes.items()}
+
+
+def _prose(text: str) -> str:
+    return _MARKUP.sub("", text).replace("``", "`").replace("None:", "null:")
+
+
+def _say_more(found: dict[str, Any]) -> None:
+    """Say what the types cannot: what is hidden, and what stands in for other types."""
+    record = found[ExecutionRecord.__name__]
+    del record["properties"]["request_digest"]
+    record["required"].remove("request_digest")
+    found["Image"]["properties"]["media_type"]["enum"] = list(IMAGE_TYPES)
+    found["Image"]["properties"]["data"]["contentEncoding"] = "base64"
+    found["Event"]["properties"]["type"]["enum"] = sorted(TYPES)
+    found["Success"]["properties"]["status"]["enum"] = ["success", "cancelled"]
+    for name in ("Success", "KeptResult", "ErrorDetail"):
+        found[name]["properties"]["execution_log"]["items"] = {"type": "object"}
+    answer = found["KeptResult"]["properties"]["answer"]
+    found["KeptResult"]["properties"]["answer"] = {**answer, "anyOf": [pointer(Success), pointer(Problem)]}

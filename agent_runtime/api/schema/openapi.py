@@ -1,0 +1,231 @@
+"""The OpenAPI 3.1 document: the routes' table, the types of requests and answers, and the errors, put together."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agent_runtime import __version__
+from agent_runtime.api.schema import bodies
+from agent_runtime.api.schema.examples import ANSWERS, DETAILS, STREAMS, TASK, WEBHOOK
+from agent_runtime.api.schema.json_schema import pointer, schemas
+from agent_runtime.api.schema.operations import OPERATIONS, PARAMETERS, TAGS
+from agent_runtime.errors import STATUS_BY_CLASS, ErrorClass
+from agent_runtime.model.problem import MEDIA_TYPE, TITLES, Problem, problem
+from agent_runtime.telemetry.events import Event
+from agent_runtime.telemetry.webhook import POSTED, SIGNATURE_HEADER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from agent_runtime.api.schema.operations import Operation
+
+OPENAPI_VERSION = "3.1.1"
+JSON = "application/json"
+EVENT_STREAM = "text/event-stream"
+
+DESCRIPTION = """\
+The supervisor in an agent's container: it runs Claude Code executions in parallel slots, reads the token from a mounted
+file, and ends an execution early when its token is refused.
+
+Every answer that is no success is `application/problem+json` (RFC 9457) with an `error_class`. 429 and 503 are kept for
+what another token can cure: a full queue is a 409. An unknown path is a 404 `not_found`, a method that a path does not
+take a 405 `method`; `HEAD` is taken wherever `GET` is.
+
+Server-sent events are described by `x-server-sent-events`: the schema of what stands in `data`, by the event's name;
+`*` is any other name."""
+
+_ALWAYS = (ErrorClass.ACCESS, ErrorClass.INVALID_REQUEST)
+"""Errors of every route that needs the key; the second where there is none and a web page may have sent the request."""
+
+_COME_BACK = {409, 429, 502, 503}
+"""Statuses that may say when it is worth asking again."""
+
+
+class RouteRow(msgspec.Struct, frozen=True):
+    """One route as the table has it; *text* is its handler's docstring."""
+
+    method: str
+    path: str
+    text: str
+    open: bool
+
+
+@functools.lru_cache(maxsize=4)
+def document(rows: tuple[RouteRow, ...], access_header: str, key_required: bool) -> bytes:
+    """Write the document, once for each way the supervisor can be set up."""
+    return msgspec.json.encode(build(rows, access_header=access_header, key_required=key_required))
+
+
+def build(rows: Iterable[RouteRow], *, access_header: str, key_required: bool) -> dict[str, Any]:
+    """
+    Build the document.
+
+    Args:
+        key_required: False: the access key may be sent, and nobody looks at it.
+    """
+    paths: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        paths.setdefault(row.path, {})[row.method.lower()] = _operation(row, OPERATIONS[row.method, row.path])
+    keys: list[dict[str, list[str]]] = [{"bearer": []}, {"header": []}]
+    return {
+        "openapi": OPENAPI_VERSION,
+        "info": {"title": "agent_runtime", "version": __version__, "description": DESCRIPTION},
+        "servers": [{"url": "/", "description": "This supervisor."}],
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
+        "security": keys if key_required else [{}, *keys],
+        "paths": paths,
+        "webhooks": {"event": {"post": _webhook()}},
+        "components": {
+            "schemas": schemas(),
+            "parameters": PARAMETERS,
+            "headers": {
+                "Retry-After": {
+                    "description": "In how many seconds it is worth asking again, where that is known.",
+                    "schema": {"type": "integer", "minimum": 0},
+                },
+                "Preference-Applied": {
+                    "description": "What `Prefer` asked for and is heeded (RFC 7240).",
+                    "schema": {"type": "string"},
+                },
+            },
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`."},
+                "header": {"type": "apiKey", "in": "header", "name": access_header, "description": "The key alone."},
+            },
+        },
+    }
+
+
+def _operation(row: RouteRow, operation: Operation) -> dict[str, Any]:
+    summary, _, more = inspect.cleandoc(row.text).partition("\n\n")
+    described: dict[str, Any] = {
+        "operationId": operation.id,
+        "tags": [operation.tag],
+        "summary": summary.rstrip("."),
+    }
+    if text := " ".join(part for part in (more, operation.more) if part):
+        described["description"] = text
+    if row.open:
+        described["security"] = [{}, {"bearer": []}, {"header": []}] if bodies.Health in _types(operation) else []
+    if operation.parameters:
+        described["parameters"] = [{"$ref": f"#/components/parameters/{name}"} for name in operation.parameters]
+    if operation.body is not None:
+        content: dict[str, Any] = {"schema": pointer(operation.body)}
+        if operation.id == "postTask":
+            content["examples"] = {"task": {"value": TASK}}
+        described["requestBody"] = {"required": operation.body_required, "content": {JSON: content}}
+    described["responses"] = _responses(row, operation)
+    return described
+
+
+def _types(operation: Operation) -> set[type]:
+    return {kind for kinds in operation.answers.values() for kind in kinds}
+
+
+def _responses(row: RouteRow, operation: Operation) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for status, kinds in operation.answers.items():
+        found[str(status)] = _answer(operation, status, kinds)
+    if operation.events:
+        found["200"] = _stream(operation)
+    if operation.text:
+        found["200"] = {
+            "description": "The text.",
+            "content": {kind: {"schema": {"type": "string"}} for kind in operation.text},
+        }
+    errors = dict.fromkeys((*operation.errors, *(() if row.open else _ALWAYS)))
+    for status in sorted({STATUS_BY_CLASS[error] for error in errors}):
+        found[str(status)] = _errors(status, [error for error in errors if STATUS_BY_CLASS[error] == status])
+    found["default"] = {
+        "description": "Anything else that went wrong.",
+        "content": {MEDIA_TYPE: {"schema": pointer(Problem)}},
+    }
+    return found
+
+
+def _answer(operation: Operation, status: int, kinds: tuple[type, ...]) -> dict[str, Any]:
+    schema = pointer(kinds[0]) if len(kinds) == 1 else {"anyOf": [pointer(kind) for kind in kinds]}
+    content: dict[str, Any] = {"schema": schema}
+    if examples := ANSWERS.get((operation.id, status)):
+        content["examples"] = {name: {"value": value} for name, value in examples.items()}
+    described: dict[str, Any] = {"description": HTTPStatus(status).phrase, "content": {JSON: content}}
+    if operation.id == "postTask":
+        described["headers"] = {"Preference-Applied": {"$ref": "#/components/headers/Preference-Applied"}}
+        if status == HTTPStatus.ACCEPTED:
+            described["headers"]["Location"] = {
+                "description": "The path of its record.",
+                "schema": {"type": "string", "format": "uri-reference"},
+            }
+    return described
+
+
+def _stream(operation: Operation) -> dict[str, Any]:
+    data = {name: {"type": "object"} if kind is None else pointer(kind) for name, kind in operation.events.items()}
+    return {
+        "description": "Server-sent events, up to one named `end`.",
+        "content": {
+            EVENT_STREAM: {"schema": {"type": "string"}, "x-server-sent-events": data, "example": STREAMS[operation.id]}
+        },
+    }
+
+
+def _errors(status: int, classes: list[ErrorClass]) -> dict[str, Any]:
+    """Describe one status: which classes it may carry, and an example of each."""
+    narrowed = {
+        "type": "object",
+        "properties": {"status": {"const": status}, "error_class": {"enum": [str(error) for error in classes]}},
+    }
+    described: dict[str, Any] = {
+        "description": "; ".join(TITLES[error] for error in classes) + ".",
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {"allOf": [pointer(Problem), narrowed]},
+                "examples": {str(error): {"summary": TITLES[error], "value": _example(error)} for error in classes},
+            }
+        },
+    }
+    if status in _COME_BACK:
+        described["headers"] = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
+    return described
+
+
+def _example(error: ErrorClass) -> Any:
+    is_of_execution = error in (ErrorClass.AUTH, ErrorClass.RATE_LIMIT)
+    return msgspec.to_builtins(
+        problem(
+            error,
+            DETAILS[error],
+            execution_id="fix-1" if is_of_execution else None,
+            token_generation=1 if is_of_execution else None,
+            token_stale=False if is_of_execution else None,
+            resets_at=1_795_000_000.0 if error is ErrorClass.RATE_LIMIT else None,
+        )
+    )
+
+
+def _webhook() -> dict[str, Any]:
+    return {
+        "operationId": "postEvent",
+        "tags": ["supervisor"],
+        "summary": "What is posted to `AGENT_RUNTIME_EVENTS_URL`",
+        "description": f"Of {', '.join(f'`{name}`' for name in sorted(POSTED))}; again until it is taken or given up.",
+        "security": [],
+        "parameters": [
+            {
+                "name": SIGNATURE_HEADER,
+                "in": "header",
+                "description": "`sha256=` and the HMAC-SHA-256 of the body with the access key, where there is one.",
+                "schema": {"type": "string", "pattern": "^sha256=[0-9a-f]{64}$"},
+            }
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {JSON: {"schema": pointer(Event), "examples": {"refused": {"value": WEBHOOK}}}},
+        },
+        "responses": {"2XX": {"description": "Taken."}, "default": {"description": "Posted again later."}},
+    }

@@ -1,0 +1,222 @@
+"""
+Which names decide what credential the CLI uses and which server it goes to, and how none but the delivered one does.
+
+A name reaches the CLI in two ways: by the child's environment, where :func:`cleaned` removes it, and by the ``env`` of
+a settings file (the workspace's, a cloned repository may carry one, or the config directory's), where the settings that
+are given with ``--settings`` outrank it: see :func:`neutral_settings`. Names that tools need (``AWS_*``, ``GOOGLE_*``)
+stay: the CLI reads those only with one of its own switches, and the switches are removed.
+
+Source: the names are those that Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.330 and 2.1.332 carry; 2.1.330 lists
+them itself as what a managing host may own. Measured with made-up tokens against a stand-in API on loopback, on all of
+them. What a further version carries beside them, and whether it matters, ``scripts/try-cli VERSION`` tells.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent_runtime.model.tokens import API_KEY_VARIABLE, AUTH_TOKEN_VARIABLE, OAUTH_VARIABLE, TokenKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+BASE_URL_VARIABLE = "ANTHROPIC_BASE_URL"
+HEADERS_VARIABLE = "ANTHROPIC_CUSTOM_HEADERS"
+
+CREDENTIALS: dict[str, str] = {
+    AUTH_TOKEN_VARIABLE: "first in the CLI's precedence",
+    API_KEY_VARIABLE: "second; silently beats an OAuth token",
+    OAUTH_VARIABLE: "fourth; beats the credentials file",
+    "CLAUDE_CODE_OAUTH_TOKEN_FILE_DESCRIPTOR": "an OAuth token, read from a descriptor",
+    "CLAUDE_CODE_API_KEY_FILE_DESCRIPTOR": "an API key, read from a descriptor",
+    "CLAUDE_CODE_WEBSOCKET_AUTH_FILE_DESCRIPTOR": "a session's token, read from a descriptor",
+    "CLAUDE_CODE_GATEWAY_TOKEN_FILE_DESCRIPTOR": "a gateway's token, read from a descriptor (2.1.330)",
+    "CCR_AGENT_PROXY_TOKEN_FILE_DESCRIPTOR": "a proxy's token, read from a descriptor (2.1.330)",
+    "CLAUDE_CODE_OAUTH_REFRESH_TOKEN": "exchanged for another OAuth token (2.1.114)",
+    "CLAUDE_CODE_OAUTH_SCOPES": "belongs to the refresh token; wrong scopes make a good token unusable",
+    "CLAUDE_CODE_OAUTH_CLIENT_ID": "whom the refresh token belongs to",
+    "CLAUDE_CODE_SESSIONS_OAUTH_TOKEN": "an OAuth token of a hosted session (2.1.330)",
+    "CLAUDE_CODE_SESSION_ACCESS_TOKEN": "the token of a hosted session",
+    "CLAUDE_CODE_GATEWAY_TOKEN": "goes with CLAUDE_CODE_USE_GATEWAY (2.1.330)",
+    "CLAUDE_CODE_HFI_BEARER_TOKEN": "a bearer token (2.1.330)",
+    "CLAUDE_CODE_HOST_AUTH_ENV_VAR": "names another variable that holds the credential (2.1.330)",
+    "CLAUDE_CODE_HOST_CREDS_FILE": "a managing host's credentials (2.1.330)",
+    "CLAUDE_BG_AUTH_SNAPSHOT_PATH": "credentials kept for background sessions (2.1.330)",
+    "CLAUDE_BG_SOCKET_TOKENS_PATH": "credentials kept for background sessions (2.1.330)",
+    "CLAUDE_BG_SESSION_CREDENTIAL": "credentials kept for background sessions (2.1.330)",
+    "CLAUDE_BRIDGE_OAUTH_TOKEN": "an OAuth token of the remote bridge (2.1.330)",
+    "CLAUDE_TRUSTED_DEVICE_TOKEN": "sent beside an OAuth token (2.1.114)",
+    "CLAUDE_SESSION_INGRESS_TOKEN_FILE": "the token of a hosted session (2.1.114)",
+    "CCR_OAUTH_TOKEN_FILE": "an OAuth token of a hosted session (2.1.114)",
+    "CLAUDE_API_KEY": "an older name for an API key",
+    "ANTHROPIC_PROFILE": "a credentials profile of the SDK (2.1.330)",
+    "ANTHROPIC_CONFIG_DIR": "where such profiles are (2.1.330)",
+    "ANTHROPIC_FEDERATION_RULE_ID": "workload identity federation (2.1.330)",
+    "ANTHROPIC_IDENTITY_TOKEN": "workload identity federation (2.1.330)",
+    "ANTHROPIC_IDENTITY_TOKEN_FILE": "workload identity federation (2.1.330)",
+    "ANTHROPIC_SERVICE_ACCOUNT_ID": "workload identity federation (2.1.330)",
+    "AWS_BEARER_TOKEN_BEDROCK": "a key made for the CLI's Bedrock provider",
+    "ANTHROPIC_BEDROCK_MANTLE_API_KEY": "a provider's key (2.1.114)",
+    "ANTHROPIC_AWS_API_KEY": "a provider's key (2.1.114)",
+    "ANTHROPIC_FOUNDRY_API_KEY": "a provider's key (2.0.76)",
+    "ANTHROPIC_FOUNDRY_AUTH_TOKEN": "a provider's token (2.1.114)",
+}
+"""Names that hold a credential, or say where one is; with the reason, and the first version it was seen in."""
+
+SERVERS: dict[str, str] = {
+    "ANTHROPIC_UNIX_SOCKET": "requests go to a socket instead (2.1.114)",
+    "CLAUDE_CODE_RUNNER_MODEL_SOCKET": "requests go to a socket instead (2.1.330)",
+    "CLAUDE_CODE_API_BASE_URL": "where the account's own requests go",
+    "CLAUDE_CODE_CUSTOM_OAUTH_URL": "where tokens are refreshed (2.1.114)",
+    "USE_LOCAL_OAUTH": "a developer's switch for the same",
+    "USE_STAGING_OAUTH": "a developer's switch for the same",
+    "CLAUDE_CODE_CLIENT_DATA_URL": "where the CLI's own configuration is; it does not start without it (2.1.330)",
+    "ANTHROPIC_BEDROCK_BASE_URL": "a provider's server",
+    "ANTHROPIC_BEDROCK_MANTLE_BASE_URL": "a provider's server (2.1.114)",
+    "ANTHROPIC_VERTEX_BASE_URL": "a provider's server",
+    "ANTHROPIC_FOUNDRY_BASE_URL": "a provider's server (2.0.76)",
+    "ANTHROPIC_FOUNDRY_RESOURCE": "a provider's server (2.0.76)",
+    "ANTHROPIC_AWS_BASE_URL": "a provider's server (2.1.114)",
+    "ANTHROPIC_GOOGLE_CLOUD_BASE_URL": "a provider's server (2.1.330)",
+}
+"""Names that send requests to another server than the supervisor means; its own base URL is none of them."""
+
+PROVIDERS = (
+    "CLAUDE_CODE_USE_BEDROCK",
+    "CLAUDE_CODE_USE_VERTEX",
+    "CLAUDE_CODE_USE_FOUNDRY",  # since 2.0.76
+    "CLAUDE_CODE_USE_ANTHROPIC_AWS",  # since 2.1.114
+    "CLAUDE_CODE_USE_MANTLE",  # since 2.1.114
+    "CLAUDE_CODE_USE_ANTHROPIC_GOOGLE_CLOUD",  # since 2.1.330
+    "CLAUDE_CODE_USE_GATEWAY",  # since 2.1.330
+)
+"""Switches to another provider, with another credential. In the environment the whole prefix is removed."""
+
+MODES: dict[str, str] = {
+    "CLAUDE_CODE_SIMPLE": "the bare mode ignores OAuth tokens: Not logged in (2.1.114, 2.1.330)",
+    "CLAUDE_CODE_PROVIDER_MANAGED_BY_HOST": "a managing host's credentials win over settings (2.1.114)",
+    "CLAUDE_CODE_REMOTE": "a hosted session takes its credentials from elsewhere",
+    "CLAUDE_CODE_USER_DELEGATED_SESSION_DIRECT_API": "allows no base URL: the CLI does not start (2.1.330)",
+    "CLAUDE_CODE_SDK_HAS_OAUTH_REFRESH": "asks the parent process for a new token (2.1.114)",
+    "CLAUDE_CODE_SDK_HAS_HOST_AUTH_REFRESH": "asks the parent process for a new token (2.1.330)",
+    "CLAUDE_CODE_LAUNCHER_RUNS_API_KEY_HELPER": "takes another process's key (2.1.330)",
+}
+"""Switches of the CLI that make it take its credential from elsewhere."""
+
+PROXIES = (
+    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+    *("CLAUDE_CODE_HTTP_PROXY", "CLAUDE_CODE_HTTPS_PROXY", "CLAUDE_CODE_PROXY_RESOLVES_HOSTS"),
+)
+"""They pass through from the supervisor, and only from there: a proxy sees the token of a plain-HTTP request."""
+
+TRANSPORT = (
+    *(
+        "NODE_TLS_REJECT_UNAUTHORIZED",
+        "NODE_EXTRA_CA_CERTS",
+        "NODE_USE_SYSTEM_CA",
+        "NODE_USE_ENV_PROXY",
+        "NODE_OPTIONS",
+    ),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "CLAUDE_CODE_CERT_STORE", "BUN_TLS_REFUSE_DISTRUSTED_KEYS"),
+    *("CLAUDE_CODE_CLIENT_CERT", "CLAUDE_CODE_CLIENT_KEY", "CLAUDE_CODE_CLIENT_KEY_PASSPHRASE"),
+    *("BUN_OPTIONS", "BUN_INSPECT", "BUN_INSPECT_CONNECT_TO", "BUN_INSPECT_NOTIFY", "BUN_INSPECT_PRELOAD"),
+    *("BUN_CONFIG_FILE", "BUN_CONFIG_VERBOSE_FETCH", "BUN_CRASH_REPORT_URL", "BUN_FFI_IMPORT"),
+    *("CLAUDE_CODE_CLIENT_DATA_URL", "CLAUDE_CODE_ENABLE_PROXY_AUTH_HELPER"),
+)
+"""
+Whom the CLI trusts on the way to the API, what it loads into itself, and what it prints of a request.
+
+They pass through from the supervisor, and only from there: a repository's settings file that turns off the check of
+certificates lets anybody on the way read the token. Source: names that 2.1.114, 2.1.330 and 2.1.332 carry.
+"""
+
+_RIVALS = frozenset(CREDENTIALS) | frozenset(SERVERS) | frozenset(MODES)
+_RIVAL_PREFIXES = ("CLAUDE_CODE_USE_", "CLAUDE_LOCAL_OAUTH_")
+_CREDENTIAL_HEADERS = frozenset({"authorization", "x-api-key", "proxy-authorization", "cookie"})
+
+_BLANKED = (
+    *(name for name in CREDENTIALS if name != "CLAUDE_API_KEY"),
+    "ANTHROPIC_UNIX_SOCKET",
+    "CLAUDE_CODE_RUNNER_MODEL_SOCKET",
+    "CLAUDE_CODE_API_BASE_URL",
+    "CLAUDE_CODE_CUSTOM_OAUTH_URL",
+    "CLAUDE_CODE_CLIENT_DATA_URL",
+    "USE_LOCAL_OAUTH",
+    *PROVIDERS,
+    "CLAUDE_CODE_SIMPLE",
+    "CLAUDE_CODE_REMOTE",
+    "CLAUDE_CODE_PROVIDER_MANAGED_BY_HOST",
+)
+
+
+def is_rival(name: str) -> bool:
+    """Tell whether a variable could give the CLI another credential, provider or server than the one delivered."""
+    upper = name.upper()
+    skips_auth = upper.startswith("CLAUDE_CODE_SKIP_") and upper.endswith("_AUTH")
+    return skips_auth or upper in _RIVALS or upper.startswith(_RIVAL_PREFIXES)
+
+
+def without_credentials(headers: str) -> str:
+    """
+    Return ``ANTHROPIC_CUSTOM_HEADERS`` without the lines that carry a credential.
+
+    Such a line replaces the CLI's own ``Authorization`` or ``x-api-key``; other headers are what a gateway asks for.
+
+    Source: measured on 1.0.128, 2.0.76, 2.1.30, 2.1.114 and 2.1.330.
+    """
+    kept = [line for line in headers.splitlines() if line.partition(":")[0].strip().lower() not in _CREDENTIAL_HEADERS]
+    return "\n".join(kept)
+
+
+def cleaned(inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without everything that could beat the delivered credential."""
+    kept = {name: value for name, value in inherited.items() if not is_rival(name)}
+    if HEADERS_VARIABLE in kept:
+        kept[HEADERS_VARIABLE] = without_credentials(kept[HEADERS_VARIABLE])
+    return kept
+
+
+def neutral_settings(
+    kind: TokenKind,
+    base_url: str | None,
+    *,
+    delivered: Mapping[str, str] | None = None,
+    inherited: Mapping[str, str] | None = None,
+) -> dict[str, object]:
+    """
+    Build the settings that outrank those of the workspace and the config directory in all that decides on credentials.
+
+    They must be given as a *file* of mode 0600, because they may hold the token, and in two words: ``--settings FILE``
+    (1.0.128 accepts ``--settings=FILE``, but then the workspace's settings win). Each name is assigned to the CLI's
+    environment after every other settings file; an empty value counts as unset on all versions, with one exception:
+    with an API key, 1.0.128 to 2.1.114 send an empty ``ANTHROPIC_AUTH_TOKEN`` as an empty ``Authorization``. So the key
+    is put there, too: it then goes out in both headers, as it does from ``apiKeyHelper``.
+
+    What they do not beat: a managed settings file (``/etc/claude-code``), which is the image owner's; on 2.1.114 an
+    ``env.ANTHROPIC_UNIX_SOCKET`` in the config directory's settings (then the run fails); and hooks or an MCP server of
+    the workspace, which can read the child's memory anyway.
+
+    Args:
+        base_url: Where requests are to go; None: the API's own address.
+        delivered: The variables that carry the token in the child's environment; empty: it is in the credentials file.
+            From 2.1.114 on ``env.CLAUDE_CODE_OAUTH_TOKEN`` of a settings file beats the environment, so these are said
+            again here; None: nothing is said of the token's own variable.
+        inherited: The supervisor's environment, for the proxies, certificates and headers that pass through; None: they
+            are left alone.
+
+    Source: measured on 1.0.128, 2.0.76, 2.1.30, 2.1.114 and 2.1.330 with all three settings files.
+    """
+    env = dict.fromkeys(_BLANKED, "")
+    env[BASE_URL_VARIABLE] = base_url or ""
+    if inherited is None:
+        env[HEADERS_VARIABLE] = ""
+    else:
+        env[HEADERS_VARIABLE] = without_credentials(inherited.get(HEADERS_VARIABLE, ""))
+        env |= {name: inherited.get(name, "") for name in (*PROXIES, *TRANSPORT)}
+    if delivered is None:
+        del env[OAUTH_VARIABLE if kind is TokenKind.OAUTH else API_KEY_VARIABLE]
+    else:
+        env |= delivered
+        if kind is TokenKind.API_KEY:
+            env[AUTH_TOKEN_VARIABLE] = delivered.get(API_KEY_VARIABLE, "")
+    return {"apiKeyHelper": "", "proxyAuthHelper": "", "env": env}

@@ -1,0 +1,194 @@
+"""Which executable a command runs, told by its content: what was found out about one is never said of another."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.claude.invocation import resolve
+from agent_runtime.claude.last_words import presentable
+from agent_runtime.errors import SpawnFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WRAPPER_LIMIT_BYTES = 64 * 1024
+"""What is longer is the program itself, not a script that starts another."""
+
+WRAPPERS_DEEP = 3
+PLACEHOLDER = b"claude native binary not installed"
+"""What npm's package of the CLI has in place of it until its install.cjs has run (2.1.332)."""
+
+HEAD_BYTES = 4096
+ELF = b"\x7fELF"
+PT_INTERP = 3
+MACHINES_TOGETHER = ({b"\x3e\0", b"\x03\0"}, {b"\xb7\0", b"\x28\0"})
+"""What one kernel runs both of: x86-64 and i386, AArch64 and ARM."""
+
+SEGMENTS = 64
+
+HERE = "$basedir"
+"""How the scripts that package managers put into ``bin`` name their own directory."""
+
+
+class Binary(msgspec.Struct, frozen=True):
+    """
+    The files a command consists of, as they are now.
+
+    Attributes:
+        files: The executable, links followed, and what it or a further word of the command names.
+        key: Changes whenever one of the files is replaced or written; made without reading them.
+    """
+
+    command: tuple[str, ...]
+    files: tuple[Path, ...]
+    key: str
+
+    @classmethod
+    def of(cls, command: tuple[str, ...], search_path: str | None) -> Binary:
+        """
+        Find the files of *command*; small scripts are looked through for the program that they start.
+
+        Raises:
+            SpawnFailed: There is no such executable.
+        """
+        executable, *words = resolve(command, search_path)
+        files: dict[Path, str] = {}
+        try:
+            _add(Path(executable), files, WRAPPERS_DEEP)
+            for word in words:
+                if "/" in word and Path(word).is_file():
+                    _add(Path(word), files, WRAPPERS_DEEP)
+        except OSError as error:
+            raise SpawnFailed(f"the CLI cannot be read: {error.strerror}") from None
+        return cls(command, tuple(files), "\n".join((*files.values(), *words)))
+
+    def content_hash(self) -> str:
+        """
+        Return the SHA-256 of the executable; where there are more files or words, of all of them together.
+
+        Takes about a second for the 380 MB of a current CLI; other threads go on meanwhile.
+
+        Raises:
+            SpawnFailed: It cannot be read.
+        """
+        try:
+            hashes = [_hash(path) for path in self.files]
+        except OSError as error:
+            raise SpawnFailed(f"the CLI cannot be read: {error.strerror}") from None
+        if len(hashes) == 1 and len(self.command) == 1:
+            return hashes[0]
+        return hashlib.sha256("\n".join((*hashes, *self.command[1:])).encode()).hexdigest()
+
+
+def unfit(command: tuple[str, ...], search_path: str | None) -> str | None:
+    """
+    Tell why the kernel will not start *command*, as far as the first bytes of its files say; None: nothing against it.
+
+    Raises:
+        SpawnFailed: There is no such executable.
+    """
+    binary = Binary.of(command, search_path)
+    try:
+        heads = [_head(path) for path in binary.files]
+    except OSError:
+        return None  # what cannot be read may be executed all the same
+    if any(PLACEHOLDER in head for head in heads):
+        return (
+            f'npm\'s placeholder stands in its place ("{PLACEHOLDER.decode()}"): run install.cjs of its package, or '
+            "install it without --ignore-scripts and --omit=optional"
+        )
+    head = heads[0]
+    if not head:
+        return "its file is empty"
+    if head.startswith(b"#!"):
+        return _lacks_interpreter(head, search_path)
+    if head.startswith(ELF):
+        return _is_for_another_machine(head) or _lacks_loader(binary.files[0], head)
+    return None if b"\0" in head else "its file is a text without a line #! that names its interpreter"
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def _lacks_interpreter(head: bytes, search_path: str | None) -> str | None:
+    words = head.partition(b"\n")[0][2:].decode(errors="replace").split(" ")
+    words = [word for word in words if word]
+    if not words or not Path(words[0]).exists():
+        return f"its interpreter {presentable(words[0]) if words else ''} is missing"
+    if Path(words[0]).name == "env":
+        names = [word for word in words[1:] if not word.startswith("-") and "=" not in word]
+        if names and shutil.which(names[0], path=search_path) is None:
+            return f"its interpreter {presentable(names[0])} is not on PATH"
+    return None
+
+
+def _is_for_another_machine(head: bytes) -> str | None:
+    """Compare with our own program: so that where all is emulated, what is emulated fits."""
+    try:
+        machines = {head[18:20], _head(Path("/proc/self/exe"))[18:20]}
+    except OSError:
+        return None
+    fit = len(machines) == 1 or any(machines <= family for family in MACHINES_TOGETHER)
+    return None if fit else "it is made for another processor"
+
+
+def _lacks_loader(path: Path, head: bytes) -> str | None:
+    """Look whether what an ELF file is loaded by is there: a C library's own, so it tells musl from glibc."""
+    order = "<" if head[5] == 1 else ">"
+    is_64 = head[4] == 2
+    try:
+        table, size, count = (
+            (*struct.unpack_from(f"{order}Q", head, 32), *struct.unpack_from(f"{order}HH", head, 54))
+            if is_64
+            else (*struct.unpack_from(f"{order}I", head, 28), *struct.unpack_from(f"{order}HH", head, 42))
+        )
+        with path.open("rb") as file:
+            for number in range(min(count, SEGMENTS)):
+                file.seek(table + number * size)
+                entry = file.read(size)
+                kind, offset = struct.unpack_from(f"{order}I4xQ" if is_64 else f"{order}II", entry)
+                if kind == PT_INTERP:
+                    file.seek(offset)
+                    loader = file.read(HEAD_BYTES).partition(b"\0")[0].decode(errors="replace")
+                    return None if Path(loader).exists() else f"what loads it, {presentable(loader)}, is missing here"
+    except (struct.error, OSError, ValueError, OverflowError):
+        return "its file is damaged"
+    return None
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _add(path: Path, files: dict[Path, str], deep: int) -> None:
+    path = path.resolve(strict=True)
+    if path in files:
+        return
+    info = path.stat()
+    files[path] = f"{path}:{info.st_size}:{info.st_mtime_ns}:{info.st_ino}"
+    if deep == 0 or info.st_size > WRAPPER_LIMIT_BYTES:
+        return
+    raw = path.read_bytes()
+    if raw.startswith(b"#!"):
+        for started in _named_in(raw.decode(errors="replace").replace(HERE, str(path.parent))):
+            _add(started, files, deep - 1)
+
+
+def _named_in(script: str) -> Iterator[Path]:
+    """Yield the files that a script names by their whole path, in its lines below the first."""
+    for line in script.splitlines()[1:]:
+        for word in line.replace('"', " ").replace("'", " ").split():
+            try:
+                if word.startswith("/") and Path(word).is_file():
+                    yield Path(word)
+            except OSError:
+                continue  # longer than a name can be: no path

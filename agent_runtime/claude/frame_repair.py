@@ -1,0 +1,184 @@
+"""
+Lines of stdout that are no clean frame: read as far as they can be, and written anew as JSON that every parser takes.
+
+No version of the CLI, old or new, may become unreadable by a detail, and a tool can write anything between the CLI's
+own frames (``/proc/PID/fd/1``): control sequences, half a line, another object. What is kept of it leaves in answers
+and streams, which must always be valid JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from agent_runtime.claude.frames import MOST_LEVELS, ContentBlock, Frame, Message, decode, is_utf8, plain
+
+Kind = TypeVar("Kind", bound=msgspec.Struct)
+
+TOO_DEEP = "(nested too deep to be kept)"
+
+_MOST_TRIES = 32
+_MOST_READ = 20 << 20
+"""How many opening braces of one line may turn out to begin no object, and how much is read to find that out."""
+
+_CLEANED_BYTES = 1 << 20
+"""Up to this length a line that cannot be read is read once more without its control sequences."""
+
+_LONGEST_INTEGER = 300
+"""How many digits: longer ones are beyond a double's range, and some parsers refuse them."""
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_UNREADABLE = "\ufffd"
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """
+    A part of a line.
+
+    Attributes:
+        frame: None: the part is text.
+        data: The frame as JSON, or the text, without a newline.
+        follows_text: Something else stands before the frame: it may be quoted there.
+    """
+
+    frame: Frame | None
+    data: bytes
+    follows_text: bool = False
+
+
+def pieces(line: bytes) -> list[Piece]:
+    """Take a line apart into frames and what stands around them. Never raises, whatever the bytes."""
+    line = line.removesuffix(b"\n")
+    text = line.decode("utf-8", "replace")
+    found = _pieces(text)
+    if not _has_frame(found) and len(line) <= _CLEANED_BYTES and not text.isprintable():
+        found = _pieces(plain(line))
+    return found if _has_frame(found) else [Piece(None, line)]
+
+
+def read(line: bytes) -> Frame | None:
+    """Return the frame that a line is, or begins with; None where it is none."""
+    if is_utf8(line) and (frame := decode(line)) is not None:
+        return frame
+    first = next((piece for piece in pieces(line) if piece.frame is not None), None)
+    return first.frame if first is not None and not first.follows_text else None
+
+
+def _has_frame(found: list[Piece]) -> bool:
+    return any(piece.frame is not None for piece in found)
+
+
+def _pieces(text: str) -> list[Piece]:
+    found: list[Piece] = []
+    begin = tries = read_in_vain = at = 0
+    follows_text = False
+    while tries < _MOST_TRIES and read_in_vain < _MOST_READ and (at := text.find("{", at)) >= 0:
+        try:
+            value, end = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            tries += 1
+            read_in_vain += error.pos - at if isinstance(error, json.JSONDecodeError) else 0
+            at += 1
+            continue
+        before = text[begin:at]
+        is_frame = isinstance(value.get("type"), str) or _is_noise(text[:at] + text[end:])
+        if is_frame and (piece := _frame_piece(value, follows_text=follows_text or not _is_noise(before))):
+            if not _is_noise(before):
+                follows_text = True
+                found.append(_text_piece(before))
+            found.append(piece)
+            begin = end
+        at = end
+    if not _is_noise(text[begin:]):
+        found.append(_text_piece(text[begin:]))
+    return found
+
+
+def _is_noise(text: str) -> bool:
+    """Whether nothing but blanks, control sequences and bytes that are no text stands here."""
+    return not text or (len(text) <= _CLEANED_BYTES and not plain(text.encode()).replace(_UNREADABLE, "").strip())
+
+
+def _text_piece(text: str) -> Piece:
+    return Piece(None, text.encode())
+
+
+def _frame_piece(value: dict[str, Any], *, follows_text: bool) -> Piece | None:
+    """Write an object anew; None where even that is nested too deep."""
+    try:
+        data = _strict(value)
+        frame = decode(data)
+        if frame is None:
+            value = _bounded(value, MOST_LEVELS - 1)
+            data = _strict(value)
+            frame = decode(data) or _fitting_frame(json.loads(data))
+    except (ValueError, RecursionError):
+        return None
+    return Piece(frame, data, follows_text)
+
+
+def _strict(value: object) -> bytes:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _SURROGATES.sub(_UNREADABLE, text).encode()
+
+
+def _bounded(value: Any, levels: int) -> Any:
+    """Copy without what is nested deeper than *levels*."""
+    if not isinstance(value, dict | list):
+        return value
+    if levels == 0:
+        return TOO_DEEP
+    if isinstance(value, dict):
+        return {name: _bounded(one, levels - 1) for name, one in value.items()}
+    return [_bounded(one, levels - 1) for one in value]
+
+
+def _integer(digits: str) -> int | None:
+    return int(digits) if len(digits) <= _LONGEST_INTEGER else None
+
+
+def _number(digits: str) -> float | None:
+    value = float(digits)
+    return value if math.isfinite(value) else None
+
+
+_DECODER = json.JSONDecoder(strict=False, parse_int=_integer, parse_float=_number, parse_constant=lambda _name: None)
+"""Takes control characters in strings; numbers that JSON does not have, or most parsers not, become null."""
+
+
+def _fitting_frame(found: dict[str, Any]) -> Frame:
+    """Read an object whose fields have unexpected types: what fits is kept, the rest is left out."""
+    fields = dict(found)
+    message = _fitting_message(fields.pop("message", None))
+    return msgspec.structs.replace(_fitting(fields, Frame), message=message)
+
+
+def _fitting_message(found: Any) -> Message | None:
+    if not isinstance(found, dict):
+        return None
+    content = found.get("content")
+    if isinstance(content, list):
+        blocks = [_fitting(block, ContentBlock) for block in content if isinstance(block, dict)]
+        return msgspec.structs.replace(_fitting({**found, "content": None}, Message), content=blocks)
+    return _fitting(found, Message)
+
+
+def _fitting(found: dict[str, Any], kind: type[Kind]) -> Kind:
+    """Build a struct from the fields that have a type it takes; numbers and booleans are taken from strings, too."""
+    fitting: dict[str, Any] = {}
+    for field in msgspec.structs.fields(kind):
+        if field.encode_name not in found:
+            continue
+        value = found[field.encode_name]
+        try:
+            if field.type is msgspec.Raw:
+                fitting[field.name] = msgspec.Raw(json.dumps(value).encode())
+            else:
+                fitting[field.name] = msgspec.convert(value, field.type, strict=False)
+        except (msgspec.ValidationError, RecursionError, UnicodeError):
+            continue
+    return kind(**fitting)

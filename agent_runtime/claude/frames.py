@@ -1,0 +1,380 @@
+"""
+The CLI's stream-json frames, as far as this package reads them.
+
+Only the fields named here are decoded; msgspec skips all others without building them, so a frame of a megabyte costs
+little more than reading it. What is refused here, because it is no JSON that every parser takes or because a field has
+another type than was ever seen, is read by :mod:`agent_runtime.claude.frame_repair`.
+
+Source: frames of Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330 and 2.1.332, in part recorded under
+``tests/recorded/``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SYNTHETIC_MODEL = "<synthetic>"
+"""The model name of assistant frames that the CLI writes itself, not the API."""
+
+DIAGNOSTIC_MARK = "[ede_diagnostic]"
+"""
+What begins an entry of ``errors`` that the CLI shows to nobody.
+
+Source: 2.1.330; anthropics/claude-code issue 82235.
+"""
+
+PARTIAL_TYPE = "stream_event"
+_PARTIAL_MARK = b'"type":"stream_event"'
+_PARTIAL_HEAD_BYTES = 64
+_EVENT_HEAD_BYTES = 96
+_TWO_OBJECTS = re.compile(rb'\}\s*\{\s*"type"\s*:')
+"""Two frames in one line; in a string the quotes would be escaped."""
+
+MOST_LEVELS = 200
+"""How deep a frame may be nested: some parsers give up at a thousand levels, and an answer adds some around it."""
+
+MOST_DIGITS = 4300
+"""How long a number may be: Python's own parser refuses longer ones."""
+
+_PLAIN_BYTES = 2 * MOST_LEVELS
+_STRIDE = 430
+_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MOST_DIGITS // _STRIDE - 1))
+_SMALL_STRIDE = 61
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+_ENDED = frozenset({"completed", "failed", "killed", "stopped"})
+
+
+class ContentBlock(msgspec.Struct, frozen=True, gc=False):
+    """
+    One block of a message's content.
+
+    Attributes:
+        text: As JSON: built only on demand, because it may be long. No union: msgspec takes Raw only by itself.
+    """
+
+    type: str = ""
+    text: msgspec.Raw = msgspec.Raw()
+    id: str | None = None
+    tool_use_id: str | None = None
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """Token counts of one API message."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+
+
+class Message(msgspec.Struct, frozen=True, gc=False):
+    """
+    The ``message`` of an assistant or user frame.
+
+    Attributes:
+        id: Equal for all frames of one message: each carries one of its blocks.
+        stop_reason: Why the model ended it; known only where a frame comes after the message's end, which is rare.
+    """
+
+    id: str | None = None
+    model: str | None = None
+    stop_reason: str | None = None
+    content: list[ContentBlock] | str | None = None
+    usage: Usage | None = None
+
+    @property
+    def blocks(self) -> list[ContentBlock]:
+        """The blocks of the content; a plain text has none."""
+        return self.content if isinstance(self.content, list) else []
+
+
+class ModelUsage(msgspec.Struct, frozen=True, rename="camel", gc=False):
+    """What a ``result`` frame says of one model."""
+
+    context_window: int | None = None
+
+
+class RateLimitInfo(msgspec.Struct, frozen=True, rename="camel", gc=False):
+    """
+    The body of a ``rate_limit_event`` frame.
+
+    Attributes:
+        resets_at: Epoch seconds.
+    """
+
+    status: str | None = None
+    resets_at: float | None = None
+    rate_limit_type: str | None = None
+    is_using_overage: bool | None = None
+
+
+class BackgroundTask(msgspec.Struct, frozen=True, gc=False):
+    """One entry of ``system/background_tasks_changed``."""
+
+    task_id: str = ""
+
+
+class CompactMetadata(msgspec.Struct, frozen=True, gc=False):
+    """What ``system/compact_boundary`` says; 1.0.128 to 2.1.30 know only the first two."""
+
+    trigger: str | None = None
+    pre_tokens: int | None = None
+    post_tokens: int | None = None
+    duration_ms: float | None = None
+
+
+class Origin(msgspec.Struct, frozen=True, gc=False):
+    """Where the prompt of the turn came from that a ``result`` ends; 2.1.197, not yet 2.1.114."""
+
+    kind: str | None = None
+
+
+class TaskPatch(msgspec.Struct, frozen=True, gc=False):
+    """What ``system/task_updated`` says has changed."""
+
+    status: str | None = None
+
+
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """
+    Any frame: which of the fields are set depends on *type* and *subtype*.
+
+    One struct for all, because frames are told apart by two fields and every version adds fields and types.
+
+    Attributes:
+        parent_tool_use_id: The tool call a sub-agent's frame belongs to; None: the run's own frame.
+        error_status: Of ``api_retry``: the HTTP status; None: there was no answer.
+        error: Of ``api_retry`` and of an assistant frame that the CLI wrote itself: the CLI's word for what failed.
+        api_error: Of such a frame and of ``result``: a finer word, since 2.1.3xx.
+        tasks: Of ``background_tasks_changed``: everything that is pending; 2.1.330, not yet 2.1.114.
+        stop_reason: Of ``result``: why the model ended its last message; 2.1.114, not yet 2.1.30.
+        terminal_reason: Of ``result``: why the CLI ended the run; 2.1.114, not yet 2.1.30.
+        origin: Of ``result``: None: the caller's prompt.
+        task_id: Of ``task_started``, ``task_updated``, ``task_notification``; since 2.1.114, not yet 2.1.30.
+        ambient: Of ``task_notification``: the model is not told of it; 2.1.332.
+    """
+
+    type: str = ""
+    subtype: str | None = None
+    session_id: str | None = None
+    parent_tool_use_id: str | None = None
+    # system/init
+    model: str | None = None
+    permission_mode: str | None = msgspec.field(default=None, name="permissionMode")
+    claude_code_version: str | None = None
+    # system/api_retry
+    error_status: int | None = None
+    retry_delay_ms: float | None = None
+    # api_retry, assistant, result
+    error: str | None = None
+    api_error: str | None = None
+    api_error_status: int | None = None
+    api_error_type: str | None = None
+    api_error_code: str | None = None
+    # assistant, user
+    message: Message | None = None
+    # system/hook_started, hook_progress, hook_response
+    hook_id: str | None = None
+    hook_name: str | None = None
+    # result
+    is_error: bool | None = None
+    result: str | None = None
+    errors: list[str] | None = None
+    num_turns: int | None = None
+    duration_ms: float | None = None
+    duration_api_ms: float | None = None
+    stop_reason: str | None = None
+    terminal_reason: str | None = None
+    origin: Origin | None = None
+    total_cost_usd: float | None = None
+    model_usage: dict[str, ModelUsage] | None = msgspec.field(default=None, name="modelUsage")
+    # rate_limit_event
+    rate_limit_info: RateLimitInfo | None = None
+    # system/background_tasks_changed
+    tasks: list[BackgroundTask] | None = None
+    # system/compact_boundary
+    compact_metadata: CompactMetadata | None = None
+    # system/task_started, task_updated, task_notification
+    task_id: str | None = None
+    patch: TaskPatch | None = None
+    ambient: bool | None = None
+
+    @property
+    def blocks(self) -> list[ContentBlock]:
+        """The blocks of the message's content; a plain text has none."""
+        return self.message.blocks if self.message is not None else []
+
+    @property
+    def text(self) -> str:
+        """All text of the message, one block after another."""
+        if self.message is not None and isinstance(self.message.content, str):
+            return self.message.content
+        return text_of(self.blocks)
+
+    @property
+    def result_text(self) -> str | None:
+        """What a ``result`` frame answers, or says about what failed."""
+        if self.result is not None:
+            return self.result
+        told = [error for error in self.errors or () if not error.startswith(DIAGNOSTIC_MARK)]
+        return "\n".join(told) or None
+
+    @property
+    def background_task_ids(self) -> tuple[str, ...]:
+        """What ``background_tasks_changed`` says is pending."""
+        return tuple(task.task_id for task in self.tasks or ())
+
+    @property
+    def began_task_id(self) -> str | None:
+        """
+        The task that this frame says has begun, in the background or not.
+
+        2.1.114 tells of background tasks by these frames alone: after the first ``result`` it waits for their end, and
+        prints a second one.
+        """
+        return self.task_id if self.type == "system" and self.subtype == "task_started" else None
+
+    @property
+    def ended_task_id(self) -> str | None:
+        """The task that this frame says has ended, well or not."""
+        if self.type != "system":
+            return None
+        if self.subtype == "task_notification":
+            return self.task_id
+        ended = self.patch is not None and self.patch.status in _ENDED
+        return self.task_id if self.subtype == "task_updated" and ended else None
+
+
+def text_of(blocks: Iterable[ContentBlock]) -> str:
+    """Return the text of all blocks that are text, one after another."""
+    texts = (_string(block.text) for block in blocks if block.type == "text")
+    return "\n".join(text for text in texts if text)
+
+
+class _Delta(msgspec.Struct, gc=False):
+    stop_reason: str | None = None
+
+
+class _Event(msgspec.Struct, gc=False):
+    type: str = ""
+    delta: _Delta | None = None
+
+
+class Partial(msgspec.Struct, gc=False):
+    """A partial message: an event of the API's stream, as the CLI passes it on."""
+
+    event: _Event
+    parent_tool_use_id: str | None = None
+
+
+_decode = msgspec.json.Decoder(Frame).decode
+_decode_partial = msgspec.json.Decoder(Partial).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def decode(line: bytes) -> Frame | None:
+    """
+    Read one line of UTF-8 that holds a frame and nothing else; None where any other parser might stumble over it.
+
+    msgspec checks all of JSON's grammar but the encoding of strings that it skips: see :func:`is_utf8`.
+    """
+    try:
+        frame = _decode(line)
+    except _REFUSED:
+        return None
+    return None if len(line) > _PLAIN_BYTES and _is_awkward(line) else frame
+
+
+def is_utf8(data: bytes) -> bool:
+    """Tell whether all of *data* is UTF-8."""
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def decode_partial(line: bytes) -> Partial | None:
+    """
+    Read a partial message where it begins a message of the model or ends one; None for all others, which are many.
+
+    Source: ``message_start``, ``message_delta`` and ``message_stop`` are the second ``type`` of the line, 1.0.128 to
+    2.1.332.
+    """
+    if line.find(b'"message_', 0, _EVENT_HEAD_BYTES) < 0:
+        return None
+    try:
+        return _decode_partial(line)
+    except _REFUSED:
+        return None
+
+
+def is_partial(line: bytes) -> bool:
+    """Tell cheaply whether a line is a partial message and nothing else."""
+    return line.find(_PARTIAL_MARK, 0, _PARTIAL_HEAD_BYTES) >= 0 and _TWO_OBJECTS.search(line) is None
+
+
+def may_be_partial(lines: bytes) -> bool:
+    """Tell for many lines together whether one of them may be a partial message."""
+    return lines.rfind(_PARTIAL_MARK) >= 0  # takes half as long as find
+
+
+def plain(data: bytes) -> str:
+    """Return text as a person would read it: no colour codes, no control characters, nothing that is no UTF-8."""
+    text = data.decode("utf-8", "ignore")
+    if "\x1b" in text:
+        text = "".join(_without_sequence(piece, first=number == 0) for number, piece in enumerate(text.split("\x1b")))
+    return "".join(character for character in text if character.isprintable() or character in "\t\n")
+
+
+def _without_sequence(piece: str, *, first: bool) -> str:
+    """Cut off the rest of the control sequence (ECMA-48) that *piece* begins with."""
+    if first:
+        return piece
+    if piece.startswith("]"):  # of any length, and ended by BEL, or by the escape that the next piece begins with
+        return piece.partition("\x07")[2]
+    if not piece.startswith("["):
+        return piece[1:]
+    end = next((at for at, character in enumerate(piece[1:], 1) if "@" <= character <= "~"), len(piece))
+    return piece[end + 1 :]
+
+
+def _string(raw: msgspec.Raw) -> str:
+    """Read a text that has not been built yet; nothing where it is none."""
+    try:
+        return _decode_text(raw) if raw else ""
+    except _REFUSED:
+        return ""
+
+
+def _is_awkward(line: bytes) -> bool:
+    """
+    Tell whether valid JSON has numbers or levels that are too many for other parsers.
+
+    To look at each byte would take as long as to decode the line. So long a row of digits shows in every 430th byte,
+    too; so many levels show as a few brackets in every 61st, unless text was put between them on purpose.
+    """
+    if len(line) > MOST_DIGITS and _LONG_NUMBER.search(line[::_STRIDE]):
+        return True
+    brackets = line[::_SMALL_STRIDE].translate(None, _NO_BRACKETS)
+    return len(brackets) >= MOST_LEVELS // _SMALL_STRIDE and _is_deep(msgspec.json.decode(line))
+
+
+def _is_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        below = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [one for values in below for one in values if isinstance(one, dict | list)]
+        if not level:
+            return False
+    return True

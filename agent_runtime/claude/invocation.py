@@ -1,0 +1,191 @@
+"""
+What the CLI is started with: argv, environment, stdin, and the files beside it.
+
+Nothing but the delivered token decides who pays, and nothing but the supervisor's own environment where requests go:
+rival names are removed from the environment, and a settings file given with ``--settings`` outranks those in the
+workspace and the config directory.
+
+Source: Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114 and 2.1.330, measured against the stand-in API.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, cleaned, neutral_settings
+from agent_runtime.errors import SpawnFailed
+from agent_runtime.settings import PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from uuid import UUID
+
+    from agent_runtime.model.task import Task
+    from agent_runtime.model.tokens import TokenKind
+    from agent_runtime.model.trace_context import TraceContext
+
+PERMISSION_MODE = "bypassPermissions"
+"""What ``system/init`` must say: ``--dangerously-skip-permissions`` asks for it."""
+
+CONTINUE_PROMPT = "Continue from where you left off."
+
+EXECUTION_ID_VARIABLE = PREFIX + "EXECUTION_ID"
+
+_FIXED_ARGUMENTS = (
+    "-p",
+    "--output-format=stream-json",
+    "--verbose",
+    "--include-partial-messages",
+    "--debug-to-stderr",
+    "--dangerously-skip-permissions",
+)
+
+BACKGROUND_CEILING_VARIABLE = "CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS"
+"""How long the CLI itself waits for work in the background after a ``result``, in milliseconds."""
+
+_CEILING_MARGIN_SECONDS = 30.0
+"""So much longer than we wait: what is ended by us is told as such."""
+
+_FIXED_ENVIRONMENT = {
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    "DISABLE_AUTOUPDATER": "1",
+}
+
+_NEVER_INHERITED = {
+    "CLAUDE_CODE_RETRY_WATCHDOG",  # retries 429 and 529 for ever
+    "CLAUDECODE",  # a supervisor started from within Claude Code is no nested session
+    "CLAUDE_CODE_ENTRYPOINT",
+    "CLAUDE_CODE_SSE_PORT",
+}
+
+
+class Session(msgspec.Struct, frozen=True):
+    """
+    Which conversation an attempt belongs to.
+
+    Attributes:
+        resumes: Continue the session of that id instead of beginning it.
+        prompt: What is said in it; None: the task's message.
+        as_text: The task's message begins with a slash, but is not meant for the CLI: a blank is put in front.
+    """
+
+    session_id: UUID
+    resumes: bool = False
+    prompt: str | None = None
+    as_text: bool = False
+
+
+def resolve(command: tuple[str, ...], search_path: str | None) -> tuple[str, ...]:
+    """
+    Find the CLI's executable.
+
+    Raises:
+        SpawnFailed: There is none under that name.
+    """
+    found = shutil.which(command[0], path=search_path)
+    if found is None:
+        raise SpawnFailed(f"the CLI was not found or is not executable; set {PREFIX}CLAUDE to its command")
+    # Absolute, because the child has another working directory.
+    return (os.path.abspath(found), *command[1:])  # noqa: PTH100 - resolving links would change argv[0]
+
+
+def arguments(task: Task, session: Session, *, settings_file: Path, mcp_file: Path | None) -> tuple[str, ...]:
+    """
+    Build the CLI's arguments for *task*.
+
+    Every value of the task stands in the same word as its flag, so that none can be read as a flag of its own.
+    """
+    # In two words, because 1.0.128 takes --settings=FILE without heeding it (measured); the path is ours.
+    words = [*_FIXED_ARGUMENTS, "--settings", str(settings_file)]
+    words.append(f"--resume={session.session_id}" if session.resumes else f"--session-id={session.session_id}")
+    if task.images and session.prompt is None:
+        words.append("--input-format=stream-json")
+    if task.model is not None:
+        words.append(f"--model={task.model}")
+    if task.system_prompt:
+        words.append(f"--append-system-prompt={task.system_prompt}")
+    if task.allowed_tools:
+        words.append(f"--allowedTools={','.join(task.allowed_tools)}")
+    if task.disallowed_tools:
+        words.append(f"--disallowedTools={','.join(task.disallowed_tools)}")
+    if task.max_turns is not None:
+        words.append(f"--max-turns={task.max_turns}")
+    if mcp_file is not None:
+        words.append(f"--mcp-config={mcp_file}")
+    return tuple(words)
+
+
+def stdin_bytes(task: Task, session: Session) -> bytes:
+    """Build what the CLI reads: the prompt as it is, or one user frame where there are images."""
+    if session.prompt is not None:
+        return session.prompt.encode()
+    message = f" {task.message}" if session.as_text else task.message
+    if not task.images:
+        return message.encode()
+    content: list[dict[str, object]] = [{"type": "text", "text": message}]
+    content += [
+        {"type": "image", "source": {"type": "base64", "media_type": image.media_type, "data": image.data}}
+        for image in task.images
+    ]
+    return msgspec.json.encode({"type": "user", "message": {"role": "user", "content": content}}) + b"\n"
+
+
+def environment(
+    inherited: Mapping[str, str],
+    *,
+    execution_id: str,
+    config_dir: Path,
+    delivered: Mapping[str, str],
+    as_root: bool,
+    background_seconds: float | None = None,
+    trace: TraceContext | None = None,
+) -> dict[str, str]:
+    """
+    Build the child's environment: what the supervisor has, without credentials, plus what was delivered.
+
+    Args:
+        delivered: Variables that carry the token.
+        background_seconds: How long work in the background may go on after a result; None: as the CLI has it.
+        trace: What the task belongs to; the supervisor's own where it belongs to none.
+        as_root: The CLI refuses ``--dangerously-skip-permissions`` as root unless ``IS_SANDBOX=1``.
+    """
+    kept = {
+        name: value
+        for name, value in cleaned(inherited).items()
+        if not name.startswith(PREFIX) and name not in _NEVER_INHERITED
+    }
+    kept.update(_FIXED_ENVIRONMENT)
+    if as_root:
+        kept["IS_SANDBOX"] = "1"
+    if background_seconds is not None:
+        kept[BACKGROUND_CEILING_VARIABLE] = str(math.ceil((background_seconds + _CEILING_MARGIN_SECONDS) * 1000))
+    kept["CLAUDE_CONFIG_DIR"] = str(config_dir)
+    kept[EXECUTION_ID_VARIABLE] = execution_id
+    if trace is not None:
+        kept.update(trace.variables)
+    kept.update(delivered)
+    return kept
+
+
+def settings_bytes(kind: TokenKind, delivered: Mapping[str, str], inherited: Mapping[str, str]) -> bytes:
+    """Build the settings file that keeps every other settings file from choosing the token or the server."""
+    settings = neutral_settings(kind, inherited.get(BASE_URL_VARIABLE), delivered=delivered, inherited=inherited)
+    return msgspec.json.encode(settings)
+
+
+def missing_session(text: str | bytes) -> bool:
+    """
+    Tell whether the CLI says that it does not know the session it was told to resume.
+
+    Source: in the ``errors`` of the result frame from 2.1.30 on, on stderr on the other versions tried, with exit
+    code 1.
+    """
+    if isinstance(text, bytes):
+        return b"No conversation found with session ID" in text[:256]
+    return text.startswith("No conversation found with session ID")

@@ -1,0 +1,216 @@
+"""What a run has answered, and whether more of it is to come: told by its frames."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
+
+from agent_runtime.claude.frames import DIAGNOSTIC_MARK, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent_runtime.claude.frames import ContentBlock, Frame, Partial
+
+_OTHERS_PROMPTS = frozenset(
+    {"task-notification", "peer", "channel", "coordinator", "observer-activity", "plugin", "suggestion"}
+)
+"""
+``origin`` of a turn whose prompt was not the caller's.
+
+Source: 2.1.332; only the first was seen in a run, the others stand in the binary.
+"""
+
+_INTERRUPTED = "[Request interrupted"
+_ABORTED_STREAMING = "aborted_streaming"
+_COMMAND_OUTPUT = "<local-command-stdout>"
+_END_OF_COMMAND_OUTPUT = "</local-command-stdout>"
+
+
+class Result(msgspec.Struct, frozen=True):
+    """
+    What a ``result`` frame of the CLI says, together with the frames before it.
+
+    Attributes:
+        is_error: There is no answer: the frame says so, or its subtype does.
+        subtype: ``success`` on most kinds of failure, too.
+        text: The answer, or the CLI's own words about what failed; None: there is none.
+        stop_reason: Why the model ended its last message, in the API's words.
+    """
+
+    is_error: bool
+    subtype: str | None
+    text: str | None
+    stop_reason: str | None = None
+
+
+class Stage(Enum):
+    """How far a run is."""
+
+    RUNNING = "running"
+    """The CLI works on the prompt, or on what came in the background."""
+    IN_BACKGROUND = "in_background"
+    """There is a result, and work in the background whose end begins another turn."""
+    OVER = "over"
+    """There is a result, and nothing is to come."""
+
+
+class RunAnswer:
+    """
+    Find a run's answer; fed with every frame and partial message in order.
+
+    A run has one turn for its prompt, and one more for each task that ends in the background, each with a ``result``
+    of its own; a resumed one may begin with a turn, and a result, for what happened to the tasks of its last process.
+
+    Attributes:
+        result: The result in hand; None: there is none that answers the prompt.
+        stop_reason: Why the model ended its last own message, in the API's words.
+        asked_model: The model was asked for something.
+        is_leaving: The child was told to end: a failure is no news from here on, an answer is.
+    """
+
+    def __init__(self) -> None:
+        self.result: Result | None = None
+        self.stop_reason: str | None = None
+        self.asked_model = False
+        self.is_leaving = False
+        self._aside: Result | None = None
+        self._said: list[ContentBlock] = []
+        self._command_output: str | None = None
+        self._message_id: str | None = None
+        self._is_whole: bool | None = None
+        self._turn_goes_on = False
+        self._turn_is_to_come = False
+
+    @property
+    def last_result(self) -> Result | None:
+        """The result in hand, else one that answered nothing."""
+        return self.result or self._aside
+
+    @property
+    def is_without_model(self) -> bool:
+        """Whether the CLI gave an answer of its own, without asking the model."""
+        return not self.asked_model and self.last_result is not None and not self.last_result.is_error
+
+    def stage(self, *, tasks_pending: bool) -> Stage:
+        """Tell how far the run is."""
+        if self.result is None or self._turn_goes_on:
+            return Stage.RUNNING
+        return Stage.IN_BACKGROUND if tasks_pending or self._turn_is_to_come else Stage.OVER
+
+    def partial(self, partial: Partial | None) -> None:
+        """Take a partial message into account; None: one that neither begins nor ends a message."""
+        self.asked_model = True
+        if partial is None or partial.parent_tool_use_id is not None:
+            return
+        if partial.event.type == "message_start":
+            self._turn_goes_on = True
+            self._is_whole = False
+        elif partial.event.delta is not None and partial.event.delta.stop_reason is not None:
+            self.stop_reason = partial.event.delta.stop_reason
+            self._is_whole = True
+
+    def init(self) -> None:
+        """Take note that another turn begins."""
+        self._turn_goes_on = self.result is not None
+
+    def task_began(self) -> None:
+        """Take note of a task of any kind; one that begins before the model has said anything is a sub-agent."""
+        self.asked_model = True
+
+    def task_told(self) -> None:
+        """Take note that the model is to be told of a task's end, which takes a turn."""
+        self._turn_is_to_come = self.result is not None
+
+    def assistant(self, frame: Frame) -> None:
+        """Take a message of the model into account."""
+        self.asked_model = True
+        message = frame.message
+        if message is None or frame.parent_tool_use_id is not None:
+            return
+        self._turn_goes_on = True
+        is_same = message.id is not None and message.id == self._message_id
+        if not is_same and self._is_whole:
+            self._is_whole = None
+        self._message_id = message.id
+        if any(block.type == "tool_use" for block in message.blocks):
+            self._said = []
+        elif is_same:
+            self._said += message.blocks
+        elif any(block.type == "text" for block in message.blocks):
+            self._said = list(message.blocks)
+        if message.stop_reason is not None:
+            self.stop_reason, self._is_whole = message.stop_reason, True
+
+    def user(self, frame: Frame) -> None:
+        """Take a message to the model into account; a tool's result says nothing about the answer."""
+        if frame.parent_tool_use_id is not None or any(block.type == "tool_result" for block in frame.blocks):
+            return
+        text = frame.text
+        if text.startswith(_COMMAND_OUTPUT) and not self.asked_model:
+            self._command_output = text.removeprefix(_COMMAND_OUTPUT).partition(_END_OF_COMMAND_OUTPUT)[0].strip()
+        elif self._is_whole is None and not text.startswith(_INTERRUPTED):
+            self._is_whole = True  # something new follows, so the model was done
+
+    def add_result(self, frame: Frame) -> None:
+        """Take a ``result`` into account."""
+        self._turn_goes_on = self._turn_is_to_come = False
+        self.asked_model |= bool(frame.duration_api_ms)
+        result = self._result(frame)
+        has_answer = not result.is_error and result.text is not None
+        if self.is_leaving and not has_answer:
+            return
+        if self.result is None:
+            is_callers = frame.origin is None or frame.origin.kind not in _OTHERS_PROMPTS
+            if is_callers and (has_answer or result.is_error or self.asked_model):
+                self.result = result
+            else:
+                self._aside = result
+        elif has_answer or (result.is_error and result.text is not None):
+            self.result = result
+
+    def redact(self, clean: Callable[[str | None], str | None]) -> None:
+        """Apply *clean* to every text that will be shown."""
+        self.stop_reason = clean(self.stop_reason)
+        if self.result is not None:
+            self.result = replace(self.result, text=clean(self.result.text), stop_reason=clean(self.result.stop_reason))
+        if self._aside is not None:
+            self._aside = replace(self._aside, text=clean(self._aside.text))
+
+    @property
+    def _text(self) -> str | None:
+        """The model's last text, where it called no tool after it; of a command that has no other answer its output."""
+        return text_of(self._said) or self._command_output or None
+
+    def _result(self, frame: Frame) -> Result:
+        failed = bool(frame.is_error) or (frame.subtype or "").startswith("error_")
+        if frame.stop_reason is not None and not failed:
+            self.stop_reason = frame.stop_reason  # of a failure it is that of the CLI's own message
+        text = frame.result if frame.result and not frame.result.isspace() else None
+        if failed and not self.is_leaving and self._was_answered_before(frame):
+            failed, text = False, self._text
+        elif failed:
+            text = frame.result_text
+        elif text is None and self.stop_reason != "tool_use":
+            text = self._text
+        return Result(is_error=failed, subtype=frame.subtype, text=text, stop_reason=self.stop_reason)
+
+    def _was_answered_before(self, frame: Frame) -> bool:
+        """
+        Whether the CLI reports nothing but that the conversation does not end with the model's answer, which it had.
+
+        Source: anthropics/claude-code#82235: a notification of a task and an interruption follow the answer. An answer
+        that is cut in the middle by an interruption looks the same but for the partial messages, and since 2.1.114 for
+        the terminal reason.
+        """
+        errors = frame.errors or []
+        return (
+            frame.subtype == "error_during_execution"
+            and (not errors or any(error.startswith(DIAGNOSTIC_MARK) for error in errors))
+            and self._text is not None
+            and "tool_use" not in (self.stop_reason, frame.stop_reason)
+            and (self._is_whole or (self._is_whole is None and frame.terminal_reason != _ABORTED_STREAMING))
+        )

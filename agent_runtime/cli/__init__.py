@@ -1,0 +1,5 @@
+"""
+The commands.
+
+They may import ``client``, ``doctor``, ``demo`` and ``serve``, each where its command is run.
+"""

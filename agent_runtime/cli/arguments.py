@@ -1,0 +1,144 @@
+"""
+The commands that ask a running supervisor: ``run``, ``status``, ``drain``, ``token wait``.
+
+Here are only their arguments, so that the parser is built without the HTTP client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from agent_runtime.settings import PREFIX
+
+EXECUTION_ID_FLAG = "--execution-id"
+
+Subparsers = Any
+"""What ``add_subparsers`` returns; argparse does not name its type."""
+
+
+def default_url() -> str:
+    """Tell where the supervisor of this container listens, as its own settings say."""
+    if url := os.environ.get(f"{PREFIX}URL"):
+        return url
+    host = os.environ.get(f"{PREFIX}HOST") or "127.0.0.1"
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - compared, not listened on
+    return f"http://{host}:{os.environ.get(f'{PREFIX}PORT') or 8000}"
+
+
+def add_run(commands: Subparsers) -> None:
+    """Add ``run PROMPT``."""
+    parser = commands.add_parser(
+        "run",
+        help="submit a task to a running supervisor and follow it",
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="the task; - reads it on stdin")
+    _add_connection(parser)
+    parser.add_argument(EXECUTION_ID_FLAG, metavar="ID", help="the same id joins, or gets the kept answer [a new one]")
+    parser.add_argument("--model", metavar="MODEL", help="the model [the CLI's]")
+    parser.add_argument("--system-prompt", metavar="TEXT", help="added to the CLI's own")
+    parser.add_argument(
+        "--allowed-tool", metavar="TOOL", action="append", help="allow this tool of the CLI, e.g. Bash; repeatable"
+    )
+    parser.add_argument("--disallowed-tool", metavar="TOOL", action="append", help="forbid this tool; repeatable")
+    parser.add_argument("--max-turns", metavar="N", type=int, help="end it after so many turns [no limit]")
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, help="for the whole execution [the supervisor's]")
+    parser.add_argument(
+        "--park",
+        metavar="SECONDS",
+        type=float,
+        help="how long it may wait for a newer token, or for the end of a usage limit [the supervisor's]",
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        metavar="SECONDS",
+        default=60.0,
+        help="how long to keep trying when it does not answer, is full or drains [%(default)g]",
+    )
+    parser.add_argument("--resume-session", metavar="ID", help="go on with an earlier session of the CLI")
+    parser.add_argument("--detach", action="store_true", help="print the execution's id and leave it running")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line: events, then the answer")
+    parser.set_defaults(run=_run)
+
+
+def add_status(commands: Subparsers) -> None:
+    """Add ``status``."""
+    parser = commands.add_parser(
+        "status",
+        help="show slots, token and executions of a running supervisor",
+    )
+    _add_connection(parser)
+    parser.add_argument("--limit", metavar="N", type=int, default=20, help="how many executions [%(default)s]")
+    parser.add_argument("--json", action="store_true", help="one JSON document, for scripts")
+    parser.set_defaults(run=_status)
+
+
+def add_drain(commands: Subparsers) -> None:
+    """Add ``drain``."""
+    parser = commands.add_parser(
+        "drain",
+        help="let nobody in any more; for preStop hooks",
+    )
+    _add_connection(parser)
+    parser.add_argument("--wait", action="store_true", help="until all executions have ended")
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, help="for --wait [as long as it takes]")
+    parser.add_argument("--call-off", action="store_true", help="let executions in again")
+    parser.set_defaults(run=_drain)
+
+
+def add_token_wait(actions: Subparsers) -> None:
+    """Add ``token wait``."""
+    parser = actions.add_parser("wait", help="wait until running executions hold no older token than this one")
+    _add_connection(parser)
+    parser.add_argument(
+        "--fingerprint", metavar="F", type=_fingerprint, required=True, help="of the token, as token show prints it"
+    )
+    parser.add_argument("--timeout", metavar="SECONDS", type=float, help="give up after this [as long as it takes]")
+    parser.set_defaults(run=_wait)
+
+
+def _fingerprint(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{12}", text):
+        # Not repeated: it may be a token, by mistake.
+        raise argparse.ArgumentTypeError("must be the 12 hex digits that token show prints")
+    return text
+
+
+def _add_connection(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", default=default_url(), help=f"where it listens [%(default)s] ({PREFIX}URL)")
+    key_file = os.environ.get(f"{PREFIX}ACCESS_KEY_FILE")
+    parser.add_argument(
+        "--key-file",
+        type=Path,
+        metavar="FILE",
+        default=Path(key_file) if key_file else None,
+        help=f"file with the access key ({PREFIX}ACCESS_KEY_FILE)",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    from agent_runtime.cli.run_task import run  # noqa: PLC0415 - the parser needs no HTTP client
+
+    return run(options)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from agent_runtime.cli.status import status  # noqa: PLC0415 - as above
+
+    return status(options)
+
+
+def _wait(options: argparse.Namespace) -> int:
+    from agent_runtime.cli.wait import wait  # noqa: PLC0415 - as above
+
+    return wait(options)
+
+
+def _drain(options: argparse.Namespace) -> int:
+    from agent_runtime.cli.drain import drain  # noqa: PLC0415 - as above
+
+    return drain(options)

@@ -1,0 +1,41 @@
+"""How the commands reach the supervisor, and what its refusals are as exit codes."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from agent_runtime.cli.exit_codes import EXIT_FAILED, EXIT_REFUSED, EXIT_TRY_LATER
+from agent_runtime.client import ClientError, RequestRefused, SyncAgentClient, TurnedAway, Unreachable
+from agent_runtime.client.aio import PATIENCE_SECONDS
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def connect(options: argparse.Namespace, patience_seconds: float = PATIENCE_SECONDS) -> SyncAgentClient:
+    """
+    Make the client that the options of a command describe.
+
+    Raises:
+        RequestRefused: The address is none.
+    """
+    try:
+        return SyncAgentClient(options.url, access_key_file=options.key_file, patience_seconds=patience_seconds)
+    except ValueError as error:
+        raise RequestRefused.because("invalid_request", f"--url: {error}") from None
+
+
+def exit_code(error: ClientError) -> int:
+    """Return the exit code that says what *error* says."""
+    if error.error_class == "unexpected" or isinstance(error, RequestRefused):
+        return EXIT_REFUSED
+    return EXIT_TRY_LATER if isinstance(error, TurnedAway | Unreachable) else EXIT_FAILED
+
+
+def complain(error: ClientError) -> int:
+    """Say what went wrong on stderr, and return the exit code."""
+    label = "" if isinstance(error, Unreachable) else f"{error.error_class}: "
+    remedy = " (--url or AGENT_RUNTIME_URL says where it listens)" if error.error_class == "unreachable" else ""
+    sys.stderr.write(f"agent-runtime: {label}{error}{remedy}\n")
+    return exit_code(error)

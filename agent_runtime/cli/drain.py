@@ -1,0 +1,64 @@
+"""``agent-runtime drain``: let nobody in, and wait until the running have ended."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from agent_runtime.cli.connection import complain, connect
+from agent_runtime.cli.exit_codes import EXIT_FAILED, EXIT_SUCCESS
+from agent_runtime.client import ClientError, Unreachable
+
+if TYPE_CHECKING:
+    import argparse
+
+    from agent_runtime.client import SyncAgentClient
+
+POLL_SECONDS = 0.25
+
+
+def drain(options: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    try:
+        with connect(options) as client:
+            if options.call_off:
+                client.undrain()
+                _say("executions are let in again")
+                return EXIT_SUCCESS
+            unfinished = _unfinished(client.drain())
+            _say(f"draining: {unfinished} unfinished")
+            return _wait(client, unfinished, options.timeout) if options.wait else EXIT_SUCCESS
+    except ClientError as error:
+        return complain(error)
+
+
+def _wait(client: SyncAgentClient, unfinished: int, timeout_seconds: float | None) -> int:
+    """Wait until all executions have ended; a supervisor that has gone meanwhile has none."""
+    until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    while unfinished:
+        if until is not None and time.monotonic() >= until:
+            _say(f"not drained in time: {unfinished} unfinished")
+            return EXIT_FAILED
+        time.sleep(POLL_SECONDS)
+        before = unfinished
+        try:
+            unfinished = _unfinished(client.running())
+        except Unreachable:
+            _say("the supervisor has ended")
+            return EXIT_SUCCESS
+        if unfinished not in (0, before):
+            _say(f"draining: {unfinished} unfinished")
+    _say("drained")
+    return EXIT_SUCCESS
+
+
+def _unfinished(told: dict[str, Any]) -> int:
+    if isinstance(told.get("unfinished"), int):
+        return int(told["unfinished"])
+    return len(told.get("executions") or ()) + len(told.get("pending_ids") or ())
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,189 @@
+"""The commands: settings in, exit code out."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent_runtime import __version__
+from agent_runtime.cli.arguments import EXECUTION_ID_FLAG, add_drain, add_run, add_status, add_token_wait, default_url
+from agent_runtime.cli.pages import explain
+from agent_runtime.errors import AgentRuntimeError, CannotStart, SettingsInvalid
+from agent_runtime.serve.startup_signals import CalledOff, Start
+from agent_runtime.settings import SETTINGS, load
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXIT_BAD_SETTINGS = 2
+EXIT_CANNOT_START = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(_with_id_in_one_word(sys.argv[1:] if argv is None else argv))
+    try:
+        return int(options.run(options))
+    except SettingsInvalid as error:
+        print(f"agent-runtime: {error}", file=sys.stderr)
+        return EXIT_BAD_SETTINGS
+    except CannotStart as error:
+        print(f"agent-runtime: {error}", file=sys.stderr)
+        return EXIT_CANNOT_START
+    except AgentRuntimeError as error:
+        print(f"agent-runtime: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _with_id_in_one_word(words: Sequence[str]) -> list[str]:
+    """Join ``--execution-id`` and its value: an id may begin with a dash, which argparse takes for a flag."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] == EXECUTION_ID_FLAG:
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="agent-runtime")
+    parser.add_argument("--version", action="version", version=f"agent-runtime {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the supervisor", usage="%(prog)s [-h] [--FLAG VALUE] ...")
+    for setting in SETTINGS:
+        default = "" if setting.shown_default is None else f" [{setting.shown_default}]"
+        serve.add_argument(
+            setting.flag,
+            dest=f"setting_{setting.name}",
+            metavar=setting.metavar,
+            nargs="?" if setting.is_switch else None,
+            const="true" if setting.is_switch else None,
+            help=f"{setting.text}{default} ({setting.variable})".replace("%", "%%"),
+        )
+    serve.set_defaults(run=_serve)
+
+    demo = commands.add_parser(
+        "demo",
+        help="show the main job on loopback: no account, no network",
+    )
+    demo.add_argument("--claude", metavar="COMMAND", help="the CLI to use [claude on PATH, else the scripted one]")
+    demo.add_argument("--scripted", action="store_true", help="use the scripted CLI even where there is a real one")
+    demo.set_defaults(run=_demo)
+
+    add_run(commands)
+    add_status(commands)
+
+    doctor = commands.add_parser(
+        "doctor",
+        help="find out why it does not work here",
+    )
+    doctor.add_argument("--json", action="store_true", help="one JSON document, for scripts")
+    doctor.set_defaults(run=_doctor)
+
+    token = commands.add_parser("token", help="write and look at a secret file; wait for its token to be in use")
+    actions = token.add_subparsers(required=True, metavar="ACTION")
+    put = actions.add_parser("put", help="write the token read on stdin so that a reader never sees half of it")
+    put.add_argument("file", type=Path, metavar="FILE", help="the secret file; need not exist")
+    put.set_defaults(run=_token_put)
+    show = actions.add_parser("show", help="print kind, fingerprint, age and expiry, never the token")
+    show.add_argument("file", type=Path, metavar="FILE", help="the secret file")
+    show.add_argument("--json", action="store_true", help="one JSON document, for scripts")
+    show.set_defaults(run=_token_show)
+    add_token_wait(actions)
+
+    add_drain(commands)
+
+    health = commands.add_parser("healthcheck", help="ask a running supervisor for /livez; for an image's HEALTHCHECK")
+    health.add_argument("--url", default=default_url(), help="where it listens [%(default)s] (AGENT_RUNTIME_URL)")
+    health.set_defaults(run=_healthcheck)
+    explain(parser)
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    environ = dict(os.environ)  # which decodes every value each time it is read
+    settings = load(environ, {setting.name: getattr(options, f"setting_{setting.name}") for setting in SETTINGS})
+    start = Start()
+    try:
+        # Imported here: the other commands start without the web server.
+        from agent_runtime.serve.bootstrap import occupied
+
+        with occupied(settings, environ, start) as premises:
+            # Not before: a start that is called off while this is imported has ended what an earlier supervisor left.
+            from agent_runtime.serve.service import serve
+
+            return serve(settings, environ, premises, start)
+    except CalledOff as ended:
+        print(f"agent-runtime: {ended}", file=sys.stderr)
+        return 0
+    finally:
+        start.close()
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from agent_runtime.demo import run_demo
+
+    return run_demo(options.claude, scripted=options.scripted)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from agent_runtime.doctor import run_doctor
+
+    return run_doctor(os.environ, as_json=options.json)
+
+
+def _token_put(options: argparse.Namespace) -> int:
+    from agent_runtime.secret.writer import put
+
+    for warning in put(options.file, sys.stdin.buffer.read()):
+        print(f"warning: {warning}", file=sys.stderr)
+    return 0
+
+
+def _token_show(options: argparse.Namespace) -> int:
+    from agent_runtime.secret.writer import describe
+
+    described = describe(options.file)
+    if options.json:
+        print(json.dumps(described))
+    else:
+        width = max(len(name) for name in described)
+        for name, value in described.items():
+            print(f"{name:<{width}}  {'-' if value is None else value}")
+    return 1 if described.get("error") else 0
+
+
+def _healthcheck(options: argparse.Namespace) -> int:
+    # Not httpx: an image asks every ten seconds, and to import that takes 0.15 s of a processor each time.
+    from http import HTTPStatus
+    from http.client import HTTPConnection, HTTPException, HTTPSConnection, InvalidURL
+    from urllib.parse import urlsplit
+
+    try:
+        url = urlsplit(options.url)
+        if url.scheme not in {"http", "https"} or not url.hostname:
+            raise InvalidURL(options.url)
+        kind = HTTPSConnection if url.scheme == "https" else HTTPConnection
+        with contextlib.closing(kind(url.hostname, url.port, timeout=5)) as connection:
+            connection.request("GET", f"{url.path}/livez")
+            status = connection.getresponse().status
+    except (OSError, HTTPException, ValueError) as error:
+        print(
+            f"unhealthy: {options.url} does not answer ({type(error).__name__}): is serve running? (--url)",
+            file=sys.stderr,
+        )
+        return 1
+    if status != HTTPStatus.OK:
+        print(f"unhealthy: {options.url} answers {status}", file=sys.stderr)
+        return 1
+    print("healthy")
+    return 0

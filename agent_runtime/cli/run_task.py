@@ -1,0 +1,131 @@
+"""``agent-runtime run``: submit a task, follow it, exit with its outcome."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from agent_runtime.cli.connection import complain, connect
+from agent_runtime.cli.exit_codes import EXIT_BROKEN_PIPE, EXIT_CANCELLED, EXIT_SUCCESS
+from agent_runtime.cli.output import JsonLines, Live
+from agent_runtime.client import ClientError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from agent_runtime.cli.output import Showing
+    from agent_runtime.client import Answer, SyncAgentClient
+
+MAX_RESUMES = 3
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character must not end the command
+            stream.reconfigure(errors="backslashreplace")
+    showing: Showing = JsonLines(sys.stdout) if options.json else Live(sys.stdout)
+    try:
+        with connect(options, options.patience) as client:
+            execution_id = options.execution_id or str(uuid.uuid4())
+            watch = Watch(client, execution_id, _prompt(options), _fields(options), showing)
+            return watch.detached() if options.detach else watch.attended()
+    except BrokenPipeError:
+        # Nobody reads any more; what is left in the buffer must not be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except ClientError as error:
+        showing.failed(error)
+        return complain(error)
+
+
+class Watch:
+    """A person, or a script, in front of one execution."""
+
+    def __init__(
+        self, client: SyncAgentClient, execution_id: str, message: str, fields: dict[str, Any], showing: Showing
+    ) -> None:
+        self._client = client
+        self._execution_id = execution_id
+        self._message = message
+        self._fields = fields
+        self._showing = showing
+        self._position = 0
+        self._resumes = 0
+
+    def detached(self) -> int:
+        """Submit it, say how it is called, and go."""
+        self._submit()
+        sys.stdout.write(self._execution_id + "\n")
+        return EXIT_SUCCESS
+
+    def attended(self) -> int:
+        """Stay until it has ended; Ctrl-C ends it, a second one does not wait for that."""
+        try:
+            self._submit()
+            answer = self._follow()
+        except KeyboardInterrupt:
+            return self._interrupted()
+        return self._ended(answer)
+
+    def _interrupted(self) -> int:
+        _say("ending the execution; Ctrl-C again leaves it to itself")
+        try:
+            self._client.terminate(self._execution_id)
+            return self._ended(self._follow())
+        except ClientError as error:
+            if error.error_class != "not_found":
+                raise
+            _say("it had not been admitted")
+        except KeyboardInterrupt:
+            _say(f"left to itself: execution {self._execution_id}")
+        return EXIT_CANCELLED
+
+    def _ended(self, answer: Answer) -> int:
+        self._showing.answer(answer)
+        return EXIT_CANCELLED if answer.is_cancelled else EXIT_SUCCESS
+
+    def _submit(self) -> None:
+        self._client.submit(self._message, execution_id=self._execution_id, **self._fields)
+
+    def _follow(self) -> Answer:
+        """Show all events until there is an answer; what a shutdown interrupts is resumed."""
+        while True:
+            for event in self._client.stream(self._execution_id, after=self._position):
+                if event.name == "message" and event.id is not None:
+                    self._position = event.id
+                self._showing.event(event)
+            try:
+                return self._client.result(self._execution_id)
+            except ClientError as error:
+                if error.error_class != "interrupted" or self._resumes == MAX_RESUMES:
+                    raise
+            self._resumes += 1
+            _say("a shutdown interrupted it: resuming")
+            self._submit()
+
+
+def _prompt(options: argparse.Namespace) -> str:
+    return sys.stdin.read() if options.prompt == "-" else str(options.prompt)
+
+
+def _fields(options: argparse.Namespace) -> dict[str, Any]:
+    """Name the options as the fields of a task; what was not given is left out."""
+    fields = {
+        "model": options.model,
+        "system_prompt": options.system_prompt,
+        "allowed_tools": options.allowed_tool,
+        "disallowed_tools": options.disallowed_tool,
+        "max_turns": options.max_turns,
+        "timeout_seconds": options.timeout,
+        "park_seconds": options.park,
+        "resume_session_id": options.resume_session,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"agent-runtime: {text}\n")
+    sys.stderr.flush()

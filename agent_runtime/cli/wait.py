@@ -1,0 +1,47 @@
+"""``agent-runtime token wait``: wait until a token is the only one that running executions hold."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from agent_runtime.cli.connection import complain, connect
+from agent_runtime.cli.exit_codes import EXIT_FAILED, EXIT_SUCCESS
+from agent_runtime.client import ClientError
+
+if TYPE_CHECKING:
+    import argparse
+
+POLL_SECONDS = 0.25
+
+
+def wait(options: argparse.Namespace) -> int:
+    """Run the command and return its exit code."""
+    timeout = float("inf") if options.timeout is None else options.timeout
+    until = time.monotonic() + timeout
+    try:
+        with connect(options) as client:
+            while obstacle := obstacle_to(options.fingerprint, client.token()):
+                left = until - time.monotonic()
+                if left <= 0:
+                    sys.stdout.write(f"not in time: {obstacle}\n")
+                    return EXIT_FAILED
+                time.sleep(min(POLL_SECONDS, left))
+            sys.stdout.write(f"{options.fingerprint} is in use, and no running execution holds an older token\n")
+            return EXIT_SUCCESS
+    except ClientError as error:
+        return complain(error)
+
+
+def obstacle_to(fingerprint: str, token: dict[str, Any]) -> str | None:
+    """Return what still keeps the token with *fingerprint* from being the only one in use; None: nothing."""
+    generation = token.get("generation")
+    if token.get("fingerprint") != fingerprint or generation is None:
+        loaded = "no token is" if generation is None else f"{token.get('fingerprint')} (generation {generation}) is"
+        return f"{fingerprint} is not loaded, {loaded}"
+    older = {int(number): count for number, count in (token.get("held_by") or {}).items() if int(number) < generation}
+    if not older:
+        return None
+    held = ", ".join(f"{count} hold{'s' * (count == 1)} generation {number}" for number, count in sorted(older.items()))
+    return f"{fingerprint} is loaded (generation {generation}), but of the running executions {held}"

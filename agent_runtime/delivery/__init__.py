@@ -1,0 +1,6 @@
+"""
+How a token reaches a child: by its environment or by a file, and whether this CLI reads that again.
+
+It may import ``process``, ``evidence``, ``claude``, ``secret`` and ``model``; its check of the CLI
+may use the stand-in API.
+"""

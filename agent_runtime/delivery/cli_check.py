@@ -1,0 +1,134 @@
+"""
+Whether the CLI can be started here, for ``/readyz``: told by what its file is, and by how its last starts ended.
+
+Nothing is started to find out: what attempts meet is noted, and what ``delivery.reload_check`` meets, which starts the
+CLI before the first task does. A file that was replaced begins anew.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from agent_runtime.claude.executable import Binary, unfit
+from agent_runtime.claude.last_words import tells_shortage
+from agent_runtime.errors import ErrorClass, SpawnFailed
+from agent_runtime.process.child import NotSpawned, SpawnReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent_runtime.evidence.verdict import Ending, Verdict
+
+STARTS = 3
+"""So many in a row that end before they have begun mean that none will begin."""
+
+FORGET_SECONDS = 600.0
+"""After this the next start decides: who asks before sending tasks would never send the one that shows it is mended."""
+
+_OF_THE_FILE = {SpawnReason.NOT_FOUND, SpawnReason.NOT_EXECUTABLE}
+_OF_THE_CLI = {ErrorClass.SPAWN, ErrorClass.LOST_RESULT, ErrorClass.SIGNAL}
+"""As an end before the ``init`` frame is classed that is neither the request's fault, the API's, nor want of memory."""
+
+
+class CliCheck:
+    """
+    Take note of starts, and tell of the CLI that is there now; every method may be called from any thread.
+
+    Args:
+        search_path: As the variable ``PATH``.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, command: tuple[str, ...], search_path: str | None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._command = command
+        self._search_path = search_path
+        self._lock = threading.Lock()
+        self._works: str | None = None
+        self._fails: str | None = None
+        self._failures = 0
+        self._failed_at = 0.0
+        self._words = ""
+
+    def require(self) -> None:
+        """
+        See whether the CLI that is there now can be started, as far as that is known.
+
+        Raises:
+            SpawnFailed: It cannot; says why.
+        """
+        version = self._version()
+        with self._lock:
+            is_fresh = self._clock() - self._failed_at < FORGET_SECONDS
+            if version == self._fails and self._failures >= STARTS and is_fresh:
+                raise SpawnFailed(self._words)
+            if version == self._works:
+                return
+        if (reason := unfit(self._command, self._search_path)) is not None:
+            raise SpawnFailed(f"the CLI cannot start: {reason}")
+
+    def began(self) -> None:
+        """Note that it has started."""
+        if self._works is not None and not self._failures:
+            return
+        version = self._version_or_none()
+        with self._lock:
+            self._works, self._fails, self._failures = version, None, 0
+
+    def failed(self, words: str, *, is_certain: bool = False) -> None:
+        """
+        Note that it ended before it had begun.
+
+        Args:
+            words: Why, for a person.
+            is_certain: It will again.
+        """
+        version = self._version_or_none()
+        with self._lock:
+            if version != self._fails:
+                self._fails, self._failures = version, 0
+            self._failures = STARTS if is_certain else self._failures + 1
+            self._failed_at, self._words = self._clock(), words
+
+    def not_spawned(self, error: SpawnFailed) -> str:
+        """Note that the system would not start it, and say why."""
+        words = str(error)
+        if isinstance(error, NotSpawned) and error.reason in _OF_THE_FILE:
+            try:
+                reason = unfit(self._command, self._search_path)
+            except SpawnFailed:
+                reason = None
+            if reason is not None:
+                words = f"{words}: {reason}"
+            self.failed(words, is_certain=True)
+        return words
+
+    def ended(self, ending: Ending, verdict: Verdict) -> None:
+        """Note how an attempt ended; one that was stopped, or that says nothing of the CLI, does not count."""
+        if ending.began or ending.result is not None or ending.last_error is not None:
+            self.began()
+        elif (
+            ending.stop_reason is None
+            and verdict.error_class in _OF_THE_CLI
+            and not tells_shortage(ending.last_words or "")
+        ):
+            self.failed(f"the CLI's last {STARTS} starts ended before it had begun: {verdict.detail}")
+
+    def _version(self) -> str:
+        """Tell one state of the command's files from another: also one that was only made executable."""
+        binary = Binary.of(self._command, self._search_path)
+        try:
+            changed = [str(path.stat().st_ctime_ns) for path in binary.files]
+        except OSError as error:
+            raise SpawnFailed(f"the CLI cannot be read: {error.strerror}") from None
+        return "\n".join((binary.key, *changed))
+
+    def _version_or_none(self) -> str | None:
+        try:
+            return self._version()
+        except SpawnFailed:
+            return None

@@ -1,0 +1,78 @@
+"""Which generations a running child holds, and since when: what a refusal says depends on it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from agent_runtime.delivery.delivery import Reach
+
+if TYPE_CHECKING:
+    from agent_runtime.delivery.delivery import Delivered
+    from agent_runtime.secret.generations import Generation
+
+SETTLED_SECONDS = 1.0
+"""For so long after a newer generation reached a child, a refusal may still be about a request that left before."""
+
+
+class Holding:
+    """
+    Follow the generations of one child, from the one it was spawned with.
+
+    Times are monotonic seconds that the caller passes in. Every method may be called from any thread.
+    """
+
+    def __init__(self, delivered: Delivered, now: float) -> None:
+        self._delivered = delivered
+        self._lock = threading.Lock()
+        self._held: list[tuple[Generation, float]] = [(delivered.generation, now)]
+        self._waiting: Generation | None = None
+        self._in_reach: Generation | None = None
+
+    @property
+    def newest(self) -> Generation:
+        """The newest generation the child has."""
+        return self._held[-1][0]
+
+    @property
+    def may_be_reached(self) -> bool:
+        """Whether a newer generation can get to this child at all."""
+        return self._delivered.known_reach is not Reach.NEVER
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the child may have a newer generation than the one it is charged with, and nobody knows."""
+        return self._delivered.known_reach is None and self._in_reach is not None
+
+    def loaded(self, generation: Generation, now: float) -> Generation | None:
+        """Note that *generation* is loaded; return it if the child has it from now on."""
+        with self._lock:
+            if generation.number > self._held[-1][0].number and self._delivered.is_in_reach(generation):
+                self._in_reach = generation
+            if not self._delivered.is_reached_by(generation):
+                return None
+            if self._waiting is None or generation.number > self._waiting.number:
+                self._waiting = generation
+        # One that looks again only when its token is refused has it no sooner.
+        return None if self._delivered.known_reach is Reach.ON_REFUSAL else self.looked(now)
+
+    def looked(self, now: float) -> Generation | None:
+        """Note that the child looks for a newer token now; return the one it finds."""
+        with self._lock:
+            found, self._waiting = self._waiting, None
+            if found is None or found.number <= self._held[-1][0].number:
+                return None
+            self._held.append((found, now))
+            return found
+
+    def charged(self, now: float) -> tuple[Generation, float]:
+        """
+        Tell which generation a request that was answered at *now* carried, and since when the child has it.
+
+        The one given at the spawn is charged from the first request on, a newer one only when the child has had it for
+        :data:`SETTLED_SECONDS`.
+        """
+        for generation, since in reversed(self._held[1:]):
+            if since <= now - SETTLED_SECONDS:
+                return generation, since
+        return self._held[0]

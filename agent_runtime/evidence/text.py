@@ -1,0 +1,199 @@
+"""
+The forms in which the CLI writes an API error down: lines of its debug log, and sentences for a person.
+
+Everything here looks at a bounded piece of the text, from its beginning, and decodes no more than it must.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from agent_runtime.claude.frames import plain
+from agent_runtime.evidence.error_bodies import STATUS_BY_TYPE, read_body
+from agent_runtime.evidence.matching import ApiError
+
+_MARKS = (
+    b"API error (attempt ",  # 2.1.30 to 2.1.330
+    b"Error streaming, falling back to non-streaming mode: ",  # 1.0.128 to 2.1.330
+    b"Error in non-streaming fallback: ",  # 1.0.128 to 2.1.30
+    b"Error in API request: ",  # 2.1.330
+    b"Non-streaming fallback also failed: ",  # 2.1.330
+)
+"""How the CLI's own entries about API errors begin. A failure shows in more than one of them."""
+
+_HEAD_BYTES = 256
+_BODY_BYTES = 16384
+_TEXT_LENGTH = 4096
+_ENTRY_HEAD_BYTES = 64
+_LEVELS = ("[ERROR]", "[WARN]")
+_STAMP_CHARACTERS = frozenset("0123456789-:.,+TZ ")
+_PROMPT_MARK = b"UserPromptSubmit"
+_LEAD_INS = ("Failed to authenticate", "Please run /login", "Login expired", "Not logged in")
+_OF_A_CREDENTIAL = ("x-api-key", "bearer", "token", "credential", "authentication", "unauthorized", "oauth")
+
+
+def error_in_stderr(line: bytes) -> ApiError | None:
+    """
+    Read an entry about an API error; None for everything else.
+
+    The entry is the CLI's own only if nothing but a time, its level and control sequences stand before it.
+    """
+    for mark in _MARKS:
+        at = line.find(mark, 0, _HEAD_BYTES)
+        if at >= 0:
+            break
+    else:
+        return None
+    prefix = plain(line[:at].rpartition(b"\r")[2]).strip()
+    quoted = prefix.endswith('"')
+    if not _is_prefix(prefix.removesuffix('"').rstrip()):
+        return None
+    body = line[at + len(mark) : at + _BODY_BYTES]
+    if mark is _MARKS[0]:
+        end = body.find(b"): ", 0, 24)
+        if end < 0:
+            return None  # not there yet, or none
+        body = body[end + 3 :]
+    text = plain(body)
+    if quoted:
+        text = _unquoted(text)
+    error = _parsed(text)
+    return error if error.text or error.status is not None else None
+
+
+def is_foreign_entry(line: bytes) -> bool:
+    """Tell whether an entry may go on in the next lines with somebody else's text; those that are quoted do not."""
+    return line.find(b"] MCP server ", 0, _ENTRY_HEAD_BYTES) >= 0
+
+
+def is_own_entry(line: bytes) -> bool:
+    """Tell whether a line looks like the beginning of an entry of the CLI's debug log."""
+    end = line.find(b"] ", 0, _ENTRY_HEAD_BYTES)
+    start = line.rfind(b"[", 0, end) if end > 0 else -1
+    if start < 0 or not line[start + 1 : end].isupper():
+        return False
+    stamp = line[:start].strip()
+    return not stamp or _is_stamp(stamp.decode("latin-1"))
+
+
+def is_prompt_entry(line: bytes) -> bool:
+    """
+    Tell whether the CLI has taken the prompt: from then on every version quotes newlines.
+
+    Source: 1.0.128, 2.0.76 and 2.1.30 look for hooks of that name then; later versions quote from the start.
+    """
+    return line.find(_PROMPT_MARK, 0, _HEAD_BYTES) >= 0
+
+
+def time_of_entry(line: bytes) -> str:
+    """Return the time an entry begins with, in a form that sorts; empty where it has none (1.0.128)."""
+    stamp = plain(line[:_ENTRY_HEAD_BYTES].partition(b" [")[0].rpartition(b"\r")[2]).strip()
+    return stamp if _is_stamp(stamp) else ""
+
+
+def error_in_sentence(text: str) -> ApiError:
+    """
+    Read what the CLI tells a person, such as ``Failed to authenticate. API Error: 401 {…} · Please run /login``.
+
+    A status is taken only from where the CLI puts it, at the beginning of a remark.
+    """
+    text = text[:_TEXT_LENGTH].strip()
+    for remark in text.split(" \u00b7 "):
+        found = _without_lead_in(remark.strip())
+        if found.startswith("API Error: Request rejected (429)"):
+            return ApiError(status=429, text=text)
+        if found.startswith("API Error: Repeated 529"):
+            return ApiError(status=529, text=text)
+        if found.startswith("API Error: "):
+            error = _parsed(found.removeprefix("API Error: "))
+        elif found.startswith("API Error ("):
+            error = _parsed(found.removeprefix("API Error ("))
+        elif _is_the_apis_answer(answer := found.removeprefix("Error: ")):
+            error = _parsed(answer)
+        elif _speaks_of_a_credential(found):
+            error = _parsed(found)
+        else:
+            continue
+        if error.status is not None or error.type is not None:
+            return msgspec.structs.replace(error, text=f"{text} \u00b7 {error.text}")
+    return ApiError(text=text)
+
+
+def _is_prefix(prefix: str) -> bool:
+    if not prefix.endswith(_LEVELS):
+        return False
+    stamp = prefix[: prefix.rfind("[")].strip()
+    return not stamp or _is_stamp(stamp)
+
+
+def _is_stamp(text: str) -> bool:
+    return 8 <= len(text) <= 32 and text[0].isdigit() and _STAMP_CHARACTERS.issuperset(text)
+
+
+def _unquoted(text: str) -> str:
+    """Undo the quoting of an entry of several lines, also where its end is missing."""
+    try:
+        return msgspec.json.decode('"' + text.rstrip(), type=str)
+    except msgspec.DecodeError:
+        return text.replace('\\"', '"').replace("\\n", "\n")
+
+
+def _parsed(text: str) -> ApiError:
+    """Read ``STATUS STATUS BODY``, where each part may be missing."""
+    text = text.strip()
+    status: int | None = None
+    while (number := _leading_status(text)) is not None and status in {None, number}:
+        status = number
+        text = text[3:].lstrip()
+    text = text.removeprefix("undefined ").strip()[:_BODY_BYTES]
+    kind, colon, rest = text.partition(": ")
+    if colon and kind in STATUS_BY_TYPE:
+        return ApiError(status=status, type=kind, text=rest[:_TEXT_LENGTH], message=rest[:_TEXT_LENGTH])
+    body = read_body(text)
+    if body is None:
+        # What has a status has a body, whatever it is; without one it is a sentence of the CLI's or of its runtime's.
+        return ApiError(
+            status=status, text=text[:_TEXT_LENGTH], message=None if status is None else text[:_TEXT_LENGTH]
+        )
+    return ApiError(
+        status=status or body.status,
+        type=body.type,
+        code=body.code,
+        text=body.message or text[:_TEXT_LENGTH],
+        message=body.message or "",
+        is_whole=body.is_whole,
+    )
+
+
+def _leading_status(text: str) -> int | None:
+    digits = text[:3]
+    if len(digits) == 3 and digits.isascii() and digits.isdigit() and text[3:4] in {"", " ", "{", "<", '"', "\n"}:
+        number = int(digits)
+        return number if 300 <= number < 600 else None
+    return None
+
+
+def _without_lead_in(remark: str) -> str:
+    """Cut off what the CLI says before it comes to the API's answer, where no dot stands between the two."""
+    for lead_in in _LEAD_INS:
+        if remark.startswith(lead_in):
+            return remark.removeprefix(lead_in).lstrip(". ")
+    return remark
+
+
+def _is_the_apis_answer(remark: str) -> bool:
+    """Tell whether a remark is an error body, behind a status, or begins with one of the API's types."""
+    if remark.partition(": ")[0] in STATUS_BY_TYPE:
+        return True
+    if _leading_status(remark) is None or not (body := remark[3:].lstrip()).startswith("{"):
+        return False
+    found = read_body(body)
+    return found is not None and found.type is not None
+
+
+def _speaks_of_a_credential(remark: str) -> bool:
+    """Tell whether a remark is ``401 …`` about a credential, as a proxy's answer is passed on without ``API Error``."""
+    if not remark.startswith(("401 ", "403 ")):
+        return False
+    rest = remark[4:].lower()
+    return rest.startswith("{") or any(word in rest for word in _OF_A_CREDENTIAL)

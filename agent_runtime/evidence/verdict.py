@@ -1,0 +1,326 @@
+"""How an attempt ended: decided once, by one pure function, after its streams have ended."""
+
+from __future__ import annotations
+
+import math
+import signal
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.claude.last_words import cause, presentable, telling
+from agent_runtime.errors import SWITCHING_CLASSES, ErrorClass
+from agent_runtime.model.state import CLASS_BY_STOP, CLASS_BY_TROUBLE, STALLS, Outcome, StopReason, TokenTrouble
+
+if TYPE_CHECKING:
+    from agent_runtime.claude.run_answer import Result
+    from agent_runtime.evidence.detector import Sighting
+
+_CLASS_BY_SUBTYPE = {
+    "error_max_turns": ErrorClass.MAX_TURNS,
+    "error_max_budget_usd": ErrorClass.MAX_BUDGET,
+    "error_max_structured_output_retries": ErrorClass.SCHEMA,
+}
+_NO_ANSWER_SUBTYPE = "error_during_execution"
+
+_BEATS_AN_ANSWER = {StopReason.REFUSED, StopReason.PERMISSION_MODE}
+"""What an attempt may be stopped for that makes a result in hand worthless, or that a further attempt cures."""
+
+_LONGEST_NAME = 100
+_REFUSAL = "refusal"
+_DECLINED = "the model declined to answer"
+
+_CRASHES = frozenset(
+    {signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS}
+)
+"""Signals that a process gets for what it does itself."""
+
+_SHELLS_ADD = 128
+"""What a shell or another wrapper adds to the number of the signal that its child died of, for its own exit code."""
+
+_LAST_STANDARD_SIGNAL = 31
+_NOT_STARTED_CODES = {126, 127}
+"""How a shell, or ``env``, says that a command cannot be executed or was not found."""
+
+_GO_ON = "send the same execution_id again to go on"
+
+SENTENCES: dict[ErrorClass, str] = {
+    ErrorClass.AUTH: "the API refused the token (401 or a revoked credential); write a new one to the secret file",
+    ErrorClass.BILLING: "the account's credit balance is exhausted; switch to another subscription or add funds",
+    ErrorClass.RATE_LIMIT: "the account's usage limit is reached; write another account's token, or wait for the reset",
+    ErrorClass.OVERLOADED: "the API is overloaded or throttling; try again later",
+    ErrorClass.UPSTREAM: "the API failed; try again later",
+    ErrorClass.NETWORK: "the API could not be reached; look at the network, the proxy and ANTHROPIC_BASE_URL",
+    ErrorClass.LOST_RESULT: f"the CLI ended without a result; {_GO_ON}",
+    ErrorClass.TIMEOUT: "the execution took longer than its timeout; give it more with timeout_seconds",
+    ErrorClass.STALLED: "the CLI showed no sign of life for too long; send it again, or raise the idle timeouts",
+    ErrorClass.MAX_TURNS: "the execution took more turns than max_turns allows; raise it, or divide the task",
+    ErrorClass.MAX_OUTPUT: "the model wrote up to its limit; ask for less at once, or send it again to go on",
+    ErrorClass.MAX_BUDGET: "the execution spent the budget it was given; raise it, or divide the task",
+    ErrorClass.SCHEMA: "no answer met the schema after several tries; make the schema simpler, or the task clearer",
+    ErrorClass.MODEL: "the model is unknown or not supported; name another in the field model",
+    ErrorClass.INVALID_REQUEST: "the API did not accept the request; change the task before it is sent again",
+    ErrorClass.SIGNAL: f"the CLI was killed by a signal from elsewhere; {_GO_ON}",
+    ErrorClass.OOM: "the CLI or one of its tools ran out of memory; give it more, or run fewer at once",
+    ErrorClass.INTERRUPTED: "the supervisor was shut down; send the same execution_id again to go on with the session",
+    ErrorClass.SPAWN: "the CLI could not start; run it by hand in this container to see why",
+    ErrorClass.ERROR: "the CLI reported an error; its stream says more",
+    ErrorClass.CANCELLED: "the execution was cancelled",
+}
+
+BLOCKED_SENTENCE = (
+    "the account is blocked (on hold, disabled, or with terms to accept); have its owner clear that up, or write "
+    "another account's token to the secret file"
+)
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """
+    Everything the verdict is reached from.
+
+    Attributes:
+        exit_code: As :attr:`subprocess.Popen.returncode`; negative: killed by that signal; None: not known.
+        result: The CLI's last ``result`` frame, if one was read.
+        stop_reason: The first reason that anybody gave for ending it, if any.
+        last_error: The last API error the CLI reported after which the model gave no sign any more.
+        evidence: What the attempt was stopped for, with ``refused``.
+        began: The CLI got as far as its ``init`` frame.
+        last_words: What tells most of the last things that the CLI told a person on stderr.
+        request_fault: What some versions of the CLI end at without a word, where the task has it.
+        oom: The kernel killed something of the attempt for want of memory, as it has counted itself.
+        oom_nearby: It did so in the container while the attempt ran, and others ran, too.
+        lost_a_tool: A tool of the attempt was killed by SIGKILL.
+        is_command: The task's message is one of the CLI's own commands, whose answer may be empty.
+        hook: A hook of the CLI's that had begun and not ended.
+    """
+
+    exit_code: int | None
+    result: Result | None = None
+    stop_reason: StopReason | None = None
+    last_error: Sighting | None = None
+    evidence: Sighting | None = None
+    began: bool = True
+    last_words: str | None = None
+    request_fault: str | None = None
+    oom: bool = False
+    oom_nearby: bool = False
+    lost_a_tool: bool = False
+    is_command: bool = False
+    hook: str | None = None
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether there is an answer, however the attempt ended."""
+        result = self.result
+        if result is None or result.is_error or result.stop_reason == _REFUSAL:
+            return False
+        return result.text is not None or self.is_command
+
+    @property
+    def signal_number(self) -> int | None:
+        """The signal it died of, also where a wrapper tells that by its exit code; None: it ended by itself."""
+        code = self.exit_code or 0
+        number = -code if code < 0 else code - _SHELLS_ADD
+        return number if code < 0 or 0 < number <= _LAST_STANDARD_SIGNAL else None
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """
+        Whether a kill for want of memory, as the kernel has counted it, was one of this attempt's processes.
+
+        What is counted for the whole container may be another execution's: then the attempt must have lost a process
+        by SIGKILL.
+        """
+        lost_one = self.lost_a_tool or self.signal_number == signal.SIGKILL
+        return self.oom or (self.oom_nearby and lost_one)
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """
+    How an attempt ended, and what the caller is told.
+
+    Attributes:
+        detail: A sentence that holds none of the words backends act on, unless the class means them.
+    """
+
+    outcome: Outcome
+    error_class: ErrorClass | None = None
+    detail: str | None = None
+
+
+def verdict(ending: Ending) -> Verdict:
+    """
+    Decide how an attempt ended.
+
+    An answer that is there is not thrown away, whoever ended the attempt after it. Else a stop reason wins over the
+    exit code: a process that answers SIGINT with exit code 0 was still stopped. The class is decided from what was
+    observed, and from an exit code only where nothing else was: old versions of the CLI exit with 0 on every failure.
+    What a process died of beats what the API said before only where that is memory. A tool that ran out of memory is
+    not the end of an attempt: the agent may go about it differently and succeed.
+    """
+    reason = ending.stop_reason
+    if ending.is_answered and reason not in _BEATS_AN_ANSWER:
+        return Verdict(Outcome.SUCCESS)
+    if reason is StopReason.CANCELLED:
+        return Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, SENTENCES[ErrorClass.CANCELLED])
+    if reason is StopReason.TIMEOUT or reason in STALLS:
+        seen = ending.last_error.error_class if ending.last_error else None
+        why = f"stopped by {reason}"
+        if reason is StopReason.INIT_TIMEOUT:
+            why = "no system/init came within AGENT_RUNTIME_INIT_TIMEOUT"
+            if (
+                ending.hook is not None
+                and len(ending.hook) <= _LONGEST_NAME
+                and presentable(ending.hook) == ending.hook
+            ):
+                why = f"{why} while the hook {ending.hook} ran"
+        return _failed(seen or CLASS_BY_STOP[reason], why)
+    if reason is StopReason.REFUSED and ending.evidence is not None:
+        return _failed(ending.evidence.error_class)
+    if reason in CLASS_BY_STOP:
+        return _failed(
+            CLASS_BY_STOP[reason],
+            "permission mode is not the one asked for" if reason is StopReason.PERMISSION_MODE else None,
+        )
+    if ending.result is not None:
+        return _of_result(ending, ending.result)
+    return _without_result(ending)
+
+
+def _of_result(ending: Ending, result: Result) -> Verdict:
+    """Tell what a ``result`` means that holds no answer."""
+    if result.stop_reason == _REFUSAL:
+        return _failed(ErrorClass.INVALID_REQUEST, (result.text if result.is_error else None) or _DECLINED)
+    if not result.is_error:
+        return _failed(ErrorClass.LOST_RESULT, "its result is empty")
+    if result.subtype in _CLASS_BY_SUBTYPE:
+        return _failed(_CLASS_BY_SUBTYPE[result.subtype])
+    is_explained = ending.last_error is not None and ending.last_error.error_class is not ErrorClass.ERROR
+    is_lost = result.subtype == _NO_ANSWER_SUBTYPE and result.text is None
+    if is_lost and not is_explained and not ending.ran_out_of_memory:
+        return _failed(ErrorClass.LOST_RESULT, "it reports neither an answer nor an error")
+    return _of_error(ending, result)
+
+
+def _of_error(ending: Ending, result: Result) -> Verdict:
+    """Tell what a ``result`` that is an error means."""
+    lines = (result.text or "").splitlines()
+    said = telling(lines) if len(lines) > 1 else result.text
+    why = cause(said or "")
+    if len(lines) > 1 and why is None:
+        said = lines[0].rstrip()
+    if ending.last_error is not None and ending.last_error.error_class is not ErrorClass.ERROR:
+        return _failed(ending.last_error.error_class, said, advice=ending.last_error.advice)
+    if why is not None and result.subtype != "success":  # one of its ``errors``, and no answer
+        if why.error_class is ErrorClass.OOM:
+            return _failed(ErrorClass.OOM, said, remedy=why.remedy)
+        if why.remedy:
+            return _failed(ErrorClass.ERROR, said, remedy=why.remedy)
+    return _failed(ErrorClass.OOM if ending.ran_out_of_memory else ErrorClass.ERROR, said)
+
+
+def _without_result(ending: Ending) -> Verdict:
+    """Tell what it means that the process has ended, and said no last word on stdout."""
+    number, words = ending.signal_number, ending.last_words
+    why = cause(words or "")
+    said_class, remedy = (None, "") if why is None else (why.error_class, why.remedy)
+    if ending.ran_out_of_memory and (number == signal.SIGKILL or ending.exit_code is None):
+        return _failed(ErrorClass.OOM)  # the CLI itself, also in the middle of its retries
+    if said_class is ErrorClass.OOM and number is not None:
+        return _failed(ErrorClass.OOM, words, remedy=remedy)
+    if ending.last_error is not None:
+        return _failed(ending.last_error.error_class, advice=ending.last_error.advice)
+    if said_class is ErrorClass.OOM or (ending.ran_out_of_memory and not (said_class or remedy)):
+        return _failed(ErrorClass.OOM, words, remedy=remedy)
+    if not ending.began:
+        if said_class is ErrorClass.INVALID_REQUEST:
+            return _failed(said_class, words, fact="the CLI did not accept the request", remedy=remedy)
+        if words is None and ending.request_fault is not None:
+            fact = "the CLI ended before it had begun, as older versions do without a word"
+            return _failed(ErrorClass.INVALID_REQUEST, ending.request_fault, fact=fact)
+    how = _how(ending.exit_code, number)
+    more = f"{how}: {words}" if words else how
+    if not ending.began and (
+        number in _CRASHES or ending.exit_code in _NOT_STARTED_CODES or said_class is ErrorClass.SPAWN
+    ):
+        if number == signal.SIGILL:
+            remedy = "this processor lacks an instruction that it needs: take a build for older ones, or another host"
+        return _failed(ErrorClass.SPAWN, more, remedy=remedy)
+    if number in _CRASHES:
+        return _failed(ErrorClass.SIGNAL, more, fact="the CLI crashed", remedy=remedy)
+    if number is not None:
+        return _failed(ErrorClass.SIGNAL, more)
+    if not ending.began:
+        remedy = remedy or ("look at what it says" if words else "run it by hand in this container to see why")
+        return _failed(ErrorClass.LOST_RESULT, more, fact="the CLI ended before it had begun", remedy=remedy)
+    return _failed(ErrorClass.LOST_RESULT, more, remedy=remedy)
+
+
+def token_verdict(trouble: TokenTrouble) -> Verdict:
+    """Tell the caller what is wrong with the token."""
+    error_class = CLASS_BY_TROUBLE[trouble]
+    sentence = BLOCKED_SENTENCE if trouble is TokenTrouble.BLOCKED else SENTENCES[error_class]
+    return Verdict(Outcome.FAILED, error_class, sentence)
+
+
+def limit_sentence(resets_at: float | None) -> str:
+    """Say that a usage limit is reached, and until when (epoch seconds) where that is known: a person reads it."""
+    try:
+        # The whole minute after it: at the one before, the limit would still last.
+        end = None if resets_at is None else datetime.fromtimestamp(math.ceil(resets_at / 60) * 60, UTC)
+    except (OverflowError, ValueError, OSError):
+        end = None
+    if end is None:
+        return SENTENCES[ErrorClass.RATE_LIMIT]
+    return SENTENCES[ErrorClass.RATE_LIMIT].replace(" is reached;", f" is reached until {end:%Y-%m-%d %H:%M} UTC;")
+
+
+def _failed(
+    error_class: ErrorClass, more: str | None = None, *, advice: str | None = None, fact: str = "", remedy: str = ""
+) -> Verdict:
+    """
+    Fail with a class's sentence.
+
+    Args:
+        more: What is put behind it, where that can be shown.
+        advice: In place of all that: what the CLI makes of it is beside the point then.
+        fact: In place of the sentence's first half.
+        remedy: In place of its second.
+    """
+    if advice is not None:
+        return Verdict(Outcome.FAILED, error_class, advice)
+    usual_fact, _, usual_remedy = SENTENCES[error_class].partition("; ")
+    sentence = f"{fact or usual_fact}; {remedy or usual_remedy}"
+    if more and error_class not in SWITCHING_CLASSES:
+        shown = presentable(more)
+        if shown == more or cause(more) is not None:
+            sentence = f"{sentence}: {shown}"
+    return Verdict(Outcome.FAILED, error_class, sentence)
+
+
+def again(detail: str | None, error_class: ErrorClass | None, before: str | None) -> str | None:
+    """
+    Tell how an execution ended that had ended before: to go on once more is not advised where it ends in the same way.
+
+    Args:
+        detail: What a :class:`Verdict` of that class says.
+        before: What was told the last time.
+    """
+    if detail is None or before is None or error_class not in (ErrorClass.LOST_RESULT, ErrorClass.SIGNAL):
+        return detail
+    told = detail.replace(_GO_ON, "it ended so the last time, too: sending it once more is not likely to help")
+    return told if before in (detail, told) else detail
+
+
+def _how(exit_code: int | None, number: int | None) -> str:
+    if exit_code is None:
+        return "exit code unknown"
+    code = f"exit code {exit_code}"
+    if number is None:
+        return code
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    return name if exit_code < 0 else f"{code} ({name})"

@@ -1,0 +1,112 @@
+"""What an attempt tells: notes while it runs, one report when it has ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+
+from agent_runtime.claude.run_stats import Tally
+
+if TYPE_CHECKING:
+    from agent_runtime.errors import AgentRuntimeError
+    from agent_runtime.evidence.verdict import Ending
+    from agent_runtime.model.records import EvidenceRecord
+    from agent_runtime.model.state import StopReason
+    from agent_runtime.process.child import SweepReport
+    from agent_runtime.secret.generations import Generation
+    from agent_runtime.telemetry.counters import Counts
+
+
+class Spawned(msgspec.Struct, frozen=True):
+    """
+    The child runs, with this generation.
+
+    Attributes:
+        shim_pid: The process above it; None: it was gone at once.
+    """
+
+    pid: int
+    shim_pid: int | None
+    started_at: float
+    generation: Generation
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """The transcript has grown; told at most once until it is taken."""
+
+
+class Stopping(msgspec.Struct, frozen=True):
+    """The child was told to end."""
+
+    reason: StopReason
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """
+    The API answered a request that carried this generation.
+
+    Attributes:
+        since: When the child was given it, monotonic seconds.
+    """
+
+    generation: Generation
+    since: float
+
+
+class Reached(msgspec.Struct, frozen=True):
+    """A newer generation has reached the running child."""
+
+    generation: Generation
+    delivered_at: float
+
+
+Note: TypeAlias = Spawned | Progress | Stopping | Answered | Reached
+
+
+class Report(msgspec.Struct):
+    """
+    How an attempt went.
+
+    Attributes:
+        error: Why there was no child at all.
+        ending: What the verdict is reached from; None where there was no child.
+        used_tool: Whether the model has, or may have, called a tool: from then on what is seen may be forged.
+        background_ended: There was a result, and what went on in the background was ended.
+        unknown_session: The CLI did not know the session it was told to resume.
+        session_refused: The API refused the session's history, or the CLI cannot read it, and nothing came after that.
+        signalled_at: When the child was first told to end, monotonic seconds.
+        gone_at: When it and all it started were gone, monotonic seconds.
+        cpu_seconds: How much processor time it has taken; None: not known.
+        result_line: Number of the last ``result`` frame in the transcript.
+    """
+
+    started_at: float
+    ended_at: float = 0.0
+    pid: int | None = None
+    generation: Generation | None = None
+    error: AgentRuntimeError | None = None
+    ending: Ending | None = None
+    evidence: EvidenceRecord | None = None
+    tally: Tally = msgspec.field(default_factory=Tally)
+    used_tool: bool = False
+    background_ended: bool = False
+    unknown_session: bool = False
+    session_refused: bool = False
+    signalled_at: float | None = None
+    gone_at: float | None = None
+    cpu_seconds: float | None = None
+    result_line: int | None = None
+    sweep: SweepReport | None = None
+
+
+def measure(report: Report, counts: Counts) -> None:
+    """Count what an attempt has shown."""
+    if report.evidence is not None:
+        counts.count("evidence", report.evidence.rule)
+        if report.evidence.seconds_to_signal is not None:
+            counts.observe("line_to_signal_seconds", report.evidence.seconds_to_signal)
+    if report.sweep is not None and report.sweep.survivors:
+        counts.count("survivors", by=report.sweep.survivors)
+    elif report.signalled_at is not None and report.gone_at is not None:
+        counts.observe("signal_to_gone_seconds", report.gone_at - report.signalled_at)

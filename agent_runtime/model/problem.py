@@ -1,0 +1,132 @@
+"""Errors as the caller sees them: ``application/problem+json`` (RFC 9457)."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec.structs import replace
+
+from agent_runtime.errors import STATUS_BY_CLASS, ErrorClass, plain_detail
+from agent_runtime.model.records import Metadata, rfc3339
+
+MEDIA_TYPE = "application/problem+json"
+
+TITLES: dict[ErrorClass, str] = {
+    ErrorClass.AUTH: "The API refused the token",
+    ErrorClass.NO_TOKEN: "No usable token",
+    ErrorClass.BILLING: "Credit exhausted",
+    ErrorClass.RATE_LIMIT: "Usage limit reached",
+    ErrorClass.OVERLOADED: "API overloaded",
+    ErrorClass.UPSTREAM: "API failed",
+    ErrorClass.NETWORK: "API not reachable",
+    ErrorClass.LOST_RESULT: "Result lost",
+    ErrorClass.TIMEOUT: "Timed out",
+    ErrorClass.STALLED: "No progress",
+    ErrorClass.MAX_TURNS: "Too many turns",
+    ErrorClass.MAX_OUTPUT: "Output too long",
+    ErrorClass.MAX_BUDGET: "Budget spent",
+    ErrorClass.SCHEMA: "Schema not met",
+    ErrorClass.MODEL: "Model not usable",
+    ErrorClass.INVALID_REQUEST: "Invalid request",
+    ErrorClass.SIGNAL: "Killed by a signal",
+    ErrorClass.OOM: "Out of memory",
+    ErrorClass.SPAWN: "Could not start the CLI",
+    ErrorClass.INTERRUPTED: "Interrupted by shutdown",
+    ErrorClass.ERROR: "Failed",
+    ErrorClass.BUSY: "Busy",
+    ErrorClass.DRAINING: "Draining",
+    ErrorClass.ACCESS: "Access key needed",
+    ErrorClass.NOT_FOUND: "Not found",
+    ErrorClass.METHOD: "Method not allowed",
+    ErrorClass.TOO_LARGE: "Too large",
+    ErrorClass.CONFLICT: "Conflict",
+    ErrorClass.NOT_WRITABLE: "Not writable",
+    ErrorClass.CANCELLED: "Cancelled",
+}
+
+
+class ErrorDetail(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """
+    ``detail`` of an error where ``AGENT_RUNTIME_ERROR_DETAIL`` is ``object``.
+
+    For backends that take what a failed execution has cost, and its transcript, from there.
+
+    Attributes:
+        message: What ``detail`` says otherwise.
+        error_code: The same as *error_class*, under the name such backends know.
+        metadata: Where nothing ran, all counts are 0.
+        execution_log: As of an answer; empty where nothing ran.
+        code: As beside ``detail``.
+    """
+
+    message: str
+    error_code: str
+    error_class: ErrorClass
+    metadata: Metadata
+    execution_log: list[msgspec.Raw]
+    code: str | None = None
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """
+    The body of every answer that is no success.
+
+    Attributes:
+        detail: A sentence for a person; never holds an id, nor words that call for another token unless that is meant.
+            Where it was set so, an object that holds it.
+        token_stale: A newer generation than the one that was used is loaded.
+        resets_at: When the usage limit ends, RFC 3339, where the API said so.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str | ErrorDetail
+    error_class: ErrorClass
+    code: str | None = None
+    execution_id: str | None = None
+    metadata: Metadata | None = None
+    token_generation: int | None = None
+    token_stale: bool | None = None
+    resets_at: str | None = None
+
+
+def problem(
+    error_class: ErrorClass,
+    detail: str,
+    *,
+    code: str | None = None,
+    execution_id: str | None = None,
+    metadata: Metadata | None = None,
+    token_generation: int | None = None,
+    token_stale: bool | None = None,
+    resets_at: float | None = None,
+) -> Problem:
+    """Build the body for *error_class*."""
+    return Problem(
+        type=f"urn:agent-runtime:problem:{error_class}",
+        title=TITLES[error_class],
+        status=STATUS_BY_CLASS[error_class],
+        detail=plain_detail(error_class, detail),
+        error_class=error_class,
+        code=code,
+        execution_id=execution_id,
+        metadata=metadata,
+        token_generation=token_generation,
+        token_stale=token_stale,
+        resets_at=None if resets_at is None else rfc3339(resets_at),
+    )
+
+
+def with_object(text: Problem, frames: list[msgspec.Raw] | None = None) -> Problem:
+    """Return the same problem with an object as its detail; *frames*: the transcript."""
+    if isinstance(text.detail, ErrorDetail):
+        return text
+    detail = ErrorDetail(
+        message=text.detail,
+        error_code=str(text.error_class),
+        error_class=text.error_class,
+        metadata=text.metadata or Metadata(token_generation=text.token_generation),
+        execution_log=frames or [],
+        code=text.code,
+    )
+    return replace(text, detail=detail)

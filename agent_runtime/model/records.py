@@ -1,0 +1,283 @@
+"""
+The record of an execution, as it is kept on disk and as callers see it.
+
+Inside, instants are seconds since the epoch; callers see them as RFC 3339 in UTC. A field that holds an instant ends in
+``_at``, and no other does: :func:`shown` goes by that.
+"""
+
+from __future__ import annotations
+
+import functools
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec looks at annotations
+from agent_runtime.model.state import Outcome, Phase, StopReason
+
+SUCCESS = 200
+
+CONTEXT_WINDOW = 200_000
+LONG_CONTEXT_WINDOW = 1_000_000
+LONG_CONTEXT_MARK = "[1m]"
+"""Source: https://code.claude.com/docs/en/model-config, "Extended context", read 2026-11."""
+
+COMPACT_EVENTS_KEPT = 100
+
+
+def context_window_of(model: str | None) -> int:
+    """Return what a model can hold, in tokens, as far as its name says."""
+    return LONG_CONTEXT_WINDOW if model is not None and LONG_CONTEXT_MARK in model.lower() else CONTEXT_WINDOW
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """
+    What every caller of an execution gets.
+
+    Attributes:
+        headers: Beside the content type; when to come back is for those who ask now, and is not kept.
+    """
+
+    status_code: int
+    body: bytes
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def media_type(self) -> str:
+        """A problem, or plain JSON."""
+        return "application/json" if self.status_code == SUCCESS else "application/problem+json"
+
+
+class EvidenceRecord(msgspec.Struct, kw_only=True):
+    """
+    What ended an attempt because it said that the API refused the token.
+
+    Attributes:
+        rule: Id of the rule that matched.
+        stream: ``stdout`` or ``stderr``.
+        line: The line's beginning, redacted.
+        seconds_to_signal: From reading the line to the signal; None: the child was gone already.
+    """
+
+    rule: str
+    stream: str
+    line: str
+    seconds_to_signal: float | None = None
+
+
+class TokenRecord(msgspec.Struct, kw_only=True):
+    """A token that reached an attempt, and when."""
+
+    generation: int
+    fingerprint: str
+    delivered_at: float
+
+
+class Usage(msgspec.Struct, kw_only=True):
+    """
+    What an execution's processes take, as one look at them shows it; of a finished one its total and its peaks.
+
+    They are looked at once a second while they run, so an execution of less than that has no peaks.
+
+    Attributes:
+        cpu_seconds: Processor time of all its processes, those that have ended included, over all attempts.
+        memory_bytes: Sum of what is resident (RSS); pages that processes share count for each.
+        pss_bytes: The same with shared pages divided among those that share them; 0 where that cannot be read.
+        open_files: Open descriptors, as far as they may be counted.
+    """
+
+    cpu_seconds: float = 0.0
+    memory_bytes: int = 0
+    pss_bytes: int = 0
+    processes: int = 0
+    open_files: int = 0
+
+    def plus(self, other: Usage) -> Usage:
+        """Return the sum of two that were measured at the same time."""
+        return Usage(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
+
+    def with_peaks_of(self, other: Usage) -> Usage:
+        """Return the higher value of each, and the other's processor time."""
+        return Usage(
+            cpu_seconds=other.cpu_seconds,
+            memory_bytes=max(self.memory_bytes, other.memory_bytes),
+            pss_bytes=max(self.pss_bytes, other.pss_bytes),
+            processes=max(self.processes, other.processes),
+            open_files=max(self.open_files, other.open_files),
+        )
+
+
+class AttemptRecord(msgspec.Struct, kw_only=True):
+    """
+    One CLI process.
+
+    Attributes:
+        exit_code: As :attr:`subprocess.Popen.returncode`; None: still running, or not known.
+        survivors: Processes it had started that could not be ended when it did.
+    """
+
+    pid: int | None = None
+    tokens: list[TokenRecord] = msgspec.field(default_factory=list)
+    started_at: float | None = None
+    ended_at: float | None = None
+    exit_code: int | None = None
+    stop_reason: StopReason | None = None
+    evidence: EvidenceRecord | None = None
+    survivors: int = 0
+
+
+class CompactEvent(msgspec.Struct, kw_only=True):
+    """
+    The CLI summed a conversation up, to make room for more.
+
+    Attributes:
+        trigger: ``auto`` or ``manual``; None: the CLI did not say.
+        pre_tokens: How long the conversation was.
+        post_tokens: How long it is now, where the CLI says so (2.1.114 and later).
+        duration_ms: How long that took; likewise.
+    """
+
+    trigger: str | None = None
+    pre_tokens: int | None = None
+    post_tokens: int | None = None
+    duration_ms: float | None = None
+
+
+class Metadata(msgspec.Struct, kw_only=True):
+    """
+    What an execution used, and what is to be known about its request and its record.
+
+    Counts begin at 0 and are never null: backends add them up and divide by them.
+
+    Attributes:
+        context_window: What the model can hold, in tokens; until the CLI says it, 1000000 for a model whose name says
+            ``[1m]``, else 200000.
+        session_id: As in the record.
+        compact_events: The first 100.
+        background_tasks_pending_at_exit: Tasks the last process had not ended when it ended itself.
+        stop_reason: Why the model ended its last message, in the API's words: ``max_tokens`` for an answer that is cut.
+        sent_as_text: The CLI took the message for one of its own commands, or would have, so it was sent as plain text.
+        background_ended: There was an answer, and what still went on in the background was ended.
+        attempts: How many processes it took.
+        resumes: How often it went on in a later one.
+        session_restarted: A session that could not be used any more was given up for a new one.
+        ignored_fields: Names in the request that nothing reads.
+        retained: False: the record could not be written, and may be unknown after a restart.
+    """
+
+    cost_usd: float = 0.0
+    duration_ms: float = 0.0
+    num_turns: int = 0
+    tool_count: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_creation_tokens: int = 0
+    cache_read_tokens: int = 0
+    context_window: int = CONTEXT_WINDOW
+    session_id: str | None = None
+    compact_events: list[CompactEvent] = msgspec.field(default_factory=list)
+    background_tasks_pending_at_exit: int = 0
+    model_name: str | None = None
+    token_generation: int | None = None
+    token_fingerprint: str | None = None
+    stop_reason: str | None = None
+    sent_as_text: bool = False
+    background_ended: bool = False
+    attempts: int = 0
+    resumes: int = 0
+    session_restarted: bool = False
+    cli_version: str | None = None
+    ignored_fields: list[str] = msgspec.field(default_factory=list)
+    retained: bool = True
+
+
+class ExecutionRecord(msgspec.Struct, kw_only=True):
+    """
+    All that is known of an execution; its owner is the only one who changes it.
+
+    Attributes:
+        detail: What went wrong, for a person.
+        started_at: When its first attempt was spawned.
+        session_id: The CLI's session it ran in last, or that the request names.
+        resumable: That session holds work that the same request goes on with when it is posted again; null: not known,
+            as while an attempt runs.
+        request_digest: Equal for requests that ask for the same; not shown.
+    """
+
+    execution_id: str
+    state: Phase = Phase.QUEUED
+    outcome: Outcome | None = None
+    error_class: ErrorClass | None = None
+    detail: str | None = None
+    created_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    session_id: str | None = None
+    resumable: bool | None = None
+    attempts: list[AttemptRecord] = msgspec.field(default_factory=list)
+    metadata: Metadata = msgspec.field(default_factory=Metadata)
+    usage: Usage = msgspec.field(default_factory=Usage)
+    request_digest: str = ""
+
+
+class _Earlier(msgspec.Struct):
+    metadata: dict[str, Any]
+
+
+_RECORD = msgspec.json.Decoder(ExecutionRecord)
+
+
+def read_record(encoded: bytes) -> ExecutionRecord:
+    """
+    Read a record that this version or an earlier one has written.
+
+    Up to 0.1.0 a count that nobody knew was null.
+
+    Raises:
+        msgspec.DecodeError: It is no record.
+    """
+    try:
+        record = _RECORD.decode(encoded)
+    except msgspec.ValidationError:
+        told = msgspec.json.decode(encoded, type=_Earlier).metadata
+        metadata = {name: value for name, value in told.items() if value is not None}
+        metadata.setdefault("context_window", context_window_of(metadata.get("model_name")))
+        record = msgspec.convert({**msgspec.json.decode(encoded), "metadata": metadata}, ExecutionRecord)
+    record.metadata.session_id = record.session_id
+    return record
+
+
+def shown(record: ExecutionRecord) -> dict[str, Any]:
+    """Return what callers see of a record, ready to be written as JSON."""
+    fields: dict[str, Any] = msgspec.to_builtins(record)
+    del fields["request_digest"]
+    _show_times(fields)
+    return fields
+
+
+def rfc3339(seconds: float) -> str:
+    """Write an instant as RFC 3339 in UTC, to the millisecond."""
+    whole, microseconds = divmod(round(seconds * 1e6), 1_000_000)
+    return f"{_second(whole)}.{microseconds // 1000:03}Z"
+
+
+@functools.lru_cache(maxsize=1024)
+def _second(whole: int) -> str:
+    # Most instants that are shown together, or one after the other, lie in few seconds.
+    return datetime.fromtimestamp(whole, UTC).replace(tzinfo=None).isoformat()
+
+
+def _show_times(fields: dict[str, Any]) -> None:
+    # In place, and not by making everything anew: a list shows hundreds of records, each of dozens of fields.
+    for name, value in fields.items():
+        if value is None:
+            continue
+        if name.endswith("_at"):
+            fields[name] = rfc3339(value)
+        elif isinstance(value, dict):
+            _show_times(value)
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, dict):
+                    _show_times(item)

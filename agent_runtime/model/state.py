@@ -1,0 +1,138 @@
+"""
+What may follow what: an execution's phases, the reasons to stop it, its outcomes.
+
+Three enums, because they answer three questions: where is it now, why did the supervisor end it, how did it end.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from agent_runtime.errors import ErrorClass, IllegalTransition
+
+
+class Phase(StrEnum):
+    """Where an execution is now."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PARKED = "parked"
+    STOPPING = "stopping"
+    FINISHED = "finished"
+
+
+class Event(StrEnum):
+    """What happened to an execution."""
+
+    SPAWNED = "spawned"
+    STOP_REQUESTED = "stop_requested"
+    REQUEUED = "requeued"
+    PARKED = "parked"
+    ENDED = "ended"
+
+
+TRANSITIONS: dict[Phase, dict[Event, Phase]] = {
+    Phase.QUEUED: {Event.SPAWNED: Phase.RUNNING, Event.PARKED: Phase.PARKED, Event.ENDED: Phase.FINISHED},
+    Phase.RUNNING: {
+        Event.STOP_REQUESTED: Phase.STOPPING,
+        Event.REQUEUED: Phase.QUEUED,
+        Event.PARKED: Phase.PARKED,
+        Event.ENDED: Phase.FINISHED,
+    },
+    Phase.STOPPING: {Event.REQUEUED: Phase.QUEUED, Event.PARKED: Phase.PARKED, Event.ENDED: Phase.FINISHED},
+    Phase.PARKED: {Event.REQUEUED: Phase.QUEUED, Event.ENDED: Phase.FINISHED},
+    Phase.FINISHED: {Event.REQUEUED: Phase.QUEUED},
+}
+"""An absent key is the illegal transition. A finished execution is queued again when its id is posted again."""
+
+
+def transition(phase: Phase, event: Event) -> Phase:
+    """
+    Tell the phase that follows.
+
+    Raises:
+        IllegalTransition: *event* cannot happen in *phase*.
+    """
+    try:
+        return TRANSITIONS[phase][event]
+    except KeyError:
+        raise IllegalTransition(f"cannot go on from {phase} by {event}") from None
+
+
+class StopReason(StrEnum):
+    """Why the supervisor ended an attempt; the first one wins."""
+
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+    TIMEOUT = "timeout"
+    INIT_TIMEOUT = "init_timeout"
+    FIRST_MESSAGE_TIMEOUT = "first_message_timeout"
+    IDLE_TIMEOUT = "idle_timeout"
+    TOOL_TIMEOUT = "tool_timeout"
+    PERMISSION_MODE = "permission_mode"
+    SHUTDOWN = "shutdown"
+    BACKGROUND_TIMEOUT = "background_timeout"
+    LINGERED = "lingered"
+
+
+class TokenTrouble(StrEnum):
+    """What the API holds against a token or the account it belongs to; each is a state of the token."""
+
+    REFUSED = "refused"
+    """The credential itself is not accepted."""
+    BLOCKED = "blocked"
+    """The account is on hold, disabled, or must do something before it may be used."""
+    BILLING = "billing"
+    """The account cannot pay: no credit, a spent budget."""
+    LIMITED = "limited"
+    """A usage limit lasts; it ends by itself."""
+
+
+CLASS_BY_TROUBLE: dict[TokenTrouble, ErrorClass] = {
+    TokenTrouble.REFUSED: ErrorClass.AUTH,
+    TokenTrouble.BLOCKED: ErrorClass.AUTH,
+    TokenTrouble.BILLING: ErrorClass.BILLING,
+    TokenTrouble.LIMITED: ErrorClass.RATE_LIMIT,
+}
+"""What a trouble of the token is to a caller."""
+
+STALLS = {
+    StopReason.INIT_TIMEOUT,
+    StopReason.FIRST_MESSAGE_TIMEOUT,
+    StopReason.IDLE_TIMEOUT,
+    StopReason.TOOL_TIMEOUT,
+}
+"""Deadlines for silence, told apart from the total time."""
+
+
+class Outcome(StrEnum):
+    """How an execution ended."""
+
+    SUCCESS = "success"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+CLASS_BY_STOP: dict[StopReason, ErrorClass] = {
+    StopReason.REFUSED: ErrorClass.AUTH,
+    StopReason.CANCELLED: ErrorClass.CANCELLED,
+    StopReason.TIMEOUT: ErrorClass.TIMEOUT,
+    StopReason.PERMISSION_MODE: ErrorClass.ERROR,
+    StopReason.SHUTDOWN: ErrorClass.INTERRUPTED,
+    **dict.fromkeys(STALLS, ErrorClass.STALLED),
+}
+"""
+What a stop means for the caller, where the API's last error does not say more. ``lingered`` and ``background_timeout``
+mean nothing: there is a result.
+"""
+
+
+class Confirmation(StrEnum):
+    """What is known, after asking, about the token that an attempt ended with."""
+
+    CONFIRMED = "confirmed"
+    """It is refused, blocked or unpaid, or its limit lasts."""
+    GOOD = "good"
+    """The API took it when it was asked again."""
+    OPEN = "open"
+    """Nobody could say, and what was seen may not condemn it."""

@@ -1,0 +1,51 @@
+"""The credential as a value: its kind, its fingerprint, and no way to print it by accident."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+
+API_KEY_PREFIX = "sk-ant-api"
+OAUTH_PREFIX = "sk-ant-oat"
+OAUTH_VARIABLE = "CLAUDE_CODE_OAUTH_TOKEN"
+API_KEY_VARIABLE = "ANTHROPIC_API_KEY"
+AUTH_TOKEN_VARIABLE = "ANTHROPIC_AUTH_TOKEN"  # noqa: S105 - the name of a variable
+
+
+class TokenKind(StrEnum):
+    """Which of the API's two kinds of credential a token is; it decides how the CLI must be given it."""
+
+    OAUTH = "oauth"
+    API_KEY = "api_key"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Token:
+    """A credential that cannot be printed by accident: only its fingerprint shows."""
+
+    secret: str
+
+    @property
+    def fingerprint(self) -> str:
+        """First 12 hex digits of the SHA-256; equal for equal tokens."""
+        return hashlib.sha256(self.secret.encode()).hexdigest()[:12]
+
+    @property
+    def kind(self) -> TokenKind:
+        """
+        Told by the prefix; what has neither of the two known prefixes counts as an OAuth token.
+
+        Source: Claude Code keeps the same prefixes apart, measured on 2.1.30 and 2.1.330.
+        """
+        return TokenKind.API_KEY if self.secret.startswith(API_KEY_PREFIX) else TokenKind.OAUTH
+
+    @property
+    def has_known_prefix(self) -> bool:
+        """Whether the value looks like a token the API hands out today."""
+        return self.secret.startswith((API_KEY_PREFIX, OAUTH_PREFIX))
+
+    def __repr__(self) -> str:
+        return f"<Token {self.fingerprint}>"
+
+    __str__ = __repr__

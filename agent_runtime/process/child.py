@@ -1,0 +1,465 @@
+"""
+Start the CLI, signal it, and end everything it has started.
+
+The only place that spawns. All of it is called from threads, none of it needs the event loop, and to stop something it
+takes neither a fork nor a thread. A process is signalled through a pidfd only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import select
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.errors import SpawnFailed
+from agent_runtime.process import usage
+from agent_runtime.process.containment import sweep as containment
+from agent_runtime.process.containment.cgroup import CgroupLayer
+from agent_runtime.process.containment.leftovers import await_keepers, sweep_leftovers
+from agent_runtime.process.containment.proc_scan import ScanLayer
+from agent_runtime.process.containment.registry import (
+    EXECUTION_VARIABLE,
+    MARK_VARIABLE,
+    become_subreaper,
+    living,
+    new_mark,
+    reap_orphans,
+    tag_of,
+)
+from agent_runtime.process.containment.sweep import Kind, Layer, SweepReport
+from agent_runtime.process.forkserver import shim as keeper
+from agent_runtime.process.forkserver.server import NotKept, nursery
+from agent_runtime.process.linux import proc as proc_table
+from agent_runtime.process.linux import syscalls as linux
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from agent_runtime.process.containment.registry import Kin
+    from agent_runtime.process.forkserver.server import Kept
+    from agent_runtime.process.forkserver.shim import Errand
+    from agent_runtime.process.linux.cgroup import Group
+    from agent_runtime.process.linux.cgroup_setup import Groups
+    from agent_runtime.process.oom_kills import OomWatch
+
+__all__ = [
+    "EXECUTION_VARIABLE",
+    "MARK_VARIABLE",
+    "Child",
+    "Command",
+    "Exit",
+    "NotSpawned",
+    "SpawnReason",
+    "SweepReport",
+    "await_keepers",
+    "become_subreaper",
+    "living",
+    "new_mark",
+    "reap_orphans",
+    "spawn",
+    "sweep_leftovers",
+    "tag_of",
+]
+
+_RAISE_OOM_SCORE_BY = 500
+_END_WITHIN_SECONDS = 1.0
+_REMOVE_WITHIN_SECONDS = 0.1
+
+
+class SpawnReason(Enum):
+    """Why a child could not be started; the value is fit to be shown to a caller."""
+
+    NOT_FOUND = "the command was not found"
+    NOT_EXECUTABLE = "the command cannot be executed"
+    NO_DIRECTORY = "the working directory is missing or cannot be entered"
+    TOO_LONG = "an argument or the environment is too long"
+    NUL = "an argument or the environment has a NUL byte in it"
+    BAD_NAME = "the environment has a name that is empty or has an equals sign in it"
+    NO_PROCESSES = "no more processes can be started here for now"
+    NO_DESCRIPTORS = "no more files can be opened here for now"
+    NO_MEMORY = "there is not enough memory"
+    UNKNOWN_USER = "the user to run it as is unknown"
+    NOT_PERMITTED = "it is not permitted to run it as that user"
+    OTHER = "the operating system refused"
+
+
+class NotSpawned(SpawnFailed):
+    """The operating system would not start the CLI, for one of the known reasons."""
+
+    def __init__(self, reason: SpawnReason, detail: str | None = None) -> None:
+        super().__init__(f"cannot start the CLI: {reason.value}" + (f" ({detail})" if detail else ""))
+        self.reason = reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """
+    What to start.
+
+    Attributes:
+        env: The whole environment; the mark is added to it as ``AGENT_RUNTIME_ATTEMPT_MARK``.
+        user: Name or number of the user to run as; None: as we do.
+        mark: As :func:`new_mark` returns it, of this attempt alone; every descendant inherits it.
+    """
+
+    argv: tuple[str, ...] = field(repr=False)
+    env: Mapping[str, str] = field(repr=False)
+    cwd: Path
+    mark: str
+    user: str | None = None
+
+
+class Exit(msgspec.Struct, frozen=True):
+    """
+    How the leader ended.
+
+    Attributes:
+        code: As :attr:`subprocess.Popen.returncode`; negative: killed by that signal; None: somebody else reaped it.
+    """
+
+    code: int | None
+
+
+class Child:
+    """
+    A running CLI and all it starts. Made by :func:`spawn` only.
+
+    Every method may be called from any thread, at any time, any number of times; after :meth:`close` they do nothing.
+
+    Attributes:
+        started_at: Seconds since the epoch.
+        pidfd: Readable as soon as the leader has ended.
+        stdin: Raw, non-blocking, as the other two; the caller may close it through :meth:`close_stdin` only.
+        oom_watch: What the kernel kills in the container for want of memory, begun before the child; ends with it.
+    """
+
+    def __init__(
+        self, kept: Kept, pipes: tuple[int, int, int], kin: Kin, layers: tuple[Layer, ...], group: Group | None
+    ) -> None:
+        self.pid = kept.pid
+        self.started_at = time.time()
+        self.pidfd = kept.pidfd
+        self.stdin, self.stdout, self.stderr = pipes
+        self._kept = kept
+        self._kin = kin
+        self._layers = layers
+        self._group = group
+        self._lock = threading.Lock()
+        self._open: set[int] = set(pipes)
+        self._is_open = True
+        self._exit: Exit | None = None
+        self.oom_watch: OomWatch | None = None
+
+    def __repr__(self) -> str:
+        state = "running" if self._exit is None else f"exit {self._exit.code}"
+        return f"<Child {self.pid} {state}{'' if self._is_open else ', closed'}>"
+
+    @property
+    def mark(self) -> str:
+        """The value that every descendant carries in its environment."""
+        return self._kin.mark
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """
+        Whether the kernel has killed anything of the attempt for want of memory; False where nothing counts that.
+
+        Without a counter of its own, what was killed in the container while nothing else ran was the attempt's.
+        """
+        if self._group is not None and self._group.counts_memory:
+            return self._group.events().oom
+        return self.oom_watch is not None and self.oom_watch.has_counted and not self.oom_watch.is_shared
+
+    @property
+    def others_may_have_run_out_of_memory(self) -> bool:
+        """Whether something was killed for want of memory in the container, and it is not known whose it was."""
+        if self._group is not None and self._group.counts_memory:
+            return False
+        return self.oom_watch is not None and self.oom_watch.has_counted and self.oom_watch.is_shared
+
+    @property
+    def shim_pid(self) -> int | None:
+        """The process above the leader, to which orphans fall; None: it was gone at once."""
+        return None if self._kin.keeper is None else self._kin.keeper[0]
+
+    @property
+    def cpu_seconds(self) -> float | None:
+        """How much processor time the attempt has taken, once it has ended; None: nobody knows any more."""
+        return None if self.shim_pid is None else usage.reaped_cpu_seconds(self.shim_pid)
+
+    @property
+    def exited(self) -> bool:
+        """Whether the leader has ended and been reaped; see :meth:`poll`."""
+        return self.poll() is not None
+
+    def interrupt(self) -> bool:
+        """
+        Ask the leader to end: SIGINT, and SIGCONT in case it is stopped. Its descendants get nothing.
+
+        Returns whether it was still there.
+        """
+        return self._send(signal.SIGINT, signal.SIGCONT)
+
+    def remember_descendants(self) -> None:
+        """Note the processes below the leader, to know them again once their parents are gone."""
+        if not self._is_open:
+            return
+        self.poll()
+        for layer in self._layers:
+            layer.remember()
+
+    def kill(self) -> None:
+        """Kill the leader and everything that can be found of it now; :meth:`sweep` makes sure of the rest."""
+        if not self._is_open:
+            return
+        self._kin.ending = True
+        self.poll()
+        with linux.urgent():
+            self._layers[0].strike(thorough=False)
+            self._send(signal.SIGKILL, group=True)
+
+    def sweep(self, deadline: float) -> SweepReport:
+        """
+        Kill what is left of the attempt, until two looks in a row find nothing.
+
+        Args:
+            deadline: When to give up, on the monotonic clock.
+        """
+        if not self._is_open:
+            return SweepReport(killed=0, survivors=0, unowned=0, seconds=0.0)
+        self._kin.ending = True
+        self.poll()
+        with linux.urgent():
+            return containment.sweep(self._layers, deadline)
+
+    def poll(self) -> Exit | None:
+        """Tell how the leader has ended; None as long as it lives."""
+        with self._lock:
+            if self._exit is None and self._is_open and linux.has_ended(self.pidfd):
+                status = self._kept.status()
+                self._exit = Exit(None if status is None else os.waitstatus_to_exitcode(status))
+            return self._exit
+
+    def close_stdin(self) -> None:
+        """Close our end of the child's stdin, so that it reads an end of file."""
+        with self._lock:
+            self._close(self.stdin)
+
+    def close(self) -> None:
+        """Close all descriptors and count the attempt as ended; what it left behind has no owner from now on."""
+        self.poll()
+        with self._lock:
+            for descriptor in tuple(self._open):
+                self._close(descriptor)
+            if self._is_open:
+                self._is_open = False
+                if self.oom_watch is not None:
+                    self.oom_watch.end()
+                self._kept.close()
+                if self._group is not None:
+                    self._group.remove()
+        living.leave(self._kin)
+
+    def _send(self, *numbers: int, group: bool = False) -> bool:
+        with self._lock:  # a closed descriptor's number may already mean another attempt's child
+            if not self._is_open or self._exit is not None:
+                return False
+            if group:
+                for number in numbers:
+                    linux.send_to_group(self.pidfd, number)
+            if linux.has_ended(self.pidfd):
+                return False
+            # The first of them may end it, and its keeper reap it before the next.
+            was_there, *_ = [linux.send(self.pidfd, number) for number in numbers]
+            return was_there
+
+    def _close(self, descriptor: int) -> None:
+        if descriptor in self._open:
+            self._open.remove(descriptor)
+            os.close(descriptor)
+
+
+def spawn(command: Command, kind: Kind = Kind.SCAN, groups: Groups | None = None, *, also_scan: bool = False) -> Child:
+    """
+    Start a child in a session of its own, with pipes for stdin, stdout and stderr.
+
+    Args:
+        kind: How the child and all it starts are ended.
+        groups: Where it gets a cgroup of its own; needed for :attr:`Kind.CGROUP`.
+        also_scan: Look through ``/proc``, too, for who has left the cgroup, as root can.
+
+    Raises:
+        NotSpawned: It could not be started; nothing is left open or running.
+    """
+    kin = living.enter(command.mark)
+    group = None
+    try:
+        group = None if groups is None else _group(groups, command.mark)
+        return _spawn(command, kin, kind, group, also_scan=also_scan)
+    except BaseException:
+        if group is not None:
+            group.remove(_REMOVE_WITHIN_SECONDS)  # what a keeper that hangs still holds is for the next start
+        living.leave(kin)
+        raise
+
+
+def _group(groups: Groups, mark: str) -> Group:
+    try:
+        return groups.make(mark)
+    except OSError as error:
+        code = error.errno or 0
+        reason = _REASONS[code] if code in _SHORTAGES else SpawnReason.OTHER
+        raise NotSpawned(reason, f"no cgroup can be made for it: {errno.errorcode.get(code)}") from None
+
+
+def _spawn(command: Command, kin: Kin, kind: Kind, group: Group | None, *, also_scan: bool) -> Child:
+    ours: list[int] = []
+    theirs: list[int] = []
+    try:
+        errand = _errand(command)
+        for our_end in (1, 0, 0):
+            pair = os.pipe()
+            ours.append(pair[our_end])
+            theirs.append(pair[1 - our_end])
+        for descriptor in ours:
+            os.set_blocking(descriptor, False)
+        join = () if group is None else (group.procs, group.place)
+        kept = nursery.start_leader((*theirs, *join), errand)
+    except BaseException as error:
+        lost = isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ECONNRESET)
+        while theirs:
+            os.close(theirs.pop())
+        if lost and len(ours) == 3:
+            _end_what_has_no_keeper(kin, ours[1])
+        while ours:
+            os.close(ours.pop())
+        if isinstance(error, OSError):
+            raise NotSpawned(*_reason(error, command)) from None
+        raise
+    finally:
+        while theirs:
+            os.close(theirs.pop())
+    kin.keeper = kept.keeper
+    leader = kept.leader
+    kin.leader = leader.identity if leader is not None and leader.session == kept.pid else (kept.pid, -1)
+    if leader is not None and errand[4] is not None and proc_table.read_oom_score(leader.pid) == errand[4]:
+        living.raised_oom_score = errand[4]
+    layers: list[Layer] = []
+    if kind is Kind.CGROUP and group is not None:
+        layers.append(CgroupLayer(group))
+    if also_scan or not layers:
+        layers.append(ScanLayer(kin, kept))
+    if group is not None:
+        group.close_ways_in()
+    return Child(kept, (ours[0], ours[1], ours[2]), kin, tuple(layers), group)
+
+
+def _end_what_has_no_keeper(kin: Kin, stdout: int) -> None:
+    """
+    End what a keeper has started that somebody has killed or stopped before it could answer.
+
+    As long as somebody may write to *stdout*, one more may be on the way, and has no mark before it is the leader.
+    """
+    kin.ending = True
+    deadline = time.monotonic() + _END_WITHIN_SECONDS
+    poll = select.poll()
+    poll.register(stdout, 0)
+    while True:
+        containment.sweep((ScanLayer(kin),), deadline)
+        if poll.poll(5) or time.monotonic() >= deadline:
+            return
+
+
+def _errand(command: Command) -> Errand:
+    """
+    Put together what the keeper is to start.
+
+    Raises:
+        NotSpawned: There is a byte in it that no program can be given, or the user is unknown.
+    """
+    argv = [os.fsencode(argument) for argument in command.argv]
+    env = {
+        os.fsencode(name): os.fsencode(value) for name, value in {**command.env, MARK_VARIABLE: command.mark}.items()
+    }
+    directory = os.fsencode(command.cwd)
+    if any(b"\0" in text for text in (*argv, *env, *env.values(), directory)):
+        raise NotSpawned(SpawnReason.NUL)
+    if any(not name or b"=" in name for name in env):
+        raise NotSpawned(SpawnReason.BAD_NAME)
+    if not argv or not argv[0]:
+        raise NotSpawned(SpawnReason.NOT_FOUND)
+    user = _resolve(command.user) if command.user is not None else None
+    identity = (user.uid, user.gid, user.groups) if user is not None else None
+    return argv, env, directory, identity, linux.raised_oom_score(_RAISE_OOM_SCORE_BY), nursery.most_files
+
+
+class _Identity(msgspec.Struct, frozen=True):
+    uid: int
+    gid: int
+    groups: list[int]
+
+
+def _resolve(user: str) -> _Identity | None:
+    """Return whom to become; None: we are that user already."""
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except KeyError:
+        if not user.isdecimal():
+            raise NotSpawned(SpawnReason.UNKNOWN_USER) from None
+        identity = _Identity(int(user), int(user), [])  # a number needs no name; never the group of root
+    else:
+        identity = _Identity(entry.pw_uid, entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid))
+    return None if identity.uid == os.geteuid() else identity
+
+
+_REASONS = {
+    errno.ENOEXEC: SpawnReason.NOT_EXECUTABLE,
+    errno.EACCES: SpawnReason.NOT_EXECUTABLE,
+    errno.EISDIR: SpawnReason.NOT_EXECUTABLE,
+    errno.ELIBBAD: SpawnReason.NOT_EXECUTABLE,
+    errno.ETXTBSY: SpawnReason.NOT_EXECUTABLE,
+    errno.ELOOP: SpawnReason.NOT_EXECUTABLE,
+    errno.ENOENT: SpawnReason.NOT_FOUND,
+    errno.ENOTDIR: SpawnReason.NOT_FOUND,
+    errno.E2BIG: SpawnReason.TOO_LONG,
+    errno.ENAMETOOLONG: SpawnReason.TOO_LONG,
+    errno.EAGAIN: SpawnReason.NO_PROCESSES,
+    errno.EMFILE: SpawnReason.NO_DESCRIPTORS,
+    errno.ENFILE: SpawnReason.NO_DESCRIPTORS,
+    errno.ETOOMANYREFS: SpawnReason.NO_DESCRIPTORS,
+    errno.ENOMEM: SpawnReason.NO_MEMORY,
+    errno.EPERM: SpawnReason.NOT_PERMITTED,
+}
+
+
+_SHORTAGES = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_PLACES = {
+    keeper.CONFINING: "it cannot be put into its cgroup",
+}
+
+
+def _reason(error: OSError, command: Command) -> tuple[SpawnReason, str | None]:
+    """Say in our own words why it failed: the system's would show paths and arguments."""
+    code = error.errno or 0
+    name = errno.errorcode.get(code)
+    if isinstance(error, TimeoutError):
+        return SpawnReason.OTHER, "its keeper does not answer"
+    where = error.where if isinstance(error, NotKept) else keeper.FORKING
+    if where in _PLACES and code != errno.EAGAIN:
+        return SpawnReason.OTHER, f"{_PLACES[where]}: {name}"
+    if where == keeper.ENTERING:
+        return SpawnReason.NO_DIRECTORY, None
+    is_path = where == keeper.EXECUTING and "/" in command.argv[0]
+    if is_path and code == errno.ENOENT and (command.cwd / command.argv[0]).is_file():
+        return SpawnReason.NOT_EXECUTABLE, "its interpreter is missing"
+    return _REASONS.get(code, SpawnReason.OTHER), name

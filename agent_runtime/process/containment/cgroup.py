@@ -1,0 +1,56 @@
+"""Find and end an attempt's processes by the cgroup they are in: no look at ``/proc``, and no race with a fork."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, ClassVar
+
+from agent_runtime.process.containment.sweep import Look
+
+if TYPE_CHECKING:
+    from agent_runtime.process.linux.cgroup import Group
+
+
+_LOOKS_BEFORE_KILLING_EACH = 3
+
+
+class CgroupLayer:
+    """
+    End what is in an attempt's cgroup: one read to look, one write to kill.
+
+    Only descriptors are used that the group has open already. The keeper is not in the group: the child joins it.
+    """
+
+    is_certain: ClassVar[bool] = True
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._seen: set[int] = set()
+        self._patience = 0
+        self._lock = threading.Lock()
+
+    @property
+    def ended(self) -> int:
+        """How many processes were found alive since they were to be ended."""
+        return len(self._seen)
+
+    def remember(self) -> None:
+        """Do nothing: the kernel remembers."""
+
+    def strike(self, *, thorough: bool) -> Look:  # noqa: ARG002 - there is but one way to look, and it is certain
+        """Look whether anything lives in the group, and kill it."""
+        with self._lock:
+            if not self._group.populated:
+                return Look()
+            pids = self._group.pids()
+            fresh = len(pids - self._seen)
+            if fresh:
+                self._group.kill()
+                self._patience = _LOOKS_BEFORE_KILLING_EACH
+            elif self._patience:
+                self._patience -= 1
+            else:
+                self._group.kill()
+                self._group.kill_each()
+            self._seen |= pids
+            return Look(alive=max(1, len(pids)), fresh=fresh)

@@ -1,0 +1,108 @@
+"""End what an earlier supervisor of the same data directory has left behind."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import time
+from typing import TYPE_CHECKING
+
+from agent_runtime.process.containment.freezer import Grip
+from agent_runtime.process.containment.registry import MARK_VARIABLE, is_of_an_earlier_start
+from agent_runtime.process.linux import proc as proc_table
+from agent_runtime.process.linux.proc import NoMark
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from agent_runtime.process.linux.proc import Identity, Process
+
+log = logging.getLogger(__name__)
+
+_GUARD = "keepers.lock"
+_PAUSE_SECONDS = 0.001
+
+
+def sweep_leftovers(data_dir: Path, *, within_seconds: float = 5) -> int:
+    """
+    Kill what an earlier supervisor of this data directory has left, before anything is admitted; tell how many.
+
+    Call it only while holding the data directory's lock: then no living supervisor can own what is found. Spared are
+    this process, what it descends from, and what descends from it.
+    """
+    deadline = time.monotonic() + within_seconds
+    struck: set[Identity] = set()
+    alive: set[int] = set()
+    calm = 0
+    while calm < 2 and proc_table.shows_our_pids():
+        alive = set()
+        grip = Grip()
+        for process in _leftovers(data_dir):
+            alive.add(process.pid)
+            if process.identity not in struck and grip.hold(process):
+                struck.add(process.identity)
+        grip.kill()
+        calm = 0 if alive else calm + 1
+        if alive and time.monotonic() >= deadline:
+            log.error("processes of an earlier supervisor are still there and cannot be ended: %d", len(alive))
+            break
+        time.sleep(_PAUSE_SECONDS)
+    return len(struck)
+
+
+def await_keepers(data_dir: Path, *, within_seconds: float = 5) -> int:
+    """
+    Wait until no keeper of an earlier supervisor of this data directory is left, and return what ours are to hold.
+
+    A mark is seen once the leader is executed, so a sweep alone misses a leader that is being started at that moment;
+    its keeper ends it, and ends last.
+    """
+    deadline = time.monotonic() + within_seconds
+    descriptor = os.open(data_dir / _GUARD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                log.error("keepers of an earlier supervisor are still there: what they keep cannot be ended")
+                break
+        time.sleep(_PAUSE_SECONDS)  # a lock can be waited for, but not until a deadline
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+def _leftovers(data_dir: Path) -> Iterator[Process]:
+    snapshot = proc_table.Snapshot()
+    spared = _relatives(snapshot)
+    unsettled: list[Process] = []
+    roots: list[Process] = []
+    for process in snapshot.processes.values():
+        if process.dead or process.pid in spared:
+            continue
+        mark = proc_table.read_environ(process.pid, MARK_VARIABLE)
+        if mark is NoMark.EMPTY:
+            unsettled.append(process)
+        elif isinstance(mark, str) and is_of_an_earlier_start(mark, data_dir):
+            roots.append(process)
+    for process in unsettled:  # it was in the middle of an execve
+        mark = proc_table.read_environ(process.pid, MARK_VARIABLE)
+        if isinstance(mark, str) and is_of_an_earlier_start(mark, data_dir):
+            roots.append(process)
+    for root in roots:
+        for process in proc_table.branch(snapshot, root):
+            if not process.dead:
+                yield process
+
+
+def _relatives(snapshot: proc_table.Snapshot) -> set[int]:
+    """Return the pids of this process, its ancestors and its descendants."""
+    me = snapshot.processes[os.getpid()]
+    related = {process.pid for process in proc_table.branch(snapshot, me)}
+    ancestor = snapshot.processes.get(me.parent)
+    while ancestor is not None and ancestor.pid not in related:
+        related.add(ancestor.pid)
+        ancestor = snapshot.processes.get(ancestor.parent)
+    return related

@@ -1,0 +1,125 @@
+"""Which layer contains attempts here: the best one there is, found out at start by trying it."""
+
+from __future__ import annotations
+
+import select
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.errors import CannotStart
+from agent_runtime.process import child as process
+from agent_runtime.process.child import Command, NotSpawned
+from agent_runtime.process.containment.registry import is_of_an_earlier_start
+from agent_runtime.process.containment.sweep import Kind
+from agent_runtime.process.linux import cgroup_setup as cgroups
+from agent_runtime.process.linux.cgroup_setup import NO_LIMITS
+from agent_runtime.process.oom_kills import OomKills
+from agent_runtime.settings import PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from agent_runtime.process.child import Child
+    from agent_runtime.process.linux.cgroup import Limits
+    from agent_runtime.process.linux.cgroup_setup import Groups
+
+AUTO = "auto"
+_TRIAL_SECONDS = 10.0
+_TRIAL = "import os; raise SystemExit(os.readlink('/proc/self') != str(os.getpid()))"
+
+
+class Containment(msgspec.Struct, frozen=True):
+    """
+    How attempts are contained.
+
+    Attributes:
+        asked: The setting.
+        groups: Where each attempt gets a cgroup of its own: to be ended by it, or limited by it.
+        lacking: Why a better layer, by its name, is not to be had here.
+        oom_kills: What the kernel counts for all attempts together.
+    """
+
+    kind: Kind = Kind.SCAN
+    asked: str = AUTO
+    groups: Groups | None = None
+    lacking: Mapping[str, str] = msgspec.field(default_factory=dict)
+    oom_kills: OomKills = msgspec.field(default_factory=OomKills)
+
+    @property
+    def state(self) -> dict[str, object]:
+        """What ``/health`` shows."""
+        return {"layer": self.kind.value, "setting": self.asked, "lacking": dict(self.lacking)}
+
+    def spawn(self, command: Command) -> Child:
+        """
+        Start a child so that all it starts can be ended.
+
+        Raises:
+            NotSpawned: It could not be started; nothing is left open or running.
+        """
+        watch = self.oom_kills.watch()
+        try:
+            child = process.spawn(command, self.kind, self.groups, also_scan=self.asked == AUTO)
+        except BaseException:
+            watch.end()
+            raise
+        child.oom_watch = watch
+        return child
+
+    def sweep_leftovers(self, data_dir: Path) -> int:
+        """End what an earlier supervisor of this data directory has left in its cgroups, and tell how many."""
+        if self.groups is None:
+            return 0
+        return self.groups.sweep_leftovers(lambda mark: is_of_an_earlier_start(mark, data_dir))
+
+
+def choose(asked: str, next_mark: Callable[[], str], limits: Limits = NO_LIMITS) -> Containment:
+    """
+    Find out which layer can be used.
+
+    Args:
+        asked: The setting: ``auto``, or one layer by name.
+        limits: Enforced by a cgroup, whatever the layer.
+
+    Raises:
+        CannotStart: The layer or a limit asked for is not to be had here, or no layer at all.
+    """
+    finding = cgroups.find()
+    groups = cgroups.prepare(finding, limits)
+    limiting = groups if limits.controllers else None
+    lacking: dict[str, str] = {}
+    for kind in Kind:
+        if asked not in (AUTO, kind.value):
+            continue
+        obstacle = finding.reason if kind is Kind.CGROUP and groups is None else None
+        used = groups if kind is Kind.CGROUP else limiting
+        if obstacle is None:
+            obstacle = _try(Containment(kind, asked, used, lacking), next_mark())
+        if obstacle is None:
+            return Containment(kind, asked, used, lacking, OomKills.of_this_container())
+        lacking[kind.value] = obstacle
+    name, obstacle = lacking.popitem()
+    advice = "" if asked == AUTO else f"; {PREFIX}CONTAINMENT=auto takes what there is"
+    raise CannotStart(f"{PREFIX}CONTAINMENT: {name} cannot be used here: {obstacle}{advice}")
+
+
+def _try(containment: Containment, mark: str) -> str | None:
+    """Run a child that looks whether it sees itself in ``/proc``, and say what went wrong."""
+    argv = (sys.executable, "-I", "-S", "-c", _TRIAL)
+    try:
+        child = containment.spawn(Command(argv=argv, env={}, cwd=Path("/"), mark=mark))
+    except NotSpawned as error:
+        return str(error)
+    try:
+        select.select([child.pidfd], [], [], _TRIAL_SECONDS)
+        ended = child.poll()
+        survivors = child.sweep(time.monotonic() + _TRIAL_SECONDS).survivors
+    finally:
+        child.close()
+    if ended is None or ended.code != 0 or survivors:
+        return "a process that was started in it did not find itself, or could not be ended"
+    return None

@@ -1,0 +1,302 @@
+"""The supervisor's side of ``shim``: start the nursery, ask it for keepers, listen to each."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import marshal
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import agent_runtime
+from agent_runtime.process.forkserver import shim as keeper
+from agent_runtime.process.linux import proc as proc_table
+from agent_runtime.process.linux import syscalls as linux
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agent_runtime.process.forkserver.shim import Errand
+    from agent_runtime.process.linux.proc import Identity, Process
+
+_PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv[1]); "
+    "from agent_runtime.process.forkserver.shim import nursery; nursery({}, {})"
+)
+_ANSWER_SECONDS = 10.0
+_LAST_WORD_SECONDS = 1.0
+_LEAVE_SECONDS = 0.2
+_NEEDED_TO_START_PYTHON = ("LD_LIBRARY_PATH", "PYTHONHOME")
+
+
+class NotKept(OSError):
+    """
+    No keeper, or no leader.
+
+    Attributes:
+        where: One of :data:`agent_runtime.process.forkserver.shim.FORKING` and its kin.
+    """
+
+    def __init__(self, where: int, code: int) -> None:
+        super().__init__(code, os.strerror(code))
+        self.where = where
+
+
+class Kept:
+    """
+    A keeper and its leader, as seen from here. Made by :meth:`Nursery.start_leader` only.
+
+    Attributes:
+        keeper: Pid and start time; None once it has ended, or if it had when it was looked at.
+        pid: The leader's.
+        leader: As it was seen first; None if it had been reaped by then.
+        pidfd: The leader's; readable as soon as it has ended.
+    """
+
+    def __init__(self, line: socket.socket, pidfds: tuple[int, int], pids: tuple[int, int]) -> None:
+        self._line = line
+        self._keeper_pidfd, self.pidfd = pidfds
+        keeper_pid, self.pid = pids
+        seen = proc_table.read_process(keeper_pid) if keeper_pid else None
+        self._keeper = seen.identity if seen is not None else None
+        self.leader: Process | None = proc_table.read_process(self.pid)
+        self._status: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Kept {self.pid} by {self._keeper}>"
+
+    @property
+    def keeper(self) -> Identity | None:
+        """Pid and start time of the keeper as long as it lives."""
+        return None if self.keeper_has_ended else self._keeper
+
+    @property
+    def keeper_has_ended(self) -> bool:
+        """Whether there is no keeper any more."""
+        return linux.has_ended(self._keeper_pidfd)
+
+    def kill_group(self) -> bool:
+        """Kill the leader's process group in one step; False where there is none left, or the kernel cannot."""
+        return linux.send_to_group(self.pidfd, signal.SIGKILL)
+
+    def status(self) -> int | None:
+        """
+        Return the wait status of a leader that has ended; None if nobody knows it.
+
+        Waits a moment for the keeper to say it, which may have been stopped by somebody.
+        """
+        if self._status is None:
+            linux.send(self._keeper_pidfd, signal.SIGCONT)
+            with contextlib.suppress(OSError):  # no word from it
+                self._line.settimeout(_LAST_WORD_SECONDS)
+                message = self._line.recv(keeper.MESSAGE_BYTES, socket.MSG_WAITALL)
+                if message[:1] == keeper.ENDED:
+                    self._status = int.from_bytes(message[1:5], "little")
+        if self._status is None:
+            # Its children have come to us, if it has ended.
+            _wait(self._keeper_pidfd, _LAST_WORD_SECONDS)
+            with contextlib.suppress(ChildProcessError):
+                self._status = _reaped(self.pidfd)
+        return self._status
+
+    def close(self) -> None:
+        """Let the keeper go: it ends whatever it still has, and itself."""
+        self._line.close()
+        linux.send(self._keeper_pidfd, signal.SIGCONT)  # in case somebody has stopped it
+        with contextlib.suppress(ChildProcessError):  # the kernel reaps it for the nursery, as long as that lives
+            _reaped(self._keeper_pidfd)
+        os.close(self._keeper_pidfd)
+        os.close(self.pidfd)
+
+
+class Nursery:
+    """
+    Have keepers forked by a process that is small and single-threaded, as this one is neither.
+
+    Attributes:
+        guard: A descriptor that every keeper holds, with a lock on it; None: no one waits for their end.
+        most_files: How many files a leader may have open, where this process has raised its own limit.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._pidfd: int | None = None
+        self.identity: Identity | None = None
+        self.guard: int | None = None
+        self.most_files: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Nursery {'running' if self._socket else 'not started'} {self.identity}>"
+
+    def start(self) -> None:
+        """
+        Start the process, if there is none yet.
+
+        Raises:
+            OSError: It cannot be started for now.
+        """
+        with self._lock:
+            self._start()
+
+    def close(self) -> None:
+        """End the process; its keepers stay."""
+        with self._lock:
+            self._close()
+
+    def start_leader(self, pipes: Sequence[int], errand: Errand) -> Kept:
+        """
+        Have a keeper forked, and a leader started by it.
+
+        Args:
+            pipes: The leader's stdin, stdout and stderr, and where it is to be confined its ``cgroup.procs`` and its
+                cgroup.
+
+        Raises:
+            NotKept: The leader could not be started; nothing of it is left.
+            OSError: For want of descriptors, no nursery can be started, or the keeper does not answer.
+        """
+        line, its_line = socket.socketpair()
+        try:
+            with its_line:
+                asked = self._send(its_line.fileno())
+            line.settimeout(_ANSWER_SECONDS)
+            try:
+                return _started(line, pipes, errand)
+            except TimeoutError:
+                self._give_up(asked)  # somebody has stopped the nursery: the next one gets another
+                raise
+        except BaseException:
+            line.close()
+            raise
+
+    def _send(self, its_line: int) -> socket.socket:
+        """Put the question; return the socket of the very process that got it."""
+        with self._lock:
+            for last in (False, True):
+                self._start()
+                assert self._socket is not None  # noqa: S101 - just started
+                assert self._pidfd is not None  # noqa: S101 - just started
+                try:
+                    linux.send(self._pidfd, signal.SIGCONT)  # in case somebody has stopped it
+                    socket.send_fds(self._socket, [b"."], [its_line])
+                except TimeoutError:  # it has been stopped again, and its queue is full
+                    self._close()
+                    raise
+                except ConnectionError:  # it has been killed
+                    self._close()
+                    if last:
+                        raise
+                else:
+                    return self._socket
+        raise AssertionError  # the loop returns or raises
+
+    def _give_up(self, asked: socket.socket) -> None:
+        """End the process that did not answer, but not the one that others have been given since."""
+        with self._lock:
+            if self._socket is asked:
+                self._close()
+
+    def _start(self) -> None:
+        if self._socket is not None:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs, linux.no_signal_blocked():
+                process = subprocess.Popen(
+                    (
+                        *(sys.executable, "-I", "-S", "-c", _PROGRAM.format(theirs.fileno(), self.guard)),
+                        str(Path(agent_runtime.__file__).parent.parent),
+                    ),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    env={name: os.environ[name] for name in _NEEDED_TO_START_PYTHON if name in os.environ},
+                    cwd="/",
+                    pass_fds=(theirs.fileno(),) if self.guard is None else (theirs.fileno(), self.guard),
+                    start_new_session=True,
+                )
+        except BaseException:
+            ours.close()
+            raise
+        process.returncode = 0  # reaped as the orphans are, by its pid: the object must not wait for it
+        try:
+            self._pidfd = os.pidfd_open(process.pid)
+        except BaseException:
+            ours.close()  # it ends by itself
+            raise
+        ours.settimeout(_ANSWER_SECONDS)  # a queue that stays full must not hold up everybody for ever
+        self._socket = ours
+        seen = proc_table.read_process(process.pid)
+        self.identity = seen.identity if seen is not None else None
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._pidfd is not None:
+            linux.send(self._pidfd, signal.SIGKILL)
+            _wait(self._pidfd, _LEAVE_SECONDS)
+            with contextlib.suppress(ChildProcessError):
+                _reaped(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+
+
+nursery = Nursery()
+
+
+def _started(line: socket.socket, pipes: Sequence[int], errand: Errand) -> Kept:
+    data = marshal.dumps(errand)
+    with contextlib.suppress(ConnectionError):  # then it says why, or nothing
+        socket.send_fds(line, [len(data).to_bytes(4, "little")], pipes)
+        line.sendall(data)
+    message, told, flags, _ = socket.recv_fds(line, keeper.MESSAGE_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
+    kind, first, second = _parts(message)
+    try:
+        if kind == keeper.STARTED:
+            if flags & socket.MSG_CTRUNC or len(told) < 3:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            _await_execution(told[2])
+            os.close(told.pop())
+            return Kept(line, (told[0], told[1]), (first, second))
+    except BaseException:
+        for leader in told[1:2]:
+            linux.send(leader, signal.SIGKILL)  # the keeper would be polite first
+        for one in told:
+            os.close(one)
+        raise
+    raise NotKept(first, second) if kind == keeper.FAILED else NotKept(keeper.FORKING, errno.ECONNRESET)
+
+
+def _await_execution(report: int) -> None:
+    """Wait until the leader has executed its program, which closes the pipe."""
+    if not _wait(report, _ANSWER_SECONDS):
+        raise TimeoutError
+    if failure := os.read(report, keeper.MESSAGE_BYTES):
+        raise NotKept(*_parts(keeper.FAILED + failure)[1:])
+
+
+def _parts(message: bytes) -> tuple[bytes, int, int]:
+    return message[:1], int.from_bytes(message[1:5], "little"), int.from_bytes(message[5:9], "little")
+
+
+def _wait(descriptor: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _reaped(pidfd: int) -> int | None:
+    """Reap a child of ours and return its wait status; None as long as it lives."""
+    found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    if found is None:
+        return None
+    return found.si_status << 8 if found.si_code == os.CLD_EXITED else found.si_status

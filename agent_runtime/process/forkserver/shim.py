@@ -1,0 +1,379 @@
+"""
+A keeper: the small process between this supervisor and one attempt's leader, to which falls what the leader loses.
+
+It is a subreaper, so whoever has left its family by double forks and a session of its own stays below it, and what is
+below it belongs to its attempt, whatever it carries in its environment. It reaps, tells how the leader ended, and ends
+what is left when nobody listens any more: so nothing outlives a supervisor that was killed.
+
+This module is a program: the *nursery*, of which a supervisor has one, forks a keeper whenever it is asked to
+(``server`` asks). It imports little, as every keeper weighs what it dirties of the nursery's memory,
+and it is single-threaded, so that it may fork. Whoever may signal a keeper may end it; its orphans then go to the
+supervisor.
+
+What is said on a keeper's own socket, a stream: first the :data:`Errand`, 4 bytes of length and marshalled, and with
+the length, as ancillary data, the leader's three pipes, and, where it is to be confined, its cgroup's ``cgroup.procs``
+and that cgroup's directory; then, from the keeper, one :data:`STARTED` with two pidfds, its own and the leader's, and a
+pipe, or one :data:`FAILED`; later one :data:`ENDED`. Every message of the keeper has :data:`MESSAGE_BYTES`. The pipe
+ends when the program is executed; where it cannot be, the rest of a :data:`FAILED` comes through it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import marshal
+import os
+import resource
+import select
+
+# The modules below `signal` and `socket`, which would make every keeper heavier by their enums; and no `typing`.
+from _signal import (  # type: ignore[import-not-found]  # typeshed has none
+    SIG_BLOCK,
+    SIG_DFL,
+    SIG_IGN,
+    SIG_SETMASK,
+    SIG_UNBLOCK,
+    pthread_sigmask,
+    set_wakeup_fd,
+    signal,
+    valid_signals,
+)
+from _socket import MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import NoReturn, TypeAlias
+
+    Identity: TypeAlias = tuple[int, int, list[int]] | None
+    """User, group and further groups to become; None: as we are."""
+
+    Errand: TypeAlias = tuple[list[bytes], dict[bytes, bytes], bytes, Identity, int | None, int | None]
+    """Arguments, environment, working directory, identity, ``oom_score_adj`` and how many files may be open."""
+
+STARTED, FAILED, ENDED = b"s", b"f", b"e"
+"""With two pids; with a place and an errno; with a wait status and 0."""
+
+FORKING, CONFINING, ENTERING, BECOMING, EXECUTING = range(5)
+"""Where a start failed: a fork, the cgroup, the working directory, the user, the program."""
+
+NURSERY_NAME, KEEPER_NAME = b"agent-nursery", b"agent-keeper"
+"""What lists of processes show."""
+
+MESSAGE_BYTES = 9
+MOST_DESCRIPTORS = 8
+
+_SIGHUP, _SIGINT, _SIGKILL, _SIGTERM, _SIGCHLD, _SIGCONT, _SIGSTOP = 1, 2, 9, 15, 17, 18, 19
+_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
+_CLONE_INTO_CGROUP = 0x200000000
+_SYS_CLONE3 = 435  # the same on every architecture that has had the call
+_NICER = 10
+_GRACE_MILLISECONDS = 500
+_LOOK_AGAIN_MILLISECONDS = 2
+_LOOK_AGAIN_AT_MOST_MILLISECONDS = 1024
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc_with_gil = ctypes.PyDLL(None)
+_libc_with_gil.syscall.restype = ctypes.c_long
+_libc_with_gil.syscall.argtypes = (ctypes.c_long, ctypes.c_void_p, ctypes.c_size_t)
+
+
+def nursery(descriptor: int, guard: int | None = None) -> None:
+    """
+    Fork a keeper for every message on *descriptor*, until that is closed.
+
+    The *guard* is held, locked as it is, as long as this process or one of its keepers lives: by it the next supervisor
+    sees when nothing can come from us any more.
+
+    A message is one datagram, a byte that says nothing, and as ancillary data the keeper's socket.
+    """
+    asked = socket(fileno=descriptor)
+    if guard is not None:
+        os.set_inheritable(guard, False)
+    _libc.prctl(_PR_SET_NAME, NURSERY_NAME, 0, 0, 0)
+    signal(_SIGCHLD, SIG_IGN)  # what ends is reaped by the kernel
+    gc.disable()
+    gc.freeze()  # what is never looked at again is never copied
+    while True:
+        message, ancillary, _, _ = asked.recvmsg(16, MOST_DESCRIPTORS * 8 + 64, MSG_CMSG_CLOEXEC)
+        if not message:
+            return
+        descriptors = _descriptors(ancillary)
+        if descriptors:
+            _beget(descriptors[0], asked)
+        for one in descriptors:
+            os.close(one)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found: list[int] = []
+    for level, kind, data in ancillary:
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            found += [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data) - 3, 4)]
+    return found
+
+
+def _beget(line: int, asked: socket) -> None:
+    """Fork a keeper; it outlives us, and as an orphan it is the supervisor's."""
+    try:
+        if os.fork():
+            return
+    except OSError as error:
+        _fail(line, FORKING, error)
+        return
+    try:
+        asked.close()
+        Keeper(line).keep()
+    except OSError as error:
+        _fail(line, FORKING, error)
+    finally:
+        os._exit(0)
+
+
+class Keeper:
+    """Start a leader, tell how it ends, reap what falls to us, and end what is left when nobody listens any more."""
+
+    def __init__(self, line: int) -> None:
+        os.setsid()
+        _libc.prctl(_PR_SET_NAME, KEEPER_NAME, 0, 0, 0)
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._urgent = _become_urgent()
+        for number in (_SIGHUP, _SIGINT, _SIGTERM):
+            signal(number, SIG_IGN)  # what is sent to a family at large is not for its keeper
+        self._line = line
+        self._leader = 0
+        self._woken, wake = os.pipe()
+        os.set_blocking(self._woken, False)
+        os.set_blocking(wake, False)
+        set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal(_SIGCHLD, lambda _number, _frame: None)
+        self._poll = select.poll()
+        self._poll.register(self._woken, select.POLLIN)
+
+    def keep(self) -> None:
+        """Run the errand that comes on the line."""
+        line = socket(fileno=self._line)
+        try:
+            self._start(*_errand(line), line)
+        except OSError as error:
+            _fail(self._line, FORKING, error)
+        else:
+            self._poll.register(self._line, select.POLLIN)
+            self._reap()
+            while all(descriptor == self._woken for descriptor, _ in self._poll.poll()):
+                if not self._leader:
+                    self._let_more_end()
+                os.read(self._woken, 4096)
+                self._reap()
+            self._poll.unregister(self._line)
+        self._end_all()
+
+    def _start(self, errand: Errand, descriptors: list[int], line: socket) -> None:
+        report, theirs = os.pipe()
+        self._leader = _fork_into(descriptors[4]) if len(descriptors) > 4 else -1
+        is_in_place = self._leader >= 0
+        if not is_in_place:
+            self._leader = os.fork()
+        if self._leader == 0:
+            if is_in_place:
+                del descriptors[3:]
+            if not self._urgent:
+                os.nice(_NICER)  # so that who is to end them gets a turn, whatever they do
+            _become(errand, descriptors, theirs)
+        os.close(theirs)
+        while descriptors:
+            os.close(descriptors.pop())
+        told = (os.pidfd_open(os.getpid()), os.pidfd_open(self._leader), report)
+        rights = b"".join(one.to_bytes(4, "little") for one in told)
+        line.sendmsg([_message(STARTED, os.getpid(), self._leader)], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+        for one in told:
+            os.close(one)
+
+    def _let_more_end(self) -> None:
+        """Wait a moment, unless nobody listens any more: those who end need the processor more than we do."""
+        pthread_sigmask(SIG_BLOCK, (_SIGCHLD,))
+        poll = select.poll()
+        poll.register(self._line, 0)
+        poll.poll(_LOOK_AGAIN_MILLISECONDS)
+        pthread_sigmask(SIG_UNBLOCK, (_SIGCHLD,))
+
+    def _reap(self) -> bool:
+        """Reap whoever has ended, and tell of the leader; return whether there are children left."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            if pid == self._leader:
+                self._leader = 0
+                _say(self._line, _message(ENDED, status, 0))
+
+    def _end_all(self) -> None:
+        """
+        End whatever is left, politely first.
+
+        Only children are killed, never grandchildren: nobody but us can reap a child, so its pid cannot be another's.
+        """
+        if self._leader:
+            _kill(self._leader, _SIGINT)
+            _kill(self._leader, _SIGCONT)
+            for _ in range(_GRACE_MILLISECONDS // _LOOK_AGAIN_MILLISECONDS):
+                if not self._reap() or not self._leader:
+                    break
+                self._wait()
+        pause = _LOOK_AGAIN_MILLISECONDS
+        while self._reap():
+            for pid in _children():
+                _kill(pid, _SIGKILL)
+            # What cannot be killed, for now or for ever, is not to cost the machine anything.
+            something_ended = self._wait(pause)
+            pause = _LOOK_AGAIN_MILLISECONDS if something_ended else min(2 * pause, _LOOK_AGAIN_AT_MOST_MILLISECONDS)
+
+    def _wait(self, milliseconds: int = _LOOK_AGAIN_MILLISECONDS) -> bool:
+        """Wait until a child has ended, or that long."""
+        ended = bool(self._poll.poll(milliseconds))
+        if ended:
+            os.read(self._woken, 4096)
+        return ended
+
+
+def _errand(line: socket) -> tuple[Errand, list[int]]:
+    """Read what is to be started, and with which descriptors; where nobody asks any more, this is the end."""
+    length, ancillary, _, _ = line.recvmsg(4, MOST_DESCRIPTORS * 8 + 64, MSG_CMSG_CLOEXEC)
+    wanted, data = int.from_bytes(length, "little"), bytearray()
+    while len(data) < wanted:
+        chunk = line.recv(min(wanted - len(data), 1 << 20))
+        if not chunk:
+            break
+        data += chunk
+    descriptors = _descriptors(ancillary)
+    if len(descriptors) < 3 or len(data) < wanted:
+        os._exit(0)
+    errand: Errand = marshal.loads(data)  # noqa: S302 - it comes from our own supervisor
+    return errand, descriptors
+
+
+def _fork_into(group: int) -> int:
+    """
+    Fork as :func:`os.fork` does, but into a cgroup; -1 where this kernel, or who filters its calls, does not do it.
+
+    Who joins a group later makes the kernel wait until no processor is in the middle of a fork: up to 16 ms on an idle
+    machine (Linux 6.18). Python need not know of this fork, as there are no threads, and the child soon executes.
+
+    Source: https://man7.org/linux/man-pages/man2/clone.2.html (CLONE_INTO_CGROUP, Linux 5.7)
+    """
+    arguments = (ctypes.c_uint64 * 11)(_CLONE_INTO_CGROUP, 0, 0, 0, _SIGCHLD, 0, 0, 0, 0, 0, group)
+    return int(_libc_with_gil.syscall(_SYS_CLONE3, arguments, ctypes.sizeof(arguments)))
+
+
+def _become(errand: Errand, descriptors: Sequence[int], report: int) -> NoReturn:
+    """Turn into the leader. All other descriptors close by themselves when the program is executed."""
+    argv, env, directory, identity, oom_score, most_files = errand
+    where = CONFINING
+    try:
+        os.setsid()
+        if len(descriptors) > 3:
+            os.write(descriptors[3], b"0")
+        if oom_score is not None:
+            _set("/proc/self/oom_score_adj", oom_score)
+        if most_files is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        for place in range(3):
+            os.dup2(descriptors[place], place)  # all of them lie above: 0, 1 and 2 were open when they came
+        where = ENTERING
+        os.chdir(directory)
+        where = BECOMING
+        if identity is not None:
+            os.setgroups(identity[2])
+            os.setregid(identity[1], identity[1])
+            os.setreuid(identity[0], identity[0])
+        where = EXECUTING
+        set_wakeup_fd(-1)
+        for number in valid_signals():
+            if number not in (_SIGKILL, _SIGSTOP):
+                signal(number, SIG_DFL)
+        pthread_sigmask(SIG_SETMASK, ())
+        _execute(argv, env)
+    except OSError as error:
+        os.write(report, _message(b"", where, error.errno or errno.EIO))
+    finally:
+        os._exit(255)
+
+
+def _execute(argv: list[bytes], env: dict[bytes, bytes]) -> None:
+    if b"/" in argv[0]:
+        os.execve(argv[0], argv, env)  # noqa: S606 - no shell is wanted
+    problem: OSError = FileNotFoundError(errno.ENOENT, "")
+    for directory in env.get(b"PATH", os.fsencode(os.defpath)).split(b":"):
+        try:
+            os.execve(os.path.join(directory or b".", argv[0]), argv, env)  # noqa: S606, PTH118 - bytes; no shell
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            problem = error
+    raise problem
+
+
+def _set(path: str, number: int) -> None:
+    """Write a number into a file of the kernel, where that is allowed and the file is there."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY)
+        os.write(descriptor, b"%d" % number)
+        os.close(descriptor)
+    except OSError:
+        pass  # of its score the supervisor sees that it was not raised; the others do without
+
+
+def _become_urgent() -> bool:
+    """
+    Have our turn before those below us, however many of them spin; what we fork starts with the usual rank.
+
+    Returns False where that is not allowed, for want of CAP_SYS_NICE.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    except OSError:
+        return False
+    return True
+
+
+def _children() -> list[int]:
+    own = os.getpid()
+    try:
+        with open(f"/proc/self/task/{own}/children", "rb") as listed:  # noqa: PTH123 - pathlib weighs too much
+            return [int(pid) for pid in listed.read().split()]
+    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+        return [int(name) for name in os.listdir("/proc") if name.isdecimal() and _parent(name) == own]  # noqa: PTH208
+
+
+def _parent(name: str) -> int | None:
+    try:
+        with open(f"/proc/{name}/stat", "rb") as stat:  # noqa: PTH123 - pathlib weighs too much
+            return int(stat.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return None
+
+
+def _kill(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except OSError:
+        pass  # gone, or of a user we may not signal
+
+
+def _fail(descriptor: int, where: int, error: OSError) -> None:
+    _say(descriptor, _message(FAILED, where, error.errno or errno.EIO))
+
+
+def _say(descriptor: int, message: bytes) -> None:
+    try:
+        os.write(descriptor, message)
+    except OSError:
+        pass  # nobody listens any more, and the loop is about to see it
+
+
+def _message(kind: bytes, first: int, second: int) -> bytes:
+    return kind + first.to_bytes(4, "little") + second.to_bytes(4, "little")

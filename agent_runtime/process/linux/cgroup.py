@@ -1,0 +1,349 @@
+"""One cgroup (version 2) that holds one attempt: what it may use, what happened in it, and its end in one write."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.process.linux import syscalls as linux
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+GONE = (errno.ENODEV, errno.ENOENT)
+"""What a descriptor of a removed cgroup's file answers, and what its path does."""
+
+_PAUSE_SECONDS = 0.001
+_CPU_PERIOD_MICROSECONDS = 100_000
+_CPU_LEAST_MICROSECONDS = 1000
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """
+    What one execution may use; None: as much as there is.
+
+    Attributes:
+        memory_bytes: With what the kernel keeps for it, page cache included; nothing goes to swap beyond it.
+        pids: Processes and their threads.
+        cpus: 1.0 is one CPU's time.
+    """
+
+    memory_bytes: int | None = None
+    pids: int | None = None
+    cpus: float | None = None
+
+    @property
+    def controllers(self) -> tuple[str, ...]:
+        """Names of the controllers that enforce them; empty: nothing is limited."""
+        asked = {"memory": self.memory_bytes, "pids": self.pids, "cpu": self.cpus}
+        return tuple(name for name, limit in asked.items() if limit is not None)
+
+    def files(self) -> Iterator[tuple[str, str, bool]]:
+        """
+        Yield the file, what to write, and whether it has to be there.
+
+        ``memory.oom.group`` stays 0: the kernel then takes one process, the biggest, which nearly always is a tool's,
+        and the agent reads of it and can go about it differently. Were it 1, the CLI would go with every greedy test
+        run. If the CLI itself is taken, the sweep ends the rest.
+
+        Swap is shut off, or the limit would be one on everybody's disk instead.
+
+        Source: https://docs.kernel.org/admin-guide/cgroup-v2.html
+        """
+        if self.memory_bytes is not None:
+            yield "memory.oom.group", "0", False
+            yield "memory.swap.max", "0", False  # not there where the kernel does not account for swap
+            yield "memory.max", str(self.memory_bytes), True
+        if self.pids is not None:
+            yield "pids.max", str(self.pids), True
+        if self.cpus is not None:
+            quota = max(_CPU_LEAST_MICROSECONDS, round(self.cpus * _CPU_PERIOD_MICROSECONDS))
+            yield "cpu.max", f"{quota} {_CPU_PERIOD_MICROSECONDS}", True
+
+
+class Events(msgspec.Struct, frozen=True):
+    """
+    What the kernel has counted since the group was made; 0 where nothing counts.
+
+    Attributes:
+        oom_kills: Processes killed for want of memory, whether the group's own limit or one above it was met.
+        at_memory_limit: How often memory had to be given back to stay within the limit.
+        forks_refused: How often a fork failed at the limit of processes.
+    """
+
+    oom_kills: int = 0
+    at_memory_limit: int = 0
+    forks_refused: int = 0
+
+    @property
+    def oom(self) -> bool:
+        """Whether the kernel has killed anything of the attempt for want of memory."""
+        return self.oom_kills > 0
+
+
+class Group:
+    """
+    A cgroup of one attempt.
+
+    What ending it takes is opened here, so that it needs no descriptor, no fork and no thread later. Every method may
+    be called from any thread, any number of times; after :meth:`remove` they find nothing.
+
+    Args:
+        has_kill: Whether to use ``cgroup.kill``, where it is there.
+
+    Attributes:
+        place: The group itself, for a child to be forked into; -1 once closed, as is the next.
+        procs: Whoever writes ``0`` here joins the group; the child does so before it gives up its rights.
+        changes: Has ``POLLPRI`` whenever the group becomes empty or populated; :attr:`populated` takes it back.
+    """
+
+    def __init__(self, directory: Path, *, has_kill: bool = True) -> None:
+        self.directory = directory
+        self._lock = threading.RLock()
+        self._open: set[int] = set()
+        self._spare = linux.Spare(3)
+        try:
+            self.place = self._must("", os.O_PATH | os.O_DIRECTORY)
+            self.procs = self._must("cgroup.procs", os.O_WRONLY)
+            self.changes = self._must("cgroup.events", os.O_RDONLY)
+            self._members = self._must("cgroup.procs", os.O_RDONLY)
+            self._kill = self._may("cgroup.kill", os.O_WRONLY) if has_kill else None
+            self._freeze = self._may("cgroup.freeze", os.O_WRONLY) if self._kill is None else None
+            self._memory_events = self._may("memory.events", os.O_RDONLY)
+            self._pids_events = self._may("pids.events", os.O_RDONLY)
+            self._events = Events()
+            if self._kill is None:
+                self._spare.fill()
+        except BaseException:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        state = "populated" if self.populated else "empty"
+        return f"<Group {self.directory.name} {state if self._open else 'closed'}>"
+
+    @property
+    def populated(self) -> bool:
+        """Whether anything lives in it or in a group below it."""
+        return _counters(self._read(self.changes)).get("populated", 0) != 0
+
+    @property
+    def counts_memory(self) -> bool:
+        """Whether the kernel counts here what it kills for want of memory: the memory controller reaches this far."""
+        return self._memory_events is not None
+
+    def pids(self) -> set[int]:
+        """
+        Return the processes in it and in the groups below it.
+
+        Without descriptors those below are not seen; :attr:`populated` knows of them.
+        """
+        found = _numbers(self._read(self._members))
+        with contextlib.suppress(OSError):
+            for group in below(self.directory):
+                found |= _numbers((group / "cgroup.procs").read_bytes())
+        return found - {0}  # so the kernel names who is outside our PID namespace
+
+    def events(self) -> Events:
+        """Tell what was counted; once the group is closed, what was last told."""
+        with self._lock:
+            memory, pids = self._read(self._memory_events), self._read(self._pids_events)
+            if memory or pids:
+                counted = _counters(memory)
+                self._events = Events(
+                    # Of a kill of the whole group every process counts as well.
+                    oom_kills=max(counted.get("oom_kill", 0), counted.get("oom_group_kill", 0)),
+                    at_memory_limit=counted.get("max", 0),
+                    forks_refused=_counters(pids).get("max", 0),
+                )
+            return self._events
+
+    def kill(self) -> None:
+        """
+        Kill everything in it and below it at once, also what is stopped, frozen, or being forked.
+
+        Before Linux 5.14, which has no ``cgroup.kill``: freeze it, so that nothing forks, and kill one by one.
+        """
+        with self._lock:
+            if self._kill is not None:
+                if self._write(self._kill, b"1"):
+                    return
+            elif self._freeze is not None:
+                self._write(self._freeze, b"1")
+            self._kill_one_by_one()
+
+    def kill_each(self) -> None:
+        """
+        Kill one by one what :meth:`kill` has left: the threads of a process whose main thread alone has ended.
+
+        ``cgroup.kill`` sends its signal to the main thread, where nobody takes it any more (Linux 6.18).
+        """
+        with self._lock:
+            self._kill_one_by_one()
+
+    def wait_until_empty(self, deadline: float) -> bool:
+        """
+        Wait until nothing lives in it.
+
+        Args:
+            deadline: When to give up, on the monotonic clock.
+        """
+        poll = select.poll()
+        poll.register(self.changes, select.POLLPRI)
+        while self.populated:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return False
+            poll.poll(min(remaining, 0.1) * 1000)  # another thread that asks takes the news from this one
+        return True
+
+    def close_ways_in(self) -> None:
+        """Close the ways in, once the child is through one of them."""
+        with self._lock:
+            for way_in in self._open & {self.place, self.procs}:
+                self._open.remove(way_in)
+                os.close(way_in)
+            self.place = self.procs = -1
+
+    def remove(self, within_seconds: float = 1.0) -> bool:
+        """
+        Remove it with all groups below it, and close it; tell whether it is gone.
+
+        The dying keep it busy for a moment, so it is tried again until then. What is left is for the next start.
+        """
+        self.events()
+        deadline = time.monotonic() + within_seconds
+        while not (gone := remove_tree(self.directory)) and time.monotonic() < deadline:
+            time.sleep(_PAUSE_SECONDS)
+        self.close()
+        return gone
+
+    def close(self) -> None:
+        """Close all descriptors; the group stays, with whoever is in it."""
+        with self._lock:
+            while self._open:
+                os.close(self._open.pop())
+            self._kill = self._freeze = self._memory_events = self._pids_events = None
+            self.place = self.procs = self.changes = self._members = -1
+            self._spare.close()
+
+    def _kill_one_by_one(self) -> None:
+        for spare in (contextlib.nullcontext(), self._spare.lent()):
+            try:
+                with spare:
+                    for pid in self.pids():
+                        self._kill_member(pid)
+            except OSError as error:
+                if error.errno not in linux.OUT_OF_DESCRIPTORS:
+                    raise
+            else:
+                return
+
+    def _kill_member(self, pid: int) -> None:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            if pid in self.pids():  # so the descriptor names a member, not who got its pid
+                with contextlib.suppress(PermissionError):
+                    linux.send(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
+
+    def _must(self, name: str, flags: int) -> int:
+        descriptor = os.open(self.directory / name, flags | os.O_CLOEXEC)
+        self._open.add(descriptor)
+        return descriptor
+
+    def _may(self, name: str, flags: int) -> int | None:
+        try:
+            return self._must(name, flags)
+        except FileNotFoundError:
+            return None
+
+    def _read(self, descriptor: int | None) -> bytes:
+        """Read a whole file of the group; nothing where it is not open, or the group is removed."""
+        if descriptor is None:
+            return b""
+        with self._lock:
+            if descriptor not in self._open:
+                return b""
+            data = b""
+            try:
+                while chunk := os.pread(descriptor, 65536, len(data)):
+                    data += chunk
+            except OSError as error:
+                if error.errno not in (*GONE, errno.EOPNOTSUPP):  # the latter: the child made it a threaded one
+                    raise
+            return data
+
+    def _write(self, descriptor: int, data: bytes) -> bool:
+        """Write to a file of the group; tell whether it was taken, or there is nothing left to write to."""
+        try:
+            os.write(descriptor, data)
+        except OSError as error:
+            if error.errno not in (*GONE, errno.EOPNOTSUPP):
+                raise
+            return error.errno in GONE
+        return True
+
+
+def remove_tree(directory: Path) -> bool:
+    """Remove a cgroup and those below it, if nothing lives in them; tell whether it is gone."""
+    try:
+        if _remove(directory):  # most have none below them, and then it takes no descriptor
+            return True
+        gone = True
+        for group in (*reversed(list(below(directory))), directory):
+            gone = _remove(group) and gone
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, *linux.OUT_OF_DESCRIPTORS):
+            return False
+        raise
+    return gone
+
+
+def below(directory: Path) -> Iterator[Path]:
+    """
+    Yield the cgroups below one, each before those below it.
+
+    Raises:
+        OSError: One cannot be read; it is no error if one has just been removed.
+    """
+    waiting = [directory]
+    while waiting:
+        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
+            found = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+            yield from found
+            waiting += found
+
+
+def _remove(group: Path) -> bool:
+    try:
+        group.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.EBUSY, errno.ENOTEMPTY):
+            return False
+        raise
+    return True
+
+
+def _numbers(text: bytes) -> set[int]:
+    return {int(word) for word in text.split()}
+
+
+def _counters(text: bytes) -> dict[str, int]:
+    pairs = (line.split() for line in text.splitlines())
+    return {pair[0].decode(): int(pair[1]) for pair in pairs if len(pair) == 2}

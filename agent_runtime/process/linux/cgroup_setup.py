@@ -1,0 +1,367 @@
+"""
+Find out whether cgroups (version 2) can be made here, and make one for each attempt.
+
+A process that is in a group of its own from before its first instruction leaves it neither by ``setsid`` nor by any
+number of forks, and one write ends all that is in it. Only who may write to the groups themselves can move out: a child
+that runs as the supervisor's own user. So the other layers look all the same.
+
+Limits need controllers, and a group that hands controllers down may hold no process itself. So only where limits are
+asked for, all that is in our own cgroup (this process, an init, a person's shell) moves into a leaf below it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.errors import CannotStart
+from agent_runtime.process.linux import cgroup_mount
+from agent_runtime.process.linux.cgroup import Group, Limits, below, remove_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+PREFIX = "agent-runtime."
+LEAF = "agent-runtime-supervisor"
+"""Where the supervisor, and what was beside it, lives once there are limits; a supervisor started anew begins there."""
+
+_TRIAL = "agent-runtime-trial."
+_LONGEST_MARK = 200
+_MOVING_ROUNDS = 100
+_MOST_GROUPS_LOOKED_AT = 20_000
+_PATIENCE_SECONDS = 1.0
+
+_SETTINGS = {
+    "memory": "AGENT_RUNTIME_EXECUTION_MEMORY",
+    "pids": "AGENT_RUNTIME_EXECUTION_PIDS",
+    "cpu": "AGENT_RUNTIME_EXECUTION_CPUS",
+}
+_REMEDY = (
+    "give the container a writable cgroup v2 of its own (Docker: --cgroupns private with --security-opt "
+    "writable-cgroups=true; containerd: cgroup_writable; systemd: Delegate=yes), or leave the setting out"
+)
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """
+    Whether cgroups can be made here.
+
+    Attributes:
+        base: In which cgroup they are made; None: they cannot be.
+        reason: One sentence for a person, either way.
+        has_kill: The kernel ends a whole group in one write (Linux 5.14).
+        controllers: What could be limited here.
+    """
+
+    base: Path | None
+    reason: str
+    has_kill: bool = False
+    controllers: frozenset[str] = frozenset()
+
+    @property
+    def usable(self) -> bool:
+        """Whether each attempt can have a cgroup of its own."""
+        return self.base is not None
+
+
+class _NotHere(Exception):
+    """Cgroups cannot be made in this place; the message is the reason."""
+
+
+def find(proc: Path = Path("/proc/self")) -> Finding:
+    """
+    Find out by doing it: make a group, move this process in and back out, remove it.
+
+    Call it at start, before there are threads or children. It changes nothing for good, but for controllers that an
+    earlier supervisor has handed down from the cgroup that this process is in: they are taken back.
+
+    Args:
+        proc: Where ``cgroup`` and ``mountinfo`` of this process are read.
+    """
+    try:
+        places = cgroup_mount.locate((proc / "cgroup").read_text(), (proc / "mountinfo").read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        return Finding(None, f"what cgroup this process is in cannot be read ({type(error).__name__})")
+    reasons = []
+    for place in places:
+        if place.directory is None:
+            reasons.append(place.reason)
+            continue
+        base = place.directory.parent if place.directory.name == LEAF else place.directory
+        try:
+            has_kill = _try(base, place.directory)
+        except _NotHere as error:
+            reasons.append(str(error))
+        else:
+            how = "cgroup.kill" if has_kill else "freezing, as this kernel has no cgroup.kill"
+            return Finding(base, f"each attempt has a cgroup of its own, ended by {how}", has_kill, _words(base))
+    return Finding(None, reasons[0])
+
+
+def _try(base: Path, own: Path) -> bool:
+    trial = base / f"{_TRIAL}{os.getpid()}.{secrets.token_hex(4)}"
+    try:
+        trial.mkdir()
+    except OSError as error:
+        raise _NotHere(_why(error, base, "no cgroup can be made below")) from None
+    try:
+        with contextlib.ExitStack() as stack:
+            _take_back(own)
+            back = os.open(own / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            stack.callback(os.close, back)
+            group = Group(trial)
+            stack.callback(group.close)
+            os.write(group.procs, b"0")
+            try:
+                seen = group.populated
+            finally:
+                os.write(back, b"0")
+            if not seen or not group.wait_until_empty(time.monotonic() + _PATIENCE_SECONDS):
+                raise _NotHere(f"the cgroup v2 at {base} does not tell who is in a group")
+            group.kill()  # nobody is in it: whether it may be written to
+            return (trial / "cgroup.kill").exists()
+    except OSError as error:
+        raise _NotHere(_why(error, base, "no process can be moved into a cgroup below")) from None
+    finally:
+        _remove_soon(trial)
+
+
+def _take_back(own: Path) -> None:
+    """
+    Hand no controllers down any more from our own cgroup, if an earlier supervisor did.
+
+    Nothing lives below it then, or this process could not be in it; and as long as they are handed down, with this
+    process in it, the groups below can only be threaded ones, which no process can be moved into.
+
+    Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#threads
+    """
+    handed_down = (own / "cgroup.subtree_control").read_text().split()
+    if handed_down and not _is_root(own):
+        (own / "cgroup.subtree_control").write_text(" ".join(f"-{name}" for name in handed_down))
+
+
+def _is_root(group: Path) -> bool:
+    """Tell whether it is the machine's root cgroup, which alone may have both, processes and controllers below it."""
+    return not (group / "cgroup.type").exists()
+
+
+def _why(error: OSError, base: Path, what: str) -> str:
+    if error.errno == errno.EROFS:
+        return f"the cgroup v2 at {base} is mounted read-only"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{what} {base}: it is not delegated to this user"
+    return f"{what} {base} ({errno.errorcode.get(error.errno or 0, 'unknown error')})"
+
+
+def _words(base: Path) -> frozenset[str]:
+    return frozenset((base / "cgroup.controllers").read_text().split())
+
+
+class Groups:
+    """
+    Where the groups of attempts are made. Made by :func:`prepare` only.
+
+    Attributes:
+        limits: What each attempt may use.
+    """
+
+    def __init__(self, base: Path, limits: Limits, *, has_kill: bool = True) -> None:
+        self.base = base
+        self.limits = limits
+        self._has_kill = has_kill
+
+    def make(self, mark: str) -> Group:
+        """
+        Make the group of one attempt; nobody is in it yet.
+
+        Args:
+            mark: The attempt's; the group's name tells it, so that the next supervisor knows what was left to it.
+
+        Raises:
+            OSError: The system would not; nothing is left behind.
+        """
+        directory = self._new(PREFIX + _safe(mark))
+        group: Group | None = None
+        try:
+            # Set first: the group's descriptors for what is counted are there only then, and nobody is in it yet.
+            for name, value, needed in self.limits.files():
+                if needed or (directory / name).exists():
+                    (directory / name).write_text(value)
+            group = Group(directory, has_kill=self._has_kill)
+        finally:
+            if group is None:
+                remove_tree(directory)
+        return group
+
+    def sweep_leftovers(self, is_left: Callable[[str], bool], *, within_seconds: float = 5.0) -> int:
+        """
+        Kill what is in the groups that an earlier supervisor has left and remove them; tell how many were killed.
+
+        All groups that can be seen from here are looked at: the earlier one may have been started in another place.
+
+        Args:
+            is_left: Tells of a mark whether it is of an earlier supervisor of our data directory.
+        """
+        deadline = time.monotonic() + within_seconds
+        killed = 0
+        for directory in self._ours(is_left):
+            try:
+                group = Group(directory, has_kill=self._has_kill)
+            except OSError:
+                continue
+            pids: set[int] = set()
+            while group.populated and time.monotonic() < deadline:
+                pids |= group.pids()
+                group.kill()
+                group.wait_until_empty(min(deadline, time.monotonic() + 0.05))
+            killed += len(pids)
+            if not group.remove(max(0.0, min(_PATIENCE_SECONDS, deadline - time.monotonic()))):
+                log.error("a cgroup of an earlier supervisor cannot be ended: %s", directory.name)
+        return killed
+
+    def _ours(self, is_left: Callable[[str], bool]) -> list[Path]:
+        top = self.base
+        while (top.parent / "cgroup.procs").exists():
+            top = top.parent
+        found = []
+        try:
+            for number, group in enumerate(below(top)):
+                if group.name.startswith(PREFIX) and is_left(group.name.removeprefix(PREFIX)):
+                    found.append(group)
+                if number >= _MOST_GROUPS_LOOKED_AT:
+                    break
+        except OSError as error:
+            log.warning("not all cgroups could be looked at for leftovers: %s", errno.errorcode.get(error.errno or 0))
+        return found
+
+    def _new(self, name: str) -> Path:
+        directory = self.base / name
+        try:
+            directory.mkdir()
+        except FileExistsError:  # somebody else's, whoever may be in it: never that one
+            directory = self.base / f"{name}.{secrets.token_hex(8)}"
+            directory.mkdir()
+        return directory
+
+
+NO_LIMITS = Limits()
+
+
+def check(finding: Finding, limits: Limits) -> None:
+    """
+    See whether limits could be enforced, as far as that shows without changing anything.
+
+    Raises:
+        CannotStart: One cannot be enforced here; says which, why, and what to do.
+    """
+    for name in limits.controllers:
+        if not finding.usable:
+            raise _cannot(name, finding.reason)
+        if name not in finding.controllers:
+            raise _cannot(name, f"no {name} controller is handed down to the cgroup of this process")
+
+
+def prepare(finding: Finding, limits: Limits = NO_LIMITS) -> Groups | None:
+    """
+    Make ready for attempts; with limits this moves what is in our cgroup into a leaf.
+
+    Returns None where cgroups cannot be made, and nothing asks for them.
+
+    Raises:
+        CannotStart: A limit was asked for that cannot be enforced here; says which, why, and what to do.
+    """
+    check(finding, limits)
+    if finding.base is None:
+        return None
+    groups = Groups(finding.base, limits, has_kill=finding.has_kill)
+    if limits.controllers:
+        _hand_down(finding.base, limits.controllers)
+        _try_limits(groups)
+    return groups
+
+
+def _cannot(controller: str, reason: str) -> CannotStart:
+    return CannotStart(f"{_SETTINGS[controller]} cannot be enforced here: {reason}; {_REMEDY}")
+
+
+def _hand_down(base: Path, controllers: tuple[str, ...]) -> None:
+    """Hand controllers down to the groups below *base*, whatever lives in it moved out of the way before."""
+    missing = [name for name in controllers if name not in (base / "cgroup.subtree_control").read_text().split()]
+    if not missing:
+        return
+    words = " ".join(f"+{name}" for name in missing)
+    error: OSError | None = None
+    for _ in range(_MOVING_ROUNDS):
+        try:
+            if not _is_root(base):
+                _move_out(base)
+            (base / "cgroup.subtree_control").write_text(words)
+        except _NotHere as caught:
+            raise _cannot(missing[0], str(caught)) from None
+        except OSError as caught:
+            error = caught
+            if caught.errno != errno.EBUSY:
+                break
+        else:
+            return
+    raise _cannot(missing[0], _why(error or OSError(), base, "controllers cannot be handed down to a cgroup below"))
+
+
+def _move_out(base: Path) -> None:
+    leaf = base / LEAF
+    leaf.mkdir(exist_ok=True)
+    for pid in (base / "cgroup.procs").read_text().split():
+        if pid == "0":
+            raise _NotHere(f"a process that cannot be seen from here is in the cgroup {base}, too")
+        try:
+            (leaf / "cgroup.procs").write_text(pid)
+        except ProcessLookupError:
+            continue  # it has ended
+
+
+def _try_limits(groups: Groups) -> None:
+    """Set the limits on a group, and see that they are what was asked for."""
+    try:
+        group = groups.make(f"trial.{secrets.token_hex(8)}")
+    except OSError as error:
+        raise _cannot(
+            groups.limits.controllers[0], _why(error, groups.base, "it cannot be set on a cgroup below")
+        ) from None
+    try:
+        for (name, asked, needed), controller in zip(
+            (row for row in groups.limits.files() if row[2]), groups.limits.controllers, strict=True
+        ):
+            said = (group.directory / name).read_text().split()
+            if needed and not _is_what_was_asked(said, asked.split()):
+                raise _cannot(controller, f"the kernel took {' '.join(said)} instead of {asked}")
+    finally:
+        group.remove()
+
+
+def _is_what_was_asked(said: list[str], asked: list[str]) -> bool:
+    # Memory is counted in whole pages, rounded down.
+    return len(said) == len(asked) and all(
+        s == a or (s.isdecimal() and 0 <= int(a) - int(s) < os.sysconf("SC_PAGE_SIZE"))
+        for s, a in zip(said, asked, strict=True)
+    )
+
+
+def _remove_soon(directory: Path) -> None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not remove_tree(directory) and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+def _safe(mark: str) -> str:
+    """Make a directory's name of a mark: a cgroup's may have no slash and no newline in it."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in mark)[:_LONGEST_MARK]

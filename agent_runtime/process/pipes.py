@@ -1,0 +1,212 @@
+"""The only place that reads a child's pipes and writes its stdin."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import select
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from agent_runtime.evidence.detector import Channel
+from agent_runtime.process.framing import MOST_BYTES, LineFramer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent_runtime.process.framing import Lines
+
+WRITE_BYTES = 256 * 1024
+"""How much of stdin is written at once."""
+
+
+class Wake:
+    """Wake a poll loop from any thread, at any time, without blocking."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def fileno(self) -> int:
+        """Descriptor to poll."""
+        return self._fd
+
+    def set(self) -> None:
+        """Wake the loop; also when it has ended already, then nothing happens."""
+        if self._fd >= 0:
+            # A full counter has woken it already.
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_write(self._fd, 1)
+
+    def clear(self) -> None:
+        """Take the wake-up."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._fd)
+
+    def close(self) -> None:
+        """Give the descriptor back; the caller sees to it that no other thread is inside :meth:`set`."""
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+
+@dataclass(slots=True)
+class _Stream:
+    channel: Channel
+    fd: int
+    framer: LineFramer
+    peeked_bytes: int = -1
+    open: bool = field(default=True)
+
+
+class Pipes:
+    """
+    Move bytes between one child and its attempt: one :meth:`turn` waits once and delivers what is there.
+
+    Memory is bounded by one chunk and one unfinished line a stream. A line that stays without a newline while the child
+    is quiet is shown to *on_quiet* as it is, so that a message the child never finishes is still seen.
+
+    Args:
+        stdin: Non-blocking descriptor; *stdin_bytes* are written to it and it is closed.
+        close_stdin: Closes the child's stdin (only :mod:`agent_runtime.process.child` closes descriptors).
+        on_lines: Called with the lines of one chunk and the monotonic time at which it was read.
+        on_quiet: Called with a stream's unfinished line, once, after :data:`QUIET_SECONDS` of silence.
+    """
+
+    QUIET_SECONDS = 0.1
+
+    def __init__(
+        self,
+        *,
+        stdin: int,
+        stdout: int,
+        stderr: int,
+        pidfd: int,
+        wake: Wake,
+        stdin_bytes: bytes,
+        close_stdin: Callable[[], None],
+        frame_limit_bytes: int,
+        on_lines: Callable[[Channel, Lines, float], None],
+        on_quiet: Callable[[Channel, bytes, float], None],
+    ) -> None:
+        self._stdin = stdin
+        self._unsent = memoryview(stdin_bytes)
+        self._close_stdin = close_stdin
+        self._pidfd = pidfd
+        self._wake = wake
+        self._on_lines = on_lines
+        self._on_quiet = on_quiet
+        # stderr first: where both are ready, its line says more than the frame of the same failure.
+        self._streams = [
+            _Stream(Channel.STDERR, stderr, LineFramer(frame_limit_bytes)),
+            _Stream(Channel.STDOUT, stdout, LineFramer(frame_limit_bytes)),
+        ]
+        self._poll = select.poll()
+        self._poll.register(pidfd, select.POLLIN)
+        self._poll.register(wake.fileno(), select.POLLIN)
+        for stream in self._streams:
+            self._poll.register(stream.fd, select.POLLIN)
+            _widen(stream.fd)
+        self._has_stdin = True
+        if self._unsent:
+            self._poll.register(stdin, select.POLLOUT)
+        else:
+            self._end_stdin()
+        self.leader_gone = False
+        """Whether the process itself has ended; others may still hold its pipes."""
+
+    @property
+    def open(self) -> bool:
+        """Whether somebody can still write to us."""
+        return any(stream.open for stream in self._streams)
+
+    def turn(self, timeout_seconds: float) -> bool:
+        """Wait for something to happen, at most for *timeout_seconds*, deliver it, and tell whether a stream spoke."""
+        unfinished = any(s.open and 0 < s.framer.pending_bytes != s.peeked_bytes for s in self._streams)
+        if unfinished:
+            timeout_seconds = min(timeout_seconds, self.QUIET_SECONDS)
+        ready = dict(
+            self._poll.poll(None if math.isinf(timeout_seconds) else max(0, math.ceil(timeout_seconds * 1000)))
+        )
+        if self._wake.fileno() in ready:
+            self._wake.clear()
+        if self._has_stdin and self._stdin in ready:
+            self._write()
+        heard = False
+        for stream in self._streams:
+            if stream.open and stream.fd in ready:
+                heard = True
+                self._read(stream)
+        if self._pidfd in ready and not self.leader_gone:
+            self.leader_gone = True
+            self._poll.unregister(self._pidfd)
+        if unfinished and not heard:
+            self._peek()
+        return heard
+
+    def catch_up(self, limit_seconds: float) -> None:
+        """Read what was written already, without waiting for more; at most for *limit_seconds* where it never ends."""
+        until = time.monotonic() + limit_seconds
+        while self.open and self.turn(0) and time.monotonic() < until:
+            pass
+
+    def drain(self, timeout_seconds: float) -> None:
+        """Read on until every writer is gone, or for *timeout_seconds*, and close with what is unfinished."""
+        until = time.monotonic() + timeout_seconds
+        while self.open and (left := until - time.monotonic()) > 0:
+            self.turn(left)
+        for stream in self._streams:
+            self._end(stream)
+
+    def _read(self, stream: _Stream) -> None:
+        try:
+            count = os.readv(stream.fd, (stream.framer.room(),))
+        except BlockingIOError:
+            return
+        except OSError:
+            count = 0
+        now = time.monotonic()
+        if count:
+            stream.peeked_bytes = -1
+            self._on_lines(stream.channel, stream.framer.feed(count), now)
+        else:
+            self._end(stream)
+
+    def _end(self, stream: _Stream) -> None:
+        if stream.open:
+            stream.open = False
+            self._poll.unregister(stream.fd)
+            self._on_lines(stream.channel, stream.framer.close(), time.monotonic())
+
+    def _peek(self) -> None:
+        now = time.monotonic()
+        for stream in self._streams:
+            pending = stream.framer.pending_bytes
+            if stream.open and 0 < pending != stream.peeked_bytes:
+                stream.peeked_bytes = pending
+                self._on_quiet(stream.channel, stream.framer.peek(), now)
+
+    def _write(self) -> None:
+        try:
+            sent = os.write(self._stdin, self._unsent[:WRITE_BYTES])
+        except BlockingIOError:
+            return
+        except OSError:
+            # The child does not read; that alone is no failure, its end tells.
+            sent = len(self._unsent)
+        self._unsent = self._unsent[sent:]
+        if not self._unsent:
+            self._poll.unregister(self._stdin)
+            self._end_stdin()
+
+    def _end_stdin(self) -> None:
+        # An open stdin costs the CLI three seconds a run (measured, 1.0.128 to 2.1.330).
+        self._has_stdin = False
+        self._close_stdin()
+
+
+def _widen(fd: int) -> None:
+    # So that a chatty child blocks less often. Not permitted beyond the user's pipe quota; then it stays as it is.
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, MOST_BYTES)

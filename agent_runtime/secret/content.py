@@ -1,0 +1,252 @@
+"""
+What the secret file may hold, decided from its bytes alone.
+
+Reasons never repeat any of the content: whoever mounted the wrong file must not find it in a log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+
+from agent_runtime.model.tokens import Token
+from agent_runtime.secret.token_forms import BLANKS, FAMILY, NoToken, token_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LIMIT_BYTES = 64 * 1024
+"""A longer content is never accepted, and no more than this and one byte is ever read."""
+
+FIRST_MILLISECONDS = 1e12
+LAST_SECONDS = 1e11
+"""
+A number counts milliseconds from the first on and seconds up to the second; between them it is no time of these
+centuries in either.
+
+Writers mix the two up because the CLI's own ``expiresAt`` is in milliseconds.
+"""
+
+FIRST_SECONDS_FOR_CLI = 1e9
+"""In ``expiresAt`` a lower number counts milliseconds, too: both lie before the CLI was made."""
+
+LONGEST_TIME = 64
+LONGEST_NAME = 200
+
+T = TypeVar("T")
+
+
+class SecretContent(msgspec.Struct, frozen=True):
+    """
+    A content that can be used.
+
+    Attributes:
+        expires_at: Epoch seconds.
+        warnings: What was odd and could be put right; free of the content.
+        complete: No part of a longer content can look like this: it is a JSON object, or ends with a newline.
+    """
+
+    token: Token
+    expires_at: float | None = None
+    subscription: str | None = None
+    warnings: tuple[str, ...] = ()
+    complete: bool = False
+
+
+class Unusable(msgspec.Struct, frozen=True):
+    """
+    Why there is no token.
+
+    Attributes:
+        reason: Goes after "the secret file"; free of the content and of :data:`agent_runtime.errors.RESERVED_WORDS`.
+        absent: There is nothing at all, as against something that is wrong.
+    """
+
+    reason: str
+    absent: bool = False
+
+
+class Trouble(StrEnum):
+    """What is wrong with a secret file, in few words, for counting."""
+
+    MISSING = "missing"
+    EMPTY = "empty"
+    UNREADABLE = "unreadable"
+    NO_FILE = "no_file"
+    TOO_LONG = "too_long"
+    WRONG_CONTENT = "wrong_content"
+    BAD_JSON = "bad_json"
+    UNSETTLED = "unsettled"
+    DETACHED = "detached"
+    OTHER = "other"
+
+
+_TROUBLES = (
+    ("is missing", Trouble.MISSING),
+    ("is empty", Trouble.EMPTY),
+    ("cannot be read", Trouble.UNREADABLE),
+    ("is longer than", Trouble.TOO_LONG),
+    ("is a JSON object", Trouble.BAD_JSON),
+    ("begins like JSON", Trouble.BAD_JSON),
+    ("holds ", Trouble.WRONG_CONTENT),
+    ("is a directory", Trouble.NO_FILE),
+    ("is a FIFO", Trouble.NO_FILE),
+    ("is not a regular file", Trouble.NO_FILE),
+    ("has only just been written", Trouble.UNSETTLED),
+    ("was replaced outside", Trouble.DETACHED),
+)
+
+
+def trouble_in(error: str) -> Trouble:
+    """Tell the kind of a reason, whether or not it stands after "the secret file"."""
+    reason = error.removeprefix("the secret file ")
+    return next((trouble for begins, trouble in _TROUBLES if reason.startswith(begins)), Trouble.OTHER)
+
+
+_TOKENS = ("token", "accessToken", "access_token")
+_EXPIRIES = ("expires_at", "expiresAt")
+_SUBSCRIPTIONS = ("subscription", "subscriptionType")
+
+
+def text_of(raw: bytes) -> str:
+    """Return the text of a content, without byte order mark and surrounding blanks."""
+    return raw.decode("utf-8", "replace").removeprefix("\ufeff").strip(BLANKS)
+
+
+_WORD = re.compile(r"[A-Za-z0-9._~+/=-]{16,4096}")
+_MOST_WORDS = 64
+
+
+def secrets_in(raw: bytes, found: SecretContent | Unusable) -> tuple[Token, ...]:
+    """
+    List what in a content may be a secret, whether or not it could be used: no output is to show it.
+
+    A refresh token beside the token, the wrapped form of one, what stood in a content that was refused. A word without
+    a digit or without a letter, a path, and the name of the subscription are none.
+    """
+    shown = (isinstance(found, SecretContent) and found.subscription) or ""
+    words = (word[0] for word in _WORD.finditer(raw[:LIMIT_BYTES].decode("utf-8", "replace")))
+    secrets = dict.fromkeys(
+        word
+        for word in words
+        if any(map(str.isdigit, word))
+        and any(map(str.isalpha, word))
+        and word[0] not in "./"
+        and word not in (shown or "")
+    )
+    return tuple(Token(word) for word in list(secrets)[:_MOST_WORDS])
+
+
+def parse(raw: bytes) -> SecretContent | Unusable:
+    """
+    Read a content: a bare token, ``{"token": …}``, or the CLI's own ``{"claudeAiOauth": …}``.
+
+    Args:
+        raw: The whole file, or at least its first ``LIMIT_BYTES + 1`` bytes.
+    """
+    if len(raw) > LIMIT_BYTES:
+        return Unusable("is longer than 64 KiB")
+    text = text_of(raw)
+    if not text:
+        return Unusable("is empty", absent=True)
+    if text.startswith("{") and not text.startswith("{{"):  # with two it is a template
+        return _parse_json(text)
+    try:
+        found = token_in(text)
+    except NoToken as fault:
+        return Unusable(str(fault))
+    # A line of base64 with its newline may be the first of several.
+    complete = raw.endswith(b"\n") and not found.was_base64
+    return SecretContent(Token(found.value), warnings=found.warnings, complete=complete)
+
+
+def _parse_json(text: str) -> SecretContent | Unusable:
+    try:
+        document = json.loads(text, parse_int=float, object_pairs_hook=_without_rivals)
+        fields, written = _written_token(document)
+    except NoToken as fault:
+        return Unusable(str(fault))
+    except (ValueError, RecursionError):
+        return Unusable("begins like JSON but is not valid JSON")
+    try:
+        found = token_in(written)
+    except NoToken as fault:
+        return Unusable(f"is a JSON object whose token {fault}")
+    warnings = list(found.warnings)
+    expires_at = _optional(fields, _EXPIRIES, _seconds, warnings)
+    subscription = _optional(fields, _SUBSCRIPTIONS, functools.partial(_subscription, secret=found.value), warnings)
+    return SecretContent(Token(found.value), expires_at, subscription, tuple(warnings), complete=True)
+
+
+def _without_rivals(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make an object of its fields; a token that is there twice must be the same one."""
+    fields = dict(pairs)
+    if any(name in _TOKENS and value != fields[name] for name, value in pairs):
+        raise NoToken("is a JSON object with two tokens")
+    return fields
+
+
+def _written_token(document: dict[str, object]) -> tuple[dict[str, object], str]:
+    """Return the text that stands for the token, and the object it is a field of."""
+    cli = document.get("claudeAiOauth")
+    fault = "without a token"
+    for fields in (document, cli if isinstance(cli, dict) else {}):
+        for name in _TOKENS:
+            written = fields.get(name)
+            if isinstance(written, str) and written.strip(BLANKS):
+                return fields, written
+            if written is not None:
+                fault = "with an empty token" if isinstance(written, str) else f"whose field {name} is not text"
+    raise NoToken(f"is a JSON object {fault}")
+
+
+def _optional(
+    fields: dict[str, object],
+    names: tuple[str, ...],
+    read: Callable[[str, object], T | None],
+    warnings: list[str],
+) -> T | None:
+    """Read the first of the fields that is there; one that cannot be read is warned of, and counts as not there."""
+    name = next((name for name in names if fields.get(name) not in (None, "")), None)
+    if name is None:
+        return None
+    value = read(name, fields[name])
+    if value is None:
+        warnings.append(f"the field {name} cannot be used, and was left out")
+    return value
+
+
+def _seconds(name: str, value: object) -> float | None:
+    """Read a time: epoch seconds or milliseconds, or RFC 3339, as number or text."""
+    if isinstance(value, str) and len(value) <= LONGEST_TIME:
+        value = _number_or_instant(value)
+    if not isinstance(value, float):
+        return None
+    # The CLI's own field counts milliseconds, but writers have put seconds there, too.
+    if value >= FIRST_MILLISECONDS or (name == "expiresAt" and value < FIRST_SECONDS_FOR_CLI):
+        value /= 1000
+    return value if 0 < value < LAST_SECONDS else None
+
+
+def _number_or_instant(text: str) -> float | None:
+    with contextlib.suppress(ValueError):
+        return float(text)
+    try:
+        at = datetime.fromisoformat(text.strip().upper())
+        return None if at.tzinfo is None else at.timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _subscription(_name: str, value: object, *, secret: str) -> str | None:
+    """Read a name for people, which must not hold a token."""
+    if not isinstance(value, str) or not value.isprintable() or len(value) > LONGEST_NAME:
+        return None
+    return None if secret in value or FAMILY in value else value

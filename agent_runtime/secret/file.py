@@ -1,0 +1,317 @@
+"""
+The secret file: which token to use now.
+
+The file is read again immediately before every spawn, so no watcher, event or timer can make a switch wrong; the
+watching thread only makes a change known sooner. Both end in the same step, :meth:`SecretFile.poll`, under one lock.
+
+Three clocks run on a content (all monotonic):
+
+- A content that may be half written counts once it has been still for :data:`SETTLE_SECONDS`. One that cannot be half
+  of anything (it ends with a newline, is a JSON object, or came with the kubelet's swap) counts at once.
+- A content without a token leaves the last good generation in use, with :attr:`SecretStatus.error` set,
+- until there has been none for ``withdraw_after_seconds``: then the generation is withdrawn.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.errors import SecretUnreadable
+from agent_runtime.secret.content import SecretContent, Unusable
+from agent_runtime.secret.generations import Generation, GenerationLedger
+from agent_runtime.secret.mount import SourceKind, source_of
+from agent_runtime.secret.reader import Reading, arrived_whole, read_secret
+from agent_runtime.secret.watcher import TICK_SECONDS, DirectoryWatch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from agent_runtime.model.tokens import Token
+
+__all__ = ["Generation", "GenerationLedger", "SecretFile", "SecretState", "SecretStatus", "SourceKind"]
+
+SETTLE_SECONDS = 0.1
+RECHECK_SECONDS = 0.005
+"""How often a spawn that waits for a content to settle looks again."""
+
+UNSETTLED = "has only just been written"
+FILE_MOUNT = "is mounted as a single file, so that a rename outside is not seen: mount its directory"
+DETACHED = "was replaced outside, which cannot be seen from here: mount its directory"
+
+logger = logging.getLogger(__name__)
+
+
+class SecretState(StrEnum):
+    """Whether the file gives a token; what the API thinks of it is not known here."""
+
+    MISSING = "missing"
+    INVALID = "invalid"
+    READY = "ready"
+
+
+class SecretStatus(msgspec.Struct, frozen=True):
+    """
+    What is known of the secret file.
+
+    Attributes:
+        generation: The one in use; None unless *state* is ``ready``.
+        error: What is wrong with the file now, even while *generation* is still in use; safe to show.
+        last_loaded_at: Epoch seconds at which the newest generation was read, also when it was withdrawn since.
+    """
+
+    state: SecretState
+    generation: Generation | None = None
+    error: str | None = None
+    source: SourceKind = SourceKind.DIRECTORY
+    last_loaded_at: float | None = None
+
+    def is_expired(self, now: float) -> bool:
+        """Whether the generation in use says it ended before *now* (epoch seconds)."""
+        return (
+            self.generation is not None and self.generation.expires_at is not None and self.generation.expires_at <= now
+        )
+
+
+class SecretFile:
+    """
+    The token in a file that somebody else writes, in whatever way.
+
+    Every method may be called from any thread. :meth:`start` begins the watching thread, which does not depend on any
+    event loop; without it everything holds except that changes are only noticed by :meth:`read` and :meth:`poll`.
+
+    Args:
+        path: Made absolute, since the working directory may change later. Nothing is read yet.
+        on_change: Called with each new status, in order, by the thread that noticed, while it holds the lock: it must
+            hand on and return.
+        on_secret: Called likewise with each string that a content was found to hold and no output is to show, before
+            anything else is done with that content.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        ledger: GenerationLedger,
+        withdraw_after_seconds: float = 10.0,
+        on_change: Callable[[SecretStatus], None] | None = None,
+        on_secret: Callable[[Token], None] | None = None,
+    ) -> None:
+        self._path = path.absolute()
+        self._ledger = ledger
+        self._withdraw_after_seconds = withdraw_after_seconds
+        self._on_change = on_change
+        self._on_secret = on_secret
+        self._lock = threading.RLock()
+        self._status = SecretStatus(SecretState.MISSING, error=_said("has not been read yet"))
+        self._source = SourceKind.DIRECTORY
+        self._place: tuple[object, ...] = ()
+        self._reading: Reading | None = None
+        self._still_since = 0.0
+        self._settles_at: float | None = None
+        self._without_token_since: float | None = None
+        self._warned_of: tuple[object, ...] = ()
+        self._directory: DirectoryWatch | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where the file is, absolute."""
+        return self._path
+
+    @property
+    def status(self) -> SecretStatus:
+        """What the latest reading, by whichever thread, found; takes no lock."""
+        return self._status
+
+    def read(self) -> Generation:
+        """
+        Return the generation that a child spawned now must carry.
+
+        Waits for a content that may be half written to settle: 100 ms as a rule, never longer than the withdraw time.
+
+        Raises:
+            SecretUnreadable: There is none, and there is no last good one or it was withdrawn.
+        """
+        give_up_at = time.monotonic() + self._withdraw_after_seconds
+        while (settles_at := self._advance()) is not None:
+            now = time.monotonic()
+            if now >= give_up_at:
+                break
+            time.sleep(min(max(settles_at - now, 0), RECHECK_SECONDS))
+        status = self._status
+        if self._thread is None:
+            self._ledger.save(durable=False)
+        if status.generation is None:
+            raise SecretUnreadable(status.error or "there is no token")
+        return status.generation
+
+    def poll(self) -> SecretStatus:
+        """Re-read once and return what is known now, without waiting for a content to settle."""
+        with self._lock:
+            self._advance()
+            self._look_at_source()
+            status = self._status
+        self._ledger.save(durable=False)
+        return status
+
+    def start(self) -> None:
+        """Read the file for the first time and begin to watch it."""
+        if self._thread is not None:
+            return
+        self.poll()
+        self._directory = DirectoryWatch(self._path.parent)
+        self._thread = threading.Thread(target=self._watch, args=(self._directory,), name="secret-file")
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the watching thread; returns within a few steps of it."""
+        thread, directory = self._thread, self._directory
+        self._thread = self._directory = None
+        if thread is None or directory is None:
+            return
+        directory.stop()
+        thread.join()
+        directory.close()
+        self._ledger.save()
+
+    def _watch(self, directory: DirectoryWatch) -> None:
+        while not directory.stopped:
+            announced = directory.wait(self._due_in_seconds())
+            before = self._reading
+            self.poll()
+            if announced:
+                continue
+            # Nothing happens now: the time to wait for the disk.
+            self._ledger.save()
+            if before is None or self._reading is None or before.mark != self._reading.mark:
+                # The directory may have been replaced by one with the same inode number.
+                directory.renew()
+
+    def _due_in_seconds(self) -> float:
+        with self._lock:
+            now = time.monotonic()
+            due_at = [now + TICK_SECONDS]
+            if self._settles_at is not None:
+                due_at.append(self._settles_at)
+            if self._without_token_since is not None:
+                due_at.append(self._without_token_since + self._withdraw_after_seconds)
+            # A withdraw time that is over is not due again, or waiting would turn into a busy loop.
+            return min(at for at in due_at if at > now) - now
+
+    def _advance(self) -> float | None:
+        """Read once and draw the conclusions; return when the content will have settled, None if it has."""
+        with self._lock:
+            before = self._reading
+            reading = self._reading = read_secret(self._path, before)
+            if reading is before and self._settles_at is None and self._without_token_since is None:
+                return None  # as nearly always: its token is in use
+            now = time.monotonic()
+            if before is None or reading.mark != before.mark:
+                self._still_since = now
+                if self._on_secret is not None:
+                    for secret in reading.secrets:
+                        self._on_secret(secret)
+            settles_at = self._still_since + SETTLE_SECONDS
+            settled = now >= settles_at
+            found = reading.found
+            if isinstance(found, SecretContent) and (settled or self._is_whole(found)):
+                settled = True
+                self._accept(found, reading.changed_at)
+            else:
+                self._go_without(found, now, settled=settled)
+            self._settles_at = None if settled else settles_at
+            return self._settles_at
+
+    def _is_whole(self, content: SecretContent) -> bool:
+        generation = self._status.generation
+        if content.complete or (generation is not None and content.token == generation.token):
+            return True
+        return arrived_whole(self._path)
+
+    def _accept(self, content: SecretContent, written_at: float | None) -> None:
+        self._without_token_since = None
+        generation = self._status.generation
+        if generation is not None and generation.token == content.token:
+            generation = replace(generation, expires_at=content.expires_at, subscription=content.subscription)
+        else:
+            token = content.token
+            number = self._ledger.number_of(token)
+            generation = Generation(number, token, time.time(), content.expires_at, content.subscription, written_at)
+            logger.debug("generation %s loaded: %s %s", number, token.kind, token.fingerprint)
+        self._warn_once(content)
+        self._publish(SecretState.READY, generation, None)
+
+    def _warn_once(self, content: SecretContent) -> None:
+        """Log what is odd about a content; not again where the same is only written anew."""
+        told = (content.token, content.warnings)
+        if told != self._warned_of:
+            for warning in content.warnings:
+                logger.warning("%s: %s", self._path, warning)
+        self._warned_of = told
+
+    def _go_without(self, found: SecretContent | Unusable, now: float, *, settled: bool) -> None:
+        if self._without_token_since is None:
+            self._without_token_since = now
+        reason = found.reason if isinstance(found, Unusable) else UNSETTLED
+        generation = self._status.generation
+        if generation is not None and now - self._without_token_since < self._withdraw_after_seconds:
+            if settled and self._status.error != _said(reason):
+                logger.warning("%s %s, generation %s stays in use for now", self._path, reason, generation.number)
+                self._publish(SecretState.READY, generation, _said(reason))
+            return
+        if generation is not None:
+            logger.warning("%s %s, generation %s is withdrawn", self._path, reason, generation.number)
+        absent = isinstance(found, Unusable) and found.absent
+        self._publish(SecretState.MISSING if absent else SecretState.INVALID, None, _said(reason))
+
+    def _look_at_source(self) -> None:
+        """Find out what the file is reached through; the mount table is read only where it may have changed."""
+        place = (*_place_of(self._path), *_place_of(self._path.parent))
+        if place == self._place:
+            return
+        self._place = place
+        source = source_of(self._path)
+        if source is self._source:
+            return
+        self._source = source
+        if source is SourceKind.FILE_MOUNT:
+            logger.warning("%s %s", self._path, FILE_MOUNT)
+        elif source is SourceKind.DETACHED:
+            logger.warning("%s %s", self._path, DETACHED)
+        status = self._status
+        self._publish(status.state, status.generation, None if status.error == _said(DETACHED) else status.error)
+
+    def _publish(self, state: SecretState, generation: Generation | None, error: str | None) -> None:
+        if error is None and self._source is SourceKind.DETACHED:
+            error = _said(DETACHED)
+        loaded_at = self._status.last_loaded_at if generation is None else generation.loaded_at
+        status = SecretStatus(state, generation, error, self._source, loaded_at)
+        if status == self._status:
+            return
+        self._status = status
+        if self._on_change is None:
+            return
+        try:
+            self._on_change(status)
+        except Exception as problem:  # noqa: BLE001 somebody else's mistake must not end the watching
+            logger.error("a listener failed: %s", type(problem).__name__)
+
+
+def _said(reason: str) -> str:
+    return f"the secret file {reason}"
+
+
+def _place_of(path: Path) -> tuple[object, ...]:
+    try:
+        info = path.stat()
+    except OSError:
+        return (None,)
+    return info.st_dev, info.st_ino, info.st_nlink

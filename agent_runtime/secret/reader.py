@@ -1,0 +1,108 @@
+"""One look at the secret file: what it holds at this moment, and how to tell whether it holds still."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+import msgspec
+
+from agent_runtime.model.tokens import Token  # noqa: TC001 - msgspec reads the annotations
+from agent_runtime.secret.content import LIMIT_BYTES, SecretContent, Unusable, parse, secrets_in
+
+SWAPPED_LINK = "..data"
+"""
+The symbolic link that the kubelet replaces by rename once every file behind it is whole.
+
+Source: ``AtomicWriter`` in Kubernetes ``pkg/volume/util/atomic_writer.go``.
+"""
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """
+    What was found.
+
+    Attributes:
+        mark: Equal for two readings only if nobody has written in between; holds a digest, never the content.
+        modified_at: Epoch seconds; None where there is no file.
+        secrets: What no output is to show, usable or not.
+        changed_at: When it got here, epoch seconds: a rename counts too, and no writer can set it.
+    """
+
+    found: SecretContent | Unusable
+    mark: tuple[object, ...]
+    modified_at: float | None = None
+    changed_at: float | None = None
+    secrets: tuple[Token, ...] = ()
+
+
+def read_secret(path: Path, known: Reading | None = None) -> Reading:
+    """
+    Look once, without waiting for anything: neither a FIFO's writer nor a device is opened.
+
+    Every error of the file system becomes an :class:`~agent_runtime.secret.content.Unusable`.
+
+    Args:
+        known: An earlier look; it is returned itself where nobody has written since.
+    """
+    try:
+        fault = _fault_of_type(path.stat().st_mode)
+        if fault is not None:
+            return Reading(Unusable(fault), (fault,))
+        # O_NONBLOCK: the file may become a FIFO between the two calls, and opening one would wait for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            info = os.fstat(descriptor)
+            fault = _fault_of_type(info.st_mode)
+            if fault is not None:
+                return Reading(Unusable(fault), (fault,))
+            raw = _read_at_most(descriptor, LIMIT_BYTES + 1)
+        finally:
+            os.close(descriptor)
+    except (FileNotFoundError, NotADirectoryError):
+        return Reading(Unusable("is missing", absent=True), ("missing",))
+    except OSError as problem:
+        reason = f"cannot be read: {os.strerror(problem.errno or 0)}"
+        return Reading(Unusable(reason), (reason,))
+    mark = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, hashlib.sha256(raw).digest())
+    if known is not None and known.mark == mark:
+        return known
+    found = parse(raw)
+    return Reading(found, mark, info.st_mtime, info.st_ctime, secrets_in(raw, found))
+
+
+def arrived_whole(path: Path) -> bool:
+    """
+    Whether the file is known to have come by one rename, so that what it holds is never half written.
+
+    A rename of the file itself leaves nothing behind that an in-place write with ``cp -p`` or ``chmod`` could not leave
+    too. The kubelet's layout does: there the file is reached through a link that is replaced as a whole.
+    """
+    try:
+        if path.readlink().parts[:1] == (SWAPPED_LINK,):
+            return True
+    except OSError:
+        pass  # Not a link: the link may be further up.
+    return any(part.startswith("..") and part != ".." for part in (*path.parts, *Path(os.path.realpath(path)).parts))
+
+
+def _fault_of_type(mode: int) -> str | None:
+    if stat.S_ISREG(mode):
+        return None
+    if stat.S_ISDIR(mode):
+        return "is a directory"
+    if stat.S_ISFIFO(mode):
+        return "is a FIFO"
+    return "is not a regular file"
+
+
+def _read_at_most(descriptor: int, limit_bytes: int) -> bytes:
+    raw = b""
+    while len(raw) < limit_bytes:
+        chunk = os.read(descriptor, limit_bytes - len(raw))
+        if not chunk:
+            break
+        raw += chunk
+    return raw

@@ -1,0 +1,216 @@
+"""
+Which text is a token: what is taken off it first, and what is refused.
+
+A secret file is written by scripts and by people, and holds more than a token at times: a line of an ``.env`` file,
+quotes, base64, a template that nobody has filled in. A wrapping is taken off where it is certain that a token is
+inside. What could replace a good token by something that never was one is refused. Neither reasons nor warnings repeat
+any of the text.
+
+Sources: reports of people who run Claude Code headless, quoted in
+``tests/secret/test_secret_content.py``. Claude Code 2.1.330
+itself names ``sk-ant-oat``, ``-admin``, ``-sid`` and ``-ccsr``; ``sk-ant-ort`` is what a login's refresh token begins
+with.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent_runtime.model.tokens import (
+    API_KEY_PREFIX,
+    API_KEY_VARIABLE,
+    AUTH_TOKEN_VARIABLE,
+    OAUTH_PREFIX,
+    OAUTH_VARIABLE,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+BLANKS = " \t\r\n"
+
+SHORTEST_SECRET = 16
+"""In characters; what is shorter is no token, and may stand in a name by chance."""
+
+VARIABLES = (OAUTH_VARIABLE, API_KEY_VARIABLE, AUTH_TOKEN_VARIABLE, "CLAUDE_CODE_OAUTH_REFRESH_TOKEN", "CLAUDE_API_KEY")
+"""Variables whose value may be the token itself; a refresh token is recognised, and then refused by its prefix."""
+
+FAMILY = "sk-ant-"
+
+_KNOWN = re.compile(rf"(?:{OAUTH_PREFIX}|{API_KEY_PREFIX})(?:\d{{2}}-)?")
+_FEWEST_BEHIND_PREFIX = 4
+_ABOUT_A_TOKEN = re.compile(rf"{FAMILY}|\Aexport |(?:CLAUDE|ANTHROPIC)_")
+_ASSIGNMENT = re.compile(rf"(?:export[ \t]{{1,8}})?(?:{'|'.join(VARIABLES)})[ \t]{{0,8}}=")
+
+
+class NoToken(ValueError):
+    """The text is no token; the message goes after "the secret file"."""
+
+
+class Found(NamedTuple):
+    """
+    A token in a text.
+
+    Attributes:
+        warnings: What was taken off, and what is doubtful; without any of the text.
+        was_base64: A part of the text may look just like this one, but for its length.
+    """
+
+    value: str
+    warnings: tuple[str, ...]
+    was_base64: bool
+
+
+def token_in(text: str) -> Found:
+    """
+    Return the token in *text*, without what stood around it.
+
+    Raises:
+        NoToken: There is none, or it is not certain that there is one.
+    """
+    warnings: list[str] = []
+    wrappings = dict(_WRAPPINGS)
+    text = text.strip(BLANKS)
+    while inner := _without_wrapping(text, wrappings):
+        said, text = inner
+        warnings.append(said)
+    for pattern, reason in _REFUSED:
+        if pattern.search(text):
+            raise NoToken(f"holds {reason}")
+    if _from_base64(text) is not None:
+        raise NoToken("holds base64 inside base64")
+    _refuse_other_kinds(text)
+    _refuse_placeholders(text)
+    known = _KNOWN.match(text)
+    if known is not None and len(text) - known.end() < _FEWEST_BEHIND_PREFIX:
+        raise NoToken("holds the beginning of a token and no more")
+    if len(text) < SHORTEST_SECRET:
+        raise NoToken(f"holds fewer than {SHORTEST_SECRET} characters, which is no token")
+    if known is None:
+        warnings.append("the token has no known prefix: it will be taken as an OAuth token")
+    return Found(text, tuple(warnings), _IN_BASE64 in warnings)
+
+
+def _without_wrapping(text: str, wrappings: dict[str, Callable[[str], str | None]]) -> tuple[str, str] | None:
+    """Take one wrapping off, and out of *wrappings*: each comes off at most once."""
+    for said, take_off in wrappings.items():
+        inner = take_off(text)
+        if inner is not None:
+            del wrappings[said]
+            inner = inner.strip(BLANKS)
+            if not inner:
+                raise NoToken("holds a name or quotes with nothing in them")
+            return said, inner
+    return None
+
+
+def _behind_name(text: str) -> str | None:
+    found = _ASSIGNMENT.match(text)
+    return None if found is None else text[found.end() :].removesuffix(";")
+
+
+def _inside_quotes(text: str) -> str | None:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else None
+
+
+def _from_base64(text: str) -> str | None:
+    """Decode base64 or base64url, padded or not, in one line or several, if what is in it is about a token."""
+    joined = "".join(line.strip(BLANKS) for line in text.split("\n"))
+    digits = joined.rstrip("=").translate({ord("-"): "+", ord("_"): "/"})
+    if len(digits) < SHORTEST_SECRET:
+        return None
+    is_cut = len(digits) % 4 == 1  # no number of bytes has so many digits
+    try:
+        decoded = base64.b64decode(digits[:-1] if is_cut else digits + "=" * (-len(digits) % 4), validate=True)
+    except ValueError:
+        return None
+    # PowerShell encodes UTF-16; the NUL characters that are left in make the text refused.
+    inner = decoded.decode("utf-8", "replace").removeprefix("\ufeff")
+    plain = inner.replace("\0", "")
+    if not _ABOUT_A_TOKEN.search(plain) and _from_base64(plain) is None:
+        return None
+    if is_cut:
+        raise NoToken("holds base64 that has been cut off")
+    return inner
+
+
+_IN_BASE64 = "the token was written as base64, which was decoded"
+_WRAPPINGS: tuple[tuple[str, Callable[[str], str | None]], ...] = (
+    ("the token was written behind the name of a variable, which was taken off", _behind_name),
+    ("the token was written in quotes, which were taken off", _inside_quotes),
+    (_IN_BASE64, _from_base64),
+)
+
+_REFUSED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), reason)
+    for pattern, reason in (
+        (r"\0", "NUL characters"),
+        (r"[\r\n]", "several lines"),
+        (r"\A<", "markup, not a token"),
+        (r"[$#%]\{|\{\{|\$\(|<%|%\(|\$\w|%\w{1,64}%", "a template that nobody has filled in"),
+        (r"\A\{|\A\[", "JSON inside quotes, base64 or a list"),
+        (r"\A(?:/|~/|\.{1,2}/|[A-Za-z]:\\)", "the name of a file, not what is in it"),
+        (r"\A[A-Za-z][A-Za-z0-9+.-]{0,32}:|(?:\A|/)secrets?/", "a reference or an address, not the token itself"),
+        (r"\A[*xX._~+/=-]+\Z", "a placeholder, not a token"),
+        (r"\A_*[A-Z]+(?:_+[A-Z]+)+[_=]*\Z", "the name of a variable, not its value"),
+        (r"=[^=]", "an assignment to a variable that is not known here"),
+        (r",", "commas"),
+        (r" ", "blanks inside its line"),
+        (r"[\x01-\x1f\x7f]", "control characters"),
+        (r"[^A-Za-z0-9._~+/=-]", "characters that no token has"),
+        (r"\.\.\.", "a token that was shortened for showing"),
+    )
+)
+"""What no token looks like, and what it is; the first that fits is told. Each takes time linear in the text."""
+
+_OTHER_KINDS = (
+    ("sk-ant-ort", "a refresh token, which no request can carry"),
+    ("sk-ant-admin", "an admin key, with which no model can be asked"),
+    ("sk-ant-sid", "the cookie of a browser's session, not a token"),
+)
+
+
+def _refuse_other_kinds(text: str) -> None:
+    lowered = text.lower()
+    # Tokens of this family end with a letter, a digit, "-" or "_": the rest belongs to the sentence they stood in.
+    if lowered.find(FAMILY, 1) > 0 or (lowered.startswith(FAMILY) and text[-1] in ".~+/="):
+        raise NoToken("holds more than one token, or something around it")
+    if not lowered.startswith(FAMILY) or text.startswith((OAUTH_PREFIX, API_KEY_PREFIX)):
+        return
+    kind = next(
+        (kind for prefix, kind in _OTHER_KINDS if lowered.startswith(prefix)), "a key of a kind that has no use"
+    )
+    raise NoToken(f"holds {kind}")
+
+
+_PLACEHOLDER_PHRASES = """
+    apikeyhere changeme changethis enteryour insertyour inserttoken keygoeshere notconfigured pasteyour pastetoken
+    placeholder redacted replaceme replacethis replacewith tobedefined tobereplaced tokengoeshere tokenhere undefined
+    youranthropic yourapikey yourapitoken yourclaude yourkeyhere youroauth yoursecret yourtoken
+"""
+"""Each has eight letters or more, so that none stands in a token by chance; compared without case and separators."""
+
+_PLACEHOLDER_WORDS = """
+    changeme dummy empty example fake fixme insert missing nil none notset null paste replace sample tbd todo unset xxx
+    your yours
+"""
+_WORDS_BESIDE = """
+    a an and anthropic api auth by claude code do for from go goes here in is it key keys me my new not of oauth only or
+    please real secret set some test text the this to token tokens use value with
+"""
+"""Words that say nothing by themselves: a text of such and at least one of the others is a placeholder."""
+
+_PHRASES = tuple(_PLACEHOLDER_PHRASES.split())
+_TELLING = frozenset(_PLACEHOLDER_WORDS.split())
+_KNOWN_WORDS = _TELLING.union(_WORDS_BESIDE.split())
+
+
+def _refuse_placeholders(text: str) -> None:
+    body = _KNOWN.sub("", text, count=1).lower()
+    words = {word.strip("0123456789") for word in re.split(r"[^a-z0-9]+", body)} - {""}
+    words = {"xxx" if set(word) == {"x"} else word for word in words}
+    letters = re.sub(r"[^a-z]", "", body)
+    if (words & _TELLING and words <= _KNOWN_WORDS) or any(phrase in letters for phrase in _PHRASES):
+        raise NoToken("holds a placeholder, not a token")

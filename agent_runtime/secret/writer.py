@@ -1,0 +1,214 @@
+"""
+The writing side of the secret file: ``token put``, ``token show``, and a token that comes another way.
+
+A file is replaced by rename, so that a reader finds the old token or the new one and never a part of either. Its mode
+and owner stay as they were, because the reader is often another user who may only read it by its group; a new file is
+for its owner alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import stat
+import time
+from typing import TYPE_CHECKING
+
+from agent_runtime.errors import NotWritable, SecretUnreadable
+from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE
+from agent_runtime.secret.content import SecretContent, Unusable, parse, text_of
+from agent_runtime.secret.mount import SourceKind, source_of
+from agent_runtime.secret.reader import read_secret
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from agent_runtime.model.tokens import Token
+
+NEW_FILE_MODE = 0o600
+
+log = logging.getLogger(__name__)
+
+
+def put(path: Path, data: bytes) -> list[str]:
+    """
+    Write a token, or a JSON object that holds one, so that a reader never sees half of it.
+
+    A symbolic link is followed: the file it leads to is replaced, not the link. A file that is itself a mount cannot be
+    replaced; it is overwritten in one write.
+
+    Returns:
+        What the caller should be told although the token was written.
+
+    Raises:
+        SecretUnreadable: The reader would not take *data*; nothing was written.
+        NotWritable: The operating system would not let it be written, or nobody would see it.
+    """
+    content = parse(data)
+    if isinstance(content, Unusable):
+        raise SecretUnreadable(f"what was given {content.reason}; give one token on a line, or JSON that holds it")
+    warnings = list(content.warnings)
+    if content.expires_at is not None and content.expires_at <= time.time():
+        warnings.append("the token has already expired")
+    # The newline makes a bare token complete by itself: readers take it at once.
+    text = text_of(data)
+    raw = (text if text.startswith("{") else content.token.secret).encode() + b"\n"
+    try:
+        target = path.resolve(strict=False)
+        source = source_of(target)
+        if source is SourceKind.DETACHED:
+            raise NotWritable(
+                "the secret file was replaced outside this container, and what is written here is seen nowhere: "
+                "mount its directory"
+            )
+        if source is SourceKind.FILE_MOUNT:
+            _overwrite(target, raw)
+            warnings.append(
+                "the file is mounted by itself, so it was overwritten in place: mount its directory instead"
+            )
+        else:
+            warnings += _replace(target, raw)
+    except (OSError, RuntimeError) as problem:  # RuntimeError: resolve() met a loop of links, up to Python 3.12.
+        cause = os.strerror(problem.errno) if isinstance(problem, OSError) and problem.errno else "a loop of links"
+        raise NotWritable(f"the secret file cannot be written: {cause}; {_remedy(path)}") from None
+    return warnings
+
+
+def put_once(path: Path, token: Token) -> None:
+    """
+    Write a token as :func:`put` does, unless the file holds it already, in whatever form.
+
+    Raises:
+        NotWritable: It is another one that is there, and the file cannot be written.
+    """
+    found = read_secret(path).found
+    if not isinstance(found, SecretContent) or found.token != token:
+        put(path, token.secret.encode())
+
+
+def put_from_environment(path: Path, environ: Mapping[str, str]) -> None:
+    """
+    Write the environment's token where there is no secret file, and log what was done; never raises.
+
+    A file that is there stays as it is, whatever it holds, also one that comes at the same moment.
+    """
+    name = next((name for name in (OAUTH_VARIABLE, API_KEY_VARIABLE) if environ.get(name)), None)
+    if name is None or os.path.lexists(path):
+        return
+    content = parse(environ[name].encode(errors="replace"))
+    if isinstance(content, Unusable):
+        log.warning("%s is not written to %s: its value %s", name, path, content.reason)
+        return
+    try:
+        _replace(path, content.token.secret.encode() + b"\n", is_new=True)
+    except FileExistsError:
+        return
+    except OSError as problem:
+        log.warning("%s cannot be written to %s: %s; %s", name, path, problem.strerror, _remedy(path))
+        return
+    log.info("%s was written to %s: %s %s", name, path, content.token.kind, content.token.fingerprint)
+
+
+def describe(path: Path) -> dict[str, str | float | None]:
+    """
+    Tell what can be said of the secret file without telling the secret.
+
+    Returns:
+        ``kind``, ``fingerprint``, ``age_seconds`` (since it was written), ``expires_at`` (epoch seconds),
+        ``subscription``, ``source`` and ``error``; None where there is nothing to tell. ``warning`` only where the
+        content was odd and could be put right.
+    """
+    path = path.absolute()
+    reading = read_secret(path)
+    found = reading.found
+    content = found if isinstance(found, SecretContent) else None
+    return {
+        "kind": content.token.kind if content else None,
+        "fingerprint": content.token.fingerprint if content else None,
+        "age_seconds": None if reading.modified_at is None else round(time.time() - reading.modified_at, 1),
+        "expires_at": content.expires_at if content else None,
+        "subscription": content.subscription if content else None,
+        "source": source_of(path),
+        "error": f"the secret file {found.reason}" if isinstance(found, Unusable) else None,
+        **({"warning": "; ".join(content.warnings)} if content and content.warnings else {}),
+    }
+
+
+def _remedy(path: Path) -> str:
+    if not path.parent.is_dir():
+        return "make its directory first, or name another file"
+    return "write it where the directory is mounted from, or as a user who may"
+
+
+def _replace(target: Path, raw: bytes, *, is_new: bool = False) -> list[str]:
+    """Put a file there by rename; FileExistsError where it is to be new, and there is one by now."""
+    warnings = []
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, NEW_FILE_MODE)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            warnings += _keep_mode_and_owner(target, descriptor)
+            file.write(raw)
+            file.flush()
+            os.fsync(descriptor)
+        if is_new:
+            _link(temporary, target)
+        else:
+            temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_directory(target.parent)
+    return warnings
+
+
+def _link(temporary: Path, target: Path) -> None:
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links, as some that a host shares with containers
+        temporary.replace(target)
+
+
+def _keep_mode_and_owner(target: Path, descriptor: int) -> list[str]:
+    try:
+        old = target.stat()
+    except FileNotFoundError:
+        return []
+    if not stat.S_ISREG(old.st_mode):
+        return []
+    warnings = []
+    new = os.fstat(descriptor)
+    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
+        try:
+            os.fchown(descriptor, old.st_uid, old.st_gid)
+        except PermissionError:
+            warnings.append("the file's owner could not be kept: see that its reader may still read it")
+    os.fchmod(descriptor, stat.S_IMODE(old.st_mode) & 0o777)
+    if old.st_mode & stat.S_IROTH:
+        warnings.append("every user of this machine may read the file")
+    return warnings
+
+
+def _overwrite(target: Path, raw: bytes) -> None:
+    descriptor = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        # Not truncated first, so that a reader never finds it empty: between these two calls it finds at worst the
+        # new line and a rest of the old one, which is several lines and so no token.
+        written = os.write(descriptor, raw)
+        os.ftruncate(descriptor, written)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if written != len(raw):
+        raise NotWritable("the secret file cannot be written: no space left")
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,232 @@
+"""
+Where a supervisor stands, before there is one: directories and their locks, the port, and how attempts are contained.
+
+No process of an earlier supervisor is left here once :func:`occupied` has been entered. How attempts are contained is
+known a little later: finding that out is waiting, for the kernel and for a first child, and who calls this has much to
+import meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import functools
+import logging
+import os
+import pwd
+import shutil
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent_runtime.delivery.private_files import remove_leftovers
+from agent_runtime.errors import CannotStart, SettingsInvalid
+from agent_runtime.process.child import await_keepers, become_subreaper, new_mark, sweep_leftovers, tag_of
+from agent_runtime.process.containment_choice import Containment, choose
+from agent_runtime.process.forkserver.server import nursery
+from agent_runtime.process.linux import syscalls as linux
+from agent_runtime.process.linux.cgroup import Limits
+from agent_runtime.settings import PREFIX, unknown_variables
+from agent_runtime.telemetry.logs import configure
+from agent_runtime.telemetry.redaction import Redactor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from agent_runtime.serve.startup_signals import Start
+    from agent_runtime.settings import Settings
+    from agent_runtime.telemetry.logs import LogQueue
+
+log = logging.getLogger(__name__)
+
+DEFAULT_DATA_DIR = Path("/var/lib/agent-runtime")
+_ANOTHER = "mount a volume that can be written, or name another directory"
+
+
+class Premises(NamedTuple):
+    """
+    What there is before anything else.
+
+    Attributes:
+        listener: Bound; nobody is let in before something listens.
+        run_dir: For the files of running children; empty.
+        containment: In whose cgroups nothing of an earlier supervisor is left.
+    """
+
+    data_dir: Path
+    run_dir: Path
+    listener: socket.socket
+    containment: Containment
+    redactor: Redactor
+    logs: LogQueue
+
+
+@contextlib.contextmanager
+def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> Iterator[Premises]:
+    """
+    Hold all of it while the block lasts.
+
+    Raises:
+        CannotStart: The port, a directory or a lock is not to be had.
+        CalledOff: A signal came.
+    """
+    redactor = Redactor()
+    logs = configure(settings.log_format, settings.log_level, redactor)
+    for name in unknown_variables(environ):
+        log.warning("%s is no setting and does nothing; see agent-runtime serve --help", name)
+    with contextlib.ExitStack() as held:
+        held.callback(logs.flush)
+        data_dir = _data_dir(settings, environ)
+        held.enter_context(_locked(data_dir / "lock", f"{PREFIX}DATA_DIR"))
+        _directory(settings.config_dir, f"{PREFIX}CONFIG_DIR")
+        if not os.path.isdir(settings.workspace):  # noqa: PTH112 - is_dir() raises behind a closed directory
+            raise SettingsInvalid(f"{PREFIX}WORKSPACE: {settings.workspace} is no directory; create it or name another")
+        _check_child_user(settings)
+        listener = held.enter_context(_listen(settings))
+        become_subreaper()
+        nursery.most_files = linux.raise_file_limit()
+        if ended := sweep_leftovers(data_dir):
+            log.warning("processes of an earlier supervisor were still there and have been ended: %d", ended)
+        try:
+            nursery.guard = await_keepers(data_dir)
+        except OSError as error:
+            raise _no_lock(data_dir, f"{PREFIX}DATA_DIR", error) from None
+        held.callback(nursery.close)
+        # Not before the processes of an earlier supervisor are gone: they could hold this lock.
+        held.enter_context(_locked(settings.config_dir, f"{PREFIX}CONFIG_DIR"))
+        # A supervisor that was killed may have left its children's files, which hold tokens.
+        run_dir = data_dir / "run"
+        shutil.rmtree(run_dir, ignore_errors=True)
+        remove_leftovers(tag_of(data_dir))
+        held.callback(remove_leftovers, tag_of(data_dir))
+        start.go_on()  # not earlier: also who is called off leaves nothing behind of an earlier supervisor
+        _passable(_directory(run_dir, f"{PREFIX}DATA_DIR"), settings)
+        limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
+        containment = _contained(settings.containment, limits, data_dir)
+        yield Premises(data_dir, run_dir, listener, containment, redactor, logs)
+
+
+def _contained(asked: str, limits: Limits, data_dir: Path) -> Containment:
+    containment = choose(asked, functools.partial(new_mark, data_dir), limits)
+    containment.sweep_leftovers(data_dir)
+    log.info("containment: %s", containment.kind.value)
+    return containment
+
+
+def _data_dir(settings: Settings, environ: Mapping[str, str]) -> Path:
+    """Find the data directory, or make do with the user's."""
+    if settings.data_dir is not None:
+        return _directory(settings.data_dir, f"{PREFIX}DATA_DIR")
+    with contextlib.suppress(CannotStart):
+        return _directory(DEFAULT_DATA_DIR, f"{PREFIX}DATA_DIR")
+    state_home = environ.get("XDG_STATE_HOME") or str(Path.home() / ".local/state")
+    fallback = _directory(Path(state_home) / "agent-runtime", f"{PREFIX}DATA_DIR")
+    log.warning("%s cannot be written; records are kept in %s", DEFAULT_DATA_DIR, fallback)
+    return fallback
+
+
+def _directory(path: Path, variable: str) -> Path:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotStart(f"{variable}: cannot create the directory {path}: {error.strerror}; {_ANOTHER}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise CannotStart(f"{variable}: cannot write to {path} as uid {os.geteuid()}; {_ANOTHER}")
+    return path
+
+
+def _check_child_user(settings: Settings) -> None:
+    user = settings.child_user
+    if user is None or user.isdecimal():
+        return
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        raise SettingsInvalid(
+            f"{PREFIX}CHILD_USER: there is no user {user} here; add it to the image, or name another"
+        ) from None
+
+
+def _passable(path: Path, settings: Settings) -> Path:
+    """Let children that run as another user pass through to the files that are theirs; they can list nothing."""
+    if settings.child_user is not None:
+        for directory in (path, path.parent):
+            directory.chmod(directory.stat().st_mode | 0o011)
+    return path
+
+
+@contextlib.contextmanager
+def _locked(path: Path, variable: str) -> Iterator[None]:
+    """
+    Hold a lock that the kernel gives back when this process ends, however it ends.
+
+    Args:
+        path: A file of ours, which is made; or a directory, where children may put what they like in a file's place.
+    """
+    directory = path if path.is_dir() else path.parent
+    with contextlib.ExitStack() as held:
+        try:
+            flags = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+            descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            text = f"{variable}: cannot create the lock in {directory}: {error.strerror}; {_ANOTHER}"
+            raise CannotStart(text) from None
+        held.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CannotStart(
+                f"{variable}: another supervisor uses {directory}; stop it, or name another directory"
+            ) from None
+        except OSError as error:
+            if not (path.is_dir() and error.errno == errno.EBADF):
+                raise _no_lock(directory, variable, error) from None
+            # NFS locks what can be written to, and no directory can.
+            held.enter_context(_locked(path / ".agent-runtime.lock", variable))
+        yield
+
+
+def _no_lock(directory: Path, variable: str, error: OSError) -> CannotStart:
+    """Say that a file system gives no locks, as NFS without its lock service, FUSE, and a broken disk do not."""
+    name = errno.errorcode.get(error.errno or 0, "unknown error")
+    return CannotStart(
+        f"{variable}: files in {directory} cannot be locked: {error.strerror} ({name}); "
+        "use a volume on a local disk, mount it with locks, or name another directory"
+    )
+
+
+@contextlib.contextmanager
+def _listen(settings: Settings) -> Iterator[socket.socket]:
+    with contextlib.ExitStack() as held:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listener = held.enter_context(contextlib.closing(socket.socket(family, kind, protocol)))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _expect_silence(listener, settings.peer_timeout)
+            listener.bind(address)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            advice = f"set {PREFIX}PORT to a free one (0 picks one)"
+            if error.errno != errno.EADDRINUSE:
+                advice = f"set {PREFIX}HOST to an address of this machine, 0.0.0.0 for all of them, or leave it out"
+            raise CannotStart(f"cannot listen on {settings.host}:{settings.port}: {reason}; {advice}") from None
+        yield listener
+
+
+def _expect_silence(listener: socket.socket, seconds: float) -> None:
+    """
+    Have the kernel end connections of callers that are gone without saying so; accepted sockets inherit it.
+
+    Where nothing is under way it asks; what it sent must be taken in that time. The second also ends a connection
+    whose reader takes nothing at all for so long.
+
+    Source: https://man7.org/linux/man-pages/man7/tcp.7.html (TCP_USER_TIMEOUT, TCP_KEEPIDLE)
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, int(seconds / 2)))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, int(seconds / 6)))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))

@@ -1,0 +1,340 @@
+"""The composition root of ``serve``: everything is put together here, started in order and ended in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from agent_runtime.api.app import OPEN_PATHS, Api, build_app
+from agent_runtime.api.metrics import Metrics
+from agent_runtime.delivery.cli_check import CliCheck
+from agent_runtime.delivery.delivery import Deliveries, FileDelivery
+from agent_runtime.delivery.reload_results import BackgroundProver, Proofs
+from agent_runtime.model.state import StopReason
+from agent_runtime.notifier import Change
+from agent_runtime.process.child import new_mark
+from agent_runtime.secret.file import SecretFile
+from agent_runtime.secret.generations import GenerationLedger
+from agent_runtime.secret.writer import put_from_environment
+from agent_runtime.store.database import StoreUnavailable
+from agent_runtime.store.records import RecordStore
+from agent_runtime.store.tasks import TaskStore
+from agent_runtime.store.transcripts import TranscriptStore
+from agent_runtime.supervisor.answers import AnswerForm
+from agent_runtime.supervisor.archive import Archive
+from agent_runtime.supervisor.resume import Resumption
+from agent_runtime.supervisor.supervisor import Supervisor
+from agent_runtime.telemetry.counters import Counts
+from agent_runtime.telemetry.events import EventLog
+from agent_runtime.tokens.probe import Probe
+from agent_runtime.web.access import AccessKey
+from agent_runtime.web.access_log import AccessLog
+from agent_runtime.web.uvicorn_protocol import (
+    ACCEPTED_AT_ONCE,
+    HEADER_LIMIT_BYTES,
+    Connection,
+    OpenConnections,
+    places_that_fit,
+)
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterator, Mapping
+
+    from agent_runtime.secret.file import SecretStatus
+    from agent_runtime.serve.bootstrap import Premises
+    from agent_runtime.serve.startup_signals import Start
+    from agent_runtime.settings import Settings
+    from agent_runtime.telemetry.redaction import Redactor
+
+log = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 75
+BACKLOG = 2048
+SECOND = 1.0
+LEAVE_SECONDS = 0.05
+"""
+As long as uvicorn takes to notice that it should end, on average.
+
+Who is told of the end asks again at once. A connection that is accepted while those there are are being closed is not
+told to close (uvicorn 0.54, ``Server.shutdown``), and holds up the exit.
+"""
+WORKERS = 4
+SWITCH_SECONDS = 0.0005
+"""
+How long a thread may hold the interpreter while another wants it.
+
+Between the line that says that a token is refused and the signal there are several hand-overs, and with Python's own
+5 ms each of them could take so long while the event loop computes (benchmarks/detection.py).
+"""
+
+
+def announce(line: str) -> None:
+    """Write to stdout; where that is a full pipe that nobody reads, a thread waits, and not the event loop."""
+    threading.Thread(target=_write, args=(sys.stdout.fileno(), line.encode()), name="announce", daemon=True).start()
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        os.write(descriptor, data)  # past the buffer of sys.stdout, whose lock the end of the process would wait for
+
+
+class Server(uvicorn.Server):
+    """
+    A uvicorn that leaves the signals to us.
+
+    uvicorn would close its listeners first on SIGTERM, so that ``/readyz`` could never say that it drains, and would
+    exit by raising the signal again (uvicorn 0.54, ``Server.capture_signals``). It would also wake ten times a second
+    to see whether it should end (``Server.main_loop``).
+
+    Attributes:
+        second: Told once a second.
+    """
+
+    def __init__(self, config: uvicorn.Config, counts: Counts) -> None:
+        super().__init__(config)
+        self.second = Change()
+        self._counts = counts
+        self._leaving = asyncio.Event()
+
+    def leave(self) -> None:
+        """End soon, once what is being answered has been."""
+        self.should_exit = True
+        self._leaving.set()
+
+    async def main_loop(self) -> None:
+        """Tell each second, renew the date that answers carry, and measure how long what is due waits for the loop."""
+        while not await self.on_tick(0):
+            asked = time.perf_counter()
+            try:
+                await asyncio.wait_for(self._leaving.wait(), SECOND)
+            except TimeoutError:
+                self._counts.observe("event_loop_lag_seconds", time.perf_counter() - asked - SECOND)
+                self.second.tell()
+            else:
+                await asyncio.sleep(LEAVE_SECONDS)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, and say where: the one line that stdout is for."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)  # asyncio takes one number for how many may wait and how many it accepts at once
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            announce(f"listening on http://{shown}:{port}\n")
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture nothing."""
+        yield
+
+
+def serve(settings: Settings, environ: Mapping[str, str], premises: Premises, start: Start) -> int:
+    """
+    Run a supervisor until a signal ends it.
+
+    Returns:
+        The exit code: 0 after a drain.
+
+    Raises:
+        CannotStart: A layer of containment is not to be had, or the records are of a later version.
+        CalledOff: A signal came before the supervisor was there.
+    """
+    data_dir, redactor = premises.data_dir, premises.redactor
+    counts = Counts(time.time())
+    with contextlib.ExitStack() as held:
+        ledger = GenerationLedger(data_dir)
+        cli = CliCheck(settings.claude, environ.get("PATH"))
+        prover = BackgroundProver(
+            settings.claude,
+            environ,
+            Proofs(data_dir),
+            cli,
+            user=settings.child_user,
+            mark=functools.partial(new_mark, data_dir),
+            directory=premises.run_dir,
+        )
+        deliveries = Deliveries(settings.token_delivery, FileDelivery(settings.config_dir, settings.child_user), prover)
+        held.callback(deliveries.close)
+        deliveries.start()
+        start.go_on()
+        changes = SecretChanges(redactor, deliveries)
+        secret = SecretFile(
+            settings.token_file,
+            ledger=ledger,
+            withdraw_after_seconds=settings.token_withdraw_after,
+            on_change=changes.put,
+            on_secret=redactor.add,
+        )
+        records = held.enter_context(contextlib.closing(RecordStore.open(data_dir / "records.sqlite")))
+        transcripts, tasks = TranscriptStore(data_dir / "transcripts"), TaskStore(data_dir / "tasks", redactor)
+        form = AnswerForm(settings.error_detail == "object", settings.answer_log_limit)
+        archive = Archive(records, transcripts, tasks, counts, form)
+        supervisor = Supervisor(
+            settings,
+            secret=secret,
+            ledger=ledger,
+            redactor=redactor,
+            archive=archive,
+            deliveries=deliveries,
+            containment=premises.containment,
+            probe=None if settings.probe == "off" else Probe(environ),
+            events=EventLog(redact=redactor.redact_text, happened=counts.happened),
+            environ=environ,
+            run_dir=premises.run_dir,
+            next_mark=functools.partial(new_mark, data_dir),
+            counts=counts,
+            cli=cli,
+        )
+        start.go_on()
+        try:
+            archive.account()
+        except StoreUnavailable as error:
+            log.error("earlier executions cannot be accounted for: %s", error)
+        start.go_on()
+        if settings.token_from_env:
+            put_from_environment(secret.path, environ)
+        secret.start()
+        if secret.status.generation is None:
+            log.warning(
+                "no token yet: %s; it is expected at %s, and agent-runtime doctor says more",
+                secret.status.error,
+                settings.token_file,
+            )
+        held.callback(secret.stop)
+        start.go_on()
+        return asyncio.run(_serve(supervisor, premises, changes, start))
+
+
+class SecretChanges:
+    """Carry changes of the secret file from the thread that notices them to the event loop, once there is one."""
+
+    def __init__(self, redactor: Redactor, deliveries: Deliveries) -> None:
+        self._redactor = redactor
+        self._deliveries = deliveries
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._take: Callable[[SecretStatus], None] | None = None
+
+    def put(self, status: SecretStatus) -> None:
+        """Take a status, from any thread: its token is replaced in output from here on, and handed to the running."""
+        if status.generation is not None:
+            self._redactor.add(status.generation.token)
+            self._deliveries.generation_loaded(status.generation)
+        if self._loop is not None and self._take is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to care
+                self._loop.call_soon_threadsafe(self._take, status)
+
+    def deliver_to(self, take: Callable[[SecretStatus], None]) -> None:
+        """Call *take* on the running loop from now on."""
+        self._loop, self._take = asyncio.get_running_loop(), take
+
+
+async def _serve(
+    supervisor: Supervisor,
+    premises: Premises,
+    changes: SecretChanges,
+    start: Start,
+) -> int:
+    settings = supervisor.settings
+    sys.setswitchinterval(SWITCH_SECONDS)
+    access = AccessKey(settings.access_key_file, settings.access_header, premises.redactor)
+    if access.required and access.read() is None:
+        log.warning("no usable access key in %s: nobody may call until there is one", settings.access_key_file)
+    connections = OpenConnections(
+        _places(settings),
+        request_seconds=settings.request_timeout,
+        open_paths=OPEN_PATHS,
+        detail_is_object=settings.error_detail == "object",
+    )
+    app = build_app(Api(supervisor, access, connections, Metrics(supervisor, lambda: premises.logs.lost)))
+    config = uvicorn.Config(
+        AccessLog(app, supervisor.counts, told=settings.access_log),
+        http=functools.partial(Connection, places=connections),  # type: ignore[arg-type]  # it is only called
+        ws="none",
+        h11_max_incomplete_event_size=HEADER_LIMIT_BYTES,
+        backlog=ACCEPTED_AT_ONCE,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=5,
+        server_header=False,
+    )
+    server = Server(config, supervisor.counts)
+    ending = Ending(supervisor, server)
+    loop = asyncio.get_running_loop()
+    # Few, because each keeps memory of its own; what they do is short and goes to one disk.
+    loop.set_default_executor(ThreadPoolExecutor(WORKERS, thread_name_prefix="worker"))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.signalled, number)
+    start.done()
+    webhook = None
+    if settings.events_url is not None:
+        from agent_runtime.telemetry.webhook import Webhook
+
+        webhook = Webhook(settings.events_url, access.read, supervisor.events, environ=supervisor.environ)
+        webhook.start()
+    changes.deliver_to(supervisor.secret_changed)
+    supervisor.secret_changed(supervisor.secret.status)
+    chores = [asyncio.create_task(supervisor.keep_house(server.second))]
+    if settings.resume_interrupted:
+        resumption = Resumption(supervisor)
+        resumption.turn()  # before anybody can ask for something else
+        chores.append(asyncio.create_task(resumption.run()))
+    await server.serve(sockets=[premises.listener])
+    await ending.finished()
+    for chore in chores:
+        chore.cancel()
+    if webhook is not None:
+        await webhook.stop()
+    return 0
+
+
+def _places(settings: Settings) -> int:
+    wanted = settings.max_connections
+    fitting = places_that_fit(wanted, settings.slots)
+    if fitting < wanted:
+        log.warning("connections are limited to %d by the limit on open files (ulimit -n)", fitting)
+    return fitting
+
+
+class Ending:
+    """What signals do: the first drains, the second ends everything at once; either way nothing is left running."""
+
+    def __init__(self, supervisor: Supervisor, server: Server) -> None:
+        self._supervisor = supervisor
+        self._server = server
+        self._draining: asyncio.Task[None] | None = None
+
+    def signalled(self, number: int) -> None:
+        """Take a signal."""
+        if self._draining is None:
+            log.info("draining on %s", signal.Signals(number).name)
+            self._draining = asyncio.get_running_loop().create_task(self._drain())
+        else:
+            log.warning("ending at once on %s", signal.Signals(number).name)
+            self._supervisor.stop_all(StopReason.SHUTDOWN, at_once=True)
+
+    async def _drain(self) -> None:
+        try:
+            await self._supervisor.drain(self._supervisor.settings.drain_timeout)
+        finally:
+            # Who follows the events gets a last one, so that no open stream delays the exit.
+            self._supervisor.events.close()
+            self._server.leave()
+
+    async def finished(self) -> None:
+        """Wait for the drain to end."""
+        if self._draining is not None:
+            await self._draining

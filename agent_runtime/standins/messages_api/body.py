@@ -1,0 +1,144 @@
+"""
+The bytes of the stand-in's answers: whole ones, streams of events, and beginnings of either.
+
+Pure: no I/O and no clock; a pause is a number of seconds beside the bytes that go before it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+
+from agent_runtime.standins.messages_api.conversation import tool_use_id
+from agent_runtime.standins.messages_api.script import Moment, StreamError, Text, Tool
+
+if TYPE_CHECKING:
+    from agent_runtime.standins.messages_api.script import Cut, Hang
+
+JSON = "application/json"
+EVENT_STREAM = "text/event-stream"
+
+INPUT_TOKENS = 10
+OUTPUT_TOKENS = 5
+
+EVENTS_UP_TO_CONTENT = 3
+"""``message_start``, ``content_block_start``, and the first ``content_block_delta``."""
+
+Pieces: TypeAlias = Iterator[tuple[bytes, float]]
+"""Bytes that are sent at once (in a stream, one event), and how many seconds pass after them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """
+    An answer of the model, as it is sent.
+
+    Attributes:
+        unique: No other answer of this server has it.
+        position: How many tools of the script came before; None: the result of a tool must not move the script on.
+    """
+
+    reply: Text | Tool
+    model: str
+    unique: str
+    position: int | None
+
+    def whole(self) -> bytes:
+        """As the answer to a request for no stream."""
+        message = self._head(OUTPUT_TOKENS) | {"content": self._content()} | self._ending()
+        return msgspec.json.encode(message)
+
+    def stream(self) -> Pieces:
+        """As events."""
+        yield event("message_start", message=self._head(output_tokens=1)), 0.0
+        for index, block in enumerate(self._content()):
+            if block["type"] == "tool_use":
+                yield event("content_block_start", index=index, content_block=block | {"input": {}}), 0.0
+                arguments = {"type": "input_json_delta", "partial_json": msgspec.json.encode(block["input"]).decode()}
+                yield event("content_block_delta", index=index, delta=arguments), 0.0
+            else:
+                yield event("content_block_start", index=index, content_block=block | {"text": ""}), 0.0
+                yield from self._text(index, str(block["text"]))
+            yield event("content_block_stop", index=index), 0.0
+        usage = {"output_tokens": OUTPUT_TOKENS} | self.reply.usage
+        yield event("message_delta", delta=self._ending(), usage=usage), 0.0
+        yield event("message_stop"), 0.0
+
+    def _text(self, index: int, text: str) -> Pieces:
+        if not isinstance(self.reply, Text) or self.reply.over_seconds <= 0:
+            yield event("content_block_delta", index=index, delta={"type": "text_delta", "text": text}), 0.0
+            return
+        count = max(1, round(self.reply.over_seconds / self.reply.piece_seconds))
+        size = -(-len(text) // count)
+        starts = range(0, len(text), size)
+        for start in starts:
+            delta = {"type": "text_delta", "text": text[start : start + size]}
+            yield event("content_block_delta", index=index, delta=delta), self.reply.over_seconds / len(starts)
+            if self.reply.pings:
+                yield event("ping"), 0.0
+
+    def _head(self, output_tokens: int) -> dict[str, object]:
+        return {
+            "id": f"msg_standin{self.unique}",
+            "type": "message",
+            "role": "assistant",
+            "model": self.model,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {"input_tokens": INPUT_TOKENS, "output_tokens": output_tokens} | self.reply.usage,
+        }
+
+    def _ending(self) -> dict[str, object]:
+        reply = self.reply
+        ending = {"stop_reason": reply.stop_reason or reply.natural_stop_reason, "stop_sequence": None}
+        return ending | ({} if reply.stop_details is None else {"stop_details": reply.stop_details})
+
+    def _content(self) -> list[dict[str, object]]:
+        reply = self.reply
+        content: list[dict[str, object]] = [{"type": "text", "text": reply.text}] if reply.text else []
+        if isinstance(reply, Tool):
+            partial = f"toolu_partial{self.unique}"
+            identity = partial if self.position is None else tool_use_id(self.position, self.unique)
+            content.append({"type": "tool_use", "id": identity, "name": reply.name, "input": reply.arguments})
+        return content
+
+
+def beginning(pieces: Pieces, partial: Hang | Cut | StreamError) -> Pieces:
+    """Cut *pieces* off where *partial* says."""
+    events = partial.after_events
+    if events is None and partial.after_bytes is not None:
+        yield from _first_bytes(pieces, partial.after_bytes)
+        return
+    if events is None:
+        events = EVENTS_UP_TO_CONTENT if isinstance(partial, StreamError) or partial.moment is Moment.IN_TEXT else 0
+    yield from itertools.islice(pieces, events)
+
+
+def _first_bytes(pieces: Pieces, size: int) -> Pieces:
+    for data, pause_seconds in pieces:
+        yield data[:size], pause_seconds
+        size -= len(data)
+        if size <= 0:
+            return
+
+
+def quarters(body: bytes) -> Pieces:
+    """Divide a body that is no stream, so that there are places at which it can break off."""
+    ends = [len(body) * quarter // 4 for quarter in range(5)]
+    return ((body[start:end], 0.0) for start, end in itertools.pairwise(ends))
+
+
+def error_body(kind: str, message: str, request_id: str) -> bytes:
+    """Put an error as the API does."""
+    error = {"type": kind, "message": message}
+    return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id})
+
+
+def event(kind: str, **fields: object) -> bytes:
+    """Put one event of a stream."""
+    return b"event: %s\ndata: %s\n\n" % (kind.encode(), msgspec.json.encode({"type": kind} | fields))

@@ -1,0 +1,1 @@
+"""A stand-in for Claude Code that follows a script."""

@@ -1,0 +1,387 @@
+"""
+How the scripted CLI talks to the Messages API: which token it takes, what it prints on errors, when it gives up.
+
+Source: Claude Code 2.1.30, 2.1.114 and 2.1.330 against a stand-in of the Messages API.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
+
+from agent_runtime.standins.scripted_cli import frames
+
+if TYPE_CHECKING:
+    import http.client
+    from collections.abc import Iterator, Mapping
+
+    from agent_runtime.standins.scripted_cli.frames import Frame
+    from agent_runtime.standins.scripted_cli.runtime import Options, Run
+
+MAX_ATTEMPTS = 11
+OAUTH_BETA = "oauth-2025-04-20"
+REQUEST_TIMEOUT_SECONDS = 600.0
+BASH_TOOL = {
+    "name": "Bash",
+    "description": "Executes a given bash command and returns its output.",
+    "input_schema": {"type": "object", "properties": {"command": {"type": "string"}}, "required": ["command"]},
+}
+
+
+class Credential(NamedTuple):
+    """A credential and where the CLI found it."""
+
+    source: str
+    secret: str
+
+    @property
+    def is_oauth(self) -> bool:
+        """Whether it is sent with the OAuth beta header."""
+        return self.source in {"CLAUDE_CODE_OAUTH_TOKEN", "file"}
+
+    def headers(self) -> dict[str, str]:
+        """How it is sent; a key helper's value goes into both headers."""
+        headers = {}
+        if self.source != "ANTHROPIC_API_KEY":
+            headers["Authorization"] = f"Bearer {self.secret}"
+        if self.source in {"ANTHROPIC_API_KEY", "apiKeyHelper"}:
+            headers["x-api-key"] = self.secret
+        return headers
+
+    def __repr__(self) -> str:
+        return f"<Credential from {self.source}>"
+
+
+class ApiError(Exception):
+    """The API, or the way to it, refused a request; *status* is None when no answer came."""
+
+    def __init__(self, status: int | None, body: str, headers: Mapping[str, str]) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+        self.body = body
+        self.headers = headers
+        self.kind: str | None = None
+        self.message = body
+        try:
+            parsed = json.loads(body)
+            self.body = json.dumps(parsed, separators=(",", ":"))  # as the CLI quotes it
+            error = parsed["error"]
+            self.kind, self.message = str(error["type"]), str(error["message"])
+        except (ValueError, KeyError, TypeError):
+            return  # a gateway's own words
+
+
+class GaveUp(Exception):
+    """The CLI has printed its last words about an API error."""
+
+
+def load_settings(options: Options, environment: dict[str, str]) -> str | None:
+    """
+    Apply the settings files' ``env`` to *environment* and return their ``apiKeyHelper``.
+
+    Later files win: the user's, the workspace's, ``--settings``.
+
+    Source: measured on 2.1.30 and 2.1.330; ``env.CLAUDE_CODE_OAUTH_TOKEN`` has no effect there.
+    """
+    config = Path(environment.get("CLAUDE_CONFIG_DIR") or Path("~/.claude").expanduser())
+    files = [config / "settings.json", Path(".claude/settings.json"), Path(".claude/settings.local.json")]
+    texts = [file.read_text() for file in files if file.is_file()]
+    texts += [text if text.startswith("{") else Path(text).read_text() for text in options.settings]
+    helper = None
+    for text in texts:
+        settings = json.loads(text)
+        helper = settings.get("apiKeyHelper", helper)
+        environment.update({k: v for k, v in settings.get("env", {}).items() if k != "CLAUDE_CODE_OAUTH_TOKEN"})
+    return helper or None
+
+
+class Api:
+    """The Messages API as one run of the CLI uses it."""
+
+    def __init__(self, run: Run, key_helper: str | None = None) -> None:
+        self._run = run
+        self._key_helper = key_helper
+        self._pinned: Credential | None = None
+        self._pause_factor = float(run.environment.get("SCRIPTED_CLI_PAUSE_FACTOR", "1"))
+        self._limit_told: str | None = None
+
+    def credential(self) -> Credential | None:
+        """The credential of the next request; the file is read anew each time from 2.1.30 on."""
+        environment = self._run.environment
+        for name in ("ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_KEY"):
+            if environment.get(name):
+                return Credential(name, environment[name])
+        if self._key_helper:
+            return Credential("apiKeyHelper", self._run.bash(self._key_helper).output)
+        if environment.get("CLAUDE_CODE_OAUTH_TOKEN"):
+            return Credential("CLAUDE_CODE_OAUTH_TOKEN", environment["CLAUDE_CODE_OAUTH_TOKEN"])
+        if self._pinned is None or self._run.options.version >= frames.SINCE_FILE_IS_READ_AGAIN:
+            self._pinned = self._from_file()
+        return self._pinned
+
+    def _from_file(self) -> Credential | None:
+        config = self._run.environment.get("CLAUDE_CONFIG_DIR") or str(Path("~/.claude").expanduser())
+        try:
+            stored = json.loads(Path(config, ".credentials.json").read_bytes())["claudeAiOauth"]
+            return Credential("file", stored["accessToken"]) if stored.get("scopes") else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # the real CLI says "Not logged in" to all of these
+
+    @property
+    def key_source(self) -> str:
+        """What ``system/init`` says of an API key."""
+        return "ANTHROPIC_API_KEY" if self._run.environment.get("ANTHROPIC_API_KEY") else "none"
+
+    def turn(self, content: str | list[Frame]) -> str:
+        """
+        Ask the model, run the tools it asks for, and return its last words.
+
+        Raises:
+            GaveUp: The API refused; what the real CLI says then, up to the result frame, has been printed.
+        """
+        run = self._run
+        run.remember({"role": "user", "content": content})
+        while True:
+            message = self._ask()
+            run.num_turns += 1
+            run.remember({"role": "assistant", "content": message["content"]})
+            tools = [block for block in message["content"] if block["type"] == "tool_use"]
+            if not tools:
+                return "".join(block.get("text", "") for block in message["content"])
+            run.remember({"role": "user", "content": [self._run_tool(block) for block in tools]})
+            if run.options.max_turns is not None and run.num_turns >= run.options.max_turns:
+                text = f"Reached maximum number of turns ({run.options.max_turns})"
+                run.result(None, is_error=True, subtype="error_max_turns", errors=[text])
+                raise GaveUp
+
+    def _run_tool(self, block: Frame) -> Frame:
+        if block["name"] != "Bash":
+            text, is_error = f"Error: No such tool available: {block['name']}", True
+        else:
+            timeout_seconds = float(block["input"].get("timeout", 120_000)) / 1000
+            outcome = self._run.bash(str(block["input"].get("command", "")), timeout_seconds=timeout_seconds)
+            text, is_error = outcome.text, outcome.exit_code != 0
+        self._run.emit(frames.tool_result(block["id"], text, is_error=is_error))
+        return frames.tool_result_block(block["id"], text, is_error=is_error)
+
+    def _ask(self) -> Frame:
+        run, attempt = self._run, 0
+        while True:
+            attempt += 1
+            credential = self.credential()
+            if credential is None:
+                old = run.options.version < frames.SINCE_API_ERROR_STATUS
+                name = "Invalid API key" if old else "Not logged in"
+                run.give_up(f"{name} · Please run /login", error="authentication_failed")
+                raise GaveUp
+            try:
+                return self._request(credential)
+            except ApiError as error:
+                self._refused(error, attempt, credential)
+
+    def _refused(self, error: ApiError, attempt: int, credential: Credential) -> None:
+        """Print what the CLI prints on a refused request, then wait for the next attempt or give up."""
+        run, version = self._run, self._run.options.version
+        if attempt == 1 or version >= frames.SINCE_DEBUG_WORDS_ATTEMPT:  # 1.0.128: one line for seven requests
+            run.debug(frames.api_error_line(version, error.status, error.body, attempt=attempt))
+        self._tell_limit(error.headers)
+        if attempt < attempts_for(error, credential, run.options):
+            pause_seconds = min(0.5 * 2 ** (attempt - 1), 32.0) * 1.05
+            if version >= frames.SINCE_API_RETRY:
+                word = error_word(error, run.options, retry=True)
+                run.emit(frames.api_retry(attempt, delay_seconds=pause_seconds, status=error.status, error=word))
+            time.sleep(pause_seconds * self._pause_factor)
+            return
+        text = last_words(error, run.options)
+        run.give_up(text, error=error_word(error, run.options), status=error.status, kind=error.kind)
+        raise GaveUp
+
+    def _tell_limit(self, headers: Mapping[str, str]) -> None:
+        """
+        Print the account's standing with its limits, once and whenever it changes.
+
+        Source: Claude Code 2.1.330 says ``allowed`` at the first answer and ``rejected`` later in the same run.
+        """
+        if self._run.options.version < frames.SINCE_API_RETRY:
+            return
+        prefix = "anthropic-ratelimit-unified-"
+        status = headers.get(prefix + "status") or ("allowed" if "content-type" in headers else None)
+        if status == "allowed" and "text/event-stream" not in headers.get("content-type", ""):
+            return
+        status = status or "allowed"
+        if status == self._limit_told:
+            return
+        self._limit_told = status
+        reset = headers.get(prefix + "reset")
+        self._run.emit(
+            frames.rate_limit_event(
+                status,
+                limit_type=headers.get(prefix + "representative-claim"),
+                resets_at=int(reset) if reset else None,
+            )
+        )
+
+    def _request(self, credential: Credential) -> Frame:
+        import http.client  # noqa: PLC0415 (start-up time: most scripts make no request)
+
+        run, options = self._run, self._run.options
+        url = urlsplit(run.environment.get("ANTHROPIC_BASE_URL", ""))
+        if url.scheme != "http" or url.hostname is None:
+            raise ApiError(None, "Connection error.", {})  # a stand-in never talks to the real API
+        betas = ["claude-code-20250219", *([OAUTH_BETA] if credential.is_oauth else [])]
+        body: Frame = {
+            "model": options.model_name,
+            "max_tokens": 32_000,
+            "system": [{"type": "text", "text": options.system_prompt or "You are Claude Code."}],
+            "messages": run.messages,
+            "tools": [BASH_TOOL],
+            "metadata": {"user_id": json.dumps({"session_id": options.session_id})},
+            "stream": True,
+        }
+        headers = credential.headers() | {
+            "Accept": "application/json",
+            "Content-Type": "application/json",
+            "User-Agent": f"claude-cli/{options.version_text} (external, sdk-cli)",
+            "X-Claude-Code-Session-Id": options.session_id,
+            "X-Stainless-Retry-Count": "0",
+            "anthropic-beta": ",".join(betas),
+            "anthropic-version": "2023-06-01",
+            "x-app": "cli",
+        }
+        path = url.path.rstrip("/") + "/v1/messages?beta=true"
+        connection = http.client.HTTPConnection(url.hostname, url.port or 80, timeout=REQUEST_TIMEOUT_SECONDS)
+        try:
+            connection.request("POST", path, json.dumps(body), headers)
+            response = connection.getresponse()
+            answer_headers = {name.lower(): value for name, value in response.getheaders()}
+            if response.status != 200:
+                text = response.read().decode(errors="replace")
+                raise ApiError(response.status, text, answer_headers)
+            return self._read_stream(response, answer_headers)
+        except (OSError, http.client.HTTPException) as broken:
+            raise ApiError(None, "Connection error.", {}) from broken
+        finally:
+            connection.close()
+
+    def _read_stream(self, response: http.client.HTTPResponse, headers: Mapping[str, str]) -> Frame:
+        """Put a message together from its events; print each block when it is complete."""
+        run = self._run
+        message: Frame = {}
+        partial_json = ""
+        for event in server_sent_events(response):
+            if run.options.partial_messages:
+                run.emit({"type": "stream_event", "event": event, "parent_tool_use_id": None})
+            match event["type"]:
+                case "message_start":
+                    message = event["message"] | {"content": []}
+                case "content_block_start":
+                    message["content"].append(dict(event["content_block"]))
+                    partial_json = ""
+                case "content_block_delta":
+                    block, delta = message["content"][-1], event["delta"]
+                    if delta["type"] == "text_delta":
+                        block["text"] += delta["text"]
+                    elif delta["type"] == "input_json_delta":
+                        partial_json += delta["partial_json"]
+                case "content_block_stop":
+                    block = message["content"][-1]
+                    if block["type"] == "tool_use" and partial_json:
+                        block["input"] = json.loads(partial_json)
+                    run.emit(
+                        frames.assistant(
+                            block, model=message["model"], message_id=message["id"], usage=message["usage"]
+                        )
+                    )
+                case "message_delta":
+                    message["stop_reason"] = event["delta"].get("stop_reason")
+                    message["usage"] = message["usage"] | event.get("usage", {})
+                case "error":
+                    raise ApiError(None, json.dumps(event), {})
+        if "stop_reason" not in message:
+            raise ApiError(None, "Connection error.", {})
+        run.count(message["usage"])
+        self._tell_limit(headers)
+        return message
+
+
+def server_sent_events(response: http.client.HTTPResponse) -> Iterator[Frame]:
+    """The ``data`` of each event; every event of this API is one line of JSON."""
+    for line in response:
+        if line.startswith(b"data:"):
+            yield json.loads(line[5:])
+
+
+def attempts_for(error: ApiError, credential: Credential, options: Options) -> int:
+    """
+    How often this version asks the API before it gives up.
+
+    Source: 2.1.30: 403 and throttling at once, the rest 187 s; 2.1.330: OAuth 401 and revoked 403 after 3 requests.
+    """
+    short = options.version >= frames.SINCE_SHORT_OAUTH_RETRIES
+    match error.status:
+        case 401:
+            return 3 if short and credential.is_oauth else MAX_ATTEMPTS
+        case 403:
+            return 3 if short and "revoked" in error.message else 1
+        case 429:
+            limited = error.headers.get("anthropic-ratelimit-unified-status") == "rejected"
+            return 1 if limited or options.version < frames.SINCE_API_RETRY else MAX_ATTEMPTS
+        case None:
+            return MAX_ATTEMPTS
+        case status:
+            return MAX_ATTEMPTS if status >= 500 or status == 408 else 1
+
+
+def error_word(error: ApiError, options: Options, *, retry: bool = False) -> str:
+    """The CLI's word for an error; an overloaded API is called so only while the CLI tries again."""
+    match error.status:
+        case 401 | 403:
+            of_organization = "not allowed for this organization" in error.message
+            told_apart = of_organization and options.version >= frames.SINCE_API_RETRY
+            return "oauth_org_not_allowed" if told_apart else "authentication_failed"
+        case 400 if "credit balance" in error.message:
+            return "billing_error"
+        case 404 if options.version >= frames.SINCE_API_RETRY:
+            return "model_not_found"
+        case 429:
+            return "rate_limit"
+        case 529 if retry:
+            return "overloaded" if options.version >= frames.SINCE_OVERLOADED_HAS_A_WORD else "rate_limit"
+        case int(status) if status >= 500 and options.version >= frames.SINCE_API_RETRY:
+            return "server_error"
+        case None if not retry and options.version >= frames.SINCE_API_RETRY:
+            return "server_error"
+        case _:
+            return "unknown"
+
+
+def last_words(error: ApiError, options: Options) -> str:
+    """The text of the CLI's last assistant frame and of its result."""
+    old = options.version < frames.SINCE_API_RETRY
+    quoted = error.body if old else error.message
+    match error.status:
+        case None:
+            return "API Error: Connection refused — a firewall or proxy may be blocking it (ECONNREFUSED)"
+        case 403 if "revoked" in error.message:
+            if old:
+                return "Your account does not have access to Claude. Please login again or contact your administrator."
+            return "Failed to authenticate: OAuth token revoked. Please log in again or contact your administrator."
+        case 401 | 403:
+            return f"Failed to authenticate. API Error: {error.status} {quoted}"
+        case 400 if "credit balance" in error.message:
+            return "Credit balance is too low"
+        case 429 if error.headers.get("anthropic-ratelimit-unified-status") == "rejected":
+            reset = int(error.headers.get("anthropic-ratelimit-unified-reset", "0"))
+            return "You've hit your limit · resets " + time.strftime("%H:%M (UTC)", time.gmtime(reset))
+        case 429 if old:
+            return "API Error: Rate limit reached"
+        case 404 if not old:
+            return (
+                f"There's an issue with the selected model ({options.model_name}). It may not exist or you may not "
+                "have access to it. Run --model to pick a different model."
+            )
+        case status:
+            return f"API Error: {status} {quoted}"

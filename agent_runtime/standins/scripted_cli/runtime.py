@@ -1,0 +1,312 @@
+"""One run of the scripted CLI: what it prints, the tools it has started, its session file, and what a signal does."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from agent_runtime.standins.scripted_cli import frames
+
+if TYPE_CHECKING:
+    import subprocess
+    from types import FrameType
+
+    from agent_runtime.standins.scripted_cli.frames import Frame, Version
+
+STDOUT, STDERR = 1, 2
+DEFAULT_TOOL_TIMEOUT_SECONDS = 120.0
+TOOL_OUTPUT_LIMIT_BYTES = 30_000
+SAFETY_NET_SECONDS = 600
+"""No scripted CLI lives longer, whatever its script says."""
+
+
+class Options(NamedTuple):
+    """The arguments that change what the scripted CLI does; all others are taken and ignored."""
+
+    version_text: str = frames.DEFAULT_VERSION
+    session_id: str = ""
+    resume: bool = False
+    model: str | None = None
+    permission_mode: str = "default"
+    max_turns: int | None = None
+    system_prompt: str | None = None
+    settings: tuple[str, ...] = ()
+    stream_input: bool = False
+    partial_messages: bool = False
+    debug_stderr: bool = False
+    keep_session: bool = True
+
+    @property
+    def version(self) -> Version:
+        """The version to play, as numbers."""
+        return frames.parse_version(self.version_text)
+
+    @property
+    def model_name(self) -> str:
+        """The model asked for, or the version's own choice."""
+        default = "claude-sonnet-5-5" if self.version >= (2, 1, 300) else "claude-sonnet-4-5-20250929"
+        return self.model or default
+
+
+class ToolOutcome(NamedTuple):
+    """How a tool's command ended; *exit_code* is None when its time was over."""
+
+    output: str
+    exit_code: int | None
+
+    @property
+    def text(self) -> str:
+        """The words of the tool result, as the real CLI chooses them."""
+        if self.exit_code is None:
+            return f"Command timed out\n{self.output}".rstrip()
+        if self.exit_code:
+            return f"Exit code {self.exit_code if self.exit_code > 0 else 128 - self.exit_code}\n{self.output}".rstrip()
+        return self.output
+
+
+class Run:
+    """
+    The process's own state.
+
+    Attributes:
+        messages: The conversation in the API's form; what a resumed session begins with.
+        tools: Process groups of tools that have not been seen to end.
+        played: How many steps of the session's script have begun, in this process and in those before it.
+    """
+
+    def __init__(self, options: Options, environment: dict[str, str]) -> None:
+        self.options = options
+        self.environment = environment
+        self.started = time.monotonic()
+        self.messages: list[Frame] = []
+        self.tools: dict[int, subprocess.Popen[bytes]] = {}
+        self.spawned: list[int] = []
+        self.num_turns = 0
+        self.usage: Frame = dict(frames.NO_USAGE)
+        self.played = 0
+        self.script: Frame | None = None
+        self.keep_session = options.keep_session
+        self.permission_mode = options.permission_mode
+        self._writing = False
+        self._initialised = False
+        self._tool_is_starting = False
+        self._postponed: int | None = None
+
+    # Printing
+
+    def write(self, stream: int, data: bytes) -> None:
+        """Write all of *data*; a reader that has gone away ends the process, as it ends the real one."""
+        self._writing = True
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(stream, view) :]
+        except BrokenPipeError:
+            self.end(1)
+        except OSError as error:
+            if error.errno != errno.EBADF:  # closed by a step: the script may go on without
+                raise
+        self._writing = False
+
+    def emit(self, frame: Frame) -> None:
+        """Print a frame; session id and UUID are added where it has none."""
+        frame.setdefault("session_id", self.options.session_id)
+        frame.setdefault("uuid", frames.new_uuid())
+        self.write(STDOUT, json.dumps(frame, separators=(",", ":"), ensure_ascii=False).encode() + b"\n")
+
+    def debug(self, line: str) -> None:
+        """Print a line of the CLI's debug log, which goes to stderr only with ``--debug-to-stderr``."""
+        if self.options.debug_stderr:
+            self.write(STDERR, line.encode() + b"\n")
+
+    def init(self, *, key_source: str = "none", **fields: Any) -> None:
+        """Print ``system/init``, once."""
+        if self._initialised:
+            return
+        self._initialised = True
+        frame = frames.init(
+            self.options.version_text,
+            cwd=str(Path.cwd()),
+            model=self.options.model_name,
+            permission_mode=self.permission_mode,
+            key_source=key_source,
+        )
+        self.emit(frame | fields)
+
+    def result(self, text: str | None, **fields: Any) -> None:
+        """Print the ``result`` frame with what this run has counted."""
+        model = self.options.model_name if any(self.usage.values()) else None
+        counted: dict[str, Any] = {"num_turns": max(self.num_turns, 1), "usage": self.usage, "model": model}
+        elapsed_ms = int((time.monotonic() - self.started) * 1000)
+        self.emit(frames.result(self.options.version, text, duration_ms=elapsed_ms, **(counted | fields)))
+
+    def give_up(self, text: str, *, error: str, status: int | None = None, kind: str | None = None) -> None:
+        """Print what the CLI prints when it stops asking the API: its own assistant frame and the result."""
+        self.emit(frames.synthetic(self.options.version, text, error=error, status=status, kind=kind))
+        self.result(text, is_error=True, status=status)
+
+    def count(self, usage: Frame) -> None:
+        """Add one API message's usage to the run's."""
+        for key in frames.USAGE_KEYS:
+            self.usage[key] += usage.get(key) or 0
+
+    # The session
+
+    @property
+    def session_file(self) -> Path:
+        """Where this session is kept."""
+        config = self.environment.get("CLAUDE_CONFIG_DIR") or str(Path("~/.claude").expanduser())
+        return Path(config) / "projects" / "scripted" / f"{self.options.session_id}.jsonl"
+
+    def load_session(self) -> bool:
+        """Read what an earlier process of this session has kept; False when there is nothing."""
+        try:
+            lines = self.session_file.read_bytes().splitlines()
+        except FileNotFoundError:
+            return False
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the last line of a process that was killed while it wrote
+            if "script" in entry:
+                self.script, self.played = entry, 0
+            elif "played" in entry:
+                self.played = entry["played"]
+            else:
+                self.messages.append(entry["message"])
+        self._answer_open_tools()
+        return True
+
+    def _answer_open_tools(self) -> None:
+        # The API takes no tool_use without its result; the real CLI writes this answer for a tool that was cut short.
+        content = self.messages[-1]["content"] if self.messages else ()
+        open_tools = [block["id"] for block in content if isinstance(block, dict) and block["type"] == "tool_use"]
+        if open_tools:
+            answers = [frames.tool_result_block(tool, frames.INTERRUPTED, is_error=True) for tool in open_tools]
+            self.remember({"role": "user", "content": answers})
+
+    def keep(self, entry: Frame) -> None:
+        """Append to the session file in one write."""
+        if not self.keep_session:
+            return
+        self.session_file.parent.mkdir(parents=True, exist_ok=True)
+        with self.session_file.open("ab", buffering=0) as file:
+            file.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
+
+    def remember(self, message: Frame) -> None:
+        """Add a message to the conversation and to the session file."""
+        self.messages.append(message)
+        self.keep({"message": message})
+
+    # Tools
+
+    def bash(self, command: str, *, timeout_seconds: float = DEFAULT_TOOL_TIMEOUT_SECONDS) -> ToolOutcome:
+        """
+        Run *command* as the Bash tool does: in a session of its own, until its shell ends.
+
+        The output goes to a file in memory, not to a pipe, so that what the command leaves behind delays nothing.
+
+        Source: Claude Code 2.1.330 and 2.1.30 ``eval`` the command in ``bash -c`` with stdin at /dev/null; the OAuth
+        token is missing from its environment since 2.1.197, an API key is not.
+        """
+        import subprocess  # noqa: PLC0415 (start-up time: most scripts run no tool)
+
+        environment = dict(self.environment)
+        if self.options.version >= frames.SINCE_SHORT_OAUTH_RETRIES:
+            environment.pop("CLAUDE_CODE_OAUTH_TOKEN", None)
+        environment |= {"CLAUDECODE": "1", "CLAUDE_CODE_SESSION_ID": self.options.session_id}
+        with open(os.memfd_create("tool"), "w+b", buffering=0) as output:  # noqa: PTH123 (a descriptor has no path)
+            self._tool_is_starting = True  # a signal now would not find it among the tools
+            tool = subprocess.Popen(  # noqa: S602 (running what it is told is the Bash tool's purpose)
+                command,
+                shell=True,
+                executable="/bin/bash",
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+            self.tools[tool.pid] = tool
+            self._tool_is_starting = False
+            if self._postponed is not None:
+                os.kill(os.getpid(), self._postponed)
+            ended = _wait(tool.pid, timeout_seconds)
+            if not ended:
+                kill_group(tool.pid)
+            tool.wait()
+            del self.tools[tool.pid]
+            output.seek(0)
+            text = output.read(TOOL_OUTPUT_LIMIT_BYTES).decode(errors="replace")
+        return ToolOutcome(text.rstrip("\n"), tool.returncode if ended else None)
+
+    # The end
+
+    def end(self, code: int) -> NoReturn:
+        """Leave at once; everything has been written unbuffered."""
+        os._exit(code)
+
+    def install_signals(self) -> None:
+        """Answer SIGINT and SIGTERM as the real CLI does, and end after the safety net's time in any case."""
+        signal.signal(signal.SIGINT, self._interrupted)
+        signal.signal(signal.SIGTERM, self._terminated)
+        signal.signal(signal.SIGALRM, self._safety_net)
+        signal.alarm(SAFETY_NET_SECONDS)
+
+    def _interrupted(self, _signum: int, _frame: FrameType | None) -> None:
+        """
+        End the tools and exit 0.
+
+        Source: 2.1.330 prints a result with ``is_error`` and no text first, 2.1.30 nothing.
+        """
+        if self._tool_is_starting:
+            self._postponed = signal.SIGINT
+            return
+        for group in self.tools:
+            kill_group(group)
+        if self._initialised and not self._writing and self.options.version >= frames.SINCE_TOOLS_DIE_WITH_SIGTERM:
+            self.result(None, is_error=True, subtype="error_during_execution", errors=["[ede_diagnostic]"])
+        self.end(0)
+
+    def _terminated(self, _signum: int, _frame: FrameType | None) -> None:
+        """
+        Exit 143; versions before 2.1.212 leave a tool's command running.
+
+        Source: measured on 2.1.197; the changelog of 2.1.212.
+        """
+        if self._tool_is_starting:
+            self._postponed = signal.SIGTERM
+            return
+        if self.options.version >= frames.SINCE_TOOLS_DIE_WITH_SIGTERM:
+            for group in self.tools:
+                kill_group(group)
+        self.end(143)
+
+    def _safety_net(self, _signum: int, _frame: FrameType | None) -> None:
+        for group in self.tools:
+            kill_group(group)
+        self.end(70)
+
+
+def _wait(pid: int, timeout_seconds: float) -> bool:
+    """Wait for a child without the pauses of :meth:`subprocess.Popen.wait`; False when the time is over."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        return bool(select.select([pidfd], [], [], timeout_seconds)[0])
+    finally:
+        os.close(pidfd)
+
+
+def kill_group(group: int) -> None:
+    """Kill a tool's process group; nothing to do where it has gone."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return

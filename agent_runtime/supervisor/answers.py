@@ -1,0 +1,214 @@
+"""The answer to a task: one body for the first caller, for those who join, and for those who come back later."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.errors import AdmissionError, ErrorClass, TokenLimited
+from agent_runtime.evidence.verdict import SENTENCES
+from agent_runtime.model.problem import ErrorDetail, problem
+from agent_runtime.model.records import SUCCESS, Answer, Metadata, rfc3339
+from agent_runtime.model.state import Outcome
+from agent_runtime.tokens.status import UNKNOWN_LIMIT_SECONDS
+
+if TYPE_CHECKING:
+    from agent_runtime.execution.execution import Execution
+    from agent_runtime.model.records import ExecutionRecord
+    from agent_runtime.store.transcripts import TranscriptReader
+
+
+OVERLOADED_RETRY_SECONDS = 30
+
+_UNTOLD = "the execution failed"
+
+
+class AnswerForm(msgspec.Struct, frozen=True):
+    """
+    How answers are shown; they are kept in one form, so that this may change with a restart.
+
+    Attributes:
+        detail_is_object: ``detail`` of errors is an object, with the transcript.
+        log_limit_bytes: How much of a transcript an answer carries.
+    """
+
+    detail_is_object: bool = False
+    log_limit_bytes: int = 4 << 20
+
+
+class Success(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The body of an execution that succeeded or was cancelled.
+
+    Attributes:
+        response: The CLI's final text.
+        execution_log: Frames of the transcript: its start, its end, and always the ``result`` frame.
+        truncated_log: Frames in between were left out.
+    """
+
+    execution_id: str
+    status: str
+    response: str | None
+    session_id: str | None
+    execution_log: list[msgspec.Raw]
+    truncated_log: bool
+    metadata: Metadata
+    timestamp: str
+
+
+class KeptResult(msgspec.Struct, kw_only=True):
+    """
+    How an execution ended: what its first caller got, or would have got, and the same taken apart.
+
+    Attributes:
+        status_code: The HTTP status of that answer.
+        answer: Its body.
+        response: The CLI's final text; null where it failed.
+        error: What went wrong; null where it did not fail.
+        error_code: Its ``error_class``; null where it did not fail.
+        terminal_reason: ``completed``, ``cancelled``, or the ``error_class``.
+    """
+
+    execution_id: str
+    status_code: int
+    answer: msgspec.Raw
+    retained_at: str | None
+    status: Outcome
+    response: str | None
+    error: str | None
+    error_code: str | None
+    terminal_reason: str
+    metadata: Metadata
+    execution_log: list[msgspec.Raw]
+    session_id: str | None
+    truncated_log: bool
+
+
+def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation: int | None) -> Answer:
+    """Build the answer of a finished execution from its record and transcript."""
+    record = execution.record
+    if record.outcome in (Outcome.SUCCESS, Outcome.CANCELLED):
+        lines, truncated = execution.reader.answer_log(log_limit_bytes, execution.result_line)
+        body = Success(
+            execution_id=record.execution_id,
+            status=str(record.outcome),
+            response=execution.result_text,
+            session_id=record.session_id,
+            execution_log=frames_of(lines),
+            truncated_log=truncated or execution.transcript.incomplete,
+            metadata=record.metadata,
+            timestamp=rfc3339(record.ended_at or record.created_at),
+        )
+        return Answer(SUCCESS, msgspec.json.encode(body))
+    error_class = record.error_class or ErrorClass.ERROR
+    used = record.metadata.token_generation
+    retry_after, resets_at = _when_again(execution, error_class)
+    failure = problem(
+        error_class,
+        record.detail or SENTENCES.get(error_class, _UNTOLD),
+        code=execution.error.code if execution.error is not None else None,
+        execution_id=record.execution_id,
+        metadata=record.metadata,
+        token_generation=used,
+        token_stale=used is not None and current_generation is not None and current_generation > used,
+        resets_at=resets_at,
+    )
+    headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+    return Answer(failure.status, msgspec.json.encode(failure), headers)
+
+
+def failed_answer(record: ExecutionRecord, error_class: ErrorClass = ErrorClass.ERROR) -> Answer:
+    """Build the answer of an execution that nobody can build a better one of: its supervisor failed, or was killed."""
+    failure = problem(
+        error_class,
+        SENTENCES[error_class],
+        execution_id=record.execution_id,
+        metadata=record.metadata,
+        token_generation=record.metadata.token_generation,
+    )
+    try:
+        body = msgspec.json.encode(failure)
+    except (UnicodeEncodeError, TypeError):
+        # What cannot be written may be why the supervisor failed; whoever waits gets an answer all the same.
+        body = msgspec.json.encode(problem(error_class, SENTENCES[error_class], execution_id=record.execution_id))
+    return Answer(failure.status, body)
+
+
+def frames_of(lines: list[bytes]) -> list[msgspec.Raw]:
+    """Take lines of a transcript for the JSON that they are."""
+    return [msgspec.Raw(line) for line in lines]
+
+
+def in_form(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcript: TranscriptReader) -> Answer:
+    """Show an answer in the form that is set, with the counts of its record: those kept by 0.1.0 may be null."""
+    fields = msgspec.json.decode(answer.body, type=dict[str, msgspec.Raw])
+    fields["metadata"] = _raw(record.metadata)
+    if answer.status_code != SUCCESS and form.detail_is_object:
+        error_class = record.error_class or ErrorClass.ERROR
+        lines, _ = transcript.answer_log(form.log_limit_bytes)
+        detail = ErrorDetail(
+            message=msgspec.json.decode(fields["detail"], type=str),
+            error_code=str(error_class),
+            error_class=error_class,
+            metadata=record.metadata,
+            execution_log=frames_of(lines),
+            code=msgspec.json.decode(fields["code"], type=str) if "code" in fields else None,
+        )
+        fields["detail"] = _raw(detail)
+    return msgspec.structs.replace(answer, body=msgspec.json.encode(fields))
+
+
+def result_of(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcript: TranscriptReader) -> KeptResult:
+    """Take apart what an execution was answered with; an error's log is read from the transcript."""
+    if answer.status_code == SUCCESS:
+        said = msgspec.json.decode(answer.body, type=_Said)
+        error_class = error = None
+        reason = "cancelled" if record.outcome is Outcome.CANCELLED else "completed"
+    else:
+        lines, truncated = transcript.answer_log(form.log_limit_bytes)
+        said = _Said(execution_log=frames_of(lines), truncated_log=truncated)
+        error_class = reason = str(record.error_class or ErrorClass.ERROR)
+        error = record.detail or _UNTOLD
+    return KeptResult(
+        execution_id=record.execution_id,
+        status_code=answer.status_code,
+        answer=msgspec.Raw(answer.body),
+        retained_at=None if record.ended_at is None else rfc3339(record.ended_at),
+        status=record.outcome or Outcome.FAILED,
+        response=said.response,
+        error=error,
+        error_code=error_class,
+        terminal_reason=reason,
+        metadata=record.metadata,
+        execution_log=said.execution_log,
+        session_id=record.session_id,
+        truncated_log=said.truncated_log,
+    )
+
+
+class _Said(msgspec.Struct):
+    response: str | None = None
+    execution_log: list[msgspec.Raw] = []
+    truncated_log: bool = False
+
+
+def _raw(value: Metadata | ErrorDetail) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
+def _when_again(execution: Execution, error_class: ErrorClass) -> tuple[int | None, float | None]:
+    """Tell in how many seconds it is worth asking again, and when a usage limit ends, where either is known."""
+    if isinstance(execution.error, TokenLimited):
+        return execution.error.retry_after_seconds, execution.limited_until
+    if isinstance(execution.error, AdmissionError):
+        return execution.error.retry_after_seconds, None
+    if error_class is ErrorClass.RATE_LIMIT:
+        resets_at = execution.resets_at
+        seconds = UNKNOWN_LIMIT_SECONDS if resets_at is None else resets_at - time.time()
+        return max(1, math.ceil(seconds)), resets_at
+    if error_class in (ErrorClass.OVERLOADED, ErrorClass.UPSTREAM, ErrorClass.NETWORK):
+        return OVERLOADED_RETRY_SECONDS, None
+    return None, None

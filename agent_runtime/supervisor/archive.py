@@ -1,0 +1,204 @@
+"""Everything that is kept of executions: records, answers, transcripts, tasks; and what a restart makes of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.errors import ErrorClass, NotFound
+from agent_runtime.evidence.verdict import SENTENCES
+from agent_runtime.model.records import SUCCESS, Answer
+from agent_runtime.model.state import Outcome, Phase, StopReason
+from agent_runtime.store.database import StoreUnavailable
+from agent_runtime.store.retention import prune
+from agent_runtime.supervisor.answers import AnswerForm, KeptResult, failed_answer, in_form, result_of
+from agent_runtime.telemetry.counters import Counts
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from agent_runtime.model.records import ExecutionRecord
+    from agent_runtime.store.records import RecordStore
+    from agent_runtime.store.tasks import TaskStore
+    from agent_runtime.store.transcripts import TranscriptReader, TranscriptStore
+
+log = logging.getLogger(__name__)
+
+RECENT_SECONDS = 15 * 60
+RECENT_KEPT = 1000
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """
+    A finished execution whose answer is there already: to be waited for like one that runs.
+
+    Attributes:
+        answer: As callers get it.
+    """
+
+    record: ExecutionRecord
+    answer: Answer
+    form: AnswerForm
+    transcript: TranscriptReader
+
+    def result(self) -> KeptResult:
+        """Take the answer apart; this may read the transcript."""
+        return result_of(self.answer, self.record, self.form, self.transcript)
+
+    @property
+    def execution_id(self) -> str:
+        """The id callers know it by."""
+        return self.record.execution_id
+
+    async def finished(self) -> None:
+        """Return at once."""
+
+
+class Archive:
+    """
+    Keep executions on disk, and go on where the disk does not take them.
+
+    A record that could not be written says so (``metadata.retained``), and may be unknown after a restart; the store
+    holds it in memory until it can be written.
+    """
+
+    def __init__(
+        self,
+        records: RecordStore,
+        transcripts: TranscriptStore,
+        tasks: TaskStore,
+        counts: Counts | None = None,
+        form: AnswerForm | None = None,
+    ) -> None:
+        self.records = records
+        self.transcripts = transcripts
+        self.tasks = tasks
+        self._counts = counts or Counts()
+        self._form = form or AnswerForm()
+        self._ended_at: dict[str, float] = {}
+
+    @property
+    def recently_completed_ids(self) -> list[str]:
+        """Ids of executions that ended in the last 15 minutes."""
+        since = time.time() - RECENT_SECONDS
+        return [execution_id for execution_id, ended_at in self._ended_at.items() if ended_at >= since]
+
+    def save(self, record: ExecutionRecord) -> None:
+        """Write a record that has changed."""
+        try:
+            self.records.save(record)
+        except StoreUnavailable as error:
+            record.metadata.retained = False
+            self._counts.count("records_unwritten")
+            log.error("record not kept: %s", error, extra={"execution_id": record.execution_id})
+
+    def conclude(self, record: ExecutionRecord, answer: Answer) -> bool:
+        """Write a final record with its answer, and tell whether they are on disk."""
+        ended_at = record.ended_at or time.time()
+        self._ended_at.pop(record.execution_id, None)
+        self._ended_at[record.execution_id] = ended_at
+        while len(self._ended_at) > RECENT_KEPT:
+            del self._ended_at[next(iter(self._ended_at))]
+        try:
+            self.records.conclude(record, answer.status_code, answer.body, ended_at)
+        except StoreUnavailable as error:
+            self._counts.count("records_unwritten")
+            log.error("answer not kept: %s", error, extra={"execution_id": record.execution_id})
+            return False
+        finally:
+            # Not before: who is killed in between leaves an execution without an end, and that wants its task. But also
+            # where the disk takes no record, or what has ended would be run again.
+            if record.error_class is not ErrorClass.INTERRUPTED:
+                self.tasks.forget(record.execution_id)
+        return True
+
+    def find(self, execution_id: str) -> ExecutionRecord | None:
+        """Find the record of an execution that has ended."""
+        try:
+            return self.records.load(execution_id)
+        except StoreUnavailable as error:
+            log.error("record cannot be read: %s", error, extra={"execution_id": execution_id})
+            return None
+
+    def record(self, execution_id: str) -> ExecutionRecord:
+        """
+        Find the record of an execution that has ended.
+
+        Raises:
+            NotFound: Nothing is known under this id.
+        """
+        record = self.find(execution_id)
+        if record is None:
+            raise NotFound("no execution is known under this id; GET /api/executions lists those that are")
+        return record
+
+    def kept(self, record: ExecutionRecord) -> Kept | None:
+        """Find the answer of an execution that has ended, if it is kept."""
+        try:
+            found = self.records.answer(record.execution_id)
+        except StoreUnavailable as error:
+            log.error("answer cannot be read: %s", error, extra={"execution_id": record.execution_id})
+            return None
+        if found is None:
+            return None
+        transcript = self.transcripts.reader(record.execution_id)
+        answer = in_form(Answer(found.status_code, found.answer), record, self._form, transcript)
+        return Kept(record, answer, self._form, transcript)
+
+    def shown(self, record: ExecutionRecord, answer: Answer) -> Answer:
+        """Return a new answer as callers get it."""
+        if answer.status_code == SUCCESS or not self._form.detail_is_object:
+            return answer
+        return in_form(answer, record, self._form, self.transcripts.reader(record.execution_id))
+
+    def account(self) -> None:
+        """
+        Give every execution that an earlier supervisor left without an end one: ``interrupted``.
+
+        What ended lately is known again, too. To be called before anything is admitted, when the earlier one's
+        children are gone.
+
+        Raises:
+            StoreUnavailable: The disk does not give the records.
+        """
+        now = time.time()
+        self._ended_at = dict(self.records.finished_ids(now - RECENT_SECONDS))
+        for record in self.records.unfinished():
+            record.state = Phase.FINISHED
+            record.outcome, record.error_class = Outcome.FAILED, ErrorClass.INTERRUPTED
+            record.detail = SENTENCES[ErrorClass.INTERRUPTED]
+            record.ended_at = now
+            for attempt in record.attempts:
+                if attempt.ended_at is None:
+                    attempt.ended_at, attempt.stop_reason = now, StopReason.SHUTDOWN
+            self.conclude(record, failed_answer(record, ErrorClass.INTERRUPTED))
+            log.warning("execution was interrupted", extra={"execution_id": record.execution_id})
+        for execution_id in self.tasks.ids():
+            left = self.records.load(execution_id)
+            if left is None or left.error_class is not ErrorClass.INTERRUPTED:
+                self.tasks.forget(execution_id)  # killed between two writes: it was never let in, or has ended
+
+    def is_interrupted(self, execution_id: str) -> bool:
+        """Whether an execution has ended and waits to be gone on with."""
+        record = self.find(execution_id)
+        return record is not None and record.error_class is ErrorClass.INTERRUPTED
+
+    def prune(self, *, max_age_seconds: float, max_bytes: int, in_use: Container[str]) -> None:
+        """Delete what is too old or too much; what the disk does not let go is tried again the next time."""
+        try:
+            deleted = prune(
+                self.records,
+                self.transcripts,
+                max_age_seconds=max_age_seconds,
+                max_bytes=max_bytes,
+                now=time.time(),
+                in_use=in_use,
+            )
+        except (StoreUnavailable, OSError) as error:
+            log.warning("cannot delete old executions: %s", error)
+            return
+        if deleted:
+            log.info("old executions deleted: %d", deleted)

@@ -1,0 +1,146 @@
+"""
+Sessions of the CLI: which one each attempt of an execution runs in, and who uses which.
+
+A session is a file of the CLI that holds a conversation. What is finished in it is not done again when it is resumed;
+two processes that write to it at once lose each other's work.
+"""
+
+from __future__ import annotations
+
+import uuid
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from agent_runtime.claude.invocation import CONTINUE_PROMPT, Session
+from agent_runtime.errors import ErrorClass
+from agent_runtime.model.state import Outcome
+
+if TYPE_CHECKING:
+    from agent_runtime.evidence.verdict import Verdict
+    from agent_runtime.execution.attempt_report import Report
+    from agent_runtime.model.records import ExecutionRecord
+    from agent_runtime.model.task import Task
+
+
+class SessionTrouble(Enum):
+    """Why a session that was resumed cannot be gone on with."""
+
+    UNKNOWN = "unknown"
+    """The CLI knows no such session."""
+    REFUSED = "refused"
+    """The API refuses its history, or the CLI cannot read it."""
+
+
+class SessionUse:
+    """
+    Note which execution uses which session; one uses it at a time, in the order in which they claimed it.
+
+    All methods run on the event loop's thread.
+    """
+
+    def __init__(self) -> None:
+        self._claims: dict[str, list[str]] = {}
+
+    def __repr__(self) -> str:
+        return f"<SessionUse of {len(self._claims)}>"
+
+    def is_claimed(self, session_id: str | None) -> bool:
+        """Whether an execution uses the session."""
+        return session_id in self._claims
+
+    def claim(self, session_id: str, execution_id: str) -> None:
+        """Use a session, or wait for it behind those that use it; once more does nothing."""
+        claims = self._claims.setdefault(session_id, [])
+        if execution_id not in claims:
+            claims.append(execution_id)
+
+    def may_use(self, session_id: str | None, execution_id: str) -> bool:
+        """Whether it is the execution's turn with a session it has claimed; with no session it always is."""
+        return session_id is None or self._claims.get(session_id, [execution_id])[0] == execution_id
+
+    def release(self, execution_id: str) -> None:
+        """Give up all claims of an execution."""
+        for session_id, claims in list(self._claims.items()):
+            if execution_id in claims:
+                claims.remove(execution_id)
+            if not claims:
+                del self._claims[session_id]
+
+
+class SessionPlan:
+    """
+    Choose the session of each attempt of one execution, from its admission to its final record.
+
+    Attributes:
+        next: What the next attempt begins with.
+        has_progress: There is work in that session which a fresh one would do again.
+    """
+
+    def __init__(self, task: Task, previous: ExecutionRecord | None) -> None:
+        self._named = task.resume_session_id
+        self._is_restarted = self._used_tool = False
+        if previous is not None and previous.request_digest != task.digest:
+            previous = None  # other work
+        self._was_refused = previous is not None and previous.error_class is ErrorClass.INVALID_REQUEST
+        resumed = None if previous is None or task.fresh_session else _session_with_progress(previous)
+        self.has_progress = resumed is not None
+        self.next = self._fresh() if resumed is None else Session(resumed, resumes=True, prompt=CONTINUE_PROMPT)
+
+    def __repr__(self) -> str:
+        return f"<SessionPlan next={self.next.session_id} resumes={self.next.resumes}>"
+
+    @property
+    def known_id(self) -> str | None:
+        """The session that the next attempt goes on in; None: it begins a new one."""
+        return str(self.next.session_id) if self.next.resumes else None
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the next attempt goes on in the session that the task names."""
+        return self.next.session_id == self._named
+
+    def resume(self, session_id: str) -> None:
+        """Go on in a session of this execution."""
+        self.next = Session(uuid.UUID(session_id), resumes=True, prompt=CONTINUE_PROMPT)
+
+    def begin_anew(self) -> None:
+        """Begin the task from its start: in the session it names, or in a new one."""
+        self.next, self.has_progress = self._fresh(), False
+
+    def restart(self, trouble: SessionTrouble) -> bool:
+        """Begin anew instead of going on; False: that has been done already, and would run tools once more."""
+        if trouble is SessionTrouble.REFUSED or self._used_tool:
+            if self._is_restarted:
+                return False
+            self._is_restarted = True
+        if trouble is SessionTrouble.REFUSED:
+            self._named = None
+        self.begin_anew()
+        return True
+
+    def ended(self, report: Report, final: Verdict) -> SessionTrouble | None:
+        """Take note of an attempt's end, and tell what is wrong with its session, if anything is."""
+        progress, is_resumed = report.tally.has_progress, self.next.resumes
+        self.has_progress |= progress
+        self._used_tool |= report.tally.tool_count > 0
+        if is_resumed and report.unknown_session and not report.tally.has_init:
+            return SessionTrouble.UNKNOWN
+        if report.session_refused and final.error_class in _REFUSALS:
+            return SessionTrouble.REFUSED
+        # Another reason than those that are known by their words: resumed, it gets the answer it got before.
+        is_the_same = self._was_refused and final.error_class is ErrorClass.INVALID_REQUEST
+        return SessionTrouble.REFUSED if is_resumed and not progress and is_the_same else None
+
+    def _fresh(self) -> Session:
+        return Session(uuid.uuid4()) if self._named is None else Session(self._named, resumes=True)
+
+
+_REFUSALS = {ErrorClass.INVALID_REQUEST, ErrorClass.ERROR}
+"""What an attempt fails with whose session is refused: by the API, or by the CLI."""
+
+
+def _session_with_progress(previous: ExecutionRecord) -> uuid.UUID | None:
+    """Return the session that an execution goes on in when it is posted again; None: there is nothing to go on with."""
+    if previous.session_id is None or previous.outcome is Outcome.SUCCESS or previous.resumable is False:
+        return None
+    return uuid.UUID(previous.session_id)

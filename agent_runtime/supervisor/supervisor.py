@@ -1,0 +1,499 @@
+"""Who gets in, what runs, and how it all ends."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import time
+import uuid
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.errors import (
+    AgentRuntimeError,
+    Busy,
+    Conflict,
+    Draining,
+    ErrorClass,
+    NotFound,
+    NoToken,
+    SpawnFailed,
+    TokenLimited,
+    TokenUnpaid,
+    TokenUnusable,
+)
+from agent_runtime.evidence.verdict import SENTENCES, Verdict
+from agent_runtime.execution.attempt_spec import Surroundings
+from agent_runtime.execution.execution import Execution
+from agent_runtime.model.records import Usage
+from agent_runtime.model.state import Outcome, Phase, StopReason
+from agent_runtime.notifier import Change
+from agent_runtime.process.child import reap_orphans
+from agent_runtime.process.linux import syscalls as linux
+from agent_runtime.process.unkillable import Unkillable
+from agent_runtime.process.usage import sample
+from agent_runtime.supervisor.answers import answer_to, failed_answer
+from agent_runtime.supervisor.runner import Course, Office
+from agent_runtime.supervisor.sessions import SessionPlan, SessionUse
+from agent_runtime.supervisor.slots import Slots
+from agent_runtime.telemetry.logs import about
+from agent_runtime.tokens.gate import TokenDesk
+from agent_runtime.tokens.status import Standing
+from agent_runtime.tokens.verifier import PROBE, Confirmer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from pathlib import Path
+    from typing import Any
+
+    from agent_runtime.delivery.cli_check import CliCheck
+    from agent_runtime.delivery.delivery import Deliveries
+    from agent_runtime.model.records import Answer, ExecutionRecord
+    from agent_runtime.model.task import Task
+    from agent_runtime.process.containment_choice import Containment
+    from agent_runtime.secret.file import SecretFile, SecretStatus
+    from agent_runtime.secret.generations import Generation, GenerationLedger
+    from agent_runtime.settings import Settings
+    from agent_runtime.store.transcripts import TranscriptReader
+    from agent_runtime.supervisor.archive import Archive, Kept
+    from agent_runtime.telemetry.counters import Counts
+    from agent_runtime.telemetry.events import EventLog
+    from agent_runtime.telemetry.redaction import Redactor
+    from agent_runtime.tokens.probe import Probe
+
+log = logging.getLogger(__name__)
+
+BUSY_RETRY_SECONDS = 5
+DRAINING_RETRY_SECONDS = 5
+PRUNE_SECONDS = 600
+_OTHER_BODY = "this execution_id is known for another body; choose another id"
+
+
+class View(msgspec.Struct, frozen=True):
+    """What those see who only look on: a record and its transcript, and when there is more to see."""
+
+    record: ExecutionRecord
+    transcript: TranscriptReader
+    changed: Change
+
+
+class Supervisor:
+    """
+    Admit executions, run them in slots, and account for every one.
+
+    All methods run on the event loop's thread. Admission is synchronous: :meth:`submit` either raises or returns an
+    execution that belongs to the supervisor from then on.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        secret: SecretFile,
+        ledger: GenerationLedger,
+        redactor: Redactor,
+        archive: Archive,
+        deliveries: Deliveries,
+        containment: Containment,
+        probe: Probe | None,
+        events: EventLog,
+        environ: Mapping[str, str],
+        run_dir: Path,
+        next_mark: Callable[[], str],
+        counts: Counts,
+        cli: CliCheck,
+    ) -> None:
+        self.settings = settings
+        self.counts = counts
+        self.secret = secret
+        self.redactor = redactor
+        self.archive = archive
+        self.deliveries = deliveries
+        self.events = events
+        self.environ = environ
+        self.desk = TokenDesk(secret, Standing(ledger), events, probes=probe is not None)
+        self.containment = containment
+        self.unkillable = Unkillable()
+        self.slots = Slots(settings.slots, settings.queue, lambda: self.desk.holds_new_executions)
+        self.changed = Change()
+        self.started_at = time.time()
+        self.last_task_at: float | None = None
+        self.consecutive_failures = 0
+        self.draining = False
+        self._is_ending = False
+        self._confirmer = Confirmer(self.desk.standing, probe, events)
+        self.sessions = SessionUse()
+        self._office = Office(settings, self.slots, self.sessions, self.desk, self._confirmer, events)
+        self._surroundings = Surroundings(
+            settings=settings,
+            secret=secret,
+            deliveries=deliveries,
+            redactor=redactor,
+            environ=environ,
+            run_dir=run_dir,
+            containment=containment,
+            unkillable=self.unkillable,
+            cli=cli,
+            may_use=self.desk.may_use,
+            doubt=self.desk.doubt,
+            counts=counts,
+        )
+        self._next_mark = next_mark
+        self._live: dict[str, Execution] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._newest_seen = 0
+
+    # -- admission
+
+    def submit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution | Kept:
+        """
+        Let a task in, join the execution that its id names, or find the answer that is kept of it.
+
+        After a failure the same id begins a new attempt on the same record and transcript.
+
+        Raises:
+            AdmissionError: There is no room, no token, or no wish for more.
+            Conflict: The id is known for other work.
+        """
+        execution_id = task.execution_id or str(uuid.uuid4())
+        if (live := self._live.get(execution_id)) is not None:
+            if live.record.request_digest != task.digest:
+                raise Conflict(_OTHER_BODY)
+            return live
+        previous = self.archive.find(execution_id) if task.execution_id is not None else None
+        if previous is not None and previous.outcome is Outcome.SUCCESS:
+            if previous.request_digest != task.digest:
+                raise Conflict(_OTHER_BODY)
+            if (kept := self.archive.kept(previous)) is not None:
+                return kept
+        if self.draining:
+            raise Draining(
+                "draining: no new executions here; send it to another agent, or later",
+                retry_after_seconds=DRAINING_RETRY_SECONDS,
+            )
+        parks = self._must_park(task)
+        plan = SessionPlan(task, previous)
+        if not parks and self.slots.is_full(must_wait=self.sessions.is_claimed(plan.known_id)):
+            raise Busy(
+                f"all {self.slots.total} slots and {self.slots.queue_limit} queue places are taken; come back later",
+                retry_after_seconds=BUSY_RETRY_SECONDS,
+            )
+        execution = Execution(
+            task,
+            execution_id=execution_id,
+            ignored_fields=list(ignored_fields),
+            surroundings=self._surroundings,
+            transcript=self.archive.transcripts.writer(execution_id),
+            reader=self.archive.transcripts.reader(execution_id),
+            next_mark=self._next_mark,
+            timeout_seconds=task.timeout_seconds or self.settings.timeout,
+            accepted=self._accepted,
+            save=self.archive.save,
+            tell=lambda kind, number: self.events.publish(kind, execution_id=execution_id, generation=number),
+            session=plan.next,
+            previous=previous,
+        )
+        self._live[execution_id] = execution
+        self.last_task_at = time.time()
+        # In this order: who is killed in between has let nobody in, and no interrupted execution is without its task.
+        self.archive.tasks.keep(execution_id, task)
+        self.archive.save(execution.record)
+        with about(execution_id=execution_id, trace_id=task.trace.trace_id if task.trace else None):
+            log.info("execution admitted")
+            self.events.publish("execution.admitted", execution_id=execution_id)
+            self._spawn(self._own(execution, Course(execution, self._office, plan, parks=parks)), execution_id)
+        return execution
+
+    async def admit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution | Kept:
+        """Do as :meth:`submit`, but turn nobody away for a token before the secret file has been read once more."""
+        if self.settings.probe == "on_load":
+            await self._look_for_newer()  # which is asked about before anybody begins with it
+        try:
+            return self.submit(task, ignored_fields)
+        except (NoToken, TokenUnusable, TokenUnpaid, TokenLimited):
+            await self._look_for_newer()
+        return self.submit(task, ignored_fields)
+
+    async def _look_for_newer(self) -> None:
+        """Read the secret file: who writes a token and posts at once is faster than whoever watches it."""
+        self.secret_changed(await asyncio.to_thread(self.secret.poll))
+
+    def _must_park(self, task: Task) -> bool:
+        """Whether the token cannot be used now, and the task is ready to wait for another."""
+        try:
+            self.desk.require(task.model)
+        except (TokenUnusable, TokenUnpaid, TokenLimited):
+            if not task.park_seconds:
+                raise
+            return True
+        return False
+
+    async def _own(self, execution: Execution, course: Course) -> None:
+        try:
+            await course.run()
+        finally:
+            # Whoever waits for this execution must never wait for ever.
+            if execution.phase is not Phase.FINISHED:
+                execution.end(Verdict(Outcome.FAILED, ErrorClass.ERROR, SENTENCES[ErrorClass.ERROR]))
+            try:
+                await self._conclude(execution)
+            finally:
+                if execution.answer is None:
+                    execution.conclude(failed_answer(execution.record))
+                self._retire(execution)
+
+    async def _conclude(self, execution: Execution) -> None:
+        """Keep the final record with its answer, and let everybody have it."""
+        execution.conclude(await asyncio.to_thread(self._kept_answer_to, execution))
+
+    def _kept_answer_to(self, execution: Execution) -> Answer:
+        record = execution.record
+        answer = self._answer_to(execution)
+        if not self.archive.conclude(record, answer) and record.metadata.retained:
+            record.metadata.retained = False
+            answer = self._answer_to(execution)
+        return self.archive.shown(record, answer)
+
+    def _answer_to(self, execution: Execution) -> Answer:
+        generation = self.desk.current
+        return answer_to(
+            execution,
+            log_limit_bytes=self.settings.answer_log_limit,
+            current_generation=generation.number if generation else None,
+        )
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run *work* as a task of ours; what goes wrong in it is logged."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a fault of the supervisor", exc_info=error, extra={"execution_id": task.get_name()})
+
+    def _retire(self, execution: Execution) -> None:
+        self._live.pop(execution.execution_id, None)
+        self.sessions.release(execution.execution_id)
+        record = execution.record
+        self.consecutive_failures = self.consecutive_failures + 1 if record.outcome is Outcome.FAILED else 0
+        self.events.publish(
+            "execution.finished",
+            execution_id=record.execution_id,
+            outcome=record.outcome,
+            error_class=record.error_class,
+        )
+        self.slots.grant()
+        self.changed.tell()
+
+    async def keep_house(self, second: Change) -> None:
+        """Do what is due at each *second* that is told, and now and then, for as long as the supervisor lives."""
+        while True:
+            await asyncio.to_thread(
+                self.archive.prune,
+                max_age_seconds=self.settings.retain_age,
+                max_bytes=self.settings.retain_bytes,
+                in_use=frozenset(self._live),
+            )
+            for _ in range(PRUNE_SECONDS):
+                await second.wait()
+                self.desk.warn_of_expiry()
+                self._retry_refused()
+                await self._measure()
+                if (generation := self.desk.current) is not None:
+                    for execution in self._live.values():
+                        execution.token_loaded(generation)  # of its CLI it may be known by now that it has it
+                if linux.has_dead_children():
+                    await asyncio.to_thread(reap_orphans)
+                if self.unkillable.slots:
+                    await asyncio.to_thread(self.unkillable.look)
+
+    async def _measure(self) -> None:
+        """See what the running take of the machine."""
+        running = {one.execution_id: one for one in self.running if one.shim_pid is not None}
+        shims = {execution_id: one.shim_pid for execution_id, one in running.items() if one.shim_pid is not None}
+        for execution_id, usage in (await asyncio.to_thread(sample, shims)).items() if shims else ():
+            if running[execution_id].shim_pid == shims[execution_id]:
+                running[execution_id].measured(usage)
+
+    # -- the token
+
+    def _accepted(self, generation: Generation, since: float) -> None:
+        self._confirmer.accepted(generation, since, served=True)
+        self.slots.grant()
+        self.desk.changed.tell()
+
+    def secret_changed(self, status: SecretStatus) -> None:
+        """Take a new status of the secret file."""
+        generation = status.generation
+        is_new = generation is not None and generation.number > self._newest_seen
+        self.desk.secret_changed(status)
+        if generation is not None and is_new:
+            self._newest_seen = generation.number
+            self.counts.loaded(generation)
+            for execution in self._live.values():
+                execution.token_loaded(generation)
+            if self.settings.probe == "on_load":
+                self._begin_probe(generation)
+        self.slots.grant()
+        self.changed.tell()
+
+    def _begin_probe(self, generation: Generation) -> None:
+        if self._confirmer.suspects(generation):  # at once: who posts now waits already
+            self._spawn(self._probe(generation), PROBE)
+
+    async def _probe(self, generation: Generation) -> None:
+        """Ask the API about a token, a refused one too; meanwhile new executions wait, or are still turned away."""
+        try:
+            await self._confirmer.try_again(generation)
+        finally:
+            self.slots.grant()
+            self.desk.changed.tell()
+
+    def _retry_refused(self) -> None:
+        """Let the probe try the token in use again, where it is refused or blocked and its pause is over."""
+        generation = self.desk.current
+        if self.settings.probe == "off" or generation is None:
+            return
+        if self.desk.standing.is_due(generation, time.monotonic()):
+            self._begin_probe(generation)
+
+    async def reload_token(self) -> None:
+        """Re-read the secret file now, forget limits and an unpaid account, and try a token in trouble at once."""
+        status = await asyncio.to_thread(self.secret.poll)
+        self.secret_changed(status)
+        if (generation := status.generation) is not None:
+            self.desk.standing.forget_limits(generation)
+            if self.desk.standing.trouble_of(generation) is not None:
+                self.desk.standing.retry_now(generation)
+                if self._confirmer.suspects(generation):
+                    await self._probe(generation)
+            self.desk.changed.tell()
+
+    # -- looking on
+
+    @property
+    def unready(self) -> tuple[str, str] | None:
+        """Why a task sent now would be turned away, as a word and as a sentence; None where it would not."""
+        if self.draining:
+            return "draining", "draining: no new executions here"
+        try:
+            self.desk.require()
+        except AgentRuntimeError as error:
+            return f"token_{self.desk.state}", str(error)
+        if self.desk.holds_new_executions:
+            return "token_suspect", "it is being found out whether the token is good"
+        try:
+            self._surroundings.cli.require()
+        except SpawnFailed as error:
+            return "no_cli", str(error)
+        return None
+
+    @property
+    def running(self) -> list[Execution]:
+        """Executions that have a slot."""
+        return [e for e in self._live.values() if e.phase in (Phase.RUNNING, Phase.STOPPING)]
+
+    @property
+    def usage(self) -> Usage:
+        """What all that runs takes of the machine."""
+        return functools.reduce(Usage.plus, (execution.usage for execution in self.running), Usage())
+
+    @property
+    def held_by(self) -> dict[int, int]:
+        """How many running attempts hold a generation, by its number."""
+        return Counter(sorted(held.number for one in self._live.values() if (held := one.held) is not None))
+
+    @property
+    def pending_ids(self) -> list[str]:
+        """Ids of executions that wait: for a slot, or for a newer token."""
+        return [e.execution_id for e in self._live.values() if e.phase in (Phase.QUEUED, Phase.PARKED)]
+
+    def record(self, execution_id: str) -> ExecutionRecord:
+        """
+        Find a record, alive or kept.
+
+        Raises:
+            NotFound: Nothing is known under this id.
+        """
+        live = self._live.get(execution_id)
+        return live.record if live is not None else self.archive.record(execution_id)
+
+    def view(self, execution_id: str) -> View:
+        """
+        Look at an execution, alive or kept.
+
+        Raises:
+            NotFound: Nothing is known under this id.
+        """
+        if (live := self._live.get(execution_id)) is not None:
+            return View(live.record, live.reader, live.changed)
+        return View(self.archive.record(execution_id), self.archive.transcripts.reader(execution_id), Change())
+
+    def result(self, execution_id: str) -> Kept | None:
+        """
+        Find the answer of an execution; None while it goes on.
+
+        Raises:
+            NotFound: Nothing is known under this id, or its answer is not kept.
+        """
+        if execution_id in self._live:
+            return None
+        kept = self.archive.kept(self.archive.record(execution_id))
+        if kept is None:
+            raise NotFound(
+                "no answer is kept of this execution; its record says how it ended", code="no_retained_result"
+            )
+        return kept
+
+    async def terminate(self, execution_id: str) -> tuple[str, ExecutionRecord]:
+        """
+        Cancel an execution and wait for its end; idempotent.
+
+        Raises:
+            NotFound: Nothing is known under this id.
+        """
+        execution = self._live.get(execution_id)
+        if execution is None:
+            return "already_finished", self.record(execution_id)
+        execution.request_stop(StopReason.CANCELLED)
+        await execution.finished()
+        was_in_time = execution.record.outcome is Outcome.CANCELLED
+        return "terminated" if was_in_time else "already_finished", execution.record
+
+    # -- the end
+
+    def close_admission(self) -> None:
+        """Let nobody in any more; what was let in goes on."""
+        self.draining = True
+        self.changed.tell()
+
+    def open_admission(self) -> None:
+        """Let executions in again, unless the supervisor is going away."""
+        if not self._is_ending:
+            self.draining = False
+            self.changed.tell()
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Let nobody in, let the running finish for *timeout_seconds*, stop the rest politely, and wait for them."""
+        self._is_ending = True
+        self.close_admission()
+        polite = max(0.0, timeout_seconds - self.settings.stop_grace)
+        deadline = time.monotonic() + polite
+        while self._live and (left := deadline - time.monotonic()) > 0:
+            try:
+                await asyncio.wait_for(self.changed.wait(), left)
+            except TimeoutError:
+                break
+        self.stop_all(StopReason.SHUTDOWN)
+        while self._live:
+            await self.changed.wait()
+
+    def stop_all(self, reason: StopReason, *, at_once: bool = False) -> None:
+        """Ask every execution to end, politely or at once."""
+        for execution in list(self._live.values()):
+            execution.request_stop(reason, at_once=at_once)

@@ -1,0 +1,210 @@
+"""
+What has happened since the start, counted where it happens; what *is* so now is read from its owner instead.
+
+One :class:`Counts` per supervisor is handed to those who count, with a registry of its own; nothing is global. Names
+are those of the exposition without prefix and suffix. No label ever holds an id, a fingerprint or a generation: what
+can take values without end does not belong there.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import msgspec
+import prometheus_client
+
+from agent_runtime.errors import AdmissionError, ErrorClass
+from agent_runtime.evidence.rules import RULES
+from agent_runtime.model.state import Outcome, StopReason
+from agent_runtime.secret.content import Trouble, trouble_in
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from agent_runtime.secret.generations import Generation
+
+PREFIX = "agent_runtime_"
+
+NONE = "none"
+"""The label of what has none."""
+
+
+class Counter(msgspec.Struct, frozen=True):
+    """
+    One counter.
+
+    Attributes:
+        known: Label values that are shown as 0 before they happen, so that the first time is seen as a rise.
+    """
+
+    text: str
+    labels: tuple[str, ...] = ()
+    known: tuple[tuple[str, ...], ...] = ((),)
+
+
+class Histogram(msgspec.Struct, frozen=True):
+    """
+    One histogram.
+
+    Attributes:
+        bounds: Upper bounds of the buckets, in seconds, without infinity.
+    """
+
+    text: str
+    bounds: tuple[float, ...]
+
+
+def _each(values: Iterable[str]) -> tuple[tuple[str, ...], ...]:
+    return tuple((str(value),) for value in values)
+
+
+def _label(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+NEVER_OF_AN_EXECUTION = {
+    *(ErrorClass.BUSY, ErrorClass.DRAINING, ErrorClass.ACCESS, ErrorClass.NOT_FOUND, ErrorClass.METHOD),
+    *(ErrorClass.TOO_LARGE, ErrorClass.CONFLICT, ErrorClass.NOT_WRITABLE, ErrorClass.CANCELLED),
+}
+
+COUNTERS: dict[str, Counter] = {
+    "executions_admitted": Counter("Executions that were let in."),
+    "executions_finished": Counter(
+        "Executions that ended, by outcome and error class.",
+        ("outcome", "error_class"),
+        (
+            (Outcome.SUCCESS, NONE),
+            (Outcome.CANCELLED, ErrorClass.CANCELLED),
+            *((Outcome.FAILED, kind) for kind in ErrorClass if kind not in NEVER_OF_AN_EXECUTION),
+        ),
+    ),
+    "executions_parked": Counter("Times that an execution began to wait for a newer token."),
+    "executions_resumed": Counter("Times that an execution went on in a further attempt because of its token."),
+    "admissions_refused": Counter(
+        "Tasks that were turned away, by error class.",
+        ("error_class",),
+        _each(sorted(kind.error_class for kind in AdmissionError.__subclasses__())),
+    ),
+    "attempts": Counter("CLI processes that were started."),
+    "executions_cpu_seconds": Counter("Processor time that ended CLI processes and what they started have taken."),
+    "attempt_stops": Counter(
+        "CLI processes that the supervisor ended, by the first reason.", ("reason",), _each(StopReason)
+    ),
+    "evidence": Counter(
+        "CLI processes that were ended because a line said that the token is refused, by rule.",
+        ("rule",),
+        _each(rule.id for rule in RULES if rule.is_evidence),
+    ),
+    "survivors": Counter("Processes that outlived the end of what started them."),
+    "token_loads": Counter("Generations of the token that were loaded."),
+    "token_refusals": Counter("Generations of the token that were found to be refused by the API."),
+    "token_blocks": Counter("Times that the account of a token was found to be blocked."),
+    "token_billings": Counter("Times that the account of a token was found to be unable to pay."),
+    "token_limits": Counter("Usage limits that the token has met."),
+    "secret_read_errors": Counter(
+        "Times that the secret file was found to be unusable, by reason.", ("reason",), _each(Trouble)
+    ),
+    "records_unwritten": Counter("Times that a record or an answer could not be written to disk."),
+    "transcript_lines_unwritten": Counter("Lines of transcripts that could not be written to disk."),
+    "http_requests": Counter("Requests that were answered.", ("method", "path", "status"), ()),
+}
+
+_BY_EVENT = {
+    "execution.admitted": "executions_admitted",
+    "execution.parked": "executions_parked",
+    "execution.resumed": "executions_resumed",
+    "token.loaded": "token_loads",
+    "token.refused": "token_refusals",
+    "token.blocked": "token_blocks",
+    "token.billing": "token_billings",
+    "token.limited": "token_limits",
+}
+
+_SWITCH = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+HISTOGRAMS: dict[str, Histogram] = {
+    "line_to_signal_seconds": Histogram(
+        "From reading the line that says that the token is refused to the signal.",
+        (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
+    ),
+    "signal_to_gone_seconds": Histogram(
+        "From the first signal to a CLI process until it and all it started are gone.",
+        (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+    ),
+    "token_write_to_known_seconds": Histogram("From the writing of the secret file until its token is known.", _SWITCH),
+    "token_write_to_first_request_seconds": Histogram(
+        "From the writing of the secret file until the API has answered a first request with its token.", _SWITCH
+    ),
+    "execution_duration_seconds": Histogram(
+        "From admission to the end, waiting included.",
+        (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0),
+    ),
+    "event_loop_lag_seconds": Histogram(
+        "How much later than asked the event loop came back, looked at once a second.",
+        (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+    ),
+}
+
+
+class Counts:
+    """
+    Count and measure; every method may be called from any thread and holds its lock only for a moment.
+
+    Args:
+        since: When the supervisor began, epoch seconds: of a file that was written before, nobody waited for the news.
+    """
+
+    def __init__(self, since: float = 0.0) -> None:
+        self._since = since
+        self._lock = threading.Lock()
+        # The library's series of creation times are no part of what is promised.
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's
+        self.registry = prometheus_client.CollectorRegistry()
+        self._counters = {
+            name: prometheus_client.Counter(PREFIX + name, kind.text, kind.labels, registry=self.registry)
+            for name, kind in COUNTERS.items()
+        }
+        for name, kind in COUNTERS.items():
+            for labels in kind.known if kind.labels else ():
+                self._counters[name].labels(*labels)
+        self._histograms = {
+            name: prometheus_client.Histogram(PREFIX + name, kind.text, buckets=kind.bounds, registry=self.registry)
+            for name, kind in HISTOGRAMS.items()
+        }
+        self._newest_answered = 0
+        self.last_answered_at: float | None = None
+        """When the API last answered a request of a child, epoch seconds."""
+
+    def count(self, name: str, *labels: str | None, by: float = 1) -> None:
+        """Count one more, or *by* more; None is the label of what has none."""
+        counter = self._counters[name]
+        if COUNTERS[name].labels or labels:
+            counter = counter.labels(*(NONE if label is None else str(label) for label in labels))
+        counter.inc(by)
+
+    def observe(self, name: str, seconds: float) -> None:
+        """Take a measured time; one below 0, which two clocks can give, counts as 0."""
+        self._histograms[name].observe(max(0.0, seconds))
+
+    def happened(self, event_type: str, data: Mapping[str, object]) -> None:
+        """Count what is told as an event anyway."""
+        if event_type == "execution.finished":
+            self.count("executions_finished", *(_label(data.get(name)) for name in ("outcome", "error_class")))
+        elif event_type == "token.invalid":
+            self.count("secret_read_errors", trouble_in(str(data.get("error") or "")))
+        elif name := _BY_EVENT.get(event_type):
+            self.count(name)
+
+    def loaded(self, generation: Generation) -> None:
+        """Take a newly loaded generation."""
+        if generation.written_at is not None and generation.written_at >= self._since:
+            self.observe("token_write_to_known_seconds", generation.loaded_at - generation.written_at)
+
+    def answered(self, generation: Generation, now: float) -> None:
+        """Take it that the API answered a request made with *generation* at *now*, epoch seconds."""
+        self.last_answered_at = now
+        with self._lock:
+            is_first = generation.number > self._newest_answered
+            self._newest_answered = max(self._newest_answered, generation.number)
+        if is_first and generation.written_at is not None and generation.written_at >= self._since:
+            self.observe("token_write_to_first_request_seconds", now - generation.written_at)

@@ -1,0 +1,148 @@
+"""
+What happened to the token and to executions, for a backend to act on: a bounded log that any number can follow.
+
+Ids rise, also over restarts: the first is the time of the start. A position from before a restart is therefore known as
+one whose continuation is gone, and never mistaken for a place in this log.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+
+from agent_runtime.model.records import rfc3339
+from agent_runtime.notifier import Change
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KEPT = 1000
+
+TYPES = frozenset(
+    {
+        "token.loaded",
+        "token.refused",
+        "token.blocked",
+        "token.billing",
+        "token.limited",
+        "token.invalid",
+        "token.expires_soon",
+        "execution.admitted",
+        "execution.started",
+        "execution.parked",
+        "execution.resumed",
+        "execution.finished",
+    }
+)
+
+Value: TypeAlias = str | int | float | bool | None
+"""All that an event may say: a token has no place in it, only its fingerprint."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    One thing that happened.
+
+    Attributes:
+        time: RFC 3339.
+        data: What is to be said about it, by name.
+    """
+
+    id: int
+    type: str
+    time: str
+    data: dict[str, Value]
+
+    @property
+    def json(self) -> bytes:
+        """The event as it is sent, the same wherever it goes; one line."""
+        return msgspec.json.encode(self)
+
+
+class EventLog:
+    """
+    Keep the latest events, and let others wait for the next ones.
+
+    Publishing never waits for anybody: who falls behind further than the log reaches back is told of the gap. All
+    methods run on the event loop's thread.
+
+    Args:
+        kept: How many events are kept; the oldest go first.
+        redact: Applied to every text before it is kept, as the last line of defence.
+        happened: Told of every event, by type and data.
+    """
+
+    def __init__(
+        self,
+        *,
+        kept: int = KEPT,
+        redact: Callable[[str], str] | None = None,
+        happened: Callable[[str, dict[str, Value]], None] | None = None,
+    ) -> None:
+        self._events: deque[Event] = deque(maxlen=kept)
+        self._redact = redact
+        self._happened = happened
+        self._changed = Change()
+        self._last_id = time.time_ns() // 1_000_000
+        self._closed = False
+
+    @property
+    def last_id(self) -> int:
+        """The id of the latest event; before the first one, the position from which all are still to come."""
+        return self._last_id
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more will happen."""
+        return self._closed
+
+    def publish(self, type: str, **data: Value) -> None:  # noqa: A002 - the contract's word
+        """
+        Tell everybody that something happened.
+
+        Raises:
+            ValueError: There is no such type of event.
+            TypeError: A value is none that can be told safely; a token must be given as its fingerprint.
+        """
+        if type not in TYPES:
+            raise ValueError(f"no event has the type {type!r}")
+        said = {name: self._safe(name, value) for name, value in data.items()}
+        self._last_id += 1
+        self._events.append(Event(id=self._last_id, type=type, time=rfc3339(time.time()), data=said))
+        if self._happened is not None:
+            self._happened(type, said)
+        self._changed.tell()
+
+    def after(self, position: int) -> tuple[list[Event], bool]:
+        """
+        Return the events after *position*, and whether some are missing between them and it.
+
+        Args:
+            position: The id of the last event that is known; 0: none is, so nothing that is gone is missed. After a
+                position that does not exist yet comes nothing, and that too is a gap: go on from :attr:`last_id`.
+        """
+        if position > self._last_id:
+            return [], True
+        oldest = self._events[0].id if self._events else self._last_id + 1
+        return [event for event in self._events if event.id > position], 0 < position < oldest - 1
+
+    async def wait(self, position: int) -> None:
+        """Wait until something happens after *position*, or the log is closed; returns at once if it has."""
+        while self._last_id <= position and not self._closed:
+            await self._changed.wait()
+
+    def close(self) -> None:
+        """Say that nothing more will happen, so that those who follow come to an end; publishing goes unheard."""
+        self._closed = True
+        self._changed.tell()
+
+    def _safe(self, name: str, value: Value) -> Value:
+        if isinstance(value, str):
+            text = str(value)  # of an enumeration its value
+            return text if self._redact is None else self._redact(text)
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        raise TypeError(f"{name}: an event cannot tell this kind of value")

@@ -1,0 +1,182 @@
+"""
+Logs: one event a line, on stderr, as text for people or as JSON for collectors; nothing secret in either.
+
+Both forms have the same fields: time, level, logger, message, and those of :data:`FIELDS` that there are. What a line
+is about need not be said at every call: :func:`about` binds it for all that follows, in tasks and in threads.
+
+Nothing that logs ever waits for the reader of stderr: see :class:`LogQueue`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import select
+from contextlib import contextmanager
+from contextvars import ContextVar
+from logging.handlers import QueueHandler, QueueListener
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agent_runtime.model.records import rfc3339
+from agent_runtime.telemetry.redaction import RedactingFilter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agent_runtime.telemetry.redaction import Redactor
+
+FIELDS = ("execution_id", "trace_id", "generation", "method", "path", "status", "seconds")
+"""What a line may carry beside its message: bound by :func:`about`, or given at the call by ``extra``, which wins."""
+
+STDERR = 2
+
+LINES_LIMIT = 10_000
+FLUSH_SECONDS = 0.5
+"""How long the end of the process waits for a reader, once."""
+
+_about: ContextVar[dict[str, str | int]] = ContextVar("about", default={})  # noqa: B039 - never changed, only replaced
+
+
+@contextmanager
+def about(**fields: str | int | None) -> Iterator[None]:
+    """Let all lines carry *fields* that are logged from here, or by what is started from here; None is left out."""
+    token = _about.set(_about.get() | {name: value for name, value in fields.items() if value is not None})
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+class BoundFields(logging.Filter):
+    """Write on each record what it is about, in the thread that logs it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Complete *record*; it is always let through."""
+        for name, value in _about.get().items():
+            if not hasattr(record, name):
+                setattr(record, name, value)
+        return True
+
+
+def _event(record: logging.LogRecord) -> dict[str, Any]:
+    """Tell a record's fields, in order."""
+    event = {
+        "time": rfc3339(record.created),
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "message": _encodable(f"{record.getMessage()}\n{record.exc_text}" if record.exc_text else record.getMessage()),
+    }
+    found = {name: getattr(record, name, None) for name in FIELDS}
+    return event | {name: value for name, value in found.items() if value is not None}
+
+
+class TextFormatter(logging.Formatter):
+    """``TIME LEVEL logger: message execution_id=…`` on one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Put one event on one line."""
+        event = _event(record)
+        time, level, logger, message = (event.pop(name) for name in ("time", "level", "logger", "message"))
+        extra = "".join(f" {name}={value}" for name, value in event.items())
+        return _on_one_line(f"{time} {level.upper():<7} {logger}: {message}{extra}")
+
+
+class JsonFormatter(logging.Formatter):
+    """The same fields as one JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Put one event on one line."""
+        return msgspec.json.encode(_event(record)).decode()
+
+
+def _encodable(text: str) -> str:
+    """Show the half characters that a file's name may hold as escapes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _on_one_line(text: str) -> str:
+    """Show what would begin a new line, or steer a terminal, as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class LogQueue(QueueHandler):
+    """
+    Hand lines to a thread that writes them to *descriptor*, past the buffers of :data:`sys.stderr` and their locks.
+
+    A pipe that is full and has no reader blocks its writer: an attempt that has a child to end, the thread that holds
+    the secret file's lock, the event loop. Here it blocks the listener's thread only. Lines beyond *limit* are lost,
+    and their number is logged as soon as there is room again.
+    """
+
+    def __init__(self, descriptor: int, limit: int = LINES_LIMIT) -> None:
+        self._lines: queue.Queue[logging.LogRecord] = queue.Queue(limit)
+        super().__init__(self._lines)
+        self._writer = _Writer(self._lines, descriptor)
+        self._full = 0
+        self._unsaid = 0
+        self._was_waited_for_in_vain = False
+        self._writer.start()
+
+    @property
+    def lost(self) -> int:
+        """How many lines were lost, for want of room or because they could not be written."""
+        return self._full + self._writer.failed
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Take a line, or lose it."""
+        try:
+            if self._unsaid:
+                said = {"levelno": logging.WARNING, "levelname": "WARNING", "name": __name__, "args": (self._unsaid,)}
+                loss = logging.makeLogRecord({**said, "msg": "%d lines lost: nobody read the log"})
+                self._lines.put_nowait(self.prepare(loss))
+                self._unsaid = 0
+            self._lines.put_nowait(record)
+        except queue.Full:
+            self._full += 1
+            self._unsaid += 1
+
+    def flush(self) -> None:
+        """Wait until all lines are written, no longer than :data:`FLUSH_SECONDS`: also called at the end."""
+        done = self._lines.all_tasks_done
+        with done:
+            seconds = 0.0 if self._was_waited_for_in_vain else FLUSH_SECONDS
+            if not done.wait_for(lambda: not self._lines.unfinished_tasks, seconds):
+                self._was_waited_for_in_vain = True
+
+
+class _Writer(QueueListener):
+    """Write lines that are formatted already; no handler, whose lock the end of the process would wait for."""
+
+    def __init__(self, lines: queue.Queue[logging.LogRecord], descriptor: int) -> None:
+        super().__init__(lines)
+        self._descriptor = descriptor
+        self.failed = 0
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Write one line, however long that takes."""
+        left = memoryview(f"{record.msg}\n".encode(errors="backslashreplace"))
+        while left:
+            try:
+                left = left[os.write(self._descriptor, left) :]
+            except BlockingIOError:  # another process that has the pipe made it non-blocking
+                select.select([], [self._descriptor], [])
+            except OSError:
+                self.failed += 1
+                return
+
+
+def configure(log_format: str, log_level: str, redactor: Redactor) -> LogQueue:
+    """Send all logs of this process to stderr, through *redactor*, without ever waiting for its reader."""
+    handler = LogQueue(STDERR)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    handler.addFilter(BoundFields())
+    handler.addFilter(RedactingFilter(redactor))
+    logging.basicConfig(handlers=[handler], level=log_level.upper(), force=True)
+    for chatty in ("httpx", "httpcore", "uvicorn", "asyncio", "watchfiles"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, getattr(logging, log_level.upper())))
+    return handler

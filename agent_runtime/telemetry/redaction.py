@@ -1,0 +1,259 @@
+r"""
+Take every token in use out of what leaves this process: transcripts, records, answers, log records.
+
+Each token is replaced by ``[token:FINGERPRINT]``, which needs no escaping, so a JSON line stays one.
+
+What is found: the exact value, and the value as an encoder of JSON writes it; and what looks like any key of the API
+(``sk-ant-KIND-…``), whether or not it was ever loaded here. No encoder escapes ``[A-Za-z0-9_-]``, so
+a token of these characters looks the same however many times JSON was put into JSON.
+
+What cannot be found, and is not promised: a value shorter than :data:`SHORTEST` characters, which cannot be told from
+ordinary text; a value that somebody has encoded on purpose (base64, hex, escapes that no encoder writes), reversed, or
+spread over several lines or frames, which an agent that can read its own environment can always do.
+
+A line without a token costs one search over it for each beginning that tokens share; time is in proportion to length.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import threading
+from collections import OrderedDict
+from io import BytesIO
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent_runtime.model.tokens import Token
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SHORTEST = 8
+"""Characters a value must have to be replaced."""
+
+VALUES_KEPT = 1024
+"""The last so many are redacted: those in use are added again at each use."""
+
+_FAMILY = b"sk-ant-"
+_OF_THE_FAMILY = re.compile(rb"sk-ant-[a-z0-9]{1,16}-[A-Za-z0-9_-]{8,4096}")
+"""Whatever looks like a key or token of the API, also one that was never loaded here."""
+
+_LEAST_TORN = 4
+_LONGEST_PREFIX = 32
+_HEAD_BEYOND_PREFIX = 8
+_BACKSLASH = 0x5C
+
+
+class _Needle(NamedTuple):
+    """One token as it is looked for, and what it is replaced by."""
+
+    value: bytes
+    mark: bytes
+
+
+class _Span(NamedTuple):
+    """Where in a line a token was found."""
+
+    start: int
+    end: int
+    mark: bytes
+
+
+class _Group:
+    """
+    Needles that begin with the same bytes, found by one search for these.
+
+    A false hit costs one slice and one look-up, however many needles there are: a line may repeat the beginning that
+    all of them share a million times.
+    """
+
+    def __init__(self, needles: list[_Needle]) -> None:
+        values = [needle.value for needle in needles]
+        shortest = min(map(len, values))
+        self.prefix = _common_prefix(min(values), max(values))[:_LONGEST_PREFIX]
+        self.longest = max(map(len, values))
+        self._values = values
+        self._head_bytes = min(shortest, len(self.prefix) + _HEAD_BEYOND_PREFIX)
+        self._by_head: dict[bytes, list[_Needle]] = {}
+        for needle in sorted(needles, key=lambda needle: len(needle.value), reverse=True):
+            self._by_head.setdefault(needle.value[: self._head_bytes], []).append(needle)
+
+    def spans(self, data: bytes) -> Iterable[_Span]:
+        """Yield where a needle stands in *data*; of two that begin at the same place, the longer one."""
+        at = data.find(self.prefix)
+        while at >= 0:
+            step = 1
+            for needle in self._by_head.get(data[at : at + self._head_bytes], ()):
+                if data.startswith(needle.value, at):
+                    step = len(needle.value)
+                    yield _Span(at, at + step, needle.mark)
+                    break
+            at = data.find(self.prefix, at + step)
+
+    def may_begin(self, tail: bytes) -> bool:
+        """Whether a needle begins with all of *tail*."""
+        return any(value.startswith(tail) for value in self._values)
+
+
+def _forms(secret: str) -> set[bytes]:
+    """Return a token as it is, and as encoders of JSON write it: Python's two ways, and PHP's slash."""
+    forms = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], secret.replace("/", "\\/")}
+    return {form.encode("utf-8", "surrogatepass") for form in forms}
+
+
+def _common_prefix(one: bytes, other: bytes) -> bytes:
+    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:length]
+
+
+def _grouped(needles: Iterable[_Needle]) -> tuple[_Group, ...]:
+    by_beginning: dict[bytes, list[_Needle]] = {}
+    for needle in needles:
+        if len(needle.value) >= SHORTEST:
+            by_beginning.setdefault(needle.value[:SHORTEST], []).append(needle)
+    return tuple(_Group(group) for group in by_beginning.values())
+
+
+class Redactor:
+    """
+    Replace every token in use by its fingerprint.
+
+    Tokens may be added from any thread while others redact; a redaction that has begun goes on with the tokens it began
+    with.
+    """
+
+    def __init__(self, tokens: Iterable[Token] = ()) -> None:
+        self._tokens: OrderedDict[str, Token] = OrderedDict()
+        self._adding = threading.Lock()
+        self._groups: tuple[_Group, ...] = ()
+        for token in tokens:
+            self.add(token)
+
+    def __repr__(self) -> str:
+        return f"<Redactor of {len(self._tokens)} tokens>"
+
+    def add(self, token: Token) -> None:
+        """Redact *token* from now on, until :data:`VALUES_KEPT` others have been added later; any string may be one."""
+        with self._adding:
+            if len(token.secret) < SHORTEST:
+                return
+            if token.secret in self._tokens:
+                self._tokens.move_to_end(token.secret)
+                return
+            self._tokens[token.secret] = token
+            if len(self._tokens) > VALUES_KEPT:
+                self._tokens.popitem(last=False)
+            self._groups = _grouped(
+                _Needle(form, f"[token:{known.fingerprint}]".encode())
+                for known in self._tokens.values()
+                for form in _forms(known.secret)
+            )
+
+    def redact(self, line: bytes, *, truncated: bool = False) -> bytes:
+        """
+        Replace every token in a line; a line without any comes back as the same object.
+
+        Args:
+            line: One complete line: a token that goes on in the next chunk could not be found.
+            truncated: The line's end was dropped: what may be the first part of a token there is cut off too.
+        """
+        groups = self._groups
+        if truncated:
+            line = _without_torn_token(line, groups)
+        if _may_be_in(line, groups):
+            spans = [span for group in groups for span in group.spans(line)]
+            spans += [
+                _Span(found.start(), found.end(), f"[token:{Token(found[0].decode()).fingerprint}]".encode())
+                for found in _OF_THE_FAMILY.finditer(line)
+            ]
+            line = _replaced(line, spans) if spans else line
+        return line
+
+    def redact_joined(self, lines: bytes) -> bytes:
+        """Do the same for several complete lines with their newlines, which cost no more than one long line."""
+        if not _may_be_in(lines, self._groups):
+            return lines
+        return b"".join(self.redact(line[:-1]) + b"\n" for line in BytesIO(lines))
+
+    def redact_text(self, text: str) -> str:
+        """Do the same for text; text without a token comes back as the same object."""
+        before = text.encode("utf-8", "surrogatepass")
+        after = self.redact(before)
+        return text if after is before else after.decode("utf-8", "surrogatepass")
+
+
+def _may_be_in(line: bytes, groups: tuple[_Group, ...]) -> bool:
+    """Whether *line* needs a closer look; what nearly every line is asked, and nothing else."""
+    # From the end: bytes.find takes several times as long for what is not there (CPython 3.11, over 256 KB of frames).
+    return line.rfind(_FAMILY) >= 0 or any(
+        line.rfind(group.prefix) >= 0 for group in groups if not group.prefix.startswith(_FAMILY)
+    )
+
+
+def _replaced(line: bytes, spans: list[_Span]) -> bytes:
+    """Replace *spans*, which may overlap, without leaving half of an escape before one of them."""
+    pieces: list[bytes] = []
+    done = 0
+    for span in sorted(spans, key=lambda span: (span.start, -span.end)):
+        if span.start >= done:
+            pieces += (line[done : _start_of_escape(line, span.start, done)], span.mark)
+        done = max(done, span.end)
+    pieces.append(line[done:])
+    return b"".join(pieces)
+
+
+def _start_of_escape(line: bytes, at: int, floor: int) -> int:
+    """Return where the escape begins in whose middle *at* is, or *at*; never before *floor*."""
+    marker = line.rfind(b"\\u", max(floor, at - 5), at)
+    start = marker + 1 if marker >= 0 and all(c in b"0123456789abcdefABCDEF" for c in line[marker + 2 : at]) else at
+    while start > floor and line[start - 1] == _BACKSLASH:
+        start -= 1
+    return at if line[start:at] == b"u" else start
+
+
+def _without_torn_token(line: bytes, groups: tuple[_Group, ...]) -> bytes:
+    """Cut off what may be the first part of a token; so little of one that any word may end so says nothing of it."""
+    longest = max((group.longest for group in groups), default=0)
+    for start in range(max(0, len(line) - longest), len(line) - _LEAST_TORN + 1):
+        if any(group.may_begin(line[start:]) for group in groups):
+            return line[:start]
+    return line
+
+
+class RedactingFilter(logging.Filter):
+    """
+    Take every token out of log records: message, arguments, exception, stack, and extra attributes.
+
+    To be added to each handler, not to a logger: a logger's filters do not see what reaches it from its children.
+
+    Source: https://docs.python.org/3/library/logging.html#filter-objects
+    """
+
+    def __init__(self, redactor: Redactor) -> None:
+        super().__init__()
+        self._redactor = redactor
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Redact *record* in place; it is always let through."""
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError, KeyError):
+            # logging would print the arguments to stderr, as they are.
+            message = f"{record.msg} (its arguments do not fit)"
+        record.msg, record.args = message, None
+        if record.exc_info and not record.exc_text:
+            record.exc_text = _EXCEPTIONS.formatException(record.exc_info)
+        texts = {name: value for name, value in vars(record).items() if isinstance(value, str)}
+        together = "\n".join(texts.values())
+        if self._redactor.redact_text(together) is together:
+            return True  # as of nearly every record, and looked through once instead of a dozen times
+        for name, value in texts.items():
+            if (clean := self._redactor.redact_text(value)) is not value:
+                setattr(record, name, clean)
+                if name == "exc_text":
+                    record.exc_info = None
+        return True
+
+
+_EXCEPTIONS = logging.Formatter()

@@ -1,0 +1,248 @@
+"""Which token may be used now, for whom, and who has been told about it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import TYPE_CHECKING
+
+from agent_runtime.errors import NoToken, TokenLimited, TokenUnpaid, TokenUnusable
+from agent_runtime.evidence.verdict import BLOCKED_SENTENCE, limit_sentence
+from agent_runtime.model.state import TokenTrouble
+from agent_runtime.notifier import Change
+from agent_runtime.secret.file import SecretState
+from agent_runtime.tokens.status import PROBED
+
+if TYPE_CHECKING:
+    from agent_runtime.errors import AdmissionError
+    from agent_runtime.secret.file import SecretFile, SecretStatus
+    from agent_runtime.secret.generations import Generation
+    from agent_runtime.telemetry.events import EventLog
+    from agent_runtime.tokens.status import Limit, Standing
+
+log = logging.getLogger(__name__)
+
+EXPIRES_SOON_SECONDS = 15 * 60
+_UNPAID = (
+    "the account cannot pay (credit or a budget is spent); write another account's token to the secret file, or add "
+    "funds and have the token reloaded"
+)
+_UNUSABLE: dict[TokenTrouble, tuple[type[AdmissionError], str]] = {
+    TokenTrouble.REFUSED: (TokenUnusable, "the API refused this token; write a new one to the secret file"),
+    TokenTrouble.BLOCKED: (TokenUnusable, BLOCKED_SENTENCE),
+    TokenTrouble.BILLING: (TokenUnpaid, _UNPAID),
+}
+_EXPIRED = "the token has expired; write a new one to the secret file"
+
+
+class TokenDesk:
+    """
+    Put together what the secret file and the API's answers say of the token in use.
+
+    :meth:`may_use` and :meth:`doubt` are called from attempts' threads, everything else on the event loop's thread.
+
+    Args:
+        probes: The API is asked about refused tokens; otherwise, or where that tells nothing, an execution finds out.
+    """
+
+    def __init__(self, secret: SecretFile, standing: Standing, events: EventLog, *, probes: bool) -> None:
+        self.secret = secret
+        self.standing = standing
+        self.changed = Change()
+        self._events = events
+        self._probes = probes
+        self._told: tuple[object, ...] = ()
+        self._warned_of_expiry: int | None = None
+
+    @property
+    def current(self) -> Generation | None:
+        """The generation that a child spawned now would carry, as far as it is known."""
+        return self.secret.status.generation
+
+    @property
+    def state(self) -> str:
+        """
+        The state of the token, in the contract's words; where several hold, the first of these.
+
+        ``missing``, ``invalid``, ``expired``; ``refused``, ``blocked`` or ``billing``, of which the one found last is
+        kept; ``suspect``, ``limited``, ``ready``.
+        """
+        status = self.secret.status
+        generation = status.generation
+        if generation is None:
+            return str(status.state)
+        if status.is_expired(time.time()):
+            return "expired"
+        if trouble := self.standing.trouble_of(generation):
+            return str(trouble)
+        if self.standing.is_suspect(generation):
+            return "suspect"
+        return "limited" if self.standing.any_limit_of(generation, time.time()) else "ready"
+
+    @property
+    def limit(self) -> Limit | None:
+        """The limit that the token in use has met, if it lasts."""
+        generation = self.current
+        return self.standing.any_limit_of(generation, time.time()) if generation is not None else None
+
+    @property
+    def holds_new_executions(self) -> bool:
+        """Whether it is being found out if the token in use is good: then nobody new begins."""
+        generation = self.current
+        return generation is not None and self.standing.is_suspect(generation)
+
+    def require(self, model: str | None = None) -> Generation:
+        """
+        Tell the generation that an execution admitted now would use.
+
+        Raises:
+            NoToken: There is none.
+            TokenUnusable: The API refused it, its account is blocked, or it expired.
+            TokenUnpaid: Its account cannot pay.
+            TokenLimited: Its usage limit lasts, for *model* at least.
+        """
+        status = self.secret.status
+        generation = status.generation
+        if generation is None:
+            reason = status.error or "the secret file is missing"
+            raise NoToken(f"no usable token: {reason}; write one, or let agent-runtime doctor say why")
+        self._require_unexpired(generation)
+        if self._is_closed(generation) or self.standing.retry_after_seconds(generation, time.monotonic()) > 0:
+            raise self._unusable(generation)
+        self._require_unlimited(generation, model)
+        return generation
+
+    def may_use(self, generation: Generation, model: str | None, by: str) -> None:
+        """
+        Judge a generation at the spawn, from any thread: admission may be minutes ago.
+
+        One in trouble whose pause is over may be used by one execution, until :meth:`Standing.end_try`.
+
+        Args:
+            by: The execution's id.
+
+        Raises:
+            TokenUnusable: The API refused it, its account is blocked, or it expired.
+            TokenUnpaid: Its account cannot pay.
+            TokenLimited: Its usage limit lasts.
+        """
+        self._require_unexpired(generation)
+        self._require_unlimited(generation, model)
+        if self._is_closed(generation) or not self.standing.begin_try(generation, by, time.monotonic()):
+            raise self._unusable(generation)
+
+    def doubt(self, generation: Generation, by: str) -> None:
+        """
+        Let nobody begin with a generation that was refused just now, from any thread.
+
+        What the refusal is worth is found out when the attempt is gone, after its grace at worst. Until then it is
+        suspect, or until :meth:`Standing.unsuspect`.
+
+        Args:
+            by: The execution's id.
+        """
+        current = self.current
+        is_in_use = current is not None and current.number == generation.number
+        if is_in_use and self.standing.trouble_of(generation) is None:
+            self.standing.suspect(generation, by, time.monotonic())
+
+    def is_newer_usable(self, generation: Generation | None, model: str | None) -> bool:
+        """Whether a generation newer than *generation* is loaded and could be spawned with now."""
+        current = self.current
+        return self._is_usable(model) and (
+            generation is None or (current is not None and current.number > generation.number)
+        )
+
+    def is_good_again(self, generation: Generation, model: str | None) -> bool:
+        """Whether *generation* is still, or again, the one in use and could be spawned with now."""
+        current = self.current
+        return current is not None and current.token == generation.token and self._is_usable(model)
+
+    def _is_usable(self, model: str | None) -> bool:
+        current = self.current
+        if current is None or (current.expires_at is not None and current.expires_at <= time.time()):
+            return False
+        return self.standing.trouble_of(current) is None and self.limit_of(current, model) is None
+
+    def limit_of(self, generation: Generation, model: str | None) -> Limit | None:
+        """Return the limit that an execution for *model* would meet now."""
+        return self.standing.limit_of(generation, model, time.time())
+
+    def limited(self, generation: Generation, limit: Limit) -> None:
+        """Take a usage limit into account; told once."""
+        if self.standing.limit(generation, limit, time.time()):
+            extra = {"generation": generation.number}
+            log.warning("token limited: type=%s model=%s", limit.type, limit.model, extra=extra)
+            self._events.publish(
+                "token.limited",
+                generation=generation.number,
+                fingerprint=generation.token.fingerprint,
+                limit_type=limit.type,
+                model=limit.model,
+                limited_until=limit.until if limit.is_told else None,
+            )
+        self.changed.tell()
+
+    def secret_changed(self, status: SecretStatus) -> None:
+        """Take a new status of the secret file: what is news becomes an event."""
+        generation = status.generation
+        news = (status.state, generation.number if generation else None, status.error)
+        if news != self._told:
+            was_number = self._told[1] if self._told else None
+            self._told = news
+            if status.state is not SecretState.READY or status.error:
+                self._events.publish("token.invalid", state=str(status.state), error=status.error)
+            if generation is not None and generation.number != was_number:
+                log.info(
+                    "token loaded: fingerprint=%s kind=%s",
+                    generation.token.fingerprint,
+                    generation.token.kind,
+                    extra={"generation": generation.number},
+                )
+                self._events.publish(
+                    "token.loaded",
+                    generation=generation.number,
+                    fingerprint=generation.token.fingerprint,
+                    kind=str(generation.token.kind),
+                    subscription=generation.subscription,
+                )
+        self.warn_of_expiry()
+        self.changed.tell()
+
+    def warn_of_expiry(self) -> None:
+        """Say once per generation that it expires soon; asked now and then."""
+        generation = self.current
+        if generation is None or generation.expires_at is None or generation.number == self._warned_of_expiry:
+            return
+        left = generation.expires_at - time.time()
+        if left <= EXPIRES_SOON_SECONDS:
+            self._warned_of_expiry = generation.number
+            log.warning("token expires in %d seconds", max(0, left), extra={"generation": generation.number})
+            self._events.publish("token.expires_soon", generation=generation.number, expires_at=generation.expires_at)
+
+    def _is_closed(self, generation: Generation) -> bool:
+        """Whether no execution may try this token, because it is in trouble and the probe will try it."""
+        is_probed = self._probes and self.standing.trouble_of(generation) in PROBED
+        return is_probed and not self.standing.is_left_to_execution(generation)
+
+    def _unusable(self, generation: Generation) -> AdmissionError:
+        # Another thread may have cleared it since; then what was true a moment ago is told.
+        trouble = self.standing.trouble_of(generation) or TokenTrouble.REFUSED
+        kind, sentence = _UNUSABLE[trouble]
+        return kind(sentence, token_generation=generation.number)
+
+    @staticmethod
+    def _require_unexpired(generation: Generation) -> None:
+        if generation.expires_at is not None and generation.expires_at <= time.time():
+            raise TokenUnusable(_EXPIRED, token_generation=generation.number)
+
+    def _require_unlimited(self, generation: Generation, model: str | None) -> None:
+        if limit := self.limit_of(generation, model):
+            resets_at = limit.until if limit.is_told else None
+            raise TokenLimited(
+                limit_sentence(resets_at),
+                retry_after_seconds=max(1, math.ceil(limit.until - time.time())),
+                resets_at=resets_at,
+                token_generation=generation.number,
+            )

@@ -1,0 +1,222 @@
+"""
+Ask the API itself whether a token is good.
+
+The answers: valid, refused, blocked or unpaid as the account is, unknown. Unknown is the answer to everything that is
+no word of the API about the credential or its account, and refuses nobody: a wrong "refused" stops all executions, a
+wrong "unknown" costs one more attempt.
+
+What counts as a refusal is said in :mod:`agent_runtime.evidence.rules`, for the CLI's reports and for this alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from enum import StrEnum
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime import __version__
+from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, HEADERS_VARIABLE, without_credentials
+from agent_runtime.errors import ErrorClass
+from agent_runtime.evidence.error_bodies import read_body
+from agent_runtime.evidence.matching import ApiError
+from agent_runtime.evidence.rules import rule_for
+from agent_runtime.model.tokens import TokenKind
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import httpx
+
+    from agent_runtime.model.tokens import Token
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BASE_URL = "https://api.anthropic.com"
+PATH = "/v1/messages/count_tokens"
+"""Costs nothing, counts against no usage limit, and checks the credential as any request does."""
+
+DEFAULT_MODEL = "claude-haiku-4-5"
+OAUTH_BETA = "oauth-2025-04-20"
+"""Without it a good OAuth token looks bad; of all the CLI sends, the only value that decides about the credential."""
+
+TIMEOUT_SECONDS = 5.0
+BODY_LIMIT_BYTES = 64 * 1024
+TEXT_LIMIT = 4096
+
+_CERTAIN = frozenset({401, 402})
+"""With these, any server's error is about the token; with others it must be the API's own, or have a known code."""
+
+_AUTHENTICATED = frozenset({400, 404, 429})
+"""In the API's own form these speak of the request or the account, so the API knew whose it was."""
+
+_LOST_ON_THE_WAY = ("x-api-key header is required", "oauth authentication is currently not supported")
+"""
+What a 401 says when the credential, or the beta header beside it, did not arrive: something between dropped it.
+
+Source: the API's answers to requests without them; reports of gateways that drop headers, Claude Code 1.0.83.
+"""
+
+
+_OURS = frozenset({"host", "connection", "content-length", "transfer-encoding", "anthropic-beta"})
+"""Headers that no setting may change here."""
+
+
+class ProbeVerdict(StrEnum):
+    """What the API thinks of a token, or of the account it belongs to."""
+
+    VALID = "valid"
+    REFUSED = "refused"
+    BLOCKED = "blocked"
+    BILLING = "billing"
+    UNKNOWN = "unknown"
+
+
+class _Count(msgspec.Struct, frozen=True):
+    input_tokens: int | None = None
+
+
+_counts = msgspec.json.Decoder(_Count)
+
+
+class Probe:
+    """
+    Ask about tokens, one request each.
+
+    Where the request goes, and through what, is the environment's affair, as it is for the CLI.
+
+    Args:
+        environ: The supervisor's own.
+        timeout_seconds: For the whole of a question and its answer.
+    """
+
+    def __init__(self, environ: Mapping[str, str], *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        self._environ = environ
+        self._timeout_seconds = timeout_seconds
+
+    async def ask(self, token: Token, *, model: str | None = None) -> ProbeVerdict:
+        """
+        Ask about *token*; answers in time, and never raises for anything that the network or the API does.
+
+        Args:
+            model: The one to name in the request; any will do.
+        """
+        # Loaded here, beside the event loop: a tenth of the start and of what an idle supervisor holds.
+        outbound = await asyncio.to_thread(import_module, "agent_runtime.http_client")
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                status, body = await self._send(token, model or DEFAULT_MODEL)
+        except (outbound.HTTPError, OSError, ValueError) as error:
+            # No more than the type: the text may quote a header, and so the token.
+            log.warning("no answer about the token: fingerprint=%s reason=%s", token.fingerprint, type(error).__name__)
+            return ProbeVerdict.UNKNOWN
+        verdict = judge(status, body)
+        log.info("answer about the token: fingerprint=%s status=%d verdict=%s", token.fingerprint, status, verdict)
+        return verdict
+
+    async def _send(self, token: Token, model: str) -> tuple[int, bytes]:
+        from agent_runtime.http_client import client_for
+
+        url = self._url()
+        question = {"model": model, "messages": [{"role": "user", "content": "."}]}
+        async with (
+            client_for(url, self._environ, timeout_seconds=self._timeout_seconds) as client,
+            client.stream("POST", url, headers=self._headers(token), content=msgspec.json.encode(question)) as response,
+        ):
+            body = b""
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) > BODY_LIMIT_BYTES:
+                    raise ValueError("longer than any answer to this question")
+            return response.status_code, body
+
+    def _url(self) -> httpx.URL:
+        """
+        Put the address together as the CLI does.
+
+        Raises:
+            ValueError: The base URL is one of which it is not known what the CLI makes of it.
+        """
+        from agent_runtime.http_client import checked_url
+
+        base = checked_url(self._environ.get(BASE_URL_VARIABLE) or DEFAULT_BASE_URL)
+        if base.userinfo or base.query or base.fragment:
+            raise ValueError("the base URL has more than a host and a path")
+        return base.copy_with(path=base.path.rstrip("/") + PATH)
+
+    def _headers(self, token: Token) -> dict[str, str]:
+        """
+        Put the headers together.
+
+        Raises:
+            ValueError: The token fits in none; h11 would raise it with the token in its text, and httpcore log that.
+        """
+        if not token.secret.isascii() or not token.secret.isprintable() or token.secret != token.secret.strip():
+            raise ValueError("the token fits in no header")
+        headers = _custom_headers(self._environ.get(HEADERS_VARIABLE, ""))
+        headers |= {
+            "accept": "application/json",
+            "accept-encoding": "identity",
+            "content-type": "application/json",
+            "user-agent": f"agent-runtime/{__version__}",
+            "anthropic-version": "2023-06-01",
+        }
+        if token.kind is TokenKind.API_KEY:
+            return headers | {"x-api-key": token.secret}
+        return headers | {"authorization": f"Bearer {token.secret}", "anthropic-beta": OAUTH_BETA}
+
+
+def judge(status: int, body: bytes) -> ProbeVerdict:
+    """
+    Decide what an answer says about the token it was asked about.
+
+    A 401 is a refusal only as JSON: a proxy's page or an empty answer says nothing about this credential. One that says
+    that the credential was missing is none either, because it was sent. A 404 must speak of the model: a server that
+    does not know the path has not looked at the token. That a model is refused says nothing about the token.
+
+    A usage limit is none of this question's, which counts against none: who meets one is known to the API.
+    """
+    text = body[:BODY_LIMIT_BYTES].decode("utf-8", "ignore").strip()
+    if status == 200:
+        return ProbeVerdict.VALID if _is_count(body) else ProbeVerdict.UNKNOWN
+    answer = read_body(text)
+    if answer is None:
+        return ProbeVerdict.UNKNOWN
+    error = ApiError(
+        status=status,
+        type=answer.type,
+        code=answer.code,
+        text=(answer.message or "")[:TEXT_LIMIT],
+        message=answer.message or "",
+    )
+    said = error.text.lower()
+    if status == 401 and said.startswith(_LOST_ON_THE_WAY):
+        return ProbeVerdict.UNKNOWN
+    rule = rule_for(error)
+    if rule.condemns and (status in _CERTAIN or answer.is_own_form or rule.codes):
+        if rule.error_class is ErrorClass.BILLING:
+            return ProbeVerdict.BILLING
+        return ProbeVerdict.BLOCKED if rule.blocks else ProbeVerdict.REFUSED
+    if status in _AUTHENTICATED and answer.is_own_form and (status != 404 or said.startswith("model:")):
+        return ProbeVerdict.VALID
+    return ProbeVerdict.UNKNOWN
+
+
+def _is_count(body: bytes) -> bool:
+    try:
+        return _counts.decode(body).input_tokens is not None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+
+
+def _custom_headers(text: str) -> dict[str, str]:
+    """Read the headers that a gateway asks for, without any credential among them; later ones of ours win."""
+    headers = {}
+    for line in without_credentials(text).splitlines():
+        name, colon, value = line.partition(":")
+        if colon and name.strip() and name.strip().lower() not in _OURS:
+            headers[name.strip().lower()] = value.strip()
+    return headers

@@ -1,0 +1,204 @@
+"""Who may call: the access key, and what a browser on the same machine must not do."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from agent_runtime.errors import AccessDenied, InvalidRequest
+from agent_runtime.model.tokens import Token
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from starlette.requests import Request
+
+    from agent_runtime.telemetry.redaction import Redactor
+
+log = logging.getLogger(__name__)
+
+KEY_LIMIT_BYTES = 4096
+
+_PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".svc")
+"""
+Below these nobody can register a name.
+
+Source: RFC 6761 and 6762; https://www.icann.org on .internal, 2024; ``svc`` is what Kubernetes puts services under.
+"""
+
+
+class BadKey(Exception):
+    """The access key file holds nothing that can be a key; the message says why, never what it holds."""
+
+
+def read_key(path: Path) -> Token:
+    """
+    Read a key, of a regular file only and without ever waiting; a byte order mark and blanks around it do not count.
+
+    Raises:
+        BadKey: Nothing there can be a key.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO would wait
+    except OSError as error:
+        raise BadKey(f"cannot be read: {error.strerror}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise BadKey("is not a regular file")
+        content = os.read(descriptor, KEY_LIMIT_BYTES + 1)
+    except OSError as error:
+        raise BadKey(f"cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+    if len(content) > KEY_LIMIT_BYTES:
+        raise BadKey(f"is longer than {KEY_LIMIT_BYTES} bytes")
+    key = content.removeprefix(b"\xef\xbb\xbf").strip()
+    if not key:
+        raise BadKey("holds no key")
+    if b"\n" in key or b"\r" in key:
+        raise BadKey("has several lines")
+    if not key.isascii() or not key.decode().isprintable():
+        raise BadKey("has characters that no header can carry")
+    return Token(key.decode())
+
+
+class AccessKey:
+    """
+    Check the inbound key, re-read from its file at every request, so that a change needs no restart.
+
+    Args:
+        path: None: everybody may call.
+    """
+
+    def __init__(self, path: Path | None, header: str, redactor: Redactor) -> None:
+        self._path = path
+        self._header = header
+        self._redactor = redactor
+        self.error: str | None = None
+        """Why nobody may call, as of the last look."""
+
+    @property
+    def required(self) -> bool:
+        """Whether callers need a key at all."""
+        return self._path is not None
+
+    def read(self) -> Token | None:
+        """Read the key that is valid now; None: there is none that could be right."""
+        if self._path is None:
+            return None
+        try:
+            key = read_key(self._path)
+        except BadKey as bad:
+            if self.error != str(bad):
+                log.error("the access key file %s %s, so nobody may call", self._path, bad)
+            self.error = str(bad)
+            return None
+        self.error = None
+        self._redactor.add(key)
+        return key
+
+    def allows(self, request: Request) -> bool:
+        """Whether *request* carries the key, or none is needed."""
+        if self._path is None:
+            return True
+        key = self.read()
+        return key is not None and any(
+            hmac.compare_digest(key.secret.encode(), value.encode()) for value in self._given(request)
+        )
+
+    def require(self, request: Request) -> None:
+        """
+        Let *request* pass or not.
+
+        Raises:
+            AccessDenied: It carries no key, or a wrong one.
+            InvalidRequest: Without a key, a web page may have been made to send it.
+        """
+        if self._path is None:
+            refuse_pages(request)
+        elif not self.allows(request):
+            if any(self._given(request)):
+                raise AccessDenied("this is not the access key; send the one in the supervisor's access key file")
+            raise AccessDenied("send the access key as a bearer token or in the access header")
+
+    def _given(self, request: Request) -> list[str]:
+        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+        given = [bearer.strip()] if scheme.lower() == "bearer" else []
+        return [*given, request.headers.get(self._header, "")]
+
+
+def refuse_pages(request: Request) -> None:
+    """
+    Refuse what a web page could make a browser on this machine send, where no key tells callers apart.
+
+    A page whose name was made to point here still sends its own name as ``Host``, and its own as ``Origin``. Addresses
+    and ``localhost`` cannot be pointed elsewhere, and the machine's own name is for its container's neighbours. Who
+    comes over a network, open to all then, may use a name that no public DNS has: a container's or a service's.
+
+    Raises:
+        InvalidRequest: The headers name somebody else.
+    """
+    host = _name_in(f"//{request.headers.get('host', '')}")
+    if not (
+        host in {"localhost", socket.gethostname().lower()}
+        or _is_address(host)
+        or (_is_private(host) and not _came_over_loopback(request))
+    ):
+        raise InvalidRequest("Host: must be an address or localhost where there is no access key")
+    if request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
+        raise InvalidRequest("Sec-Fetch-Site: requests of other pages are not taken where there is no access key")
+    origin = request.headers.get("origin")
+    if origin is None:
+        return
+    if _origin_in(origin) != _origin_in(f"{request.url.scheme}://{request.headers.get('host', '')}"):
+        raise InvalidRequest("Origin: requests of other pages are not taken where there is no access key")
+    has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    if has_body and request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        # What a page may send without asking first has another type.
+        raise InvalidRequest("Content-Type: must be application/json in a request of a page")
+
+
+def _origin_in(url: str) -> tuple[str, str, int] | None:
+    """Return scheme, host and port; None: it has not all of them."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    except (ValueError, KeyError):
+        return None
+    return (parts.scheme, parts.hostname.lower(), port) if parts.hostname else None
+
+
+def _name_in(url: str) -> str:
+    try:
+        return (urlsplit(url).hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _is_private(host: str) -> bool:
+    """Whether a name can only be one of a private network: a single word, or below a domain kept for them."""
+    return bool(host) and ("." not in host or host.endswith(_PRIVATE_DOMAINS))
+
+
+def _came_over_loopback(request: Request) -> bool:
+    server = request.scope.get("server")
+    if server is None or not _is_address(server[0]):
+        return True
+    address = ipaddress.ip_address(server[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped  # who listens on :: meets 127.0.0.1 in this form
+    return address.is_loopback
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

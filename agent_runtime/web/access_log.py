@@ -1,0 +1,80 @@
+"""The access log: one line for each request, when it has been answered."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from agent_runtime.telemetry.logs import about
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from agent_runtime.telemetry.counters import Counts
+
+log = logging.getLogger(__name__)
+
+PROBES = frozenset({"/livez", "/readyz", "/metrics"})
+"""Asked so often, and by machines, that they are told at level debug only."""
+
+UNKNOWN = "unknown"
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+EXECUTION_ID = "agent_runtime.execution_id"
+TRACE_ID = "agent_runtime.trace_id"
+"""Where in a request's scope a handler notes what the request turned out to be about."""
+
+
+class AccessLog:
+    """
+    Tell and count requests: method, the route's path, status and how long it took.
+
+    What the caller chose freely is not told, neither the path as it was sent, nor its query, nor headers or body; an
+    execution's id is, where the request is about one.
+
+    Args:
+        counts: Where requests are counted, also when they are not *told*.
+    """
+
+    def __init__(self, app: ASGIApp, counts: Counts, *, told: bool) -> None:
+        self._app = app
+        self._counts = counts
+        self._told = told
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request and tell of it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status: int | None = None
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        begun = time.perf_counter()
+        try:
+            await self._app(scope, receive, sending)
+        finally:
+            self._answered(scope, status, time.perf_counter() - begun)
+
+    def _answered(self, scope: Scope, status: int | None, seconds: float) -> None:
+        method = scope["method"] if scope["method"] in METHODS else UNKNOWN
+        path = getattr(scope.get("route"), "path", UNKNOWN)
+        self._counts.count("http_requests", method, path, None if status is None else str(status))
+        if not self._told:
+            return
+        level = logging.DEBUG if path in PROBES else logging.INFO
+        extra = {"method": method, "path": path, "status": status, "seconds": round(seconds, 6)}
+        with about(execution_id=_execution_id(scope, status), trace_id=scope.get(TRACE_ID)):
+            log.log(level, "request answered", extra=extra)
+
+
+def _execution_id(scope: Scope, status: int | None) -> str | None:
+    """Tell the execution a request was about; an id that nobody knows is only a caller's text."""
+    known: str | None = scope.get(EXECUTION_ID)
+    if known is None and status is not None and status < 400:
+        known = scope.get("path_params", {}).get("id")
+    return known

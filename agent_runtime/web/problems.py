@@ -1,0 +1,37 @@
+"""Refusals of requests as HTTP answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from starlette.responses import Response
+
+from agent_runtime.errors import AccessDenied, AdmissionError, AgentRuntimeError, TokenLimited
+from agent_runtime.model.problem import MEDIA_TYPE, problem, with_object
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def problem_response(
+    error: AgentRuntimeError, *, headers: Mapping[str, str] | None = None, detail_is_object: bool = False
+) -> Response:
+    """Answer with what *error* says."""
+    sent = dict(headers or {})
+    if isinstance(error, AdmissionError) and error.retry_after_seconds is not None:
+        sent["retry-after"] = str(error.retry_after_seconds)
+    if isinstance(error, AccessDenied):
+        sent["www-authenticate"] = "Bearer"  # which RFC 9110 wants of a 401
+    generation = error.token_generation if isinstance(error, AdmissionError) else None
+    body = problem(
+        error.error_class,
+        str(error),
+        token_generation=generation,
+        token_stale=None if generation is None else False,  # it is the newest there is
+        code=error.code,
+        resets_at=error.resets_at if isinstance(error, TokenLimited) else None,
+    )
+    if detail_is_object:
+        body = with_object(body)
+    return Response(msgspec.json.encode(body), body.status, sent, MEDIA_TYPE)

@@ -1,0 +1,279 @@
+"""
+The connections of callers: how many there may be, how long a request may take to arrive, and what is no HTTP at all.
+
+uvicorn has no bound on how long a header or a body may take, none on a connection that never sends anything, answers
+malformed requests as plain text, and has 503 for too many connections, which tells a backend to switch the token
+(uvicorn 0.54, ``protocols/http/h11_impl.py``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from agent_runtime.errors import Busy, InvalidRequest, TooLarge
+from agent_runtime.web.problems import problem_response
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from starlette.types import Message, Receive, Scope, Send
+
+    from agent_runtime.errors import AgentRuntimeError
+
+PLACES_BEYOND = 64
+"""Connections that are let in though all places are taken: probes are answered, all others are told to come back."""
+
+ACCEPTED_AT_ONCE = 16
+"""In one turn of the event loop; four turns pass until a header is read, so that nobody beyond is closed unheard."""
+
+FEWEST_PLACES = 16
+DESCRIPTORS_KEPT = 96
+DESCRIPTORS_PER_SLOT = 24
+"""Of the limit on open files, what connections leave to the supervisor, and to each execution while it starts."""
+
+HEADER_LIMIT_BYTES = 16 * 1024
+BODY_BYTES_PER_SECOND = 16 * 1024
+LINGER_SECONDS = 5.0
+PATIENCE_SECONDS = 2.0
+"""How long a connection without a whole header keeps its place when another one needs it."""
+
+RETRY_SECONDS = 5
+
+
+def places_that_fit(wanted: int, slots: int) -> int:
+    """Tell how many connections leave enough descriptors for *slots* executions under the limit on open files."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    return min(wanted, max(FEWEST_PLACES, soft - DESCRIPTORS_KEPT - DESCRIPTORS_PER_SLOT * slots - PLACES_BEYOND))
+
+
+class OpenConnections:
+    """
+    Count the connections, and decide who stays when all places are taken.
+
+    A newcomer gets the place of the one that has been idle longest, or of one that has not sent a whole header for
+    some seconds. Where all are at work it is let in beyond the limit, for one answer: that of a probe, or 409.
+
+    Args:
+        request_seconds: How long a header may take to arrive; a body gets as much and more the longer it is.
+        open_paths: Paths of probes.
+        detail_is_object: The form of refusals.
+    """
+
+    def __init__(
+        self, limit: int, *, request_seconds: float, open_paths: frozenset[str], detail_is_object: bool = False
+    ) -> None:
+        self.limit = limit
+        self.detail_is_object = detail_is_object
+        self.request_seconds = request_seconds
+        self.open_paths = open_paths
+        self._open: set[Connection] = set()
+        self._idle: dict[Connection, None] = {}  # longest first, and so are the others
+        self._unheard: dict[Connection, float] = {}
+        self._beyond: dict[Connection, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def opened(self, connection: Connection, now: float) -> bool:
+        """Count a new connection; tell whether it has a place, and is not beyond the limit."""
+        has_place = len(self._open) - len(self._beyond) < self.limit or self._make_room(now)
+        if not has_place:
+            if len(self._beyond) >= PLACES_BEYOND:
+                leaving = next(iter(self._beyond))
+                self.closed(leaving)
+                leaving.transport.abort()
+            self._beyond[connection] = None
+        self._open.add(connection)
+        return has_place
+
+    def closed(self, connection: Connection) -> None:
+        """Give back what it held."""
+        self._open.discard(connection)
+        for places in (self._idle, self._unheard, self._beyond):
+            places.pop(connection, None)
+
+    def waits(self, connection: Connection, waiting: Waiting | None, now: float) -> None:
+        """Note what a connection waits for."""
+        self._idle.pop(connection, None)
+        if waiting is not Waiting.HEADER:
+            self._unheard.pop(connection, None)
+        if connection not in self._open or connection in self._beyond:
+            return
+        if waiting is Waiting.REQUEST:
+            self._idle[connection] = None
+        elif waiting is Waiting.HEADER:
+            self._unheard.setdefault(connection, now)
+
+    def _make_room(self, now: float) -> bool:
+        leaving = next((one for one in self._idle if one.transport.get_write_buffer_size() == 0), None)
+        if leaving is None:
+            leaving, since = next(iter(self._unheard.items()), (None, now))
+            if leaving is None or now - since < PATIENCE_SECONDS:
+                return False
+        self.closed(leaving)
+        leaving.transport.abort()  # its buffer is empty: nothing of an answer is lost
+        return True
+
+
+class Waiting(Enum):
+    """What a connection waits for from its caller."""
+
+    REQUEST = auto()
+    HEADER = auto()
+    BODY = auto()
+    REST = auto()
+    """What the caller still sends after it got its answer: closing before would take the answer away from it."""
+
+
+class Connection(H11Protocol):
+    """One connection: uvicorn's, with a place, with time limits, and with refusals that a program can read."""
+
+    def __init__(self, *args: Any, places: OpenConnections, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._places = places
+        self._supervisor_app = self.app
+        self.app = self._answer
+        self._has_place = True
+        self._refused = False
+        self._waiting: Waiting | None = None
+        self._since = 0.0
+        self._body_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        """Take a place."""
+        super().connection_made(transport)
+        self._has_place = self._places.opened(self, self.loop.time())
+        self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Give the place back."""
+        self._places.closed(self)
+        self._wait_for(None)
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has arrived; after a refusal it is of no interest."""
+        if self._refused:
+            return
+        self._body_bytes = len(data) + (self._body_bytes if self._waiting is Waiting.BODY else 0)
+        super().data_received(data)
+        self._look()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, or for the rest of this one."""
+        super().on_response_complete()
+        self._look()
+
+    def shutdown(self) -> None:
+        """End with the server, also while a refused caller still sends."""
+        if self._refused:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - we have words of our own
+        """Refuse what h11 could not read; called while its error is handled."""
+        if getattr(sys.exc_info()[1], "error_status_hint", 400) == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+            self.refuse(TooLarge(f"the header is longer than {HEADER_LIMIT_BYTES} bytes"))
+        else:
+            self.refuse(InvalidRequest("this is no HTTP request that can be read"))
+
+    def refuse(self, error: AgentRuntimeError) -> None:
+        """Answer with what *error* says and close; where an answer has begun already, only close."""
+        self._refused = True
+        has_begun = False
+        if self.cycle is not None and not self.cycle.response_complete:
+            has_begun = self.cycle.response_started
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            self.flow.resume_writing()
+        if has_begun or self.transport.is_closing():
+            self.transport.abort()
+            return
+        closes = {"connection": "close"}
+        response = problem_response(error, headers=closes, detail_is_object=self._places.detail_is_object)
+        lines = [f"HTTP/1.1 {response.status_code} {HTTPStatus(response.status_code).phrase}".encode()]
+        lines += [name + b": " + value for name, value in [*self.server_state.default_headers, *response.raw_headers]]
+        body = b"" if self._asked_head() else bytes(response.body)
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
+        with contextlib.suppress(OSError):  # the caller is gone: what was written goes nowhere
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self._wait_for(Waiting.REST)
+
+    def _asked_head(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete and self.scope["method"] == "HEAD"
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or refuse it for its header or for want of a place."""
+        head = sum(len(name) + len(value) + 4 for name, value in scope["headers"]) + len(scope["raw_path"])
+        if head + len(scope["query_string"]) > HEADER_LIMIT_BYTES:  # h11 lets one pass that arrives in one piece
+            self.refuse(TooLarge(f"the header is longer than {HEADER_LIMIT_BYTES} bytes"))
+        elif self._has_place:
+            await self._supervisor_app(scope, receive, send)
+        elif scope["path"] in self._places.open_paths:
+
+            async def send_and_close(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+                await send(message)
+
+            await self._supervisor_app(scope, receive, send_and_close)
+        else:
+            self.refuse(Busy("all connections are taken; come back later", retry_after_seconds=RETRY_SECONDS))
+
+    def _look(self) -> None:
+        """See what is waited for now."""
+        if not self._refused:
+            self._wait_for(None if self.transport.is_closing() else self._awaited())
+
+    def _awaited(self) -> Waiting | None:
+        # h11's states are told by name, so that h11 stays uvicorn's business.
+        theirs = self.conn.their_state.__name__
+        if theirs == "SEND_BODY":
+            return Waiting.REST if self.cycle.response_complete else Waiting.BODY
+        if theirs == "IDLE":
+            is_between = self.timeout_keep_alive_task is not None and not self.conn.trailing_data[0]
+            return Waiting.REQUEST if is_between else Waiting.HEADER
+        return None
+
+    def _wait_for(self, waiting: Waiting | None) -> None:
+        if waiting is self._waiting:
+            return
+        now = self.loop.time()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._waiting, self._since = waiting, now
+        self._places.waits(self, waiting, now)
+        if waiting not in (None, Waiting.REQUEST):  # for requests uvicorn has a timer
+            self._timer = self.loop.call_later(self._allowed_seconds(), self._time_passed)
+
+    def _allowed_seconds(self) -> float:
+        if self._waiting is Waiting.REST:
+            return LINGER_SECONDS
+        if not self._has_place:
+            return PATIENCE_SECONDS
+        earned = self._body_bytes / BODY_BYTES_PER_SECOND if self._waiting is Waiting.BODY else 0.0
+        return self._places.request_seconds + earned
+
+    def _time_passed(self) -> None:
+        left = self._since + self._allowed_seconds() - self.loop.time()
+        if left > 0:
+            self._timer = self.loop.call_later(left, self._time_passed)
+        elif self._waiting is Waiting.REST or not (self._waiting is Waiting.BODY or self.conn.trailing_data[0]):
+            self.transport.abort()
+        else:
+            what = "body" if self._waiting is Waiting.BODY else "header"
+            self.refuse(InvalidRequest(f"the {what} took too long to arrive"))

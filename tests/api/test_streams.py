@@ -1,0 +1,248 @@
+"""Many readers, slow readers, readers that leave; and what a full disk does to those who wait for an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+
+from agent_runtime.api.streams import BATCH_BYTES, BATCH_LINES, STREAM_LIMIT, Batches, follow
+from agent_runtime.model.records import ExecutionRecord
+from agent_runtime.model.state import Phase
+from agent_runtime.notifier import Change
+from agent_runtime.store.transcripts import TranscriptReader, TranscriptStore
+from agent_runtime.supervisor.supervisor import View
+from tests.support.supervised import eventually, supervised
+from tests.system.test_executions import OK, events, holding
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.slow
+def test_fifty_streams_get_a_last_event_when_the_supervisor_is_told_to_end(tmp_path: Path) -> None:
+    flags = ("--drain-timeout", "2", "--stop-grace", "0.3")
+    with supervised(tmp_path, flags=flags) as running, contextlib.ExitStack() as open_streams:
+        running.post(holding(tmp_path / "never"), execution_id="watched", async_result=True)
+        eventually(lambda: running.record("watched")["state"] == "running")
+        limits = httpx.Limits(max_connections=None)
+        client = open_streams.enter_context(
+            httpx.Client(base_url=running.url, timeout=60, trust_env=False, limits=limits)
+        )
+        readers = []
+        for number in range(50):
+            path = "/api/events" if number % 2 else "/api/executions/watched/stream"
+            readers.append(events(open_streams.enter_context(client.stream("GET", path))))
+        for reader in readers:
+            next(reader)
+
+        running.process.send_signal(signal.SIGTERM)
+        eventually(lambda: running.client.get("/readyz").status_code == 503)
+
+        assert {list(reader)[-1]["event"] for reader in readers} == {"end"}
+        assert running.process.wait(30) == 0
+
+
+def test_readers_that_take_nothing_cost_the_execution_nothing_and_the_supervisor_little(tmp_path: Path) -> None:
+    script = {"script": [{"do": "init"}, {"do": "flood", "bytes": 20_000_000}, {"do": "result", "text": "Done."}]}
+    flags = ("--token-delivery", "env", "--answer-log-limit", "65536")  # so that memory is the readers' alone
+    with supervised(tmp_path, flags=flags) as running, contextlib.ExitStack() as held:
+        running.post(script, execution_id="first")
+        memory = psutil.Process(running.process.pid).memory_info
+        before = memory().rss
+        go = tmp_path / "go"
+        running.post(
+            {"script": [{"do": "wait_file", "path": str(go)}, *script["script"]]},
+            execution_id="slow",
+            async_result=True,
+        )
+        address = urlsplit(running.url)
+        for _ in range(20):
+            idle = held.enter_context(socket.create_connection((address.hostname, address.port)))
+            idle.sendall(b"GET /api/executions/slow/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert idle.recv(12) == b"HTTP/1.1 200"
+        go.touch()
+
+        eventually(lambda: running.record("slow")["outcome"] == "success")
+
+        assert running.get("/health")["streams"]["open"] == 20
+        # Of each: a batch of lines, and what the connection has not taken of it; of all of it that would be 400 MB.
+        assert memory().rss - before < 2 * (Batches.KEPT_BYTES + 20 * 2 * BATCH_BYTES)
+
+
+@pytest.mark.slow
+def test_streams_are_bounded_and_places_are_given_back(tmp_path: Path) -> None:
+    with supervised(tmp_path) as running:
+        limits = httpx.Limits(max_connections=None)
+        with (
+            httpx.Client(base_url=running.url, timeout=60, trust_env=False, limits=limits) as client,
+            contextlib.ExitStack() as held,
+        ):
+            readers = []  # one that is let go of closes its connection
+            for _ in range(STREAM_LIMIT):
+                readers.append(events(held.enter_context(client.stream("GET", "/api/events"))))
+                next(readers[-1])
+            turned_away = running.client.get("/api/events")
+            assert (turned_away.status_code, turned_away.json()["error_class"]) == (409, "busy")
+            assert running.post(OK).status_code == 200
+
+        def is_open_again() -> bool:
+            with running.client.stream("GET", "/api/events") as response:
+                return response.status_code == 200
+
+        eventually(is_open_again)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("unshare") is None, reason="a full file system takes a mount of one's own"
+)
+def test_executions_answer_on_a_full_disk_and_say_what_is_not_kept(tmp_path: Path) -> None:
+    """R3, in a mount namespace of its own, so that nobody else's disk is filled."""
+    driver = f"""
+import sys
+from pathlib import Path
+from tests.support.supervised import supervised
+from tests.system.test_executions import OK
+home = Path({str(tmp_path)!r})
+with supervised(home) as running:
+    before = running.post(OK, execution_id="before").json()
+    filler = home / "data" / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    long = {{"script": [{{"do": "init"}}, {{"do": "flood", "bytes": 200_000}}, {{"do": "result", "text": "Done."}}]}}
+    full = running.post(long, execution_id="full")
+    answer = full.json()
+    assert (full.status_code, answer["response"]) == (200, "Done."), answer
+    assert answer["metadata"]["retained"] is False, answer["metadata"]
+    metrics = running.client.get("/metrics").text
+    assert "agent_runtime_store_available 0.0" in metrics
+    assert "agent_runtime_records_unwritten_total 0.0" not in metrics
+    assert "agent_runtime_transcript_lines_unwritten_total 0.0" not in metrics
+    assert answer["truncated_log"] is True
+    assert running.get("/health")["disk"]["error"], running.get("/health")
+    assert running.get("/api/executions/before/result")["answer"] == before
+    assert running.record("full")["outcome"] == "success"
+    filler.unlink()
+    assert running.post(OK, execution_id="after").json()["metadata"]["retained"] is True
+print("held")
+"""
+    (tmp_path / "data").mkdir()
+    mount = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -W error -c "$3"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, "sh", str(tmp_path / "data"), sys.executable, driver],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
+    assert done.stdout.endswith("held\n"), done.stdout + done.stderr
+
+
+def test_readers_at_the_same_place_share_one_reading_and_all_get_what_is_added(tmp_path: Path) -> None:
+    store, batches = TranscriptStore(tmp_path), Batches()
+    with store.writer("shared") as writer:
+        writer.append_many([b"one", b"two"])
+        writer.flush()
+        reader = store.reader("shared")
+        first, second = batches.after(reader, 0), batches.after(reader, 0)
+        assert first is not None
+        assert first is second
+        assert first[0] == 2
+        assert batches.after(reader, 2) is None
+        writer.append(b"three")
+        writer.flush()
+
+    added = batches.after(reader, 2)
+    assert added is not None
+    assert (added[0], added[1].count(b"three")) == (3, 1)
+    other = batches.after(store.reader("other"), 0)
+    assert other is None
+
+
+def test_readers_who_were_at_different_places_come_to_the_same(tmp_path: Path) -> None:
+    store, batches = TranscriptStore(tmp_path), Batches()
+    with store.writer("long") as writer:
+        writer.append_many([b"line"] * (3 * BATCH_LINES))
+        writer.flush()
+    reader = store.reader("long")
+
+    ends = set()
+    for position in (0, 1, BATCH_LINES - 1):
+        batch = batches.after(reader, position)
+        assert batch is not None
+        ends.add(batch[0])
+
+    assert ends == {BATCH_LINES}
+
+
+def test_readers_who_take_all_at_once_stay_together_and_share_every_reading(tmp_path: Path) -> None:
+    positions: list[int] = []
+
+    class Counted(TranscriptReader):
+        def read(self, after: int, **limits: int) -> list[tuple[int, bytes]]:
+            if lines := super().read(after, **limits):
+                positions.append(after)
+            return lines
+
+    batches = Batches()
+    batches.KEPT_BYTES = 2 * BATCH_BYTES
+    record = ExecutionRecord(execution_id="long", created_at=0.0, state=Phase.FINISHED)
+    with TranscriptStore(tmp_path).writer("long") as writer:
+        writer.append_many([b"x" * 1000] * 4000)
+        writer.flush()
+    view = View(record, Counted(tmp_path / "long.jsonl", tmp_path / "long.idx"), Change())
+
+    async def read() -> int:
+        return sum([events.count(b"data: x") async for events in follow(view, 0, batches)])
+
+    async def all_of_them() -> list[int]:
+        return await asyncio.gather(*(read() for _ in range(5)))
+
+    assert asyncio.run(all_of_them()) == [4000] * 5
+    assert len(positions) > 10
+    assert len(positions) == len(set(positions)), "read again for somebody"
+
+
+def test_batches_are_kept_within_a_bound_and_none_without_readers(tmp_path: Path) -> None:
+    store, batches = TranscriptStore(tmp_path), Batches()
+    with store.writer("long") as writer:
+        writer.append_many([b"x" * (BATCH_BYTES - 1)] * (Batches.KEPT_BYTES // BATCH_BYTES + 10))
+        writer.flush()
+        reader = store.reader("long")
+        before = [batches.after(reader, position) for position in range(writer.last_line)]
+    kept = sum(len(events) for _, events in batches._kept.values())
+    assert Batches.KEPT_BYTES - 2 * BATCH_BYTES < kept <= Batches.KEPT_BYTES
+    assert batches.after(reader, writer.last_line - 1) is before[-1]
+    batches.clear()
+    assert batches.after(reader, writer.last_line - 1) is not before[-1]
+
+
+def test_a_change_that_comes_while_somebody_looks_is_not_missed_and_a_reader_that_left_spoils_none() -> None:
+    async def main() -> None:
+        change = Change()
+        taken = change.coming()
+        assert change.coming() is taken, "one for all"
+        assert not taken.done()
+        change.tell()
+        await asyncio.wait_for(taken, 10)
+
+        change.coming().cancel()
+        change.tell()
+        assert not change.coming().done()
+
+    asyncio.run(main())

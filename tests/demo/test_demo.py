@@ -1,0 +1,368 @@
+"""The demo as a person runs it: a process of its own, its table, its exit code, and what it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+from agent_runtime.demo import stage
+from agent_runtime.demo.choice import Cli
+from agent_runtime.demo.report import Promise, Report
+from agent_runtime.demo.stage import Stage, marked
+from agent_runtime.demo.timeline import Timeline
+from agent_runtime.model.tokens import Token
+from tests.support.supervised import eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+LIMIT_SECONDS = 110
+IN_THE_MIDDLE = "in the middle of a tool"
+SCRIPTED_CLI = "from agent_runtime.standins import scripted_api, scripted_cli, scripted_run\n"
+
+LOSES_ITS_RESULT = "scripted_run.Run.result = lambda *words, **fields: None\n"
+KEEPS_ITS_FIRST_TOKEN_AND_WRITES_IT_DOWN = """
+import pathlib
+name = "CLAUDE_CODE_OAUTH_TOKEN"
+if name in os.environ:  # not so for --version
+    kept = pathlib.Path(os.environ["HOME"], "first")
+    if not kept.exists():
+        kept.write_text(os.environ[name])
+    os.environ[name] = kept.read_text()
+    given = sys.argv[sys.argv.index("--settings") + 1]
+    pathlib.Path(given).parents[2].joinpath("note").write_text("I was given " + os.environ[name])
+"""
+HIDES_THE_REFUSAL = """
+def hide(api, error, attempt, credential):
+    api._run.result("All is well.")
+    raise scripted_api.GaveUp
+scripted_api.Api._refused = hide
+"""
+SPEAKS_LATE = """
+import time
+refused = scripted_api.Api._refused
+def late(*given):
+    time.sleep(2.5)
+    refused(*given)
+scripted_api.Api._refused = late
+"""
+DIES_IN_ITS_TOOL = """
+def die(run, command, timeout_seconds=0):
+    os._exit(1)
+scripted_run.Run.bash = die
+"""
+
+
+class Demo:
+    """One run: its process, and the directory where it may put temporary files."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self.temporary = directory / "tmp"
+        self.temporary.mkdir()
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-m", "agent_runtime", "demo", *arguments],
+            env={"PATH": os.environ["PATH"], "HOME": str(directory), "TMPDIR": str(self.temporary), "LANG": "C.UTF-8"},
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def wait_for(self, words: str) -> None:
+        assert self.process.stdout is not None
+        for line in iter(self.process.stdout.readline, ""):
+            if words in line:
+                return
+        pytest.fail(f"the demo ended without saying: {words}")
+
+    def ended(self) -> tuple[int, str]:
+        assert self.process.stdout is not None
+        said = self.process.stdout.read()
+        return self.process.wait(LIMIT_SECONDS), said
+
+    def left(self) -> list[str]:
+        return sorted(path.name for path in self.temporary.iterdir())
+
+    def processes(self) -> list[psutil.Process]:
+        """Find what belongs to this run by the temporary directory in its environment."""
+        return list(self._found())
+
+    def environments(self) -> list[dict[str, str]]:
+        return list(self._found().values())
+
+    def _found(self) -> dict[psutil.Process, dict[str, str]]:
+        found = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                environment = process.environ()
+                if any(str(self.temporary) in value for value in environment.values()):
+                    found[process] = environment
+        return found
+
+
+@contextlib.contextmanager
+def demo(directory: Path, *arguments: str) -> Iterator[Demo]:
+    started = Demo(directory, *arguments)
+    try:
+        yield started
+    finally:
+        for process in started.processes():
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        started.process.wait()
+        assert started.process.stdout is not None
+        started.process.stdout.close()
+
+
+def claude_that(directory: Path, behaviour: str) -> str:
+    """Write a scripted CLI with a fault; returns its command."""
+    program = directory / "claude.py"
+    program.write_text(
+        f"import os, sys\n{SCRIPTED_CLI}{behaviour}\n"
+        "code = scripted_cli.main(sys.argv[1:])\nsys.stdout.flush()\nos._exit(code)\n"
+    )
+    return shlex.join([sys.executable, str(program)])
+
+
+def outcome_of(promise: Promise, said: str) -> str:
+    """Read off the table how a promise came out: ``held``, ``BROKEN`` or ``-``."""
+    (line,) = [line for line in said.splitlines() if line.endswith(promise.value)]
+    return line.split()[0]
+
+
+def row(name: str, said: str) -> str:
+    """Read a row of the table: what follows its name."""
+    (line,) = [line for line in said.splitlines() if line.startswith(name)]
+    return line.removeprefix(name).strip()
+
+
+def assert_every_promise_held(code: int, said: str) -> None:
+    assert code == 0, said
+    assert {outcome_of(promise, said) for promise in Promise} == {"held"}
+    assert row("executions started", said) == "8"
+    assert row("executions finished", said).split() == ["6", "6"]
+    assert row("executions stopped, their token was dead", said).split() == ["2", "2"]
+    assert row("executions lost", said).split() == ["0", "0"]
+    assert "187 s" in said
+    assert "not measured in this run" in said
+    assert "sk-ant" not in said
+    assert "\x1b" not in said
+
+
+def test_the_demo_keeps_every_promise_with_the_scripted_cli(tmp_path: Path) -> None:
+    with demo(tmp_path, "--scripted") as run:
+        code, said = run.ended()
+
+        assert_every_promise_held(code, said)
+        assert run.left() == []
+        assert run.processes() == []
+
+
+@pytest.mark.slow
+@pytest.mark.real_cli
+def test_the_demo_keeps_every_promise_with_the_real_cli(tmp_path: Path, claude: str) -> None:
+    with demo(tmp_path, "--claude", claude) as run:
+        code, said = run.ended()
+
+        assert_every_promise_held(code, said)
+        assert run.left() == []
+        assert run.processes() == []
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "broken"),
+    [
+        pytest.param(LOSES_ITS_RESULT, {Promise.FINISH, Promise.NOT_LOST, Promise.HEALED}, marks=pytest.mark.slow),
+        pytest.param(
+            KEEPS_ITS_FIRST_TOKEN_AND_WRITES_IT_DOWN,
+            {Promise.NEW_TOKEN, Promise.NO_TOKEN_SHOWN},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            HIDES_THE_REFUSAL, {Promise.ANSWER, Promise.EVIDENCE, Promise.TURNED_AWAY}, marks=pytest.mark.slow
+        ),
+        pytest.param(DIES_IN_ITS_TOOL, {Promise.TOOLS_RUN, Promise.FINISH, Promise.NOT_LOST}, marks=pytest.mark.slow),
+        pytest.param(SPEAKS_LATE, {Promise.GONE}, marks=pytest.mark.slow),
+    ],
+    ids=["loses its result", "keeps its first token", "hides the refusal", "dies in its tool", "speaks late"],
+)
+def test_a_broken_promise_is_named_and_makes_the_exit_code_1(
+    tmp_path: Path, behaviour: str, broken: set[Promise]
+) -> None:
+    with demo(tmp_path, "--claude", claude_that(tmp_path, behaviour)) as run:
+        code, said = run.ended()
+
+        assert code == 1, said
+        assert {promise for promise in broken if outcome_of(promise, said) != "BROKEN"} == set(), said
+        (log,) = run.left()
+        assert f"The supervisor's log is kept in {run.temporary / log}" in said
+        assert "agent_runtime" in (run.temporary / log).read_text()
+        assert run.processes() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    with demo(tmp_path, "--scripted") as run:
+        run.wait_for(IN_THE_MIDDLE)
+        assert len(run.processes()) > 5
+
+        run.process.send_signal(number)
+        code, said = run.ended()
+
+        assert code == 128 + number, said
+        assert f"ended by {number.name}" in said
+        assert run.left() == []
+        assert run.processes() == []
+
+
+@pytest.mark.slow
+def test_a_process_that_is_left_is_found_and_ended(tmp_path: Path) -> None:
+    with demo(tmp_path, "--scripted") as run:
+        run.wait_for(IN_THE_MIDDLE)
+        marks = [mark for found in run.environments() if (mark := found.get("AGENT_RUNTIME_EXECUTION_ID"))]
+        left = subprocess.Popen(
+            ["/bin/sleep", "60"], env={"AGENT_RUNTIME_EXECUTION_ID": marks[0], "TMPDIR": str(run.temporary)}
+        )
+
+        code, said = run.ended()
+
+        assert code == 1
+        assert outcome_of(Promise.NOTHING_LEFT, said) == "BROKEN"
+        assert left.wait(LIMIT_SECONDS) == -signal.SIGKILL
+        assert run.processes() == []
+
+
+@pytest.mark.slow
+def test_a_supervisor_that_dies_takes_nothing_with_it_that_is_not_told(tmp_path: Path) -> None:
+    with demo(tmp_path, "--scripted") as run:
+        run.wait_for(IN_THE_MIDDLE)
+        (supervisor,) = psutil.Process(run.process.pid).children()
+        supervisor.kill()
+
+        code, said = run.ended()
+
+        assert code == 1
+        assert "the demo could not go on: the supervisor" in said
+        assert outcome_of(Promise.STARTS, said) == "held"
+        assert outcome_of(Promise.NOT_LOST, said) == "BROKEN"
+        assert outcome_of(Promise.ENDS_WELL, said) == "-"
+        assert len(run.left()) == 1
+        assert run.processes() == []
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_early_changes_neither_the_end_nor_the_exit_code(tmp_path: Path) -> None:
+    with demo(tmp_path, "--scripted") as run:
+        assert run.process.stdout is not None
+        run.process.stdout.readline()
+        run.process.stdout.close()
+
+        assert run.process.wait(LIMIT_SECONDS) == 0
+        assert run.left() == []
+
+
+def test_a_cli_that_cannot_be_run_is_bad_usage(tmp_path: Path) -> None:
+    with demo(tmp_path, "--claude", str(tmp_path / "no-such-cli")) as run:
+        code, said = run.ended()
+
+        assert code == 2
+        assert said.startswith("agent-runtime: --claude:")
+        assert run.left() == []
+
+
+def test_the_claude_on_path_is_taken_and_named(tmp_path: Path) -> None:
+    found = tmp_path / "claude"
+    found.write_text("#!/bin/sh\necho '9.9.9 (Claude Code)'\n")
+    found.chmod(0o755)
+    command = [
+        sys.executable,
+        "-c",
+        "from agent_runtime.demo.choice import choose_cli as c; print(c(None, scripted=False))",
+    ]
+
+    said = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=True).stdout
+
+    assert "name='9.9.9 (Claude Code)'" in said
+    assert "found on PATH" in said
+
+
+def test_a_terminal_gets_colours_and_no_reader_gets_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    token = Token("sk-ant-oat01-quoted-by-an-evidence-line")
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as reader, os.fdopen(theirs, "w", encoding="utf-8") as terminal:
+        timeline = Timeline(terminal)
+        timeline.hide(token)
+        timeline.say("task-1", f"two\nlines about {token.secret}")
+        said = reader.read(1000).decode()
+
+    assert "\x1b[" in said
+    assert f"two lines about <token {token.fingerprint}>" in said
+    assert token.secret not in said
+
+
+def test_a_promise_that_nothing_has_checked_did_not_hold() -> None:
+    report = Report()
+    for promise in set(Promise) - {Promise.GONE}:
+        report.check(promise, held=True, otherwise="")
+
+    assert list(report.broken) == [Promise.GONE]
+    assert "1 not reached" in report.table("a CLI", took_seconds=1.0, log=None)
+
+
+def test_one_failure_among_many_checks_breaks_a_promise() -> None:
+    report = Report()
+    report.check(Promise.FINISH, held=False, otherwise="task-2 was lost")
+    report.check(Promise.FINISH, held=True, otherwise="")
+
+    assert report.broken[Promise.FINISH] == "task-2 was lost"
+
+
+def test_a_process_that_left_its_session_is_seen_from_outside_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = f"test-{os.getpid()}-outside"
+    script = "setsid sleep 60 </dev/null >/dev/null 2>&1 & echo ready; exec sleep 60"
+    leader = subprocess.Popen(
+        ["/bin/sh", "-c", script],
+        env={"PATH": os.environ["PATH"], "AGENT_RUNTIME_EXECUTION_ID": mark},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert leader.stdout is not None
+        assert leader.stdout.readline() == b"ready\n"
+        with contextlib.ExitStack() as held:
+            played_on = Stage(Cli("a CLI", "claude", "none runs"), Timeline(io.StringIO()), [], held)
+            played_on.execution_ids.append(mark)
+            eventually(lambda: len(marked([mark])) == 2)
+            seen = {psutil.Process(leader.pid)}
+            leader.kill()
+            with monkeypatch.context() as hasty:
+                hasty.setattr(stage, "GONE_TIMEOUT_SECONDS", 0.2)
+                assert played_on.until_gone(mark, seen) is None
+            began = time.monotonic()
+            held.close()  # which ends what is left
+            gone_at = played_on.until_gone(mark, seen)
+            assert gone_at is not None
+            assert began <= gone_at <= time.monotonic()
+            assert len(seen) == 2
+        assert marked([mark]) == set()
+    finally:
+        leader.kill()
+        leader.wait()
+        for process in marked([mark]):
+            process.kill()
+        assert leader.stdout is not None
+        leader.stdout.close()

@@ -1,0 +1,261 @@
+"""
+Waiting for the end of a usage limit: with ``AGENT_RUNTIME_WAIT_FOR_RESET`` or enough ``park_seconds``.
+
+Reported wishes: anthropics/claude-code #62788, #26775, #36320.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent_runtime.standins.messages_api import MessagesApi, UsageLimit, serve
+from tests.support.supervised import NEW, OLD, Supervised, eventually
+from tests.system.test_switching import PLAIN, PROMPT, Work, generations, of, state, states, switching, token, told
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SOON = """
+import sys
+from agent_runtime.supervisor import retry_policy as ladder
+ladder.AFTER_RESET_SECONDS = (0.2, 0.6)
+from agent_runtime.cli import main as cli
+sys.exit(cli.main())
+"""
+"""Goes on a moment after the end; that it is 1 to 15 s otherwise is shown by the slow test below."""
+
+WAITING = ("--wait-for-reset", "60")
+
+
+@pytest.fixture
+def api() -> MessagesApi:
+    api = MessagesApi()
+    api.accept(OLD)
+    api.accept(NEW)
+    return api
+
+
+@pytest.fixture
+def url(api: MessagesApi) -> Iterator[str]:
+    with serve(api) as base_url:
+        yield base_url
+
+
+def limited_for(seconds: float) -> UsageLimit:
+    """A limit that ends at one moment, whenever it is met; far enough away for a busy machine to start a CLI."""
+    return UsageLimit(resets_at=int(time.time() + seconds) + 1)
+
+
+def ended(reply: UsageLimit) -> bool:
+    assert reply.resets_at is not None
+    return time.time() >= reply.resets_at
+
+
+def test_work_goes_on_in_its_session_after_the_end_of_its_limit_without_a_newer_token(
+    tmp_path: Path, api: MessagesApi, url: str
+) -> None:
+    work = Work(api, tmp_path)
+    with switching(tmp_path, api_url=url, flags=WAITING, program=("-c", SOON)) as running:
+        pending = running.start(PROMPT, execution_id="work")
+        work.wait_until_under_way()
+        limit = limited_for(15)
+        api.on(OLD, limit)
+        work.let_go()
+        eventually(lambda: state(running, "work") == "parked")
+        status, health = token(running), running.get("/health")
+        turned_away = running.post(PLAIN)
+        assert running.get("/api/executions/running")["pending_ids"] == ["work"]
+        eventually(lambda: ended(limit))
+        api.accept(OLD)
+        response = pending.answer()
+        record, events = running.record("work"), told(running, finished=1)
+
+    assert (response.status_code, response.json()["response"]) == (200, "finished")
+    assert work.done == 1
+    assert generations_of(record) == [[1], [1], [1]], "met, met again and believed, gone on after its end"
+    assert record["attempts"][2]["started_at"] > status["limited_until"]
+    assert len({frame["session_id"] for frame in response.json()["execution_log"] if "session_id" in frame}) == 1
+    assert (health["slots"]["busy"], status["state"]) == (0, "limited")
+    assert (turned_away.status_code, turned_away.json()["error_class"]) == (429, "rate_limit"), "not at admission"
+    kinds = [event["type"] for event in events]
+    course = ["execution.resumed", "token.limited", "execution.parked", "execution.resumed", "execution.finished"]
+    assert [kind for kind in kinds if kind in course] == course, "token.limited is the backend's signal"
+
+
+def generations_of(record: dict[str, Any]) -> list[list[int]]:
+    return [[given["generation"] for given in attempt["tokens"]] for attempt in record["attempts"]]
+
+
+@pytest.mark.parametrize("fields", [{"park_seconds": 30}, {"park_seconds": 0}], ids=["park_seconds", "the setting"])
+def test_the_first_one_waits_too_where_the_end_lies_within_its_park_time_or_the_setting(
+    tmp_path: Path, api: MessagesApi, url: str, fields: dict[str, Any]
+) -> None:
+    flags = WAITING if fields["park_seconds"] == 0 else ()
+    with switching(tmp_path, api_url=url, flags=flags, program=("-c", SOON)) as running:
+        limit = limited_for(12)
+        api.on(OLD, limit)
+        pending = running.start(PLAIN, execution_id="one", **fields)
+        eventually(lambda: state(running, "one") == "parked")
+        eventually(lambda: ended(limit))
+        api.accept(OLD)
+
+        assert pending.answer().status_code == 200
+        assert generations(running, "one") == [[1], [1]]
+
+
+def test_a_newer_token_lets_it_go_on_before_the_end_and_does_not_count(
+    tmp_path: Path, api: MessagesApi, url: str
+) -> None:
+    api.on(OLD, limited_for(3000))
+    flags = ("--wait-for-reset", "3600", "--timeout", "7200", "--max-resumes", "1")
+    with switching(tmp_path, api_url=url, flags=flags) as running:
+        pending = running.start(PLAIN, execution_id="one")
+        eventually(lambda: state(running, "one") == "parked")
+        running.write_token(NEW)
+
+        assert pending.answer().status_code == 200
+        assert generations(running, "one") == [[1], [2]]
+
+
+def test_reload_token_lets_it_go_on_at_once(tmp_path: Path, api: MessagesApi, url: str) -> None:
+    api.on(OLD, limited_for(3000))
+    flags = ("--wait-for-reset", "3600", "--timeout", "7200")
+    with switching(tmp_path, api_url=url, flags=flags) as running:
+        pending = running.start(PLAIN, execution_id="one")
+        eventually(lambda: state(running, "one") == "parked")
+        api.accept(OLD)
+        running.client.post("/api/credentials/reload-token").raise_for_status()
+
+        assert pending.answer().status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("flags", "fields"),
+    [
+        ((), {}),
+        (("--wait-for-reset", "60"), {}),
+        (("--wait-for-reset", "3600"), {"timeout_seconds": 60}),
+        (("--wait-for-reset", "3600", "--max-resumes", "0"), {"timeout_seconds": 7200}),
+    ],
+    ids=["not asked for", "the end lies behind the setting", "behind its own time", "no resume is left"],
+)
+def test_a_limit_whose_end_cannot_be_waited_for_is_answered_at_once(
+    tmp_path: Path, api: MessagesApi, url: str, flags: tuple[str, ...], fields: dict[str, Any]
+) -> None:
+    limit = limited_for(600)
+    api.on(OLD, limit)
+    with switching(tmp_path, api_url=url, flags=flags) as running:
+        response = running.post(PLAIN, execution_id="one", **fields)
+
+        assert (response.status_code, response.json()["error_class"]) == (429, "rate_limit")
+        assert "resets_at" in response.json()
+        assert of(told(running, finished=1), "execution.parked") == []
+
+
+def test_a_limit_whose_end_nobody_told_is_not_waited_for(tmp_path: Path) -> None:
+    script = [{"do": "init"}, {"do": "give_up", "text": "You've hit your limit", "error": "rate_limit", "status": 429}]
+    with switching(tmp_path, flags=("--wait-for-reset", "3600")) as running:
+        response = running.post({"script": script})
+
+        assert response.status_code == 429
+        assert of(told(running, finished=1), "execution.parked") == []
+
+
+def test_a_limit_that_is_met_again_is_waited_out_as_often_as_there_are_resumes_left(
+    tmp_path: Path, api: MessagesApi, url: str
+) -> None:
+    api.on(OLD, UsageLimit(resets_in_seconds=3))
+    with switching(tmp_path, api_url=url, flags=(*WAITING, "--max-resumes", "2"), program=("-c", SOON)) as running:
+        response = running.post(PLAIN, execution_id="one")
+
+        assert (response.status_code, response.json()["error_class"]) == (429, "rate_limit")
+        assert generations(running, "one") == [[1]] * 3
+        assert len(of(told(running, finished=1), "execution.parked")) == 2
+
+
+def test_one_that_waits_can_be_cancelled(tmp_path: Path, api: MessagesApi, url: str) -> None:
+    api.on(OLD, limited_for(3000))
+    flags = ("--wait-for-reset", "3600", "--timeout", "7200")
+    with switching(tmp_path, api_url=url, flags=flags) as running:
+        pending = running.start(PLAIN, execution_id="one")
+        eventually(lambda: state(running, "one") == "parked")
+        running.client.post("/api/executions/one/terminate").raise_for_status()
+
+        assert pending.answer().json()["status"] == "cancelled"
+
+
+def test_those_that_were_admitted_to_wait_go_on_after_the_end_too(tmp_path: Path, api: MessagesApi, url: str) -> None:
+    """Today they answered 429 after their wait, with the limit gone."""
+    with switching(tmp_path, api_url=url, flags=("--slots", "1"), program=("-c", SOON)) as running:
+        limit = limited_for(12)
+        api.on(OLD, limit)
+        assert running.post(PLAIN).status_code == 429
+        ids = [f"waits-{n}" for n in range(3)]
+        pending = [running.start(PLAIN, execution_id=name, park_seconds=30) for name in ids]
+        eventually(lambda: states(running, ids) == ["parked"] * 3)
+        eventually(lambda: ended(limit))
+        api.accept(OLD)
+
+        assert [one.answer().status_code for one in pending] == [200] * 3
+        assert [generations(running, name) for name in ids] == [[[1]]] * 3
+
+
+@pytest.mark.slow
+def test_many_that_wait_for_one_end_go_on_spread_over_fifteen_seconds(
+    tmp_path: Path, api: MessagesApi, url: str
+) -> None:
+    ids = [f"waits-{n}" for n in range(8)]
+    with switching(tmp_path, api_url=url, flags=("--slots", "8", *WAITING)) as running:
+        limit = limited_for(20)
+        api.on(OLD, limit)
+        pending = [running.start(PLAIN, execution_id=name) for name in ids]
+        eventually(lambda: states(running, ids) == ["parked"] * 8)
+        eventually(lambda: ended(limit))
+        api.accept(OLD)
+        # What wakes them before their time is no reason to go on: a task of another model, say.
+        assert running.post(PLAIN).status_code == 200
+        assert [one.answer().status_code for one in pending] == [200] * 8
+        starts = sorted(seconds_after(limit, running, name) for name in ids)
+
+    assert starts[0] >= 1.0
+    assert starts[-1] <= 15.0 + 5.0, "and what a start takes here"
+    assert starts[-1] - starts[0] > 2.0, "by chance less once in 100 000 runs"
+
+
+def seconds_after(limit: UsageLimit, running: Supervised, execution_id: str) -> float:
+    assert limit.resets_at is not None
+    began = running.record(execution_id)["attempts"][-1]["started_at"]
+    return datetime.fromisoformat(began).timestamp() - limit.resets_at
+
+
+@pytest.mark.slow
+@pytest.mark.real_cli
+def test_on_the_real_cli_work_goes_on_in_its_session_after_the_end_of_its_limit(
+    tmp_path: Path, api: MessagesApi, url: str, claude: str
+) -> None:
+    if any(f"/{version}/" in claude for version in ("1.0.128", "2.0.76", "2.1.30")):
+        pytest.skip("this version tells the end only in a sentence, to the minute")
+    work = Work(api, tmp_path)
+    flags = ("--wait-for-reset", "300")
+    with switching(tmp_path, api_url=url, claude=claude, flags=flags, program=("-c", SOON)) as running:
+        pending = running.start(PROMPT, execution_id="work")
+        work.wait_until_under_way()
+        limit = limited_for(15)
+        api.on(OLD, limit)
+        work.let_go()
+        eventually(lambda: state(running, "work") == "parked")
+        limited = token(running)
+        eventually(lambda: ended(limit))
+        api.accept(OLD)
+        response = pending.answer()
+
+    assert limited["state"] == "limited"
+    assert (response.status_code, response.json().get("response")) == (200, "finished")
+    assert work.done == 1
+    log = response.json()["execution_log"]
+    assert len({frame["session_id"] for frame in log if frame.get("subtype") == "init"}) == 1

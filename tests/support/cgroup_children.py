@@ -1,0 +1,171 @@
+"""Processes in cgroups, and what the tests of cgroups share."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import secrets
+import select
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from agent_runtime.process.linux.cgroup import Group, below
+from tests.support.families import PATIENCE_SECONDS, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from agent_runtime.process.linux.cgroup_setup import Finding
+
+NOBODY = 65534
+
+_JOIN = """
+import os, resource, sys
+os.write(int(sys.argv.pop(1)), b"0")
+user, most = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+if most:
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+if user:
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+os.setsid()
+"""
+"""What a keeper's child does before it becomes the CLI."""
+
+NESTED = """
+import os, sys, time
+group = sys.argv[1]
+for path in ("a", "a/b", "a/b/c", "d"):
+    os.mkdir(f"{group}/{path}")
+    if os.fork() == 0:
+        open(f"{group}/{path}/cgroup.procs", "w").write("0")
+        os.write(1, b"%d\\n" % os.getpid())
+        time.sleep(600)
+os.write(1, b"%d\\n" % os.getpid())
+time.sleep(600)
+"""
+"""Makes groups below its own, with somebody in each."""
+
+
+class Member:
+    """A program that is in a cgroup from before its first instruction."""
+
+    def __init__(self, group: Group, program: str, *argv: str, user: int = 0, most: int = 0) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-S", "-c", _JOIN + program, str(group.procs), str(user), str(most), *argv],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd="/",
+            pass_fds=(group.procs,),
+        )
+        self.pid = self.process.pid
+        assert self.process.stdin
+        assert self.process.stdout
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+
+    def go(self) -> None:
+        """Let a program that waits for a line on stdin go on."""
+        os.write(self.stdin.fileno(), b"go\n")
+
+    def lines(self, count: int) -> list[str]:
+        """Wait for that many lines."""
+        data, deadline = b"", time.monotonic() + PATIENCE_SECONDS
+        while data.count(b"\n") < count:
+            remaining = deadline - time.monotonic()
+            assert remaining > 0, data
+            assert select.select([self.stdout], [], [], remaining)[0], data
+            chunk = os.read(self.stdout.fileno(), 65536)
+            assert chunk, f"ended after {data!r}"
+            data += chunk
+        return data.decode().split()
+
+    def end(self) -> int:
+        """Wait for its end, which somebody else brings about, and tell its exit code."""
+        try:
+            return self.process.wait(PATIENCE_SECONDS)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self.stdin.close()
+            self.stdout.close()
+
+
+@contextlib.contextmanager
+def decoy(environ: dict[str, str] | None = None, **how: bool) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process that is nobody's; it must live to the end."""
+    process = subprocess.Popen(["sleep", "600"], env={**os.environ, **(environ or {})}, **how)  # type: ignore[call-overload] # flags of Popen
+    try:
+        yield process
+        assert process.poll() is None, "somebody has ended a process that is none of theirs"
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def own_cgroup(finding: Finding, *controllers: str) -> Iterator[Path]:
+    """
+    Make a cgroup for a driver, which stands for the one a container gets.
+
+    It has no process in it, and every controller that is asked for; without them the test is skipped.
+    """
+    assert finding.base is not None
+    above = finding.base
+    while controllers and (above.parent / "cgroup.procs").exists():
+        above = above.parent
+    handed_down = (above / "cgroup.subtree_control").read_text().split()
+    if missing := [name for name in controllers if name not in handed_down]:
+        import pytest  # here, as drivers import this module too, and begin sooner without
+
+        pytest.skip(f"no cgroup with {' and '.join(missing)} can be made here; tests/machine/run has some")
+    directory = above / f"agent-runtime-test.{secrets.token_hex(4)}"
+    directory.mkdir()
+    try:
+        yield directory
+    finally:
+        erase(directory)
+
+
+def erase(directory: Path) -> None:
+    """Leave nothing of a cgroup and what is in it, without the code that is tested where the kernel can do it."""
+    if not directory.exists():
+        return
+    if (directory / "cgroup.kill").exists():
+        (directory / "cgroup.kill").write_text("1")
+    else:
+        Group(directory).kill()
+    assert eventually(lambda: "populated 0" in (directory / "cgroup.events").read_text())
+    for group in (*reversed(list(below(directory))), directory):
+        assert eventually(functools.partial(_removed, group))
+
+
+def _removed(group: Path) -> bool:
+    try:
+        group.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def inside(directory: Path) -> tuple[str, ...]:
+    """Return what to put before a command so that it runs in that cgroup."""
+    return ("/bin/sh", "-c", 'echo 0 >"$0/cgroup.procs" && exec "$@"', str(directory))
+
+
+def become_nobody() -> None:
+    """Give up all rights, as a container without root has none."""
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+def delegate(directory: Path, *names: str) -> None:
+    """Give a cgroup to nobody, as systemd does with ``Delegate=``: the directory and these files in it."""
+    os.chown(directory, NOBODY, NOBODY)
+    for name in names:
+        os.chown(directory / name, NOBODY, NOBODY)

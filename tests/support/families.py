@@ -1,0 +1,344 @@
+"""Programs that start other programs, and what the tests of spawning and containment share."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from agent_runtime.process.child import Child, Command, Exit, NotSpawned, new_mark, spawn
+from agent_runtime.process.containment.sweep import Kind
+from agent_runtime.process.forkserver.server import nursery  # noqa: F401 - for the drivers
+from agent_runtime.process.linux import cgroup_setup as cgroups
+from agent_runtime.process.linux import proc as proc_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_SECONDS = 20.0
+
+KINDS = tuple(Kind)
+"""The layers that are tested, as far as this machine has them; each has to do alone."""
+
+KIND = "AGENT_RUNTIME_TEST_KIND"
+chosen = Kind(os.environ.get(KIND, Kind.SCAN.value))
+"""The layer with which :func:`start` starts; a driver is told by its environment."""
+
+FAMILY = """
+import os, signal, sys
+count = int(sys.argv[1])
+def live(number):
+    if number % 2:
+        os.setsid()
+    for child in range(5 * number + 1, min(5 * number + 6, count)):
+        if os.fork() == 0:
+            live(child)
+    os.write(1, b"%d\\n" % os.getpid())
+    while True:
+        signal.pause()
+live(0)
+"""
+"""Of as many processes as its argument says; every other one in a session of its own; each prints its pid."""
+
+FLAT_FAMILY = """
+for number in 1 2 3 4 5 6 7 8 9 10; do
+    setsid sleep 600 & echo $!
+    sleep 600 & echo $!
+done
+wait
+"""
+"""A shell script with twenty children, half of them in sessions of their own; for users who cannot run our Python."""
+
+RUNNER = """
+import os, sys, time
+sys.stdin.readline()
+os.write(1, b"running\\n")
+over = time.monotonic() + 20
+while time.monotonic() < over:
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+"""
+"""Hands itself on to a child in a new session without pause, so that its pid changes all the time."""
+
+BOMB = """
+import os, sys, time
+sys.stdin.readline()
+os.write(1, b"running\\n")
+over = time.monotonic() + 20
+while time.monotonic() < over:
+    try:
+        if os.fork() == 0:
+            os.setsid()
+    except OSError:
+        pass
+"""
+"""Forks as fast as it can, every process in a session of its own."""
+
+
+def data_dir() -> Path:
+    """Return what stands for the data directory of this test run."""
+    return ROOT / "tests"
+
+
+def start(
+    *argv: str,
+    env: Mapping[str, str] | None = None,
+    cwd: Path = Path("/"),
+    user: str | None = None,
+    mark: str | None = None,
+) -> Child:
+    """Spawn a program with the tests' environment."""
+    env = dict(os.environ) if env is None else env
+    mark = mark or new_mark(data_dir())
+    return spawn(Command(argv=argv, env=env, cwd=cwd, user=user, mark=mark), chosen, _groups(chosen))
+
+
+@functools.cache
+def _groups(kind: Kind) -> cgroups.Groups | None:
+    """Find where cgroups can be made for the children of this process, if they are to have some."""
+    return cgroups.prepare(cgroups.find()) if kind is Kind.CGROUP else None
+
+
+@functools.cache
+def why_not(kind: Kind) -> str | None:
+    """Say why this machine does not allow a layer; None: it does."""
+    groups = _groups(kind)
+    if kind is Kind.CGROUP and groups is None:
+        return f"no {kind.value} here: {cgroups.find().reason}"
+    command = Command(argv=("true",), env=dict(os.environ), cwd=Path("/"), mark=new_mark(data_dir()))
+    try:
+        child = spawn(command, kind, groups)
+    except NotSpawned as failure:
+        return f"no {kind.value} here: {failure}"
+    end(child)
+    return None
+
+
+def keeper_of(child: Child) -> int:
+    """Return the pid of a child's keeper, which must live."""
+    identity = child._kept.keeper
+    assert identity is not None
+    return identity[0]
+
+
+def kill_keeper(child: Child) -> None:
+    """Kill a child's keeper as somebody else would, and wait until it is gone."""
+    os.kill(keeper_of(child), signal.SIGKILL)
+    assert eventually(lambda: child._kept.keeper_has_ended)
+
+
+def kept(child: Child) -> list[proc_table.Process]:
+    """Return all that lives below a child's keeper, which must live."""
+    keeper = proc_table.read_process(keeper_of(child))
+    assert keeper is not None
+    below = proc_table.branch(proc_table.Snapshot(), keeper)
+    return [process for process in below if process.pid != keeper.pid and not process.dead]
+
+
+def state_of(pid: int) -> str:
+    """Return the letter of a process's state."""
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1].decode()
+
+
+def stop(pid: int) -> None:
+    """Stop a process, and wait until it stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    assert eventually(lambda: state_of(pid) in "TZX")
+
+
+def start_python(program: str, *argv: str, user: str | None = None) -> Child:
+    """Spawn a Python program."""
+    return start(sys.executable, "-S", "-c", program, *argv, user=user)
+
+
+def start_shell(script: str, *, user: str | None = None, mark: str | None = None) -> Child:
+    """Spawn a shell script that is told to go on by :func:`go`, so that all it starts inherits what a spawn sets."""
+    return start("/bin/sh", "-c", f"read go\n{script}", user=user, mark=mark)
+
+
+def go(child: Child) -> None:
+    """Let a program that waits for a line on stdin go on."""
+    os.write(child.stdin, b"go\n")
+
+
+def lines(child: Child, count: int) -> list[str]:
+    """Wait for that many lines on the child's stdout."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    data = b""
+    while data.count(b"\n") < count:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0 or not select.select([child.stdout], [], [], remaining)[0]:
+            raise AssertionError(f"only {data!r}")
+        chunk = os.read(child.stdout, 65536)
+        if not chunk:
+            raise AssertionError(f"ended after {data!r}, {os.read(child.stderr, 65536)!r}")
+        data += chunk
+    return data.decode().split()
+
+
+def pids(child: Child, count: int) -> list[proc_table.Identity]:
+    """Wait for that many pids, one a line, and return them with their start times."""
+    return seen_from_here(child, [int(line) for line in lines(child, count)])
+
+
+def seen_from_here(child: Child, numbers: list[int]) -> list[proc_table.Identity]:
+    """Return the processes with these pids."""
+    found = [proc_table.read_process(number) for number in numbers]
+    assert all(process is not None for process in found)
+    return [process.identity for process in found if process is not None]
+
+
+def alive(identities: list[proc_table.Identity]) -> list[proc_table.Identity]:
+    """Return those that still run; a zombie does not."""
+    return [
+        identity
+        for identity in identities
+        if (process := proc_table.read_process(identity[0])) is not None
+        and process.identity == identity
+        and not process.dead
+    ]
+
+
+def marked(mark: str) -> list[int]:
+    """Return the pids of all living processes whose environment has that mark, wherever they are."""
+    return [
+        process.pid
+        for process in proc_table.all_processes()
+        if not process.dead and proc_table.read_environ(process.pid, "AGENT_RUNTIME_ATTEMPT_MARK") == mark
+    ]
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Poll a real state until it holds, or patience is over."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def exit_of(child: Child) -> Exit:
+    """Wait for the leader's end."""
+    assert select.select([child.pidfd], [], [], PATIENCE_SECONDS)[0]
+    ended = child.poll()
+    assert ended is not None
+    return ended
+
+
+def end(child: Child) -> None:
+    """Leave nothing of a child."""
+    child.kill()
+    report = child.sweep(time.monotonic() + PATIENCE_SECONDS)
+    child.close()
+    assert report.survivors == 0
+
+
+@contextlib.contextmanager
+def ended_at_last(child: Child) -> Iterator[Child]:
+    """End a child however the block ends."""
+    try:
+        yield child
+    finally:
+        end(child)
+
+
+@contextlib.contextmanager
+def pids_limit(limit: int | None = None) -> Iterator[str]:
+    """Bound the processes of a driver by a cgroup, and yield what makes the driver join it."""
+    root = Path("/sys/fs/cgroup/pids")  # cgroup v1; v2 has the same files in its own place
+    root = root if root.is_dir() else Path("/sys/fs/cgroup")
+    group = root / f"agent-runtime-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("needs a writable cgroup")
+    try:
+        try:
+            (group / "pids.max").write_text("max" if limit is None else str(limit))
+        except OSError:
+            pytest.skip("needs the pids controller")
+        yield f"group = Path({str(group)!r})\n(group / 'cgroup.procs').write_text(str(os.getpid()))\n"
+    finally:
+        while members := (group / "cgroup.procs").read_text().split():  # a bomb that went off must not stay
+            for pid in members:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+        group.rmdir()
+
+
+@contextlib.contextmanager
+def freezer() -> Iterator[tuple[Callable[[int], None], Callable[[], None]]]:
+    """
+    Yield what freezes a process by its pid, and what thaws all of them; frozen, nothing ends it, not even SIGKILL.
+
+    That is so in a cgroup v1 only; one of v2 lets the frozen be killed.
+    """
+    group = Path("/sys/fs/cgroup/freezer") / f"agent-runtime-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("needs a writable freezer of cgroup v1")
+
+    def freeze(pid: int) -> None:
+        (group / "cgroup.procs").write_text(str(pid))
+        (group / "freezer.state").write_text("FROZEN")
+        assert eventually(lambda: (group / "freezer.state").read_text() == "FROZEN\n")
+
+    def thaw() -> None:
+        (group / "freezer.state").write_text("THAWED")
+
+    try:
+        yield freeze, thaw
+    finally:
+        thaw()
+        assert eventually(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+def descriptors() -> int:
+    """Count the descriptors this process has open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def run_driver(
+    script: str, *argv: str, kind: Kind = Kind.SCAN, prefix: tuple[str, ...] = (), timeout: float = 60
+) -> Any:
+    """
+    Run a script in a process of its own, as a supervisor is, and return what it prints as JSON on its last line.
+
+    For what changes the state of the whole process, such as becoming a subreaper.
+    """
+    code = f"from tests.support.families import *\nfrom agent_runtime.process.child import *\n{script}\nnursery.close()"
+    # Files, not pipes: what a failing driver leaves behind may hold them open.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        driver = subprocess.Popen(
+            [*prefix, sys.executable, "-W", "error", "-c", code, *argv],
+            env={**os.environ, "PYTHONPATH": str(ROOT), KIND: kind.value},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+        )
+        try:
+            driver.wait(timeout)
+        finally:
+            driver.kill()
+            driver.wait()
+            out.seek(0)
+            err.seek(0)
+            said, complained = out.read(), err.read()
+        assert driver.returncode == 0, f"{driver.returncode}\n{said}\n{complained}"
+        return json.loads(said.splitlines()[-1])
