@@ -13,12 +13,14 @@ them. What a further version carries beside them, and whether it matters, ``scri
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
-from agent_runtime.model.tokens import API_KEY_VARIABLE, AUTH_TOKEN_VARIABLE, OAUTH_VARIABLE, TokenKind
+from agent_runtime.model.tokens import API_KEY_VARIABLE, AUTH_TOKEN_VARIABLE, OAUTH_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 BASE_URL_VARIABLE = "ANTHROPIC_BASE_URL"
 HEADERS_VARIABLE = "ANTHROPIC_CUSTOM_HEADERS"
@@ -121,7 +123,7 @@ TRANSPORT = (
     *("CLAUDE_CODE_CLIENT_CERT", "CLAUDE_CODE_CLIENT_KEY", "CLAUDE_CODE_CLIENT_KEY_PASSPHRASE"),
     *("BUN_OPTIONS", "BUN_INSPECT", "BUN_INSPECT_CONNECT_TO", "BUN_INSPECT_NOTIFY", "BUN_INSPECT_PRELOAD"),
     *("BUN_CONFIG_FILE", "BUN_CONFIG_VERBOSE_FETCH", "BUN_CRASH_REPORT_URL", "BUN_FFI_IMPORT"),
-    *("CLAUDE_CODE_CLIENT_DATA_URL", "CLAUDE_CODE_ENABLE_PROXY_AUTH_HELPER"),
+    "CLAUDE_CODE_ENABLE_PROXY_AUTH_HELPER",
 )
 """
 Whom the CLI trusts on the way to the API, what it loads into itself, and what it prints of a request.
@@ -177,46 +179,40 @@ def cleaned(inherited: Mapping[str, str]) -> dict[str, str]:
 
 
 def neutral_settings(
-    kind: TokenKind,
-    base_url: str | None,
-    *,
-    delivered: Mapping[str, str] | None = None,
-    inherited: Mapping[str, str] | None = None,
+    base_url: str | None, *, delivered: Mapping[str, str], inherited: Mapping[str, str], key_file: Path | None = None
 ) -> dict[str, object]:
     """
     Build the settings that outrank those of the workspace and the config directory in all that decides on credentials.
 
     They must be given as a *file* of mode 0600, because they may hold the token, and in two words: ``--settings FILE``
     (1.0.128 accepts ``--settings=FILE``, but then the workspace's settings win). Each name is assigned to the CLI's
-    environment after every other settings file; an empty value counts as unset on all versions, with one exception:
-    with an API key, 1.0.128 to 2.1.114 send an empty ``ANTHROPIC_AUTH_TOKEN`` as an empty ``Authorization``. So the key
-    is put there, too: it then goes out in both headers, as it does from ``apiKeyHelper``.
+    environment after every other settings file; an empty value counts as unset on all versions.
+
+    An API key is read from *key_file*, by ``apiKeyHelper``, and its variable is blanked: so the CLI sends it in both
+    headers, and neither its tools nor the workspace's hooks and MCP servers, and what those expand, get it with their
+    environment. By the variable all of them got it. With ``CLAUDE_CODE_SUBPROCESS_ENV_SCRUB``, which takes it away,
+    the CLI does not start unless there is bubblewrap (2.1.114, 2.1.332).
 
     What they do not beat: a managed settings file (``/etc/claude-code``), which is the image owner's; on 2.1.114 an
-    ``env.ANTHROPIC_UNIX_SOCKET`` in the config directory's settings (then the run fails); and hooks or an MCP server of
-    the workspace, which can read the child's memory anyway.
+    ``env.ANTHROPIC_UNIX_SOCKET`` in the config directory's settings (then the run fails);
+    ``permissions.disableBypassPermissionsMode`` (then the run is ended, and its error names it); and hooks or an MCP
+    server of the workspace, which can read the child's memory anyway.
 
     Args:
         base_url: Where requests are to go; None: the API's own address.
         delivered: The variables that carry the token in the child's environment; empty: it is in the credentials file.
-            From 2.1.114 on ``env.CLAUDE_CODE_OAUTH_TOKEN`` of a settings file beats the environment, so these are said
-            again here; None: nothing is said of the token's own variable.
-        inherited: The supervisor's environment, for the proxies, certificates and headers that pass through; None: they
-            are left alone.
+            From 2.1.114 on ``env.CLAUDE_CODE_OAUTH_TOKEN`` of a settings file beats the environment, so an OAuth token
+            is said again here.
+        inherited: The supervisor's environment, for the proxies, certificates and headers that pass through.
+        key_file: Where the API key is, and a newline behind it; None: it is an OAuth token.
 
-    Source: measured on 1.0.128, 2.0.76, 2.1.30, 2.1.114 and 2.1.330 with all three settings files.
+    Source: measured on 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330 and 2.1.332 with all three settings files.
     """
-    env = dict.fromkeys(_BLANKED, "")
+    env = dict.fromkeys(_BLANKED, "") | {name: inherited.get(name, "") for name in (*PROXIES, *TRANSPORT)}
     env[BASE_URL_VARIABLE] = base_url or ""
-    if inherited is None:
-        env[HEADERS_VARIABLE] = ""
-    else:
-        env[HEADERS_VARIABLE] = without_credentials(inherited.get(HEADERS_VARIABLE, ""))
-        env |= {name: inherited.get(name, "") for name in (*PROXIES, *TRANSPORT)}
-    if delivered is None:
-        del env[OAUTH_VARIABLE if kind is TokenKind.OAUTH else API_KEY_VARIABLE]
-    else:
+    env[HEADERS_VARIABLE] = without_credentials(inherited.get(HEADERS_VARIABLE, ""))
+    if key_file is None:
         env |= delivered
-        if kind is TokenKind.API_KEY:
-            env[AUTH_TOKEN_VARIABLE] = delivered.get(API_KEY_VARIABLE, "")
-    return {"apiKeyHelper": "", "proxyAuthHelper": "", "env": env}
+    # A shell's own words only: what `cat` is would be for the PATH of a settings file to say.
+    helper = "" if key_file is None else f'read -r key <{shlex.quote(str(key_file))} && printf %s "$key"'
+    return {"apiKeyHelper": helper, "proxyAuthHelper": "", "env": env}

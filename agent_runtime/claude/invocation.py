@@ -19,15 +19,15 @@ import msgspec
 
 from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, cleaned, neutral_settings
 from agent_runtime.errors import SpawnFailed
+from agent_runtime.model.tokens import API_KEY_VARIABLE
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from uuid import UUID
 
     from agent_runtime.model.task import Task
-    from agent_runtime.model.tokens import TokenKind
     from agent_runtime.model.trace_context import TraceContext
 
 PERMISSION_MODE = "bypassPermissions"
@@ -173,10 +173,21 @@ def environment(
     return kept
 
 
-def settings_bytes(kind: TokenKind, delivered: Mapping[str, str], inherited: Mapping[str, str]) -> bytes:
-    """Build the settings file that keeps every other settings file from choosing the token or the server."""
-    settings = neutral_settings(kind, inherited.get(BASE_URL_VARIABLE), delivered=delivered, inherited=inherited)
-    return msgspec.json.encode(settings)
+def write_settings(
+    write: Callable[[str, bytes], Path], delivered: Mapping[str, str], inherited: Mapping[str, str]
+) -> Path:
+    """
+    Write the settings file that keeps every other settings file from choosing the token or the server.
+
+    Args:
+        write: Writes a file that the child alone can read, by its name, and tells where it is.
+        delivered: Variables that carry the token; an API key gets a file of its own.
+    """
+    key = delivered.get(API_KEY_VARIABLE)
+    key_file = None if key is None else write("api-key", key.encode() + b"\n")
+    base_url = inherited.get(BASE_URL_VARIABLE)
+    settings = neutral_settings(base_url, delivered=delivered, inherited=inherited, key_file=key_file)
+    return write("settings.json", msgspec.json.encode(settings))
 
 
 def missing_session(text: str | bytes) -> bool:

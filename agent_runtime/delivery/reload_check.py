@@ -39,7 +39,7 @@ from agent_runtime.errors import AgentRuntimeError, ErrorClass
 from agent_runtime.evidence.detector import Channel
 from agent_runtime.evidence.verdict import Ending, verdict
 from agent_runtime.model.task import Task
-from agent_runtime.model.tokens import OAUTH_PREFIX, Token, TokenKind
+from agent_runtime.model.tokens import OAUTH_PREFIX, Token
 from agent_runtime.process.child import Command, new_mark, spawn
 from agent_runtime.process.pipes import Pipes, Wake
 
@@ -242,16 +242,19 @@ class _Stage:
         home = self._home(secrets.token_hex(4))
         file = CredentialsFile(home, self._user)
         file.write(token)
-        with self._talking(api, home, TokenKind.OAUTH, {}) as run:
+        with self._talking(api, home, {}) as run:
             yield run, file
 
     @contextlib.contextmanager
-    def _talking(self, api: MessagesApi, home: Path, kind: TokenKind, delivered: Mapping[str, str]) -> Iterator[_Run]:
+    def _talking(self, api: MessagesApi, home: Path, delivered: Mapping[str, str]) -> Iterator[_Run]:
         from agent_runtime.standins.messages_api import serve
 
         with serve(api) as base_url:
-            settings = cli_command.settings_bytes(kind, delivered, {BASE_URL_VARIABLE: base_url})
-            settings_file = write_new(self._root, f"settings-{home.name}.json", settings, owner_of(self._user))
+            settings_file = cli_command.write_settings(
+                lambda name, content: write_new(self._root, f"{home.name}-{name}", content, owner_of(self._user)),
+                delivered,
+                {BASE_URL_VARIABLE: base_url},
+            )
             task, session = Task(message=PROMPT), cli_command.Session(uuid4())
             words = cli_command.arguments(task, session, settings_file=settings_file, mcp_file=None)
             stdin_bytes = cli_command.stdin_bytes(task, session)

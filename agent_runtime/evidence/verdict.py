@@ -30,6 +30,11 @@ _BEATS_AN_ANSWER = {StopReason.REFUSED, StopReason.PERMISSION_MODE}
 _LONGEST_NAME = 100
 _REFUSAL = "refusal"
 _DECLINED = "the model declined to answer"
+_OTHER_MODE = (
+    "the CLI does not run in the permission mode asked for: "
+    "permissions.disableBypassPermissionsMode in a settings file of the workspace, the config directory or the image "
+    "does that"
+)
 
 _CRASHES = frozenset(
     {signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS}
@@ -181,7 +186,7 @@ def verdict(ending: Ending) -> Verdict:
     if reason in CLASS_BY_STOP:
         return _failed(
             CLASS_BY_STOP[reason],
-            "permission mode is not the one asked for" if reason is StopReason.PERMISSION_MODE else None,
+            _OTHER_MODE if reason is StopReason.PERMISSION_MODE else None,
         )
     if ending.result is not None:
         return _of_result(ending, ending.result)

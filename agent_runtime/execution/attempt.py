@@ -180,10 +180,7 @@ class Attempt:
             as_root=settings.child_user is None and os.geteuid() == 0,
             trace=order.task.trace,
         )
-        settings_file = self._files.write(
-            "settings.json",
-            cli_command.settings_bytes(generation.token.kind, delivered.variables, self._around.environ),
-        )
+        settings_file = cli_command.write_settings(self._files.write, delivered.variables, self._around.environ)
         mcp_file = None
         if order.task.mcp_config is not None:
             mcp_file = self._files.write("mcp.json", msgspec.json.encode(order.task.mcp_config))

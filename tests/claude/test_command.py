@@ -15,12 +15,11 @@ from agent_runtime.claude.invocation import (
     arguments,
     environment,
     resolve,
-    settings_bytes,
     stdin_bytes,
+    write_settings,
 )
 from agent_runtime.errors import SpawnFailed
 from agent_runtime.model.task import Image, Task
-from agent_runtime.model.tokens import TokenKind
 
 NEW_SESSION = Session(uuid.UUID(int=1))
 PIXEL = base64.b64encode(b"pixel").decode()
@@ -136,16 +135,27 @@ def test_root_is_told_to_be_in_a_sandbox() -> None:
     assert built(as_root=True)["IS_SANDBOX"] == "1"
 
 
-@pytest.mark.parametrize("kind", TokenKind)
-def test_the_settings_file_means_the_supervisors_server_and_the_delivered_token(kind: TokenKind) -> None:
-    variable = "CLAUDE_CODE_OAUTH_TOKEN" if kind is TokenKind.OAUTH else "ANTHROPIC_API_KEY"
+@pytest.mark.parametrize("variable", ["CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_API_KEY"])
+def test_the_settings_file_means_the_supervisors_server_and_the_delivered_token(variable: str) -> None:
+    written: dict[str, bytes] = {}
 
-    settings = json.loads(settings_bytes(kind, {variable: "delivered"}, INHERITED))
+    def write(name: str, content: bytes) -> Path:
+        written[name] = content
+        return Path("/run", name)
 
-    assert settings["apiKeyHelper"] == ""
+    assert write_settings(write, {variable: "delivered"}, INHERITED) == Path("/run/settings.json")
+
+    settings = json.loads(written.pop("settings.json"))
     assert settings["env"]["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:1"
-    assert settings["env"][variable] == "delivered"
     assert "rival" not in json.dumps(settings)
+    if variable == "ANTHROPIC_API_KEY":
+        assert written == {"api-key": b"delivered\n"}
+        assert "/run/api-key" in settings["apiKeyHelper"]
+        assert "delivered" not in json.dumps(settings)
+    else:
+        assert written == {}
+        assert settings["apiKeyHelper"] == ""
+        assert settings["env"][variable] == "delivered"
 
 
 @pytest.mark.parametrize("command", [("no-such-command",), ("/no/such/file",), ("/etc/passwd",)])

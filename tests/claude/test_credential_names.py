@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+from typing import TYPE_CHECKING
+
 import pytest
 
 from agent_runtime.claude.credential_env import (
@@ -15,15 +18,17 @@ from agent_runtime.claude.credential_env import (
     neutral_settings,
     without_credentials,
 )
-from agent_runtime.model.tokens import API_KEY_VARIABLE, AUTH_TOKEN_VARIABLE, OAUTH_VARIABLE, TokenKind
+from agent_runtime.model.tokens import API_KEY_VARIABLE, AUTH_TOKEN_VARIABLE, OAUTH_VARIABLE
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 OAUTH = {OAUTH_VARIABLE: "sk-ant-oat01-delivered"}
 API_KEY = {API_KEY_VARIABLE: "sk-ant-api03-delivered"}
 
 
-def pinned(kind: TokenKind, delivered: dict[str, str] | None, **inherited: str) -> dict[str, str]:
-    settings = neutral_settings(kind, "http://127.0.0.1:1", delivered=delivered, inherited=inherited)
-    env = settings["env"]
+def pinned(delivered: dict[str, str], **inherited: str) -> dict[str, str]:
+    env = neutral_settings("http://127.0.0.1:1", delivered=delivered, inherited=inherited)["env"]
     assert isinstance(env, dict)
     return env
 
@@ -75,36 +80,39 @@ def test_of_the_custom_headers_only_those_that_carry_a_credential_are_removed() 
 
 
 def test_settings_say_again_what_was_delivered_and_blank_its_rivals() -> None:
-    env = pinned(TokenKind.OAUTH, OAUTH)
+    env = pinned(OAUTH)
 
     assert env[OAUTH_VARIABLE] == OAUTH[OAUTH_VARIABLE]
     assert env[BASE_URL_VARIABLE] == "http://127.0.0.1:1"
     assert all(env[name] == "" for name in (API_KEY_VARIABLE, AUTH_TOKEN_VARIABLE, HEADERS_VARIABLE, *PROVIDERS))
 
 
-def test_with_an_api_key_both_headers_carry_it_and_an_oauth_token_is_blanked() -> None:
-    env = pinned(TokenKind.API_KEY, API_KEY)
-    assert env[API_KEY_VARIABLE] == env[AUTH_TOKEN_VARIABLE] == API_KEY[API_KEY_VARIABLE]
-    assert env[OAUTH_VARIABLE] == ""
+def test_an_api_key_is_read_from_its_file_and_stands_in_no_variable(tmp_path: Path) -> None:
+    file = tmp_path / "it's $HOME `x`"
+    file.write_text("sk-ant-api03-delivered\n")
+    settings = neutral_settings(None, delivered=API_KEY, inherited={}, key_file=file)
+    env, helper = settings["env"], settings["apiKeyHelper"]
+
+    assert isinstance(env, dict)
+    assert env[API_KEY_VARIABLE] == env[AUTH_TOKEN_VARIABLE] == env[OAUTH_VARIABLE] == ""
+    assert "sk-ant" not in str(settings)
+    # With no PATH at all: nothing that the PATH of a settings file names takes part.
+    printed = subprocess.run(["/bin/sh", "-c", str(helper)], env={"PATH": ""}, capture_output=True, check=True)
+    assert printed.stdout == b"sk-ant-api03-delivered"
 
 
 def test_a_token_in_the_credentials_file_must_not_be_beaten_by_a_variable() -> None:
-    env = pinned(TokenKind.OAUTH, {})
+    env = pinned({})
     assert (env[OAUTH_VARIABLE], env[API_KEY_VARIABLE], env[AUTH_TOKEN_VARIABLE]) == ("", "", "")
 
 
-def test_settings_hold_no_token_where_none_is_named() -> None:
-    settings = neutral_settings(TokenKind.OAUTH, None)
-    env = settings["env"]
-    assert isinstance(env, dict)
-    assert OAUTH_VARIABLE not in env
-    assert not any(env.values())
-    assert not set(PROXIES) & set(env)
-    assert settings["apiKeyHelper"] == ""
-
-
 def test_proxies_and_headers_come_from_the_supervisor_only() -> None:
-    env = pinned(TokenKind.OAUTH, OAUTH, HTTPS_PROXY="http://proxy:1", ANTHROPIC_CUSTOM_HEADERS="X-Team: blue")
+    env = pinned(OAUTH, HTTPS_PROXY="http://proxy:1", ANTHROPIC_CUSTOM_HEADERS="X-Team: blue")
     assert env["HTTPS_PROXY"] == "http://proxy:1"
     assert env["HTTP_PROXY"] == ""
     assert env[HEADERS_VARIABLE] == "X-Team: blue"
+
+
+def test_a_name_that_is_removed_from_the_environment_does_not_come_back_by_the_settings() -> None:
+    named = dict.fromkeys((*CREDENTIALS, *SERVERS, *PROVIDERS, *MODES), "inherited")
+    assert "inherited" not in pinned(OAUTH, **named).values()

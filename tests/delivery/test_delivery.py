@@ -682,7 +682,7 @@ def test_the_real_cli_with_an_api_key_does_not_look_at_a_file_that_others_live_o
     api.script("proof", Tool(command="true"), Text(text="done"))
     stage = _Stage(tmp_path, (claude,), os.environ, user=None, called_off=None, mark=None, timeout_seconds=60)
 
-    with stage._talking(api, tmp_path, TokenKind.API_KEY, delivered.variables) as run:
+    with stage._talking(api, tmp_path, delivered.variables) as run:
         run.must_see(lambda: api.seen(api_key(2).token).requests >= 2)
     assert api.seen(generation(1).token).requests == 0
 
