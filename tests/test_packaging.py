@@ -1,4 +1,4 @@
-"""The pins of ``pyproject.toml`` and those of the image are the same."""
+"""The ranges of ``pyproject.toml`` hold the pins of the image, and the image is what is tested."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DOCKERFILE = (ROOT / "Dockerfile.agent").read_text()
 
 
-def pins(lock: str) -> dict[str, int]:
-    """Return each ``name==version`` of a lock file with the number of digests below it."""
-    found: dict[str, int] = {}
+def pins(lock: str) -> dict[str, tuple[str, int]]:
+    """Return the pinned version of each package of a lock file, and the number of digests below it."""
+    found: dict[str, tuple[str, int]] = {}
+    name = ""
     for line in (ROOT / lock).read_text().splitlines():
         if line.startswith("    --hash=sha256:"):
-            found[list(found)[-1]] += 1
+            found[name] = (found[name][0], found[name][1] + 1)
         elif not line.startswith("#"):
-            found[line.split()[0]] = 0
+            name, _, version = line.split()[0].partition("==")
+            found[name] = (version, 0)
     return found
 
 
@@ -31,9 +35,24 @@ def pins(lock: str) -> dict[str, int]:
     ],
     ids=["requirements", "build"],
 )
-def test_the_lock_has_the_pins_of_pyproject_and_a_digest_for_each(lock: str, wanted: list[str]) -> None:
-    assert set(wanted) <= set(pins(lock))
-    assert [pin for pin, digests in pins(lock).items() if "==" not in pin or digests == 0] == []
+def test_the_lock_pins_each_direct_dependency_within_its_range_with_a_digest(lock: str, wanted: list[str]) -> None:
+    pinned = pins(lock)
+
+    for requirement in map(Requirement, wanted):
+        assert canonicalize_name(requirement.name) in pinned, f"{requirement.name} is not in {lock}"
+        version, _ = pinned[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), f"{requirement}: {lock} has {version}"
+    assert [name for name, (version, digests) in pinned.items() if not version or digests == 0] == []
+
+
+def test_every_dependency_is_a_range() -> None:
+    """An exact version keeps everybody who installs the package beside another one from a security update."""
+    extras = PYPROJECT["project"]["optional-dependencies"].values()
+    groups = (PYPROJECT["project"]["dependencies"], PYPROJECT["build-system"]["requires"], *extras)
+    requirements = [text for group in groups for text in group]
+    operators = {text: {one.operator for one in Requirement(text).specifier} for text in requirements}
+
+    assert [text for text, used in operators.items() if ">=" not in used or used & {"==", "==="}] == []
 
 
 def test_the_image_pins_the_newest_cli_that_ci_tests() -> None:
