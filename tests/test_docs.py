@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 
 from agent_runtime import __version__
+from agent_runtime.api.app import ROUTES
 from agent_runtime.cli.main import _parser
 from agent_runtime.demo.report import UNSUPERVISED, UNSUPERVISED_SOURCE
+from agent_runtime.errors import STATUS_BY_CLASS
+from agent_runtime.model.task import Task
 from agent_runtime.settings import SETTINGS, Setting
 from benchmarks.__main__ import MODULES as BENCHES
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-CONFIGURATION, GUARANTEES, MEASUREMENTS, OPERATIONS = (
-    ROOT / "docs" / f"{name}.md" for name in ("configuration", "guarantees", "measurements", "operations")
+CONFIGURATION, GUARANTEES, HTTP_API, MEASUREMENTS, OPERATIONS = (
+    ROOT / "docs" / f"{name}.md" for name in ("configuration", "guarantees", "http-api", "measurements", "operations")
 )
 NO_DEFAULT = "\N{EN DASH}"
 CI = (ROOT / ".ci/run").read_text()
@@ -199,6 +202,38 @@ def test_the_times_without_a_supervisor_that_the_demo_names_are_those_of_the_pag
     assert "docs/measurements.md" in " ".join(UNSUPERVISED_SOURCE)
     for _, time in UNSUPERVISED:
         assert any(time.partition(",")[0] in measured for measured in times), time
+
+
+def test_the_table_of_routes_has_every_route_and_every_field_of_a_task() -> None:
+    table = {tuple(quoted(row[0])): row[1] for row in rows(section(HTTP_API, "Routes"), "`")}
+    documented = {
+        (method, path)
+        for cell in table
+        for name in cell
+        for method, path in [name.split() if " " in name else (cell[0].split()[0], name)]
+    }
+
+    assert documented == {(route.method, route.path) for route in ROUTES}
+    assert set(Task.__struct_fields__) - {"message"} <= set(quoted(table["POST /api/task",]))
+
+
+def test_the_table_of_errors_has_every_class_with_its_status() -> None:
+    documented = {}
+    for row in rows(section(HTTP_API, "Errors"), "")[2:]:
+        statuses = [int(status) for status in row[1].split(", ")]
+        classes = quoted(row[2])
+        documented.update(zip(classes, statuses * len(classes) if len(statuses) == 1 else statuses, strict=True))
+
+    assert documented == STATUS_BY_CLASS
+
+
+def test_a_backend_that_recreates_containers_is_told_of_every_status_and_of_classes_that_have_it() -> None:
+    answers = [row[0] for row in rows(section(OPERATIONS, "From a backend that recreates containers"), "")[2:]]
+    statuses = {int(number) for answer in answers for number in re.findall(r"\b\d{3}\b", answer)}
+    with_classes = {(int(answer[:3]), name) for answer in answers for name in quoted(answer) if name in STATUS_BY_CLASS}
+
+    assert statuses == {*STATUS_BY_CLASS.values(), 202}
+    assert with_classes <= {(status, str(name)) for name, status in STATUS_BY_CLASS.items()}
 
 
 def test_every_bench_that_a_page_names_can_be_run() -> None:
