@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -218,7 +219,7 @@ def test_the_table_of_routes_has_every_route_and_every_field_of_a_task() -> None
 
 
 def test_the_table_of_errors_has_every_class_with_its_status() -> None:
-    documented = {}
+    documented: dict[str, int] = {}
     for row in rows(section(HTTP_API, "Errors"), "")[2:]:
         statuses = [int(status) for status in row[1].split(", ")]
         classes = quoted(row[2])
@@ -234,6 +235,25 @@ def test_a_backend_that_recreates_containers_is_told_of_every_status_and_of_clas
 
     assert statuses == {*STATUS_BY_CLASS.values(), 202}
     assert with_classes <= {(status, str(name)) for name, status in STATUS_BY_CLASS.items()}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
+def test_every_file_and_module_that_a_page_names_exists(document: Path) -> None:
+    text = document.read_text()
+    folders = r"agent_runtime|benchmarks|deploy|docs|examples|scripts|tests|\.ci"
+    files = re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./-]*\w)", text)
+    modules = re.findall(r"python -m\s+([a-z_]+(?:\.[a-z_]+)*)", text)
+
+    assert [name for name in files if not (ROOT / name).exists()] == []
+    assert [name for name in modules if name not in ("venv", "pytest") and find_spec(name) is None] == []
+
+
+def test_what_a_person_runs_is_what_ci_runs() -> None:
+    """CI runs the tests by the README's command."""
+    steps = re.findall(r"^ +([a-z]+)\) \"\$python\" -m", (ROOT / "scripts/check").read_text(), re.MULTILINE)
+
+    assert steps == ["lint", "format", "types", "tests"]
+    assert [step for step in steps[:-1] if f"scripts/check {step}\n" not in CI] == []
 
 
 def test_every_bench_that_a_page_names_can_be_run() -> None:
