@@ -104,47 +104,60 @@ class TranscriptReader:
             limit_lines: At most so many.
             limit_bytes: At most so much together; but always one line, however long.
         """
+        found: list[tuple[int, bytes]] = []
         with self._open() as lines:
-            found: list[tuple[int, bytes]] = []
             position = max(after, 0)
             while lines and not found and position < len(lines.ends):
                 start, ends = lines.ends.after(position, limit_lines)
                 del ends[max(1, bisect_right(ends, start + limit_bytes)) :]
                 found = lines.kept(position, start, ends)
                 position += len(ends)
-            return found
+        return found
 
     def answer_log(self, limit_bytes: int, must_include_line: int | None = None) -> tuple[list[bytes], bool]:
         """
         Return what an answer carries of the transcript, and whether that is less than all of it.
 
         That is all of it; or its start, its end, and the line that must be there, together within the limit unless that
-        line alone is longer.
+        line alone is longer. Of a transcript that cannot be read it is nothing.
         """
+        kept: list[bytes] = []
+        count = self.last_line
         with self._open() as lines:
             if not lines:
-                return [], False
-            ranges = [(0, len(lines.ends))]
+                return [], count > 0
+            count = len(lines.ends)
+            ranges = [(0, count)]
             if lines.ends.size_bytes > limit_bytes:
                 ranges = _start_and_end(lines.ends, limit_bytes, must_include_line)
-            kept: list[bytes] = []
             for position, stop in ranges:
                 kept += (line for _, line in lines.kept(position, *lines.ends.after(position, stop - position)))
-            return kept, len(kept) < len(lines.ends)
+            return kept, len(kept) < count
+        return [], True
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[Lines | None]:
-        """Open both files; None where there is nothing to read."""
+        """
+        Open both files; None where there is nothing to read.
+
+        An answer must not fail for its log, so a disk that fails inside the block ends it without an error.
+        """
         with contextlib.ExitStack() as held:
             lines = None
-            # Absent until the first line is written, and where the disk never took one.
-            with contextlib.suppress(FileNotFoundError):
-                index = os.open(self._index_path, os.O_RDONLY)
+            try:
+                index = os.open(self._index_path, os.O_RDONLY | os.O_NONBLOCK)
                 held.callback(os.close, index)
-                data = os.open(self._data_path, os.O_RDONLY)
+                data = os.open(self._data_path, os.O_RDONLY | os.O_NONBLOCK)
                 held.callback(os.close, data)
                 lines = Lines(data, Ends(index))
-            yield lines
+            except FileNotFoundError:
+                pass  # until the first line is written, and where the disk never took one
+            except OSError as error:
+                log.error("cannot read transcript %s: %s", self._data_path, error.strerror)
+            try:
+                yield lines
+            except OSError as error:
+                log.error("cannot read transcript %s: %s", self._data_path, error.strerror)
 
 
 def _start_and_end(ends: Ends, limit_bytes: int, must_include_line: int | None) -> list[tuple[int, int]]:
@@ -282,5 +295,9 @@ class TranscriptWriter(TranscriptReader):
 
     def _close_files(self) -> None:
         if self._files is not None:
-            self._files.close()
-            self._files = None
+            files, self._files = self._files, None
+            try:
+                files.close()
+            except OSError as error:  # a network file system says only now that the disk is full
+                log.error("cannot keep transcript %s: %s", self._data_path, error.strerror)
+                self.missing_lines += 1

@@ -88,17 +88,27 @@ class KeptResult(msgspec.Struct, kw_only=True):
 
 
 def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation: int | None) -> Answer:
-    """Build the answer of a finished execution from its record and transcript."""
+    """
+    Build the answer of a finished execution from its record and transcript.
+
+    A transcript that could not be written or read costs the log of the answer, and ``metadata.retained`` says so.
+    """
     record = execution.record
+    if execution.transcript.incomplete:
+        record.metadata.retained = False
     if record.outcome in (Outcome.SUCCESS, Outcome.CANCELLED):
         lines, truncated = execution.reader.answer_log(log_limit_bytes, execution.result_line)
+        frames = frames_of(lines)
+        is_lost = execution.transcript.incomplete or len(frames) < len(lines) or (execution.transcript.last_line > 0 and not frames)
+        if is_lost:
+            record.metadata.retained = False
         body = Success(
             execution_id=record.execution_id,
             status=str(record.outcome),
             response=execution.result_text,
             session_id=record.session_id,
-            execution_log=frames_of(lines),
-            truncated_log=truncated or execution.transcript.incomplete,
+            execution_log=frames,
+            truncated_log=truncated or is_lost,
             metadata=record.metadata,
             timestamp=rfc3339(record.ended_at or record.created_at),
         )
@@ -138,8 +148,16 @@ def failed_answer(record: ExecutionRecord, error_class: ErrorClass = ErrorClass.
 
 
 def frames_of(lines: list[bytes]) -> list[msgspec.Raw]:
-    """Take lines of a transcript for the JSON that they are."""
-    return [msgspec.Raw(line) for line in lines]
+    """Return the lines of a transcript that are JSON: all of them, unless the disk has damaged some."""
+    return [msgspec.Raw(line) for line in lines if _is_json(line)]
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line, type=msgspec.Raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def in_form(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcript: TranscriptReader) -> Answer:
