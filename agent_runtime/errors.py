@@ -6,6 +6,7 @@ Everything this package raises, and what a caller is told.
     ├── CannotStart                        the supervisor cannot run here; exit code 3
     ├── SecretUnreadable                   the secret file holds nothing that can be used
     ├── SpawnFailed                 500    the operating system would not start the CLI
+    ├── StoreUnavailable            500    the disk does not give or take a record
     ├── RequestRefused                     the caller's request is at fault
     │   ├── InvalidRequest          400    a field is missing, of the wrong type, or out of range
     │   ├── AccessDenied            401    no or a wrong access key
@@ -18,6 +19,7 @@ Everything this package raises, and what a caller is told.
     ├── AdmissionError                     turned away before anything was spawned
     │   ├── Busy                    409    slots and queue are full; retry here later
     │   ├── Draining                409    this container is going away; retry elsewhere
+    │   ├── MayHaveRun              409    the record of this execution cannot be read; retry here later
     │   ├── NoToken                 500    no token file, or none that can be used
     │   ├── TokenUnusable           503    the API refused this generation, its account is blocked, or it expired
     │   ├── TokenUnpaid             503    the account cannot pay
@@ -68,6 +70,7 @@ class ErrorClass(StrEnum):
     METHOD = "method"
     TOO_LARGE = "too_large"
     CONFLICT = "conflict"
+    STORAGE = "storage"
     NOT_WRITABLE = "not_writable"
     CANCELLED = "cancelled"
 
@@ -101,9 +104,13 @@ STATUS_BY_CLASS: dict[ErrorClass, int] = {
     ErrorClass.METHOD: 405,
     ErrorClass.TOO_LARGE: 413,
     ErrorClass.CONFLICT: 409,
+    ErrorClass.STORAGE: 409,  # of a POST; elsewhere UNREADABLE_STATUS
     ErrorClass.NOT_WRITABLE: 409,
     ErrorClass.CANCELLED: 200,
 }
+
+UNREADABLE_STATUS = 500
+"""Of ``storage`` where a record was asked for: it is not known whether there is one, and nothing was turned away."""
 
 RESERVED_WORDS = (
     "401",
@@ -183,6 +190,17 @@ class SpawnFailed(AgentRuntimeError):
     """The operating system would not start the CLI; the message names the cause."""
 
     error_class = ErrorClass.SPAWN
+
+
+class StoreUnavailable(AgentRuntimeError):
+    """The disk does not give or take a record; what cannot be read is not unknown."""
+
+    error_class = ErrorClass.STORAGE
+
+    @property
+    def status(self) -> int:
+        """Not that of a task that is turned away."""
+        return UNREADABLE_STATUS
 
 
 class RequestRefused(AgentRuntimeError):
@@ -268,6 +286,12 @@ class Draining(AdmissionError):
     """This container is going away; retry elsewhere."""
 
     error_class = ErrorClass.DRAINING
+
+
+class MayHaveRun(AdmissionError):
+    """What is known of this id cannot be read, so the task may have run already."""
+
+    error_class = ErrorClass.STORAGE
 
 
 class NoToken(AdmissionError):

@@ -39,6 +39,7 @@ TITLES: dict[ErrorClass, str] = {
     ErrorClass.METHOD: "Method not allowed",
     ErrorClass.TOO_LARGE: "Too large",
     ErrorClass.CONFLICT: "Conflict",
+    ErrorClass.STORAGE: "Record cannot be read",
     ErrorClass.NOT_WRITABLE: "Not writable",
     ErrorClass.CANCELLED: "Cancelled",
 }
@@ -100,12 +101,13 @@ def problem(
     token_generation: int | None = None,
     token_stale: bool | None = None,
     resets_at: float | None = None,
+    status: int | None = None,
 ) -> Problem:
-    """Build the body for *error_class*."""
+    """Build the body for *error_class*; *status*: where it is not the one of the class."""
     return Problem(
         type=f"urn:agent-runtime:problem:{error_class}",
         title=TITLES[error_class],
-        status=STATUS_BY_CLASS[error_class],
+        status=status or STATUS_BY_CLASS[error_class],
         detail=plain_detail(error_class, detail),
         error_class=error_class,
         code=code,

@@ -163,8 +163,8 @@ class Metadata(msgspec.Struct, kw_only=True):
         resumes: How often it went on in a later one.
         session_restarted: A session that could not be used any more was given up for a new one.
         ignored_fields: Names in the request that nothing reads.
-        retained: False: the record could not be written, and may be unknown after a restart; or the transcript could not be
-            written or read.
+        retained: False: the record could not be written, and may be unknown after a restart; or its transcript could
+            not be written or read.
     """
 
     cost_usd: float = 0.0

@@ -27,7 +27,6 @@ from agent_runtime.process.child import new_mark
 from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.secret.writer import put_from_environment
-from agent_runtime.store.database import StoreUnavailable
 from agent_runtime.store.records import RecordStore
 from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
@@ -198,10 +197,7 @@ def serve(settings: Settings, environ: Mapping[str, str], premises: Premises, st
             cli=cli,
         )
         start.go_on()
-        try:
-            archive.account()
-        except StoreUnavailable as error:
-            log.error("earlier executions cannot be accounted for: %s", error)
+        archive.account()
         start.go_on()
         if settings.token_from_env:
             put_from_environment(secret.path, environ)

@@ -15,7 +15,7 @@ import os
 import sqlite3
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from agent_runtime.errors import AgentRuntimeError, CannotStart
+from agent_runtime.errors import CannotStart, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,10 +48,6 @@ Results that are the disk's doing, and whether the file must be opened again bef
 
 All others are mistakes of this package.
 """
-
-
-class StoreUnavailable(AgentRuntimeError):
-    """The disk did not take or give what it was asked."""
 
 
 class Database:

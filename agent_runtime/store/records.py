@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.errors import InvalidRequest
+from agent_runtime.errors import InvalidRequest, StoreUnavailable
 from agent_runtime.model.records import read_record
-from agent_runtime.store.database import Database, StoreUnavailable
+from agent_runtime.store.database import Database
 
 if TYPE_CHECKING:
     import sqlite3
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from agent_runtime.model.records import ExecutionRecord
     from agent_runtime.store.database import Rows
-
-__all__ = ["KeptAnswer", "RecordStore", "StoreUnavailable"]
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +68,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (),  # records may hold classes that 0.1.0 does not know, and would take for no records at all
 )
 """What leads from each version of the file to the next; never changed, only added to."""
+
+UNREADABLE = (msgspec.DecodeError, ValueError, TypeError, AttributeError, KeyError)
+"""What reading something that is no record, or no answer, can raise."""
 
 _ENCODE = msgspec.json.Encoder().encode
 
@@ -194,17 +195,22 @@ class RecordStore:
 
     def load(self, execution_id: str) -> ExecutionRecord | None:
         """
-        Return a record; None: there is none, or none that this version can read.
+        Return a record; None: there is none.
 
         Raises:
-            StoreUnavailable: The disk does not give it.
+            StoreUnavailable: The disk does not give it, or this version cannot read it.
         """
         with self._lock:
             encoded = self._unsaved_records.get(execution_id)
             if encoded is None:
                 rows = self._rows("SELECT record FROM executions WHERE execution_id = ?", execution_id)
                 encoded = rows[0][0] if rows else None
-        return _decoded(encoded) if encoded is not None else None
+        if encoded is None:
+            return None
+        try:
+            return read_record(encoded)
+        except UNREADABLE:
+            raise StoreUnavailable("the record of this execution is there, and cannot be read") from None
 
     def answer(self, execution_id: str) -> KeptAnswer | None:
         """
@@ -218,6 +224,8 @@ class RecordStore:
                 return kept
             query = "SELECT status_code, answer, retained_at FROM answers WHERE execution_id = ?"
             for status_code, answer, retained_at in self._rows(query, execution_id):
+                if not (isinstance(status_code, int) and isinstance(answer, bytes)):
+                    raise StoreUnavailable("the answer of this execution is there, and cannot be read")
                 return KeptAnswer(
                     execution_id=execution_id, status_code=status_code, answer=answer, retained_at=retained_at
                 )
@@ -357,7 +365,7 @@ def _put_answer(connection: sqlite3.Connection, kept: KeptAnswer) -> None:
 def _decoded(encoded: bytes) -> ExecutionRecord | None:
     try:
         return read_record(encoded)
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         log.error("a record cannot be read: %s", error)
         return None
 

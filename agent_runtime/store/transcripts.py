@@ -122,18 +122,16 @@ class TranscriptReader:
         line alone is longer. Of a transcript that cannot be read it is nothing.
         """
         kept: list[bytes] = []
-        count = self.last_line
+        is_whole = self.last_line == 0
         with self._open() as lines:
-            if not lines:
-                return [], count > 0
-            count = len(lines.ends)
-            ranges = [(0, count)]
-            if lines.ends.size_bytes > limit_bytes:
-                ranges = _start_and_end(lines.ends, limit_bytes, must_include_line)
-            for position, stop in ranges:
-                kept += (line for _, line in lines.kept(position, *lines.ends.after(position, stop - position)))
-            return kept, len(kept) < count
-        return [], True
+            if lines:
+                ranges = [(0, len(lines.ends))]
+                if lines.ends.size_bytes > limit_bytes:
+                    ranges = _start_and_end(lines.ends, limit_bytes, must_include_line)
+                for position, stop in ranges:
+                    kept += (line for _, line in lines.kept(position, *lines.ends.after(position, stop - position)))
+                is_whole = len(kept) == len(lines.ends)
+        return kept, not is_whole
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[Lines | None]:

@@ -99,7 +99,8 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
     if record.outcome in (Outcome.SUCCESS, Outcome.CANCELLED):
         lines, truncated = execution.reader.answer_log(log_limit_bytes, execution.result_line)
         frames = frames_of(lines)
-        is_lost = execution.transcript.incomplete or len(frames) < len(lines) or (execution.transcript.last_line > 0 and not frames)
+        written = execution.transcript
+        is_lost = written.incomplete or len(frames) < len(lines) or (written.last_line > 0 and not frames)
         if is_lost:
             record.metadata.retained = False
         body = Success(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.errors import ErrorClass, NotFound
+from agent_runtime.errors import Conflict, ErrorClass, MayHaveRun, NotFound, StoreUnavailable
 from agent_runtime.evidence.verdict import SENTENCES
 from agent_runtime.model.records import SUCCESS, Answer
 from agent_runtime.model.state import Outcome, Phase, StopReason
-from agent_runtime.store.database import StoreUnavailable
+from agent_runtime.store.records import UNREADABLE
 from agent_runtime.store.retention import prune
 from agent_runtime.supervisor.answers import AnswerForm, KeptResult, failed_answer, in_form, result_of
 from agent_runtime.telemetry.counters import Counts
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 RECENT_SECONDS = 15 * 60
 RECENT_KEPT = 1000
+RETRY_SECONDS = 5
+OTHER_BODY = "this execution_id is known for another body; choose another id"
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -79,6 +82,7 @@ class Archive:
         self._counts = counts or Counts()
         self._form = form or AnswerForm()
         self._ended_at: dict[str, float] = {}
+        self.is_accounted: bool | None = None
 
     @property
     def recently_completed_ids(self) -> list[str]:
@@ -115,20 +119,59 @@ class Archive:
                 self.tasks.forget(record.execution_id)
         return True
 
+    def conclude_failed(self, record: ExecutionRecord) -> Answer:
+        """End an execution whose answer could not be built: its record must not say that it runs."""
+        record.outcome, record.error_class = Outcome.FAILED, ErrorClass.ERROR
+        record.detail = SENTENCES[ErrorClass.ERROR]
+        answer = failed_answer(record)
+        self.conclude(record, answer)
+        return answer
+
     def find(self, execution_id: str) -> ExecutionRecord | None:
-        """Find the record of an execution that has ended."""
+        """
+        Find the record of an execution that does not run; one without an end gets it.
+
+        Raises:
+            StoreUnavailable: It cannot be read, or there was one: lines of its transcript are there.
+        """
+        record = self.records.load(execution_id)
+        if record is None and self.transcripts.size_bytes(execution_id):
+            raise StoreUnavailable("the transcript of this execution is there, and its record is not")
+        if record is not None and record.state is not Phase.FINISHED:
+            self._interrupt(record)
+        return record
+
+    def earlier(self, execution_id: str, digest: str) -> Kept | ExecutionRecord | None:
+        """
+        Find what came of an id that does not run: the answer of a success, the record of a failure; None: nothing yet.
+
+        Args:
+            digest: Of the request; after a failure it may be another.
+
+        Raises:
+            Conflict: It succeeded for another body.
+            MayHaveRun: That cannot be read.
+        """
         try:
-            return self.records.load(execution_id)
+            record = self.find(execution_id)
+            if record is None or record.outcome is not Outcome.SUCCESS:
+                return record
+            if record.request_digest != digest:
+                raise Conflict(OTHER_BODY)
+            if (kept := self.kept(record)) is None:
+                raise StoreUnavailable("it succeeded, and its answer is not there")
         except StoreUnavailable as error:
-            log.error("record cannot be read: %s", error, extra={"execution_id": execution_id})
-            return None
+            text = f"it may have run already: {error}; ask again later, or send it under another id"
+            raise MayHaveRun(text, retry_after_seconds=RETRY_SECONDS) from None
+        return kept
 
     def record(self, execution_id: str) -> ExecutionRecord:
         """
-        Find the record of an execution that has ended.
+        Find the record of an execution that does not run.
 
         Raises:
             NotFound: Nothing is known under this id.
+            StoreUnavailable: As :meth:`find`.
         """
         record = self.find(execution_id)
         if record is None:
@@ -136,16 +179,21 @@ class Archive:
         return record
 
     def kept(self, record: ExecutionRecord) -> Kept | None:
-        """Find the answer of an execution that has ended, if it is kept."""
-        try:
-            found = self.records.answer(record.execution_id)
-        except StoreUnavailable as error:
-            log.error("answer cannot be read: %s", error, extra={"execution_id": record.execution_id})
-            return None
+        """
+        Find the answer of an execution that has ended, if it is kept.
+
+        Raises:
+            StoreUnavailable: It cannot be read.
+        """
+        found = self.records.answer(record.execution_id)
         if found is None:
             return None
         transcript = self.transcripts.reader(record.execution_id)
-        answer = in_form(Answer(found.status_code, found.answer), record, self._form, transcript)
+        try:
+            answer = in_form(Answer(found.status_code, found.answer), record, self._form, transcript)
+        except UNREADABLE as error:
+            log.error("answer cannot be read: %s", error, extra={"execution_id": record.execution_id})
+            raise StoreUnavailable("the answer of this execution is there, and cannot be read") from None
         return Kept(record, answer, self._form, transcript)
 
     def shown(self, record: ExecutionRecord, answer: Answer) -> Answer:
@@ -154,36 +202,54 @@ class Archive:
             return answer
         return in_form(answer, record, self._form, self.transcripts.reader(record.execution_id))
 
-    def account(self) -> None:
+    def account(self, running: Container[str] = frozenset()) -> None:
         """
         Give every execution that an earlier supervisor left without an end one: ``interrupted``.
 
-        What ended lately is known again, too. To be called before anything is admitted, when the earlier one's
-        children are gone.
+        What ended lately is known again, too. To be called when the earlier one's children are gone, before anything is
+        admitted; and where the disk does not give the records then, again until it does (:attr:`is_accounted`).
 
-        Raises:
-            StoreUnavailable: The disk does not give the records.
+        Args:
+            running: Ids of executions of this supervisor.
         """
-        now = time.time()
-        self._ended_at = dict(self.records.finished_ids(now - RECENT_SECONDS))
-        for record in self.records.unfinished():
-            record.state = Phase.FINISHED
-            record.outcome, record.error_class = Outcome.FAILED, ErrorClass.INTERRUPTED
-            record.detail = SENTENCES[ErrorClass.INTERRUPTED]
-            record.ended_at = now
-            for attempt in record.attempts:
-                if attempt.ended_at is None:
-                    attempt.ended_at, attempt.stop_reason = now, StopReason.SHUTDOWN
-            self.conclude(record, failed_answer(record, ErrorClass.INTERRUPTED))
-            log.warning("execution was interrupted", extra={"execution_id": record.execution_id})
+        try:
+            recent = self.records.finished_ids(time.time() - RECENT_SECONDS)
+            self._ended_at = {**dict(recent), **self._ended_at}
+            for record in self.records.unfinished():
+                if record.execution_id not in running:
+                    self._interrupt(record)
+        except StoreUnavailable as error:
+            if self.is_accounted is None:
+                log.error("earlier executions cannot be accounted for yet: %s", error)
+            self.is_accounted = False
+            return
+        self.is_accounted = True
         for execution_id in self.tasks.ids():
-            left = self.records.load(execution_id)
-            if left is None or left.error_class is not ErrorClass.INTERRUPTED:
-                self.tasks.forget(execution_id)  # killed between two writes: it was never let in, or has ended
+            with contextlib.suppress(StoreUnavailable):
+                left = self.records.load(execution_id)
+                if execution_id not in running and (left is None or left.error_class is not ErrorClass.INTERRUPTED):
+                    self.tasks.forget(execution_id)  # killed between two writes: it was never let in, or has ended
+
+    def _interrupt(self, record: ExecutionRecord) -> None:
+        now = time.time()
+        record.state = Phase.FINISHED
+        record.outcome, record.error_class = Outcome.FAILED, ErrorClass.INTERRUPTED
+        record.detail = SENTENCES[ErrorClass.INTERRUPTED]
+        record.ended_at = now
+        for attempt in record.attempts:
+            if attempt.ended_at is None:
+                attempt.ended_at, attempt.stop_reason = now, StopReason.SHUTDOWN
+        self.conclude(record, failed_answer(record, ErrorClass.INTERRUPTED))
+        log.warning("execution was interrupted", extra={"execution_id": record.execution_id})
 
     def is_interrupted(self, execution_id: str) -> bool:
-        """Whether an execution has ended and waits to be gone on with."""
-        record = self.find(execution_id)
+        """
+        Whether an execution has ended and waits to be gone on with.
+
+        Raises:
+            StoreUnavailable: Its record cannot be read.
+        """
+        record = self.records.load(execution_id)
         return record is not None and record.error_class is ErrorClass.INTERRUPTED
 
     def prune(self, *, max_age_seconds: float, max_bytes: int, in_use: Container[str]) -> None:

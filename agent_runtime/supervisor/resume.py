@@ -7,7 +7,7 @@ import contextlib
 import logging
 from typing import TYPE_CHECKING
 
-from agent_runtime.errors import AdmissionError, AgentRuntimeError
+from agent_runtime.errors import AdmissionError, AgentRuntimeError, StoreUnavailable
 
 if TYPE_CHECKING:
     from agent_runtime.model.task import Task
@@ -48,11 +48,11 @@ class Resumption:
     def _is_settled(self, task: Task) -> bool:
         """Try to go on with one; tell whether it needs no further look."""
         known = {"execution_id": task.execution_id}
-        if task.execution_id is None or not self._supervisor.archive.is_interrupted(task.execution_id):
-            return True
         try:
+            if task.execution_id is None or not self._supervisor.archive.is_interrupted(task.execution_id):
+                return True
             self._supervisor.submit(task)
-        except AdmissionError as error:
+        except (AdmissionError, StoreUnavailable) as error:
             log.debug("not resumed yet: %s", error, extra=known)
             return False
         except AgentRuntimeError as error:

@@ -35,7 +35,8 @@ from agent_runtime.process.child import reap_orphans
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.unkillable import Unkillable
 from agent_runtime.process.usage import sample
-from agent_runtime.supervisor.answers import answer_to, failed_answer
+from agent_runtime.supervisor.answers import answer_to
+from agent_runtime.supervisor.archive import OTHER_BODY, Kept
 from agent_runtime.supervisor.runner import Course, Office
 from agent_runtime.supervisor.sessions import SessionPlan, SessionUse
 from agent_runtime.supervisor.slots import Slots
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from agent_runtime.secret.generations import Generation, GenerationLedger
     from agent_runtime.settings import Settings
     from agent_runtime.store.transcripts import TranscriptReader
-    from agent_runtime.supervisor.archive import Archive, Kept
+    from agent_runtime.supervisor.archive import Archive
     from agent_runtime.telemetry.counters import Counts
     from agent_runtime.telemetry.events import EventLog
     from agent_runtime.telemetry.redaction import Redactor
@@ -69,7 +70,6 @@ log = logging.getLogger(__name__)
 BUSY_RETRY_SECONDS = 5
 DRAINING_RETRY_SECONDS = 5
 PRUNE_SECONDS = 600
-_OTHER_BODY = "this execution_id is known for another body; choose another id"
 
 
 class View(msgspec.Struct, frozen=True):
@@ -161,14 +161,11 @@ class Supervisor:
         execution_id = task.execution_id or str(uuid.uuid4())
         if (live := self._live.get(execution_id)) is not None:
             if live.record.request_digest != task.digest:
-                raise Conflict(_OTHER_BODY)
+                raise Conflict(OTHER_BODY)
             return live
-        previous = self.archive.find(execution_id) if task.execution_id is not None else None
-        if previous is not None and previous.outcome is Outcome.SUCCESS:
-            if previous.request_digest != task.digest:
-                raise Conflict(_OTHER_BODY)
-            if (kept := self.archive.kept(previous)) is not None:
-                return kept
+        previous = self.archive.earlier(execution_id, task.digest) if task.execution_id is not None else None
+        if isinstance(previous, Kept):
+            return previous
         if self.draining:
             raise Draining(
                 "draining: no new executions here; send it to another agent, or later",
@@ -242,7 +239,7 @@ class Supervisor:
                 await self._conclude(execution)
             finally:
                 if execution.answer is None:
-                    execution.conclude(failed_answer(execution.record))
+                    execution.conclude(self.archive.conclude_failed(execution.record))
                 self._retire(execution)
 
     async def _conclude(self, execution: Execution) -> None:

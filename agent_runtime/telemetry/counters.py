@@ -65,7 +65,7 @@ def _label(value: object) -> str | None:
 
 NEVER_OF_AN_EXECUTION = {
     *(ErrorClass.BUSY, ErrorClass.DRAINING, ErrorClass.ACCESS, ErrorClass.NOT_FOUND, ErrorClass.METHOD),
-    *(ErrorClass.TOO_LARGE, ErrorClass.CONFLICT, ErrorClass.NOT_WRITABLE, ErrorClass.CANCELLED),
+    *(ErrorClass.TOO_LARGE, ErrorClass.CONFLICT, ErrorClass.NOT_WRITABLE, ErrorClass.CANCELLED, ErrorClass.STORAGE),
 }
 
 COUNTERS: dict[str, Counter] = {

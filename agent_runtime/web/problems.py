@@ -30,6 +30,7 @@ def problem_response(
         token_generation=generation,
         token_stale=None if generation is None else False,  # it is the newest there is
         code=error.code,
+        status=error.status,
         resets_at=error.resets_at if isinstance(error, TokenLimited) else None,
     )
     if detail_is_object:

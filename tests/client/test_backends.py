@@ -181,6 +181,9 @@ def _refused(one: Backend, how: str) -> httpx.Response:
         return one.client.put("/api/task")
     if how == "a long body":
         return one.task(OK, system_prompt="x" * (16 << 20))
+    if how == "a record that cannot be read":
+        (one.agent.data_dir / "transcripts" / "forbidden.jsonl").write_text("{}\n")
+        return one.task(OK, execution_id="forbidden")
     if how == "a drain":
         one.client.post("/api/drain")
         return one.task(OK)

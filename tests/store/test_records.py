@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from agent_runtime.errors import CannotStart, ErrorClass, InvalidRequest
+from agent_runtime.errors import CannotStart, ErrorClass, InvalidRequest, StoreUnavailable
 from agent_runtime.model.records import (
     AttemptRecord,
     EvidenceRecord,
@@ -30,7 +30,7 @@ from agent_runtime.model.records import (
 from agent_runtime.model.state import Outcome, Phase, StopReason
 from agent_runtime.store import records as records_module
 from agent_runtime.store.database import Database
-from agent_runtime.store.records import KeptAnswer, RecordStore, StoreUnavailable
+from agent_runtime.store.records import KeptAnswer, RecordStore
 from agent_runtime.store.retention import prune
 from agent_runtime.store.transcripts import TranscriptStore
 
@@ -267,8 +267,9 @@ def test_a_record_that_cannot_be_read_hides_no_other(store: RecordStore, caplog:
 
     assert ids(store.list()) == ["good"]
     assert [found.execution_id for found in store.unfinished()] == ["good"]
-    assert store.load("bad") is None
     assert "cannot be read" in caplog.text
+    with pytest.raises(StoreUnavailable, match="cannot be read"):
+        store.load("bad")
 
 
 # -- crashes
@@ -425,8 +426,9 @@ def test_unsaved_records_and_answers_are_bounded(path: Path, monkeypatch: pytest
 FULL_DISK = r"""
 import subprocess, sys
 from pathlib import Path
+from agent_runtime.errors import StoreUnavailable
 from agent_runtime.model.records import ExecutionRecord
-from agent_runtime.store.records import RecordStore, StoreUnavailable
+from agent_runtime.store.records import RecordStore
 
 def save(store, n, answer=b"{}"):
     record = ExecutionRecord(execution_id=f"id-{n:04}", created_at=float(n), state="finished")

@@ -239,6 +239,7 @@ DETAILS: dict[ErrorClass, str] = {
     ErrorClass.METHOD: "this path does not take this method",
     ErrorClass.TOO_LARGE: "the body is longer than 16777216 bytes; send less, or raise AGENT_RUNTIME_BODY_LIMIT",
     ErrorClass.CONFLICT: "this execution_id is known for another body; choose another id",
+    ErrorClass.STORAGE: "the record store does not work: disk I/O error",
     ErrorClass.NOT_WRITABLE: "the secret file cannot be written from here",
 }
 """What an error may say."""

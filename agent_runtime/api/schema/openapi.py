@@ -14,7 +14,7 @@ from agent_runtime.api.schema import bodies
 from agent_runtime.api.schema.examples import ANSWERS, DETAILS, STREAMS, TASK, WEBHOOK
 from agent_runtime.api.schema.json_schema import pointer, schemas
 from agent_runtime.api.schema.operations import OPERATIONS, PARAMETERS, TAGS
-from agent_runtime.errors import STATUS_BY_CLASS, ErrorClass
+from agent_runtime.errors import STATUS_BY_CLASS, UNREADABLE_STATUS, ErrorClass
 from agent_runtime.model.problem import MEDIA_TYPE, TITLES, Problem, problem
 from agent_runtime.telemetry.events import Event
 from agent_runtime.telemetry.webhook import POSTED, SIGNATURE_HEADER
@@ -139,8 +139,9 @@ def _responses(row: RouteRow, operation: Operation) -> dict[str, Any]:
             "content": {kind: {"schema": {"type": "string"}} for kind in operation.text},
         }
     errors = dict.fromkeys((*operation.errors, *(() if row.open else _ALWAYS)))
-    for status in sorted({STATUS_BY_CLASS[error] for error in errors}):
-        found[str(status)] = _errors(status, [error for error in errors if STATUS_BY_CLASS[error] == status])
+    statuses = {**STATUS_BY_CLASS, **({} if operation.id == "postTask" else {ErrorClass.STORAGE: UNREADABLE_STATUS})}
+    for status in sorted({statuses[error] for error in errors}):
+        found[str(status)] = _errors(status, [error for error in errors if statuses[error] == status])
     found["default"] = {
         "description": "Anything else that went wrong.",
         "content": {MEDIA_TYPE: {"schema": pointer(Problem)}},
@@ -185,7 +186,9 @@ def _errors(status: int, classes: list[ErrorClass]) -> dict[str, Any]:
         "content": {
             MEDIA_TYPE: {
                 "schema": {"allOf": [pointer(Problem), narrowed]},
-                "examples": {str(error): {"summary": TITLES[error], "value": _example(error)} for error in classes},
+                "examples": {
+                    str(error): {"summary": TITLES[error], "value": _example(error, status)} for error in classes
+                },
             }
         },
     }
@@ -194,7 +197,7 @@ def _errors(status: int, classes: list[ErrorClass]) -> dict[str, Any]:
     return described
 
 
-def _example(error: ErrorClass) -> Any:
+def _example(error: ErrorClass, status: int) -> Any:
     is_of_execution = error in (ErrorClass.AUTH, ErrorClass.RATE_LIMIT)
     return msgspec.to_builtins(
         problem(
@@ -204,6 +207,7 @@ def _example(error: ErrorClass) -> Any:
             token_generation=1 if is_of_execution else None,
             token_stale=False if is_of_execution else None,
             resets_at=1_795_000_000.0 if error is ErrorClass.RATE_LIMIT else None,
+            status=status,
         )
     )
 

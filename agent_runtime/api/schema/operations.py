@@ -91,6 +91,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
             ErrorClass.BUSY,
             ErrorClass.DRAINING,
             ErrorClass.CONFLICT,
+            ErrorClass.STORAGE,
             ErrorClass.TOO_LARGE,
         ),
         parameters=("Prefer", "traceparent", "tracestate"),
@@ -98,7 +99,8 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         more=(
             "The same `execution_id` again joins while it runs, gets the kept answer after a success, and after any "
             "failure, or cancelled, begins a new attempt that goes on in its session where anything was done in it. "
-            "Another body is a 409, or after a failure begins anew. One session is used by one execution at a time: "
+            "Another body is a 409, or after a failure begins anew. An id whose record cannot be read is a 409 "
+            "`storage`: the task may have run. One session is used by one execution at a time: "
             "another that names it waits. A `resume_session_id` that the CLI does not know is a 409 with `code` "
             "`session_unknown`; a session whose history the API refuses is given up for a new one "
             "(`metadata.session_restarted`). Unknown fields are an error; where `AGENT_RUNTIME_STRICT` is false they "
@@ -109,7 +111,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         id="listExecutions",
         tag="executions",
         answers={200: (bodies.ExecutionPage,)},
-        errors=(ErrorClass.INVALID_REQUEST,),
+        errors=(ErrorClass.INVALID_REQUEST, ErrorClass.STORAGE),
         parameters=("state", "outcome", "limit", "cursor"),
     ),
     ("GET", "/api/executions/running"): Operation(
@@ -119,21 +121,21 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         id="getExecution",
         tag="executions",
         answers={200: (ExecutionRecord,)},
-        errors=(ErrorClass.NOT_FOUND,),
+        errors=(ErrorClass.NOT_FOUND, ErrorClass.STORAGE),
         parameters=("id",),
     ),
     ("GET", "/api/executions/{id}/status"): Operation(
         id="getExecutionStatus",
         tag="executions",
         answers={200: (bodies.ExecutionStatus,)},
-        errors=(ErrorClass.NOT_FOUND,),
+        errors=(ErrorClass.NOT_FOUND, ErrorClass.STORAGE),
         parameters=("id",),
     ),
     ("GET", "/api/executions/{id}/result"): Operation(
         id="getExecutionResult",
         tag="executions",
         answers={200: (KeptResult,), 202: (bodies.Accepted,)},
-        errors=(ErrorClass.NOT_FOUND,),
+        errors=(ErrorClass.NOT_FOUND, ErrorClass.STORAGE),
         parameters=("id",),
         more="Where the execution is known and its answer is not kept, `code` is `no_retained_result`.",
     ),
@@ -141,7 +143,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         id="streamExecution",
         tag="executions",
         events={"state": bodies.StreamState, "message": None, "gap": bodies.StreamGap, "end": bodies.StreamEnd},
-        errors=(ErrorClass.NOT_FOUND, ErrorClass.INVALID_REQUEST, ErrorClass.BUSY),
+        errors=(ErrorClass.NOT_FOUND, ErrorClass.STORAGE, ErrorClass.INVALID_REQUEST, ErrorClass.BUSY),
         parameters=("id", "Last-Event-ID", "last_event_id"),
         more=f"`message` is one frame of the CLI; its `id` is the number of its line, from 1. {_STREAM_MORE}",
     ),
@@ -149,7 +151,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         id="terminateExecution",
         tag="executions",
         answers={200: (bodies.Termination,)},
-        errors=(ErrorClass.NOT_FOUND,),
+        errors=(ErrorClass.NOT_FOUND, ErrorClass.STORAGE),
         parameters=("id",),
     ),
     ("GET", "/api/events"): Operation(
