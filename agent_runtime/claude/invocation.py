@@ -19,6 +19,7 @@ import msgspec
 
 from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, cleaned, neutral_settings
 from agent_runtime.errors import SpawnFailed
+from agent_runtime.model.task import CLI_FLAGS, Task
 from agent_runtime.model.tokens import API_KEY_VARIABLE
 from agent_runtime.settings import PREFIX
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from uuid import UUID
 
-    from agent_runtime.model.task import Task
     from agent_runtime.model.trace_context import TraceContext
 
 PERMISSION_MODE = "bypassPermissions"
@@ -106,16 +106,9 @@ def arguments(task: Task, session: Session, *, settings_file: Path, mcp_file: Pa
     words.append(f"--resume={session.session_id}" if session.resumes else f"--session-id={session.session_id}")
     if task.images and session.prompt is None:
         words.append("--input-format=stream-json")
-    if task.model is not None:
-        words.append(f"--model={task.model}")
-    if task.system_prompt:
-        words.append(f"--append-system-prompt={task.system_prompt}")
-    if task.allowed_tools:
-        words.append(f"--allowedTools={','.join(task.allowed_tools)}")
-    if task.disallowed_tools:
-        words.append(f"--disallowedTools={','.join(task.disallowed_tools)}")
-    if task.max_turns is not None:
-        words.append(f"--max-turns={task.max_turns}")
+    for field, flag in CLI_FLAGS.items():
+        if value := getattr(task, field):
+            words.append(f"{flag}={','.join(value) if isinstance(value, list) else value}")
     if mcp_file is not None:
         words.append(f"--mcp-config={mcp_file}")
     return tuple(words)

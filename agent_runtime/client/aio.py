@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import httpx
 import msgspec
@@ -18,35 +18,17 @@ from agent_runtime.secret.writer import put
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator
 
     from agent_runtime.client.sse import StreamEvent
     from agent_runtime.client.submit import Answer
+    from agent_runtime.model.task import TaskFields
 
 DEADLINE_SECONDS = 3600.0
 PATIENCE_SECONDS = 120.0
 QUICK_TRIES = 3
 TERMINATE_SECONDS = 120.0
 """An answer to ``terminate`` comes when nothing of the execution is left."""
-
-
-class TaskFields(TypedDict, total=False):
-    """What a task may say beside its message; the meaning of each is in the HTTP interface."""
-
-    model: str | None
-    system_prompt: str | None
-    allowed_tools: list[str] | None
-    disallowed_tools: list[str] | None
-    max_turns: int | None
-    timeout_seconds: float | None
-    resume_session_id: str | None
-    fresh_session: bool | None
-    persist_session: bool | None
-    mcp_config: Mapping[str, Any] | None
-    images: list[dict[str, str]] | None
-    park_seconds: float | None
-    traceparent: str | None
-    tracestate: str | None
 
 
 class AgentClient:

@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 import re
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 from uuid import UUID  # noqa: TC003 - msgspec reads it at run time
 
 import msgspec
@@ -16,7 +16,7 @@ from agent_runtime.model import mcp_config
 from agent_runtime.model.trace_context import TraceContext, trace_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 SYSTEM_PROMPT_LIMIT_BYTES = 120_000
 """
@@ -125,6 +125,35 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
         if trace is None:
             return self
         return msgspec.structs.replace(self, traceparent=trace.traceparent, tracestate=trace.tracestate)
+
+
+CLI_FLAGS = {
+    "model": "--model",
+    "system_prompt": "--append-system-prompt",
+    "allowed_tools": "--allowedTools",
+    "disallowed_tools": "--disallowedTools",
+    "max_turns": "--max-turns",
+}
+"""The CLI's flag for each field whose value it takes as it is; a list is joined by commas, an empty value left out."""
+
+
+class TaskFields(TypedDict, total=False):
+    """The optional fields as keyword arguments of a Python caller; their meanings are those of :class:`Task`."""
+
+    model: str | None
+    system_prompt: str | None
+    allowed_tools: list[str] | None
+    disallowed_tools: list[str] | None
+    max_turns: int | None
+    timeout_seconds: float | None
+    resume_session_id: str | None
+    fresh_session: bool | None
+    persist_session: bool | None
+    mcp_config: Mapping[str, Any] | None
+    images: list[dict[str, str]] | None
+    park_seconds: float | None
+    traceparent: str | None
+    tracestate: str | None
 
 
 _NO_WORK = {

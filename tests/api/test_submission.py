@@ -23,12 +23,11 @@ from agent_runtime.client import (
     TokenFailed,
     TurnedAway,
 )
-from agent_runtime.client.aio import TaskFields
 from agent_runtime.client.errors import FAMILIES, failure
 from agent_runtime.client.sse import EventReader, Following
 from agent_runtime.client.submit import HOLD_SECONDS
 from agent_runtime.errors import STATUS_BY_CLASS, ErrorClass
-from agent_runtime.model.task import Task
+from agent_runtime.model.task import Task, TaskFields
 from tests.support.supervised import fails
 
 ID = "the-id"
