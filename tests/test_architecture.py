@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from agent_runtime.api.metrics import TOKEN_STATES
 from agent_runtime.model.state import TRANSITIONS
@@ -11,6 +16,9 @@ from tests.test_layers import ORDER
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/architecture.md").read_text()
+EXAMPLES = sorted((ROOT / "docs/examples").glob("*.diff"))
+HOLD_EVERY_CHANGE = ("tests/test_docs.py", "tests/test_layers.py", "tests/api/test_submission.py")
+"""What else an addition is most likely to break."""
 
 
 def drawing(heading: str) -> str:
@@ -49,3 +57,53 @@ def test_every_name_of_the_code_that_the_page_says_exists() -> None:
     assert len(named) > 8
     known = set(re.findall(r"\w+", source)) | {path.name for path in (ROOT / "agent_runtime").rglob("*.py")}
     assert named - known == set()
+
+
+def apply(example: Path, checkout: Path, *options: str) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("no git to apply a diff with")
+    # Without this a directory inside some other repository would be taken for a part of that one.
+    git = ("git", "apply", *options, str(example))
+    done = subprocess.run(
+        git,
+        cwd=checkout,
+        env={"GIT_CEILING_DIRECTORIES": str(checkout.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def files_of(example: Path) -> list[str]:
+    return re.findall(r"^\+\+\+ b/(.+)", example.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_an_example_is_linked_applies_and_touches_at_most_three_files(example: Path) -> None:
+    files = files_of(example)
+
+    assert f"(examples/{example.name})" in PAGE
+    assert len(files) <= 3
+    assert any(name.startswith("tests/") for name in files)
+    apply(example, ROOT, "--check")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("example", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_an_example_is_all_that_its_addition_needs(example: Path, tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".*_cache", "__pycache__", ".git", ".venv"))
+    tests = [name for name in files_of(example) if name.startswith("tests/")]
+
+    def run(*paths: str) -> tuple[int, str]:
+        command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths)
+        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, timeout=200)
+        return done.returncode, done.stdout
+
+    apply(example, checkout)
+    code, told = run(*tests, *HOLD_EVERY_CHANGE)
+    assert code == 0, told
+    apply(example, checkout, "--reverse", *(f"--exclude={name}" for name in tests))
+    assert run(*tests)[0] == 1, "its tests pass without it"

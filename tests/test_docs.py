@@ -245,7 +245,7 @@ def test_a_backend_that_recreates_containers_is_told_of_every_status_and_of_clas
 def test_every_file_and_module_that_a_page_names_exists(document: Path) -> None:
     text = document.read_text()
     folders = r"agent_runtime|benchmarks|deploy|docs|examples|scripts|tests|\.ci"
-    files = re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./-]*\w)", text)
+    files = re.findall(rf"(?<![\w/.(-])((?:{folders})/[\w./-]*\w)", text)
     modules = re.findall(r"python -m\s+([a-z_]+(?:\.[a-z_]+)*)", text)
 
     assert [name for name in files if not (ROOT / name).exists()] == []
