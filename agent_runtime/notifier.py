@@ -9,14 +9,14 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 
-class Change:
+class Notifier:
     """Let any number of tasks wait for the next change of something; holds nothing for the slow."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
         self._coming: asyncio.Future[None] | None = None
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Wake everybody who waits."""
         self._event.set()
         self._event = asyncio.Event()

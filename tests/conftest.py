@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from agent_runtime.process.containment.sweep import Kind
-from agent_runtime.process.forkserver.server import nursery
+from agent_runtime.process.forkserver.server import fork_server
 from tests.support import families
 
 if TYPE_CHECKING:
@@ -61,9 +59,9 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kin
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_nursery_is_left() -> Iterator[None]:
+def _no_fork_server_is_left() -> Iterator[None]:
     yield
-    nursery.close()
+    fork_server.close()
 
 
 @pytest.fixture
@@ -88,17 +86,3 @@ def clean_environment(tmp_path: Path) -> dict[str, str]:
     home, config_dir = tmp_path / "home", tmp_path / "home/.claude"
     config_dir.mkdir(parents=True)
     return {"PATH": os.environ["PATH"], "HOME": str(home), "CLAUDE_CONFIG_DIR": str(config_dir)}
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """Make a key and a certificate for localhost that no CA knows."""
-    if (openssl := shutil.which("openssl")) is None:
-        pytest.skip("no openssl to make a certificate with")
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    subprocess.run(
-        [*command, "-keyout", str(key), "-out", str(cert), "-days", "2", *subject], check=True, capture_output=True
-    )
-    return key, cert

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from agent_runtime.api.metrics import Metrics
     from agent_runtime.execution.execution import Execution
     from agent_runtime.model.records import ExecutionRecord
-    from agent_runtime.supervisor.archive import Kept
+    from agent_runtime.supervisor.archive import StoredResult
     from agent_runtime.supervisor.supervisor import Supervisor
     from agent_runtime.web.access import AccessKey
     from agent_runtime.web.uvicorn_protocol import OpenConnections
@@ -127,7 +127,7 @@ async def post_task(api: Api, request: Request) -> Response:
     return Response(answer.body, answer.status_code, {**answer.headers, **asked.applied}, answer.media_type)
 
 
-async def _has_finished(execution: Execution | Kept, wait_seconds: int | None) -> bool:
+async def _has_finished(execution: Execution | StoredResult, wait_seconds: int | None) -> bool:
     """Wait for the end of an execution, or so long; return whether it has come."""
     try:
         async with asyncio.timeout(wait_seconds):
@@ -246,11 +246,11 @@ async def events(api: Api, request: Request) -> Response:
 async def get_token(api: Api, request: Request) -> Response:
     """Tell the token's state; never the token."""
     supervisor = api.supervisor
-    limit = supervisor.desk.limit
+    limit = supervisor.gate.limit
     status, generation = supervisor.secret.status, supervisor.secret.status.generation
     return _json(
         {
-            "state": supervisor.desk.state,
+            "state": supervisor.gate.state,
             "source": status.source,
             "generation": generation.number if generation else None,
             "fingerprint": generation.token.fingerprint if generation else None,
@@ -259,7 +259,7 @@ async def get_token(api: Api, request: Request) -> Response:
             "expires_at": _time(generation.expires_at) if generation else None,
             "subscription": generation.subscription if generation else None,
             "error": status.error,
-            "last_refused_generation": supervisor.desk.standing.last_refused_generation,
+            "last_refused_generation": supervisor.gate.statuses.last_refused_generation,
             "limited_until": _time(limit.until) if limit is not None and limit.is_told else None,
             "limit_type": limit.type if limit is not None else None,
             "limit_model": limit.model if limit is not None else None,
@@ -271,21 +271,21 @@ async def get_token(api: Api, request: Request) -> Response:
 async def reload_token(api: Api, request: Request) -> Response:
     """Re-read the secret file now; with a token in the body, write it there first, unless it is there already."""
     supervisor = api.supervisor
-    before = supervisor.desk.current  # the thread that watches the file may be the first to see what is written below
+    before = supervisor.gate.current  # the thread that watches the file may be the first to see what is written below
     redactor = supervisor.redactor
     token = token_in(await _body(api, request), strict=supervisor.settings.strict, redact=redactor.redact_text)
     if token is not None:
         redactor.add(token)
         await asyncio.to_thread(put_once, supervisor.secret.path, token)
     await supervisor.reload_token()
-    generation = supervisor.desk.current
+    generation = supervisor.gate.current
     reloaded = before is None or generation is None or generation.number != before.number
     return _json(
         {
             "status": "success",
             "reloaded": reloaded,
             "generation": generation.number if generation else None,
-            "state": supervisor.desk.state,
+            "state": supervisor.gate.state,
         }
     )
 

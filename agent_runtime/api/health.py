@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING, Literal
 
@@ -22,14 +23,14 @@ async def report(
 ) -> bodies.Health:
     """Tell how it is now."""
     unready, generation, slots = supervisor.unready, supervisor.secret.status.generation, supervisor.slots
-    archive, disk = supervisor.archive, supervisor.archive.transcripts.free_bytes()
+    disk = os.statvfs(supervisor.archive.transcripts.directory)
     last_task_at = supervisor.last_task_at
     return bodies.Health(
         status=status,
         version=__version__,
         unready=None if unready is None else bodies.HealthUnready(reason=unready[0], detail=unready[1]),
         token=bodies.HealthToken(
-            state=supervisor.desk.state,
+            state=supervisor.gate.state,
             generation=generation.number if generation else None,
             error=supervisor.secret.status.error,
         ),
@@ -49,13 +50,7 @@ async def report(
             setting=supervisor.containment.asked,
             lacking=dict(supervisor.containment.lacking),
         ),
-        disk=bodies.HealthDisk(
-            free_bytes=None if disk is None else disk[0],
-            error=archive.records.trouble,
-            damage=list(archive.records.damage),
-            set_aside=archive.records.set_aside,
-            transcripts_without_record=len(archive.unaccounted),
-        ),
+        disk=bodies.HealthDisk(free_bytes=disk.f_bavail * disk.f_frsize, error=supervisor.archive.records.trouble),
         loop_lag_seconds=round(await _loop_lag(), 6),
         uptime_seconds=round(time.time() - supervisor.started_at, 3),
     )

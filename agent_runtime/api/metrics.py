@@ -6,6 +6,7 @@ Gauges are read from live state at the scrape; there is no second set of books t
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from agent_runtime.telemetry.counters import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from prometheus_client.metrics_core import Metric
 
@@ -97,9 +99,9 @@ class Metrics:
 
     def _token(self) -> Iterator[Metric]:
         supervisor = self._supervisor
-        status, generation = supervisor.secret.status, supervisor.desk.current
+        status, generation = supervisor.secret.status, supervisor.gate.current
         family = _gauge("token_state", "1 for the state the token is in, 0 for the others.", ("state",))
-        state = supervisor.desk.state
+        state = supervisor.gate.state
         for known in TOKEN_STATES:
             family.add_metric((known,), known == state)
         yield family
@@ -143,8 +145,16 @@ class Metrics:
         yield lost
         records = supervisor.archive.records
         yield _single("store_available", "1 while records can be written to disk.", records.trouble is None)
-        disk = supervisor.archive.transcripts.free_bytes()
-        yield _single("disk_free_bytes", "What is free where records are kept.", None if disk is None else disk[0])
+        free = _free_bytes(supervisor.archive.transcripts.directory)
+        yield _single("disk_free_bytes", "What is free where records are kept.", free)
+
+
+def _free_bytes(directory: Path) -> int | None:
+    try:
+        disk = os.statvfs(directory)
+    except OSError:
+        return None
+    return disk.f_bavail * disk.f_frsize
 
 
 def _gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> GaugeMetricFamily:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _HOOKS_KEPT = 100
 
 
-class Tally:
+class RunStats:
     """
     Count what one attempt's frames say; fed with every frame in order, it holds nothing that grows with their number.
 

@@ -117,11 +117,11 @@ def _serve(options: argparse.Namespace) -> int:
         # Imported here: the other commands start without the web server.
         from agent_runtime.serve.bootstrap import occupied
 
-        with occupied(settings, environ, start) as premises:
+        with occupied(settings, environ, start) as bootstrap:
             # Not before: a start that is called off while this is imported has ended what an earlier supervisor left.
             from agent_runtime.serve.service import serve
 
-            return serve(settings, environ, premises, start)
+            return serve(settings, environ, bootstrap, start)
     except CalledOff as ended:
         print(f"agent-runtime: {ended}", file=sys.stderr)
         return 0

@@ -4,7 +4,8 @@ How a token reaches a child.
 ``env``: in a variable. The value is fixed for the life of the process, a newer generation reaches the next attempt.
 
 ``file``: in the CLI's ``.credentials.json``, and no variable. A running CLI that reads it again takes a newer
-generation without being stopped; when it does so is a matter of its version, see :class:`Reach`. Only OAuth tokens can
+generation without being stopped; when it does so is a matter of its version, see :class:`ReloadBehaviour`.
+Only OAuth tokens can
 be handed over so; an API key goes by its variable under ``file``, too.
 """
 
@@ -39,8 +40,8 @@ __all__ = [
     "DeliveryImpossible",
     "EnvironmentDelivery",
     "FileDelivery",
-    "Prover",
-    "Reach",
+    "ReloadBehaviour",
+    "ReloadChecker",
     "choose",
 ]
 
@@ -49,7 +50,7 @@ VARIABLE_BY_KIND = {TokenKind.OAUTH: "CLAUDE_CODE_OAUTH_TOKEN", TokenKind.API_KE
 log = logging.getLogger(__name__)
 
 
-class Reach(StrEnum):
+class ReloadBehaviour(StrEnum):
     """
     When a running CLI takes a newer token from its credentials file.
 
@@ -82,15 +83,15 @@ class Delivered:
     generation: Generation
     way: str
     variables: Mapping[str, str] = field(repr=False)
-    reach: Reach = Reach.NEVER
+    reload_behaviour: ReloadBehaviour = ReloadBehaviour.NEVER
     holds: Callable[[Generation], bool] | None = field(default=None, repr=False, compare=False)
-    learned: Callable[[], Reach | None] | None = field(default=None, repr=False, compare=False)
+    learned: Callable[[], ReloadBehaviour | None] | None = field(default=None, repr=False, compare=False)
     at: float = field(default_factory=time.time, compare=False)
 
     @property
-    def known_reach(self) -> Reach | None:
+    def known_reload_behaviour(self) -> ReloadBehaviour | None:
         """When the child takes a newer generation; None: it looks at a file, and it is not known yet when."""
-        return self.reach if self.learned is None else self.learned()
+        return self.reload_behaviour if self.learned is None else self.learned()
 
     def is_reached_by(self, newer: Generation) -> bool:
         """
@@ -98,9 +99,9 @@ class Delivered:
 
         Not where either of the two is an API key: a variable stays as it is, and it beats the file.
         """
-        return self.known_reach not in {None, Reach.NEVER} and self.is_in_reach(newer)
+        return self.known_reload_behaviour not in {None, ReloadBehaviour.NEVER} and self.can_receive(newer)
 
-    def is_in_reach(self, newer: Generation) -> bool:
+    def can_receive(self, newer: Generation) -> bool:
         """Whether *newer* is where the child looks, if it looks."""
         return newer.token.kind is not TokenKind.API_KEY and self.holds is not None and self.holds(newer)
 
@@ -177,7 +178,7 @@ class FileDelivery:
         self._lock = threading.Lock()
         self._newest: Generation | None = None
         self._readers = 0
-        self.reach = Reach.NEVER
+        self.reload_behaviour = ReloadBehaviour.NEVER
         """When the CLI in use takes a newer token; whoever proves it sets it, for the children spawned from then on."""
 
     @property
@@ -206,7 +207,7 @@ class FileDelivery:
             if newest.token.kind is TokenKind.API_KEY:
                 return self._by_variable.deliver(newest)
             self._readers += 1
-            return Delivered(newest, self.name, {}, self.reach, self.holds)
+            return Delivered(newest, self.name, {}, self.reload_behaviour, self.holds)
 
     def renew(self, generation: Generation) -> None:
         """
@@ -257,10 +258,10 @@ class FileDelivery:
             log.warning("cannot take the token away from %s: %s", self._file.path, error.strerror)
 
 
-class Prover(Protocol):
+class ReloadChecker(Protocol):
     """Who knows, or finds out, when the CLI in use takes a newer token from its file."""
 
-    def reach(self) -> Reach | None:
+    def reload_behaviour(self) -> ReloadBehaviour | None:
         """Tell without waiting; None: not known of the executable that is there now."""
 
     def begin(self) -> None:
@@ -277,7 +278,7 @@ class Choice(msgspec.Struct, frozen=True):
     reason: str
 
 
-def choose(setting: str, kind: TokenKind, reach: Reach | None, obstacle: str | None) -> Choice:
+def choose(setting: str, kind: TokenKind, reload_behaviour: ReloadBehaviour | None, obstacle: str | None) -> Choice:
     """
     Choose the way of the next child's token.
 
@@ -291,19 +292,19 @@ def choose(setting: str, kind: TokenKind, reach: Reach | None, obstacle: str | N
     if kind is TokenKind.API_KEY:
         return Choice("env", "an API key goes by its variable")
     if setting == FileDelivery.name:
-        return Choice("file", f"the setting asks for it; {obstacle or _REACH_IN_WORDS[reach]}")
+        return Choice("file", f"the setting asks for it; {obstacle or _RELOAD_IN_WORDS[reload_behaviour]}")
     if obstacle is not None:
         return Choice("env", obstacle)
-    if reach is None or reach is Reach.NEVER:
-        return Choice("env", _REACH_IN_WORDS[reach])
-    return Choice("file", _REACH_IN_WORDS[reach])
+    if reload_behaviour is None or reload_behaviour is ReloadBehaviour.NEVER:
+        return Choice("env", _RELOAD_IN_WORDS[reload_behaviour])
+    return Choice("file", _RELOAD_IN_WORDS[reload_behaviour])
 
 
-_REACH_IN_WORDS = {
+_RELOAD_IN_WORDS = {
     None: "it is not known yet whether this CLI takes a newer token while it runs",
-    Reach.NEVER: "this CLI takes no newer token while it runs",
-    Reach.ON_REFUSAL: "this CLI takes a newer token when its own is refused",
-    Reach.ON_REQUEST: "this CLI takes a newer token at its next request",
+    ReloadBehaviour.NEVER: "this CLI takes no newer token while it runs",
+    ReloadBehaviour.ON_REFUSAL: "this CLI takes a newer token when its own is refused",
+    ReloadBehaviour.ON_REQUEST: "this CLI takes a newer token at its next request",
 }
 
 
@@ -313,17 +314,19 @@ class Deliveries:
 
     Args:
         setting: ``auto``, ``env`` or ``file``.
-        file: None, or without a *prover*: variables only, nothing is written.
+        file: None, or without a *reload checker*: variables only, nothing is written.
 
     Raises:
         CannotStart: The setting is ``file``, and the file cannot be written.
     """
 
-    def __init__(self, setting: str = "env", file: FileDelivery | None = None, prover: Prover | None = None) -> None:
-        self._setting = setting if prover is not None else EnvironmentDelivery.name
+    def __init__(
+        self, setting: str = "env", file: FileDelivery | None = None, reload_checker: ReloadChecker | None = None
+    ) -> None:
+        self._setting = setting if reload_checker is not None else EnvironmentDelivery.name
         self._file = file
         self._by_variable = EnvironmentDelivery()
-        self._prover = prover
+        self._reload_checker = reload_checker
         self._kind = TokenKind.OAUTH
         self._trouble: str | None = None
         if setting == FileDelivery.name and (obstacle := self._obstacle) is not None:
@@ -335,7 +338,7 @@ class Deliveries:
         """Take away what an earlier supervisor of this config directory has left, and have the CLI proved."""
         if self._file is not None:
             self._file.close()
-        self._reach()
+        self._reload_behaviour()
 
     def for_spawn(self, generation: Generation) -> Delivered:
         """
@@ -344,11 +347,11 @@ class Deliveries:
         Raises:
             DeliveryImpossible: The setting is ``file``, and that is not possible now.
         """
-        reach = self._reach()
+        reload_behaviour = self._reload_behaviour()
         self._kind = generation.token.kind
-        choice = choose(self._setting, generation.token.kind, reach, None)
+        choice = choose(self._setting, generation.token.kind, reload_behaviour, None)
         if self._file is not None and choice.name == FileDelivery.name:
-            self._file.reach = reach or Reach.NEVER
+            self._file.reload_behaviour = reload_behaviour or ReloadBehaviour.NEVER
             try:
                 delivered = self._file.deliver(generation)
             except DeliveryImpossible as error:
@@ -357,8 +360,8 @@ class Deliveries:
                     raise
             else:
                 self._note(None)
-                if reach is None and delivered.way == FileDelivery.name and self._prover is not None:
-                    return replace(delivered, learned=self._prover.reach)
+                if reload_behaviour is None and delivered.way == FileDelivery.name and self._reload_checker is not None:
+                    return replace(delivered, learned=self._reload_checker.reload_behaviour)
                 return delivered
         return self._by_variable.deliver(generation)
 
@@ -369,7 +372,7 @@ class Deliveries:
         Which of them were is told by :meth:`Delivered.is_reached_by`.
         """
         self._kind = generation.token.kind
-        choice = choose(self._setting, generation.token.kind, self._reach(), None)
+        choice = choose(self._setting, generation.token.kind, self._reload_behaviour(), None)
         if self._file is None or (choice.name != FileDelivery.name and self._file.readers == 0):
             return
         try:
@@ -386,16 +389,16 @@ class Deliveries:
 
     def close(self) -> None:
         """End the proof and take away what was written; no child needs it any more."""
-        if self._prover is not None:
-            self._prover.close()
+        if self._reload_checker is not None:
+            self._reload_checker.close()
         if self._file is not None:
             self._file.close()
 
     @property
     def state(self) -> dict[str, str]:
         """``delivery``, ``reason`` and ``setting``, for ``/health``."""
-        reach = None if self._prover is None else self._prover.reach()
-        choice = choose(self._setting, self._kind, reach, self._trouble or self._obstacle)
+        reload_behaviour = None if self._reload_checker is None else self._reload_checker.reload_behaviour()
+        choice = choose(self._setting, self._kind, reload_behaviour, self._trouble or self._obstacle)
         return {"delivery": choice.name, "reason": choice.reason, "setting": self._setting}
 
     @property
@@ -407,13 +410,13 @@ class Deliveries:
     def _obstacle(self) -> str | None:
         return "there is no file" if self._file is None else self._file.obstacle
 
-    def _reach(self) -> Reach | None:
-        if self._prover is None or self._setting == EnvironmentDelivery.name:
+    def _reload_behaviour(self) -> ReloadBehaviour | None:
+        if self._reload_checker is None or self._setting == EnvironmentDelivery.name:
             return None
-        reach = self._prover.reach()
-        if reach is None:
-            self._prover.begin()
-        return reach
+        reload_behaviour = self._reload_checker.reload_behaviour()
+        if reload_behaviour is None:
+            self._reload_checker.begin()
+        return reload_behaviour
 
     def _note(self, trouble: str | None) -> None:
         """Say once when the file cannot be written, and once when it can be again."""

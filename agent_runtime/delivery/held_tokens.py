@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from agent_runtime.delivery.delivery import Reach
+from agent_runtime.delivery.delivery import ReloadBehaviour
 
 if TYPE_CHECKING:
     from agent_runtime.delivery.delivery import Delivered
@@ -15,7 +15,7 @@ SETTLED_SECONDS = 1.0
 """For so long after a newer generation reached a child, a refusal may still be about a request that left before."""
 
 
-class Holding:
+class HeldGenerations:
     """
     Follow the generations of one child, from the one it was spawned with.
 
@@ -27,7 +27,7 @@ class Holding:
         self._lock = threading.Lock()
         self._held: list[tuple[Generation, float]] = [(delivered.generation, now)]
         self._waiting: Generation | None = None
-        self._in_reach: Generation | None = None
+        self._can_receive: Generation | None = None
 
     @property
     def newest(self) -> Generation:
@@ -37,26 +37,26 @@ class Holding:
     @property
     def may_be_reached(self) -> bool:
         """Whether a newer generation can get to this child at all."""
-        return self._delivered.known_reach is not Reach.NEVER
+        return self._delivered.known_reload_behaviour is not ReloadBehaviour.NEVER
 
     @property
-    def is_in_doubt(self) -> bool:
+    def is_suspect(self) -> bool:
         """Whether the child may have a newer generation than the one it is charged with, and nobody knows."""
-        return self._delivered.known_reach is None and self._in_reach is not None
+        return self._delivered.known_reload_behaviour is None and self._can_receive is not None
 
     def loaded(self, generation: Generation, now: float) -> Generation | None:
         """Note that *generation* is loaded; return it if the child has it from now on."""
         with self._lock:
-            if generation.number > self._held[-1][0].number and self._delivered.is_in_reach(generation):
-                self._in_reach = generation
+            if generation.number > self._held[-1][0].number and self._delivered.can_receive(generation):
+                self._can_receive = generation
             if not self._delivered.is_reached_by(generation):
                 return None
             if self._waiting is None or generation.number > self._waiting.number:
                 self._waiting = generation
         # One that looks again only when its token is refused has it no sooner.
-        return None if self._delivered.known_reach is Reach.ON_REFUSAL else self.looked(now)
+        return None if self._delivered.known_reload_behaviour is ReloadBehaviour.ON_REFUSAL else self.reread(now)
 
-    def looked(self, now: float) -> Generation | None:
+    def reread(self, now: float) -> Generation | None:
         """Note that the child looks for a newer token now; return the one it finds."""
         with self._lock:
             found, self._waiting = self._waiting, None
@@ -65,7 +65,7 @@ class Holding:
             self._held.append((found, now))
             return found
 
-    def charged(self, now: float) -> tuple[Generation, float]:
+    def carried_at(self, now: float) -> tuple[Generation, float]:
         """
         Tell which generation a request that was answered at *now* carried, and since when the child has it.
 

@@ -33,7 +33,7 @@ from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, PROXIES
 from agent_runtime.claude.executable import Binary
 from agent_runtime.claude.last_words import LastWords
 from agent_runtime.delivery.credentials_file import CredentialsFile, owner_of
-from agent_runtime.delivery.delivery import Reach
+from agent_runtime.delivery.delivery import ReloadBehaviour
 from agent_runtime.delivery.private_files import make_directory, write_new
 from agent_runtime.errors import AgentRuntimeError, ErrorClass
 from agent_runtime.evidence.detector import Channel
@@ -64,19 +64,19 @@ ELSEWHERE = ("ANTHROPIC_", "CLAUDE", "OTEL_", "BETA_TRACING_", "SENTRY_")
 """Variables that could send requests or reports elsewhere, or change what is proved."""
 
 
-class ProofFailed(AgentRuntimeError):
+class ReloadCheckFailed(AgentRuntimeError):
     """It could not be found out; that says nothing about the CLI."""
 
 
-class DoesNotRun(ProofFailed):
+class DoesNotRun(ReloadCheckFailed):
     """The CLI ended by itself, badly, each time it was started; the message says what it said."""
 
 
-class _EndedEarly(ProofFailed):
+class _EndedEarly(ReloadCheckFailed):
     """It ended before it had made a request."""
 
 
-class Proof(msgspec.Struct, frozen=True, kw_only=True):
+class ReloadResult(msgspec.Struct, frozen=True, kw_only=True):
     """
     What was found out about one executable.
 
@@ -97,14 +97,14 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     at: float = 0.0
 
     @property
-    def reach(self) -> Reach:
+    def reload_behaviour(self) -> ReloadBehaviour:
         """When a running process gets a newer token."""
         if not self.rereads:
-            return Reach.NEVER
-        return Reach.ON_REFUSAL if self.seconds_from_write_to_request is None else Reach.ON_REQUEST
+            return ReloadBehaviour.NEVER
+        return ReloadBehaviour.ON_REFUSAL if self.seconds_from_write_to_request is None else ReloadBehaviour.ON_REQUEST
 
 
-def prove(
+def check_reload(
     command: tuple[str, ...],
     environ: Mapping[str, str],
     *,
@@ -113,7 +113,7 @@ def prove(
     mark: Callable[[], str] | None = None,
     directory: Path | None = None,
     timeout_seconds: float = TIMEOUT_SECONDS,
-) -> Proof:
+) -> ReloadResult:
     """
     Run the CLI and tell what it does; when this returns nothing of it is left.
 
@@ -127,7 +127,7 @@ def prove(
         timeout_seconds: For each of the processes.
 
     Raises:
-        ProofFailed: It could not be found out.
+        ReloadCheckFailed: It could not be found out.
         SpawnFailed: The CLI could not be started.
     """
     binary = Binary.of(command, environ.get("PATH"))
@@ -151,13 +151,13 @@ def prove(
             raise
         to_retry = stage.retry()
     except (OSError, RuntimeError) as error:
-        raise ProofFailed(f"the stand-in for the proof could not be set up: {error}") from None
+        raise ReloadCheckFailed(f"the stand-in for the proof could not be set up: {error}") from None
     finally:
         if root is not None:
             shutil.rmtree(root, ignore_errors=True)
     if Binary.of(command, environ.get("PATH")).key != binary.key:
-        raise ProofFailed("the CLI was replaced meanwhile")
-    return Proof(
+        raise ReloadCheckFailed("the CLI was replaced meanwhile")
+    return ReloadResult(
         version=version,
         binary_hash=binary_hash,
         rereads=to_retry is not None,
@@ -337,13 +337,13 @@ class _Run:
         Read on until something has happened, and tell whether it did before the process ended.
 
         Raises:
-            ProofFailed: It took too long, or the proof was called off.
+            ReloadCheckFailed: It took too long, or the proof was called off.
         """
         while not happened():
             if self._called_off.is_set():
-                raise ProofFailed("the proof was called off")
+                raise ReloadCheckFailed("the proof was called off")
             if time.monotonic() >= self._give_up_at:
-                raise ProofFailed("the CLI took too long")
+                raise ReloadCheckFailed("the CLI took too long")
             if self._pipes.leader_gone:
                 self._pipes.catch_up(CATCH_UP_SECONDS)
                 return happened()
@@ -364,7 +364,7 @@ class _Run:
         Read on until something has happened.
 
         Raises:
-            ProofFailed: It did not.
+            ReloadCheckFailed: It did not.
         """
         if not self.until(happened):
             raise _EndedEarly("the CLI ended before it had made a request" + (f": {self.fault}" if self.fault else ""))

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from agent_runtime.claude.executable import Binary
-from agent_runtime.delivery.reload_check import DoesNotRun, Proof, prove
+from agent_runtime.delivery.reload_check import DoesNotRun, ReloadResult, check_reload
 from agent_runtime.errors import AgentRuntimeError, SpawnFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from agent_runtime.delivery.cli_check import CliCheck
-    from agent_runtime.delivery.delivery import Reach
+    from agent_runtime.delivery.delivery import ReloadBehaviour
 
 FILE_NAME = "proofs.json"
 BUILT_IN = Path(sys.prefix) / FILE_NAME
@@ -45,20 +45,20 @@ log = logging.getLogger(__name__)
 V = TypeVar("V")
 
 
-class _Kept(msgspec.Struct):
+class _Kept(msgspec.Struct, rename={"reload_results": "proofs"}):
     """
     What the file holds.
 
     Attributes:
         hashes: Of executables' contents, by :attr:`~agent_runtime.claude.executable.Binary.key`.
-        proofs: By that hash.
+        reload_results: By that hash; the file of earlier versions has them as ``proofs``.
     """
 
     hashes: dict[str, str] = {}
-    proofs: dict[str, Proof] = {}
+    reload_results: dict[str, ReloadResult] = {}
 
 
-class Proofs:
+class ReloadResults:
     """
     Look up and keep proofs; every method may be called from any thread, and other processes may write the file, too.
 
@@ -66,7 +66,7 @@ class Proofs:
 
     Args:
         data_dir: None keeps nothing on disk.
-        built_in: Proofs that were made elsewhere, to begin with.
+        built_in: Results that were made elsewhere, to begin with.
     """
 
     def __init__(self, data_dir: Path | None, built_in: Path = BUILT_IN) -> None:
@@ -75,7 +75,9 @@ class Proofs:
         self._lock = threading.Lock()
         self._kept = self._load()
 
-    def known(self, command: tuple[str, ...], search_path: str | None = None, *, read_it: bool = True) -> Proof | None:
+    def known(
+        self, command: tuple[str, ...], search_path: str | None = None, *, read_it: bool = True
+    ) -> ReloadResult | None:
         """
         Return the proof about the executable that *command* runs now, if there is one.
 
@@ -96,20 +98,20 @@ class Proofs:
             content_hash = binary.content_hash()
             with self._lock:
                 self._put(self._kept.hashes, binary.key, content_hash)
-                if content_hash in self._kept.proofs:
+                if content_hash in self._kept.reload_results:
                     self._save()
         with self._lock:
-            return self._kept.proofs.get(content_hash)
+            return self._kept.reload_results.get(content_hash)
 
-    def keep(self, binary: Binary, proof: Proof) -> None:
+    def keep(self, binary: Binary, reload_result: ReloadResult) -> None:
         """Keep *proof*, on disk when this returns, where that is possible."""
         with self._lock:
             newer = self._load()
             newer.hashes.update(self._kept.hashes)
-            newer.proofs.update(self._kept.proofs)
+            newer.reload_results.update(self._kept.reload_results)
             self._kept = newer
-            self._put(newer.hashes, binary.key, proof.binary_hash)
-            self._put(newer.proofs, proof.binary_hash, proof)
+            self._put(newer.hashes, binary.key, reload_result.binary_hash)
+            self._put(newer.reload_results, reload_result.binary_hash, reload_result)
             self._save()
 
     def _put(self, kept: dict[str, V], key: str, value: V) -> None:
@@ -123,7 +125,7 @@ class Proofs:
         if self._path is not None:
             ours = _read(self._path)
             kept.hashes |= ours.hashes
-            kept.proofs |= ours.proofs
+            kept.reload_results |= ours.reload_results
         return kept
 
     def _save(self) -> None:
@@ -154,7 +156,7 @@ def _read(path: Path) -> _Kept:
         return _Kept()
 
 
-class BackgroundProver:
+class BackgroundReloadChecker:
     """
     Make the proof about the CLI in use in a thread of its own, unless it is known, and again when the CLI was replaced.
 
@@ -169,7 +171,7 @@ class BackgroundProver:
         self,
         command: tuple[str, ...],
         environ: Mapping[str, str],
-        proofs: Proofs,
+        reload_results: ReloadResults,
         cli: CliCheck | None = None,
         *,
         user: str | None = None,
@@ -178,7 +180,7 @@ class BackgroundProver:
     ) -> None:
         self._command = command
         self._environ = environ
-        self._proofs = proofs
+        self._reload_results = reload_results
         self._cli = cli
         self._user = user
         self._mark = mark
@@ -188,13 +190,13 @@ class BackgroundProver:
         self._thread: threading.Thread | None = None
         self._not_before = 0.0
 
-    def reach(self) -> Reach | None:
+    def reload_behaviour(self) -> ReloadBehaviour | None:
         """Tell what was proved of the executable that is there now, by its size and times; None: nothing."""
         try:
-            proof = self._proofs.known(self._command, self._environ.get("PATH"), read_it=False)
+            reload_result = self._reload_results.known(self._command, self._environ.get("PATH"), read_it=False)
         except AgentRuntimeError:
             return None  # without a CLI there will be no child; whoever spawns says so
-        return None if proof is None else proof.reach
+        return None if reload_result is None else reload_result.reload_behaviour
 
     def begin(self) -> None:
         """Begin the proof unless it is under way; after one that failed, not before :data:`RETRY_SECONDS` are over."""
@@ -218,9 +220,9 @@ class BackgroundProver:
         try:
             path = self._environ.get("PATH")
             binary = Binary.of(self._command, path)
-            proof = self._proofs.known(self._command, path)
-            if proof is None:
-                proof = prove(
+            reload_result = self._reload_results.known(self._command, path)
+            if reload_result is None:
+                reload_result = check_reload(
                     self._command,
                     self._environ,
                     user=self._user,
@@ -228,10 +230,14 @@ class BackgroundProver:
                     mark=self._mark,
                     directory=self._directory,
                 )
-                self._proofs.keep(binary, proof)
+                self._reload_results.keep(binary, reload_result)
             if self._cli is not None:
                 self._cli.began()
-            log.info("the CLI %s takes a newer token from its file: %s", proof.version, proof.reach)
+            log.info(
+                "the CLI %s takes a newer token from its file: %s",
+                reload_result.version,
+                reload_result.reload_behaviour,
+            )
         except AgentRuntimeError as error:
             self._not_before = time.monotonic() + RETRY_SECONDS
             if self._cli is not None:
@@ -249,12 +255,12 @@ class BackgroundProver:
 def main(arguments: Sequence[str]) -> int:
     """Make the proof about a CLI and keep it in a directory, readable for everybody: it holds no secret."""
     directory, *command = arguments
-    proofs = Proofs(Path(directory))
+    reload_results = ReloadResults(Path(directory))
     binary = Binary.of(tuple(command), os.environ.get("PATH"))
-    proof = prove(tuple(command), os.environ)
-    proofs.keep(binary, proof)
+    reload_result = check_reload(tuple(command), os.environ)
+    reload_results.keep(binary, reload_result)
     (Path(directory) / FILE_NAME).chmod(0o644)
-    print(f"{proof.version}: takes a newer token: {proof.reach}")  # noqa: T201 - for the log of the build
+    print(f"{reload_result.version}: takes a newer token: {reload_result.reload_behaviour}")  # noqa: T201 - for the log of the build
     return 0
 
 

@@ -16,7 +16,7 @@ from agent_runtime.demo.execution import Execution
 from agent_runtime.demo.report import LINE_TO_SIGNAL_SECONDS, REFUSAL_TO_GONE_SECONDS, Promise
 from agent_runtime.demo.stage import GONE_TIMEOUT_SECONDS, marked
 from agent_runtime.model.tokens import Token
-from agent_runtime.process.forkserver.shim import NURSERY_NAME
+from agent_runtime.process.forkserver.shim import FORK_SERVER_NAME
 from agent_runtime.standins.messages_api import Text, Tool
 
 if TYPE_CHECKING:
@@ -182,8 +182,8 @@ class Scenario:
         children: list[psutil.Process] = []
         with contextlib.suppress(psutil.NoSuchProcess):
             found = psutil.Process(self._stage.supervisor.pid).children(recursive=True)
-            # Without the nursery, which is there as long as its supervisor.
-            own = [process for process in found if process.name() != NURSERY_NAME.decode()]
+            # Without the fork server, which is there as long as its supervisor.
+            own = [process for process in found if process.name() != FORK_SERVER_NAME.decode()]
             children = psutil.wait_procs(own, NO_CHILD_TIMEOUT_SECONDS)[1]
         otherwise = f"{len(left)} processes with an execution's mark, {len(children)} children of the supervisor"
         self._check(Promise.NOTHING_LEFT, not left and not children, otherwise)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from agent_runtime.claude.credential_env import BASE_URL_VARIABLE
 from agent_runtime.claude.executable import Binary, unfit
 from agent_runtime.delivery.delivery import choose
-from agent_runtime.delivery.reload_check import prove
-from agent_runtime.delivery.reload_results import FILE_NAME as PROOFS_FILE
-from agent_runtime.delivery.reload_results import Proofs
+from agent_runtime.delivery.reload_check import check_reload
+from agent_runtime.delivery.reload_results import FILE_NAME as RELOAD_RESULTS_FILE
+from agent_runtime.delivery.reload_results import ReloadResults
 from agent_runtime.doctor.finding import DATA_DIR, Finding, is_dir, may, ok, problem, warning
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.http_client import checked_url, proxy_for
@@ -31,7 +31,7 @@ from agent_runtime.web.uvicorn_protocol import DESCRIPTORS_KEPT, DESCRIPTORS_PER
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
 
-    from agent_runtime.delivery.reload_check import Proof
+    from agent_runtime.delivery.reload_check import ReloadResult
     from agent_runtime.settings import Settings
 
 API_URL = "https://api.anthropic.com"
@@ -42,22 +42,22 @@ def examine_program(
     settings: Settings, environ: Mapping[str, str], kind: str | None, in_the_way: str | None
 ) -> Iterator[Finding]:
     """Look at the CLI, prove what it does, and tell how a token of that kind will reach it."""
-    proof = None
+    reload_result = None
     try:
         binary = Binary.of(settings.claude, environ.get("PATH"))
         reason = unfit(settings.claude, environ.get("PATH"))
     except AgentRuntimeError as error:
         yield problem("cli", *_no_cli(settings.claude[0], environ, str(error)))
     else:
-        proof = yield from _examine(settings, environ, binary, reason)
-    reach = None if proof is None else proof.reach
-    choice = choose(settings.token_delivery, TokenKind(kind or TokenKind.OAUTH), reach, in_the_way)
+        reload_result = yield from _examine(settings, environ, binary, reason)
+    reload_behaviour = None if reload_result is None else reload_result.reload_behaviour
+    choice = choose(settings.token_delivery, TokenKind(kind or TokenKind.OAUTH), reload_behaviour, in_the_way)
     yield ok("delivery", f"{choice.name}: {choice.reason}")
 
 
 def _examine(
     settings: Settings, environ: Mapping[str, str], binary: Binary, reason: str | None
-) -> Generator[Finding, None, Proof | None]:
+) -> Generator[Finding, None, ReloadResult | None]:
     """Prove what the CLI does, unless there is a *reason* for which it cannot start."""
     if reason is not None:
         advice = f"install it for this processor and C library, or set {PREFIX}CLAUDE to another"
@@ -65,13 +65,13 @@ def _examine(
         return None
     yield ok("cli", f"found: {binary.files[0]}")
     try:
-        proof, text = _proof(settings, environ, binary)
+        reload_result, text = _reload_result(settings, environ, binary)
     except AgentRuntimeError as error:
         advice = f"run it by hand in this container: {settings.claude[0]} --version; is it for this processor and libc?"
         yield problem("proof", str(error), advice)
         return None
     yield ok("proof", text)
-    return proof
+    return reload_result
 
 
 def _no_cli(word: str, environ: Mapping[str, str], error: str) -> tuple[str, str]:
@@ -87,18 +87,25 @@ def _no_cli(word: str, environ: Mapping[str, str], error: str) -> tuple[str, str
     return f"{word} is not on PATH: {error}", f"{install}, or set {variable} to the whole path of the command"
 
 
-def _proof(settings: Settings, environ: Mapping[str, str], binary: Binary) -> tuple[Proof, str]:
+def _reload_result(settings: Settings, environ: Mapping[str, str], binary: Binary) -> tuple[ReloadResult, str]:
     """Look the proof up or make it, and say which."""
     data_dir = settings.data_dir or DATA_DIR
     keeps = is_dir(data_dir) and may(data_dir, os.W_OK | os.X_OK)
-    proofs = Proofs(data_dir if keeps else None)
-    proof = proofs.known(settings.claude, environ.get("PATH"))
+    reload_results = ReloadResults(data_dir if keeps else None)
+    result = reload_results.known(settings.claude, environ.get("PATH"))
     said = "known already"
-    if proof is None:
-        proof = prove(settings.claude, environ, user=settings.child_user)
-        proofs.keep(binary, proof)
-        said = f"made now, kept in {data_dir / PROOFS_FILE}" if keeps else "made now, not kept: no data directory yet"
-    return proof, f"version {proof.version}, a running one takes a newer token: {proof.reach} ({said})"
+    if result is None:
+        result = check_reload(settings.claude, environ, user=settings.child_user)
+        reload_results.keep(binary, result)
+        said = (
+            f"made now, kept in {data_dir / RELOAD_RESULTS_FILE}"
+            if keeps
+            else "made now, not kept: no data directory yet"
+        )
+    return (
+        result,
+        f"version {result.version}, a running one takes a newer token: {result.reload_behaviour} ({said})",
+    )
 
 
 def contained(settings: Settings) -> Finding:

@@ -109,7 +109,7 @@ def watch(directory: Path) -> Finding | None:
 
 
 def rivals(environ: Mapping[str, str]) -> Finding:
-    """Look for credentials and servers in the environment."""
+    """PassResult for credentials and servers in the environment."""
     names = sorted(name for name, value in environ.items() if value and is_rival(name))
     if not names:
         return ok("environment", "no other credential in it")
@@ -119,7 +119,7 @@ def rivals(environ: Mapping[str, str]) -> Finding:
 
 
 def settings_files(settings: Settings, machine: Machine) -> Iterator[Finding]:
-    """Look for credentials and servers in the CLI's settings files."""
+    """PassResult for credentials and servers in the CLI's settings files."""
     outranked = [
         settings.workspace / ".claude/settings.json",
         settings.workspace / ".claude/settings.local.json",
@@ -173,7 +173,7 @@ def obstacle(settings: Settings) -> str | None:
 
 
 def login(settings: Settings, in_the_way: str | None) -> Finding:
-    """Look for a login of somebody else."""
+    """PassResult for a login of somebody else."""
     if in_the_way is None:
         return ok("login", "the config directory holds no login but our own")
     advice = f"remove its .credentials.json if nobody needs it, or set {PREFIX}CONFIG_DIR to another directory"

@@ -77,7 +77,7 @@ class Channel(StrEnum):
     STDERR = "stderr"
 
 
-class Sighting(msgspec.Struct, frozen=True):
+class Detection(msgspec.Struct, frozen=True):
     """
     An API error that the CLI itself reported.
 
@@ -109,9 +109,9 @@ class Sighting(msgspec.Struct, frozen=True):
     retry_after_seconds: float | None = None
     advice: str | None = None
 
-    def or_sharper(self, earlier: Sighting | None) -> Sighting:
+    def or_sharper(self, earlier: Detection | None) -> Detection:
         """
-        Return what is known after this sighting: itself, or *earlier* where that says more about the same failure.
+        Return what is known after this detection: itself, or *earlier* where that says more about the same failure.
 
         The two channels are read in any order, so a line about a retry may come after the frame of giving up.
         """
@@ -140,7 +140,7 @@ class _Limit(msgspec.Struct, frozen=True):
     resets_at: float | None
 
 
-class Witness:
+class Detector:
     """
     Read one attempt's lines for API errors that the CLI itself reports; fed with each line once, in order.
 
@@ -161,7 +161,7 @@ class Witness:
         self._models: set[str] = set()
         self._model_has_spoken = False
 
-    def stderr(self, line: bytes, *, finished: bool = True) -> Sighting | None:
+    def stderr(self, line: bytes, *, finished: bool = True) -> Detection | None:
         """
         Look at a line of stderr.
 
@@ -186,13 +186,13 @@ class Witness:
             return None
         if self._foreign_since is not None and not "" < self._foreign_since < time_of_entry(line):
             return None
-        sighting = self._sighting(error, Channel.STDERR, is_final=False)
-        is_aside = sighting.error_class is ErrorClass.MODEL and self._is_aside(error)
+        detection = self._detection(error, Channel.STDERR, is_final=False)
+        is_aside = detection.error_class is ErrorClass.MODEL and self._is_aside(error)
         if finished:
             self._told, self._told_aside = error, is_aside
-        return None if is_aside else sighting
+        return None if is_aside else detection
 
-    def stdout(self, frame: Frame) -> Sighting | None:
+    def stdout(self, frame: Frame) -> Detection | None:
         """Look at a frame."""
         if frame.parent_tool_use_id is not None:
             return None
@@ -218,7 +218,7 @@ class Witness:
 
     # -- stdout
 
-    def _system(self, frame: Frame) -> Sighting | None:
+    def _system(self, frame: Frame) -> Detection | None:
         if frame.subtype == "init":
             if frame.model is not None:
                 self._models.add(frame.model)
@@ -231,11 +231,11 @@ class Witness:
             if error.status is None and error.word in {None, "unknown", "authentication_failed"}:
                 error = replace(error, word=None, text="API Error: Connection error.")  # there was no answer
             delay = frame.retry_delay_ms
-            sighting = self._sighting(self._qualified(error), Channel.STDOUT, is_final=False)
-            return replace(sighting, retry_after_seconds=None if delay is None else delay / 1000)
+            detection = self._detection(self._qualified(error), Channel.STDOUT, is_final=False)
+            return replace(detection, retry_after_seconds=None if delay is None else delay / 1000)
         return None
 
-    def _assistant(self, frame: Frame) -> Sighting | None:
+    def _assistant(self, frame: Frame) -> Detection | None:
         message = frame.message
         if message is None or message.model is None:
             return None
@@ -249,9 +249,9 @@ class Witness:
             return None
         error = self._qualified(_reported(frame, frame.text))
         self._given_up = (frame.text, error)
-        return self._sighting(error, Channel.STDOUT, is_final=True)
+        return self._detection(error, Channel.STDOUT, is_final=True)
 
-    def _result(self, frame: Frame) -> Sighting | None:
+    def _result(self, frame: Frame) -> Detection | None:
         if not frame.is_error or frame.subtype == "error_max_turns":
             return None
         # Not its ``errors``: they hold whatever the CLI has logged, an MCP server's 401 too.
@@ -262,13 +262,13 @@ class Witness:
             error = replace(said, status=error.status or said.status, type=error.type or said.type)
         else:
             error = self._qualified(error)
-        sighting = self._sighting(error, Channel.STDOUT, is_final=True)
+        detection = self._detection(error, Channel.STDOUT, is_final=True)
         if frame.api_error_status is None:
             # Nothing but a sentence: true or not, it is no word of the API.
-            sighting = replace(sighting, condemns=False)
-        return sighting
+            detection = replace(detection, condemns=False)
+        return detection
 
-    def _rate_limit(self, frame: Frame) -> Sighting | None:
+    def _rate_limit(self, frame: Frame) -> Detection | None:
         info = frame.rate_limit_info
         if info is None:
             return None
@@ -283,7 +283,7 @@ class Witness:
         ):
             limit_type = "other"  # the API's names are plain words; what is none is not repeated
         self._limit = _Limit(limit_type, info.resets_at)
-        return Sighting(
+        return Detection(
             rule="limit-event",
             channel=Channel.STDOUT,
             error_class=ErrorClass.RATE_LIMIT,
@@ -321,11 +321,11 @@ class Witness:
         another = names_another_model(error.message or error.text, self._models)
         return self._model_has_spoken if another is None else another
 
-    def _sighting(self, error: ApiError, channel: Channel, *, is_final: bool) -> Sighting:
+    def _detection(self, error: ApiError, channel: Channel, *, is_final: bool) -> Detection:
         if error.status is None and error.type is not None:
             error = replace(error, status=STATUS_BY_TYPE.get(error.type))
         rule = rule_for(error)
-        sighting = Sighting(
+        detection = Detection(
             rule=rule.id,
             channel=channel,
             error_class=rule.error_class,
@@ -336,24 +336,24 @@ class Witness:
             status=error.status,
             advice=rule.advice,
         )
-        return self._with_limit(sighting, error, rule)
+        return self._with_limit(detection, error, rule)
 
-    def _with_limit(self, sighting: Sighting, error: ApiError, rule: Rule) -> Sighting:
+    def _with_limit(self, detection: Detection, error: ApiError, rule: Rule) -> Detection:
         if rule.error_class is ErrorClass.RATE_LIMIT:
             lowered = error.text.lower()
             named = next((limit for words, limit in LIMIT_BY_WORDS if words in lowered), None)
             resets_at = end_of_limit(error.text, self._now())
         elif self._limit is not None and error.status == 429 and not rule.is_evidence:
             named = resets_at = None
-            sighting = replace(
-                sighting, rule="limit-event", error_class=ErrorClass.RATE_LIMIT, trouble=TokenTrouble.LIMITED
+            detection = replace(
+                detection, rule="limit-event", error_class=ErrorClass.RATE_LIMIT, trouble=TokenTrouble.LIMITED
             )
         else:
-            return sighting
+            return detection
         limit = self._limit or _Limit(named, resets_at)
         limit_type = limit.type or named
         return replace(
-            sighting,
+            detection,
             limit_type=limit_type,
             limit_model=MODEL_BY_LIMIT.get(limit_type or ""),
             resets_at=limit.resets_at or resets_at,

@@ -15,7 +15,7 @@ from agent_runtime.model.state import CLASS_BY_STOP, CLASS_BY_TROUBLE, STALLS, O
 
 if TYPE_CHECKING:
     from agent_runtime.claude.run_answer import Result
-    from agent_runtime.evidence.detector import Sighting
+    from agent_runtime.evidence.detector import Detection
 
 _CLASS_BY_SUBTYPE = {
     "error_max_turns": ErrorClass.MAX_TURNS,
@@ -103,8 +103,8 @@ class Ending(msgspec.Struct, frozen=True):
     exit_code: int | None
     result: Result | None = None
     stop_reason: StopReason | None = None
-    last_error: Sighting | None = None
-    evidence: Sighting | None = None
+    last_error: Detection | None = None
+    evidence: Detection | None = None
     began: bool = True
     last_words: str | None = None
     request_fault: str | None = None

@@ -21,12 +21,12 @@ from agent_runtime.claude import invocation as cli_command
 from agent_runtime.claude.invocation import PERMISSION_MODE
 from agent_runtime.claude.session_faults import is_session_fault
 from agent_runtime.claude.slash_commands import is_bare_command
-from agent_runtime.delivery.held_tokens import Holding
+from agent_runtime.delivery.held_tokens import HeldGenerations
 from agent_runtime.delivery.private_files import PrivateFiles
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.evidence.detector import Channel
 from agent_runtime.evidence.verdict import Ending
-from agent_runtime.execution.attempt_report import Answered, Progress, Reached, Report, Spawned, Stopping
+from agent_runtime.execution.attempt_report import Answered, AttemptReport, Progress, Reached, Spawned, Stopping
 from agent_runtime.execution.deadlines import Deadlines, Patience
 from agent_runtime.execution.output import EVIDENCE_LINE_BYTES, ChildOutput, Sign
 from agent_runtime.model import mcp_config
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.delivery.delivery import Delivered
-    from agent_runtime.evidence.detector import Sighting
-    from agent_runtime.execution.attempt_report import Note
-    from agent_runtime.execution.attempt_spec import Order, Surroundings
+    from agent_runtime.evidence.detector import Detection
+    from agent_runtime.execution.attempt_report import AttemptEvent
+    from agent_runtime.execution.attempt_spec import AttemptContext, AttemptSpec
     from agent_runtime.process.child import Child
     from agent_runtime.process.framing import Lines
     from agent_runtime.secret.generations import Generation
@@ -64,38 +64,42 @@ class Attempt:
     """
 
     def __init__(
-        self, order: Order, surroundings: Surroundings, transcript: TranscriptWriter, tell: Callable[[Note], object]
+        self,
+        spec: AttemptSpec,
+        attempt_context: AttemptContext,
+        transcript: TranscriptWriter,
+        tell: Callable[[AttemptEvent], object],
     ) -> None:
-        self._order = order
-        self._around = surroundings
+        self._spec = spec
+        self._around = attempt_context
         self._tell = tell
         self._output = ChildOutput(
             transcript,
-            surroundings.redactor,
-            keep_partial=surroundings.settings.keep_partial,
+            attempt_context.redactor,
+            keep_partial=attempt_context.settings.keep_partial,
             on_error=self._sighted,
             on_sign=self._sign,
         )
-        self._files = PrivateFiles(surroundings.run_dir, order.mark, surroundings.settings.child_user)
+        self._files = PrivateFiles(attempt_context.run_dir, spec.mark, attempt_context.settings.child_user)
         self._wake = Wake()
         self._lock = threading.Lock()
         self._reason: StopReason | None = None
         self._stop_is_done = False
         self._child: Child | None = None
-        self._last_error: Sighting | None = None
-        self._evidence: Sighting | None = None
+        self._last_error: Detection | None = None
+        self._evidence: Detection | None = None
         self._kill_at = math.inf
         self._answered = 0
         self._delivered: Delivered | None = None
-        self._holding: Holding | None = None
-        self._oldest = surroundings.secret.status.generation
+        self._held_generations: HeldGenerations | None = None
+        self._oldest = attempt_context.secret.status.generation
         self._at_once = False
         self._killed = False
         self._hook: str | None = None
         self._give_up_at = math.inf
-        self._report = Report(started_at=time.time(), tally=self._output.tally)
+        self._report = AttemptReport(started_at=time.time(), run_stats=self._output.run_stats)
         self._deadlines = Deadlines(
-            Patience.of(surroundings.settings), spawned_at=time.monotonic(), total_at=order.total_at
+            Patience.of(attempt_context.settings), spawned_at=time.monotonic(), total_at=spec.total_at
         )
 
     @property
@@ -106,7 +110,7 @@ class Attempt:
     @property
     def held(self) -> Generation | None:
         """The newest generation its child has; before the spawn the oldest one it may get."""
-        return self._oldest if self._holding is None else self._holding.newest
+        return self._oldest if self._held_generations is None else self._held_generations.newest
 
     def request_stop(self, reason: StopReason, *, at_once: bool = False) -> None:
         """Ask for the end, from any thread, any number of times; the first reason wins. *at_once*: no grace."""
@@ -119,14 +123,14 @@ class Attempt:
 
     def token_loaded(self, generation: Generation) -> None:
         """Note, from any thread, that a newer generation is loaded; where its way leads to this child, it is told."""
-        if self._holding is not None and self._child is not None:
-            self._reached(self._holding.loaded(generation, time.monotonic()))
+        if self._held_generations is not None and self._child is not None:
+            self._reached(self._held_generations.loaded(generation, time.monotonic()))
 
     def _reached(self, generation: Generation | None) -> None:
         if generation is not None:
             self._tell(Reached(generation, time.time()))
 
-    def run(self) -> Report:
+    def run(self) -> AttemptReport:
         """Run the child to its end; never raises for what the child or the operating system does."""
         report = self._report
         try:
@@ -164,31 +168,31 @@ class Attempt:
         """Take the token, write what the child needs, and put its command together."""
         generation = self._around.secret.read()
         self._report.generation = generation
-        self._around.may_use(generation, self._order.task.model, self._order.execution_id)
+        self._around.may_use(generation, self._spec.task.model, self._spec.execution_id)
         delivered = self._around.deliveries.for_spawn(generation)
         generation = self._report.generation = delivered.generation
         self._delivered = delivered
-        self._holding = Holding(delivered, time.monotonic())
+        self._held_generations = HeldGenerations(delivered, time.monotonic())
         self._around.redactor.add(generation.token)
-        order, settings = self._order, self._around.settings
+        spec, settings = self._spec, self._around.settings
         environ = cli_command.environment(
             self._around.environ,
-            execution_id=order.execution_id,
+            execution_id=spec.execution_id,
             config_dir=settings.config_dir,
             delivered=delivered.variables,
             background_seconds=settings.background_timeout or settings.timeout,
             as_root=settings.child_user is None and os.geteuid() == 0,
-            trace=order.task.trace,
+            trace=spec.task.trace,
         )
         settings_file = cli_command.write_settings(self._files.write, delivered.variables, self._around.environ)
         mcp_file = None
-        if order.task.mcp_config is not None:
-            mcp_file = self._files.write("mcp.json", msgspec.json.encode(order.task.mcp_config))
+        if spec.task.mcp_config is not None:
+            mcp_file = self._files.write("mcp.json", msgspec.json.encode(spec.task.mcp_config))
         argv = (
             *cli_command.resolve(settings.claude, environ.get("PATH")),
-            *cli_command.arguments(order.task, order.session, settings_file=settings_file, mcp_file=mcp_file),
+            *cli_command.arguments(spec.task, spec.session, settings_file=settings_file, mcp_file=mcp_file),
         )
-        return Command(argv=argv, env=environ, cwd=settings.workspace, user=settings.child_user, mark=order.mark)
+        return Command(argv=argv, env=environ, cwd=settings.workspace, user=settings.child_user, mark=spec.mark)
 
     # -- while it runs
 
@@ -202,7 +206,7 @@ class Attempt:
             stderr=child.stderr,
             pidfd=child.pidfd,
             wake=self._wake,
-            stdin_bytes=cli_command.stdin_bytes(self._order.task, self._order.session),
+            stdin_bytes=cli_command.stdin_bytes(self._spec.task, self._spec.session),
             close_stdin=child.close_stdin,
             frame_limit_bytes=self._around.settings.frame_limit,
             on_lines=self._lines,
@@ -255,10 +259,10 @@ class Attempt:
         child = self._child
         if child is None or self._kill_at < math.inf:
             return None
-        tally = self._report.tally
-        self._report.background_ended = tally.has_more_to_come
-        self._hook = tally.hook  # told to leave, the CLI ends it
-        tally.answer.is_leaving = True
+        run_stats = self._report.run_stats
+        self._report.background_ended = run_stats.has_more_to_come
+        self._hook = run_stats.hook  # told to leave, the CLI ends it
+        run_stats.answer.is_leaving = True
         child.interrupt()
         signalled_at = self._report.signalled_at = time.monotonic()
         self._kill_at = signalled_at + self._around.settings.stop_grace
@@ -281,7 +285,7 @@ class Attempt:
             output.stderr(lines, read_at)
             return
         has_grown = output.stdout(lines, read_at)
-        self._deadlines.stage_seen(output.tally.stage, output.tally.open_tools, read_at)
+        self._deadlines.stage_seen(output.run_stats.stage, output.run_stats.open_tools, read_at)
         if has_grown:
             self._tell(Progress())
 
@@ -294,7 +298,7 @@ class Attempt:
             self._deadlines.start_seen(read_at)
         elif sign is Sign.INIT:
             self._deadlines.init_seen(read_at)
-            mode = self._output.tally.permission_mode
+            mode = self._output.run_stats.permission_mode
             if mode != PERMISSION_MODE:
                 log.error("permission mode is %s, not %s", mode, PERMISSION_MODE)
                 self._reason_for(StopReason.PERMISSION_MODE)
@@ -308,56 +312,56 @@ class Attempt:
             # last events come after that.
             self._last_error = None
             self._report.session_refused = False
-        if self._holding is not None:
-            generation, since = self._holding.charged(read_at)
+        if self._held_generations is not None:
+            generation, since = self._held_generations.carried_at(read_at)
             if generation.number != self._answered:
                 self._answered = generation.number
                 self._tell(Answered(generation, since))
         self._deadlines.model_seen(read_at)
 
-    def _sighted(self, sighting: Sighting, data: bytes, read_at: float) -> None:
+    def _sighted(self, detection: Detection, data: bytes, read_at: float) -> None:
         """Take note of an API error, and end the child at once where it says that the token is refused."""
-        if self._kill_at < math.inf or self._holding is None:
+        if self._kill_at < math.inf or self._held_generations is None:
             return  # what it says on being stopped is about the stop
-        self._last_error = sighting.or_sharper(self._last_error)
-        task, session = self._order.task, self._order.session
+        self._last_error = detection.or_sharper(self._last_error)
+        task, session = self._spec.task, self._spec.session
         brings_images = bool(task.images) and session.prompt is None
         self._report.session_refused |= is_session_fault(data, brings_images=brings_images)
-        self._look_for_newer(self._holding, sighting)
+        self._look_for_newer(self._held_generations, detection)
         if self._evidence is None:
-            self._report.generation, _ = self._holding.charged(read_at)
-        if not sighting.is_evidence or self._evidence is not None:
+            self._report.generation, _ = self._held_generations.carried_at(read_at)
+        if not detection.is_evidence or self._evidence is not None:
             return
-        if self._holding.is_in_doubt:
-            sighting = replace(sighting, condemns=False)  # whichever was refused: the next attempt finds out
-        if not sighting.is_final and self._holding.newest is not self._report.generation:
+        if self._held_generations.is_suspect:
+            detection = replace(detection, condemns=False)  # whichever was refused: the next attempt finds out
+        if not detection.is_final and self._held_generations.newest is not self._report.generation:
             return  # the CLI's own retry takes the newer token; what that meets decides
-        self._evidence = sighting
+        self._evidence = detection
         self._reason_for(StopReason.REFUSED)
         signalled_at = self._interrupt()
         report = self._report
         # What a tool may have forged, and no probe can tell from the truth, must not hold up other executions.
         can_be_told = not self._output.used_tool or self._around.settings.probe != "off"
         if report.generation is not None and can_be_told:
-            self._around.doubt(report.generation, self._order.execution_id)
+            self._around.mark_suspect(report.generation, self._spec.execution_id)
         report.evidence = EvidenceRecord(
-            rule=sighting.rule,
-            stream=sighting.channel,
+            rule=detection.rule,
+            stream=detection.channel,
             line=self._around.redactor.redact(data[:EVIDENCE_LINE_BYTES], truncated=True).decode(errors="replace"),
             seconds_to_signal=None if signalled_at is None else round(signalled_at - read_at, 6),
         )
 
-    def _look_for_newer(self, holding: Holding, sighting: Sighting) -> None:
+    def _look_for_newer(self, held_generations: HeldGenerations, detection: Detection) -> None:
         """See whether a newer token is where the child looks."""
         secret = self._around.secret
-        if sighting.is_evidence and holding.may_be_reached:
+        if detection.is_evidence and held_generations.may_be_reached:
             # One that was written just now, and that nobody has noticed yet, would cost the attempt.
             secret.poll()
         if (loaded := secret.status.generation) is not None:
             self.token_loaded(loaded)
-        if sighting.trouble is TokenTrouble.REFUSED and sighting.status in {401, None}:
+        if detection.trouble is TokenTrouble.REFUSED and detection.status in {401, None}:
             # At these, but at no other answer, older versions look again.
-            self._reached(holding.looked(time.monotonic()))
+            self._reached(held_generations.reread(time.monotonic()))
 
     # -- the end
 
@@ -374,16 +378,16 @@ class Attempt:
             self._report.gone_at = time.monotonic()
             ended = child.poll()
             self._report.cpu_seconds = child.cpu_seconds
-            self._report.tally.redact(self._around.redactor.redact_text)
+            self._report.run_stats.redact(self._around.redactor.redact_text)
             # Not at the evidence: stderr is read first, so the frame of the tool that forged it may come later.
             self._report.used_tool = output.used_tool
-            task, answer = self._order.task, self._report.tally.answer
-            is_own_command = self._order.session.prompt is None and is_bare_command(task) and answer.is_without_model
+            task, answer = self._spec.task, self._report.run_stats.answer
+            is_own_command = self._spec.session.prompt is None and is_bare_command(task) and answer.is_without_model
             if self._report.signalled_at is None:
-                self._report.background_ended = self._report.tally.has_more_to_come
+                self._report.background_ended = self._report.run_stats.has_more_to_come
             self._report.ending = Ending(
                 exit_code=ended.code if ended is not None else None,
-                result=self._report.tally.result,
+                result=self._report.run_stats.result,
                 is_command=is_own_command,
                 hook=self._hook,
                 stop_reason=self._reason,
@@ -392,9 +396,9 @@ class Attempt:
                 oom=child.ran_out_of_memory,
                 oom_nearby=child.others_may_have_run_out_of_memory,
                 lost_a_tool=output.lost_a_tool,
-                began=output.tally.has_init,
+                began=output.run_stats.has_init,
                 last_words=output.last_words,
-                request_fault=mcp_config.refused_by_some(servers) if (servers := self._order.task.mcp_config) else None,
+                request_fault=mcp_config.refused_by_some(servers) if (servers := self._spec.task.mcp_config) else None,
             )
             self._report.unknown_session = output.unknown_session
             self._report.session_refused |= output.unreadable_session

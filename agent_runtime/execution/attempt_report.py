@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
-from agent_runtime.claude.run_stats import Tally
+from agent_runtime.claude.run_stats import RunStats
 
 if TYPE_CHECKING:
     from agent_runtime.errors import AgentRuntimeError
@@ -61,10 +61,10 @@ class Reached(msgspec.Struct, frozen=True):
     delivered_at: float
 
 
-Note: TypeAlias = Spawned | Progress | Stopping | Answered | Reached
+AttemptEvent: TypeAlias = Spawned | Progress | Stopping | Answered | Reached
 
 
-class Report(msgspec.Struct):
+class AttemptReport(msgspec.Struct):
     """
     How an attempt went.
 
@@ -88,7 +88,7 @@ class Report(msgspec.Struct):
     error: AgentRuntimeError | None = None
     ending: Ending | None = None
     evidence: EvidenceRecord | None = None
-    tally: Tally = msgspec.field(default_factory=Tally)
+    run_stats: RunStats = msgspec.field(default_factory=RunStats)
     used_tool: bool = False
     background_ended: bool = False
     unknown_session: bool = False
@@ -100,7 +100,7 @@ class Report(msgspec.Struct):
     sweep: SweepReport | None = None
 
 
-def measure(report: Report, counts: Counts) -> None:
+def measure(report: AttemptReport, counts: Counts) -> None:
     """Count what an attempt has shown."""
     if report.evidence is not None:
         counts.count("evidence", report.evidence.rule)

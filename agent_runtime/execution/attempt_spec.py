@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from agent_runtime.telemetry.redaction import Redactor
 
 
-class Surroundings(msgspec.Struct, frozen=True):
+class AttemptContext(msgspec.Struct, frozen=True):
     """
     What all attempts of a supervisor share.
 
@@ -47,11 +47,11 @@ class Surroundings(msgspec.Struct, frozen=True):
     unkillable: Unkillable
     cli: CliCheck
     may_use: Callable[[Generation, str | None, str], None]
-    doubt: Callable[[Generation, str], None]
+    mark_suspect: Callable[[Generation, str], None]
     counts: Counts = msgspec.field(default_factory=Counts)
 
 
-class Order(msgspec.Struct, frozen=True):
+class AttemptSpec(msgspec.Struct, frozen=True):
     """
     What one attempt is to do.
 

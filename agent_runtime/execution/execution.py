@@ -16,8 +16,16 @@ from agent_runtime.claude.slash_commands import has_text_behind, would_change_so
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed, TokenLimited, plain_detail
 from agent_runtime.evidence.verdict import Verdict, again, limit_sentence, verdict
 from agent_runtime.execution.attempt import Attempt
-from agent_runtime.execution.attempt_report import Answered, Progress, Reached, Report, Spawned, Stopping, measure
-from agent_runtime.execution.attempt_spec import Order
+from agent_runtime.execution.attempt_report import (
+    Answered,
+    AttemptReport,
+    Progress,
+    Reached,
+    Spawned,
+    Stopping,
+    measure,
+)
+from agent_runtime.execution.attempt_spec import AttemptSpec
 from agent_runtime.model.records import (
     COMPACT_EVENTS_KEPT,
     Answer,
@@ -29,14 +37,14 @@ from agent_runtime.model.records import (
     context_window_of,
 )
 from agent_runtime.model.state import Event, Outcome, Phase, StopReason, transition
-from agent_runtime.notifier import Change
+from agent_runtime.notifier import Notifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.claude.invocation import Session
-    from agent_runtime.execution.attempt_report import Note
-    from agent_runtime.execution.attempt_spec import Surroundings
+    from agent_runtime.execution.attempt_report import AttemptEvent
+    from agent_runtime.execution.attempt_spec import AttemptContext
     from agent_runtime.model.task import Task
     from agent_runtime.secret.generations import Generation
     from agent_runtime.store.transcripts import TranscriptReader, TranscriptWriter
@@ -62,7 +70,7 @@ class Execution:
         *,
         execution_id: str,
         ignored_fields: list[str],
-        surroundings: Surroundings,
+        attempt_context: AttemptContext,
         transcript: TranscriptWriter,
         reader: TranscriptReader,
         next_mark: Callable[[], str],
@@ -76,11 +84,11 @@ class Execution:
         self.task = task
         self.transcript = transcript
         self.reader = reader
-        self.changed = Change()
+        self.changed = Notifier()
         self.result_text: str | None = None
         self.result_line: int | None = None
         self.error: AgentRuntimeError | None = None
-        self._surroundings = surroundings
+        self._attempt_context = attempt_context
         self._next_mark = next_mark
         self._accepted = accepted
         self._save = save
@@ -89,7 +97,7 @@ class Execution:
         self._admitted_at = time.monotonic()
         self._timeout_seconds = timeout_seconds
         self._attempt: Attempt | None = None
-        self._wish: StopReason | None = None
+        self._requested_stop: StopReason | None = None
         self._finished = asyncio.Event()
         self.slot: int | None = None
         """Which slot it has, from 1."""
@@ -109,7 +117,7 @@ class Execution:
             created_at=time.time(),
             metadata=Metadata(context_window=context_window_of(task.model)),
         )
-        settings = surroundings.settings
+        settings = attempt_context.settings
         metadata = self.record.metadata
         if self.record.request_digest != task.digest:  # else it is the same message, which may have been swallowed
             metadata.sent_as_text = would_change_something(task, settings.workspace, settings.config_dir)
@@ -140,9 +148,9 @@ class Execution:
         return self._admitted_at + self._timeout_seconds
 
     @property
-    def wish(self) -> StopReason | None:
+    def requested_stop(self) -> StopReason | None:
         """Why it was asked to stop, if it was."""
-        return self._wish
+        return self._requested_stop
 
     @property
     def held(self) -> Generation | None:
@@ -173,12 +181,12 @@ class Execution:
         """Ask for the end, in any phase, any number of times; the first reason wins. *at_once*: without the grace."""
         if self.phase is Phase.FINISHED:
             return
-        if self._wish is None:
-            self._wish = reason
+        if self._requested_stop is None:
+            self._requested_stop = reason
         self.stopped.set()
         if self._attempt is not None:
             self._attempt.request_stop(reason, at_once=at_once)
-        self.changed.tell()
+        self.changed.notify()
 
     def measured(self, usage: Usage) -> None:
         """Take what its processes were seen to take."""
@@ -203,8 +211,8 @@ class Execution:
         record.detail = again(self._detail_of(final), final.error_class, self._told_before)
         record.ended_at = time.time()
         self.transcript.close()
-        self._surroundings.counts.observe("execution_duration_seconds", time.monotonic() - self._admitted_at)
-        self._surroundings.counts.count("transcript_lines_unwritten", by=self.transcript.missing_lines)
+        self._attempt_context.counts.observe("execution_duration_seconds", time.monotonic() - self._admitted_at)
+        self._attempt_context.counts.count("transcript_lines_unwritten", by=self.transcript.missing_lines)
         log.info(
             "execution finished: outcome=%s error_class=%s attempts=%d",
             record.outcome,
@@ -217,15 +225,15 @@ class Execution:
         """Let everybody have the answer."""
         self.answer = answer
         self._finished.set()
-        self.changed.tell()
+        self.changed.notify()
 
     # -- one attempt
 
-    async def attempt(self, session: Session) -> Report:
+    async def attempt(self, session: Session) -> AttemptReport:
         """Run one CLI process in a thread of its own, with the slot the caller holds for it."""
         if self.phase in (Phase.RUNNING, Phase.STOPPING):
             self._move(Event.REQUEUED)
-        order = Order(
+        spec = AttemptSpec(
             execution_id=self.execution_id,
             task=self.task,
             session=replace(session, as_text=self.record.metadata.sent_as_text),
@@ -239,30 +247,28 @@ class Execution:
             self.record.resumable = False if session.resumes else None
         loop = asyncio.get_running_loop()
         notes = _Notes(loop, self._take)
-        attempt = self._attempt = Attempt(order, self._surroundings, self.transcript, notes.put)
-        if self._wish is not None:
-            attempt.request_stop(self._wish)
-        report: asyncio.Future[Report] = loop.create_future()
+        attempt = self._attempt = Attempt(spec, self._attempt_context, self.transcript, notes.put)
+        if self._requested_stop is not None:
+            attempt.request_stop(self._requested_stop)
+        report: asyncio.Future[AttemptReport] = loop.create_future()
         # In a copy of this context, so that what the thread logs says whom it is about.
         run = contextvars.copy_context().run
-        thread = threading.Thread(
-            target=run, args=(_run_in_thread, attempt, loop, report), name=f"attempt-{order.mark}"
-        )
+        thread = threading.Thread(target=run, args=(_run_in_thread, attempt, loop, report), name=f"attempt-{spec.mark}")
         try:
             thread.start()
         except RuntimeError:
             attempt.abandon()
-            return Report(started_at=time.time(), error=SpawnFailed("cannot start a thread for the attempt"))
+            return AttemptReport(started_at=time.time(), error=SpawnFailed("cannot start a thread for the attempt"))
         try:
             return self._add_up(await report, session)
         finally:
             self._attempt = None
 
-    def _take(self, note: Note) -> None:
+    def _take(self, note: AttemptEvent) -> None:
         """Take what the attempt's thread says."""
         record = self.record
         if isinstance(note, Spawned):
-            self._surroundings.counts.count("attempts")
+            self._attempt_context.counts.count("attempts")
             self.shim_pid = note.shim_pid
             token = note.generation.token
             record.attempts.append(
@@ -295,30 +301,30 @@ class Execution:
             if not record.resumable:
                 record.resumable = True
                 self._save(record)
-            self._surroundings.counts.answered(note.generation, time.time())
+            self._attempt_context.counts.answered(note.generation, time.time())
             self._accepted(note.generation, note.since)
         elif isinstance(note, Stopping):
             if self.phase is Phase.RUNNING:
                 self._go(Event.STOP_REQUESTED)
                 self._save(record)
-            self._surroundings.counts.count("attempt_stops", note.reason)
+            self._attempt_context.counts.count("attempt_stops", note.reason)
             log.info("attempt stopping: reason=%s", note.reason, extra={"execution_id": record.execution_id})
-        self.changed.tell()
+        self.changed.notify()
 
-    def _add_up(self, report: Report, session: Session) -> Report:
+    def _add_up(self, report: AttemptReport, session: Session) -> AttemptReport:
         """Put what the attempt amounts to into the record."""
-        record, tally = self.record, report.tally
+        record, run_stats = self.record, report.run_stats
         self.shim_pid, self.usage = None, Usage()
         if report.cpu_seconds is not None:
-            self._surroundings.counts.count("executions_cpu_seconds", by=report.cpu_seconds)
+            self._attempt_context.counts.count("executions_cpu_seconds", by=report.cpu_seconds)
             self._cpu_seconds_before += report.cpu_seconds
             record.usage.cpu_seconds = max(record.usage.cpu_seconds, self._cpu_seconds_before)
-        measure(report, self._surroundings.counts)
-        if tally.has_init and (session_id := _uuid_text(tally.session_id)):
+        measure(report, self._attempt_context.counts)
+        if run_stats.has_init and (session_id := _uuid_text(run_stats.session_id)):
             self._note_session(session_id)
-        if tally.has_progress or session.prompt is None:
-            record.resumable = tally.has_progress
-        self.result_text = tally.answer_text
+        if run_stats.has_progress or session.prompt is None:
+            record.resumable = run_stats.has_progress
+        self.result_text = run_stats.answer_text
         self.result_line = report.result_line or self.result_line
         if report.pid is not None:
             attempt = record.attempts[-1]
@@ -336,18 +342,18 @@ class Execution:
                 )
         metadata = record.metadata
         metadata.attempts = len(record.attempts)
-        metadata.cost_usd += _count(tally.cost_usd)
-        metadata.duration_ms += _count(tally.duration_ms)
-        metadata.num_turns += _count(tally.num_turns)
-        metadata.tool_count += tally.tool_count
-        metadata.model_name = tally.model_name or metadata.model_name
-        metadata.cli_version = tally.cli_version or metadata.cli_version
-        metadata.context_window = tally.context_window or metadata.context_window
-        metadata.compact_events = [*metadata.compact_events, *tally.compact_events][:COMPACT_EVENTS_KEPT]
-        metadata.background_tasks_pending_at_exit = tally.background_tasks
+        metadata.cost_usd += _count(run_stats.cost_usd)
+        metadata.duration_ms += _count(run_stats.duration_ms)
+        metadata.num_turns += _count(run_stats.num_turns)
+        metadata.tool_count += run_stats.tool_count
+        metadata.model_name = run_stats.model_name or metadata.model_name
+        metadata.cli_version = run_stats.cli_version or metadata.cli_version
+        metadata.context_window = run_stats.context_window or metadata.context_window
+        metadata.compact_events = [*metadata.compact_events, *run_stats.compact_events][:COMPACT_EVENTS_KEPT]
+        metadata.background_tasks_pending_at_exit = run_stats.background_tasks
         metadata.background_ended = report.background_ended
-        metadata.stop_reason = tally.answer.stop_reason or metadata.stop_reason
-        if (usage := tally.usage) is not None:
+        metadata.stop_reason = run_stats.answer.stop_reason or metadata.stop_reason
+        if (usage := run_stats.usage) is not None:
             metadata.input_tokens += _count(usage.input_tokens)
             metadata.output_tokens += _count(usage.output_tokens)
             metadata.cache_creation_tokens += _count(usage.cache_creation_input_tokens)
@@ -358,13 +364,13 @@ class Execution:
         """Note that nobody can go on in its session."""
         self.record.resumable = False
 
-    def was_swallowed(self, report: Report) -> bool:
+    def was_swallowed(self, report: AttemptReport) -> bool:
         """
         Whether the CLI took the message for a command of its own, and answered it itself though it has more to say.
 
         If so, the next attempt sends it as text.
         """
-        metadata, answer = self.record.metadata, report.tally.answer
+        metadata, answer = self.record.metadata, report.run_stats.answer
         if metadata.sent_as_text or not (answer.is_without_model and has_text_behind(self.task)):
             return False
         metadata.sent_as_text = True
@@ -373,19 +379,19 @@ class Execution:
     def _note_session(self, session_id: str | None) -> None:
         self.record.session_id = self.record.metadata.session_id = session_id
 
-    def judge(self, report: Report) -> Verdict:
+    def judge(self, report: AttemptReport) -> Verdict:
         """Say how an attempt ended."""
         self.error = None
         if report.error is not None:
             self.error = report.error
             detail = str(report.error)
             if isinstance(report.error, SpawnFailed):
-                detail = self._surroundings.cli.not_spawned(report.error)
+                detail = self._attempt_context.cli.not_spawned(report.error)
             return Verdict(Outcome.FAILED, report.error.error_class, detail)
         if report.ending is None:
             return Verdict(Outcome.FAILED, ErrorClass.ERROR, "the attempt ended without a trace")
         final = verdict(report.ending)
-        self._surroundings.cli.ended(report.ending, final)
+        self._attempt_context.cli.ended(report.ending, final)
         return final
 
     @property
@@ -409,7 +415,7 @@ class Execution:
         """Change the phase and let everybody know."""
         self._go(event)
         self._save(self.record)
-        self.changed.tell()
+        self.changed.notify()
 
     def _go(self, event: Event) -> None:
         self.record.state = transition(self.record.state, event)
@@ -443,31 +449,31 @@ def _count(told: N | None) -> N:
 class _Notes:
     """Carry notes from an attempt's thread to the event loop; of progress, one at a time is enough."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, take: Callable[[Note], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, take: Callable[[AttemptEvent], None]) -> None:
         self._loop = loop
         self._take = take
         self._progress_under_way = False
 
-    def put(self, note: Note) -> None:
+    def put(self, note: AttemptEvent) -> None:
         if not isinstance(note, Progress):
             self._send(self._take, note)
         elif not self._progress_under_way:
             self._progress_under_way = True
             self._send(self._progress, note)
 
-    def _progress(self, note: Note) -> None:
+    def _progress(self, note: AttemptEvent) -> None:
         self._progress_under_way = False
         self._take(note)
 
-    def _send(self, call: Callable[[Note], None], note: Note) -> None:
+    def _send(self, call: Callable[[AttemptEvent], None], note: AttemptEvent) -> None:
         try:
             self._loop.call_soon_threadsafe(call, note)
         except RuntimeError:
             log.debug("note came after the event loop had closed")
 
 
-def _run_in_thread(attempt: Attempt, loop: asyncio.AbstractEventLoop, report: asyncio.Future[Report]) -> None:
-    outcome: Report | BaseException
+def _run_in_thread(attempt: Attempt, loop: asyncio.AbstractEventLoop, report: asyncio.Future[AttemptReport]) -> None:
+    outcome: AttemptReport | BaseException
     try:
         outcome = attempt.run()
     except BaseException as error:  # noqa: BLE001 - carried over to the loop, where it is raised
@@ -478,7 +484,7 @@ def _run_in_thread(attempt: Attempt, loop: asyncio.AbstractEventLoop, report: as
         log.error("attempt ended after the event loop had closed")
 
 
-def _settle(future: asyncio.Future[Report], outcome: Report | BaseException) -> None:
+def _settle(future: asyncio.Future[AttemptReport], outcome: AttemptReport | BaseException) -> None:
     if future.done():
         return
     if isinstance(outcome, BaseException):

@@ -13,16 +13,16 @@ from agent_runtime.claude import invocation as cli_command
 from agent_runtime.claude.frame_repair import pieces, read
 from agent_runtime.claude.frames import decode, decode_partial, is_partial, is_utf8, may_be_partial
 from agent_runtime.claude.last_words import LastWords
-from agent_runtime.claude.run_stats import Tally
+from agent_runtime.claude.run_stats import RunStats
 from agent_runtime.claude.session_faults import cannot_resume
-from agent_runtime.evidence.detector import Channel, Witness
+from agent_runtime.evidence.detector import Channel, Detector
 from agent_runtime.process.framing import CutLine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.claude.frames import Frame
-    from agent_runtime.evidence.detector import Sighting
+    from agent_runtime.evidence.detector import Detection
     from agent_runtime.process.framing import Lines
     from agent_runtime.store.transcripts import TranscriptWriter
     from agent_runtime.telemetry.redaction import Redactor
@@ -76,10 +76,10 @@ class ChildOutput:
         redactor: Redactor,
         *,
         keep_partial: bool,
-        on_error: Callable[[Sighting, bytes, float], None],
+        on_error: Callable[[Detection, bytes, float], None],
         on_sign: Callable[[Sign, float], None],
     ) -> None:
-        self.tally = Tally()
+        self.run_stats = RunStats()
         self.result_line: int | None = None
         self.unknown_session = False
         self.lost_a_tool = False
@@ -89,7 +89,7 @@ class ChildOutput:
         self._keep_partial = keep_partial
         self._on_error = on_error
         self._on_sign = on_sign
-        self._witness = Witness(time.time)
+        self._detector = Detector(time.time)
         self._last_words = LastWords()
         self._result_is_new = False
         self._model_told: tuple[Sign, float] | None = None
@@ -98,7 +98,7 @@ class ChildOutput:
     @property
     def used_tool(self) -> bool:
         """Whether a tool has run, or may have: what was in a frame that is too long to be read is not known."""
-        return self._has_cut_frame or self.tally.tool_count > 0
+        return self._has_cut_frame or self.run_stats.tool_count > 0
 
     # -- stderr
 
@@ -109,8 +109,8 @@ class ChildOutput:
         self._on_sign(Sign.LOG, read_at)
 
     def _stderr_line(self, data: bytes, read_at: float) -> None:
-        if sighting := self._witness.stderr(data):
-            self._tell_error(sighting, data, read_at)
+        if detection := self._detector.stderr(data):
+            self._tell_error(detection, data, read_at)
             self._on_sign(Sign.OTHER, read_at)
         elif cli_command.missing_session(data):
             self.unknown_session = True
@@ -179,21 +179,21 @@ class ChildOutput:
 
     def _frame(self, frame: Frame, line: bytes, read_at: float, *, is_quoted: bool = False) -> None:
         # What stands behind other text counts, because the CLI may have printed it there; but it stops nobody.
-        if not is_quoted and (sighting := self._witness.stdout(frame)):
-            self._tell_error(sighting, line[:EVIDENCE_LINE_BYTES].removesuffix(b"\n"), read_at)
-        tally = self.tally
-        had_init, model_frames, result = tally.has_init, tally.model_frames, tally.result
-        tally.add(frame)
+        if not is_quoted and (detection := self._detector.stdout(frame)):
+            self._tell_error(detection, line[:EVIDENCE_LINE_BYTES].removesuffix(b"\n"), read_at)
+        run_stats = self.run_stats
+        had_init, model_frames, result = run_stats.has_init, run_stats.model_frames, run_stats.result
+        run_stats.add(frame)
         if frame.type == "user" and any(sign in line for sign in _SIGNS_OF_SIGKILL):
             self.lost_a_tool = True
         if frame.type == "result":
-            self._result_is_new = tally.result is not result
+            self._result_is_new = run_stats.result is not result
             text = frame.result_text or ""
             self.unknown_session |= cli_command.missing_session(text)
-            self.unreadable_session |= not tally.has_init and cannot_resume(text)
-        if tally.model_frames > model_frames:
+            self.unreadable_session |= not run_stats.has_init and cannot_resume(text)
+        if run_stats.model_frames > model_frames:
             self._model_seen(Sign.MODEL, read_at)
-        elif tally.has_init and not had_init:
+        elif run_stats.has_init and not had_init:
             self._on_sign(Sign.INIT, read_at)
         elif frame.began_task_id is not None:
             self._on_sign(Sign.TASK, read_at)
@@ -202,7 +202,7 @@ class ChildOutput:
 
     def _partial(self, line: bytes, read_at: float) -> None:
         partial = decode_partial(line)
-        self.tally.answer.partial(partial)
+        self.run_stats.answer.partial(partial)
         begins = partial is not None and partial.event.type == "message_start"
         self._model_seen(Sign.MODEL if begins else Sign.STREAM, read_at)
 
@@ -211,9 +211,9 @@ class ChildOutput:
             self._model_told = sign, read_at
             self._on_sign(sign, read_at)
 
-    def _tell_error(self, sighting: Sighting, line: bytes, read_at: float) -> None:
+    def _tell_error(self, detection: Detection, line: bytes, read_at: float) -> None:
         self._model_told = None  # what the model says after it is news
-        self._on_error(sighting, line, read_at)
+        self._on_error(detection, line, read_at)
 
     def _text(self, text: bytes) -> bytes:
         """Put what is no frame into one."""
@@ -230,12 +230,12 @@ class ChildOutput:
     def unfinished(self, channel: Channel, data: bytes, read_at: float) -> None:
         """Look at a line that the child has left unfinished: what it says must not wait for a newline."""
         if channel is Channel.STDERR:
-            sighting = self._witness.stderr(data, finished=False)
+            detection = self._detector.stderr(data, finished=False)
         else:
             frame = read(data) if data.rstrip().endswith(b"}") else None
-            sighting = self._witness.stdout(frame) if frame is not None else None
-        if sighting is not None and sighting.is_evidence:
-            self._tell_error(sighting, data, read_at)
+            detection = self._detector.stdout(frame) if frame is not None else None
+        if detection is not None and detection.is_evidence:
+            self._tell_error(detection, data, read_at)
 
 
 def _own_frame(**fields: object) -> bytes:

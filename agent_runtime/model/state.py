@@ -127,7 +127,7 @@ mean nothing: there is a result.
 """
 
 
-class Confirmation(StrEnum):
+class Verification(StrEnum):
     """What is known, after asking, about the token that an attempt ended with."""
 
     CONFIRMED = "confirmed"

@@ -24,20 +24,20 @@ from agent_runtime.errors import SpawnFailed
 from agent_runtime.process import usage
 from agent_runtime.process.containment import sweep as containment
 from agent_runtime.process.containment.cgroup import CgroupLayer
-from agent_runtime.process.containment.leftovers import await_keepers, sweep_leftovers
+from agent_runtime.process.containment.leftovers import await_shims, sweep_leftovers
 from agent_runtime.process.containment.proc_scan import ScanLayer
 from agent_runtime.process.containment.registry import (
     EXECUTION_VARIABLE,
     MARK_VARIABLE,
+    attempt_registry,
     become_subreaper,
-    living,
     new_mark,
     reap_orphans,
     tag_of,
 )
 from agent_runtime.process.containment.sweep import Kind, Layer, SweepReport
-from agent_runtime.process.forkserver import shim as keeper
-from agent_runtime.process.forkserver.server import NotKept, nursery
+from agent_runtime.process.forkserver import shim
+from agent_runtime.process.forkserver.server import ShimFailed, fork_server
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
 
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from agent_runtime.process.containment.registry import Kin
-    from agent_runtime.process.forkserver.server import Kept
-    from agent_runtime.process.forkserver.shim import Errand
+    from agent_runtime.process.containment.registry import AttemptProcesses
+    from agent_runtime.process.forkserver.server import ShimHandle
+    from agent_runtime.process.forkserver.shim import SpawnRequest
     from agent_runtime.process.linux.cgroup import Group
     from agent_runtime.process.linux.cgroup_setup import Groups
     from agent_runtime.process.oom_kills import OomWatch
@@ -61,9 +61,9 @@ __all__ = [
     "NotSpawned",
     "SpawnReason",
     "SweepReport",
-    "await_keepers",
+    "attempt_registry",
+    "await_shims",
     "become_subreaper",
-    "living",
     "new_mark",
     "reap_orphans",
     "spawn",
@@ -144,14 +144,19 @@ class Child:
     """
 
     def __init__(
-        self, kept: Kept, pipes: tuple[int, int, int], kin: Kin, layers: tuple[Layer, ...], group: Group | None
+        self,
+        handle: ShimHandle,
+        pipes: tuple[int, int, int],
+        attempt: AttemptProcesses,
+        layers: tuple[Layer, ...],
+        group: Group | None,
     ) -> None:
-        self.pid = kept.pid
+        self.pid = handle.pid
         self.started_at = time.time()
-        self.pidfd = kept.pidfd
+        self.pidfd = handle.pidfd
         self.stdin, self.stdout, self.stderr = pipes
-        self._kept = kept
-        self._kin = kin
+        self._handle = handle
+        self._attempt = attempt
         self._layers = layers
         self._group = group
         self._lock = threading.Lock()
@@ -167,7 +172,7 @@ class Child:
     @property
     def mark(self) -> str:
         """The value that every descendant carries in its environment."""
-        return self._kin.mark
+        return self._attempt.mark
 
     @property
     def ran_out_of_memory(self) -> bool:
@@ -190,7 +195,7 @@ class Child:
     @property
     def shim_pid(self) -> int | None:
         """The process above the leader, to which orphans fall; None: it was gone at once."""
-        return None if self._kin.keeper is None else self._kin.keeper[0]
+        return None if self._attempt.shim is None else self._attempt.shim[0]
 
     @property
     def cpu_seconds(self) -> float | None:
@@ -222,10 +227,10 @@ class Child:
         """Kill the leader and everything that can be found of it now; :meth:`sweep` makes sure of the rest."""
         if not self._is_open:
             return
-        self._kin.ending = True
+        self._attempt.ending = True
         self.poll()
         with linux.urgent():
-            self._layers[0].strike(thorough=False)
+            self._layers[0].kill_pass(thorough=False)
             self._send(signal.SIGKILL, group=True)
 
     def sweep(self, deadline: float) -> SweepReport:
@@ -236,8 +241,8 @@ class Child:
             deadline: When to give up, on the monotonic clock.
         """
         if not self._is_open:
-            return SweepReport(killed=0, survivors=0, unowned=0, seconds=0.0)
-        self._kin.ending = True
+            return SweepReport(killed=0, survivors=0, unattributed=0, seconds=0.0)
+        self._attempt.ending = True
         self.poll()
         with linux.urgent():
             return containment.sweep(self._layers, deadline)
@@ -246,7 +251,7 @@ class Child:
         """Tell how the leader has ended; None as long as it lives."""
         with self._lock:
             if self._exit is None and self._is_open and linux.has_ended(self.pidfd):
-                status = self._kept.status()
+                status = self._handle.status()
                 self._exit = Exit(None if status is None else os.waitstatus_to_exitcode(status))
             return self._exit
 
@@ -265,10 +270,10 @@ class Child:
                 self._is_open = False
                 if self.oom_watch is not None:
                     self.oom_watch.end()
-                self._kept.close()
+                self._handle.close()
                 if self._group is not None:
                     self._group.remove()
-        living.leave(self._kin)
+        attempt_registry.leave(self._attempt)
 
     def _send(self, *numbers: int, group: bool = False) -> bool:
         with self._lock:  # a closed descriptor's number may already mean another attempt's child
@@ -279,7 +284,7 @@ class Child:
                     linux.send_to_group(self.pidfd, number)
             if linux.has_ended(self.pidfd):
                 return False
-            # The first of them may end it, and its keeper reap it before the next.
+            # The first of them may end it, and its shim reap it before the next.
             was_there, *_ = [linux.send(self.pidfd, number) for number in numbers]
             return was_there
 
@@ -301,15 +306,15 @@ def spawn(command: Command, kind: Kind = Kind.SCAN, groups: Groups | None = None
     Raises:
         NotSpawned: It could not be started; nothing is left open or running.
     """
-    kin = living.enter(command.mark)
+    attempt = attempt_registry.enter(command.mark)
     group = None
     try:
         group = None if groups is None else _group(groups, command.mark)
-        return _spawn(command, kin, kind, group, also_scan=also_scan)
+        return _spawn(command, attempt, kind, group, also_scan=also_scan)
     except BaseException:
         if group is not None:
-            group.remove(_REMOVE_WITHIN_SECONDS)  # what a keeper that hangs still holds is for the next start
-        living.leave(kin)
+            group.remove(_REMOVE_WITHIN_SECONDS)  # what a shim that hangs still holds is for the next start
+        attempt_registry.leave(attempt)
         raise
 
 
@@ -322,11 +327,11 @@ def _group(groups: Groups, mark: str) -> Group:
         raise NotSpawned(reason, f"no cgroup can be made for it: {errno.errorcode.get(code)}") from None
 
 
-def _spawn(command: Command, kin: Kin, kind: Kind, group: Group | None, *, also_scan: bool) -> Child:
+def _spawn(command: Command, attempt: AttemptProcesses, kind: Kind, group: Group | None, *, also_scan: bool) -> Child:
     ours: list[int] = []
     theirs: list[int] = []
     try:
-        errand = _errand(command)
+        spawn_request = _spawn_request(command)
         for our_end in (1, 0, 0):
             pair = os.pipe()
             ours.append(pair[our_end])
@@ -334,13 +339,13 @@ def _spawn(command: Command, kin: Kin, kind: Kind, group: Group | None, *, also_
         for descriptor in ours:
             os.set_blocking(descriptor, False)
         join = () if group is None else (group.procs, group.place)
-        kept = nursery.start_leader((*theirs, *join), errand)
+        handle = fork_server.start_leader((*theirs, *join), spawn_request)
     except BaseException as error:
         lost = isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ECONNRESET)
         while theirs:
             os.close(theirs.pop())
         if lost and len(ours) == 3:
-            _end_what_has_no_keeper(kin, ours[1])
+            _end_without_shim(attempt, ours[1])
         while ours:
             os.close(ours.pop())
         if isinstance(error, OSError):
@@ -349,40 +354,44 @@ def _spawn(command: Command, kin: Kin, kind: Kind, group: Group | None, *, also_
     finally:
         while theirs:
             os.close(theirs.pop())
-    kin.keeper = kept.keeper
-    leader = kept.leader
-    kin.leader = leader.identity if leader is not None and leader.session == kept.pid else (kept.pid, -1)
-    if leader is not None and errand[4] is not None and proc_table.read_oom_score(leader.pid) == errand[4]:
-        living.raised_oom_score = errand[4]
+    attempt.shim = handle.shim
+    leader = handle.leader
+    attempt.leader = leader.identity if leader is not None and leader.session == handle.pid else (handle.pid, -1)
+    if (
+        leader is not None
+        and spawn_request[4] is not None
+        and proc_table.read_oom_score(leader.pid) == spawn_request[4]
+    ):
+        attempt_registry.raised_oom_score = spawn_request[4]
     layers: list[Layer] = []
     if kind is Kind.CGROUP and group is not None:
         layers.append(CgroupLayer(group))
     if also_scan or not layers:
-        layers.append(ScanLayer(kin, kept))
+        layers.append(ScanLayer(attempt, handle))
     if group is not None:
         group.close_ways_in()
-    return Child(kept, (ours[0], ours[1], ours[2]), kin, tuple(layers), group)
+    return Child(handle, (ours[0], ours[1], ours[2]), attempt, tuple(layers), group)
 
 
-def _end_what_has_no_keeper(kin: Kin, stdout: int) -> None:
+def _end_without_shim(attempt: AttemptProcesses, stdout: int) -> None:
     """
-    End what a keeper has started that somebody has killed or stopped before it could answer.
+    End what a shim has started that somebody has killed or stopped before it could answer.
 
     As long as somebody may write to *stdout*, one more may be on the way, and has no mark before it is the leader.
     """
-    kin.ending = True
+    attempt.ending = True
     deadline = time.monotonic() + _END_WITHIN_SECONDS
     poll = select.poll()
     poll.register(stdout, 0)
     while True:
-        containment.sweep((ScanLayer(kin),), deadline)
+        containment.sweep((ScanLayer(attempt),), deadline)
         if poll.poll(5) or time.monotonic() >= deadline:
             return
 
 
-def _errand(command: Command) -> Errand:
+def _spawn_request(command: Command) -> SpawnRequest:
     """
-    Put together what the keeper is to start.
+    Put together what the shim is to start.
 
     Raises:
         NotSpawned: There is a byte in it that no program can be given, or the user is unknown.
@@ -400,7 +409,7 @@ def _errand(command: Command) -> Errand:
         raise NotSpawned(SpawnReason.NOT_FOUND)
     user = _resolve(command.user) if command.user is not None else None
     identity = (user.uid, user.gid, user.groups) if user is not None else None
-    return argv, env, directory, identity, linux.raised_oom_score(_RAISE_OOM_SCORE_BY), nursery.most_files
+    return argv, env, directory, identity, linux.raised_oom_score(_RAISE_OOM_SCORE_BY), fork_server.most_files
 
 
 class _Identity(msgspec.Struct, frozen=True):
@@ -444,7 +453,7 @@ _REASONS = {
 
 _SHORTAGES = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _PLACES = {
-    keeper.CONFINING: "it cannot be put into its cgroup",
+    shim.CONFINING: "it cannot be put into its cgroup",
 }
 
 
@@ -453,13 +462,13 @@ def _reason(error: OSError, command: Command) -> tuple[SpawnReason, str | None]:
     code = error.errno or 0
     name = errno.errorcode.get(code)
     if isinstance(error, TimeoutError):
-        return SpawnReason.OTHER, "its keeper does not answer"
-    where = error.where if isinstance(error, NotKept) else keeper.FORKING
+        return SpawnReason.OTHER, "its shim does not answer"
+    where = error.where if isinstance(error, ShimFailed) else shim.FORKING
     if where in _PLACES and code != errno.EAGAIN:
         return SpawnReason.OTHER, f"{_PLACES[where]}: {name}"
-    if where == keeper.ENTERING:
+    if where == shim.ENTERING:
         return SpawnReason.NO_DIRECTORY, None
-    is_path = where == keeper.EXECUTING and "/" in command.argv[0]
+    is_path = where == shim.EXECUTING and "/" in command.argv[0]
     if is_path and code == errno.ENOENT and (command.cwd / command.argv[0]).is_file():
         return SpawnReason.NOT_EXECUTABLE, "its interpreter is missing"
     return _REASONS.get(code, SpawnReason.OTHER), name

@@ -22,7 +22,7 @@ class Unkillable:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: dict[str, tuple[Child, int]] = {}
+        self._handle: dict[str, tuple[Child, int]] = {}
 
     def __repr__(self) -> str:
         return f"<Unkillable {self.slots} slots, {self.processes} processes>"
@@ -30,21 +30,21 @@ class Unkillable:
     @property
     def slots(self) -> int:
         """How many attempts have left something that cannot be ended."""
-        return len(self._kept)
+        return len(self._handle)
 
     @property
     def processes(self) -> int:
         """How many processes that are, as far as they could be counted."""
-        return sum(survivors for _, survivors in tuple(self._kept.values()))
+        return sum(survivors for _, survivors in tuple(self._handle.values()))
 
     def keep(self, child: Child, survivors: int) -> None:
         """Take over a child from its attempt, from any thread."""
         with self._lock:
-            self._kept[child.mark] = (child, survivors)
+            self._handle[child.mark] = (child, survivors)
 
     def look(self) -> None:
         """Try once more to end them, and let go of those that are gone; takes a look at ``/proc`` for each."""
-        for child, before in tuple(self._kept.values()):
+        for child, before in tuple(self._handle.values()):
             survivors = child.sweep(time.monotonic()).survivors
             if survivors:
                 if survivors != before:
@@ -52,5 +52,5 @@ class Unkillable:
                 continue
             child.close()
             with self._lock:
-                del self._kept[child.mark]
+                del self._handle[child.mark]
             log.info("what could not be ended is gone: pid=%d", child.pid)

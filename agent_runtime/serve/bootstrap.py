@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent_runtime.delivery.private_files import remove_leftovers
 from agent_runtime.errors import CannotStart, SettingsInvalid
-from agent_runtime.process.child import await_keepers, become_subreaper, new_mark, sweep_leftovers, tag_of
+from agent_runtime.process.child import await_shims, become_subreaper, new_mark, sweep_leftovers, tag_of
 from agent_runtime.process.containment_choice import Containment, choose
-from agent_runtime.process.forkserver.server import nursery
+from agent_runtime.process.forkserver.server import fork_server
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.cgroup import Limits
 from agent_runtime.settings import PREFIX, unknown_variables
@@ -44,7 +44,7 @@ DEFAULT_DATA_DIR = Path("/var/lib/agent-runtime")
 _ANOTHER = "mount a volume that can be written, or name another directory"
 
 
-class Premises(NamedTuple):
+class Bootstrap(NamedTuple):
     """
     What there is before anything else.
 
@@ -63,7 +63,7 @@ class Premises(NamedTuple):
 
 
 @contextlib.contextmanager
-def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> Iterator[Premises]:
+def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> Iterator[Bootstrap]:
     """
     Hold all of it while the block lasts.
 
@@ -85,14 +85,14 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         _check_child_user(settings)
         listener = held.enter_context(_listen(settings))
         become_subreaper()
-        nursery.most_files = linux.raise_file_limit()
+        fork_server.most_files = linux.raise_file_limit()
         if ended := sweep_leftovers(data_dir):
             log.warning("processes of an earlier supervisor were still there and have been ended: %d", ended)
         try:
-            nursery.guard = await_keepers(data_dir)
+            fork_server.guard = await_shims(data_dir)
         except OSError as error:
             raise _no_lock(data_dir, f"{PREFIX}DATA_DIR", error) from None
-        held.callback(nursery.close)
+        held.callback(fork_server.close)
         # Not before the processes of an earlier supervisor are gone: they could hold this lock.
         held.enter_context(_locked(settings.config_dir, f"{PREFIX}CONFIG_DIR"))
         # A supervisor that was killed may have left its children's files, which hold tokens.
@@ -104,7 +104,7 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         _passable(_directory(run_dir, f"{PREFIX}DATA_DIR"), settings)
         limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
         containment = _contained(settings.containment, limits, data_dir)
-        yield Premises(data_dir, run_dir, listener, containment, redactor, logs)
+        yield Bootstrap(data_dir, run_dir, listener, containment, redactor, logs)
 
 
 def _contained(asked: str, limits: Limits, data_dir: Path) -> Containment:

@@ -20,9 +20,9 @@ from agent_runtime.api.app import OPEN_PATHS, Api, build_app
 from agent_runtime.api.metrics import Metrics
 from agent_runtime.delivery.cli_check import CliCheck
 from agent_runtime.delivery.delivery import Deliveries, FileDelivery
-from agent_runtime.delivery.reload_results import BackgroundProver, Proofs
+from agent_runtime.delivery.reload_results import BackgroundReloadChecker, ReloadResults
 from agent_runtime.model.state import StopReason
-from agent_runtime.notifier import Change
+from agent_runtime.notifier import Notifier
 from agent_runtime.process.child import new_mark
 from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import GenerationLedger
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from agent_runtime.secret.file import SecretStatus
-    from agent_runtime.serve.bootstrap import Premises
+    from agent_runtime.serve.bootstrap import Bootstrap
     from agent_runtime.serve.startup_signals import Start
     from agent_runtime.settings import Settings
     from agent_runtime.telemetry.redaction import Redactor
@@ -103,7 +103,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, counts: Counts) -> None:
         super().__init__(config)
-        self.second = Change()
+        self.second = Notifier()
         self._counts = counts
         self._leaving = asyncio.Event()
 
@@ -120,7 +120,7 @@ class Server(uvicorn.Server):
                 await asyncio.wait_for(self._leaving.wait(), SECOND)
             except TimeoutError:
                 self._counts.observe("event_loop_lag_seconds", time.perf_counter() - asked - SECOND)
-                self.second.tell()
+                self.second.notify()
             else:
                 await asyncio.sleep(LEAVE_SECONDS)
 
@@ -139,7 +139,7 @@ class Server(uvicorn.Server):
         yield
 
 
-def serve(settings: Settings, environ: Mapping[str, str], premises: Premises, start: Start) -> int:
+def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, start: Start) -> int:
     """
     Run a supervisor until a signal ends it.
 
@@ -150,21 +150,23 @@ def serve(settings: Settings, environ: Mapping[str, str], premises: Premises, st
         CannotStart: A layer of containment is not to be had, or the records are of a later version.
         CalledOff: A signal came before the supervisor was there.
     """
-    data_dir, redactor = premises.data_dir, premises.redactor
+    data_dir, redactor = bootstrap.data_dir, bootstrap.redactor
     counts = Counts(time.time())
     with contextlib.ExitStack() as held:
         ledger = GenerationLedger(data_dir)
         cli = CliCheck(settings.claude, environ.get("PATH"))
-        prover = BackgroundProver(
+        reload_checker = BackgroundReloadChecker(
             settings.claude,
             environ,
-            Proofs(data_dir),
+            ReloadResults(data_dir),
             cli,
             user=settings.child_user,
             mark=functools.partial(new_mark, data_dir),
-            directory=premises.run_dir,
+            directory=bootstrap.run_dir,
         )
-        deliveries = Deliveries(settings.token_delivery, FileDelivery(settings.config_dir, settings.child_user), prover)
+        deliveries = Deliveries(
+            settings.token_delivery, FileDelivery(settings.config_dir, settings.child_user), reload_checker
+        )
         held.callback(deliveries.close)
         deliveries.start()
         start.go_on()
@@ -187,11 +189,11 @@ def serve(settings: Settings, environ: Mapping[str, str], premises: Premises, st
             redactor=redactor,
             archive=archive,
             deliveries=deliveries,
-            containment=premises.containment,
+            containment=bootstrap.containment,
             probe=None if settings.probe == "off" else Probe(environ),
             events=EventLog(redact=redactor.redact_text, happened=counts.happened),
             environ=environ,
-            run_dir=premises.run_dir,
+            run_dir=bootstrap.run_dir,
             next_mark=functools.partial(new_mark, data_dir),
             counts=counts,
             cli=cli,
@@ -210,7 +212,7 @@ def serve(settings: Settings, environ: Mapping[str, str], premises: Premises, st
             )
         held.callback(secret.stop)
         start.go_on()
-        return asyncio.run(_serve(supervisor, premises, changes, start))
+        return asyncio.run(_serve(supervisor, bootstrap, changes, start))
 
 
 class SecretChanges:
@@ -238,13 +240,13 @@ class SecretChanges:
 
 async def _serve(
     supervisor: Supervisor,
-    premises: Premises,
+    bootstrap: Bootstrap,
     changes: SecretChanges,
     start: Start,
 ) -> int:
     settings = supervisor.settings
     sys.setswitchinterval(SWITCH_SECONDS)
-    access = AccessKey(settings.access_key_file, settings.access_header, premises.redactor)
+    access = AccessKey(settings.access_key_file, settings.access_header, bootstrap.redactor)
     if access.required and access.read() is None:
         log.warning("no usable access key in %s: nobody may call until there is one", settings.access_key_file)
     connections = OpenConnections(
@@ -253,7 +255,7 @@ async def _serve(
         open_paths=OPEN_PATHS,
         detail_is_object=settings.error_detail == "object",
     )
-    app = build_app(Api(supervisor, access, connections, Metrics(supervisor, lambda: premises.logs.lost)))
+    app = build_app(Api(supervisor, access, connections, Metrics(supervisor, lambda: bootstrap.logs.lost)))
     config = uvicorn.Config(
         AccessLog(app, supervisor.counts, told=settings.access_log),
         http=functools.partial(Connection, places=connections),  # type: ignore[arg-type]  # it is only called
@@ -283,12 +285,12 @@ async def _serve(
         webhook.start()
     changes.deliver_to(supervisor.secret_changed)
     supervisor.secret_changed(supervisor.secret.status)
-    chores = [asyncio.create_task(supervisor.keep_house(server.second))]
+    chores = [asyncio.create_task(supervisor.run_maintenance(server.second))]
     if settings.resume_interrupted:
         resumption = Resumption(supervisor)
         resumption.turn()  # before anybody can ask for something else
         chores.append(asyncio.create_task(resumption.run()))
-    await server.serve(sockets=[premises.listener])
+    await server.serve(sockets=[bootstrap.listener])
     await ending.finished()
     for chore in chores:
         chore.cancel()

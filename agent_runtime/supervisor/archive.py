@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.errors import AgentRuntimeError, Conflict, ErrorClass, MayHaveRun, NotFound, StoreUnavailable
+from agent_runtime.errors import Conflict, ErrorClass, MayHaveRun, NotFound, StoreUnavailable
 from agent_runtime.evidence.verdict import SENTENCES
 from agent_runtime.model.records import SUCCESS, Answer
 from agent_runtime.model.state import Outcome, Phase, StopReason
-from agent_runtime.store.retention import lacking_bytes, prune, without_record
-from agent_runtime.store.tables import UNREADABLE
+from agent_runtime.store.records import UNREADABLE
+from agent_runtime.store.retention import prune
 from agent_runtime.supervisor.answers import AnswerForm, KeptResult, failed_answer, in_form, result_of
 from agent_runtime.telemetry.counters import Counts
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Container
 
     from agent_runtime.model.records import ExecutionRecord
-    from agent_runtime.settings import Settings
     from agent_runtime.store.records import RecordStore
     from agent_runtime.store.tasks import TaskStore
     from agent_runtime.store.transcripts import TranscriptReader, TranscriptStore
@@ -32,12 +31,10 @@ log = logging.getLogger(__name__)
 RECENT_SECONDS = 15 * 60
 RECENT_KEPT = 1000
 RETRY_SECONDS = 5
-SPACE_SECONDS = 5.0
-"""How long a full disk is left alone after something was deleted."""
 OTHER_BODY = "this execution_id is known for another body; choose another id"
 
 
-class Kept(msgspec.Struct, frozen=True):
+class StoredResult(msgspec.Struct, frozen=True):
     """
     A finished execution whose answer is there already: to be waited for like one that runs.
 
@@ -86,11 +83,6 @@ class Archive:
         self._form = form or AnswerForm()
         self._ended_at: dict[str, float] = {}
         self.is_accounted: bool | None = None
-        self.unaccounted: list[str] = []
-        """Names of transcripts whose record is lost."""
-        self._told = 0
-        self._news: list[str] = []
-        self._look_at_space_at = 0.0
 
     @property
     def recently_completed_ids(self) -> list[str]:
@@ -149,7 +141,7 @@ class Archive:
             self._interrupt(record)
         return record
 
-    def earlier(self, execution_id: str, digest: str) -> Kept | ExecutionRecord | None:
+    def earlier(self, execution_id: str, digest: str) -> StoredResult | ExecutionRecord | None:
         """
         Find what came of an id that does not run: the answer of a success, the record of a failure; None: nothing yet.
 
@@ -186,7 +178,7 @@ class Archive:
             raise NotFound("no execution is known under this id; GET /api/executions lists those that are")
         return record
 
-    def kept(self, record: ExecutionRecord) -> Kept | None:
+    def kept(self, record: ExecutionRecord) -> StoredResult | None:
         """
         Find the answer of an execution that has ended, if it is kept.
 
@@ -202,7 +194,7 @@ class Archive:
         except UNREADABLE as error:
             log.error("answer cannot be read: %s", error, extra={"execution_id": record.execution_id})
             raise StoreUnavailable("the answer of this execution is there, and cannot be read") from None
-        return Kept(record, answer, self._form, transcript)
+        return StoredResult(record, answer, self._form, transcript)
 
     def shown(self, record: ExecutionRecord, answer: Answer) -> Answer:
         """Return a new answer as callers get it."""
@@ -210,7 +202,7 @@ class Archive:
             return answer
         return in_form(answer, record, self._form, self.transcripts.reader(record.execution_id))
 
-    def account(self, running: Collection[str] = frozenset()) -> None:
+    def account(self, running: Container[str] = frozenset()) -> None:
         """
         Give every execution that an earlier supervisor left without an end one: ``interrupted``.
 
@@ -226,16 +218,12 @@ class Archive:
             for record in self.records.unfinished():
                 if record.execution_id not in running:
                     self._interrupt(record)
-            before, self.unaccounted = self.unaccounted, [*without_record(self.records, self.transcripts, running)]
-        except (StoreUnavailable, OSError) as error:
+        except StoreUnavailable as error:
             if self.is_accounted is None:
                 log.error("earlier executions cannot be accounted for yet: %s", error)
             self.is_accounted = False
             return
         self.is_accounted = True
-        if len(self.unaccounted) > len(before):
-            log.error("transcripts without a record: %d, such as %s", len(self.unaccounted), self.unaccounted[-1])
-            self._news.append(f"transcripts without a record, whose tasks are not run again: {len(self.unaccounted)}")
         for execution_id in self.tasks.ids():
             with contextlib.suppress(StoreUnavailable):
                 left = self.records.load(execution_id)
@@ -264,34 +252,14 @@ class Archive:
         record = self.records.load(execution_id)
         return record is not None and record.error_class is ErrorClass.INTERRUPTED
 
-    def upkeep(self) -> bool:
-        """Let the disk try again what it did not take, and return whether it is so full that something has to go."""
-        with contextlib.suppress(AgentRuntimeError):
-            self.records.upkeep()
-        return time.monotonic() >= self._look_at_space_at and lacking_bytes(self.transcripts) > 0
-
-    def news(self, running: Collection[str]) -> list[str]:
-        """
-        Return what was found to be lost since this was asked last, a sentence each.
-
-        What could not be accounted for at the start is, as soon as the disk gives it.
-        """
-        found = self.records.damage[self._told :]
-        self._told += len(found)
-        if found or not self.is_accounted:
-            self.account(running)
-        found, self._news = found + self._news, []
-        return found
-
-    def prune(self, settings: Settings, *, in_use: Collection[str]) -> None:
+    def prune(self, *, max_age_seconds: float, max_bytes: int, in_use: Container[str]) -> None:
         """Delete what is too old or too much; what the disk does not let go is tried again the next time."""
-        self._look_at_space_at = time.monotonic() + SPACE_SECONDS
         try:
             deleted = prune(
                 self.records,
                 self.transcripts,
-                max_age_seconds=settings.retain_age,
-                max_bytes=settings.retain_bytes,
+                max_age_seconds=max_age_seconds,
+                max_bytes=max_bytes,
                 now=time.time(),
                 in_use=in_use,
             )

@@ -14,7 +14,7 @@ import math
 import msgspec
 
 from agent_runtime.errors import ErrorClass
-from agent_runtime.model.state import Confirmation
+from agent_runtime.model.state import Verification
 
 AUTO_PARK_SECONDS = 60.0
 AFTER_RESET_SECONDS = (1.0, 15.0)
@@ -47,7 +47,7 @@ class Situation(msgspec.Struct, frozen=True):
     """
 
     error_class: ErrorClass
-    confirmation: Confirmation
+    confirmation: Verification
     newer_is_usable: bool
     is_first: bool
     park_seconds: float | None
@@ -90,13 +90,13 @@ class AwaitReset(msgspec.Struct, frozen=True):
     restart: Restart
 
 
-class Answer(msgspec.Struct, frozen=True):
+class GiveUp(msgspec.Struct, frozen=True):
     """Tell the caller now."""
 
     error_class: ErrorClass
 
 
-Decision = GoOn | AwaitReset | Park | Answer
+Decision = GoOn | AwaitReset | Park | GiveUp
 
 
 def resets_in_time(reset_in_seconds: float | None, patience_seconds: float, seconds_left: float) -> bool:
@@ -107,19 +107,19 @@ def resets_in_time(reset_in_seconds: float | None, patience_seconds: float, seco
 
 
 def decide(situation: Situation) -> Decision:
-    """Take the first rung of the ladder that holds."""
+    """Take the first rung of the retry policy that holds."""
     restart = situation.restart
     if situation.newer_is_usable:
         return GoOn(restart, counts=False)
-    if situation.confirmation is Confirmation.OPEN and situation.is_only_said:
+    if situation.confirmation is Verification.OPEN and situation.is_only_said:
         # Asking the same CLI again gets the same sentence; it condemns nothing, and it is what the caller must know.
-        return Answer(situation.error_class)
-    if situation.confirmation is not Confirmation.CONFIRMED:
+        return GiveUp(situation.error_class)
+    if situation.confirmation is not Verification.CONFIRMED:
         if situation.resumes < situation.max_resumes:
             return GoOn(restart, counts=True)
         # Good, and refuses the work all the same; or nothing but what a tool may have forged. Neither is to make the
         # backend switch.
-        return Answer(ErrorClass.UPSTREAM)
+        return GiveUp(ErrorClass.UPSTREAM)
     seconds = situation.park_seconds
     if seconds is None:
         seconds = 0.0 if situation.is_first else AUTO_PARK_SECONDS
@@ -127,4 +127,4 @@ def decide(situation: Situation) -> Decision:
     is_in_time = resets_in_time(situation.reset_in_seconds, patience, situation.seconds_left)
     if is_in_time and situation.resumes < situation.max_resumes:
         return AwaitReset(restart)
-    return Park(restart, seconds) if seconds > 0 else Answer(situation.error_class)
+    return Park(restart, seconds) if seconds > 0 else GiveUp(situation.error_class)

@@ -17,7 +17,7 @@ from agent_runtime.model.state import Outcome
 
 if TYPE_CHECKING:
     from agent_runtime.evidence.verdict import Verdict
-    from agent_runtime.execution.attempt_report import Report
+    from agent_runtime.execution.attempt_report import AttemptReport
     from agent_runtime.model.records import ExecutionRecord
     from agent_runtime.model.task import Task
 
@@ -118,12 +118,12 @@ class SessionPlan:
         self.begin_anew()
         return True
 
-    def ended(self, report: Report, final: Verdict) -> SessionTrouble | None:
+    def ended(self, report: AttemptReport, final: Verdict) -> SessionTrouble | None:
         """Take note of an attempt's end, and tell what is wrong with its session, if anything is."""
-        progress, is_resumed = report.tally.has_progress, self.next.resumes
+        progress, is_resumed = report.run_stats.has_progress, self.next.resumes
         self.has_progress |= progress
-        self._used_tool |= report.tally.tool_count > 0
-        if is_resumed and report.unknown_session and not report.tally.has_init:
+        self._used_tool |= report.run_stats.tool_count > 0
+        if is_resumed and report.unknown_session and not report.run_stats.has_init:
             return SessionTrouble.UNKNOWN
         if report.session_refused and final.error_class in _REFUSALS:
             return SessionTrouble.REFUSED

@@ -26,24 +26,24 @@ from agent_runtime.errors import (
     TokenUnusable,
 )
 from agent_runtime.evidence.verdict import SENTENCES, Verdict
-from agent_runtime.execution.attempt_spec import Surroundings
+from agent_runtime.execution.attempt_spec import AttemptContext
 from agent_runtime.execution.execution import Execution
 from agent_runtime.model.records import Usage
 from agent_runtime.model.state import Outcome, Phase, StopReason
-from agent_runtime.notifier import Change
+from agent_runtime.notifier import Notifier
 from agent_runtime.process.child import reap_orphans
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.unkillable import Unkillable
 from agent_runtime.process.usage import sample
 from agent_runtime.supervisor.answers import answer_to
-from agent_runtime.supervisor.archive import OTHER_BODY, Kept
-from agent_runtime.supervisor.runner import Course, Office
+from agent_runtime.supervisor.archive import OTHER_BODY, StoredResult
+from agent_runtime.supervisor.runner import ExecutionRunner, RunnerContext
 from agent_runtime.supervisor.sessions import SessionPlan, SessionUse
 from agent_runtime.supervisor.slots import Slots
 from agent_runtime.telemetry.logs import about
-from agent_runtime.tokens.gate import TokenDesk
-from agent_runtime.tokens.status import Standing
-from agent_runtime.tokens.verifier import PROBE, Confirmer
+from agent_runtime.tokens.gate import TokenGate
+from agent_runtime.tokens.status import TokenStatuses
+from agent_runtime.tokens.verifier import PROBE, RefusalVerifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -77,7 +77,7 @@ class View(msgspec.Struct, frozen=True):
 
     record: ExecutionRecord
     transcript: TranscriptReader
-    changed: Change
+    changed: Notifier
 
 
 class Supervisor:
@@ -114,20 +114,20 @@ class Supervisor:
         self.deliveries = deliveries
         self.events = events
         self.environ = environ
-        self.desk = TokenDesk(secret, Standing(ledger), events, probes=probe is not None)
+        self.gate = TokenGate(secret, TokenStatuses(ledger), events, probes=probe is not None)
         self.containment = containment
         self.unkillable = Unkillable()
-        self.slots = Slots(settings.slots, settings.queue, lambda: self.desk.holds_new_executions)
-        self.changed = Change()
+        self.slots = Slots(settings.slots, settings.queue, lambda: self.gate.holds_new_executions)
+        self.changed = Notifier()
         self.started_at = time.time()
         self.last_task_at: float | None = None
         self.consecutive_failures = 0
         self.draining = False
         self._is_ending = False
-        self._confirmer = Confirmer(self.desk.standing, probe, events)
+        self._confirmer = RefusalVerifier(self.gate.statuses, probe, events)
         self.sessions = SessionUse()
-        self._office = Office(settings, self.slots, self.sessions, self.desk, self._confirmer, events)
-        self._surroundings = Surroundings(
+        self._context = RunnerContext(settings, self.slots, self.sessions, self.gate, self._confirmer, events)
+        self._attempt_context = AttemptContext(
             settings=settings,
             secret=secret,
             deliveries=deliveries,
@@ -137,8 +137,8 @@ class Supervisor:
             containment=containment,
             unkillable=self.unkillable,
             cli=cli,
-            may_use=self.desk.may_use,
-            doubt=self.desk.doubt,
+            may_use=self.gate.may_use,
+            mark_suspect=self.gate.mark_suspect,
             counts=counts,
         )
         self._next_mark = next_mark
@@ -148,7 +148,7 @@ class Supervisor:
 
     # -- admission
 
-    def submit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution | Kept:
+    def submit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution | StoredResult:
         """
         Let a task in, join the execution that its id names, or find the answer that is kept of it.
 
@@ -164,7 +164,7 @@ class Supervisor:
                 raise Conflict(OTHER_BODY)
             return live
         previous = self.archive.earlier(execution_id, task.digest) if task.execution_id is not None else None
-        if isinstance(previous, Kept):
+        if isinstance(previous, StoredResult):
             return previous
         if self.draining:
             raise Draining(
@@ -182,7 +182,7 @@ class Supervisor:
             task,
             execution_id=execution_id,
             ignored_fields=list(ignored_fields),
-            surroundings=self._surroundings,
+            attempt_context=self._attempt_context,
             transcript=self.archive.transcripts.writer(execution_id),
             reader=self.archive.transcripts.reader(execution_id),
             next_mark=self._next_mark,
@@ -195,16 +195,18 @@ class Supervisor:
         )
         self._live[execution_id] = execution
         self.last_task_at = time.time()
-        # Task first: a crash between the two writes leaves a task without a record, never a record without its task.
+        # In this order: who is killed in between has let nobody in, and no interrupted execution is without its task.
         self.archive.tasks.keep(execution_id, task)
         self.archive.save(execution.record)
         with about(execution_id=execution_id, trace_id=task.trace.trace_id if task.trace else None):
             log.info("execution admitted")
             self.events.publish("execution.admitted", execution_id=execution_id)
-            self._spawn(self._own(execution, Course(execution, self._office, plan, parks=parks)), execution_id)
+            self._spawn(
+                self._own(execution, ExecutionRunner(execution, self._context, plan, parks=parks)), execution_id
+            )
         return execution
 
-    async def admit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution | Kept:
+    async def admit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution | StoredResult:
         """Do as :meth:`submit`, but turn nobody away for a token before the secret file has been read once more."""
         if self.settings.probe == "on_load":
             await self._look_for_newer()  # which is asked about before anybody begins with it
@@ -221,16 +223,16 @@ class Supervisor:
     def _must_park(self, task: Task) -> bool:
         """Whether the token cannot be used now, and the task is ready to wait for another."""
         try:
-            self.desk.require(task.model)
+            self.gate.require(task.model)
         except (TokenUnusable, TokenUnpaid, TokenLimited):
             if not task.park_seconds:
                 raise
             return True
         return False
 
-    async def _own(self, execution: Execution, course: Course) -> None:
+    async def _own(self, execution: Execution, runner: ExecutionRunner) -> None:
         try:
-            await course.run()
+            await runner.run()
         finally:
             # Whoever waits for this execution must never wait for ever.
             if execution.phase is not Phase.FINISHED:
@@ -255,7 +257,7 @@ class Supervisor:
         return self.archive.shown(record, answer)
 
     def _answer_to(self, execution: Execution) -> Answer:
-        generation = self.desk.current
+        generation = self.gate.current
         return answer_to(
             execution,
             log_limit_bytes=self.settings.answer_log_limit,
@@ -285,33 +287,29 @@ class Supervisor:
             error_class=record.error_class,
         )
         self.slots.grant()
-        self.changed.tell()
+        self.changed.notify()
 
-    async def keep_house(self, second: Change) -> None:
+    async def run_maintenance(self, second: Notifier) -> None:
         """Do what is due at each *second* that is told, and now and then, for as long as the supervisor lives."""
         while True:
-            await asyncio.to_thread(self.archive.prune, self.settings, in_use=frozenset(self._live))
+            await asyncio.to_thread(
+                self.archive.prune,
+                max_age_seconds=self.settings.retain_age,
+                max_bytes=self.settings.retain_bytes,
+                in_use=frozenset(self._live),
+            )
             for _ in range(PRUNE_SECONDS):
                 await second.wait()
-                self.desk.warn_of_expiry()
+                self.gate.warn_of_expiry()
                 self._retry_refused()
                 await self._measure()
-                if (generation := self.desk.current) is not None:
+                if (generation := self.gate.current) is not None:
                     for execution in self._live.values():
                         execution.token_loaded(generation)  # of its CLI it may be known by now that it has it
                 if linux.has_dead_children():
                     await asyncio.to_thread(reap_orphans)
                 if self.unkillable.slots:
                     await asyncio.to_thread(self.unkillable.look)
-                if await self._has_full_disk():
-                    break
-
-    async def _has_full_disk(self) -> bool:
-        """Look after the disk; return whether something has to be deleted now."""
-        is_full = await asyncio.to_thread(self.archive.upkeep)
-        for damage in self.archive.news(self._live.keys()):
-            self.events.publish("storage.damaged", detail=damage)
-        return is_full
 
     async def _measure(self) -> None:
         """See what the running take of the machine."""
@@ -326,13 +324,13 @@ class Supervisor:
     def _accepted(self, generation: Generation, since: float) -> None:
         self._confirmer.accepted(generation, since, served=True)
         self.slots.grant()
-        self.desk.changed.tell()
+        self.gate.changed.notify()
 
     def secret_changed(self, status: SecretStatus) -> None:
         """Take a new status of the secret file."""
         generation = status.generation
         is_new = generation is not None and generation.number > self._newest_seen
-        self.desk.secret_changed(status)
+        self.gate.secret_changed(status)
         if generation is not None and is_new:
             self._newest_seen = generation.number
             self.counts.loaded(generation)
@@ -341,10 +339,10 @@ class Supervisor:
             if self.settings.probe == "on_load":
                 self._begin_probe(generation)
         self.slots.grant()
-        self.changed.tell()
+        self.changed.notify()
 
     def _begin_probe(self, generation: Generation) -> None:
-        if self._confirmer.suspects(generation):  # at once: who posts now waits already
+        if self._confirmer.begin_check(generation):  # at once: who posts now waits already
             self._spawn(self._probe(generation), PROBE)
 
     async def _probe(self, generation: Generation) -> None:
@@ -353,14 +351,14 @@ class Supervisor:
             await self._confirmer.try_again(generation)
         finally:
             self.slots.grant()
-            self.desk.changed.tell()
+            self.gate.changed.notify()
 
     def _retry_refused(self) -> None:
         """Let the probe try the token in use again, where it is refused or blocked and its pause is over."""
-        generation = self.desk.current
+        generation = self.gate.current
         if self.settings.probe == "off" or generation is None:
             return
-        if self.desk.standing.is_due(generation, time.monotonic()):
+        if self.gate.statuses.is_due(generation, time.monotonic()):
             self._begin_probe(generation)
 
     async def reload_token(self) -> None:
@@ -368,12 +366,12 @@ class Supervisor:
         status = await asyncio.to_thread(self.secret.poll)
         self.secret_changed(status)
         if (generation := status.generation) is not None:
-            self.desk.standing.forget_limits(generation)
-            if self.desk.standing.trouble_of(generation) is not None:
-                self.desk.standing.retry_now(generation)
-                if self._confirmer.suspects(generation):
+            self.gate.statuses.forget_limits(generation)
+            if self.gate.statuses.trouble_of(generation) is not None:
+                self.gate.statuses.retry_now(generation)
+                if self._confirmer.begin_check(generation):
                     await self._probe(generation)
-            self.desk.changed.tell()
+            self.gate.changed.notify()
 
     # -- looking on
 
@@ -383,13 +381,13 @@ class Supervisor:
         if self.draining:
             return "draining", "draining: no new executions here"
         try:
-            self.desk.require()
+            self.gate.require()
         except AgentRuntimeError as error:
-            return f"token_{self.desk.state}", str(error)
-        if self.desk.holds_new_executions:
+            return f"token_{self.gate.state}", str(error)
+        if self.gate.holds_new_executions:
             return "token_suspect", "it is being found out whether the token is good"
         try:
-            self._surroundings.cli.require()
+            self._attempt_context.cli.require()
         except SpawnFailed as error:
             return "no_cli", str(error)
         return None
@@ -426,16 +424,16 @@ class Supervisor:
 
     def view(self, execution_id: str) -> View:
         """
-        Look at an execution, alive or kept.
+        PassResult at an execution, alive or kept.
 
         Raises:
             NotFound: Nothing is known under this id.
         """
         if (live := self._live.get(execution_id)) is not None:
             return View(live.record, live.reader, live.changed)
-        return View(self.archive.record(execution_id), self.archive.transcripts.reader(execution_id), Change())
+        return View(self.archive.record(execution_id), self.archive.transcripts.reader(execution_id), Notifier())
 
-    def result(self, execution_id: str) -> Kept | None:
+    def result(self, execution_id: str) -> StoredResult | None:
         """
         Find the answer of an execution; None while it goes on.
 
@@ -471,13 +469,13 @@ class Supervisor:
     def close_admission(self) -> None:
         """Let nobody in any more; what was let in goes on."""
         self.draining = True
-        self.changed.tell()
+        self.changed.notify()
 
     def open_admission(self) -> None:
         """Let executions in again, unless the supervisor is going away."""
         if not self._is_ending:
             self.draining = False
-            self.changed.tell()
+            self.changed.notify()
 
     async def drain(self, timeout_seconds: float) -> None:
         """Let nobody in, let the running finish for *timeout_seconds*, stop the rest politely, and wait for them."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 
 from agent_runtime.model.records import rfc3339
-from agent_runtime.notifier import Change
+from agent_runtime.notifier import Notifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,6 @@ TYPES = frozenset(
         "execution.parked",
         "execution.resumed",
         "execution.finished",
-        "storage.damaged",
     }
 )
 
@@ -86,7 +85,7 @@ class EventLog:
         self._events: deque[Event] = deque(maxlen=kept)
         self._redact = redact
         self._happened = happened
-        self._changed = Change()
+        self._changed = Notifier()
         self._last_id = time.time_ns() // 1_000_000
         self._closed = False
 
@@ -115,7 +114,7 @@ class EventLog:
         self._events.append(Event(id=self._last_id, type=type, time=rfc3339(time.time()), data=said))
         if self._happened is not None:
             self._happened(type, said)
-        self._changed.tell()
+        self._changed.notify()
 
     def after(self, position: int) -> tuple[list[Event], bool]:
         """
@@ -138,7 +137,7 @@ class EventLog:
     def close(self) -> None:
         """Say that nothing more will happen, so that those who follow come to an end; publishing goes unheard."""
         self._closed = True
-        self._changed.tell()
+        self._changed.notify()
 
     def _safe(self, name: str, value: Value) -> Value:
         if isinstance(value, str):

@@ -33,7 +33,6 @@ POSTED = frozenset(
         "execution.parked",
         "execution.resumed",
         "execution.finished",
-        "storage.damaged",
     }
 )
 SIGNATURE_HEADER = "X-Agent-Runtime-Signature"

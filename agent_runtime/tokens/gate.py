@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from agent_runtime.errors import NoToken, TokenLimited, TokenUnpaid, TokenUnusable
 from agent_runtime.evidence.verdict import BLOCKED_SENTENCE, limit_sentence
 from agent_runtime.model.state import TokenTrouble
-from agent_runtime.notifier import Change
+from agent_runtime.notifier import Notifier
 from agent_runtime.secret.file import SecretState
 from agent_runtime.tokens.status import PROBED
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from agent_runtime.secret.file import SecretFile, SecretStatus
     from agent_runtime.secret.generations import Generation
     from agent_runtime.telemetry.events import EventLog
-    from agent_runtime.tokens.status import Limit, Standing
+    from agent_runtime.tokens.status import Limit, TokenStatuses
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _UNUSABLE: dict[TokenTrouble, tuple[type[AdmissionError], str]] = {
 _EXPIRED = "the token has expired; write a new one to the secret file"
 
 
-class TokenDesk:
+class TokenGate:
     """
     Put together what the secret file and the API's answers say of the token in use.
 
@@ -46,10 +46,10 @@ class TokenDesk:
         probes: The API is asked about refused tokens; otherwise, or where that tells nothing, an execution finds out.
     """
 
-    def __init__(self, secret: SecretFile, standing: Standing, events: EventLog, *, probes: bool) -> None:
+    def __init__(self, secret: SecretFile, statuses: TokenStatuses, events: EventLog, *, probes: bool) -> None:
         self.secret = secret
-        self.standing = standing
-        self.changed = Change()
+        self.statuses = statuses
+        self.changed = Notifier()
         self._events = events
         self._probes = probes
         self._told: tuple[object, ...] = ()
@@ -74,23 +74,23 @@ class TokenDesk:
             return str(status.state)
         if status.is_expired(time.time()):
             return "expired"
-        if trouble := self.standing.trouble_of(generation):
+        if trouble := self.statuses.trouble_of(generation):
             return str(trouble)
-        if self.standing.is_suspect(generation):
+        if self.statuses.is_suspect(generation):
             return "suspect"
-        return "limited" if self.standing.any_limit_of(generation, time.time()) else "ready"
+        return "limited" if self.statuses.any_limit_of(generation, time.time()) else "ready"
 
     @property
     def limit(self) -> Limit | None:
         """The limit that the token in use has met, if it lasts."""
         generation = self.current
-        return self.standing.any_limit_of(generation, time.time()) if generation is not None else None
+        return self.statuses.any_limit_of(generation, time.time()) if generation is not None else None
 
     @property
     def holds_new_executions(self) -> bool:
         """Whether it is being found out if the token in use is good: then nobody new begins."""
         generation = self.current
-        return generation is not None and self.standing.is_suspect(generation)
+        return generation is not None and self.statuses.is_suspect(generation)
 
     def require(self, model: str | None = None) -> Generation:
         """
@@ -108,7 +108,7 @@ class TokenDesk:
             reason = status.error or "the secret file is missing"
             raise NoToken(f"no usable token: {reason}; write one, or let agent-runtime doctor say why")
         self._require_unexpired(generation)
-        if self._is_closed(generation) or self.standing.retry_after_seconds(generation, time.monotonic()) > 0:
+        if self._is_closed(generation) or self.statuses.retry_after_seconds(generation, time.monotonic()) > 0:
             raise self._unusable(generation)
         self._require_unlimited(generation, model)
         return generation
@@ -117,7 +117,7 @@ class TokenDesk:
         """
         Judge a generation at the spawn, from any thread: admission may be minutes ago.
 
-        One in trouble whose pause is over may be used by one execution, until :meth:`Standing.end_try`.
+        One in trouble whose pause is over may be used by one execution, until :meth:`TokenStatuses.end_try`.
 
         Args:
             by: The execution's id.
@@ -129,23 +129,23 @@ class TokenDesk:
         """
         self._require_unexpired(generation)
         self._require_unlimited(generation, model)
-        if self._is_closed(generation) or not self.standing.begin_try(generation, by, time.monotonic()):
+        if self._is_closed(generation) or not self.statuses.begin_try(generation, by, time.monotonic()):
             raise self._unusable(generation)
 
-    def doubt(self, generation: Generation, by: str) -> None:
+    def mark_suspect(self, generation: Generation, by: str) -> None:
         """
         Let nobody begin with a generation that was refused just now, from any thread.
 
         What the refusal is worth is found out when the attempt is gone, after its grace at worst. Until then it is
-        suspect, or until :meth:`Standing.unsuspect`.
+        suspect, or until :meth:`TokenStatuses.unsuspect`.
 
         Args:
             by: The execution's id.
         """
         current = self.current
         is_in_use = current is not None and current.number == generation.number
-        if is_in_use and self.standing.trouble_of(generation) is None:
-            self.standing.suspect(generation, by, time.monotonic())
+        if is_in_use and self.statuses.trouble_of(generation) is None:
+            self.statuses.suspect(generation, by, time.monotonic())
 
     def is_newer_usable(self, generation: Generation | None, model: str | None) -> bool:
         """Whether a generation newer than *generation* is loaded and could be spawned with now."""
@@ -163,15 +163,15 @@ class TokenDesk:
         current = self.current
         if current is None or (current.expires_at is not None and current.expires_at <= time.time()):
             return False
-        return self.standing.trouble_of(current) is None and self.limit_of(current, model) is None
+        return self.statuses.trouble_of(current) is None and self.limit_of(current, model) is None
 
     def limit_of(self, generation: Generation, model: str | None) -> Limit | None:
         """Return the limit that an execution for *model* would meet now."""
-        return self.standing.limit_of(generation, model, time.time())
+        return self.statuses.limit_of(generation, model, time.time())
 
     def limited(self, generation: Generation, limit: Limit) -> None:
         """Take a usage limit into account; told once."""
-        if self.standing.limit(generation, limit, time.time()):
+        if self.statuses.limit(generation, limit, time.time()):
             extra = {"generation": generation.number}
             log.warning("token limited: type=%s model=%s", limit.type, limit.model, extra=extra)
             self._events.publish(
@@ -182,7 +182,7 @@ class TokenDesk:
                 model=limit.model,
                 limited_until=limit.until if limit.is_told else None,
             )
-        self.changed.tell()
+        self.changed.notify()
 
     def secret_changed(self, status: SecretStatus) -> None:
         """Take a new status of the secret file: what is news becomes an event."""
@@ -208,7 +208,7 @@ class TokenDesk:
                     subscription=generation.subscription,
                 )
         self.warn_of_expiry()
-        self.changed.tell()
+        self.changed.notify()
 
     def warn_of_expiry(self) -> None:
         """Say once per generation that it expires soon; asked now and then."""
@@ -223,12 +223,12 @@ class TokenDesk:
 
     def _is_closed(self, generation: Generation) -> bool:
         """Whether no execution may try this token, because it is in trouble and the probe will try it."""
-        is_probed = self._probes and self.standing.trouble_of(generation) in PROBED
-        return is_probed and not self.standing.is_left_to_execution(generation)
+        is_probed = self._probes and self.statuses.trouble_of(generation) in PROBED
+        return is_probed and not self.statuses.is_left_to_execution(generation)
 
     def _unusable(self, generation: Generation) -> AdmissionError:
         # Another thread may have cleared it since; then what was true a moment ago is told.
-        trouble = self.standing.trouble_of(generation) or TokenTrouble.REFUSED
+        trouble = self.statuses.trouble_of(generation) or TokenTrouble.REFUSED
         kind, sentence = _UNUSABLE[trouble]
         return kind(sentence, token_generation=generation.number)
 

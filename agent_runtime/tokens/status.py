@@ -64,7 +64,7 @@ class Limit(msgspec.Struct, frozen=True):
         return self.model is None or (model is not None and self.model in model)
 
 
-class Standing:
+class TokenStatuses:
     """
     Keep what is known of each token, by its fingerprint: a refused token that returns is still refused.
 

@@ -8,7 +8,7 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-from agent_runtime.model.state import Confirmation, TokenTrouble
+from agent_runtime.model.state import TokenTrouble, Verification
 from agent_runtime.tokens.probe import ProbeVerdict
 from agent_runtime.tokens.status import PROBED
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from agent_runtime.secret.generations import Generation
     from agent_runtime.telemetry.events import EventLog
     from agent_runtime.tokens.probe import Probe
-    from agent_runtime.tokens.status import Standing
+    from agent_runtime.tokens.status import TokenStatuses
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _TROUBLE_BY_VERDICT = {
 }
 
 
-class Confirmer:
+class RefusalVerifier:
     """
     Turn what one attempt met into what is known of its token: refused, blocked, or unable to pay.
 
@@ -43,11 +43,11 @@ class Confirmer:
         probe: None: never ask.
     """
 
-    def __init__(self, standing: Standing, probe: Probe | None, events: EventLog) -> None:
-        self._standing = standing
+    def __init__(self, statuses: TokenStatuses, probe: Probe | None, events: EventLog) -> None:
+        self._statuses = statuses
         self._probe = probe
         self._events = events
-        self._later: set[asyncio.Task[Confirmation]] = set()
+        self._later: set[asyncio.Task[Verification]] = set()
         self._asking: dict[str, asyncio.Task[ProbeVerdict]] = {}
 
     async def confirm(
@@ -59,7 +59,7 @@ class Confirmer:
         may_condemn: bool,
         rule: str,
         model: str | None,
-    ) -> Confirmation:
+    ) -> Verification:
         """
         Say what is known of *generation* after an attempt met *trouble*, asking at most once at a time.
 
@@ -67,17 +67,17 @@ class Confirmer:
         not asked about where what was seen is enough.
 
         Args:
-            by: Who asks: the token stays suspect until it has been told, see :meth:`Standing.unsuspect`; None: it is
+            by: Who asks: the token stays suspect until :meth:`TokenStatuses.unsuspect`; None: it is
                 not in use any more, and nobody waits for what is found out.
             may_condemn: What was seen is enough without the API's word: it came before a tool could have forged it.
         """
-        standing = self._standing
-        known = standing.trouble_of(generation)
+        statuses = self._statuses
+        known = statuses.trouble_of(generation)
         if known is not None and (known is trouble or not may_condemn):
             self.found(generation, known, rule)
-            return Confirmation.CONFIRMED
+            return Verification.CONFIRMED
         if by is not None:
-            standing.suspect(generation, by, time.monotonic())
+            statuses.suspect(generation, by, time.monotonic())
         verdict = ProbeVerdict.UNKNOWN
         if trouble in PROBED or not may_condemn:
             verdict = await self.ask(generation, model)
@@ -85,13 +85,13 @@ class Confirmer:
         if may_condemn and verdict is ProbeVerdict.UNKNOWN:
             self.found(generation, trouble, rule)
         # Another's evidence may have condemned it meanwhile.
-        if standing.trouble_of(generation) is not None:
-            return Confirmation.CONFIRMED
+        if statuses.trouble_of(generation) is not None:
+            return Verification.CONFIRMED
         if by is not None:
-            standing.unsuspect(by)  # what may be forged holds up nobody else
-        return Confirmation.GOOD if verdict is ProbeVerdict.VALID and trouble in PROBED else Confirmation.OPEN
+            statuses.unsuspect(by)  # what may be forged holds up nobody else
+        return Verification.GOOD if verdict is ProbeVerdict.VALID and trouble in PROBED else Verification.OPEN
 
-    def begin(self, confirming: Coroutine[Any, Any, Confirmation]) -> asyncio.Task[Confirmation]:
+    def begin(self, confirming: Coroutine[Any, Any, Verification]) -> asyncio.Task[Verification]:
         """Let a confirmation run to its end, whether or not somebody goes on waiting for it."""
         task = asyncio.ensure_future(confirming)
         self._later.add(task)
@@ -114,45 +114,45 @@ class Confirmer:
         return verdict
 
     def heed(self, generation: Generation, verdict: ProbeVerdict, since: float = math.inf) -> None:
-        """Record what the probe's verdict says of the token; *since* as for :meth:`Standing.accept`."""
+        """Record what the probe's verdict says of the token; *since* as for :meth:`TokenStatuses.accept`."""
         if (trouble := _TROUBLE_BY_VERDICT.get(verdict)) is not None:
             self.found(generation, trouble, PROBE)
         elif verdict is ProbeVerdict.VALID:
             self.accepted(generation, since)
 
-    def suspects(self, generation: Generation) -> bool:
+    def begin_check(self, generation: Generation) -> bool:
         """Make a token suspect, a refused one too, so that nobody new begins with it; :meth:`try_again` must follow."""
-        standing, now = self._standing, time.monotonic()
-        trouble = standing.trouble_of(generation)
-        if trouble not in {None, *PROBED} or not standing.begin_try(generation, _prober(generation), now):
+        statuses, now = self._statuses, time.monotonic()
+        trouble = statuses.trouble_of(generation)
+        if trouble not in {None, *PROBED} or not statuses.begin_try(generation, _prober(generation), now):
             return False
-        standing.suspect(generation, _prober(generation), now)
+        statuses.suspect(generation, _prober(generation), now)
         return True
 
     async def try_again(self, generation: Generation) -> None:
         """Ask about a token of which nobody waits to hear, made suspect before."""
-        standing = self._standing
+        statuses = self._statuses
         try:
             verdict = await self.ask(generation)
             self.heed(generation, verdict)
             if verdict is ProbeVerdict.UNKNOWN:
-                standing.leave_to_execution(generation)
+                statuses.leave_to_execution(generation)
         finally:
-            standing.end_try(_prober(generation))
-            standing.unsuspect(_prober(generation))
+            statuses.end_try(_prober(generation))
+            statuses.unsuspect(_prober(generation))
 
     def found(self, generation: Generation, trouble: TokenTrouble, rule: str) -> None:
         """Mark the token: its API refuses it, has blocked its account, or gets no money from it; told once."""
-        if self._standing.mark(generation, trouble, time.monotonic()):
+        if self._statuses.mark(generation, trouble, time.monotonic()):
             fingerprint = generation.token.fingerprint
             extra = {"generation": generation.number}
             log.error("token %s: fingerprint=%s rule=%s", trouble, fingerprint, rule, extra=extra)
             self._events.publish(f"token.{trouble}", generation=generation.number, fingerprint=fingerprint, rule=rule)
 
     def accepted(self, generation: Generation, since: float = math.inf, *, served: bool = False) -> None:
-        """Record that the API accepts this token; the arguments are those of :meth:`Standing.accept`."""
-        had_trouble = self._standing.trouble_of(generation) is not None
-        if self._standing.accept(generation, since, served=served) and had_trouble:
+        """Record that the API accepts this token; the arguments are those of :meth:`TokenStatuses.accept`."""
+        had_trouble = self._statuses.trouble_of(generation) is not None
+        if self._statuses.accept(generation, since, served=served) and had_trouble:
             fingerprint = generation.token.fingerprint
             log.info("token accepted again: fingerprint=%s", fingerprint, extra={"generation": generation.number})
 

@@ -20,7 +20,7 @@ import pytest
 from agent_runtime.api.streams import BATCH_BYTES, BATCH_LINES, STREAM_LIMIT, Batches, follow
 from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.state import Phase
-from agent_runtime.notifier import Change
+from agent_runtime.notifier import Notifier
 from agent_runtime.store.transcripts import TranscriptReader, TranscriptStore
 from agent_runtime.supervisor.supervisor import View
 from tests.support.supervised import eventually, supervised
@@ -205,7 +205,7 @@ def test_readers_who_take_all_at_once_stay_together_and_share_every_reading(tmp_
     with TranscriptStore(tmp_path).writer("long") as writer:
         writer.append_many([b"x" * 1000] * 4000)
         writer.flush()
-    view = View(record, Counted(tmp_path / "long.jsonl", tmp_path / "long.idx"), Change())
+    view = View(record, Counted(tmp_path / "long.jsonl", tmp_path / "long.idx"), Notifier())
 
     async def read() -> int:
         return sum([events.count(b"data: x") async for events in follow(view, 0, batches)])
@@ -234,15 +234,15 @@ def test_batches_are_kept_within_a_bound_and_none_without_readers(tmp_path: Path
 
 def test_a_change_that_comes_while_somebody_looks_is_not_missed_and_a_reader_that_left_spoils_none() -> None:
     async def main() -> None:
-        change = Change()
+        change = Notifier()
         taken = change.coming()
         assert change.coming() is taken, "one for all"
         assert not taken.done()
-        change.tell()
+        change.notify()
         await asyncio.wait_for(taken, 10)
 
         change.coming().cancel()
-        change.tell()
+        change.notify()
         assert not change.coming().done()
 
     asyncio.run(main())

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from agent_runtime.claude.frame_repair import read
-from agent_runtime.claude.run_stats import Tally
+from agent_runtime.claude.run_stats import RunStats
 from agent_runtime.model.records import COMPACT_EVENTS_KEPT, ExecutionRecord, Metadata, context_window_of, read_record
 from tests.support.supervised import Supervised, eventually, supervised
 
@@ -26,13 +26,13 @@ INIT: dict[str, Any] = {"do": "init"}
 HANG = {"script": [INIT, {"do": "hang"}]}
 
 
-def tallied(*frames: dict[str, Any]) -> Tally:
-    tally = Tally()
+def tallied(*frames: dict[str, Any]) -> RunStats:
+    run_stats = RunStats()
     for frame in frames:
         read_frame = read(json.dumps(frame).encode())
         assert read_frame is not None
-        tally.add(read_frame)
-    return tally
+        run_stats.add(read_frame)
+    return run_stats
 
 
 def boundary(**told: Any) -> dict[str, Any]:
@@ -130,9 +130,9 @@ def usage_of(**windows: int) -> dict[str, Any]:
 def test_the_context_window_is_that_of_the_model_that_answered(
     model: str, windows: dict[str, int], tokens: int | None
 ) -> None:
-    tally = tallied({"type": "system", "subtype": "init", "model": model}, usage_of(**windows))
+    run_stats = tallied({"type": "system", "subtype": "init", "model": model}, usage_of(**windows))
 
-    assert tally.context_window == tokens
+    assert run_stats.context_window == tokens
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import pytest
 from agent_runtime.claude.executable import unfit
 from agent_runtime.claude.run_answer import Result
 from agent_runtime.delivery.cli_check import FORGET_SECONDS, STARTS, CliCheck
-from agent_runtime.delivery.reload_check import DoesNotRun, ProofFailed, prove
+from agent_runtime.delivery.reload_check import DoesNotRun, ReloadCheckFailed, check_reload
 from agent_runtime.errors import ErrorClass, SpawnFailed
-from agent_runtime.evidence.detector import Channel, Sighting
+from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.evidence.verdict import Ending, Verdict, verdict
 from agent_runtime.model.state import Outcome, StopReason
 from agent_runtime.process.child import NotSpawned, SpawnReason
@@ -140,7 +140,7 @@ def test_k7_after_a_while_the_next_start_decides(tmp_path: Path) -> None:
 
 
 LOST = Verdict(Outcome.FAILED, ErrorClass.LOST_RESULT, "lost")
-OVERLOADED = Sighting("r", Channel.STDOUT, ErrorClass.OVERLOADED)
+OVERLOADED = Detection("r", Channel.STDOUT, ErrorClass.OVERLOADED)
 NO_SESSION = Result(is_error=True, subtype="error_during_execution", text="No conversation found with session ID")
 SAYS_NOTHING = [
     (Ending(1, began=False, stop_reason=StopReason.CANCELLED), LOST),
@@ -192,20 +192,20 @@ def test_one_instance_may_be_told_by_many_threads(tmp_path: Path) -> None:
 # -- the proof, which starts the CLI first
 
 
-def test_k7_a_cli_that_dies_at_each_start_of_the_proof_does_not_run(tmp_path: Path) -> None:
+def test_k7_a_cli_that_dies_at_each_start_of_the_reload_check_does_not_run(tmp_path: Path) -> None:
     panic = BUN_PANIC.format("Illegal instruction at address 0x4F6A0D")
     path = program(tmp_path, f"#!/bin/sh\ncat >&2 <<'END'\n{panic}\nEND\nkill -ILL $$\n")
 
     with pytest.raises(DoesNotRun, match=r"SIGILL: panic\(main thread\): Illegal instruction at address 0x4F6A0D"):
-        prove((str(path),), {"PATH": PATH}, directory=tmp_path / "run")
+        check_reload((str(path),), {"PATH": PATH}, directory=tmp_path / "run")
 
 
 @pytest.mark.parametrize("script", ["exit 0", "kill -KILL $$", 'test "$1" = --version'])
 def test_a_cli_that_makes_no_request_may_run_all_the_same(tmp_path: Path, script: str) -> None:
     path = program(tmp_path, f"#!/bin/sh\n{script}\n")
 
-    with pytest.raises(ProofFailed) as caught:
-        prove((str(path),), {"PATH": PATH}, directory=tmp_path / "run")
+    with pytest.raises(ReloadCheckFailed) as caught:
+        check_reload((str(path),), {"PATH": PATH}, directory=tmp_path / "run")
 
     assert not isinstance(caught.value, DoesNotRun)
 

@@ -20,10 +20,17 @@ import pytest
 
 from agent_runtime.claude.executable import Binary
 from agent_runtime.delivery.credentials_file import FILE_NAME, MARKER_NAME, CredentialsFile, DeliveryImpossible
-from agent_runtime.delivery.delivery import Delivered, Deliveries, EnvironmentDelivery, FileDelivery, Reach, choose
-from agent_runtime.delivery.reload_check import Proof, ProofFailed, _Stage, prove
-from agent_runtime.delivery.reload_results import FILE_NAME as PROOFS_FILE
-from agent_runtime.delivery.reload_results import BackgroundProver, Proofs
+from agent_runtime.delivery.delivery import (
+    Delivered,
+    Deliveries,
+    EnvironmentDelivery,
+    FileDelivery,
+    ReloadBehaviour,
+    choose,
+)
+from agent_runtime.delivery.reload_check import ReloadCheckFailed, ReloadResult, _Stage, check_reload
+from agent_runtime.delivery.reload_results import FILE_NAME as RELOAD_RESULTS_FILE
+from agent_runtime.delivery.reload_results import BackgroundReloadChecker, ReloadResults
 from agent_runtime.errors import RESERVED_WORDS, CannotStart, SpawnFailed
 from agent_runtime.model.tokens import Token, TokenKind
 from agent_runtime.secret.generations import Generation
@@ -66,13 +73,13 @@ def scripted(version: str = "2.1.330") -> dict[str, str]:
 
 @dataclass
 class KnownReach:
-    """A prover who is told what is known, and counts how often it was asked to find out."""
+    """A reload checker who is told what is known, and counts how often it was asked to find out."""
 
-    known: Reach | None = None
+    known: ReloadBehaviour | None = None
     begun: int = 0
     calls: list[str] = field(default_factory=list)
 
-    def reach(self) -> Reach | None:
+    def reload_behaviour(self) -> ReloadBehaviour | None:
         return self.known
 
     def begin(self) -> None:
@@ -92,7 +99,7 @@ def config_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def delivery(config_dir: Path) -> FileDelivery:
     delivery = FileDelivery(config_dir)
-    delivery.reach = Reach.ON_REQUEST
+    delivery.reload_behaviour = ReloadBehaviour.ON_REQUEST
     return delivery
 
 
@@ -357,19 +364,19 @@ def test_an_empty_file_is_nobodys_login(config_dir: Path, delivery: FileDelivery
 # -- who is reached, and which way is chosen
 
 
-@pytest.mark.parametrize("reach", list(Reach))
+@pytest.mark.parametrize("reload_behaviour", list(ReloadBehaviour))
 @pytest.mark.parametrize("newer", [generation(2), api_key(2)], ids=["to_oauth", "to_api_key"])
 @pytest.mark.parametrize("given", [generation(1), api_key(1)], ids=["from_oauth", "from_api_key"])
 def test_a_running_child_is_reached_from_oauth_to_oauth_where_its_cli_reads_again(
-    config_dir: Path, given: Generation, newer: Generation, reach: Reach
+    config_dir: Path, given: Generation, newer: Generation, reload_behaviour: ReloadBehaviour
 ) -> None:
     delivery = FileDelivery(config_dir)
-    delivery.reach = reach
+    delivery.reload_behaviour = reload_behaviour
     delivered = delivery.deliver(given)
     delivery.renew(newer)
 
     both_oauth = given.token.kind is TokenKind.OAUTH and newer.token.kind is TokenKind.OAUTH
-    assert delivered.is_reached_by(newer) == (both_oauth and reach is not Reach.NEVER)
+    assert delivered.is_reached_by(newer) == (both_oauth and reload_behaviour is not ReloadBehaviour.NEVER)
     assert not EnvironmentDelivery().deliver(given).is_reached_by(newer)
 
 
@@ -384,24 +391,24 @@ def test_a_generation_that_could_not_be_written_reaches_nobody(config_dir: Path,
 
 
 @pytest.mark.parametrize(
-    ("setting", "kind", "reach", "obstacle", "name"),
+    ("setting", "kind", "reload_behaviour", "obstacle", "name"),
     [
-        ("auto", TokenKind.OAUTH, Reach.ON_REQUEST, None, "file"),
-        ("auto", TokenKind.OAUTH, Reach.ON_REFUSAL, None, "file"),
-        ("auto", TokenKind.OAUTH, Reach.NEVER, None, "env"),
+        ("auto", TokenKind.OAUTH, ReloadBehaviour.ON_REQUEST, None, "file"),
+        ("auto", TokenKind.OAUTH, ReloadBehaviour.ON_REFUSAL, None, "file"),
+        ("auto", TokenKind.OAUTH, ReloadBehaviour.NEVER, None, "env"),
         ("auto", TokenKind.OAUTH, None, None, "env"),
-        ("auto", TokenKind.OAUTH, Reach.ON_REQUEST, "in the way", "env"),
-        ("auto", TokenKind.API_KEY, Reach.ON_REQUEST, None, "env"),
-        ("env", TokenKind.OAUTH, Reach.ON_REQUEST, None, "env"),
+        ("auto", TokenKind.OAUTH, ReloadBehaviour.ON_REQUEST, "in the way", "env"),
+        ("auto", TokenKind.API_KEY, ReloadBehaviour.ON_REQUEST, None, "env"),
+        ("env", TokenKind.OAUTH, ReloadBehaviour.ON_REQUEST, None, "env"),
         ("file", TokenKind.OAUTH, None, None, "file"),
-        ("file", TokenKind.OAUTH, Reach.NEVER, None, "file"),
-        ("file", TokenKind.API_KEY, Reach.ON_REQUEST, None, "env"),
+        ("file", TokenKind.OAUTH, ReloadBehaviour.NEVER, None, "file"),
+        ("file", TokenKind.API_KEY, ReloadBehaviour.ON_REQUEST, None, "env"),
     ],
 )
-def test_the_way_is_chosen_by_setting_kind_proof_and_place(
-    setting: str, kind: TokenKind, reach: Reach | None, obstacle: str | None, name: str
+def test_the_way_is_chosen_by_setting_kind_reload_check_and_place(
+    setting: str, kind: TokenKind, reload_behaviour: ReloadBehaviour | None, obstacle: str | None, name: str
 ) -> None:
-    choice = choose(setting, kind, reach, obstacle)
+    choice = choose(setting, kind, reload_behaviour, obstacle)
 
     assert choice.name == name
     assert choice.reason
@@ -409,15 +416,15 @@ def test_the_way_is_chosen_by_setting_kind_proof_and_place(
 
 
 def test_auto_begins_with_variables_and_goes_on_by_file_once_the_cli_is_proved(config_dir: Path) -> None:
-    prover = KnownReach()
-    deliveries = Deliveries("auto", FileDelivery(config_dir), prover)
+    reload_checker = KnownReach()
+    deliveries = Deliveries("auto", FileDelivery(config_dir), reload_checker)
     deliveries.start()
-    assert prover.begun == 1
+    assert reload_checker.begun == 1
     first = deliveries.for_spawn(generation(1))
     assert first.way == deliveries.state["delivery"] == "env"
     assert not (config_dir / FILE_NAME).exists()
 
-    prover.known = Reach.ON_REQUEST
+    reload_checker.known = ReloadBehaviour.ON_REQUEST
     second = deliveries.for_spawn(generation(1))
     assert second.way == deliveries.state["delivery"] == "file"
     deliveries.generation_loaded(generation(2))
@@ -426,15 +433,15 @@ def test_auto_begins_with_variables_and_goes_on_by_file_once_the_cli_is_proved(c
 
     deliveries.close()
     assert list(config_dir.iterdir()) == []
-    assert prover.calls == ["close"]
+    assert reload_checker.calls == ["close"]
 
 
 def test_when_the_cli_is_replaced_those_that_run_are_still_reached(config_dir: Path) -> None:
-    prover = KnownReach(Reach.ON_REQUEST)
-    deliveries = Deliveries("auto", FileDelivery(config_dir), prover)
+    reload_checker = KnownReach(ReloadBehaviour.ON_REQUEST)
+    deliveries = Deliveries("auto", FileDelivery(config_dir), reload_checker)
     running = deliveries.for_spawn(generation(1))
 
-    prover.known = None
+    reload_checker.known = None
     assert deliveries.for_spawn(generation(1)).way == "env"
     deliveries.generation_loaded(generation(2))
     assert running.is_reached_by(generation(2))
@@ -446,7 +453,7 @@ def test_when_the_cli_is_replaced_those_that_run_are_still_reached(config_dir: P
 def test_auto_falls_back_to_variables_while_the_file_is_in_the_way_and_says_so(
     config_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    deliveries = Deliveries("auto", FileDelivery(config_dir), KnownReach(Reach.ON_REQUEST))
+    deliveries = Deliveries("auto", FileDelivery(config_dir), KnownReach(ReloadBehaviour.ON_REQUEST))
     (config_dir / FILE_NAME).write_bytes(SOMEBODY_ELSES)
     for _ in range(3):
         assert deliveries.for_spawn(generation(1)).way == "env"
@@ -467,7 +474,7 @@ def test_file_where_it_is_not_possible_does_not_start(config_dir: Path) -> None:
 
 
 def test_file_that_became_impossible_is_a_typed_error(config_dir: Path) -> None:
-    deliveries = Deliveries("file", FileDelivery(config_dir), KnownReach(Reach.ON_REQUEST))
+    deliveries = Deliveries("file", FileDelivery(config_dir), KnownReach(ReloadBehaviour.ON_REQUEST))
     (config_dir / FILE_NAME).write_bytes(SOMEBODY_ELSES)
 
     with pytest.raises(SpawnFailed, match="did not write"):
@@ -476,13 +483,13 @@ def test_file_that_became_impossible_is_a_typed_error(config_dir: Path) -> None:
 
 
 def test_env_proves_nothing_and_writes_nothing(config_dir: Path) -> None:
-    prover = KnownReach(Reach.ON_REQUEST)
-    deliveries = Deliveries("env", FileDelivery(config_dir), prover)
+    reload_checker = KnownReach(ReloadBehaviour.ON_REQUEST)
+    deliveries = Deliveries("env", FileDelivery(config_dir), reload_checker)
     deliveries.start()
 
     assert deliveries.for_spawn(generation(1)).variables == {"CLAUDE_CODE_OAUTH_TOKEN": generation(1).token.secret}
     deliveries.generation_loaded(generation(2))
-    assert (prover.begun, list(config_dir.iterdir())) == (0, [])
+    assert (reload_checker.begun, list(config_dir.iterdir())) == (0, [])
 
 
 def test_what_was_delivered_does_not_show_the_token() -> None:
@@ -531,23 +538,31 @@ def test_a_script_that_starts_the_cli_counts_with_what_it_starts(tmp_path: Path,
 # -- the proof
 
 
-@pytest.mark.parametrize(("version", "reach"), [("2.1.330", Reach.ON_REQUEST), ("2.0.76", Reach.NEVER)])
-def test_a_proof_tells_whether_the_cli_reads_its_file_again(version: str, reach: Reach) -> None:
-    proof = prove(SCRIPTED, scripted(version))
+@pytest.mark.parametrize(
+    ("version", "reload_behaviour"), [("2.1.330", ReloadBehaviour.ON_REQUEST), ("2.0.76", ReloadBehaviour.NEVER)]
+)
+def test_a_reload_check_tells_whether_the_cli_reads_its_file_again(
+    version: str, reload_behaviour: ReloadBehaviour
+) -> None:
+    reload_result = check_reload(SCRIPTED, scripted(version))
 
-    assert (proof.version, proof.reach, proof.rereads) == (version, reach, reach is not Reach.NEVER)
-    if reach is Reach.ON_REQUEST:
-        assert proof.seconds_from_write_to_request is not None
-        assert proof.seconds_from_write_to_retry is not None
+    assert (reload_result.version, reload_result.reload_behaviour, reload_result.rereads) == (
+        version,
+        reload_behaviour,
+        reload_behaviour is not ReloadBehaviour.NEVER,
+    )
+    if reload_behaviour is ReloadBehaviour.ON_REQUEST:
+        assert reload_result.seconds_from_write_to_request is not None
+        assert reload_result.seconds_from_write_to_retry is not None
 
 
 def test_a_cli_that_only_its_own_retry_heals_is_reached_on_refusal() -> None:
-    proof = Proof(version="2.1.30", binary_hash="", rereads=True, seconds_from_write_to_retry=0.5)
+    reload_result = ReloadResult(version="2.1.30", binary_hash="", rereads=True, seconds_from_write_to_retry=0.5)
 
-    assert proof.reach is Reach.ON_REFUSAL
+    assert reload_result.reload_behaviour is ReloadBehaviour.ON_REFUSAL
 
 
-def test_the_proof_is_made_without_the_supervisors_token_server_and_proxy(tmp_path: Path) -> None:
+def test_the_reload_check_is_made_without_the_supervisors_token_server_and_proxy(tmp_path: Path) -> None:
     told = tmp_path / "told"
     cli = tmp_path / "claude"
     cli.write_text(f"#!/bin/sh\nenv >>{told}\n")
@@ -561,90 +576,99 @@ def test_the_proof_is_made_without_the_supervisors_token_server_and_proxy(tmp_pa
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://rival",
         "KEPT": "kept",
     }
-    with pytest.raises(ProofFailed, match="ended before"):
-        prove((str(cli),), environ)
+    with pytest.raises(ReloadCheckFailed, match="ended before"):
+        check_reload((str(cli),), environ)
 
     assert "KEPT=kept" in told.read_text()
     assert "rival" not in told.read_text()
 
 
-def test_a_cli_that_cannot_be_started_is_no_proof_of_anything(tmp_path: Path) -> None:
+def test_a_cli_that_cannot_be_started_is_no_reload_check_of_anything(tmp_path: Path) -> None:
     with pytest.raises(SpawnFailed):
-        prove((str(tmp_path / "missing"),), scripted())
+        check_reload((str(tmp_path / "missing"),), scripted())
 
 
-def test_a_proof_that_is_called_off_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_reload_check_that_is_called_off_leaves_nothing_behind(tmp_path: Path) -> None:
     begun, cli = tmp_path / "begun", tmp_path / "claude"
     cli.write_text(f"#!/bin/sh\nsetsid sleep 60 & echo $! >>{begun}\nexec sleep 60\n")
     cli.chmod(0o755)
-    prover = BackgroundProver((str(cli),), scripted(), Proofs(tmp_path), directory=tmp_path / "run")
-    prover.begin()
-    prover.begin()
+    reload_checker = BackgroundReloadChecker(
+        (str(cli),), scripted(), ReloadResults(tmp_path), directory=tmp_path / "run"
+    )
+    reload_checker.begin()
+    reload_checker.begin()
     eventually(lambda: begun.exists() and begun.read_text().endswith("\n"))
     assert len(list((tmp_path / "run").iterdir())) == 1
     began = time.monotonic()
-    prover.close()
+    reload_checker.close()
 
     assert time.monotonic() - began < 10
     pids = [int(line) for line in begun.read_text().split()]
     assert len(pids) == 1
     assert list((tmp_path / "run").iterdir()) == []
     assert not psutil.pid_exists(pids[0]) or psutil.Process(pids[0]).status() == psutil.STATUS_ZOMBIE
-    assert prover.reach() is None
-    prover.begin()
+    assert reload_checker.reload_behaviour() is None
+    reload_checker.begin()
     assert threading.active_count() == 1 or "proof" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_proof_is_kept_with_the_executables_hash_and_said_of_no_other(tmp_path: Path) -> None:
+def test_a_reload_check_is_kept_with_the_executables_hash_and_said_of_no_other(tmp_path: Path) -> None:
     cli = tmp_path / "claude"
     cli.write_text("version 1")
     cli.chmod(0o755)
     command = (str(cli),)
     binary = Binary.of(command, None)
-    proof = Proof(version="1", binary_hash=binary.content_hash(), rereads=True, seconds_from_write_to_retry=0.5)
-    Proofs(tmp_path).keep(binary, proof)
+    reload_result = ReloadResult(
+        version="1", binary_hash=binary.content_hash(), rereads=True, seconds_from_write_to_retry=0.5
+    )
+    ReloadResults(tmp_path).keep(binary, reload_result)
 
-    again = Proofs(tmp_path)
-    assert again.known(command, read_it=False) == proof
+    again = ReloadResults(tmp_path)
+    assert again.known(command, read_it=False) == reload_result
     os.utime(cli, (1, 1))
     assert again.known(command, read_it=False) is None
-    assert again.known(command) == proof
-    assert Proofs(tmp_path).known(command, read_it=False) == proof
+    assert again.known(command) == reload_result
+    assert ReloadResults(tmp_path).known(command, read_it=False) == reload_result
     cli.write_text("version 2")
     assert again.known(command) is None
-    assert stat.S_IMODE((tmp_path / PROOFS_FILE).stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / RELOAD_RESULTS_FILE).stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"proofs": 1}', b"\xff"])
-def test_damaged_proofs_are_made_anew(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / PROOFS_FILE).write_bytes(content)
-    proofs = Proofs(tmp_path)
-    assert proofs.known(SCRIPTED) is None
+def test_damaged_reload_results_are_made_anew(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / RELOAD_RESULTS_FILE).write_bytes(content)
+    reload_results = ReloadResults(tmp_path)
+    assert reload_results.known(SCRIPTED) is None
 
     binary = Binary.of(SCRIPTED, None)
-    proofs.keep(binary, Proof(version="1", binary_hash=binary.content_hash(), rereads=False))
-    assert Proofs(tmp_path).known(SCRIPTED) is not None
+    reload_results.keep(binary, ReloadResult(version="1", binary_hash=binary.content_hash(), rereads=False))
+    assert ReloadResults(tmp_path).known(SCRIPTED) is not None
 
 
-def test_proofs_that_cannot_be_written_are_kept_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    proofs = Proofs(tmp_path / "missing")
+def test_reload_results_that_cannot_be_written_are_kept_in_memory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reload_results = ReloadResults(tmp_path / "missing")
     binary = Binary.of(SCRIPTED, None)
-    proofs.keep(binary, Proof(version="1", binary_hash=binary.content_hash(), rereads=False))
+    reload_results.keep(binary, ReloadResult(version="1", binary_hash=binary.content_hash(), rereads=False))
 
-    assert proofs.known(SCRIPTED) is not None
+    assert reload_results.known(SCRIPTED) is not None
     assert "cannot write" in caplog.text
 
 
-def test_serve_without_a_proof_makes_it_in_the_background_and_then_delivers_by_file(
+def test_serve_without_a_reload_check_makes_it_in_the_background_and_then_delivers_by_file(
     tmp_path: Path, config_dir: Path
 ) -> None:
-    prover = BackgroundProver(SCRIPTED, scripted(), Proofs(tmp_path))
-    deliveries = Deliveries("auto", FileDelivery(config_dir), prover)
+    reload_checker = BackgroundReloadChecker(SCRIPTED, scripted(), ReloadResults(tmp_path))
+    deliveries = Deliveries("auto", FileDelivery(config_dir), reload_checker)
     deliveries.start()
     try:
         eventually(lambda: deliveries.state["delivery"] == "file")
         assert deliveries.for_spawn(generation(1)).way == "file"
-        assert BackgroundProver(SCRIPTED, scripted(), Proofs(tmp_path)).reach() is Reach.ON_REQUEST
+        assert (
+            BackgroundReloadChecker(SCRIPTED, scripted(), ReloadResults(tmp_path)).reload_behaviour()
+            is ReloadBehaviour.ON_REQUEST
+        )
     finally:
         deliveries.close()
 
@@ -652,24 +676,24 @@ def test_serve_without_a_proof_makes_it_in_the_background_and_then_delivers_by_f
 # -- the real CLI
 
 REACH_BY_VERSION = {
-    "1.0.128": Reach.NEVER,
-    "2.0.76": Reach.NEVER,
-    "2.1.30": Reach.ON_REFUSAL,
-    "2.1.114": Reach.ON_REQUEST,
-    "2.1.197": Reach.ON_REQUEST,
-    "2.1.330": Reach.ON_REQUEST,
-    "2.1.332": Reach.ON_REQUEST,
+    "1.0.128": ReloadBehaviour.NEVER,
+    "2.0.76": ReloadBehaviour.NEVER,
+    "2.1.30": ReloadBehaviour.ON_REFUSAL,
+    "2.1.114": ReloadBehaviour.ON_REQUEST,
+    "2.1.197": ReloadBehaviour.ON_REQUEST,
+    "2.1.330": ReloadBehaviour.ON_REQUEST,
+    "2.1.332": ReloadBehaviour.ON_REQUEST,
 }
 
 
 @pytest.mark.slow
 @pytest.mark.real_cli
 def test_the_real_cli_is_reached_as_measured(claude: str) -> None:
-    proof = prove((claude,), os.environ)
+    reload_result = check_reload((claude,), os.environ)
 
-    assert proof.version is not None
-    expected = REACH_BY_VERSION.get(proof.version, Reach.ON_REQUEST)
-    assert proof.reach is expected, f"{proof.version} has changed its ways: {proof}"
+    assert reload_result.version is not None
+    expected = REACH_BY_VERSION.get(reload_result.version, ReloadBehaviour.ON_REQUEST)
+    assert reload_result.reload_behaviour is expected, f"{reload_result.version} has changed its ways: {reload_result}"
 
 
 @pytest.mark.real_cli
@@ -687,7 +711,7 @@ def test_the_real_cli_with_an_api_key_does_not_look_at_a_file_that_others_live_o
     assert api.seen(generation(1).token).requests == 0
 
 
-def test_a_proof_that_came_with_the_image_counts_for_the_same_executable_only(tmp_path: Path) -> None:
+def test_a_reload_check_that_came_with_the_image_counts_for_the_same_executable_only(tmp_path: Path) -> None:
     cli, other = tmp_path / "cli", tmp_path / "other"
     for path in (cli, other):
         path.write_text(f"#!/bin/sh\necho {path.name}\n")
@@ -696,11 +720,11 @@ def test_a_proof_that_came_with_the_image_counts_for_the_same_executable_only(tm
     image.mkdir()
     data.mkdir()
     binary = Binary.of((str(cli),), None)
-    made = Proof(version="1.0", binary_hash=binary.content_hash(), rereads=True, at=0.0)
-    Proofs(image).keep(binary, made)
+    made = ReloadResult(version="1.0", binary_hash=binary.content_hash(), rereads=True, at=0.0)
+    ReloadResults(image).keep(binary, made)
 
-    proofs = Proofs(data, built_in=image / "proofs.json")
+    reload_results = ReloadResults(data, built_in=image / "proofs.json")
 
-    assert proofs.known((str(cli),)) == made
-    assert proofs.known((str(other),)) is None
-    assert Proofs(data, built_in=tmp_path / "nothing").known((str(cli),)) is None
+    assert reload_results.known((str(cli),)) == made
+    assert reload_results.known((str(other),)) is None
+    assert ReloadResults(data, built_in=tmp_path / "nothing").known((str(cli),)) is None

@@ -21,7 +21,7 @@ from agent_runtime.delivery.credentials_file import CredentialsFile
 from agent_runtime.delivery.private_files import PrivateFiles, make_directory, remove_leftovers, write_new
 from agent_runtime.model.tokens import Token
 from agent_runtime.process.child import new_mark, tag_of
-from tests.support.supervised import OLD, eventually, holding_forever, supervised
+from tests.support.supervised import OLD, eventually, held_generations_forever, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -187,7 +187,7 @@ def test_no_file_with_a_token_outlives_its_use_in_memory_or_among_temporary_file
         tag = tag_of(running.data_dir)
         shutil.rmtree(running.data_dir / "run")
         (running.data_dir / "run").write_text("in the way")
-        running.client.post("/api/task", json={"message": holding_forever(), "async_result": True})
+        running.client.post("/api/task", json={"message": held_generations_forever(), "async_result": True})
         eventually(lambda: leftovers(tag, tmp_path))
         assert any(OLD in path.read_text() for path in leftovers(tag, tmp_path))
         running.process.send_signal(end)

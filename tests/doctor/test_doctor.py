@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_runtime.delivery.credentials_file import FILE_NAME
-from agent_runtime.delivery.reload_results import FILE_NAME as PROOFS_FILE
+from agent_runtime.delivery.reload_results import FILE_NAME as RELOAD_RESULTS_FILE
 from agent_runtime.doctor import examine, places, run_doctor
 from agent_runtime.doctor.finding import Finding, Machine
 from agent_runtime.doctor.program import open_files
@@ -453,11 +453,11 @@ def test_a_layer_or_a_limit_that_is_not_to_be_had_is_a_problem(
 # -- the CLI, and what is proved about it
 
 
-def test_the_proof_is_made_once_and_kept(patient: Patient) -> None:
+def test_the_reload_check_is_made_once_and_kept(patient: Patient) -> None:
     first = patient.findings(0)
     assert "2.1.330" in first["proof"]["text"]
     assert "made now" in first["proof"]["text"]
-    assert (patient.home / "data" / PROOFS_FILE).exists()
+    assert (patient.home / "data" / RELOAD_RESULTS_FILE).exists()
 
     assert "known already" in patient.findings(0)["proof"]["text"]
     assert first["delivery"]["text"].startswith("file:")
@@ -471,7 +471,7 @@ def test_a_cli_that_does_not_read_again_is_no_problem_but_decides_the_delivery(p
     assert findings["delivery"]["text"].startswith("env:")
 
 
-def test_without_a_data_directory_the_proof_is_not_kept_and_none_is_made(patient: Patient) -> None:
+def test_without_a_data_directory_the_reload_check_is_not_kept_and_none_is_made(patient: Patient) -> None:
     patient.set("DATA_DIR", patient.home / "later" / "data")
 
     findings = patient.findings(0)

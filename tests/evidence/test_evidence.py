@@ -12,7 +12,7 @@ import pytest
 from agent_runtime.claude.frame_repair import read
 from agent_runtime.claude.frames import Frame
 from agent_runtime.errors import ErrorClass
-from agent_runtime.evidence.detector import Witness
+from agent_runtime.evidence.detector import Detector
 from agent_runtime.evidence.matching import ApiError
 from agent_runtime.evidence.rules import RULES, UNEXPLAINED, rule_for
 from tests.support.told import NOW, STOPPED, TIME, Story, entry, failed_result, frame, retry, synthetic, tell
@@ -239,7 +239,7 @@ def test_a_damaged_entry_is_still_recognised(line: bytes) -> None:
 @pytest.mark.parametrize("entry_of_401", [ENTRY_401, OLD_ENTRY_401])
 def test_an_entry_that_grows_byte_by_byte_is_recognised_before_its_end_and_never_mistaken(entry_of_401: str) -> None:
     line = entry_of_401.encode()
-    witness = Witness(lambda: NOW)
+    witness = Detector(lambda: NOW)
     stories = [tell(("stderr, unfinished", line[:end]), witness=witness) for end in range(len(line))]
 
     assert {story.error_class for story in stories} == {None, "auth"}
@@ -255,7 +255,7 @@ def test_an_entry_that_grows_byte_by_byte_is_recognised_before_its_end_and_never
     ],
 )
 def test_an_unfinished_entry_is_no_evidence_before_the_api_has_spoken(line: str) -> None:
-    witness = Witness(lambda: NOW)
+    witness = Detector(lambda: NOW)
     for end in range(len(line)):
         assert tell(("stderr, unfinished", line[:end]), witness=witness).evidence is None
 
@@ -548,7 +548,7 @@ def test_only_a_rejected_limit_with_a_type_or_an_end_is_one(info: dict[str, Any]
 
 def test_a_429_after_the_event_of_a_limit_is_of_that_limit() -> None:
     limit = {"status": "rejected", "resetsAt": 1_800_000_000, "rateLimitType": "seven_day"}
-    witness = Witness(lambda: NOW)
+    witness = Detector(lambda: NOW)
     tell(frame(type="rate_limit_event", rate_limit_info=limit), witness=witness)
     told = tell(entry(429, "rate_limit_error", "This would exceed your account's rate limit."), witness=witness).last
     assert told is not None
@@ -801,7 +801,7 @@ def test_no_bytes_whatsoever_make_it_raise() -> None:
     seeds += [
         row["line"].encode() for case in recorded_cases()[::7] for row in case.values[0] if len(row["line"]) < 1500
     ][:80]
-    witness = Witness(lambda: NOW)
+    witness = Detector(lambda: NOW)
     for _ in range(6000):
         line = bytearray(dice.choice(seeds))
         for _ in range(dice.randrange(6)):

@@ -20,7 +20,7 @@ from agent_runtime.claude.invocation import Session
 from agent_runtime.delivery.cli_check import CliCheck
 from agent_runtime.delivery.delivery import Deliveries, FileDelivery
 from agent_runtime.execution.attempt import Attempt
-from agent_runtime.execution.attempt_spec import Order, Surroundings
+from agent_runtime.execution.attempt_spec import AttemptContext, AttemptSpec
 from agent_runtime.model.state import StopReason
 from agent_runtime.model.task import Task
 from agent_runtime.model.tokens import Token
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from agent_runtime.execution.attempt_report import Note, Report
+    from agent_runtime.execution.attempt_report import AttemptEvent, AttemptReport
 
 FAILING_LINE = (
     b'2026-11-22T00:00:00.000Z [ERROR] API error (attempt 1/11): 401 401 {"type":"error","error":'
@@ -53,7 +53,7 @@ FAILING_FRAME = (
 class Unproven:
     """Know nothing of the CLI, and never find out."""
 
-    def reach(self) -> None:
+    def reload_behaviour(self) -> None:
         return None
 
     def begin(self) -> None:
@@ -68,11 +68,13 @@ class Bench:
     """Everything an attempt needs, in a directory of its own."""
 
     home: Path
-    notes: list[Note] = field(default_factory=list)
+    notes: list[AttemptEvent] = field(default_factory=list)
     writers: list[TranscriptWriter] = field(default_factory=list)
     doubted: list[int] = field(default_factory=list)
 
-    def attempt(self, steps: list[dict[str, Any]], tell: Callable[[Note], object] | None = None, **env: str) -> Attempt:
+    def attempt(
+        self, steps: list[dict[str, Any]], tell: Callable[[AttemptEvent], object] | None = None, **env: str
+    ) -> Attempt:
         (self.home / "token").write_text(OLD + "\n")
         for name in ("config", "run"):
             (self.home / name).mkdir(exist_ok=True)
@@ -87,7 +89,7 @@ class Bench:
             }
         )
         ledger = GenerationLedger(self.home)
-        around = Surroundings(
+        around = AttemptContext(
             settings=settings,
             secret=SecretFile(settings.token_file, ledger=ledger),
             deliveries=Deliveries("env", FileDelivery(self.home / "config"), Unproven()),
@@ -98,19 +100,19 @@ class Bench:
             unkillable=Unkillable(),
             cli=CliCheck(settings.claude, os.environ["PATH"]),
             may_use=lambda _generation, _model, _by: None,
-            doubt=lambda generation, _by: self.doubted.append(generation.number),
+            mark_suspect=lambda generation, _by: self.doubted.append(generation.number),
         )
-        order = Order(
+        spec = AttemptSpec(
             execution_id=f"execution-{uuid.uuid4()}",
             task=Task(message=msgspec.json.encode({"script": steps}).decode()),
             session=Session(uuid.uuid4()),
             mark=process.new_mark(self.home),
             total_at=time.monotonic() + 60,
         )
-        self.writers.append(TranscriptStore(self.home / "transcripts").writer(order.execution_id))
-        return Attempt(order, around, self.writers[-1], tell or self.notes.append)
+        self.writers.append(TranscriptStore(self.home / "transcripts").writer(spec.execution_id))
+        return Attempt(spec, around, self.writers[-1], tell or self.notes.append)
 
-    def run(self, steps: list[dict[str, Any]], **env: str) -> Report:
+    def run(self, steps: list[dict[str, Any]], **env: str) -> AttemptReport:
         attempt = self.attempt(steps, None, **env)
         try:
             return attempt.run()
@@ -153,7 +155,7 @@ def test_a_frame_that_is_too_long_to_be_read_may_have_called_a_tool(bench: Bench
     assert bench.run([init, *long, *steps], AGENT_RUNTIME_FRAME_LIMIT="4096").used_tool
 
 
-def assert_refused(report: Report) -> None:
+def assert_refused(report: AttemptReport) -> None:
     assert report.ending is not None
     assert report.ending.stop_reason is StopReason.REFUSED
     assert report.evidence is not None
@@ -208,10 +210,10 @@ def test_match_and_signal_do_not_wait_for_a_blocked_event_loop(bench: Bench, tmp
         text = ready.read_text().strip() if ready.exists() else ""
         return bool(text) and not psutil.pid_exists(int(text))
 
-    async def main() -> Report:
+    async def main() -> AttemptReport:
         loop = asyncio.get_running_loop()
         attempt = bench.attempt(steps, lambda note: loop.call_soon_threadsafe(bench.notes.append, note))
-        reports: list[Report] = []
+        reports: list[AttemptReport] = []
         thread = threading.Thread(target=lambda: reports.append(attempt.run()))
         thread.start()
         eventually(has_ended)  # blocks the loop on purpose
@@ -305,7 +307,7 @@ def test_a_stop_asked_for_before_the_spawn_spawns_nothing(bench: Bench) -> None:
 
 def test_the_first_stop_reason_wins_however_many_come(bench: Bench) -> None:
     attempt = bench.attempt([{"do": "init"}, {"do": "hang"}])
-    reports: list[Report] = []
+    reports: list[AttemptReport] = []
     thread = threading.Thread(target=lambda: reports.append(attempt.run()))
     thread.start()
     for reason in (StopReason.CANCELLED, StopReason.SHUTDOWN, StopReason.CANCELLED):
@@ -358,7 +360,7 @@ def test_a_result_is_not_the_end_while_a_background_task_is_pending(
         {"do": "result", "text": "Done."},
     ]
     attempt = bench.attempt(steps)
-    reports: list[Report] = []
+    reports: list[AttemptReport] = []
     thread = threading.Thread(target=lambda: reports.append(attempt.run()))
     thread.start()
     eventually((tmp_path / "waiting").exists)

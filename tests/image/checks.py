@@ -234,7 +234,7 @@ def test_the_real_cli_does_a_task_with_a_tool_and_leaves_nothing_behind(running:
     assert isinstance(metadata, dict)
     assert running.container.inside("claude --version") == f"{metadata['cli_version']} (Claude Code)"
     left = set(running.container.inside("cat /proc/[0-9]*/comm 2>/dev/null; true").split())
-    assert left - {"sh", "cat"} == {"tini", "agent-runtime", "agent-nursery"}
+    assert left - {"sh", "cat"} == {"tini", "agent-runtime", "agent-forks"}
     assert running.container.zombies() == []
 
 
@@ -334,11 +334,11 @@ def test_in_ones_own_image_the_real_cli_uses_a_tool_and_the_supervisor_its_own_p
         loaded = {line.split()[-1] for line in inside(ours).splitlines() if ".so" in line}
         assert "/opt/agent-runtime/python/lib/libc.so.6" in loaded
         assert {path for path in loaded if not path.startswith("/opt/agent-runtime/")} == set()
-        proof = inside(
+        reload_result = inside(
             "mkdir /tmp/proof && "
-            "/opt/agent-runtime/bin/python -m agent_runtime.delivery.reload_results /tmp/proof claude"
+            "/opt/agent-runtime/bin/python -m agent_runtime.delivery.reload_results /tmp/reload_result claude"
         )
-        assert "takes a newer token: on_request" in proof
+        assert "takes a newer token: on_request" in reload_result
 
 
 def test_what_the_kubernetes_manifest_sets_and_calls_works_in_the_image(tmp_path: Path) -> None:

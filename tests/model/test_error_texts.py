@@ -18,7 +18,7 @@ import pytest
 from agent_runtime.cli.main import main
 from agent_runtime.errors import STATUS_BY_CLASS, CannotStart, ErrorClass, SettingsInvalid
 from agent_runtime.evidence.verdict import SENTENCES
-from agent_runtime.serve import bootstrap as premises
+from agent_runtime.serve import bootstrap
 from agent_runtime.settings import Settings, load
 from tests.support.supervised import DEADLINE_SECONDS, OLD, Supervised, supervised
 
@@ -40,17 +40,17 @@ SETTINGS_IN_NEED: list[tuple[dict[str, str], str]] = [
 @pytest.mark.parametrize(("variables", "says"), SETTINGS_IN_NEED, ids=[next(iter(row[0])) for row in SETTINGS_IN_NEED])
 def test_a_bad_setting_is_named_with_what_it_needs(variables: dict[str, str], says: str) -> None:
     with pytest.raises(SettingsInvalid, match=says):
-        premises._check_child_user(load({f"AGENT_RUNTIME_{name}": value for name, value in variables.items()}))
+        bootstrap._check_child_user(load({f"AGENT_RUNTIME_{name}": value for name, value in variables.items()}))
 
 
 def test_a_directory_that_cannot_be_made_is_named_with_its_variable() -> None:
     with pytest.raises(CannotStart, match=r"AGENT_RUNTIME_DATA_DIR: .*/dev/null/data: .*mount a volume"):
-        premises._directory(Path("/dev/null/data"), "AGENT_RUNTIME_DATA_DIR")
+        bootstrap._directory(Path("/dev/null/data"), "AGENT_RUNTIME_DATA_DIR")
 
 
 def test_a_directory_that_another_supervisor_uses_is_told() -> None:
-    with tempfile.TemporaryDirectory() as name, premises._locked(Path(name) / "lock", "AGENT_RUNTIME_DATA_DIR"):
-        again = premises._locked(Path(name) / "lock", "AGENT_RUNTIME_DATA_DIR")
+    with tempfile.TemporaryDirectory() as name, bootstrap._locked(Path(name) / "lock", "AGENT_RUNTIME_DATA_DIR"):
+        again = bootstrap._locked(Path(name) / "lock", "AGENT_RUNTIME_DATA_DIR")
         with pytest.raises(CannotStart, match=r"another supervisor uses .*stop it, or name another"), again:
             pass
 
@@ -60,11 +60,11 @@ def test_an_address_that_is_taken_or_not_ours_is_told() -> None:
         port = taken.getsockname()[1]
         with (
             pytest.raises(CannotStart, match=f":{port}: .*set AGENT_RUNTIME_PORT"),
-            premises._listen(Settings(port=port)),
+            bootstrap._listen(Settings(port=port)),
         ):
             pass
     elsewhere = Settings(host="203.0.113.7", insecure_no_access_key=True)
-    with pytest.raises(CannotStart, match=r"203\.0\.113\.7.*set AGENT_RUNTIME_HOST"), premises._listen(elsewhere):
+    with pytest.raises(CannotStart, match=r"203\.0\.113\.7.*set AGENT_RUNTIME_HOST"), bootstrap._listen(elsewhere):
         pass
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from agent_runtime.claude.run_answer import Result
 from agent_runtime.errors import CannotStart, ErrorClass
-from agent_runtime.evidence.detector import Channel, Sighting
+from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.evidence.verdict import Ending, verdict
 from agent_runtime.model.state import Outcome, StopReason
 from agent_runtime.process.child import Command, new_mark, reap_orphans, spawn
@@ -132,7 +132,7 @@ def test_a_machine_without_cgroups_says_so(tmp_path: Path) -> None:
     )
 
 
-FIND = "from agent_runtime import cgroups\nfrom tests.support.cgroup_children import *\n"
+FIND = "from agent_runtime.process.linux import cgroup_setup as cgroups\nfrom tests.support.cgroup_children import *\n"
 TELL = "found = cgroups.find()\nprint(json.dumps([found.usable, found.reason, str(found.base)]))\n"
 
 
@@ -216,12 +216,12 @@ def test_one_kill_ends_a_whole_family_and_the_layer_knows(group: Group, size: in
     layer = CgroupLayer(group)
 
     began = time.monotonic()
-    first = layer.strike(thorough=False)
+    first = layer.kill_pass(thorough=False)
     assert group.wait_until_empty(began + PATIENCE_SECONDS)
     seconds = time.monotonic() - began
 
-    assert (first.alive, first.fresh, first.calm) == (size, size, False)
-    assert layer.strike(thorough=True).calm
+    assert (first.alive, first.fresh, first.is_empty) == (size, size, False)
+    assert layer.kill_pass(thorough=True).is_empty
     assert layer.ended == size
     assert member.end() == -signal.SIGKILL
     assert seconds < (1.0 if size <= 51 else 4.0)
@@ -402,7 +402,7 @@ def test_a_group_leaves_no_descriptor_and_answers_when_it_is_gone(groups: Groups
 
     assert (group.populated, group.pids(), group.events(), group.procs) == (False, set(), Events(), -1)
     assert descriptors() == before
-    assert CgroupLayer(group).strike(thorough=True).calm
+    assert CgroupLayer(group).kill_pass(thorough=True).is_empty
 
 
 def test_a_group_whose_files_are_gone_under_us_is_empty(groups: Groups) -> None:
@@ -411,7 +411,7 @@ def test_a_group_whose_files_are_gone_under_us_is_empty(groups: Groups) -> None:
 
     group.kill()
 
-    assert CgroupLayer(group).strike(thorough=True).calm
+    assert CgroupLayer(group).kill_pass(thorough=True).is_empty
     assert group.remove()
 
 
@@ -577,7 +577,7 @@ def test_what_the_kernel_kills_of_others_is_no_oom_of_this_one(group: Group) -> 
 # -- the verdict
 
 
-OVERLOADED = Sighting("r", Channel.STDOUT, ErrorClass.OVERLOADED)
+OVERLOADED = Detection("r", Channel.STDOUT, ErrorClass.OVERLOADED)
 ENDINGS = [
     (Ending(-9, oom=True), ErrorClass.OOM),
     (Ending(None, oom=True), ErrorClass.OOM),

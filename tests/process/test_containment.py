@@ -110,7 +110,7 @@ mine, others = ([process.identity for process in kept(child)] for child in (firs
 if not leader_ends:
     first.kill()
 report = first.sweep(time.monotonic() + 10)
-print(json.dumps([alive(mine), len(alive(others)), report.survivors, report.unowned, report.seconds < 10,
+print(json.dumps([alive(mine), len(alive(others)), report.survivors, report.unattributed, report.seconds < 10,
                   report.killed == len(mine)]))
 first.close()
 assert len(alive(others)) == escaped + 1
@@ -126,7 +126,7 @@ assert not alive(others)
 
 
 @pytest.mark.parametrize("end", ["the leader lives", "the leader has ended"])
-def test_whoever_has_left_its_family_comes_to_us_where_there_is_no_keeper_any_more(end: str) -> None:
+def test_whoever_has_left_its_family_comes_to_us_where_there_is_no_shim_any_more(end: str) -> None:
     """P2: within 1 s; asserted with ten times that."""
     left = run_driver(
         """
@@ -136,12 +136,12 @@ me = proc_table.read_process(os.getpid())
 child = start_shell(script + ("; echo ready; read end; exit 5" if leader_ends else "; echo ready; wait; sleep 600"))
 go(child)
 lines(child, 1)
-kill_keeper(child)
+kill_shim(child)
 code = None
 if leader_ends:
     go(child)
     code = exit_of(child).code
-spared = (me.pid, nursery.identity[0])
+spared = (me.pid, fork_server.identity[0])
 below = lambda: [p.pid for p in proc_table.branch(proc_table.Snapshot(), me) if p.pid not in spared and not p.dead]
 family = int(sys.argv[3]) + (not leader_ends)
 assert eventually(lambda: len(below()) == family), below()
@@ -150,7 +150,7 @@ if not leader_ends:
 report = child.sweep(time.monotonic() + 10)
 if not leader_ends:
     code = exit_of(child).code
-print(json.dumps([below(), report.survivors, report.unowned, report.killed == family, report.seconds < 10, code]))
+print(json.dumps([below(), report.survivors, report.unattributed, report.killed == family, report.seconds < 10, code]))
 child.close()
 """,
         ESCAPE + "\ntrue",
@@ -173,7 +173,7 @@ print(json.dumps([child.sweep(time.monotonic() + 10).survivors, alive(family)]))
     assert left == [0, []]
 
 
-def test_marks_and_memory_find_them_where_there_is_no_keeper_and_orphans_do_not_come_to_us() -> None:
+def test_marks_and_memory_find_them_where_there_is_no_shim_and_orphans_do_not_come_to_us() -> None:
     """Where the kernel knows no subreaper."""
     left = run_driver("""
 child = start_shell('''
@@ -185,7 +185,7 @@ read end
 go(child)
 family = pids(child, 3)
 child.remember_descendants()
-kill_keeper(child)
+kill_shim(child)
 go(child)
 assert exit_of(child).code is None   # it was init that reaped it
 report = child.sweep(time.monotonic() + 10)
@@ -389,8 +389,8 @@ codes = [child.poll().code for child in children]
 for child in children:
     child.close()
 below = lambda: [p.pid for p in proc_table.branch(proc_table.Snapshot(), me)]
-# Keepers end by themselves, and are reaped as all orphans are.
-print(json.dumps([gone, codes, eventually(lambda: not zombies() and below() == [me.pid, nursery.identity[0]])]))
+# Shims end by themselves, and are reaped as all orphans are.
+print(json.dumps([gone, codes, eventually(lambda: not zombies() and below() == [me.pid, fork_server.identity[0]])]))
 """,
         kind=kind,
     )
@@ -432,7 +432,7 @@ print(json.dumps(codes))
 
 @in_namespace
 def test_nobody_is_hit_who_was_given_the_pid_of_a_process_that_ended(kind: Kind) -> None:
-    """P7: strangers get the pid of a remembered descendant, of a leader that has ended, and of a keeper."""
+    """P7: strangers get the pid of a remembered descendant, of a leader that has ended, and of a shim."""
     result = run_driver(
         """
 import subprocess
@@ -468,11 +468,11 @@ ended.sweep(time.monotonic() + 10)
 ended.close()
 
 unkept = start("sleep", "600")
-keeper = keeper_of(unkept)
-kill_keeper(unkept)
+shim = shim_of(unkept)
+kill_shim(unkept)
 reap_orphans()
 let_a_tick_pass()
-third = with_pid(keeper, ["cat"])
+third = with_pid(shim, ["cat"])
 unkept.kill()
 answers += [unkept.sweep(time.monotonic() + 10).survivors, alive([(unkept.pid, 0)])]
 unkept.close()
@@ -497,16 +497,16 @@ def test_a_process_that_is_not_the_one_that_was_seen_gets_no_signal() -> None:
     """P7: the check between the pidfd and the signal."""
     result = run_driver("""
 import msgspec
-from agent_runtime.process.containment.freezer import Grip
+from agent_runtime.process.containment.freezer import Freezer
 child = start("sleep", "600")
 seen = proc_table.read_process(child.pid)
 earlier = msgspec.structs.replace(seen, started_ticks=seen.started_ticks - 1)
 ours = proc_table.read_process(os.getpid())
-grip = Grip()
-answers = [grip.hold(earlier), grip.hold(ours)]
-grip.kill()
-answers += [child.poll() is None, grip.hold(seen)]
-grip.kill()
+freezer = Freezer()
+answers = [freezer.hold(earlier), freezer.hold(ours)]
+freezer.kill()
+answers += [child.poll() is None, freezer.hold(seen)]
+freezer.kill()
 print(json.dumps([*answers, exit_of(child).code]))
 """)
     assert result == [False, False, True, True, -9]
@@ -560,7 +560,7 @@ end(children[2])
 spared = foreign | set(outside)
 lost.append(len(spared - set(alive(list(spared)))))
 lost += [process.poll() for process in theirs]
-print(json.dumps([*lost, len(below() - foreign)]))          # of ours, the nursery alone
+print(json.dumps([*lost, len(below() - foreign)]))          # of ours, the fork server alone
 for pid, _ in foreign:
     os.kill(pid, signal.SIGKILL)
 for process in theirs:
@@ -579,7 +579,7 @@ for process in theirs:
 
 
 def test_an_orphan_without_a_mark_is_ended_with_its_attempt_though_others_run(kind: Kind) -> None:
-    """P10: its keeper tells whose it is."""
+    """P10: its shim tells whose it is."""
     result = run_driver(
         """
 become_subreaper()
@@ -591,7 +591,7 @@ assert eventually(lambda: proc_table.read_process(orphan[0]).session == orphan[0
 first.kill()
 report = first.sweep(time.monotonic() + 10)
 first.close()
-print(json.dumps([report.unowned, alive([orphan]), second.poll() is None]))
+print(json.dumps([report.unattributed, alive([orphan]), second.poll() is None]))
 end(second)
 """,
         kind=kind,
@@ -600,7 +600,7 @@ end(second)
 
 
 def test_an_orphan_of_unknown_owner_lives_as_long_as_another_attempt_and_no_longer() -> None:
-    """P10: somebody has killed its keeper."""
+    """P10: somebody has killed its shim."""
     result = run_driver("""
 become_subreaper()
 first = start_shell("(env -i A=B $(command -v setsid) $(command -v sleep) 600 & echo $!); read end")
@@ -608,7 +608,7 @@ second = start("sleep", "600")
 go(first)
 (orphan,) = pids(first, 1)
 assert eventually(lambda: proc_table.read_process(orphan[0]).session == orphan[0])
-kill_keeper(first)
+kill_shim(first)
 first.kill()
 report = first.sweep(time.monotonic() + 10)
 first.close()
@@ -616,7 +616,7 @@ spared = alive([orphan])
 second.kill()
 last = second.sweep(time.monotonic() + 10)
 second.close()
-print(json.dumps([report.unowned, len(spared), last.unowned, alive([orphan])]))
+print(json.dumps([report.unattributed, len(spared), last.unattributed, alive([orphan])]))
 """)
     assert result == [1, 1, 0, []]
 
@@ -630,11 +630,11 @@ go(first)
 (orphan,) = pids(first, 1)
 assert eventually(lambda: proc_table.read_environ(orphan[0], "A") == "B")
 first.remember_descendants()
-kill_keeper(first)
+kill_shim(first)
 go(first); go(first)
 exit_of(first)
 report = first.sweep(time.monotonic() + 10)
-print(json.dumps([report.unowned, alive([orphan]), second.poll() is None]))
+print(json.dumps([report.unattributed, alive([orphan]), second.poll() is None]))
 first.close()
 end(second)
 """)
@@ -649,10 +649,10 @@ second = start("sleep", "600")
 go(first)
 (orphan,) = pids(first, 1)
 assert eventually(lambda: proc_table.read_environ(orphan[0], "A") == "B")
-kill_keeper(first)
+kill_shim(first)
 first.kill()
 report = first.sweep(time.monotonic() + 10)
-print(json.dumps([report.unowned, alive([orphan]), second.poll() is None]))
+print(json.dumps([report.unattributed, alive([orphan]), second.poll() is None]))
 first.close()
 end(second)
 """)
@@ -677,11 +677,11 @@ first, second = start_python(program), start("sleep", "600")
 go(first)
 (orphan,) = pids(first, 1)
 first.remember_descendants()
-kill_keeper(first)
+kill_shim(first)
 go(first)
 exit_of(first)
 report = first.sweep(time.monotonic() + 10)
-print(json.dumps([report.unowned, alive([orphan]), second.poll() is None]))
+print(json.dumps([report.unattributed, alive([orphan]), second.poll() is None]))
 first.close()
 end(second)
 """)
@@ -702,14 +702,14 @@ print(json.dumps(eventually(lambda: not alive(family))))
 
 
 def test_what_an_ended_attempt_has_left_is_ended_by_the_next_sweep_though_others_run() -> None:
-    """Its keeper would have ended it, but somebody has killed that."""
+    """Its shim would have ended it, but somebody has killed that."""
     result = run_driver("""
 become_subreaper()
 first, second, third = start_shell("(setsid sleep 600 & echo $!)"), start("sleep", "600"), start("sleep", "600")
 go(first)
 (orphan,) = pids(first, 1)
 exit_of(first)
-kill_keeper(first)
+kill_shim(first)
 first.close()
 left = len(alive([orphan]))
 end(second)
@@ -719,7 +719,7 @@ end(third)
     assert result == [1, [], True]
 
 
-def test_what_an_ended_attempt_has_left_is_ended_by_its_keeper(kind: Kind) -> None:
+def test_what_an_ended_attempt_has_left_is_ended_by_its_shim(kind: Kind) -> None:
     result = run_driver(
         """
 become_subreaper()
@@ -756,8 +756,8 @@ end(second)
 
 @as_root
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
-@pytest.mark.parametrize("keeper", ["lives", "was killed"])
-def test_the_children_of_another_user_are_ended_where_their_environment_cannot_be_read(keeper: str) -> None:
+@pytest.mark.parametrize("shim", ["lives", "was killed"])
+def test_the_children_of_another_user_are_ended_where_their_environment_cannot_be_read(shim: str) -> None:
     """Root in a container has no right to read another user's environment: tree, memory and session have to do."""
     result = run_driver(
         """
@@ -767,13 +767,13 @@ go(child)
 family = pids(child, 3)
 unreadable = proc_table.read_environ(family[0][0], MARK_VARIABLE) is proc_table.NoMark.UNREADABLE
 if sys.argv[1] == "was killed":
-    kill_keeper(child)
+    kill_shim(child)
 child.kill()
 report = child.sweep(time.monotonic() + 10)
 print(json.dumps([unreadable, report.survivors, alive(family)]))
 child.close()
 """,
-        keeper,
+        shim,
         prefix=("setpriv", "--bounding-set", NO_LOOKING, "--inh-caps", NO_LOOKING),
     )
     assert result == [True, 0, []]
@@ -791,19 +791,19 @@ child = start_shell(f"trap 'echo polite >{sys.argv[1]}/said; exit' INT; "
                     "(env -i $(command -v sleep) 600 & echo $!; read end); wait", mark=mark)
 go(child)
 family = pids(child, 4)
-if sys.argv[2] == "keeper killed":
-    kill_keeper(child)
+if sys.argv[2] == "shim killed":
+    kill_shim(child)
 print(json.dumps([[child.pid, proc_table.read_process(child.pid).started_ticks], *family]), flush=True)
 sys.stdin.read()
 """
 
 
-def _killed_supervisor(data_dir: Path, keeper: str, kind: Kind = Kind.SCAN) -> list[proc_table.Identity]:
+def _killed_supervisor(data_dir: Path, shim: str, kind: Kind = Kind.SCAN) -> list[proc_table.Identity]:
     """Run a supervisor, kill it, and return what it had started."""
     import json
 
     with subprocess.Popen(
-        [sys.executable, "-c", SUPERVISOR, str(data_dir), keeper],
+        [sys.executable, "-c", SUPERVISOR, str(data_dir), shim],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT), families.KIND: kind.value},
@@ -815,9 +815,9 @@ def _killed_supervisor(data_dir: Path, keeper: str, kind: Kind = Kind.SCAN) -> l
     return family
 
 
-def test_the_keeper_ends_what_a_killed_supervisor_left_politely_first(tmp_path: Path, kind: Kind) -> None:
+def test_the_shim_ends_what_a_killed_supervisor_left_politely_first(tmp_path: Path, kind: Kind) -> None:
     """P11: within 1 s; asserted with ten times that."""
-    left = _killed_supervisor(tmp_path, "keeper lives", kind)
+    left = _killed_supervisor(tmp_path, "shim lives", kind)
     began = time.monotonic()
     assert eventually(lambda: not alive(left))
     assert time.monotonic() - began < 10
@@ -825,11 +825,11 @@ def test_the_keeper_ends_what_a_killed_supervisor_left_politely_first(tmp_path: 
 
 
 def test_the_next_start_ends_what_a_killed_supervisor_left_and_nothing_of_another_one(tmp_path: Path) -> None:
-    """P11: somebody has killed the keepers, too."""
+    """P11: somebody has killed the shims, too."""
     ours, others = tmp_path / "ours", tmp_path / "others"
     ours.mkdir()
     others.mkdir()
-    left, foreign = _killed_supervisor(ours, "keeper killed"), _killed_supervisor(others, "keeper killed")
+    left, foreign = _killed_supervisor(ours, "shim killed"), _killed_supervisor(others, "shim killed")
     assert len(alive(left)) >= 4
     foreign_before = alive(foreign)
     swept = run_driver(
@@ -886,7 +886,7 @@ def test_under_an_init_that_ends_with_the_supervisor_nothing_outlives_it(tmp_pat
     """P11: as under tini; the stand-in for it is PID 1 and ends when its only child does."""
     init = f"""
 import subprocess, sys
-command = [sys.executable, "-c", {SUPERVISOR!r}, sys.argv[1], "keeper lives"]
+command = [sys.executable, "-c", {SUPERVISOR!r}, sys.argv[1], "shim lives"]
 supervisor = subprocess.Popen(command, stdin=subprocess.PIPE)
 supervisor.wait()
 """

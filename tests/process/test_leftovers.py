@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from agent_runtime.process.containment.leftovers import await_keepers
+from agent_runtime.process.containment.leftovers import await_shims
 from tests.support.families import ROOT, alive
 
 if TYPE_CHECKING:
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 SUPERVISOR = """
 from tests.support.families import *
 from agent_runtime.process.child import *
-from agent_runtime.process.forkserver.server import nursery
+from agent_runtime.process.forkserver.server import fork_server
 become_subreaper()
-nursery.guard = await_keepers(Path(sys.argv[1]))
+fork_server.guard = await_shims(Path(sys.argv[1]))
 child = start_shell("trap '' INT; setsid sleep 600 & echo $$; echo $!; while :; do sleep 1; done")
 go(child)
 print(json.dumps(pids(child, 2)), flush=True)
 sys.stdin.read()
 """
-"""A supervisor whose leader does not heed the polite signal, so that its keeper takes its time."""
+"""A supervisor whose leader does not heed the polite signal, so that its shim takes its time."""
 
 
-def test_who_waits_for_the_keepers_of_a_killed_supervisor_finds_nothing_of_theirs(tmp_path: Path) -> None:
+def test_who_waits_for_the_shims_of_a_killed_supervisor_finds_nothing_of_theirs(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", SUPERVISOR, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -40,12 +40,12 @@ def test_who_waits_for_the_keepers_of_a_killed_supervisor_finds_nothing_of_their
         assert len(alive(family)) == 2
         supervisor.kill()
 
-    os.close(await_keepers(tmp_path))
+    os.close(await_shims(tmp_path))
 
     assert alive(family) == []
 
 
-def test_a_keeper_that_does_not_end_delays_the_next_start_and_does_not_prevent_it(tmp_path: Path) -> None:
-    held = await_keepers(tmp_path)
-    os.close(await_keepers(tmp_path, within_seconds=0.05))
+def test_a_shim_that_does_not_end_delays_the_next_start_and_does_not_prevent_it(tmp_path: Path) -> None:
+    held = await_shims(tmp_path)
+    os.close(await_shims(tmp_path, within_seconds=0.05))
     os.close(held)

@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_runtime.errors import RESERVED_WORDS, SpawnFailed
-from agent_runtime.process.child import MARK_VARIABLE, Command, Exit, NotSpawned, SpawnReason, living, new_mark
+from agent_runtime.process.child import (
+    MARK_VARIABLE,
+    Command,
+    Exit,
+    NotSpawned,
+    SpawnReason,
+    attempt_registry,
+    new_mark,
+)
 from agent_runtime.process.containment.registry import SPARE
-from agent_runtime.process.forkserver.server import Kept, nursery
+from agent_runtime.process.forkserver.server import ShimHandle, fork_server
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
 from tests.support import families
@@ -53,11 +61,11 @@ while True:
 @pytest.fixture(autouse=True)
 def _nothing_leaks() -> object:
     SPARE.fill()
-    nursery.start()
+    fork_server.start()
     before = descriptors()
     yield
     assert descriptors() <= before
-    assert living.all() == ()
+    assert attempt_registry.all() == ()
 
 
 def test_a_child_has_three_pipes_and_tells_its_exit_code(kind: Kind) -> None:
@@ -171,7 +179,7 @@ def test_every_way_a_spawn_can_fail_is_told_and_leaks_nothing(tmp_path: Path, ki
         assert not any(word in str(failure.value).lower() for word in RESERVED_WORDS)
         assert failure.value.__cause__ is None
         assert descriptors() == before
-        assert living.all() == ()
+        assert attempt_registry.all() == ()
 
 
 @as_root
@@ -197,7 +205,7 @@ def test_a_spawn_that_runs_out_of_descriptors_at_any_point_leaves_nothing_open_o
     result = run_driver(
         """
 import resource
-end(start("true"))                      # fills what is kept in reserve, and starts the nursery
+end(start("true"))                      # fills what is kept in reserve, and starts the fork server
 before = descriptors()
 outcomes = []
 for free in range(24):
@@ -225,8 +233,8 @@ for free in range(24):
     for descriptor in filled:
         os.close(descriptor)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-    assert eventually(lambda: marked(mark) == []), free   # its keeper was told that nobody wants it
-    assert living.all() == ()
+    assert eventually(lambda: marked(mark) == []), free   # its shim was told that nobody wants it
+    assert attempt_registry.all() == ()
     assert descriptors() == before, (free, descriptors(), before)
 print(json.dumps(outcomes))
 """,
@@ -270,7 +278,7 @@ print(json.dumps([failed, report.survivors, alive(family)]))
 
 
 def test_a_running_family_is_ended_where_nothing_more_can_be_forked(kind: Kind) -> None:
-    """R2: the limit holds for the nursery and the keepers, and for threads too, so none was needed."""
+    """R2: the limit holds for the fork server and the shims, and for threads too, so none was needed."""
     with pids_limit() as join:
         result = run_driver(
             join
@@ -296,11 +304,11 @@ children[0].kill()
 report = children[0].sweep(time.monotonic() + 10)
 children[0].close()
 gone = alive(families[0])
-os.kill(nursery.identity[0], signal.SIGKILL)
-assert eventually(lambda: state_of(nursery.identity[0]) == "Z")
+os.kill(fork_server.identity[0], signal.SIGKILL)
+assert eventually(lambda: state_of(fork_server.identity[0]) == "Z")
 reap_orphans()
 (group / "pids.max").write_text((group / "pids.current").read_text())
-failures.append(failure())          # there is no nursery, and none can be started
+failures.append(failure())          # there is no fork_server, and none can be started
 assert len(alive(families[1])) == 20
 end(children[1])
 (group / "pids.max").write_text("max")
@@ -487,7 +495,7 @@ threading.Thread(target=greedy, daemon=True).start()
 """
 
 
-def test_a_foreign_waitpid_takes_no_exit_code_from_a_keeper(kind: Kind) -> None:
+def test_a_foreign_waitpid_takes_no_exit_code_from_a_shim(kind: Kind) -> None:
     codes = run_driver(
         GREEDY
         + """
@@ -511,14 +519,14 @@ print(json.dumps(codes))
     assert codes == [0, 7] * 20
 
 
-def test_an_exit_that_a_foreign_waitpid_has_taken_from_a_dead_keeper_is_unknown_and_nothing_hangs() -> None:
+def test_an_exit_that_a_foreign_waitpid_has_taken_from_a_dead_shim_is_unknown_and_nothing_hangs() -> None:
     codes = run_driver(
         GREEDY
         + """
 codes = []
 for number in range(20):
     child = start_shell("sleep 60 & setsid sleep 60 & exit 7")
-    kill_keeper(child)
+    kill_shim(child)
     go(child)
     assert eventually(lambda: proc_table.read_process(child.pid) is None)
     assert not child.interrupt()
@@ -537,14 +545,14 @@ print(json.dumps(codes))
 def test_a_child_that_was_reaped_before_it_was_seen_counts_as_ended(
     monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:
-    begin = Kept.__init__
+    begin = ShimHandle.__init__
 
-    def look_late(self: Kept, line: socket.socket, pidfds: tuple[int, int], pids: tuple[int, int]) -> None:
+    def look_late(self: ShimHandle, line: socket.socket, pidfds: tuple[int, int], pids: tuple[int, int]) -> None:
         assert families.eventually(lambda: proc_table.read_process(pids[1]) is None)
         begin(self, line, pidfds, pids)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Kept, "__init__", look_late)
+        patch.setattr(ShimHandle, "__init__", look_late)
         child = start("true")
     assert exit_of(child) == Exit(0)
     assert not child.interrupt()

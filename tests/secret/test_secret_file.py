@@ -769,7 +769,7 @@ def test_k5_half_of_a_wrapped_token_reaches_no_spawn(
 
 
 def poll_until(holds: Callable[[], bool], *, within_seconds: float = 5.0) -> None:
-    """Look again and again, for what sends no event."""
+    """PassResult again and again, for what sends no event."""
     deadline = time.monotonic() + within_seconds
     while not holds():
         assert time.monotonic() < deadline

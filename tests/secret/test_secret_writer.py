@@ -223,10 +223,10 @@ def test_a_file_that_is_there_is_never_overridden_by_the_environment(mount: Secr
 def test_a_file_that_comes_at_the_same_moment_wins_over_the_environment(
     mount: SecretMount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked = os.path.lexists
+    reread = os.path.lexists
 
     def just_before(path: str) -> bool:
-        found = looked(path)
+        found = reread(path)
         mount.publish(f"{token(0)}\n")
         return found
 

@@ -11,7 +11,7 @@ from agent_runtime.claude.invocation import CONTINUE_PROMPT
 from agent_runtime.claude.session_faults import SESSION_FAULTS, cannot_resume, is_session_fault
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.verdict import Verdict
-from agent_runtime.execution.attempt_report import Report
+from agent_runtime.execution.attempt_report import AttemptReport
 from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.state import Outcome
 from agent_runtime.model.task import Task
@@ -30,9 +30,9 @@ def failed(task: Task = TASK, error_class: ErrorClass | None = ErrorClass.NETWOR
     )
 
 
-def report(*, init: bool = True, progress: bool = False, unknown: bool = False, refused: bool = False) -> Report:
-    made = Report(started_at=0.0, unknown_session=unknown, session_refused=refused)
-    made.tally.has_init, made.tally.model_frames = init, int(progress)
+def report(*, init: bool = True, progress: bool = False, unknown: bool = False, refused: bool = False) -> AttemptReport:
+    made = AttemptReport(started_at=0.0, unknown_session=unknown, session_refused=refused)
+    made.run_stats.has_init, made.run_stats.model_frames = init, int(progress)
     return made
 
 
@@ -92,7 +92,7 @@ def test_a_lost_session_is_begun_anew_as_often_as_no_tool_has_run_and_once_where
     assert plan.restart(SessionTrouble.UNKNOWN)
     assert plan.restart(SessionTrouble.UNKNOWN)
     used = report(progress=True)
-    used.tally.tool_count = 1
+    used.run_stats.tool_count = 1
     assert plan.ended(used, INVALID) is None
 
     assert plan.restart(SessionTrouble.UNKNOWN)
@@ -119,7 +119,7 @@ def test_a_lost_session_is_begun_anew_as_often_as_no_tool_has_run_and_once_where
     ],
 )
 def test_what_an_attempt_shows_of_its_session(
-    before: ExecutionRecord | None, ended: Report, final: Verdict, trouble: SessionTrouble | None
+    before: ExecutionRecord | None, ended: AttemptReport, final: Verdict, trouble: SessionTrouble | None
 ) -> None:
     assert SessionPlan(TASK, before).ended(ended, final) is trouble
 

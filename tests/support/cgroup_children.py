@@ -35,7 +35,7 @@ if user:
     os.setresuid(user, user, user)
 os.setsid()
 """
-"""What a keeper's child does before it becomes the CLI."""
+"""What a shim's child does before it becomes the CLI."""
 
 NESTED = """
 import os, sys, time

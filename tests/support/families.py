@@ -19,9 +19,10 @@ import pytest
 
 from agent_runtime.process.child import Child, Command, Exit, NotSpawned, new_mark, spawn
 from agent_runtime.process.containment.sweep import Kind
-from agent_runtime.process.forkserver.server import nursery  # noqa: F401 - for the drivers
+from agent_runtime.process.forkserver.server import fork_server  # noqa: F401 - for the drivers
 from agent_runtime.process.linux import cgroup_setup as cgroups
 from agent_runtime.process.linux import proc as proc_table
+from agent_runtime.process.linux import syscalls as linux  # noqa: F401 - for the drivers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -127,25 +128,25 @@ def why_not(kind: Kind) -> str | None:
     return None
 
 
-def keeper_of(child: Child) -> int:
-    """Return the pid of a child's keeper, which must live."""
-    identity = child._kept.keeper
+def shim_of(child: Child) -> int:
+    """Return the pid of a child's shim, which must live."""
+    identity = child._handle.shim
     assert identity is not None
     return identity[0]
 
 
-def kill_keeper(child: Child) -> None:
-    """Kill a child's keeper as somebody else would, and wait until it is gone."""
-    os.kill(keeper_of(child), signal.SIGKILL)
-    assert eventually(lambda: child._kept.keeper_has_ended)
+def kill_shim(child: Child) -> None:
+    """Kill a child's shim as somebody else would, and wait until it is gone."""
+    os.kill(shim_of(child), signal.SIGKILL)
+    assert eventually(lambda: child._handle.shim_has_ended)
 
 
 def kept(child: Child) -> list[proc_table.Process]:
-    """Return all that lives below a child's keeper, which must live."""
-    keeper = proc_table.read_process(keeper_of(child))
-    assert keeper is not None
-    below = proc_table.branch(proc_table.Snapshot(), keeper)
-    return [process for process in below if process.pid != keeper.pid and not process.dead]
+    """Return all that lives below a child's shim, which must live."""
+    shim = proc_table.read_process(shim_of(child))
+    assert shim is not None
+    below = proc_table.branch(proc_table.Snapshot(), shim)
+    return [process for process in below if process.pid != shim.pid and not process.dead]
 
 
 def state_of(pid: int) -> str:
@@ -322,7 +323,8 @@ def run_driver(
 
     For what changes the state of the whole process, such as becoming a subreaper.
     """
-    code = f"from tests.support.families import *\nfrom agent_runtime.process.child import *\n{script}\nnursery.close()"
+    imports = "from tests.support.families import *\nfrom agent_runtime.process.child import *"
+    code = f"{imports}\n{script}\nfork_server.close()"
     # Files, not pipes: what a failing driver leaves behind may hold them open.
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         driver = subprocess.Popen(

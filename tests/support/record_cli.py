@@ -233,14 +233,14 @@ def record(executable: Path, case: Case) -> list[dict[str, Any]]:
                 raise
             for reader in readers:
                 reader.join()
-        return _kept(case, lines, str(scratch))
+        return _handle(case, lines, str(scratch))
 
 
 def _read(stream: IO[bytes], name: str, lines: list[tuple[str, str]]) -> None:
     lines.extend((name, line.decode("utf-8", "replace").rstrip("\n")) for line in stream)
 
 
-def _kept(case: Case, lines: list[tuple[str, str]], scratch: str) -> list[dict[str, Any]]:
+def _handle(case: Case, lines: list[tuple[str, str]], scratch: str) -> list[dict[str, Any]]:
     kept: list[dict[str, Any]] = []
     seen: set[str] = set()
     for stream, line in lines:

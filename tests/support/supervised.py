@@ -126,7 +126,7 @@ class Pending:
         return self._response
 
 
-def holding_forever() -> str:
+def held_generations_forever() -> str:
     """Return a task that does nothing until it is ended."""
     return json.dumps({"script": [{"do": "init"}, {"do": "hang"}]})
 

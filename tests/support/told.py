@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from agent_runtime.claude.frame_repair import read
-from agent_runtime.evidence.detector import Channel, Sighting, Witness
+from agent_runtime.evidence.detector import Channel, Detection, Detector
 
 TIME = "2026-01-01T00:00:10.000Z"
 NOW = datetime(2026, 9, 30, 10, 0, 30, tzinfo=UTC).timestamp()
@@ -20,29 +20,29 @@ STOPPED = {"auth", "billing"}
 class Story:
     """What a witness made of some lines."""
 
-    last: Sighting | None = None
-    evidence: Sighting | None = None
+    last: Detection | None = None
+    evidence: Detection | None = None
 
     @property
     def error_class(self) -> str | None:
         return self.last.error_class.value if self.last else None
 
 
-def tell(*lines: tuple[str, str | bytes], witness: Witness | None = None) -> Story:
-    witness = witness or Witness(lambda: NOW)
+def tell(*lines: tuple[str, str | bytes], witness: Detector | None = None) -> Story:
+    witness = witness or Detector(lambda: NOW)
     story = Story()
     for stream, line in lines:
         data = line.encode() if isinstance(line, str) else line
         if stream.startswith("stderr"):
-            sighting = witness.stderr(data, finished=stream != "stderr, unfinished")
+            detection = witness.stderr(data, finished=stream != "stderr, unfinished")
         else:
             frame = read(data)
-            sighting = witness.stdout(frame) if frame is not None else None
-        if sighting is not None:
-            assert sighting.channel is Channel(stream.partition(",")[0])
-            story.last = sighting.or_sharper(story.last)
-            if sighting.is_evidence and story.evidence is None:
-                story.evidence = sighting
+            detection = witness.stdout(frame) if frame is not None else None
+        if detection is not None:
+            assert detection.channel is Channel(stream.partition(",")[0])
+            story.last = detection.or_sharper(story.last)
+            if detection.is_evidence and story.evidence is None:
+                story.evidence = detection
     return story
 
 

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from agent_runtime.process.forkserver.shim import NURSERY_NAME
+from agent_runtime.process.forkserver.shim import FORK_SERVER_NAME
 from tests.support.supervised import DEADLINE_SECONDS, eventually, marked_processes, supervised
 
 if TYPE_CHECKING:
@@ -129,5 +129,5 @@ def test_ten_thousand_executions_leave_descriptors_threads_and_memory_flat(tmp_p
         assert abs(after[1] - before[1]) <= 1, (before, after)
         assert after[2] <= before[2] * 1.05, (before, after)
         children = [child.name() for child in process.children(recursive=True) if child.is_running()]
-        assert children == [NURSERY_NAME.decode()]
+        assert children == [FORK_SERVER_NAME.decode()]
         assert len(running.get("/api/executions?limit=200")["executions"]) == 200

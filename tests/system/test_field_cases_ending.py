@@ -431,8 +431,8 @@ def test_k12_a_directory_whose_files_cannot_be_locked_is_named(
     assert f"({errno.errorcode[code]})" in line
 
 
-def test_k12_a_lock_that_only_keepers_hold_is_told_like_the_others(no_locks: Path, tmp_path: Path) -> None:
-    ended = started_without_locks(no_locks, tmp_path, tmp_path / "data/keepers.lock", errno.ENOLCK)
+def test_k12_a_lock_that_only_shims_hold_is_told_like_the_others(no_locks: Path, tmp_path: Path) -> None:
+    ended = started_without_locks(no_locks, tmp_path, tmp_path / "data/shims.lock", errno.ENOLCK)
 
     assert (ended.returncode, ended.stderr.count("\n")) == (3, 1)
     assert str(tmp_path / "data") in ended.stderr

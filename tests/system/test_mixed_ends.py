@@ -77,8 +77,8 @@ def one(planned):
     report = child.sweep(time.monotonic() + 30)
     left = alive(members)
     child.close()
-    return (code == CODES[end], report.survivors, report.unowned, len(left), size, child.mark)
-list(map(one, plan[3:5]))          # starts the nursery, and fills what is kept in reserve
+    return (code == CODES[end], report.survivors, report.unattributed, len(left), size, child.mark)
+list(map(one, plan[3:5]))          # starts the fork_server, and fills what is kept in reserve
 before = (descriptors(), threading.active_count())
 with ThreadPoolExecutor(at_once) as pool:
     results = list(pool.map(one, plan))
@@ -89,14 +89,14 @@ def of_this_start():
     return [mark for mark in marks if isinstance(mark, str) and mark.rpartition(".")[0] in ours]
 def others_below():
     reap_orphans()
-    return [p for p in proc_table.branch(proc_table.Snapshot(), me) if p.pid not in (me.pid, nursery.identity[0])]
+    return [p for p in proc_table.branch(proc_table.Snapshot(), me) if p.pid not in (me.pid, fork_server.identity[0])]
 marked_at_once = len(of_this_start())
 began = time.monotonic()
 nothing_below = eventually(lambda: not others_below())
 print(json.dumps({
     "right codes": sum(right for right, *_ in results),
     "survivors": sum(survivors for _, survivors, *_ in results),
-    "unowned": sum(unowned for _, _, unowned, *_ in results),
+    "unattributed": sum(unattributed for _, _, unattributed, *_ in results),
     "alive": sum(left for _, _, _, left, *_ in results),
     "processes": sum(size for *_, size, _ in results),
     "marked": marked_at_once,

@@ -664,11 +664,11 @@ def test_a_dead_token_can_be_found_out_before_any_execution_meets_it(
 HURRIED = """
 import sys
 from agent_runtime.cli import main as cli
-from agent_runtime.tokens import status as standing
-standing.FIRST_RETRY_SECONDS = 3.0
+from agent_runtime.tokens import status as statuses
+statuses.FIRST_RETRY_SECONDS = 3.0
 sys.exit(cli.main())
 """
-"""Tries a refused token again after three seconds; that it is a minute otherwise stands in test_standing."""
+"""Tries a refused token again after three seconds; that it is a minute otherwise stands in test_statuses."""
 
 
 @pytest.mark.slow

@@ -303,12 +303,12 @@ def test_an_unpaid_account_outlives_a_restart_and_a_newer_token_ends_it(
 HURRIED = """
 import sys
 from agent_runtime.cli import main as cli
-from agent_runtime.tokens import status as standing
-standing.BILLING_RETRY_SECONDS = 2.0
-standing.LONGEST_RETRY_SECONDS = 2.0
+from agent_runtime.tokens import status as statuses
+statuses.BILLING_RETRY_SECONDS = 2.0
+statuses.LONGEST_RETRY_SECONDS = 2.0
 sys.exit(cli.main())
 """
-"""Lets an execution through after two seconds; that it is ten minutes otherwise stands in test_standing."""
+"""Lets an execution through after two seconds; that it is ten minutes otherwise stands in test_statuses."""
 
 
 @pytest.mark.slow

@@ -5,20 +5,20 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, ClassVar
 
-from agent_runtime.process.containment.sweep import Look
+from agent_runtime.process.containment.sweep import PassResult
 
 if TYPE_CHECKING:
     from agent_runtime.process.linux.cgroup import Group
 
 
-_LOOKS_BEFORE_KILLING_EACH = 3
+_PASSES_BEFORE_KILLING_EACH = 3
 
 
 class CgroupLayer:
     """
     End what is in an attempt's cgroup: one read to look, one write to kill.
 
-    Only descriptors are used that the group has open already. The keeper is not in the group: the child joins it.
+    Only descriptors are used that the group has open already. The shim is not in the group: the child joins it.
     """
 
     is_certain: ClassVar[bool] = True
@@ -37,20 +37,20 @@ class CgroupLayer:
     def remember(self) -> None:
         """Do nothing: the kernel remembers."""
 
-    def strike(self, *, thorough: bool) -> Look:  # noqa: ARG002 - there is but one way to look, and it is certain
+    def kill_pass(self, *, thorough: bool) -> PassResult:  # noqa: ARG002 - there is but one way to look, and it is certain
         """Look whether anything lives in the group, and kill it."""
         with self._lock:
             if not self._group.populated:
-                return Look()
+                return PassResult()
             pids = self._group.pids()
             fresh = len(pids - self._seen)
             if fresh:
                 self._group.kill()
-                self._patience = _LOOKS_BEFORE_KILLING_EACH
+                self._patience = _PASSES_BEFORE_KILLING_EACH
             elif self._patience:
                 self._patience -= 1
             else:
                 self._group.kill()
                 self._group.kill_each()
             self._seen |= pids
-            return Look(alive=max(1, len(pids)), fresh=fresh)
+            return PassResult(alive=max(1, len(pids)), fresh=fresh)

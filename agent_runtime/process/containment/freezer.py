@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _MOST_HELD = 256
 
 
-class Grip:
+class Freezer:
     """
     Hold processes still until all of a family are known, then kill them.
 

@@ -8,7 +8,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from agent_runtime.process.containment.freezer import Grip
+from agent_runtime.process.containment.freezer import Freezer
 from agent_runtime.process.containment.registry import MARK_VARIABLE, is_of_an_earlier_start
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux.proc import NoMark
@@ -35,16 +35,16 @@ def sweep_leftovers(data_dir: Path, *, within_seconds: float = 5) -> int:
     deadline = time.monotonic() + within_seconds
     struck: set[Identity] = set()
     alive: set[int] = set()
-    calm = 0
-    while calm < 2 and proc_table.shows_our_pids():
+    is_empty = 0
+    while is_empty < 2 and proc_table.shows_our_pids():
         alive = set()
-        grip = Grip()
+        freezer = Freezer()
         for process in _leftovers(data_dir):
             alive.add(process.pid)
-            if process.identity not in struck and grip.hold(process):
+            if process.identity not in struck and freezer.hold(process):
                 struck.add(process.identity)
-        grip.kill()
-        calm = 0 if alive else calm + 1
+        freezer.kill()
+        is_empty = 0 if alive else is_empty + 1
         if alive and time.monotonic() >= deadline:
             log.error("processes of an earlier supervisor are still there and cannot be ended: %d", len(alive))
             break
@@ -52,12 +52,12 @@ def sweep_leftovers(data_dir: Path, *, within_seconds: float = 5) -> int:
     return len(struck)
 
 
-def await_keepers(data_dir: Path, *, within_seconds: float = 5) -> int:
+def await_shims(data_dir: Path, *, within_seconds: float = 5) -> int:
     """
-    Wait until no keeper of an earlier supervisor of this data directory is left, and return what ours are to hold.
+    Wait until no shim of an earlier supervisor of this data directory is left, and return what ours are to hold.
 
     A mark is seen once the leader is executed, so a sweep alone misses a leader that is being started at that moment;
-    its keeper ends it, and ends last.
+    its shim ends it, and ends last.
     """
     deadline = time.monotonic() + within_seconds
     descriptor = os.open(data_dir / _GUARD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -67,7 +67,7 @@ def await_keepers(data_dir: Path, *, within_seconds: float = 5) -> int:
             break
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                log.error("keepers of an earlier supervisor are still there: what they keep cannot be ended")
+                log.error("shims of an earlier supervisor are still there: what they keep cannot be ended")
                 break
         time.sleep(_PAUSE_SECONDS)  # a lock can be waited for, but not until a deadline
     fcntl.flock(descriptor, fcntl.LOCK_SH)

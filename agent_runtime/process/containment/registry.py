@@ -8,7 +8,7 @@ import threading
 from itertools import count
 from typing import TYPE_CHECKING
 
-from agent_runtime.process.forkserver.server import nursery
+from agent_runtime.process.forkserver.server import fork_server
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
 
@@ -51,13 +51,13 @@ def tag_of(data_dir: Path) -> str:
     return f"{status.st_dev:x}-{status.st_ino:x}"
 
 
-class Kin:
+class AttemptProcesses:
     """
     What is known of one attempt's processes.
 
     Attributes:
         leader: The CLI's process; None while it is being started, (pid, -1) where it was reaped before it was seen.
-        keeper: The process to which orphans of the attempt go; None where there is none, or while it is being started.
+        shim: The process to which orphans of the attempt go; None where there is none, or while it is being started.
         ending: Everything that belongs to the attempt may be killed.
         remembered: Processes seen under the attempt that lived at the last look.
     """
@@ -66,50 +66,52 @@ class Kin:
         self.mark = mark
         self.began_ticks = linux.boot_ticks() - 1
         self.leader: Identity | None = None
-        self.keeper: Identity | None = None
+        self.shim: Identity | None = None
         self.ending = False
         self.remembered: frozenset[Identity] = frozenset()
 
 
-class Living:
+class AttemptRegistry:
     """The attempts that have not ended, under this supervisor: who must be spared when one of them is swept."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kin: dict[str, Kin] = {}
+        self._attempt: dict[str, AttemptProcesses] = {}
         self._first_ticks: int | None = None
         self.raised_oom_score: int | None = None
 
-    def enter(self, mark: str) -> Kin:
+    def enter(self, mark: str) -> AttemptProcesses:
         """Count an attempt as living; before its leader is forked, so that nobody takes the leader for an orphan."""
-        kin = Kin(mark)
+        attempt = AttemptProcesses(mark)
         SPARE.fill()
         with self._lock:
-            if mark in self._kin:
+            if mark in self._attempt:
                 raise ValueError("another living attempt has this mark")
-            self._kin[mark] = kin
+            self._attempt[mark] = attempt
             if self._first_ticks is None:
-                self._first_ticks = kin.began_ticks
-        return kin
+                self._first_ticks = attempt.began_ticks
+        return attempt
 
-    def leave(self, kin: Kin) -> None:
+    def leave(self, attempt: AttemptProcesses) -> None:
         """Count an attempt as ended; what it left is fair game from now on."""
         with self._lock:
-            if self._kin.get(kin.mark) is kin:
-                del self._kin[kin.mark]
+            if self._attempt.get(attempt.mark) is attempt:
+                del self._attempt[attempt.mark]
 
-    def all(self) -> tuple[Kin, ...]:
+    def all(self) -> tuple[AttemptProcesses, ...]:
         """Return the living attempts."""
         with self._lock:
-            return tuple(self._kin.values())
+            return tuple(self._attempt.values())
 
     def is_quiet(self) -> bool:
         """Tell whether every living attempt is being ended, so that an orphan of unknown owner has no right to live."""
-        return all(kin.ending for kin in self.all())
+        return all(attempt.ending for attempt in self.all())
 
-    def spares(self, process: Process) -> bool:
+    def is_protected(self, process: Process) -> bool:
         """Tell whether a process is one of those that keep attempts: they are nobody's, and end by themselves."""
-        return process.identity == nursery.identity or any(kin.keeper == process.identity for kin in self.all())
+        return process.identity == fork_server.identity or any(
+            attempt.shim == process.identity for attempt in self.all()
+        )
 
     def may_be_ours(self, orphan: Process) -> bool:
         """
@@ -133,8 +135,10 @@ class Living:
         """
         if zombie.session == os.getsid(0):
             return
-        for kin in self.all():
-            if kin.leader == zombie.identity or (kin.leader is None and zombie.started_ticks >= kin.began_ticks):
+        for attempt in self.all():
+            if attempt.leader == zombie.identity or (
+                attempt.leader is None and zombie.started_ticks >= attempt.began_ticks
+            ):
                 return
         try:
             pidfd = os.pidfd_open(zombie.pid)
@@ -150,7 +154,7 @@ class Living:
             os.close(pidfd)
 
 
-living = Living()
+attempt_registry = AttemptRegistry()
 
 
 def become_subreaper() -> None:
@@ -172,7 +176,7 @@ def reap_orphans() -> None:
     try:
         for child in proc_table.look().children(me):
             if child.dead:
-                living.reap(child)
+                attempt_registry.reap(child)
     except OSError as error:
         if error.errno not in linux.OUT_OF_DESCRIPTORS:
             raise  # else: they can wait until there are descriptors again

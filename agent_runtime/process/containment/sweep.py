@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _PAUSE_SECONDS = 0.001
 _LONGEST_PAUSE_SECONDS = 0.008
-_LOOKS_LEFT_TO_THE_FIRST = 4
+_PASSES_LEFT_TO_THE_FIRST = 4
 _LOOKING_IS_WORTH = 2
 """So many times as long as a look takes is waited for the next: what is dying needs the processor, too."""
 
@@ -25,7 +25,7 @@ class Kind(Enum):
     SCAN = "scan"
 
 
-class Look(msgspec.Struct, frozen=True):
+class PassResult(msgspec.Struct, frozen=True):
     """
     What one look at what an attempt left behind has shown.
 
@@ -38,11 +38,11 @@ class Look(msgspec.Struct, frozen=True):
 
     alive: int = 0
     fresh: int = 0
-    unowned: int = 0
+    unattributed: int = 0
     blind: bool = False
 
     @property
-    def calm(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether nothing was found, by a look that could have found something."""
         return not self.alive and not self.blind
 
@@ -65,7 +65,7 @@ class Layer(Protocol):
     def remember(self) -> None:
         """Note what is there now, to know it again when its parents are gone; cheap, and kills nothing."""
 
-    def strike(self, *, thorough: bool) -> Look:
+    def kill_pass(self, *, thorough: bool) -> PassResult:
         """
         Look once and kill what is found.
 
@@ -87,7 +87,7 @@ class SweepReport(msgspec.Struct, frozen=True):
 
     killed: int
     survivors: int
-    unowned: int
+    unattributed: int
     seconds: float
 
 
@@ -100,32 +100,32 @@ def sweep(layers: Sequence[Layer], deadline: float) -> SweepReport:
         deadline: When to give up, on the monotonic clock; there is at least one look.
     """
     began = time.monotonic()
-    calm_looks, needed = 0, 1 if layers[0].is_certain else 2
+    empty_passes, needed = 0, 1 if layers[0].is_certain else 2
     is_first = True
     without_news = 0
     pause = _PAUSE_SECONDS
     while True:
         found = []
-        looked = time.monotonic()
+        reread = time.monotonic()
         for layer in layers:
-            found.append(layer.strike(thorough=calm_looks > 0))
-            if not found[-1].calm and without_news < _LOOKS_LEFT_TO_THE_FIRST:
+            found.append(layer.kill_pass(thorough=empty_passes > 0))
+            if not found[-1].is_empty and without_news < _PASSES_LEFT_TO_THE_FIRST:
                 break
-        calm_looks = calm_looks + 1 if all(look.calm for look in found) else 0
+        empty_passes = empty_passes + 1 if all(look.is_empty for look in found) else 0
         now = time.monotonic()
-        if calm_looks == needed or now >= deadline:
+        if empty_passes == needed or now >= deadline:
             break
         has_news = any(look.fresh for look in found)
         without_news = 0 if has_news else without_news + 1
-        if has_news or calm_looks:
+        if has_news or empty_passes:
             pause = _PAUSE_SECONDS
         if is_first or not has_news:  # who forks as fast as we look gets no pause but the first
-            time.sleep(max(pause, (now - looked) * _LOOKING_IS_WORTH))
+            time.sleep(max(pause, (now - reread) * _LOOKING_IS_WORTH))
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         is_first = False
     return SweepReport(
         killed=max(layer.ended for layer in layers),
         survivors=max(look.alive for look in found),
-        unowned=max(look.unowned for look in found),
+        unattributed=max(look.unattributed for look in found),
         seconds=time.monotonic() - began,
     )

@@ -1,4 +1,4 @@
-"""The supervisor's side of ``shim``: start the nursery, ask it for keepers, listen to each."""
+"""The supervisor's side of ``shim``: start the fork server, ask it for shims, listen to each."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import agent_runtime
-from agent_runtime.process.forkserver import shim as keeper
+from agent_runtime.process.forkserver import shim
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agent_runtime.process.forkserver.shim import Errand
+    from agent_runtime.process.forkserver.shim import SpawnRequest
     from agent_runtime.process.linux.proc import Identity, Process
 
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); "
-    "from agent_runtime.process.forkserver.shim import nursery; nursery({}, {})"
+    "from agent_runtime.process.forkserver.shim import fork_server; fork_server({}, {})"
 )
 _ANSWER_SECONDS = 10.0
 _LAST_WORD_SECONDS = 1.0
@@ -36,9 +36,9 @@ _LEAVE_SECONDS = 0.2
 _NEEDED_TO_START_PYTHON = ("LD_LIBRARY_PATH", "PYTHONHOME")
 
 
-class NotKept(OSError):
+class ShimFailed(OSError):
     """
-    No keeper, or no leader.
+    No shim, or no leader.
 
     Attributes:
         where: One of :data:`agent_runtime.process.forkserver.shim.FORKING` and its kin.
@@ -49,12 +49,12 @@ class NotKept(OSError):
         self.where = where
 
 
-class Kept:
+class ShimHandle:
     """
-    A keeper and its leader, as seen from here. Made by :meth:`Nursery.start_leader` only.
+    A shim and its leader, as seen from here. Made by :meth:`ForkServer.start_leader` only.
 
     Attributes:
-        keeper: Pid and start time; None once it has ended, or if it had when it was looked at.
+        shim: Pid and start time; None once it has ended, or if it had when it was looked at.
         pid: The leader's.
         leader: As it was seen first; None if it had been reaped by then.
         pidfd: The leader's; readable as soon as it has ended.
@@ -62,25 +62,25 @@ class Kept:
 
     def __init__(self, line: socket.socket, pidfds: tuple[int, int], pids: tuple[int, int]) -> None:
         self._line = line
-        self._keeper_pidfd, self.pidfd = pidfds
-        keeper_pid, self.pid = pids
-        seen = proc_table.read_process(keeper_pid) if keeper_pid else None
-        self._keeper = seen.identity if seen is not None else None
+        self._shim_pidfd, self.pidfd = pidfds
+        shim_pid, self.pid = pids
+        seen = proc_table.read_process(shim_pid) if shim_pid else None
+        self._shim = seen.identity if seen is not None else None
         self.leader: Process | None = proc_table.read_process(self.pid)
         self._status: int | None = None
 
     def __repr__(self) -> str:
-        return f"<Kept {self.pid} by {self._keeper}>"
+        return f"<Kept {self.pid} by {self._shim}>"
 
     @property
-    def keeper(self) -> Identity | None:
-        """Pid and start time of the keeper as long as it lives."""
-        return None if self.keeper_has_ended else self._keeper
+    def shim(self) -> Identity | None:
+        """Pid and start time of the shim as long as it lives."""
+        return None if self.shim_has_ended else self._shim
 
     @property
-    def keeper_has_ended(self) -> bool:
-        """Whether there is no keeper any more."""
-        return linux.has_ended(self._keeper_pidfd)
+    def shim_has_ended(self) -> bool:
+        """Whether there is no shim any more."""
+        return linux.has_ended(self._shim_pidfd)
 
     def kill_group(self) -> bool:
         """Kill the leader's process group in one step; False where there is none left, or the kernel cannot."""
@@ -90,38 +90,38 @@ class Kept:
         """
         Return the wait status of a leader that has ended; None if nobody knows it.
 
-        Waits a moment for the keeper to say it, which may have been stopped by somebody.
+        Waits a moment for the shim to say it, which may have been stopped by somebody.
         """
         if self._status is None:
-            linux.send(self._keeper_pidfd, signal.SIGCONT)
+            linux.send(self._shim_pidfd, signal.SIGCONT)
             with contextlib.suppress(OSError):  # no word from it
                 self._line.settimeout(_LAST_WORD_SECONDS)
-                message = self._line.recv(keeper.MESSAGE_BYTES, socket.MSG_WAITALL)
-                if message[:1] == keeper.ENDED:
+                message = self._line.recv(shim.MESSAGE_BYTES, socket.MSG_WAITALL)
+                if message[:1] == shim.ENDED:
                     self._status = int.from_bytes(message[1:5], "little")
         if self._status is None:
             # Its children have come to us, if it has ended.
-            _wait(self._keeper_pidfd, _LAST_WORD_SECONDS)
+            _wait(self._shim_pidfd, _LAST_WORD_SECONDS)
             with contextlib.suppress(ChildProcessError):
                 self._status = _reaped(self.pidfd)
         return self._status
 
     def close(self) -> None:
-        """Let the keeper go: it ends whatever it still has, and itself."""
+        """Let the shim go: it ends whatever it still has, and itself."""
         self._line.close()
-        linux.send(self._keeper_pidfd, signal.SIGCONT)  # in case somebody has stopped it
-        with contextlib.suppress(ChildProcessError):  # the kernel reaps it for the nursery, as long as that lives
-            _reaped(self._keeper_pidfd)
-        os.close(self._keeper_pidfd)
+        linux.send(self._shim_pidfd, signal.SIGCONT)  # in case somebody has stopped it
+        with contextlib.suppress(ChildProcessError):  # the kernel reaps it for the fork server, as long as that lives
+            _reaped(self._shim_pidfd)
+        os.close(self._shim_pidfd)
         os.close(self.pidfd)
 
 
-class Nursery:
+class ForkServer:
     """
-    Have keepers forked by a process that is small and single-threaded, as this one is neither.
+    Have shims forked by a process that is small and single-threaded, as this one is neither.
 
     Attributes:
-        guard: A descriptor that every keeper holds, with a lock on it; None: no one waits for their end.
+        guard: A descriptor that every shim holds, with a lock on it; None: no one waits for their end.
         most_files: How many files a leader may have open, where this process has raised its own limit.
     """
 
@@ -134,7 +134,7 @@ class Nursery:
         self.most_files: int | None = None
 
     def __repr__(self) -> str:
-        return f"<Nursery {'running' if self._socket else 'not started'} {self.identity}>"
+        return f"<Fork server {'running' if self._socket else 'not started'} {self.identity}>"
 
     def start(self) -> None:
         """
@@ -147,21 +147,21 @@ class Nursery:
             self._start()
 
     def close(self) -> None:
-        """End the process; its keepers stay."""
+        """End the process; its shims stay."""
         with self._lock:
             self._close()
 
-    def start_leader(self, pipes: Sequence[int], errand: Errand) -> Kept:
+    def start_leader(self, pipes: Sequence[int], spawn_request: SpawnRequest) -> ShimHandle:
         """
-        Have a keeper forked, and a leader started by it.
+        Have a shim forked, and a leader started by it.
 
         Args:
             pipes: The leader's stdin, stdout and stderr, and where it is to be confined its ``cgroup.procs`` and its
                 cgroup.
 
         Raises:
-            NotKept: The leader could not be started; nothing of it is left.
-            OSError: For want of descriptors, no nursery can be started, or the keeper does not answer.
+            ShimFailed: The leader could not be started; nothing of it is left.
+            OSError: For want of descriptors, no fork server can be started, or the shim does not answer.
         """
         line, its_line = socket.socketpair()
         try:
@@ -169,9 +169,9 @@ class Nursery:
                 asked = self._send(its_line.fileno())
             line.settimeout(_ANSWER_SECONDS)
             try:
-                return _started(line, pipes, errand)
+                return _started(line, pipes, spawn_request)
             except TimeoutError:
-                self._give_up(asked)  # somebody has stopped the nursery: the next one gets another
+                self._give_up(asked)  # somebody has stopped the fork server: the next one gets another
                 raise
         except BaseException:
             line.close()
@@ -250,38 +250,38 @@ class Nursery:
             self._pidfd = None
 
 
-nursery = Nursery()
+fork_server = ForkServer()
 
 
-def _started(line: socket.socket, pipes: Sequence[int], errand: Errand) -> Kept:
-    data = marshal.dumps(errand)
+def _started(line: socket.socket, pipes: Sequence[int], spawn_request: SpawnRequest) -> ShimHandle:
+    data = marshal.dumps(spawn_request)
     with contextlib.suppress(ConnectionError):  # then it says why, or nothing
         socket.send_fds(line, [len(data).to_bytes(4, "little")], pipes)
         line.sendall(data)
-    message, told, flags, _ = socket.recv_fds(line, keeper.MESSAGE_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
+    message, told, flags, _ = socket.recv_fds(line, shim.MESSAGE_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
     kind, first, second = _parts(message)
     try:
-        if kind == keeper.STARTED:
+        if kind == shim.STARTED:
             if flags & socket.MSG_CTRUNC or len(told) < 3:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             _await_execution(told[2])
             os.close(told.pop())
-            return Kept(line, (told[0], told[1]), (first, second))
+            return ShimHandle(line, (told[0], told[1]), (first, second))
     except BaseException:
         for leader in told[1:2]:
-            linux.send(leader, signal.SIGKILL)  # the keeper would be polite first
+            linux.send(leader, signal.SIGKILL)  # the shim would be polite first
         for one in told:
             os.close(one)
         raise
-    raise NotKept(first, second) if kind == keeper.FAILED else NotKept(keeper.FORKING, errno.ECONNRESET)
+    raise ShimFailed(first, second) if kind == shim.FAILED else ShimFailed(shim.FORKING, errno.ECONNRESET)
 
 
 def _await_execution(report: int) -> None:
     """Wait until the leader has executed its program, which closes the pipe."""
     if not _wait(report, _ANSWER_SECONDS):
         raise TimeoutError
-    if failure := os.read(report, keeper.MESSAGE_BYTES):
-        raise NotKept(*_parts(keeper.FAILED + failure)[1:])
+    if failure := os.read(report, shim.MESSAGE_BYTES):
+        raise ShimFailed(*_parts(shim.FAILED + failure)[1:])
 
 
 def _parts(message: bytes) -> tuple[bytes, int, int]:

@@ -1,19 +1,19 @@
 """
-A keeper: the small process between this supervisor and one attempt's leader, to which falls what the leader loses.
+A shim: the small process between this supervisor and one attempt's leader, to which falls what the leader loses.
 
 It is a subreaper, so whoever has left its family by double forks and a session of its own stays below it, and what is
 below it belongs to its attempt, whatever it carries in its environment. It reaps, tells how the leader ended, and ends
 what is left when nobody listens any more: so nothing outlives a supervisor that was killed.
 
-This module is a program: the *nursery*, of which a supervisor has one, forks a keeper whenever it is asked to
-(``server`` asks). It imports little, as every keeper weighs what it dirties of the nursery's memory,
-and it is single-threaded, so that it may fork. Whoever may signal a keeper may end it; its orphans then go to the
+This module is a program: the *fork server*, of which a supervisor has one, forks a shim whenever it is asked to
+(``server`` asks). It imports little, as every shim weighs what it dirties of the fork server's memory,
+and it is single-threaded, so that it may fork. Whoever may signal a shim may end it; its orphans then go to the
 supervisor.
 
-What is said on a keeper's own socket, a stream: first the :data:`Errand`, 4 bytes of length and marshalled, and with
+On a shim's own socket, a stream, go: first the :data:`SpawnRequest`, 4 bytes of length and marshalled, and with
 the length, as ancillary data, the leader's three pipes, and, where it is to be confined, its cgroup's ``cgroup.procs``
-and that cgroup's directory; then, from the keeper, one :data:`STARTED` with two pidfds, its own and the leader's, and a
-pipe, or one :data:`FAILED`; later one :data:`ENDED`. Every message of the keeper has :data:`MESSAGE_BYTES`. The pipe
+and that cgroup's directory; then, from the shim, one :data:`STARTED` with two pidfds, its own and the leader's, and a
+pipe, or one :data:`FAILED`; later one :data:`ENDED`. Every message of the shim has :data:`MESSAGE_BYTES`. The pipe
 ends when the program is executed; where it cannot be, the rest of a :data:`FAILED` comes through it.
 """
 
@@ -27,7 +27,7 @@ import os
 import resource
 import select
 
-# The modules below `signal` and `socket`, which would make every keeper heavier by their enums; and no `typing`.
+# The modules below `signal` and `socket`, which would make every shim heavier by their enums; and no `typing`.
 from _signal import (  # type: ignore[import-not-found]  # typeshed has none
     SIG_BLOCK,
     SIG_DFL,
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     Identity: TypeAlias = tuple[int, int, list[int]] | None
     """User, group and further groups to become; None: as we are."""
 
-    Errand: TypeAlias = tuple[list[bytes], dict[bytes, bytes], bytes, Identity, int | None, int | None]
+    SpawnRequest: TypeAlias = tuple[list[bytes], dict[bytes, bytes], bytes, Identity, int | None, int | None]
     """Arguments, environment, working directory, identity, ``oom_score_adj`` and how many files may be open."""
 
 STARTED, FAILED, ENDED = b"s", b"f", b"e"
@@ -58,7 +58,7 @@ STARTED, FAILED, ENDED = b"s", b"f", b"e"
 FORKING, CONFINING, ENTERING, BECOMING, EXECUTING = range(5)
 """Where a start failed: a fork, the cgroup, the working directory, the user, the program."""
 
-NURSERY_NAME, KEEPER_NAME = b"agent-nursery", b"agent-keeper"
+FORK_SERVER_NAME, SHIM_NAME = b"agent-forks", b"agent-shim"
 """What lists of processes show."""
 
 MESSAGE_BYTES = 9
@@ -79,19 +79,19 @@ _libc_with_gil.syscall.restype = ctypes.c_long
 _libc_with_gil.syscall.argtypes = (ctypes.c_long, ctypes.c_void_p, ctypes.c_size_t)
 
 
-def nursery(descriptor: int, guard: int | None = None) -> None:
+def fork_server(descriptor: int, guard: int | None = None) -> None:
     """
-    Fork a keeper for every message on *descriptor*, until that is closed.
+    Fork a shim for every message on *descriptor*, until that is closed.
 
-    The *guard* is held, locked as it is, as long as this process or one of its keepers lives: by it the next supervisor
+    The *guard* is held, locked as it is, as long as this process or one of its shims lives: by it the next supervisor
     sees when nothing can come from us any more.
 
-    A message is one datagram, a byte that says nothing, and as ancillary data the keeper's socket.
+    A message is one datagram, a byte that says nothing, and as ancillary data the shim's socket.
     """
     asked = socket(fileno=descriptor)
     if guard is not None:
         os.set_inheritable(guard, False)
-    _libc.prctl(_PR_SET_NAME, NURSERY_NAME, 0, 0, 0)
+    _libc.prctl(_PR_SET_NAME, FORK_SERVER_NAME, 0, 0, 0)
     signal(_SIGCHLD, SIG_IGN)  # what ends is reaped by the kernel
     gc.disable()
     gc.freeze()  # what is never looked at again is never copied
@@ -101,7 +101,7 @@ def nursery(descriptor: int, guard: int | None = None) -> None:
             return
         descriptors = _descriptors(ancillary)
         if descriptors:
-            _beget(descriptors[0], asked)
+            _fork_shim(descriptors[0], asked)
         for one in descriptors:
             os.close(one)
 
@@ -114,8 +114,8 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return found
 
 
-def _beget(line: int, asked: socket) -> None:
-    """Fork a keeper; it outlives us, and as an orphan it is the supervisor's."""
+def _fork_shim(line: int, asked: socket) -> None:
+    """Fork a shim; it outlives us, and as an orphan it is the supervisor's."""
     try:
         if os.fork():
             return
@@ -124,23 +124,23 @@ def _beget(line: int, asked: socket) -> None:
         return
     try:
         asked.close()
-        Keeper(line).keep()
+        Shim(line).keep()
     except OSError as error:
         _fail(line, FORKING, error)
     finally:
         os._exit(0)
 
 
-class Keeper:
+class Shim:
     """Start a leader, tell how it ends, reap what falls to us, and end what is left when nobody listens any more."""
 
     def __init__(self, line: int) -> None:
         os.setsid()
-        _libc.prctl(_PR_SET_NAME, KEEPER_NAME, 0, 0, 0)
+        _libc.prctl(_PR_SET_NAME, SHIM_NAME, 0, 0, 0)
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._urgent = _become_urgent()
         for number in (_SIGHUP, _SIGINT, _SIGTERM):
-            signal(number, SIG_IGN)  # what is sent to a family at large is not for its keeper
+            signal(number, SIG_IGN)  # what is sent to a family at large is not for its shim
         self._line = line
         self._leader = 0
         self._woken, wake = os.pipe()
@@ -152,10 +152,10 @@ class Keeper:
         self._poll.register(self._woken, select.POLLIN)
 
     def keep(self) -> None:
-        """Run the errand that comes on the line."""
+        """Run the spawn request that comes on the line."""
         line = socket(fileno=self._line)
         try:
-            self._start(*_errand(line), line)
+            self._start(*_spawn_request(line), line)
         except OSError as error:
             _fail(self._line, FORKING, error)
         else:
@@ -169,7 +169,7 @@ class Keeper:
             self._poll.unregister(self._line)
         self._end_all()
 
-    def _start(self, errand: Errand, descriptors: list[int], line: socket) -> None:
+    def _start(self, spawn_request: SpawnRequest, descriptors: list[int], line: socket) -> None:
         report, theirs = os.pipe()
         self._leader = _fork_into(descriptors[4]) if len(descriptors) > 4 else -1
         is_in_place = self._leader >= 0
@@ -180,7 +180,7 @@ class Keeper:
                 del descriptors[3:]
             if not self._urgent:
                 os.nice(_NICER)  # so that who is to end them gets a turn, whatever they do
-            _become(errand, descriptors, theirs)
+            _become(spawn_request, descriptors, theirs)
         os.close(theirs)
         while descriptors:
             os.close(descriptors.pop())
@@ -240,7 +240,7 @@ class Keeper:
         return ended
 
 
-def _errand(line: socket) -> tuple[Errand, list[int]]:
+def _spawn_request(line: socket) -> tuple[SpawnRequest, list[int]]:
     """Read what is to be started, and with which descriptors; where nobody asks any more, this is the end."""
     length, ancillary, _, _ = line.recvmsg(4, MOST_DESCRIPTORS * 8 + 64, MSG_CMSG_CLOEXEC)
     wanted, data = int.from_bytes(length, "little"), bytearray()
@@ -252,8 +252,8 @@ def _errand(line: socket) -> tuple[Errand, list[int]]:
     descriptors = _descriptors(ancillary)
     if len(descriptors) < 3 or len(data) < wanted:
         os._exit(0)
-    errand: Errand = marshal.loads(data)  # noqa: S302 - it comes from our own supervisor
-    return errand, descriptors
+    spawn_request: SpawnRequest = marshal.loads(data)  # noqa: S302 - it comes from our own supervisor
+    return spawn_request, descriptors
 
 
 def _fork_into(group: int) -> int:
@@ -269,9 +269,9 @@ def _fork_into(group: int) -> int:
     return int(_libc_with_gil.syscall(_SYS_CLONE3, arguments, ctypes.sizeof(arguments)))
 
 
-def _become(errand: Errand, descriptors: Sequence[int], report: int) -> NoReturn:
+def _become(spawn_request: SpawnRequest, descriptors: Sequence[int], report: int) -> NoReturn:
     """Turn into the leader. All other descriptors close by themselves when the program is executed."""
-    argv, env, directory, identity, oom_score, most_files = errand
+    argv, env, directory, identity, oom_score, most_files = spawn_request
     where = CONFINING
     try:
         os.setsid()

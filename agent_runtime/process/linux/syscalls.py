@@ -172,7 +172,7 @@ class Spare:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._kept: list[int] = []
+        self._handle: list[int] = []
         self._lock = threading.Lock()
 
     def fill(self) -> None:
@@ -184,15 +184,15 @@ class Spare:
         """Give them up for good."""
         with self._lock:
             self._count = 0
-            while self._kept:
-                os.close(self._kept.pop())
+            while self._handle:
+                os.close(self._handle.pop())
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
         """Give the kept descriptors free for as long as the block runs; one borrower at a time."""
         with self._lock:
-            while self._kept:
-                os.close(self._kept.pop())
+            while self._handle:
+                os.close(self._handle.pop())
             try:
                 yield
             finally:
@@ -200,8 +200,8 @@ class Spare:
 
     def _fill(self) -> None:
         try:
-            while len(self._kept) < self._count:
-                self._kept.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
+            while len(self._handle) < self._count:
+                self._handle.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
         except OSError as error:
             if error.errno not in OUT_OF_DESCRIPTORS:
                 raise

@@ -1,4 +1,4 @@
-"""Confirmation: what becomes of a token that was refused once; the API is a stand-in on loopback."""
+"""Verification: what becomes of a token that was refused once; the API is a stand-in on loopback."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_runtime.model.state import Confirmation, TokenTrouble
+from agent_runtime.model.state import TokenTrouble, Verification
 from agent_runtime.model.tokens import Token
 from agent_runtime.secret.generations import Generation, GenerationLedger
 from agent_runtime.standins.messages_api import MessagesApi, serve
 from agent_runtime.telemetry.events import EventLog
 from agent_runtime.tokens.probe import Probe
-from agent_runtime.tokens.status import Standing
-from agent_runtime.tokens.verifier import Confirmer
+from agent_runtime.tokens.status import TokenStatuses
+from agent_runtime.tokens.verifier import RefusalVerifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 TOKEN = Token("sk-ant-oat01-the-token-of-these-tests-00000000000000")
 GENERATION = Generation(1, TOKEN, 0.0)
 REFUSED, BLOCKED, BILLING = TokenTrouble.REFUSED, TokenTrouble.BLOCKED, TokenTrouble.BILLING
-CONFIRMED, GOOD, OPEN = Confirmation.CONFIRMED, Confirmation.GOOD, Confirmation.OPEN
+CONFIRMED, GOOD, OPEN = Verification.CONFIRMED, Verification.GOOD, Verification.OPEN
 
 
 @pytest.fixture
@@ -40,14 +40,14 @@ class Asked:
     """A confirmer with what it writes to; *url* None: the probe is off."""
 
     def __init__(self, url: str | None, seconds: float = 5.0) -> None:
-        self.standing = Standing(GenerationLedger(None))
+        self.statuses = TokenStatuses(GenerationLedger(None))
         self.events = EventLog()
         probe = None if url is None else Probe({"ANTHROPIC_BASE_URL": url}, timeout_seconds=seconds)
-        self.confirmer = Confirmer(self.standing, probe, self.events)
+        self.confirmer = RefusalVerifier(self.statuses, probe, self.events)
 
     async def confirm(
         self, by: str | None = "one", *, may_condemn: bool = True, trouble: TokenTrouble = REFUSED
-    ) -> Confirmation:
+    ) -> Verification:
         return await self.confirmer.confirm(
             GENERATION, by=by, trouble=trouble, may_condemn=may_condemn, rule="seen", model=None
         )
@@ -68,13 +68,13 @@ def test_a_token_is_suspect_before_it_is_asked_about_and_no_longer_than_until_it
     api.accept(TOKEN)
     asked = Asked(url)
 
-    assert asked.confirmer.suspects(GENERATION)
-    assert asked.confirmer.suspects(newer)
-    assert asked.standing.is_suspect(GENERATION)
+    assert asked.confirmer.begin_check(GENERATION)
+    assert asked.confirmer.begin_check(newer)
+    assert asked.statuses.is_suspect(GENERATION)
     asyncio.run(asked.confirmer.try_again(GENERATION))
 
-    assert not asked.standing.is_suspect(GENERATION)
-    assert asked.standing.is_suspect(newer), "what is known of one says nothing of another"
+    assert not asked.statuses.is_suspect(GENERATION)
+    assert asked.statuses.is_suspect(newer), "what is known of one says nothing of another"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_token_is_suspect_before_it_is_asked_about_and_no_longer_than_until_it
     ],
 )
 def test_the_probe_decides_and_where_it_cannot_what_was_seen_before_any_tool(  # noqa: PLR0917 - a table
-    api: MessagesApi, url: str, probe: str, may_condemn: bool, expected: Confirmation, rules: list[str]
+    api: MessagesApi, url: str, probe: str, may_condemn: bool, expected: Verification, rules: list[str]
 ) -> None:
     if probe not in {"valid", "off"}:
         api.on(TOKEN, probe)
@@ -101,8 +101,8 @@ def test_the_probe_decides_and_where_it_cannot_what_was_seen_before_any_tool(  #
     assert asyncio.run(asked.confirm(may_condemn=may_condemn)) is expected
 
     assert asked.refusals == rules
-    assert asked.standing.trouble_of(GENERATION) is (REFUSED if expected is CONFIRMED else None)
-    assert not asked.standing.is_suspect(GENERATION), "what a tool may have forged holds up nobody else"
+    assert asked.statuses.trouble_of(GENERATION) is (REFUSED if expected is CONFIRMED else None)
+    assert not asked.statuses.is_suspect(GENERATION), "what a tool may have forged holds up nobody else"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_block_is_confirmed_as_a_refusal_is_and_of_money_the_probe_s_200_says_
     trouble: TokenTrouble,
     probe: str,
     may_condemn: bool,
-    expected: Confirmation,
+    expected: Verification,
     told: list[tuple[str, str]],
 ) -> None:
     if probe not in {"valid", "off"}:
@@ -137,7 +137,7 @@ def test_a_block_is_confirmed_as_a_refusal_is_and_of_money_the_probe_s_200_says_
     assert asyncio.run(asked.confirm(may_condemn=may_condemn, trouble=trouble)) is expected
 
     assert asked.told == told
-    assert not asked.standing.is_suspect(GENERATION)
+    assert not asked.statuses.is_suspect(GENERATION)
     if trouble is BILLING and may_condemn:
         assert api.seen(TOKEN).requests == 0, "what was seen is enough, and the answer would say nothing"
 
@@ -160,37 +160,37 @@ def test_an_account_that_could_not_pay_is_cleared_by_an_answer_of_the_model_only
     asked = Asked(url)
     asyncio.run(asked.confirm(trouble=BILLING))
 
-    assert not asked.confirmer.suspects(GENERATION), "the probe has nothing to find out"
+    assert not asked.confirmer.begin_check(GENERATION), "the probe has nothing to find out"
     asked.confirmer.accepted(GENERATION)
-    assert asked.standing.trouble_of(GENERATION) is BILLING
+    assert asked.statuses.trouble_of(GENERATION) is BILLING
     asked.confirmer.accepted(GENERATION, served=True)
 
-    assert asked.standing.trouble_of(GENERATION) is None
+    assert asked.statuses.trouble_of(GENERATION) is None
 
 
 @pytest.mark.parametrize(("reply", "expected"), [("expired", CONFIRMED), (None, GOOD)])
 def test_however_many_meet_it_at_once_one_question_is_asked_and_one_refusal_told(
-    api: MessagesApi, url: str, reply: str | None, expected: Confirmation
+    api: MessagesApi, url: str, reply: str | None, expected: Verification
 ) -> None:
     if reply:
         api.on(TOKEN, reply)
     asked = Asked(url)
 
-    async def all_at_once() -> list[Confirmation]:
+    async def all_at_once() -> list[Verification]:
         return await asyncio.gather(*(asked.confirm(f"execution-{n}") for n in range(16)))
 
     assert asyncio.run(all_at_once()) == [expected] * 16
 
     assert api.seen(TOKEN).requests == 1
     assert asked.refusals == (["probe"] if expected is CONFIRMED else [])
-    assert not asked.standing.is_suspect(GENERATION)
+    assert not asked.statuses.is_suspect(GENERATION)
 
 
 def test_a_refusal_that_is_known_is_not_asked_about_again(api: MessagesApi, url: str) -> None:
     api.on(TOKEN, "expired")
     asked = Asked(url)
 
-    async def twice() -> list[Confirmation]:
+    async def twice() -> list[Verification]:
         return [await asked.confirm("one"), await asked.confirm("another", may_condemn=False)]
 
     assert asyncio.run(twice()) == [CONFIRMED, CONFIRMED]
@@ -205,7 +205,7 @@ def test_while_the_question_is_out_the_token_is_suspect_but_not_for_an_older_one
     async def look(by: str | None) -> bool:
         asking = asyncio.ensure_future(asked.confirm(by, may_condemn=False))
         await asyncio.to_thread(api.wait_for_requests, TOKEN, api.seen(TOKEN).requests + 1)
-        suspect = asked.standing.is_suspect(GENERATION)
+        suspect = asked.statuses.is_suspect(GENERATION)
         await asking
         return suspect
 
@@ -217,7 +217,7 @@ def test_one_that_is_condemned_by_another_meanwhile_is_not_open(api: MessagesApi
     api.on(TOKEN, "server_error")
     asked = Asked(url)
 
-    async def both() -> list[Confirmation]:
+    async def both() -> list[Verification]:
         return list(await asyncio.gather(asked.confirm("one"), asked.confirm("another", may_condemn=False)))
 
     assert asyncio.run(both()) == [CONFIRMED, CONFIRMED]
@@ -228,7 +228,7 @@ def test_a_confirmation_runs_to_its_end_though_nobody_waits_for_it(api: Messages
     api.on(TOKEN, "expired")
     asked = Asked(url)
 
-    async def leave() -> Confirmation:
+    async def leave() -> Verification:
         begun = asked.confirmer.begin(asked.confirm())
         waiting = asyncio.ensure_future(asyncio.wait_for(asyncio.shield(begun), 10))
         await asyncio.sleep(0)
@@ -244,7 +244,7 @@ def test_a_token_is_accepted_again_only_by_a_request_from_after_the_refusal() ->
     asyncio.run(asked.confirm())
 
     asked.confirmer.accepted(GENERATION, since=0.0)
-    assert asked.standing.trouble_of(GENERATION) is REFUSED
+    assert asked.statuses.trouble_of(GENERATION) is REFUSED
     asked.confirmer.accepted(GENERATION)
 
-    assert asked.standing.trouble_of(GENERATION) is None
+    assert asked.statuses.trouble_of(GENERATION) is None

@@ -6,11 +6,11 @@ import pytest
 from msgspec.structs import replace
 
 from agent_runtime.errors import ErrorClass
-from agent_runtime.model.state import Confirmation
+from agent_runtime.model.state import Verification
 from agent_runtime.supervisor.retry_policy import (
     AUTO_PARK_SECONDS,
-    Answer,
     AwaitReset,
+    GiveUp,
     GoOn,
     Park,
     Restart,
@@ -19,7 +19,7 @@ from agent_runtime.supervisor.retry_policy import (
 )
 
 AUTH, BILLING, RATE_LIMIT, UPSTREAM = ErrorClass.AUTH, ErrorClass.BILLING, ErrorClass.RATE_LIMIT, ErrorClass.UPSTREAM
-CONFIRMED, GOOD, OPEN = Confirmation.CONFIRMED, Confirmation.GOOD, Confirmation.OPEN
+CONFIRMED, GOOD, OPEN = Verification.CONFIRMED, Verification.GOOD, Verification.OPEN
 RESUME, AFRESH = Restart.RESUME, Restart.AFRESH
 
 DEAD = Situation(
@@ -35,13 +35,13 @@ DEAD = Situation(
 """The first one to meet a confirmed refusal, in the middle of its work, with nothing but defaults."""
 
 
-@pytest.mark.parametrize("confirmation", Confirmation)
+@pytest.mark.parametrize("confirmation", Verification)
 @pytest.mark.parametrize("error_class", [AUTH, BILLING, RATE_LIMIT])
 @pytest.mark.parametrize("is_first", [True, False])
 @pytest.mark.parametrize("park_seconds", [None, 0.0, 5.0])
 @pytest.mark.parametrize("resumes", [0, 3, 100])
 def test_a_newer_generation_is_gone_on_with_whatever_else_holds_and_never_counts(
-    confirmation: Confirmation, error_class: ErrorClass, is_first: bool, park_seconds: float | None, resumes: int
+    confirmation: Verification, error_class: ErrorClass, is_first: bool, park_seconds: float | None, resumes: int
 ) -> None:
     situation = replace(
         DEAD,
@@ -74,7 +74,7 @@ def test_what_is_confirmed_is_answered_or_waited_out(
 ) -> None:
     decision = decide(replace(DEAD, error_class=error_class, park_seconds=park_seconds, is_first=is_first))
 
-    assert decision == (Answer(error_class) if expected is None else Park(RESUME, expected))
+    assert decision == (GiveUp(error_class) if expected is None else Park(RESUME, expected))
 
 
 @pytest.mark.parametrize("confirmation", [GOOD, OPEN])
@@ -82,11 +82,11 @@ def test_what_is_confirmed_is_answered_or_waited_out(
     ("resumes", "max_resumes", "goes_on"), [(0, 3, True), (2, 3, True), (3, 3, False), (0, 0, False), (4, 3, False)]
 )
 def test_what_is_not_confirmed_is_resumed_so_often_and_never_called_refused(
-    confirmation: Confirmation, resumes: int, max_resumes: int, goes_on: bool
+    confirmation: Verification, resumes: int, max_resumes: int, goes_on: bool
 ) -> None:
     decision = decide(replace(DEAD, confirmation=confirmation, resumes=resumes, max_resumes=max_resumes))
 
-    assert decision == (GoOn(RESUME, counts=True) if goes_on else Answer(UPSTREAM))
+    assert decision == (GoOn(RESUME, counts=True) if goes_on else GiveUp(UPSTREAM))
 
 
 def test_resumes_do_not_bound_how_long_a_confirmed_refusal_may_be_waited_out() -> None:
@@ -127,7 +127,7 @@ def test_a_limit_s_end_is_waited_for_where_it_lies_within_the_longer_of_both_tim
 def test_an_end_within_the_automatic_park_time_is_waited_for_by_the_others() -> None:
     soon = replace(LIMITED, reset_in_seconds=50.0)
 
-    assert decide(soon) == Answer(RATE_LIMIT)
+    assert decide(soon) == GiveUp(RATE_LIMIT)
     assert decide(replace(soon, is_first=False)) == AwaitReset(RESUME)
 
 
@@ -135,22 +135,22 @@ def test_an_end_within_the_automatic_park_time_is_waited_for_by_the_others() -> 
 def test_an_end_that_leaves_no_time_is_not_waited_for(left: float, waits: bool) -> None:
     situation = replace(LIMITED, wait_for_reset_seconds=3600.0, seconds_left=left)
 
-    assert decide(situation) == (AwaitReset(RESUME) if waits else Answer(RATE_LIMIT))
+    assert decide(situation) == (AwaitReset(RESUME) if waits else GiveUp(RATE_LIMIT))
 
 
 @pytest.mark.parametrize(("resumes", "waits"), [(0, True), (2, True), (3, False)])
 def test_a_limit_that_is_met_again_and_again_is_waited_out_only_so_often(resumes: int, waits: bool) -> None:
     situation = replace(LIMITED, wait_for_reset_seconds=3600.0, resumes=resumes)
 
-    assert decide(situation) == (AwaitReset(RESUME) if waits else Answer(RATE_LIMIT))
+    assert decide(situation) == (AwaitReset(RESUME) if waits else GiveUp(RATE_LIMIT))
 
 
 @pytest.mark.parametrize("confirmation", [GOOD, OPEN])
-def test_a_limit_that_may_be_forged_is_gone_on_with_at_once_whatever_end_it_names(confirmation: Confirmation) -> None:
+def test_a_limit_that_may_be_forged_is_gone_on_with_at_once_whatever_end_it_names(confirmation: Verification) -> None:
     situation = replace(LIMITED, wait_for_reset_seconds=3600.0, confirmation=confirmation)
 
     assert decide(situation) == GoOn(RESUME, counts=True)
-    assert decide(replace(situation, resumes=3)) == Answer(UPSTREAM), "nothing that makes a backend switch"
+    assert decide(replace(situation, resumes=3)) == GiveUp(UPSTREAM), "nothing that makes a backend switch"
 
 
 @pytest.mark.parametrize(("has_progress", "restart"), [(True, RESUME), (False, AFRESH)])

@@ -1,4 +1,4 @@
-"""Keepers and the nursery that somebody kills or stops: every moment of it is survived, or told within a bound."""
+"""Shims and the fork server that somebody kills or stops: every moment of it is survived, or told within a bound."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_runtime.process.child import Exit, NotSpawned
-from agent_runtime.process.forkserver.server import nursery
+from agent_runtime.process.forkserver.server import fork_server
 from agent_runtime.process.linux import proc as proc_table
 from tests.support import families
 from tests.support.families import (
@@ -27,9 +27,9 @@ from tests.support.families import (
     eventually,
     exit_of,
     go,
-    keeper_of,
     pids,
     run_driver,
+    shim_of,
     start,
     start_python,
     start_shell,
@@ -47,12 +47,12 @@ become_subreaper()
 me = proc_table.read_process(os.getpid())
 def newborn(known=()):
     snapshot = proc_table.Snapshot()
-    # Not a nursery that is just being started: stopped before it is executed, it would hold up its own start for ever.
-    ours = [p for p in snapshot.children(me) if nursery._socket is not None and p.identity != nursery.identity]
-    parent = snapshot.processes.get(nursery.identity[0])
+    # Not a fork server that is being started: stopped before its exec, it would hold up its own start for ever.
+    ours = [p for p in snapshot.children(me) if fork_server._socket is not None and p.identity != fork_server.identity]
+    parent = snapshot.processes.get(fork_server.identity[0])
     theirs = [] if parent is None else snapshot.children(parent)
     return [p for p in (*ours, *theirs) if not p.dead and p.pid not in known]
-def strike(pid, how):
+def kill_pass(pid, how):
     os.kill(pid, getattr(signal, how))
 def attempt(mark):
     try:
@@ -60,26 +60,26 @@ def attempt(mark):
     except NotSpawned as failure:
         return f"{failure.reason.name}: {failure}"
 """
-"""For drivers: the keepers below us, and a spawn that may fail."""
+"""For drivers: the shims below us, and a spawn that may fail."""
 
 
-# -- a keeper, before its leader starts
+# -- a shim, before its leader starts
 
 
 @pytest.mark.slow
 @by_either
-def test_a_spawn_whose_keeper_is_struck_before_the_leader_starts_is_refused_in_time(how: str, kind: Kind) -> None:
+def test_a_spawn_whose_shim_is_struck_before_the_leader_starts_is_refused_in_time(how: str, kind: Kind) -> None:
     said, seconds, left, code = run_driver(
         TOOLS
         + """
 module._ANSWER_SECONDS = 1.0
-nursery.start()
+fork_server.start()
 started = module._started
-def struck(line, pipes, errand):
+def struck(line, pipes, spawn_request):
     assert eventually(lambda: newborn())
-    for keeper in newborn():
-        strike(keeper.pid, sys.argv[1])
-    return started(line, pipes, errand)
+    for shim in newborn():
+        kill_pass(shim.pid, sys.argv[1])
+    return started(line, pipes, spawn_request)
 module._started = struck
 mark = new_mark(data_dir())
 began = time.monotonic()
@@ -104,22 +104,22 @@ print(json.dumps([said, seconds, [marked(mark), eventually(lambda: reap_orphans(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [KILLED, STOPPED])
-def test_keepers_that_are_struck_at_any_moment_of_a_spawn_leave_nothing(how: str, kind: Kind) -> None:
+def test_shims_that_are_struck_at_any_moment_of_a_spawn_leave_nothing(how: str, kind: Kind) -> None:
     """All that is started here is struck within a few milliseconds, wherever it is then."""
     outcomes, survivors, left = run_driver(
         TOOLS
         + """
 import random, threading
 module._ANSWER_SECONDS = 0.5
-nursery.start()
+fork_server.start()
 over = threading.Event()
 chance = random.Random(5)
 def greedy():
     while not over.is_set():
-        for keeper in newborn():
-            if keeper.session == keeper.pid and (time.sleep(chance.random() / 200) or True):
+        for shim in newborn():
+            if shim.session == shim.pid and (time.sleep(chance.random() / 200) or True):
                 with contextlib.suppress(ProcessLookupError):
-                    strike(keeper.pid, sys.argv[1])
+                    kill_pass(shim.pid, sys.argv[1])
 thread = threading.Thread(target=greedy)
 thread.start()
 outcomes, survivors, marks = set(), [], []
@@ -128,7 +128,7 @@ for _ in range(30 if sys.argv[1] == "SIGKILL" else 4):
     child = attempt(marks[-1])
     if isinstance(child, str):
         outcomes.add(child.partition(":")[0])
-        assert eventually(lambda: not marked(marks[-1])), "a leader without a keeper was left"
+        assert eventually(lambda: not marked(marks[-1])), "a leader without a shim was left"
         continue
     outcomes.add("spawned")
     child.kill()
@@ -136,9 +136,9 @@ for _ in range(30 if sys.argv[1] == "SIGKILL" else 4):
     child.close()
 over.set()
 thread.join()
-for keeper in newborn():
+for shim in newborn():
     with contextlib.suppress(ProcessLookupError):
-        os.kill(keeper.pid, signal.SIGCONT)
+        os.kill(shim.pid, signal.SIGCONT)
 end(start("true"))
 left = lambda: [pid for mark in marks for pid in marked(mark)]
 eventually(lambda: not left())
@@ -153,11 +153,11 @@ print(json.dumps([sorted(outcomes), max(survivors, default=0), left()]))
     assert left == []
 
 
-# -- a keeper, while its leader runs, and later
+# -- a shim, while its leader runs, and later
 
 
-def test_a_keeper_that_is_killed_while_its_leader_runs_loses_neither_exit_code_nor_family(kind: Kind) -> None:
-    codes, survivors, left, unowned = run_driver(
+def test_a_shim_that_is_killed_while_its_leader_runs_loses_neither_exit_code_nor_family(kind: Kind) -> None:
+    codes, survivors, left, unattributed = run_driver(
         TOOLS
         + """
 children = [start_shell("(env -i A=B sleep 600 & echo $!); setsid sleep 600 & echo $!; read end; exit 7")
@@ -167,33 +167,33 @@ for child in children:
     go(child)
     families += pids(child, 2)
     child.remember_descendants()
-kill_keeper(children[0])
-kill_keeper(children[1])
+kill_shim(children[0])
+kill_shim(children[1])
 assert children[2].poll() is None
 for child in children:
     with contextlib.suppress(BrokenPipeError):
         go(child)
 codes = [exit_of(child).code for child in children]
 reports = [child.sweep(time.monotonic() + 10) for child in children]
-print(json.dumps([codes, sum(r.survivors for r in reports), alive(families), sum(r.unowned for r in reports)]))
+print(json.dumps([codes, sum(r.survivors for r in reports), alive(families), sum(r.unattributed for r in reports)]))
 for child in children:
     child.close()
 """,
         kind=kind,
     )
     assert codes == [7, 7, 7]
-    assert (survivors, left, unowned) == (0, [], 0)
+    assert (survivors, left, unattributed) == (0, [], 0)
 
 
-def test_a_keeper_that_is_killed_after_its_leader_has_ended_has_told_how(kind: Kind) -> None:
+def test_a_shim_that_is_killed_after_its_leader_has_ended_has_told_how(kind: Kind) -> None:
     assert run_driver(
         TOOLS
         + """
 child = start_shell("setsid sleep 600 & echo $!; exit 7")
 go(child)
 family = pids(child, 1)
-assert select.select([child._kept._line], [], [], 10)[0]
-kill_keeper(child)
+assert select.select([child._handle._line], [], [], 10)[0]
+kill_shim(child)
 code = exit_of(child).code
 report = child.sweep(time.monotonic() + 10)
 child.close()
@@ -204,24 +204,24 @@ print(json.dumps([code, report.survivors, alive(family)]))
 
 
 @by_either
-def test_a_keeper_that_is_struck_in_the_middle_of_a_sweep_saves_nobody(how: str, kind: Kind) -> None:
+def test_a_shim_that_is_struck_in_the_middle_of_a_sweep_saves_nobody(how: str, kind: Kind) -> None:
     assert run_driver(
         TOOLS
         + """
 child = start_python(FAMILY, "60")
 family = pids(child, 60)
 (layer,) = child._layers
-look, looks = layer.strike, []
+look, looks = layer.kill_pass, []
 def struck(*, thorough):
     if not looks:
         with contextlib.suppress(AssertionError, ProcessLookupError):
-            strike(keeper_of(child), sys.argv[1])
+            kill_pass(shim_of(child), sys.argv[1])
     looks.append(thorough)
     found = look(thorough=thorough)
     return found
-layer.strike = struck
+layer.kill_pass = struck
 report = child.sweep(time.monotonic() + 10)
-layer.strike = look
+layer.kill_pass = look
 codes = exit_of(child).code
 child.close()
 print(json.dumps([report.survivors, alive(family), codes, eventually(lambda: reap_orphans() or not newborn())]))
@@ -232,30 +232,30 @@ print(json.dumps([report.survivors, alive(family), codes, eventually(lambda: rea
 
 
 @pytest.mark.parametrize("when", ["the leader runs", "the leader has ended"])
-def test_a_keeper_that_is_stopped_tells_and_goes_all_the_same(when: str, kind: Kind) -> None:
+def test_a_shim_that_is_stopped_tells_and_goes_all_the_same(when: str, kind: Kind) -> None:
     child = start_shell("setsid sleep 600 & echo $!; read end; exit 7")
     go(child)
     family = pids(child, 1)
-    keeper = proc_table.read_process(keeper_of(child))
-    assert keeper is not None
+    shim = proc_table.read_process(shim_of(child))
+    assert shim is not None
     if when == "the leader runs":
-        families.stop(keeper.pid)
+        families.stop(shim.pid)
         go(child)
     else:
         go(child)
         assert select.select([child.pidfd], [], [], 10)[0]
-        families.stop(keeper.pid)
+        families.stop(shim.pid)
     assert exit_of(child) == Exit(7)
-    families.stop(keeper.pid)
+    families.stop(shim.pid)
     assert child.sweep(time.monotonic() + 10).survivors == 0
     assert alive(family) == []
-    if not child._kept.keeper_has_ended:
-        families.stop(keeper.pid)
+    if not child._handle.shim_has_ended:
+        families.stop(shim.pid)
     child.close()
-    assert eventually(lambda: not alive([keeper.identity]))
+    assert eventually(lambda: not alive([shim.identity]))
 
 
-def test_a_stopped_leader_of_a_killed_supervisor_is_ended_by_its_keeper(kind: Kind) -> None:
+def test_a_stopped_leader_of_a_killed_supervisor_is_ended_by_its_shim(kind: Kind) -> None:
     """P4, P11."""
     left = run_driver(
         """
@@ -272,20 +272,20 @@ os._exit(0)
 
 
 @pytest.mark.slow
-def test_a_keeper_does_not_keep_the_machine_busy_with_what_cannot_be_killed() -> None:
+def test_a_shim_does_not_keep_the_machine_busy_with_what_cannot_be_killed() -> None:
     with families.freezer() as (freeze, thaw):
         child = start_shell("exec sleep 600")
         go(child)
         assert eventually(lambda: Path(f"/proc/{child.pid}/comm").read_text() == "sleep\n")
         freeze(child.pid)
-        keeper = keeper_of(child)
+        shim = shim_of(child)
         try:
             child.close()
-            assert eventually(lambda: _seconds_between_two_looks(keeper) > 0.2)
+            assert eventually(lambda: _seconds_between_two_looks(shim) > 0.2)
         finally:
             thaw()
         assert eventually(lambda: proc_table.read_process(child.pid) is None)
-        assert eventually(lambda: proc_table.read_process(keeper) is None or families.state_of(keeper) == "Z")
+        assert eventually(lambda: proc_table.read_process(shim) is None or families.state_of(shim) == "Z")
 
 
 def _seconds_between_two_looks(pid: int) -> float:
@@ -300,15 +300,15 @@ def _slept(pid: int) -> int:
     return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
 
 
-# -- the nursery
+# -- the fork server
 
 
 @by_either
-def test_a_nursery_that_is_struck_costs_neither_the_running_nor_the_next(how: str, kind: Kind) -> None:
+def test_a_fork_server_that_is_struck_costs_neither_the_running_nor_the_next(how: str, kind: Kind) -> None:
     with ended_at_last(start_shell("echo $$; read end; exit 7")) as running:
-        nursery.start()
-        assert nursery.identity is not None
-        struck = nursery.identity
+        fork_server.start()
+        assert fork_server.identity is not None
+        struck = fork_server.identity
         os.kill(struck[0], getattr(signal, how))
         assert eventually(lambda: families.state_of(struck[0]) in "TZ")
         began = time.monotonic()
@@ -323,18 +323,18 @@ def test_a_nursery_that_is_struck_costs_neither_the_running_nor_the_next(how: st
 
 
 @pytest.mark.slow
-def test_a_nursery_that_is_stopped_again_and_again_holds_up_nobody_for_ever() -> None:
+def test_a_fork_server_that_is_stopped_again_and_again_holds_up_nobody_for_ever() -> None:
     """More wait for it than its queue has room for."""
     outcomes, slowest, after = run_driver(
         TOOLS
         + """
 import threading
 module._ANSWER_SECONDS = 0.5
-nursery.start()
+fork_server.start()
 over = threading.Event()
 def stopping():
     while not over.is_set():
-        identity = nursery.identity
+        identity = fork_server.identity
         with contextlib.suppress(ProcessLookupError):
             os.kill(identity[0], signal.SIGSTOP)
 thread = threading.Thread(target=stopping)
@@ -371,16 +371,16 @@ print(json.dumps([sorted(set(outcomes)), max(seconds), after]))
 
 
 @pytest.mark.slow
-def test_a_nursery_that_can_neither_answer_nor_be_killed_holds_up_nobody_for_ever() -> None:
+def test_a_fork_server_that_can_neither_answer_nor_be_killed_holds_up_nobody_for_ever() -> None:
     """More ask it than its queue has room for; it is frozen."""
     with families.freezer() as (freeze, thaw), pytest.MonkeyPatch.context() as patch:
         patch.setattr("agent_runtime.process.forkserver.server._ANSWER_SECONDS", 0.5)
-        nursery.close()
-        nursery.start()
-        assert nursery.identity is not None
-        frozen = nursery.identity
-        assert nursery._socket is not None
-        nursery._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # as little as there may be
+        fork_server.close()
+        fork_server.start()
+        assert fork_server.identity is not None
+        frozen = fork_server.identity
+        assert fork_server._socket is not None
+        fork_server._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # as little as there may be
         freeze(frozen[0])
 
         def one(number: int) -> str:
@@ -399,12 +399,12 @@ def test_a_nursery_that_can_neither_answer_nor_be_killed_holds_up_nobody_for_eve
             thaw()
             pool.shutdown()
         assert eventually(lambda: not alive([frozen]))
-    nursery.close()  # what was started here waits for no longer than a moment
+    fork_server.close()  # what was started here waits for no longer than a moment
     assert outcomes == {"OTHER", "True"}
 
 
 def test_two_hundred_are_started_by_eight_threads_at_once_each_with_its_own_code(kind: Kind) -> None:
-    nursery.start()
+    fork_server.start()
     before = descriptors()
 
     def one(number: int) -> bool:
@@ -422,7 +422,7 @@ def test_two_hundred_are_started_by_eight_threads_at_once_each_with_its_own_code
 # -- what neither of them may keep open
 
 
-def test_no_pipe_of_an_attempt_is_held_by_its_keeper_or_by_another_attempt(kind: Kind) -> None:
+def test_no_pipe_of_an_attempt_is_held_by_its_shim_or_by_another_attempt(kind: Kind) -> None:
     with ended_at_last(start("cat")) as first, ended_at_last(start("cat")) as second:
         first.close_stdin()  # the second one was started while it was open
         assert exit_of(first) == Exit(0)
@@ -431,9 +431,9 @@ def test_no_pipe_of_an_attempt_is_held_by_its_keeper_or_by_another_attempt(kind:
         assert os.read(first.stderr, 1) == b""
         assert second.poll() is None
         for child in (first, second):
-            assert _open_in(keeper_of(child)) == {"/dev/null": 3, "pipe": 2, "socket": 1}
-        assert nursery.identity is not None
-        assert _open_in(nursery.identity[0]) == {"/dev/null": 3, "socket": 1}
+            assert _open_in(shim_of(child)) == {"/dev/null": 3, "pipe": 2, "socket": 1}
+        assert fork_server.identity is not None
+        assert _open_in(fork_server.identity[0]) == {"/dev/null": 3, "socket": 1}
 
 
 def _open_in(pid: int) -> dict[str, int]:
@@ -460,7 +460,7 @@ def test_a_leader_has_its_three_pipes_and_nothing_else_whatever_is_open_here(kin
 
 
 @pytest.mark.slow
-def test_the_nursery_neither_grows_nor_keeps_anything_open_over_two_thousand_starts(kind: Kind) -> None:
+def test_the_fork_server_neither_grows_nor_keeps_anything_open_over_two_thousand_starts(kind: Kind) -> None:
     def many(count: int) -> None:
         def one(_: int) -> None:
             child = start("true")
@@ -471,12 +471,12 @@ def test_the_nursery_neither_grows_nor_keeps_anything_open_over_two_thousand_sta
             list(pool.map(one, range(count)))
 
     many(100)
-    assert nursery.identity is not None
-    pid = nursery.identity[0]
+    assert fork_server.identity is not None
+    pid = fork_server.identity[0]
     before = (_resident_kib(pid), _open_in(pid), descriptors(), threading.active_count())
     many(2000)
     after = (_resident_kib(pid), _open_in(pid), descriptors(), threading.active_count())
-    assert nursery.identity[0] == pid
+    assert fork_server.identity[0] == pid
     assert after[1:] == before[1:]
     assert after[0] <= before[0] * 1.05
 
@@ -486,7 +486,7 @@ def _resident_kib(pid: int) -> int:
     return int(status.partition("\nVmRSS:")[2].split()[0])
 
 
-def test_every_member_of_a_family_is_below_its_own_keeper(kind: Kind) -> None:
+def test_every_member_of_a_family_is_below_its_own_shim(kind: Kind) -> None:
     first, second = (start_python(FAMILY, "12") for _ in range(2))
     with ended_at_last(first), ended_at_last(second):
         for child in (first, second):
@@ -494,15 +494,15 @@ def test_every_member_of_a_family_is_below_its_own_keeper(kind: Kind) -> None:
             assert {process.identity for process in families.kept(child)} == set(members)
 
 
-def test_a_leader_that_is_ended_by_its_keeper_was_asked_politely_first(tmp_path: Path, kind: Kind) -> None:
-    """As when nobody listens to the keeper any more."""
+def test_a_leader_that_is_ended_by_its_shim_was_asked_politely_first(tmp_path: Path, kind: Kind) -> None:
+    """As when nobody listens to the shim any more."""
     child = start_shell(
         f"trap 'echo polite >{tmp_path}/said; exit' INT; echo ready; while :; do sleep 600 & wait; done"
     )
     go(child)
     families.lines(child, 1)
-    keeper = proc_table.read_process(keeper_of(child))
-    assert keeper is not None
+    shim = proc_table.read_process(shim_of(child))
+    assert shim is not None
     child.close()
-    assert eventually(lambda: not alive([keeper.identity]))
+    assert eventually(lambda: not alive([shim.identity]))
     assert (tmp_path / "said").read_text() == "polite\n"
