@@ -107,6 +107,15 @@ def test_secrets_are_mounted_as_directories_where_the_settings_look() -> None:
     assert not any("subPath" in mount or "subPathExpr" in mount for mount in MOUNTS.values())
 
 
+def test_the_page_makes_the_secrets_that_the_pod_mounts() -> None:
+    page = (DEPLOY.parent / "docs/operations.md").read_text()
+    settings = settings_of(ENVIRONMENT)
+    for path in (settings.token_file, settings.access_key_file):
+        assert path is not None
+        name = VOLUMES[MOUNTS[str(path.parent)]["name"]]["secret"]["secretName"]
+        assert f"kubectl create secret generic {name} --from-file={path.name}=FILE\n" in page
+
+
 def test_compose_binds_the_directories_of_the_secrets() -> None:
     settings = settings_of(SERVICE["environment"])
     bound = {volume["target"]: volume for volume in SERVICE["volumes"] if isinstance(volume, dict)}

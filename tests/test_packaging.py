@@ -61,6 +61,7 @@ def test_the_image_pins_the_newest_cli_that_ci_tests() -> None:
     ]
 
     assert f"CLAUDE_VERSIONS=${{CLAUDE_VERSIONS:-2.1.30 {version}}}" in (ROOT / ".ci/run").read_text()
+    assert f"npm install --prefix .venv/cli @anthropic-ai/claude-code@{version}\n" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
