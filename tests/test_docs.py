@@ -115,7 +115,13 @@ def named_tests(lines: list[str]) -> list[str]:
     return [name for line in lines for name in quoted(line) if name.startswith("tests/")]
 
 
-@pytest.mark.parametrize("name", named_tests(section(GUARANTEES, "Guarantees, and the test that shows each")))
+TABLES_OF_TESTS = {
+    "guarantees": section(GUARANTEES, "Guarantees, and the test that shows each"),
+    "security": section(ROOT / "SECURITY.md", "Who, what they try, and what holds"),
+}
+
+
+@pytest.mark.parametrize("name", sorted({name for table in TABLES_OF_TESTS.values() for name in named_tests(table)}))
 def test_every_test_that_a_guarantee_names_exists(name: str) -> None:
     path, _, function = name.partition("::")
 
@@ -123,11 +129,13 @@ def test_every_test_that_a_guarantee_names_exists(name: str) -> None:
     assert not function or f"def {function}(" in (ROOT / path).read_text()
 
 
-def test_every_guarantee_names_a_test() -> None:
-    table = rows(section(GUARANTEES, "Guarantees, and the test that shows each"), "")[2:]
+@pytest.mark.parametrize("table", TABLES_OF_TESTS)
+def test_every_guarantee_names_a_test(table: str) -> None:
+    guarantees = rows(TABLES_OF_TESTS[table], "")[2:]
 
-    assert len(table) > 10
-    assert [row[0] for row in table if not quoted(row[-1])] == []
+    assert len(guarantees) > 10
+    assert [row for row in guarantees if not named_tests([row[-1]])] == []
+    assert {len(row) for row in guarantees} == {len(rows(TABLES_OF_TESTS[table], "")[0])}
 
 
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
