@@ -119,7 +119,7 @@ TRANSPORT = (
         "NODE_USE_ENV_PROXY",
         "NODE_OPTIONS",
     ),
-    *("SSL_CERT_FILE", "SSL_CERT_DIR", "CLAUDE_CODE_CERT_STORE", "BUN_TLS_REFUSE_DISTRUSTED_KEYS"),
+    *("CLAUDE_CODE_CERT_STORE", "BUN_TLS_REFUSE_DISTRUSTED_KEYS"),
     *("CLAUDE_CODE_CLIENT_CERT", "CLAUDE_CODE_CLIENT_KEY", "CLAUDE_CODE_CLIENT_KEY_PASSPHRASE"),
     *("BUN_OPTIONS", "BUN_INSPECT", "BUN_INSPECT_CONNECT_TO", "BUN_INSPECT_NOTIFY", "BUN_INSPECT_PRELOAD"),
     *("BUN_CONFIG_FILE", "BUN_CONFIG_VERBOSE_FETCH", "BUN_CRASH_REPORT_URL", "BUN_FFI_IMPORT"),
@@ -130,6 +130,26 @@ Whom the CLI trusts on the way to the API, what it loads into itself, and what i
 
 They pass through from the supervisor, and only from there: a repository's settings file that turns off the check of
 certificates lets anybody on the way read the token. Source: names that 2.1.114, 2.1.330 and 2.1.332 carry.
+
+Not ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``: no version from 1.0.128 to 2.1.332 heeds those of a settings file, and empty
+ones leave OpenSSL in the agent's tools without any CA (Python 3.11: 0 of 144).
+"""
+
+TELEMETRY = (
+    *("CLAUDE_CODE_ENABLE_TELEMETRY", "CLAUDE_CODE_ENHANCED_TELEMETRY_BETA", "ENABLE_ENHANCED_TELEMETRY_BETA"),
+    "BETA_TRACING_ENDPOINT",
+    *(f"OTEL_EXPORTER_OTLP_{part}" for part in ("ENDPOINT", "HEADERS")),
+    *(
+        f"OTEL_EXPORTER_OTLP_{signal}_{part}"
+        for signal in ("LOGS", "METRICS", "TRACES")
+        for part in ("ENDPOINT", "HEADERS")
+    ),
+)
+"""
+Where the CLI reports what it does, with prompts in it where that is asked for.
+
+They pass through from the supervisor, and only from there: on 2.1.114 a repository's settings file had it sent to any
+server.
 """
 
 _RIVALS = frozenset(CREDENTIALS) | frozenset(SERVERS) | frozenset(MODES)
@@ -208,7 +228,7 @@ def neutral_settings(
 
     Source: measured on 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330 and 2.1.332 with all three settings files.
     """
-    env = dict.fromkeys(_BLANKED, "") | {name: inherited.get(name, "") for name in (*PROXIES, *TRANSPORT)}
+    env = dict.fromkeys(_BLANKED, "") | {name: inherited.get(name, "") for name in (*PROXIES, *TRANSPORT, *TELEMETRY)}
     env[BASE_URL_VARIABLE] = base_url or ""
     env[HEADERS_VARIABLE] = without_credentials(inherited.get(HEADERS_VARIABLE, ""))
     if key_file is None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,3 +118,10 @@ def test_proxies_and_headers_come_from_the_supervisor_only() -> None:
 def test_a_name_that_is_removed_from_the_environment_does_not_come_back_by_the_settings() -> None:
     named = dict.fromkeys((*CREDENTIALS, *SERVERS, *PROVIDERS, *MODES), "inherited")
     assert "inherited" not in pinned(OAUTH, **named).values()
+
+
+def test_what_is_pinned_leaves_the_agents_tools_their_certificates() -> None:
+    count = [sys.executable, "-c", "import ssl; print(ssl.create_default_context().cert_store_stats())"]
+    environs = [{"PATH": os.environ["PATH"]} | more for more in ({}, pinned(OAUTH))]
+    before, after = (subprocess.run(count, env=environ, capture_output=True, check=True).stdout for environ in environs)
+    assert after == before

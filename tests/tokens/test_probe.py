@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import shutil
 import socket
 import ssl
-import subprocess
 import time
 from typing import TYPE_CHECKING
 
@@ -365,19 +363,6 @@ def test_netrc_and_this_process_environment_have_no_say(
 
     assert ask(url) is VALID
     assert api.requests[0].bearer == OAUTH.fingerprint
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    if (openssl := shutil.which("openssl")) is None:
-        pytest.skip("no openssl to make a certificate with")
-    key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    subprocess.run(
-        [*command, "-keyout", str(key), "-out", str(cert), "-days", "2", *subject], check=True, capture_output=True
-    )
-    return key, cert
 
 
 def test_certificates_are_checked_against_the_cas_of_the_environment(certificate: tuple[Path, Path]) -> None:
