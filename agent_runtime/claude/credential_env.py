@@ -210,8 +210,9 @@ def neutral_settings(
 
     An API key is read from *key_file*, by ``apiKeyHelper``, and its variable is blanked: so the CLI sends it in both
     headers, and neither its tools nor the workspace's hooks and MCP servers, and what those expand, get it with their
-    environment. By the variable all of them got it. With ``CLAUDE_CODE_SUBPROCESS_ENV_SCRUB``, which takes it away,
-    the CLI does not start unless there is bubblewrap (2.1.114, 2.1.332).
+    environment; but MCP servers do up to 2.1.30, which starts them before the settings count. With
+    ``CLAUDE_CODE_SUBPROCESS_ENV_SCRUB``, which would take variables away, the CLI does not start unless there is
+    bubblewrap (2.1.114, 2.1.332).
 
     What they do not beat: a managed settings file (``/etc/claude-code``), which is the image owner's; on 2.1.114 an
     ``env.ANTHROPIC_UNIX_SOCKET`` in the config directory's settings (then the run fails);
