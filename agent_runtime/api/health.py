@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from typing import TYPE_CHECKING, Literal
 
@@ -23,7 +22,7 @@ async def report(
 ) -> bodies.Health:
     """Tell how it is now."""
     unready, generation, slots = supervisor.unready, supervisor.secret.status.generation, supervisor.slots
-    disk = os.statvfs(supervisor.archive.transcripts.directory)
+    archive, disk = supervisor.archive, supervisor.archive.transcripts.free_bytes()
     last_task_at = supervisor.last_task_at
     return bodies.Health(
         status=status,
@@ -50,7 +49,13 @@ async def report(
             setting=supervisor.containment.asked,
             lacking=dict(supervisor.containment.lacking),
         ),
-        disk=bodies.HealthDisk(free_bytes=disk.f_bavail * disk.f_frsize, error=supervisor.archive.records.trouble),
+        disk=bodies.HealthDisk(
+            free_bytes=None if disk is None else disk[0],
+            error=archive.records.trouble,
+            damage=list(archive.records.damage),
+            set_aside=archive.records.set_aside,
+            transcripts_without_record=len(archive.unaccounted),
+        ),
         loop_lag_seconds=round(await _loop_lag(), 6),
         uptime_seconds=round(time.time() - supervisor.started_at, 3),
     )

@@ -6,7 +6,6 @@ Gauges are read from live state at the scrape; there is no second set of books t
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,6 @@ from agent_runtime.telemetry.counters import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from prometheus_client.metrics_core import Metric
 
@@ -145,16 +143,8 @@ class Metrics:
         yield lost
         records = supervisor.archive.records
         yield _single("store_available", "1 while records can be written to disk.", records.trouble is None)
-        free = _free_bytes(supervisor.archive.transcripts.directory)
-        yield _single("disk_free_bytes", "What is free where records are kept.", free)
-
-
-def _free_bytes(directory: Path) -> int | None:
-    try:
-        disk = os.statvfs(directory)
-    except OSError:
-        return None
-    return disk.f_bavail * disk.f_frsize
+        disk = supervisor.archive.transcripts.free_bytes()
+        yield _single("disk_free_bytes", "What is free where records are kept.", None if disk is None else disk[0])
 
 
 def _gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> GaugeMetricFamily:

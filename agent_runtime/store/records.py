@@ -22,10 +22,10 @@ import msgspec
 
 from agent_runtime.errors import InvalidRequest, StoreUnavailable
 from agent_runtime.model.records import read_record
-from agent_runtime.store.database import Database
+from agent_runtime.store.database import Database, Schema
+from agent_runtime.store.tables import MIGRATIONS, PROBES, UNREADABLE, KeptAnswer, put_answer, put_record, salvage
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Iterator
     from pathlib import Path
     from typing import Self
@@ -41,47 +41,7 @@ UNSAVED_ANSWER_BYTES = 64 << 20
 UNSAVED_RECORDS = 10_000
 """How many records are held in memory while the disk does not take them; the oldest go first."""
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        """
-        CREATE TABLE executions (
-            execution_id TEXT PRIMARY KEY,
-            created_at REAL NOT NULL,
-            ended_at REAL,
-            state TEXT NOT NULL,
-            outcome TEXT,
-            record BLOB NOT NULL
-        )
-        """,
-        "CREATE INDEX executions_by_age ON executions (created_at, execution_id)",
-        "CREATE INDEX executions_by_state ON executions (state, created_at, execution_id)",
-        "CREATE INDEX executions_by_outcome ON executions (outcome, created_at, execution_id)",
-        """
-        CREATE TABLE answers (
-            execution_id TEXT PRIMARY KEY,
-            status_code INTEGER NOT NULL,
-            answer BLOB NOT NULL,
-            retained_at REAL NOT NULL
-        )
-        """,
-    ),
-    (),  # records may hold classes that 0.1.0 does not know, and would take for no records at all
-)
-"""What leads from each version of the file to the next; never changed, only added to."""
-
-UNREADABLE = (msgspec.DecodeError, ValueError, TypeError, AttributeError, KeyError)
-"""What reading something that is no record, or no answer, can raise."""
-
 _ENCODE = msgspec.json.Encoder().encode
-
-
-class KeptAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What the first caller got, or would have got, and since when it is kept."""
-
-    execution_id: str
-    status_code: int
-    answer: bytes
-    retained_at: float
 
 
 class RecordStore:
@@ -97,7 +57,7 @@ class RecordStore:
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path
         self._lock = threading.RLock()
-        self._database = Database(path, MIGRATIONS, clock=clock)
+        self._database = Database(path, Schema(MIGRATIONS, PROBES, salvage), clock=clock)
         self._unsaved_records: dict[str, bytes] = {}
         self._unsaved_answers: dict[str, KeptAnswer] = {}
 
@@ -129,6 +89,30 @@ class RecordStore:
     def trouble(self) -> str | None:
         """What the disk did last that it should not have; None: all that was saved is on it."""
         return self._database.trouble
+
+    @property
+    def damage(self) -> list[str]:
+        """What was found to be lost or set aside since the start, a sentence each."""
+        return self._database.damage
+
+    @property
+    def set_aside(self) -> list[str]:
+        """Names of damaged files that were set aside, by this supervisor or an earlier one."""
+        found = (path.name for path in self.path.parent.glob(f"{self.path.name}.damaged-*"))
+        return sorted(name for name in found if not name.endswith("-wal"))
+
+    def upkeep(self) -> None:
+        """
+        Try again what the disk did not take, or else write the log into the file; to be called now and then.
+
+        Raises:
+            StoreUnavailable: It still does not work.
+        """
+        with self._lock:
+            if self.trouble is not None:
+                self.write_unsaved()
+            else:
+                self._database.checkpoint_when_idle()
 
     def close(self) -> None:
         """Let go of the file; once more does nothing."""
@@ -183,9 +167,9 @@ class RecordStore:
             try:
                 with self._database.transaction() as connection:
                     for encoded in self._unsaved_records.values():
-                        _put_record(connection, encoded)
+                        put_record(connection, encoded)
                     for kept in self._unsaved_answers.values():
-                        _put_answer(connection, kept)
+                        put_answer(connection, kept)
             except StoreUnavailable:
                 self._forget_oldest_unsaved()
                 raise
@@ -249,10 +233,22 @@ class RecordStore:
             StoreUnavailable: The disk does not give them.
         """
         query = """
-            SELECT execution_id, coalesce(ended_at, created_at) FROM executions
+            SELECT execution_id, CAST(coalesce(ended_at, created_at) AS REAL) FROM executions
             WHERE state = 'finished' AND coalesce(ended_at, created_at) >= ? ORDER BY 2
             """
         yield from self._rows(query, since)
+
+    def ids(self) -> set[str]:
+        """
+        Return the ids of all records, also of those that cannot be read.
+
+        Raises:
+            StoreUnavailable: The disk does not give them.
+        """
+        with self._lock:
+            return {execution_id for (execution_id,) in self._rows("SELECT execution_id FROM executions")}.union(
+                self._unsaved_records
+            )
 
     def delete(self, execution_id: str) -> None:
         """
@@ -341,25 +337,6 @@ class RecordStore:
         records = [record for record, _ in zip(merged, range(limit + 1), strict=False)]
         more = len(records) > limit
         return records[:limit], _cursor(records[limit - 1]) if more else None
-
-
-def _put_record(connection: sqlite3.Connection, encoded: bytes) -> None:
-    record = read_record(encoded)
-    connection.execute(
-        """
-        INSERT INTO executions (execution_id, created_at, ended_at, state, outcome, record) VALUES (?, ?, ?, ?, ?, ?)
-        ON CONFLICT (execution_id) DO UPDATE SET created_at = excluded.created_at, ended_at = excluded.ended_at,
-            state = excluded.state, outcome = excluded.outcome, record = excluded.record
-        """,
-        (record.execution_id, record.created_at, record.ended_at, record.state, record.outcome, encoded),
-    )
-
-
-def _put_answer(connection: sqlite3.Connection, kept: KeptAnswer) -> None:
-    connection.execute(
-        "INSERT OR REPLACE INTO answers (execution_id, status_code, answer, retained_at) VALUES (?, ?, ?, ?)",
-        (kept.execution_id, kept.status_code, kept.answer, kept.retained_at),
-    )
 
 
 def _decoded(encoded: bytes) -> ExecutionRecord | None:

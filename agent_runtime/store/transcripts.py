@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import operator
 import os
 import time
 from array import array
@@ -62,19 +63,56 @@ class TranscriptStore:
         try:
             with os.scandir(self.directory) as entries:
                 return sum(map(file_size, entries))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return 0
+
+    def free_bytes(self) -> tuple[int, int] | None:
+        """Return how much is free where transcripts are kept, and out of how much; None: that cannot be seen."""
+        for directory in (self.directory, self.directory.parent):
+            with contextlib.suppress(OSError):
+                disk = os.statvfs(directory)
+                return disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
+        return None
+
+    def oldest_first(self) -> dict[str, float]:
+        """Return the names of transcripts that have lines, and when the last one was written; epoch seconds."""
+        found: dict[str, float] = {}
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.directory) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    if (status := entry.stat(follow_symlinks=False)).st_size:
+                        name = entry.name.rpartition(".")[0]
+                        found[name] = max(status.st_mtime, found.get(name, 0.0))
+        return dict(sorted(found.items(), key=operator.itemgetter(1)))
 
     def delete(self, execution_id: str) -> None:
         """Delete a transcript, if there is one; the index first, so that no reader looks for lines that are gone."""
-        for path in reversed(self._paths(execution_id)):
-            path.unlink(missing_ok=True)
+        self.delete_named(name_of(execution_id))
+
+    def delete_named(self, name: str) -> None:
+        """Do the same for one of :meth:`oldest_first`."""
+        for path in (self.directory / f"{name}.idx", self.directory / f"{name}.jsonl"):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                path.unlink()
+
+    def delete_lines(self, name: str) -> bool:
+        """Delete the lines of a transcript; their numbers stay, and readers see a gap. False: there were none."""
+        try:
+            (self.directory / f"{name}.jsonl").unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def _paths(self, execution_id: str) -> tuple[Path, Path]:
-        name = execution_id
-        if not name or len(name) > 128 or name.startswith(".") or not _PLAIN_NAME.issuperset(name):
-            name = "~" + hashlib.sha256(execution_id.encode("utf-8", "surrogatepass")).hexdigest()
+        name = name_of(execution_id)
         return self.directory / f"{name}.jsonl", self.directory / f"{name}.idx"
+
+
+def name_of(execution_id: str) -> str:
+    """Return what a transcript's files are called, without what comes after the dot."""
+    if 0 < len(execution_id) <= 128 and execution_id[0] != "." and _PLAIN_NAME.issuperset(execution_id):
+        return execution_id
+    return "~" + hashlib.sha256(execution_id.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class TranscriptReader:

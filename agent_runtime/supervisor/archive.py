@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.errors import Conflict, ErrorClass, MayHaveRun, NotFound, StoreUnavailable
+from agent_runtime.errors import AgentRuntimeError, Conflict, ErrorClass, MayHaveRun, NotFound, StoreUnavailable
 from agent_runtime.evidence.verdict import SENTENCES
 from agent_runtime.model.records import SUCCESS, Answer
 from agent_runtime.model.state import Outcome, Phase, StopReason
-from agent_runtime.store.records import UNREADABLE
-from agent_runtime.store.retention import prune
+from agent_runtime.store.retention import lacking_bytes, prune, without_record
+from agent_runtime.store.tables import UNREADABLE
 from agent_runtime.supervisor.answers import AnswerForm, KeptResult, failed_answer, in_form, result_of
 from agent_runtime.telemetry.counters import Counts
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Collection
 
     from agent_runtime.model.records import ExecutionRecord
+    from agent_runtime.settings import Settings
     from agent_runtime.store.records import RecordStore
     from agent_runtime.store.tasks import TaskStore
     from agent_runtime.store.transcripts import TranscriptReader, TranscriptStore
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 RECENT_SECONDS = 15 * 60
 RECENT_KEPT = 1000
 RETRY_SECONDS = 5
+SPACE_SECONDS = 5.0
+"""How long a full disk is left alone after something was deleted."""
 OTHER_BODY = "this execution_id is known for another body; choose another id"
 
 
@@ -83,6 +86,11 @@ class Archive:
         self._form = form or AnswerForm()
         self._ended_at: dict[str, float] = {}
         self.is_accounted: bool | None = None
+        self.unaccounted: list[str] = []
+        """Names of transcripts whose record is lost."""
+        self._told = 0
+        self._news: list[str] = []
+        self._look_at_space_at = 0.0
 
     @property
     def recently_completed_ids(self) -> list[str]:
@@ -202,7 +210,7 @@ class Archive:
             return answer
         return in_form(answer, record, self._form, self.transcripts.reader(record.execution_id))
 
-    def account(self, running: Container[str] = frozenset()) -> None:
+    def account(self, running: Collection[str] = frozenset()) -> None:
         """
         Give every execution that an earlier supervisor left without an end one: ``interrupted``.
 
@@ -218,12 +226,16 @@ class Archive:
             for record in self.records.unfinished():
                 if record.execution_id not in running:
                     self._interrupt(record)
-        except StoreUnavailable as error:
+            before, self.unaccounted = self.unaccounted, [*without_record(self.records, self.transcripts, running)]
+        except (StoreUnavailable, OSError) as error:
             if self.is_accounted is None:
                 log.error("earlier executions cannot be accounted for yet: %s", error)
             self.is_accounted = False
             return
         self.is_accounted = True
+        if len(self.unaccounted) > len(before):
+            log.error("transcripts without a record: %d, such as %s", len(self.unaccounted), self.unaccounted[-1])
+            self._news.append(f"transcripts without a record, whose tasks are not run again: {len(self.unaccounted)}")
         for execution_id in self.tasks.ids():
             with contextlib.suppress(StoreUnavailable):
                 left = self.records.load(execution_id)
@@ -252,14 +264,34 @@ class Archive:
         record = self.records.load(execution_id)
         return record is not None and record.error_class is ErrorClass.INTERRUPTED
 
-    def prune(self, *, max_age_seconds: float, max_bytes: int, in_use: Container[str]) -> None:
+    def upkeep(self) -> bool:
+        """Let the disk try again what it did not take, and return whether it is so full that something has to go."""
+        with contextlib.suppress(AgentRuntimeError):
+            self.records.upkeep()
+        return time.monotonic() >= self._look_at_space_at and lacking_bytes(self.transcripts) > 0
+
+    def news(self, running: Collection[str]) -> list[str]:
+        """
+        Return what was found to be lost since this was asked last, a sentence each.
+
+        What could not be accounted for at the start is, as soon as the disk gives it.
+        """
+        found = self.records.damage[self._told :]
+        self._told += len(found)
+        if found or not self.is_accounted:
+            self.account(running)
+        found, self._news = found + self._news, []
+        return found
+
+    def prune(self, settings: Settings, *, in_use: Collection[str]) -> None:
         """Delete what is too old or too much; what the disk does not let go is tried again the next time."""
+        self._look_at_space_at = time.monotonic() + SPACE_SECONDS
         try:
             deleted = prune(
                 self.records,
                 self.transcripts,
-                max_age_seconds=max_age_seconds,
-                max_bytes=max_bytes,
+                max_age_seconds=settings.retain_age,
+                max_bytes=settings.retain_bytes,
                 now=time.time(),
                 in_use=in_use,
             )

@@ -195,7 +195,7 @@ class Supervisor:
         )
         self._live[execution_id] = execution
         self.last_task_at = time.time()
-        # In this order: who is killed in between has let nobody in, and no interrupted execution is without its task.
+        # Task first: a crash between the two writes leaves a task without a record, never a record without its task.
         self.archive.tasks.keep(execution_id, task)
         self.archive.save(execution.record)
         with about(execution_id=execution_id, trace_id=task.trace.trace_id if task.trace else None):
@@ -292,12 +292,7 @@ class Supervisor:
     async def run_maintenance(self, second: Notifier) -> None:
         """Do what is due at each *second* that is told, and now and then, for as long as the supervisor lives."""
         while True:
-            await asyncio.to_thread(
-                self.archive.prune,
-                max_age_seconds=self.settings.retain_age,
-                max_bytes=self.settings.retain_bytes,
-                in_use=frozenset(self._live),
-            )
+            await asyncio.to_thread(self.archive.prune, self.settings, in_use=frozenset(self._live))
             for _ in range(PRUNE_SECONDS):
                 await second.wait()
                 self.gate.warn_of_expiry()
@@ -310,6 +305,15 @@ class Supervisor:
                     await asyncio.to_thread(reap_orphans)
                 if self.unkillable.slots:
                     await asyncio.to_thread(self.unkillable.look)
+                if await self._has_full_disk():
+                    break
+
+    async def _has_full_disk(self) -> bool:
+        """Look after the disk; return whether something has to be deleted now."""
+        is_full = await asyncio.to_thread(self.archive.upkeep)
+        for damage in self.archive.news(self._live.keys()):
+            self.events.publish("storage.damaged", detail=damage)
+        return is_full
 
     async def _measure(self) -> None:
         """See what the running take of the machine."""

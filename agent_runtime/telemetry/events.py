@@ -35,6 +35,7 @@ TYPES = frozenset(
         "execution.parked",
         "execution.resumed",
         "execution.finished",
+        "storage.damaged",
     }
 )
 

@@ -33,6 +33,7 @@ POSTED = frozenset(
         "execution.parked",
         "execution.resumed",
         "execution.finished",
+        "storage.damaged",
     }
 )
 SIGNATURE_HEADER = "X-Agent-Runtime-Signature"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from agent_runtime.model.task import parse
-from agent_runtime.store.records import MIGRATIONS
+from agent_runtime.store.tables import MIGRATIONS
 from tests.support.supervised import Supervised, eventually, supervised
 
 STATE = Path(__file__).parents[1] / "data/state-0.1.0"

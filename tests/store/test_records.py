@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -28,14 +29,16 @@ from agent_runtime.model.records import (
     shown,
 )
 from agent_runtime.model.state import Outcome, Phase, StopReason
+from agent_runtime.store import database as database_module
 from agent_runtime.store import records as records_module
 from agent_runtime.store.database import Database
-from agent_runtime.store.records import KeptAnswer, RecordStore
+from agent_runtime.store.records import RecordStore
 from agent_runtime.store.retention import prune
+from agent_runtime.store.tables import MIGRATIONS, KeptAnswer, put_answer, put_record
 from agent_runtime.store.transcripts import TranscriptStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 CREATED_AT = 1_790_000_000.25
@@ -194,7 +197,7 @@ def test_a_page_of_ten_thousand_records_comes_in_less_than_half_a_second(store: 
     with store._database.transaction() as connection:
         for n in range(10_000):
             one = finished(f"id-{n:05}", ended_at=CREATED_AT + n)
-            records_module._put_record(connection, msgspec.json.encode(one))
+            put_record(connection, msgspec.json.encode(one))
 
     for filters in ({}, {"state": "finished"}, {"outcome": "failed"}, {"state": "queued"}, {"outcome": "success"}):
         cursor = store.list(limit=50)[1]
@@ -251,7 +254,7 @@ def test_a_file_of_a_later_version_is_not_touched(path: Path) -> None:
 def test_a_file_of_an_earlier_version_is_migrated_step_by_step(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with RecordStore.open(path) as store:
         store.save(finished())
-    steps = (*records_module.MIGRATIONS, ("ALTER TABLE executions ADD COLUMN note TEXT DEFAULT 'added'",))
+    steps = (*MIGRATIONS, ("ALTER TABLE executions ADD COLUMN note TEXT DEFAULT 'added'",))
     monkeypatch.setattr(records_module, "MIGRATIONS", steps)
 
     for _ in range(2):
@@ -396,14 +399,173 @@ def test_a_disk_that_allows_nothing_at_the_start_is_no_reason_to_fail(path: Path
         assert store.load("x") == record()
 
 
-def test_a_file_that_is_no_database_is_left_as_it_is(path: Path) -> None:
-    path.parent.mkdir()
-    path.write_bytes(b"something else entirely" * 100)
+# -- files that are damaged
 
-    with RecordStore.open(path) as store, pytest.raises(StoreUnavailable, match="not a database"):
+
+def other_tables(path: Path) -> None:
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE executions (name TEXT)")
+
+
+def no_table_of_answers(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DROP TABLE answers")
+
+
+def with_pages(path: Path, garble: Callable[[bytearray, int], None]) -> None:
+    content = bytearray(path.read_bytes())
+    garble(content, len(content) // 4096)
+    path.write_bytes(content)
+
+
+def directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def empty_with_a_log(path: Path) -> None:
+    os.truncate(path, 0)
+    log_of(path).write_bytes(b"log")
+
+
+def middle(content: bytearray, pages: int) -> None:
+    content[4096 * (pages // 2) : 4096 * (pages // 2 + 3)] = bytes(3 * 4096)
+
+
+def all_but_some(content: bytearray, pages: int) -> None:
+    content[4096 * 12 :] = os.urandom(len(content) - 4096 * 12)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "another format": lambda path: path.write_bytes(b"something else entirely" * 100),
+    "a header gone": lambda path: with_pages(path, lambda content, _: content.__setitem__(slice(0, 100), bytes(100))),
+    "half of it": lambda path: os.truncate(path, path.stat().st_size // 8192 * 4096),
+    "half a page": lambda path: os.truncate(path, 2000),
+    "three pages": lambda path: with_pages(path, middle),
+    "nearly all": lambda path: with_pages(path, all_but_some),
+    "other tables": other_tables,
+    "no answers": no_table_of_answers,
+    "a directory": directory,
+    "a pipe": pipe,
+    "empty with a log": empty_with_a_log,
+}
+KEEPS = {"half of it": 100, "three pages": 200, "no answers": 300}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_set_aside_and_what_can_be_read_of_it_is_saved(path: Path, damage: str) -> None:
+    with RecordStore.open(path) as store, store._database.transaction() as connection:
+        for n in range(300):
+            one = finished(f"id-{n:03}", ended_at=CREATED_AT + n)
+            put_record(connection, msgspec.json.encode(one))
+            put_answer(connection, KeptAnswer(one.execution_id, 200, b"x" * 3000, 1.0))
+    DAMAGES[damage](path)
+    was = path.read_bytes() if path.is_file() else None
+
+    with RecordStore.open(path) as store:
+        assert store.trouble is None, store.trouble
+        (text,), (aside,) = store.damage, store.set_aside
+        assert was is None or path.with_name(aside).read_bytes() == was, "it is kept as it was"
+        saved = ids(store.list(limit=1000))
+        assert len(saved) >= KEEPS.get(damage, 0)
+        assert f"saved from it: {len(saved)}" in text
+        assert all(store.load(one) == finished(one, ended_at=CREATED_AT + int(one[3:])) for one in saved)
+        store.save(record("new"))
+        store.upkeep()
+    with RecordStore.open(path) as store:
+        assert (store.damage, store.set_aside) == ([], [aside])
+        assert store.load("new") == record("new")
+
+
+def test_damage_that_is_met_later_is_dealt_with_then(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    with RecordStore.open(path) as store, store._database.transaction() as connection:
+        for n in range(300):
+            put_record(connection, msgspec.json.encode(finished(f"id-{n:03}")))
+    with_pages(path, middle)
+    monkeypatch.setattr(database_module, "CHECKED_BYTES", 0)  # as of one too long to be looked through
+
+    with contextlib.closing(RecordStore(path, clock=clock)) as store:
+        with pytest.raises(StoreUnavailable):
+            store.list(limit=1000)
+        clock.now += Database.RETRY_SECONDS
+        assert 200 < len(ids(store.list(limit=1000))) < 300
+        store.upkeep()
+        assert (store.trouble, len(store.damage)) == (None, 1)
+
+
+def test_a_supervisor_killed_while_a_file_is_set_aside_leaves_the_new_one_to_be_found(path: Path) -> None:
+    with RecordStore.open(path) as store:
         store.save(record())
+    path.rename(path.with_name("records.sqlite.new"))
 
-    assert path.read_bytes() == b"something else entirely" * 100
+    with RecordStore.open(path) as store:
+        assert (store.load("x"), store.damage) == (record(), [])
+
+
+def log_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}-wal")
+
+
+def emptied(path: Path) -> None:
+    os.truncate(path, 0)
+    log_of(path).unlink()
+
+
+def deleted(path: Path) -> None:
+    path.unlink()
+    log_of(path).unlink()
+
+
+def log_deleted(path: Path) -> None:
+    log_of(path).unlink()
+
+
+def log_garbled(path: Path) -> None:
+    log_of(path).write_bytes(os.urandom(log_of(path).stat().st_size))
+
+
+def log_in_the_file(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+@pytest.mark.parametrize("loss", [emptied, deleted, log_deleted, log_garbled, log_in_the_file, None])
+def test_a_lost_log_and_an_emptied_file_are_noticed_once(path: Path, loss: Callable[[Path], None] | None) -> None:
+    for _ in range(2):
+        pid = os.fork()
+        if pid == 0:
+            RecordStore.open(path).save(record())
+            os._exit(0)  # as one that is killed
+        os.waitpid(pid, 0)
+    if loss is not None:
+        loss(path)
+
+    is_lost = loss not in (None, log_in_the_file)
+    for expected in (is_lost, False):
+        with RecordStore.open(path) as store:
+            assert bool(store.damage) == expected, store.damage
+            assert (store.load("x") is None) == is_lost
+
+
+def test_the_log_is_written_into_the_file_when_nothing_happens(path: Path) -> None:
+    clock = Clock()
+    with contextlib.closing(RecordStore(path, clock=clock)) as store:
+        store.save(record())
+        store.upkeep()
+        assert log_of(path).stat().st_size > 0
+        clock.now += Database.IDLE_SECONDS
+        store.upkeep()
+        assert log_of(path).stat().st_size == 0
+        shutil.copy(path, path.with_name("copy"))
+    with contextlib.closing(sqlite3.connect(path.with_name("copy"))) as connection:
+        assert connection.execute("SELECT count(*) FROM executions").fetchone() == (1,)
 
 
 def test_unsaved_records_and_answers_are_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -475,9 +637,41 @@ assert store.load("id-0061") and store.load("id-0000"), "what is there can be re
 assert len(store.list(limit=1000)[0]) == 62
 mount("-o", "remount,rw")
 now += 5
+store.upkeep()
+assert store.trouble is None, "it recovers without a task"
 assert save(store, 62) is None, store.trouble
 assert len(store.list(limit=1000)[0]) == 63
 store.close()
+
+import os
+def fill():
+    try:
+        with (disk / "filler").open("ab", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+    except OSError:
+        pass
+
+for options in ("remount,rw", "remount,ro"):  # a log is there: the supervisor was killed
+    now += 5
+    if os.fork() == 0:
+        assert save(RecordStore(disk / "records.sqlite", clock=lambda: now), 70) is None
+        os._exit(0)
+    os.wait()
+    fill()
+    mount("-o", options)
+    for _ in range(2):  # restarts
+        fill()
+        store = RecordStore.open(disk / "records.sqlite")
+        assert store.trouble
+        assert store.load("id-0070") and store.load("id-0000") and store.load("unknown") is None
+        assert save(store, 71)
+        for _ in range(3):
+            now += 1
+            assert store.load("id-0070") and store.load("id-0071")
+        store.close()
+    mount("-o", "remount,rw")
+    (disk / "filler").unlink()
 print("all held")
 """
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +18,6 @@ from tests.system.test_executions import OK, holding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 # -- a transcript that cannot be written or read
@@ -163,3 +166,142 @@ def test_what_cannot_be_read_of_an_execution_is_not_unknown_and_nothing_runs_aga
         assert {"other", "new", *ANSWERS} < listed
         assert not listed & {*RECORDS}
     assert [runs(tmp_path, name) for name in tasks] == [1] * len(tasks)
+
+
+def test_where_no_record_can_be_read_only_tasks_without_an_id_run_until_it_can(tmp_path: Path) -> None:
+    tasks = {name: counting(tmp_path, name) for name in ("done", "new")}
+    with supervised(tmp_path, expect_exit=None) as running:
+        assert running.post(tasks["done"], execution_id="done").status_code == 200
+        running.post(holding(tmp_path / "never"), execution_id="cut", async_result=True)
+        eventually(lambda: running.record("cut")["state"] == "running")
+        running.process.kill()
+        running.process.wait()
+    database = tmp_path / "data" / "records.sqlite"
+    database.rename(tmp_path / "elsewhere")
+    database.symlink_to(database)  # as unreadable for root as a broken disk
+
+    with supervised(tmp_path, expect_exit=None) as running:
+        for name in ("done", "cut", "unknown"):
+            assert is_refused_as_unreadable(running, name, tasks["done"])
+        assert running.post(OK).json()["metadata"]["retained"] is False
+        listed = running.client.get("/api/executions")
+        assert (listed.status_code, listed.json()["error_class"]) == (500, "storage")
+        health = running.get("/health")
+        assert (health["status"], health["disk"]["error"] is None) == ("degraded", False)
+        assert running.client.get("/readyz").status_code == 200
+
+        database.unlink()
+        (tmp_path / "elsewhere").rename(database)
+        eventually(lambda: running.get("/health")["status"] == "ok")
+        cut = eventually(lambda: running.record("cut")["state"] == "finished" and running.record("cut"))
+        assert cut["error_class"] == "interrupted"
+        assert running.post(tasks["done"], execution_id="done").status_code == 200
+        assert running.post(tasks["new"], execution_id="new").json()["metadata"]["retained"] is True
+        assert len(running.get("/api/executions")["executions"]) == 4, "what had no id was held and is written"
+    assert [runs(tmp_path, name) for name in tasks] == [1, 1]
+
+
+@pytest.mark.parametrize("damage", ["garbled", "emptied", "deleted", "directory"])
+def test_a_database_that_is_gone_is_told_and_no_task_that_ran_runs_again(tmp_path: Path, damage: str) -> None:
+    task = counting(tmp_path, "x")
+    with supervised(tmp_path) as running:
+        assert running.post(task, execution_id="x").status_code == 200
+    database = tmp_path / "data" / "records.sqlite"
+    content = database.read_bytes()
+    if damage == "garbled":
+        database.write_bytes(content[:50] + os.urandom(len(content)))
+    elif damage == "emptied":
+        os.truncate(database, 0)
+    else:
+        database.unlink()
+        if damage == "directory":
+            database.mkdir()
+
+    for start in range(2):
+        with supervised(tmp_path) as running:
+            assert is_refused_as_unreadable(running, "x", task)
+            assert running.post(OK, execution_id=f"new-{start}").status_code == 200
+            disk = running.get("/health")["disk"]
+            assert disk["transcripts_without_record"] == 1
+            assert len(disk["set_aside"]) == (damage in ("garbled", "directory"))
+            assert bool(disk["damage"]) == (start == 0)
+            told = "x" if start else "records.sqlite"
+            assert told in running.log.read_text()
+            with running.client.stream("GET", "/api/events", headers={"Last-Event-ID": "1"}) as response:
+                seen = next(line for line in response.iter_lines() if "storage.damaged" in line)
+            assert seen
+    assert runs(tmp_path, "x") == 1
+
+
+DRIVER = r"""
+import json, os, sys
+from pathlib import Path
+from tests.store.test_storage import counting, runs
+from tests.support.supervised import eventually, supervised
+from tests.system.test_executions import OK, holding
+
+home = Path(sys.argv[1])
+filler = home / "data" / "filler"
+FLAGS = ("--answer-log-limit", "65536")
+
+def fill():
+    with filler.open("ab", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+
+def killed(running):
+    running.process.kill()
+    running.process.wait()
+
+tasks = {name: counting(home, name) for name in ("before", "full")}
+with supervised(home, expect_exit=None, flags=FLAGS) as running:
+    before = running.post(tasks["before"], execution_id="before").json()
+    running.post(holding(home / "never"), execution_id="cut", async_result=True)
+    eventually(lambda: running.record("cut")["state"] == "running")
+    fill()
+    killed(running)
+fill()
+for _ in range(2):
+    with supervised(home, expect_exit=None, flags=FLAGS) as running:
+        assert running.post(tasks["before"], execution_id="before").json() == before
+        assert running.get("/api/executions/before/result")["answer"] == before
+        assert running.record("cut")["error_class"] == "interrupted"
+        assert running.client.get("/api/executions/unknown").status_code == 404
+        assert running.post(OK).json()["metadata"]["retained"] is False
+        assert running.get("/health")["status"] == "degraded"
+        killed(running)
+    fill()
+with supervised(home, expect_exit=None, flags=FLAGS) as running:
+    answer = running.post(tasks["full"], execution_id="full").json()
+    assert (answer["status"], answer["metadata"]["retained"]) == ("success", False), answer
+    filler.unlink()
+    eventually(lambda: running.get("/health")["status"] == "ok")  # without a task
+    killed(running)
+with supervised(home, flags=FLAGS) as running:
+    assert running.post(tasks["full"], execution_id="full").json()["response"] == answer["response"]
+    assert running.record("full")["outcome"] == "success"
+    flood = {"script": [{"do": "init"}, {"do": "flood", "bytes": 1_500_000}, {"do": "result", "text": "Done."}]}
+    for n in range(8):
+        assert running.post(flood, execution_id=f"flood-{n}").json()["response"] == "Done."
+    eventually(lambda: running.get("/health")["status"] == "ok")
+    eventually(lambda: running.post(OK).json()["metadata"]["retained"])
+    assert running.record("flood-0")["outcome"] == "success"
+    assert running.post(flood, execution_id="flood-0").json()["response"] == "Done."
+    assert running.post(tasks["before"], execution_id="before").json() == before
+assert [runs(home, name) for name in tasks] == [1, 1]
+print("held")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="a small volume takes a mount")
+def test_a_full_volume_costs_no_outcome_and_heals(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    mount = 'mount -t tmpfs -o size=6m tmpfs "$1/data" && exec "$2" -W error -c "$3" "$1"'
+    command = ["unshare", "--mount", "sh", "-c", mount, "sh", str(tmp_path), sys.executable, DRIVER]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+
+    assert ran.stdout == "held\n", ran.stderr

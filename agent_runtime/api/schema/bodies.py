@@ -272,11 +272,17 @@ class HealthDisk(msgspec.Struct, kw_only=True):
     Where records and transcripts are kept.
 
     Attributes:
-        error: Why a record could not be written, lately.
+        error: Why a record cannot be written, or read, now.
+        damage: What was found to be lost or damaged since the start, a sentence each.
+        set_aside: Names of damaged files of records in the data directory; delete them when you need them no more.
+        transcripts_without_record: A task under the id of one is turned away (409 ``storage``): it may have run.
     """
 
-    free_bytes: int
+    free_bytes: int | None
     error: str | None
+    damage: list[str] = []
+    set_aside: list[str] = []
+    transcripts_without_record: int = 0
 
 
 class Health(msgspec.Struct, kw_only=True):

@@ -108,7 +108,7 @@ _RECORD = {
     "metadata": _METADATA,
 }
 
-_HEALTH = {
+_HEALTH: dict[str, Any] = {
     "status": "ok",
     "version": "0.1.0",
     "unready": None,
@@ -125,7 +125,13 @@ _HEALTH = {
     "streams": {"open": 2, "limit": 256},
     "delivery": {"delivery": "file", "reason": "proved for this CLI", "setting": "auto"},
     "containment": {"layer": "scan", "setting": "auto", "lacking": {"cgroup": "the cgroup tree is read-only"}},
-    "disk": {"free_bytes": 52613349376, "error": None},
+    "disk": {
+        "free_bytes": 52613349376,
+        "error": None,
+        "damage": [],
+        "set_aside": [],
+        "transcripts_without_record": 0,
+    },
     "loop_lag_seconds": 0.000021,
     "uptime_seconds": 3601.5,
 }

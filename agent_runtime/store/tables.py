@@ -1,0 +1,118 @@
+"""The tables of the records' file: what leads to them, how rows get in, and how they are saved from a damaged file."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from agent_runtime.model.records import read_record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """
+        CREATE TABLE executions (
+            execution_id TEXT PRIMARY KEY,
+            created_at REAL NOT NULL,
+            ended_at REAL,
+            state TEXT NOT NULL,
+            outcome TEXT,
+            record BLOB NOT NULL
+        )
+        """,
+        "CREATE INDEX executions_by_age ON executions (created_at, execution_id)",
+        "CREATE INDEX executions_by_state ON executions (state, created_at, execution_id)",
+        "CREATE INDEX executions_by_outcome ON executions (outcome, created_at, execution_id)",
+        """
+        CREATE TABLE answers (
+            execution_id TEXT PRIMARY KEY,
+            status_code INTEGER NOT NULL,
+            answer BLOB NOT NULL,
+            retained_at REAL NOT NULL
+        )
+        """,
+    ),
+    (),  # records may hold classes that 0.1.0 does not know, and would take for no records at all
+    ("CREATE TABLE marks (one INTEGER PRIMARY KEY CHECK (one = 1), count INTEGER NOT NULL, at REAL NOT NULL)",),
+)
+"""What leads from each version of the file to the next; never changed, only added to."""
+
+COLUMNS = {"executions": "record", "answers": "execution_id, status_code, answer, retained_at"}
+PROBES = (
+    "SELECT execution_id, created_at, ended_at, state, outcome, record FROM executions LIMIT 1",
+    "SELECT execution_id, status_code, answer, retained_at FROM answers LIMIT 1",
+)
+
+UNREADABLE = (msgspec.DecodeError, ValueError, TypeError, AttributeError, KeyError)
+"""What reading something that is no record, or no answer, can raise."""
+
+
+class KeptAnswer(msgspec.Struct, frozen=True):
+    """What the first caller got, or would have got, and since when it is kept."""
+
+    execution_id: str
+    status_code: int
+    answer: bytes
+    retained_at: float
+
+
+def salvage(damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> int:
+    """
+    Copy the records and answers that can be read, each by itself; return how many records that were.
+
+    A table is read from both ends up to where it breaks, and then by the ids that its index still gives.
+    """
+    damaged.text_factory = lambda data: data.decode(errors="replace")
+    put = {
+        "executions": lambda row: put_record(fresh, row[0]),
+        "answers": lambda row: put_answer(fresh, KeptAnswer(*row)),
+    }
+    fresh.execute("BEGIN")
+    for table, columns in COLUMNS.items():
+        select, ids = f"SELECT {columns} FROM {table}", f"SELECT execution_id FROM {table}"  # noqa: S608 - constants
+        for query in (f"{select} ORDER BY rowid", f"{select} ORDER BY rowid DESC"):
+            for row in _readable(damaged, query):
+                with contextlib.suppress(*UNREADABLE, sqlite3.IntegrityError):
+                    put[table](row)
+        known = {execution_id for (execution_id,) in fresh.execute(ids)}
+        for query in (f"{ids} ORDER BY execution_id", f"{ids} ORDER BY execution_id DESC"):
+            for (execution_id,) in _readable(damaged, query):
+                if execution_id not in known:
+                    known.add(execution_id)
+                    for row in _readable(damaged, f"{select} WHERE execution_id = ?", execution_id):
+                        with contextlib.suppress(*UNREADABLE, sqlite3.IntegrityError):
+                            put[table](row)
+    fresh.execute("COMMIT")
+    return int(fresh.execute("SELECT count(*) FROM executions").fetchone()[0])
+
+
+def _readable(connection: sqlite3.Connection, query: str, *values: object) -> Iterator[Any]:
+    """Yield rows up to the first one that cannot be read."""
+    with contextlib.suppress(sqlite3.DatabaseError):
+        yield from connection.execute(query, values)
+
+
+def put_record(connection: sqlite3.Connection, encoded: bytes) -> None:
+    """Write a record, new or changed."""
+    record = read_record(encoded)
+    connection.execute(
+        """
+        INSERT INTO executions (execution_id, created_at, ended_at, state, outcome, record) VALUES (?, ?, ?, ?, ?, ?)
+        ON CONFLICT (execution_id) DO UPDATE SET created_at = excluded.created_at, ended_at = excluded.ended_at,
+            state = excluded.state, outcome = excluded.outcome, record = excluded.record
+        """,
+        (record.execution_id, record.created_at, record.ended_at, record.state, record.outcome, encoded),
+    )
+
+
+def put_answer(connection: sqlite3.Connection, kept: KeptAnswer) -> None:
+    """Write an answer in place of an earlier one."""
+    connection.execute(
+        "INSERT OR REPLACE INTO answers (execution_id, status_code, answer, retained_at) VALUES (?, ?, ?, ?)",
+        (kept.execution_id, kept.status_code, kept.answer, kept.retained_at),
+    )
