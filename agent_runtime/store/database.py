@@ -20,7 +20,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Callable, Sequence  # noqa: TC003 - msgspec reads the annotations
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -66,6 +66,9 @@ Results that are the disk's doing, and whether the file must be opened again bef
 
 All others are mistakes of this package.
 """
+
+
+Mark: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
 class Damaged(Exception):
@@ -326,7 +329,7 @@ class Database:
     def _noted(self) -> int:
         """Return the mark beside the file; 0: there is none, so nothing can be said."""
         try:
-            return msgspec.json.decode(self._note_path.read_bytes(), type=int)
+            return msgspec.json.decode(self._note_path.read_bytes(), type=Mark)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return 0
 

@@ -48,7 +48,7 @@ PROBES = (
     "SELECT execution_id, status_code, answer, retained_at FROM answers LIMIT 1",
 )
 
-UNREADABLE = (msgspec.DecodeError, ValueError, TypeError, AttributeError, KeyError)
+UNREADABLE = (msgspec.DecodeError, ValueError, TypeError, AttributeError, KeyError, RecursionError)
 """What reading something that is no record, or no answer, can raise."""
 
 

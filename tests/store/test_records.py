@@ -31,6 +31,7 @@ from agent_runtime.model.records import (
 from agent_runtime.model.state import Outcome, Phase, StopReason
 from agent_runtime.store import database as database_module
 from agent_runtime.store import records as records_module
+from agent_runtime.store import retention
 from agent_runtime.store.database import Database
 from agent_runtime.store.records import RecordStore
 from agent_runtime.store.retention import prune
@@ -734,6 +735,64 @@ def test_what_takes_too_much_room_goes_oldest_first_and_the_room_is_given_back(
     assert 14 <= deleted <= 17
     assert ids(store.list()) == [f"id-{n}" for n in reversed(range(deleted, 20))]
     assert sum(file.stat().st_size for file in path.parent.iterdir()) + transcripts.total_bytes() <= limit_bytes
+
+
+def test_where_little_is_free_lines_go_first_and_answers_last(
+    store: RecordStore, transcripts: TranscriptStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(store, transcripts, 4, 10_000)
+    store.save(record("running", state=Phase.RUNNING))
+    with transcripts.writer("running") as writer:
+        writer.append(b"line")
+    monkeypatch.setattr(retention, "lacking_bytes", lambda _: 1)  # however much is deleted
+    late = CREATED_AT + 2 + retention.SPARED_SECONDS
+
+    deleted = prune(store, transcripts, max_age_seconds=1e9, max_bytes=1 << 40, now=late - 10, in_use={"running"})
+
+    assert deleted == 0
+    assert all(store.answer(f"id-{n}") for n in range(4))
+    assert [transcripts.reader(f"id-{n}").read(0) for n in range(4)] == [[]] * 4
+    assert transcripts.reader("id-0").last_line == 1, "numbers stay"
+    assert transcripts.reader("id-0").answer_log(1000) == ([], True)
+    assert transcripts.reader("running").read(0) == [(1, b"line")]
+
+    assert prune(store, transcripts, max_age_seconds=1e9, max_bytes=1 << 40, now=late, in_use={"running"}) == 1
+    assert store.load("id-0") is None
+
+
+def test_lines_go_only_until_enough_is_free(
+    store: RecordStore, transcripts: TranscriptStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(store, transcripts, 4, 10)
+    for n in range(4):
+        os.utime(transcripts.directory / f"id-{n}.jsonl", (n, n))
+        os.utime(transcripts.directory / f"id-{n}.idx", (n, n))
+    free = iter([1, 1, 1, 0, 0])
+    monkeypatch.setattr(retention, "lacking_bytes", lambda _: next(free))
+
+    prune(store, transcripts, max_age_seconds=1e9, max_bytes=1 << 40, now=CREATED_AT)
+
+    assert [len(transcripts.reader(f"id-{n}").read(0)) for n in range(4)] == [0, 0, 1, 1]
+
+
+def test_a_transcript_whose_record_is_lost_goes_when_it_is_too_old(
+    store: RecordStore, transcripts: TranscriptStore
+) -> None:
+    odd = "a/b"
+    for name in ("lost", "kept", odd):
+        with transcripts.writer(name) as writer:
+            writer.append(b"line")
+    transcripts.writer("empty").close()
+    for name in ("kept", odd):
+        store.save(finished(name))
+    now = time.time()
+
+    assert list(retention.without_record(store, transcripts)) == ["lost"]
+    prune(store, transcripts, max_age_seconds=100, max_bytes=1 << 40, now=CREATED_AT + 60)
+    assert transcripts.reader("lost").last_line == 1
+    store.save(finished("kept", ended_at=now + 150))
+    prune(store, transcripts, max_age_seconds=100, max_bytes=1 << 40, now=now + 200)
+    assert (transcripts.reader("lost").last_line, transcripts.reader("kept").last_line) == (0, 1)
 
 
 def test_nothing_goes_while_all_fits(store: RecordStore, transcripts: TranscriptStore) -> None:

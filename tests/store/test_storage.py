@@ -305,3 +305,24 @@ def test_a_full_volume_costs_no_outcome_and_heals(tmp_path: Path) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
 
     assert ran.stdout == "held\n", ran.stderr
+
+
+UNANSWERABLE = """
+import sys
+from agent_runtime.cli.main import main
+from agent_runtime.supervisor import supervisor
+
+def fails(*arguments, **more):
+    raise ArithmeticError("a fault of ours")
+
+supervisor.answer_to = fails
+sys.exit(main())
+"""
+
+
+def test_no_record_says_that_it_runs_where_its_answer_cannot_be_built(tmp_path: Path) -> None:
+    with supervised(tmp_path, program=("-c", UNANSWERABLE), output=subprocess.DEVNULL) as running:
+        answer = running.post(OK, execution_id="x")
+        assert (answer.status_code, answer.json()["error_class"]) == (500, "error")
+        assert (running.record("x")["state"], running.record("x")["error_class"]) == ("finished", "error")
+        assert running.get("/api/executions/x/result")["status_code"] == 500
