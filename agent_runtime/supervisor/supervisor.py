@@ -238,17 +238,14 @@ class Supervisor:
             if execution.phase is not Phase.FINISHED:
                 execution.end(Verdict(Outcome.FAILED, ErrorClass.ERROR, SENTENCES[ErrorClass.ERROR]))
             try:
-                await self._conclude(execution)
+                execution.conclude(await asyncio.to_thread(self._kept_answer_to, execution))
             finally:
                 if execution.answer is None:
                     execution.conclude(self.archive.conclude_failed(execution.record))
                 self._retire(execution)
 
-    async def _conclude(self, execution: Execution) -> None:
-        """Keep the final record with its answer, and let everybody have it."""
-        execution.conclude(await asyncio.to_thread(self._kept_answer_to, execution))
-
     def _kept_answer_to(self, execution: Execution) -> Answer:
+        """Keep the final record with its answer, and return that."""
         record = execution.record
         answer = self._answer_to(execution)
         if not self.archive.conclude(record, answer) and record.metadata.retained:
