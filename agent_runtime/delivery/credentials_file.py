@@ -21,6 +21,7 @@ import pwd
 import secrets
 import stat
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -29,7 +30,7 @@ from agent_runtime.errors import SpawnFailed
 from agent_runtime.model.tokens import Token
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 FILE_NAME = ".credentials.json"
 MARKER_NAME = ".agent-runtime-delivered.json"
@@ -92,22 +93,52 @@ class CredentialsFile:
     """
 
     def __init__(self, config_dir: Path, user: str | None = None) -> None:
-        self.path = config_dir.absolute() / FILE_NAME
-        self._marker_path = self.path.with_name(MARKER_NAME)
+        self._config_dir = self._held_dir = config_dir.absolute()
         self._owner = owner_of(user)
         self._marker = self._read_marker()
         self._mtime_ns = 0
 
     @property
+    def path(self) -> Path:
+        """Where it is."""
+        return self._held_dir / FILE_NAME
+
+    @property
+    def _marker_path(self) -> Path:
+        return self._held_dir / MARKER_NAME
+
+    @contextlib.contextmanager
+    def _hold(self) -> Iterator[None]:
+        """
+        Keep the directory open while it is worked in, so that a child cannot put another in its place.
+
+        Raises:
+            OSError: It cannot be opened; or the children's user may not write to it, but could have put it in place of the
+                one meant, by a link: a file that we give away there would be more than that user had.
+        """
+        descriptor = os.open(self._config_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if self._owner is not None and not _may_write(os.fstat(descriptor), *self._owner):
+                above = (*self._config_dir.parents, *Path(f"/proc/self/fd/{descriptor}").readlink().parents)
+                if any(_may_write(one.lstat(), *self._owner) for one in above):
+                    raise PermissionError(errno.EPERM, "it is not the children's, who may have put it there")
+            self._held_dir = Path(f"/proc/self/fd/{descriptor}")
+            yield
+        finally:
+            self._held_dir = self._config_dir
+            os.close(descriptor)
+
+    @property
     def obstacle(self) -> str | None:
         """Why the file cannot be written, as far as can be told without writing; None: it can."""
         try:
-            found = self._look()
+            with self._hold():
+                found = self._look()
         except OSError as error:
             return f"the config directory cannot be read: {error.strerror}"
         if not found.ours:
             return NOT_OURS
-        if not os.access(self.path.parent, os.W_OK | os.X_OK):
+        if not os.access(self._config_dir, os.W_OK | os.X_OK):
             return "the config directory cannot be written"
         return None
 
@@ -119,14 +150,15 @@ class CredentialsFile:
             DeliveryImpossible: Somebody else's file is there, or the operating system refuses.
         """
         try:
-            is_new = not os.path.lexists(self.path)
-            found = self._look()
-            if not found.ours:
-                raise DeliveryImpossible(NOT_OURS)
-            if found.fingerprint == token.fingerprint:
-                return False
-            self._remember(token.fingerprint)
-            self._replace(msgspec.json.encode({**found.others, LOGIN_KEY: login(token)}), is_new=is_new)
+            with self._hold():
+                is_new = not os.path.lexists(self.path)
+                found = self._look()
+                if not found.ours:
+                    raise DeliveryImpossible(NOT_OURS)
+                if found.fingerprint == token.fingerprint:
+                    return False
+                self._remember(token.fingerprint)
+                self._replace(msgspec.json.encode({**found.others, LOGIN_KEY: login(token)}), is_new=is_new)
         except FileExistsError:
             raise DeliveryImpossible(NOT_OURS) from None
         except OSError as error:
@@ -140,6 +172,11 @@ class CredentialsFile:
         Raises:
             OSError: It is still there.
         """
+        with contextlib.suppress(FileNotFoundError), self._hold():
+            return self._taken_away()
+        return False
+
+    def _taken_away(self) -> bool:
         found = self._look()
         if not found.ours or found.fingerprint is None:
             if found.ours and not found.others:
@@ -233,7 +270,7 @@ class CredentialsFile:
             temporary.unlink(missing_ok=True)
 
     def _read_marker(self) -> _Marker:
-        with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
+        with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError), self._hold():
             return msgspec.json.decode(_read(self._marker_path) or b"", type=_Marker)
         return _Marker()
 
@@ -280,6 +317,19 @@ def _linked(temporary: Path, path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _may_write(directory: os.stat_result, uid: int, gid: int) -> bool:
+    """Tell whether a user may replace what is in a directory, or may allow itself to."""
+    if directory.st_uid == uid:
+        return True
+    if directory.st_mode & stat.S_ISVTX:
+        return False
+    try:
+        groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
+    except KeyError:
+        groups = [gid]
+    return bool(directory.st_mode & (stat.S_IWGRP if directory.st_gid in groups else stat.S_IWOTH))
 
 
 def owner_of(user: str | None) -> tuple[int, int] | None:

@@ -151,12 +151,13 @@ def refuse_pages(request: Request) -> None:
         or (_is_private(host) and not _came_over_loopback(request))
     ):
         raise InvalidRequest("Host: must be an address or localhost where there is no access key")
-    if request.headers.get("sec-fetch-site", "none") not in {"none", "same-origin"}:
+    if not set(request.headers.getlist("sec-fetch-site")) <= {"none", "same-origin"}:
         raise InvalidRequest("Sec-Fetch-Site: requests of other pages are not taken where there is no access key")
-    origin = request.headers.get("origin")
-    if origin is None:
+    origins = request.headers.getlist("origin")
+    if not origins:
         return
-    if _origin_in(origin) != _origin_in(f"{request.url.scheme}://{request.headers.get('host', '')}"):
+    own = _origin_in(f"{request.url.scheme}://{request.headers.get('host', '')}")
+    if any(_origin_in(origin) != own for origin in origins):
         raise InvalidRequest("Origin: requests of other pages are not taken where there is no access key")
     has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
     if has_body and request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":

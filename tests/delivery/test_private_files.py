@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_runtime.delivery import private_files
-from agent_runtime.delivery.credentials_file import CredentialsFile
+from agent_runtime.delivery.credentials_file import CredentialsFile, DeliveryImpossible
 from agent_runtime.delivery.private_files import PrivateFiles, make_directory, remove_leftovers, write_new
 from agent_runtime.model.tokens import Token
 from agent_runtime.process.child import new_mark, tag_of
-from tests.support.supervised import OLD, eventually, held_generations_forever, supervised
+from tests.support.supervised import NEW, OLD, eventually, held_generations_forever, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,6 +43,38 @@ def shared() -> Iterator[Path]:
 
 def owner(path: Path) -> int:
     return path.lstat().st_uid
+
+
+@as_root
+@pytest.mark.parametrize("is_early", [True, False], ids=["before the start", "after it"])
+def test_a_link_in_place_of_the_config_directory_makes_no_file_where_only_root_may(
+    shared: Path, is_early: bool
+) -> None:
+    home, roots_own = shared / "home", shared / "roots-own"
+    config_dir = home / ".claude"
+    for directory in (home, config_dir):
+        directory.mkdir()
+        os.chown(directory, NOBODY, NOBODY)
+    roots_own.mkdir()
+    if not is_early:
+        CredentialsFile(config_dir, str(NOBODY)).write(Token(OLD))
+    file = CredentialsFile(config_dir, str(NOBODY))
+    config_dir.rename(home / "aside")
+    config_dir.symlink_to(roots_own)
+
+    with pytest.raises(DeliveryImpossible, match="the children's"):
+        (CredentialsFile(config_dir, str(NOBODY)) if is_early else file).write(Token(NEW))
+    with contextlib.suppress(OSError):
+        file.take_away()
+    assert list(roots_own.iterdir()) == []
+
+
+@as_root
+def test_a_config_directory_that_only_root_may_write_to_is_fine_where_no_child_can_replace_it(shared: Path) -> None:
+    config_dir = shared / "config"
+    config_dir.mkdir()
+    assert CredentialsFile(config_dir, str(NOBODY)).write(Token(OLD))
+    assert owner(config_dir / ".credentials.json") == NOBODY
 
 
 @as_root

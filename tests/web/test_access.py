@@ -42,9 +42,13 @@ def keyless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
         {"Sec-Fetch-Site": ""},
+        [("Sec-Fetch-Site", "none"), ("Sec-Fetch-Site", "cross-site")],
+        [("Host", "localhost:8000"), ("Origin", "http://localhost:8000"), ("Origin", "https://attacker.example")],
     ],
 )
-def test_a_web_page_cannot_call_where_there_is_no_key(keyless: Supervised, path: str, headers: dict[str, str]) -> None:
+def test_a_web_page_cannot_call_where_there_is_no_key(
+    keyless: Supervised, path: str, headers: dict[str, str] | list[tuple[str, str]]
+) -> None:
     response = keyless.client.get(path, headers=headers)
 
     assert response.status_code == 400
