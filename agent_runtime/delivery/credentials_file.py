@@ -113,8 +113,8 @@ class CredentialsFile:
         Keep the directory open while it is worked in, so that a child cannot put another in its place.
 
         Raises:
-            OSError: It cannot be opened; or the children's user may not write to it, but could have put it in place of the
-                one meant, by a link: a file that we give away there would be more than that user had.
+            OSError: It cannot be opened; or the children's user may not write to it, but could have put it in place of
+                the one meant, by a link: a file that we give away there would be more than that user had.
         """
         descriptor = os.open(self._config_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
