@@ -102,6 +102,9 @@ class Database:
     RETRY_SECONDS = 1.0
     """How long a file that cannot be opened is left alone."""
 
+    REPLACE_RETRY_SECONDS = 10.0
+    """How long a damaged file is left alone that cannot be set aside."""
+
     IDLE_SECONDS = 1.0
     """How long nothing must have been written before the log goes into the file."""
 
@@ -206,8 +209,10 @@ class Database:
             self._open_to_write()
         except (OSError, sqlite3.Error, Damaged) as error:
             if isinstance(error, Damaged) or _code(error) in DAMAGE:
+                self._retry_at = self._clock() + self.REPLACE_RETRY_SECONDS  # it is much work, and needs room
                 self._replace(str(error))
                 self._open_to_write()
+                self._retry_at = -1.0
                 return
             if isinstance(error, OSError) or _code(error) in STILL_READABLE:
                 self._open_to_read()
@@ -310,13 +315,11 @@ class Database:
         for left in (fresh, _beside(fresh, "-wal")):
             left.unlink(missing_ok=True)
         os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        saved = 0
-        with contextlib.closing(_connected(str(fresh))) as target:
-            _prepare(target, self._schema.migrations, is_new=True)
-            with contextlib.suppress(sqlite3.Error), contextlib.closing(_connected_to_read(self._path)) as source:
-                source.execute("PRAGMA writable_schema=ON")  # or a file that was cut off gives nothing
-                saved = self._schema.salvage(source, target)
-            self._mark(target)
+        try:
+            saved = self._saved_into(fresh)
+        except sqlite3.Error:
+            fresh.unlink()  # on a full disk it is in the way of what frees some
+            raise
         with contextlib.suppress(FileNotFoundError):
             self._log_path.replace(_beside(aside, "-wal"))
         self._path.replace(aside)
@@ -325,6 +328,20 @@ class Database:
         self._tell(
             f"{self._path.name} was damaged ({reason}): set aside as {aside.name}, records saved from it: {saved}"
         )
+
+    def _saved_into(self, fresh: Path) -> int:
+        with contextlib.closing(_connected(str(fresh))) as target:
+            _prepare(target, self._schema.migrations, is_new=True)
+            saved = 0
+            with contextlib.ExitStack() as held:
+                source = None
+                with contextlib.suppress(sqlite3.Error):
+                    source = held.enter_context(contextlib.closing(_connected_to_read(self._path)))
+                    source.execute("PRAGMA writable_schema=ON")  # or a file that was cut off gives nothing
+                if source is not None:
+                    saved = self._schema.salvage(source, target)
+            self._mark(target)
+        return saved
 
     def _noted(self) -> int:
         """Return the mark beside the file; 0: there is none, so nothing can be said."""

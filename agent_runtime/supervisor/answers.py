@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from agent_runtime.claude.frames import decode
 from agent_runtime.errors import AdmissionError, ErrorClass, TokenLimited
 from agent_runtime.evidence.verdict import SENTENCES
 from agent_runtime.model.problem import ErrorDetail, problem
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 
 OVERLOADED_RETRY_SECONDS = 30
+LAST_BYTES = 64 << 10
 
 _UNTOLD = "the execution failed"
 
@@ -151,6 +153,12 @@ def failed_answer(record: ExecutionRecord, error_class: ErrorClass = ErrorClass.
 def frames_of(lines: list[bytes]) -> list[msgspec.Raw]:
     """Return the lines of a transcript that are JSON: all of them, unless the disk has damaged some."""
     return [msgspec.Raw(line) for line in lines if _is_json(line)]
+
+
+def has_result(transcript: TranscriptReader) -> bool:
+    """Whether the CLI has given a result, as far as the last lines of a transcript say."""
+    lines, _ = transcript.answer_log(LAST_BYTES)
+    return any((frame := decode(line)) is not None and frame.type == "result" for line in lines)
 
 
 def _is_json(line: bytes) -> bool:

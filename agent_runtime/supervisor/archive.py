@@ -15,7 +15,7 @@ from agent_runtime.model.records import SUCCESS, Answer
 from agent_runtime.model.state import Outcome, Phase, StopReason
 from agent_runtime.store.retention import lacking_bytes, prune, without_record
 from agent_runtime.store.tables import UNREADABLE
-from agent_runtime.supervisor.answers import AnswerForm, KeptResult, failed_answer, in_form, result_of
+from agent_runtime.supervisor.answers import AnswerForm, KeptResult, failed_answer, has_result, in_form, result_of
 from agent_runtime.telemetry.counters import Counts
 
 if TYPE_CHECKING:
@@ -224,7 +224,12 @@ class Archive:
             recent = self.records.finished_ids(time.time() - RECENT_SECONDS)
             self._ended_at = {**dict(recent), **self._ended_at}
             for record in self.records.unfinished():
-                if record.execution_id not in running:
+                if record.execution_id in running:
+                    continue
+                if self.records.damage and has_result(self.transcripts.reader(record.execution_id)):
+                    # Its end was in what is lost. Without the record it is one of those that may have run.
+                    self.records.delete(record.execution_id)
+                else:
                     self._interrupt(record)
             before, self.unaccounted = self.unaccounted, [*without_record(self.records, self.transcripts, running)]
         except (StoreUnavailable, OSError) as error:

@@ -78,7 +78,7 @@ def test_a_success_survives_its_transcript(shared: Supervised, tmp_path: Path, d
         assert "stream_end" in response.read().decode()
 
 
-@pytest.mark.parametrize("what", ["file", "nothing"])
+@pytest.mark.parametrize("what", ["file", pytest.param("nothing", marks=pytest.mark.slow)])
 def test_executions_go_on_without_a_directory_of_transcripts(tmp_path: Path, what: str) -> None:
     go = tmp_path / "go"
     with supervised(tmp_path) as running:
@@ -201,7 +201,12 @@ def test_where_no_record_can_be_read_only_tasks_without_an_id_run_until_it_can(t
     assert [runs(tmp_path, name) for name in tasks] == [1, 1]
 
 
-@pytest.mark.parametrize("damage", ["garbled", "emptied", "deleted", "directory"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "damage", ["garbled", *(pytest.param(x, marks=SLOW) for x in ("emptied", "deleted", "directory"))]
+)
 def test_a_database_that_is_gone_is_told_and_no_task_that_ran_runs_again(tmp_path: Path, damage: str) -> None:
     task = counting(tmp_path, "x")
     with supervised(tmp_path) as running:
@@ -320,6 +325,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 def test_no_record_says_that_it_runs_where_its_answer_cannot_be_built(tmp_path: Path) -> None:
     flags = ("--token-delivery", "env")  # else the first port that is found may be that of the check on loopback
     with supervised(tmp_path, program=("-c", UNANSWERABLE), output=subprocess.DEVNULL, flags=flags) as running:
@@ -327,3 +333,24 @@ def test_no_record_says_that_it_runs_where_its_answer_cannot_be_built(tmp_path: 
         assert (answer.status_code, answer.json()["error_class"]) == (500, "error")
         assert (running.record("x")["state"], running.record("x")["error_class"]) == ("finished", "error")
         assert running.get("/api/executions/x/result")["status_code"] == 500
+
+
+@pytest.mark.slow
+def test_an_end_that_was_in_a_lost_log_is_not_taken_for_an_interruption(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    log = tmp_path / "data" / "records.sqlite-wal"
+    with supervised(tmp_path, expect_exit=None) as running:
+        pending = running.start(holding(go), execution_id="done")
+        running.post(holding(tmp_path / "never"), execution_id="cut", async_result=True)
+        eventually(lambda: len(running.get("/api/executions/running")["executions"]) == 2)
+        eventually(lambda: log.stat().st_size == 0)  # they are in the file itself
+        go.touch()
+        assert pending.answer().status_code == 200
+        running.process.kill()
+        running.process.wait()
+    log.unlink()
+
+    with supervised(tmp_path) as running:
+        assert is_refused_as_unreadable(running, "done", holding(go))
+        assert running.record("cut")["error_class"] == "interrupted"
+        assert running.get("/health")["disk"]["transcripts_without_record"] == 1
