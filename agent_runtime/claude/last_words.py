@@ -1,9 +1,9 @@
 """
-What a process said before it ended: which of its last lines tells why, and what that means.
+Find among the last lines of a process the one that explains its end, and classify it.
 
-A CLI that dies tells a person on stderr, among many lines that tell nothing: a stack, the version of its runtime, a
-piece of its own code. The lines here are those of Node.js 18 to 22, Bun, V8, the GNU C library, musl, shells, qemu, and
-of Go, Rust and C++ for wrappers written in them.
+A dying CLI explains itself on stderr, among many uninformative lines: a stack, the version of its runtime, a piece of
+its own code. The lines here are those of Node.js 18 to 22, Bun, V8, the GNU C library, musl, shells, qemu, and of Go,
+Rust and C++ for wrappers written in them.
 
 Source: measured with Node.js 20, Bun 1.4, dash, bash and the GNU C library 2.36; the rest from the sources of V8
 (``api.cc``, ``heap.cc``), Bun (``crash_handler.zig``), musl (``dynlink.c``), Go (``runtime/panic.go``), Rust
@@ -29,16 +29,16 @@ LOG_LINES_KEPT = 8
 LINE_BYTES = 1000
 SHOWN_CHARACTERS = 300
 LIVED_ON_LINES = 40
-"""After so many lines of its debug log a CLI has lived on: what it said before is not what it died of."""
+"""A CLI that logged this many lines after a message did not die of it."""
 
 
 class Cause(msgspec.Struct, frozen=True):
     """
-    What a line tells.
+    The meaning of a line.
 
     Attributes:
-        error_class: Where the words alone say it; None: they explain, and how the process ended decides.
-        remedy: What to do about it, in place of what is said to the class; empty: nothing better.
+        error_class: The class that follows from the words alone; None: the way the process ended decides.
+        remedy: The advice, in place of the class's own; empty: none.
     """
 
     words: re.Pattern[str]
@@ -46,45 +46,38 @@ class Cause(msgspec.Struct, frozen=True):
     remedy: str = ""
 
 
-def _words(*alternatives: str) -> re.Pattern[str]:
-    return re.compile("|".join(alternatives), re.IGNORECASE)
+def _words(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE)
 
 
 CAUSES = (
     Cause(
-        _words(
-            "heap out of memory", "reached heap limit", "near heap limit", "heap limit exceeded", "WORKER_OUT_OF_MEM"
-        ),
+        _words("heap out of memory|(?:reached|near) heap limit|heap limit exceeded|WORKER_OUT_OF_MEM"),
         ErrorClass.OOM,
         "its JavaScript heap is full: raise it with NODE_OPTIONS=--max-old-space-size=MEGABYTES, or divide the task",
     ),
     Cause(
         _words(
-            *("out of memory", r"\bOOM in\b", "bad_alloc", r"\bENOMEM\b", "cannot allocate memory"),
-            *(
-                "memory allocation of",
-                r"\bMemoryError\b",
-                "array buffer allocation failed",
-                "ran out of executable mem",
-            ),
-            *("unable to allocate memory", "failed to allocate memory", "memory exhausted"),
+            r"out of memory|\bOOM in\b|bad_alloc|\bENOMEM\b|(?:cannot|unable to|failed to) allocate memory|"
+            r"memory exhausted|memory allocation of|\bMemoryError\b|array buffer allocation failed|"
+            "ran out of executable mem"
         ),
         ErrorClass.OOM,
     ),
     Cause(
-        _words(r"\bENOSPC\b", "no space left on device", r"\bEDQUOT\b", "disk quota exceeded"),
+        _words(r"\bENOSPC\b|no space left on device|\bEDQUOT\b|disk quota exceeded"),
         remedy="the disk is full: free space on it, or mount a larger one",
     ),
     Cause(
-        _words(r"\bEROFS\b", "read-only file system"),
+        _words(r"\bEROFS\b|read-only file system"),
         remedy="a directory is read-only that it must write to: mount it writable",
     ),
     Cause(
-        _words(r"\bE[MN]FILE\b", "too many open files", "ran out of file descriptors"),
+        _words(r"\bE[MN]FILE\b|too many open files|ran out of file descriptors"),
         remedy="too many files are open: raise the limit (nofile), or run fewer at once",
     ),
     Cause(
-        _words(r"\bEAGAIN\b", "resource temporarily unavailable"),
+        _words(r"\bEAGAIN\b|resource temporarily unavailable"),
         remedy="no more processes could be started: raise the limit (pids), or run fewer at once",
     ),
     Cause(_words("invalid MCP configuration"), ErrorClass.INVALID_REQUEST, "correct mcp_config"),
@@ -96,25 +89,18 @@ CAUSES = (
     ),
     Cause(
         _words(
-            *("error while loading shared libraries", "error loading shared library", "error relocating"),
-            *("version `GLIBC", "version `CXXABI", "exec format error", "bad interpreter", "cannot execute"),
-            *(r"\benv: .{0,80}no such file", "qemu-[a-z0-9_]+: could not open", "symbol lookup error"),
+            r"error while loading shared libraries|error loading shared library|error relocating|version `GLIBC|"
+            r"version `CXXABI|exec format error|bad interpreter|cannot execute|\benv: .{0,80}no such file|"
+            r"qemu-[a-z0-9_]+: could not open|symbol lookup error"
         ),
         ErrorClass.SPAWN,
         "it does not run on this image: install it for this processor and C library, with what it needs",
     ),
     Cause(
         _words(
-            *(
-                r"^panic(?:\([^)]{1,40}\))?: ",
-                "panicked at",
-                "^fatal error: ",
-                "^fatal: ",
-                "# Fatal error",
-                "lacks AVX",
-            ),
-            *("uncaught target signal", "^terminate called", r"\bassertion\b.{0,200}failed", "stack smashing detected"),
-            *(r"^(?:free|malloc|realloc|munmap_chunk)\(\): ", "double free", "stack overflow"),
+            r"^panic(?:\([^)]{1,40}\))?: |panicked at|^fatal error: |^fatal: |# Fatal error|lacks AVX|"
+            r"uncaught target signal|^terminate called|\bassertion\b.{0,200}failed|stack smashing detected|"
+            r"^(?:free|malloc|realloc|munmap_chunk)\(\): |double free|stack overflow"
         )
     ),
     Cause(re.compile(r"\bE[A-Z0-9]{2,14}: ")),
@@ -126,20 +112,13 @@ CAUSES = (
     ),
     Cause(
         _words(
-            *("illegal instruction", "segmentation (?:fault|violation)", "bus error", "floating point exception"),
-            *(
-                "trace/breakpoint trap",
-                "bad system call",
-                r"\baborted\b",
-                r"\bkilled\b",
-                "core dumped",
-                r"\bSIG[A-Z]+: ",
-            ),
-            *("bad option", ": not found", "command not found"),
+            r"illegal instruction|segmentation (?:fault|violation)|bus error|floating point exception|"
+            r"trace/breakpoint trap|bad system call|\baborted\b|\bkilled\b|core dumped|\bSIG[A-Z]+: |"
+            "bad option|: not found|command not found"
         )
     ),
 )
-"""In the order of how much they tell; of several lines of one row the last one counts."""
+"""The most informative first; of several lines of one row the last one counts."""
 
 _SAYS_NOTHING = re.compile(
     r"Node\.js v\d|Bun v\d|node:|file://|\[eval\]|\d{1,6} \||\(Use `node|\(node:\d|Require stack|Warning: no stdin|"
@@ -148,14 +127,14 @@ _SAYS_NOTHING = re.compile(
 )
 _NESTED = b"[cause]: "
 _STACK_LINE = re.compile(rb"\s|\d{1,4}: 0x")
-"""Of a stack, or of the fields of an error; there may be more of them than lines are kept."""
+"""A line of a stack, or of the fields of an error: there may be more of them than are stored."""
 
 _DEBUG_LINE = re.compile(rb"\d{4}-\d\d-\d\dT|\[(?:DEBUG|INFO|WARN|ERROR)\] ")
 _BOILERPLATE = re.compile(r"This error originated either by throwing .{1,250} (?=the promise rejected)", re.IGNORECASE)
 
 
 class LastWords:
-    """Keep the last lines of stderr, above all those that are not of the debug log; bounded, whatever is printed."""
+    """The last lines of stderr, above all those outside the debug log; bounded, whatever is printed."""
 
     def __init__(self) -> None:
         self._lines: deque[bytes] = deque(maxlen=LINES_KEPT)
@@ -163,7 +142,7 @@ class LastWords:
         self._lived_on = 0
 
     def add(self, line: bytes) -> None:
-        """Take one line, without its newline."""
+        """Store one line, without its newline."""
         if _DEBUG_LINE.match(line):
             self._lived_on += 1
             self._log.append(line[:LINE_BYTES])
@@ -176,22 +155,22 @@ class LastWords:
         self._lines.append(line[: LINE_BYTES + 1])
 
     @property
-    def telling(self) -> str:
+    def most_informative(self) -> str:
         """
-        The line that tells most, as a person would read it; empty: none does.
+        The most informative line, as a person would read it; empty: there is none.
 
-        Where there is none, a shortage of the machine may show at the end of the debug log: on a full disk 2.1.30 ends
-        without a word and with exit code 0 (measured).
+        Without one, the end of the debug log may show a shortage of the machine: on a full disk 2.1.30 ends without a
+        word and with exit code 0 (measured).
         """
-        said = "" if self._lived_on > LIVED_ON_LINES else telling([plain(line) for line in self._lines])
-        if said:
-            return said
+        lived_on = self._lived_on > LIVED_ON_LINES
+        if not lived_on and (line := most_informative([plain(line) for line in self._lines])):
+            return line
         log = [plain(line.partition(b"] ")[2]) for line in reversed(self._log)]
         return next((line for line in log if tells_shortage(line)), "")
 
 
-def telling(lines: Iterable[str]) -> str:
-    """Choose the line that tells most, with the next one where it announces more; empty: none tells anything."""
+def most_informative(lines: Iterable[str]) -> str:
+    """Choose the most informative line, with the next one if it ends in a colon; empty: there is none."""
     all_lines = [line.replace("\t", " ") for line in lines]
     best, best_rank = -1, len(CAUSES) + 1
     for number, line in enumerate(all_lines):
@@ -200,32 +179,32 @@ def telling(lines: Iterable[str]) -> str:
             best, best_rank = number, rank
     if best < 0:
         return ""
-    said = _BOILERPLATE.sub("", all_lines[best].strip())
-    if said.endswith(":"):
-        said = f"{said} {next((line.strip() for line in all_lines[best + 1 :] if line.strip()), '')}".strip()
-    return said
+    chosen = _BOILERPLATE.sub("", all_lines[best].strip())
+    if chosen.endswith(":"):
+        chosen = f"{chosen} {next((line.strip() for line in all_lines[best + 1 :] if line.strip()), '')}".strip()
+    return chosen
 
 
 def cause(line: str) -> Cause | None:
-    """Tell what *line* means; None: nothing that is known."""
+    """Return the meaning of *line*; None: it is unknown."""
     rank = _rank(line)
     return CAUSES[rank] if rank is not None and rank < len(CAUSES) else None
 
 
 def tells_shortage(line: str) -> bool:
-    """Whether *line* says that the machine lacks something: a disk that is full or read-only, files, processes."""
+    """Whether *line* says that the machine lacks something: disk space, a writable disk, files, processes."""
     why = cause(line)
     return why is not None and why.error_class is None and bool(why.remedy)
 
 
 def _rank(line: str) -> int | None:
-    """Tell how much a line says, 0 for the most; None: nothing."""
+    """Return the rank of a line, 0 for the most informative; None: it says nothing."""
     text = line.strip()
     if not text or _SAYS_NOTHING.match(text):
         return None
     is_code = len(line) > LINE_BYTES and not _BOILERPLATE.search(text)
     if is_code or (line[0].isspace() and _NESTED.decode() not in line):
-        return None  # or a stack, or the fields of an error
+        return None  # code, a stack, or the fields of an error
     found = next((rank for rank, row in enumerate(CAUSES) if row.words.search(text)), None)
     if found is not None:
         return found
@@ -233,7 +212,7 @@ def _rank(line: str) -> int | None:
 
 
 def presentable(text: str) -> str:
-    """Make one line of *text* that an error may show: printable, short, without a word that backends act on."""
+    """Return one line of *text* that an error may show: printable, short, without words that backends act on."""
     line = "".join(character if character.isprintable() else " " for character in text[:LINE_BYTES])
     line = plain_detail(ErrorClass.ERROR, line)
     return line if len(line) <= SHOWN_CHARACTERS else f"{line[: SHOWN_CHARACTERS - 1]}…"

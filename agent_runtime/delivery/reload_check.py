@@ -356,7 +356,7 @@ class _Run:
         ended = self._child.poll()
         if ended is None or ended.code == 0:
             return None
-        reached = verdict(Ending(ended.code, began=False, last_words=self._last_words.telling or None))
+        reached = verdict(Ending(ended.code, began=False, last_words=self._last_words.most_informative or None))
         return reached.detail if reached.error_class in (ErrorClass.SPAWN, ErrorClass.LOST_RESULT) else None
 
     def must_see(self, happened: Callable[[], bool]) -> None:

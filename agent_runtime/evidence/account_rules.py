@@ -1,300 +1,217 @@
 """
-The rules about the token and its account: refused, blocked, unpaid, limited, and what only looks like it.
+The rules about the token and its account: refused, blocked, unpaid, limited, and errors that only look like these.
 
-Their order is that of :mod:`agent_runtime.evidence.rules`, which they are a part of: first what is said of one model,
-because the token can do everything else then; then what is said of the account, whatever the HTTP status; then the
-credential itself; then the limits that end by themselves.
+They are part of :mod:`agent_runtime.evidence.rules`, and their order counts. Rules about one model come first, because
+the token can do everything else then; then rules about the account, whatever the HTTP status; then the credential
+itself; then limits that end by themselves.
 """
 
 from __future__ import annotations
 
-from agent_runtime.errors import ErrorClass
-from agent_runtime.evidence.error_bodies import STATUS_BY_TYPE
-from agent_runtime.evidence.error_codes import BILLING_CODES, BLOCKED_CODES, GATEWAY_TYPES, MODEL_CODES
-from agent_runtime.evidence.matching import Rule
-from agent_runtime.evidence.phrases import (
-    BAD_CREDENTIAL,
-    BLOCKED_ACCOUNT,
-    LIMIT_SENTENCES,
-    LONG_CONTEXT,
-    MODEL_BUDGET,
-    NAMES_A_MODEL,
-    NOT_OF_AN_ACCOUNT,
-    OVER_BUDGET,
-    REFUSED_CREDENTIAL,
-    UNPAID,
-)
+from functools import partial
 
-_PERMISSION: frozenset[str | None] = frozenset({"permission_error"})
-_NO_TYPE: frozenset[str | None] = frozenset({None})
-_API_TYPES: frozenset[str | None] = frozenset(STATUS_BY_TYPE)
+from agent_runtime.errors import ErrorClass
+from agent_runtime.evidence import error_codes, phrases
+from agent_runtime.evidence.error_bodies import STATUS_BY_TYPE
+from agent_runtime.evidence.matching import Rule
+
+_PERMISSION = frozenset({"permission_error"})
+_API_TYPES = frozenset(STATUS_BY_TYPE)
 _SERVER = range(500, 600)
+_blocked = partial(
+    Rule, error_class=ErrorClass.AUTH, said=phrases.BLOCKED_ACCOUNT, unless=phrases.NOT_OF_AN_ACCOUNT, blocks=True
+)
 
 ACCOUNT_RULES: tuple[Rule, ...] = (
     # -- something is not permitted to the organization or the account, but it is not the credential
     Rule(
         "address-403",
         ErrorClass.UPSTREAM,
-        statuses=frozenset({403}),
-        types=_PERMISSION | _NO_TYPE,
-        phrases=(("ip address",), ("ip allowlist",)),
-        source="the API's documentation of IP allowlists: any token of the organization would meet the same",
+        statuses={403},
+        types={"permission_error", None},
+        phrases=phrases.OF_AN_ADDRESS,
+        source="API documentation, IP allowlists",
     ),
     Rule(
         "address-detail",
         ErrorClass.UPSTREAM,
-        details=frozenset({"network_edge_blocked", "gateway_content_type"}),
-        seen_on="2.1.330",
-        source="the CLI's own description: a firewall on the way; no credential changes that",
+        details=error_codes.FIREWALL_DETAILS,
+        source="2.1.330 describes it as a firewall",
     ),
-    Rule("model-code", ErrorClass.MODEL, codes=MODEL_CODES, source="see agent_runtime/evidence/error_codes.py"),
+    Rule("model-code", ErrorClass.MODEL, codes=error_codes.MODEL_CODES, source="see error_codes.py"),
     Rule(
         "model-budget",
         ErrorClass.MODEL,
-        statuses=frozenset({400, 401, 402, 403, 429}),
-        api_said=MODEL_BUDGET,
-        source="LiteLLM, model_max_budget_limiter.py",
+        statuses={400, 401, 402, 403, 429},
+        api_said=phrases.MODEL_BUDGET,
+        source="LiteLLM",
     ),
     Rule(
         "model-refused-by-name",
         ErrorClass.MODEL,
-        statuses=frozenset({401, 403}),
-        api_said=NAMES_A_MODEL,
-        unless=BAD_CREDENTIAL,
-        source="the API's documentation of permission_error; LiteLLM's key_model_access_denied; new-api",
+        statuses={401, 403},
+        api_said=phrases.NAMES_A_MODEL,
+        unless=phrases.BAD_CREDENTIAL,
+        source="see phrases.py",
     ),
     # -- the account is blocked
     Rule(
         "blocked-code",
         ErrorClass.AUTH,
-        codes=BLOCKED_CODES,
-        is_evidence=True,
+        codes=error_codes.BLOCKED_CODES,
         condemns=True,
         blocks=True,
-        source="see agent_runtime/evidence/error_codes.py",
+        source="see error_codes.py",
     ),
     # -- the account cannot pay, unless a limit ends by itself
-    Rule("billing-code", ErrorClass.BILLING, codes=BILLING_CODES, is_evidence=True, condemns=True, source="see there"),
+    Rule(
+        "billing-code", ErrorClass.BILLING, codes=error_codes.BILLING_CODES, condemns=True, source="see error_codes.py"
+    ),
     Rule(
         "limit-then-credits",
         ErrorClass.RATE_LIMIT,
-        phrases=(("out of extra usage", "resets"), ("out of usage credits", "resets")),
-        seen_on="2.1.30 to 2.1.332",
-        source="anthropics/claude-code#42654, #84141: the plan's limit is reached and no credits are left to go on",
+        phrases=phrases.OUT_OF_CREDITS_UNTIL,
+        source="anthropics/claude-code#42654, #84141",
     ),
     Rule(
         "limit-400",
         ErrorClass.RATE_LIMIT,
-        statuses=frozenset({400, 403, 429}),
-        phrases=(("usage limits", "regain access"), ("reached your specified api usage limit",)),
+        statuses={400, 403, 429},
+        phrases=phrases.API_LIMIT,
         source="anthropics/claude-code#38035",
     ),
     Rule(
         "limit-needs-credits",
         ErrorClass.INVALID_REQUEST,
-        statuses=frozenset({400, 429}),
-        details=frozenset({"long_context_credits_required"}),
-        seen_on="2.1.330",
-        source="a long context needs usage credits: no wait helps",
+        statuses={400, 429},
+        details=error_codes.LONG_CONTEXT_DETAILS,
+        source="2.1.330",
     ),
     Rule(
         "limit-needs-credits-by-name",
         ErrorClass.INVALID_REQUEST,
-        statuses=frozenset({400, 429}),
-        said=LONG_CONTEXT,
-        source="Claude Code 2.1.332 knows the API's message by these words",
+        statuses={400, 429},
+        said=phrases.LONG_CONTEXT,
+        source="2.1.332",
     ),
-    Rule("limit-detail", ErrorClass.RATE_LIMIT, details=frozenset({"usage_limit_reached"}), seen_on="2.1.330"),
+    Rule("limit-detail", ErrorClass.RATE_LIMIT, details={"usage_limit_reached"}, source="2.1.330"),
     Rule(
         "limit-of-a-model",
         ErrorClass.RATE_LIMIT,
-        details=frozenset({"model_requires_usage_credits"}),
+        details={"model_requires_usage_credits"},
         phrases=(("resets",),),
-        seen_on="2.1.330",
+        source="2.1.330",
     ),
-    Rule(
-        "model-needs-credits",
-        ErrorClass.MODEL,
-        details=frozenset(
-            {
-                "model_requires_usage_credits",
-                "consent_unanswered",
-                "no_allowed_fallback",
-                "model_substitution_disabled",
-            }
-        ),
-        seen_on="2.1.330",
-    ),
+    Rule("model-needs-credits", ErrorClass.MODEL, details=error_codes.MODEL_CREDITS_DETAILS, source="2.1.330"),
     Rule(
         "model-needs-credits-by-name",
         ErrorClass.MODEL,
-        words=frozenset({"rate_limit"}),
-        phrases=(
-            ("requires usage credits",),
-            ("out of usage credits", "switch to another model"),
-            ("out of usage credits", "switch models"),
-        ),
-        seen_on="2.1.197 to 2.1.332",
+        words={"rate_limit"},
+        phrases=phrases.MODEL_CREDITS,
+        source="2.1.197 to 2.1.332",
     ),
-    Rule(
+    _blocked(
         "blocked-account",
-        ErrorClass.AUTH,
-        statuses=frozenset({400, 401, 402, 429}),
-        said=BLOCKED_ACCOUNT,
-        unless=NOT_OF_AN_ACCOUNT,
-        is_evidence=True,
+        statuses={400, 401, 402, 429},
         condemns=True,
-        blocks=True,
         source="anthropics/claude-code#65609, #19028, #60648, #72457; tests/recorded",
     ),
-    Rule(
+    _blocked(
         "blocked-account-403",
-        ErrorClass.AUTH,
-        statuses=frozenset({403}),
-        types=_API_TYPES | GATEWAY_TYPES,
-        said=BLOCKED_ACCOUNT,
-        unless=NOT_OF_AN_ACCOUNT,
-        is_evidence=True,
+        statuses={403},
+        types=_API_TYPES | error_codes.GATEWAY_TYPES,
         condemns=True,
-        blocks=True,
         source="field case K1",
     ),
-    Rule(
-        "blocked-account-untyped",
-        ErrorClass.AUTH,
-        statuses=frozenset({403}),
-        types=_NO_TYPE,
-        said=BLOCKED_ACCOUNT,
-        unless=NOT_OF_AN_ACCOUNT,
-        is_evidence=True,
-        blocks=True,
-        seen_on="2.0.76 to 2.1.197: frames, which carry no type",
-    ),
-    Rule(
+    _blocked("blocked-account-untyped", statuses={403}, types={None}, source="2.0.76 to 2.1.197"),
+    _blocked(
         "blocked-account-5xx",
-        ErrorClass.AUTH,
         statuses=_SERVER,
         types=_API_TYPES,
-        said=BLOCKED_ACCOUNT,
-        unless=NOT_OF_AN_ACCOUNT,
-        is_evidence=True,
         condemns=True,
-        blocks=True,
         source="the API's own form says it whatever the status",
     ),
     Rule(
         "blocked-word",
         ErrorClass.AUTH,
-        words=frozenset({"account_on_hold", "verification_required"}),
-        is_evidence=True,
+        words={"account_on_hold", "verification_required"},
         blocks=True,
-        seen_on="2.1.330",
+        source="2.1.330",
     ),
-    Rule(
-        "blocked-detail",
-        ErrorClass.AUTH,
-        details=frozenset({"org_disabled_credential"}),
-        is_evidence=True,
-        blocks=True,
-        seen_on="2.1.330",
-    ),
-    Rule("billing-402", ErrorClass.BILLING, statuses=frozenset({402}), is_evidence=True, condemns=True),
+    Rule("blocked-detail", ErrorClass.AUTH, details={"org_disabled_credential"}, blocks=True, source="2.1.330"),
+    Rule("billing-402", ErrorClass.BILLING, statuses={402}, condemns=True),
     Rule(
         "billing-said",
         ErrorClass.BILLING,
-        statuses=frozenset({400, 401, 403, 429}),
-        said=UNPAID,
-        is_evidence=True,
+        statuses={400, 401, 403, 429},
+        said=phrases.UNPAID,
         condemns=True,
-        source="anthropics/claude-code#45033, #45048, #55469; litellm#40050; see agent_runtime/evidence/phrases.py",
+        source="see phrases.py",
     ),
     Rule(
         "billing-budget",
         ErrorClass.BILLING,
-        statuses=frozenset({401, 403, 429}),
-        said=OVER_BUDGET,
-        is_evidence=True,
+        statuses={401, 403, 429},
+        said=phrases.OVER_BUDGET,
         condemns=True,
-        source="LiteLLM, litellm/proxy/auth/auth_checks.py",
+        source="LiteLLM, auth_checks.py",
     ),
     Rule(
         "billing-5xx",
         ErrorClass.BILLING,
         statuses=_SERVER,
         types=_API_TYPES,
-        said=UNPAID,
-        is_evidence=True,
+        said=phrases.UNPAID,
         condemns=True,
-        source="the API's own form says it whatever the status",
+        source="see blocked-account-5xx",
     ),
-    Rule(
-        "billing-word",
-        ErrorClass.BILLING,
-        words=frozenset({"billing_error"}),
-        is_evidence=True,
-        seen_on="2.0.76 to 2.1.330",
-    ),
+    Rule("billing-word", ErrorClass.BILLING, words={"billing_error"}, stops=True, source="2.0.76 to 2.1.330"),
     # -- the token is refused
-    Rule("api-401", ErrorClass.AUTH, statuses=frozenset({401}), is_evidence=True, condemns=True),
+    Rule("api-401", ErrorClass.AUTH, statuses={401}, condemns=True),
     Rule(
         "api-403-authentication-type",
         ErrorClass.AUTH,
-        statuses=frozenset({403}),
-        types=frozenset({"authentication_error"}),
-        is_evidence=True,
+        statuses={403},
+        types={"authentication_error"},
         condemns=True,
-        source="the API's list of error types",
+        source="API list",
     ),
     Rule(
         "api-403-credential",
         ErrorClass.AUTH,
-        statuses=frozenset({403}),
+        statuses={403},
         types=_PERMISSION,
-        phrases=REFUSED_CREDENTIAL,
-        is_evidence=True,
+        phrases=phrases.REFUSED_CREDENTIAL,
         condemns=True,
     ),
     Rule(
         "api-403-organization-word",
         ErrorClass.AUTH,
-        statuses=frozenset({403}),
+        statuses={403},
         types=_PERMISSION,
-        words=frozenset({"oauth_org_not_allowed"}),
-        is_evidence=True,
+        words={"oauth_org_not_allowed"},
         condemns=True,
-        seen_on="2.1.330",
+        source="2.1.330",
     ),
     Rule(
         "cli-403-sentence",
         ErrorClass.AUTH,
-        statuses=frozenset({403}),
-        types=frozenset({None}),
-        phrases=REFUSED_CREDENTIAL,
-        is_evidence=True,
-        seen_on="2.0.76 to 2.1.330: result frames, which carry no type",
+        statuses={403},
+        types={None},
+        phrases=phrases.REFUSED_CREDENTIAL,
+        stops=True,
+        source="2.0.76 to 2.1.330",
     ),
-    Rule(
-        "cli-credential-detail",
-        ErrorClass.AUTH,
-        details=frozenset({"api_key_auth_disabled"}),
-        is_evidence=True,
-        seen_on="2.1.330",
-    ),
+    Rule("cli-credential-detail", ErrorClass.AUTH, details={"api_key_auth_disabled"}, stops=True, source="2.1.330"),
     # -- usage limits, and throttles that only look like them
     Rule(
         "throttle-without-time",
         ErrorClass.OVERLOADED,
         phrases=(("usage limit reached|0",),),
-        seen_on="1.0.128: any 429 with an OAuth token; a real limit has its end there",
+        source="1.0.128; a real limit has its end there",
     ),
-    Rule("throttle-by-name", ErrorClass.OVERLOADED, statuses=frozenset({429}), phrases=(("not your usage limit",),)),
-    Rule("limit-sentence", ErrorClass.RATE_LIMIT, statuses=frozenset({400, 403, 429}), begins=LIMIT_SENTENCES),
-    Rule(
-        "limit-429-by-name",
-        ErrorClass.RATE_LIMIT,
-        statuses=frozenset({429}),
-        phrases=(("usage limit",), ("weekly limit",), ("5-hour limit",), ("session limit",), ("spend limit",)),
-        source="the names 2.1.330 has for limits",
-    ),
-    Rule("throttle-429", ErrorClass.OVERLOADED, statuses=frozenset({429})),
+    Rule("throttle-by-name", ErrorClass.OVERLOADED, statuses={429}, phrases=(("not your usage limit",),)),
+    Rule("limit-sentence", ErrorClass.RATE_LIMIT, statuses={400, 403, 429}, begins=phrases.LIMIT_SENTENCES),
+    Rule("limit-429-by-name", ErrorClass.RATE_LIMIT, statuses={429}, phrases=phrases.NAMED_LIMIT, source="2.1.330"),
+    Rule("throttle-429", ErrorClass.OVERLOADED, statuses={429}),
 )

@@ -1,12 +1,12 @@
 """
-What an attempt's lines say about the API: refused tokens, limits, overload, network.
+Detect API errors in an attempt's lines: refused tokens, limits, overload, network.
 
-Two channels tell it. On stderr the CLI reports every API error it meets, on every version, with the status and the
-API's own body (``--debug-to-stderr``). On stdout newer versions have frames for their retries and for giving up. One
-channel qualifies the other: a frame says ``authentication_failed`` for any 403, and only the body on stderr tells a
-revoked token from a gateway's quota.
+There are two channels. On stderr every version of the CLI reports every API error with the status and the API's own
+body (``--debug-to-stderr``). On stdout newer versions print frames for retries and for giving up. One channel qualifies
+the other: a frame says ``authentication_failed`` for any 403, and only the body on stderr distinguishes a revoked token
+from a gateway's quota.
 
-Never read as evidence: what a tool, a model, a prompt, an MCP server or a sub-agent's conversation says.
+Text of a tool, a model, a prompt, an MCP server or a sub-agent's conversation is never evidence.
 
 Source: ``tests/recorded/``.
 """
@@ -55,10 +55,10 @@ _STATUSES_BY_WORD: dict[str | None, set[int | None]] = {
     "billing_error": {400, 402, 403, 429},
     "model_not_found": {400, 403, 404},
 }
-"""What a frame without a status may be about. Source: how Claude Code 2.1.30 to 2.1.332 words an answer of the API."""
+"""Possible statuses behind a word in a frame without one. Source: Claude Code 2.1.30 to 2.1.332."""
 
-_SAID_WITHOUT_ASKING = frozenset({"authentication_failed", "oauth_org_not_allowed"})
-"""What the CLI says also before it has asked anybody: "Not logged in"."""
+_WITHOUT_REQUEST = frozenset({"authentication_failed", "oauth_org_not_allowed"})
+"""Words that the CLI also uses without having made a request: "Not logged in"."""
 
 _SAME_LENGTH = 60
 
@@ -71,7 +71,7 @@ Source: 1.0.128, 2.0.76 and 2.1.30 write entries as they are until the first pro
 
 
 class Channel(StrEnum):
-    """Where the CLI said it."""
+    """The stream on which the CLI reported an error."""
 
     STDOUT = "stdout"
     STDERR = "stderr"
@@ -84,15 +84,15 @@ class Detection(msgspec.Struct, frozen=True):
     Attributes:
         rule: The id of the rule that recognised it: see :mod:`agent_runtime.evidence.rules`.
         is_evidence: It is about the token or its account: the attempt must be stopped now.
-        condemns: It may count against the generation; false for what only the CLI says, such as "Not logged in".
-        trouble: What it says is wrong with the token or its account; None: nothing.
+        condemns: It may count against the generation; false for reports of the CLI alone, such as "Not logged in".
+        trouble: The trouble of the token or its account; None: there is none.
         is_final: The CLI has given up; false for its retries.
-        status: The HTTP status, where one is known.
-        limit_type: Which usage limit, in the API's words, such as ``five_hour``.
-        limit_model: The model the limit is of; None: the whole account.
+        status: The HTTP status, if known.
+        limit_type: The usage limit in the API's words, such as ``five_hour``.
+        limit_model: The model of the limit; None: the whole account.
         resets_at: When the limit ends, epoch seconds.
         retry_after_seconds: When the CLI itself would try again.
-        advice: What the caller is told instead of the sentence of the class.
+        advice: The text for the caller, in place of the sentence of the class.
     """
 
     rule: str
@@ -111,9 +111,9 @@ class Detection(msgspec.Struct, frozen=True):
 
     def or_sharper(self, earlier: Detection | None) -> Detection:
         """
-        Return what is known after this detection: itself, or *earlier* where that says more about the same failure.
+        Return this detection, or *earlier* where that says more about the same failure.
 
-        The two channels are read in any order, so a line about a retry may come after the frame of giving up.
+        The channels are read in any order, so a line about a retry may follow the frame of giving up.
         """
         if earlier is None or self.is_evidence:
             return self
@@ -142,20 +142,20 @@ class _Limit(msgspec.Struct, frozen=True):
 
 class Detector:
     """
-    Read one attempt's lines for API errors that the CLI itself reports; fed with each line once, in order.
+    Detect the API errors that the CLI reports in one attempt's lines; takes each line once, in order.
 
-    Guarantee: never raises, whatever the bytes; costs a few microseconds for a line that is none of its business.
+    It never raises, whatever the bytes. A line about anything else costs a few microseconds.
 
     Args:
-        now: The time, in epoch seconds; the ends of limits are told relative to it.
+        now: Returns the time in epoch seconds; the ends of limits are computed from it.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._now = now
         self._starting = True
         self._foreign_since: str | None = None
-        self._told: ApiError | None = None
-        self._told_aside = False
+        self._logged: ApiError | None = None
+        self._logged_aside = False
         self._given_up: tuple[str, ApiError] | None = None
         self._limit: _Limit | None = None
         self._models: set[str] = set()
@@ -163,19 +163,19 @@ class Detector:
 
     def stderr(self, line: bytes, *, finished: bool = True) -> Detection | None:
         """
-        Look at a line of stderr.
+        Read a line of stderr.
 
-        While the CLI starts, older versions print what an MCP server writes as it is, newlines and all: a line in there
-        can have the very form of an API error. It is believed only when its time is later than that of the MCP server's
-        entry, or when the CLI has said something else itself in between.
+        While the CLI starts, older versions copy the output of MCP servers as it is, newlines included, so a foreign
+        line can have the form of an API error. Such a line counts only if its time is later than that of the MCP
+        server's entry, or if the CLI has written an entry of its own in between.
 
-        A refusal of one model is none of the run's where it is not the run's model, or where nobody can tell and the
-        run's own has answered before: then a sub-agent asked, or the CLI for itself, with a small model. The run's own
-        request is reported in frames, too.
+        The refusal of one model is ignored if it is not the run's model, or if that cannot be decided and the run's
+        model has answered before: then a sub-agent made the request, or the CLI did with a small model. Frames report
+        the run's own request as well.
 
         Args:
-            finished: Whether the newline is there. Of a line that may go on only what no end could change is believed:
-                a body that is there, with the type of the error.
+            finished: The newline has arrived. An unfinished line counts only with a whole body and the error's type,
+                because no continuation can change these.
         """
         error = error_in_stderr(line)
         if error is None:
@@ -189,11 +189,11 @@ class Detector:
         detection = self._detection(error, Channel.STDERR, is_final=False)
         is_aside = detection.error_class is ErrorClass.MODEL and self._is_aside(error)
         if finished:
-            self._told, self._told_aside = error, is_aside
+            self._logged, self._logged_aside = error, is_aside
         return None if is_aside else detection
 
     def stdout(self, frame: Frame) -> Detection | None:
-        """Look at a frame."""
+        """Read a frame."""
         if frame.parent_tool_use_id is not None:
             return None
         match frame.type:
@@ -240,8 +240,8 @@ class Detector:
         if message is None or message.model is None:
             return None
         if message.model != SYNTHETIC_MODEL:
-            # The model goes on: what was reported before is over.
-            self._told = self._given_up = None
+            # The model continues: an earlier error is over.
+            self._logged = self._given_up = None
             self._models.add(message.model)
             self._model_has_spoken = True
             return None
@@ -254,17 +254,17 @@ class Detector:
     def _result(self, frame: Frame) -> Detection | None:
         if not frame.is_error or frame.subtype == "error_max_turns":
             return None
-        # Not its ``errors``: they hold whatever the CLI has logged, an MCP server's 401 too.
+        # Not its ``errors``: they hold everything that the CLI has logged, even an MCP server's 401.
         error = _reported(frame, frame.result or "")
         if self._given_up is not None and frame.result == self._given_up[0]:
-            # Said once more, without the word and, in older versions, without all else.
-            said = self._given_up[1]
-            error = replace(said, status=error.status or said.status, type=error.type or said.type)
+            # The same failure again, without the word and, in older versions, without the other fields.
+            earlier = self._given_up[1]
+            error = replace(earlier, status=error.status or earlier.status, type=error.type or earlier.type)
         else:
             error = self._qualified(error)
         detection = self._detection(error, Channel.STDOUT, is_final=True)
         if frame.api_error_status is None:
-            # Nothing but a sentence: true or not, it is no word of the API.
+            # Only a sentence: true or not, it is not the API's own word.
             detection = replace(detection, condemns=False)
         return detection
 
@@ -276,12 +276,12 @@ class Detector:
             self._limit = None
             return None
         if info.rate_limit_type is None and info.resets_at is None:
-            return None  # a throttle: nothing says what limit, or until when
+            return None  # a throttle: it names neither a limit nor its end
         limit_type = info.rate_limit_type
         if limit_type is not None and not (
             limit_type.isascii() and limit_type.isidentifier() and len(limit_type) <= 40
         ):
-            limit_type = "other"  # the API's names are plain words; what is none is not repeated
+            limit_type = "other"  # the API's names are plain words; anything else is not repeated
         self._limit = _Limit(limit_type, info.resets_at)
         return Detection(
             rule="limit-event",
@@ -297,27 +297,23 @@ class Detector:
     # -- both
 
     def _qualified(self, error: ApiError) -> ApiError:
-        """Add what stderr told about the same error and the frame leaves out."""
-        told = self._told
-        if told is None or error.type not in {None, told.type}:
+        """Add what stderr reported about the same error and the frame omits."""
+        logged = self._logged
+        if logged is None or error.type not in {None, logged.type}:
             return error
         statuses = {error.status}
         if error.status is None:
-            is_in_doubt = self._told_aside and error.word in _SAID_WITHOUT_ASKING
-            statuses = set() if is_in_doubt else _STATUSES_BY_WORD.get(error.word, set())
-        if told.status not in statuses or not _say_the_same(error.message, told.message):
+            is_uncertain = self._logged_aside and error.word in _WITHOUT_REQUEST
+            statuses = set() if is_uncertain else _STATUSES_BY_WORD.get(error.word, set())
+        if logged.status not in statuses or not _may_be_same(error.message, logged.message):
             return error
+        text = f"{error.text} \u00b7 {logged.text}"
         return replace(
-            error,
-            status=told.status,
-            type=told.type,
-            code=told.code,
-            text=f"{error.text} \u00b7 {told.text}",
-            message=told.message,
+            error, status=logged.status, type=logged.type, code=logged.code, text=text, message=logged.message
         )
 
     def _is_aside(self, error: ApiError) -> bool:
-        """Tell whether the refusal of a model is not of the run's own request."""
+        """Whether the refusal of a model is not about the run's own request."""
         another = names_another_model(error.message or error.text, self._models)
         return self._model_has_spoken if another is None else another
 
@@ -361,23 +357,23 @@ class Detector:
 
 
 def _reported(frame: Frame, text: str) -> ApiError:
-    """Put together what a frame of giving up says; what it has no field for may stand in its sentence."""
-    spoken = error_in_sentence(text)
+    """Build the error of a frame of giving up; its sentence fills in for missing fields."""
+    sentence = error_in_sentence(text)
     return ApiError(
-        status=_status(frame.api_error_status) or spoken.status,
-        type=frame.api_error_type or spoken.type,
-        code=frame.api_error_code or spoken.code,
+        status=_status(frame.api_error_status) or sentence.status,
+        type=frame.api_error_type or sentence.type,
+        code=frame.api_error_code or sentence.code,
         word=frame.error,
         detail=frame.api_error,
-        text=spoken.text,
-        message=spoken.message,
+        text=sentence.text,
+        message=sentence.message,
     )
 
 
-def _say_the_same(shown: str | None, told: str | None) -> bool:
-    """Tell whether the message in a frame may be the one on stderr; where either is missing it may."""
+def _may_be_same(shown: str | None, logged: str | None) -> bool:
+    """Whether the message in a frame may be the one on stderr; it may if either is missing."""
     begin = (shown or "").strip()[:_SAME_LENGTH]
-    return not begin or not told or begin in told or told.strip()[:_SAME_LENGTH] in (shown or "")
+    return not begin or not logged or begin in logged or logged.strip()[:_SAME_LENGTH] in (shown or "")
 
 
 def _status(value: int | None) -> int | None:

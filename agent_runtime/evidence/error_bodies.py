@@ -1,5 +1,5 @@
 """
-What an error answer's body says, whichever server wrote it: the API itself, a gateway, or something on the way.
+Parse the body of an error answer, whether the API, a gateway or a proxy wrote it.
 
 Source: the API's documentation of errors; LiteLLM's ``ProxyException``; OpenAI's error object, which one-api, new-api
 and OpenRouter use too; FastAPI's ``detail``; RFC 9457.
@@ -25,7 +25,7 @@ STATUS_BY_TYPE: dict[str, int] = {
     "overloaded_error": 529,
 }
 """
-The API's own error types, and the status each stands for where an error has none of its own, in the middle of a stream.
+The API's own error types, and the status of each for errors without one (in the middle of a stream).
 
 Source: the API's documentation of errors, 2026.
 """
@@ -35,7 +35,7 @@ _CODE_LENGTH = 64
 _PASSED_ON_LENGTH = 160
 _FIELD_LENGTH = 256
 _FIELDS = frozenset(
-    {
+    [
         "messages",
         "tools",
         "tool_choice",
@@ -54,24 +54,22 @@ _FIELDS = frozenset(
         "context_management",
         "output_config",
         "body",
-    }
+    ]
 )
-"""What the request of a message consists of, but for ``model``: with that the API names the model it means."""
+"""The fields of a message request, except ``model``: the API puts that before a message about the model."""
 _decoder = json.JSONDecoder(strict=False)
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
     """
-    An error body, as far as it could be read.
+    An error body, as far as it could be parsed.
 
     Attributes:
-        type: The error's type, in the API's words or in a gateway's.
-        code: A finer code, where there is one that is no HTTP status: ``error.details.error_code`` of the API,
-            ``error.code`` of gateways.
-        status: The HTTP status, where the body itself names it.
-        message: What it says; None: nothing.
-        is_whole: The error was read to its end; false for a line that was cut off in it.
-        is_own_form: This is how the API itself puts an error, and no gateway's way.
+        type: The error's type, of the API or of a gateway.
+        code: A finer code that is no HTTP status: ``error.details.error_code`` of the API, ``error.code`` of gateways.
+        status: The HTTP status, if the body names it.
+        is_whole: The error was read to its end; false for a line that was cut off.
+        is_own_form: The API itself writes errors in this form, and no gateway does.
     """
 
     type: str | None = None
@@ -83,7 +81,7 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 
 def read_body(text: str) -> ErrorBody | None:
-    """Read a body that begins with JSON; None where it holds no error that could be read. Never raises."""
+    """Parse a body that begins with JSON; None without a readable error. Never raises."""
     if not text.startswith(("{", "[")):
         return None
     found = _decoded(text)
@@ -98,7 +96,7 @@ def read_body(text: str) -> ErrorBody | None:
 def _decoded(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
-    except (ValueError, RecursionError):  # something stands behind it, or a control character in it
+    except (ValueError, RecursionError):  # text behind it, or a control character in it
         pass
     try:
         return _decoder.raw_decode(text)[0]
@@ -153,7 +151,7 @@ def _of_object(error: dict[str, Any]) -> ErrorBody:
 
 def _passed_on(body: ErrorBody) -> ErrorBody:
     """
-    Read on where the message is another server's body that a gateway passes on, with some words of its own before it.
+    Parse the inner body where a gateway passes another server's body on, behind some words of its own.
 
     Source: LiteLLM, ``litellm.BadRequestError: AnthropicException - {"type":"error",…}. Received Model Group=…``.
     """
@@ -174,9 +172,9 @@ def _passed_on(body: ErrorBody) -> ErrorBody:
 
 def is_about_a_field(message: str) -> bool:
     """
-    Tell whether a message is about the request's form, such as ``messages.0.content: Input should be …``.
+    Whether a message is about the request's form, such as ``messages.0.content: Input should be …``.
 
-    Such a message may quote anything the request holds; what it says is never about an account.
+    Such a message may quote anything from the request, and is never about an account.
     """
     path, colon, _ = message[:_FIELD_LENGTH].partition(":")
     name = path.partition(".")[0].partition("[")[0]
@@ -184,14 +182,13 @@ def is_about_a_field(message: str) -> bool:
 
 
 def _cut_off(text: str) -> ErrorBody | None:
-    """Read what there is of a body that is cut off."""
+    """Parse the readable part of a body that was cut off."""
     at = text.find('"error":{')
     whole = _decoded(text[at + len('"error":') :]) if at >= 0 else None
     if isinstance(whole, dict):
         body = _of_object(whole)
-        return msgspec.structs.replace(
-            body, is_own_form=text.startswith('{"type":"error"') and body.type in STATUS_BY_TYPE
-        )
+        is_own = text.startswith('{"type":"error"') and body.type in STATUS_BY_TYPE
+        return msgspec.structs.replace(body, is_own_form=is_own)
     kind, message = _field(text, '"type":"', max(at, 0)), _field(text, '"message":"', max(at, 0))
     return ErrorBody(type=kind, message=_cut(message)) if kind or message else None
 
@@ -220,7 +217,7 @@ def _code(value: Any) -> str | None:
 
 
 def _status(value: Any) -> int | None:
-    """Read a code that only repeats the HTTP status, as a number or a text."""
+    """Read a code that only repeats the HTTP status, as a number or as text."""
     text = str(value)
     return int(text) if len(text) == 3 and text.isascii() and text.isdigit() and 300 <= int(text) < 600 else None
 

@@ -1,70 +1,82 @@
 """
-The types and codes by which an API or a gateway says what is wrong with an account, whatever the HTTP status.
+The types, codes and words by which an API, a gateway or the CLI names an error, whatever the HTTP status.
 
-A gateway has them in ``error.type``, ``error.code`` or both; one table serves for either.
+A gateway has its code in ``error.type``, ``error.code`` or both; one table serves for either.
 """
 
 from __future__ import annotations
 
-BLOCKED_CODES = frozenset(
+from itertools import chain
+
+
+def _union(words_by_source: dict[str, str]) -> frozenset[str]:
+    return frozenset(chain.from_iterable(words.split() for words in words_by_source.values()))
+
+
+BLOCKED_CODES = _union(
     {
-        # The API itself, ``error.details.error_code`` and its OAuth server; source: Claude Code 2.1.332.
-        "account_on_hold",
-        "verification_required",
-        # OpenAI's codes, which gateways pass on; source: OpenAI's list of error codes.
-        "account_deactivated",
-        "organization_deactivated",
-        # Kimi Code, "Access terminated"; source: its error reference.
-        "access_terminated_error",
+        "the API's ``error.details.error_code`` and OAuth server (2.1.332)": "account_on_hold verification_required",
+        "OpenAI's list, which gateways pass on": "account_deactivated organization_deactivated",
+        "Kimi Code's error reference": "access_terminated_error",
     }
 )
 """The account is on hold, disabled, or must do something before it may be used."""
 
-BILLING_CODES = frozenset(
+BILLING_CODES = _union(
     {
-        # The API itself; source: its documentation of errors, and Claude Code 2.1.332 for the code.
-        "billing_error",
-        "extra_usage_out_of_credits",
-        # LiteLLM, with 400 and 429, older versions with 401; source: ``ProxyErrorTypes`` in litellm/proxy/_types.py.
-        "budget_exceeded",
-        # OpenAI's, with 429; source: its list of error codes and Microsoft's Dev Proxy documentation of them.
-        "insufficient_quota",
-        "billing_hard_limit_reached",
-        "billing_not_active",
-        "credit_balance_exhausted",
-        "organization_spend_limit_exceeded",
-        "project_spend_limit_exceeded",
-        # one-api and new-api, with 403 and 402; source: types/error.go of QuantumNous/new-api.
-        "insufficient_user_quota",
-        "pre_consume_token_quota_failed",
-        # OpenRouter, beside 402; source: its documentation of errors.
-        "payment_required",
-        "insufficient_credits",
-        # DeepSeek and others with an endpoint in the API's form.
-        "insufficient_balance",
-        # Moonshot, with 429 and 403; source: its error reference.
-        "exceeded_current_quota_error",
+        "the API's documentation of errors, and 2.1.332": "billing_error extra_usage_out_of_credits",
+        "LiteLLM's ProxyErrorTypes, with 400 and 429, older versions with 401": "budget_exceeded",
+        "OpenAI's list and Microsoft's Dev Proxy, with 429": "insufficient_quota billing_hard_limit_reached"
+        " billing_not_active credit_balance_exhausted organization_spend_limit_exceeded project_spend_limit_exceeded",
+        "types/error.go of new-api, with 402 and 403": "insufficient_user_quota pre_consume_token_quota_failed",
+        "OpenRouter's documentation of errors, with 402": "payment_required insufficient_credits",
+        "DeepSeek and others with an endpoint in the API's form": "insufficient_balance",
+        "Moonshot's error reference, with 403 and 429": "exceeded_current_quota_error",
     }
 )
-"""The account, team or key cannot pay: no credit, or a budget that is spent."""
+"""The account, team or key cannot pay: it has no credit, or its budget is spent."""
 
-MODEL_CODES = frozenset(
+MODEL_CODES = _union(
     {
-        # LiteLLM, with 401 and 403; source: ``ProxyErrorTypes`` in litellm/proxy/_types.py.
-        "key_model_access_denied",
-        "team_model_access_denied",
-        "user_model_access_denied",
-        "org_model_access_denied",
-        "project_model_access_denied",
-        # OpenAI's, with 403 and 404, and new-api's, with 503; source: OpenAI's list, types/error.go of new-api.
-        "model_not_found",
-        # The API itself; source: Claude Code 2.1.332.
-        "model_access_suspended",
+        "LiteLLM's ProxyErrorTypes, with 401 and 403": "key_model_access_denied team_model_access_denied"
+        " user_model_access_denied org_model_access_denied project_model_access_denied",
+        "OpenAI's list, with 403 and 404; types/error.go of new-api, with 503": "model_not_found",
+        "the API (2.1.332)": "model_access_suspended",
     }
 )
-"""It is this one model that is not to be had, by this key or at all."""
+"""This one model is not available, to this key or to anybody."""
 
 GATEWAY_TYPES = frozenset(
     {"one_api_error", "new_api_error", "upstream_error", "openai_error", "claude_error", "auth_error"}
 )
-"""What gateways put in ``error.type`` of whatever happened; source: as for their codes above."""
+"""The ``error.type`` that gateways give to any error; sources as for their codes above."""
+
+# The CLI's own words for details (``api_error`` of a frame). Source: Claude Code 2.1.330.
+NETWORK_DETAILS = frozenset(
+    [
+        "connection_failed",
+        "tls_untrusted_ca",
+        "tls_cert_signature_failure",
+        "no_response",
+        "stream_idle_timeout",
+        "computer_slept",
+    ]
+)
+FIREWALL_DETAILS = frozenset({"network_edge_blocked", "gateway_content_type"})
+NO_ANSWER_DETAILS = frozenset({"empty_completion", "malformed_tool_use_exhausted"})
+LONG_CONTEXT_DETAILS = frozenset({"long_context_credits_required"})
+MODEL_CREDITS_DETAILS = frozenset(
+    ["model_requires_usage_credits", "consent_unanswered", "no_allowed_fallback", "model_substitution_disabled"]
+)
+LOGIN_DETAILS = frozenset(
+    [
+        "stored_login_refused",
+        "oauth_refresh_store_refused",
+        "named_profile_unusable",
+        "gateway_signin_required",
+        "gateway_session_expired",
+        "unattended_start_limit",
+        "unattended_start_unconfirmed",
+    ]
+)
+"""Logins other than the delivered token; no child is given one."""

@@ -1,4 +1,4 @@
-"""What a rule about API errors can ask for, and what it looks at."""
+"""The criteria of a rule about API errors, and the texts that they are compared with."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from agent_runtime.evidence.error_bodies import is_about_a_field
 from agent_runtime.evidence.phrases import ABOUT_CONTENT, ADVERBS, TRAILERS, Phrases
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
-ALL_VERSIONS = "1.0.128 to 2.1.332"
+    from collections.abc import Collection, Container
+    from collections.abc import Set as AbstractSet
 
 _SAID_LENGTH = 1000
 _QUOTED = re.compile(r'"[^"]*"|`[^`]*`|\u201c[^\u201d]*\u201d|(?<!\w)\'[^\']*\'(?!\w)')
@@ -48,20 +47,20 @@ class ApiError(msgspec.Struct, frozen=True):
 
 class Reading:
     """
-    The texts of an error, as rules look at them; all in lower case.
+    The texts of an error as rules read them, in lower case and with straight apostrophes.
 
-    What is *said* is said in the API's or the CLI's own words: without what they quote, because that may be anything
-    the request holds, and without what a gateway adds.
+    Criteria called *said* read only the API's or the CLI's own words. Quotations are left out, because they may hold
+    anything from the request, and so are the additions of gateways.
 
     Attributes:
-        text: Everything, by the API and by the CLI.
+        text: Everything that the API and the CLI said.
         sentences: The CLI's remarks in it.
         is_about_a_field: The message is about the request's form.
     """
 
     def __init__(self, error: ApiError) -> None:
         message = error.text if error.message is None else error.message
-        self.text = error.text.lower()
+        self.text = error.text.lower().replace("\u2019", "'")
         self.sentences = _sentences(self.text)
         self.is_about_a_field = is_about_a_field(message)
         self._message = message
@@ -75,18 +74,18 @@ class Reading:
 
     @cached_property
     def _api_said(self) -> str:
-        """What the API says; nothing where it is about the request's form or content."""
+        """The API's own words; empty where they are about the request's form or content."""
         return _plainly(self._message) if self._is_plain else ""
 
     @cached_property
     def _said(self) -> str:
-        """The same, and the CLI's words."""
+        """The API's own words and the CLI's."""
         if not self._is_plain or self._own_text == self._message:
             return self._api_said
         return f"{self._api_said} \u00b7 {_plainly(self._own_text)}"
 
     def holds(self, phrases: Phrases, *, by_the_api: bool = False) -> bool:
-        """Tell whether one of *phrases* is said; several rules ask for the same ones."""
+        """Whether one of *phrases* is said; remembered, because several rules ask for the same ones."""
         key = (id(phrases), by_the_api)
         if key not in self._found:
             self._found[key] = _holds(self._api_said if by_the_api else self._said, phrases)
@@ -95,11 +94,10 @@ class Reading:
 
 class Rule(msgspec.Struct, frozen=True):
     """
-    One way to recognise what happened; everything it names must hold, an empty criterion always does.
+    One way to recognise an error: every criterion must hold, and an empty one always does.
 
     Attributes:
-        statuses: HTTP statuses; an empty range stands for none in particular.
-        without_status: Only where no status is known.
+        statuses: HTTP statuses; ``None`` in it stands for an unknown one.
         types: The error types of the body; ``None`` in it stands for an unknown one.
         codes: The type or the code of the body is one of these.
         words: The CLI's words; ``None`` in it stands for a report without one.
@@ -111,20 +109,20 @@ class Rule(msgspec.Struct, frozen=True):
         api_said: One of these is said by the API itself.
         unless: None of these is said.
         begins: One of the text's sentences begins with one of these (lower case).
-        is_evidence: It is about the token or its account: the attempt is to be stopped now.
-        condemns: It may count against the generation: it is the API's own word, not only the CLI's.
-        blocks: It is not the credential that is refused but its account that is blocked.
-        advice: What the caller is told instead of the sentence of the class.
+        stops: The attempt is stopped now, but the generation is not condemned: only the CLI says so.
+        condemns: The attempt is stopped, and the API's own words count against the generation.
+        blocks: The attempt is stopped; the account is blocked, not the credential refused.
+        advice: The text for the caller, in place of the sentence of the class.
+        source: Versions of Claude Code, public reports or documents.
     """
 
     id: str
     error_class: ErrorClass
-    statuses: range | frozenset[int] = range(0)
-    without_status: bool = False
-    types: frozenset[str | None] = frozenset()
-    codes: frozenset[str] = frozenset()
-    words: frozenset[str | None] = frozenset()
-    details: frozenset[str] = frozenset()
+    statuses: Container[int | None] = ()
+    types: AbstractSet[str | None] = frozenset()
+    codes: AbstractSet[str] = frozenset()
+    words: AbstractSet[str | None] = frozenset()
+    details: AbstractSet[str] = frozenset()
     of_a_field: bool = False
     with_message: bool = False
     phrases: Phrases = ()
@@ -132,18 +130,21 @@ class Rule(msgspec.Struct, frozen=True):
     api_said: Phrases = ()
     unless: Phrases = ()
     begins: tuple[str, ...] = ()
-    is_evidence: bool = False
+    stops: bool = False
     condemns: bool = False
     blocks: bool = False
     advice: str | None = None
-    seen_on: str = ALL_VERSIONS
     source: str = "tests/recorded"
 
+    @property
+    def is_evidence(self) -> bool:
+        """Whether the error is about the token or its account."""
+        return self.stops or self.condemns or self.blocks
+
     def fits(self, error: ApiError, reading: Reading) -> bool:
-        """Tell whether everything this rule names holds."""
+        """Whether every criterion of this rule holds."""
         return (
             (not self.statuses or error.status in self.statuses)
-            and (not self.without_status or error.status is None)
             and (not self.types or error.type in self.types)
             and (not self.codes or error.type in self.codes or error.code in self.codes)
             and (not self.words or error.word in self.words)
@@ -169,7 +170,7 @@ def _holds(text: str, phrases: Phrases) -> bool:
 
 
 def _plainly(message: str) -> str:
-    """Leave out what is quoted, what a gateway adds behind, and the words that may stand in the middle of a phrase."""
+    """Remove quotations, what gateways append, and adverbs that may interrupt a phrase."""
     said = message[:_SAID_LENGTH].lower().replace("\u2019", "'")
     for trailer in TRAILERS:
         said = said.partition(trailer)[0]
@@ -180,7 +181,7 @@ def _plainly(message: str) -> str:
 
 
 def _sentences(lowered: str) -> tuple[str, ...]:
-    """Split the CLI's text where it puts a dot between two remarks; its own lead-in is no part of a sentence."""
+    """Split the CLI's text at the dots between remarks; its lead-ins are not part of a sentence."""
     found = [piece.strip() for piece in lowered.replace(" \u2219 ", " \u00b7 ").split(" \u00b7 ")]
     found += [piece.removeprefix("failed to authenticate.").strip() for piece in found if piece.startswith("failed")]
     found += [piece.removeprefix("api error:").strip() for piece in found if piece.startswith("api error:")]
@@ -188,7 +189,7 @@ def _sentences(lowered: str) -> tuple[str, ...]:
 
 
 _MODEL_MESSAGE_LENGTH = 1000
-_MODEL_LIST = re.compile(r"\[[^\]]*\]")  # the models a key may use are not the one it was refused
+_MODEL_LIST = re.compile(r"\[[^\]]*\]")  # the models that a key may use, not the refused one
 _MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._:/@-]*")
 _MODEL_AFTER = re.compile(
     r"(?:to access|models?|\u6a21\u578b|endpoints found for)[ :=]*[`'\"]?([a-z0-9][a-z0-9._:/@-]*)"
@@ -199,9 +200,9 @@ _MODEL_SUFFIX = re.compile(r"(?:-\d{8}|@\d{8}|-latest|-v\d+(?::\d+)?|:[a-z]+)+$"
 
 def names_another_model(message: str, models: Collection[str]) -> bool | None:
     """
-    Tell whether *message* refuses another model than *models*, the run's own; None: it names none that can be told.
+    Whether *message* refuses a model that is not among *models*, the run's own; None: no model can be recognised.
 
-    A date, a variant and a provider are no part of a name. Where none is named, the family that is spoken of decides.
+    Names are compared without date, variant and provider. Without a name, the model family decides.
     """
     if not models:
         return None

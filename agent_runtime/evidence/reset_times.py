@@ -1,8 +1,8 @@
 """
-When a usage limit ends, as a sentence tells it.
+Parse from a sentence when a usage limit ends.
 
-The CLI prints the time of day within 24 hours, the date as well for later, and its own time zone behind it since 2.0;
-the API and gateways name a moment in UTC, or how long it takes.
+The CLI prints the time of day within 24 hours, adds the date for later ends, and adds its own time zone since 2.0. The
+API and gateways give a time in UTC or a duration.
 
 Source: Claude Code 1.0.128 ("Session limit reached ∙ resets 7:56am", "…limit reached|EPOCH"), 2.0.76 to 2.1.332
 ("· resets 8pm (Asia/Tokyo)", "· resets Dec 3, 5:11am (Asia/Tokyo)", "It resets …", with a year where it is
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HORIZON = timedelta(days=8)
-"""No usage limit lasts longer than a week; what seems to is a misreading, or no end worth waiting for."""
+"""No usage limit lasts longer than a week: a later end is misread, or not worth waiting for."""
 
 _TEXT_LENGTH = 2000
 _PIECE_LENGTH = 80
@@ -46,10 +46,10 @@ _OFFSET = re.compile(r"(?:utc|gmt)?([+-])(\d{1,2}):?(\d{2})?", re.IGNORECASE)
 
 def end_of_limit(text: str, now: float) -> float | None:
     """
-    Find the time a limit ends; epoch seconds.
+    Return when a limit ends, in epoch seconds: the earliest time in the text, within :data:`HORIZON` from *now*.
 
-    The earliest one that is told, never in the past, never beyond :data:`HORIZON`. None where no time is told, or one
-    in a time zone that is not known here; where a sentence has no zone it is this process's own, which the CLI shares.
+    None without a time, or with one in a time zone that is unknown here. A sentence without a zone uses this process's
+    zone, which the CLI shares.
     """
     moments = [moment for moment in _moments(text[:_TEXT_LENGTH], now) if 0 <= moment - now <= HORIZON.total_seconds()]
     return min(moments, default=None)
@@ -71,7 +71,7 @@ def _moments(text: str, now: float) -> Iterator[float]:
 
 
 def _after(piece: str, now: float) -> float | None:
-    """Read how long it takes: ``3 hours``, ``2h 15m``, ``1 hour and 20 minutes``."""
+    """Parse a duration: ``3 hours``, ``2h 15m``, ``1 hour and 20 minutes``."""
     total, at = 0, 0
     while found := _SPAN.match(piece, at):
         total += int(found[1]) * _SECONDS[found[2].lower()]
@@ -80,7 +80,7 @@ def _after(piece: str, now: float) -> float | None:
 
 
 def _at(piece: str, now: float) -> float | None:
-    """Read a moment: a time, a date, or both, with or without a zone."""
+    """Parse a time, a date, or both, with or without a zone."""
     if piece[:10].isdigit() and not piece[10:11].isdigit():
         return float(piece[:10])
     year = month = day = None
@@ -94,25 +94,25 @@ def _at(piece: str, now: float) -> float | None:
     at = found.end() if found else 0
     time = _TIME.match(piece, at)
     if time is not None and time[2] is None and time[4] is None:
-        time = None  # a number alone is none
+        time = None  # a number alone is no time
     if time is None and day is None:
         return None
     zone = _ZONE.match(piece, time.end() if time else at)
     try:
         where = _zone(zone[1] or zone[2]) if zone else None
         if where is None and time is None:
-            where = UTC  # a date alone is the API's, which counts its days so
+            where = UTC  # only the API prints a date alone, and its days are in UTC
         elif where is None and is_iso:
-            return None  # no version of the CLI prints it so: whose time that is cannot be known
+            return None  # no version of the CLI prints this form: the zone is unknown
         return _next(now, where, (year, month, day), _hour(time) if time else (0, 0, 0))
     except (ValueError, OverflowError, OSError, LookupError):
-        return None  # no such day, hour or zone
+        return None  # there is no such day, hour or zone
 
 
 def _next(
     now: float, zone: tzinfo | None, date: tuple[int | None, int | None, int | None], time: tuple[int, int, int]
 ) -> float | None:
-    """Find the next moment of that date and time; *zone* None: the process's own."""
+    """Return the next such date and time, in epoch seconds; *zone* None: the process's own."""
     here = datetime.fromtimestamp(now, zone)
     wanted = here.replace(hour=time[0], minute=time[1], second=time[2], microsecond=0)
     year, month, day = date
@@ -121,14 +121,14 @@ def _next(
     else:
         years = [year] if year else [here.year, here.year + 1]
         moments = [wanted.replace(year=each, month=month, day=day) for each in years]
-    # The CLI cuts the seconds off: what is over within this minute is this minute's, and not tomorrow's.
+    # The CLI cuts the seconds off: an end in this very minute means now, not tomorrow.
     moment = next((moment for moment in moments if moment + _MINUTE > here), None)
     return None if moment is None else max(moment.timestamp(), now)
 
 
 def _hour(time: re.Match[str]) -> tuple[int, int, int]:
     """
-    Read a time of day.
+    Return hour, minute and second of a time of day.
 
     Raises:
         ValueError: There is no such hour.
@@ -143,10 +143,10 @@ def _hour(time: re.Match[str]) -> tuple[int, int, int]:
 
 def _zone(name: str) -> tzinfo:
     """
-    Find a time zone by its name, or by its distance from UTC.
+    Return a time zone by its name or by its offset from UTC.
 
     Raises:
-        LookupError, ValueError, OSError: None of that name is known here.
+        LookupError, ValueError, OSError: No zone of that name is known here.
     """
     if name.lower() in _UTC_NAMES:
         return UTC

@@ -1,7 +1,7 @@
 """
-The forms in which the CLI writes an API error down: lines of its debug log, and sentences for a person.
+Parse the two forms in which the CLI prints an API error: lines of its debug log, and sentences for a person.
 
-Everything here looks at a bounded piece of the text, from its beginning, and decodes no more than it must.
+Every function reads a bounded piece from the beginning of the text and decodes only what it needs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MARKS = (
     b"Error in API request: ",  # 2.1.330
     b"Non-streaming fallback also failed: ",  # 2.1.330
 )
-"""How the CLI's own entries about API errors begin. A failure shows in more than one of them."""
+"""Beginnings of the CLI's own entries about API errors. One failure can show in several entries."""
 
 _HEAD_BYTES = 256
 _BODY_BYTES = 16384
@@ -34,9 +34,9 @@ _OF_A_CREDENTIAL = ("x-api-key", "bearer", "token", "credential", "authenticatio
 
 def error_in_stderr(line: bytes) -> ApiError | None:
     """
-    Read an entry about an API error; None for everything else.
+    Parse an entry about an API error; None for everything else.
 
-    The entry is the CLI's own only if nothing but a time, its level and control sequences stand before it.
+    The entry is the CLI's own only if nothing precedes it but a time, a level and control sequences.
     """
     for mark in _MARKS:
         at = line.find(mark, 0, _HEAD_BYTES)
@@ -52,7 +52,7 @@ def error_in_stderr(line: bytes) -> ApiError | None:
     if mark is _MARKS[0]:
         end = body.find(b"): ", 0, 24)
         if end < 0:
-            return None  # not there yet, or none
+            return None  # incomplete, or not an entry of this kind
         body = body[end + 3 :]
     text = plain(body)
     if quoted:
@@ -62,12 +62,12 @@ def error_in_stderr(line: bytes) -> ApiError | None:
 
 
 def is_foreign_entry(line: bytes) -> bool:
-    """Tell whether an entry may go on in the next lines with somebody else's text; those that are quoted do not."""
+    """Whether the next lines may continue an entry with foreign text; quoted entries never continue."""
     return line.find(b"] MCP server ", 0, _ENTRY_HEAD_BYTES) >= 0
 
 
 def is_own_entry(line: bytes) -> bool:
-    """Tell whether a line looks like the beginning of an entry of the CLI's debug log."""
+    """Whether a line looks like the beginning of an entry of the CLI's debug log."""
     end = line.find(b"] ", 0, _ENTRY_HEAD_BYTES)
     start = line.rfind(b"[", 0, end) if end > 0 else -1
     if start < 0 or not line[start + 1 : end].isupper():
@@ -78,7 +78,7 @@ def is_own_entry(line: bytes) -> bool:
 
 def is_prompt_entry(line: bytes) -> bool:
     """
-    Tell whether the CLI has taken the prompt: from then on every version quotes newlines.
+    Whether the entry shows that the CLI has read the prompt: after it every version quotes newlines.
 
     Source: 1.0.128, 2.0.76 and 2.1.30 look for hooks of that name then; later versions quote from the start.
     """
@@ -86,16 +86,16 @@ def is_prompt_entry(line: bytes) -> bool:
 
 
 def time_of_entry(line: bytes) -> str:
-    """Return the time an entry begins with, in a form that sorts; empty where it has none (1.0.128)."""
+    """Return the time at the beginning of an entry, in a form that sorts; empty without one (1.0.128)."""
     stamp = plain(line[:_ENTRY_HEAD_BYTES].partition(b" [")[0].rpartition(b"\r")[2]).strip()
     return stamp if _is_stamp(stamp) else ""
 
 
 def error_in_sentence(text: str) -> ApiError:
     """
-    Read what the CLI tells a person, such as ``Failed to authenticate. API Error: 401 {…} · Please run /login``.
+    Parse a sentence for a person, such as ``Failed to authenticate. API Error: 401 {…} · Please run /login``.
 
-    A status is taken only from where the CLI puts it, at the beginning of a remark.
+    A status counts only at the beginning of a remark, where the CLI puts it.
     """
     text = text[:_TEXT_LENGTH].strip()
     for remark in text.split(" \u00b7 "):
@@ -131,7 +131,7 @@ def _is_stamp(text: str) -> bool:
 
 
 def _unquoted(text: str) -> str:
-    """Undo the quoting of an entry of several lines, also where its end is missing."""
+    """Undo the quoting of an entry of several lines, even if its end is missing."""
     try:
         return msgspec.json.decode('"' + text.rstrip(), type=str)
     except msgspec.DecodeError:
@@ -139,7 +139,7 @@ def _unquoted(text: str) -> str:
 
 
 def _parsed(text: str) -> ApiError:
-    """Read ``STATUS STATUS BODY``, where each part may be missing."""
+    """Parse ``STATUS STATUS BODY``; each part may be missing."""
     text = text.strip()
     status: int | None = None
     while (number := _leading_status(text)) is not None and status in {None, number}:
@@ -151,7 +151,7 @@ def _parsed(text: str) -> ApiError:
         return ApiError(status=status, type=kind, text=rest[:_TEXT_LENGTH], message=rest[:_TEXT_LENGTH])
     body = read_body(text)
     if body is None:
-        # What has a status has a body, whatever it is; without one it is a sentence of the CLI's or of its runtime's.
+        # Behind a status stands a body in some form; without a status it is a sentence of the CLI or its runtime.
         return ApiError(
             status=status, text=text[:_TEXT_LENGTH], message=None if status is None else text[:_TEXT_LENGTH]
         )
@@ -174,7 +174,7 @@ def _leading_status(text: str) -> int | None:
 
 
 def _without_lead_in(remark: str) -> str:
-    """Cut off what the CLI says before it comes to the API's answer, where no dot stands between the two."""
+    """Remove the CLI's lead-in where no dot separates it from the API's answer."""
     for lead_in in _LEAD_INS:
         if remark.startswith(lead_in):
             return remark.removeprefix(lead_in).lstrip(". ")
@@ -182,7 +182,7 @@ def _without_lead_in(remark: str) -> str:
 
 
 def _is_the_apis_answer(remark: str) -> bool:
-    """Tell whether a remark is an error body, behind a status, or begins with one of the API's types."""
+    """Whether a remark is a status and an error body, or begins with one of the API's types."""
     if remark.partition(": ")[0] in STATUS_BY_TYPE:
         return True
     if _leading_status(remark) is None or not (body := remark[3:].lstrip()).startswith("{"):
@@ -192,7 +192,7 @@ def _is_the_apis_answer(remark: str) -> bool:
 
 
 def _speaks_of_a_credential(remark: str) -> bool:
-    """Tell whether a remark is ``401 …`` about a credential, as a proxy's answer is passed on without ``API Error``."""
+    """Whether a remark is ``401 …`` about a credential: a proxy's answer comes without ``API Error``."""
     if not remark.startswith(("401 ", "403 ")):
         return False
     rest = remark[4:].lower()

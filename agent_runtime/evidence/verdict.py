@@ -1,4 +1,4 @@
-"""How an attempt ended: decided once, by one pure function, after its streams have ended."""
+"""Decide how an attempt ended: one pure function, called once after its streams have ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.claude.last_words import cause, presentable, telling
+from agent_runtime.claude.last_words import cause, most_informative, presentable
 from agent_runtime.errors import SWITCHING_CLASSES, ErrorClass
 from agent_runtime.model.state import CLASS_BY_STOP, CLASS_BY_TROUBLE, STALLS, Outcome, StopReason, TokenTrouble
 
@@ -25,7 +25,7 @@ _CLASS_BY_SUBTYPE = {
 _NO_ANSWER_SUBTYPE = "error_during_execution"
 
 _BEATS_AN_ANSWER = {StopReason.REFUSED, StopReason.PERMISSION_MODE}
-"""What an attempt may be stopped for that makes a result in hand worthless, or that a further attempt cures."""
+"""Stop reasons that make a result worthless, or that a further attempt cures."""
 
 _LONGEST_NAME = 100
 _REFUSAL = "refusal"
@@ -39,14 +39,14 @@ _OTHER_MODE = (
 _CRASHES = frozenset(
     {signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS}
 )
-"""Signals that a process gets for what it does itself."""
+"""Signals that a process causes itself."""
 
 _SHELLS_ADD = 128
-"""What a shell or another wrapper adds to the number of the signal that its child died of, for its own exit code."""
+"""A shell or wrapper whose child died of a signal exits with the signal's number plus this."""
 
 _LAST_STANDARD_SIGNAL = 31
 _NOT_STARTED_CODES = {126, 127}
-"""How a shell, or ``env``, says that a command cannot be executed or was not found."""
+"""Exit codes of a shell or ``env`` for a command that cannot be executed or was not found."""
 
 _GO_ON = "send the same execution_id again to go on"
 
@@ -82,19 +82,19 @@ BLOCKED_SENTENCE = (
 
 class Ending(msgspec.Struct, frozen=True):
     """
-    Everything the verdict is reached from.
+    All facts from which the verdict is reached.
 
     Attributes:
         exit_code: As :attr:`subprocess.Popen.returncode`; negative: killed by that signal; None: not known.
         result: The CLI's last ``result`` frame, if one was read.
-        stop_reason: The first reason that anybody gave for ending it, if any.
-        last_error: The last API error the CLI reported after which the model gave no sign any more.
-        evidence: What the attempt was stopped for, with ``refused``.
-        began: The CLI got as far as its ``init`` frame.
-        last_words: What tells most of the last things that the CLI told a person on stderr.
-        request_fault: What some versions of the CLI end at without a word, where the task has it.
-        oom: The kernel killed something of the attempt for want of memory, as it has counted itself.
-        oom_nearby: It did so in the container while the attempt ran, and others ran, too.
+        stop_reason: The first reason given for ending it, if any.
+        last_error: The last API error the CLI reported, if no sign of the model followed it.
+        evidence: With ``refused``: the detection that stopped the attempt.
+        began: The CLI printed its ``init`` frame.
+        last_words: The most informative of the last messages for a person on stderr.
+        request_fault: A fault of the task at which some versions of the CLI end silently.
+        oom: The kernel killed a process of the attempt for lack of memory, by its own counter of the attempt.
+        oom_nearby: The kernel did so in the container while this attempt and others ran.
         lost_a_tool: A tool of the attempt was killed by SIGKILL.
         is_command: The task's message is one of the CLI's own commands, whose answer may be empty.
         hook: A hook of the CLI's that had begun and not ended.
@@ -116,7 +116,7 @@ class Ending(msgspec.Struct, frozen=True):
 
     @property
     def is_answered(self) -> bool:
-        """Whether there is an answer, however the attempt ended."""
+        """Whether there is an answer, no matter how the attempt ended."""
         result = self.result
         if result is None or result.is_error or result.stop_reason == _REFUSAL:
             return False
@@ -124,7 +124,7 @@ class Ending(msgspec.Struct, frozen=True):
 
     @property
     def signal_number(self) -> int | None:
-        """The signal it died of, also where a wrapper tells that by its exit code; None: it ended by itself."""
+        """The signal it died of, also if a wrapper's exit code reports that; None: it ended by itself."""
         code = self.exit_code or 0
         number = -code if code < 0 else code - _SHELLS_ADD
         return number if code < 0 or 0 < number <= _LAST_STANDARD_SIGNAL else None
@@ -132,10 +132,9 @@ class Ending(msgspec.Struct, frozen=True):
     @property
     def ran_out_of_memory(self) -> bool:
         """
-        Whether a kill for want of memory, as the kernel has counted it, was one of this attempt's processes.
+        Whether the kernel killed a process of this attempt for lack of memory.
 
-        What is counted for the whole container may be another execution's: then the attempt must have lost a process
-        by SIGKILL.
+        A count of the whole container may be another execution's: then the attempt must have lost a process by SIGKILL.
         """
         lost_one = self.lost_a_tool or self.signal_number == signal.SIGKILL
         return self.oom or (self.oom_nearby and lost_one)
@@ -143,10 +142,10 @@ class Ending(msgspec.Struct, frozen=True):
 
 class Verdict(msgspec.Struct, frozen=True):
     """
-    How an attempt ended, and what the caller is told.
+    How an attempt ended, and the error for the caller.
 
     Attributes:
-        detail: A sentence that holds none of the words backends act on, unless the class means them.
+        detail: A sentence without the words that backends act on, unless the class means them.
     """
 
     outcome: Outcome
@@ -158,11 +157,11 @@ def verdict(ending: Ending) -> Verdict:
     """
     Decide how an attempt ended.
 
-    An answer that is there is not thrown away, whoever ended the attempt after it. Else a stop reason wins over the
-    exit code: a process that answers SIGINT with exit code 0 was still stopped. The class is decided from what was
-    observed, and from an exit code only where nothing else was: old versions of the CLI exit with 0 on every failure.
-    What a process died of beats what the API said before only where that is memory. A tool that ran out of memory is
-    not the end of an attempt: the agent may go about it differently and succeed.
+    An answer is never thrown away, no matter how the attempt ended after it. Otherwise a stop reason wins over the exit
+    code: a process that answers SIGINT with exit code 0 was still stopped. The exit code decides only if nothing else
+    was observed, because old versions of the CLI exit with 0 on every failure. The cause of the process's death
+    overrides an earlier API error only if it is lack of memory. A tool without memory does not end an attempt: the
+    agent may choose another way and succeed.
     """
     reason = ending.stop_reason
     if ending.is_answered and reason not in _BEATS_AN_ANSWER:
@@ -174,27 +173,21 @@ def verdict(ending: Ending) -> Verdict:
         why = f"stopped by {reason}"
         if reason is StopReason.INIT_TIMEOUT:
             why = "no system/init came within AGENT_RUNTIME_INIT_TIMEOUT"
-            if (
-                ending.hook is not None
-                and len(ending.hook) <= _LONGEST_NAME
-                and presentable(ending.hook) == ending.hook
-            ):
-                why = f"{why} while the hook {ending.hook} ran"
+            hook = ending.hook
+            if hook is not None and len(hook) <= _LONGEST_NAME and presentable(hook) == hook:
+                why = f"{why} while the hook {hook} ran"
         return _failed(seen or CLASS_BY_STOP[reason], why)
     if reason is StopReason.REFUSED and ending.evidence is not None:
         return _failed(ending.evidence.error_class)
     if reason in CLASS_BY_STOP:
-        return _failed(
-            CLASS_BY_STOP[reason],
-            _OTHER_MODE if reason is StopReason.PERMISSION_MODE else None,
-        )
+        return _failed(CLASS_BY_STOP[reason], _OTHER_MODE if reason is StopReason.PERMISSION_MODE else None)
     if ending.result is not None:
         return _of_result(ending, ending.result)
     return _without_result(ending)
 
 
 def _of_result(ending: Ending, result: Result) -> Verdict:
-    """Tell what a ``result`` means that holds no answer."""
+    """Decide for a ``result`` without an answer."""
     if result.stop_reason == _REFUSAL:
         return _failed(ErrorClass.INVALID_REQUEST, (result.text if result.is_error else None) or _DECLINED)
     if not result.is_error:
@@ -209,45 +202,45 @@ def _of_result(ending: Ending, result: Result) -> Verdict:
 
 
 def _of_error(ending: Ending, result: Result) -> Verdict:
-    """Tell what a ``result`` that is an error means."""
+    """Decide for a ``result`` that is an error."""
     lines = (result.text or "").splitlines()
-    said = telling(lines) if len(lines) > 1 else result.text
-    why = cause(said or "")
+    words = most_informative(lines) if len(lines) > 1 else result.text
+    why = cause(words or "")
     if len(lines) > 1 and why is None:
-        said = lines[0].rstrip()
+        words = lines[0].rstrip()
     if ending.last_error is not None and ending.last_error.error_class is not ErrorClass.ERROR:
-        return _failed(ending.last_error.error_class, said, advice=ending.last_error.advice)
-    if why is not None and result.subtype != "success":  # one of its ``errors``, and no answer
+        return _failed(ending.last_error.error_class, words, advice=ending.last_error.advice)
+    if why is not None and result.subtype != "success":  # it is one of the ``errors``, and there is no answer
         if why.error_class is ErrorClass.OOM:
-            return _failed(ErrorClass.OOM, said, remedy=why.remedy)
+            return _failed(ErrorClass.OOM, words, remedy=why.remedy)
         if why.remedy:
-            return _failed(ErrorClass.ERROR, said, remedy=why.remedy)
-    return _failed(ErrorClass.OOM if ending.ran_out_of_memory else ErrorClass.ERROR, said)
+            return _failed(ErrorClass.ERROR, words, remedy=why.remedy)
+    return _failed(ErrorClass.OOM if ending.ran_out_of_memory else ErrorClass.ERROR, words)
 
 
 def _without_result(ending: Ending) -> Verdict:
-    """Tell what it means that the process has ended, and said no last word on stdout."""
+    """Decide for a process that has ended without a ``result``."""
     number, words = ending.signal_number, ending.last_words
     why = cause(words or "")
-    said_class, remedy = (None, "") if why is None else (why.error_class, why.remedy)
+    words_class, remedy = (None, "") if why is None else (why.error_class, why.remedy)
     if ending.ran_out_of_memory and (number == signal.SIGKILL or ending.exit_code is None):
         return _failed(ErrorClass.OOM)  # the CLI itself, also in the middle of its retries
-    if said_class is ErrorClass.OOM and number is not None:
+    if words_class is ErrorClass.OOM and number is not None:
         return _failed(ErrorClass.OOM, words, remedy=remedy)
     if ending.last_error is not None:
         return _failed(ending.last_error.error_class, advice=ending.last_error.advice)
-    if said_class is ErrorClass.OOM or (ending.ran_out_of_memory and not (said_class or remedy)):
+    if words_class is ErrorClass.OOM or (ending.ran_out_of_memory and not (words_class or remedy)):
         return _failed(ErrorClass.OOM, words, remedy=remedy)
     if not ending.began:
-        if said_class is ErrorClass.INVALID_REQUEST:
-            return _failed(said_class, words, fact="the CLI did not accept the request", remedy=remedy)
+        if words_class is ErrorClass.INVALID_REQUEST:
+            return _failed(words_class, words, fact="the CLI did not accept the request", remedy=remedy)
         if words is None and ending.request_fault is not None:
             fact = "the CLI ended before it had begun, as older versions do without a word"
             return _failed(ErrorClass.INVALID_REQUEST, ending.request_fault, fact=fact)
     how = _how(ending.exit_code, number)
     more = f"{how}: {words}" if words else how
     if not ending.began and (
-        number in _CRASHES or ending.exit_code in _NOT_STARTED_CODES or said_class is ErrorClass.SPAWN
+        number in _CRASHES or ending.exit_code in _NOT_STARTED_CODES or words_class is ErrorClass.SPAWN
     ):
         if number == signal.SIGILL:
             remedy = "this processor lacks an instruction that it needs: take a build for older ones, or another host"
@@ -263,16 +256,16 @@ def _without_result(ending: Ending) -> Verdict:
 
 
 def token_verdict(trouble: TokenTrouble) -> Verdict:
-    """Tell the caller what is wrong with the token."""
+    """Return the verdict for a token that is in trouble."""
     error_class = CLASS_BY_TROUBLE[trouble]
     sentence = BLOCKED_SENTENCE if trouble is TokenTrouble.BLOCKED else SENTENCES[error_class]
     return Verdict(Outcome.FAILED, error_class, sentence)
 
 
 def limit_sentence(resets_at: float | None) -> str:
-    """Say that a usage limit is reached, and until when (epoch seconds) where that is known: a person reads it."""
+    """Return the sentence for a usage limit, with its end (epoch seconds) if that is known."""
     try:
-        # The whole minute after it: at the one before, the limit would still last.
+        # Rounded up to a whole minute: in the minute before it the limit still holds.
         end = None if resets_at is None else datetime.fromtimestamp(math.ceil(resets_at / 60) * 60, UTC)
     except (OverflowError, ValueError, OSError):
         end = None
@@ -285,13 +278,13 @@ def _failed(
     error_class: ErrorClass, more: str | None = None, *, advice: str | None = None, fact: str = "", remedy: str = ""
 ) -> Verdict:
     """
-    Fail with a class's sentence.
+    Build the verdict of a failure from the sentence of its class.
 
     Args:
-        more: What is put behind it, where that can be shown.
-        advice: In place of all that: what the CLI makes of it is beside the point then.
-        fact: In place of the sentence's first half.
-        remedy: In place of its second.
+        more: Text to append, if it can be shown.
+        advice: Replaces the whole sentence.
+        fact: Replaces the first half of the sentence.
+        remedy: Replaces its second half.
     """
     if advice is not None:
         return Verdict(Outcome.FAILED, error_class, advice)
@@ -306,16 +299,16 @@ def _failed(
 
 def again(detail: str | None, error_class: ErrorClass | None, before: str | None) -> str | None:
     """
-    Tell how an execution ended that had ended before: to go on once more is not advised where it ends in the same way.
+    Return the detail for an execution that has ended before: do not advise to go on if it ended in the same way.
 
     Args:
-        detail: What a :class:`Verdict` of that class says.
-        before: What was told the last time.
+        detail: The detail of the :class:`Verdict`.
+        before: The detail of the last time.
     """
     if detail is None or before is None or error_class not in (ErrorClass.LOST_RESULT, ErrorClass.SIGNAL):
         return detail
-    told = detail.replace(_GO_ON, "it ended so the last time, too: sending it once more is not likely to help")
-    return told if before in (detail, told) else detail
+    warned = detail.replace(_GO_ON, "it ended so the last time, too: sending it once more is not likely to help")
+    return warned if before in (detail, warned) else detail
 
 
 def _how(exit_code: int | None, number: int | None) -> str:

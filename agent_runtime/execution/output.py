@@ -120,7 +120,7 @@ class ChildOutput:
     @property
     def last_words(self) -> str | None:
         """What tells most of the last things that the CLI told a person on stderr, without a token."""
-        said = self._last_words.telling.encode()
+        said = self._last_words.most_informative.encode()
         return self._redactor.redact(said, truncated=True).decode(errors="replace") or None
 
     # -- stdout

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from agent_runtime.claude.last_words import LINE_BYTES, LINES_KEPT, LIVED_ON_LINES, LastWords, presentable, telling
+from agent_runtime.claude.last_words import (
+    LINE_BYTES,
+    LINES_KEPT,
+    LIVED_ON_LINES,
+    LastWords,
+    most_informative,
+    presentable,
+)
 from agent_runtime.claude.run_answer import Result
 from agent_runtime.errors import RESERVED_WORDS, ErrorClass
 from agent_runtime.evidence.detector import Channel, Detection
@@ -261,7 +268,7 @@ def said(text: str) -> str | None:
     words = LastWords()
     for line in (DEBUG, *text.encode().split(b"\n"), DEBUG):
         words.add(line)
-    return words.telling or None
+    return words.most_informative or None
 
 
 @pytest.mark.parametrize("name", ENDS)
@@ -324,11 +331,11 @@ def test_what_is_said_before_the_cli_has_lived_on_is_not_what_it_died_of() -> No
     words.add(b"Error: ENOSPC: no space left on device, write")
     for _ in range(LIVED_ON_LINES + 1):
         words.add(DEBUG)
-    assert words.telling == ""
+    assert words.most_informative == ""
 
     words.add(b"[DEBUG] as 1.0.128 writes its log")
     words.add(b"Something else.")
-    assert words.telling == "Something else."
+    assert words.most_informative == "Something else."
 
 
 def test_k7_a_full_disk_shows_at_the_end_of_the_debug_log_of_a_cli_that_ends_in_silence() -> None:
@@ -337,15 +344,15 @@ def test_k7_a_full_disk_shows_at_the_end_of_the_debug_log_of_a_cli_that_ends_in_
     words.add(log + b"Non-atomic write also failed: Error: ENOSPC: no space left on device, write")
     words.add(log + b"API error (attempt 1/11): out of memory")
     words.add(log + b"Error: something")
-    assert words.telling == "Non-atomic write also failed: Error: ENOSPC: no space left on device, write"
-    reached = verdict(Ending(0, began=False, last_words=words.telling))
+    assert words.most_informative == "Non-atomic write also failed: Error: ENOSPC: no space left on device, write"
+    reached = verdict(Ending(0, began=False, last_words=words.most_informative))
     assert (reached.error_class, "the disk is full" in (reached.detail or "")) == (ErrorClass.LOST_RESULT, True)
 
     words.add(b"But it has a word to say.")
-    assert words.telling == "But it has a word to say."
+    assert words.most_informative == "But it has a word to say."
     for _ in range(LIVED_ON_LINES + 1):
         words.add(log)
-    assert words.telling == ""
+    assert words.most_informative == ""
 
 
 def test_what_is_kept_is_bounded() -> None:
@@ -354,17 +361,17 @@ def test_what_is_kept_is_bounded() -> None:
     for number in range(LINES_KEPT):
         words.add(b"Filler %d" % number)
 
-    assert words.telling == f"Filler {LINES_KEPT - 1}"
+    assert words.most_informative == f"Filler {LINES_KEPT - 1}"
     words.add(b"x" * 10_000_000)
-    assert words.telling == f"Filler {LINES_KEPT - 1}", "a line of code is as long, and tells nothing"
+    assert words.most_informative == f"Filler {LINES_KEPT - 1}", "a line of code is as long, and tells nothing"
     assert sum(map(len, words._lines)) < LINES_KEPT * (LINE_BYTES + 2)
 
 
 def test_an_announcement_is_shown_with_what_follows() -> None:
-    assert telling(["Error: Invalid MCP configuration:", "", "mcpServers: expected record"]) == (
+    assert most_informative(["Error: Invalid MCP configuration:", "", "mcpServers: expected record"]) == (
         "Error: Invalid MCP configuration: mcpServers: expected record"
     )
-    assert telling(["Error: nothing follows:"]) == "Error: nothing follows:"
+    assert most_informative(["Error: nothing follows:"]) == "Error: nothing follows:"
 
 
 @pytest.mark.parametrize("word", RESERVED_WORDS)
