@@ -26,8 +26,8 @@ Everything this package raises, and what a caller is told.
     │   └── TokenLimited            429    a usage limit of the account lasts
     └── IllegalTransition           500    a bug in this package, never the caller's fault
 
-What an *execution* ends with is no exception but an :class:`ErrorClass` in its record; both meet in
-:data:`STATUS_BY_CLASS`, the one place that says which HTTP status a class has.
+An *execution* ends with no exception but with an :class:`ErrorClass` in its record. That class is the one table of
+statuses, titles and sentences.
 
 Backends switch the agent's subscription on 429 and 503 and on words such as "401" or "oauth" in an error text, so those
 are kept for confirmed refusals: see :data:`RESERVED_WORDS`.
@@ -37,80 +37,120 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from typing import NamedTuple, Self
+
+GO_ON = "send the same execution_id again to go on"
+
+
+class _Traits(NamedTuple):
+    ends_execution: bool = True
+    cured_by_token: bool = False
+    retry_seconds: int | None = None
+
+
+_USUAL = _Traits()
+_CURED_BY_TOKEN = _Traits(cured_by_token=True)
+_RETRIED = _Traits(retry_seconds=30)
+_REFUSAL = _Traits(ends_execution=False)
 
 
 class ErrorClass(StrEnum):
-    """What went wrong, in the words of the HTTP interface."""
+    """
+    What went wrong, in the words of the HTTP interface: one row each.
 
-    AUTH = "auth"
-    NO_TOKEN = "no_token"
-    BILLING = "billing"
-    RATE_LIMIT = "rate_limit"
-    OVERLOADED = "overloaded"
-    UPSTREAM = "upstream"
-    NETWORK = "network"
-    LOST_RESULT = "lost_result"
-    TIMEOUT = "timeout"
-    STALLED = "stalled"
-    MAX_TURNS = "max_turns"
-    MAX_OUTPUT = "max_output"
-    MAX_BUDGET = "max_budget"
-    SCHEMA = "schema"
-    MODEL = "model"
-    INVALID_REQUEST = "invalid_request"
-    SIGNAL = "signal"
-    OOM = "oom"
-    SPAWN = "spawn"
-    INTERRUPTED = "interrupted"
-    ERROR = "error"
-    BUSY = "busy"
-    DRAINING = "draining"
-    ACCESS = "access"
-    NOT_FOUND = "not_found"
-    METHOD = "method"
-    TOO_LARGE = "too_large"
-    CONFLICT = "conflict"
-    STORAGE = "storage"
-    NOT_WRITABLE = "not_writable"
-    CANCELLED = "cancelled"
+    Attributes:
+        status: The HTTP status.
+        heading: The title of the problem.
+        sentence: Its usual detail: the fact, and after a semicolon what to do.
+        ends_execution: An execution can fail with it.
+        cured_by_token: Another token cures it, and its texts may say so.
+        retry_seconds: When an execution that failed with it is worth sending again; None: no time is known.
+    """
 
+    status: int
+    heading: str
+    sentence: str
+    ends_execution: bool
+    cured_by_token: bool
+    retry_seconds: int | None
 
-STATUS_BY_CLASS: dict[ErrorClass, int] = {
-    ErrorClass.AUTH: 503,
-    ErrorClass.NO_TOKEN: 500,
-    ErrorClass.BILLING: 503,
-    ErrorClass.RATE_LIMIT: 429,
-    ErrorClass.OVERLOADED: 502,
-    ErrorClass.UPSTREAM: 502,
-    ErrorClass.NETWORK: 502,
-    ErrorClass.LOST_RESULT: 502,
-    ErrorClass.TIMEOUT: 504,
-    ErrorClass.STALLED: 504,
-    ErrorClass.MAX_TURNS: 422,
-    ErrorClass.MAX_OUTPUT: 422,
-    ErrorClass.MAX_BUDGET: 422,
-    ErrorClass.SCHEMA: 422,
-    ErrorClass.MODEL: 400,
-    ErrorClass.INVALID_REQUEST: 400,
-    ErrorClass.SIGNAL: 500,
-    ErrorClass.OOM: 500,
-    ErrorClass.SPAWN: 500,
-    ErrorClass.INTERRUPTED: 500,
-    ErrorClass.ERROR: 500,
-    ErrorClass.BUSY: 409,
-    ErrorClass.DRAINING: 409,
-    ErrorClass.ACCESS: 401,
-    ErrorClass.NOT_FOUND: 404,
-    ErrorClass.METHOD: 405,
-    ErrorClass.TOO_LARGE: 413,
-    ErrorClass.CONFLICT: 409,
-    ErrorClass.STORAGE: 409,  # of a POST; elsewhere UNREADABLE_STATUS
-    ErrorClass.NOT_WRITABLE: 409,
-    ErrorClass.CANCELLED: 200,
-}
+    def __new__(  # noqa: D102 - the columns of a row
+        cls, value: str, status: int = 500, heading: str = "", sentence: str = "", traits: _Traits = _USUAL
+    ) -> Self:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.status, member.heading, member.sentence = status, heading, sentence
+        member.ends_execution, member.cured_by_token, member.retry_seconds = traits
+        return member
+
+    # fmt: off
+    AUTH = ("auth", 503, "The API refused the token",
+        "the API refused the token (401 or a revoked credential); write a new one to the secret file", _CURED_BY_TOKEN)
+    NO_TOKEN = ("no_token", 500, "No usable token",
+        "there is no usable token; write one to the secret file")
+    BILLING = ("billing", 503, "Credit exhausted",
+        "the account's credit balance is exhausted; switch to another subscription or add funds", _CURED_BY_TOKEN)
+    RATE_LIMIT = ("rate_limit", 429, "Usage limit reached",
+        "the account's usage limit is reached; write another account's token, or wait for the reset", _CURED_BY_TOKEN)
+    OVERLOADED = ("overloaded", 502, "API overloaded",
+        "the API is overloaded or throttling; try again later", _RETRIED)
+    UPSTREAM = ("upstream", 502, "API failed",
+        "the API failed; try again later", _RETRIED)
+    NETWORK = ("network", 502, "API not reachable",
+        "the API could not be reached; look at the network, the proxy and ANTHROPIC_BASE_URL", _RETRIED)
+    LOST_RESULT = ("lost_result", 502, "Result lost",
+        f"the CLI ended without a result; {GO_ON}")
+    TIMEOUT = ("timeout", 504, "Timed out",
+        "the execution took longer than its timeout; give it more with timeout_seconds")
+    STALLED = ("stalled", 504, "No progress",
+        "the CLI showed no sign of life for too long; send it again, or raise the idle timeouts")
+    MAX_TURNS = ("max_turns", 422, "Too many turns",
+        "the execution took more turns than max_turns allows; raise it, or divide the task")
+    MAX_OUTPUT = ("max_output", 422, "Output too long",
+        "the model wrote up to its limit; ask for less at once, or send it again to go on")
+    MAX_BUDGET = ("max_budget", 422, "Budget spent",
+        "the execution spent the budget it was given; raise it, or divide the task")
+    SCHEMA = ("schema", 422, "Schema not met",
+        "no answer met the schema after several tries; make the schema simpler, or the task clearer")
+    MODEL = ("model", 400, "Model not usable",
+        "the model is unknown or not supported; name another in the field model")
+    INVALID_REQUEST = ("invalid_request", 400, "Invalid request",
+        "the API did not accept the request; change the task before it is sent again")
+    SIGNAL = ("signal", 500, "Killed by a signal",
+        f"the CLI was killed by a signal from elsewhere; {GO_ON}")
+    OOM = ("oom", 500, "Out of memory",
+        "the CLI or one of its tools ran out of memory; give it more, or run fewer at once")
+    SPAWN = ("spawn", 500, "Could not start the CLI",
+        "the CLI could not start; run it by hand in this container to see why")
+    INTERRUPTED = ("interrupted", 500, "Interrupted by shutdown",
+        f"the supervisor was shut down; {GO_ON} with the session")
+    ERROR = ("error", 500, "Failed",
+        "the CLI reported an error; its stream says more")
+    BUSY = ("busy", 409, "Busy",
+        "all slots and queue places are taken; send it again later", _REFUSAL)
+    DRAINING = ("draining", 409, "Draining",
+        "no new executions are let in here; ask another agent", _REFUSAL)
+    ACCESS = ("access", 401, "Access key needed",
+        "no or a wrong access key; send it as a bearer token or in the access header", _REFUSAL)
+    NOT_FOUND = ("not_found", 404, "Not found",
+        "there is no such execution or path; /openapi.json lists all paths", _REFUSAL)
+    METHOD = ("method", 405, "Method not allowed",
+        "this path does not take this method; the header Allow names those it takes", _REFUSAL)
+    TOO_LARGE = ("too_large", 413, "Too large",
+        "the body is too long; send less, or raise AGENT_RUNTIME_BODY_LIMIT", _REFUSAL)
+    CONFLICT = ("conflict", 409, "Conflict",
+        "this execution_id is known for another body; choose another id", _REFUSAL)
+    STORAGE = ("storage", 409, "Record cannot be read",
+        "the record store does not work; look at the disk of the data directory", _REFUSAL)
+    NOT_WRITABLE = ("not_writable", 409, "Not writable",
+        "the secret file cannot be written from here; write it where it is mounted from", _REFUSAL)
+    CANCELLED = ("cancelled", 200, "Cancelled",
+        "the execution was cancelled", _REFUSAL)
+    # fmt: on
+
 
 UNREADABLE_STATUS = 500
-"""Of ``storage`` where a record was asked for: it is not known whether there is one, and nothing was turned away."""
+"""Status of ``storage`` where a record was asked for; the row's is that of a task that is turned away."""
 
 RESERVED_WORDS = (
     "401",
@@ -131,9 +171,6 @@ Source: the rules of Abilityai/trinity's backend, 2026, which also has longer fo
 """
 
 
-SWITCHING_CLASSES = frozenset({ErrorClass.AUTH, ErrorClass.BILLING, ErrorClass.RATE_LIMIT})
-"""Those that another token can cure, and whose texts may say so."""
-
 _RESERVED = re.compile("|".join(map(re.escape, RESERVED_WORDS)), re.IGNORECASE)
 
 
@@ -149,7 +186,7 @@ def plain_detail(error_class: ErrorClass, text: str) -> str:
 
     What other programs say, and the names of files and users, may hold reserved words by chance.
     """
-    if error_class in SWITCHING_CLASSES or not is_reserved(text):
+    if error_class.cured_by_token or not is_reserved(text):
         return text
     masked = _RESERVED.sub("\N{HORIZONTAL ELLIPSIS}", text)
     return "its text cannot be shown; the log says more" if is_reserved(masked) else masked
@@ -169,7 +206,7 @@ class AgentRuntimeError(Exception):
     @property
     def status(self) -> int:
         """The HTTP status the caller is told."""
-        return STATUS_BY_CLASS[self.error_class]
+        return self.error_class.status
 
 
 class SettingsInvalid(AgentRuntimeError):

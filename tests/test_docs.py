@@ -14,7 +14,7 @@ from agent_runtime import __version__
 from agent_runtime.api.app import ROUTES
 from agent_runtime.cli.main import _parser
 from agent_runtime.demo.report import UNSUPERVISED, UNSUPERVISED_SOURCE
-from agent_runtime.errors import STATUS_BY_CLASS
+from agent_runtime.errors import ErrorClass
 from agent_runtime.model.task import Task
 from agent_runtime.settings import SETTINGS, Setting
 from benchmarks.__main__ import MODULES as BENCHES
@@ -249,16 +249,16 @@ def test_the_table_of_errors_has_every_class_with_its_status() -> None:
         classes = quoted(row[2])
         documented.update(zip(classes, statuses * len(classes) if len(statuses) == 1 else statuses, strict=True))
 
-    assert documented == STATUS_BY_CLASS
+    assert documented == {error: error.status for error in ErrorClass}
 
 
 def test_a_backend_that_recreates_containers_is_told_of_every_status_and_of_classes_that_have_it() -> None:
     answers = [row[0] for row in rows(section(OPERATIONS, "From a backend that recreates containers"), "")[2:]]
     statuses = {int(number) for answer in answers for number in re.findall(r"\b\d{3}\b", answer)}
-    with_classes = {(int(answer[:3]), name) for answer in answers for name in quoted(answer) if name in STATUS_BY_CLASS}
+    with_classes = {(int(answer[:3]), name) for answer in answers for name in quoted(answer) if name in set(ErrorClass)}
 
-    assert statuses == {*STATUS_BY_CLASS.values(), 202}
-    assert with_classes <= {(status, str(name)) for name, status in STATUS_BY_CLASS.items()}
+    assert statuses == {*(error.status for error in ErrorClass), 202}
+    assert with_classes <= {(error.status, str(error)) for error in ErrorClass}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=[path.name for path in DOCUMENTS])

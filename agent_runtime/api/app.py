@@ -20,7 +20,6 @@ from agent_runtime.api.page import page_response
 from agent_runtime.api.schema.operations import LIST_DEFAULT, LIST_LIMIT
 from agent_runtime.api.token_body import token_in
 from agent_runtime.errors import (
-    STATUS_BY_CLASS,
     AdmissionError,
     AgentRuntimeError,
     ErrorClass,
@@ -407,7 +406,7 @@ def _refusal(error: Exception) -> AgentRuntimeError:
         return error
     if not isinstance(error, HTTPException):
         return AgentRuntimeError("the supervisor failed; its log says more")
-    if error.status_code == STATUS_BY_CLASS[ErrorClass.METHOD]:
+    if error.status_code == ErrorClass.METHOD.status:
         return MethodNotAllowed("this path does not take this method; the header Allow names those it takes")
     return NotFound("there is nothing at this path; /openapi.json lists all paths")
 

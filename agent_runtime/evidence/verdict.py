@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.claude.last_words import cause, most_informative, presentable
-from agent_runtime.errors import SWITCHING_CLASSES, ErrorClass
+from agent_runtime.errors import GO_ON, ErrorClass
 from agent_runtime.model.state import CLASS_BY_STOP, CLASS_BY_TROUBLE, STALLS, Outcome, StopReason, TokenTrouble
 
 if TYPE_CHECKING:
@@ -47,32 +47,6 @@ _SHELLS_ADD = 128
 _LAST_STANDARD_SIGNAL = 31
 _NOT_STARTED_CODES = {126, 127}
 """Exit codes of a shell or ``env`` for a command that cannot be executed or was not found."""
-
-_GO_ON = "send the same execution_id again to go on"
-
-SENTENCES: dict[ErrorClass, str] = {
-    ErrorClass.AUTH: "the API refused the token (401 or a revoked credential); write a new one to the secret file",
-    ErrorClass.BILLING: "the account's credit balance is exhausted; switch to another subscription or add funds",
-    ErrorClass.RATE_LIMIT: "the account's usage limit is reached; write another account's token, or wait for the reset",
-    ErrorClass.OVERLOADED: "the API is overloaded or throttling; try again later",
-    ErrorClass.UPSTREAM: "the API failed; try again later",
-    ErrorClass.NETWORK: "the API could not be reached; look at the network, the proxy and ANTHROPIC_BASE_URL",
-    ErrorClass.LOST_RESULT: f"the CLI ended without a result; {_GO_ON}",
-    ErrorClass.TIMEOUT: "the execution took longer than its timeout; give it more with timeout_seconds",
-    ErrorClass.STALLED: "the CLI showed no sign of life for too long; send it again, or raise the idle timeouts",
-    ErrorClass.MAX_TURNS: "the execution took more turns than max_turns allows; raise it, or divide the task",
-    ErrorClass.MAX_OUTPUT: "the model wrote up to its limit; ask for less at once, or send it again to go on",
-    ErrorClass.MAX_BUDGET: "the execution spent the budget it was given; raise it, or divide the task",
-    ErrorClass.SCHEMA: "no answer met the schema after several tries; make the schema simpler, or the task clearer",
-    ErrorClass.MODEL: "the model is unknown or not supported; name another in the field model",
-    ErrorClass.INVALID_REQUEST: "the API did not accept the request; change the task before it is sent again",
-    ErrorClass.SIGNAL: f"the CLI was killed by a signal from elsewhere; {_GO_ON}",
-    ErrorClass.OOM: "the CLI or one of its tools ran out of memory; give it more, or run fewer at once",
-    ErrorClass.INTERRUPTED: "the supervisor was shut down; send the same execution_id again to go on with the session",
-    ErrorClass.SPAWN: "the CLI could not start; run it by hand in this container to see why",
-    ErrorClass.ERROR: "the CLI reported an error; its stream says more",
-    ErrorClass.CANCELLED: "the execution was cancelled",
-}
 
 BLOCKED_SENTENCE = (
     "the account is blocked (on hold, disabled, or with terms to accept); have its owner clear that up, or write "
@@ -167,7 +141,7 @@ def verdict(ending: Ending) -> Verdict:
     if ending.is_answered and reason not in _BEATS_AN_ANSWER:
         return Verdict(Outcome.SUCCESS)
     if reason is StopReason.CANCELLED:
-        return Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, SENTENCES[ErrorClass.CANCELLED])
+        return Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, ErrorClass.CANCELLED.sentence)
     if reason is StopReason.TIMEOUT or reason in STALLS:
         seen = ending.last_error.error_class if ending.last_error else None
         why = f"stopped by {reason}"
@@ -258,7 +232,7 @@ def _without_result(ending: Ending) -> Verdict:
 def token_verdict(trouble: TokenTrouble) -> Verdict:
     """Return the verdict for a token that is in trouble."""
     error_class = CLASS_BY_TROUBLE[trouble]
-    sentence = BLOCKED_SENTENCE if trouble is TokenTrouble.BLOCKED else SENTENCES[error_class]
+    sentence = BLOCKED_SENTENCE if trouble is TokenTrouble.BLOCKED else error_class.sentence
     return Verdict(Outcome.FAILED, error_class, sentence)
 
 
@@ -270,8 +244,8 @@ def limit_sentence(resets_at: float | None) -> str:
     except (OverflowError, ValueError, OSError):
         end = None
     if end is None:
-        return SENTENCES[ErrorClass.RATE_LIMIT]
-    return SENTENCES[ErrorClass.RATE_LIMIT].replace(" is reached;", f" is reached until {end:%Y-%m-%d %H:%M} UTC;")
+        return ErrorClass.RATE_LIMIT.sentence
+    return ErrorClass.RATE_LIMIT.sentence.replace(" is reached;", f" is reached until {end:%Y-%m-%d %H:%M} UTC;")
 
 
 def _failed(
@@ -288,9 +262,9 @@ def _failed(
     """
     if advice is not None:
         return Verdict(Outcome.FAILED, error_class, advice)
-    usual_fact, _, usual_remedy = SENTENCES[error_class].partition("; ")
+    usual_fact, _, usual_remedy = error_class.sentence.partition("; ")
     sentence = f"{fact or usual_fact}; {remedy or usual_remedy}"
-    if more and error_class not in SWITCHING_CLASSES:
+    if more and not error_class.cured_by_token:
         shown = presentable(more)
         if shown == more or cause(more) is not None:
             sentence = f"{sentence}: {shown}"
@@ -307,7 +281,7 @@ def again(detail: str | None, error_class: ErrorClass | None, before: str | None
     """
     if detail is None or before is None or error_class not in (ErrorClass.LOST_RESULT, ErrorClass.SIGNAL):
         return detail
-    warned = detail.replace(_GO_ON, "it ended so the last time, too: sending it once more is not likely to help")
+    warned = detail.replace(GO_ON, "it ended so the last time, too: sending it once more is not likely to help")
     return warned if before in (detail, warned) else detail
 
 

@@ -5,44 +5,10 @@ from __future__ import annotations
 import msgspec
 from msgspec.structs import replace
 
-from agent_runtime.errors import STATUS_BY_CLASS, ErrorClass, plain_detail
+from agent_runtime.errors import ErrorClass, plain_detail
 from agent_runtime.model.records import Metadata, rfc3339
 
 MEDIA_TYPE = "application/problem+json"
-
-TITLES: dict[ErrorClass, str] = {
-    ErrorClass.AUTH: "The API refused the token",
-    ErrorClass.NO_TOKEN: "No usable token",
-    ErrorClass.BILLING: "Credit exhausted",
-    ErrorClass.RATE_LIMIT: "Usage limit reached",
-    ErrorClass.OVERLOADED: "API overloaded",
-    ErrorClass.UPSTREAM: "API failed",
-    ErrorClass.NETWORK: "API not reachable",
-    ErrorClass.LOST_RESULT: "Result lost",
-    ErrorClass.TIMEOUT: "Timed out",
-    ErrorClass.STALLED: "No progress",
-    ErrorClass.MAX_TURNS: "Too many turns",
-    ErrorClass.MAX_OUTPUT: "Output too long",
-    ErrorClass.MAX_BUDGET: "Budget spent",
-    ErrorClass.SCHEMA: "Schema not met",
-    ErrorClass.MODEL: "Model not usable",
-    ErrorClass.INVALID_REQUEST: "Invalid request",
-    ErrorClass.SIGNAL: "Killed by a signal",
-    ErrorClass.OOM: "Out of memory",
-    ErrorClass.SPAWN: "Could not start the CLI",
-    ErrorClass.INTERRUPTED: "Interrupted by shutdown",
-    ErrorClass.ERROR: "Failed",
-    ErrorClass.BUSY: "Busy",
-    ErrorClass.DRAINING: "Draining",
-    ErrorClass.ACCESS: "Access key needed",
-    ErrorClass.NOT_FOUND: "Not found",
-    ErrorClass.METHOD: "Method not allowed",
-    ErrorClass.TOO_LARGE: "Too large",
-    ErrorClass.CONFLICT: "Conflict",
-    ErrorClass.STORAGE: "Record cannot be read",
-    ErrorClass.NOT_WRITABLE: "Not writable",
-    ErrorClass.CANCELLED: "Cancelled",
-}
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -106,8 +72,8 @@ def problem(
     """Build the body for *error_class*; *status*: where it is not the one of the class."""
     return Problem(
         type=f"urn:agent-runtime:problem:{error_class}",
-        title=TITLES[error_class],
-        status=status or STATUS_BY_CLASS[error_class],
+        title=error_class.heading,
+        status=status or error_class.status,
         detail=plain_detail(error_class, detail),
         error_class=error_class,
         code=code,

@@ -10,7 +10,6 @@ import msgspec
 
 from agent_runtime.claude.frames import decode
 from agent_runtime.errors import AdmissionError, ErrorClass, TokenLimited
-from agent_runtime.evidence.verdict import SENTENCES
 from agent_runtime.model.problem import ErrorDetail, problem
 from agent_runtime.model.records import SUCCESS, Answer, Metadata, rfc3339
 from agent_runtime.model.state import Outcome
@@ -22,10 +21,7 @@ if TYPE_CHECKING:
     from agent_runtime.store.transcripts import TranscriptReader
 
 
-OVERLOADED_RETRY_SECONDS = 30
 LAST_BYTES = 64 << 10
-
-_UNTOLD = "the execution failed"
 
 
 class AnswerForm(msgspec.Struct, frozen=True):
@@ -121,7 +117,7 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
     retry_after, resets_at = _when_again(execution, error_class)
     failure = problem(
         error_class,
-        record.detail or SENTENCES.get(error_class, _UNTOLD),
+        record.detail or error_class.sentence,
         code=execution.error.code if execution.error is not None else None,
         execution_id=record.execution_id,
         metadata=record.metadata,
@@ -137,7 +133,7 @@ def failed_answer(record: ExecutionRecord, error_class: ErrorClass = ErrorClass.
     """Build the answer of an execution that nobody can build a better one of: its supervisor failed, or was killed."""
     failure = problem(
         error_class,
-        SENTENCES[error_class],
+        error_class.sentence,
         execution_id=record.execution_id,
         metadata=record.metadata,
         token_generation=record.metadata.token_generation,
@@ -146,7 +142,7 @@ def failed_answer(record: ExecutionRecord, error_class: ErrorClass = ErrorClass.
         body = msgspec.json.encode(failure)
     except (UnicodeEncodeError, TypeError):
         # What cannot be written may be why the supervisor failed; whoever waits gets an answer all the same.
-        body = msgspec.json.encode(problem(error_class, SENTENCES[error_class], execution_id=record.execution_id))
+        body = msgspec.json.encode(problem(error_class, error_class.sentence, execution_id=record.execution_id))
     return Answer(failure.status, body)
 
 
@@ -198,7 +194,7 @@ def result_of(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcr
         lines, truncated = transcript.answer_log(form.log_limit_bytes)
         said = _Said(execution_log=frames_of(lines), truncated_log=truncated)
         error_class = reason = str(record.error_class or ErrorClass.ERROR)
-        error = record.detail or _UNTOLD
+        error = record.detail or (record.error_class or ErrorClass.ERROR).sentence
     return KeptResult(
         execution_id=record.execution_id,
         status_code=answer.status_code,
@@ -236,6 +232,4 @@ def _when_again(execution: Execution, error_class: ErrorClass) -> tuple[int | No
         resets_at = execution.resets_at
         seconds = UNKNOWN_LIMIT_SECONDS if resets_at is None else resets_at - time.time()
         return max(1, math.ceil(seconds)), resets_at
-    if error_class in (ErrorClass.OVERLOADED, ErrorClass.UPSTREAM, ErrorClass.NETWORK):
-        return OVERLOADED_RETRY_SECONDS, None
-    return None, None
+    return error_class.retry_seconds, None

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import AgentRuntimeError, Conflict, ErrorClass, MayHaveRun, NotFound, StoreUnavailable
-from agent_runtime.evidence.verdict import SENTENCES
 from agent_runtime.model.records import SUCCESS, Answer
 from agent_runtime.model.state import Outcome, Phase, StopReason
 from agent_runtime.store.retention import lacking_bytes, prune, without_record
@@ -130,7 +129,7 @@ class Archive:
     def conclude_failed(self, record: ExecutionRecord) -> Answer:
         """End an execution whose answer could not be built: its record must not say that it runs."""
         record.outcome, record.error_class = Outcome.FAILED, ErrorClass.ERROR
-        record.detail = SENTENCES[ErrorClass.ERROR]
+        record.detail = ErrorClass.ERROR.sentence
         answer = failed_answer(record)
         self.conclude(record, answer)
         return answer
@@ -251,7 +250,7 @@ class Archive:
         now = time.time()
         record.state = Phase.FINISHED
         record.outcome, record.error_class = Outcome.FAILED, ErrorClass.INTERRUPTED
-        record.detail = SENTENCES[ErrorClass.INTERRUPTED]
+        record.detail = ErrorClass.INTERRUPTED.sentence
         record.ended_at = now
         for attempt in record.attempts:
             if attempt.ended_at is None:

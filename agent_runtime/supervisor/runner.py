@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import AdmissionError, AgentRuntimeError, ErrorClass, SessionUnknown, TokenLimited
-from agent_runtime.evidence.verdict import SENTENCES, Verdict, token_verdict
+from agent_runtime.evidence.verdict import Verdict, token_verdict
 from agent_runtime.model.state import CLASS_BY_TROUBLE, Outcome, StopReason, TokenTrouble, Verification
 from agent_runtime.supervisor.retry_policy import (
     AFTER_RESET_SECONDS,
@@ -47,8 +47,8 @@ CLOCK_SLACK_SECONDS = 0.001
 
 UNSTARTED: dict[StopReason, Verdict] = {
     StopReason.TIMEOUT: Verdict(Outcome.FAILED, ErrorClass.TIMEOUT, "the timeout was over while the execution waited"),
-    StopReason.CANCELLED: Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, SENTENCES[ErrorClass.CANCELLED]),
-    StopReason.SHUTDOWN: Verdict(Outcome.FAILED, ErrorClass.INTERRUPTED, SENTENCES[ErrorClass.INTERRUPTED]),
+    StopReason.CANCELLED: Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, ErrorClass.CANCELLED.sentence),
+    StopReason.SHUTDOWN: Verdict(Outcome.FAILED, ErrorClass.INTERRUPTED, ErrorClass.INTERRUPTED.sentence),
 }
 """How an execution ends that is stopped while it waits."""
 
@@ -378,7 +378,7 @@ class ExecutionRunner:
         except AgentRuntimeError as error:
             self._execution.error = error
             return Verdict(Outcome.FAILED, error.error_class, str(error))
-        return Verdict(Outcome.FAILED, ErrorClass.AUTH, SENTENCES[ErrorClass.AUTH])
+        return Verdict(Outcome.FAILED, ErrorClass.AUTH, ErrorClass.AUTH.sentence)
 
     async def _wait(self, event: Awaitable[object], until: float) -> bool:
         """Wait for *event*; False when the execution is stopped, or it is *until* (monotonic seconds), first."""
@@ -444,4 +444,4 @@ _CURABLE = {
 def _as(final: Verdict, error_class: ErrorClass) -> Verdict:
     if error_class is final.error_class:
         return final
-    return Verdict(Outcome.FAILED, error_class, SENTENCES[error_class])
+    return Verdict(Outcome.FAILED, error_class, error_class.sentence)

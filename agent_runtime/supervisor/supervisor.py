@@ -25,7 +25,7 @@ from agent_runtime.errors import (
     TokenUnpaid,
     TokenUnusable,
 )
-from agent_runtime.evidence.verdict import SENTENCES, Verdict
+from agent_runtime.evidence.verdict import Verdict
 from agent_runtime.execution.attempt_spec import AttemptContext
 from agent_runtime.execution.execution import Execution
 from agent_runtime.model.records import Usage
@@ -236,7 +236,7 @@ class Supervisor:
         finally:
             # Whoever waits for this execution must never wait for ever.
             if execution.phase is not Phase.FINISHED:
-                execution.end(Verdict(Outcome.FAILED, ErrorClass.ERROR, SENTENCES[ErrorClass.ERROR]))
+                execution.end(Verdict(Outcome.FAILED, ErrorClass.ERROR, ErrorClass.ERROR.sentence))
             try:
                 execution.conclude(await asyncio.to_thread(self._kept_answer_to, execution))
             finally:

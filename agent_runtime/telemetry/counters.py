@@ -63,11 +63,6 @@ def _label(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-NEVER_OF_AN_EXECUTION = {
-    *(ErrorClass.BUSY, ErrorClass.DRAINING, ErrorClass.ACCESS, ErrorClass.NOT_FOUND, ErrorClass.METHOD),
-    *(ErrorClass.TOO_LARGE, ErrorClass.CONFLICT, ErrorClass.NOT_WRITABLE, ErrorClass.CANCELLED, ErrorClass.STORAGE),
-}
-
 COUNTERS: dict[str, Counter] = {
     "executions_admitted": Counter("Executions that were let in."),
     "executions_finished": Counter(
@@ -76,7 +71,7 @@ COUNTERS: dict[str, Counter] = {
         (
             (Outcome.SUCCESS, NONE),
             (Outcome.CANCELLED, ErrorClass.CANCELLED),
-            *((Outcome.FAILED, kind) for kind in ErrorClass if kind not in NEVER_OF_AN_EXECUTION),
+            *((Outcome.FAILED, kind) for kind in ErrorClass if kind.ends_execution),
         ),
     ),
     "executions_parked": Counter("Times that an execution began to wait for a newer token."),

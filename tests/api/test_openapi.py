@@ -14,7 +14,7 @@ from agent_runtime.api.app import ROUTES
 from agent_runtime.api.schema.examples import WEBHOOK
 from agent_runtime.api.schema.openapi import RouteRow, build
 from agent_runtime.api.schema.operations import EXECUTION_ERRORS, OPERATIONS
-from agent_runtime.errors import STATUS_BY_CLASS, ErrorClass
+from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.rules import RULES
 from tests.support.described import Description, events_in
 from tests.support.supervised import NEW, Supervised, eventually, supervised
@@ -83,7 +83,7 @@ def test_every_error_class_is_somewhere_with_its_status_and_an_example(built: De
 
     assert found.pop(ErrorClass.STORAGE) == {409, 500}, "a task is turned away, a record cannot be given"
     everywhere = {ErrorClass.STORAGE, ErrorClass.METHOD, ErrorClass.CANCELLED}  # said in the description; no error
-    assert found == {str(error): {STATUS_BY_CLASS[error]} for error in ErrorClass if error not in everywhere}
+    assert found == {str(error): {error.status} for error in ErrorClass if error not in everywhere}
     assert all(f"`{error}`" in built.document["info"]["description"] for error in ("method", "not_found"))
 
 

@@ -26,7 +26,7 @@ from agent_runtime.client import (
 from agent_runtime.client.errors import FAMILIES, failure
 from agent_runtime.client.sse import EventReader, Following
 from agent_runtime.client.submit import HOLD_SECONDS
-from agent_runtime.errors import STATUS_BY_CLASS, ErrorClass
+from agent_runtime.errors import ErrorClass
 from agent_runtime.model.task import Task, TaskFields
 from tests.support.supervised import fails
 
@@ -44,13 +44,13 @@ def ok(content: dict[str, Any], status: int = 200, **headers: str) -> httpx.Resp
 
 
 def problem(error_class: str, *, code: str | None = None, **headers: str) -> httpx.Response:
-    status = STATUS_BY_CLASS[ErrorClass(error_class)]
+    status = ErrorClass(error_class).status
     return ok({"error_class": error_class, "status": status, "detail": "Sorry.", "code": code}, status, **headers)
 
 
 def kept(at: str, error_class: str | None = None) -> httpx.Response:
     answer = SUCCESS if error_class is None else {"error_class": error_class, "detail": "Sorry."}
-    status = 200 if error_class is None else STATUS_BY_CLASS[ErrorClass(error_class)]
+    status = 200 if error_class is None else ErrorClass(error_class).status
     return ok({"execution_id": ID, "status_code": status, "answer": answer, "retained_at": at})
 
 
@@ -409,12 +409,12 @@ FAMILY_OF = {
 
 @pytest.mark.parametrize("error_class", [each for each in ErrorClass if each is not ErrorClass.CANCELLED])
 def test_every_class_has_its_family(error_class: ErrorClass) -> None:
-    error = failure(Problem(error_class=error_class, status=STATUS_BY_CLASS[error_class], detail="Sorry."), 3.0)
+    error = failure(Problem(error_class=error_class, status=error_class.status, detail="Sorry."), 3.0)
 
     assert error_class in FAMILIES  # no guess by the status
     family = next((family for family, classes in FAMILY_OF.items() if error_class in classes), ExecutionFailed)
     assert type(error) is family
-    assert (error.error_class, error.status, str(error)) == (error_class, STATUS_BY_CLASS[error_class], "Sorry.")
+    assert (error.error_class, error.status, str(error)) == (error_class, error_class.status, "Sorry.")
     again = pickle.loads(pickle.dumps(error))  # noqa: S301 - written one line above
     assert (type(again), again.problem, again.retry_after_seconds) == (type(error), error.problem, 3.0)
 

@@ -21,8 +21,8 @@ import httpx
 import msgspec
 import pytest
 
-from agent_runtime.errors import STATUS_BY_CLASS, SWITCHING_CLASSES, ErrorClass
-from agent_runtime.evidence.verdict import BLOCKED_SENTENCE, SENTENCES, limit_sentence
+from agent_runtime.errors import ErrorClass
+from agent_runtime.evidence.verdict import BLOCKED_SENTENCE, limit_sentence
 from agent_runtime.model.problem import problem, with_object
 from tests.backends.trinity import (
     RULES,
@@ -219,17 +219,17 @@ def test_it_switches_where_another_token_helps_and_nowhere_else(failure: dict[st
 def test_what_it_concludes_of_every_class_is_right(error_class: ErrorClass, shape: str) -> None:
     if error_class in (ErrorClass.ACCESS, ErrorClass.CANCELLED):
         pytest.skip("a wrong key is a 401 of its own, and a cancelled execution no error")
-    said = problem(error_class, SENTENCES.get(error_class, "all slots are taken"))
+    said = problem(error_class, error_class.sentence)
     body = with_object(said) if shape == "object" else said
-    response = httpx.Response(STATUS_BY_CLASS[error_class], content=msgspec.json.encode(body))
+    response = httpx.Response(error_class.status, content=msgspec.json.encode(body))
 
-    assert (switch_for(response) is not None) == (error_class in SWITCHING_CLASSES)
+    assert (switch_for(response) is not None) == error_class.cured_by_token
     assert (switch_for(response) == "rate_limit") == (error_class is ErrorClass.RATE_LIMIT)
 
 
 def test_no_sentence_about_a_token_is_taken_for_something_else() -> None:
     sentences = [BLOCKED_SENTENCE, limit_sentence(None), limit_sentence(1.8e9)]
-    sentences += [SENTENCES[error_class] for error_class in SWITCHING_CLASSES]
+    sentences += [error_class.sentence for error_class in ErrorClass if error_class.cured_by_token]
 
     assert [text for text in sentences if any(words in text.lower() for words in RULES["switch"]["never_with"])] == []
 

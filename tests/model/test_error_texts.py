@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_runtime.cli.main import main
-from agent_runtime.errors import STATUS_BY_CLASS, CannotStart, ErrorClass, SettingsInvalid
-from agent_runtime.evidence.verdict import SENTENCES
+from agent_runtime.errors import CannotStart, ErrorClass, SettingsInvalid
 from agent_runtime.serve import bootstrap
 from agent_runtime.settings import Settings, load
 from tests.support.supervised import DEADLINE_SECONDS, OLD, Supervised, supervised
@@ -145,13 +144,13 @@ def test_a_refusal_over_http_says_what_to_do(shared: WithKey, name: str) -> None
     answer = shared.running.client.request(method, path, **({} if body is None else content))
 
     problem = answer.json()
-    assert (problem["error_class"], answer.status_code) == (error_class, STATUS_BY_CLASS[ErrorClass(error_class)])
+    assert (problem["error_class"], answer.status_code) == (error_class, ErrorClass(error_class).status)
     assert advice in problem["detail"]
 
 
-@pytest.mark.parametrize("error_class", sorted(set(SENTENCES) - {ErrorClass.CANCELLED}))
+@pytest.mark.parametrize("error_class", sorted(set(ErrorClass) - {ErrorClass.CANCELLED}))
 def test_the_sentence_of_a_failed_execution_says_what_to_do(error_class: ErrorClass) -> None:
-    fact, _, advice = SENTENCES[error_class].partition("; ")
+    fact, _, advice = error_class.sentence.partition("; ")
 
     assert fact
     assert advice

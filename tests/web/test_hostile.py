@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from agent_runtime.api.app import ROUTES
-from agent_runtime.errors import RESERVED_WORDS, STATUS_BY_CLASS
+from agent_runtime.errors import RESERVED_WORDS, ErrorClass
 from agent_runtime.model.task import Task
 from agent_runtime.settings import Settings
 from tests.support.supervised import Supervised, supervised
@@ -149,8 +149,8 @@ def check(response: httpx.Response, asked: str) -> str:
         return str(status)
     assert kind == "application/problem+json", f"{asked}: {status} {kind} {response.text[:200]}"
     problem = response.json()
-    error_class = problem["error_class"]
-    assert status == problem["status"] == STATUS_BY_CLASS[error_class], asked
+    error_class = ErrorClass(problem["error_class"])
+    assert status == problem["status"] == error_class.status, asked
     assert isinstance(problem["detail"], str)
     assert isinstance(problem["title"], str)
     # A task that was let in ends as one of /bin/true, which prints no result.

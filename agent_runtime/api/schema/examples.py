@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent_runtime.errors import ErrorClass
-from agent_runtime.evidence.verdict import SENTENCES
-
 TASK = {"message": "Fix the tests.", "execution_id": "fix-1", "timeout_seconds": 1800}
 
 WEBHOOK = {
@@ -232,20 +229,3 @@ STREAMS = {
         '"data":{"generation":1,"fingerprint":"5f1d0c9a3b7e","kind":"oauth","subscription":null}}\n\n'
     ),
 }
-
-DETAILS: dict[ErrorClass, str] = {
-    **SENTENCES,
-    ErrorClass.NO_TOKEN: "there is no token: the secret file does not exist",
-    ErrorClass.INVALID_REQUEST: "message: Expected `str`, got `int`",
-    ErrorClass.SPAWN: "the CLI was not found",
-    ErrorClass.BUSY: "all 4 slots and 16 queue places are taken",
-    ErrorClass.DRAINING: "draining: no new executions here",
-    ErrorClass.ACCESS: "send the access key as a bearer token or in the access header",
-    ErrorClass.NOT_FOUND: "no such execution",
-    ErrorClass.METHOD: "this path does not take this method",
-    ErrorClass.TOO_LARGE: "the body is longer than 16777216 bytes; send less, or raise AGENT_RUNTIME_BODY_LIMIT",
-    ErrorClass.CONFLICT: "this execution_id is known for another body; choose another id",
-    ErrorClass.STORAGE: "the record store does not work: disk I/O error",
-    ErrorClass.NOT_WRITABLE: "the secret file cannot be written from here",
-}
-"""What an error may say."""

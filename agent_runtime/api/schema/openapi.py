@@ -11,11 +11,11 @@ import msgspec
 
 from agent_runtime import __version__
 from agent_runtime.api.schema import bodies
-from agent_runtime.api.schema.examples import ANSWERS, DETAILS, STREAMS, TASK, WEBHOOK
+from agent_runtime.api.schema.examples import ANSWERS, STREAMS, TASK, WEBHOOK
 from agent_runtime.api.schema.json_schema import pointer, schemas
 from agent_runtime.api.schema.operations import OPERATIONS, PARAMETERS, TAGS
-from agent_runtime.errors import STATUS_BY_CLASS, UNREADABLE_STATUS, ErrorClass
-from agent_runtime.model.problem import MEDIA_TYPE, TITLES, Problem, problem
+from agent_runtime.errors import UNREADABLE_STATUS, ErrorClass
+from agent_runtime.model.problem import MEDIA_TYPE, Problem, problem
 from agent_runtime.telemetry.events import Event
 from agent_runtime.telemetry.webhook import POSTED, SIGNATURE_HEADER
 
@@ -139,8 +139,10 @@ def _responses(row: RouteRow, operation: Operation) -> dict[str, Any]:
             "content": {kind: {"schema": {"type": "string"}} for kind in operation.text},
         }
     errors = dict.fromkeys((*operation.errors, *(() if row.open else _ALWAYS)))
-    statuses = {**STATUS_BY_CLASS, **({} if operation.id == "postTask" else {ErrorClass.STORAGE: UNREADABLE_STATUS})}
-    for status in sorted({statuses[error] for error in errors}):
+    statuses = {error: error.status for error in errors}
+    if ErrorClass.STORAGE in errors and operation.id != "postTask":
+        statuses[ErrorClass.STORAGE] = UNREADABLE_STATUS
+    for status in sorted(set(statuses.values())):
         found[str(status)] = _errors(status, [error for error in errors if statuses[error] == status])
     found["default"] = {
         "description": "Anything else that went wrong.",
@@ -182,12 +184,12 @@ def _errors(status: int, classes: list[ErrorClass]) -> dict[str, Any]:
         "properties": {"status": {"const": status}, "error_class": {"enum": [str(error) for error in classes]}},
     }
     described: dict[str, Any] = {
-        "description": "; ".join(TITLES[error] for error in classes) + ".",
+        "description": "; ".join(error.heading for error in classes) + ".",
         "content": {
             MEDIA_TYPE: {
                 "schema": {"allOf": [pointer(Problem), narrowed]},
                 "examples": {
-                    str(error): {"summary": TITLES[error], "value": _example(error, status)} for error in classes
+                    str(error): {"summary": error.heading, "value": _example(error, status)} for error in classes
                 },
             }
         },
@@ -202,7 +204,7 @@ def _example(error: ErrorClass, status: int) -> Any:
     return msgspec.to_builtins(
         problem(
             error,
-            DETAILS[error],
+            error.sentence,
             execution_id="fix-1" if is_of_execution else None,
             token_generation=1 if is_of_execution else None,
             token_stale=False if is_of_execution else None,

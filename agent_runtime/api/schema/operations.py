@@ -46,29 +46,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     more: str = ""
 
 
-EXECUTION_ERRORS = (
-    ErrorClass.AUTH,
-    ErrorClass.NO_TOKEN,
-    ErrorClass.BILLING,
-    ErrorClass.RATE_LIMIT,
-    ErrorClass.OVERLOADED,
-    ErrorClass.UPSTREAM,
-    ErrorClass.NETWORK,
-    ErrorClass.LOST_RESULT,
-    ErrorClass.TIMEOUT,
-    ErrorClass.STALLED,
-    ErrorClass.MAX_TURNS,
-    ErrorClass.MAX_OUTPUT,
-    ErrorClass.MAX_BUDGET,
-    ErrorClass.SCHEMA,
-    ErrorClass.MODEL,
-    ErrorClass.INVALID_REQUEST,
-    ErrorClass.SIGNAL,
-    ErrorClass.OOM,
-    ErrorClass.SPAWN,
-    ErrorClass.INTERRUPTED,
-    ErrorClass.ERROR,
-)
+EXECUTION_ERRORS = tuple(error for error in ErrorClass if error.ends_execution)
 """How an execution can fail."""
 
 TAGS = {
