@@ -259,7 +259,7 @@ async def get_token(api: Api, request: Request) -> Response:
             "subscription": generation.subscription if generation else None,
             "error": status.error,
             "last_refused_generation": supervisor.gate.statuses.last_refused_generation,
-            "limited_until": _time(limit.until) if limit is not None and limit.is_told else None,
+            "limited_until": _time(limit.until) if limit is not None and limit.has_known_end else None,
             "limit_type": limit.type if limit is not None else None,
             "limit_model": limit.model if limit is not None else None,
             "held_by": {str(number): count for number, count in supervisor.held_by.items()},

@@ -1,4 +1,4 @@
-"""What an attempt tells: notes while it runs, one report when it has ended."""
+"""What an attempt publishes: events while it runs, one report when it has ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from agent_runtime.model.state import StopReason
     from agent_runtime.process.child import SweepReport
     from agent_runtime.secret.generations import Generation
-    from agent_runtime.telemetry.counters import Counts
 
 
 class Spawned(msgspec.Struct, frozen=True):
@@ -23,7 +22,7 @@ class Spawned(msgspec.Struct, frozen=True):
     The child runs, with this generation.
 
     Attributes:
-        shim_pid: The process above it; None: it was gone at once.
+        shim_pid: Its parent process; None: that was gone at once.
     """
 
     pid: int
@@ -33,7 +32,7 @@ class Spawned(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """The transcript has grown; told at most once until it is taken."""
+    """The transcript has grown."""
 
 
 class Stopping(msgspec.Struct, frozen=True):
@@ -64,15 +63,16 @@ class Reached(msgspec.Struct, frozen=True):
 AttemptEvent: TypeAlias = Spawned | Progress | Stopping | Answered | Reached
 
 
-class AttemptReport(msgspec.Struct):
+class AttemptReport(msgspec.Struct, frozen=True):
     """
-    How an attempt went.
+    How an attempt went; built once, when it has ended.
 
     Attributes:
         error: Why there was no child at all.
+        generation: The one that the last API error is held against, else the one the child was given.
         ending: What the verdict is reached from; None where there was no child.
-        used_tool: Whether the model has, or may have, called a tool: from then on what is seen may be forged.
-        background_ended: There was a result, and what went on in the background was ended.
+        used_tool: Whether the model has, or may have, called a tool: from then on the output may be forged.
+        background_ended: There was a result, and background work that still went on was ended.
         unknown_session: The CLI did not know the session it was told to resume.
         session_refused: The API refused the session's history, or the CLI cannot read it, and nothing came after that.
         signalled_at: When the child was first told to end, monotonic seconds.
@@ -98,15 +98,3 @@ class AttemptReport(msgspec.Struct):
     cpu_seconds: float | None = None
     result_line: int | None = None
     sweep: SweepReport | None = None
-
-
-def measure(report: AttemptReport, counts: Counts) -> None:
-    """Count what an attempt has shown."""
-    if report.evidence is not None:
-        counts.count("evidence", report.evidence.rule)
-        if report.evidence.seconds_to_signal is not None:
-            counts.observe("line_to_signal_seconds", report.evidence.seconds_to_signal)
-    if report.sweep is not None and report.sweep.survivors:
-        counts.count("survivors", by=report.sweep.survivors)
-    elif report.signalled_at is not None and report.gone_at is not None:
-        counts.observe("signal_to_gone_seconds", report.gone_at - report.signalled_at)

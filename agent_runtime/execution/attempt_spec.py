@@ -1,4 +1,4 @@
-"""What an attempt is told before it begins."""
+"""What an attempt is given: its own specification, and what all attempts share."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.telemetry.counters import Counts
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from agent_runtime.claude.invocation import Session
-    from agent_runtime.delivery.cli_check import CliCheck
     from agent_runtime.delivery.delivery import Deliveries
     from agent_runtime.model.task import Task
     from agent_runtime.process.containment_choice import Containment
@@ -31,9 +28,8 @@ class AttemptContext(msgspec.Struct, frozen=True):
     Attributes:
         may_use: Raises :class:`AgentRuntimeError` where a generation must not be spawned with, for a model, by an
             execution.
-        doubt: To be told at once of a generation that was refused, and by which execution.
+        mark_suspect: Called at once with a generation that was refused, and the id of the execution.
         unkillable: Takes over the children whose processes cannot be ended.
-        cli: To be told how each start of the CLI ended.
         run_dir: Private files for children; each attempt has a directory of its own in it.
     """
 
@@ -45,10 +41,8 @@ class AttemptContext(msgspec.Struct, frozen=True):
     run_dir: Path
     containment: Containment
     unkillable: Unkillable
-    cli: CliCheck
     may_use: Callable[[Generation, str | None, str], None]
     mark_suspect: Callable[[Generation, str], None]
-    counts: Counts = msgspec.field(default_factory=Counts)
 
 
 class AttemptSpec(msgspec.Struct, frozen=True):

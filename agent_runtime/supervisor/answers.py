@@ -93,14 +93,14 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
     """
     record = execution.record
     if execution.transcript.incomplete:
-        record.metadata.retained = False
+        execution.writer.unretained()
     if record.outcome in (Outcome.SUCCESS, Outcome.CANCELLED):
         lines, truncated = execution.reader.answer_log(log_limit_bytes, execution.result_line)
         frames = frames_of(lines)
         written = execution.transcript
         is_lost = written.incomplete or len(frames) < len(lines) or (written.last_line > 0 and not frames)
         if is_lost:
-            record.metadata.retained = False
+            execution.writer.unretained()
         body = Success(
             execution_id=record.execution_id,
             status=str(record.outcome),

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import AgentRuntimeError, Conflict, ErrorClass, MayHaveRun, NotFound, StoreUnavailable
+from agent_runtime.execution.record_writer import RecordWriter
 from agent_runtime.model.records import SUCCESS, Answer
-from agent_runtime.model.state import Outcome, Phase, StopReason
+from agent_runtime.model.state import Outcome, Phase
 from agent_runtime.store.retention import lacking_bytes, prune, without_record
 from agent_runtime.store.tables import UNREADABLE
 from agent_runtime.supervisor.answers import AnswerForm, KeptResult, failed_answer, has_result, in_form, result_of
@@ -97,14 +98,15 @@ class Archive:
         since = time.time() - RECENT_SECONDS
         return [execution_id for execution_id, ended_at in self._ended_at.items() if ended_at >= since]
 
-    def save(self, record: ExecutionRecord) -> None:
-        """Write a record that has changed."""
+    def save(self, record: ExecutionRecord) -> bool:
+        """Write a record that has changed; return whether that was possible."""
         try:
             self.records.save(record)
         except StoreUnavailable as error:
-            record.metadata.retained = False
             self._counts.count("records_unwritten")
-            log.error("record not kept: %s", error, extra={"execution_id": record.execution_id})
+            log.error("record not written: %s", error, extra={"execution_id": record.execution_id})
+            return False
+        return True
 
     def conclude(self, record: ExecutionRecord, answer: Answer) -> bool:
         """Write a final record with its answer, and tell whether they are on disk."""
@@ -128,8 +130,7 @@ class Archive:
 
     def conclude_failed(self, record: ExecutionRecord) -> Answer:
         """End an execution whose answer could not be built: its record must not say that it runs."""
-        record.outcome, record.error_class = Outcome.FAILED, ErrorClass.ERROR
-        record.detail = ErrorClass.ERROR.sentence
+        RecordWriter(record).answer_failed()
         answer = failed_answer(record)
         self.conclude(record, answer)
         return answer
@@ -247,14 +248,7 @@ class Archive:
                     self.tasks.forget(execution_id)  # killed between two writes: it was never let in, or has ended
 
     def _interrupt(self, record: ExecutionRecord) -> None:
-        now = time.time()
-        record.state = Phase.FINISHED
-        record.outcome, record.error_class = Outcome.FAILED, ErrorClass.INTERRUPTED
-        record.detail = ErrorClass.INTERRUPTED.sentence
-        record.ended_at = now
-        for attempt in record.attempts:
-            if attempt.ended_at is None:
-                attempt.ended_at, attempt.stop_reason = now, StopReason.SHUTDOWN
+        RecordWriter(record).interrupted()
         self.conclude(record, failed_answer(record, ErrorClass.INTERRUPTED))
         log.warning("execution was interrupted", extra={"execution_id": record.execution_id})
 

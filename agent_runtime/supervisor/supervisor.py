@@ -1,4 +1,4 @@
-"""Who gets in, what runs, and how it all ends."""
+"""Admission of executions, their run in slots, and the end of the supervisor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from agent_runtime.errors import (
 )
 from agent_runtime.evidence.verdict import Verdict
 from agent_runtime.execution.attempt_spec import AttemptContext
-from agent_runtime.execution.execution import Execution
+from agent_runtime.execution.attempt_thread import AttemptThreads
+from agent_runtime.execution.execution import Execution, ExecutionContext
+from agent_runtime.execution.record_writer import RecordWriter
 from agent_runtime.model.records import Usage
 from agent_runtime.model.state import Outcome, Phase, StopReason
 from agent_runtime.notifier import Notifier
@@ -40,10 +42,11 @@ from agent_runtime.supervisor.archive import OTHER_BODY, StoredResult
 from agent_runtime.supervisor.runner import ExecutionRunner, RunnerContext
 from agent_runtime.supervisor.sessions import SessionPlan, SessionUse
 from agent_runtime.supervisor.slots import Slots
+from agent_runtime.supervisor.token_upkeep import TokenUpkeep
 from agent_runtime.telemetry.logs import about
 from agent_runtime.tokens.gate import TokenGate
 from agent_runtime.tokens.status import TokenStatuses
-from agent_runtime.tokens.verifier import PROBE, RefusalVerifier
+from agent_runtime.tokens.verifier import RefusalVerifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -56,7 +59,7 @@ if TYPE_CHECKING:
     from agent_runtime.model.task import Task
     from agent_runtime.process.containment_choice import Containment
     from agent_runtime.secret.file import SecretFile, SecretStatus
-    from agent_runtime.secret.generations import Generation, GenerationLedger
+    from agent_runtime.secret.generations import GenerationLedger
     from agent_runtime.settings import Settings
     from agent_runtime.store.transcripts import TranscriptReader
     from agent_runtime.supervisor.archive import Archive
@@ -73,7 +76,7 @@ PRUNE_SECONDS = 600
 
 
 class View(msgspec.Struct, frozen=True):
-    """What those see who only look on: a record and its transcript, and when there is more to see."""
+    """A record and its transcript, for reading; *changed* is notified when there is more to read."""
 
     record: ExecutionRecord
     transcript: TranscriptReader
@@ -82,7 +85,7 @@ class View(msgspec.Struct, frozen=True):
 
 class Supervisor:
     """
-    Admit executions, run them in slots, and account for every one.
+    Admit executions, run them in slots, and answer every one.
 
     All methods run on the event loop's thread. Admission is synchronous: :meth:`submit` either raises or returns an
     execution that belongs to the supervisor from then on.
@@ -124,10 +127,14 @@ class Supervisor:
         self.consecutive_failures = 0
         self.draining = False
         self._is_ending = False
-        self._confirmer = RefusalVerifier(self.gate.statuses, probe, events)
+        verifier = RefusalVerifier(self.gate.statuses, probe, events)
         self.sessions = SessionUse()
-        self._context = RunnerContext(settings, self.slots, self.sessions, self.gate, self._confirmer, events)
-        self._attempt_context = AttemptContext(
+        self._token_upkeep = TokenUpkeep(
+            settings, self.gate, verifier, self.slots, counts, follow_secret=self._follow_secret, spawn=self._spawn
+        )
+        self._runner_context = RunnerContext(settings, self.slots, self.sessions, self.gate, verifier, events)
+        self._execution_context = ExecutionContext(counts, cli, events, self._token_upkeep.accepted, archive.save)
+        attempt_context = AttemptContext(
             settings=settings,
             secret=secret,
             deliveries=deliveries,
@@ -136,27 +143,25 @@ class Supervisor:
             run_dir=run_dir,
             containment=containment,
             unkillable=self.unkillable,
-            cli=cli,
             may_use=self.gate.may_use,
             mark_suspect=self.gate.mark_suspect,
-            counts=counts,
         )
-        self._next_mark = next_mark
+        self._run_attempt = AttemptThreads(attempt_context, next_mark).run_attempt
+        self._cli = cli
         self._live: dict[str, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._newest_seen = 0
 
     # -- admission
 
     def submit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution | StoredResult:
         """
-        Let a task in, join the execution that its id names, or find the answer that is kept of it.
+        Admit a task, join the running execution with its id, or return the answer that is stored for it.
 
         After a failure the same id begins a new attempt on the same record and transcript.
 
         Raises:
-            AdmissionError: There is no room, no token, or no wish for more.
-            Conflict: The id is known for other work.
+            AdmissionError: No room, no usable token, or draining.
+            Conflict: The id is known for another body.
         """
         execution_id = task.execution_id or str(uuid.uuid4())
         if (live := self._live.get(execution_id)) is not None:
@@ -178,47 +183,43 @@ class Supervisor:
                 f"all {self.slots.total} slots and {self.slots.queue_limit} queue places are taken; come back later",
                 retry_after_seconds=BUSY_RETRY_SECONDS,
             )
+        writer = RecordWriter.for_task(
+            task,
+            execution_id,
+            plan.next,
+            self.settings,
+            ignored_fields=list(ignored_fields),
+            previous=previous,
+        )
         execution = Execution(
             task,
-            execution_id=execution_id,
-            ignored_fields=list(ignored_fields),
-            attempt_context=self._attempt_context,
+            writer,
+            self._execution_context,
             transcript=self.archive.transcripts.writer(execution_id),
             reader=self.archive.transcripts.reader(execution_id),
-            next_mark=self._next_mark,
             timeout_seconds=task.timeout_seconds or self.settings.timeout,
-            accepted=self._accepted,
-            save=self.archive.save,
-            tell=lambda kind, number: self.events.publish(kind, execution_id=execution_id, generation=number),
-            session=plan.next,
-            previous=previous,
         )
         self._live[execution_id] = execution
         self.last_task_at = time.time()
         # Task first: a crash between the two writes leaves a task without a record, never a record without its task.
         self.archive.tasks.keep(execution_id, task)
-        self.archive.save(execution.record)
+        execution.save()
         with about(execution_id=execution_id, trace_id=task.trace.trace_id if task.trace else None):
             log.info("execution admitted")
             self.events.publish("execution.admitted", execution_id=execution_id)
-            self._spawn(
-                self._own(execution, ExecutionRunner(execution, self._context, plan, parks=parks)), execution_id
-            )
+            runner = ExecutionRunner(execution, self._runner_context, plan, run_attempt=self._run_attempt, parks=parks)
+            self._spawn(self._own(execution, runner), execution_id)
         return execution
 
     async def admit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution | StoredResult:
-        """Do as :meth:`submit`, but turn nobody away for a token before the secret file has been read once more."""
+        """Do as :meth:`submit`, but refuse no task for its token before the secret file has been read once more."""
         if self.settings.probe == "on_load":
-            await self._look_for_newer()  # which is asked about before anybody begins with it
+            await self._poll_secret()  # a new token is probed before an execution begins with it
         try:
             return self.submit(task, ignored_fields)
         except (NoToken, TokenUnusable, TokenUnpaid, TokenLimited):
-            await self._look_for_newer()
+            await self._poll_secret()
         return self.submit(task, ignored_fields)
-
-    async def _look_for_newer(self) -> None:
-        """Read the secret file: who writes a token and posts at once is faster than whoever watches it."""
-        self.secret_changed(await asyncio.to_thread(self.secret.poll))
 
     def _must_park(self, task: Task) -> bool:
         """Whether the token cannot be used now, and the task is ready to wait for another."""
@@ -234,22 +235,22 @@ class Supervisor:
         try:
             await runner.run()
         finally:
-            # Whoever waits for this execution must never wait for ever.
+            # Callers must get an answer, whatever has failed.
             if execution.phase is not Phase.FINISHED:
                 execution.end(Verdict(Outcome.FAILED, ErrorClass.ERROR, ErrorClass.ERROR.sentence))
             try:
-                execution.conclude(await asyncio.to_thread(self._kept_answer_to, execution))
+                execution.conclude(await asyncio.to_thread(self._stored_answer_to, execution))
             finally:
                 if execution.answer is None:
                     execution.conclude(self.archive.conclude_failed(execution.record))
                 self._retire(execution)
 
-    def _kept_answer_to(self, execution: Execution) -> Answer:
-        """Keep the final record with its answer, and return that."""
+    def _stored_answer_to(self, execution: Execution) -> Answer:
+        """Store the final record with its answer; return the answer."""
         record = execution.record
         answer = self._answer_to(execution)
         if not self.archive.conclude(record, answer) and record.metadata.retained:
-            record.metadata.retained = False
+            execution.writer.unretained()
             answer = self._answer_to(execution)
         return self.archive.shown(record, answer)
 
@@ -262,7 +263,7 @@ class Supervisor:
         )
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Run *work* as a task of ours; what goes wrong in it is logged."""
+        """Run *work* as a task that is held until it ends; its exception is logged."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -287,17 +288,13 @@ class Supervisor:
         self.changed.notify()
 
     async def run_maintenance(self, second: Notifier) -> None:
-        """Do what is due at each *second* that is told, and now and then, for as long as the supervisor lives."""
+        """Do what is due at each *second* that is notified, and from time to time, until cancelled."""
         while True:
             await asyncio.to_thread(self.archive.prune, self.settings, in_use=frozenset(self._live))
             for _ in range(PRUNE_SECONDS):
                 await second.wait()
-                self.gate.warn_of_expiry()
-                self._retry_refused()
+                self._token_upkeep.each_second()
                 await self._measure()
-                if (generation := self.gate.current) is not None:
-                    for execution in self._live.values():
-                        execution.token_loaded(generation)  # of its CLI it may be known by now that it has it
                 if linux.has_dead_children():
                     await asyncio.to_thread(reap_orphans)
                 if self.unkillable.slots:
@@ -306,14 +303,14 @@ class Supervisor:
                     break
 
     async def _has_full_disk(self) -> bool:
-        """Look after the disk; return whether something has to be deleted now."""
+        """Retry what the disk did not take; return whether something has to be deleted now."""
         is_full = await asyncio.to_thread(self.archive.upkeep)
         for damage in self.archive.news(self._live.keys()):
             self.events.publish("storage.damaged", detail=damage)
         return is_full
 
     async def _measure(self) -> None:
-        """See what the running take of the machine."""
+        """Measure what the running executions take of the machine."""
         running = {one.execution_id: one for one in self.running if one.shim_pid is not None}
         shims = {execution_id: one.shim_pid for execution_id, one in running.items() if one.shim_pid is not None}
         for execution_id, usage in (await asyncio.to_thread(sample, shims)).items() if shims else ():
@@ -322,59 +319,25 @@ class Supervisor:
 
     # -- the token
 
-    def _accepted(self, generation: Generation, since: float) -> None:
-        self._confirmer.accepted(generation, since, served=True)
-        self.slots.grant()
-        self.gate.changed.notify()
+    def _follow_secret(self) -> None:
+        for execution in self._live.values():
+            execution.follow_secret()
 
     def secret_changed(self, status: SecretStatus) -> None:
-        """Take a new status of the secret file."""
-        generation = status.generation
-        is_new = generation is not None and generation.number > self._newest_seen
-        self.gate.secret_changed(status)
-        if generation is not None and is_new:
-            self._newest_seen = generation.number
-            self.counts.loaded(generation)
-            for execution in self._live.values():
-                execution.token_loaded(generation)
-            if self.settings.probe == "on_load":
-                self._begin_probe(generation)
-        self.slots.grant()
+        """Process a new status of the secret file."""
+        self._token_upkeep.secret_changed(status)
         self.changed.notify()
 
-    def _begin_probe(self, generation: Generation) -> None:
-        if self._confirmer.begin_check(generation):  # at once: who posts now waits already
-            self._spawn(self._probe(generation), PROBE)
-
-    async def _probe(self, generation: Generation) -> None:
-        """Ask the API about a token, a refused one too; meanwhile new executions wait, or are still turned away."""
-        try:
-            await self._confirmer.try_again(generation)
-        finally:
-            self.slots.grant()
-            self.gate.changed.notify()
-
-    def _retry_refused(self) -> None:
-        """Let the probe try the token in use again, where it is refused or blocked and its pause is over."""
-        generation = self.gate.current
-        if self.settings.probe == "off" or generation is None:
-            return
-        if self.gate.statuses.is_due(generation, time.monotonic()):
-            self._begin_probe(generation)
-
     async def reload_token(self) -> None:
-        """Re-read the secret file now, forget limits and an unpaid account, and try a token in trouble at once."""
-        status = await asyncio.to_thread(self.secret.poll)
-        self.secret_changed(status)
-        if (generation := status.generation) is not None:
-            self.gate.statuses.forget_limits(generation)
-            if self.gate.statuses.trouble_of(generation) is not None:
-                self.gate.statuses.retry_now(generation)
-                if self._confirmer.begin_check(generation):
-                    await self._probe(generation)
-            self.gate.changed.notify()
+        """Read the secret file now, forget limits and an unpaid account, and try a token in trouble at once."""
+        await self._token_upkeep.reload()
+        self.changed.notify()
 
-    # -- looking on
+    async def _poll_secret(self) -> None:
+        await self._token_upkeep.poll()
+        self.changed.notify()
+
+    # -- reading
 
     @property
     def unready(self) -> tuple[str, str] | None:
@@ -388,7 +351,7 @@ class Supervisor:
         if self.gate.holds_new_executions:
             return "token_suspect", "it is being found out whether the token is good"
         try:
-            self._attempt_context.cli.require()
+            self._cli.require()
         except SpawnFailed as error:
             return "no_cli", str(error)
         return None
@@ -400,7 +363,7 @@ class Supervisor:
 
     @property
     def usage(self) -> Usage:
-        """What all that runs takes of the machine."""
+        """What all running executions take of the machine."""
         return functools.reduce(Usage.plus, (execution.usage for execution in self.running), Usage())
 
     @property
@@ -415,7 +378,7 @@ class Supervisor:
 
     def record(self, execution_id: str) -> ExecutionRecord:
         """
-        Find a record, alive or kept.
+        Return the record of a running or a finished execution.
 
         Raises:
             NotFound: Nothing is known under this id.
@@ -425,7 +388,7 @@ class Supervisor:
 
     def view(self, execution_id: str) -> View:
         """
-        PassResult at an execution, alive or kept.
+        Return what can be read of a running or a finished execution.
 
         Raises:
             NotFound: Nothing is known under this id.
@@ -436,10 +399,10 @@ class Supervisor:
 
     def result(self, execution_id: str) -> StoredResult | None:
         """
-        Find the answer of an execution; None while it goes on.
+        Return the answer of an execution; None while it goes on.
 
         Raises:
-            NotFound: Nothing is known under this id, or its answer is not kept.
+            NotFound: Nothing is known under this id, or its answer is not stored.
         """
         if execution_id in self._live:
             return None
@@ -468,18 +431,18 @@ class Supervisor:
     # -- the end
 
     def close_admission(self) -> None:
-        """Let nobody in any more; what was let in goes on."""
+        """Admit no more executions; those that were admitted go on."""
         self.draining = True
         self.changed.notify()
 
     def open_admission(self) -> None:
-        """Let executions in again, unless the supervisor is going away."""
+        """Admit executions again, unless the supervisor is ending."""
         if not self._is_ending:
             self.draining = False
             self.changed.notify()
 
     async def drain(self, timeout_seconds: float) -> None:
-        """Let nobody in, let the running finish for *timeout_seconds*, stop the rest politely, and wait for them."""
+        """Close admission, wait *timeout_seconds* for the running, stop the rest politely, and wait for them."""
         self._is_ending = True
         self.close_admission()
         polite = max(0.0, timeout_seconds - self.settings.stop_grace)

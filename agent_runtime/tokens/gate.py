@@ -1,4 +1,4 @@
-"""Which token may be used now, for whom, and who has been told about it."""
+"""The gate: which token may be used now, and the events about it."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ _EXPIRED = "the token has expired; write a new one to the secret file"
 
 class TokenGate:
     """
-    Put together what the secret file and the API's answers say of the token in use.
+    Decide about the token in use from the secret file and the API's answers.
 
-    :meth:`may_use` and :meth:`doubt` are called from attempts' threads, everything else on the event loop's thread.
+    :meth:`may_use` and :meth:`mark_suspect` are called from attempts' threads, everything else on the event loop's.
 
     Args:
-        probes: The API is asked about refused tokens; otherwise, or where that tells nothing, an execution finds out.
+        probes: The probe tries refused tokens again; without it, or where it is undecided, an execution does.
     """
 
     def __init__(self, secret: SecretFile, statuses: TokenStatuses, events: EventLog, *, probes: bool) -> None:
@@ -52,7 +52,7 @@ class TokenGate:
         self.changed = Notifier()
         self._events = events
         self._probes = probes
-        self._told: tuple[object, ...] = ()
+        self._last_published: tuple[object, ...] = ()
         self._warned_of_expiry: int | None = None
 
     @property
@@ -65,8 +65,8 @@ class TokenGate:
         """
         The state of the token, in the contract's words; where several hold, the first of these.
 
-        ``missing``, ``invalid``, ``expired``; ``refused``, ``blocked`` or ``billing``, of which the one found last is
-        kept; ``suspect``, ``limited``, ``ready``.
+        ``missing``, ``invalid``, ``expired``; the latest of ``refused``, ``blocked`` and ``billing``; ``suspect``,
+        ``limited``, ``ready``.
         """
         status = self.secret.status
         generation = status.generation
@@ -78,23 +78,23 @@ class TokenGate:
             return str(trouble)
         if self.statuses.is_suspect(generation):
             return "suspect"
-        return "limited" if self.statuses.any_limit_of(generation, time.time()) else "ready"
+        return "limited" if self.statuses.longest_limit(generation, time.time()) else "ready"
 
     @property
     def limit(self) -> Limit | None:
         """The limit that the token in use has met, if it lasts."""
         generation = self.current
-        return self.statuses.any_limit_of(generation, time.time()) if generation is not None else None
+        return self.statuses.longest_limit(generation, time.time()) if generation is not None else None
 
     @property
     def holds_new_executions(self) -> bool:
-        """Whether it is being found out if the token in use is good: then nobody new begins."""
+        """Whether new executions must wait, because it is being verified that the token in use is good."""
         generation = self.current
         return generation is not None and self.statuses.is_suspect(generation)
 
     def require(self, model: str | None = None) -> Generation:
         """
-        Tell the generation that an execution admitted now would use.
+        Return the generation that an execution admitted now would use.
 
         Raises:
             NoToken: There is none.
@@ -115,9 +115,9 @@ class TokenGate:
 
     def may_use(self, generation: Generation, model: str | None, by: str) -> None:
         """
-        Judge a generation at the spawn, from any thread: admission may be minutes ago.
+        Check a generation at the spawn, from any thread: admission may be minutes ago.
 
-        One in trouble whose pause is over may be used by one execution, until :meth:`TokenStatuses.end_try`.
+        A generation in trouble whose pause is over may be used by one execution, until :meth:`TokenStatuses.end_try`.
 
         Args:
             by: The execution's id.
@@ -134,10 +134,10 @@ class TokenGate:
 
     def mark_suspect(self, generation: Generation, by: str) -> None:
         """
-        Let nobody begin with a generation that was refused just now, from any thread.
+        Hold back new executions from a generation that was refused just now, from any thread.
 
-        What the refusal is worth is found out when the attempt is gone, after its grace at worst. Until then it is
-        suspect, or until :meth:`TokenStatuses.unsuspect`.
+        The refusal is verified when the attempt is gone, after its grace at worst. The generation is suspect until then
+        or until :meth:`TokenStatuses.clear_suspicion`.
 
         Args:
             by: The execution's id.
@@ -145,7 +145,7 @@ class TokenGate:
         current = self.current
         is_in_use = current is not None and current.number == generation.number
         if is_in_use and self.statuses.trouble_of(generation) is None:
-            self.statuses.suspect(generation, by, time.monotonic())
+            self.statuses.mark_suspect(generation, by, time.monotonic())
 
     def is_newer_usable(self, generation: Generation | None, model: str | None) -> bool:
         """Whether a generation newer than *generation* is loaded and could be spawned with now."""
@@ -163,15 +163,15 @@ class TokenGate:
         current = self.current
         if current is None or (current.expires_at is not None and current.expires_at <= time.time()):
             return False
-        return self.statuses.trouble_of(current) is None and self.limit_of(current, model) is None
+        return self.statuses.trouble_of(current) is None and self.limit_for(current, model) is None
 
-    def limit_of(self, generation: Generation, model: str | None) -> Limit | None:
+    def limit_for(self, generation: Generation, model: str | None) -> Limit | None:
         """Return the limit that an execution for *model* would meet now."""
-        return self.statuses.limit_of(generation, model, time.time())
+        return self.statuses.limit_for(generation, model, time.time())
 
-    def limited(self, generation: Generation, limit: Limit) -> None:
-        """Take a usage limit into account; told once."""
-        if self.statuses.limit(generation, limit, time.time()):
+    def note_limit(self, generation: Generation, limit: Limit) -> None:
+        """Record a usage limit; its event is published once."""
+        if self.statuses.note_limit(generation, limit, time.time()):
             extra = {"generation": generation.number}
             log.warning("token limited: type=%s model=%s", limit.type, limit.model, extra=extra)
             self._events.publish(
@@ -180,20 +180,20 @@ class TokenGate:
                 fingerprint=generation.token.fingerprint,
                 limit_type=limit.type,
                 model=limit.model,
-                limited_until=limit.until if limit.is_told else None,
+                limited_until=limit.until if limit.has_known_end else None,
             )
         self.changed.notify()
 
     def secret_changed(self, status: SecretStatus) -> None:
-        """Take a new status of the secret file: what is news becomes an event."""
+        """Process a new status of the secret file; publish an event for each change."""
         generation = status.generation
-        news = (status.state, generation.number if generation else None, status.error)
-        if news != self._told:
-            was_number = self._told[1] if self._told else None
-            self._told = news
+        number = generation.number if generation else None
+        if (status.state, number, status.error) != self._last_published:
+            was_number = self._last_published[1] if self._last_published else None
+            self._last_published = (status.state, number, status.error)
             if status.state is not SecretState.READY or status.error:
                 self._events.publish("token.invalid", state=str(status.state), error=status.error)
-            if generation is not None and generation.number != was_number:
+            if generation is not None and number != was_number:
                 log.info(
                     "token loaded: fingerprint=%s kind=%s",
                     generation.token.fingerprint,
@@ -211,7 +211,7 @@ class TokenGate:
         self.changed.notify()
 
     def warn_of_expiry(self) -> None:
-        """Say once per generation that it expires soon; asked now and then."""
+        """Warn once per generation that it expires soon; called once a second."""
         generation = self.current
         if generation is None or generation.expires_at is None or generation.number == self._warned_of_expiry:
             return
@@ -227,7 +227,7 @@ class TokenGate:
         return is_probed and not self.statuses.is_left_to_execution(generation)
 
     def _unusable(self, generation: Generation) -> AdmissionError:
-        # Another thread may have cleared it since; then what was true a moment ago is told.
+        # Another thread may have cleared the trouble since; then the error reports what was true a moment ago.
         trouble = self.statuses.trouble_of(generation) or TokenTrouble.REFUSED
         kind, sentence = _UNUSABLE[trouble]
         return kind(sentence, token_generation=generation.number)
@@ -238,8 +238,8 @@ class TokenGate:
             raise TokenUnusable(_EXPIRED, token_generation=generation.number)
 
     def _require_unlimited(self, generation: Generation, model: str | None) -> None:
-        if limit := self.limit_of(generation, model):
-            resets_at = limit.until if limit.is_told else None
+        if limit := self.limit_for(generation, model):
+            resets_at = limit.until if limit.has_known_end else None
             raise TokenLimited(
                 limit_sentence(resets_at),
                 retry_after_seconds=max(1, math.ceil(limit.until - time.time())),

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 FIRST_RETRY_SECONDS = 60.0
 LONGEST_RETRY_SECONDS = 600.0
 BILLING_RETRY_SECONDS = 600.0
-"""How long an account that cannot pay is not tried; then one execution finds out, as the probe's question is free."""
+"""How long an account that cannot pay is not tried; then an execution tries it, as the probe's question is free."""
 
 PROBED = frozenset({TokenTrouble.REFUSED, TokenTrouble.BLOCKED})
-"""The troubles that the probe can find to be over."""
+"""The troubles that an answer of the probe can clear."""
 
 UNKNOWN_LIMIT_SECONDS = 60.0
-"""How long a limit is believed in that does not say when it ends; then one execution finds out."""
+"""How long a limit lasts whose end the API did not report."""
 
-ANSWERED_KEPT = 64
+MOST_REPORTED = 64
 
 
 class _Pause(msgspec.Struct):
@@ -33,8 +33,8 @@ class _Pause(msgspec.Struct):
 
     Attributes:
         retry_at: Monotonic seconds.
-        tried_by: Who finds out now.
-        by_execution: The probe could not tell, so an execution may find out.
+        tried_by: Id of the execution, or of the probe's check, that tries it now.
+        by_execution: The probe was undecided, so an execution may try it.
     """
 
     retry_at: float
@@ -49,28 +49,28 @@ class Limit(msgspec.Struct, frozen=True):
 
     Attributes:
         type: In the API's words, such as ``five_hour``.
-        model: The model it is of; None: the whole account.
+        model: The model it is for; None: the whole account.
         until: Epoch seconds.
-        is_told: The API said until when; otherwise it is a guess.
+        has_known_end: The API reported *until*; otherwise it is a guess.
     """
 
     type: str | None
     model: str | None
     until: float
-    is_told: bool = True
+    has_known_end: bool = True
 
     def concerns(self, model: str | None) -> bool:
-        """Whether a task that asks for *model* meets it; one that asks for none may use any."""
+        """Whether a task for *model* meets it; a task that names no model meets only the account's."""
         return self.model is None or (model is not None and self.model in model)
 
 
 class TokenStatuses:
     """
-    Keep what is known of each token, by its fingerprint: a refused token that returns is still refused.
+    Hold what is known of each token, by its fingerprint: a refused token that returns is still refused.
 
-    Troubles but for limits are kept in *ledger* over restarts; the pauses between tries are not: a new process waits
-    the first one again. Times called *now* are monotonic seconds, limits are epoch seconds; the caller passes them in.
-    Asked from the event loop and from attempts' threads.
+    The *ledger* stores troubles, except limits, over restarts. It does not store pauses: a new process begins with the
+    first one. *now* is in monotonic seconds, limits are in epoch seconds; the caller passes both in. Called from the
+    event loop and from attempts' threads.
     """
 
     def __init__(self, ledger: GenerationLedger) -> None:
@@ -78,9 +78,9 @@ class TokenStatuses:
         self._lock = threading.Lock()
         self._pauses: dict[str, _Pause] = {}
         self._suspected_by: dict[str, set[str]] = {}
-        self._doubted_at: dict[str, float] = {}
+        self._suspected_at: dict[str, float] = {}
         self._limits: dict[str, dict[tuple[str | None, str | None], Limit]] = {}
-        self._answered: dict[int, None] = {}
+        self._reported: dict[int, None] = {}
 
     # -- refused, blocked, billing
 
@@ -102,24 +102,24 @@ class TokenStatuses:
             return max(pause.retry_at - now, 1.0 if pause.tried_by is not None else 0.0)
 
     def mark(self, generation: Generation, trouble: TokenTrouble, now: float) -> bool:
-        """Record a trouble and return whether it is news; after a try, the pause doubles."""
-        is_news = self.trouble_of(generation) is not trouble
+        """Record a trouble; return whether it is new. After a failed try, the pause doubles."""
+        is_new = self.trouble_of(generation) is not trouble
         fingerprint = generation.token.fingerprint
         with self._lock:
-            if is_news:
+            if is_new:
                 self._pauses[fingerprint] = _first_pause(trouble, now)
-                self._answered.pop(generation.number, None)
+                self._reported.pop(generation.number, None)
             elif (pause := self._pause(generation, trouble, now)).retry_at <= now:
                 pause.seconds = min(pause.seconds * 2, LONGEST_RETRY_SECONDS)
                 pause.retry_at = now + pause.seconds
                 pause.tried_by, pause.by_execution = None, False
             self._suspected_by.pop(fingerprint, None)
-            self._doubted_at[fingerprint] = now
+            self._suspected_at[fingerprint] = now
         self._ledger.mark(generation, trouble)
-        return is_news
+        return is_new
 
     def begin_try(self, generation: Generation, by: str, now: float) -> bool:
-        """Take the right to try a token in trouble again; only one holds it at a time, until :meth:`end_try`."""
+        """Claim the right to try a token in trouble again; one holds it at a time, until :meth:`end_try`."""
         if (trouble := self.trouble_of(generation)) is None:
             return True
         with self._lock:
@@ -130,20 +130,20 @@ class TokenStatuses:
             return True
 
     def end_try(self, by: str) -> None:
-        """Give the right back, if *by* still has it: what it tried showed nothing."""
+        """Give the right back, if *by* still holds it: the try was undecided."""
         with self._lock:
             for pause in self._pauses.values():
                 if pause.tried_by == by:
                     pause.tried_by = None
 
     def leave_to_execution(self, generation: Generation) -> None:
-        """Let an execution try a token in trouble of which the probe could not tell anything."""
+        """Permit an execution to try a token in trouble about which the probe was undecided."""
         with self._lock:
             if pause := self._pauses.get(generation.token.fingerprint):
                 pause.by_execution = True
 
     def is_left_to_execution(self, generation: Generation) -> bool:
-        """Whether the probe has tried in vain."""
+        """Whether the probe was undecided about this token."""
         pause = self._pauses.get(generation.token.fingerprint)
         return pause is not None and pause.by_execution
 
@@ -154,44 +154,44 @@ class TokenStatuses:
         return self.retry_after_seconds(generation, now) <= 0
 
     def retry_now(self, generation: Generation) -> None:
-        """Let a token in trouble be tried at once, because somebody who may know more asks for it."""
+        """Permit a try of a token in trouble at once, as a backend that knows more has asked for."""
         if (trouble := self.trouble_of(generation)) is not None:
             with self._lock:
                 self._pause(generation, trouble, -math.inf).retry_at = -math.inf
 
     def accept(self, generation: Generation, since: float = math.inf, *, served: bool = False) -> bool:
         """
-        Record that the API answered a request made with this token; return whether that clears all it was held for.
+        Record that the API answered a request made with this token; return whether that clears every trouble.
 
         Args:
-            since: When the token was handed to who made the request, monotonic seconds. An answer that may have been on
-                its way before the token was doubted says nothing about what the API thinks of it now.
-            served: The model answered. Otherwise it was the probe's question, which costs nothing and therefore says
-                nothing of an account that cannot pay.
+            since: When the requester got the token, monotonic seconds. A request that may have left before the token
+                became suspect says nothing about the token now.
+            served: The model answered. The probe's question costs nothing, so its answer does not show that the account
+                can pay.
         """
         fingerprint = generation.token.fingerprint
         with self._lock:
-            if since < self._doubted_at.get(fingerprint, -math.inf):
+            if since < self._suspected_at.get(fingerprint, -math.inf):
                 return False
             self._suspected_by.pop(fingerprint, None)
             if not served and self.trouble_of(generation) is TokenTrouble.BILLING:
                 return False
-            self._doubted_at.pop(fingerprint, None)
+            self._suspected_at.pop(fingerprint, None)
             self._pauses.pop(fingerprint, None)
         self._ledger.clear(generation.token)
         return True
 
     # -- suspect
 
-    def suspect(self, generation: Generation, by: str, now: float) -> None:
-        """Note that *by* waits to hear, or is finding out, whether the token is good."""
+    def mark_suspect(self, generation: Generation, by: str, now: float) -> None:
+        """Record that *by* verifies, or is about to verify, whether the token is good."""
         fingerprint = generation.token.fingerprint
         with self._lock:
             self._suspected_by.setdefault(fingerprint, set()).add(by)
-            self._doubted_at[fingerprint] = now
+            self._suspected_at[fingerprint] = now
 
-    def unsuspect(self, by: str) -> None:
-        """Note that *by* will find out nothing more."""
+    def clear_suspicion(self, by: str) -> None:
+        """Record that *by* has verified all that it will."""
         with self._lock:
             for fingerprint, holders in list(self._suspected_by.items()):
                 holders.discard(by)
@@ -199,58 +199,58 @@ class TokenStatuses:
                     del self._suspected_by[fingerprint]
 
     def is_suspect(self, generation: Generation) -> bool:
-        """Whether somebody is finding out about this token."""
+        """Whether it is being verified that this token is good."""
         return generation.token.fingerprint in self._suspected_by
 
     # -- limited
 
-    def limit(self, generation: Generation, limit: Limit, epoch: float) -> bool:
+    def note_limit(self, generation: Generation, limit: Limit, epoch: float) -> bool:
         """Note a usage limit met at *epoch* and tell whether it is news; it is again when an earlier one had ended."""
         with self._lock:
             known = self._lasting(generation, epoch)
             alike = [old for old in known.values() if old.model == limit.model]
-            is_news = not any(limit.type is None or old.type == limit.type for old in alike)
+            is_new = not any(limit.type is None or old.type == limit.type for old in alike)
             was = known.get((limit.model, limit.type))
-            if was is None or limit.is_told or not was.is_told:
+            if was is None or limit.has_known_end or not was.has_known_end:
                 known[limit.model, limit.type] = limit
-            if is_news:
-                self._answered.pop(generation.number, None)
-            return is_news
+            if is_new:
+                self._reported.pop(generation.number, None)
+            return is_new
 
-    def limit_of(self, generation: Generation, model: str | None, epoch: float) -> Limit | None:
-        """Tell the limit that a task for *model* would meet at *epoch*, the one that lasts longest."""
+    def limit_for(self, generation: Generation, model: str | None, epoch: float) -> Limit | None:
+        """Return the longest limit that a task for *model* would meet at *epoch*."""
         with self._lock:
             known = self._lasting(generation, epoch)
             return max((limit for limit in known.values() if limit.concerns(model)), key=_until, default=None)
 
-    def any_limit_of(self, generation: Generation, epoch: float) -> Limit | None:
-        """Tell the limit to show: of the account if there is one, else of a model."""
-        if limit := self.limit_of(generation, None, epoch):
+    def longest_limit(self, generation: Generation, epoch: float) -> Limit | None:
+        """Return the limit to show: the account's longest, else the longest of any model."""
+        if limit := self.limit_for(generation, None, epoch):
             return limit
         with self._lock:
             return max(self._lasting(generation, epoch).values(), key=_until, default=None)
 
     def forget_limits(self, generation: Generation) -> None:
-        """Forget usage limits and that the account cannot pay, because somebody who may know more asks for it."""
+        """Forget usage limits and that the account cannot pay, as a backend that knows more has asked for."""
         with self._lock:
             self._limits.pop(generation.token.fingerprint, None)
         if self.trouble_of(generation) is TokenTrouble.BILLING:
             self.accept(generation, served=True)
 
-    # -- who has been told
+    # -- what callers have been answered
 
-    def nobody_answered(self, generation: Generation | None) -> bool:
-        """Whether no caller has been told yet of the trouble or limit that this generation has met last."""
-        return generation is None or generation.number not in self._answered
+    def is_unreported(self, generation: Generation | None) -> bool:
+        """Whether no caller has been answered yet with the latest trouble or limit of this generation."""
+        return generation is None or generation.number not in self._reported
 
-    def answered(self, generation: Generation | None) -> None:
-        """Note that a caller was told."""
+    def note_reported(self, generation: Generation | None) -> None:
+        """Record that a caller was answered with it."""
         if generation is None:
             return
         with self._lock:
-            self._answered[generation.number] = None
-            while len(self._answered) > ANSWERED_KEPT:
-                del self._answered[next(iter(self._answered))]
+            self._reported[generation.number] = None
+            while len(self._reported) > MOST_REPORTED:
+                del self._reported[next(iter(self._reported))]
 
     def _pause(self, generation: Generation, trouble: TokenTrouble, now: float) -> _Pause:
         return self._pauses.setdefault(generation.token.fingerprint, _first_pause(trouble, now))

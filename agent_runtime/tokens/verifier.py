@@ -1,4 +1,4 @@
-"""Find out whether what one attempt met holds for its token: by asking the API, or by what was seen."""
+"""Verification of a refusal: by asking the API, or by the evidence alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROBE = "probe"
-"""Who tries a token, where it is the API that is asked; an execution that tries one has its id."""
+"""Names the probe as the one that tries a token; an execution that tries one is named by its id."""
 
 _TROUBLE_BY_VERDICT = {
     ProbeVerdict.REFUSED: TokenTrouble.REFUSED,
@@ -35,9 +35,9 @@ _TROUBLE_BY_VERDICT = {
 
 class RefusalVerifier:
     """
-    Turn what one attempt met into what is known of its token: refused, blocked, or unable to pay.
+    Decide from what one attempt met whether its token is refused or blocked, or its account cannot pay.
 
-    However many attempts meet the same at once, the API is asked once and the generation is marked once.
+    However many attempts meet the same trouble at once, the API is asked once and the generation is marked once.
 
     Args:
         probe: None: never ask.
@@ -47,10 +47,10 @@ class RefusalVerifier:
         self._statuses = statuses
         self._probe = probe
         self._events = events
-        self._later: set[asyncio.Task[Verification]] = set()
+        self._verifying: set[asyncio.Task[Verification]] = set()
         self._asking: dict[str, asyncio.Task[ProbeVerdict]] = {}
 
-    async def confirm(
+    async def verify(
         self,
         generation: Generation,
         *,
@@ -61,45 +61,45 @@ class RefusalVerifier:
         model: str | None,
     ) -> Verification:
         """
-        Say what is known of *generation* after an attempt met *trouble*, asking at most once at a time.
+        Return what is known of *generation* after an attempt met *trouble*; ask the API where that can decide.
 
-        The probe's 200 clears a refusal or a block. It says nothing of an account that cannot pay, which is therefore
-        not asked about where what was seen is enough.
+        The probe's 200 clears a refusal or a block. It says nothing about an account that cannot pay, so the probe is
+        not asked about one where the evidence is enough.
 
         Args:
-            by: Who asks: the token stays suspect until :meth:`TokenStatuses.unsuspect`; None: it is
-                not in use any more, and nobody waits for what is found out.
-            may_condemn: What was seen is enough without the API's word: it came before a tool could have forged it.
+            by: Id of the execution; the token stays suspect until :meth:`TokenStatuses.clear_suspicion`. None: the
+                token is not in use any more, so no execution waits for the result.
+            may_condemn: The evidence is enough by itself, because it came before a tool could have forged it.
         """
         statuses = self._statuses
         known = statuses.trouble_of(generation)
         if known is not None and (known is trouble or not may_condemn):
-            self.found(generation, known, rule)
+            self.mark(generation, known, rule)
             return Verification.CONFIRMED
         if by is not None:
-            statuses.suspect(generation, by, time.monotonic())
+            statuses.mark_suspect(generation, by, time.monotonic())
         verdict = ProbeVerdict.UNKNOWN
         if trouble in PROBED or not may_condemn:
             verdict = await self.ask(generation, model)
-        self.heed(generation, verdict)
+        self.note_verdict(generation, verdict)
         if may_condemn and verdict is ProbeVerdict.UNKNOWN:
-            self.found(generation, trouble, rule)
-        # Another's evidence may have condemned it meanwhile.
+            self.mark(generation, trouble, rule)
+        # The evidence of another attempt may have condemned it meanwhile.
         if statuses.trouble_of(generation) is not None:
             return Verification.CONFIRMED
         if by is not None:
-            statuses.unsuspect(by)  # what may be forged holds up nobody else
+            statuses.clear_suspicion(by)  # evidence that may be forged holds up no other execution
         return Verification.GOOD if verdict is ProbeVerdict.VALID and trouble in PROBED else Verification.OPEN
 
-    def begin(self, confirming: Coroutine[Any, Any, Verification]) -> asyncio.Task[Verification]:
-        """Let a confirmation run to its end, whether or not somebody goes on waiting for it."""
-        task = asyncio.ensure_future(confirming)
-        self._later.add(task)
-        task.add_done_callback(self._later.discard)
+    def begin(self, verifying: Coroutine[Any, Any, Verification]) -> asyncio.Task[Verification]:
+        """Run a verification to its end, whether or not an execution goes on waiting for it."""
+        task = asyncio.ensure_future(verifying)
+        self._verifying.add(task)
+        task.add_done_callback(self._verifying.discard)
         return task
 
     async def ask(self, generation: Generation, model: str | None = None) -> ProbeVerdict:
-        """Ask the API about the token; who asks while somebody else does gets the same answer."""
+        """Ask the API about the token; callers that ask at the same time share one request."""
         if self._probe is None:
             return ProbeVerdict.UNKNOWN
         fingerprint = generation.token.fingerprint
@@ -108,48 +108,48 @@ class RefusalVerifier:
             asking = asyncio.ensure_future(self._probe.ask(generation.token, model=model))
             self._asking[fingerprint] = asking
             asking.add_done_callback(lambda _: self._asking.pop(fingerprint, None))
-        # Shielded: that one asker goes away must not take the answer from the others.
+        # Shielded: a caller that is cancelled must not take the answer from the others.
         verdict = await asyncio.shield(asking)
         log.info("probe: fingerprint=%s verdict=%s", fingerprint, verdict, extra={"generation": generation.number})
         return verdict
 
-    def heed(self, generation: Generation, verdict: ProbeVerdict, since: float = math.inf) -> None:
-        """Record what the probe's verdict says of the token; *since* as for :meth:`TokenStatuses.accept`."""
+    def note_verdict(self, generation: Generation, verdict: ProbeVerdict, since: float = math.inf) -> None:
+        """Record what the probe's verdict says about the token; *since* as for :meth:`TokenStatuses.accept`."""
         if (trouble := _TROUBLE_BY_VERDICT.get(verdict)) is not None:
-            self.found(generation, trouble, PROBE)
+            self.mark(generation, trouble, PROBE)
         elif verdict is ProbeVerdict.VALID:
-            self.accepted(generation, since)
+            self.note_accepted(generation, since)
 
     def begin_check(self, generation: Generation) -> bool:
-        """Make a token suspect, a refused one too, so that nobody new begins with it; :meth:`try_again` must follow."""
+        """Mark the token suspect and claim the right to retry it; where True is returned, try_again() must follow."""
         statuses, now = self._statuses, time.monotonic()
         trouble = statuses.trouble_of(generation)
         if trouble not in {None, *PROBED} or not statuses.begin_try(generation, _prober(generation), now):
             return False
-        statuses.suspect(generation, _prober(generation), now)
+        statuses.mark_suspect(generation, _prober(generation), now)
         return True
 
     async def try_again(self, generation: Generation) -> None:
-        """Ask about a token of which nobody waits to hear, made suspect before."""
+        """Ask the API about a token that :meth:`begin_check` has claimed."""
         statuses = self._statuses
         try:
             verdict = await self.ask(generation)
-            self.heed(generation, verdict)
+            self.note_verdict(generation, verdict)
             if verdict is ProbeVerdict.UNKNOWN:
                 statuses.leave_to_execution(generation)
         finally:
             statuses.end_try(_prober(generation))
-            statuses.unsuspect(_prober(generation))
+            statuses.clear_suspicion(_prober(generation))
 
-    def found(self, generation: Generation, trouble: TokenTrouble, rule: str) -> None:
-        """Mark the token: its API refuses it, has blocked its account, or gets no money from it; told once."""
+    def mark(self, generation: Generation, trouble: TokenTrouble, rule: str) -> None:
+        """Mark the token refused, blocked or unpaid; the event is published once."""
         if self._statuses.mark(generation, trouble, time.monotonic()):
             fingerprint = generation.token.fingerprint
             extra = {"generation": generation.number}
             log.error("token %s: fingerprint=%s rule=%s", trouble, fingerprint, rule, extra=extra)
             self._events.publish(f"token.{trouble}", generation=generation.number, fingerprint=fingerprint, rule=rule)
 
-    def accepted(self, generation: Generation, since: float = math.inf, *, served: bool = False) -> None:
+    def note_accepted(self, generation: Generation, since: float = math.inf, *, served: bool = False) -> None:
         """Record that the API accepts this token; the arguments are those of :meth:`TokenStatuses.accept`."""
         had_trouble = self._statuses.trouble_of(generation) is not None
         if self._statuses.accept(generation, since, served=served) and had_trouble:
@@ -158,5 +158,5 @@ class RefusalVerifier:
 
 
 def _prober(generation: Generation) -> str:
-    """Name who asks about one generation: that it has done says nothing of another."""
+    """Name the probe's check of one generation; checks of different generations are independent."""
     return f"{PROBE}.{generation.number}"

@@ -17,7 +17,6 @@ import psutil
 import pytest
 
 from agent_runtime.claude.invocation import Session
-from agent_runtime.delivery.cli_check import CliCheck
 from agent_runtime.delivery.delivery import Deliveries, FileDelivery
 from agent_runtime.execution.attempt import Attempt
 from agent_runtime.execution.attempt_spec import AttemptContext, AttemptSpec
@@ -98,7 +97,6 @@ class Bench:
             run_dir=self.home / "run",
             containment=Containment(),
             unkillable=Unkillable(),
-            cli=CliCheck(settings.claude, os.environ["PATH"]),
             may_use=lambda _generation, _model, _by: None,
             mark_suspect=lambda generation, _by: self.doubted.append(generation.number),
         )
@@ -286,7 +284,7 @@ def test_a_prompt_that_is_never_read_costs_nothing_but_the_deadline(bench: Bench
     script = tmp_path / "script.json"
     script.write_bytes(msgspec.json.encode({"script": [{"do": "init"}, {"do": "hang"}]}))
     attempt = bench.attempt([{"do": "write", "text": "x" * 3_000_000}], AGENT_RUNTIME_FIRST_MESSAGE_TIMEOUT="0.5")
-    attempt._around.environ["SCRIPTED_CLI_SCRIPT"] = str(script)  # type: ignore[index] # a dict in this test
+    attempt._context.environ["SCRIPTED_CLI_SCRIPT"] = str(script)  # type: ignore[index] # a dict in this test
 
     report = attempt.run()
 

@@ -156,12 +156,12 @@ def test_where_the_probe_asks_one_execution_tries_an_account_that_could_not_pay(
 def test_of_several_states_the_one_is_shown_that_says_most(at: Gate) -> None:
     generation = at.write(A)
     shown = [at.gate.state]
-    at.gate.limited(generation, Limit("five_hour", None, time.time() + 60))
+    at.gate.note_limit(generation, Limit("five_hour", None, time.time() + 60))
     shown.append(at.gate.state)
-    at.statuses.suspect(generation, "one", time.monotonic())
+    at.statuses.mark_suspect(generation, "one", time.monotonic())
     shown.append(at.gate.state)
     at.statuses.mark(generation, BILLING, time.monotonic())
-    at.statuses.suspect(generation, "one", time.monotonic())
+    at.statuses.mark_suspect(generation, "one", time.monotonic())
     shown.append(at.gate.state)
     at.write(A, expires_at=time.time() - 1)
     shown.append(at.gate.state)
@@ -171,13 +171,13 @@ def test_of_several_states_the_one_is_shown_that_says_most(at: Gate) -> None:
 
 def test_a_limit_closes_for_those_it_concerns_and_says_until_when(at: Gate) -> None:
     generation = at.write(A)
-    at.gate.limited(generation, Limit("seven_day_opus", "opus", time.time() + 100))
+    at.gate.note_limit(generation, Limit("seven_day_opus", "opus", time.time() + 100))
     assert usable(at, generation)
     assert not usable(at, generation, "claude-opus-4-1")
     assert at.gate.state == "limited"
 
     until = time.time() + 50
-    at.gate.limited(generation, Limit("five_hour", None, until))
+    at.gate.note_limit(generation, Limit("five_hour", None, until))
 
     with pytest.raises(TokenLimited) as limited:
         at.gate.require()
@@ -187,7 +187,7 @@ def test_a_limit_closes_for_those_it_concerns_and_says_until_when(at: Gate) -> N
 
 def test_a_limit_that_nobody_told_the_end_of_is_shown_without_one(at: Gate) -> None:
     generation = at.write(A)
-    at.gate.limited(generation, Limit(None, None, time.time() + 60, is_told=False))
+    at.gate.note_limit(generation, Limit(None, None, time.time() + 60, has_known_end=False))
 
     with pytest.raises(TokenLimited) as limited:
         at.gate.require()
@@ -195,17 +195,17 @@ def test_a_limit_that_nobody_told_the_end_of_is_shown_without_one(at: Gate) -> N
     assert limited.value.retry_after_seconds is not None
 
 
-def test_a_limit_is_told_once(at: Gate) -> None:
+def test_a_limit_has_known_end_once(at: Gate) -> None:
     generation = at.write(A)
     for _ in range(3):
-        at.gate.limited(generation, Limit("five_hour", None, time.time() + 60))
+        at.gate.note_limit(generation, Limit("five_hour", None, time.time() + 60))
 
     assert at.told == ["token.loaded", "token.limited"]
 
 
 def test_while_a_token_is_suspect_new_executions_are_held_but_not_turned_away(at: Gate) -> None:
     generation = at.write(A)
-    at.statuses.suspect(generation, "one", time.monotonic())
+    at.statuses.mark_suspect(generation, "one", time.monotonic())
     assert at.gate.holds_new_executions
     assert at.gate.state == "suspect"
     assert usable(at, generation)
@@ -224,7 +224,7 @@ def test_a_newer_generation_counts_only_where_it_can_be_used(at: Gate) -> None:
     second = at.write(B)
     assert at.gate.is_newer_usable(first, None)
     assert not at.gate.is_newer_usable(second, None)
-    at.gate.limited(second, Limit("seven_day_opus", "opus", time.time() + 60))
+    at.gate.note_limit(second, Limit("seven_day_opus", "opus", time.time() + 60))
     assert at.gate.is_newer_usable(first, "claude-sonnet-4-5")
     assert not at.gate.is_newer_usable(first, "claude-opus-4-1")
     at.statuses.mark(second, REFUSED, time.monotonic())

@@ -214,22 +214,22 @@ def test_reload_forgets_that_an_account_cannot_pay_and_lets_a_refused_or_blocked
 
 
 def test_a_token_is_suspect_until_the_last_one_who_asks_has_been_told(statuses: TokenStatuses) -> None:
-    statuses.suspect(FIRST, "one", now=0)
-    statuses.suspect(FIRST, "another", now=0)
-    statuses.unsuspect("one")
-    statuses.unsuspect("nobody")
+    statuses.mark_suspect(FIRST, "one", now=0)
+    statuses.mark_suspect(FIRST, "another", now=0)
+    statuses.clear_suspicion("one")
+    statuses.clear_suspicion("nobody")
     assert statuses.is_suspect(THIRD), "doubt belongs to the token, too"
     assert not statuses.is_suspect(SECOND)
 
-    statuses.unsuspect("another")
+    statuses.clear_suspicion("another")
 
     assert not statuses.is_suspect(FIRST)
 
 
 def test_a_verdict_ends_the_doubt_of_all(statuses: TokenStatuses) -> None:
     for generation, verdict in ((FIRST, statuses.accept), (SECOND, lambda token: statuses.mark(token, REFUSED, now=1))):
-        statuses.suspect(generation, "one", now=0)
-        statuses.suspect(generation, "another", now=0)
+        statuses.mark_suspect(generation, "one", now=0)
+        statuses.mark_suspect(generation, "another", now=0)
 
         verdict(generation)
 
@@ -237,7 +237,7 @@ def test_a_verdict_ends_the_doubt_of_all(statuses: TokenStatuses) -> None:
 
 
 def test_an_answer_that_was_on_its_way_before_the_doubt_does_not_end_it(statuses: TokenStatuses) -> None:
-    statuses.suspect(FIRST, "one", now=10)
+    statuses.mark_suspect(FIRST, "one", now=10)
 
     statuses.accept(FIRST, since=9)
 
@@ -247,8 +247,8 @@ def test_an_answer_that_was_on_its_way_before_the_doubt_does_not_end_it(statuses
 # Limited.
 
 
-def five_hour(until: float = 100, *, is_told: bool = True) -> Limit:
-    return Limit("five_hour", None, until, is_told)
+def five_hour(until: float = 100, *, has_known_end: bool = True) -> Limit:
+    return Limit("five_hour", None, until, has_known_end)
 
 
 @pytest.mark.parametrize(
@@ -266,69 +266,73 @@ def test_a_limit_concerns_its_model_or_everybody(limited: str | None, asked: str
 
 
 def test_a_limit_lasts_until_its_time_and_belongs_to_the_token(statuses: TokenStatuses) -> None:
-    statuses.limit(FIRST, five_hour(), epoch=0)
+    statuses.note_limit(FIRST, five_hour(), epoch=0)
 
-    assert statuses.limit_of(THIRD, None, epoch=99.9) == five_hour()
-    assert statuses.limit_of(SECOND, None, epoch=0) is None
-    assert statuses.limit_of(FIRST, None, epoch=100) is None
+    assert statuses.limit_for(THIRD, None, epoch=99.9) == five_hour()
+    assert statuses.limit_for(SECOND, None, epoch=0) is None
+    assert statuses.limit_for(FIRST, None, epoch=100) is None
 
 
 def test_a_limit_is_news_once_and_again_when_the_earlier_one_has_ended(statuses: TokenStatuses) -> None:
-    assert statuses.limit(FIRST, five_hour(), epoch=0)
-    assert not statuses.limit(FIRST, five_hour(), epoch=1)
-    assert not statuses.limit(FIRST, Limit(None, None, 61, is_told=False), epoch=1), "the same, told with less"
-    assert statuses.limit(FIRST, Limit("seven_day", None, 900), epoch=2), "another one"
-    assert statuses.limit(FIRST, Limit("seven_day_opus", "opus", 900), epoch=2)
+    assert statuses.note_limit(FIRST, five_hour(), epoch=0)
+    assert not statuses.note_limit(FIRST, five_hour(), epoch=1)
+    assert not statuses.note_limit(FIRST, Limit(None, None, 61, has_known_end=False), epoch=1), (
+        "the same, told with less"
+    )
+    assert statuses.note_limit(FIRST, Limit("seven_day", None, 900), epoch=2), "another one"
+    assert statuses.note_limit(FIRST, Limit("seven_day_opus", "opus", 900), epoch=2)
 
-    assert statuses.limit(FIRST, five_hour(300), epoch=200)
+    assert statuses.note_limit(FIRST, five_hour(300), epoch=200)
 
 
 def test_a_guess_does_not_replace_what_the_api_said(statuses: TokenStatuses) -> None:
-    statuses.limit(FIRST, five_hour(1000), epoch=0)
-    statuses.limit(FIRST, five_hour(60, is_told=False), epoch=0)
-    assert statuses.limit_of(FIRST, None, epoch=0) == five_hour(1000)
+    statuses.note_limit(FIRST, five_hour(1000), epoch=0)
+    statuses.note_limit(FIRST, five_hour(60, has_known_end=False), epoch=0)
+    assert statuses.limit_for(FIRST, None, epoch=0) == five_hour(1000)
 
-    statuses.limit(FIRST, five_hour(500), epoch=0)
+    statuses.note_limit(FIRST, five_hour(500), epoch=0)
 
-    assert statuses.limit_of(FIRST, None, epoch=0) == five_hour(500)
+    assert statuses.limit_for(FIRST, None, epoch=0) == five_hour(500)
 
 
-def test_the_longest_limit_is_told_and_the_one_of_the_account_before_that_of_a_model(statuses: TokenStatuses) -> None:
+def test_the_longest_limit_has_known_end_and_the_one_of_the_account_before_that_of_a_model(
+    statuses: TokenStatuses,
+) -> None:
     opus = Limit("seven_day_opus", "opus", 900)
-    statuses.limit(FIRST, opus, epoch=0)
-    assert statuses.any_limit_of(FIRST, epoch=0) == opus
-    assert statuses.limit_of(FIRST, None, epoch=0) is None
+    statuses.note_limit(FIRST, opus, epoch=0)
+    assert statuses.longest_limit(FIRST, epoch=0) == opus
+    assert statuses.limit_for(FIRST, None, epoch=0) is None
 
-    statuses.limit(FIRST, five_hour(), epoch=0)
+    statuses.note_limit(FIRST, five_hour(), epoch=0)
 
-    assert statuses.any_limit_of(FIRST, epoch=0) == five_hour()
-    assert statuses.limit_of(FIRST, "claude-opus-4-1", epoch=0) == opus
+    assert statuses.longest_limit(FIRST, epoch=0) == five_hour()
+    assert statuses.limit_for(FIRST, "claude-opus-4-1", epoch=0) == opus
 
 
 def test_limits_can_be_forgotten(statuses: TokenStatuses) -> None:
-    statuses.limit(FIRST, five_hour(), epoch=0)
+    statuses.note_limit(FIRST, five_hour(), epoch=0)
 
     statuses.forget_limits(FIRST)
 
-    assert statuses.any_limit_of(FIRST, epoch=0) is None
+    assert statuses.longest_limit(FIRST, epoch=0) is None
 
 
 # Who has been told.
 
 
-def test_one_caller_is_told_of_each_refusal_and_each_limit(statuses: TokenStatuses) -> None:
-    assert statuses.nobody_answered(None)
-    assert statuses.nobody_answered(FIRST)
-    statuses.limit(FIRST, five_hour(), epoch=0)
-    statuses.answered(FIRST)
-    assert not statuses.nobody_answered(FIRST)
-    assert statuses.nobody_answered(SECOND)
-    statuses.limit(FIRST, five_hour(), epoch=1)
-    assert not statuses.nobody_answered(FIRST)
+def test_one_caller_has_known_end_of_each_refusal_and_each_limit(statuses: TokenStatuses) -> None:
+    assert statuses.is_unreported(None)
+    assert statuses.is_unreported(FIRST)
+    statuses.note_limit(FIRST, five_hour(), epoch=0)
+    statuses.note_reported(FIRST)
+    assert not statuses.is_unreported(FIRST)
+    assert statuses.is_unreported(SECOND)
+    statuses.note_limit(FIRST, five_hour(), epoch=1)
+    assert not statuses.is_unreported(FIRST)
 
-    statuses.limit(FIRST, five_hour(300), epoch=200)
-    assert statuses.nobody_answered(FIRST), "the limit of later is another one"
-    statuses.answered(FIRST)
+    statuses.note_limit(FIRST, five_hour(300), epoch=200)
+    assert statuses.is_unreported(FIRST), "the limit of later is another one"
+    statuses.note_reported(FIRST)
     statuses.mark(FIRST, REFUSED, now=0)
 
-    assert statuses.nobody_answered(FIRST)
+    assert statuses.is_unreported(FIRST)

@@ -48,7 +48,7 @@ class Asked:
     async def confirm(
         self, by: str | None = "one", *, may_condemn: bool = True, trouble: TokenTrouble = REFUSED
     ) -> Verification:
-        return await self.confirmer.confirm(
+        return await self.confirmer.verify(
             GENERATION, by=by, trouble=trouble, may_condemn=may_condemn, rule="seen", model=None
         )
 
@@ -161,9 +161,9 @@ def test_an_account_that_could_not_pay_is_cleared_by_an_answer_of_the_model_only
     asyncio.run(asked.confirm(trouble=BILLING))
 
     assert not asked.confirmer.begin_check(GENERATION), "the probe has nothing to find out"
-    asked.confirmer.accepted(GENERATION)
+    asked.confirmer.note_accepted(GENERATION)
     assert asked.statuses.trouble_of(GENERATION) is BILLING
-    asked.confirmer.accepted(GENERATION, served=True)
+    asked.confirmer.note_accepted(GENERATION, served=True)
 
     assert asked.statuses.trouble_of(GENERATION) is None
 
@@ -243,8 +243,8 @@ def test_a_token_is_accepted_again_only_by_a_request_from_after_the_refusal() ->
     asked = Asked(None)
     asyncio.run(asked.confirm())
 
-    asked.confirmer.accepted(GENERATION, since=0.0)
+    asked.confirmer.note_accepted(GENERATION, since=0.0)
     assert asked.statuses.trouble_of(GENERATION) is REFUSED
-    asked.confirmer.accepted(GENERATION)
+    asked.confirmer.note_accepted(GENERATION)
 
     assert asked.statuses.trouble_of(GENERATION) is None

@@ -1,0 +1,109 @@
+"""Attempts run in threads of their own; what they publish reaches the event loop in its order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from agent_runtime.errors import SpawnFailed
+from agent_runtime.execution.attempt import Attempt
+from agent_runtime.execution.attempt_report import AttemptReport, Progress
+from agent_runtime.execution.attempt_spec import AttemptSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent_runtime.claude.invocation import Session
+    from agent_runtime.execution.attempt_report import AttemptEvent
+    from agent_runtime.execution.attempt_spec import AttemptContext
+    from agent_runtime.execution.execution import Execution
+
+log = logging.getLogger(__name__)
+
+
+class AttemptThreads:
+    """
+    Run attempts of executions, each a CLI process with a thread of its own.
+
+    Args:
+        next_mark: Returns a mark that is unique among all attempts.
+    """
+
+    def __init__(self, context: AttemptContext, next_mark: Callable[[], str]) -> None:
+        self._context = context
+        self._next_mark = next_mark
+
+    async def run_attempt(self, execution: Execution, session: Session) -> AttemptReport:
+        """Run one CLI process in *session*; its events go to the execution."""
+        spec = AttemptSpec(
+            execution_id=execution.execution_id,
+            task=execution.task,
+            session=replace(session, as_text=execution.record.metadata.sent_as_text),
+            mark=self._next_mark(),
+            total_at=execution.total_at,
+        )
+        loop = asyncio.get_running_loop()
+        attempt = Attempt(spec, self._context, execution.transcript, _Events(loop, execution.happened).publish)
+        report: asyncio.Future[AttemptReport] = loop.create_future()
+        # In a copy of this context, so that the thread's log lines carry the ids of the execution.
+        run = contextvars.copy_context().run
+        thread = threading.Thread(target=run, args=(_run, attempt, loop, report), name=f"attempt-{spec.mark}")
+        with execution.runs(attempt):
+            try:
+                thread.start()
+            except RuntimeError:
+                attempt.discard()
+                error = SpawnFailed("cannot start a thread for the attempt")
+                return AttemptReport(started_at=time.time(), error=error)
+            return await report
+
+
+class _Events:
+    """Carry events from an attempt's thread to the event loop; of progress, at most one is under way."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, happened: Callable[[AttemptEvent], None]) -> None:
+        self._loop = loop
+        self._happened = happened
+        self._progress_under_way = False
+
+    def publish(self, event: AttemptEvent) -> None:
+        if isinstance(event, Progress):
+            if self._progress_under_way:
+                return
+            self._progress_under_way = True
+        try:
+            self._loop.call_soon_threadsafe(self._arrived, event)
+        except RuntimeError:
+            log.debug("an attempt's event came after the event loop had closed")
+
+    def _arrived(self, event: AttemptEvent) -> None:
+        if isinstance(event, Progress):
+            self._progress_under_way = False
+        self._happened(event)
+
+
+def _run(attempt: Attempt, loop: asyncio.AbstractEventLoop, report: asyncio.Future[AttemptReport]) -> None:
+    outcome: AttemptReport | BaseException
+    try:
+        outcome = attempt.run()
+    except BaseException as error:  # noqa: BLE001 - raised again on the event loop
+        outcome = error
+    try:
+        loop.call_soon_threadsafe(_settle, report, outcome)
+    except RuntimeError:
+        log.error("an attempt ended after the event loop had closed")
+
+
+def _settle(future: asyncio.Future[AttemptReport], outcome: AttemptReport | BaseException) -> None:
+    if future.done():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

@@ -1,0 +1,83 @@
+"""Which token a running child has, and which one its API errors are about."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from agent_runtime.delivery.held_tokens import HeldGenerations
+from agent_runtime.execution.attempt_report import Answered, Reached
+from agent_runtime.model.state import TokenTrouble
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent_runtime.delivery.delivery import Delivered
+    from agent_runtime.evidence.detector import Detection
+    from agent_runtime.execution.attempt_report import AttemptEvent
+    from agent_runtime.secret.file import SecretFile
+    from agent_runtime.secret.generations import Generation
+
+
+class ChildToken:
+    """
+    Follow the generations of one child that has been spawned.
+
+    Attributes:
+        charged: The generation that the last API error, if any, is held against.
+    """
+
+    def __init__(
+        self, delivered: Delivered, delivered_at: float, secret: SecretFile, publish: Callable[[AttemptEvent], object]
+    ) -> None:
+        self.charged = delivered.generation
+        self._held = HeldGenerations(delivered, delivered_at)
+        self._secret = secret
+        self._publish = publish
+        self._answered = 0
+
+    @property
+    def newest(self) -> Generation:
+        """The newest generation the child has."""
+        return self._held.newest
+
+    def follow_secret(self) -> None:
+        """
+        Take the secret file's generation into account; publish it if the child has it from now on.
+
+        The only way in which a newer generation reaches an attempt. May be called from any thread, at any time.
+        """
+        if (loaded := self._secret.status.generation) is not None:
+            self._reached(self._held.loaded(loaded, time.monotonic()))
+
+    def model_answered(self, read_at: float) -> None:
+        """Publish, once for each generation, that the API has answered a request that carried it."""
+        generation, since = self._held.carried_at(read_at)
+        if generation.number != self._answered:
+            self._answered = generation.number
+            self._publish(Answered(generation, since))
+
+    def evidence_in(self, detection: Detection, read_at: float) -> Detection | None:
+        """Charge an API error to a generation; return the error if it has to end the attempt."""
+        if detection.is_evidence and self._held.may_be_reached:
+            # A token that was written just now, and is not noticed yet, would cost the attempt.
+            self._secret.poll()
+        self.follow_secret()
+        if detection.trouble is TokenTrouble.REFUSED and detection.status in {401, None}:
+            # At these, but at no other answer, older versions read their file again.
+            self._reached(self._held.reread(time.monotonic()))
+        self.charged, _ = self._held.carried_at(read_at)
+        if not detection.is_evidence:
+            return None
+        if self._held.is_suspect:
+            # It is not known which of two generations was refused: the next attempt finds out.
+            detection = replace(detection, condemns=False)
+        if not detection.is_final and self._held.newest is not self.charged:
+            return None  # the CLI's own retry carries the newer token, and decides
+        return detection
+
+    def _reached(self, generation: Generation | None) -> None:
+        if generation is not None:
+            self._publish(Reached(generation, time.time()))

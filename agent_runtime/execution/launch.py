@@ -1,0 +1,76 @@
+"""Everything one child needs: a token that may be used, private files, an environment and a command line."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.claude import invocation
+from agent_runtime.delivery.private_files import PrivateFiles
+from agent_runtime.process.child import Command
+
+if TYPE_CHECKING:
+    from agent_runtime.delivery.delivery import Delivered
+    from agent_runtime.execution.attempt_spec import AttemptContext, AttemptSpec
+    from agent_runtime.secret.generations import Generation
+
+
+class Launch:
+    """
+    Prepare one child; :meth:`release` takes back what was prepared, whether or not the child was spawned.
+
+    Attributes:
+        generation: The newest generation that was read or delivered.
+        delivered: None until the token has been handed over.
+        delivered_at: When that was, monotonic seconds.
+    """
+
+    def __init__(self, spec: AttemptSpec, context: AttemptContext) -> None:
+        self.generation: Generation | None = None
+        self.delivered: Delivered | None = None
+        self.delivered_at = 0.0
+        self._spec = spec
+        self._context = context
+        self._files = PrivateFiles(context.run_dir, spec.mark, context.settings.child_user)
+
+    def command(self) -> Command:
+        """
+        Read and deliver the token, write the child's files, and put its command together.
+
+        Raises:
+            AgentRuntimeError: There is no token, it must not be used, or the operating system refuses something.
+        """
+        spec, context = self._spec, self._context
+        settings, environ = context.settings, context.environ
+        self.generation = context.secret.read()
+        context.may_use(self.generation, spec.task.model, spec.execution_id)
+        delivered = self.delivered = context.deliveries.for_spawn(self.generation)
+        self.generation, self.delivered_at = delivered.generation, time.monotonic()
+        context.redactor.add(delivered.generation.token)
+        child_environ = invocation.environment(
+            environ,
+            execution_id=spec.execution_id,
+            config_dir=settings.config_dir,
+            delivered=delivered.variables,
+            background_seconds=settings.background_timeout or settings.timeout,
+            as_root=settings.child_user is None and os.geteuid() == 0,
+            trace=spec.task.trace,
+        )
+        settings_file = invocation.write_settings(self._files.write, delivered.variables, environ)
+        mcp_file = None
+        if spec.task.mcp_config is not None:
+            mcp_file = self._files.write("mcp.json", msgspec.json.encode(spec.task.mcp_config))
+        argv = (
+            *invocation.resolve(settings.claude, child_environ.get("PATH")),
+            *invocation.arguments(spec.task, spec.session, settings_file=settings_file, mcp_file=mcp_file),
+        )
+        return Command(argv=argv, env=child_environ, cwd=settings.workspace, user=settings.child_user, mark=spec.mark)
+
+    def release(self) -> None:
+        """Take the child's files away and report that it no longer uses its token."""
+        if self.delivered is not None:
+            self._context.deliveries.ended(self.delivered)
+        self._files.remove()

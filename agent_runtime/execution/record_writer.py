@@ -1,0 +1,223 @@
+"""The record of one execution, and the only code that changes it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING, TypeVar
+
+from agent_runtime.claude.slash_commands import would_change_something
+from agent_runtime.errors import ErrorClass
+from agent_runtime.evidence.verdict import Verdict, again
+from agent_runtime.model.records import (
+    COMPACT_EVENTS_KEPT,
+    AttemptRecord,
+    ExecutionRecord,
+    Metadata,
+    TokenRecord,
+    Usage,
+    context_window_of,
+)
+from agent_runtime.model.state import Event, Outcome, StopReason, transition
+
+if TYPE_CHECKING:
+    from agent_runtime.claude.invocation import Session
+    from agent_runtime.execution.attempt_report import AttemptReport, Reached, Spawned
+    from agent_runtime.model.task import Task
+    from agent_runtime.secret.generations import Generation
+    from agent_runtime.settings import Settings
+
+HIGHEST_COUNT = 2**53
+"""Above this a JSON number is not exact everywhere (RFC 8259, 6)."""
+
+N = TypeVar("N", int, float)
+
+
+class RecordWriter:
+    """
+    Write one record; its state changes only by :func:`~agent_runtime.model.state.transition`.
+
+    Nothing is saved here: that is for the caller, when its change is complete.
+    """
+
+    def __init__(self, record: ExecutionRecord) -> None:
+        self.record = record
+        self._earlier_detail = record.detail
+        self._cpu_seconds_before = 0.0
+
+    @classmethod
+    def for_task(
+        cls,
+        task: Task,
+        execution_id: str,
+        session: Session,
+        settings: Settings,
+        *,
+        ignored_fields: list[str],
+        previous: ExecutionRecord | None,
+    ) -> RecordWriter:
+        """Begin the record of a task, or go on with *previous*: its attempts stay, how it ended does not."""
+        record = previous or ExecutionRecord(
+            execution_id=execution_id,
+            created_at=time.time(),
+            metadata=Metadata(context_window=context_window_of(task.model)),
+        )
+        writer, metadata = cls(record), record.metadata
+        if record.request_digest != task.digest:  # the same message may have been swallowed, and be sent as text since
+            metadata.sent_as_text = would_change_something(task, settings.workspace, settings.config_dir)
+        if previous is not None:
+            writer.happened(Event.REQUEUED)
+            record.outcome = record.error_class = record.detail = record.ended_at = None
+            metadata.retained = True
+        if session.prompt is None:
+            writer.note_session(str(session.session_id) if session.resumes else None)
+            record.resumable = False
+        record.request_digest = task.digest
+        metadata.ignored_fields = ignored_fields
+        return writer
+
+    def happened(self, event: Event) -> None:
+        """
+        Change the state.
+
+        Raises:
+            IllegalTransition: *event* cannot happen in the present state.
+        """
+        self.record.state = transition(self.record.state, event)
+
+    def note_session(self, session_id: str | None) -> None:
+        """Record the session that the execution goes on in."""
+        self.record.session_id = self.record.metadata.session_id = session_id
+
+    def attempt_begins(self, session: Session) -> None:
+        """Record the session before the CLI reports it: an execution that is cut off goes on in it."""
+        self.note_session(str(session.session_id))
+        if session.prompt is None:
+            # Unknown if the execution is cut off now: the CLI says whether it knows a session this attempt has begun.
+            self.record.resumable = False if session.resumes else None
+
+    def spawned(self, event: Spawned) -> None:
+        """Record the attempt's process and its token."""
+        record, tokens = self.record, [_token_record(event.generation, event.started_at)]
+        record.attempts.append(AttemptRecord(pid=event.pid, started_at=event.started_at, tokens=tokens))
+        record.started_at = record.started_at or event.started_at
+        self._note_token(event.generation)
+        self.happened(Event.SPAWNED)
+
+    def token_reached(self, event: Reached) -> None:
+        """Record that the running attempt has a newer token."""
+        self.record.attempts[-1].tokens.append(_token_record(event.generation, event.delivered_at))
+        self._note_token(event.generation)
+
+    def mark_resumable(self) -> bool:
+        """Record that the session holds work to go on with; return whether that has changed the record."""
+        has_changed = not self.record.resumable
+        self.record.resumable = True
+        return has_changed
+
+    def session_lost(self) -> None:
+        """Record that the session cannot be resumed."""
+        self.record.resumable = False
+
+    def session_restarted(self) -> None:
+        """Record that a session that could not be used any more was given up for a new one."""
+        self.record.metadata.session_restarted = True
+
+    def resumed(self) -> bool:
+        """Record that a further attempt follows, if there was one before; return whether there was."""
+        has_attempts = bool(self.record.attempts)
+        self.record.metadata.resumes += has_attempts
+        return has_attempts
+
+    def send_as_text(self) -> None:
+        """Record that the CLI took the message for a command of its own."""
+        self.record.metadata.sent_as_text = True
+
+    def measured(self, usage: Usage) -> None:
+        """Record what its processes take now; *usage* gets the processor time of earlier attempts added."""
+        usage.cpu_seconds += self._cpu_seconds_before
+        self.record.usage = self.record.usage.with_peaks_of(usage)
+
+    def attempt_ended(self, report: AttemptReport, session: Session) -> None:
+        """Add an attempt's report to the record."""
+        record, run_stats = self.record, report.run_stats
+        if report.cpu_seconds is not None:
+            self._cpu_seconds_before += report.cpu_seconds
+            record.usage.cpu_seconds = max(record.usage.cpu_seconds, self._cpu_seconds_before)
+        if run_stats.has_init and (session_id := _uuid_text(run_stats.session_id)):
+            self.note_session(session_id)
+        if run_stats.has_progress or session.prompt is None:
+            record.resumable = run_stats.has_progress
+        if report.pid is not None:
+            attempt = record.attempts[-1]
+            attempt.ended_at, attempt.evidence = report.ended_at, report.evidence
+            if report.ending is not None:
+                attempt.exit_code, attempt.stop_reason = report.ending.exit_code, report.ending.stop_reason
+            if report.sweep is not None:
+                attempt.survivors = report.sweep.survivors
+        metadata = record.metadata
+        metadata.attempts = len(record.attempts)
+        metadata.cost_usd += _count(run_stats.cost_usd)
+        metadata.duration_ms += _count(run_stats.duration_ms)
+        metadata.num_turns += _count(run_stats.num_turns)
+        metadata.tool_count += run_stats.tool_count
+        metadata.model_name = run_stats.model_name or metadata.model_name
+        metadata.cli_version = run_stats.cli_version or metadata.cli_version
+        metadata.context_window = run_stats.context_window or metadata.context_window
+        metadata.compact_events = [*metadata.compact_events, *run_stats.compact_events][:COMPACT_EVENTS_KEPT]
+        metadata.background_tasks_pending_at_exit = run_stats.background_tasks
+        metadata.background_ended = report.background_ended
+        metadata.stop_reason = run_stats.answer.stop_reason or metadata.stop_reason
+        if (usage := run_stats.usage) is not None:
+            metadata.input_tokens += _count(usage.input_tokens)
+            metadata.output_tokens += _count(usage.output_tokens)
+            metadata.cache_creation_tokens += _count(usage.cache_creation_input_tokens)
+            metadata.cache_read_tokens += _count(usage.cache_read_input_tokens)
+
+    def ended(self, final: Verdict) -> None:
+        """Make the record final; a *final* detail that repeats the one before gets no advice to send it again."""
+        record = self.record
+        self.happened(Event.ENDED)
+        record.outcome, record.error_class = final.outcome, final.error_class
+        record.detail = again(final.detail, final.error_class, self._earlier_detail)
+        record.ended_at = time.time()
+
+    def interrupted(self) -> None:
+        """Make the record of an execution final that an earlier supervisor has left without an end."""
+        self.ended(Verdict(Outcome.FAILED, ErrorClass.INTERRUPTED, ErrorClass.INTERRUPTED.sentence))
+        for attempt in self.record.attempts:
+            if attempt.ended_at is None:
+                attempt.ended_at, attempt.stop_reason = self.record.ended_at, StopReason.SHUTDOWN
+
+    def answer_failed(self) -> None:
+        """Record that the answer of an execution that has ended could not be built."""
+        record = self.record
+        record.outcome, record.error_class = Outcome.FAILED, ErrorClass.ERROR
+        record.detail = ErrorClass.ERROR.sentence
+
+    def unretained(self) -> None:
+        """Record that the record or the transcript could not be written or read."""
+        self.record.metadata.retained = False
+
+    def _note_token(self, generation: Generation) -> None:
+        self.record.metadata.token_generation = generation.number
+        self.record.metadata.token_fingerprint = generation.token.fingerprint
+
+
+def _token_record(generation: Generation, delivered_at: float) -> TokenRecord:
+    return TokenRecord(
+        generation=generation.number, fingerprint=generation.token.fingerprint, delivered_at=delivered_at
+    )
+
+
+def _uuid_text(text: str | None) -> str | None:
+    """Return a session id from a frame only if it is one: any program can print a frame."""
+    try:
+        return None if text is None else str(uuid.UUID(text))
+    except ValueError:
+        return None
+
+
+def _count(number: N | None) -> N:
+    """Return a number from a frame only if it can be a count: any program can print a frame."""
+    return number if number is not None and 0 <= number <= HIGHEST_COUNT else 0
