@@ -18,7 +18,7 @@ from agent_runtime.claude.slash_commands import is_bare_command
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.evidence.detector import Channel
 from agent_runtime.evidence.verdict import Ending
-from agent_runtime.execution.attempt_report import AttemptReport, Progress, Spawned, Stopping
+from agent_runtime.execution.attempt_data import AttemptReport, Progress, Spawned, Stopping
 from agent_runtime.execution.child_token import ChildToken
 from agent_runtime.execution.deadlines import Deadlines, Patience
 from agent_runtime.execution.launch import Launch
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.evidence.detector import Detection
-    from agent_runtime.execution.attempt_report import AttemptEvent
-    from agent_runtime.execution.attempt_spec import AttemptContext, AttemptSpec
+    from agent_runtime.execution.attempt_data import AttemptContext, AttemptEvent, AttemptSpec
     from agent_runtime.process.child import Child, SweepReport
     from agent_runtime.process.framing import Lines
     from agent_runtime.secret.generations import Generation

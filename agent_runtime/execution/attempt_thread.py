@@ -13,15 +13,13 @@ from msgspec.structs import replace
 
 from agent_runtime.errors import SpawnFailed
 from agent_runtime.execution.attempt import Attempt
-from agent_runtime.execution.attempt_report import AttemptReport, Progress
-from agent_runtime.execution.attempt_spec import AttemptSpec
+from agent_runtime.execution.attempt_data import AttemptReport, AttemptSpec, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.claude.invocation import Session
-    from agent_runtime.execution.attempt_report import AttemptEvent
-    from agent_runtime.execution.attempt_spec import AttemptContext
+    from agent_runtime.execution.attempt_data import AttemptContext, AttemptEvent
     from agent_runtime.execution.execution import Execution
 
 log = logging.getLogger(__name__)

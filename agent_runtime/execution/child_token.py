@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from agent_runtime.delivery.held_tokens import HeldGenerations
-from agent_runtime.execution.attempt_report import Answered, Reached
+from agent_runtime.execution.attempt_data import Answered, Reached
 from agent_runtime.model.state import TokenTrouble
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from agent_runtime.delivery.delivery import Delivered
     from agent_runtime.evidence.detector import Detection
-    from agent_runtime.execution.attempt_report import AttemptEvent
+    from agent_runtime.execution.attempt_data import AttemptEvent
     from agent_runtime.secret.file import SecretFile
     from agent_runtime.secret.generations import Generation
 

@@ -13,7 +13,7 @@ import msgspec
 from agent_runtime.claude.slash_commands import has_text_behind
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed, TokenLimited, plain_detail
 from agent_runtime.evidence.verdict import Verdict, limit_sentence, verdict
-from agent_runtime.execution.attempt_report import Answered, Reached, Spawned, Stopping
+from agent_runtime.execution.attempt_data import Answered, Reached, Spawned, Stopping
 from agent_runtime.model.records import Usage
 from agent_runtime.model.state import Event, Outcome, Phase, StopReason
 from agent_runtime.notifier import Notifier
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from agent_runtime.claude.invocation import Session
     from agent_runtime.delivery.cli_check import CliCheck
     from agent_runtime.execution.attempt import Attempt
-    from agent_runtime.execution.attempt_report import AttemptEvent, AttemptReport
+    from agent_runtime.execution.attempt_data import AttemptEvent, AttemptReport
     from agent_runtime.execution.record_writer import RecordWriter
     from agent_runtime.model.records import Answer, ExecutionRecord
     from agent_runtime.model.task import Task

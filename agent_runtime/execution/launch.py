@@ -14,7 +14,7 @@ from agent_runtime.process.child import Command
 
 if TYPE_CHECKING:
     from agent_runtime.delivery.delivery import Delivered
-    from agent_runtime.execution.attempt_spec import AttemptContext, AttemptSpec
+    from agent_runtime.execution.attempt_data import AttemptContext, AttemptSpec
     from agent_runtime.secret.generations import Generation
 
 

@@ -22,7 +22,7 @@ from agent_runtime.model.state import Event, Outcome, StopReason, transition
 
 if TYPE_CHECKING:
     from agent_runtime.claude.invocation import Session
-    from agent_runtime.execution.attempt_report import AttemptReport, Reached, Spawned
+    from agent_runtime.execution.attempt_data import AttemptReport, Reached, Spawned
     from agent_runtime.model.task import Task
     from agent_runtime.secret.generations import Generation
     from agent_runtime.settings import Settings

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from agent_runtime.claude.invocation import Session
     from agent_runtime.evidence.detector import Detection
-    from agent_runtime.execution.attempt_report import AttemptReport
+    from agent_runtime.execution.attempt_data import AttemptReport
     from agent_runtime.execution.execution import Execution
     from agent_runtime.secret.generations import Generation
     from agent_runtime.settings import Settings

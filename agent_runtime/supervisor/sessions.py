@@ -17,7 +17,7 @@ from agent_runtime.model.state import Outcome
 
 if TYPE_CHECKING:
     from agent_runtime.evidence.verdict import Verdict
-    from agent_runtime.execution.attempt_report import AttemptReport
+    from agent_runtime.execution.attempt_data import AttemptReport
     from agent_runtime.model.records import ExecutionRecord
     from agent_runtime.model.task import Task
 

@@ -26,7 +26,7 @@ from agent_runtime.errors import (
     TokenUnusable,
 )
 from agent_runtime.evidence.verdict import Verdict
-from agent_runtime.execution.attempt_spec import AttemptContext
+from agent_runtime.execution.attempt_data import AttemptContext
 from agent_runtime.execution.attempt_thread import AttemptThreads
 from agent_runtime.execution.execution import Execution, ExecutionContext
 from agent_runtime.execution.record_writer import RecordWriter

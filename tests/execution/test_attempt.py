@@ -19,7 +19,7 @@ import pytest
 from agent_runtime.claude.invocation import Session
 from agent_runtime.delivery.delivery import Deliveries, FileDelivery
 from agent_runtime.execution.attempt import Attempt
-from agent_runtime.execution.attempt_spec import AttemptContext, AttemptSpec
+from agent_runtime.execution.attempt_data import AttemptContext, AttemptSpec
 from agent_runtime.model.state import StopReason
 from agent_runtime.model.task import Task
 from agent_runtime.model.tokens import Token
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from agent_runtime.execution.attempt_report import AttemptEvent, AttemptReport
+    from agent_runtime.execution.attempt_data import AttemptEvent, AttemptReport
 
 FAILING_LINE = (
     b'2026-11-22T00:00:00.000Z [ERROR] API error (attempt 1/11): 401 401 {"type":"error","error":'

@@ -11,7 +11,7 @@ from agent_runtime.claude.invocation import CONTINUE_PROMPT
 from agent_runtime.claude.session_faults import SESSION_FAULTS, cannot_resume, is_session_fault
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.verdict import Verdict
-from agent_runtime.execution.attempt_report import AttemptReport
+from agent_runtime.execution.attempt_data import AttemptReport
 from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.state import Outcome
 from agent_runtime.model.task import Task
