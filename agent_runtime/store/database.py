@@ -266,11 +266,17 @@ class Database:
             Damaged: It is not.
             CannotStart: It was written by a later version.
         """
-        version, count = connection.execute(
-            "SELECT user_version, count(*) FROM pragma_user_version, sqlite_schema"
-        ).fetchone()
-        if not version and not count:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+        if not version and not tables:
             return
+        if version > len(self._schema.migrations) and "marks" in tables:
+            raise CannotStart(
+                "the records in the data directory were written by a later version of agent-runtime; "
+                "run that one, or name another directory"
+            )
+        if version < 0 or (version >= len(self._schema.migrations) and "marks" not in tables):
+            raise Damaged("it holds something else")
         try:
             for probe in self._schema.probes:
                 connection.execute(probe).fetchall()
@@ -278,11 +284,6 @@ class Database:
             if _code(error) != sqlite3.SQLITE_ERROR:
                 raise
             raise Damaged("it holds something else") from None
-        if version > len(self._schema.migrations):
-            raise CannotStart(
-                "the records in the data directory were written by a later version of agent-runtime; "
-                "run that one, or name another directory"
-            )
         if size_bytes <= CHECKED_BYTES:
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":

@@ -185,14 +185,13 @@ class RecordStore:
             StoreUnavailable: The disk does not give it, or this version cannot read it.
         """
         with self._lock:
-            encoded = self._unsaved_records.get(execution_id)
-            if encoded is None:
-                rows = self._rows("SELECT record FROM executions WHERE execution_id = ?", execution_id)
-                encoded = rows[0][0] if rows else None
-        if encoded is None:
+            if (encoded := self._unsaved_records.get(execution_id)) is not None:
+                return _held(encoded)
+            rows = self._rows("SELECT record FROM executions WHERE execution_id = ?", execution_id)
+        if not rows:
             return None
         try:
-            return read_record(encoded)
+            return read_record(rows[0][0])
         except UNREADABLE:
             raise StoreUnavailable("the record of this execution is there, and cannot be read") from None
 
@@ -322,7 +321,7 @@ class RecordStore:
         # S608: made of the constants above, values apart.
         query = f"SELECT record FROM executions WHERE {where} ORDER BY created_at DESC, execution_id DESC"  # noqa: S608
         with self._lock:
-            held = [record for record in map(_decoded, self._unsaved_records.values()) if record is not None]
+            held = [_held(encoded) for encoded in self._unsaved_records.values()]
             hidden = set(self._unsaved_records)
             rows = self._rows(f"{query} LIMIT ?", *values, limit + 1 + len(hidden))
         saved = (record for (encoded,) in rows if (record := _decoded(encoded)) and record.execution_id not in hidden)
@@ -337,6 +336,13 @@ class RecordStore:
         records = [record for record, _ in zip(merged, range(limit + 1), strict=False)]
         more = len(records) > limit
         return records[:limit], _cursor(records[limit - 1]) if more else None
+
+
+def _held(encoded: bytes) -> ExecutionRecord:
+    """Read a record that is in memory only: until it is written it says so."""
+    record = read_record(encoded)
+    record.metadata.retained = False
+    return record
 
 
 def _decoded(encoded: bytes) -> ExecutionRecord | None:

@@ -374,7 +374,9 @@ def test_what_the_disk_does_not_take_is_held_and_written_later(path: Path) -> No
             store.save(record(f"id-{n}", created_at=CREATED_AT + n))
     with pytest.raises(StoreUnavailable):
         store.keep_answer("id-1", 200, b"{}", 1.0)
-    assert store.load("id-1") == record("id-1", created_at=CREATED_AT + 1)
+    held = store.load("id-1")
+    assert held is not None
+    assert (held.created_at, held.metadata.retained) == (CREATED_AT + 1, False)
     assert store.answer("id-1") is not None
     assert "records.sqlite" in repr(store)
     assert store.trouble is not None
@@ -387,6 +389,7 @@ def test_what_the_disk_does_not_take_is_held_and_written_later(path: Path) -> No
     with RecordStore.open(path) as reopened:
         assert ids(reopened.list()) == ["id-2", "id-1", "id-0"]
         assert reopened.load("id-0") == finished("id-0", ended_at=CREATED_AT + 60)
+        assert reopened.load("id-1") == record("id-1", created_at=CREATED_AT + 1)
         assert reopened.answer("id-1") is not None
 
 
@@ -397,7 +400,7 @@ def test_a_disk_that_allows_nothing_at_the_start_is_no_reason_to_fail(path: Path
         assert store.trouble
         with pytest.raises(StoreUnavailable):
             store.save(record())
-        assert store.load("x") == record()
+        assert store.load("x") is not None
 
 
 # -- files that are damaged
@@ -412,6 +415,18 @@ def other_tables(path: Path) -> None:
 def no_table_of_answers(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("DROP TABLE answers")
+
+
+def no_marks(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DROP TABLE marks")
+
+
+def another_program(path: Path) -> None:
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE notes (text TEXT)")
+        connection.execute("PRAGMA user_version = 77")
 
 
 def with_pages(path: Path, garble: Callable[[bytearray, int], None]) -> None:
@@ -452,11 +467,13 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "nearly all": lambda path: with_pages(path, all_but_some),
     "other tables": other_tables,
     "no answers": no_table_of_answers,
+    "no marks": no_marks,
+    "of another program": another_program,
     "a directory": directory,
     "a pipe": pipe,
     "empty with a log": empty_with_a_log,
 }
-KEEPS = {"half of it": 100, "three pages": 200, "no answers": 300}
+KEEPS = {"half of it": 100, "three pages": 200, "no answers": 300, "no marks": 300}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -354,3 +354,41 @@ def test_an_end_that_was_in_a_lost_log_is_not_taken_for_an_interruption(tmp_path
         assert is_refused_as_unreadable(running, "done", holding(go))
         assert running.record("cut")["error_class"] == "interrupted"
         assert running.get("/health")["disk"]["transcripts_without_record"] == 1
+
+
+ROOT_WITHOUT_POWERS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+FORBIDDEN: dict[str, tuple[tuple[str, ...], list[str], list[str], str]] = {
+    "closed transcripts": (ROOT_WITHOUT_POWERS, ["chmod", "0"], ["chmod", "700"], "transcripts"),
+    "closed directory": (ROOT_WITHOUT_POWERS, ["chmod", "0"], ["chmod", "700"], "."),
+    "immutable records": ((), ["chattr", "+i"], ["chattr", "-i"], "records.sqlite-wal"),
+    "immutable transcript": ((), ["chattr", "+i"], ["chattr", "-i"], "transcripts/x.jsonl"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("chattr") is None, reason="takes root, setpriv and chattr")
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_a_success_survives_what_it_may_not_write_or_read(tmp_path: Path, what: str) -> None:
+    prefix, forbid, allow, name = FORBIDDEN[what]
+    go = tmp_path / "go"
+    with supervised(tmp_path, prefix=prefix) as running:
+        pending = running.start(holding(go), execution_id="x")
+        transcript = running.data_dir / "transcripts" / "x.jsonl"
+        eventually(lambda: transcript.exists() and transcript.stat().st_size)
+        if subprocess.run([*forbid, running.data_dir / name], capture_output=True, check=False).returncode:
+            go.touch()
+            pending.answer()
+            pytest.skip("this file system has no such attribute")
+        try:
+            go.touch()
+            answer = pending.answer().json()
+            assert (answer["response"], answer["metadata"]["retained"]) == ("Done.", False)
+            assert answer["truncated_log"] is (what != "immutable records")
+            assert running.record("x")["outcome"] == "success"
+            assert running.post(holding(go), execution_id="x").json()["response"] == "Done."
+            assert running.post(OK).status_code == 200
+        finally:
+            subprocess.run([*allow, running.data_dir / name], check=True)
+        eventually(lambda: running.get("/health")["status"] == "ok")
+    with supervised(tmp_path, prefix=prefix) as running:
+        assert running.record("x")["outcome"] == "success"
