@@ -111,6 +111,7 @@ def test_without_a_baseline_a_ratio_is_neither_reached_nor_missed() -> None:
     assert Row("bench", "what", "ms", Figure(4, 9, 10), goal=ratio_at_most(1) & p50_at_most(3)).met is False
 
 
+@pytest.mark.slow
 def test_sides_are_measured_in_turn_and_no_side_always_first() -> None:
     order: list[str] = []
 

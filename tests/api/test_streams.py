@@ -104,6 +104,7 @@ def test_streams_are_bounded_and_places_are_given_back(tmp_path: Path) -> None:
         eventually(is_open_again)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("unshare") is None, reason="a full file system takes a mount of one's own"
 )

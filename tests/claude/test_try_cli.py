@@ -207,6 +207,7 @@ def test_what_cannot_be_fetched_could_not_be_tried(
 
 
 @pytest.mark.slow
+@pytest.mark.every_cli
 @pytest.mark.real_cli
 def test_the_tables_know_everything_that_the_real_cli_holds(claude: str) -> None:
     """After a new version: read what ``scripts/try-cli VERSION`` reports, change the rules, then ``--accept``."""
@@ -219,6 +220,7 @@ def test_the_tables_know_everything_that_the_real_cli_holds(claude: str) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.every_cli
 @pytest.mark.real_cli
 def test_a_variable_that_beats_the_delivered_token_is_found_among_others(claude: str) -> None:
     names = ["CLAUDE_CODE_SOME_TOKEN", "ANTHROPIC_AUTH_TOKEN"]

@@ -198,6 +198,7 @@ def _refused(one: Backend, how: str) -> httpx.Response:
     return one.task(held, execution_id="held")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failure", FAILURES, ids=[failure["error_class"] for failure in FAILURES])
 def test_it_switches_where_another_token_helps_and_nowhere_else(failure: dict[str, Any], tmp_path: Path) -> None:
     response = made(failure, tmp_path)
@@ -282,6 +283,7 @@ def test_a_token_that_is_there_already_makes_no_new_container(shared: Backend) -
 # -- terminate, and the watchdog
 
 
+@pytest.mark.slow
 def test_a_stubborn_execution_is_ended_while_it_waits(shared: Backend) -> None:
     steps = [
         {"do": "stubborn"},
@@ -304,6 +306,7 @@ def test_a_stubborn_execution_is_ended_while_it_waits(shared: Backend) -> None:
     assert shared.client.post("/api/executions/unknown/terminate").status_code == 404
 
 
+@pytest.mark.slow
 def test_an_execution_that_asks_about_its_token_first_is_ended_at_once(tmp_path: Path) -> None:
     with silent_api() as url, backend(tmp_path, api_url=url, flags=("--probe", "before_dispatch")) as one:
         one.task(OK, execution_id="asking", async_result=True)
@@ -322,6 +325,7 @@ def silent_api() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_a_task_is_answered_within_its_timeout_and_what_is_waited_for_beyond_it(shared: Backend) -> None:
     begun = time.monotonic()
     answer = shared.task([{"do": "stubborn"}, INIT, TEXT, {"do": "hang"}], timeout_seconds=1)
@@ -344,6 +348,7 @@ def test_a_caller_that_gives_up_finds_the_result_later(shared: Backend, tmp_path
     assert (row.status, row.response, row.context_used, len(row.log)) == ("success", "Hello.", 7, 3)
 
 
+@pytest.mark.slow
 def test_nothing_that_ended_well_is_declared_lost_after_a_restart(tmp_path: Path) -> None:
     with backend(tmp_path) as one:
         ids = [secrets.token_urlsafe(16) for _ in range(3)]

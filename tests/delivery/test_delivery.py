@@ -687,6 +687,7 @@ REACH_BY_VERSION = {
 
 
 @pytest.mark.slow
+@pytest.mark.every_cli
 @pytest.mark.real_cli
 def test_the_real_cli_is_reached_as_measured(claude: str) -> None:
     reload_result = check_reload((claude,), os.environ)

@@ -210,6 +210,7 @@ def test_a_child_that_swaps_names_in_the_config_directory_gets_no_file_of_roots(
     assert stat.S_IMODE((shared / "roots").stat().st_mode) == 0o600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_no_file_with_a_token_outlives_its_use_in_memory_or_among_temporary_files(tmp_path: Path, end: int) -> None:
     """The data directory takes no writes, so the files are elsewhere; after a kill, the next start takes them away."""

@@ -171,6 +171,7 @@ def test_the_demo_keeps_every_promise_with_the_scripted_cli(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.every_cli
 @pytest.mark.real_cli
 def test_the_demo_keeps_every_promise_with_the_real_cli(tmp_path: Path, claude: str) -> None:
     with demo(tmp_path, "--claude", claude) as run:

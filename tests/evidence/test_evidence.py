@@ -809,6 +809,7 @@ def test_a_curved_apostrophe_reads_as_a_straight_one(sentence: str) -> None:
 # -- anything at all
 
 
+@pytest.mark.slow
 def test_no_bytes_whatsoever_make_it_raise() -> None:
     dice = random.Random(20260101)
     seeds = [ENTRY_401.encode(), OLD_ENTRY_401.encode(), RETRY_401, MCP_ENTRY.encode(), failed_result("x")[1].encode()]

@@ -179,6 +179,7 @@ def test_a_refusal_is_an_object_too(objects: Supervised) -> None:
     assert {"invalid_request", "not_found", "method", "too_large", "draining"} < set(seen)
 
 
+@pytest.mark.slow
 def test_the_code_of_an_answer_that_is_not_kept_is_in_the_object_too(tmp_path: Path) -> None:
     with supervised(tmp_path) as first:
         first.post(OK, execution_id="forgotten")
@@ -203,6 +204,7 @@ def test_a_token_that_is_refused_is_told_as_an_object_at_admission_too(tmp_path:
             assert response.json()["detail"]["metadata"]["token_generation"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [({}, OBJECT), (OBJECT, {})], ids=["to object", "to text"])
 def test_what_is_kept_takes_the_form_that_is_set_after_a_restart(
     tmp_path: Path, before: dict[str, str], after: dict[str, str]
@@ -257,6 +259,7 @@ def made_older(home: Path) -> None:
         database.commit()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{}, OBJECT], ids=["text", "object"])
 def test_answers_of_an_earlier_version_are_shown_as_they_are_now(tmp_path: Path, environment: dict[str, str]) -> None:
     with supervised(tmp_path) as first:
@@ -309,6 +312,7 @@ def test_the_client_reads_both_forms(form: str, request: pytest.FixtureRequest) 
     assert "max_turns" in str(errors[3])
 
 
+@pytest.mark.slow
 def test_the_client_reads_the_refusal_of_a_token_in_both_forms(tmp_path: Path) -> None:
     for environment in ({}, OBJECT):
         home = tmp_path / str(len(environment))
@@ -322,6 +326,7 @@ def test_the_client_reads_the_refusal_of_a_token_in_both_forms(tmp_path: Path) -
 # -- what ended lately
 
 
+@pytest.mark.slow
 def test_what_ended_before_a_restart_is_known_as_completed(tmp_path: Path) -> None:
     with supervised(tmp_path) as first:
         for number in range(3):

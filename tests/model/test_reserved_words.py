@@ -153,6 +153,7 @@ def test_what_the_api_says_makes_no_backend_switch(
     plainly(shared.post({"script": [INIT, error, given_up]}), error_class, "error", "upstream")
 
 
+@pytest.mark.slow
 def test_names_of_files_and_commands_make_no_backend_switch(tmp_path: Path) -> None:
     home = tmp_path / "oauth-401-credentials"
     home.mkdir()

@@ -824,6 +824,7 @@ def test_the_shim_ends_what_a_killed_supervisor_left_politely_first(tmp_path: Pa
     assert (tmp_path / "said").read_text() == "polite\n"
 
 
+@pytest.mark.slow
 def test_the_next_start_ends_what_a_killed_supervisor_left_and_nothing_of_another_one(tmp_path: Path) -> None:
     """P11: somebody has killed the shims, too."""
     ours, others = tmp_path / "ours", tmp_path / "others"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-pytestmark = pytest.mark.real_cli
+pytestmark = [pytest.mark.real_cli, pytest.mark.every_cli]
 
 
 TOKENS = [pytest.param(OLD, id="oauth"), pytest.param(API_KEY, id="api_key", marks=pytest.mark.slow)]

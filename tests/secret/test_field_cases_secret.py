@@ -87,6 +87,7 @@ NEAR_MISSES = {
 }
 
 
+@pytest.mark.slow
 def test_k5_a_near_miss_replaces_no_good_token_and_says_what_it_is(tmp_path: Path, api: MessagesApi, url: str) -> None:
     with supervised(tmp_path, api_url=url, flags=KEEP) as running:
         secret = SecretMount(running.token_file.parent)
@@ -119,6 +120,7 @@ def test_k5_a_near_miss_that_stays_withdraws_the_token_with_its_reason(tmp_path:
         assert "a template that nobody has filled in" in refused.json()["detail"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delivery", ["file", "env"])
 def test_k5_a_running_execution_gets_no_near_miss(tmp_path: Path, api: MessagesApi, url: str, delivery: str) -> None:
     work = Work(api, tmp_path)
@@ -156,6 +158,7 @@ WRAPPED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("raw", WRAPPED.values(), ids=WRAPPED.keys())
 def test_k5_a_token_in_a_wrapping_is_the_next_generation(tmp_path: Path, api: MessagesApi, url: str, raw: str) -> None:
     with supervised(tmp_path, api_url=url) as running:
@@ -261,6 +264,7 @@ def baked_in(**variables: str) -> dict[str, str]:
     return {"AGENT_RUNTIME_TOKEN_FROM_ENV": "true", **variables}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delivery", ["file", "env"])
 def test_a_token_that_is_baked_in_becomes_the_first_one_and_reaches_no_child_by_itself(
     tmp_path: Path, api: MessagesApi, url: str, delivery: str

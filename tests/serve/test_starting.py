@@ -109,6 +109,7 @@ def test_a_start_that_is_called_off_ends_at_once(
     assert not (tmp_path / "config/.credentials.json").exists()
 
 
+@pytest.mark.slow
 def test_what_an_earlier_supervisor_left_is_gone_also_after_a_start_that_was_called_off(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     with supervised(tmp_path, expect_exit=None) as running:

@@ -59,6 +59,7 @@ def fetched(running: Supervised, execution_id: str) -> Any:
     return response.json() if response.status_code == 200 else None
 
 
+@pytest.mark.slow
 def test_answers_records_and_streams_outlive_the_supervisor(tmp_path: Path) -> None:
     with supervised(tmp_path) as running:
         answer = running.post(OK, execution_id="kept").json()
@@ -102,6 +103,7 @@ def test_a_killed_supervisor_leaves_nothing_unaccounted_for(tmp_path: Path) -> N
         assert len(ids) > len(lines)
 
 
+@pytest.mark.slow
 def test_interrupted_executions_go_on_by_themselves_where_that_is_set(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     with supervised(tmp_path, expect_exit=None) as running:
@@ -135,6 +137,7 @@ def test_a_rolling_restart_loses_nothing(tmp_path: Path) -> None:
         assert [answer["response"] for answer in answers] == ["Resumed."] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "error_class", "second", "resumes"),
     [

@@ -305,6 +305,7 @@ def test_a_supervisor_killed_at_any_step_of_a_write_leaves_the_old_record_or_the
     assert seen[-1] is True
 
 
+@pytest.mark.slow
 def test_a_supervisor_killed_at_any_byte_it_writes_leaves_the_old_record_or_the_new_one(
     path: Path, tmp_path: Path
 ) -> None:

@@ -305,6 +305,7 @@ def test_an_index_whose_end_was_damaged_is_made_again(store: TranscriptStore, da
     assert all_of(store) == true
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_write_leaves_whole_lines_under_right_numbers(store: TranscriptStore) -> None:
     lines = numbered(1, 40)
     survived = set()

@@ -91,6 +91,7 @@ def generations_of(record: dict[str, Any]) -> list[list[int]]:
     return [[given["generation"] for given in attempt["tokens"]] for attempt in record["attempts"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", [{"park_seconds": 30}, {"park_seconds": 0}], ids=["park_seconds", "the setting"])
 def test_the_first_one_waits_too_where_the_end_lies_within_its_park_time_or_the_setting(
     tmp_path: Path, api: MessagesApi, url: str, fields: dict[str, Any]
@@ -122,6 +123,7 @@ def test_a_newer_token_lets_it_go_on_before_the_end_and_does_not_count(
         assert generations(running, "one") == [[1], [2]]
 
 
+@pytest.mark.slow
 def test_reload_token_lets_it_go_on_at_once(tmp_path: Path, api: MessagesApi, url: str) -> None:
     api.on(OLD, limited_for(3000))
     flags = ("--wait-for-reset", "3600", "--timeout", "7200")
@@ -134,6 +136,7 @@ def test_reload_token_lets_it_go_on_at_once(tmp_path: Path, api: MessagesApi, ur
         assert pending.answer().status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "fields"),
     [
@@ -166,6 +169,7 @@ def test_a_limit_whose_end_nobody_told_is_not_waited_for(tmp_path: Path) -> None
         assert of(told(running, finished=1), "execution.parked") == []
 
 
+@pytest.mark.slow
 def test_a_limit_that_is_met_again_is_waited_out_as_often_as_there_are_resumes_left(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
@@ -189,6 +193,7 @@ def test_one_that_waits_can_be_cancelled(tmp_path: Path, api: MessagesApi, url: 
         assert pending.answer().json()["status"] == "cancelled"
 
 
+@pytest.mark.slow
 def test_those_that_were_admitted_to_wait_go_on_after_the_end_too(tmp_path: Path, api: MessagesApi, url: str) -> None:
     """Today they answered 429 after their wait, with the limit gone."""
     with switching(tmp_path, api_url=url, flags=("--slots", "1"), program=("-c", SOON)) as running:

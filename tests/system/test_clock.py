@@ -12,6 +12,7 @@ PROGRAM = (str(Path(__file__).parents[1] / "support/jumping_supervisor.py"),)
 LIMITS = ("--init-timeout", "20", "--first-message-timeout", "20", "--idle-timeout", "20", "--timeout", "60")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [3600, -3600])
 def test_a_clock_that_is_moved_ends_nothing_and_spares_nothing(tmp_path: Path, seconds: int) -> None:
     jump, begun, go = tmp_path / "jump", tmp_path / "begun", tmp_path / "go"

@@ -236,6 +236,7 @@ def in_cgroup(group: Path) -> tuple[str, ...]:
     return ("sh", "-c", f'echo $$ >{group}/cgroup.procs; exec "$@"', "sh")
 
 
+@pytest.mark.slow
 def test_k7_a_tool_that_the_kernel_takes_for_want_of_memory_and_what_follows(
     tmp_path: Path, limited_cgroup: Path
 ) -> None:
@@ -258,6 +259,7 @@ def test_k7_a_tool_that_the_kernel_takes_for_want_of_memory_and_what_follows(
         assert told(beside.answer())[:2] == (502, "lost_result")
 
 
+@pytest.mark.slow
 def test_k7_a_cli_that_the_kernel_takes_for_want_of_memory(tmp_path: Path, limited_cgroup: Path) -> None:
     with supervised(
         tmp_path,
@@ -432,7 +434,7 @@ def test_k12_a_directory_whose_files_cannot_be_locked_is_named(
 
 
 def test_k12_a_lock_that_only_shims_hold_is_told_like_the_others(no_locks: Path, tmp_path: Path) -> None:
-    ended = started_without_locks(no_locks, tmp_path, tmp_path / "data/shims.lock", errno.ENOLCK)
+    ended = started_without_locks(no_locks, tmp_path, tmp_path / "data/keepers.lock", errno.ENOLCK)
 
     assert (ended.returncode, ended.stderr.count("\n")) == (3, 1)
     assert str(tmp_path / "data") in ended.stderr

@@ -212,6 +212,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
         yield it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "steps",
     [
@@ -249,6 +250,7 @@ def test_k3_a_result_that_is_an_error_waits_no_longer_for_the_background(short: 
     assert (status, answer["error_class"]) == (422, "max_turns")
 
 
+@pytest.mark.slow
 def test_k3_what_comes_of_the_background_in_time_is_the_answer(running: Supervised) -> None:
     """With no silence in it, and with one that is longer than a CLI may linger after its last word."""
     parts = [TASK_BEGINS, result(result="I wait."), *TASK_ENDS, {"do": "sleep", "seconds": 7}]
@@ -261,6 +263,7 @@ def test_k3_what_comes_of_the_background_in_time_is_the_answer(running: Supervis
         assert (answer["response"], answer["metadata"]["background_ended"]) == ("The answer.", False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("way", "status"), [("terminate", "already_finished"), ("the total time", None), ("a drain", None)]
 )
@@ -301,6 +304,7 @@ def test_k3_without_a_result_a_stop_is_a_stop(running: Supervised) -> None:
     assert (pending.answer().json()["status"], pending.answer().json()["response"]) == ("cancelled", None)
 
 
+@pytest.mark.slow
 def test_k3_a_result_that_answers_nothing_does_not_end_the_run__paperclip_13322(running: Supervised) -> None:
     """A resumed session may begin with a turn for tasks that were lost; a hook then keeps the prompt for seconds."""
     nothing = result(result="", num_turns=0, duration_api_ms=0, **NOTIFICATION)
@@ -668,6 +672,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
         yield it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "steps",
     [

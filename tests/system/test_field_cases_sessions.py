@@ -140,6 +140,7 @@ def test_k2_an_execution_that_was_cancelled_or_ran_out_of_time_goes_on(shared: S
         assert ran(shared, name) == 1
 
 
+@pytest.mark.slow
 def test_k2_an_account_that_cannot_pay_costs_no_work(tmp_path: Path) -> None:
     task = working(*given_up("Credit balance is too low", "billing_error", 400, "invalid_request_error"))
     with supervised(tmp_path, flags=("--probe", "off", "--max-resumes", "0", "--park", "0")) as running:
@@ -188,6 +189,7 @@ def test_k2_another_body_after_a_failure_begins_a_fresh_session_and_after_a_succ
     assert of(shared.post(task, execution_id=name)) == (409, "conflict")
 
 
+@pytest.mark.slow
 def test_k2_progress_is_known_after_a_restart(tmp_path: Path) -> None:
     lost, network = working(*FAILURES["lost_result"]), {"script": [INIT, *FAILURES["network"]]}
     with supervised(tmp_path) as running:
@@ -202,6 +204,7 @@ def test_k2_progress_is_known_after_a_restart(tmp_path: Path) -> None:
         assert running.record("without")["session_id"] != kept["without"]["session_id"]
 
 
+@pytest.mark.slow
 def test_k2_work_of_a_killed_supervisor_in_a_session_the_caller_named_goes_on(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     task = working()
@@ -246,6 +249,7 @@ def test_k2_a_fresh_session_and_a_session_to_resume_exclude_each_other(shared: S
     assert shared.post(OK, fresh_session=False, resume_session_id=UNKNOWN).status_code == 409
 
 
+@pytest.mark.slow
 def test_k2_only_the_first_attempt_of_a_post_is_fresh(tmp_path: Path) -> None:
     dead = [{"do": "api_error", "status": 401}, HANG]
     task = working(*FAILURES["lost_result"])
@@ -257,6 +261,7 @@ def test_k2_only_the_first_attempt_of_a_post_is_fresh(tmp_path: Path) -> None:
         assert (answer["response"], answer["metadata"]["attempts"], ran(running, "once")) == ("Resumed.", 2, 1)
 
 
+@pytest.mark.slow
 def test_k2_after_a_restart_a_fresh_session_is_gone_on_with(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     task = working({"do": "touch", "path": str(begun)}, HANG)
@@ -277,6 +282,7 @@ def test_k2_after_a_restart_a_fresh_session_is_gone_on_with(tmp_path: Path) -> N
 # K9: a session that the CLI does not know.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["1.0.128", "2.0.76", "2.1.30", "2.1.197", "2.1.330"])
 def test_k9_a_session_that_the_caller_names_and_the_cli_does_not_know_is_a_conflict(
     tmp_path: Path, version: str
@@ -378,6 +384,7 @@ def poisoned(tmp_path: Path, api: PoisonedApi) -> Iterator[Supervised]:
         yield running
 
 
+@pytest.mark.slow
 def test_k9_a_session_whose_history_the_api_refuses_is_given_up_for_a_new_one(
     poisoned: Supervised, api: PoisonedApi
 ) -> None:

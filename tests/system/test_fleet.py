@@ -136,6 +136,7 @@ def test_a_refusal_of_which_no_event_is_left_is_found_by_looking(tmp_path: Path)
     assert ("one", "token.refused") not in notes
 
 
+@pytest.mark.slow
 def test_a_refused_token_is_never_chosen_again(tmp_path: Path) -> None:
     api = MessagesApi()
     api.on(OLD, "invalid")
@@ -147,6 +148,7 @@ def test_a_refused_token_is_never_chosen_again(tmp_path: Path) -> None:
         assert first.usable_at == math.inf
 
 
+@pytest.mark.slow
 def test_an_agent_that_is_not_there_and_a_file_that_cannot_be_written_keep_nobody_from_being_served(
     tmp_path: Path,
 ) -> None:
@@ -160,6 +162,7 @@ def test_an_agent_that_is_not_there_and_a_file_that_cannot_be_written_keep_nobod
     assert not any(OLD in what or NEW in what for _, what in notes)
 
 
+@pytest.mark.slow
 def test_with_no_subscription_left_nothing_is_written(tmp_path: Path) -> None:
     with supervised(tmp_path) as running:
         first, second = subscriptions()

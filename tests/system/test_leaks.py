@@ -100,6 +100,7 @@ REFUSED = "sk-ant-ort01-a-refused-content-000000000000000005"
 NEAR_MISS = "gateway,key-0123456789abcdef"
 
 
+@pytest.mark.slow
 def test_what_the_secret_file_held_beside_a_token_and_what_was_never_loaded_is_in_no_sink(tmp_path: Path) -> None:
     """A refresh token, a content that was refused, a token of somebody else's that the agent has found."""
     go = tmp_path / "go"
@@ -134,6 +135,7 @@ def test_what_the_secret_file_held_beside_a_token_and_what_was_never_loaded_is_i
     assert answer.json()["response"].endswith("team-blue"), "a subscription's name is no secret"
 
 
+@pytest.mark.slow
 def test_a_malformed_token_in_a_body_is_not_repeated(tmp_path: Path) -> None:
     with supervised(tmp_path) as running:
         for body in (b'{"token": "sk-ant-oat01-\\u0000-odd-value-1"}', b'{"token": 12345678901234567890}', b'{"token'):

@@ -123,6 +123,7 @@ def in_a_new_container(home: Path, host_name: str, **options: Any) -> Iterator[S
             assert running.process.wait(DEADLINE_SECONDS) == 0
 
 
+@pytest.mark.slow
 @needs_containers
 @pytest.mark.parametrize("flags", [(), ("--resume-interrupted",)], ids=["asked again", "by itself"])
 def test_a_new_container_on_the_same_volumes_goes_on_with_the_session(tmp_path: Path, flags: tuple[str, ...]) -> None:
@@ -144,6 +145,7 @@ def test_a_new_container_on_the_same_volumes_goes_on_with_the_session(tmp_path: 
 
 @needs_containers
 @pytest.mark.slow
+@pytest.mark.every_cli
 @pytest.mark.real_cli
 def test_a_new_container_goes_on_with_the_session_of_the_real_cli(tmp_path: Path, claude: str) -> None:
     api = MessagesApi()

@@ -176,6 +176,7 @@ def test_work_that_met_a_dead_token_goes_on_in_its_session_on_the_one_written_af
     assert not any(secret in json.dumps(events) for secret in (OLD, NEW))
 
 
+@pytest.mark.slow
 def test_what_has_no_progress_yet_is_begun_again(tmp_path: Path, api: MessagesApi, url: str) -> None:
     api.on(OLD, "expired")
     with switching(tmp_path, api_url=url) as running:
@@ -211,6 +212,7 @@ def test_a_session_that_the_cli_did_not_keep_is_begun_again_or_honestly_given_up
         assert len(attempts) > 2
 
 
+@pytest.mark.slow
 def test_a_newer_token_that_is_loaded_already_is_gone_on_with_at_once_and_is_not_refused(
     tmp_path: Path, api: MessagesApi, url: str, work: Work
 ) -> None:
@@ -426,6 +428,7 @@ def test_a_burst_at_the_usage_limit_is_one_429_and_one_event_and_the_first_one_c
     assert work.done == 4
 
 
+@pytest.mark.slow
 def test_a_limit_of_one_model_closes_for_that_model_only(tmp_path: Path, api: MessagesApi, url: str) -> None:
     api.script("opus", UsageLimit(claim="seven_day_opus"))
     with switching(tmp_path, api_url=url) as running:
@@ -524,6 +527,7 @@ def test_without_the_probe_the_first_request_of_the_next_attempt_decides(
     assert api.seen(OLD).by_status[401] == 2, "one request each, and no question"
 
 
+@pytest.mark.slow
 def test_while_it_is_being_found_out_new_executions_wait_and_a_newer_token_lets_all_go_on(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
@@ -578,6 +582,7 @@ def test_a_refusal_outlives_the_supervisor_and_a_change_to_and_fro_until_the_api
         assert running.post(PLAIN).status_code == 200
 
 
+@pytest.mark.slow
 def test_without_the_probe_one_execution_tries_a_refused_token_that_is_reloaded(
     tmp_path: Path, api: MessagesApi, url: str, work: Work
 ) -> None:
@@ -597,6 +602,7 @@ def test_without_the_probe_one_execution_tries_a_refused_token_that_is_reloaded(
         assert work.done == 0
 
 
+@pytest.mark.slow
 def test_where_the_probe_cannot_tell_an_execution_finds_out(tmp_path: Path, api: MessagesApi, url: str) -> None:
     api.on(OLD, "expired")
     with switching(tmp_path, api_url=url) as running:
@@ -633,6 +639,7 @@ def test_what_is_posted_again_keeps_its_session_though_the_next_token_is_dead_to
     assert work.done == 1
 
 
+@pytest.mark.slow
 def test_one_that_is_parked_goes_on_when_its_own_token_turns_out_to_be_good(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
@@ -891,6 +898,7 @@ def older_than_500_ms(api: MessagesApi, written_at: list[float]) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.every_cli
 @pytest.mark.real_cli
 def test_on_the_real_cli_a_running_execution_takes_the_newer_token_in_its_first_attempt(
     tmp_path: Path, api: MessagesApi, url: str, claude: str, work: Work
@@ -948,6 +956,7 @@ def forgets(answer: dict[str, Any]) -> bool:
     return tuple(map(int, version.split("."))) < (2, 1, 114)
 
 
+@pytest.mark.every_cli
 @pytest.mark.real_cli
 @pytest.mark.slow
 def test_the_real_cli_goes_on_in_its_session_on_the_newer_token(

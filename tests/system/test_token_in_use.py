@@ -23,6 +23,7 @@ def wait_for(running: Supervised, fingerprint: str, *words: str) -> tuple[int, s
     return outcome(command(running, "token", "wait", "--fingerprint", fingerprint, *words))
 
 
+@pytest.mark.slow
 def test_a_running_execution_holds_the_token_it_was_spawned_with_and_those_that_wait_take_the_new_one(
     tmp_path: Path,
 ) -> None:
@@ -58,6 +59,7 @@ def test_a_running_execution_holds_the_token_it_was_spawned_with_and_those_that_
         assert token(running)["held_by"] == {}
 
 
+@pytest.mark.slow
 def test_where_the_new_token_reaches_running_executions_the_old_one_is_out_of_use_before_they_end(
     tmp_path: Path,
 ) -> None:
@@ -73,6 +75,7 @@ def test_where_the_new_token_reaches_running_executions_the_old_one_is_out_of_us
         assert [one.answer().status_code for one in pending] == [200, 200]
 
 
+@pytest.mark.slow
 def test_a_token_that_is_given_by_mistake_is_not_repeated(tmp_path: Path) -> None:
     with switching(tmp_path) as running:
         for wrong in (OLD, FIRST.upper(), FIRST[:-1]):
@@ -82,6 +85,7 @@ def test_a_token_that_is_given_by_mistake_is_not_repeated(tmp_path: Path) -> Non
             assert "12 hex digits" in err
 
 
+@pytest.mark.slow
 def test_a_supervisor_that_is_out_of_reach_is_told_in_time(tmp_path: Path) -> None:
     with switching(tmp_path) as running:
         pass

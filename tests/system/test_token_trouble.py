@@ -91,6 +91,7 @@ def about_tokens(running: Supervised, *, finished: int) -> list[str]:
     return [event["type"] for event in told(running, finished=finished) if event["type"].startswith("token.")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trouble", "stream", "probe"), CASES)
 def test_what_a_tool_forges_stops_its_own_attempt_and_the_token_stays_usable_for_all(
     tmp_path: Path, url: str, trouble: str, stream: str, probe: str
@@ -112,6 +113,7 @@ def test_what_a_tool_forges_stops_its_own_attempt_and_the_token_stays_usable_for
         assert about_tokens(running, finished=2) == ["token.loaded"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trouble", "stream", "probe"), CASES)
 def test_what_a_tool_forges_each_time_is_never_told_as_the_token_s(
     tmp_path: Path, url: str, trouble: str, stream: str, probe: str
@@ -190,6 +192,7 @@ ACCOUNTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", ["off", "on_refusal"])
 @pytest.mark.parametrize(("fault", "trouble", "error_class"), ACCOUNTS)
 def test_k1_work_that_meets_an_account_in_trouble_goes_on_with_another_s_token__cc_45033_65609(  # noqa: PLR0917
@@ -222,6 +225,7 @@ def test_k1_work_that_meets_an_account_in_trouble_goes_on_with_another_s_token__
         assert work.done == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "status", "error_class", "attempts", "left"),
     [(EXTRA_USAGE, 503, "billing", 2, "billing"), (ON_HOLD, 502, "upstream", 4, "ready")],
@@ -249,6 +253,7 @@ def test_a_200_of_the_probe_clears_a_block_and_says_nothing_of_money(  # noqa: P
     assert work.done == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [ON_HOLD, EXTRA_USAGE], ids=["blocked", "billing"])
 def test_a_newer_token_that_is_loaded_already_is_gone_on_with_at_once(
     tmp_path: Path, api: MessagesApi, url: str, fault: Fail
@@ -268,6 +273,7 @@ def test_a_newer_token_that_is_loaded_already_is_gone_on_with_at_once(
     assert work.done == 1
 
 
+@pytest.mark.slow
 def test_a_block_is_retried_by_the_probe_and_an_unpaid_account_only_by_whom_reload_or_time_lets_through(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
@@ -283,6 +289,7 @@ def test_a_block_is_retried_by_the_probe_and_an_unpaid_account_only_by_whom_relo
             assert running.post(PLAIN).status_code == 200
 
 
+@pytest.mark.slow
 def test_an_unpaid_account_outlives_a_restart_and_a_newer_token_ends_it(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
@@ -334,6 +341,7 @@ def test_after_its_pause_one_execution_at_a_time_finds_out_whether_the_account_p
 
 
 @pytest.mark.slow
+@pytest.mark.every_cli
 @pytest.mark.real_cli
 @pytest.mark.parametrize(("fault", "trouble", "error_class"), ACCOUNTS)
 def test_k1_on_the_real_cli_an_account_in_trouble_ends_it_at_the_first_line(  # noqa: PLR0917 - a table

@@ -96,6 +96,7 @@ def test_what_a_line_is_about_follows_into_threads_that_are_told_and_ends() -> N
 # -- a whole execution
 
 
+@pytest.mark.slow
 def test_every_line_of_an_execution_carries_its_id_and_trace(tmp_path: Path) -> None:
     api = MessagesApi()
     api.accept(OLD)
@@ -184,6 +185,7 @@ def test_requests_are_logged_with_what_the_table_of_routes_knows_and_probes_only
     assert "unknown-id" not in running.log.read_text()
 
 
+@pytest.mark.slow
 def test_the_access_log_can_be_turned_off(tmp_path: Path) -> None:
     with supervised(tmp_path, environment={"AGENT_RUNTIME_ACCESS_LOG": "false"}) as running:
         running.client.get("/api/token")
@@ -306,6 +308,7 @@ def test_logging_from_many_threads_into_a_full_pipe_ends(tmp_path: Path) -> None
         assert not any(thread.is_alive() for thread in threads)
 
 
+@pytest.mark.slow
 def test_a_supervisor_whose_output_nobody_reads_does_its_work(tmp_path: Path) -> None:
     """R6: stdout and stderr are one full pipe."""
     api = MessagesApi()

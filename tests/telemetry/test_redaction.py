@@ -204,6 +204,7 @@ def test_what_only_speaks_of_keys_stays(redactor: Redactor, text: str) -> None:
     assert redactor.redact_text(f"set it to {text} please") == f"set it to {text} please"
 
 
+@pytest.mark.slow
 def test_no_cut_of_any_line_shows_a_key(redactor: Redactor) -> None:
     """A property: wherever lines are cut, and whatever stands around, no eight characters of a key's body come out."""
     rng = random.Random(7)
@@ -219,6 +220,7 @@ def test_no_cut_of_any_line_shows_a_key(redactor: Redactor) -> None:
             assert secret[13:37].encode() not in clean
 
 
+@pytest.mark.slow
 def test_the_last_so_many_values_are_redacted_and_those_that_are_used_again_count_as_new() -> None:
     redactor = Redactor([OAUTH])
     plain = [Token(f"a-value-{number:06}") for number in range(VALUES_KEPT)]

@@ -163,6 +163,7 @@ def test_a_key_file_that_cannot_be_read_lets_nobody_in(tmp_path: Path) -> None:
         assert running.client.get("/livez").status_code == 200
 
 
+@pytest.mark.slow
 def test_over_a_network_that_is_open_to_all_a_service_may_be_called_by_its_name(tmp_path: Path) -> None:
     asked = _own_address()
     with supervised(tmp_path, flags=("--host=0.0.0.0", "--insecure-no-access-key")) as running:

@@ -240,6 +240,7 @@ def test_a_newcomer_gets_the_place_of_one_that_says_nothing(tmp_path: Path) -> N
         eventually(lambda: record(running, b"unknown").startswith(b"HTTP/1.1 404"))
 
 
+@pytest.mark.slow
 def test_callers_cannot_take_the_descriptors_that_executions_need(tmp_path: Path) -> None:
     with contextlib.ExitStack() as held:
         limit_files = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)); "
