@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_runtime.api.metrics import TOKEN_STATES
-from agent_runtime.model.state import TRANSITIONS
+from agent_runtime.model.state import TRANSITIONS, TokenState
 from tests.test_layers import ORDER
 
 ROOT = Path(__file__).parent.parent
@@ -41,7 +40,7 @@ def test_the_life_of_a_task_is_the_table_of_transitions() -> None:
 def test_the_life_of_a_token_has_every_state_a_way_in_and_a_way_out() -> None:
     drawn = edges("The life of a token")
 
-    assert {begin for begin, _, _ in drawn} == set(TOKEN_STATES) == {end for _, end, _ in drawn}
+    assert {begin for begin, _, _ in drawn} == set(TokenState) == {end for _, end, _ in drawn}
 
 
 def test_the_packages_are_listed_in_the_order_of_the_layers() -> None:

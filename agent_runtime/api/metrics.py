@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from agent_runtime import __version__
 from agent_runtime.model.records import Usage
-from agent_runtime.model.state import Phase
+from agent_runtime.model.state import Phase, TokenState
 from agent_runtime.telemetry.counters import PREFIX
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from agent_runtime.supervisor.supervisor import Supervisor
-
-TOKEN_STATES = ("missing", "invalid", "ready", "suspect", "refused", "blocked", "billing", "limited", "expired")
 
 
 class Metrics:
@@ -100,7 +98,7 @@ class Metrics:
         status, generation = supervisor.secret.status, supervisor.gate.current
         family = _gauge("token_state", "1 for the state the token is in, 0 for the others.", ("state",))
         state = supervisor.gate.state
-        for known in TOKEN_STATES:
+        for known in TokenState:
             family.add_metric((known,), known == state)
         yield family
         number = generation.number if generation is not None else 0

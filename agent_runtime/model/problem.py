@@ -6,7 +6,7 @@ import msgspec
 from msgspec.structs import replace
 
 from agent_runtime.errors import ErrorClass, plain_detail
-from agent_runtime.model.records import Metadata, rfc3339
+from agent_runtime.model.records import InstantText, Metadata, rfc3339
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -54,7 +54,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     metadata: Metadata | None = None
     token_generation: int | None = None
     token_stale: bool | None = None
-    resets_at: str | None = None
+    resets_at: InstantText | None = None
 
 
 def problem(

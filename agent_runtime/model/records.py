@@ -1,15 +1,14 @@
 """
 The record of an execution, as it is kept on disk and as callers see it.
 
-Inside, instants are seconds since the epoch; callers see them as RFC 3339 in UTC. A field that holds an instant ends in
-``_at``, and no other does: :func:`shown` goes by that.
+Inside, instants are seconds since the epoch (:data:`Instant`); callers see them as RFC 3339 in UTC (:func:`shown`).
 """
 
 from __future__ import annotations
 
 import functools
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -17,6 +16,12 @@ from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec looks at an
 from agent_runtime.model.state import Outcome, Phase, StopReason
 
 SUCCESS = 200
+
+Instant = Annotated[float, msgspec.Meta(extra_json_schema={"format": "date-time"})]
+"""Seconds since the epoch, described as callers see them."""
+
+InstantText = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
+"""RFC 3339 in UTC, as :func:`rfc3339` writes it."""
 
 CONTEXT_WINDOW = 200_000
 LONG_CONTEXT_WINDOW = 1_000_000
@@ -71,7 +76,7 @@ class TokenRecord(msgspec.Struct, kw_only=True):
 
     generation: int
     fingerprint: str
-    delivered_at: float
+    delivered_at: Instant
 
 
 class Usage(msgspec.Struct, kw_only=True):
@@ -119,8 +124,8 @@ class AttemptRecord(msgspec.Struct, kw_only=True):
 
     pid: int | None = None
     tokens: list[TokenRecord] = msgspec.field(default_factory=list)
-    started_at: float | None = None
-    ended_at: float | None = None
+    started_at: Instant | None = None
+    ended_at: Instant | None = None
     exit_code: int | None = None
     stop_reason: StopReason | None = None
     evidence: EvidenceRecord | None = None
@@ -211,9 +216,9 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
     outcome: Outcome | None = None
     error_class: ErrorClass | None = None
     detail: str | None = None
-    created_at: float
-    started_at: float | None = None
-    ended_at: float | None = None
+    created_at: Instant
+    started_at: Instant | None = None
+    ended_at: Instant | None = None
     session_id: str | None = None
     resumable: bool | None = None
     attempts: list[AttemptRecord] = msgspec.field(default_factory=list)
@@ -253,8 +258,18 @@ def shown(record: ExecutionRecord) -> dict[str, Any]:
     """Return what callers see of a record, ready to be written as JSON."""
     fields: dict[str, Any] = msgspec.to_builtins(record)
     del fields["request_digest"]
-    _show_times(fields)
+    _show(fields, "created_at", "started_at", "ended_at")
+    for attempt in fields["attempts"]:
+        _show(attempt, "started_at", "ended_at")
+        for token in attempt["tokens"]:
+            _show(token, "delivered_at")
     return fields
+
+
+def _show(fields: dict[str, Any], *instants: str) -> None:
+    for name in instants:
+        if fields[name] is not None:
+            fields[name] = rfc3339(fields[name])
 
 
 def rfc3339(seconds: float) -> str:
@@ -267,18 +282,3 @@ def rfc3339(seconds: float) -> str:
 def _second(whole: int) -> str:
     # Most instants that are shown together, or one after the other, lie in few seconds.
     return datetime.fromtimestamp(whole, UTC).replace(tzinfo=None).isoformat()
-
-
-def _show_times(fields: dict[str, Any]) -> None:
-    # In place, and not by making everything anew: a list shows hundreds of records, each of dozens of fields.
-    for name, value in fields.items():
-        if value is None:
-            continue
-        if name.endswith("_at"):
-            fields[name] = rfc3339(value)
-        elif isinstance(value, dict):
-            _show_times(value)
-        elif isinstance(value, list):
-            for item in value:
-                if isinstance(item, dict):
-                    _show_times(item)

@@ -88,6 +88,20 @@ class TokenTrouble(StrEnum):
     """A usage limit lasts; it ends by itself."""
 
 
+class TokenState(StrEnum):
+    """The state of the token in use, as callers see it."""
+
+    MISSING = "missing"
+    INVALID = "invalid"
+    READY = "ready"
+    SUSPECT = "suspect"
+    REFUSED = "refused"
+    BLOCKED = "blocked"
+    BILLING = "billing"
+    LIMITED = "limited"
+    EXPIRED = "expired"
+
+
 CLASS_BY_TROUBLE: dict[TokenTrouble, ErrorClass] = {
     TokenTrouble.REFUSED: ErrorClass.AUTH,
     TokenTrouble.BLOCKED: ErrorClass.AUTH,

@@ -11,7 +11,7 @@ import msgspec
 from agent_runtime.claude.frames import decode
 from agent_runtime.errors import AdmissionError, ErrorClass, TokenLimited
 from agent_runtime.model.problem import ErrorDetail, problem
-from agent_runtime.model.records import SUCCESS, Answer, Metadata, rfc3339
+from agent_runtime.model.records import SUCCESS, Answer, InstantText, Metadata, rfc3339
 from agent_runtime.model.state import Outcome
 from agent_runtime.tokens.status import UNKNOWN_LIMIT_SECONDS
 
@@ -54,7 +54,7 @@ class Success(msgspec.Struct, frozen=True, kw_only=True):
     execution_log: list[msgspec.Raw]
     truncated_log: bool
     metadata: Metadata
-    timestamp: str
+    timestamp: InstantText
 
 
 class KeptResult(msgspec.Struct, kw_only=True):
@@ -73,7 +73,7 @@ class KeptResult(msgspec.Struct, kw_only=True):
     execution_id: str
     status_code: int
     answer: msgspec.Raw
-    retained_at: str | None
+    retained_at: InstantText | None
     status: Outcome
     response: str | None
     error: str | None

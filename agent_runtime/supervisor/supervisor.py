@@ -8,7 +8,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -413,7 +413,7 @@ class Supervisor:
             )
         return kept
 
-    async def terminate(self, execution_id: str) -> tuple[str, ExecutionRecord]:
+    async def terminate(self, execution_id: str) -> tuple[Literal["terminated", "already_finished"], ExecutionRecord]:
         """
         Cancel an execution and wait for its end; idempotent.
 

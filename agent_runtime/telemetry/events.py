@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
-from agent_runtime.model.records import rfc3339
+from agent_runtime.model.records import InstantText, rfc3339
 from agent_runtime.notifier import Notifier
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     id: int
     type: str
-    time: str
+    time: InstantText
     data: dict[str, Value]
 
     @property

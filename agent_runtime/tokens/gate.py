@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from agent_runtime.errors import NoToken, TokenLimited, TokenUnpaid, TokenUnusable
 from agent_runtime.evidence.verdict import BLOCKED_SENTENCE, limit_sentence
-from agent_runtime.model.state import TokenTrouble
+from agent_runtime.model.state import TokenState, TokenTrouble
 from agent_runtime.notifier import Notifier
 from agent_runtime.secret.file import SecretState
 from agent_runtime.tokens.status import PROBED
@@ -61,7 +61,7 @@ class TokenGate:
         return self.secret.status.generation
 
     @property
-    def state(self) -> str:
+    def state(self) -> TokenState:
         """
         The state of the token, in the contract's words; where several hold, the first of these.
 
@@ -71,14 +71,15 @@ class TokenGate:
         status = self.secret.status
         generation = status.generation
         if generation is None:
-            return str(status.state)
+            return TokenState(status.state)
         if status.is_expired(time.time()):
-            return "expired"
+            return TokenState.EXPIRED
         if trouble := self.statuses.trouble_of(generation):
-            return str(trouble)
+            return TokenState(trouble)
         if self.statuses.is_suspect(generation):
-            return "suspect"
-        return "limited" if self.statuses.longest_limit(generation, time.time()) else "ready"
+            return TokenState.SUSPECT
+        is_limited = self.statuses.longest_limit(generation, time.time())
+        return TokenState.LIMITED if is_limited else TokenState.READY
 
     @property
     def limit(self) -> Limit | None:

@@ -11,9 +11,8 @@ from jsonschema import ValidationError
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from agent_runtime.api.app import ROUTES
-from agent_runtime.api.schema.examples import WEBHOOK
-from agent_runtime.api.schema.openapi import RouteRow, build
-from agent_runtime.api.schema.operations import EXECUTION_ERRORS, OPERATIONS
+from agent_runtime.api.routes import EXECUTION_ERRORS
+from agent_runtime.api.schema.openapi import EXAMPLES, build
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.rules import RULES
 from tests.support.described import Description, events_in
@@ -51,8 +50,7 @@ def description(running: Supervised) -> Description:
 
 @pytest.fixture(scope="module")
 def built() -> Description:
-    rows = tuple(RouteRow(entry.method, entry.path, entry.handler.__doc__ or "", entry.open) for entry in ROUTES)
-    return Description(build(rows, access_header="X-Agent-Token", key_required=True))
+    return Description(build(ROUTES, access_header="X-Agent-Token", key_required=True))
 
 
 # What it says by itself.
@@ -69,8 +67,7 @@ def test_it_has_every_route_of_the_table_and_no_other(description: Description) 
     }
 
     assert described == {(entry.method, entry.path) for entry in ROUTES}
-    assert set(OPERATIONS) == described, "rows of operations.py without a route"
-    assert len({operation.id for operation in OPERATIONS.values()}) == len(OPERATIONS)
+    assert len({route.id for route in ROUTES}) == len(ROUTES)
 
 
 def test_every_error_class_is_somewhere_with_its_status_and_an_example(built: Description) -> None:
@@ -107,8 +104,8 @@ def test_every_example_fits_its_schema(built: Description) -> None:
                     for kind, content in response["content"].items():
                         assert content.get("examples") or content.get("example") or content["schema"] == TEXT, kind
     assert checked > 60
-    built.validate(WEBHOOK, {"$ref": "#/components/schemas/Event"})
-    assert WEBHOOK["data"]["rule"] in {rule.id for rule in RULES}  # type: ignore[index]  # an object
+    built.validate(EXAMPLES["webhook"], {"$ref": "#/components/schemas/Event"})
+    assert EXAMPLES["webhook"]["data"]["rule"] in {rule.id for rule in RULES}
 
 
 def test_every_reference_leads_somewhere_and_no_component_is_idle(built: Description) -> None:
@@ -122,12 +119,11 @@ def test_every_reference_leads_somewhere_and_no_component_is_idle(built: Descrip
 
 
 def test_what_needs_the_key_says_so_and_the_header_is_the_one_that_is_set() -> None:
-    rows = tuple(RouteRow(entry.method, entry.path, "Do it.", entry.open) for entry in ROUTES)
-    document = build(rows, access_header="X-Other", key_required=True)
+    document = build(ROUTES, access_header="X-Other", key_required=True)
 
     assert document["components"]["securitySchemes"]["header"]["name"] == "X-Other"
     assert document["security"] == [{"bearer": []}, {"header": []}]
-    assert build(rows, access_header="X-Other", key_required=False)["security"][0] == {}
+    assert build(ROUTES, access_header="X-Other", key_required=False)["security"][0] == {}
     for entry in ROUTES:
         operation = document["paths"][entry.path][entry.method.lower()]
         assert ("security" in operation) == entry.open
@@ -299,5 +295,5 @@ def test_enough_was_held_against_it(description: Description) -> None:
     reached = {error for _, _, error in description.seen}
     unreachable = {ErrorClass.OOM, ErrorClass.NO_TOKEN, ErrorClass.SPAWN, ErrorClass.INVALID_REQUEST}
 
-    assert {operation for operation, _, _ in description.seen} == {operation.id for operation in OPERATIONS.values()}
+    assert {operation for operation, _, _ in description.seen} == {operation.id for operation in ROUTES}
     assert set(map(str, set(EXECUTION_ERRORS) - unreachable)) - reached == set()

@@ -7,13 +7,13 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent_runtime.api.schema.bodies import TokenState
+from agent_runtime.model.state import TokenState
 from agent_runtime.model.tokens import Token
 from agent_runtime.secret import content as secret_content
 from agent_runtime.secret.content import Trouble, Unusable, trouble_in
@@ -125,7 +125,7 @@ def test_what_is_so_now_is_read_from_its_owner(eventful: dict[str, Any]) -> None
             dict(labels)["state"]: value for (name, labels), value in one.samples.items() if "token_state" in name
         }
         assert [known for known, value in states.items() if value == 1] == [state]
-        assert set(states) == set(get_args(TokenState))
+        assert set(states) == set(TokenState)
     assert eventful["a bad file"]("secret_file_bad") == 1
     assert end("secret_file_bad") == 0
     assert 0 <= end("token_age_seconds") < 60

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_runtime.errors import AgentRuntimeError, NoToken, TokenLimited, TokenUnpaid, TokenUnusable
-from agent_runtime.model.state import TokenTrouble
+from agent_runtime.model.state import TokenState, TokenTrouble
 from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import Generation, GenerationLedger
 from agent_runtime.secret.writer import put
@@ -136,7 +136,7 @@ def test_a_token_in_trouble_is_turned_away_as_what_it_is_with_what_to_do(
     at.statuses.mark(generation, trouble, time.monotonic())
 
     assert not usable(at, generation)
-    assert at.gate.state == trouble
+    assert at.gate.state == TokenState(trouble)
     with pytest.raises(kind, match=says) as refused:
         at.gate.require()
     assert refused.value.status == 503

@@ -11,12 +11,10 @@ from typing import Literal
 import msgspec
 
 from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec looks at annotations
-from agent_runtime.model.records import ExecutionRecord, Metadata, Usage  # noqa: TC001 - as above
-from agent_runtime.model.state import Outcome, Phase  # noqa: TC001 - as above
+from agent_runtime.model.records import ExecutionRecord, InstantText, Metadata, Usage  # noqa: TC001 - as above
+from agent_runtime.model.state import Outcome, Phase, TokenState  # noqa: TC001 - as above
 from agent_runtime.model.tokens import TokenKind  # noqa: TC001 - as above
 from agent_runtime.secret.mount import SourceKind  # noqa: TC001 - as above
-
-TokenState = Literal["missing", "invalid", "ready", "suspect", "refused", "blocked", "billing", "limited", "expired"]
 
 
 class Accepted(msgspec.Struct, kw_only=True):
@@ -50,7 +48,7 @@ class RunningExecution(msgspec.Struct, kw_only=True):
 
     execution_id: str
     pid: int | None
-    started_at: str | None
+    started_at: InstantText | None
     metadata: Metadata
     slot: int | None
     usage: Usage
@@ -83,7 +81,7 @@ class ExecutionStatus(msgspec.Struct, kw_only=True):
     returncode: int | None
     outcome: Outcome | None
     error_class: ErrorClass | None
-    started_at: str | None
+    started_at: InstantText | None
     metadata: Metadata
 
 
@@ -128,12 +126,12 @@ class TokenReport(msgspec.Struct, kw_only=True):
     generation: int | None
     fingerprint: str | None
     kind: TokenKind | None
-    loaded_at: str | None
-    expires_at: str | None
+    loaded_at: InstantText | None
+    expires_at: InstantText | None
     subscription: str | None
     error: str | None
     last_refused_generation: int | None
-    limited_until: str | None
+    limited_until: InstantText | None
     limit_type: str | None
     limit_model: str | None
     held_by: dict[str, int]
@@ -207,7 +205,7 @@ class HealthUnready(msgspec.Struct, kw_only=True):
 class HealthToken(msgspec.Struct, kw_only=True):
     """The token, in brief."""
 
-    state: str
+    state: TokenState
     generation: int | None
     error: str | None
 
@@ -306,7 +304,7 @@ class Health(msgspec.Struct, kw_only=True):
     task_fields: list[str]
     active_tasks: int
     usage: Usage
-    last_task_at: str | None
+    last_task_at: InstantText | None
     consecutive_failures: int
     draining: bool
     connections: HealthPlaces

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agent_runtime.api.schema.operations import OPERATIONS
 from agent_runtime.model.problem import Problem
 from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.task import IMAGE_TYPES
 from agent_runtime.supervisor.answers import Success
 from agent_runtime.telemetry.events import TYPES, Event
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from agent_runtime.api.schema.operations import Operation
+
 _TEMPLATE = "#/components/schemas/{name}"
 _MARKUP = re.compile(r":[a-z]{1,10}:(?=`)")
-_INSTANTS = {"limited_until", "timestamp", "time"}
-"""Besides names that end in ``_at``; see :mod:`agent_runtime.model.records`."""
-
 _REQUESTS = {"Task", "Image", "NewToken"}
 """What callers send; in all else, every field is always there unless it is left out on purpose."""
 
@@ -29,10 +30,10 @@ def pointer(kind: type) -> dict[str, Any]:
     return {"type": "object"} if kind is dict else {"$ref": _TEMPLATE.format(name=kind.__name__)}
 
 
-def schemas() -> dict[str, Any]:
+def schemas(rows: Iterable[Operation]) -> dict[str, Any]:
     """Build the schema of every type that a route takes or gives."""
     kinds: dict[type, None] = {Problem: None, Success: None, Event: None}
-    for operation in OPERATIONS.values():
+    for operation in rows:
         named = [kind for answer in operation.answers.values() for kind in answer]
         named += [kind for kind in (operation.body, *operation.events.values()) if kind is not None]
         kinds.update(dict.fromkeys(kind for kind in named if kind is not dict))
@@ -76,11 +77,9 @@ def _finish(name: str, schema: dict[str, Any], kind: type | None) -> None:
     schema["description"] = summary
     properties = schema.get("properties", {})
     for field in properties:
-        if field.endswith("_at") or field in _INSTANTS:
-            properties[field] = _instant(properties[field])
         if field in attributes:
             properties[field]["description"] = attributes[field]
-        _plain_patterns(properties[field])
+        _as_callers_see_it(properties[field])
     if name not in _REQUESTS:
         for shown in properties.values():
             shown.pop("default", None)
@@ -88,22 +87,18 @@ def _finish(name: str, schema: dict[str, Any], kind: type | None) -> None:
             schema["required"] = list(properties)
 
 
-def _instant(schema: dict[str, Any]) -> dict[str, Any]:
-    """Show an instant as callers see it, whatever it is inside."""
-    may_be_null = {"type": "null"} in schema.get("anyOf", ())
-    return {"type": ["string", "null"] if may_be_null else "string", "format": "date-time"}
-
-
-def _plain_patterns(value: Any) -> None:
-    """Take out of patterns what only Python's ``$`` needs."""
+def _as_callers_see_it(value: Any) -> None:
+    """Make instants text, and take out of patterns the part that only Python's ``$`` needs."""
     if isinstance(value, dict):
         if isinstance(value.get("pattern"), str):
             value["pattern"] = value["pattern"].removesuffix(r"(?!\n)")
+        if value.get("format") == "date-time":
+            value["type"] = "string"
         for item in value.values():
-            _plain_patterns(item)
+            _as_callers_see_it(item)
     elif isinstance(value, list):
         for item in value:
-            _plain_patterns(item)
+            _as_callers_see_it(item)
 
 
 def _described(kind: type) -> tuple[str, dict[str, str]]:

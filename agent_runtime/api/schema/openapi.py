@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
+import json
 from http import HTTPStatus
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from agent_runtime import __version__
 from agent_runtime.api.schema import bodies
-from agent_runtime.api.schema.examples import ANSWERS, STREAMS, TASK, WEBHOOK
 from agent_runtime.api.schema.json_schema import pointer, schemas
-from agent_runtime.api.schema.operations import OPERATIONS, PARAMETERS, TAGS
+from agent_runtime.api.schema.operations import PARAMETERS, TAGS
 from agent_runtime.errors import UNREADABLE_STATUS, ErrorClass
 from agent_runtime.model.problem import MEDIA_TYPE, Problem, problem
 from agent_runtime.telemetry.events import Event
@@ -46,31 +46,26 @@ _COME_BACK = {409, 429, 502, 503}
 """Statuses that may say when it is worth asking again."""
 
 
-class RouteRow(msgspec.Struct, frozen=True):
-    """One route as the table has it; *text* is its handler's docstring."""
-
-    method: str
-    path: str
-    text: str
-    open: bool
+EXAMPLES: dict[str, Any] = json.loads(Path(__file__).with_name("examples.json").read_bytes())
+"""A task, an event, and by operation: answers by status and name, and streams. A test holds each to its schema."""
 
 
-@functools.lru_cache(maxsize=4)
-def document(rows: tuple[RouteRow, ...], access_header: str, key_required: bool) -> bytes:
-    """Write the document, once for each way the supervisor can be set up."""
+def document(rows: Iterable[Operation], access_header: str, key_required: bool) -> bytes:
+    """Write the document."""
     return msgspec.json.encode(build(rows, access_header=access_header, key_required=key_required))
 
 
-def build(rows: Iterable[RouteRow], *, access_header: str, key_required: bool) -> dict[str, Any]:
+def build(rows: Iterable[Operation], *, access_header: str, key_required: bool) -> dict[str, Any]:
     """
     Build the document.
 
     Args:
         key_required: False: the access key may be sent, and nobody looks at it.
     """
+    rows = tuple(rows)
     paths: dict[str, dict[str, Any]] = {}
     for row in rows:
-        paths.setdefault(row.path, {})[row.method.lower()] = _operation(row, OPERATIONS[row.method, row.path])
+        paths.setdefault(row.path, {})[row.method.lower()] = _operation(row)
     keys: list[dict[str, list[str]]] = [{"bearer": []}, {"header": []}]
     return {
         "openapi": OPENAPI_VERSION,
@@ -81,7 +76,7 @@ def build(rows: Iterable[RouteRow], *, access_header: str, key_required: bool) -
         "paths": paths,
         "webhooks": {"event": {"post": _webhook()}},
         "components": {
-            "schemas": schemas(),
+            "schemas": schemas(rows),
             "parameters": PARAMETERS,
             "headers": {
                 "Retry-After": {
@@ -101,8 +96,8 @@ def build(rows: Iterable[RouteRow], *, access_header: str, key_required: bool) -
     }
 
 
-def _operation(row: RouteRow, operation: Operation) -> dict[str, Any]:
-    summary, _, more = inspect.cleandoc(row.text).partition("\n\n")
+def _operation(operation: Operation) -> dict[str, Any]:
+    summary, _, more = inspect.cleandoc(operation.handler.__doc__ or "").partition("\n\n")
     described: dict[str, Any] = {
         "operationId": operation.id,
         "tags": [operation.tag],
@@ -110,16 +105,16 @@ def _operation(row: RouteRow, operation: Operation) -> dict[str, Any]:
     }
     if text := " ".join(part for part in (more, operation.more) if part):
         described["description"] = text
-    if row.open:
+    if operation.open:
         described["security"] = [{}, {"bearer": []}, {"header": []}] if bodies.Health in _types(operation) else []
     if operation.parameters:
         described["parameters"] = [{"$ref": f"#/components/parameters/{name}"} for name in operation.parameters]
     if operation.body is not None:
         content: dict[str, Any] = {"schema": pointer(operation.body)}
         if operation.id == "postTask":
-            content["examples"] = {"task": {"value": TASK}}
+            content["examples"] = {"task": {"value": EXAMPLES["task"]}}
         described["requestBody"] = {"required": operation.body_required, "content": {JSON: content}}
-    described["responses"] = _responses(row, operation)
+    described["responses"] = _responses(operation)
     return described
 
 
@@ -127,7 +122,7 @@ def _types(operation: Operation) -> set[type]:
     return {kind for kinds in operation.answers.values() for kind in kinds}
 
 
-def _responses(row: RouteRow, operation: Operation) -> dict[str, Any]:
+def _responses(operation: Operation) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for status, kinds in operation.answers.items():
         found[str(status)] = _answer(operation, status, kinds)
@@ -138,7 +133,7 @@ def _responses(row: RouteRow, operation: Operation) -> dict[str, Any]:
             "description": "The text.",
             "content": {kind: {"schema": {"type": "string"}} for kind in operation.text},
         }
-    errors = dict.fromkeys((*operation.errors, *(() if row.open else _ALWAYS)))
+    errors = dict.fromkeys((*operation.errors, *(() if operation.open else _ALWAYS)))
     statuses = {error: error.status for error in errors}
     if ErrorClass.STORAGE in errors and operation.id != "postTask":
         statuses[ErrorClass.STORAGE] = UNREADABLE_STATUS
@@ -154,7 +149,7 @@ def _responses(row: RouteRow, operation: Operation) -> dict[str, Any]:
 def _answer(operation: Operation, status: int, kinds: tuple[type, ...]) -> dict[str, Any]:
     schema = pointer(kinds[0]) if len(kinds) == 1 else {"anyOf": [pointer(kind) for kind in kinds]}
     content: dict[str, Any] = {"schema": schema}
-    if examples := ANSWERS.get((operation.id, status)):
+    if examples := EXAMPLES["answers"].get(operation.id, {}).get(str(status)):
         content["examples"] = {name: {"value": value} for name, value in examples.items()}
     described: dict[str, Any] = {"description": HTTPStatus(status).phrase, "content": {JSON: content}}
     if operation.id == "postTask":
@@ -172,7 +167,11 @@ def _stream(operation: Operation) -> dict[str, Any]:
     return {
         "description": "Server-sent events, up to one named `end`.",
         "content": {
-            EVENT_STREAM: {"schema": {"type": "string"}, "x-server-sent-events": data, "example": STREAMS[operation.id]}
+            EVENT_STREAM: {
+                "schema": {"type": "string"},
+                "x-server-sent-events": data,
+                "example": EXAMPLES["streams"][operation.id],
+            }
         },
     }
 
@@ -231,7 +230,7 @@ def _webhook() -> dict[str, Any]:
         ],
         "requestBody": {
             "required": True,
-            "content": {JSON: {"schema": pointer(Event), "examples": {"refused": {"value": WEBHOOK}}}},
+            "content": {JSON: {"schema": pointer(Event), "examples": {"refused": {"value": EXAMPLES["webhook"]}}}},
         },
         "responses": {"2XX": {"description": "Taken."}, "default": {"description": "Posted again later."}},
     }

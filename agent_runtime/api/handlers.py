@@ -1,0 +1,306 @@
+"""What the routes do: parse, call the supervisor, answer. Their table is in ``routes``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from agent_runtime.api import streams
+from agent_runtime.api.event_stream import event_stream
+from agent_runtime.api.health import report
+from agent_runtime.api.page import page_response
+from agent_runtime.api.schema import bodies
+from agent_runtime.api.schema.operations import LIST_DEFAULT, LIST_LIMIT
+from agent_runtime.api.token_body import token_in
+from agent_runtime.errors import (
+    AdmissionError,
+    AgentRuntimeError,
+    InvalidRequest,
+    TooLarge,
+)
+from agent_runtime.model.records import rfc3339, shown
+from agent_runtime.model.state import Outcome, Phase
+from agent_runtime.model.task import parse
+from agent_runtime.model.trace_context import trace_context
+from agent_runtime.secret.writer import put_once
+from agent_runtime.web.access import refuse_pages
+from agent_runtime.web.access_log import EXECUTION_ID, TRACE_ID
+from agent_runtime.web.preferences import preferences
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from agent_runtime.api.metrics import Metrics
+    from agent_runtime.execution.execution import Execution
+    from agent_runtime.model.records import ExecutionRecord
+    from agent_runtime.supervisor.archive import StoredResult
+    from agent_runtime.supervisor.supervisor import Supervisor
+    from agent_runtime.web.access import AccessKey
+    from agent_runtime.web.uvicorn_protocol import OpenConnections
+
+log = logging.getLogger(__name__)
+
+
+class Api(msgspec.Struct, frozen=True):
+    """What the handlers work with."""
+
+    supervisor: Supervisor
+    access: AccessKey
+    connections: OpenConnections
+    metrics: Metrics
+    streams: streams.OpenStreams = msgspec.field(default_factory=streams.OpenStreams)
+
+
+def respond(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Answer with JSON."""
+    return Response(msgspec.json.encode(content), status, headers, "application/json")
+
+
+async def _body(api: Api, request: Request) -> bytes:
+    """Read the body, no more of it than is accepted."""
+    limit = api.supervisor.settings.body_limit
+    too_large = TooLarge(f"the body is longer than {limit} bytes; send less, or raise AGENT_RUNTIME_BODY_LIMIT")
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > limit:
+        raise too_large
+    kept = bytearray()
+    try:
+        async for chunk in request.stream():
+            kept += chunk
+            if len(kept) > limit:
+                raise too_large
+    except ClientDisconnect:
+        raise InvalidRequest("the body was cut off; send it again") from None
+    return bytes(kept)
+
+
+# -- executions
+
+
+async def post_task(api: Api, request: Request) -> Response:
+    """Admit a task and answer when it has ended; the execution does not depend on this request."""
+    redact = api.supervisor.redactor.redact_text
+    task, ignored = parse(await _body(api, request), strict=api.supervisor.settings.strict, redact=redact)
+    headers = request.headers
+    task = task.within(trace_context(headers.getlist("traceparent"), headers.getlist("tracestate")))
+    request.scope[TRACE_ID] = task.trace.trace_id if task.trace else None
+    try:
+        execution = await api.supervisor.admit(task, ignored)
+    except AdmissionError as error:
+        api.supervisor.counts.count("admissions_refused", error.error_class)
+        raise
+    request.scope[EXECUTION_ID] = execution.execution_id
+    if ignored:
+        log.warning("unknown fields ignored: %s", ", ".join(ignored), extra={"execution_id": execution.execution_id})
+    asked = preferences(headers.getlist("prefer"))
+    if task.async_result or asked.is_at_once or not await _has_finished(execution, asked.wait_seconds):
+        applied = {} if task.async_result else asked.applied
+        location = {"location": f"/api/executions/{execution.execution_id}"}
+        return respond(_accepted(execution.execution_id), 202, {**location, **applied})
+    answer = execution.answer
+    if answer is None:
+        raise AgentRuntimeError("the execution ended without an answer; ask for its record")
+    return Response(answer.body, answer.status_code, {**answer.headers, **asked.applied}, answer.media_type)
+
+
+async def _has_finished(execution: Execution | StoredResult, wait_seconds: int | None) -> bool:
+    """Wait for the end of an execution, or so long; return whether it has come."""
+    try:
+        async with asyncio.timeout(wait_seconds):
+            await execution.finished()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _accepted(execution_id: str) -> bodies.Accepted:
+    return bodies.Accepted(execution_id=execution_id, status="accepted")
+
+
+async def list_executions(api: Api, request: Request) -> Response:
+    """List records, newest first."""
+    query = request.query_params
+    limit = query.get("limit", str(LIST_DEFAULT))
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= LIST_LIMIT):
+        raise InvalidRequest(f"limit: must be a whole number from 1 to {LIST_LIMIT}")
+    for name, choices in (("state", Phase), ("outcome", Outcome)):
+        if name in query and query[name] not in {str(choice) for choice in choices}:
+            raise InvalidRequest(f"{name}: must be one of {', '.join(choices)}")
+    records, cursor = api.supervisor.archive.records.list(
+        state=query.get("state"), outcome=query.get("outcome"), limit=int(limit), cursor=query.get("cursor")
+    )
+    return respond({"executions": [shown(record) for record in records], "next_cursor": cursor})
+
+
+async def list_running(api: Api, request: Request) -> bodies.RunningExecutions:
+    """Tell what runs, what waits, and what ended lately."""
+    supervisor = api.supervisor
+    running = [
+        bodies.RunningExecution(
+            execution_id=execution.execution_id,
+            pid=execution.record.attempts[-1].pid if execution.record.attempts else None,
+            started_at=_time(execution.record.started_at),
+            metadata=execution.record.metadata,
+            slot=execution.slot,
+            usage=execution.usage,
+        )
+        for execution in supervisor.running
+    ]
+    recent = supervisor.archive.recently_completed_ids
+    return bodies.RunningExecutions(
+        executions=running, pending_ids=supervisor.pending_ids, recently_completed_ids=recent
+    )
+
+
+async def get_execution(api: Api, request: Request) -> Response:
+    """Show one record."""
+    return respond(shown(api.supervisor.record(request.path_params["id"])))
+
+
+async def get_status(api: Api, request: Request) -> bodies.ExecutionStatus:
+    """Tell whether it runs and how it ended."""
+    record = api.supervisor.record(request.path_params["id"])
+    return bodies.ExecutionStatus(
+        execution_id=record.execution_id,
+        running=record.state in (Phase.RUNNING, Phase.STOPPING),
+        returncode=_returncode(record),
+        outcome=record.outcome,
+        error_class=record.error_class,
+        started_at=_time(record.started_at),
+        metadata=record.metadata,
+    )
+
+
+async def get_result(api: Api, request: Request) -> Response:
+    """Give what the first caller got, or would have got; 202 while there is no answer yet."""
+    execution_id = request.path_params["id"]
+    kept = api.supervisor.result(execution_id)
+    return respond(_accepted(execution_id), 202) if kept is None else respond(await asyncio.to_thread(kept.result))
+
+
+async def start_drain(api: Api, request: Request) -> bodies.DrainState:
+    """Let nobody in any more; what runs goes on."""
+    api.supervisor.close_admission()
+    return _drain_state(api)
+
+
+async def call_off_drain(api: Api, request: Request) -> bodies.DrainState:
+    """Let executions in again."""
+    api.supervisor.open_admission()
+    return _drain_state(api)
+
+
+def _drain_state(api: Api) -> bodies.DrainState:
+    supervisor = api.supervisor
+    unfinished = len(supervisor.running) + len(supervisor.pending_ids)
+    return bodies.DrainState(draining=supervisor.draining, unfinished=unfinished)
+
+
+async def terminate(api: Api, request: Request) -> bodies.Termination:
+    """Cancel an execution; answers when nothing of it is left."""
+    status, record = await api.supervisor.terminate(request.path_params["id"])
+    return bodies.Termination(status=status, execution_id=record.execution_id, returncode=_returncode(record))
+
+
+async def stream(api: Api, request: Request) -> Response:
+    """Send the transcript as events."""
+    after = streams.last_event_id(request.headers.get("last-event-id") or request.query_params.get("last_event_id"))
+    view = api.supervisor.view(request.path_params["id"])
+    return api.streams.response(request, lambda: streams.follow(view, after, api.streams.batches), api.access)
+
+
+async def events(api: Api, request: Request) -> Response:
+    """Send what happens to the token and to executions."""
+    return event_stream(api.supervisor.events, request, api.streams, api.access)
+
+
+# -- token and health
+
+
+async def get_token(api: Api, request: Request) -> bodies.TokenReport:
+    """Tell the token's state; never the token."""
+    supervisor = api.supervisor
+    limit, status, generation = supervisor.gate.limit, supervisor.secret.status, supervisor.secret.status.generation
+    return bodies.TokenReport(
+        state=supervisor.gate.state,
+        source=status.source,
+        generation=generation.number if generation else None,
+        fingerprint=generation.token.fingerprint if generation else None,
+        kind=generation.token.kind if generation else None,
+        loaded_at=_time(generation.loaded_at) if generation else None,
+        expires_at=_time(generation.expires_at) if generation else None,
+        subscription=generation.subscription if generation else None,
+        error=status.error,
+        last_refused_generation=supervisor.gate.statuses.last_refused_generation,
+        limited_until=_time(limit.until) if limit is not None and limit.has_known_end else None,
+        limit_type=limit.type if limit is not None else None,
+        limit_model=limit.model if limit is not None else None,
+        held_by={str(number): count for number, count in supervisor.held_by.items()},
+    )
+
+
+async def reload_token(api: Api, request: Request) -> bodies.Reloaded:
+    """Re-read the secret file now; with a token in the body, write it there first, unless it is there already."""
+    supervisor = api.supervisor
+    before = supervisor.gate.current  # the thread that watches the file may be the first to see what is written below
+    redactor = supervisor.redactor
+    token = token_in(await _body(api, request), strict=supervisor.settings.strict, redact=redactor.redact_text)
+    if token is not None:
+        redactor.add(token)
+        await asyncio.to_thread(put_once, supervisor.secret.path, token)
+    await supervisor.reload_token()
+    generation = supervisor.gate.current
+    reloaded = before is None or generation is None or generation.number != before.number
+    number = generation.number if generation else None
+    return bodies.Reloaded(status="success", reloaded=reloaded, generation=number, state=supervisor.gate.state)
+
+
+async def livez(api: Api, request: Request) -> bodies.Alive:
+    """Say that the process answers, and nothing else."""
+    return bodies.Alive(status="ok")
+
+
+async def readyz(api: Api, request: Request) -> Response:
+    """Say whether a task sent now would be turned away for want of a token, of the CLI, or for draining."""
+    unready = api.supervisor.unready
+    if unready is None:
+        return respond(bodies.Ready(status="ready"))
+    return respond(bodies.Unready(status="unready", reason=unready[0], detail=unready[1]), 503)
+
+
+async def health(api: Api, request: Request) -> bodies.Health | bodies.HealthInBrief:
+    """Show one page of everything; without the access key only whether all is well."""
+    supervisor = api.supervisor
+    is_hindered = supervisor.archive.records.trouble is not None or supervisor.deliveries.hinders
+    allowed = api.access.allows(request)
+    is_hindered |= api.access.error is not None
+    is_well = supervisor.unready is None and not is_hindered
+    status: Literal["ok", "degraded"] = "ok" if is_well else "degraded"
+    if not allowed:
+        return bodies.HealthInBrief(status=status)
+    if not api.access.required:
+        refuse_pages(request)
+    return await report(supervisor, status, api.connections, api.streams)
+
+
+async def metrics(api: Api, request: Request) -> Response:
+    """Tell Prometheus what happened and what is so now."""
+    return api.metrics.response(request.headers.get("accept", ""))
+
+
+async def page(api: Api, request: Request) -> Response:
+    """Show what goes on, in a browser; the page itself holds no data and asks for the access key."""
+    return page_response(is_on=api.supervisor.settings.page)
+
+
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else rfc3339(seconds)
+
+
+def _returncode(record: ExecutionRecord) -> int | None:
+    return record.attempts[-1].exit_code if record.attempts else None
