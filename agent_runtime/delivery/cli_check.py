@@ -1,8 +1,8 @@
 """
-Whether the CLI can be started here, for ``/readyz``: told by what its file is, and by how its last starts ended.
+Whether the CLI can be started here, for ``/readyz``: decided by its file and by how its last starts ended.
 
-Nothing is started to find out: what attempts meet is noted, and what ``delivery.reload_check`` meets, which starts the
-CLI before the first task does. A file that was replaced begins anew.
+Nothing is started to find out. Attempts report their starts, and so does ``delivery.reload_check``, which starts the
+CLI before the first task does. A replaced file begins anew.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from agent_runtime.evidence.verdict import Ending, Verdict
 
 STARTS = 3
-"""So many in a row that end before they have begun mean that none will begin."""
+"""After this many starts in a row that ended before the ``init`` frame, the CLI counts as broken."""
 
 FORGET_SECONDS = 600.0
-"""After this the next start decides: who asks before sending tasks would never send the one that shows it is mended."""
+"""Afterwards the next start decides. A caller that asks first would otherwise never send the task that succeeds."""
 
 _OF_THE_FILE = {SpawnReason.NOT_FOUND, SpawnReason.NOT_EXECUTABLE}
 _OF_THE_CLI = {ErrorClass.SPAWN, ErrorClass.LOST_RESULT, ErrorClass.SIGNAL}
-"""As an end before the ``init`` frame is classed that is neither the request's fault, the API's, nor want of memory."""
+"""Classes of an end before the ``init`` frame that blame the CLI, not the request, the API or lack of memory."""
 
 
 class CliCheck:
     """
-    Take note of starts, and tell of the CLI that is there now; every method may be called from any thread.
+    Records starts, and decides about the CLI that is there now; every method may be called from any thread.
 
     Args:
         search_path: As the variable ``PATH``.
@@ -56,10 +56,10 @@ class CliCheck:
 
     def require(self) -> None:
         """
-        See whether the CLI that is there now can be started, as far as that is known.
+        Raise if the CLI that is there now is known not to start.
 
         Raises:
-            SpawnFailed: It cannot; says why.
+            SpawnFailed: The reason.
         """
         version = self._version()
         with self._lock:
@@ -72,7 +72,7 @@ class CliCheck:
             raise SpawnFailed(f"the CLI cannot start: {reason}")
 
     def began(self) -> None:
-        """Note that it has started."""
+        """Record that it has started."""
         if self._works is not None and not self._failures:
             return
         version = self._version_or_none()
@@ -81,11 +81,11 @@ class CliCheck:
 
     def failed(self, words: str, *, is_certain: bool = False) -> None:
         """
-        Note that it ended before it had begun.
+        Record that it ended before its ``init`` frame.
 
         Args:
-            words: Why, for a person.
-            is_certain: It will again.
+            words: The reason, for a person.
+            is_certain: The next start will fail as well.
         """
         version = self._version_or_none()
         with self._lock:
@@ -95,7 +95,7 @@ class CliCheck:
             self._failed_at, self._words = self._clock(), words
 
     def not_spawned(self, error: SpawnFailed) -> str:
-        """Note that the system would not start it, and say why."""
+        """Record that the operating system did not start it, and return the reason."""
         words = str(error)
         if isinstance(error, NotSpawned) and error.reason in _OF_THE_FILE:
             try:
@@ -108,7 +108,7 @@ class CliCheck:
         return words
 
     def ended(self, ending: Ending, verdict: Verdict) -> None:
-        """Note how an attempt ended; one that was stopped, or that says nothing of the CLI, does not count."""
+        """Record how an attempt ended; one that was stopped, or does not blame the CLI, does not count."""
         if ending.began or ending.result is not None or ending.last_error is not None:
             self.began()
         elif (
@@ -119,7 +119,7 @@ class CliCheck:
             self.failed(f"the CLI's last {STARTS} starts ended before it had begun: {verdict.detail}")
 
     def _version(self) -> str:
-        """Tell one state of the command's files from another: also one that was only made executable."""
+        """Identify the present state of the command's files, their permissions included."""
         binary = Binary.of(self._command, self._search_path)
         try:
             changed = [str(path.stat().st_ctime_ns) for path in binary.files]

@@ -1,4 +1,4 @@
-"""Which generations a running child holds, and since when: what a refusal says depends on it."""
+"""Which generations a running child has, and since when: a refusal is charged to one of them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from agent_runtime.secret.generations import Generation
 
 SETTLED_SECONDS = 1.0
-"""For so long after a newer generation reached a child, a refusal may still be about a request that left before."""
+"""For this long after a newer generation reached a child, a refusal may be about a request with the older one."""
 
 
 class HeldGenerations:
     """
-    Follow the generations of one child, from the one it was spawned with.
+    The generations of one child, beginning with the one it was spawned with.
 
-    Times are monotonic seconds that the caller passes in. Every method may be called from any thread.
+    Times are monotonic seconds from the caller. Every method may be called from any thread.
     """
 
     def __init__(self, delivered: Delivered, now: float) -> None:
@@ -36,16 +36,16 @@ class HeldGenerations:
 
     @property
     def may_be_reached(self) -> bool:
-        """Whether a newer generation can get to this child at all."""
+        """Whether a newer generation can reach this child at all."""
         return self._delivered.known_reload_behaviour is not ReloadBehaviour.NEVER
 
     @property
     def is_suspect(self) -> bool:
-        """Whether the child may have a newer generation than the one it is charged with, and nobody knows."""
+        """Whether the child may have a newer generation than the one it is charged with, but that is unknown."""
         return self._delivered.known_reload_behaviour is None and self._can_receive is not None
 
     def loaded(self, generation: Generation, now: float) -> Generation | None:
-        """Note that *generation* is loaded; return it if the child has it from now on."""
+        """Record that *generation* is loaded; return it if the child has it from now on."""
         with self._lock:
             if generation.number > self._held[-1][0].number and self._delivered.can_receive(generation):
                 self._can_receive = generation
@@ -53,11 +53,11 @@ class HeldGenerations:
                 return None
             if self._waiting is None or generation.number > self._waiting.number:
                 self._waiting = generation
-        # One that looks again only when its token is refused has it no sooner.
+        # A CLI that reads again only after a refusal does not have it yet.
         return None if self._delivered.known_reload_behaviour is ReloadBehaviour.ON_REFUSAL else self.reread(now)
 
     def reread(self, now: float) -> Generation | None:
-        """Note that the child looks for a newer token now; return the one it finds."""
+        """Record that the child reads its file again now; return the newer generation that it finds."""
         with self._lock:
             found, self._waiting = self._waiting, None
             if found is None or found.number <= self._held[-1][0].number:
@@ -67,9 +67,9 @@ class HeldGenerations:
 
     def carried_at(self, now: float) -> tuple[Generation, float]:
         """
-        Tell which generation a request that was answered at *now* carried, and since when the child has it.
+        Return the generation of a request that was answered at *now*, and since when the child has had it.
 
-        The one given at the spawn is charged from the first request on, a newer one only when the child has had it for
+        The generation of the spawn is charged from the first request on, a newer one only after
         :data:`SETTLED_SECONDS`.
         """
         for generation, since in reversed(self._held[1:]):

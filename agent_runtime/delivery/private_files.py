@@ -1,9 +1,9 @@
 """
-Files for one child that no other user may read, and directories that become a child's; they go when the child is gone.
+Files for one child that no other user may read, and directories that are given to a child.
 
-As root this supervisor writes where a child of another user could plant links. So all is done by descriptor: a
-directory is opened without following a link, a file below it is made anew, written, and given away last. What holds
-such files stays ours, so that nothing can be planted there at all.
+A supervisor that runs as root writes into places where a child of another user could plant links. Therefore everything
+is done by descriptor: a directory is opened without following a link, a file in it is created, written, and given away
+last. The directory of such files stays ours, so that nothing can be planted in it.
 """
 
 from __future__ import annotations
@@ -15,45 +15,78 @@ import secrets
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from agent_runtime.delivery.credentials_file import owner_of
 from agent_runtime.errors import SpawnFailed
+from agent_runtime.process.users import UnknownUser, other_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 log = logging.getLogger(__name__)
 
-Owner = tuple[int, int] | None
+Owner: TypeAlias = tuple[int, int] | None
 """User and group; None: ourselves."""
 
-IN_MEMORY = Path("/dev/shm")  # noqa: S108 - a directory of our own is made in it, for us alone
+IN_MEMORY = Path("/dev/shm")  # noqa: S108 - only a private directory is made in it
 NAME = "agent-runtime-{mark}"
+MODE = 0o600
 _PASSABLE = 0o711
+
+
+def owner_of(user: str | None) -> Owner:
+    """Return the owner of files for *user* (name or number); an unknown name is an error only at the spawn."""
+    try:
+        found = other_user(user)
+    except UnknownUser:
+        return None
+    return None if found is None else (found.uid, found.gid)
 
 
 def write_new(directory: Path, name: str, content: bytes, owner: Owner) -> Path:
     """
-    Write a file that must not be there yet, and give it away.
+    Write a file that must not exist yet, and give it away.
 
     Raises:
-        OSError: The directory is none, or a link; the name is taken; the operating system refuses.
+        OSError: The directory is missing or a link; the name is taken; the operating system refuses.
     """
     with _opened(directory) as place:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(name, flags, 0o600, dir_fd=place)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            if owner is not None:
-                os.fchown(descriptor, *owner)
+        _create(place, name, content, owner)
     return directory / name
+
+
+def _create(place: int, name: str, content: bytes, owner: Owner) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(name, flags, MODE, dir_fd=place)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        if owner is not None:
+            os.fchown(descriptor, *owner)
+
+
+@contextlib.contextmanager
+def written_beside(path: Path, content: bytes, owner: Owner = None) -> Iterator[Path]:
+    """
+    Write *content* to a temporary file beside *path*, for the caller to rename; remove it if it is not renamed.
+
+    The directory itself may be a link.
+
+    Raises:
+        OSError: As :func:`write_new`.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with _opened(path.parent, follow=True) as place:
+            _create(place, temporary.name, content, owner)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def make_directory(directory: Path, name: str, owner: Owner) -> Path:
     """
-    Make a directory that must not be there yet, and give it away.
+    Make a directory that must not exist yet, and give it away.
 
     Raises:
         OSError: As :func:`write_new`.
@@ -67,8 +100,8 @@ def make_directory(directory: Path, name: str, owner: Owner) -> Path:
 
 
 @contextlib.contextmanager
-def _opened(directory: Path | str, below: int | None = None) -> Iterator[int]:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+def _opened(directory: Path | str, below: int | None = None, *, follow: bool = False) -> Iterator[int]:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     descriptor = os.open(directory, flags, dir_fd=below)
     try:
         yield descriptor
@@ -78,15 +111,15 @@ def _opened(directory: Path | str, below: int | None = None) -> Iterator[int]:
 
 class PrivateFiles:
     """
-    Keep a child's files in a directory that only we can write to; another user's child may pass through it.
+    A child's files, in a directory that only we can write to; a child of another user may pass through it.
 
-    That is below *run_dir*; and where that disk is full or read-only, in memory or in the directory for temporary
-    files: a full disk must not keep an execution from running. Wherever it is, the next start finds what a killed
-    supervisor left, by :func:`remove_leftovers`.
+    The directory is below *run_dir*. If that disk is full or read-only, it is in memory or in the directory for
+    temporary files, so that a full disk does not stop an execution. :func:`remove_leftovers` finds it in any place
+    after a crash.
 
     Args:
-        mark: Unique among all attempts; tells the data directory.
-        user: Whom the files are for; None: ourselves.
+        mark: Unique among all attempts; begins with the tag of the data directory.
+        user: The user that the files are for; None: ourselves.
     """
 
     def __init__(self, run_dir: Path, mark: str, user: str | None) -> None:
@@ -100,7 +133,7 @@ class PrivateFiles:
         Write one file.
 
         Raises:
-            SpawnFailed: There is no place for it.
+            SpawnFailed: No place accepts it.
         """
         reason = ""
         for directory in self._candidates():
@@ -112,18 +145,18 @@ class PrivateFiles:
         raise SpawnFailed(f"cannot write the child's files: {reason}")
 
     def remove(self) -> None:
-        """Take everything away."""
+        """Remove all files and directories."""
         for directory in self._directories:
             shutil.rmtree(directory, ignore_errors=True)
 
     def _candidates(self) -> Iterator[Path]:
-        """List the directories to try, ours first, made when they are tried."""
+        """Yield the directory in use, then further ones, each made just before it is yielded."""
         yield from self._directories[-1:]
         for place in self._places:
             if place in self._directories:
                 continue
             try:
-                place.mkdir(mode=0o700)  # never one that somebody else made before
+                place.mkdir(mode=0o700)  # fails if anybody else has made it
                 if self._owner is not None:
                     place.chmod(_PASSABLE)
             except OSError as error:
@@ -134,12 +167,12 @@ class PrivateFiles:
 
 
 def fallbacks() -> tuple[Path, ...]:
-    """List where private files are written when the data directory's disk takes none."""
+    """List the places for private files if the data directory's disk accepts none."""
     return (IN_MEMORY, Path(tempfile.gettempdir()))
 
 
 def remove_leftovers(tag: str) -> None:
-    """Take away what supervisors of the data directory with this *tag* have left in memory or among temporary files."""
+    """Remove the files that supervisors of the data directory with this *tag* have left in the fallback places."""
     for place in fallbacks():
         with contextlib.suppress(OSError):
             for entry in os.scandir(place):

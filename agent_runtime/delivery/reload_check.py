@@ -1,15 +1,15 @@
 """
-Find out, on a loopback stand-in, whether this very CLI reads its credentials file again while it runs.
+Check on a loopback stand-in of the API whether this very CLI reads its credentials file again while it runs.
 
-The behaviour is not documented, and the versions differ, so it is proved for the executable in use and the proof is
-kept with the executable's hash. Two ways in which a token can change under a running CLI are tried, each with a process
-of its own:
+The behaviour is undocumented and differs between versions. It is therefore checked for the executable in use, and the
+result is stored with the executable's hash. Two ways in which a token can change under a running CLI are tried, each
+with a process of its own:
 
 - between two requests: does the next one carry the new token? From 2.1.114 on, not on 2.1.30;
 - after a refusal: does the CLI's own retry carry it? From 2.1.30 on, not up to 2.0.76.
 
-The CLI is started as attempts start it, but in a home of its own, with made-up tokens, and without anything that would
-make it talk to another host than loopback.
+The CLI is started as attempts start it, but in a home of its own, with made-up tokens, and without any variable that
+could send requests to a host other than loopback.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import shutil
 import tempfile
 import threading
 import time
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,13 +29,13 @@ from uuid import uuid4
 
 import msgspec
 
-from agent_runtime.claude import invocation as cli_command
+from agent_runtime.claude import invocation
 from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, PROXIES
 from agent_runtime.claude.executable import Binary
 from agent_runtime.claude.last_words import LastWords
-from agent_runtime.delivery.credentials_file import CredentialsFile, owner_of
+from agent_runtime.delivery.credentials_file import CredentialsFile
 from agent_runtime.delivery.delivery import ReloadBehaviour
-from agent_runtime.delivery.private_files import make_directory, write_new
+from agent_runtime.delivery.private_files import make_directory, owner_of, write_new
 from agent_runtime.errors import AgentRuntimeError, ErrorClass
 from agent_runtime.evidence.detector import Channel
 from agent_runtime.evidence.verdict import Ending, verdict
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from agent_runtime.standins.messages_api import MessagesApi
 
 TIMEOUT_SECONDS = 30.0
-"""How long each of the two processes may take; a current CLI needs one to two seconds."""
+"""The limit for each process; a current CLI needs one to two seconds."""
 
 TURN_SECONDS = 0.005
 CATCH_UP_SECONDS = 0.25
@@ -61,31 +62,31 @@ VERSION_LIMIT = 40
 NOWHERE = "http://127.0.0.1:9"
 PROMPT = "[[script:proof]] Run the command."
 ELSEWHERE = ("ANTHROPIC_", "CLAUDE", "OTEL_", "BETA_TRACING_", "SENTRY_")
-"""Variables that could send requests or reports elsewhere, or change what is proved."""
+"""Prefixes of variables that could send requests or reports elsewhere, or change the checked behaviour."""
 
 
 class ReloadCheckFailed(AgentRuntimeError):
-    """It could not be found out; that says nothing about the CLI."""
+    """The check has no result; that says nothing about the CLI."""
 
 
 class DoesNotRun(ReloadCheckFailed):
-    """The CLI ended by itself, badly, each time it was started; the message says what it said."""
+    """The CLI ended by itself, with an error, each time it was started; the message quotes it."""
 
 
 class _EndedEarly(ReloadCheckFailed):
-    """It ended before it had made a request."""
+    """The CLI ended before it had made a request."""
 
 
 class ReloadResult(msgspec.Struct, frozen=True, kw_only=True):
     """
-    What was found out about one executable.
+    The result of the check of one executable.
 
     Attributes:
-        version: What the CLI says of itself.
-        rereads: Whether a newer token gets to a running process at all; for what that takes see :attr:`reach`.
-        seconds_from_write_to_request: To the next request, with a short tool call in between; None: that had the old
+        version: As the CLI reports it.
+        rereads: A newer token reaches a running process, one way or another: see :attr:`reload_behaviour`.
+        seconds_from_write_to_request: To the next request, with a short tool call in between; None: it carried the old
             token.
-        seconds_from_write_to_retry: To the CLI's own retry after a refusal; None: that had the old token.
+        seconds_from_write_to_retry: To the CLI's own retry after a refusal; None: it carried the old token.
         at: Epoch seconds.
     """
 
@@ -109,25 +110,23 @@ def check_reload(
     environ: Mapping[str, str],
     *,
     user: str | None = None,
-    called_off: threading.Event | None = None,
+    cancelled: threading.Event | None = None,
     mark: Callable[[], str] | None = None,
     directory: Path | None = None,
-    timeout_seconds: float = TIMEOUT_SECONDS,
 ) -> ReloadResult:
     """
-    Run the CLI and tell what it does; when this returns nothing of it is left.
+    Run the CLI and return what it does; no process and no file of it is left afterwards.
 
     Args:
         environ: The supervisor's.
-        user: As whom the CLI runs; None: as we do.
-        called_off: Set it to end at once.
-        mark: Gives a mark for each process, so that one that a killed supervisor has left is found again.
-        directory: Where the CLI's home is made, so that one that a killed supervisor has left is found again; the
-            system's own for temporary files where that is None, or where another user must get there.
-        timeout_seconds: For each of the processes.
+        user: The user that the CLI runs as; None: as we do.
+        cancelled: Set it to end the check at once.
+        mark: Returns a mark for each process, by which the next supervisor recognises a leftover.
+        directory: Where the CLI's home is made, so that the next supervisor finds a leftover. None, or a user other
+            than ours: in the system's directory for temporary files.
 
     Raises:
-        ReloadCheckFailed: It could not be found out.
+        ReloadCheckFailed: There is no result.
         SpawnFailed: The CLI could not be started.
     """
     binary = Binary.of(command, environ.get("PATH"))
@@ -138,10 +137,8 @@ def check_reload(
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         root = Path(tempfile.mkdtemp(prefix="agent-runtime-proof-", dir=directory if user is None else None))
         if user is not None:
-            root.chmod(0o711)  # ours, so that nothing can be planted in it; the CLI's homes in it are the user's
-        stage = _Stage(
-            root, command, environ, user=user, called_off=called_off, mark=mark, timeout_seconds=timeout_seconds
-        )
+            root.chmod(0o711)  # it stays ours, so that nothing can be planted in it; the homes in it are the user's
+        stage = _Stage(root, command, environ, user, cancelled or threading.Event(), mark)
         version, fault = stage.version()
         try:
             to_request = stage.next_request()
@@ -151,7 +148,7 @@ def check_reload(
             raise
         to_retry = stage.retry()
     except (OSError, RuntimeError) as error:
-        raise ReloadCheckFailed(f"the stand-in for the proof could not be set up: {error}") from None
+        raise ReloadCheckFailed(f"the stand-in for the check could not be set up: {error}") from None
     finally:
         if root is not None:
             shutil.rmtree(root, ignore_errors=True)
@@ -167,35 +164,24 @@ def check_reload(
     )
 
 
+@dataclass
 class _Stage:
-    """A home for the CLI, and what the two ways have in common."""
+    """Runs the CLI in homes of its own below *root*."""
 
-    def __init__(
-        self,
-        root: Path,
-        command: tuple[str, ...],
-        environ: Mapping[str, str],
-        *,
-        user: str | None,
-        called_off: threading.Event | None,
-        mark: Callable[[], str] | None,
-        timeout_seconds: float,
-    ) -> None:
-        self._root = root
-        self._command = command
-        self._environ = environ
-        self._user = user
-        self._called_off = called_off or threading.Event()
-        self._mark = mark or (lambda: new_mark(root))
-        self._timeout_seconds = timeout_seconds
+    root: Path
+    command: tuple[str, ...]
+    environ: Mapping[str, str]
+    user: str | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    mark: Callable[[], str] | None = None
 
     def version(self) -> tuple[str | None, str | None]:
-        """Ask the CLI for its version, and tell how it ended where it ended badly."""
-        said: list[bytes] = []
-        with self._running(("--version",), b"", self._home("version"), take=said.append) as run:
+        """Return the CLI's version, and the error that it ended with, if any."""
+        lines: list[bytes] = []
+        with self._running(("--version",), b"", self._home(), on_stdout=lines.append) as run:
             run.until(lambda: False)
             fault = run.fault
-        words = b" ".join(said[:1]).decode(errors="replace").split()
+        words = b" ".join(lines[:1]).decode(errors="replace").split()
         return words[0][:VERSION_LIMIT] if words and words[0].isprintable() else None, fault
 
     def next_request(self) -> float | None:
@@ -203,13 +189,13 @@ class _Stage:
         Write the new token while a request waits for its answer.
 
         Returns:
-            Seconds from the write to the next request; None: that had the old token.
+            Seconds from the write to the next request; None: it carried the old token.
         """
         from agent_runtime.standins import messages_api
 
         api, old, new = messages_api.MessagesApi(), _made_up(), _made_up()
         api.script("proof", messages_api.Tool(command="true", gate="written"), messages_api.Text(text="done"))
-        with self._conversation(api, old) as (run, file):
+        with self._with_file(api, old) as (run, file):
             run.must_see(lambda: api.seen(old).requests >= 1)
             file.write(new)
             written_at = time.monotonic()
@@ -222,42 +208,42 @@ class _Stage:
         Write the new token after the old one was refused.
 
         Returns:
-            Seconds from the write to the CLI's own retry; None: that had the old token, or there was none.
+            Seconds from the write to the CLI's own retry; None: it carried the old token, or there was none.
         """
         from agent_runtime.standins.messages_api import MessagesApi
 
         api, old, new = MessagesApi(), _made_up(), _made_up()
         api.on(old, "expired")
-        with self._conversation(api, old) as (run, file):
+        with self._with_file(api, old) as (run, file):
             run.must_see(lambda: api.seen(old).by_status[HTTPStatus.UNAUTHORIZED] >= 1)
             file.write(new)
             written_at = time.monotonic()
             refused_before = api.seen(old).requests
-            # One with the old token may have been on its way.
+            # One request with the old token may have been on its way.
             run.until(lambda: api.seen(new).requests >= 1 or api.seen(old).requests >= refused_before + 2)
         return _seconds_from(written_at, api, new)
 
     @contextlib.contextmanager
-    def _conversation(self, api: MessagesApi, token: Token) -> Iterator[tuple[_Run, CredentialsFile]]:
-        home = self._home(secrets.token_hex(4))
-        file = CredentialsFile(home, self._user)
+    def _with_file(self, api: MessagesApi, token: Token) -> Iterator[tuple[_Run, CredentialsFile]]:
+        home = self._home()
+        file = CredentialsFile(home, self.user)
         file.write(token)
-        with self._talking(api, home, {}) as run:
+        with self._conversation(api, home, {}) as run:
             yield run, file
 
     @contextlib.contextmanager
-    def _talking(self, api: MessagesApi, home: Path, delivered: Mapping[str, str]) -> Iterator[_Run]:
+    def _conversation(self, api: MessagesApi, home: Path, delivered: Mapping[str, str]) -> Iterator[_Run]:
         from agent_runtime.standins.messages_api import serve
 
         with serve(api) as base_url:
-            settings_file = cli_command.write_settings(
-                lambda name, content: write_new(self._root, f"{home.name}-{name}", content, owner_of(self._user)),
+            settings_file = invocation.write_settings(
+                lambda name, content: write_new(self.root, f"{home.name}-{name}", content, owner_of(self.user)),
                 delivered,
                 {BASE_URL_VARIABLE: base_url},
             )
-            task, session = Task(message=PROMPT), cli_command.Session(uuid4())
-            words = cli_command.arguments(task, session, settings_file=settings_file, mcp_file=None)
-            stdin_bytes = cli_command.stdin_bytes(task, session)
+            task, session = Task(message=PROMPT), invocation.Session(uuid4())
+            words = invocation.arguments(task, session, settings_file=settings_file, mcp_file=None)
+            stdin_bytes = invocation.stdin_bytes(task, session)
             with self._running(words, stdin_bytes, home, base_url=base_url, delivered=delivered) as run:
                 yield run
 
@@ -270,53 +256,50 @@ class _Stage:
         *,
         base_url: str = NOWHERE,
         delivered: Mapping[str, str] | None = None,
-        take: Callable[[bytes], None] = lambda _: None,
+        on_stdout: Callable[[bytes], None] = lambda _: None,
     ) -> Iterator[_Run]:
         inherited = {
             name: value
-            for name, value in self._environ.items()
+            for name, value in self.environ.items()
             if name not in PROXIES and not name.upper().startswith(ELSEWHERE)
         }
-        env = cli_command.environment(
+        env = invocation.environment(
             inherited | {BASE_URL_VARIABLE: base_url, "HOME": str(home)},
             execution_id="proof",
             config_dir=home,
             delivered=delivered or {},
-            as_root=self._user is None and os.geteuid() == 0,
+            as_root=self.user is None and os.geteuid() == 0,
         )
-        argv = (*cli_command.resolve(self._command, env.get("PATH")), *words)
-        command = Command(argv=argv, env=env, cwd=home, user=self._user, mark=self._mark())
-        child = spawn(command)
+        argv = (*invocation.resolve(self.command, env.get("PATH")), *words)
+        mark = new_mark(self.root) if self.mark is None else self.mark()
+        child = spawn(Command(argv=argv, env=env, cwd=home, user=self.user, mark=mark))
         wake = Wake()
         try:
-            give_up_at = time.monotonic() + self._timeout_seconds
-            yield _Run(child, wake, stdin_bytes, take=take, called_off=self._called_off, give_up_at=give_up_at)
+            yield _Run(child, wake, stdin_bytes, on_stdout, self.cancelled)
         finally:
             child.kill()
             child.sweep(time.monotonic() + SWEEP_SECONDS)
             child.close()
             wake.close()
 
-    def _home(self, name: str) -> Path:
-        return make_directory(self._root, name, owner_of(self._user))
+    def _home(self) -> Path:
+        return make_directory(self.root, secrets.token_hex(4), owner_of(self.user))
 
 
 class _Run:
-    """One CLI process, read until something is seen."""
+    """One process of the CLI, whose output is read until a condition holds."""
 
     def __init__(
         self,
         child: Child,
         wake: Wake,
         stdin_bytes: bytes,
-        *,
-        take: Callable[[bytes], None],
-        called_off: threading.Event,
-        give_up_at: float,
+        on_stdout: Callable[[bytes], None],
+        cancelled: threading.Event,
     ) -> None:
-        self._take = take
-        self._called_off = called_off
-        self._give_up_at = give_up_at
+        self._on_stdout = on_stdout
+        self._cancelled = cancelled
+        self._give_up_at = time.monotonic() + TIMEOUT_SECONDS
         self._child = child
         self._last_words = LastWords()
         self._pipes = Pipes(
@@ -332,53 +315,51 @@ class _Run:
             on_quiet=lambda *_: None,
         )
 
-    def until(self, happened: Callable[[], bool]) -> bool:
+    def until(self, condition: Callable[[], bool]) -> bool:
         """
-        Read on until something has happened, and tell whether it did before the process ended.
+        Read on until the condition holds; False if the process has ended before.
 
         Raises:
-            ReloadCheckFailed: It took too long, or the proof was called off.
+            ReloadCheckFailed: It took too long, or the check was cancelled.
         """
-        while not happened():
-            if self._called_off.is_set():
-                raise ReloadCheckFailed("the proof was called off")
+        while not condition():
+            if self._cancelled.is_set():
+                raise ReloadCheckFailed("the check was cancelled")
             if time.monotonic() >= self._give_up_at:
                 raise ReloadCheckFailed("the CLI took too long")
             if self._pipes.leader_gone:
                 self._pipes.catch_up(CATCH_UP_SECONDS)
-                return happened()
+                return condition()
             self._pipes.turn(TURN_SECONDS)
         return True
 
     @property
     def fault(self) -> str | None:
-        """How it ended, where it has ended badly, and neither killed nor for want of memory."""
+        """The error that it ended with; None if it succeeded, was killed, or lacked memory."""
         ended = self._child.poll()
         if ended is None or ended.code == 0:
             return None
         reached = verdict(Ending(ended.code, began=False, last_words=self._last_words.most_informative or None))
         return reached.detail if reached.error_class in (ErrorClass.SPAWN, ErrorClass.LOST_RESULT) else None
 
-    def must_see(self, happened: Callable[[], bool]) -> None:
+    def must_see(self, condition: Callable[[], bool]) -> None:
         """
-        Read on until something has happened.
+        Read on until the condition holds.
 
         Raises:
-            ReloadCheckFailed: It did not.
+            ReloadCheckFailed: It did not hold in time, or before the process ended.
         """
-        if not self.until(happened):
+        if not self.until(condition):
             raise _EndedEarly("the CLI ended before it had made a request" + (f": {self.fault}" if self.fault else ""))
 
     def _lines(self, channel: Channel, lines: Lines, _read_at: float) -> None:
+        take = self._on_stdout if channel is Channel.STDOUT else self._last_words.add
         for line in lines:
-            if channel is Channel.STDOUT:
-                self._take(line.removesuffix(b"\n"))
-            else:
-                self._last_words.add(line.removesuffix(b"\n"))
+            take(line.removesuffix(b"\n"))
 
 
 def _made_up() -> Token:
-    return Token(f"{OAUTH_PREFIX}01-made-up-for-a-proof-{secrets.token_hex(8)}")
+    return Token(f"{OAUTH_PREFIX}01-made-up-for-a-check-{secrets.token_hex(8)}")
 
 
 def _seconds_from(written_at: float, api: MessagesApi, token: Token) -> float | None:

@@ -1,17 +1,15 @@
 """
-The proofs that were made, kept in the data directory with the hash of the executable they are about.
+The results of reload checks, stored in the data directory with the hash of the executable that they are about.
 
-An image that brings its CLI makes the proof when it is built,
-``python -m agent_runtime.delivery.reload_results DIRECTORY COMMAND``,
-with the directory of the virtual environment: what is found there counts wherever the data directory knows nothing
-else.
+An image that includes its CLI makes the check when it is built, with
+``python -m agent_runtime.delivery.reload_results DIRECTORY COMMAND`` and the directory of the virtual environment.
+Such a result counts unless the data directory has another one.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import secrets
 import sys
 import threading
 import time
@@ -21,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from agent_runtime.claude.executable import Binary
+from agent_runtime.delivery.private_files import written_beside
 from agent_runtime.delivery.reload_check import DoesNotRun, ReloadResult, check_reload
 from agent_runtime.errors import AgentRuntimeError, SpawnFailed
 
@@ -32,26 +31,26 @@ if TYPE_CHECKING:
 
 FILE_NAME = "proofs.json"
 BUILT_IN = Path(sys.prefix) / FILE_NAME
-"""The proofs of an image, beside the packages that were installed with it."""
+"""The results of an image, beside the packages that were installed with it."""
 
-KEPT = 32
-"""How many proofs, and how many hashes, are kept; the oldest goes first."""
+MOST_RESULTS = 32
+"""How many results, and how many hashes, are stored; the oldest is dropped first."""
 
 RETRY_SECONDS = 300.0
-"""After a proof that could not be made: the machine may have been busy."""
+"""The pause after a failed check: the machine may have been busy."""
 
 log = logging.getLogger(__name__)
 
 V = TypeVar("V")
 
 
-class _Kept(msgspec.Struct, rename={"reload_results": "proofs"}):
+class _Stored(msgspec.Struct, rename={"reload_results": "proofs"}):
     """
-    What the file holds.
+    The content of the file.
 
     Attributes:
         hashes: Of executables' contents, by :attr:`~agent_runtime.claude.executable.Binary.key`.
-        reload_results: By that hash; the file of earlier versions has them as ``proofs``.
+        reload_results: By that hash.
     """
 
     hashes: dict[str, str] = {}
@@ -60,111 +59,104 @@ class _Kept(msgspec.Struct, rename={"reload_results": "proofs"}):
 
 class ReloadResults:
     """
-    Look up and keep proofs; every method may be called from any thread, and other processes may write the file, too.
+    Look up and store results; every method may be called from any thread, and other processes may write the file too.
 
-    Where the disk cannot be written they are kept in memory.
+    If the disk cannot be written, results are held in memory.
 
     Args:
-        data_dir: None keeps nothing on disk.
-        built_in: Results that were made elsewhere, to begin with.
+        data_dir: None: nothing is stored on disk.
+        built_in: A file with further results.
     """
 
     def __init__(self, data_dir: Path | None, built_in: Path = BUILT_IN) -> None:
         self._built_in = built_in
         self._path = None if data_dir is None else data_dir / FILE_NAME
         self._lock = threading.Lock()
-        self._kept = self._load()
+        self._stored = self._load()
 
     def known(
-        self, command: tuple[str, ...], search_path: str | None = None, *, read_it: bool = True
+        self, command: tuple[str, ...], search_path: str | None = None, *, hash_it: bool = True
     ) -> ReloadResult | None:
         """
-        Return the proof about the executable that *command* runs now, if there is one.
+        Return the result for the executable that *command* runs now; None: there is none.
 
         Args:
             search_path: As the variable ``PATH``; None: this process's.
-            read_it: Read the executable where it has not been seen before, which takes a second; otherwise such a one
-                is not known.
+            hash_it: Read an executable that has not been seen before, which takes a second; otherwise its result is not
+                known.
 
         Raises:
             SpawnFailed: There is no such executable.
         """
         binary = Binary.of(command, search_path)
         with self._lock:
-            content_hash = self._kept.hashes.get(binary.key)
+            content_hash = self._stored.hashes.get(binary.key)
         if content_hash is None:
-            if not read_it:
+            if not hash_it:
                 return None
             content_hash = binary.content_hash()
             with self._lock:
-                self._put(self._kept.hashes, binary.key, content_hash)
-                if content_hash in self._kept.reload_results:
+                _put(self._stored.hashes, binary.key, content_hash)
+                if content_hash in self._stored.reload_results:
                     self._save()
         with self._lock:
-            return self._kept.reload_results.get(content_hash)
+            return self._stored.reload_results.get(content_hash)
 
-    def keep(self, binary: Binary, reload_result: ReloadResult) -> None:
-        """Keep *proof*, on disk when this returns, where that is possible."""
+    def store(self, binary: Binary, reload_result: ReloadResult) -> None:
+        """Store a result, on disk if that is possible."""
         with self._lock:
             newer = self._load()
-            newer.hashes.update(self._kept.hashes)
-            newer.reload_results.update(self._kept.reload_results)
-            self._kept = newer
-            self._put(newer.hashes, binary.key, reload_result.binary_hash)
-            self._put(newer.reload_results, reload_result.binary_hash, reload_result)
+            newer.hashes.update(self._stored.hashes)
+            newer.reload_results.update(self._stored.reload_results)
+            self._stored = newer
+            _put(newer.hashes, binary.key, reload_result.binary_hash)
+            _put(newer.reload_results, reload_result.binary_hash, reload_result)
             self._save()
 
-    def _put(self, kept: dict[str, V], key: str, value: V) -> None:
-        kept.pop(key, None)
-        kept[key] = value
-        while len(kept) > KEPT:
-            del kept[next(iter(kept))]
-
-    def _load(self) -> _Kept:
-        kept = _read(self._built_in)
+    def _load(self) -> _Stored:
+        stored = _read(self._built_in)
         if self._path is not None:
             ours = _read(self._path)
-            kept.hashes |= ours.hashes
-            kept.reload_results |= ours.reload_results
-        return kept
+            stored.hashes |= ours.hashes
+            stored.reload_results |= ours.reload_results
+        return stored
 
     def _save(self) -> None:
         if self._path is None:
             return
-        temporary = self._path.with_name(f"{FILE_NAME}.{secrets.token_hex(4)}.tmp")
         try:
-            try:
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(msgspec.json.encode(self._kept))
-                    file.flush()
-                    os.fsync(descriptor)
+            with written_beside(self._path, msgspec.json.encode(self._stored)) as temporary:
                 temporary.replace(self._path)
-            finally:
-                temporary.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("cannot write %s, the proof is kept in memory only: %s", self._path, error.strerror)
+            log.warning("cannot write %s, the result is held in memory only: %s", self._path, error.strerror)
 
 
-def _read(path: Path) -> _Kept:
+def _put(table: dict[str, V], key: str, value: V) -> None:
+    table.pop(key, None)
+    table[key] = value
+    while len(table) > MOST_RESULTS:
+        del table[next(iter(table))]
+
+
+def _read(path: Path) -> _Stored:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Kept)
+        return msgspec.json.decode(path.read_bytes(), type=_Stored)
     except FileNotFoundError:
-        return _Kept()
+        return _Stored()
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        log.warning("cannot use %s, proofs are made anew: %s", path, type(error).__name__)
-        return _Kept()
+        log.warning("cannot use %s, the CLI is checked again: %s", path, type(error).__name__)
+        return _Stored()
 
 
 class BackgroundReloadChecker:
     """
-    Make the proof about the CLI in use in a thread of its own, unless it is known, and again when the CLI was replaced.
+    Check the CLI in use in a thread, unless its result is known; again when the CLI was replaced.
 
     Args:
         environ: The supervisor's.
-        cli: To be told whether it can be started.
-        user: As whom children run; None: as we do.
-        mark: As for :func:`agent_runtime.delivery.reload_check.prove`, and so is *directory*.
+        cli: Is told whether the CLI can be started.
+        user: The user that children run as; None: as we do.
+        mark: As for :func:`agent_runtime.delivery.reload_check.check_reload`, and so is *directory*.
     """
 
     def __init__(
@@ -186,32 +178,31 @@ class BackgroundReloadChecker:
         self._mark = mark
         self._directory = directory
         self._lock = threading.Lock()
-        self._called_off = threading.Event()
+        self._cancelled = threading.Event()
         self._thread: threading.Thread | None = None
         self._not_before = 0.0
 
     def reload_behaviour(self) -> ReloadBehaviour | None:
-        """Tell what was proved of the executable that is there now, by its size and times; None: nothing."""
+        """Return the result for the executable that is there now, by its size and times; None: not known."""
         try:
-            reload_result = self._reload_results.known(self._command, self._environ.get("PATH"), read_it=False)
+            reload_result = self._reload_results.known(self._command, self._environ.get("PATH"), hash_it=False)
         except AgentRuntimeError:
-            return None  # without a CLI there will be no child; whoever spawns says so
+            return None  # the spawn reports a missing CLI
         return None if reload_result is None else reload_result.reload_behaviour
 
     def begin(self) -> None:
-        """Begin the proof unless it is under way; after one that failed, not before :data:`RETRY_SECONDS` are over."""
+        """Begin a check unless one is under way, or has failed within the last :data:`RETRY_SECONDS`."""
         with self._lock:
-            if self._called_off.is_set() or time.monotonic() < self._not_before:
+            is_running = self._thread is not None and self._thread.is_alive()
+            if is_running or self._cancelled.is_set() or time.monotonic() < self._not_before:
                 return
-            if self._thread is not None and self._thread.is_alive():
-                return
-            self._thread = threading.Thread(target=self._run, name="proof")
+            self._thread = threading.Thread(target=self._run, name="reload-check")
             self._thread.start()
 
     def close(self) -> None:
-        """Call off what is under way and wait for its end: a second at most while a large executable is read."""
+        """Cancel the check under way and wait for its end; that takes up to a second if it reads an executable."""
         with self._lock:
-            self._called_off.set()
+            self._cancelled.set()
             thread = self._thread
         if thread is not None:
             thread.join()
@@ -220,47 +211,37 @@ class BackgroundReloadChecker:
         try:
             path = self._environ.get("PATH")
             binary = Binary.of(self._command, path)
-            reload_result = self._reload_results.known(self._command, path)
-            if reload_result is None:
-                reload_result = check_reload(
+            result = self._reload_results.known(self._command, path)
+            if result is None:
+                result = check_reload(
                     self._command,
                     self._environ,
                     user=self._user,
-                    called_off=self._called_off,
+                    cancelled=self._cancelled,
                     mark=self._mark,
                     directory=self._directory,
                 )
-                self._reload_results.keep(binary, reload_result)
+                self._reload_results.store(binary, result)
             if self._cli is not None:
                 self._cli.began()
-            log.info(
-                "the CLI %s takes a newer token from its file: %s",
-                reload_result.version,
-                reload_result.reload_behaviour,
-            )
+            log.info("the CLI %s takes a newer token from its file: %s", result.version, result.reload_behaviour)
         except AgentRuntimeError as error:
             self._not_before = time.monotonic() + RETRY_SECONDS
-            if self._cli is not None:
-                self._note(self._cli, error)
-            if not self._called_off.is_set():
-                log.warning("whether the CLI takes a newer token from its file cannot be told: %s", error)
-
-    def _note(self, cli: CliCheck, error: AgentRuntimeError) -> None:
-        if isinstance(error, DoesNotRun):
-            cli.failed(str(error), is_certain=True)
-        elif isinstance(error, SpawnFailed):
-            cli.not_spawned(error)
+            if self._cli is not None and isinstance(error, DoesNotRun):
+                self._cli.failed(str(error), is_certain=True)
+            elif self._cli is not None and isinstance(error, SpawnFailed):
+                self._cli.not_spawned(error)
+            if not self._cancelled.is_set():
+                log.warning("it is unknown whether the CLI takes a newer token from its file: %s", error)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Make the proof about a CLI and keep it in a directory, readable for everybody: it holds no secret."""
+    """Check a CLI and store the result in a directory, readable for everybody: it holds no secret."""
     directory, *command = arguments
-    reload_results = ReloadResults(Path(directory))
-    binary = Binary.of(tuple(command), os.environ.get("PATH"))
-    reload_result = check_reload(tuple(command), os.environ)
-    reload_results.keep(binary, reload_result)
+    result = check_reload(tuple(command), os.environ)
+    ReloadResults(Path(directory)).store(Binary.of(tuple(command), os.environ.get("PATH")), result)
     (Path(directory) / FILE_NAME).chmod(0o644)
-    print(f"{reload_result.version}: takes a newer token: {reload_result.reload_behaviour}")  # noqa: T201 - for the log of the build
+    print(f"{result.version}: takes a newer token: {result.reload_behaviour}")  # noqa: T201 - for the log of the build
     return 0
 
 

@@ -96,7 +96,7 @@ def _reload_result(settings: Settings, environ: Mapping[str, str], binary: Binar
     said = "known already"
     if result is None:
         result = check_reload(settings.claude, environ, user=settings.child_user)
-        reload_results.keep(binary, result)
+        reload_results.store(binary, result)
         said = (
             f"made now, kept in {data_dir / RELOAD_RESULTS_FILE}"
             if keeps

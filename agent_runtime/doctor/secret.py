@@ -11,7 +11,7 @@ import msgspec
 
 from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, is_rival
 from agent_runtime.delivery.credentials_file import CredentialsFile
-from agent_runtime.delivery.delivery import FileDelivery
+from agent_runtime.delivery.delivery import FILE
 from agent_runtime.doctor.finding import Finding, is_dir, may, ok, problem, warning
 from agent_runtime.secret.mount import SourceKind
 from agent_runtime.secret.watcher import watch_of
@@ -177,5 +177,5 @@ def login(settings: Settings, in_the_way: str | None) -> Finding:
     if in_the_way is None:
         return ok("login", "the config directory holds no login but our own")
     advice = f"remove its .credentials.json if nobody needs it, or set {PREFIX}CONFIG_DIR to another directory"
-    say = problem if settings.token_delivery == FileDelivery.name else warning
+    say = problem if settings.token_delivery == FILE else warning
     return say("login", in_the_way, advice)

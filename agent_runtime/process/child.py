@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import pwd
 import select
 import signal
 import threading
@@ -40,6 +39,7 @@ from agent_runtime.process.forkserver import shim
 from agent_runtime.process.forkserver.server import ShimFailed, fork_server
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
+from agent_runtime.process.users import UnknownUser, other_user
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -407,28 +407,12 @@ def _spawn_request(command: Command) -> SpawnRequest:
         raise NotSpawned(SpawnReason.BAD_NAME)
     if not argv or not argv[0]:
         raise NotSpawned(SpawnReason.NOT_FOUND)
-    user = _resolve(command.user) if command.user is not None else None
+    try:
+        user = other_user(command.user)
+    except UnknownUser:
+        raise NotSpawned(SpawnReason.UNKNOWN_USER) from None
     identity = (user.uid, user.gid, user.groups) if user is not None else None
     return argv, env, directory, identity, linux.raised_oom_score(_RAISE_OOM_SCORE_BY), fork_server.most_files
-
-
-class _Identity(msgspec.Struct, frozen=True):
-    uid: int
-    gid: int
-    groups: list[int]
-
-
-def _resolve(user: str) -> _Identity | None:
-    """Return whom to become; None: we are that user already."""
-    try:
-        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
-    except KeyError:
-        if not user.isdecimal():
-            raise NotSpawned(SpawnReason.UNKNOWN_USER) from None
-        identity = _Identity(int(user), int(user), [])  # a number needs no name; never the group of root
-    else:
-        identity = _Identity(entry.pw_uid, entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid))
-    return None if identity.uid == os.geteuid() else identity
 
 
 _REASONS = {

@@ -23,9 +23,9 @@ from agent_runtime.delivery.credentials_file import FILE_NAME, MARKER_NAME, Cred
 from agent_runtime.delivery.delivery import (
     Delivered,
     Deliveries,
-    EnvironmentDelivery,
     FileDelivery,
     ReloadBehaviour,
+    by_variable,
     choose,
 )
 from agent_runtime.delivery.reload_check import ReloadCheckFailed, ReloadResult, _Stage, check_reload
@@ -377,7 +377,7 @@ def test_a_running_child_is_reached_from_oauth_to_oauth_where_its_cli_reads_agai
 
     both_oauth = given.token.kind is TokenKind.OAUTH and newer.token.kind is TokenKind.OAUTH
     assert delivered.is_reached_by(newer) == (both_oauth and reload_behaviour is not ReloadBehaviour.NEVER)
-    assert not EnvironmentDelivery().deliver(given).is_reached_by(newer)
+    assert not by_variable(given).is_reached_by(newer)
 
 
 def test_a_generation_that_could_not_be_written_reaches_nobody(config_dir: Path, delivery: FileDelivery) -> None:
@@ -494,8 +494,8 @@ def test_env_proves_nothing_and_writes_nothing(config_dir: Path) -> None:
 
 def test_what_was_delivered_does_not_show_the_token() -> None:
     for one in (generation(1), api_key(1)):
-        assert one.token.secret not in repr(EnvironmentDelivery().deliver(one))
-        assert isinstance(EnvironmentDelivery().deliver(one), Delivered)
+        assert one.token.secret not in repr(by_variable(one))
+        assert isinstance(by_variable(one), Delivered)
 
 
 # -- which executable
@@ -609,7 +609,7 @@ def test_a_reload_check_that_is_called_off_leaves_nothing_behind(tmp_path: Path)
     assert not psutil.pid_exists(pids[0]) or psutil.Process(pids[0]).status() == psutil.STATUS_ZOMBIE
     assert reload_checker.reload_behaviour() is None
     reload_checker.begin()
-    assert threading.active_count() == 1 or "proof" not in {thread.name for thread in threading.enumerate()}
+    assert threading.active_count() == 1 or "reload-check" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_reload_check_is_kept_with_the_executables_hash_and_said_of_no_other(tmp_path: Path) -> None:
@@ -621,14 +621,14 @@ def test_a_reload_check_is_kept_with_the_executables_hash_and_said_of_no_other(t
     reload_result = ReloadResult(
         version="1", binary_hash=binary.content_hash(), rereads=True, seconds_from_write_to_retry=0.5
     )
-    ReloadResults(tmp_path).keep(binary, reload_result)
+    ReloadResults(tmp_path).store(binary, reload_result)
 
     again = ReloadResults(tmp_path)
-    assert again.known(command, read_it=False) == reload_result
+    assert again.known(command, hash_it=False) == reload_result
     os.utime(cli, (1, 1))
-    assert again.known(command, read_it=False) is None
+    assert again.known(command, hash_it=False) is None
     assert again.known(command) == reload_result
-    assert ReloadResults(tmp_path).known(command, read_it=False) == reload_result
+    assert ReloadResults(tmp_path).known(command, hash_it=False) == reload_result
     cli.write_text("version 2")
     assert again.known(command) is None
     assert stat.S_IMODE((tmp_path / RELOAD_RESULTS_FILE).stat().st_mode) == 0o600
@@ -641,7 +641,7 @@ def test_damaged_reload_results_are_made_anew(tmp_path: Path, content: bytes) ->
     assert reload_results.known(SCRIPTED) is None
 
     binary = Binary.of(SCRIPTED, None)
-    reload_results.keep(binary, ReloadResult(version="1", binary_hash=binary.content_hash(), rereads=False))
+    reload_results.store(binary, ReloadResult(version="1", binary_hash=binary.content_hash(), rereads=False))
     assert ReloadResults(tmp_path).known(SCRIPTED) is not None
 
 
@@ -650,7 +650,7 @@ def test_reload_results_that_cannot_be_written_are_kept_in_memory(
 ) -> None:
     reload_results = ReloadResults(tmp_path / "missing")
     binary = Binary.of(SCRIPTED, None)
-    reload_results.keep(binary, ReloadResult(version="1", binary_hash=binary.content_hash(), rereads=False))
+    reload_results.store(binary, ReloadResult(version="1", binary_hash=binary.content_hash(), rereads=False))
 
     assert reload_results.known(SCRIPTED) is not None
     assert "cannot write" in caplog.text
@@ -705,9 +705,9 @@ def test_the_real_cli_with_an_api_key_does_not_look_at_a_file_that_others_live_o
     assert token_in(tmp_path) == generation(1).token.secret
     api = MessagesApi()
     api.script("proof", Tool(command="true"), Text(text="done"))
-    stage = _Stage(tmp_path, (claude,), os.environ, user=None, called_off=None, mark=None, timeout_seconds=60)
+    stage = _Stage(tmp_path, (claude,), os.environ)
 
-    with stage._talking(api, tmp_path, delivered.variables) as run:
+    with stage._conversation(api, tmp_path, delivered.variables) as run:
         run.must_see(lambda: api.seen(api_key(2).token).requests >= 2)
     assert api.seen(generation(1).token).requests == 0
 
@@ -722,7 +722,7 @@ def test_a_reload_check_that_came_with_the_image_counts_for_the_same_executable_
     data.mkdir()
     binary = Binary.of((str(cli),), None)
     made = ReloadResult(version="1.0", binary_hash=binary.content_hash(), rereads=True, at=0.0)
-    ReloadResults(image).keep(binary, made)
+    ReloadResults(image).store(binary, made)
 
     reload_results = ReloadResults(data, built_in=image / "proofs.json")
 

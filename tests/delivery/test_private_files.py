@@ -65,7 +65,7 @@ def test_a_link_in_place_of_the_config_directory_makes_no_file_where_only_root_m
     with pytest.raises(DeliveryImpossible, match="the children's"):
         (CredentialsFile(config_dir, str(NOBODY)) if is_early else file).write(Token(NEW))
     with contextlib.suppress(OSError):
-        file.take_away()
+        file.remove_token()
     assert list(roots_own.iterdir()) == []
 
 

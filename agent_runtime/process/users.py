@@ -1,0 +1,40 @@
+"""Look up the user that children run as."""
+
+from __future__ import annotations
+
+import os
+import pwd
+
+import msgspec
+
+
+class UnknownUser(LookupError):
+    """There is no user of this name."""
+
+
+class User(msgspec.Struct, frozen=True):
+    """A user with all groups, as the kernel needs them."""
+
+    uid: int
+    gid: int
+    groups: list[int]
+
+
+def other_user(user: str | None) -> User | None:
+    """
+    Return the user of this name or number; None: it is the one that this process runs as already.
+
+    Raises:
+        UnknownUser: There is no user of this name.
+    """
+    if user is None:
+        return None
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except KeyError:
+        if not user.isdecimal():
+            raise UnknownUser(user) from None
+        found = User(int(user), int(user), [])  # a number needs no name; never the group of root
+    else:
+        found = User(entry.pw_uid, entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid))
+    return None if found.uid == os.geteuid() else found
