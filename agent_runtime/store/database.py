@@ -368,8 +368,8 @@ class Database:
         """Translate what the disk does to SQLite, and remember it."""
         try:
             yield
-        except OSError as error:
-            self._failed(error.strerror or "the file cannot be opened", stale=True)
+        except (OSError, Damaged) as error:
+            self._failed(getattr(error, "strerror", None) or str(error), stale=True)
         except sqlite3.Error as error:
             code = _code(error)
             if code not in NEEDS_REOPENING:
