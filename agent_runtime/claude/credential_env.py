@@ -105,11 +105,21 @@ MODES: dict[str, str] = {
 }
 """Switches of the CLI that make it take its credential from elsewhere."""
 
+_PROXIES = (
+    *("http_proxy", "https_proxy", "all_proxy", "no_proxy", "ws_proxy", "wss_proxy", "grpc_proxy", "no_grpc_proxy"),
+    *(f"npm_config_{name}" for name in ("proxy", "http_proxy", "https_proxy", "ws_proxy", "wss_proxy", "no_proxy")),
+)
 PROXIES = (
-    *("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy"),
+    *_PROXIES,
+    *(name.upper() for name in _PROXIES),
     *("CLAUDE_CODE_HTTP_PROXY", "CLAUDE_CODE_HTTPS_PROXY", "CLAUDE_CODE_PROXY_RESOLVES_HOSTS"),
 )
-"""They pass through from the supervisor, and only from there: a proxy sees the token of a plain-HTTP request."""
+"""
+They pass through from the supervisor, and only from there: a proxy sees the token of a plain-HTTP request, and on 2.1.30
+also of the account's own ones, which go through a proxy as plain HTTP.
+
+Source: ``proxy-from-env`` and ``grpc-js``, which the CLI has in it; ``npm_config_https_proxy`` measured on 2.1.30.
+"""
 
 TRANSPORT = (
     *(

@@ -111,7 +111,7 @@ def test_a_token_in_the_credentials_file_must_not_be_beaten_by_a_variable() -> N
 def test_proxies_and_headers_come_from_the_supervisor_only() -> None:
     env = pinned(OAUTH, HTTPS_PROXY="http://proxy:1", ANTHROPIC_CUSTOM_HEADERS="X-Team: blue")
     assert env["HTTPS_PROXY"] == "http://proxy:1"
-    assert env["HTTP_PROXY"] == ""
+    assert env["HTTP_PROXY"] == env["npm_config_https_proxy"] == env["NPM_CONFIG_PROXY"] == ""
     assert env[HEADERS_VARIABLE] == "X-Team: blue"
 
 
