@@ -115,8 +115,8 @@ PROXIES = (
     *("CLAUDE_CODE_HTTP_PROXY", "CLAUDE_CODE_HTTPS_PROXY", "CLAUDE_CODE_PROXY_RESOLVES_HOSTS"),
 )
 """
-They pass through from the supervisor, and only from there: a proxy sees the token of a plain-HTTP request, and on 2.1.30
-also of the account's own ones, which go through a proxy as plain HTTP.
+They pass through from the supervisor, and only from there: a proxy sees the token of a plain-HTTP request, and on
+2.1.30 of the account's own requests, too, which reach a proxy as plain HTTP.
 
 Source: ``proxy-from-env`` and ``grpc-js``, which the CLI has in it; ``npm_config_https_proxy`` measured on 2.1.30.
 """
