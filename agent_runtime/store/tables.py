@@ -42,7 +42,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 """What leads from each version of the file to the next; never changed, only added to."""
 
-COLUMNS = {"executions": "record", "answers": "execution_id, status_code, answer, retained_at"}
+COLUMNS = {"executions": "execution_id, record", "answers": "execution_id, status_code, answer, retained_at"}
 PROBES = (
     "SELECT execution_id, created_at, ended_at, state, outcome, record FROM executions LIMIT 1",
     "SELECT execution_id, status_code, answer, retained_at FROM answers LIMIT 1",
@@ -68,25 +68,25 @@ def salvage(damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> int:
     A table is read from both ends up to where it breaks, and then by the ids that its index still gives.
     """
     damaged.text_factory = lambda data: data.decode(errors="replace")
-    put = {
-        "executions": lambda row: put_record(fresh, row[0]),
-        "answers": lambda row: put_answer(fresh, KeptAnswer(*row)),
-    }
     fresh.execute("BEGIN")
     for table, columns in COLUMNS.items():
-        select, ids = f"SELECT {columns} FROM {table}", f"SELECT execution_id FROM {table}"  # noqa: S608 - constants
-        for query in (f"{select} ORDER BY rowid", f"{select} ORDER BY rowid DESC"):
-            for row in _readable(damaged, query):
-                with contextlib.suppress(*UNREADABLE, sqlite3.IntegrityError):
-                    put[table](row)
-        known = {execution_id for (execution_id,) in fresh.execute(ids)}
-        for query in (f"{ids} ORDER BY execution_id", f"{ids} ORDER BY execution_id DESC"):
+        select = f"SELECT {columns} FROM {table}"  # noqa: S608 - constants
+        known: set[object] = set()
+        for row in _readable(damaged, f"{select} ORDER BY rowid"):
+            known.add(row[0])
+            _put(fresh, row)
+        for row in _readable(damaged, f"{select} ORDER BY rowid DESC"):
+            if row[0] in known:
+                break  # from here on all has been read from the other end
+            known.add(row[0])
+            _put(fresh, row)
+        ids = f"SELECT execution_id FROM {table} ORDER BY execution_id"  # noqa: S608
+        for query in (ids, f"{ids} DESC"):
             for (execution_id,) in _readable(damaged, query):
                 if execution_id not in known:
                     known.add(execution_id)
                     for row in _readable(damaged, f"{select} WHERE execution_id = ?", execution_id):
-                        with contextlib.suppress(*UNREADABLE, sqlite3.IntegrityError):
-                            put[table](row)
+                        _put(fresh, row)
     fresh.execute("COMMIT")
     return int(fresh.execute("SELECT count(*) FROM executions").fetchone()[0])
 
@@ -95,6 +95,14 @@ def _readable(connection: sqlite3.Connection, query: str, *values: object) -> It
     """Yield rows up to the first one that cannot be read."""
     with contextlib.suppress(sqlite3.DatabaseError):
         yield from connection.execute(query, values)
+
+
+def _put(connection: sqlite3.Connection, row: tuple[Any, ...]) -> None:
+    with contextlib.suppress(*UNREADABLE, sqlite3.IntegrityError):
+        if len(row) == 2:
+            put_record(connection, row[1])
+        else:
+            put_answer(connection, KeptAnswer(*row))
 
 
 def put_record(connection: sqlite3.Connection, encoded: bytes) -> None:
