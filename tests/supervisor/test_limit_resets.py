@@ -14,7 +14,7 @@ import pytest
 
 from agent_runtime.standins.messages_api import MessagesApi, UsageLimit, serve
 from tests.support.supervised import NEW, OLD, Supervised, eventually
-from tests.system.test_switching import PLAIN, PROMPT, Work, generations, of, state, states, switching, token, told
+from tests.system.test_switching import PLAIN, PROMPT, Work, state, states, switching, token, told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,125 +89,6 @@ def test_work_goes_on_in_its_session_after_the_end_of_its_limit_without_a_newer_
 
 def generations_of(record: dict[str, Any]) -> list[list[int]]:
     return [[given["generation"] for given in attempt["tokens"]] for attempt in record["attempts"]]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("fields", [{"park_seconds": 30}, {"park_seconds": 0}], ids=["park_seconds", "the setting"])
-def test_the_first_one_waits_too_where_the_end_lies_within_its_park_time_or_the_setting(
-    tmp_path: Path, api: MessagesApi, url: str, fields: dict[str, Any]
-) -> None:
-    flags = WAITING if fields["park_seconds"] == 0 else ()
-    with switching(tmp_path, api_url=url, flags=flags, program=("-c", SOON)) as running:
-        limit = limited_for(12)
-        api.on(OLD, limit)
-        pending = running.start(PLAIN, execution_id="one", **fields)
-        eventually(lambda: state(running, "one") == "parked")
-        eventually(lambda: ended(limit))
-        api.accept(OLD)
-
-        assert pending.answer().status_code == 200
-        assert generations(running, "one") == [[1], [1]]
-
-
-def test_a_newer_token_lets_it_go_on_before_the_end_and_does_not_count(
-    tmp_path: Path, api: MessagesApi, url: str
-) -> None:
-    api.on(OLD, limited_for(3000))
-    flags = ("--wait-for-reset", "3600", "--timeout", "7200", "--max-resumes", "1")
-    with switching(tmp_path, api_url=url, flags=flags) as running:
-        pending = running.start(PLAIN, execution_id="one")
-        eventually(lambda: state(running, "one") == "parked")
-        running.write_token(NEW)
-
-        assert pending.answer().status_code == 200
-        assert generations(running, "one") == [[1], [2]]
-
-
-@pytest.mark.slow
-def test_reload_token_lets_it_go_on_at_once(tmp_path: Path, api: MessagesApi, url: str) -> None:
-    api.on(OLD, limited_for(3000))
-    flags = ("--wait-for-reset", "3600", "--timeout", "7200")
-    with switching(tmp_path, api_url=url, flags=flags) as running:
-        pending = running.start(PLAIN, execution_id="one")
-        eventually(lambda: state(running, "one") == "parked")
-        api.accept(OLD)
-        running.client.post("/api/credentials/reload-token").raise_for_status()
-
-        assert pending.answer().status_code == 200
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("flags", "fields"),
-    [
-        ((), {}),
-        (("--wait-for-reset", "60"), {}),
-        (("--wait-for-reset", "3600"), {"timeout_seconds": 60}),
-        (("--wait-for-reset", "3600", "--max-resumes", "0"), {"timeout_seconds": 7200}),
-    ],
-    ids=["not asked for", "the end lies behind the setting", "behind its own time", "no resume is left"],
-)
-def test_a_limit_whose_end_cannot_be_waited_for_is_answered_at_once(
-    tmp_path: Path, api: MessagesApi, url: str, flags: tuple[str, ...], fields: dict[str, Any]
-) -> None:
-    limit = limited_for(600)
-    api.on(OLD, limit)
-    with switching(tmp_path, api_url=url, flags=flags) as running:
-        response = running.post(PLAIN, execution_id="one", **fields)
-
-        assert (response.status_code, response.json()["error_class"]) == (429, "rate_limit")
-        assert "resets_at" in response.json()
-        assert of(told(running, finished=1), "execution.parked") == []
-
-
-def test_a_limit_whose_end_nobody_told_is_not_waited_for(tmp_path: Path) -> None:
-    script = [{"do": "init"}, {"do": "give_up", "text": "You've hit your limit", "error": "rate_limit", "status": 429}]
-    with switching(tmp_path, flags=("--wait-for-reset", "3600")) as running:
-        response = running.post({"script": script})
-
-        assert response.status_code == 429
-        assert of(told(running, finished=1), "execution.parked") == []
-
-
-@pytest.mark.slow
-def test_a_limit_that_is_met_again_is_waited_out_as_often_as_there_are_resumes_left(
-    tmp_path: Path, api: MessagesApi, url: str
-) -> None:
-    api.on(OLD, UsageLimit(resets_in_seconds=3))
-    with switching(tmp_path, api_url=url, flags=(*WAITING, "--max-resumes", "2"), program=("-c", SOON)) as running:
-        response = running.post(PLAIN, execution_id="one")
-
-        assert (response.status_code, response.json()["error_class"]) == (429, "rate_limit")
-        assert generations(running, "one") == [[1]] * 3
-        assert len(of(told(running, finished=1), "execution.parked")) == 2
-
-
-def test_one_that_waits_can_be_cancelled(tmp_path: Path, api: MessagesApi, url: str) -> None:
-    api.on(OLD, limited_for(3000))
-    flags = ("--wait-for-reset", "3600", "--timeout", "7200")
-    with switching(tmp_path, api_url=url, flags=flags) as running:
-        pending = running.start(PLAIN, execution_id="one")
-        eventually(lambda: state(running, "one") == "parked")
-        running.client.post("/api/executions/one/terminate").raise_for_status()
-
-        assert pending.answer().json()["status"] == "cancelled"
-
-
-@pytest.mark.slow
-def test_those_that_were_admitted_to_wait_go_on_after_the_end_too(tmp_path: Path, api: MessagesApi, url: str) -> None:
-    """Today they answered 429 after their wait, with the limit gone."""
-    with switching(tmp_path, api_url=url, flags=("--slots", "1"), program=("-c", SOON)) as running:
-        limit = limited_for(12)
-        api.on(OLD, limit)
-        assert running.post(PLAIN).status_code == 429
-        ids = [f"waits-{n}" for n in range(3)]
-        pending = [running.start(PLAIN, execution_id=name, park_seconds=30) for name in ids]
-        eventually(lambda: states(running, ids) == ["parked"] * 3)
-        eventually(lambda: ended(limit))
-        api.accept(OLD)
-
-        assert [one.answer().status_code for one in pending] == [200] * 3
-        assert [generations(running, name) for name in ids] == [[[1]]] * 3
 
 
 @pytest.mark.slow

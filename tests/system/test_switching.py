@@ -292,37 +292,6 @@ class unordered:  # noqa: N801 - reads as a word in an assertion
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("park", "fields", "parks"),
-    [("600", {"park_seconds": 0}, False), ("0", {"park_seconds": 600}, True)],
-    ids=["the request says no", "the request says yes"],
-)
-def test_how_long_it_waits_is_said_by_the_request_or_else_the_setting(  # noqa: PLR0917 - a table
-    tmp_path: Path, api: MessagesApi, url: str, park: str, fields: dict[str, Any], parks: bool
-) -> None:
-    api.on(OLD, "expired")
-    with switching(tmp_path, api_url=url, flags=("--park", park)) as running:
-        pending = running.start(PLAIN, execution_id="one", **fields)
-        if parks:
-            eventually(lambda: state(running, "one") == "parked")
-            running.write_token(NEW)
-        response = pending.answer()
-
-    assert response.status_code == (200 if parks else 503)
-
-
-@pytest.mark.slow
-def test_a_park_that_is_over_is_answered_as_what_it_met(tmp_path: Path, api: MessagesApi, url: str) -> None:
-    api.on(OLD, "expired")
-    with switching(tmp_path, api_url=url, flags=("--park", "0.3")) as running:
-        response = running.post(PLAIN, execution_id="one")
-        events = told(running, finished=1)
-
-    assert (response.status_code, response.json()["error_class"]) == (503, "auth")
-    assert len(of(events, "execution.parked")) == 1
-
-
-@pytest.mark.slow
 def test_a_parked_one_can_be_ended_by_its_caller_its_timeout_and_a_drain(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
@@ -637,21 +606,6 @@ def test_what_is_posted_again_keeps_its_session_though_the_next_token_is_dead_to
         assert pending.answer().json()["response"] == "finished"
         assert generations(running, "work") == [[1], [2], [3]]
     assert work.done == 1
-
-
-@pytest.mark.slow
-def test_one_that_is_parked_goes_on_when_its_own_token_turns_out_to_be_good(
-    tmp_path: Path, api: MessagesApi, url: str
-) -> None:
-    api.on(OLD, "expired")
-    with switching(tmp_path, api_url=url, flags=WAITING) as running:
-        pending = running.start(PLAIN, execution_id="parked")
-        eventually(lambda: state(running, "parked") == "parked")
-        api.accept(OLD)
-        running.client.post("/api/credentials/reload-token").raise_for_status()
-
-        assert pending.answer().status_code == 200
-        assert generations(running, "parked") == [[1], [1]]
 
 
 @pytest.mark.parametrize("probe", [pytest.param("on_load", marks=pytest.mark.slow), "before_dispatch"])
