@@ -115,15 +115,14 @@ class Api:
 class Bench:
     """What executions share, real but for the probe and the processes."""
 
-    def __init__(self, directory: Path, *, slots: int = 4, probe: str = "on_refusal", **variables: str) -> None:
-        variables = {f"AGENT_RUNTIME_{name.upper()}": text for name, text in variables.items()}
+    def __init__(self, directory: Path, **variables: str) -> None:
+        probe = variables.setdefault("probe", "on_refusal")
         self.settings = load(
             {
                 "AGENT_RUNTIME_TOKEN_FILE": str(directory / "token"),
                 "AGENT_RUNTIME_CONFIG_DIR": str(directory),
                 "AGENT_RUNTIME_WORKSPACE": str(directory),
-                "AGENT_RUNTIME_PROBE": probe,
-                **variables,
+                **{f"AGENT_RUNTIME_{name.upper()}": text for name, text in variables.items()},
             }
         )
         ledger = GenerationLedger(None)
@@ -132,7 +131,7 @@ class Bench:
         self.gate = TokenGate(self.secret, TokenStatuses(ledger), self.events, probes=probe != "off")
         asked: Any = None if probe == "off" else self.api
         verifier = RefusalVerifier(self.gate.statuses, asked, self.events)
-        self.slots = Slots(slots, 16, lambda: self.gate.holds_new_executions)
+        self.slots = Slots(self.settings.slots, 16, lambda: self.gate.holds_new_executions)
         self.context = RunnerContext(self.settings, self.slots, SessionUse(), self.gate, verifier, self.events)
         self.upkeep = TokenUpkeep(
             self.settings,
@@ -442,7 +441,7 @@ async def test_before_dispatch_a_dead_token_is_found_out_before_any_attempt_and_
 
 @races
 async def test_admitted_while_its_token_is_refused_it_waits_without_a_slot_for_another(home: Path) -> None:
-    bench = Bench(home, slots=1)
+    bench = Bench(home, slots="1")
     bench.api.verdict = REFUSED
     await bench.start(refused).ends()
     waiting = [bench.start(finished, execution_id=f"waits-{n}", parks=True, park_seconds=60) for n in range(3)]
@@ -545,7 +544,7 @@ def test_a_limit_that_is_met_again_is_waited_out_as_often_as_there_are_resumes_l
 @pytest.mark.usefixtures("soon")
 def test_those_that_were_admitted_to_wait_for_a_limit_go_on_after_its_end(tmp_path: Path) -> None:
     async def main() -> None:
-        bench = Bench(tmp_path, slots=1)
+        bench = Bench(tmp_path, slots="1")
         assert (await bench.start(limited(time.time() + 0.3)).ends())[1] is ErrorClass.RATE_LIMIT
         waiting = [bench.start(finished, execution_id=f"waits-{n}", parks=True, park_seconds=30) for n in range(3)]
 
