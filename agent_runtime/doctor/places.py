@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import stat
 from typing import TYPE_CHECKING
 
 from agent_runtime.doctor.finding import DATA_DIR, Finding, Verdict, exists, is_dir, may, ok, problem, warning
+from agent_runtime.process.users import look_up
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
@@ -59,15 +59,11 @@ def _workspace(settings: Settings) -> Finding:
 
 def _child_user(settings: Settings) -> Finding:
     user = settings.child_user or ""
-    try:
-        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
-    except KeyError:
-        if not user.isdecimal():
-            advice = f"add it to the image, or set {PREFIX}CHILD_USER to a name or number that is there"
-            return problem("child user", f"{user} is unknown here", advice)
-        uid, groups = int(user), {int(user)}
-    else:
-        uid, groups = entry.pw_uid, set(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    found = look_up(user)
+    if found is None:
+        advice = f"add it to the image, or set {PREFIX}CHILD_USER to a name or number that is there"
+        return problem("child user", f"{user} is unknown here", advice)
+    uid, groups = found.uid, {found.gid, *found.groups}
     if os.geteuid() not in {0, uid}:
         text = f"only root can run children as {user}"
         return problem("child user", text, f"run as root, or leave {PREFIX}CHILD_USER out")

@@ -20,6 +20,22 @@ class User(msgspec.Struct, frozen=True):
     groups: list[int]
 
 
+def look_up(user: str) -> User:
+    """
+    Return the user of this name or number.
+
+    Raises:
+        UnknownUser: There is no user of this name.
+    """
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except KeyError:
+        if not user.isdecimal():
+            raise UnknownUser(user) from None
+        return User(int(user), int(user), [])  # a number needs no name; never the group of root
+    return User(entry.pw_uid, entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid))
+
+
 def other_user(user: str | None) -> User | None:
     """
     Return the user of this name or number; None: it is the one that this process runs as already.
@@ -27,14 +43,5 @@ def other_user(user: str | None) -> User | None:
     Raises:
         UnknownUser: There is no user of this name.
     """
-    if user is None:
-        return None
-    try:
-        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
-    except KeyError:
-        if not user.isdecimal():
-            raise UnknownUser(user) from None
-        found = User(int(user), int(user), [])  # a number needs no name; never the group of root
-    else:
-        found = User(entry.pw_uid, entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid))
-    return None if found.uid == os.geteuid() else found
+    found = None if user is None else look_up(user)
+    return None if found is None or found.uid == os.geteuid() else found

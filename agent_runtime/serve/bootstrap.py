@@ -14,7 +14,6 @@ import fcntl
 import functools
 import logging
 import os
-import pwd
 import shutil
 import socket
 from pathlib import Path
@@ -27,6 +26,7 @@ from agent_runtime.process.containment_choice import Containment, choose
 from agent_runtime.process.forkserver.server import fork_server
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.cgroup import Limits
+from agent_runtime.process.users import look_up
 from agent_runtime.settings import PREFIX, unknown_variables
 from agent_runtime.telemetry.logs import configure
 from agent_runtime.telemetry.redaction import Redactor
@@ -138,14 +138,8 @@ def _directory(path: Path, variable: str) -> Path:
 
 def _check_child_user(settings: Settings) -> None:
     user = settings.child_user
-    if user is None or user.isdecimal():
-        return
-    try:
-        pwd.getpwnam(user)
-    except KeyError:
-        raise SettingsInvalid(
-            f"{PREFIX}CHILD_USER: there is no user {user} here; add it to the image, or name another"
-        ) from None
+    if user is not None and look_up(user) is None:
+        raise SettingsInvalid(f"{PREFIX}CHILD_USER: there is no user {user} here; add it to the image, or name another")
 
 
 def _passable(path: Path, settings: Settings) -> Path:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent_runtime.cli import exit_codes
 from agent_runtime.cli.main import EXIT_BAD_SETTINGS, EXIT_CANNOT_START, _parser
 from agent_runtime.cli.pages import PAGES
 from agent_runtime.settings import SETTINGS, Setting
@@ -94,6 +95,12 @@ def test_durations_and_sizes_tell_their_unit() -> None:
     assert {units[name] for name in units if name.endswith(("_timeout", "_age", "_grace", "_after"))} == {"SECONDS"}
     assert {units[name] for name in ("body_limit", "frame_limit", "retain_bytes", "execution_memory")} == {"BYTES"}
     assert units["park"] == "SECONDS"
+
+
+def test_the_exit_codes_of_the_commands_that_ask_a_supervisor_are_those_they_have() -> None:
+    known = {value for name, value in vars(exit_codes).items() if name.startswith("EXIT_")}
+    for command in ("run", "status", "drain", "token wait"):
+        assert set(PAGES[command].exits) < known
 
 
 def test_the_exit_codes_of_serve_are_those_it_has() -> None:
