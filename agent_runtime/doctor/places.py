@@ -8,7 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from agent_runtime.doctor.finding import DATA_DIR, Finding, Verdict, exists, is_dir, may, ok, problem, warning
-from agent_runtime.process.users import look_up
+from agent_runtime.process.users import UnknownUser, look_up
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
@@ -59,8 +59,9 @@ def _workspace(settings: Settings) -> Finding:
 
 def _child_user(settings: Settings) -> Finding:
     user = settings.child_user or ""
-    found = look_up(user)
-    if found is None:
+    try:
+        found = look_up(user)
+    except UnknownUser:
         advice = f"add it to the image, or set {PREFIX}CHILD_USER to a name or number that is there"
         return problem("child user", f"{user} is unknown here", advice)
     uid, groups = found.uid, {found.gid, *found.groups}

@@ -26,7 +26,7 @@ from agent_runtime.process.containment_choice import Containment, choose
 from agent_runtime.process.forkserver.server import fork_server
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.cgroup import Limits
-from agent_runtime.process.users import look_up
+from agent_runtime.process.users import UnknownUser, other_user
 from agent_runtime.settings import PREFIX, unknown_variables
 from agent_runtime.telemetry.logs import configure
 from agent_runtime.telemetry.redaction import Redactor
@@ -137,9 +137,11 @@ def _directory(path: Path, variable: str) -> Path:
 
 
 def _check_child_user(settings: Settings) -> None:
-    user = settings.child_user
-    if user is not None and look_up(user) is None:
-        raise SettingsInvalid(f"{PREFIX}CHILD_USER: there is no user {user} here; add it to the image, or name another")
+    try:
+        other_user(settings.child_user)
+    except UnknownUser as error:
+        text = f"{PREFIX}CHILD_USER: there is no user {error} here; add it to the image, or name another"
+        raise SettingsInvalid(text) from None
 
 
 def _passable(path: Path, settings: Settings) -> Path:
