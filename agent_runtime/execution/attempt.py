@@ -11,8 +11,6 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from agent_runtime.claude import invocation
 from agent_runtime.claude.slash_commands import is_bare_command
 from agent_runtime.errors import AgentRuntimeError
@@ -45,17 +43,6 @@ SWEEP_SECONDS = 5.0
 CATCH_UP_SECONDS = 0.25
 SUSPENDED_SECONDS = 1.0
 """If a poll oversleeps by this much, this process was suspended; it does not count as silence of the child."""
-
-
-class _ChildEnd(msgspec.Struct, frozen=True):
-    """What is known of a child that is gone; the fields are those of the report and of :class:`Ending`."""
-
-    sweep: SweepReport
-    gone_at: float
-    exit_code: int | None
-    cpu_seconds: float | None
-    oom: bool
-    oom_nearby: bool
 
 
 class Attempt:
@@ -123,21 +110,27 @@ class Attempt:
     def run(self) -> AttemptReport:
         """Run the child to its end; never raises for what the child or the operating system does."""
         error: AgentRuntimeError | None = None
-        end: _ChildEnd | None = None
         try:
-            if self._start():
-                self._poll_until_gone()
-        except AgentRuntimeError as problem:
-            error = problem
+            try:
+                if self._start():
+                    self._poll_until_gone()
+            except AgentRuntimeError as problem:
+                error = problem
+            finally:
+                self._ensure_swept()
+            return self._report(error)
         finally:
-            end = self._end_child()
             self.discard()
-        return self._report(error, end)
 
     def discard(self) -> None:
         """Release what the attempt holds; all that is needed for an attempt that will never run."""
         self._stop.close()
         self._launch.release()
+        if self._child is not None and self._sweep is not None:
+            if self._sweep.survivors:
+                self._context.unkillable.keep(self._child, self._sweep.survivors)
+            else:
+                self._child.close()
 
     # -- the start
 
@@ -268,65 +261,27 @@ class Attempt:
 
     # -- the end
 
-    def _end_child(self) -> _ChildEnd | None:
+    def _ensure_swept(self) -> None:
         """Leave no process behind, whatever happened before."""
-        child = self._child
-        if child is None:
-            return None
-        if self._sweep is None:
+        if self._child is not None and self._sweep is None:
             # Only a fault of the supervisor gets here: its traceback is logged later, the child must not live on.
-            child.kill()
-            self._sweep = child.sweep(time.monotonic() + SWEEP_SECONDS)
-        gone_at, ended = time.monotonic(), child.poll()
-        end = _ChildEnd(
-            sweep=self._sweep,
-            gone_at=gone_at,
-            exit_code=ended.code if ended is not None else None,
-            cpu_seconds=child.cpu_seconds,
-            oom=child.ran_out_of_memory,
-            oom_nearby=child.others_may_have_run_out_of_memory,
-        )
-        if end.sweep.survivors:
-            self._context.unkillable.keep(child, end.sweep.survivors)
-        else:
-            child.close()
-        return end
+            self._child.kill()
+            self._sweep = self._child.sweep(time.monotonic() + SWEEP_SECONDS)
 
-    def _report(self, error: AgentRuntimeError | None, end: _ChildEnd | None) -> AttemptReport:
-        output, run_stats, reason = self._output, self._output.run_stats, self._stop.reason
-        generation = self._launch.generation if self._token is None else self._token.charged
-        if end is None or self._child is None:
-            return AttemptReport(
-                started_at=self._started_at,
-                ended_at=time.time(),
-                generation=generation,
-                error=error,
-                ending=None if error is not None else Ending(exit_code=None, stop_reason=reason),
-                run_stats=run_stats,
-            )
+    def _report(self, error: AgentRuntimeError | None) -> AttemptReport:
+        child, output, run_stats = self._child, self._output, self._output.run_stats
+        gone_at = time.monotonic()
         run_stats.redact(self._context.redactor.redact_text)
-        task, session = self._spec.task, self._spec.session
-        is_own_command = session.prompt is None and is_bare_command(task) and run_stats.answer.is_without_model
-        ending = Ending(
-            exit_code=end.exit_code,
-            result=run_stats.result,
-            is_command=is_own_command,
-            hook=self._hook,
-            stop_reason=reason,
-            last_error=output.last_error,
-            evidence=self._evidence,
-            oom=end.oom,
-            oom_nearby=end.oom_nearby,
-            lost_a_tool=output.lost_a_tool,
-            began=run_stats.has_init,
-            last_words=output.last_words,
-            request_fault=mcp_config.refused_by_some(task.mcp_config) if task.mcp_config else None,
-        )
+        ending = None
+        if child is not None:
+            ending = self._ending(child)
+        elif error is None:
+            ending = Ending(exit_code=None, stop_reason=self._stop.reason)
         return AttemptReport(
             started_at=self._started_at,
             ended_at=time.time(),
-            pid=self._child.pid,
-            generation=generation,
+            pid=None if child is None else child.pid,
+            generation=self._launch.generation if self._token is None else self._token.charged,
             error=error,
             ending=ending,
             evidence=self._evidence_record,
@@ -336,9 +291,28 @@ class Attempt:
             background_ended=run_stats.has_more_to_come if self._signalled_at is None else self._background_ended,
             unknown_session=output.unknown_session,
             session_refused=output.session_refused,
-            signalled_at=self._signalled_at,
-            gone_at=end.gone_at,
-            cpu_seconds=end.cpu_seconds,
+            seconds_to_gone=None if self._signalled_at is None else gone_at - self._signalled_at,
+            cpu_seconds=None if child is None else child.cpu_seconds,
             result_line=output.result_line,
-            sweep=end.sweep,
+            survivors=0 if self._sweep is None else self._sweep.survivors,
+        )
+
+    def _ending(self, child: Child) -> Ending:
+        output, run_stats = self._output, self._output.run_stats
+        task, ended = self._spec.task, child.poll()
+        is_first = self._spec.session.prompt is None
+        return Ending(
+            exit_code=ended.code if ended is not None else None,
+            result=run_stats.result,
+            is_command=is_first and is_bare_command(task) and run_stats.answer.is_without_model,
+            hook=self._hook,
+            stop_reason=self._stop.reason,
+            last_error=output.last_error,
+            evidence=self._evidence,
+            oom=child.ran_out_of_memory,
+            oom_nearby=child.others_may_have_run_out_of_memory,
+            lost_a_tool=output.lost_a_tool,
+            began=run_stats.has_init,
+            last_words=output.last_words,
+            request_fault=mcp_config.refused_by_some(task.mcp_config) if task.mcp_config else None,
         )

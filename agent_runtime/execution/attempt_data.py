@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from agent_runtime.model.records import EvidenceRecord
     from agent_runtime.model.state import StopReason
     from agent_runtime.model.task import Task
-    from agent_runtime.process.child import SweepReport
     from agent_runtime.process.containment_choice import Containment
     from agent_runtime.process.unkillable import Unkillable
     from agent_runtime.secret.file import SecretFile
@@ -126,9 +125,9 @@ class AttemptReport(msgspec.Struct, frozen=True):
         background_ended: There was a result, and background work that still went on was ended.
         unknown_session: The CLI did not know the session it was told to resume.
         session_refused: The API refused the session's history, or the CLI cannot read it, and nothing came after that.
-        signalled_at: When the child was first told to end, monotonic seconds.
-        gone_at: When it and all it started were gone, monotonic seconds.
+        seconds_to_gone: From the first signal until the child and all it started were gone; None: never signalled.
         cpu_seconds: How much processor time it has taken; None: not known.
+        survivors: Processes it had started that could not be ended.
         result_line: Number of the last ``result`` frame in the transcript.
     """
 
@@ -144,8 +143,7 @@ class AttemptReport(msgspec.Struct, frozen=True):
     background_ended: bool = False
     unknown_session: bool = False
     session_refused: bool = False
-    signalled_at: float | None = None
-    gone_at: float | None = None
+    seconds_to_gone: float | None = None
     cpu_seconds: float | None = None
     result_line: int | None = None
-    sweep: SweepReport | None = None
+    survivors: int = 0

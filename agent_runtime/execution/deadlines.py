@@ -1,4 +1,4 @@
-"""How long an attempt may be silent: which deadline is next, told without a clock of its own."""
+"""How long an attempt may be silent, and which deadline is next; without a clock of its own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from agent_runtime.settings import Settings
 
 LINGER_SECONDS = 5.0
-"""How long a CLI that has said its last word may stay: it may hang after ``result`` (anthropics/claude-code issues)."""
+"""How long the CLI may stay after its last frame: it may hang after ``result`` (anthropics/claude-code issues)."""
 
 MOST_INIT_SECONDS = 600.0
-"""How long a start may take in all, however many signs of life come, unless the setting allows a longer silence."""
+"""How long a start may take in all, however many signs of life there are; a longer init timeout extends it."""
 
 
 class Patience(msgspec.Struct, frozen=True):
@@ -31,7 +31,7 @@ class Patience(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, settings: Settings) -> Patience:
-        """Take the timeouts of *settings*, where 0 means off."""
+        """Convert the timeouts of *settings*, where 0 means off."""
         return cls(
             *(
                 seconds or math.inf
@@ -48,11 +48,11 @@ class Patience(msgspec.Struct, frozen=True):
 
 class Deadlines:
     """
-    Tell when an attempt has been silent for too long.
+    Calculate the moment at which an attempt has been silent for too long.
 
-    All times are monotonic seconds that the caller passes in. Which silence counts depends on how far the attempt is:
-    before ``system/init``, before the model's first sign, with no tool open, with one open. With a result in hand no
-    silence counts but that of work in the background, from the result on.
+    All times are monotonic seconds that the caller passes in. The limit depends on how far the attempt is: before
+    ``system/init``, before the model's first sign, without an open tool call, with one. After a result only background
+    work has a limit, counted from the result.
     """
 
     def __init__(self, patience: Patience, *, spawned_at: float, total_at: float) -> None:
@@ -67,35 +67,35 @@ class Deadlines:
         self._result_at = spawned_at
 
     def init_seen(self, now: float) -> None:
-        """Note the CLI's ``system/init`` frame."""
+        """Record the CLI's ``system/init`` frame."""
         self._has_init = True
         self._since = self._heard_at = now
 
     def model_seen(self, now: float) -> None:
-        """Note any sign of the model: a partial message or an assistant frame."""
+        """Record a sign of the model: a partial message or an assistant frame."""
         self._has_init = self._has_model = True
         self._since = self._heard_at = now
 
     def life_seen(self, now: float) -> None:
-        """Note a sign of life that does not come from the model; does not extend the wait for its first message."""
+        """Record another sign of life; it does not extend the wait for the model's first message."""
         self._heard_at = now
         if self._has_model or not self._has_init:
             self._since = now
 
     def start_seen(self, now: float) -> None:
-        """Note a sign of life that counts only while the CLI starts, as a line of its debug log."""
+        """Record a sign of life that counts only before ``system/init``, such as a line of the debug log."""
         if not self._has_init:
             self._since = now
 
     def stage_seen(self, stage: Stage, open_tools: int, now: float) -> None:
-        """Note how far the run is, and how many tool calls (and background tasks) are unanswered."""
+        """Record how far the run is, and how many tool calls and background tasks are open."""
         self._open_tools = open_tools
         if stage is not self._stage:
             self._stage = stage
             self._result_at = self._since = now
 
     def postpone(self, seconds: float) -> None:
-        """Make up for time in which nobody could look, as when this process was stopped; the total time goes on."""
+        """Move every deadline but the total time, after this process was suspended for so many seconds."""
         self._since += seconds
         self._heard_at += seconds
         self._result_at += seconds
@@ -103,7 +103,7 @@ class Deadlines:
 
     @property
     def next(self) -> tuple[float, StopReason]:
-        """The moment of the next deadline (monotonic seconds, may be infinite) and what it would be called."""
+        """The moment of the next deadline (monotonic seconds, may be infinite) and its stop reason."""
         patience = self._patience
         if self._stage is Stage.OVER:
             silence = (self._heard_at + LINGER_SECONDS, StopReason.LINGERED)

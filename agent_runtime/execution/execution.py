@@ -243,7 +243,7 @@ class Execution:
 
     def end_attempt(self, report: AttemptReport, session: Session) -> Verdict:
         """Add an attempt's report to the record and the counts; return how the attempt ended."""
-        counts, sweep = self._context.counts, report.sweep
+        counts = self._context.counts
         self.shim_pid, self.usage = None, Usage()
         self.writer.attempt_ended(report, session)
         self.result_text = report.run_stats.answer_text
@@ -254,11 +254,11 @@ class Execution:
             counts.count("evidence", report.evidence.rule)
             if report.evidence.seconds_to_signal is not None:
                 counts.observe("line_to_signal_seconds", report.evidence.seconds_to_signal)
-        if sweep is not None and sweep.survivors:
-            counts.count("survivors", by=sweep.survivors)
-            log.error("processes survived the sweep: %d", sweep.survivors, extra={"execution_id": self.execution_id})
-        elif report.signalled_at is not None and report.gone_at is not None:
-            counts.observe("signal_to_gone_seconds", report.gone_at - report.signalled_at)
+        if report.survivors:
+            counts.count("survivors", by=report.survivors)
+            log.error("processes survived the sweep: %d", report.survivors, extra={"execution_id": self.execution_id})
+        elif report.seconds_to_gone is not None:
+            counts.observe("signal_to_gone_seconds", report.seconds_to_gone)
         self.error = report.error
         if report.error is not None:
             detail = str(report.error)

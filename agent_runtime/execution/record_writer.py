@@ -150,11 +150,9 @@ class RecordWriter:
             record.resumable = run_stats.has_progress
         if report.pid is not None:
             attempt = record.attempts[-1]
-            attempt.ended_at, attempt.evidence = report.ended_at, report.evidence
+            attempt.ended_at, attempt.evidence, attempt.survivors = report.ended_at, report.evidence, report.survivors
             if report.ending is not None:
                 attempt.exit_code, attempt.stop_reason = report.ending.exit_code, report.ending.stop_reason
-            if report.sweep is not None:
-                attempt.survivors = report.sweep.survivors
         metadata = record.metadata
         metadata.attempts = len(record.attempts)
         metadata.cost_usd += _count(run_stats.cost_usd)
