@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from agent_runtime.claude.invocation import Session
     from agent_runtime.delivery.delivery import Deliveries
     from agent_runtime.errors import AgentRuntimeError
+    from agent_runtime.evidence.detector import Detection
     from agent_runtime.evidence.verdict import Ending
     from agent_runtime.model.records import EvidenceRecord
     from agent_runtime.model.state import StopReason
@@ -147,3 +148,8 @@ class AttemptReport(msgspec.Struct, frozen=True):
     cpu_seconds: float | None = None
     result_line: int | None = None
     survivors: int = 0
+
+    @property
+    def detection(self) -> Detection | None:
+        """The API error that ended the attempt, if one is known."""
+        return None if self.ending is None else self.ending.evidence or self.ending.last_error

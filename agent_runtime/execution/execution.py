@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agent_runtime.model.records import Answer, ExecutionRecord
     from agent_runtime.model.task import Task
     from agent_runtime.secret.generations import Generation
-    from agent_runtime.store.transcripts import TranscriptReader, TranscriptWriter
+    from agent_runtime.store.transcripts import TranscriptStore
     from agent_runtime.telemetry.counters import Counts
     from agent_runtime.telemetry.events import EventLog
 
@@ -50,6 +50,7 @@ class ExecutionContext(msgspec.Struct, frozen=True):
     counts: Counts
     cli: CliCheck
     events: EventLog
+    transcripts: TranscriptStore
     token_accepted: Callable[[Generation, float], None]
     save: Callable[[ExecutionRecord], bool]
 
@@ -77,15 +78,12 @@ class Execution:
         task: Task,
         writer: RecordWriter,
         context: ExecutionContext,
-        *,
-        transcript: TranscriptWriter,
-        reader: TranscriptReader,
         timeout_seconds: float,
     ) -> None:
         self.task = task
         self.writer = writer
-        self.transcript = transcript
-        self.reader = reader
+        self.transcript = context.transcripts.writer(writer.record.execution_id)
+        self.reader = context.transcripts.reader(writer.record.execution_id)
         self.changed = Notifier()
         self.stopped = asyncio.Event()
         self.requested_stop: StopReason | None = None

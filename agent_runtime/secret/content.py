@@ -1,7 +1,7 @@
 """
-What the secret file may hold, decided from its bytes alone.
+Parser of the secret file's content, from its bytes alone.
 
-Reasons never repeat any of the content: whoever mounted the wrong file must not find it in a log.
+Reasons never repeat any of the content: if the wrong file was mounted, none of it may get into a log.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LIMIT_BYTES = 64 * 1024
-"""A longer content is never accepted, and no more than this and one byte is ever read."""
+"""A longer content is never accepted; at most one byte more is ever read."""
 
 FIRST_MILLISECONDS = 1e12
 LAST_SECONDS = 1e11
 """
-A number counts milliseconds from the first on and seconds up to the second; between them it is no time of these
-centuries in either.
+A number from ``FIRST_MILLISECONDS`` on counts milliseconds, one below ``LAST_SECONDS`` counts seconds. A number in
+between is no plausible time in either unit.
 
-Writers mix the two up because the CLI's own ``expiresAt`` is in milliseconds.
+Writers mix the units up because the CLI's own ``expiresAt`` is in milliseconds.
 """
 
 FIRST_SECONDS_FOR_CLI = 1e9
-"""In ``expiresAt`` a lower number counts milliseconds, too: both lie before the CLI was made."""
+"""In ``expiresAt`` a lower number counts milliseconds: as seconds it would lie before the CLI existed."""
 
 LONGEST_TIME = 64
 LONGEST_NAME = 200
@@ -49,8 +49,8 @@ class SecretContent(msgspec.Struct, frozen=True):
 
     Attributes:
         expires_at: Epoch seconds.
-        warnings: What was odd and could be put right; free of the content.
-        complete: No part of a longer content can look like this: it is a JSON object, or ends with a newline.
+        warnings: What was unusual and could be corrected; free of the content.
+        complete: It cannot be the beginning of a longer content: it is a JSON object, or ends with a newline.
     """
 
     token: Token
@@ -66,7 +66,7 @@ class Unusable(msgspec.Struct, frozen=True):
 
     Attributes:
         reason: Goes after "the secret file"; free of the content and of :data:`agent_runtime.errors.RESERVED_WORDS`.
-        absent: There is nothing at all, as against something that is wrong.
+        absent: The file is missing or empty, not wrong.
     """
 
     reason: str
@@ -74,7 +74,7 @@ class Unusable(msgspec.Struct, frozen=True):
 
 
 class Trouble(StrEnum):
-    """What is wrong with a secret file, in few words, for counting."""
+    """What is wrong with a secret file, as the label of a metric."""
 
     MISSING = "missing"
     EMPTY = "empty"
@@ -105,7 +105,7 @@ _TROUBLES = (
 
 
 def trouble_in(error: str) -> Trouble:
-    """Tell the kind of a reason, whether or not it stands after "the secret file"."""
+    """Return the kind of a reason, with or without "the secret file" before it."""
     reason = error.removeprefix("the secret file ")
     return next((trouble for begins, trouble in _TROUBLES if reason.startswith(begins)), Trouble.OTHER)
 
@@ -126,10 +126,10 @@ _MOST_WORDS = 64
 
 def secrets_in(raw: bytes, found: SecretContent | Unusable) -> tuple[Token, ...]:
     """
-    List what in a content may be a secret, whether or not it could be used: no output is to show it.
+    List the words of a content that may be secrets, whether or not it could be used, so that no output shows them.
 
-    A refresh token beside the token, the wrapped form of one, what stood in a content that was refused. A word without
-    a digit or without a letter, a path, and the name of the subscription are none.
+    Such as a refresh token beside the token, the wrapped form of a token, a word in a refused content. A word without a
+    digit or without a letter, a path, and the name of the subscription are no secrets.
     """
     shown = (isinstance(found, SecretContent) and found.subscription) or ""
     words = (word[0] for word in _WORD.finditer(raw[:LIMIT_BYTES].decode("utf-8", "replace")))
@@ -156,7 +156,7 @@ def parse(raw: bytes) -> SecretContent | Unusable:
     text = text_of(raw)
     if not text:
         return Unusable("is empty", absent=True)
-    if text.startswith("{") and not text.startswith("{{"):  # with two it is a template
+    if text.startswith("{") and not text.startswith("{{"):  # two braces begin a template
         return _parse_json(text)
     try:
         found = token_in(text)
@@ -186,7 +186,7 @@ def _parse_json(text: str) -> SecretContent | Unusable:
 
 
 def _without_rivals(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Make an object of its fields; a token that is there twice must be the same one."""
+    """Build an object from its fields; raise where two fields hold different tokens."""
     fields = dict(pairs)
     if any(name in _TOKENS and value != fields[name] for name, value in pairs):
         raise NoToken("is a JSON object with two tokens")
@@ -194,7 +194,7 @@ def _without_rivals(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _written_token(document: dict[str, object]) -> tuple[dict[str, object], str]:
-    """Return the text that stands for the token, and the object it is a field of."""
+    """Return the object that holds the token, and the text of the token in it."""
     cli = document.get("claudeAiOauth")
     fault = "without a token"
     for fields in (document, cli if isinstance(cli, dict) else {}):
@@ -213,7 +213,7 @@ def _optional(
     read: Callable[[str, object], T | None],
     warnings: list[str],
 ) -> T | None:
-    """Read the first of the fields that is there; one that cannot be read is warned of, and counts as not there."""
+    """Return the first of the fields that is present; warn of one that cannot be used, and return None."""
     name = next((name for name in names if fields.get(name) not in (None, "")), None)
     if name is None:
         return None
@@ -224,12 +224,12 @@ def _optional(
 
 
 def _seconds(name: str, value: object) -> float | None:
-    """Read a time: epoch seconds or milliseconds, or RFC 3339, as number or text."""
+    """Convert a time to epoch seconds: from seconds, milliseconds or RFC 3339, as number or text."""
     if isinstance(value, str) and len(value) <= LONGEST_TIME:
         value = _number_or_instant(value)
     if not isinstance(value, float):
         return None
-    # The CLI's own field counts milliseconds, but writers have put seconds there, too.
+    # The CLI's own field counts milliseconds, but some writers put seconds there.
     if value >= FIRST_MILLISECONDS or (name == "expiresAt" and value < FIRST_SECONDS_FOR_CLI):
         value /= 1000
     return value if 0 < value < LAST_SECONDS else None
@@ -246,7 +246,7 @@ def _number_or_instant(text: str) -> float | None:
 
 
 def _subscription(_name: str, value: object, *, secret: str) -> str | None:
-    """Read a name for people, which must not hold a token."""
+    """Return a name for people; None where it is unfit to be shown or holds a token."""
     if not isinstance(value, str) or not value.isprintable() or len(value) > LONGEST_NAME:
         return None
     return None if secret in value or FAMILY in value else value

@@ -1,15 +1,15 @@
 """
 The secret file: which token to use now.
 
-The file is read again immediately before every spawn, so no watcher, event or timer can make a switch wrong; the
-watching thread only makes a change known sooner. Both end in the same step, :meth:`SecretFile.poll`, under one lock.
+The file is read immediately before every spawn, so no lost event or late timer can make a switch wrong; the watching
+thread only makes a change known sooner. Both take the same step under one lock.
 
-Three clocks run on a content (all monotonic):
+Two delays apply to a content (monotonic):
 
-- A content that may be half written counts once it has been still for :data:`SETTLE_SECONDS`. One that cannot be half
-  of anything (it ends with a newline, is a JSON object, or came with the kubelet's swap) counts at once.
-- A content without a token leaves the last good generation in use, with :attr:`SecretStatus.error` set,
-- until there has been none for ``withdraw_after_seconds``: then the generation is withdrawn.
+- A content that may be half written is used when it has not changed for :data:`SETTLE_SECONDS`. A content that is
+  complete by itself (it ends with a newline, is a JSON object, or came with the kubelet's swap) is used at once.
+- A content without a token leaves the last good generation in use, with :attr:`SecretStatus.error` set. After
+  ``withdraw_after_seconds`` without a token the generation is withdrawn.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["Generation", "GenerationLedger", "SecretFile", "SecretState", "Secre
 
 SETTLE_SECONDS = 0.1
 RECHECK_SECONDS = 0.005
-"""How often a spawn that waits for a content to settle looks again."""
+"""How often a spawn that waits for a content to settle reads again."""
 
 UNSETTLED = "has only just been written"
 FILE_MOUNT = "is mounted as a single file, so that a rename outside is not seen: mount its directory"
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 class SecretState(StrEnum):
-    """Whether the file gives a token; what the API thinks of it is not known here."""
+    """Whether the file gives a token; the API's opinion of the token is not known here."""
 
     MISSING = "missing"
     INVALID = "invalid"
@@ -82,17 +82,16 @@ class SecretStatus(msgspec.Struct, frozen=True):
 
 class SecretFile:
     """
-    The token in a file that somebody else writes, in whatever way.
+    The token in a file that another process writes.
 
     Every method may be called from any thread. :meth:`start` begins the watching thread, which does not depend on any
     event loop; without it everything holds except that changes are only noticed by :meth:`read` and :meth:`poll`.
 
     Args:
         path: Made absolute, since the working directory may change later. Nothing is read yet.
-        on_change: Called with each new status, in order, by the thread that noticed, while it holds the lock: it must
-            hand on and return.
-        on_secret: Called likewise with each string that a content was found to hold and no output is to show, before
-            anything else is done with that content.
+        on_change: Called with each new status, in order, by the thread that noticed the change, under the lock: it must
+            return quickly.
+        on_secret: Called likewise with each possible secret in a content, before that content is used.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class SecretFile:
         self._on_change = on_change
         self._on_secret = on_secret
         self._lock = threading.RLock()
-        self._status = SecretStatus(SecretState.MISSING, error=_said("has not been read yet"))
+        self._status = SecretStatus(SecretState.MISSING, error=_sentence("has not been read yet"))
         self._source = SourceKind.DIRECTORY
         self._place: tuple[object, ...] = ()
         self._reading: Reading | None = None
@@ -123,12 +122,12 @@ class SecretFile:
 
     @property
     def path(self) -> Path:
-        """Where the file is, absolute."""
+        """The absolute path."""
         return self._path
 
     @property
     def status(self) -> SecretStatus:
-        """What the latest reading, by whichever thread, found; takes no lock."""
+        """The status after the latest reading by any thread; takes no lock."""
         return self._status
 
     def read(self) -> Generation:
@@ -154,10 +153,10 @@ class SecretFile:
         return status.generation
 
     def poll(self) -> SecretStatus:
-        """Re-read once and return what is known now, without waiting for a content to settle."""
+        """Read once and return the status, without waiting for a content to settle."""
         with self._lock:
             self._advance()
-            self._look_at_source()
+            self._update_source()
             status = self._status
         self._ledger.save(durable=False)
         return status
@@ -189,7 +188,7 @@ class SecretFile:
             self.poll()
             if announced:
                 continue
-            # Nothing happens now: the time to wait for the disk.
+            # No event is pending, so a slow disk delays nothing.
             self._ledger.save()
             if before is None or self._reading is None or before.mark != self._reading.mark:
                 # The directory may have been replaced by one with the same inode number.
@@ -203,16 +202,16 @@ class SecretFile:
                 due_at.append(self._settles_at)
             if self._without_token_since is not None:
                 due_at.append(self._without_token_since + self._withdraw_after_seconds)
-            # A withdraw time that is over is not due again, or waiting would turn into a busy loop.
+            # Times in the past are left out: they would make this a busy loop.
             return min(at for at in due_at if at > now) - now
 
     def _advance(self) -> float | None:
-        """Read once and draw the conclusions; return when the content will have settled, None if it has."""
+        """Read once and update the status; return when the content will have settled, None if it has."""
         with self._lock:
             before = self._reading
             reading = self._reading = read_secret(self._path, before)
             if reading is before and self._settles_at is None and self._without_token_since is None:
-                return None  # as nearly always: its token is in use
+                return None  # the usual case: unchanged, and its token in use
             now = time.monotonic()
             if before is None or reading.mark != before.mark:
                 self._still_since = now
@@ -250,12 +249,12 @@ class SecretFile:
         self._publish(SecretState.READY, generation, None)
 
     def _warn_once(self, content: SecretContent) -> None:
-        """Log what is odd about a content; not again where the same is only written anew."""
-        told = (content.token, content.warnings)
-        if told != self._warned_of:
+        """Log what is unusual about a content, unless the same content was only written anew."""
+        warned = (content.token, content.warnings)
+        if warned != self._warned_of:
             for warning in content.warnings:
                 logger.warning("%s: %s", self._path, warning)
-        self._warned_of = told
+        self._warned_of = warned
 
     def _go_without(self, found: SecretContent | Unusable, now: float, *, settled: bool) -> None:
         if self._without_token_since is None:
@@ -263,17 +262,17 @@ class SecretFile:
         reason = found.reason if isinstance(found, Unusable) else UNSETTLED
         generation = self._status.generation
         if generation is not None and now - self._without_token_since < self._withdraw_after_seconds:
-            if settled and self._status.error != _said(reason):
+            if settled and self._status.error != _sentence(reason):
                 logger.warning("%s %s, generation %s stays in use for now", self._path, reason, generation.number)
-                self._publish(SecretState.READY, generation, _said(reason))
+                self._publish(SecretState.READY, generation, _sentence(reason))
             return
         if generation is not None:
             logger.warning("%s %s, generation %s is withdrawn", self._path, reason, generation.number)
         absent = isinstance(found, Unusable) and found.absent
-        self._publish(SecretState.MISSING if absent else SecretState.INVALID, None, _said(reason))
+        self._publish(SecretState.MISSING if absent else SecretState.INVALID, None, _sentence(reason))
 
-    def _look_at_source(self) -> None:
-        """Find out what the file is reached through; the mount table is read only where it may have changed."""
+    def _update_source(self) -> None:
+        """Update how the file is mounted; the mount table is read only where it may have changed."""
         place = (*_place_of(self._path), *_place_of(self._path.parent))
         if place == self._place:
             return
@@ -287,11 +286,11 @@ class SecretFile:
         elif source is SourceKind.DETACHED:
             logger.warning("%s %s", self._path, DETACHED)
         status = self._status
-        self._publish(status.state, status.generation, None if status.error == _said(DETACHED) else status.error)
+        self._publish(status.state, status.generation, None if status.error == _sentence(DETACHED) else status.error)
 
     def _publish(self, state: SecretState, generation: Generation | None, error: str | None) -> None:
         if error is None and self._source is SourceKind.DETACHED:
-            error = _said(DETACHED)
+            error = _sentence(DETACHED)
         loaded_at = self._status.last_loaded_at if generation is None else generation.loaded_at
         status = SecretStatus(state, generation, error, self._source, loaded_at)
         if status == self._status:
@@ -305,7 +304,7 @@ class SecretFile:
             logger.error("a listener failed: %s", type(problem).__name__)
 
 
-def _said(reason: str) -> str:
+def _sentence(reason: str) -> str:
     return f"the secret file {reason}"
 
 

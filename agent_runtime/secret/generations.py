@@ -1,4 +1,4 @@
-"""Generations of the token: their numbers, and what the API holds against a token; both outlive the process."""
+"""Generations of the token: their numbers, and the troubles of tokens; both outlive the process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "generations.json"
 MAX_REFUSED = 1000
-"""How many fingerprints in trouble are kept; the oldest goes first, so that the file stays small."""
+"""How many fingerprints in trouble are stored; the oldest is dropped first."""
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Generation:
     """
-    One value of the token, numbered in the order in which values were seen.
+    One value of the token, numbered in the order in which values were read.
 
     Attributes:
         loaded_at: Epoch seconds at which this process first read it.
         expires_at: Epoch seconds, where the secret file says so.
         subscription: A name for people, where the secret file says so.
-        written_at: Epoch seconds at which the content got where it was read; for measuring only.
+        written_at: Epoch seconds at which the content was put in its place; for metrics only.
     """
 
     number: int
@@ -44,14 +44,14 @@ class Generation:
     written_at: float | None = field(default=None, compare=False)
 
 
-class _Kept(msgspec.Struct, omit_defaults=True):
+class _Stored(msgspec.Struct, omit_defaults=True):
     """
     The file.
 
     Attributes:
-        refused: Every token in trouble, by its fingerprint, and the highest number it had. A version that knows of no
-            other trouble takes all of them for refused.
-        trouble: Which trouble it is, where it is not refused.
+        refused: The highest number of every token in trouble, by its fingerprint. An old version, which knows no other
+            trouble, takes them all for refused.
+        trouble: The trouble of those that are not refused.
     """
 
     generation: int = 0
@@ -70,22 +70,22 @@ class _Kept(msgspec.Struct, omit_defaults=True):
 
 class GenerationLedger:
     """
-    The counter of generations and the fingerprints of tokens in trouble, kept in the data directory.
+    The counter of generations and the fingerprints of tokens in trouble, stored in the data directory.
 
     Numbers only rise, over restarts too. A trouble belongs to the fingerprint: a refused token that returns under a
-    new number is still refused. Where the disk cannot be written the ledger goes on in memory and says so once.
+    new number is still refused. Where the disk cannot be written, the ledger goes on in memory and warns once.
 
     Every method may be called from any thread.
 
     Args:
-        directory: The data directory; None keeps nothing.
+        directory: The data directory; None: nothing is stored.
     """
 
     def __init__(self, directory: Path | None) -> None:
         self._path = None if directory is None else directory / FILE_NAME
         self._lock = threading.Lock()
         self._saving = threading.Lock()
-        self._kept = self._load()
+        self._stored = self._load()
         self._dirty = False
         self._unsynced = False
         self._warned = False
@@ -94,64 +94,64 @@ class GenerationLedger:
     def current(self) -> int:
         """The latest number given; 0 before the first."""
         with self._lock:
-            return self._kept.generation
+            return self._stored.generation
 
     @property
     def last_refused_generation(self) -> int | None:
-        """The highest number that was refused and not cleared since."""
+        """The highest generation that was refused and has not been cleared since."""
         with self._lock:
-            kept = self._kept
-            numbers = (number for fingerprint, number in kept.refused.items() if fingerprint not in kept.trouble)
+            stored = self._stored
+            numbers = (number for fingerprint, number in stored.refused.items() if fingerprint not in stored.trouble)
             return max(numbers, default=None)
 
     def number_of(self, token: Token) -> int:
-        """Return the number of the value now in the secret file: one higher if it is not the value of last time."""
+        """Return the number of the value in the secret file: one higher if the value has changed."""
         fingerprint = token.fingerprint
         with self._lock:
-            if fingerprint != self._kept.fingerprint:
-                self._kept.generation += 1
-                self._kept.fingerprint = fingerprint
+            if fingerprint != self._stored.fingerprint:
+                self._stored.generation += 1
+                self._stored.fingerprint = fingerprint
                 self._dirty = True
-            return self._kept.generation
+            return self._stored.generation
 
     def trouble_of(self, token: Token) -> TokenTrouble | None:
-        """Return what the API holds against this very token, under whatever number: refused, blocked, or billing."""
+        """Return the trouble of this token, under any number: refused, blocked, billing or None."""
         with self._lock:
-            return self._kept.trouble_of(token.fingerprint)
+            return self._stored.trouble_of(token.fingerprint)
 
     def mark(self, generation: Generation, trouble: TokenTrouble) -> None:
         """Record a trouble of the generation's token; on disk when this returns, where that is possible."""
         with self._lock:
-            kept, fingerprint = self._kept, generation.token.fingerprint
-            kept.refused[fingerprint] = max(generation.number, kept.refused.pop(fingerprint, 0))
-            kept.trouble.pop(fingerprint, None)
+            stored, fingerprint = self._stored, generation.token.fingerprint
+            stored.refused[fingerprint] = max(generation.number, stored.refused.pop(fingerprint, 0))
+            stored.trouble.pop(fingerprint, None)
             if trouble is not TokenTrouble.REFUSED:
-                kept.trouble[fingerprint] = trouble
-            while len(kept.refused) > MAX_REFUSED:
-                oldest = next(iter(kept.refused))
-                del kept.refused[oldest]
-                kept.trouble.pop(oldest, None)
+                stored.trouble[fingerprint] = trouble
+            while len(stored.refused) > MAX_REFUSED:
+                oldest = next(iter(stored.refused))
+                del stored.refused[oldest]
+                stored.trouble.pop(oldest, None)
             self._dirty = True
         self.save()
 
     def clear(self, token: Token) -> None:
-        """Take a trouble back: the API accepted the token after all."""
+        """Remove the trouble of a token that the API has accepted."""
         with self._lock:
-            if self._kept.refused.pop(token.fingerprint, None) is None:
+            if self._stored.refused.pop(token.fingerprint, None) is None:
                 return
-            self._kept.trouble.pop(token.fingerprint, None)
+            self._stored.trouble.pop(token.fingerprint, None)
             self._dirty = True
         self.save()
 
     def save(self, *, durable: bool = True) -> bool:
         """
-        Write the ledger if it has changed, so that a reader finds the old or the new one whole.
+        Write the ledger atomically, if it has changed.
 
         Args:
-            durable: Wait for the disk, so that it outlives the machine; without, it outlives the process.
+            durable: Wait for the disk, so that it survives a crash of the machine, not only of the process.
 
         Returns:
-            Whether what is in memory is also on disk.
+            Whether the present content is on disk.
         """
         if self._path is None:
             return False
@@ -159,7 +159,7 @@ class GenerationLedger:
             with self._lock:
                 if not self._dirty and not (durable and self._unsynced):
                     return True
-                raw = msgspec.json.encode(self._kept)
+                raw = msgspec.json.encode(self._stored)
                 self._dirty = False
             try:
                 _replace(self._path, raw, durable=durable)
@@ -176,18 +176,18 @@ class GenerationLedger:
             self._warned = False
             return True
 
-    def _load(self) -> _Kept:
+    def _load(self) -> _Stored:
         if self._path is None:
-            return _Kept()
+            return _Stored()
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=_Kept)
+            return msgspec.json.decode(self._path.read_bytes(), type=_Stored)
         except FileNotFoundError:
-            return _Kept()
+            return _Stored()
         except OSError as problem:
             logger.warning("cannot read %s, generations are counted from 1: %s", self._path, problem)
         except (msgspec.DecodeError, UnicodeDecodeError):
             logger.warning("%s is damaged, generations are counted from 1", self._path)
-        return _Kept()
+        return _Stored()
 
 
 def _replace(path: Path, raw: bytes, *, durable: bool) -> None:

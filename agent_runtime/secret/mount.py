@@ -1,8 +1,8 @@
 """
-How the secret file got into this container, as far as that decides whether updates can be seen.
+How the secret file is mounted, as far as that decides whether updates can be seen.
 
-A single file that is mounted keeps showing its old inode after the writer has put a new file in its place: the mount
-follows the inode, not the name. So does a mounted directory that was removed and made again.
+A single file that is mounted shows its old inode after the writer has renamed a new file to its name, because a mount
+follows the inode, not the name. The same holds for a mounted directory that was removed and made again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Source: ``seq_dentry`` in Linux ``fs/d_path.c``, seen on 6.18.
 
 
 class SourceKind(StrEnum):
-    """What the secret file is reached through."""
+    """How the secret file is mounted."""
 
     DIRECTORY = "directory"
     FILE_MOUNT = "file_mount"
@@ -29,7 +29,7 @@ class SourceKind(StrEnum):
 
 
 def source_of(path: Path) -> SourceKind:
-    """Tell what the file at *path* is reached through; ``directory`` where the kernel does not say."""
+    """Return how the file at *path* is mounted; ``directory`` where the kernel does not say."""
     real = Path(os.path.realpath(path))
     try:
         mountinfo = MOUNTINFO.read_bytes()
@@ -44,7 +44,7 @@ def source_of(path: Path) -> SourceKind:
 
 def mount_of(path: bytes, mountinfo: bytes) -> tuple[bytes, bytes]:
     """
-    Find the mount that *path* lies in.
+    Return the mount that *path* is in.
 
     Args:
         path: Absolute, without symbolic links.
@@ -77,7 +77,7 @@ def _is_unlinked(path: Path) -> bool:
         first = path.stat()
         if first.st_nlink > 0:
             return False
-        # A rename between look-up and stat shows a link count of 0 too; then the name now means another inode.
+        # A rename between look-up and stat gives a link count of 0 too; then the name has another inode now.
         second = path.stat()
     except OSError:
         return False

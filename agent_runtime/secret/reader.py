@@ -1,4 +1,4 @@
-"""One look at the secret file: what it holds at this moment, and how to tell whether it holds still."""
+"""One reading of the secret file: its content now, and a mark that shows whether it has changed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Source: ``AtomicWriter`` in Kubernetes ``pkg/volume/util/atomic_writer.go``.
 
 class Reading(msgspec.Struct, frozen=True):
     """
-    What was found.
+    The result of one reading.
 
     Attributes:
-        mark: Equal for two readings only if nobody has written in between; holds a digest, never the content.
+        mark: Equal for two readings only if the file was not written in between; holds a digest, never the content.
         modified_at: Epoch seconds; None where there is no file.
-        secrets: What no output is to show, usable or not.
-        changed_at: When it got here, epoch seconds: a rename counts too, and no writer can set it.
+        changed_at: When the inode changed last, epoch seconds: a rename counts, and no writer can set it.
+        secrets: Possible secrets in the content, usable or not, that no output must show.
     """
 
     found: SecretContent | Unusable
@@ -40,12 +40,12 @@ class Reading(msgspec.Struct, frozen=True):
 
 def read_secret(path: Path, known: Reading | None = None) -> Reading:
     """
-    Look once, without waiting for anything: neither a FIFO's writer nor a device is opened.
+    Read once without blocking: neither a FIFO nor a device is opened.
 
     Every error of the file system becomes an :class:`~agent_runtime.secret.content.Unusable`.
 
     Args:
-        known: An earlier look; it is returned itself where nobody has written since.
+        known: An earlier reading; it is returned if the file has not changed since.
     """
     try:
         fault = _fault_of_type(path.stat().st_mode)
@@ -75,16 +75,16 @@ def read_secret(path: Path, known: Reading | None = None) -> Reading:
 
 def arrived_whole(path: Path) -> bool:
     """
-    Whether the file is known to have come by one rename, so that what it holds is never half written.
+    Whether the file is known to have come by one rename, so that its content is never half written.
 
-    A rename of the file itself leaves nothing behind that an in-place write with ``cp -p`` or ``chmod`` could not leave
-    too. The kubelet's layout does: there the file is reached through a link that is replaced as a whole.
+    A rename of the file itself cannot be told from an in-place write with ``cp -p`` or ``chmod``. The kubelet's layout
+    can: there the path leads through a symbolic link that is replaced as a whole.
     """
     try:
         if path.readlink().parts[:1] == (SWAPPED_LINK,):
             return True
     except OSError:
-        pass  # Not a link: the link may be further up.
+        pass  # no link: one of its directories may be one
     return any(part.startswith("..") and part != ".." for part in (*path.parts, *Path(os.path.realpath(path)).parts))
 
 

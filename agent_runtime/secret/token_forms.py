@@ -1,10 +1,9 @@
 """
-Which text is a token: what is taken off it first, and what is refused.
+Which text is a token: which wrappings are removed first, and which texts are refused.
 
-A secret file is written by scripts and by people, and holds more than a token at times: a line of an ``.env`` file,
-quotes, base64, a template that nobody has filled in. A wrapping is taken off where it is certain that a token is
-inside. What could replace a good token by something that never was one is refused. Neither reasons nor warnings repeat
-any of the text.
+Scripts and people write secret files, and some hold more than a token: a line of an ``.env`` file, quotes, base64, an
+unfilled template. A wrapping is removed where a token is certainly inside. A text that was never a token is refused, so
+that it cannot replace a good one. Neither reasons nor warnings repeat any of the text.
 
 Sources: reports of people who run Claude Code headless, quoted in
 ``tests/secret/test_secret_content.py``. Claude Code 2.1.330
@@ -32,10 +31,10 @@ if TYPE_CHECKING:
 BLANKS = " \t\r\n"
 
 SHORTEST_SECRET = 16
-"""In characters; what is shorter is no token, and may stand in a name by chance."""
+"""In characters; a shorter text is no token, and could be part of a name by chance."""
 
 VARIABLES = (OAUTH_VARIABLE, API_KEY_VARIABLE, AUTH_TOKEN_VARIABLE, "CLAUDE_CODE_OAUTH_REFRESH_TOKEN", "CLAUDE_API_KEY")
-"""Variables whose value may be the token itself; a refresh token is recognised, and then refused by its prefix."""
+"""Variables whose value may be the token; a refresh token is recognised and refused by its prefix."""
 
 FAMILY = "sk-ant-"
 
@@ -54,8 +53,8 @@ class Found(NamedTuple):
     A token in a text.
 
     Attributes:
-        warnings: What was taken off, and what is doubtful; without any of the text.
-        was_base64: A part of the text may look just like this one, but for its length.
+        warnings: What was removed, and what is unusual; without any of the text.
+        was_base64: The text may be the first part of a longer one.
     """
 
     value: str
@@ -65,7 +64,7 @@ class Found(NamedTuple):
 
 def token_in(text: str) -> Found:
     """
-    Return the token in *text*, without what stood around it.
+    Return the token in *text*, without its wrappings.
 
     Raises:
         NoToken: There is none, or it is not certain that there is one.
@@ -74,8 +73,8 @@ def token_in(text: str) -> Found:
     wrappings = dict(_WRAPPINGS)
     text = text.strip(BLANKS)
     while inner := _without_wrapping(text, wrappings):
-        said, text = inner
-        warnings.append(said)
+        warning, text = inner
+        warnings.append(warning)
     for pattern, reason in _REFUSED:
         if pattern.search(text):
             raise NoToken(f"holds {reason}")
@@ -94,15 +93,15 @@ def token_in(text: str) -> Found:
 
 
 def _without_wrapping(text: str, wrappings: dict[str, Callable[[str], str | None]]) -> tuple[str, str] | None:
-    """Take one wrapping off, and out of *wrappings*: each comes off at most once."""
-    for said, take_off in wrappings.items():
+    """Remove one wrapping from the text, and from *wrappings*, so that each is removed at most once."""
+    for warning, take_off in wrappings.items():
         inner = take_off(text)
         if inner is not None:
-            del wrappings[said]
+            del wrappings[warning]
             inner = inner.strip(BLANKS)
             if not inner:
                 raise NoToken("holds a name or quotes with nothing in them")
-            return said, inner
+            return warning, inner
     return None
 
 
@@ -116,7 +115,7 @@ def _inside_quotes(text: str) -> str | None:
 
 
 def _from_base64(text: str) -> str | None:
-    """Decode base64 or base64url, padded or not, in one line or several, if what is in it is about a token."""
+    """Decode base64 or base64url, padded or not, in one line or several, if the result is about a token."""
     joined = "".join(line.strip(BLANKS) for line in text.split("\n"))
     digits = joined.rstrip("=").translate({ord("-"): "+", ord("_"): "/"})
     if len(digits) < SHORTEST_SECRET:
@@ -163,7 +162,7 @@ _REFUSED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\.\.\.", "a token that was shortened for showing"),
     )
 )
-"""What no token looks like, and what it is; the first that fits is told. Each takes time linear in the text."""
+"""Patterns that no token matches, and what such a text is. The first match is reported; each takes linear time."""
 
 _OTHER_KINDS = (
     ("sk-ant-ort", "a refresh token, which no request can carry"),
@@ -174,7 +173,7 @@ _OTHER_KINDS = (
 
 def _refuse_other_kinds(text: str) -> None:
     lowered = text.lower()
-    # Tokens of this family end with a letter, a digit, "-" or "_": the rest belongs to the sentence they stood in.
+    # Tokens of this family end with a letter, a digit, "-" or "_": another end belongs to a surrounding sentence.
     if lowered.find(FAMILY, 1) > 0 or (lowered.startswith(FAMILY) and text[-1] in ".~+/="):
         raise NoToken("holds more than one token, or something around it")
     if not lowered.startswith(FAMILY) or text.startswith((OAUTH_PREFIX, API_KEY_PREFIX)):
@@ -190,7 +189,7 @@ _PLACEHOLDER_PHRASES = """
     placeholder redacted replaceme replacethis replacewith tobedefined tobereplaced tokengoeshere tokenhere undefined
     youranthropic yourapikey yourapitoken yourclaude yourkeyhere youroauth yoursecret yourtoken
 """
-"""Each has eight letters or more, so that none stands in a token by chance; compared without case and separators."""
+"""Each has eight letters or more, so that none is in a token by chance; compared without case and separators."""
 
 _PLACEHOLDER_WORDS = """
     changeme dummy empty example fake fixme insert missing nil none notset null paste replace sample tbd todo unset xxx
@@ -200,7 +199,7 @@ _WORDS_BESIDE = """
     a an and anthropic api auth by claude code do for from go goes here in is it key keys me my new not of oauth only or
     please real secret set some test text the this to token tokens use value with
 """
-"""Words that say nothing by themselves: a text of such and at least one of the others is a placeholder."""
+"""Neutral words: a text of these and at least one placeholder word is a placeholder."""
 
 _PHRASES = tuple(_PLACEHOLDER_PHRASES.split())
 _TELLING = frozenset(_PLACEHOLDER_WORDS.split())

@@ -1,9 +1,9 @@
 """
-Being told soon that something happened in the secret file's directory.
+Early notice of changes in the secret file's directory.
 
-Only a hint: the caller re-reads after every return, event or not, so a lost event costs at most one tick. Some are
-lost: a directory that was mounted over, or is written behind an overlay or by another machine, says nothing; and
-watchfiles goes deaf when a directory is replaced, and drops events where the kernel's queue overflows.
+A notice is only a hint: the caller re-reads after every return, event or not, so a lost event costs at most one tick.
+Events do get lost: there are none where a directory was mounted over, or is written behind an overlay or by another
+machine. watchfiles misses all events after a directory was replaced, and drops some when the kernel's queue overflows.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ TICK_SECONDS = 0.5
 
 _STEP_MS = 20
 _GROUPED_MS = 100
-"""How often watchfiles looks for events, and how long it groups those of a directory that is never still."""
+"""How often watchfiles checks for events, and how long it groups them in a directory that changes all the time."""
 
 RETRY_SECONDS = 30.0
-"""How long watching is not tried again after it failed, for want of an inotify instance as a rule."""
+"""How long after a failure watching is tried again; the usual cause is that no inotify instance is left."""
 
 logger = logging.getLogger(__name__)
 
 
 class DirectoryWatch:
     """
-    Wait for something to happen in a directory that need not exist yet, nor stay the same.
+    Wait for events in a directory that may not exist yet, and may be replaced.
 
-    For one thread; :meth:`stop` may be called by any. Its maker closes it.
+    For one thread, except :meth:`stop`. To be closed by its creator.
 
-    A directory is told from its successor by device and inode number. Where the successor got the same number (usual
-    on ext4), a caller that finds a change that was not announced calls :meth:`renew`. A descriptor held open would tell
-    the two apart, but even an ``O_PATH`` one makes ``umount`` fail as busy, measured on 6.18.
+    A replaced directory is recognised by device and inode number. Where the new one has the same number (usual on
+    ext4), a caller that finds a change without an event calls :meth:`renew`. An open descriptor would be a surer sign,
+    but even an ``O_PATH`` one makes ``umount`` fail as busy (measured on 6.18).
     """
 
     def __init__(self, directory: Path) -> None:
@@ -56,15 +56,15 @@ class DirectoryWatch:
         return self._stop.is_set()
 
     def stop(self) -> None:
-        """End the present wait and all later ones."""
+        """End the present wait and all later ones at once."""
         self._stop.set()
 
     def wait(self, timeout_seconds: float = TICK_SECONDS) -> bool:
-        """Return at an event, after the timeout, or at a stop; tell whether it was an event."""
+        """Wait for an event, the timeout or a stop; return whether there was an event."""
         if self._identity() != self._watched:
             self.renew()
         if self._notify is None and self._begin():
-            # What happened before the watch began had no event: the caller must look once more.
+            # Changes before the watch began have no event: the caller must read once more.
             return True
         if self._notify is None:
             self._stop.wait(timeout_seconds)
@@ -78,7 +78,7 @@ class DirectoryWatch:
         return not isinstance(found, str)
 
     def renew(self) -> None:
-        """Give up the current watch; the next wait begins another."""
+        """End the present watch; the next wait begins another."""
         if self._notify is not None:
             self._notify.close()
         self._notify = None
@@ -124,10 +124,10 @@ class DirectoryWatch:
 
 def watch_of(directory: Path) -> RustNotify:
     """
-    Begin to watch a directory, not what is below it.
+    Begin to watch a directory, without its subdirectories.
 
     Raises:
         OSError: There is none, it may not be read, or the kernel has no watch left.
-        RuntimeError: Anything else that watchfiles met.
+        RuntimeError: Any other failure of watchfiles.
     """
     return RustNotify([str(directory)], False, False, 0, False, False)

@@ -1,9 +1,9 @@
 """
-The writing side of the secret file: ``token put``, ``token show``, and a token that comes another way.
+The writing side of the secret file: ``token put``, ``token show``, and tokens by HTTP or from the environment.
 
-A file is replaced by rename, so that a reader finds the old token or the new one and never a part of either. Its mode
-and owner stay as they were, because the reader is often another user who may only read it by its group; a new file is
-for its owner alone.
+A file is replaced by rename, so that a reader finds the old token or the new one, never a part of either. Mode and
+owner stay the same, because the reader is often another user with access by the group. Only its owner may read a new
+file.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ log = logging.getLogger(__name__)
 
 def put(path: Path, data: bytes) -> list[str]:
     """
-    Write a token, or a JSON object that holds one, so that a reader never sees half of it.
+    Write a token, or a JSON object that holds one, atomically.
 
-    A symbolic link is followed: the file it leads to is replaced, not the link. A file that is itself a mount cannot be
-    replaced; it is overwritten in one write.
+    A symbolic link is followed: its target is replaced, not the link. A file that is itself a mount cannot be replaced;
+    it is overwritten in one write.
 
     Returns:
-        What the caller should be told although the token was written.
+        Warnings about a token that was written.
 
     Raises:
-        SecretUnreadable: The reader would not take *data*; nothing was written.
-        NotWritable: The operating system would not let it be written, or nobody would see it.
+        SecretUnreadable: A reader would not accept *data*; nothing was written.
+        NotWritable: The operating system refuses, or no reader would see what is written.
     """
     content = parse(data)
     if isinstance(content, Unusable):
@@ -78,10 +78,10 @@ def put(path: Path, data: bytes) -> list[str]:
 
 def put_once(path: Path, token: Token) -> None:
     """
-    Write a token as :func:`put` does, unless the file holds it already, in whatever form.
+    Write a token as :func:`put` does, unless the file holds it already, in any form.
 
     Raises:
-        NotWritable: It is another one that is there, and the file cannot be written.
+        NotWritable: The file holds another token, and cannot be written.
     """
     found = read_secret(path).found
     if not isinstance(found, SecretContent) or found.token != token:
@@ -90,9 +90,9 @@ def put_once(path: Path, token: Token) -> None:
 
 def put_from_environment(path: Path, environ: Mapping[str, str]) -> None:
     """
-    Write the environment's token where there is no secret file, and log what was done; never raises.
+    Write the environment's token if there is no secret file, and log the result; never raises.
 
-    A file that is there stays as it is, whatever it holds, also one that comes at the same moment.
+    An existing file stays as it is, whatever it holds, also one that is created at the same moment.
     """
     name = next((name for name in (OAUTH_VARIABLE, API_KEY_VARIABLE) if environ.get(name)), None)
     if name is None or os.path.lexists(path):
@@ -113,12 +113,12 @@ def put_from_environment(path: Path, environ: Mapping[str, str]) -> None:
 
 def describe(path: Path) -> dict[str, str | float | None]:
     """
-    Tell what can be said of the secret file without telling the secret.
+    Describe the secret file without its secret.
 
     Returns:
         ``kind``, ``fingerprint``, ``age_seconds`` (since it was written), ``expires_at`` (epoch seconds),
-        ``subscription``, ``source`` and ``error``; None where there is nothing to tell. ``warning`` only where the
-        content was odd and could be put right.
+        ``subscription``, ``source`` and ``error``, each None where it does not apply. ``warning`` only where the
+        content was unusual and could be corrected.
     """
     path = path.absolute()
     reading = read_secret(path)
@@ -143,7 +143,7 @@ def _remedy(path: Path) -> str:
 
 
 def _replace(target: Path, raw: bytes, *, is_new: bool = False) -> list[str]:
-    """Put a file there by rename; FileExistsError where it is to be new, and there is one by now."""
+    """Replace a file by rename; with *is_new* raise FileExistsError if there is one by now."""
     warnings = []
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, NEW_FILE_MODE)
@@ -195,8 +195,8 @@ def _keep_mode_and_owner(target: Path, descriptor: int) -> list[str]:
 def _overwrite(target: Path, raw: bytes) -> None:
     descriptor = os.open(target, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        # Not truncated first, so that a reader never finds it empty: between these two calls it finds at worst the
-        # new line and a rest of the old one, which is several lines and so no token.
+        # Not truncated first, so that a reader never finds it empty. Between the two calls the file holds at worst the
+        # new line and the rest of the old one: several lines, which is no token.
         written = os.write(descriptor, raw)
         os.ftruncate(descriptor, written)
         os.fsync(descriptor)

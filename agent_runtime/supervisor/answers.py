@@ -1,4 +1,4 @@
-"""The answer to a task: one body for the first caller, for those who join, and for those who come back later."""
+"""The answer to a task: the same body for its first caller, for callers that join, and for later ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAST_BYTES = 64 << 10
 
 class AnswerForm(msgspec.Struct, frozen=True):
     """
-    How answers are shown; they are kept in one form, so that this may change with a restart.
+    How answers are shown. They are stored in one form, so a restart may change how they are shown.
 
     Attributes:
         detail_is_object: ``detail`` of errors is an object, with the transcript.
@@ -59,7 +59,7 @@ class Success(msgspec.Struct, frozen=True, kw_only=True):
 
 class KeptResult(msgspec.Struct, kw_only=True):
     """
-    How an execution ended: what its first caller got, or would have got, and the same taken apart.
+    How an execution ended: the answer to its first caller, and the same in separate fields.
 
     Attributes:
         status_code: The HTTP status of that answer.
@@ -130,7 +130,7 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
 
 
 def failed_answer(record: ExecutionRecord, error_class: ErrorClass = ErrorClass.ERROR) -> Answer:
-    """Build the answer of an execution that nobody can build a better one of: its supervisor failed, or was killed."""
+    """Build the answer of an execution whose supervisor failed or was killed, from its record alone."""
     failure = problem(
         error_class,
         error_class.sentence,
@@ -141,13 +141,13 @@ def failed_answer(record: ExecutionRecord, error_class: ErrorClass = ErrorClass.
     try:
         body = msgspec.json.encode(failure)
     except (UnicodeEncodeError, TypeError):
-        # What cannot be written may be why the supervisor failed; whoever waits gets an answer all the same.
+        # A field that cannot be encoded may be why the supervisor failed: answer without the metadata.
         body = msgspec.json.encode(problem(error_class, error_class.sentence, execution_id=record.execution_id))
     return Answer(failure.status, body)
 
 
 def frames_of(lines: list[bytes]) -> list[msgspec.Raw]:
-    """Return the lines of a transcript that are JSON: all of them, unless the disk has damaged some."""
+    """Return the lines of a transcript that are JSON: all, unless the disk has damaged some."""
     return [msgspec.Raw(line) for line in lines if _is_json(line)]
 
 
@@ -185,14 +185,14 @@ def in_form(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcrip
 
 
 def result_of(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcript: TranscriptReader) -> KeptResult:
-    """Take apart what an execution was answered with; an error's log is read from the transcript."""
+    """Split an answer into fields; the log of an error is read from the transcript."""
     if answer.status_code == SUCCESS:
-        said = msgspec.json.decode(answer.body, type=_Said)
+        stored = msgspec.json.decode(answer.body, type=_StoredBody)
         error_class = error = None
         reason = "cancelled" if record.outcome is Outcome.CANCELLED else "completed"
     else:
         lines, truncated = transcript.answer_log(form.log_limit_bytes)
-        said = _Said(execution_log=frames_of(lines), truncated_log=truncated)
+        stored = _StoredBody(execution_log=frames_of(lines), truncated_log=truncated)
         error_class = reason = str(record.error_class or ErrorClass.ERROR)
         error = record.detail or (record.error_class or ErrorClass.ERROR).sentence
     return KeptResult(
@@ -201,18 +201,18 @@ def result_of(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcr
         answer=msgspec.Raw(answer.body),
         retained_at=None if record.ended_at is None else rfc3339(record.ended_at),
         status=record.outcome or Outcome.FAILED,
-        response=said.response,
+        response=stored.response,
         error=error,
         error_code=error_class,
         terminal_reason=reason,
         metadata=record.metadata,
-        execution_log=said.execution_log,
+        execution_log=stored.execution_log,
         session_id=record.session_id,
-        truncated_log=said.truncated_log,
+        truncated_log=stored.truncated_log,
     )
 
 
-class _Said(msgspec.Struct):
+class _StoredBody(msgspec.Struct):
     response: str | None = None
     execution_log: list[msgspec.Raw] = []
     truncated_log: bool = False

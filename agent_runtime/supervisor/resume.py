@@ -1,4 +1,4 @@
-"""Going on, after a restart, with what the end of an earlier supervisor has interrupted."""
+"""Resumption of executions that the end of an earlier supervisor has interrupted."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOK_AGAIN_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 
 
 class Resumption:
     """
-    Post the tasks of interrupted executions again, as their callers would.
+    Submit the tasks of interrupted executions again, as their callers would.
 
-    One that is turned away, because there is no token yet or no room, waits for its turn; one that its caller has
-    posted again in the meantime is left to that.
+    A task for which there is no usable token or no room yet is submitted again later. A task that its caller has posted
+    again in the meantime is left alone.
     """
 
     def __init__(self, supervisor: Supervisor) -> None:
@@ -34,19 +34,19 @@ class Resumption:
         return f"<Resumption waiting={len(self._waiting)}>"
 
     def turn(self) -> None:
-        """Post all that may go on now."""
-        self._waiting = [task for task in self._waiting if not self._is_settled(task)]
+        """Submit all tasks that can be admitted now."""
+        self._waiting = [task for task in self._waiting if not self._submit(task)]
 
     async def run(self) -> None:
-        """Take turns until all have gone on."""
+        """Submit again and again until every task is settled."""
         while self._waiting:
             changed = self._supervisor.changed.wait()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed, LOOK_AGAIN_SECONDS)
+                await asyncio.wait_for(changed, RETRY_SECONDS)
             self.turn()
 
-    def _is_settled(self, task: Task) -> bool:
-        """Try to go on with one; tell whether it needs no further look."""
+    def _submit(self, task: Task) -> bool:
+        """Submit one task if it is still interrupted; return whether it is done with."""
         known = {"execution_id": task.execution_id}
         try:
             if task.execution_id is None or not self._supervisor.archive.is_interrupted(task.execution_id):

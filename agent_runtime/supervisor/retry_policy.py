@@ -1,20 +1,25 @@
 """
 What happens to an execution whose token was refused, blocked, unpaid or limited: decided by one pure function.
 
-Five rungs, the first that holds is taken: a newer generation is loaded, so go on with it; what was seen is not
-confirmed, so go on with the same one, a bounded number of times; its limit ends in time, so wait for that; a newer one
-may come, so wait; nothing of this, so answer.
+The first rule that holds decides: a newer generation is loaded, so go on with it; the evidence is not confirmed, so go
+on with the same generation, a bounded number of times; the limit ends in time, so wait for its end; a newer generation
+may come, so wait for it; else answer.
 """
 
 from __future__ import annotations
 
 import enum
 import math
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.errors import ErrorClass
-from agent_runtime.model.state import Verification
+from agent_runtime.errors import AdmissionError, ErrorClass
+from agent_runtime.model.state import TokenTrouble, Verification
+
+if TYPE_CHECKING:
+    from agent_runtime.evidence.verdict import Verdict
+    from agent_runtime.execution.attempt_data import AttemptReport
 
 AUTO_PARK_SECONDS = 60.0
 AFTER_RESET_SECONDS = (1.0, 15.0)
@@ -22,7 +27,7 @@ AFTER_RESET_SECONDS = (1.0, 15.0)
 
 
 class Restart(enum.Enum):
-    """How an execution goes on in a further attempt."""
+    """How a further attempt begins."""
 
     RESUME = "resume"
     AFRESH = "afresh"
@@ -34,16 +39,15 @@ class Situation(msgspec.Struct, frozen=True):
 
     Attributes:
         error_class: ``auth``, ``billing`` or ``rate_limit``.
-        newer_is_usable: A generation that is newer than the one charged is loaded, is not expired, and nothing is held
-            against it.
-        is_first: Nobody has answered for this generation yet.
+        newer_is_usable: A newer generation than the one charged is loaded, has not expired and is in no trouble.
+        is_first: No execution has been answered with this generation's trouble yet.
         park_seconds: How long the request, or else the setting, lets it wait; None: ``auto``.
         resumes: How often it was resumed without a newer generation.
-        has_progress: The model has said something in the session, or a tool call is finished.
-        is_only_said: The CLI said so in a sentence of its own, before any tool ran; nothing shows what the API said.
-        reset_in_seconds: How long the limit lasts, where that is known.
-        wait_for_reset_seconds: How long the setting lets it wait for that.
-        seconds_left: Of its own time.
+        has_progress: The session has a message of the model, or a finished tool call.
+        is_only_said: The only evidence is a sentence of the CLI, printed before any tool ran.
+        reset_in_seconds: Until the limit ends, where that is known.
+        wait_for_reset_seconds: The longest that the setting lets it wait for that end.
+        seconds_left: Until its own time is over.
     """
 
     error_class: ErrorClass
@@ -61,7 +65,7 @@ class Situation(msgspec.Struct, frozen=True):
 
     @property
     def restart(self) -> Restart:
-        """Resume what has progress to lose; what has none is begun again, since the CLI may not have kept it."""
+        """Resume a session with progress; begin anew without, as the CLI may not have stored the session."""
         return Restart.RESUME if self.has_progress else Restart.AFRESH
 
 
@@ -70,7 +74,7 @@ class GoOn(msgspec.Struct, frozen=True):
     Run a further attempt at once.
 
     Attributes:
-        counts: It is no newer generation, so it counts against the limit.
+        counts: The generation is the same, so the resume counts against the maximum.
     """
 
     restart: Restart
@@ -91,7 +95,7 @@ class AwaitReset(msgspec.Struct, frozen=True):
 
 
 class GiveUp(msgspec.Struct, frozen=True):
-    """Tell the caller now."""
+    """Answer the caller now."""
 
     error_class: ErrorClass
 
@@ -107,18 +111,18 @@ def resets_in_time(reset_in_seconds: float | None, patience_seconds: float, seco
 
 
 def decide(situation: Situation) -> Decision:
-    """Take the first rung of the retry policy that holds."""
+    """Apply the first rule that holds."""
     restart = situation.restart
     if situation.newer_is_usable:
         return GoOn(restart, counts=False)
     if situation.confirmation is Verification.OPEN and situation.is_only_said:
-        # Asking the same CLI again gets the same sentence; it condemns nothing, and it is what the caller must know.
+        # A further attempt would get the same sentence. It marks no generation, but the caller must know it.
         return GiveUp(situation.error_class)
     if situation.confirmation is not Verification.CONFIRMED:
         if situation.resumes < situation.max_resumes:
             return GoOn(restart, counts=True)
-        # Good, and refuses the work all the same; or nothing but what a tool may have forged. Neither is to make the
-        # backend switch.
+        # Either the API accepts the token and refuses the work all the same, or a tool may have forged the evidence.
+        # The backend must not switch in either case.
         return GiveUp(ErrorClass.UPSTREAM)
     seconds = situation.park_seconds
     if seconds is None:
@@ -128,3 +132,21 @@ def decide(situation: Situation) -> Decision:
     if is_in_time and situation.resumes < situation.max_resumes:
         return AwaitReset(restart)
     return Park(restart, seconds) if seconds > 0 else GiveUp(situation.error_class)
+
+
+_CURABLE = {
+    ErrorClass.AUTH: TokenTrouble.REFUSED,
+    ErrorClass.BILLING: TokenTrouble.BILLING,
+    ErrorClass.RATE_LIMIT: TokenTrouble.LIMITED,
+}
+"""What another token can cure, and the trouble of the token where only the class is known."""
+
+
+def trouble_of(report: AttemptReport, final: Verdict) -> TokenTrouble | None:
+    """Return the trouble of the token that ended an attempt; None where no token, new or the same, could help."""
+    if final.error_class not in _CURABLE or not (report.error is None or isinstance(report.error, AdmissionError)):
+        return None
+    detection = report.detection
+    if detection is not None and detection.trouble is not None and detection.error_class is final.error_class:
+        return detection.trouble
+    return _CURABLE[final.error_class]

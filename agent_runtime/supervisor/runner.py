@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.errors import AdmissionError, AgentRuntimeError, ErrorClass, SessionUnknown, TokenLimited
+from agent_runtime.errors import AgentRuntimeError, ErrorClass, SessionUnknown, TokenLimited
 from agent_runtime.evidence.verdict import Verdict, token_verdict
 from agent_runtime.model.state import CLASS_BY_TROUBLE, Outcome, StopReason, TokenTrouble, Verification
 from agent_runtime.supervisor.retry_policy import (
@@ -22,6 +22,7 @@ from agent_runtime.supervisor.retry_policy import (
     Situation,
     decide,
     resets_in_time,
+    trouble_of,
 )
 from agent_runtime.supervisor.sessions import SessionTrouble
 from agent_runtime.tokens.status import UNKNOWN_LIMIT_SECONDS, Limit
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from agent_runtime.claude.invocation import Session
-    from agent_runtime.evidence.detector import Detection
     from agent_runtime.execution.attempt_data import AttemptReport
     from agent_runtime.execution.execution import Execution
     from agent_runtime.secret.generations import Generation
@@ -128,9 +128,9 @@ class ExecutionRunner:
                 execution.writer.send_as_text()
                 plan.begin_anew()
                 continue
-            if not _is_about_token(report, final):
+            if (token_trouble := trouble_of(report, final)) is None:
                 return final
-            if (answer := await self._after_token_trouble(report, final)) is not None:
+            if (answer := await self._after_token_trouble(report, final, token_trouble)) is not None:
                 return answer
 
     async def _attempt(self, session: Session) -> tuple[AttemptReport, Verdict]:
@@ -144,11 +144,14 @@ class ExecutionRunner:
 
     # -- deciding
 
-    async def _after_token_trouble(self, report: AttemptReport, final: Verdict) -> Verdict | None:
+    async def _after_token_trouble(
+        self, report: AttemptReport, final: Verdict, trouble: TokenTrouble
+    ) -> Verdict | None:
         """Verify what an attempt met, and wait as the retry policy says; return the end, or None for one more."""
         execution, gate = self._execution, self._context.gate
         generation = report.generation or gate.current
-        decision, final = await self._decide(report, final, generation)
+        decision, trouble = await self._decide(report, trouble, generation)
+        final = final if report.error is not None else token_verdict(trouble)
         gate.statuses.end_try(execution.execution_id)
         if (ended := self._unstarted()) is not None:
             return ended
@@ -173,15 +176,15 @@ class ExecutionRunner:
         return None
 
     async def _decide(
-        self, report: AttemptReport, final: Verdict, generation: Generation | None
-    ) -> tuple[Decision, Verdict]:
-        """Verify what an attempt met; return what to do, and the end of the execution if that is to give up."""
+        self, report: AttemptReport, trouble: TokenTrouble, generation: Generation | None
+    ) -> tuple[Decision, TokenTrouble]:
+        """Verify what an attempt met; return what to do, and the trouble that is known by then."""
         execution, gate, settings = self._execution, self._context.gate, self._context.settings
         newer = self._newer_is_usable(generation)
         if not newer:
             await asyncio.to_thread(gate.secret.poll)  # a newer token may be written and not noticed yet
             newer = self._newer_is_usable(generation)
-        verification, trouble = Verification.CONFIRMED, _trouble(report, final)
+        verification = Verification.CONFIRMED
         execution.resets_at = report.error.resets_at if isinstance(report.error, TokenLimited) else None
         if report.ending is not None and generation is not None:
             if trouble is TokenTrouble.LIMITED:
@@ -190,7 +193,7 @@ class ExecutionRunner:
                 verification, newer = await self._verify(report, generation, trouble, newer=newer)
                 if verification is Verification.CONFIRMED:
                     trouble = gate.statuses.trouble_of(generation) or trouble
-        detection, reset_at = _detection(report), execution.resets_at
+        detection, reset_at = report.detection, execution.resets_at
         decision = decide(
             Situation(
                 error_class=CLASS_BY_TROUBLE[trouble],
@@ -207,7 +210,7 @@ class ExecutionRunner:
                 seconds_left=execution.total_at - time.monotonic(),
             )
         )
-        return decision, final if report.error is not None else token_verdict(trouble)
+        return decision, trouble
 
     async def _verify(
         self, report: AttemptReport, generation: Generation, trouble: TokenTrouble, *, newer: bool
@@ -220,7 +223,7 @@ class ExecutionRunner:
         Returns:
             What is known, and whether a newer token can be used.
         """
-        gate, by, detection = self._context.gate, self._execution.execution_id, _detection(report)
+        gate, by, detection = self._context.gate, self._execution.execution_id, report.detection
         current = gate.current
         is_in_use = current is not None and current.number == generation.number
         if not is_in_use:
@@ -260,7 +263,7 @@ class ExecutionRunner:
     def _note_limit(self, report: AttemptReport, generation: Generation) -> Verification:
         """Record a usage limit that no tool can have forged; another one is confirmed only by one that is recorded."""
         execution, gate = self._execution, self._context.gate
-        detection, now = _detection(report), time.time()
+        detection, now = report.detection, time.time()
         if report.used_tool or detection is None:
             known = gate.limit_for(generation, execution.task.model or report.run_stats.model_name)
             if known is None:
@@ -431,24 +434,6 @@ class ExecutionRunner:
                 happened.cancel()
 
 
-def _detection(report: AttemptReport) -> Detection | None:
-    """Return the API error that ended the attempt, as far as one is known."""
-    return report.ending.evidence or report.ending.last_error if report.ending else None
-
-
-def _trouble(report: AttemptReport, final: Verdict) -> TokenTrouble:
-    """Return what the API holds against the token, by what ended the attempt."""
-    detection = _detection(report)
-    if detection is not None and detection.trouble is not None and detection.error_class is final.error_class:
-        return detection.trouble
-    return _CURABLE[final.error_class or ErrorClass.AUTH]
-
-
-def _is_about_token(report: AttemptReport, final: Verdict) -> bool:
-    """Whether another token, or the same one once more, could help."""
-    return final.error_class in _CURABLE and (report.error is None or isinstance(report.error, AdmissionError))
-
-
 _SESSION_UNKNOWN = (
     "no conversation found under the id in resume_session_id; send the task without it to begin a new session"
 )
@@ -456,9 +441,3 @@ _SESSION_LOST = (
     "no conversation found in the session of this execution: the CLI has not kept it; send the same execution_id again "
     "to begin anew"
 )
-_CURABLE = {
-    ErrorClass.AUTH: TokenTrouble.REFUSED,
-    ErrorClass.BILLING: TokenTrouble.BILLING,
-    ErrorClass.RATE_LIMIT: TokenTrouble.LIMITED,
-}
-"""What another token can cure, and the trouble of the token where no more is known than the class."""

@@ -1,8 +1,8 @@
 """
-Sessions of the CLI: which one each attempt of an execution runs in, and who uses which.
+Sessions of the CLI: which one each attempt of an execution runs in, and which execution uses which.
 
-A session is a file of the CLI that holds a conversation. What is finished in it is not done again when it is resumed;
-two processes that write to it at once lose each other's work.
+A session is a file of the CLI that holds a conversation. A resumed session does not repeat work that is finished in it.
+Two processes that write to one session at once lose each other's work.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class SessionTrouble(Enum):
-    """Why a session that was resumed cannot be gone on with."""
+    """Why a resumed session cannot be used any longer."""
 
     UNKNOWN = "unknown"
     """The CLI knows no such session."""
@@ -33,7 +33,7 @@ class SessionTrouble(Enum):
 
 class SessionUse:
     """
-    Note which execution uses which session; one uses it at a time, in the order in which they claimed it.
+    Assign sessions to executions: one execution uses a session at a time, in the order of their claims.
 
     All methods run on the event loop's thread.
     """
@@ -49,13 +49,13 @@ class SessionUse:
         return session_id in self._claims
 
     def claim(self, session_id: str, execution_id: str) -> None:
-        """Use a session, or wait for it behind those that use it; once more does nothing."""
+        """Queue an execution for a session; a second claim does nothing."""
         claims = self._claims.setdefault(session_id, [])
         if execution_id not in claims:
             claims.append(execution_id)
 
     def may_use(self, session_id: str | None, execution_id: str) -> bool:
-        """Whether it is the execution's turn with a session it has claimed; with no session it always is."""
+        """Whether it is the execution's turn with a session it has claimed; without a session it always is."""
         return session_id is None or self._claims.get(session_id, [execution_id])[0] == execution_id
 
     def release(self, execution_id: str) -> None:
@@ -72,8 +72,8 @@ class SessionPlan:
     Choose the session of each attempt of one execution, from its admission to its final record.
 
     Attributes:
-        next: What the next attempt begins with.
-        has_progress: There is work in that session which a fresh one would do again.
+        next: The session of the next attempt.
+        has_progress: That session holds work which a new session would repeat.
     """
 
     def __init__(self, task: Task, previous: ExecutionRecord | None) -> None:
@@ -91,24 +91,24 @@ class SessionPlan:
 
     @property
     def known_id(self) -> str | None:
-        """The session that the next attempt goes on in; None: it begins a new one."""
+        """The session that the next attempt resumes; None: it begins a new one."""
         return str(self.next.session_id) if self.next.resumes else None
 
     @property
     def is_named(self) -> bool:
-        """Whether the next attempt goes on in the session that the task names."""
+        """Whether the next attempt resumes the session that the task names."""
         return self.next.session_id == self._named
 
     def resume(self, session_id: str) -> None:
-        """Go on in a session of this execution."""
+        """Plan to resume a session of this execution."""
         self.next = Session(uuid.UUID(session_id), resumes=True, prompt=CONTINUE_PROMPT)
 
     def begin_anew(self) -> None:
-        """Begin the task from its start: in the session it names, or in a new one."""
+        """Plan to begin the task from its start: in the session it names, or in a new one."""
         self.next, self.has_progress = self._fresh(), False
 
     def restart(self, trouble: SessionTrouble) -> bool:
-        """Begin anew instead of going on; False: that has been done already, and would run tools once more."""
+        """Plan to begin anew instead of resuming; False: that was done before, and would run tools once more."""
         if trouble is SessionTrouble.REFUSED or self._used_tool:
             if self._is_restarted:
                 return False
@@ -119,7 +119,7 @@ class SessionPlan:
         return True
 
     def ended(self, report: AttemptReport, final: Verdict) -> SessionTrouble | None:
-        """Take note of an attempt's end, and tell what is wrong with its session, if anything is."""
+        """Record an attempt's end; return what is wrong with its session, if anything is."""
         progress, is_resumed = report.run_stats.has_progress, self.next.resumes
         self.has_progress |= progress
         self._used_tool |= report.run_stats.tool_count > 0
@@ -127,7 +127,7 @@ class SessionPlan:
             return SessionTrouble.UNKNOWN
         if report.session_refused and final.error_class in _REFUSALS:
             return SessionTrouble.REFUSED
-        # Another reason than those that are known by their words: resumed, it gets the answer it got before.
+        # The reason is not known by its words: a resumed session that gets the same answer as before is refused.
         is_the_same = self._was_refused and final.error_class is ErrorClass.INVALID_REQUEST
         return SessionTrouble.REFUSED if is_resumed and not progress and is_the_same else None
 
@@ -136,11 +136,11 @@ class SessionPlan:
 
 
 _REFUSALS = {ErrorClass.INVALID_REQUEST, ErrorClass.ERROR}
-"""What an attempt fails with whose session is refused: by the API, or by the CLI."""
+"""Error classes of an attempt whose session is refused: by the API, or by the CLI."""
 
 
 def _session_with_progress(previous: ExecutionRecord) -> uuid.UUID | None:
-    """Return the session that an execution goes on in when it is posted again; None: there is nothing to go on with."""
+    """Return the session to resume when an execution is posted again; None: there is none with progress."""
     if previous.session_id is None or previous.outcome is Outcome.SUCCESS or previous.resumable is False:
         return None
     return uuid.UUID(previous.session_id)

@@ -1,4 +1,4 @@
-"""Slots and their queue: who runs now, who is next."""
+"""Slots and their queue: which executions run now, and which is next."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Ticket(msgspec.Struct, eq=False):
     A place in the queue, and later a slot.
 
     Attributes:
-        may_start: Whether a slot can be used now; until then those behind it in the queue pass it.
-        granted: Done when the slot is there.
-        number: Of the slot, from 1; 0 before it is there.
+        may_start: Whether a slot can be used now; until then later tickets pass this one.
+        granted: Done when the slot is granted.
+        number: Of the slot, from 1; 0 before it is granted.
     """
 
     may_start: Callable[[], bool] = lambda: True
@@ -29,12 +29,12 @@ class Ticket(msgspec.Struct, eq=False):
 
 class Slots:
     """
-    Hand out a fixed number of slots, first come first served; what has run before goes ahead.
+    Grant a fixed number of slots, first come first served; executions that have run before go ahead.
 
     All methods are synchronous and run on the event loop's thread, so that admission cannot be overtaken.
 
     Args:
-        total: How many run at once.
+        total: How many executions run at once.
         queue_limit: How many new executions may wait.
         is_held: Whether new executions must stay in the queue for now.
     """
@@ -62,10 +62,10 @@ class Slots:
 
     def is_full(self, *, must_wait: bool = False) -> bool:
         """
-        Whether one more new execution would find neither a slot nor a place in the queue.
+        Whether there is neither a slot nor a queue place for one more new execution.
 
         Args:
-            must_wait: It could not use a slot now, as one whose session another execution uses.
+            must_wait: It could not use a slot now, because another execution uses its session.
         """
         free = max(0, self.total - self.busy - _ready(self._ahead))
         ready = _ready(self._queue)
@@ -74,7 +74,7 @@ class Slots:
         return len(self._queue) - min(ready, free) >= self.queue_limit
 
     def enqueue(self, *, ahead: bool = False, may_start: Callable[[], bool] = lambda: True) -> Ticket:
-        """Take the next place; *ahead*: before all that are new."""
+        """Queue for a slot; *ahead*: before all new executions."""
         ticket = Ticket(may_start)
         (self._ahead if ahead else self._queue).append(ticket)
         self.grant()
@@ -90,7 +90,7 @@ class Slots:
         self.grant()
 
     def grant(self) -> None:
-        """Hand out what is free; also to be called when new executions may begin again."""
+        """Grant the free slots; also to be called when new executions may begin again."""
         while self.busy < self.total and (ticket := self._next()):
             ticket.number = min(set(range(1, self.total + 1)) - {taken.number for taken in self._taken})
             self._taken.add(ticket)

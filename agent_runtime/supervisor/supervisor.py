@@ -133,7 +133,9 @@ class Supervisor:
             settings, self.gate, verifier, self.slots, counts, follow_secret=self._follow_secret, spawn=self._spawn
         )
         self._runner_context = RunnerContext(settings, self.slots, self.sessions, self.gate, verifier, events)
-        self._execution_context = ExecutionContext(counts, cli, events, self._token_upkeep.accepted, archive.save)
+        self._execution_context = ExecutionContext(
+            counts, cli, events, archive.transcripts, self._token_upkeep.accepted, archive.save
+        )
         attempt_context = AttemptContext(
             settings=settings,
             secret=secret,
@@ -183,22 +185,11 @@ class Supervisor:
                 f"all {self.slots.total} slots and {self.slots.queue_limit} queue places are taken; come back later",
                 retry_after_seconds=BUSY_RETRY_SECONDS,
             )
+        ignored, settings = list(ignored_fields), self.settings
         writer = RecordWriter.for_task(
-            task,
-            execution_id,
-            plan.next,
-            self.settings,
-            ignored_fields=list(ignored_fields),
-            previous=previous,
+            task, execution_id, plan.next, settings, ignored_fields=ignored, previous=previous
         )
-        execution = Execution(
-            task,
-            writer,
-            self._execution_context,
-            transcript=self.archive.transcripts.writer(execution_id),
-            reader=self.archive.transcripts.reader(execution_id),
-            timeout_seconds=task.timeout_seconds or self.settings.timeout,
-        )
+        execution = Execution(task, writer, self._execution_context, task.timeout_seconds or settings.timeout)
         self._live[execution_id] = execution
         self.last_task_at = time.time()
         # Task first: a crash between the two writes leaves a task without a record, never a record without its task.
@@ -247,20 +238,16 @@ class Supervisor:
 
     def _stored_answer_to(self, execution: Execution) -> Answer:
         """Store the final record with its answer; return the answer."""
-        record = execution.record
-        answer = self._answer_to(execution)
+        record, generation = execution.record, self.gate.current
+        number = generation.number if generation else None
+        build = functools.partial(
+            answer_to, execution, log_limit_bytes=self.settings.answer_log_limit, current_generation=number
+        )
+        answer = build()
         if not self.archive.conclude(record, answer) and record.metadata.retained:
             execution.writer.unretained()
-            answer = self._answer_to(execution)
+            answer = build()
         return self.archive.shown(record, answer)
-
-    def _answer_to(self, execution: Execution) -> Answer:
-        generation = self.gate.current
-        return answer_to(
-            execution,
-            log_limit_bytes=self.settings.answer_log_limit,
-            current_generation=generation.number if generation else None,
-        )
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Run *work* as a task that is held until it ends; its exception is logged."""
@@ -278,12 +265,8 @@ class Supervisor:
         self.sessions.release(execution.execution_id)
         record = execution.record
         self.consecutive_failures = self.consecutive_failures + 1 if record.outcome is Outcome.FAILED else 0
-        self.events.publish(
-            "execution.finished",
-            execution_id=record.execution_id,
-            outcome=record.outcome,
-            error_class=record.error_class,
-        )
+        end = {"outcome": record.outcome, "error_class": record.error_class}
+        self.events.publish("execution.finished", execution_id=record.execution_id, **end)
         self.slots.grant()
         self.changed.notify()
 
@@ -311,11 +294,11 @@ class Supervisor:
 
     async def _measure(self) -> None:
         """Measure what the running executions take of the machine."""
-        running = {one.execution_id: one for one in self.running if one.shim_pid is not None}
-        shims = {execution_id: one.shim_pid for execution_id, one in running.items() if one.shim_pid is not None}
+        shims = {one.execution_id: one.shim_pid for one in self.running if one.shim_pid is not None}
         for execution_id, usage in (await asyncio.to_thread(sample, shims)).items() if shims else ():
-            if running[execution_id].shim_pid == shims[execution_id]:
-                running[execution_id].measured(usage)
+            execution = self._live.get(execution_id)
+            if execution is not None and execution.shim_pid == shims[execution_id]:
+                execution.measured(usage)
 
     # -- the token
 

@@ -1,11 +1,10 @@
 """
-Ask the API itself whether a token is good.
+The probe: one request that asks the API whether a token is good.
 
-The answers: valid, refused, blocked or unpaid as the account is, unknown. Unknown is the answer to everything that is
-no word of the API about the credential or its account, and refuses nobody: a wrong "refused" stops all executions, a
-wrong "unknown" costs one more attempt.
+The verdict is unknown wherever the response is not the API's own statement about the credential or its account. A wrong
+"refused" stops all executions, a wrong "unknown" costs one more attempt.
 
-What counts as a refusal is said in :mod:`agent_runtime.evidence.rules`, for the CLI's reports and for this alike.
+The rules of :mod:`agent_runtime.evidence.rules` decide what is a refusal, here as for the CLI's reports.
 """
 
 from __future__ import annotations
@@ -48,25 +47,25 @@ BODY_LIMIT_BYTES = 64 * 1024
 TEXT_LIMIT = 4096
 
 _CERTAIN = frozenset({401, 402})
-"""With these, any server's error is about the token; with others it must be the API's own, or have a known code."""
+"""With these statuses any error is about the token; with others it must be the API's own or have a known code."""
 
 _AUTHENTICATED = frozenset({400, 404, 429})
-"""In the API's own form these speak of the request or the account, so the API knew whose it was."""
+"""In the API's own form these are about the request or the account, so the API has accepted the credential."""
 
 _LOST_ON_THE_WAY = ("x-api-key header is required", "oauth authentication is currently not supported")
 """
-What a 401 says when the credential, or the beta header beside it, did not arrive: something between dropped it.
+How a 401 begins when the credential or the beta header did not arrive, because a gateway dropped it.
 
 Source: the API's answers to requests without them; reports of gateways that drop headers, Claude Code 1.0.83.
 """
 
 
 _OURS = frozenset({"host", "connection", "content-length", "transfer-encoding", "anthropic-beta"})
-"""Headers that no setting may change here."""
+"""Headers that the environment cannot set for this request."""
 
 
 class ProbeVerdict(StrEnum):
-    """What the API thinks of a token, or of the account it belongs to."""
+    """The API's opinion of a token or its account."""
 
     VALID = "valid"
     REFUSED = "refused"
@@ -84,13 +83,11 @@ _counts = msgspec.json.Decoder(_Count)
 
 class Probe:
     """
-    Ask about tokens, one request each.
-
-    Where the request goes, and through what, is the environment's affair, as it is for the CLI.
+    Ask about tokens, one request each; base URL, proxy and headers come from the environment, as for the CLI.
 
     Args:
         environ: The supervisor's own.
-        timeout_seconds: For the whole of a question and its answer.
+        timeout_seconds: For the whole request and its response.
     """
 
     def __init__(self, environ: Mapping[str, str], *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
@@ -99,18 +96,18 @@ class Probe:
 
     async def ask(self, token: Token, *, model: str | None = None) -> ProbeVerdict:
         """
-        Ask about *token*; answers in time, and never raises for anything that the network or the API does.
+        Ask about *token*; returns within the timeout and never raises for what the network or the API does.
 
         Args:
-            model: The one to name in the request; any will do.
+            model: The model to name in the request; any will do.
         """
-        # Loaded here, beside the event loop: a tenth of the start and of what an idle supervisor holds.
+        # Imported on first use, in a thread: a tenth of the start and of the memory of an idle supervisor.
         outbound = await asyncio.to_thread(import_module, "agent_runtime.http_client")
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 status, body = await self._send(token, model or DEFAULT_MODEL)
         except (outbound.HTTPError, OSError, ValueError) as error:
-            # No more than the type: the text may quote a header, and so the token.
+            # Only the type is logged: the text may quote a header, and so the token.
             log.warning("no answer about the token: fingerprint=%s reason=%s", token.fingerprint, type(error).__name__)
             return ProbeVerdict.UNKNOWN
         verdict = judge(status, body)
@@ -135,10 +132,10 @@ class Probe:
 
     def _url(self) -> httpx.URL:
         """
-        Put the address together as the CLI does.
+        Build the URL as the CLI does.
 
         Raises:
-            ValueError: The base URL is one of which it is not known what the CLI makes of it.
+            ValueError: It is not known how the CLI would use this base URL.
         """
         from agent_runtime.http_client import checked_url
 
@@ -149,10 +146,10 @@ class Probe:
 
     def _headers(self, token: Token) -> dict[str, str]:
         """
-        Put the headers together.
+        Build the headers.
 
         Raises:
-            ValueError: The token fits in none; h11 would raise it with the token in its text, and httpcore log that.
+            ValueError: The token does not fit in a header. h11 would raise an error with the token in its text.
         """
         if not token.secret.isascii() or not token.secret.isprintable() or token.secret != token.secret.strip():
             raise ValueError("the token fits in no header")
@@ -171,13 +168,12 @@ class Probe:
 
 def judge(status: int, body: bytes) -> ProbeVerdict:
     """
-    Decide what an answer says about the token it was asked about.
+    Decide what a response says about the token that was sent.
 
-    A 401 is a refusal only as JSON: a proxy's page or an empty answer says nothing about this credential. One that says
-    that the credential was missing is none either, because it was sent. A 404 must speak of the model: a server that
-    does not know the path has not looked at the token. That a model is refused says nothing about the token.
-
-    A usage limit is none of this question's, which counts against none: who meets one is known to the API.
+    A 401 is a refusal only as JSON: a proxy's page or an empty body says nothing about this credential. A 401 that
+    calls the credential missing is no refusal, because it was sent. A 404 counts only if it names the model: a server
+    that does not know the path has not checked the token. A refused model says nothing about the token. A 429 in the API's
+    own form shows that the token is valid, because this request counts against no usage limit.
     """
     text = body[:BODY_LIMIT_BYTES].decode("utf-8", "ignore").strip()
     if status == 200:
@@ -192,15 +188,15 @@ def judge(status: int, body: bytes) -> ProbeVerdict:
         text=(answer.message or "")[:TEXT_LIMIT],
         message=answer.message or "",
     )
-    said = error.text.lower()
-    if status == 401 and said.startswith(_LOST_ON_THE_WAY):
+    text = error.text.lower()
+    if status == 401 and text.startswith(_LOST_ON_THE_WAY):
         return ProbeVerdict.UNKNOWN
     rule = rule_for(error)
     if rule.condemns and (status in _CERTAIN or answer.is_own_form or rule.codes):
         if rule.error_class is ErrorClass.BILLING:
             return ProbeVerdict.BILLING
         return ProbeVerdict.BLOCKED if rule.blocks else ProbeVerdict.REFUSED
-    if status in _AUTHENTICATED and answer.is_own_form and (status != 404 or said.startswith("model:")):
+    if status in _AUTHENTICATED and answer.is_own_form and (status != 404 or text.startswith("model:")):
         return ProbeVerdict.VALID
     return ProbeVerdict.UNKNOWN
 
@@ -213,7 +209,7 @@ def _is_count(body: bytes) -> bool:
 
 
 def _custom_headers(text: str) -> dict[str, str]:
-    """Read the headers that a gateway asks for, without any credential among them; later ones of ours win."""
+    """Parse the headers that a gateway needs, without credentials; our own are added later and win."""
     headers = {}
     for line in without_credentials(text).splitlines():
         name, colon, value = line.partition(":")

@@ -143,10 +143,10 @@ class Bench:
             spawn=lambda work, _name: self.tasks.append(asyncio.ensure_future(work)),
         )
         cli = CliCheck(("true",), os.environ["PATH"])
+        transcripts = TranscriptStore(directory / "transcripts")
         self.execution_context = ExecutionContext(
-            self.counts, cli, self.events, self.upkeep.accepted, lambda _record: True
+            self.counts, cli, self.events, transcripts, self.upkeep.accepted, lambda _record: True
         )
-        self.transcripts = TranscriptStore(directory / "transcripts")
         self.tasks: list[asyncio.Future[None]] = []
         self.write(OLD)
 
@@ -159,14 +159,8 @@ class Bench:
         task = Task(message="x", execution_id=execution_id, **fields)
         plan = SessionPlan(task, None)
         writer = RecordWriter.for_task(task, execution_id, plan.next, self.settings, ignored_fields=[], previous=None)
-        execution = Execution(
-            task,
-            writer,
-            self.execution_context,
-            transcript=self.transcripts.writer(execution_id),
-            reader=self.transcripts.reader(execution_id),
-            timeout_seconds=task.timeout_seconds or self.settings.timeout,
-        )
+        timeout_seconds = task.timeout_seconds or self.settings.timeout
+        execution = Execution(task, writer, self.execution_context, timeout_seconds)
         running = Running(self, execution, list(steps))
         one = ExecutionRunner(execution, self.context, plan, run_attempt=running.run_attempt, parks=parks)
         running.task = asyncio.ensure_future(one.run())
