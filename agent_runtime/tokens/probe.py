@@ -172,8 +172,8 @@ def judge(status: int, body: bytes) -> ProbeVerdict:
 
     A 401 is a refusal only as JSON: a proxy's page or an empty body says nothing about this credential. A 401 that
     calls the credential missing is no refusal, because it was sent. A 404 counts only if it names the model: a server
-    that does not know the path has not checked the token. A refused model says nothing about the token. A 429 in the API's
-    own form shows that the token is valid, because this request counts against no usage limit.
+    that does not know the path has not checked the token. A refused model says nothing about the token. A 429 in the
+    API's own form shows that the token is valid, because this request counts against no usage limit.
     """
     text = body[:BODY_LIMIT_BYTES].decode("utf-8", "ignore").strip()
     if status == 200:
