@@ -88,7 +88,8 @@ def test_a_killed_supervisor_leaves_nothing_unaccounted_for(tmp_path: Path) -> N
     with supervised(tmp_path) as running:
         assert running.record("cut")["state"] == "finished"
         assert running.record("cut")["error_class"] == "interrupted"
-        assert fetched(running, "cut")["status_code"] == 500
+        stored = fetched(running, "cut")
+        assert (stored["status_code"], stored["answer"]["error_class"]) == (500, "interrupted")
         lines = next((running.data_dir / "transcripts").glob("cut*.jsonl")).read_text().splitlines()
 
         answer = running.post(interrupted_then_done(begun), execution_id="cut").json()
