@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 BASE_URL_VARIABLE = "ANTHROPIC_BASE_URL"
 HEADERS_VARIABLE = "ANTHROPIC_CUSTOM_HEADERS"
+CONFIG_DIR_VARIABLE = "CLAUDE_CONFIG_DIR"
+STORAGE_DIR_VARIABLE = "CLAUDE_SECURESTORAGE_CONFIG_DIR"
+"""Where the credentials file is: a settings file could name another place (2.1.114, 2.1.197); "" is none (2.1.197)."""
 
 CREDENTIALS: dict[str, str] = {
     AUTH_TOKEN_VARIABLE: "first in the CLI's precedence",
@@ -50,6 +53,7 @@ CREDENTIALS: dict[str, str] = {
     "CLAUDE_TRUSTED_DEVICE_TOKEN": "sent beside an OAuth token (2.1.114)",
     "CLAUDE_SESSION_INGRESS_TOKEN_FILE": "the token of a hosted session (2.1.114)",
     "CCR_OAUTH_TOKEN_FILE": "an OAuth token of a hosted session (2.1.114)",
+    STORAGE_DIR_VARIABLE: "where the credentials file is (2.1.197)",
     "CLAUDE_API_KEY": "an older name for an API key",
     "ANTHROPIC_PROFILE": "a credentials profile of the SDK (2.1.330)",
     "ANTHROPIC_CONFIG_DIR": "where such profiles are (2.1.330)",
@@ -167,7 +171,7 @@ _RIVAL_PREFIXES = ("CLAUDE_CODE_USE_", "CLAUDE_LOCAL_OAUTH_")
 _CREDENTIAL_HEADERS = frozenset({"authorization", "x-api-key", "proxy-authorization", "cookie"})
 
 _BLANKED = (
-    *(name for name in CREDENTIALS if name != "CLAUDE_API_KEY"),
+    *(name for name in CREDENTIALS if name not in {"CLAUDE_API_KEY", STORAGE_DIR_VARIABLE}),
     "ANTHROPIC_UNIX_SOCKET",
     "CLAUDE_CODE_RUNNER_MODEL_SOCKET",
     "CLAUDE_CODE_API_BASE_URL",
@@ -234,7 +238,8 @@ def neutral_settings(
         delivered: The variables that carry the token in the child's environment; empty: it is in the credentials file.
             From 2.1.114 on ``env.CLAUDE_CODE_OAUTH_TOKEN`` of a settings file beats the environment, so an OAuth token
             is said again here.
-        inherited: The supervisor's environment, for the proxies, certificates and headers that pass through.
+        inherited: The child's environment: the config directory, and proxies, certificates and headers that pass
+            through.
         key_file: Where the API key is, and a newline behind it; None: it is an OAuth token.
 
     Source: measured on 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330 and 2.1.332 with all three settings files.
@@ -242,6 +247,8 @@ def neutral_settings(
     env = dict.fromkeys(_BLANKED, "") | {name: inherited.get(name, "") for name in (*PROXIES, *TRANSPORT, *TELEMETRY)}
     env[BASE_URL_VARIABLE] = base_url or ""
     env[HEADERS_VARIABLE] = without_credentials(inherited.get(HEADERS_VARIABLE, ""))
+    if CONFIG_DIR_VARIABLE in inherited:
+        env[CONFIG_DIR_VARIABLE] = env[STORAGE_DIR_VARIABLE] = inherited[CONFIG_DIR_VARIABLE]
     if key_file is None:
         env |= delivered
     # A shell's own words only: what `cat` is would be for the PATH of a settings file to say.

@@ -167,7 +167,7 @@ def environment(
 
 
 def write_settings(
-    write: Callable[[str, bytes], Path], delivered: Mapping[str, str], inherited: Mapping[str, str]
+    write: Callable[[str, bytes], Path], delivered: Mapping[str, str], environ: Mapping[str, str]
 ) -> Path:
     """
     Write the settings file that keeps every other settings file from choosing the token or the server.
@@ -175,11 +175,13 @@ def write_settings(
     Args:
         write: Writes a file that the child alone can read, by its name, and tells where it is.
         delivered: Variables that carry the token; an API key gets a file of its own.
+        environ: As :func:`environment` built it.
     """
     key = delivered.get(API_KEY_VARIABLE)
     key_file = None if key is None else write("api-key", key.encode() + b"\n")
-    base_url = inherited.get(BASE_URL_VARIABLE)
-    settings = neutral_settings(base_url, delivered=delivered, inherited=inherited, key_file=key_file)
+    settings = neutral_settings(
+        environ.get(BASE_URL_VARIABLE), delivered=delivered, inherited=environ, key_file=key_file
+    )
     return write("settings.json", msgspec.json.encode(settings))
 
 

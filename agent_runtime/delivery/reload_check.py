@@ -30,7 +30,7 @@ from uuid import uuid4
 import msgspec
 
 from agent_runtime.claude import invocation
-from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, PROXIES
+from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, CONFIG_DIR_VARIABLE, PROXIES
 from agent_runtime.claude.executable import Binary
 from agent_runtime.claude.last_words import LastWords
 from agent_runtime.delivery.credentials_file import CredentialsFile
@@ -239,7 +239,7 @@ class _Stage:
             settings_file = invocation.write_settings(
                 lambda name, content: write_new(self.root, f"{home.name}-{name}", content, owner_of(self.user)),
                 delivered,
-                {BASE_URL_VARIABLE: base_url},
+                {BASE_URL_VARIABLE: base_url, CONFIG_DIR_VARIABLE: str(home)},
             )
             task, session = Task(message=PROMPT), invocation.Session(uuid4())
             words = invocation.arguments(task, session, settings_file=settings_file, mcp_file=None)

@@ -59,7 +59,7 @@ class Launch:
             as_root=settings.child_user is None and os.geteuid() == 0,
             trace=spec.task.trace,
         )
-        settings_file = invocation.write_settings(self._files.write, delivered.variables, environ)
+        settings_file = invocation.write_settings(self._files.write, delivered.variables, child_environ)
         mcp_file = None
         if spec.task.mcp_config is not None:
             mcp_file = self._files.write("mcp.json", msgspec.json.encode(spec.task.mcp_config))

@@ -125,3 +125,9 @@ def test_what_is_pinned_leaves_the_agents_tools_their_certificates() -> None:
     environs = [{"PATH": os.environ["PATH"]} | more for more in ({}, pinned(OAUTH))]
     before, after = (subprocess.run(count, env=environ, capture_output=True, check=True).stdout for environ in environs)
     assert after == before
+
+
+@pytest.mark.parametrize("name", ["CLAUDE_CONFIG_DIR", "CLAUDE_SECURESTORAGE_CONFIG_DIR"])
+def test_the_credentials_file_is_where_the_child_was_told_and_nowhere_else(name: str) -> None:
+    assert pinned({}, CLAUDE_CONFIG_DIR="/config")[name] == "/config"
+    assert name not in pinned({}), "an empty one is a place of its own"
