@@ -97,7 +97,7 @@ def test_an_example_is_all_that_its_addition_needs(example: Path, tmp_path: Path
     tests = [name for name in files_of(example) if name.startswith("tests/")]
 
     def run(*paths: str) -> tuple[int, str]:
-        command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths)
+        command = (sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *paths)
         done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False, timeout=200)
         return done.returncode, done.stdout
 
