@@ -41,7 +41,8 @@ from agent_runtime.evidence.detector import Channel
 from agent_runtime.evidence.verdict import Ending, verdict
 from agent_runtime.model.task import Task
 from agent_runtime.model.tokens import OAUTH_PREFIX, Token
-from agent_runtime.process.child import Command, new_mark, spawn
+from agent_runtime.process.child import Command, spawn
+from agent_runtime.process.containment.registry import new_mark
 from agent_runtime.process.pipes import Pipes, Wake
 
 if TYPE_CHECKING:

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from agent_runtime.evidence.detector import Detection
     from agent_runtime.execution.attempt_data import AttemptContext, AttemptEvent, AttemptSpec
-    from agent_runtime.process.child import Child, SweepReport
+    from agent_runtime.process.child import Child
+    from agent_runtime.process.containment.sweep import SweepReport
     from agent_runtime.process.framing import Lines
     from agent_runtime.secret.generations import Generation
     from agent_runtime.store.transcripts import TranscriptWriter
@@ -128,7 +129,7 @@ class Attempt:
         self._launch.release()
         if self._child is not None and self._sweep is not None:
             if self._sweep.survivors:
-                self._context.unkillable.keep(self._child, self._sweep.survivors)
+                self._context.unkillable.add(self._child, self._sweep.survivors)
             else:
                 self._child.close()
 

@@ -1,8 +1,8 @@
 """
 Start the CLI, signal it, and end everything it has started.
 
-The only place that spawns. All of it is called from threads, none of it needs the event loop, and to stop something it
-takes neither a fork nor a thread. A process is signalled through a pidfd only.
+Only this module starts children. Every function may be called from any thread and needs no event loop. Ending a child
+takes neither a fork nor a thread. Processes are signalled through pidfds only.
 """
 
 from __future__ import annotations
@@ -23,17 +23,8 @@ from agent_runtime.errors import SpawnFailed
 from agent_runtime.process import usage
 from agent_runtime.process.containment import sweep as containment
 from agent_runtime.process.containment.cgroup import CgroupLayer
-from agent_runtime.process.containment.leftovers import await_shims, sweep_leftovers
 from agent_runtime.process.containment.proc_scan import ScanLayer
-from agent_runtime.process.containment.registry import (
-    EXECUTION_VARIABLE,
-    MARK_VARIABLE,
-    attempt_registry,
-    become_subreaper,
-    new_mark,
-    reap_orphans,
-    tag_of,
-)
+from agent_runtime.process.containment.registry import MARK_VARIABLE, attempt_registry
 from agent_runtime.process.containment.sweep import Kind, Layer, SweepReport
 from agent_runtime.process.forkserver import shim
 from agent_runtime.process.forkserver.server import ShimFailed, fork_server
@@ -52,32 +43,13 @@ if TYPE_CHECKING:
     from agent_runtime.process.linux.cgroup_setup import Groups
     from agent_runtime.process.oom_kills import OomWatch
 
-__all__ = [
-    "EXECUTION_VARIABLE",
-    "MARK_VARIABLE",
-    "Child",
-    "Command",
-    "Exit",
-    "NotSpawned",
-    "SpawnReason",
-    "SweepReport",
-    "attempt_registry",
-    "await_shims",
-    "become_subreaper",
-    "new_mark",
-    "reap_orphans",
-    "spawn",
-    "sweep_leftovers",
-    "tag_of",
-]
-
 _RAISE_OOM_SCORE_BY = 500
 _END_WITHIN_SECONDS = 1.0
 _REMOVE_WITHIN_SECONDS = 0.1
 
 
 class SpawnReason(Enum):
-    """Why a child could not be started; the value is fit to be shown to a caller."""
+    """Why a child could not be started; callers may see the value."""
 
     NOT_FOUND = "the command was not found"
     NOT_EXECUTABLE = "the command cannot be executed"
@@ -94,7 +66,7 @@ class SpawnReason(Enum):
 
 
 class NotSpawned(SpawnFailed):
-    """The operating system would not start the CLI, for one of the known reasons."""
+    """The operating system did not start the CLI, for one of the known reasons."""
 
     def __init__(self, reason: SpawnReason, detail: str | None = None) -> None:
         super().__init__(f"cannot start the CLI: {reason.value}" + (f" ({detail})" if detail else ""))
@@ -104,12 +76,12 @@ class NotSpawned(SpawnFailed):
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """
-    What to start.
+    The program of a child and how it is run.
 
     Attributes:
         env: The whole environment; the mark is added to it as ``AGENT_RUNTIME_ATTEMPT_MARK``.
         user: Name or number of the user to run as; None: as we do.
-        mark: As :func:`new_mark` returns it, of this attempt alone; every descendant inherits it.
+        mark: From :func:`new_mark`, of this attempt alone; every descendant inherits it.
     """
 
     argv: tuple[str, ...] = field(repr=False)
@@ -124,7 +96,7 @@ class Exit(msgspec.Struct, frozen=True):
     How the leader ended.
 
     Attributes:
-        code: As :attr:`subprocess.Popen.returncode`; negative: killed by that signal; None: somebody else reaped it.
+        code: As :attr:`subprocess.Popen.returncode`; negative: killed by that signal; None: unknown.
     """
 
     code: int | None
@@ -132,15 +104,15 @@ class Exit(msgspec.Struct, frozen=True):
 
 class Child:
     """
-    A running CLI and all it starts. Made by :func:`spawn` only.
+    A running CLI and everything it starts. Made by :func:`spawn` only.
 
-    Every method may be called from any thread, at any time, any number of times; after :meth:`close` they do nothing.
+    Every method may be called from any thread, at any time and repeatedly; after :meth:`close` it does nothing.
 
     Attributes:
         started_at: Seconds since the epoch.
         pidfd: Readable as soon as the leader has ended.
-        stdin: Raw, non-blocking, as the other two; the caller may close it through :meth:`close_stdin` only.
-        oom_watch: What the kernel kills in the container for want of memory, begun before the child; ends with it.
+        stdin: Raw, non-blocking, as the other two; closed by :meth:`close_stdin` only.
+        oom_watch: Counts the kernel's kills for lack of memory in the container, from before the child until its end.
     """
 
     def __init__(
@@ -177,46 +149,41 @@ class Child:
     @property
     def ran_out_of_memory(self) -> bool:
         """
-        Whether the kernel has killed anything of the attempt for want of memory; False where nothing counts that.
+        Whether the kernel has killed a process of the attempt for lack of memory; False if nothing counts that.
 
-        Without a counter of its own, what was killed in the container while nothing else ran was the attempt's.
+        Without a counter of its own, a kill in the container while no other attempt ran was the attempt's.
         """
         if self._group is not None and self._group.counts_memory:
-            return self._group.events().oom
+            return self._group.oom_kills() > 0
         return self.oom_watch is not None and self.oom_watch.has_counted and not self.oom_watch.is_shared
 
     @property
     def others_may_have_run_out_of_memory(self) -> bool:
-        """Whether something was killed for want of memory in the container, and it is not known whose it was."""
+        """Whether a process in the container was killed for lack of memory, and it is unknown whose it was."""
         if self._group is not None and self._group.counts_memory:
             return False
         return self.oom_watch is not None and self.oom_watch.has_counted and self.oom_watch.is_shared
 
     @property
     def shim_pid(self) -> int | None:
-        """The process above the leader, to which orphans fall; None: it was gone at once."""
+        """The process above the leader, which adopts orphans; None: it was gone at once."""
         return None if self._attempt.shim is None else self._attempt.shim[0]
 
     @property
     def cpu_seconds(self) -> float | None:
-        """How much processor time the attempt has taken, once it has ended; None: nobody knows any more."""
+        """The CPU time of an attempt that has ended; None: unknown."""
         return None if self.shim_pid is None else usage.reaped_cpu_seconds(self.shim_pid)
-
-    @property
-    def exited(self) -> bool:
-        """Whether the leader has ended and been reaped; see :meth:`poll`."""
-        return self.poll() is not None
 
     def interrupt(self) -> bool:
         """
-        Ask the leader to end: SIGINT, and SIGCONT in case it is stopped. Its descendants get nothing.
+        Ask the leader to end, by SIGINT, and by SIGCONT in case it is stopped. Its descendants get no signal.
 
         Returns whether it was still there.
         """
         return self._send(signal.SIGINT, signal.SIGCONT)
 
     def remember_descendants(self) -> None:
-        """Note the processes below the leader, to know them again once their parents are gone."""
+        """Remember the processes below the leader, to recognise them after the death of their parents."""
         if not self._is_open:
             return
         self.poll()
@@ -224,7 +191,7 @@ class Child:
             layer.remember()
 
     def kill(self) -> None:
-        """Kill the leader and everything that can be found of it now; :meth:`sweep` makes sure of the rest."""
+        """Kill the leader and all of its processes that are found at once; :meth:`sweep` ends the rest."""
         if not self._is_open:
             return
         self._attempt.ending = True
@@ -235,7 +202,7 @@ class Child:
 
     def sweep(self, deadline: float) -> SweepReport:
         """
-        Kill what is left of the attempt, until two looks in a row find nothing.
+        Kill the rest of the attempt until two passes in a row find nothing.
 
         Args:
             deadline: When to give up, on the monotonic clock.
@@ -248,7 +215,7 @@ class Child:
             return containment.sweep(self._layers, deadline)
 
     def poll(self) -> Exit | None:
-        """Tell how the leader has ended; None as long as it lives."""
+        """Return how the leader has ended; None while it lives."""
         with self._lock:
             if self._exit is None and self._is_open and linux.has_ended(self.pidfd):
                 status = self._handle.status()
@@ -256,12 +223,12 @@ class Child:
             return self._exit
 
     def close_stdin(self) -> None:
-        """Close our end of the child's stdin, so that it reads an end of file."""
+        """Close our end of the child's stdin, so that the child reads an end of file."""
         with self._lock:
             self._close(self.stdin)
 
     def close(self) -> None:
-        """Close all descriptors and count the attempt as ended; what it left behind has no owner from now on."""
+        """Close all descriptors and count the attempt as ended; its leftovers have no owner from now on."""
         self.poll()
         with self._lock:
             for descriptor in tuple(self._open):
@@ -276,7 +243,7 @@ class Child:
         attempt_registry.leave(self._attempt)
 
     def _send(self, *numbers: int, group: bool = False) -> bool:
-        with self._lock:  # a closed descriptor's number may already mean another attempt's child
+        with self._lock:  # the number of a closed descriptor may already be another attempt's
             if not self._is_open or self._exit is not None:
                 return False
             if group:
@@ -284,7 +251,7 @@ class Child:
                     linux.send_to_group(self.pidfd, number)
             if linux.has_ended(self.pidfd):
                 return False
-            # The first of them may end it, and its shim reap it before the next.
+            # The first signal may end it, and its shim may reap it before the next one.
             was_there, *_ = [linux.send(self.pidfd, number) for number in numbers]
             return was_there
 
@@ -299,9 +266,9 @@ def spawn(command: Command, kind: Kind = Kind.SCAN, groups: Groups | None = None
     Start a child in a session of its own, with pipes for stdin, stdout and stderr.
 
     Args:
-        kind: How the child and all it starts are ended.
+        kind: How the child and its descendants are ended.
         groups: Where it gets a cgroup of its own; needed for :attr:`Kind.CGROUP`.
-        also_scan: Look through ``/proc``, too, for who has left the cgroup, as root can.
+        also_scan: Search ``/proc`` as well for processes that have left the cgroup, as root can.
 
     Raises:
         NotSpawned: It could not be started; nothing is left open or running.
@@ -313,7 +280,7 @@ def spawn(command: Command, kind: Kind = Kind.SCAN, groups: Groups | None = None
         return _spawn(command, attempt, kind, group, also_scan=also_scan)
     except BaseException:
         if group is not None:
-            group.remove(_REMOVE_WITHIN_SECONDS)  # what a shim that hangs still holds is for the next start
+            group.remove(_REMOVE_WITHIN_SECONDS)  # the next start removes a group that a hanging shim still holds
         attempt_registry.leave(attempt)
         raise
 
@@ -375,9 +342,9 @@ def _spawn(command: Command, attempt: AttemptProcesses, kind: Kind, group: Group
 
 def _end_without_shim(attempt: AttemptProcesses, stdout: int) -> None:
     """
-    End what a shim has started that somebody has killed or stopped before it could answer.
+    End the leader of a shim that was killed or stopped before it could answer.
 
-    As long as somebody may write to *stdout*, one more may be on the way, and has no mark before it is the leader.
+    While *stdout* has a writer, a further leader may be about to start, and it has no mark until then.
     """
     attempt.ending = True
     deadline = time.monotonic() + _END_WITHIN_SECONDS
@@ -391,10 +358,10 @@ def _end_without_shim(attempt: AttemptProcesses, stdout: int) -> None:
 
 def _spawn_request(command: Command) -> SpawnRequest:
     """
-    Put together what the shim is to start.
+    Build the request for the shim.
 
     Raises:
-        NotSpawned: There is a byte in it that no program can be given, or the user is unknown.
+        NotSpawned: The command holds a byte that no program can be given, or the user is unknown.
     """
     argv = [os.fsencode(argument) for argument in command.argv]
     env = {
@@ -436,20 +403,17 @@ _REASONS = {
 
 
 _SHORTAGES = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-_PLACES = {
-    shim.CONFINING: "it cannot be put into its cgroup",
-}
 
 
 def _reason(error: OSError, command: Command) -> tuple[SpawnReason, str | None]:
-    """Say in our own words why it failed: the system's would show paths and arguments."""
+    """Return the reason in our own words: the system's own would show paths and arguments."""
     code = error.errno or 0
     name = errno.errorcode.get(code)
     if isinstance(error, TimeoutError):
         return SpawnReason.OTHER, "its shim does not answer"
     where = error.where if isinstance(error, ShimFailed) else shim.FORKING
-    if where in _PLACES and code != errno.EAGAIN:
-        return SpawnReason.OTHER, f"{_PLACES[where]}: {name}"
+    if where == shim.CONFINING and code != errno.EAGAIN:
+        return SpawnReason.OTHER, f"it cannot be put into its cgroup: {name}"
     if where == shim.ENTERING:
         return SpawnReason.NO_DIRECTORY, None
     is_path = where == shim.EXECUTING and "/" in command.argv[0]

@@ -1,4 +1,4 @@
-"""Which layer contains attempts here: the best one there is, found out at start by trying it."""
+"""Choose at start the best layer that contains attempts here, by trying it."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Containment(msgspec.Struct, frozen=True):
 
     Attributes:
         asked: The setting.
-        groups: Where each attempt gets a cgroup of its own: to be ended by it, or limited by it.
-        lacking: Why a better layer, by its name, is not to be had here.
-        oom_kills: What the kernel counts for all attempts together.
+        groups: Where each attempt gets a cgroup of its own, to be ended or limited by it.
+        lacking: For each better layer the reason why it is not available here.
+        oom_kills: The kernel's count for all attempts together.
     """
 
     kind: Kind = Kind.SCAN
@@ -56,7 +56,7 @@ class Containment(msgspec.Struct, frozen=True):
 
     def spawn(self, command: Command) -> Child:
         """
-        Start a child so that all it starts can be ended.
+        Start a child so that its descendants can be ended.
 
         Raises:
             NotSpawned: It could not be started; nothing is left open or running.
@@ -71,7 +71,7 @@ class Containment(msgspec.Struct, frozen=True):
         return child
 
     def sweep_leftovers(self, data_dir: Path) -> int:
-        """End what an earlier supervisor of this data directory has left in its cgroups, and tell how many."""
+        """End the processes in the cgroups of an earlier supervisor of this data directory; return their number."""
         if self.groups is None:
             return 0
         return self.groups.sweep_leftovers(lambda mark: is_of_an_earlier_start(mark, data_dir))
@@ -79,14 +79,14 @@ class Containment(msgspec.Struct, frozen=True):
 
 def choose(asked: str, next_mark: Callable[[], str], limits: Limits = NO_LIMITS) -> Containment:
     """
-    Find out which layer can be used.
+    Try the layers and return the best that works.
 
     Args:
         asked: The setting: ``auto``, or one layer by name.
         limits: Enforced by a cgroup, whatever the layer.
 
     Raises:
-        CannotStart: The layer or a limit asked for is not to be had here, or no layer at all.
+        CannotStart: The requested layer or limit is not available here, or no layer is.
     """
     finding = cgroups.find()
     groups = cgroups.prepare(finding, limits)
@@ -95,7 +95,7 @@ def choose(asked: str, next_mark: Callable[[], str], limits: Limits = NO_LIMITS)
     for kind in Kind:
         if asked not in (AUTO, kind.value):
             continue
-        obstacle = finding.reason if kind is Kind.CGROUP and groups is None else None
+        obstacle = finding.reason if kind is Kind.CGROUP and not finding.has_kill else None
         used = groups if kind is Kind.CGROUP else limiting
         if obstacle is None:
             obstacle = _try(Containment(kind, asked, used, lacking), next_mark())
@@ -108,7 +108,7 @@ def choose(asked: str, next_mark: Callable[[], str], limits: Limits = NO_LIMITS)
 
 
 def _try(containment: Containment, mark: str) -> str | None:
-    """Run a child that looks whether it sees itself in ``/proc``, and say what went wrong."""
+    """Run a child that checks that ``/proc`` shows it; return the failure, if any."""
     argv = (sys.executable, "-I", "-S", "-c", _TRIAL)
     try:
         child = containment.spawn(Command(argv=argv, env={}, cwd=Path("/"), mark=mark))

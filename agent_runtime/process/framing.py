@@ -1,4 +1,4 @@
-"""Put lines together from chunks that may be cut anywhere."""
+"""Assemble lines from chunks that may be cut anywhere."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from typing import Self
 
 MOST_BYTES = 256 * 1024
-"""How much a framer takes at once."""
+"""The largest chunk that a framer reads."""
 
 HEAD_BYTES = 4096
-"""How much at most is shown of a line that was too long."""
+"""The longest head of a line that was too long."""
 
 _LEAST_BYTES = 16 * 1024
-_KEPT_BYTES = 2 << 20
+_MOST_REUSED_BYTES = 2 << 20
 
 
 class CutLine(bytes):
@@ -31,7 +31,7 @@ class CutLine(bytes):
     dropped_bytes: int
 
     def __new__(cls, head: bytes, line_bytes: int) -> Self:
-        """Note how long the line was."""
+        """Store the length of the line."""
         self = super().__new__(cls, head)
         self.dropped_bytes = line_bytes - len(head)
         return self
@@ -39,10 +39,10 @@ class CutLine(bytes):
 
 class Lines:
     """
-    Lines that came together, each with its newline, or cut.
+    Lines that arrived together, each with its newline, or cut.
 
     Attributes:
-        joined: All of them in one, as they came; None where one of them was cut.
+        joined: The bytes of all lines; None if one of them was cut.
     """
 
     def __init__(self, whole: bytes, cut: CutLine | None = None, limit_bytes: int | None = None) -> None:
@@ -72,15 +72,14 @@ def _cut(head: bytes | bytearray, line_bytes: int) -> CutLine:
 
 class LineFramer:
     """
-    Put lines together from chunks that may be cut anywhere, even inside a UTF-8 character.
+    Assembles lines from chunks that may be cut anywhere, even inside a UTF-8 character.
 
-    A chunk is read to where its lines are put together, into memory that is used again: new memory for each would cost
-    more than the reading.
+    Chunks are read directly into the buffer of the lines, which is reused: new memory for each chunk would cost more
+    than the reading.
 
-    Memory is bounded: of a line longer than *limit_bytes* no more is kept while it goes on, the rest is dropped up to
-    its newline, and of the whole only the head is shown.
+    Memory is bounded: a line longer than *limit_bytes* is dropped from there to its newline, and shown as its head.
 
-    Lines are framed here because :meth:`asyncio.StreamReader.readline` raises on lines over its limit.
+    :meth:`asyncio.StreamReader.readline` is no alternative, because it raises on lines over its limit.
 
     Source: https://docs.python.org/3/library/asyncio-stream.html#asyncio.StreamReader.readline
     """
@@ -94,27 +93,27 @@ class LineFramer:
 
     @property
     def pending_bytes(self) -> int:
-        """How much of an unfinished line is kept."""
+        """How many bytes of an unfinished line are buffered."""
         return self._pending
 
     def room(self) -> memoryview:
-        """Return where the next chunk is to be put, from its beginning on."""
+        """Return the memory for the next chunk."""
         end = self._pending + self._room_bytes
         if end > len(self._buffer):
-            # By a half: a line of many megabytes is copied twice on its way, and no room for as many again is taken.
+            # Grows by half: a line of many megabytes is copied twice on average, without doubling the memory.
             grown = bytearray(max(end, min(len(self._buffer) * 3 // 2, self._limit + MOST_BYTES)))
             memoryview(grown)[: self._pending] = memoryview(self._buffer)[: self._pending]
             self._buffer = grown
         return memoryview(self._buffer)[self._pending : end]
 
     def feed(self, count: int) -> Lines:
-        """Return every line that is finished by the *count* bytes that were put into the room."""
+        """Return the lines that are finished by the *count* bytes in the memory of :meth:`room`."""
         if count == self._room_bytes:
             self._room_bytes = min(2 * count, MOST_BYTES)
         buffer, filled = self._buffer, self._pending + count
         end = buffer.rfind(b"\n", self._pending, filled) + 1
         if not end:
-            self._keep(filled)
+            self._set_pending(filled)
             return NO_LINES
         begin, cut = 0, None
         if self._dropped:
@@ -122,25 +121,25 @@ class LineFramer:
             cut = _cut(buffer[: min(self._pending, HEAD_BYTES)], self._dropped + begin - 1)
             self._dropped = 0
         whole = bytes(memoryview(buffer)[begin:end])
-        if len(buffer) > _KEPT_BYTES:
+        if len(buffer) > _MOST_REUSED_BYTES:
             self._buffer = buffer[end:filled]
         else:
             buffer[: filled - end] = buffer[end:filled]
-        self._keep(filled - end)
+        self._set_pending(filled - end)
         return Lines(whole, cut, self._limit if len(whole) > self._limit else None)
 
     def peek(self) -> bytes:
-        """Return the unfinished line as far as it is known; it stays unfinished."""
+        """Return the unfinished line so far; it stays unfinished."""
         return bytes(self._buffer[: self._pending])
 
     def close(self) -> Lines:
-        """Return the unfinished line at the end of the stream, if there is one, as if its newline were there."""
+        """Return the unfinished line at the end of the stream, if any, with a newline."""
         pending, dropped = self._pending, self._dropped
         self._pending = self._dropped = 0
         if dropped:
             return Lines(b"", _cut(self._buffer[: min(pending, HEAD_BYTES)], pending + dropped))
         return Lines(bytes(self._buffer[:pending]) + b"\n") if pending else NO_LINES
 
-    def _keep(self, count: int) -> None:
+    def _set_pending(self, count: int) -> None:
         self._pending = min(count, self._limit)
         self._dropped += count - self._pending

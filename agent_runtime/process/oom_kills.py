@@ -1,9 +1,9 @@
 """
-How many processes the kernel has killed for want of memory in the cgroup that all attempts share with the supervisor.
+Count the processes that the kernel killed for lack of memory in the cgroup of the whole container.
 
-A container has one memory limit for all that runs in it. Where attempts have no cgroup of their own that counts, its
-counter is all there is; whose process was killed it does not say. So an attempt compares what was counted before and
-after, and must know whether another attempt ran meanwhile: see ``Ending.oom_nearby``.
+A container has one memory limit for everything in it. Attempts without a counting cgroup of their own depend on its
+counter, which does not name the killed process. An attempt therefore compares the counts before and after, and must
+know whether another attempt ran meanwhile: see ``Ending.oom_nearby``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from agent_runtime.process.linux.cgroup_setup import LEAF
 
 class OomKills:
     """
-    Read the counter; every method may be called from any thread.
+    The counter of the container; every method may be called from any thread.
 
     Args:
         file: ``memory.events``, or ``memory.oom_control`` (version 1, since Linux 4.13); None: there is none.
@@ -30,18 +30,18 @@ class OomKills:
 
     @classmethod
     def of_this_container(cls, proc: Path = Path("/proc/self")) -> OomKills:
-        """Find the counter of our own cgroup."""
+        """Return the counter of our own cgroup."""
         try:
             texts = (proc / "cgroup").read_text(), (proc / "mountinfo").read_text()
         except (OSError, UnicodeDecodeError):
             return cls()
         file = cgroup_mount.counters_of_memory(*texts)
-        if file is not None and file.parent.name == LEAF:  # which has none of the attempts in it
+        if file is not None and file.parent.name == LEAF:  # no attempt is in that cgroup
             file = file.parent.parent / file.name
         return cls(file)
 
     def count(self) -> int | None:
-        """Tell how many there were since the cgroup was made; None: that cannot be read."""
+        """Return the number of kills since the cgroup was made; None: it cannot be read."""
         if self._file is None:
             return None
         try:
@@ -52,7 +52,7 @@ class OomKills:
         return int(counted) if counted.isdecimal() else None
 
     def watch(self) -> OomWatch:
-        """Begin to watch for an attempt that is about to start; :meth:`OomWatch.end` must follow."""
+        """Begin to count for an attempt that is about to start; :meth:`OomWatch.end` must follow."""
         watch = OomWatch(self, self.count())
         with self._lock:
             for other in self._watches:
@@ -67,7 +67,7 @@ class OomKills:
 
 class OomWatch:
     """
-    What is counted while one attempt runs. Made by :meth:`OomKills.watch` only.
+    The kills while one attempt runs. Made by :meth:`OomKills.watch` only.
 
     Attributes:
         is_shared: Another attempt ran meanwhile.
@@ -80,10 +80,10 @@ class OomWatch:
 
     @property
     def has_counted(self) -> bool:
-        """Whether anything was killed since; False where that cannot be read."""
+        """Whether any process was killed since; False if that cannot be read."""
         now = None if self._before is None else self._kills.count()
         return now is not None and self._before is not None and now > self._before
 
     def end(self) -> None:
-        """Note that the attempt is over; once more does nothing."""
+        """Record that the attempt is over; further calls do nothing."""
         self._kills._end(self)  # noqa: SLF001 - the two are one

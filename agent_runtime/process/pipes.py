@@ -1,4 +1,4 @@
-"""The only place that reads a child's pipes and writes its stdin."""
+"""Read a child's pipes and write its stdin; nothing else does."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from agent_runtime.process.framing import Lines
 
 WRITE_BYTES = 256 * 1024
-"""How much of stdin is written at once."""
+"""The largest single write to stdin."""
 
 
 class Wake:
-    """Wake a poll loop from any thread, at any time, without blocking."""
+    """Wakes a poll loop from any thread, at any time, without blocking."""
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -34,19 +34,19 @@ class Wake:
         return self._fd
 
     def set(self) -> None:
-        """Wake the loop; also when it has ended already, then nothing happens."""
+        """Wake the loop; does nothing after :meth:`close`."""
         if self._fd >= 0:
-            # A full counter has woken it already.
+            # With a full counter the loop is awake already.
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_write(self._fd, 1)
 
     def clear(self) -> None:
-        """Take the wake-up."""
+        """Reset the wake-up."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._fd)
 
     def close(self) -> None:
-        """Give the descriptor back; the caller sees to it that no other thread is inside :meth:`set`."""
+        """Close the descriptor; no other thread may be inside :meth:`set`."""
         fd, self._fd = self._fd, -1
         os.close(fd)
 
@@ -62,13 +62,13 @@ class _Stream:
 
 class Pipes:
     """
-    Move bytes between one child and its attempt: one :meth:`turn` waits once and delivers what is there.
+    Moves bytes between one child and its attempt: each :meth:`turn` waits once and passes on what has arrived.
 
-    Memory is bounded by one chunk and one unfinished line a stream. A line that stays without a newline while the child
-    is quiet is shown to *on_quiet* as it is, so that a message the child never finishes is still seen.
+    Memory is bounded by one chunk and one unfinished line for each stream. If the child is silent in the middle of a
+    line, *on_quiet* gets the unfinished line, so that a message without an end is still seen.
 
     Args:
-        stdin: Non-blocking descriptor; *stdin_bytes* are written to it and it is closed.
+        stdin: Non-blocking descriptor; *stdin_bytes* are written to it, then it is closed.
         close_stdin: Closes the child's stdin (only :mod:`agent_runtime.process.child` closes descriptors).
         on_lines: Called with the lines of one chunk and the monotonic time at which it was read.
         on_quiet: Called with a stream's unfinished line, once, after :data:`QUIET_SECONDS` of silence.
@@ -97,7 +97,7 @@ class Pipes:
         self._wake = wake
         self._on_lines = on_lines
         self._on_quiet = on_quiet
-        # stderr first: where both are ready, its line says more than the frame of the same failure.
+        # stderr first: if both are ready, its line says more than the frame of the same failure.
         self._streams = [
             _Stream(Channel.STDERR, stderr, LineFramer(frame_limit_bytes)),
             _Stream(Channel.STDOUT, stdout, LineFramer(frame_limit_bytes)),
@@ -114,15 +114,15 @@ class Pipes:
         else:
             self._end_stdin()
         self.leader_gone = False
-        """Whether the process itself has ended; others may still hold its pipes."""
+        """Whether the leader has ended; others may still hold its pipes."""
 
     @property
     def open(self) -> bool:
-        """Whether somebody can still write to us."""
+        """Whether any process can still write to us."""
         return any(stream.open for stream in self._streams)
 
     def turn(self, timeout_seconds: float) -> bool:
-        """Wait for something to happen, at most for *timeout_seconds*, deliver it, and tell whether a stream spoke."""
+        """Wait for an event, at most for *timeout_seconds*, handle it, and return whether a stream had data."""
         unfinished = any(s.open and 0 < s.framer.pending_bytes != s.peeked_bytes for s in self._streams)
         if unfinished:
             timeout_seconds = min(timeout_seconds, self.QUIET_SECONDS)
@@ -133,26 +133,26 @@ class Pipes:
             self._wake.clear()
         if self._has_stdin and self._stdin in ready:
             self._write()
-        heard = False
+        had_data = False
         for stream in self._streams:
             if stream.open and stream.fd in ready:
-                heard = True
+                had_data = True
                 self._read(stream)
         if self._pidfd in ready and not self.leader_gone:
             self.leader_gone = True
             self._poll.unregister(self._pidfd)
-        if unfinished and not heard:
+        if unfinished and not had_data:
             self._peek()
-        return heard
+        return had_data
 
     def catch_up(self, limit_seconds: float) -> None:
-        """Read what was written already, without waiting for more; at most for *limit_seconds* where it never ends."""
+        """Read all data that has arrived, without waiting for more; at most for *limit_seconds*."""
         until = time.monotonic() + limit_seconds
         while self.open and self.turn(0) and time.monotonic() < until:
             pass
 
     def drain(self, timeout_seconds: float) -> None:
-        """Read on until every writer is gone, or for *timeout_seconds*, and close with what is unfinished."""
+        """Read on until every writer is gone, or for *timeout_seconds*, and pass on unfinished lines."""
         until = time.monotonic() + timeout_seconds
         while self.open and (left := until - time.monotonic()) > 0:
             self.turn(left)
@@ -193,7 +193,7 @@ class Pipes:
         except BlockingIOError:
             return
         except OSError:
-            # The child does not read; that alone is no failure, its end tells.
+            # The child does not read. That alone is no failure; its exit code decides.
             sent = len(self._unsent)
         self._unsent = self._unsent[sent:]
         if not self._unsent:
@@ -207,6 +207,6 @@ class Pipes:
 
 
 def _widen(fd: int) -> None:
-    # So that a chatty child blocks less often. Not permitted beyond the user's pipe quota; then it stays as it is.
+    # A child with much output blocks less often. Beyond the user's pipe quota this is not permitted.
     with contextlib.suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, MOST_BYTES)

@@ -1,4 +1,4 @@
-"""What could not be ended, such as a process that waits for a dead disk in the kernel: watched until it is gone."""
+"""Watch processes that could not be ended, such as one that waits in the kernel for a dead disk."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ log = logging.getLogger(__name__)
 
 class Unkillable:
     """
-    Keep attempts whose processes outlive SIGKILL, and try again now and then.
+    Children whose processes outlive SIGKILL; ending them is tried again now and then.
 
-    Their slots are shown as ``unkillable`` and replaced: what waits in the kernel costs nobody else a place.
+    Their slots are shown as ``unkillable`` and replaced, so that no other execution loses a place.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._handle: dict[str, tuple[Child, int]] = {}
+        self._children: dict[str, tuple[Child, int]] = {}
 
     def __repr__(self) -> str:
         return f"<Unkillable {self.slots} slots, {self.processes} processes>"
 
     @property
     def slots(self) -> int:
-        """How many attempts have left something that cannot be ended."""
-        return len(self._handle)
+        """How many attempts have left processes that cannot be ended."""
+        return len(self._children)
 
     @property
     def processes(self) -> int:
-        """How many processes that are, as far as they could be counted."""
-        return sum(survivors for _, survivors in tuple(self._handle.values()))
+        """How many such processes there are, as far as they could be counted."""
+        return sum(survivors for _, survivors in tuple(self._children.values()))
 
-    def keep(self, child: Child, survivors: int) -> None:
-        """Take over a child from its attempt, from any thread."""
+    def add(self, child: Child, survivors: int) -> None:
+        """Take over a child from its attempt; may be called from any thread."""
         with self._lock:
-            self._handle[child.mark] = (child, survivors)
+            self._children[child.mark] = (child, survivors)
 
-    def look(self) -> None:
-        """Try once more to end them, and let go of those that are gone; takes a look at ``/proc`` for each."""
-        for child, before in tuple(self._handle.values()):
+    def try_again(self) -> None:
+        """Try once more to end them, and drop those that are gone; reads ``/proc`` for each."""
+        for child, before in tuple(self._children.values()):
             survivors = child.sweep(time.monotonic()).survivors
             if survivors:
                 if survivors != before:
-                    self.keep(child, survivors)
+                    self.add(child, survivors)
                 continue
             child.close()
             with self._lock:
-                del self._handle[child.mark]
-            log.info("what could not be ended is gone: pid=%d", child.pid)
+                del self._children[child.mark]
+            log.info("a process that could not be ended is gone: pid=%d", child.pid)

@@ -1,8 +1,8 @@
 """
-What running executions take of the machine: processor time, memory, processes, open files; read with psutil.
+Measure with psutil what running executions use: CPU time, memory, processes, open files.
 
-Only for people and their graphs: nothing that ends a process depends on it. A sample reads the process table once, for
-all executions together.
+The values are for people and their graphs only; nothing that ends a process depends on them. A sample reads the process
+table once, for all executions together.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 def sample(shims: Mapping[str, int]) -> dict[str, Usage]:
     """
-    Measure the trees below the shims with these pids, by the same keys; one that is gone is left out.
+    Measure the trees below the shims with these pids; the result has the same keys, without shims that are gone.
 
-    Processor time is that of all that live plus what the dead have left to their parents, so that none is counted twice
-    and none is lost. A process that ends while it is looked at counts as far as it was seen; files of another user's
-    process are not counted, and its PSS is not known.
+    CPU time is that of the living processes plus the time that dead ones have left to their parents, so that none is
+    counted twice or lost. A process that ends meanwhile counts as far as it was read. Open files and PSS of another
+    user's process are unknown.
     """
     below: defaultdict[int, list[psutil.Process]] = defaultdict(list)
     for process in psutil.process_iter():
@@ -39,7 +39,7 @@ def sample(shims: Mapping[str, int]) -> dict[str, Usage]:
 
 
 def reaped_cpu_seconds(shim: int) -> float | None:
-    """Tell how much processor time those have taken that a shim has reaped: all of an attempt's, when it has ended."""
+    """Return the CPU time of the processes that a shim has reaped: after an attempt's end, of the whole attempt."""
     with contextlib.suppress(psutil.Error):
         return _of_the_dead(psutil.Process(shim))
     return None

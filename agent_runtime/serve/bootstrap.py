@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent_runtime.delivery.private_files import remove_leftovers
 from agent_runtime.errors import CannotStart, SettingsInvalid
-from agent_runtime.process.child import await_shims, become_subreaper, new_mark, sweep_leftovers, tag_of
+from agent_runtime.process.containment.leftovers import await_shims, sweep_leftovers
+from agent_runtime.process.containment.registry import become_subreaper, new_mark, tag_of
 from agent_runtime.process.containment_choice import Containment, choose
 from agent_runtime.process.forkserver.server import fork_server
 from agent_runtime.process.linux import syscalls as linux

@@ -23,7 +23,7 @@ from agent_runtime.delivery.delivery import Deliveries, FileDelivery
 from agent_runtime.delivery.reload_results import BackgroundReloadChecker, ReloadResults
 from agent_runtime.model.state import StopReason
 from agent_runtime.notifier import Notifier
-from agent_runtime.process.child import new_mark
+from agent_runtime.process.containment.registry import new_mark
 from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.secret.writer import put_from_environment

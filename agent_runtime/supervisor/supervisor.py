@@ -33,7 +33,7 @@ from agent_runtime.execution.record_writer import RecordWriter
 from agent_runtime.model.records import Usage
 from agent_runtime.model.state import Outcome, Phase, StopReason
 from agent_runtime.notifier import Notifier
-from agent_runtime.process.child import reap_orphans
+from agent_runtime.process.containment.registry import reap_orphans
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.unkillable import Unkillable
 from agent_runtime.process.usage import sample
@@ -281,7 +281,7 @@ class Supervisor:
                 if linux.has_dead_children():
                     await asyncio.to_thread(reap_orphans)
                 if self.unkillable.slots:
-                    await asyncio.to_thread(self.unkillable.look)
+                    await asyncio.to_thread(self.unkillable.try_again)
                 if await self._has_full_disk():
                     break
 

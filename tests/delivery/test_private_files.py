@@ -20,7 +20,7 @@ from agent_runtime.delivery import private_files
 from agent_runtime.delivery.credentials_file import CredentialsFile, DeliveryImpossible
 from agent_runtime.delivery.private_files import PrivateFiles, make_directory, remove_leftovers, write_new
 from agent_runtime.model.tokens import Token
-from agent_runtime.process.child import new_mark, tag_of
+from agent_runtime.process.containment.registry import new_mark, tag_of
 from tests.support.supervised import NEW, OLD, eventually, held_generations_forever, supervised
 
 if TYPE_CHECKING:

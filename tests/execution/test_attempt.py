@@ -23,7 +23,7 @@ from agent_runtime.execution.attempt_data import AttemptContext, AttemptSpec
 from agent_runtime.model.state import StopReason
 from agent_runtime.model.task import Task
 from agent_runtime.model.tokens import Token
-from agent_runtime.process import child as process
+from agent_runtime.process.containment import registry
 from agent_runtime.process.containment_choice import Containment
 from agent_runtime.process.unkillable import Unkillable
 from agent_runtime.secret.file import SecretFile
@@ -104,7 +104,7 @@ class Bench:
             execution_id=f"execution-{uuid.uuid4()}",
             task=Task(message=msgspec.json.encode({"script": steps}).decode()),
             session=Session(uuid.uuid4()),
-            mark=process.new_mark(self.home),
+            mark=registry.new_mark(self.home),
             total_at=time.monotonic() + 60,
         )
         self.writers.append(TranscriptStore(self.home / "transcripts").writer(spec.execution_id))
@@ -120,7 +120,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    process.become_subreaper()
+    registry.become_subreaper()
     return Bench(tmp_path)
 
 

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 
 from agent_runtime.claude.run_answer import Result
@@ -19,14 +18,15 @@ from agent_runtime.errors import CannotStart, ErrorClass
 from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.evidence.verdict import Ending, verdict
 from agent_runtime.model.state import Outcome, StopReason
-from agent_runtime.process.child import Command, new_mark, reap_orphans, spawn
+from agent_runtime.process.child import Command, spawn
 from agent_runtime.process.containment import sweep as containment
 from agent_runtime.process.containment.cgroup import CgroupLayer
+from agent_runtime.process.containment.registry import new_mark, reap_orphans
 from agent_runtime.process.containment.sweep import Kind
 from agent_runtime.process.linux import cgroup as cgroup_group
 from agent_runtime.process.linux import cgroup_mount
 from agent_runtime.process.linux import cgroup_setup as cgroups
-from agent_runtime.process.linux.cgroup import Events, Group, Limits
+from agent_runtime.process.linux.cgroup import Group, Limits
 from agent_runtime.process.linux.cgroup_setup import LEAF, PREFIX, Finding, Groups
 from tests.process.test_containment import ESCAPE, ESCAPED
 from tests.support import families
@@ -74,12 +74,12 @@ def finding() -> Finding:
     return found
 
 
-@pytest.fixture(params=["cgroup.kill", pytest.param("one by one", marks=pytest.mark.slow)])
-def groups(request: pytest.FixtureRequest, finding: Finding) -> Groups:
-    """Where groups are made, for kernels with and without ``cgroup.kill``."""
-    if request.param == "cgroup.kill" and not finding.has_kill:
+@pytest.fixture
+def groups(finding: Finding) -> Groups:
+    """Makes groups; skipped on kernels without ``cgroup.kill``."""
+    if not finding.has_kill:
         pytest.skip("this kernel has no cgroup.kill")
-    ready = cgroups.prepare(msgspec.structs.replace(finding, has_kill=request.param == "cgroup.kill"))
+    ready = cgroups.prepare(finding)
     assert ready is not None
     return ready
 
@@ -242,9 +242,8 @@ def test_who_leaves_its_family_does_not_leave_its_group(group: Group) -> None:
 
 @pytest.mark.parametrize("program", [RUNNER, BOMB], ids=["runner", "bomb"])
 @as_root
-def test_who_forks_without_pause_is_ended(group: Group, program: str, request: pytest.FixtureRequest) -> None:
+def test_who_forks_without_pause_is_ended(group: Group, program: str) -> None:
     """P3: within 2 s; asserted with ten times that. A user of its own, so that its processes can be bounded."""
-    how = request.node.callspec.params["groups"]
     member = Member(group, program, user=54321, most=150)
     member.go()
     member.lines(1)
@@ -256,7 +255,6 @@ def test_who_forks_without_pause_is_ended(group: Group, program: str, request: p
     assert report.survivors == 0
     assert not group.populated
     assert report.seconds < 20
-    assert (group.directory / "cgroup.freeze").read_text() == ("1\n" if how == "one by one" else "0\n")
     member.end()
 
 
@@ -307,19 +305,18 @@ def test_nobody_else_is_touched(groups: Groups) -> None:
 
 
 def test_a_kill_needs_no_free_descriptor() -> None:
-    """R1: the table is full; also where the groups are ended one by one."""
+    """R1: the table is full."""
     if not (found := cgroups.find()).usable:
         pytest.skip(f"no cgroup can be made here: {found.reason}")
-    for has_kill in {found.has_kill, False}:
-        answer = run_driver(
-            FIND
-            + f"""
-import msgspec, resource
+    answer = run_driver(
+        FIND
+        + """
+import resource
 from agent_runtime.process.containment import sweep as containment
 from agent_runtime.process.containment.sweep import Kind
 from agent_runtime.process.containment.cgroup import CgroupLayer
-groups = cgroups.prepare(msgspec.structs.replace(cgroups.find(), has_kill={has_kill}))
-group = groups.make(f"full.{{os.getpid()}}")
+groups = cgroups.prepare(cgroups.find())
+group = groups.make(f"full.{os.getpid()}")
 member = Member(group, FAMILY, "31")
 member.lines(31)
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
@@ -336,8 +333,8 @@ for descriptor in taken:
     os.close(descriptor)
 member.end()
 """
-        )
-        assert answer == [True, 0, 31, True, False]
+    )
+    assert answer == [True, 0, 31, True, False]
 
 
 def test_whether_it_is_empty_can_be_polled(group: Group) -> None:
@@ -400,7 +397,7 @@ def test_a_group_leaves_no_descriptor_and_answers_when_it_is_gone(groups: Groups
     assert group.remove()
     group.kill()
 
-    assert (group.populated, group.pids(), group.events(), group.procs) == (False, set(), Events(), -1)
+    assert (group.populated, group.pids(), group.oom_kills(), group.procs) == (False, set(), 0, -1)
     assert descriptors() == before
     assert CgroupLayer(group).kill_pass(thorough=True).is_empty
 
@@ -571,7 +568,7 @@ def test_what_the_kernel_kills_of_others_is_no_oom_of_this_one(group: Group) -> 
     group.kill()
 
     assert member.end() == -signal.SIGKILL
-    assert not group.events().oom
+    assert not group.oom_kills()
 
 
 # -- the verdict

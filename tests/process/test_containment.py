@@ -783,7 +783,6 @@ child.close()
 
 SUPERVISOR = """
 from tests.support.families import *
-from agent_runtime.process.child import *
 become_subreaper()
 mark = new_mark(Path(sys.argv[1]))
 child = start_shell(f"trap 'echo polite >{sys.argv[1]}/said; exit' INT; "
@@ -869,7 +868,8 @@ def test_the_sweep_of_leftovers_spares_its_own_attempts_and_whoever_has_started_
 import subprocess
 data_dir = Path(sys.argv[1])
 earlier = new_mark(data_dir).replace(".", ".earlier", 1)
-script = "from agent_runtime.process.child import *; sweep_leftovers(__import__('pathlib').Path.cwd()); print('done')"
+script = ("from agent_runtime.process.containment.leftovers import *; "
+          "sweep_leftovers(__import__('pathlib').Path.cwd()); print('done')")
 inner = subprocess.run(["sh", "-c", '"$@"; echo parent', "sh", sys.executable, "-c", script], cwd=data_dir,
                        env={**os.environ, MARK_VARIABLE: earlier}, capture_output=True, text=True)
 running = start("sleep", "600", mark=new_mark(data_dir))

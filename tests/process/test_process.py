@@ -11,16 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_runtime.errors import RESERVED_WORDS, SpawnFailed
-from agent_runtime.process.child import (
-    MARK_VARIABLE,
-    Command,
-    Exit,
-    NotSpawned,
-    SpawnReason,
-    attempt_registry,
-    new_mark,
-)
-from agent_runtime.process.containment.registry import SPARE
+from agent_runtime.process.child import Command, Exit, NotSpawned, SpawnReason
+from agent_runtime.process.containment.registry import MARK_VARIABLE, SPARE, attempt_registry, new_mark
 from agent_runtime.process.forkserver.server import ShimHandle, fork_server
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
@@ -399,7 +391,7 @@ def test_interrupt_takes_no_look_at_the_process_table(monkeypatch: pytest.Monkey
     with ended_at_last(start("sleep", "60")) as child:
         with monkeypatch.context() as patch:
             patch.setattr(proc_table, "read_process", None)
-            patch.setattr(proc_table, "look", None)
+            patch.setattr(proc_table, "take_view", None)
             began = time.monotonic()
             assert child.interrupt()
             assert time.monotonic() - began < 0.05
@@ -422,7 +414,7 @@ def test_everything_may_be_called_again_after_the_end(kind: Kind) -> None:
         child.kill()
         assert child.sweep(time.monotonic() + 10).survivors == 0
         assert child.poll() == Exit(-signal.SIGKILL)
-        assert child.exited
+        assert child.poll() is not None
 
 
 def _race_kills_with_the_natural_end(times: int) -> set[int | None]:

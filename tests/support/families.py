@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime.process.child import Child, Command, Exit, NotSpawned, new_mark, spawn
+from agent_runtime.process.child import Child, Command, Exit, NotSpawned, SpawnReason, spawn  # noqa: F401 - for the drivers
+from agent_runtime.process.containment.leftovers import await_shims, sweep_leftovers  # noqa: F401 - for the drivers
+from agent_runtime.process.containment.registry import (  # noqa: F401 - for the drivers
+    MARK_VARIABLE,
+    attempt_registry,
+    become_subreaper,
+    new_mark,
+    reap_orphans,
+)
 from agent_runtime.process.containment.sweep import Kind
 from agent_runtime.process.forkserver.server import fork_server  # noqa: F401 - for the drivers
 from agent_runtime.process.linux import cgroup_setup as cgroups
@@ -323,8 +331,7 @@ def run_driver(
 
     For what changes the state of the whole process, such as becoming a subreaper.
     """
-    imports = "from tests.support.families import *\nfrom agent_runtime.process.child import *"
-    code = f"{imports}\n{script}\nfork_server.close()"
+    code = f"from tests.support.families import *\n{script}\nfork_server.close()"
     # Files, not pipes: what a failing driver leaves behind may hold them open.
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         driver = subprocess.Popen(

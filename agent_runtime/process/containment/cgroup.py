@@ -1,4 +1,4 @@
-"""Find and end an attempt's processes by the cgroup they are in: no look at ``/proc``, and no race with a fork."""
+"""Find and end an attempt's processes by their cgroup, without ``/proc`` and without races against forks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _PASSES_BEFORE_KILLING_EACH = 3
 
 class CgroupLayer:
     """
-    End what is in an attempt's cgroup: one read to look, one write to kill.
+    Ends the processes in an attempt's cgroup: one read finds them, one write kills them.
 
-    Only descriptors are used that the group has open already. The shim is not in the group: the child joins it.
+    It uses only descriptors that the group has open already. The child joins the group; its shim does not.
     """
 
     is_certain: ClassVar[bool] = True
@@ -31,14 +31,14 @@ class CgroupLayer:
 
     @property
     def ended(self) -> int:
-        """How many processes were found alive since they were to be ended."""
+        """How many processes were found alive by kill passes."""
         return len(self._seen)
 
     def remember(self) -> None:
-        """Do nothing: the kernel remembers."""
+        """Do nothing: the kernel knows the members."""
 
-    def kill_pass(self, *, thorough: bool) -> PassResult:  # noqa: ARG002 - there is but one way to look, and it is certain
-        """Look whether anything lives in the group, and kill it."""
+    def kill_pass(self, *, thorough: bool) -> PassResult:  # noqa: ARG002 - every pass is thorough
+        """Kill everything that lives in the group."""
         with self._lock:
             if not self._group.populated:
                 return PassResult()

@@ -1,4 +1,4 @@
-"""Signal processes that are known by pid and start time, and nobody else."""
+"""Signal processes by pid and start time, and no others."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _MOST_HELD = 256
 
 class Freezer:
     """
-    Hold processes still until all of a family are known, then kill them.
+    Stops processes until the whole tree is known, then kills them.
 
-    What is stopped cannot fork, so its children can be counted; and under a limit of processes it makes no room for
-    others as the killed does. Each pidfd is opened first and what it names is compared then: from there on the pid may
-    be given away without harm.
+    A stopped process cannot fork, so its children can be listed. Under a limit of processes it also leaves no room for
+    new ones, as a killed process would. The pidfd is opened before the process is compared with the known one, so a
+    reused pid does no harm.
 
     Args:
-        adopters: Pids, besides ours, of those to whom orphans go: the parent of what is held may change to one.
+        adopters: Pids of processes besides ours that adopt orphans: the parent of a stopped process may change to one.
     """
 
     def __init__(self, *adopters: int) -> None:
@@ -34,9 +34,9 @@ class Freezer:
 
     def hold(self, process: Process) -> bool:
         """
-        Stop a process if it is still the one that was seen, else nobody; tell whether it is held.
+        Stop a process if it is still the known one; return whether it was stopped.
 
-        A group's leader is held with its whole group, as that lies within one session and so within one attempt.
+        The leader of a process group is stopped with its whole group, which belongs to one session and one attempt.
         """
         if len(self._held) >= _MOST_HELD:
             self.kill()
@@ -49,10 +49,10 @@ class Freezer:
         return self._hold(process)
 
     def kill(self) -> None:
-        """Kill all that is held."""
+        """Kill all stopped processes."""
         while self._held:
             pidfd, is_group = self._held.pop(0)
-            # Whoever has become another user in the meantime lives on, and the next look tells.
+            # A process that has become another user's meanwhile survives; the next pass reports it.
             with contextlib.suppress(PermissionError):
                 if is_group:
                     linux.send_to_group(pidfd, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""End what an earlier supervisor of the same data directory has left behind."""
+"""End the processes that an earlier supervisor of the same data directory has left behind."""
 
 from __future__ import annotations
 
@@ -27,37 +27,36 @@ _PAUSE_SECONDS = 0.001
 
 def sweep_leftovers(data_dir: Path, *, within_seconds: float = 5) -> int:
     """
-    Kill what an earlier supervisor of this data directory has left, before anything is admitted; tell how many.
+    Kill the processes of an earlier supervisor of this data directory, before any request is admitted.
 
-    Call it only while holding the data directory's lock: then no living supervisor can own what is found. Spared are
-    this process, what it descends from, and what descends from it.
+    Call it only while holding the data directory's lock: then no living supervisor can own these processes. This
+    process, its ancestors and its descendants are spared. Returns the number of killed processes.
     """
     deadline = time.monotonic() + within_seconds
-    struck: set[Identity] = set()
+    killed: set[Identity] = set()
     alive: set[int] = set()
-    is_empty = 0
-    while is_empty < 2 and proc_table.shows_our_pids():
+    empty_passes = 0
+    while empty_passes < 2 and proc_table.shows_our_pids():
         alive = set()
         freezer = Freezer()
         for process in _leftovers(data_dir):
             alive.add(process.pid)
-            if process.identity not in struck and freezer.hold(process):
-                struck.add(process.identity)
+            if process.identity not in killed and freezer.hold(process):
+                killed.add(process.identity)
         freezer.kill()
-        is_empty = 0 if alive else is_empty + 1
+        empty_passes = 0 if alive else empty_passes + 1
         if alive and time.monotonic() >= deadline:
-            log.error("processes of an earlier supervisor are still there and cannot be ended: %d", len(alive))
+            log.error("processes of an earlier supervisor cannot be ended: %d", len(alive))
             break
         time.sleep(_PAUSE_SECONDS)
-    return len(struck)
+    return len(killed)
 
 
 def await_shims(data_dir: Path, *, within_seconds: float = 5) -> int:
     """
-    Wait until no shim of an earlier supervisor of this data directory is left, and return what ours are to hold.
+    Wait until no shim of an earlier supervisor of this data directory is left; return the lock file for our shims.
 
-    A mark is seen once the leader is executed, so a sweep alone misses a leader that is being started at that moment;
-    its shim ends it, and ends last.
+    A leader that is just being started has no mark yet, so a sweep alone misses it. Its shim ends it, and ends last.
     """
     deadline = time.monotonic() + within_seconds
     descriptor = os.open(data_dir / _GUARD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -67,9 +66,9 @@ def await_shims(data_dir: Path, *, within_seconds: float = 5) -> int:
             break
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                log.error("shims of an earlier supervisor are still there: what they keep cannot be ended")
+                log.error("shims of an earlier supervisor are still there: their processes cannot be ended")
                 break
-        time.sleep(_PAUSE_SECONDS)  # a lock can be waited for, but not until a deadline
+        time.sleep(_PAUSE_SECONDS)  # a blocking flock has no deadline
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     return descriptor
 
@@ -87,7 +86,7 @@ def _leftovers(data_dir: Path) -> Iterator[Process]:
             unsettled.append(process)
         elif isinstance(mark, str) and is_of_an_earlier_start(mark, data_dir):
             roots.append(process)
-    for process in unsettled:  # it was in the middle of an execve
+    for process in unsettled:  # these were in the middle of an execve
         mark = proc_table.read_environ(process.pid, MARK_VARIABLE)
         if isinstance(mark, str) and is_of_an_earlier_start(mark, data_dir):
             roots.append(process)

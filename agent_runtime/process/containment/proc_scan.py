@@ -1,14 +1,13 @@
 """
-Find and end everything an attempt has started, and nothing else.
+Find and end everything that an attempt has started, and nothing else.
 
-An attempt's shim is a subreaper, so whatever its leader has started stays below the shim: what is below it belongs
-to the attempt, whatever it says of itself. Where somebody has killed the shim, its children come to us, as this
-process is a subreaper, too. Of those a branch belongs to the attempt under which one of it was seen before (pid and
-start time), else to the one whose mark one of it carries in its environment. Any other is left alone while an attempt
-is running, and ended with the last one.
+An attempt's shim is a subreaper, so all descendants of its leader stay below the shim and belong to the attempt. After
+the death of a shim this process adopts its children, because it is a subreaper too. Such an orphan and its descendants
+belong to the attempt under which one of them was seen before (pid and start time), else to the attempt whose mark one
+of them has in its environment. Any other orphan is left alone while an attempt runs, and ended with the last one.
 
-A process in our own session was never below a leader, as each leader begins a session of its own: it is never touched;
-nor is the fork server, nor a shim.
+Each leader begins a session of its own, so a process in our own session was never below a leader and is never touched.
+The fork server and the shims are never touched either.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ _LOOK_AT_LEADER_EVERY = 4
 _PASSES_BEFORE_KILLING_EACH = 3
 
 
-class _Round(msgspec.Struct):
-    """One look of one layer, as far as it has come."""
+class _Pass(msgspec.Struct):
+    """The state of one kill pass."""
 
     view: View
     freezer: Freezer
@@ -52,7 +51,7 @@ class _Round(msgspec.Struct):
 
 
 class ScanLayer:
-    """Find an attempt's processes in ``/proc``: needs no privilege and nothing of the container."""
+    """Finds an attempt's processes in ``/proc``; needs no privilege and no feature of the container."""
 
     is_certain: ClassVar[bool] = False
 
@@ -69,16 +68,16 @@ class ScanLayer:
 
     @property
     def ended(self) -> int:
-        """How many processes were found alive since they were to be ended."""
+        """How many processes were found alive by kill passes."""
         return len(self._seen)
 
     def remember(self) -> None:
-        """Note the leader's descendants, and those of its orphans that were known already; not without descriptors."""
+        """Remember the leader's descendants and those of known orphans; does nothing without free descriptors."""
         with self._lock:
             _try_with_spare(self._remember)
 
     def kill_pass(self, *, thorough: bool) -> PassResult:
-        """Look once through the tree below us, and kill what belongs to the attempt."""
+        """Search the tree below this process once, and kill the processes of the attempt."""
         with self._lock:
             seen = _try_with_spare(lambda: self._kill_pass(thorough=thorough))
             return PassResult(alive=max(1, len(self._attempt.remembered)), blind=True) if seen is None else seen
@@ -86,16 +85,11 @@ class ScanLayer:
     def _remember(self) -> None:
         if not proc_table.shows_our_pids():
             return
-        view = proc_table.look()
-        known = (
-            self._attempt.remembered
-            if self._attempt.leader is None
-            else self._attempt.remembered | {self._attempt.leader}
-        )
-        still_there = [process for identity in known if (process := _still_there(identity)) is not None]
+        view = proc_table.take_view()
+        still_there = [process for one in self._attempt.known if (process := _still_there(one)) is not None]
         seen = {process.identity: process for process in still_there}
         roots = [root for root in still_there if root.identity == self._attempt.leader or root.parent == os.getpid()]
-        for root in (*roots, *self._handle(view)):
+        for root in (*roots, *self._below_shim(view)):
             for process in proc_table.branch(view, root):
                 if not process.dead:
                     seen[process.identity] = process
@@ -108,7 +102,7 @@ class ScanLayer:
         if me is None or not proc_table.shows_our_pids():
             return PassResult()
         adopters = () if self._attempt.shim is None else self._attempt.shim[:1]
-        now = _Round(proc_table.look(), Freezer(*adopters), is_one_of_many=self._is_for_the_sweep)
+        now = _Pass(proc_table.take_view(), Freezer(*adopters), is_one_of_many=self._is_for_the_sweep)
         try:
             unattributed = self._hold_all(me, now, thorough=thorough)
         finally:
@@ -120,11 +114,11 @@ class ScanLayer:
             self._attempt.remembered |= now.seen.keys()
         return PassResult(len(now.seen), now.fresh, unattributed)
 
-    def _hold_all(self, me: Process, now: _Round, *, thorough: bool) -> int:
-        """Hold all that belongs to the attempt; return how many orphans may belong to any."""
+    def _hold_all(self, me: Process, now: _Pass, *, thorough: bool) -> int:
+        """Stop all processes of the attempt; return how many orphans may belong to any attempt."""
         if thorough:
-            now.view = proc_table.look(thorough=True)
-        for root in self._handle(now.view):
+            now.view = proc_table.take_view(thorough=True)
+        for root in self._below_shim(now.view):
             self._hold_branch(root, now)
         unattributed: list[Process] = []
         for root in now.view.children(me):
@@ -138,7 +132,7 @@ class ScanLayer:
                 unattributed.append(root)
         for process in self._overlooked(now):
             self._hold_branch(process, now)
-        # Asked after looking: an attempt that began since then cannot be the owner of what was seen before.
+        # Checked after the search: an attempt that began since then cannot own what was seen before.
         unattributed = [root for root in unattributed if self._registry.may_be_ours(root)]
         if not self._registry.is_quiet():
             return len(unattributed)
@@ -146,21 +140,18 @@ class ScanLayer:
             self._hold_branch(root, now)
         return 0
 
-    def _handle(self, view: View) -> list[Process]:
-        """Return what is right below the shim, as long as there is one."""
+    def _below_shim(self, view: View) -> list[Process]:
+        """Return the children of the shim, if it lives."""
         shim = None if self._attempt.shim is None else _still_there(self._attempt.shim)
         return [] if shim is None else view.children(shim)
 
-    def _overlooked(self, now: _Round) -> Iterator[Process]:
-        """Yield what was seen before and not in this look: lists of children have gaps while children are dying."""
-        known = set(self._attempt.remembered)
-        if self._attempt.leader is not None:
-            known.add(self._attempt.leader)
-        for identity in known - now.seen.keys():
+    def _overlooked(self, now: _Pass) -> Iterator[Process]:
+        """Yield known processes that this pass missed: lists of children have gaps while children die."""
+        for identity in self._attempt.known - now.seen.keys():
             if (process := _still_there(identity)) is not None:
                 yield process
 
-    def _hold_branch(self, root: Process, now: _Round) -> None:
+    def _hold_branch(self, root: Process, now: _Pass) -> None:
         waiting = deque([root])
         while waiting:
             process = waiting.popleft()
@@ -171,24 +162,24 @@ class ScanLayer:
                 now.group += 1
                 now.fresh += process.identity not in self._seen
                 if now.is_one_of_many:
-                    continue  # what it leaves comes to its shim, where the next look finds it
+                    continue  # its shim adopts its orphans, and the next pass finds them there
             elif process.identity not in self._held and now.freezer.hold(process):
                 self._held.add(process.identity)
                 now.fresh += process.identity not in self._seen
             waiting.extend(now.view.children(process))
 
     def _is_in_group(self, process: Process) -> bool:
-        """Tell whether a process is ended by a signal to the leader's group, as most are."""
+        """Whether a signal to the leader's group ends the process, as with most."""
         return self._shim_handle is not None and process.group == process.session == self._shim_handle.pid
 
     @property
     def _is_for_the_sweep(self) -> bool:
-        """Whether the leader has ended, so that looks follow each other, and its shim has all that it left."""
+        """Whether the leader has ended and its shim has adopted its orphans: kill passes follow each other then."""
         handle = self._shim_handle
         return handle is not None and linux.has_ended(handle.pidfd) and not handle.shim_has_ended
 
     def _owner_of(self, root: Process, view: View) -> AttemptProcesses | None:
-        """Find the attempt that a child of ours belongs to: by what was seen before, else by the mark."""
+        """Return the attempt that a child of ours belongs to: by earlier passes, else by the mark."""
         members = list(proc_table.branch(view, root))
         identities = {process.identity for process in members}
         attempts = self._registry.all()
@@ -198,7 +189,7 @@ class ScanLayer:
         marks = {proc_table.read_environ(process.pid, MARK_VARIABLE) for process in members}
         if (found := next((attempt for attempt in attempts if attempt.mark in marks), None)) is not None:
             return found
-        # What an attempt that has ended left behind is for whichever sweep sees it first.
+        # Leftovers of an ended attempt belong to the first sweep that finds them.
         return self._attempt if any(isinstance(mark, str) and is_of_this_start(mark) for mark in marks) else None
 
 
@@ -208,7 +199,7 @@ def _still_there(identity: Identity) -> Process | None:
 
 
 def _try_with_spare(act: Callable[[], T]) -> T | None:
-    """Act, with the spare descriptors if there are no others; None if there were none at all."""
+    """Run *act*, with the spare descriptors if there are no others; None without any descriptor."""
     for spare in (contextlib.nullcontext(), SPARE.lent()):
         try:
             with spare:

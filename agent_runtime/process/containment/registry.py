@@ -1,4 +1,4 @@
-"""The attempts that are alive under this supervisor, what is known of each, and the zombies that are nobody's."""
+"""The living attempts of this supervisor, their known processes, and zombies without an owner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXECUTION_VARIABLE = "AGENT_RUNTIME_EXECUTION_ID"
 MARK_VARIABLE = "AGENT_RUNTIME_ATTEMPT_MARK"
-"""In the environment of every child: by it leftovers are known after ``setsid`` and double forks."""
+"""In the environment of every child: it identifies leftovers even after ``setsid`` and double forks."""
 
 _START = secrets.token_hex(6)
 _numbers = count(1)
@@ -28,38 +28,38 @@ SPARE = linux.Spare(3)
 
 def new_mark(data_dir: Path) -> str:
     """
-    Return a mark that nobody else has, this supervisor or another; a caller may append a suffix of its own.
+    Return a mark that is unique among all supervisors; a caller may append a suffix.
 
-    It tells the data directory and the start of the supervisor, so that the next one knows what was left to it.
+    It names the data directory and the start of the supervisor, so that the next one recognises leftovers.
     """
     return f"{tag_of(data_dir)}.{_START}.{next(_numbers)}"
 
 
 def is_of_this_start(mark: str) -> bool:
-    """Tell whether this very process made the mark."""
+    """Whether this very process made the mark."""
     return mark.split(".")[1:2] == [_START]
 
 
 def is_of_an_earlier_start(mark: str, data_dir: Path) -> bool:
-    """Tell whether an earlier supervisor of this data directory made the mark."""
+    """Whether an earlier supervisor of this data directory made the mark."""
     return mark.startswith(f"{tag_of(data_dir)}.") and not is_of_this_start(mark)
 
 
 def tag_of(data_dir: Path) -> str:
-    """Name a data directory in few characters; every mark made for it begins so."""
+    """Return a short name of a data directory, with which every mark for it begins."""
     status = data_dir.stat()  # two containers that share a PID namespace may give two directories the same path
     return f"{status.st_dev:x}-{status.st_ino:x}"
 
 
 class AttemptProcesses:
     """
-    What is known of one attempt's processes.
+    The known processes of one attempt.
 
     Attributes:
-        leader: The CLI's process; None while it is being started, (pid, -1) where it was reaped before it was seen.
-        shim: The process to which orphans of the attempt go; None where there is none, or while it is being started.
-        ending: Everything that belongs to the attempt may be killed.
-        remembered: Processes seen under the attempt that lived at the last look.
+        leader: The CLI's process; None while it is being started, (pid, -1) if it was reaped before it was seen.
+        shim: The process that adopts orphans of the attempt; None if there is none, or while it is being started.
+        ending: Every process of the attempt may be killed.
+        remembered: Processes below the attempt that lived at the last pass.
     """
 
     def __init__(self, mark: str) -> None:
@@ -70,55 +70,60 @@ class AttemptProcesses:
         self.ending = False
         self.remembered: frozenset[Identity] = frozenset()
 
+    @property
+    def known(self) -> frozenset[Identity]:
+        """The leader and the remembered processes."""
+        return self.remembered if self.leader is None else self.remembered | {self.leader}
+
 
 class AttemptRegistry:
-    """The attempts that have not ended, under this supervisor: who must be spared when one of them is swept."""
+    """The living attempts of this supervisor: the sweep of one must spare the others."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._attempt: dict[str, AttemptProcesses] = {}
+        self._attempts: dict[str, AttemptProcesses] = {}
         self._first_ticks: int | None = None
         self.raised_oom_score: int | None = None
 
     def enter(self, mark: str) -> AttemptProcesses:
-        """Count an attempt as living; before its leader is forked, so that nobody takes the leader for an orphan."""
+        """Add an attempt, before its leader is forked, so that the leader is not taken for an orphan."""
         attempt = AttemptProcesses(mark)
         SPARE.fill()
         with self._lock:
-            if mark in self._attempt:
+            if mark in self._attempts:
                 raise ValueError("another living attempt has this mark")
-            self._attempt[mark] = attempt
+            self._attempts[mark] = attempt
             if self._first_ticks is None:
                 self._first_ticks = attempt.began_ticks
         return attempt
 
     def leave(self, attempt: AttemptProcesses) -> None:
-        """Count an attempt as ended; what it left is fair game from now on."""
+        """Remove an attempt; its leftovers may be killed from now on."""
         with self._lock:
-            if self._attempt.get(attempt.mark) is attempt:
-                del self._attempt[attempt.mark]
+            if self._attempts.get(attempt.mark) is attempt:
+                del self._attempts[attempt.mark]
 
     def all(self) -> tuple[AttemptProcesses, ...]:
         """Return the living attempts."""
         with self._lock:
-            return tuple(self._attempt.values())
+            return tuple(self._attempts.values())
 
     def is_quiet(self) -> bool:
-        """Tell whether every living attempt is being ended, so that an orphan of unknown owner has no right to live."""
+        """Whether every living attempt is being ended, so that orphans of unknown owner may be killed."""
         return all(attempt.ending for attempt in self.all())
 
     def is_protected(self, process: Process) -> bool:
-        """Tell whether a process is one of those that keep attempts: they are nobody's, and end by themselves."""
+        """Whether a process is the fork server or a shim: these belong to no attempt and end by themselves."""
         return process.identity == fork_server.identity or any(
             attempt.shim == process.identity for attempt in self.all()
         )
 
     def may_be_ours(self, orphan: Process) -> bool:
         """
-        Tell whether an orphan of unknown owner can only come from an attempt.
+        Whether an orphan of unknown owner can only come from an attempt.
 
-        Our children's raised score is inherited, and shed by nobody by accident: it tells them from a library's own
-        children, and, where we are PID 1, from the orphans of `docker exec`.
+        Our children's raised OOM score is inherited and never lowered by accident. It distinguishes them from a
+        library's own children and, if we are PID 1, from the orphans of `docker exec`.
         """
         if self._first_ticks is None or orphan.started_ticks < self._first_ticks:
             return False
@@ -129,9 +134,9 @@ class AttemptRegistry:
 
     def reap(self, zombie: Process) -> None:
         """
-        Reap an adopted zombie, and only that: never a leader, a child being started, or a child of a library.
+        Reap an adopted zombie, but no leader, no child that is being started and no child of a library.
 
-        Through a pidfd, so that a pid that was given away in the meantime is not touched.
+        It uses a pidfd, so that a reused pid is not touched.
         """
         if zombie.session == os.getsid(0):
             return
@@ -149,7 +154,7 @@ class AttemptRegistry:
             if now is not None and now.dead and now.identity == zombie.identity:
                 os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
-            pass  # another thread was faster
+            pass  # another thread has reaped it
         finally:
             os.close(pidfd)
 
@@ -159,7 +164,7 @@ attempt_registry = AttemptRegistry()
 
 def become_subreaper() -> None:
     """
-    Make orphans of the CLI's processes our children, so that none can leave the tree; once, at start.
+    Make this process adopt the orphans of the CLI's processes, so that none can leave the tree; once, at start.
 
     Raises:
         OSError: The kernel does not know the call.
@@ -169,14 +174,14 @@ def become_subreaper() -> None:
 
 
 def reap_orphans() -> None:
-    """Reap the zombies among the orphans given to us, each by its own pid; never a leader that an attempt owns."""
+    """Reap the zombies among adopted orphans, each by its own pid; never the leader of an attempt."""
     me = proc_table.read_process(os.getpid())
     if me is None or not proc_table.shows_our_pids():
         return
     try:
-        for child in proc_table.look().children(me):
+        for child in proc_table.take_view().children(me):
             if child.dead:
                 attempt_registry.reap(child)
     except OSError as error:
         if error.errno not in linux.OUT_OF_DESCRIPTORS:
-            raise  # else: they can wait until there are descriptors again
+            raise  # they can wait until there are descriptors again

@@ -1,4 +1,4 @@
-"""How an attempt and everything it has started are ended: layers, each of which must be enough alone, and the sweep."""
+"""End an attempt and everything it has started: the layers, each of which is sufficient alone, and the sweep."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 _PAUSE_SECONDS = 0.001
 _LONGEST_PAUSE_SECONDS = 0.008
 _PASSES_LEFT_TO_THE_FIRST = 4
-_LOOKING_IS_WORTH = 2
-"""So many times as long as a look takes is waited for the next: what is dying needs the processor, too."""
+_PAUSE_BY_PASS = 2
+"""Pause at least this many times as long as the last pass took, so that dying processes get CPU time."""
 
 
 class Kind(Enum):
-    """The layers; the value is that of the setting."""
+    """The layers; the values are those of the setting."""
 
     CGROUP = "cgroup"
     SCAN = "scan"
@@ -27,13 +27,13 @@ class Kind(Enum):
 
 class PassResult(msgspec.Struct, frozen=True):
     """
-    What one look at what an attempt left behind has shown.
+    The result of one kill pass.
 
     Attributes:
-        alive: How many of the attempt still lived, those already signalled among them.
+        alive: How many processes of the attempt still lived, including those already signalled.
         fresh: How many were signalled for the first time.
-        unowned: How many orphans were left alone because their owner is not known.
-        blind: Nothing could be seen, for want of descriptors.
+        unattributed: How many orphans were left alone because their owner is unknown.
+        blind: Nothing could be seen, for lack of descriptors.
     """
 
     alive: int = 0
@@ -43,46 +43,46 @@ class PassResult(msgspec.Struct, frozen=True):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was found, by a look that could have found something."""
+        """Whether nothing was found by a pass that was able to see."""
         return not self.alive and not self.blind
 
 
 class Layer(Protocol):
     """
-    One way of finding and ending what an attempt has started; none needs a fork or a thread.
+    One way of finding and ending an attempt's processes; none needs a fork or a thread.
 
     Attributes:
-        is_certain: The kernel knows who belongs to the attempt: one look that finds nothing is enough.
+        is_certain: The kernel knows the members of the attempt: one pass that finds nothing is enough.
     """
 
     is_certain: ClassVar[bool]
 
     @property
     def ended(self) -> int:
-        """How many processes were found alive since they were to be ended."""
+        """How many processes were found alive by kill passes."""
         ...
 
     def remember(self) -> None:
-        """Note what is there now, to know it again when its parents are gone; cheap, and kills nothing."""
+        """Remember the present processes, to recognise them after the death of their parents; kills nothing."""
 
     def kill_pass(self, *, thorough: bool) -> PassResult:
         """
-        Look once and kill what is found.
+        Search once and kill what is found.
 
         Args:
-            thorough: Take the more certain way to look, however slow.
+            thorough: Search in the most certain way, even if it is slow.
         """
         ...
 
 
 class SweepReport(msgspec.Struct, frozen=True):
     """
-    What a sweep has done.
+    The result of a sweep.
 
     Attributes:
-        killed: How many processes were found alive and ended, the leader among them if it had to be.
+        killed: How many processes were found alive and ended, including the leader if it lived.
         survivors: How many still lived at the deadline.
-        unowned: Orphans left alone because another attempt may own them.
+        unattributed: Orphans left alone because another attempt may own them.
     """
 
     killed: int
@@ -93,39 +93,39 @@ class SweepReport(msgspec.Struct, frozen=True):
 
 def sweep(layers: Sequence[Layer], deadline: float) -> SweepReport:
     """
-    Kill what an attempt has left, until two looks in a row find nothing; one look, where the first layer is certain.
+    Kill an attempt's processes until two passes in a row find nothing; one pass if the first layer is certain.
 
     Args:
-        layers: The first does the work; the others look for who has escaped it, once it finds nothing new.
-        deadline: When to give up, on the monotonic clock; there is at least one look.
+        layers: The first does the work; the others find what has escaped it, once it finds nothing new.
+        deadline: When to give up, on the monotonic clock; there is at least one pass.
     """
     began = time.monotonic()
     empty_passes, needed = 0, 1 if layers[0].is_certain else 2
     is_first = True
-    without_news = 0
+    passes_without_news = 0
     pause = _PAUSE_SECONDS
     while True:
         found = []
-        reread = time.monotonic()
+        pass_began = time.monotonic()
         for layer in layers:
             found.append(layer.kill_pass(thorough=empty_passes > 0))
-            if not found[-1].is_empty and without_news < _PASSES_LEFT_TO_THE_FIRST:
+            if not found[-1].is_empty and passes_without_news < _PASSES_LEFT_TO_THE_FIRST:
                 break
-        empty_passes = empty_passes + 1 if all(look.is_empty for look in found) else 0
+        empty_passes = empty_passes + 1 if all(result.is_empty for result in found) else 0
         now = time.monotonic()
         if empty_passes == needed or now >= deadline:
             break
-        has_news = any(look.fresh for look in found)
-        without_news = 0 if has_news else without_news + 1
+        has_news = any(result.fresh for result in found)
+        passes_without_news = 0 if has_news else passes_without_news + 1
         if has_news or empty_passes:
             pause = _PAUSE_SECONDS
-        if is_first or not has_news:  # who forks as fast as we look gets no pause but the first
-            time.sleep(max(pause, (now - reread) * _LOOKING_IS_WORTH))
+        if is_first or not has_news:  # processes that fork as fast as we search get no pause but the first
+            time.sleep(max(pause, (now - pass_began) * _PAUSE_BY_PASS))
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         is_first = False
     return SweepReport(
         killed=max(layer.ended for layer in layers),
-        survivors=max(look.alive for look in found),
-        unattributed=max(look.unattributed for look in found),
+        survivors=max(result.alive for result in found),
+        unattributed=max(result.unattributed for result in found),
         seconds=time.monotonic() - began,
     )

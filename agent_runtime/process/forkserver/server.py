@@ -1,4 +1,4 @@
-"""The supervisor's side of ``shim``: start the fork server, ask it for shims, listen to each."""
+"""The supervisor's side of ``shim``: start the fork server, request shims from it, and listen to them."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _NEEDED_TO_START_PYTHON = ("LD_LIBRARY_PATH", "PYTHONHOME")
 
 class ShimFailed(OSError):
     """
-    No shim, or no leader.
+    No shim, or no leader, could be started.
 
     Attributes:
-        where: One of :data:`agent_runtime.process.forkserver.shim.FORKING` and its kin.
+        where: :data:`agent_runtime.process.forkserver.shim.FORKING` or one of the constants beside it.
     """
 
     def __init__(self, where: int, code: int) -> None:
@@ -51,10 +51,9 @@ class ShimFailed(OSError):
 
 class ShimHandle:
     """
-    A shim and its leader, as seen from here. Made by :meth:`ForkServer.start_leader` only.
+    A shim and its leader, as seen by the supervisor. Made by :meth:`ForkServer.start_leader` only.
 
     Attributes:
-        shim: Pid and start time; None once it has ended, or if it had when it was looked at.
         pid: The leader's.
         leader: As it was seen first; None if it had been reaped by then.
         pidfd: The leader's; readable as soon as it has ended.
@@ -70,47 +69,47 @@ class ShimHandle:
         self._status: int | None = None
 
     def __repr__(self) -> str:
-        return f"<Kept {self.pid} by {self._shim}>"
+        return f"<ShimHandle {self._shim} of {self.pid}>"
 
     @property
     def shim(self) -> Identity | None:
-        """Pid and start time of the shim as long as it lives."""
+        """Pid and start time of the shim; None once it has ended."""
         return None if self.shim_has_ended else self._shim
 
     @property
     def shim_has_ended(self) -> bool:
-        """Whether there is no shim any more."""
+        """Whether the shim has ended."""
         return linux.has_ended(self._shim_pidfd)
 
     def kill_group(self) -> bool:
-        """Kill the leader's process group in one step; False where there is none left, or the kernel cannot."""
+        """Kill the leader's process group in one step; False if it is empty, or the kernel cannot do it."""
         return linux.send_to_group(self.pidfd, signal.SIGKILL)
 
     def status(self) -> int | None:
         """
-        Return the wait status of a leader that has ended; None if nobody knows it.
+        Return the wait status of a leader that has ended; None if it is unknown.
 
-        Waits a moment for the shim to say it, which may have been stopped by somebody.
+        Waits a moment for the shim's message; the shim may have been stopped by a signal.
         """
         if self._status is None:
             linux.send(self._shim_pidfd, signal.SIGCONT)
-            with contextlib.suppress(OSError):  # no word from it
+            with contextlib.suppress(OSError):  # it sends nothing
                 self._line.settimeout(_LAST_WORD_SECONDS)
                 message = self._line.recv(shim.MESSAGE_BYTES, socket.MSG_WAITALL)
                 if message[:1] == shim.ENDED:
                     self._status = int.from_bytes(message[1:5], "little")
         if self._status is None:
-            # Its children have come to us, if it has ended.
+            # If the shim has ended, this process has adopted its children.
             _wait(self._shim_pidfd, _LAST_WORD_SECONDS)
             with contextlib.suppress(ChildProcessError):
                 self._status = _reaped(self.pidfd)
         return self._status
 
     def close(self) -> None:
-        """Let the shim go: it ends whatever it still has, and itself."""
+        """Release the shim: it ends its remaining processes and itself."""
         self._line.close()
-        linux.send(self._shim_pidfd, signal.SIGCONT)  # in case somebody has stopped it
-        with contextlib.suppress(ChildProcessError):  # the kernel reaps it for the fork server, as long as that lives
+        linux.send(self._shim_pidfd, signal.SIGCONT)  # in case it was stopped
+        with contextlib.suppress(ChildProcessError):  # while the fork server lives, the kernel reaps the shim for it
             _reaped(self._shim_pidfd)
         os.close(self._shim_pidfd)
         os.close(self.pidfd)
@@ -118,11 +117,11 @@ class ShimHandle:
 
 class ForkServer:
     """
-    Have shims forked by a process that is small and single-threaded, as this one is neither.
+    The process that forks shims: unlike the supervisor it is small and single-threaded.
 
     Attributes:
-        guard: A descriptor that every shim holds, with a lock on it; None: no one waits for their end.
-        most_files: How many files a leader may have open, where this process has raised its own limit.
+        guard: A locked descriptor that every shim holds open; None: nothing waits for their end.
+        most_files: How many files a leader may have open, if this process has raised its own limit.
     """
 
     def __init__(self) -> None:
@@ -147,21 +146,21 @@ class ForkServer:
             self._start()
 
     def close(self) -> None:
-        """End the process; its shims stay."""
+        """End the process; its shims continue."""
         with self._lock:
             self._close()
 
     def start_leader(self, pipes: Sequence[int], spawn_request: SpawnRequest) -> ShimHandle:
         """
-        Have a shim forked, and a leader started by it.
+        Have a shim forked, which starts a leader.
 
         Args:
-            pipes: The leader's stdin, stdout and stderr, and where it is to be confined its ``cgroup.procs`` and its
-                cgroup.
+            pipes: The leader's stdin, stdout and stderr; for a leader in a cgroup also its ``cgroup.procs`` and its
+                directory.
 
         Raises:
             ShimFailed: The leader could not be started; nothing of it is left.
-            OSError: For want of descriptors, no fork server can be started, or the shim does not answer.
+            OSError: Descriptors are lacking, no fork server can be started, or the shim does not answer.
         """
         line, its_line = socket.socketpair()
         try:
@@ -171,21 +170,21 @@ class ForkServer:
             try:
                 return _started(line, pipes, spawn_request)
             except TimeoutError:
-                self._give_up(asked)  # somebody has stopped the fork server: the next one gets another
+                self._give_up(asked)  # the fork server was stopped: the next request starts another
                 raise
         except BaseException:
             line.close()
             raise
 
     def _send(self, its_line: int) -> socket.socket:
-        """Put the question; return the socket of the very process that got it."""
+        """Send the request; return the socket of the process that got it."""
         with self._lock:
             for last in (False, True):
                 self._start()
                 assert self._socket is not None  # noqa: S101 - just started
                 assert self._pidfd is not None  # noqa: S101 - just started
                 try:
-                    linux.send(self._pidfd, signal.SIGCONT)  # in case somebody has stopped it
+                    linux.send(self._pidfd, signal.SIGCONT)  # in case it was stopped
                     socket.send_fds(self._socket, [b"."], [its_line])
                 except TimeoutError:  # it has been stopped again, and its queue is full
                     self._close()
@@ -199,7 +198,7 @@ class ForkServer:
         raise AssertionError  # the loop returns or raises
 
     def _give_up(self, asked: socket.socket) -> None:
-        """End the process that did not answer, but not the one that others have been given since."""
+        """End the process that did not answer, unless another thread has replaced it already."""
         with self._lock:
             if self._socket is asked:
                 self._close()
@@ -226,13 +225,13 @@ class ForkServer:
         except BaseException:
             ours.close()
             raise
-        process.returncode = 0  # reaped as the orphans are, by its pid: the object must not wait for it
+        process.returncode = 0  # it is reaped by pid, as orphans are: the object must not wait for it
         try:
             self._pidfd = os.pidfd_open(process.pid)
         except BaseException:
             ours.close()  # it ends by itself
             raise
-        ours.settimeout(_ANSWER_SECONDS)  # a queue that stays full must not hold up everybody for ever
+        ours.settimeout(_ANSWER_SECONDS)  # a full queue must not block all threads for ever
         self._socket = ours
         seen = proc_table.read_process(process.pid)
         self.identity = seen.identity if seen is not None else None
@@ -255,22 +254,22 @@ fork_server = ForkServer()
 
 def _started(line: socket.socket, pipes: Sequence[int], spawn_request: SpawnRequest) -> ShimHandle:
     data = marshal.dumps(spawn_request)
-    with contextlib.suppress(ConnectionError):  # then it says why, or nothing
+    with contextlib.suppress(ConnectionError):  # the answer, if any, gives the reason
         socket.send_fds(line, [len(data).to_bytes(4, "little")], pipes)
         line.sendall(data)
-    message, told, flags, _ = socket.recv_fds(line, shim.MESSAGE_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
+    message, descriptors, flags, _ = socket.recv_fds(line, shim.MESSAGE_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
     kind, first, second = _parts(message)
     try:
         if kind == shim.STARTED:
-            if flags & socket.MSG_CTRUNC or len(told) < 3:
+            if flags & socket.MSG_CTRUNC or len(descriptors) < 3:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            _await_execution(told[2])
-            os.close(told.pop())
-            return ShimHandle(line, (told[0], told[1]), (first, second))
+            _await_execution(descriptors[2])
+            os.close(descriptors.pop())
+            return ShimHandle(line, (descriptors[0], descriptors[1]), (first, second))
     except BaseException:
-        for leader in told[1:2]:
-            linux.send(leader, signal.SIGKILL)  # the shim would be polite first
-        for one in told:
+        for leader in descriptors[1:2]:
+            linux.send(leader, signal.SIGKILL)  # the shim would send SIGINT first
+        for one in descriptors:
             os.close(one)
         raise
     raise ShimFailed(first, second) if kind == shim.FAILED else ShimFailed(shim.FORKING, errno.ECONNRESET)
@@ -295,7 +294,7 @@ def _wait(descriptor: int, seconds: float) -> bool:
 
 
 def _reaped(pidfd: int) -> int | None:
-    """Reap a child of ours and return its wait status; None as long as it lives."""
+    """Reap a child of this process and return its wait status; None while it lives."""
     found = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
     if found is None:
         return None

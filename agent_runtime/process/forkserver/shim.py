@@ -1,20 +1,23 @@
 """
-A shim: the small process between this supervisor and one attempt's leader, to which falls what the leader loses.
+A shim: the small process between the supervisor and one attempt's leader, which adopts the leader's orphans.
 
-It is a subreaper, so whoever has left its family by double forks and a session of its own stays below it, and what is
-below it belongs to its attempt, whatever it carries in its environment. It reaps, tells how the leader ended, and ends
-what is left when nobody listens any more: so nothing outlives a supervisor that was killed.
+It is a subreaper: descendants stay below it even after double forks and ``setsid``, so everything below it belongs to
+its attempt. It reaps, reports how the leader ended, and ends the remaining processes when its supervisor is gone. So
+nothing outlives a supervisor that was killed.
 
-This module is a program: the *fork server*, of which a supervisor has one, forks a shim whenever it is asked to
-(``server`` asks). It imports little, as every shim weighs what it dirties of the fork server's memory,
-and it is single-threaded, so that it may fork. Whoever may signal a shim may end it; its orphans then go to the
-supervisor.
+This module is a program. The *fork server*, one for each supervisor, forks a shim for each request of ``server``. It
+imports little, because each shim copies the memory that it changes, and it is single-threaded, so that it may fork. A
+process that may signal a shim can end it; the supervisor then adopts its orphans.
 
-On a shim's own socket, a stream, go: first the :data:`SpawnRequest`, 4 bytes of length and marshalled, and with
-the length, as ancillary data, the leader's three pipes, and, where it is to be confined, its cgroup's ``cgroup.procs``
-and that cgroup's directory; then, from the shim, one :data:`STARTED` with two pidfds, its own and the leader's, and a
-pipe, or one :data:`FAILED`; later one :data:`ENDED`. Every message of the shim has :data:`MESSAGE_BYTES`. The pipe
-ends when the program is executed; where it cannot be, the rest of a :data:`FAILED` comes through it.
+The protocol on a shim's own socket, a stream:
+
+1. The :data:`SpawnRequest`, marshalled, behind 4 bytes of length. With the length come, as ancillary data, the leader's
+   three pipes and, for a leader in a cgroup, the cgroup's ``cgroup.procs`` and its directory.
+2. From the shim one :data:`STARTED` with its own pidfd, the leader's, and a pipe; or one :data:`FAILED`.
+3. Later one :data:`ENDED`.
+
+Every message of the shim has :data:`MESSAGE_BYTES`. The pipe closes when the program is executed; if it cannot be
+executed, the pipe carries the rest of a :data:`FAILED`.
 """
 
 from __future__ import annotations
@@ -53,13 +56,13 @@ if TYPE_CHECKING:
     """Arguments, environment, working directory, identity, ``oom_score_adj`` and how many files may be open."""
 
 STARTED, FAILED, ENDED = b"s", b"f", b"e"
-"""With two pids; with a place and an errno; with a wait status and 0."""
+"""Followed by two pids; by a place and an errno; by a wait status and 0."""
 
 FORKING, CONFINING, ENTERING, BECOMING, EXECUTING = range(5)
-"""Where a start failed: a fork, the cgroup, the working directory, the user, the program."""
+"""The step at which a start failed: fork, cgroup, working directory, user, program."""
 
 FORK_SERVER_NAME, SHIM_NAME = b"agent-forks", b"agent-shim"
-"""What lists of processes show."""
+"""The names in lists of processes."""
 
 MESSAGE_BYTES = 9
 MOST_DESCRIPTORS = 8
@@ -83,18 +86,18 @@ def fork_server(descriptor: int, guard: int | None = None) -> None:
     """
     Fork a shim for every message on *descriptor*, until that is closed.
 
-    The *guard* is held, locked as it is, as long as this process or one of its shims lives: by it the next supervisor
-    sees when nothing can come from us any more.
+    This process and its shims hold the locked *guard* open: the next supervisor waits for the lock, and then nothing of
+    this one can start any more.
 
-    A message is one datagram, a byte that says nothing, and as ancillary data the shim's socket.
+    A message is one datagram: a meaningless byte, and as ancillary data the shim's socket.
     """
     asked = socket(fileno=descriptor)
     if guard is not None:
         os.set_inheritable(guard, False)
     _libc.prctl(_PR_SET_NAME, FORK_SERVER_NAME, 0, 0, 0)
-    signal(_SIGCHLD, SIG_IGN)  # what ends is reaped by the kernel
+    signal(_SIGCHLD, SIG_IGN)  # the kernel reaps our children
     gc.disable()
-    gc.freeze()  # what is never looked at again is never copied
+    gc.freeze()  # objects that are never touched are never copied
     while True:
         message, ancillary, _, _ = asked.recvmsg(16, MOST_DESCRIPTORS * 8 + 64, MSG_CMSG_CLOEXEC)
         if not message:
@@ -115,7 +118,7 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def _fork_shim(line: int, asked: socket) -> None:
-    """Fork a shim; it outlives us, and as an orphan it is the supervisor's."""
+    """Fork a shim; it outlives this process, and the supervisor adopts it."""
     try:
         if os.fork():
             return
@@ -124,7 +127,7 @@ def _fork_shim(line: int, asked: socket) -> None:
         return
     try:
         asked.close()
-        Shim(line).keep()
+        Shim(line).run()
     except OSError as error:
         _fail(line, FORKING, error)
     finally:
@@ -132,7 +135,7 @@ def _fork_shim(line: int, asked: socket) -> None:
 
 
 class Shim:
-    """Start a leader, tell how it ends, reap what falls to us, and end what is left when nobody listens any more."""
+    """Starts a leader, reports its end, reaps orphans, and ends the rest when the supervisor is gone."""
 
     def __init__(self, line: int) -> None:
         os.setsid()
@@ -140,7 +143,7 @@ class Shim:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._urgent = _become_urgent()
         for number in (_SIGHUP, _SIGINT, _SIGTERM):
-            signal(number, SIG_IGN)  # what is sent to a family at large is not for its shim
+            signal(number, SIG_IGN)  # a signal to the whole tree is not meant for its shim
         self._line = line
         self._leader = 0
         self._woken, wake = os.pipe()
@@ -151,8 +154,8 @@ class Shim:
         self._poll = select.poll()
         self._poll.register(self._woken, select.POLLIN)
 
-    def keep(self) -> None:
-        """Run the spawn request that comes on the line."""
+    def run(self) -> None:
+        """Serve the spawn request that comes on the line."""
         line = socket(fileno=self._line)
         try:
             self._start(*_spawn_request(line), line)
@@ -179,19 +182,19 @@ class Shim:
             if is_in_place:
                 del descriptors[3:]
             if not self._urgent:
-                os.nice(_NICER)  # so that who is to end them gets a turn, whatever they do
+                os.nice(_NICER)  # so that the processes that end them always get CPU time
             _become(spawn_request, descriptors, theirs)
         os.close(theirs)
         while descriptors:
             os.close(descriptors.pop())
-        told = (os.pidfd_open(os.getpid()), os.pidfd_open(self._leader), report)
-        rights = b"".join(one.to_bytes(4, "little") for one in told)
+        answer = (os.pidfd_open(os.getpid()), os.pidfd_open(self._leader), report)
+        rights = b"".join(one.to_bytes(4, "little") for one in answer)
         line.sendmsg([_message(STARTED, os.getpid(), self._leader)], [(SOL_SOCKET, SCM_RIGHTS, rights)])
-        for one in told:
+        for one in answer:
             os.close(one)
 
     def _let_more_end(self) -> None:
-        """Wait a moment, unless nobody listens any more: those who end need the processor more than we do."""
+        """Wait a moment, unless the supervisor is gone: ending processes need the CPU more than we do."""
         pthread_sigmask(SIG_BLOCK, (_SIGCHLD,))
         poll = select.poll()
         poll.register(self._line, 0)
@@ -199,7 +202,7 @@ class Shim:
         pthread_sigmask(SIG_UNBLOCK, (_SIGCHLD,))
 
     def _reap(self) -> bool:
-        """Reap whoever has ended, and tell of the leader; return whether there are children left."""
+        """Reap ended children, and report the leader's end; return whether there are children left."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -209,13 +212,13 @@ class Shim:
                 return True
             if pid == self._leader:
                 self._leader = 0
-                _say(self._line, _message(ENDED, status, 0))
+                _send(self._line, _message(ENDED, status, 0))
 
     def _end_all(self) -> None:
         """
-        End whatever is left, politely first.
+        End the remaining processes, the leader by SIGINT first.
 
-        Only children are killed, never grandchildren: nobody but us can reap a child, so its pid cannot be another's.
+        Only children are killed, no grandchildren: a child's pid cannot be reused, because only this process reaps it.
         """
         if self._leader:
             _kill(self._leader, _SIGINT)
@@ -228,12 +231,12 @@ class Shim:
         while self._reap():
             for pid in _children():
                 _kill(pid, _SIGKILL)
-            # What cannot be killed, for now or for ever, is not to cost the machine anything.
+            # Back off: a process in uninterruptible sleep must not make us spin.
             something_ended = self._wait(pause)
             pause = _LOOK_AGAIN_MILLISECONDS if something_ended else min(2 * pause, _LOOK_AGAIN_AT_MOST_MILLISECONDS)
 
     def _wait(self, milliseconds: int = _LOOK_AGAIN_MILLISECONDS) -> bool:
-        """Wait until a child has ended, or that long."""
+        """Wait until a child has ended, at most for this time; return whether one has."""
         ended = bool(self._poll.poll(milliseconds))
         if ended:
             os.read(self._woken, 4096)
@@ -241,7 +244,7 @@ class Shim:
 
 
 def _spawn_request(line: socket) -> tuple[SpawnRequest, list[int]]:
-    """Read what is to be started, and with which descriptors; where nobody asks any more, this is the end."""
+    """Read the request and its descriptors; exit if the supervisor is gone."""
     length, ancillary, _, _ = line.recvmsg(4, MOST_DESCRIPTORS * 8 + 64, MSG_CMSG_CLOEXEC)
     wanted, data = int.from_bytes(length, "little"), bytearray()
     while len(data) < wanted:
@@ -258,10 +261,10 @@ def _spawn_request(line: socket) -> tuple[SpawnRequest, list[int]]:
 
 def _fork_into(group: int) -> int:
     """
-    Fork as :func:`os.fork` does, but into a cgroup; -1 where this kernel, or who filters its calls, does not do it.
+    Fork as :func:`os.fork` does, but into a cgroup; -1 if this kernel, or a filter of its calls, does not allow it.
 
-    Who joins a group later makes the kernel wait until no processor is in the middle of a fork: up to 16 ms on an idle
-    machine (Linux 6.18). Python need not know of this fork, as there are no threads, and the child soon executes.
+    To join a group later costs up to 16 ms on an idle machine, because the kernel waits until no processor forks (Linux
+    6.18). Python need not know of this fork, because there are no threads and the child soon executes its program.
 
     Source: https://man7.org/linux/man-pages/man2/clone.2.html (CLONE_INTO_CGROUP, Linux 5.7)
     """
@@ -270,7 +273,7 @@ def _fork_into(group: int) -> int:
 
 
 def _become(spawn_request: SpawnRequest, descriptors: Sequence[int], report: int) -> NoReturn:
-    """Turn into the leader. All other descriptors close by themselves when the program is executed."""
+    """Turn into the leader. The execution of the program closes all other descriptors."""
     argv, env, directory, identity, oom_score, most_files = spawn_request
     where = CONFINING
     try:
@@ -318,20 +321,20 @@ def _execute(argv: list[bytes], env: dict[bytes, bytes]) -> None:
 
 
 def _set(path: str, number: int) -> None:
-    """Write a number into a file of the kernel, where that is allowed and the file is there."""
+    """Write a number into a file of the kernel, if it is there and that is allowed."""
     try:
         descriptor = os.open(path, os.O_WRONLY)
         os.write(descriptor, b"%d" % number)
         os.close(descriptor)
     except OSError:
-        pass  # of its score the supervisor sees that it was not raised; the others do without
+        pass  # the supervisor sees that the score was not raised
 
 
 def _become_urgent() -> bool:
     """
-    Have our turn before those below us, however many of them spin; what we fork starts with the usual rank.
+    Run before the processes below us, however many of them spin; forked processes start with the usual priority.
 
-    Returns False where that is not allowed, for want of CAP_SYS_NICE.
+    Returns False if that is not allowed, for lack of CAP_SYS_NICE.
     """
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(1))
@@ -365,14 +368,14 @@ def _kill(pid: int, number: int) -> None:
 
 
 def _fail(descriptor: int, where: int, error: OSError) -> None:
-    _say(descriptor, _message(FAILED, where, error.errno or errno.EIO))
+    _send(descriptor, _message(FAILED, where, error.errno or errno.EIO))
 
 
-def _say(descriptor: int, message: bytes) -> None:
+def _send(descriptor: int, message: bytes) -> None:
     try:
         os.write(descriptor, message)
     except OSError:
-        pass  # nobody listens any more, and the loop is about to see it
+        pass  # the supervisor is gone, and the loop is about to see it
 
 
 def _message(kind: bytes, first: int, second: int) -> bytes:

@@ -1,4 +1,4 @@
-"""One cgroup (version 2) that holds one attempt: what it may use, what happened in it, and its end in one write."""
+"""A cgroup (version 2) for one attempt: its limits, its counters, and its end in one write."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GONE = (errno.ENODEV, errno.ENOENT)
-"""What a descriptor of a removed cgroup's file answers, and what its path does."""
+"""The errors of a removed cgroup: of a descriptor of its file, and of its path."""
 
 _PAUSE_SECONDS = 0.001
 _CPU_PERIOD_MICROSECONDS = 100_000
@@ -29,10 +29,10 @@ _CPU_LEAST_MICROSECONDS = 1000
 
 class Limits(msgspec.Struct, frozen=True):
     """
-    What one execution may use; None: as much as there is.
+    What one execution may use; None: no limit.
 
     Attributes:
-        memory_bytes: With what the kernel keeps for it, page cache included; nothing goes to swap beyond it.
+        memory_bytes: Including the kernel's memory for it and the page cache; swap is off.
         pids: Processes and their threads.
         cpus: 1.0 is one CPU's time.
     """
@@ -43,25 +43,25 @@ class Limits(msgspec.Struct, frozen=True):
 
     @property
     def controllers(self) -> tuple[str, ...]:
-        """Names of the controllers that enforce them; empty: nothing is limited."""
+        """Names of the controllers that enforce the limits; empty: nothing is limited."""
         asked = {"memory": self.memory_bytes, "pids": self.pids, "cpu": self.cpus}
         return tuple(name for name, limit in asked.items() if limit is not None)
 
     def files(self) -> Iterator[tuple[str, str, bool]]:
         """
-        Yield the file, what to write, and whether it has to be there.
+        Yield the file, its content, and whether it must exist.
 
-        ``memory.oom.group`` stays 0: the kernel then takes one process, the biggest, which nearly always is a tool's,
-        and the agent reads of it and can go about it differently. Were it 1, the CLI would go with every greedy test
-        run. If the CLI itself is taken, the sweep ends the rest.
+        ``memory.oom.group`` is 0: the kernel then kills one process, the biggest, which nearly always is a tool's, and
+        the agent can try another way. With 1, the CLI would die with every greedy test run. If the CLI itself is
+        killed, the sweep ends the rest.
 
-        Swap is shut off, or the limit would be one on everybody's disk instead.
+        Swap is off: otherwise the limit would shift the load to the disk that everybody shares.
 
         Source: https://docs.kernel.org/admin-guide/cgroup-v2.html
         """
         if self.memory_bytes is not None:
             yield "memory.oom.group", "0", False
-            yield "memory.swap.max", "0", False  # not there where the kernel does not account for swap
+            yield "memory.swap.max", "0", False  # missing if the kernel does not account for swap
             yield "memory.max", str(self.memory_bytes), True
         if self.pids is not None:
             yield "pids.max", str(self.pids), True
@@ -70,43 +70,20 @@ class Limits(msgspec.Struct, frozen=True):
             yield "cpu.max", f"{quota} {_CPU_PERIOD_MICROSECONDS}", True
 
 
-class Events(msgspec.Struct, frozen=True):
-    """
-    What the kernel has counted since the group was made; 0 where nothing counts.
-
-    Attributes:
-        oom_kills: Processes killed for want of memory, whether the group's own limit or one above it was met.
-        at_memory_limit: How often memory had to be given back to stay within the limit.
-        forks_refused: How often a fork failed at the limit of processes.
-    """
-
-    oom_kills: int = 0
-    at_memory_limit: int = 0
-    forks_refused: int = 0
-
-    @property
-    def oom(self) -> bool:
-        """Whether the kernel has killed anything of the attempt for want of memory."""
-        return self.oom_kills > 0
-
-
 class Group:
     """
-    A cgroup of one attempt.
+    The cgroup of one attempt.
 
-    What ending it takes is opened here, so that it needs no descriptor, no fork and no thread later. Every method may
-    be called from any thread, any number of times; after :meth:`remove` they find nothing.
-
-    Args:
-        has_kill: Whether to use ``cgroup.kill``, where it is there.
+    Every file that is needed to end it is opened here, so that the end needs no descriptor, fork or thread. Every
+    method may be called from any thread and repeatedly; after :meth:`remove` the group is empty.
 
     Attributes:
         place: The group itself, for a child to be forked into; -1 once closed, as is the next.
-        procs: Whoever writes ``0`` here joins the group; the child does so before it gives up its rights.
-        changes: Has ``POLLPRI`` whenever the group becomes empty or populated; :attr:`populated` takes it back.
+        procs: A process that writes ``0`` here joins the group; the child does so before it gives up its rights.
+        changes: Has ``POLLPRI`` when the group becomes empty or populated; reading :attr:`populated` resets it.
     """
 
-    def __init__(self, directory: Path, *, has_kill: bool = True) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._lock = threading.RLock()
         self._open: set[int] = set()
@@ -116,11 +93,9 @@ class Group:
             self.procs = self._must("cgroup.procs", os.O_WRONLY)
             self.changes = self._must("cgroup.events", os.O_RDONLY)
             self._members = self._must("cgroup.procs", os.O_RDONLY)
-            self._kill = self._may("cgroup.kill", os.O_WRONLY) if has_kill else None
-            self._freeze = self._may("cgroup.freeze", os.O_WRONLY) if self._kill is None else None
+            self._kill = self._may("cgroup.kill", os.O_WRONLY)
             self._memory_events = self._may("memory.events", os.O_RDONLY)
-            self._pids_events = self._may("pids.events", os.O_RDONLY)
-            self._events = Events()
+            self._oom_kills = 0
             if self._kill is None:
                 self._spare.fill()
         except BaseException:
@@ -138,54 +113,43 @@ class Group:
 
     @property
     def counts_memory(self) -> bool:
-        """Whether the kernel counts here what it kills for want of memory: the memory controller reaches this far."""
+        """Whether the kernel counts its kills for lack of memory here: the group has the memory controller."""
         return self._memory_events is not None
 
     def pids(self) -> set[int]:
         """
         Return the processes in it and in the groups below it.
 
-        Without descriptors those below are not seen; :attr:`populated` knows of them.
+        Without free descriptors those below are missing; :attr:`populated` includes them.
         """
         found = _numbers(self._read(self._members))
         with contextlib.suppress(OSError):
             for group in below(self.directory):
                 found |= _numbers((group / "cgroup.procs").read_bytes())
-        return found - {0}  # so the kernel names who is outside our PID namespace
+        return found - {0}  # the kernel shows processes outside our PID namespace as 0
 
-    def events(self) -> Events:
-        """Tell what was counted; once the group is closed, what was last told."""
+    def oom_kills(self) -> int:
+        """Return how many processes the kernel has killed for lack of memory; of a closed group the last count."""
         with self._lock:
-            memory, pids = self._read(self._memory_events), self._read(self._pids_events)
-            if memory or pids:
-                counted = _counters(memory)
-                self._events = Events(
-                    # Of a kill of the whole group every process counts as well.
-                    oom_kills=max(counted.get("oom_kill", 0), counted.get("oom_group_kill", 0)),
-                    at_memory_limit=counted.get("max", 0),
-                    forks_refused=_counters(pids).get("max", 0),
-                )
-            return self._events
+            if text := self._read(self._memory_events):
+                self._oom_kills = _counters(text).get("oom_kill", 0)
+            return self._oom_kills
 
     def kill(self) -> None:
         """
-        Kill everything in it and below it at once, also what is stopped, frozen, or being forked.
+        Kill everything in it and below it at once, including stopped, frozen and just forked processes.
 
-        Before Linux 5.14, which has no ``cgroup.kill``: freeze it, so that nothing forks, and kill one by one.
+        Before Linux 5.14, which has no ``cgroup.kill``, it kills the present processes one by one.
         """
         with self._lock:
-            if self._kill is not None:
-                if self._write(self._kill, b"1"):
-                    return
-            elif self._freeze is not None:
-                self._write(self._freeze, b"1")
-            self._kill_one_by_one()
+            if self._kill is None or not self._write(self._kill, b"1"):
+                self._kill_one_by_one()
 
     def kill_each(self) -> None:
         """
-        Kill one by one what :meth:`kill` has left: the threads of a process whose main thread alone has ended.
+        Kill one by one what :meth:`kill` has left: threads of a process whose main thread has ended.
 
-        ``cgroup.kill`` sends its signal to the main thread, where nobody takes it any more (Linux 6.18).
+        ``cgroup.kill`` signals only the main thread, so the signal is lost then (Linux 6.18).
         """
         with self._lock:
             self._kill_one_by_one()
@@ -203,11 +167,11 @@ class Group:
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 return False
-            poll.poll(min(remaining, 0.1) * 1000)  # another thread that asks takes the news from this one
+            poll.poll(min(remaining, 0.1) * 1000)  # another thread that reads the file consumes the event
         return True
 
     def close_ways_in(self) -> None:
-        """Close the ways in, once the child is through one of them."""
+        """Close :attr:`place` and :attr:`procs`, once the child has joined."""
         with self._lock:
             for way_in in self._open & {self.place, self.procs}:
                 self._open.remove(way_in)
@@ -216,11 +180,11 @@ class Group:
 
     def remove(self, within_seconds: float = 1.0) -> bool:
         """
-        Remove it with all groups below it, and close it; tell whether it is gone.
+        Remove it with all groups below it, and close it; return whether it is gone.
 
-        The dying keep it busy for a moment, so it is tried again until then. What is left is for the next start.
+        Dying processes keep it busy for a moment, so it is tried again until then. The next start removes the rest.
         """
-        self.events()
+        self.oom_kills()
         deadline = time.monotonic() + within_seconds
         while not (gone := remove_tree(self.directory)) and time.monotonic() < deadline:
             time.sleep(_PAUSE_SECONDS)
@@ -228,11 +192,11 @@ class Group:
         return gone
 
     def close(self) -> None:
-        """Close all descriptors; the group stays, with whoever is in it."""
+        """Close all descriptors; the group and its processes stay."""
         with self._lock:
             while self._open:
                 os.close(self._open.pop())
-            self._kill = self._freeze = self._memory_events = self._pids_events = None
+            self._kill = self._memory_events = None
             self.place = self.procs = self.changes = self._members = -1
             self._spare.close()
 
@@ -254,7 +218,7 @@ class Group:
         except ProcessLookupError:
             return
         try:
-            if pid in self.pids():  # so the descriptor names a member, not who got its pid
+            if pid in self.pids():  # so the descriptor is of a member, not of a process that got its pid
                 with contextlib.suppress(PermissionError):
                     linux.send(pidfd, signal.SIGKILL)
         finally:
@@ -272,7 +236,7 @@ class Group:
             return None
 
     def _read(self, descriptor: int | None) -> bytes:
-        """Read a whole file of the group; nothing where it is not open, or the group is removed."""
+        """Read a whole file of the group; empty if it is not open, or the group is removed."""
         if descriptor is None:
             return b""
         with self._lock:
@@ -283,12 +247,12 @@ class Group:
                 while chunk := os.pread(descriptor, 65536, len(data)):
                     data += chunk
             except OSError as error:
-                if error.errno not in (*GONE, errno.EOPNOTSUPP):  # the latter: the child made it a threaded one
+                if error.errno not in (*GONE, errno.EOPNOTSUPP):  # EOPNOTSUPP: the child made it a threaded group
                     raise
             return data
 
     def _write(self, descriptor: int, data: bytes) -> bool:
-        """Write to a file of the group; tell whether it was taken, or there is nothing left to write to."""
+        """Write to a file of the group; return whether that succeeded or the group is gone."""
         try:
             os.write(descriptor, data)
         except OSError as error:
@@ -299,9 +263,9 @@ class Group:
 
 
 def remove_tree(directory: Path) -> bool:
-    """Remove a cgroup and those below it, if nothing lives in them; tell whether it is gone."""
+    """Remove a cgroup and those below it, if nothing lives in them; return whether it is gone."""
     try:
-        if _remove(directory):  # most have none below them, and then it takes no descriptor
+        if _remove(directory):  # most have none below them; this needs no descriptor
             return True
         gone = True
         for group in (*reversed(list(below(directory))), directory):
@@ -318,7 +282,7 @@ def below(directory: Path) -> Iterator[Path]:
     Yield the cgroups below one, each before those below it.
 
     Raises:
-        OSError: One cannot be read; it is no error if one has just been removed.
+        OSError: One cannot be read; a group that has just been removed is no error.
     """
     waiting = [directory]
     while waiting:

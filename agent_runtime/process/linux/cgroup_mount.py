@@ -1,4 +1,4 @@
-"""Where in the file system this process's own cgroup is, told from ``/proc/self``."""
+"""Find this process's own cgroup in the file system, from the files in ``/proc/self``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Mount(msgspec.Struct, frozen=True):
     A mounted cgroup v2 file system.
 
     Attributes:
-        root: Which cgroup is seen at the mount point, as seen from this process's cgroup namespace.
+        root: The cgroup at the mount point, as seen from this process's cgroup namespace.
     """
 
     root: str
@@ -25,10 +25,10 @@ class Mount(msgspec.Struct, frozen=True):
 
 class Location(msgspec.Struct, frozen=True):
     """
-    One directory in which our own cgroup can be seen; or, without one, the reason.
+    A directory that shows our own cgroup; or, without one, the reason.
 
     Attributes:
-        reason: A sentence for a person; empty where there is a directory.
+        reason: A sentence for a person; empty if there is a directory.
     """
 
     directory: Path | None
@@ -40,7 +40,7 @@ def own_cgroup(text: str, controller: str = "") -> str | None:
     Return our path among the cgroups of version 2, from the text of ``/proc/self/cgroup``; None: there is none.
 
     Args:
-        controller: Look among those of version 1 that have this one instead.
+        controller: Use the hierarchy of version 1 with this controller instead.
     """
     for line in text.splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
@@ -73,11 +73,11 @@ def mounts(text: str, controller: str = "") -> list[Mount]:
 
 def locate(cgroup_text: str, mountinfo_text: str) -> list[Location]:
     """
-    List the places where our own cgroup can be seen, best first; never empty.
+    List the places that show our own cgroup, best first; never empty.
 
     On a hybrid machine version 2 is mounted beside the controllers of version 1, at ``/sys/fs/cgroup/unified``. A
-    mount may show a part of the tree only, and both paths are told as seen from our cgroup namespace: what lies above
-    its root is ``/..``, which names no directory.
+    mount may show only a part of the tree. Both paths are relative to our cgroup namespace: a cgroup above its root is
+    ``/..``, which is no directory.
     """
     own = own_cgroup(cgroup_text)
     all_mounts = mounts(mountinfo_text)
@@ -90,10 +90,9 @@ def locate(cgroup_text: str, mountinfo_text: str) -> list[Location]:
 
 def counters_of_memory(cgroup_text: str, mountinfo_text: str) -> Path | None:
     """
-    Find the file in which the kernel counts kills for want of memory in our own cgroup; None: it is not to be seen.
+    Return the file in which the kernel counts kills for lack of memory in our own cgroup; None: it is not visible.
 
-    Where version 1 has the memory controller, version 2 has not. To read it the mount need not be writable, as it is
-    not in most containers.
+    Only one version has the memory controller. The file can be read even on a read-only mount, as in most containers.
 
     Source: https://docs.kernel.org/admin-guide/cgroup-v1/memory.html, https://docs.kernel.org/admin-guide/cgroup-v2.html
     """

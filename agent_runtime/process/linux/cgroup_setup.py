@@ -1,12 +1,12 @@
 """
 Find out whether cgroups (version 2) can be made here, and make one for each attempt.
 
-A process that is in a group of its own from before its first instruction leaves it neither by ``setsid`` nor by any
-number of forks, and one write ends all that is in it. Only who may write to the groups themselves can move out: a child
-that runs as the supervisor's own user. So the other layers look all the same.
+A process that starts in a cgroup leaves it neither by ``setsid`` nor by forks, and one write ends all its processes.
+Only a process that may write to cgroups can move out: a child that runs as the supervisor's own user. The scan layer
+therefore works besides.
 
-Limits need controllers, and a group that hands controllers down may hold no process itself. So only where limits are
-asked for, all that is in our own cgroup (this process, an init, a person's shell) moves into a leaf below it.
+Limits need controllers, and a cgroup with enabled controllers may hold no process itself. Only if limits are requested,
+all processes in our own cgroup (this one, an init, a person's shell) are moved into a leaf below it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "agent-runtime."
 LEAF = "agent-runtime-supervisor"
-"""Where the supervisor, and what was beside it, lives once there are limits; a supervisor started anew begins there."""
+"""The cgroup of the supervisor and its former neighbours, once there are limits; a restarted one begins in it."""
 
 _TRIAL = "agent-runtime-trial."
 _LONGEST_MARK = 200
@@ -57,10 +57,10 @@ class Finding(msgspec.Struct, frozen=True):
     Whether cgroups can be made here.
 
     Attributes:
-        base: In which cgroup they are made; None: they cannot be.
-        reason: One sentence for a person, either way.
-        has_kill: The kernel ends a whole group in one write (Linux 5.14).
-        controllers: What could be limited here.
+        base: The cgroup below which they are made; None: they cannot be made.
+        reason: A sentence for a person, in either case.
+        has_kill: The kernel ends a whole cgroup in one write (Linux 5.14).
+        controllers: The controllers that can be enabled here.
     """
 
     base: Path | None
@@ -75,18 +75,18 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class _NotHere(Exception):
-    """Cgroups cannot be made in this place; the message is the reason."""
+    """Cgroups cannot be made in this place, for the reason in the message."""
 
 
 def find(proc: Path = Path("/proc/self")) -> Finding:
     """
-    Find out by doing it: make a group, move this process in and back out, remove it.
+    Find out by trying: make a cgroup, move this process in and back out, remove it.
 
-    Call it at start, before there are threads or children. It changes nothing for good, but for controllers that an
-    earlier supervisor has handed down from the cgroup that this process is in: they are taken back.
+    Call it at start, before there are threads or children. It changes nothing permanently, except that it disables
+    controllers that an earlier supervisor has enabled below this process's cgroup.
 
     Args:
-        proc: Where ``cgroup`` and ``mountinfo`` of this process are read.
+        proc: The directory with ``cgroup`` and ``mountinfo`` of this process.
     """
     try:
         places = cgroup_mount.locate((proc / "cgroup").read_text(), (proc / "mountinfo").read_text())
@@ -103,8 +103,8 @@ def find(proc: Path = Path("/proc/self")) -> Finding:
         except _NotHere as error:
             reasons.append(str(error))
         else:
-            how = "cgroup.kill" if has_kill else "freezing, as this kernel has no cgroup.kill"
-            return Finding(base, f"each attempt has a cgroup of its own, ended by {how}", has_kill, _words(base))
+            how = "ended by cgroup.kill" if has_kill else "but this kernel has no cgroup.kill to end it (Linux 5.14)"
+            return Finding(base, f"each attempt has a cgroup of its own, {how}", has_kill, _words(base))
     return Finding(None, reasons[0])
 
 
@@ -128,7 +128,7 @@ def _try(base: Path, own: Path) -> bool:
                 os.write(back, b"0")
             if not seen or not group.wait_until_empty(time.monotonic() + _PATIENCE_SECONDS):
                 raise _NotHere(f"the cgroup v2 at {base} does not tell who is in a group")
-            group.kill()  # nobody is in it: whether it may be written to
+            group.kill()  # it is empty; this tests whether it may be written to
             return (trial / "cgroup.kill").exists()
     except OSError as error:
         raise _NotHere(_why(error, base, "no process can be moved into a cgroup below")) from None
@@ -138,10 +138,10 @@ def _try(base: Path, own: Path) -> bool:
 
 def _take_back(own: Path) -> None:
     """
-    Hand no controllers down any more from our own cgroup, if an earlier supervisor did.
+    Disable the controllers that an earlier supervisor has enabled below our own cgroup.
 
-    Nothing lives below it then, or this process could not be in it; and as long as they are handed down, with this
-    process in it, the groups below can only be threaded ones, which no process can be moved into.
+    Nothing lives below it, or this process could not be in it. With enabled controllers and a process in it, the
+    cgroups below could only be threaded ones, into which no process can be moved.
 
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#threads
     """
@@ -151,7 +151,7 @@ def _take_back(own: Path) -> None:
 
 
 def _is_root(group: Path) -> bool:
-    """Tell whether it is the machine's root cgroup, which alone may have both, processes and controllers below it."""
+    """Whether it is the machine's root cgroup, the only one that may have processes and enabled controllers."""
     return not (group / "cgroup.type").exists()
 
 
@@ -169,35 +169,34 @@ def _words(base: Path) -> frozenset[str]:
 
 class Groups:
     """
-    Where the groups of attempts are made. Made by :func:`prepare` only.
+    Makes the cgroups of attempts. Made by :func:`prepare` only.
 
     Attributes:
         limits: What each attempt may use.
     """
 
-    def __init__(self, base: Path, limits: Limits, *, has_kill: bool = True) -> None:
+    def __init__(self, base: Path, limits: Limits) -> None:
         self.base = base
         self.limits = limits
-        self._has_kill = has_kill
 
     def make(self, mark: str) -> Group:
         """
-        Make the group of one attempt; nobody is in it yet.
+        Make the cgroup of one attempt, without a process in it.
 
         Args:
-            mark: The attempt's; the group's name tells it, so that the next supervisor knows what was left to it.
+            mark: The attempt's; it is part of the name, so that the next supervisor recognises leftovers.
 
         Raises:
-            OSError: The system would not; nothing is left behind.
+            OSError: The system refuses; nothing is left behind.
         """
         directory = self._new(PREFIX + _safe(mark))
         group: Group | None = None
         try:
-            # Set first: the group's descriptors for what is counted are there only then, and nobody is in it yet.
+            # Set first, while it is empty: the files with the counters appear only then.
             for name, value, needed in self.limits.files():
                 if needed or (directory / name).exists():
                     (directory / name).write_text(value)
-            group = Group(directory, has_kill=self._has_kill)
+            group = Group(directory)
         finally:
             if group is None:
                 remove_tree(directory)
@@ -205,18 +204,18 @@ class Groups:
 
     def sweep_leftovers(self, is_left: Callable[[str], bool], *, within_seconds: float = 5.0) -> int:
         """
-        Kill what is in the groups that an earlier supervisor has left and remove them; tell how many were killed.
+        Kill the processes in the cgroups of an earlier supervisor and remove these; return how many were killed.
 
-        All groups that can be seen from here are looked at: the earlier one may have been started in another place.
+        All visible cgroups are searched, because the earlier supervisor may have been started in another place.
 
         Args:
-            is_left: Tells of a mark whether it is of an earlier supervisor of our data directory.
+            is_left: Returns whether a mark is of an earlier supervisor of our data directory.
         """
         deadline = time.monotonic() + within_seconds
         killed = 0
         for directory in self._ours(is_left):
             try:
-                group = Group(directory, has_kill=self._has_kill)
+                group = Group(directory)
             except OSError:
                 continue
             pids: set[int] = set()
@@ -241,14 +240,14 @@ class Groups:
                 if number >= _MOST_GROUPS_LOOKED_AT:
                     break
         except OSError as error:
-            log.warning("not all cgroups could be looked at for leftovers: %s", errno.errorcode.get(error.errno or 0))
+            log.warning("not all cgroups could be searched for leftovers: %s", errno.errorcode.get(error.errno or 0))
         return found
 
     def _new(self, name: str) -> Path:
         directory = self.base / name
         try:
             directory.mkdir()
-        except FileExistsError:  # somebody else's, whoever may be in it: never that one
+        except FileExistsError:  # it is somebody else's and must not be used
             directory = self.base / f"{name}.{secrets.token_hex(8)}"
             directory.mkdir()
         return directory
@@ -259,10 +258,10 @@ NO_LIMITS = Limits()
 
 def check(finding: Finding, limits: Limits) -> None:
     """
-    See whether limits could be enforced, as far as that shows without changing anything.
+    Check that limits can be enforced, as far as that shows without changing anything.
 
     Raises:
-        CannotStart: One cannot be enforced here; says which, why, and what to do.
+        CannotStart: One cannot be enforced here; the message says which, why, and what to do.
     """
     for name in limits.controllers:
         if not finding.usable:
@@ -273,17 +272,17 @@ def check(finding: Finding, limits: Limits) -> None:
 
 def prepare(finding: Finding, limits: Limits = NO_LIMITS) -> Groups | None:
     """
-    Make ready for attempts; with limits this moves what is in our cgroup into a leaf.
+    Prepare for attempts; with limits this moves the processes in our cgroup into a leaf.
 
-    Returns None where cgroups cannot be made, and nothing asks for them.
+    Returns None if cgroups cannot be made and no limit needs them.
 
     Raises:
-        CannotStart: A limit was asked for that cannot be enforced here; says which, why, and what to do.
+        CannotStart: A limit cannot be enforced here; the message says which, why, and what to do.
     """
     check(finding, limits)
     if finding.base is None:
         return None
-    groups = Groups(finding.base, limits, has_kill=finding.has_kill)
+    groups = Groups(finding.base, limits)
     if limits.controllers:
         _hand_down(finding.base, limits.controllers)
         _try_limits(groups)
@@ -295,7 +294,7 @@ def _cannot(controller: str, reason: str) -> CannotStart:
 
 
 def _hand_down(base: Path, controllers: tuple[str, ...]) -> None:
-    """Hand controllers down to the groups below *base*, whatever lives in it moved out of the way before."""
+    """Enable controllers below *base*, after moving its processes into the leaf."""
     missing = [name for name in controllers if name not in (base / "cgroup.subtree_control").read_text().split()]
     if not missing:
         return
@@ -330,7 +329,7 @@ def _move_out(base: Path) -> None:
 
 
 def _try_limits(groups: Groups) -> None:
-    """Set the limits on a group, and see that they are what was asked for."""
+    """Set the limits on a cgroup, and check that the kernel took them as they are."""
     try:
         group = groups.make(f"trial.{secrets.token_hex(8)}")
     except OSError as error:
@@ -338,21 +337,20 @@ def _try_limits(groups: Groups) -> None:
             groups.limits.controllers[0], _why(error, groups.base, "it cannot be set on a cgroup below")
         ) from None
     try:
-        for (name, asked, needed), controller in zip(
-            (row for row in groups.limits.files() if row[2]), groups.limits.controllers, strict=True
-        ):
-            said = (group.directory / name).read_text().split()
-            if needed and not _is_what_was_asked(said, asked.split()):
-                raise _cannot(controller, f"the kernel took {' '.join(said)} instead of {asked}")
+        needed = [(name, asked) for name, asked, is_needed in groups.limits.files() if is_needed]
+        for (name, asked), controller in zip(needed, groups.limits.controllers, strict=True):
+            taken = (group.directory / name).read_text().split()
+            if not _is_as_asked(taken, asked.split()):
+                raise _cannot(controller, f"the kernel took {' '.join(taken)} instead of {asked}")
     finally:
         group.remove()
 
 
-def _is_what_was_asked(said: list[str], asked: list[str]) -> bool:
+def _is_as_asked(taken: list[str], asked: list[str]) -> bool:
     # Memory is counted in whole pages, rounded down.
-    return len(said) == len(asked) and all(
-        s == a or (s.isdecimal() and 0 <= int(a) - int(s) < os.sysconf("SC_PAGE_SIZE"))
-        for s, a in zip(said, asked, strict=True)
+    page = os.sysconf("SC_PAGE_SIZE")
+    return len(taken) == len(asked) and all(
+        t == a or (t.isdecimal() and 0 <= int(a) - int(t) < page) for t, a in zip(taken, asked, strict=True)
     )
 
 
@@ -363,5 +361,5 @@ def _remove_soon(directory: Path) -> None:
 
 
 def _safe(mark: str) -> str:
-    """Make a directory's name of a mark: a cgroup's may have no slash and no newline in it."""
+    """Return a mark as a cgroup's name, which may contain no slash and no newline."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in mark)[:_LONGEST_MARK]

@@ -1,8 +1,8 @@
 """
-Read ``/proc``: who is whose child, born when, in which session, with which mark in its environment.
+Read ``/proc``: parents, start times, sessions, and marks in environments.
 
-Nothing here sends a signal or reaps. A process that is gone is an absent answer, never an error; having no descriptor
-left to look with is an error, because it must not be taken for "nothing there".
+Nothing here sends a signal or reaps. For a process that is gone the answer is None, never an error. A lack of
+descriptors is an error, because it must not look like an absent process.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Identity: TypeAlias = tuple[int, int]
-"""Pid and start time in clock ticks after boot: a pid alone may be somebody else's by now."""
+"""Pid and start time in clock ticks after boot: a pid alone may have been reused."""
 
-_ENVIRON_LIMIT_BYTES = 8 * 1024 * 1024  # the kernel's own limit for arguments and environment together is 6 MiB
+_LIMIT_BYTES = 8 * 1024 * 1024  # the kernel's own limit for arguments and environment together is 6 MiB
 _CHUNK_BYTES = 128 * 1024
 
 
@@ -43,7 +43,7 @@ class Process(msgspec.Struct, frozen=True):
 
     @property
     def identity(self) -> Identity:
-        """What tells it from any other process, also from a later one with the same pid."""
+        """Identifies the process, also against a later one with the same pid."""
         return (self.pid, self.started_ticks)
 
 
@@ -52,7 +52,7 @@ class NoMark(Enum):
 
     ABSENT = "absent"
     EMPTY = "empty"
-    """No environment at all: it may be in the middle of ``execve``, so look again."""
+    """No environment at all: it may be in the middle of ``execve``, so read it again."""
     UNREADABLE = "unreadable"
     """Of another user or not dumpable, or gone."""
 
@@ -63,7 +63,7 @@ def read_process(pid: int) -> Process | None:
 
     Source: https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
     """
-    stat = _read(f"/proc/{pid}/stat", 2048)
+    stat = _read(f"/proc/{pid}/stat")
     if stat is None:
         return None
     fields = stat[stat.rfind(b")") + 2 :].split(None, 20)  # the name before it may hold blanks and parentheses
@@ -83,37 +83,23 @@ def read_process(pid: int) -> Process | None:
 
 def read_environ(pid: int, name: str) -> str | NoMark:
     """Return the value of one variable in the environment the process was started with."""
-    wanted = b"\0" + name.encode() + b"="
-    try:
-        descriptor = os.open(f"/proc/{pid}/environ", os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+    environ = _read(f"/proc/{pid}/environ")
+    if environ is None:
         return NoMark.UNREADABLE
-    data = bytearray(b"\0")
-    try:
-        while len(data) < _ENVIRON_LIMIT_BYTES and (chunk := os.read(descriptor, _CHUNK_BYTES)):
-            data += chunk
-    except (ProcessLookupError, PermissionError):
-        return NoMark.UNREADABLE
-    finally:
-        os.close(descriptor)
-    if len(data) == 1:
+    if not environ:
         return NoMark.EMPTY
-    begin = data.find(wanted)
-    if begin < 0:
-        return NoMark.ABSENT
-    begin += len(wanted)
-    end = data.find(b"\0", begin)
-    return data[begin : end if end >= 0 else len(data)].decode(errors="replace")
+    _, found, rest = (b"\0" + environ).partition(b"\0" + name.encode() + b"=")
+    return rest.partition(b"\0")[0].decode(errors="replace") if found else NoMark.ABSENT
 
 
 def read_oom_score(pid: int) -> int | None:
-    """Return what is added to the process's badness when memory runs out; children inherit it."""
-    text = _read(f"/proc/{pid}/oom_score_adj", 32)
+    """Return ``oom_score_adj``; children inherit it."""
+    text = _read(f"/proc/{pid}/oom_score_adj")
     return int(text) if text else None
 
 
 class View(Protocol):
-    """One look at the process tree."""
+    """A view of the process tree."""
 
     def children(self, parent: Process) -> list[Process]:
         """Return the living and the zombie children of a process."""
@@ -122,9 +108,9 @@ class View(Protocol):
 
 class Live:
     """
-    Follow the kernel's own lists of children: costs as much as there are descendants, not processes.
+    The kernel's own lists of children: the cost grows with the descendants, not with all processes.
 
-    A child may be missing from its list when another one ends at the same moment, so one look proves nothing.
+    A child can be missing from its list when another one ends at the same moment, so a single read proves nothing.
 
     Source: https://man7.org/linux/man-pages/man5/proc_tid_children.5.html
     """
@@ -139,8 +125,8 @@ class Live:
                 return []
         found: list[Process] = []
         for thread in threads:
-            listed = _read_all(f"/proc/{parent.pid}/task/{thread}/children")
-            for pid in listed.split():
+            listed = _read(f"/proc/{parent.pid}/task/{thread}/children")
+            for pid in (listed or b"").split():
                 child = read_process(int(pid))
                 if child is not None and child.parent == parent.pid:
                     found.append(child)
@@ -148,7 +134,7 @@ class Live:
 
 
 class Snapshot:
-    """Read every process there is and find the children by their parents: slower, needs no special kernel option."""
+    """All processes, arranged by their parents: slower, but needs no kernel option."""
 
     def __init__(self) -> None:
         self.processes = {process.pid: process for process in all_processes()}
@@ -157,11 +143,11 @@ class Snapshot:
             self._children.setdefault(process.parent, []).append(process)
 
     def children(self, parent: Process) -> list[Process]:
-        """Return the children the snapshot shows."""
+        """Return the children at the time of the snapshot."""
         return self._children.get(parent.pid, [])
 
 
-def look(*, thorough: bool = False) -> View:
+def take_view(*, thorough: bool = False) -> View:
     """Return a view of the process tree; a thorough one does not depend on the lists of children."""
     return Snapshot() if thorough or not has_children_files() else Live()
 
@@ -170,7 +156,7 @@ def branch(view: View, root: Process) -> Iterator[Process]:
     """
     Yield a process and all its descendants, parents before their children.
 
-    A process's children are looked up before it is yielded, so the caller may kill it at once.
+    Its children are read before a process is yielded, so the caller may kill it at once.
     """
     seen = {root.pid}
     waiting = [root]
@@ -197,15 +183,15 @@ def all_processes() -> Iterator[Process]:
 
 @functools.cache
 def has_children_files() -> bool:
-    """Tell whether the kernel was built with CONFIG_PROC_CHILDREN."""
+    """Whether the kernel was built with CONFIG_PROC_CHILDREN."""
     return os.path.exists(f"/proc/self/task/{os.getpid()}/children")  # noqa: PTH110 - as cheap as can be
 
 
 def shows_our_pids() -> bool:
     """
-    Tell whether ``/proc`` is of our own PID namespace.
+    Whether ``/proc`` is of our own PID namespace.
 
-    Where it is not, its numbers mean other processes than ours and nobody may be signalled by them.
+    If not, its numbers mean other processes than ours, and no process may be signalled by them.
     """
     try:
         return os.readlink("/proc/self") == str(os.getpid())  # noqa: PTH115 - the target is no path to us
@@ -213,30 +199,18 @@ def shows_our_pids() -> bool:
         return False
 
 
-def _read(path: str, limit_bytes: int) -> bytes | None:
+def _read(path: str) -> bytes | None:
+    """Return a file's whole content; None: the process is gone, or another user's."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
+    data = bytearray()
     try:
-        return os.read(descriptor, limit_bytes)
-    except ProcessLookupError:
-        return None
-    finally:
-        os.close(descriptor)
-
-
-def _read_all(path: str) -> bytes:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return b""
-    data = b""
-    try:
-        while chunk := os.read(descriptor, _CHUNK_BYTES):
+        while len(data) < _LIMIT_BYTES and (chunk := os.read(descriptor, _CHUNK_BYTES)):
             data += chunk
-    except ProcessLookupError:
-        return b""
+    except (ProcessLookupError, PermissionError):
+        return None
     finally:
         os.close(descriptor)
-    return data
+    return bytes(data)

@@ -51,19 +51,19 @@ def _prctl(option: int, value: int) -> int:
 
 
 def boot_ticks() -> int:
-    """Return the present time in the unit and on the clock of a process's start time in ``/proc/PID/stat``."""
+    """Return the present time on the clock of the start times in ``/proc/PID/stat``."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * TICKS_PER_SECOND)
 
 
 def has_ended(pidfd: int) -> bool:
-    """Tell whether the process, with all its threads, is dead; whether somebody has reaped it does not matter."""
+    """Whether the process and all its threads are dead, reaped or not."""
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     return bool(poll.poll(0))
 
 
 def has_dead_children() -> bool:
-    """Tell whether a child of this process, its own or adopted, has ended and not been reaped; one call, reaps none."""
+    """Whether a child of this process, its own or adopted, has ended and not been reaped; reaps none."""
     try:
         return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
@@ -72,12 +72,10 @@ def has_dead_children() -> bool:
 
 def send(pidfd: int, number: int) -> bool:
     """
-    Send a signal to the process that *pidfd* names, whatever its pid may mean by now.
-
-    Returns False if it is gone.
+    Send a signal to the process of *pidfd*, even if its pid was reused; False if it is gone.
 
     Raises:
-        PermissionError: It runs as a user we may not signal.
+        PermissionError: It runs as a user that we may not signal.
     """
     try:
         signal.pidfd_send_signal(pidfd, number)
@@ -88,26 +86,24 @@ def send(pidfd: int, number: int) -> bool:
 
 def send_to_group(pidfd: int, number: int) -> bool:
     """
-    Send a signal to the process group whose leader *pidfd* names, in one step that no fork can outrun.
+    Send a signal to the process group of the leader *pidfd*, in one step that no fork can outrun.
 
     Returns False if there is no such group, or the kernel cannot do it.
     """
     try:
         signal.pidfd_send_signal(pidfd, number, None, PIDFD_SIGNAL_PROCESS_GROUP)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+    except (ProcessLookupError, PermissionError):
         return False
     except OSError as error:
-        if error.errno == errno.EINVAL:
-            return False
-        raise
+        if error.errno != errno.EINVAL:
+            raise
+        return False
     return True
 
 
 @contextlib.contextmanager
 def no_signal_blocked() -> Iterator[None]:
-    """Let a child that is started here begin with no signal blocked, so that it can be interrupted."""
+    """Unblock all signals meanwhile, so that a child started here can be interrupted."""
     before = signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         yield
@@ -116,7 +112,7 @@ def no_signal_blocked() -> Iterator[None]:
 
 
 def raise_file_limit() -> int | None:
-    """Let this process open as many files as it may; return the limit it had, if that was lower."""
+    """Raise this process's limit of open files as far as allowed; return the former limit if it was lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = min(hard, _MOST_FILES) if hard != resource.RLIM_INFINITY else _MOST_FILES
     if most <= soft:
@@ -128,9 +124,9 @@ def raise_file_limit() -> int | None:
 @contextlib.contextmanager
 def urgent() -> Iterator[None]:
     """
-    Let the calling thread run before all others where that is allowed, as it needs milliseconds and gets none.
+    Run the calling thread before all others if that is allowed.
 
-    Among a thousand processes that spin, a thread of their own rank has its next turn a second later.
+    Among a thousand spinning processes, a thread of the same priority gets its next turn a second later.
 
     Source: https://man7.org/linux/man-pages/man7/sched.7.html (CAP_SYS_NICE, or RLIMIT_RTPRIO)
     """
@@ -146,15 +142,15 @@ def urgent() -> Iterator[None]:
     finally:
         try:
             os.sched_setscheduler(0, before, parameter)
-        except PermissionError:  # a limit lets us rise, and only a privilege forget that children do not
+        except PermissionError:  # RLIMIT_RTPRIO lets us set this flag, but only a privilege lets us clear it
             os.sched_setscheduler(0, before | os.SCHED_RESET_ON_FORK, parameter)
 
 
 def raised_oom_score(by: int) -> int | None:
     """
-    Return the ``oom_score_adj`` for children that the kernel is to take before us when memory runs out.
+    Return the ``oom_score_adj`` for children, which the kernel kills before us when memory runs out.
 
-    None: it cannot be higher than ours, or ours is not known.
+    None: it cannot be higher than ours, or ours is unknown.
     """
     try:
         own = int(Path("/proc/self/oom_score_adj").read_bytes())
@@ -165,34 +161,34 @@ def raised_oom_score(by: int) -> int | None:
 
 class Spare:
     """
-    A few descriptors kept back, so that a kill can look into ``/proc`` when the process has used up all others.
+    A few reserved descriptors, so that a kill can read ``/proc`` when the process has used up all others.
 
-    What is lent may be taken by another thread in the meantime; the borrower must be ready to try again.
+    Another thread can take a lent descriptor meanwhile; the borrower must be prepared to try again.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._handle: list[int] = []
+        self._reserved: list[int] = []
         self._lock = threading.Lock()
 
     def fill(self) -> None:
-        """Put back what is missing, as far as there are descriptors."""
+        """Replace missing descriptors, as far as there are free ones."""
         with self._lock:
             self._fill()
 
     def close(self) -> None:
-        """Give them up for good."""
+        """Close them for good."""
         with self._lock:
             self._count = 0
-            while self._handle:
-                os.close(self._handle.pop())
+            while self._reserved:
+                os.close(self._reserved.pop())
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
-        """Give the kept descriptors free for as long as the block runs; one borrower at a time."""
+        """Free the reserved descriptors while the block runs; one borrower at a time."""
         with self._lock:
-            while self._handle:
-                os.close(self._handle.pop())
+            while self._reserved:
+                os.close(self._reserved.pop())
             try:
                 yield
             finally:
@@ -200,8 +196,8 @@ class Spare:
 
     def _fill(self) -> None:
         try:
-            while len(self._handle) < self._count:
-                self._handle.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
+            while len(self._reserved) < self._count:
+                self._reserved.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
         except OSError as error:
             if error.errno not in OUT_OF_DESCRIPTORS:
                 raise
