@@ -1,5 +1,5 @@
 """
-Everything this package raises, and what a caller is told.
+The exceptions of this package, and the error classes that callers see.
 
     AgentRuntimeError
     ├── SettingsInvalid                    a variable or flag is wrong; exit code 2
@@ -182,9 +182,9 @@ def is_reserved(text: str) -> bool:
 
 def plain_detail(error_class: ErrorClass, text: str) -> str:
     """
-    Return *text* as an error of this class may say it.
+    Return *text* without reserved words, unless the class may use them.
 
-    What other programs say, and the names of files and users, may hold reserved words by chance.
+    Texts of other programs, and names of files and users, may hold reserved words by chance.
     """
     if error_class.cured_by_token or not is_reserved(text):
         return text
@@ -197,7 +197,7 @@ class AgentRuntimeError(Exception):
     Base of everything this package raises; the message is safe to show to a caller.
 
     Attributes:
-        code: What else programs may tell it by, beside its class.
+        code: A finer distinction for programs, beside the class.
     """
 
     error_class: ErrorClass = ErrorClass.ERROR
@@ -205,7 +205,7 @@ class AgentRuntimeError(Exception):
 
     @property
     def status(self) -> int:
-        """The HTTP status the caller is told."""
+        """The HTTP status of the answer."""
         return self.error_class.status
 
 
@@ -230,7 +230,7 @@ class SpawnFailed(AgentRuntimeError):
 
 
 class StoreUnavailable(AgentRuntimeError):
-    """The disk does not give or take a record; what cannot be read is not unknown."""
+    """The disk cannot read or write a record; such a record is not "unknown"."""
 
     error_class = ErrorClass.STORAGE
 
@@ -326,7 +326,7 @@ class Draining(AdmissionError):
 
 
 class MayHaveRun(AdmissionError):
-    """What is known of this id cannot be read, so the task may have run already."""
+    """The record of this id cannot be read, so the task may have run already."""
 
     error_class = ErrorClass.STORAGE
 

@@ -2,7 +2,7 @@
 How this process itself makes HTTP requests: through the environment's proxies, trusting the environment's CAs.
 
 Everything is taken from the environment that is passed in. Nothing is read from ``netrc``, no redirect is followed and
-no cookie kept, so a credential goes where it is meant to go and nowhere else.
+no cookie stored, so a credential goes where it is meant to go and nowhere else.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def proxy_for(url: httpx.URL, environ: Mapping[str, str]) -> str | None:
     Find the proxy that a request to *url* goes through, by the rules of httpx and curl; None: none.
 
     Raises:
-        ValueError: There is one, of a kind that cannot be used.
+        ValueError: There is a proxy, of a kind that cannot be used.
     """
     if any(_covers(entry.strip(), url) for entry in _either_case(environ, "no_proxy").split(",")):
         return None
@@ -74,7 +74,7 @@ async def client_for(
     """
     proxy = proxy_for(url, environ)
     secure = url.scheme == "https" or (proxy is not None and proxy.startswith("https:"))
-    # Reading some hundred certificates takes longer than the event loop may be kept waiting.
+    # Reading some hundred certificates takes too long for the event loop.
     trust = await asyncio.to_thread(_trust, environ) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     async with httpx.AsyncClient(
         proxy=None if proxy is None else httpx.Proxy(proxy, ssl_context=trust if proxy.startswith("https:") else None),
@@ -88,7 +88,7 @@ async def client_for(
 
 def _trust(environ: Mapping[str, str]) -> ssl.SSLContext:
     """
-    Build what certificates are checked against: what httpx takes, and what the CLI takes besides.
+    Build the TLS context: the certificates of httpx, and those that the CLI uses besides.
 
     Source: ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` replace the bundled CAs (httpx 0.28, environment variables);
     ``NODE_EXTRA_CA_CERTS`` adds to them, and the CLI trusts the system's store as well (its network documentation).
@@ -106,7 +106,7 @@ def _trust(environ: Mapping[str, str]) -> ssl.SSLContext:
 
 
 def _covers(entry: str, url: httpx.URL) -> bool:
-    """Tell whether an entry of ``NO_PROXY`` is about *url*: a host, all below a domain, one port of either, or all."""
+    """Whether an entry of ``NO_PROXY`` matches *url*: a host, all below a domain, one port of either, or all."""
     if entry in ("*", url.host):
         return True
     name, colon, port = entry.lower().rpartition(":")

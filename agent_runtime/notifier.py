@@ -1,4 +1,4 @@
-"""Tell any number of waiting tasks that something has changed."""
+"""Wake any number of waiting tasks on a change."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 class Notifier:
-    """Let any number of tasks wait for the next change of something; holds nothing for the slow."""
+    """Notify any number of waiting tasks of the next change; past changes are not stored."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
         self._coming: asyncio.Future[None] | None = None
 
     def notify(self) -> None:
-        """Wake everybody who waits."""
+        """Wake all waiting tasks."""
         self._event.set()
         self._event = asyncio.Event()
         coming, self._coming = self._coming, None
@@ -25,15 +25,15 @@ class Notifier:
             coming.set_result(None)
 
     def coming(self) -> asyncio.Future[None]:
-        """Return the next :meth:`tell` after this call: one for all, not to be cancelled, and cheap to wait for."""
+        """Return a future of the next :meth:`notify` after this call: shared, not to be cancelled, cheap to await."""
         if self._coming is None:
             self._coming = asyncio.get_running_loop().create_future()
         return self._coming
 
     def wait(self) -> Coroutine[Any, Any, bool]:
         """
-        Wait for the next :meth:`tell` after this call, whenever the result is awaited.
+        Wait for the next :meth:`notify` after this call, whenever the result is awaited.
 
-        So what is looked at between the call and the await cannot change unnoticed.
+        So a change between the call and the await is not missed.
         """
         return self._event.wait()

@@ -1,4 +1,4 @@
-"""Variables with our prefix that nobody meant as settings: Kubernetes has set them."""
+"""Variables with our prefix that are no settings: Kubernetes sets them."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def _delivery(value: str) -> str:
 
 
 def _command(value: str) -> tuple[str, ...]:
-    """Take a file's path as it is, anything else as a command line."""
+    """Return a file's path as one word, anything else split as a command line."""
     text = _text(value)
     if os.path.isfile(text):  # noqa: PTH113 - Path.is_file() raises where a directory on the way is closed
         return (text,)
@@ -138,7 +138,7 @@ def _command(value: str) -> tuple[str, ...]:
 
 
 _described: list[tuple[Callable[[str], Any], str, Any]] = []
-"""What is said of each field of :class:`Settings`, in their order."""
+"""Parser, description and default of each field of :class:`Settings`, in their order."""
 
 
 def _setting(
@@ -154,7 +154,7 @@ def _inherited_config_dir() -> Path:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the supervisor was told; see :data:`SETTINGS` for the meaning of each."""
+    """The configuration of the supervisor; :data:`SETTINGS` has the meaning of each."""
 
     host: str = _setting(_text, "address to listen on; another than loopback needs an access key file", "127.0.0.1")
     port: int = _setting(_integer(0, 65535), "port to listen on; 0 picks a free one", 8000)
@@ -299,12 +299,12 @@ class Setting(msgspec.Struct, frozen=True):
 
     @property
     def shown_default(self) -> str | None:
-        """The default as a person is told it, also where it depends on the machine; None: there is none."""
+        """The default for a person, in words where it depends on the machine; None: there is none."""
         return self.default or _DEFAULTS_IN_WORDS.get(self.name)
 
     @property
     def metavar(self) -> str:
-        """What kind of value it takes, for ``--help``: its unit where it has one."""
+        """The placeholder of its value in ``--help``: its unit where it has one."""
         if self.parse in (_seconds, _some_seconds, _seconds_or_auto):
             return "SECONDS"
         if self.parse is _path:

@@ -59,7 +59,7 @@ def _endpoint(api: Api, by_method: dict[str, Operation]) -> Callable[[Request], 
 
 
 def _refusal(error: Exception) -> AgentRuntimeError:
-    """Return what the caller is told; starlette itself refuses unknown paths, and methods a path does not take."""
+    """Return the error that the caller gets; starlette itself refuses unknown paths and methods."""
     if isinstance(error, AgentRuntimeError):
         return error
     if not isinstance(error, HTTPException):

@@ -1,4 +1,4 @@
-"""Server-sent events of the event log, from any position that is still kept to the end of the supervisor."""
+"""Server-sent events of the event log, from any position that the log still holds to the end of the supervisor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def event_stream(log: EventLog, request: Request, open_streams: streams.OpenStreams, access: AccessKey) -> Response:
     """
-    Answer ``GET /api/events``: what is kept after the reader's position, and then what happens.
+    Answer ``GET /api/events``: the events that the log holds after the reader's position, then new ones as they come.
 
     Raises:
         InvalidRequest: The position is no number.
@@ -37,7 +37,7 @@ async def follow(
     """
     Yield the events after *after*, and the end when the log is closed.
 
-    A reader that is slow costs nothing: it takes from the log when it is ready, and is told what it has missed.
+    A slow reader costs nothing: it takes from the log when it is ready, and a ``gap`` names the events it missed.
     """
     position = after
     yield b": events\n\n"  # so that the headers leave at once, also where nothing has happened yet

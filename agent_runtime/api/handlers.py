@@ -1,4 +1,4 @@
-"""What the routes do: parse, call the supervisor, answer. Their table is in ``routes``."""
+"""The handlers: parse, call the supervisor, answer. Their table is in ``routes``."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 class Api(msgspec.Struct, frozen=True):
-    """What the handlers work with."""
+    """The dependencies of the handlers."""
 
     supervisor: Supervisor
     access: AccessKey
@@ -68,15 +68,15 @@ async def _body(api: Api, request: Request) -> bytes:
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > limit:
         raise too_large
-    kept = bytearray()
+    body = bytearray()
     try:
         async for chunk in request.stream():
-            kept += chunk
-            if len(kept) > limit:
+            body += chunk
+            if len(body) > limit:
                 raise too_large
     except ClientDisconnect:
         raise InvalidRequest("the body was cut off; send it again") from None
-    return bytes(kept)
+    return bytes(body)
 
 
 # -- executions
@@ -138,7 +138,7 @@ async def list_executions(api: Api, request: Request) -> Response:
 
 
 async def list_running(api: Api, request: Request) -> bodies.RunningExecutions:
-    """Tell what runs, what waits, and what ended lately."""
+    """List the executions that run, wait, or ended lately."""
     supervisor = api.supervisor
     running = [
         bodies.RunningExecution(
@@ -163,7 +163,7 @@ async def get_execution(api: Api, request: Request) -> Response:
 
 
 async def get_status(api: Api, request: Request) -> bodies.ExecutionStatus:
-    """Tell whether it runs and how it ended."""
+    """Show whether an execution runs and how it ended."""
     record = api.supervisor.record(request.path_params["id"])
     return bodies.ExecutionStatus(
         execution_id=record.execution_id,
@@ -177,20 +177,20 @@ async def get_status(api: Api, request: Request) -> bodies.ExecutionStatus:
 
 
 async def get_result(api: Api, request: Request) -> Response:
-    """Give what the first caller got, or would have got; 202 while there is no answer yet."""
+    """Return the answer that the first caller got, or would have got; 202 while there is none yet."""
     execution_id = request.path_params["id"]
-    kept = api.supervisor.result(execution_id)
-    return respond(_accepted(execution_id), 202) if kept is None else respond(await asyncio.to_thread(kept.result))
+    stored = api.supervisor.result(execution_id)
+    return respond(_accepted(execution_id), 202) if stored is None else respond(await asyncio.to_thread(stored.result))
 
 
 async def start_drain(api: Api, request: Request) -> bodies.DrainState:
-    """Let nobody in any more; what runs goes on."""
+    """Stop admission; running executions go on."""
     api.supervisor.close_admission()
     return _drain_state(api)
 
 
 async def call_off_drain(api: Api, request: Request) -> bodies.DrainState:
-    """Let executions in again."""
+    """Resume admission."""
     api.supervisor.open_admission()
     return _drain_state(api)
 
@@ -215,7 +215,7 @@ async def stream(api: Api, request: Request) -> Response:
 
 
 async def events(api: Api, request: Request) -> Response:
-    """Send what happens to the token and to executions."""
+    """Send the events of the token and of executions."""
     return event_stream(api.supervisor.events, request, api.streams, api.access)
 
 
@@ -223,7 +223,7 @@ async def events(api: Api, request: Request) -> Response:
 
 
 async def get_token(api: Api, request: Request) -> bodies.TokenReport:
-    """Tell the token's state; never the token."""
+    """Show the token's state; never the token."""
     supervisor = api.supervisor
     limit, status, generation = supervisor.gate.limit, supervisor.secret.status, supervisor.secret.status.generation
     return bodies.TokenReport(
@@ -261,12 +261,12 @@ async def reload_token(api: Api, request: Request) -> bodies.Reloaded:
 
 
 async def livez(api: Api, request: Request) -> bodies.Alive:
-    """Say that the process answers, and nothing else."""
+    """Answer, as a sign that the process lives, and nothing else."""
     return bodies.Alive(status="ok")
 
 
 async def readyz(api: Api, request: Request) -> Response:
-    """Say whether a task sent now would be turned away for want of a token, of the CLI, or for draining."""
+    """Show whether a task sent now would be turned away for lack of a token or the CLI, or because of a drain."""
     unready = api.supervisor.unready
     if unready is None:
         return respond(bodies.Ready(status="ready"))
@@ -289,12 +289,12 @@ async def health(api: Api, request: Request) -> bodies.Health | bodies.HealthInB
 
 
 async def metrics(api: Api, request: Request) -> Response:
-    """Tell Prometheus what happened and what is so now."""
+    """Write the metrics for Prometheus."""
     return api.metrics.response(request.headers.get("accept", ""))
 
 
 async def page(api: Api, request: Request) -> Response:
-    """Show what goes on, in a browser; the page itself holds no data and asks for the access key."""
+    """Show executions and token in a browser; the page itself holds no data and asks for the access key."""
     return page_response(is_on=api.supervisor.settings.page)
 
 

@@ -1,4 +1,4 @@
-"""One page of everything, for a person or a backend: what ``/health`` tells those who may know."""
+"""The report of ``/health``: the whole state on one page, for callers with the access key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 async def report(
     supervisor: Supervisor, status: Literal["ok", "degraded"], connections: OpenConnections, streams: OpenStreams
 ) -> bodies.Health:
-    """Tell how it is now."""
+    """Build the report."""
     unready, generation, slots = supervisor.unready, supervisor.secret.status.generation, supervisor.slots
     archive, disk = supervisor.archive, supervisor.archive.transcripts.free_bytes()
     last_task_at = supervisor.last_task_at

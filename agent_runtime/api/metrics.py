@@ -1,7 +1,7 @@
 """
-``/metrics``: what happened since the start, from ``telemetry.counters``, and what is so now, from its owners.
+``/metrics``: counts since the start, from ``telemetry.counters``, and the present state, from its owners.
 
-Gauges are read from live state at the scrape; there is no second set of books that could disagree with it.
+Gauges are read from live state at the scrape; there is no copy that could disagree with it.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> GaugeMetricFam
 
 
 def _single(name: str, text: str, value: float | None) -> GaugeMetricFamily:
-    """Tell one value; the metric is there without one where there is none."""
+    """Build a gauge of one value; the metric is there without a sample where there is no value."""
     family = _gauge(name, text)
     if value is not None:
         family.add_metric((), float(value))

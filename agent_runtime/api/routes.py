@@ -27,7 +27,7 @@ EXECUTION_ERRORS = tuple(error for error in ErrorClass if error.ends_execution)
 
 _OF_A_RECORD = (ErrorClass.NOT_FOUND, ErrorClass.STORAGE)
 _STREAM_MORE = (
-    "A comment comes at least every 15 seconds. A reader that is slow costs nothing: it is told of what it missed."
+    "A comment comes at least every 15 seconds. A slow reader costs nothing: a `gap` names the events it missed."
 )
 
 

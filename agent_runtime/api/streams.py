@@ -43,37 +43,37 @@ class Batches:
     """
     Keep the events written last, so that many readers of one execution cost one reading of its transcript.
 
-    What stands in a transcript never changes: who is at the same position gets the same bytes, and what has been added
+    A transcript only grows: readers at the same position get the same bytes, and the lines that were added
     since at the next turn. Batches end at the same lines for all, so that readers who were at different positions come
     to the same.
     """
 
-    KEPT_BYTES = 4 << 20
+    BYTES_HELD = 4 << 20
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[TranscriptReader, int], tuple[int, bytes]] = OrderedDict()
-        self._kept_bytes = 0
+        self._batches: OrderedDict[tuple[TranscriptReader, int], tuple[int, bytes]] = OrderedDict()
+        self._size = 0
 
     def after(self, transcript: TranscriptReader, position: int) -> tuple[int, bytes] | None:
         """Return the events of the lines after *position*, and the number of the last one; None: there are none yet."""
         key = (transcript, position)
-        if (found := self._kept.get(key)) is not None:
+        if (found := self._batches.get(key)) is not None:
             return found
         limit_lines = BATCH_LINES - position % BATCH_LINES
         lines = transcript.read(position, limit_lines=limit_lines, limit_bytes=BATCH_BYTES)
         if not lines:
             return None
-        batch = self._kept[key] = (lines[-1][0], _messages(position, lines))
-        self._kept_bytes += len(batch[1])
-        while self._kept_bytes > self.KEPT_BYTES and len(self._kept) > 1:
-            _, (_, oldest) = self._kept.popitem(last=False)
-            self._kept_bytes -= len(oldest)
+        batch = self._batches[key] = (lines[-1][0], _messages(position, lines))
+        self._size += len(batch[1])
+        while self._size > self.BYTES_HELD and len(self._batches) > 1:
+            _, (_, oldest) = self._batches.popitem(last=False)
+            self._size -= len(oldest)
         return batch
 
     def clear(self) -> None:
         """Keep none any more."""
-        self._kept.clear()
-        self._kept_bytes = 0
+        self._batches.clear()
+        self._size = 0
 
 
 class OpenStreams:
@@ -187,7 +187,7 @@ async def follow(view: View, after: int, batches: Batches) -> AsyncIterator[byte
     """
     Yield the lines after number *after*, state changes, and the end.
 
-    A reader that is slow costs the execution nothing: lines are read from the transcript when the reader takes them.
+    A slow reader does not delay the execution: lines are read from the transcript when the reader takes them.
     """
     record, transcript = view.record, view.transcript
     position = after
@@ -195,18 +195,18 @@ async def follow(view: View, after: int, batches: Batches) -> AsyncIterator[byte
         last = transcript.last_line
         yield event("gap", msgspec.json.encode({"first": last + 1, "last": position, "reason": "not written yet"}))
         position = last
-    told: bytes | None = None
+    sent: bytes | None = None
     while True:
-        # Taken before the look, so that what happens during the look is not missed.
+        # Taken before the state is read, so that a change during the reading is not missed.
         change = view.changed.coming()
         ended = record.state is Phase.FINISHED
-        if (state := _state(record)) != told:
-            told = state
+        if (state := _state(record)) != sent:
+            sent = state
             yield event("state", state)
         while batch := batches.after(transcript, position):
             position, events = batch
             yield events
-            # All others get these before anybody gets the next: to be taken does not mean to have waited.
+            # Let every other reader get this batch first: a read that does not block would starve them.
             await asyncio.sleep(0)
         if ended:
             if position < (last := transcript.last_line):

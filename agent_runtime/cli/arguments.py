@@ -21,7 +21,7 @@ Subparsers = Any
 
 
 def default_url() -> str:
-    """Tell where the supervisor of this container listens, as its own settings say."""
+    """Return the address of this container's supervisor, as its own settings say."""
     if url := os.environ.get(f"{PREFIX}URL"):
         return url
     host = os.environ.get(f"{PREFIX}HOST") or "127.0.0.1"

@@ -1,4 +1,4 @@
-"""How the commands reach the supervisor, and what its refusals are as exit codes."""
+"""The connection of the commands to a supervisor, and the exit codes of its refusals."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def connect(options: argparse.Namespace, patience_seconds: float = PATIENCE_SECO
 
 
 def exit_code(error: ClientError) -> int:
-    """Return the exit code that says what *error* says."""
+    """Return the exit code of an error."""
     if error.error_class == "unexpected" or isinstance(error, RequestRefused):
         return EXIT_REFUSED
     return EXIT_TRY_LATER if isinstance(error, TurnedAway | Unreachable) else EXIT_FAILED
 
 
 def complain(error: ClientError) -> int:
-    """Say what went wrong on stderr, and return the exit code."""
+    """Print an error on stderr, and return its exit code."""
     label = "" if isinstance(error, Unreachable) else f"{error.error_class}: "
     remedy = " (--url or AGENT_RUNTIME_URL says where it listens)" if error.error_class == "unreachable" else ""
     sys.stderr.write(f"agent-runtime: {label}{error}{remedy}\n")

@@ -1,4 +1,4 @@
-"""``agent-runtime drain``: let nobody in, and wait until the running have ended."""
+"""``agent-runtime drain``: stop admission, and wait until the running executions have ended."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def drain(options: argparse.Namespace) -> int:
         with connect(options) as client:
             if options.call_off:
                 client.undrain()
-                _say("executions are let in again")
+                _print("executions are let in again")
                 return EXIT_SUCCESS
             unfinished = _unfinished(client.drain())
-            _say(f"draining: {unfinished} unfinished")
+            _print(f"draining: {unfinished} unfinished")
             return _wait(client, unfinished, options.timeout) if options.wait else EXIT_SUCCESS
     except ClientError as error:
         return complain(error)
@@ -38,27 +38,27 @@ def _wait(client: SyncAgentClient, unfinished: int, timeout_seconds: float | Non
     until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     while unfinished:
         if until is not None and time.monotonic() >= until:
-            _say(f"not drained in time: {unfinished} unfinished")
+            _print(f"not drained in time: {unfinished} unfinished")
             return EXIT_FAILED
         time.sleep(POLL_SECONDS)
         before = unfinished
         try:
             unfinished = _unfinished(client.running())
         except Unreachable:
-            _say("the supervisor has ended")
+            _print("the supervisor has ended")
             return EXIT_SUCCESS
         if unfinished not in (0, before):
-            _say(f"draining: {unfinished} unfinished")
-    _say("drained")
+            _print(f"draining: {unfinished} unfinished")
+    _print("drained")
     return EXIT_SUCCESS
 
 
-def _unfinished(told: dict[str, Any]) -> int:
-    if isinstance(told.get("unfinished"), int):
-        return int(told["unfinished"])
-    return len(told.get("executions") or ()) + len(told.get("pending_ids") or ())
+def _unfinished(answer: dict[str, Any]) -> int:
+    if isinstance(answer.get("unfinished"), int):
+        return int(answer["unfinished"])
+    return len(answer.get("executions") or ()) + len(answer.get("pending_ids") or ())
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What the exit codes of ``run``, ``status``, ``drain`` and ``token wait`` say."""
+"""The exit codes of ``run``, ``status``, ``drain`` and ``token wait``."""
 
 EXIT_SUCCESS = 0
 EXIT_FAILED = 1

@@ -1,4 +1,4 @@
-"""What a person sees of an execution's events, and what a script does."""
+"""An execution's events as a person reads them, and as JSON lines for a script."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SUMMARY_LENGTH = 160
 TELLING_FIELDS = ("command", "file_path", "path", "pattern", "url", "query", "description", "prompt", "skill")
-"""Inputs of the CLI's tools that say best what a call is about. Source: ``tests/recorded``, Claude Code 2.1.330."""
+"""Inputs of the CLI's tools that identify a call best. Source: ``tests/recorded``, Claude Code 2.1.330."""
 
 _BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _CONTROLS = dict.fromkeys((*range(32), *range(127, 160), *_BIDI), "�")
@@ -36,7 +36,7 @@ class Showing(Protocol):
 
 
 def text_of(value: object) -> str:
-    """Make text harmless for a terminal: what a model or a tool wrote must not drive it."""
+    """Make text of a model or a tool harmless for a terminal: replace its control characters."""
     return str(value).translate(_TEXT)
 
 
@@ -63,13 +63,13 @@ class Live:
 
     def answer(self, answer: Answer) -> None:
         """Show how it ended, in one line."""
-        told = answer.metadata
+        counts = answer.metadata
         parts = [answer.status]
-        if isinstance(turns := told.get("num_turns"), int) and turns:
+        if isinstance(turns := counts.get("num_turns"), int) and turns:
             parts.append(f"{turns} turn{'' if turns == 1 else 's'}")
-        if isinstance(milliseconds := told.get("duration_ms"), int | float) and milliseconds:
+        if isinstance(milliseconds := counts.get("duration_ms"), int | float) and milliseconds:
             parts.append(f"{milliseconds / 1000:.1f} s")
-        if isinstance(cost := told.get("cost_usd"), int | float) and cost:
+        if isinstance(cost := counts.get("cost_usd"), int | float) and cost:
             parts.append(f"${cost:.4f}")
         parts.append(f"execution {answer.execution_id}")
         self._sink.write(f"[{line_of(', '.join(parts))}]\n")
@@ -127,8 +127,8 @@ class JsonLines:
 
     def failed(self, error: ClientError) -> None:
         """Write why there is no answer."""
-        told = msgspec.to_builtins(error.problem)
-        self._write("problem", {name: value for name, value in told.items() if value is not None})
+        fields = msgspec.to_builtins(error.problem)
+        self._write("problem", {name: value for name, value in fields.items() if value is not None})
 
     def _write(self, name: str, data: dict[str, Any], number: int | None = None) -> None:
         line = {"event": name, **({} if number is None else {"id": number}), "data": data}
@@ -145,7 +145,7 @@ def _blocks(frame: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _call(block: dict[str, Any]) -> str:
-    """Tell a tool call: its name, and the input that says best what it is about."""
+    """Return a tool call in one line: its name, and the input that identifies it best."""
     given = block.get("input")
     fields = given if isinstance(given, dict) else {}
     telling = next((fields[name] for name in TELLING_FIELDS if isinstance(fields.get(name), str)), None)

@@ -1,4 +1,4 @@
-"""What ``--help`` says of each command beyond its options, from ``help.toml``: purpose, examples, exit codes."""
+"""The help of each command beyond its options, from ``help.toml``: purpose, examples, exit codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Page(msgspec.Struct, frozen=True):
 
     Attributes:
         examples: A command line, and what it does.
-        exits: What each exit code says.
+        exits: The meaning of each exit code.
         more: Paragraphs at the end.
     """
 

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
             watch = Watch(client, execution_id, _prompt(options), _fields(options), showing)
             return watch.detached() if options.detach else watch.attended()
     except BrokenPipeError:
-        # Nobody reads any more; what is left in the buffer must not be written at exit.
+        # The reader has gone; the rest of the buffer must not be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except ClientError as error:
@@ -56,7 +56,7 @@ class Watch:
         self._resumes = 0
 
     def detached(self) -> int:
-        """Submit it, say how it is called, and go."""
+        """Submit it, print its id, and return."""
         self._submit()
         sys.stdout.write(self._execution_id + "\n")
         return EXIT_SUCCESS
@@ -71,16 +71,16 @@ class Watch:
         return self._ended(answer)
 
     def _interrupted(self) -> int:
-        _say("ending the execution; Ctrl-C again leaves it to itself")
+        _print("ending the execution; Ctrl-C again leaves it to itself")
         try:
             self._client.terminate(self._execution_id)
             return self._ended(self._follow())
         except ClientError as error:
             if error.error_class != "not_found":
                 raise
-            _say("it had not been admitted")
+            _print("it had not been admitted")
         except KeyboardInterrupt:
-            _say(f"left to itself: execution {self._execution_id}")
+            _print(f"left to itself: execution {self._execution_id}")
         return EXIT_CANCELLED
 
     def _ended(self, answer: Answer) -> int:
@@ -91,7 +91,7 @@ class Watch:
         self._client.submit(self._message, execution_id=self._execution_id, **self._fields)
 
     def _follow(self) -> Answer:
-        """Show all events until there is an answer; what a shutdown interrupts is resumed."""
+        """Show all events until there is an answer; resume where a shutdown interrupted it."""
         while True:
             for event in self._client.stream(self._execution_id, after=self._position):
                 if event.name == "message" and event.id is not None:
@@ -103,7 +103,7 @@ class Watch:
                 if error.error_class != "interrupted" or self._resumes == MAX_RESUMES:
                     raise
             self._resumes += 1
-            _say("a shutdown interrupted it: resuming")
+            _print("a shutdown interrupted it: resuming")
             self._submit()
 
 
@@ -112,7 +112,7 @@ def _prompt(options: argparse.Namespace) -> str:
 
 
 def _fields(options: argparse.Namespace) -> dict[str, Any]:
-    """Name the options as the fields of a task; what was not given is left out."""
+    """Return the options as fields of a task, without those that were not given."""
     fields = {
         "model": options.model,
         "system_prompt": options.system_prompt,
@@ -126,6 +126,6 @@ def _fields(options: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     sys.stderr.write(f"agent-runtime: {text}\n")
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""``agent-runtime status``: what a supervisor does, as a table that can be read."""
+"""``agent-runtime status``: slots, token and executions of a supervisor, as a table."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def status(options: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     try:
         with connect(options) as client:
-            told = {
+            report = {
                 "url": client.base_url,
                 "health": client.health(),
                 "token": client.token(),
@@ -32,26 +32,26 @@ def status(options: argparse.Namespace) -> int:
             }
     except ClientError as error:
         return complain(error)
-    text = json.dumps(told) if options.json else "\n".join(page(told, datetime.now(UTC)))
+    text = json.dumps(report) if options.json else "\n".join(page(report, datetime.now(UTC)))
     sys.stdout.write(text + "\n")
     return EXIT_SUCCESS
 
 
-def page(told: dict[str, Any], now: datetime) -> Iterator[str]:
+def page(report: dict[str, Any], now: datetime) -> Iterator[str]:
     """Yield the lines for a person."""
-    health, token = told["health"], told["token"]
+    health, token = report["health"], report["token"]
     yield from columns(
         [
-            ("supervisor", _words(health.get("status"), "draining" if health.get("draining") else None), told["url"]),
+            ("supervisor", _words(health.get("status"), "draining" if health.get("draining") else None), report["url"]),
             ("slots", _slots(health), f"{_of(health, 'queue', 'length')} queued"),
             ("token", str(token.get("state")), _token(token, now)),
         ]
     )
     yield ""
-    if not told["executions"]:
+    if not report["executions"]:
         yield "no executions"
         return
-    yield from columns([HEADINGS, *(_row(record, now) for record in told["executions"])])
+    yield from columns([HEADINGS, *(_row(record, now) for record in report["executions"])])
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -62,7 +62,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def span(seconds: float) -> str:
-    """Write a time the way people say it."""
+    """Format a time for a person."""
     seconds = max(0.0, seconds)
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
@@ -89,7 +89,7 @@ def _row(record: dict[str, Any], now: datetime) -> tuple[str, ...]:
 
 
 def _usage(usage: dict[str, Any]) -> tuple[str, str]:
-    """Tell processor time and most memory; nothing where it ended before anybody looked."""
+    """Return processor time and peak memory; nothing where it ended before the first sample."""
     cpu_seconds, memory_bytes = usage.get("cpu_seconds"), usage.get("memory_bytes")
     return span(cpu_seconds) if cpu_seconds else NOTHING, f"{memory_bytes / 1e6:.0f} MB" if memory_bytes else NOTHING
 
@@ -107,21 +107,21 @@ def _slots(health: dict[str, Any]) -> str:
 
 
 def _token(token: dict[str, Any], now: datetime) -> str:
-    said = []
+    parts = []
     if token.get("generation") is not None:
-        said.append(f"generation {token['generation']}, {token.get('kind')}, fingerprint {token.get('fingerprint')}")
+        parts.append(f"generation {token['generation']}, {token.get('kind')}, fingerprint {token.get('fingerprint')}")
     if (expires := _time(token.get("expires_at"))) is not None:
         left = expires - now
-        said.append(f"expires in {span(left.total_seconds())}" if left > timedelta() else "expired")
+        parts.append(f"expires in {span(left.total_seconds())}" if left > timedelta() else "expired")
     if token.get("limited_until"):
-        said.append(f"limited until {token['limited_until']}")
+        parts.append(f"limited until {token['limited_until']}")
     if token.get("error"):
-        said.append(str(token["error"]))
-    return "; ".join(said) or NOTHING
+        parts.append(str(token["error"]))
+    return "; ".join(parts) or NOTHING
 
 
-def _of(told: dict[str, Any], part: str, name: str) -> str:
-    inner = told.get(part)
+def _of(health: dict[str, Any], part: str, name: str) -> str:
+    inner = health.get(part)
     return str(inner.get(name)) if isinstance(inner, dict) else "?"
 
 

@@ -35,7 +35,7 @@ def wait(options: argparse.Namespace) -> int:
 
 
 def obstacle_to(fingerprint: str, token: dict[str, Any]) -> str | None:
-    """Return what still keeps the token with *fingerprint* from being the only one in use; None: nothing."""
+    """Return why the token with *fingerprint* is not yet the only one in use; None: it is."""
     generation = token.get("generation")
     if token.get("fingerprint") != fingerprint or generation is None:
         loaded = "no token is" if generation is None else f"{token.get('fingerprint')} (generation {generation}) is"

@@ -35,14 +35,14 @@ class AgentClient:
     """
     Have executions run by a supervisor, and never lose one to a connection.
 
-    A dropped connection is no failed execution: what is not known is asked for again by its id. Breaking off a call
+    A dropped connection is no failed execution: the client asks again by the execution's id. Cancelling a call
     leaves the execution as it is; :meth:`terminate` ends it. Any number of calls may be under way at once.
 
     Args:
         base_url: ``http://HOST:PORT`` of the supervisor.
-        access_key: What to show to be let in; or *access_key_file*, read at every request.
-        access_header: ``Authorization``, or the header the supervisor was told to read.
-        patience_seconds: How long nobody may answer, or the supervisor turn a task away (busy, draining), before a
+        access_key: The supervisor's access key; or *access_key_file*, read at every request.
+        access_header: ``Authorization``, or the header that the supervisor is configured to read.
+        patience_seconds: How long there may be no answer, or only refusals of admission (busy, draining), before a
             call gives up. A supervisor must be able to restart within it.
         max_resumes: How often :meth:`run` posts a task again after a shutdown interrupted it; 0: never.
         verify: Certificates to trust, as httpx takes it.
@@ -97,13 +97,13 @@ class AgentClient:
         An execution that a shutdown interrupted is resumed by its id.
 
         Args:
-            execution_id: The caller's own id; the same one again joins, gets the kept answer, or tries again after a
+            execution_id: The caller's own id; the same one again joins, gets the stored answer, or tries again after a
                 failure. None: a new one is made.
             deadline_seconds: For the call; None: *timeout_seconds* and the client's patience, else one hour.
 
         Raises:
             ClientError: The execution failed or was turned away; its class and ``error_class`` say how.
-            Unreachable: Nobody answered for longer than the client's patience, or (``deadline``) the call's time is
+            Unreachable: No answer came for longer than the client's patience, or (``deadline``) the call's time is
                 over; the execution goes on.
         """
         if deadline_seconds is None:
@@ -119,11 +119,11 @@ class AgentClient:
 
     async def result(self, execution_id: str, *, deadline_seconds: float | None = None) -> Answer:
         """
-        Wait for the answer of an execution, kept ones included; starts nothing.
+        Wait for the answer of an execution, stored ones included; starts nothing.
 
         Raises:
-            RequestRefused: (``not_found``) It is not known, or its answer is not kept.
-            ClientError: It failed, or nobody answered, as in :meth:`run`.
+            RequestRefused: (``not_found``) It is not known, or its answer is not stored.
+            ClientError: It failed, or no answer came, as in :meth:`run`.
         """
         seconds = DEADLINE_SECONDS if deadline_seconds is None else deadline_seconds
         patience = exchange.Patience(self._patience_seconds, execution_id)
@@ -139,7 +139,7 @@ class AgentClient:
 
         Raises:
             RequestRefused: (``not_found``) It is not known.
-            Unreachable: Nobody answered for longer than the client's patience.
+            Unreachable: No answer came for longer than the client's patience.
         """
         patience, following = exchange.Patience(self._patience_seconds, execution_id), Following(after)
         path, silence = path_of(execution_id, "/stream"), exchange.timeout(SILENCE_SECONDS)
@@ -167,7 +167,7 @@ class AgentClient:
 
     async def write_token(self, path: str | Path, token: str) -> list[str]:
         """
-        Write the secret file, so that a reader never sees half of it; return what is to be said about the token.
+        Write the secret file, so that a reader never sees half of it; return warnings about the token.
 
         Raises:
             SecretUnreadable: No supervisor would take it; nothing was written.
@@ -196,7 +196,7 @@ class AgentClient:
         return await self._call("GET", path_of(execution_id, "/status"))
 
     async def running(self) -> dict[str, Any]:
-        """Return what runs, what waits, and what ended lately: the proof of life."""
+        """Return the executions that run, wait, or ended lately."""
         return await self._call("GET", "/api/executions/running")
 
     async def token(self) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class AgentClient:
         return await self._call("POST", "/api/credentials/reload-token", json=body)
 
     async def drain(self) -> dict[str, Any]:
-        """Let nobody in any more; returns how many are unfinished."""
+        """Stop admission; return how many executions are unfinished."""
         return await self._call("POST", "/api/drain")
 
     async def undrain(self) -> dict[str, Any]:
@@ -227,7 +227,7 @@ class AgentClient:
         Ask something that may be asked twice, a few times if need be, and return the JSON object it is answered with.
 
         Raises:
-            ClientError: The supervisor says no, or nobody answers.
+            ClientError: The supervisor refuses, or no answer comes.
         """
         tries = QUICK_TRIES
         while True:
@@ -243,8 +243,8 @@ class AgentClient:
         self, message: str, execution_id: str | None, total_seconds: float, fields: TaskFields, *, waits: bool
     ) -> tuple[str, Answer | None]:
         name = str(uuid.uuid4()) if execution_id is None else execution_id
-        told = {key: value for key, value in fields.items() if value is not None}
-        body = msgspec.json.encode({"message": message, **told, "execution_id": name})
+        given = {key: value for key, value in fields.items() if value is not None}
+        body = msgspec.json.encode({"message": message, **given, "execution_id": name})
         submission = Submission(self._http, exchange.Patience(self._patience_seconds, name), name, body, waits=waits)
         known = execution_id is not None
         return name, await submission.run(total_seconds, is_known=known, max_resumes=self._max_resumes)

@@ -1,5 +1,5 @@
 """
-What a client raises: one family for each way of reacting, and in each the ``error_class`` that a supervisor sent.
+The errors of the client: one family for each way of reacting, each with the ``error_class`` that a supervisor sent.
 
     ClientError
     ├── TokenFailed      another token cures it: auth, billing, rate_limit, no_token
@@ -137,7 +137,7 @@ _BY_STATUS = {422: ExecutionFailed, 429: TokenFailed, 502: ApiFailed, 503: Token
 
 
 def failure(problem: Problem, retry_after_seconds: float | None = None) -> ClientError:
-    """Make the error that says what *problem* says."""
+    """Build the error of a problem."""
     family = FAMILIES.get(problem.error_class) or _BY_STATUS.get(problem.status)
     if family is None and problem.status < 500:
         family = RequestRefused if retry_after_seconds is None else TurnedAway

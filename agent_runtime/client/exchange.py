@@ -1,4 +1,4 @@
-"""What an answer says, how long to go on trying, and the connections to one supervisor."""
+"""Requests to one supervisor: connections, access key, reading of answers, pauses between tries."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ REASONS: dict[type[httpx.RequestError], str] = {
 }
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""What proxies say, and servers that go down, when it is not about the request. Supervisors say it as a problem."""
+"""Statuses of proxies, and of servers that shut down, that are not about the request; a supervisor sends a problem."""
 
 
 class Patience:
@@ -71,7 +71,7 @@ class Patience:
         self._tries = self._waits = 0
 
     def progressed(self) -> None:
-        """Let the time for trouble begin anew."""
+        """Restart the time that trouble may last."""
         self._until, self._tries = None, 0
 
     async def pause(self, trouble: ClientError) -> None:
@@ -94,7 +94,7 @@ class Patience:
 
 class AccessKey(httpx.Auth):
     """
-    What a client shows to be let in.
+    The access key, in the header that the supervisor reads.
 
     Args:
         key: The key itself.
@@ -163,7 +163,7 @@ async def send(
         options: Of httpx.
 
     Raises:
-        ClientError: The supervisor says no, or (``unreachable``) no whole answer came, and it is worth asking again.
+        ClientError: The supervisor refuses, or (``unreachable``) no whole answer came, and it is worth asking again.
     """
     try:
         async with asyncio.timeout(reply_seconds + BODY_SECONDS):

@@ -98,7 +98,7 @@ class Following:
         return response.status_code == 200 and media_type.strip().lower() == MEDIA_TYPE
 
     def connect(self) -> dict[str, str]:
-        """Write the headers that ask for what is still missing; what came of a half event before is forgotten."""
+        """Return the headers that ask for the missing events; a half-received event is dropped."""
         self._reader = EventReader()
         headers = {"accept": MEDIA_TYPE, "cache-control": "no-store"}
         return headers | ({"last-event-id": str(self.position)} if self.position else {})
@@ -115,7 +115,7 @@ class Following:
 
     def _is_new(self, event: StreamEvent) -> bool:
         if event.name == "gap":
-            # Told apart from silence; what follows is numbered from where the gap ends, or begins when it lies ahead.
+            # The next line is numbered from the end of the gap, or from its beginning where the gap lies ahead.
             first = event.data.get("first")
             if event.id is not None:
                 self.position = event.id

@@ -1,7 +1,7 @@
 """
 How a task gets its one answer, whatever happens to connections and supervisors in between.
 
-The id makes it safe: what is not known is asked for again by it. A waiting POST is the quick way. When it is cut,
+The id makes it safe: the client can ask again by it. A waiting POST is the quick way. When it is cut,
 nothing is known but the id, so ``GET …/result`` is asked, which starts nothing; posting again is only right while the
 supervisor has never heard of the task, because after a failure a POST begins a new attempt.
 """
@@ -50,17 +50,17 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     timestamp: str | None = None
 
     def __repr__(self) -> str:
-        # Without the log, which may be long and full of what nobody wants in a traceback.
+        # Without the log, which may be too long for a traceback.
         return f"<Answer {self.execution_id} {self.status} {(self.response or '')[:80]!r}>"
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether somebody ended it."""
+        """Whether it was cancelled."""
         return self.status == "cancelled"
 
 
-class _Kept(msgspec.Struct):
-    """What ``GET …/result`` is answered with, as far as it is read."""
+class _Stored(msgspec.Struct):
+    """The answer of ``GET …/result``, as far as it is read."""
 
     status_code: int
     answer: dict[str, Any]
@@ -117,7 +117,7 @@ class Submission:
             The answer; None where it has been admitted and is not waited for.
 
         Raises:
-            ClientError: It failed or was not let in, nobody answered for too long, or the caller's time is over.
+            ClientError: It failed or was not admitted, no answer came for too long, or the caller's time is over.
         """
         try:
             async with asyncio.timeout(total_seconds):
@@ -130,7 +130,7 @@ class Submission:
 
     async def _run(self, is_known: bool, max_resumes: int) -> Answer | None:
         # What is there before the first POST is no answer to it.
-        before = await self._look() if is_known else None
+        before = await self._known_end() if is_known else None
         posts, was_admitted, resumes = self.body is not None, self.body is None, 0
         while True:
             self.outside = None
@@ -159,8 +159,8 @@ class Submission:
             elif end.error_class == "interrupted" and resumes < max_resumes:
                 resumes += 1
                 self.patience.progressed()
-                # Somebody else, or the supervisor itself at its start, may have resumed it already.
-                found = await self._look() if posts else end
+                # Another client, or the supervisor itself at its start, may have resumed it already.
+                found = await self._known_end() if posts else end
                 before = found if found and found.error_class == "interrupted" else None
                 posts = before is not None
             elif end.error and (self.waits or not end.mark):
@@ -168,8 +168,8 @@ class Submission:
             else:
                 return end.answer
 
-    async def _look(self) -> End | None:
-        """Ask for the result until it is said whether the execution has ended; None: not yet, or it is not known."""
+    async def _known_end(self) -> End | None:
+        """Ask for the result until an answer comes; None: the execution has not ended, or is not known."""
         while True:
             try:
                 return await self._ask(posts=False)
@@ -187,14 +187,14 @@ class Submission:
                 headers = {"content-type": "application/json"} | ({} if self.waits else {"prefer": "respond-async"})
                 seconds = HOLD_SECONDS if self.waits else REPLY_SECONDS
                 status, answer = await send(self.http, "POST", "/api/task", seconds, content=self.body, headers=headers)
-                kept: dict[str, Any] = {"status_code": status, "answer": answer}
+                stored: dict[str, Any] = {"status_code": status, "answer": answer}
             else:
-                status, kept = await send(self.http, "GET", path_of(self.execution_id, "/result"), REPLY_SECONDS)
+                status, stored = await send(self.http, "GET", path_of(self.execution_id, "/result"), REPLY_SECONDS)
         except ClientError as error:
             if error.error_class != "interrupted" and error.problem.code != "no_retained_result":
                 raise
             return End(error=error)
-        return None if status == 202 else _end_of(kept)
+        return None if status == 202 else _end_of(stored)
 
 
 def path_of(execution_id: str, what: str = "") -> str:
@@ -204,15 +204,15 @@ def path_of(execution_id: str, what: str = "") -> str:
 
 def _end_of(content: dict[str, Any]) -> End:
     """
-    Read a kept answer.
+    Read a stored answer.
 
     Raises:
         Unreachable: It cannot be read.
     """
     try:
-        kept = msgspec.convert(content, _Kept)
-        if kept.status_code != 200:
-            return End(error=failure(problem_of(kept.answer, kept.status_code)), mark=kept.retained_at)
-        return End(msgspec.convert(kept.answer, Answer), mark=kept.retained_at)
+        stored = msgspec.convert(content, _Stored)
+        if stored.status_code != 200:
+            return End(error=failure(problem_of(stored.answer, stored.status_code)), mark=stored.retained_at)
+        return End(msgspec.convert(stored.answer, Answer), mark=stored.retained_at)
     except msgspec.ValidationError:
         raise unreachable("its answer cannot be read") from None

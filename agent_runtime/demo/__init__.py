@@ -22,7 +22,7 @@ __all__ = ["run_demo"]
 
 def run_demo(claude: str | None, *, scripted: bool) -> int:
     """
-    Play the main job, telling each event as it happens, and print a table of what was measured.
+    Play the main job, print each event as it happens, and then a table of measurements.
 
     Args:
         claude: Command of the CLI; None: ``claude`` on PATH, else the scripted one.
@@ -35,7 +35,7 @@ def run_demo(claude: str | None, *, scripted: bool) -> int:
         SettingsInvalid: *claude* cannot be run, or both arguments are given.
     """
     timeline, report = Timeline(sys.stdout), Report()
-    kept_log: Path | None = None
+    saved_log: Path | None = None
     try:
         with noted_signals() as signals:
             cli = choose_cli(claude, scripted=scripted)
@@ -44,11 +44,11 @@ def run_demo(claude: str | None, *, scripted: bool) -> int:
                 stage = Stage(cli, timeline, signals, held)
                 _play(stage, report)
                 if report.broken:
-                    kept_log = stage.keep_log()
+                    saved_log = stage.save_log()
     except Interrupted as interrupted:
         timeline.say("demo", f"ended by {signal.Signals(interrupted.number).name}; everything it started is gone")
         return 128 + interrupted.number
-    timeline.write(report.table(cli.name, took_seconds=timeline.elapsed_seconds, log=kept_log))
+    timeline.write(report.table(cli.name, took_seconds=timeline.elapsed_seconds, log=saved_log))
     return 1 if report.broken else 0
 
 

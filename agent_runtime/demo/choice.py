@@ -1,4 +1,4 @@
-"""Which CLI the demo runs, and why that one."""
+"""The choice of the CLI that the demo runs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ VERSION_LIMIT = 60
 @dataclass(frozen=True, slots=True)
 class Cli:
     """
-    The CLI that plays.
+    The CLI of this run.
 
     Attributes:
-        name: What it says of itself.
+        name: Its answer to ``--version``.
         command: As the setting ``AGENT_RUNTIME_CLAUDE`` takes it.
     """
 
@@ -34,10 +34,10 @@ class Cli:
 
 def choose_cli(claude: str | None, *, scripted: bool) -> Cli:
     """
-    Take the CLI that was asked for, else the real one where there is one, else the scripted one.
+    Return the CLI that was asked for, else the real one where there is one, else the scripted one.
 
     Raises:
-        SettingsInvalid: *claude* cannot be run, or *scripted* says otherwise.
+        SettingsInvalid: *claude* cannot be run, or contradicts *scripted*.
     """
     if claude is not None and scripted:
         raise SettingsInvalid("--claude: cannot be given together with --scripted")
@@ -78,5 +78,5 @@ def _version(command: tuple[str, ...]) -> str | None:
             )
         except (OSError, subprocess.SubprocessError):
             return None
-    said = " ".join(asked.stdout.decode(errors="replace").split())[:VERSION_LIMIT]
-    return said if said.isprintable() and said else None
+    text = " ".join(asked.stdout.decode(errors="replace").split())[:VERSION_LIMIT]
+    return text if text.isprintable() and text else None

@@ -19,12 +19,12 @@ _TEXT_LIMIT = 150
 
 class Execution:
     """
-    A task on its way, from a thread of its own.
+    A task that was submitted, followed by a thread of its own.
 
     Attributes:
         name: As the timeline calls it; the stand-in's script for it has the same name.
         began_at: On :func:`time.monotonic`.
-        answer: What its caller got; None: nothing yet.
+        answer: Its answer; None: none yet.
     """
 
     def __init__(self, stage: Stage, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What was promised, what was measured, and the table of both."""
+"""The promises, the measurements, and the table of both."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Promise(Enum):
 
 class Report:
     """
-    The books of one run: figures, and each promise with what broke it.
+    Figures of one run, and each promise with the reasons for which it was broken.
 
     Attributes:
         stuck: Why the run could not go on to its end, if it could not.
@@ -63,13 +63,13 @@ class Report:
         self._figures: list[tuple[str, str, str]] = []
 
     def check(self, promise: Promise, held: bool, otherwise: str) -> None:
-        """Note whether a promise held this time; each time must be good."""
+        """Record whether a promise held; it counts as held if it did so each time."""
         broken = self._checked.setdefault(promise, [])
         if not held:
             broken.append(otherwise)
 
     def figure(self, name: str, measured: str, promised: str = "") -> None:
-        """Note something measured in this run."""
+        """Record a measurement of this run."""
         self._figures.append((name, measured, promised))
 
     @property
@@ -82,7 +82,7 @@ class Report:
         }
 
     def table(self, cli: str, *, took_seconds: float, log: Path | None) -> str:
-        """Write it all for a person; *log* is where the supervisor's log is kept, if it is."""
+        """Format the table for a person; *log* is the saved log of the supervisor, if there is one."""
         rows = [(f"measured in this run, with {cli}", "", "promised"), *self._figures]
         rows.append(("the demo as a whole", f"{took_seconds:.1f} s", ""))
         widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -95,8 +95,8 @@ class Report:
         lines += [f"({UNSUPERVISED_SOURCE[0]},", f" {UNSUPERVISED_SOURCE[1]})", "", "promises", rule]
         broken = self.broken
         for promise in Promise:
-            said = "held" if promise not in broken else "-" if broken[promise] == _NOT_REACHED else "BROKEN"
-            lines.append(f"{said:<6}  {promise.value}")
+            state = "held" if promise not in broken else "-" if broken[promise] == _NOT_REACHED else "BROKEN"
+            lines.append(f"{state:<6}  {promise.value}")
         lines.append("")
         if not broken:
             return "\n".join([*lines, f"All {len(Promise)} promises held."])

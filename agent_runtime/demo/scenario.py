@@ -1,4 +1,4 @@
-"""What is played: a token switched under four executions, a token that dies, and a new one that heals it."""
+"""The scenario: a token switched under four executions, a token that dies, and a new one that heals it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHORT_WORK, LONG_WORK = 3, 900  # tenths of a second
 
 
 class Scenario:
-    """The acts, in order, on one stage; what they find goes into one report."""
+    """The steps, in order, on one stage; their measurements go into one report."""
 
     def __init__(self, stage: Stage, report: Report) -> None:
         self._stage = stage
@@ -73,7 +73,7 @@ class Scenario:
             self._take_stock()
         self._look_for_leftovers()
 
-    # -- acts
+    # -- steps
 
     def _switch_under_four(self) -> None:
         """Four are in the middle of a tool, the file is written, a fifth begins; then all five go on to their end."""
@@ -206,7 +206,7 @@ class Scenario:
             f"found {hits}; where a tool had printed one, its fingerprint stands ({shown} files and answers)",
         )
 
-    # -- what they are made of
+    # -- parts of steps
 
     def _write(self, number: int) -> float:
         token = self._tokens[number]

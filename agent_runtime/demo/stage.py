@@ -1,4 +1,4 @@
-"""What the demo plays on: a stand-in API, a supervisor as a process of its own, and directories that all go again."""
+"""The surroundings of the demo: a stand-in API, a supervisor process, and temporary directories."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Interrupted(BaseException):
 @contextlib.contextmanager
 def noted_signals() -> Iterator[list[int]]:
     """
-    Note the signals that ask for the end, in the order in which they come; for the main thread.
+    Record the signals that ask for the end, in the order in which they come; for the main thread.
 
     They end the demo where it waits (:meth:`Stage.pause`), and so never in the middle of cleaning up. Those that are
     ignored, as under ``nohup``, stay so.
@@ -67,7 +67,7 @@ def noted_signals() -> Iterator[list[int]]:
 
 
 def marked(execution_ids: Collection[str]) -> set[psutil.Process]:
-    """Find the living processes that carry one of these ids, by a look at every process there is."""
+    """Return the live processes that carry one of these ids in their environment, out of all processes."""
     found = set()
     for process in psutil.process_iter():
         # A process that has ended, reaped or not, has no environment; one of another user is none of ours.
@@ -86,10 +86,10 @@ def is_alive(process: psutil.Process) -> bool:
 
 class Stage:
     """
-    Everything that has to be there, and has to go again.
+    The processes, servers and directories of one run; all are removed at its end.
 
     Attributes:
-        run: Tells this demo's executions from those of another one that runs at the same time.
+        run: A random word in the ids of this demo's executions.
         supervisor: Once it has started, as *client* is.
     """
 
@@ -193,7 +193,7 @@ class Stage:
         """
         Wait until no process of the execution is left, and add to *seen* those that are found on the way.
 
-        Two looks in a row must find nothing: one in the middle of ``execve`` shows an empty environment.
+        Two scans in a row must find nothing: a process in the middle of ``execve`` shows an empty environment.
 
         Returns:
             When the last of them ended, on :func:`time.monotonic`; None: they did not all end in time.
@@ -220,11 +220,11 @@ class Stage:
             self.pause()
         return code
 
-    def keep_log(self) -> Path:
+    def save_log(self) -> Path:
         """Save the supervisor's log from the general cleaning up."""
-        with tempfile.NamedTemporaryFile("wb", prefix="agent-runtime-demo-", suffix=".log", delete=False) as kept:
-            kept.write(self.log.read_bytes())
-        return Path(kept.name)
+        with tempfile.NamedTemporaryFile("wb", prefix="agent-runtime-demo-", suffix=".log", delete=False) as saved:
+            saved.write(self.log.read_bytes())
+        return Path(saved.name)
 
     def _last_log_line(self) -> str:
         return ["it said nothing", *self.log.read_text(errors="replace").splitlines()][-1]

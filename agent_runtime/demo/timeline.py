@@ -1,4 +1,4 @@
-"""What a person follows: one line for each event, with the seconds since the start."""
+"""The output for a person: one line for each event, with the seconds since the start."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def run_doctor(
     """
     Make all checks and print each as soon as it is made, or all as one JSON array.
 
-    Nothing is changed but this: the proof about the CLI is kept where the data directory exists.
+    Nothing is changed but this: the result of the reload check is stored where the data directory exists.
 
     Returns:
         The exit code: 1 where there is a problem.
@@ -42,9 +42,9 @@ def examine(environ: Mapping[str, str], machine: Machine) -> Iterator[Finding]:
     """Make the checks, the quick ones first."""
     settings, findings = config.settings_in(environ)
     yield from findings
-    told = describe(settings.token_file)
-    yield secret.token(settings, told)
-    for finding in (secret.mount(told), secret.watch(settings.token_file.parent)):
+    described = describe(settings.token_file)
+    yield secret.token(settings, described)
+    for finding in (secret.mount(described), secret.watch(settings.token_file.parent)):
         if finding is not None:
             yield finding
     yield secret.rivals(environ)
@@ -57,5 +57,5 @@ def examine(environ: Mapping[str, str], machine: Machine) -> Iterator[Finding]:
     yield program.open_files(settings)
     yield config.stopping(settings)
     yield program.api(environ)
-    kind = told["kind"]
+    kind = described["kind"]
     yield from program.examine_program(settings, environ, None if kind is None else str(kind), in_the_way)

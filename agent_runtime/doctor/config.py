@@ -1,4 +1,4 @@
-"""Settings that cannot be read or that nobody reads, and who may call."""
+"""Checks of the settings, and of the access to the API."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ HERE = "127.0.0.1"
 DOCKER_GRACE_SECONDS = 10
 KUBERNETES_GRACE_SECONDS = 30
 AFTER_THE_DRAIN_SECONDS = 2
-"""What ending takes beyond the drain time at most."""
+"""The longest time that the end takes beyond the drain time."""
 
 
 def settings_in(environ: Mapping[str, str]) -> tuple[Settings, list[Finding]]:
-    """Read the settings, each bad one left at its default, and say which are bad."""
+    """Read the settings, each bad one left at its default, and report the bad ones."""
     usable, found = dict(environ), []
     for setting in SETTINGS:
         text = environ.get(setting.variable)
@@ -66,7 +66,7 @@ def _unknown(name: str) -> Finding:
 
 
 def access(settings: Settings) -> Finding:
-    """Look at who may call: the address, and the key beyond loopback."""
+    """Check the address to listen on, and the access key that one beyond loopback needs."""
     if settings.access_key_file is not None:
         return _key_file(settings)
     if settings.is_loopback:
@@ -78,7 +78,7 @@ def access(settings: Settings) -> Finding:
 
 def _key_file(settings: Settings) -> Finding:
     path = settings.access_key_file
-    assert path is not None  # noqa: S101 - its caller has looked
+    assert path is not None  # noqa: S101 - the caller has checked it
     try:
         read_key(path)
     except BadKey as bad:

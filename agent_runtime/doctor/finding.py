@@ -1,4 +1,4 @@
-"""What one check of the doctor says, and what it looks at besides the settings."""
+"""The result of one check, and the sources of checks besides the settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 DATA_DIR = Path("/var/lib/agent-runtime")
-"""Where ``serve`` keeps its records unless it is told otherwise."""
+"""The default of ``serve`` for its records."""
 
 
 class Verdict(StrEnum):
@@ -40,38 +40,38 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def ok(check: str, text: str) -> Finding:
-    """Say that all is well."""
+    """Build a finding without a problem."""
     return Finding(check, Verdict.OK, text)
 
 
 def warning(check: str, text: str, advice: str) -> Finding:
-    """Say that it works, but not as one may think."""
+    """Build a warning: it works, but not as one may think."""
     return Finding(check, Verdict.WARNING, text, advice)
 
 
 def problem(check: str, text: str, advice: str) -> Finding:
-    """Say that it cannot work so."""
+    """Build a problem: it cannot work."""
     return Finding(check, Verdict.PROBLEM, text, advice)
 
 
 def is_dir(path: Path) -> bool:
-    """Tell whether there is a directory that we can get to; one behind a closed door is none."""
+    """Whether this is a directory that this process can reach."""
     return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir() raises where a directory on the way is closed
 
 
 def exists(path: Path) -> bool:
-    """Tell whether there is something that we can get to."""
+    """Whether something exists there that this process can reach."""
     return os.path.exists(path)  # noqa: PTH110 - as above
 
 
 def may(path: Path, mode: int) -> bool:
-    """Tell whether this process may do that, as who it is now, not as who started it."""
+    """Whether the effective user of this process has this access."""
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where the machine tells about itself; a test puts files of its own there."""
+    """Paths that describe the machine; a test replaces them."""
 
     mountinfo: Path = Path("/proc/self/mountinfo")
     locks: Path = Path("/proc/locks")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from agent_runtime.settings import Settings
 
 LOCK_NAMES = {"data_dir": "lock", "config_dir": ""}
-"""What is locked in it; the config directory itself is."""
+"""Name of the lock file in it; of the config directory the directory itself is locked."""
 LITTLE_BYTES = 256 * 1024 * 1024
 LOST_WITH_THE_CONTAINER = {
     "overlay": "the container's own layer",
@@ -30,7 +30,7 @@ LOST_WITH_THE_CONTAINER = {
 
 
 def examine_places(settings: Settings, machine: Machine) -> Iterator[Finding]:
-    """Look at the workspace, at who the children run as, and at what must outlive the container."""
+    """Check the workspace, the user of the children, and the directories that must outlive the container."""
     yield _workspace(settings)
     if settings.child_user is not None:
         yield _child_user(settings)
@@ -76,7 +76,7 @@ def _child_user(settings: Settings) -> Finding:
 
 
 def _hindrance(path: Path, uid: int, groups: set[int]) -> str | None:
-    """Say what keeps a user from writing to a directory, by the permission bits; None: nothing."""
+    """Return why a user cannot write to a directory, by the permission bits; None: it can."""
     if uid == 0:
         return None
     for parent in reversed(path.parents):
@@ -108,7 +108,7 @@ def _directory(check: str, path: Path, advice: str, machine: Machine) -> Finding
 
 
 def _lasting(check: str, path: Path, text: str, machine: Machine) -> Finding:
-    """Say whether what is written there is still there in the next container."""
+    """Check whether files written there outlive the container."""
     kind = file_system_of(os.path.realpath(path), machine)
     if kind not in LOST_WITH_THE_CONTAINER:
         return ok(check, text)
@@ -118,7 +118,7 @@ def _lasting(check: str, path: Path, text: str, machine: Machine) -> Finding:
 
 
 def file_system_of(path: str, machine: Machine) -> str:
-    """Tell the type of the file system that *path* is on; empty where the kernel does not say."""
+    """Return the type of the file system that *path* is on; empty where the kernel does not say."""
     try:
         lines = machine.mountinfo.read_text(errors="surrogateescape").splitlines()
     except OSError:
@@ -137,7 +137,7 @@ def file_system_of(path: str, machine: Machine) -> str:
 
 
 def _is_locked(path: Path, machine: Machine) -> bool:
-    """Tell by the kernel's list; to try the lock would turn away a supervisor that starts at this moment."""
+    """Read the kernel's list of locks: trying the lock could turn away a supervisor that starts at this moment."""
     try:
         inode = path.stat().st_ino
         locks = machine.locks.read_text()

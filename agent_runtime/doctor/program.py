@@ -1,4 +1,4 @@
-"""The CLI, what was proved about it, how it is contained, and the way to the API."""
+"""Checks of the CLI, its reload check, its containment, and the way to the API."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ REACH_SECONDS = 3.0
 def examine_program(
     settings: Settings, environ: Mapping[str, str], kind: str | None, in_the_way: str | None
 ) -> Iterator[Finding]:
-    """Look at the CLI, prove what it does, and tell how a token of that kind will reach it."""
+    """Check the CLI and its reload behaviour, and report how a token of that kind will reach it."""
     reload_result = None
     try:
         binary = Binary.of(settings.claude, environ.get("PATH"))
@@ -58,7 +58,7 @@ def examine_program(
 def _examine(
     settings: Settings, environ: Mapping[str, str], binary: Binary, reason: str | None
 ) -> Generator[Finding, None, ReloadResult | None]:
-    """Prove what the CLI does, unless there is a *reason* for which it cannot start."""
+    """Run the reload check, unless there is a *reason* for which the CLI cannot start."""
     if reason is not None:
         advice = f"install it for this processor and C library, or set {PREFIX}CLAUDE to another"
         yield problem("cli", f"{binary.files[0]} cannot start: {reason}", advice)
@@ -75,7 +75,7 @@ def _examine(
 
 
 def _no_cli(word: str, environ: Mapping[str, str], error: str) -> tuple[str, str]:
-    """Say why there is no CLI, and what to do."""
+    """Return why there is no CLI, and what to do."""
     variable = f"{PREFIX}CLAUDE"
     candidate = shutil.which(word, mode=os.F_OK, path=environ.get("PATH"))
     if candidate is not None and Path(candidate).is_file():
@@ -88,28 +88,28 @@ def _no_cli(word: str, environ: Mapping[str, str], error: str) -> tuple[str, str
 
 
 def _reload_result(settings: Settings, environ: Mapping[str, str], binary: Binary) -> tuple[ReloadResult, str]:
-    """Look the proof up or make it, and say which."""
+    """Return the stored result of the reload check, else run it; and a text that says which."""
     data_dir = settings.data_dir or DATA_DIR
     keeps = is_dir(data_dir) and may(data_dir, os.W_OK | os.X_OK)
     reload_results = ReloadResults(data_dir if keeps else None)
     result = reload_results.known(settings.claude, environ.get("PATH"))
-    said = "known already"
+    origin = "known already"
     if result is None:
         result = check_reload(settings.claude, environ, user=settings.child_user)
         reload_results.store(binary, result)
-        said = (
+        origin = (
             f"made now, kept in {data_dir / RELOAD_RESULTS_FILE}"
             if keeps
             else "made now, not kept: no data directory yet"
         )
     return (
         result,
-        f"version {result.version}, a running one takes a newer token: {result.reload_behaviour} ({said})",
+        f"version {result.version}, a running one takes a newer token: {result.reload_behaviour} ({origin})",
     )
 
 
 def contained(settings: Settings) -> Finding:
-    """Look how all that an attempt starts will be ended."""
+    """Check how the processes of an attempt will be ended."""
     limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
     try:
         cgroups.check(cgroups.find(), limits)
@@ -122,7 +122,7 @@ def contained(settings: Settings) -> Finding:
 
 
 def open_files(settings: Settings, limit: int | None = None) -> Finding:
-    """Look whether the limit on open files leaves room for all slots and connections."""
+    """Check whether the limit on open files leaves room for all slots and connections."""
     if limit is None:
         linux.raise_file_limit()  # as serve does
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -30,28 +30,28 @@ NAMES_SHOWN = 5
 _MOUNT = "mount the directory that the backend writes it in"
 
 
-def token(settings: Settings, told: Mapping[str, str | float | None]) -> Finding:
-    """Look at what the secret file holds."""
+def token(settings: Settings, described: Mapping[str, str | float | None]) -> Finding:
+    """Check the content of the secret file."""
     path = settings.token_file
-    if told["error"] is not None:
-        return problem("token", f"{told['error']} ({path})", _remedy(path))
-    text = f"{told['kind']} {told['fingerprint']} in {path}"
-    if "warning" in told:
-        text = f"{text}: {told['warning']}"
-    expires_at = told["expires_at"]
+    if described["error"] is not None:
+        return problem("token", f"{described['error']} ({path})", _remedy(path))
+    text = f"{described['kind']} {described['fingerprint']} in {path}"
+    if "warning" in described:
+        text = f"{text}: {described['warning']}"
+    expires_at = described["expires_at"]
     if isinstance(expires_at, float | int) and expires_at <= time.time():
         return problem("token", f"{text} has expired", "write a new one, or correct expires_at and the clock here")
     mode = path.stat().st_mode
     if mode & stat.S_IROTH:
         advice = "give it mode 0440 and a group for the supervisor (in Kubernetes defaultMode: 0440 with fsGroup)"
         return warning("token", f"{text} can be read by every user of this container", advice)
-    if "warning" in told:
+    if "warning" in described:
         return warning("token", text, f"write it again with: agent-runtime token put {path}")
     return ok("token", text)
 
 
 def _remedy(path: Path) -> str:
-    """Say what to do about a secret file that cannot be used."""
+    """Return what to do about a secret file that cannot be used."""
     directory = path.parent
     put = f"write it with: agent-runtime token put {path}"
     try:
@@ -83,25 +83,25 @@ def _remedy_for_missing(path: Path, put: str) -> str:
     return f"the directory holds {', '.join(others[:NAMES_SHOWN])}{more}: name the right one in {PREFIX}TOKEN_FILE"
 
 
-def mount(told: Mapping[str, str | float | None]) -> Finding | None:
-    """Look whether a file that is replaced outside can be seen in here."""
-    if told["source"] == SourceKind.DETACHED:
+def mount(described: Mapping[str, str | float | None]) -> Finding | None:
+    """Check whether a replacement of the file outside is seen in here."""
+    if described["source"] == SourceKind.DETACHED:
         text = "the file was replaced outside, which is not seen in here"
         return problem("token mount", text, "mount the directory that the file is in, and start the container anew")
-    if told["source"] == SourceKind.FILE_MOUNT:
+    if described["source"] == SourceKind.FILE_MOUNT:
         text = "the file is mounted by itself: one that replaces it outside will not be seen"
         return warning("token mount", text, "mount the directory that the file is in (no subPath, no file:file)")
     return None
 
 
 def watch(directory: Path) -> Finding | None:
-    """Look whether the kernel has a watch left for the directory."""
+    """Check whether the kernel has a watch left for the directory."""
     if not is_dir(directory):
         return None
     try:
         watch_of(directory).close()
     except PermissionError:
-        return None  # what keeps us out of the directory is said of the token
+        return None  # the check of the token reports this
     except (OSError, RuntimeError) as error:
         text = f"changes of {directory} are seen up to 1 s late, by looking: the kernel gives no watch ({error})"
         return warning("token watch", text, "raise fs.inotify.max_user_instances on the host")
@@ -109,7 +109,7 @@ def watch(directory: Path) -> Finding | None:
 
 
 def rivals(environ: Mapping[str, str]) -> Finding:
-    """PassResult for credentials and servers in the environment."""
+    """Check for credentials and servers in the environment."""
     names = sorted(name for name, value in environ.items() if value and is_rival(name))
     if not names:
         return ok("environment", "no other credential in it")
@@ -119,13 +119,13 @@ def rivals(environ: Mapping[str, str]) -> Finding:
 
 
 def settings_files(settings: Settings, machine: Machine) -> Iterator[Finding]:
-    """PassResult for credentials and servers in the CLI's settings files."""
+    """Check for credentials and servers in the CLI's settings files."""
     outranked = [
         settings.workspace / ".claude/settings.json",
         settings.workspace / ".claude/settings.local.json",
         settings.config_dir / "settings.json",
     ]
-    said = [f"{path}: {', '.join(names)}" for path in outranked if (names := _deciding(path))]
+    outranked_names = [f"{path}: {', '.join(names)}" for path in outranked if (names := _deciding(path))]
     managed = machine.managed_settings
     try:
         parts = sorted((managed / "managed-settings.d").glob("*.json"))
@@ -143,37 +143,42 @@ def settings_files(settings: Settings, machine: Machine) -> Iterator[Finding]:
         text = f"{settings.config_dir / 'settings.json'}: ANTHROPIC_UNIX_SOCKET, which makes CLI 2.1.114 fail"
         yield warning("cli settings", text, "take it out")
     else:
-        yield ok("cli settings", f"{'; '.join(said)}: outranked, the secret file decides" if said else "decide nothing")
+        yield ok(
+            "cli settings",
+            f"{'; '.join(outranked_names)}: outranked, the secret file decides"
+            if outranked_names
+            else "decide nothing",
+        )
 
 
 def _deciding(path: Path) -> list[str]:
-    """List what a settings file says about credentials or servers; nothing of its values."""
+    """List the names in a settings file that set credentials or servers; no values."""
     try:
         if not path.is_file() or path.stat().st_size > SETTINGS_LIMIT_BYTES:
             return []
-        told: Any = msgspec.json.decode(path.read_bytes())
+        content: Any = msgspec.json.decode(path.read_bytes())
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         return []
-    env = told.get("env")
+    env = content.get("env")
     names = (
         [name for name, value in env.items() if value and (is_rival(name) or name == BASE_URL_VARIABLE)]
         if isinstance(env, dict)
         else []
     )
-    return [*(["apiKeyHelper"] if told.get("apiKeyHelper") else []), *sorted(names)]
+    return [*(["apiKeyHelper"] if content.get("apiKeyHelper") else []), *sorted(names)]
 
 
 def obstacle(settings: Settings) -> str | None:
-    """Tell what keeps a token from being delivered in a file."""
+    """Return why a token cannot be delivered in a file; None: it can."""
     if not is_dir(settings.config_dir):
         return None  # it will be created, and is empty then
     return CredentialsFile(settings.config_dir, settings.child_user).obstacle
 
 
 def login(settings: Settings, in_the_way: str | None) -> Finding:
-    """PassResult for a login of somebody else."""
+    """Check for another login in the config directory."""
     if in_the_way is None:
         return ok("login", "the config directory holds no login but our own")
     advice = f"remove its .credentials.json if nobody needs it, or set {PREFIX}CONFIG_DIR to another directory"

@@ -1,5 +1,5 @@
 """
-What the CLI takes as ``--mcp-config``.
+The forms that the CLI accepts as ``--mcp-config``.
 
 Source: measured on 1.0.128, 2.0.76, 2.1.30, 2.1.197 and 2.1.332. All of them end with "Invalid MCP configuration" where
 there is no object ``mcpServers``; 2.1.30 does so without a word and with exit code 0. An entry that is not right
@@ -28,7 +28,7 @@ _NEEDED = {
 
 
 def refused_by_all(config: Mapping[str, Any]) -> str | None:
-    """Tell why no version takes *config*; None: the later ones do."""
+    """Return why no version accepts *config*; None: the later ones do."""
     if SERVERS not in config:
         return f"must hold the servers by their names under the key {SERVERS}"
     if not isinstance(config[SERVERS], dict):
@@ -37,7 +37,7 @@ def refused_by_all(config: Mapping[str, Any]) -> str | None:
 
 
 def refused_by_some(config: Mapping[str, Any]) -> str | None:
-    """Tell why versions up to 2.1.30 end at once with *config*, which has ``mcpServers``; None: they do not."""
+    """Return why versions up to 2.1.30 end at once with *config*, which has ``mcpServers``; None: they do not."""
     for server in config[SERVERS].values():
         if not isinstance(server, dict):
             return "a server is no object"

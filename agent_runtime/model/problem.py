@@ -18,7 +18,7 @@ class ErrorDetail(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     For backends that take what a failed execution has cost, and its transcript, from there.
 
     Attributes:
-        message: What ``detail`` says otherwise.
+        message: The sentence that ``detail`` is otherwise.
         error_code: The same as *error_class*, under the name such backends know.
         metadata: Where nothing ran, all counts are 0.
         execution_log: As of an answer; empty where nothing ran.

@@ -1,5 +1,5 @@
 """
-The record of an execution, as it is kept on disk and as callers see it.
+The record of an execution, as it is stored and as callers see it.
 
 Inside, instants are seconds since the epoch (:data:`Instant`); callers see them as RFC 3339 in UTC (:func:`shown`).
 """
@@ -32,16 +32,16 @@ COMPACT_EVENTS_KEPT = 100
 
 
 def context_window_of(model: str | None) -> int:
-    """Return what a model can hold, in tokens, as far as its name says."""
+    """Return a model's context window in tokens, as far as its name says."""
     return LONG_CONTEXT_WINDOW if model is not None and LONG_CONTEXT_MARK in model.lower() else CONTEXT_WINDOW
 
 
 class Answer(msgspec.Struct, frozen=True):
     """
-    What every caller of an execution gets.
+    The answer that every caller of an execution gets.
 
     Attributes:
-        headers: Beside the content type; when to come back is for those who ask now, and is not kept.
+        headers: Beside the content type; ``Retry-After`` is for the present caller and is not stored.
     """
 
     status_code: int
@@ -56,7 +56,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 class EvidenceRecord(msgspec.Struct, kw_only=True):
     """
-    What ended an attempt because it said that the API refused the token.
+    The line or frame that said that the API refused the token, and so ended an attempt.
 
     Attributes:
         rule: Id of the rule that matched.
@@ -81,9 +81,9 @@ class TokenRecord(msgspec.Struct, kw_only=True):
 
 class Usage(msgspec.Struct, kw_only=True):
     """
-    What an execution's processes take, as one look at them shows it; of a finished one its total and its peaks.
+    Resources that an execution's processes use at one moment; of a finished one its total and its peaks.
 
-    They are looked at once a second while they run, so an execution of less than that has no peaks.
+    They are sampled once a second while they run, so an execution of less than that has no peaks.
 
     Attributes:
         cpu_seconds: Processor time of all its processes, those that have ended included, over all attempts.
@@ -151,12 +151,12 @@ class CompactEvent(msgspec.Struct, kw_only=True):
 
 class Metadata(msgspec.Struct, kw_only=True):
     """
-    What an execution used, and what is to be known about its request and its record.
+    Counts of an execution, and facts about its request and its record.
 
     Counts begin at 0 and are never null: backends add them up and divide by them.
 
     Attributes:
-        context_window: What the model can hold, in tokens; until the CLI says it, 1000000 for a model whose name says
+        context_window: The model's, in tokens; until the CLI says it, 1000000 for a model whose name says
             ``[1m]``, else 200000.
         session_id: As in the record.
         compact_events: The first 100.
@@ -200,7 +200,7 @@ class Metadata(msgspec.Struct, kw_only=True):
 
 class ExecutionRecord(msgspec.Struct, kw_only=True):
     """
-    All that is known of an execution; its owner is the only one who changes it.
+    All that is known of an execution; only its owner changes it.
 
     Attributes:
         detail: What went wrong, for a person.
@@ -238,7 +238,7 @@ def read_record(encoded: bytes) -> ExecutionRecord:
     """
     Read a record that this version or an earlier one has written.
 
-    Up to 0.1.0 a count that nobody knew was null.
+    Up to 0.1.0 an unknown count was null.
 
     Raises:
         msgspec.DecodeError: It is no record.
@@ -246,8 +246,8 @@ def read_record(encoded: bytes) -> ExecutionRecord:
     try:
         record = _RECORD.decode(encoded)
     except msgspec.ValidationError:
-        told = msgspec.json.decode(encoded, type=_Earlier).metadata
-        metadata = {name: value for name, value in told.items() if value is not None}
+        earlier = msgspec.json.decode(encoded, type=_Earlier).metadata
+        metadata = {name: value for name, value in earlier.items() if value is not None}
         metadata.setdefault("context_window", context_window_of(metadata.get("model_name")))
         record = msgspec.convert({**msgspec.json.decode(encoded), "metadata": metadata}, ExecutionRecord)
     record.metadata.session_id = record.session_id

@@ -1,5 +1,5 @@
 """
-What may follow what: an execution's phases, the reasons to stop it, its outcomes.
+The states of an execution: its phases and their transitions, the reasons to stop it, its outcomes.
 
 Three enums, because they answer three questions: where is it now, why did the supervisor end it, how did it end.
 """
@@ -22,7 +22,7 @@ class Phase(StrEnum):
 
 
 class Event(StrEnum):
-    """What happened to an execution."""
+    """An event in the life of an execution."""
 
     SPAWNED = "spawned"
     STOP_REQUESTED = "stop_requested"
@@ -48,7 +48,7 @@ TRANSITIONS: dict[Phase, dict[Event, Phase]] = {
 
 def transition(phase: Phase, event: Event) -> Phase:
     """
-    Tell the phase that follows.
+    Return the next phase.
 
     Raises:
         IllegalTransition: *event* cannot happen in *phase*.
@@ -76,7 +76,7 @@ class StopReason(StrEnum):
 
 
 class TokenTrouble(StrEnum):
-    """What the API holds against a token or the account it belongs to; each is a state of the token."""
+    """A reason for which the API does not serve a token or its account; each is a state of the token."""
 
     REFUSED = "refused"
     """The credential itself is not accepted."""
@@ -108,7 +108,7 @@ CLASS_BY_TROUBLE: dict[TokenTrouble, ErrorClass] = {
     TokenTrouble.BILLING: ErrorClass.BILLING,
     TokenTrouble.LIMITED: ErrorClass.RATE_LIMIT,
 }
-"""What a trouble of the token is to a caller."""
+"""The error class of each trouble of the token."""
 
 STALLS = {
     StopReason.INIT_TIMEOUT,
@@ -136,17 +136,17 @@ CLASS_BY_STOP: dict[StopReason, ErrorClass] = {
     **dict.fromkeys(STALLS, ErrorClass.STALLED),
 }
 """
-What a stop means for the caller, where the API's last error does not say more. ``lingered`` and ``background_timeout``
+The error class of a stop, where the API's last error does not say more. ``lingered`` and ``background_timeout``
 mean nothing: there is a result.
 """
 
 
 class Verification(StrEnum):
-    """What is known, after asking, about the token that an attempt ended with."""
+    """The result of verifying the token that an attempt ended with."""
 
     CONFIRMED = "confirmed"
     """It is refused, blocked or unpaid, or its limit lasts."""
     GOOD = "good"
     """The API took it when it was asked again."""
     OPEN = "open"
-    """Nobody could say, and what was seen may not condemn it."""
+    """Undecided: neither the probe nor the evidence settles it."""

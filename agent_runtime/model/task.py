@@ -1,4 +1,4 @@
-"""A task as a caller posts it: its fields, what they may hold, and what makes two of them the same."""
+"""A task as a caller posts it: its fields, their valid values, and its digest."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _IN_WORDS = {
     "allowed_tools": "must hold no control characters",
     "disallowed_tools": "must hold no control characters",
 }
-"""What a pattern asks for, said to a person."""
+"""The patterns in words, for error texts."""
 
 _TYPES = {"`str": "`string", "`int": "`integer", "`float": "`number", "`bool": "`boolean", " | null`": "` or null"}
 """msgspec's words for types, and those of JSON."""
@@ -259,6 +259,6 @@ def _plain(message: str) -> str:
 
 
 def _shown(name: str) -> str:
-    """Repeat a caller's field name, unless it would make an error text say what it does not mean."""
+    """Quote a caller's field name, unless it holds a reserved word."""
     is_fit = name.isprintable() and not is_reserved(name)
     return name[:64] if is_fit else "(not shown)"

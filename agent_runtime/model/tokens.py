@@ -34,7 +34,7 @@ class Token:
     @property
     def kind(self) -> TokenKind:
         """
-        Told by the prefix; what has neither of the two known prefixes counts as an OAuth token.
+        Decided by the prefix; a token with neither known prefix counts as an OAuth token.
 
         Source: Claude Code keeps the same prefixes apart, measured on 2.1.30 and 2.1.330.
         """

@@ -36,7 +36,7 @@ class TraceContext(NamedTuple):
 
     @property
     def variables(self) -> dict[str, str]:
-        """What a child is given; without a state an empty one, so that no other's is taken for it."""
+        """Variables of the child; without a state an empty one, so that it inherits no other."""
         return {TRACEPARENT_VARIABLE: self.traceparent, TRACESTATE_VARIABLE: self.tracestate or ""}
 
 

@@ -1,9 +1,9 @@
 """
-Where a supervisor stands, before there is one: directories and their locks, the port, and how attempts are contained.
+What a supervisor needs before it exists: directories and their locks, the port, and the containment of attempts.
 
 No process of an earlier supervisor is left here once :func:`occupied` has been entered. How attempts are contained is
-known a little later: finding that out is waiting, for the kernel and for a first child, and who calls this has much to
-import meanwhile.
+known a little later: the search waits for the kernel and for a first child, and the caller has modules to import
+meanwhile.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ _ANOTHER = "mount a volume that can be written, or name another directory"
 
 class Bootstrap(NamedTuple):
     """
-    What there is before anything else.
+    The resources that :func:`occupied` holds.
 
     Attributes:
-        listener: Bound; nobody is let in before something listens.
+        listener: Bound, not yet listening.
         run_dir: For the files of running children; empty.
         containment: In whose cgroups nothing of an earlier supervisor is left.
     """
@@ -101,7 +101,7 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         shutil.rmtree(run_dir, ignore_errors=True)
         remove_leftovers(tag_of(data_dir))
         held.callback(remove_leftovers, tag_of(data_dir))
-        start.go_on()  # not earlier: also who is called off leaves nothing behind of an earlier supervisor
+        start.go_on()  # only now: a start that a signal ends has also removed everything of an earlier supervisor
         _passable(_directory(run_dir, f"{PREFIX}DATA_DIR"), settings)
         limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
         containment = _contained(settings.containment, limits, data_dir)
@@ -116,7 +116,7 @@ def _contained(asked: str, limits: Limits, data_dir: Path) -> Containment:
 
 
 def _data_dir(settings: Settings, environ: Mapping[str, str]) -> Path:
-    """Find the data directory, or make do with the user's."""
+    """Return the data directory: the default one, else one in the user's state directory."""
     if settings.data_dir is not None:
         return _directory(settings.data_dir, f"{PREFIX}DATA_DIR")
     with contextlib.suppress(CannotStart):
@@ -146,7 +146,7 @@ def _check_child_user(settings: Settings) -> None:
 
 
 def _passable(path: Path, settings: Settings) -> Path:
-    """Let children that run as another user pass through to the files that are theirs; they can list nothing."""
+    """Add search permission for children that run as another user; they can list nothing."""
     if settings.child_user is not None:
         for directory in (path, path.parent):
             directory.chmod(directory.stat().st_mode | 0o011)
@@ -159,7 +159,7 @@ def _locked(path: Path, variable: str) -> Iterator[None]:
     Hold a lock that the kernel gives back when this process ends, however it ends.
 
     Args:
-        path: A file of ours, which is made; or a directory, where children may put what they like in a file's place.
+        path: A file of ours, which is made; or a directory, where a child could put another file in its place.
     """
     directory = path if path.is_dir() else path.parent
     with contextlib.ExitStack() as held:
@@ -185,7 +185,7 @@ def _locked(path: Path, variable: str) -> Iterator[None]:
 
 
 def _no_lock(directory: Path, variable: str, error: OSError) -> CannotStart:
-    """Say that a file system gives no locks, as NFS without its lock service, FUSE, and a broken disk do not."""
+    """Build the error for a file system without locks, such as NFS without its lock service, FUSE, or a broken disk."""
     name = errno.errorcode.get(error.errno or 0, "unknown error")
     return CannotStart(
         f"{variable}: files in {directory} cannot be locked: {error.strerror} ({name}); "
@@ -217,7 +217,7 @@ def _expect_silence(listener: socket.socket, seconds: float) -> None:
     """
     Have the kernel end connections of callers that are gone without saying so; accepted sockets inherit it.
 
-    Where nothing is under way it asks; what it sent must be taken in that time. The second also ends a connection
+    Idle connections are probed; sent data must be acknowledged in that time. The second also ends a connection
     whose reader takes nothing at all for so long.
 
     Source: https://man7.org/linux/man-pages/man7/tcp.7.html (TCP_USER_TIMEOUT, TCP_KEEPIDLE)

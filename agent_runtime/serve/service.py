@@ -66,8 +66,8 @@ LEAVE_SECONDS = 0.05
 """
 As long as uvicorn takes to notice that it should end, on average.
 
-Who is told of the end asks again at once. A connection that is accepted while those there are are being closed is not
-told to close (uvicorn 0.54, ``Server.shutdown``), and holds up the exit.
+A reader whose stream ends reconnects at once. A connection that is accepted while the others are being closed is never
+closed (uvicorn 0.54, ``Server.shutdown``), and delays the exit.
 """
 WORKERS = 4
 SWITCH_SECONDS = 0.0005
@@ -80,7 +80,7 @@ Between the line that says that a token is refused and the signal there are seve
 
 
 def announce(line: str) -> None:
-    """Write to stdout; where that is a full pipe that nobody reads, a thread waits, and not the event loop."""
+    """Write to stdout in a thread: where stdout is a full pipe, the thread waits and not the event loop."""
     threading.Thread(target=_write, args=(sys.stdout.fileno(), line.encode()), name="announce", daemon=True).start()
 
 
@@ -98,7 +98,7 @@ class Server(uvicorn.Server):
     to see whether it should end (``Server.main_loop``).
 
     Attributes:
-        second: Told once a second.
+        second: Notified once a second.
     """
 
     def __init__(self, config: uvicorn.Config, counts: Counts) -> None:
@@ -113,7 +113,7 @@ class Server(uvicorn.Server):
         self._leaving.set()
 
     async def main_loop(self) -> None:
-        """Tell each second, renew the date that answers carry, and measure how long what is due waits for the loop."""
+        """Notify once a second, renew the date that answers carry, and measure the lag of the event loop."""
         while not await self.on_tick(0):
             asked = time.perf_counter()
             try:
@@ -125,7 +125,7 @@ class Server(uvicorn.Server):
                 await asyncio.sleep(LEAVE_SECONDS)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to listen, and say where: the one line that stdout is for."""
+        """Start to listen, and announce the address: the only line on stdout."""
         await super().startup(sockets)
         for listener in sockets or ():
             listener.listen(BACKLOG)  # asyncio takes one number for how many may wait and how many it accepts at once
@@ -225,12 +225,12 @@ class SecretChanges:
         self._take: Callable[[SecretStatus], None] | None = None
 
     def put(self, status: SecretStatus) -> None:
-        """Take a status, from any thread: its token is replaced in output from here on, and handed to the running."""
+        """Accept a status, from any thread: its token is redacted from here on, and delivered to running attempts."""
         if status.generation is not None:
             self._redactor.add(status.generation.token)
             self._deliveries.generation_loaded(status.generation)
         if self._loop is not None and self._take is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has closed: nobody is left to care
+            with contextlib.suppress(RuntimeError):  # the loop has closed
                 self._loop.call_soon_threadsafe(self._take, status)
 
     def deliver_to(self, take: Callable[[SecretStatus], None]) -> None:
@@ -257,7 +257,7 @@ async def _serve(
     )
     app = build_app(Api(supervisor, access, connections, Metrics(supervisor, lambda: bootstrap.logs.lost)))
     config = uvicorn.Config(
-        AccessLog(app, supervisor.counts, told=settings.access_log),
+        AccessLog(app, supervisor.counts, is_logged=settings.access_log),
         http=functools.partial(Connection, places=connections),  # type: ignore[arg-type]  # it is only called
         ws="none",
         h11_max_incomplete_event_size=HEADER_LIMIT_BYTES,
@@ -288,7 +288,7 @@ async def _serve(
     chores = [asyncio.create_task(supervisor.run_maintenance(server.second))]
     if settings.resume_interrupted:
         resumption = Resumption(supervisor)
-        resumption.turn()  # before anybody can ask for something else
+        resumption.turn()  # before the first request
         chores.append(asyncio.create_task(resumption.run()))
     await server.serve(sockets=[bootstrap.listener])
     await ending.finished()
@@ -308,7 +308,7 @@ def _places(settings: Settings) -> int:
 
 
 class Ending:
-    """What signals do: the first drains, the second ends everything at once; either way nothing is left running."""
+    """The signal handler: the first signal drains, the second ends everything at once; no process is left."""
 
     def __init__(self, supervisor: Supervisor, server: Server) -> None:
         self._supervisor = supervisor
@@ -316,7 +316,7 @@ class Ending:
         self._draining: asyncio.Task[None] | None = None
 
     def signalled(self, number: int) -> None:
-        """Take a signal."""
+        """Handle a signal."""
         if self._draining is None:
             log.info("draining on %s", signal.Signals(number).name)
             self._draining = asyncio.get_running_loop().create_task(self._drain())
@@ -328,7 +328,7 @@ class Ending:
         try:
             await self._supervisor.drain(self._supervisor.settings.drain_timeout)
         finally:
-            # Who follows the events gets a last one, so that no open stream delays the exit.
+            # The end of the event log ends its streams, so that none delays the exit.
             self._supervisor.events.close()
             self._server.leave()
 

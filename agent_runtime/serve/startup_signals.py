@@ -1,4 +1,4 @@
-"""What a signal does before the supervisor is there: the start ends, at once, and as after a drain."""
+"""Signals before the supervisor exists: they end the start at once, with the exit code of a drain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 STEP_SECONDS = 2.0
-"""How long the step that is under way may still take; what it leaves behind, the next start clears away."""
+"""How long the current step may still take; the next start removes what it leaves behind."""
 
 
 class CalledOff(Exception):
@@ -22,12 +22,12 @@ class CalledOff(Exception):
 
 class Start:
     """
-    Note signals until the event loop takes them, and end the start between two steps.
+    Record signals until the event loop handles them, and end the start between two steps.
 
     Without this a SIGTERM would kill us in the middle of a step, or, as PID 1, do nothing at all; and SIGINT would show
     a traceback. No exception comes out of the signal handler: a step that has begun ends as it should. One that hangs
     in the kernel, on a dead file system say, keeps Python from running a handler: then the process ends from a thread,
-    which the interpreter's wake-up descriptor tells of the signal.
+    which reads the signal from the interpreter's wake-up descriptor.
 
     Source: https://docs.python.org/3/library/signal.html#execution-of-python-signal-handlers
     """
@@ -35,12 +35,12 @@ class Start:
     def __init__(self) -> None:
         self._signal: int | None = None
         self._over = threading.Event()
-        self._heard, self._told = socket.socketpair()
-        self._told.setblocking(False)
+        self._wakeup_reader, self._wakeup_writer = socket.socketpair()
+        self._wakeup_writer.setblocking(False)
         self._watch = threading.Thread(target=self._end_by_force, name="start", daemon=True)
         for number in SIGNALS:
             signal.signal(number, self._note)
-        signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
         self._watch.start()
 
     def go_on(self) -> None:
@@ -55,7 +55,7 @@ class Start:
 
     def done(self) -> None:
         """
-        Leave the signals to the event loop, which must have its handlers by now.
+        Hand the signals over to the event loop, which must have its handlers by now.
 
         Raises:
             CalledOff: A signal has come before it had.
@@ -73,14 +73,14 @@ class Start:
 
     def _stop_watching(self) -> None:
         self._over.set()
-        self._told.close()
+        self._wakeup_writer.close()
         self._watch.join()
-        self._heard.close()
+        self._wakeup_reader.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as handlers are called
         self._signal = self._signal or number
 
     def _end_by_force(self) -> None:
-        while numbers := self._heard.recv(16):
+        while numbers := self._wakeup_reader.recv(16):
             if any(number in SIGNALS for number in numbers) and not self._over.wait(STEP_SECONDS):
                 os._exit(0)

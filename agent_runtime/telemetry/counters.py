@@ -1,7 +1,7 @@
 """
-What has happened since the start, counted where it happens; what *is* so now is read from its owner instead.
+Counters since the start, incremented where things happen; the present state is read from its owner instead.
 
-One :class:`Counts` per supervisor is handed to those who count, with a registry of its own; nothing is global. Names
+One :class:`Counts` per supervisor is handed to its users, with a registry of its own; nothing is global. Names
 are those of the exposition without prefix and suffix. No label ever holds an id, a fingerprint or a generation: what
 can take values without end does not belong there.
 """
@@ -146,7 +146,7 @@ class Counts:
     Count and measure; every method may be called from any thread and holds its lock only for a moment.
 
     Args:
-        since: When the supervisor began, epoch seconds: of a file that was written before, nobody waited for the news.
+        since: When the supervisor began, epoch seconds: the age of a file that was written before is not measured.
     """
 
     def __init__(self, since: float = 0.0) -> None:
@@ -178,11 +178,11 @@ class Counts:
         counter.inc(by)
 
     def observe(self, name: str, seconds: float) -> None:
-        """Take a measured time; one below 0, which two clocks can give, counts as 0."""
+        """Record a measured time; one below 0, which two clocks can give, counts as 0."""
         self._histograms[name].observe(max(0.0, seconds))
 
     def happened(self, event_type: str, data: Mapping[str, object]) -> None:
-        """Count what is told as an event anyway."""
+        """Count an event by its type."""
         if event_type == "execution.finished":
             self.count("executions_finished", *(_label(data.get(name)) for name in ("outcome", "error_class")))
         elif event_type == "token.invalid":
@@ -191,12 +191,12 @@ class Counts:
             self.count(name)
 
     def loaded(self, generation: Generation) -> None:
-        """Take a newly loaded generation."""
+        """Record a newly loaded generation."""
         if generation.written_at is not None and generation.written_at >= self._since:
             self.observe("token_write_to_known_seconds", generation.loaded_at - generation.written_at)
 
     def answered(self, generation: Generation, now: float) -> None:
-        """Take it that the API answered a request made with *generation* at *now*, epoch seconds."""
+        """Record that the API answered a request made with *generation* at *now*, epoch seconds."""
         self.last_answered_at = now
         with self._lock:
             is_first = generation.number > self._newest_answered

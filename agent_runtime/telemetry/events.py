@@ -1,5 +1,5 @@
 """
-What happened to the token and to executions, for a backend to act on: a bounded log that any number can follow.
+Events of the token and of executions, for a backend to act on: a bounded log with any number of readers.
 
 Ids rise, also over restarts: the first is the time of the start. A position from before a restart is therefore known as
 one whose continuation is gone, and never mistaken for a place in this log.
@@ -40,7 +40,7 @@ TYPES = frozenset(
 )
 
 Value: TypeAlias = str | int | float | bool | None
-"""All that an event may say: a token has no place in it, only its fingerprint."""
+"""The values that an event may hold: never a token, only its fingerprint."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +49,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         time: RFC 3339.
-        data: What is to be said about it, by name.
+        data: The facts, by name.
     """
 
     id: int
@@ -65,25 +65,25 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 class EventLog:
     """
-    Keep the latest events, and let others wait for the next ones.
+    Hold the latest events, and wake readers that wait for the next ones.
 
-    Publishing never waits for anybody: who falls behind further than the log reaches back is told of the gap. All
+    Publishing never waits: a reader that falls behind further than the log reaches back gets a gap. All
     methods run on the event loop's thread.
 
     Args:
-        kept: How many events are kept; the oldest go first.
-        redact: Applied to every text before it is kept, as the last line of defence.
-        happened: Told of every event, by type and data.
+        size: How many events are held; the oldest go first.
+        redact: Applied to every text before it is stored, as the last line of defence.
+        happened: Called with type and data of every event.
     """
 
     def __init__(
         self,
         *,
-        kept: int = KEPT,
+        size: int = KEPT,
         redact: Callable[[str], str] | None = None,
         happened: Callable[[str, dict[str, Value]], None] | None = None,
     ) -> None:
-        self._events: deque[Event] = deque(maxlen=kept)
+        self._events: deque[Event] = deque(maxlen=size)
         self._redact = redact
         self._happened = happened
         self._changed = Notifier()
@@ -106,15 +106,15 @@ class EventLog:
 
         Raises:
             ValueError: There is no such type of event.
-            TypeError: A value is none that can be told safely; a token must be given as its fingerprint.
+            TypeError: A value has a type that an event may not hold; a token must be given as its fingerprint.
         """
         if type not in TYPES:
             raise ValueError(f"no event has the type {type!r}")
-        said = {name: self._safe(name, value) for name, value in data.items()}
+        safe = {name: self._safe(name, value) for name, value in data.items()}
         self._last_id += 1
-        self._events.append(Event(id=self._last_id, type=type, time=rfc3339(time.time()), data=said))
+        self._events.append(Event(id=self._last_id, type=type, time=rfc3339(time.time()), data=safe))
         if self._happened is not None:
-            self._happened(type, said)
+            self._happened(type, safe)
         self._changed.notify()
 
     def after(self, position: int) -> tuple[list[Event], bool]:
@@ -136,7 +136,7 @@ class EventLog:
             await self._changed.wait()
 
     def close(self) -> None:
-        """Say that nothing more will happen, so that those who follow come to an end; publishing goes unheard."""
+        """Close the log, so that its readers come to an end; later events are dropped."""
         self._closed = True
         self._changed.notify()
 

@@ -1,8 +1,8 @@
 """
 Logs: one event a line, on stderr, as text for people or as JSON for collectors; nothing secret in either.
 
-Both forms have the same fields: time, level, logger, message, and those of :data:`FIELDS` that there are. What a line
-is about need not be said at every call: :func:`about` binds it for all that follows, in tasks and in threads.
+Both forms have the same fields: time, level, logger, message, and those of :data:`FIELDS` that there are. The subject
+of a line is bound once by :func:`about`, for all lines that follow in the same task or thread.
 
 Nothing that logs ever waits for the reader of stderr: see :class:`LogQueue`.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agent_runtime.telemetry.redaction import Redactor
 
 FIELDS = ("execution_id", "trace_id", "generation", "method", "path", "status", "seconds")
-"""What a line may carry beside its message: bound by :func:`about`, or given at the call by ``extra``, which wins."""
+"""Fields of a line beside its message: bound by :func:`about`, or given at the call by ``extra``, which wins."""
 
 STDERR = 2
 
@@ -42,7 +42,7 @@ _about: ContextVar[dict[str, str | int]] = ContextVar("about", default={})  # no
 
 @contextmanager
 def about(**fields: str | int | None) -> Iterator[None]:
-    """Let all lines carry *fields* that are logged from here, or by what is started from here; None is left out."""
+    """Bind *fields* to all lines that are logged in this context and in tasks started from it; None is left out."""
     token = _about.set(_about.get() | {name: value for name, value in fields.items() if value is not None})
     try:
         yield
@@ -62,7 +62,7 @@ class BoundFields(logging.Filter):
 
 
 def _event(record: logging.LogRecord) -> dict[str, Any]:
-    """Tell a record's fields, in order."""
+    """Return a record's fields, in order."""
     event = {
         "time": rfc3339(record.created),
         "level": record.levelname.lower(),
@@ -128,11 +128,11 @@ class LogQueue(QueueHandler):
         return self._full + self._writer.failed
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """Take a line, or lose it."""
+        """Queue a line, or drop it where the queue is full."""
         try:
             if self._unsaid:
-                said = {"levelno": logging.WARNING, "levelname": "WARNING", "name": __name__, "args": (self._unsaid,)}
-                loss = logging.makeLogRecord({**said, "msg": "%d lines lost: nobody read the log"})
+                fields = {"levelno": logging.WARNING, "levelname": "WARNING", "name": __name__, "args": (self._unsaid,)}
+                loss = logging.makeLogRecord({**fields, "msg": "%d lines lost: nobody read the log"})
                 self._lines.put_nowait(self.prepare(loss))
                 self._unsaid = 0
             self._lines.put_nowait(record)

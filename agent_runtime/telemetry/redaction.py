@@ -3,12 +3,12 @@ Take every token in use out of what leaves this process: transcripts, records, a
 
 Each token is replaced by ``[token:FINGERPRINT]``, which needs no escaping, so a JSON line stays one.
 
-What is found: the exact value, and the value as an encoder of JSON writes it; and what looks like any key of the API
+Found are: the exact value, the value as an encoder of JSON writes it, and any text that looks like a key of the API
 (``sk-ant-KIND-…``), whether or not it was ever loaded here. No encoder escapes ``[A-Za-z0-9_-]``, so
 a token of these characters looks the same however many times JSON was put into JSON.
 
-What cannot be found, and is not promised: a value shorter than :data:`SHORTEST` characters, which cannot be told from
-ordinary text; a value that somebody has encoded on purpose (base64, hex, escapes that no encoder writes), reversed, or
+Not found, and not promised: a value shorter than :data:`SHORTEST` characters, which looks like
+ordinary text; a value encoded on purpose (base64, hex, escapes that no encoder writes), reversed, or
 spread over several lines or frames, which an agent that can read its own environment can always do.
 
 A line without a token costs one search over it for each beginning that tokens share; time is in proportion to length.
@@ -37,7 +37,7 @@ VALUES_KEPT = 1024
 
 _FAMILY = b"sk-ant-"
 _OF_THE_FAMILY = re.compile(rb"sk-ant-[a-z0-9]{1,16}-[A-Za-z0-9_-]{8,4096}")
-"""Whatever looks like a key or token of the API, also one that was never loaded here."""
+"""Any text that looks like a key or token of the API, also one that was never loaded here."""
 
 _LEAST_TORN = 4
 _LONGEST_PREFIX = 32
@@ -46,7 +46,7 @@ _BACKSLASH = 0x5C
 
 
 class _Needle(NamedTuple):
-    """One token as it is looked for, and what it is replaced by."""
+    """One token as it is searched for, and its replacement."""
 
     value: bytes
     mark: bytes
@@ -156,7 +156,7 @@ class Redactor:
 
         Args:
             line: One complete line: a token that goes on in the next chunk could not be found.
-            truncated: The line's end was dropped: what may be the first part of a token there is cut off too.
+            truncated: The line's end was dropped: a possible first part of a token there is cut off too.
         """
         groups = self._groups
         if truncated:
@@ -171,20 +171,20 @@ class Redactor:
         return line
 
     def redact_joined(self, lines: bytes) -> bytes:
-        """Do the same for several complete lines with their newlines, which cost no more than one long line."""
+        """Redact several complete lines with their newlines, at the cost of one long line."""
         if not _may_be_in(lines, self._groups):
             return lines
         return b"".join(self.redact(line[:-1]) + b"\n" for line in BytesIO(lines))
 
     def redact_text(self, text: str) -> str:
-        """Do the same for text; text without a token comes back as the same object."""
+        """Redact text; text without a token comes back as the same object."""
         before = text.encode("utf-8", "surrogatepass")
         after = self.redact(before)
         return text if after is before else after.decode("utf-8", "surrogatepass")
 
 
 def _may_be_in(line: bytes, groups: tuple[_Group, ...]) -> bool:
-    """Whether *line* needs a closer look; what nearly every line is asked, and nothing else."""
+    """Whether *line* may hold a token; the only check that nearly every line needs."""
     # From the end: bytes.find takes several times as long for what is not there (CPython 3.11, over 256 KB of frames).
     return line.rfind(_FAMILY) >= 0 or any(
         line.rfind(group.prefix) >= 0 for group in groups if not group.prefix.startswith(_FAMILY)
@@ -213,7 +213,7 @@ def _start_of_escape(line: bytes, at: int, floor: int) -> int:
 
 
 def _without_torn_token(line: bytes, groups: tuple[_Group, ...]) -> bytes:
-    """Cut off what may be the first part of a token; so little of one that any word may end so says nothing of it."""
+    """Cut off a possible first part of a token, unless it is so short that any word may end with it."""
     longest = max((group.longest for group in groups), default=0)
     for start in range(max(0, len(line) - longest), len(line) - _LEAST_TORN + 1):
         if any(group.may_begin(line[start:]) for group in groups):
@@ -247,7 +247,7 @@ class RedactingFilter(logging.Filter):
         texts = {name: value for name, value in vars(record).items() if isinstance(value, str)}
         together = "\n".join(texts.values())
         if self._redactor.redact_text(together) is together:
-            return True  # as of nearly every record, and looked through once instead of a dozen times
+            return True  # the case of nearly every record: one search instead of a dozen
         for name, value in texts.items():
             if (clean := self._redactor.redact_text(value)) is not value:
                 setattr(record, name, clean)

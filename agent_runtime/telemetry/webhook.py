@@ -1,4 +1,4 @@
-"""Post events to a backend, one after the other, without anybody waiting for it."""
+"""Post events to a backend, one after the other, without delaying anything else."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LAST_SECONDS = 1.0
 
 
 def signature(body: bytes, key: Token) -> str:
-    """Sign *body*, so that whoever knows the access key can tell that it comes from here."""
+    """Sign *body*, so that a holder of the access key can verify its origin."""
     return "sha256=" + hmac.new(key.secret.encode(), body, hashlib.sha256).hexdigest()
 
 
@@ -106,7 +106,7 @@ class Webhook:
         self._task.add_done_callback(_ended)
 
     async def stop(self) -> None:
-        """End soon, after the log was closed: what is left is tried once each, for a second altogether."""
+        """End soon after the log was closed: each remaining event is tried once, within a second altogether."""
         if self._task is None:
             return
         self._stopping.set()
@@ -132,7 +132,7 @@ class Webhook:
             self._position = event.id
 
     def _next(self) -> list[Event]:
-        """Return what is still to be posted, and take note of what has fallen out of the log meanwhile."""
+        """Return the events still to be posted, and count those that have fallen out of the log meanwhile."""
         events, _ = self._log.after(self._position)
         if events and (missed := events[0].id - 1 - self._position):
             self._position += missed
@@ -156,7 +156,7 @@ class Webhook:
         logger.warning("event given up: id=%d type=%s reason=%s", event.id, event.type, reason)
 
     async def _try(self, body: bytes) -> str:
-        """Post once, and say what was wrong; nothing if it was taken."""
+        """Post once; return the reason of a failure, empty on success."""
         try:
             async with (
                 asyncio.timeout(TIMEOUT_SECONDS),

@@ -1,4 +1,4 @@
-"""Who may call: the access key, and what a browser on the same machine must not do."""
+"""Access: the key that callers send, and requests that a web page made a browser send."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEY_LIMIT_BYTES = 4096
 
 _PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".svc")
 """
-Below these nobody can register a name.
+No name can be registered below these.
 
 Source: RFC 6761 and 6762; https://www.icann.org on .internal, 2024; ``svc`` is what Kubernetes puts services under.
 """
@@ -81,7 +81,7 @@ class AccessKey:
         self._header = header
         self._redactor = redactor
         self.error: str | None = None
-        """Why nobody may call, as of the last look."""
+        """Why no caller is admitted, as of the last read of the key file."""
 
     @property
     def required(self) -> bool:
@@ -135,14 +135,14 @@ class AccessKey:
 
 def refuse_pages(request: Request) -> None:
     """
-    Refuse what a web page could make a browser on this machine send, where no key tells callers apart.
+    Refuse requests that a web page could make a browser on this machine send; for use where no key is set.
 
     A page whose name was made to point here still sends its own name as ``Host``, and its own as ``Origin``. Addresses
     and ``localhost`` cannot be pointed elsewhere, and the machine's own name is for its container's neighbours. Who
     comes over a network, open to all then, may use a name that no public DNS has: a container's or a service's.
 
     Raises:
-        InvalidRequest: The headers name somebody else.
+        InvalidRequest: The headers name another host.
     """
     host = _name_in(f"//{request.headers.get('host', '')}")
     if not (
@@ -193,7 +193,7 @@ def _came_over_loopback(request: Request) -> bool:
         return True
     address = ipaddress.ip_address(server[0])
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped  # who listens on :: meets 127.0.0.1 in this form
+        address = address.ipv4_mapped  # a socket that listens on :: sees 127.0.0.1 in this form
     return address.is_loopback
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
-"""Asked so often, and by machines, that they are told at level debug only."""
+"""Probes, which come often: logged at level debug only."""
 
 UNKNOWN = "unknown"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -27,22 +27,22 @@ TRACE_ID = "agent_runtime.trace_id"
 
 class AccessLog:
     """
-    Tell and count requests: method, the route's path, status and how long it took.
+    Log and count requests: method, the route's path, status and how long it took.
 
-    What the caller chose freely is not told, neither the path as it was sent, nor its query, nor headers or body; an
-    execution's id is, where the request is about one.
+    Text that the caller chose freely is not logged: neither the path as sent, nor query, headers or body. An
+    execution's id is logged where the request is about one.
 
     Args:
-        counts: Where requests are counted, also when they are not *told*.
+        counts: Counts each request, also where *is_logged* is false.
     """
 
-    def __init__(self, app: ASGIApp, counts: Counts, *, told: bool) -> None:
+    def __init__(self, app: ASGIApp, counts: Counts, *, is_logged: bool) -> None:
         self._app = app
         self._counts = counts
-        self._told = told
+        self._is_logged = is_logged
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request and tell of it."""
+        """Answer a request, then log it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -64,7 +64,7 @@ class AccessLog:
         method = scope["method"] if scope["method"] in METHODS else UNKNOWN
         path = getattr(scope.get("route"), "path", UNKNOWN)
         self._counts.count("http_requests", method, path, None if status is None else str(status))
-        if not self._told:
+        if not self._is_logged:
             return
         level = logging.DEBUG if path in PROBES else logging.INFO
         extra = {"method": method, "path": path, "status": status, "seconds": round(seconds, 6)}
@@ -73,7 +73,7 @@ class AccessLog:
 
 
 def _execution_id(scope: Scope, status: int | None) -> str | None:
-    """Tell the execution a request was about; an id that nobody knows is only a caller's text."""
+    """Return the execution a request was about; an unknown id is only a caller's text."""
     known: str | None = scope.get(EXECUTION_ID)
     if known is None and status is not None and status < 400:
         known = scope.get("path_params", {}).get("id")

@@ -1,4 +1,4 @@
-"""What a request's ``Prefer`` headers ask for (RFC 7240): to be answered at once, or after some time."""
+"""The ``Prefer`` headers of a request (RFC 7240): an answer at once, or after some time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _WAIT_DIGITS = 9
-"""Of a wait that is heeded, at most: 30 years."""
+"""The longest wait that is applied: 30 years."""
 
 
 class Preferences(msgspec.Struct, frozen=True):
@@ -32,7 +32,7 @@ class Preferences(msgspec.Struct, frozen=True):
 
     @property
     def applied(self) -> dict[str, str]:
-        """The header that tells what is heeded."""
+        """The header that names the applied preferences."""
         words = ["respond-async"] if self.responds_async else []
         words += [] if self.wait_seconds is None else [f"wait={self.wait_seconds}"]
         return {"preference-applied": ", ".join(words)} if words else {}

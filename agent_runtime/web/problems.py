@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def problem_response(
     error: AgentRuntimeError, *, headers: Mapping[str, str] | None = None, detail_is_object: bool = False
 ) -> Response:
-    """Answer with what *error* says."""
+    """Build the response of an error."""
     sent = dict(headers or {})
     if isinstance(error, AdmissionError) and error.retry_after_seconds is not None:
         sent["retry-after"] = str(error.retry_after_seconds)

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from agent_runtime.errors import AgentRuntimeError
 
 PLACES_BEYOND = 64
-"""Connections that are let in though all places are taken: probes are answered, all others are told to come back."""
+"""Connections accepted beyond the limit: probes are answered, all others get 409 ``busy``."""
 
 ACCEPTED_AT_ONCE = 16
-"""In one turn of the event loop; four turns pass until a header is read, so that nobody beyond is closed unheard."""
+"""In one turn of the event loop. Four turns pass until a header is read, so each connection gets an answer."""
 
 FEWEST_PLACES = 16
 DESCRIPTORS_KEPT = 96
 DESCRIPTORS_PER_SLOT = 24
-"""Of the limit on open files, what connections leave to the supervisor, and to each execution while it starts."""
+"""Share of the limit on open files that is reserved for the supervisor, and for each execution while it starts."""
 
 HEADER_LIMIT_BYTES = 16 * 1024
 BODY_BYTES_PER_SECOND = 16 * 1024
@@ -48,7 +48,7 @@ RETRY_SECONDS = 5
 
 
 def places_that_fit(wanted: int, slots: int) -> int:
-    """Tell how many connections leave enough descriptors for *slots* executions under the limit on open files."""
+    """Return how many connections leave enough descriptors for *slots* executions under the limit on open files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
@@ -57,10 +57,10 @@ def places_that_fit(wanted: int, slots: int) -> int:
 
 class OpenConnections:
     """
-    Count the connections, and decide who stays when all places are taken.
+    Count the connections, and decide which one is closed when all places are taken.
 
     A newcomer gets the place of the one that has been idle longest, or of one that has not sent a whole header for
-    some seconds. Where all are at work it is let in beyond the limit, for one answer: that of a probe, or 409.
+    some seconds. Where all are at work it is accepted beyond the limit, for one answer: that of a probe, or 409.
 
     Args:
         request_seconds: How long a header may take to arrive; a body gets as much and more the longer it is.
@@ -84,7 +84,7 @@ class OpenConnections:
         return len(self._open)
 
     def opened(self, connection: Connection, now: float) -> bool:
-        """Count a new connection; tell whether it has a place, and is not beyond the limit."""
+        """Count a new connection; return whether it has a place within the limit."""
         has_place = len(self._open) - len(self._beyond) < self.limit or self._make_room(now)
         if not has_place:
             if len(self._beyond) >= PLACES_BEYOND:
@@ -102,7 +102,7 @@ class OpenConnections:
             places.pop(connection, None)
 
     def waits(self, connection: Connection, waiting: Waiting | None, now: float) -> None:
-        """Note what a connection waits for."""
+        """Record what a connection waits for."""
         self._idle.pop(connection, None)
         if waiting is not Waiting.HEADER:
             self._unheard.pop(connection, None)
@@ -125,13 +125,13 @@ class OpenConnections:
 
 
 class Waiting(Enum):
-    """What a connection waits for from its caller."""
+    """The part of a request that a connection waits for."""
 
     REQUEST = auto()
     HEADER = auto()
     BODY = auto()
     REST = auto()
-    """What the caller still sends after it got its answer: closing before would take the answer away from it."""
+    """Data that the caller still sends after its answer: closing earlier would take the answer away from it."""
 
 
 class Connection(H11Protocol):
@@ -150,10 +150,10 @@ class Connection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Take a place."""
+        """Register the connection."""
         super().connection_made(transport)
         self._has_place = self._places.opened(self, self.loop.time())
-        self._look()
+        self._update()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give the place back."""
@@ -163,17 +163,17 @@ class Connection(H11Protocol):
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
-        """Take what has arrived; after a refusal it is of no interest."""
+        """Parse arrived data; after a refusal it is dropped."""
         if self._refused:
             return
         self._body_bytes = len(data) + (self._body_bytes if self._waiting is Waiting.BODY else 0)
         super().data_received(data)
-        self._look()
+        self._update()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of this one."""
         super().on_response_complete()
-        self._look()
+        self._update()
 
     def shutdown(self) -> None:
         """End with the server, also while a refused caller still sends."""
@@ -190,7 +190,7 @@ class Connection(H11Protocol):
             self.refuse(InvalidRequest("this is no HTTP request that can be read"))
 
     def refuse(self, error: AgentRuntimeError) -> None:
-        """Answer with what *error* says and close; where an answer has begun already, only close."""
+        """Answer with *error* and close; where an answer has begun already, only close."""
         self._refused = True
         has_begun = False
         if self.cycle is not None and not self.cycle.response_complete:
@@ -207,7 +207,7 @@ class Connection(H11Protocol):
         lines += [name + b": " + value for name, value in [*self.server_state.default_headers, *response.raw_headers]]
         body = b"" if self._asked_head() else bytes(response.body)
         self.transport.write(b"\r\n".join([*lines, b"", body]))
-        with contextlib.suppress(OSError):  # the caller is gone: what was written goes nowhere
+        with contextlib.suppress(OSError):  # the caller is gone
             self.transport.write_eof()
         self.flow.resume_reading()
         self._wait_for(Waiting.REST)
@@ -233,13 +233,13 @@ class Connection(H11Protocol):
         else:
             self.refuse(Busy("all connections are taken; come back later", retry_after_seconds=RETRY_SECONDS))
 
-    def _look(self) -> None:
-        """See what is waited for now."""
+    def _update(self) -> None:
+        """Update the phase of the request and its time limit."""
         if not self._refused:
             self._wait_for(None if self.transport.is_closing() else self._awaited())
 
     def _awaited(self) -> Waiting | None:
-        # h11's states are told by name, so that h11 stays uvicorn's business.
+        # h11's states are compared by name: h11 is no dependency of this package.
         theirs = self.conn.their_state.__name__
         if theirs == "SEND_BODY":
             return Waiting.REST if self.cycle.response_complete else Waiting.BODY

@@ -78,7 +78,7 @@ def test_readers_that_take_nothing_cost_the_execution_nothing_and_the_supervisor
 
         assert running.get("/health")["streams"]["open"] == 20
         # Of each: a batch of lines, and what the connection has not taken of it; of all of it that would be 400 MB.
-        assert memory().rss - before < 2 * (Batches.KEPT_BYTES + 20 * 2 * BATCH_BYTES)
+        assert memory().rss - before < 2 * (Batches.BYTES_HELD + 20 * 2 * BATCH_BYTES)
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_readers_who_take_all_at_once_stay_together_and_share_every_reading(tmp_
             return lines
 
     batches = Batches()
-    batches.KEPT_BYTES = 2 * BATCH_BYTES
+    batches.BYTES_HELD = 2 * BATCH_BYTES
     record = ExecutionRecord(execution_id="long", created_at=0.0, state=Phase.FINISHED)
     with TranscriptStore(tmp_path).writer("long") as writer:
         writer.append_many([b"x" * 1000] * 4000)
@@ -222,12 +222,12 @@ def test_readers_who_take_all_at_once_stay_together_and_share_every_reading(tmp_
 def test_batches_are_kept_within_a_bound_and_none_without_readers(tmp_path: Path) -> None:
     store, batches = TranscriptStore(tmp_path), Batches()
     with store.writer("long") as writer:
-        writer.append_many([b"x" * (BATCH_BYTES - 1)] * (Batches.KEPT_BYTES // BATCH_BYTES + 10))
+        writer.append_many([b"x" * (BATCH_BYTES - 1)] * (Batches.BYTES_HELD // BATCH_BYTES + 10))
         writer.flush()
         reader = store.reader("long")
         before = [batches.after(reader, position) for position in range(writer.last_line)]
-    kept = sum(len(events) for _, events in batches._kept.values())
-    assert Batches.KEPT_BYTES - 2 * BATCH_BYTES < kept <= Batches.KEPT_BYTES
+    kept = sum(len(events) for _, events in batches._batches.values())
+    assert Batches.BYTES_HELD - 2 * BATCH_BYTES < kept <= Batches.BYTES_HELD
     assert batches.after(reader, writer.last_line - 1) is before[-1]
     batches.clear()
     assert batches.after(reader, writer.last_line - 1) is not before[-1]

@@ -43,7 +43,7 @@ DEADLINE_SECONDS = 30.0
 
 def published(count: int, *, kept: int = KEPT) -> EventLog:
     """Make a log in which so many things have happened."""
-    log = EventLog(kept=kept)
+    log = EventLog(size=kept)
     for number in range(count):
         log.publish("execution.started", number=number)
     return log
@@ -362,7 +362,7 @@ def run(
     """Post what *happens*, wait for *until*, close the log and end; in that order."""
 
     async def scenario() -> Webhook:
-        log = EventLog(kept=kept)
+        log = EventLog(size=kept)
         webhook = Webhook(url, key, log, environ={}, pauses_seconds=pauses_seconds)
         webhook.start()
         happens(log)
@@ -436,7 +436,7 @@ def test_nobody_waits_for_a_silent_backend_and_what_is_lost_is_told(
 
     async def scenario() -> Webhook:
         nonlocal took
-        log = EventLog(kept=5)
+        log = EventLog(size=5)
         webhook = Webhook(backend_url, lambda: KEY, log, environ={}, pauses_seconds=())
         for number in range(-7, 0):
             log.publish("token.refused", number=number)

@@ -43,7 +43,7 @@ class RunningExecution(msgspec.Struct, kw_only=True):
     Attributes:
         pid: Of its latest attempt.
         slot: Which one, from 1.
-        usage: What its processes take now; all 0 in its first second.
+        usage: Resources its processes use now; all 0 in its first second.
     """
 
     execution_id: str
@@ -56,7 +56,7 @@ class RunningExecution(msgspec.Struct, kw_only=True):
 
 class RunningExecutions(msgspec.Struct, kw_only=True):
     """
-    What runs, what waits, and what ended lately.
+    Executions that run, wait, or ended lately.
 
     Attributes:
         pending_ids: Queued and parked ones.
@@ -95,7 +95,7 @@ class Termination(msgspec.Struct, kw_only=True):
 
 class DrainState(msgspec.Struct, kw_only=True):
     """
-    Whether anybody is let in.
+    Whether new executions are admitted.
 
     Attributes:
         unfinished: Executions that run or wait.
@@ -152,7 +152,7 @@ class NewToken(msgspec.Struct, kw_only=True):
 
 class Reloaded(msgspec.Struct, kw_only=True):
     """
-    What reading the secret file again showed.
+    The result of reading the secret file again.
 
     Attributes:
         reloaded: It holds another token than before.
@@ -171,7 +171,7 @@ class Alive(msgspec.Struct, kw_only=True):
 
 
 class Ready(msgspec.Struct, kw_only=True):
-    """A task sent now would be let in, if there is room."""
+    """A task sent now would be admitted, if there is room."""
 
     status: Literal["ready"]
 
@@ -190,7 +190,7 @@ class Unready(msgspec.Struct, kw_only=True):
 
 
 class HealthInBrief(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What those are told who do not send the access key."""
+    """The answer to callers that do not send the access key."""
 
     status: Literal["ok", "degraded"]
 
@@ -243,7 +243,7 @@ class HealthDelivery(msgspec.Struct, kw_only=True):
 
     Attributes:
         reason: Why this one was chosen.
-        setting: What was asked for.
+        setting: The configured value.
     """
 
     delivery: str
@@ -253,10 +253,10 @@ class HealthDelivery(msgspec.Struct, kw_only=True):
 
 class HealthContainment(msgspec.Struct, kw_only=True):
     """
-    How all that an attempt starts is kept together.
+    How the processes of an attempt are contained.
 
     Attributes:
-        setting: What was asked for.
+        setting: The configured value.
         lacking: Why a better layer, by its name, is not to be had here.
     """
 
@@ -267,7 +267,7 @@ class HealthContainment(msgspec.Struct, kw_only=True):
 
 class HealthDisk(msgspec.Struct, kw_only=True):
     """
-    Where records and transcripts are kept.
+    The disk that holds records and transcripts.
 
     Attributes:
         error: Why a record cannot be written, or read, now.
@@ -288,9 +288,9 @@ class Health(msgspec.Struct, kw_only=True):
     One page of everything.
 
     Attributes:
-        task_fields: What a task may have here, so that a fleet of several versions can be seen.
+        task_fields: Fields that a task may have here, so that a mixed fleet shows its versions.
         active_tasks: Executions that have a slot.
-        usage: What all their processes take now.
+        usage: Resources all their processes use now.
         consecutive_failures: Executions that failed since the last one that did not.
         loop_lag_seconds: How long a ready task waits for its turn now.
     """

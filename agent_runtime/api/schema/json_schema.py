@@ -1,4 +1,4 @@
-"""The types of requests and answers as JSON schemas, with what callers see instead of what is kept inside."""
+"""The types of requests and answers as JSON schemas, with the types that callers see instead of the internal ones."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 _TEMPLATE = "#/components/schemas/{name}"
 _MARKUP = re.compile(r":[a-z]{1,10}:(?=`)")
 _REQUESTS = {"Task", "Image", "NewToken"}
-"""What callers send; in all else, every field is always there unless it is left out on purpose."""
+"""Types that callers send; in all others every field is always there unless it is left out on purpose."""
 
 
 def pointer(kind: type) -> dict[str, Any]:
-    """Refer to a type's schema; of a plain dictionary nothing more is said."""
+    """Return a reference to a type's schema; a plain dictionary has none."""
     return {"type": "object"} if kind is dict else {"$ref": _TEMPLATE.format(name=kind.__name__)}
 
 
@@ -49,21 +49,21 @@ def _with_parts(kinds: dict[type, None]) -> list[type]:
     """List *kinds* and the structs that they are made of."""
     found: dict[type, None] = {}
 
-    def look(value: Any) -> None:
+    def visit(value: Any) -> None:
         if isinstance(value, msgspec.inspect.StructType):
             if value.cls in found:
                 return
             found[value.cls] = None
             for field in value.fields:
-                look(field.type)
+                visit(field.type)
         elif isinstance(value, msgspec.inspect.UnionType):
             for member in value.types:
-                look(member)
+                visit(member)
         elif isinstance(value, msgspec.inspect.ListType):
-            look(value.item_type)
+            visit(value.item_type)
 
     for kind in kinds:
-        look(msgspec.inspect.type_info(kind))
+        visit(msgspec.inspect.type_info(kind))
     return list(found)
 
 
@@ -102,17 +102,17 @@ def _as_callers_see_it(value: Any) -> None:
 
 
 def _described(kind: type) -> tuple[str, dict[str, str]]:
-    """Split a docstring of this house into its text and what it says of each attribute."""
+    """Split a docstring into its text and the descriptions of its attributes."""
     text, _, listed = inspect.cleandoc(kind.__doc__ or "").partition("\n\nAttributes:\n")
     attributes: dict[str, str] = {}
     name = ""
     for line in listed.splitlines():
-        head, colon, said = line.strip().partition(": ")
+        head, colon, description = line.strip().partition(": ")
         if line.startswith("    ") and not line.startswith("     ") and colon:
-            name, attributes[head] = head, said
+            name, attributes[head] = head, description
         elif name:
             attributes[name] += " " + line.strip()
-    return _prose(text), {field: _prose(said) for field, said in attributes.items()}
+    return _prose(text), {field: _prose(text) for field, text in attributes.items()}
 
 
 def _prose(text: str) -> str:
@@ -120,7 +120,7 @@ def _prose(text: str) -> str:
 
 
 def _say_more(found: dict[str, Any]) -> None:
-    """Say what the types cannot: what is hidden, and what stands in for other types."""
+    """Add the facts that the types do not hold: hidden fields, and text that stands for other types."""
     record = found[ExecutionRecord.__name__]
     del record["properties"]["request_digest"]
     record["required"].remove("request_digest")

@@ -60,7 +60,7 @@ def build(rows: Iterable[Operation], *, access_header: str, key_required: bool) 
     Build the document.
 
     Args:
-        key_required: False: the access key may be sent, and nobody looks at it.
+        key_required: False: the access key may be sent and is ignored.
     """
     rows = tuple(rows)
     paths: dict[str, dict[str, Any]] = {}

@@ -26,7 +26,7 @@ class Operation(msgspec.Struct, frozen=True):
         id: ``operationId``.
         open: It needs no access key.
         answers: Types of the JSON bodies, by status; several are alternatives.
-        events: Of a stream: what stands in ``data``, by the event's name; None: any JSON object.
+        events: Of a stream: type of ``data`` by the event's name; None: any JSON object.
         text: Media types of a 200 that is neither JSON nor a stream.
         errors: Beside those of every route that needs the key.
         more: Further sentences, after the handler's own.

@@ -1,5 +1,5 @@
 """
-Which conversation a request belongs to, and how far it has come.
+The conversation that a request belongs to, and its position in its script.
 
 Pure: no I/O and no clock.
 """

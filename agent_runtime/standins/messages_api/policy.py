@@ -1,8 +1,8 @@
 """
-What the stand-in of the Messages API has been told to answer, and what it has seen.
+The configured answers of the stand-in of the Messages API, and the requests it has seen.
 
-No I/O: :mod:`agent_runtime.standins.messages_api` asks it about each request. No token is kept: they are told apart by
-their fingerprints.
+No I/O: :mod:`agent_runtime.standins.messages_api` asks it about each request. Tokens are not stored: it distinguishes
+them by their fingerprints.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class MessagesApi:
     """
     Decide what each request gets and count what was seen; every method may be called from any thread at any time.
 
-    Until told otherwise every token is good and every conversation gets the text "done".
+    By default every token is good and every conversation gets the text "done".
     """
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ class MessagesApi:
             self._tokens[_fingerprint(token)] = Script(replies)
 
     def accept(self, token: str | Token) -> None:
-        """Let the prompt's script or the default decide for this token, also where other tokens are refused."""
+        """Answer this token by the prompt's script or the default, also where other tokens are refused."""
         with self._changed:
             self._tokens[_fingerprint(token)] = None
 
@@ -163,7 +163,7 @@ class MessagesApi:
             self._default = Script(replies)
 
     def open_gate(self, name: str) -> None:
-        """Let go on what waits at this gate, and whatever comes to it later."""
+        """Open a gate: answers that wait for it go on, later ones do not wait."""
         with self._changed:
             self._open_gates.add(name)
             waiting = self._at_gates.pop(name, [])
@@ -205,7 +205,7 @@ class MessagesApi:
         self.wait_for(lambda api: api.seen(token).requests >= count, timeout_seconds)
 
     def arrived(self, request: SeenRequest) -> None:
-        """Take note of a request."""
+        """Record a request."""
         with self._changed:
             self._requests.append(request)
             if request.fingerprint is not None:
@@ -217,7 +217,7 @@ class MessagesApi:
             self._changed.notify_all()
 
     def answered(self, request: SeenRequest, status: int) -> None:
-        """Take note that a request is being answered."""
+        """Record that a request is being answered."""
         with self._changed:
             request.status = status
             if request.fingerprint is not None:
@@ -243,8 +243,8 @@ class MessagesApi:
             if script is None and conversation.script is not None:
                 script = self._scripts.get(conversation.script)
                 if script is None:
-                    said = f"the stand-in has no script named {conversation.script!r}"
-                    return Fail(400, "invalid_request_error", said)
+                    text = f"the stand-in has no script named {conversation.script!r}"
+                    return Fail(400, "invalid_request_error", text)
             return self._next((script or self._default), conversation.key, conversation.position)
 
     def decide_count(self, fingerprint: str | None, model: str | None = None) -> Reply:
@@ -297,10 +297,10 @@ def _fingerprint(token: str | Token) -> str:
     return token.fingerprint if isinstance(token, Token) else Token(token).fingerprint
 
 
-def _latest(kept: OrderedDict[K, V], key: K, fresh: V, limit: int) -> V:
+def _latest(entries: OrderedDict[K, V], key: K, fresh: V, limit: int) -> V:
     """Get or put in an entry as the latest one; the oldest one beyond the limit is dropped."""
-    value = kept.setdefault(key, fresh)
-    kept.move_to_end(key)
-    if len(kept) > limit:
-        kept.popitem(last=False)
+    value = entries.setdefault(key, fresh)
+    entries.move_to_end(key)
+    if len(entries) > limit:
+        entries.popitem(last=False)
     return value

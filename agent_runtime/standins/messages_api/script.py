@@ -1,5 +1,5 @@
 """
-What the stand-in of the Messages API answers: replies, and scripts of replies.
+The answers of the stand-in of the Messages API: replies, and scripts of replies.
 
 Pure: no I/O and no clock. :mod:`agent_runtime.standins.messages_api` serves what is decided here.
 
@@ -92,7 +92,7 @@ class Fail(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="k
     headers: dict[str, str] = {}
 
     def headers_at(self, _now: float) -> dict[str, str]:
-        """What is sent besides the body."""
+        """The headers of the answer."""
         return self.headers
 
 
@@ -150,7 +150,7 @@ class UsageLimit(
 
     def headers_at(self, now: float) -> dict[str, str]:
         """
-        What is sent besides the body.
+        Return the headers of the answer.
 
         Args:
             now: Epoch seconds.
@@ -356,7 +356,7 @@ class Script:
 
     def reply(self, position: int, faults_served: int) -> Reply:
         """
-        Say what comes next.
+        Return the next reply.
 
         Args:
             position: How many of the script's tools have had their result.

@@ -14,7 +14,7 @@ By itself: ``python -m agent_runtime.standins.messages_api --port 0 --script FIL
 :class:`ScriptFile`, for instance
 ``{"scripts": {"build": [{"kind": "tool", "command": "make"}]}, "default": ["hang"]}``.
 
-What the real API checks before it looks at a token's rights is checked here too: an OAuth token needs the CLI's beta
+It also makes the checks that the real API makes before those of a token's rights: an OAuth token needs the CLI's beta
 header, and is no API key.
 """
 
@@ -109,7 +109,7 @@ class _Application:
 
     async def _leave(self, request: Request, _error: Exception) -> Response:
         await self._server.cut(request.scope)
-        return Response()  # nobody can read it
+        return Response()  # the connection is closed
 
     async def _root(self, request: Request) -> Response:
         seen = _seen(request)
@@ -144,11 +144,11 @@ class _Application:
         reply = _credential_fault(request) or self._api.decide(seen.fingerprint, conversation, wanted.model)
         position = None if isinstance(reply, Hang | Cut | StreamError) else conversation.position
 
-        def said(content: Text | Tool) -> bytes | Pieces:
+        def body_of(content: Text | Tool) -> bytes | Pieces:
             message = Message(content, wanted.model, f"{next(self._ids):08d}", position)
             return message.stream() if wanted.stream else message.whole()
 
-        return await self._answer(request, seen, reply, said)
+        return await self._answer(request, seen, reply, body_of)
 
     async def _answer(
         self,
@@ -230,7 +230,7 @@ class _Silent(Response):
 
 
 def _call_in(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: whoever waited went with it
+    with contextlib.suppress(RuntimeError):  # the loop is closed
         loop.call_soon_threadsafe(event.set)
 
 

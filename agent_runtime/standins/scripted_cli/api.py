@@ -43,7 +43,7 @@ class Credential(NamedTuple):
         return self.source in {"CLAUDE_CODE_OAUTH_TOKEN", "file"}
 
     def headers(self) -> dict[str, str]:
-        """How it is sent; a key helper's value goes into both headers."""
+        """The headers that carry it; a key helper's value goes into both."""
         headers = {}
         if self.source != "ANTHROPIC_API_KEY":
             headers["Authorization"] = f"Bearer {self.secret}"
@@ -106,7 +106,7 @@ class Api:
         self._key_helper = key_helper
         self._pinned: Credential | None = None
         self._pause_factor = float(run.environment.get("SCRIPTED_CLI_PAUSE_FACTOR", "1"))
-        self._limit_told: str | None = None
+        self._limit_status: str | None = None
 
     def credential(self) -> Credential | None:
         """The credential of the next request; the file is read anew each time from 2.1.30 on."""
@@ -132,7 +132,7 @@ class Api:
 
     @property
     def key_source(self) -> str:
-        """What ``system/init`` says of an API key."""
+        """The value of ``apiKeySource`` in ``system/init``."""
         return "ANTHROPIC_API_KEY" if self._run.environment.get("ANTHROPIC_API_KEY") else "none"
 
     def turn(self, content: str | list[Frame]) -> str:
@@ -187,7 +187,7 @@ class Api:
         run, version = self._run, self._run.options.version
         if attempt == 1 or version >= frames.SINCE_DEBUG_WORDS_ATTEMPT:  # 1.0.128: one line for seven requests
             run.debug(frames.api_error_line(version, error.status, error.body, attempt=attempt))
-        self._tell_limit(error.headers)
+        self._report_limit(error.headers)
         if attempt < attempts_for(error, credential, run.options):
             pause_seconds = min(0.5 * 2 ** (attempt - 1), 32.0) * 1.05
             if version >= frames.SINCE_API_RETRY:
@@ -199,7 +199,7 @@ class Api:
         run.give_up(text, error=error_word(error, run.options), status=error.status, kind=error.kind)
         raise GaveUp
 
-    def _tell_limit(self, headers: Mapping[str, str]) -> None:
+    def _report_limit(self, headers: Mapping[str, str]) -> None:
         """
         Print the account's standing with its limits, once and whenever it changes.
 
@@ -212,9 +212,9 @@ class Api:
         if status == "allowed" and "text/event-stream" not in headers.get("content-type", ""):
             return
         status = status or "allowed"
-        if status == self._limit_told:
+        if status == self._limit_status:
             return
-        self._limit_told = status
+        self._limit_status = status
         reset = headers.get(prefix + "reset")
         self._run.emit(
             frames.rate_limit_event(
@@ -303,7 +303,7 @@ class Api:
         if "stop_reason" not in message:
             raise ApiError(None, "Connection error.", {})
         run.count(message["usage"])
-        self._tell_limit(headers)
+        self._report_limit(headers)
         return message
 
 

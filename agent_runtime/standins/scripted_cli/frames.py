@@ -1,7 +1,7 @@
 """
 The frames and lines the scripted CLI prints, in the shape of the version it plays.
 
-Pure: what is built here is written elsewhere.
+Pure: no I/O but the clock.
 
 Source: Claude Code 2.1.30, 2.1.114 and 2.1.330 run against a stand-in of the Messages API; fields that nobody reads
 (slash commands, skills, sub-agent statistics) are left out.
@@ -23,7 +23,7 @@ Version: TypeAlias = tuple[int, int, int]
 DEFAULT_VERSION = "2.1.330"
 SINCE_DEBUG_WORDS_ATTEMPT: Version = (2, 1, 0)
 """Before, the line on stderr is "Error streaming, falling back to non-streaming mode"."""
-SINCE_DEBUG_TELLS_THE_TIME: Version = (2, 0, 0)
+SINCE_DEBUG_HAS_A_TIME: Version = (2, 0, 0)
 """2.0.76 does, 1.0.128 does not."""
 SINCE_FILE_IS_READ_AGAIN: Version = (2, 1, 30)
 SINCE_API_ERROR_STATUS: Version = (2, 1, 110)
@@ -105,7 +105,7 @@ def assistant(block: Frame, *, model: str, message_id: str, usage: Frame | None 
 
 
 def tool_result(tool_use_id: str, content: str, *, is_error: bool, stdout: str = "") -> Frame:
-    """What a tool gave back."""
+    """The result of a tool."""
     return {
         "type": "user",
         "message": {"role": "user", "content": [tool_result_block(tool_use_id, content, is_error=is_error)]},
@@ -224,8 +224,8 @@ def api_error_line(version: Version, status: int | None, body: str, *, attempt: 
     if version >= SINCE_DEBUG_WORDS_ATTEMPT:
         text = f"{code} {body}" if status is None else f"{code} {code} {body}"
         return f"{timestamp()} [ERROR] API error (attempt {attempt}/{of}): {text}"
-    time_told = f"{timestamp()} " if version >= SINCE_DEBUG_TELLS_THE_TIME else ""
-    return f"{time_told}[ERROR] Error streaming, falling back to non-streaming mode: {code} {body}"
+    time_prefix = f"{timestamp()} " if version >= SINCE_DEBUG_HAS_A_TIME else ""
+    return f"{time_prefix}[ERROR] Error streaming, falling back to non-streaming mode: {code} {body}"
 
 
 def error_body(kind: str, message: str) -> str:

@@ -79,7 +79,7 @@ class ToolOutcome(NamedTuple):
 
 class Run:
     """
-    The process's own state.
+    The state of the process.
 
     Attributes:
         messages: The conversation in the API's form; what a resumed session begins with.
@@ -183,7 +183,7 @@ class Run:
         return True
 
     def restore(self, entry: Frame) -> None:
-        """Take over one entry of the session file."""
+        """Restore one entry of the session file."""
         self.messages.append(entry["message"])
 
     def _answer_open_tools(self) -> None:
