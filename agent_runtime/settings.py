@@ -11,7 +11,7 @@ import ipaddress
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PREFIX = "AGENT_RUNTIME_"
 MEBIBYTE = 1024 * 1024
+
+N = TypeVar("N", int, float)
 
 
 def _text(value: str) -> str:
@@ -47,52 +49,35 @@ def _header(value: str) -> str:
 _MOST_SECONDS = 30 * 86400
 
 
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(value: str) -> int:
+def _number(kind: type[N], low: float, high: float, must_be: str, unit: str = "") -> Callable[[str], N]:
+    def parse(value: str) -> N:
         try:
-            number = int(value)
+            number = kind(value)
         except ValueError:
-            raise ValueError("must be a whole number") from None
+            raise ValueError(f"must be {must_be}") from None
         if not low <= number <= high:
-            raise ValueError(f"must be from {low} to {high}")
+            raise ValueError(f"must be from {low} to {high}{unit}")
         return number
 
     return parse
 
 
-def _seconds(value: str) -> float:
-    number = _number_of_seconds(value)
-    if not 0 <= number <= _MOST_SECONDS:
-        raise ValueError(f"must be from 0 to {_MOST_SECONDS} seconds")
-    return number
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    return _number(int, low, high, "a whole number")
+
+
+_seconds = _number(float, 0, _MOST_SECONDS, "a number of seconds", " seconds")
+_cpus = _number(float, 0.01, 4096, "a number of CPUs", " CPUs")
 
 
 def _some_seconds(value: str) -> float:
-    number = _number_of_seconds(value)
-    if not 0 < number <= _MOST_SECONDS:
+    if (number := _seconds(value)) == 0:
         raise ValueError(f"must be more than 0 seconds, and at most {_MOST_SECONDS}")
     return number
 
 
-def _number_of_seconds(value: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise ValueError("must be a number of seconds") from None
-
-
 def _seconds_or_auto(value: str) -> float | None:
     return None if value.strip().lower() == "auto" else _seconds(value)
-
-
-def _cpus(value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        raise ValueError("must be a number of CPUs") from None
-    if not 0.01 <= number <= 4096:
-        raise ValueError("must be from 0.01 to 4096 CPUs")
-    return number
 
 
 def _url(value: str) -> str:

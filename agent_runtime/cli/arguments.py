@@ -7,12 +7,16 @@ Here are only their arguments, so that the parser is built without the HTTP clie
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent_runtime.settings import PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 EXECUTION_ID_FLAG = "--execution-id"
 
@@ -62,7 +66,7 @@ def add_run(commands: Subparsers) -> None:
     parser.add_argument("--resume-session", metavar="ID", help="go on with an earlier session of the CLI")
     parser.add_argument("--detach", action="store_true", help="print the execution's id and leave it running")
     parser.add_argument("--json", action="store_true", help="one JSON object a line: events, then the answer")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_command("run_task"))
 
 
 def add_status(commands: Subparsers) -> None:
@@ -74,7 +78,7 @@ def add_status(commands: Subparsers) -> None:
     _add_connection(parser)
     parser.add_argument("--limit", metavar="N", type=int, default=20, help="how many executions [%(default)s]")
     parser.add_argument("--json", action="store_true", help="one JSON document, for scripts")
-    parser.set_defaults(run=_status)
+    parser.set_defaults(run=_command("status"))
 
 
 def add_drain(commands: Subparsers) -> None:
@@ -87,7 +91,7 @@ def add_drain(commands: Subparsers) -> None:
     parser.add_argument("--wait", action="store_true", help="until all executions have ended")
     parser.add_argument("--timeout", metavar="SECONDS", type=float, help="for --wait [as long as it takes]")
     parser.add_argument("--call-off", action="store_true", help="let executions in again")
-    parser.set_defaults(run=_drain)
+    parser.set_defaults(run=_command("drain"))
 
 
 def add_token_wait(actions: Subparsers) -> None:
@@ -98,7 +102,7 @@ def add_token_wait(actions: Subparsers) -> None:
         "--fingerprint", metavar="F", type=_fingerprint, required=True, help="of the token, as token show prints it"
     )
     parser.add_argument("--timeout", metavar="SECONDS", type=float, help="give up after this [as long as it takes]")
-    parser.set_defaults(run=_wait)
+    parser.set_defaults(run=_command("wait"))
 
 
 def _fingerprint(text: str) -> str:
@@ -120,25 +124,11 @@ def _add_connection(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run(options: argparse.Namespace) -> int:
-    from agent_runtime.cli.run_task import run  # noqa: PLC0415 - the parser needs no HTTP client
+def _command(module: str) -> Callable[[argparse.Namespace], int]:
+    """Return a function that imports the module of a command and calls its ``main``."""
 
-    return run(options)
+    def run(options: argparse.Namespace) -> int:
+        found = importlib.import_module(f"agent_runtime.cli.{module}")  # late: the parser needs no HTTP client
+        return int(found.main(options))
 
-
-def _status(options: argparse.Namespace) -> int:
-    from agent_runtime.cli.status import status  # noqa: PLC0415 - as above
-
-    return status(options)
-
-
-def _wait(options: argparse.Namespace) -> int:
-    from agent_runtime.cli.wait import wait  # noqa: PLC0415 - as above
-
-    return wait(options)
-
-
-def _drain(options: argparse.Namespace) -> int:
-    from agent_runtime.cli.drain import drain  # noqa: PLC0415 - as above
-
-    return drain(options)
+    return run

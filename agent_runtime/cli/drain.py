@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.25
 
 
-def drain(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     try:
         with connect(options) as client:

@@ -20,7 +20,7 @@ HEADINGS = ("EXECUTION", "STATE", "OUTCOME", "ERROR", "AGE", "TIME", "CPU", "MEM
 NOTHING = "-"
 
 
-def status(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     try:
         with connect(options) as client:

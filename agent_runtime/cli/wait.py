@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.25
 
 
-def wait(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     timeout = float("inf") if options.timeout is None else options.timeout
     until = time.monotonic() + timeout

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 
 LIMIT_SECONDS = 110
 IN_THE_MIDDLE = "in the middle of a tool"
-SCRIPTED_CLI = "from agent_runtime.standins import scripted_api, scripted_cli, scripted_run\n"
+SCRIPTED_CLI = """\
+from agent_runtime.standins.scripted_cli import api as scripted_api, main as scripted_cli, runtime as scripted_run
+"""
 
 LOSES_ITS_RESULT = "scripted_run.Run.result = lambda *words, **fields: None\n"
 KEEPS_ITS_FIRST_TOKEN_AND_WRITES_IT_DOWN = """

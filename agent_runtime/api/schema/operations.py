@@ -54,75 +54,38 @@ TAGS = {
     "supervisor": "Drain, readiness, and one page of everything.",
 }
 
+_TEXT: dict[str, Any] = {"type": "string"}
+_LINE: dict[str, Any] = {"type": "string", "pattern": "^[0-9]{1,18}$"}
+
+
+def _parameter(name: str, place: str, description: str, schema: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"name": name, "in": place, "description": description, "schema": schema, **more}
+
+
+_PREFER = (
+    "RFC 7240. `respond-async`: answer 202 at once, as with `async_result`; `wait=N`: answer 202 after N seconds where "
+    "there is no answer yet."
+)
+_TRACEPARENT = "W3C Trace Context, given to every attempt; it wins over the field of the body."
+_LAST_EVENT = "The `id` of the last event the reader has: the stream goes on exactly after it."
+_LIMIT: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": LIST_LIMIT, "default": LIST_DEFAULT}
+_TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
 PARAMETERS: dict[str, dict[str, Any]] = {
-    "id": {
-        "name": "id",
-        "in": "path",
-        "required": True,
-        "description": "The execution's id.",
-        "schema": {"type": "string", "minLength": 1},
-        "example": "fix-1",
-    },
-    "Prefer": {
-        "name": "Prefer",
-        "in": "header",
-        "description": (
-            "RFC 7240. `respond-async`: answer 202 at once, as with `async_result`; `wait=N`: answer 202 after N "
-            "seconds where there is no answer yet."
+    parameter["name"]: parameter
+    for parameter in (
+        _parameter("id", "path", "The execution's id.", {**_TEXT, "minLength": 1}, required=True, example="fix-1"),
+        _parameter("Prefer", "header", _PREFER, _TEXT, example="wait=240"),
+        _parameter("traceparent", "header", _TRACEPARENT, _TEXT, example=_TRACE),
+        _parameter("tracestate", "header", "Likewise.", _TEXT),
+        _parameter("Last-Event-ID", "header", _LAST_EVENT, _LINE, example="17"),
+        _parameter("last_event_id", "query", "The same in the query; the header wins.", _LINE, example="17"),
+        _parameter("state", "query", "Only executions in this state.", {**_TEXT, "enum": list(map(str, Phase))}),
+        _parameter(
+            "outcome", "query", "Only executions with this outcome.", {**_TEXT, "enum": list(map(str, Outcome))}
         ),
-        "schema": {"type": "string"},
-        "example": "wait=240",
-    },
-    "traceparent": {
-        "name": "traceparent",
-        "in": "header",
-        "description": "W3C Trace Context, given to every attempt; it wins over the field of the body.",
-        "schema": {"type": "string"},
-        "example": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-    },
-    "tracestate": {
-        "name": "tracestate",
-        "in": "header",
-        "description": "Likewise.",
-        "schema": {"type": "string"},
-    },
-    "Last-Event-ID": {
-        "name": "Last-Event-ID",
-        "in": "header",
-        "description": "The `id` of the last event the reader has: the stream goes on exactly after it.",
-        "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
-        "example": "17",
-    },
-    "last_event_id": {
-        "name": "last_event_id",
-        "in": "query",
-        "description": "The same, for those who cannot send the header; the header wins.",
-        "schema": {"type": "string", "pattern": "^[0-9]{1,18}$"},
-        "example": "17",
-    },
-    "state": {
-        "name": "state",
-        "in": "query",
-        "description": "Only those that are in this state.",
-        "schema": {"type": "string", "enum": [str(phase) for phase in Phase]},
-    },
-    "outcome": {
-        "name": "outcome",
-        "in": "query",
-        "description": "Only those that ended so.",
-        "schema": {"type": "string", "enum": [str(outcome) for outcome in Outcome]},
-    },
-    "limit": {
-        "name": "limit",
-        "in": "query",
-        "description": "How many records the page holds at most.",
-        "schema": {"type": "integer", "minimum": 1, "maximum": LIST_LIMIT, "default": LIST_DEFAULT},
-    },
-    "cursor": {
-        "name": "cursor",
-        "in": "query",
-        "description": "`next_cursor` of the page before.",
-        "schema": {"type": "string"},
-    },
+        _parameter("limit", "query", "How many records the page holds at most.", _LIMIT),
+        _parameter("cursor", "query", "`next_cursor` of the page before.", _TEXT),
+    )
 }
-"""The keys are those in :attr:`Operation.parameters`."""
+"""By name, as :attr:`Operation.parameters` lists them."""

@@ -12,6 +12,7 @@ name in :data:`FAULTS`; in JSON any other reply is an object with its ``kind``.
 
 from __future__ import annotations
 
+import functools
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -189,9 +190,9 @@ class _Partial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     after_bytes: int | None = None
 
 
-class Hang(_Partial, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="hang"):
+class _Silent(_Partial, frozen=True, forbid_unknown_fields=True):
     """
-    Accept the request and fall silent until the client goes away or the server ends.
+    An answer that breaks off without a word.
 
     Attributes:
         moment: When, unless *after_events* or *after_bytes* says so.
@@ -205,22 +206,19 @@ class Hang(_Partial, frozen=True, forbid_unknown_fields=True, tag_field="kind", 
         return self.moment is Moment.BEFORE_ANSWER and self.after_events is None and self.after_bytes is None
 
 
-class Cut(_Partial, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="cut"):
+class Hang(_Silent, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="hang"):
+    """Accept the request and fall silent until the client goes away or the server ends."""
+
+
+class Cut(_Silent, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="cut"):
     """
     Close the connection without finishing the answer, or without beginning one.
 
     Attributes:
-        moment: When, unless *after_events* or *after_bytes* says so.
         quietly: End the answer as HTTP ends a whole one, as proxies do that lose the server behind them.
     """
 
-    moment: Moment = Moment.BEFORE_ANSWER
     quietly: bool = False
-
-    @property
-    def is_before_answer(self) -> bool:
-        """Whether not even the status is sent."""
-        return self.moment is Moment.BEFORE_ANSWER and self.after_events is None and self.after_bytes is None
 
 
 class StreamError(_Partial, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="stream_error"):
@@ -258,34 +256,25 @@ STATUS_BY_TYPE = {
 Reply = Text | Tool | Fail | Raw | UsageLimit | Hang | Cut | StreamError
 """Anything a request can be answered with."""
 
+_unauthenticated = functools.partial(Fail, 401, "authentication_error")
+_forbidden = functools.partial(Fail, 403, "permission_error")
+
 FAULTS: dict[str, Reply] = {
     # refused: the token is at fault
-    "expired": Fail(
-        401,
-        "authentication_error",
-        "OAuth token has expired. Please obtain a new token or refresh your existing token.",
-    ),
-    "access_token_expired": Fail(
-        401, "authentication_error", "OAuth access token has expired. Re-authenticate to continue."
-    ),
-    "invalid": Fail(401, "authentication_error", "Invalid bearer token"),
-    "invalid_credentials": Fail(401, "authentication_error", "Invalid authentication credentials"),
-    "invalid_api_key": Fail(401, "authentication_error", "invalid x-api-key"),
-    "no_credential": Fail(401, "authentication_error", "x-api-key header is required"),
-    "oauth_not_supported": Fail(401, "authentication_error", "OAuth authentication is currently not supported."),
-    "revoked": Fail(401, "authentication_error", "OAuth access token has been revoked."),
-    "revoked_403": Fail(
-        403, "permission_error", "OAuth token has been revoked. Please obtain a new token or log in again."
-    ),
-    "org_not_allowed": Fail(
-        403, "permission_error", "OAuth authentication is currently not allowed for this organization."
-    ),
-    "not_a_member": Fail(403, "permission_error", "Account is no longer a member of the organization."),
-    "no_claude_code": Fail(403, "permission_error", "Your account does not have access to Claude Code."),
+    "expired": _unauthenticated("OAuth token has expired. Please obtain a new token or refresh your existing token."),
+    "access_token_expired": _unauthenticated("OAuth access token has expired. Re-authenticate to continue."),
+    "invalid": _unauthenticated("Invalid bearer token"),
+    "invalid_credentials": _unauthenticated("Invalid authentication credentials"),
+    "invalid_api_key": _unauthenticated("invalid x-api-key"),
+    "no_credential": _unauthenticated("x-api-key header is required"),
+    "oauth_not_supported": _unauthenticated("OAuth authentication is currently not supported."),
+    "revoked": _unauthenticated("OAuth access token has been revoked."),
+    "revoked_403": _forbidden("OAuth token has been revoked. Please obtain a new token or log in again."),
+    "org_not_allowed": _forbidden("OAuth authentication is currently not allowed for this organization."),
+    "not_a_member": _forbidden("Account is no longer a member of the organization."),
+    "no_claude_code": _forbidden("Your account does not have access to Claude Code."),
     # 403, and yet the token is good
-    "model_not_allowed": Fail(
-        403, "permission_error", "Your organization does not have access to model: claude-opus-4-1"
-    ),
+    "model_not_allowed": _forbidden("Your organization does not have access to model: claude-opus-4-1"),
     "gateway_quota": Fail(403, "forbidden", "Quota exceeded for this gateway"),
     # the account, the request, the service
     "usage_limit": UsageLimit(),

@@ -41,20 +41,18 @@ from agent_runtime.model.tokens import Token, TokenKind
 from agent_runtime.standins.messages_api.body import EVENT_STREAM, JSON, Message, beginning, error_body, event, quarters
 from agent_runtime.standins.messages_api.conversation import MessagesRequest, conversation_of, model_of
 from agent_runtime.standins.messages_api.loopback import LoopbackServer, ServerEnds
-from agent_runtime.standins.messages_api.policy import MessagesApi, SeenRequest, TokenCounts
+from agent_runtime.standins.messages_api.policy import MessagesApi, SeenRequest
 from agent_runtime.standins.messages_api.script import (
     FAULTS,
     OAUTH_BETA,
     Cut,
     Fail,
     Hang,
-    Moment,
     Raw,
     Reply,
     StreamError,
     Text,
     Tool,
-    UsageLimit,
 )
 
 if TYPE_CHECKING:
@@ -64,24 +62,6 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from agent_runtime.standins.messages_api.body import Pieces
-
-__all__ = [
-    "FAULTS",
-    "Cut",
-    "Fail",
-    "Hang",
-    "MessagesApi",
-    "Moment",
-    "Raw",
-    "ScriptFile",
-    "SeenRequest",
-    "StreamError",
-    "Text",
-    "TokenCounts",
-    "Tool",
-    "UsageLimit",
-    "serve",
-]
 
 
 def serve(api: MessagesApi, port: int = 0) -> AbstractContextManager[str]:
