@@ -60,20 +60,7 @@ class SecretContent(msgspec.Struct, frozen=True):
     complete: bool = False
 
 
-class Unusable(msgspec.Struct, frozen=True):
-    """
-    Why there is no token.
-
-    Attributes:
-        reason: Goes after "the secret file"; free of the content and of :data:`agent_runtime.errors.RESERVED_WORDS`.
-        absent: The file is missing or empty, not wrong.
-    """
-
-    reason: str
-    absent: bool = False
-
-
-class Trouble(StrEnum):
+class SecretFault(StrEnum):
     """What is wrong with a secret file, as the label of a metric."""
 
     MISSING = "missing"
@@ -88,26 +75,21 @@ class Trouble(StrEnum):
     OTHER = "other"
 
 
-_TROUBLES = (
-    ("is missing", Trouble.MISSING),
-    ("is empty", Trouble.EMPTY),
-    ("cannot be read", Trouble.UNREADABLE),
-    ("is longer than", Trouble.TOO_LONG),
-    ("is a JSON object", Trouble.BAD_JSON),
-    ("begins like JSON", Trouble.BAD_JSON),
-    ("holds ", Trouble.WRONG_CONTENT),
-    ("is a directory", Trouble.NO_FILE),
-    ("is a FIFO", Trouble.NO_FILE),
-    ("is not a regular file", Trouble.NO_FILE),
-    ("has only just been written", Trouble.UNSETTLED),
-    ("was replaced outside", Trouble.DETACHED),
-)
+class Unusable(msgspec.Struct, frozen=True):
+    """
+    Why there is no token.
 
+    Attributes:
+        reason: Follows "the secret file"; free of the content and of :data:`agent_runtime.errors.RESERVED_WORDS`.
+    """
 
-def trouble_in(error: str) -> Trouble:
-    """Return the kind of a reason, with or without "the secret file" before it."""
-    reason = error.removeprefix("the secret file ")
-    return next((trouble for begins, trouble in _TROUBLES if reason.startswith(begins)), Trouble.OTHER)
+    reason: str
+    fault: SecretFault
+
+    @property
+    def sentence(self) -> str:
+        """The reason as a sentence, safe to show."""
+        return f"the secret file {self.reason}"
 
 
 _TOKENS = ("token", "accessToken", "access_token")
@@ -152,16 +134,16 @@ def parse(raw: bytes) -> SecretContent | Unusable:
         raw: The whole file, or at least its first ``LIMIT_BYTES + 1`` bytes.
     """
     if len(raw) > LIMIT_BYTES:
-        return Unusable("is longer than 64 KiB")
+        return Unusable("is longer than 64 KiB", SecretFault.TOO_LONG)
     text = text_of(raw)
     if not text:
-        return Unusable("is empty", absent=True)
+        return Unusable("is empty", SecretFault.EMPTY)
     if text.startswith("{") and not text.startswith("{{"):  # two braces begin a template
         return _parse_json(text)
     try:
         found = token_in(text)
     except NoToken as fault:
-        return Unusable(str(fault))
+        return Unusable(str(fault), SecretFault.WRONG_CONTENT)
     # A line of base64 with its newline may be the first of several.
     complete = raw.endswith(b"\n") and not found.was_base64
     return SecretContent(Token(found.value), warnings=found.warnings, complete=complete)
@@ -172,13 +154,13 @@ def _parse_json(text: str) -> SecretContent | Unusable:
         document = json.loads(text, parse_int=float, object_pairs_hook=_without_rivals)
         fields, written = _written_token(document)
     except NoToken as fault:
-        return Unusable(str(fault))
+        return Unusable(str(fault), SecretFault.BAD_JSON)
     except (ValueError, RecursionError):
-        return Unusable("begins like JSON but is not valid JSON")
+        return Unusable("begins like JSON but is not valid JSON", SecretFault.BAD_JSON)
     try:
         found = token_in(written)
     except NoToken as fault:
-        return Unusable(f"is a JSON object whose token {fault}")
+        return Unusable(f"is a JSON object whose token {fault}", SecretFault.BAD_JSON)
     warnings = list(found.warnings)
     expires_at = _optional(fields, _EXPIRIES, _seconds, warnings)
     subscription = _optional(fields, _SUBSCRIPTIONS, functools.partial(_subscription, secret=found.value), warnings)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import SecretUnreadable
-from agent_runtime.secret.content import SecretContent, Unusable
+from agent_runtime.secret.content import SecretContent, SecretFault, Unusable
 from agent_runtime.secret.generations import Generation, GenerationLedger
 from agent_runtime.secret.mount import SourceKind, source_of
 from agent_runtime.secret.reader import Reading, arrived_whole, read_secret
@@ -42,9 +42,10 @@ SETTLE_SECONDS = 0.1
 RECHECK_SECONDS = 0.005
 """How often a spawn that waits for a content to settle reads again."""
 
-UNSETTLED = "has only just been written"
+UNREAD = Unusable("has not been read yet", SecretFault.OTHER)
+UNSETTLED = Unusable("has only just been written", SecretFault.UNSETTLED)
+DETACHED = Unusable("was replaced outside, which cannot be seen from here: mount its directory", SecretFault.DETACHED)
 FILE_MOUNT = "is mounted as a single file, so that a rename outside is not seen: mount its directory"
-DETACHED = "was replaced outside, which cannot be seen from here: mount its directory"
 
 logger = logging.getLogger(__name__)
 
@@ -63,15 +64,20 @@ class SecretStatus(msgspec.Struct, frozen=True):
 
     Attributes:
         generation: The one in use; None unless *state* is ``ready``.
-        error: What is wrong with the file now, even while *generation* is still in use; safe to show.
+        unusable: What is wrong with the file now, even while *generation* is still in use.
         last_loaded_at: Epoch seconds at which the newest generation was read, also when it was withdrawn since.
     """
 
     state: SecretState
     generation: Generation | None = None
-    error: str | None = None
+    unusable: Unusable | None = None
     source: SourceKind = SourceKind.DIRECTORY
     last_loaded_at: float | None = None
+
+    @property
+    def error(self) -> str | None:
+        """What is wrong with the file now, as a sentence that is safe to show."""
+        return None if self.unusable is None else self.unusable.sentence
 
     def is_expired(self, now: float) -> bool:
         """Whether the generation in use says it ended before *now* (epoch seconds)."""
@@ -109,7 +115,7 @@ class SecretFile:
         self._on_change = on_change
         self._on_secret = on_secret
         self._lock = threading.RLock()
-        self._status = SecretStatus(SecretState.MISSING, error=_sentence("has not been read yet"))
+        self._status = SecretStatus(SecretState.MISSING, unusable=UNREAD)
         self._source = SourceKind.DIRECTORY
         self._place: tuple[object, ...] = ()
         self._reading: Reading | None = None
@@ -259,17 +265,19 @@ class SecretFile:
     def _go_without(self, found: SecretContent | Unusable, now: float, *, settled: bool) -> None:
         if self._without_token_since is None:
             self._without_token_since = now
-        reason = found.reason if isinstance(found, Unusable) else UNSETTLED
+        unusable = found if isinstance(found, Unusable) else UNSETTLED
         generation = self._status.generation
         if generation is not None and now - self._without_token_since < self._withdraw_after_seconds:
-            if settled and self._status.error != _sentence(reason):
-                logger.warning("%s %s, generation %s stays in use for now", self._path, reason, generation.number)
-                self._publish(SecretState.READY, generation, _sentence(reason))
+            if settled and self._status.unusable != unusable:
+                logger.warning(
+                    "%s %s, generation %s stays in use for now", self._path, unusable.reason, generation.number
+                )
+                self._publish(SecretState.READY, generation, unusable)
             return
         if generation is not None:
-            logger.warning("%s %s, generation %s is withdrawn", self._path, reason, generation.number)
-        absent = isinstance(found, Unusable) and found.absent
-        self._publish(SecretState.MISSING if absent else SecretState.INVALID, None, _sentence(reason))
+            logger.warning("%s %s, generation %s is withdrawn", self._path, unusable.reason, generation.number)
+        is_absent = unusable.fault in (SecretFault.MISSING, SecretFault.EMPTY)
+        self._publish(SecretState.MISSING if is_absent else SecretState.INVALID, None, unusable)
 
     def _update_source(self) -> None:
         """Update how the file is mounted; the mount table is read only where it may have changed."""
@@ -284,15 +292,15 @@ class SecretFile:
         if source is SourceKind.FILE_MOUNT:
             logger.warning("%s %s", self._path, FILE_MOUNT)
         elif source is SourceKind.DETACHED:
-            logger.warning("%s %s", self._path, DETACHED)
+            logger.warning("%s %s", self._path, DETACHED.reason)
         status = self._status
-        self._publish(status.state, status.generation, None if status.error == _sentence(DETACHED) else status.error)
+        self._publish(status.state, status.generation, None if status.unusable == DETACHED else status.unusable)
 
-    def _publish(self, state: SecretState, generation: Generation | None, error: str | None) -> None:
-        if error is None and self._source is SourceKind.DETACHED:
-            error = _sentence(DETACHED)
+    def _publish(self, state: SecretState, generation: Generation | None, unusable: Unusable | None) -> None:
+        if unusable is None and self._source is SourceKind.DETACHED:
+            unusable = DETACHED
         loaded_at = self._status.last_loaded_at if generation is None else generation.loaded_at
-        status = SecretStatus(state, generation, error, self._source, loaded_at)
+        status = SecretStatus(state, generation, unusable, self._source, loaded_at)
         if status == self._status:
             return
         self._status = status
@@ -302,10 +310,6 @@ class SecretFile:
             self._on_change(status)
         except Exception as problem:  # noqa: BLE001 somebody else's mistake must not end the watching
             logger.error("a listener failed: %s", type(problem).__name__)
-
-
-def _sentence(reason: str) -> str:
-    return f"the secret file {reason}"
 
 
 def _place_of(path: Path) -> tuple[object, ...]:

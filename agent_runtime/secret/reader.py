@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from agent_runtime.model.tokens import Token  # noqa: TC001 - msgspec reads the annotations
-from agent_runtime.secret.content import LIMIT_BYTES, SecretContent, Unusable, parse, secrets_in
+from agent_runtime.secret.content import LIMIT_BYTES, SecretContent, SecretFault, Unusable, parse, secrets_in
 
 SWAPPED_LINK = "..data"
 """
@@ -50,22 +50,22 @@ def read_secret(path: Path, known: Reading | None = None) -> Reading:
     try:
         fault = _fault_of_type(path.stat().st_mode)
         if fault is not None:
-            return Reading(Unusable(fault), (fault,))
+            return Reading(Unusable(fault, SecretFault.NO_FILE), (fault,))
         # O_NONBLOCK: the file may become a FIFO between the two calls, and opening one would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         try:
             info = os.fstat(descriptor)
             fault = _fault_of_type(info.st_mode)
             if fault is not None:
-                return Reading(Unusable(fault), (fault,))
+                return Reading(Unusable(fault, SecretFault.NO_FILE), (fault,))
             raw = _read_at_most(descriptor, LIMIT_BYTES + 1)
         finally:
             os.close(descriptor)
     except (FileNotFoundError, NotADirectoryError):
-        return Reading(Unusable("is missing", absent=True), ("missing",))
+        return Reading(Unusable("is missing", SecretFault.MISSING), ("missing",))
     except OSError as problem:
         reason = f"cannot be read: {os.strerror(problem.errno or 0)}"
-        return Reading(Unusable(reason), (reason,))
+        return Reading(Unusable(reason, SecretFault.UNREADABLE), (reason,))
     mark = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, hashlib.sha256(raw).digest())
     if known is not None and known.mark == mark:
         return known

@@ -131,7 +131,7 @@ def describe(path: Path) -> dict[str, str | float | None]:
         "expires_at": content.expires_at if content else None,
         "subscription": content.subscription if content else None,
         "source": source_of(path),
-        "error": f"the secret file {found.reason}" if isinstance(found, Unusable) else None,
+        "error": found.sentence if isinstance(found, Unusable) else None,
         **({"warning": "; ".join(content.warnings)} if content and content.warnings else {}),
     }
 

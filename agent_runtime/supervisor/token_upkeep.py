@@ -60,7 +60,8 @@ class TokenUpkeep:
     def secret_changed(self, status: SecretStatus) -> None:
         """Process a new status of the secret file."""
         generation = status.generation
-        self._gate.secret_changed(status)
+        if self._gate.secret_changed(status) and status.unusable is not None:
+            self._counts.count("secret_read_errors", status.unusable.fault)
         if generation is not None and generation.number > self._newest_number:
             self._newest_number = generation.number
             self._counts.loaded(generation)

@@ -17,7 +17,7 @@ import prometheus_client
 from agent_runtime.errors import AdmissionError, ErrorClass
 from agent_runtime.evidence.rules import RULES
 from agent_runtime.model.state import Outcome, StopReason
-from agent_runtime.secret.content import Trouble, trouble_in
+from agent_runtime.secret.content import SecretFault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -98,7 +98,7 @@ COUNTERS: dict[str, Counter] = {
     "token_billings": Counter("Times that the account of a token was found to be unable to pay."),
     "token_limits": Counter("Usage limits that the token has met."),
     "secret_read_errors": Counter(
-        "Times that the secret file was found to be unusable, by reason.", ("reason",), _each(Trouble)
+        "Times that the secret file was found to be unusable, by reason.", ("reason",), _each(SecretFault)
     ),
     "records_unwritten": Counter("Times that a record or an answer could not be written to disk."),
     "transcript_lines_unwritten": Counter("Lines of transcripts that could not be written to disk."),
@@ -185,8 +185,6 @@ class Counts:
         """Count an event by its type."""
         if event_type == "execution.finished":
             self.count("executions_finished", *(_label(data.get(name)) for name in ("outcome", "error_class")))
-        elif event_type == "token.invalid":
-            self.count("secret_read_errors", trouble_in(str(data.get("error") or "")))
         elif name := _BY_EVENT.get(event_type):
             self.count(name)
 

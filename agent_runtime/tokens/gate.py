@@ -185,14 +185,15 @@ class TokenGate:
             )
         self.changed.notify()
 
-    def secret_changed(self, status: SecretStatus) -> None:
-        """Process a new status of the secret file; publish an event for each change."""
+    def secret_changed(self, status: SecretStatus) -> bool:
+        """Process a new status of the secret file, with an event for each change; return whether its fault is new."""
         generation = status.generation
-        number = generation.number if generation else None
+        number, has_new_fault = generation.number if generation else None, False
         if (status.state, number, status.error) != self._last_published:
             was_number = self._last_published[1] if self._last_published else None
             self._last_published = (status.state, number, status.error)
             if status.state is not SecretState.READY or status.error:
+                has_new_fault = True
                 self._events.publish("token.invalid", state=str(status.state), error=status.error)
             if generation is not None and number != was_number:
                 log.info(
@@ -210,6 +211,7 @@ class TokenGate:
                 )
         self.warn_of_expiry()
         self.changed.notify()
+        return has_new_fault
 
     def warn_of_expiry(self) -> None:
         """Warn once per generation that it expires soon; called once a second."""

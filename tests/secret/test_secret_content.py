@@ -11,7 +11,7 @@ import pytest
 
 from agent_runtime.errors import RESERVED_WORDS
 from agent_runtime.model.tokens import TokenKind
-from agent_runtime.secret.content import LIMIT_BYTES, SecretContent, Unusable, parse
+from agent_runtime.secret.content import LIMIT_BYTES, SecretContent, SecretFault, Unusable, parse
 from tests.support.secret_mount import token
 
 OAUTH = token(1)
@@ -109,7 +109,7 @@ def test_the_subscription_is_kept() -> None:
 
 @pytest.mark.parametrize("raw", [b"", b"\n", b" \t\r\n ", b"\xef\xbb\xbf", b"\xef\xbb\xbf\r\n"])
 def test_a_file_without_a_word_counts_as_absent(raw: bytes) -> None:
-    assert refused(raw) == Unusable("is empty", absent=True)
+    assert refused(raw) == Unusable("is empty", SecretFault.EMPTY)
 
 
 BAD = {
@@ -153,7 +153,7 @@ BAD = {
 @pytest.mark.parametrize("raw", BAD.values(), ids=BAD.keys())
 def test_a_bad_content_is_refused_with_a_reason_that_repeats_nothing_of_it(raw: bytes) -> None:
     found = refused(raw)
-    assert not found.absent
+    assert found.fault is not SecretFault.EMPTY
     assert "sk-ant" not in found.reason
     assert "1234567" not in found.reason
     assert not any(word in found.reason.lower() for word in RESERVED_WORDS)
@@ -316,7 +316,7 @@ def test_k5_what_is_no_token_is_refused_with_what_it_is(raw: str, says: str) -> 
 
     assert found.reason.startswith("holds ")
     assert says in found.reason
-    assert not found.absent
+    assert found.fault is SecretFault.WRONG_CONTENT
     assert raw not in found.reason
     assert "sk-ant" not in found.reason
     assert not any(word in found.reason.lower() for word in RESERVED_WORDS)

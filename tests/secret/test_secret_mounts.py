@@ -25,7 +25,7 @@ import pytest
 
 from agent_runtime.errors import NotWritable
 from agent_runtime.model.tokens import Token
-from agent_runtime.secret.content import Unusable
+from agent_runtime.secret.content import SecretFault, Unusable
 from agent_runtime.secret.mount import SourceKind, mount_of, source_of
 from agent_runtime.secret.reader import Reading, read_secret
 from tests.support.secret_mount import SecretMount, token
@@ -307,7 +307,7 @@ def test_another_users_file_is_a_reason_and_no_crash(tmp_path: Path, mount: Secr
     thread = threading.Thread(target=look_as_nobody)
     thread.start()
     thread.join()
-    assert found[0].found == Unusable("cannot be read: Permission denied")
+    assert found[0].found == Unusable("cannot be read: Permission denied", SecretFault.UNREADABLE)
 
 
 def test_put_overwrites_a_single_file_mount_in_place_and_says_so(

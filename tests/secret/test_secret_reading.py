@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_runtime.secret.content import Unusable
+from agent_runtime.secret.content import SecretFault, Unusable
 from agent_runtime.secret.reader import arrived_whole, read_secret
 from tests.support.secret_mount import KubernetesVolume, SecretMount, token
 
@@ -38,7 +38,7 @@ def test_a_fifo_is_not_even_opened(mount: SecretMount) -> None:
     try:
         deadline = time.monotonic() + 0.1
         while time.monotonic() < deadline:
-            assert read_secret(mount.path).found == Unusable("is a FIFO")
+            assert read_secret(mount.path).found == Unusable("is a FIFO", SecretFault.NO_FILE)
         assert not opened.is_set()
     finally:
         reader = os.open(mount.path, os.O_RDONLY | os.O_NONBLOCK)
@@ -48,7 +48,7 @@ def test_a_fifo_is_not_even_opened(mount: SecretMount) -> None:
 
 def test_a_file_where_a_directory_should_be_means_missing(mount: SecretMount) -> None:
     mount.path.touch()
-    assert read_secret(mount.path / "token").found == Unusable("is missing", absent=True)
+    assert read_secret(mount.path / "token").found == Unusable("is missing", SecretFault.MISSING)
 
 
 def test_the_mark_tells_every_write_and_nothing_else(mount: SecretMount) -> None:

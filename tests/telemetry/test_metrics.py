@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent_runtime.model.state import TokenState
 from agent_runtime.model.tokens import Token
 from agent_runtime.secret import content as secret_content
-from agent_runtime.secret.content import Trouble, Unusable, trouble_in
+from agent_runtime.secret.content import SecretFault, Unusable
 from agent_runtime.secret.file import DETACHED, UNSETTLED
 from agent_runtime.secret.generations import Generation
 from agent_runtime.secret.reader import read_secret
@@ -265,13 +265,10 @@ def test_every_reason_against_a_secret_file_has_a_kind(tmp_path: Path) -> None:
     )
     found = [secret_content.parse(content) for content in contents]
     found += [read_secret(tmp_path / name).found for name in ("none", "directory")]
-    reasons = [one.reason for one in found if isinstance(one, Unusable)]
+    faults = [one.fault for one in found if isinstance(one, Unusable)]
 
-    assert len(reasons) == len(found)
-    kinds = {trouble_in(f"the secret file {reason}") for reason in [*reasons, UNSETTLED, DETACHED]}
-    assert kinds == set(Trouble) - {Trouble.OTHER, Trouble.UNREADABLE}
-    assert trouble_in("the secret file cannot be read: Permission denied") is Trouble.UNREADABLE
-    assert trouble_in("of another kind") is Trouble.OTHER
+    assert len(faults) == len(found)
+    assert {*faults, UNSETTLED.fault, DETACHED.fault} == set(SecretFault) - {SecretFault.OTHER, SecretFault.UNREADABLE}
 
 
 # -- alerts and dashboard
