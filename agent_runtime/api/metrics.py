@@ -64,11 +64,13 @@ class Metrics:
         yield family
         yield _single("slots", "How many executions may run at once.", slots.total)
         yield _single("slots_taken", "Slots that are held.", slots.busy)
-        yield _single("slots_unkillable", "Slots that are held by what cannot be ended.", supervisor.unkillable.slots)
+        yield _single(
+            "slots_unkillable", "Slots that are held by processes that cannot be ended.", supervisor.unkillable.slots
+        )
         yield from self._usage()
         yield _single("queue_length", "New executions that wait for a slot.", slots.queue_length)
         yield _single("queue_limit", "How many new executions may wait.", slots.queue_limit)
-        yield _single("draining", "1 while nobody is let in any more.", supervisor.draining)
+        yield _single("draining", "1 while admission is stopped by a drain.", supervisor.draining)
         yield _single("ready", "1 while a task sent now would be let in, as /readyz says.", supervisor.unready is None)
         yield _single(
             "consecutive_failures",
@@ -78,14 +80,14 @@ class Metrics:
 
     def _usage(self) -> Iterator[Metric]:
         for name, text in (
-            ("memory_bytes", "Resident memory of what runs, looked at once a second."),
+            ("memory_bytes", "Resident memory of running executions, sampled once a second."),
             ("pss_bytes", "The same with shared pages divided, where that can be read."),
-            ("processes", "Processes of what runs."),
-            ("open_files", "Open descriptors of what runs."),
+            ("processes", "Processes of running executions."),
+            ("open_files", "Open descriptors of running executions."),
         ):
             yield _single(f"executions_{name}", text, getattr(self._supervisor.usage, name))
-        memory = _gauge("slot_memory_bytes", "Resident memory of what runs in a slot; 0: nothing does.", ("slot",))
-        processes = _gauge("slot_processes", "Processes of what runs in a slot; 0: nothing does.", ("slot",))
+        memory = _gauge("slot_memory_bytes", "Resident memory of the execution in a slot; 0: none runs.", ("slot",))
+        processes = _gauge("slot_processes", "Processes of the execution in a slot; 0: none runs.", ("slot",))
         by_slot = {execution.slot: execution.usage for execution in self._supervisor.running}
         for slot in range(1, self._supervisor.slots.total + 1):
             taken = by_slot.get(slot, Usage())
@@ -122,7 +124,7 @@ class Metrics:
             ),
             (
                 "token_last_success_timestamp_seconds",
-                "When the API last answered a child that was given a token, told once for each.",
+                "When the API last answered the first request of a child with a token.",
                 supervisor.counts.last_answered_at,
             ),
             (
@@ -136,13 +138,17 @@ class Metrics:
     def _process(self) -> Iterator[Metric]:
         supervisor = self._supervisor
         yield InfoMetricFamily(PREFIX + "build", "What runs.", value={"version": __version__})
-        lost = CounterMetricFamily(PREFIX + "log_lines_lost", "Lines of the log that nobody read in time.")
+        lost = CounterMetricFamily(
+            PREFIX + "log_lines_lost", "Lines of the log that were dropped because its reader was too slow."
+        )
         lost.add_metric((), self._lost_lines())
         yield lost
         records = supervisor.archive.records
         yield _single("store_available", "1 while records can be written to disk.", records.trouble is None)
         disk = supervisor.archive.transcripts.free_bytes()
-        yield _single("disk_free_bytes", "What is free where records are kept.", None if disk is None else disk[0])
+        yield _single(
+            "disk_free_bytes", "Free bytes on the disk that holds the records.", None if disk is None else disk[0]
+        )
 
 
 def _gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> GaugeMetricFamily:

@@ -44,7 +44,7 @@ class Batches:
     Keep the events written last, so that many readers of one execution cost one reading of its transcript.
 
     A transcript only grows: readers at the same position get the same bytes, and the lines that were added
-    since at the next turn. Batches end at the same lines for all, so that readers who were at different positions come
+    since at the next turn. Batches end at the same lines for all, so that readers at different positions come
     to the same.
     """
 
@@ -71,7 +71,7 @@ class Batches:
         return batch
 
     def clear(self) -> None:
-        """Keep none any more."""
+        """Drop all batches."""
         self._batches.clear()
         self._size = 0
 

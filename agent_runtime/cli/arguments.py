@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EXECUTION_ID_FLAG = "--execution-id"
 
 Subparsers = Any
-"""What ``add_subparsers`` returns; argparse does not name its type."""
+"""The type of ``add_subparsers()``, which argparse does not name."""
 
 
 def default_url() -> str:
@@ -85,7 +85,7 @@ def add_drain(commands: Subparsers) -> None:
     """Add ``drain``."""
     parser = commands.add_parser(
         "drain",
-        help="let nobody in any more; for preStop hooks",
+        help="stop admission; for preStop hooks",
     )
     _add_connection(parser)
     parser.add_argument("--wait", action="store_true", help="until all executions have ended")

@@ -204,7 +204,7 @@ class AgentClient:
         return await self._call("GET", "/api/token")
 
     async def reload_token(self, token: str | None = None) -> dict[str, Any]:
-        """Have the secret file read now, and a refused token tried again; with *token*, have it written first."""
+        """Make the supervisor read the secret file now, and try a refused token again; with *token*, write it first."""
         body = None if token is None else {"token": token}
         return await self._call("POST", "/api/credentials/reload-token", json=body)
 

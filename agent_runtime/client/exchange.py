@@ -43,7 +43,7 @@ LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 """No limit of our own: every running task may hold a connection."""
 
 REASONS: dict[type[httpx.RequestError], str] = {
-    httpx.ConnectError: "nobody listens there",
+    httpx.ConnectError: "nothing listens there",
     httpx.ConnectTimeout: "it does not accept connections",
     httpx.ReadTimeout: "it does not answer in time",
 }

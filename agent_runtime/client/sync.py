@@ -36,7 +36,7 @@ def _blocking(
 def _with_arguments_of(
     make: Callable[P, AgentClient],
 ) -> Callable[[Callable[[SyncAgentClient, AgentClient], None]], Callable[Concatenate[SyncAgentClient, P], None]]:
-    """Give a constructor the arguments of the client for asyncio; it gets that client."""
+    """Make a constructor with the arguments of the client for asyncio, which receives that client."""
 
     def decorated(
         init: Callable[[SyncAgentClient, AgentClient], None],
@@ -104,7 +104,7 @@ class SyncAgentClient:
             yield event
 
     def _wait(self, call: Callable[P, Coroutine[Any, Any, T]], *given: P.args, **named: P.kwargs) -> T:
-        """Have the thread make a call, and wait for what comes of it."""
+        """Run a call in the thread, and wait for its result."""
         with self._lock:
             if not (self._stop.alive and self._thread.is_alive()):
                 raise _closed()

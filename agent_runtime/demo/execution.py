@@ -54,7 +54,7 @@ class Execution:
         return msgspec.json.encode(self.answer.problem if isinstance(self.answer, ClientError) else self.answer)
 
     def record(self) -> dict[str, Any]:
-        """Look the record up; empty if there is none."""
+        """Return the record; empty if there is none."""
         try:
             return self._client.execution(self.execution_id)
         except RequestRefused:

@@ -72,7 +72,7 @@ def access(settings: Settings) -> Finding:
     if settings.is_loopback:
         text = f"{settings.host}: what runs in this container may call without a key, the agent's tools too"
         return warning("access", text, f"set {PREFIX}ACCESS_KEY_FILE to a file that the agent cannot read")
-    text = f"whoever reaches {settings.host} may run what they like: there is no access key"
+    text = f"every caller that reaches {settings.host} may run anything: there is no access key"
     return warning("access", text, f"set {PREFIX}ACCESS_KEY_FILE")
 
 
@@ -83,7 +83,7 @@ def _key_file(settings: Settings) -> Finding:
         read_key(path)
     except BadKey as bad:
         advice = "mount a file that the user this runs as may read, with one line: openssl rand -hex 32"
-        return problem("access", f"{path} {bad}, so nobody may call", advice)
+        return problem("access", f"{path} {bad}, so no caller is admitted", advice)
     mode = path.stat().st_mode
     if mode & stat.S_IROTH:
         advice = "give it mode 0440 (in Kubernetes defaultMode: 0440 with fsGroup)"
@@ -95,7 +95,7 @@ def _key_file(settings: Settings) -> Finding:
 
 
 def stopping(settings: Settings) -> Finding:
-    """Look whether a container is likely to get the time that a drain may take."""
+    """Check whether a container is likely to get the time that a drain may take."""
     seconds = settings.drain_timeout + AFTER_THE_DRAIN_SECONDS
     text = f"a stop may take {seconds:g} s"
     if seconds > KUBERNETES_GRACE_SECONDS:

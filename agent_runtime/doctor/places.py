@@ -72,7 +72,7 @@ def _child_user(settings: Settings) -> Finding:
         if is_dir(path) and (hindrance := _hindrance(path, uid, groups)):
             advice = f"chown {uid} {path}, and let that user pass through the directories above it"
             return problem("child user", f"{user} cannot write the {need} {path}: {hindrance}", advice)
-    return ok("child user", f"{user}, who can write workspace and config directory")
+    return ok("child user", f"{user} can write workspace and config directory")
 
 
 def _hindrance(path: Path, uid: int, groups: set[int]) -> str | None:

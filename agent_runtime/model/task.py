@@ -103,7 +103,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def digest(self) -> str:
         """
-        Equal for tasks that ask for the same work; who asks, how long they wait and in which form does not count.
+        Equal for tasks that ask for the same work; caller, waiting time and form of the answer do not count.
 
         A field that is added to this class enters it only where it is not at its default: a record of an earlier
         version matches the same body.
@@ -160,7 +160,7 @@ _NO_WORK = {
     *("execution_id", "async_result", "timeout_seconds", "park_seconds", "persist_session"),
     *("traceparent", "tracestate", "fresh_session"),
 }
-"""Who asks, how long they wait, in which form, and in which session the work begins."""
+"""Fields that do not change the work: caller, waiting time, form of the answer, and session to begin in."""
 
 _DIGEST_OF_0_1_0 = (
     *("message", "model", "system_prompt", "allowed_tools", "disallowed_tools", "max_turns", "resume_session_id"),

@@ -248,7 +248,7 @@ async def _serve(
     sys.setswitchinterval(SWITCH_SECONDS)
     access = AccessKey(settings.access_key_file, settings.access_header, bootstrap.redactor)
     if access.required and access.read() is None:
-        log.warning("no usable access key in %s: nobody may call until there is one", settings.access_key_file)
+        log.warning("no usable access key in %s: no caller is admitted until there is one", settings.access_key_file)
     connections = OpenConnections(
         _places(settings),
         request_seconds=settings.request_timeout,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PREFIX = "agent_runtime_"
 
 NONE = "none"
-"""The label of what has none."""
+"""Label value where there is none."""
 
 
 class Counter(msgspec.Struct, frozen=True):
@@ -64,7 +64,7 @@ def _label(value: object) -> str | None:
 
 
 COUNTERS: dict[str, Counter] = {
-    "executions_admitted": Counter("Executions that were let in."),
+    "executions_admitted": Counter("Executions that were admitted."),
     "executions_finished": Counter(
         "Executions that ended, by outcome and error class.",
         ("outcome", "error_class"),
@@ -82,7 +82,7 @@ COUNTERS: dict[str, Counter] = {
         _each(sorted(kind.error_class for kind in AdmissionError.__subclasses__())),
     ),
     "attempts": Counter("CLI processes that were started."),
-    "executions_cpu_seconds": Counter("Processor time that ended CLI processes and what they started have taken."),
+    "executions_cpu_seconds": Counter("Processor time of ended CLI processes and their descendants."),
     "attempt_stops": Counter(
         "CLI processes that the supervisor ended, by the first reason.", ("reason",), _each(StopReason)
     ),
@@ -91,7 +91,7 @@ COUNTERS: dict[str, Counter] = {
         ("rule",),
         _each(rule.id for rule in RULES if rule.is_evidence),
     ),
-    "survivors": Counter("Processes that outlived the end of what started them."),
+    "survivors": Counter("Processes that outlived the end of their attempt."),
     "token_loads": Counter("Generations of the token that were loaded."),
     "token_refusals": Counter("Generations of the token that were found to be refused by the API."),
     "token_blocks": Counter("Times that the account of a token was found to be blocked."),
@@ -123,7 +123,7 @@ HISTOGRAMS: dict[str, Histogram] = {
         (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0),
     ),
     "signal_to_gone_seconds": Histogram(
-        "From the first signal to a CLI process until it and all it started are gone.",
+        "From the first signal to a CLI process until it and its descendants are gone.",
         (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
     ),
     "token_write_to_known_seconds": Histogram("From the writing of the secret file until its token is known.", _SWITCH),
@@ -135,7 +135,7 @@ HISTOGRAMS: dict[str, Histogram] = {
         (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 1800.0, 3600.0, 7200.0),
     ),
     "event_loop_lag_seconds": Histogram(
-        "How much later than asked the event loop came back, looked at once a second.",
+        "Lag of the event loop: how much later than asked it woke, measured once a second.",
         (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
     ),
 }

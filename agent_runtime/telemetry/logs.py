@@ -132,7 +132,7 @@ class LogQueue(QueueHandler):
         try:
             if self._unsaid:
                 fields = {"levelno": logging.WARNING, "levelname": "WARNING", "name": __name__, "args": (self._unsaid,)}
-                loss = logging.makeLogRecord({**fields, "msg": "%d lines lost: nobody read the log"})
+                loss = logging.makeLogRecord({**fields, "msg": "%d lines lost: the reader of the log was too slow"})
                 self._lines.put_nowait(self.prepare(loss))
                 self._unsaid = 0
             self._lines.put_nowait(record)

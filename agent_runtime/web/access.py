@@ -96,7 +96,7 @@ class AccessKey:
             key = read_key(self._path)
         except BadKey as bad:
             if self.error != str(bad):
-                log.error("the access key file %s %s, so nobody may call", self._path, bad)
+                log.error("the access key file %s %s, so no caller is admitted", self._path, bad)
             self.error = str(bad)
             return None
         self.error = None

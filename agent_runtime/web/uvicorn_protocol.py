@@ -96,7 +96,7 @@ class OpenConnections:
         return has_place
 
     def closed(self, connection: Connection) -> None:
-        """Give back what it held."""
+        """Release its place."""
         self._open.discard(connection)
         for places in (self._idle, self._unheard, self._beyond):
             places.pop(connection, None)
@@ -156,7 +156,7 @@ class Connection(H11Protocol):
         self._update()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give the place back."""
+        """Release the place."""
         self._places.closed(self)
         self._wait_for(None)
         super().connection_lost(exc)

@@ -208,7 +208,7 @@ def test_where_nobody_is_the_call_gives_up_when_patience_is_over() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    with fails("unreachable", match="nobody listens"):
+    with fails("unreachable", match="nothing listens"):
         blocking(url, "run", "Do it.", options={"patience_seconds": 0.1})
     with fails("unreachable"):
         blocking(url, "health")

@@ -216,7 +216,7 @@ MISTAKES: list[tuple[str, str, str, str, Callable[[Patient], None]]] = [
     ("a typo", "settings", "warning", "mean AGENT_RUNTIME_TOKEN_FILE?", variable("AGENT_RUNTIME_TOKENFILE", "/x")),
     ("a stranger", "settings", "warning", "lists all settings", variable("AGENT_RUNTIME_GREMLINS", "7")),
     ("no key", "access", "problem", "refuses to start", variable("AGENT_RUNTIME_HOST", "0.0.0.0")),
-    ("missing key", "access", "problem", "nobody may call", variable("AGENT_RUNTIME_ACCESS_KEY_FILE", "/no/key")),
+    ("missing key", "access", "problem", "no caller is admitted", variable("AGENT_RUNTIME_ACCESS_KEY_FILE", "/no/key")),
     ("empty key", "access", "problem", "holds no key", key_file("\n")),
     ("long key", "access", "problem", "several lines", key_file("one\ntwo\n")),
     ("a key in UTF-8", "access", "problem", "no header can carry", key_file("schl\u00fcssel\n")),

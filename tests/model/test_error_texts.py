@@ -158,7 +158,7 @@ def test_the_sentence_of_a_failed_execution_says_what_to_do(error_class: ErrorCl
 
 def test_a_key_file_without_a_key_is_told_at_start_and_to_callers(shared: WithKey) -> None:
     assert (shared.refused.status_code, "bearer token" in shared.refused.json()["detail"]) == (401, True)
-    assert "nobody may call until there is one" in shared.running.log.read_text()
+    assert "no caller is admitted until there is one" in shared.running.log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -273,7 +273,9 @@ def test_what_nobody_reads_is_lost_and_counted_and_told_when_somebody_reads_agai
             lines_out.handle(a_record("%s", "y" * 1000))
         lost = lines_out.lost
         assert lost >= 198
-        reading = threading.Thread(target=read_until, args=(reader, b"lines lost: nobody read the log\n"))
+        reading = threading.Thread(
+            target=read_until, args=(reader, b"lines lost: the reader of the log was too slow\n")
+        )
         reading.start()
         lines_out.flush()
         lines_out.handle(a_record("after that"))

@@ -159,7 +159,7 @@ def test_a_key_file_that_cannot_be_read_lets_nobody_in(tmp_path: Path) -> None:
         denied = running.client.get("/api/token", headers={"X-Agent-Token": ""})
 
         assert (denied.status_code, denied.headers["www-authenticate"]) == (401, "Bearer")
-        assert "holds no key, so nobody may call" in (tmp_path / "supervisor.log").read_text()
+        assert "holds no key, so no caller is admitted" in (tmp_path / "supervisor.log").read_text()
         assert running.client.get("/livez").status_code == 200
 
 

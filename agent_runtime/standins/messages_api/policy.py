@@ -263,7 +263,7 @@ class MessagesApi:
             return self._next(script, fingerprint, 0)
 
     def _fault_of(self, fingerprint: str, model: str | None) -> Reply | None:
-        """Look up the fault that also requests outside of conversations meet."""
+        """Return the fault that also requests outside of conversations meet."""
         name = self._rule_for(model)
         scripts = [self._models[name]] if name is not None else []
         scripts += filter(None, [self._tokens.get(fingerprint, self._other_tokens)])

@@ -3,7 +3,7 @@ The frames and lines the scripted CLI prints, in the shape of the version it pla
 
 Pure: no I/O but the clock.
 
-Source: Claude Code 2.1.30, 2.1.114 and 2.1.330 run against a stand-in of the Messages API; fields that nobody reads
+Source: Claude Code 2.1.30, 2.1.114 and 2.1.330 run against a stand-in of the Messages API; fields without a reader here
 (slash commands, skills, sub-agent statistics) are left out.
 """
 
@@ -122,7 +122,7 @@ def tool_result_block(tool_use_id: str, content: str, *, is_error: bool) -> Fram
 
 
 def api_retry(attempt: int, *, delay_seconds: float, status: int | None, error: str) -> Frame:
-    """What versions since :data:`SINCE_API_RETRY` print before they ask the API again."""
+    """The frame that versions since :data:`SINCE_API_RETRY` print before they ask the API again."""
     return {
         "type": "system",
         "subtype": "api_retry",
