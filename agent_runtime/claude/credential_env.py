@@ -1,5 +1,5 @@
 """
-Which names decide what credential the CLI uses and which server it goes to, and how none but the delivered one does.
+The names that decide the CLI's credential and server, and how only the delivered ones take effect.
 
 A name reaches the CLI in two ways: by the child's environment, where :func:`cleaned` removes it, and by the ``env`` of
 a settings file (the workspace's, a cloned repository may carry one, or the config directory's), where the settings that
@@ -186,7 +186,7 @@ _BLANKED = (
 
 
 def is_rival(name: str) -> bool:
-    """Tell whether a variable could give the CLI another credential, provider or server than the one delivered."""
+    """Whether a variable could give the CLI a credential, provider or server other than the delivered one."""
     upper = name.upper()
     skips_auth = upper.startswith("CLAUDE_CODE_SKIP_") and upper.endswith("_AUTH")
     return skips_auth or upper in _RIVALS or upper.startswith(_RIVAL_PREFIXES)
@@ -205,7 +205,7 @@ def without_credentials(headers: str) -> str:
 
 
 def cleaned(inherited: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without everything that could beat the delivered credential."""
+    """Return an environment without variables that could override the delivered credential."""
     kept = {name: value for name, value in inherited.items() if not is_rival(name)}
     if HEADERS_VARIABLE in kept:
         kept[HEADERS_VARIABLE] = without_credentials(kept[HEADERS_VARIABLE])

@@ -1,4 +1,4 @@
-"""Which executable a command runs, told by its content: what was found out about one is never said of another."""
+"""Identify the executable of a command by its content, so that results about one are not used for another."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WRAPPER_LIMIT_BYTES = 64 * 1024
-"""What is longer is the program itself, not a script that starts another."""
+"""A longer file is the program itself, not a script that starts another."""
 
 WRAPPERS_DEEP = 3
 PLACEHOLDER = b"claude native binary not installed"
-"""What npm's package of the CLI has in place of it until its install.cjs has run (2.1.332)."""
+"""The content of the CLI's file in npm's package until install.cjs has run (2.1.332)."""
 
 HEAD_BYTES = 4096
 ELF = b"\x7fELF"
 PT_INTERP = 3
 MACHINES_TOGETHER = ({b"\x3e\0", b"\x03\0"}, {b"\xb7\0", b"\x28\0"})
-"""What one kernel runs both of: x86-64 and i386, AArch64 and ARM."""
+"""Pairs that one kernel runs: x86-64 and i386, AArch64 and ARM."""
 
 SEGMENTS = 64
 
 HERE = "$basedir"
-"""How the scripts that package managers put into ``bin`` name their own directory."""
+"""The name of their own directory in scripts that package managers write into ``bin``."""
 
 
 class Binary(msgspec.Struct, frozen=True):
     """
-    The files a command consists of, as they are now.
+    The files of a command, in their present state.
 
     Attributes:
-        files: The executable, links followed, and what it or a further word of the command names.
-        key: Changes whenever one of the files is replaced or written; made without reading them.
+        files: The executable, links followed, and the files that it or a further word of the command names.
+        key: Changes when one of the files is replaced or written; computed without reading them.
     """
 
     command: tuple[str, ...]
@@ -52,7 +52,7 @@ class Binary(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, command: tuple[str, ...], search_path: str | None) -> Binary:
         """
-        Find the files of *command*; small scripts are looked through for the program that they start.
+        Find the files of *command*, including programs that small scripts start.
 
         Raises:
             SpawnFailed: There is no such executable.
@@ -70,9 +70,9 @@ class Binary(msgspec.Struct, frozen=True):
 
     def content_hash(self) -> str:
         """
-        Return the SHA-256 of the executable; where there are more files or words, of all of them together.
+        Return the SHA-256 of the executable, or of all files and words together if there are more.
 
-        Takes about a second for the 380 MB of a current CLI; other threads go on meanwhile.
+        It takes about a second for the 380 MB of a current CLI; other threads run meanwhile.
 
         Raises:
             SpawnFailed: It cannot be read.
@@ -88,7 +88,7 @@ class Binary(msgspec.Struct, frozen=True):
 
 def unfit(command: tuple[str, ...], search_path: str | None) -> str | None:
     """
-    Tell why the kernel will not start *command*, as far as the first bytes of its files say; None: nothing against it.
+    Return why the kernel will not start *command*, judged by the first bytes of its files; None: no reason found.
 
     Raises:
         SpawnFailed: There is no such executable.
@@ -97,7 +97,7 @@ def unfit(command: tuple[str, ...], search_path: str | None) -> str | None:
     try:
         heads = [_head(path) for path in binary.files]
     except OSError:
-        return None  # what cannot be read may be executed all the same
+        return None  # an unreadable file may be executable all the same
     if any(PLACEHOLDER in head for head in heads):
         return (
             f'npm\'s placeholder stands in its place ("{PLACEHOLDER.decode()}"): run install.cjs of its package, or '
@@ -131,7 +131,7 @@ def _lacks_interpreter(head: bytes, search_path: str | None) -> str | None:
 
 
 def _is_for_another_machine(head: bytes) -> str | None:
-    """Compare with our own program: so that where all is emulated, what is emulated fits."""
+    """Compare with our own program, which is correct even under emulation."""
     try:
         machines = {head[18:20], _head(Path("/proc/self/exe"))[18:20]}
     except OSError:
@@ -141,7 +141,7 @@ def _is_for_another_machine(head: bytes) -> str | None:
 
 
 def _lacks_loader(path: Path, head: bytes) -> str | None:
-    """Look whether what an ELF file is loaded by is there: a C library's own, so it tells musl from glibc."""
+    """Check that the loader of an ELF file exists; each C library has its own (musl, glibc)."""
     order = "<" if head[5] == 1 else ">"
     is_64 = head[4] == 2
     try:
@@ -184,11 +184,11 @@ def _add(path: Path, files: dict[Path, str], deep: int) -> None:
 
 
 def _named_in(script: str) -> Iterator[Path]:
-    """Yield the files that a script names by their whole path, in its lines below the first."""
+    """Yield the files that a script names by absolute path, below its first line."""
     for line in script.splitlines()[1:]:
         for word in line.replace('"', " ").replace("'", " ").split():
             try:
                 if word.startswith("/") and Path(word).is_file():
                     yield Path(word)
             except OSError:
-                continue  # longer than a name can be: no path
+                continue  # too long for a path

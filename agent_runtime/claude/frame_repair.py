@@ -1,9 +1,9 @@
 """
-Lines of stdout that are no clean frame: read as far as they can be, and written anew as JSON that every parser takes.
+Read lines of stdout that are no clean frame as far as possible, and rewrite them as JSON for every parser.
 
-No version of the CLI, old or new, may become unreadable by a detail, and a tool can write anything between the CLI's
-own frames (``/proc/PID/fd/1``): control sequences, half a line, another object. What is kept of it leaves in answers
-and streams, which must always be valid JSON.
+A detail must not make a version of the CLI unreadable. A tool can also write anything between the CLI's own frames
+(``/proc/PID/fd/1``): control sequences, half a line, another object. Answers and streams pass these lines on, and must
+always be valid JSON.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from agent_runtime.claude.frames import MOST_LEVELS, ContentBlock, Frame, Messag
 
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
-TOO_DEEP = "(nested too deep to be kept)"
+TOO_DEEP = "(nested too deep)"
 
 _MOST_TRIES = 32
 _MOST_READ = 20 << 20
-"""How many opening braces of one line may turn out to begin no object, and how much is read to find that out."""
+"""The most opening braces of one line that begin no object, and the most characters read to find that out."""
 
 _CLEANED_BYTES = 1 << 20
-"""Up to this length a line that cannot be read is read once more without its control sequences."""
+"""Up to this length an unreadable line is read once more without its control sequences."""
 
 _LONGEST_INTEGER = 300
-"""How many digits: longer ones are beyond a double's range, and some parsers refuse them."""
+"""The most digits: longer integers are beyond a double's range, and some parsers refuse them."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _UNREADABLE = "\ufffd"
@@ -42,7 +42,7 @@ class Piece(msgspec.Struct, frozen=True):
     Attributes:
         frame: None: the part is text.
         data: The frame as JSON, or the text, without a newline.
-        follows_text: Something else stands before the frame: it may be quoted there.
+        follows_text: There is text before the frame, which may quote it.
     """
 
     frame: Frame | None
@@ -51,7 +51,7 @@ class Piece(msgspec.Struct, frozen=True):
 
 
 def pieces(line: bytes) -> list[Piece]:
-    """Take a line apart into frames and what stands around them. Never raises, whatever the bytes."""
+    """Split a line into frames and the text around them. Never raises, whatever the bytes."""
     line = line.removesuffix(b"\n")
     text = line.decode("utf-8", "replace")
     found = _pieces(text)
@@ -61,7 +61,7 @@ def pieces(line: bytes) -> list[Piece]:
 
 
 def read(line: bytes) -> Frame | None:
-    """Return the frame that a line is, or begins with; None where it is none."""
+    """Return the frame at the beginning of a line; None: there is none."""
     if is_utf8(line) and (frame := decode(line)) is not None:
         return frame
     first = next((piece for piece in pieces(line) if piece.frame is not None), None)
@@ -99,7 +99,7 @@ def _pieces(text: str) -> list[Piece]:
 
 
 def _is_noise(text: str) -> bool:
-    """Whether nothing but blanks, control sequences and bytes that are no text stands here."""
+    """Whether the text is only blanks, control sequences and invalid bytes."""
     return not text or (len(text) <= _CLEANED_BYTES and not plain(text.encode()).replace(_UNREADABLE, "").strip())
 
 
@@ -108,7 +108,7 @@ def _text_piece(text: str) -> Piece:
 
 
 def _frame_piece(value: dict[str, Any], *, follows_text: bool) -> Piece | None:
-    """Write an object anew; None where even that is nested too deep."""
+    """Rewrite an object as a frame; None if that is nested too deep."""
     try:
         data = _strict(value)
         frame = decode(data)
@@ -127,7 +127,7 @@ def _strict(value: object) -> bytes:
 
 
 def _bounded(value: Any, levels: int) -> Any:
-    """Copy without what is nested deeper than *levels*."""
+    """Return a copy without values nested deeper than *levels*."""
     if not isinstance(value, dict | list):
         return value
     if levels == 0:
@@ -147,11 +147,11 @@ def _number(digits: str) -> float | None:
 
 
 _DECODER = json.JSONDecoder(strict=False, parse_int=_integer, parse_float=_number, parse_constant=lambda _name: None)
-"""Takes control characters in strings; numbers that JSON does not have, or most parsers not, become null."""
+"""Accepts control characters in strings; numbers that JSON or most parsers do not have become null."""
 
 
 def _fitting_frame(found: dict[str, Any]) -> Frame:
-    """Read an object whose fields have unexpected types: what fits is kept, the rest is left out."""
+    """Build a frame from the fields of an object that have the expected types."""
     fields = dict(found)
     message = _fitting_message(fields.pop("message", None))
     return msgspec.structs.replace(_fitting(fields, Frame), message=message)
@@ -168,7 +168,7 @@ def _fitting_message(found: Any) -> Message | None:
 
 
 def _fitting(found: dict[str, Any], kind: type[Kind]) -> Kind:
-    """Build a struct from the fields that have a type it takes; numbers and booleans are taken from strings, too."""
+    """Build a struct from the fields of a suitable type; strings can become numbers and booleans."""
     fitting: dict[str, Any] = {}
     for field in msgspec.structs.fields(kind):
         if field.encode_name not in found:

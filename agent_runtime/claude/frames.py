@@ -2,8 +2,8 @@
 The CLI's stream-json frames, as far as this package reads them.
 
 Only the fields named here are decoded; msgspec skips all others without building them, so a frame of a megabyte costs
-little more than reading it. What is refused here, because it is no JSON that every parser takes or because a field has
-another type than was ever seen, is read by :mod:`agent_runtime.claude.frame_repair`.
+little more than reading it. Lines that are no JSON for every parser, or have a field of an unknown type, are refused
+here and read by :mod:`agent_runtime.claude.frame_repair`.
 
 Source: frames of Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330 and 2.1.332, in part recorded under
 ``tests/recorded/``.
@@ -24,7 +24,7 @@ SYNTHETIC_MODEL = "<synthetic>"
 
 DIAGNOSTIC_MARK = "[ede_diagnostic]"
 """
-What begins an entry of ``errors`` that the CLI shows to nobody.
+The beginning of an entry of ``errors`` that the CLI itself does not show.
 
 Source: 2.1.330; anthropics/claude-code issue 82235.
 """
@@ -34,13 +34,13 @@ _PARTIAL_MARK = b'"type":"stream_event"'
 _PARTIAL_HEAD_BYTES = 64
 _EVENT_HEAD_BYTES = 96
 _TWO_OBJECTS = re.compile(rb'\}\s*\{\s*"type"\s*:')
-"""Two frames in one line; in a string the quotes would be escaped."""
+"""Two frames in one line: inside a string the quotes would be escaped."""
 
 MOST_LEVELS = 200
-"""How deep a frame may be nested: some parsers give up at a thousand levels, and an answer adds some around it."""
+"""The deepest nesting of a frame: some parsers fail at a thousand levels, and an answer adds some."""
 
 MOST_DIGITS = 4300
-"""How long a number may be: Python's own parser refuses longer ones."""
+"""The longest number: Python's own parser refuses longer ones."""
 
 _PLAIN_BYTES = 2 * MOST_LEVELS
 _STRIDE = 430
@@ -56,7 +56,7 @@ class ContentBlock(msgspec.Struct, frozen=True, gc=False):
     One block of a message's content.
 
     Attributes:
-        text: As JSON: built only on demand, because it may be long. No union: msgspec takes Raw only by itself.
+        text: As JSON, decoded only on demand, because it may be long. No union: msgspec does not allow one with Raw.
     """
 
     type: str = ""
@@ -79,8 +79,8 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     The ``message`` of an assistant or user frame.
 
     Attributes:
-        id: Equal for all frames of one message: each carries one of its blocks.
-        stop_reason: Why the model ended it; known only where a frame comes after the message's end, which is rare.
+        id: The same in all frames of one message: each carries one of its blocks.
+        stop_reason: Why the model ended it; known only if a frame follows the message's end, which is rare.
     """
 
     id: str | None = None
@@ -96,7 +96,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 class ModelUsage(msgspec.Struct, frozen=True, rename="camel", gc=False):
-    """What a ``result`` frame says of one model."""
+    """The entry of one model in a ``result`` frame."""
 
     context_window: int | None = None
 
@@ -122,7 +122,7 @@ class BackgroundTask(msgspec.Struct, frozen=True, gc=False):
 
 
 class CompactMetadata(msgspec.Struct, frozen=True, gc=False):
-    """What ``system/compact_boundary`` says; 1.0.128 to 2.1.30 know only the first two."""
+    """The metadata of ``system/compact_boundary``; 1.0.128 to 2.1.30 have only the first two."""
 
     trigger: str | None = None
     pre_tokens: int | None = None
@@ -131,34 +131,34 @@ class CompactMetadata(msgspec.Struct, frozen=True, gc=False):
 
 
 class Origin(msgspec.Struct, frozen=True, gc=False):
-    """Where the prompt of the turn came from that a ``result`` ends; 2.1.197, not yet 2.1.114."""
+    """The source of the prompt of a turn, in its ``result``; 2.1.197, not yet 2.1.114."""
 
     kind: str | None = None
 
 
 class TaskPatch(msgspec.Struct, frozen=True, gc=False):
-    """What ``system/task_updated`` says has changed."""
+    """The changes in ``system/task_updated``."""
 
     status: str | None = None
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
     """
-    Any frame: which of the fields are set depends on *type* and *subtype*.
+    Any frame: *type* and *subtype* decide which fields are set.
 
-    One struct for all, because frames are told apart by two fields and every version adds fields and types.
+    There is one struct for all, because two fields decide and every version adds fields and types.
 
     Attributes:
         parent_tool_use_id: The tool call a sub-agent's frame belongs to; None: the run's own frame.
         error_status: Of ``api_retry``: the HTTP status; None: there was no answer.
-        error: Of ``api_retry`` and of an assistant frame that the CLI wrote itself: the CLI's word for what failed.
+        error: Of ``api_retry`` and of an assistant frame that the CLI wrote itself: the CLI's word for the failure.
         api_error: Of such a frame and of ``result``: a finer word, since 2.1.3xx.
-        tasks: Of ``background_tasks_changed``: everything that is pending; 2.1.330, not yet 2.1.114.
+        tasks: Of ``background_tasks_changed``: all pending tasks; 2.1.330, not yet 2.1.114.
         stop_reason: Of ``result``: why the model ended its last message; 2.1.114, not yet 2.1.30.
         terminal_reason: Of ``result``: why the CLI ended the run; 2.1.114, not yet 2.1.30.
         origin: Of ``result``: None: the caller's prompt.
         task_id: Of ``task_started``, ``task_updated``, ``task_notification``; since 2.1.114, not yet 2.1.30.
-        ambient: Of ``task_notification``: the model is not told of it; 2.1.332.
+        ambient: Of ``task_notification``: it is not reported to the model; 2.1.332.
     """
 
     type: str = ""
@@ -220,30 +220,30 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def result_text(self) -> str | None:
-        """What a ``result`` frame answers, or says about what failed."""
+        """The answer of a ``result`` frame, or its message about a failure."""
         if self.result is not None:
             return self.result
-        told = [error for error in self.errors or () if not error.startswith(DIAGNOSTIC_MARK)]
-        return "\n".join(told) or None
+        errors = [error for error in self.errors or () if not error.startswith(DIAGNOSTIC_MARK)]
+        return "\n".join(errors) or None
 
     @property
     def background_task_ids(self) -> tuple[str, ...]:
-        """What ``background_tasks_changed`` says is pending."""
+        """The pending tasks in ``background_tasks_changed``."""
         return tuple(task.task_id for task in self.tasks or ())
 
     @property
     def began_task_id(self) -> str | None:
         """
-        The task that this frame says has begun, in the background or not.
+        The task that has begun with this frame, in the background or not.
 
-        2.1.114 tells of background tasks by these frames alone: after the first ``result`` it waits for their end, and
+        2.1.114 reports background tasks only by these frames: after the first ``result`` it waits for their end, and
         prints a second one.
         """
         return self.task_id if self.type == "system" and self.subtype == "task_started" else None
 
     @property
     def ended_task_id(self) -> str | None:
-        """The task that this frame says has ended, well or not."""
+        """The task that has ended with this frame, successfully or not."""
         if self.type != "system":
             return None
         if self.subtype == "task_notification":
@@ -282,7 +282,7 @@ _REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 def decode(line: bytes) -> Frame | None:
     """
-    Read one line of UTF-8 that holds a frame and nothing else; None where any other parser might stumble over it.
+    Decode one line of UTF-8 that is exactly one frame; None if another parser might fail on it.
 
     msgspec checks all of JSON's grammar but the encoding of strings that it skips: see :func:`is_utf8`.
     """
@@ -294,7 +294,7 @@ def decode(line: bytes) -> Frame | None:
 
 
 def is_utf8(data: bytes) -> bool:
-    """Tell whether all of *data* is UTF-8."""
+    """Whether all of *data* is UTF-8."""
     if data.isascii():
         return True
     try:
@@ -306,7 +306,7 @@ def is_utf8(data: bytes) -> bool:
 
 def decode_partial(line: bytes) -> Partial | None:
     """
-    Read a partial message where it begins a message of the model or ends one; None for all others, which are many.
+    Decode a partial message that begins or ends a message of the model; None for all others, which are many.
 
     Source: ``message_start``, ``message_delta`` and ``message_stop`` are the second ``type`` of the line, 1.0.128 to
     2.1.332.
@@ -320,17 +320,17 @@ def decode_partial(line: bytes) -> Partial | None:
 
 
 def is_partial(line: bytes) -> bool:
-    """Tell cheaply whether a line is a partial message and nothing else."""
+    """Whether a line is a partial message and nothing else; cheap."""
     return line.find(_PARTIAL_MARK, 0, _PARTIAL_HEAD_BYTES) >= 0 and _TWO_OBJECTS.search(line) is None
 
 
 def may_be_partial(lines: bytes) -> bool:
-    """Tell for many lines together whether one of them may be a partial message."""
+    """Whether one of many lines may be a partial message."""
     return lines.rfind(_PARTIAL_MARK) >= 0  # takes half as long as find
 
 
 def plain(data: bytes) -> str:
-    """Return text as a person would read it: no colour codes, no control characters, nothing that is no UTF-8."""
+    """Return text as a person would read it, without colour codes, control characters and invalid UTF-8."""
     text = data.decode("utf-8", "ignore")
     if "\x1b" in text:
         text = "".join(_without_sequence(piece, first=number == 0) for number, piece in enumerate(text.split("\x1b")))
@@ -338,10 +338,10 @@ def plain(data: bytes) -> str:
 
 
 def _without_sequence(piece: str, *, first: bool) -> str:
-    """Cut off the rest of the control sequence (ECMA-48) that *piece* begins with."""
+    """Remove the rest of a control sequence (ECMA-48) from the beginning of *piece*."""
     if first:
         return piece
-    if piece.startswith("]"):  # of any length, and ended by BEL, or by the escape that the next piece begins with
+    if piece.startswith("]"):  # of any length, ended by BEL, or by the escape before the next piece
         return piece.partition("\x07")[2]
     if not piece.startswith("["):
         return piece[1:]
@@ -350,7 +350,7 @@ def _without_sequence(piece: str, *, first: bool) -> str:
 
 
 def _string(raw: msgspec.Raw) -> str:
-    """Read a text that has not been built yet; nothing where it is none."""
+    """Decode a text; empty if it is none."""
     try:
         return _decode_text(raw) if raw else ""
     except _REFUSED:
@@ -359,10 +359,10 @@ def _string(raw: msgspec.Raw) -> str:
 
 def _is_awkward(line: bytes) -> bool:
     """
-    Tell whether valid JSON has numbers or levels that are too many for other parsers.
+    Whether valid JSON has numbers too long, or levels too many, for other parsers.
 
-    To look at each byte would take as long as to decode the line. So long a row of digits shows in every 430th byte,
-    too; so many levels show as a few brackets in every 61st, unless text was put between them on purpose.
+    Only samples are read, because reading each byte would take as long as decoding. A number that long shows in every
+    430th byte; that many levels show as brackets in every 61st, unless text was put between them on purpose.
     """
     if len(line) > MOST_DIGITS and _LONG_NUMBER.search(line[::_STRIDE]):
         return True

@@ -1,9 +1,9 @@
 """
-What the CLI is started with: argv, environment, stdin, and the files beside it.
+Build the CLI's arguments, environment, stdin and settings file.
 
-Nothing but the delivered token decides who pays, and nothing but the supervisor's own environment where requests go:
-rival names are removed from the environment, and a settings file given with ``--settings`` outranks those in the
-workspace and the config directory.
+Only the delivered token decides who pays, and only the supervisor's own environment decides where requests go. Rival
+names are removed from the environment, and the file of ``--settings`` outranks the settings files of the workspace and
+the config directory.
 
 Source: Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114 and 2.1.330, measured against the stand-in API.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from agent_runtime.model.trace_context import TraceContext
 
 PERMISSION_MODE = "bypassPermissions"
-"""What ``system/init`` must say: ``--dangerously-skip-permissions`` asks for it."""
+"""The mode that ``system/init`` must report: ``--dangerously-skip-permissions`` asks for it."""
 
 CONTINUE_PROMPT = "Continue from where you left off."
 
@@ -50,7 +50,7 @@ BACKGROUND_CEILING_VARIABLE = "CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS"
 """How long the CLI itself waits for work in the background after a ``result``, in milliseconds."""
 
 _CEILING_MARGIN_SECONDS = 30.0
-"""So much longer than we wait: what is ended by us is told as such."""
+"""The CLI's ceiling is longer than ours by this, so that we end the work and can report that."""
 
 _FIXED_ENVIRONMENT = {
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
@@ -67,12 +67,12 @@ _NEVER_INHERITED = {
 
 class Session(msgspec.Struct, frozen=True):
     """
-    Which conversation an attempt belongs to.
+    The conversation that an attempt belongs to.
 
     Attributes:
         resumes: Continue the session of that id instead of beginning it.
-        prompt: What is said in it; None: the task's message.
-        as_text: The task's message begins with a slash, but is not meant for the CLI: a blank is put in front.
+        prompt: The prompt; None: the task's message.
+        as_text: The task's message begins with a slash, but is not a command: a blank is put in front.
     """
 
     session_id: UUID
@@ -99,9 +99,9 @@ def arguments(task: Task, session: Session, *, settings_file: Path, mcp_file: Pa
     """
     Build the CLI's arguments for *task*.
 
-    Every value of the task stands in the same word as its flag, so that none can be read as a flag of its own.
+    Every value of the task is in the same word as its flag, so that none can be read as a flag.
     """
-    # In two words, because 1.0.128 takes --settings=FILE without heeding it (measured); the path is ours.
+    # In two words, because 1.0.128 ignores --settings=FILE (measured); the path is ours.
     words = [*_FIXED_ARGUMENTS, "--settings", str(settings_file)]
     words.append(f"--resume={session.session_id}" if session.resumes else f"--session-id={session.session_id}")
     if task.images and session.prompt is None:
@@ -115,7 +115,7 @@ def arguments(task: Task, session: Session, *, settings_file: Path, mcp_file: Pa
 
 
 def stdin_bytes(task: Task, session: Session) -> bytes:
-    """Build what the CLI reads: the prompt as it is, or one user frame where there are images."""
+    """Build the CLI's input: the prompt as it is, or one user frame if there are images."""
     if session.prompt is not None:
         return session.prompt.encode()
     message = f" {task.message}" if session.as_text else task.message
@@ -140,12 +140,12 @@ def environment(
     trace: TraceContext | None = None,
 ) -> dict[str, str]:
     """
-    Build the child's environment: what the supervisor has, without credentials, plus what was delivered.
+    Build the child's environment: the supervisor's without credentials, plus the delivered variables.
 
     Args:
         delivered: Variables that carry the token.
-        background_seconds: How long work in the background may go on after a result; None: as the CLI has it.
-        trace: What the task belongs to; the supervisor's own where it belongs to none.
+        background_seconds: The limit of background work after a result; None: the CLI's own.
+        trace: The trace of the task, else the supervisor's own.
         as_root: The CLI refuses ``--dangerously-skip-permissions`` as root unless ``IS_SANDBOX=1``.
     """
     kept = {
@@ -170,10 +170,10 @@ def write_settings(
     write: Callable[[str, bytes], Path], delivered: Mapping[str, str], environ: Mapping[str, str]
 ) -> Path:
     """
-    Write the settings file that keeps every other settings file from choosing the token or the server.
+    Write the settings file that prevents every other settings file from choosing the token or the server.
 
     Args:
-        write: Writes a file that the child alone can read, by its name, and tells where it is.
+        write: Writes a file of this name that only the child can read, and returns its path.
         delivered: Variables that carry the token; an API key gets a file of its own.
         environ: As :func:`environment` built it.
     """
@@ -187,7 +187,7 @@ def write_settings(
 
 def missing_session(text: str | bytes) -> bool:
     """
-    Tell whether the CLI says that it does not know the session it was told to resume.
+    Whether the CLI says that it does not know the session to resume.
 
     Source: in the ``errors`` of the result frame from 2.1.30 on, on stderr on the other versions tried, with exit
     code 1.

@@ -1,4 +1,4 @@
-"""What a run has answered, and whether more of it is to come: told by its frames."""
+"""Find in a run's frames its answer, and whether more is to come."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _OTHERS_PROMPTS = frozenset(
     {"task-notification", "peer", "channel", "coordinator", "observer-activity", "plugin", "suggestion"}
 )
 """
-``origin`` of a turn whose prompt was not the caller's.
+The ``origin`` of turns whose prompt is not the caller's.
 
-Source: 2.1.332; only the first was seen in a run, the others stand in the binary.
+Source: 2.1.332; only the first was seen in a run, the others are in the binary.
 """
 
 _INTERRUPTED = "[Request interrupted"
@@ -32,12 +32,12 @@ _END_OF_COMMAND_OUTPUT = "</local-command-stdout>"
 
 class Result(msgspec.Struct, frozen=True):
     """
-    What a ``result`` frame of the CLI says, together with the frames before it.
+    A ``result`` frame of the CLI, combined with the frames before it.
 
     Attributes:
-        is_error: There is no answer: the frame says so, or its subtype does.
-        subtype: ``success`` on most kinds of failure, too.
-        text: The answer, or the CLI's own words about what failed; None: there is none.
+        is_error: There is no answer, by the frame or its subtype.
+        subtype: ``success`` even on most kinds of failure.
+        text: The answer, or the CLI's own words about a failure; None: there is neither.
         stop_reason: Why the model ended its last message, in the API's words.
     """
 
@@ -48,28 +48,28 @@ class Result(msgspec.Struct, frozen=True):
 
 
 class Stage(Enum):
-    """How far a run is."""
+    """The stage of a run."""
 
     RUNNING = "running"
-    """The CLI works on the prompt, or on what came in the background."""
+    """The CLI works on the prompt, or on the end of a background task."""
     IN_BACKGROUND = "in_background"
-    """There is a result, and work in the background whose end begins another turn."""
+    """There is a result, and background work whose end begins another turn."""
     OVER = "over"
-    """There is a result, and nothing is to come."""
+    """There is a result, and nothing more is to come."""
 
 
 class RunAnswer:
     """
-    Find a run's answer; fed with every frame and partial message in order.
+    The answer of a run; it takes every frame and partial message in order.
 
-    A run has one turn for its prompt, and one more for each task that ends in the background, each with a ``result``
-    of its own; a resumed one may begin with a turn, and a result, for what happened to the tasks of its last process.
+    A run has one turn for its prompt, and one more for each background task that ends, each with a ``result`` of its
+    own. A resumed run may begin with a turn and a result about the tasks of its last process.
 
     Attributes:
-        result: The result in hand; None: there is none that answers the prompt.
+        result: The current result; None: no result answers the prompt yet.
         stop_reason: Why the model ended its last own message, in the API's words.
-        asked_model: The model was asked for something.
-        is_leaving: The child was told to end: a failure is no news from here on, an answer is.
+        asked_model: A request was sent to the model.
+        is_leaving: The child was told to end: from here on failures are ignored, answers are not.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class RunAnswer:
         self.asked_model = False
         self.is_leaving = False
         self._aside: Result | None = None
-        self._said: list[ContentBlock] = []
+        self._last_blocks: list[ContentBlock] = []
         self._command_output: str | None = None
         self._message_id: str | None = None
         self._is_whole: bool | None = None
@@ -87,7 +87,7 @@ class RunAnswer:
 
     @property
     def last_result(self) -> Result | None:
-        """The result in hand, else one that answered nothing."""
+        """The current result, else one that does not answer the prompt."""
         return self.result or self._aside
 
     @property
@@ -96,13 +96,13 @@ class RunAnswer:
         return not self.asked_model and self.last_result is not None and not self.last_result.is_error
 
     def stage(self, *, tasks_pending: bool) -> Stage:
-        """Tell how far the run is."""
+        """Return the stage of the run."""
         if self.result is None or self._turn_goes_on:
             return Stage.RUNNING
         return Stage.IN_BACKGROUND if tasks_pending or self._turn_is_to_come else Stage.OVER
 
     def partial(self, partial: Partial | None) -> None:
-        """Take a partial message into account; None: one that neither begins nor ends a message."""
+        """Process a partial message; None: one that neither begins nor ends a message."""
         self.asked_model = True
         if partial is None or partial.parent_tool_use_id is not None:
             return
@@ -113,20 +113,20 @@ class RunAnswer:
             self.stop_reason = partial.event.delta.stop_reason
             self._is_whole = True
 
-    def init(self) -> None:
-        """Take note that another turn begins."""
+    def begin_turn(self) -> None:
+        """Record that another turn begins."""
         self._turn_goes_on = self.result is not None
 
-    def task_began(self) -> None:
-        """Take note of a task of any kind; one that begins before the model has said anything is a sub-agent."""
+    def begin_task(self) -> None:
+        """Record a task; one that begins before the first message of the model is a sub-agent."""
         self.asked_model = True
 
-    def task_told(self) -> None:
-        """Take note that the model is to be told of a task's end, which takes a turn."""
+    def expect_turn(self) -> None:
+        """Record that the CLI will report a task's end to the model, which takes a turn."""
         self._turn_is_to_come = self.result is not None
 
     def assistant(self, frame: Frame) -> None:
-        """Take a message of the model into account."""
+        """Process a message of the model."""
         self.asked_model = True
         message = frame.message
         if message is None or frame.parent_tool_use_id is not None:
@@ -137,26 +137,26 @@ class RunAnswer:
             self._is_whole = None
         self._message_id = message.id
         if any(block.type == "tool_use" for block in message.blocks):
-            self._said = []
+            self._last_blocks = []
         elif is_same:
-            self._said += message.blocks
+            self._last_blocks += message.blocks
         elif any(block.type == "text" for block in message.blocks):
-            self._said = list(message.blocks)
+            self._last_blocks = list(message.blocks)
         if message.stop_reason is not None:
             self.stop_reason, self._is_whole = message.stop_reason, True
 
     def user(self, frame: Frame) -> None:
-        """Take a message to the model into account; a tool's result says nothing about the answer."""
+        """Process a message to the model; a tool's result says nothing about the answer."""
         if frame.parent_tool_use_id is not None or any(block.type == "tool_result" for block in frame.blocks):
             return
         text = frame.text
         if text.startswith(_COMMAND_OUTPUT) and not self.asked_model:
             self._command_output = text.removeprefix(_COMMAND_OUTPUT).partition(_END_OF_COMMAND_OUTPUT)[0].strip()
         elif self._is_whole is None and not text.startswith(_INTERRUPTED):
-            self._is_whole = True  # something new follows, so the model was done
+            self._is_whole = True  # a new message follows, so the model had finished
 
     def add_result(self, frame: Frame) -> None:
-        """Take a ``result`` into account."""
+        """Process a ``result``."""
         self._turn_goes_on = self._turn_is_to_come = False
         self.asked_model |= bool(frame.duration_api_ms)
         result = self._result(frame)
@@ -182,8 +182,8 @@ class RunAnswer:
 
     @property
     def _text(self) -> str | None:
-        """The model's last text, where it called no tool after it; of a command that has no other answer its output."""
-        return text_of(self._said) or self._command_output or None
+        """The model's last text, if no tool call follows it; else the output of a command, if there is any."""
+        return text_of(self._last_blocks) or self._command_output or None
 
     def _result(self, frame: Frame) -> Result:
         failed = bool(frame.is_error) or (frame.subtype or "").startswith("error_")
@@ -200,11 +200,11 @@ class RunAnswer:
 
     def _was_answered_before(self, frame: Frame) -> bool:
         """
-        Whether the CLI reports nothing but that the conversation does not end with the model's answer, which it had.
+        Whether the only fault is that the conversation continues after the model's answer.
 
         Source: anthropics/claude-code#82235: a notification of a task and an interruption follow the answer. An answer
-        that is cut in the middle by an interruption looks the same but for the partial messages, and since 2.1.114 for
-        the terminal reason.
+        that an interruption cut in the middle differs only in the partial messages and, since 2.1.114, in the terminal
+        reason.
         """
         errors = frame.errors or []
         return (

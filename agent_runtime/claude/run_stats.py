@@ -1,4 +1,4 @@
-"""What a run amounts to, counted from its frames: turns, tools, tokens, cost, and what is still open."""
+"""Statistics of a run, counted from its frames: turns, tools, tokens, cost, and open work."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from agent_runtime.claude.frames import Frame, ModelUsage, Usage
     from agent_runtime.claude.run_answer import Result
 
-_HOOKS_KEPT = 100
+_MOST_HOOKS = 100
 
 
 class RunStats:
     """
-    Count what one attempt's frames say; fed with every frame in order, it holds nothing that grows with their number.
+    The statistics of one attempt; it takes every frame in order, and its size does not grow with their number.
 
-    Token counts are those of the last assistant frame, because the ``usage`` of ``result`` is cumulative; cost and
+    Token counts are those of the last assistant frame, because the ``usage`` of ``result`` is cumulative. Cost and
     context window come from ``result``.
 
     Source: anthropics/claude-code issues on ``result.usage``; frames under ``tests/recorded/``.
@@ -49,7 +49,7 @@ class RunStats:
 
     @property
     def open_tools(self) -> int:
-        """How many tool calls have no result yet, background tasks included."""
+        """How many tool calls have no result yet, including background tasks."""
         return len(self._open_tools) + len(self._background_tasks)
 
     @property
@@ -59,27 +59,27 @@ class RunStats:
 
     @property
     def has_progress(self) -> bool:
-        """Whether anything came of it that a later attempt can go on with: a model's frame, or a finished tool call."""
+        """Whether a later attempt can build on this one: there is a frame of the model, or a finished tool call."""
         return self.model_frames > 0 or self.tool_results > 0
 
     @property
     def result(self) -> Result | None:
-        """The last result; of those that answer the prompt, where there is one."""
+        """The last result that answers the prompt; without one, the last other result."""
         return self.answer.last_result
 
     @property
     def answer_text(self) -> str | None:
-        """What a caller is answered."""
+        """The answer for the caller."""
         return self.result.text if self.result is not None and not self.result.is_error else None
 
     @property
     def stage(self) -> Stage:
-        """How far the run is."""
+        """The stage of the run."""
         return self.answer.stage(tasks_pending=bool(self._background_tasks))
 
     @property
     def has_more_to_come(self) -> bool:
-        """Whether the run has been answered and yet goes on."""
+        """Whether the run has an answer and continues all the same."""
         return self.answer.result is not None and self.stage is not Stage.OVER
 
     @property
@@ -88,7 +88,7 @@ class RunStats:
         return next(reversed(self._hooks.values()), None)
 
     def add(self, frame: Frame) -> None:
-        """Take one frame into account."""
+        """Count one frame."""
         if frame.session_id:
             self.session_id = frame.session_id
         if frame.type == "assistant":
@@ -105,7 +105,7 @@ class RunStats:
             self._result(frame)
 
     def redact(self, redact: Callable[[str], str]) -> None:
-        """Apply *redact* to every text that was taken from a frame and will be shown."""
+        """Apply *redact* to every text from a frame that will be shown."""
 
         def clean(text: str | None) -> str | None:
             # JavaScript cuts strings in the middle of a character; half of one cannot be written as UTF-8.
@@ -123,7 +123,7 @@ class RunStats:
             self.model_name = frame.model or self.model_name
             if LONG_CONTEXT_MARK in (frame.model or "").lower():
                 self.context_window = self.context_window or LONG_CONTEXT_WINDOW
-            self.answer.init()
+            self.answer.begin_turn()
         elif frame.subtype == "compact_boundary":
             if len(self.compact_events) < COMPACT_EVENTS_KEPT:
                 self.compact_events.append(_compact_event(frame.compact_metadata or CompactMetadata()))
@@ -131,12 +131,12 @@ class RunStats:
             self._background_tasks = set(frame.background_task_ids)
         elif frame.began_task_id is not None:
             self._background_tasks.add(frame.began_task_id)
-            self.answer.task_began()
+            self.answer.begin_task()
         elif frame.ended_task_id is not None:
             self._background_tasks.discard(frame.ended_task_id)
             if frame.subtype == "task_notification" and not frame.ambient:
-                self.answer.task_told()
-        elif frame.subtype == "hook_started" and len(self._hooks) < _HOOKS_KEPT:
+                self.answer.expect_turn()
+        elif frame.subtype == "hook_started" and len(self._hooks) < _MOST_HOOKS:
             self._hooks[frame.hook_id or ""] = frame.hook_name or "unknown"
         elif frame.subtype == "hook_response":
             self._hooks.pop(frame.hook_id or "", None)
@@ -166,16 +166,16 @@ class RunStats:
 
 
 def _window_of(usage: dict[str, ModelUsage], model: str | None) -> int | None:
-    """Tell what the model that answered can hold; side work is done by smaller ones, and may be by larger ones."""
+    """Return the context window of the model that answered; other models may have done side work."""
     windows = {name: one.context_window for name, one in usage.items() if one.context_window}
     own = [window for name, window in windows.items() if model is not None and name.startswith(model)]
     return max(own or windows.values(), default=None)
 
 
-def _compact_event(told: CompactMetadata) -> CompactEvent:
+def _compact_event(found: CompactMetadata) -> CompactEvent:
     return CompactEvent(
-        trigger=told.trigger if told.trigger in ("auto", "manual") else None,
-        pre_tokens=told.pre_tokens,
-        post_tokens=told.post_tokens,
-        duration_ms=told.duration_ms,
+        trigger=found.trigger if found.trigger in ("auto", "manual") else None,
+        pre_tokens=found.pre_tokens,
+        post_tokens=found.post_tokens,
+        duration_ms=found.duration_ms,
     )

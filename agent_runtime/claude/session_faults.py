@@ -1,7 +1,7 @@
 """
-What the API and the CLI say when a session's own history is at fault: no message sent in it can succeed any more.
+Recognise that a session's own history is at fault, so that no message in it can succeed any more.
 
-The API then answers 400 to every request of the session, whatever the prompt, because the CLI sends the whole history
+The API answers 400 to every request of such a session, whatever the prompt, because the CLI sends the whole history
 each time. Versions of the CLI word it differently on stdout, but all of them print the API's own body on stderr.
 """
 
@@ -14,11 +14,11 @@ _HEAD_BYTES = 16384
 
 class SessionFault(msgspec.Struct, frozen=True):
     """
-    One way to say it.
+    One message about such a fault.
 
     Attributes:
-        words: All of these are in the text, in lower case.
-        by_image: An image or document is at fault: the history's, or one that this very request brought.
+        words: All of these occur in the text, in lower case.
+        by_image: An image or document is at fault: one of the history, or one of this very request.
     """
 
     words: tuple[str, ...]
@@ -62,16 +62,16 @@ SESSION_FAULTS: tuple[SessionFault, ...] = (
     SessionFault(("pdf specified was not valid",), "2.1.332 looks for it", by_image=True),
     SessionFault(("pdf pages",), "the API: a maximum of 100 PDF pages", by_image=True),
 )
-"""Quotes and backticks are left out: gateways lose them."""
+"""Without quotes and backticks: gateways lose them."""
 
 
 def is_session_fault(text: bytes, *, brings_images: bool) -> bool:
     """
-    Tell whether a report of an API error says that the session's history is at fault.
+    Whether a report of an API error says that the session's history is at fault.
 
     Args:
         text: A line of the CLI's stderr, or a frame; its first 16 KiB are read.
-        brings_images: The attempt's own prompt has images, so that one of them may be at fault.
+        brings_images: The attempt's own prompt has images, so one of them may be at fault.
     """
     lowered = text[:_HEAD_BYTES].decode("utf-8", "replace").lower()
     return any(
@@ -83,8 +83,8 @@ def is_session_fault(text: bytes, *, brings_images: bool) -> bool:
 
 def cannot_resume(text: str) -> bool:
     """
-    Tell whether the CLI says that it cannot read the session it was told to resume.
+    Whether the CLI says that it cannot read the session to resume.
 
-    Source: 2.1.197 and 2.1.332, in the ``errors`` of the result frame; older versions say that they know none.
+    Source: 2.1.197 and 2.1.332, in the ``errors`` of the result frame; older versions report an unknown session.
     """
     return text.startswith("Failed to resume session")

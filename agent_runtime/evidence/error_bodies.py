@@ -8,6 +8,7 @@ and OpenRouter use too; FastAPI's ``detail``; RFC 9457.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -33,30 +34,11 @@ Source: the API's documentation of errors, 2026.
 _MESSAGE_LENGTH = 4096
 _CODE_LENGTH = 64
 _PASSED_ON_LENGTH = 160
-_FIELD_LENGTH = 256
-_FIELDS = frozenset(
-    [
-        "messages",
-        "tools",
-        "tool_choice",
-        "system",
-        "metadata",
-        "thinking",
-        "max_tokens",
-        "temperature",
-        "top_k",
-        "top_p",
-        "stop_sequences",
-        "stream",
-        "betas",
-        "container",
-        "mcp_servers",
-        "context_management",
-        "output_config",
-        "body",
-    ]
+_FIELD_PATH = re.compile(
+    r"(?:messages|tools|tool_choice|system|metadata|thinking|max_tokens|temperature|top_k|top_p|stop_sequences|stream|betas"
+    r"|container|mcp_servers|context_management|output_config|body)(?:[.\[][^ :]{0,240})?:"
 )
-"""The fields of a message request, except ``model``: the API puts that before a message about the model."""
+"""A field of a message request, except ``model``: the API puts that before a message about the model."""
 _decoder = json.JSONDecoder(strict=False)
 
 
@@ -176,9 +158,7 @@ def is_about_a_field(message: str) -> bool:
 
     Such a message may quote anything from the request, and is never about an account.
     """
-    path, colon, _ = message[:_FIELD_LENGTH].partition(":")
-    name = path.partition(".")[0].partition("[")[0]
-    return bool(colon) and name in _FIELDS and " " not in path
+    return _FIELD_PATH.match(message) is not None
 
 
 def _cut_off(text: str) -> ErrorBody | None:

@@ -9,6 +9,10 @@ from __future__ import annotations
 from itertools import chain
 
 
+def _words(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
 def _union(words_by_source: dict[str, str]) -> frozenset[str]:
     return frozenset(chain.from_iterable(words.split() for words in words_by_source.values()))
 
@@ -46,37 +50,21 @@ MODEL_CODES = _union(
 )
 """This one model is not available, to this key or to anybody."""
 
-GATEWAY_TYPES = frozenset(
-    {"one_api_error", "new_api_error", "upstream_error", "openai_error", "claude_error", "auth_error"}
-)
+GATEWAY_TYPES = _words("one_api_error new_api_error upstream_error openai_error claude_error auth_error")
 """The ``error.type`` that gateways give to any error; sources as for their codes above."""
 
 # The CLI's own words for details (``api_error`` of a frame). Source: Claude Code 2.1.330.
-NETWORK_DETAILS = frozenset(
-    [
-        "connection_failed",
-        "tls_untrusted_ca",
-        "tls_cert_signature_failure",
-        "no_response",
-        "stream_idle_timeout",
-        "computer_slept",
-    ]
+NETWORK_DETAILS = _words(
+    "connection_failed tls_untrusted_ca tls_cert_signature_failure no_response stream_idle_timeout computer_slept"
 )
-FIREWALL_DETAILS = frozenset({"network_edge_blocked", "gateway_content_type"})
-NO_ANSWER_DETAILS = frozenset({"empty_completion", "malformed_tool_use_exhausted"})
-LONG_CONTEXT_DETAILS = frozenset({"long_context_credits_required"})
-MODEL_CREDITS_DETAILS = frozenset(
-    ["model_requires_usage_credits", "consent_unanswered", "no_allowed_fallback", "model_substitution_disabled"]
+FIREWALL_DETAILS = _words("network_edge_blocked gateway_content_type")
+NO_ANSWER_DETAILS = _words("empty_completion malformed_tool_use_exhausted")
+LONG_CONTEXT_DETAILS = _words("long_context_credits_required")
+MODEL_CREDITS_DETAILS = _words(
+    "model_requires_usage_credits consent_unanswered no_allowed_fallback model_substitution_disabled"
 )
-LOGIN_DETAILS = frozenset(
-    [
-        "stored_login_refused",
-        "oauth_refresh_store_refused",
-        "named_profile_unusable",
-        "gateway_signin_required",
-        "gateway_session_expired",
-        "unattended_start_limit",
-        "unattended_start_unconfirmed",
-    ]
+LOGIN_DETAILS = _words(
+    "stored_login_refused oauth_refresh_store_refused named_profile_unusable gateway_signin_required"
+    " gateway_session_expired unattended_start_limit unattended_start_unconfirmed"
 )
 """Logins other than the delivered token; no child is given one."""
