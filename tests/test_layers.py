@@ -84,7 +84,7 @@ SIGNALLING = {("os", "fork"), ("os", "kill"), ("os", "killpg"), ("signal", "pidf
 
 MOST_MODULES = 10
 MOST_MODULES_AT_THE_ROOT = 7
-MOST_LINES = 500
+MOST_LINES = 450
 MEDIAN_LINES = 150
 
 

@@ -104,7 +104,7 @@ class Attempt:
         self._stop.request(reason, at_once=at_once)
 
     def follow_secret(self) -> None:
-        """Take the secret file's generation into account, from any thread: it may have reached the child."""
+        """Check whether the secret file's generation has reached the child; from any thread."""
         if self._token is not None:
             self._token.follow_secret()
 

@@ -45,7 +45,7 @@ class ChildToken:
 
     def follow_secret(self) -> None:
         """
-        Take the secret file's generation into account; publish it if the child has it from now on.
+        Check whether the secret file's generation has reached the child; publish it if the child has it from now on.
 
         The only way in which a newer generation reaches an attempt. May be called from any thread, at any time.
         """

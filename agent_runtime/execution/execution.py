@@ -108,7 +108,7 @@ class Execution:
 
     @property
     def record(self) -> ExecutionRecord:
-        """What is known of it; only :attr:`writer` changes it."""
+        """Its record, changed only by :attr:`writer`."""
         return self.writer.record
 
     @property
@@ -199,7 +199,7 @@ class Execution:
             self._attempt = None
 
     def follow_secret(self) -> None:
-        """Let the running attempt, if any, take the secret file's generation into account."""
+        """Check whether the secret file's generation has reached the running attempt, if there is one."""
         if self._attempt is not None:
             self._attempt.follow_secret()
 

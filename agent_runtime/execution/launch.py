@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 class Launch:
     """
-    Prepare one child; :meth:`release` takes back what was prepared, whether or not the child was spawned.
+    Prepare one child; :meth:`release` undoes the preparation, whether or not the child was spawned.
 
     Attributes:
         generation: The newest generation that was read or delivered.
@@ -70,7 +70,7 @@ class Launch:
         return Command(argv=argv, env=child_environ, cwd=settings.workspace, user=settings.child_user, mark=spec.mark)
 
     def release(self) -> None:
-        """Take the child's files away and report that it no longer uses its token."""
+        """Remove the child's files and report that it no longer uses its token."""
         if self.delivered is not None:
             self._context.deliveries.ended(self.delivered)
         self._files.remove()

@@ -166,7 +166,7 @@ class ChildOutput:
         return bool(written)
 
     def _repaired(self, line: bytes, written: list[bytes], read_at: float) -> None:
-        """Process what can be read of a line that is no clean frame."""
+        """Process the frames and the other text in a damaged line."""
         for piece in pieces(line):
             if piece.frame is None:
                 written.append(self._text(piece.data))

@@ -1,4 +1,4 @@
-"""How an attempt is ended: politely first, then by SIGKILL, and at last without waiting for what cannot be killed."""
+"""How an attempt is ended: by SIGINT, then by SIGKILL; a process that cannot be killed is abandoned."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def in_form(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcript: TranscriptReader) -> Answer:
-    """Show an answer in the form that is set, with the counts of its record: those kept by 0.1.0 may be null."""
+    """Convert an answer to the set form, with the counts of its record: those stored by 0.1.0 may be null."""
     fields = msgspec.json.decode(answer.body, type=dict[str, msgspec.Raw])
     fields["metadata"] = _raw(record.metadata)
     if answer.status_code != SUCCESS and form.detail_is_object:
@@ -223,7 +223,7 @@ def _raw(value: Metadata | ErrorDetail) -> msgspec.Raw:
 
 
 def _when_again(execution: Execution, error_class: ErrorClass) -> tuple[int | None, float | None]:
-    """Tell in how many seconds it is worth asking again, and when a usage limit ends, where either is known."""
+    """Return the seconds for Retry-After and the end of a usage limit (epoch seconds), where known."""
     if isinstance(execution.error, TokenLimited):
         return execution.error.retry_after_seconds, execution.limited_until
     if isinstance(execution.error, AdmissionError):

@@ -1,4 +1,4 @@
-"""Everything that is kept of executions: records, answers, transcripts, tasks; and what a restart makes of them."""
+"""Everything that is stored of executions: records, answers, transcripts and tasks; and their state after a restart."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ OTHER_BODY = "this execution_id is known for another body; choose another id"
 
 class StoredResult(msgspec.Struct, frozen=True):
     """
-    A finished execution whose answer is there already: to be waited for like one that runs.
+    A finished execution with its answer; a caller can wait for it as for a running one.
 
     Attributes:
-        answer: As callers get it.
+        answer: In the form that callers get.
     """
 
     record: ExecutionRecord
@@ -51,7 +51,7 @@ class StoredResult(msgspec.Struct, frozen=True):
     transcript: TranscriptReader
 
     def result(self) -> KeptResult:
-        """Take the answer apart; this may read the transcript."""
+        """Split the answer into fields; this may read the transcript."""
         return result_of(self.answer, self.record, self.form, self.transcript)
 
     @property
@@ -65,7 +65,7 @@ class StoredResult(msgspec.Struct, frozen=True):
 
 class Archive:
     """
-    Keep executions on disk, and go on where the disk does not take them.
+    Store executions on disk, and go on where the disk fails.
 
     A record that could not be written says so (``metadata.retained``), and may be unknown after a restart; the store
     holds it in memory until it can be written.
@@ -88,8 +88,8 @@ class Archive:
         self.is_accounted: bool | None = None
         self.unaccounted: list[str] = []
         """Names of transcripts whose record is lost."""
-        self._told = 0
-        self._news: list[str] = []
+        self._damage_reported = 0
+        self._findings: list[str] = []
         self._look_at_space_at = 0.0
 
     @property
@@ -109,7 +109,7 @@ class Archive:
         return True
 
     def conclude(self, record: ExecutionRecord, answer: Answer) -> bool:
-        """Write a final record with its answer, and tell whether they are on disk."""
+        """Write a final record with its answer; return whether they are on disk."""
         ended_at = record.ended_at or time.time()
         self._ended_at.pop(record.execution_id, None)
         self._ended_at[record.execution_id] = ended_at
@@ -119,11 +119,11 @@ class Archive:
             self.records.conclude(record, answer.status_code, answer.body, ended_at)
         except StoreUnavailable as error:
             self._counts.count("records_unwritten")
-            log.error("answer not kept: %s", error, extra={"execution_id": record.execution_id})
+            log.error("answer not written: %s", error, extra={"execution_id": record.execution_id})
             return False
         finally:
-            # Not before: who is killed in between leaves an execution without an end, and that wants its task. But also
-            # where the disk takes no record, or what has ended would be run again.
+            # After the record: a crash in between leaves an execution without an end, which needs its task. Also where
+            # the record cannot be written, or an execution that has ended would be run again.
             if record.error_class is not ErrorClass.INTERRUPTED:
                 self.tasks.forget(record.execution_id)
         return True
@@ -137,10 +137,10 @@ class Archive:
 
     def find(self, execution_id: str) -> ExecutionRecord | None:
         """
-        Find the record of an execution that does not run; one without an end gets it.
+        Return the record of an execution that does not run; an unfinished one is ended as interrupted.
 
         Raises:
-            StoreUnavailable: It cannot be read, or there was one: lines of its transcript are there.
+            StoreUnavailable: It cannot be read, or it is lost: its transcript has lines.
         """
         record = self.records.load(execution_id)
         if record is None and self.transcripts.size_bytes(execution_id):
@@ -151,14 +151,14 @@ class Archive:
 
     def earlier(self, execution_id: str, digest: str) -> StoredResult | ExecutionRecord | None:
         """
-        Find what came of an id that does not run: the answer of a success, the record of a failure; None: nothing yet.
+        Return the result of an execution that does not run: the answer of a success, the record of a failure, or None.
 
         Args:
-            digest: Of the request; after a failure it may be another.
+            digest: Of the request; after a failure another one is accepted.
 
         Raises:
             Conflict: It succeeded for another body.
-            MayHaveRun: That cannot be read.
+            MayHaveRun: Its record or answer cannot be read.
         """
         try:
             record = self.find(execution_id)
@@ -166,16 +166,16 @@ class Archive:
                 return record
             if record.request_digest != digest:
                 raise Conflict(OTHER_BODY)
-            if (kept := self.kept(record)) is None:
+            if (stored := self.stored_result(record)) is None:
                 raise StoreUnavailable("it succeeded, and its answer is not there")
         except StoreUnavailable as error:
             text = f"it may have run already: {error}; ask again later, or send it under another id"
             raise MayHaveRun(text, retry_after_seconds=RETRY_SECONDS) from None
-        return kept
+        return stored
 
     def record(self, execution_id: str) -> ExecutionRecord:
         """
-        Find the record of an execution that does not run.
+        Return the record of an execution that does not run.
 
         Raises:
             NotFound: Nothing is known under this id.
@@ -186,9 +186,9 @@ class Archive:
             raise NotFound("no execution is known under this id; GET /api/executions lists those that are")
         return record
 
-    def kept(self, record: ExecutionRecord) -> StoredResult | None:
+    def stored_result(self, record: ExecutionRecord) -> StoredResult | None:
         """
-        Find the answer of an execution that has ended, if it is kept.
+        Return the answer of an execution that has ended, if it is stored.
 
         Raises:
             StoreUnavailable: It cannot be read.
@@ -205,17 +205,17 @@ class Archive:
         return StoredResult(record, answer, self._form, transcript)
 
     def shown(self, record: ExecutionRecord, answer: Answer) -> Answer:
-        """Return a new answer as callers get it."""
+        """Return a new answer in the form that callers get."""
         if answer.status_code == SUCCESS or not self._form.detail_is_object:
             return answer
         return in_form(answer, record, self._form, self.transcripts.reader(record.execution_id))
 
     def account(self, running: Collection[str] = frozenset()) -> None:
         """
-        Give every execution that an earlier supervisor left without an end one: ``interrupted``.
+        End every execution that an earlier supervisor left unfinished as ``interrupted``; load the recently ended ids.
 
-        What ended lately is known again, too. To be called when the earlier one's children are gone, before anything is
-        admitted; and where the disk does not give the records then, again until it does (:attr:`is_accounted`).
+        To be called when the earlier supervisor's children are gone, before any admission. Where the records cannot be
+        read then, it is called again until they can (:attr:`is_accounted`).
 
         Args:
             running: Ids of executions of this supervisor.
@@ -227,7 +227,7 @@ class Archive:
                 if record.execution_id in running:
                     continue
                 if self.records.damage and has_result(self.transcripts.reader(record.execution_id)):
-                    # Its end was in what is lost. Without the record it is one of those that may have run.
+                    # Its end is lost with the damaged file. Without a record it counts as one that may have run.
                     self.records.delete(record.execution_id)
                 else:
                     self._interrupt(record)
@@ -240,12 +240,14 @@ class Archive:
         self.is_accounted = True
         if len(self.unaccounted) > len(before):
             log.error("transcripts without a record: %d, such as %s", len(self.unaccounted), self.unaccounted[-1])
-            self._news.append(f"transcripts without a record, whose tasks are not run again: {len(self.unaccounted)}")
+            self._findings.append(
+                f"transcripts without a record, whose tasks are not run again: {len(self.unaccounted)}"
+            )
         for execution_id in self.tasks.ids():
             with contextlib.suppress(StoreUnavailable):
                 left = self.records.load(execution_id)
                 if execution_id not in running and (left is None or left.error_class is not ErrorClass.INTERRUPTED):
-                    self.tasks.forget(execution_id)  # killed between two writes: it was never let in, or has ended
+                    self.tasks.forget(execution_id)  # a crash between two writes: never admitted, or ended
 
     def _interrupt(self, record: ExecutionRecord) -> None:
         RecordWriter(record).interrupted()
@@ -254,7 +256,7 @@ class Archive:
 
     def is_interrupted(self, execution_id: str) -> bool:
         """
-        Whether an execution has ended and waits to be gone on with.
+        Whether an execution was interrupted and can be resumed.
 
         Raises:
             StoreUnavailable: Its record cannot be read.
@@ -263,26 +265,26 @@ class Archive:
         return record is not None and record.error_class is ErrorClass.INTERRUPTED
 
     def upkeep(self) -> bool:
-        """Let the disk try again what it did not take, and return whether it is so full that something has to go."""
+        """Write again what the disk has not accepted; return whether it is so full that something must be deleted."""
         with contextlib.suppress(AgentRuntimeError):
             self.records.upkeep()
         return time.monotonic() >= self._look_at_space_at and lacking_bytes(self.transcripts) > 0
 
-    def news(self, running: Collection[str]) -> list[str]:
+    def new_damage(self, running: Collection[str]) -> list[str]:
         """
-        Return what was found to be lost since this was asked last, a sentence each.
+        Return the losses found since the last call, a sentence each.
 
-        What could not be accounted for at the start is, as soon as the disk gives it.
+        Executions that could not be accounted for at the start are, as soon as the records can be read.
         """
-        found = self.records.damage[self._told :]
-        self._told += len(found)
+        found = self.records.damage[self._damage_reported :]
+        self._damage_reported += len(found)
         if found or not self.is_accounted:
             self.account(running)
-        found, self._news = found + self._news, []
+        found, self._findings = found + self._findings, []
         return found
 
     def prune(self, settings: Settings, *, in_use: Collection[str]) -> None:
-        """Delete what is too old or too much; what the disk does not let go is tried again the next time."""
+        """Delete executions that are too old or take too much space; a failure is tried again the next time."""
         self._look_at_space_at = time.monotonic() + SPACE_SECONDS
         try:
             deleted = prune(

@@ -35,7 +35,7 @@ class Restart(enum.Enum):
 
 class Situation(msgspec.Struct, frozen=True):
     """
-    What the decision is made from.
+    The facts that the decision depends on.
 
     Attributes:
         error_class: ``auth``, ``billing`` or ``rate_limit``.

@@ -147,7 +147,7 @@ class ExecutionRunner:
     async def _after_token_trouble(
         self, report: AttemptReport, final: Verdict, trouble: TokenTrouble
     ) -> Verdict | None:
-        """Verify what an attempt met, and wait as the retry policy says; return the end, or None for one more."""
+        """Verify the trouble and wait as the retry policy decides; return the end, or None for a further attempt."""
         execution, gate = self._execution, self._context.gate
         generation = report.generation or gate.current
         decision, trouble = await self._decide(report, trouble, generation)
@@ -178,7 +178,7 @@ class ExecutionRunner:
     async def _decide(
         self, report: AttemptReport, trouble: TokenTrouble, generation: Generation | None
     ) -> tuple[Decision, TokenTrouble]:
-        """Verify what an attempt met; return what to do, and the trouble that is known by then."""
+        """Verify the trouble; return the decision, and the trouble after verification."""
         execution, gate, settings = self._execution, self._context.gate, self._context.settings
         newer = self._newer_is_usable(generation)
         if not newer:
@@ -394,7 +394,7 @@ class ExecutionRunner:
         return reset_in + random.uniform(first, max(first, min(last, left / 2)))  # noqa: S311 - nothing secret
 
     def _unstarted(self) -> Verdict | None:
-        """Return the end of an execution that was stopped, or whose time ran out, while it waited; else None."""
+        """Return the end of an execution that was stopped or timed out while it waited, else None."""
         if (requested_stop := self._execution.requested_stop) is not None:
             return UNSTARTED[requested_stop]
         # A timer may ring a little early.

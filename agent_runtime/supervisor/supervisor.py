@@ -203,7 +203,7 @@ class Supervisor:
         return execution
 
     async def admit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution | StoredResult:
-        """Do as :meth:`submit`, but refuse no task for its token before the secret file has been read once more."""
+        """Submit a task; read the secret file once more before a task is refused because of its token."""
         if self.settings.probe == "on_load":
             await self._poll_secret()  # a new token is probed before an execution begins with it
         try:
@@ -271,7 +271,7 @@ class Supervisor:
         self.changed.notify()
 
     async def run_maintenance(self, second: Notifier) -> None:
-        """Do what is due at each *second* that is notified, and from time to time, until cancelled."""
+        """Run the upkeep of each *second* that is notified, and delete old executions, until cancelled."""
         while True:
             await asyncio.to_thread(self.archive.prune, self.settings, in_use=frozenset(self._live))
             for _ in range(PRUNE_SECONDS):
@@ -288,7 +288,7 @@ class Supervisor:
     async def _has_full_disk(self) -> bool:
         """Retry what the disk did not take; return whether something has to be deleted now."""
         is_full = await asyncio.to_thread(self.archive.upkeep)
-        for damage in self.archive.news(self._live.keys()):
+        for damage in self.archive.new_damage(self._live.keys()):
             self.events.publish("storage.damaged", detail=damage)
         return is_full
 
@@ -389,12 +389,12 @@ class Supervisor:
         """
         if execution_id in self._live:
             return None
-        kept = self.archive.kept(self.archive.record(execution_id))
-        if kept is None:
+        stored = self.archive.stored_result(self.archive.record(execution_id))
+        if stored is None:
             raise NotFound(
                 "no answer is kept of this execution; its record says how it ended", code="no_retained_result"
             )
-        return kept
+        return stored
 
     async def terminate(self, execution_id: str) -> tuple[Literal["terminated", "already_finished"], ExecutionRecord]:
         """

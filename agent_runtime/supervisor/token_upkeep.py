@@ -1,4 +1,4 @@
-"""What happens when the secret file changes, the API accepts a token, or a token in trouble is tried again."""
+"""Reactions to a change of the secret file, an accepted token, and a pause that is over."""
 
 from __future__ import annotations
 

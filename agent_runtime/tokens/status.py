@@ -1,4 +1,4 @@
-"""What the API holds against a token: refused, blocked, billing, limited; and when such a token may be tried again."""
+"""The troubles of tokens (refused, blocked, billing, limited), and when a token in trouble may be tried again."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class TokenStatuses:
         return self._ledger.last_refused_generation
 
     def trouble_of(self, generation: Generation) -> TokenTrouble | None:
-        """Return what the API holds against this token and has not taken back since; limits are no part of it."""
+        """Return the trouble of this token that has not been cleared since, other than a limit."""
         return self._ledger.trouble_of(generation.token)
 
     def retry_after_seconds(self, generation: Generation, now: float) -> float:
@@ -205,7 +205,7 @@ class TokenStatuses:
     # -- limited
 
     def note_limit(self, generation: Generation, limit: Limit, epoch: float) -> bool:
-        """Note a usage limit met at *epoch* and tell whether it is news; it is again when an earlier one had ended."""
+        """Record a usage limit met at *epoch*; return whether it is new, as it is after an earlier one has ended."""
         with self._lock:
             known = self._lasting(generation, epoch)
             alike = [old for old in known.values() if old.model == limit.model]
