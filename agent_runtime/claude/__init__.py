@@ -1,5 +1,5 @@
 """
-What is known of the CLI: how to call it, and what it prints.
+Knowledge about the CLI: how to call it, and how to read its output.
 
 It may import ``model`` and the modules at the root; it starts nothing.
 """

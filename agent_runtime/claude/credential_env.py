@@ -7,8 +7,8 @@ are given with ``--settings`` outrank it: see :func:`neutral_settings`. Names th
 stay: the CLI reads those only with one of its own switches, and the switches are removed.
 
 Source: the names are those that Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.330 and 2.1.332 carry; 2.1.330 lists
-them itself as what a managing host may own. Measured with made-up tokens against a stand-in API on loopback, on all of
-them. What a further version carries beside them, and whether it matters, ``scripts/try-cli VERSION`` tells.
+them itself as names that a managing host may own. Measured on all of them with made-up tokens against a stand-in API on
+loopback. ``scripts/try-cli VERSION`` lists further names of a new version, and whether they matter.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ CREDENTIALS: dict[str, str] = {
     "CCR_AGENT_PROXY_TOKEN_FILE_DESCRIPTOR": "a proxy's token, read from a descriptor (2.1.330)",
     "CLAUDE_CODE_OAUTH_REFRESH_TOKEN": "exchanged for another OAuth token (2.1.114)",
     "CLAUDE_CODE_OAUTH_SCOPES": "belongs to the refresh token; wrong scopes make a good token unusable",
-    "CLAUDE_CODE_OAUTH_CLIENT_ID": "whom the refresh token belongs to",
+    "CLAUDE_CODE_OAUTH_CLIENT_ID": "the owner of the refresh token",
     "CLAUDE_CODE_SESSIONS_OAUTH_TOKEN": "an OAuth token of a hosted session (2.1.330)",
     "CLAUDE_CODE_SESSION_ACCESS_TOKEN": "the token of a hosted session",
     "CLAUDE_CODE_GATEWAY_TOKEN": "goes with CLAUDE_CODE_USE_GATEWAY (2.1.330)",
     "CLAUDE_CODE_HFI_BEARER_TOKEN": "a bearer token (2.1.330)",
     "CLAUDE_CODE_HOST_AUTH_ENV_VAR": "names another variable that holds the credential (2.1.330)",
     "CLAUDE_CODE_HOST_CREDS_FILE": "a managing host's credentials (2.1.330)",
-    "CLAUDE_BG_AUTH_SNAPSHOT_PATH": "credentials kept for background sessions (2.1.330)",
-    "CLAUDE_BG_SOCKET_TOKENS_PATH": "credentials kept for background sessions (2.1.330)",
-    "CLAUDE_BG_SESSION_CREDENTIAL": "credentials kept for background sessions (2.1.330)",
+    "CLAUDE_BG_AUTH_SNAPSHOT_PATH": "credentials of background sessions (2.1.330)",
+    "CLAUDE_BG_SOCKET_TOKENS_PATH": "credentials of background sessions (2.1.330)",
+    "CLAUDE_BG_SESSION_CREDENTIAL": "credentials of background sessions (2.1.330)",
     "CLAUDE_BRIDGE_OAUTH_TOKEN": "an OAuth token of the remote bridge (2.1.330)",
     "CLAUDE_TRUSTED_DEVICE_TOKEN": "sent beside an OAuth token (2.1.114)",
     "CLAUDE_SESSION_INGRESS_TOKEN_FILE": "the token of a hosted session (2.1.114)",
@@ -140,7 +140,7 @@ TRANSPORT = (
     "CLAUDE_CODE_ENABLE_PROXY_AUTH_HELPER",
 )
 """
-Whom the CLI trusts on the way to the API, what it loads into itself, and what it prints of a request.
+The certificates that the CLI trusts, the code that it loads into itself, and its logging of requests.
 
 They pass through from the supervisor, and only from there: a repository's settings file that turns off the check of
 certificates lets anybody on the way read the token. Source: names that 2.1.114, 2.1.330 and 2.1.332 carry.
@@ -160,7 +160,7 @@ TELEMETRY = (
     ),
 )
 """
-Where the CLI reports what it does, with prompts in it where that is asked for.
+The destinations of the CLI's telemetry, which may include prompts.
 
 They pass through from the supervisor, and only from there: on 2.1.114 a repository's settings file had it sent to any
 server.
@@ -196,20 +196,20 @@ def without_credentials(headers: str) -> str:
     """
     Return ``ANTHROPIC_CUSTOM_HEADERS`` without the lines that carry a credential.
 
-    Such a line replaces the CLI's own ``Authorization`` or ``x-api-key``; other headers are what a gateway asks for.
+    Such a line replaces the CLI's own ``Authorization`` or ``x-api-key``; gateways need the other headers.
 
     Source: measured on 1.0.128, 2.0.76, 2.1.30, 2.1.114 and 2.1.330.
     """
-    kept = [line for line in headers.splitlines() if line.partition(":")[0].strip().lower() not in _CREDENTIAL_HEADERS]
-    return "\n".join(kept)
+    lines = headers.splitlines()
+    return "\n".join(line for line in lines if line.partition(":")[0].strip().lower() not in _CREDENTIAL_HEADERS)
 
 
 def cleaned(inherited: Mapping[str, str]) -> dict[str, str]:
     """Return an environment without variables that could override the delivered credential."""
-    kept = {name: value for name, value in inherited.items() if not is_rival(name)}
-    if HEADERS_VARIABLE in kept:
-        kept[HEADERS_VARIABLE] = without_credentials(kept[HEADERS_VARIABLE])
-    return kept
+    env = {name: value for name, value in inherited.items() if not is_rival(name)}
+    if HEADERS_VARIABLE in env:
+        env[HEADERS_VARIABLE] = without_credentials(env[HEADERS_VARIABLE])
+    return env
 
 
 def neutral_settings(
@@ -237,7 +237,7 @@ def neutral_settings(
         base_url: Where requests are to go; None: the API's own address.
         delivered: The variables that carry the token in the child's environment; empty: it is in the credentials file.
             From 2.1.114 on ``env.CLAUDE_CODE_OAUTH_TOKEN`` of a settings file beats the environment, so an OAuth token
-            is said again here.
+            is repeated here.
         inherited: The child's environment: the config directory, and proxies, certificates and headers that pass
             through.
         key_file: Where the API key is, and a newline behind it; None: it is an OAuth token.
@@ -251,6 +251,6 @@ def neutral_settings(
         env[CONFIG_DIR_VARIABLE] = env[STORAGE_DIR_VARIABLE] = inherited[CONFIG_DIR_VARIABLE]
     if key_file is None:
         env |= delivered
-    # A shell's own words only: what `cat` is would be for the PATH of a settings file to say.
+    # Shell builtins only: the PATH of a settings file could name another `cat`.
     helper = "" if key_file is None else f'read -r key <{shlex.quote(str(key_file))} && printf %s "$key"'
     return {"apiKeyHelper": helper, "proxyAuthHelper": "", "env": env}

@@ -148,22 +148,22 @@ def environment(
         trace: The trace of the task, else the supervisor's own.
         as_root: The CLI refuses ``--dangerously-skip-permissions`` as root unless ``IS_SANDBOX=1``.
     """
-    kept = {
+    env = {
         name: value
         for name, value in cleaned(inherited).items()
         if not name.startswith(PREFIX) and name not in _NEVER_INHERITED
     }
-    kept.update(_FIXED_ENVIRONMENT)
+    env.update(_FIXED_ENVIRONMENT)
     if as_root:
-        kept["IS_SANDBOX"] = "1"
+        env["IS_SANDBOX"] = "1"
     if background_seconds is not None:
-        kept[BACKGROUND_CEILING_VARIABLE] = str(math.ceil((background_seconds + _CEILING_MARGIN_SECONDS) * 1000))
-    kept["CLAUDE_CONFIG_DIR"] = str(config_dir)
-    kept[EXECUTION_ID_VARIABLE] = execution_id
+        env[BACKGROUND_CEILING_VARIABLE] = str(math.ceil((background_seconds + _CEILING_MARGIN_SECONDS) * 1000))
+    env["CLAUDE_CONFIG_DIR"] = str(config_dir)
+    env[EXECUTION_ID_VARIABLE] = execution_id
     if trace is not None:
-        kept.update(trace.variables)
-    kept.update(delivered)
-    return kept
+        env.update(trace.variables)
+    env.update(delivered)
+    return env
 
 
 def write_settings(

@@ -1,5 +1,5 @@
 """
-What counts as an API error, and what an attempt's end means; pure.
+Recognise API errors and classify the end of an attempt; pure.
 
 It may import ``claude``, ``model`` and the modules at the root.
 """

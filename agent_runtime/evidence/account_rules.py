@@ -19,7 +19,7 @@ _PERMISSION = frozenset({"permission_error"})
 _API_TYPES = frozenset(STATUS_BY_TYPE)
 _SERVER = range(500, 600)
 _blocked = partial(
-    Rule, error_class=ErrorClass.AUTH, said=phrases.BLOCKED_ACCOUNT, unless=phrases.NOT_OF_AN_ACCOUNT, blocks=True
+    Rule, error_class=ErrorClass.AUTH, own_words=phrases.BLOCKED_ACCOUNT, unless=phrases.NOT_OF_AN_ACCOUNT, blocks=True
 )
 
 ACCOUNT_RULES: tuple[Rule, ...] = (
@@ -43,14 +43,14 @@ ACCOUNT_RULES: tuple[Rule, ...] = (
         "model-budget",
         ErrorClass.MODEL,
         statuses={400, 401, 402, 403, 429},
-        api_said=phrases.MODEL_BUDGET,
+        from_api=phrases.MODEL_BUDGET,
         source="LiteLLM",
     ),
     Rule(
         "model-refused-by-name",
         ErrorClass.MODEL,
         statuses={401, 403},
-        api_said=phrases.NAMES_A_MODEL,
+        from_api=phrases.NAMES_A_MODEL,
         unless=phrases.BAD_CREDENTIAL,
         source="see phrases.py",
     ),
@@ -91,7 +91,7 @@ ACCOUNT_RULES: tuple[Rule, ...] = (
         "limit-needs-credits-by-name",
         ErrorClass.INVALID_REQUEST,
         statuses={400, 429},
-        said=phrases.LONG_CONTEXT,
+        own_words=phrases.LONG_CONTEXT,
         source="2.1.332",
     ),
     Rule("limit-detail", ErrorClass.RATE_LIMIT, details={"usage_limit_reached"}, source="2.1.330"),
@@ -144,7 +144,7 @@ ACCOUNT_RULES: tuple[Rule, ...] = (
         "billing-said",
         ErrorClass.BILLING,
         statuses={400, 401, 403, 429},
-        said=phrases.UNPAID,
+        own_words=phrases.UNPAID,
         condemns=True,
         source="see phrases.py",
     ),
@@ -152,7 +152,7 @@ ACCOUNT_RULES: tuple[Rule, ...] = (
         "billing-budget",
         ErrorClass.BILLING,
         statuses={401, 403, 429},
-        said=phrases.OVER_BUDGET,
+        own_words=phrases.OVER_BUDGET,
         condemns=True,
         source="LiteLLM, auth_checks.py",
     ),
@@ -161,7 +161,7 @@ ACCOUNT_RULES: tuple[Rule, ...] = (
         ErrorClass.BILLING,
         statuses=_SERVER,
         types=_API_TYPES,
-        said=phrases.UNPAID,
+        own_words=phrases.UNPAID,
         condemns=True,
         source="see blocked-account-5xx",
     ),

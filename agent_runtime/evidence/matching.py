@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Container
     from collections.abc import Set as AbstractSet
 
-_SAID_LENGTH = 1000
+_WORDS_LENGTH = 1000
 _QUOTED = re.compile(r'"[^"]*"|`[^`]*`|\u201c[^\u201d]*\u201d|(?<!\w)\'[^\']*\'(?!\w)')
 
 
@@ -30,8 +30,8 @@ class ApiError(msgspec.Struct, frozen=True):
         code: A finer code in that body.
         word: The CLI's word for it (``error`` of a frame).
         detail: The CLI's finer word (``api_error`` of a frame).
-        text: What the API or the CLI says about it.
-        message: What the body of the answer says, where that is known.
+        text: The text of the API or the CLI about it.
+        message: The message in the body of the answer, if that is known.
         is_whole: The body was read to its end.
     """
 
@@ -49,11 +49,11 @@ class Reading:
     """
     The texts of an error as rules read them, in lower case and with straight apostrophes.
 
-    Criteria called *said* read only the API's or the CLI's own words. Quotations are left out, because they may hold
+    Some criteria read only the *own words* of the API or the CLI. Quotations are left out, because they may hold
     anything from the request, and so are the additions of gateways.
 
     Attributes:
-        text: Everything that the API and the CLI said.
+        text: The whole text of the API and the CLI.
         sentences: The CLI's remarks in it.
         is_about_a_field: The message is about the request's form.
     """
@@ -73,22 +73,22 @@ class Reading:
         return not self.is_about_a_field and not any(mark in lowered for mark in ABOUT_CONTENT)
 
     @cached_property
-    def _api_said(self) -> str:
+    def _api_words(self) -> str:
         """The API's own words; empty where they are about the request's form or content."""
         return _plainly(self._message) if self._is_plain else ""
 
     @cached_property
-    def _said(self) -> str:
+    def _own_words(self) -> str:
         """The API's own words and the CLI's."""
         if not self._is_plain or self._own_text == self._message:
-            return self._api_said
-        return f"{self._api_said} \u00b7 {_plainly(self._own_text)}"
+            return self._api_words
+        return f"{self._api_words} \u00b7 {_plainly(self._own_text)}"
 
     def holds(self, phrases: Phrases, *, by_the_api: bool = False) -> bool:
-        """Whether one of *phrases* is said; remembered, because several rules ask for the same ones."""
+        """Whether the own words contain one of *phrases*; remembered, because several rules ask for the same ones."""
         key = (id(phrases), by_the_api)
         if key not in self._found:
-            self._found[key] = _holds(self._api_said if by_the_api else self._said, phrases)
+            self._found[key] = _holds(self._api_words if by_the_api else self._own_words, phrases)
         return self._found[key]
 
 
@@ -105,9 +105,9 @@ class Rule(msgspec.Struct, frozen=True):
         of_a_field: Only where the message is about the request's form.
         with_message: Only where the body of the answer is known.
         phrases: One of these; each is a set of words that must all be in the text (lower case).
-        said: One of these is said plainly, by the API or by the CLI: see :class:`Reading`.
-        api_said: One of these is said by the API itself.
-        unless: None of these is said.
+        own_words: One of these is in the API's or the CLI's own words: see :class:`Reading`.
+        from_api: One of these is in the API's own words.
+        unless: None of these is in the API's or the CLI's own words.
         begins: One of the text's sentences begins with one of these (lower case).
         stops: The attempt is stopped now, but the generation is not condemned: only the CLI says so.
         condemns: The attempt is stopped, and the API's own words count against the generation.
@@ -126,8 +126,8 @@ class Rule(msgspec.Struct, frozen=True):
     of_a_field: bool = False
     with_message: bool = False
     phrases: Phrases = ()
-    said: Phrases = ()
-    api_said: Phrases = ()
+    own_words: Phrases = ()
+    from_api: Phrases = ()
     unless: Phrases = ()
     begins: tuple[str, ...] = ()
     stops: bool = False
@@ -152,8 +152,8 @@ class Rule(msgspec.Struct, frozen=True):
             and (not self.of_a_field or reading.is_about_a_field)
             and (not self.with_message or error.message is not None)
             and (not self.phrases or _holds(reading.text, self.phrases))
-            and (not self.said or reading.holds(self.said))
-            and (not self.api_said or reading.holds(self.api_said, by_the_api=True))
+            and (not self.own_words or reading.holds(self.own_words))
+            and (not self.from_api or reading.holds(self.from_api, by_the_api=True))
             and (not self.unless or not reading.holds(self.unless))
             and (not self.begins or any(sentence.startswith(self.begins) for sentence in reading.sentences))
         )
@@ -171,13 +171,13 @@ def _holds(text: str, phrases: Phrases) -> bool:
 
 def _plainly(message: str) -> str:
     """Remove quotations, what gateways append, and adverbs that may interrupt a phrase."""
-    said = message[:_SAID_LENGTH].lower().replace("\u2019", "'")
+    text = message[:_WORDS_LENGTH].lower().replace("\u2019", "'")
     for trailer in TRAILERS:
-        said = said.partition(trailer)[0]
-    said = " ".join(_QUOTED.sub(" ", said).split())
+        text = text.partition(trailer)[0]
+    text = " ".join(_QUOTED.sub(" ", text).split())
     for adverb in ADVERBS:
-        said = said.replace(adverb, " ")
-    return said
+        text = text.replace(adverb, " ")
+    return text
 
 
 def _sentences(lowered: str) -> tuple[str, ...]:
@@ -206,10 +206,10 @@ def names_another_model(message: str, models: Collection[str]) -> bool | None:
     """
     if not models:
         return None
-    said = _MODEL_LIST.sub(" ", message[:_MODEL_MESSAGE_LENGTH].lower())
-    words = _MODEL_NAME.findall(said)
+    text = _MODEL_LIST.sub(" ", message[:_MODEL_MESSAGE_LENGTH].lower())
+    words = _MODEL_NAME.findall(text)
     named = {word for word in words if word.rpartition("/")[2].rpartition("anthropic.")[2].startswith("claude-")}
-    named |= {name for name in _MODEL_AFTER.findall(said) if any(character.isdigit() for character in name)}
+    named |= {name for name in _MODEL_AFTER.findall(text) if any(character.isdigit() for character in name)}
     if named:
         return {_plain_model_name(name) for name in named}.isdisjoint(map(_plain_model_name, models))
     families = _MODEL_FAMILIES.intersection(words)

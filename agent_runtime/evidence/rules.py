@@ -88,7 +88,7 @@ RULES: tuple[Rule, ...] = (
         "model-unsupported",
         ErrorClass.MODEL,
         statuses={400, 404, 422},
-        api_said=phrases.UNSUPPORTED_MODEL,
+        from_api=phrases.UNSUPPORTED_MODEL,
         source="Abilityai/trinity; OpenRouter",
     ),
     Rule(
@@ -150,7 +150,7 @@ RULES: tuple[Rule, ...] = (
         ErrorClass.AUTH,
         statuses={None},
         begins=phrases.BLOCKED_SENTENCES,
-        said=phrases.BLOCKED_ACCOUNT,
+        own_words=phrases.BLOCKED_ACCOUNT,
         blocks=True,
         source="2.1.30 to 2.1.332",
     ),

@@ -159,7 +159,7 @@ class Child:
 
     @property
     def others_may_have_run_out_of_memory(self) -> bool:
-        """Whether a process in the container was killed for lack of memory, and it is unknown whose it was."""
+        """Whether a process of an unknown attempt in the container was killed for lack of memory."""
         if self._group is not None and self._group.counts_memory:
             return False
         return self.oom_watch is not None and self.oom_watch.has_counted and self.oom_watch.is_shared

@@ -1,4 +1,4 @@
-"""Look up the user that children run as."""
+"""Find the user that children run as."""
 
 from __future__ import annotations
 

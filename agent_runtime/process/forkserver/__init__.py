@@ -1,5 +1,5 @@
 """
-The fork server, and the per-process shim that reaps what a child leaves.
+The fork server, and the shim of each child, which adopts and reaps the child's orphans.
 
 It may import ``process.linux``.
 """
