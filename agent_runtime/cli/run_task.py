@@ -31,7 +31,7 @@ def main(options: argparse.Namespace) -> int:
         with connect(options, options.patience) as client:
             execution_id = options.execution_id or str(uuid.uuid4())
             watch = Watch(client, execution_id, _prompt(options), _fields(options), showing)
-            return watch.detached() if options.detach else watch.attended()
+            return watch.detach() if options.detach else watch.attend()
     except BrokenPipeError:
         # The reader has gone; the rest of the buffer must not be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -55,26 +55,26 @@ class Watch:
         self._position = 0
         self._resumes = 0
 
-    def detached(self) -> int:
+    def detach(self) -> int:
         """Submit it, print its id, and return."""
         self._submit()
         sys.stdout.write(self._execution_id + "\n")
         return EXIT_SUCCESS
 
-    def attended(self) -> int:
+    def attend(self) -> int:
         """Stay until it has ended; Ctrl-C ends it, a second one does not wait for that."""
         try:
             self._submit()
             answer = self._follow()
         except KeyboardInterrupt:
-            return self._interrupted()
-        return self._ended(answer)
+            return self._terminate()
+        return self._show(answer)
 
-    def _interrupted(self) -> int:
+    def _terminate(self) -> int:
         _print("ending the execution; Ctrl-C again leaves it to itself")
         try:
             self._client.terminate(self._execution_id)
-            return self._ended(self._follow())
+            return self._show(self._follow())
         except ClientError as error:
             if error.error_class != "not_found":
                 raise
@@ -83,7 +83,7 @@ class Watch:
             _print(f"left to itself: execution {self._execution_id}")
         return EXIT_CANCELLED
 
-    def _ended(self, answer: Answer) -> int:
+    def _show(self, answer: Answer) -> int:
         self._showing.answer(answer)
         return EXIT_CANCELLED if answer.is_cancelled else EXIT_SUCCESS
 

@@ -153,9 +153,9 @@ class AgentClient:
                     else:
                         async for chunk in response.aiter_bytes():
                             if chunk.startswith(b":"):  # a sign of life that comes only after a while
-                                patience.progressed()
-                            for event in following.received(chunk):
-                                patience.progressed()
+                                patience.reset()
+                            for event in following.feed(chunk):
+                                patience.reset()
                                 yield event
                                 if event.name == "end":
                                     return

@@ -70,7 +70,7 @@ class Patience:
         self._until: float | None = None
         self._tries = self._waits = 0
 
-    def progressed(self) -> None:
+    def reset(self) -> None:
         """Restart the time that trouble may last."""
         self._until, self._tries = None, 0
 
@@ -87,7 +87,7 @@ class Patience:
 
     async def wait(self) -> None:
         """Wait before asking again for something that is under way, which is progress."""
-        self.progressed()
+        self.reset()
         await asyncio.sleep(min(LONGEST_WAIT_SECONDS, FIRST_PAUSE_SECONDS * 1.3 ** min(self._waits, 64)))
         self._waits += 1
 

@@ -103,7 +103,7 @@ class Following:
         headers = {"accept": MEDIA_TYPE, "cache-control": "no-store"}
         return headers | ({"last-event-id": str(self.position)} if self.position else {})
 
-    def received(self, chunk: bytes) -> Iterator[StreamEvent]:
+    def feed(self, chunk: bytes) -> Iterator[StreamEvent]:
         """Yield the events that *chunk* completes, each only once over all connections."""
         for name, number, data in self._reader.feed(chunk):
             content = json_object(data)

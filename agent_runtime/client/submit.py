@@ -158,7 +158,7 @@ class Submission:
                 await self.patience.pause(unreachable(LOST))
             elif end.error_class == "interrupted" and resumes < max_resumes:
                 resumes += 1
-                self.patience.progressed()
+                self.patience.reset()
                 # Another client, or the supervisor itself at its start, may have resumed it already.
                 found = await self._known_end() if posts else end
                 before = found if found and found.error_class == "interrupted" else None

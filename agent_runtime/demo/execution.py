@@ -69,14 +69,14 @@ class Execution:
         try:
             self._client.submit(message, execution_id=self.execution_id)
             for event in self._client.stream(self.execution_id):
-                self._tell(event)
+                self._print(event)
             self.answer = self._client.result(self.execution_id)
         except ClientError as error:
             self.answer = error
         if not isinstance(self.answer, ClientError) or self.answer.status:
             self._say(self.name, f"answered {_short(str(self))}")
 
-    def _tell(self, event: StreamEvent) -> None:
+    def _print(self, event: StreamEvent) -> None:
         if event.name == "state" and event.data.get("state") == "running":
             attempt = self.first_attempt()
             token = (attempt.get("tokens") or [{}])[0]

@@ -80,7 +80,7 @@ class Scenario:
         old, new = self._tokens[:2]
         four = [self._start_with_a_tool_that_waits(f"task-{number}", "go-on") for number in range(1, IN_PARALLEL + 1)]
         self._stage.until(
-            "all four in the middle of a tool", lambda: all(self._is_busy(each) is not None for each in four)
+            "all four in the middle of a tool", lambda: all(self._is_busy(each) or each.answer for each in four)
         )
         busy = [each for each in four if self._is_busy(each)]
         self._say("demo", f"{len(busy)} executions are in the middle of a tool: now the token is switched")
@@ -114,7 +114,7 @@ class Scenario:
         """The API begins to refuse a token while an execution with processes of its own is at work."""
         execution = self._start_with_a_tool_that_waits("doomed", "die", leaves_a_process=True)
         self._doomed.append(execution)
-        self._stage.until("in its tool", lambda: self._is_busy(execution) is not None)
+        self._stage.until("in its tool", lambda: self._is_busy(execution) or execution.answer)
         processes = marked([execution.execution_id])
         token = self._tokens[1]
         self._say("api", f"refuses token {token.fingerprint} from now on: 401, token has expired")
@@ -243,11 +243,9 @@ class Scenario:
         )
         return self._start(name)
 
-    def _is_busy(self, execution: Execution) -> bool | None:
-        """Whether it is in the middle of its tool; None: it is not, but may still come to it."""
-        if execution.answer is not None:
-            return False
-        return True if (self._stage.workspace / f"in-tool-{execution.name}").exists() else None
+    def _is_busy(self, execution: Execution) -> bool:
+        """Whether it is in the middle of its tool."""
+        return execution.answer is None and (self._stage.workspace / f"in-tool-{execution.name}").exists()
 
     def _end(self, execution: Execution) -> None:
         self._stage.until(f"an answer to {execution.name}", lambda: execution.answer)

@@ -83,25 +83,25 @@ class OpenConnections:
     def __len__(self) -> int:
         return len(self._open)
 
-    def opened(self, connection: Connection, now: float) -> bool:
+    def add(self, connection: Connection, now: float) -> bool:
         """Count a new connection; return whether it has a place within the limit."""
         has_place = len(self._open) - len(self._beyond) < self.limit or self._make_room(now)
         if not has_place:
             if len(self._beyond) >= PLACES_BEYOND:
                 leaving = next(iter(self._beyond))
-                self.closed(leaving)
+                self.remove(leaving)
                 leaving.transport.abort()
             self._beyond[connection] = None
         self._open.add(connection)
         return has_place
 
-    def closed(self, connection: Connection) -> None:
+    def remove(self, connection: Connection) -> None:
         """Release its place."""
         self._open.discard(connection)
         for places in (self._idle, self._unheard, self._beyond):
             places.pop(connection, None)
 
-    def waits(self, connection: Connection, waiting: Waiting | None, now: float) -> None:
+    def set_waiting(self, connection: Connection, waiting: Waiting | None, now: float) -> None:
         """Record what a connection waits for."""
         self._idle.pop(connection, None)
         if waiting is not Waiting.HEADER:
@@ -119,7 +119,7 @@ class OpenConnections:
             leaving, since = next(iter(self._unheard.items()), (None, now))
             if leaving is None or now - since < PATIENCE_SECONDS:
                 return False
-        self.closed(leaving)
+        self.remove(leaving)
         leaving.transport.abort()  # its buffer is empty: nothing of an answer is lost
         return True
 
@@ -152,12 +152,12 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Register the connection."""
         super().connection_made(transport)
-        self._has_place = self._places.opened(self, self.loop.time())
+        self._has_place = self._places.add(self, self.loop.time())
         self._update()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Release the place."""
-        self._places.closed(self)
+        self._places.remove(self)
         self._wait_for(None)
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
@@ -256,7 +256,7 @@ class Connection(H11Protocol):
             self._timer.cancel()
             self._timer = None
         self._waiting, self._since = waiting, now
-        self._places.waits(self, waiting, now)
+        self._places.set_waiting(self, waiting, now)
         if waiting not in (None, Waiting.REQUEST):  # for requests uvicorn has a timer
             self._timer = self.loop.call_later(self._allowed_seconds(), self._time_passed)
 

@@ -553,15 +553,15 @@ def test_a_stream_that_is_cut_anywhere_brings_each_line_once() -> None:
     for cut in range(len(b"".join(lines))):
         following = Following(0)
         following.connect()
-        had = list(following.received(b"".join(lines)[:cut]))
+        had = list(following.feed(b"".join(lines)[:cut]))
         after = int(following.connect().get("last-event-id", 0))
-        had += following.received(b'event: state\ndata: {"state": "running"}\n\n' + b"".join(lines[after:]))
+        had += following.feed(b'event: state\ndata: {"state": "running"}\n\n' + b"".join(lines[after:]))
         assert [event.data["n"] for event in had if event.name == "message"] == [1, 2, 3, 4, 5]
 
 
 def test_what_a_server_repeats_is_dropped_and_what_it_lost_is_told() -> None:
     following = Following(3)
-    told = following.received(
+    told = following.feed(
         b'event: message\nid: 3\ndata: {"n": 3}\n\nevent: state\ndata: {"s": 1}\n\nevent: state\ndata: {"s": 1}\n\n'
         b'event: gap\nid: 5\ndata: {"first": 4, "last": 5}\n\nevent: message\nid: 6\ndata: {"n": 6}\n\n'
     )
@@ -571,7 +571,7 @@ def test_what_a_server_repeats_is_dropped_and_what_it_lost_is_told() -> None:
 
 def test_a_transcript_that_is_shorter_than_what_was_seen_goes_on_after_the_gap() -> None:
     following = Following(9)
-    told = following.received(
+    told = following.feed(
         b'event: gap\ndata: {"first": 5, "last": 9}\n\nevent: message\nid: 5\ndata: {"new": true}\n\n'
     )
 

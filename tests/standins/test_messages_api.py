@@ -590,9 +590,9 @@ def test_memory_is_bounded(api: MessagesApi) -> None:
     api.default("overloaded")
     for n in range(CONVERSATIONS_KEPT + 1):
         seen = SeenRequest(n, "POST", "/v1/messages", f"{n:012x}", None, "", "")
-        api.arrived(seen)
+        api.record_arrival(seen)
         api.decide(seen.fingerprint, Conversation(str(n), None, 0, aside=False))
-        api.answered(seen, 529)
+        api.record_answer(seen, 529)
     assert len(api.requests) == REQUESTS_KEPT
     assert len(api._counts) == TOKENS_KEPT
     assert len(api._faults_served) == CONVERSATIONS_KEPT

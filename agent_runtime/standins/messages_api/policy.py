@@ -204,7 +204,7 @@ class MessagesApi:
         """
         self.wait_for(lambda api: api.seen(token).requests >= count, timeout_seconds)
 
-    def arrived(self, request: SeenRequest) -> None:
+    def record_arrival(self, request: SeenRequest) -> None:
         """Record a request."""
         with self._changed:
             self._requests.append(request)
@@ -216,7 +216,7 @@ class MessagesApi:
                 counts.first_at = request.at if counts.first_at is None else counts.first_at
             self._changed.notify_all()
 
-    def answered(self, request: SeenRequest, status: int) -> None:
+    def record_answer(self, request: SeenRequest, status: int) -> None:
         """Record that a request is being answered."""
         with self._changed:
             request.status = status

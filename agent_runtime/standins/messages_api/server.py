@@ -93,20 +93,20 @@ class _Application:
 
     async def _root(self, request: Request) -> Response:
         seen = _seen(request)
-        self._api.arrived(seen)
-        self._api.answered(seen, 200)
+        self._api.record_arrival(seen)
+        self._api.record_answer(seen, 200)
         return Response()
 
     async def _elsewhere(self, request: Request) -> Response:
         seen = _seen(request)
-        self._api.arrived(seen)
+        self._api.record_arrival(seen)
         return await self._answer(request, seen, Fail(404, "not_found_error", "Not found"))
 
     async def _count_tokens(self, request: Request) -> Response:
         seen = _seen(request)
         asked = await request.body()
         seen.model = model_of(asked)
-        self._api.arrived(seen)
+        self._api.record_arrival(seen)
         reply = _credential_fault(request) or self._api.decide_count(seen.fingerprint, seen.model)
         count = msgspec.json.encode({"input_tokens": 1 + len(asked) // 4})
         return await self._answer(request, seen, reply, lambda _content: count)
@@ -116,11 +116,11 @@ class _Application:
         try:
             wanted = msgspec.json.decode(await request.body(), type=MessagesRequest)
         except msgspec.DecodeError as error:
-            self._api.arrived(seen)
+            self._api.record_arrival(seen)
             return await self._answer(request, seen, Fail(400, "invalid_request_error", str(error)))
         conversation = conversation_of(wanted, seen.user_agent)
         seen.model, seen.script, seen.aside = wanted.model, conversation.script, conversation.aside
-        self._api.arrived(seen)
+        self._api.record_arrival(seen)
         reply = _credential_fault(request) or self._api.decide(seen.fingerprint, conversation, wanted.model)
         position = None if isinstance(reply, Hang | Cut | StreamError) else conversation.position
 
@@ -162,7 +162,7 @@ class _Application:
             headers |= content.headers_at(time.time())
         if isinstance(reply, StreamError) and isinstance(body, bytes):  # not streamed: the error alone
             status, body, reply = reply.status, error_body(reply.type, reply.message, request_id), content
-        self._api.answered(seen, status)
+        self._api.record_answer(seen, status)
         if isinstance(body, bytes) and not isinstance(reply, Hang | Cut):
             if isinstance(content, Text):
                 await self._server.pause(content.over_seconds)
@@ -271,9 +271,9 @@ class ScriptFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     default: list[Reply | str] = []
     other_tokens: list[Reply | str] = []
 
-    def tell(self, api: MessagesApi) -> None:
+    def apply_to(self, api: MessagesApi) -> None:
         """
-        Tell *api* all of it.
+        Configure *api* with all of it.
 
         Raises:
             ValueError: A fault has an unknown name, or a script goes on after a text.
@@ -300,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     api = MessagesApi()
     if options.script is not None:
         try:
-            msgspec.json.decode(options.script.read_bytes(), type=ScriptFile).tell(api)
+            msgspec.json.decode(options.script.read_bytes(), type=ScriptFile).apply_to(api)
         except (OSError, ValueError) as error:
             parser.error(f"--script: {error}")
     ends = {signal.SIGINT, signal.SIGTERM}
