@@ -18,8 +18,9 @@ from agent_runtime.model.tokens import Token
 from agent_runtime.standins.messages_api import MessagesApi, serve
 from agent_runtime.standins.messages_api.script import Text, Tool
 from agent_runtime.standins.scripted_cli import main as scripted_cli
-from tests.support import scripted_cli as scripted
-from tests.support.scripted_cli import CHECKS, BadScript, Steps, check
+from agent_runtime.standins.scripted_cli.printing import BadScript, PrintingSteps
+from agent_runtime.standins.scripted_cli.steps import CHECKS, Steps, check
+from tests.support import scripted_cli as more
 from tests.support.supervised import SCRIPTED_CLI
 
 if TYPE_CHECKING:
@@ -555,7 +556,7 @@ def test_a_script_from_a_file_leaves_stdin_unread(cli: Cli) -> None:
 )
 def test_a_wrong_step_is_told_before_any_is_played(step: Any, words: str) -> None:
     with pytest.raises(BadScript, match=words):
-        check({"script": [step]})
+        check({"script": [step]}, more.MoreSteps)
 
 
 def test_a_wrong_script_exits_with_2(cli: Cli) -> None:
@@ -565,12 +566,16 @@ def test_a_wrong_script_exits_with_2(cli: Cli) -> None:
     assert "scripted CLI: step 2: unknown step 'dance'" in ended.err
 
 
-def test_every_step_is_in_the_table_and_every_field_can_be_checked() -> None:
-    steps = {name: step for name, step in vars(Steps).items() if callable(step) and not name.startswith("_")}
-    del steps["play"]
-    table = scripted.__doc__.rpartition("\n=====")[0].rpartition("=====\n")[2]
+@pytest.mark.parametrize(
+    ("text", "kinds"), [(scripted_cli.__doc__, (Steps, PrintingSteps)), (more.__doc__, (more.MoreSteps,))]
+)
+def test_every_step_is_in_the_table_and_every_field_can_be_checked(text: str, kinds: tuple[type, ...]) -> None:
+    steps = {
+        name: play for cls in kinds for name, play in vars(cls).items() if callable(play) and not name.startswith("_")
+    }
+    table = text.rpartition("\n=====")[0].rpartition("=====\n")[2]
     documented = {line.split("``")[1] for line in table.splitlines() if line.startswith("``")}
 
     assert set(steps) == documented
-    for step in steps.values():
-        assert {text for key, text in step.__annotations__.items() if key != "return"} <= set(CHECKS)
+    for play in steps.values():
+        assert {text for key, text in play.__annotations__.items() if key != "return"} <= set(CHECKS)

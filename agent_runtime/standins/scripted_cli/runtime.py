@@ -40,7 +40,7 @@ class Options(NamedTuple):
     stream_input: bool = False
     partial_messages: bool = False
     debug_stderr: bool = False
-    stores_session: bool = True
+    keep_session: bool = True
 
     @property
     def version(self) -> Version:
@@ -52,13 +52,6 @@ class Options(NamedTuple):
         """The model asked for, or the version's own choice."""
         default = "claude-sonnet-5-5" if self.version >= (2, 1, 300) else "claude-sonnet-4-5-20250929"
         return self.model or default
-
-
-class Message(NamedTuple):
-    """A prompt: its text, and the whole content where there are images."""
-
-    text: str
-    content: str | list[Frame]
 
 
 class ToolOutcome(NamedTuple):
@@ -84,6 +77,7 @@ class Run:
     Attributes:
         messages: The conversation in the API's form; what a resumed session begins with.
         tools: Process groups of tools that have not been seen to end.
+        played: How many steps of the session's script have begun, in this process and in those before it.
     """
 
     def __init__(self, options: Options, environment: dict[str, str]) -> None:
@@ -92,9 +86,12 @@ class Run:
         self.started = time.monotonic()
         self.messages: list[Frame] = []
         self.tools: dict[int, subprocess.Popen[bytes]] = {}
+        self.spawned: list[int] = []
         self.num_turns = 0
         self.usage: Frame = dict(frames.NO_USAGE)
-        self.stores_session = options.stores_session
+        self.played = 0
+        self.script: Frame | None = None
+        self.keep_session = options.keep_session
         self.permission_mode = options.permission_mode
         self._writing = False
         self._initialised = False
@@ -163,12 +160,12 @@ class Run:
 
     @property
     def session_file(self) -> Path:
-        """Where this session is stored."""
+        """Where this session is kept."""
         config = self.environment.get("CLAUDE_CONFIG_DIR") or str(Path("~/.claude").expanduser())
         return Path(config) / "projects" / "scripted" / f"{self.options.session_id}.jsonl"
 
     def load_session(self) -> bool:
-        """Read what an earlier process of this session has stored; False when there is nothing."""
+        """Read what an earlier process of this session has kept; False when there is nothing."""
         try:
             lines = self.session_file.read_bytes().splitlines()
         except FileNotFoundError:
@@ -178,13 +175,14 @@ class Run:
                 entry = json.loads(line)
             except ValueError:
                 continue  # the last line of a process that was killed while it wrote
-            self.restore(entry)
+            if "script" in entry:
+                self.script, self.played = entry, 0
+            elif "played" in entry:
+                self.played = entry["played"]
+            else:
+                self.messages.append(entry["message"])
         self._answer_open_tools()
         return True
-
-    def restore(self, entry: Frame) -> None:
-        """Restore one entry of the session file."""
-        self.messages.append(entry["message"])
 
     def _answer_open_tools(self) -> None:
         # The API takes no tool_use without its result; the real CLI writes this answer for a tool that was cut short.
@@ -194,9 +192,9 @@ class Run:
             answers = [frames.tool_result_block(tool, frames.INTERRUPTED, is_error=True) for tool in open_tools]
             self.remember({"role": "user", "content": answers})
 
-    def store(self, entry: Frame) -> None:
+    def keep(self, entry: Frame) -> None:
         """Append to the session file in one write."""
-        if not self.stores_session:
+        if not self.keep_session:
             return
         self.session_file.parent.mkdir(parents=True, exist_ok=True)
         with self.session_file.open("ab", buffering=0) as file:
@@ -205,7 +203,7 @@ class Run:
     def remember(self, message: Frame) -> None:
         """Add a message to the conversation and to the session file."""
         self.messages.append(message)
-        self.store({"message": message})
+        self.keep({"message": message})
 
     # Tools
 
