@@ -167,7 +167,10 @@ def environment(
 
 
 def write_settings(
-    write: Callable[[str, bytes], Path], delivered: Mapping[str, str], environ: Mapping[str, str]
+    write: Callable[[str, bytes], Path],
+    delivered: Mapping[str, str],
+    environ: Mapping[str, str],
+    further: Mapping[str, object] | None = None,
 ) -> Path:
     """
     Write the settings file that prevents every other settings file from choosing the token or the server.
@@ -176,13 +179,14 @@ def write_settings(
         write: Writes a file of this name that only the child can read, and returns its path.
         delivered: Variables that carry the token; an API key gets a file of its own.
         environ: As :func:`environment` built it.
+        further: Settings beside them.
     """
     key = delivered.get(API_KEY_VARIABLE)
     key_file = None if key is None else write("api-key", key.encode() + b"\n")
     settings = neutral_settings(
         environ.get(BASE_URL_VARIABLE), delivered=delivered, inherited=environ, key_file=key_file
     )
-    return write("settings.json", msgspec.json.encode(settings))
+    return write("settings.json", msgspec.json.encode(settings | dict(further or {})))
 
 
 def missing_session(text: str | bytes) -> bool:

@@ -10,6 +10,7 @@ import msgspec
 
 from agent_runtime.claude import invocation
 from agent_runtime.delivery.private_files import PrivateFiles
+from agent_runtime.delivery.workspace_config import held_back
 from agent_runtime.process.child import Command
 
 if TYPE_CHECKING:
@@ -59,13 +60,15 @@ class Launch:
             as_root=settings.child_user is None and os.geteuid() == 0,
             trace=spec.task.trace,
         )
-        settings_file = invocation.write_settings(self._files.write, delivered.variables, child_environ)
+        held, held_arguments = held_back(settings.workspace, delivered.variables)
+        settings_file = invocation.write_settings(self._files.write, delivered.variables, child_environ, held)
         mcp_file = None
         if spec.task.mcp_config is not None:
             mcp_file = self._files.write("mcp.json", msgspec.json.encode(spec.task.mcp_config))
         argv = (
             *invocation.resolve(settings.claude, child_environ.get("PATH")),
             *invocation.arguments(spec.task, spec.session, settings_file=settings_file, mcp_file=mcp_file),
+            *held_arguments,
         )
         return Command(argv=argv, env=child_environ, cwd=settings.workspace, user=settings.child_user, mark=spec.mark)
 

@@ -1,0 +1,102 @@
+"""
+What a repository's own configuration would send the token with, where that stands in the child's environment.
+
+The CLI replaces ``${NAME}`` in what ``.mcp.json`` says of a server, and in the headers of an http hook; see
+:func:`held_back`. It is no fence against code: a server or a hook that is a command has the variable anyway.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import stat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_MOST_BYTES = 1 << 20
+
+_NESTED = re.compile(r"\$\{[^}]*[${]")
+"""``${A:-$}{B}`` is another name after one replacement, and 2.1.197 makes two (measured)."""
+
+
+def held_back(workspace: Path, names: Collection[str]) -> tuple[dict[str, object], tuple[str, ...]]:
+    """
+    Find what names one of the variables *names*; return the settings and the arguments that keep the CLI from it.
+
+    Servers are turned off one by one. A file that cannot be judged (no regular file, too large, nested too deep) costs
+    every server that the task does not bring; one that is no JSON is not heeded by the CLI either. A hook may be given
+    a variable only by its exact name, and then all hooks are turned off: a list of allowed variables in our settings
+    would be merged with the repository's own.
+
+    Source: measured on 2.0.76, 2.1.30, 2.1.114, 2.1.197 and 2.1.332, which read ``.mcp.json`` of every parent, too;
+    2.1.114 alone gives the token to hooks.
+    """
+    if not names:
+        return {}, ()
+    settings: dict[str, object] = {}
+    arguments: tuple[str, ...] = ()
+    directory = workspace.resolve()
+    servers: set[str] = set()
+    for file in (place / ".mcp.json" for place in (directory, *directory.parents)):
+        try:
+            servers |= _servers(_section(file, "mcpServers"), names)
+        except (OSError, ValueError, RecursionError) as error:
+            log.warning("%s cannot be judged (%s): no MCP server but the task's is started", file, type(error).__name__)
+            arguments = ("--strict-mcp-config",)
+    if servers:
+        log.warning("MCP servers %r are left out: .mcp.json gives them the token's variable", sorted(servers))
+        settings["disabledMcpjsonServers"] = sorted(servers)
+    for file in (directory / ".claude" / name for name in ("settings.json", "settings.local.json")):
+        try:
+            hooks = json.dumps(_section(file, "hooks"))
+        except (OSError, ValueError, RecursionError) as error:
+            log.warning("%s cannot be judged (%s): hooks are turned off", file, type(error).__name__)
+        else:
+            if not any(f'"{name}"' in hooks for name in names):
+                continue
+            log.warning("hooks are turned off: %s gives one the token's variable", file)
+        settings["disableAllHooks"] = True
+    return settings, arguments
+
+
+def _servers(section: dict[str, object], names: Collection[str]) -> set[str]:
+    found = set()
+    for server, config in section.items():
+        text = json.dumps(config)
+        if _NESTED.search(text) or any(name in text for name in names):
+            server.encode()  # a lone surrogate cannot be said to the CLI
+            found.add(server)
+    return found
+
+
+def _section(file: Path, key: str) -> dict[str, object]:
+    """
+    Read an object out of a JSON file as the CLI does; empty: there is none.
+
+    Raises:
+        OSError, ValueError, RecursionError: The CLI may read it, and we cannot.
+    """
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("no regular file")
+        content = stream.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError("too large")
+    try:
+        # Numbers stay text, because int() refuses those of many digits, which the CLI takes.
+        whole = json.loads(content.decode("utf-8-sig", "replace"), parse_int=str, parse_float=str)
+    except json.JSONDecodeError:
+        return {}
+    section = whole.get(key) if isinstance(whole, dict) else None
+    return section if isinstance(section, dict) else {}
