@@ -333,10 +333,14 @@ def test_under_env_no_server_or_hook_that_expands_the_token_is_asked_and_every_o
         assert running.post("Say hello.").json()["status"] == "success"
     assert all_carry(api, token)
     assert token not in str(stranger.asked)
-    assert {request.split()[1] for request in stranger.asked} == {"/mcp"}
+    asked = {request.split()[1] for request in stranger.asked}
     assert not list(workspace.glob("seen-by-*"))
 
-    if not unprotected(claude, tmp_path, base_url, lambda: OLD in str(stranger.asked)):
+    sends = unprotected(claude, tmp_path, base_url, lambda: OLD in str(stranger.asked))
+    if not stranger.asked:
+        pytest.skip("this version starts no server of a repository (1.0.128)")
+    assert asked == {"/mcp"}
+    if not sends:
         pytest.skip("this version sends the token by none of these")
 
 
