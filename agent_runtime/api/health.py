@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 async def report(
     supervisor: Supervisor, status: Literal["ok", "degraded"], connections: OpenConnections, streams: OpenStreams
 ) -> bodies.Health:
-    """Build the report."""
+    """Build the body of ``GET /health``."""
     unready, generation, slots = supervisor.unready, supervisor.secret.status.generation, supervisor.slots
     archive, disk = supervisor.archive, supervisor.archive.transcripts.free_bytes()
     last_task_at = supervisor.last_task_at

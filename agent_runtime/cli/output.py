@@ -29,7 +29,7 @@ class Showing(Protocol):
         """Show one event."""
 
     def answer(self, answer: Answer) -> None:
-        """Show how it ended."""
+        """Show how the execution ended."""
 
     def failed(self, error: ClientError) -> None:
         """Show why there is no answer."""
@@ -62,7 +62,7 @@ class Live:
         self._sink.flush()
 
     def answer(self, answer: Answer) -> None:
-        """Show how it ended, in one line."""
+        """Show how the execution ended, in one line."""
         counts = answer.metadata
         parts = [answer.status]
         if isinstance(turns := counts.get("num_turns"), int) and turns:

@@ -93,7 +93,7 @@ class Following:
 
     @staticmethod
     def is_in(response: httpx.Response) -> bool:
-        """Whether this answer is the stream."""
+        """Whether a response is an event stream: 200 with its media type."""
         media_type: str = response.headers.get("content-type", "").partition(";")[0]
         return response.status_code == 200 and media_type.strip().lower() == MEDIA_TYPE
 

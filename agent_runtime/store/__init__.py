@@ -1,1 +1,5 @@
-"""What is kept on disk: transcripts, records."""
+"""
+SQLite and line files: records, answers, transcripts and tasks on disk, and their retention.
+
+It may import ``telemetry`` and everything below it.
+"""

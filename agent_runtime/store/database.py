@@ -1,12 +1,12 @@
 """
-One SQLite file: opened, migrated, and watched for what the disk does to it.
+One SQLite file: opening, migrating and recovering it from disk errors.
 
-The file is locked by the process that has it open, and the index of its write-ahead log stays in memory: there is no
-shared memory file that a full disk or a network file system could break.
+The process that has the file open locks it, and the index of the write-ahead log stays in memory: there is no shared
+memory file that a full disk or a network file system could break.
 
-A file that is damaged, or no database of ours, is set aside under another name and never deleted; what can be read of
-it goes into a new one. Each start, and each first write into an empty log, is counted in the file and in a note beside
-it, so that a file that was emptied or replaced, or whose log is gone, is not taken for all that was written.
+A damaged or foreign file is set aside under another name and never deleted; its readable rows go into a new file. Each
+start, and each first write into an empty log, increments a mark in the file and in a note beside it. A mark lower than
+the note shows that the file was emptied or replaced, or that its log is gone.
 
 Source: https://www.sqlite.org/wal.html#use_of_wal_without_shared_memory
 """
@@ -36,19 +36,19 @@ log = logging.getLogger(__name__)
 Rows: TypeAlias = list[tuple[Any, ...]]
 
 BUSY_SECONDS = 0.2
-"""How long a file that another process has locked is waited for."""
+"""How long to wait for a file that another process has locked."""
 
 LOG_LIMIT_BYTES = 16 << 20
-"""What the write-ahead log is cut back to."""
+"""The size to which SQLite truncates the write-ahead log."""
 
 CHECKED_BYTES = 64 << 20
-"""A file of at most this size is looked through when it is opened; damage in a longer one is found when it is met."""
+"""A file up to this size is checked when it is opened; damage in a larger one is found when it is read."""
 
 DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 STILL_READABLE = frozenset(
     {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 )
-"""Results of opening a file for writing that say nothing about reading it."""
+"""Errors of opening a file for writing after which it may still be readable."""
 
 NEEDS_REOPENING: dict[int, bool] = {
     sqlite3.SQLITE_FULL: False,
@@ -62,9 +62,9 @@ NEEDS_REOPENING: dict[int, bool] = {
     sqlite3.SQLITE_NOTADB: True,
 }
 """
-Results that are the disk's doing, and whether the file must be opened again before it can work.
+Errors that the disk causes, and whether the file must be reopened afterwards.
 
-All others are mistakes of this package.
+All other errors are bugs of this package.
 """
 
 
@@ -72,7 +72,7 @@ Mark: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
 class Damaged(Exception):
-    """The file is no database of ours, or what is in it cannot be right."""
+    """The file is not one of our databases, or its content is corrupt."""
 
 
 class Schema(msgspec.Struct, frozen=True):
@@ -80,9 +80,9 @@ class Schema(msgspec.Struct, frozen=True):
     What a file holds.
 
     Attributes:
-        migrations: What leads from each version of the file to the next. The table ``marks`` is in one of them.
+        migrations: Statements that lead from each version of the file to the next; one creates the table ``marks``.
         probes: Queries that work in every version.
-        salvage: Copies what can be read of a damaged file into a new one, and returns how much that was.
+        salvage: Copies the readable rows of a damaged file into a new one and returns their number.
     """
 
     migrations: Sequence[Sequence[str]]
@@ -92,21 +92,21 @@ class Schema(msgspec.Struct, frozen=True):
 
 class Database:
     """
-    A connection that is made when it is needed and made again when the disk broke it; for one thread at a time.
+    A connection that is opened on demand and reopened after a disk error; for one thread at a time.
 
     Attributes:
-        trouble: What the disk did that it should not have, until :meth:`works`; None: nothing.
-        damage: What was found to be lost or set aside, a sentence each.
+        trouble: The last disk error, until :meth:`note_success`; None if there was none.
+        damage: One sentence for each loss that was found and each file that was set aside.
     """
 
     RETRY_SECONDS = 1.0
-    """How long a file that cannot be opened is left alone."""
+    """How long to wait before a file that could not be opened is tried again."""
 
     REPLACE_RETRY_SECONDS = 10.0
-    """How long a damaged file is left alone that cannot be set aside."""
+    """How long to wait before another attempt to set a damaged file aside."""
 
     IDLE_SECONDS = 1.0
-    """How long nothing must have been written before the log goes into the file."""
+    """How long after the last write the log is checkpointed into the file."""
 
     def __init__(self, path: Path, schema: Schema, *, clock: Callable[[], float]) -> None:
         self._path = path
@@ -127,7 +127,7 @@ class Database:
         Return the open connection.
 
         Raises:
-            StoreUnavailable: The file cannot be opened, or was tried a moment ago.
+            StoreUnavailable: The file cannot be opened, or the last try was a moment ago.
             CannotStart: It was written by a later version of this package.
         """
         if self._is_stale and self._clock() >= self._retry_at:
@@ -145,14 +145,14 @@ class Database:
             raise StoreUnavailable(f"the record store does not work: {self.trouble}")
         return self._connection
 
-    def works(self) -> None:
-        """Note that all has been written that had to be."""
+    def note_success(self) -> None:
+        """Clear the trouble: everything that was waiting has been written."""
         if self.trouble is not None:
-            log.warning("records can be kept again in %s", self._path)
+            log.warning("records can be written again in %s", self._path)
             self.trouble = None
 
     def close(self) -> None:
-        """Let go of the file; once more does nothing."""
+        """Close the file; a second call does nothing."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -160,7 +160,7 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Do all that is in the block, or nothing."""
+        """Run the block as one transaction."""
         connection = self.connection()
         with self._watched():
             connection.execute("BEGIN IMMEDIATE")
@@ -182,7 +182,7 @@ class Database:
             return connection.execute(query, values).fetchall()
 
     def size_bytes(self) -> int:
-        """Return what the content takes on disk."""
+        """Return the bytes that the content takes on disk, free pages excluded."""
         query = """
             SELECT (page_count - freelist_count) * page_size
             FROM pragma_page_count, pragma_freelist_count, pragma_page_size
@@ -197,7 +197,7 @@ class Database:
             connection.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)")
 
     def checkpoint_when_idle(self) -> None:
-        """Write the log into the file when nothing has been written for a while: a log that gets lost costs nothing."""
+        """Checkpoint the log after a while without writes, so that losing the log loses nothing."""
         if self._written_at is not None and self._clock() - self._written_at >= self.IDLE_SECONDS:
             self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
             self._written_at = None
@@ -209,7 +209,7 @@ class Database:
             self._open_to_write()
         except (OSError, sqlite3.Error, Damaged) as error:
             if isinstance(error, Damaged) or _code(error) in DAMAGE:
-                self._retry_at = self._clock() + self.REPLACE_RETRY_SECONDS  # it is much work, and needs room
+                self._retry_at = self._clock() + self.REPLACE_RETRY_SECONDS  # much work, and needs space
                 self._replace(str(error))
                 self._open_to_write()
                 self._retry_at = -1.0
@@ -222,19 +222,19 @@ class Database:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = _beside(self._path, ".new")
         if fresh.exists() and not os.path.lexists(self._path):
-            fresh.replace(self._path)  # killed while a damaged one was being set aside
+            fresh.replace(self._path)  # the supervisor was killed while it set a damaged file aside
         with contextlib.suppress(FileNotFoundError):
             mode = self._path.lstat().st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-                raise Damaged("it is no file")
+                raise Damaged("it is not a file")
         # SQLite gives its other files the same mode.
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         size_bytes = self._path.stat().st_size
         if not size_bytes and self._log_path.exists() and self._log_path.stat().st_size:
-            raise Damaged("it is empty, and its log is not")  # SQLite would delete that
+            raise Damaged("it is empty, and its log is not")  # SQLite would delete the log
         connection = _connected(str(self._path))
         try:
-            # Before the log is used, or one that is there already gets a shared memory file.
+            # This must precede any use of the log, or SQLite creates a shared memory file for an existing one.
             connection.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
             self._check(connection, size_bytes)
             _prepare(connection, self._schema.migrations, is_new=not size_bytes)
@@ -245,7 +245,7 @@ class Database:
         self._connection, self._is_damaged = connection, False
 
     def _open_to_read(self) -> None:
-        """Open a file that cannot be written, with its log; no other process has it: the directory is locked."""
+        """Open a file that cannot be written, with its log; the directory lock excludes other processes."""
         if self._path.is_symlink():
             return
         with contextlib.suppress(sqlite3.Error):
@@ -260,11 +260,11 @@ class Database:
 
     def _check(self, connection: sqlite3.Connection, size_bytes: int) -> None:
         """
-        Find out whether the file is one of ours, and sound.
+        Check that the file is one of ours and sound.
 
         Raises:
-            Damaged: It is not.
-            CannotStart: It was written by a later version.
+            Damaged: The file is foreign or corrupt.
+            CannotStart: A later version of this package wrote it.
         """
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
@@ -290,7 +290,7 @@ class Database:
                 raise Damaged(found)
 
     def _mark_start(self, connection: sqlite3.Connection) -> None:
-        """Count this start, and find out whether all is there that was counted before."""
+        """Increment the mark for this start, and report a mark that is lower than the note."""
         if _marks(connection) < self._noted():
             self._tell(
                 f"{self._path.name} lacks what was written: it or its log was emptied, deleted, damaged or replaced"
@@ -300,7 +300,7 @@ class Database:
         except sqlite3.Error as error:
             if _code(error) != sqlite3.SQLITE_FULL:
                 raise
-            self._remember(str(error))  # it can still be read
+            self._remember(str(error))  # the file can still be read
 
     def _mark(self, connection: sqlite3.Connection) -> int:
         mark = max(_marks(connection), self._noted()) + 1
@@ -308,7 +308,7 @@ class Database:
         return mark
 
     def _replace(self, reason: str) -> None:
-        """Set the file aside, with its log, and put a new one in its place that holds what could be read."""
+        """Set the file and its log aside, and put a new file with the readable rows in its place."""
         aside = _beside(self._path, time.strftime(".damaged-%Y%m%dT%H%M%SZ", time.gmtime()))
         while os.path.lexists(aside):
             aside = _beside(aside, "x")
@@ -319,7 +319,7 @@ class Database:
         try:
             saved = self._saved_into(fresh)
         except sqlite3.Error:
-            fresh.unlink()  # on a full disk it is in the way of what frees some
+            fresh.unlink()  # it would take the space that retention frees on a full disk
             raise
         with contextlib.suppress(FileNotFoundError):
             self._log_path.replace(_beside(aside, "-wal"))
@@ -338,21 +338,21 @@ class Database:
                 source = None
                 with contextlib.suppress(sqlite3.Error):
                     source = held.enter_context(contextlib.closing(_connected_to_read(self._path)))
-                    source.execute("PRAGMA writable_schema=ON")  # or a file that was cut off gives nothing
+                    source.execute("PRAGMA writable_schema=ON")  # else a truncated file gives no rows
                 if source is not None:
                     saved = self._schema.salvage(source, target)
             self._mark(target)
         return saved
 
     def _noted(self) -> int:
-        """Return the mark beside the file; 0: there is none, so nothing can be said."""
+        """Return the mark in the note; 0 if there is no note."""
         try:
             return msgspec.json.decode(self._note_path.read_bytes(), type=Mark)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return 0
 
     def _note(self, mark: int) -> None:
-        with contextlib.suppress(OSError):  # then less is noticed
+        with contextlib.suppress(OSError):  # without a note, a lost file is not noticed
             new = _beside(self._note_path, ".new")
             descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
             with os.fdopen(descriptor, "wb") as file:
@@ -365,7 +365,7 @@ class Database:
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
-        """Translate what the disk does to SQLite, and remember it."""
+        """Turn disk errors into StoreUnavailable, and remember them."""
         try:
             yield
         except (OSError, Damaged) as error:
@@ -380,13 +380,13 @@ class Database:
     def _failed(self, reason: str, *, stale: bool) -> NoReturn:
         self._remember(reason)
         self._is_stale |= stale
-        if self._clock() >= self._retry_at:  # else what is asked meanwhile would put off the next try for ever
+        if self._clock() >= self._retry_at:  # else every request meanwhile would postpone the next try
             self._retry_at = self._clock() + self.RETRY_SECONDS
         raise StoreUnavailable(f"the record store does not work: {reason}") from None
 
     def _remember(self, reason: str) -> None:
         if self.trouble is None:
-            log.error("records cannot be kept in %s: %s", self._path, reason)
+            log.error("records cannot be written in %s: %s", self._path, reason)
         self.trouble = reason
 
 
@@ -397,9 +397,9 @@ def _connected(address: str) -> sqlite3.Connection:
 
 
 def _connected_to_read(path: Path) -> sqlite3.Connection:
-    """Open a file without a write to it or beside it, and without a lock, which a read-only disk does not give."""
+    """Open a file without writing anything and without a lock, which a read-only disk does not grant."""
     log = _beside(path, "-wal")
-    # Where there is no log SQLite would have to make one.
+    # Without a log SQLite would have to create one.
     mode = "mode=ro&vfs=unix-none" if log.exists() and log.stat().st_size else "immutable=1"
     connection = _connected(f"{path.absolute().as_uri()}?{mode}")
     connection.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
@@ -407,7 +407,7 @@ def _connected_to_read(path: Path) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]], *, is_new: bool) -> None:
-    # The second is a write, and known to a file that is not new: a full disk must not keep that from being opened.
+    # auto_vacuum is a write and already set in an old file, which must open also on a full disk.
     pragmas = ["locking_mode=EXCLUSIVE", *(["auto_vacuum=INCREMENTAL"] if is_new else [])]
     for pragma in (*pragmas, "journal_mode=WAL", "synchronous=NORMAL", f"journal_size_limit={LOG_LIMIT_BYTES}"):
         connection.execute(f"PRAGMA {pragma}").fetchall()

@@ -1,4 +1,4 @@
-"""A file of lines and the index beside it: how they are written, read and repaired."""
+"""A file of lines and the index beside it: writing, reading and repairing them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SCAN_BYTES = 1 << 20
 
 
 def file_size(path: Path | os.DirEntry[str]) -> int:
-    """Return how long a file is; 0 where there is none, or none that can be reached."""
+    """Return the size of a file; 0 if it does not exist or cannot be reached."""
     try:
         return path.stat().st_size
     except OSError:
@@ -31,7 +31,7 @@ class LineFiles:
     """
     The two files, open for appending.
 
-    Everything is written at a known place, not at the end: what a failed write left behind is written over.
+    Every write goes to a known offset, not to the end of the file, so it overwrites what a failed write left behind.
 
     Attributes:
         last_line: How many lines the index knows.
@@ -49,13 +49,14 @@ class LineFiles:
 
     def append(self, lines: bytes, lengths: array[int], *, first_number: int) -> None:
         """
-        Write lines and their index entries, all or none; numbers that were left out before them are marked missing.
+        Write lines and their index entries, all or none; skipped numbers before them are marked missing.
 
         Args:
-            lines: One after another, each with its newline, and each as long as *lengths* tells.
+            lines: Joined lines, each with its newline.
+            lengths: The length of each line with its newline.
 
         Raises:
-            OSError: The disk is full, read-only or broken; what is there is as it was.
+            OSError: The disk is full, read-only or broken; earlier lines are unchanged.
         """
         ends = array("Q", (self._end,)) * (first_number - 1 - self.last_line)
         known = len(ends)
@@ -74,12 +75,12 @@ class LineFiles:
         self._end = ends[-1]
 
     def close(self) -> None:
-        """Let go of the files; once more does nothing."""
+        """Close the files; a second call does nothing."""
         self._held.close()
 
 
 class Ends(Sequence[int]):
-    """Where each line ends, as far as the index goes now; read from it as it is asked for."""
+    """Where each line ends, read from the index on demand; its length is that at construction."""
 
     def __init__(self, index: int) -> None:
         self._index = index
@@ -111,7 +112,7 @@ class Ends(Sequence[int]):
         return self[position - 1] if position else 0, self[position : position + count]
 
     def length_of(self, number: int) -> int:
-        """Length of one line with its newline; 0: it could not be kept."""
+        """Return the length of a line with its newline; 0 if it could not be written."""
         start, ends = self.after(number - 1, 1)
         return ends[0] - start if ends else 0
 
@@ -124,8 +125,8 @@ class Lines:
         self.ends = ends
 
     def kept(self, position: int, start: int, ends: array[int]) -> list[tuple[int, bytes]]:
-        """Return those lines that are there of the ones after number *position*, which begin at *start*."""
-        # An index that was damaged and not yet repaired may say anything: never ask for more than there is.
+        """Return the lines after number *position* that were written; they begin at offset *start*."""
+        # A damaged index that is not repaired yet may hold any number: never read beyond the file.
         size = os.fstat(self._data).st_size
         stop = min(max(ends, default=0), size)
         data = _read(self._data, max(0, stop - start), start)
@@ -145,10 +146,10 @@ def _open(path: Path) -> int:
 
 def _repair(data: int, index: int) -> tuple[int, int]:
     """
-    Make data and index agree, and tell the number of lines and where the last one ends.
+    Make data and index agree; return the number of lines and the end of the last one.
 
-    Lines that a killed writer had not yet indexed are indexed; half a line at the end is cut off; entries for data that
-    is gone are marked missing, so that numbers never go back.
+    Lines that a killed writer had not indexed are indexed, half a line at the end is cut off, and entries whose data is
+    gone are marked missing, so that line numbers never decrease.
     """
     size = os.fstat(data).st_size
     index_bytes = os.fstat(index).st_size
@@ -160,7 +161,7 @@ def _repair(data: int, index: int) -> tuple[int, int]:
     ends = _entries(index, 0, known)
     rises = map(operator.le, chain((0,), ends), ends)
     good = next((i for i, (rising, end) in enumerate(zip(rises, ends, strict=True)) if not rising or end > size), known)
-    # No write ends in missing lines: where more data follows, these are a part of the index that was lost.
+    # No write ends with missing lines: if more data follows, these entries are a lost part of the index.
     while good and ends[good - 1] < size and ends[good - 1] == (ends[good - 2] if good > 1 else 0):
         good -= 1
     del ends[good:]
@@ -174,7 +175,7 @@ def _repair(data: int, index: int) -> tuple[int, int]:
 
 
 def _line_ends(data: int, start: int) -> array[int]:
-    """Find where the lines end that begin at *start* and after."""
+    """Return the ends of all lines from offset *start* on."""
     ends = array("Q")
     while chunk := os.pread(data, _SCAN_BYTES, start):
         at = chunk.find(b"\n")
@@ -186,7 +187,7 @@ def _line_ends(data: int, start: int) -> array[int]:
 
 
 def _entries(index: int, start: int, stop: int) -> array[int]:
-    """Read entries; fewer where a writer has just taken back what it could not finish."""
+    """Read index entries; fewer than asked for if a writer has just truncated a failed write."""
     data = _read(index, (stop - start) * ENTRY_BYTES, start * ENTRY_BYTES)
     entries = array("Q")
     entries.frombytes(data[: len(data) // ENTRY_BYTES * ENTRY_BYTES])

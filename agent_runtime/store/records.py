@@ -1,11 +1,11 @@
 """
-The records of all executions and the answers their callers got.
+The records of all executions and the answers that their callers got.
 
-Each change of a record is one transaction: a supervisor that is killed leaves the old record or the new one.
+Each change of a record is one transaction: a killed supervisor leaves the old record or the new one.
 
 While the disk is full, read-only or broken, records and answers stay in memory, within :data:`UNSAVED_RECORDS` and
-:data:`UNSAVED_ANSWER_BYTES`: they can be read, are written as soon as a write succeeds again, and are lost by a restart
-before that.
+:data:`UNSAVED_ANSWER_BYTES`. They can be read, are written as soon as a write succeeds, and are lost if the supervisor
+restarts before that.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UNSAVED_ANSWER_BYTES = 64 << 20
-"""How much of answers is held in memory while the disk does not take them; the oldest go first."""
+"""Bytes of unwritten answers held in memory; the oldest are dropped first."""
 
 UNSAVED_RECORDS = 10_000
-"""How many records are held in memory while the disk does not take them; the oldest go first."""
+"""Number of unwritten records held in memory; the oldest are dropped first."""
 
 _ENCODE = msgspec.json.Encoder().encode
 
@@ -64,9 +64,9 @@ class RecordStore:
     @classmethod
     def open(cls, path: Path) -> Self:
         """
-        Open the file, make or migrate it.
+        Open the file; create or migrate it.
 
-        A disk that does not allow it is no reason to fail: records are then held in memory, and it is tried again.
+        A disk error does not raise: records are then held in memory, and opening is tried again.
 
         Raises:
             CannotStart: The file was written by a later version of this package.
@@ -87,12 +87,12 @@ class RecordStore:
 
     @property
     def trouble(self) -> str | None:
-        """What the disk did last that it should not have; None: all that was saved is on it."""
+        """The last disk error; None if everything saved is on disk."""
         return self._database.trouble
 
     @property
     def damage(self) -> list[str]:
-        """What was found to be lost or set aside since the start, a sentence each."""
+        """One sentence for each loss or damaged file found since the start."""
         return self._database.damage
 
     @property
@@ -103,10 +103,10 @@ class RecordStore:
 
     def upkeep(self) -> None:
         """
-        Try again what the disk did not take, or else write the log into the file; to be called now and then.
+        Retry pending writes; if there are none, checkpoint the log. Called periodically.
 
         Raises:
-            StoreUnavailable: It still does not work.
+            StoreUnavailable: The disk still fails.
         """
         with self._lock:
             if self.trouble is not None:
@@ -115,7 +115,7 @@ class RecordStore:
                 self._database.checkpoint_when_idle()
 
     def close(self) -> None:
-        """Let go of the file; once more does nothing."""
+        """Close the file; a second call does nothing."""
         with self._lock:
             self._database.close()
 
@@ -133,7 +133,7 @@ class RecordStore:
 
     def keep_answer(self, execution_id: str, status_code: int, answer: bytes, retained_at: float) -> None:
         """
-        Keep the answer of an execution in place of an earlier one.
+        Store the answer of an execution; it replaces an earlier one.
 
         Raises:
             StoreUnavailable: It is held in memory only.
@@ -158,10 +158,10 @@ class RecordStore:
 
     def write_unsaved(self) -> None:
         """
-        Write all that is held in memory; comes by itself with every save.
+        Write everything held in memory; every save does this, too.
 
         Raises:
-            StoreUnavailable: The disk still does not take it.
+            StoreUnavailable: The disk still fails.
         """
         with self._lock:
             try:
@@ -175,14 +175,14 @@ class RecordStore:
                 raise
             self._unsaved_records.clear()
             self._unsaved_answers.clear()
-            self._database.works()
+            self._database.note_success()
 
     def load(self, execution_id: str) -> ExecutionRecord | None:
         """
-        Return a record; None: there is none.
+        Return a record, or None if there is none.
 
         Raises:
-            StoreUnavailable: The disk does not give it, or this version cannot read it.
+            StoreUnavailable: The record cannot be read.
         """
         with self._lock:
             if (encoded := self._unsaved_records.get(execution_id)) is not None:
@@ -197,7 +197,7 @@ class RecordStore:
 
     def answer(self, execution_id: str) -> KeptAnswer | None:
         """
-        Return the answer that is kept of an execution, if one is.
+        Return the stored answer of an execution, or None.
 
         Raises:
             StoreUnavailable: The disk does not give it.
@@ -216,7 +216,7 @@ class RecordStore:
 
     def unfinished(self) -> list[ExecutionRecord]:
         """
-        Return the records that a supervisor left without an end, oldest first.
+        Return the records without an end that an earlier supervisor left, oldest first.
 
         Raises:
             StoreUnavailable: The disk does not give them.
@@ -226,7 +226,7 @@ class RecordStore:
 
     def finished_ids(self, since: float = 0.0) -> Iterator[tuple[str, float]]:
         """
-        Yield ids of executions that finished *since* then, and when; those that ended first first.
+        Yield ids and end times of executions that finished at or after *since*, in the order of their ends.
 
         Raises:
             StoreUnavailable: The disk does not give them.
@@ -239,7 +239,7 @@ class RecordStore:
 
     def ids(self) -> set[str]:
         """
-        Return the ids of all records, also of those that cannot be read.
+        Return the ids of all records, including unreadable ones.
 
         Raises:
             StoreUnavailable: The disk does not give them.
@@ -251,7 +251,7 @@ class RecordStore:
 
     def delete(self, execution_id: str) -> None:
         """
-        Forget an execution: its record and its answer.
+        Delete the record and the answer of an execution.
 
         Raises:
             StoreUnavailable: The disk does not allow it.
@@ -265,7 +265,7 @@ class RecordStore:
 
     def size_bytes(self, execution_id: str | None = None) -> int:
         """
-        Return what all records and answers take on disk, or those of one execution.
+        Return the bytes that all records and answers take on disk, or those of one execution.
 
         Raises:
             StoreUnavailable: The disk does not give them.
@@ -281,7 +281,7 @@ class RecordStore:
 
     def give_back_space(self) -> None:
         """
-        Make the file as small as what is in it.
+        Shrink the file to its content.
 
         Raises:
             StoreUnavailable: The disk does not allow it.
@@ -300,12 +300,12 @@ class RecordStore:
         with self._lock:
             return self._database.rows(query, *values)
 
-    # Last, because its name is a type's in all that comes after.
+    # Defined last: the name hides the type ``list`` in everything after it.
     def list(
         self, state: str | None = None, outcome: str | None = None, limit: int = 50, cursor: str | None = None
     ) -> tuple[list[ExecutionRecord], str | None]:
         """
-        Return records, newest first, and the cursor for those that follow; None: there are no more.
+        Return records, newest first, and the cursor of the next page; None on the last page.
 
         Raises:
             InvalidRequest: *cursor* did not come from here.
@@ -339,7 +339,7 @@ class RecordStore:
 
 
 def _held(encoded: bytes) -> ExecutionRecord:
-    """Read a record that is in memory only: until it is written it says so."""
+    """Decode a record that is only in memory; it says ``retained: false`` until it is written."""
     record = read_record(encoded)
     record.metadata.retained = False
     return record

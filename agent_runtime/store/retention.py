@@ -1,4 +1,4 @@
-"""How long executions are kept: by age, by what they take on disk, and by what is free there."""
+"""Which executions are deleted: by age, by disk usage, and by free space."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 
 RESERVE_BYTES = 128 << 20
 RESERVE_SHARE = 20
-"""What is kept free: so much, or on a small volume the share 1/20."""
+"""Bytes that stay free; on a small volume 1/20 of it."""
 
 SPARED_SECONDS = 15 * 60
-"""For how long after its end the answer of an execution is kept, however little is free: its caller may ask again."""
+"""How long after its end an answer stays, however little space is free: its caller may ask again."""
 
 
 def lacking_bytes(transcripts: TranscriptStore) -> int:
-    """Return how much more should be free; 0: enough is, or it cannot be seen."""
+    """Return how many more bytes should be free; 0 if enough are, or if that cannot be read."""
     if (disk := transcripts.free_bytes()) is None:
         return 0
     free, total = disk
@@ -43,20 +43,20 @@ def prune(
     """
     Delete finished executions, with transcript and answer, that are too old, then the oldest until the rest fits.
 
-    Where little is free on the volume, the lines of the oldest transcripts go before that, as many as it takes: that
-    needs no record, and the answers stay. Only where there are none left, whole executions go.
+    When free space is low, the lines of the oldest transcripts are deleted first, as many as needed: that needs no
+    record and leaves the answers. Whole executions are deleted only when no lines are left.
 
     Args:
-        max_bytes: What all records, answers and transcripts may take together.
+        max_bytes: Upper bound of all records, answers and transcripts together.
         now: Seconds since the epoch.
-        in_use: Ids that are left alone: executions that are going on again, whatever their record says.
+        in_use: Ids of executions that run again and must stay, whatever their record says.
 
     Returns:
         How many were deleted.
 
     Raises:
-        StoreUnavailable: The disk does not give or delete records.
-        OSError: It does not delete a transcript.
+        StoreUnavailable: Records cannot be read or deleted.
+        OSError: A transcript cannot be deleted.
     """
     _make_room(transcripts, {name_of(execution_id) for execution_id in in_use})
     used = records.size_bytes() + transcripts.total_bytes()
@@ -70,7 +70,7 @@ def prune(
             continue
         size_bytes = records.size_bytes(execution_id) + transcripts.size_bytes(execution_id)
         used, lacking = used - size_bytes, lacking - size_bytes
-        # The record last: what is cut short here is found again.
+        # The record goes last: after a crash here the execution is found again.
         transcripts.delete(execution_id)
         records.delete(execution_id)
         deleted += 1
@@ -86,8 +86,8 @@ def prune(
 def without_record(
     records: RecordStore, transcripts: TranscriptStore, in_use: Collection[str] = frozenset()
 ) -> dict[str, float]:
-    """Return the names of transcripts whose record is lost, and when they were written last, the oldest first."""
-    found = transcripts.oldest_first()  # before the records, or one that is just being made would be among them
+    """Return the names of transcripts without a record and the time of their last write, oldest first."""
+    found = transcripts.oldest_first()  # before the records, else a transcript being created would be among them
     known = {name_of(execution_id) for execution_id in (*records.ids(), *in_use)}
     return {name: written_at for name, written_at in found.items() if name not in known}
 

@@ -1,4 +1,4 @@
-"""The tables of the records' file: what leads to them, how rows get in, and how they are saved from a damaged file."""
+"""The tables of the record file: migrations, writing rows, and saving rows from a damaged file."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )
         """,
     ),
-    (),  # records may hold classes that 0.1.0 does not know, and would take for no records at all
+    (),  # 0.1.0 cannot decode records with newer error classes: the higher version keeps it from opening the file
     ("CREATE TABLE marks (one INTEGER PRIMARY KEY CHECK (one = 1), count INTEGER NOT NULL, at REAL NOT NULL)",),
 )
-"""What leads from each version of the file to the next; never changed, only added to."""
+"""Statements that lead from each version of the file to the next; entries are only added, never changed."""
 
 COLUMNS = {"executions": "execution_id, record", "answers": "execution_id, status_code, answer, retained_at"}
 PROBES = (
@@ -49,11 +49,11 @@ PROBES = (
 )
 
 UNREADABLE = (msgspec.DecodeError, ValueError, TypeError, AttributeError, KeyError, RecursionError)
-"""What reading something that is no record, or no answer, can raise."""
+"""Exceptions of decoding bytes that are not a record or an answer."""
 
 
 class KeptAnswer(msgspec.Struct, frozen=True):
-    """What the first caller got, or would have got, and since when it is kept."""
+    """The answer that the first caller got or would have got, and when it was stored."""
 
     execution_id: str
     status_code: int
@@ -63,9 +63,9 @@ class KeptAnswer(msgspec.Struct, frozen=True):
 
 def salvage(damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> int:
     """
-    Copy the records and answers that can be read, each by itself; return how many records that were.
+    Copy every readable record and answer; return the number of records.
 
-    A table is read from both ends up to where it breaks, and then by the ids that its index still gives.
+    A table is read from both ends up to the damage, and then by the ids that its index still holds.
     """
     damaged.text_factory = lambda data: data.decode(errors="replace")
     fresh.execute("BEGIN")
@@ -77,7 +77,7 @@ def salvage(damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> int:
             _put(fresh, row)
         for row in _readable(damaged, f"{select} ORDER BY rowid DESC"):
             if row[0] in known:
-                break  # from here on all has been read from the other end
+                break  # the other direction has already read the rest
             known.add(row[0])
             _put(fresh, row)
         ids = f"SELECT execution_id FROM {table} ORDER BY execution_id"  # noqa: S608

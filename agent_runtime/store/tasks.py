@@ -1,4 +1,4 @@
-"""The tasks of executions that have no end yet, so that they can be gone on with after a restart."""
+"""The tasks of unfinished executions, so that they can be resumed after a restart."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 class TaskStore:
     """
-    One private file for each task that has been admitted and has no final record, or was interrupted.
+    One private file for each admitted task without a final record, and for each interrupted one.
 
-    A disk that does not take it costs the task's resumption after a restart, nothing else.
+    If the file cannot be written, the task cannot be resumed after a restart; nothing else changes.
     """
 
     def __init__(self, directory: Path, redactor: Redactor) -> None:
@@ -34,8 +34,8 @@ class TaskStore:
         self._redactor = redactor
 
     def keep(self, execution_id: str, task: Task) -> None:
-        """Write a task down, whole or not at all."""
-        # Not its wish for a fresh session: that is of the attempt it is admitted for.
+        """Write a task, whole or not at all."""
+        # ``fresh_session`` is not stored: it concerns only the post that asked for it.
         known = msgspec.structs.replace(task, execution_id=execution_id, fresh_session=None)
         content = self._redactor.redact(msgspec.json.encode(known))
         path = self._path(execution_id)
@@ -54,7 +54,7 @@ class TaskStore:
             self._path(execution_id).unlink()
 
     def ids(self) -> Iterator[str]:
-        """Name the executions whose tasks are kept, and delete what a crash has left half written."""
+        """Return the ids of the stored tasks, and delete files that a crash left half written."""
         for path in [*self._directory.glob("*.new"), *self._directory.glob("*.json")]:
             try:
                 execution_id = bytes.fromhex(path.stem).decode()
@@ -67,7 +67,7 @@ class TaskStore:
                     path.unlink()
 
     def kept(self) -> Iterator[Task]:
-        """Read the tasks that are kept, the oldest first."""
+        """Return the stored tasks, oldest first."""
         try:
             paths = sorted(self._directory.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         except OSError:
@@ -82,7 +82,7 @@ class TaskStore:
             yield task
 
     def _path(self, execution_id: str) -> Path:
-        # An id is a plain name already; hex keeps it apart on file systems that fold case.
+        # An id is a plain name; hex keeps ids distinct on file systems that ignore case.
         return self._directory / f"{execution_id.encode().hex()}.json"
 
 

@@ -1,12 +1,12 @@
 """
-The transcript of each execution: its frames, redacted, one a line, numbered from 1 for ever.
+The transcript of each execution: its redacted frames, one per line, numbered from 1.
 
-Two files for each: ``ID.jsonl`` holds the lines, ``ID.idx`` for each of them eight bytes that say where it ends. So any
-line is found without reading the others, and nothing of a transcript is held in memory. A line that could not be kept
-ends where the one before it ends, so the numbers of those after it stay right.
+Each transcript has two files: ``ID.jsonl`` holds the lines, ``ID.idx`` holds eight bytes per line that say where it
+ends. So a reader finds any line without reading the others, and no transcript is held in memory. A line that could not
+be written ends where the previous one ends, so later lines keep their numbers.
 
-Lines go to the data file first and to the index after: a reader, who believes the index only, never sees half a line.
-What a supervisor that was killed left between the two is found by whoever writes next.
+The writer appends to the data file first and to the index second. A reader trusts only the index, so it never sees half
+a line. After a crash between the two writes the next writer repairs the index.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _PLAIN_NAME = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz012
 
 
 class TranscriptStore:
-    """The directory of all transcripts; made here if it can be, else when the first one is written."""
+    """The directory of all transcripts. It is created here if possible, else when the first transcript is written."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        # On a full or read-only disk executions go on without transcripts; their writers say so.
+        # On a full or read-only disk executions continue without transcripts; their writers report it.
         with contextlib.suppress(OSError):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -47,11 +47,11 @@ class TranscriptStore:
         return f"<TranscriptStore {self.directory}>"
 
     def writer(self, execution_id: str, *, buffer_bytes: int = 64 << 10) -> TranscriptWriter:
-        """Go on with the transcript of an execution; there must be one writer at a time."""
+        """Return a writer that continues the transcript of an execution; there must be only one writer at a time."""
         return TranscriptWriter(*self._paths(execution_id), buffer_bytes=buffer_bytes)
 
     def reader(self, execution_id: str) -> TranscriptReader:
-        """Read the transcript of an execution, also while it is being written, also if there is none."""
+        """Return a reader of an execution's transcript; it may be read while it is written, and may not exist yet."""
         return TranscriptReader(*self._paths(execution_id))
 
     def size_bytes(self, execution_id: str) -> int:
@@ -67,7 +67,7 @@ class TranscriptStore:
             return 0
 
     def free_bytes(self) -> tuple[int, int] | None:
-        """Return how much is free where transcripts are kept, and out of how much; None: that cannot be seen."""
+        """Return free and total bytes of the transcripts' volume; None if they cannot be read."""
         for directory in (self.directory, self.directory.parent):
             with contextlib.suppress(OSError):
                 disk = os.statvfs(directory)
@@ -75,7 +75,7 @@ class TranscriptStore:
         return None
 
     def oldest_first(self) -> dict[str, float]:
-        """Return the names of transcripts that have lines, and when the last one was written; epoch seconds."""
+        """Return the names of transcripts with lines and the time of their last write (epoch seconds), oldest first."""
         found: dict[str, float] = {}
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self.directory) as entries:
             for entry in entries:
@@ -86,11 +86,11 @@ class TranscriptStore:
         return dict(sorted(found.items(), key=operator.itemgetter(1)))
 
     def delete(self, execution_id: str) -> None:
-        """Delete a transcript, if there is one; the index first, so that no reader looks for lines that are gone."""
+        """Delete a transcript if there is one; the index first, so that no reader looks for deleted lines."""
         self.delete_named(name_of(execution_id))
 
     def delete_named(self, name: str) -> None:
-        """Do the same for one of :meth:`oldest_first`."""
+        """Delete a transcript by its name from :meth:`oldest_first`."""
         for path in (self.directory / f"{name}.idx", self.directory / f"{name}.jsonl"):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 path.unlink()
@@ -109,7 +109,7 @@ class TranscriptStore:
 
 
 def name_of(execution_id: str) -> str:
-    """Return what a transcript's files are called, without what comes after the dot."""
+    """Return the file name of a transcript without its extension."""
     if 0 < len(execution_id) <= 128 and execution_id[0] != "." and _PLAIN_NAME.issuperset(execution_id):
         return execution_id
     return "~" + hashlib.sha256(execution_id.encode("utf-8", "surrogatepass")).hexdigest()
@@ -117,9 +117,9 @@ def name_of(execution_id: str) -> str:
 
 class TranscriptReader:
     """
-    Read a transcript, also while another thread writes it.
+    Reads a transcript, also while another thread writes it.
 
-    Files are opened for each call and closed again: a reader that is kept holds nothing.
+    Every call opens and closes the files, so an idle reader holds no descriptor.
     """
 
     def __init__(self, data_path: Path, index_path: Path) -> None:
@@ -130,17 +130,17 @@ class TranscriptReader:
 
     @property
     def last_line(self) -> int:
-        """Number of the last line there is, kept or missing; 0: none."""
+        """Number of the last line, written or missing; 0 if there is none."""
         return file_size(self._index_path) // ENTRY_BYTES
 
     def read(self, after: int, *, limit_lines: int = 1000, limit_bytes: int = 1 << 20) -> list[tuple[int, bytes]]:
         """
-        Return the lines that follow line *after*, with their numbers; a number that is left out could not be kept.
+        Return the lines after line *after* with their numbers; a skipped number is a line that could not be written.
 
         Args:
-            after: 0 to begin with the first.
-            limit_lines: At most so many.
-            limit_bytes: At most so much together; but always one line, however long.
+            after: 0 starts with the first line.
+            limit_lines: Upper bound of the number of lines.
+            limit_bytes: Upper bound of their total size; one line is always returned, however long.
         """
         found: list[tuple[int, bytes]] = []
         with self._open() as lines:
@@ -154,10 +154,10 @@ class TranscriptReader:
 
     def answer_log(self, limit_bytes: int, must_include_line: int | None = None) -> tuple[list[bytes], bool]:
         """
-        Return what an answer carries of the transcript, and whether that is less than all of it.
+        Return the lines of the transcript that an answer carries, and whether lines are missing.
 
-        That is all of it; or its start, its end, and the line that must be there, together within the limit unless that
-        line alone is longer. Of a transcript that cannot be read it is nothing.
+        A transcript within the limit is returned whole. Of a longer one the start, the end and the line that must be
+        included are returned; only that line may exceed the limit. A transcript that cannot be read gives no lines.
         """
         kept: list[bytes] = []
         is_whole = self.last_line == 0
@@ -174,9 +174,9 @@ class TranscriptReader:
     @contextlib.contextmanager
     def _open(self) -> Iterator[Lines | None]:
         """
-        Open both files; None where there is nothing to read.
+        Open both files; yield None if there is nothing to read.
 
-        An answer must not fail for its log, so a disk that fails inside the block ends it without an error.
+        A disk error inside the block ends the block without an exception: an answer must not fail because of its log.
         """
         with contextlib.ExitStack() as held:
             lines = None
@@ -187,7 +187,7 @@ class TranscriptReader:
                 held.callback(os.close, data)
                 lines = Lines(data, Ends(index))
             except FileNotFoundError:
-                pass  # until the first line is written, and where the disk never took one
+                pass  # before the first line is written, or if no write ever succeeded
             except OSError as error:
                 log.error("cannot read transcript %s: %s", self._data_path, error.strerror)
             try:
@@ -197,7 +197,7 @@ class TranscriptReader:
 
 
 def _start_and_end(ends: Ends, limit_bytes: int, must_include_line: int | None) -> list[tuple[int, int]]:
-    """Choose which lines an answer carries: half of the room for the start, the rest for the end."""
+    """Choose the lines that an answer carries: half of the limit for the start, the rest for the end."""
     room = limit_bytes
     must = range(0)
     if must_include_line is not None and 1 <= must_include_line <= len(ends):
@@ -213,20 +213,20 @@ def _start_and_end(ends: Ends, limit_bytes: int, must_include_line: int | None) 
 
 class TranscriptWriter(TranscriptReader):
     """
-    Append lines to a transcript; never raises for what the disk does.
+    Appends lines to a transcript; a disk error never raises.
 
-    While the disk is full, read-only or broken nothing is kept, but the lines are counted: those that follow have the
-    numbers they would have had, and readers see which are missing.
+    While the disk is full, read-only or broken, lines are counted but not written. Later lines keep the numbers they
+    would have had, and readers see which numbers are missing.
 
-    Written by one thread at a time, read by any. What was appended can be read after the next :meth:`flush`, which
-    comes by itself when *buffer_bytes* have gathered.
+    One thread writes at a time, any thread reads. Appended lines become readable with the next :meth:`flush`, which
+    happens by itself once *buffer_bytes* are buffered.
 
     Attributes:
-        missing_lines: How many lines could not be kept by this writer.
+        missing_lines: How many lines this writer could not write.
     """
 
     RETRY_SECONDS = 1.0
-    """For this long after a failure nothing is tried."""
+    """How long the writer waits after a failure before it tries again."""
 
     def __init__(
         self, data_path: Path, index_path: Path, *, buffer_bytes: int, clock: Callable[[], float] = time.monotonic
@@ -240,7 +240,7 @@ class TranscriptWriter(TranscriptReader):
         self._buffered_bytes = 0
         self._retry_at: float | None = None
         self.missing_lines = 0
-        # Known even where the files cannot be opened; opening them may find more.
+        # The size is known even if the files cannot be opened; opening them may find more lines.
         self._last_line = file_size(index_path) // ENTRY_BYTES
         self._keep(b"", self._lengths)
 
@@ -254,26 +254,26 @@ class TranscriptWriter(TranscriptReader):
 
     @property
     def last_line(self) -> int:
-        """Number of the last line that was appended, kept or not, flushed or not; 0: none yet."""
+        """Number of the last appended line, whether written, flushed or neither; 0 if there is none yet."""
         return self._last_line
 
     @property
     def incomplete(self) -> bool:
-        """Whether a line that was appended here could not be kept."""
+        """Whether a line appended here could not be written."""
         return self.missing_lines > 0
 
     @property
     def keeps(self) -> bool:
-        """Whether the disk took what it was given last."""
+        """Whether the last write succeeded."""
         return self._retry_at is None
 
     def answer_log(self, limit_bytes: int, must_include_line: int | None = None) -> tuple[list[bytes], bool]:
-        """Do as a reader does, who cannot know of lines missing at the end: the disk that did not take them is full."""
+        """Return what a reader returns; only the writer also knows of lines missing at the end."""
         lines, truncated = super().answer_log(limit_bytes, must_include_line)
         return lines, truncated or self.incomplete
 
     def append(self, line: bytes) -> int:
-        """Append a line, given without its newline; return its number."""
+        """Append a line without its newline; return its number."""
         return self.append_many([line])
 
     def append_many(self, lines: list[bytes]) -> int:
@@ -281,7 +281,7 @@ class TranscriptWriter(TranscriptReader):
         return self.append_joined(b"\n".join((*lines, b"")), [len(line) + 1 for line in lines])
 
     def append_joined(self, lines: bytes, lengths: Iterable[int]) -> int:
-        """Do the same for lines that stand one after another, each as long as told, with its newline."""
+        """Append lines that are already joined; *lengths* gives the length of each with its newline."""
         known = len(self._lengths)
         self._pieces.append(lines)
         self._lengths.extend(lengths)
@@ -292,7 +292,7 @@ class TranscriptWriter(TranscriptReader):
         return self._last_line
 
     def flush(self) -> None:
-        """Let readers see all that was appended."""
+        """Write the buffered lines, so that readers see them."""
         if self._lengths:
             lines = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
             lengths, self._lengths = self._lengths, array("Q")
@@ -301,7 +301,7 @@ class TranscriptWriter(TranscriptReader):
                 self.missing_lines += len(lengths)
 
     def close(self) -> None:
-        """Flush and let go of the files; what is appended later opens them again."""
+        """Flush and close the files; a later append opens them again."""
         self.flush()
         self._close_files()
 
@@ -318,15 +318,15 @@ class TranscriptWriter(TranscriptReader):
             self._failed(error)
             return False
         if self._retry_at is not None:
-            log.warning("keeping transcript %s again: missing_lines=%d", self._data_path, self.missing_lines)
+            log.warning("transcript %s can be written again: missing_lines=%d", self._data_path, self.missing_lines)
             self._retry_at = None
         return True
 
     def _failed(self, error: OSError) -> None:
         if self._retry_at is None:
-            log.error("cannot keep transcript %s: %s", self._data_path, error.strerror)
+            log.error("cannot write transcript %s: %s", self._data_path, error.strerror)
         self._retry_at = self._clock() + self.RETRY_SECONDS
-        # They are opened again, and repaired, at the next try.
+        # The next try opens the files again and repairs them.
         self._close_files()
 
     def _close_files(self) -> None:
@@ -334,6 +334,6 @@ class TranscriptWriter(TranscriptReader):
             files, self._files = self._files, None
             try:
                 files.close()
-            except OSError as error:  # a network file system says only now that the disk is full
-                log.error("cannot keep transcript %s: %s", self._data_path, error.strerror)
+            except OSError as error:  # a network file system reports a full disk only here
+                log.error("cannot write transcript %s: %s", self._data_path, error.strerror)
                 self.missing_lines += 1
