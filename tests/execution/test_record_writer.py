@@ -22,7 +22,7 @@ def record(state: Phase) -> ExecutionRecord:
     return ExecutionRecord(execution_id="one", created_at=0.0, state=state, attempts=[AttemptRecord(pid=1)])
 
 
-@pytest.mark.parametrize("state", set(Phase) - {Phase.FINISHED})
+@pytest.mark.parametrize("state", [phase for phase in Phase if phase is not Phase.FINISHED])
 def test_what_an_earlier_supervisor_has_left_is_interrupted_from_every_state(state: Phase) -> None:
     left = record(state)
     RecordWriter(left).interrupted()
