@@ -114,7 +114,7 @@ def _held(times: int, at_once: int, kind: Kind, timeout: float) -> None:
     assert found == {
         "right codes": times,
         "survivors": 0,
-        "unowned": 0,
+        "unattributed": 0,
         "alive": 0,
         "marked": 0,
         "nothing below": True,

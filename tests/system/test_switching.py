@@ -414,7 +414,7 @@ def test_a_limit_of_one_model_closes_for_that_model_only(tmp_path: Path, api: Me
 def test_a_limit_ends_at_its_time_and_the_next_one_is_answered_again(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
-    api.on(OLD, UsageLimit(resets_in_seconds=1))
+    api.on(OLD, UsageLimit(resets_in_seconds=4))
     with switching(tmp_path, api_url=url) as running:
         first = running.post(PLAIN)
         eventually(lambda: token(running)["state"] == "ready")
