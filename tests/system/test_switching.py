@@ -87,7 +87,7 @@ def switching(home: Path, *, delivery: str = "env", flags: tuple[str, ...] = (),
     """Run a supervisor whose delivery is known: what ``auto`` chooses depends on what has been proved so far."""
     with supervised(home, flags=("--token-delivery", delivery, *flags), **more) as running:
         if delivery == "file":
-            eventually(lambda: "; this CLI takes a newer token" in running.get("/health")["delivery"]["reason"])
+            eventually(lambda: "; this CLI takes a newer token" in running.get("/health")["delivery"]["reason"], 90)
         yield running
 
 
