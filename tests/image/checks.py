@@ -335,7 +335,7 @@ def test_in_ones_own_image_the_real_cli_uses_a_tool_and_the_supervisor_its_own_p
         assert "/opt/agent-runtime/python/lib/libc.so.6" in loaded
         assert {path for path in loaded if not path.startswith("/opt/agent-runtime/")} == set()
         reload_result = inside(
-            "mkdir /tmp/proof && "
+            "mkdir /tmp/reload_result && "
             "/opt/agent-runtime/bin/python -m agent_runtime.delivery.reload_results /tmp/reload_result claude"
         )
         assert "takes a newer token: on_request" in reload_result
