@@ -38,7 +38,7 @@ class Unkillable:
         return sum(survivors for _, survivors in tuple(self._children.values()))
 
     def add(self, child: Child, survivors: int) -> None:
-        """Take over a child from its attempt; may be called from any thread."""
+        """Add a child whose attempt has given it up; may be called from any thread."""
         with self._lock:
             self._children[child.mark] = (child, survivors)
 

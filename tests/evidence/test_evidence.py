@@ -239,12 +239,12 @@ def test_a_damaged_entry_is_still_recognised(line: bytes) -> None:
 @pytest.mark.parametrize("entry_of_401", [ENTRY_401, OLD_ENTRY_401])
 def test_an_entry_that_grows_byte_by_byte_is_recognised_before_its_end_and_never_mistaken(entry_of_401: str) -> None:
     line = entry_of_401.encode()
-    witness = Detector(lambda: NOW)
-    stories = [tell(("stderr, unfinished", line[:end]), witness=witness) for end in range(len(line))]
+    detector = Detector(lambda: NOW)
+    stories = [tell(("stderr, unfinished", line[:end]), detector=detector) for end in range(len(line))]
 
     assert {story.error_class for story in stories} == {None, "auth"}
     assert stories[-1].evidence
-    assert tell(("stderr", line), witness=witness).evidence
+    assert tell(("stderr", line), detector=detector).evidence
 
 
 @pytest.mark.parametrize(
@@ -255,9 +255,9 @@ def test_an_entry_that_grows_byte_by_byte_is_recognised_before_its_end_and_never
     ],
 )
 def test_an_unfinished_entry_is_no_evidence_before_the_api_has_spoken(line: str) -> None:
-    witness = Detector(lambda: NOW)
+    detector = Detector(lambda: NOW)
     for end in range(len(line)):
-        assert tell(("stderr, unfinished", line[:end]), witness=witness).evidence is None
+        assert tell(("stderr, unfinished", line[:end]), detector=detector).evidence is None
 
 
 def test_an_unfinished_line_of_an_mcp_server_is_not_taken_for_the_clis_own() -> None:
@@ -548,9 +548,9 @@ def test_only_a_rejected_limit_with_a_type_or_an_end_is_one(info: dict[str, Any]
 
 def test_a_429_after_the_event_of_a_limit_is_of_that_limit() -> None:
     limit = {"status": "rejected", "resetsAt": 1_800_000_000, "rateLimitType": "seven_day"}
-    witness = Detector(lambda: NOW)
-    tell(frame(type="rate_limit_event", rate_limit_info=limit), witness=witness)
-    told = tell(entry(429, "rate_limit_error", "This would exceed your account's rate limit."), witness=witness).last
+    detector = Detector(lambda: NOW)
+    tell(frame(type="rate_limit_event", rate_limit_info=limit), detector=detector)
+    told = tell(entry(429, "rate_limit_error", "This would exceed your account's rate limit."), detector=detector).last
     assert told is not None
     assert (told.error_class, told.limit_type, told.resets_at) == (ErrorClass.RATE_LIMIT, "seven_day", 1_800_000_000)
 
@@ -816,7 +816,7 @@ def test_no_bytes_whatsoever_make_it_raise() -> None:
     seeds += [
         row["line"].encode() for case in recorded_cases()[::7] for row in case.values[0] if len(row["line"]) < 1500
     ][:80]
-    witness = Detector(lambda: NOW)
+    detector = Detector(lambda: NOW)
     for _ in range(6000):
         line = bytearray(dice.choice(seeds))
         for _ in range(dice.randrange(6)):
@@ -832,4 +832,4 @@ def test_no_bytes_whatsoever_make_it_raise() -> None:
                     line[at:at] = b'{"[' * dice.randrange(40)
             if not line:
                 line += b"{"
-        tell(("stderr", bytes(line)), ("stderr, unfinished", bytes(line)), ("stdout", bytes(line)), witness=witness)
+        tell(("stderr", bytes(line)), ("stderr, unfinished", bytes(line)), ("stdout", bytes(line)), detector=detector)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 SOON = """
 import sys
-from agent_runtime.supervisor import retry_policy as ladder
-ladder.AFTER_RESET_SECONDS = (0.2, 0.6)
+from agent_runtime.supervisor import retry_policy
+retry_policy.AFTER_RESET_SECONDS = (0.2, 0.6)
 from agent_runtime.cli import main as cli
 sys.exit(cli.main())
 """

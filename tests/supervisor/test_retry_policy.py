@@ -1,4 +1,4 @@
-"""The ladder: what happens to an execution whose token was refused or limited, decided by one pure function."""
+"""The retry policy: what happens to an execution whose token was refused or limited, decided by one pure function."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ STOPPED = {"auth", "billing"}
 
 @dataclass
 class Story:
-    """What a witness made of some lines."""
+    """What a detector found in some lines."""
 
     last: Detection | None = None
     evidence: Detection | None = None
@@ -28,16 +28,16 @@ class Story:
         return self.last.error_class.value if self.last else None
 
 
-def tell(*lines: tuple[str, str | bytes], witness: Detector | None = None) -> Story:
-    witness = witness or Detector(lambda: NOW)
+def tell(*lines: tuple[str, str | bytes], detector: Detector | None = None) -> Story:
+    detector = detector or Detector(lambda: NOW)
     story = Story()
     for stream, line in lines:
         data = line.encode() if isinstance(line, str) else line
         if stream.startswith("stderr"):
-            detection = witness.stderr(data, finished=stream != "stderr, unfinished")
+            detection = detector.stderr(data, finished=stream != "stderr, unfinished")
         else:
             frame = read(data)
-            detection = witness.stdout(frame) if frame is not None else None
+            detection = detector.stdout(frame) if frame is not None else None
         if detection is not None:
             assert detection.channel is Channel(stream.partition(",")[0])
             story.last = detection.or_sharper(story.last)
