@@ -1,12 +1,40 @@
 """
-The scripted CLI with further steps that only this package's own tests need: floods, forgeries, ways to escape.
+The stand-in of ``claude`` that plays scripts, for what neither the real CLI nor the API can be made to do.
 
-Run by its path, as a child has another working directory. In addition to the steps of
-:mod:`agent_runtime.standins.scripted_cli`:
+A plain prompt is treated as :mod:`agent_runtime.standins.scripted_cli` treats it. A prompt that is a JSON object with a
+key ``script`` is played instead:
+``{"script": [{"do": "init"}, {"do": "assistant", "text": "Hello."}, {"do": "result"}]}``.
+Further keys: ``permission_mode`` (what init says), ``keep_session`` (false: a resume finds no conversation),
+``exit_code``.
 
 ==============  ==================================================================  ====================================
 step            fields (with their defaults)                                        does
 ==============  ==================================================================  ====================================
+``init``        ``fields`` {}                                                       prints ``system/init``
+``frame``       ``frame``                                                           prints it, with session id and UUID
+``assistant``   ``text``, ``usage`` {}                                              prints a model's text
+``partial``     ``text``                                                            prints a ``stream_event``
+``tool_use``    ``command``, ``name`` Bash, ``id``                                  prints it, runs nothing
+``tool_result`` ``content``, ``is_error`` false, ``id``                             prints it, ran nothing
+``result``      ``text`` Done., ``is_error`` false, ``fields`` {}                   prints ``result``, goes on
+``retry``       ``status``, ``error``, ``attempt`` 1, ``delay_seconds`` 0.5         prints ``api_retry``
+``give_up``     ``text``, ``error``, ``status``, ``kind``                           prints synthetic assistant + result
+``rate_limit``  ``status``, ``limit_type``, ``resets_at``                           prints ``rate_limit_event``
+``background``  ``tasks`` (names of the pending ones)                               prints ``background_tasks_changed``
+``write``       ``text`` or ``base64``, ``stream`` stdout, ``newline`` true,        prints bytes, in one write or cut at
+                ``cuts`` [], ``byte_by_byte`` false, ``pause_seconds`` 0            offsets, with a pause after each
+``api_error``   ``status`` 401, ``kind``, ``message``, ``attempt`` 1, ``error``,    prints the CLI's exact line on
+                ``frame`` true                                                      stderr, and ``api_retry``
+``request``     ``prompt`` "Go on.", ``result`` false                               one turn with the API, tools too
+``tool``        ``command``, ``timeout_seconds`` 120, ``frames`` true               runs it as the Bash tool does
+``sleep``       ``seconds``                                                         waits
+``hang``        ``seconds`` 120                                                     waits
+``wait_file``   ``path``, ``timeout_seconds`` 120                                   waits until it exists
+``exit``        ``code`` 0                                                          leaves at once
+``kill``        ``signal`` SIGKILL                                                  dies of it
+``touch``       ``path``, ``text`` "ready {pid}"                                    appends a line
+``report``      ``path``                                                            writes what it was given: argv,
+                                                                                    environment, token's fingerprint, …
 ``flood``       ``bytes``, ``stream`` stdout, ``bytes_per_second`` 0 (no limit),    prints filler; ``line_bytes`` 0: one
                 ``line_bytes`` 4096                                                 line without an end
 ``lookalike``   ``of`` all (``model_text``, ``tool_result``, ``subagent``,          prints what is no evidence
@@ -23,258 +51,21 @@ step            fields (with their defaults)                                    
 ``pids``        ``path``                                                            writes ``{pid, children}``
 ==============  ==================================================================  ====================================
 
-Children are forks of the CLI itself, so they start in a millisecond and are seen with its command line; ``empty_env``
-alone is another program. Every one of them ends by itself when its time is over.
+Any step may have ``when`` (``first``: not in a resumed process, ``resumed``: only there) and ``times``.
+
+``--resume`` goes on with the session's first step that has not begun (a ``request`` is repeated unless it was
+answered), or, with a new script as prompt, with that. A script that is wrong is told on stderr and exits 2.
+
+Environment: ``SCRIPTED_CLI_SCRIPT`` (a file with the script; stdin is then never read), and that of
+:mod:`agent_runtime.standins.scripted_cli`.
 """
 
-from __future__ import annotations
-
-import json
-import os
-import select
-import shlex
-import signal
-import time
-from typing import TYPE_CHECKING
-
-from agent_runtime.standins.scripted_cli import frames
-from agent_runtime.standins.scripted_cli import main as scripted_cli
-from agent_runtime.standins.scripted_cli.printing import STREAMS, BadScript, stream_of
-from agent_runtime.standins.scripted_cli.steps import Steps, write_json
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-FLOOD_CHUNK_BYTES = 65_536
-
-
-class MoreSteps(Steps):
-    """The steps of :class:`Steps`, and those of the tests."""
-
-    def forge(self, *, stream: str = "stderr", text: str | None = None) -> None:
-        """Let a tool write the CLI's exact refusal line, frame or *text* to the CLI's own stream."""
-        if text is None:
-            body = frames.error_body("authentication_error", "OAuth token has expired.")
-            text = frames.api_error_line(self._run.options.version, 401, body, attempt=1)
-            if stream == "stdout":
-                text = json.dumps(frames.api_retry(1, delay_seconds=0.5, status=401, error="authentication_failed"))
-        self.tool(command=f"printf '%s\\n' {shlex.quote(text)} >> /proc/$PPID/fd/{stream_of(stream)}")
-
-    # Waiting
-
-    def wait_signal(
-        self, *, signal: str = "SIGUSR1", timeout_seconds: float = 120.0, ready_file: str | None = None
-    ) -> None:
-        """Wait for a signal, which then does nothing else; *ready_file* gets a line when it may come."""
-        import signal as signals  # the step's field has its name
-
-        number = signals.Signals[signal]
-        signals.pthread_sigmask(signals.SIG_BLOCK, {number})
-        if ready_file is not None:
-            self.touch(path=ready_file)
-        signals.sigtimedwait({number}, timeout_seconds)
-        signals.pthread_sigmask(signals.SIG_UNBLOCK, {number})
-
-    def stubborn(self, *, signals: list[str] = ["SIGINT", "SIGTERM"]) -> None:  # noqa: B006 (never changed)
-        """Take no notice of these signals from here on; tools still do."""
-        for name in signals:
-            signal.signal(signal.Signals[name], lambda _number, _frame: None)
-
-    def stop(self, *, seconds: float = 120.0) -> None:
-        """Stop as Ctrl-Z does, until SIGCONT, which a child sends when the time is over."""
-        wake_after(seconds)
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-    def close(self, *, stream: str) -> None:
-        """Close stdin, stdout or stderr."""
-        os.close({"stdin": 0, **STREAMS}[stream])
-
-    def spawn(
-        self,
-        *,
-        kind: str = "plain",
-        seconds: float = 120.0,
-        count: int = 0,
-        hold_pipes: bool = False,
-        ignore_signals: bool = False,
-        pid_file: str | None = None,
-    ) -> None:
-        """Start children that stay."""
-        if kind not in KINDS:
-            raise BadScript(f"spawn: kind must be one of {', '.join(KINDS)}")
-        pid = spawn(
-            kind,
-            seconds=min(seconds, 600.0),
-            count=count,
-            hold_pipes=hold_pipes,
-            ignore_signals=ignore_signals,
-            pid_file=pid_file,
-        )
-        self._run.spawned.append(pid)
-
-    def pids(self, *, path: str) -> None:
-        """Write this process's pid and those it has forked into a file, by rename."""
-        write_json(path, {"pid": os.getpid(), "children": self._run.spawned})
-
-    def flood(
-        self,
-        *,
-        bytes: int,  # noqa: A002 (the step's word)
-        stream: str = "stdout",
-        bytes_per_second: float = 0.0,
-        line_bytes: int = 4096,
-    ) -> None:
-        """Print *bytes* of filler: lines of *line_bytes* (on stdout each a frame), or none where that is 0."""
-        line = self._filler(stream, line_bytes)
-        chunk = line * max(1, FLOOD_CHUNK_BYTES // len(line))
-        began, written = time.monotonic(), 0
-        while written < bytes:
-            self._run.write(stream_of(stream), chunk)
-            written += len(chunk)
-            if bytes_per_second:
-                time.sleep(max(0.0, began + written / bytes_per_second - time.monotonic()))
-
-    def _filler(self, stream: str, line_bytes: int) -> bytes:
-        if line_bytes == 0:
-            return b"x" * FLOOD_CHUNK_BYTES
-        if stream == "stderr":
-            return f"{frames.timestamp()} [DEBUG] ".encode().ljust(line_bytes - 1, b"x") + b"\n"
-        head = json.dumps({"type": "system", "subtype": "filler", "session_id": self._run.options.session_id})
-        head = head[:-1] + ', "filler": "'
-        return head.encode() + b"x" * max(0, line_bytes - len(head) - 3) + b'"}\n'
-
-    def lookalike(self, *, of: str = "all") -> None:
-        """Print what must never be read as evidence: one of the kinds in :meth:`_lookalikes`, or all."""
-        for kind, print_it in self._lookalikes().items():
-            if of in {kind, "all"}:
-                print_it()
-
-    def _lookalikes(self) -> dict[str, Callable[[], None]]:
-        body = frames.error_body("authentication_error", "OAuth token has expired.")
-        line = frames.api_error_line(self._run.options.version, 401, body, attempt=1)
-        retry = json.dumps(frames.api_retry(1, delay_seconds=0.5, status=401, error="authentication_failed"))
-        subagent = frames.tool_result("toolu_agent", f"Failed to authenticate. API Error: 401 {body}", is_error=True)
-        return {
-            "model_text": lambda: self.assistant(text=f"I saw this:\n{line}\n{retry}"),
-            "tool_result": lambda: self.tool_result(content=f"{line}\n{retry}"),
-            "subagent": lambda: self._run.emit(subagent),
-            "mcp_stderr": lambda: self.write(
-                text=f'{frames.timestamp()} [ERROR] MCP server "x" Server stderr: {line}', stream="stderr"
-            ),
-            "mcp_needs_auth": lambda: self._run.emit(
-                {"type": "system", "subtype": "status", "mcp_servers": [{"name": "x", "status": "needs-auth"}]}
-            ),
-            "good_result": lambda: self.result(text=f"The log says: {line}"),
-        }
-
-
-KINDS = ("plain", "setsid", "double_fork", "empty_env", "tree", "runaway")
-STOPPABLE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def spawn(
-    kind: str,
-    *,
-    seconds: float,
-    count: int = 0,
-    hold_pipes: bool = False,
-    ignore_signals: bool = False,
-    pid_file: str | None = None,
-) -> int:
-    """
-    Start a child of one of the :data:`KINDS` and return the pid of the process forked first.
-
-    Args:
-        kind: One of :data:`KINDS`.
-        seconds: When whatever was started ends by itself.
-        count: Of a tree: its processes, at most two below each; 0: 6. Of a runaway: how often it may fork; 0: 20 000.
-        hold_pipes: Keep the CLI's stdin, stdout and stderr open instead of /dev/null.
-        ignore_signals: Take no notice of what can be ignored.
-        pid_file: Gets one line with the pid of each process that stays, when it is ready.
-    """
-    pid = os.fork()
-    if pid:
-        if kind == "double_fork":
-            os.waitpid(pid, 0)
-        return pid
-    try:
-        _become_child(ignore_signals=ignore_signals, hold_pipes=hold_pipes)
-        deadline = time.monotonic() + seconds
-        match kind:
-            case "plain":
-                _stay(deadline, pid_file)
-            case "setsid":
-                os.setsid()
-                _stay(deadline, pid_file)
-            case "double_fork":
-                os.setsid()
-                if os.fork() == 0:
-                    _stay(deadline, pid_file)
-            case "empty_env":
-                _tell(pid_file)
-                os.execve("/usr/bin/env", ["env", "-i", "setsid", "nohup", "sleep", str(seconds)], {})  # noqa: S606 (no shell wanted)
-            case "tree":
-                _grow((count or 6) - 1, deadline, pid_file)
-            case "runaway":
-                _run_away(count or 20_000, deadline, pid_file)
-    finally:
-        os._exit(0)  # never return into the CLI's own code
-    raise AssertionError("unreachable")
-
-
-def wake_after(seconds: float) -> None:
-    """Have a child that continues this process when it has been stopped for *seconds*: no stop lasts for ever."""
-    pidfd = os.pidfd_open(os.getpid())
-    if os.fork() == 0:
-        _become_child(ignore_signals=False, hold_pipes=False)
-        if not select.select([pidfd], [], [], seconds)[0]:
-            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
-        os._exit(0)
-    os.close(pidfd)
-
-
-def _become_child(*, ignore_signals: bool, hold_pipes: bool) -> None:
-    signal.alarm(0)
-    for number in STOPPABLE:
-        signal.signal(number, signal.SIG_IGN if ignore_signals else signal.SIG_DFL)
-    if not hold_pipes:
-        null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
-        os.close(null)
-
-
-def _tell(pid_file: str | None) -> None:
-    if pid_file is not None:
-        descriptor = os.open(pid_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        os.write(descriptor, b"%d\n" % os.getpid())
-        os.close(descriptor)
-
-
-def _stay(deadline: float, pid_file: str | None) -> None:
-    _tell(pid_file)
-    time.sleep(max(0.0, deadline - time.monotonic()))
-
-
-def _grow(below: int, deadline: float, pid_file: str | None) -> None:
-    """Have *below* more processes below this one, half of them under each of two children."""
-    for share in (below // 2, below - below // 2):
-        if share and os.fork() == 0:
-            _grow(share - 1, deadline, pid_file)
-            os._exit(0)
-    _stay(deadline, pid_file)
-
-
-def _run_away(times: int, deadline: float, pid_file: str | None) -> None:
-    """Be a new process in a new session all the time: whoever looks finds one that is about to be gone."""
-    _tell(pid_file)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    for _ in range(times):
-        if time.monotonic() > deadline or os.fork():
-            os._exit(0)
-        os.setsid()
-    _stay(deadline, None)
-
+import sys
+from pathlib import Path
 
 if __name__ == "__main__":
-    scripted_cli.run(MoreSteps)
+    # It is run by its path, as a child has another working directory.
+    sys.path.append(str(Path(__file__).parents[2]))
+    from tests.support.scripted.program import run
+
+    run()

@@ -1,5 +1,10 @@
 """``python -m agent_runtime.standins.scripted_cli``."""
 
-from agent_runtime.standins.scripted_cli.main import run
+import os
+import sys
 
-run()
+from agent_runtime.standins.scripted_cli.main import main
+
+code = main(sys.argv[1:])
+sys.stdout.flush()
+os._exit(code)  # tools that are left running are not waited for

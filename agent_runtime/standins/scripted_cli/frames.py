@@ -9,7 +9,6 @@ Source: Claude Code 2.1.30, 2.1.114 and 2.1.330 run against a stand-in of the Me
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -226,9 +225,3 @@ def api_error_line(version: Version, status: int | None, body: str, *, attempt: 
         return f"{timestamp()} [ERROR] API error (attempt {attempt}/{of}): {text}"
     time_prefix = f"{timestamp()} " if version >= SINCE_DEBUG_HAS_A_TIME else ""
     return f"{time_prefix}[ERROR] Error streaming, falling back to non-streaming mode: {code} {body}"
-
-
-def error_body(kind: str, message: str) -> str:
-    """The body of an API error as the CLI quotes it, on one line."""
-    body = {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_011" + new_uuid()[:8]}
-    return json.dumps(body, separators=(",", ":"))

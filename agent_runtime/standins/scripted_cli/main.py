@@ -1,52 +1,16 @@
 """
-A scripted stand-in of the ``claude`` binary, for what the real one cannot be made to do and where speed matters.
+A stand-in of the ``claude`` binary, for where there is none, or where speed matters.
 
     AGENT_RUNTIME_CLAUDE="python -m agent_runtime.standins.scripted_cli" agent-runtime serve
 
-It takes the real CLI's arguments. A plain prompt is treated as the real CLI treats it: ``system/init``, a request to
-``ANTHROPIC_BASE_URL``, the Bash commands the answer asks for, ``result``. A prompt that is a JSON object with a key
-``script`` is played instead: ``{"script": [{"do": "init"}, {"do": "assistant", "text": "Hello."}, {"do": "result"}]}``.
-Further keys: ``permission_mode`` (what init says), ``keep_session`` (false: a resume finds no conversation),
-``exit_code``.
+It takes the real CLI's arguments and behaves as the real one does: ``system/init``, a request to
+``ANTHROPIC_BASE_URL``, the Bash commands the answer asks for, ``result``. The script of a run is therefore one of
+:mod:`agent_runtime.standins.messages_api`.
 
-==============  ==================================================================  ====================================
-step            fields (with their defaults)                                        does
-==============  ==================================================================  ====================================
-``init``        ``fields`` {}                                                       prints ``system/init``
-``frame``       ``frame``                                                           prints it, with session id and UUID
-``assistant``   ``text``, ``usage`` {}                                              prints a model's text
-``partial``     ``text``                                                            prints a ``stream_event``
-``tool_use``    ``command``, ``name`` Bash, ``id``                                  prints it, runs nothing
-``tool_result`` ``content``, ``is_error`` false, ``id``                             prints it, ran nothing
-``result``      ``text`` Done., ``is_error`` false, ``fields`` {}                   prints ``result``, goes on
-``retry``       ``status``, ``error``, ``attempt`` 1, ``delay_seconds`` 0.5         prints ``api_retry``
-``give_up``     ``text``, ``error``, ``status``, ``kind``                           prints synthetic assistant + result
-``rate_limit``  ``status``, ``limit_type``, ``resets_at``                           prints ``rate_limit_event``
-``background``  ``tasks`` (names of the pending ones)                               prints ``background_tasks_changed``
-``write``       ``text`` or ``base64``, ``stream`` stdout, ``newline`` true,        prints bytes, in one write or cut at
-                ``cuts`` [], ``byte_by_byte`` false, ``pause_seconds`` 0            offsets, with a pause after each
-``api_error``   ``status`` 401, ``kind``, ``message``, ``attempt`` 1, ``error``,    prints the CLI's exact line on
-                ``frame`` true                                                      stderr, and ``api_retry``
-``request``     ``prompt`` "Go on.", ``result`` false                               one turn with the API, tools too
-``tool``        ``command``, ``timeout_seconds`` 120, ``frames`` true               runs it as the Bash tool does
-``sleep``       ``seconds``                                                         waits
-``hang``        ``seconds`` 120                                                     waits
-``wait_file``   ``path``, ``timeout_seconds`` 120                                   waits until it exists
-``exit``        ``code`` 0                                                          leaves at once
-``kill``        ``signal`` SIGKILL                                                  dies of it
-``touch``       ``path``, ``text`` "ready {pid}"                                    appends a line
-``report``      ``path``                                                            writes what it was given: argv,
-                                                                                    environment, token's fingerprint, …
-==============  ==================================================================  ====================================
+On SIGINT it ends its tools and exits 0, on SIGTERM 143. ``--resume`` goes on with the conversation.
 
-Any step may have ``when`` (``first``: not in a resumed process, ``resumed``: only there) and ``times``.
-
-On SIGINT it ends its tools and exits 0, on SIGTERM 143. ``--resume`` goes on with the session's first step that has not
-begun (a ``request`` is repeated unless it was answered), or, with a new script as prompt, with that. A script that is
-wrong is told on stderr and exits 2.
-
-Environment: ``SCRIPTED_CLI_VERSION`` (which version to play, 2.1.330), ``SCRIPTED_CLI_SCRIPT`` (a file with the script;
-stdin is then never read), ``SCRIPTED_CLI_PAUSE_FACTOR`` (of the pauses between attempts, 1).
+Environment: ``SCRIPTED_CLI_VERSION`` (which version to play, 2.1.330), ``SCRIPTED_CLI_PAUSE_FACTOR`` (of the pauses
+between attempts, 1).
 """
 
 from __future__ import annotations
@@ -56,16 +20,14 @@ import os
 import select
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent_runtime.standins.scripted_cli import frames
 from agent_runtime.standins.scripted_cli.api import Api, GaveUp, load_settings
-from agent_runtime.standins.scripted_cli.printing import BadScript, Message
 from agent_runtime.standins.scripted_cli.runtime import Options, Run
-from agent_runtime.standins.scripted_cli.steps import Steps, check, play
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from agent_runtime.standins.scripted_cli.frames import Frame
 
@@ -96,8 +58,26 @@ class Refusal(Exception):
     """Arguments or input the real CLI does not take either; the message is what it says on stderr."""
 
 
-def main(arguments: Sequence[str], steps: type[Steps] = Steps) -> int:
-    """Run the scripted CLI, which knows the steps of *steps*, and return its exit code."""
+class Message(NamedTuple):
+    """What the caller asked: the text, and the whole content where there are images."""
+
+    text: str
+    content: str | list[Frame]
+
+
+def converse(run: Run, api: Api, message: Message) -> int:
+    """Answer a prompt by a conversation with the API, and return the exit code."""
+    run.init(key_source=api.key_source)
+    try:
+        text = api.turn(message.content)
+    except GaveUp:
+        return 1
+    run.result(text)
+    return 0
+
+
+def main(arguments: Sequence[str], answer: Callable[[Run, Api, Message], int] = converse) -> int:
+    """Run the CLI, which answers each prompt by *answer*, and return its exit code."""
     version = os.environ.get("SCRIPTED_CLI_VERSION", frames.DEFAULT_VERSION)
     if arguments and arguments[0] in {"-v", "--version"}:
         sys.stdout.write(f"{version} (Claude Code)\n")
@@ -106,16 +86,13 @@ def main(arguments: Sequence[str], steps: type[Steps] = Steps) -> int:
         options, prompt = parse_arguments(arguments, version)
         run = Run(options, dict(os.environ))
         run.install_signals()
-        return serve_prompts(run, prompt, steps)
+        return serve_prompts(run, prompt, answer)
     except Refusal as refusal:
         sys.stderr.write(f"{refusal}\n")
         return 1
-    except BadScript as wrong:
-        sys.stderr.write(f"scripted CLI: {wrong}\n")
-        return 2
 
 
-def serve_prompts(run: Run, prompt: str | None, steps: type[Steps]) -> int:
+def serve_prompts(run: Run, prompt: str | None, answer: Callable[[Run, Api, Message], int]) -> int:
     """Answer the prompt, or with ``--input-format stream-json`` each that comes on stdin."""
     key_helper = load_settings(run.options, run.environment)
     api = Api(run, key_helper)
@@ -139,56 +116,17 @@ def serve_prompts(run: Run, prompt: str | None, steps: type[Steps]) -> int:
         run.debug(f"{frames.timestamp()} [DEBUG] {line}")
     code = 0
     for message in read_messages(run, prompt):
-        code = answer(run, api, message, steps)
+        code = answer(run, api, message)
     return code
-
-
-def answer(run: Run, api: Api, message: Message, steps: type[Steps]) -> int:
-    """Play the script the message holds, or go on with the session's, or behave as the real CLI does."""
-    script = script_in(message.text)
-    if script is not None:
-        check(script, steps)
-        if script != run.script:
-            run.played = 0
-            if script.get("keep_session", True):
-                run.keep(script)
-        return play(steps(run, api, message), run, script, resumed=run.options.resume)
-    if run.script is not None:
-        rest = run.played < len(run.script["script"])
-        script = run.script if rest else {"script": [{"do": "init"}, {"do": "result", "text": "Nothing left to play."}]}
-        run.played = run.played if rest else 0
-        return play(steps(run, api, message), run, script, resumed=True)
-    run.init(key_source=api.key_source)
-    try:
-        text = api.turn(message.content)
-    except GaveUp:
-        return 1
-    run.result(text)
-    return 0
-
-
-def script_in(text: str) -> Frame | None:
-    """Return the script a prompt holds, if it holds one."""
-    if not text.lstrip().startswith("{"):
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) and "script" in value else None
 
 
 def read_messages(run: Run, prompt: str | None) -> Iterator[Message]:
     """
-    Yield what the caller asks, from the arguments, from ``SCRIPTED_CLI_SCRIPT`` or from stdin.
+    Yield what the caller asks, from the arguments or from stdin.
 
     Source: 2.1.330 waits 3 s for the first byte and then goes on without any input.
     """
-    script_file = run.environment.get("SCRIPTED_CLI_SCRIPT")
-    if script_file:
-        text = Path(script_file).read_text()
-        yield Message(text, text)
-    elif run.options.stream_input:
+    if run.options.stream_input:
         for line in sys.stdin.buffer:
             frame = json.loads(line)
             if frame.get("type") == "user":
@@ -269,14 +207,3 @@ def parse_arguments(arguments: Sequence[str], version: str) -> tuple[Options, st
         keep_session="--no-session-persistence" not in given,
     )
     return options, prompt
-
-
-def run(steps: type[Steps] = Steps) -> None:
-    """Be the program."""
-    code = main(sys.argv[1:], steps)
-    sys.stdout.flush()
-    os._exit(code)  # what a script has left running is not waited for
-
-
-if __name__ == "__main__":
-    run()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import select
@@ -77,7 +76,6 @@ class Run:
     Attributes:
         messages: The conversation in the API's form; what a resumed session begins with.
         tools: Process groups of tools that have not been seen to end.
-        played: How many steps of the session's script have begun, in this process and in those before it.
     """
 
     def __init__(self, options: Options, environment: dict[str, str]) -> None:
@@ -86,13 +84,8 @@ class Run:
         self.started = time.monotonic()
         self.messages: list[Frame] = []
         self.tools: dict[int, subprocess.Popen[bytes]] = {}
-        self.spawned: list[int] = []
         self.num_turns = 0
         self.usage: Frame = dict(frames.NO_USAGE)
-        self.played = 0
-        self.script: Frame | None = None
-        self.keep_session = options.keep_session
-        self.permission_mode = options.permission_mode
         self._writing = False
         self._initialised = False
         self._tool_is_starting = False
@@ -109,9 +102,6 @@ class Run:
                 view = view[os.write(stream, view) :]
         except BrokenPipeError:
             self.end(1)
-        except OSError as error:
-            if error.errno != errno.EBADF:  # closed by a step: the script may go on without
-                raise
         self._writing = False
 
     def emit(self, frame: Frame) -> None:
@@ -134,7 +124,7 @@ class Run:
             self.options.version_text,
             cwd=str(Path.cwd()),
             model=self.options.model_name,
-            permission_mode=self.permission_mode,
+            permission_mode=self.options.permission_mode,
             key_source=key_source,
         )
         self.emit(frame | fields)
@@ -175,11 +165,7 @@ class Run:
                 entry = json.loads(line)
             except ValueError:
                 continue  # the last line of a process that was killed while it wrote
-            if "script" in entry:
-                self.script, self.played = entry, 0
-            elif "played" in entry:
-                self.played = entry["played"]
-            else:
+            if "message" in entry:
                 self.messages.append(entry["message"])
         self._answer_open_tools()
         return True
@@ -194,7 +180,7 @@ class Run:
 
     def keep(self, entry: Frame) -> None:
         """Append to the session file in one write."""
-        if not self.keep_session:
+        if not self.options.keep_session:
             return
         self.session_file.parent.mkdir(parents=True, exist_ok=True)
         with self.session_file.open("ab", buffering=0) as file:

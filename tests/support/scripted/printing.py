@@ -6,8 +6,9 @@ Source: frames as in :mod:`agent_runtime.standins.scripted_cli.frames`.
 
 from __future__ import annotations
 
+import json
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from agent_runtime.standins.scripted_cli import frames
 from agent_runtime.standins.scripted_cli.runtime import STDERR, STDOUT, Run
@@ -15,24 +16,17 @@ from agent_runtime.standins.scripted_cli.runtime import STDERR, STDOUT, Run
 if TYPE_CHECKING:
     from agent_runtime.standins.scripted_cli.api import Api
     from agent_runtime.standins.scripted_cli.frames import Frame
+    from agent_runtime.standins.scripted_cli.main import Message
 
 STREAMS = {"stdout": STDOUT, "stderr": STDERR}
-FLOOD_CHUNK_BYTES = 65_536
 
 
 class BadScript(Exception):
     """A step that is not known, or a field of it that is missing, unknown or of the wrong type."""
 
 
-class Message(NamedTuple):
-    """What the caller asked: the text, and the whole content where there are images."""
-
-    text: str
-    content: str | list[Frame]
-
-
 class PrintingSteps:
-    """The printing half of :class:`agent_runtime.standins.scripted_cli.steps.Steps`."""
+    """The printing half of :class:`tests.support.scripted.steps.Steps`."""
 
     def __init__(self, run: Run, api: Api, message: Message) -> None:
         self._run = run
@@ -130,16 +124,26 @@ class PrintingSteps:
     ) -> None:
         """Print the CLI's own line about a refused request, and the frame where the version has one."""
         version = self._run.options.version
-        body = "Connection error." if status is None else frames.error_body(kind, message)
+        body = "Connection error." if status is None else error_body(kind, message)
         self._run.write(STDERR, frames.api_error_line(version, status, body, attempt=attempt).encode() + b"\n")
         if frame and version >= frames.SINCE_API_RETRY:
             self._run.emit(frames.api_retry(attempt, delay_seconds=0.5, status=status, error=error))
 
 
+def error_body(kind: str, message: str) -> str:
+    """Return the body of an API error as the CLI quotes it, on one line."""
+    body = {
+        "type": "error",
+        "error": {"type": kind, "message": message},
+        "request_id": "req_011" + frames.new_uuid()[:8],
+    }
+    return json.dumps(body, separators=(",", ":"))
+
+
 def _decoded(text: str | None, encoded: str | None) -> bytes:
     if (text is None) == (encoded is None):
         raise BadScript("write: give either text or base64")
-    import base64  # noqa: PLC0415 (start-up time)
+    import base64
 
     return text.encode() if text is not None else base64.b64decode(encoded or "")
 

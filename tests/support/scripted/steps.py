@@ -1,5 +1,5 @@
 """
-The steps a script is made of; :mod:`agent_runtime.standins.scripted_cli` has the table of them.
+The steps a script is made of; ``tests/support/scripted_cli.py`` has the table of them.
 
 A step is a public method of :class:`Steps` or of the class it is built on. Its keyword arguments are the step's fields;
 their annotations are what a script is checked against before its first step is played.
@@ -7,6 +7,7 @@ their annotations are what a script is checked against before its first step is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -15,13 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from agent_runtime.standins.scripted_cli.api import GaveUp
-from agent_runtime.standins.scripted_cli.printing import BadScript, PrintingSteps
+from tests.support.scripted.printing import BadScript, PrintingSteps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.standins.scripted_cli.frames import Frame
-    from agent_runtime.standins.scripted_cli.runtime import Run
 
 CREDENTIAL_NAMES = ("ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN")
 POLL_SECONDS = 0.005
@@ -82,15 +82,15 @@ def _check_step(where: str, step: Any, kind: type[Steps]) -> None:
 class Steps(PrintingSteps):
     """Plays the steps of one script in one run."""
 
-    def _play(self, steps: list[Frame], *, resumed: bool) -> None:
+    def _play(self, steps: list[Frame], *, begun: int, resumed: bool) -> None:
         """
-        Play what has not begun yet.
+        Play the steps after the first *begun* ones.
 
         A step counts as played when it begins, so that a tool never runs twice; a request when it was answered, so
         that a resumed session asks again.
         """
         for number, step in enumerate(steps, start=1):
-            if number <= self._run.played:
+            if number <= begun:
                 if step["do"] == "init":  # every process has its own
                     self.init(**{key: value for key, value in step.items() if key not in COMMON_FIELDS})
                 continue
@@ -145,7 +145,7 @@ class Steps(PrintingSteps):
 
     def kill(self, *, signal: str = "SIGKILL") -> None:
         """Die of a signal."""
-        import signal as signals  # noqa: PLC0415 (the step's field has its name)
+        import signal as signals
 
         number = signals.Signals[signal]
         if number not in {signals.SIGKILL, signals.SIGSTOP}:
@@ -182,20 +182,16 @@ class Steps(PrintingSteps):
         write_json(path, given)
 
 
-def play(steps: Steps, run: Run, script: Frame, *, resumed: bool) -> int:
-    """Play a checked script and return the process's exit code."""
-    run.permission_mode = str(script.get("permission_mode", run.permission_mode))
-    run.keep_session = run.keep_session and bool(script.get("keep_session", True))
+def play(steps: Steps, script: Frame, *, begun: int, resumed: bool) -> int:
+    """Play a checked script from the step after the first *begun* ones, and return the process's exit code."""
     try:
-        steps._play(script["script"], resumed=resumed)  # noqa: SLF001 (not a step)
+        steps._play(script["script"], begun=begun, resumed=resumed)
     except GaveUp:
         return 1
     return int(script.get("exit_code", 0))
 
 
 def _fingerprint(secret: str) -> str:
-    import hashlib  # noqa: PLC0415 (start-up time)
-
     return hashlib.sha256(secret.encode()).hexdigest()[:12]
 
 

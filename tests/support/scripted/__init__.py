@@ -1,0 +1,1 @@
+"""The steps of the scripted CLI of the tests."""
