@@ -212,20 +212,6 @@ def test_a_dead_token_shows_as_on_the_real_one(cli: Cli, url: str) -> None:
     assert '[ERROR] API error (attempt 1/11): 401 401 {"type":"error","error":{"type":"authentication_error"' in line
 
 
-def test_an_old_version_has_no_retry_frames_and_tries_eleven_times(cli: Cli, url: str) -> None:
-    ended = cli.run(
-        "hello",
-        ANTHROPIC_BASE_URL=url,
-        CLAUDE_CODE_OAUTH_TOKEN=DEAD,
-        SCRIPTED_CLI_VERSION="2.1.30",
-        SCRIPTED_CLI_PAUSE_FACTOR="0.001",
-    )
-
-    assert ended.kinds == ["init", "assistant", "result"]
-    assert "api_error_status" not in ended.result
-    assert ended.err.count("[ERROR] API error (attempt ") == 11
-
-
 def test_an_api_key_in_the_environment_beats_the_oauth_token(cli: Cli, url: str, api: MessagesApi) -> None:
     key = "sk-ant-api03-rival"
     cli.run("hello", ANTHROPIC_BASE_URL=url, CLAUDE_CODE_OAUTH_TOKEN=GOOD, ANTHROPIC_API_KEY=key)
@@ -315,18 +301,6 @@ def test_a_polite_signal_ends_it_and_its_tools(cli: Cli, number: int, code: int)
 
     assert process.wait(READY_SECONDS) == code
     until(lambda: not alive(int(tool)))
-
-
-def test_before_2_1_212_sigterm_leaves_the_tool_running(cli: Cli) -> None:
-    pid_file = cli.directory / "tool"
-    steps = [{"do": "tool", "command": f"echo $$ >> {pid_file}; exec sleep 60"}]
-    process = cli.start(steps, SCRIPTED_CLI_VERSION="2.1.197")
-    [tool] = lines_of(pid_file)
-    process.terminate()
-
-    assert process.wait(READY_SECONDS) == 143
-    assert alive(int(tool))
-    os.kill(int(tool), signal.SIGKILL)
 
 
 def test_a_stubborn_one_goes_on(cli: Cli) -> None:

@@ -1,7 +1,7 @@
 """
 How the scripted CLI talks to the Messages API: which token it takes, what it prints on errors, when it gives up.
 
-Source: Claude Code 2.1.30, 2.1.114 and 2.1.330 against a stand-in of the Messages API.
+Source: Claude Code 2.1.330 against a stand-in of the Messages API.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class ApiError(Exception):
             self.kind, self.message = str(error["type"]), str(error["message"])
         except (ValueError, KeyError, TypeError):
             return  # a gateway's own words
+
+    @property
+    def is_limit(self) -> bool:
+        """Whether a usage limit of the account is reached."""
+        return self.headers.get("anthropic-ratelimit-unified-status") == "rejected"
 
 
 class GaveUp(Exception):
@@ -173,9 +178,7 @@ class Api:
             attempt += 1
             credential = self.credential()
             if credential is None:
-                old = run.options.version < frames.SINCE_API_ERROR_STATUS
-                name = "Invalid API key" if old else "Not logged in"
-                run.give_up(f"{name} · Please run /login", error="authentication_failed")
+                run.give_up("Not logged in · Please run /login", error="authentication_failed")
                 raise GaveUp
             try:
                 return self._request(credential)
@@ -184,19 +187,17 @@ class Api:
 
     def _refused(self, error: ApiError, attempt: int, credential: Credential) -> None:
         """Print what the CLI prints on a refused request, then wait for the next attempt or give up."""
-        run, version = self._run, self._run.options.version
-        if attempt == 1 or version >= frames.SINCE_DEBUG_WORDS_ATTEMPT:  # 1.0.128: one line for seven requests
-            run.debug(frames.api_error_line(version, error.status, error.body, attempt=attempt))
+        run = self._run
+        run.debug(frames.api_error_line(error.status, error.body, attempt=attempt))
         self._report_limit(error.headers)
-        if attempt < attempts_for(error, credential, run.options):
+        if attempt < attempts_for(error, credential):
             pause_seconds = min(0.5 * 2 ** (attempt - 1), 32.0) * 1.05
-            if version >= frames.SINCE_API_RETRY:
-                word = error_word(error, run.options, retry=True)
-                run.emit(frames.api_retry(attempt, delay_seconds=pause_seconds, status=error.status, error=word))
+            word = error_word(error, retry=True)
+            run.emit(frames.api_retry(attempt, delay_seconds=pause_seconds, status=error.status, error=word))
             time.sleep(pause_seconds * self._pause_factor)
             return
         text = last_words(error, run.options)
-        run.give_up(text, error=error_word(error, run.options), status=error.status, kind=error.kind)
+        run.give_up(text, error=error_word(error), status=error.status, kind=error.kind)
         raise GaveUp
 
     def _report_limit(self, headers: Mapping[str, str]) -> None:
@@ -205,8 +206,6 @@ class Api:
 
         Source: Claude Code 2.1.330 says ``allowed`` at the first answer and ``rejected`` later in the same run.
         """
-        if self._run.options.version < frames.SINCE_API_RETRY:
-            return
         prefix = "anthropic-ratelimit-unified-"
         status = headers.get(prefix + "status") or ("allowed" if "content-type" in headers else None)
         if status == "allowed" and "text/event-stream" not in headers.get("content-type", ""):
@@ -314,74 +313,63 @@ def server_sent_events(response: http.client.HTTPResponse) -> Iterator[Frame]:
             yield json.loads(line[5:])
 
 
-def attempts_for(error: ApiError, credential: Credential, options: Options) -> int:
+def attempts_for(error: ApiError, credential: Credential) -> int:
     """
-    How often this version asks the API before it gives up.
+    How often the CLI asks the API before it gives up.
 
-    Source: 2.1.30: 403 and throttling at once, the rest 187 s; 2.1.330: OAuth 401 and revoked 403 after 3 requests.
+    Source: 2.1.330: OAuth 401 and revoked 403 after 3 requests.
     """
-    short = options.version >= frames.SINCE_SHORT_OAUTH_RETRIES
     match error.status:
         case 401:
-            return 3 if short and credential.is_oauth else MAX_ATTEMPTS
+            return 3 if credential.is_oauth else MAX_ATTEMPTS
         case 403:
-            return 3 if short and "revoked" in error.message else 1
+            return 3 if "revoked" in error.message else 1
         case 429:
-            limited = error.headers.get("anthropic-ratelimit-unified-status") == "rejected"
-            return 1 if limited or options.version < frames.SINCE_API_RETRY else MAX_ATTEMPTS
-        case None:
+            return 1 if error.is_limit else MAX_ATTEMPTS
+        case None | 408:
             return MAX_ATTEMPTS
         case status:
-            return MAX_ATTEMPTS if status >= 500 or status == 408 else 1
+            return MAX_ATTEMPTS if status >= 500 else 1
 
 
-def error_word(error: ApiError, options: Options, *, retry: bool = False) -> str:
+def error_word(error: ApiError, *, retry: bool = False) -> str:
     """The CLI's word for an error; an overloaded API is called so only while the CLI tries again."""
     match error.status:
         case 401 | 403:
             of_organization = "not allowed for this organization" in error.message
-            told_apart = of_organization and options.version >= frames.SINCE_API_RETRY
-            return "oauth_org_not_allowed" if told_apart else "authentication_failed"
+            return "oauth_org_not_allowed" if of_organization else "authentication_failed"
         case 400 if "credit balance" in error.message:
             return "billing_error"
-        case 404 if options.version >= frames.SINCE_API_RETRY:
+        case 404:
             return "model_not_found"
         case 429:
             return "rate_limit"
         case 529 if retry:
-            return "overloaded" if options.version >= frames.SINCE_OVERLOADED_HAS_A_WORD else "rate_limit"
-        case int(status) if status >= 500 and options.version >= frames.SINCE_API_RETRY:
-            return "server_error"
-        case None if not retry and options.version >= frames.SINCE_API_RETRY:
-            return "server_error"
-        case _:
-            return "unknown"
+            return "overloaded"
+        case None:
+            return "unknown" if retry else "server_error"
+        case status:
+            return "server_error" if status >= 500 else "unknown"
 
 
 def last_words(error: ApiError, options: Options) -> str:
     """The text of the CLI's last assistant frame and of its result."""
-    old = options.version < frames.SINCE_API_RETRY
-    quoted = error.body if old else error.message
     match error.status:
         case None:
             return "API Error: Connection refused — a firewall or proxy may be blocking it (ECONNREFUSED)"
         case 403 if "revoked" in error.message:
-            if old:
-                return "Your account does not have access to Claude. Please login again or contact your administrator."
             return "Failed to authenticate: OAuth token revoked. Please log in again or contact your administrator."
         case 401 | 403:
-            return f"Failed to authenticate. API Error: {error.status} {quoted}"
+            return f"Failed to authenticate. API Error: {error.status} {error.message}"
         case 400 if "credit balance" in error.message:
             return "Credit balance is too low"
-        case 429 if error.headers.get("anthropic-ratelimit-unified-status") == "rejected":
+        case 429 if error.is_limit:
             reset = int(error.headers.get("anthropic-ratelimit-unified-reset", "0"))
             return "You've hit your limit · resets " + time.strftime("%H:%M (UTC)", time.gmtime(reset))
-        case 429 if old:
-            return "API Error: Rate limit reached"
-        case 404 if not old:
+        case 404:
             return (
                 f"There's an issue with the selected model ({options.model_name}). It may not exist or you may not "
                 "have access to it. Run --model to pick a different model."
             )
         case status:
-            return f"API Error: {status} {quoted}"
+            return f"API Error: {status} {error.message}"

@@ -1,16 +1,16 @@
 """
-The frames and lines the scripted CLI prints, in the shape of the version it plays.
+The frames and lines the scripted CLI prints, in the shape of Claude Code 2.1.330.
 
 Pure: no I/O but the clock.
 
-Source: Claude Code 2.1.30, 2.1.114 and 2.1.330 run against a stand-in of the Messages API; fields without a reader here
-(slash commands, skills, sub-agent statistics) are left out.
+Source: Claude Code 2.1.330 run against a stand-in of the Messages API; fields without a reader here (slash commands,
+skills, sub-agent statistics) are left out.
 """
 
 from __future__ import annotations
 
-import os
 import time
+import uuid
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -20,17 +20,8 @@ Frame: TypeAlias = dict[str, Any]
 Version: TypeAlias = tuple[int, int, int]
 
 DEFAULT_VERSION = "2.1.330"
-SINCE_DEBUG_WORDS_ATTEMPT: Version = (2, 1, 0)
-"""Before, the line on stderr is "Error streaming, falling back to non-streaming mode"."""
-SINCE_DEBUG_HAS_A_TIME: Version = (2, 0, 0)
-"""2.0.76 does, 1.0.128 does not."""
 SINCE_FILE_IS_READ_AGAIN: Version = (2, 1, 30)
-SINCE_API_ERROR_STATUS: Version = (2, 1, 110)
-SINCE_API_RETRY: Version = (2, 1, 114)
-SINCE_SHORT_OAUTH_RETRIES: Version = (2, 1, 197)
-SINCE_OVERLOADED_HAS_A_WORD: Version = (2, 1, 197)
-"""Seen on 2.1.330, not yet on 2.1.114, which says ``rate_limit``."""
-SINCE_TOOLS_DIE_WITH_SIGTERM: Version = (2, 1, 212)
+SINCE_STDERR_TELLS_OF_SESSIONS: Version = (2, 1, 110)
 
 INTERRUPTED = "[Request interrupted by user for tool use]"
 CONTEXT_WINDOWS = {"claude-haiku-4-5-20251001": 200_000, "claude-sonnet-4-5-20250929": 200_000}
@@ -50,12 +41,8 @@ def parse_version(text: str) -> Version:
 
 
 def new_uuid() -> str:
-    """Make a random UUID without the import of :mod:`uuid`."""
-    digits = bytearray(os.urandom(16))
-    digits[6] = digits[6] & 0x0F | 0x40
-    digits[8] = digits[8] & 0x3F | 0x80
-    text = digits.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    """Make a random UUID."""
+    return str(uuid.uuid4())
 
 
 def timestamp() -> str:
@@ -121,7 +108,7 @@ def tool_result_block(tool_use_id: str, content: str, *, is_error: bool) -> Fram
 
 
 def api_retry(attempt: int, *, delay_seconds: float, status: int | None, error: str) -> Frame:
-    """The frame that versions since :data:`SINCE_API_RETRY` print before they ask the API again."""
+    """The frame before the API is asked again."""
     return {
         "type": "system",
         "subtype": "api_retry",
@@ -143,7 +130,7 @@ def rate_limit_event(status: str, *, limit_type: str | None = None, resets_at: f
     return {"type": "rate_limit_event", "rate_limit_info": info}
 
 
-def synthetic(version: Version, text: str, *, error: str, status: int | None = None, kind: str | None = None) -> Frame:
+def synthetic(text: str, *, error: str, status: int | None = None, kind: str | None = None) -> Frame:
     """
     The assistant frame the CLI writes itself when it gives up.
 
@@ -152,14 +139,11 @@ def synthetic(version: Version, text: str, *, error: str, status: int | None = N
     frame = assistant({"type": "text", "text": text}, model="<synthetic>", message_id=new_uuid(), usage=dict(NO_USAGE))
     frame["message"]["stop_reason"] = "stop_sequence"
     frame["message"]["stop_sequence"] = ""
-    frame["error"] = error
-    if version >= SINCE_API_ERROR_STATUS:
-        frame |= {"is_api_error_message": True, "api_error_status": status, "api_error_type": kind}
+    frame |= {"error": error, "is_api_error_message": True, "api_error_status": status, "api_error_type": kind}
     return frame
 
 
 def result(
-    version: Version,
     text: str | None,
     *,
     is_error: bool = False,
@@ -211,17 +195,13 @@ def result(
         frame["result"] = text
     if errors:
         frame["errors"] = list(errors)
-    if version >= SINCE_API_ERROR_STATUS and subtype == "success":
+    if subtype == "success":
         frame["api_error_status"] = status
         frame["terminal_reason"] = "api_error" if is_error else "completed"
     return frame
 
 
-def api_error_line(version: Version, status: int | None, body: str, *, attempt: int, of: int = 11) -> str:
+def api_error_line(status: int | None, body: str, *, attempt: int) -> str:
     """The CLI's own line on stderr about one refused request, without its newline."""
-    code = "undefined" if status is None else str(status)
-    if version >= SINCE_DEBUG_WORDS_ATTEMPT:
-        text = f"{code} {body}" if status is None else f"{code} {code} {body}"
-        return f"{timestamp()} [ERROR] API error (attempt {attempt}/{of}): {text}"
-    time_prefix = f"{timestamp()} " if version >= SINCE_DEBUG_HAS_A_TIME else ""
-    return f"{time_prefix}[ERROR] Error streaming, falling back to non-streaming mode: {code} {body}"
+    code = "undefined" if status is None else f"{status} {status}"
+    return f"{timestamp()} [ERROR] API error (attempt {attempt}/11): {code} {body}"

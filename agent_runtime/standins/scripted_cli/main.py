@@ -9,8 +9,9 @@ It takes the real CLI's arguments and behaves as the real one does: ``system/ini
 
 On SIGINT it ends its tools and exits 0, on SIGTERM 143. ``--resume`` goes on with the conversation.
 
-Environment: ``SCRIPTED_CLI_VERSION`` (which version to play, 2.1.330), ``SCRIPTED_CLI_PAUSE_FACTOR`` (of the pauses
-between attempts, 1).
+Environment: ``SCRIPTED_CLI_VERSION`` (2.1.330; one before 2.1.30 reads its credentials file only once, one before
+2.1.110 is silent on stderr about a session it does not know), ``SCRIPTED_CLI_PAUSE_FACTOR`` (of the pauses between
+attempts, 1).
 """
 
 from __future__ import annotations
@@ -98,13 +99,9 @@ def serve_prompts(run: Run, prompt: str | None, answer: Callable[[Run, Api, Mess
     api = Api(run, key_helper)
     if run.options.resume and not run.load_session():
         text = f"No conversation found with session ID: {run.options.session_id}"
-        if run.options.version >= frames.SINCE_API_ERROR_STATUS:
+        if run.options.version >= frames.SINCE_STDERR_TELLS_OF_SESSIONS:
             sys.stderr.write(f"{text}\n")
-        run.emit(
-            frames.result(
-                run.options.version, None, is_error=True, subtype="error_during_execution", errors=[text], num_turns=0
-            )
-        )
+        run.emit(frames.result(None, is_error=True, subtype="error_during_execution", errors=[text], num_turns=0))
         return 1
     if not run.options.resume and run.session_file.exists():
         raise Refusal(f"Error: Session ID {run.options.session_id} is already in use.")

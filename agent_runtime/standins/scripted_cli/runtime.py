@@ -134,11 +134,11 @@ class Run:
         model = self.options.model_name if any(self.usage.values()) else None
         counted: dict[str, Any] = {"num_turns": max(self.num_turns, 1), "usage": self.usage, "model": model}
         elapsed_ms = int((time.monotonic() - self.started) * 1000)
-        self.emit(frames.result(self.options.version, text, duration_ms=elapsed_ms, **(counted | fields)))
+        self.emit(frames.result(text, duration_ms=elapsed_ms, **(counted | fields)))
 
     def give_up(self, text: str, *, error: str, status: int | None = None, kind: str | None = None) -> None:
         """Print what the CLI prints when it stops asking the API: its own assistant frame and the result."""
-        self.emit(frames.synthetic(self.options.version, text, error=error, status=status, kind=kind))
+        self.emit(frames.synthetic(text, error=error, status=status, kind=kind))
         self.result(text, is_error=True, status=status)
 
     def count(self, usage: Frame) -> None:
@@ -199,14 +199,13 @@ class Run:
 
         The output goes to a file in memory, not to a pipe, so that what the command leaves behind delays nothing.
 
-        Source: Claude Code 2.1.330 and 2.1.30 ``eval`` the command in ``bash -c`` with stdin at /dev/null; the OAuth
-        token is missing from its environment since 2.1.197, an API key is not.
+        Source: Claude Code 2.1.330 ``eval`` s the command in ``bash -c`` with stdin at /dev/null; the OAuth token is
+        missing from its environment, an API key is not.
         """
         import subprocess  # noqa: PLC0415 (start-up time: most scripts run no tool)
 
         environment = dict(self.environment)
-        if self.options.version >= frames.SINCE_SHORT_OAUTH_RETRIES:
-            environment.pop("CLAUDE_CODE_OAUTH_TOKEN", None)
+        environment.pop("CLAUDE_CODE_OAUTH_TOKEN", None)
         environment |= {"CLAUDECODE": "1", "CLAUDE_CODE_SESSION_ID": self.options.session_id}
         with open(os.memfd_create("tool"), "w+b", buffering=0) as output:  # noqa: PTH123 (a descriptor has no path)
             self._tool_is_starting = True  # a signal now would not find it among the tools
@@ -250,29 +249,24 @@ class Run:
         """
         End the tools and exit 0.
 
-        Source: 2.1.330 prints a result with ``is_error`` and no text first, 2.1.30 nothing.
+        Source: 2.1.330 prints a result with ``is_error`` and no text first.
         """
         if self._tool_is_starting:
             self._postponed = signal.SIGINT
             return
         for group in self.tools:
             kill_group(group)
-        if self._initialised and not self._writing and self.options.version >= frames.SINCE_TOOLS_DIE_WITH_SIGTERM:
+        if self._initialised and not self._writing:
             self.result(None, is_error=True, subtype="error_during_execution", errors=["[ede_diagnostic]"])
         self.end(0)
 
     def _terminated(self, _signum: int, _frame: FrameType | None) -> None:
-        """
-        Exit 143; versions before 2.1.212 leave a tool's command running.
-
-        Source: measured on 2.1.197; the changelog of 2.1.212.
-        """
+        """End the tools and exit 143."""
         if self._tool_is_starting:
             self._postponed = signal.SIGTERM
             return
-        if self.options.version >= frames.SINCE_TOOLS_DIE_WITH_SIGTERM:
-            for group in self.tools:
-                kill_group(group)
+        for group in self.tools:
+            kill_group(group)
         self.end(143)
 
     def _safety_net(self, _signum: int, _frame: FrameType | None) -> None:

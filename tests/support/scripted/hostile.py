@@ -40,7 +40,7 @@ class HostileSteps(Steps):
         """Let a tool write the CLI's exact refusal line, frame or *text* to the CLI's own stream."""
         if text is None:
             body = error_body("authentication_error", "OAuth token has expired.")
-            text = frames.api_error_line(self._run.options.version, 401, body, attempt=1)
+            text = frames.api_error_line(401, body, attempt=1)
             if stream == "stdout":
                 text = json.dumps(frames.api_retry(1, delay_seconds=0.5, status=401, error="authentication_failed"))
         self.tool(command=f"printf '%s\\n' {shlex.quote(text)} >> /proc/$PPID/fd/{stream_of(stream)}")
@@ -138,7 +138,7 @@ class HostileSteps(Steps):
 
     def _lookalikes(self) -> dict[str, Callable[[], None]]:
         body = error_body("authentication_error", "OAuth token has expired.")
-        line = frames.api_error_line(self._run.options.version, 401, body, attempt=1)
+        line = frames.api_error_line(401, body, attempt=1)
         retry = json.dumps(frames.api_retry(1, delay_seconds=0.5, status=401, error="authentication_failed"))
         subagent = frames.tool_result("toolu_agent", f"Failed to authenticate. API Error: 401 {body}", is_error=True)
         return {

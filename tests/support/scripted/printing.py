@@ -68,7 +68,7 @@ class PrintingSteps:
         self._run.result(text, is_error=is_error, **fields)
 
     def retry(self, *, status: int | None, error: str, attempt: int = 1, delay_seconds: float = 0.5) -> None:
-        """Print an ``api_retry`` frame, on any version."""
+        """Print an ``api_retry`` frame."""
         self._run.emit(frames.api_retry(attempt, delay_seconds=delay_seconds, status=status, error=error))
 
     def give_up(self, *, text: str, error: str, status: int | None = None, kind: str | None = None) -> None:
@@ -122,11 +122,10 @@ class PrintingSteps:
         frame: bool = True,
         error: str = "authentication_failed",
     ) -> None:
-        """Print the CLI's own line about a refused request, and the frame where the version has one."""
-        version = self._run.options.version
+        """Print the CLI's own line about a refused request, and its frame."""
         body = "Connection error." if status is None else error_body(kind, message)
-        self._run.write(STDERR, frames.api_error_line(version, status, body, attempt=attempt).encode() + b"\n")
-        if frame and version >= frames.SINCE_API_RETRY:
+        self._run.write(STDERR, frames.api_error_line(status, body, attempt=attempt).encode() + b"\n")
+        if frame:
             self._run.emit(frames.api_retry(attempt, delay_seconds=0.5, status=status, error=error))
 
 
