@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import logging
+import re
 import threading
 import time
 from math import inf
@@ -40,6 +41,9 @@ UNSAVED_ANSWER_BYTES = 64 << 20
 
 UNSAVED_RECORDS = 10_000
 """Number of unwritten records held in memory; the oldest are dropped first."""
+
+CURSOR_PATTERN = r"[0-9]{1,12}(\.[0-9]{1,20})?~[A-Za-z0-9_-][A-Za-z0-9._:-]{0,127}"
+"""``next_cursor`` of a page: when its last record was created, and its id."""
 
 _ENCODE = msgspec.json.Encoder().encode
 
@@ -364,8 +368,7 @@ def _cursor(record: ExecutionRecord) -> str:
 def _parsed_cursor(cursor: str | None) -> tuple[float, str]:
     if cursor is None:
         return inf, ""
-    created_at, separator, execution_id = cursor.partition("~")
-    try:
-        return float(created_at), execution_id if separator else ""
-    except ValueError:
-        raise InvalidRequest("cursor: must be the next_cursor of an earlier answer") from None
+    if re.fullmatch(CURSOR_PATTERN, cursor) is None:
+        raise InvalidRequest("cursor: must be the next_cursor of an earlier answer")
+    created_at, _, execution_id = cursor.partition("~")
+    return float(created_at), execution_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -9,8 +10,8 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_WAIT_DIGITS = 9
-"""The longest wait that is applied: 30 years."""
+_SECONDS = re.compile(r'(?P<quote>"?)([0-9]{1,9})(?P=quote)')
+"""A wait that is applied: a token or a quoted string, of at most 30 years."""
 
 
 class Preferences(msgspec.Struct, frozen=True):
@@ -43,10 +44,9 @@ def preferences(fields: Iterable[str]) -> Preferences:
     found: dict[str, str] = {}
     for preference in _split(",".join(fields), ","):
         name, _, value = next(_split(preference, ";")).partition("=")
-        found.setdefault(name.strip().lower(), value.strip().strip('"'))
-    wait = found.get("wait", "")
-    is_valid = wait.isascii() and wait.isdigit() and len(wait) <= _WAIT_DIGITS
-    return Preferences("respond-async" in found, int(wait) if is_valid else None)
+        found.setdefault(name.strip().lower(), value.strip())
+    wait = _SECONDS.fullmatch(found.get("wait", ""))
+    return Preferences("respond-async" in found, int(wait[2]) if wait else None)
 
 
 def _split(text: str, separator: str) -> Iterator[str]:

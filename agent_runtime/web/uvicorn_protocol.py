@@ -217,9 +217,8 @@ class Connection(H11Protocol):
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or refuse it for its header or for want of a place."""
-        head = sum(len(name) + len(value) + 4 for name, value in scope["headers"]) + len(scope["raw_path"])
-        if head + len(scope["query_string"]) > HEADER_LIMIT_BYTES:  # h11 lets one pass that arrives in one piece
-            self.refuse(TooLarge(f"the header is longer than {HEADER_LIMIT_BYTES} bytes"))
+        if (fault := _fault_of_header(scope)) is not None:
+            self.refuse(fault)
         elif self._has_place:
             await self._supervisor_app(scope, receive, send)
         elif scope["path"] in self._places.open_paths:
@@ -277,3 +276,15 @@ class Connection(H11Protocol):
         else:
             what = "body" if self._waiting is Waiting.BODY else "header"
             self.refuse(InvalidRequest(f"the {what} took too long to arrive"))
+
+
+def _fault_of_header(scope: Scope) -> AgentRuntimeError | None:
+    """Return why a request is refused that h11 lets pass; None: it is not."""
+    head = sum(len(name) + len(value) + 4 for name, value in scope["headers"]) + len(scope["raw_path"])
+    if head + len(scope["query_string"]) > HEADER_LIMIT_BYTES:  # h11 checks only headers that come in several pieces
+        return TooLarge(f"the header is longer than {HEADER_LIMIT_BYTES} bytes")
+    names = {name for name, _ in scope["headers"]}
+    if b"transfer-encoding" in names and (b"content-length" in names or scope["http_version"] < "1.1"):
+        # A proxy may see the end of the body elsewhere, and the rest as the next request. Source: RFC 9112, 6.1.
+        return InvalidRequest("it is not certain where the body ends; send Content-Length, or chunks with HTTP/1.1")
+    return None

@@ -70,6 +70,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
 
 
 POST = b"POST /api/task HTTP/1.1\r\nHost: localhost\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+LENGTH = b"Content-Length: 2\r\n"
 
 
 @pytest.mark.parametrize(
@@ -116,6 +118,75 @@ def test_a_request_that_does_not_arrive_is_not_waited_for(shared: Supervised, se
         status, _, problem = problem_in(answer)
         assert (status, problem["error_class"]) == (400, "invalid_request")
         assert word in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [POST + LENGTH + CHUNKED + b"\r\n0\r\n\r\n"],
+        [POST + CHUNKED + LENGTH + b"\r\n2\r\n{}\r\n0\r\n\r\n"],
+        [POST + b"content-length: 0\r\ntransfer-ENCODING: Chunked\r\n\r\n0\r\n\r\n"],
+        [POST + b"Transfer-Encoding:\r\n chunked\r\n" + LENGTH + b"\r\n0\r\n\r\n"],
+        [POST + b"X: y\n" + CHUNKED + LENGTH + b"\r\n0\r\n\r\n"],
+        [POST + b"Expect: 100-continue\r\n" + LENGTH + CHUNKED + b"\r\n0\r\n\r\n"],
+        [POST + b"Connection: upgrade\r\nUpgrade: h2c\r\n" + LENGTH + CHUNKED + b"\r\n0\r\n\r\n"],
+        [POST + b"Content-Length: 4\r\nTransfer-Enc", b"oding: chunked\r\n\r\n0\r\n", b"\r\n"],
+        [LIVE.removesuffix(b"\r\n") + LENGTH + CHUNKED + b"\r\n0\r\n\r\n"],
+        [POST.replace(b"1.1", b"1.0") + CHUNKED + b"\r\n0\r\n\r\n"],
+        [POST.replace(b"1.1", b"1.0") + b"Connection: keep-alive\r\n" + CHUNKED + b"\r\n0\r\n\r\n"],
+        *(
+            [POST + framing + b"\r\n2\r\n{}\r\n0\r\n\r\n"]
+            for framing in (
+                *(
+                    b"Content-Length: %b\r\n" % value
+                    for value in (b"2, 3", b"2,", b"+2", b"0x2", b"2_0", b"", b"1" * 21)
+                ),
+                *(
+                    b"Transfer-Encoding: %b\r\n" % value
+                    for value in (b"gzip, chunked", b"chunked, gzip", b"identity", b"")
+                ),
+                *(
+                    b"Transfer-Encoding: %b\r\n" % value
+                    for value in (b"chunked, chunked", b'"chunked"', b"\x0bchunked")
+                ),
+                CHUNKED + CHUNKED,
+                b"Transfer-Encoding : chunked\r\n",
+                b"Content-Length\t: 2\r\n",
+                b"X: y\r" + CHUNKED,
+                b"X: \x00\r\n" + CHUNKED,
+            )
+        ),
+        [b"POST /api/task HTTP/1.1\r\n Host: a\r\nHost: localhost\r\n" + LENGTH + b"\r\n{}"],
+        *(
+            [POST + CHUNKED + b"\r\n" + body]
+            for body in (b"0x2\r\n{}\r\n", b"+2\r\n{}\r\n", b"2\n{}\n0\n\n", b"2;a\nb\r\n{}\r\n", b"2\r\n{}XX0\r\n\r\n")
+        ),
+    ],
+    ids=lambda pieces: b"".join(pieces)[5:].replace(POST[5:], b"")[:60].decode("latin-1"),
+)
+def test_where_the_end_of_a_body_can_be_read_in_two_ways_nothing_behind_it_is_answered(
+    shared: Supervised, pieces: list[bytes]
+) -> None:
+    answer = say(shared, *pieces[:-1], pieces[-1] + LIVE)
+
+    status, _, problem = problem_in(answer)
+    assert (status, problem["error_class"]) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"Content-Length: 2, 2\r\n", LENGTH + LENGTH, b"X: y\r\n z\r\n" + LENGTH, b"X: y\r\n " + CHUNKED + LENGTH],
+    ids=repr,
+)
+def test_a_length_that_is_said_twice_and_a_folded_line_are_read_as_the_rfc_allows(
+    shared: Supervised, header: bytes
+) -> None:
+    """RFC 9112, 5.2 and 6.3: equal lengths count once, and a folded line goes on with the value of the one before."""
+    answer = say(shared, POST + header + b"\r\n{}" + LIVE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"message: is missing" in answer
+    assert b"HTTP/1.1 200 OK" in answer
 
 
 @pytest.mark.parametrize(
