@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from agent_runtime.api import streams
@@ -21,8 +21,8 @@ from agent_runtime.errors import (
     AdmissionError,
     AgentRuntimeError,
     InvalidRequest,
-    TooLarge,
 )
+from agent_runtime.model.json_bounds import check_json_bounds
 from agent_runtime.model.records import rfc3339, shown
 from agent_runtime.model.state import Outcome, Phase
 from agent_runtime.model.task import parse
@@ -36,8 +36,11 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from agent_runtime.api.metrics import Metrics
+    from agent_runtime.api.request_body import BodyReader
     from agent_runtime.execution.execution import Execution
     from agent_runtime.model.records import ExecutionRecord
+    from agent_runtime.model.trace_context import TraceContext
+    from agent_runtime.store.tasks import NewTask
     from agent_runtime.supervisor.archive import StoredResult
     from agent_runtime.supervisor.supervisor import Supervisor
     from agent_runtime.web.access import AccessKey
@@ -53,6 +56,7 @@ class Api(msgspec.Struct, frozen=True):
     access: AccessKey
     connections: OpenConnections
     metrics: Metrics
+    bodies: BodyReader
     streams: streams.OpenStreams = msgspec.field(default_factory=streams.OpenStreams)
 
 
@@ -61,36 +65,18 @@ def respond(content: Any, status: int = 200, headers: dict[str, str] | None = No
     return Response(msgspec.json.encode(content), status, headers, "application/json")
 
 
-async def _body(api: Api, request: Request) -> bytes:
-    """Read the body, no more of it than is accepted."""
-    limit = api.supervisor.settings.body_limit
-    too_large = TooLarge(f"the body is longer than {limit} bytes; send less, or raise AGENT_RUNTIME_BODY_LIMIT")
-    announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limit:
-        raise too_large
-    body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise too_large
-    except ClientDisconnect:
-        raise InvalidRequest("the body was cut off; send it again") from None
-    return bytes(body)
-
-
 # -- executions
 
 
 async def post_task(api: Api, request: Request) -> Response:
     """Admit a task and answer when it has ended; the execution does not depend on this request."""
-    redact = api.supervisor.redactor.redact_text
-    task, ignored = parse(await _body(api, request), strict=api.supervisor.settings.strict, redact=redact)
     headers = request.headers
-    task = task.within(trace_context(headers.getlist("traceparent"), headers.getlist("tracestate")))
+    trace = trace_context(headers.getlist("traceparent"), headers.getlist("tracestate"))
+    new = await api.bodies.read(request, functools.partial(_new_task, api.supervisor, trace))
+    task, ignored = new.task, new.ignored_fields
     request.scope[TRACE_ID] = task.trace.trace_id if task.trace else None
     try:
-        execution = await api.supervisor.admit(task, ignored)
+        execution = await api.supervisor.admit(new)
     except AdmissionError as error:
         api.supervisor.counts.count("admissions_refused", error.error_class)
         raise
@@ -106,6 +92,13 @@ async def post_task(api: Api, request: Request) -> Response:
     if answer is None:
         raise AgentRuntimeError("the execution ended without an answer; ask for its record")
     return Response(answer.body, answer.status_code, {**answer.headers, **asked.applied}, answer.media_type)
+
+
+def _new_task(supervisor: Supervisor, trace: TraceContext | None, body: bytes) -> NewTask:
+    """Do everything about a body that takes time in proportion to its length."""
+    check_json_bounds(body)
+    task, ignored = parse(body, strict=supervisor.settings.strict, redact=supervisor.redactor.redact_text)
+    return supervisor.archive.tasks.prepare(task.within(trace), ignored)
 
 
 async def _has_finished(execution: Execution | StoredResult, wait_seconds: int | None) -> bool:
@@ -249,7 +242,9 @@ async def reload_token(api: Api, request: Request) -> bodies.Reloaded:
     supervisor = api.supervisor
     before = supervisor.gate.current  # the thread that watches the file may be the first to see what is written below
     redactor = supervisor.redactor
-    token = token_in(await _body(api, request), strict=supervisor.settings.strict, redact=redactor.redact_text)
+    settings = supervisor.settings
+    read = functools.partial(token_in, strict=settings.strict, redact=redactor.redact_text)
+    token = await api.bodies.read(request, read)
     if token is not None:
         redactor.add(token)
         await asyncio.to_thread(put_once, supervisor.secret.path, token)

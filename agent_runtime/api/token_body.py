@@ -9,6 +9,7 @@ import msgspec
 
 from agent_runtime.api.schema.bodies import NewToken
 from agent_runtime.errors import InvalidRequest
+from agent_runtime.model.json_bounds import check_json_bounds
 from agent_runtime.model.task import unread_fields
 from agent_runtime.secret import content as secret_content
 from agent_runtime.secret.content import SecretContent
@@ -33,6 +34,7 @@ def token_in(body: bytes, *, strict: bool, redact: Callable[[str], str]) -> Toke
     """
     if not body.strip():
         return None
+    check_json_bounds(body)
     try:
         sent: Any = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

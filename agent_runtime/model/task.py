@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import re
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -18,9 +19,9 @@ from agent_runtime.model.trace_context import TraceContext, trace_context
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-SYSTEM_PROMPT_LIMIT_BYTES = 120_000
+ARGUMENT_LIMIT_BYTES = 120_000
 """
-The system prompt is one argument of the CLI, and Linux takes 128 KiB an argument.
+The system prompt, and each list of tools, is one argument of the CLI, and Linux takes 128 KiB an argument.
 
 Source: MAX_ARG_STRLEN in https://man7.org/linux/man-pages/man2/execve.2.html
 """
@@ -62,7 +63,7 @@ class Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: str
 
 
-class Task(msgspec.Struct, frozen=True, kw_only=True):
+class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """
     The body of ``POST /api/task``.
 
@@ -100,7 +101,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str | None = None
     tracestate: str | None = None
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """
         Equal for tasks that ask for the same work; caller, waiting time and form of the answer do not count.
@@ -190,6 +191,7 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
     if not isinstance(raw, dict):
         raise InvalidRequest("the body must be a JSON object with a message")
     ignored = unread_fields(raw, Task, strict=strict, redact=redact)
+    _check_lengths(raw)
     try:
         task = msgspec.convert(raw, Task)
     except msgspec.ValidationError as error:
@@ -214,16 +216,21 @@ def unread_fields(
     return ignored
 
 
+def _check_lengths(raw: dict[str, Any]) -> None:
+    """Check what becomes one argument of the CLI, before patterns are applied in a call that holds the interpreter."""
+    for name in ("system_prompt", "allowed_tools", "disallowed_tools"):
+        given = raw.get(name)
+        words = given if isinstance(given, list) else [given]
+        text = ",".join(word for word in words if isinstance(word, str))
+        if len(text.encode(errors="replace")) > ARGUMENT_LIMIT_BYTES:
+            raise InvalidRequest(f"{name}: must not be longer than {ARGUMENT_LIMIT_BYTES} bytes altogether")
+
+
 def _check(task: Task) -> None:
     if task.execution_id in RESERVED_IDS:
         raise InvalidRequest(f"execution_id: must not be one of {', '.join(sorted(RESERVED_IDS))}")
     if task.fresh_session and task.resume_session_id is not None:
         raise InvalidRequest("fresh_session: must not be true where resume_session_id names a session")
-    for words, name in ((task.allowed_tools, "allowed_tools"), (task.disallowed_tools, "disallowed_tools")):
-        if len(",".join(words or ()).encode(errors="replace")) > SYSTEM_PROMPT_LIMIT_BYTES:
-            raise InvalidRequest(f"{name}: must not be longer than {SYSTEM_PROMPT_LIMIT_BYTES} bytes altogether")
-    if task.system_prompt is not None and len(task.system_prompt.encode(errors="replace")) > SYSTEM_PROMPT_LIMIT_BYTES:
-        raise InvalidRequest(f"system_prompt: must not be longer than {SYSTEM_PROMPT_LIMIT_BYTES} bytes")
     if not task.message.strip():
         raise InvalidRequest("message: must hold more than blanks")  # which the CLI refuses, too
     for text, name in ((task.message, "message"), (task.system_prompt or "", "system_prompt")):

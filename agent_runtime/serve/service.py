@@ -18,6 +18,7 @@ import uvicorn
 
 from agent_runtime.api.app import OPEN_PATHS, Api, build_app
 from agent_runtime.api.metrics import Metrics
+from agent_runtime.api.request_body import BodyReader
 from agent_runtime.delivery.cli_check import CliCheck
 from agent_runtime.delivery.delivery import Deliveries, FileDelivery
 from agent_runtime.delivery.reload_results import BackgroundReloadChecker, ReloadResults
@@ -255,7 +256,15 @@ async def _serve(
         open_paths=OPEN_PATHS,
         detail_is_object=settings.error_detail == "object",
     )
-    app = build_app(Api(supervisor, access, connections, Metrics(supervisor, lambda: bootstrap.logs.lost)))
+    app = build_app(
+        Api(
+            supervisor,
+            access,
+            connections,
+            Metrics(supervisor, lambda: bootstrap.logs.lost),
+            BodyReader(settings.body_limit),
+        )
+    )
     config = uvicorn.Config(
         AccessLog(app, supervisor.counts, is_logged=settings.access_log),
         http=functools.partial(Connection, places=connections),  # type: ignore[arg-type]  # it is only called

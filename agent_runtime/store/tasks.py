@@ -22,6 +22,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+class NewTask(msgspec.Struct, frozen=True):
+    """
+    A task that is ready to be admitted.
+
+    Attributes:
+        ignored_fields: Names of the fields of its request that nothing reads.
+        content: What is stored of it while it is unfinished.
+    """
+
+    task: Task
+    ignored_fields: list[str]
+    content: bytes
+
+
 class TaskStore:
     """
     One private file for each admitted task without a final record, and for each interrupted one.
@@ -33,11 +47,15 @@ class TaskStore:
         self._directory = directory
         self._redactor = redactor
 
-    def keep(self, execution_id: str, task: Task) -> None:
-        """Write a task, whole or not at all."""
-        # ``fresh_session`` is not stored: it concerns only the post that asked for it.
-        known = msgspec.structs.replace(task, execution_id=execution_id, fresh_session=None)
-        content = self._redactor.redact(msgspec.json.encode(known))
+    def prepare(self, task: Task, ignored_fields: list[str]) -> NewTask:
+        """Do what takes time in proportion to the length of a task; callable from any thread."""
+        _ = task.digest  # computed now, and then held by the task
+        # ``fresh_session`` is not stored: it concerns only the post that asked for it. The file's name has the id.
+        content = msgspec.json.encode(msgspec.structs.replace(task, fresh_session=None))
+        return NewTask(task, ignored_fields, self._redactor.redact(content))
+
+    def keep(self, execution_id: str, content: bytes) -> None:
+        """Write the content of a task, whole or not at all."""
         path = self._path(execution_id)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -78,8 +96,8 @@ class TaskStore:
             except (OSError, InvalidRequest) as error:
                 extra = {"execution_id": _id_in(path)}
                 log.warning("kept task cannot be read: %s", type(error).__name__, extra=extra)
-                continue
-            yield task
+            else:
+                yield msgspec.structs.replace(task, execution_id=_id_in(path))
 
     def _path(self, execution_id: str) -> Path:
         # An id is a plain name; hex keeps ids distinct on file systems that ignore case.

@@ -51,7 +51,7 @@ class Resumption:
         try:
             if task.execution_id is None or not self._supervisor.archive.is_interrupted(task.execution_id):
                 return True
-            self._supervisor.submit(task)
+            self._supervisor.submit(self._supervisor.archive.tasks.prepare(task, []))
         except (AdmissionError, StoreUnavailable) as error:
             log.debug("not resumed yet: %s", error, extra=known)
             return False

@@ -49,7 +49,7 @@ from agent_runtime.tokens.status import TokenStatuses
 from agent_runtime.tokens.verifier import RefusalVerifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Mapping
     from pathlib import Path
     from typing import Any
 
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from agent_runtime.secret.file import SecretFile, SecretStatus
     from agent_runtime.secret.generations import GenerationLedger
     from agent_runtime.settings import Settings
+    from agent_runtime.store.tasks import NewTask
     from agent_runtime.store.transcripts import TranscriptReader
     from agent_runtime.supervisor.archive import Archive
     from agent_runtime.telemetry.counters import Counts
@@ -155,7 +156,7 @@ class Supervisor:
 
     # -- admission
 
-    def submit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution | StoredResult:
+    def submit(self, new: NewTask) -> Execution | StoredResult:
         """
         Admit a task, join the running execution with its id, or return the answer that is stored for it.
 
@@ -165,6 +166,7 @@ class Supervisor:
             AdmissionError: No room, no usable token, or draining.
             Conflict: The id is known for another body.
         """
+        task = new.task
         execution_id = task.execution_id or str(uuid.uuid4())
         if (live := self._live.get(execution_id)) is not None:
             if live.record.request_digest != task.digest:
@@ -185,7 +187,7 @@ class Supervisor:
                 f"all {self.slots.total} slots and {self.slots.queue_limit} queue places are taken; come back later",
                 retry_after_seconds=BUSY_RETRY_SECONDS,
             )
-        ignored, settings = list(ignored_fields), self.settings
+        settings, ignored = self.settings, new.ignored_fields
         writer = RecordWriter.for_task(
             task, execution_id, plan.next, settings, ignored_fields=ignored, previous=previous
         )
@@ -193,7 +195,7 @@ class Supervisor:
         self._live[execution_id] = execution
         self.last_task_at = time.time()
         # Task first: a crash between the two writes leaves a task without a record, never a record without its task.
-        self.archive.tasks.keep(execution_id, task)
+        self.archive.tasks.keep(execution_id, new.content)
         execution.save()
         with about(execution_id=execution_id, trace_id=task.trace.trace_id if task.trace else None):
             log.info("execution admitted")
@@ -202,15 +204,15 @@ class Supervisor:
             self._spawn(self._own(execution, runner), execution_id)
         return execution
 
-    async def admit(self, task: Task, ignored_fields: Iterable[str] = ()) -> Execution | StoredResult:
+    async def admit(self, new: NewTask) -> Execution | StoredResult:
         """Submit a task; read the secret file once more before a task is refused because of its token."""
         if self.settings.probe == "on_load":
             await self._poll_secret()  # a new token is probed before an execution begins with it
         try:
-            return self.submit(task, ignored_fields)
+            return self.submit(new)
         except (NoToken, TokenUnusable, TokenUnpaid, TokenLimited):
             await self._poll_secret()
-        return self.submit(task, ignored_fields)
+        return self.submit(new)
 
     def _must_park(self, task: Task) -> bool:
         """Whether the token cannot be used now, and the task is ready to wait for another."""
