@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,10 @@ if TYPE_CHECKING:
 _TEMPLATE = "#/components/schemas/{name}"
 _MARKUP = re.compile(r":[a-z]{1,10}:(?=`)")
 _REQUESTS = {"Task", "Image", "NewToken"}
-"""Types that callers send; in all others every field is always there unless it is left out on purpose."""
+"""Types that callers send."""
+
+_SPARSE = {"Problem", "ErrorDetail"}
+"""Types that leave out fields without a value; of all other answers every field is always there."""
 
 
 def pointer(kind: type) -> dict[str, Any]:
@@ -38,44 +40,20 @@ def schemas(rows: Iterable[Operation]) -> dict[str, Any]:
         named += [kind for kind in (operation.body, *operation.events.values()) if kind is not None]
         kinds.update(dict.fromkeys(kind for kind in named if kind is not dict))
     _, found = msgspec.json.schema_components(list(kinds), ref_template=_TEMPLATE)
-    documented = {kind.__name__: kind for kind in _with_parts(kinds)}
     for name, schema in found.items():
-        _finish(name, schema, documented.get(name))
+        _finish(name, schema)
     _say_more(found)
     return dict(sorted(found.items()))
 
 
-def _with_parts(kinds: dict[type, None]) -> list[type]:
-    """List *kinds* and the structs that they are made of."""
-    found: dict[type, None] = {}
-
-    def visit(value: Any) -> None:
-        if isinstance(value, msgspec.inspect.StructType):
-            if value.cls in found:
-                return
-            found[value.cls] = None
-            for field in value.fields:
-                visit(field.type)
-        elif isinstance(value, msgspec.inspect.UnionType):
-            for member in value.types:
-                visit(member)
-        elif isinstance(value, msgspec.inspect.ListType):
-            visit(value.item_type)
-
-    for kind in kinds:
-        visit(msgspec.inspect.type_info(kind))
-    return list(found)
-
-
-def _finish(name: str, schema: dict[str, Any], kind: type | None) -> None:
+def _finish(name: str, schema: dict[str, Any]) -> None:
+    """Take the descriptions of a type's fields out of its own, which is the docstring."""
     schema.pop("title", None)
     if "enum" in schema:
         schema["type"] = "string"
-    if kind is None:
         return
-    summary, attributes = _described(kind)
-    schema["description"] = summary
-    properties = schema.get("properties", {})
+    schema["description"], attributes = _described(schema["description"])
+    properties = schema["properties"]
     for field in properties:
         if field in attributes:
             properties[field]["description"] = attributes[field]
@@ -83,7 +61,7 @@ def _finish(name: str, schema: dict[str, Any], kind: type | None) -> None:
     if name not in _REQUESTS:
         for shown in properties.values():
             shown.pop("default", None)
-        if not getattr(kind.__struct_config__, "omit_defaults", False):  # type: ignore[attr-defined]  # a struct's
+        if name not in _SPARSE:
             schema["required"] = list(properties)
 
 
@@ -101,9 +79,9 @@ def _as_callers_see_it(value: Any) -> None:
             _as_callers_see_it(item)
 
 
-def _described(kind: type) -> tuple[str, dict[str, str]]:
+def _described(docstring: str) -> tuple[str, dict[str, str]]:
     """Split a docstring into its text and the descriptions of its attributes."""
-    text, _, listed = inspect.cleandoc(kind.__doc__ or "").partition("\n\nAttributes:\n")
+    text, _, listed = docstring.partition("\n\nAttributes:\n")
     attributes: dict[str, str] = {}
     name = ""
     for line in listed.splitlines():
