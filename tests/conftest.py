@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from agent_runtime.process.containment.sweep import Kind
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 CLAUDES = "AGENT_RUNTIME_TEST_CLAUDE"
 REQUIRED = "AGENT_RUNTIME_TEST_REQUIRE_CLAUDE"
 
+
+# The same examples at each run, so that no change fails for what it has not changed. To look for more than these:
+# pytest --hypothesis-profile search -k properties
+hypothesis.settings.register_profile("same", max_examples=50, derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("search", max_examples=3000, deadline=None, database=None)
+hypothesis.settings.load_profile("same")
 
 # A shell that starts pytest in the background has it ignore SIGINT, and so would every process the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)

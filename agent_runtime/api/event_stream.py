@@ -46,8 +46,10 @@ async def follow(
         events, gap = log.after(position)
         if gap:
             known = events[0].id - 1 if events else log.last_id
-            reason = "not kept" if position < known else "not written yet"
-            missing = {"first": min(position, known) + 1, "last": max(position, known), "reason": reason}
+            if position > log.last_id:
+                missing = {"first": log.last_id + 1, "last": position, "reason": "not written yet"}
+            else:
+                missing = {"first": position + 1, "last": known, "reason": "not kept"}
             yield streams.event("gap", msgspec.json.encode(missing), known)
             position = known
         if events:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from agent_runtime.errors import NotWritable, SecretUnreadable
 from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE
-from agent_runtime.secret.content import SecretContent, Unusable, parse, text_of
+from agent_runtime.secret.content import LIMIT_BYTES, SecretContent, Unusable, parse, text_of
 from agent_runtime.secret.mount import SourceKind, source_of
 from agent_runtime.secret.reader import read_secret
 
@@ -55,6 +55,8 @@ def put(path: Path, data: bytes) -> list[str]:
     # The newline makes a bare token complete by itself: readers take it at once.
     text = text_of(data)
     raw = (text if text.startswith("{") else content.token.secret).encode() + b"\n"
+    if len(raw) > LIMIT_BYTES:
+        raise SecretUnreadable("what was given is longer than 64 KiB; give one token on a line, or JSON that holds it")
     try:
         target = path.resolve(strict=False)
         source = source_of(target)

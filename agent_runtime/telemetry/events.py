@@ -122,11 +122,12 @@ class EventLog:
         Return the events after *position*, and whether some are missing between them and it.
 
         Args:
-            position: The id of the last event that is known; 0: none is, so nothing that is gone is missed. After a
-                position that does not exist yet comes nothing, and that too is a gap: go on from :attr:`last_id`.
+            position: The id of the last event that is known; 0: none is, so nothing that is gone is missed. A position
+                that does not exist yet is from before a restart at which the clock went back, so its reader knows none
+                of the events here: all of them, and a gap.
         """
         if position > self._last_id:
-            return [], True
+            return list(self._events), True
         oldest = self._events[0].id if self._events else self._last_id + 1
         return [event for event in self._events if event.id > position], 0 < position < oldest - 1
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import random
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -804,32 +803,3 @@ def test_a_curved_apostrophe_reads_as_a_straight_one(sentence: str) -> None:
     curved, straight = ApiError(text=sentence), ApiError(text=sentence.replace("\u2019", "'"))
 
     assert rule_for(curved).id == rule_for(straight).id != UNEXPLAINED.id
-
-
-# -- anything at all
-
-
-@pytest.mark.slow
-def test_no_bytes_whatsoever_make_it_raise() -> None:
-    dice = random.Random(20260101)
-    seeds = [ENTRY_401.encode(), OLD_ENTRY_401.encode(), RETRY_401, MCP_ENTRY.encode(), failed_result("x")[1].encode()]
-    seeds += [
-        row["line"].encode() for case in recorded_cases()[::7] for row in case.values[0] if len(row["line"]) < 1500
-    ][:80]
-    detector = Detector(lambda: NOW)
-    for _ in range(6000):
-        line = bytearray(dice.choice(seeds))
-        for _ in range(dice.randrange(6)):
-            at = dice.randrange(len(line))
-            match dice.randrange(4):
-                case 0:
-                    line[at] = dice.randrange(256)
-                case 1:
-                    del line[at : at + dice.randrange(40)]
-                case 2:
-                    line[at:at] = dice.randbytes(dice.randrange(12))
-                case 3:
-                    line[at:at] = b'{"[' * dice.randrange(40)
-            if not line:
-                line += b"{"
-        tell(("stderr", bytes(line)), ("stderr, unfinished", bytes(line)), ("stdout", bytes(line)), detector=detector)
