@@ -29,7 +29,7 @@ REQUIRED = "AGENT_RUNTIME_TEST_REQUIRE_CLAUDE"
 # The same examples at each run, so that no change fails for what it has not changed. To look for more than these:
 # pytest --hypothesis-profile search -k properties
 hypothesis.settings.register_profile("same", max_examples=50, derandomize=True, deadline=None, database=None)
-hypothesis.settings.register_profile("search", max_examples=3000, deadline=None, database=None)
+hypothesis.settings.register_profile("search", max_examples=1000, deadline=None, database=None)
 hypothesis.settings.load_profile("same")
 
 # A shell that starts pytest in the background has it ignore SIGINT, and so would every process the tests start.

@@ -159,16 +159,19 @@ class Redactor:
             truncated: The line's end was dropped: a possible first part of a token there is cut off too.
         """
         groups = self._groups
-        if truncated:
-            line = _without_torn_token(line, groups)
+        spans: list[_Span] = []
         if _may_be_in(line, groups):
             spans = [span for group in groups for span in group.spans(line)]
             spans += [
                 _Span(found.start(), found.end(), f"[token:{Token(found[0].decode()).fingerprint}]".encode())
                 for found in _OF_THE_FAMILY.finditer(line)
             ]
-            line = _replaced(line, spans) if spans else line
-        return line
+        if truncated:
+            end = _start_of_torn_token(line, groups)
+            for span in sorted(spans, reverse=True):
+                end = span.start if span.start < end < span.end else end  # else the first part of a token would stay
+            line, spans = line[:end], [span for span in spans if span.end <= end]
+        return _replaced(line, spans) if spans else line
 
     def redact_joined(self, lines: bytes) -> bytes:
         """Redact several complete lines with their newlines, at the cost of one long line."""
@@ -212,13 +215,11 @@ def _start_of_escape(line: bytes, at: int, floor: int) -> int:
     return at if line[start:at] == b"u" else start
 
 
-def _without_torn_token(line: bytes, groups: tuple[_Group, ...]) -> bytes:
-    """Cut off a possible first part of a token, unless it is so short that any word may end with it."""
+def _start_of_torn_token(line: bytes, groups: tuple[_Group, ...]) -> int:
+    """Return where a token may begin that goes on behind the end; fewer than four characters may end any word."""
     longest = max((group.longest for group in groups), default=0)
-    for start in range(max(0, len(line) - longest), len(line) - _LEAST_TORN + 1):
-        if any(group.may_begin(line[start:]) for group in groups):
-            return line[:start]
-    return line
+    starts = range(max(0, len(line) - longest), len(line) - _LEAST_TORN + 1)
+    return next((at for at in starts if any(group.may_begin(line[at:]) for group in groups)), len(line))
 
 
 class RedactingFilter(logging.Filter):

@@ -147,6 +147,13 @@ def test_of_a_line_that_was_cut_off_no_part_of_a_token_stays(redactor: Redactor,
             assert clean == start + (text[:kept].encode() if kept < 4 else b"")
 
 
+def test_of_a_whole_token_before_the_cut_nothing_stays_where_its_end_may_begin_another() -> None:
+    redactor = Redactor([Token("abcd-and-more-abcd")])
+
+    assert redactor.redact(b"x abcd-and-more-abcd-an", truncated=True) == b"x "
+    assert redactor.redact(b"x abcd-and-more-abcd", truncated=True) == b"x "
+
+
 def test_a_line_that_was_cut_off_elsewhere_stays_whole(redactor: Redactor) -> None:
     for line in (b"no space left on disk", b'{"t":"some tex', b'{"t":"\\u00', b'{"t":"\\', b"", b'{"t":"\xc3'):
         assert redactor.redact(line, truncated=True) == line
