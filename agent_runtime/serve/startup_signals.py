@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -51,7 +52,7 @@ class Start:
             CalledOff: A signal has come.
         """
         if self._signal is not None:
-            raise CalledOff(f"called off by {signal.Signals(self._signal).name} while starting")
+            raise CalledOff(_called_off_by(self._signal))
 
     def done(self) -> None:
         """
@@ -82,5 +83,12 @@ class Start:
 
     def _end_by_force(self) -> None:
         while numbers := self._wakeup_reader.recv(16):
-            if any(number in SIGNALS for number in numbers) and not self._over.wait(STEP_SECONDS):
+            called_off_by = next((number for number in numbers if number in SIGNALS), None)
+            if called_off_by is not None and not self._over.wait(STEP_SECONDS):
+                with contextlib.suppress(OSError):
+                    os.write(2, f"agent-runtime: {_called_off_by(called_off_by)}\n".encode())
                 os._exit(0)
+
+
+def _called_off_by(number: int) -> str:
+    return f"called off by {signal.Signals(number).name} while starting"
