@@ -154,6 +154,7 @@ def test_every_refusal_has_its_class(  # noqa: PLR0917 - fixtures and parameters
         assert running.get("/api/token")["state"] == state
 
 
+@pytest.mark.slow
 def test_images_and_mcp_servers_of_a_task_reach_the_cli(
     tmp_path: Path, api: MessagesApi, base_url: str, claude: str
 ) -> None:
@@ -174,6 +175,7 @@ def test_images_and_mcp_servers_of_a_task_reach_the_cli(
     assert any(pixel in session for session in kept), "the CLI has it in its session"
 
 
+@pytest.mark.slow
 def test_summing_a_conversation_up_is_told_in_the_metadata(tmp_path: Path, base_url: str, claude: str) -> None:
     with supervised(tmp_path, api_url=base_url, claude=claude) as running:
         first = running.post("Say hello.", model="sonnet[1m]").json()

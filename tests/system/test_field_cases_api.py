@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from agent_runtime.standins.messages_api.script import Reply
 
-pytestmark = pytest.mark.real_cli
+pytestmark = [pytest.mark.real_cli, pytest.mark.slow]
 
 LEFT_ALONE_SECONDS = 60
 """Much less than the three minutes for which the CLI goes on by itself."""
@@ -48,8 +48,8 @@ def gateway(status: int, message: str, kind: str | None = None, code: str | int 
     return Raw(status, {"error": {"message": message, "type": kind, "param": None, "code": code}})
 
 
-def case(reply: Reply, status: int, error_class: str, state: str, name: str, *, slow: bool = True) -> Any:
-    return pytest.param(reply, (status, error_class, state), id=name, marks=pytest.mark.slow if slow else ())
+def case(reply: Reply, status: int, error_class: str, state: str, name: str) -> Any:
+    return pytest.param(reply, (status, error_class, state), id=name)
 
 
 EXTRA_USAGE = "You're out of extra usage. Add more at claude.ai/settings/usage and keep going."
@@ -77,9 +77,8 @@ def ask(running: Supervised, message: str = "Say hello.", **fields: Any) -> tupl
             "billing",
             "billing",
             "extra_usage__cc_45033",
-            slow=False,
         ),
-        case(own(400, "invalid_request_error", TERMS), 503, "auth", "blocked", "terms__cc_65609", slow=False),
+        case(own(400, "invalid_request_error", TERMS), 503, "auth", "blocked", "terms__cc_65609"),
         case(
             own(403, "permission_error", "Your account is on hold. Please contact support."),
             503,
@@ -108,7 +107,6 @@ def ask(running: Supervised, message: str = "Say hello.", **fields: Any) -> tupl
             "billing",
             "billing",
             "budget__litellm_40050",
-            slow=False,
         ),
         case(gateway(402, "Insufficient credits.", code=402), 503, "billing", "billing", "credits_of_openrouter"),
         case(
@@ -156,7 +154,6 @@ def test_k1_an_account_in_trouble_is_told_at_the_first_line(  # noqa: PLR0917 - 
             "invalid_request",
             "ready",
             "k1_a_request_that_quotes_it",
-            slow=False,
         ),
         case(
             own(400, "invalid_request_error", 'messages.0.content: "your account is on hold" is not valid'),
@@ -173,7 +170,6 @@ def test_k1_an_account_in_trouble_is_told_at_the_first_line(  # noqa: PLR0917 - 
             "model",
             "ready",
             "k4_team_of_litellm",
-            slow=False,
         ),
         case(gateway(403, "This token has no access to model claude-x"), 400, "model", "ready", "k4_token_of_new_api"),
         case(
@@ -224,7 +220,7 @@ def test_k4_a_401_for_the_tasks_model_is_the_models__litellm(
         assert ask(running, model=model) == (400, "model", "ready")
 
 
-@pytest.mark.parametrize("status", [pytest.param(401, marks=pytest.mark.slow), 403])
+@pytest.mark.parametrize("status", [401, 403])
 def test_k4_a_sub_agents_request_for_another_model_leaves_the_run_alone(
     tmp_path: Path, api: MessagesApi, base_url: str, claude: str, status: int
 ) -> None:

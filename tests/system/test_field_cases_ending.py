@@ -347,6 +347,7 @@ def test_k7_a_cli_that_ends_without_a_word_and_without_a_doubtful_server_lost_it
         assert told(ended)[:2] == (502, "lost_result")
 
 
+@pytest.mark.slow
 @pytest.mark.real_cli
 def test_k7_a_real_cli_that_does_not_take_an_mcp_server_blames_the_request_or_goes_on(
     tmp_path: Path, claude: str

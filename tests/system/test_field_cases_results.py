@@ -400,6 +400,7 @@ def test_k11_what_the_cli_gave_up_is_not_wiped_by_the_end_of_its_message(running
     assert (over["error_class"], goes_on["error_class"]) == ("invalid_request", "lost_result")
 
 
+@pytest.mark.slow
 @pytest.mark.real_cli
 def test_k3_real_work_in_the_background_is_ended_and_its_session_goes_on_behind_a_slow_hook__paperclip_13322(
     tmp_path: Path, api: MessagesApi, base_url: str, claude: str

@@ -622,6 +622,7 @@ def test_k9_a_session_is_held_while_its_execution_is_parked(tmp_path: Path) -> N
 # With the real CLI.
 
 
+@pytest.mark.slow
 @pytest.mark.real_cli
 def test_k9_the_real_cli_knows_no_such_session(tmp_path: Path, claude: str) -> None:
     with serve(MessagesApi()) as url, supervised(tmp_path, api_url=url, claude=claude) as running:
@@ -631,10 +632,11 @@ def test_k9_the_real_cli_knows_no_such_session(tmp_path: Path, claude: str) -> N
         assert (running.record("named")["session_id"], len(running.record("named")["attempts"])) == (UNKNOWN, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.real_cli
 @pytest.mark.parametrize(
     "fault",
-    ["signature", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("no result", "image"))],
+    ["signature", "no result", "image"],
 )
 def test_k9_a_session_that_the_api_refuses_is_given_up_with_the_real_cli(
     tmp_path: Path, claude: str, api: PoisonedApi, fault: str
