@@ -40,6 +40,7 @@ ORDER: tuple[str, ...] = (
     "standins",
     "model",
     "http_client",
+    "mounts",
     "notifier",
     "settings",
     "setting_slips",

@@ -8,6 +8,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from agent_runtime.doctor.finding import DATA_DIR, Finding, Verdict, exists, is_dir, may, ok, problem, warning
+from agent_runtime.mounts import mount_of
 from agent_runtime.process.users import UnknownUser, look_up
 from agent_runtime.settings import PREFIX
 
@@ -109,31 +110,15 @@ def _directory(check: str, path: Path, advice: str, machine: Machine) -> Finding
 
 def _lasting(check: str, path: Path, text: str, machine: Machine) -> Finding:
     """Check whether files written there outlive the container."""
-    kind = file_system_of(os.path.realpath(path), machine)
-    if kind not in LOST_WITH_THE_CONTAINER:
+    try:
+        mount = mount_of(os.path.realpath(path), machine.mountinfo.read_text(errors="surrogateescape"))
+    except OSError:
+        mount = None
+    if mount is None or mount.kind not in LOST_WITH_THE_CONTAINER:
         return ok(check, text)
     lost = "records and answers" if check == "data_dir" else "the sessions that are resumed"
-    text = f"{text}, in {LOST_WITH_THE_CONTAINER[kind]}: {lost} are gone with the container"
+    text = f"{text}, in {LOST_WITH_THE_CONTAINER[mount.kind]}: {lost} are gone with the container"
     return warning(check, text, f"mount a volume at {path}")
-
-
-def file_system_of(path: str, machine: Machine) -> str:
-    """Return the type of the file system that *path* is on; empty where the kernel does not say."""
-    try:
-        lines = machine.mountinfo.read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        return ""
-    best, kind = -1, ""
-    for line in lines:
-        mounted, _, rest = line.partition(" - ")
-        fields = mounted.split(" ")
-        if len(fields) < 6 or not rest:
-            continue
-        point = fields[4].replace("\\040", " ")
-        inside = path == point or path.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= best:
-            best, kind = len(point), rest.split(" ", 1)[0]
-    return kind
 
 
 def _is_locked(path: Path, machine: Machine) -> bool:

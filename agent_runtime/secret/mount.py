@@ -11,8 +11,10 @@ import os
 from enum import StrEnum
 from pathlib import Path
 
+from agent_runtime.mounts import mount_of
+
 MOUNTINFO = Path("/proc/self/mountinfo")
-DELETED = b"//deleted"
+DELETED = "//deleted"
 """
 How the kernel ends the root of a mount whose file or directory has been unlinked.
 
@@ -32,44 +34,12 @@ def source_of(path: Path) -> SourceKind:
     """Return how the file at *path* is mounted; ``directory`` where the kernel does not say."""
     real = Path(os.path.realpath(path))
     try:
-        mountinfo = MOUNTINFO.read_bytes()
+        mount = mount_of(str(real), MOUNTINFO.read_text(errors="surrogateescape"))
     except OSError:
-        mountinfo = b""
-    mount_point, root = mount_of(os.fsencode(real), mountinfo)
-    is_file_mount = mount_point == os.fsencode(real)
-    if root.endswith(DELETED) or _is_unlinked(real) or _is_unlinked(real.parent):
+        mount = None
+    if (mount and mount.root.endswith(DELETED)) or _is_unlinked(real) or _is_unlinked(real.parent):
         return SourceKind.DETACHED
-    return SourceKind.FILE_MOUNT if is_file_mount else SourceKind.DIRECTORY
-
-
-def mount_of(path: bytes, mountinfo: bytes) -> tuple[bytes, bytes]:
-    """
-    Return the mount that *path* is in.
-
-    Args:
-        path: Absolute, without symbolic links.
-        mountinfo: As :manpage:`proc_pid_mountinfo(5)`.
-
-    Returns:
-        Its mount point and its root within the file system; both empty when there is none.
-    """
-    found = (b"", b"")
-    for line in mountinfo.splitlines():
-        fields = line.split(b" ", 5)
-        if len(fields) < 6:
-            continue
-        mount_point = _unescaped(fields[4])
-        inside = path == mount_point or path.startswith(mount_point.rstrip(b"/") + b"/")
-        # A later line of the same mount point lies on top of the earlier one.
-        if inside and len(mount_point) >= len(found[0]):
-            found = (mount_point, _unescaped(fields[3]))
-    return found
-
-
-def _unescaped(field: bytes) -> bytes:
-    for escaped, plain in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
-        field = field.replace(escaped, plain)
-    return field
+    return SourceKind.FILE_MOUNT if mount and mount.point == str(real) else SourceKind.DIRECTORY
 
 
 def _is_unlinked(path: Path) -> bool:

@@ -26,7 +26,7 @@ import pytest
 from agent_runtime.errors import NotWritable
 from agent_runtime.model.tokens import Token
 from agent_runtime.secret.content import SecretFault, Unusable
-from agent_runtime.secret.mount import SourceKind, mount_of, source_of
+from agent_runtime.secret.mount import SourceKind, source_of
 from agent_runtime.secret.reader import Reading, read_secret
 from tests.support.secret_mount import SecretMount, token
 
@@ -332,34 +332,7 @@ def test_put_overwrites_a_single_file_mount_in_place_and_says_so(
     assert mount.path.read_text() == f"{token(3)}\n"
 
 
-MOUNTINFO = rb"""21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/root rw
-30 21 0:40 / /run rw - tmpfs tmpfs rw
-31 30 8:1 /srv/with\040blank /run/secrets/claude rw - ext4 /dev/root rw
-32 30 8:1 /srv/token /run/secrets/single rw - ext4 /dev/root rw
-33 30 8:1 /srv/gone//deleted /run/secrets/gone rw - ext4 /dev/root rw
-34 21 8:1 /srv/gone//deleted /over rw - ext4 /dev/root rw
-35 34 8:1 /srv/now /over rw - ext4 /dev/root rw
-a line that is cut
-"""
-
-
-@pytest.mark.parametrize(
-    ("path", "mount_point", "root"),
-    [
-        (b"/etc/token", b"/", b"/"),
-        (b"/run/token", b"/run", b"/"),
-        (b"/run/secrets/claude/token", b"/run/secrets/claude", b"/srv/with blank"),
-        (b"/run/secrets/claudette/token", b"/run", b"/"),
-        (b"/run/secrets/single", b"/run/secrets/single", b"/srv/token"),
-        (b"/run/secrets/gone", b"/run/secrets/gone", b"/srv/gone//deleted"),
-        (b"/over", b"/over", b"/srv/now"),
-    ],
-)
-def test_the_mount_that_a_path_lies_in_is_found(path: bytes, mount_point: bytes, root: bytes) -> None:
-    assert mount_of(path, MOUNTINFO) == (mount_point, root)
-
-
-def test_without_a_mount_table_the_source_is_a_directory(mount: SecretMount) -> None:
-    assert mount_of(b"/run/token", b"") == (b"", b"")
+def test_without_a_mount_table_the_source_is_a_directory(mount: SecretMount, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent_runtime.secret.mount.MOUNTINFO", mount.directory / "missing")
     mount.publish(f"{token(1)}\n")
     assert source_of(mount.path) is SourceKind.DIRECTORY

@@ -6,21 +6,9 @@ from pathlib import Path
 
 import msgspec
 
+from agent_runtime.mounts import Mount, read_mounts
+
 _REMOVED = " (deleted)"
-_ESCAPES = ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\"))
-
-
-class Mount(msgspec.Struct, frozen=True):
-    """
-    A mounted cgroup v2 file system.
-
-    Attributes:
-        root: The cgroup at the mount point, as seen from this process's cgroup namespace.
-    """
-
-    root: str
-    point: Path
-    read_only: bool
 
 
 class Location(msgspec.Struct, frozen=True):
@@ -55,20 +43,11 @@ def mounts(text: str, controller: str = "") -> list[Mount]:
 
     Args:
         controller: List the mounts of version 1 that have this one instead.
-
-    Source: https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html
     """
-    found = []
-    for line in text.splitlines():
-        before, separator, after = line.partition(" - ")
-        fields, kind = before.split(" "), after.split(" ")
-        if not separator or len(fields) < 6 or kind[0] != ("cgroup" if controller else "cgroup2"):
-            continue
-        if controller and controller not in kind[-1].split(","):
-            continue
-        read_only = "ro" in fields[5].split(",") or (len(kind) > 2 and "ro" in kind[2].split(","))
-        found.append(Mount(_plain(fields[3]), Path(_plain(fields[4])), read_only))
-    return found[::-1]
+    found = reversed(read_mounts(text))
+    if controller:
+        return [mount for mount in found if mount.kind == "cgroup" and controller in mount.options]
+    return [mount for mount in found if mount.kind == "cgroup2"]
 
 
 def locate(cgroup_text: str, mountinfo_text: str) -> list[Location]:
@@ -108,7 +87,7 @@ def _in_mount(own: str, mount: Mount) -> Location:
     directory = _directory(own, mount)
     if directory is None:
         return Location(None, f"the cgroup v2 at {mount.point} does not show the cgroup of this process")
-    if mount.read_only:
+    if "ro" in mount.options:
         return Location(None, f"the cgroup v2 at {mount.point} is mounted read-only")
     return Location(directory)
 
@@ -117,10 +96,4 @@ def _directory(own: str, mount: Mount) -> Path | None:
     root = "" if mount.root == "/" else mount.root
     if "/.." in own or "/.." in root or not f"{own}/".startswith(f"{root}/"):
         return None
-    return mount.point / own[len(root) :].lstrip("/")
-
-
-def _plain(field: str) -> str:
-    for escape, character in _ESCAPES:
-        field = field.replace(escape, character)
-    return field
+    return Path(mount.point) / own[len(root) :].lstrip("/")
