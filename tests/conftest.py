@@ -13,7 +13,6 @@ import hypothesis
 import pytest
 
 from agent_runtime.process.containment.sweep import Kind
-from agent_runtime.process.forkserver.server import fork_server
 from tests.support import families
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kin
 @pytest.fixture(scope="session", autouse=True)
 def _no_fork_server_is_left() -> Iterator[None]:
     yield
-    fork_server.close()
+    families.spawner.close()
 
 
 @pytest.fixture

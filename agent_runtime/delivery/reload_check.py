@@ -41,14 +41,14 @@ from agent_runtime.evidence.detector import Channel
 from agent_runtime.evidence.verdict import Ending, verdict
 from agent_runtime.model.task import Task
 from agent_runtime.model.tokens import OAUTH_PREFIX, Token
-from agent_runtime.process.child import Command, spawn
+from agent_runtime.process.child import Command
 from agent_runtime.process.containment.registry import new_mark
 from agent_runtime.process.pipes import Pipes, Wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from agent_runtime.process.child import Child
+    from agent_runtime.process.child import Child, Spawner
     from agent_runtime.process.framing import Lines
     from agent_runtime.standins.messages_api import MessagesApi
 
@@ -107,6 +107,7 @@ class ReloadResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_reload(
+    spawner: Spawner,
     command: tuple[str, ...],
     environ: Mapping[str, str],
     *,
@@ -139,7 +140,7 @@ def check_reload(
         root = Path(tempfile.mkdtemp(prefix="agent-runtime-proof-", dir=directory if user is None else None))
         if user is not None:
             root.chmod(0o711)  # it stays ours, so that nothing can be planted in it; the homes in it are the user's
-        stage = _Stage(root, command, environ, user, cancelled or threading.Event(), mark)
+        stage = _Stage(spawner, root, command, environ, user, cancelled or threading.Event(), mark)
         version, fault = stage.version()
         try:
             to_request = stage.next_request()
@@ -169,6 +170,7 @@ def check_reload(
 class _Stage:
     """Runs the CLI in homes of its own below *root*."""
 
+    spawner: Spawner
     root: Path
     command: tuple[str, ...]
     environ: Mapping[str, str]
@@ -273,7 +275,7 @@ class _Stage:
         )
         argv = (*invocation.resolve(self.command, env.get("PATH")), *words)
         mark = new_mark(self.root) if self.mark is None else self.mark()
-        child = spawn(Command(argv=argv, env=env, cwd=home, user=self.user, mark=mark))
+        child = self.spawner.spawn(Command(argv=argv, env=env, cwd=home, user=self.user, mark=mark))
         wake = Wake()
         try:
             yield _Run(child, wake, stdin_bytes, on_stdout, self.cancelled)

@@ -8,6 +8,7 @@ Such a result counts unless the data directory has another one.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -22,6 +23,7 @@ from agent_runtime.claude.executable import Binary
 from agent_runtime.delivery.private_files import written_beside
 from agent_runtime.delivery.reload_check import DoesNotRun, ReloadResult, check_reload
 from agent_runtime.errors import AgentRuntimeError, SpawnFailed
+from agent_runtime.process.child import Spawner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -161,6 +163,7 @@ class BackgroundReloadChecker:
 
     def __init__(
         self,
+        spawner: Spawner,
         command: tuple[str, ...],
         environ: Mapping[str, str],
         reload_results: ReloadResults,
@@ -170,6 +173,7 @@ class BackgroundReloadChecker:
         mark: Callable[[], str] | None = None,
         directory: Path | None = None,
     ) -> None:
+        self._spawner = spawner
         self._command = command
         self._environ = environ
         self._reload_results = reload_results
@@ -214,6 +218,7 @@ class BackgroundReloadChecker:
             result = self._reload_results.known(self._command, path)
             if result is None:
                 result = check_reload(
+                    self._spawner,
                     self._command,
                     self._environ,
                     user=self._user,
@@ -238,7 +243,8 @@ class BackgroundReloadChecker:
 def main(arguments: Sequence[str]) -> int:
     """Check a CLI and store the result in a directory, readable for everybody: it holds no secret."""
     directory, *command = arguments
-    result = check_reload(tuple(command), os.environ)
+    with contextlib.closing(Spawner()) as spawner:
+        result = check_reload(spawner, tuple(command), os.environ)
     ReloadResults(Path(directory)).store(Binary.of(tuple(command), os.environ.get("PATH")), result)
     (Path(directory) / FILE_NAME).chmod(0o644)
     print(f"{result.version}: takes a newer token: {result.reload_behaviour}")  # noqa: T201 - for the log of the build

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import secrets
@@ -22,6 +23,7 @@ from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.http_client import checked_url, proxy_for
 from agent_runtime.model.tokens import TokenKind
 from agent_runtime.process import containment_choice
+from agent_runtime.process.child import Spawner
 from agent_runtime.process.linux import cgroup_setup as cgroups
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.cgroup import Limits
@@ -95,7 +97,8 @@ def _reload_result(settings: Settings, environ: Mapping[str, str], binary: Binar
     result = reload_results.known(settings.claude, environ.get("PATH"))
     origin = "known already"
     if result is None:
-        result = check_reload(settings.claude, environ, user=settings.child_user)
+        with contextlib.closing(Spawner()) as spawner:
+            result = check_reload(spawner, settings.claude, environ, user=settings.child_user)
         reload_results.store(binary, result)
         origin = (
             f"made now, kept in {data_dir / RELOAD_RESULTS_FILE}"
@@ -113,7 +116,10 @@ def contained(settings: Settings) -> Finding:
     limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
     try:
         cgroups.check(cgroups.find(), limits)
-        containment = containment_choice.choose(settings.containment, lambda: f"doctor.{secrets.token_hex(6)}")
+        with contextlib.closing(Spawner()) as spawner:
+            containment = containment_choice.choose(
+                spawner, settings.containment, lambda: f"doctor.{secrets.token_hex(6)}"
+            )
     except AgentRuntimeError as error:
         return problem("containment", str(error), "leave that variable out, or give it what it needs")
     lacking = "; ".join(f"no {name}: {reason}" for name, reason in containment.lacking.items())

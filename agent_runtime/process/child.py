@@ -24,10 +24,10 @@ from agent_runtime.process import usage
 from agent_runtime.process.containment import sweep as containment
 from agent_runtime.process.containment.cgroup import CgroupLayer
 from agent_runtime.process.containment.proc_scan import ScanLayer
-from agent_runtime.process.containment.registry import MARK_VARIABLE, attempt_registry
+from agent_runtime.process.containment.registry import MARK_VARIABLE, AttemptRegistry
 from agent_runtime.process.containment.sweep import Kind, Layer, SweepReport
 from agent_runtime.process.forkserver import shim
-from agent_runtime.process.forkserver.server import ShimFailed, fork_server
+from agent_runtime.process.forkserver.server import ForkServer, ShimFailed
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.users import UnknownUser, other_user
@@ -104,7 +104,7 @@ class Exit(msgspec.Struct, frozen=True):
 
 class Child:
     """
-    A running CLI and everything it starts. Made by :func:`spawn` only.
+    A running CLI and everything it starts. Made by :class:`Spawner` only.
 
     Every method may be called from any thread, at any time and repeatedly; after :meth:`close` it does nothing.
 
@@ -120,6 +120,8 @@ class Child:
         handle: ShimHandle,
         pipes: tuple[int, int, int],
         attempt: AttemptProcesses,
+        registry: AttemptRegistry,
+        *,
         layers: tuple[Layer, ...],
         group: Group | None,
     ) -> None:
@@ -129,6 +131,7 @@ class Child:
         self.stdin, self.stdout, self.stderr = pipes
         self._handle = handle
         self._attempt = attempt
+        self._registry = registry
         self._layers = layers
         self._group = group
         self._lock = threading.Lock()
@@ -240,7 +243,7 @@ class Child:
                 self._handle.close()
                 if self._group is not None:
                     self._group.remove()
-        attempt_registry.leave(self._attempt)
+        self._registry.leave(self._attempt)
 
     def _send(self, *numbers: int, group: bool = False) -> bool:
         with self._lock:  # the number of a closed descriptor may already be another attempt's
@@ -261,28 +264,108 @@ class Child:
             os.close(descriptor)
 
 
-def spawn(command: Command, kind: Kind = Kind.SCAN, groups: Groups | None = None, *, also_scan: bool = False) -> Child:
+class Spawner:
     """
-    Start a child in a session of its own, with pipes for stdin, stdout and stderr.
+    Starts children. A process has one: the sweep of one child must know, and spare, the others.
 
-    Args:
-        kind: How the child and its descendants are ended.
-        groups: Where it gets a cgroup of its own; needed for :attr:`Kind.CGROUP`.
-        also_scan: Search ``/proc`` as well for processes that have left the cgroup, as root can.
-
-    Raises:
-        NotSpawned: It could not be started; nothing is left open or running.
+    Attributes:
+        registry: The children that live.
     """
-    attempt = attempt_registry.enter(command.mark)
-    group = None
-    try:
-        group = None if groups is None else _group(groups, command.mark)
-        return _spawn(command, attempt, kind, group, also_scan=also_scan)
-    except BaseException:
+
+    def __init__(self) -> None:
+        self.fork_server = ForkServer()
+        self.registry = AttemptRegistry(self.fork_server)
+
+    def close(self) -> None:
+        """End the fork server; children go on."""
+        self.fork_server.close()
+
+    def spawn(
+        self, command: Command, kind: Kind = Kind.SCAN, groups: Groups | None = None, *, also_scan: bool = False
+    ) -> Child:
+        """
+        Start a child in a session of its own, with pipes for stdin, stdout and stderr.
+
+        Args:
+            kind: How the child and its descendants are ended.
+            groups: Where it gets a cgroup of its own; needed for :attr:`Kind.CGROUP`.
+            also_scan: Search ``/proc`` as well for processes that have left the cgroup, as root can.
+
+        Raises:
+            NotSpawned: It could not be started; nothing is left open or running.
+        """
+        attempt = self.registry.enter(command.mark)
+        group = None
+        try:
+            group = None if groups is None else _group(groups, command.mark)
+            return self._spawn(command, attempt, kind, group, also_scan=also_scan)
+        except BaseException:
+            if group is not None:
+                group.remove(_REMOVE_WITHIN_SECONDS)  # the next start removes a group that a hanging shim still holds
+            self.registry.leave(attempt)
+            raise
+
+    def _spawn(
+        self, command: Command, attempt: AttemptProcesses, kind: Kind, group: Group | None, *, also_scan: bool
+    ) -> Child:
+        ours: list[int] = []
+        theirs: list[int] = []
+        try:
+            spawn_request = _spawn_request(command, self.fork_server.most_files)
+            for our_end in (1, 0, 0):
+                pair = os.pipe()
+                ours.append(pair[our_end])
+                theirs.append(pair[1 - our_end])
+            for descriptor in ours:
+                os.set_blocking(descriptor, False)
+            join = () if group is None else (group.procs, group.place)
+            handle = self.fork_server.start_leader((*theirs, *join), spawn_request)
+        except BaseException as error:
+            lost = isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ECONNRESET)
+            while theirs:
+                os.close(theirs.pop())
+            if lost and len(ours) == 3:
+                self._end_without_shim(attempt, ours[1])
+            while ours:
+                os.close(ours.pop())
+            if isinstance(error, OSError):
+                raise NotSpawned(*_reason(error, command)) from None
+            raise
+        finally:
+            while theirs:
+                os.close(theirs.pop())
+        attempt.shim = handle.shim
+        leader = handle.leader
+        attempt.leader = leader.identity if leader is not None and leader.session == handle.pid else (handle.pid, -1)
+        if (
+            leader is not None
+            and spawn_request[4] is not None
+            and proc_table.read_oom_score(leader.pid) == spawn_request[4]
+        ):
+            self.registry.raised_oom_score = spawn_request[4]
+        layers: list[Layer] = []
+        if kind is Kind.CGROUP and group is not None:
+            layers.append(CgroupLayer(group))
+        if also_scan or not layers:
+            layers.append(ScanLayer(attempt, self.registry, handle))
         if group is not None:
-            group.remove(_REMOVE_WITHIN_SECONDS)  # the next start removes a group that a hanging shim still holds
-        attempt_registry.leave(attempt)
-        raise
+            group.close_ways_in()
+        return Child(handle, (ours[0], ours[1], ours[2]), attempt, self.registry, layers=tuple(layers), group=group)
+
+    def _end_without_shim(self, attempt: AttemptProcesses, stdout: int) -> None:
+        """
+        End the leader of a shim that was killed or stopped before it could answer.
+
+        While *stdout* has a writer, a further leader may be about to start, and it has no mark until then.
+        """
+        attempt.ending = True
+        deadline = time.monotonic() + _END_WITHIN_SECONDS
+        poll = select.poll()
+        poll.register(stdout, 0)
+        while True:
+            containment.sweep((ScanLayer(attempt, self.registry),), deadline)
+            if poll.poll(5) or time.monotonic() >= deadline:
+                return
 
 
 def _group(groups: Groups, mark: str) -> Group:
@@ -294,69 +377,7 @@ def _group(groups: Groups, mark: str) -> Group:
         raise NotSpawned(reason, f"no cgroup can be made for it: {errno.errorcode.get(code)}") from None
 
 
-def _spawn(command: Command, attempt: AttemptProcesses, kind: Kind, group: Group | None, *, also_scan: bool) -> Child:
-    ours: list[int] = []
-    theirs: list[int] = []
-    try:
-        spawn_request = _spawn_request(command)
-        for our_end in (1, 0, 0):
-            pair = os.pipe()
-            ours.append(pair[our_end])
-            theirs.append(pair[1 - our_end])
-        for descriptor in ours:
-            os.set_blocking(descriptor, False)
-        join = () if group is None else (group.procs, group.place)
-        handle = fork_server.start_leader((*theirs, *join), spawn_request)
-    except BaseException as error:
-        lost = isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ECONNRESET)
-        while theirs:
-            os.close(theirs.pop())
-        if lost and len(ours) == 3:
-            _end_without_shim(attempt, ours[1])
-        while ours:
-            os.close(ours.pop())
-        if isinstance(error, OSError):
-            raise NotSpawned(*_reason(error, command)) from None
-        raise
-    finally:
-        while theirs:
-            os.close(theirs.pop())
-    attempt.shim = handle.shim
-    leader = handle.leader
-    attempt.leader = leader.identity if leader is not None and leader.session == handle.pid else (handle.pid, -1)
-    if (
-        leader is not None
-        and spawn_request[4] is not None
-        and proc_table.read_oom_score(leader.pid) == spawn_request[4]
-    ):
-        attempt_registry.raised_oom_score = spawn_request[4]
-    layers: list[Layer] = []
-    if kind is Kind.CGROUP and group is not None:
-        layers.append(CgroupLayer(group))
-    if also_scan or not layers:
-        layers.append(ScanLayer(attempt, handle))
-    if group is not None:
-        group.close_ways_in()
-    return Child(handle, (ours[0], ours[1], ours[2]), attempt, tuple(layers), group)
-
-
-def _end_without_shim(attempt: AttemptProcesses, stdout: int) -> None:
-    """
-    End the leader of a shim that was killed or stopped before it could answer.
-
-    While *stdout* has a writer, a further leader may be about to start, and it has no mark until then.
-    """
-    attempt.ending = True
-    deadline = time.monotonic() + _END_WITHIN_SECONDS
-    poll = select.poll()
-    poll.register(stdout, 0)
-    while True:
-        containment.sweep((ScanLayer(attempt),), deadline)
-        if poll.poll(5) or time.monotonic() >= deadline:
-            return
-
-
-def _spawn_request(command: Command) -> SpawnRequest:
+def _spawn_request(command: Command, most_files: int | None) -> SpawnRequest:
     """
     Build the request for the shim.
 
@@ -379,7 +400,7 @@ def _spawn_request(command: Command) -> SpawnRequest:
     except UnknownUser:
         raise NotSpawned(SpawnReason.UNKNOWN_USER) from None
     identity = (user.uid, user.gid, user.groups) if user is not None else None
-    return argv, env, directory, identity, linux.raised_oom_score(_RAISE_OOM_SCORE_BY), fork_server.most_files
+    return argv, env, directory, identity, linux.raised_oom_score(_RAISE_OOM_SCORE_BY), most_files
 
 
 _REASONS = {

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import CannotStart
-from agent_runtime.process import child as process
 from agent_runtime.process.child import Command, NotSpawned
 from agent_runtime.process.containment.registry import is_of_an_earlier_start
 from agent_runtime.process.containment.sweep import Kind
@@ -23,7 +22,7 @@ from agent_runtime.settings import PREFIX
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from agent_runtime.process.child import Child
+    from agent_runtime.process.child import Child, Spawner
     from agent_runtime.process.linux.cgroup import Limits
     from agent_runtime.process.linux.cgroup_setup import Groups
 
@@ -37,12 +36,14 @@ class Containment(msgspec.Struct, frozen=True):
     How attempts are contained.
 
     Attributes:
+        spawner: Starts the children.
         asked: The setting.
         groups: Where each attempt gets a cgroup of its own, to be ended or limited by it.
         lacking: For each better layer the reason why it is not available here.
         oom_kills: The kernel's count for all attempts together.
     """
 
+    spawner: Spawner
     kind: Kind = Kind.SCAN
     asked: str = AUTO
     groups: Groups | None = None
@@ -63,12 +64,16 @@ class Containment(msgspec.Struct, frozen=True):
         """
         watch = self.oom_kills.watch()
         try:
-            child = process.spawn(command, self.kind, self.groups, also_scan=self.asked == AUTO)
+            child = self.spawner.spawn(command, self.kind, self.groups, also_scan=self.asked == AUTO)
         except BaseException:
             watch.end()
             raise
         child.oom_watch = watch
         return child
+
+    def reap_orphans(self) -> None:
+        """Reap the zombies that this process has adopted."""
+        self.spawner.registry.reap_orphans()
 
     def sweep_leftovers(self, data_dir: Path) -> int:
         """End the processes in the cgroups of an earlier supervisor of this data directory; return their number."""
@@ -77,7 +82,7 @@ class Containment(msgspec.Struct, frozen=True):
         return self.groups.sweep_leftovers(lambda mark: is_of_an_earlier_start(mark, data_dir))
 
 
-def choose(asked: str, next_mark: Callable[[], str], limits: Limits = NO_LIMITS) -> Containment:
+def choose(spawner: Spawner, asked: str, next_mark: Callable[[], str], limits: Limits = NO_LIMITS) -> Containment:
     """
     Try the layers and return the best that works.
 
@@ -98,9 +103,9 @@ def choose(asked: str, next_mark: Callable[[], str], limits: Limits = NO_LIMITS)
         obstacle = finding.reason if kind is Kind.CGROUP and not finding.has_kill else None
         used = groups if kind is Kind.CGROUP else limiting
         if obstacle is None:
-            obstacle = _try(Containment(kind, asked, used, lacking), next_mark())
+            obstacle = _try(Containment(spawner, kind, asked, used, lacking), next_mark())
         if obstacle is None:
-            return Containment(kind, asked, used, lacking, OomKills.of_this_container())
+            return Containment(spawner, kind, asked, used, lacking, OomKills.of_this_container())
         lacking[kind.value] = obstacle
     name, obstacle = lacking.popitem()
     advice = "" if asked == AUTO else f"; {PREFIX}CONTAINMENT=auto takes what there is"

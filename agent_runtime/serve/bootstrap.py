@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent_runtime.delivery.private_files import remove_leftovers
 from agent_runtime.errors import CannotStart, SettingsInvalid
+from agent_runtime.process.child import Spawner
 from agent_runtime.process.containment.leftovers import await_shims, sweep_leftovers
 from agent_runtime.process.containment.registry import become_subreaper, new_mark, tag_of
 from agent_runtime.process.containment_choice import Containment, choose
-from agent_runtime.process.forkserver.server import fork_server
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.cgroup import Limits
 from agent_runtime.process.users import UnknownUser, other_user
@@ -86,14 +86,15 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         _check_child_user(settings)
         listener = held.enter_context(_listen(settings))
         become_subreaper()
-        fork_server.most_files = linux.raise_file_limit()
+        spawner = Spawner()
+        spawner.fork_server.most_files = linux.raise_file_limit()
         if ended := sweep_leftovers(data_dir):
             log.warning("processes of an earlier supervisor were still there and have been ended: %d", ended)
         try:
-            fork_server.guard = await_shims(data_dir)
+            spawner.fork_server.guard = await_shims(data_dir)
         except OSError as error:
             raise _no_lock(data_dir, f"{PREFIX}DATA_DIR", error) from None
-        held.callback(fork_server.close)
+        held.callback(spawner.close)
         # Not before the processes of an earlier supervisor are gone: they could hold this lock.
         held.enter_context(_locked(settings.config_dir, f"{PREFIX}CONFIG_DIR"))
         # A supervisor that was killed may have left its children's files, which hold tokens.
@@ -104,12 +105,12 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         start.go_on()  # only now: a start that a signal ends has also removed everything of an earlier supervisor
         _passable(_directory(run_dir, f"{PREFIX}DATA_DIR"), settings)
         limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
-        containment = _contained(settings.containment, limits, data_dir)
+        containment = _contained(spawner, settings.containment, limits, data_dir)
         yield Bootstrap(data_dir, run_dir, listener, containment, redactor, logs)
 
 
-def _contained(asked: str, limits: Limits, data_dir: Path) -> Containment:
-    containment = choose(asked, functools.partial(new_mark, data_dir), limits)
+def _contained(spawner: Spawner, asked: str, limits: Limits, data_dir: Path) -> Containment:
+    containment = choose(spawner, asked, functools.partial(new_mark, data_dir), limits)
     containment.sweep_leftovers(data_dir)
     log.info("containment: %s", containment.kind.value)
     return containment

@@ -157,6 +157,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
         ledger = GenerationLedger(data_dir)
         cli = CliCheck(settings.claude, environ.get("PATH"))
         reload_checker = BackgroundReloadChecker(
+            bootstrap.containment.spawner,
             settings.claude,
             environ,
             ReloadResults(data_dir),

@@ -33,7 +33,6 @@ from agent_runtime.execution.record_writer import RecordWriter
 from agent_runtime.model.records import Usage
 from agent_runtime.model.state import Outcome, Phase, StopReason
 from agent_runtime.notifier import Notifier
-from agent_runtime.process.containment.registry import reap_orphans
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.unkillable import Unkillable
 from agent_runtime.process.usage import sample
@@ -281,7 +280,7 @@ class Supervisor:
                 self._token_upkeep.each_second()
                 await self._measure()
                 if linux.has_dead_children():
-                    await asyncio.to_thread(reap_orphans)
+                    await asyncio.to_thread(self.containment.reap_orphans)
                 if self.unkillable.slots:
                     await asyncio.to_thread(self.unkillable.try_again)
                 if await self._has_full_disk():

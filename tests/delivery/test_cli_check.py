@@ -21,6 +21,7 @@ from agent_runtime.evidence.verdict import Ending, Verdict, verdict
 from agent_runtime.model.state import Outcome, StopReason
 from agent_runtime.process.child import NotSpawned, SpawnReason
 from tests.claude.test_last_words import BUN_PANIC, STUB
+from tests.support.families import spawner
 from tests.support.supervised import SCRIPTED, Supervised, eventually, supervised
 
 if TYPE_CHECKING:
@@ -197,7 +198,7 @@ def test_k7_a_cli_that_dies_at_each_start_of_the_reload_check_does_not_run(tmp_p
     path = program(tmp_path, f"#!/bin/sh\ncat >&2 <<'END'\n{panic}\nEND\nkill -ILL $$\n")
 
     with pytest.raises(DoesNotRun, match=r"SIGILL: panic\(main thread\): Illegal instruction at address 0x4F6A0D"):
-        check_reload((str(path),), {"PATH": PATH}, directory=tmp_path / "run")
+        check_reload(spawner, (str(path),), {"PATH": PATH}, directory=tmp_path / "run")
 
 
 @pytest.mark.parametrize("script", ["exit 0", "kill -KILL $$", 'test "$1" = --version'])
@@ -205,7 +206,7 @@ def test_a_cli_that_makes_no_request_may_run_all_the_same(tmp_path: Path, script
     path = program(tmp_path, f"#!/bin/sh\n{script}\n")
 
     with pytest.raises(ReloadCheckFailed) as caught:
-        check_reload((str(path),), {"PATH": PATH}, directory=tmp_path / "run")
+        check_reload(spawner, (str(path),), {"PATH": PATH}, directory=tmp_path / "run")
 
     assert not isinstance(caught.value, DoesNotRun)
 

@@ -35,6 +35,7 @@ from agent_runtime.errors import RESERVED_WORDS, CannotStart, SpawnFailed
 from agent_runtime.model.tokens import Token, TokenKind
 from agent_runtime.secret.generations import Generation
 from agent_runtime.standins.messages_api import MessagesApi, Text, Tool
+from tests.support.families import spawner
 from tests.support.supervised import SCRIPTED_CLI, eventually
 
 if TYPE_CHECKING:
@@ -544,7 +545,7 @@ def test_a_script_that_starts_the_cli_counts_with_what_it_starts(tmp_path: Path,
 def test_a_reload_check_tells_whether_the_cli_reads_its_file_again(
     version: str, reload_behaviour: ReloadBehaviour
 ) -> None:
-    reload_result = check_reload(SCRIPTED, scripted(version))
+    reload_result = check_reload(spawner, SCRIPTED, scripted(version))
 
     assert (reload_result.version, reload_result.reload_behaviour, reload_result.rereads) == (
         version,
@@ -577,7 +578,7 @@ def test_the_reload_check_is_made_without_the_supervisors_token_server_and_proxy
         "KEPT": "kept",
     }
     with pytest.raises(ReloadCheckFailed, match="ended before"):
-        check_reload((str(cli),), environ)
+        check_reload(spawner, (str(cli),), environ)
 
     assert "KEPT=kept" in told.read_text()
     assert "rival" not in told.read_text()
@@ -585,7 +586,7 @@ def test_the_reload_check_is_made_without_the_supervisors_token_server_and_proxy
 
 def test_a_cli_that_cannot_be_started_is_no_reload_check_of_anything(tmp_path: Path) -> None:
     with pytest.raises(SpawnFailed):
-        check_reload((str(tmp_path / "missing"),), scripted())
+        check_reload(spawner, (str(tmp_path / "missing"),), scripted())
 
 
 def test_a_reload_check_that_is_called_off_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -593,7 +594,7 @@ def test_a_reload_check_that_is_called_off_leaves_nothing_behind(tmp_path: Path)
     cli.write_text(f"#!/bin/sh\nsetsid sleep 60 & echo $! >>{begun}\nexec sleep 60\n")
     cli.chmod(0o755)
     reload_checker = BackgroundReloadChecker(
-        (str(cli),), scripted(), ReloadResults(tmp_path), directory=tmp_path / "run"
+        spawner, (str(cli),), scripted(), ReloadResults(tmp_path), directory=tmp_path / "run"
     )
     reload_checker.begin()
     reload_checker.begin()
@@ -659,14 +660,14 @@ def test_reload_results_that_cannot_be_written_are_kept_in_memory(
 def test_serve_without_a_reload_check_makes_it_in_the_background_and_then_delivers_by_file(
     tmp_path: Path, config_dir: Path
 ) -> None:
-    reload_checker = BackgroundReloadChecker(SCRIPTED, scripted(), ReloadResults(tmp_path))
+    reload_checker = BackgroundReloadChecker(spawner, SCRIPTED, scripted(), ReloadResults(tmp_path))
     deliveries = Deliveries("auto", FileDelivery(config_dir), reload_checker)
     deliveries.start()
     try:
         eventually(lambda: deliveries.state["delivery"] == "file")
         assert deliveries.for_spawn(generation(1)).way == "file"
         assert (
-            BackgroundReloadChecker(SCRIPTED, scripted(), ReloadResults(tmp_path)).reload_behaviour()
+            BackgroundReloadChecker(spawner, SCRIPTED, scripted(), ReloadResults(tmp_path)).reload_behaviour()
             is ReloadBehaviour.ON_REQUEST
         )
     finally:
@@ -690,7 +691,7 @@ REACH_BY_VERSION = {
 @pytest.mark.every_cli
 @pytest.mark.real_cli
 def test_the_real_cli_is_reached_as_measured(claude: str) -> None:
-    reload_result = check_reload((claude,), os.environ)
+    reload_result = check_reload(spawner, (claude,), os.environ)
 
     assert reload_result.version is not None
     expected = REACH_BY_VERSION.get(reload_result.version, ReloadBehaviour.ON_REQUEST)
@@ -705,7 +706,7 @@ def test_the_real_cli_with_an_api_key_does_not_look_at_a_file_that_others_live_o
     assert token_in(tmp_path) == generation(1).token.secret
     api = MessagesApi()
     api.script("proof", Tool(command="true"), Text(text="done"))
-    stage = _Stage(tmp_path, (claude,), os.environ)
+    stage = _Stage(spawner, tmp_path, (claude,), os.environ)
 
     with stage._conversation(api, tmp_path, delivered.variables) as run:
         run.must_see(lambda: api.seen(api_key(2).token).requests >= 2)

@@ -31,6 +31,7 @@ from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.settings import load
 from agent_runtime.store.transcripts import TranscriptStore, TranscriptWriter
 from agent_runtime.telemetry.redaction import Redactor
+from tests.support.families import spawner
 from tests.support.supervised import OLD, SCRIPTED, eventually
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Bench:
             redactor=Redactor(),
             environ={"PATH": os.environ["PATH"], "HOME": str(self.home)},
             run_dir=self.home / "run",
-            containment=Containment(),
+            containment=Containment(spawner),
             unkillable=Unkillable(),
             may_use=lambda _generation, _model, _by: None,
             mark_suspect=lambda generation, _by: self.doubted.append(generation.number),

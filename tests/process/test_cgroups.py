@@ -18,10 +18,10 @@ from agent_runtime.errors import CannotStart, ErrorClass
 from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.evidence.verdict import Ending, verdict
 from agent_runtime.model.state import Outcome, StopReason
-from agent_runtime.process.child import Command, spawn
+from agent_runtime.process.child import Command
 from agent_runtime.process.containment import sweep as containment
 from agent_runtime.process.containment.cgroup import CgroupLayer
-from agent_runtime.process.containment.registry import new_mark, reap_orphans
+from agent_runtime.process.containment.registry import new_mark
 from agent_runtime.process.containment.sweep import Kind
 from agent_runtime.process.linux import cgroup as cgroup_group
 from agent_runtime.process.linux import cgroup_mount
@@ -31,7 +31,17 @@ from agent_runtime.process.linux.cgroup_setup import LEAF, PREFIX, Finding, Grou
 from tests.process.test_containment import ESCAPE, ESCAPED
 from tests.support import families
 from tests.support.cgroup_children import NESTED, NOBODY, Member, decoy, erase, inside, own_cgroup
-from tests.support.families import BOMB, FAMILY, PATIENCE_SECONDS, RUNNER, descriptors, eventually, run_driver
+from tests.support.families import (
+    BOMB,
+    FAMILY,
+    PATIENCE_SECONDS,
+    RUNNER,
+    descriptors,
+    eventually,
+    reap_orphans,
+    run_driver,
+    spawn,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 SUPERVISOR = """
 from tests.support.families import *
-from agent_runtime.process.forkserver.server import fork_server
 become_subreaper()
 fork_server.guard = await_shims(Path(sys.argv[1]))
 child = start_shell("trap '' INT; setsid sleep 600 & echo $$; echo $!; while :; do sleep 1; done")

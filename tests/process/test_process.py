@@ -12,16 +12,18 @@ import pytest
 
 from agent_runtime.errors import RESERVED_WORDS, SpawnFailed
 from agent_runtime.process.child import Command, Exit, NotSpawned, SpawnReason
-from agent_runtime.process.containment.registry import MARK_VARIABLE, SPARE, attempt_registry, new_mark
-from agent_runtime.process.forkserver.server import ShimHandle, fork_server
+from agent_runtime.process.containment.registry import MARK_VARIABLE, SPARE, new_mark
+from agent_runtime.process.forkserver.server import ShimHandle
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
 from tests.support import families
 from tests.support.families import (
+    attempt_registry,
     descriptors,
     end,
     ended_at_last,
     exit_of,
+    fork_server,
     go,
     lines,
     pids_limit,

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_runtime.process.child import Exit, NotSpawned
-from agent_runtime.process.forkserver.server import fork_server
 from agent_runtime.process.linux import proc as proc_table
 from tests.support import families
 from tests.support.families import (
@@ -26,6 +25,7 @@ from tests.support.families import (
     ended_at_last,
     eventually,
     exit_of,
+    fork_server,
     go,
     pids,
     run_driver,

@@ -17,17 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime.process.child import Child, Command, Exit, NotSpawned, SpawnReason, spawn  # noqa: F401 - for the drivers
+from agent_runtime.process.child import Child, Command, Exit, NotSpawned, Spawner, SpawnReason  # noqa: F401 - for the drivers
 from agent_runtime.process.containment.leftovers import await_shims, sweep_leftovers  # noqa: F401 - for the drivers
 from agent_runtime.process.containment.registry import (  # noqa: F401 - for the drivers
     MARK_VARIABLE,
-    attempt_registry,
     become_subreaper,
     new_mark,
-    reap_orphans,
 )
 from agent_runtime.process.containment.sweep import Kind
-from agent_runtime.process.forkserver.server import fork_server  # noqa: F401 - for the drivers
 from agent_runtime.process.linux import cgroup_setup as cgroups
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux  # noqa: F401 - for the drivers
@@ -37,6 +34,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 20.0
+
+spawner = Spawner()
+"""Of this process: of the tests, or of a driver."""
+fork_server = spawner.fork_server
+attempt_registry = spawner.registry
+spawn = spawner.spawn
+reap_orphans = attempt_registry.reap_orphans
 
 KINDS = tuple(Kind)
 """The layers that are tested, as far as this machine has them; each has to do alone."""

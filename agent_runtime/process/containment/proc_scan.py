@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 import msgspec
 
 from agent_runtime.process.containment.freezer import Freezer
-from agent_runtime.process.containment.registry import MARK_VARIABLE, SPARE, attempt_registry, is_of_this_start
+from agent_runtime.process.containment.registry import MARK_VARIABLE, SPARE, is_of_this_start
 from agent_runtime.process.containment.sweep import PassResult
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
@@ -55,13 +55,11 @@ class ScanLayer:
 
     is_certain: ClassVar[bool] = False
 
-    def __init__(
-        self, attempt: AttemptProcesses, handle: ShimHandle | None = None, attempts: AttemptRegistry = attempt_registry
-    ) -> None:
+    def __init__(self, attempt: AttemptProcesses, registry: AttemptRegistry, handle: ShimHandle | None = None) -> None:
         self._attempt = attempt
         self._shim_handle = handle
         self._patience = _PASSES_BEFORE_KILLING_EACH
-        self._registry = attempts
+        self._registry = registry
         self._held: set[Identity] = set()
         self._seen: set[Identity] = set()
         self._lock = threading.RLock()

@@ -8,13 +8,13 @@ import threading
 from itertools import count
 from typing import TYPE_CHECKING
 
-from agent_runtime.process.forkserver.server import fork_server
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from agent_runtime.process.forkserver.server import ForkServer
     from agent_runtime.process.linux.proc import Identity, Process
 
 EXECUTION_VARIABLE = "AGENT_RUNTIME_EXECUTION_ID"
@@ -77,9 +77,15 @@ class AttemptProcesses:
 
 
 class AttemptRegistry:
-    """The living attempts of this supervisor: the sweep of one must spare the others."""
+    """
+    The living attempts of this supervisor: the sweep of one must spare the others.
 
-    def __init__(self) -> None:
+    Args:
+        fork_server: The parent of their shims, which every sweep spares.
+    """
+
+    def __init__(self, fork_server: ForkServer) -> None:
+        self._fork_server = fork_server
         self._lock = threading.Lock()
         self._attempts: dict[str, AttemptProcesses] = {}
         self._first_ticks: int | None = None
@@ -114,7 +120,7 @@ class AttemptRegistry:
 
     def is_protected(self, process: Process) -> bool:
         """Whether a process is the fork server or a shim: these belong to no attempt and end by themselves."""
-        return process.identity == fork_server.identity or any(
+        return process.identity == self._fork_server.identity or any(
             attempt.shim == process.identity for attempt in self.all()
         )
 
@@ -158,8 +164,18 @@ class AttemptRegistry:
         finally:
             os.close(pidfd)
 
-
-attempt_registry = AttemptRegistry()
+    def reap_orphans(self) -> None:
+        """Reap the zombies among adopted orphans, each by its own pid; never the leader of an attempt."""
+        me = proc_table.read_process(os.getpid())
+        if me is None or not proc_table.shows_our_pids():
+            return
+        try:
+            for child in proc_table.take_view().children(me):
+                if child.dead:
+                    self.reap(child)
+        except OSError as error:
+            if error.errno not in linux.OUT_OF_DESCRIPTORS:
+                raise  # they can wait until there are descriptors again
 
 
 def become_subreaper() -> None:
@@ -171,17 +187,3 @@ def become_subreaper() -> None:
     """
     SPARE.fill()
     linux.set_subreaper()
-
-
-def reap_orphans() -> None:
-    """Reap the zombies among adopted orphans, each by its own pid; never the leader of an attempt."""
-    me = proc_table.read_process(os.getpid())
-    if me is None or not proc_table.shows_our_pids():
-        return
-    try:
-        for child in proc_table.take_view().children(me):
-            if child.dead:
-                attempt_registry.reap(child)
-    except OSError as error:
-        if error.errno not in linux.OUT_OF_DESCRIPTORS:
-            raise  # they can wait until there are descriptors again

@@ -249,9 +249,6 @@ class ForkServer:
             self._pidfd = None
 
 
-fork_server = ForkServer()
-
-
 def _started(line: socket.socket, pipes: Sequence[int], spawn_request: SpawnRequest) -> ShimHandle:
     data = marshal.dumps(spawn_request)
     with contextlib.suppress(ConnectionError):  # the answer, if any, gives the reason
