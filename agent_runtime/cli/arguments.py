@@ -35,10 +35,7 @@ def default_url() -> str:
 
 def add_run(commands: Subparsers) -> None:
     """Add ``run PROMPT``."""
-    parser = commands.add_parser(
-        "run",
-        help="submit a task to a running supervisor and follow it",
-    )
+    parser = commands.add_parser("run", help="submit a task to a running supervisor and follow it")
     parser.add_argument("prompt", metavar="PROMPT", help="the task; - reads it on stdin")
     _add_connection(parser)
     parser.add_argument(EXECUTION_ID_FLAG, metavar="ID", help="the same id joins, or gets the kept answer [a new one]")
@@ -71,10 +68,7 @@ def add_run(commands: Subparsers) -> None:
 
 def add_status(commands: Subparsers) -> None:
     """Add ``status``."""
-    parser = commands.add_parser(
-        "status",
-        help="show slots, token and executions of a running supervisor",
-    )
+    parser = commands.add_parser("status", help="show slots, token and executions of a running supervisor")
     _add_connection(parser)
     parser.add_argument("--limit", metavar="N", type=int, default=20, help="how many executions [%(default)s]")
     parser.add_argument("--json", action="store_true", help="one JSON document, for scripts")
@@ -83,10 +77,7 @@ def add_status(commands: Subparsers) -> None:
 
 def add_drain(commands: Subparsers) -> None:
     """Add ``drain``."""
-    parser = commands.add_parser(
-        "drain",
-        help="stop admission; for preStop hooks",
-    )
+    parser = commands.add_parser("drain", help="stop admission; for preStop hooks")
     _add_connection(parser)
     parser.add_argument("--wait", action="store_true", help="until all executions have ended")
     parser.add_argument("--timeout", metavar="SECONDS", type=float, help="for --wait [as long as it takes]")

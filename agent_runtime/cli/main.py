@@ -20,8 +20,7 @@ from agent_runtime.settings import SETTINGS, load
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-EXIT_BAD_SETTINGS = 2
-EXIT_CANNOT_START = 3
+EXIT_CODES = {SettingsInvalid: 2, CannotStart: 3}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,15 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(_with_id_in_one_word(sys.argv[1:] if argv is None else argv))
     try:
         return int(options.run(options))
-    except SettingsInvalid as error:
-        print(f"agent-runtime: {error}", file=sys.stderr)
-        return EXIT_BAD_SETTINGS
-    except CannotStart as error:
-        print(f"agent-runtime: {error}", file=sys.stderr)
-        return EXIT_CANNOT_START
     except AgentRuntimeError as error:
         print(f"agent-runtime: {error}", file=sys.stderr)
-        return 1
+        return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
     except KeyboardInterrupt:
         return 130
 
@@ -71,10 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     serve.set_defaults(run=_serve)
 
-    demo = commands.add_parser(
-        "demo",
-        help="show the main job on loopback: no account, no network",
-    )
+    demo = commands.add_parser("demo", help="show the main job on loopback: no account, no network")
     demo.add_argument("--claude", metavar="COMMAND", help="the CLI to use [claude on PATH, else the scripted one]")
     demo.add_argument("--scripted", action="store_true", help="use the scripted CLI even where there is a real one")
     demo.set_defaults(run=_demo)
@@ -82,10 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add_run(commands)
     add_status(commands)
 
-    doctor = commands.add_parser(
-        "doctor",
-        help="find out why it does not work here",
-    )
+    doctor = commands.add_parser("doctor", help="find out why it does not work here")
     doctor.add_argument("--json", action="store_true", help="one JSON document, for scripts")
     doctor.set_defaults(run=_doctor)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
@@ -20,19 +20,6 @@ _BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _CONTROLS = dict.fromkeys((*range(32), *range(127, 160), *_BIDI), "�")
 _TEXT = _CONTROLS | {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
 _LINE = _CONTROLS | {ord("\n"): " ", ord("\t"): " ", ord("\r"): ""}
-
-
-class Showing(Protocol):
-    """Where the events of an execution go."""
-
-    def event(self, event: StreamEvent) -> None:
-        """Show one event."""
-
-    def answer(self, answer: Answer) -> None:
-        """Show how the execution ended."""
-
-    def failed(self, error: ClientError) -> None:
-        """Show why there is no answer."""
 
 
 def text_of(value: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import uuid
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agent_runtime.cli.connection import complain, connect
@@ -15,7 +16,6 @@ from agent_runtime.client import ClientError
 if TYPE_CHECKING:
     import argparse
 
-    from agent_runtime.cli.output import Showing
     from agent_runtime.client import Answer, SyncAgentClient
 
 MAX_RESUMES = 3
@@ -26,7 +26,7 @@ def main(options: argparse.Namespace) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character must not end the command
             stream.reconfigure(errors="backslashreplace")
-    showing: Showing = JsonLines(sys.stdout) if options.json else Live(sys.stdout)
+    showing = JsonLines(sys.stdout) if options.json else Live(sys.stdout)
     try:
         with connect(options, options.patience) as client:
             execution_id = options.execution_id or str(uuid.uuid4())
@@ -41,24 +41,22 @@ def main(options: argparse.Namespace) -> int:
         return complain(error)
 
 
+@dataclass
 class Watch:
     """A person, or a script, in front of one execution."""
 
-    def __init__(
-        self, client: SyncAgentClient, execution_id: str, message: str, fields: dict[str, Any], showing: Showing
-    ) -> None:
-        self._client = client
-        self._execution_id = execution_id
-        self._message = message
-        self._fields = fields
-        self._showing = showing
-        self._position = 0
-        self._resumes = 0
+    client: SyncAgentClient
+    execution_id: str
+    message: str
+    fields: dict[str, Any]
+    showing: JsonLines | Live
+    position: int = 0
+    resumes: int = 0
 
     def detach(self) -> int:
         """Submit it, print its id, and return."""
         self._submit()
-        sys.stdout.write(self._execution_id + "\n")
+        sys.stdout.write(self.execution_id + "\n")
         return EXIT_SUCCESS
 
     def attend(self) -> int:
@@ -73,36 +71,36 @@ class Watch:
     def _terminate(self) -> int:
         _print("ending the execution; Ctrl-C again leaves it to itself")
         try:
-            self._client.terminate(self._execution_id)
+            self.client.terminate(self.execution_id)
             return self._show(self._follow())
         except ClientError as error:
             if error.error_class != "not_found":
                 raise
             _print("it had not been admitted")
         except KeyboardInterrupt:
-            _print(f"left to itself: execution {self._execution_id}")
+            _print(f"left to itself: execution {self.execution_id}")
         return EXIT_CANCELLED
 
     def _show(self, answer: Answer) -> int:
-        self._showing.answer(answer)
+        self.showing.answer(answer)
         return EXIT_CANCELLED if answer.is_cancelled else EXIT_SUCCESS
 
     def _submit(self) -> None:
-        self._client.submit(self._message, execution_id=self._execution_id, **self._fields)
+        self.client.submit(self.message, execution_id=self.execution_id, **self.fields)
 
     def _follow(self) -> Answer:
         """Show all events until there is an answer; resume where a shutdown interrupted it."""
         while True:
-            for event in self._client.stream(self._execution_id, after=self._position):
+            for event in self.client.stream(self.execution_id, after=self.position):
                 if event.name == "message" and event.id is not None:
-                    self._position = event.id
-                self._showing.event(event)
+                    self.position = event.id
+                self.showing.event(event)
             try:
-                return self._client.result(self._execution_id)
+                return self.client.result(self.execution_id)
             except ClientError as error:
-                if error.error_class != "interrupted" or self._resumes == MAX_RESUMES:
+                if error.error_class != "interrupted" or self.resumes == MAX_RESUMES:
                     raise
-            self._resumes += 1
+            self.resumes += 1
             _print("a shutdown interrupted it: resuming")
             self._submit()
 

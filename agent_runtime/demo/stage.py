@@ -77,13 +77,6 @@ def marked(execution_ids: Collection[str]) -> set[psutil.Process]:
     return found
 
 
-def is_alive(process: psutil.Process) -> bool:
-    """Whether it has not ended; a zombie has."""
-    with contextlib.suppress(psutil.Error):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
-
-
 class Stage:
     """
     The processes, servers and directories of one run; all are removed at its end.
@@ -196,21 +189,21 @@ class Stage:
         Two scans in a row must find nothing: a process in the middle of ``execve`` shows an empty environment.
 
         Returns:
-            When the last of them ended, on :func:`time.monotonic`; None: they did not all end in time.
+            When the first of these scans began, on :func:`time.monotonic`; None: not all ended in time.
         """
-        ended_at, empty_looks = time.monotonic(), 0
-        deadline = ended_at + GONE_TIMEOUT_SECONDS
-        while empty_looks < 2:
-            if time.monotonic() > deadline:
-                return None
-            if any(map(is_alive, seen)):
-                self.pause()
-                ended_at = time.monotonic()
-            else:
-                found = marked([execution_id])
+        deadline = time.monotonic() + GONE_TIMEOUT_SECONDS
+        gone_at: float | None = None
+        while time.monotonic() < deadline:
+            began_at = time.monotonic()
+            if found := marked([execution_id]):
                 seen |= found
-                empty_looks = 0 if found else empty_looks + 1
-        return ended_at
+                gone_at = None
+            elif gone_at is not None:
+                return gone_at
+            else:
+                gone_at = began_at
+            self.pause()
+        return None
 
     def end_supervisor(self) -> int | None:
         """Ask it to end, as a container's stop does; returns its exit code, None if it does not end."""

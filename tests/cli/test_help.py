@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_runtime.cli import exit_codes
-from agent_runtime.cli.main import EXIT_BAD_SETTINGS, EXIT_CANNOT_START, _parser
+from agent_runtime.cli.main import EXIT_CODES, _parser
 from agent_runtime.cli.pages import PAGES
 from agent_runtime.settings import SETTINGS, Setting
 
@@ -104,4 +104,4 @@ def test_the_exit_codes_of_the_commands_that_ask_a_supervisor_are_those_they_hav
 
 
 def test_the_exit_codes_of_serve_are_those_it_has() -> None:
-    assert set(PAGES["serve"].exits) == {0, EXIT_BAD_SETTINGS, EXIT_CANNOT_START}
+    assert set(PAGES["serve"].exits) == {0, *EXIT_CODES.values()}

@@ -87,11 +87,7 @@ class LoopbackServer:
         Raises:
             ServerEnds: The server is asked to stop.
         """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._ending.wait()
-        if self._ending.is_set():
-            raise ServerEnds
+        await self.until(asyncio.Event().wait() if seconds is None else asyncio.sleep(seconds))
 
     async def until(self, happened: Awaitable[object]) -> None:
         """
@@ -162,7 +158,7 @@ class LoopbackServer:
 
 
 class _Server(uvicorn.Server):
-    """A server that says when it is ready and leaves the process's signals alone."""
+    """A server that says when it is ready."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -171,7 +167,3 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.ready.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield

@@ -8,9 +8,9 @@ them by their fingerprints.
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from agent_runtime.model.tokens import Token
 from agent_runtime.standins.messages_api.script import FAULTS, Fail, Reply, Script, Text, Tool
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from agent_runtime.standins.messages_api.conversation import Conversation
 
 REQUESTS_KEPT = 1000
-TOKENS_KEPT = 1000
-CONVERSATIONS_KEPT = 4000
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 @dataclass(slots=True)
@@ -75,15 +70,11 @@ class TokenCounts:
         requests: The conversations' own requests and those that count tokens.
         asides: Requests that the CLI made for itself, beside a conversation.
         by_status: How many of both were answered with which HTTP status; one that hangs or was cut off is not there.
-        first_at: Seconds on :func:`time.monotonic`; None: nothing came.
-        last_at: Likewise.
     """
 
     requests: int = 0
     asides: int = 0
     by_status: Counter[int] = field(default_factory=Counter)
-    first_at: float | None = None
-    last_at: float | None = None
 
 
 class MessagesApi:
@@ -103,8 +94,8 @@ class MessagesApi:
         self._default = Script([Text()])
         self._open_gates: set[str] = set()
         self._at_gates: dict[str, list[Callable[[], None]]] = {}
-        self._counts: OrderedDict[str, TokenCounts] = OrderedDict()
-        self._faults_served: OrderedDict[tuple[str, Script, int], int] = OrderedDict()
+        self._counts: defaultdict[str | None, TokenCounts] = defaultdict(TokenCounts)
+        self._faults_served: Counter[tuple[str, Script, int]] = Counter()
         self._requests: deque[SeenRequest] = deque(maxlen=REQUESTS_KEPT)
 
     def on(self, token: str | Token, *replies: Reply | str) -> None:
@@ -208,20 +199,16 @@ class MessagesApi:
         """Record a request."""
         with self._changed:
             self._requests.append(request)
-            if request.fingerprint is not None:
-                counts = _latest(self._counts, request.fingerprint, TokenCounts(), TOKENS_KEPT)
-                counts.requests += not request.aside
-                counts.asides += request.aside
-                counts.last_at = request.at
-                counts.first_at = request.at if counts.first_at is None else counts.first_at
+            counts = self._counts[request.fingerprint]
+            counts.requests += not request.aside
+            counts.asides += request.aside
             self._changed.notify_all()
 
     def record_answer(self, request: SeenRequest, status: int) -> None:
         """Record that a request is being answered."""
         with self._changed:
             request.status = status
-            if request.fingerprint is not None:
-                _latest(self._counts, request.fingerprint, TokenCounts(), TOKENS_KEPT).by_status[status] += 1
+            self._counts[request.fingerprint].by_status[status] += 1
             self._changed.notify_all()
 
     def decide(self, fingerprint: str | None, conversation: Conversation, model: str | None = None) -> Reply:
@@ -274,9 +261,9 @@ class MessagesApi:
 
     def _next(self, script: Script, key: str, position: int) -> Reply:
         where = (key, script, position)
-        reply = script.reply(position, self._faults_served.get(where, 0))
+        reply = script.reply(position, self._faults_served[where])
         if not isinstance(reply, Text | Tool):
-            self._faults_served[where] = _latest(self._faults_served, where, 0, CONVERSATIONS_KEPT) + 1
+            self._faults_served[where] += 1
         return reply
 
     def when_open(self, gate: str, proceed: Callable[[], None]) -> None:
@@ -295,12 +282,3 @@ class MessagesApi:
 
 def _fingerprint(token: str | Token) -> str:
     return token.fingerprint if isinstance(token, Token) else Token(token).fingerprint
-
-
-def _latest(entries: OrderedDict[K, V], key: K, fresh: V, limit: int) -> V:
-    """Get or put in an entry as the latest one; the oldest one beyond the limit is dropped."""
-    value = entries.setdefault(key, fresh)
-    entries.move_to_end(key)
-    if len(entries) > limit:
-        entries.popitem(last=False)
-    return value
