@@ -67,8 +67,8 @@ LEAVE_SECONDS = 0.05
 """
 As long as uvicorn takes to notice that it should end, on average.
 
-A reader whose stream ends reconnects at once. A connection that is accepted while the others are being closed is never
-closed (uvicorn 0.54, ``Server.shutdown``), and delays the exit.
+A reader whose stream ends reconnects at once: until then it is told that we drain. uvicorn itself never closes a
+connection that is accepted while the others are being closed (uvicorn 0.54, ``Server.shutdown``).
 """
 WORKERS = 4
 SWITCH_SECONDS = 0.0005
@@ -124,6 +124,16 @@ class Server(uvicorn.Server):
                 self.second.notify()
             else:
                 await asyncio.sleep(LEAVE_SECONDS)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End, and close also the connections that are accepted while the others are being closed."""
+        ending = asyncio.ensure_future(super().shutdown(sockets))
+        while not ending.done():
+            for connection in list(self.server_state.connections):
+                if not connection.transport.is_closing():
+                    connection.shutdown()
+            await asyncio.wait({ending}, timeout=LEAVE_SECONDS)
+        await ending
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, and announce the address: the only line on stdout."""
