@@ -160,6 +160,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _some_seconds, "a caller that is gone without a word, or takes nothing, is let go after this", 60.0
     )
     body_limit: int = _setting(_integer(4096, 1024 * MEBIBYTE), "longest request body, in bytes", 16 * MEBIBYTE)
+    response_buffer_bytes: int = _setting(
+        _integer(MEBIBYTE, 1 << 40),
+        "what may be held for readers of answers and streams together, in bytes",
+        64 * MEBIBYTE,
+    )
     token_file: Path = _setting(_path, "the secret file; mount its directory", Path("/run/secrets/claude/token"))
     token_withdraw_after: float = _setting(
         _seconds, "a secret file that is gone or bad for this long withdraws the token", 10.0

@@ -13,6 +13,7 @@ from agent_runtime.api.handlers import Api, respond
 from agent_runtime.api.routes import OPEN_PATHS, ROUTES
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, MethodNotAllowed, NotFound
 from agent_runtime.web.problems import problem_response
+from agent_runtime.web.response_buffer import SLICE_BYTES, HeldResponse
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -53,7 +54,10 @@ def _endpoint(api: Api, by_method: dict[str, Operation]) -> Callable[[Request], 
         if not route.open:
             api.access.require(request)
         answer = await route.handler(api, request)
-        return answer if isinstance(answer, Response) else respond(answer)
+        response = answer if isinstance(answer, Response) else respond(answer)
+        if type(response) is Response and len(response.body) > SLICE_BYTES:
+            return HeldResponse(api.buffer, len(response.body), lambda: response, in_thread=False)
+        return response
 
     return endpoint
 

@@ -28,9 +28,11 @@ from agent_runtime.model.state import Outcome, Phase
 from agent_runtime.model.task import parse
 from agent_runtime.model.trace_context import trace_context
 from agent_runtime.secret.writer import put_once
+from agent_runtime.supervisor.archive import StoredResult
 from agent_runtime.web.access import refuse_pages
 from agent_runtime.web.access_log import EXECUTION_ID, TRACE_ID
 from agent_runtime.web.preferences import preferences
+from agent_runtime.web.response_buffer import HeldResponse
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -38,15 +40,19 @@ if TYPE_CHECKING:
     from agent_runtime.api.metrics import Metrics
     from agent_runtime.api.request_body import BodyReader
     from agent_runtime.execution.execution import Execution
-    from agent_runtime.model.records import ExecutionRecord
+    from agent_runtime.model.records import Answer, ExecutionRecord
     from agent_runtime.model.trace_context import TraceContext
     from agent_runtime.store.tasks import NewTask
-    from agent_runtime.supervisor.archive import StoredResult
     from agent_runtime.supervisor.supervisor import Supervisor
     from agent_runtime.web.access import AccessKey
+    from agent_runtime.web.preferences import Preferences
+    from agent_runtime.web.response_buffer import ResponseBuffer
     from agent_runtime.web.uvicorn_protocol import OpenConnections
 
 log = logging.getLogger(__name__)
+
+RECORD_BYTES = 4096
+"""What a record takes in a list, as a rule."""
 
 
 class Api(msgspec.Struct, frozen=True):
@@ -57,7 +63,8 @@ class Api(msgspec.Struct, frozen=True):
     connections: OpenConnections
     metrics: Metrics
     bodies: BodyReader
-    streams: streams.OpenStreams = msgspec.field(default_factory=streams.OpenStreams)
+    buffer: ResponseBuffer
+    streams: streams.OpenStreams
 
 
 def respond(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -88,9 +95,18 @@ async def post_task(api: Api, request: Request) -> Response:
         applied = {} if task.async_result else asked.applied
         location = {"location": f"/api/executions/{execution.execution_id}"}
         return respond(_accepted(execution.execution_id), 202, {**location, **applied})
+    if isinstance(execution, StoredResult):
+        read = execution.answer_to_post
+        return HeldResponse(api.buffer, execution.most_bytes, lambda: _response(read(), asked))
     answer = execution.answer
     if answer is None:
         raise AgentRuntimeError("the execution ended without an answer; ask for its record")
+    # It does not wait for room: a refusal now would look as if the task had not run.
+    build = functools.partial(_response, answer, asked)
+    return HeldResponse(api.buffer, len(answer.body), build, in_thread=False, wait_seconds=0)
+
+
+def _response(answer: Answer, asked: Preferences) -> Response:
     return Response(answer.body, answer.status_code, {**answer.headers, **asked.applied}, answer.media_type)
 
 
@@ -124,10 +140,14 @@ async def list_executions(api: Api, request: Request) -> Response:
     for name, choices in (("state", Phase), ("outcome", Outcome)):
         if name in query and query[name] not in {str(choice) for choice in choices}:
             raise InvalidRequest(f"{name}: must be one of {', '.join(choices)}")
-    records, cursor = api.supervisor.archive.records.list(
-        state=query.get("state"), outcome=query.get("outcome"), limit=int(limit), cursor=query.get("cursor")
-    )
-    return respond({"executions": [shown(record) for record in records], "next_cursor": cursor})
+
+    def page() -> Response:
+        records, cursor = api.supervisor.archive.records.list(
+            state=query.get("state"), outcome=query.get("outcome"), limit=int(limit), cursor=query.get("cursor")
+        )
+        return respond({"executions": [shown(record) for record in records], "next_cursor": cursor})
+
+    return HeldResponse(api.buffer, int(limit) * RECORD_BYTES, page)
 
 
 async def list_running(api: Api, request: Request) -> bodies.RunningExecutions:
@@ -173,7 +193,9 @@ async def get_result(api: Api, request: Request) -> Response:
     """Return the answer that the first caller got, or would have got; 202 while there is none yet."""
     execution_id = request.path_params["id"]
     stored = api.supervisor.result(execution_id)
-    return respond(_accepted(execution_id), 202) if stored is None else respond(await asyncio.to_thread(stored.result))
+    if stored is None:
+        return respond(_accepted(execution_id), 202)
+    return HeldResponse(api.buffer, stored.most_bytes, lambda: respond(stored.result()))
 
 
 async def start_drain(api: Api, request: Request) -> bodies.DrainState:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from agent_runtime.supervisor.supervisor import Supervisor
+    from agent_runtime.web.response_buffer import ResponseBuffer
 
 
 class Metrics:
@@ -35,8 +36,9 @@ class Metrics:
         lost_lines: How many lines of the log were lost.
     """
 
-    def __init__(self, supervisor: Supervisor, lost_lines: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, supervisor: Supervisor, buffer: ResponseBuffer, lost_lines: Callable[[], int]) -> None:
         self._supervisor = supervisor
+        self._buffer = buffer
         self._lost_lines = lost_lines
         self._registry = supervisor.counts.registry
         self._registry.register(self)
@@ -143,6 +145,11 @@ class Metrics:
         )
         lost.add_metric((), self._lost_lines())
         yield lost
+        yield _single("response_buffer_bytes", "Bytes that are held for readers.", self._buffer.used_bytes)
+        yield _single("response_buffer_limit_bytes", "How much may be held for readers.", self._buffer.limit_bytes)
+        let_go = CounterMetricFamily(PREFIX + "readers_let_go", "Readers that were too slow while others waited.")
+        let_go.add_metric((), self._buffer.let_go)
+        yield let_go
         records = supervisor.archive.records
         yield _single("store_available", "1 while records can be written to disk.", records.trouble is None)
         disk = supervisor.archive.transcripts.free_bytes()

@@ -80,7 +80,7 @@ ROUTES: tuple[Operation, ...] = (
         "listExecutions",
         "executions",
         answers={200: (bodies.ExecutionPage,)},
-        errors=(ErrorClass.INVALID_REQUEST, ErrorClass.STORAGE),
+        errors=(ErrorClass.INVALID_REQUEST, ErrorClass.STORAGE, ErrorClass.BUSY),
         parameters=("state", "outcome", "limit", "cursor"),
     ),
     Operation(
@@ -118,7 +118,7 @@ ROUTES: tuple[Operation, ...] = (
         "getExecutionResult",
         "executions",
         answers={200: (KeptResult,), 202: (bodies.Accepted,)},
-        errors=_OF_A_RECORD,
+        errors=(*_OF_A_RECORD, ErrorClass.BUSY),
         parameters=("id",),
         more="Where the execution is known and its answer is not kept, `code` is `no_retained_result`.",
     ),

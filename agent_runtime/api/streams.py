@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from agent_runtime.model.records import ExecutionRecord
-    from agent_runtime.store.transcripts import TranscriptReader
+    from agent_runtime.store.transcripts import LongLine, TranscriptReader
     from agent_runtime.supervisor.supervisor import View
     from agent_runtime.web.access import AccessKey
+    from agent_runtime.web.response_buffer import ResponseBuffer
 
 KEEP_ALIVE_SECONDS = 15.0
 RETRY_SECONDS = 5
@@ -35,6 +36,9 @@ HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 STREAM_LIMIT = 256
+STREAMS_PER_CALLER = 128
+"""Of one address, so that one caller leaves room for others."""
+
 KEY_CHECK_SECONDS = 1.0
 """How soon a stream ends after its key was taken away."""
 
@@ -54,11 +58,17 @@ class Batches:
         self._batches: OrderedDict[tuple[TranscriptReader, int], tuple[int, bytes]] = OrderedDict()
         self._size = 0
 
-    def after(self, transcript: TranscriptReader, position: int) -> tuple[int, bytes] | None:
-        """Return the events of the lines after *position*, and the number of the last one; None: there are none yet."""
+    def after(self, transcript: TranscriptReader, position: int) -> tuple[int, bytes | LongLine] | None:
+        """
+        Return the events of the lines after *position*, and the number of the last one; None: there are none yet.
+
+        A line longer than a batch comes alone, and is not read: each reader takes it in parts.
+        """
         key = (transcript, position)
         if (found := self._batches.get(key)) is not None:
             return found
+        if (line := transcript.long_line(position, BATCH_BYTES)) is not None:
+            return line.number, line
         limit_lines = BATCH_LINES - position % BATCH_LINES
         lines = transcript.read(position, limit_lines=limit_lines, limit_bytes=BATCH_BYTES)
         if not lines:
@@ -84,9 +94,11 @@ class OpenStreams:
     that executions need.
     """
 
-    def __init__(self, limit: int = STREAM_LIMIT) -> None:
+    def __init__(self, buffer: ResponseBuffer, limit: int = STREAM_LIMIT) -> None:
+        self.buffer = buffer
         self.limit = limit
         self.count = 0
+        self.by_caller: Counter[str] = Counter()
         self.batches = Batches()
 
     def response(self, request: Request, follow: Callable[[], AsyncIterator[bytes]], access: AccessKey) -> Response:
@@ -96,7 +108,7 @@ class OpenStreams:
         They also end soon after the key that *request* came with is no longer valid.
 
         Raises:
-            Busy: All places are taken.
+            Busy: All places are taken, or all that one caller may have.
         """
         if request.method == "HEAD":
             return Response(headers=HEADERS, media_type=MEDIA_TYPE)
@@ -105,7 +117,13 @@ class OpenStreams:
                 f"{self.limit} streams are open already; close one, or come back later",
                 retry_after_seconds=RETRY_SECONDS,
             )
-        return _Counted(self, follow(), functools.partial(access.allows, request) if access.required else None)
+        caller = request.client.host if request.client else ""
+        if self.by_caller[caller] >= STREAMS_PER_CALLER:
+            raise Busy(
+                f"{STREAMS_PER_CALLER} streams of this address are open already; close one, or come back later",
+                retry_after_seconds=RETRY_SECONDS,
+            )
+        return _Counted(self, caller, follow(), functools.partial(access.allows, request) if access.required else None)
 
 
 class _Counted(StreamingResponse):
@@ -116,13 +134,19 @@ class _Counted(StreamingResponse):
     has not begun has no end either.
     """
 
-    def __init__(self, streams: OpenStreams, events: AsyncIterator[bytes], allowed: Callable[[], bool] | None) -> None:
-        super().__init__(events, headers=HEADERS, media_type=MEDIA_TYPE)
+    def __init__(
+        self, streams: OpenStreams, caller: str, events: AsyncIterator[bytes], allowed: Callable[[], bool] | None
+    ) -> None:
+        super().__init__(headers=HEADERS, media_type=MEDIA_TYPE, content=events)
         self._streams = streams
+        self._caller = caller
+        self._events = events
         self._allowed = allowed
         streams.count += 1
+        streams.by_caller[caller] += 1
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
         sending = asyncio.ensure_future(super().__call__(scope, receive, send))
         try:
             while not (await asyncio.wait({sending}, timeout=KEY_CHECK_SECONDS if self._allowed else None))[0]:
@@ -136,8 +160,20 @@ class _Counted(StreamingResponse):
         finally:
             sending.cancel()
             self._streams.count -= 1
+            self._streams.by_caller[self._caller] -= 1
+            if not self._streams.by_caller[self._caller]:
+                del self._streams.by_caller[self._caller]
             if not self._streams.count:
                 self._streams.batches.clear()
+
+    async def stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for events in self._events:
+            async with self._streams.buffer.charge(len(events), self._scope) as charge:
+                await charge.send(events, send, more_body=True)
+            if charge.is_let_go:
+                return
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def event(name: str, data: bytes, number: int | None = None) -> bytes:
@@ -204,10 +240,22 @@ async def follow(view: View, after: int, batches: Batches) -> AsyncIterator[byte
             sent = state
             yield event("state", state)
         while batch := batches.after(transcript, position):
-            position, events = batch
-            yield events
-            # Let every other reader get this batch first: a read that does not block would starve them.
-            await asyncio.sleep(0)
+            before, (position, events) = position, batch
+            if isinstance(events, bytes):
+                yield events
+                # Let every other reader get this batch first: a read that does not block would starve them.
+                await asyncio.sleep(0)
+                continue
+            if position > before + 1:
+                yield _not_kept(before + 1, position - 1)
+            yield b"event: message\nid: %d\ndata: " % position
+            for at in range(events.start, events.end, BATCH_BYTES):
+                size = min(BATCH_BYTES, events.end - at)
+                if len(part := transcript.bytes_at(at, size)) < size:
+                    return  # deleted: the reader drops an event without an end, and asks again
+                yield part.replace(b"\r", b"")
+                await asyncio.sleep(0)
+            yield b"\n\n"
         if ended:
             if position < (last := transcript.last_line):
                 yield _not_kept(position + 1, last)

@@ -19,12 +19,14 @@ import uvicorn
 from agent_runtime.api.app import OPEN_PATHS, Api, build_app
 from agent_runtime.api.metrics import Metrics
 from agent_runtime.api.request_body import BodyReader
+from agent_runtime.api.streams import OpenStreams
 from agent_runtime.delivery.cli_check import CliCheck
 from agent_runtime.delivery.delivery import Deliveries, FileDelivery
 from agent_runtime.delivery.reload_results import BackgroundReloadChecker, ReloadResults
 from agent_runtime.model.state import StopReason
 from agent_runtime.notifier import Notifier
 from agent_runtime.process.containment.registry import new_mark
+from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.secret.writer import put_from_environment
@@ -40,6 +42,7 @@ from agent_runtime.telemetry.events import EventLog
 from agent_runtime.tokens.probe import Probe
 from agent_runtime.web.access import AccessKey
 from agent_runtime.web.access_log import AccessLog
+from agent_runtime.web.response_buffer import ResponseBuffer
 from agent_runtime.web.uvicorn_protocol import (
     ACCEPTED_AT_ONCE,
     HEADER_LIMIT_BYTES,
@@ -258,6 +261,7 @@ async def _serve(
 ) -> int:
     settings = supervisor.settings
     sys.setswitchinterval(SWITCH_SECONDS)
+    linux.give_back_freed_memory()
     access = AccessKey(settings.access_key_file, settings.access_header, bootstrap.redactor)
     if access.required and access.read() is None:
         log.warning("no usable access key in %s: no caller is admitted until there is one", settings.access_key_file)
@@ -267,13 +271,16 @@ async def _serve(
         open_paths=OPEN_PATHS,
         detail_is_object=settings.error_detail == "object",
     )
+    buffer = ResponseBuffer(settings.response_buffer_bytes)
     app = build_app(
         Api(
             supervisor,
             access,
             connections,
-            Metrics(supervisor, lambda: bootstrap.logs.lost),
+            Metrics(supervisor, buffer, lambda: bootstrap.logs.lost),
             BodyReader(settings.body_limit),
+            buffer,
+            OpenStreams(buffer),
         )
     )
     config = uvicorn.Config(

@@ -124,6 +124,10 @@ class Lines:
         self._data = data
         self.ends = ends
 
+    def bytes_at(self, start: int, size: int) -> bytes:
+        """Return a part of the data; less if it ends there."""
+        return _read(self._data, size, start)
+
     def kept(self, position: int, start: int, ends: array[int]) -> list[tuple[int, bytes]]:
         """Return the lines after number *position* that were written; they begin at offset *start*."""
         # A damaged index that is not repaired yet may hold any number: never read beyond the file.

@@ -218,6 +218,19 @@ class RecordStore:
                 )
         return None
 
+    def answer_bytes(self, execution_id: str) -> int | None:
+        """
+        Return how long the stored answer of an execution is, or None.
+
+        Raises:
+            StoreUnavailable: The disk does not say.
+        """
+        with self._lock:
+            if kept := self._unsaved_answers.get(execution_id):
+                return len(kept.answer)
+            rows = self._rows("SELECT length(answer) FROM answers WHERE execution_id = ?", execution_id)
+        return int(rows[0][0] or 0) if rows else None
+
     def unfinished(self) -> list[ExecutionRecord]:
         """
         Return the records without an end that an earlier supervisor left, oldest first.

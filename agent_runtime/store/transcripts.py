@@ -19,7 +19,7 @@ import os
 import time
 from array import array
 from bisect import bisect_left, bisect_right
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from agent_runtime.store.line_files import ENTRY_BYTES, Ends, LineFiles, Lines, file_size
 
@@ -115,6 +115,14 @@ def name_of(execution_id: str) -> str:
     return "~" + hashlib.sha256(execution_id.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+class LongLine(NamedTuple):
+    """A line that is read in parts; *start* and *end* are offsets, without the newline."""
+
+    number: int
+    start: int
+    end: int
+
+
 class TranscriptReader:
     """
     Reads a transcript, also while another thread writes it.
@@ -151,6 +159,28 @@ class TranscriptReader:
                 found = lines.kept(position, start, ends)
                 position += len(ends)
         return found
+
+    def long_line(self, after: int, longer_than_bytes: int) -> LongLine | None:
+        """Return where the first written line after line *after* is, if it is longer than so much."""
+        with self._open() as lines:
+            position = max(after, 0)
+            while lines and position < len(lines.ends):
+                start, ends = lines.ends.after(position, 1000)
+                missing = bisect_right(ends, start)
+                if missing < len(ends):
+                    line = LongLine(position + missing + 1, start, ends[missing] - 1)
+                    is_long = line.end - start > longer_than_bytes and lines.bytes_at(line.end, 1) == b"\n"
+                    return line if is_long else None
+                position += max(1, missing)
+        return None
+
+    def bytes_at(self, start: int, size: int) -> bytes:
+        """Return a part of a long line; less if it is gone."""
+        part = b""
+        with self._open() as lines:
+            if lines:
+                part = lines.bytes_at(start, size)
+        return part
 
     def answer_log(self, limit_bytes: int, must_include_line: int | None = None) -> tuple[list[bytes], bool]:
         """

@@ -34,25 +34,56 @@ RECENT_KEPT = 1000
 RETRY_SECONDS = 5
 SPACE_SECONDS = 5.0
 """How long a full disk is left alone after something was deleted."""
+COPIES = 4
+"""Of an answer's bytes, while its fields are put together."""
+
 OTHER_BODY = "this execution_id is known for another body; choose another id"
 
 
 class StoredResult(msgspec.Struct, frozen=True):
     """
-    A finished execution with its answer; a caller can wait for it as for a running one.
+    A finished execution whose answer is stored; a caller can wait for it as for a running one.
 
     Attributes:
-        answer: In the form that callers get.
+        most_bytes: What it takes at most to read the answer and to split it into fields.
     """
 
     record: ExecutionRecord
-    answer: Answer
+    records: RecordStore
     form: AnswerForm
     transcript: TranscriptReader
+    most_bytes: int
+
+    def answer(self) -> Answer:
+        """
+        Read the answer, in the form that callers get; callable from any thread.
+
+        Raises:
+            StoreUnavailable: It cannot be read, or was deleted meanwhile.
+        """
+        if (found := self.records.answer(self.record.execution_id)) is None:
+            raise StoreUnavailable("the answer of this execution was deleted")
+        try:
+            return in_form(Answer(found.status_code, found.answer), self.record, self.form, self.transcript)
+        except UNREADABLE as error:
+            log.error("answer cannot be read: %s", error, extra={"execution_id": self.record.execution_id})
+            raise StoreUnavailable("the answer of this execution is there, and cannot be read") from None
 
     def result(self) -> KeptResult:
-        """Split the answer into fields; this may read the transcript."""
-        return result_of(self.answer, self.record, self.form, self.transcript)
+        """Read the answer and split it into fields; raises as :meth:`answer`."""
+        return result_of(self.answer(), self.record, self.form, self.transcript)
+
+    def answer_to_post(self) -> Answer:
+        """
+        Read the answer for a caller that would else run the task again.
+
+        Raises:
+            MayHaveRun: It cannot be read.
+        """
+        try:
+            return self.answer()
+        except StoreUnavailable as error:
+            raise _may_have_run(error) from None
 
     @property
     def execution_id(self) -> str:
@@ -61,6 +92,11 @@ class StoredResult(msgspec.Struct, frozen=True):
 
     async def finished(self) -> None:
         """Return at once."""
+
+
+def _may_have_run(error: StoreUnavailable) -> MayHaveRun:
+    text = f"it may have run already: {error}; ask again later, or send it under another id"
+    return MayHaveRun(text, retry_after_seconds=RETRY_SECONDS)
 
 
 class Archive:
@@ -169,8 +205,7 @@ class Archive:
             if (stored := self.stored_result(record)) is None:
                 raise StoreUnavailable("it succeeded, and its answer is not there")
         except StoreUnavailable as error:
-            text = f"it may have run already: {error}; ask again later, or send it under another id"
-            raise MayHaveRun(text, retry_after_seconds=RETRY_SECONDS) from None
+            raise _may_have_run(error) from None
         return stored
 
     def record(self, execution_id: str) -> ExecutionRecord:
@@ -188,21 +223,18 @@ class Archive:
 
     def stored_result(self, record: ExecutionRecord) -> StoredResult | None:
         """
-        Return the answer of an execution that has ended, if it is stored.
+        Return the result of an execution that has ended, if its answer is stored; nothing of it is read yet.
 
         Raises:
-            StoreUnavailable: It cannot be read.
+            StoreUnavailable: The disk does not say.
         """
-        found = self.records.answer(record.execution_id)
-        if found is None:
+        size_bytes = self.records.answer_bytes(record.execution_id)
+        if size_bytes is None:
             return None
+        logged_bytes = min(self.transcripts.size_bytes(record.execution_id), self._form.log_limit_bytes)
+        most_bytes = COPIES * max(size_bytes, logged_bytes)
         transcript = self.transcripts.reader(record.execution_id)
-        try:
-            answer = in_form(Answer(found.status_code, found.answer), record, self._form, transcript)
-        except UNREADABLE as error:
-            log.error("answer cannot be read: %s", error, extra={"execution_id": record.execution_id})
-            raise StoreUnavailable("the answer of this execution is there, and cannot be read") from None
-        return StoredResult(record, answer, self._form, transcript)
+        return StoredResult(record, self.records, self._form, transcript, most_bytes)
 
     def shown(self, record: ExecutionRecord, answer: Answer) -> Answer:
         """Return a new answer in the form that callers get."""

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from agent_runtime.errors import Busy, InvalidRequest, TooLarge
 from agent_runtime.web.problems import problem_response
+from agent_runtime.web.response_buffer import TRANSPORT
 
 if TYPE_CHECKING:
     import asyncio
@@ -217,6 +218,7 @@ class Connection(H11Protocol):
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or refuse it for its header or for want of a place."""
+        scope[TRANSPORT] = self.transport
         if (fault := _fault_of_header(scope)) is not None:
             self.refuse(fault)
         elif self._has_place:

@@ -10,24 +10,33 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
 import psutil
 import pytest
+from starlette.requests import Request
 
-from agent_runtime.api.streams import BATCH_BYTES, BATCH_LINES, STREAM_LIMIT, Batches, follow
+from agent_runtime.api import streams
+from agent_runtime.api.streams import BATCH_BYTES, BATCH_LINES, STREAMS_PER_CALLER, Batches, follow
+from agent_runtime.errors import Busy
 from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.state import Phase
 from agent_runtime.notifier import Notifier
 from agent_runtime.store.transcripts import TranscriptReader, TranscriptStore
 from agent_runtime.supervisor.supervisor import View
+from agent_runtime.telemetry.redaction import Redactor
+from agent_runtime.web.access import AccessKey
+from agent_runtime.web.response_buffer import ResponseBuffer
 from tests.support.supervised import eventually, supervised
 from tests.system.test_executions import OK, events, holding
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from starlette.responses import Response
 
 
 @pytest.mark.slow
@@ -90,7 +99,7 @@ def test_streams_are_bounded_and_places_are_given_back(tmp_path: Path) -> None:
             contextlib.ExitStack() as held,
         ):
             readers = []  # one that is let go of closes its connection
-            for _ in range(STREAM_LIMIT):
+            for _ in range(STREAMS_PER_CALLER):
                 readers.append(events(held.enter_context(client.stream("GET", "/api/events"))))
                 next(readers[-1])
             turned_away = running.client.get("/api/events")
@@ -231,6 +240,96 @@ def test_batches_are_kept_within_a_bound_and_none_without_readers(tmp_path: Path
     assert batches.after(reader, writer.last_line - 1) is before[-1]
     batches.clear()
     assert batches.after(reader, writer.last_line - 1) is not before[-1]
+
+
+@pytest.mark.parametrize("size", [BATCH_BYTES, BATCH_BYTES + 1, 3 * BATCH_BYTES, 1_000_000])
+def test_a_long_line_comes_in_parts_with_its_number_and_between_the_others(tmp_path: Path, size: int) -> None:
+    long = b'{"x": "' + b"0123456\r" * (size // 8) + b'"}'
+    with TranscriptStore(tmp_path).writer("long") as writer:
+        writer.append_many([b"first", b"second", long, b"fourth", long])
+        writer.flush()
+    record = ExecutionRecord(execution_id="long", created_at=0.0, state=Phase.FINISHED)
+    view = View(record, TranscriptStore(tmp_path).reader("long"), Notifier())
+
+    async def read(after: int) -> list[bytes]:
+        return [events async for events in follow(view, after, Batches())]
+
+    for after in (0, 1, 2, 3, 4):
+        parts = asyncio.run(read(after))
+        found = {event.get("id"): event["data"] for event in events(httpx.Response(200, content=b"".join(parts)))}
+        text = long.replace(b"\r", b"").decode()
+        for number, data in {"1": "first", "2": "second", "3": text, "4": "fourth", "5": text}.items():
+            assert (number in found) == (int(number) > after)
+            assert found.get(number, data) == data
+        assert max(map(len, parts)) <= BATCH_BYTES + 100
+
+
+def test_a_long_line_that_is_deleted_while_it_is_read_ends_the_stream_without_its_event(tmp_path: Path) -> None:
+    store = TranscriptStore(tmp_path)
+    with store.writer("long") as writer:
+        writer.append_many([b"first", b"x" * 10 * BATCH_BYTES])
+        writer.flush()
+    record = ExecutionRecord(execution_id="long", created_at=0.0, state=Phase.FINISHED)
+    view = View(record, store.reader("long"), Notifier())
+
+    async def read() -> bytes:
+        had = b""
+        async for part in follow(view, 0, Batches()):
+            had += part
+            if len(had) > 3 * BATCH_BYTES:
+                store.delete_named("long")
+        return had
+
+    had = asyncio.run(read())
+    assert had.count(b"x") < 10 * BATCH_BYTES
+    assert not had.endswith(b"\n\n")
+    assert b"event: end" not in had
+
+
+@pytest.mark.parametrize("lines", [[b"", b"x" * 300_000], [b"a" * 300_000, b"", b"", b"b" * 300_000]])
+def test_a_long_line_behind_lines_that_were_not_kept_is_found(tmp_path: Path, lines: list[bytes]) -> None:
+    """A line that could not be written ends where the one before it ends."""
+    with TranscriptStore(tmp_path).writer("long") as writer:
+        writer.append_joined(
+            b"".join(line + b"\n" for line in lines if line), [len(line) + bool(line) for line in lines]
+        )
+        writer.flush()
+    reader, position, found = TranscriptStore(tmp_path).reader("long"), 0, []
+    while (line := reader.long_line(position, BATCH_BYTES)) is not None:
+        found.append((line.number, reader.bytes_at(line.start, line.end - line.start)))
+        position = line.number
+    assert found == [(number, line) for number, line in enumerate(lines, 1) if line]
+
+
+def test_one_caller_cannot_take_all_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "STREAMS_PER_CALLER", 2)
+    places = streams.OpenStreams(ResponseBuffer(1 << 20))
+
+    def ask(host: str) -> Response:
+        request = Request({"type": "http", "method": "GET", "headers": [], "client": (host, 1), "query_string": b""})
+        return places.response(request, follow_nothing, AccessKey(None, "x", Redactor()))
+
+    async def follow_nothing() -> AsyncIterator[bytes]:
+        yield b": nothing\n\n"
+
+    async def main() -> None:
+        held = [ask("10.0.0.1"), ask("10.0.0.1")]
+        with pytest.raises(Busy):
+            ask("10.0.0.1")
+        held.append(ask("10.0.0.2"))
+
+        async def receive() -> Any:
+            await asyncio.Event().wait()
+
+        async def send(_message: Any) -> None:
+            await asyncio.sleep(0)
+
+        for response in held:
+            await response({"type": "http"}, receive, send)
+        assert (places.count, places.by_caller) == (0, {})
+        ask("10.0.0.1")
+
+    asyncio.run(main())
 
 
 def test_a_change_that_comes_while_somebody_looks_is_not_missed_and_a_reader_that_left_spoils_none() -> None:

@@ -29,6 +29,7 @@ from agent_runtime.telemetry.redaction import Redactor
 from agent_runtime.telemetry.webhook import LAST_SECONDS, POSTED, SIGNATURE_HEADER, Webhook
 from agent_runtime.web.access import AccessKey
 from agent_runtime.web.problems import problem_response
+from agent_runtime.web.response_buffer import ResponseBuffer
 from tests.support.supervised import eventually
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ def served(log: EventLog) -> Iterator[str]:
     """Put *log* behind a real server."""
 
     async def events(request: Request) -> Response:
-        return event_stream(log, request, OpenStreams(), AccessKey(None, "x", Redactor()))
+        return event_stream(log, request, OpenStreams(ResponseBuffer(1 << 20)), AccessKey(None, "x", Redactor()))
 
     app = Starlette(routes=[Route("/api/events", events)], exception_handlers={AgentRuntimeError: _problem})
     with LoopbackServer().running(app) as url:

@@ -1,0 +1,250 @@
+"""
+One bound on the bytes that are held for readers: of answers longer than a slice, and of pieces of streams.
+
+What does not fit waits. A quarter is left to small ones, so that they never wait for large ones. While something waits,
+readers that are behind are let go: their connections are closed. uvicorn alone copies an answer into its connection's
+buffer at once, however slowly it is read (uvicorn 0.54, ``h11_impl.py``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from starlette.responses import Response
+
+from agent_runtime.errors import Busy
+
+if TYPE_CHECKING:
+    from asyncio import Transport
+    from collections.abc import AsyncIterator, Callable
+
+    from starlette.types import Receive, Scope, Send
+
+log = logging.getLogger(__name__)
+
+TRANSPORT = "agent_runtime.transport"
+"""Where in a request's scope the transport of its connection is."""
+
+SLICE_BYTES = 64 * 1024
+GRACE_SECONDS = 10.0
+LEAST_BYTES_PER_SECOND = 64 * 1024
+"""A reader is behind that has taken nothing for as long as the grace, or less than this since the grace was over."""
+
+WAIT_SECONDS = 30.0
+CHECK_SECONDS = 1.0
+RETRY_SECONDS = 5
+
+
+class Charge:
+    """
+    Bytes that are held for one reader.
+
+    Attributes:
+        sent_bytes: How much the reader's connection has taken.
+        begun_at: When sending began, monotonic seconds; None: not yet.
+        is_let_go: The connection was closed, because the reader was behind.
+    """
+
+    def __init__(self, size_bytes: int, scope: Scope) -> None:
+        self.size_bytes = size_bytes
+        self.sent_bytes = 0
+        self.begun_at: float | None = None
+        self.is_let_go = False
+        self._moved_at = 0.0
+        self._transport: Transport | None = scope.get(TRANSPORT)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the connection is closed or being closed."""
+        return self._transport is not None and self._transport.is_closing()
+
+    def seconds_behind(self, now: float) -> float:
+        """Return by how much the reader is too slow; not above 0: it is not."""
+        if self.begun_at is None or self._transport is None:
+            return 0.0
+        since = min(self._moved_at, self.begun_at + self.sent_bytes / LEAST_BYTES_PER_SECOND)
+        return now - since - GRACE_SECONDS
+
+    def let_go(self) -> None:
+        """Close the connection."""
+        self.is_let_go = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def begin(self) -> None:
+        """Count the reader's time from now on."""
+        self.begun_at = self._moved_at = time.monotonic()
+
+    async def send(self, body: bytes, send: Send, *, more_body: bool = False) -> None:
+        """Send *body* in slices, and let others have their turn after each."""
+        if self.begun_at is None:
+            self.begin()
+        view = memoryview(body)
+        for at in range(0, max(1, len(body)), SLICE_BYTES):
+            is_last = at + SLICE_BYTES >= len(body)
+            await send(
+                {
+                    "type": "http.response.body",
+                    "body": view[at : at + SLICE_BYTES],
+                    "more_body": more_body or not is_last,
+                }
+            )
+            if self.is_gone:
+                return
+            self.sent_bytes += SLICE_BYTES
+            self._moved_at = time.monotonic()
+            if not is_last:
+                await asyncio.sleep(0)  # a connection that takes all at once never waits
+
+
+class ResponseBuffer:
+    """
+    Count the bytes that are held for readers, and let nothing be held beyond a limit but what cannot wait.
+
+    Attributes:
+        used_bytes: Held now.
+        let_go: How many readers were let go.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._small_bytes = limit_bytes // 64
+        self._large_limit_bytes = limit_bytes * 3 // 4
+        self.used_bytes = 0
+        self.let_go = 0
+        self._charges: dict[Charge, None] = {}
+        self._waiting: dict[Charge, asyncio.Future[None]] = {}  # longest first
+
+    @contextlib.asynccontextmanager
+    async def charge(
+        self, size_bytes: int, scope: Scope, *, wait_seconds: float | None = None
+    ) -> AsyncIterator[Charge]:
+        """
+        Hold so many bytes while the block runs; of what is larger than three quarters of the limit, one at a time.
+
+        Args:
+            scope: The request's.
+            wait_seconds: How long to wait for room; None: as long as it takes; 0: hold it all the same.
+
+        Raises:
+            Busy: There was no room in time.
+        """
+        charge = Charge(min(size_bytes, self._large_limit_bytes), scope)
+        self._waiting[charge] = turn = asyncio.get_running_loop().create_future()
+        if wait_seconds == 0:
+            self._add(charge)
+        else:
+            self._grant()
+            if not turn.done():
+                await self._turn_of(charge, turn, wait_seconds)
+        try:
+            yield charge
+        finally:
+            self._remove(charge)
+
+    def resize(self, charge: Charge, size_bytes: int) -> None:
+        """Change what is held, without waiting."""
+        size_bytes = min(size_bytes, self._large_limit_bytes)
+        self.used_bytes += size_bytes - charge.size_bytes
+        charge.size_bytes = size_bytes
+        self._grant()
+
+    def _is_small(self, charge: Charge) -> bool:
+        return charge.size_bytes <= self._small_bytes
+
+    def _fits(self, charge: Charge) -> bool:
+        if self._is_small(charge):
+            return self.used_bytes + charge.size_bytes <= self.limit_bytes
+        return self.used_bytes + charge.size_bytes <= self._large_limit_bytes or all(map(self._is_small, self._charges))
+
+    def _add(self, charge: Charge) -> None:
+        self._waiting.pop(charge).set_result(None)
+        self._charges[charge] = None
+        self.used_bytes += charge.size_bytes
+
+    def _remove(self, charge: Charge) -> None:
+        if self._waiting.pop(charge, None) is None:
+            del self._charges[charge]
+            self.used_bytes -= charge.size_bytes
+        self._grant()
+
+    def _grant(self) -> None:
+        """Add what fits, in the order of arrival; a small one passes large ones."""
+        is_full = False
+        for charge in list(self._waiting):
+            if not (is_full and not self._is_small(charge)) and self._fits(charge):
+                self._add(charge)
+            else:
+                is_full = True
+
+    async def _turn_of(self, charge: Charge, turn: asyncio.Future[None], wait_seconds: float | None) -> None:
+        deadline = None if wait_seconds is None else time.monotonic() + wait_seconds
+        try:
+            while not (await asyncio.wait({turn}, timeout=CHECK_SECONDS))[0]:
+                if deadline is not None and time.monotonic() > deadline:
+                    raise Busy(
+                        "too much is being sent to slow readers; ask again later", retry_after_seconds=RETRY_SECONDS
+                    )
+                self._let_slow_readers_go()
+        except BaseException:
+            self._remove(charge)
+            raise
+
+    def _let_slow_readers_go(self) -> None:
+        """Let those go that are furthest behind, as many as make room for the longest waiting."""
+        now = time.monotonic()
+        lacking = self.used_bytes + next(iter(self._waiting)).size_bytes - self._large_limit_bytes
+        lacking -= sum(charge.size_bytes for charge in self._charges if charge.is_let_go)
+        for charge in sorted(self._charges, key=lambda charge: charge.seconds_behind(now), reverse=True):
+            if lacking <= 0 or charge.seconds_behind(now) <= 0:
+                break
+            if not charge.is_let_go:
+                log.warning("a reader was let go: it took %d bytes in too long a time", charge.sent_bytes)
+                charge.let_go()
+                self.let_go += 1
+                lacking -= charge.size_bytes
+
+
+class HeldResponse(Response):
+    """
+    An answer that is sent within the bound.
+
+    Args:
+        size_bytes: What is held for it; where it is built in a thread, what building takes, and then its length.
+        build: Makes the answer; may raise what a handler may raise.
+        wait_seconds: As of :meth:`ResponseBuffer.charge`.
+    """
+
+    def __init__(
+        self,
+        buffer: ResponseBuffer,
+        size_bytes: int,
+        build: Callable[[], Response],
+        *,
+        in_thread: bool = True,
+        wait_seconds: float = WAIT_SECONDS,
+    ) -> None:
+        self._buffer = buffer
+        self._size_bytes = size_bytes
+        self._build = build
+        self._in_thread = in_thread
+        self._wait_seconds = wait_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's
+        """Wait for room, build, and send."""
+        async with self._buffer.charge(self._size_bytes, scope, wait_seconds=self._wait_seconds) as charge:
+            if self._in_thread:
+                if charge.is_gone:
+                    return
+                response = await asyncio.to_thread(self._build)
+                self._buffer.resize(charge, len(response.body))
+            else:
+                response = self._build()
+            charge.begin()
+            start = {"status": response.status_code, "headers": response.raw_headers}
+            await send({"type": "http.response.start", **start})
+            await charge.send(bytes(response.body), send)
