@@ -185,9 +185,7 @@ class Group:
         Dying processes keep it busy for a moment, so it is tried again until then. The next start removes the rest.
         """
         self.oom_kills()
-        deadline = time.monotonic() + within_seconds
-        while not (gone := remove_tree(self.directory)) and time.monotonic() < deadline:
-            time.sleep(_PAUSE_SECONDS)
+        gone = remove_tree(self.directory, within_seconds)
         self.close()
         return gone
 
@@ -262,8 +260,15 @@ class Group:
         return True
 
 
-def remove_tree(directory: Path) -> bool:
-    """Remove a cgroup and those below it, if nothing lives in them; return whether it is gone."""
+def remove_tree(directory: Path, within_seconds: float = 0.0) -> bool:
+    """Remove a cgroup and those below it, as soon as nothing lives in them; return whether it is gone."""
+    deadline = time.monotonic() + within_seconds
+    while not (gone := _remove_all(directory)) and time.monotonic() < deadline:
+        time.sleep(_PAUSE_SECONDS)
+    return gone
+
+
+def _remove_all(directory: Path) -> bool:
     try:
         if _remove(directory):  # most have none below them; this needs no descriptor
             return True

@@ -36,7 +36,6 @@ LEAF = "agent-runtime-supervisor"
 """The cgroup of the supervisor and its former neighbours, once there are limits; a restarted one begins in it."""
 
 _TRIAL = "agent-runtime-trial."
-_LONGEST_MARK = 200
 _MOVING_ROUNDS = 100
 _MOST_GROUPS_LOOKED_AT = 20_000
 _PATIENCE_SECONDS = 1.0
@@ -133,7 +132,7 @@ def _try(base: Path, own: Path) -> bool:
     except OSError as error:
         raise _NotHere(_why(error, base, "no process can be moved into a cgroup below")) from None
     finally:
-        _remove_soon(trial)
+        remove_tree(trial, _PATIENCE_SECONDS)
 
 
 def _take_back(own: Path) -> None:
@@ -184,12 +183,14 @@ class Groups:
         Make the cgroup of one attempt, without a process in it.
 
         Args:
-            mark: The attempt's; it is part of the name, so that the next supervisor recognises leftovers.
+            mark: The attempt's; it is part of the name, so that the next supervisor recognises leftovers. A group of
+                this name is another's, and must not be used.
 
         Raises:
             OSError: The system refuses; nothing is left behind.
         """
-        directory = self._new(PREFIX + _safe(mark))
+        directory = self.base / (PREFIX + mark)
+        directory.mkdir()
         group: Group | None = None
         try:
             # Set first, while it is empty: the files with the counters appear only then.
@@ -242,15 +243,6 @@ class Groups:
         except OSError as error:
             log.warning("not all cgroups could be searched for leftovers: %s", errno.errorcode.get(error.errno or 0))
         return found
-
-    def _new(self, name: str) -> Path:
-        directory = self.base / name
-        try:
-            directory.mkdir()
-        except FileExistsError:  # it is somebody else's and must not be used
-            directory = self.base / f"{name}.{secrets.token_hex(8)}"
-            directory.mkdir()
-        return directory
 
 
 NO_LIMITS = Limits()
@@ -352,14 +344,3 @@ def _is_as_asked(taken: list[str], asked: list[str]) -> bool:
     return len(taken) == len(asked) and all(
         t == a or (t.isdecimal() and 0 <= int(a) - int(t) < page) for t, a in zip(taken, asked, strict=True)
     )
-
-
-def _remove_soon(directory: Path) -> None:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while not remove_tree(directory) and time.monotonic() < deadline:
-        time.sleep(0.001)
-
-
-def _safe(mark: str) -> str:
-    """Return a mark as a cgroup's name, which may contain no slash and no newline."""
-    return "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in mark)[:_LONGEST_MARK]
