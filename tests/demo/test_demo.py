@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -25,45 +26,10 @@ from tests.support.supervised import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 LIMIT_SECONDS = 110
 IN_THE_MIDDLE = "in the middle of a tool"
-SCRIPTED_CLI = """\
-from agent_runtime.standins.scripted_cli import api as scripted_api, main as scripted_cli, runtime as scripted_run
-"""
-
-LOSES_ITS_RESULT = "scripted_run.Run.result = lambda *words, **fields: None\n"
-KEEPS_ITS_FIRST_TOKEN_AND_WRITES_IT_DOWN = """
-import pathlib
-name = "CLAUDE_CODE_OAUTH_TOKEN"
-if name in os.environ:  # not so for --version
-    kept = pathlib.Path(os.environ["HOME"], "first")
-    if not kept.exists():
-        kept.write_text(os.environ[name])
-    os.environ[name] = kept.read_text()
-    given = sys.argv[sys.argv.index("--settings") + 1]
-    pathlib.Path(given).parents[2].joinpath("note").write_text("I was given " + os.environ[name])
-"""
-HIDES_THE_REFUSAL = """
-def hide(api, error, attempt, credential):
-    api._run.result("All is well.")
-    raise scripted_api.GaveUp
-scripted_api.Api._refused = hide
-"""
-SPEAKS_LATE = """
-import time
-refused = scripted_api.Api._refused
-def late(*given):
-    time.sleep(2.5)
-    refused(*given)
-scripted_api.Api._refused = late
-"""
-DIES_IN_ITS_TOOL = """
-def die(run, command, timeout_seconds=0):
-    os._exit(1)
-scripted_run.Run.bash = die
-"""
+PROGRAMS = Path(__file__).with_name("programs")
 
 
 class Demo:
@@ -128,16 +94,6 @@ def demo(directory: Path, *arguments: str) -> Iterator[Demo]:
         started.process.stdout.close()
 
 
-def claude_that(directory: Path, behaviour: str) -> str:
-    """Write a scripted CLI with a fault; returns its command."""
-    program = directory / "claude.py"
-    program.write_text(
-        f"import os, sys\n{SCRIPTED_CLI}{behaviour}\n"
-        "code = scripted_cli.main(sys.argv[1:])\nsys.stdout.flush()\nos._exit(code)\n"
-    )
-    return shlex.join([sys.executable, str(program)])
-
-
 def outcome_of(promise: Promise, said: str) -> str:
     """Read off the table how a promise came out: ``held``, ``BROKEN`` or ``-``."""
     (line,) = [line for line in said.splitlines() if line.endswith(promise.value)]
@@ -184,27 +140,20 @@ def test_the_demo_keeps_every_promise_with_the_real_cli(tmp_path: Path, claude: 
         assert run.processes() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("behaviour", "broken"),
+    ("fault", "broken"),
     [
-        pytest.param(LOSES_ITS_RESULT, {Promise.FINISH, Promise.NOT_LOST, Promise.HEALED}, marks=pytest.mark.slow),
-        pytest.param(
-            KEEPS_ITS_FIRST_TOKEN_AND_WRITES_IT_DOWN,
-            {Promise.NEW_TOKEN, Promise.NO_TOKEN_SHOWN},
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            HIDES_THE_REFUSAL, {Promise.ANSWER, Promise.EVIDENCE, Promise.TURNED_AWAY}, marks=pytest.mark.slow
-        ),
-        pytest.param(DIES_IN_ITS_TOOL, {Promise.TOOLS_RUN, Promise.FINISH, Promise.NOT_LOST}, marks=pytest.mark.slow),
-        pytest.param(SPEAKS_LATE, {Promise.GONE}, marks=pytest.mark.slow),
+        ("loses_its_result", {Promise.FINISH, Promise.NOT_LOST, Promise.HEALED}),
+        ("keeps_its_first_token", {Promise.NEW_TOKEN, Promise.NO_TOKEN_SHOWN}),
+        ("hides_the_refusal", {Promise.ANSWER, Promise.EVIDENCE, Promise.TURNED_AWAY}),
+        ("dies_in_its_tool", {Promise.TOOLS_RUN, Promise.FINISH, Promise.NOT_LOST}),
+        ("speaks_late", {Promise.GONE}),
     ],
-    ids=["loses its result", "keeps its first token", "hides the refusal", "dies in its tool", "speaks late"],
 )
-def test_a_broken_promise_is_named_and_makes_the_exit_code_1(
-    tmp_path: Path, behaviour: str, broken: set[Promise]
-) -> None:
-    with demo(tmp_path, "--claude", claude_that(tmp_path, behaviour)) as run:
+def test_a_broken_promise_is_named_and_makes_the_exit_code_1(tmp_path: Path, fault: str, broken: set[Promise]) -> None:
+    claude = shlex.join([sys.executable, str(PROGRAMS / f"{fault}.py")])
+    with demo(tmp_path, "--claude", claude) as run:
         code, said = run.ended()
 
         assert code == 1, said
