@@ -42,6 +42,7 @@ ORDER: tuple[str, ...] = (
     "http_client",
     "mounts",
     "notifier",
+    "files",
     "settings",
     "setting_slips",
     "errors",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import pwd
 import stat
@@ -24,12 +25,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.delivery.private_files import owner_of, written_beside
+from agent_runtime.delivery.private_files import make_directory, owner_of, written_beside
 from agent_runtime.errors import SpawnFailed
 from agent_runtime.model.tokens import Token
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = ".credentials.json"
 MARKER_NAME = ".agent-runtime-delivered.json"
@@ -125,6 +128,19 @@ class CredentialsFile:
         finally:
             self._open_dir = self._config_dir
             os.close(descriptor)
+
+    def restore_directory(self) -> None:
+        """Make the config directory again if it is gone, and give it to the children's user."""
+        directory = self._config_dir
+        if os.path.lexists(directory):
+            return
+        try:
+            directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(directory.parent, directory.name, self._owner)
+        except OSError as error:
+            log.error("the config directory %s is gone and cannot be made again: %s", directory, error.strerror)
+        else:
+            log.error("the config directory %s was gone, with its sessions, and was made again", directory)
 
     @property
     def obstacle(self) -> str | None:

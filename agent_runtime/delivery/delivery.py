@@ -127,6 +127,11 @@ class FileDelivery:
         with self._lock:
             return self._file.obstacle
 
+    def restore_directory(self) -> None:
+        """Make the config directory again if it was removed while we run: every child needs it, whatever its token."""
+        with self._lock:
+            self._file.restore_directory()
+
     @property
     def readers(self) -> int:
         """How many children depend on the file."""
@@ -279,6 +284,7 @@ class Deliveries:
         Raises:
             DeliveryImpossible: The setting is ``file``, and the file cannot be written now.
         """
+        self._file.restore_directory()
         reload_behaviour = self._reload_behaviour()
         if self._way_of(generation, reload_behaviour) == ENV:
             return by_variable(generation)
@@ -303,6 +309,7 @@ class Deliveries:
         """
         if self._way_of(generation, self._reload_behaviour()) == ENV and self._file.readers == 0:
             return
+        self._file.restore_directory()
         try:
             self._file.renew(generation)
         except DeliveryImpossible as error:

@@ -147,7 +147,7 @@ class PrivateFiles:
     def remove(self) -> None:
         """Remove all files and directories."""
         for directory in self._directories:
-            shutil.rmtree(directory, ignore_errors=True)
+            remove_tree(directory)
 
     def _candidates(self) -> Iterator[Path]:
         """Yield the directory in use, then further ones, each made just before it is yielded."""
@@ -166,6 +166,13 @@ class PrivateFiles:
             yield place
 
 
+def remove_tree(path: Path) -> None:
+    """Remove a directory, or what an agent has put in its place: at a FIFO rmtree alone would wait for ever."""
+    with contextlib.suppress(OSError):
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def fallbacks() -> tuple[Path, ...]:
     """List the places for private files if the data directory's disk accepts none."""
     return (IN_MEMORY, Path(tempfile.gettempdir()))
@@ -178,4 +185,4 @@ def remove_leftovers(tag: str) -> None:
             for entry in os.scandir(place):
                 is_ours = entry.name.startswith(NAME.format(mark=f"{tag}.")) and not entry.is_symlink()
                 if is_ours and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
-                    shutil.rmtree(entry.path, ignore_errors=True)
+                    remove_tree(Path(entry))

@@ -23,6 +23,7 @@ from agent_runtime.claude.executable import Binary
 from agent_runtime.delivery.private_files import written_beside
 from agent_runtime.delivery.reload_check import DoesNotRun, ReloadResult, check_reload
 from agent_runtime.errors import AgentRuntimeError, SpawnFailed
+from agent_runtime.files import read_file
 from agent_runtime.process.child import Spawner
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _put(table: dict[str, V], key: str, value: V) -> None:
 
 def _read(path: Path) -> _Stored:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Stored)
+        return msgspec.json.decode(read_file(path), type=_Stored)
     except FileNotFoundError:
         return _Stored()
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from agent_runtime.files import read_file, replace_file
 from agent_runtime.model.state import TokenTrouble
 
 if TYPE_CHECKING:
@@ -162,7 +162,8 @@ class GenerationLedger:
                 raw = msgspec.json.encode(self._stored)
                 self._dirty = False
             try:
-                _replace(self._path, raw, durable=durable)
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                replace_file(self._path, raw, durable=durable)
                 self._unsynced = not durable
             except OSError as problem:
                 with self._lock:
@@ -180,7 +181,7 @@ class GenerationLedger:
         if self._path is None:
             return _Stored()
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=_Stored)
+            return msgspec.json.decode(read_file(self._path), type=_Stored)
         except FileNotFoundError:
             return _Stored()
         except OSError as problem:
@@ -188,15 +189,3 @@ class GenerationLedger:
         except (msgspec.DecodeError, UnicodeDecodeError):
             logger.warning("%s is damaged, generations are counted from 1", self._path)
         return _Stored()
-
-
-def _replace(path: Path, raw: bytes, *, durable: bool) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:  # noqa: PTH123 a descriptor, not a path
-        file.write(raw)
-        file.flush()
-        if durable:
-            os.fsync(descriptor)
-    temporary.replace(path)

@@ -14,12 +14,11 @@ import fcntl
 import functools
 import logging
 import os
-import shutil
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent_runtime.delivery.private_files import remove_leftovers
+from agent_runtime.delivery.private_files import remove_leftovers, remove_tree
 from agent_runtime.errors import CannotStart, SettingsInvalid
 from agent_runtime.process.child import Spawner
 from agent_runtime.process.containment.leftovers import await_shims, sweep_leftovers
@@ -99,7 +98,7 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         held.enter_context(_locked(settings.config_dir, f"{PREFIX}CONFIG_DIR"))
         # A supervisor that was killed may have left its children's files, which hold tokens.
         run_dir = data_dir / "run"
-        shutil.rmtree(run_dir, ignore_errors=True)
+        remove_tree(run_dir)
         remove_leftovers(tag_of(data_dir))
         held.callback(remove_leftovers, tag_of(data_dir))
         start.go_on()  # only now: a start that a signal ends has also removed everything of an earlier supervisor
@@ -168,7 +167,10 @@ def _locked(path: Path, variable: str) -> Iterator[None]:
             flags = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
             descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            text = f"{variable}: cannot create the lock in {directory}: {error.strerror}; {_ANOTHER}"
+            advice = _ANOTHER
+            if os.path.lexists(path) and not path.is_file():
+                advice = f"{path.name} there is not a file: remove it, if no other supervisor uses the directory"
+            text = f"{variable}: cannot create the lock in {directory}: {error.strerror}; {advice}"
             raise CannotStart(text) from None
         held.callback(os.close, descriptor)
         try:

@@ -161,7 +161,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
         The exit code: 0 after a drain.
 
     Raises:
-        CannotStart: A layer of containment is not to be had, or the records are of a later version.
+        CannotStart: A layer of containment is not to be had.
         CalledOff: A signal came before the supervisor was there.
     """
     data_dir, redactor = bootstrap.data_dir, bootstrap.redactor

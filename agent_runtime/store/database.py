@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import msgspec
 
-from agent_runtime.errors import CannotStart, StoreUnavailable
+from agent_runtime.errors import StoreUnavailable
+from agent_runtime.files import read_file, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +74,10 @@ Mark: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 class Damaged(Exception):
     """The file is not one of our databases, or its content is corrupt."""
+
+
+class OfLaterVersion(Exception):
+    """A later version of this package wrote the file; nothing in it is read or changed."""
 
 
 class Schema(msgspec.Struct, frozen=True):
@@ -128,7 +133,6 @@ class Database:
 
         Raises:
             StoreUnavailable: The file cannot be opened, or the last try was a moment ago.
-            CannotStart: It was written by a later version of this package.
         """
         if self._is_stale and self._clock() >= self._retry_at:
             self.close()
@@ -227,6 +231,8 @@ class Database:
             mode = self._path.lstat().st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
                 raise Damaged("it is not a file")
+        for suffix in ("-wal", "-journal"):  # SQLite waits for ever for the writer of a FIFO
+            self._set_aside_unless_file(_beside(self._path, suffix))
         # SQLite gives its other files the same mode.
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         size_bytes = self._path.stat().st_size
@@ -264,16 +270,16 @@ class Database:
 
         Raises:
             Damaged: The file is foreign or corrupt.
-            CannotStart: A later version of this package wrote it.
+            OfLaterVersion: Its version is higher than that of this package.
         """
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
         if not version and not tables:
             return
         if version > len(self._schema.migrations) and "marks" in tables:
-            raise CannotStart(
-                "the records in the data directory were written by a later version of agent-runtime; "
-                "run that one, or name another directory"
+            raise OfLaterVersion(
+                f"a later version of agent-runtime wrote {self._path.name}: its format is {version}, and this one "
+                f"knows {len(self._schema.migrations)}; run that version, or name another data directory"
             )
         if version < 0 or (version >= len(self._schema.migrations) and "marks" not in tables):
             raise Damaged("it holds something else")
@@ -309,9 +315,7 @@ class Database:
 
     def _replace(self, reason: str) -> None:
         """Set the file and its log aside, and put a new file with the readable rows in its place."""
-        aside = _beside(self._path, time.strftime(".damaged-%Y%m%dT%H%M%SZ", time.gmtime()))
-        while os.path.lexists(aside):
-            aside = _beside(aside, "x")
+        aside = _aside(self._path)
         fresh = _beside(self._path, ".new")
         for left in (fresh, _beside(fresh, "-wal")):
             left.unlink(missing_ok=True)
@@ -344,20 +348,23 @@ class Database:
             self._mark(target)
         return saved
 
+    def _set_aside_unless_file(self, path: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(path.lstat().st_mode):
+                aside = _aside(path)
+                path.replace(aside)
+                self._tell(f"{path.name} was not a file: set aside as {aside.name}")
+
     def _noted(self) -> int:
         """Return the mark in the note; 0 if there is no note."""
         try:
-            return msgspec.json.decode(self._note_path.read_bytes(), type=Mark)
+            return msgspec.json.decode(read_file(self._note_path), type=Mark)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return 0
 
     def _note(self, mark: int) -> None:
         with contextlib.suppress(OSError):  # without a note, a lost file is not noticed
-            new = _beside(self._note_path, ".new")
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(b"%d" % mark)
-            new.replace(self._note_path)
+            replace_file(self._note_path, b"%d" % mark)
 
     def _tell(self, damage: str) -> None:
         log.error("%s", damage)
@@ -368,7 +375,7 @@ class Database:
         """Turn disk errors into StoreUnavailable, and remember them."""
         try:
             yield
-        except (OSError, Damaged) as error:
+        except (OSError, Damaged, OfLaterVersion) as error:
             self._failed(getattr(error, "strerror", None) or str(error), stale=True)
         except sqlite3.Error as error:
             code = _code(error)
@@ -426,6 +433,14 @@ def _marks(connection: sqlite3.Connection) -> int:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
+
+
+def _aside(path: Path) -> Path:
+    """Return a name that nothing has, for what is to be set aside."""
+    aside = _beside(path, time.strftime(".damaged-%Y%m%dT%H%M%SZ", time.gmtime()))
+    while os.path.lexists(aside):
+        aside = _beside(aside, "x")
+    return aside
 
 
 def _code(error: BaseException) -> int:

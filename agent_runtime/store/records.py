@@ -70,10 +70,8 @@ class RecordStore:
         """
         Open the file; create or migrate it.
 
-        A disk error does not raise: records are then held in memory, and opening is tried again.
-
-        Raises:
-            CannotStart: The file was written by a later version of this package.
+        A disk error does not raise: records are then held in memory, and opening is tried again. So it is where a later
+        version of this package wrote the file, which stays as it is.
         """
         store = cls(path)
         with contextlib.suppress(StoreUnavailable):

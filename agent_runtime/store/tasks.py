@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent_runtime.errors import InvalidRequest
+from agent_runtime.files import read_file, replace_file
 from agent_runtime.model.task import parse
 
 if TYPE_CHECKING:
@@ -59,10 +59,7 @@ class TaskStore:
         path = self._path(execution_id)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(path.with_suffix(".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            path.with_suffix(".new").replace(path)
+            replace_file(path, content)
         except OSError as error:
             log.warning("task not kept: %s", error.strerror, extra={"execution_id": execution_id})
 
@@ -75,7 +72,7 @@ class TaskStore:
         """Return the ids of the stored tasks, and delete files that a crash left half written."""
         for path in [*self._directory.glob("*.new"), *self._directory.glob("*.json")]:
             try:
-                execution_id = bytes.fromhex(path.stem).decode()
+                execution_id = bytes.fromhex(path.name.partition(".")[0]).decode()
             except ValueError:
                 continue
             if path.suffix == ".json":
@@ -92,7 +89,7 @@ class TaskStore:
             return
         for path in paths:
             try:
-                task, _ = parse(path.read_bytes(), strict=False)
+                task, _ = parse(read_file(path), strict=False)
             except (OSError, InvalidRequest) as error:
                 extra = {"execution_id": _id_in(path)}
                 log.warning("kept task cannot be read: %s", type(error).__name__, extra=extra)

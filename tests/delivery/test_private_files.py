@@ -237,6 +237,21 @@ def leftovers(tag: str, tmp_path: Path) -> list[Path]:
     return [file for place in places for file in place.glob(f"agent-runtime-{tag}.*/*") if file.is_file()]
 
 
+def test_a_pipe_in_place_of_private_files_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private_files, "fallbacks", lambda: (tmp_path,))
+    files = PrivateFiles(tmp_path, "1-2.x", None)
+    directory = files.write("settings.json", b"{}").parent
+    (tmp_path / "agent-runtime-1-2.y").mkdir()
+    directory.rename(tmp_path / "moved")
+    os.mkfifo(directory)
+    os.mkfifo(tmp_path / "agent-runtime-1-2.z")
+
+    files.remove()
+    remove_leftovers("1-2")
+
+    assert [entry.name for entry in tmp_path.iterdir()] == ["moved"]
+
+
 def test_what_another_data_directory_or_user_has_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(private_files, "fallbacks", lambda: (tmp_path, tmp_path / "missing"))
     for name in ("agent-runtime-1-2.start.1.x", "agent-runtime-1-22.start.1.x", "somebody-elses"):

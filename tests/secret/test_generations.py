@@ -171,7 +171,7 @@ def test_a_leftover_of_a_killed_process_is_no_obstacle(tmp_path: Path) -> None:
     ledger = GenerationLedger(tmp_path)
     ledger.number_of(A)
     ledger.save()
-    (tmp_path / "generations.tmp").write_bytes(b'{"gener')
+    (tmp_path / "generations.json.new").write_bytes(b'{"gener')
 
     restarted = GenerationLedger(tmp_path)
     assert restarted.number_of(B) == 2

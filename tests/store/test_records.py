@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from agent_runtime.errors import CannotStart, ErrorClass, InvalidRequest, StoreUnavailable
+from agent_runtime.errors import ErrorClass, InvalidRequest, StoreUnavailable
 from agent_runtime.model.records import (
     AttemptRecord,
     EvidenceRecord,
@@ -242,14 +242,31 @@ def test_nobody_else_can_read_records(store: RecordStore, path: Path) -> None:
 # -- versions of the file
 
 
-def test_a_file_of_a_later_version_is_not_touched(path: Path) -> None:
+def test_a_file_of_a_later_version_is_neither_touched_nor_read_and_taken_up_again_when_it_is_replaced(
+    path: Path,
+) -> None:
+    clock = Clock()
     RecordStore.open(path).close()
-    with sqlite3.connect(path) as connection:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 1000")
-    connection.close()
+    content = path.read_bytes()
 
-    with pytest.raises(CannotStart, match="later version"):
-        RecordStore.open(path)
+    with contextlib.closing(RecordStore(path, clock=clock)) as store:
+        for _ in range(3):
+            clock.now += Database.RETRY_SECONDS
+            with pytest.raises(StoreUnavailable, match="its format is 1000, and this one knows"):
+                store.save(record("new"))
+            with pytest.raises(StoreUnavailable):
+                store.load("x")
+            with pytest.raises(StoreUnavailable):
+                store.upkeep()
+        assert (path.read_bytes(), store.damage, store.set_aside) == (content, [], [])
+        assert "later version" in (store.trouble or "")
+
+        path.unlink()
+        clock.now += Database.RETRY_SECONDS
+        store.upkeep()
+        assert (store.trouble, store.load("new")) == (None, record("new"))
 
 
 def test_a_file_of_an_earlier_version_is_migrated_step_by_step(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
