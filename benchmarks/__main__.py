@@ -29,6 +29,7 @@ MODULES = (
     "trees",
     "switching",
     "many",
+    "traffic",
     "dead_token",
 )
 INTO = Path(".benchmarks")

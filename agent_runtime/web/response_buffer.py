@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 TRANSPORT = "agent_runtime.transport"
 """Where in a request's scope the transport of its connection is."""
 
+BUILT_AT_ONCE = 2
+"""More threads would only compete for the interpreter, with the event loop, too."""
+
 SLICE_BYTES = 64 * 1024
 GRACE_SECONDS = 10.0
 LEAST_BYTES_PER_SECOND = 64 * 1024
@@ -108,6 +111,7 @@ class ResponseBuffer:
     Attributes:
         used_bytes: Held now.
         let_go: How many readers were let go.
+        builders: Held while an answer is built in a thread.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -116,6 +120,7 @@ class ResponseBuffer:
         self._large_limit_bytes = limit_bytes * 3 // 4
         self.used_bytes = 0
         self.let_go = 0
+        self.builders = asyncio.Semaphore(BUILT_AT_ONCE)
         self._charges: dict[Charge, None] = {}
         self._waiting: dict[Charge, asyncio.Future[None]] = {}  # longest first
 
@@ -240,7 +245,8 @@ class HeldResponse(Response):
             if self._in_thread:
                 if charge.is_gone:
                     return
-                response = await asyncio.to_thread(self._build)
+                async with self._buffer.builders:
+                    response = await asyncio.to_thread(self._build)
                 self._buffer.resize(charge, len(response.body))
             else:
                 response = self._build()
