@@ -100,15 +100,10 @@ def _reload_result(settings: Settings, environ: Mapping[str, str], binary: Binar
         with contextlib.closing(Spawner()) as spawner:
             result = check_reload(spawner, settings.claude, environ, user=settings.child_user)
         reload_results.store(binary, result)
-        origin = (
-            f"made now, kept in {data_dir / RELOAD_RESULTS_FILE}"
-            if keeps
-            else "made now, not kept: no data directory yet"
-        )
-    return (
-        result,
-        f"version {result.version}, a running one takes a newer token: {result.reload_behaviour} ({origin})",
-    )
+        where = f"kept in {data_dir / RELOAD_RESULTS_FILE}" if keeps else "not kept: no data directory yet"
+        origin = f"made now, {where}"
+    text = f"version {result.version}, a running one takes a newer token: {result.reload_behaviour} ({origin})"
+    return result, text
 
 
 def contained(settings: Settings) -> Finding:

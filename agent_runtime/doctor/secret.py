@@ -120,35 +120,27 @@ def rivals(environ: Mapping[str, str]) -> Finding:
 
 def settings_files(settings: Settings, machine: Machine) -> Iterator[Finding]:
     """Check for credentials and servers in the CLI's settings files."""
-    outranked = [
-        settings.workspace / ".claude/settings.json",
-        settings.workspace / ".claude/settings.local.json",
-        settings.config_dir / "settings.json",
-    ]
-    outranked_names = [f"{path}: {', '.join(names)}" for path in outranked if (names := _deciding(path))]
-    managed = machine.managed_settings
+    workspace, managed = settings.workspace / ".claude", machine.managed_settings
+    outranked = _decided(
+        workspace / "settings.json", workspace / "settings.local.json", settings.config_dir / "settings.json"
+    )
     try:
         parts = sorted((managed / "managed-settings.d").glob("*.json"))
     except OSError:
         parts = []
-    winning = [
-        f"{path}: {', '.join(names)}"
-        for path in (managed / "managed-settings.json", *parts)
-        if (names := _deciding(path))
-    ]
-    if winning:
-        text = f"{'; '.join(winning)}: managed settings beat the secret file"
+    if winning := _decided(managed / "managed-settings.json", *parts):
+        text = f"{winning}: managed settings beat the secret file"
         yield problem("cli settings", text, "take these keys out of the managed settings of the image")
     elif "ANTHROPIC_UNIX_SOCKET" in _deciding(settings.config_dir / "settings.json"):
         text = f"{settings.config_dir / 'settings.json'}: ANTHROPIC_UNIX_SOCKET, which makes CLI 2.1.114 fail"
         yield warning("cli settings", text, "take it out")
     else:
-        yield ok(
-            "cli settings",
-            f"{'; '.join(outranked_names)}: outranked, the secret file decides"
-            if outranked_names
-            else "decide nothing",
-        )
+        yield ok("cli settings", f"{outranked}: outranked, the secret file decides" if outranked else "decide nothing")
+
+
+def _decided(*paths: Path) -> str:
+    """Return what settings files decide, each with the names in it; empty: nothing."""
+    return "; ".join(f"{path}: {', '.join(names)}" for path in paths if (names := _deciding(path)))
 
 
 def _deciding(path: Path) -> list[str]:
@@ -162,11 +154,8 @@ def _deciding(path: Path) -> list[str]:
     if not isinstance(content, dict):
         return []
     env = content.get("env")
-    names = (
-        [name for name, value in env.items() if value and (is_rival(name) or name == BASE_URL_VARIABLE)]
-        if isinstance(env, dict)
-        else []
-    )
+    given = [name for name, value in env.items() if value] if isinstance(env, dict) else []
+    names = [name for name in given if is_rival(name) or name == BASE_URL_VARIABLE]
     return [*(["apiKeyHelper"] if content.get("apiKeyHelper") else []), *sorted(names)]
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 OK = json.dumps({"script": [{"do": "init"}, {"do": "assistant", "text": "Hello."}, {"do": "result", "text": "Hello."}]})
 TALKATIVE = 40
+PROGRAMS = Path(__file__).with_name("programs")
 THERE = "there"
 
 
@@ -427,13 +428,15 @@ def test_cancelling_a_call_leaves_the_execution(shared: Supervised, tmp_path: Pa
 
 def test_ctrl_c_ends_a_blocking_wait_at_once_and_leaves_the_execution(shared: Supervised, tmp_path: Path) -> None:
     name = f"ctrl-c-{tmp_path.name}"
-    program = (
-        "import sys\nfrom agent_runtime.client import SyncAgentClient\n"
-        "with SyncAgentClient(sys.argv[1]) as agent:\n"
-        "    try:\n        agent.run(sys.argv[2], execution_id=sys.argv[3])\n"
-        "    except KeyboardInterrupt:\n        print(agent.status(sys.argv[3])['running'])\n"
-    )
-    words = [sys.executable, "-W", "error", "-c", program, shared.url, holding(tmp_path / "go"), name]
+    words = [
+        sys.executable,
+        "-W",
+        "error",
+        str(PROGRAMS / "interrupted.py"),
+        shared.url,
+        holding(tmp_path / "go"),
+        name,
+    ]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         eventually(lambda: is_running(shared, name))
         began = time.monotonic()
@@ -495,15 +498,8 @@ def test_a_blocking_client_that_is_closed_ends_the_calls_of_other_threads_and_it
 
 
 def test_a_blocking_client_that_is_not_closed_keeps_no_process_from_ending(shared: Supervised) -> None:
-    program = (
-        "import os, sys\nfrom agent_runtime.client import SyncAgentClient, ClientError\n"
-        "agent = SyncAgentClient(sys.argv[1])\nprint(agent.token()['state'], flush=True)\n"
-        "if os.fork() == 0:\n"
-        "    try:\n        agent.token()\n"
-        "    except ClientError as error:\n        print(error.error_class, flush=True)\n"
-        "else:\n    os.wait()\n    print(agent.token()['state'])\n"
-    )
-    words = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c", program, shared.url]
+    program = str(PROGRAMS / "forked.py")
+    words = [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", program, shared.url]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=30)
 
     assert (done.stdout, done.stderr, done.returncode) == ("ready\nclosed\nready\n", "", 0)

@@ -1,0 +1,1 @@
+"""Programs that use the client; the tests run them by their paths."""
