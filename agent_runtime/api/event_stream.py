@@ -27,7 +27,7 @@ def event_stream(log: EventLog, request: Request, open_streams: streams.OpenStre
         InvalidRequest: The position is no number.
         Busy: Too many streams are open.
     """
-    after = streams.last_event_id(request.headers.get("last-event-id") or request.query_params.get("last_event_id"))
+    after = streams.position_of(request)
     return open_streams.response(request, lambda: follow(log, after), access)
 
 

@@ -224,7 +224,7 @@ async def terminate(api: Api, request: Request) -> bodies.Termination:
 
 async def stream(api: Api, request: Request) -> Response:
     """Send the transcript as events."""
-    after = streams.last_event_id(request.headers.get("last-event-id") or request.query_params.get("last_event_id"))
+    after = streams.position_of(request)
     view = api.supervisor.view(request.path_params["id"])
     return api.streams.response(request, lambda: streams.follow(view, after, api.streams.batches), api.access)
 

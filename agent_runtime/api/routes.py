@@ -6,6 +6,7 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING
 
+import msgspec
 from starlette.responses import Response
 
 from agent_runtime.api import handlers
@@ -33,15 +34,16 @@ _STREAM_MORE = (
 
 async def openapi(api: Api, request: Request) -> Response:
     """Describe all of this."""
-    text = await asyncio.to_thread(_description, api.supervisor.settings.access_header, api.access.required)
+    settings = api.supervisor.settings
+    text = await asyncio.to_thread(_description, settings.access_header, api.access.required, settings.strict)
     return Response(text, media_type="application/json")
 
 
 @functools.lru_cache(maxsize=4)
-def _description(access_header: str, is_required: bool) -> bytes:
-    from agent_runtime.api.schema.openapi import document
+def _description(access_header: str, is_required: bool, is_strict: bool) -> bytes:
+    from agent_runtime.api.schema.openapi import build
 
-    return document(ROUTES, access_header, is_required)
+    return msgspec.json.encode(build(ROUTES, access_header=access_header, key_required=is_required, strict=is_strict))
 
 
 ROUTES: tuple[Operation, ...] = (
@@ -54,11 +56,9 @@ ROUTES: tuple[Operation, ...] = (
         answers={200: (Success,), 202: (bodies.Accepted,)},
         errors=(
             *EXECUTION_ERRORS,
-            ErrorClass.BUSY,
             ErrorClass.DRAINING,
             ErrorClass.CONFLICT,
             ErrorClass.STORAGE,
-            ErrorClass.TOO_LARGE,
         ),
         parameters=("Prefer", "traceparent", "tracestate"),
         body=Task,
@@ -80,7 +80,7 @@ ROUTES: tuple[Operation, ...] = (
         "listExecutions",
         "executions",
         answers={200: (bodies.ExecutionPage,)},
-        errors=(ErrorClass.INVALID_REQUEST, ErrorClass.STORAGE, ErrorClass.BUSY),
+        errors=(ErrorClass.STORAGE,),
         parameters=("state", "outcome", "limit", "cursor"),
     ),
     Operation(
@@ -118,7 +118,7 @@ ROUTES: tuple[Operation, ...] = (
         "getExecutionResult",
         "executions",
         answers={200: (KeptResult,), 202: (bodies.Accepted,)},
-        errors=(*_OF_A_RECORD, ErrorClass.BUSY),
+        errors=_OF_A_RECORD,
         parameters=("id",),
         more="Where the execution is known and its answer is not kept, `code` is `no_retained_result`.",
     ),
@@ -129,7 +129,7 @@ ROUTES: tuple[Operation, ...] = (
         "streamExecution",
         "executions",
         events={"state": bodies.StreamState, "message": None, "gap": bodies.StreamGap, "end": bodies.StreamEnd},
-        errors=(*_OF_A_RECORD, ErrorClass.INVALID_REQUEST, ErrorClass.BUSY),
+        errors=_OF_A_RECORD,
         parameters=("id", "Last-Event-ID", "last_event_id"),
         more=f"`message` is one frame of the CLI; its `id` is the number of its line, from 1. {_STREAM_MORE}",
     ),
@@ -150,7 +150,6 @@ ROUTES: tuple[Operation, ...] = (
         "streamEvents",
         "supervisor",
         events={"*": Event, "gap": bodies.StreamGap, "end": bodies.EventsEnd},
-        errors=(ErrorClass.INVALID_REQUEST, ErrorClass.BUSY),
         parameters=("Last-Event-ID", "last_event_id"),
         more=f"The name of an event is its `type`. {_STREAM_MORE}",
     ),
@@ -162,7 +161,7 @@ ROUTES: tuple[Operation, ...] = (
         "reloadToken",
         "token",
         answers={200: (bodies.Reloaded,)},
-        errors=(ErrorClass.INVALID_REQUEST, ErrorClass.TOO_LARGE, ErrorClass.NOT_WRITABLE),
+        errors=(ErrorClass.NOT_WRITABLE,),
         body=bodies.NewToken,
         body_required=False,
         more="A refused or blocked token is tried at once; a limit, and that the account cannot pay, are forgotten.",
@@ -196,7 +195,6 @@ ROUTES: tuple[Operation, ...] = (
         "supervisor",
         open=True,
         answers={200: (bodies.Health, bodies.HealthInBrief)},
-        errors=(ErrorClass.INVALID_REQUEST,),
     ),
     Operation(
         "GET",
@@ -206,7 +204,6 @@ ROUTES: tuple[Operation, ...] = (
         "supervisor",
         open=True,
         answers={200: (bodies.Health, bodies.HealthInBrief)},
-        errors=(ErrorClass.INVALID_REQUEST,),
     ),
     Operation(
         "GET",

@@ -184,14 +184,26 @@ def event(name: str, data: bytes, number: int | None = None) -> bytes:
     return head + b"data: " + data.replace(b"\r", b"") + b"\n\n"
 
 
+def position_of(request: Request) -> int:
+    """
+    Return after which line a stream goes on: ``Last-Event-ID``, or else the parameter of that name.
+
+    Raises:
+        InvalidRequest: One of them is no line number, also where the other counts.
+    """
+    header = last_event_id(request.headers.get("last-event-id"))
+    query = last_event_id(request.query_params.get("last_event_id"))
+    return header if request.headers.get("last-event-id") else query
+
+
 def last_event_id(value: str | None) -> int:
     """
-    Read ``Last-Event-ID``: the number of the last line the reader has.
+    Read the number of the last line the reader has.
 
     Raises:
         InvalidRequest: It is no line number.
     """
-    if value is None or not value.strip():
+    if not value:
         return 0
     if not (value.isascii() and value.isdigit() and len(value) <= 18):
         raise InvalidRequest("Last-Event-ID: must be a line number, as in the id of an event")

@@ -128,6 +128,9 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return msgspec.structs.replace(self, traceparent=trace.traceparent, tracestate=trace.tracestate)
 
 
+_INTEGERS = ("max_turns",)
+"""Fields of whole numbers, which may be written with a fraction of zero: 3.0 is an integer in JSON Schema."""
+
 CLI_FLAGS = {
     "model": "--model",
     "system_prompt": "--append-system-prompt",
@@ -192,6 +195,9 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
         raise InvalidRequest("the body must be a JSON object with a message")
     ignored = unread_fields(raw, Task, strict=strict, redact=redact)
     _check_lengths(raw)
+    for name in _INTEGERS:
+        if isinstance(number := raw.get(name), float) and number.is_integer():
+            raw[name] = int(number)
     try:
         task = msgspec.convert(raw, Task)
     except msgspec.ValidationError as error:

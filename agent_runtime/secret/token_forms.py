@@ -44,6 +44,15 @@ _ABOUT_A_TOKEN = re.compile(rf"{FAMILY}|\Aexport |(?:CLAUDE|ANTHROPIC)_")
 _ASSIGNMENT = re.compile(rf"(?:export[ \t]{{1,8}})?(?:{'|'.join(VARIABLES)})[ \t]{{0,8}}=")
 
 
+PLAIN_TOKEN = (
+    rf"^(?:(?:{OAUTH_PREFIX}|{API_KEY_PREFIX})[0-9]{{2}}-[A-Za-z0-9_-]{{4,}}|"
+    r"(?!~/|\.\.?/|.*\.\.\.|.*[Ss][Kk]-[Aa][Nn][Tt]-|(?:.*/)?secrets?/|_*[A-Z]+(?:_+[A-Z]+)+[_=]*$)"
+    r"(?![Xx._~+/=-]+$|[0-9._~+/=-]*[Xx][Xx0-9._~+/=-]*$)"
+    r"[A-Za-z0-9._~+-][A-Za-z0-9._~+/-]{15,}={0,2})$"
+)
+"""What is accepted without a wrapping, as a schema says it: all of it but placeholders, and base64 of a token."""
+
+
 class NoToken(ValueError):
     """The text is no token; the message goes after "the secret file"."""
 

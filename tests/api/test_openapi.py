@@ -15,6 +15,7 @@ from agent_runtime.api.routes import EXECUTION_ERRORS
 from agent_runtime.api.schema.openapi import EXAMPLES, build
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.rules import RULES
+from agent_runtime.model.task import parse
 from tests.support.described import Description, events_in
 from tests.support.supervised import NEW, Supervised, eventually, supervised
 from tests.system.test_executions import DEAD, OK, holding
@@ -234,6 +235,118 @@ def test_every_refusal_of_a_request_is_described(
     running: Supervised, description: Description, method: str, path: str, content: bytes
 ) -> None:
     description.check(running.client.request(method, path, content=content))
+
+
+TOKEN_BODY = "/api/credentials/reload-token"
+TASK_BODY = "/api/task"
+MESSAGE = {"message": "x", "async_result": True}
+UUID = "0af76519-16cd-43dd-8448-eb211c80319c"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "is_valid"),
+    [
+        (TASK_BODY, {**MESSAGE, "max_turns": 3.0}, True),
+        (TASK_BODY, {**MESSAGE, "max_turns": 1e2}, True),
+        (TASK_BODY, {**MESSAGE, "max_turns": 3.5}, False),
+        (TASK_BODY, {**MESSAGE, "max_turns": 0.0}, False),
+        (TASK_BODY, {**MESSAGE, "max_turns": 1e300}, False),
+        (TASK_BODY, {**MESSAGE, "timeout_seconds": 3}, True),
+        (TASK_BODY, {"message": ""}, False),
+        (TASK_BODY, {"message": " \n\u00a0\u3000\x1f"}, False),
+        (TASK_BODY, {**MESSAGE, "message": "\ufeff"}, True),
+        (TASK_BODY, {**MESSAGE, "mcp_config": {}}, False),
+        (TASK_BODY, {**MESSAGE, "mcp_config": {"mcpServers": []}}, False),
+        (TASK_BODY, {**MESSAGE, "mcp_config": {"mcpServers": {}, "other": 1}}, True),
+        (TASK_BODY, {**MESSAGE, "mcp_config": None}, True),
+        (TASK_BODY, {**MESSAGE, "fresh_session": True, "resume_session_id": UUID}, False),
+        (TASK_BODY, {**MESSAGE, "fresh_session": False, "resume_session_id": UUID}, True),
+        (TASK_BODY, {**MESSAGE, "fresh_session": True, "resume_session_id": None}, True),
+        (TASK_BODY, {**MESSAGE, "unknown": 1}, False),
+        *(
+            (TASK_BODY, {**MESSAGE, "images": [{"media_type": "image/png", "data": data}]}, is_valid)
+            for data, is_valid in (("", True), ("AAAA", True), ("AA==", True), ("AAA", False), ("A===", False))
+        ),
+        (TOKEN_BODY, {}, True),
+        (TOKEN_BODY, {"remove_api_key": None}, True),
+        (TOKEN_BODY, {"remove_api_key": 1}, False),
+        (TOKEN_BODY, {"unknown": "x"}, False),
+        (TOKEN_BODY, [], False),
+        (TOKEN_BODY, None, False),
+        (TOKEN_BODY, {"token": None}, False),
+        *(
+            (TOKEN_BODY, {"token": token}, is_valid)
+            for token, is_valid in (
+                *((NEW, True), ("sk-ant-api03-0000", True), ("an.opaque~token+of/a-gateway==", True), ("", False)),
+                *(("x" * 15, False), ("x" * 16, False), ("0" * 16, True), ("sk-ant-ort01-refresh-token", False)),
+                *(
+                    ("/run/secrets/claude/token", False),
+                    ("secret/data/of-a-vault", False),
+                    ("NAME_OF_A_VARIABLE", False),
+                ),
+                *(("name=a-value-of-sixteen", False), ("two words of sixteen", False), ("a-token-cut-off...", False)),
+            )
+        ),
+    ],
+)
+def test_the_schema_of_a_body_and_the_route_accept_the_same(
+    running: Supervised, description: Description, path: str, body: Any, is_valid: bool
+) -> None:
+    response = running.client.post(path, content=json.dumps(body))
+
+    schema = description.operation_of("POST", path)["requestBody"]["content"]["application/json"]["schema"]
+    if is_valid:
+        description.validate(body, schema)
+    else:
+        with pytest.raises(ValidationError):
+            description.validate(body, schema)
+    assert (response.status_code != 400) == is_valid, response.text
+
+
+def test_every_field_of_whole_numbers_takes_one_with_a_fraction_of_zero(built: Description) -> None:
+    fields = built.document["components"]["schemas"]["Task"]["properties"]
+    whole = [name for name, schema in fields.items() if '"integer"' in json.dumps(schema)]
+
+    assert whole
+    for name in whole:
+        task, _ = parse(json.dumps({"message": "x", name: 2.0}).encode(), strict=True)
+        same, _ = parse(json.dumps({"message": "x", name: 2}).encode(), strict=True)
+        assert (task, task.digest) == (same, same.digest)
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "status"),
+    [
+        ("", "", 200),
+        ("0", "x", 400),
+        ("x", "0", 400),
+        *(("", value, 400) for value in (" ", "-1", "1.0", "9" * 19, "\u0661")),
+    ],
+)
+def test_a_position_is_nothing_or_a_number_in_header_and_query(
+    running: Supervised, header: str, value: str, status: int
+) -> None:
+    eventually(lambda: running.post(OK, execution_id="there").status_code == 200)
+    for path in ("/api/events", "/api/executions/there/stream"):
+        words: dict[str, Any] = {"params": {"last_event_id": value}, "headers": {"Last-Event-ID": header}}
+        with running.client.stream("GET", path, **words) as response:
+            assert response.status_code == status
+
+
+def test_unknown_fields_are_described_as_they_are_taken(built: Description) -> None:
+    lenient = build(ROUTES, access_header="X-Agent-Token", key_required=True, strict=False)
+    for document, is_closed in ((built.document, True), (lenient, False)):
+        schemas = document["components"]["schemas"]
+        assert [("additionalProperties" in schemas[name]) for name in ("Task", "NewToken")] == [is_closed] * 2
+
+
+def test_a_body_is_read_whatever_its_type_says(running: Supervised, description: Description) -> None:
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "application/xml", ""):
+        headers = {"Content-Type": kind}
+        taken = running.client.post("/api/credentials/reload-token", content=b"{}", headers=headers)
+        assert description.check(taken).status_code == 200
+        refused = running.client.post("/api/credentials/reload-token", content=b"<a/>", headers=headers)
+        assert description.check(refused).status_code == 400
 
 
 def test_what_a_web_page_may_have_sent_is_refused_as_described(running: Supervised, description: Description) -> None:

@@ -6,7 +6,7 @@ Instants are RFC 3339 here, as callers see them.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -15,6 +15,7 @@ from agent_runtime.model.records import ExecutionRecord, InstantText, Metadata, 
 from agent_runtime.model.state import Outcome, Phase, TokenState  # noqa: TC001 - as above
 from agent_runtime.model.tokens import TokenKind  # noqa: TC001 - as above
 from agent_runtime.secret.mount import SourceKind  # noqa: TC001 - as above
+from agent_runtime.secret.token_forms import PLAIN_TOKEN
 
 
 class Accepted(msgspec.Struct, kw_only=True):
@@ -139,14 +140,15 @@ class TokenReport(msgspec.Struct, kw_only=True):
 
 class NewToken(msgspec.Struct, kw_only=True):
     """
-    A token to be written to the secret file before it is read again.
+    A token to be written to the secret file before it is read again, or nothing: then it is only read again.
 
     Attributes:
-        token: Nothing is written where the file holds it already, so that a file that cannot be written is no error.
+        token: As it was given out. Nothing is written where the file holds it already, so that a file that cannot be
+            written is no error.
         remove_api_key: Changes nothing: children are never given a key beside the token.
     """
 
-    token: str
+    token: Annotated[str, msgspec.Meta(pattern=PLAIN_TOKEN)] | msgspec.UnsetType = msgspec.UNSET
     remove_api_key: bool | None = None
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from agent_runtime.model.mcp_config import SERVERS
 from agent_runtime.model.problem import Problem
 from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.task import IMAGE_TYPES
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 _TEMPLATE = "#/components/schemas/{name}"
 _MARKUP = re.compile(r":[a-z]{1,10}:(?=`)")
+_NOT_BLANK = r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+"""A character that :meth:`str.strip` does not remove; what ``\\s`` is differs between regular expressions."""
+
+_BASE64 = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 _REQUESTS = {"Task", "Image", "NewToken"}
 """Types that callers send."""
 
@@ -32,7 +37,7 @@ def pointer(kind: type) -> dict[str, Any]:
     return {"type": "object"} if kind is dict else {"$ref": _TEMPLATE.format(name=kind.__name__)}
 
 
-def schemas(rows: Iterable[Operation]) -> dict[str, Any]:
+def schemas(rows: Iterable[Operation], *, strict: bool) -> dict[str, Any]:
     """Build the schema of every type that a route takes or gives."""
     kinds: dict[type, None] = {Problem: None, Success: None, Event: None}
     for operation in rows:
@@ -42,7 +47,7 @@ def schemas(rows: Iterable[Operation]) -> dict[str, Any]:
     _, found = msgspec.json.schema_components(list(kinds), ref_template=_TEMPLATE)
     for name, schema in found.items():
         _finish(name, schema)
-    _say_more(found)
+    _say_more(found, strict=strict)
     return dict(sorted(found.items()))
 
 
@@ -97,13 +102,23 @@ def _prose(text: str) -> str:
     return _MARKUP.sub("", text).replace("``", "`").replace("None:", "null:")
 
 
-def _say_more(found: dict[str, Any]) -> None:
+def _say_more(found: dict[str, Any], *, strict: bool) -> None:
     """Add the facts that the types do not hold: hidden fields, and text that stands for other types."""
     record = found[ExecutionRecord.__name__]
     del record["properties"]["request_digest"]
     record["required"].remove("request_digest")
     found["Image"]["properties"]["media_type"]["enum"] = list(IMAGE_TYPES)
-    found["Image"]["properties"]["data"]["contentEncoding"] = "base64"
+    found["Image"]["properties"]["data"] |= {"contentEncoding": "base64", "pattern": _BASE64}
+    task = found["Task"]["properties"]
+    task["message"]["pattern"] = _NOT_BLANK
+    task["mcp_config"]["anyOf"][0] |= {"properties": {SERVERS: {"type": "object"}}, "required": [SERVERS]}
+    found["Task"]["not"] = {
+        "properties": {"fresh_session": {"const": True}, "resume_session_id": {"type": "string"}},
+        "required": ["fresh_session", "resume_session_id"],
+    }
+    if strict:
+        for body in ("Task", "NewToken"):
+            found[body]["additionalProperties"] = False
     found["Event"]["properties"]["type"]["enum"] = sorted(TYPES)
     found["Success"]["properties"]["status"]["enum"] = ["success", "cancelled"]
     for name in ("Success", "KeptResult", "ErrorDetail"):

@@ -39,28 +39,40 @@ take a 405 `method`; `HEAD` is taken wherever `GET` is.
 Server-sent events are described by `x-server-sent-events`: the schema of what stands in `data`, by the event's name;
 `*` is any other name."""
 
-_ALWAYS = (ErrorClass.ACCESS, ErrorClass.INVALID_REQUEST)
-"""Errors of every route that needs the key; the second where there is none and a web page may have sent the request."""
+_ALWAYS = (ErrorClass.INVALID_REQUEST, ErrorClass.TOO_LARGE, ErrorClass.ERROR)
+"""
+Errors of every route: what is no HTTP, or came from a web page where there is no key; a header that is too long; a bug.
+"""
+
+_WITH_KEY = (ErrorClass.ACCESS, ErrorClass.BUSY)
+"""Errors of every route that needs the key; the second where all connections are taken."""
 
 _COME_BACK = {409, 429, 502, 503}
 """Statuses that may say when it is worth asking again."""
 
 
+_EVENT = {
+    "type": "object",
+    "description": "One event.",
+    "properties": {
+        "event": {"type": "string"},
+        "id": {"type": "string", "pattern": "^[0-9]+$"},
+        "data": {"type": "string", "contentMediaType": JSON},
+    },
+    "required": ["event", "data"],
+}
+
 EXAMPLES: dict[str, Any] = json.loads(Path(__file__).with_name("examples.json").read_bytes())
 """A task, an event, and by operation: answers by status and name, and streams. A test holds each to its schema."""
 
 
-def document(rows: Iterable[Operation], access_header: str, key_required: bool) -> bytes:
-    """Write the document."""
-    return msgspec.json.encode(build(rows, access_header=access_header, key_required=key_required))
-
-
-def build(rows: Iterable[Operation], *, access_header: str, key_required: bool) -> dict[str, Any]:
+def build(rows: Iterable[Operation], *, access_header: str, key_required: bool, strict: bool = True) -> dict[str, Any]:
     """
     Build the document.
 
     Args:
         key_required: False: the access key may be sent and is ignored.
+        strict: A request may have no fields that are not known.
     """
     rows = tuple(rows)
     paths: dict[str, dict[str, Any]] = {}
@@ -76,7 +88,7 @@ def build(rows: Iterable[Operation], *, access_header: str, key_required: bool) 
         "paths": paths,
         "webhooks": {"event": {"post": _webhook()}},
         "components": {
-            "schemas": schemas(rows),
+            "schemas": schemas(rows, strict=strict),
             "parameters": PARAMETERS,
             "headers": {
                 "Retry-After": {
@@ -133,16 +145,12 @@ def _responses(operation: Operation) -> dict[str, Any]:
             "description": "The text.",
             "content": {kind: {"schema": {"type": "string"}} for kind in operation.text},
         }
-    errors = dict.fromkeys((*operation.errors, *(() if operation.open else _ALWAYS)))
+    errors = dict.fromkeys((*operation.errors, *_ALWAYS, *(() if operation.open else _WITH_KEY)))
     statuses = {error: error.status for error in errors}
     if ErrorClass.STORAGE in errors and operation.id != "postTask":
         statuses[ErrorClass.STORAGE] = UNREADABLE_STATUS
     for status in sorted(set(statuses.values())):
         found[str(status)] = _errors(status, [error for error in errors if statuses[error] == status])
-    found["default"] = {
-        "description": "Anything else that went wrong.",
-        "content": {MEDIA_TYPE: {"schema": pointer(Problem)}},
-    }
     return found
 
 
@@ -168,7 +176,7 @@ def _stream(operation: Operation) -> dict[str, Any]:
         "description": "Server-sent events, up to one named `end`.",
         "content": {
             EVENT_STREAM: {
-                "schema": {"type": "string"},
+                "schema": _EVENT,
                 "x-server-sent-events": data,
                 "example": EXAMPLES["streams"][operation.id],
             }

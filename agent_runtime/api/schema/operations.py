@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agent_runtime.model.state import Outcome, Phase
+from agent_runtime.store.records import CURSOR_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,7 +29,7 @@ class Operation(msgspec.Struct, frozen=True):
         answers: Types of the JSON bodies, by status; several are alternatives.
         events: Of a stream: type of ``data`` by the event's name; None: any JSON object.
         text: Media types of a 200 that is neither JSON nor a stream.
-        errors: Beside those of every route that needs the key.
+        errors: Beside those of every route, and of every one that needs the key.
         more: Further sentences, after the handler's own.
     """
 
@@ -55,7 +56,8 @@ TAGS = {
 }
 
 _TEXT: dict[str, Any] = {"type": "string"}
-_LINE: dict[str, Any] = {"type": "string", "pattern": "^[0-9]{1,18}$"}
+_LINE: dict[str, Any] = {"type": "string", "pattern": "^[0-9]{0,18}$"}
+_CURSOR: dict[str, Any] = {"type": "string", "pattern": f"^{CURSOR_PATTERN}$"}
 
 
 def _parameter(name: str, place: str, description: str, schema: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -85,7 +87,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
             "outcome", "query", "Only executions with this outcome.", {**_TEXT, "enum": list(map(str, Outcome))}
         ),
         _parameter("limit", "query", "How many records the page holds at most.", _LIMIT),
-        _parameter("cursor", "query", "`next_cursor` of the page before.", _TEXT),
+        _parameter("cursor", "query", "`next_cursor` of the page before.", _CURSOR),
     )
 }
 """By name, as :attr:`Operation.parameters` lists them."""
