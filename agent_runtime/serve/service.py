@@ -70,9 +70,10 @@ LEAVE_SECONDS = 0.05
 """
 As long as uvicorn takes to notice that it should end, on average.
 
-A reader whose stream ends reconnects at once: until then it is told that we drain. uvicorn itself never closes a
-connection that is accepted while the others are being closed (uvicorn 0.54, ``Server.shutdown``).
+A reader whose stream ends reconnects at once: it is told then that we drain.
 """
+TURNS_TO_CONNECT = 3
+"""Of the loop, from an accept to ``connection_made`` (CPython 3.11, ``_accept_connection2``), and one more."""
 WORKERS = 4
 SWITCH_SECONDS = 0.0005
 """
@@ -129,14 +130,17 @@ class Server(uvicorn.Server):
                 await asyncio.sleep(LEAVE_SECONDS)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End, and close also the connections that are accepted while the others are being closed."""
-        ending = asyncio.ensure_future(super().shutdown(sockets))
-        while not ending.done():
-            for connection in list(self.server_state.connections):
-                if not connection.transport.is_closing():
-                    connection.shutdown()
-            await asyncio.wait({ending}, timeout=LEAVE_SECONDS)
-        await ending
+        """
+        Accept no more, and end once every connection that was accepted is known, so that each is closed.
+
+        asyncio loses a connection whose listener is closed between its accept and the next turns of the loop, and
+        uvicorn never closes one that it is told of after it has closed the others.
+        """
+        for listener in sockets or ():
+            asyncio.get_running_loop().remove_reader(listener)
+        for _ in range(TURNS_TO_CONNECT):
+            await asyncio.sleep(0)
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen, and announce the address: the only line on stdout."""

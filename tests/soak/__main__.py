@@ -131,9 +131,9 @@ def soak(options: argparse.Namespace, home: Path, journal: Journal) -> None:
                 ):
                     time.sleep(0.2)
 
-            load_until(0.45, *OF_THE_SUPERVISOR)
+            load_until(0.4, *OF_THE_SUPERVISOR)
             trouble.spare_the_supervisor = True
-            load_until(0.6)
+            load_until(0.7)  # caches fill meanwhile
             calm(bed, trouble)
             baseline = watch.measure()
             bed.calm.clear()

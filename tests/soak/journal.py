@@ -69,7 +69,7 @@ LEAST_IN_TEN_MINUTES = {
     "SIGSTOP of the supervisor": 5,
 }
 LEAST_WITH_A_FULL_DISK = {"disk filled": 10, "disk freed": 10, "answer that says it is not retained": 10}
-LEAST_IN_THE_END = {"answer compared": 100, "stream compared": 50}
+LEAST_IN_THE_END = {"answer compared": 100, "stream compared": 20}
 OF_THE_SUPERVISOR = ("kill -9 of the supervisor", "restart by SIGTERM")
 
 
