@@ -57,7 +57,7 @@ async def report(
             transcripts_without_record=len(archive.unaccounted),
         ),
         loop_lag_seconds=round(await _loop_lag(), 6),
-        uptime_seconds=round(time.time() - supervisor.started_at, 3),
+        uptime_seconds=round(time.monotonic() - supervisor.started_at, 3),
     )
 
 

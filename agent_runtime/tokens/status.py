@@ -59,6 +59,10 @@ class Limit(msgspec.Struct, frozen=True):
     until: float
     has_known_end: bool = True
 
+    def lasts(self, epoch: float) -> bool:
+        """Whether it has not ended; a guessed end that is further away than it ever was tells of a clock set back."""
+        return epoch < self.until and (self.has_known_end or self.until - epoch <= UNKNOWN_LIMIT_SECONDS)
+
     def concerns(self, model: str | None) -> bool:
         """Whether a task for *model* meets it; a task that names no model meets only the account's."""
         return self.model is None or (model is not None and self.model in model)
@@ -257,7 +261,7 @@ class TokenStatuses:
 
     def _lasting(self, generation: Generation, epoch: float) -> dict[tuple[str | None, str | None], Limit]:
         known = self._limits.setdefault(generation.token.fingerprint, {})
-        for key in [key for key, limit in known.items() if limit.until <= epoch]:
+        for key in [key for key, limit in known.items() if not limit.lasts(epoch)]:
             del known[key]
         return known
 
