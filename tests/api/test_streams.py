@@ -301,9 +301,9 @@ def test_a_long_line_behind_lines_that_were_not_kept_is_found(tmp_path: Path, li
     assert found == [(number, line) for number, line in enumerate(lines, 1) if line]
 
 
-def test_one_caller_cannot_take_all_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_are_bounded_for_one_caller_and_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "STREAMS_PER_CALLER", 2)
-    places = streams.OpenStreams(ResponseBuffer(1 << 20))
+    places = streams.OpenStreams(ResponseBuffer(1 << 20), limit=4)
 
     def ask(host: str) -> Response:
         request = Request({"type": "http", "method": "GET", "headers": [], "client": (host, 1), "query_string": b""})
@@ -316,7 +316,9 @@ def test_one_caller_cannot_take_all_streams(monkeypatch: pytest.MonkeyPatch) -> 
         held = [ask("10.0.0.1"), ask("10.0.0.1")]
         with pytest.raises(Busy):
             ask("10.0.0.1")
-        held.append(ask("10.0.0.2"))
+        held += [ask("10.0.0.2"), ask("::1")]
+        with pytest.raises(Busy):
+            ask("10.0.0.3")
 
         async def receive() -> Any:
             await asyncio.Event().wait()
