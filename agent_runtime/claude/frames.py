@@ -29,7 +29,6 @@ The beginning of an entry of ``errors`` that the CLI itself does not show.
 Source: 2.1.330; anthropics/claude-code issue 82235.
 """
 
-PARTIAL_TYPE = "stream_event"
 _PARTIAL_MARK = b'"type":"stream_event"'
 _PARTIAL_HEAD_BYTES = 64
 _EVENT_HEAD_BYTES = 96

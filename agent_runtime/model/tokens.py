@@ -40,11 +40,6 @@ class Token:
         """
         return TokenKind.API_KEY if self.secret.startswith(API_KEY_PREFIX) else TokenKind.OAUTH
 
-    @property
-    def has_known_prefix(self) -> bool:
-        """Whether the value looks like a token the API hands out today."""
-        return self.secret.startswith((API_KEY_PREFIX, OAUTH_PREFIX))
-
     def __repr__(self) -> str:
         return f"<Token {self.fingerprint}>"
 

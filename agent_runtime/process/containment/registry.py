@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from agent_runtime.process.forkserver.server import ForkServer
     from agent_runtime.process.linux.proc import Identity, Process
 
-EXECUTION_VARIABLE = "AGENT_RUNTIME_EXECUTION_ID"
 MARK_VARIABLE = "AGENT_RUNTIME_ATTEMPT_MARK"
 """In the environment of every child: it identifies leftovers even after ``setsid`` and double forks."""
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PR_SET_CHILD_SUBREAPER = 36
-PR_GET_CHILD_SUBREAPER = 37
 PIDFD_SIGNAL_PROCESS_GROUP = 4
 """
 Send to the whole process group whose leader the pidfd names, also when the leader itself is gone.
