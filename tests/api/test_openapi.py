@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from jsonschema import ValidationError
+from jsonschema import Draft202012Validator, ValidationError
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from agent_runtime.api.app import ROUTES
@@ -333,11 +333,19 @@ def test_a_position_is_nothing_or_a_number_in_header_and_query(
             assert response.status_code == status
 
 
-def test_unknown_fields_are_described_as_they_are_taken(built: Description) -> None:
+def test_unknown_fields_are_described_as_they_are_taken(built: Description, tmp_path: Path) -> None:
     lenient = build(ROUTES, access_header="X-Agent-Token", key_required=True, strict=False)
     for document, is_closed in ((built.document, True), (lenient, False)):
         schemas = document["components"]["schemas"]
         assert [("additionalProperties" in schemas[name]) for name in ("Task", "NewToken")] == [is_closed] * 2
+    reference = {"$ref": "#/components/schemas/NewToken"}
+    with supervised(tmp_path, environment={"AGENT_RUNTIME_STRICT": "false"}) as running:
+        served = running.get("/openapi.json")
+        assert served["components"]["schemas"]["NewToken"] == lenient["components"]["schemas"]["NewToken"]
+        for body, is_valid in (({}, True), ({"token": NEW, "other": 1}, True), ({"tokn": NEW}, False)):
+            validator = Draft202012Validator({"components": served["components"], **reference})
+            assert validator.is_valid(body) == is_valid
+            assert (running.client.post("/api/credentials/reload-token", json=body).status_code == 200) == is_valid
 
 
 def test_a_body_is_read_whatever_its_type_says(running: Supervised, description: Description) -> None:

@@ -119,6 +119,9 @@ def _say_more(found: dict[str, Any], *, strict: bool) -> None:
     if strict:
         for body in ("Task", "NewToken"):
             found[body]["additionalProperties"] = False
+    else:  # a misspelt name of the token is an error all the same
+        known = list(found["NewToken"]["properties"])
+        found["NewToken"]["anyOf"] = [{"required": ["token"]}, {"propertyNames": {"enum": known}}]
     found["Event"]["properties"]["type"]["enum"] = sorted(TYPES)
     found["Success"]["properties"]["status"]["enum"] = ["success", "cancelled"]
     for name in ("Success", "KeptResult", "ErrorDetail"):
