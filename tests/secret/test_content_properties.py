@@ -52,7 +52,7 @@ CONTENTS = st.one_of(
 
 
 @given(CONTENTS)
-@example(b'{"token":' * 30_000)
+@example(b'{"token":' * 7_000)
 @example(b"\xef\xbb\xbf")
 @example(b'{"token": "sk-ant-oat01-0123456789abcdef", "expires_at": 1e999}')
 def test_any_bytes_are_a_token_or_a_reason_that_repeats_none_of_them(raw: bytes) -> None:

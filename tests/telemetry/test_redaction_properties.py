@@ -63,6 +63,15 @@ def test_no_token_survives_in_json_nor_in_json_inside_it_and_json_stays_json(
     assert not [secret for secret in secrets if secret.encode() in clean]
 
 
+@given(FAMILY_TOKENS, st.text("xyz", min_size=4, max_size=9), st.text(".+=", min_size=4, max_size=9))
+def test_of_a_value_with_another_inside_nothing_stays(inner: str, before: str, after: str) -> None:
+    outer = before + inner + after
+
+    assert redactor([inner, outer]).redact_text(f"{outer} {inner}") == " ".join(
+        f"[token:{Token(secret).fingerprint}]" for secret in (outer, inner)
+    )
+
+
 @given(ANY_SECRET, AROUND, AROUND)
 def test_a_value_of_any_characters_is_found_as_json_writes_it(secret: str, before: str, after: str) -> None:
     one = redactor([secret])
