@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -121,6 +122,7 @@ class Archive:
         self._counts = counts or Counts()
         self._form = form or AnswerForm()
         self._ended_at: dict[str, float] = {}
+        self._ended_lock = threading.Lock()  # executions are concluded in several threads
         self.is_accounted: bool | None = None
         self.unaccounted: list[str] = []
         """Names of transcripts whose record is lost."""
@@ -133,7 +135,8 @@ class Archive:
     def recently_completed_ids(self) -> list[str]:
         """Ids of executions that ended in the last 15 minutes."""
         since = time.time() - RECENT_SECONDS
-        return [execution_id for execution_id, ended_at in self._ended_at.items() if ended_at >= since]
+        with self._ended_lock:
+            return [execution_id for execution_id, ended_at in self._ended_at.items() if ended_at >= since]
 
     def save(self, record: ExecutionRecord) -> bool:
         """Write a record that has changed; return whether that was possible."""
@@ -148,10 +151,11 @@ class Archive:
     def conclude(self, record: ExecutionRecord, answer: Answer) -> bool:
         """Write a final record with its answer; return whether they are on disk."""
         ended_at = record.ended_at or time.time()
-        self._ended_at.pop(record.execution_id, None)
-        self._ended_at[record.execution_id] = ended_at
-        while len(self._ended_at) > RECENT_KEPT:
-            del self._ended_at[next(iter(self._ended_at))]
+        with self._ended_lock:
+            self._ended_at.pop(record.execution_id, None)
+            self._ended_at[record.execution_id] = ended_at
+            while len(self._ended_at) > RECENT_KEPT:
+                del self._ended_at[next(iter(self._ended_at))]
         try:
             self.records.conclude(record, answer.status_code, answer.body, ended_at)
         except StoreUnavailable as error:
@@ -255,7 +259,8 @@ class Archive:
         """
         try:
             recent = self.records.finished_ids(time.time() - RECENT_SECONDS)
-            self._ended_at = {**dict(recent), **self._ended_at}
+            with self._ended_lock:
+                self._ended_at = {**dict(recent), **self._ended_at}
             for record in self.records.unfinished():
                 if record.execution_id in running:
                     continue
