@@ -74,7 +74,11 @@ class Http:
         self._connection = http.client.HTTPConnection(*self.address, timeout=300)
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
-        self._connection.request(method, path, body)
+        try:
+            self._connection.request(method, path, body)
+        except ConnectionError:  # it was idle for too long: the next request makes a new one
+            self._connection.close()
+            self._connection.request(method, path, body)
         response = self._connection.getresponse()
         return response.status, response.read()
 
