@@ -102,8 +102,8 @@ def _memory(running: Supervised, name: str, path: str, count: int) -> Iterable[R
         until = time.monotonic() + IDLE_SECONDS
         while time.monotonic() < until:
             peak = max(peak, rss())
-            time.sleep(0.02)
-    time.sleep(3)
+            time.sleep(0.02)  # between two looks at the memory
+    time.sleep(3)  # the supervisor notices within seconds that the readers are gone, and frees their answers
     note = f"{before:.0f} MB before, {peak:.0f} at the peak, {(after := rss()):.0f} after"
     yield Row("traffic", f"{name}: memory at the peak", "MB more", Figure.of([peak - before]), goal=NO_GOAL, note=note)
     yield Row("traffic", f"{name}: memory after it", "MB more", Figure.of([after - before]), goal=p50_at_most(10))
@@ -113,7 +113,7 @@ def _asked(running: Supervised) -> float:
     begun = time.perf_counter()
     running.http.ask("GET", "/livez")
     milliseconds = (time.perf_counter() - begun) * 1000
-    time.sleep(0.005)
+    time.sleep(0.005)  # so that the probes are not a load of their own
     return milliseconds
 
 

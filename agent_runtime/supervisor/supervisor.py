@@ -122,7 +122,7 @@ class Supervisor:
         self.unkillable = Unkillable()
         self.slots = Slots(settings.slots, settings.queue, lambda: self.gate.holds_new_executions)
         self.changed = Notifier()
-        self.started_at = time.monotonic()
+        self.started_at = time.monotonic()  # a clock that is set must not change the uptime
         self.last_task_at: float | None = None
         self.consecutive_failures = 0
         self.draining = False

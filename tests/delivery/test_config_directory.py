@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def remove(directory: Path) -> None:
-    """Take a directory away at once, whatever is being written into it."""
+    """Remove a directory by one rename first, so that no file written into it meanwhile can stop the removal."""
     shutil.rmtree(directory.rename(directory.with_name("removed")), ignore_errors=True)
 
 

@@ -92,7 +92,7 @@ def test_chunks_and_looks_at_unfinished_lines_change_no_detection(lines: list[Li
 
 
 def of_tools(text: str) -> list[Line]:
-    """Let tools, the model, MCP servers and hooks print a text."""
+    """Build frames in which tools, the model, MCP servers and hooks print a text."""
     result = {"type": "tool_result", "tool_use_id": "t", "content": text}
     blocks = {**result, "content": [{"type": "text", "text": text}], "is_error": True}
     return [

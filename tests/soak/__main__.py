@@ -161,7 +161,7 @@ def soak(options: argparse.Namespace, home: Path, journal: Journal) -> None:
 
 
 def calm(bed: Bed, trouble: Trouble) -> None:
-    """Let disturbances and callers come to an end, and see that nothing is in the way of what still runs."""
+    """End the disturbances, wait until a supervisor answers, and let what still runs end: SIGCONT, and a good token."""
     bed.calm.set()
     until = time.monotonic() + 10
     while time.monotonic() < until and not bed.answers:

@@ -144,7 +144,7 @@ class Trouble:
         self.go_on()
 
     def go_on(self) -> None:
-        """Let everything that was stopped go on."""
+        """Send SIGCONT to every process that was stopped."""
         while self._stopped:
             with contextlib.suppress(psutil.Error):
                 self._stopped.pop().send_signal(signal.SIGCONT)

@@ -52,7 +52,7 @@ def schemas(rows: Iterable[Operation], *, strict: bool) -> dict[str, Any]:
 
 
 def _finish(name: str, schema: dict[str, Any]) -> None:
-    """Take the descriptions of a type's fields out of its own, which is the docstring."""
+    """Move the text under ``Attributes:`` of a type's description, which is its docstring, to its fields."""
     schema.pop("title", None)
     if "enum" in schema:
         schema["type"] = "string"

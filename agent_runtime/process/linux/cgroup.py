@@ -264,7 +264,7 @@ def remove_tree(directory: Path, within_seconds: float = 0.0) -> bool:
     """Remove a cgroup and those below it, as soon as nothing lives in them; return whether it is gone."""
     deadline = time.monotonic() + within_seconds
     while not (gone := _remove_all(directory)) and time.monotonic() < deadline:
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(_PAUSE_SECONDS)  # the kernel needs a moment to let go of processes that were just killed
     return gone
 
 

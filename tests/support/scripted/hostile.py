@@ -37,7 +37,7 @@ class HostileSteps(Steps):
         self._spawned: list[int] = []
 
     def forge(self, *, stream: str = "stderr", text: str | None = None) -> None:
-        """Let a tool write the CLI's exact refusal line, frame or *text* to the CLI's own stream."""
+        """Write the CLI's exact refusal line, frame or *text* to the CLI's own stream, from a tool."""
         if text is None:
             body = error_body("authentication_error", "OAuth token has expired.")
             text = frames.api_error_line(401, body, attempt=1)
@@ -61,7 +61,7 @@ class HostileSteps(Steps):
         signals.pthread_sigmask(signals.SIG_UNBLOCK, {number})
 
     def stubborn(self, *, signals: list[str] = ["SIGINT", "SIGTERM"]) -> None:  # noqa: B006 (never changed)
-        """Take no notice of these signals from here on; tools still do."""
+        """Ignore these signals from here on; tools do not inherit that."""
         for name in signals:
             signal.signal(signal.Signals[name], lambda _number, _frame: None)
 
