@@ -200,7 +200,7 @@ class ResponseBuffer:
             raise
 
     def _let_slow_readers_go(self) -> None:
-        """Close connections of readers that are behind, the slowest first, until the longest waiting charge has room."""
+        """Close connections of readers that are behind, slowest first, until the longest waiting charge has room."""
         now = time.monotonic()
         lacking = self.used_bytes + next(iter(self._waiting)).size_bytes - self._large_limit_bytes
         lacking -= sum(charge.size_bytes for charge in self._charges if charge.is_let_go)
