@@ -25,7 +25,7 @@ from agent_runtime.errors import (
 from agent_runtime.model.json_bounds import check_json_bounds
 from agent_runtime.model.records import rfc3339, shown
 from agent_runtime.model.state import Outcome, Phase
-from agent_runtime.model.task import parse
+from agent_runtime.model.task_reading import parse
 from agent_runtime.model.trace_context import trace_context
 from agent_runtime.secret.writer import put_once
 from agent_runtime.supervisor.archive import StoredResult

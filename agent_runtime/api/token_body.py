@@ -10,7 +10,7 @@ import msgspec
 from agent_runtime.api.schema.bodies import NewToken
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.model.json_bounds import check_json_bounds
-from agent_runtime.model.task import unread_fields
+from agent_runtime.model.task_reading import unread_fields
 from agent_runtime.secret import content as secret_content
 from agent_runtime.secret.content import SecretContent
 

@@ -1,50 +1,21 @@
-"""A task as a caller posts it: its fields, their valid values, and its digest."""
+"""A task as a caller posts it: its fields, their bounds, and its digest."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import functools
 import hashlib
-import re
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 from uuid import UUID  # noqa: TC003 - msgspec reads it at run time
 
 import msgspec
 
-from agent_runtime.errors import InvalidRequest, is_reserved
-from agent_runtime.model import mcp_config
 from agent_runtime.model.trace_context import TraceContext, trace_context
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-ARGUMENT_LIMIT_BYTES = 120_000
-"""
-The system prompt, and each list of tools, is one argument of the CLI, and Linux takes 128 KiB an argument.
-
-Source: MAX_ARG_STRLEN in https://man7.org/linux/man-pages/man2/execve.2.html
-"""
-
-RESERVED_IDS = {"running"}
-"""Ids that would stand in the way of a path of the HTTP interface."""
+    from collections.abc import Mapping
 
 IMAGE_TYPES = ("image/gif", "image/jpeg", "image/png", "image/webp")
 """Source: https://docs.claude.com/en/docs/build-with-claude/vision, read 2026-11."""
-
-_FIELD_IN_MESSAGE = re.compile(r"`\$\.([A-Za-z_]{1,40})|required field `([A-Za-z_]{1,40})`")
-
-_IN_WORDS = {
-    "execution_id": "must be letters, digits and . _ : -, at most 128, and not begin with . or :",
-    "model": "must begin with a letter or digit and hold no blanks",
-    "system_prompt": "must hold no NUL",
-    "allowed_tools": "must hold no control characters",
-    "disallowed_tools": "must hold no control characters",
-}
-"""The patterns in words, for error texts."""
-
-_TYPES = {"`str": "`string", "`int": "`integer", "`float": "`number", "`bool": "`boolean", " | null`": "` or null"}
-"""msgspec's words for types, and those of JSON."""
 
 ExecutionId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._:-]{0,127}$(?!\n)")]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
@@ -128,9 +99,6 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return msgspec.structs.replace(self, traceparent=trace.traceparent, tracestate=trace.tracestate)
 
 
-_INTEGERS = ("max_turns",)
-"""Fields of whole numbers, which may be written with a fraction of zero: 3.0 is an integer in JSON Schema."""
-
 CLI_FLAGS = {
     "model": "--model",
     "system_prompt": "--append-system-prompt",
@@ -171,107 +139,3 @@ _DIGEST_OF_0_1_0 = (
     *("mcp_config", "images"),
 )
 """Fields that are in every digest, whatever they hold; never changed."""
-
-
-def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> tuple[Task, list[str]]:
-    """
-    Read a task from a request's body.
-
-    Args:
-        redact: Takes tokens out of what a caller has named a field.
-
-    Returns:
-        The task, and the names of the fields that nothing reads.
-
-    Raises:
-        InvalidRequest: The body is no JSON object or a field cannot be used; the message names the field, and never
-            repeats what was sent.
-    """
-    try:
-        raw = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise InvalidRequest("the body is not JSON; send an object with a message") from None
-    if not isinstance(raw, dict):
-        raise InvalidRequest("the body must be a JSON object with a message")
-    ignored = unread_fields(raw, Task, strict=strict, redact=redact)
-    _check_lengths(raw)
-    for name in _INTEGERS:
-        if isinstance(number := raw.get(name), float) and number.is_integer():
-            raw[name] = int(number)
-    try:
-        task = msgspec.convert(raw, Task)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(_plain(str(error))) from None
-    _check(task)
-    return task, ignored
-
-
-def unread_fields(
-    sent: dict[str, Any], body: type[msgspec.Struct], *, strict: bool, redact: Callable[[str], str]
-) -> list[str]:
-    """
-    Return the names of the fields of a request that its *body* does not have.
-
-    Raises:
-        InvalidRequest: There are some, and requests are read strictly.
-    """
-    unread = sorted(name for name in sent if name not in body.__struct_fields__)
-    ignored = [_shown(redact(name)) for name in unread[:20]]
-    if ignored and strict:
-        raise InvalidRequest(f"unknown fields: {', '.join(ignored[:10])}; leave them out")
-    return ignored
-
-
-def _check_lengths(raw: dict[str, Any]) -> None:
-    """Check what becomes one argument of the CLI, before patterns are applied in a call that holds the interpreter."""
-    for name in ("system_prompt", "allowed_tools", "disallowed_tools"):
-        given = raw.get(name)
-        words = given if isinstance(given, list) else [given]
-        text = ",".join(word for word in words if isinstance(word, str))
-        if len(text.encode(errors="replace")) > ARGUMENT_LIMIT_BYTES:
-            raise InvalidRequest(f"{name}: must not be longer than {ARGUMENT_LIMIT_BYTES} bytes altogether")
-
-
-def _check(task: Task) -> None:
-    if task.execution_id in RESERVED_IDS:
-        raise InvalidRequest(f"execution_id: must not be one of {', '.join(sorted(RESERVED_IDS))}")
-    if task.fresh_session and task.resume_session_id is not None:
-        raise InvalidRequest("fresh_session: must not be true where resume_session_id names a session")
-    if not task.message.strip():
-        raise InvalidRequest("message: must hold more than blanks")  # which the CLI refuses, too
-    for text, name in ((task.message, "message"), (task.system_prompt or "", "system_prompt")):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InvalidRequest(f"{name}: holds a lone surrogate, which is no Unicode text") from None
-    if task.mcp_config is not None and (reason := mcp_config.refused_by_all(task.mcp_config)) is not None:
-        raise InvalidRequest(f"mcp_config: {reason}")
-    for image in task.images or ():
-        if image.media_type not in IMAGE_TYPES:
-            raise InvalidRequest(f"images: media_type must be one of {', '.join(IMAGE_TYPES)}")
-        try:
-            base64.b64decode(image.data, validate=True)
-        except (binascii.Error, ValueError):
-            raise InvalidRequest("images: data must be base64") from None
-
-
-def _plain(message: str) -> str:
-    """Put the field's name in front of msgspec's message, which names types and rules but never values."""
-    found = _FIELD_IN_MESSAGE.search(message)
-    name = found[1] or found[2] if found else None
-    reason = message.split(" - at ", 1)[0]
-    if "matching regex" in reason and name in _IN_WORDS:
-        reason = _IN_WORDS[name]
-    if "unknown field" in reason:
-        reason = "holds a field that is not known"  # whose name is the caller's, and not for an error text
-    if "missing required field" in reason:
-        reason = "is missing"
-    for python, words in _TYPES.items():
-        reason = reason.replace(python, words)
-    return f"{name}: {reason[:1].lower()}{reason[1:]}" if name else reason
-
-
-def _shown(name: str) -> str:
-    """Quote a caller's field name, unless it holds a reserved word."""
-    is_fit = name.isprintable() and not is_reserved(name)
-    return name[:64] if is_fit else "(not shown)"

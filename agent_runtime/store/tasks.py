@@ -10,7 +10,7 @@ import msgspec
 
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.files import read_file, replace_file
-from agent_runtime.model.task import parse
+from agent_runtime.model.task_reading import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ from agent_runtime.api.routes import EXECUTION_ERRORS
 from agent_runtime.api.schema.openapi import EXAMPLES, build
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.rules import RULES
-from agent_runtime.model.task import parse
+from agent_runtime.model.task_reading import parse
 from tests.support.described import Description, events_in
 from tests.support.supervised import NEW, Supervised, eventually, supervised
 from tests.system.test_executions import DEAD, OK, holding

@@ -9,7 +9,7 @@ import pytest
 
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.model.json_bounds import DEPTH_LIMIT, VALUES_LIMIT, check_json_bounds
-from agent_runtime.model.task import parse
+from agent_runtime.model.task_reading import parse
 
 MANY = VALUES_LIMIT + 1
 WORDS = '[[[{{{,,,"\\\\"\\' * 100_000

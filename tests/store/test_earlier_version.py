@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from agent_runtime.model.task import parse
+from agent_runtime.model.task_reading import parse
 from agent_runtime.store.tables import MIGRATIONS
 from tests.support.supervised import Supervised, eventually, supervised
 

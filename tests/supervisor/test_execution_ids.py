@@ -12,7 +12,7 @@ import pytest
 
 from agent_runtime.cli.main import main
 from agent_runtime.errors import InvalidRequest
-from agent_runtime.model.task import parse
+from agent_runtime.model.task_reading import parse
 from tests.support.supervised import Supervised, supervised
 
 if TYPE_CHECKING:
