@@ -284,7 +284,10 @@ async def livez(api: Api, request: Request) -> bodies.Alive:
 
 async def readyz(api: Api, request: Request) -> Response:
     """Show whether a task sent now would be turned away for lack of a token or the CLI, or because of a drain."""
-    unready = api.supervisor.unready
+    ignored = request.query_params.getlist("ignore")
+    if not set(ignored) <= {"token"}:
+        raise InvalidRequest("ignore: must be token")
+    unready = api.supervisor.unready_besides_token if ignored else api.supervisor.unready
     if unready is None:
         return respond(bodies.Ready(status="ready"))
     return respond(bodies.Unready(status="unready", reason=unready[0], detail=unready[1]), 503)

@@ -185,6 +185,7 @@ ROUTES: tuple[Operation, ...] = (
         "isReady",
         "supervisor",
         open=True,
+        parameters=("ignore",),
         answers={200: (bodies.Ready,), 503: (bodies.Unready,)},
     ),
     Operation(

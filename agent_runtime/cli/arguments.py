@@ -7,6 +7,7 @@ Here are only their arguments, so that the parser is built without the HTTP clie
 from __future__ import annotations
 
 import argparse
+import grp
 import importlib
 import os
 import re
@@ -29,7 +30,8 @@ def default_url() -> str:
     if url := os.environ.get(f"{PREFIX}URL"):
         return url
     host = os.environ.get(f"{PREFIX}HOST") or "127.0.0.1"
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - compared, not listened on
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not listened on
+    host = f"[{host}]" if ":" in host else host
     return f"http://{host}:{os.environ.get(f'{PREFIX}PORT') or 8000}"
 
 
@@ -94,6 +96,29 @@ def add_token_wait(actions: Subparsers) -> None:
     )
     parser.add_argument("--timeout", metavar="SECONDS", type=float, help="give up after this [as long as it takes]")
     parser.set_defaults(run=_command("wait"))
+
+
+def add_file_access(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a file's mode and group."""
+    parser.add_argument("--mode", metavar="MODE", type=_file_mode, help="its permissions, in octal [as they are]")
+    parser.add_argument("--group", metavar="GROUP", type=_group_id, help="its group, by name or number [as it is]")
+
+
+def _file_mode(text: str) -> int:
+    """Read the permissions of a file, which its owner must be able to read, from octal digits."""
+    if not re.fullmatch("0?[4-7][0-7][0-7]", text):
+        raise argparse.ArgumentTypeError(f"must be octal digits that let the owner read, such as 0640, not {text!r}")
+    return int(text, 8)
+
+
+def _group_id(text: str) -> int:
+    """Read a group of this machine: its name, or any number."""
+    if re.fullmatch("[0-9]{1,9}", text):
+        return int(text)
+    try:
+        return grp.getgrnam(text).gr_gid
+    except (KeyError, ValueError):
+        raise argparse.ArgumentTypeError(f"no group of this machine is named {text!r}; its number is as good") from None
 
 
 def _fingerprint(text: str) -> str:

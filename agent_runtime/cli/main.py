@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent_runtime import __version__
-from agent_runtime.cli.arguments import EXECUTION_ID_FLAG, add_drain, add_run, add_status, add_token_wait, default_url
+from agent_runtime.cli.arguments import (
+    EXECUTION_ID_FLAG,
+    add_drain,
+    add_file_access,
+    add_run,
+    add_status,
+    add_token_wait,
+    default_url,
+)
 from agent_runtime.cli.pages import explain
 from agent_runtime.errors import AgentRuntimeError, CannotStart, SettingsInvalid
 from agent_runtime.serve.startup_signals import CalledOff, Start
@@ -80,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     actions = token.add_subparsers(required=True, metavar="ACTION")
     put = actions.add_parser("put", help="write the token read on stdin so that a reader never sees half of it")
     put.add_argument("file", type=Path, metavar="FILE", help="the secret file; need not exist")
+    add_file_access(put)
     put.set_defaults(run=_token_put)
     show = actions.add_parser("show", help="print kind, fingerprint, age and expiry, never the token")
     show.add_argument("file", type=Path, metavar="FILE", help="the secret file")
@@ -131,7 +140,7 @@ def _doctor(options: argparse.Namespace) -> int:
 def _token_put(options: argparse.Namespace) -> int:
     from agent_runtime.secret.writer import put
 
-    for warning in put(options.file, sys.stdin.buffer.read()):
+    for warning in put(options.file, sys.stdin.buffer.read(), mode=options.mode, group=options.group):
         print(f"warning: {warning}", file=sys.stderr)
     return 0
 

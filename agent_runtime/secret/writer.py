@@ -1,13 +1,14 @@
 """
 The writing side of the secret file: ``token put``, ``token show``, and tokens by HTTP or from the environment.
 
-A file is replaced by rename, so that a reader finds the old token or the new one, never a part of either. Mode and
-owner stay the same, because the reader is often another user with access by the group. Only its owner may read a new
-file.
+A file is replaced by rename, so that a reader finds the old token or the new one, never a part of either. Mode, group
+and owner stay the same, because the reader is often another user with access by the group. Only its owner may read a
+new file; in a directory with the setgid bit, the directory's group may read it, too.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -28,23 +29,29 @@ if TYPE_CHECKING:
     from agent_runtime.model.tokens import Token
 
 NEW_FILE_MODE = 0o600
+SHARED_FILE_MODE = 0o640
+"""Of a new file for which a group was named, or whose directory has the setgid bit."""
 
 log = logging.getLogger(__name__)
 
 
-def put(path: Path, data: bytes) -> list[str]:
+def put(path: Path, data: bytes, *, mode: int | None = None, group: int | None = None) -> list[str]:
     """
     Write a token, or a JSON object that holds one, atomically.
 
     A symbolic link is followed: its target is replaced, not the link. A file that is itself a mount cannot be replaced;
     it is overwritten in one write.
 
+    Args:
+        mode: The file's permissions; an existing file's by default.
+        group: The id of the group the file belongs to; an existing file's by default.
+
     Returns:
         Warnings about a token that was written.
 
     Raises:
         SecretUnreadable: A reader would not accept *data*; nothing was written.
-        NotWritable: The operating system refuses, or no reader would see what is written.
+        NotWritable: The operating system refuses, or those who read the file could not read what is written.
     """
     content = parse(data)
     if isinstance(content, Unusable):
@@ -67,14 +74,16 @@ def put(path: Path, data: bytes) -> list[str]:
             )
         if source is SourceKind.FILE_MOUNT:
             _overwrite(target, raw)
+            if (mode, group) != (None, None):
+                warnings.append("mode and group of the file were left as they are")
             warnings.append(
                 "the file is mounted by itself, so it was overwritten in place: mount its directory instead"
             )
         else:
-            warnings += _replace(target, raw)
+            warnings += _replace(target, raw, mode=mode, group=group)
     except (OSError, RuntimeError) as problem:  # RuntimeError: resolve() met a loop of links, up to Python 3.12.
         cause = os.strerror(problem.errno) if isinstance(problem, OSError) and problem.errno else "a loop of links"
-        raise NotWritable(f"the secret file cannot be written: {cause}; {_remedy(path)}") from None
+        raise NotWritable(f"the secret file cannot be written: {cause}; {_remedy(path, problem)}") from None
     return warnings
 
 
@@ -108,7 +117,7 @@ def put_from_environment(path: Path, environ: Mapping[str, str]) -> None:
     except FileExistsError:
         return
     except OSError as problem:
-        log.warning("%s cannot be written to %s: %s; %s", name, path, problem.strerror, _remedy(path))
+        log.warning("%s cannot be written to %s: %s; %s", name, path, problem.strerror, _remedy(path, problem))
         return
     log.info("%s was written to %s: %s %s", name, path, content.token.kind, content.token.fingerprint)
 
@@ -138,20 +147,28 @@ def describe(path: Path) -> dict[str, str | float | None]:
     }
 
 
-def _remedy(path: Path) -> str:
-    if not path.parent.is_dir():
+def _remedy(path: Path, problem: Exception) -> str:
+    code = problem.errno if isinstance(problem, OSError) else None
+    if code in (errno.ENOENT, errno.ENOTDIR):
         return "make its directory first, or name another file"
-    return "write it where the directory is mounted from, or as a user who may"
+    if code == errno.EROFS:
+        return "write it where the directory is mounted from"
+    if code == errno.EPERM and path.resolve().parent.stat().st_mode & stat.S_ISVTX:
+        return "its directory is sticky: write it as root, as the owner of the file, or into another directory"
+    if code in (errno.EPERM, errno.EACCES):
+        return "write it as root, as a user who may write into its directory, or where that is mounted from"
+    return "make that possible, or name another file"
 
 
-def _replace(target: Path, raw: bytes, *, is_new: bool = False) -> list[str]:
+def _replace(
+    target: Path, raw: bytes, *, is_new: bool = False, mode: int | None = None, group: int | None = None
+) -> list[str]:
     """Replace a file by rename; with *is_new* raise FileExistsError if there is one by now."""
-    warnings = []
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, NEW_FILE_MODE)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            warnings += _keep_mode_and_owner(target, descriptor)
+            warnings = _give_access(target, descriptor, mode, group)
             file.write(raw)
             file.flush()
             os.fsync(descriptor)
@@ -174,24 +191,58 @@ def _link(temporary: Path, target: Path) -> None:
         temporary.replace(target)
 
 
-def _keep_mode_and_owner(target: Path, descriptor: int) -> list[str]:
+def _give_access(target: Path, descriptor: int, mode: int | None, group: int | None) -> list[str]:
+    """
+    Give the new file behind *descriptor* the owner, group and mode of *target*, unless others are named.
+
+    Raises:
+        NotWritable: The group, or the owner where the mode lets nobody else read, is not this user's to give.
+    """
+    new = os.fstat(descriptor)
     try:
         old = target.stat()
     except FileNotFoundError:
-        return []
-    if not stat.S_ISREG(old.st_mode):
-        return []
+        old = None
+    if old is None or not stat.S_ISREG(old.st_mode):
+        # In a directory with the setgid bit the kernel has given the new file that group.
+        is_shared = group is not None or target.parent.stat().st_mode & stat.S_ISGID
+        old, kept_mode = new, SHARED_FILE_MODE if is_shared else NEW_FILE_MODE
+    else:
+        kept_mode = stat.S_IMODE(old.st_mode) & 0o777
+    mode = kept_mode if mode is None else mode
+    wanted_group = old.st_gid if group is None else group
     warnings = []
-    new = os.fstat(descriptor)
-    if (old.st_uid, old.st_gid) != (new.st_uid, new.st_gid):
-        try:
-            os.fchown(descriptor, old.st_uid, old.st_gid)
-        except PermissionError:
-            warnings.append("the file's owner could not be kept: see that its reader may still read it")
-    os.fchmod(descriptor, stat.S_IMODE(old.st_mode) & 0o777)
-    if old.st_mode & stat.S_IROTH:
+    if wanted_group != new.st_gid and not _chown(descriptor, group=wanted_group):
+        if group is not None:
+            raise NotWritable(
+                f"the secret file cannot be given to group {group}; write it as root or as a member of that group"
+            )
+        if mode & stat.S_IRGRP:
+            raise NotWritable(
+                f"the secret file would lose its group {wanted_group}, which may read it; write it as root or as a "
+                "member of that group, or name another group"
+            )
+    if old.st_uid != new.st_uid and not _chown(descriptor, owner=old.st_uid):
+        if old.st_uid != 0 and not mode & (stat.S_IRGRP | stat.S_IROTH):
+            raise NotWritable(
+                f"the secret file would lose its owner {old.st_uid}, whom alone its mode lets read; write it as root "
+                "or as that user, or name a group and a mode that lets it read"
+            )
+        warnings.append("the file's owner could not be kept: see that its reader may still read it")
+    os.fchmod(descriptor, mode)
+    if group is not None and not mode & stat.S_IRGRP:
+        warnings.append("the file's mode does not let its group read it")
+    if mode & stat.S_IROTH:
         warnings.append("every user of this machine may read the file")
     return warnings
+
+
+def _chown(descriptor: int, owner: int = -1, group: int = -1) -> bool:
+    try:
+        os.fchown(descriptor, owner, group)
+    except PermissionError:
+        return False
+    return True
 
 
 def _overwrite(target: Path, raw: bytes) -> None:

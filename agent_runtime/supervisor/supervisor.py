@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from agent_runtime.errors import (
-    AgentRuntimeError,
     Busy,
     Conflict,
     Draining,
@@ -326,14 +325,13 @@ class Supervisor:
     @property
     def unready(self) -> tuple[str, str] | None:
         """Why a task sent now would be turned away, as a word and as a sentence; None where it would not."""
+        return (None if self.draining else self.gate.unready) or self.unready_besides_token
+
+    @property
+    def unready_besides_token(self) -> tuple[str, str] | None:
+        """The same, whatever the token: a drain, or the CLI."""
         if self.draining:
             return "draining", "draining: no new executions here"
-        try:
-            self.gate.require()
-        except AgentRuntimeError as error:
-            return f"token_{self.gate.state}", str(error)
-        if self.gate.holds_new_executions:
-            return "token_suspect", "it is being found out whether the token is good"
         try:
             self._cli.require()
         except SpawnFailed as error:

@@ -7,7 +7,7 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-from agent_runtime.errors import NoToken, TokenLimited, TokenUnpaid, TokenUnusable
+from agent_runtime.errors import AdmissionError, NoToken, TokenLimited, TokenUnpaid, TokenUnusable
 from agent_runtime.evidence.verdict import BLOCKED_SENTENCE, limit_sentence
 from agent_runtime.model.state import TokenState, TokenTrouble
 from agent_runtime.notifier import Notifier
@@ -15,7 +15,6 @@ from agent_runtime.secret.file import SecretState
 from agent_runtime.tokens.status import PROBED
 
 if TYPE_CHECKING:
-    from agent_runtime.errors import AdmissionError
     from agent_runtime.secret.file import SecretFile, SecretStatus
     from agent_runtime.secret.generations import Generation
     from agent_runtime.telemetry.events import EventLog
@@ -92,6 +91,17 @@ class TokenGate:
         """Whether new executions must wait, because it is being verified that the token in use is good."""
         generation = self.current
         return generation is not None and self.statuses.is_suspect(generation)
+
+    @property
+    def unready(self) -> tuple[str, str] | None:
+        """Why an execution admitted now could not start for want of a token, as a word and as a sentence."""
+        try:
+            self.require()
+        except AdmissionError as error:
+            return f"token_{self.state}", str(error)
+        if self.holds_new_executions:
+            return "token_suspect", "it is being found out whether the token is good"
+        return None
 
     def require(self, model: str | None = None) -> Generation:
         """

@@ -220,6 +220,7 @@ def test_what_runs_is_turned_away_or_is_cancelled_is_described(
         ("POST", "/api/task", b'{"message": "' + b"x" * (16 * 1024 * 1024) + b'"}'),
         ("GET", "/api/executions?limit=0", b""),
         ("GET", "/api/executions?cursor=x", b""),
+        ("GET", "/readyz?ignore=cli", b""),
         ("GET", "/api/executions/unknown", b""),
         ("GET", "/api/executions/unknown/status", b""),
         ("GET", "/api/executions/unknown/result", b""),

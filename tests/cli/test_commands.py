@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import io
 import json
 import os
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent_runtime.cli.arguments import default_url
 from agent_runtime.cli.main import main
 from agent_runtime.cli.output import Live
 from agent_runtime.cli.status import columns, page, span
 from agent_runtime.client import Answer, StreamEvent
 from tests.support.broken_network import gate
-from tests.support.supervised import DEADLINE_SECONDS, Supervised, eventually, supervised
+from tests.support.supervised import DEADLINE_SECONDS, OLD, Supervised, eventually, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -269,6 +271,39 @@ def test_the_healthcheck_tells_whether_it_answers(shared: Supervised, capsys: py
     assert said[0].endswith("/not answers 404")
     causes = ("ConnectionRefusedError", "InvalidURL", "ValueError")
     assert all(f"does not answer ({cause})" in line for line, cause in zip(said[1:], causes, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "url"),
+    [
+        ("", "", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "9000", "http://127.0.0.1:9000"),
+        ("::", "8000", "http://[::1]:8000"),
+        ("fd00::7", "1", "http://[fd00::7]:1"),
+    ],
+)
+def test_the_commands_ask_where_this_container_listens(
+    monkeypatch: pytest.MonkeyPatch, host: str, port: str, url: str
+) -> None:
+    monkeypatch.delenv("AGENT_RUNTIME_URL", raising=False)
+    monkeypatch.setenv("AGENT_RUNTIME_HOST", host)
+    monkeypatch.setenv("AGENT_RUNTIME_PORT", port)
+    assert default_url() == url
+
+
+def test_token_put_takes_mode_and_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, group = tmp_path / "token", grp.getgrgid(os.getegid()).gr_name
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(OLD.encode())))
+    assert main(["token", "put", "--mode", "640", "--group", group, str(path)]) == 0
+    assert (path.stat().st_mode & 0o7777, path.stat().st_gid) == (0o640, os.getegid())
+
+    for flags in (["--mode", "rw"], ["--mode", "0240"], ["--mode", "1640"], ["--group", "nobody-here"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["token", "put", *flags, str(path)])
+        assert ended.value.code == 2
+        assert repr(flags[1]) in capsys.readouterr().err
 
 
 def test_drain_waits_for_the_running_and_can_be_called_off(shared: Supervised, tmp_path: Path) -> None:

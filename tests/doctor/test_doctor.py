@@ -8,10 +8,7 @@ import itertools
 import json
 import os
 import socket
-import tempfile
 import time
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,12 +23,13 @@ from agent_runtime.process.linux import cgroup_setup as cgroups
 from agent_runtime.secret.mount import SourceKind
 from agent_runtime.secret.writer import put
 from agent_runtime.settings import Settings
+from tests.support.another_user import NOBODY, another_user, public_directory
 from tests.support.supervised import OLD, SCRIPTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-NOBODY = 65534
 ON_DISK = "30 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
 IN_A_CONTAINER = "30 1 0:30 / / rw - overlay overlay rw\n31 30 0:31 / /dev/shm rw - tmpfs shm rw\n"
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
@@ -111,27 +109,10 @@ def patient(tmp_path: Path, listening: str) -> Patient:
     return Patient(tmp_path, listening)
 
 
-@contextmanager
-def another_user() -> Iterator[None]:
-    """Be nobody, as far as files go."""
-    groups = os.getgroups()
-    os.setgroups([])
-    os.setegid(NOBODY)
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(groups)
-
-
 @pytest.fixture
 def public() -> Iterator[Path]:
     """Yield a directory that every user can reach."""
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name)
-        path.chmod(0o755)
+    with public_directory() as path:
         yield path
 
 

@@ -16,10 +16,14 @@ from agent_runtime.model.tokens import Token
 from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.secret.writer import describe, put, put_from_environment, put_once
+from tests.support.another_user import NOBODY, another_user, public_directory
 from tests.support.secret_mount import SecretMount, token
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 
 
 @pytest.fixture
@@ -70,6 +74,102 @@ def test_the_mode_and_owner_of_an_existing_file_stay(mount: SecretMount) -> None
     after = mount.path.stat()
     assert after.st_ino != before.st_ino
     assert (after.st_mode, after.st_uid, after.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o277])
+def test_a_new_file_in_a_setgid_directory_is_its_groups_to_read(mount: SecretMount, umask: int) -> None:
+    group = 4321 if os.geteuid() == 0 else os.getegid()
+    os.chown(mount.directory, -1, group)
+    mount.directory.chmod(0o2770)
+    before = os.umask(umask)
+    try:
+        assert put(mount.path, token(1).encode()) == []
+    finally:
+        os.umask(before)
+    assert (mode_of(mount.path), mount.path.stat().st_gid) == (0o640, group)
+
+    mount.path.chmod(0o600)
+    assert put(mount.path, token(2).encode()) == []
+    assert mode_of(mount.path) == 0o600
+
+
+def test_mode_and_group_that_are_named_are_given(mount: SecretMount) -> None:
+    group = 4321 if os.geteuid() == 0 else os.getegid()
+    assert put(mount.path, token(1).encode(), group=group) == []
+    assert (mode_of(mount.path), mount.path.stat().st_gid) == (0o640, group)
+    assert put(mount.path, token(2).encode(), mode=0o440) == []
+    assert (mode_of(mount.path), mount.path.stat().st_gid) == (0o440, group)
+    assert put(mount.path, token(3).encode(), mode=0o400, group=group) == [
+        "the file's mode does not let its group read it"
+    ]
+
+
+@pytest.fixture
+def others() -> Iterator[SecretMount]:
+    """Yield a directory that everybody may write to, with a token of root's group 1500."""
+    with public_directory() as directory:
+        mount = SecretMount(directory)
+        mount.publish(f"{token(0)}\n")
+        mount.path.chmod(0o640)
+        os.chown(mount.path, 0, 1500)
+        directory.chmod(0o777)
+        yield mount
+
+
+@as_root
+def test_a_file_of_another_user_keeps_its_group(others: SecretMount) -> None:
+    with another_user(1500):
+        [warning] = put(others.path, token(1).encode())
+    info = others.path.stat()
+    assert (info.st_uid, info.st_gid, mode_of(others.path)) == (NOBODY, 1500, 0o640)
+    assert "owner could not be kept" in warning
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("owner", "mode", "asked", "said"),
+    [
+        (0, 0o640, {}, "would lose its group 1500, .* as root or as a member of that group, or name another"),
+        (0, 0o640, {"group": 1501}, "cannot be given to group 1501; write it as root or as a member"),
+        (1234, 0o600, {}, "would lose its owner 1234, .* as root or as that user, or name a group"),
+        (1234, 0o640, {"mode": 0o600}, "would lose its owner 1234"),
+    ],
+)
+def test_a_token_that_its_reader_could_not_read_is_not_written(
+    others: SecretMount, owner: int, mode: int, asked: dict[str, int], said: str
+) -> None:
+    others.path.chmod(mode)
+    os.chown(others.path, owner, -1)
+    with another_user(), pytest.raises(NotWritable, match=said) as refusal:
+        put(others.path, token(1).encode(), **asked)
+    assert not any(word in str(refusal.value).lower() for word in RESERVED_WORDS)
+    assert others.path.read_text() == f"{token(0)}\n"
+    assert names_in(others.directory) == ["token"]
+
+
+@as_root
+def test_another_group_may_be_named_for_a_file_whose_own_cannot_be_kept(others: SecretMount) -> None:
+    with another_user(1501):
+        put(others.path, token(1).encode(), group=1501)
+    assert (others.path.stat().st_gid, mode_of(others.path)) == (1501, 0o640)
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        (0o1777, "its directory is sticky: .* the owner of the file"),
+        (0o755, "as a user who may write"),
+        (0o700, "as a"),
+    ],
+)
+def test_a_directory_that_does_not_let_it_be_written_is_told_with_what_to_do(
+    others: SecretMount, mode: int, said: str
+) -> None:
+    others.directory.chmod(mode)
+    with another_user(1500), pytest.raises(NotWritable, match=said):
+        put(others.path, token(1).encode())
+    assert others.path.read_text() == f"{token(0)}\n"
 
 
 def test_a_file_that_every_user_may_read_is_warned_of(mount: SecretMount) -> None:

@@ -88,6 +88,7 @@ def test_the_first_refused_request_ends_the_child_and_is_told_as_auth(tmp_path: 
         turned_away = running.post(OK)
         assert (turned_away.status_code, turned_away.json()["error_class"]) == (503, "auth")
         assert running.client.get("/readyz").json()["reason"] == "token_refused"
+        assert running.client.get("/readyz?ignore=token").json() == {"status": "ready"}
         assert running.client.get("/livez").status_code == 200
 
         running.write_token("sk-ant-oat01-another-token-that-is-good-0000000000")
@@ -122,6 +123,7 @@ def test_nobody_begins_with_a_refused_token_while_a_stubborn_child_has_its_grace
         next_one = running.start(OK, execution_id="next")
         eventually(lambda: running.get("/api/executions/running")["pending_ids"] == ["next"])
         assert running.client.get("/readyz").json()["reason"] == "token_suspect"
+        assert running.client.get("/readyz?ignore=token").status_code == 200
         assert running.record("stubborn")["state"] == "stopping"
 
         assert refused.answer().json()["error_class"] == next_one.answer().json()["error_class"] == "auth"
@@ -250,6 +252,7 @@ def test_a_usage_limit_is_told_with_its_end_and_closes_admission_while_it_lasts(
             assert (response.json()["token_generation"], response.json()["token_stale"]) == (1, False)
         assert (token["state"], token["limit_type"]) == ("limited", "five_hour")
         assert running.client.get("/readyz").json()["reason"] == "token_limited"
+        assert running.client.get("/readyz?ignore=token").status_code == 200
 
         running.client.post("/api/credentials/reload-token").raise_for_status()
         assert running.post(OK).status_code == 200
@@ -437,7 +440,8 @@ def test_a_missing_cli_is_a_typed_error_and_unready(tmp_path: Path, command: str
 
         assert (response.status_code, response.json()["error_class"]) == (500, "spawn")
         assert word in response.json()["detail"]
-        assert running.client.get("/readyz").json()["reason"] == "no_cli"
+        for query in ("", "?ignore=token"):
+            assert running.client.get(f"/readyz{query}").json()["reason"] == "no_cli"
         assert running.get("/health")["slots"]["busy"] == 0
 
 
@@ -446,6 +450,11 @@ def test_a_missing_token_file_is_a_typed_error_and_unready(tmp_path: Path) -> No
         response = running.post(OK)
         assert (response.status_code, response.json()["error_class"]) == (500, "no_token")
         assert running.client.get("/readyz").status_code == 503
+        for query in ("ignore=token", "ignore=token&ignore=token"):
+            assert running.client.get(f"/readyz?{query}").json() == {"status": "ready"}
+        for query in ("ignore", "ignore=", "ignore=Token", "ignore=token,cli", "ignore=token&ignore=cli"):
+            refused = running.client.get(f"/readyz?{query}")
+            assert (refused.status_code, refused.json()["detail"]) == (400, "ignore: must be token")
 
         running.write_token(OLD)
         eventually(lambda: running.client.get("/readyz").status_code == 200)
@@ -456,6 +465,8 @@ def test_an_expired_token_is_not_spawned_with(tmp_path: Path) -> None:
     with supervised(tmp_path) as running:
         running.write_token(json.dumps({"token": OLD, "expires_at": "2020-01-01T00:00:00Z"}))
         eventually(lambda: running.get("/api/token")["state"] == "expired")
+        assert running.client.get("/readyz").json()["reason"] == "token_expired"
+        assert running.client.get("/readyz?ignore=token").status_code == 200
 
         response = running.post(OK)
 
@@ -486,6 +497,7 @@ def test_sigterm_lets_the_running_finish_and_says_that_it_drains(tmp_path: Path)
         eventually(lambda: running.client.get("/api/executions/last").is_success)
         running.process.send_signal(signal.SIGTERM)
         eventually(lambda: running.client.get("/readyz").json().get("reason") == "draining")
+        assert running.client.get("/readyz?ignore=token").json()["reason"] == "draining"
         assert running.post(OK).json()["error_class"] == "draining"
 
         go.touch()

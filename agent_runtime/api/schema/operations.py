@@ -87,6 +87,12 @@ PARAMETERS: dict[str, dict[str, Any]] = {
             "outcome", "query", "Only executions with this outcome.", {**_TEXT, "enum": list(map(str, Outcome))}
         ),
         _parameter("limit", "query", "How many records the page holds at most.", _LIMIT),
+        _parameter(
+            "ignore",
+            "query",
+            "`token`: ready whatever the state of the token, for rollouts.",
+            {**_TEXT, "enum": ["token"]},
+        ),
         _parameter("cursor", "query", "`next_cursor` of the page before.", _CURSOR),
     )
 }
