@@ -41,6 +41,7 @@ def test_after_the_config_directory_was_removed_the_next_execution_has_one_again
         assert "was made again" in running.log.read_text()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_made_again_is_told_at_each_spawn(tmp_path: Path) -> None:
     with supervised(tmp_path, flags=("--token-delivery", "file")) as running:
         assert running.post(OK).status_code == 200

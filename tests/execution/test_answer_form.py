@@ -195,6 +195,7 @@ def test_the_code_of_an_answer_that_is_not_kept_is_in_the_object_too(tmp_path: P
         assert raised.value.problem.code == "no_retained_result"
 
 
+@pytest.mark.slow
 def test_a_token_that_is_refused_is_told_as_an_object_at_admission_too(tmp_path: Path) -> None:
     with supervised(tmp_path, environment=OBJECT, flags=("--park", "0", "--probe", "off")) as running:
         met, turned_away = running.post(DEAD), running.post(OK)
@@ -225,6 +226,7 @@ def test_what_is_kept_takes_the_form_that_is_set_after_a_restart(
         assert types(shown["execution_log"]) == ["system", "assistant"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_execution_is_answered_in_the_form_that_is_set(tmp_path: Path) -> None:
     with supervised(tmp_path, environment=OBJECT, expect_exit=None) as first:
         first.post(holding(tmp_path / "said"), execution_id="cut-off", async_result=True)

@@ -252,6 +252,7 @@ def test_without_inotify_the_file_is_re_read_and_one_warning_says_so(
     assert len([text for text in probe.warnings() if "cannot watch" in text]) == 1
 
 
+@pytest.mark.slow
 def test_an_overflow_of_the_event_queue_while_stopped_loses_nothing(start: Start, mount: SecretMount) -> None:
     """S12."""
     mount.publish(f"{token(1)}\n")

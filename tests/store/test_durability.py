@@ -76,6 +76,7 @@ def test_answers_records_and_streams_outlive_the_supervisor(tmp_path: Path) -> N
         assert seen[-1]["event"] == "end"
 
 
+@pytest.mark.slow
 def test_a_killed_supervisor_leaves_nothing_unaccounted_for(tmp_path: Path) -> None:
     begun = tmp_path / "begun"
     with supervised(tmp_path, expect_exit=None) as running:
@@ -183,6 +184,7 @@ def test_a_drain_can_be_called_off(tmp_path: Path) -> None:
         assert running.post(OK).status_code == 200
 
 
+@pytest.mark.slow
 def test_an_answer_carries_the_start_the_end_and_the_result_of_a_long_transcript(tmp_path: Path) -> None:
     script = {"script": [{"do": "init"}, {"do": "flood", "bytes": 3_000_000}, {"do": "result", "text": "x"}]}
     with supervised(tmp_path, flags=("--answer-log-limit", "65536")) as running:

@@ -46,6 +46,7 @@ def test_a_kept_answer_of_0_1_0_is_given_again_for_the_same_body_alone(home: Pat
         assert running.post("x", execution_id="success").json()["error_class"] == "conflict"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lost", "turns", "cut"])
 def test_an_execution_that_failed_under_0_1_0_goes_on_in_its_session(home: Path, name: str) -> None:
     with supervised(home) as running:
@@ -60,6 +61,7 @@ def test_an_execution_that_failed_under_0_1_0_goes_on_in_its_session(home: Path,
         assert [attempt["pid"] for attempt in record["attempts"]][:-1] == [one["pid"] for one in before["attempts"]]
 
 
+@pytest.mark.slow
 def test_what_0_1_0_had_running_goes_on_by_itself_and_is_joined_by_the_same_body(home: Path) -> None:
     with supervised(home, flags=("--resume-interrupted",)) as running:
         assert post(running, "cut")["response"] == "Resumed."
@@ -68,6 +70,7 @@ def test_what_0_1_0_had_running_goes_on_by_itself_and_is_joined_by_the_same_body
         assert (record["outcome"], len(record["attempts"])) == ("success", 2)
 
 
+@pytest.mark.slow
 def test_where_the_session_is_gone_it_begins_anew(home: Path) -> None:
     shutil.rmtree(home / "config")
     with supervised(home) as running:

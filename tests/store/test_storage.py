@@ -135,6 +135,7 @@ ANSWERS: dict[str, tuple[object, object]] = {
 }
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_of_an_execution_is_not_unknown_and_nothing_runs_again(tmp_path: Path) -> None:
     tasks = {name: counting(tmp_path, name) for name in (*RECORDS, *ANSWERS)}
     with supervised(tmp_path) as running:
@@ -168,6 +169,7 @@ def test_what_cannot_be_read_of_an_execution_is_not_unknown_and_nothing_runs_aga
     assert [runs(tmp_path, name) for name in tasks] == [1] * len(tasks)
 
 
+@pytest.mark.slow
 def test_where_no_record_can_be_read_only_tasks_without_an_id_run_until_it_can(tmp_path: Path) -> None:
     tasks = {name: counting(tmp_path, name) for name in ("done", "new")}
     with supervised(tmp_path, expect_exit=None) as running:
@@ -201,12 +203,8 @@ def test_where_no_record_can_be_read_only_tasks_without_an_id_run_until_it_can(t
     assert [runs(tmp_path, name) for name in tasks] == [1, 1]
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    "damage", ["garbled", *(pytest.param(x, marks=SLOW) for x in ("emptied", "deleted", "directory"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["garbled", "emptied", "deleted", "directory"])
 def test_a_database_that_is_gone_is_told_and_no_task_that_ran_runs_again(tmp_path: Path, damage: str) -> None:
     task = counting(tmp_path, "x")
     with supervised(tmp_path) as running:

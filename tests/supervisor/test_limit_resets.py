@@ -56,6 +56,7 @@ def ended(reply: UsageLimit) -> bool:
     return time.time() >= reply.resets_at
 
 
+@pytest.mark.slow
 def test_work_goes_on_in_its_session_after_the_end_of_its_limit_without_a_newer_token(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:

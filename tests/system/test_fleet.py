@@ -106,6 +106,7 @@ def backed(agents: list[Agent], given: tuple[Subscription, ...], *wanted: str) -
     return notes
 
 
+@pytest.mark.slow
 def test_a_limit_that_was_met_while_no_backend_was_there_is_found_and_answered_by_one_file(tmp_path: Path) -> None:
     api = MessagesApi()
     api.on(OLD, UsageLimit())

@@ -191,7 +191,8 @@ def test_what_has_no_progress_yet_is_begun_again(tmp_path: Path, api: MessagesAp
     assert answer["session_id"] == sessions[-1]
 
 
-@pytest.mark.parametrize("had_tool", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("had_tool", [False, True])
 def test_a_session_that_the_cli_did_not_keep_is_begun_again_or_honestly_given_up(
     tmp_path: Path, url: str, had_tool: bool
 ) -> None:
@@ -436,12 +437,13 @@ FORGERIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("probe", "stream"),
     [
         ("on_refusal", "stderr"),
-        pytest.param("off", "stdout", marks=pytest.mark.slow),
-        pytest.param("off", "stderr", marks=pytest.mark.slow),
+        ("off", "stdout"),
+        ("off", "stderr"),
     ],
 )
 def test_what_a_tool_forges_stops_its_own_attempts_and_condemns_no_token(

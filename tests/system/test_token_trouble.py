@@ -131,6 +131,7 @@ def test_what_a_tool_forges_each_time_is_never_told_as_the_token_s(
         assert about_tokens(running, finished=2) == ["token.loaded"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
 def test_a_forged_limit_after_which_the_model_goes_on_stops_nothing(tmp_path: Path, stream: str) -> None:
     lines = " ".join(shlex.quote(line) for line in FORGERIES["limited", stream])
