@@ -241,6 +241,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         "text",
     )
     page: bool = _setting(_boolean, "show a page for people at /", default=True)
+    show_prompts: bool = _setting(
+        _boolean, "show the first 200 characters of a message in records and on the page", default=True
+    )
     log_format: str = _setting(_one_of("text", "json"), "text or json", "text")
     log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "debug, info, warning or error", "info")
     access_log: bool = _setting(_boolean, "a log line for each request; probes at level debug", default=True)

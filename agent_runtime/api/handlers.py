@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -25,6 +26,7 @@ from agent_runtime.errors import (
 from agent_runtime.model.json_bounds import check_json_bounds
 from agent_runtime.model.records import rfc3339, shown
 from agent_runtime.model.state import Outcome, Phase
+from agent_runtime.model.task import LABEL_NAME, LABEL_VALUE_LENGTH, LABELS
 from agent_runtime.model.task_reading import parse
 from agent_runtime.model.trace_context import trace_context
 from agent_runtime.secret.writer import put_once
@@ -50,6 +52,9 @@ if TYPE_CHECKING:
     from agent_runtime.web.uvicorn_protocol import OpenConnections
 
 log = logging.getLogger(__name__)
+
+LABEL = "label."
+"""Before the name of a label in a query."""
 
 RECORD_BYTES = 4096
 """What a record takes in a list, as a rule."""
@@ -133,7 +138,12 @@ def _accepted(execution_id: str) -> bodies.Accepted:
 
 async def list_executions(api: Api, request: Request) -> Response:
     """List records, newest first."""
-    query = request.query_params
+    query = _each_once(request)
+    labels = {name.removeprefix(LABEL): value for name, value in query.items() if name.startswith(LABEL)}
+    if not all(re.search(LABEL_NAME, name) for name in labels):
+        raise InvalidRequest("label.NAME: the name must be 1 to 63 of a-z, 0-9, _ . and -")
+    if len(labels) > LABELS or any(len(value) > LABEL_VALUE_LENGTH for value in labels.values()):
+        raise InvalidRequest(f"label.NAME: {LABELS} at most, with values of {LABEL_VALUE_LENGTH} characters at most")
     limit = query.get("limit", str(LIST_DEFAULT))
     if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= LIST_LIMIT):
         raise InvalidRequest(f"limit: must be a whole number from 1 to {LIST_LIMIT}")
@@ -141,13 +151,29 @@ async def list_executions(api: Api, request: Request) -> Response:
         if name in query and query[name] not in {str(choice) for choice in choices}:
             raise InvalidRequest(f"{name}: must be one of {', '.join(choices)}")
 
+    prompts = api.supervisor.settings.show_prompts
+
     def page() -> Response:
         records, cursor = api.supervisor.archive.records.list(
-            state=query.get("state"), outcome=query.get("outcome"), limit=int(limit), cursor=query.get("cursor")
+            query.get("state"), query.get("outcome"), int(limit), query.get("cursor"), labels=labels
         )
-        return respond({"executions": [shown(record) for record in records], "next_cursor": cursor})
+        shown_records = [shown(record, prompts=prompts) for record in records]
+        return respond({"executions": shown_records, "next_cursor": cursor})
 
     return HeldResponse(api.buffer, int(limit) * RECORD_BYTES, page)
+
+
+def _each_once(request: Request) -> dict[str, str]:
+    """
+    Return the parameters of the query.
+
+    Raises:
+        InvalidRequest: One of them is there twice, so that it is not known which of the two is meant.
+    """
+    pairs = request.query_params.multi_items()
+    if len(query := dict(pairs)) < len(pairs):
+        raise InvalidRequest("the query: each parameter may be given once")
+    return query
 
 
 async def list_running(api: Api, request: Request) -> bodies.RunningExecutions:
@@ -161,6 +187,8 @@ async def list_running(api: Api, request: Request) -> bodies.RunningExecutions:
             metadata=execution.record.metadata,
             slot=execution.slot,
             usage=execution.usage,
+            title=execution.record.title,
+            labels=execution.record.labels,
         )
         for execution in supervisor.running
     ]
@@ -172,7 +200,8 @@ async def list_running(api: Api, request: Request) -> bodies.RunningExecutions:
 
 async def get_execution(api: Api, request: Request) -> Response:
     """Show one record."""
-    return respond(shown(api.supervisor.record(request.path_params["id"])))
+    record = api.supervisor.record(request.path_params["id"])
+    return respond(shown(record, prompts=api.supervisor.settings.show_prompts))
 
 
 async def get_status(api: Api, request: Request) -> bodies.ExecutionStatus:
@@ -186,6 +215,8 @@ async def get_status(api: Api, request: Request) -> bodies.ExecutionStatus:
         error_class=record.error_class,
         started_at=_time(record.started_at),
         metadata=record.metadata,
+        title=record.title,
+        labels=record.labels,
     )
 
 

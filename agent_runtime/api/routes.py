@@ -81,7 +81,7 @@ ROUTES: tuple[Operation, ...] = (
         "executions",
         answers={200: (bodies.ExecutionPage,)},
         errors=(ErrorClass.STORAGE,),
-        parameters=("state", "outcome", "limit", "cursor"),
+        parameters=("state", "outcome", "labels", "limit", "cursor"),
     ),
     Operation(
         "GET",

@@ -62,6 +62,8 @@ def add_run(commands: Subparsers) -> None:
         default=60.0,
         help="how long to keep trying when it does not answer, is full or drains [%(default)g]",
     )
+    parser.add_argument("--title", metavar="TEXT", help="what it is about, for lists and the page; 120 characters")
+    _add_labels(parser, "to list executions by")
     parser.add_argument("--resume-session", metavar="ID", help="go on with an earlier session of the CLI")
     parser.add_argument("--detach", action="store_true", help="print the execution's id and leave it running")
     parser.add_argument("--json", action="store_true", help="one JSON object a line: events, then the answer")
@@ -73,6 +75,7 @@ def add_status(commands: Subparsers) -> None:
     parser = commands.add_parser("status", help="show slots, token and executions of a running supervisor")
     _add_connection(parser)
     parser.add_argument("--limit", metavar="N", type=int, default=20, help="how many executions [%(default)s]")
+    _add_labels(parser, "only executions that have it")
     parser.add_argument("--json", action="store_true", help="one JSON document, for scripts")
     parser.set_defaults(run=_command("status"))
 
@@ -119,6 +122,19 @@ def _group_id(text: str) -> int:
         return grp.getgrnam(text).gr_gid
     except (KeyError, ValueError):
         raise argparse.ArgumentTypeError(f"no group of this machine is named {text!r}; its number is as good") from None
+
+
+def _add_labels(parser: argparse.ArgumentParser, use: str) -> None:
+    parser.add_argument(
+        "--label", metavar="NAME=VALUE", type=_label, action="append", default=[], help=f"{use}; repeatable"
+    )
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError("must be NAME=VALUE")
+    return name, value
 
 
 def _fingerprint(text: str) -> str:

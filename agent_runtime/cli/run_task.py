@@ -120,6 +120,8 @@ def _fields(options: argparse.Namespace) -> dict[str, Any]:
         "timeout_seconds": options.timeout,
         "park_seconds": options.park,
         "resume_session_id": options.resume_session,
+        "title": options.title,
+        "labels": dict(options.label) or None,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
 
-HEADINGS = ("EXECUTION", "STATE", "OUTCOME", "ERROR", "AGE", "TIME", "CPU", "MEMORY", "ATTEMPTS", "TOKEN")
+HEADINGS = (
+    *("EXECUTION", "STATE", "OUTCOME", "ERROR", "AGE", "TIME", "CPU", "MEMORY", "ATTEMPTS", "TOKEN"),
+    *("TITLE", "LABELS"),
+)
 NOTHING = "-"
 
 
@@ -28,7 +31,7 @@ def main(options: argparse.Namespace) -> int:
                 "url": client.base_url,
                 "health": client.health(),
                 "token": client.token(),
-                "executions": client.executions(limit=options.limit)["executions"],
+                "executions": client.executions(limit=options.limit, labels=dict(options.label))["executions"],
             }
     except ClientError as error:
         return complain(error)
@@ -85,6 +88,8 @@ def _row(record: dict[str, Any], now: datetime) -> tuple[str, ...]:
         *_usage(record.get("usage") or {}),
         str(len(attempts)),
         _generations(attempts),
+        str(record.get("title") or NOTHING),
+        " ".join(f"{name}={value}" for name, value in (record.get("labels") or {}).items()) or NOTHING,
     )
 
 

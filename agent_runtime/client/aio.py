@@ -18,7 +18,7 @@ from agent_runtime.secret.writer import put
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from agent_runtime.client.sse import StreamEvent
     from agent_runtime.client.submit import Answer
@@ -184,10 +184,17 @@ class AgentClient:
         return await self._call("GET", path_of(execution_id))
 
     async def executions(
-        self, *, state: str | None = None, outcome: str | None = None, limit: int = 50, cursor: str | None = None
+        self,
+        *,
+        state: str | None = None,
+        outcome: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
     ) -> dict[str, Any]:
-        """Return records, newest first, and the cursor of the next page."""
+        """Return records, newest first, and the cursor of the next page; *labels*: of executions that have them all."""
         query = {"state": state, "outcome": outcome, "limit": limit, "cursor": cursor}
+        query |= {f"label.{name}": value for name, value in (labels or {}).items()}
         given = {name: value for name, value in query.items() if value is not None}
         return await self._call("GET", "/api/executions", params=given)
 

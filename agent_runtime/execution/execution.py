@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from agent_runtime.secret.generations import Generation
     from agent_runtime.store.transcripts import TranscriptStore
     from agent_runtime.telemetry.counters import Counts
-    from agent_runtime.telemetry.events import EventLog
+    from agent_runtime.telemetry.events import EventLog, Value
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +145,12 @@ class Execution:
             self._attempt.request_stop(reason, at_once=at_once)
         self.changed.notify()
 
+    def publish(self, type: str, **data: Value) -> None:  # noqa: A002 - the contract's word
+        """Publish an event of this execution, with its title and labels where it has them."""
+        named = {"title": self.record.title, "labels": self.record.labels}
+        given: dict[str, Value] = {name: value for name, value in named.items() if value}
+        self._context.events.publish(type, execution_id=self.execution_id, **data, **given)
+
     def save(self) -> None:
         """Write the record."""
         if not self._context.save(self.record):
@@ -219,7 +225,7 @@ class Execution:
             number, fingerprint = event.generation.number, event.generation.token.fingerprint
             if not self._is_announced:
                 self._is_announced = True
-                context.events.publish("execution.started", execution_id=self.execution_id, generation=number)
+                self.publish("execution.started", generation=number)
             log.info(
                 "attempt spawned: pid=%d fingerprint=%s", event.pid, fingerprint, extra={**extra, "generation": number}
             )

@@ -55,8 +55,14 @@ class RecordWriter:
         *,
         ignored_fields: list[str],
         previous: ExecutionRecord | None,
+        prompt: str = "",
     ) -> RecordWriter:
-        """Begin the record of a task, or go on with *previous*: its attempts stay, how it ended does not."""
+        """
+        Begin the record of a task, or go on with *previous*: its attempts stay, how it ended does not.
+
+        Args:
+            prompt: The beginning of its message, if that may be shown.
+        """
         record = previous or ExecutionRecord(
             execution_id=execution_id,
             created_at=time.time(),
@@ -74,6 +80,8 @@ class RecordWriter:
             record.resumable = False
         record.request_digest = task.digest
         metadata.ignored_fields = ignored_fields
+        record.title, record.prompt = task.title or record.title, prompt if settings.show_prompts else None
+        record.labels = record.labels if task.labels is None else task.labels
         return writer
 
     def happened(self, event: Event) -> None:

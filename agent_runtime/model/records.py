@@ -208,6 +208,9 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
         session_id: The CLI's session it ran in last, or that the request names.
         resumable: That session holds work that the same request goes on with when it is posted again; null: not known,
             as while an attempt runs.
+        title: As the request says.
+        labels: Likewise.
+        prompt: First 200 characters of the message, without tokens; null: prompts are not shown.
         request_digest: Equal for requests that ask for the same; not shown.
     """
 
@@ -224,6 +227,9 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
     attempts: list[AttemptRecord] = msgspec.field(default_factory=list)
     metadata: Metadata = msgspec.field(default_factory=Metadata)
     usage: Usage = msgspec.field(default_factory=Usage)
+    title: str | None = None
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    prompt: str | None = None
     request_digest: str = ""
 
 
@@ -254,9 +260,11 @@ def read_record(encoded: bytes) -> ExecutionRecord:
     return record
 
 
-def shown(record: ExecutionRecord) -> dict[str, Any]:
-    """Return what callers see of a record, ready to be written as JSON."""
+def shown(record: ExecutionRecord, *, prompts: bool = True) -> dict[str, Any]:
+    """Return what callers see of a record, ready to be written as JSON; *prompts*: the beginning of its message too."""
     fields: dict[str, Any] = msgspec.to_builtins(record)
+    if not prompts:  # also where they were shown when the record was made
+        fields["prompt"] = None
     del fields["request_digest"]
     _show(fields, "created_at", "started_at", "ended_at")
     for attempt in fields["attempts"]:

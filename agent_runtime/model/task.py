@@ -21,6 +21,14 @@ ExecutionId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._:-
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=30 * 86400)]
 
+TITLE_LENGTH = 120
+LABELS = 16
+LABEL_NAME = r"^[a-z0-9_.-]{1,63}$(?!\n)"
+LABEL_VALUE_LENGTH = 256
+Title = Annotated[str, msgspec.Meta(max_length=TITLE_LENGTH, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$(?!\n)")]
+LabelName = Annotated[str, msgspec.Meta(pattern=LABEL_NAME)]
+LabelValue = Annotated[str, msgspec.Meta(max_length=LABEL_VALUE_LENGTH)]
+
 
 class Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
@@ -41,6 +49,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     Attributes:
         message: The prompt.
         execution_id: The caller's own name for it, by which to ask again; None: one is made up.
+        title: For people: what the task is about.
+        labels: For the caller's own order, such as a project; records can be listed by them.
         model: None: the CLI's own choice.
         system_prompt: Appended to the CLI's own.
         timeout_seconds: From admission to the answer; None: the setting's.
@@ -56,6 +66,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     message: Annotated[str, msgspec.Meta(min_length=1)]
     execution_id: ExecutionId | None = None
+    title: Title | None = None
+    labels: Annotated[dict[LabelName, LabelValue], msgspec.Meta(max_length=LABELS)] | None = None
     model: Annotated[str, msgspec.Meta(max_length=256, pattern=r"^[A-Za-z0-9][^\x00-\x20\x7f]*$(?!\n)")] | None = None
     system_prompt: Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$(?!\n)")] | None = None
     allowed_tools: list[Word] | None = None
@@ -112,6 +124,8 @@ CLI_FLAGS = {
 class TaskFields(TypedDict, total=False):
     """The optional fields as keyword arguments of a Python caller; their meanings are those of :class:`Task`."""
 
+    title: str | None
+    labels: Mapping[str, str] | None
     model: str | None
     system_prompt: str | None
     allowed_tools: list[str] | None
@@ -130,9 +144,9 @@ class TaskFields(TypedDict, total=False):
 
 _NO_WORK = {
     *("execution_id", "async_result", "timeout_seconds", "park_seconds", "persist_session"),
-    *("traceparent", "tracestate", "fresh_session"),
+    *("traceparent", "tracestate", "fresh_session", "title", "labels"),
 }
-"""Fields that do not change the work: caller, waiting time, form of the answer, and session to begin in."""
+"""Fields that do not change the work: caller, waiting time, form of the answer, session to begin in, and names."""
 
 _DIGEST_OF_0_1_0 = (
     *("message", "model", "system_prompt", "allowed_tools", "disallowed_tools", "max_turns", "resume_session_id"),

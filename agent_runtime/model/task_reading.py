@@ -11,7 +11,7 @@ import msgspec
 
 from agent_runtime.errors import InvalidRequest, is_reserved
 from agent_runtime.model import mcp_config
-from agent_runtime.model.task import IMAGE_TYPES, Task
+from agent_runtime.model.task import IMAGE_TYPES, LABEL_VALUE_LENGTH, TITLE_LENGTH, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +34,8 @@ _IN_WORDS = {
     "system_prompt": "must hold no NUL",
     "allowed_tools": "must hold no control characters",
     "disallowed_tools": "must hold no control characters",
+    "title": "must hold more than blanks, and no control characters",
+    "labels": "names must be 1 to 63 of a-z, 0-9, _ . and -",
 }
 """The patterns in words, for error texts."""
 
@@ -49,7 +51,7 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
     Read a task from a request's body.
 
     Args:
-        redact: Takes tokens out of what a caller has named a field.
+        redact: Takes tokens out of names of unknown fields, title and labels.
 
     Returns:
         The task, and the names of the fields that nothing reads.
@@ -74,7 +76,7 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
     except msgspec.ValidationError as error:
         raise InvalidRequest(_plain(str(error))) from None
     _check(task)
-    return task, ignored
+    return _without_tokens(task, redact), ignored
 
 
 def unread_fields(
@@ -110,6 +112,8 @@ def _check(task: Task) -> None:
         raise InvalidRequest("fresh_session: must not be true where resume_session_id names a session")
     if not task.message.strip():
         raise InvalidRequest("message: must hold more than blanks")  # which the CLI refuses, too
+    if task.title is not None and not task.title.strip():
+        raise InvalidRequest(f"title: {_IN_WORDS['title']}")
     for text, name in ((task.message, "message"), (task.system_prompt or "", "system_prompt")):
         try:
             text.encode()
@@ -124,6 +128,16 @@ def _check(task: Task) -> None:
             base64.b64decode(image.data, validate=True)
         except (binascii.Error, ValueError):
             raise InvalidRequest("images: data must be base64") from None
+
+
+def _without_tokens(task: Task, redact: Callable[[str], str]) -> Task:
+    """Take tokens out of title and labels, which are shown as they are; both stay short enough to be read again."""
+    if any(redact(name) != name for name in task.labels or ()):
+        raise InvalidRequest("labels: names must hold no token")
+    title = redact(task.title)[:TITLE_LENGTH] if task.title else None
+    labels = task.labels and {name: redact(value)[:LABEL_VALUE_LENGTH] for name, value in task.labels.items()}
+    is_clean = (title, labels) == (task.title, task.labels)
+    return task if is_clean else msgspec.structs.replace(task, title=title, labels=labels)
 
 
 def _plain(message: str) -> str:

@@ -14,9 +14,11 @@ import contextlib
 import heapq
 import logging
 import re
+import sqlite3
 import threading
 import time
 from math import inf
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,7 +29,7 @@ from agent_runtime.store.database import Database, Schema
 from agent_runtime.store.tables import MIGRATIONS, PROBES, UNREADABLE, KeptAnswer, put_answer, put_record, salvage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
     from typing import Self
 
@@ -275,8 +277,8 @@ class RecordStore:
             self._unsaved_records.pop(execution_id, None)
             self._unsaved_answers.pop(execution_id, None)
             with self._database.transaction() as connection:
-                connection.execute("DELETE FROM executions WHERE execution_id = ?", (execution_id,))
-                connection.execute("DELETE FROM answers WHERE execution_id = ?", (execution_id,))
+                for table in ("executions", "answers", "labels"):
+                    connection.execute(f"DELETE FROM {table} WHERE execution_id = ?", (execution_id,))  # noqa: S608
 
     def size_bytes(self, execution_id: str | None = None) -> int:
         """
@@ -317,10 +319,19 @@ class RecordStore:
 
     # Defined last: the name hides the type ``list`` in everything after it.
     def list(
-        self, state: str | None = None, outcome: str | None = None, limit: int = 50, cursor: str | None = None
+        self,
+        state: str | None = None,
+        outcome: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        *,
+        labels: Mapping[str, str] = MappingProxyType({}),
     ) -> tuple[list[ExecutionRecord], str | None]:
         """
         Return records, newest first, and the cursor of the next page; None on the last page.
+
+        Args:
+            labels: Only executions that have all of these.
 
         Raises:
             InvalidRequest: *cursor* did not come from here.
@@ -333,12 +344,21 @@ class RecordStore:
             if wanted is not None:
                 where += f" AND {column} = ?"
                 values.append(wanted)
+        for label in labels.items():
+            where += (
+                " AND EXISTS (SELECT 1 FROM labels WHERE labels.execution_id = executions.execution_id"
+                " AND name = ? AND value = ?)"
+            )
+            values += label
         # S608: made of the constants above, values apart.
         query = f"SELECT record FROM executions WHERE {where} ORDER BY created_at DESC, execution_id DESC"  # noqa: S608
         with self._lock:
             held = [_held(encoded) for encoded in self._unsaved_records.values()]
             hidden = set(self._unsaved_records)
-            rows = self._rows(f"{query} LIMIT ?", *values, limit + 1 + len(hidden))
+            try:
+                rows = self._rows(f"{query} LIMIT ?", *values, limit + 1 + len(hidden))
+            except sqlite3.OperationalError:  # a file of an earlier version, on a disk that allows no migration
+                raise StoreUnavailable("records cannot be searched by label while they cannot be written") from None
         saved = (record for (encoded,) in rows if (record := _decoded(encoded)) and record.execution_id not in hidden)
         fitting = [
             record
@@ -346,6 +366,7 @@ class RecordStore:
             if _age(record) < before
             and (state is None or record.state == state)
             and (outcome is None or record.outcome == outcome)
+            and labels.items() <= record.labels.items()
         ]
         merged = heapq.merge(sorted(fitting, key=_age, reverse=True), saved, key=_age, reverse=True)
         records = [record for record, _ in zip(merged, range(limit + 1), strict=False)]

@@ -39,6 +39,13 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     (),  # 0.1.0 cannot decode records with newer error classes: the higher version keeps it from opening the file
     ("CREATE TABLE marks (one INTEGER PRIMARY KEY CHECK (one = 1), count INTEGER NOT NULL, at REAL NOT NULL)",),
+    (
+        """
+        CREATE TABLE labels (
+            execution_id TEXT, name TEXT, value TEXT NOT NULL, PRIMARY KEY (execution_id, name)
+        ) WITHOUT ROWID
+        """,
+    ),
 )
 """Statements that lead from each version of the file to the next; entries are only added, never changed."""
 
@@ -116,6 +123,9 @@ def put_record(connection: sqlite3.Connection, encoded: bytes) -> None:
         """,
         (record.execution_id, record.created_at, record.ended_at, record.state, record.outcome, encoded),
     )
+    connection.execute("DELETE FROM labels WHERE execution_id = ?", (record.execution_id,))
+    labels = ((record.execution_id, name, value) for name, value in record.labels.items())
+    connection.executemany("INSERT INTO labels VALUES (?, ?, ?)", labels)
 
 
 def put_answer(connection: sqlite3.Connection, kept: KeptAnswer) -> None:

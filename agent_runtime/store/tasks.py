@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PROMPT_LENGTH = 200
+"""Characters of a message that its record shows."""
+
 
 class NewTask(msgspec.Struct, frozen=True):
     """
@@ -29,11 +32,13 @@ class NewTask(msgspec.Struct, frozen=True):
     Attributes:
         ignored_fields: Names of the fields of its request that nothing reads.
         content: What is stored of it while it is unfinished.
+        prompt: The beginning of its message, redacted before it was cut.
     """
 
     task: Task
     ignored_fields: list[str]
     content: bytes
+    prompt: str
 
 
 class TaskStore:
@@ -52,7 +57,8 @@ class TaskStore:
         _ = task.digest  # computed now, and then held by the task
         # ``fresh_session`` is not stored: it concerns only the post that asked for it. The file's name has the id.
         content = msgspec.json.encode(msgspec.structs.replace(task, fresh_session=None))
-        return NewTask(task, ignored_fields, self._redactor.redact(content))
+        prompt = self._redactor.redact_text(task.message)[:PROMPT_LENGTH]
+        return NewTask(task, ignored_fields, self._redactor.redact(content), prompt)
 
     def keep(self, execution_id: str, content: bytes) -> None:
         """Write the content of a task, whole or not at all."""

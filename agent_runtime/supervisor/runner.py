@@ -312,9 +312,7 @@ class ExecutionRunner:
         else:
             self._plan.begin_anew()
         if execution.writer.resumed():
-            self._context.events.publish(
-                "execution.resumed", execution_id=execution.execution_id, attempts=len(execution.record.attempts)
-            )
+            execution.publish("execution.resumed", attempts=len(execution.record.attempts))
 
     # -- waiting
 
@@ -362,12 +360,8 @@ class ExecutionRunner:
             seconds = self._seconds_past(resets_at)
         until = min(time.monotonic() + seconds, execution.total_at)
         execution.park()
-        self._context.events.publish(
-            "execution.parked",
-            execution_id=execution.execution_id,
-            generation=generation.number if generation else None,
-            seconds=seconds,
-        )
+        number = generation.number if generation else None
+        execution.publish("execution.parked", generation=number, seconds=seconds)
         log.info("execution parked for %g s", seconds, extra={"execution_id": execution.execution_id})
         limit = gate.limit_for(generation, model) if is_limited and generation is not None else None
         may_return = (limit is not None or not is_limited) and not (

@@ -187,7 +187,7 @@ class Supervisor:
             )
         settings, ignored = self.settings, new.ignored_fields
         writer = RecordWriter.for_task(
-            task, execution_id, plan.next, settings, ignored_fields=ignored, previous=previous
+            task, execution_id, plan.next, settings, ignored_fields=ignored, previous=previous, prompt=new.prompt
         )
         execution = Execution(task, writer, self._execution_context, task.timeout_seconds or settings.timeout)
         self._live[execution_id] = execution
@@ -197,7 +197,7 @@ class Supervisor:
         execution.save()
         with about(execution_id=execution_id, trace_id=task.trace.trace_id if task.trace else None):
             log.info("execution admitted")
-            self.events.publish("execution.admitted", execution_id=execution_id)
+            execution.publish("execution.admitted")
             runner = ExecutionRunner(execution, self._runner_context, plan, run_attempt=self._run_attempt, parks=parks)
             self._spawn(self._own(execution, runner), execution_id)
         return execution
@@ -265,8 +265,7 @@ class Supervisor:
         self.sessions.release(execution.execution_id)
         record = execution.record
         self.consecutive_failures = self.consecutive_failures + 1 if record.outcome is Outcome.FAILED else 0
-        end = {"outcome": record.outcome, "error_class": record.error_class}
-        self.events.publish("execution.finished", execution_id=record.execution_id, **end)
+        execution.publish("execution.finished", outcome=record.outcome, error_class=record.error_class)
         self.slots.grant()
         self.changed.notify()
 

@@ -39,8 +39,8 @@ TYPES = frozenset(
     }
 )
 
-Value: TypeAlias = str | int | float | bool | None
-"""The values that an event may hold: never a token, only its fingerprint."""
+Value: TypeAlias = str | int | float | bool | dict[str, str] | None
+"""The values that an event may hold (an object: labels): never a token, only its fingerprint."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,7 +110,7 @@ class EventLog:
         """
         if type not in TYPES:
             raise ValueError(f"no event has the type {type!r}")
-        safe = {name: self._safe(name, value) for name, value in data.items()}
+        safe: dict[str, Value] = {name: self._safe(name, value) for name, value in data.items()}
         self._last_id += 1
         self._events.append(Event(id=self._last_id, type=type, time=rfc3339(time.time()), data=safe))
         if self._happened is not None:
@@ -145,6 +145,8 @@ class EventLog:
         if isinstance(value, str):
             text = str(value)  # of an enumeration its value
             return text if self._redact is None else self._redact(text)
+        if isinstance(value, dict):
+            return {key: str(self._safe(name, text)) for key, text in value.items()}
         if value is None or isinstance(value, bool | int | float):
             return value
         raise TypeError(f"{name}: an event cannot tell this kind of value")

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -198,13 +198,106 @@ def test_a_page_of_ten_thousand_records_comes_in_less_than_half_a_second(store: 
     with store._database.transaction() as connection:
         for n in range(10_000):
             one = finished(f"id-{n:05}", ended_at=CREATED_AT + n)
+            one.labels = {"number": str(n), "all": "alike"}
             put_record(connection, msgspec.json.encode(one))
 
-    for filters in ({}, {"state": "finished"}, {"outcome": "failed"}, {"state": "queued"}, {"outcome": "success"}):
+    filters: list[dict[str, Any]] = [
+        *({}, {"state": "finished"}, {"outcome": "failed"}, {"state": "queued"}, {"outcome": "success"}),
+        *({"labels": {"all": "alike", "number": "3"}}, {"labels": {"all": "alike"}}, {"labels": {"other": ""}}),
+    ]
+    for given in filters:
         cursor = store.list(limit=50)[1]
         began = time.perf_counter()
-        store.list(**filters, limit=50, cursor=cursor)
-        assert time.perf_counter() - began < 0.5, filters
+        store.list(**given, limit=50, cursor=cursor)
+        assert time.perf_counter() - began < 0.5, given
+
+
+ODD = "= & % \n \0 ' \" \u00e9 \U0001f600"
+
+
+def test_records_are_listed_by_their_labels(store: RecordStore) -> None:
+    for n in range(12):
+        one = finished(f"id-{n:02}", ended_at=CREATED_AT + n)
+        one.labels = {"even": str(n % 2 == 0), "third": str(n % 3), "odd": ODD}
+        store.save(one)
+    store.save(record("queued"))
+
+    assert ids(store.list(labels={"even": "True", "third": "0"})) == ["id-06", "id-00"]
+    assert ids(store.list(labels={"even": "True", "other": "0"})) == ids(store.list(labels={"even": "true"})) == []
+    assert len(ids(store.list(labels={"odd": ODD}))) == 12
+    assert ids(store.list(labels={"odd": ODD}, state="queued")) == []
+    page, cursor = store.list(labels={"third": "1"}, outcome="failed", limit=3)
+    assert ids((page, None)) + ids(store.list(labels={"third": "1"}, cursor=cursor)) == [
+        "id-10",
+        "id-07",
+        "id-04",
+        "id-01",
+    ]
+    page[0].labels = {"third": "9"}
+    store.save(page[0])
+    store.delete("id-04")
+    assert ids(store.list(labels={"third": "1"})) == ["id-07", "id-01"]
+
+
+def test_a_record_that_is_only_in_memory_is_listed_by_its_labels(path: Path) -> None:
+    path.parent.write_bytes(b"in the way")
+    clock = Clock()
+    store = RecordStore(path, clock=clock)
+    one, other = record("one"), record("other")
+    one.labels = {"a": "1", "b": "2"}
+    for held in (one, other):
+        with pytest.raises(StoreUnavailable):
+            store.save(held)
+    path.parent.unlink()
+    clock.now += Database.RETRY_SECONDS
+
+    assert ids(store.list(labels={"a": "1"})) == ids(store.list(labels={"a": "1", "b": "2"})) == ["one"]
+    assert ids(store.list(labels={"a": "2"})) == []
+    store.close()
+
+
+def of_the_version_before_labels(path: Path) -> None:
+    """Write a file of version 3, the first that was released after 0.1.0."""
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        for statement in (step for steps in MIGRATIONS[:3] for step in steps):
+            connection.execute(statement)
+        connection.execute("PRAGMA user_version = 3")
+        old = msgspec.to_builtins(finished())
+        for name in ("title", "labels", "prompt"):
+            del old[name]
+        values = ("x", CREATED_AT, CREATED_AT + 60, "finished", "failed", msgspec.json.encode(old))
+        connection.execute("INSERT INTO executions VALUES (?, ?, ?, ?, ?, ?)", values)
+
+
+def test_a_file_from_before_labels_is_opened_and_searched(path: Path) -> None:
+    of_the_version_before_labels(path)
+
+    for found in ([], ["new"]):
+        with RecordStore.open(path) as store:
+            assert (store.damage, store.load("x")) == ([], finished())
+            assert ids(store.list(labels={"a": "b"})) == found
+            one = record("new")
+            one.labels = {"a": "b"}
+            store.save(one)
+            assert ids(store.list(labels={"a": "b"})) == ["new"]
+
+
+def test_a_file_from_before_labels_can_be_read_where_it_cannot_be_migrated(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_the_version_before_labels(path)
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode = sqlite3.SQLITE_FULL
+
+    def open_to_write(database: Database) -> None:
+        raise full
+
+    monkeypatch.setattr(Database, "_open_to_write", open_to_write)
+    with RecordStore.open(path) as store:
+        assert ids(store.list()) == ["x"]
+        with pytest.raises(StoreUnavailable, match="label"):
+            store.list(labels={"a": "b"})
 
 
 def test_a_store_can_be_used_by_many_threads_at_once(store: RecordStore) -> None:

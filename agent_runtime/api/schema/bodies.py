@@ -53,6 +53,8 @@ class RunningExecution(msgspec.Struct, kw_only=True):
     metadata: Metadata
     slot: int | None
     usage: Usage
+    title: str | None
+    labels: dict[str, str]
 
 
 class RunningExecutions(msgspec.Struct, kw_only=True):
@@ -84,6 +86,8 @@ class ExecutionStatus(msgspec.Struct, kw_only=True):
     error_class: ErrorClass | None
     started_at: InstantText | None
     metadata: Metadata
+    title: str | None
+    labels: dict[str, str]
 
 
 class Termination(msgspec.Struct, kw_only=True):

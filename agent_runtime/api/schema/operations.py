@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agent_runtime.model.state import Outcome, Phase
+from agent_runtime.model.task import LABEL_VALUE_LENGTH, LABELS
 from agent_runtime.store.records import CURSOR_PATTERN
 
 if TYPE_CHECKING:
@@ -70,6 +71,12 @@ _PREFER = (
 )
 _TRACEPARENT = "W3C Trace Context, given to every attempt; it wins over the field of the body."
 _LAST_EVENT = "The `id` of the last event the reader has: the stream goes on exactly after it."
+_LABELS: dict[str, Any] = {
+    "type": "object",
+    "propertyNames": {"pattern": r"^label\.[a-z0-9_.-]{1,63}$"},
+    "additionalProperties": {"type": "string", "maxLength": LABEL_VALUE_LENGTH},
+    "maxProperties": LABELS,
+}
 _LIMIT: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": LIST_LIMIT, "default": LIST_DEFAULT}
 _TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -85,6 +92,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         _parameter("state", "query", "Only executions in this state.", {**_TEXT, "enum": list(map(str, Phase))}),
         _parameter(
             "outcome", "query", "Only executions with this outcome.", {**_TEXT, "enum": list(map(str, Outcome))}
+        ),
+        _parameter(
+            *("labels", "query", "`label.NAME=VALUE`: only executions with this label; of several with all of them."),
+            _LABELS,
+            example={"label.team": "search"},
         ),
         _parameter("limit", "query", "How many records the page holds at most.", _LIMIT),
         _parameter(
