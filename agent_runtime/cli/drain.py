@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent_runtime.cli.connection import complain, connect
 from agent_runtime.cli.exit_codes import EXIT_FAILED, EXIT_SUCCESS
@@ -26,7 +26,7 @@ def main(options: argparse.Namespace) -> int:
                 client.undrain()
                 _print("executions are let in again")
                 return EXIT_SUCCESS
-            unfinished = _unfinished(client.drain())
+            unfinished = client.drain().unfinished
             _print(f"draining: {unfinished} unfinished")
             return _wait(client, unfinished, options.timeout) if options.wait else EXIT_SUCCESS
     except ClientError as error:
@@ -43,7 +43,8 @@ def _wait(client: SyncAgentClient, unfinished: int, timeout_seconds: float | Non
         time.sleep(POLL_SECONDS)
         before = unfinished
         try:
-            unfinished = _unfinished(client.running())
+            running = client.running()
+            unfinished = len(running.executions) + len(running.pending_ids)
         except Unreachable:
             _print("the supervisor has ended")
             return EXIT_SUCCESS
@@ -51,12 +52,6 @@ def _wait(client: SyncAgentClient, unfinished: int, timeout_seconds: float | Non
             _print(f"draining: {unfinished} unfinished")
     _print("drained")
     return EXIT_SUCCESS
-
-
-def _unfinished(answer: dict[str, Any]) -> int:
-    if isinstance(answer.get("unfinished"), int):
-        return int(answer["unfinished"])
-    return len(answer.get("executions") or ()) + len(answer.get("pending_ids") or ())
 
 
 def _print(text: str) -> None:

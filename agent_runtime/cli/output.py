@@ -52,12 +52,12 @@ class Live:
         """Show how the execution ended, in one line."""
         counts = answer.metadata
         parts = [answer.status]
-        if isinstance(turns := counts.get("num_turns"), int) and turns:
-            parts.append(f"{turns} turn{'' if turns == 1 else 's'}")
-        if isinstance(milliseconds := counts.get("duration_ms"), int | float) and milliseconds:
-            parts.append(f"{milliseconds / 1000:.1f} s")
-        if isinstance(cost := counts.get("cost_usd"), int | float) and cost:
-            parts.append(f"${cost:.4f}")
+        if counts.num_turns:
+            parts.append(f"{counts.num_turns} turn{'' if counts.num_turns == 1 else 's'}")
+        if counts.duration_ms:
+            parts.append(f"{counts.duration_ms / 1000:.1f} s")
+        if counts.cost_usd:
+            parts.append(f"${counts.cost_usd:.4f}")
         parts.append(f"execution {answer.execution_id}")
         self._sink.write(f"[{line_of(', '.join(parts))}]\n")
         self._sink.flush()

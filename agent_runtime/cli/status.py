@@ -26,12 +26,13 @@ NOTHING = "-"
 def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     try:
+        labels = {f"label.{name}": value for name, value in options.label}
         with connect(options) as client:
             report = {
                 "url": client.base_url,
-                "health": client.health(),
-                "token": client.token(),
-                "executions": client.executions(limit=options.limit, labels=dict(options.label))["executions"],
+                "health": client.get("/health"),
+                "token": client.get("/api/token"),
+                "executions": client.get("/api/executions", limit=options.limit, **labels)["executions"],
             }
     except ClientError as error:
         return complain(error)

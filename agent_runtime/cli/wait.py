@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent_runtime.cli.connection import complain, connect
 from agent_runtime.cli.exit_codes import EXIT_FAILED, EXIT_SUCCESS
@@ -12,6 +12,8 @@ from agent_runtime.client import ClientError
 
 if TYPE_CHECKING:
     import argparse
+
+    from agent_runtime.client import TokenReport
 
 POLL_SECONDS = 0.25
 
@@ -34,13 +36,13 @@ def main(options: argparse.Namespace) -> int:
         return complain(error)
 
 
-def obstacle_to(fingerprint: str, token: dict[str, Any]) -> str | None:
+def obstacle_to(fingerprint: str, token: TokenReport) -> str | None:
     """Return why the token with *fingerprint* is not yet the only one in use; None: it is."""
-    generation = token.get("generation")
-    if token.get("fingerprint") != fingerprint or generation is None:
-        loaded = "no token is" if generation is None else f"{token.get('fingerprint')} (generation {generation}) is"
+    generation = token.generation
+    if token.fingerprint != fingerprint or generation is None:
+        loaded = "no token is" if generation is None else f"{token.fingerprint} (generation {generation}) is"
         return f"{fingerprint} is not loaded, {loaded}"
-    older = {int(number): count for number, count in (token.get("held_by") or {}).items() if int(number) < generation}
+    older = {int(number): count for number, count in token.held_by.items() if int(number) < generation}
     if not older:
         return None
     held = ", ".join(f"{count} hold{'s' * (count == 1)} generation {number}" for number, count in sorted(older.items()))

@@ -5,12 +5,29 @@ The client for backends: submit an execution by its id, survive every connection
         try:
             answer = await agent.run("Fix the tests.", execution_id="fix-1")
         except TokenFailed:
-            await agent.write_token(SECRET_FILE, next_token())
+            put_token(SECRET_FILE, next_token())
 
 :class:`SyncAgentClient` is the same with calls that block.
 """
 
-from agent_runtime.client.aio import AgentClient
+from agent_runtime.client.aio import AgentClient, put_token
+from agent_runtime.client.answers import (
+    Answer,
+    Attempt,
+    DrainState,
+    Event,
+    Execution,
+    ExecutionPage,
+    ExecutionStatus,
+    Health,
+    Metadata,
+    Reloaded,
+    RunningExecution,
+    RunningExecutions,
+    Termination,
+    TokenReport,
+    TokenUse,
+)
 from agent_runtime.client.errors import (
     ApiFailed,
     ClientError,
@@ -22,20 +39,34 @@ from agent_runtime.client.errors import (
     Unreachable,
 )
 from agent_runtime.client.sse import StreamEvent
-from agent_runtime.client.submit import Answer
 from agent_runtime.client.sync import SyncAgentClient
 
 __all__ = [
     "AgentClient",
     "Answer",
     "ApiFailed",
+    "Attempt",
     "ClientError",
+    "DrainState",
+    "Event",
+    "Execution",
     "ExecutionFailed",
+    "ExecutionPage",
+    "ExecutionStatus",
+    "Health",
+    "Metadata",
     "Problem",
+    "Reloaded",
     "RequestRefused",
+    "RunningExecution",
+    "RunningExecutions",
     "StreamEvent",
     "SyncAgentClient",
+    "Termination",
     "TokenFailed",
+    "TokenReport",
+    "TokenUse",
     "TurnedAway",
     "Unreachable",
+    "put_token",
 ]

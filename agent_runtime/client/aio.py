@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import uuid
+from inspect import isawaitable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
 import httpx
 import msgspec
 
-from agent_runtime.client import exchange
-from agent_runtime.client.errors import ClientError, Unreachable
-from agent_runtime.client.sse import SILENCE_SECONDS, Following
+from agent_runtime.client import answers, exchange
+from agent_runtime.client.errors import ClientError, TokenFailed, Unreachable
+from agent_runtime.client.sse import SILENCE_SECONDS, Following, event_of
 from agent_runtime.client.submit import Submission, path_of
 from agent_runtime.secret.writer import put
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Mapping
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 
     from agent_runtime.client.sse import StreamEvent
-    from agent_runtime.client.submit import Answer
     from agent_runtime.model.task import TaskFields
+
+S = TypeVar("S", bound=msgspec.Struct)
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 DEADLINE_SECONDS = 3600.0
 PATIENCE_SECONDS = 120.0
@@ -45,6 +52,9 @@ class AgentClient:
         patience_seconds: How long there may be no answer, or only refusals of admission (busy, draining), before a
             call gives up. A supervisor must be able to restart within it.
         max_resumes: How often :meth:`run` posts a task again after a shutdown interrupted it; 0: never.
+        on_token_failed: Called with the error when a task has met a refused, unpaid, limited or missing token: once for
+            each ``generation`` of it, also where many tasks meet it, and before the call raises the error. It may be a
+            coroutine function, which is waited for. An error that it raises is logged.
         verify: Certificates to trust, as httpx takes it.
         transport: How requests are carried, instead of the network.
 
@@ -61,6 +71,7 @@ class AgentClient:
         access_header: str = "Authorization",
         patience_seconds: float = PATIENCE_SECONDS,
         max_resumes: int = 3,
+        on_token_failed: Callable[[TokenFailed], object] | None = None,
         verify: ssl.SSLContext | bool = True,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
@@ -69,6 +80,8 @@ class AgentClient:
         self._http = exchange.connections(self.base_url, key, verify, transport)
         self._patience_seconds = patience_seconds
         self._max_resumes = max_resumes
+        self.on_token_failed = on_token_failed
+        self._told: dict[int | None, TokenFailed] = {}
 
     def __repr__(self) -> str:
         return f"<AgentClient {self.base_url}>"
@@ -90,7 +103,7 @@ class AgentClient:
         execution_id: str | None = None,
         deadline_seconds: float | None = None,
         **fields: Unpack[TaskFields],
-    ) -> Answer:
+    ) -> answers.Answer:
         """
         Submit a task and return its one answer, over broken connections and restarts of the supervisor.
 
@@ -109,15 +122,13 @@ class AgentClient:
         if deadline_seconds is None:
             timeout_seconds = fields.get("timeout_seconds")
             deadline_seconds = DEADLINE_SECONDS if timeout_seconds is None else timeout_seconds + self._patience_seconds
-        _, answer = await self._submit(message, execution_id, deadline_seconds, fields, waits=True)
-        assert answer is not None, "a task that is waited for has an answer"  # noqa: S101 - so is it built
-        return answer
+        return await self._submit(message, execution_id, deadline_seconds, fields, waits=True)
 
     async def submit(self, message: str, *, execution_id: str | None = None, **fields: Unpack[TaskFields]) -> str:
         """Get a task admitted, as :meth:`run` does, and return its id without waiting for the end."""
-        return (await self._submit(message, execution_id, DEADLINE_SECONDS, fields, waits=False))[0]
+        return (await self._submit(message, execution_id, DEADLINE_SECONDS, fields, waits=False)).execution_id
 
-    async def result(self, execution_id: str, *, deadline_seconds: float | None = None) -> Answer:
+    async def result(self, execution_id: str, *, deadline_seconds: float | None = None) -> answers.Answer:
         """
         Wait for the answer of an execution, stored ones included; starts nothing.
 
@@ -126,12 +137,9 @@ class AgentClient:
             ClientError: It failed, or no answer came, as in :meth:`run`.
         """
         seconds = DEADLINE_SECONDS if deadline_seconds is None else deadline_seconds
-        patience = exchange.Patience(self._patience_seconds, execution_id)
-        answer = await Submission(self._http, patience, execution_id, None).run(seconds)
-        assert answer is not None, "as above"  # noqa: S101
-        return answer
+        return await self._outcome(execution_id, None, seconds)
 
-    async def stream(self, execution_id: str, *, after: int = 0) -> AsyncGenerator[StreamEvent, None]:
+    def stream(self, execution_id: str, *, after: int = 0) -> AsyncGenerator[StreamEvent, None]:
         """
         Yield an execution's events from the line after *after*: each line exactly once, over reconnects, to the end.
 
@@ -141,47 +149,65 @@ class AgentClient:
             RequestRefused: (``not_found``) It is not known.
             Unreachable: No answer came for longer than the client's patience.
         """
+        return self._listen(path_of(execution_id, "/stream"), after, lambda event: event, execution_id)
+
+    def events(self, *, after: int = 0) -> AsyncGenerator[answers.Event, None]:
+        """
+        Yield what happens to the token and to executions, each event once, over reconnects and restarts.
+
+        It ends when the client is closed. To leave it early, close it, as :meth:`stream`.
+
+        Args:
+            after: ``id`` of the last event that is known already; 0: begin with the oldest that the supervisor holds.
+
+        Raises:
+            RequestRefused: (``access``) The supervisor does not take the access key.
+            Unreachable: No answer came for longer than the client's patience.
+        """
+        return self._listen("/api/events", after, event_of)
+
+    async def _listen(
+        self, path: str, after: int, shape: Callable[[StreamEvent], T | None], execution_id: str | None = None
+    ) -> AsyncGenerator[T, None]:
+        """Yield the events of a stream over reconnects: of an execution to its end, of all until the client closes."""
         patience, following = exchange.Patience(self._patience_seconds, execution_id), Following(after)
-        path, silence = path_of(execution_id, "/stream"), exchange.timeout(SILENCE_SECONDS)
-        while True:
+        while not self._http.is_closed:
             trouble: ClientError = exchange.unreachable("the stream broke")
             try:
+                silence = exchange.timeout(SILENCE_SECONDS)
                 async with self._http.stream("GET", path, headers=following.connect(), timeout=silence) as response:
                     if not following.is_in(response):
                         await response.aread()
                         exchange.content_of(response)
                     else:
                         async for chunk in response.aiter_bytes():
-                            if chunk.startswith(b":"):  # a sign of life that comes only after a while
+                            if chunk.startswith(b": keep-alive"):  # a sign of life that comes only after a while
                                 patience.reset()
                             for event in following.feed(chunk):
-                                patience.reset()
-                                yield event
-                                if event.name == "end":
+                                if (shaped := shape(event)) is not None:
+                                    patience.reset()
+                                    yield shaped
+                                if event.name == "end" and execution_id is not None:
                                     return
             except (httpx.RequestError, ClientError) as error:
                 trouble = exchange.no_answer(error) if isinstance(error, httpx.RequestError) else error
                 if not exchange.is_passing(trouble):
                     raise trouble from None
             await patience.pause(trouble)
+        if execution_id is not None:
+            raise exchange.closed()
 
     async def write_token(self, path: str | Path, token: str) -> list[str]:
-        """
-        Write the secret file, so that a reader never sees half of it; return warnings about the token.
+        """Write the secret file, as :func:`put_token`."""
+        return await asyncio.to_thread(put_token, path, token)
 
-        Raises:
-            SecretUnreadable: No supervisor would take it; nothing was written.
-            NotWritable: The file cannot be written.
-        """
-        return await asyncio.to_thread(put, Path(path), token.encode())
-
-    async def terminate(self, execution_id: str) -> dict[str, Any]:
+    async def terminate(self, execution_id: str) -> answers.Termination:
         """Cancel an execution; returns when nothing of it is left. Once is as good as twice."""
-        return await self._call("POST", path_of(execution_id, "/terminate"), TERMINATE_SECONDS)
+        return await self._call(answers.Termination, "POST", path_of(execution_id, "/terminate"), TERMINATE_SECONDS)
 
-    async def execution(self, execution_id: str) -> dict[str, Any]:
+    async def execution(self, execution_id: str) -> answers.Execution:
         """Return the record of an execution."""
-        return await self._call("GET", path_of(execution_id))
+        return await self._call(answers.Execution, "GET", path_of(execution_id))
 
     async def executions(
         self,
@@ -191,43 +217,54 @@ class AgentClient:
         labels: Mapping[str, str] | None = None,
         limit: int = 50,
         cursor: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> answers.ExecutionPage:
         """Return records, newest first, and the cursor of the next page; *labels*: of executions that have them all."""
         query = {"state": state, "outcome": outcome, "limit": limit, "cursor": cursor}
         query |= {f"label.{name}": value for name, value in (labels or {}).items()}
         given = {name: value for name, value in query.items() if value is not None}
-        return await self._call("GET", "/api/executions", params=given)
+        return await self._call(answers.ExecutionPage, "GET", "/api/executions", params=given)
 
-    async def status(self, execution_id: str) -> dict[str, Any]:
+    async def status(self, execution_id: str) -> answers.ExecutionStatus:
         """Return whether an execution runs, and how it ended."""
-        return await self._call("GET", path_of(execution_id, "/status"))
+        return await self._call(answers.ExecutionStatus, "GET", path_of(execution_id, "/status"))
 
-    async def running(self) -> dict[str, Any]:
+    async def running(self) -> answers.RunningExecutions:
         """Return the executions that run, wait, or ended lately."""
-        return await self._call("GET", "/api/executions/running")
+        return await self._call(answers.RunningExecutions, "GET", "/api/executions/running")
 
-    async def token(self) -> dict[str, Any]:
+    async def token(self) -> answers.TokenReport:
         """Return the token's state; never the token."""
-        return await self._call("GET", "/api/token")
+        return await self._call(answers.TokenReport, "GET", "/api/token")
 
-    async def reload_token(self, token: str | None = None) -> dict[str, Any]:
+    async def reload_token(self, token: str | None = None) -> answers.Reloaded:
         """Make the supervisor read the secret file now, and try a refused token again; with *token*, write it first."""
         body = None if token is None else {"token": token}
-        return await self._call("POST", "/api/credentials/reload-token", json=body)
+        return await self._call(answers.Reloaded, "POST", "/api/credentials/reload-token", json=body)
 
-    async def drain(self) -> dict[str, Any]:
+    async def drain(self) -> answers.DrainState:
         """Stop admission; return how many executions are unfinished."""
-        return await self._call("POST", "/api/drain")
+        return await self._call(answers.DrainState, "POST", "/api/drain")
 
-    async def undrain(self) -> dict[str, Any]:
+    async def undrain(self) -> answers.DrainState:
         """Call a drain off."""
-        return await self._call("DELETE", "/api/drain")
+        return await self._call(answers.DrainState, "DELETE", "/api/drain")
 
-    async def health(self) -> dict[str, Any]:
+    async def health(self) -> answers.Health:
         """Return one page of everything."""
-        return await self._call("GET", "/health")
+        return await self._call(answers.Health, "GET", "/health")
 
-    async def _call(
+    async def get(self, path: str, /, **params: str | int) -> dict[str, Any]:
+        """Return what a path answers, as it is sent: also what this version has no type for."""
+        return await self._ask("GET", path, params=params)
+
+    async def _call(self, kind: type[S], method: str, path: str, *given: float, **options: Any) -> S:
+        """Ask, as :meth:`_ask`, and return an object of this type."""
+        found = answers.read(kind, await self._ask(method, path, *given, **options))
+        if found is None:
+            raise exchange.unreachable("its answer cannot be read")
+        return found
+
+    async def _ask(
         self, method: str, path: str, reply_seconds: float = exchange.REPLY_SECONDS, **options: Any
     ) -> dict[str, Any]:
         """
@@ -248,10 +285,61 @@ class AgentClient:
 
     async def _submit(
         self, message: str, execution_id: str | None, total_seconds: float, fields: TaskFields, *, waits: bool
-    ) -> tuple[str, Answer | None]:
+    ) -> answers.Answer:
         name = str(uuid.uuid4()) if execution_id is None else execution_id
         given = {key: value for key, value in fields.items() if value is not None}
         body = msgspec.json.encode({"message": message, **given, "execution_id": name})
-        submission = Submission(self._http, exchange.Patience(self._patience_seconds, name), name, body, waits=waits)
         known = execution_id is not None
-        return name, await submission.run(total_seconds, is_known=known, max_resumes=self._max_resumes)
+        return await self._outcome(
+            name, body, total_seconds, waits=waits, is_known=known, max_resumes=self._max_resumes
+        )
+
+    async def _outcome(
+        self, execution_id: str, body: bytes | None, total_seconds: float, *, waits: bool = True, **options: Any
+    ) -> answers.Answer:
+        patience = exchange.Patience(self._patience_seconds, execution_id)
+        try:
+            answer = await Submission(self._http, patience, execution_id, body, waits=waits).run(
+                total_seconds, **options
+            )
+        except TokenFailed as error:
+            await self._tell(error)
+            raise
+        self._told.pop(None, None)  # a later failure for want of any token is another one
+        return answer
+
+    async def _tell(self, error: TokenFailed) -> None:
+        """Call back, unless a failure of this generation has been told; an error in there must not hide this one."""
+        if self.on_token_failed is None or self._told.setdefault(error.generation, error) is not error:
+            return
+        with logged():
+            result = self.on_token_failed(error)
+            while isawaitable(result):
+                result = await result
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[None]:
+    """Log what a callback raises."""
+    try:
+        yield
+    except Exception:
+        log.exception("on_token_failed raised an error")
+
+
+def put_token(path: str | Path, token: str) -> list[str]:
+    """
+    Write the secret file as ``agent-runtime token put`` does: a reader never sees half of it.
+
+    Args:
+        path: Need not exist, its directory must.
+        token: A bare token, or a JSON object that holds it.
+
+    Returns:
+        Warnings about the token.
+
+    Raises:
+        SecretUnreadable: No supervisor would take it; nothing was written.
+        NotWritable: The file cannot be written.
+    """
+    return put(Path(path), token.encode())

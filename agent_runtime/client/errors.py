@@ -36,8 +36,8 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
         resets_at: RFC 3339.
     """
 
-    error_class: str
-    status: int
+    error_class: str = "error"
+    status: int = 0
     type: str | None = None
     title: str | None = None
     detail: str | None = None
@@ -87,6 +87,11 @@ class ClientError(AgentRuntimeError):
     def execution_id(self) -> str | None:
         """The execution it is about, where one was, or may have been, admitted."""
         return self.problem.execution_id
+
+    @property
+    def generation(self) -> int | None:
+        """Of the token, where it is known."""
+        return self.problem.token_generation
 
     @property
     def resets_at(self) -> datetime | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import msgspec
 
+from agent_runtime.client.answers import read
 from agent_runtime.client.errors import ClientError, Problem, RequestRefused, TurnedAway, Unreachable, failure
 from agent_runtime.http_client import checked_url
 from agent_runtime.model.tokens import Token
@@ -61,10 +62,10 @@ class Patience:
 
     Args:
         seconds: How long trouble may last without progress.
-        execution_id: What it is about.
+        execution_id: What it is about; None: no execution.
     """
 
-    def __init__(self, seconds: float, execution_id: str) -> None:
+    def __init__(self, seconds: float, execution_id: str | None) -> None:
         self._seconds = seconds
         self._id = execution_id
         self._until: float | None = None
@@ -79,7 +80,7 @@ class Patience:
         now = asyncio.get_running_loop().time()
         self._until = now + self._seconds if self._until is None else self._until
         if now >= self._until:
-            raise trouble.about(self._id)
+            raise trouble if self._id is None else trouble.about(self._id)
         growing = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self._tries, 16))
         self._tries += 1
         seconds = max(trouble.retry_after_seconds or 0.0, growing * (0.5 + random.random() / 2))  # noqa: S311
@@ -215,16 +216,15 @@ def is_passing(error: ClientError) -> bool:
 
 
 def problem_of(content: dict[str, Any], status: int) -> Problem:
-    """Read a problem field by field: one that has another type than was agreed costs only itself."""
+    """Read a problem, as far as it can be read."""
     if isinstance(detail := content.get("detail"), dict):  # AGENT_RUNTIME_ERROR_DETAIL=object
         content = {**content, "detail": detail.get("message")}
-    known: dict[str, Any] = {"error_class": "error"}
-    for spec in msgspec.structs.fields(Problem):
-        try:
-            known[spec.name] = msgspec.convert(content[spec.name], spec.type)
-        except (KeyError, msgspec.ValidationError):
-            continue
-    return Problem(**{**known, "status": status})
+    return read(Problem, {"error_class": "error", **content, "status": status}) or Problem(status=status)
+
+
+def closed() -> RequestRefused:
+    """Make the error of a client that is used after its end."""
+    return RequestRefused.because("closed", "the client is closed, or was made before a fork: make another")
 
 
 def json_object(body: bytes) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from agent_runtime.client.answers import Event, read
 from agent_runtime.client.exchange import json_object
 
 if TYPE_CHECKING:
@@ -129,6 +130,13 @@ class Following:
                 return False
             self.position = event.id
         return True
+
+
+def event_of(event: StreamEvent) -> Event | None:
+    """Return what happened to the token or to an execution; None: nothing, or it cannot be read."""
+    if event.name == "gap":
+        return Event(id=event.id or 0, type="gap", data=event.data)
+    return None if event.name == "end" else read(Event, event.data)
 
 
 def _line_number(text: str | None) -> int | None:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import msgspec
-
+from agent_runtime.client.answers import Answer, read
 from agent_runtime.client.errors import ClientError, TurnedAway, Unreachable, failure
 from agent_runtime.client.exchange import REPLY_SECONDS, is_passing, problem_of, send, unreachable
 
@@ -23,48 +22,13 @@ if TYPE_CHECKING:
 
     from agent_runtime.client.exchange import Patience
 
+WAIT_SECONDS = 240
+"""When a POST is answered although the execution goes on; then the result is asked for now and then."""
+
 HOLD_SECONDS = 300.0
-"""How long a POST is waited for; then the result is asked for now and then, which no proxy or dead peer can hold up."""
+"""How long a POST is waited for where nothing answers: no proxy or dead peer can hold it up for longer."""
 
 LOST = "requests are lost on the way"
-
-
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    What an execution that succeeded or was cancelled is answered with.
-
-    Attributes:
-        status: ``success`` or ``cancelled``.
-        response: The CLI's final text.
-        execution_log: Frames of the transcript; with *truncated_log* some in between were left out.
-        metadata: Counts, cost, token generation: as in the HTTP interface.
-    """
-
-    execution_id: str
-    status: str
-    response: str | None = None
-    session_id: str | None = None
-    execution_log: list[dict[str, Any]] = msgspec.field(default_factory=list)
-    truncated_log: bool = False
-    metadata: dict[str, Any] = msgspec.field(default_factory=dict)
-    timestamp: str | None = None
-
-    def __repr__(self) -> str:
-        # Without the log, which may be too long for a traceback.
-        return f"<Answer {self.execution_id} {self.status} {(self.response or '')[:80]!r}>"
-
-    @property
-    def is_cancelled(self) -> bool:
-        """Whether it was cancelled."""
-        return self.status == "cancelled"
-
-
-class _Stored(msgspec.Struct):
-    """The answer of ``GET …/result``, as far as it is read."""
-
-    status_code: int
-    answer: dict[str, Any]
-    retained_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +68,7 @@ class Submission:
     waits: bool = True
     outside: ClientError | None = None
 
-    async def run(self, total_seconds: float, *, is_known: bool = False, max_resumes: int = 0) -> Answer | None:
+    async def run(self, total_seconds: float, *, is_known: bool = False, max_resumes: int = 0) -> Answer:
         """
         Get the task admitted, and wait for its one answer if it waits.
 
@@ -114,7 +78,7 @@ class Submission:
             max_resumes: How often it is posted again after a shutdown interrupted it.
 
         Returns:
-            The answer; None where it has been admitted and is not waited for.
+            The answer; where it has been admitted and is not waited for, one with the status ``accepted``.
 
         Raises:
             ClientError: It failed or was not admitted, no answer came for too long, or the caller's time is over.
@@ -128,9 +92,10 @@ class Submission:
             )
             raise (self.outside or over).about(self.execution_id) from None
 
-    async def _run(self, is_known: bool, max_resumes: int) -> Answer | None:
+    async def _run(self, is_known: bool, max_resumes: int) -> Answer:
         # What is there before the first POST is no answer to it.
         before = await self._known_end() if is_known else None
+        accepted = Answer(execution_id=self.execution_id, status="accepted")
         posts, was_admitted, resumes = self.body is not None, self.body is None, 0
         while True:
             self.outside = None
@@ -150,7 +115,7 @@ class Submission:
                 continue
             if end is None:
                 if not self.waits:
-                    return None
+                    return accepted
                 posts, was_admitted = False, True
                 await self.patience.wait()
             elif before and not posts and (end.mark, end.error_class) == (before.mark, before.error_class):
@@ -166,7 +131,7 @@ class Submission:
             elif end.error and (self.waits or not end.mark):
                 raise end.error
             else:
-                return end.answer
+                return end.answer or accepted
 
     async def _known_end(self) -> End | None:
         """Ask for the result until an answer comes; None: the execution has not ended, or is not known."""
@@ -184,7 +149,8 @@ class Submission:
         """Post the task, or ask for its result; None: it has not ended."""
         try:
             if posts:
-                headers = {"content-type": "application/json"} | ({} if self.waits else {"prefer": "respond-async"})
+                prefer = f"wait={WAIT_SECONDS}" if self.waits else "respond-async"
+                headers = {"content-type": "application/json", "prefer": prefer}
                 seconds = HOLD_SECONDS if self.waits else REPLY_SECONDS
                 status, answer = await send(self.http, "POST", "/api/task", seconds, content=self.body, headers=headers)
                 stored: dict[str, Any] = {"status_code": status, "answer": answer}
@@ -202,17 +168,17 @@ def path_of(execution_id: str, what: str = "") -> str:
     return f"/api/executions/{quote(execution_id, safe='')}{what}"
 
 
-def _end_of(content: dict[str, Any]) -> End:
+def _end_of(stored: dict[str, Any]) -> End:
     """
     Read a stored answer.
 
     Raises:
         Unreachable: It cannot be read.
     """
-    try:
-        stored = msgspec.convert(content, _Stored)
-        if stored.status_code != 200:
-            return End(error=failure(problem_of(stored.answer, stored.status_code)), mark=stored.retained_at)
-        return End(msgspec.convert(stored.answer, Answer), mark=stored.retained_at)
-    except msgspec.ValidationError:
-        raise unreachable("its answer cannot be read") from None
+    status, answer, mark = stored.get("status_code"), stored.get("answer"), stored.get("retained_at")
+    if isinstance(status, int) and isinstance(answer, dict):
+        if status != 200:
+            return End(error=failure(problem_of(answer, status)), mark=mark)
+        if (found := read(Answer, answer)) is not None:
+            return End(found, mark=mark)
+    raise unreachable("its answer cannot be read")

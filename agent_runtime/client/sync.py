@@ -6,15 +6,17 @@ import asyncio
 import threading
 import weakref
 from concurrent.futures import CancelledError
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
 
-from agent_runtime.client.aio import AgentClient
+from agent_runtime.client.aio import AgentClient, logged
 from agent_runtime.client.errors import RequestRefused
+from agent_runtime.client.exchange import closed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 
+    from agent_runtime.client.answers import Event
     from agent_runtime.client.sse import StreamEvent
 
 P = ParamSpec("P")
@@ -61,6 +63,9 @@ class SyncAgentClient:
     @_with_arguments_of(AgentClient)
     def __init__(self, client: AgentClient) -> None:
         self._client = client
+        if (call_back := client.on_token_failed) is not None:
+            # Not in the loop's thread, because it may use this client; and no future can carry StopIteration.
+            client.on_token_failed = partial(asyncio.to_thread, logged()(call_back))  # type: ignore[call-arg]
         self.base_url = client.base_url
         self._loop = asyncio.new_event_loop()
         self._lock = threading.Lock()  # so that no call comes after the end of the loop
@@ -96,29 +101,36 @@ class SyncAgentClient:
     drain = _blocking(AgentClient.drain)
     undrain = _blocking(AgentClient.undrain)
     health = _blocking(AgentClient.health)
+    get = _blocking(AgentClient.get)
 
     def stream(self, execution_id: str, *, after: int = 0) -> Generator[StreamEvent, None, None]:
         """As :meth:`AgentClient.stream`."""
-        events = self._client.stream(execution_id, after=after)  # the loop closes it when it is left
-        while (event := self._wait(_next, events)) is not None:
+        return self._each(self._client.stream(execution_id, after=after))
+
+    def events(self, *, after: int = 0) -> Generator[Event, None, None]:
+        """As :meth:`AgentClient.events`."""
+        try:
+            yield from self._each(self._client.events(after=after))
+        except RequestRefused as error:
+            if error.error_class != "closed":
+                raise
+
+    def _each(self, events: AsyncGenerator[T, None]) -> Generator[T, None, None]:
+        while (event := self._wait(_next, events)) is not None:  # the loop closes them when they are left
             yield event
 
     def _wait(self, call: Callable[P, Coroutine[Any, Any, T]], *given: P.args, **named: P.kwargs) -> T:
         """Run a call in the thread, and wait for its result."""
         with self._lock:
             if not (self._stop.alive and self._thread.is_alive()):
-                raise _closed()
+                raise closed()
             future = asyncio.run_coroutine_threadsafe(call(*given, **named), self._loop)
         try:
             return future.result()
         except CancelledError:
-            raise _closed() from None
+            raise closed() from None
         finally:
             future.cancel()  # after Ctrl-C
-
-
-def _closed() -> RequestRefused:
-    return RequestRefused.because("closed", "the client is closed, or was made before a fork: make another")
 
 
 def _serve(loop: asyncio.AbstractEventLoop, client: AgentClient) -> None:
@@ -134,5 +146,5 @@ def _stop(loop: asyncio.AbstractEventLoop, lock: threading.Lock) -> None:
         loop.call_soon_threadsafe(loop.stop)
 
 
-async def _next(events: AsyncGenerator[StreamEvent, None]) -> StreamEvent | None:
+async def _next(events: AsyncGenerator[T, None]) -> T | None:
     return await anext(events, None)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.client import Answer, ClientError, RequestRefused
+from agent_runtime.client import Answer, Attempt, ClientError, RequestRefused
 
 if TYPE_CHECKING:
+    from agent_runtime import client
     from agent_runtime.client import StreamEvent
     from agent_runtime.demo.stage import Stage
 
@@ -53,16 +54,17 @@ class Execution:
         """The answer as JSON."""
         return msgspec.json.encode(self.answer.problem if isinstance(self.answer, ClientError) else self.answer)
 
-    def record(self) -> dict[str, Any]:
-        """Return the record; empty if there is none."""
+    def record(self) -> client.Execution | None:
+        """Return the record, if there is one."""
         try:
             return self._client.execution(self.execution_id)
         except RequestRefused:
-            return {}
+            return None
 
-    def first_attempt(self) -> dict[str, Any]:
-        """Return the record of its first process; empty if none was spawned."""
-        return dict((self.record().get("attempts") or [{}])[0])
+    def first_attempt(self) -> Attempt:
+        """Return the record of its first process; without a pid if none was spawned."""
+        record = self.record()
+        return record.attempts[0] if record is not None and record.attempts else Attempt()
 
     def _follow(self) -> None:
         message = f"[[script:{self.name}]] Please do {self.name}."
@@ -79,9 +81,8 @@ class Execution:
     def _print(self, event: StreamEvent) -> None:
         if event.name == "state" and event.data.get("state") == "running":
             attempt = self.first_attempt()
-            token = (attempt.get("tokens") or [{}])[0]
-            carried = f"token {token.get('fingerprint')} (generation {token.get('generation')})"
-            self._say(self.name, f"running: pid {attempt.get('pid')}, {carried}")
+            carried = ", ".join(f"token {one.fingerprint} (generation {one.generation})" for one in attempt.tokens[:1])
+            self._say(self.name, f"running: pid {attempt.pid}, {carried}")
         elif event.name == "state" and event.data.get("state") == "stopping":
             self._say(self.name, "stopping: the supervisor has sent the signal")
         elif event.data.get("type") == "assistant":

@@ -6,7 +6,6 @@ import contextlib
 import secrets
 import shlex
 import time
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import psutil
@@ -98,8 +97,8 @@ class Scenario:
         if right:
             self._say("api", f"saw {len(right)} requests of the fifth, all with token {new.fingerprint}")
             self._to_request = time.time() - (time.monotonic() - right[0].at) - written_at
-        if started_at := fifth.first_attempt().get("started_at"):
-            self._to_spawn = datetime.fromisoformat(started_at).timestamp() - written_at
+        if started_at := fifth.first_attempt().started_at:
+            self._to_spawn = started_at.timestamp() - written_at
 
         self._say("demo", "the four go on: their tools are let go")
         (self._stage.workspace / "go-on").touch()
@@ -126,8 +125,8 @@ class Scenario:
         """An execution begins with a token that is dead already."""
         execution = self._start_quick("unlucky")
         self._doomed.append(execution)
-        self._stage.until("spawned", lambda: execution.first_attempt().get("pid") or execution.answer)
-        if pid := execution.first_attempt().get("pid"):
+        self._stage.until("spawned", lambda: execution.first_attempt().pid or execution.answer)
+        if pid := execution.first_attempt().pid:
             processes: set[psutil.Process] = set()
             with contextlib.suppress(psutil.NoSuchProcess):
                 processes.add(psutil.Process(pid))
@@ -137,7 +136,7 @@ class Scenario:
 
     def _turn_away(self) -> None:
         """Nothing is spawned any more for a generation the API has refused."""
-        state = self._stage.client.token().get("state")
+        state = self._stage.client.token().state
         self._say("supervisor", f"says of the token: {state}")
         before = len(self._api.requests)
         execution = Execution(self._stage, "refused")
@@ -215,7 +214,7 @@ class Scenario:
         return written_at
 
     def _until_ready(self) -> None:
-        self._stage.until("ready", lambda: self._stage.client.health().get("unready") is None)
+        self._stage.until("ready", lambda: self._stage.client.health().unready is None)
 
     def _start(self, name: str) -> Execution:
         self._executions.append(Execution(self._stage, name))
@@ -259,21 +258,21 @@ class Scenario:
         name, check = execution.name, self._check
         gone_at = self._stage.until_gone(execution.execution_id, processes)
         self._end(execution)
-        evidence = execution.first_attempt().get("evidence") or {}
+        evidence = execution.first_attempt().evidence
         # The CLI also asks for itself, beside the conversation, with the same token: the first refusal of all counts.
         refused = [each.at for each in self._api.requests if each.status == 401 and each.at >= execution.began_at]
         to_gone = gone_at - refused[0] if gone_at is not None and refused else None
-        to_signal = evidence.get("seconds_to_signal")
+        to_signal = evidence.seconds_to_signal if evidence else None
         self._deaths.append((to_signal, to_gone, len(processes)))
         check(Promise.ANSWER, execution.is_auth, f"the answer to {name} was {execution}")
-        has_line = "401" in evidence.get("line", "")
+        has_line = evidence is not None and "401" in evidence.line
         check(Promise.EVIDENCE, has_line, f"the evidence of {name} was {evidence or 'missing'}")
         in_time = to_signal is not None and to_signal <= LINE_TO_SIGNAL_SECONDS
         check(Promise.SIGNAL, in_time, f"{name}: {_milliseconds(to_signal)}")
         in_time = to_gone is not None and to_gone <= REFUSAL_TO_GONE_SECONDS
         check(Promise.GONE, in_time, f"{name}: {_seconds(to_gone)}")
         if evidence:
-            self._say(name, f"failing line, rule {evidence.get('rule')}: {str(evidence.get('line'))[:QUOTED]}...")
+            self._say(name, f"failing line, rule {evidence.rule}: {evidence.line[:QUOTED]}...")
         if gone_at is None:
             self._say(name, f"still has processes {GONE_TIMEOUT_SECONDS:.0f} s after the refusal")
         else:
@@ -284,7 +283,7 @@ class Scenario:
 def _flaw(execution: Execution) -> str:
     """Return what is wrong with an answer that should be the execution's own result; empty: nothing."""
     answer, name = execution.answer, execution.name
-    attempts = answer.metadata.get("attempts") if isinstance(answer, Answer) else None
+    attempts = answer.metadata.attempts if isinstance(answer, Answer) else None
     if isinstance(answer, Answer) and answer.response == _result_of(name):
         return "" if attempts == 1 else f"{name} was answered {execution} after {attempts} attempts"
     return f"{name} got no answer" if answer is None else f"{name} was answered {execution}"

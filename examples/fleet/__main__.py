@@ -102,7 +102,7 @@ async def play(clis: list[str], home: Path) -> bool:
             generations = []
             for agent in agents:
                 async with AgentClient(agent.url, access_key=agent.access_key) as client:
-                    generations.append(int((await client.token())["generation"]))
+                    generations.append((await client.token()).generation or 0)
             serving.cancel()
     lost = [answer for answer in answers if isinstance(answer, str)]
     good = [answer for answer in answers if not isinstance(answer, str)]
@@ -117,7 +117,7 @@ async def play(clis: list[str], home: Path) -> bool:
         ("executions lost", str(len(lost)), "0"),
         ("switches per agent, fewest and most", f"{min(switches)}, {max(switches)}", "1, 1"),
         ("token generations per agent, fewest and most", f"{min(generations)}, {max(generations)}", "2, 2"),
-        ("executions that met the limit and were resumed", str(sum(a.metadata["resumes"] > 0 for a in good)), ""),
+        ("executions that met the limit and were resumed", str(sum(a.metadata.resumes > 0 for a in good)), ""),
         ("requests that the limit refused", str(len(refused_at)), ""),
         ("agents that told of the limit", str(len(journal.times("token.limited"))), ""),
         ("first refused request to the backend's knowing", f"{1000 * (heard - met):.0f} ms", ""),

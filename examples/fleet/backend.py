@@ -2,8 +2,8 @@
 A backend that keeps a fleet of agents on usable subscriptions; small, so that it can be copied.
 
 It follows ``GET /api/events`` of every agent. An event only says when to look: what is true is said by
-``GET /api/token``, which is asked once more after every reconnect, so nothing is missed and nothing is done twice. One
-agent's limit is news about its subscription, so all agents that share it are switched at once, before they meet it.
+``GET /api/token``, which is asked first, and once more where events are missing, so nothing is done twice. One agent's
+limit is news about its subscription, so all agents that share it are switched at once, before they meet it.
 
 What is yours to replace: where subscriptions come from (:class:`Subscription`), which one is next (``_choose``),
 and how a secret file is written where the backend does not see it (``_write``: a Kubernetes Secret, a secret store).
@@ -18,22 +18,16 @@ import math
 import random
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING
-
-import httpx
 
 from agent_runtime.client import AgentClient
 from agent_runtime.errors import AgentRuntimeError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from agent_runtime.model.tokens import Token
-
-SILENCE_SECONDS = 45.0
-"""An agent says something at least every 15 s, so after this the connection is dead."""
 
 UNKNOWN_LIMIT_SECONDS = 300.0
 """How long a subscription rests whose limit does not say when it ends, or that cannot pay."""
@@ -135,35 +129,34 @@ class Backend:
 
     async def _follow(self, agent: Agent) -> None:
         """Listen to one agent for ever; that it cannot be reached is nothing to act on."""
-        position = ""
+        position = 0
         while True:
             try:
-                async for at, kind in self._events(agent, position):
-                    position = at
-                    self._tell(agent.name, kind)
-                    if (kind.startswith("token.") and kind != "token.loaded") or kind in ("connected", "gap"):
+                await self._look(agent)
+                async for event in self._clients[agent.name].events(after=position):
+                    position = event.id
+                    self._tell(agent.name, event.type)
+                    if event.type == "gap" or (event.type.startswith("token.") and event.type != "token.loaded"):
                         await self._look(agent)
-            except (httpx.HTTPError, AgentRuntimeError, ValueError) as error:
+            except AgentRuntimeError as error:
                 self._tell(agent.name, f"out of reach: {type(error).__name__}")
             await asyncio.sleep(random.uniform(*RECONNECT_SECONDS))  # noqa: S311 - nothing secret
 
     async def _look(self, agent: Agent) -> None:
         """Do what the agent's state asks for."""
         token = await self._clients[agent.name].token()
-        state, fingerprint = token["state"], token["fingerprint"]
-        if state == "limited" and token["limit_model"] is None:
-            until = token["limited_until"]
-            resets = datetime.fromisoformat(until).timestamp() if until else time.time() + UNKNOWN_LIMIT_SECONDS
-            self._rest(fingerprint, resets)
-        elif state == "billing":
-            self._rest(fingerprint, time.time() + UNKNOWN_LIMIT_SECONDS)
-        elif state in ("refused", "blocked", "expired"):
-            self._rest(fingerprint, math.inf)
-        elif state in ("missing", "invalid") or token["error"]:
+        unknown = time.time() + UNKNOWN_LIMIT_SECONDS
+        if token.state == "limited" and token.limit_model is None:
+            self._rest(token.fingerprint, token.limited_until.timestamp() if token.limited_until else unknown)
+        elif token.state == "billing":
+            self._rest(token.fingerprint, unknown)
+        elif token.state in ("refused", "blocked", "expired"):
+            self._rest(token.fingerprint, math.inf)
+        elif token.state in ("missing", "invalid") or token.error:
             await self._write(agent)
         await self.settle()
 
-    def _rest(self, fingerprint: str, usable_at: float) -> None:
+    def _rest(self, fingerprint: str | None, usable_at: float) -> None:
         """Take note of when a subscription can be used; about a token that no agent has any more this is old news."""
         for subscription in self.subscriptions:
             if subscription.token.fingerprint == fingerprint:
@@ -173,23 +166,3 @@ class Backend:
         while True:
             await asyncio.sleep(LOOK_AGAIN_SECONDS)
             await self.settle()
-
-    async def _events(self, agent: Agent, position: str) -> AsyncIterator[tuple[str, str]]:
-        """Yield ``connected``, then each event as its position and type, until the connection ends."""
-        headers = {"last-event-id": position} if position else {}
-        headers |= {"authorization": f"Bearer {agent.access_key}"} if agent.access_key else {}
-        async with (
-            httpx.AsyncClient(trust_env=False, timeout=SILENCE_SECONDS) as http,
-            http.stream("GET", f"{agent.url}/api/events", headers=headers) as response,
-        ):
-            response.raise_for_status()
-            yield position, "connected"
-            kind = ""
-            async for line in response.aiter_lines():
-                name, _, value = line.partition(": ")
-                if name == "event":
-                    kind = value
-                elif name == "id":
-                    position = value
-                elif name == "data":
-                    yield position, kind

@@ -19,7 +19,7 @@ from agent_runtime.cli.arguments import default_url
 from agent_runtime.cli.main import main
 from agent_runtime.cli.output import Live
 from agent_runtime.cli.status import columns, page, span
-from agent_runtime.client import Answer, StreamEvent
+from agent_runtime.client import Answer, Metadata, StreamEvent
 from tests.support.broken_network import gate
 from tests.support.supervised import DEADLINE_SECONDS, OLD, Supervised, eventually, supervised
 
@@ -353,7 +353,7 @@ def test_what_is_shown_of_frames_that_scripts_do_not_write() -> None:
         ("later", {}),
     ):
         live.event(StreamEvent(name, data))
-    live.answer(Answer(execution_id="x", status="success", metadata={"num_turns": 1, "cost_usd": 0.5}))
+    live.answer(Answer(execution_id="x", status="success", metadata=Metadata(num_turns=1, cost_usd=0.5)))
 
     assert sink.getvalue().splitlines() == [
         "[queued]",

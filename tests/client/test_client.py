@@ -120,11 +120,11 @@ def test_a_task_is_run_and_answered_once(shared: Supervised, use: Flavour) -> No
     answer: Answer = use(shared.url, "run", OK, max_turns=3)
 
     assert (answer.status, answer.response) == ("success", "Hello.")
-    assert answer.metadata["attempts"] == 1
+    assert answer.metadata.attempts == 1
     assert answer.execution_log[-1]["type"] == "result"
     assert use(shared.url, "result", answer.execution_id) == answer
-    assert use(shared.url, "status", answer.execution_id)["outcome"] == "success"
-    assert answer.execution_id in use(shared.url, "running")["recently_completed_ids"]
+    assert use(shared.url, "status", answer.execution_id).outcome == "success"
+    assert answer.execution_id in use(shared.url, "running").recently_completed_ids
 
 
 @pytest.mark.parametrize(
@@ -330,16 +330,16 @@ def test_a_refused_token_is_told_as_such_and_a_new_one_cures_it(tmp_path: Path) 
         assert (error.value.execution_id, error.value.status) == ("dead", 503)
         with fails("auth"):
             blocking(running.url, "run", OK)
-        assert blocking(running.url, "token")["state"] == "refused"
+        assert blocking(running.url, "token").state == "refused"
         with pytest.raises(SecretUnreadable):
             blocking(running.url, "write_token", running.token_file, "two\nlines")
 
         assert blocking(running.url, "write_token", str(running.token_file), NEW) == []
 
-        eventually(lambda: blocking(running.url, "token")["generation"] == 2)
-        assert blocking(running.url, "run", OK).metadata["token_generation"] == 2
-        assert blocking(running.url, "reload_token")["reloaded"] is False
-        assert blocking(running.url, "reload_token", OLD)["generation"] == 3
+        eventually(lambda: blocking(running.url, "token").generation == 2)
+        assert blocking(running.url, "run", OK).metadata.token_generation == 2
+        assert blocking(running.url, "reload_token").reloaded is False
+        assert blocking(running.url, "reload_token", OLD).generation == 3
 
 
 def test_a_usage_limit_is_told_with_its_end(shared: Supervised) -> None:
@@ -377,20 +377,20 @@ def test_ending_draining_and_looking(shared: Supervised, use: Flavour, tmp_path:
     name = f"ended-{tmp_path.name}"
     call = Call(lambda: use(shared.url, "run", holding(tmp_path / "never"), execution_id=name))
     eventually(lambda: is_running(shared, name))
-    assert [one["execution_id"] for one in use(shared.url, "running")["executions"]] == [name]
+    assert [one.execution_id for one in use(shared.url, "running").executions] == [name]
     with fails("conflict"):
         use(shared.url, "submit", "Something else.", execution_id=name)
 
-    assert use(shared.url, "terminate", name)["status"] == "terminated"
-    assert use(shared.url, "terminate", name)["status"] == "already_finished"
+    assert use(shared.url, "terminate", name).status == "terminated"
+    assert use(shared.url, "terminate", name).status == "already_finished"
 
     answer = call.outcome()
     assert (answer.status, answer.is_cancelled) == ("cancelled", True)
-    assert use(shared.url, "drain")["draining"] is True
-    assert use(shared.url, "health")["draining"] is True
-    assert use(shared.url, "undrain")["draining"] is False
-    assert use(shared.url, "execution", name)["outcome"] == "cancelled"
-    assert use(shared.url, "executions", limit=1)["executions"][0]["execution_id"] == name
+    assert use(shared.url, "drain").draining is True
+    assert use(shared.url, "health").draining is True
+    assert use(shared.url, "undrain").draining is False
+    assert use(shared.url, "execution", name).outcome == "cancelled"
+    assert use(shared.url, "executions", limit=1).executions[0].execution_id == name
     for call_name in ("result", "terminate", "status", "stream"):
         with fails("not_found"):
             use(shared.url, call_name, "never heard of")
@@ -524,7 +524,7 @@ def test_another_kind_of_socket_is_reached(family: int, use: Flavour, tmp_path: 
     with stranger(says(http(200, b'{"status": "ok"}')), family=family, address=address) as server:
         transport = httpx.AsyncHTTPTransport(uds=address) if family == socket.AF_UNIX else None
 
-        assert use(server.url, "health", options={"transport": transport}) == {"status": "ok"}
+        assert use(server.url, "health", options={"transport": transport}).status == "ok"
 
 
 def test_the_access_key_is_shown_and_read_again_when_it_changes(tmp_path: Path) -> None:
@@ -537,11 +537,11 @@ def test_the_access_key_is_shown_and_read_again_when_it_changes(tmp_path: Path) 
             awaiting(running.url, "stream", "x", options={"access_key": "wrong"})
         assert awaiting(running.url, "run", OK, options={"access_key": "first-access-key"}).response == "Hello."
         header = {"access_key": "first-access-key", "access_header": "X-Agent-Token"}
-        assert awaiting(running.url, "token", options=header)["state"] == "ready"
+        assert awaiting(running.url, "token", options=header).state == "ready"
         with SyncAgentClient(running.url, access_key_file=key) as client:
-            assert client.token()["state"] == "ready"
+            assert client.token().state == "ready"
             key.write_text("second-access-key\n")
-            assert client.token()["state"] == "ready"
+            assert client.token().state == "ready"
             assert "access-key" not in repr(vars(client))
             key.unlink()
             with pytest.raises(ClientError, match="key file"):
@@ -554,27 +554,44 @@ def test_proxies_of_the_environment_are_not_asked(
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
 
-    assert use(shared.url, "health")["status"] == "ok"
+    assert use(shared.url, "health").status == "ok"
 
 
-def test_the_example_of_the_page_runs_as_written(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs/http-api.md").read_text()
-    example = page.partition("## From Python")[2].partition("```python\n")[2].partition("```")[0]
-    answers_by_token = [{"do": "api_error", "status": 401, "when": "first"}, {"do": "hang", "when": "first"}]
+HTTP_API = Path(__file__).parents[2] / "docs/http-api.md"
+EXAMPLES = [
+    piece.partition("```")[0] for piece in HTTP_API.read_text().partition("## From Python")[2].split("```python\n")[1:]
+]
+
+
+def run_example(example: str, running: Supervised, script: list[dict[str, Any]], typed: str = "") -> str:
+    """Run an example of the page against this supervisor, and return what it prints."""
+    for named, here in (
+        ("http://127.0.0.1:8000", running.url),
+        ("/run/secrets/claude/token", str(running.token_file)),
+        ('"Fix the tests."', repr(json.dumps({"script": script}))),
+    ):
+        assert named in example
+        example = example.replace(named, here)
+    words = [sys.executable, "-c", example]
+    done = subprocess.run(words, input=typed, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_examples_of_the_page_run_as_written(tmp_path: Path) -> None:
+    answers_by_token: list[dict[str, Any]] = [
+        {"do": "api_error", "status": 401, "when": "first"},
+        {"do": "hang", "when": "first"},
+    ]
     # A session goes on where the model has said something in it.
-    begins = [{"do": "init"}, {"do": "assistant", "text": "I look at the tests."}]
-    script = {"script": [*begins, *answers_by_token, {"do": "result", "text": "Fixed."}]}
+    begins: list[dict[str, Any]] = [{"do": "init"}, {"do": "assistant", "text": "I look at the tests."}]
     with supervised(tmp_path, flags=("--probe", "off")) as running:
-        for named, here in (
-            ("http://127.0.0.1:8000", running.url),
-            ("/run/secrets/claude/token", str(running.token_file)),
-            ('"Fix the tests."', repr(json.dumps(script))),
-        ):
-            assert named in example
-            example = example.replace(named, here)
-        done = subprocess.run(
-            [sys.executable, "-c", example], input=f"{NEW}\n", capture_output=True, text=True, check=False, timeout=60
-        )
-
-        assert done.stdout == "another token: Fixed.\n", done.stderr
+        script = [*begins, *answers_by_token, {"do": "result", "text": "Fixed."}]
+        assert run_example(EXAMPLES[0], running, script, typed=f"{NEW}\n") == "another token: Fixed.\n"
         assert running.record("fix-1")["metadata"]["token_generation"] == 2
+
+        printed = run_example(EXAMPLES[1], running, [*begins, {"do": "result", "text": "Fixed."}]).splitlines()
+        assert printed[0].startswith("token.loaded ")
+        assert printed[-2].startswith("execution.finished ")
+        assert float(printed[-1]) >= 0
+    assert len(EXAMPLES) == 2

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_runtime.cli.wait import obstacle_to
+from agent_runtime.client.answers import TokenReport, read
 from agent_runtime.model.tokens import Token
 from tests.cli.test_commands import command, outcome
 from tests.support.supervised import NEW, OLD, Supervised, eventually
@@ -108,6 +109,6 @@ def test_a_supervisor_that_is_out_of_reach_is_told_in_time(tmp_path: Path) -> No
     ],
 )
 def test_what_still_holds_an_older_token_is_named(told: dict[str, Any], says: str | None) -> None:
-    obstacle = obstacle_to(FIRST, told)
+    obstacle = obstacle_to(FIRST, read(TokenReport, {"state": "ready", **told}) or pytest.fail("it cannot be read"))
 
     assert (obstacle is None) if says is None else (obstacle is not None and says in obstacle)
