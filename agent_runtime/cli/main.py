@@ -21,14 +21,14 @@ from agent_runtime.cli.arguments import (
     default_url,
 )
 from agent_runtime.cli.pages import explain
-from agent_runtime.errors import AgentRuntimeError, CannotStart, SettingsInvalid
+from agent_runtime.errors import AgentRuntimeError, CannotStart, SecretUnreadable, SettingsInvalid
 from agent_runtime.serve.startup_signals import CalledOff, Start
 from agent_runtime.settings import SETTINGS, load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-EXIT_CODES = {SettingsInvalid: 2, CannotStart: 3}
+EXIT_CODES = {SettingsInvalid: 2, SecretUnreadable: 2, CannotStart: 3}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     put = actions.add_parser("put", help="write the token read on stdin so that a reader never sees half of it")
     put.add_argument("file", type=Path, metavar="FILE", help="the secret file; need not exist")
     add_file_access(put)
+    put.add_argument("--force", action="store_true", help="write it although it does not look like a token")
     put.set_defaults(run=_token_put)
     show = actions.add_parser("show", help="print kind, fingerprint, age and expiry, never the token")
     show.add_argument("file", type=Path, metavar="FILE", help="the secret file")
@@ -140,7 +141,10 @@ def _doctor(options: argparse.Namespace) -> int:
 def _token_put(options: argparse.Namespace) -> int:
     from agent_runtime.secret.writer import put
 
-    for warning in put(options.file, sys.stdin.buffer.read(), mode=options.mode, group=options.group):
+    if sys.stdin.isatty():
+        print("paste the token, then Enter and Ctrl-D", file=sys.stderr)
+    given = sys.stdin.buffer.read()
+    for warning in put(options.file, given, mode=options.mode, group=options.group, strict=True, force=options.force):
         print(f"warning: {warning}", file=sys.stderr)
     return 0
 

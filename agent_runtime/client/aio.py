@@ -198,8 +198,8 @@ class AgentClient:
             raise exchange.closed()
 
     async def write_token(self, path: str | Path, token: str) -> list[str]:
-        """Write the secret file, as :func:`put_token`."""
-        return await asyncio.to_thread(put_token, path, token)
+        """Write the secret file, as :func:`put_token`, also with a token whose prefix is not known."""
+        return await asyncio.to_thread(put, Path(path), token.encode())
 
     async def terminate(self, execution_id: str) -> answers.Termination:
         """Cancel an execution; returns when nothing of it is left. Once is as good as twice."""
@@ -327,19 +327,20 @@ def logged() -> Iterator[None]:
         log.exception("on_token_failed raised an error")
 
 
-def put_token(path: str | Path, token: str) -> list[str]:
+def put_token(path: str | Path, token: str, *, force: bool = False) -> list[str]:
     """
     Write the secret file as ``agent-runtime token put`` does: a reader never sees half of it.
 
     Args:
         path: Need not exist, its directory must.
         token: A bare token, or a JSON object that holds it.
+        force: Write it also if it does not look like a token.
 
     Returns:
         Warnings about the token.
 
     Raises:
-        SecretUnreadable: No supervisor would take it; nothing was written.
+        SecretUnreadable: It is no token, or its prefix is not known; nothing was written.
         NotWritable: The file cannot be written.
     """
-    return put(Path(path), token.encode())
+    return put(Path(path), token.encode(), strict=True, force=force)

@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from agent_runtime.errors import NotWritable, SecretUnreadable
-from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE
+from agent_runtime.model.tokens import API_KEY_PREFIX, API_KEY_VARIABLE, OAUTH_PREFIX, OAUTH_VARIABLE
 from agent_runtime.secret.content import LIMIT_BYTES, SecretContent, Unusable, parse, text_of
 from agent_runtime.secret.mount import SourceKind, source_of
 from agent_runtime.secret.reader import read_secret
@@ -35,7 +35,15 @@ SHARED_FILE_MODE = 0o640
 log = logging.getLogger(__name__)
 
 
-def put(path: Path, data: bytes, *, mode: int | None = None, group: int | None = None) -> list[str]:
+def put(
+    path: Path,
+    data: bytes,
+    *,
+    mode: int | None = None,
+    group: int | None = None,
+    strict: bool = False,
+    force: bool = False,
+) -> list[str]:
     """
     Write a token, or a JSON object that holds one, atomically.
 
@@ -45,6 +53,8 @@ def put(path: Path, data: bytes, *, mode: int | None = None, group: int | None =
     Args:
         mode: The file's permissions; an existing file's by default.
         group: The id of the group the file belongs to; an existing file's by default.
+        strict: Only a token whose prefix is known is written.
+        force: Anything is written that is not empty or too long.
 
     Returns:
         Warnings about a token that was written.
@@ -53,15 +63,23 @@ def put(path: Path, data: bytes, *, mode: int | None = None, group: int | None =
         SecretUnreadable: A reader would not accept *data*; nothing was written.
         NotWritable: The operating system refuses, or those who read the file could not read what is written.
     """
-    content = parse(data)
+    content, text = parse(data), text_of(data)
     if isinstance(content, Unusable):
-        raise SecretUnreadable(f"what was given {content.reason}; give one token on a line, or JSON that holds it")
-    warnings = list(content.warnings)
-    if content.expires_at is not None and content.expires_at <= time.time():
-        warnings.append("the token has already expired")
+        if not (force and text):
+            raise SecretUnreadable(f"what was given {content.reason}; give one token on a line, or JSON that holds it")
+        warnings = [f"what was given {content.reason}: supervisors keep the token that they have"]
+    elif strict and not force and not content.token.secret.startswith((OAUTH_PREFIX, API_KEY_PREFIX)):
+        known = f"{OAUTH_PREFIX} or {API_KEY_PREFIX}"
+        raise SecretUnreadable(
+            f"what was given does not begin with {known}, so it may be no token; force (--force) writes it"
+        )
+    else:
+        warnings = list(content.warnings)
+        if content.expires_at is not None and content.expires_at <= time.time():
+            warnings.append("the token has already expired")
+        text = text if text.startswith("{") else content.token.secret
     # The newline makes a bare token complete by itself: readers take it at once.
-    text = text_of(data)
-    raw = (text if text.startswith("{") else content.token.secret).encode() + b"\n"
+    raw = text.encode() + b"\n"
     if len(raw) > LIMIT_BYTES:
         raise SecretUnreadable("what was given is longer than 64 KiB; give one token on a line, or JSON that holds it")
     try:

@@ -162,19 +162,22 @@ def test_a_key_file_without_a_key_is_told_at_start_and_to_callers(shared: WithKe
 
 
 @pytest.mark.parametrize(
-    ("words", "given", "says"),
+    ("words", "given", "expected"),
     [
-        (("token", "put", "none/token"), OLD, "make its directory first"),
-        (("token", "put", "token"), "", "give one token on a line"),
-        (("token", "show", "token"), "", "is missing"),
+        (("token", "put", "none/token"), OLD, (1, "make its directory first")),
+        (("token", "put", "token"), "", (2, "give one token on a line")),
+        (("token", "put", "token"), "hunter2-and-sixteen-more", (2, "--force")),
+        (("token", "show", "token"), "", (1, "is missing")),
     ],
 )
 def test_the_token_commands_say_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], given: str, says: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: tuple[str, ...], given: str, expected: tuple[int, str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given.encode())))
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        assert main(words) == 1
-    assert says in out.getvalue()
+        assert main(words) == expected[0]
+    assert expected[1] in out.getvalue()
+    assert not given or given not in out.getvalue()
+    assert not Path("token").exists()

@@ -7,10 +7,11 @@ import json
 import os
 import stat
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent_runtime.client import put_token
 from agent_runtime.errors import RESERVED_WORDS, NotWritable, SecretUnreadable
 from agent_runtime.model.tokens import Token
 from agent_runtime.secret.file import SecretFile
@@ -62,6 +63,30 @@ def test_what_a_reader_would_not_take_is_not_written(mount: SecretMount, data: b
     assert "sk-ant" not in str(refusal.value)
     assert mount.path.read_text() == f"{token(0)}\n"
     assert names_in(mount.directory) == ["token"]
+
+
+@pytest.mark.parametrize(
+    "data", [b"correct-horse-battery-staple", b'{"token": "0123456789abcdef"}', b"sk-live-0123456789abcdef"]
+)
+def test_what_does_not_look_like_a_token_is_written_only_by_force(mount: SecretMount, data: bytes) -> None:
+    with pytest.raises(SecretUnreadable, match="--force") as refusal:
+        put(mount.path, data, strict=True)
+    assert (data.decode() in str(refusal.value), mount.path.exists()) == (False, False)
+
+    assert "no known prefix" in put(mount.path, data, strict=True, force=True)[0]
+    assert mount.path.read_bytes() == data + b"\n"
+    assert put_token(mount.path, token(1)) == []
+
+
+@pytest.mark.parametrize("data", ["two\nlines", "<html>", "${TOKEN}", "short", "sk-ant-ort01-0123456789abcdef"])
+def test_force_writes_what_no_supervisor_takes_and_says_so(mount: SecretMount, data: str) -> None:
+    with pytest.raises(SecretUnreadable):
+        put_token(str(mount.path), data)
+    [warning] = put_token(str(mount.path), data, force=True)
+
+    assert (mount.path.read_text(), data in warning) == (f"{data}\n", False)
+    with pytest.raises(SecretUnreadable):
+        put(mount.path, b" \n", force=True)
 
 
 def test_the_mode_and_owner_of_an_existing_file_stay(mount: SecretMount) -> None:
@@ -136,7 +161,7 @@ def test_a_file_of_another_user_keeps_its_group(others: SecretMount) -> None:
     ],
 )
 def test_a_token_that_its_reader_could_not_read_is_not_written(
-    others: SecretMount, owner: int, mode: int, asked: dict[str, int], said: str
+    others: SecretMount, owner: int, mode: int, asked: dict[str, Any], said: str
 ) -> None:
     others.path.chmod(mode)
     os.chown(others.path, owner, -1)
