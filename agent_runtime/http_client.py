@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
 
-__all__ = ["HTTPError", "checked_url", "client_for", "proxy_for"]
+__all__ = ["HTTPError", "checked_url", "client_for", "proxy_for", "tls_context"]
 
 
 def checked_url(text: str) -> httpx.URL:
@@ -75,7 +75,7 @@ async def client_for(
     proxy = proxy_for(url, environ)
     secure = url.scheme == "https" or (proxy is not None and proxy.startswith("https:"))
     # Reading some hundred certificates takes too long for the event loop.
-    trust = await asyncio.to_thread(_trust, environ) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trust = await asyncio.to_thread(tls_context, environ) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     async with httpx.AsyncClient(
         proxy=None if proxy is None else httpx.Proxy(proxy, ssl_context=trust if proxy.startswith("https:") else None),
         verify=trust,
@@ -86,7 +86,7 @@ async def client_for(
         yield client
 
 
-def _trust(environ: Mapping[str, str]) -> ssl.SSLContext:
+def tls_context(environ: Mapping[str, str]) -> ssl.SSLContext:
     """
     Build the TLS context: the certificates of httpx, and those that the CLI uses besides.
 

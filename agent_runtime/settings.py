@@ -105,12 +105,6 @@ def _one_of(*choices: str) -> Callable[[str], str]:
     return parse
 
 
-def _delivery(value: str) -> str:
-    if value == "relay":
-        raise ValueError("relay does not exist yet; use auto, env or file")
-    return _one_of("auto", "env", "file")(value)
-
-
 def _command(value: str) -> tuple[str, ...]:
     """Return a file's path as one word, anything else split as a command line."""
     text = _text(value)
@@ -175,7 +169,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         "file where there is none",
         default=False,
     )
-    token_delivery: str = _setting(_delivery, "how a token reaches a child: auto, env or file", "auto")
+    token_delivery: str = _setting(
+        _one_of("auto", "env", "file", "relay"), "how a token reaches a child: auto, env, file or relay", "auto"
+    )
     config_dir: Path = _setting(
         _path, "the children's CLAUDE_CONFIG_DIR; one supervisor at a time", factory=_inherited_config_dir
     )

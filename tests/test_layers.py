@@ -29,6 +29,7 @@ ORDER: tuple[str, ...] = (
     "tokens",
     "store",
     "telemetry",
+    "relay",
     "delivery",
     "process",
     "process.containment",

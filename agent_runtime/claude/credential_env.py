@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 BASE_URL_VARIABLE = "ANTHROPIC_BASE_URL"
 HEADERS_VARIABLE = "ANTHROPIC_CUSTOM_HEADERS"
 CONFIG_DIR_VARIABLE = "CLAUDE_CONFIG_DIR"
+SOCKET_VARIABLE = "ANTHROPIC_UNIX_SOCKET"
+SHELL_PREFIX_VARIABLE = "CLAUDE_CODE_SHELL_PREFIX"
+"""A program that gets every command of the Bash tool as its argument (2.1.114, 2.1.332)."""
+
+API_HOST = "api.anthropic.com"
+API_URL = f"https://{API_HOST}"
+FIRST_PARTY_URL = f"http://{API_HOST}"
+"""With it and a Unix socket, the CLI talks plain HTTP on the socket and does all that it does for the API's host."""
+
 STORAGE_DIR_VARIABLE = "CLAUDE_SECURESTORAGE_CONFIG_DIR"
 """Where the credentials file is: a settings file could name another place (2.1.114, 2.1.197); "" is none (2.1.197)."""
 
@@ -70,7 +79,7 @@ CREDENTIALS: dict[str, str] = {
 """Names that hold a credential, or say where one is; with the reason, and the first version it was seen in."""
 
 SERVERS: dict[str, str] = {
-    "ANTHROPIC_UNIX_SOCKET": "requests go to a socket instead (2.1.114)",
+    SOCKET_VARIABLE: "requests go to a socket instead (2.1.114)",
     "CLAUDE_CODE_RUNNER_MODEL_SOCKET": "requests go to a socket instead (2.1.330)",
     "CLAUDE_CODE_API_BASE_URL": "where the account's own requests go",
     "CLAUDE_CODE_CUSTOM_OAUTH_URL": "where tokens are refreshed (2.1.114)",
@@ -172,7 +181,7 @@ _CREDENTIAL_HEADERS = frozenset({"authorization", "x-api-key", "proxy-authorizat
 
 _BLANKED = (
     *(name for name in CREDENTIALS if name not in {"CLAUDE_API_KEY", STORAGE_DIR_VARIABLE}),
-    "ANTHROPIC_UNIX_SOCKET",
+    SOCKET_VARIABLE,
     "CLAUDE_CODE_RUNNER_MODEL_SOCKET",
     "CLAUDE_CODE_API_BASE_URL",
     "CLAUDE_CODE_CUSTOM_OAUTH_URL",
@@ -249,8 +258,7 @@ def neutral_settings(
     env[HEADERS_VARIABLE] = without_credentials(inherited.get(HEADERS_VARIABLE, ""))
     if CONFIG_DIR_VARIABLE in inherited:
         env[CONFIG_DIR_VARIABLE] = env[STORAGE_DIR_VARIABLE] = inherited[CONFIG_DIR_VARIABLE]
-    if key_file is None:
-        env |= delivered
+    env |= {name: value for name, value in delivered.items() if name != API_KEY_VARIABLE}
     # Shell builtins only: the PATH of a settings file could name another `cat`.
     helper = "" if key_file is None else f'read -r key <{shlex.quote(str(key_file))} && printf %s "$key"'
     return {"apiKeyHelper": helper, "proxyAuthHelper": "", "env": env}

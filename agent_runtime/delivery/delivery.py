@@ -6,6 +6,9 @@ Deliver a token to a child.
 ``file``: in the CLI's ``.credentials.json``, without a variable. A running CLI that reads the file again takes a newer
 generation without being stopped; its version decides when, see :class:`ReloadBehaviour`. Only OAuth tokens are
 delivered so; an API key uses its variable under ``file`` too.
+
+``relay``: the child gets an identity instead of a token, and its requests go through a relay of ours that adds the
+token in use to each.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
     from agent_runtime.secret.generations import Generation
 
-ENV, FILE = "env", "file"
+ENV, FILE, RELAY = "env", "file", "relay"
 """The ways of delivery, as in the setting."""
 
 _VARIABLE_BY_KIND = {TokenKind.OAUTH: OAUTH_VARIABLE, TokenKind.API_KEY: API_KEY_VARIABLE}
@@ -53,6 +56,13 @@ class ReloadBehaviour(StrEnum):
     ON_REQUEST = "on_request"
 
 
+class Relayed(Protocol):
+    """A child that has no token, as the relay knows it."""
+
+    def carried(self) -> tuple[Generation, float]:
+        """Return the generation of the request that was answered last, and since when it is used (monotonic)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Delivered:
     """
@@ -60,11 +70,12 @@ class Delivered:
 
     Attributes:
         generation: The delivered one; newer than the requested one if that was overtaken meanwhile.
-        way: ``env`` or ``file``; an API key goes by ``env`` whatever the setting.
+        way: ``env``, ``file`` or ``relay``; without a relay an API key goes by ``env`` whatever the setting.
         variables: What the child's environment must contain.
         reload_behaviour: When the child takes a newer generation, as far as that was known at the spawn.
         learned: If it was not known then: returns what is known of this CLI by now; None: still nothing.
         holds: Returns whether a generation, or a newer one, is in the file that the child reads.
+        relayed: The child's identity at the relay, if it has one.
         at: Epoch seconds.
     """
 
@@ -74,6 +85,7 @@ class Delivered:
     reload_behaviour: ReloadBehaviour = ReloadBehaviour.NEVER
     holds: Callable[[Generation], bool] | None = field(default=None, repr=False, compare=False)
     learned: Callable[[], ReloadBehaviour | None] | None = field(default=None, repr=False, compare=False)
+    relayed: Relayed | None = field(default=None, repr=False, compare=False)
     at: float = field(default_factory=time.time, compare=False)
 
     @property
@@ -85,13 +97,15 @@ class Delivered:
         """
         Whether the running child gets *newer* without being stopped: it was delivered, and the child will read it.
 
-        False if either of the two is an API key: a variable never changes, and it overrides the file.
+        False if it is of another kind, and without a relay for any API key: a variable never changes, and it overrides
+        the file.
         """
         return self.known_reload_behaviour not in {None, ReloadBehaviour.NEVER} and self.can_receive(newer)
 
     def can_receive(self, newer: Generation) -> bool:
-        """Whether *newer* is in the file that the child reads, if it reads again."""
-        return newer.token.kind is not TokenKind.API_KEY and self.holds is not None and self.holds(newer)
+        """Whether *newer* is in the file that the child reads, if it reads again, or the relay uses it."""
+        is_of_its_kind = newer.token.kind is self.generation.token.kind
+        return is_of_its_kind and self.holds is not None and self.holds(newer)
 
 
 def by_variable(generation: Generation) -> Delivered:
@@ -203,6 +217,20 @@ class FileDelivery:
             log.warning("cannot remove the token from %s: %s", self._file.path, error.strerror)
 
 
+class TokenRelay(Protocol):
+    """Lets children reach the API without a token."""
+
+    @property
+    def reason(self) -> str:
+        """How the next child reaches the API, for a person."""
+
+    def deliver(self, generation: Generation) -> Delivered:
+        """Let one child in; :meth:`ended` must follow."""
+
+    def ended(self, delivered: Delivered) -> None:
+        """Record that the child is gone, or was never spawned."""
+
+
 class ReloadChecker(Protocol):
     """Finds out when the CLI in use takes a newer token from its file."""
 
@@ -255,14 +283,18 @@ class Deliveries:
     Deliver every generation in the right way; every method may be called from any thread.
 
     Args:
-        setting: ``auto``, ``env`` or ``file``.
+        setting: ``auto``, ``env``, ``file`` or ``relay``.
+        relay: Where the setting is ``relay``.
 
     Raises:
         CannotStart: The setting is ``file``, and the file cannot be written.
     """
 
-    def __init__(self, setting: str, file: FileDelivery, reload_checker: ReloadChecker) -> None:
+    def __init__(
+        self, setting: str, file: FileDelivery, reload_checker: ReloadChecker, relay: TokenRelay | None = None
+    ) -> None:
         self._setting = setting
+        self._relay = relay
         self._file = file
         self._reload_checker = reload_checker
         self._kind = TokenKind.OAUTH
@@ -286,6 +318,9 @@ class Deliveries:
         """
         self._file.restore_directory()
         reload_behaviour = self._reload_behaviour()
+        if self._relay is not None:
+            self._kind = generation.token.kind
+            return self._relay.deliver(generation)
         if self._way_of(generation, reload_behaviour) == ENV:
             return by_variable(generation)
         self._file.reload_behaviour = reload_behaviour or ReloadBehaviour.NEVER
@@ -307,7 +342,9 @@ class Deliveries:
 
         :meth:`Delivered.is_reached_by` answers for each child.
         """
-        if self._way_of(generation, self._reload_behaviour()) == ENV and self._file.readers == 0:
+        if self._relay is not None or (
+            self._way_of(generation, self._reload_behaviour()) == ENV and self._file.readers == 0
+        ):
             return
         self._file.restore_directory()
         try:
@@ -319,6 +356,8 @@ class Deliveries:
 
     def ended(self, delivered: Delivered) -> None:
         """Record that the child that got this is gone, or was never spawned."""
+        if self._relay is not None:
+            self._relay.ended(delivered)
         self._file.ended(delivered)
 
     def close(self) -> None:
@@ -329,6 +368,8 @@ class Deliveries:
     @property
     def state(self) -> dict[str, str]:
         """``delivery``, ``reason`` and ``setting``, for ``/health``."""
+        if self._relay is not None:
+            return {"delivery": RELAY, "reason": self._relay.reason, "setting": self._setting}
         reload_behaviour = self._reload_checker.reload_behaviour()
         choice = choose(self._setting, self._kind, reload_behaviour, self._trouble or self._file.obstacle)
         return {"delivery": choice.name, "reason": choice.reason, "setting": self._setting}

@@ -72,6 +72,8 @@ class HeldGenerations:
         The generation of the spawn is charged from the first request on, a newer one only after
         :data:`SETTLED_SECONDS`.
         """
+        if self._delivered.relayed is not None:
+            return self._delivered.relayed.carried()
         for generation, since in reversed(self._held[1:]):
             if since <= now - SETTLED_SECONDS:
                 return generation, since

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from agent_runtime.errors import SpawnFailed
+from agent_runtime.errors import CannotStart, SpawnFailed
 from agent_runtime.process.users import UnknownUser, other_user
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ IN_MEMORY = Path("/dev/shm")  # noqa: S108 - only a private directory is made in
 NAME = "agent-runtime-{mark}"
 MODE = 0o600
 _PASSABLE = 0o711
+_MOST_SOCKET_DIRECTORY_BYTES = 90
+"""The path of a Unix socket has at most 107 bytes (unix(7))."""
 
 
 def owner_of(user: str | None) -> Owner:
@@ -109,6 +111,26 @@ def _opened(directory: Path | str, below: int | None = None, *, follow: bool = F
         os.close(descriptor)
 
 
+_WITHOUT_SOCKET = """#!/bin/sh
+unset ANTHROPIC_BASE_URL ANTHROPIC_UNIX_SOCKET CLAUDE_CODE_SHELL_PREFIX
+exec /bin/sh -c "$1"
+"""
+
+
+def write_shell_prefix(directory: Path) -> Path:
+    """
+    Write the program that runs a command of the CLI's tools without the variables that lead to the relay's socket.
+
+    A program of the agent's that finds the plain-HTTP base URL would send a key of its own in clear.
+
+    Raises:
+        OSError: As :func:`write_new`.
+    """
+    path = write_new(directory, "shell", _WITHOUT_SOCKET.encode(), None)
+    path.chmod(0o755)
+    return path
+
+
 class PrivateFiles:
     """
     A child's files, in a directory that only we can write to; a child of another user may pass through it.
@@ -164,6 +186,34 @@ class PrivateFiles:
                 continue
             self._directories.append(place)
             yield place
+
+
+@contextlib.contextmanager
+def short_directory(run_dir: Path, mark: str, user: str | None) -> Iterator[Path]:
+    """
+    Lend a directory of ours for sockets, whose paths must be short; it is below *run_dir* if that is short enough.
+
+    Raises:
+        CannotStart: No place accepts it.
+    """
+    name = NAME.format(mark=mark)
+    for place in (run_dir, *reversed(fallbacks())):
+        path = place / name
+        if len(os.fsencode(path)) > _MOST_SOCKET_DIRECTORY_BYTES:
+            continue
+        try:
+            path.mkdir(mode=0o700)
+        except OSError as error:
+            log.debug("cannot make %s: %s", path, error.strerror)
+            continue
+        if user is not None:
+            path.chmod(_PASSABLE)
+        try:
+            yield path
+        finally:
+            remove_tree(path)
+        return
+    raise CannotStart("no directory for the relay's socket can be made in the data directory or the system's for files")
 
 
 def remove_tree(path: Path) -> None:

@@ -195,6 +195,10 @@ class BackgroundReloadChecker:
             return None  # the spawn reports a missing CLI
         return None if reload_result is None else reload_result.reload_behaviour
 
+    def takes_socket(self) -> bool | None:
+        """Whether the executable that is there now takes its requests to a Unix socket; None: not known."""
+        return None
+
     def begin(self) -> None:
         """Begin a check unless one is under way, or has failed within the last :data:`RETRY_SECONDS`."""
         with self._lock:

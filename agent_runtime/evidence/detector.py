@@ -75,6 +75,7 @@ class Channel(StrEnum):
 
     STDOUT = "stdout"
     STDERR = "stderr"
+    WIRE = "wire"
 
 
 class Detection(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.claude import invocation
+from agent_runtime.claude.credential_env import CREDENTIALS
 from agent_runtime.delivery.private_files import PrivateFiles
 from agent_runtime.delivery.workspace_config import held_back
 from agent_runtime.process.child import Command
@@ -60,7 +61,7 @@ class Launch:
             as_root=settings.child_user is None and os.geteuid() == 0,
             trace=spec.task.trace,
         )
-        held, held_arguments = held_back(settings.workspace, delivered.variables)
+        held, held_arguments = held_back(settings.workspace, CREDENTIALS.keys() & delivered.variables)
         settings_file = invocation.write_settings(self._files.write, delivered.variables, child_environ, held)
         mcp_file = None
         if spec.task.mcp_config is not None:

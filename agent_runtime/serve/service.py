@@ -21,7 +21,8 @@ from agent_runtime.api.metrics import Metrics
 from agent_runtime.api.request_body import BodyReader
 from agent_runtime.api.streams import OpenStreams
 from agent_runtime.delivery.cli_check import CliCheck
-from agent_runtime.delivery.delivery import Deliveries, FileDelivery
+from agent_runtime.delivery.delivery import RELAY, Deliveries, FileDelivery
+from agent_runtime.delivery.private_files import owner_of, short_directory
 from agent_runtime.delivery.reload_results import BackgroundReloadChecker, ReloadResults
 from agent_runtime.model.state import StopReason
 from agent_runtime.notifier import Notifier
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator, Mapping
 
+    from agent_runtime.delivery.delivery import TokenRelay
     from agent_runtime.secret.file import SecretStatus
     from agent_runtime.serve.bootstrap import Bootstrap
     from agent_runtime.serve.startup_signals import Start
@@ -183,13 +185,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
             mark=functools.partial(new_mark, data_dir),
             directory=bootstrap.run_dir,
         )
-        deliveries = Deliveries(
-            settings.token_delivery, FileDelivery(settings.config_dir, settings.child_user), reload_checker
-        )
-        held.callback(deliveries.close)
-        deliveries.start()
-        start.go_on()
-        changes = SecretChanges(redactor, deliveries)
+        changes = SecretChanges(redactor)
         secret = SecretFile(
             settings.token_file,
             ledger=ledger,
@@ -197,6 +193,15 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
             on_change=changes.put,
             on_secret=redactor.add,
         )
+        relay = None
+        if settings.token_delivery == RELAY:
+            relay = held.enter_context(_relay(settings, environ, bootstrap, secret, reload_checker.takes_socket))
+        deliveries = changes.deliveries = Deliveries(
+            settings.token_delivery, FileDelivery(settings.config_dir, settings.child_user), reload_checker, relay
+        )
+        held.callback(deliveries.close)
+        deliveries.start()
+        start.go_on()
         records = held.enter_context(contextlib.closing(RecordStore.open(data_dir / "records.sqlite")))
         transcripts, tasks = TranscriptStore(data_dir / "transcripts"), TaskStore(data_dir / "tasks", redactor)
         form = AnswerForm(settings.error_detail == "object", settings.answer_log_limit)
@@ -234,12 +239,38 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
         return asyncio.run(_serve(supervisor, bootstrap, changes, start))
 
 
+@contextlib.contextmanager
+def _relay(
+    settings: Settings,
+    environ: Mapping[str, str],
+    bootstrap: Bootstrap,
+    secret: SecretFile,
+    takes_socket: Callable[[], bool | None],
+) -> Iterator[TokenRelay]:
+    """Run the relay while the block lasts."""
+    from agent_runtime.relay.relay import Relay
+
+    with short_directory(bootstrap.run_dir, new_mark(bootstrap.data_dir), settings.child_user) as directory:
+        relay = Relay(
+            environ,
+            secret,
+            directory=directory,
+            owner=owner_of(settings.child_user),
+            takes_socket=takes_socket,
+        )
+        relay.start()
+        try:
+            yield relay
+        finally:
+            relay.close()
+
+
 class SecretChanges:
     """Carry changes of the secret file from the thread that notices them to the event loop, once there is one."""
 
-    def __init__(self, redactor: Redactor, deliveries: Deliveries) -> None:
+    def __init__(self, redactor: Redactor) -> None:
+        self.deliveries: Deliveries | None = None
         self._redactor = redactor
-        self._deliveries = deliveries
         self._loop: asyncio.AbstractEventLoop | None = None
         self._take: Callable[[SecretStatus], None] | None = None
 
@@ -247,7 +278,8 @@ class SecretChanges:
         """Accept a status, from any thread: its token is redacted from here on, and delivered to running attempts."""
         if status.generation is not None:
             self._redactor.add(status.generation.token)
-            self._deliveries.generation_loaded(status.generation)
+            if self.deliveries is not None:
+                self.deliveries.generation_loaded(status.generation)
         if self._loop is not None and self._take is not None:
             with contextlib.suppress(RuntimeError):  # the loop has closed
                 self._loop.call_soon_threadsafe(self._take, status)

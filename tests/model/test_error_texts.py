@@ -31,7 +31,7 @@ SETTINGS_IN_NEED: list[tuple[dict[str, str], str]] = [
     ({"PROBE": "sometimes"}, "AGENT_RUNTIME_PROBE: must be one of off, on_refusal"),
     ({"PORT": "tcp://10.0.0.1:80"}, "AGENT_RUNTIME_PORT: .*enableServiceLinks: false"),
     ({"HOST": "0.0.0.0"}, "AGENT_RUNTIME_HOST: .*AGENT_RUNTIME_ACCESS_KEY_FILE is needed"),
-    ({"TOKEN_DELIVERY": "relay"}, "AGENT_RUNTIME_TOKEN_DELIVERY: .*use auto, env or file"),
+    ({"TOKEN_DELIVERY": "proxy"}, "AGENT_RUNTIME_TOKEN_DELIVERY: must be one of auto, env, file, relay"),
     ({"CHILD_USER": "nobody-of-that-name"}, "AGENT_RUNTIME_CHILD_USER: .*add it to the image"),
 ]
 

@@ -634,7 +634,7 @@ def test_a_path_with_a_slash_too_many_is_unknown_and_redirects_nowhere(shared: S
         ("--workspace=/no/such/directory", "WORKSPACE"),
         ("--access-header=two words", "--access-header"),
         ("--port=many", "--port"),
-        ("--token-delivery=relay", "relay"),
+        ("--token-delivery=proxy", "relay"),
     ],
 )
 def test_a_bad_setting_is_named_and_exits_with_2(tmp_path: Path, flag: str, variable: str) -> None:

@@ -1,0 +1,326 @@
+"""One request of a child: asked of the API with the token in use, replayed where that helps, its answer passed on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+import h11
+import msgspec
+
+from agent_runtime.model.tokens import TokenKind
+from agent_runtime.relay.framing import Chunked, Framing, UntilClosed, framing_of
+from agent_runtime.relay.refusals import MOST_BODY_BYTES, detection_in, may_be_refusal
+from agent_runtime.relay.requests import HOP_BY_HOP, MESSAGES, headers_to_send
+from agent_runtime.relay.upstream import Unreachable
+from agent_runtime.relay.wire import MOST_HEAD_BYTES, PIECE_BYTES, BadMessage, Gone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent_runtime.evidence.detector import Detection
+    from agent_runtime.relay.identities import Identity
+    from agent_runtime.relay.requests import Request
+    from agent_runtime.relay.upstream import Upstream
+    from agent_runtime.relay.wire import Wire
+    from agent_runtime.secret.file import SecretFile
+    from agent_runtime.secret.generations import Generation
+
+CONNECT_PATIENCE_SECONDS = 2.0
+CONNECT_PAUSE_SECONDS = 0.2
+IDLE_SECONDS = 300.0
+"""How long an answer that has begun may be silent: the API sends pings in between."""
+
+OAUTH_BETA = "oauth-2025-04-20"
+"""Without it a good OAuth token looks bad, so an answer to a request without it says nothing about the token."""
+
+_DROPPED = frozenset(name.encode() for name in HOP_BY_HOP) | {b"set-cookie"}
+
+
+class Silent(Exception):
+    """The API accepted a request and did not begin to answer in time."""
+
+
+class Answer(msgspec.Struct):
+    """
+    The head of an answer of the API, and the connection that its body comes on.
+
+    Attributes:
+        body: What was read of the body, as it came.
+        is_last: The connection ends with it.
+    """
+
+    status: int
+    reason: bytes
+    headers: list[tuple[bytes, bytes]]
+    framing: Framing
+    wire: Wire
+    is_last: bool
+    body: bytes = b""
+
+    @property
+    def values(self) -> dict[bytes, list[bytes]]:
+        """Values by lower-case name."""
+        return _values(self.headers)
+
+
+class Exchanges:
+    """
+    Answer the requests of children from the API; runs on the relay's loop.
+
+    Args:
+        first_byte_seconds: How long the API may take to begin an answer.
+        note: Called with the outcome of each request, and the seconds to the API's first byte where there was one.
+    """
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        secret: SecretFile,
+        *,
+        first_byte_seconds: float,
+        note: Callable[[str, float | None], None],
+    ) -> None:
+        self._upstream = upstream
+        self._secret = secret
+        self._first_byte_seconds = first_byte_seconds
+        self._note = note
+
+    async def answer(self, request: Request, identity: Identity, child: Wire) -> bool:
+        """
+        Answer one request; return whether the child's connection can be used further.
+
+        Raises:
+            OSError, Gone: The child is gone.
+        """
+        try:
+            answer = await self._asked(request, identity)
+        except Unreachable:
+            self._note("unreachable", None)
+            await child.send(own_answer(502, "api_error", "the relay cannot reach the API"))
+            return True
+        except BadMessage as error:
+            self._note("garbled", None)
+            await child.send(own_answer(502, "api_error", f"the API's answer cannot be passed on: {error}"))
+            return True
+        except (OSError, Gone):
+            self._note("broken", None)
+            await child.send(own_answer(502, "api_error", "the API closed the connection without an answer"))
+            return True
+        except Silent:
+            self._note("silent", None)
+            child.cut()
+            return False
+        try:
+            is_whole = await self._passed_on(answer, child)
+        except BaseException:
+            answer.wire.cut()
+            raise
+        self._note(f"{answer.status // 100}xx" if is_whole else "cut", None)
+        return is_whole
+
+    async def _asked(self, request: Request, identity: Identity) -> Answer:
+        """Ask, and ask again with a newer token as long as one is refused; return the answer to pass on."""
+        while True:
+            generation = identity.choose(self._secret.status.generation)
+            answer = await self._ask(request, generation)
+            try:
+                identity.answered(generation)
+                detection = await self._detection_in(answer, request, generation)
+                if detection is None:
+                    return answer
+                await asyncio.to_thread(self._secret.poll)  # a newer token may be written and not noticed yet
+                if identity.choose(self._secret.status.generation) is generation:
+                    return answer
+            except BaseException:
+                answer.wire.cut()
+                raise
+            self._note("replayed", None)
+            self._put_away(answer)
+
+    async def _detection_in(self, answer: Answer, request: Request, generation: Generation) -> Detection | None:
+        """Read what an answer says about the token; None: nothing, or the request was not of the CLI's own form."""
+        if not may_be_refusal(answer.status) or not request.path.startswith(MESSAGES):
+            return None
+        if generation.token.kind is TokenKind.OAUTH and OAUTH_BETA not in request.header("anthropic-beta"):
+            return None
+        async with asyncio.timeout(self._first_byte_seconds):
+            while not answer.framing.is_complete and len(answer.body) < MOST_BODY_BYTES:
+                if not (data := await answer.wire.piece()):
+                    if isinstance(answer.framing, UntilClosed):
+                        break
+                    raise Gone
+                used = answer.framing.feed(data)
+                answer.body += data[:used]
+                answer.wire.buffer = data[used:]
+        body = answer.body
+        if isinstance(answer.framing, Chunked):
+            body = _without_chunks(body)
+        return detection_in(answer.status, answer.values, body)
+
+    # -- the API
+
+    async def _ask(self, request: Request, generation: Generation) -> Answer:
+        """
+        Send the request with a token, and read the head of the answer.
+
+        Raises:
+            Unreachable: There is no connection.
+            BadMessage: The answer is none of HTTP/1.1.
+            OSError, Gone: The API closed the connection instead.
+            Silent: It did not answer in time.
+        """
+        give_up_at = time.monotonic() + CONNECT_PATIENCE_SECONDS
+        while True:
+            try:
+                wire = await self._upstream.connection()
+            except Unreachable:
+                if time.monotonic() >= give_up_at:
+                    raise
+                await asyncio.sleep(CONNECT_PAUSE_SECONDS)
+                continue
+            try:
+                return await self._sent(wire, request, generation)
+            except (OSError, Gone):
+                wire.cut()
+                if not wire.is_used:  # else the API closed a kept connection just then
+                    raise
+            except BaseException:
+                wire.cut()
+                raise
+
+    async def _sent(self, wire: Wire, request: Request, generation: Generation) -> Answer:
+        upstream, parser = self._upstream, h11.Connection(h11.CLIENT, max_incomplete_event_size=MOST_HEAD_BYTES)
+        headers = [*headers_to_send(request, upstream.host, generation.token), *upstream.proxy_headers]
+        question = h11.Request(method=request.method, target=upstream.target(request.target), headers=headers)
+        sending = asyncio.ensure_future(_send_all(wire, parser.send(question) or b"", request))
+        asked_at = time.monotonic()
+        try:
+            async with asyncio.timeout(self._first_byte_seconds):
+                answer = await self._head(wire, parser, is_head=request.method == "HEAD")
+        except TimeoutError:
+            raise Silent from None
+        finally:
+            was_sent = sending.done()
+            sending.cancel()
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await sending
+        answer.is_last |= not was_sent  # the API answered before it had the whole request
+        self._note("first_byte", time.monotonic() - asked_at)
+        return answer
+
+    @staticmethod
+    async def _head(wire: Wire, parser: h11.Connection, *, is_head: bool) -> Answer:
+        while True:
+            head = await wire.head()
+            if head is None:
+                raise Gone
+            try:
+                parser.receive_data(head)
+                event = parser.next_event()
+            except h11.RemoteProtocolError:
+                raise BadMessage("its head cannot be read") from None
+            if isinstance(event, h11.Response):
+                break
+            if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
+                raise BadMessage("its head is none of an answer")
+        headers = [(bytes(name), bytes(value)) for name, value in event.headers.raw_items()]
+        values = _values(headers)
+        options = b",".join(values.get(b"connection", [])).lower()
+        is_last = b"close" in options or event.http_version != b"1.1"
+        framing = framing_of(event.status_code, values, is_head=is_head)
+        return Answer(event.status_code, bytes(event.reason), headers, framing, wire, is_last)
+
+    def _put_away(self, answer: Answer) -> None:
+        """Keep the connection if the answer has ended."""
+        if answer.framing.is_complete and not answer.is_last:
+            self._upstream.keep(answer.wire)
+        else:
+            answer.wire.cut()
+
+    # -- the child
+
+    async def _passed_on(self, answer: Answer, child: Wire) -> bool:
+        """
+        Pass an answer on as it comes; False if it was cut, and so was the child's connection.
+
+        Raises:
+            OSError: The child is gone.
+        """
+        framing, wire = answer.framing, answer.wire
+        in_chunks = isinstance(framing, UntilClosed)
+        begin = _head_for_child(answer, in_chunks=in_chunks)
+        if answer.body:
+            begin += _chunk(answer.body) if in_chunks else answer.body
+        while not framing.is_complete:
+            if begin and not wire.buffer:
+                await child.send(begin)
+                begin = b""
+            try:
+                async with asyncio.timeout(IDLE_SECONDS):
+                    data = await wire.piece()
+                if not data and not in_chunks:
+                    raise Gone
+                used = framing.feed(data)
+            except (OSError, Gone, BadMessage, TimeoutError):
+                wire.cut()
+                child.cut()
+                return False
+            if not data:
+                begin = b"0\r\n\r\n"
+                break
+            if used < len(data):
+                wire.buffer, data = data[used:], data[:used]
+            await child.send(begin + (_chunk(data) if in_chunks else data))
+            begin = b""
+        if begin:
+            await child.send(begin)
+        self._put_away(answer)
+        return True
+
+
+async def _send_all(wire: Wire, head: bytes, request: Request) -> None:
+    if request.body.length <= PIECE_BYTES:
+        await wire.send(head + b"".join(request.body.pieces()))
+        return
+    await wire.send(head)
+    for piece in request.body.pieces():
+        await wire.send(piece)
+
+
+def _values(headers: list[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
+    found: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        found.setdefault(name.lower(), []).append(value)
+    return found
+
+
+def _head_for_child(answer: Answer, *, in_chunks: bool) -> bytes:
+    lines = [b"HTTP/1.1 %d %s" % (answer.status, answer.reason)]
+    lines += [b"%s: %s" % pair for pair in answer.headers if pair[0].lower() not in _DROPPED]
+    if in_chunks or isinstance(answer.framing, Chunked):
+        lines.append(b"transfer-encoding: chunked")
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def _without_chunks(body: bytes) -> bytes:
+    """Return the content of the whole chunks of a body that was read before."""
+    found, at = b"", 0
+    while (end := body.find(b"\r\n", at)) >= 0 and (size := int(body[at:end].partition(b";")[0], 16)):
+        found += body[end + 2 : end + 2 + size]
+        at = end + 2 + size + 2
+    return found
+
+
+def own_answer(status: int, kind: str, message: str, *, is_last: bool = False) -> bytes:
+    """Build an answer of the relay itself, in the API's form."""
+    body = msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})
+    connection = b"connection: close\r\n" if is_last else b""
+    head = b"HTTP/1.1 %d Relay\r\ncontent-type: application/json\r\n%scontent-length: %d\r\n\r\n"
+    return head % (status, connection, len(body)) + body

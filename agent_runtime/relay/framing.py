@@ -1,0 +1,124 @@
+"""Where the body of an answer ends; its bytes are passed on as they come."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agent_runtime.relay.wire import BadMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_MOST_LINE_BYTES = 8 * 1024
+_HEX = frozenset(b"0123456789abcdefABCDEF")
+_MOST_DIGITS = 12
+_EMPTY_STATUSES = frozenset({204, 304})
+
+
+class Sized:
+    """A body whose length is known."""
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing more belongs to it."""
+        return self._left == 0
+
+    def feed(self, data: bytes) -> int:
+        """Return how many bytes of *data* belong to the body."""
+        used = min(self._left, len(data))
+        self._left -= used
+        return used
+
+
+class Chunked:
+    """A chunked body (RFC 9112, 7.1): sizes and trailers are read to find the end, and passed on unchanged."""
+
+    def __init__(self) -> None:
+        self.is_complete = False
+        self._left = 0
+        self._line = b""
+        self._in_trailer = False
+
+    def feed(self, data: bytes) -> int:
+        """
+        Return how many bytes of *data* belong to the body.
+
+        Raises:
+            BadMessage: It is no chunked body.
+        """
+        at, length = 0, len(data)
+        while at < length and not self.is_complete:
+            if self._left:
+                used = min(self._left, length - at)
+                self._left -= used
+                at += used
+                continue
+            end = data.find(b"\n", at)
+            stop = length if end < 0 else end + 1
+            self._line += data[at:stop]
+            at = stop
+            if len(self._line) > _MOST_LINE_BYTES:
+                raise BadMessage("a chunk has too long a line")
+            if end >= 0:
+                line, self._line = self._line, b""
+                self._read_line(line)
+        return at
+
+    def _read_line(self, line: bytes) -> None:
+        if not line.endswith(b"\r\n"):
+            raise BadMessage("a chunk has a bare line")
+        if self._in_trailer:
+            self.is_complete = line == b"\r\n"
+            return
+        digits = line[:-2].partition(b";")[0].rstrip(b" \t")
+        if not digits or len(digits) > _MOST_DIGITS or not _HEX.issuperset(digits):
+            raise BadMessage("a chunk has no size")
+        size = int(digits, 16)
+        if size == 0:
+            self._in_trailer = True
+        else:
+            self._left = size + 2  # and the line's end behind it
+
+
+class UntilClosed:
+    """A body that the end of the connection ends (HTTP/1.0); it is passed on in chunks, so that a cut shows."""
+
+    is_complete = False
+
+    @staticmethod
+    def feed(data: bytes) -> int:
+        """Return how many bytes of *data* belong to the body: all."""
+        return len(data)
+
+
+Framing = Sized | Chunked | UntilClosed
+
+
+def framing_of(status: int, headers: Mapping[bytes, list[bytes]], *, is_head: bool) -> Framing:
+    """
+    Decide how the body of an answer is framed.
+
+    Args:
+        headers: Values by lower-case name.
+        is_head: The request's method was HEAD.
+
+    Raises:
+        BadMessage: The headers contradict each other.
+    """
+    codings, lengths = headers.get(b"transfer-encoding", []), headers.get(b"content-length", [])
+    if codings and lengths:
+        raise BadMessage("the body has two lengths")
+    if is_head or status in _EMPTY_STATUSES:
+        return Sized(0)
+    if codings:
+        if [coding.strip().lower() for coding in codings] != [b"chunked"]:
+            raise BadMessage("the body has an unknown coding")
+        return Chunked()
+    if lengths:
+        if len(set(lengths)) > 1 or not lengths[0].isdigit():
+            raise BadMessage("the body has no readable length")
+        return Sized(int(lengths[0]))
+    return UntilClosed()

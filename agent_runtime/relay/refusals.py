@@ -1,0 +1,97 @@
+"""What an error answer says about the token, by its status, body and headers and the rules of ``evidence``."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from typing import TYPE_CHECKING
+
+from agent_runtime.errors import ErrorClass
+from agent_runtime.evidence.detector import Channel, Detection
+from agent_runtime.evidence.error_bodies import read_body
+from agent_runtime.evidence.matching import ApiError
+from agent_runtime.evidence.phrases import MODEL_BY_LIMIT
+from agent_runtime.evidence.reset_times import HORIZON
+from agent_runtime.evidence.rules import rule_for
+from agent_runtime.model.state import CLASS_BY_TROUBLE, TokenTrouble
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MOST_BODY_BYTES = 64 * 1024
+_GZIP_OR_ZLIB = 47
+_UNIFIED = b"anthropic-ratelimit-unified-"
+_MAY_BE_ABOUT_TOKEN = frozenset({400, 401, 402, 403, 429})
+_TROUBLE_BY_CLASS = {
+    error_class: trouble for trouble, error_class in CLASS_BY_TROUBLE.items() if trouble is not TokenTrouble.BLOCKED
+}
+
+
+def may_be_refusal(status: int) -> bool:
+    """Whether an answer's body is worth reading before it is passed on."""
+    return status in _MAY_BE_ABOUT_TOKEN
+
+
+def detection_in(status: int, headers: Mapping[bytes, list[bytes]], body: bytes) -> Detection | None:
+    """
+    Return what an answer says about the token or its account; None: nothing.
+
+    A 429 counts only with the headers of a usage limit: without them it is a throttle.
+
+    Source: ``anthropic-ratelimit-unified-*`` as the stand-in's :class:`UsageLimit` sends them.
+    """
+    if status == 429 and headers.get(_UNIFIED + b"status") == [b"rejected"]:
+        return _limit(headers)
+    text = _decoded(body, headers.get(b"content-encoding", [])).decode("utf-8", "replace").strip()
+    answer = read_body(text)
+    if answer is None:
+        return None
+    message = answer.message or ""
+    error = ApiError(
+        status=status, type=answer.type, code=answer.code, text=message, message=message, is_whole=answer.is_whole
+    )
+    rule = rule_for(error)
+    if not rule.is_evidence:
+        return None
+    return Detection(
+        rule=rule.id,
+        channel=Channel.WIRE,
+        error_class=rule.error_class,
+        is_evidence=True,
+        condemns=rule.condemns,
+        trouble=TokenTrouble.BLOCKED if rule.blocks else _TROUBLE_BY_CLASS.get(rule.error_class),
+        is_final=True,
+        status=status,
+        advice=rule.advice,
+    )
+
+
+def _limit(headers: Mapping[bytes, list[bytes]]) -> Detection:
+    claim = b"".join(headers.get(_UNIFIED + b"representative-claim", [])).decode("ascii", "replace")
+    limit_type = claim if claim.isidentifier() and len(claim) <= 40 else None
+    reset = b"".join(headers.get(_UNIFIED + b"reset", []))
+    resets_at = float(reset) if reset.isdigit() and len(reset) <= 12 else None
+    if resets_at is not None and not 0 < resets_at - time.time() <= HORIZON.total_seconds():
+        resets_at = None
+    return Detection(
+        rule="limit-headers",
+        channel=Channel.WIRE,
+        error_class=ErrorClass.RATE_LIMIT,
+        condemns=True,
+        trouble=TokenTrouble.LIMITED,
+        is_final=True,
+        status=429,
+        limit_type=limit_type,
+        limit_model=MODEL_BY_LIMIT.get(limit_type or ""),
+        resets_at=resets_at,
+    )
+
+
+def _decoded(body: bytes, codings: list[bytes]) -> bytes:
+    """Decompress a body as far as the relay has asked for codings; anything else stays as it is."""
+    if not codings:
+        return body
+    try:
+        return zlib.decompressobj(_GZIP_OR_ZLIB).decompress(body, MOST_BODY_BYTES)
+    except zlib.error:
+        return body

@@ -1,0 +1,346 @@
+"""The relay itself: its sockets, its thread, and how a child is led to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import threading
+from typing import TYPE_CHECKING
+
+import httpx
+
+from agent_runtime.claude.credential_env import (
+    API_HOST,
+    API_URL,
+    BASE_URL_VARIABLE,
+    FIRST_PARTY_URL,
+    SHELL_PREFIX_VARIABLE,
+    SOCKET_VARIABLE,
+)
+from agent_runtime.delivery.delivery import RELAY, Delivered, ReloadBehaviour
+from agent_runtime.delivery.private_files import Owner, write_shell_prefix
+from agent_runtime.errors import CannotStart
+from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE, TokenKind
+from agent_runtime.relay.exchange import Exchanges, own_answer
+from agent_runtime.relay.identities import Identities, Identity
+from agent_runtime.relay.requests import Budget, TooLarge, read_body, read_head
+from agent_runtime.relay.upstream import Upstream
+from agent_runtime.relay.wire import PIECE_BYTES, BadMessage, Gone, Wire
+from agent_runtime.settings import PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from agent_runtime.relay.requests import Request
+    from agent_runtime.secret.file import SecretFile
+    from agent_runtime.secret.generations import Generation
+
+log = logging.getLogger(__name__)
+
+FIRST_BYTE_SECONDS = 180.0
+HEAD_SECONDS = 30.0
+"""How long a connection may be open before its first request that shows an identity."""
+
+LEAVE_SECONDS = 1.0
+MOST_CONNECTIONS = 2048
+MOST_REQUESTS = 128
+"""How many requests of one attempt may be under way."""
+
+BACKLOG = 512
+START_SECONDS = 10.0
+STOP_SECONDS = 5.0
+
+_TIMEOUTS = {"API_TIMEOUT_MS": "3600000", "CLAUDE_STREAM_FIRST_BYTE_TIMEOUT_MS": "1800000"}
+"""So that the CLI waits as long as the relay may hold a request; measured on 2.1.114, 2.1.197, 2.1.330, 2.1.332."""
+
+_NO_PROXY = ("NO_PROXY", "no_proxy")
+
+
+class Relay:
+    """
+    A proxy on loopback that adds the token in use to the requests of children; its methods are for any thread.
+
+    Two ways lead to it. Where the requests are for the API itself, and this CLI was shown to take its requests to a
+    Unix socket, they come as plain HTTP on a socket, and the CLI believes that it talks to the API. Else they come to
+    a port of 127.0.0.1, below a path that cannot be guessed; from 2.1.114 on the CLI then leaves some features away.
+
+    Args:
+        environ: The supervisor's: base URL, proxies and CAs.
+        directory: Where the socket is made; it must exist, and only we may write to it.
+        owner: The user that children run as; None: we do.
+        takes_socket: Returns whether this CLI takes requests to a Unix socket and its tools learn nothing of that;
+            None: not known.
+
+    Raises:
+        CannotStart: The environment's base URL or proxy cannot be used.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        secret: SecretFile,
+        *,
+        directory: Path,
+        owner: Owner = None,
+        takes_socket: Callable[[], bool | None] = lambda: None,
+        first_byte_seconds: float = FIRST_BYTE_SECONDS,
+        note: Callable[[str, float | None], None] = lambda _outcome, _seconds: None,
+    ) -> None:
+        base_url = environ.get(BASE_URL_VARIABLE) or API_URL
+        try:
+            self._is_first_party = httpx.URL(base_url).netloc.decode() == API_HOST
+            self._upstream = Upstream(API_URL if self._is_first_party else base_url, environ)
+        except (ValueError, httpx.InvalidURL) as error:
+            raise CannotStart(f"{PREFIX}TOKEN_DELIVERY: relay is not possible here: {error}") from None
+        self._environ = environ
+        self._secret = secret
+        self._directory = directory
+        self._owner = owner
+        self._takes_socket = takes_socket
+        self._first_byte_seconds = first_byte_seconds
+        self._note = note
+        self._prefix = f"/{secrets.token_hex(16)}"
+        self._identities = Identities()
+        self._budget = Budget()
+        self._connections: dict[asyncio.Task[None], Identity | None] = {}
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending = asyncio.Event()
+        self._port = 0
+        self._socket = directory / "relay.sock"
+        self._shell_prefix = directory / "shell"
+
+    # -- its life
+
+    def start(self) -> None:
+        """
+        Listen, in a thread of its own.
+
+        Raises:
+            CannotStart: A socket cannot be made.
+        """
+        listeners: list[socket.socket] = []
+        try:
+            # With its protocol: asyncio sets TCP_NODELAY only where it knows it, else each answer takes 40 ms longer.
+            tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+            listeners.append(tcp)
+            tcp.bind(("127.0.0.1", 0))
+            self._port = tcp.getsockname()[1]
+            if self._is_first_party:
+                unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                listeners.append(unix)
+                unix.bind(str(self._socket))
+                self._socket.chmod(0o600)
+                if self._owner is not None:
+                    os.chown(self._socket, *self._owner)
+                self._shell_prefix = write_shell_prefix(self._directory)
+        except OSError as error:
+            for listener in listeners:
+                listener.close()
+            raise CannotStart(f"{PREFIX}TOKEN_DELIVERY: the relay cannot listen: {error.strerror or error}") from None
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(listeners, ready), name="relay", daemon=True)
+        self._thread.start()
+        ready.wait(START_SECONDS)
+
+    def close(self) -> None:
+        """End every connection, and the thread."""
+        if self._thread is None or self._loop is None:
+            return
+        with contextlib.suppress(RuntimeError):  # the loop has closed
+            self._loop.call_soon_threadsafe(self._ending.set)
+        self._thread.join(STOP_SECONDS)
+
+    # -- its use by deliveries
+
+    @property
+    def reason(self) -> str:
+        """The way in for the next child, and what it costs, for a person."""
+        if self._uses_socket:
+            return "children reach the API through the relay's socket and hold no token"
+        reason = "children reach the API through the relay's port and hold no token"
+        if not self._is_first_party:
+            return reason
+        known = "is not known yet to take a socket" if self._takes_socket() is None else "takes no socket"
+        return f"{reason}; this CLI {known}, and from 2.1.114 on leaves away features for a host that is not the API's"
+
+    def deliver(self, generation: Generation) -> Delivered:
+        """Let one child in; what it is given is no token. :meth:`ended` must follow."""
+        identity = Identity(generation)
+        self._identities.add(identity)
+        variable = OAUTH_VARIABLE if identity.kind is TokenKind.OAUTH else API_KEY_VARIABLE
+        return Delivered(
+            generation,
+            RELAY,
+            {variable: identity.placeholder, **self._way_in()},
+            ReloadBehaviour.ON_REQUEST,
+            holds=lambda _newer: True,
+            relayed=identity,
+        )
+
+    def ended(self, delivered: Delivered) -> None:
+        """End the identity of a child that is gone, and every request that still goes on for it."""
+        identity = delivered.relayed
+        if not isinstance(identity, Identity):
+            return
+        self._identities.remove(identity)
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._end_connections, identity)
+
+    @property
+    def _uses_socket(self) -> bool:
+        is_free = SHELL_PREFIX_VARIABLE not in self._environ
+        return self._is_first_party and is_free and self._takes_socket() is True
+
+    def _way_in(self) -> dict[str, str]:
+        if self._uses_socket:
+            return _TIMEOUTS | {
+                SOCKET_VARIABLE: str(self._socket),
+                BASE_URL_VARIABLE: FIRST_PARTY_URL,
+                SHELL_PREFIX_VARIABLE: str(self._shell_prefix),
+            }
+        spared = {name: _with_loopback(self._environ.get(name, "")) for name in _NO_PROXY}
+        base_url = f"http://127.0.0.1:{self._port}{self._prefix}"
+        return _TIMEOUTS | spared | {"API_FORCE_IDLE_TIMEOUT": "0", BASE_URL_VARIABLE: base_url}
+
+    # -- its thread
+
+    def _run(self, listeners: list[socket.socket], ready: threading.Event) -> None:
+        try:
+            asyncio.run(self._serve(listeners, ready))
+        finally:
+            for listener in listeners:
+                listener.close()
+
+    async def _serve(self, listeners: list[socket.socket], ready: threading.Event) -> None:
+        self._loop = asyncio.get_running_loop()
+        exchanges = Exchanges(
+            self._upstream, self._secret, first_byte_seconds=self._first_byte_seconds, note=self._note
+        )
+
+        def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if len(self._connections) >= MOST_CONNECTIONS:
+                writer.transport.abort()
+                return
+            task = asyncio.ensure_future(self._connection(Wire(reader, writer), exchanges))
+            self._connections[task] = None
+            task.add_done_callback(self._connection_ended)
+
+        servers = [
+            await (
+                asyncio.start_unix_server(accepted, sock=listener, limit=PIECE_BYTES, backlog=BACKLOG)
+                if listener.family == socket.AF_UNIX
+                else asyncio.start_server(accepted, sock=listener, limit=PIECE_BYTES, backlog=BACKLOG)
+            )
+            for listener in listeners
+        ]
+        ready.set()
+        await self._ending.wait()
+        for server in servers:
+            server.close()
+        for task in list(self._connections):
+            task.cancel()
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=LEAVE_SECONDS)
+        self._upstream.close()
+
+    def _connection_ended(self, task: asyncio.Task[None]) -> None:
+        self._connections.pop(task, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a fault of the relay", exc_info=error)
+
+    def _end_connections(self, identity: Identity) -> None:
+        for task, owner in list(self._connections.items()):
+            if owner is identity:
+                task.cancel()
+
+    async def _connection(self, wire: Wire, exchanges: Exchanges) -> None:
+        """Answer the requests of one connection until either side ends it."""
+        try:
+            uid = wire.peer_uid
+            if uid is not None and uid not in {os.geteuid(), self._owner[0] if self._owner else os.geteuid()}:
+                self._note("stranger", None)
+                return
+            while await self._one(wire, exchanges):
+                pass
+        except (OSError, Gone):
+            self._note("left", None)
+        finally:
+            wire.close()
+
+    async def _one(self, wire: Wire, exchanges: Exchanges) -> bool:
+        """Answer one request; return whether another may follow."""
+        task = asyncio.current_task()
+        owner = self._connections.get(task) if task is not None else None
+        request = None
+        try:
+            async with asyncio.timeout(HEAD_SECONDS if owner is None else None):
+                request = await read_head(wire, "" if wire.is_unix else self._prefix, self._budget)
+            if request is None:
+                return False
+            identity = self._identities.find(request.presented)
+            if identity is None or owner not in {None, identity} or task is None:
+                self._note("unknown", None)
+                return await _refuse(wire, request, 404, "not_found_error", "the relay does not know the sender")
+            self._connections[task] = identity
+            await read_body(wire, request, is_kept=request.may_pass)
+            if not request.may_pass:
+                self._note("not_passed", None)
+                await wire.send(_for(request, own_answer(404, "not_found_error", "the relay does not pass this on")))
+                return True
+            return await self._watched(exchanges, request, identity, wire)
+        except TooLarge:
+            return await _refuse(wire, request, 413, "request_too_large", "the request is too large for the relay")
+        except BadMessage as error:
+            self._note("malformed", None)
+            return await _refuse(wire, request, 400, "invalid_request_error", f"the relay cannot read this: {error}")
+        except TimeoutError:
+            return False
+        finally:
+            if request is not None:
+                request.body.close()
+
+    async def _watched(self, exchanges: Exchanges, request: Request, identity: Identity, wire: Wire) -> bool:
+        """Answer a request until the child hangs up."""
+        if identity.open_requests >= MOST_REQUESTS:
+            await wire.send(own_answer(529, "overloaded_error", "too many requests at once"))
+            return True
+        identity.open_requests += 1
+        work = asyncio.ensure_future(exchanges.answer(request, identity, wire))
+        watch = asyncio.ensure_future(wire.until_gone())
+        try:
+            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                return work.result()
+            self._note("hung_up", None)
+            return False
+        finally:
+            identity.open_requests -= 1
+            work.cancel()
+            watch.cancel()
+            await asyncio.gather(work, watch, return_exceptions=True)
+
+
+async def _refuse(wire: Wire, request: Request | None, status: int, kind: str, message: str) -> bool:
+    """Answer what cannot be passed on, and end the connection, so that nothing behind it is taken for a request."""
+    answer = own_answer(status, kind, message, is_last=True)
+    await wire.send(answer if request is None else _for(request, answer))
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LEAVE_SECONDS):
+            await wire.finish()
+    return False
+
+
+def _for(request: Request, answer: bytes) -> bytes:
+    """Leave the body away where the request must get none."""
+    return answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if request.method == "HEAD" else answer
+
+
+def _with_loopback(no_proxy: str) -> str:
+    return f"{no_proxy},127.0.0.1" if no_proxy else "127.0.0.1"

@@ -1,0 +1,265 @@
+"""A child's request: its head, whether it may pass, its body kept for a replay, and its headers for the API."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from typing import IO, TYPE_CHECKING
+
+import h11
+import msgspec
+
+from agent_runtime.model.tokens import TokenKind
+from agent_runtime.relay.wire import MOST_HEAD_BYTES, BadMessage, Gone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from agent_runtime.model.tokens import Token
+    from agent_runtime.relay.wire import Wire
+
+MESSAGES = "/v1/messages"
+PASSES = frozenset(
+    {
+        ("POST", MESSAGES),
+        ("POST", "/v1/messages/count_tokens"),
+        ("GET", "/v1/models"),
+        ("HEAD", "/"),
+        ("HEAD", "/api/hello"),
+        ("GET", "/api/hello"),
+        ("GET", "/api/claude_code/settings"),
+        ("GET", "/api/claude_code/policy_limits"),
+    }
+)
+"""
+Methods and paths that reach the API; nothing else does.
+
+Claude Code knows ``/api/oauth/claude_cli/create_api_key``: a relay without a list would let an agent make itself a key.
+"""
+
+MOST_BODY_BYTES = 64 * 1024 * 1024
+"""The API itself takes 32 MB."""
+
+IN_MEMORY_BYTES = 8 * 1024 * 1024
+ALL_IN_MEMORY_BYTES = 64 * 1024 * 1024
+
+_CREDENTIALS = frozenset({"authorization", "x-api-key", "proxy-authorization", "cookie"})
+HOP_BY_HOP = frozenset(
+    {
+        *("connection", "keep-alive", "proxy-connection", "proxy-authenticate", "te", "trailer"),
+        *("transfer-encoding", "upgrade", "expect", "http2-settings"),
+    }
+)
+_REPLACED = frozenset({"host", "content-length"})
+_READABLE_CODINGS = frozenset({"gzip", "deflate", "identity"})
+_ACCEPTED = re.compile(r"[^,\s;]+")
+
+
+class TooLarge(Exception):
+    """The body is longer than the API takes."""
+
+
+class Budget:
+    """
+    How much memory all kept bodies may take together; further ones go into unlinked files.
+
+    Args:
+        directory: Where those files are made; None: where the system has temporary files.
+    """
+
+    def __init__(self, directory: str | None = None, limit_bytes: int = ALL_IN_MEMORY_BYTES) -> None:
+        self._directory = directory
+        self._left = limit_bytes
+
+    def new(self, body: Body) -> IO[bytes]:
+        """Make the storage of one body."""
+        body.reserved = min(IN_MEMORY_BYTES, self._left)
+        self._left -= body.reserved
+        # A largest size of 0 would mean no limit.
+        return tempfile.SpooledTemporaryFile(max(1, body.reserved), dir=self._directory)
+
+    def release(self, body: Body) -> None:
+        """Give back what a body has reserved."""
+        self._left += body.reserved
+        body.reserved = 0
+
+
+class Body:
+    """A request's body, in memory or in an unlinked file that only we can read, for as long as it may be replayed."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.length = 0
+        self.reserved = 0
+        self._budget = budget
+        self._file: IO[bytes] | None = None
+
+    def add(self, data: bytes) -> None:
+        """
+        Add what came.
+
+        Raises:
+            TooLarge: The body is longer than any the API takes.
+        """
+        self.length += len(data)
+        if self.length > MOST_BODY_BYTES:
+            raise TooLarge
+        if self._file is None:
+            self._file = self._budget.new(self)
+        self._file.write(data)
+
+    def pieces(self) -> Iterable[bytes]:
+        """Yield the body from its beginning."""
+        if self._file is not None:
+            self._file.seek(0)
+            while data := self._file.read(256 * 1024):
+                yield data
+
+    def close(self) -> None:
+        """Free its memory or its file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._budget.release(self)
+
+
+class Request(msgspec.Struct):
+    """
+    One request of a child; :meth:`Body.close` must follow.
+
+    Attributes:
+        path: Without the prefix and the query.
+        target: The path with its query.
+        headers: As they came: name as it was written, and value.
+    """
+
+    method: str
+    path: str
+    target: str
+    headers: list[tuple[str, str]]
+    body: Body
+    parser: h11.Connection
+
+    @property
+    def presented(self) -> list[str]:
+        """What it shows as credentials."""
+        found = []
+        for name, value in self.headers:
+            if name.lower() == "x-api-key":
+                found.append(value.strip())
+            elif name.lower() == "authorization" and value[:7].lower() == "bearer ":
+                found.append(value[7:].strip())
+        return found
+
+    def header(self, name: str) -> str:
+        """Return a header's values, joined."""
+        return ",".join(value for each, value in self.headers if each.lower() == name)
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the relay passes such requests on at all."""
+        return (self.method, self.path) in PASSES
+
+
+async def read_head(wire: Wire, prefix: str, budget: Budget) -> Request | None:
+    """
+    Read the next request's head; None: the child has closed the connection.
+
+    Args:
+        prefix: What every path must begin with; it is taken away.
+
+    Raises:
+        BadMessage: It is no request that can be passed on.
+        Gone: The child left in the middle of it.
+    """
+    head = await wire.head()
+    if head is None:
+        return None
+    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEAD_BYTES)
+    try:
+        parser.receive_data(head)
+        event = parser.next_event()
+    except h11.RemoteProtocolError:
+        raise BadMessage("the head cannot be read") from None
+    if not isinstance(event, h11.Request) or event.http_version != b"1.1":
+        raise BadMessage("the head is none of HTTP/1.1")
+    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers.raw_items()]
+    names = {name.lower() for name, _ in headers}
+    if {"content-length", "transfer-encoding"} <= names or "upgrade" in names:
+        raise BadMessage("the request has two lengths, or asks for another protocol")
+    target = event.target.decode("latin-1")
+    if not target.startswith("/"):
+        raise BadMessage("the target is no path")
+    if prefix:  # a path without it is none that passes, and shows no identity either
+        is_below = target.startswith(f"{prefix}/")
+        target = target.removeprefix(prefix) if is_below else ""
+        headers = headers if is_below else []
+    path = target.partition("?")[0]
+    return Request(event.method.decode("latin-1"), path, target, headers, Body(budget), parser)
+
+
+async def read_body(wire: Wire, request: Request, *, is_kept: bool) -> None:
+    """
+    Read a request's body; what comes behind it stays in the wire's buffer.
+
+    Raises:
+        BadMessage: It is garbled.
+        TooLarge: It is longer than any the API takes.
+        Gone: The child left in the middle of it.
+    """
+    parser = request.parser
+    if parser.they_are_waiting_for_100_continue:
+        informed = parser.send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
+        await wire.send(informed or b"")
+    length = 0
+    try:
+        while not isinstance(event := parser.next_event(), h11.EndOfMessage):
+            if event is h11.NEED_DATA:
+                if not (data := await wire.piece()):
+                    raise Gone
+                parser.receive_data(data)
+            elif isinstance(event, h11.Data):
+                length += len(event.data)
+                if is_kept:
+                    request.body.add(bytes(event.data))
+                elif length > MOST_BODY_BYTES:
+                    raise TooLarge
+    except h11.RemoteProtocolError:
+        raise BadMessage("the body cannot be read") from None
+    wire.buffer = parser.trailing_data[0] + wire.buffer
+
+
+def headers_to_send(request: Request, host: str, token: Token) -> list[tuple[str, str]]:
+    """
+    Return the headers for the API: those of the child without credentials and without what concerns the connection.
+
+    Exactly one credential is added. Codings that we cannot read are not asked for, because a refusal must be read.
+    """
+    named = {
+        word.strip().lower()
+        for name, value in request.headers
+        if name.lower() == "connection"
+        for word in value.split(",")
+    }
+    dropped = _CREDENTIALS | HOP_BY_HOP | _REPLACED | named
+    headers = [("Host", host)]
+    for name, value in request.headers:
+        plain = name.lower().replace("_", "-")
+        if plain == "accept-encoding":
+            codings = [word.strip() for word in value.split(",")]
+            headers.append(
+                (name, ", ".join(word for word in codings if _coding(word) in _READABLE_CODINGS) or "identity")
+            )
+        elif plain not in dropped:
+            headers.append((name, value))
+    if token.kind is TokenKind.API_KEY:
+        headers.append(("x-api-key", token.secret))
+    else:
+        headers.append(("Authorization", f"Bearer {token.secret}"))
+    if request.body.length or request.method == "POST":
+        headers.append(("Content-Length", str(request.body.length)))
+    return headers
+
+
+def _coding(word: str) -> str:
+    found = _ACCEPTED.match(word)
+    return found.group().lower() if found else ""

@@ -1,0 +1,135 @@
+"""One connection, to a child or to the API: bytes that were read and not used yet, heads, and an end that shows."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import asyncio
+
+PIECE_BYTES = 64 * 1024
+MOST_HEAD_BYTES = 64 * 1024
+_END = b"\r\n\r\n"
+_BAD_LINES = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]|\0")
+"""What servers read in different ways, so that one request could pass for two: RFC 9112, 2.2 and 5.2."""
+
+
+class BadMessage(Exception):
+    """What came is no message of HTTP/1.1 that can be passed on; the text is ours and quotes nothing."""
+
+
+class Gone(Exception):
+    """The other side closed the connection in the middle of a message."""
+
+
+class Wire:
+    """
+    A pair of streams with a buffer in front.
+
+    Attributes:
+        buffer: What was read and not used yet.
+        is_used: A message was exchanged on it before: the other side may have closed it since.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.buffer = b""
+        self.is_used = False
+        self._reader = reader
+        self._writer = writer
+
+    async def more(self) -> bool:
+        """Add what comes next to the buffer; False at the end of the stream."""
+        data = await self._reader.read(PIECE_BYTES)
+        self.buffer += data
+        return bool(data)
+
+    async def piece(self) -> bytes:
+        """Return the buffer, or else what comes next; empty at the end of the stream."""
+        if not self.buffer:
+            return await self._reader.read(PIECE_BYTES)
+        data, self.buffer = self.buffer, b""
+        return data
+
+    async def head(self) -> bytes | None:
+        """
+        Read up to the empty line behind a head; None if the stream ends before its first byte.
+
+        Raises:
+            BadMessage: It is too long, or has lines that servers read in different ways.
+            Gone: The stream ends in the middle of it.
+        """
+        self.buffer = self.buffer.lstrip(b"\r\n")
+        while (end := self.buffer.find(_END)) < 0 and len(self.buffer) <= MOST_HEAD_BYTES:
+            if not await self.more():
+                if self.buffer:
+                    raise Gone
+                return None
+            self.buffer = self.buffer.lstrip(b"\r\n")
+        if not 0 <= end <= MOST_HEAD_BYTES:
+            raise BadMessage("the head is too long")
+        end += len(_END)
+        head, self.buffer = self.buffer[:end], self.buffer[end:]
+        if _BAD_LINES.search(head):
+            raise BadMessage("the head has bare or folded lines")
+        return head
+
+    async def until_gone(self) -> None:
+        """Return when the other side has closed; what it sends meanwhile stays, up to a bound."""
+        while len(self.buffer) < PIECE_BYTES:
+            if not await self.more():
+                return
+        await self._writer.wait_closed()
+
+    async def send(self, data: bytes) -> None:
+        """
+        Send, and wait while the other side is slower.
+
+        Raises:
+            OSError: The connection is gone.
+        """
+        self._writer.write(data)
+        await self._writer.drain()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is open, as far as is known, and nothing unasked has come on it."""
+        return not (self.buffer or self._reader.at_eof() or self._writer.is_closing())
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether it came on a Unix socket."""
+        connection: socket.socket = self._writer.get_extra_info("socket")
+        return connection.family == socket.AF_UNIX
+
+    @property
+    def peer_uid(self) -> int | None:
+        """The user at the other end of a Unix socket; None: it is none."""
+        if not self.is_unix:
+            return None
+        connection: socket.socket = self._writer.get_extra_info("socket")
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        return int(struct.unpack("3i", credentials)[1])
+
+    async def finish(self) -> None:
+        """Say that nothing more will be sent, and read on for what the other side was about to send."""
+        with contextlib.suppress(OSError):
+            if self._writer.can_write_eof():
+                self._writer.write_eof()
+            while await self.piece():
+                pass
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._writer.close()
+
+    def cut(self) -> None:
+        """End the connection so that the other side cannot take it for the end of a message."""
+        connection = self._writer.get_extra_info("socket")
+        if connection is not None and connection.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()

@@ -1,0 +1,120 @@
+"""The relay with the real Claude Code, against the stand-in API on loopback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
+from tests.support.supervised import API_KEY, NEW, OLD, eventually, supervised
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.support.supervised import Supervised
+
+pytestmark = [pytest.mark.real_cli, pytest.mark.slow]
+
+RELAY = {"AGENT_RUNTIME_TOKEN_DELIVERY": "relay"}
+EXECUTIONS = 8
+SWITCHES = 10
+
+
+@pytest.fixture
+def api() -> MessagesApi:
+    return MessagesApi()
+
+
+@pytest.fixture
+def base_url(api: MessagesApi) -> Iterator[str]:
+    with serve(api) as url:
+        yield url
+
+
+def token(number: int) -> str:
+    return f"sk-ant-oat01-number-{number:02}-of-the-relay-with-the-real-cli"
+
+
+def tools_of(number: int, log: Path) -> Tool:
+    return Tool(command=f"echo {number} >>{log}-$AGENT_RUNTIME_EXECUTION_ID; sleep 0.5")
+
+
+def in_their_first_attempt(running: Supervised, ids: list[str]) -> None:
+    for execution_id in ids:
+        record = running.record(execution_id)
+        assert record["outcome"] == "success", record
+        assert len(record["attempts"]) == 1, record
+        assert record["attempts"][0]["stop_reason"] is None
+        assert record["metadata"]["resumes"] == 0
+
+
+def test_eight_executions_finish_over_ten_switches_in_their_first_attempt(
+    tmp_path: Path, api: MessagesApi, base_url: str, claude: str
+) -> None:
+    steps = 8
+    api.script("work", *(tools_of(number, tmp_path / "ran") for number in range(steps)), Text(text="finished"))
+    api.on_other_tokens("expired")
+    api.accept(token(0))
+    ids = [f"relay-{number}" for number in range(EXECUTIONS)]
+    flags = ("--slots", str(EXECUTIONS), "--park", "60")
+    with supervised(tmp_path, api_url=base_url, claude=claude, token=token(0), flags=flags, environment=RELAY) as run:
+        pending = [run.start("[[script:work]] Do it.", execution_id=execution_id) for execution_id in ids]
+        for switch in range(1, SWITCHES + 1):
+            seen = len(api.requests)
+            eventually(lambda seen=seen: len(api.requests) >= seen + EXECUTIONS // 2)
+            api.accept(token(switch))
+            run.write_token(token(switch))
+            api.on(token(switch - 1), "expired")
+        answers = [one.answer().json() for one in pending]
+
+        assert [answer["response"] for answer in answers] == ["finished"] * EXECUTIONS
+        in_their_first_attempt(run, ids)
+        tokens = [run.record(execution_id)["attempts"][0]["tokens"] for execution_id in ids]
+        assert all(used[-1]["generation"] == SWITCHES + 1 for used in tokens)
+        assert run.get("/api/token")["state"] == "ready"
+        shown = [run.client.get(f"/api/executions/{execution_id}/stream").text for execution_id in ids]
+    assert not any("authentication_failed" in text or "api_retry" in text for text in shown)
+    for execution_id in ids:
+        ran = (tmp_path / f"ran-{execution_id}").read_text().split()
+        assert ran == [str(number) for number in range(steps)], "each tool ran once"
+
+
+@pytest.mark.parametrize("first", [pytest.param(OLD, id="oauth"), pytest.param(API_KEY, id="api_key")])
+def test_neither_the_cli_nor_its_tools_have_the_token(
+    tmp_path: Path, api: MessagesApi, base_url: str, claude: str, first: str
+) -> None:
+    command = (
+        "for f in /proc/$PPID/environ /proc/self/environ /proc/$PPID/cmdline $CLAUDE_CONFIG_DIR/.credentials.json "
+        f"$(tr '\\0' '\\n' </proc/$PPID/cmdline | grep settings.json) {tmp_path}/data/run/*/*; "
+        f"do cat $f >>{tmp_path}/found 2>/dev/null; done; true"
+    )
+    api.script("hunt", Tool(command=command), Text(text="hunted"))
+    with supervised(tmp_path, api_url=base_url, claude=claude, token=first, environment=RELAY) as run:
+        answer = run.post("[[script:hunt]] Hunt.").json()
+
+    found = (tmp_path / "found").read_bytes()
+    assert answer["response"] == "hunted"
+    assert b"ANTHROPIC_BASE_URL" in found
+    assert b"relay-" in found
+    assert first.encode() not in found
+    assert api.seen(first).requests == 2
+
+
+def test_a_newer_token_of_another_kind_is_taken_by_a_further_attempt(
+    tmp_path: Path, api: MessagesApi, base_url: str, claude: str
+) -> None:
+    api.script("long", Tool(command="true", gate="switched"), Text(text="finished"))
+    with supervised(tmp_path, api_url=base_url, claude=claude, environment=RELAY) as run:
+        pending = run.start("[[script:long]] Do it.", execution_id="kinds")
+        api.wait_for_requests(OLD)
+        run.write_token(API_KEY)
+        eventually(lambda: run.get("/api/token")["generation"] == 2)
+        api.on(OLD, "expired")
+        api.open_gate("switched")
+
+        assert pending.answer().json()["response"] == "finished"
+        attempts = run.record("kinds")["attempts"]
+    assert [[each["generation"] for each in attempt["tokens"]] for attempt in attempts] == [[1], [2]]
+    assert NEW not in str(attempts)
