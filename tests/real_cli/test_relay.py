@@ -63,7 +63,8 @@ def test_eight_executions_finish_over_ten_switches_in_their_first_attempt(
         pending = [run.start("[[script:work]] Do it.", execution_id=execution_id) for execution_id in ids]
         for switch in range(1, SWITCHES + 1):
             seen = len(api.requests)
-            eventually(lambda seen=seen: len(api.requests) >= seen + EXECUTIONS // 2)
+            wanted = seen + EXECUTIONS // 2
+            api.wait_for(lambda api: len(api.requests) >= wanted)  # noqa: B023 - it is called before the next turn
             api.accept(token(switch))
             run.write_token(token(switch))
             api.on(token(switch - 1), "expired")

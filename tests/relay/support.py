@@ -42,11 +42,12 @@ class Secret:
 
     def __init__(self, token: str = OLD) -> None:
         self.unread: str | None = None
+        self.number = 0
         self.write(token)
 
     def write(self, token: str) -> Generation:
-        number = self.status.generation.number + 1 if hasattr(self, "status") and self.status.generation else 1
-        generation = Generation(number, Token(token), time.time())
+        self.number += 1
+        generation = Generation(self.number, Token(token), time.time())
         self.status = SecretStatus(SecretState.READY, generation, None)
         return generation
 
@@ -92,6 +93,11 @@ class Talk:
 
     def send(self, data: bytes) -> None:
         self.connection.sendall(data)
+
+    def close_after(self, data: bytes) -> bool:
+        """Send this and close."""
+        self.send(data)
+        return False
 
     def reset(self) -> None:
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")

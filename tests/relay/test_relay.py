@@ -318,7 +318,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 def test_an_answer_that_is_cut_ends_with_a_reset_and_never_as_a_whole_one(
     api: RawApi, child: Relayed, data: bytes
 ) -> None:
-    api.answer = lambda talk, _request: bool(talk.send(data))
+    api.answer = lambda talk, _request: talk.close_after(data)
     answer = child.ask()
 
     assert answer.endswith(b"RESET"), answer
@@ -328,7 +328,7 @@ def test_an_answer_that_is_cut_ends_with_a_reset_and_never_as_a_whole_one(
 def test_an_answer_that_the_end_of_its_connection_ends_is_whole_and_one_that_is_reset_is_not(
     api: RawApi, child: Relayed
 ) -> None:
-    api.answer = lambda talk, _request: bool(talk.send(b"HTTP/1.0 200 OK\r\n\r\nabc"))
+    api.answer = lambda talk, _request: talk.close_after(b"HTTP/1.0 200 OK\r\n\r\nabc")
     assert child.ask().endswith(b"\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
 
     def cut(talk: Talk, _request: bytes) -> bool:
@@ -357,7 +357,7 @@ def test_an_answer_that_the_end_of_its_connection_ends_is_whole_and_one_that_is_
     ],
 )
 def test_no_answer_and_a_garbled_one_are_a_502(api: RawApi, child: Relayed, data: bytes) -> None:
-    api.answer = lambda talk, _request: bool(talk.send(data))
+    api.answer = lambda talk, _request: talk.close_after(data)
 
     assert child.ask().startswith(b"HTTP/1.1 502 ")
 
