@@ -255,9 +255,10 @@ async def terminate(api: Api, request: Request) -> bodies.Termination:
 
 async def stream(api: Api, request: Request) -> Response:
     """Send the transcript as events."""
-    after = streams.position_of(request)
+    after, partial = streams.position_of(request), streams.wants_partial(request)
     view = api.supervisor.view(request.path_params["id"])
-    return api.streams.response(request, lambda: streams.follow(view, after, api.streams.batches), api.access)
+    events = functools.partial(streams.follow, view, after, api.streams.batches, partial=partial)
+    return api.streams.response(request, events, api.access)
 
 
 async def events(api: Api, request: Request) -> Response:

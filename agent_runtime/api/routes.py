@@ -17,6 +17,7 @@ from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.task import Task
 from agent_runtime.supervisor.answers import KeptResult, Success
 from agent_runtime.telemetry.events import Event
+from agent_runtime.telemetry.live_text import LiveText
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -128,10 +129,19 @@ ROUTES: tuple[Operation, ...] = (
         handlers.stream,
         "streamExecution",
         "executions",
-        events={"state": bodies.StreamState, "message": None, "gap": bodies.StreamGap, "end": bodies.StreamEnd},
+        events={
+            "state": bodies.StreamState,
+            "message": None,
+            "partial": LiveText,
+            "gap": bodies.StreamGap,
+            "end": bodies.StreamEnd,
+        },
         errors=_OF_A_RECORD,
-        parameters=("id", "Last-Event-ID", "last_event_id"),
-        more=f"`message` is one frame of the CLI; its `id` is the number of its line, from 1. {_STREAM_MORE}",
+        parameters=("id", "Last-Event-ID", "last_event_id", "partial"),
+        more=(
+            "`message` is one frame of the CLI; its `id` is the number of its line, from 1. `partial` has no id: it is "
+            f"text that the model is writing, sent to the streams that are open then, and kept nowhere. {_STREAM_MORE}"
+        ),
     ),
     Operation(
         "POST",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from asyncio import FIRST_COMPLETED
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,10 @@ from starlette.responses import Response, StreamingResponse
 
 from agent_runtime.errors import Busy, InvalidRequest
 from agent_runtime.model.state import Phase
+from agent_runtime.telemetry.live_text import LiveTexts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from agent_runtime.model.records import ExecutionRecord
     from agent_runtime.store.transcripts import LongLine, TranscriptReader
     from agent_runtime.supervisor.supervisor import View
+    from agent_runtime.telemetry.live_text import LiveReader, LiveText
     from agent_runtime.web.access import AccessKey
     from agent_runtime.web.response_buffer import ResponseBuffer
 
@@ -210,6 +213,19 @@ def last_event_id(value: str | None) -> int:
     return int(value)
 
 
+def wants_partial(request: Request) -> bool:
+    """
+    Return whether a stream is to have the model's text while it is written.
+
+    Raises:
+        InvalidRequest: The parameter is neither ``true`` nor ``false``.
+    """
+    given = request.query_params.getlist("partial")
+    if given in ([], ["false"], ["true"]):
+        return given == ["true"]
+    raise InvalidRequest("partial: must be true or false, once")
+
+
 def _messages(position: int, lines: list[tuple[int, bytes]]) -> bytes:
     """Write the lines after *position* as events; where some could not be kept there is a gap, not silence."""
     events = []
@@ -231,12 +247,24 @@ def _state(record: ExecutionRecord) -> bytes:
     return msgspec.json.encode({"state": record.state, "outcome": record.outcome, "error_class": record.error_class})
 
 
-async def follow(view: View, after: int, batches: Batches) -> AsyncIterator[bytes]:
+async def follow(view: View, after: int, batches: Batches, *, partial: bool = False) -> AsyncIterator[bytes]:
     """
-    Yield the lines after number *after*, state changes, and the end.
+    Yield the lines after number *after*, state changes, and the end; *partial*: text while it is written, too.
 
-    A slow reader does not delay the execution: lines are read from the transcript when the reader takes them.
+    A slow reader does not delay the execution: lines are read from the transcript when the reader takes them, and text
+    that it does not take is dropped.
     """
+    texts = view.live_texts if partial and view.live_texts is not None else LiveTexts()
+    with texts.reader() as reader:
+        async for events in _follow(view, after, batches, reader):
+            yield events
+
+
+def _partial(pieces: list[LiveText]) -> Iterator[bytes]:
+    return (event("partial", msgspec.json.encode(piece)) for piece in pieces)
+
+
+async def _follow(view: View, after: int, batches: Batches, reader: LiveReader) -> AsyncIterator[bytes]:
     record, transcript = view.record, view.transcript
     position = after
     if position > transcript.last_line:
@@ -246,13 +274,15 @@ async def follow(view: View, after: int, batches: Batches) -> AsyncIterator[byte
     sent: bytes | None = None
     while True:
         # Taken before the state is read, so that a change during the reading is not missed.
-        change = view.changed.coming()
+        change, more_text = view.changed.coming(), reader.changed.coming()
         ended = record.state is Phase.FINISHED
         if (state := _state(record)) != sent:
             sent = state
             yield event("state", state)
         while batch := batches.after(transcript, position):
             before, (position, events) = position, batch
+            for piece in _partial(reader.take(position - 1)):
+                yield piece
             if isinstance(events, bytes):
                 yield events
                 # Let every other reader get this batch first: a read that does not block would starve them.
@@ -268,11 +298,13 @@ async def follow(view: View, after: int, batches: Batches) -> AsyncIterator[byte
                 yield part.replace(b"\r", b"")
                 await asyncio.sleep(0)
             yield b"\n\n"
+        for piece in _partial(reader.take(position)):
+            yield piece
         if ended:
             if position < (last := transcript.last_line):
                 yield _not_kept(position + 1, last)
             break
-        done, _ = await asyncio.wait({change}, timeout=KEEP_ALIVE_SECONDS)
+        done, _ = await asyncio.wait({change, more_text}, timeout=KEEP_ALIVE_SECONDS, return_when=FIRST_COMPLETED)
         if not done:
             yield b": keep-alive\n\n"
     end = {"type": "stream_end", "outcome": record.outcome, "error_class": record.error_class}

@@ -273,8 +273,32 @@ class Partial(msgspec.Struct, gc=False):
     parent_tool_use_id: str | None = None
 
 
+class _TextDelta(msgspec.Struct, gc=False):
+    type: str = ""
+    text: str = ""
+
+
+class _MessageStart(msgspec.Struct, gc=False):
+    id: str | None = None
+
+
+class _TextEvent(msgspec.Struct, gc=False):
+    type: str = ""
+    index: int = 0
+    delta: _TextDelta | None = None
+    message: _MessageStart | None = None
+
+
+class PartialText(msgspec.Struct, gc=False):
+    """A partial message, as far as it is about text."""
+
+    event: _TextEvent
+    parent_tool_use_id: str | None = None
+
+
 _decode = msgspec.json.Decoder(Frame).decode
 _decode_partial = msgspec.json.Decoder(Partial).decode
+_decode_partial_text = msgspec.json.Decoder(PartialText).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -314,6 +338,14 @@ def decode_partial(line: bytes) -> Partial | None:
         return None
     try:
         return _decode_partial(line)
+    except _REFUSED:
+        return None
+
+
+def decode_partial_text(line: bytes) -> PartialText | None:
+    """Decode any partial message for its text; None if it is none."""
+    try:
+        return _decode_partial_text(line)
     except _REFUSED:
         return None
 

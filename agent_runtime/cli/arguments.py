@@ -65,7 +65,9 @@ def add_run(commands: Subparsers) -> None:
     parser.add_argument("--title", metavar="TEXT", help="what it is about, for lists and the page; 120 characters")
     _add_labels(parser, "to list executions by")
     parser.add_argument("--resume-session", metavar="ID", help="go on with an earlier session of the CLI")
-    parser.add_argument("--detach", action="store_true", help="print the execution's id and leave it running")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--follow", action="store_true", help="show the model's text while it is written")
+    way.add_argument("--detach", action="store_true", help="print the execution's id and leave it running")
     parser.add_argument("--json", action="store_true", help="one JSON object a line: events, then the answer")
     parser.set_defaults(run=_command("run_task"))
 

@@ -41,11 +41,14 @@ class Live:
         self._sink = sink
         self._state: str | None = None
         self._last_text: str | None = None
+        self._begun = ""
 
     def event(self, event: StreamEvent) -> None:
         """Show one event."""
+        if event.name == "partial":
+            self._partial(event.data)
         for line in self._lines(event):
-            self._sink.write(line + "\n")
+            self._sink.write(self._rest(line))
         self._sink.flush()
 
     def answer(self, answer: Answer) -> None:
@@ -59,11 +62,27 @@ class Live:
         if counts.cost_usd:
             parts.append(f"${counts.cost_usd:.4f}")
         parts.append(f"execution {answer.execution_id}")
-        self._sink.write(f"[{line_of(', '.join(parts))}]\n")
+        self._sink.write(self._rest(f"[{line_of(', '.join(parts))}]"))
         self._sink.flush()
 
     def failed(self, error: ClientError) -> None:
         """Show nothing: the sentence goes to stderr."""
+
+    def _partial(self, piece: dict[str, Any]) -> None:
+        """Write text while the model writes it; of sub-agents, which write at the same time, only whole messages."""
+        if piece.get("parent_tool_use_id") is None:
+            text = text_of(piece.get("text", ""))
+            text = text if self._begun else text.lstrip()
+            self._begun += text
+            self._sink.write(text)
+
+    def _rest(self, line: str) -> str:
+        """Return what is still to be written of *line*, if it is the text that was begun; else all of it."""
+        begun, self._begun = self._begun, ""
+        if line.startswith(begun):
+            return line.removeprefix(begun) + "\n"
+        end = "" if begun.endswith("\n") else "\n"
+        return end if line == begun.rstrip() else f"{end}{line}\n"
 
     def _lines(self, event: StreamEvent) -> Iterator[str]:
         if event.name == "message":

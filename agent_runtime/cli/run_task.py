@@ -30,7 +30,7 @@ def main(options: argparse.Namespace) -> int:
     try:
         with connect(options, options.patience) as client:
             execution_id = options.execution_id or str(uuid.uuid4())
-            watch = Watch(client, execution_id, _prompt(options), _fields(options), showing)
+            watch = Watch(client, execution_id, _prompt(options), _fields(options), showing, partial=options.follow)
             return watch.detach() if options.detach else watch.attend()
     except BrokenPipeError:
         # The reader has gone; the rest of the buffer must not be written at exit.
@@ -50,6 +50,7 @@ class Watch:
     message: str
     fields: dict[str, Any]
     showing: JsonLines | Live
+    partial: bool = False
     position: int = 0
     resumes: int = 0
 
@@ -91,7 +92,7 @@ class Watch:
     def _follow(self) -> Answer:
         """Show all events until there is an answer; resume where a shutdown interrupted it."""
         while True:
-            for event in self.client.stream(self.execution_id, after=self.position):
+            for event in self.client.stream(self.execution_id, after=self.position, partial=self.partial):
                 if event.name == "message" and event.id is not None:
                     self.position = event.id
                 self.showing.event(event)

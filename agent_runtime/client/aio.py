@@ -139,17 +139,22 @@ class AgentClient:
         seconds = DEADLINE_SECONDS if deadline_seconds is None else deadline_seconds
         return await self._outcome(execution_id, None, seconds)
 
-    def stream(self, execution_id: str, *, after: int = 0) -> AsyncGenerator[StreamEvent, None]:
+    def stream(self, execution_id: str, *, after: int = 0, partial: bool = False) -> AsyncGenerator[StreamEvent, None]:
         """
         Yield an execution's events from the line after *after*: each line exactly once, over reconnects, to the end.
 
         The last event is ``end``. To leave it early, close it: :func:`contextlib.aclosing`, :func:`contextlib.closing`.
 
+        Args:
+            partial: Also events ``partial``: the model's text while it is written, as far as a connection holds.
+
         Raises:
             RequestRefused: (``not_found``) It is not known.
             Unreachable: No answer came for longer than the client's patience.
         """
-        return self._listen(path_of(execution_id, "/stream"), after, lambda event: event, execution_id)
+        return self._listen(
+            path_of(execution_id, f"/stream{'?partial=true' * partial}"), after, lambda event: event, execution_id
+        )
 
     def events(self, *, after: int = 0) -> AsyncGenerator[answers.Event, None]:
         """

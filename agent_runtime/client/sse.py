@@ -30,7 +30,7 @@ class StreamEvent:
     One event of a stream.
 
     Attributes:
-        name: ``message``, ``state``, ``gap`` or ``end``; others may come.
+        name: ``message``, ``state``, ``gap``, ``end`` or ``partial``; others may come.
         id: Of a message: the number of its line in the transcript, from 1.
         data: Of a message: the CLI's frame.
     """

@@ -103,9 +103,9 @@ class SyncAgentClient:
     health = _blocking(AgentClient.health)
     get = _blocking(AgentClient.get)
 
-    def stream(self, execution_id: str, *, after: int = 0) -> Generator[StreamEvent, None, None]:
+    def stream(self, execution_id: str, *, after: int = 0, partial: bool = False) -> Generator[StreamEvent, None, None]:
         """As :meth:`AgentClient.stream`."""
-        return self._each(self._client.stream(execution_id, after=after))
+        return self._each(self._client.stream(execution_id, after=after, partial=partial))
 
     def events(self, *, after: int = 0) -> Generator[Event, None, None]:
         """As :meth:`AgentClient.events`."""

@@ -26,6 +26,7 @@ from agent_runtime.model import mcp_config
 from agent_runtime.model.records import EvidenceRecord
 from agent_runtime.model.state import StopReason
 from agent_runtime.process.pipes import Pipes
+from agent_runtime.telemetry.live_text import LiveTextWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,6 +74,7 @@ class Attempt:
             transcript,
             context.redactor,
             keep_partial=context.settings.keep_partial,
+            live_text=LiveTextWriter(spec.live_texts, context.redactor),
             brings_images=bool(spec.task.images) and spec.session.prompt is None,
             on_error=self._error_seen,
             on_sign=self._sign_seen,

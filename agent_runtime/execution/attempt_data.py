@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import msgspec
 
 from agent_runtime.claude.run_stats import RunStats
+from agent_runtime.telemetry.live_text import LiveTexts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -59,6 +60,7 @@ class AttemptSpec(msgspec.Struct, frozen=True):
     Attributes:
         total_at: When the execution's time is over, monotonic seconds.
         mark: Unique per attempt; everything the child starts inherits it.
+        live_texts: Who reads the model's text while it is written.
     """
 
     execution_id: str
@@ -66,6 +68,7 @@ class AttemptSpec(msgspec.Struct, frozen=True):
     session: Session
     mark: str
     total_at: float
+    live_texts: LiveTexts = msgspec.field(default_factory=LiveTexts)
 
 
 class Spawned(msgspec.Struct, frozen=True):

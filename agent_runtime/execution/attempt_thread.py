@@ -45,6 +45,7 @@ class AttemptThreads:
             session=replace(session, as_text=execution.record.metadata.sent_as_text),
             mark=self._next_mark(),
             total_at=execution.total_at,
+            live_texts=execution.live_texts,
         )
         loop = asyncio.get_running_loop()
         attempt = Attempt(spec, self._context, execution.transcript, _Events(loop, execution.happened).publish)

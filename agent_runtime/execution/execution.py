@@ -17,6 +17,7 @@ from agent_runtime.execution.attempt_data import Answered, Reached, Spawned, Sto
 from agent_runtime.model.records import Usage
 from agent_runtime.model.state import Event, Outcome, Phase, StopReason
 from agent_runtime.notifier import Notifier
+from agent_runtime.telemetry.live_text import LiveTexts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,6 +85,7 @@ class Execution:
         self.writer = writer
         self.transcript = context.transcripts.writer(writer.record.execution_id)
         self.reader = context.transcripts.reader(writer.record.execution_id)
+        self.live_texts = LiveTexts()
         self.changed = Notifier()
         self.stopped = asyncio.Event()
         self.requested_stop: StopReason | None = None

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from agent_runtime.evidence.detector import Detection
     from agent_runtime.process.framing import Lines
     from agent_runtime.store.transcripts import TranscriptWriter
+    from agent_runtime.telemetry.live_text import LiveTextWriter
     from agent_runtime.telemetry.redaction import Redactor
 
 EVIDENCE_LINE_BYTES = 2048
@@ -57,6 +58,7 @@ class ChildOutput:
     text inside a frame of type ``agent_runtime``.
 
     Args:
+        live_text: Gets every partial message, and learns of whole ones.
         brings_images: The request sends images, so that an error about images is the request's, not the session's.
         on_error: Called with each API error, its line, and when the line was read (monotonic seconds), before the next
             line is parsed; no longer once the child was told to leave, because what it prints then is about that.
@@ -76,6 +78,7 @@ class ChildOutput:
         redactor: Redactor,
         *,
         keep_partial: bool,
+        live_text: LiveTextWriter,
         brings_images: bool,
         on_error: Callable[[Detection, bytes, float], None],
         on_sign: Callable[[Sign, float], None],
@@ -89,6 +92,7 @@ class ChildOutput:
         self._transcript = transcript
         self._redactor = redactor
         self._keep_partial = keep_partial
+        self._live_text = live_text
         self._brings_images = brings_images
         self._on_error = on_error
         self._on_sign = on_sign
@@ -138,6 +142,7 @@ class ChildOutput:
         for line in lines:
             if some_are_partial and is_partial(line):
                 self._partial(line, read_at)
+                self._live_text.partial(line, self._transcript.last_line + len(written))
                 if not self._keep_partial:
                     is_as_it_came = False
                     continue
@@ -151,6 +156,8 @@ class ChildOutput:
                 is_as_it_came = False
                 continue
             self._frame(frame, line, read_at)
+            if frame.type == "assistant":
+                self._live_text.message(frame.parent_tool_use_id, self._transcript.last_line + len(written))
             if line[0] == _OPENING and line[-2] == _CLOSING:
                 written.append(line)
             else:

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from agent_runtime.supervisor.archive import Archive
     from agent_runtime.telemetry.counters import Counts
     from agent_runtime.telemetry.events import EventLog
+    from agent_runtime.telemetry.live_text import LiveTexts
     from agent_runtime.telemetry.redaction import Redactor
     from agent_runtime.tokens.probe import Probe
 
@@ -80,6 +81,7 @@ class View(msgspec.Struct, frozen=True):
     record: ExecutionRecord
     transcript: TranscriptReader
     changed: Notifier
+    live_texts: LiveTexts | None = None
 
 
 class Supervisor:
@@ -375,7 +377,7 @@ class Supervisor:
             NotFound: Nothing is known under this id.
         """
         if (live := self._live.get(execution_id)) is not None:
-            return View(live.record, live.reader, live.changed)
+            return View(live.record, live.reader, live.changed, live.live_texts)
         return View(self.archive.record(execution_id), self.archive.transcripts.reader(execution_id), Notifier())
 
     def result(self, execution_id: str) -> StoredResult | None:

@@ -20,6 +20,7 @@ import json
 import logging
 import re
 import threading
+from bisect import bisect_left
 from collections import OrderedDict
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,6 +40,12 @@ _FAMILY = b"sk-ant-"
 _OF_THE_FAMILY = re.compile(rb"sk-ant-[a-z0-9]{1,16}-[A-Za-z0-9_-]{8,4096}")
 """Any text that looks like a key or token of the API, also one that was never loaded here."""
 
+_TORN_FAMILY = re.compile(
+    rb"(?:s(?:k(?:-(?:a(?:n(?:t)?)?)?)?)?|sk-ant-(?:[a-z0-9]{0,16}|[a-z0-9]{1,16}-[A-Za-z0-9_-]{0,4096}))\Z"
+)
+"""The first part of such a text, or one that may go on."""
+
+_TORN_FAMILY_BYTES = 4128
 _LEAST_TORN = 4
 _LONGEST_PREFIX = 32
 _HEAD_BEYOND_PREFIX = 8
@@ -72,8 +79,6 @@ class _Group:
         values = [needle.value for needle in needles]
         shortest = min(map(len, values))
         self.prefix = _common_prefix(min(values), max(values))[:_LONGEST_PREFIX]
-        self.longest = max(map(len, values))
-        self._values = values
         self._head_bytes = min(shortest, len(self.prefix) + _HEAD_BEYOND_PREFIX)
         self._by_head: dict[bytes, list[_Needle]] = {}
         for needle in sorted(needles, key=lambda needle: len(needle.value), reverse=True):
@@ -90,10 +95,6 @@ class _Group:
                     yield _Span(at, at + step, needle.mark)
                     break
             at = data.find(self.prefix, at + step)
-
-    def may_begin(self, tail: bytes) -> bool:
-        """Whether a needle begins with all of *tail*."""
-        return any(value.startswith(tail) for value in self._values)
 
 
 def _forms(secret: str) -> set[bytes]:
@@ -127,6 +128,7 @@ class Redactor:
         self._tokens: OrderedDict[str, Token] = OrderedDict()
         self._adding = threading.Lock()
         self._groups: tuple[_Group, ...] = ()
+        self._values: list[bytes] = []
         for token in tokens:
             self.add(token)
 
@@ -144,11 +146,12 @@ class Redactor:
             self._tokens[token.secret] = token
             if len(self._tokens) > VALUES_KEPT:
                 self._tokens.popitem(last=False)
-            self._groups = _grouped(
+            needles = [
                 _Needle(form, f"[token:{known.fingerprint}]".encode())
                 for known in self._tokens.values()
                 for form in _forms(known.secret)
-            )
+            ]
+            self._groups, self._values = _grouped(needles), sorted(needle.value for needle in needles)
 
     def redact(self, line: bytes, *, truncated: bool = False) -> bytes:
         """
@@ -158,20 +161,23 @@ class Redactor:
             line: One complete line: a token that goes on in the next chunk could not be found.
             truncated: The line's end was dropped: a possible first part of a token there is cut off too.
         """
-        groups = self._groups
-        spans: list[_Span] = []
-        if _may_be_in(line, groups):
-            spans = [span for group in groups for span in group.spans(line)]
-            spans += [
-                _Span(found.start(), found.end(), f"[token:{Token(found[0].decode()).fingerprint}]".encode())
-                for found in _OF_THE_FAMILY.finditer(line)
-            ]
+        spans = _spans(line, self._groups)
         if truncated:
-            end = _start_of_torn_token(line, groups)
-            for span in sorted(spans, reverse=True):
-                end = span.start if span.start < end < span.end else end  # else the first part of a token would stay
+            end = _whole_until(_start_of_torn_token(line, self._values, _LEAST_TORN), spans)
             line, spans = line[:end], [span for span in spans if span.end <= end]
         return _replaced(line, spans) if spans else line
+
+    def redact_so_far(self, text: bytes) -> tuple[bytes, bytes]:
+        """
+        Redact the beginning of a text that goes on; return what may leave now, and the rest, as it is.
+
+        The rest, which may be the first part of a token, goes before what comes next.
+        """
+        spans = _spans(text, self._groups)
+        torn = _TORN_FAMILY.search(text, max(0, len(text) - _TORN_FAMILY_BYTES))
+        end = min(_start_of_torn_token(text, self._values, 1), torn.start() if torn else len(text))
+        end = _whole_until(end, spans)
+        return _replaced(text[:end], [span for span in spans if span.end <= end]), text[end:]
 
     def redact_joined(self, lines: bytes) -> bytes:
         """Redact several complete lines with their newlines, at the cost of one long line."""
@@ -192,6 +198,24 @@ def _may_be_in(line: bytes, groups: tuple[_Group, ...]) -> bool:
     return line.rfind(_FAMILY) >= 0 or any(
         line.rfind(group.prefix) >= 0 for group in groups if not group.prefix.startswith(_FAMILY)
     )
+
+
+def _spans(line: bytes, groups: tuple[_Group, ...]) -> list[_Span]:
+    """Return where tokens stand in *line*; some may overlap."""
+    if not _may_be_in(line, groups):
+        return []
+    spans = [span for group in groups for span in group.spans(line)]
+    return spans + [
+        _Span(found.start(), found.end(), f"[token:{Token(found[0].decode()).fingerprint}]".encode())
+        for found in _OF_THE_FAMILY.finditer(line)
+    ]
+
+
+def _whole_until(end: int, spans: list[_Span]) -> int:
+    """Return *end*, or where the token begins that it cuts: else its first part would stay."""
+    for span in sorted(spans, reverse=True):
+        end = span.start if span.start < end < span.end else end
+    return end
 
 
 def _replaced(line: bytes, spans: list[_Span]) -> bytes:
@@ -215,11 +239,17 @@ def _start_of_escape(line: bytes, at: int, floor: int) -> int:
     return at if line[start:at] == b"u" else start
 
 
-def _start_of_torn_token(line: bytes, groups: tuple[_Group, ...]) -> int:
-    """Return where a token may begin that goes on behind the end; fewer than four characters may end any word."""
-    longest = max((group.longest for group in groups), default=0)
-    starts = range(max(0, len(line) - longest), len(line) - _LEAST_TORN + 1)
-    return next((at for at in starts if any(group.may_begin(line[at:]) for group in groups)), len(line))
+def _start_of_torn_token(line: bytes, values: list[bytes], least: int) -> int:
+    """Return where one of the sorted *values* may begin, with *least* characters, that goes on behind the end."""
+    starts = range(max(0, len(line) - max(map(len, values), default=0)), len(line) - least + 1)
+    beginnings = {value[0] for value in values}
+    return next((at for at in starts if line[at] in beginnings and _may_begin(line[at:], values)), len(line))
+
+
+def _may_begin(tail: bytes, values: list[bytes]) -> bool:
+    """Whether one of the sorted *values* begins with all of *tail*."""
+    at = bisect_left(values, tail)
+    return at < len(values) and values[at].startswith(tail)
 
 
 class RedactingFilter(logging.Filter):

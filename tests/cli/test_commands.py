@@ -368,6 +368,33 @@ def test_what_is_shown_of_frames_that_scripts_do_not_write() -> None:
     ]
 
 
+def test_text_is_shown_once_while_it_is_written_and_again_where_a_part_was_lost() -> None:
+    sink = io.StringIO()
+    live = Live(sink)
+
+    def whole(text: str, **more: str) -> tuple[str, dict[str, Any]]:
+        return "message", {"type": "assistant", "message": {"content": [{"type": "text", "text": text}]}, **more}
+
+    for name, data in (
+        *(("partial", {"text": text}) for text in ("\n", "One", " and\ntwo", ".\n")),
+        whole("\nOne and\ntwo.\n"),
+        ("partial", {"text": "its", "parent_tool_use_id": "x"}),
+        whole("Its own.", parent_tool_use_id="x"),
+        *(("partial", {"text": text}) for text in ("Beg", "\x1b[31mun ")),
+        whole("Beg\x1b[31mun, and more."),
+        *(("partial", {"text": text}) for text in ("an end", " that")),
+        whole("Of the beginning, an end that was lost."),
+        ("partial", {"text": "Cut"}),
+    ):
+        live.event(StreamEvent(name, data))
+    live.answer(Answer(execution_id="x", status="cancelled", metadata=Metadata()))
+
+    assert sink.getvalue().splitlines() == [
+        *("One and", "two.", "  Its own.", "Beg\ufffd[31mun ", "Beg\ufffd[31mun, and more."),
+        *("an end that", "Of the beginning, an end that was lost.", "Cut", "[cancelled, execution x]"),
+    ]
+
+
 def test_times_and_columns_can_be_read() -> None:
     assert [span(seconds) for seconds in (-1, 1.25, 59, 60, 3599, 3661, 200_000)] == [
         "0.0 s",

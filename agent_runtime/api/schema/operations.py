@@ -71,6 +71,7 @@ _PREFER = (
 )
 _TRACEPARENT = "W3C Trace Context, given to every attempt; it wins over the field of the body."
 _LAST_EVENT = "The `id` of the last event the reader has: the stream goes on exactly after it."
+_PARTIAL: dict[str, Any] = {"type": "string", "enum": ["true", "false"], "default": "false"}
 _LABELS: dict[str, Any] = {
     "type": "object",
     "propertyNames": {"pattern": r"^label\.[a-z0-9_.-]{1,63}$"},
@@ -89,6 +90,9 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         _parameter("tracestate", "header", "Likewise.", _TEXT),
         _parameter("Last-Event-ID", "header", _LAST_EVENT, _LINE, example="17"),
         _parameter("last_event_id", "query", "The same in the query; the header wins.", _LINE, example="17"),
+        _parameter(
+            "partial", "query", "`true`: also `partial` events, the model's text while it is written.", _PARTIAL
+        ),
         _parameter("state", "query", "Only executions in this state.", {**_TEXT, "enum": list(map(str, Phase))}),
         _parameter(
             "outcome", "query", "Only executions with this outcome.", {**_TEXT, "enum": list(map(str, Outcome))}
