@@ -18,6 +18,7 @@ from agent_runtime.errors import ErrorClass
 from agent_runtime.model.task import Task
 from agent_runtime.settings import SETTINGS, Setting
 from benchmarks.__main__ import MODULES as BENCHES
+from tests.support.pages import blocks, section
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -26,14 +27,6 @@ CONFIGURATION, GUARANTEES, HTTP_API, MEASUREMENTS, OPERATIONS = (
 )
 NO_DEFAULT = "\N{EN DASH}"
 CI = (ROOT / ".ci/run").read_text()
-
-
-def section(page: Path, heading: str) -> list[str]:
-    """Return the lines under a heading of the second level, up to the next one."""
-    lines = page.read_text().splitlines()
-    begin = lines.index(f"## {heading}") + 1
-    end = next((n for n, line in enumerate(lines[begin:], begin) if line.startswith("## ")), len(lines))
-    return lines[begin:end]
 
 
 def rows(lines: list[str], first_cell_starts_with: str) -> list[list[str]]:
@@ -48,14 +41,8 @@ def quoted(text: str) -> list[str]:
 
 
 def shell_commands(lines: list[str]) -> list[str]:
-    """Return the lines of the ``sh`` blocks."""
-    found, inside = [], False
-    for line in lines:
-        if line.startswith("```"):
-            inside = line in ("```sh", "```bash")
-        elif inside:
-            found.append(line)
-    return found
+    """Return the commands of the ``sh`` blocks, each as one line."""
+    return "".join(blocks(lines, "sh", "bash")).replace("\\\n", "").splitlines()
 
 
 def subcommands(parser: argparse.ArgumentParser) -> set[str]:

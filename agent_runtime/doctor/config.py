@@ -22,6 +22,8 @@ DOCKER_GRACE_SECONDS = 10
 KUBERNETES_GRACE_SECONDS = 30
 AFTER_THE_DRAIN_SECONDS = 2
 """The longest time that the end takes beyond the drain time."""
+STOP_MARGIN_SECONDS = 15
+"""How much more than the drain time a container is given to stop, in ``deploy/`` and on the pages."""
 
 
 def settings_in(environ: Mapping[str, str]) -> tuple[Settings, list[Finding]]:
@@ -103,6 +105,7 @@ def stopping(settings: Settings) -> Finding:
         return warning("stop", f"{text}, more than Kubernetes' default {KUBERNETES_GRACE_SECONDS} s", advice)
     if seconds > DOCKER_GRACE_SECONDS:
         text += (
-            f", more than Docker's default {DOCKER_GRACE_SECONDS} s: run it with --stop-timeout {seconds:.0f} or more"
+            f", more than Docker's default {DOCKER_GRACE_SECONDS} s: run it with --stop-timeout "
+            f"{settings.drain_timeout + STOP_MARGIN_SECONDS:.0f}"
         )
     return ok("stop", text)

@@ -39,7 +39,7 @@ HARDENED = (
     "--security-opt=no-new-privileges",
     "--pids-limit=200",
     "--memory=2g",
-    "--stop-timeout=30",
+    "--stop-timeout=40",
 )
 DEADLINE_SECONDS = 60
 
