@@ -182,6 +182,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     )
     claude: tuple[str, ...] = _setting(_command, "the CLI's command", ("claude",))
     workspace: Path = _setting(_path, "working directory of the children", factory=Path.cwd)
+    workspaces: str = _setting(
+        _one_of("shared", "per_execution"),
+        "where a task without cwd works: shared: in the workspace; per_execution: in executions/ID below it",
+        "shared",
+    )
+    retain_workspaces: bool = _setting(
+        _boolean, "keep the directories of executions for ever; else they are deleted with their records", default=True
+    )
     data_dir: Path | None = _setting(_path, "records and transcripts; put it on a volume", None)
     slots: int = _setting(_integer(1, 1024), "how many executions run at once", 4)
     queue: int = _setting(_integer(0, 100_000), "how many may wait for a slot", 16)

@@ -119,7 +119,7 @@ def _new_task(supervisor: Supervisor, trace: TraceContext | None, body: bytes) -
     """Do everything about a body that takes time in proportion to its length."""
     check_json_bounds(body)
     task, ignored = parse(body, strict=supervisor.settings.strict, redact=supervisor.redactor.redact_text)
-    return supervisor.archive.tasks.prepare(task.within(trace), ignored)
+    return supervisor.archive.prepare(task.within(trace), ignored)
 
 
 async def _has_finished(execution: Execution | StoredResult, wait_seconds: int | None) -> bool:

@@ -16,10 +16,12 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from agent_runtime.errors import InvalidRequest, is_reserved
 from agent_runtime.model.tokens import API_KEY_VARIABLE, AUTH_TOKEN_VARIABLE, OAUTH_VARIABLE
+from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 BASE_URL_VARIABLE = "ANTHROPIC_BASE_URL"
@@ -193,6 +195,33 @@ _BLANKED = (
     "CLAUDE_CODE_PROVIDER_MANAGED_BY_HOST",
 )
 
+_OF_THE_CLI = "it decides who pays, where requests go, or how the CLI works"
+
+_REFUSED_PREFIXES: dict[tuple[str, ...], str] = {
+    (PREFIX,): "it is the supervisor's own",
+    ("ANTHROPIC_", "CLAUDE_", "CCR_", "OTEL_"): _OF_THE_CLI,
+    ("LD_", "DYLD_", "MALLOC_", "NODE_", "BUN_", "JSC_", "OPENSSL_", "BASH_FUNC_"): "it decides what code is loaded",
+}
+"""In any case of letters."""
+
+_REFUSED_NAMES: dict[tuple[str, ...], str] = {
+    (*PROXIES, *TELEMETRY, *TRANSPORT, "CLAUDECODE"): _OF_THE_CLI,
+    ("IS_SANDBOX", "DISABLE_AUTOUPDATER"): "it is the supervisor's own",
+    ("TRACEPARENT", "TRACESTATE"): "the fields traceparent and tracestate are for that",
+    ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"): "it decides which servers are trusted",
+    ("HOSTALIASES", "LOCALDOMAIN", "RESOLV_HOST_CONF", "RES_OPTIONS"): "it decides where requests go",
+    ("PATH", "HOME", "SHELL", "PWD", "OLDPWD", "XDG_CONFIG_HOME"): "it decides what programs run and what they read",
+    ("BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "PS4", "IFS", "ZDOTDIR"): "it decides what code is loaded",
+    ("GCONV_PATH", "GETCONF_DIR", "GLIBC_TUNABLES", "LOCPATH", "NLSPATH", "NIS_PATH"): "it decides what code is loaded",
+}
+"""
+A shell's own, and what glibc ignores in a privileged program, without ``TMPDIR`` and ``TZDIR``.
+
+Source: bash(1), and sysdeps/generic/unsecvars.h of https://sourceware.org/git/glibc.git, read 2026-11.
+"""
+
+_REFUSED = {name: reason for names, reason in _REFUSED_NAMES.items() for name in names}
+
 
 def is_rival(name: str) -> bool:
     """Whether a variable could give the CLI a credential, provider or server other than the delivered one."""
@@ -262,3 +291,26 @@ def neutral_settings(
     # Shell builtins only: the PATH of a settings file could name another `cat`.
     helper = "" if key_file is None else f'read -r key <{shlex.quote(str(key_file))} && printf %s "$key"'
     return {"apiKeyHelper": helper, "proxyAuthHelper": "", "env": env}
+
+
+def check_task_names(names: Iterable[str]) -> None:
+    """
+    Refuse the variables that a task may not set: they decide on the token, its server, the CLI or what holds it.
+
+    What only changes the tools may be set (``GIT_*``, ``PYTHONPATH``, ``AWS_*``): a tool can set it for itself.
+
+    Raises:
+        InvalidRequest: The message has the first such name, unless that holds a reserved word.
+    """
+    for name in names:
+        if (reason := _why_refused(name)) is not None:
+            shown = "a name that is not shown" if is_reserved(name) else name[:64]
+            raise InvalidRequest(f"env: a task may not set {shown}: {reason}")
+
+
+def _why_refused(name: str) -> str | None:
+    if is_rival(name):
+        return _OF_THE_CLI
+    upper = name.upper()
+    by_prefix = next((reason for prefixes, reason in _REFUSED_PREFIXES.items() if upper.startswith(prefixes)), None)
+    return by_prefix or _REFUSED.get(name)

@@ -138,6 +138,7 @@ def environment(
     as_root: bool,
     background_seconds: float | None = None,
     trace: TraceContext | None = None,
+    of_task: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """
     Build the child's environment: the supervisor's without credentials, plus the delivered variables.
@@ -146,6 +147,7 @@ def environment(
         delivered: Variables that carry the token.
         background_seconds: The limit of background work after a result; None: the CLI's own.
         trace: The trace of the task, else the supervisor's own.
+        of_task: The task's own variables, none of which decides on the token (:func:`check_task_names`).
         as_root: The CLI refuses ``--dangerously-skip-permissions`` as root unless ``IS_SANDBOX=1``.
     """
     env = {
@@ -153,6 +155,7 @@ def environment(
         for name, value in cleaned(inherited).items()
         if not name.startswith(PREFIX) and name not in _NEVER_INHERITED
     }
+    env.update(of_task or {})
     env.update(_FIXED_ENVIRONMENT)
     if as_root:
         env["IS_SANDBOX"] = "1"

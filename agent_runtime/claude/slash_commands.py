@@ -14,7 +14,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from agent_runtime.model.task import Task
@@ -43,16 +43,18 @@ def has_text_behind(task: Task) -> bool:
     return match is not None and match[2] is not None and not task.images
 
 
-def would_change_something(task: Task, workspace: Path, config_dir: Path) -> bool:
+def would_change_something(task: Task, workspace: Path, cwd: Path, config_dir: Path) -> bool:
     """Whether the CLI would change itself because of a message that has text for the model."""
     match = _COMMAND.match(task.message)
     if match is None or _CHANGING.fullmatch(match[1]) is None or not has_text_behind(task):
         return False
-    return not any(path.exists() for path in _definitions(match[1], workspace, config_dir))
+    added = [workspace / path for path in task.add_dirs or ()]  # heeded since 2.1.114
+    places = (config_dir, *(place / ".claude" for place in (cwd, *cwd.parents, *added)))
+    return not any(path.exists() for path in _definitions(match[1], places))
 
 
-def _definitions(name: str, workspace: Path, config_dir: Path) -> Iterator[Path]:
+def _definitions(name: str, places: Iterable[Path]) -> Iterator[Path]:
     """List the files of a custom command or skill of that name, which overrides the CLI's own."""
-    for directory in (config_dir, *(parent / ".claude" for parent in (workspace, *workspace.parents))):
+    for directory in places:
         yield directory / "commands" / f"{name}.md"
         yield directory / "skills" / name / "SKILL.md"

@@ -64,6 +64,19 @@ def add_run(commands: Subparsers) -> None:
     )
     parser.add_argument("--title", metavar="TEXT", help="what it is about, for lists and the page; 120 characters")
     _add_labels(parser, "to list executions by")
+    parser.add_argument("--cwd", metavar="DIR", help="work in this directory, relative to the workspace")
+    parser.add_argument("--create-cwd", action="store_true", default=None, help="make it where it is missing")
+    parser.add_argument(
+        "--add-dir", metavar="DIR", action="append", help="a further directory for its tools; repeatable"
+    )
+    parser.add_argument(
+        "--env",
+        metavar="NAME[=VALUE]",
+        type=_variable,
+        action="append",
+        default=[],
+        help="set a variable; NAME alone: to its value here, which is then in no list of processes; repeatable",
+    )
     parser.add_argument("--resume-session", metavar="ID", help="go on with an earlier session of the CLI")
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--follow", action="store_true", help="show the model's text while it is written")
@@ -137,6 +150,13 @@ def _label(text: str) -> tuple[str, str]:
     if not separator:
         raise argparse.ArgumentTypeError("must be NAME=VALUE")
     return name, value
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator and (found := os.environ.get(name)) is None:
+        raise argparse.ArgumentTypeError("must be NAME=VALUE, or the NAME of a variable that is set here")
+    return name, value if separator else found or ""
 
 
 def _fingerprint(text: str) -> str:

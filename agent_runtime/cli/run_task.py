@@ -121,6 +121,10 @@ def _fields(options: argparse.Namespace) -> dict[str, Any]:
         "timeout_seconds": options.timeout,
         "park_seconds": options.park,
         "resume_session_id": options.resume_session,
+        "cwd": options.cwd,
+        "create_cwd": options.create_cwd,
+        "add_dirs": options.add_dir,
+        "env": dict(options.env) or None,
         "title": options.title,
         "labels": dict(options.label) or None,
     }

@@ -26,7 +26,7 @@ _NESTED = re.compile(r"\$\{[^}]*[${]")
 """``${A:-$}{B}`` is another name after one replacement, and 2.1.197 makes two (measured)."""
 
 
-def held_back(workspace: Path, names: Collection[str]) -> tuple[dict[str, object], tuple[str, ...]]:
+def held_back(cwd: Path, names: Collection[str]) -> tuple[dict[str, object], tuple[str, ...]]:
     """
     Find what names one of the variables *names*; return the settings and the arguments that keep the CLI from it.
 
@@ -36,13 +36,14 @@ def held_back(workspace: Path, names: Collection[str]) -> tuple[dict[str, object
     would be merged with the repository's own.
 
     Source: measured on 2.0.76, 2.1.30, 2.1.114, 2.1.197 and 2.1.332, which read ``.mcp.json`` of every parent, too;
-    2.1.114 alone gives the token to hooks.
+    2.1.114 alone gives the token to hooks. 2.1.330 and 2.1.332 also read ``settings.local.json`` of the git repository
+    that *cwd* is in. No version reads either file of a directory that is given with ``--add-dir``.
     """
     if not names:
         return {}, ()
     settings: dict[str, object] = {}
     arguments: tuple[str, ...] = ()
-    directory = workspace.resolve()
+    directory = cwd.resolve()
     servers: set[str] = set()
     for file in (place / ".mcp.json" for place in (directory, *directory.parents)):
         try:
@@ -53,7 +54,8 @@ def held_back(workspace: Path, names: Collection[str]) -> tuple[dict[str, object
     if servers:
         log.warning("MCP servers %r are left out: .mcp.json gives them the token's variable", sorted(servers))
         settings["disabledMcpjsonServers"] = sorted(servers)
-    for file in (directory / ".claude" / name for name in ("settings.json", "settings.local.json")):
+    local = (place / ".claude" / "settings.local.json" for place in (directory, *directory.parents))
+    for file in (directory / ".claude" / "settings.json", *local):
         try:
             hooks = json.dumps(_section(file, "hooks"))
         except (OSError, ValueError, RecursionError) as error:

@@ -25,7 +25,9 @@ from agent_runtime.execution.stop import StopPhase, StopSequence
 from agent_runtime.model import mcp_config
 from agent_runtime.model.records import EvidenceRecord
 from agent_runtime.model.state import StopReason
+from agent_runtime.process.child import NotSpawned, SpawnReason
 from agent_runtime.process.pipes import Pipes
+from agent_runtime.store.workspaces import not_entered
 from agent_runtime.telemetry.live_text import LiveTextWriter
 
 if TYPE_CHECKING:
@@ -142,7 +144,11 @@ class Attempt:
         if self._stop.reason is not None:
             return False
         # A stop that is requested during the spawn has woken the poll loop before its first turn.
-        child = self._child = self._context.containment.spawn(command)
+        try:
+            child = self._child = self._context.containment.spawn(command)
+        except NotSpawned as error:
+            refused = not_entered(self._spec.task) if error.reason is SpawnReason.NO_DIRECTORY else None
+            raise refused or error from None
         self._started_at = child.started_at
         delivered = self._launch.delivered
         if delivered is not None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from agent_runtime.secret.file import SecretFile
     from agent_runtime.secret.generations import Generation
     from agent_runtime.settings import Settings
+    from agent_runtime.store.workspaces import Workspaces
     from agent_runtime.telemetry.redaction import Redactor
 
 
@@ -38,6 +39,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
             execution.
         mark_suspect: Called at once with a generation that was refused, and the id of the execution.
         unkillable: Takes over the children whose processes cannot be ended.
+        workspaces: Opens the directories that children run in.
         run_dir: Private files for children; each attempt has a directory of its own in it.
     """
 
@@ -46,6 +48,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
     deliveries: Deliveries
     redactor: Redactor
     environ: Mapping[str, str]
+    workspaces: Workspaces
     run_dir: Path
     containment: Containment
     unkillable: Unkillable
@@ -58,6 +61,7 @@ class AttemptSpec(msgspec.Struct, frozen=True):
     What one attempt is to do.
 
     Attributes:
+        cwd: Where it runs, relative to the workspace; None: the workspace itself.
         total_at: When the execution's time is over, monotonic seconds.
         mark: Unique per attempt; everything the child starts inherits it.
         live_texts: Who reads the model's text while it is written.
@@ -69,6 +73,7 @@ class AttemptSpec(msgspec.Struct, frozen=True):
     mark: str
     total_at: float
     live_texts: LiveTexts = msgspec.field(default_factory=LiveTexts)
+    cwd: str | None = None
 
 
 class Spawned(msgspec.Struct, frozen=True):

@@ -46,6 +46,7 @@ class AttemptThreads:
             mark=self._next_mark(),
             total_at=execution.total_at,
             live_texts=execution.live_texts,
+            cwd=execution.record.cwd,
         )
         loop = asyncio.get_running_loop()
         attempt = Attempt(spec, self._context, execution.transcript, _Events(loop, execution.happened).publish)

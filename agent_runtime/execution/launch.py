@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,6 +14,7 @@ from agent_runtime.claude.credential_env import CREDENTIALS
 from agent_runtime.delivery.private_files import PrivateFiles
 from agent_runtime.delivery.workspace_config import held_back
 from agent_runtime.process.child import Command
+from agent_runtime.process.directories import path_of
 
 if TYPE_CHECKING:
     from agent_runtime.delivery.delivery import Delivered
@@ -36,6 +38,7 @@ class Launch:
         self.delivered_at = 0.0
         self._spec = spec
         self._context = context
+        self._directory: int | None = None
         self._files = PrivateFiles(context.run_dir, spec.mark, context.settings.child_user)
 
     def command(self) -> Command:
@@ -43,7 +46,8 @@ class Launch:
         Read and deliver the token, write the child's files, and put its command together.
 
         Raises:
-            AgentRuntimeError: There is no token, it must not be used, or the operating system refuses something.
+            AgentRuntimeError: There is no token, it must not be used, a directory of the task is not there, or the
+                operating system refuses something.
         """
         spec, context = self._spec, self._context
         settings, environ = context.settings, context.environ
@@ -52,6 +56,9 @@ class Launch:
         delivered = self.delivered = context.deliveries.for_spawn(self.generation)
         self.generation, self.delivered_at = delivered.generation, time.monotonic()
         context.redactor.add(delivered.generation.token)
+        self._directory = context.workspaces.open(spec.task, spec.execution_id, spec.cwd)
+        cwd = Path(path_of(self._directory))
+        added = context.workspaces.added(spec.task)
         child_environ = invocation.environment(
             environ,
             execution_id=spec.execution_id,
@@ -60,8 +67,9 @@ class Launch:
             background_seconds=settings.background_timeout or settings.timeout,
             as_root=settings.child_user is None and os.geteuid() == 0,
             trace=spec.task.trace,
+            of_task={**(spec.task.env or {}), "PWD": str(cwd)},
         )
-        held, held_arguments = held_back(settings.workspace, CREDENTIALS.keys() & delivered.variables)
+        held, held_arguments = held_back(cwd, CREDENTIALS.keys() & delivered.variables)
         settings_file = invocation.write_settings(self._files.write, delivered.variables, child_environ, held)
         mcp_file = None
         if spec.task.mcp_config is not None:
@@ -70,11 +78,21 @@ class Launch:
             *invocation.resolve(settings.claude, child_environ.get("PATH")),
             *invocation.arguments(spec.task, spec.session, settings_file=settings_file, mcp_file=mcp_file),
             *held_arguments,
+            *(f"--add-dir={path}" for path in added),
         )
-        return Command(argv=argv, env=child_environ, cwd=settings.workspace, user=settings.child_user, mark=spec.mark)
+        return Command(
+            argv=argv,
+            env=child_environ,
+            cwd=cwd,
+            user=settings.child_user,
+            mark=spec.mark,
+            directory=self._directory,
+        )
 
     def release(self) -> None:
         """Remove the child's files and report that it no longer uses its token."""
         if self.delivered is not None:
             self._context.deliveries.ended(self.delivered)
+        if self._directory is not None:
+            os.close(self._directory)
         self._files.remove()

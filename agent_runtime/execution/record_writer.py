@@ -56,6 +56,7 @@ class RecordWriter:
         ignored_fields: list[str],
         previous: ExecutionRecord | None,
         prompt: str = "",
+        cwd: str | None = None,
     ) -> RecordWriter:
         """
         Begin the record of a task, or go on with *previous*: its attempts stay, how it ended does not.
@@ -70,7 +71,9 @@ class RecordWriter:
         )
         writer, metadata = cls(record), record.metadata
         if record.request_digest != task.digest:  # the same message may have been swallowed, and be sent as text since
-            metadata.sent_as_text = would_change_something(task, settings.workspace, settings.config_dir)
+            metadata.sent_as_text = would_change_something(
+                task, settings.workspace, settings.workspace / (cwd or "."), settings.config_dir
+            )
         if previous is not None:
             writer.happened(Event.REQUEUED)
             record.outcome = record.error_class = record.detail = record.ended_at = None
@@ -79,6 +82,7 @@ class RecordWriter:
             writer.note_session(str(session.session_id) if session.resumes else None)
             record.resumable = False
         record.request_digest = task.digest
+        record.cwd, record.env_names = cwd, sorted(task.env or ())
         metadata.ignored_fields = ignored_fields
         record.title, record.prompt = task.title or record.title, prompt if settings.show_prompts else None
         record.labels = record.labels if task.labels is None else task.labels

@@ -206,6 +206,8 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
         detail: What went wrong, for a person.
         started_at: When its first attempt was spawned.
         session_id: The CLI's session it ran in last, or that the request names.
+        cwd: The directory it runs in, relative to the workspace; null: the workspace itself.
+        env_names: Names of the variables that the request sets; the values are not kept.
         resumable: That session holds work that the same request goes on with when it is posted again; null: not known,
             as while an attempt runs.
         title: As the request says.
@@ -224,6 +226,8 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
     ended_at: Instant | None = None
     session_id: str | None = None
     resumable: bool | None = None
+    cwd: str | None = None
+    env_names: list[str] = msgspec.field(default_factory=list)
     attempts: list[AttemptRecord] = msgspec.field(default_factory=list)
     metadata: Metadata = msgspec.field(default_factory=Metadata)
     usage: Usage = msgspec.field(default_factory=Usage)

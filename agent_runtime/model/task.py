@@ -19,6 +19,11 @@ IMAGE_TYPES = ("image/gif", "image/jpeg", "image/png", "image/webp")
 
 ExecutionId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._:-]{0,127}$(?!\n)")]
 Word = Annotated[str, msgspec.Meta(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)")]
+_PART = r"(?!\.{1,2}(?:/|$))[^/\x00-\x1f\x7f]{1,255}"
+PathBelow = Annotated[str, msgspec.Meta(max_length=3000, pattern=rf"^{_PART}(?:/{_PART}){{0,99}}$(?!\n)")]
+"""A path of a directory, relative to the workspace."""
+
+VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,255}$(?!\n)")]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=30 * 86400)]
 
 TITLE_LENGTH = 120
@@ -60,6 +65,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         async_result: Answer 202 at once.
         park_seconds: How long it may wait for a newer token, or for the end of a usage limit; None: the setting's.
         persist_session: Accepted for old callers; sessions are always kept.
+        cwd: The directory to work in, relative to the workspace; None: the session's, else what the setting says.
+        create_cwd: Make it where it is missing.
+        add_dirs: Further directories for the CLI's tools, likewise relative.
+        env: Variables of the CLI and its tools; the names are in the record, the values are not.
         traceparent: As the header of that name, which wins; kept with the task, so that a resumed attempt has it too.
         tracestate: Likewise.
     """
@@ -81,6 +90,16 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     images: Annotated[list[Image], msgspec.Meta(max_length=100)] | None = None
     park_seconds: Seconds | None = None
     async_result: bool | None = None
+    cwd: PathBelow | None = None
+    create_cwd: bool | None = None
+    add_dirs: Annotated[list[PathBelow], msgspec.Meta(max_length=32)] | None = None
+    env: (
+        Annotated[
+            dict[VariableName, Annotated[str, msgspec.Meta(max_length=120_000, pattern=r"^[^\x00]*$(?!\n)")]],
+            msgspec.Meta(max_length=256),
+        ]
+        | None
+    ) = None
     traceparent: str | None = None
     tracestate: str | None = None
 
@@ -95,7 +114,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         work = {name: getattr(self, name) for name in _DIGEST_OF_0_1_0}
         for field in msgspec.structs.fields(self):
             value = getattr(self, field.name)
-            if field.name not in _NO_WORK and field.name not in work and value != field.default:
+            if field.name not in _NO_WORK and field.name not in work and value not in (field.default, [], {}):
                 work[field.name] = value
         return hashlib.sha256(msgspec.json.encode(work, order="sorted")).hexdigest()
 
@@ -138,13 +157,17 @@ class TaskFields(TypedDict, total=False):
     mcp_config: Mapping[str, Any] | None
     images: list[dict[str, str]] | None
     park_seconds: float | None
+    cwd: str | None
+    create_cwd: bool | None
+    add_dirs: list[str] | None
+    env: Mapping[str, str] | None
     traceparent: str | None
     tracestate: str | None
 
 
 _NO_WORK = {
     *("execution_id", "async_result", "timeout_seconds", "park_seconds", "persist_session"),
-    *("traceparent", "tracestate", "fresh_session", "title", "labels"),
+    *("traceparent", "tracestate", "fresh_session", "title", "labels", "create_cwd"),
 }
 """Fields that do not change the work: caller, waiting time, form of the answer, session to begin in, and names."""
 

@@ -23,6 +23,15 @@ The system prompt, and each list of tools, is one argument of the CLI, and Linux
 Source: MAX_ARG_STRLEN in https://man7.org/linux/man-pages/man2/execve.2.html
 """
 
+PATH_LIMITS = "at most 100 parts of 255 bytes each, and 3000 bytes altogether"
+"""Of a path below the workspace; Linux takes 4096 bytes with the workspace's own."""
+
+ENV_LIMIT_BYTES = 512 * 1024
+"""All variables of a task; Linux takes 2 MiB for them and the arguments, as a rule."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]{0,255}")
+
 RESERVED_IDS = {"running"}
 """Ids that would stand in the way of a path of the HTTP interface."""
 
@@ -68,6 +77,7 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
         raise InvalidRequest("the body must be a JSON object with a message")
     ignored = unread_fields(raw, Task, strict=strict, redact=redact)
     _check_lengths(raw)
+    _check_places(raw)
     for name in _INTEGERS:
         if isinstance(number := raw.get(name), float) and number.is_integer():
             raw[name] = int(number)
@@ -138,6 +148,50 @@ def _without_tokens(task: Task, redact: Callable[[str], str]) -> Task:
     labels = task.labels and {name: redact(value)[:LABEL_VALUE_LENGTH] for name, value in task.labels.items()}
     is_clean = (title, labels) == (task.title, task.labels)
     return task if is_clean else msgspec.structs.replace(task, title=title, labels=labels)
+
+
+def _check_places(raw: dict[str, Any]) -> None:
+    """Say more clearly than a pattern what is wrong with a path or a variable."""
+    added = raw.get("add_dirs")
+    named = [("cwd", raw.get("cwd")), *(("add_dirs", path) for path in (added if isinstance(added, list) else ()))]
+    for field, path in named:
+        if isinstance(path, str) and (reason := _unfit_path(path)) is not None:
+            raise InvalidRequest(f"{field}: {reason}")
+    env = raw.get("env")
+    size_bytes = 0
+    for name, value in env.items() if isinstance(env, dict) else ():
+        if _VARIABLE.fullmatch(name) is None:
+            raise InvalidRequest("env: a name must be letters, digits and _, at most 256, and not begin with a digit")
+        if not isinstance(value, str):
+            raise InvalidRequest(f"env: the value of {_shown(name)} must be a string")
+        if (reason := _unfit_value(value)) is not None:
+            raise InvalidRequest(f"env: the value of {_shown(name)} {reason}")
+        size_bytes += len(name) + len(value.encode())
+    if size_bytes > ENV_LIMIT_BYTES:
+        raise InvalidRequest(f"env: must not be longer than {ENV_LIMIT_BYTES} bytes altogether")
+
+
+def _unfit_path(path: str) -> str | None:
+    """Return why a path cannot be one of a directory below the workspace; None: it can."""
+    parts = path.encode().split(b"/")
+    if path.startswith("/"):
+        return "must be relative to the workspace, and not begin with /"
+    if b"" in parts:
+        return "must not be empty, hold // or end with /"
+    if b"." in parts or b".." in parts:
+        return "must have no part that is . or .."
+    if _CONTROL.search(path):
+        return "must hold no control characters"
+    if len(parts) > 100 or max(map(len, parts)) > 255 or sum(map(len, parts)) + len(parts) > 3001:
+        return f"must have {PATH_LIMITS}"
+    return None
+
+
+def _unfit_value(value: str) -> str | None:
+    if "\0" in value:
+        return "must hold no NUL"
+    is_long = len(value.encode()) > ARGUMENT_LIMIT_BYTES
+    return f"must not be longer than {ARGUMENT_LIMIT_BYTES} bytes" if is_long else None
 
 
 def _plain(message: str) -> str:

@@ -80,6 +80,7 @@ class Command:
 
     Attributes:
         env: The whole environment; the mark is added to it as ``AGENT_RUNTIME_ATTEMPT_MARK``.
+        directory: An open descriptor of *cwd*, which stays the caller's; None: it is opened by its path.
         user: Name or number of the user to run as; None: as we do.
         mark: From :func:`new_mark`, of this attempt alone; every descendant inherits it.
     """
@@ -89,6 +90,7 @@ class Command:
     cwd: Path
     mark: str
     user: str | None = None
+    directory: int | None = None
 
 
 class Exit(msgspec.Struct, frozen=True):
@@ -318,6 +320,7 @@ class Spawner:
                 theirs.append(pair[1 - our_end])
             for descriptor in ours:
                 os.set_blocking(descriptor, False)
+            theirs.append(_working_directory(command))
             join = () if group is None else (group.procs, group.place)
             handle = self.fork_server.start_leader((*theirs, *join), spawn_request)
         except BaseException as error:
@@ -337,12 +340,9 @@ class Spawner:
         attempt.shim = handle.shim
         leader = handle.leader
         attempt.leader = leader.identity if leader is not None and leader.session == handle.pid else (handle.pid, -1)
-        if (
-            leader is not None
-            and spawn_request[4] is not None
-            and proc_table.read_oom_score(leader.pid) == spawn_request[4]
-        ):
-            self.registry.raised_oom_score = spawn_request[4]
+        score = spawn_request[3]
+        if leader is not None and score is not None and proc_table.read_oom_score(leader.pid) == score:
+            self.registry.raised_oom_score = score
         layers: list[Layer] = []
         if kind is Kind.CGROUP and group is not None:
             layers.append(CgroupLayer(group))
@@ -388,8 +388,7 @@ def _spawn_request(command: Command, most_files: int | None) -> SpawnRequest:
     env = {
         os.fsencode(name): os.fsencode(value) for name, value in {**command.env, MARK_VARIABLE: command.mark}.items()
     }
-    directory = os.fsencode(command.cwd)
-    if any(b"\0" in text for text in (*argv, *env, *env.values(), directory)):
+    if any(b"\0" in text for text in (*argv, *env, *env.values(), os.fsencode(command.cwd))):
         raise NotSpawned(SpawnReason.NUL)
     if any(not name or b"=" in name for name in env):
         raise NotSpawned(SpawnReason.BAD_NAME)
@@ -400,7 +399,15 @@ def _spawn_request(command: Command, most_files: int | None) -> SpawnRequest:
     except UnknownUser:
         raise NotSpawned(SpawnReason.UNKNOWN_USER) from None
     identity = (user.uid, user.gid, user.groups) if user is not None else None
-    return argv, env, directory, identity, linux.raised_oom_score(_RAISE_OOM_SCORE_BY), most_files
+    return argv, env, identity, linux.raised_oom_score(_RAISE_OOM_SCORE_BY), most_files
+
+
+def _working_directory(command: Command) -> int:
+    flags, given = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, command.directory
+    try:
+        return os.open(command.cwd, flags) if given is None else os.dup(given)
+    except OSError as error:
+        raise ShimFailed(shim.ENTERING, error.errno or 0) from None
 
 
 _REASONS = {
@@ -435,7 +442,7 @@ def _reason(error: OSError, command: Command) -> tuple[SpawnReason, str | None]:
     where = error.where if isinstance(error, ShimFailed) else shim.FORKING
     if where == shim.CONFINING and code != errno.EAGAIN:
         return SpawnReason.OTHER, f"it cannot be put into its cgroup: {name}"
-    if where == shim.ENTERING:
+    if where == shim.ENTERING and code not in _SHORTAGES:
         return SpawnReason.NO_DIRECTORY, None
     is_path = where == shim.EXECUTING and "/" in command.argv[0]
     if is_path and code == errno.ENOENT and (command.cwd / command.argv[0]).is_file():

@@ -34,6 +34,7 @@ from agent_runtime.secret.writer import put_from_environment
 from agent_runtime.store.records import RecordStore
 from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
+from agent_runtime.store.workspaces import Workspaces
 from agent_runtime.supervisor.answers import AnswerForm
 from agent_runtime.supervisor.archive import Archive
 from agent_runtime.supervisor.resume import Resumption
@@ -205,7 +206,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
         records = held.enter_context(contextlib.closing(RecordStore.open(data_dir / "records.sqlite")))
         transcripts, tasks = TranscriptStore(data_dir / "transcripts"), TaskStore(data_dir / "tasks", redactor)
         form = AnswerForm(settings.error_detail == "object", settings.answer_log_limit)
-        archive = Archive(records, transcripts, tasks, counts, form)
+        archive = Archive(records, transcripts, tasks, counts, form, workspaces=Workspaces(settings))
         supervisor = Supervisor(
             settings,
             secret=secret,

@@ -266,6 +266,32 @@ class RecordStore:
                 self._unsaved_records
             )
 
+    def of_session(self, session_id: str) -> ExecutionRecord | None:
+        """
+        Return the oldest record of an execution that the CLI has known a session in, or None.
+
+        Raises:
+            StoreUnavailable: The disk does not give it.
+        """
+        with self._lock:
+            held = [one for one in self._unsaved_records.values() if session_id.encode() in one]
+            query = "SELECT record FROM executions WHERE session_id = ? ORDER BY created_at"
+            rows = self._rows(query, session_id)
+        found = (record for encoded in (*(row[0] for row in rows), *held) if (record := _decoded(encoded)) is not None)
+        return next((one for one in found if one.session_id == session_id and one.resumable is not False), None)
+
+    def ids_in(self, cwd: str) -> set[str]:
+        """
+        Return the ids of executions that work in a directory, or below it.
+
+        Raises:
+            StoreUnavailable: The disk does not give them.
+        """
+        query = "SELECT execution_id FROM executions WHERE cwd = ?1 OR cwd >= ?1 || '/' AND cwd < ?1 || '0'"
+        with self._lock:
+            held = {name for name, one in self._unsaved_records.items() if f'"{cwd}'.encode() in one}
+            return held.union(name for (name,) in self._rows(query, cwd))
+
     def delete(self, execution_id: str) -> None:
         """
         Delete the record and the answer of an execution.

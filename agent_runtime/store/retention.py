@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from agent_runtime.store.transcripts import name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from agent_runtime.store.records import RecordStore
     from agent_runtime.store.transcripts import TranscriptStore
@@ -39,6 +39,7 @@ def prune(
     max_bytes: int,
     now: float,
     in_use: Collection[str] = frozenset(),
+    release: Callable[[str], bool] | None = None,
 ) -> int:
     """
     Delete finished executions, with transcript and answer, that are too old, then the oldest until the rest fits.
@@ -50,6 +51,7 @@ def prune(
         max_bytes: Upper bound of all records, answers and transcripts together.
         now: Seconds since the epoch.
         in_use: Ids of executions that run again and must stay, whatever their record says.
+        release: Gives up what an execution has in the workspace; returns False where it must stay for another one.
 
     Returns:
         How many were deleted.
@@ -66,7 +68,7 @@ def prune(
         is_wanted = now - ended_at <= max_age_seconds and used <= max_bytes
         if is_wanted and (lacking <= 0 or now - ended_at <= SPARED_SECONDS):
             break
-        if execution_id in in_use:
+        if execution_id in in_use or not (release is None or release(execution_id)):
             continue
         size_bytes = records.size_bytes(execution_id) + transcripts.size_bytes(execution_id)
         used, lacking = used - size_bytes, lacking - size_bytes

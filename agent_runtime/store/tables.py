@@ -46,6 +46,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID
         """,
     ),
+    (
+        "ALTER TABLE executions ADD COLUMN session_id TEXT",
+        "ALTER TABLE executions ADD COLUMN cwd TEXT",
+        """
+        UPDATE executions SET session_id = json_extract(CAST(record AS TEXT), '$.session_id')
+        WHERE json_valid(CAST(record AS TEXT))
+        """,
+        "CREATE INDEX executions_by_session ON executions (session_id, created_at)",
+        "CREATE INDEX executions_by_cwd ON executions (cwd)",
+    ),
 )
 """Statements that lead from each version of the file to the next; entries are only added, never changed."""
 
@@ -117,11 +127,16 @@ def put_record(connection: sqlite3.Connection, encoded: bytes) -> None:
     record = read_record(encoded)
     connection.execute(
         """
-        INSERT INTO executions (execution_id, created_at, ended_at, state, outcome, record) VALUES (?, ?, ?, ?, ?, ?)
+        INSERT INTO executions (execution_id, created_at, ended_at, state, outcome, session_id, cwd, record)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?)
         ON CONFLICT (execution_id) DO UPDATE SET created_at = excluded.created_at, ended_at = excluded.ended_at,
-            state = excluded.state, outcome = excluded.outcome, record = excluded.record
+            state = excluded.state, outcome = excluded.outcome, session_id = excluded.session_id, cwd = excluded.cwd,
+            record = excluded.record
         """,
-        (record.execution_id, record.created_at, record.ended_at, record.state, record.outcome, encoded),
+        (
+            *(record.execution_id, record.created_at, record.ended_at, record.state, record.outcome),
+            *(record.session_id, record.cwd, encoded),
+        ),
     )
     connection.execute("DELETE FROM labels WHERE execution_id = ?", (record.execution_id,))
     labels = ((record.execution_id, name, value) for name, value in record.labels.items())

@@ -33,12 +33,14 @@ class NewTask(msgspec.Struct, frozen=True):
         ignored_fields: Names of the fields of its request that nothing reads.
         content: What is stored of it while it is unfinished.
         prompt: The beginning of its message, redacted before it was cut.
+        obstacle: Why no attempt of it can begin now; a stored answer can be given all the same.
     """
 
     task: Task
     ignored_fields: list[str]
     content: bytes
     prompt: str
+    obstacle: InvalidRequest | None = None
 
 
 class TaskStore:

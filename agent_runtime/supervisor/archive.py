@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.errors import AgentRuntimeError, Conflict, ErrorClass, MayHaveRun, NotFound, StoreUnavailable
+from agent_runtime.claude.credential_env import check_task_names
+from agent_runtime.errors import (
+    AgentRuntimeError,
+    Conflict,
+    ErrorClass,
+    InvalidRequest,
+    MayHaveRun,
+    NotFound,
+    StoreUnavailable,
+)
 from agent_runtime.execution.record_writer import RecordWriter
 from agent_runtime.model.records import SUCCESS, Answer
 from agent_runtime.model.state import Outcome, Phase
 from agent_runtime.store.retention import lacking_bytes, prune, without_record
 from agent_runtime.store.tables import UNREADABLE
+from agent_runtime.store.workspaces import OWN
 from agent_runtime.supervisor.answers import AnswerForm, KeptResult, failed_answer, has_result, in_form, result_of
 from agent_runtime.telemetry.counters import Counts
 
@@ -23,10 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from agent_runtime.model.records import ExecutionRecord
+    from agent_runtime.model.task import Task
     from agent_runtime.settings import Settings
     from agent_runtime.store.records import RecordStore
-    from agent_runtime.store.tasks import TaskStore
+    from agent_runtime.store.tasks import NewTask, TaskStore
     from agent_runtime.store.transcripts import TranscriptReader, TranscriptStore
+    from agent_runtime.store.workspaces import Workspaces
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +127,11 @@ class Archive:
         tasks: TaskStore,
         counts: Counts | None = None,
         form: AnswerForm | None = None,
+        *,
+        workspaces: Workspaces,
     ) -> None:
         self.records = records
+        self.workspaces = workspaces
         self.transcripts = transcripts
         self.tasks = tasks
         self._counts = counts or Counts()
@@ -212,6 +227,47 @@ class Archive:
         except StoreUnavailable as error:
             raise _may_have_run(error) from None
         return stored
+
+    def prepare(self, task: Task, ignored_fields: list[str]) -> NewTask:
+        """
+        Do what takes time in proportion to the length of a task, and look at its directories; from any thread.
+
+        Raises:
+            InvalidRequest: It sets a variable that no task may set.
+        """
+        check_task_names(task.env or ())
+        prepared = self.tasks.prepare(task, ignored_fields)
+        return msgspec.structs.replace(prepared, obstacle=self.workspaces.obstacle(task))
+
+    def directory_of(self, new: NewTask, execution_id: str, previous: ExecutionRecord | None) -> str | None:
+        """
+        Return the directory that an execution is to run in, as in its record.
+
+        A retry runs where the attempts before it ran, and a task that goes on with another's session where that one
+        ran: up to 2.1.197 the CLI knows a session only there (measured; 2.1.330 and 2.1.332 find it from anywhere).
+
+        Raises:
+            InvalidRequest: A directory of the task cannot be used, or its session belongs to another one.
+            MayHaveRun: It cannot be read where the session ran.
+        """
+        task = new.task
+        if new.obstacle is not None:
+            raise new.obstacle
+        if previous is not None and previous.request_digest == task.digest:
+            return previous.cwd
+        session_id = None if task.resume_session_id is None else str(task.resume_session_id)
+        try:
+            known = None if session_id is None else self.records.of_session(session_id)
+        except StoreUnavailable as error:
+            text = f"it cannot be read where the session ran: {error}; ask again later"
+            raise MayHaveRun(text, retry_after_seconds=RETRY_SECONDS) from None
+        if known is None:
+            return task.cwd or self.workspaces.own(execution_id)
+        if task.cwd is not None and task.cwd != known.cwd:
+            raise InvalidRequest(
+                "cwd: the session in resume_session_id belongs to another directory; leave cwd out to go on there"
+            )
+        return known.cwd
 
     def record(self, execution_id: str) -> ExecutionRecord:
         """
@@ -321,6 +377,15 @@ class Archive:
         found, self._findings = found + self._findings, []
         return found
 
+    def _release(self, execution_id: str) -> bool:
+        """Have the own directory of an execution deleted, unless another execution works in it."""
+        own = f"{OWN}/{execution_id}"
+        if execution_id not in (users := self.records.ids_in(own)):
+            return True  # it has none
+        if users == {execution_id}:
+            self.workspaces.retire(execution_id)
+        return users == {execution_id}
+
     def prune(self, settings: Settings, *, in_use: Collection[str]) -> None:
         """Delete executions that are too old or take too much space; a failure is tried again the next time."""
         self._look_at_space_at = time.monotonic() + SPACE_SECONDS
@@ -333,6 +398,7 @@ class Archive:
                 # A clock that is set, to either side, makes nothing old enough to be deleted.
                 now=min(time.time(), self._epoch_at_start + time.monotonic()),
                 in_use=in_use,
+                release=None if settings.retain_workspaces else self._release,
             )
         except (StoreUnavailable, OSError) as error:
             log.warning("cannot delete old executions: %s", error)

@@ -143,6 +143,7 @@ class Supervisor:
             deliveries=deliveries,
             redactor=redactor,
             environ=environ,
+            workspaces=archive.workspaces,
             run_dir=run_dir,
             containment=containment,
             unkillable=self.unkillable,
@@ -187,9 +188,10 @@ class Supervisor:
                 f"all {self.slots.total} slots and {self.slots.queue_limit} queue places are taken; come back later",
                 retry_after_seconds=BUSY_RETRY_SECONDS,
             )
-        settings, ignored = self.settings, new.ignored_fields
+        settings, ignored, prompt = self.settings, new.ignored_fields, new.prompt
+        cwd = self.archive.directory_of(new, execution_id, previous)
         writer = RecordWriter.for_task(
-            task, execution_id, plan.next, settings, ignored_fields=ignored, previous=previous, prompt=new.prompt
+            task, execution_id, plan.next, settings, ignored_fields=ignored, previous=previous, prompt=prompt, cwd=cwd
         )
         execution = Execution(task, writer, self._execution_context, task.timeout_seconds or settings.timeout)
         self._live[execution_id] = execution
@@ -283,6 +285,8 @@ class Supervisor:
                     await asyncio.to_thread(self.containment.reap_orphans)
                 if self.unkillable.slots:
                     await asyncio.to_thread(self.unkillable.try_again)
+                if self.archive.workspaces.has_retired:
+                    await asyncio.to_thread(self.archive.workspaces.delete_some)
                 if await self._has_full_disk():
                     break
 

@@ -30,6 +30,7 @@ from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.settings import load
 from agent_runtime.store.transcripts import TranscriptStore, TranscriptWriter
+from agent_runtime.store.workspaces import Workspaces
 from agent_runtime.telemetry.redaction import Redactor
 from tests.support.families import spawner
 from tests.support.supervised import OLD, SCRIPTED, eventually
@@ -95,6 +96,7 @@ class Bench:
             deliveries=Deliveries("env", FileDelivery(self.home / "config"), Unproven()),
             redactor=Redactor(),
             environ={"PATH": os.environ["PATH"], "HOME": str(self.home)},
+            workspaces=Workspaces(settings),
             run_dir=self.home / "run",
             containment=Containment(spawner),
             unkillable=Unkillable(),

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from agent_runtime.errors import ErrorClass
 from agent_runtime.model.records import Answer, ExecutionRecord
 from agent_runtime.model.state import Outcome, Phase
+from agent_runtime.settings import Settings
 from agent_runtime.store.records import RecordStore
 from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
+from agent_runtime.store.workspaces import Workspaces
 from agent_runtime.supervisor import archive as archive_module
 from agent_runtime.supervisor.archive import Archive
 from agent_runtime.telemetry.redaction import Redactor
@@ -50,7 +52,8 @@ def test_executions_may_end_in_many_threads_at_once_while_the_recent_ones_are_li
     monkeypatch.setattr(archive_module, "RECENT_KEPT", 10)
     monkeypatch.setattr(archive_module, "RECENT_SECONDS", 1e12)
     with NoDisk.open(tmp_path / "records.sqlite") as records:
-        archive = Archive(records, TranscriptStore(tmp_path / "t"), TaskStore(tmp_path / "tasks", Redactor()))
+        tasks, workspaces = TaskStore(tmp_path / "tasks", Redactor()), Workspaces(Settings(workspace=tmp_path))
+        archive = Archive(records, TranscriptStore(tmp_path / "t"), tasks, workspaces=workspaces)
 
         def end_some(thread: int) -> None:
             for number in range(EACH):

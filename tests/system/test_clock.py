@@ -11,9 +11,11 @@ import pytest
 
 from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.state import Outcome, Phase
+from agent_runtime.settings import Settings
 from agent_runtime.store.records import RecordStore
 from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
+from agent_runtime.store.workspaces import Workspaces
 from agent_runtime.supervisor.archive import Archive
 from agent_runtime.telemetry.redaction import Redactor
 from agent_runtime.tokens.status import UNKNOWN_LIMIT_SECONDS, Limit
@@ -54,7 +56,8 @@ def test_a_clock_that_is_set_deletes_no_record(
     right = time.time
     with RecordStore.open(tmp_path / "records.sqlite") as records, monkeypatch.context() as patched:
         patched.setattr(time, "time", lambda: right() + at_start)
-        archive = Archive(records, TranscriptStore(tmp_path / "t"), TaskStore(tmp_path / "tasks", Redactor()))
+        tasks, workspaces = TaskStore(tmp_path / "tasks", Redactor()), Workspaces(Settings(workspace=tmp_path))
+        archive = Archive(records, TranscriptStore(tmp_path / "t"), tasks, workspaces=workspaces)
         for name, age in (("new", 0.0), ("old", 2 * YEAR_SECONDS)):
             at = right() - age
             records.save(

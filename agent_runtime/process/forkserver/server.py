@@ -155,8 +155,8 @@ class ForkServer:
         Have a shim forked, which starts a leader.
 
         Args:
-            pipes: The leader's stdin, stdout and stderr; for a leader in a cgroup also its ``cgroup.procs`` and its
-                directory.
+            pipes: The leader's stdin, stdout and stderr, and its working directory; for a leader in a cgroup also its
+                ``cgroup.procs`` and its directory.
 
         Raises:
             ShimFailed: The leader could not be started; nothing of it is left.

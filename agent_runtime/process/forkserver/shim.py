@@ -12,7 +12,7 @@ process that may signal a shim can end it; the supervisor then adopts its orphan
 The protocol on a shim's own socket, a stream:
 
 1. The :data:`SpawnRequest`, marshalled, behind 4 bytes of length. With the length come, as ancillary data, the leader's
-   three pipes and, for a leader in a cgroup, the cgroup's ``cgroup.procs`` and its directory.
+   three pipes, its working directory and, for a leader in a cgroup, the cgroup's ``cgroup.procs`` and its directory.
 2. From the shim one :data:`STARTED` with its own pidfd, the leader's, and a pipe; or one :data:`FAILED`.
 3. Later one :data:`ENDED`.
 
@@ -52,14 +52,14 @@ if TYPE_CHECKING:
     Identity: TypeAlias = tuple[int, int, list[int]] | None
     """User, group and further groups to become; None: as we are."""
 
-    SpawnRequest: TypeAlias = tuple[list[bytes], dict[bytes, bytes], bytes, Identity, int | None, int | None]
-    """Arguments, environment, working directory, identity, ``oom_score_adj`` and how many files may be open."""
+    SpawnRequest: TypeAlias = tuple[list[bytes], dict[bytes, bytes], Identity, int | None, int | None]
+    """Arguments, environment, identity, ``oom_score_adj`` and how many files may be open."""
 
 STARTED, FAILED, ENDED = b"s", b"f", b"e"
 """Followed by two pids; by a place and an errno; by a wait status and 0."""
 
-FORKING, CONFINING, ENTERING, BECOMING, EXECUTING = range(5)
-"""The step at which a start failed: fork, cgroup, working directory, user, program."""
+FORKING, CONFINING, BECOMING, ENTERING, EXECUTING = range(5)
+"""The step at which a start failed: fork, cgroup, user, working directory, program."""
 
 FORK_SERVER_NAME, SHIM_NAME = b"agent-forks", b"agent-shim"
 """The names in lists of processes."""
@@ -174,13 +174,13 @@ class Shim:
 
     def _start(self, spawn_request: SpawnRequest, descriptors: list[int], line: socket) -> None:
         report, theirs = os.pipe()
-        self._leader = _fork_into(descriptors[4]) if len(descriptors) > 4 else -1
+        self._leader = _fork_into(descriptors[5]) if len(descriptors) > 5 else -1
         is_in_place = self._leader >= 0
         if not is_in_place:
             self._leader = os.fork()
         if self._leader == 0:
             if is_in_place:
-                del descriptors[3:]
+                del descriptors[4:]
             if not self._urgent:
                 os.nice(_NICER)  # so that the processes that end them always get CPU time
             _become(spawn_request, descriptors, theirs)
@@ -253,7 +253,7 @@ def _spawn_request(line: socket) -> tuple[SpawnRequest, list[int]]:
             break
         data += chunk
     descriptors = _descriptors(ancillary)
-    if len(descriptors) < 3 or len(data) < wanted:
+    if len(descriptors) < 4 or len(data) < wanted:
         os._exit(0)
     spawn_request: SpawnRequest = marshal.loads(data)  # noqa: S302 - it comes from our own supervisor
     return spawn_request, descriptors
@@ -274,25 +274,25 @@ def _fork_into(group: int) -> int:
 
 def _become(spawn_request: SpawnRequest, descriptors: Sequence[int], report: int) -> NoReturn:
     """Turn into the leader. The execution of the program closes all other descriptors."""
-    argv, env, directory, identity, oom_score, most_files = spawn_request
+    argv, env, identity, oom_score, most_files = spawn_request
     where = CONFINING
     try:
         os.setsid()
-        if len(descriptors) > 3:
-            os.write(descriptors[3], b"0")
+        if len(descriptors) > 4:
+            os.write(descriptors[4], b"0")
         if oom_score is not None:
             _set("/proc/self/oom_score_adj", oom_score)
         if most_files is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         for place in range(3):
             os.dup2(descriptors[place], place)  # all of them lie above: 0, 1 and 2 were open when they came
-        where = ENTERING
-        os.chdir(directory)
         where = BECOMING
         if identity is not None:
             os.setgroups(identity[2])
             os.setregid(identity[1], identity[1])
             os.setreuid(identity[0], identity[0])
+        where = ENTERING
+        os.fchdir(descriptors[3])
         where = EXECUTING
         set_wakeup_fd(-1)
         for number in valid_signals():

@@ -1,0 +1,157 @@
+"""Directories of executions are deleted by descriptor, bit by bit, and with their records only."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_runtime.model.records import ExecutionRecord
+from agent_runtime.model.state import Phase
+from agent_runtime.settings import Settings
+from agent_runtime.store import workspaces as module
+from agent_runtime.store.records import RecordStore
+from agent_runtime.store.tasks import TaskStore
+from agent_runtime.store.transcripts import TranscriptStore
+from agent_runtime.store.workspaces import Workspaces
+from agent_runtime.supervisor.archive import Archive
+from agent_runtime.telemetry.redaction import Redactor
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    (tmp_path / "workspace" / "executions").mkdir(parents=True)
+    return Settings(
+        workspace=tmp_path / "workspace", workspaces="per_execution", retain_workspaces=False, retain_age=1.0
+    )
+
+
+def all_deleted(workspaces: Workspaces) -> int:
+    """Delete until nothing is left; return in how many turns."""
+    turns = 0
+    while workspaces.has_retired:
+        workspaces.delete_some()
+        turns += 1
+        assert turns < 1000
+    return turns
+
+
+def test_a_directory_is_deleted_whatever_an_agent_has_left_in_it(settings: Settings, tmp_path: Path) -> None:
+    outside, own = tmp_path / "outside", settings.workspace / "executions" / "one"
+    (outside / "kept").mkdir(parents=True)
+    (own / "shut" / "below").mkdir(parents=True)
+    (own / "shut" / "below" / "file").touch()
+    os.mkfifo(own / "fifo")
+    (own / "file").touch(mode=0o000)
+    for name in ("link", ".hidden", "shut/link"):
+        (own / name).symlink_to(outside)
+    place = os.open(own, os.O_PATH)
+    for _ in range(1500):  # deeper than a recursion can follow
+        os.mkdir("deep", dir_fd=place)
+        below = os.open("deep", os.O_PATH, dir_fd=place)
+        os.close(place)
+        place = below
+    os.close(place)
+    for path in (own / "shut" / "below", own / "shut", own):
+        path.chmod(0o500)
+    (settings.workspace / "executions" / "other").mkdir()
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    try:
+        workspaces = Workspaces(settings)
+        workspaces.retire("one")
+        workspaces.retire("never-made")
+        assert not own.exists()
+        all_deleted(workspaces)
+        left = sorted(str(path.relative_to(own.parent)) for path in own.parent.rglob("*"))
+    finally:
+        subprocess.run(["rm", "-rf", own, own.with_name(".retired")], check=True)  # which pytest cannot
+
+    assert left == [".retired", "other"]
+    assert [path.name for path in outside.iterdir()] == ["kept"]
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_no_link_in_place_of_a_directory_leads_the_deletion_out(settings: Settings, tmp_path: Path) -> None:
+    outside, executions = tmp_path / "outside", settings.workspace / "executions"
+    for name in ("one", "two"):
+        (outside / name).mkdir(parents=True)
+        (outside / name / "kept").touch()
+    workspaces = Workspaces(settings)
+    (executions / "one").symlink_to(outside / "one")
+    workspaces.retire("one")
+    (executions / ".retired").rmdir()
+    (executions / ".retired").symlink_to(outside)
+    (executions / "two").mkdir()
+    workspaces.retire("two")
+    workspaces.delete_some()
+    (executions / ".retired").unlink()
+    executions.rename(settings.workspace / "moved")
+    executions.symlink_to(outside)
+    workspaces.retire("two")
+    workspaces.delete_some()
+
+    assert sorted(path.name for path in outside.rglob("*")) == ["kept", "kept", "one", "two"]
+
+
+def test_a_deletion_takes_turns_and_goes_on_after_a_restart(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = settings.workspace / "executions" / "one"
+    for number in range(300):
+        (own / f"d{number}").mkdir(parents=True)
+    monkeypatch.setattr(module, "_DELETE_SECONDS", 0.0)
+    workspaces = Workspaces(settings)
+    workspaces.retire("one")
+    workspaces.delete_some()
+    assert len(list((settings.workspace / "executions" / ".retired").rglob("*"))) > 100
+    monkeypatch.undo()
+
+    all_deleted(Workspaces(settings))
+    assert list((settings.workspace / "executions" / ".retired").iterdir()) == []
+
+
+def test_a_directory_goes_with_its_record_and_with_no_other(settings: Settings, tmp_path: Path) -> None:
+    executions = settings.workspace / "executions"
+    with RecordStore.open(tmp_path / "records.sqlite") as records:
+        workspaces = Workspaces(settings)
+        tasks = TaskStore(tmp_path / "tasks", Redactor())
+        archive = Archive(records, TranscriptStore(tmp_path / "transcripts"), tasks, workspaces=workspaces)
+        now = time.time()
+
+        def ended(execution_id: str, cwd: str | None, *, ago: float) -> None:
+            if cwd is not None:
+                (settings.workspace / cwd).mkdir(parents=True, exist_ok=True)
+            at = now - ago
+            record = ExecutionRecord(
+                execution_id=execution_id, created_at=at, ended_at=at, state=Phase.FINISHED, cwd=cwd
+            )
+            records.save(record)
+
+        ended("shared", None, ago=100)
+        ended("named", "given", ago=100)
+        ended("alone", "executions/alone", ago=100)
+        ended("resumed", "executions/resumed", ago=100)
+        ended("resumed.2", "executions/resumed", ago=0)
+        ended("used", "executions/used", ago=100)
+        ended("below", "executions/used/below", ago=0)
+        ended("new", "executions/new", ago=0)
+        (executions / "never-ours").mkdir()
+        archive.prune(settings, in_use=frozenset())
+        all_deleted(workspaces)
+        assert records.ids() == {"resumed", "resumed.2", "used", "below", "new"}
+        assert {path.name for path in executions.iterdir()} - {".retired"} == {"resumed", "used", "new", "never-ours"}
+        assert (settings.workspace / "given").is_dir()
+
+        keeping = Settings(workspace=settings.workspace, workspaces="per_execution", retain_age=1.0)
+        ended("kept", "executions/kept", ago=100)
+        archive.prune(keeping, in_use=frozenset())
+        assert "kept" not in records.ids()
+        assert (executions / "kept").is_dir()
+        assert not Workspaces(keeping).has_retired
