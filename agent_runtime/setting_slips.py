@@ -1,6 +1,16 @@
-"""Variables with our prefix that are no settings: Kubernetes sets them."""
+"""Slips in names and values: what was meant, what may be shown, and variables that Kubernetes sets."""
 
 from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_MAY_BE_SECRET = re.compile(r"sk-|@|(?=\S*\d)(?=\S*[A-Za-z])[\w.~+/=-]{16}|.{60}", re.IGNORECASE | re.DOTALL)
+"""A token, an address with a password, a word of letters and digits as long as a key, a long text."""
 
 _PROTOCOLS = ("tcp", "udp", "sctp")
 
@@ -20,3 +30,14 @@ def link_of_service(name: str, value: str) -> bool:
         return True
     words = name.partition("_PORT_")[2].lower().split("_")
     return len(words) > 1 and words[0].isdecimal() and words[1] in _PROTOCOLS
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the question whether another name was meant, with a blank before it; empty: none is near."""
+    near = get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def not_this(value: str) -> str:
+    """Return the end of a sentence on what a value must be: the value, unless it is blank or may hold a secret."""
+    return "" if not value.strip() or _MAY_BE_SECRET.search(value) else f", not {value!r}"

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agent_runtime.errors import SettingsInvalid
-from agent_runtime.setting_slips import link_of_service
+from agent_runtime.setting_slips import link_of_service, not_this
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -270,6 +270,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             return False
 
 
+GROUPS = {
+    "host": "server",
+    "token_file": "token",
+    "claude": "tasks",
+    "timeout": "time limits",
+    "park": "waiting for another token",
+    "events_url": "events",
+    "containment": "containment",
+    "frame_limit": "storage",
+    "strict": "answers and page",
+    "log_format": "logs",
+}
+"""Headings of ``serve --help``, by the first setting under each."""
+
+
 class Setting(msgspec.Struct, frozen=True):
     """
     One row of the settings table.
@@ -364,7 +379,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str | None] | None = No
             values[setting.name] = setting.parse(text or "")
         except ValueError as error:
             cause = _SERVICE_LINK if source == setting.variable and link_of_service(source, text or "") else ""
-            raise SettingsInvalid(f"{source}: {error}{cause}") from None
+            raise SettingsInvalid(f"{source}: {error}{not_this(text or '')}{cause}") from None
     return Settings(**values)
 
 

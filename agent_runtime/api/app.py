@@ -9,9 +9,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agent_runtime.api.handlers import Api, respond
+from agent_runtime.api.handlers import LABEL, Api, respond
 from agent_runtime.api.routes import OPEN_PATHS, ROUTES
+from agent_runtime.api.schema.operations import PARAMETERS
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, MethodNotAllowed, NotFound
+from agent_runtime.model.task_reading import unread
 from agent_runtime.web.problems import problem_response
 from agent_runtime.web.response_buffer import SLICE_BYTES, HeldResponse
 
@@ -53,6 +55,8 @@ def _endpoint(api: Api, by_method: dict[str, Operation]) -> Callable[[Request], 
         route = by_method["GET" if request.method == "HEAD" else request.method]
         if not route.open:
             api.access.require(request)
+            if route.path.startswith("/api/"):
+                _check_query(api, route, request)
         answer = await route.handler(api, request)
         response = answer if isinstance(answer, Response) else respond(answer)
         if type(response) is Response and len(response.body) > SLICE_BYTES:
@@ -60,6 +64,19 @@ def _endpoint(api: Api, by_method: dict[str, Operation]) -> Callable[[Request], 
         return response
 
     return endpoint
+
+
+def _check_query(api: Api, route: Operation, request: Request) -> None:
+    """Raise InvalidRequest for a parameter that the route does not have, where requests are read strictly."""
+    known = [name for name in route.parameters if PARAMETERS[name]["in"] == "query"]
+    sent = [name for name in request.query_params if not ("labels" in known and name.startswith(LABEL))]
+    unread(
+        sent,
+        known,
+        strict=api.supervisor.settings.strict,
+        redact=api.supervisor.redactor.redact_text,
+        what="parameters of the query",
+    )
 
 
 def _refusal(error: Exception) -> AgentRuntimeError:

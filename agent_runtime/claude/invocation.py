@@ -90,7 +90,9 @@ def resolve(command: tuple[str, ...], search_path: str | None) -> tuple[str, ...
     """
     found = shutil.which(command[0], path=search_path)
     if found is None:
-        raise SpawnFailed(f"the CLI was not found or is not executable; set {PREFIX}CLAUDE to its command")
+        exists = shutil.which(command[0], mode=os.F_OK, path=search_path) is not None
+        fault = "is not executable" if exists else "was not found"
+        raise SpawnFailed(f"the CLI {command[0]} {fault}; set {PREFIX}CLAUDE to its command")
     # Absolute, because the child has another working directory.
     return (os.path.abspath(found), *command[1:])  # noqa: PTH100 - resolving links would change argv[0]
 

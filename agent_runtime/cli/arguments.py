@@ -1,28 +1,65 @@
 """
-The commands that ask a running supervisor: ``run``, ``status``, ``drain``, ``token wait``.
+The parser of the command line, and the arguments of the commands that ask a running supervisor.
 
-Here are only their arguments, so that the parser is built without the HTTP client.
+Those are ``run``, ``status``, ``drain`` and ``token wait``. Their arguments are apart from the commands, so that the
+parser is built without the HTTP client.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import grp
 import importlib
+import math
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from agent_runtime.setting_slips import did_you_mean, not_this
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 EXECUTION_ID_FLAG = "--execution-id"
 
 Subparsers = Any
 """The type of ``add_subparsers()``, which argparse does not name."""
+
+
+_NUMBERS = {"int": "a whole number", "float": "a number"}
+_BAD_NUMBER = re.compile(r"invalid (int|float) value: '(.*)'")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors suggest flags and commands, and repeat no word that may be a secret."""
+
+    def parse_known_args(  # type: ignore[override]  # it is called with these alone
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse, and refuse what is left here, where this command's flags are known."""
+        options, left = super().parse_known_args(args, namespace)
+        flags = [word.partition("=")[0] for word in left if word.startswith("-")]
+        if flags and "--" not in (args or ()):
+            self.error(
+                "unknown: " + ", ".join(flag + did_you_mean(flag, self._option_string_actions) for flag in flags)
+            )
+        if left:
+            self.error(f"words too many: {len(left)}; put what holds blanks in quotes, and flags before --")
+        return options, left
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2; say how to give a PROMPT that is taken for a flag, and show no value that may be secret."""
+        more = "; one that begins with a dash comes last, behind --" if message.endswith("PROMPT") else ""
+        super().error(_BAD_NUMBER.sub(lambda bad: f"must be {_NUMBERS[bad[1]]}{not_this(bad[2])}", message) + more)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            hint = did_you_mean(str(value), choices)
+            raise argparse.ArgumentError(action, f"must be one of {', '.join(choices)}{not_this(str(value))}{hint}")
 
 
 def default_url() -> str:
@@ -48,16 +85,18 @@ def add_run(commands: Subparsers) -> None:
     )
     parser.add_argument("--disallowed-tool", metavar="TOOL", action="append", help="forbid this tool; repeatable")
     parser.add_argument("--max-turns", metavar="N", type=int, help="end it after so many turns [no limit]")
-    parser.add_argument("--timeout", metavar="SECONDS", type=float, help="for the whole execution [the supervisor's]")
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=_seconds, help="for the whole execution [the supervisor's]"
+    )
     parser.add_argument(
         "--park",
         metavar="SECONDS",
-        type=float,
+        type=_seconds,
         help="how long it may wait for a newer token, or for the end of a usage limit [the supervisor's]",
     )
     parser.add_argument(
         "--patience",
-        type=float,
+        type=_seconds,
         metavar="SECONDS",
         default=60.0,
         help="how long to keep trying when it does not answer, is full or drains [%(default)g]",
@@ -100,7 +139,7 @@ def add_drain(commands: Subparsers) -> None:
     parser = commands.add_parser("drain", help="stop admission; for preStop hooks")
     _add_connection(parser)
     parser.add_argument("--wait", action="store_true", help="until all executions have ended")
-    parser.add_argument("--timeout", metavar="SECONDS", type=float, help="for --wait [as long as it takes]")
+    parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="for --wait [as long as it takes]")
     parser.add_argument("--call-off", action="store_true", help="let executions in again")
     parser.set_defaults(run=_command("drain"))
 
@@ -112,7 +151,7 @@ def add_token_wait(actions: Subparsers) -> None:
     parser.add_argument(
         "--fingerprint", metavar="F", type=_fingerprint, required=True, help="of the token, as token show prints it"
     )
-    parser.add_argument("--timeout", metavar="SECONDS", type=float, help="give up after this [as long as it takes]")
+    parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="give up after this [as long as it takes]")
     parser.set_defaults(run=_command("wait"))
 
 
@@ -157,6 +196,14 @@ def _variable(text: str) -> tuple[str, str]:
     if not separator and (found := os.environ.get(name)) is None:
         raise argparse.ArgumentTypeError("must be NAME=VALUE, or the NAME of a variable that is set here")
     return name, value if separator else found or ""
+
+
+def _seconds(text: str) -> float:
+    """Read a time: no less than nothing, and no word such as nan."""
+    with contextlib.suppress(ValueError):
+        if 0 <= (seconds := float(text)) < math.inf:
+            return seconds
+    raise argparse.ArgumentTypeError(f"must be a number of seconds{not_this(text)}")
 
 
 def _fingerprint(text: str) -> str:

@@ -8,9 +8,18 @@ from typing import TYPE_CHECKING
 from agent_runtime.cli.exit_codes import EXIT_FAILED, EXIT_REFUSED, EXIT_TRY_LATER
 from agent_runtime.client import ClientError, RequestRefused, SyncAgentClient, TurnedAway, Unreachable
 from agent_runtime.client.aio import PATIENCE_SECONDS
+from agent_runtime.setting_slips import not_this
 
 if TYPE_CHECKING:
     import argparse
+
+
+REMEDIES = {
+    "unreachable": "; start it (agent-runtime serve), or say where it listens (--url, AGENT_RUNTIME_URL)",
+    "unexpected": "; say where the supervisor listens (--url, AGENT_RUNTIME_URL)",
+    "access": " (--key-file, AGENT_RUNTIME_ACCESS_KEY_FILE)",
+}
+"""What a person can do with a command about an error, after its sentence."""
 
 
 def connect(options: argparse.Namespace, patience_seconds: float = PATIENCE_SECONDS) -> SyncAgentClient:
@@ -23,7 +32,8 @@ def connect(options: argparse.Namespace, patience_seconds: float = PATIENCE_SECO
     try:
         return SyncAgentClient(options.url, access_key_file=options.key_file, patience_seconds=patience_seconds)
     except ValueError as error:
-        raise RequestRefused.because("invalid_request", f"--url: {error}") from None
+        detail = f"--url (AGENT_RUNTIME_URL): {error}{not_this(options.url)}"
+        raise RequestRefused.because("invalid_request", detail) from None
 
 
 def exit_code(error: ClientError) -> int:
@@ -36,6 +46,6 @@ def exit_code(error: ClientError) -> int:
 def complain(error: ClientError) -> int:
     """Print an error on stderr, and return its exit code."""
     label = "" if isinstance(error, Unreachable) else f"{error.error_class}: "
-    remedy = " (--url or AGENT_RUNTIME_URL says where it listens)" if error.error_class == "unreachable" else ""
+    remedy = REMEDIES.get(error.error_class, "")
     sys.stderr.write(f"agent-runtime: {label}{error}{remedy}\n")
     return exit_code(error)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from agent_runtime import __version__
 from agent_runtime.cli.arguments import (
     EXECUTION_ID_FLAG,
+    Parser,
     add_drain,
     add_file_access,
     add_run,
@@ -20,12 +21,14 @@ from agent_runtime.cli.arguments import (
     add_token_wait,
     default_url,
 )
+from agent_runtime.cli.exit_codes import EXIT_BROKEN_PIPE
 from agent_runtime.cli.pages import explain
-from agent_runtime.errors import AgentRuntimeError, CannotStart, SecretUnreadable, SettingsInvalid
+from agent_runtime.errors import AgentRuntimeError, CannotStart, NotWritable, SecretUnreadable, SettingsInvalid
 from agent_runtime.serve.startup_signals import CalledOff, Start
-from agent_runtime.settings import SETTINGS, load
+from agent_runtime.settings import GROUPS, SETTINGS, load
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 EXIT_CODES = {SettingsInvalid: 2, SecretUnreadable: 2, CannotStart: 3}
@@ -33,8 +36,20 @@ EXIT_CODES = {SettingsInvalid: 2, SecretUnreadable: 2, CannotStart: 3}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(_with_id_in_one_word(sys.argv[1:] if argv is None else argv))
     try:
+        try:
+            return _run(_with_id_in_one_word(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has gone; the rest of the buffer must not be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+
+
+def _run(words: Sequence[str]) -> int:
+    try:
+        options = _parser().parse_args(words)
         return int(options.run(options))
     except AgentRuntimeError as error:
         print(f"agent-runtime: {error}", file=sys.stderr)
@@ -55,14 +70,17 @@ def _with_id_in_one_word(words: Sequence[str]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="agent-runtime")
+    parser = Parser(prog="agent-runtime")
     parser.add_argument("--version", action="version", version=f"agent-runtime {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", help="run the supervisor", usage="%(prog)s [-h] [--FLAG VALUE] ...")
+    group: argparse._ActionsContainer = serve
     for setting in SETTINGS:
+        if setting.name in GROUPS:
+            group = serve.add_argument_group(GROUPS[setting.name])
         default = "" if setting.shown_default is None else f" [{setting.shown_default}]"
-        serve.add_argument(
+        group.add_argument(
             setting.flag,
             dest=f"setting_{setting.name}",
             metavar=setting.metavar,
@@ -144,7 +162,11 @@ def _token_put(options: argparse.Namespace) -> int:
     if sys.stdin.isatty():
         print("paste the token, then Enter and Ctrl-D", file=sys.stderr)
     given = sys.stdin.buffer.read()
-    for warning in put(options.file, given, mode=options.mode, group=options.group, strict=True, force=options.force):
+    try:
+        warnings = put(options.file, given, mode=options.mode, group=options.group, strict=True, force=options.force)
+    except NotWritable as error:
+        raise NotWritable(f"{options.file}: {error}") from None
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return 0
 
@@ -168,6 +190,7 @@ def _healthcheck(options: argparse.Namespace) -> int:
     from http.client import HTTPConnection, HTTPException, HTTPSConnection, InvalidURL
     from urllib.parse import urlsplit
 
+    shown = re.sub("//.*@", "//", options.url)  # without a password
     try:
         url = urlsplit(options.url)
         if url.scheme not in {"http", "https"} or not url.hostname:
@@ -177,13 +200,14 @@ def _healthcheck(options: argparse.Namespace) -> int:
             connection.request("GET", f"{url.path}/livez")
             status = connection.getresponse().status
     except (OSError, HTTPException, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         print(
-            f"unhealthy: {options.url} does not answer ({type(error).__name__}): is serve running? (--url)",
+            f"unhealthy: {shown} does not answer ({reason}): is serve running? (--url, AGENT_RUNTIME_URL)",
             file=sys.stderr,
         )
         return 1
     if status != HTTPStatus.OK:
-        print(f"unhealthy: {options.url} answers {status}", file=sys.stderr)
+        print(f"unhealthy: {shown} answers {status}", file=sys.stderr)
         return 1
     print("healthy")
     return 0

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agent_runtime.cli.connection import complain, connect
-from agent_runtime.cli.exit_codes import EXIT_BROKEN_PIPE, EXIT_CANCELLED, EXIT_SUCCESS
+from agent_runtime.cli.exit_codes import EXIT_CANCELLED, EXIT_SUCCESS
 from agent_runtime.cli.output import JsonLines, Live
-from agent_runtime.client import ClientError
+from agent_runtime.client import ClientError, RequestRefused, Unreachable
 
 if TYPE_CHECKING:
     import argparse
@@ -29,13 +28,11 @@ def main(options: argparse.Namespace) -> int:
     showing = JsonLines(sys.stdout) if options.json else Live(sys.stdout)
     try:
         with connect(options, options.patience) as client:
+            prompt = _prompt(options)
+            _look(client, options.patience)
             execution_id = options.execution_id or str(uuid.uuid4())
-            watch = Watch(client, execution_id, _prompt(options), _fields(options), showing, partial=options.follow)
+            watch = Watch(client, execution_id, prompt, _fields(options), showing, partial=options.follow)
             return watch.detach() if options.detach else watch.attend()
-    except BrokenPipeError:
-        # The reader has gone; the rest of the buffer must not be written at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
     except ClientError as error:
         showing.failed(error)
         return complain(error)
@@ -107,7 +104,23 @@ class Watch:
 
 
 def _prompt(options: argparse.Namespace) -> str:
-    return sys.stdin.read() if options.prompt == "-" else str(options.prompt)
+    is_read = options.prompt == "-"
+    if is_read and sys.stdin.isatty():
+        _print("reading the task: end it with Ctrl-D")
+    prompt = sys.stdin.read() if is_read else str(options.prompt)
+    if not prompt.strip():
+        where = "nothing came on stdin" if is_read else "PROMPT is empty"
+        raise RequestRefused.because("invalid_request", f"{where}: give the task in words, or - and the task on stdin")
+    return prompt
+
+
+def _look(client: SyncAgentClient, patience_seconds: float) -> None:
+    """Say why nothing happens for a while where no supervisor answers."""
+    try:
+        client.get("/livez")
+    except ClientError as error:
+        if isinstance(error, Unreachable) and error.error_class == "unreachable" and patience_seconds:
+            _print(f"{error}; trying for {patience_seconds:g} s (--patience)")
 
 
 def _fields(options: argparse.Namespace) -> dict[str, Any]:

@@ -177,7 +177,7 @@ class AgentClient:
         """Yield the events of a stream over reconnects: of an execution to its end, of all until the client closes."""
         patience, following = exchange.Patience(self._patience_seconds, execution_id), Following(after)
         while not self._http.is_closed:
-            trouble: ClientError = exchange.unreachable("the stream broke")
+            trouble: ClientError = exchange.unreachable("the stream broke", self._http.base_url)
             try:
                 silence = exchange.timeout(SILENCE_SECONDS)
                 async with self._http.stream("GET", path, headers=following.connect(), timeout=silence) as response:
@@ -266,7 +266,7 @@ class AgentClient:
         """Ask, as :meth:`_ask`, and return an object of this type."""
         found = answers.read(kind, await self._ask(method, path, *given, **options))
         if found is None:
-            raise exchange.unreachable("its answer cannot be read")
+            raise exchange.unreachable("its answer cannot be read", self._http.base_url)
         return found
 
     async def _ask(

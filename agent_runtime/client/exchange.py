@@ -172,7 +172,7 @@ async def send(
     except httpx.RequestError as error:
         raise no_answer(error) from None
     except TimeoutError:
-        raise unreachable("its answer does not come to an end") from None
+        raise unreachable("its answer does not come to an end", http.base_url) from None
 
 
 def content_of(response: httpx.Response) -> tuple[int, dict[str, Any]]:
@@ -191,8 +191,9 @@ def content_of(response: httpx.Response) -> tuple[int, dict[str, Any]]:
         retry_after = min(float(seconds[:9]), LONGEST_RETRY_AFTER_SECONDS) if is_number else None
         raise failure(problem_of(content, status), retry_after)
     if status < 300 or status in PASSING_STATUSES:
-        raise unreachable("its answer cannot be read" if status < 300 else f"it is answered with {status}")
-    detail = f"{response.url.path} was answered with {status}, but not as a supervisor does"
+        reason = "its answer cannot be read" if status < 300 else f"it is answered with {status}"
+        raise unreachable(reason, response.url)
+    detail = f"{origin(response.url)}{response.url.path} was answered with {status}, but not as a supervisor does"
     raise Unreachable.because("unexpected", detail, status=status)
 
 
@@ -202,12 +203,17 @@ def no_answer(error: httpx.RequestError) -> ClientError:
         text = "the request cannot be written: look at the address and the access key"
         return RequestRefused.because("invalid_request", text)
     reason = REASONS.get(type(error), f"the connection broke ({type(error).__name__})")
-    return unreachable(reason, code="not_sent" if isinstance(error, NEVER_SENT) else None)
+    return unreachable(reason, error.request.url, code="not_sent" if isinstance(error, NEVER_SENT) else None)
 
 
-def unreachable(reason: str, code: str | None = None) -> Unreachable:
+def unreachable(reason: str, url: httpx.URL, code: str | None = None) -> Unreachable:
     """Make the error that says why no answer came, although it is worth asking again."""
-    return Unreachable.because("unreachable", f"the supervisor cannot be reached: {reason}", code=code)
+    return Unreachable.because("unreachable", f"the supervisor at {origin(url)} cannot be reached: {reason}", code=code)
+
+
+def origin(url: httpx.URL) -> str:
+    """Return scheme, host and port of an address, without the password that it may hold."""
+    return f"{url.scheme}://{url.netloc.decode()}"
 
 
 def is_passing(error: ClientError) -> bool:

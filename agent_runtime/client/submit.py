@@ -110,7 +110,7 @@ class Submission:
                 elif posts or was_admitted or error.error_class != "not_found":
                     raise  # where its record is lost, to run it a second time is the caller's decision
                 else:
-                    posts, trouble = True, unreachable(LOST)
+                    posts, trouble = True, unreachable(LOST, self.http.base_url)
                 await self.patience.pause(trouble)
                 continue
             if end is None:
@@ -120,7 +120,7 @@ class Submission:
                 await self.patience.wait()
             elif before and not posts and (end.mark, end.error_class) == (before.mark, before.error_class):
                 posts = True  # the POST that was cut has not arrived
-                await self.patience.pause(unreachable(LOST))
+                await self.patience.pause(unreachable(LOST, self.http.base_url))
             elif end.error_class == "interrupted" and resumes < max_resumes:
                 resumes += 1
                 self.patience.reset()
@@ -160,7 +160,7 @@ class Submission:
             if error.error_class != "interrupted" and error.problem.code != "no_retained_result":
                 raise
             return End(error=error)
-        return None if status == 202 else _end_of(stored)
+        return None if status == 202 else _end_of(stored, self.http.base_url)
 
 
 def path_of(execution_id: str, what: str = "") -> str:
@@ -168,7 +168,7 @@ def path_of(execution_id: str, what: str = "") -> str:
     return f"/api/executions/{quote(execution_id, safe='')}{what}"
 
 
-def _end_of(stored: dict[str, Any]) -> End:
+def _end_of(stored: dict[str, Any], url: httpx.URL) -> End:
     """
     Read a stored answer.
 
@@ -181,4 +181,4 @@ def _end_of(stored: dict[str, Any]) -> End:
             return End(error=failure(problem_of(answer, status)), mark=mark)
         if (found := read(Answer, answer)) is not None:
             return End(found, mark=mark)
-    raise unreachable("its answer cannot be read")
+    raise unreachable("its answer cannot be read", url)

@@ -69,7 +69,7 @@ class CliCheck:
             if version == self._works:
                 return
         if (reason := unfit(self._command, self._search_path)) is not None:
-            raise SpawnFailed(f"the CLI cannot start: {reason}")
+            raise SpawnFailed(f"the CLI {self._command[0]} cannot start: {reason}")
 
     def began(self) -> None:
         """Record that it has started."""

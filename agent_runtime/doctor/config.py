@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import stat
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from agent_runtime.doctor.finding import Finding, ok, problem, warning
 from agent_runtime.errors import SettingsInvalid
-from agent_runtime.setting_slips import link_of_service
+from agent_runtime.setting_slips import did_you_mean, link_of_service, not_this
 from agent_runtime.settings import PREFIX, SETTINGS, load, unknown_variables
 from agent_runtime.web.access import BadKey, read_key
 
@@ -58,13 +57,13 @@ def _bad(variable: str, text: str, error: str) -> Finding:
         advice = f"set enableServiceLinks: false in the pod, or {variable} itself; serve exits with 2 until then"
         return problem("settings", cause, advice)
     advice = f"correct {variable}, or leave it out; serve exits with 2 until then (agent-runtime serve --help)"
-    return problem("settings", f"{variable}: {error}", advice)
+    return problem("settings", f"{variable}: {error}{not_this(text)}", advice)
 
 
 def _unknown(name: str) -> Finding:
-    near = get_close_matches(name, [setting.variable for setting in SETTINGS], n=1, cutoff=0.85)
-    advice = f"did you mean {near[0]}?" if near else "take it out; agent-runtime serve --help lists all settings"
-    return warning("settings", f"{name} is no setting, so it does nothing", advice)
+    near = did_you_mean(name, [setting.variable for setting in SETTINGS])
+    advice = "correct it, or take it out; agent-runtime serve --help lists all settings"
+    return warning("settings", f"{name} is no setting, so it does nothing{near}", advice)
 
 
 def access(settings: Settings) -> Finding:

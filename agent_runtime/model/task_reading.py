@@ -12,9 +12,10 @@ import msgspec
 from agent_runtime.errors import InvalidRequest, is_reserved
 from agent_runtime.model import mcp_config
 from agent_runtime.model.task import IMAGE_TYPES, LABEL_VALUE_LENGTH, TITLE_LENGTH, Task
+from agent_runtime.setting_slips import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
 ARGUMENT_LIMIT_BYTES = 120_000
 """
@@ -75,7 +76,7 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
         raise InvalidRequest("the body is not JSON; send an object with a message") from None
     if not isinstance(raw, dict):
         raise InvalidRequest("the body must be a JSON object with a message")
-    ignored = unread_fields(raw, Task, strict=strict, redact=redact)
+    ignored = unread(raw, Task.__struct_fields__, strict=strict, redact=redact)
     _check_lengths(raw)
     _check_places(raw)
     for name in _INTEGERS:
@@ -89,19 +90,22 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
     return _without_tokens(task, redact), ignored
 
 
-def unread_fields(
-    sent: dict[str, Any], body: type[msgspec.Struct], *, strict: bool, redact: Callable[[str], str]
+def unread(
+    sent: Iterable[str], known: Sequence[str], *, strict: bool, redact: Callable[[str], str], what: str = "fields"
 ) -> list[str]:
     """
-    Return the names of the fields of a request that its *body* does not have.
+    Return the names in a request that are not among the known ones.
+
+    Args:
+        what: Is named so.
 
     Raises:
         InvalidRequest: There are some, and requests are read strictly.
     """
-    unread = sorted(name for name in sent if name not in body.__struct_fields__)
-    ignored = [_shown(redact(name)) for name in unread[:20]]
+    ignored = [_shown(redact(name)) for name in sorted(name for name in sent if name not in known)[:20]]
     if ignored and strict:
-        raise InvalidRequest(f"unknown fields: {', '.join(ignored[:10])}; leave them out")
+        names = ", ".join(name + did_you_mean(name, known) for name in ignored[:10])
+        raise InvalidRequest(f"unknown {what}: {names}; leave them out")
     return ignored
 
 

@@ -175,7 +175,7 @@ def _remedy(path: Path, problem: Exception) -> str:
         return "its directory is sticky: write it as root, as the owner of the file, or into another directory"
     if code in (errno.EPERM, errno.EACCES):
         return "write it as root, as a user who may write into its directory, or where that is mounted from"
-    return "make that possible, or name another file"
+    return "name a file" if code == errno.EISDIR else "make that possible, or name another file"
 
 
 def _replace(

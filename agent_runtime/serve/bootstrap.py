@@ -27,7 +27,8 @@ from agent_runtime.process.containment_choice import Containment, choose
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.cgroup import Limits
 from agent_runtime.process.users import UnknownUser, other_user
-from agent_runtime.settings import PREFIX, unknown_variables
+from agent_runtime.setting_slips import did_you_mean
+from agent_runtime.settings import PREFIX, SETTINGS, unknown_variables
 from agent_runtime.telemetry.logs import configure
 from agent_runtime.telemetry.redaction import Redactor
 
@@ -74,7 +75,8 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
     redactor = Redactor()
     logs = configure(settings.log_format, settings.log_level, redactor)
     for name in unknown_variables(environ):
-        log.warning("%s is no setting and does nothing; see agent-runtime serve --help", name)
+        hint = did_you_mean(name, [setting.variable for setting in SETTINGS])
+        log.warning("%s is no setting and does nothing%s; see agent-runtime serve --help", name, hint)
     with contextlib.ExitStack() as held:
         held.callback(logs.flush)
         data_dir = _data_dir(settings, environ)
@@ -210,7 +212,7 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
         except OSError as error:
             reason = error.strerror or str(error)
             advice = f"set {PREFIX}PORT to a free one (0 picks one)"
-            if error.errno != errno.EADDRINUSE:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 advice = f"set {PREFIX}HOST to an address of this machine, 0.0.0.0 for all of them, or leave it out"
             raise CannotStart(f"cannot listen on {settings.host}:{settings.port}: {reason}; {advice}") from None
         yield listener

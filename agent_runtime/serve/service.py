@@ -24,6 +24,7 @@ from agent_runtime.delivery.cli_check import CliCheck
 from agent_runtime.delivery.delivery import RELAY, Deliveries, FileDelivery
 from agent_runtime.delivery.private_files import owner_of, short_directory
 from agent_runtime.delivery.reload_results import BackgroundReloadChecker, ReloadResults
+from agent_runtime.errors import SpawnFailed
 from agent_runtime.model.state import StopReason
 from agent_runtime.notifier import Notifier
 from agent_runtime.process.containment.registry import new_mark
@@ -176,6 +177,11 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
     with contextlib.ExitStack() as held:
         ledger = GenerationLedger(data_dir)
         cli = CliCheck(settings.claude, environ.get("PATH"))
+        try:
+            cli.require()
+        except SpawnFailed as error:
+            searched = "" if "/" in settings.claude[0] else f"; it was looked for on PATH={environ.get('PATH')}"
+            log.error("no execution can start: %s%s", error, searched)
         reload_checker = BackgroundReloadChecker(
             bootstrap.containment.spawner,
             settings.claude,
@@ -231,9 +237,10 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
         secret.start()
         if secret.status.generation is None:
             log.warning(
-                "no token yet: %s; it is expected at %s, and agent-runtime doctor says more",
+                "no token yet: %s; it is expected at %s%s, and agent-runtime doctor says more",
                 secret.status.error,
                 settings.token_file,
+                "" if settings.token_file.parent.exists() else ", whose directory does not exist",
             )
         held.callback(secret.stop)
         start.go_on()

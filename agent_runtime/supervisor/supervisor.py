@@ -23,6 +23,7 @@ from agent_runtime.errors import (
     TokenLimited,
     TokenUnpaid,
     TokenUnusable,
+    plain_detail,
 )
 from agent_runtime.evidence.verdict import Verdict
 from agent_runtime.execution.attempt_data import AttemptContext
@@ -340,7 +341,7 @@ class Supervisor:
         try:
             self._cli.require()
         except SpawnFailed as error:
-            return "no_cli", str(error)
+            return "no_cli", plain_detail(ErrorClass.SPAWN, str(error))
         return None
 
     @property

@@ -80,7 +80,7 @@ def test_k7_what_the_kernel_will_not_start_is_known_by_its_first_bytes(tmp_path:
     path = program(tmp_path, content)
 
     assert says in (unfit((str(path),), PATH) or "")
-    with pytest.raises(SpawnFailed, match="the CLI cannot start"):
+    with pytest.raises(SpawnFailed, match="cannot start"):
         CliCheck((str(path),), PATH).require()
 
 

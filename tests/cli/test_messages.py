@@ -1,0 +1,156 @@
+"""What a person is told who typed something wrong: the word, what was probably meant, and never a secret."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_runtime.cli.main import main
+from agent_runtime.errors import SettingsInvalid
+from agent_runtime.setting_slips import did_you_mean
+from agent_runtime.settings import GROUPS, SETTINGS, load
+from tests.support.supervised import supervised
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SECRET = "sk-ant-oat01-of-these-tests-0123456789"
+NOBODY = "http://127.0.0.1:9"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["srve"], "not 'srve' (did you mean serve?)"),
+        (["token", "putt", "x"], "not 'putt' (did you mean put?)"),
+        (["serve", "--tokn-file=x"], "unknown: --tokn-file (did you mean --token-file?)"),
+        (["status", "--jsno", "--limt", "3"], "--jsno (did you mean --json?), --limt (did you mean --limit?)"),
+        (["run", "x", "--quux"], "unknown: --quux\n"),
+        (["run", "-fix"], "behind --"),
+        (["run", "--", "-fix", "--url", NOBODY], "flags before --"),
+        (["run", "fix", "the", "tests"], "words too many: 2; put what holds blanks in quotes"),
+        (["run", "x", "--max-turns", "1.5"], "must be a whole number, not '1.5'"),
+        (["drain", "--timeout", "nan"], "must be a number of seconds, not 'nan'"),
+        (["run", "x", "--timeout", "-1"], "must be a number of seconds, not '-1'"),
+    ],
+)
+def test_a_wrong_command_line_names_the_word_and_what_was_meant(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["token", "put", "x", SECRET],
+        [SECRET],
+        ["run", "x", "--max-turns", SECRET],
+        ["run", "x", "--timeout", SECRET],
+        ["serve", "--port", SECRET],
+        ["serve", "--events-url", "http://user:pass0word@host/"],
+        ["status", "--url", "ftp://user:pass0word@host/"],
+        ["healthcheck", "--url", "http://user:pass0word@127.0.0.1:9"],
+        ["status", "--url", "http://user:pass0word@127.0.0.1:9"],
+    ],
+)
+def test_what_may_be_a_secret_is_not_repeated(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code: object = main(words)
+    except SystemExit as ended:
+        code = ended.code
+    err = capsys.readouterr().err
+
+    assert code != 0
+    assert SECRET not in err
+    assert "pass0word" not in err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("PORT", "80a", "AGENT_RUNTIME_PORT: must be a whole number, not '80a'"),
+        ("SLOTS", "0", "AGENT_RUNTIME_SLOTS: must be from 1 to 1024, not '0'"),
+        ("PROBE", "always", "before_dispatch, not 'always'"),
+        ("PORT", SECRET, "must be a whole number"),
+        ("EVENTS_URL", "http://a:pass0word@b", "without a user name"),
+    ],
+)
+def test_a_bad_setting_says_the_value_that_was_given(name: str, value: str, says: str) -> None:
+    with pytest.raises(SettingsInvalid) as raised:
+        load({f"AGENT_RUNTIME_{name}": value})
+
+    assert str(raised.value).endswith(says)
+    assert not any(secret in str(raised.value) for secret in (SECRET, "pass0word"))
+
+
+def test_each_setting_stands_under_a_heading() -> None:
+    names = [setting.name for setting in SETTINGS]
+
+    assert next(iter(GROUPS)) == names[0]
+    assert [name for name in names if name in GROUPS] == list(GROUPS)
+
+
+def test_nothing_is_suggested_where_nothing_is_near() -> None:
+    assert did_you_mean("colour", ["message", "model"]) == ""
+    assert did_you_mean("timeout", ["timeout_seconds"]) == " (did you mean timeout_seconds?)"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["status"], ["drain"], ["run", "x", "--patience", "0"], ["token", "wait", "--fingerprint", "0" * 12]],
+    ids=lambda words: words[0],
+)
+def test_who_reaches_nobody_is_told_the_address_and_what_to_do(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--url", NOBODY]) == 75
+    err = capsys.readouterr().err
+
+    assert f"the supervisor at {NOBODY} cannot be reached: nothing listens there; start it (agent-runtime serve)" in err
+
+
+def test_a_task_of_blanks_is_not_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", " \n", "--url", NOBODY]) == 2
+    assert "PROMPT is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["serve --help", "token show /nowhere/token", "--version"])
+def test_a_reader_that_goes_away_ends_a_command_quietly(words: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "agent_runtime", *words.split()],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    os.close(writing)
+
+    assert done.returncode in (0, 141)  # argparse takes no notice where it prints a help
+    assert done.stderr == ""
+
+
+def test_a_cli_that_is_not_there_is_an_error_at_the_start_and_named_by_readyz(tmp_path: Path) -> None:
+    (tmp_path / "oauth-claude").write_text("not executable")
+    environment = {"AGENT_RUNTIME_TOKN_FILE": "x", "AGENT_RUNTIME_SLOT": "3"}
+    with supervised(tmp_path, claude=str(tmp_path / "oauth-claude"), environment=environment) as running:
+        answer = running.client.get("/readyz")
+        log = running.log.read_text()
+
+    assert (answer.status_code, answer.json()["reason"]) == (503, "no_cli")
+    assert "claude is not executable; set AGENT_RUNTIME_CLAUDE" in answer.json()["detail"]
+    assert "oauth" not in answer.json()["detail"]
+    assert f"no execution can start: the CLI {tmp_path}/oauth-claude is not executable" in log
+    assert "AGENT_RUNTIME_TOKN_FILE is no setting and does nothing (did you mean AGENT_RUNTIME_TOKEN_FILE?)" in log
+    assert "AGENT_RUNTIME_SLOT is no setting and does nothing (did you mean AGENT_RUNTIME_SLOTS?)" in log
