@@ -7,7 +7,7 @@ Pure: no I/O and no clock; a pause is a number of seconds beside the bytes that 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -40,20 +40,24 @@ class Message:
     Attributes:
         unique: No other answer of this server has it.
         position: How many tools of the script came before; None: the result of a tool must not move the script on.
+        on_usage: Called with each count of tokens when it is sent.
     """
 
     reply: Text | Tool
     model: str
     unique: str
     position: int | None
+    on_usage: Callable[[dict[str, object]], object]
 
     def whole(self) -> bytes:
         """As the answer to a request for no stream."""
         message = self._head(OUTPUT_TOKENS) | {"content": self._content()} | self._ending()
+        self.on_usage(self._usage(OUTPUT_TOKENS))
         return msgspec.json.encode(message)
 
     def stream(self) -> Pieces:
         """As events."""
+        self.on_usage(self._usage(output_tokens=1))
         yield event("message_start", message=self._head(output_tokens=1)), 0.0
         for index, block in enumerate(self._content()):
             if block["type"] == "tool_use":
@@ -65,6 +69,7 @@ class Message:
                 yield from self._text(index, str(block["text"]))
             yield event("content_block_stop", index=index), 0.0
         usage = {"output_tokens": OUTPUT_TOKENS} | self.reply.usage
+        self.on_usage(usage)
         yield event("message_delta", delta=self._ending(), usage=usage), 0.0
         yield event("message_stop"), 0.0
 
@@ -90,8 +95,11 @@ class Message:
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
-            "usage": {"input_tokens": INPUT_TOKENS, "output_tokens": output_tokens} | self.reply.usage,
+            "usage": self._usage(output_tokens),
         }
+
+    def _usage(self, output_tokens: int) -> dict[str, object]:
+        return {"input_tokens": INPUT_TOKENS, "output_tokens": output_tokens} | self.reply.usage
 
     def _ending(self) -> dict[str, object]:
         reply = self.reply

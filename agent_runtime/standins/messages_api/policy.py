@@ -16,7 +16,7 @@ from agent_runtime.model.tokens import Token
 from agent_runtime.standins.messages_api.script import FAULTS, Fail, Reply, Script, Text, Tool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from agent_runtime.standins.messages_api.conversation import Conversation
 
@@ -36,6 +36,7 @@ class SeenRequest:
         aside: The CLI made it for itself, beside the conversation.
         reply: The kind of the reply: "text", "tool", "fail", ...
         status: None: not answered yet, or never.
+        usage: Tokens that the answer said it took, as far as it was sent; by the API's names.
     """
 
     at: float
@@ -50,6 +51,7 @@ class SeenRequest:
     aside: bool = False
     reply: str | None = None
     status: int | None = None
+    usage: Counter[str] = field(default_factory=Counter)
 
     @property
     def fingerprint(self) -> str | None:
@@ -173,6 +175,15 @@ class MessagesApi:
             counts = self._counts.get(_fingerprint(token), TokenCounts())
             return replace(counts, by_status=Counter(counts.by_status))
 
+    def handed_out(self) -> dict[str, Counter[str]]:
+        """Return the tokens by model that the answers to the latest requests said they took, by the API's names."""
+        with self._changed:
+            handed_out: defaultdict[str, Counter[str]] = defaultdict(Counter)
+            for request in self._requests:
+                if request.usage:
+                    handed_out[request.model or ""].update(request.usage)
+            return dict(handed_out)
+
     def wait_for(self, happened: Callable[[MessagesApi], bool], timeout_seconds: float = 30.0) -> None:
         """
         Block until *happened* is true; it is asked at each request and each answer.
@@ -209,6 +220,12 @@ class MessagesApi:
         with self._changed:
             request.status = status
             self._counts[request.fingerprint].by_status[status] += 1
+            self._changed.notify_all()
+
+    def record_usage(self, request: SeenRequest, usage: Mapping[str, object]) -> None:
+        """Record what an answer says that it has taken up to now."""
+        with self._changed:
+            request.usage |= {name: count for name, count in usage.items() if isinstance(count, int)}
             self._changed.notify_all()
 
     def decide(self, fingerprint: str | None, conversation: Conversation, model: str | None = None) -> Reply:

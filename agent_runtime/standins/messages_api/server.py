@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import itertools
 import signal
 import sys
@@ -125,7 +126,8 @@ class _Application:
         position = None if isinstance(reply, Hang | Cut | StreamError) else conversation.position
 
         def body_of(content: Text | Tool) -> bytes | Pieces:
-            message = Message(content, wanted.model, f"{next(self._ids):08d}", position)
+            on_usage = functools.partial(self._api.record_usage, seen)
+            message = Message(content, wanted.model, f"{next(self._ids):08d}", position, on_usage)
             return message.stream() if wanted.stream else message.whole()
 
         return await self._answer(request, seen, reply, body_of)
