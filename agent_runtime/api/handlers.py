@@ -24,12 +24,14 @@ from agent_runtime.errors import (
     InvalidRequest,
 )
 from agent_runtime.model.json_bounds import check_json_bounds
-from agent_runtime.model.records import rfc3339, shown
+from agent_runtime.model.records import epoch_seconds, rfc3339, shown
 from agent_runtime.model.state import Outcome, Phase
 from agent_runtime.model.task import LABEL_NAME, LABEL_VALUE_LENGTH, LABELS
 from agent_runtime.model.task_reading import parse
 from agent_runtime.model.trace_context import trace_context
+from agent_runtime.model.usage import NOTHING, ModelUsage
 from agent_runtime.secret.writer import put_once
+from agent_runtime.store.usage import UsedBy, usage_since
 from agent_runtime.supervisor.archive import StoredResult
 from agent_runtime.web.access import refuse_pages
 from agent_runtime.web.access_log import EXECUTION_ID, TRACE_ID
@@ -174,6 +176,21 @@ def _each_once(request: Request) -> dict[str, str]:
     if len(query := dict(pairs)) < len(pairs):
         raise InvalidRequest("the query: each parameter may be given once")
     return query
+
+
+async def get_usage(api: Api, request: Request) -> bodies.UsageReport:
+    """Add up what the kept executions have used of the models: cost, tokens and turns."""
+    query = _each_once(request)
+    by, since = query.get("by", UsedBy.SUBSCRIPTION), query.get("since")
+    if by not in set(UsedBy):
+        raise InvalidRequest(f"by: must be one of {', '.join(UsedBy)}")
+    at = None if since is None else epoch_seconds(since)
+    if since is not None and at is None:
+        raise InvalidRequest("since: must be an RFC 3339 time with its offset, or seconds since the epoch")
+    found = await asyncio.to_thread(usage_since, api.supervisor.archive.records, at or 0.0, UsedBy(by))
+    rows = [bodies.NamedUsage(name=name, **msgspec.structs.asdict(usage)) for name, usage in found.items()]
+    total = functools.reduce(ModelUsage.plus, found.values(), NOTHING)
+    return bodies.UsageReport(by=UsedBy(by), since=_time(at), total=total, usage=rows)
 
 
 async def list_running(api: Api, request: Request) -> bodies.RunningExecutions:

@@ -86,6 +86,18 @@ ROUTES: tuple[Operation, ...] = (
     ),
     Operation(
         "GET",
+        "/api/usage",
+        handlers.get_usage,
+        "getUsage",
+        "executions",
+        answers={200: (bodies.UsageReport,)},
+        errors=(ErrorClass.STORAGE,),
+        parameters=("since", "by"),
+        more="What an attempt has used while it had a token counts for the subscription that came with it. "
+        "`AGENT_RUNTIME_RETAIN_AGE` and `AGENT_RUNTIME_RETAIN_BYTES` say for how long.",
+    ),
+    Operation(
+        "GET",
         "/api/executions/running",
         handlers.list_running,
         "listRunning",

@@ -12,9 +12,11 @@ Source: frames of Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from agent_runtime.model.usage import ModelUsage, amount, count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,12 +67,22 @@ class ContentBlock(msgspec.Struct, frozen=True, gc=False):
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Token counts of one API message."""
+    """Token counts of one API message, or of a turn; what is no count is read as 0."""
 
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
+    input_tokens: Any = None
+    output_tokens: Any = None
+    cache_creation_input_tokens: Any = None
+    cache_read_input_tokens: Any = None
+
+    @property
+    def counts(self) -> ModelUsage:
+        """The counts by the package's own names."""
+        return ModelUsage(
+            input_tokens=count(self.input_tokens),
+            output_tokens=count(self.output_tokens),
+            cache_creation_tokens=count(self.cache_creation_input_tokens),
+            cache_read_tokens=count(self.cache_read_input_tokens),
+        )
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -94,10 +106,26 @@ class Message(msgspec.Struct, frozen=True, gc=False):
         return self.content if isinstance(self.content, list) else []
 
 
-class ModelUsage(msgspec.Struct, frozen=True, rename="camel", gc=False):
-    """The entry of one model in a ``result`` frame."""
+class ReportedUsage(msgspec.Struct, frozen=True, rename="camel", gc=False):
+    """The entry of one model in a ``result`` frame, or in what the CLI keeps of a session; likewise."""
 
-    context_window: int | None = None
+    input_tokens: Any = None
+    output_tokens: Any = None
+    cache_creation_input_tokens: Any = None
+    cache_read_input_tokens: Any = None
+    cost_usd: Any = msgspec.field(default=None, name="costUSD")
+    context_window: Any = None
+
+    @property
+    def usage(self) -> ModelUsage:
+        """What was used, by the package's own names."""
+        return ModelUsage(
+            cost_usd=amount(self.cost_usd),
+            input_tokens=count(self.input_tokens),
+            output_tokens=count(self.output_tokens),
+            cache_creation_tokens=count(self.cache_creation_input_tokens),
+            cache_read_tokens=count(self.cache_read_input_tokens),
+        )
 
 
 class RateLimitInfo(msgspec.Struct, frozen=True, rename="camel", gc=False):
@@ -193,7 +221,8 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     terminal_reason: str | None = None
     origin: Origin | None = None
     total_cost_usd: float | None = None
-    model_usage: dict[str, ModelUsage] | None = msgspec.field(default=None, name="modelUsage")
+    usage: Usage | None = None
+    model_usage: dict[str, ReportedUsage | None] | None = msgspec.field(default=None, name="modelUsage")
     # rate_limit_event
     rate_limit_info: RateLimitInfo | None = None
     # system/background_tasks_changed
@@ -264,6 +293,8 @@ class _Delta(msgspec.Struct, gc=False):
 class _Event(msgspec.Struct, gc=False):
     type: str = ""
     delta: _Delta | None = None
+    message: Message | None = None
+    usage: Usage | None = None
 
 
 class Partial(msgspec.Struct, gc=False):

@@ -2,41 +2,216 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from agent_runtime.claude.frames import SYNTHETIC_MODEL, CompactMetadata
 from agent_runtime.claude.run_answer import RunAnswer, Stage
 from agent_runtime.model.records import COMPACT_EVENTS_KEPT, LONG_CONTEXT_MARK, LONG_CONTEXT_WINDOW, CompactEvent
+from agent_runtime.model.usage import (
+    MOST_NAMES,
+    NOTHING,
+    OTHER,
+    AttemptUsage,
+    ModelUsage,
+    UsageByModel,
+    added,
+    amount,
+    count,
+    subtracted,
+    total_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent_runtime.claude.frames import Frame, ModelUsage, Usage
+    from agent_runtime.claude.frames import Frame, Message, Partial, ReportedUsage, Usage
     from agent_runtime.claude.run_answer import Result
 
 _MOST_HOOKS = 100
+_MOST_MESSAGES = 256
+"""How many messages may be under way at once, of the run's own and of its sub-agents."""
+_LONGEST_NAME = 128
+_UNKNOWN_MODEL = "unknown"
+
+
+class SessionCost(msgspec.Struct, frozen=True):
+    """
+    What the CLI has counted of a session up to now, over all its processes.
+
+    Attributes:
+        is_known: False: it may have counted something.
+    """
+
+    cost_usd: float = 0.0
+    by_model: UsageByModel = msgspec.field(default_factory=dict)
+    is_known: bool = True
+
+
+class UsageCounter:
+    """
+    Count what one attempt uses of the models.
+
+    The ``modelUsage`` of the last ``result`` has everything but the request by which old versions ask for their quota.
+    What came after it is counted from the frames; so is all of an attempt without a ``result``. The ``usage`` of
+    ``result`` has only the turn's own requests, without sub-agents and summaries, so it counts where there is no
+    ``modelUsage``.
+
+    A message is printed as one frame for each of its blocks, with the same id and a preliminary count of its output;
+    the final one is in its last partial message.
+
+    Since 2.1.330 a resumed process goes on counting where the last one of its session had written down what it had
+    counted (``cost-state``); earlier versions, up to 2.1.197, begin at 0.
+
+    Source: Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330 and 2.1.332, measured against the stand-in.
+    """
+
+    def __init__(self, clean: Callable[[str], str]) -> None:
+        self._clean = clean
+        self._names: dict[str, str] = {}
+        self._before = SessionCost()
+        self._messages: dict[str, tuple[str, ModelUsage]] = {}
+        self._last_id: str | None = None
+        self._own_model: str | None = None
+        self._all: UsageByModel = {}
+        self._since_result: UsageByModel = {}
+        self._own = NOTHING
+        self._own_reported = NOTHING
+        self._reported: UsageByModel | None = None
+        self._cost_usd = 0.0
+        self._num_turns = 0
+        self._own_messages = 0
+        self._number = 0
+        self._has_sub_agents = self._is_told = False
+        self._duration_ms: float | None = None
+        self._context_tokens = 0
+        self._last_result: Frame | None = None
+        self._so_far: AttemptUsage | None = None
+
+    def go_on_from(self, before: SessionCost) -> None:
+        """Learn what the CLI has counted of the session before this attempt."""
+        self._before = SessionCost(before.cost_usd, self._named(before.by_model), before.is_known)
+
+    @property
+    def so_far(self) -> AttemptUsage:
+        """The usage up to now; the same object as long as nothing changes."""
+        self._so_far = self._so_far or self._summary()
+        return self._so_far
+
+    def add_message(self, message: Message, *, is_own: bool) -> None:
+        """Count a message of the model, or a block of it; *is_own*: not a sub-agent's."""
+        model = self._name(message.model or self._own_model or _UNKNOWN_MODEL)
+        self._number += 1
+        key = message.id or f"without id: {self._number}"
+        _, counted = self._messages.get(key, (model, NOTHING))
+        if is_own:
+            self._own_messages += key not in self._messages
+            self._own_model, self._last_id = model, key
+        self._has_sub_agents |= not is_own
+        self._messages[key] = (model, counted)
+        if len(self._messages) > _MOST_MESSAGES:
+            del self._messages[next(iter(self._messages))]
+        if message.usage is not None:
+            self._count(key, message.usage, is_own=is_own)
+
+    def add_to_last(self, usage: Usage) -> None:
+        """Count what the end of the last own message says of it."""
+        if self._last_id in self._messages:
+            self._count(self._last_id, usage, is_own=True)
+
+    def add_result(self, frame: Frame) -> None:
+        """Count a ``result``; one that is printed twice counts once."""
+        if frame == self._last_result:
+            return
+        self._last_result, self._so_far = frame, None
+        entries = (frame.model_usage or {}).items()
+        reported = self._named({name: one.usage for name, one in entries if one is not None})
+        cost_usd = amount(frame.total_cost_usd) if self._before.is_known else 0.0
+        if total_of(reported) and self._before.is_known:
+            self._reported = self._without_earlier(reported)
+            if self._reported is not reported:
+                cost_usd -= self._before.cost_usd
+            self._since_result, self._is_told = {}, True
+        elif frame.usage is not None:
+            self._is_told = self._before.is_known
+            self._own_reported = self._own_reported.highest(frame.usage.counts)
+        self._cost_usd = max(self._cost_usd, cost_usd)
+        self._num_turns += self._own_messages if frame.num_turns is None else count(frame.num_turns)
+        self._own_messages = 0
+        self._duration_ms = (self._duration_ms or 0.0) + amount(frame.duration_ms)
+
+    def _count(self, key: str, usage: Usage, *, is_own: bool) -> None:
+        model, counted = self._messages[key]
+        now = counted.highest(usage.counts)
+        if now == counted:
+            return
+        self._messages[key] = (model, now)
+        more = {model: now.minus(counted)}
+        self._all, self._since_result = added(self._all, more), added(self._since_result, more)
+        if is_own:
+            self._own = self._own.plus(more[model])
+            self._context_tokens = now.context_tokens or self._context_tokens
+        self._so_far = None
+
+    def _without_earlier(self, reported: UsageByModel) -> UsageByModel:
+        """
+        Subtract what was counted before this attempt, where the CLI has gone on counting from there.
+
+        A version that begins at 0 can resume the session of one that does not: what is nearer to the frames is true.
+        """
+        before = self._before.by_model
+        if not all(reported.get(name, NOTHING).covers(usage) for name, usage in before.items()):
+            return reported
+        rest = subtracted(reported, before)
+        seen, with_earlier, without = (total_of(one).context_tokens for one in (self._all, reported, rest))
+        return rest if abs(without - seen) <= abs(with_earlier - seen) else reported
+
+    def _summary(self) -> AttemptUsage:
+        own_model = self._own_model or _UNKNOWN_MODEL
+        if own_model not in (reported := self._reported or {}):
+            own_model = next((name for name in reported if name.startswith(own_model)), own_model)
+        if self._reported is not None:
+            by_model = added(self._reported, self._since_result)
+        else:
+            by_model = added(self._all, {own_model: self._own_reported.minus(self._own)})
+        cost_usd = max(0.0, self._cost_usd - total_of(by_model).cost_usd)
+        rest = ModelUsage(cost_usd=cost_usd, num_turns=self._num_turns + self._own_messages)
+        from_frames = self._has_sub_agents if self._reported is None else bool(self._since_result)
+        return AttemptUsage(
+            by_model={name: usage for name, usage in added(by_model, {own_model: rest}).items() if usage},
+            context_tokens=self._context_tokens,
+            duration_ms=self._duration_ms,
+            is_estimated=from_frames or not self._is_told,
+        )
+
+    def _named(self, by_model: UsageByModel) -> UsageByModel:
+        return reduce(added, ({self._name(name): usage} for name, usage in by_model.items()), {})
+
+    def _name(self, model: str) -> str:
+        if model not in self._names:
+            if len(self._names) >= MOST_NAMES:
+                return OTHER
+            self._names[model] = self._clean(model)[:_LONGEST_NAME]
+        return self._names[model]
 
 
 class RunStats:
     """
     The statistics of one attempt; it takes every frame in order, and its size does not grow with their number.
 
-    Token counts are those of the last assistant frame, because the ``usage`` of ``result`` is cumulative. Cost and
-    context window come from ``result``.
-
-    Source: anthropics/claude-code issues on ``result.usage``; frames under ``tests/recorded/``.
+    Args:
+        clean: Applied to the names of models.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clean: Callable[[str], str] = str) -> None:
         self.session_id: str | None = None
         self.cli_version: str | None = None
         self.permission_mode: str | None = None
         self.model_name: str | None = None
-        self.usage: Usage | None = None
+        self.usage = UsageCounter(clean)
         self.context_window: int | None = None
-        self.cost_usd: float | None = None
-        self.duration_ms: float | None = None
-        self.num_turns: int | None = None
         self.tool_count = 0
         self.tool_results = 0
         self.compact_events: list[CompactEvent] = []
@@ -104,6 +279,17 @@ class RunStats:
         elif frame.type == "result":
             self._result(frame)
 
+    def add_partial(self, partial: Partial | None) -> None:
+        """Count a partial message; None: one that neither begins nor ends a message."""
+        self.answer.partial(partial)
+        if partial is None or partial.parent_tool_use_id is not None:
+            return
+        event = partial.event
+        if event.type == "message_start" and event.message is not None:
+            self.usage.add_message(event.message, is_own=True)
+        elif event.usage is not None:
+            self.usage.add_to_last(event.usage)
+
     def redact(self, redact: Callable[[str], str]) -> None:
         """Apply *redact* to every text from a frame that will be shown."""
 
@@ -152,22 +338,21 @@ class RunStats:
                 self.tool_count += 1
                 if block.id:
                     self._open_tools.add(block.id)
-        if frame.parent_tool_use_id is None:
+        is_own = frame.parent_tool_use_id is None
+        self.usage.add_message(message, is_own=is_own)
+        if is_own:
             self.model_name = message.model or self.model_name
-            self.usage = message.usage or self.usage
 
     def _result(self, frame: Frame) -> None:
         self.answer.add_result(frame)
         self._open_tools.clear()
-        self.num_turns = frame.num_turns if frame.num_turns is not None else self.num_turns
-        self.duration_ms = frame.duration_ms if frame.duration_ms is not None else self.duration_ms
-        self.cost_usd = frame.total_cost_usd if frame.total_cost_usd is not None else self.cost_usd
+        self.usage.add_result(frame)
         self.context_window = _window_of(frame.model_usage or {}, self.model_name) or self.context_window
 
 
-def _window_of(usage: dict[str, ModelUsage], model: str | None) -> int | None:
+def _window_of(usage: dict[str, ReportedUsage | None], model: str | None) -> int | None:
     """Return the context window of the model that answered; other models may have done side work."""
-    windows = {name: one.context_window for name, one in usage.items() if one.context_window}
+    windows = {name: window for name, one in usage.items() if one and (window := count(one.context_window))}
     own = [window for name, window in windows.items() if model is not None and name.startswith(model)]
     return max(own or windows.values(), default=None)
 

@@ -27,6 +27,7 @@ from agent_runtime.model.records import EvidenceRecord
 from agent_runtime.model.state import StopReason
 from agent_runtime.process.child import NotSpawned, SpawnReason
 from agent_runtime.process.pipes import Pipes
+from agent_runtime.store.session_cost import session_cost
 from agent_runtime.store.workspaces import not_entered
 from agent_runtime.telemetry.live_text import LiveTextWriter
 
@@ -89,6 +90,8 @@ class Attempt:
         self._signalled_at: float | None = None
         self._background_ended = False
         self._hook: str | None = None
+        self.usage = self._output.run_stats.usage.so_far
+        """What it has used up to now; replaced, never changed, so that any thread may read it."""
         self._evidence: Detection | None = None
         self._evidence_record: EvidenceRecord | None = None
         self._sweep: SweepReport | None = None
@@ -140,7 +143,10 @@ class Attempt:
     # -- the start
 
     def _start(self) -> bool:
-        command = self._launch.command()
+        command, session = self._launch.command(), self._spec.session
+        if session.resumes:
+            before = session_cost(self._context.settings.config_dir, session.session_id)
+            self._output.run_stats.usage.go_on_from(before)
         if self._stop.reason is not None:
             return False
         # A stop that is requested during the spawn has woken the poll loop before its first turn.
@@ -225,7 +231,8 @@ class Attempt:
             return
         has_grown = output.stdout(lines, read_at)
         self._deadlines.stage_seen(output.run_stats.stage, output.run_stats.open_tools, read_at)
-        if has_grown:
+        usage, self.usage = self.usage, output.run_stats.usage.so_far
+        if has_grown or usage is not self.usage:
             self._publish(Progress())
 
     def _sign_seen(self, sign: Sign, read_at: float) -> None:

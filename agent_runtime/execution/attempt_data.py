@@ -91,7 +91,7 @@ class Spawned(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """The transcript has grown."""
+    """The transcript has grown, or more was used."""
 
 
 class Stopping(msgspec.Struct, frozen=True):

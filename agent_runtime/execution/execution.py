@@ -13,7 +13,7 @@ import msgspec
 from agent_runtime.claude.slash_commands import has_text_behind
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed, TokenLimited, plain_detail
 from agent_runtime.evidence.verdict import Verdict, limit_sentence, verdict
-from agent_runtime.execution.attempt_data import Answered, Reached, Spawned, Stopping
+from agent_runtime.execution.attempt_data import Answered, Progress, Reached, Spawned, Stopping
 from agent_runtime.model.records import Usage
 from agent_runtime.model.state import Event, Outcome, Phase, StopReason
 from agent_runtime.notifier import Notifier
@@ -29,12 +29,16 @@ if TYPE_CHECKING:
     from agent_runtime.execution.record_writer import RecordWriter
     from agent_runtime.model.records import Answer, ExecutionRecord
     from agent_runtime.model.task import Task
+    from agent_runtime.model.usage import AttemptUsage
     from agent_runtime.secret.generations import Generation
     from agent_runtime.store.transcripts import TranscriptStore
     from agent_runtime.telemetry.counters import Counts
     from agent_runtime.telemetry.events import EventLog, Value
 
 log = logging.getLogger(__name__)
+
+USAGE_SAVED_AFTER_SECONDS = 0.1
+"""So that many messages in a moment cost one write of the record."""
 
 
 class ExecutionContext(msgspec.Struct, frozen=True):
@@ -103,6 +107,8 @@ class Execution:
         """When its time is over, monotonic seconds."""
         self._attempt: Attempt | None = None
         self._is_announced = False
+        self._used: AttemptUsage | None = None
+        self._saving: asyncio.TimerHandle | None = None
         self._finished = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -231,7 +237,10 @@ class Execution:
             log.info(
                 "attempt spawned: pid=%d fingerprint=%s", event.pid, fingerprint, extra={**extra, "generation": number}
             )
+        elif isinstance(event, Progress):
+            self._note_usage()
         elif isinstance(event, Reached):
+            self._note_usage()
             self.writer.token_reached(event)
             self.save()
         elif isinstance(event, Answered):
@@ -251,7 +260,13 @@ class Execution:
         """Add an attempt's report to the record and the counts; return how the attempt ended."""
         counts = self._context.counts
         self.shim_pid, self.usage = None, Usage()
+        if self._saving is not None:
+            self._saving.cancel()
+            self._saving = None
         self.writer.attempt_ended(report, session)
+        if report.pid is not None:
+            for token in self.record.attempts[-1].tokens:
+                counts.used(token.subscription, token.usage_by_model)
         self.result_text = report.run_stats.answer_text
         self.result_line = report.result_line or self.result_line
         if report.cpu_seconds is not None:
@@ -276,6 +291,19 @@ class Execution:
         final = verdict(report.ending)
         self._context.cli.ended(report.ending, final)
         return final
+
+    def _note_usage(self) -> None:
+        """Record what the running attempt has used, so that it is known also where this supervisor dies."""
+        if self._attempt is None or self._attempt.usage is self._used:
+            return
+        self._used = self._attempt.usage
+        self.writer.used(self._used)
+        if self._saving is None:
+            self._saving = asyncio.get_running_loop().call_later(USAGE_SAVED_AFTER_SECONDS, self._save_usage)
+
+    def _save_usage(self) -> None:
+        self._saving = None
+        self.save()
 
     def is_swallowed(self, report: AttemptReport) -> bool:
         """Whether the CLI took the message for a command of its own and answered it without its remaining text."""

@@ -83,7 +83,7 @@ class ChildOutput:
         on_error: Callable[[Detection, bytes, float], None],
         on_sign: Callable[[Sign, float], None],
     ) -> None:
-        self.run_stats = RunStats()
+        self.run_stats = RunStats(redactor.redact_text)
         self.last_error: Detection | None = None
         self.result_line: int | None = None
         self.unknown_session = False
@@ -212,7 +212,7 @@ class ChildOutput:
 
     def _partial(self, line: bytes, read_at: float) -> None:
         partial = decode_partial(line)
-        self.run_stats.answer.partial(partial)
+        self.run_stats.add_partial(partial)
         self._model_seen(read_at, begins=partial is not None and partial.event.type == "message_start")
 
     def _model_seen(self, read_at: float, *, begins: bool) -> None:

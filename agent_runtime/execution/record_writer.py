@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import uuid
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from agent_runtime.claude.slash_commands import would_change_something
 from agent_runtime.errors import ErrorClass
@@ -19,18 +20,15 @@ from agent_runtime.model.records import (
     context_window_of,
 )
 from agent_runtime.model.state import Event, Outcome, StopReason, transition
+from agent_runtime.model.usage import ModelUsage, added, subtracted, total_of
 
 if TYPE_CHECKING:
     from agent_runtime.claude.invocation import Session
     from agent_runtime.execution.attempt_data import AttemptReport, Reached, Spawned
     from agent_runtime.model.task import Task
+    from agent_runtime.model.usage import AttemptUsage, UsageByModel
     from agent_runtime.secret.generations import Generation
     from agent_runtime.settings import Settings
-
-HIGHEST_COUNT = 2**53
-"""Above this a JSON number is not exact everywhere (RFC 8259, 6)."""
-
-N = TypeVar("N", int, float)
 
 
 class RecordWriter:
@@ -44,6 +42,8 @@ class RecordWriter:
         self.record = record
         self._earlier_detail = record.detail
         self._cpu_seconds_before = 0.0
+        self._before = Metadata()
+        self._of_older_tokens: UsageByModel = {}
 
     @classmethod
     def for_task(
@@ -113,11 +113,22 @@ class RecordWriter:
         record, tokens = self.record, [_token_record(event.generation, event.started_at)]
         record.attempts.append(AttemptRecord(pid=event.pid, started_at=event.started_at, tokens=tokens))
         record.started_at = record.started_at or event.started_at
+        self._before, self._of_older_tokens = copy.copy(record.metadata), {}
         self._note_token(event.generation)
         self.happened(Event.SPAWNED)
 
+    def used(self, usage: AttemptUsage) -> None:
+        """Record what the running attempt has used up to now; it may be called with the same any number of times."""
+        metadata, before, total = self.record.metadata, self._before, total_of(usage.by_model)
+        for name in ModelUsage.__struct_fields__:
+            setattr(metadata, name, getattr(before, name) + getattr(total, name))
+        metadata.usage_by_model = added(before.usage_by_model, usage.by_model)
+        metadata.context_tokens = usage.context_tokens or before.context_tokens
+        self.record.attempts[-1].tokens[-1].usage_by_model = subtracted(usage.by_model, self._of_older_tokens)
+
     def token_reached(self, event: Reached) -> None:
         """Record that the running attempt has a newer token."""
+        self._of_older_tokens = added(self._of_older_tokens, self.record.attempts[-1].tokens[-1].usage_by_model)
         self.record.attempts[-1].tokens.append(_token_record(event.generation, event.delivered_at))
         self._note_token(event.generation)
 
@@ -165,11 +176,13 @@ class RecordWriter:
             attempt.ended_at, attempt.evidence, attempt.survivors = report.ended_at, report.evidence, report.survivors
             if report.ending is not None:
                 attempt.exit_code, attempt.stop_reason = report.ending.exit_code, report.ending.stop_reason
+            usage = run_stats.usage.so_far
+            self.used(usage)
+            elapsed_ms = max(0.0, report.ended_at - report.started_at) * 1000
+            record.metadata.duration_ms += elapsed_ms if usage.duration_ms is None else usage.duration_ms
+            record.metadata.estimated |= usage.is_estimated
         metadata = record.metadata
         metadata.attempts = len(record.attempts)
-        metadata.cost_usd += _count(run_stats.cost_usd)
-        metadata.duration_ms += _count(run_stats.duration_ms)
-        metadata.num_turns += _count(run_stats.num_turns)
         metadata.tool_count += run_stats.tool_count
         metadata.model_name = run_stats.model_name or metadata.model_name
         metadata.cli_version = run_stats.cli_version or metadata.cli_version
@@ -178,11 +191,6 @@ class RecordWriter:
         metadata.background_tasks_pending_at_exit = run_stats.background_tasks
         metadata.background_ended = report.background_ended
         metadata.stop_reason = run_stats.answer.stop_reason or metadata.stop_reason
-        if (usage := run_stats.usage) is not None:
-            metadata.input_tokens += _count(usage.input_tokens)
-            metadata.output_tokens += _count(usage.output_tokens)
-            metadata.cache_creation_tokens += _count(usage.cache_creation_input_tokens)
-            metadata.cache_read_tokens += _count(usage.cache_read_input_tokens)
 
     def ended(self, final: Verdict) -> None:
         """Make the record final; a *final* detail that repeats the one before gets no advice to send it again."""
@@ -198,6 +206,7 @@ class RecordWriter:
         for attempt in self.record.attempts:
             if attempt.ended_at is None:
                 attempt.ended_at, attempt.stop_reason = self.record.ended_at, StopReason.SHUTDOWN
+                self.record.metadata.estimated = True
 
     def answer_failed(self) -> None:
         """Record that the answer of an execution that has ended could not be built."""
@@ -216,7 +225,10 @@ class RecordWriter:
 
 def _token_record(generation: Generation, delivered_at: float) -> TokenRecord:
     return TokenRecord(
-        generation=generation.number, fingerprint=generation.token.fingerprint, delivered_at=delivered_at
+        generation=generation.number,
+        fingerprint=generation.token.fingerprint,
+        delivered_at=delivered_at,
+        subscription=generation.subscription,
     )
 
 
@@ -226,8 +238,3 @@ def _uuid_text(text: str | None) -> str | None:
         return None if text is None else str(uuid.UUID(text))
     except ValueError:
         return None
-
-
-def _count(number: N | None) -> N:
-    """Return a number from a frame only if it can be a count: any program can print a frame."""
-    return number if number is not None and 0 <= number <= HIGHEST_COUNT else 0

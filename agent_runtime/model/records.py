@@ -7,6 +7,7 @@ Inside, instants are seconds since the epoch (:data:`Instant`); callers see them
 from __future__ import annotations
 
 import functools
+import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ import msgspec
 
 from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec looks at annotations
 from agent_runtime.model.state import Outcome, Phase, StopReason
+from agent_runtime.model.usage import ModelUsage, total_of
 
 SUCCESS = 200
 
@@ -29,6 +31,11 @@ LONG_CONTEXT_MARK = "[1m]"
 """Source: https://code.claude.com/docs/en/model-config, "Extended context", read 2026-11."""
 
 COMPACT_EVENTS_KEPT = 100
+
+_EPOCH_SECONDS = re.compile(r"[0-9]{1,11}(\.[0-9]{1,9})?", re.ASCII)
+_RFC_3339 = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+ -][0-9]{2}:[0-9]{2})", re.ASCII
+)
 
 
 def context_window_of(model: str | None) -> int:
@@ -72,11 +79,19 @@ class EvidenceRecord(msgspec.Struct, kw_only=True):
 
 
 class TokenRecord(msgspec.Struct, kw_only=True):
-    """A token that reached an attempt, and when."""
+    """
+    A token that reached an attempt, and when.
+
+    Attributes:
+        subscription: As the secret file named it.
+        usage_by_model: What the attempt has used while this was its newest token; its cost counts for the last one.
+    """
 
     generation: int
     fingerprint: str
     delivered_at: Instant
+    subscription: str | None = None
+    usage_by_model: dict[str, ModelUsage] = msgspec.field(default_factory=dict)
 
 
 class Usage(msgspec.Struct, kw_only=True):
@@ -131,6 +146,11 @@ class AttemptRecord(msgspec.Struct, kw_only=True):
     evidence: EvidenceRecord | None = None
     survivors: int = 0
 
+    @property
+    def cost_usd(self) -> float:
+        """What it has cost by its ``result`` frames alone; 0: there was none, or it did not say."""
+        return sum(total_of(token.usage_by_model).cost_usd for token in self.tokens)
+
 
 class CompactEvent(msgspec.Struct, kw_only=True):
     """
@@ -153,9 +173,17 @@ class Metadata(msgspec.Struct, kw_only=True):
     """
     Counts of an execution, and facts about its request and its record.
 
-    Counts begin at 0 and are never null: backends add them up and divide by them.
+    Counts begin at 0 and are never null: backends add them up and divide by them. They are totals of all attempts, and
+    grow while an attempt runs.
 
     Attributes:
+        cost_usd: As the CLI has computed it; nothing for an attempt that ended without a ``result``.
+        duration_ms: How long the attempts took, each as the CLI says, else from its start to its end.
+        input_tokens: Without those written to, or read from, the prompt cache.
+        usage_by_model: The same counts by model, at most 64 and ``other``.
+        context_tokens: Length of the prompt of the last request of the run's own conversation.
+        estimated: Some of it was counted from frames, because an attempt has ended without a ``result``; it is at most
+            what was used, without the cost of that attempt and without requests of which the CLI prints nothing.
         context_window: The model's, in tokens; until the CLI says it, 1000000 for a model whose name says
             ``[1m]``, else 200000.
         session_id: As in the record.
@@ -180,6 +208,9 @@ class Metadata(msgspec.Struct, kw_only=True):
     output_tokens: int = 0
     cache_creation_tokens: int = 0
     cache_read_tokens: int = 0
+    usage_by_model: dict[str, ModelUsage] = msgspec.field(default_factory=dict)
+    context_tokens: int = 0
+    estimated: bool = False
     context_window: int = CONTEXT_WINDOW
     session_id: str | None = None
     compact_events: list[CompactEvent] = msgspec.field(default_factory=list)
@@ -196,6 +227,11 @@ class Metadata(msgspec.Struct, kw_only=True):
     cli_version: str | None = None
     ignored_fields: list[str] = msgspec.field(default_factory=list)
     retained: bool = True
+
+    @property
+    def totals(self) -> dict[str, float]:
+        """The counts of what was used, by name, and whether they are estimated."""
+        return {name: getattr(self, name) for name in (*ModelUsage.__struct_fields__, "duration_ms", "estimated")}
 
 
 class ExecutionRecord(msgspec.Struct, kw_only=True):
@@ -288,6 +324,18 @@ def rfc3339(seconds: float) -> str:
     """Write an instant as RFC 3339 in UTC, to the millisecond."""
     whole, microseconds = divmod(round(seconds * 1e6), 1_000_000)
     return f"{_second(whole)}.{microseconds // 1000:03}Z"
+
+
+def epoch_seconds(text: str) -> float | None:
+    """Read an instant that is RFC 3339 or a number of seconds since the epoch; None: it is neither."""
+    if _EPOCH_SECONDS.fullmatch(text):
+        return float(text)
+    try:
+        # The plus of an offset that was not quoted in a URL has become a blank.
+        at = datetime.fromisoformat(text.upper().replace(" ", "+")) if _RFC_3339.fullmatch(text) else None
+        return None if at is None else max(0.0, at.timestamp())
+    except (ValueError, OverflowError):
+        return None
 
 
 @functools.lru_cache(maxsize=1024)

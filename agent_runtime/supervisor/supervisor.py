@@ -270,7 +270,8 @@ class Supervisor:
         self.sessions.release(execution.execution_id)
         record = execution.record
         self.consecutive_failures = self.consecutive_failures + 1 if record.outcome is Outcome.FAILED else 0
-        execution.publish("execution.finished", outcome=record.outcome, error_class=record.error_class)
+        end = {"outcome": record.outcome, "error_class": record.error_class, **record.metadata.totals}
+        execution.publish("execution.finished", **end)
         self.slots.grant()
         self.changed.notify()
 

@@ -17,11 +17,13 @@ import prometheus_client
 from agent_runtime.errors import AdmissionError, ErrorClass
 from agent_runtime.evidence.rules import RULES
 from agent_runtime.model.state import Outcome, StopReason
+from agent_runtime.model.usage import MOST_NAMES, OTHER
 from agent_runtime.secret.content import SecretFault
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from agent_runtime.model.usage import UsageByModel
     from agent_runtime.secret.generations import Generation
 
 PREFIX = "agent_runtime_"
@@ -63,6 +65,9 @@ def _label(value: object) -> str | None:
     return None if value is None else str(value)
 
 
+_USERS = ("subscription", "model")
+_TOKENS = ("input_tokens", "output_tokens", "cache_creation_tokens", "cache_read_tokens")
+
 COUNTERS: dict[str, Counter] = {
     "executions_admitted": Counter("Executions that were admitted."),
     "executions_finished": Counter(
@@ -91,6 +96,9 @@ COUNTERS: dict[str, Counter] = {
         ("rule",),
         _each(rule.id for rule in RULES if rule.is_evidence),
     ),
+    "usage_cost_usd": Counter("What ended attempts have cost, as the CLI has computed it.", _USERS, ()),
+    "usage_tokens": Counter("Tokens that ended attempts have used, by kind.", (*_USERS, "kind"), ()),
+    "usage_turns": Counter("Turns of ended attempts.", _USERS, ()),
     "survivors": Counter("Processes that outlived the end of their attempt."),
     "token_loads": Counter("Generations of the token that were loaded."),
     "token_refusals": Counter("Generations of the token that were found to be refused by the API."),
@@ -166,6 +174,7 @@ class Counts:
             name: prometheus_client.Histogram(PREFIX + name, kind.text, buckets=kind.bounds, registry=self.registry)
             for name, kind in HISTOGRAMS.items()
         }
+        self._users: dict[str, set[str]] = {label: set() for label in _USERS}
         self._newest_answered = 0
         self.last_answered_at: float | None = None
         """When the API last answered a request of a child, epoch seconds."""
@@ -176,6 +185,22 @@ class Counts:
         if COUNTERS[name].labels or labels:
             counter = counter.labels(*(NONE if label is None else str(label) for label in labels))
         counter.inc(by)
+
+    def used(self, subscription: str | None, by_model: UsageByModel) -> None:
+        """Count what an attempt has used; of each label 64 values are told apart, the rest is ``other``."""
+        for model, usage in by_model.items():
+            users = (self._user("subscription", subscription or NONE), self._user("model", model))
+            self.count("usage_cost_usd", *users, by=usage.cost_usd)
+            self.count("usage_turns", *users, by=usage.num_turns)
+            for kind in _TOKENS:
+                self.count("usage_tokens", *users, kind.removesuffix("_tokens"), by=getattr(usage, kind))
+
+    def _user(self, label: str, name: str) -> str:
+        with self._lock:
+            known = self._users[label]
+            if len(known) < MOST_NAMES:
+                known.add(name)
+            return name if name in known else OTHER
 
     def observe(self, name: str, seconds: float) -> None:
         """Record a measured time; one below 0, which two clocks can give, counts as 0."""

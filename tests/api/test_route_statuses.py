@@ -25,6 +25,7 @@ WITH_KEY = {401, 409}
 OF_A_ROUTE: dict[tuple[str, str], set[int]] = {
     ("POST", "/api/task"): {200, 202, 422, 429, 502, 503, 504},
     ("GET", "/api/executions"): {200},
+    ("GET", "/api/usage"): {200},
     ("GET", "/api/executions/running"): {200},
     ("GET", "/api/executions/{id}"): {200, 404},
     ("GET", "/api/executions/{id}/status"): {200, 404},

@@ -473,6 +473,21 @@ def test_an_answer_carries_any_stop_reason_and_usage(reply: Text | Tool, api: Me
     assert ended["usage"]["output_tokens"] == 77
 
 
+def test_the_tokens_it_has_handed_out_are_counted_by_model(api: MessagesApi, client: Client) -> None:
+    usage = {"input_tokens": 7, "cache_read_input_tokens": 3, "service_tier": "standard"}
+    api.default(Text(usage=usage))
+    client.post(OLD, "a", model="big")
+    client.events(OLD, "b", model="big")
+    api.default(Cut(of=Text(usage={"input_tokens": 100}), after_events=2))
+    with contextlib.suppress(httpx.HTTPError):
+        client.events(OLD, "c", model="small")
+    api.default("overloaded")
+    client.post(OLD, "d", model="none")
+
+    big = {"input_tokens": 14, "output_tokens": 10, "cache_read_input_tokens": 6}
+    assert api.handed_out() == {"big": big, "small": {"input_tokens": 100, "output_tokens": 1}}
+
+
 def test_an_empty_text_is_an_answer_without_content(api: MessagesApi, client: Client) -> None:
     api.default(Text(text="", stop_reason="tool_use"))
     assert blocks(client.post(OLD)) == []

@@ -166,7 +166,7 @@ def test_nothing_without_end_and_nothing_secret_is_a_label(eventful: dict[str, A
     end = eventful["at the end"]
     allowed = {
         *("outcome", "error_class", "reason", "rule", "phase", "state", "version", "le", "slot"),
-        *("method", "path", "status"),
+        *("method", "path", "status", "subscription", "model", "kind"),
     }
 
     assert {label for _, labels in end.samples for label, _ in labels} <= allowed

@@ -14,8 +14,10 @@ from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec looks at an
 from agent_runtime.model.records import ExecutionRecord, InstantText, Metadata, Usage  # noqa: TC001 - as above
 from agent_runtime.model.state import Outcome, Phase, TokenState  # noqa: TC001 - as above
 from agent_runtime.model.tokens import TokenKind  # noqa: TC001 - as above
+from agent_runtime.model.usage import ModelUsage
 from agent_runtime.secret.mount import SourceKind  # noqa: TC001 - as above
 from agent_runtime.secret.token_forms import PLAIN_TOKEN
+from agent_runtime.store.usage import UsedBy  # noqa: TC001 - as above
 
 
 class Accepted(msgspec.Struct, kw_only=True):
@@ -35,6 +37,35 @@ class ExecutionPage(msgspec.Struct, kw_only=True):
 
     executions: list[ExecutionRecord]
     next_cursor: str | None
+
+
+class NamedUsage(ModelUsage, frozen=True, kw_only=True):
+    """
+    What was used of one model, or with one subscription.
+
+    Attributes:
+        name: Of the model or the subscription; ``other``: of all that have no place among 64; null: the secret file
+            did not name its subscription.
+    """
+
+    name: str | None
+
+
+class UsageReport(msgspec.Struct, kw_only=True):
+    """
+    What the executions have used whose records are kept.
+
+    Attributes:
+        by: What the rows are of.
+        since: Attempts that ended at this time or later count, and those that run; null: all.
+        total: The sum of the rows.
+        usage: The highest cost first.
+    """
+
+    by: UsedBy
+    since: InstantText | None
+    total: ModelUsage
+    usage: list[NamedUsage]
 
 
 class RunningExecution(msgspec.Struct, kw_only=True):

@@ -9,6 +9,7 @@ import msgspec
 from agent_runtime.model.state import Outcome, Phase
 from agent_runtime.model.task import LABEL_VALUE_LENGTH, LABELS
 from agent_runtime.store.records import CURSOR_PATTERN
+from agent_runtime.store.usage import UsedBy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -78,6 +79,8 @@ _LABELS: dict[str, Any] = {
     "additionalProperties": {"type": "string", "maxLength": LABEL_VALUE_LENGTH},
     "maxProperties": LABELS,
 }
+_BY = {**_TEXT, "enum": list(map(str, UsedBy)), "default": str(UsedBy.SUBSCRIPTION)}
+_SINCE = "RFC 3339, or seconds since the epoch: attempts that ended before it do not count. Without it all count."
 _LIMIT: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": LIST_LIMIT, "default": LIST_DEFAULT}
 _TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -108,6 +111,10 @@ PARAMETERS: dict[str, dict[str, Any]] = {
             "query",
             "`token`: ready whatever the state of the token, for rollouts.",
             {**_TEXT, "enum": ["token"]},
+        ),
+        _parameter("since", "query", _SINCE, _TEXT, example="2026-11-30T00:00:00Z"),
+        _parameter(
+            "by", "query", "What to add up by.", {**_TEXT, "enum": list(map(str, UsedBy)), "default": "subscription"}
         ),
         _parameter("cursor", "query", "`next_cursor` of the page before.", _CURSOR),
     )

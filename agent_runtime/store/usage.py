@@ -1,0 +1,77 @@
+"""What the stored executions have used, by subscription or by model."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.model.usage import MOST_NAMES, NOTHING, OTHER, ModelUsage
+
+if TYPE_CHECKING:
+    from agent_runtime.store.records import RecordStore
+
+MOST_COUNTED = 10_000
+"""How many names are told apart while they are added up."""
+
+
+class UsedBy(StrEnum):
+    """By what usage is added up."""
+
+    SUBSCRIPTION = "subscription"
+    MODEL = "model"
+
+
+class _Token(msgspec.Struct):
+    subscription: str | None = None
+    usage_by_model: dict[str, ModelUsage] = {}
+
+
+class _Attempt(msgspec.Struct):
+    ended_at: float | None = None
+    tokens: list[_Token] = []
+
+
+class _Record(msgspec.Struct):
+    attempts: list[_Attempt] = []
+
+
+_decode = msgspec.json.Decoder(_Record).decode
+
+
+def usage_since(records: RecordStore, since: float, by: UsedBy) -> dict[str | None, ModelUsage]:
+    """
+    Add up what the attempts have used that have ended at *since* (epoch seconds) or later, or not at all.
+
+    Records of versions that did not count by attempt count as nothing.
+
+    Returns:
+        The usage by name, the highest cost first, of at most 64 names; the rest is ``other``, at the end. None is the
+        name of a subscription that the secret file did not name.
+
+    Raises:
+        StoreUnavailable: The disk does not give the records.
+    """
+    found: dict[str | None, ModelUsage] = {}
+    for encoded in records.encoded(since):
+        for attempt in _attempts_in(encoded):
+            if attempt.ended_at is None or attempt.ended_at >= since:
+                for token in attempt.tokens:
+                    for model, usage in token.usage_by_model.items():
+                        name = model if by is UsedBy.MODEL else token.subscription
+                        place = name if name in found or len(found) < MOST_COUNTED else OTHER
+                        found[place] = found.get(place, NOTHING).plus(usage)
+    rest = found.pop(OTHER, NOTHING)
+    ranked = sorted(found, key=lambda name: (-found[name].cost_usd, -found[name].context_tokens, name or ""))
+    for name in ranked[MOST_NAMES:]:
+        rest = rest.plus(found[name])
+    kept: dict[str | None, ModelUsage] = {name: found[name] for name in ranked[:MOST_NAMES]}
+    return kept | ({OTHER: rest} if rest else {})
+
+
+def _attempts_in(encoded: bytes) -> list[_Attempt]:
+    try:
+        return _decode(encoded).attempts
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
