@@ -27,6 +27,7 @@ from agent_runtime.client.answers import (
     Termination,
     TokenReport,
     TokenUse,
+    UsageReport,
 )
 from agent_runtime.client.errors import (
     ApiFailed,
@@ -68,5 +69,6 @@ __all__ = [
     "TokenUse",
     "TurnedAway",
     "Unreachable",
+    "UsageReport",
     "put_token",
 ]

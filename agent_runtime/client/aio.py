@@ -22,6 +22,7 @@ from agent_runtime.secret.writer import put
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+    from datetime import datetime
 
     from agent_runtime.client.sse import StreamEvent
     from agent_runtime.model.task import TaskFields
@@ -236,6 +237,11 @@ class AgentClient:
     async def running(self) -> answers.RunningExecutions:
         """Return the executions that run, wait, or ended lately."""
         return await self._call(answers.RunningExecutions, "GET", "/api/executions/running")
+
+    async def usage(self, *, by: str = "subscription", since: datetime | None = None) -> answers.UsageReport:
+        """Return cost, tokens and turns of kept executions by ``subscription`` or ``model``; *since* has a zone."""
+        given = {"by": by} if since is None else {"by": by, "since": since.isoformat()}
+        return await self._call(answers.UsageReport, "GET", "/api/usage", params=given)
 
     async def token(self) -> answers.TokenReport:
         """Return the token's state; never the token."""

@@ -89,6 +89,12 @@ class ExecutionStatus(_Named, bodies.ExecutionStatus, kw_only=True):
     metadata: Metadata
 
 
+class UsageReport(_Named, bodies.UsageReport, kw_only=True):
+    """What the executions have used whose records are kept."""
+
+    since: datetime | None = None  # type: ignore[assignment]  # as above
+
+
 class Termination(_Named, bodies.Termination, kw_only=True):
     """The end of an execution; nothing of it is left."""
 

@@ -96,6 +96,7 @@ class SyncAgentClient:
     executions = _blocking(AgentClient.executions)
     status = _blocking(AgentClient.status)
     running = _blocking(AgentClient.running)
+    usage = _blocking(AgentClient.usage)
     token = _blocking(AgentClient.token)
     reload_token = _blocking(AgentClient.reload_token)
     drain = _blocking(AgentClient.drain)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from agent_runtime.client import SyncAgentClient
 from agent_runtime.model.usage import ModelUsage
 from agent_runtime.telemetry.counters import Counts
 from tests.support.supervised import OLD, Supervised, eventually, supervised
@@ -136,6 +138,18 @@ def test_parameters_that_mean_nothing_are_refused_by_name(shared: Supervised, qu
 
     assert (response.status_code, response.json()["error_class"]) == (400, "invalid_request")
     assert response.json()["detail"].startswith(f"{name}: ")
+
+
+def test_the_client_asks_for_it(shared: Supervised) -> None:
+    shared.post({"script": [INIT, result(cost=2.0, dear=(70, 30))]})
+    with SyncAgentClient(shared.url) as client:
+        report = client.usage(by="model", since=datetime.now(UTC) - timedelta(hours=1))
+        later = client.usage(since=datetime.now(UTC) + timedelta(hours=1))
+
+    assert (report.usage[0].name, report.usage[0].input_tokens) == ("dear", 70)
+    assert report.since is not None
+    assert report.since < datetime.now(UTC)
+    assert (later.usage, later.by) == ([], "subscription")
 
 
 def test_a_time_in_the_future_leaves_nothing(shared: Supervised) -> None:
