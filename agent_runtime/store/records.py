@@ -44,9 +44,6 @@ UNSAVED_ANSWER_BYTES = 64 << 20
 UNSAVED_RECORDS = 10_000
 """Number of unwritten records held in memory; the oldest are dropped first."""
 
-PAGE = 200
-"""How many records are read at once where all are wanted, so that a save need not wait for long."""
-
 CURSOR_PATTERN = r"[0-9]{1,12}(\.[0-9]{1,20})?~[A-Za-z0-9_-][A-Za-z0-9._:-]{0,127}"
 """``next_cursor`` of a page: when its last record was created, and its id."""
 
@@ -259,9 +256,7 @@ class RecordStore:
 
     def encoded(self, since: float) -> Iterator[bytes]:
         """
-        Yield the records, as they are stored, of executions that have not ended before *since*.
-
-        They are read page by page: a record that changes meanwhile is read as it was, or as it is.
+        Yield, page by page, the records as they are stored of executions that have not ended before *since*.
 
         Raises:
             StoreUnavailable: The disk does not give them.
@@ -269,12 +264,10 @@ class RecordStore:
         with self._lock:
             held = dict(self._unsaved_records)
         yield from held.values()
-        query = """
-            SELECT rowid, execution_id, record FROM executions
-            WHERE rowid > ? AND (ended_at IS NULL OR ended_at >= ?) ORDER BY rowid LIMIT ?
-            """
-        after = -1
-        while page := self._rows(query, after, since, PAGE):
+        columns, after = "rowid, execution_id, record", -1
+        where = "rowid > ? AND (ended_at IS NULL OR ended_at >= ?)"
+        query = f"SELECT {columns} FROM executions WHERE {where} ORDER BY rowid LIMIT 200"  # noqa: S608 - constants
+        while page := self._rows(query, after, since):
             after = page[-1][0]
             yield from (encoded for _, execution_id, encoded in page if execution_id not in held)
 
