@@ -159,6 +159,11 @@ class Execution:
         given: dict[str, Value] = {name: value for name, value in named.items() if value}
         self._context.events.publish(type, execution_id=self.execution_id, **data, **given)
 
+    def publish_end(self) -> None:
+        """Publish how it has ended and what it has used."""
+        end = {"outcome": self.record.outcome, "error_class": self.record.error_class}
+        self.publish("execution.finished", **end, **self.record.metadata.totals)
+
     def save(self) -> None:
         """Write the record."""
         if not self._context.save(self.record):

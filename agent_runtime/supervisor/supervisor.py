@@ -270,8 +270,7 @@ class Supervisor:
         self.sessions.release(execution.execution_id)
         record = execution.record
         self.consecutive_failures = self.consecutive_failures + 1 if record.outcome is Outcome.FAILED else 0
-        end = {"outcome": record.outcome, "error_class": record.error_class, **record.metadata.totals}
-        execution.publish("execution.finished", **end)
+        execution.publish_end()
         self.slots.grant()
         self.changed.notify()
 
