@@ -181,6 +181,8 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
         error: Of ``api_retry`` and of an assistant frame that the CLI wrote itself: the CLI's word for the failure.
         api_error: Of such a frame and of ``result``: a finer word, since 2.1.3xx.
         tasks: Of ``background_tasks_changed``: all pending tasks; 2.1.330, not yet 2.1.114.
+        agents: Of ``init``: the names of the agents that there are.
+        structured_output: Of ``result``: the answer that meets the schema, as JSON; 2.0.76 and later.
         stop_reason: Of ``result``: why the model ended its last message; 2.1.114, not yet 2.1.30.
         terminal_reason: Of ``result``: why the CLI ended the run; 2.1.114, not yet 2.1.30.
         origin: Of ``result``: None: the caller's prompt.
@@ -196,6 +198,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     model: str | None = None
     permission_mode: str | None = msgspec.field(default=None, name="permissionMode")
     claude_code_version: str | None = None
+    agents: Any = None
     # system/api_retry
     error_status: int | None = None
     retry_delay_ms: float | None = None
@@ -213,6 +216,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     # result
     is_error: bool | None = None
     result: str | None = None
+    structured_output: msgspec.Raw = msgspec.Raw()
     errors: list[str] | None = None
     num_turns: int | None = None
     duration_ms: float | None = None

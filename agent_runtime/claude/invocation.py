@@ -19,7 +19,7 @@ import msgspec
 
 from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, cleaned, neutral_settings
 from agent_runtime.errors import SpawnFailed
-from agent_runtime.model.task import CLI_FLAGS, Task
+from agent_runtime.model.task import CLI_FLAGS, DEFAULT_PERMISSION_MODE, Task
 from agent_runtime.model.tokens import API_KEY_VARIABLE
 from agent_runtime.settings import PREFIX
 
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from agent_runtime.model.trace_context import TraceContext
-
-PERMISSION_MODE = "bypassPermissions"
-"""The mode that ``system/init`` must report: ``--dangerously-skip-permissions`` asks for it."""
 
 CONTINUE_PROMPT = "Continue from where you left off."
 
@@ -43,8 +40,13 @@ _FIXED_ARGUMENTS = (
     "--verbose",
     "--include-partial-messages",
     "--debug-to-stderr",
-    "--dangerously-skip-permissions",
 )
+
+_ASK_MODE = {"manual": "default"}
+"""Names that all versions take: 2.1.332 lists ``manual``, takes ``default`` too, and reports that."""
+
+_EMPTY_COUNTS = {"tools", "setting_sources", "json_schema"}
+"""Fields that ask for something when they are empty: for none, or for any object."""
 
 BACKGROUND_CEILING_VARIABLE = "CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS"
 """How long the CLI itself waits for work in the background after a ``result``, in milliseconds."""
@@ -71,6 +73,7 @@ class Session(msgspec.Struct, frozen=True):
 
     Attributes:
         resumes: Continue the session of that id instead of beginning it.
+        forks: Begin it as a copy of this other session.
         prompt: The prompt; None: the task's message.
         as_text: The task's message begins with a slash, but is not a command: a blank is put in front.
     """
@@ -79,6 +82,18 @@ class Session(msgspec.Struct, frozen=True):
     resumes: bool = False
     prompt: str | None = None
     as_text: bool = False
+    forks: UUID | None = None
+
+    @property
+    def has_history(self) -> bool:
+        """Whether it continues a conversation, its own or a copy."""
+        return self.resumes or self.forks is not None
+
+
+def permission_mode(task: Task) -> str:
+    """Return the permission mode that the CLI must report for *task*."""
+    mode = task.permission_mode or DEFAULT_PERMISSION_MODE
+    return _ASK_MODE.get(mode, mode)
 
 
 def resolve(command: tuple[str, ...], search_path: str | None) -> tuple[str, ...]:
@@ -97,19 +112,40 @@ def resolve(command: tuple[str, ...], search_path: str | None) -> tuple[str, ...
     return (os.path.abspath(found), *command[1:])  # noqa: PTH100 - resolving links would change argv[0]
 
 
-def arguments(task: Task, session: Session, *, settings_file: Path, mcp_file: Path | None) -> tuple[str, ...]:
+def arguments(
+    task: Task, session: Session, *, settings_file: Path, mcp_file: Path | None, agents_file: Path | None = None
+) -> tuple[str, ...]:
     """
     Build the CLI's arguments for *task*.
 
     Every value of the task is in the same word as its flag, so that none can be read as a flag.
+
+    Args:
+        agents_file: Holds the task's agents; None: they stand in the arguments.
     """
     # In two words, because 1.0.128 ignores --settings=FILE (measured); the path is ours.
     words = [*_FIXED_ARGUMENTS, "--settings", str(settings_file)]
     words.append(f"--resume={session.session_id}" if session.resumes else f"--session-id={session.session_id}")
+    if session.forks is not None:
+        words += [f"--resume={session.forks}", CLI_FLAGS["fork_session"]]
     if task.images and session.prompt is None:
         words.append("--input-format=stream-json")
+    mode = permission_mode(task)
+    skips = mode == DEFAULT_PERMISSION_MODE
+    words.append("--dangerously-skip-permissions" if skips else f"{CLI_FLAGS['permission_mode']}={mode}")
     for field, flag in CLI_FLAGS.items():
-        if value := getattr(task, field):
+        value = getattr(task, field)
+        if field in ("permission_mode", "fork_session") or not (
+            value or (field in _EMPTY_COUNTS and value is not None)
+        ):
+            continue
+        if field == "agents" and agents_file is not None:
+            words.append(f"{flag}={agents_file}")
+        elif value is True:
+            words.append(flag)
+        elif isinstance(value, dict):
+            words.append(f"{flag}={msgspec.json.encode(value).decode()}")
+        else:
             words.append(f"{flag}={','.join(value) if isinstance(value, list) else value}")
     if mcp_file is not None:
         words.append(f"--mcp-config={mcp_file}")

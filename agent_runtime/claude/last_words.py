@@ -20,6 +20,7 @@ import msgspec
 
 from agent_runtime.claude.frames import plain
 from agent_runtime.errors import ErrorClass, plain_detail
+from agent_runtime.model.task import CLI_FLAGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,6 +50,9 @@ class Cause(msgspec.Struct, frozen=True):
 def _words(pattern: str) -> re.Pattern[str]:
     return re.compile(pattern, re.IGNORECASE)
 
+
+_OPTION = f"option '(?:{'|'.join(sorted(set(CLI_FLAGS.values())))})"
+"""The beginning of a complaint about an option that a field of the task becomes."""
 
 CAUSES = (
     Cause(
@@ -81,6 +85,17 @@ CAUSES = (
         remedy="no more processes could be started: raise the limit (pids), or run fewer at once",
     ),
     Cause(_words("invalid MCP configuration"), ErrorClass.INVALID_REQUEST, "correct mcp_config"),
+    Cause(_words("--json-schema (?:is not a valid|must be)"), ErrorClass.INVALID_REQUEST, "correct json_schema"),
+    Cause(_words("invalid --agents configuration"), ErrorClass.INVALID_REQUEST, "correct agents"),
+    Cause(_words("--agent '.{0,200}' not found"), ErrorClass.INVALID_REQUEST, "name another agent"),
+    Cause(
+        _words(
+            f"unknown {_OPTION}|{_OPTION}[^']{{0,60}}' argument .{{1,200}} is invalid|fallback model cannot be|"
+            "--session-id (?:cannot|can only) be used"
+        ),
+        ErrorClass.INVALID_REQUEST,
+        "leave out the field that becomes this option, or install a later version",
+    ),
     Cause(
         _words("native binary not installed"),
         ErrorClass.SPAWN,

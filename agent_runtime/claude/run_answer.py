@@ -39,12 +39,14 @@ class Result(msgspec.Struct, frozen=True):
         subtype: ``success`` even on most kinds of failure.
         text: The answer, or the CLI's own words about a failure; None: there is neither.
         stop_reason: Why the model ended its last message, in the API's words.
+        structured_output: The answer that meets the task's schema, as JSON; None: there is none.
     """
 
     is_error: bool
     subtype: str | None
     text: str | None
     stop_reason: str | None = None
+    structured_output: str | None = None
 
 
 class Stage(Enum):
@@ -160,7 +162,7 @@ class RunAnswer:
         self._turn_goes_on = self._turn_is_to_come = False
         self.asked_model |= bool(frame.duration_api_ms)
         result = self._result(frame)
-        has_answer = not result.is_error and result.text is not None
+        has_answer = not result.is_error and (result.text is not None or result.structured_output is not None)
         if self.is_leaving and not has_answer:
             return
         if self.result is None:
@@ -170,15 +172,16 @@ class RunAnswer:
             else:
                 self._aside = result
         elif has_answer or (result.is_error and result.text is not None):
-            self.result = result
+            # The turn about a background task need not give the structured answer again.
+            self.result = replace(result, structured_output=result.structured_output or self.result.structured_output)
 
     def redact(self, clean: Callable[[str | None], str | None]) -> None:
         """Apply *clean* to every text that will be shown."""
         self.stop_reason = clean(self.stop_reason)
         if self.result is not None:
-            self.result = replace(self.result, text=clean(self.result.text), stop_reason=clean(self.result.stop_reason))
+            self.result = _clean(self.result, clean)
         if self._aside is not None:
-            self._aside = replace(self._aside, text=clean(self._aside.text))
+            self._aside = _clean(self._aside, clean)
 
     @property
     def _text(self) -> str | None:
@@ -196,7 +199,15 @@ class RunAnswer:
             text = frame.result_text
         elif text is None and self.stop_reason != "tool_use":
             text = self._text
-        return Result(is_error=failed, subtype=frame.subtype, text=text, stop_reason=self.stop_reason)
+        raw = bytes(frame.structured_output)
+        structured = None if failed or raw in (b"", b"null") else raw.decode()
+        return Result(
+            is_error=failed,
+            subtype=frame.subtype,
+            text=text,
+            stop_reason=self.stop_reason,
+            structured_output=structured,
+        )
 
     def _was_answered_before(self, frame: Frame) -> bool:
         """
@@ -214,3 +225,12 @@ class RunAnswer:
             and "tool_use" not in (self.stop_reason, frame.stop_reason)
             and (self._is_whole or (self._is_whole is None and frame.terminal_reason != _ABORTED_STREAMING))
         )
+
+
+def _clean(result: Result, clean: Callable[[str | None], str | None]) -> Result:
+    return replace(
+        result,
+        text=clean(result.text),
+        stop_reason=clean(result.stop_reason),
+        structured_output=clean(result.structured_output),
+    )

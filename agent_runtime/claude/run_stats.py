@@ -209,6 +209,7 @@ class RunStats:
         self.session_id: str | None = None
         self.cli_version: str | None = None
         self.permission_mode: str | None = None
+        self.agents: list[object] | None = None
         self.model_name: str | None = None
         self.usage = UsageCounter(clean)
         self.context_window: int | None = None
@@ -246,6 +247,11 @@ class RunStats:
     def answer_text(self) -> str | None:
         """The answer for the caller."""
         return self.result.text if self.result is not None and not self.result.is_error else None
+
+    @property
+    def structured_output(self) -> str | None:
+        """The answer that meets the task's schema, as JSON; None: there is none."""
+        return self.result.structured_output if self.result is not None else None
 
     @property
     def stage(self) -> Stage:
@@ -306,6 +312,7 @@ class RunStats:
             self.has_init = True
             self.cli_version = frame.claude_code_version or self.cli_version
             self.permission_mode = frame.permission_mode
+            self.agents = frame.agents if isinstance(frame.agents, list) else None
             self.model_name = frame.model or self.model_name
             if LONG_CONTEXT_MARK in (frame.model or "").lower():
                 self.context_window = self.context_window or LONG_CONTEXT_WINDOW

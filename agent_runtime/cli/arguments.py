@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import grp
 import importlib
+import json
 import math
 import os
 import re
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 EXECUTION_ID_FLAG = "--execution-id"
+
+_FILE_TOO = "a file's name will do"
 
 Subparsers = Any
 """The type of ``add_subparsers()``, which argparse does not name."""
@@ -79,7 +82,15 @@ def add_run(commands: Subparsers) -> None:
     _add_connection(parser)
     parser.add_argument(EXECUTION_ID_FLAG, metavar="ID", help="the same id joins, or gets the kept answer [a new one]")
     parser.add_argument("--model", metavar="MODEL", help="the model [the CLI's]")
-    parser.add_argument("--system-prompt", metavar="TEXT", help="added to the CLI's own")
+    parser.add_argument("--fallback-model", metavar="MODEL", help="where that is overloaded or not available")
+    parser.add_argument("--effort", metavar="LEVEL", help="how much the model thinks: low to max")
+    parser.add_argument("--system-prompt", metavar="TEXT", help="the earlier name of --append-system-prompt")
+    parser.add_argument("--append-system-prompt", metavar="TEXT", help="added to the CLI's own")
+    parser.add_argument("--replace-system-prompt", metavar="TEXT", help="in place of the CLI's own")
+    parser.add_argument("--permission-mode", metavar="MODE", help="plan, acceptEdits, ... [bypassPermissions]")
+    parser.add_argument(
+        "--tools", metavar="NAMES", type=_names, help="the built-in tools, by commas; '' for none [all]"
+    )
     parser.add_argument(
         "--allowed-tool", metavar="TOOL", action="append", help="allow this tool of the CLI, e.g. Bash; repeatable"
     )
@@ -87,6 +98,17 @@ def add_run(commands: Subparsers) -> None:
     parser.add_argument("--max-turns", metavar="N", type=int, help="end it after so many turns [no limit]")
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=_seconds, help="for the whole execution [the supervisor's]"
+    )
+    parser.add_argument("--max-budget-usd", metavar="USD", type=float, help="end it when it has cost this [no limit]")
+    parser.add_argument(
+        "--json-schema", metavar="JSON", type=_json_object, help=f"what the answer must meet; {_FILE_TOO}"
+    )
+    parser.add_argument("--agents", metavar="JSON", type=_json_object, help=f"sub-agents by name; {_FILE_TOO}")
+    parser.add_argument("--agent", metavar="NAME", help="the agent that the session runs as")
+    parser.add_argument("--mcp-config", metavar="JSON", type=_json_object, help=f"MCP servers; {_FILE_TOO}")
+    parser.add_argument("--strict-mcp-config", action="store_true", help="no other MCP servers than these")
+    parser.add_argument(
+        "--setting-sources", metavar="NAMES", type=_names, help="user, project, local, by commas; '' for none [all]"
     )
     parser.add_argument(
         "--park",
@@ -117,6 +139,7 @@ def add_run(commands: Subparsers) -> None:
         help="set a variable; NAME alone: to its value here, which is then in no list of processes; repeatable",
     )
     parser.add_argument("--resume-session", metavar="ID", help="go on with an earlier session of the CLI")
+    parser.add_argument("--fork-session", action="store_true", help="in a copy of it, which leaves it as it is")
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--follow", action="store_true", help="show the model's text while it is written")
     way.add_argument("--detach", action="store_true", help="print the execution's id and leave it running")
@@ -159,6 +182,23 @@ def add_file_access(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a file's mode and group."""
     parser.add_argument("--mode", metavar="MODE", type=_file_mode, help="its permissions, in octal [as they are]")
     parser.add_argument("--group", metavar="GROUP", type=_group_id, help="its group, by name or number [as it is]")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text.strip() else []
+
+
+def _json_object(text: str) -> Any:
+    """Read a JSON object, from the file of this name unless it begins as one."""
+    try:
+        found = json.loads(text if text.lstrip().startswith("{") else Path(text).read_bytes())
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"must be a JSON object or a file with one: {error.strerror}") from None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError("must be a JSON object or a file with one")
+    return found
 
 
 def _file_mode(text: str) -> int:

@@ -123,14 +123,19 @@ def _look(client: SyncAgentClient, patience_seconds: float) -> None:
             _print(f"{error}; trying for {patience_seconds:g} s (--patience)")
 
 
+_SAME_NAMES = (
+    *("model", "fallback_model", "effort", "system_prompt", "append_system_prompt", "replace_system_prompt"),
+    *("permission_mode", "tools", "max_turns", "max_budget_usd", "json_schema", "agents", "agent", "mcp_config"),
+    *("setting_sources", "title"),
+)
+"""Options with the names of the fields that they are."""
+
+
 def _fields(options: argparse.Namespace) -> dict[str, Any]:
     """Return the options as fields of a task, without those that were not given."""
-    fields = {
-        "model": options.model,
-        "system_prompt": options.system_prompt,
+    fields = {name: getattr(options, name) for name in _SAME_NAMES} | {
         "allowed_tools": options.allowed_tool,
         "disallowed_tools": options.disallowed_tool,
-        "max_turns": options.max_turns,
         "timeout_seconds": options.timeout,
         "park_seconds": options.park,
         "resume_session_id": options.resume_session,
@@ -138,7 +143,8 @@ def _fields(options: argparse.Namespace) -> dict[str, Any]:
         "create_cwd": options.create_cwd,
         "add_dirs": options.add_dir,
         "env": dict(options.env) or None,
-        "title": options.title,
+        "fork_session": options.fork_session or None,
+        "strict_mcp_config": options.strict_mcp_config or None,
         "labels": dict(options.label) or None,
     }
     return {name: value for name, value in fields.items() if value is not None}

@@ -128,12 +128,14 @@ class Answer(_Named, msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         status: ``success`` or ``cancelled``.
         response: The CLI's final text.
+        structured_output: What meets the task's ``json_schema``; None: nothing does.
         execution_log: Frames of the transcript; with *truncated_log* some in between were left out.
     """
 
     execution_id: str
     status: str
     response: str | None = None
+    structured_output: Any = None
     session_id: str | None = None
     execution_log: list[dict[str, Any]] = msgspec.field(default_factory=list)
     truncated_log: bool = False

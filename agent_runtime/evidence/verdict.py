@@ -24,7 +24,7 @@ _CLASS_BY_SUBTYPE = {
 }
 _NO_ANSWER_SUBTYPE = "error_during_execution"
 
-_BEATS_AN_ANSWER = {StopReason.REFUSED, StopReason.PERMISSION_MODE}
+_BEATS_AN_ANSWER = {StopReason.REFUSED, StopReason.PERMISSION_MODE, StopReason.AGENT_MISSING}
 """Stop reasons that make a result worthless, or that a further attempt cures."""
 
 _LONGEST_NAME = 100
@@ -35,6 +35,7 @@ _OTHER_MODE = (
     "permissions.disableBypassPermissionsMode in a settings file of the workspace, the config directory or the image "
     "does that"
 )
+_AGENT_MISSING = "agent or agents: the CLI does not have each agent that they name"
 
 _CRASHES = frozenset(
     {signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS}
@@ -70,6 +71,7 @@ class Ending(msgspec.Struct, frozen=True):
         oom: The kernel killed a process of the attempt for lack of memory, by its own counter of the attempt.
         oom_nearby: The kernel did so in the container while this attempt and others ran.
         lost_a_tool: A tool of the attempt was killed by SIGKILL.
+        needs_structure: The task has a schema, so an answer is one only with a structured output.
         is_command: The task's message is one of the CLI's own commands, whose answer may be empty.
         hook: A hook of the CLI's that had begun and not ended.
     """
@@ -85,6 +87,7 @@ class Ending(msgspec.Struct, frozen=True):
     oom: bool = False
     oom_nearby: bool = False
     lost_a_tool: bool = False
+    needs_structure: bool = False
     is_command: bool = False
     hook: str | None = None
 
@@ -94,6 +97,8 @@ class Ending(msgspec.Struct, frozen=True):
         result = self.result
         if result is None or result.is_error or result.stop_reason == _REFUSAL:
             return False
+        if self.needs_structure:
+            return result.structured_output is not None
         return result.text is not None or self.is_command
 
     @property
@@ -153,6 +158,8 @@ def verdict(ending: Ending) -> Verdict:
         return _failed(seen or CLASS_BY_STOP[reason], why)
     if reason is StopReason.REFUSED and ending.evidence is not None:
         return _failed(ending.evidence.error_class)
+    if reason is StopReason.AGENT_MISSING:
+        return _failed(CLASS_BY_STOP[reason], fact=_AGENT_MISSING, remedy="correct these fields")
     if reason in CLASS_BY_STOP:
         return _failed(CLASS_BY_STOP[reason], _OTHER_MODE if reason is StopReason.PERMISSION_MODE else None)
     if ending.result is not None:
@@ -165,6 +172,8 @@ def _of_result(ending: Ending, result: Result) -> Verdict:
     if result.stop_reason == _REFUSAL:
         return _failed(ErrorClass.INVALID_REQUEST, (result.text if result.is_error else None) or _DECLINED)
     if not result.is_error:
+        if ending.needs_structure and result.text is not None:
+            return _failed(ErrorClass.SCHEMA)
         return _failed(ErrorClass.LOST_RESULT, "its result is empty")
     if result.subtype in _CLASS_BY_SUBTYPE:
         return _failed(_CLASS_BY_SUBTYPE[result.subtype])

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from agent_runtime.evidence.detector import Detection
     from agent_runtime.execution.attempt_data import AttemptContext, AttemptEvent, AttemptSpec
+    from agent_runtime.model.task import Task
     from agent_runtime.process.child import Child
     from agent_runtime.process.containment.sweep import SweepReport
     from agent_runtime.process.framing import Lines
@@ -246,13 +247,22 @@ class Attempt:
             self._deadlines.start_seen(read_at)
         elif sign is Sign.INIT:
             self._deadlines.init_seen(read_at)
-            mode = self._output.run_stats.permission_mode
-            if mode != invocation.PERMISSION_MODE:
-                log.error("permission mode is %s, not %s", mode, invocation.PERMISSION_MODE)
-                self._stop.request(StopReason.PERMISSION_MODE)
-                self._advance_stop(time.monotonic())
+            self._check_init(self._spec.task)
         else:
             self._deadlines.life_seen(read_at)
+
+    def _check_init(self, task: Task) -> None:
+        """End the child if it says that it does not do what the task asks for."""
+        run_stats, mode = self._output.run_stats, invocation.permission_mode(task)
+        agents = {*(task.agents or ()), *([task.agent] if task.agent else ())}
+        if run_stats.permission_mode != mode:
+            log.error("permission mode is %s, not %s", run_stats.permission_mode, mode)
+            self._stop.request(StopReason.PERMISSION_MODE)
+        elif run_stats.agents is not None and not agents <= {name for name in run_stats.agents if type(name) is str}:
+            self._stop.request(StopReason.AGENT_MISSING)
+        else:
+            return
+        self._advance_stop(time.monotonic())
 
     def _error_seen(self, detection: Detection, line: bytes, read_at: float) -> None:
         """Charge an API error to its token, and stop the child at once if the error says that the token is refused."""
@@ -320,6 +330,7 @@ class Attempt:
         return Ending(
             exit_code=ended.code if ended is not None else None,
             result=run_stats.result,
+            needs_structure=task.json_schema is not None,
             is_command=is_first and is_bare_command(task) and run_stats.answer.is_without_model,
             hook=self._hook,
             stop_reason=self._stop.reason,

@@ -41,7 +41,7 @@ class AttemptThreads:
         """Run one CLI process in *session*; its events go to the execution."""
         spec = AttemptSpec(
             execution_id=execution.execution_id,
-            task=execution.task,
+            task=execution.remaining_task,
             session=replace(session, as_text=execution.record.metadata.sent_as_text),
             mark=self._next_mark(),
             total_at=execution.total_at,

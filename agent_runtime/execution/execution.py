@@ -97,6 +97,7 @@ class Execution:
         self.usage = Usage()
         self.shim_pid: int | None = None
         self.result_text: str | None = None
+        self.structured_output: str | None = None
         self.result_line: int | None = None
         self.error: AgentRuntimeError | None = None
         self.resets_at: float | None = None
@@ -198,6 +199,14 @@ class Execution:
         self._finished.set()
         self.changed.notify()
 
+    @property
+    def remaining_task(self) -> Task:
+        """The task with what is left of its budget."""
+        budget = self.task.max_budget_usd
+        if budget is None:
+            return self.task
+        return msgspec.structs.replace(self.task, max_budget_usd=max(0.0, budget - self.writer.spent_usd))
+
     # -- attempts
 
     def begin_attempt(self, session: Session) -> None:
@@ -273,6 +282,7 @@ class Execution:
             for token in self.record.attempts[-1].tokens:
                 counts.used(token.subscription, token.usage_by_model)
         self.result_text = report.run_stats.answer_text
+        self.structured_output = report.run_stats.structured_output
         self.result_line = report.result_line or self.result_line
         if report.cpu_seconds is not None:
             counts.count("executions_cpu_seconds", by=report.cpu_seconds)

@@ -81,6 +81,7 @@ class RecordWriter:
         if session.prompt is None:
             writer.note_session(str(session.session_id) if session.resumes else None)
             record.resumable = False
+            record.cost_before_usd = metadata.cost_usd
         record.request_digest = task.digest
         record.cwd, record.env_names = cwd, sorted(task.env or ())
         metadata.ignored_fields = ignored_fields
@@ -96,6 +97,11 @@ class RecordWriter:
             IllegalTransition: *event* cannot happen in the present state.
         """
         self.record.state = transition(self.record.state, event)
+
+    @property
+    def spent_usd(self) -> float:
+        """The cost of the work of the present request, as far as it is known."""
+        return self.record.metadata.cost_usd - self.record.cost_before_usd
 
     def note_session(self, session_id: str | None) -> None:
         """Record the session that the execution goes on in."""

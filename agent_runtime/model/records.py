@@ -250,6 +250,7 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
         labels: Likewise.
         prompt: First 200 characters of the message, without tokens; null: prompts are not shown.
         request_digest: Equal for requests that ask for the same; not shown.
+        cost_before_usd: What earlier work of the same id has cost, which the budget of this is not for; not shown.
     """
 
     execution_id: str
@@ -271,6 +272,7 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     prompt: str | None = None
     request_digest: str = ""
+    cost_before_usd: float = 0.0
 
 
 class _Earlier(msgspec.Struct):
@@ -305,7 +307,7 @@ def shown(record: ExecutionRecord, *, prompts: bool = True) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(record)
     if not prompts:  # also where they were shown when the record was made
         fields["prompt"] = None
-    del fields["request_digest"]
+    del fields["request_digest"], fields["cost_before_usd"]
     _show(fields, "created_at", "started_at", "ended_at")
     for attempt in fields["attempts"]:
         _show(attempt, "started_at", "ended_at")

@@ -70,6 +70,7 @@ class StopReason(StrEnum):
     IDLE_TIMEOUT = "idle_timeout"
     TOOL_TIMEOUT = "tool_timeout"
     PERMISSION_MODE = "permission_mode"
+    AGENT_MISSING = "agent_missing"
     SHUTDOWN = "shutdown"
     BACKGROUND_TIMEOUT = "background_timeout"
     LINGERED = "lingered"
@@ -132,6 +133,7 @@ CLASS_BY_STOP: dict[StopReason, ErrorClass] = {
     StopReason.CANCELLED: ErrorClass.CANCELLED,
     StopReason.TIMEOUT: ErrorClass.TIMEOUT,
     StopReason.PERMISSION_MODE: ErrorClass.ERROR,
+    StopReason.AGENT_MISSING: ErrorClass.INVALID_REQUEST,
     StopReason.SHUTDOWN: ErrorClass.INTERRUPTED,
     **dict.fromkeys(STALLS, ErrorClass.STALLED),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 from uuid import UUID  # noqa: TC003 - msgspec reads it at run time
 
 import msgspec
@@ -24,6 +24,13 @@ PathBelow = Annotated[str, msgspec.Meta(max_length=3000, pattern=rf"^{_PART}(?:/
 """A path of a directory, relative to the workspace."""
 
 VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,255}$(?!\n)")]
+ModelName = Annotated[str, msgspec.Meta(max_length=256, pattern=r"^[A-Za-z0-9][^\x00-\x20\x7f]*$(?!\n)")]
+Prompt = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$(?!\n)")]
+ToolName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,127}$(?!\n)")]
+AgentName = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[A-Za-z0-9_][^\x00-\x20\x7f,]*$(?!\n)")]
+Effort = Literal["low", "medium", "high", "xhigh", "max"]
+PermissionMode = Literal["acceptEdits", "auto", "bypassPermissions", "default", "dontAsk", "manual", "plan"]
+SettingSource = Literal["user", "project", "local"]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=30 * 86400)]
 
 TITLE_LENGTH = 120
@@ -57,11 +64,25 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         title: For people: what the task is about.
         labels: For the caller's own order, such as a project; records can be listed by them.
         model: None: the CLI's own choice.
-        system_prompt: Appended to the CLI's own.
+        fallback_model: Asked where the model is overloaded or not available; later versions take several, by commas.
+        effort: How much the model thinks.
+        system_prompt: The earlier name of *append_system_prompt*.
+        append_system_prompt: Added to the CLI's own.
+        replace_system_prompt: In place of the CLI's own.
+        permission_mode: None: ``bypassPermissions``; ``manual`` is another name of ``default``. What a mode would ask a
+            person for is denied.
+        tools: The built-in tools that there are, ``default`` for all; empty: none.
+        max_budget_usd: Of all attempts together, as far as the CLI has told their cost.
+        json_schema: The answer's ``structured_output`` meets it; a schema of an object, at most 120,000 bytes.
+        agents: Sub-agents by name, each with ``description`` and ``prompt``; at most 120,000 bytes.
+        agent: The agent that the session runs as.
         timeout_seconds: From admission to the answer; None: the setting's.
         resume_session_id: A session of the CLI to go on with; one execution uses a session at a time, others wait.
+        fork_session: Go on in a copy of that session; it stays as it is, so nothing waits for it.
         fresh_session: The first attempt begins a new session, also where an earlier one could be gone on with.
         mcp_config: As the CLI's ``--mcp-config`` takes it.
+        strict_mcp_config: No other MCP servers than these.
+        setting_sources: The settings files that the CLI reads; empty: none.
         async_result: Answer 202 at once.
         park_seconds: How long it may wait for a newer token, or for the end of a usage limit; None: the setting's.
         persist_session: Accepted for old callers; sessions are always kept.
@@ -77,16 +98,29 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     execution_id: ExecutionId | None = None
     title: Title | None = None
     labels: Annotated[dict[LabelName, LabelValue], msgspec.Meta(max_length=LABELS)] | None = None
-    model: Annotated[str, msgspec.Meta(max_length=256, pattern=r"^[A-Za-z0-9][^\x00-\x20\x7f]*$(?!\n)")] | None = None
-    system_prompt: Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$(?!\n)")] | None = None
+    model: ModelName | None = None
+    fallback_model: ModelName | None = None
+    effort: Effort | None = None
+    system_prompt: Prompt | None = None
+    append_system_prompt: Prompt | None = None
+    replace_system_prompt: Annotated[Prompt, msgspec.Meta(min_length=1)] | None = None
+    permission_mode: PermissionMode | None = None
+    tools: Annotated[list[ToolName], msgspec.Meta(max_length=256)] | None = None
     allowed_tools: list[Word] | None = None
     disallowed_tools: list[Word] | None = None
     max_turns: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
+    max_budget_usd: Annotated[float, msgspec.Meta(gt=0, le=1_000_000)] | None = None
+    json_schema: dict[str, Any] | None = None
+    agents: Annotated[dict[AgentName, dict[str, Any]], msgspec.Meta(max_length=64)] | None = None
+    agent: AgentName | None = None
     timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=30 * 86400)] | None = None
     resume_session_id: UUID | None = None
+    fork_session: bool | None = None
     fresh_session: bool | None = None
     persist_session: bool | None = None
     mcp_config: dict[str, Any] | None = None
+    strict_mcp_config: bool | None = None
+    setting_sources: Annotated[list[SettingSource], msgspec.Meta(max_length=3)] | None = None
     images: Annotated[list[Image], msgspec.Meta(max_length=100)] | None = None
     park_seconds: Seconds | None = None
     async_result: bool | None = None
@@ -114,7 +148,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         work = {name: getattr(self, name) for name in _DIGEST_OF_0_1_0}
         for field in msgspec.structs.fields(self):
             value = getattr(self, field.name)
-            if field.name not in _NO_WORK and field.name not in work and value not in (field.default, [], {}):
+            is_default = value in (None, False, "") or value == _DEFAULTS.get(field.name)
+            if field.name not in _NO_WORK and field.name not in work and not is_default:
                 work[field.name] = value
         return hashlib.sha256(msgspec.json.encode(work, order="sorted")).hexdigest()
 
@@ -130,14 +165,32 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return msgspec.structs.replace(self, traceparent=trace.traceparent, tracestate=trace.tracestate)
 
 
+DEFAULT_PERMISSION_MODE: PermissionMode = "bypassPermissions"
+
+_DEFAULTS: dict[str, Any] = {"permission_mode": DEFAULT_PERMISSION_MODE, "agents": {}, "env": {}, "add_dirs": []}
+"""The values that ask for the same as none, beside null, false and an empty text."""
+
 CLI_FLAGS = {
     "model": "--model",
     "system_prompt": "--append-system-prompt",
+    "append_system_prompt": "--append-system-prompt",
     "allowed_tools": "--allowedTools",
     "disallowed_tools": "--disallowedTools",
     "max_turns": "--max-turns",
+    "replace_system_prompt": "--system-prompt",
+    "fallback_model": "--fallback-model",
+    "effort": "--effort",
+    "permission_mode": "--permission-mode",
+    "tools": "--tools",
+    "max_budget_usd": "--max-budget-usd",
+    "json_schema": "--json-schema",
+    "agents": "--agents",
+    "agent": "--agent",
+    "fork_session": "--fork-session",
+    "strict_mcp_config": "--strict-mcp-config",
+    "setting_sources": "--setting-sources",
 }
-"""The CLI's flag for each field whose value it takes as it is; a list is joined by commas, an empty value left out."""
+"""The CLI's flag for each field that is one."""
 
 
 class TaskFields(TypedDict, total=False):
@@ -146,15 +199,28 @@ class TaskFields(TypedDict, total=False):
     title: str | None
     labels: Mapping[str, str] | None
     model: str | None
+    fallback_model: str | None
+    effort: str | None
     system_prompt: str | None
+    append_system_prompt: str | None
+    replace_system_prompt: str | None
+    permission_mode: str | None
+    tools: list[str] | None
     allowed_tools: list[str] | None
     disallowed_tools: list[str] | None
     max_turns: int | None
+    max_budget_usd: float | None
+    json_schema: Mapping[str, Any] | None
+    agents: Mapping[str, Mapping[str, Any]] | None
+    agent: str | None
     timeout_seconds: float | None
     resume_session_id: str | None
+    fork_session: bool | None
     fresh_session: bool | None
     persist_session: bool | None
     mcp_config: Mapping[str, Any] | None
+    strict_mcp_config: bool | None
+    setting_sources: list[str] | None
     images: list[dict[str, str]] | None
     park_seconds: float | None
     cwd: str | None

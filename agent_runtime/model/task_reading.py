@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
 from agent_runtime.errors import InvalidRequest, is_reserved
 from agent_runtime.model import mcp_config
-from agent_runtime.model.task import IMAGE_TYPES, LABEL_VALUE_LENGTH, TITLE_LENGTH, Task
+from agent_runtime.model.task import (
+    IMAGE_TYPES,
+    LABEL_VALUE_LENGTH,
+    TITLE_LENGTH,
+    Effort,
+    PermissionMode,
+    SettingSource,
+    Task,
+)
 from agent_runtime.setting_slips import did_you_mean
 
 if TYPE_CHECKING:
@@ -19,7 +28,7 @@ if TYPE_CHECKING:
 
 ARGUMENT_LIMIT_BYTES = 120_000
 """
-The system prompt, and each list of tools, is one argument of the CLI, and Linux takes 128 KiB an argument.
+Each field of ``_ARGUMENTS`` is one argument of the CLI, and Linux takes 128 KiB an argument.
 
 Source: MAX_ARG_STRLEN in https://man7.org/linux/man-pages/man2/execve.2.html
 """
@@ -32,6 +41,10 @@ ENV_LIMIT_BYTES = 512 * 1024
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]{0,255}")
+_ARGUMENTS = (
+    *("system_prompt", "append_system_prompt", "replace_system_prompt", "allowed_tools", "disallowed_tools", "tools"),
+    *("json_schema", "agents"),
+)
 
 RESERVED_IDS = {"running"}
 """Ids that would stand in the way of a path of the HTTP interface."""
@@ -41,13 +54,20 @@ _FIELD_IN_MESSAGE = re.compile(r"`\$\.([A-Za-z_]{1,40})|required field `([A-Za-z
 _IN_WORDS = {
     "execution_id": "must be letters, digits and . _ : -, at most 128, and not begin with . or :",
     "model": "must begin with a letter or digit and hold no blanks",
-    "system_prompt": "must hold no NUL",
+    **dict.fromkeys(("system_prompt", "append_system_prompt", "replace_system_prompt"), "must hold no NUL"),
+    "fallback_model": "must begin with a letter or digit and hold no blanks",
+    "tools": "must be names of built-in tools: letters, digits, _ and -",
+    "agents": "names must begin with a letter, a digit or _, and hold no blanks and no commas",
+    "agent": "must begin with a letter, a digit or _, and hold no blanks and no commas",
+    "effort": f"must be one of {', '.join(get_args(Effort))}",
+    "permission_mode": f"must be one of {', '.join(get_args(PermissionMode))}",
+    "setting_sources": f"must be some of {', '.join(get_args(SettingSource))}",
     "allowed_tools": "must hold no control characters",
     "disallowed_tools": "must hold no control characters",
     "title": "must hold more than blanks, and no control characters",
     "labels": "names must be 1 to 63 of a-z, 0-9, _ . and -",
 }
-"""The patterns in words, for error texts."""
+"""The patterns and choices in words, for error texts."""
 
 _TYPES = {"`str": "`string", "`int": "`integer", "`float": "`number", "`bool": "`boolean", " | null`": "` or null"}
 """msgspec's words for types, and those of JSON."""
@@ -72,6 +92,8 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
     """
     try:
         raw = msgspec.json.decode(body)
+    except msgspec.ValidationError:
+        raise InvalidRequest(_number_out_of_range(body)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("the body is not JSON; send an object with a message") from None
     if not isinstance(raw, dict):
@@ -87,7 +109,21 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
     except msgspec.ValidationError as error:
         raise InvalidRequest(_plain(str(error))) from None
     _check(task)
+    if task.append_system_prompt is not None:  # one name within, so that both have the same digest
+        text = task.append_system_prompt or task.system_prompt
+        task = msgspec.structs.replace(task, system_prompt=text, append_system_prompt=None)
     return _without_tokens(task, redact), ignored
+
+
+def _number_out_of_range(body: bytes) -> str:
+    """Name the field of a body whose number no double can hold."""
+    for name, value in msgspec.json.decode(body, type=dict[str, msgspec.Raw]).items():
+        try:
+            msgspec.json.decode(value)
+        except msgspec.DecodeError:
+            if name in Task.__struct_fields__:
+                return f"{name}: holds a number that is out of range"
+    return "the body holds a number that is out of range"
 
 
 def unread(
@@ -111,11 +147,14 @@ def unread(
 
 def _check_lengths(raw: dict[str, Any]) -> None:
     """Check what becomes one argument of the CLI, before patterns are applied in a call that holds the interpreter."""
-    for name in ("system_prompt", "allowed_tools", "disallowed_tools"):
+    for name in _ARGUMENTS:
         given = raw.get(name)
-        words = given if isinstance(given, list) else [given]
-        text = ",".join(word for word in words if isinstance(word, str))
-        if len(text.encode(errors="replace")) > ARGUMENT_LIMIT_BYTES:
+        if isinstance(given, dict):
+            size = len(json.dumps(given, separators=(",", ":"), ensure_ascii=False).encode(errors="replace"))
+        else:
+            words = given if isinstance(given, list) else [given]
+            size = len(",".join(word for word in words if isinstance(word, str)).encode(errors="replace"))
+        if size > ARGUMENT_LIMIT_BYTES:
             raise InvalidRequest(f"{name}: must not be longer than {ARGUMENT_LIMIT_BYTES} bytes altogether")
 
 
@@ -133,6 +172,12 @@ def _check(task: Task) -> None:
             text.encode()
         except UnicodeEncodeError:
             raise InvalidRequest(f"{name}: holds a lone surrogate, which is no Unicode text") from None
+    _check_together(task)
+    if task.json_schema is not None and (reason := _schema_fault(task.json_schema)) is not None:
+        raise InvalidRequest(f"json_schema: {reason}")
+    for agent in (task.agents or {}).values():
+        if not all(isinstance(agent.get(name), str) and agent[name].strip() for name in ("description", "prompt")):
+            raise InvalidRequest("agents: each must have a description and a prompt, which are texts")
     if task.mcp_config is not None and (reason := mcp_config.refused_by_all(task.mcp_config)) is not None:
         raise InvalidRequest(f"mcp_config: {reason}")
     for image in task.images or ():
@@ -142,6 +187,64 @@ def _check(task: Task) -> None:
             base64.b64decode(image.data, validate=True)
         except (binascii.Error, ValueError):
             raise InvalidRequest("images: data must be base64") from None
+
+
+def _check_together(task: Task) -> None:
+    """Check the fields that depend on one another."""
+    appended = {task.system_prompt, task.append_system_prompt} - {None, ""}
+    if len(appended) > 1:
+        raise InvalidRequest("append_system_prompt: must be the same as system_prompt, its earlier name; send one")
+    if task.fork_session and task.resume_session_id is None:
+        raise InvalidRequest("fork_session: needs resume_session_id, the session to copy")
+    if task.fallback_model is not None and task.fallback_model == task.model:
+        raise InvalidRequest("fallback_model: must be another than model")
+
+
+_TYPES_IN_SCHEMAS = {"array", "boolean", "integer", "null", "number", "object", "string"}
+_SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_LISTS_OF_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
+_ONE_SCHEMA = ("additionalProperties", "items", "contains", "not", "if", "then", "else", "propertyNames")
+
+
+def _schema_fault(schema: dict[str, Any]) -> str | None:
+    """
+    Return a fault of a JSON Schema that shows without its whole grammar; None: there is none.
+
+    2.1.332 checks all of it, and refuses what has a fault; 2.1.30 leaves such a schema out without a word. The answer
+    is the input of a tool, so it is an object: with another type both ask the model again and again (measured).
+    """
+    if schema.get("type", "object") != "object":
+        return "its type must be object"
+    waiting: list[Any] = [schema]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, bool):
+            continue
+        if not isinstance(one, dict):
+            return "each schema in it must be an object, true or false"
+        types = one.get("type", "object")
+        if not all(isinstance(name, str) and name in _TYPES_IN_SCHEMAS for name in _listed(types)):
+            return f"a type must be one of {', '.join(sorted(_TYPES_IN_SCHEMAS))}, or a list of them"
+        if not isinstance(required := one.get("required", []), list) or not all(isinstance(x, str) for x in required):
+            return "required must be a list of names"
+        if not isinstance(one.get("enum", []), list):
+            return "enum must be a list"
+        for keyword in _SCHEMAS_BY_NAME:
+            if not isinstance(named := one.get(keyword, {}), dict):
+                return f"{keyword} must be an object of schemas"
+            waiting += named.values()
+        for keyword in _LISTS_OF_SCHEMAS:
+            if not isinstance(listed := one.get(keyword, []), list):
+                return f"{keyword} must be a list of schemas"
+            waiting += listed
+        for keyword in _ONE_SCHEMA:
+            if keyword in one:
+                waiting += _listed(one[keyword]) if keyword == "items" else [one[keyword]]
+    return None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _without_tokens(task: Task, redact: Callable[[str], str]) -> Task:
@@ -203,8 +306,8 @@ def _plain(message: str) -> str:
     found = _FIELD_IN_MESSAGE.search(message)
     name = found[1] or found[2] if found else None
     reason = message.split(" - at ", 1)[0]
-    if "matching regex" in reason and name in _IN_WORDS:
-        reason = _IN_WORDS[name]
+    if "matching regex" in reason or "enum value" in reason:  # which quotes the value
+        reason = _IN_WORDS.get(name or "", "is not one of those that there are")
     if "unknown field" in reason:
         reason = "holds a field that is not known"  # whose name is the caller's, and not for an error text
     if "missing required field" in reason:

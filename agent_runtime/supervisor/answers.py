@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -43,6 +43,7 @@ class Success(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         response: The CLI's final text.
+        structured_output: The answer that meets the request's ``json_schema``; null: there is none.
         execution_log: Frames of the transcript: its start, its end, and always the ``result`` frame.
         truncated_log: Frames in between were left out.
     """
@@ -50,6 +51,7 @@ class Success(msgspec.Struct, frozen=True, kw_only=True):
     execution_id: str
     status: str
     response: str | None
+    structured_output: Any
     session_id: str | None
     execution_log: list[msgspec.Raw]
     truncated_log: bool
@@ -65,6 +67,7 @@ class KeptResult(msgspec.Struct, kw_only=True):
         status_code: The HTTP status of that answer.
         answer: Its body.
         response: The CLI's final text; null where it failed.
+        structured_output: The answer that meets the request's ``json_schema``; null: there is none.
         error: What went wrong; null where it did not fail.
         error_code: Its ``error_class``; null where it did not fail.
         terminal_reason: ``completed``, ``cancelled``, or the ``error_class``.
@@ -76,6 +79,7 @@ class KeptResult(msgspec.Struct, kw_only=True):
     retained_at: InstantText | None
     status: Outcome
     response: str | None
+    structured_output: Any
     error: str | None
     error_code: str | None
     terminal_reason: str
@@ -105,6 +109,7 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
             execution_id=record.execution_id,
             status=str(record.outcome),
             response=execution.result_text,
+            structured_output=msgspec.Raw((execution.structured_output or "null").encode()),
             session_id=record.session_id,
             execution_log=frames,
             truncated_log=truncated or is_lost,
@@ -169,6 +174,8 @@ def in_form(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcrip
     """Convert an answer to the set form, with the counts of its record: those stored by 0.1.0 may be null."""
     fields = msgspec.json.decode(answer.body, type=dict[str, msgspec.Raw])
     fields["metadata"] = _raw(record.metadata)
+    if answer.status_code == SUCCESS:
+        fields.setdefault("structured_output", msgspec.Raw(b"null"))  # not stored by earlier versions
     if answer.status_code != SUCCESS and form.detail_is_object:
         error_class = record.error_class or ErrorClass.ERROR
         lines, _ = transcript.answer_log(form.log_limit_bytes)
@@ -202,6 +209,7 @@ def result_of(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcr
         retained_at=None if record.ended_at is None else rfc3339(record.ended_at),
         status=record.outcome or Outcome.FAILED,
         response=stored.response,
+        structured_output=stored.structured_output,
         error=error,
         error_code=error_class,
         terminal_reason=reason,
@@ -214,6 +222,7 @@ def result_of(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcr
 
 class _StoredBody(msgspec.Struct):
     response: str | None = None
+    structured_output: msgspec.Raw = msgspec.Raw(b"null")
     execution_log: list[msgspec.Raw] = []
     truncated_log: bool = False
 

@@ -117,6 +117,8 @@ class ExecutionRunner:
                 await self._probe_first()
                 if (ended := self._unstarted()) is not None:
                     return ended
+            if execution.remaining_task.max_budget_usd == 0:
+                return Verdict(Outcome.FAILED, ErrorClass.MAX_BUDGET, ErrorClass.MAX_BUDGET.sentence)
             report, final = await self._attempt(plan.next)
             if (trouble := plan.ended(report, final)) is not None:
                 execution.writer.session_lost()
@@ -286,7 +288,7 @@ class ExecutionRunner:
         plan, execution = self._plan, self._execution
         if trouble is SessionTrouble.UNKNOWN and plan.is_named:
             return False
-        if not plan.next.resumes or report.run_stats.has_progress or not plan.restart(trouble):
+        if not plan.next.has_history or report.run_stats.has_progress or not plan.restart(trouble):
             return False
         execution.writer.session_restarted()
         log.warning("session is %s: begun anew", trouble.value, extra={"execution_id": execution.execution_id})

@@ -78,6 +78,7 @@ class SessionPlan:
 
     def __init__(self, task: Task, previous: ExecutionRecord | None) -> None:
         self._named = task.resume_session_id
+        self._forks = bool(task.fork_session)
         self._is_restarted = self._used_tool = False
         if previous is not None and previous.request_digest != task.digest:
             previous = None  # other work
@@ -96,8 +97,8 @@ class SessionPlan:
 
     @property
     def is_named(self) -> bool:
-        """Whether the next attempt resumes the session that the task names."""
-        return self.next.session_id == self._named
+        """Whether the next attempt resumes the session that the task names, or begins with a copy of it."""
+        return self._named is not None and self._named in (self.next.session_id, self.next.forks)
 
     def resume(self, session_id: str) -> None:
         """Plan to resume a session of this execution."""
@@ -120,7 +121,7 @@ class SessionPlan:
 
     def ended(self, report: AttemptReport, final: Verdict) -> SessionTrouble | None:
         """Record an attempt's end; return what is wrong with its session, if anything is."""
-        progress, is_resumed = report.run_stats.has_progress, self.next.resumes
+        progress, is_resumed = report.run_stats.has_progress, self.next.has_history
         self.has_progress |= progress
         self._used_tool |= report.run_stats.tool_count > 0
         if is_resumed and report.unknown_session and not report.run_stats.has_init:
@@ -132,7 +133,9 @@ class SessionPlan:
         return SessionTrouble.REFUSED if is_resumed and not progress and is_the_same else None
 
     def _fresh(self) -> Session:
-        return Session(uuid.uuid4()) if self._named is None else Session(self._named, resumes=True)
+        if self._named is None:
+            return Session(uuid.uuid4())
+        return Session(uuid.uuid4(), forks=self._named) if self._forks else Session(self._named, resumes=True)
 
 
 _REFUSALS = {ErrorClass.INVALID_REQUEST, ErrorClass.ERROR}

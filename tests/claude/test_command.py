@@ -162,3 +162,42 @@ def test_the_settings_file_means_the_supervisors_server_and_the_delivered_token(
 def test_a_cli_that_cannot_be_run_is_told_before_anything_is_spawned(command: tuple[str, ...]) -> None:
     with pytest.raises(SpawnFailed, match="AGENT_RUNTIME_CLAUDE"):
         resolve(command, "/bin:/usr/bin")
+
+
+def test_an_empty_list_asks_for_no_tools_and_no_settings_files() -> None:
+    asked = words(Task(message="x", tools=[], setting_sources=[], json_schema={}, allowed_tools=[]))
+
+    assert {"--tools=", "--setting-sources=", "--json-schema={}"} <= set(asked)
+    assert not any(word.startswith("--allowedTools") for word in asked)
+    assert not any(word.startswith(("--tools", "--setting-sources")) for word in words(Task(message="x")))
+
+
+def test_another_permission_mode_takes_the_place_of_the_flag_that_skips_permissions() -> None:
+    skipping, planning = words(Task(message="x", permission_mode="bypassPermissions")), words(PLANNING)
+
+    assert "--dangerously-skip-permissions" in skipping
+    assert "--permission-mode=plan" in planning
+    assert "--dangerously-skip-permissions" not in planning
+    assert "--permission-mode=default" in words(Task(message="x", permission_mode="manual"))
+
+
+PLANNING = Task(message="x", permission_mode="plan")
+
+
+def test_what_is_no_text_is_written_as_the_cli_reads_it() -> None:
+    agents = {"rev": {"description": "Reviews", "prompt": "--evil"}}
+    task = Task(message="x", agents=agents, json_schema={"type": "object"}, strict_mcp_config=True, max_budget_usd=1e-5)
+    asked = words(task)
+
+    assert {'--json-schema={"type":"object"}', "--strict-mcp-config", "--max-budget-usd=1e-05"} <= set(asked)
+    assert f"--agents={json.dumps(agents, separators=(',', ':'))}" in asked
+
+
+def test_a_fork_is_a_session_of_its_own_that_resumes_another() -> None:
+    task = Task(message="x", resume_session_id=uuid.UUID(int=5), fork_session=True)
+    first = words(task, Session(uuid.UUID(int=1), forks=uuid.UUID(int=5)))
+    later = words(task, Session(uuid.UUID(int=1), resumes=True, prompt=CONTINUE_PROMPT))
+
+    assert {f"--resume={uuid.UUID(int=5)}", "--fork-session", f"--session-id={uuid.UUID(int=1)}"} <= set(first)
+    assert f"--resume={uuid.UUID(int=1)}" in later
+    assert not {"--fork-session", f"--resume={uuid.UUID(int=5)}"} & set(later)

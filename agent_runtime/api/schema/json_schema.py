@@ -105,13 +105,24 @@ def _prose(text: str) -> str:
 def _say_more(found: dict[str, Any], *, strict: bool) -> None:
     """Add the facts that the types do not hold: hidden fields, and text that stands for other types."""
     record = found[ExecutionRecord.__name__]
-    del record["properties"]["request_digest"]
-    record["required"].remove("request_digest")
+    for name in ("request_digest", "cost_before_usd"):
+        del record["properties"][name]
+        record["required"].remove(name)
     found["Image"]["properties"]["media_type"]["enum"] = list(IMAGE_TYPES)
     found["Image"]["properties"]["data"] |= {"contentEncoding": "base64", "pattern": _BASE64}
     task = found["Task"]["properties"]
     task["message"]["pattern"] = _NOT_BLANK
     task["mcp_config"]["anyOf"][0] |= {"properties": {SERVERS: {"type": "object"}}, "required": [SERVERS]}
+    agent = task["agents"]["anyOf"][0]["additionalProperties"]
+    agent["properties"] = {name: {"type": "string", "pattern": _NOT_BLANK} for name in ("description", "prompt")}
+    agent["required"] = ["description", "prompt"]
+    task["json_schema"]["anyOf"][0]["properties"] = {"type": {"const": "object"}}
+    found["Task"]["allOf"] = [
+        {
+            "if": {"properties": {"fork_session": {"const": True}}, "required": ["fork_session"]},
+            "then": {"properties": {"resume_session_id": {"type": "string"}}, "required": ["resume_session_id"]},
+        }
+    ]
     found["Task"]["not"] = {
         "properties": {"fresh_session": {"const": True}, "resume_session_id": {"type": "string"}},
         "required": ["fresh_session", "resume_session_id"],
@@ -126,5 +137,7 @@ def _say_more(found: dict[str, Any], *, strict: bool) -> None:
     found["Success"]["properties"]["status"]["enum"] = ["success", "cancelled"]
     for name in ("Success", "KeptResult", "ErrorDetail"):
         found[name]["properties"]["execution_log"]["items"] = {"type": "object"}
+    for name in ("Success", "KeptResult"):
+        found[name]["properties"]["structured_output"]["type"] = ["object", "null"]
     answer = found["KeptResult"]["properties"]["answer"]
     found["KeptResult"]["properties"]["answer"] = {**answer, "anyOf": [pointer(Success), pointer(Problem)]}

@@ -37,6 +37,7 @@ class SeenRequest:
         reply: The kind of the reply: "text", "tool", "fail", ...
         status: None: not answered yet, or never.
         usage: Tokens that the answer said it took, as far as it was sent; by the API's names.
+        body: Of a request for a message, where the stand-in keeps them.
     """
 
     at: float
@@ -52,6 +53,7 @@ class SeenRequest:
     reply: str | None = None
     status: int | None = None
     usage: Counter[str] = field(default_factory=Counter)
+    body: bytes = field(default=b"", repr=False)
 
     @property
     def fingerprint(self) -> str | None:
@@ -84,9 +86,13 @@ class MessagesApi:
     Decide what each request gets and count what was seen; every method may be called from any thread at any time.
 
     By default every token is good and every conversation gets the text "done".
+
+    Args:
+        keeps_bodies: Keep the body of each request for a message: the CLI's are 100 kB and more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_bodies: bool = False) -> None:
+        self.keeps_bodies = keeps_bodies
         self._changed = threading.Condition()
         self._tokens: dict[str, Script | None] = {}
         self._other_tokens: Script | None = None

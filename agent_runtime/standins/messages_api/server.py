@@ -114,8 +114,10 @@ class _Application:
 
     async def _messages(self, request: Request) -> Response:
         seen = _seen(request)
+        body = await request.body()
+        seen.body = body if self._api.keeps_bodies else b""
         try:
-            wanted = msgspec.json.decode(await request.body(), type=MessagesRequest)
+            wanted = msgspec.json.decode(body, type=MessagesRequest)
         except msgspec.DecodeError as error:
             self._api.record_arrival(seen)
             return await self._answer(request, seen, Fail(400, "invalid_request_error", str(error)))

@@ -98,7 +98,7 @@ def serve_prompts(run: Run, prompt: str | None, answer: Callable[[Run, Api, Mess
     key_helper = load_settings(run.options, run.environment)
     api = Api(run, key_helper)
     if run.options.resume and not run.load_session():
-        text = f"No conversation found with session ID: {run.options.session_id}"
+        text = f"No conversation found with session ID: {run.options.forks or run.options.session_id}"
         if run.options.version >= frames.SINCE_STDERR_TELLS_OF_SESSIONS:
             sys.stderr.write(f"{text}\n")
         run.emit(frames.result(None, is_error=True, subtype="error_during_execution", errors=[text], num_turns=0))
@@ -186,13 +186,15 @@ def parse_arguments(arguments: Sequence[str], version: str) -> tuple[Options, st
     if bypass and os.geteuid() == 0 and not os.environ.get("IS_SANDBOX"):
         raise Refusal("--dangerously-skip-permissions cannot be used with root/sudo privileges for security reasons")
     resume = given.get("--resume", given.get("-r"))
-    session_id = resume or given.get("--session-id") or frames.new_uuid()
+    forks = resume if "--fork-session" in given else None
+    session_id = (None if forks else resume) or given.get("--session-id") or frames.new_uuid()
     if len(session_id) != UUID_LENGTH or session_id.count("-") != 4 or session_id != Path(session_id).name:
         raise Refusal("Error: Invalid session ID. Must be a valid UUID.")
     options = Options(
         version_text=version,
         session_id=session_id,
         resume=resume is not None,
+        forks=forks,
         model=given.get("--model"),
         permission_mode="bypassPermissions" if bypass else given.get("--permission-mode", "default"),
         max_turns=int(given["--max-turns"]) if "--max-turns" in given else None,

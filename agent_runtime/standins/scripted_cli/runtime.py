@@ -31,6 +31,7 @@ class Options(NamedTuple):
     version_text: str = frames.DEFAULT_VERSION
     session_id: str = ""
     resume: bool = False
+    forks: str | None = None
     model: str | None = None
     permission_mode: str = "default"
     max_turns: int | None = None
@@ -151,15 +152,21 @@ class Run:
     @property
     def session_file(self) -> Path:
         """Where this session is kept."""
+        return self._file_of(self.options.session_id)
+
+    def _file_of(self, session_id: str) -> Path:
         config = self.environment.get("CLAUDE_CONFIG_DIR") or str(Path("~/.claude").expanduser())
-        return Path(config) / "projects" / "scripted" / f"{self.options.session_id}.jsonl"
+        return Path(config) / "projects" / "scripted" / f"{session_id}.jsonl"
 
     def load_session(self) -> bool:
         """Read what an earlier process of this session has kept; False when there is nothing."""
         try:
-            lines = self.session_file.read_bytes().splitlines()
+            kept = self._file_of(self.options.forks or self.options.session_id).read_bytes()
         except FileNotFoundError:
             return False
+        if self.options.forks:
+            self.session_file.write_bytes(kept)
+        lines = kept.splitlines()
         for line in lines:
             try:
                 entry = json.loads(line)
