@@ -145,8 +145,8 @@ class Attempt:
 
     def _start(self) -> bool:
         command, session = self._launch.command(), self._spec.session
-        if session.resumes:
-            before = session_cost(self._context.settings.config_dir, session.session_id)
+        if session.has_history:  # a copy goes on from the cost of what it copies (2.1.332)
+            before = session_cost(self._context.settings.config_dir, session.forks or session.session_id)
             self._output.run_stats.usage.go_on_from(before)
         if self._stop.reason is not None:
             return False
