@@ -6,14 +6,14 @@ import asyncio
 import functools
 import logging
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.responses import Response
 
 from agent_runtime.api import streams
 from agent_runtime.api.event_stream import event_stream
-from agent_runtime.api.health import report
+from agent_runtime.api.health import reasons_of, report
 from agent_runtime.api.page import page_response
 from agent_runtime.api.schema import bodies
 from agent_runtime.api.schema.operations import LIST_DEFAULT, LIST_LIMIT
@@ -344,17 +344,13 @@ async def readyz(api: Api, request: Request) -> Response:
 
 async def health(api: Api, request: Request) -> bodies.Health | bodies.HealthInBrief:
     """Show one page of everything; without the access key only whether all is well."""
-    supervisor = api.supervisor
-    is_hindered = supervisor.archive.records.trouble is not None or supervisor.deliveries.hinders
     allowed = api.access.allows(request)
-    is_hindered |= api.access.error is not None
-    is_well = supervisor.unready is None and not is_hindered
-    status: Literal["ok", "degraded"] = "ok" if is_well else "degraded"
+    reasons = reasons_of(api.supervisor, api.access)
     if not allowed:
-        return bodies.HealthInBrief(status=status)
+        return bodies.HealthInBrief(status="degraded" if reasons else "ok")
     if not api.access.required:
         refuse_pages(request)
-    return await report(supervisor, status, api.connections, api.streams)
+    return await report(api.supervisor, reasons, api.connections, api.streams)
 
 
 async def metrics(api: Api, request: Request) -> Response:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from agent_runtime import __version__
 from agent_runtime.api.schema import bodies
@@ -14,18 +15,33 @@ from agent_runtime.model.task import Task
 if TYPE_CHECKING:
     from agent_runtime.api.streams import OpenStreams
     from agent_runtime.supervisor.supervisor import Supervisor
+    from agent_runtime.web.access import AccessKey
     from agent_runtime.web.uvicorn_protocol import OpenConnections
 
 
+def reasons_of(supervisor: Supervisor, access: AccessKey) -> list[str]:
+    """Return why not all is well, a sentence each."""
+    unready, trouble = supervisor.unready, supervisor.archive.records.trouble
+    found = {
+        unready and unready[1]: unready is not None,
+        f"records cannot be written: {trouble}": trouble is not None,
+        f"no token can be delivered: {supervisor.deliveries.state['reason']}": supervisor.deliveries.hinders,
+        f"the access key file {access.error}": access.error is not None,
+    }
+    return [reason for reason, is_so in found.items() if is_so and reason]
+
+
 async def report(
-    supervisor: Supervisor, status: Literal["ok", "degraded"], connections: OpenConnections, streams: OpenStreams
+    supervisor: Supervisor, reasons: list[str], connections: OpenConnections, streams: OpenStreams
 ) -> bodies.Health:
     """Build the body of ``GET /health``."""
     unready, generation, slots = supervisor.unready, supervisor.secret.status.generation, supervisor.slots
     archive, disk = supervisor.archive, supervisor.archive.transcripts.free_bytes()
     last_task_at = supervisor.last_task_at
     return bodies.Health(
-        status=status,
+        status="degraded" if reasons else "ok",
+        reasons=reasons,
+        hostname=socket.gethostname(),
         version=__version__,
         unready=None if unready is None else bodies.HealthUnready(reason=unready[0], detail=unready[1]),
         token=bodies.HealthToken(

@@ -66,11 +66,11 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def span(seconds: float) -> str:
-    """Format a time for a person."""
+    """Format a time for a person, rounded before its units are told apart: no 60 s."""
     seconds = max(0.0, seconds)
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if round(seconds) < 60:
+        return f"{seconds:.1f} s" if round(seconds, 1) < 10 else f"{seconds:.0f} s"
+    minutes, hours = round(seconds) // 60, round(seconds) // 3600
     if minutes < 60:
         return f"{minutes} min"
     return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d"

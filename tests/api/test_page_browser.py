@@ -154,7 +154,11 @@ def test_the_table_says_what_the_bars_say(window: Chrome, busy: Scene) -> None:
     rows = {cells[0]: cells for cells in (line.split("\t") for line in table(window, "#table"))}
     assert set(rows) == {button.split(" ")[0] for button in rows}
     assert rows["migrate-schema"][1] == "success"
-    assert rows["migrate-schema"][4:] == ["2", rows["migrate-schema"][5], "refused", "1, 2"]
+    meta = busy.running.record("migrate-schema")["metadata"]
+    used = [meta["model_name"], str(meta["num_turns"]), f"${meta['cost_usd']:.4f}"]
+    assert rows["migrate-schema"][4:7] == used
+    assert rows["migrate-schema"][7:11] == ["2", rows["migrate-schema"][8], "refused", "1, 2"]
+    assert rows["migrate-schema"][11].startswith('{"script"')
     assert rows["review-pr-2041"][1] == "auth"
     assert [line.split("\t")[2] for line in table(window, "#generations")] == ["ready", "replaced", "refused, replaced"]
 
@@ -183,9 +187,103 @@ def test_it_follows_what_happens_and_shows_output_as_text_only(window: Chrome, b
     assert "live-one" in text(window, "#detail-title")
     find(window, "#raw").click()
     assert json.loads(texts(window, "#log pre")[0])["subtype"] == "init"
-    assert window.title == "agent_runtime"
+    assert window.title.endswith(" · agent_runtime")
     assert count(window, "#log img, #log script, #token-facts b") == 0
     assert complaints(window) == []
+
+
+LONG = "long-" + "x" * 123
+
+
+def test_names_and_prompt_are_shown_as_text_only_and_an_execution_can_be_terminated(
+    window: Chrome, tmp_path: Path
+) -> None:
+    allowed = {"do": "rate_limit", "status": "allowed"}
+    with supervised(tmp_path) as running:
+        script = holding(
+            tmp_path / "go",
+            allowed,
+            {"do": "partial", "text": "Unseen."},
+            {"do": "touch", "path": str(tmp_path / "on")},
+        )
+        running.post(script, execution_id=LONG, title=HOSTILE, labels={"who": HOSTILE}, async_result=True)
+        eventually((tmp_path / "on").exists)
+        live(window, running, f"#{LONG}", size=PHONE)
+        eventually(lambda: count(window, "#log li") > 1)
+        host = running.get("/health")["hostname"]
+        assert (text(window, "#host"), window.title) == (host, f"{host} · agent_runtime")
+        assert text(window, "#rows b") == text(window, "#detail-what") == HOSTILE
+        assert text(window, "#rows .of").startswith(f"{LONG} · ")
+        assert text(window, "#detail-prompt") == running.record(LONG)["prompt"] + "…"
+        assert HOSTILE in text(window, "#detail-facts")
+        assert find(window, "#detail-title").get_attribute("title") == LONG
+        assert "limit" not in texts(window, "#log .who")
+        assert count(window, "main img, main script") == 0
+        wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert window.execute_script(wide) == 0
+        assert complaints(window) == []
+
+        find(window, "#terminate").click()
+        find(window, "#drain-cancel").click()
+        assert running.record(LONG)["state"] == "running"
+        find(window, "#terminate").click()
+        assert not find(window, "#drain-key").is_displayed()
+        find(window, "#drain-yes").click()
+
+        eventually(lambda: running.record(LONG)["outcome"] == "cancelled")
+        eventually(lambda: not find(window, "#drain-dialog").is_displayed())
+        eventually(lambda: not find(window, "#terminate").is_enabled())
+        assert text(window, "#announce") == f"Terminated: {LONG}"
+
+
+def test_text_is_shown_while_it_is_written(window: Chrome, tmp_path: Path) -> None:
+    with supervised(tmp_path) as running:
+        script = {
+            "script": [
+                *({"do": "init"}, {"do": "wait_file", "path": str(tmp_path / "go")}),
+                *({"do": "partial", "text": text} for text in (HOSTILE, " and more.")),
+                *({"do": "wait_file", "path": str(tmp_path / "on")}, {"do": "assistant", "text": "It is done."}),
+                *({"do": "wait_file", "path": str(tmp_path / "off")}, {"do": "result"}),
+            ]
+        }
+        running.post(script, execution_id="written", async_result=True)
+        live(window, running, "#written")
+        eventually(lambda: count(window, "#log li") == 1)
+        assert not find(window, "#writing").is_displayed()
+        (tmp_path / "go").touch()
+        eventually(lambda: text(window, "#writing") == f"{HOSTILE} and more.")
+        assert count(window, "#log img") == 0
+        (tmp_path / "on").touch()
+        eventually(lambda: count(window, "#log li") == 2 and not find(window, "#writing").is_displayed())
+        (tmp_path / "off").touch()
+
+
+def test_it_says_why_it_is_degraded(window: Chrome, tmp_path: Path) -> None:
+    with supervised(tmp_path) as running:
+        running.client.post("/api/drain").raise_for_status()
+        running.write_secret("")
+        running.client.post("/api/credentials/reload-token")
+        live(window, running)
+        reasons = running.get("/health")["reasons"]
+        assert reasons
+        assert text(window, "#health-note") == "; ".join(reasons)
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "shown"),
+    [
+        *((0, "under 1 ms"), (999.4, "999 ms"), (999.6, "1.0 s"), (9_949, "9.9 s"), (9_960, "10 s"), (59_499, "59 s")),
+        *((59_600, "1 min 0 s"), (119_700, "2 min 0 s"), (3_599_400, "59 min 59 s"), (3_599_700, "1 h 0 min")),
+        *((7_199_000, "2 h 0 min"), (86_399_000, "1 d 0 h"), (86_340_000, "23 h 59 min"), (172_799_000, "2 d 0 h")),
+    ],
+)
+def test_a_time_is_rounded_before_its_units_are_told_apart(
+    window: Chrome, busy: Scene, milliseconds: float, shown: str
+) -> None:
+    if not window.current_url.startswith(busy.running.url):
+        live(window, busy.running)
+
+    assert window.execute_script("return span(arguments[0])", milliseconds) == shown
 
 
 def test_events_alone_bring_what_happens(window: Chrome, tmp_path: Path) -> None:
@@ -381,7 +479,7 @@ def connections(window: Chrome, started: dict[str, str]) -> dict[str, str]:
         request = message["params"].get("requestId", "")
         if message["method"] == "Network.requestWillBeSent":
             url = message["params"]["request"]["url"]
-            if url.endswith(("/api/events", "/stream")):
+            if url.endswith(("/api/events", "/stream?partial=true")):
                 started[request] = url
         elif message["method"] in ("Network.loadingFinished", "Network.loadingFailed"):
             started.pop(request, None)

@@ -396,9 +396,10 @@ def test_text_is_shown_once_while_it_is_written_and_again_where_a_part_was_lost(
 
 
 def test_times_and_columns_can_be_read() -> None:
-    assert [span(seconds) for seconds in (-1, 1.25, 59, 60, 3599, 3661, 200_000)] == [
+    assert [span(seconds) for seconds in (-1, 1.25, 9.96, 59, 59.6, 3599, 3661, 200_000)] == [
         "0.0 s",
         "1.2 s",
+        "10 s",
         "59 s",
         "1 min",
         "59 min",

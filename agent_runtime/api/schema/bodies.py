@@ -325,6 +325,8 @@ class Health(msgspec.Struct, kw_only=True):
     One page of everything.
 
     Attributes:
+        reasons: Why it is degraded, a sentence each; empty where it is not.
+        hostname: Of the container.
         task_fields: Fields that a task may have here, so that a mixed fleet shows its versions.
         active_tasks: Executions that have a slot.
         usage: Resources all their processes use now.
@@ -333,6 +335,8 @@ class Health(msgspec.Struct, kw_only=True):
     """
 
     status: Literal["ok", "degraded"]
+    reasons: list[str]
+    hostname: str
     version: str
     unready: HealthUnready | None
     token: HealthToken
