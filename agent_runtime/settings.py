@@ -237,7 +237,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     resume_interrupted: bool = _setting(_boolean, "go on at start with executions that were interrupted", default=False)
     keep_partial: bool = _setting(_boolean, "keep partial messages in the transcript", default=False)
     strict: bool = _setting(
-        _boolean, "unknown fields of a request are an error; else they are ignored and named", default=True
+        _boolean,
+        "unknown fields and parameters of a request are an error; else they are ignored and named",
+        default=True,
     )
     error_detail: str = _setting(
         _one_of("text", "object"),

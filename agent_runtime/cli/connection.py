@@ -45,7 +45,8 @@ def exit_code(error: ClientError) -> int:
 
 def complain(error: ClientError) -> int:
     """Print an error on stderr, and return its exit code."""
-    label = "" if isinstance(error, Unreachable) else f"{error.error_class}: "
+    has_label = isinstance(error, Unreachable) or str(error).startswith(error.error_class)
+    label = "" if has_label else f"{error.error_class}: "
     remedy = REMEDIES.get(error.error_class, "")
     sys.stderr.write(f"agent-runtime: {label}{error}{remedy}\n")
     return exit_code(error)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from agent_runtime.cli.connection import complain, connect
 from agent_runtime.cli.exit_codes import EXIT_CANCELLED, EXIT_SUCCESS
 from agent_runtime.cli.output import JsonLines, Live
-from agent_runtime.client import ClientError, RequestRefused, Unreachable
+from agent_runtime.client import ClientError, RequestRefused
 
 if TYPE_CHECKING:
     import argparse
@@ -115,12 +115,13 @@ def _prompt(options: argparse.Namespace) -> str:
 
 
 def _look(client: SyncAgentClient, patience_seconds: float) -> None:
-    """Say why nothing happens for a while where no supervisor answers."""
+    """Say why nothing happens for a while where no supervisor answers, or one that lets nobody in."""
     try:
-        client.get("/livez")
-    except ClientError as error:
-        if isinstance(error, Unreachable) and error.error_class == "unreachable" and patience_seconds:
-            _print(f"{error}; trying for {patience_seconds:g} s (--patience)")
+        obstacle: object = "the supervisor drains" if client.health().draining else None
+    except ClientError as error:  # of the others the task is told
+        obstacle = error if error.error_class == "unreachable" else None
+    if obstacle and patience_seconds:
+        _print(f"{obstacle}; trying for {patience_seconds:g} s (--patience)")
 
 
 _SAME_NAMES = (

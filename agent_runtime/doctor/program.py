@@ -48,8 +48,8 @@ def examine_program(
     try:
         binary = Binary.of(settings.claude, environ.get("PATH"))
         reason = unfit(settings.claude, environ.get("PATH"))
-    except AgentRuntimeError as error:
-        yield problem("cli", *_no_cli(settings.claude[0], environ, str(error)))
+    except AgentRuntimeError:
+        yield problem("cli", *_no_cli(settings.claude[0], environ))
     else:
         reload_result = yield from _examine(settings, environ, binary, reason)
     reload_behaviour = None if reload_result is None else reload_result.reload_behaviour
@@ -76,7 +76,7 @@ def _examine(
     return reload_result
 
 
-def _no_cli(word: str, environ: Mapping[str, str], error: str) -> tuple[str, str]:
+def _no_cli(word: str, environ: Mapping[str, str]) -> tuple[str, str]:
     """Return why there is no CLI, and what to do."""
     variable = f"{PREFIX}CLAUDE"
     candidate = shutil.which(word, mode=os.F_OK, path=environ.get("PATH"))
@@ -85,8 +85,8 @@ def _no_cli(word: str, environ: Mapping[str, str], error: str) -> tuple[str, str
         return text, f"chmod 755 {candidate}, and see that it is on no noexec mount; or set {variable} to another"
     if "/" in word:
         return f"there is no {word}", f"install Claude Code there, or correct {variable}"
-    install = "install Claude Code (npm install -g @anthropic-ai/claude-code)"
-    return f"{word} is not on PATH: {error}", f"{install}, or set {variable} to the whole path of the command"
+    advice = f"install Claude Code (npm install -g @anthropic-ai/claude-code), or set {variable} to its whole path"
+    return f"{word} is not on PATH ({environ.get('PATH')})", advice
 
 
 def _reload_result(settings: Settings, environ: Mapping[str, str], binary: Binary) -> tuple[ReloadResult, str]:

@@ -81,6 +81,7 @@ def test_what_may_be_a_secret_is_not_repeated(words: list[str], capsys: pytest.C
         ("SLOTS", "0", "AGENT_RUNTIME_SLOTS: must be from 1 to 1024, not '0'"),
         ("PROBE", "always", "before_dispatch, not 'always'"),
         ("PORT", SECRET, "must be a whole number"),
+        ("PORT", "sk-ant-oat-abc", "must be a whole number"),
         ("EVENTS_URL", "http://a:pass0word@b", "without a user name"),
     ],
 )
@@ -154,3 +155,8 @@ def test_a_cli_that_is_not_there_is_an_error_at_the_start_and_named_by_readyz(tm
     assert f"no execution can start: the CLI {tmp_path}/oauth-claude is not executable" in log
     assert "AGENT_RUNTIME_TOKN_FILE is no setting and does nothing (did you mean AGENT_RUNTIME_TOKEN_FILE?)" in log
     assert "AGENT_RUNTIME_SLOT is no setting and does nothing (did you mean AGENT_RUNTIME_SLOTS?)" in log
+
+
+def test_who_waits_for_a_supervisor_is_told_for_how_long(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "x", "--url", NOBODY, "--patience", "0.2"]) == 75
+    assert "nothing listens there; trying for 0.2 s (--patience)" in capsys.readouterr().err
