@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shlex
 import shutil
 import tempfile
 import threading
@@ -30,17 +31,29 @@ from uuid import uuid4
 import msgspec
 
 from agent_runtime.claude import invocation
-from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, CONFIG_DIR_VARIABLE, PROXIES
+from agent_runtime.claude.credential_env import (
+    BASE_URL_VARIABLE,
+    CONFIG_DIR_VARIABLE,
+    PROXIES,
+    SHELL_PREFIX_VARIABLE,
+    SOCKET_VARIABLE,
+)
 from agent_runtime.claude.executable import Binary
 from agent_runtime.claude.last_words import LastWords
 from agent_runtime.delivery.credentials_file import CredentialsFile
 from agent_runtime.delivery.delivery import ReloadBehaviour
-from agent_runtime.delivery.private_files import make_directory, owner_of, write_new
+from agent_runtime.delivery.private_files import (
+    make_directory,
+    owner_of,
+    short_directory,
+    write_new,
+    write_shell_prefix,
+)
 from agent_runtime.errors import AgentRuntimeError, ErrorClass
 from agent_runtime.evidence.detector import Channel
 from agent_runtime.evidence.verdict import Ending, verdict
 from agent_runtime.model.task import Task
-from agent_runtime.model.tokens import OAUTH_PREFIX, Token
+from agent_runtime.model.tokens import OAUTH_PREFIX, OAUTH_VARIABLE, Token
 from agent_runtime.process.child import Command
 from agent_runtime.process.containment.registry import new_mark
 from agent_runtime.process.pipes import Pipes, Wake
@@ -61,6 +74,12 @@ SWEEP_SECONDS = 5.0
 LINE_LIMIT_BYTES = 64 * 1024
 VERSION_LIMIT = 40
 NOWHERE = "http://127.0.0.1:9"
+NOWHERE_BY_NAME = "http://relay-proof.invalid"
+"""No host can have this name (RFC 6761, 6.4)."""
+
+SOCKET_SECONDS = 15.0
+"""How long a CLI may take to use a socket; a current one needs 2 s, an old one asks for the host for minutes."""
+
 PROMPT = "[[script:proof]] Run the command."
 ELSEWHERE = ("ANTHROPIC_", "CLAUDE", "OTEL_", "BETA_TRACING_", "SENTRY_")
 """Prefixes of variables that could send requests or reports elsewhere, or change the checked behaviour."""
@@ -88,6 +107,8 @@ class ReloadResult(msgspec.Struct, frozen=True, kw_only=True):
         seconds_from_write_to_request: To the next request, with a short tool call in between; None: it carried the old
             token.
         seconds_from_write_to_retry: To the CLI's own retry after a refusal; None: it carried the old token.
+        takes_socket: Its requests go to a Unix socket where it is told to, and its tools do not find the base URL that
+            belongs to it; None: not tried.
         at: Epoch seconds.
     """
 
@@ -96,6 +117,7 @@ class ReloadResult(msgspec.Struct, frozen=True, kw_only=True):
     rereads: bool
     seconds_from_write_to_request: float | None = None
     seconds_from_write_to_retry: float | None = None
+    takes_socket: bool | None = None
     at: float = 0.0
 
     @property
@@ -115,6 +137,7 @@ def check_reload(
     cancelled: threading.Event | None = None,
     mark: Callable[[], str] | None = None,
     directory: Path | None = None,
+    proves_socket: bool = False,
 ) -> ReloadResult:
     """
     Run the CLI and return what it does; no process and no file of it is left afterwards.
@@ -126,6 +149,7 @@ def check_reload(
         mark: Returns a mark for each process, by which the next supervisor recognises a leftover.
         directory: Where the CLI's home is made, so that the next supervisor finds a leftover. None, or a user other
             than ours: in the system's directory for temporary files.
+        proves_socket: Also try whether its requests go to a Unix socket, for the relay.
 
     Raises:
         ReloadCheckFailed: There is no result.
@@ -149,6 +173,7 @@ def check_reload(
                 raise DoesNotRun(fault) from None
             raise
         to_retry = stage.retry()
+        takes_socket = stage.takes_socket() if proves_socket else None
     except (OSError, RuntimeError) as error:
         raise ReloadCheckFailed(f"the stand-in for the check could not be set up: {error}") from None
     finally:
@@ -162,6 +187,7 @@ def check_reload(
         rereads=to_retry is not None,
         seconds_from_write_to_request=to_request,
         seconds_from_write_to_retry=to_retry,
+        takes_socket=takes_socket,
         at=time.time(),
     )
 
@@ -226,6 +252,32 @@ class _Stage:
             run.until(lambda: api.seen(new).requests >= 1 or api.seen(old).requests >= refused_before + 2)
         return _seconds_from(written_at, api, new)
 
+    def takes_socket(self) -> bool:
+        """
+        Have the CLI talk to a Unix socket; return whether it did, and its tool saw nothing of the way there.
+
+        The base URL names no host that exists: a CLI that ignores the socket sends nothing to anybody.
+        """
+        from agent_runtime.standins import messages_api
+
+        api, token, home = messages_api.MessagesApi(), _made_up(), self._home()
+        found = home / "found"
+        command = f'printf %s "${BASE_URL_VARIABLE}${SOCKET_VARIABLE}" >{shlex.quote(str(found))}'
+        api.script("proof", messages_api.Tool(command=command), messages_api.Text(text="done"))
+        with short_directory(self.root, self._mark(), self.user) as directory:
+            path = directory / "api.sock"
+            variables = {
+                OAUTH_VARIABLE: token.secret,
+                BASE_URL_VARIABLE: NOWHERE_BY_NAME,
+                SOCKET_VARIABLE: str(path),
+                SHELL_PREFIX_VARIABLE: str(write_shell_prefix(directory)),
+                "HTTP_PROXY": NOWHERE,  # a CLI that prefers it to the socket would send prompts in clear
+            }
+            give_up_at = time.monotonic() + SOCKET_SECONDS
+            with self._conversation(api, home, variables, unix_socket=path) as run:
+                run.until(lambda: api.seen(token).requests >= 2 or time.monotonic() >= give_up_at)
+        return api.seen(token).requests >= 2 and found.is_file() and found.stat().st_size == 0
+
     @contextlib.contextmanager
     def _with_file(self, api: MessagesApi, token: Token) -> Iterator[tuple[_Run, CredentialsFile]]:
         home = self._home()
@@ -235,10 +287,15 @@ class _Stage:
             yield run, file
 
     @contextlib.contextmanager
-    def _conversation(self, api: MessagesApi, home: Path, delivered: Mapping[str, str]) -> Iterator[_Run]:
+    def _conversation(
+        self, api: MessagesApi, home: Path, delivered: Mapping[str, str], *, unix_socket: Path | None = None
+    ) -> Iterator[_Run]:
         from agent_runtime.standins.messages_api import serve
 
-        with serve(api) as base_url:
+        with serve(api, unix_socket=unix_socket) as url:
+            if unix_socket is not None and (owner := owner_of(self.user)) is not None:
+                os.chown(unix_socket, *owner)
+            base_url = url if unix_socket is None else NOWHERE_BY_NAME
             settings_file = invocation.write_settings(
                 lambda name, content: write_new(self.root, f"{home.name}-{name}", content, owner_of(self.user)),
                 delivered,
@@ -274,8 +331,7 @@ class _Stage:
             as_root=self.user is None and os.geteuid() == 0,
         )
         argv = (*invocation.resolve(self.command, env.get("PATH")), *words)
-        mark = new_mark(self.root) if self.mark is None else self.mark()
-        child = self.spawner.spawn(Command(argv=argv, env=env, cwd=home, user=self.user, mark=mark))
+        child = self.spawner.spawn(Command(argv=argv, env=env, cwd=home, user=self.user, mark=self._mark()))
         wake = Wake()
         try:
             yield _Run(child, wake, stdin_bytes, on_stdout, self.cancelled)
@@ -284,6 +340,9 @@ class _Stage:
             child.sweep(time.monotonic() + SWEEP_SECONDS)
             child.close()
             wake.close()
+
+    def _mark(self) -> str:
+        return new_mark(self.root) if self.mark is None else self.mark()
 
     def _home(self) -> Path:
         return make_directory(self.root, secrets.token_hex(4), owner_of(self.user))

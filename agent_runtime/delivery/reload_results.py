@@ -159,7 +159,7 @@ class BackgroundReloadChecker:
         environ: The supervisor's.
         cli: Is told whether the CLI can be started.
         user: The user that children run as; None: as we do.
-        mark: As for :func:`agent_runtime.delivery.reload_check.check_reload`, and so is *directory*.
+        mark: As for :func:`agent_runtime.delivery.reload_check.check_reload`; so are *directory* and *proves_socket*.
     """
 
     def __init__(
@@ -173,6 +173,7 @@ class BackgroundReloadChecker:
         user: str | None = None,
         mark: Callable[[], str] | None = None,
         directory: Path | None = None,
+        proves_socket: bool = False,
     ) -> None:
         self._spawner = spawner
         self._command = command
@@ -182,6 +183,7 @@ class BackgroundReloadChecker:
         self._user = user
         self._mark = mark
         self._directory = directory
+        self._proves_socket = proves_socket
         self._lock = threading.Lock()
         self._cancelled = threading.Event()
         self._thread: threading.Thread | None = None
@@ -189,15 +191,23 @@ class BackgroundReloadChecker:
 
     def reload_behaviour(self) -> ReloadBehaviour | None:
         """Return the result for the executable that is there now, by its size and times; None: not known."""
-        try:
-            reload_result = self._reload_results.known(self._command, self._environ.get("PATH"), hash_it=False)
-        except AgentRuntimeError:
-            return None  # the spawn reports a missing CLI
+        reload_result = self._known()
         return None if reload_result is None else reload_result.reload_behaviour
 
     def takes_socket(self) -> bool | None:
         """Whether the executable that is there now takes its requests to a Unix socket; None: not known."""
-        return None
+        reload_result = self._known()
+        return None if reload_result is None else reload_result.takes_socket
+
+    def _known(self) -> ReloadResult | None:
+        try:
+            result = self._reload_results.known(self._command, self._environ.get("PATH"), hash_it=False)
+        except AgentRuntimeError:
+            return None  # the spawn reports a missing CLI
+        return result if self._is_enough(result) else None
+
+    def _is_enough(self, result: ReloadResult | None) -> bool:
+        return result is not None and not (self._proves_socket and result.takes_socket is None)
 
     def begin(self) -> None:
         """Begin a check unless one is under way, or has failed within the last :data:`RETRY_SECONDS`."""
@@ -221,7 +231,7 @@ class BackgroundReloadChecker:
             path = self._environ.get("PATH")
             binary = Binary.of(self._command, path)
             result = self._reload_results.known(self._command, path)
-            if result is None:
+            if result is None or not self._is_enough(result):
                 result = check_reload(
                     self._spawner,
                     self._command,
@@ -230,6 +240,7 @@ class BackgroundReloadChecker:
                     cancelled=self._cancelled,
                     mark=self._mark,
                     directory=self._directory,
+                    proves_socket=self._proves_socket,
                 )
                 self._reload_results.store(binary, result)
             if self._cli is not None:
@@ -249,7 +260,7 @@ def main(arguments: Sequence[str]) -> int:
     """Check a CLI and store the result in a directory, readable for everybody: it holds no secret."""
     directory, *command = arguments
     with contextlib.closing(Spawner()) as spawner:
-        result = check_reload(spawner, tuple(command), os.environ)
+        result = check_reload(spawner, tuple(command), os.environ, proves_socket=True)
     ReloadResults(Path(directory)).store(Binary.of(tuple(command), os.environ.get("PATH")), result)
     (Path(directory) / FILE_NAME).chmod(0o644)
     print(f"{result.version}: takes a newer token: {result.reload_behaviour}")  # noqa: T201 - for the log of the build

@@ -248,7 +248,7 @@ class Relay:
             task.cancel()
         if self._connections:
             await asyncio.wait(self._connections, timeout=LEAVE_SECONDS)
-        self._upstream.close()
+        await self._upstream.close()
 
     def _connection_ended(self, task: asyncio.Task[None]) -> None:
         self._connections.pop(task, None)

@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING
 import h11
 import msgspec
 
+from agent_runtime.claude.credential_env import FIRST_PARTY_URL
 from agent_runtime.model.tokens import TokenKind
 from agent_runtime.relay.wire import MOST_HEAD_BYTES, BadMessage, Gone
 
@@ -187,6 +188,8 @@ async def read_head(wire: Wire, prefix: str, budget: Budget) -> Request | None:
     if {"content-length", "transfer-encoding"} <= names or "upgrade" in names:
         raise BadMessage("the request has two lengths, or asks for another protocol")
     target = event.target.decode("latin-1")
+    if wire.is_unix:  # where a proxy for plain HTTP is set, 2.1.114 and 2.1.197 name the host even on a socket
+        target = target.removeprefix(FIRST_PARTY_URL).removeprefix(":80")
     if not target.startswith("/"):
         raise BadMessage("the target is no path")
     if prefix:  # a path without it is none that passes, and shows no identity either

@@ -90,10 +90,11 @@ class Upstream:
         wire.is_used = True
         self._idle.append((time.monotonic(), wire))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the idle connections."""
         for _, wire in self._idle:
-            wire.close()
+            wire.cut()
+            await wire.closed()
         self._idle.clear()
 
     async def _connect(self) -> Wire:

@@ -82,7 +82,7 @@ class Wire:
         while len(self.buffer) < PIECE_BYTES:
             if not await self.more():
                 return
-        await self._writer.wait_closed()
+        await self.closed()
 
     async def send(self, data: bytes) -> None:
         """
@@ -125,6 +125,11 @@ class Wire:
     def close(self) -> None:
         """Close the connection."""
         self._writer.close()
+
+    async def closed(self) -> None:
+        """Wait until the connection is closed; :meth:`close` or :meth:`cut` must come before."""
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
 
     def cut(self) -> None:
         """End the connection so that the other side cannot take it for the end of a message."""

@@ -191,6 +191,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
             user=settings.child_user,
             mark=functools.partial(new_mark, data_dir),
             directory=bootstrap.run_dir,
+            proves_socket=settings.token_delivery == RELAY,
         )
         changes = SecretChanges(redactor)
         secret = SecretFile(

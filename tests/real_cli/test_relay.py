@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
 
 from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
 from tests.support.supervised import API_KEY, NEW, OLD, eventually, supervised
+from tests.support.tls_api import tls_api
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,3 +122,54 @@ def test_a_newer_token_of_another_kind_is_taken_by_a_further_attempt(
         attempts = run.record("kinds")["attempts"]
     assert [[each["generation"] for each in attempt["tokens"]] for attempt in attempts] == [[1], [2]]
     assert NEW not in str(attempts)
+
+
+CHANGES_WITH_EVERY_RUN = {
+    *("x-claude-code-session-id", "x-claude-code-prompt-id", "x-claude-code-prev-tool-durations"),
+    *("x-client-request-id", "connection"),
+}
+"""Names of headers whose values are not compared; their presence is."""
+
+
+@pytest.mark.every_cli
+def test_before_the_api_itself_requests_equal_those_without_a_relay(
+    tmp_path: Path, api: MessagesApi, claude: str
+) -> None:
+    command = f'printf %s "$ANTHROPIC_BASE_URL$ANTHROPIC_UNIX_SOCKET" >>{tmp_path}/seen-by-a-tool; echo ran'
+    api.script("tool", Tool(command=command), Text(text="finished"))
+    seen, way = {}, ""
+    for delivery in ("env", "relay"):
+        home = tmp_path / "home"
+        with serve(api) as base_url, tls_api(tmp_path / delivery, base_url) as tls:
+            environment = {"AGENT_RUNTIME_TOKEN_DELIVERY": delivery, "ANTHROPIC_BASE_URL": "", **tls.environ}
+            with supervised(home, claude=claude, environment=environment) as run:
+                if delivery == "relay":
+                    way = _way_in(run)
+                answer = run.post("[[script:tool]] Do it.", execution_id=delivery).json()
+            assert answer.get("response") == "finished", answer
+            if delivery == "relay":
+                # 2.1.30 asks a proxy in clear for the account's settings; that shows an identity, and no token.
+                assert not any(OLD.encode() in asked or b"/v1/" in asked for asked in tls.in_clear)
+            seen[delivery] = [one for one in tls.messages if OLD in one[0].get("authorization", "")]
+
+    if "relay's socket" not in way:
+        pytest.skip("this CLI takes no socket")
+    assert (tmp_path / "seen-by-a-tool").read_text() == ""
+    assert len(seen["relay"]) == len(seen["env"])
+    for ours, control in zip(seen["relay"], seen["env"], strict=True):
+        assert set(ours[0]) - {"connection"} == set(control[0]) - {"connection"}
+        differing = {name for name in control[0] if ours[0].get(name) != control[0][name]} - CHANGES_WITH_EVERY_RUN
+        assert differing <= {"accept-encoding", "content-length", "x-stainless-timeout"}, differing
+        assert _shape(ours[1]) == _shape(control[1])
+
+
+def _way_in(run: Supervised) -> str:
+    """Return how children reach the relay, as soon as that has been proved."""
+    eventually(lambda: "yet" not in run.get("/health")["delivery"]["reason"], 90)
+    return str(run.get("/health")["delivery"]["reason"])
+
+
+def _shape(body: bytes) -> object:
+    """Return a body without what changes with every run: ids, dates and paths."""
+    text = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|cch=[0-9a-f]+|relay|env", "X", body.decode())
+    return json.loads(text)

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterator
+    from pathlib import Path
 
     from starlette.types import ASGIApp, Scope
 
@@ -36,18 +37,23 @@ class _Connection:
 
 class LoopbackServer:
     """
-    Serve one application on a free or given port of 127.0.0.1; ends promptly also while requests hang.
+    Serve one application on a port of 127.0.0.1 or on a Unix socket; ends promptly also while requests hang.
 
     Application code that runs on it may wait with :meth:`pause` and close its client's connection with :meth:`cut`.
     """
 
-    def __init__(self, port: int = 0) -> None:
-        # With its protocol: asyncio sets TCP_NODELAY only where it knows it, and each answer would take 40 ms longer.
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind(("127.0.0.1", port))
+    def __init__(self, port: int = 0, unix_socket: Path | None = None) -> None:
+        if unix_socket is not None:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._socket.bind(str(unix_socket))
+            self.base_url = "http://api.anthropic.com"
+        else:
+            # With its protocol: asyncio sets TCP_NODELAY only where it knows it, else each answer takes 40 ms longer.
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(("127.0.0.1", port))
+            self.base_url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._socket.listen(128)
-        self.base_url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._connections: dict[tuple[str, int], _Connection] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
@@ -144,6 +150,7 @@ class LoopbackServer:
 
             def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in H11Protocol
                 super().connection_made(transport)
+                self.client = self.client or ("unix", id(self))  # a client of a Unix socket has no address
                 if ending.is_set():
                     transport.abort()
                 if self.client is not None:

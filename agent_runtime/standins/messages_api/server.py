@@ -65,10 +65,24 @@ if TYPE_CHECKING:
     from agent_runtime.standins.messages_api.body import Pieces
 
 
-def serve(api: MessagesApi, port: int = 0) -> AbstractContextManager[str]:
-    """Serve *api* on loopback while the block lasts; yields the base URL, for ``ANTHROPIC_BASE_URL``."""
-    server = LoopbackServer(port)
-    return server.running(_Application(api, server).asgi)
+def serve(api: MessagesApi, port: int = 0, *, unix_socket: Path | None = None) -> AbstractContextManager[str]:
+    """
+    Serve *api* on loopback while the block lasts; yields the base URL, for ``ANTHROPIC_BASE_URL``.
+
+    Args:
+        unix_socket: Serve plain HTTP on this socket instead, for ``ANTHROPIC_UNIX_SOCKET``: the CLI (2.1.114 and later)
+            then believes that it talks to the API itself, and does all that it does there.
+    """
+    server = LoopbackServer(port, unix_socket)
+    app = _Application(api, server).asgi
+
+    async def with_path(scope: Scope, receive: Receive, send: Send) -> None:
+        # Where a proxy is set, 2.1.197 names the host also on a socket.
+        if "://" in scope["path"]:
+            scope["path"] = "/" + scope["path"].split("/", 3)[3]
+        await app(scope, receive, send)
+
+    return server.running(with_path)
 
 
 class _Application:

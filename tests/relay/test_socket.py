@@ -1,0 +1,63 @@
+"""The way in by a Unix socket, for a CLI that believes that it talks to the API itself."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from agent_runtime.relay.relay import Relay
+from tests.relay.support import BETA, OK, OLD, RawApi, Secret, read_answer, tokens_in
+from tests.support.tls_api import tls_api
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+def test_requests_on_the_socket_reach_the_api_by_tls_through_a_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a short path
+    api = RawApi(lambda talk, _request: talk.send(OK))
+    with api.running() as url, tls_api(tmp_path / "tls", url) as tls:
+        secret = Secret()
+        environ = {"ANTHROPIC_BASE_URL": "http://api.anthropic.com", **tls.environ}
+        relay = Relay(environ, secret, directory=tmp_path, takes_socket=lambda: True)  # type: ignore[arg-type]  # it stands in for the file
+        relay.start()
+        try:
+            variables = relay.deliver(secret.generation).variables
+            assert variables["ANTHROPIC_BASE_URL"] == "http://api.anthropic.com"
+            head = f"Host: api.anthropic.com\r\nAuthorization: Bearer {variables['CLAUDE_CODE_OAUTH_TOKEN']}\r\n{BETA}"
+            for place in ("", "http://api.anthropic.com", "http://api.anthropic.com:80"):
+                with socket.socket(socket.AF_UNIX) as child:
+                    child.connect("relay.sock")
+                    child.sendall(f"POST {place}/v1/messages HTTP/1.1\r\n{head}Content-Length: 2\r\n\r\n{{}}".encode())
+                    assert read_answer(child).endswith(b"ok")
+            with socket.socket(socket.AF_UNIX) as child:
+                child.connect("relay.sock")
+                child.sendall(f"POST http://elsewhere/v1/messages HTTP/1.1\r\n{head}\r\n".encode())
+                assert read_answer(child).startswith(b"HTTP/1.1 400 ")
+        finally:
+            relay.close()
+
+        assert [tokens_in(request) for request in api.requests] == [[OLD]] * 3
+        assert all(b"\r\nHost: api.anthropic.com\r\n" in request for request in api.requests)
+        assert len(tls.received) == 1, "one connection was kept"
+        assert tls.in_clear == []
+
+
+def test_the_socket_is_used_only_where_that_was_shown_and_nothing_stands_against_it(tmp_path: Path) -> None:
+    def base_url(takes_socket: bool | None, **environ: str) -> str:
+        relay = Relay(environ, Secret(), directory=tmp_path, takes_socket=lambda: takes_socket)  # type: ignore[arg-type]
+        return relay.deliver(Secret().generation).variables["ANTHROPIC_BASE_URL"]
+
+    assert base_url(takes_socket=True) == "http://api.anthropic.com"
+    for others in (
+        base_url(takes_socket=None),
+        base_url(takes_socket=False),
+        base_url(takes_socket=True, ANTHROPIC_BASE_URL="https://gateway.example"),
+        base_url(takes_socket=True, ANTHROPIC_BASE_URL="https://api.anthropic.com.example"),
+        base_url(takes_socket=True, CLAUDE_CODE_SHELL_PREFIX="/usr/bin/nice"),
+    ):
+        assert others.startswith("http://127.0.0.1:")
