@@ -321,7 +321,10 @@ class AgentClient:
 
     async def _tell(self, error: TokenFailed) -> None:
         """Call back, unless a failure of this generation has been told; an error in there must not hide this one."""
-        if self.on_token_failed is None or self._told.setdefault(error.generation, error) is not error:
+        generation = error.generation
+        if generation is None and error.error_class != "no_token":  # as 0.1.0 says of what was still queued
+            generation = next(reversed(self._told), None)
+        if self.on_token_failed is None or self._told.setdefault(generation, error) is not error:
             return
         with logged():
             result = self.on_token_failed(error)

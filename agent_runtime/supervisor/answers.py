@@ -118,12 +118,14 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
         )
         return Answer(SUCCESS, msgspec.json.encode(body))
     error_class = record.error_class or ErrorClass.ERROR
-    used = record.metadata.token_generation
+    error, used = execution.error, record.metadata.token_generation
+    if isinstance(error, AdmissionError) and error.error_class is error_class:
+        used = error.token_generation or used  # refused before an attempt could use it
     retry_after, resets_at = _when_again(execution, error_class)
     failure = problem(
         error_class,
         record.detail or error_class.sentence,
-        code=execution.error.code if execution.error is not None else None,
+        code=error.code if error is not None else None,
         execution_id=record.execution_id,
         metadata=record.metadata,
         token_generation=used,

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import httpx
 import pytest
 
-from agent_runtime.client import AgentClient, Answer, ClientError, RequestRefused, StreamEvent, SyncAgentClient
+from agent_runtime.client import (
+    AgentClient,
+    Answer,
+    ClientError,
+    RequestRefused,
+    StreamEvent,
+    SyncAgentClient,
+    TokenFailed,
+)
 from agent_runtime.errors import SecretUnreadable
 from tests.support.broken_network import (
     Cut,
@@ -340,6 +348,23 @@ def test_a_refused_token_is_told_as_such_and_a_new_one_cures_it(tmp_path: Path) 
         assert blocking(running.url, "run", OK).metadata.token_generation == 2
         assert blocking(running.url, "reload_token").reloaded is False
         assert blocking(running.url, "reload_token", OLD).generation == 3
+
+
+def test_a_refused_token_is_told_once_also_by_those_that_waited_for_a_slot(tmp_path: Path) -> None:
+    dead = json.dumps({"script": [{"do": "init"}, {"do": "api_error", "status": 401}, {"do": "hang"}]})
+    told: list[TokenFailed] = []
+    with (
+        supervised(tmp_path, flags=("--probe", "off", "--park", "0", "--slots", "1")) as running,
+        SyncAgentClient(running.url, on_token_failed=told.append) as agent,
+    ):
+        for execution_id in ("first", "second", "third"):
+            agent.submit(dead, execution_id=execution_id)
+        for execution_id in ("first", "second", "third"):
+            with fails("auth") as error:
+                agent.result(execution_id)
+            assert error.value.generation == 1
+            assert error.value.problem.token_stale is False
+    assert [error.generation for error in told] == [1]
 
 
 def test_a_usage_limit_is_told_with_its_end(shared: Supervised) -> None:
