@@ -20,7 +20,7 @@ from agent_runtime.api.app import ROUTES
 from agent_runtime.cli.main import _parser
 from agent_runtime.doctor.config import STOP_MARGIN_SECONDS
 from agent_runtime.settings import PREFIX, SETTINGS, Settings, load
-from tests.support.pages import OPERATIONS, README, blocks, section
+from tests.support.pages import BACKEND, OPERATIONS, README, blocks, section
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
@@ -79,7 +79,15 @@ def test_every_manifest_is_listed_in_a_kustomization() -> None:
         assert sorted(listed) == sorted(path.name for path in directory.glob("*.yaml") if path.stem != "kustomization")
 
 
-@pytest.mark.parametrize("environment", [ENVIRONMENT, SERVICE["environment"]], ids=["kubernetes", "compose"])
+def env_file() -> dict[str, str]:
+    """Read the page's file of settings as Docker does: comments are lines of their own, a value is all behind the =."""
+    [text] = blocks(section(BACKEND, "What the container needs"), "ini")
+    return dict(line.split("=", 1) for line in text.splitlines() if line and not line.startswith("#"))
+
+
+@pytest.mark.parametrize(
+    "environment", [ENVIRONMENT, SERVICE["environment"], env_file()], ids=["kubernetes", "compose", "page"]
+)
 def test_every_variable_is_a_setting_with_a_good_value(environment: dict[str, str]) -> None:
     assert set(environment) <= {setting.variable for setting in SETTINGS}
     assert all(isinstance(value, str) for value in environment.values()), "what is not quoted is no string"

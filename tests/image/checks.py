@@ -248,6 +248,12 @@ def test_a_rename_on_the_host_is_used_by_the_next_execution(
     assert api.seen(NEW).requests > 0
 
 
+def test_any_user_of_its_group_can_run_it(api: MessagesApi, secret: SecretDirectory) -> None:
+    with agent(api, "--user=1500:1000", f"--volume={secret.path}:/run/secrets/claude:ro") as started:
+        assert started.container.inside("id -u") == "1500"
+        assert started.task("[[script:orphan]] Do it.")["response"] == "done"
+
+
 def test_a_single_file_mount_is_told_as_such(api: MessagesApi, tmp_path: Path) -> None:
     secret = SecretDirectory(tmp_path / "claude")
     token = secret.publish(OLD)
@@ -350,7 +356,6 @@ def test_what_the_kubernetes_manifest_sets_and_calls_works_in_the_image(tmp_path
     with container(
         *HARDENED,
         "--network=none",
-        "--tmpfs=/run/agent-runtime:uid=1000,gid=1000,mode=0700",
         f"--volume={token.path}:/run/secrets/claude:ro",
         f"--volume={key.path}:/run/secrets/agent-runtime:ro",
         *(f"--env={variable['name']}={variable['value']}" for variable in manifest["env"]),

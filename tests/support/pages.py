@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-README, OPERATIONS, FLEET = (
-    ROOT / name for name in ("README.md", "docs/operations.md", "docs/switching-tokens-for-a-fleet.md")
-)
+PAGES = ("operations", "switching-tokens-for-a-fleet", "a-backend-you-have")
+README, OPERATIONS, FLEET, BACKEND = (ROOT / name for name in ("README.md", *(f"docs/{page}.md" for page in PAGES)))
 
 
 def section(page: Path, heading: str) -> list[str]:
