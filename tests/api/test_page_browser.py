@@ -218,6 +218,7 @@ def test_names_and_prompt_are_shown_as_text_only_and_an_execution_can_be_termina
         assert HOSTILE in text(window, "#detail-facts")
         assert find(window, "#detail-title").get_attribute("title") == LONG
         assert "limit" not in texts(window, "#log .who")
+        eventually(lambda: "Tokens in, out10, 5" in text(window, "#detail-facts"))
         assert count(window, "main img, main script") == 0
         wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert window.execute_script(wide) == 0
