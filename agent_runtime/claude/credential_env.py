@@ -199,23 +199,26 @@ _OF_THE_CLI = "it decides who pays, where requests go, or how the CLI works"
 
 _REFUSED_PREFIXES: dict[tuple[str, ...], str] = {
     (PREFIX,): "it is the supervisor's own",
-    ("ANTHROPIC_", "CLAUDE_", "CCR_", "OTEL_"): _OF_THE_CLI,
+    ("ANTHROPIC_", "CLAUDE_", "CCR_", "SELF_HOSTED_RUNNER_", "OTEL_"): _OF_THE_CLI,
     ("LD_", "DYLD_", "MALLOC_", "NODE_", "BUN_", "JSC_", "OPENSSL_", "BASH_FUNC_"): "it decides what code is loaded",
 }
 """In any case of letters."""
 
 _REFUSED_NAMES: dict[tuple[str, ...], str] = {
-    (*PROXIES, *TELEMETRY, *TRANSPORT, "CLAUDECODE"): _OF_THE_CLI,
+    (*PROXIES, *TELEMETRY, *TRANSPORT, "CLAUDECODE", "SESSION_INGRESS_URL"): _OF_THE_CLI,
+    ("DEBUG", "DEBUG_AUTH", "DEBUG_SDK", "GRPC_TRACE", "GRPC_VERBOSITY"): "it decides what the CLI logs",
     ("IS_SANDBOX", "DISABLE_AUTOUPDATER"): "it is the supervisor's own",
     ("TRACEPARENT", "TRACESTATE"): "the fields traceparent and tracestate are for that",
-    ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE"): "it decides which servers are trusted",
+    ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"): "it decides who is trusted",
     ("HOSTALIASES", "LOCALDOMAIN", "RESOLV_HOST_CONF", "RES_OPTIONS"): "it decides where requests go",
     ("PATH", "HOME", "SHELL", "PWD", "OLDPWD", "XDG_CONFIG_HOME"): "it decides what programs run and what they read",
     ("BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "PS4", "IFS", "ZDOTDIR"): "it decides what code is loaded",
     ("GCONV_PATH", "GETCONF_DIR", "GLIBC_TUNABLES", "LOCPATH", "NLSPATH", "NIS_PATH"): "it decides what code is loaded",
 }
 """
-A shell's own, and what glibc ignores in a privileged program, without ``TMPDIR`` and ``TZDIR``.
+With ``DEBUG=*`` 2.0.76 and 2.1.30 print the token on stderr (measured).
+
+The last lists are a shell's own, and what glibc ignores in a privileged program, without ``TMPDIR`` and ``TZDIR``.
 
 Source: bash(1), and sysdeps/generic/unsecvars.h of https://sourceware.org/git/glibc.git, read 2026-11.
 """

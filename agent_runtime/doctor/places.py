@@ -11,6 +11,7 @@ from agent_runtime.doctor.finding import DATA_DIR, Finding, Verdict, exists, is_
 from agent_runtime.mounts import mount_of
 from agent_runtime.process.users import UnknownUser, look_up
 from agent_runtime.settings import PREFIX
+from agent_runtime.store.workspaces import OWN, PER_EXECUTION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +53,10 @@ def _workspace(settings: Settings) -> Finding:
     path = settings.workspace
     if not is_dir(path):
         return problem("workspace", f"{path} is no directory", f"create it, or set {PREFIX}WORKSPACE to another")
+    own = path / OWN
+    if settings.workspaces == PER_EXECUTION and not may(own if exists(own) else path, os.W_OK | os.X_OK):
+        advice = f"let uid {os.geteuid()} write there, or set {PREFIX}WORKSPACES to shared"
+        return problem("workspace", f"no directories can be made in {own}", advice)
     if not may(path, os.W_OK | os.X_OK):
         advice = f"let uid {os.geteuid()} write there, if the agent is to change files"
         return warning("workspace", f"{path} cannot be written", advice)

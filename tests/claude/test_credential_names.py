@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
+from agent_runtime.claude import invocation
 from agent_runtime.claude.credential_env import (
     BASE_URL_VARIABLE,
     CREDENTIALS,
@@ -15,15 +17,14 @@ from agent_runtime.claude.credential_env import (
     PROVIDERS,
     PROXIES,
     SERVERS,
+    check_task_names,
     cleaned,
     is_rival,
     neutral_settings,
     without_credentials,
 )
+from agent_runtime.errors import InvalidRequest
 from agent_runtime.model.tokens import API_KEY_VARIABLE, AUTH_TOKEN_VARIABLE, OAUTH_VARIABLE
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 OAUTH = {OAUTH_VARIABLE: "sk-ant-oat01-delivered"}
 API_KEY = {API_KEY_VARIABLE: "sk-ant-api03-delivered"}
@@ -131,3 +132,30 @@ def test_what_is_pinned_leaves_the_agents_tools_their_certificates() -> None:
 def test_the_credentials_file_is_where_the_child_was_told_and_nowhere_else(name: str) -> None:
     assert pinned({}, CLAUDE_CONFIG_DIR="/config")[name] == "/config"
     assert name not in pinned({}), "an empty one is a place of its own"
+
+
+def test_no_task_sets_a_name_that_the_supervisor_decides_on() -> None:
+    judged = json.loads((Path(__file__).parents[1] / "data" / "judged_cli.json").read_text())["variables"]
+    settings = pinned(OAUTH, CLAUDE_CONFIG_DIR="/c")
+    fixed = invocation.environment({}, execution_id="x", config_dir=Path("/c"), delivered={}, as_root=True)
+    for name in {*judged, *settings, *fixed}:
+        with pytest.raises(InvalidRequest, match=r"^env: a task may not set "):
+            check_task_names([name])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ld_library_path", "LD_AUDIT", "NODE_PATH", "BUN_JSC_useJIT", "claude_code_use_bedrock", "Agent_Runtime_X"),
+        *("CLAUDE_CODE_SKIP_VERTEX_AUTH", "npm_config_https_proxy", "ALL_PROXY", "SSLKEYLOGFILE", "OPENSSL_CONF"),
+        *("GLIBC_TUNABLES", "HOSTALIASES", "XDG_CONFIG_HOME", "DEBUG", "SESSION_INGRESS_URL", "TRACEPARENT", "SHELL"),
+    ],
+)
+def test_names_of_the_same_kind_are_refused_too(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=name):
+        check_task_names(["FINE", name])
+
+
+def test_names_that_only_tools_read_may_be_set() -> None:
+    fine = "GIT_SSH_COMMAND PYTHONPATH AWS_ACCESS_KEY_ID GITHUB_TOKEN DATABASE_URL TMPDIR TZ LANG path env home NODEJS"
+    check_task_names([*fine.split(), "BUNDLE", "PGPASSWORD", "CI", "LDAP_URL", "_"])

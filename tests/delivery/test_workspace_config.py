@@ -116,3 +116,12 @@ def test_hooks_are_turned_off_where_one_may_have_the_variable(
     (tmp_path / ".claude").mkdir()
     (tmp_path / ".claude" / name).write_text(hooks(hook))
     assert held_back(tmp_path, {NAME}) == ({"disableAllHooks": True} if off else {}, ())
+
+
+def test_the_local_settings_of_the_repository_around_a_directory_count_too(tmp_path: Path) -> None:
+    (tmp_path / "repo" / "part").mkdir(parents=True)
+    (tmp_path / "repo" / ".claude").mkdir()
+    (tmp_path / "repo" / ".claude" / "settings.json").write_text(hooks(HOOK))
+    assert held_back(tmp_path / "repo" / "part", {NAME}) == ({}, ())
+    (tmp_path / "repo" / ".claude" / "settings.json").rename(tmp_path / "repo" / ".claude" / "settings.local.json")
+    assert held_back(tmp_path / "repo" / "part", {NAME}) == ({"disableAllHooks": True}, ())

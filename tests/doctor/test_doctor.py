@@ -191,6 +191,11 @@ def cli_without_permission(patient: Patient) -> None:
     patient.set("CLAUDE", patient.write("claude", "#!/bin/sh\n", 0o644))
 
 
+def file_for_own_directories(patient: Patient) -> None:
+    patient.set("WORKSPACES", "per_execution")
+    (patient.home / "workspace" / "executions").touch()
+
+
 MISTAKES: list[tuple[str, str, str, str, Callable[[Patient], None]]] = [
     ("a bad value", "settings", "problem", "serve exits with 2", variable("AGENT_RUNTIME_SLOTS", "many")),
     ("service links", "settings", "problem", "enableServiceLinks", variable("AGENT_RUNTIME_PORT", "tcp://10.0.0.1:80")),
@@ -238,6 +243,7 @@ MISTAKES: list[tuple[str, str, str, str, Callable[[Patient], None]]] = [
         written("config/settings.json", '{"env":{"ANTHROPIC_UNIX_SOCKET":"/s"}}'),
     ),
     ("no workspace", "workspace", "problem", "WORKSPACE", variable("AGENT_RUNTIME_WORKSPACE", "/no/workspace")),
+    ("a file for own directories", "workspace", "problem", "set AGENT_RUNTIME_WORKSPACES", file_for_own_directories),
     ("unknown user", "child user", "problem", "add it", variable("AGENT_RUNTIME_CHILD_USER", "nobody-of-that-name")),
     ("no volume", "data_dir", "warning", "gone with the container", container_layer),
     ("no volume for sessions", "config_dir", "warning", "gone with the container", container_layer),

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import tempfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +20,6 @@ from tests.system.test_endurance import quick_cli
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 OWN = {"AGENT_RUNTIME_WORKSPACES": "per_execution", "AGENT_RUNTIME_SLOTS": "8"}
 
@@ -31,6 +34,14 @@ def looks(*commands: str, **script: Any) -> str:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
     with supervised(tmp_path_factory.mktemp("workspaces"), environment=OWN) as running:
         yield running
+
+
+@pytest.fixture
+def place_for_all() -> Iterator[Path]:
+    """Make a directory that every user may pass, which those below pytest's own are not for long."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 def said(answer: Any) -> str:
@@ -134,8 +145,10 @@ def test_what_a_task_may_not_ask_for_is_refused_and_named(
             (running.workspace / name).symlink_to(target)
     if not (running.workspace / "fifo").exists():
         os.mkfifo(running.workspace / "fifo")
-    answer = running.client.post("/api/task", content=json.dumps({"message": "x", **fields}))
+    body = {"message": "x", "execution_id": "refused", **fields}
+    answer = running.client.post("/api/task", content=json.dumps(body))
 
+    assert running.client.get("/api/executions/refused").status_code == 404, "it was admitted"
     assert (answer.status_code, answer.json()["error_class"]) == (400, "invalid_request"), answer.text
     detail = answer.json()["detail"]
     assert detail.startswith(f"{next(iter(fields))}: ")
@@ -250,10 +263,9 @@ def test_no_task_starts_outside_while_its_directory_is_swapped_for_a_link(runnin
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_what_is_made_belongs_to_the_user_of_the_children_and_what_that_may_not_enter_is_refused(
-    tmp_path: Path,
+    place_for_all: Path,
 ) -> None:
-    for path in (tmp_path, *tmp_path.parents[:3]):
-        path.chmod(path.stat().st_mode | 0o011)
+    tmp_path = place_for_all
     (tmp_path / "config").mkdir()
     os.chown(tmp_path / "config", 54321, 54321)
     claude = tmp_path / "claude"
@@ -268,3 +280,56 @@ def test_what_is_made_belongs_to_the_user_of_the_children_and_what_that_may_not_
         (running.workspace / "shut").mkdir(mode=0o700)
         refused = running.post("x", cwd="shut")
         assert (refused.status_code, refused.json()["detail"][:30]) == (400, "cwd: it is not permitted to en")
+
+
+def test_an_interrupted_execution_goes_on_with_its_variables_in_its_directory(tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    steps = [{"do": "init"}, {"do": "touch", "path": str(tmp_path / "began")}, {"do": "hang", "when": "first"}]
+    task = json.dumps({"script": [*steps, {"do": "report", "path": str(report)}, {"do": "result"}]})
+    flags = ("--resume-interrupted",)
+    with supervised(tmp_path, environment=OWN, expect_exit=None) as running:
+        fields = {"execution_id": "goes-on", "env": {"WORD": "kept-by-the-task"}, "async_result": True}
+        assert running.post(task, **fields).status_code == 202
+        eventually((tmp_path / "began").exists)
+        running.process.kill()
+    with supervised(tmp_path, environment={"AGENT_RUNTIME_WORKSPACES": "shared"}, flags=flags) as running:
+        eventually(lambda: running.record("goes-on")["outcome"] == "success")
+        assert list((running.data_dir / "tasks").iterdir()) == []
+        given = json.loads(report.read_text())
+        assert given["cwd"] == str(running.workspace / "executions" / "goes-on")
+        assert given["environment"]["WORD"] == "kept-by-the-task"
+
+
+def test_what_a_task_is_given_is_part_of_its_work_where_it_is_not_the_default(running: Supervised) -> None:
+    (running.workspace / "same").mkdir()
+    body = {"cwd": "same", "env": {"A": "1", "B": "2"}, "add_dirs": ["same"]}
+    assert running.post(looks("pwd"), execution_id="same", **body).status_code == 200
+    again = {**body, "create_cwd": True, "env": {"B": "2", "A": "1"}}
+    assert running.post(looks("pwd"), execution_id="same", **again).status_code == 200
+    changes: list[dict[str, Any]] = [{"env": {"A": "1", "B": "3"}}, {"env": {"A": "1"}}]
+    changes += [{"cwd": None}, {"add_dirs": []}]
+    for change in changes:
+        assert running.post(looks("pwd"), execution_id="same", **{**body, **change}).status_code == 409
+    assert running.post(looks("pwd"), execution_id="bare").status_code == 200
+    defaults: dict[str, Any] = {"cwd": None, "create_cwd": False, "env": {}, "add_dirs": []}
+    assert running.post(looks("pwd"), execution_id="bare", **defaults).status_code == 200
+
+
+def test_run_hands_directories_and_variables_over(running: Supervised) -> None:
+    command = [sys.executable, "-m", "agent_runtime", "run", looks("pwd", "echo $WORD-$OTHER"), "--url", running.url]
+    flags = ["--cwd", "by/run", "--create-cwd", "--add-dir", "by", "--env", "WORD=a=b", "--env", "OTHER", "--json"]
+    environ = {"PATH": os.environ["PATH"], "OTHER": "of-the-caller"}
+    (running.workspace / "by").mkdir()
+    done = subprocess.run([*command, *flags], env=environ, capture_output=True, text=True, check=True)
+    assert str(running.workspace / "by/run") in done.stdout
+    assert "a=b-of-the-caller" in done.stdout
+    wrong = subprocess.run([*command, "--env", "NOT_SET"], env=environ, capture_output=True, text=True, check=False)
+    assert (wrong.returncode, "NAME of a variable that is set here" in wrong.stderr) == (2, True)
+
+
+def test_a_file_in_place_of_own_directories_is_no_fault_of_the_task(tmp_path: Path) -> None:
+    with supervised(tmp_path, environment=OWN) as running:
+        (running.workspace / "executions").symlink_to("/tmp")
+        answer = running.post(looks("pwd"))
+        assert (answer.status_code, answer.json()["error_class"]) == (500, "spawn")
+        assert "its directory cannot be opened" in answer.json()["detail"]
