@@ -54,10 +54,10 @@ class UsageCounter:
     """
     Count what one attempt uses of the models.
 
-    The ``modelUsage`` of the last ``result`` has everything but the request by which old versions ask for their quota.
-    What came after it is counted from the frames; so is all of an attempt without a ``result``. The ``usage`` of
-    ``result`` has only the turn's own requests, without sub-agents and summaries, so it counts where there is no
-    ``modelUsage``.
+    The ``modelUsage`` of the last ``result`` has everything but the request by which old versions ask for their quota,
+    and, from 1.0.128 to 2.1.197, messages whose stream broke off: the frames have these. What came after the ``result``
+    is counted from the frames, too; so is all of an attempt without one. The ``usage`` of ``result`` has only the
+    turn's own requests, without sub-agents and summaries, so it counts where there is no ``modelUsage``.
 
     A message is printed as one frame for each of its blocks, with the same id and a preliminary count of its output;
     the final one is in its last partial message.
@@ -135,7 +135,8 @@ class UsageCounter:
                 cost_usd -= self._before.cost_usd
             self._since_result, self._is_told = {}, True
         elif frame.usage is not None:
-            self._is_told = self._before.is_known
+            # 1.0.128 and 2.0.76 tell of a summary only its cost.
+            self._is_told = self._before.is_known and (bool(frame.usage.counts) or not cost_usd)
             self._own_reported = self._own_reported.highest(frame.usage.counts)
         self._cost_usd = max(self._cost_usd, cost_usd)
         self._num_turns += self._own_messages if frame.num_turns is None else count(frame.num_turns)
@@ -174,6 +175,8 @@ class UsageCounter:
             own_model = next((name for name in reported if name.startswith(own_model)), own_model)
         if self._reported is not None:
             by_model = added(self._reported, self._since_result)
+            # Not of other names: a model may have one in the frames and another in the result.
+            by_model |= {name: by_model[name].highest(self._all.get(name, NOTHING)) for name in self._reported}
         else:
             by_model = added(self._all, {own_model: self._own_reported.minus(self._own)})
         cost_usd = max(0.0, self._cost_usd - total_of(by_model).cost_usd)

@@ -164,6 +164,26 @@ def test_a_result_that_tells_no_tokens_leaves_those_of_the_frames(usage: Any, mo
     assert total_of(stats.usage.so_far.by_model).cost_usd == 0.5
 
 
+def test_a_message_that_broke_off_counts_where_the_result_leaves_it_out() -> None:
+    """As it does from 1.0.128 to 2.1.197: measured with a stream that was cut and a request sent again."""
+    broken, again = begun(of(50, 60)), [begun(of(13, 1), "msg_2"), whole({"output_tokens": 23})]
+
+    left_out = counted(broken, *again, result(usage=of(13, 23), **{MODEL: reported(13, 23)}))
+    other_name = counted(broken, *again, result(usage=of(13, 23), **{f"{MODEL}[1m]": reported(13, 23)}))
+
+    assert tokens(left_out) == (63, 83, 0, 0)
+    assert tokens(other_name) == (13, 23, 0, 0)
+    assert list(other_name.usage.so_far.by_model) == [f"{MODEL}[1m]"]
+
+
+def test_a_summary_of_which_only_the_cost_is_told_is_an_estimate() -> None:
+    """As 1.0.128 and 2.0.76 tell of ``/compact``."""
+    usage = counted(result(usage=of(0, 0), cost=2.85)).usage.so_far
+
+    assert (usage.is_estimated, total_of(usage.by_model).cost_usd) == (True, 2.85)
+    assert not counted(result(usage=of(0, 0), cost=0)).usage.so_far.is_estimated
+
+
 def test_without_counts_by_model_the_turn_and_its_sub_agents_add_up() -> None:
     sub_agent = block(of(100, 3), "msg_s", parent="toolu_1", model="haiku")
     told = counted(block(of(10, 1)), sub_agent, result(usage=of(10, 20))).usage.so_far
