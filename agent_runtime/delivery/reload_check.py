@@ -40,6 +40,7 @@ from agent_runtime.claude.credential_env import (
 )
 from agent_runtime.claude.executable import Binary
 from agent_runtime.claude.last_words import LastWords
+from agent_runtime.delivery.cli_options import CliOptions
 from agent_runtime.delivery.credentials_file import CredentialsFile
 from agent_runtime.delivery.delivery import ReloadBehaviour
 from agent_runtime.delivery.private_files import (
@@ -73,6 +74,7 @@ CATCH_UP_SECONDS = 0.25
 SWEEP_SECONDS = 5.0
 LINE_LIMIT_BYTES = 64 * 1024
 VERSION_LIMIT = 40
+HELP_LINES = 2000
 NOWHERE = "http://127.0.0.1:9"
 NOWHERE_BY_NAME = "http://relay-proof.invalid"
 """No host can have this name (RFC 6761, 6.4)."""
@@ -157,14 +159,7 @@ def check_reload(
     """
     binary = Binary.of(command, environ.get("PATH"))
     binary_hash = binary.content_hash()
-    root: Path | None = None
-    try:
-        if directory is not None and user is None:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        root = Path(tempfile.mkdtemp(prefix="agent-runtime-proof-", dir=directory if user is None else None))
-        if user is not None:
-            root.chmod(0o711)  # it stays ours, so that nothing can be planted in it; the homes in it are the user's
-        stage = _Stage(spawner, root, command, environ, user, cancelled or threading.Event(), mark)
+    with _staged(spawner, command, environ, user=user, cancelled=cancelled, mark=mark, directory=directory) as stage:
         version, fault = stage.version()
         try:
             to_request = stage.next_request()
@@ -174,11 +169,6 @@ def check_reload(
             raise
         to_retry = stage.retry()
         takes_socket = stage.takes_socket() if proves_socket else None
-    except (OSError, RuntimeError) as error:
-        raise ReloadCheckFailed(f"the stand-in for the check could not be set up: {error}") from None
-    finally:
-        if root is not None:
-            shutil.rmtree(root, ignore_errors=True)
     if Binary.of(command, environ.get("PATH")).key != binary.key:
         raise ReloadCheckFailed("the CLI was replaced meanwhile")
     return ReloadResult(
@@ -190,6 +180,48 @@ def check_reload(
         takes_socket=takes_socket,
         at=time.time(),
     )
+
+
+def ask_for_help(
+    spawner: Spawner,
+    command: tuple[str, ...],
+    environ: Mapping[str, str],
+    *,
+    user: str | None = None,
+    cancelled: threading.Event | None = None,
+    mark: Callable[[], str] | None = None,
+    directory: Path | None = None,
+) -> CliOptions:
+    """Run the CLI with ``--help``; arguments and errors as for :func:`check_reload`."""
+    with _staged(spawner, command, environ, user=user, cancelled=cancelled, mark=mark, directory=directory) as stage:
+        return CliOptions(stage.version()[0], stage.help())
+
+
+@contextlib.contextmanager
+def _staged(
+    spawner: Spawner,
+    command: tuple[str, ...],
+    environ: Mapping[str, str],
+    *,
+    user: str | None,
+    cancelled: threading.Event | None,
+    mark: Callable[[], str] | None,
+    directory: Path | None,
+) -> Iterator[_Stage]:
+    """Make a directory for the CLI's homes while the block lasts."""
+    root: Path | None = None
+    try:
+        if directory is not None and user is None:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root = Path(tempfile.mkdtemp(prefix="agent-runtime-proof-", dir=directory if user is None else None))
+        if user is not None:
+            root.chmod(0o711)  # it stays ours, so that nothing can be planted in it; the homes in it are the user's
+        yield _Stage(spawner, root, command, environ, user, cancelled or threading.Event(), mark)
+    except (OSError, RuntimeError) as error:
+        raise ReloadCheckFailed(f"the stand-in for the check could not be set up: {error}") from None
+    finally:
+        if root is not None:
+            shutil.rmtree(root, ignore_errors=True)
 
 
 @dataclass
@@ -206,12 +238,21 @@ class _Stage:
 
     def version(self) -> tuple[str | None, str | None]:
         """Return the CLI's version, and the error that it ended with, if any."""
-        lines: list[bytes] = []
-        with self._running(("--version",), b"", self._home(), on_stdout=lines.append) as run:
-            run.until(lambda: False)
-            fault = run.fault
+        lines, fault = self._printed("--version")
         words = b" ".join(lines[:1]).decode(errors="replace").split()
         return words[0][:VERSION_LIMIT] if words and words[0].isprintable() else None, fault
+
+    def help(self) -> str:
+        """Return what the CLI prints on ``--help``; empty: it fails."""
+        lines, fault = self._printed("--help")
+        return "" if fault is not None else b"\n".join(lines[:HELP_LINES]).decode(errors="replace")
+
+    def _printed(self, flag: str) -> tuple[list[bytes], str | None]:
+        """Return the lines that the CLI prints on *flag*, and the error that it ended with, if any."""
+        lines: list[bytes] = []
+        with self._running((flag,), b"", self._home(), on_stdout=lines.append) as run:
+            run.until(lambda: False)
+            return lines, run.fault
 
     def next_request(self) -> float | None:
         """

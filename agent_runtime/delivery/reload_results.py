@@ -8,6 +8,7 @@ Such a result counts unless the data directory has another one.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from agent_runtime.claude.executable import Binary
+from agent_runtime.delivery.cli_options import CliOptions, depends_on_cli
 from agent_runtime.delivery.private_files import written_beside
-from agent_runtime.delivery.reload_check import DoesNotRun, ReloadResult, check_reload
+from agent_runtime.delivery.reload_check import DoesNotRun, ReloadResult, ask_for_help, check_reload
 from agent_runtime.errors import AgentRuntimeError, SpawnFailed
 from agent_runtime.files import read_file
 from agent_runtime.process.child import Spawner
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
     from agent_runtime.delivery.cli_check import CliCheck
     from agent_runtime.delivery.delivery import ReloadBehaviour
+    from agent_runtime.errors import InvalidRequest
+    from agent_runtime.model.task import Task
 
 FILE_NAME = "proofs.json"
 BUILT_IN = Path(sys.prefix) / FILE_NAME
@@ -54,10 +58,12 @@ class _Stored(msgspec.Struct, rename={"reload_results": "proofs"}):
     Attributes:
         hashes: Of executables' contents, by :attr:`~agent_runtime.claude.executable.Binary.key`.
         reload_results: By that hash.
+        options: Likewise.
     """
 
     hashes: dict[str, str] = {}
     reload_results: dict[str, ReloadResult] = {}
+    options: dict[str, CliOptions] = {}
 
 
 class ReloadResults:
@@ -91,30 +97,51 @@ class ReloadResults:
         Raises:
             SpawnFailed: There is no such executable.
         """
-        binary = Binary.of(command, search_path)
+        content_hash = self._hash_of(Binary.of(command, search_path), hash_it=hash_it)
+        with self._lock:
+            return self._stored.reload_results.get(content_hash)
+
+    def known_options(self, binary: Binary, *, hash_it: bool = True) -> CliOptions | None:
+        """Return what a CLI knows; None: that is not known. *hash_it*: as for :meth:`known`."""
+        content_hash = self._hash_of(binary, hash_it=hash_it)
+        with self._lock:
+            return self._stored.options.get(content_hash)
+
+    def _hash_of(self, binary: Binary, *, hash_it: bool) -> str:
+        """Return the hash of a binary's content; empty: it would have to be read."""
         with self._lock:
             content_hash = self._stored.hashes.get(binary.key)
-        if content_hash is None:
-            if not hash_it:
-                return None
+        if content_hash is None and hash_it:
             content_hash = binary.content_hash()
             with self._lock:
                 _put(self._stored.hashes, binary.key, content_hash)
                 if content_hash in self._stored.reload_results:
                     self._save()
+        return content_hash or ""
+
+    def store_options(self, binary: Binary, options: CliOptions) -> None:
+        """Store what a CLI knows, on disk if that is possible."""
+        content_hash = self._hash_of(binary, hash_it=True)
         with self._lock:
-            return self._stored.reload_results.get(content_hash)
+            self._merge()
+            _put(self._stored.options, content_hash, options)
+            self._save()
 
     def store(self, binary: Binary, reload_result: ReloadResult) -> None:
         """Store a result, on disk if that is possible."""
         with self._lock:
-            newer = self._load()
-            newer.hashes.update(self._stored.hashes)
-            newer.reload_results.update(self._stored.reload_results)
-            self._stored = newer
-            _put(newer.hashes, binary.key, reload_result.binary_hash)
-            _put(newer.reload_results, reload_result.binary_hash, reload_result)
+            self._merge()
+            _put(self._stored.hashes, binary.key, reload_result.binary_hash)
+            _put(self._stored.reload_results, reload_result.binary_hash, reload_result)
             self._save()
+
+    def _merge(self) -> None:
+        """Add what another process has written."""
+        newer = self._load()
+        newer.hashes.update(self._stored.hashes)
+        newer.reload_results.update(self._stored.reload_results)
+        newer.options.update(self._stored.options)
+        self._stored = newer
 
     def _load(self) -> _Stored:
         stored = _read(self._built_in)
@@ -122,6 +149,7 @@ class ReloadResults:
             ours = _read(self._path)
             stored.hashes |= ours.hashes
             stored.reload_results |= ours.reload_results
+            stored.options |= ours.options
         return stored
 
     def _save(self) -> None:
@@ -188,11 +216,61 @@ class BackgroundReloadChecker:
         self._cancelled = threading.Event()
         self._thread: threading.Thread | None = None
         self._not_before = 0.0
+        self._asking = threading.Lock()
+        self._not_asked_before = 0.0
 
     def reload_behaviour(self) -> ReloadBehaviour | None:
         """Return the result for the executable that is there now, by its size and times; None: not known."""
         reload_result = self._known()
         return None if reload_result is None else reload_result.reload_behaviour
+
+    def known_options(self) -> CliOptions | None:
+        """Return what the executable that is there now knows, without starting it; None: that is not known."""
+        try:
+            return self._reload_results.known_options(self._binary(), hash_it=False)
+        except AgentRuntimeError:
+            return None
+
+    async def fault(self, task: Task) -> InvalidRequest | None:
+        """
+        Return what the CLI in use does not know of *task*; it is asked once, where that is not known.
+
+        Where it does not say, every option is given to it: it ends with "unknown option", which is the same error.
+        """
+        if not depends_on_cli(task):
+            return None
+        options = await asyncio.to_thread(self._options)
+        return None if options is None else options.fault(task)
+
+    def _options(self) -> CliOptions | None:
+        with self._asking:
+            try:
+                binary = self._binary()
+                options = self._reload_results.known_options(binary)
+                if options is None and time.monotonic() >= self._not_asked_before:
+                    self._not_asked_before = time.monotonic() + RETRY_SECONDS
+                    asked = ask_for_help(
+                        self._spawner,
+                        self._command,
+                        self._environ,
+                        user=self._user,
+                        cancelled=self._cancelled,
+                        mark=self._mark,
+                        directory=self._directory,
+                    )
+                    if not asked.is_usable:
+                        log.warning("the CLI's --help lists no options: it gets those of a task unchecked")
+                        return None
+                    self._not_asked_before = 0.0
+                    self._reload_results.store_options(binary, asked)
+                    options = asked
+            except AgentRuntimeError as error:
+                log.warning("it is unknown which options the CLI knows: %s", error)
+                return None
+            return options
+
+    def _binary(self) -> Binary:
+        return Binary.of(self._command, self._environ.get("PATH"))
 
     def takes_socket(self) -> bool | None:
         """Whether the executable that is there now takes its requests to a Unix socket; None: not known."""
@@ -261,7 +339,11 @@ def main(arguments: Sequence[str]) -> int:
     directory, *command = arguments
     with contextlib.closing(Spawner()) as spawner:
         result = check_reload(spawner, tuple(command), os.environ, proves_socket=True)
-    ReloadResults(Path(directory)).store(Binary.of(tuple(command), os.environ.get("PATH")), result)
+        options = ask_for_help(spawner, tuple(command), os.environ)
+    binary, results = Binary.of(tuple(command), os.environ.get("PATH")), ReloadResults(Path(directory))
+    results.store(binary, result)
+    if options.is_usable:
+        results.store_options(binary, options)
     (Path(directory) / FILE_NAME).chmod(0o644)
     print(f"{result.version}: takes a newer token: {result.reload_behaviour}")  # noqa: T201 - for the log of the build
     return 0

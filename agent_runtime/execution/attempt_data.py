@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent_runtime.claude.invocation import Session
+    from agent_runtime.delivery.cli_options import CliOptions
     from agent_runtime.delivery.delivery import Deliveries
     from agent_runtime.errors import AgentRuntimeError
     from agent_runtime.evidence.detector import Detection
@@ -40,6 +41,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
         mark_suspect: Called at once with a generation that was refused, and the id of the execution.
         unkillable: Takes over the children whose processes cannot be ended.
         workspaces: Opens the directories that children run in.
+        known_options: What the CLI in use knows, as far as that has been found out.
         run_dir: Private files for children; each attempt has a directory of its own in it.
     """
 
@@ -54,6 +56,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
     unkillable: Unkillable
     may_use: Callable[[Generation, str | None, str], None]
     mark_suspect: Callable[[Generation, str], None]
+    known_options: Callable[[], CliOptions | None] = lambda: None
 
 
 class AttemptSpec(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ import msgspec
 
 from agent_runtime.claude import invocation
 from agent_runtime.claude.credential_env import CREDENTIALS
+from agent_runtime.delivery.cli_options import depends_on_cli
 from agent_runtime.delivery.private_files import PrivateFiles
 from agent_runtime.delivery.workspace_config import held_back
 from agent_runtime.process.child import Command
@@ -74,9 +75,15 @@ class Launch:
         mcp_file = None
         if spec.task.mcp_config is not None:
             mcp_file = self._files.write("mcp.json", msgspec.json.encode(spec.task.mcp_config))
+        agents_file, options = None, context.known_options() if depends_on_cli(spec.task) else None
+        if spec.task.agents and options is not None and options.takes_agents_file:
+            agents_file = self._files.write("agents.json", msgspec.json.encode(spec.task.agents))
         argv = (
             *invocation.resolve(settings.claude, child_environ.get("PATH")),
-            *invocation.arguments(spec.task, spec.session, settings_file=settings_file, mcp_file=mcp_file),
+            *invocation.arguments(
+                spec.task, spec.session, settings_file=settings_file, mcp_file=mcp_file, agents_file=agents_file
+            ),
+            *(options.further(spec.task) if options is not None else ()),
             *held_arguments,
             *(f"--add-dir={path}" for path in added),
         )

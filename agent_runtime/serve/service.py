@@ -229,6 +229,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
             next_mark=functools.partial(new_mark, data_dir),
             counts=counts,
             cli=cli,
+            options=reload_checker,
         )
         start.go_on()
         archive.account()

@@ -23,11 +23,13 @@ from agent_runtime.errors import (
 from agent_runtime.execution.record_writer import RecordWriter
 from agent_runtime.model.records import SUCCESS, Answer
 from agent_runtime.model.state import Outcome, Phase
+from agent_runtime.notifier import Notifier  # noqa: TC001 - as below
 from agent_runtime.store.retention import lacking_bytes, prune, without_record
 from agent_runtime.store.tables import UNREADABLE
 from agent_runtime.store.workspaces import OWN
 from agent_runtime.supervisor.answers import AnswerForm, KeptResult, failed_answer, has_result, in_form, result_of
 from agent_runtime.telemetry.counters import Counts
+from agent_runtime.telemetry.live_text import LiveTexts  # noqa: TC001 - msgspec looks at annotations
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -110,6 +112,15 @@ class StoredResult(msgspec.Struct, frozen=True):
 def _may_have_run(error: StoreUnavailable) -> MayHaveRun:
     text = f"it may have run already: {error}; ask again later, or send it under another id"
     return MayHaveRun(text, retry_after_seconds=RETRY_SECONDS)
+
+
+class View(msgspec.Struct, frozen=True):
+    """A record and its transcript, for reading; *changed* is notified when there is more to read."""
+
+    record: ExecutionRecord
+    transcript: TranscriptReader
+    changed: Notifier
+    live_texts: LiveTexts | None = None
 
 
 class Archive:

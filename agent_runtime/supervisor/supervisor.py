@@ -10,8 +10,6 @@ import uuid
 from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
-import msgspec
-
 from agent_runtime.errors import (
     Busy,
     Conflict,
@@ -37,7 +35,7 @@ from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.unkillable import Unkillable
 from agent_runtime.process.usage import sample
 from agent_runtime.supervisor.answers import answer_to
-from agent_runtime.supervisor.archive import OTHER_BODY, StoredResult
+from agent_runtime.supervisor.archive import OTHER_BODY, StoredResult, View
 from agent_runtime.supervisor.runner import ExecutionRunner, RunnerContext
 from agent_runtime.supervisor.sessions import SessionPlan, SessionUse
 from agent_runtime.supervisor.slots import Slots
@@ -54,6 +52,8 @@ if TYPE_CHECKING:
 
     from agent_runtime.delivery.cli_check import CliCheck
     from agent_runtime.delivery.delivery import Deliveries
+    from agent_runtime.delivery.reload_results import BackgroundReloadChecker
+    from agent_runtime.errors import InvalidRequest
     from agent_runtime.model.records import Answer, ExecutionRecord
     from agent_runtime.model.task import Task
     from agent_runtime.process.containment_choice import Containment
@@ -61,11 +61,9 @@ if TYPE_CHECKING:
     from agent_runtime.secret.generations import GenerationLedger
     from agent_runtime.settings import Settings
     from agent_runtime.store.tasks import NewTask
-    from agent_runtime.store.transcripts import TranscriptReader
     from agent_runtime.supervisor.archive import Archive
     from agent_runtime.telemetry.counters import Counts
     from agent_runtime.telemetry.events import EventLog
-    from agent_runtime.telemetry.live_text import LiveTexts
     from agent_runtime.telemetry.redaction import Redactor
     from agent_runtime.tokens.probe import Probe
 
@@ -74,15 +72,6 @@ log = logging.getLogger(__name__)
 BUSY_RETRY_SECONDS = 5
 DRAINING_RETRY_SECONDS = 5
 PRUNE_SECONDS = 600
-
-
-class View(msgspec.Struct, frozen=True):
-    """A record and its transcript, for reading; *changed* is notified when there is more to read."""
-
-    record: ExecutionRecord
-    transcript: TranscriptReader
-    changed: Notifier
-    live_texts: LiveTexts | None = None
 
 
 class Supervisor:
@@ -110,6 +99,7 @@ class Supervisor:
         next_mark: Callable[[], str],
         counts: Counts,
         cli: CliCheck,
+        options: BackgroundReloadChecker,
     ) -> None:
         self.settings = settings
         self.counts = counts
@@ -150,23 +140,28 @@ class Supervisor:
             unkillable=self.unkillable,
             may_use=self.gate.may_use,
             mark_suspect=self.gate.mark_suspect,
+            known_options=options.known_options,
         )
         self._run_attempt = AttemptThreads(attempt_context, next_mark).run_attempt
-        self._cli = cli
+        self._cli, self._options = cli, options
         self._live: dict[str, Execution] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- admission
 
-    def submit(self, new: NewTask) -> Execution | StoredResult:
+    def submit(self, new: NewTask, fault: InvalidRequest | None = None) -> Execution | StoredResult:
         """
         Admit a task, join the running execution with its id, or return the answer that is stored for it.
 
         After a failure the same id begins a new attempt on the same record and transcript.
 
+        Args:
+            fault: What the CLI in use does not know of the task, if there is something.
+
         Raises:
             AdmissionError: No room, no usable token, or draining.
             Conflict: The id is known for another body.
+            InvalidRequest: The *fault*.
         """
         task = new.task
         execution_id = task.execution_id or str(uuid.uuid4())
@@ -177,6 +172,8 @@ class Supervisor:
         previous = self.archive.earlier(execution_id, task.digest) if task.execution_id is not None else None
         if isinstance(previous, StoredResult):
             return previous
+        if fault is not None:
+            raise fault
         if self.draining:
             raise Draining(
                 "draining: no new executions here; send it to another agent, or later",
@@ -211,11 +208,12 @@ class Supervisor:
         """Submit a task; read the secret file once more before a task is refused because of its token."""
         if self.settings.probe == "on_load":
             await self._poll_secret()  # a new token is probed before an execution begins with it
+        fault = await self._options.fault(new.task)
         try:
-            return self.submit(new)
+            return self.submit(new, fault)
         except (NoToken, TokenUnusable, TokenUnpaid, TokenLimited):
             await self._poll_secret()
-        return self.submit(new)
+        return self.submit(new, fault)
 
     def _must_park(self, task: Task) -> bool:
         """Whether the token cannot be used now, and the task is ready to wait for another."""

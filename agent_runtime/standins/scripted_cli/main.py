@@ -83,6 +83,10 @@ def main(arguments: Sequence[str], answer: Callable[[Run, Api, Message], int] = 
     if arguments and arguments[0] in {"-v", "--version"}:
         sys.stdout.write(f"{version} (Claude Code)\n")
         return 0
+    if arguments and arguments[0] in {"-h", "--help"}:
+        flags = [*sorted(FLAGS), *(f"{name} <value>" for name in sorted(WITH_VALUE | WITH_VALUES))]
+        sys.stdout.write("Usage: claude [options] [prompt]\n\nOptions:\n" + "".join(f"  {one}\n" for one in flags))
+        return 0
     try:
         options, prompt = parse_arguments(arguments, version)
         run = Run(options, dict(os.environ))

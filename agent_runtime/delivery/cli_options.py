@@ -1,0 +1,125 @@
+"""
+What the CLI in use knows of the options that the fields of a task become, by its own ``--help``.
+
+Source: ``--help`` of 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330 and 2.1.332, compared with what each accepts.
+It lists every option that is looked for here where the version takes it. Others are hidden, and taken all the same
+(``--max-turns`` on all of them, ``--system-prompt`` on 1.0.128), so those are not looked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from agent_runtime.errors import ErrorClass, InvalidRequest, plain_detail
+from agent_runtime.model.task import CLI_FLAGS, DEFAULT_PERMISSION_MODE
+
+if TYPE_CHECKING:
+    from agent_runtime.model.task import Task
+
+LISTED = (
+    *("fallback_model", "effort", "permission_mode", "tools", "max_budget_usd", "json_schema", "agents", "agent"),
+    *("fork_session", "strict_mcp_config", "setting_sources"),
+)
+"""The fields whose option is in the help of every version that takes it."""
+
+_OF_ALL = {"--output-format", "--resume"}
+"""Without these it is not the CLI's help."""
+
+_SNAPSHOT = "--system-prompt-snapshot"
+_ENTRY = re.compile(r"\n {1,4}(?=-)")
+_NAMES = re.compile(r"--[A-Za-z][\w-]*")
+_QUOTED = re.compile(r"\(choices: ([^)]*)\)")
+_PLAIN = re.compile(r"\(([a-z]+(?:, [a-z]+)+)\)")
+_SAME_MODES = {"default", "manual"}
+
+
+class CliOptions(msgspec.Struct, frozen=True, dict=True):
+    """
+    The help of one CLI.
+
+    Attributes:
+        version: As the CLI reports it.
+        help: What it prints.
+    """
+
+    version: str | None
+    help: str
+
+    @functools.cached_property
+    def _texts(self) -> dict[str, str]:
+        """The text of each option, its values included."""
+        texts: dict[str, str] = {}
+        for entry in _ENTRY.split(self.help.partition("\nCommands:")[0])[1:]:
+            text = " ".join(entry.split())
+            head = re.split(r"\s[<\[]|\s{2}|\n", entry, maxsplit=1)[0]
+            texts |= dict.fromkeys(_NAMES.findall(head), text)
+        return texts
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether this is the help of the CLI, and not that of some wrapper, or an error."""
+        return self._texts.keys() >= _OF_ALL
+
+    @property
+    def takes_agents_file(self) -> bool:
+        """Whether agents may be given as a file: then they stand in no list of processes (2.1.330)."""
+        return "<json-or-file>" in self._texts.get(CLI_FLAGS["agents"], "")
+
+    def fault(self, task: Task) -> InvalidRequest | None:
+        """Return what this CLI does not know of *task*; None: nothing."""
+        for field in LISTED:
+            flag, value = CLI_FLAGS[field], getattr(task, field)
+            if _asks_nothing(field, value):
+                continue
+            text, reason = self._texts.get(flag), None
+            if text is None:
+                reason = f"does not know {flag}; leave the field out, or install a later version"
+            elif field in ("effort", "permission_mode") and not _knows(choices := _choices(text), value):
+                reason = f"does not know this value, only {', '.join(choices)}"
+            elif field == "fallback_model" and "," in value and "comma" not in text:
+                reason = "takes one model; leave the others out, or install a later version"
+            if reason is not None:
+                version = "" if self.version is None else f", Claude Code {self.version},"
+                words = plain_detail(ErrorClass.INVALID_REQUEST, f"the CLI in use{version} {reason}")
+                return InvalidRequest(f"{field}: {words}")
+        return None
+
+    def further(self, task: Task) -> tuple[str, ...]:
+        """
+        Return options without which this CLI would not heed a field.
+
+        2.1.330 and later send the system prompt that a session began with, whatever a resumed process is given.
+        """
+        return (f"{_SNAPSHOT}=off",) if _replaces_prompt(task) and _SNAPSHOT in self._texts else ()
+
+
+def depends_on_cli(task: Task) -> bool:
+    """Whether it has to be known what the CLI in use knows before it is run with *task*."""
+    return _replaces_prompt(task) or not all(_asks_nothing(field, getattr(task, field)) for field in LISTED)
+
+
+def _replaces_prompt(task: Task) -> bool:
+    """Whether the task gives an earlier session a system prompt."""
+    return task.resume_session_id is not None and bool(task.system_prompt or task.replace_system_prompt)
+
+
+def _asks_nothing(field: str, value: object) -> bool:
+    return value is None or value is False or (field == "permission_mode" and value == DEFAULT_PERMISSION_MODE)
+
+
+def _choices(text: str) -> list[str]:
+    """Return the values that the text of an option lists; empty: it lists none."""
+    if (quoted := _QUOTED.search(text)) is not None:
+        return re.findall(r'"([^"]+)"', quoted[1])
+    plain = _PLAIN.search(text)
+    return plain[1].split(", ") if plain is not None else []
+
+
+def _knows(choices: list[str], value: str) -> bool:
+    """Whether a value is listed, also by its other name; where nothing is listed, the CLI decides."""
+    asked = _SAME_MODES if value in _SAME_MODES else {value}
+    return not choices or bool(asked & set(choices))
