@@ -39,7 +39,7 @@ from agent_runtime.claude.credential_env import (
     SOCKET_VARIABLE,
 )
 from agent_runtime.claude.executable import Binary
-from agent_runtime.claude.last_words import LastWords
+from agent_runtime.delivery.check_run import CheckRun, DoesNotRun, EndedEarly, ReloadCheckFailed
 from agent_runtime.delivery.cli_options import CliOptions
 from agent_runtime.delivery.credentials_file import CredentialsFile
 from agent_runtime.delivery.delivery import ReloadBehaviour
@@ -50,29 +50,19 @@ from agent_runtime.delivery.private_files import (
     write_new,
     write_shell_prefix,
 )
-from agent_runtime.errors import AgentRuntimeError, ErrorClass
-from agent_runtime.evidence.detector import Channel
-from agent_runtime.evidence.verdict import Ending, verdict
 from agent_runtime.model.task import Task
 from agent_runtime.model.tokens import OAUTH_PREFIX, OAUTH_VARIABLE, Token
 from agent_runtime.process.child import Command
 from agent_runtime.process.containment.registry import new_mark
-from agent_runtime.process.pipes import Pipes, Wake
+from agent_runtime.process.pipes import Wake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from agent_runtime.process.child import Child, Spawner
-    from agent_runtime.process.framing import Lines
+    from agent_runtime.process.child import Spawner
     from agent_runtime.standins.messages_api import MessagesApi
 
-TIMEOUT_SECONDS = 30.0
-"""The limit for each process; a current CLI needs one to two seconds."""
-
-TURN_SECONDS = 0.005
-CATCH_UP_SECONDS = 0.25
 SWEEP_SECONDS = 5.0
-LINE_LIMIT_BYTES = 64 * 1024
 VERSION_LIMIT = 40
 HELP_LINES = 2000
 NOWHERE = "http://127.0.0.1:9"
@@ -85,18 +75,6 @@ SOCKET_SECONDS = 15.0
 PROMPT = "[[script:proof]] Run the command."
 ELSEWHERE = ("ANTHROPIC_", "CLAUDE", "OTEL_", "BETA_TRACING_", "SENTRY_")
 """Prefixes of variables that could send requests or reports elsewhere, or change the checked behaviour."""
-
-
-class ReloadCheckFailed(AgentRuntimeError):
-    """The check has no result; that says nothing about the CLI."""
-
-
-class DoesNotRun(ReloadCheckFailed):
-    """The CLI ended by itself, with an error, each time it was started; the message quotes it."""
-
-
-class _EndedEarly(ReloadCheckFailed):
-    """The CLI ended before it had made a request."""
 
 
 class ReloadResult(msgspec.Struct, frozen=True, kw_only=True):
@@ -163,7 +141,7 @@ def check_reload(
         version, fault = stage.version()
         try:
             to_request = stage.next_request()
-        except _EndedEarly:
+        except EndedEarly:
             if fault is not None:
                 raise DoesNotRun(fault) from None
             raise
@@ -320,7 +298,7 @@ class _Stage:
         return api.seen(token).requests >= 2 and found.is_file() and found.stat().st_size == 0
 
     @contextlib.contextmanager
-    def _with_file(self, api: MessagesApi, token: Token) -> Iterator[tuple[_Run, CredentialsFile]]:
+    def _with_file(self, api: MessagesApi, token: Token) -> Iterator[tuple[CheckRun, CredentialsFile]]:
         home = self._home()
         file = CredentialsFile(home, self.user)
         file.write(token)
@@ -330,7 +308,7 @@ class _Stage:
     @contextlib.contextmanager
     def _conversation(
         self, api: MessagesApi, home: Path, delivered: Mapping[str, str], *, unix_socket: Path | None = None
-    ) -> Iterator[_Run]:
+    ) -> Iterator[CheckRun]:
         from agent_runtime.standins.messages_api import serve
 
         with serve(api, unix_socket=unix_socket) as url:
@@ -358,7 +336,7 @@ class _Stage:
         base_url: str = NOWHERE,
         delivered: Mapping[str, str] | None = None,
         on_stdout: Callable[[bytes], None] = lambda _: None,
-    ) -> Iterator[_Run]:
+    ) -> Iterator[CheckRun]:
         inherited = {
             name: value
             for name, value in self.environ.items()
@@ -375,7 +353,7 @@ class _Stage:
         child = self.spawner.spawn(Command(argv=argv, env=env, cwd=home, user=self.user, mark=self._mark()))
         wake = Wake()
         try:
-            yield _Run(child, wake, stdin_bytes, on_stdout, self.cancelled)
+            yield CheckRun(child, wake, stdin_bytes, on_stdout, self.cancelled)
         finally:
             child.kill()
             child.sweep(time.monotonic() + SWEEP_SECONDS)
@@ -387,78 +365,6 @@ class _Stage:
 
     def _home(self) -> Path:
         return make_directory(self.root, secrets.token_hex(4), owner_of(self.user))
-
-
-class _Run:
-    """One process of the CLI, whose output is read until a condition holds."""
-
-    def __init__(
-        self,
-        child: Child,
-        wake: Wake,
-        stdin_bytes: bytes,
-        on_stdout: Callable[[bytes], None],
-        cancelled: threading.Event,
-    ) -> None:
-        self._on_stdout = on_stdout
-        self._cancelled = cancelled
-        self._give_up_at = time.monotonic() + TIMEOUT_SECONDS
-        self._child = child
-        self._last_words = LastWords()
-        self._pipes = Pipes(
-            stdin=child.stdin,
-            stdout=child.stdout,
-            stderr=child.stderr,
-            pidfd=child.pidfd,
-            wake=wake,
-            stdin_bytes=stdin_bytes,
-            close_stdin=child.close_stdin,
-            frame_limit_bytes=LINE_LIMIT_BYTES,
-            on_lines=self._lines,
-            on_quiet=lambda *_: None,
-        )
-
-    def until(self, condition: Callable[[], bool]) -> bool:
-        """
-        Read on until the condition holds; False if the process has ended before.
-
-        Raises:
-            ReloadCheckFailed: It took too long, or the check was cancelled.
-        """
-        while not condition():
-            if self._cancelled.is_set():
-                raise ReloadCheckFailed("the check was cancelled")
-            if time.monotonic() >= self._give_up_at:
-                raise ReloadCheckFailed("the CLI took too long")
-            if self._pipes.leader_gone:
-                self._pipes.catch_up(CATCH_UP_SECONDS)
-                return condition()
-            self._pipes.turn(TURN_SECONDS)
-        return True
-
-    @property
-    def fault(self) -> str | None:
-        """The error that it ended with; None if it succeeded, was killed, or lacked memory."""
-        ended = self._child.poll()
-        if ended is None or ended.code == 0:
-            return None
-        reached = verdict(Ending(ended.code, began=False, last_words=self._last_words.most_informative or None))
-        return reached.detail if reached.error_class in (ErrorClass.SPAWN, ErrorClass.LOST_RESULT) else None
-
-    def must_see(self, condition: Callable[[], bool]) -> None:
-        """
-        Read on until the condition holds.
-
-        Raises:
-            ReloadCheckFailed: It did not hold in time, or before the process ended.
-        """
-        if not self.until(condition):
-            raise _EndedEarly("the CLI ended before it had made a request" + (f": {self.fault}" if self.fault else ""))
-
-    def _lines(self, channel: Channel, lines: Lines, _read_at: float) -> None:
-        take = self._on_stdout if channel is Channel.STDOUT else self._last_words.add
-        for line in lines:
-            take(line.removesuffix(b"\n"))
 
 
 def _made_up() -> Token:

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from agent_runtime.claude.executable import Binary
+from agent_runtime.delivery.check_run import DoesNotRun
 from agent_runtime.delivery.cli_options import CliOptions, depends_on_cli
 from agent_runtime.delivery.private_files import written_beside
-from agent_runtime.delivery.reload_check import DoesNotRun, ReloadResult, ask_for_help, check_reload
+from agent_runtime.delivery.reload_check import ReloadResult, ask_for_help, check_reload
 from agent_runtime.errors import AgentRuntimeError, SpawnFailed
 from agent_runtime.files import read_file
 from agent_runtime.process.child import Spawner

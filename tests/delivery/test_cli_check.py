@@ -13,8 +13,9 @@ import pytest
 
 from agent_runtime.claude.executable import unfit
 from agent_runtime.claude.run_answer import Result
+from agent_runtime.delivery.check_run import DoesNotRun, ReloadCheckFailed
 from agent_runtime.delivery.cli_check import FORGET_SECONDS, STARTS, CliCheck
-from agent_runtime.delivery.reload_check import DoesNotRun, ReloadCheckFailed, check_reload
+from agent_runtime.delivery.reload_check import check_reload
 from agent_runtime.errors import ErrorClass, SpawnFailed
 from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.evidence.verdict import Ending, Verdict, verdict

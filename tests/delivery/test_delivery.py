@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from agent_runtime.claude.executable import Binary
+from agent_runtime.delivery.check_run import ReloadCheckFailed
 from agent_runtime.delivery.credentials_file import FILE_NAME, MARKER_NAME, CredentialsFile, DeliveryImpossible
 from agent_runtime.delivery.delivery import (
     Delivered,
@@ -28,7 +29,7 @@ from agent_runtime.delivery.delivery import (
     by_variable,
     choose,
 )
-from agent_runtime.delivery.reload_check import ReloadCheckFailed, ReloadResult, _Stage, check_reload
+from agent_runtime.delivery.reload_check import ReloadResult, _Stage, check_reload
 from agent_runtime.delivery.reload_results import FILE_NAME as RELOAD_RESULTS_FILE
 from agent_runtime.delivery.reload_results import BackgroundReloadChecker, ReloadResults
 from agent_runtime.errors import RESERVED_WORDS, CannotStart, SpawnFailed

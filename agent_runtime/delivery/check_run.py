@@ -1,0 +1,110 @@
+"""One process of the CLI that is run to find something out about it, and the errors of such a check."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from agent_runtime.claude.last_words import LastWords
+from agent_runtime.errors import AgentRuntimeError, ErrorClass
+from agent_runtime.evidence.detector import Channel
+from agent_runtime.evidence.verdict import Ending, verdict
+from agent_runtime.process.pipes import Pipes, Wake
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    from agent_runtime.process.child import Child
+    from agent_runtime.process.framing import Lines
+
+TIMEOUT_SECONDS = 30.0
+"""The limit for each process; a current CLI needs one to two seconds."""
+
+TURN_SECONDS = 0.005
+CATCH_UP_SECONDS = 0.25
+LINE_LIMIT_BYTES = 64 * 1024
+
+
+class ReloadCheckFailed(AgentRuntimeError):
+    """The check has no result; that says nothing about the CLI."""
+
+
+class DoesNotRun(ReloadCheckFailed):
+    """The CLI ended by itself, with an error, each time it was started; the message quotes it."""
+
+
+class EndedEarly(ReloadCheckFailed):
+    """The CLI ended before it had made a request."""
+
+
+class CheckRun:
+    """One process of the CLI, whose output is read until a condition holds."""
+
+    def __init__(
+        self,
+        child: Child,
+        wake: Wake,
+        stdin_bytes: bytes,
+        on_stdout: Callable[[bytes], None],
+        cancelled: threading.Event,
+    ) -> None:
+        self._on_stdout = on_stdout
+        self._cancelled = cancelled
+        self._give_up_at = time.monotonic() + TIMEOUT_SECONDS
+        self._child = child
+        self._last_words = LastWords()
+        self._pipes = Pipes(
+            stdin=child.stdin,
+            stdout=child.stdout,
+            stderr=child.stderr,
+            pidfd=child.pidfd,
+            wake=wake,
+            stdin_bytes=stdin_bytes,
+            close_stdin=child.close_stdin,
+            frame_limit_bytes=LINE_LIMIT_BYTES,
+            on_lines=self._lines,
+            on_quiet=lambda *_: None,
+        )
+
+    def until(self, condition: Callable[[], bool]) -> bool:
+        """
+        Read on until the condition holds; False if the process has ended before.
+
+        Raises:
+            ReloadCheckFailed: It took too long, or the check was cancelled.
+        """
+        while not condition():
+            if self._cancelled.is_set():
+                raise ReloadCheckFailed("the check was cancelled")
+            if time.monotonic() >= self._give_up_at:
+                raise ReloadCheckFailed("the CLI took too long")
+            if self._pipes.leader_gone:
+                self._pipes.catch_up(CATCH_UP_SECONDS)
+                return condition()
+            self._pipes.turn(TURN_SECONDS)
+        return True
+
+    @property
+    def fault(self) -> str | None:
+        """The error that it ended with; None if it succeeded, was killed, or lacked memory."""
+        ended = self._child.poll()
+        if ended is None or ended.code == 0:
+            return None
+        reached = verdict(Ending(ended.code, began=False, last_words=self._last_words.most_informative or None))
+        return reached.detail if reached.error_class in (ErrorClass.SPAWN, ErrorClass.LOST_RESULT) else None
+
+    def must_see(self, condition: Callable[[], bool]) -> None:
+        """
+        Read on until the condition holds.
+
+        Raises:
+            ReloadCheckFailed: It did not hold in time, or before the process ended.
+        """
+        if not self.until(condition):
+            raise EndedEarly("the CLI ended before it had made a request" + (f": {self.fault}" if self.fault else ""))
+
+    def _lines(self, channel: Channel, lines: Lines, _read_at: float) -> None:
+        take = self._on_stdout if channel is Channel.STDOUT else self._last_words.add
+        for line in lines:
+            take(line.removesuffix(b"\n"))
