@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from agent_runtime.cli.connection import complain, connect
 from agent_runtime.cli.exit_codes import EXIT_SUCCESS
@@ -15,6 +15,8 @@ from agent_runtime.client import ClientError
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Sequence
+
+    from agent_runtime.client import Execution, Health, SyncAgentClient, TokenReport
 
 HEADINGS = (
     *("EXECUTION", "STATE", "OUTCOME", "ERROR", "AGE", "TIME", "CPU", "MEMORY", "ATTEMPTS", "TOKEN"),
@@ -26,36 +28,49 @@ NOTHING = "-"
 def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     try:
-        labels = {f"label.{name}": value for name, value in options.label}
         with connect(options) as client:
-            report = {
-                "url": client.base_url,
-                "health": client.get("/health"),
-                "token": client.get("/api/token"),
-                "executions": client.get("/api/executions", limit=options.limit, **labels)["executions"],
-            }
+            text = _as_json(client, options) if options.json else "\n".join(_table(client, options))
     except ClientError as error:
         return complain(error)
-    text = json.dumps(report) if options.json else "\n".join(page(report, datetime.now(UTC)))
     sys.stdout.write(text + "\n")
     return EXIT_SUCCESS
 
 
-def page(report: dict[str, Any], now: datetime) -> Iterator[str]:
+def _as_json(client: SyncAgentClient, options: argparse.Namespace) -> str:
+    """Return what the supervisor answers, as it is sent."""
+    labels = {f"label.{name}": value for name, value in options.label}
+    report = {
+        "url": client.base_url,
+        "health": client.get("/health"),
+        "token": client.get("/api/token"),
+        "executions": client.get("/api/executions", limit=options.limit, **labels).get("executions"),
+    }
+    return json.dumps(report)
+
+
+def _table(client: SyncAgentClient, options: argparse.Namespace) -> Iterator[str]:
+    health, token = client.health(), client.token()
+    records = client.executions(limit=options.limit, labels=dict(options.label)).executions
+    return page(client.base_url, health, token, records, datetime.now(UTC))
+
+
+def page(url: str, health: Health, token: TokenReport, records: Sequence[Execution], now: datetime) -> Iterator[str]:
     """Yield the lines for a person."""
-    health, token = report["health"], report["token"]
+    slots = f"{health.slots.busy} of {health.slots.total} busy"
+    if health.slots.unkillable:
+        slots += f", {health.slots.unkillable} unkillable"
     yield from columns(
         [
-            ("supervisor", _words(health.get("status"), "draining" if health.get("draining") else None), report["url"]),
-            ("slots", _slots(health), f"{_of(health, 'queue', 'length')} queued"),
-            ("token", str(token.get("state")), _token(token, now)),
+            ("supervisor", f"{health.status}{', draining' if health.draining else ''}", url),
+            ("slots", slots, f"{health.queue.length} queued"),
+            ("token", token.state, _token(token, now)),
         ]
     )
     yield ""
-    if not report["executions"]:
+    if not records:
         yield "no executions"
         return
-    yield from columns([HEADINGS, *(_row(record, now) for record in report["executions"])])
+    yield from columns([HEADINGS, *(_row(record, now) for record in records)])
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -76,67 +91,34 @@ def span(seconds: float) -> str:
     return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d"
 
 
-def _row(record: dict[str, Any], now: datetime) -> tuple[str, ...]:
-    attempts = record.get("attempts") or []
-    created, started, ended = (_time(record.get(name)) for name in ("created_at", "started_at", "ended_at"))
+def _row(record: Execution, now: datetime) -> tuple[str, ...]:
+    created, started, ended, usage = record.created_at, record.started_at, record.ended_at, record.usage
+    generations = dict.fromkeys(str(token.generation) for attempt in record.attempts for token in attempt.tokens)
     return (
-        str(record.get("execution_id")),
-        str(record.get("state")),
-        str(record.get("outcome") or NOTHING),
-        str(record.get("error_class") or NOTHING),
+        record.execution_id,
+        record.state,
+        record.outcome or NOTHING,
+        record.error_class or NOTHING,
         NOTHING if created is None else span((now - created).total_seconds()),
         NOTHING if started is None else span(((ended or now) - started).total_seconds()),
-        *_usage(record.get("usage") or {}),
-        str(len(attempts)),
-        _generations(attempts),
-        str(record.get("title") or NOTHING),
-        " ".join(f"{name}={value}" for name, value in (record.get("labels") or {}).items()) or NOTHING,
+        span(usage.cpu_seconds) if usage.cpu_seconds else NOTHING,
+        f"{usage.memory_bytes / 1e6:.0f} MB" if usage.memory_bytes else NOTHING,
+        str(len(record.attempts)),
+        ",".join(generations) or NOTHING,
+        record.title or NOTHING,
+        " ".join(f"{name}={value}" for name, value in record.labels.items()) or NOTHING,
     )
 
 
-def _usage(usage: dict[str, Any]) -> tuple[str, str]:
-    """Return processor time and peak memory; nothing where it ended before the first sample."""
-    cpu_seconds, memory_bytes = usage.get("cpu_seconds"), usage.get("memory_bytes")
-    return span(cpu_seconds) if cpu_seconds else NOTHING, f"{memory_bytes / 1e6:.0f} MB" if memory_bytes else NOTHING
-
-
-def _generations(attempts: list[dict[str, Any]]) -> str:
-    """Name the token generations that reached it, in order."""
-    seen = dict.fromkeys(str(token.get("generation")) for attempt in attempts for token in attempt.get("tokens") or [])
-    return ",".join(seen) or NOTHING
-
-
-def _slots(health: dict[str, Any]) -> str:
-    unkillable = _of(health, "slots", "unkillable")
-    more = f", {unkillable} unkillable" if unkillable.strip("0").isdecimal() else ""
-    return f"{_of(health, 'slots', 'busy')} of {_of(health, 'slots', 'total')} busy{more}"
-
-
-def _token(token: dict[str, Any], now: datetime) -> str:
+def _token(token: TokenReport, now: datetime) -> str:
     parts = []
-    if token.get("generation") is not None:
-        parts.append(f"generation {token['generation']}, {token.get('kind')}, fingerprint {token.get('fingerprint')}")
-    if (expires := _time(token.get("expires_at"))) is not None:
-        left = expires - now
-        parts.append(f"expires in {span(left.total_seconds())}" if left > timedelta() else "expired")
-    if token.get("limited_until"):
-        parts.append(f"limited until {token['limited_until']}")
-    if token.get("error"):
-        parts.append(str(token["error"]))
+    if token.generation is not None:
+        parts.append(f"generation {token.generation}, {token.kind}, fingerprint {token.fingerprint}")
+    if token.expires_at is not None:
+        left = (token.expires_at - now).total_seconds()
+        parts.append(f"expires in {span(left)}" if left > 0 else "expired")
+    if token.limited_until:
+        parts.append(f"limited until {token.limited_until:%Y-%m-%d %H:%M:%S} UTC")
+    if token.error:
+        parts.append(token.error)
     return "; ".join(parts) or NOTHING
-
-
-def _of(health: dict[str, Any], part: str, name: str) -> str:
-    inner = health.get(part)
-    return str(inner.get(name)) if isinstance(inner, dict) else "?"
-
-
-def _words(*words: str | None) -> str:
-    return ", ".join(word for word in words if word)
-
-
-def _time(text: Any) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text) if isinstance(text, str) else None
-    except ValueError:
-        return None

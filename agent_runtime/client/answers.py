@@ -8,9 +8,9 @@ a word that is not yet known here, of a state for example, stays a plain string.
 
 from __future__ import annotations
 
-from datetime import datetime  # noqa: TC003 - msgspec looks at annotations
+from datetime import datetime
 from enum import EnumType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 S = TypeVar("S", bound=msgspec.Struct)
+
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+"""With its time zone; a text without one is not read."""
 
 _EMPTY: tuple[object, ...] = (None, False, 0, "", [], {})
 """The first of these that fits is the value of a field that is not sent."""
@@ -42,23 +45,23 @@ class Metadata(_Named, records.Metadata, kw_only=True):
 class TokenUse(_Named, records.TokenRecord, kw_only=True):
     """A token that reached an attempt, and when."""
 
-    delivered_at: datetime | None = None  # type: ignore[assignment]  # what is sent is text, and read as an instant
+    delivered_at: Instant | None = None  # type: ignore[assignment]  # what is sent is text, and read as an instant
 
 
 class Attempt(_Named, records.AttemptRecord, kw_only=True):
     """One CLI process."""
 
     tokens: list[TokenUse] = msgspec.field(default_factory=list)  # type: ignore[assignment]  # as above
-    started_at: datetime | None = None  # type: ignore[assignment]
-    ended_at: datetime | None = None  # type: ignore[assignment]
+    started_at: Instant | None = None  # type: ignore[assignment]
+    ended_at: Instant | None = None  # type: ignore[assignment]
 
 
 class Execution(_Named, records.ExecutionRecord, kw_only=True):
     """The record of an execution: all that is known of it."""
 
-    created_at: datetime | None = None  # type: ignore[assignment]  # as above
-    started_at: datetime | None = None  # type: ignore[assignment]
-    ended_at: datetime | None = None  # type: ignore[assignment]
+    created_at: Instant | None = None  # type: ignore[assignment]  # as above
+    started_at: Instant | None = None  # type: ignore[assignment]
+    ended_at: Instant | None = None  # type: ignore[assignment]
     attempts: list[Attempt] = msgspec.field(default_factory=list)  # type: ignore[assignment]
     metadata: Metadata = msgspec.field(default_factory=Metadata)
 
@@ -72,7 +75,7 @@ class ExecutionPage(_Named, bodies.ExecutionPage, kw_only=True):
 class RunningExecution(_Named, bodies.RunningExecution, kw_only=True):
     """An execution that has a slot."""
 
-    started_at: datetime | None = None  # type: ignore[assignment]  # as above
+    started_at: Instant | None = None  # type: ignore[assignment]  # as above
     metadata: Metadata
 
 
@@ -85,14 +88,14 @@ class RunningExecutions(_Named, bodies.RunningExecutions, kw_only=True):
 class ExecutionStatus(_Named, bodies.ExecutionStatus, kw_only=True):
     """Whether an execution runs, and how it ended."""
 
-    started_at: datetime | None = None  # type: ignore[assignment]  # as above
+    started_at: Instant | None = None  # type: ignore[assignment]  # as above
     metadata: Metadata
 
 
 class UsageReport(_Named, bodies.UsageReport, kw_only=True):
     """What the executions have used whose records are kept."""
 
-    since: datetime | None = None  # type: ignore[assignment]  # as above
+    since: Instant | None = None  # type: ignore[assignment]  # as above
 
 
 class Termination(_Named, bodies.Termination, kw_only=True):
@@ -106,9 +109,9 @@ class DrainState(_Named, bodies.DrainState, kw_only=True):
 class TokenReport(_Named, bodies.TokenReport, kw_only=True):
     """The token's state; never the token."""
 
-    loaded_at: datetime | None = None  # type: ignore[assignment]  # as above
-    expires_at: datetime | None = None  # type: ignore[assignment]
-    limited_until: datetime | None = None  # type: ignore[assignment]
+    loaded_at: Instant | None = None  # type: ignore[assignment]  # as above
+    expires_at: Instant | None = None  # type: ignore[assignment]
+    limited_until: Instant | None = None  # type: ignore[assignment]
 
 
 class Reloaded(_Named, bodies.Reloaded, kw_only=True):
@@ -118,7 +121,7 @@ class Reloaded(_Named, bodies.Reloaded, kw_only=True):
 class Health(_Named, bodies.Health, kw_only=True):
     """One page of everything."""
 
-    last_task_at: datetime | None = None  # type: ignore[assignment]  # as above
+    last_task_at: Instant | None = None  # type: ignore[assignment]  # as above
 
 
 class Answer(_Named, msgspec.Struct, frozen=True, kw_only=True):
@@ -164,7 +167,7 @@ class Event(_Named, msgspec.Struct, frozen=True, kw_only=True):
 
     id: int
     type: str
-    time: datetime | None = None
+    time: Instant | None = None
     data: dict[str, Any] = msgspec.field(default_factory=dict)
 
 

@@ -125,7 +125,8 @@ class AccessKey(httpx.Auth):
                 raise RequestRefused.because("access", problem) from None
         if key is not None:
             if not key.secret.isascii() or not key.secret.isprintable() or not key.secret:
-                raise RequestRefused.because("access", "the access key must be printable ASCII")
+                where = "the access key" if self._path is None else f"the access key file {self._path}"
+                raise RequestRefused.because("access", f"{where} must hold a key of printable ASCII")
             is_bearer = self._header.lower() == "authorization"
             request.headers[self._header] = f"Bearer {key.secret}" if is_bearer else key.secret
         yield request

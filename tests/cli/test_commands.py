@@ -19,7 +19,8 @@ from agent_runtime.cli.arguments import default_url
 from agent_runtime.cli.main import main
 from agent_runtime.cli.output import Live
 from agent_runtime.cli.status import columns, page, span
-from agent_runtime.client import Answer, Metadata, StreamEvent
+from agent_runtime.client import Answer, Health, Metadata, StreamEvent, TokenReport
+from agent_runtime.client.answers import read
 from tests.support.broken_network import gate
 from tests.support.supervised import DEADLINE_SECONDS, OLD, Supervised, eventually, supervised
 
@@ -410,9 +411,11 @@ def test_times_and_columns_can_be_read() -> None:
 
 
 def test_a_table_of_a_supervisor_with_nothing_to_tell() -> None:
-    told = {"url": "http://x", "health": {"status": "degraded", "draining": True}, "token": {}, "executions": []}
+    health, token = read(Health, {"status": "degraded", "draining": True}), read(TokenReport, {"state": "odd"})
+    assert health is not None
+    assert token is not None
 
-    lines = list(page(told, datetime(2026, 1, 1, tzinfo=UTC)))
+    lines = list(page("http://x", health, token, [], datetime(2026, 1, 1, tzinfo=UTC)))
 
     assert lines[0].split() == ["supervisor", "degraded,", "draining", "http://x"]
     assert lines[-1] == "no executions"

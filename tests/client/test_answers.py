@@ -33,12 +33,20 @@ AT = "2026-11-30T07:42:08.123Z"
 def test_an_answer_of_another_version_is_read_as_far_as_it_can_be() -> None:
     token = read(
         client.TokenReport,
-        {"state": "dreaming", "generation": "x", "kind": 5, "limited_until": AT, "loaded_at": "soon", "newer": [1]},
+        {
+            "state": "dreaming",
+            "generation": "x",
+            "kind": 5,
+            "limited_until": AT,
+            "loaded_at": "soon",
+            "expires_at": AT[:-1],
+        },
     )
 
     assert token is not None
     assert (token.state, token.generation, token.kind, token.held_by) == ("dreaming", None, None, {})
     assert (token.limited_until, token.loaded_at) == (datetime(2026, 11, 30, 7, 42, 8, 123000, UTC), None)
+    assert token.expires_at is None  # without a time zone
     assert token["state"] == "dreaming"  # as of the dict that earlier versions returned
     with pytest.raises(KeyError):
         token["newer"]

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from agent_runtime.cli.status import HEADINGS, page
+from agent_runtime.client import Execution, Health, TokenReport
+from agent_runtime.client.answers import read
 from agent_runtime.model.records import Usage
 from agent_runtime.process.usage import sample
 from tests.support.supervised import Supervised, eventually, supervised
@@ -104,9 +106,12 @@ def test_peaks_are_kept_and_sums_are_made_of_each_field() -> None:
 
 
 def test_status_shows_it() -> None:
-    record = {"execution_id": "a", "state": "running", "usage": {"cpu_seconds": 12.3, "memory_bytes": 412_000_000}}
-    told = {"url": "http://x", "health": {}, "token": {}, "executions": [record, {"execution_id": "b"}]}
-    lines = list(page(told, datetime.now(UTC)))
+    now, health, token = datetime.now(UTC), read(Health, {"status": "ok"}), read(TokenReport, {"state": "ready"})
+    assert health is not None
+    assert token is not None
+    used = Usage(cpu_seconds=12.3, memory_bytes=412_000_000)
+    records = [Execution(execution_id="a", usage=used), Execution(execution_id="b")]
+    lines = list(page("http://x", health, token, records, now))
 
     assert {"CPU", "MEMORY"} <= set(HEADINGS)
     assert "12 s" in lines[-2]
