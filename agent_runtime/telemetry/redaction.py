@@ -47,6 +47,8 @@ _TORN_FAMILY = re.compile(
 
 _TORN_FAMILY_BYTES = 4128
 _LEAST_TORN = 4
+"""Characters that the first part of a token has at the end of a cut line: fewer may end any word."""
+
 _LONGEST_PREFIX = 32
 _HEAD_BEYOND_PREFIX = 8
 _BACKSLASH = 0x5C
@@ -97,6 +99,24 @@ class _Group:
             at = data.find(self.prefix, at + step)
 
 
+class _Beginnings:
+    """The values of needles, to find the first part of one at the end of a line."""
+
+    def __init__(self, values: list[bytes]) -> None:
+        self._values = sorted(values)
+        self._longest = max(map(len, values), default=0)
+        self._first_bytes = {value[0] for value in values}
+
+    def start_of_torn(self, line: bytes, least: int) -> int:
+        """Return where a value may begin, with at least so many characters, that goes on behind the end."""
+        starts = range(max(0, len(line) - self._longest), len(line) - least + 1)
+        return next((at for at in starts if line[at] in self._first_bytes and self._begins(line[at:])), len(line))
+
+    def _begins(self, tail: bytes) -> bool:
+        at = bisect_left(self._values, tail)
+        return at < len(self._values) and self._values[at].startswith(tail)
+
+
 def _forms(secret: str) -> set[bytes]:
     """Return a token as it is, and as encoders of JSON write it: Python's two ways, and PHP's slash."""
     forms = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], secret.replace("/", "\\/")}
@@ -128,7 +148,7 @@ class Redactor:
         self._tokens: OrderedDict[str, Token] = OrderedDict()
         self._adding = threading.Lock()
         self._groups: tuple[_Group, ...] = ()
-        self._values: list[bytes] = []
+        self._beginnings = _Beginnings([])
         for token in tokens:
             self.add(token)
 
@@ -151,7 +171,7 @@ class Redactor:
                 for known in self._tokens.values()
                 for form in _forms(known.secret)
             ]
-            self._groups, self._values = _grouped(needles), sorted(needle.value for needle in needles)
+            self._groups, self._beginnings = _grouped(needles), _Beginnings([needle.value for needle in needles])
 
     def redact(self, line: bytes, *, truncated: bool = False) -> bytes:
         """
@@ -163,7 +183,7 @@ class Redactor:
         """
         spans = _spans(line, self._groups)
         if truncated:
-            end = _whole_until(_start_of_torn_token(line, self._values, _LEAST_TORN), spans)
+            end = _whole_until(self._beginnings.start_of_torn(line, _LEAST_TORN), spans)
             line, spans = line[:end], [span for span in spans if span.end <= end]
         return _replaced(line, spans) if spans else line
 
@@ -175,7 +195,7 @@ class Redactor:
         """
         spans = _spans(text, self._groups)
         torn = _TORN_FAMILY.search(text, max(0, len(text) - _TORN_FAMILY_BYTES))
-        end = min(_start_of_torn_token(text, self._values, 1), torn.start() if torn else len(text))
+        end = min(self._beginnings.start_of_torn(text, 1), torn.start() if torn else len(text))
         end = _whole_until(end, spans)
         return _replaced(text[:end], [span for span in spans if span.end <= end]), text[end:]
 
@@ -237,19 +257,6 @@ def _start_of_escape(line: bytes, at: int, floor: int) -> int:
     while start > floor and line[start - 1] == _BACKSLASH:
         start -= 1
     return at if line[start:at] == b"u" else start
-
-
-def _start_of_torn_token(line: bytes, values: list[bytes], least: int) -> int:
-    """Return where one of the sorted *values* may begin, with *least* characters, that goes on behind the end."""
-    starts = range(max(0, len(line) - max(map(len, values), default=0)), len(line) - least + 1)
-    beginnings = {value[0] for value in values}
-    return next((at for at in starts if line[at] in beginnings and _may_begin(line[at:], values)), len(line))
-
-
-def _may_begin(tail: bytes, values: list[bytes]) -> bool:
-    """Whether one of the sorted *values* begins with all of *tail*."""
-    at = bisect_left(values, tail)
-    return at < len(values) and values[at].startswith(tail)
 
 
 class RedactingFilter(logging.Filter):

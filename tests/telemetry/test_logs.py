@@ -160,7 +160,8 @@ def test_requests_are_logged_with_what_the_table_of_routes_knows_and_probes_only
     with supervised(tmp_path, flags=("--log-format", "json")) as running:
         script = {"script": [{"do": "init"}, {"do": "result"}]}
         running.post(script, execution_id="one")
-        running.client.get("/api/executions/one?secret=query")
+        running.client.get("/api/executions/one")
+        running.client.get("/api/executions?label.secret=query")
         running.client.get("/api/executions/unknown-id")
         running.client.get("/no/such/path")
         running.client.post("/api/task", content=b"{")
@@ -173,6 +174,7 @@ def test_requests_are_logged_with_what_the_table_of_routes_knows_and_probes_only
     ] == [
         ("info", "POST", "/api/task", 200, "one"),
         ("info", "GET", "/api/executions/{id}", 200, "one"),
+        ("info", "GET", "/api/executions", 200, None),
         ("info", "GET", "/api/executions/{id}", 404, None),
         ("info", "GET", "unknown", 404, None),
         ("info", "POST", "/api/task", 400, None),
