@@ -265,6 +265,23 @@ UUID = "0af76519-16cd-43dd-8448-eb211c80319c"
         (TASK_BODY, {**MESSAGE, "fresh_session": True, "resume_session_id": None}, True),
         (TASK_BODY, {**MESSAGE, "unknown": 1}, False),
         *(
+            (TASK_BODY, {**MESSAGE, "cwd": cwd, "create_cwd": True}, is_valid)
+            for cwds, is_valid in (
+                (("a/b", ".a", "..a/...", "~", "-x", "ü b", "x" * 255, "/".join(["x"] * 100), None), True),
+                (("", "/", "/a", "a/", "a//b", ".", "..", "./a", "a/.", "a/../b", "a\nb", "a\0", "x" * 256), False),
+                (("/".join(["x"] * 101), "/".join(["x" * 200] * 15)), False),
+            )
+            for cwd in cwds
+        ),
+        *((TASK_BODY, {**MESSAGE, "add_dirs": dirs}, ok) for dirs, ok in (([], True), (["/"], False), (["."], False))),
+        *(
+            (TASK_BODY, {**MESSAGE, "env": env}, is_valid)
+            for env, is_valid in (
+                *(({}, True), ({"A": "", "_1": "x\n", "a" * 256: "="}, True), ({"": "x"}, False), ({"1": "x"}, False)),
+                *(({"A-B": "x"}, False), ({"A": "\0"}, False), ({"A": 1}, False), ({"A": None}, False), ([], False)),
+            )
+        ),
+        *(
             (TASK_BODY, {**MESSAGE, "images": [{"media_type": "image/png", "data": data}]}, is_valid)
             for data, is_valid in (("", True), ("AAAA", True), ("AA==", True), ("AAA", False), ("A===", False))
         ),
