@@ -32,8 +32,7 @@ Subparsers = Any
 """The type of ``add_subparsers()``, which argparse does not name."""
 
 
-_NUMBERS = {"int": "a whole number", "float": "a number"}
-_BAD_NUMBER = re.compile(r"invalid (int|float) value: '(.*)'")
+_BAD_INTEGER = re.compile(r"invalid int value: '(.*)'")
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,7 +55,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with 2; say how to give a PROMPT that is taken for a flag, and show no value that may be secret."""
         more = "; one that begins with a dash comes last, behind --" if message.endswith("PROMPT") else ""
-        super().error(_BAD_NUMBER.sub(lambda bad: f"must be {_NUMBERS[bad[1]]}{not_this(bad[2])}", message) + more)
+        super().error(_BAD_INTEGER.sub(lambda bad: f"must be a whole number{not_this(bad[1])}", message) + more)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -96,10 +95,8 @@ def add_run(commands: Subparsers) -> None:
     )
     parser.add_argument("--disallowed-tool", metavar="TOOL", action="append", help="forbid this tool; repeatable")
     parser.add_argument("--max-turns", metavar="N", type=int, help="end it after so many turns [no limit]")
-    parser.add_argument(
-        "--timeout", metavar="SECONDS", type=_seconds, help="for the whole execution [the supervisor's]"
-    )
-    parser.add_argument("--max-budget-usd", metavar="USD", type=float, help="end it when it has cost this [no limit]")
+    parser.add_argument("--timeout", metavar="SECONDS", type=_amount, help="for the whole execution [the supervisor's]")
+    parser.add_argument("--max-budget-usd", metavar="USD", type=_amount, help="end it when it has cost this [no limit]")
     parser.add_argument(
         "--json-schema", metavar="JSON", type=_json_object, help=f"what the answer must meet; {_FILE_TOO}"
     )
@@ -113,12 +110,12 @@ def add_run(commands: Subparsers) -> None:
     parser.add_argument(
         "--park",
         metavar="SECONDS",
-        type=_seconds,
+        type=_amount,
         help="how long it may wait for a newer token, or for the end of a usage limit [the supervisor's]",
     )
     parser.add_argument(
         "--patience",
-        type=_seconds,
+        type=_amount,
         metavar="SECONDS",
         default=60.0,
         help="how long to keep trying when it does not answer, is full or drains [%(default)g]",
@@ -162,7 +159,7 @@ def add_drain(commands: Subparsers) -> None:
     parser = commands.add_parser("drain", help="stop admission; for preStop hooks")
     _add_connection(parser)
     parser.add_argument("--wait", action="store_true", help="until all executions have ended")
-    parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="for --wait [as long as it takes]")
+    parser.add_argument("--timeout", metavar="SECONDS", type=_amount, help="for --wait [as long as it takes]")
     parser.add_argument("--call-off", action="store_true", help="let executions in again")
     parser.set_defaults(run=_command("drain"))
 
@@ -174,7 +171,7 @@ def add_token_wait(actions: Subparsers) -> None:
     parser.add_argument(
         "--fingerprint", metavar="F", type=_fingerprint, required=True, help="of the token, as token show prints it"
     )
-    parser.add_argument("--timeout", metavar="SECONDS", type=_seconds, help="give up after this [as long as it takes]")
+    parser.add_argument("--timeout", metavar="SECONDS", type=_amount, help="give up after this [as long as it takes]")
     parser.set_defaults(run=_command("wait"))
 
 
@@ -189,15 +186,22 @@ def _names(text: str) -> list[str]:
 
 
 def _json_object(text: str) -> Any:
-    """Read a JSON object, from the file of this name unless it begins as one."""
+    """Read a JSON object, from the file of this name unless it begins as one; what it holds is not repeated."""
+    must_be = "must be a JSON object, or a file with one"
+    is_file = not text.lstrip().startswith("{")
     try:
-        found = json.loads(text if text.lstrip().startswith("{") else Path(text).read_bytes())
+        found = json.loads(Path(text).read_bytes() if is_file else text)
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"must be a JSON object or a file with one: {error.strerror}") from None
-    except ValueError:
-        found = None
+        raise argparse.ArgumentTypeError(f"{must_be}: {text}: {error.strerror}") from None
+    except ValueError as error:
+        place = (
+            f": {error.msg} (line {error.lineno}, column {error.colno})"
+            if isinstance(error, json.JSONDecodeError)
+            else ""
+        )
+        raise argparse.ArgumentTypeError(f"{must_be}{f': {text}' if is_file else ''}{place}") from None
     if not isinstance(found, dict):
-        raise argparse.ArgumentTypeError("must be a JSON object or a file with one")
+        raise argparse.ArgumentTypeError(f"{must_be}{f': {text} holds something else' if is_file else ''}")
     return found
 
 
@@ -238,12 +242,12 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value if separator else found or ""
 
 
-def _seconds(text: str) -> float:
-    """Read a time: no less than nothing, and no word such as nan."""
+def _amount(text: str) -> float:
+    """Read a time or a sum: no less than nothing, and no word such as nan."""
     with contextlib.suppress(ValueError):
-        if 0 <= (seconds := float(text)) < math.inf:
-            return seconds
-    raise argparse.ArgumentTypeError(f"must be a number of seconds{not_this(text)}")
+        if 0 <= (amount := float(text)) < math.inf:
+            return amount
+    raise argparse.ArgumentTypeError(f"must be a number, 0 or more{not_this(text)}")
 
 
 def _fingerprint(text: str) -> str:

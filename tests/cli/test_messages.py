@@ -34,8 +34,12 @@ NOBODY = "http://127.0.0.1:9"
         (["run", "--", "-fix", "--url", NOBODY], "flags before --"),
         (["run", "fix", "the", "tests"], "words too many: 2; put what holds blanks in quotes"),
         (["run", "x", "--max-turns", "1.5"], "must be a whole number, not '1.5'"),
-        (["drain", "--timeout", "nan"], "must be a number of seconds, not 'nan'"),
-        (["run", "x", "--timeout", "-1"], "must be a number of seconds, not '-1'"),
+        (["drain", "--timeout", "nan"], "must be a number, 0 or more, not 'nan'"),
+        (["run", "x", "--max-budget-usd", "nan"], "must be a number, 0 or more, not 'nan'"),
+        (["run", "x", "--agents", '{"a": 1,}'], "double quotes (line 1, column 9)"),
+        (["run", "x", "--mcp-config", "/nowhere/mcp1.json"], "/nowhere/mcp1.json: No such file or directory"),
+        (["run", "x", "--json-schema", "/proc/self/cmdline"], "a file with one: /proc/self/cmdline: Expecting value"),
+        (["run", "x", "--timeout", "-1"], "must be a number, 0 or more, not '-1'"),
     ],
 )
 def test_a_wrong_command_line_names_the_word_and_what_was_meant(
