@@ -69,7 +69,7 @@ def _endpoint(api: Api, by_method: dict[str, Operation]) -> Callable[[Request], 
 def _check_query(api: Api, route: Operation, request: Request) -> None:
     """Raise InvalidRequest for a parameter that the route does not have, where requests are read strictly."""
     known = [name for name in route.parameters if PARAMETERS[name]["in"] == "query"]
-    sent = [name for name in request.query_params if not ("labels" in known and name.startswith(LABEL))]
+    sent = [name for name in request.query_params if not ("label.NAME" in known and name.startswith(LABEL))]
     unread(
         sent,
         known,

@@ -82,7 +82,7 @@ ROUTES: tuple[Operation, ...] = (
         "executions",
         answers={200: (bodies.ExecutionPage,)},
         errors=(ErrorClass.STORAGE,),
-        parameters=("state", "outcome", "labels", "limit", "cursor"),
+        parameters=("state", "outcome", "label.NAME", "limit", "cursor"),
     ),
     Operation(
         "GET",

@@ -149,7 +149,17 @@ def test_a_list_by_labels_goes_on_with_its_cursor(running: Supervised) -> None:
 @pytest.mark.parametrize(
     "query",
     [
-        *("label.=x", "label.A=x", "label.a%20b=x", "label.%C3%A9=x", f"label.{'a' * 64}=x", "label.a%0A=x"),
+        *(
+            "labels=x",
+            "label=x",
+            "label.NAME=x",
+            "label.=x",
+            "label.A=x",
+            "label.a%20b=x",
+            "label.%C3%A9=x",
+            f"label.{'a' * 64}=x",
+            "label.a%0A=x",
+        ),
         *(f"label.a={'v' * 257}", "label.a=1&label.a=1", "label.a=1&label.%61=2", "state=queued&state=queued"),
         "&".join(f"label.n{n}=x" for n in range(17)),
     ],

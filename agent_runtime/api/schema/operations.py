@@ -101,7 +101,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
             "outcome", "query", "Only executions with this outcome.", {**_TEXT, "enum": list(map(str, Outcome))}
         ),
         _parameter(
-            *("labels", "query", "`label.NAME=VALUE`: only executions with this label; of several with all of them."),
+            *(
+                "label.NAME",
+                "query",
+                "`label.NAME=VALUE`: only executions with this label; of several with all of them.",
+            ),
             _LABELS,
             example={"label.team": "search"},
         ),
