@@ -41,3 +41,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def not_this(value: str) -> str:
     """Return the end of a sentence on what a value must be: the value, unless it is blank or may hold a secret."""
     return "" if not value.strip() or _MAY_BE_SECRET.search(value) else f", not {value!r}"
+
+
+def masked(text: str) -> str:
+    """Return *text* without the tokens that were typed in the place of something else, such as a file's name."""
+    return re.sub(r"sk-ant-[\w-]+", "sk-ant-\N{HORIZONTAL ELLIPSIS}", text)

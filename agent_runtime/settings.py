@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agent_runtime.errors import SettingsInvalid
-from agent_runtime.setting_slips import link_of_service, not_this
+from agent_runtime.setting_slips import link_of_service, masked, not_this
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,6 +31,8 @@ N = TypeVar("N", int, float)
 def _text(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
+    if masked(value) != value:
+        raise ValueError("must hold no token: that belongs into the secret file")
     return value.strip()
 
 

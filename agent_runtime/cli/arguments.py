@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from agent_runtime.setting_slips import did_you_mean, not_this
+from agent_runtime.setting_slips import did_you_mean, masked, not_this
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with 2; say how to give a PROMPT that is taken for a flag, and show no value that may be secret."""
         more = "; one that begins with a dash comes last, behind --" if message.endswith("PROMPT") else ""
+        more = "; --help lists them" if message.endswith(("COMMAND", "ACTION")) else more
         super().error(_BAD_INTEGER.sub(lambda bad: f"must be a whole number{not_this(bad[1])}", message) + more)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -192,7 +193,7 @@ def _json_object(text: str) -> Any:
     try:
         found = json.loads(Path(text).read_bytes() if is_file else text)
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"{must_be}: {text}: {error.strerror}") from None
+        raise argparse.ArgumentTypeError(f"{must_be}: {masked(text)}: {error.strerror}") from None
     except ValueError as error:
         place = (
             f": {error.msg} (line {error.lineno}, column {error.colno})"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from agent_runtime.cli.exit_codes import EXIT_FAILED, EXIT_REFUSED, EXIT_TRY_LATER
 from agent_runtime.client import ClientError, RequestRefused, SyncAgentClient, TurnedAway, Unreachable
 from agent_runtime.client.aio import PATIENCE_SECONDS
-from agent_runtime.setting_slips import not_this
+from agent_runtime.setting_slips import masked, not_this
 
 if TYPE_CHECKING:
     import argparse
@@ -48,5 +48,5 @@ def complain(error: ClientError) -> int:
     has_label = isinstance(error, Unreachable) or str(error).startswith(error.error_class)
     label = "" if has_label else f"{error.error_class}: "
     remedy = REMEDIES.get(error.error_class, "")
-    sys.stderr.write(f"agent-runtime: {label}{error}{remedy}\n")
+    sys.stderr.write(f"agent-runtime: {label}{masked(str(error))}{remedy}\n")
     return exit_code(error)

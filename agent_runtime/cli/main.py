@@ -25,6 +25,7 @@ from agent_runtime.cli.exit_codes import EXIT_BROKEN_PIPE
 from agent_runtime.cli.pages import explain
 from agent_runtime.errors import AgentRuntimeError, CannotStart, NotWritable, SecretUnreadable, SettingsInvalid
 from agent_runtime.serve.startup_signals import CalledOff, Start
+from agent_runtime.setting_slips import masked
 from agent_runtime.settings import GROUPS, SETTINGS, load
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def _run(words: Sequence[str]) -> int:
         options = _parser().parse_args(words)
         return int(options.run(options))
     except AgentRuntimeError as error:
-        print(f"agent-runtime: {error}", file=sys.stderr)
+        print(f"agent-runtime: {masked(str(error))}", file=sys.stderr)
         return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
     except KeyboardInterrupt:
         return 130
