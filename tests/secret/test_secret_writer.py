@@ -151,6 +151,18 @@ def test_a_file_of_another_user_keeps_its_group(others: SecretMount) -> None:
 
 
 @as_root
+def test_a_writer_outside_the_group_of_a_setgid_directory_serves_that_group_too(others: SecretMount) -> None:
+    os.chown(others.directory, 0, 1500)
+    others.directory.chmod(0o2777)
+    for first in (True, False):
+        if first:
+            others.path.unlink()
+        with another_user():
+            assert put(others.path, token(1).encode()) == []
+        assert (others.path.stat().st_gid, mode_of(others.path)) == (1500, 0o640)
+
+
+@as_root
 @pytest.mark.parametrize(
     ("owner", "mode", "asked", "said"),
     [
