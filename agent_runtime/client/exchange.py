@@ -165,8 +165,11 @@ async def send(
         options: Of httpx.
 
     Raises:
-        ClientError: The supervisor refuses, or (``unreachable``) no whole answer came, and it is worth asking again.
+        ClientError: The supervisor refuses, the client is ``closed``, or (``unreachable``) no whole answer came, and it
+            is worth asking again.
     """
+    if http.is_closed:
+        raise closed()
     try:
         async with asyncio.timeout(reply_seconds + BODY_SECONDS):
             return content_of(await http.request(method, path, timeout=timeout(reply_seconds), **options))

@@ -216,6 +216,8 @@ def test_events_end_when_the_client_is_closed() -> None:
         async for _ in agent.events():
             count += 1
             await agent.aclose()
+        with fails("closed"):
+            await agent.token()
         return count
 
     with stranger(says(HEAD + sent(1) + END)) as server:
