@@ -96,6 +96,10 @@ def permission_mode(task: Task) -> str:
     return _ASK_MODE.get(mode, mode)
 
 
+_SAID_ELSEWHERE = {"permission_mode", "fork_session", "add_dirs"}
+"""Fields whose options are not their values; of ``add_dirs`` the caller of :func:`arguments` knows the real paths."""
+
+
 def resolve(command: tuple[str, ...], search_path: str | None) -> tuple[str, ...]:
     """
     Find the CLI's executable.
@@ -135,9 +139,7 @@ def arguments(
     words.append("--dangerously-skip-permissions" if skips else f"{CLI_FLAGS['permission_mode']}={mode}")
     for field, flag in CLI_FLAGS.items():
         value = getattr(task, field)
-        if field in ("permission_mode", "fork_session") or not (
-            value or (field in _EMPTY_COUNTS and value is not None)
-        ):
+        if field in _SAID_ELSEWHERE or not (value or (field in _EMPTY_COUNTS and value is not None)):
             continue
         if field == "agents" and agents_file is not None:
             words.append(f"{flag}={agents_file}")

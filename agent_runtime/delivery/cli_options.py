@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LISTED = (
     *("fallback_model", "effort", "permission_mode", "tools", "max_budget_usd", "json_schema", "agents", "agent"),
-    *("fork_session", "strict_mcp_config", "setting_sources"),
+    *("fork_session", "strict_mcp_config", "setting_sources", "add_dirs"),
 )
 """The fields whose option is in the help of every version that takes it."""
 
@@ -108,7 +108,8 @@ def _replaces_prompt(task: Task) -> bool:
 
 
 def _asks_nothing(field: str, value: object) -> bool:
-    return value is None or value is False or (field == "permission_mode" and value == DEFAULT_PERMISSION_MODE)
+    nothing: dict[str, object] = {"permission_mode": DEFAULT_PERMISSION_MODE, "add_dirs": []}
+    return value is None or value is False or value == nothing.get(field)
 
 
 def _choices(text: str) -> list[str]:

@@ -14,6 +14,7 @@ from agent_runtime.claude.credential_env import CREDENTIALS
 from agent_runtime.delivery.cli_options import depends_on_cli
 from agent_runtime.delivery.private_files import PrivateFiles
 from agent_runtime.delivery.workspace_config import held_back
+from agent_runtime.model.task import CLI_FLAGS
 from agent_runtime.process.child import Command
 from agent_runtime.process.directories import path_of
 
@@ -85,7 +86,7 @@ class Launch:
             ),
             *(options.further(spec.task) if options is not None else ()),
             *held_arguments,
-            *(f"--add-dir={path}" for path in added),
+            *(f"{CLI_FLAGS['add_dirs']}={path}" for path in added),
         )
         return Command(
             argv=argv,

@@ -177,6 +177,7 @@ CLI_FLAGS = {
     "allowed_tools": "--allowedTools",
     "disallowed_tools": "--disallowedTools",
     "max_turns": "--max-turns",
+    "add_dirs": "--add-dir",
     "replace_system_prompt": "--system-prompt",
     "fallback_model": "--fallback-model",
     "effort": "--effort",

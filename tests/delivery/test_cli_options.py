@@ -60,7 +60,14 @@ def told(options: CliOptions, **fields: Any) -> str | None:
 @pytest.mark.parametrize("field", LISTED)
 def test_an_option_that_is_not_in_the_help_is_told_with_field_and_version(field: str) -> None:
     values: dict[str, Any] = {"fork_session": True, "strict_mcp_config": True, "max_budget_usd": 1.0}
-    values |= {"tools": [], "setting_sources": [], "agents": {"a": {}}, "json_schema": {}, "permission_mode": "plan"}
+    values |= {
+        "tools": [],
+        "setting_sources": [],
+        "agents": {"a": {}},
+        "json_schema": {},
+        "permission_mode": "plan",
+        "add_dirs": ["a"],
+    }
     text = told(
         CliOptions("2.1.30", "Options:\n  --output-format <x>\n  --resume\n"), **{field: values.get(field, "x")}
     )

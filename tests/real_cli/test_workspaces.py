@@ -94,6 +94,10 @@ def test_a_session_goes_on_in_its_directory_also_after_a_restart(
             assert (refused.status_code, refused.json()["detail"][:5]) == (400, "cwd: ")
             assert not (running.workspace / "elsewhere").exists()
             assert running.record(name)["cwd"] == "executions/owner"
+            fork = running.post("[[script:second]] Go on.", resume_session_id=session, fork_session=True)
+            if "install a later version" not in fork.text:
+                assert tool_results(fork.json()).endswith(str(running.workspace / "executions/owner"))
+                assert fork.json()["session_id"] != session
 
 
 @pytest.mark.every_cli
@@ -132,7 +136,7 @@ def test_further_directories_are_named_to_the_model_by_their_real_paths(tmp_path
         for name in ("real/one", "two"):
             (running.workspace / name).mkdir(parents=True)
         (running.workspace / "link").symlink_to("real/one")
-        running.post("Say hello.", add_dirs=["link", "two"], timeout_seconds=20)
+        running.post("Say hello.", cwd="own", create_cwd=True, add_dirs=["link", "two"], timeout_seconds=20)
     asked = "\n".join(stranger.asked)
     assert str(running.workspace / "real/one") in asked
     assert str(running.workspace / "two") in asked

@@ -26,8 +26,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 QUICK_CLI = """#!/bin/sh
 cat >/dev/null
+mode=bypassPermissions
+for word; do case $word in --permission-mode=*) mode=${word#*=};; esac; done
 id=$(cat /proc/sys/kernel/random/uuid)
-printf '{"type":"system","subtype":"init","session_id":"%s","permissionMode":"bypassPermissions"}\\n' $id
+printf '{"type":"system","subtype":"init","session_id":"%s","permissionMode":"%s"}\\n' $id $mode
 printf '{"type":"assistant","message":{"model":"quick","content":[{"type":"text","text":"x"}]}}\\n'
 printf '{"type":"result","subtype":"success","is_error":false,"result":"x","session_id":"%s"}\\n' $id
 """
