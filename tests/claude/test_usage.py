@@ -234,9 +234,11 @@ def test_many_models_and_odd_names_stay_few_and_readable() -> None:
     names = {**{name: reported(1, 1, 0) for name in odd}, **{f"m{n}": reported(1, 1, 0) for n in range(300)}}
     frame = result(cost=0, turns=0) | {"modelUsage": names}
 
-    by_model = counted(frame).usage.so_far.by_model
+    run_stats = counted(frame)
+    by_model = run_stats.usage.so_far.by_model
 
     assert len(by_model) <= 65
+    assert len(run_stats.usage._names) <= 64, "what is remembered does not grow, either"
     assert total_of(by_model).input_tokens == len(names)
     assert all(len(name) <= 128 for name in by_model)
     json.dumps(sorted(by_model)).encode()

@@ -9,9 +9,13 @@ import pytest
 
 import agent_runtime
 from agent_runtime.errors import ErrorClass, IllegalTransition
+from agent_runtime.execution.attempt_data import Reached, Spawned
 from agent_runtime.execution.record_writer import RecordWriter
 from agent_runtime.model.records import AttemptRecord, ExecutionRecord, Metadata
-from agent_runtime.model.state import Outcome, Phase, StopReason
+from agent_runtime.model.state import Event, Outcome, Phase, StopReason
+from agent_runtime.model.tokens import Token
+from agent_runtime.model.usage import AttemptUsage, ModelUsage
+from agent_runtime.secret.generations import Generation
 
 ROOT = Path(agent_runtime.__file__).parent
 WRITER = ROOT / "execution" / "record_writer.py"
@@ -36,6 +40,45 @@ def test_what_an_earlier_supervisor_has_left_is_interrupted_from_every_state(sta
 def test_a_record_that_is_final_is_not_ended_again() -> None:
     with pytest.raises(IllegalTransition):
         RecordWriter(record(Phase.FINISHED)).interrupted()
+
+
+def generation(number: int, subscription: str) -> Generation:
+    return Generation(number, Token(f"sk-ant-oat01-{number}-0000"), 0.0, subscription=subscription)
+
+
+def used(output_tokens: int, cost_usd: float = 0.0) -> AttemptUsage:
+    return AttemptUsage(by_model={"m": ModelUsage(output_tokens=output_tokens, cost_usd=cost_usd)})
+
+
+def test_what_an_attempt_uses_counts_for_the_token_that_was_its_newest_meanwhile() -> None:
+    writer = RecordWriter(record(Phase.QUEUED))
+    writer.spawned(Spawned(2, None, 1.0, generation(1, "a")))
+    for usage in (used(1), used(5), used(5)):
+        writer.used(usage)
+    writer.token_reached(Reached(generation(2, "b"), 2.0))
+    writer.used(used(7))
+    writer.token_reached(Reached(generation(3, "c"), 3.0))
+    writer.used(used(12, 0.5))
+
+    tokens = writer.record.attempts[-1].tokens
+    assert [token.subscription for token in tokens] == ["a", "b", "c"]
+    assert [token.usage_by_model["m"].output_tokens for token in tokens] == [5, 2, 5]
+    assert (writer.record.metadata.output_tokens, writer.record.attempts[-1].cost_usd) == (12, 0.5)
+
+
+def test_totals_of_an_earlier_version_stay_and_those_of_attempts_are_added() -> None:
+    left = record(Phase.QUEUED)
+    left.metadata = Metadata(input_tokens=3, output_tokens=4, cost_usd=0.25, context_tokens=9)
+    writer = RecordWriter(left)
+    for number in (1, 2):
+        writer.spawned(Spawned(number, None, 1.0, generation(1, "a")))
+        writer.used(used(10, 0.5))
+        writer.happened(Event.REQUEUED)
+
+    metadata = writer.record.metadata
+    assert (metadata.input_tokens, metadata.output_tokens, metadata.cost_usd) == (3, 24, 1.25)
+    assert metadata.usage_by_model == {"m": ModelUsage(output_tokens=20, cost_usd=1.0)}
+    assert metadata.context_tokens == 9
 
 
 def assigned(source: str) -> set[str]:

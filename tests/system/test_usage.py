@@ -31,6 +31,12 @@ def said(*counts: int) -> dict[str, Any]:
     return {"do": "assistant", "text": "Hello.", "usage": dict(zip(names, counts, strict=False))}
 
 
+def ended(output_tokens: int) -> dict[str, Any]:
+    """Return the end of a message, as the CLI passes it on; only here stands how long it has become."""
+    event = {"type": "message_delta", "delta": {}, "usage": {"output_tokens": output_tokens}}
+    return {"do": "frame", "frame": {"type": "stream_event", "event": event}}
+
+
 def result(cost: float = 0.5, turns: int = 2, **models: tuple[int, int]) -> dict[str, Any]:
     by_model = {
         name: {"inputTokens": one, "outputTokens": two, "costUSD": cost / len(models)}
@@ -92,14 +98,14 @@ def test_all_attempts_of_a_record_add_up_everywhere(shared: Supervised) -> None:
 
 
 def test_what_a_running_execution_has_used_is_shown_while_it_runs(shared: Supervised) -> None:
-    pending = shared.start({"script": [INIT, said(10, 5, 2, 3), HANG]}, execution_id="runs")
+    pending = shared.start({"script": [INIT, said(10, 1, 2, 3), ended(5), HANG]}, execution_id="runs")
 
     def running() -> dict[str, Any]:
-        [one] = shared.get("/api/executions/running")["executions"] or [{"metadata": {"input_tokens": 0}}]
+        [one] = shared.get("/api/executions/running")["executions"] or [{"metadata": {"output_tokens": 0}}]
         found: dict[str, Any] = one["metadata"]
         return found
 
-    eventually(lambda: running()["input_tokens"] == 10)
+    eventually(lambda: running()["output_tokens"] == 5)
     assert counts_of(running()) == counts_of(shared.record("runs")["metadata"]) == (10, 5, 2, 3)
     eventually(lambda: shared.get("/api/usage")["total"]["cache_read_tokens"] >= 3)
     metrics = samples(shared, "tokens").get(("cache_read", MODEL, "team-a"), 0)
