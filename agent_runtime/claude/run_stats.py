@@ -76,7 +76,7 @@ class UsageCounter:
         self._last_id: str | None = None
         self._own_model: str | None = None
         self._all: UsageByModel = {}
-        self._since_result: UsageByModel = {}
+        self._all_at_result: UsageByModel = {}
         self._own = NOTHING
         self._own_reported = NOTHING
         self._reported: UsageByModel | None = None
@@ -133,7 +133,7 @@ class UsageCounter:
             self._reported = self._without_earlier(reported)
             if self._reported is not reported:
                 cost_usd -= self._before.cost_usd
-            self._since_result, self._is_told = {}, True
+            self._all_at_result, self._is_told = self._all, True
         elif frame.usage is not None:
             # 1.0.128 and 2.0.76 tell of a summary only its cost.
             self._is_told = self._before.is_known and (bool(frame.usage.counts) or not cost_usd)
@@ -145,14 +145,16 @@ class UsageCounter:
 
     def _count(self, key: str, usage: Usage, *, is_own: bool) -> None:
         model, counted = self._messages[key]
-        now = counted.highest(usage.counts)
+        now = usage.counts
         if now == counted:
             return
+        if counted:
+            now = now.highest(counted)
+        more = now.minus(counted) if counted else now
         self._messages[key] = (model, now)
-        more = {model: now.minus(counted)}
-        self._all, self._since_result = added(self._all, more), added(self._since_result, more)
+        self._all = added(self._all, {model: more})
         if is_own:
-            self._own = self._own.plus(more[model])
+            self._own = self._own.plus(more)
             self._context_tokens = now.context_tokens or self._context_tokens
         self._so_far = None
 
@@ -173,15 +175,16 @@ class UsageCounter:
         own_model = self._own_model or _UNKNOWN_MODEL
         if own_model not in (reported := self._reported or {}):
             own_model = next((name for name in reported if name.startswith(own_model)), own_model)
+        since_result = subtracted(self._all, self._all_at_result)
         if self._reported is not None:
-            by_model = added(self._reported, self._since_result)
+            by_model = added(self._reported, since_result)
             # Not of other names: a model may have one in the frames and another in the result.
             by_model |= {name: by_model[name].highest(self._all.get(name, NOTHING)) for name in self._reported}
         else:
             by_model = added(self._all, {own_model: self._own_reported.minus(self._own)})
         cost_usd = max(0.0, self._cost_usd - total_of(by_model).cost_usd)
         rest = ModelUsage(cost_usd=cost_usd, num_turns=self._num_turns + self._own_messages)
-        from_frames = self._has_sub_agents if self._reported is None else bool(self._since_result)
+        from_frames = self._has_sub_agents if self._reported is None else bool(since_result)
         return AttemptUsage(
             by_model={name: usage for name, usage in added(by_model, {own_model: rest}).items() if usage},
             context_tokens=self._context_tokens,
