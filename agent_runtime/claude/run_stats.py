@@ -172,9 +172,9 @@ class UsageCounter:
         return rest if abs(without - seen) <= abs(with_earlier - seen) else reported
 
     def _summary(self) -> AttemptUsage:
-        own_model = self._own_model or _UNKNOWN_MODEL
-        if own_model not in (reported := self._reported or {}):
-            own_model = next((name for name in reported if name.startswith(own_model)), own_model)
+        own_model, reported = self._own_model or "", self._reported or {}
+        if own_model not in reported:  # where there was no own message, the first one
+            own_model = next((name for name in reported if name.startswith(own_model)), own_model) or _UNKNOWN_MODEL
         since_result = subtracted(self._all, self._all_at_result)
         if self._reported is not None:
             by_model = added(self._reported, since_result)

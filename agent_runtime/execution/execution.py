@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-USAGE_SAVED_AFTER_SECONDS = 0.1
-"""So that many messages in a moment cost one write of the record."""
+USAGE_SAVED_AFTER_SECONDS = 0.05
+"""How long after a write for new usage the next one is, so that many messages in a moment cost one."""
 
 
 class ExecutionContext(msgspec.Struct, frozen=True):
@@ -110,6 +110,7 @@ class Execution:
         self._is_announced = False
         self._used: AttemptUsage | None = None
         self._saving: asyncio.TimerHandle | None = None
+        self._is_saved = True
         self._finished = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -313,12 +314,16 @@ class Execution:
             return
         self._used = self._attempt.usage
         self.writer.used(self._used)
+        self._is_saved = False
         if self._saving is None:
-            self._saving = asyncio.get_running_loop().call_later(USAGE_SAVED_AFTER_SECONDS, self._save_usage)
+            self._save_usage()
 
     def _save_usage(self) -> None:
         self._saving = None
-        self.save()
+        if not self._is_saved:
+            self._is_saved = True
+            self.save()
+            self._saving = asyncio.get_running_loop().call_later(USAGE_SAVED_AFTER_SECONDS, self._save_usage)
 
     def is_swallowed(self, report: AttemptReport) -> bool:
         """Whether the CLI took the message for a command of its own and answered it without its remaining text."""

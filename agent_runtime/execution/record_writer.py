@@ -213,6 +213,7 @@ class RecordWriter:
             if attempt.ended_at is None:
                 attempt.ended_at, attempt.stop_reason = self.record.ended_at, StopReason.SHUTDOWN
                 self.record.metadata.estimated = True
+        self.record.metadata.attempts = len(self.record.attempts)
 
     def answer_failed(self) -> None:
         """Record that the answer of an execution that has ended could not be built."""

@@ -176,6 +176,15 @@ def test_a_message_that_broke_off_counts_where_the_result_leaves_it_out() -> Non
     assert list(other_name.usage.so_far.by_model) == [f"{MODEL}[1m]"]
 
 
+def test_the_turns_of_a_summary_count_for_the_model_that_made_it() -> None:
+    """No message of it is printed, and 2.1.30 counts the turns of the session."""
+    summed_up = counted(result(turns=11, usage=of(0, 0), sonnet=reported(1900, 23)))
+    [(model, usage)] = summed_up.usage.so_far.by_model.items()
+
+    assert (model, usage.num_turns, usage.input_tokens) == ("sonnet", 11, 1900)
+    assert list(counted(result(turns=1, cost=0)).usage.so_far.by_model) == ["unknown"]
+
+
 def test_a_summary_of_which_only_the_cost_is_told_is_an_estimate() -> None:
     """As 1.0.128 and 2.0.76 tell of ``/compact``."""
     usage = counted(result(usage=of(0, 0), cost=2.85)).usage.so_far

@@ -35,6 +35,7 @@ def test_what_an_earlier_supervisor_has_left_is_interrupted_from_every_state(sta
     assert left.attempts[0].stop_reason is StopReason.SHUTDOWN
     assert left.ended_at is not None
     assert left.attempts[0].ended_at == left.ended_at
+    assert (left.metadata.attempts, left.metadata.estimated) == (1, True)
 
 
 def test_a_record_that_is_final_is_not_ended_again() -> None:
