@@ -66,7 +66,8 @@ def _remedy(path: Path) -> str:
         return f"put a file there: {_MOUNT}, and name the file itself in {PREFIX}TOKEN_FILE"
     if not may(path, os.R_OK):
         owner = f"it belongs to uid {info.st_uid}, gid {info.st_gid}, mode {stat.S_IMODE(info.st_mode):04o}"
-        return f"{owner}; this runs as uid {os.geteuid()}: give it mode 0440 and one of the groups of that user"
+        write = f"agent-runtime token put --mode 0440 --group {os.getegid()} FILE"
+        return f"{owner}; this runs as uid {os.geteuid()}: write it, where its directory is mounted from, by {write}"
     return f"one line with the token alone, or JSON with it (docs/configuration.md, The secret file); {put}"
 
 
