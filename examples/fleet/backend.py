@@ -133,6 +133,7 @@ class Backend:
         while True:
             try:
                 await self._look(agent)
+                self._tell(agent.name, "connected")
                 async for event in self._clients[agent.name].events(after=position):
                     position = event.id
                     self._tell(agent.name, event.type)
