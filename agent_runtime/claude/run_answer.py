@@ -200,7 +200,7 @@ class RunAnswer:
         elif text is None and self.stop_reason != "tool_use":
             text = self._text
         raw = bytes(frame.structured_output)
-        structured = None if failed or raw in (b"", b"null") else raw.decode()
+        structured = raw.decode() if raw.startswith(b"{") and not failed else None  # any program can print a frame
         return Result(
             is_error=failed,
             subtype=frame.subtype,

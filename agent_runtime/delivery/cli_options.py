@@ -53,7 +53,7 @@ class CliOptions(msgspec.Struct, frozen=True, dict=True):
     def _texts(self) -> dict[str, str]:
         """The text of each option, its values included."""
         texts: dict[str, str] = {}
-        for entry in _ENTRY.split(self.help.partition("\nCommands:")[0])[1:]:
+        for entry in _ENTRY.split(self.help)[1:]:
             text = " ".join(entry.split())
             head = re.split(r"\s[<\[]|\s{2}|\n", entry, maxsplit=1)[0]
             texts |= dict.fromkeys(_NAMES.findall(head), text)

@@ -203,10 +203,10 @@ class Execution:
     @property
     def remaining_task(self) -> Task:
         """The task with what is left of its budget."""
-        budget = self.task.max_budget_usd
-        if budget is None:
+        budget, spent = self.task.max_budget_usd, self.writer.spent_usd
+        if budget is None or not spent:
             return self.task
-        return msgspec.structs.replace(self.task, max_budget_usd=max(0.0, budget - self.writer.spent_usd))
+        return msgspec.structs.replace(self.task, max_budget_usd=max(0.0, round(budget - spent, 9)))
 
     # -- attempts
 

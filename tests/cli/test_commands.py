@@ -152,6 +152,46 @@ def test_run_says_what_failed_and_exits_with_it(shared: Supervised) -> None:
     assert call(shared, "run", "Do it.", "--url", "nowhere")[0] == 2
 
 
+def test_run_has_a_flag_for_each_option_of_the_cli(shared: Supervised, tmp_path: Path) -> None:
+    seen, agents = tmp_path / "seen", tmp_path / "agents.json"
+    agents.write_text('{"general-purpose": {"description": "Reviews", "prompt": "--evil"}}')
+    steps = [{"do": "init"}, {"do": "report", "path": str(seen)}, *OK["script"][1:]]
+    session = call(shared, "run", json.dumps(OK), "--json")[1].splitlines()[-1]
+    flags = {
+        "--fallback-model": "haiku",
+        "--effort": "low",
+        "--append-system-prompt": "--evil",
+        "--replace-system-prompt": "--evil too",
+        "--permission-mode": "plan",
+        "--tools": "",
+        "--max-budget-usd": "0.5",
+        "--agents": str(agents),
+        "--agent": "general-purpose",
+        "--mcp-config": '{"mcpServers": {}}',
+        "--setting-sources": "user, local",
+        "--resume-session": json.loads(session)["data"]["session_id"],
+    }
+    words = [f"{flag}={value}" for flag, value in flags.items()]
+
+    code, _, err = call(shared, "run", json.dumps({"script": steps}), "--strict-mcp-config", "--fork-session", *words)
+
+    assert (code, err) == (0, "")
+    argv = json.loads(seen.read_text())["argv"]
+    same = ("--fallback-model", "--effort", "--append-system-prompt", "--permission-mode", "--tools", "--agent")
+    assert {f"{flag}={flags[flag]}" for flag in (*same, "--max-budget-usd")} <= set(argv)
+    assert {"--system-prompt=--evil too", "--setting-sources=user,local", "--strict-mcp-config"} <= set(argv)
+    assert {"--fork-session", f"--resume={flags['--resume-session']}"} <= set(argv)
+    assert any(word.startswith('--agents={"general-purpose"') for word in argv)
+
+
+@pytest.mark.parametrize("value", ["[]", "{", "/no/such/file", ""])
+def test_run_says_which_flag_wants_an_object(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "x", f"--json-schema={value}"])
+
+    assert "--json-schema: must be a JSON object, or a file with one" in capsys.readouterr().err
+
+
 def test_an_interrupt_ends_the_execution(shared: Supervised, tmp_path: Path) -> None:
     with ended(run(shared, holding(tmp_path / "never"), "--execution-id", "interrupted")) as process:
         line_with(process, "Hello.")

@@ -54,6 +54,7 @@ def test_an_answer_that_meets_the_schema_is_in_the_answer_and_in_the_result(shar
     [
         (ends_with("Only a text."), "schema"),
         (ends_with("Null.", structured_output=None), "schema"),
+        (ends_with("No object.", structured_output=[{}]), "schema"),
         ({"script": [SAYS[0], result("")]}, "lost_result"),
         ({"script": [*SAYS, failing("error_max_structured_output_retries")]}, "schema"),
         ({"script": [*SAYS, failing("error_max_budget_usd")]}, "max_budget"),
