@@ -20,7 +20,7 @@ _MOST_DETOURS = 150
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def open_below(top: Path, path: str, *, make: bool = False, owner: User | None = None) -> int:
+def open_below(top: Path, path: str, *, follow: bool = True, make: bool = False, owner: User | None = None) -> int:
     """
     Open *path* below *top*, part by part; return a descriptor, for the caller to close.
 
@@ -28,6 +28,7 @@ def open_below(top: Path, path: str, *, make: bool = False, owner: User | None =
     changes meanwhile leads to an error or to another directory below *top*, and never out.
 
     Args:
+        follow: Follow links; else one is no directory.
         make: Make what is missing.
         owner: Who gets what is made; None: ourselves.
 
@@ -50,6 +51,8 @@ def open_below(top: Path, path: str, *, make: bool = False, owner: User | None =
             try:
                 opened.append(os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=place))
             except NotADirectoryError:
+                if not follow:
+                    raise
                 ahead += _target(name, place).split("/")[::-1]
                 detours += 1
             except FileNotFoundError:

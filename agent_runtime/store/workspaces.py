@@ -89,7 +89,8 @@ class Workspaces:
         """
         is_own = cwd == f"{OWN}/{execution_id}"
         try:
-            return self._opened(cwd or ".", make=bool(task.create_cwd and task.cwd) or is_own)
+            # No agent has the own directory of a later execution lead to one of its choice.
+            return self._opened(cwd or ".", follow=not is_own, make=is_own or bool(task.create_cwd and task.cwd))
         except OSError as error:
             if cwd is not None and not is_own and error.errno not in _SHORTAGES:
                 raise _refusal("cwd" if task.cwd else "resume_session_id", error) from None
@@ -156,10 +157,10 @@ class Workspaces:
             held.callback(os.close, retired)
             yield own, retired
 
-    def _opened(self, path: str, *, make: bool = False) -> int:
-        owner = other_user(self._child_user) if make else None
-        descriptor = open_below(self._top, path, make=make, owner=owner)
-        if other_user(self._child_user) is None and not os.access(".", os.X_OK, dir_fd=descriptor):
+    def _opened(self, path: str, *, follow: bool = True, make: bool = False) -> int:
+        owner = other_user(self._child_user)
+        descriptor = open_below(self._top, path, follow=follow, make=make, owner=owner)
+        if owner is None and not os.access(".", os.X_OK, dir_fd=descriptor):
             os.close(descriptor)
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return descriptor

@@ -6,11 +6,14 @@ import os
 import subprocess
 import time
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import pytest
 
+from agent_runtime.errors import InvalidRequest, SpawnFailed
 from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.state import Phase
+from agent_runtime.model.task import Task
 from agent_runtime.settings import Settings
 from agent_runtime.store import workspaces as module
 from agent_runtime.store.records import RecordStore
@@ -52,7 +55,7 @@ def test_a_directory_is_deleted_whatever_an_agent_has_left_in_it(settings: Setti
     for name in ("link", ".hidden", "shut/link"):
         (own / name).symlink_to(outside)
     place = os.open(own, os.O_PATH)
-    for _ in range(1500):  # deeper than a recursion can follow
+    for _ in range(1100):  # deeper than a recursion can follow
         os.mkdir("deep", dir_fd=place)
         below = os.open("deep", os.O_PATH, dir_fd=place)
         os.close(place)
@@ -155,3 +158,20 @@ def test_a_directory_goes_with_its_record_and_with_no_other(settings: Settings, 
         assert "kept" not in records.ids()
         assert (executions / "kept").is_dir()
         assert not Workspaces(keeping).has_retired
+
+
+def test_a_link_that_was_put_in_place_of_an_own_directory_is_not_followed(settings: Settings) -> None:
+    workspaces, task = Workspaces(settings), Task(message="x")
+    (settings.workspace / "theirs").mkdir()
+    (settings.workspace / "executions" / "planted").symlink_to("../theirs")
+    with pytest.raises(SpawnFailed, match="its directory cannot be opened: Not a directory"):
+        workspaces.open(task, "planted", "executions/planted")
+    os.close(workspaces.open(task, "made", "executions/made"))
+    assert (settings.workspace / "executions" / "made").is_dir()
+    assert list((settings.workspace / "theirs").iterdir()) == []
+
+
+def test_a_directory_that_a_session_needs_and_is_gone_is_told_by_the_field_that_names_it(settings: Settings) -> None:
+    task = Task(message="x", resume_session_id=UUID(int=1))
+    with pytest.raises(InvalidRequest, match=r"^resume_session_id: there is no such directory"):
+        Workspaces(settings).open(task, "later", "executions/gone")
