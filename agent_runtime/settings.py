@@ -174,6 +174,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     token_delivery: str = _setting(
         _one_of("auto", "env", "file", "relay"), "how a token reaches a child: auto, env, file or relay", "auto"
     )
+    relay_timeout: float = _setting(
+        _some_seconds, "how long the API may take to begin an answer, where requests go through the relay", 180.0
+    )
     config_dir: Path = _setting(
         _path, "the children's CLAUDE_CONFIG_DIR; one supervisor at a time", factory=_inherited_config_dir
     )

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from agent_runtime.evidence.detector import Detection
     from agent_runtime.secret.generations import Generation
 
 ENV, FILE, RELAY = "env", "file", "relay"
@@ -56,8 +57,32 @@ class ReloadBehaviour(StrEnum):
     ON_REQUEST = "on_request"
 
 
+class HeldRequest(Protocol):
+    """A request that waits for another token, or for a limit to end: see :class:`agent_runtime.relay.hold.Hold`."""
+
+    detection: Detection
+    body: bytes
+    generation: Generation
+    limit_seconds: float
+    is_over: bool
+
+    def release(self, *, replays: bool) -> None:
+        """End it: the request is sent again with the token in use then, or the answer is passed on as it was."""
+
+
 class Relayed(Protocol):
-    """A child that has no token, as the relay knows it."""
+    """
+    A child that has no token, as the relay knows it.
+
+    Attributes:
+        on_hold: Called in the relay's thread with each request that is held; None: none is.
+        on_release: Called when it is held no longer.
+        on_silence: Called when the API did not begin to answer a message in time.
+    """
+
+    on_hold: Callable[[HeldRequest], None] | None
+    on_release: Callable[[HeldRequest], None]
+    on_silence: Callable[[], None]
 
     def carried(self) -> tuple[Generation, float]:
         """Return the generation of the request that was answered last, and since when it is used (monotonic)."""

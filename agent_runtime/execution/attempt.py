@@ -7,6 +7,7 @@ that waits for the event loop. It publishes events while it runs and returns a r
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from agent_runtime.claude.slash_commands import is_bare_command
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.evidence.detector import Channel
 from agent_runtime.evidence.verdict import Ending
-from agent_runtime.execution.attempt_data import AttemptReport, Progress, Spawned, Stopping
+from agent_runtime.execution.attempt_data import AttemptReport, Held, Progress, Released, Spawned, Stopping
 from agent_runtime.execution.child_token import ChildToken
 from agent_runtime.execution.deadlines import Deadlines, Patience
 from agent_runtime.execution.launch import Launch
@@ -34,6 +35,7 @@ from agent_runtime.telemetry.live_text import LiveTextWriter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent_runtime.delivery.delivery import HeldRequest
     from agent_runtime.evidence.detector import Detection
     from agent_runtime.execution.attempt_data import AttemptContext, AttemptEvent, AttemptSpec
     from agent_runtime.model.task import Task
@@ -96,6 +98,7 @@ class Attempt:
         self._evidence: Detection | None = None
         self._evidence_record: EvidenceRecord | None = None
         self._sweep: SweepReport | None = None
+        self._holds: set[HeldRequest] = set()
 
     @property
     def stop_reason(self) -> StopReason | None:
@@ -110,6 +113,17 @@ class Attempt:
     def request_stop(self, reason: StopReason, *, at_once: bool = False) -> None:
         """Ask for the end, from any thread, any number of times; the first reason wins. *at_once*: no grace."""
         self._stop.request(reason, at_once=at_once)
+
+    def end_hold(self, request: HeldRequest) -> None:
+        """End the attempt because of what a held request has met, from any thread; that ends the hold."""
+        line = self._context.redactor.redact(request.body[:EVIDENCE_LINE_BYTES], truncated=True)
+        detection = self._evidence = request.detection
+        self._evidence_record = EvidenceRecord(
+            rule=detection.rule, stream=detection.channel, line=line.decode(errors="replace")
+        )
+        if self._token is not None:
+            self._token.charged = request.generation
+        self._stop.request(StopReason.REFUSED)
 
     def follow_secret(self) -> None:
         """Check whether the secret file's generation has reached the child; from any thread."""
@@ -150,6 +164,9 @@ class Attempt:
             self._output.run_stats.usage.go_on_from(before)
         if self._stop.reason is not None:
             return False
+        if (relayed := self._launch.relayed) is not None:
+            relayed.on_hold, relayed.on_release = self._hold_begins, self._hold_ends
+            relayed.on_silence = functools.partial(self._stop.request, StopReason.IDLE_TIMEOUT)
         # A stop that is requested during the spawn has woken the poll loop before its first turn.
         try:
             child = self._child = self._context.containment.spawn(command)
@@ -185,11 +202,16 @@ class Attempt:
         while not pipes.leader_gone and self._stop.phase is not StopPhase.ABANDONED:
             asked_at = time.monotonic()
             is_running = self._stop.phase is StopPhase.RUNNING
+            is_held = bool(self._holds)
             next_at = self._deadlines.next[0] if is_running else self._stop.due_at
+            if is_held and is_running:
+                next_at = self._spec.total_at
             patience = max(0.0, next_at - asked_at)
             pipes.turn(patience)
             absent = time.monotonic() - asked_at - patience
-            if absent > SUSPENDED_SECONDS:
+            if is_held:
+                self._deadlines.postpone(absent + patience)
+            elif absent > SUSPENDED_SECONDS:
                 # What the child has printed meanwhile has to be read before its silence is judged.
                 self._deadlines.postpone(absent)
                 pipes.turn(0)
@@ -198,6 +220,16 @@ class Attempt:
         pipes.catch_up(CATCH_UP_SECONDS)
         self._sweep = child.sweep(time.monotonic() + SWEEP_SECONDS)
         pipes.drain(CATCH_UP_SECONDS)
+
+    def _hold_begins(self, request: HeldRequest) -> None:
+        self._holds.add(request)
+        self._stop.wake_up()
+        self._publish(Held(request, self._output.used_tool))
+
+    def _hold_ends(self, request: HeldRequest) -> None:
+        self._holds.discard(request)
+        self._stop.wake_up()
+        self._publish(Released(request))
 
     def _check_deadlines(self, now: float) -> None:
         if self._stop.reason is None:
@@ -269,8 +301,8 @@ class Attempt:
         if self._token is None or self._stop.phase is not StopPhase.RUNNING:
             return
         evidence = self._token.evidence_in(detection, read_at)
-        if evidence is None:
-            return
+        if evidence is None or self._launch.relayed is not None:
+            return  # the relay itself sees what the API says, so a line can only be a tool's
         self._evidence = evidence
         self._stop.request(StopReason.REFUSED)
         self._advance_stop(time.monotonic())

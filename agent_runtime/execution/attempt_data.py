@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from agent_runtime.claude.invocation import Session
     from agent_runtime.delivery.cli_options import CliOptions
-    from agent_runtime.delivery.delivery import Deliveries
+    from agent_runtime.delivery.delivery import Deliveries, HeldRequest
     from agent_runtime.errors import AgentRuntimeError
     from agent_runtime.evidence.detector import Detection
     from agent_runtime.evidence.verdict import Ending
@@ -122,7 +122,25 @@ class Reached(msgspec.Struct, frozen=True):
     delivered_at: float
 
 
-AttemptEvent: TypeAlias = Spawned | Progress | Stopping | Answered | Reached
+class Held(msgspec.Struct, frozen=True):
+    """
+    The relay holds a request of the child, because its token is in trouble.
+
+    Attributes:
+        used_tool: Whether the model has, or may have, called a tool.
+    """
+
+    request: HeldRequest
+    used_tool: bool
+
+
+class Released(msgspec.Struct, frozen=True):
+    """The relay holds that request no longer."""
+
+    request: HeldRequest
+
+
+AttemptEvent: TypeAlias = Spawned | Progress | Stopping | Answered | Reached | Held | Released
 
 
 class AttemptReport(msgspec.Struct, frozen=True):

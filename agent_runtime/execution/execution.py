@@ -13,7 +13,7 @@ import msgspec
 from agent_runtime.claude.slash_commands import has_text_behind
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed, TokenLimited, plain_detail
 from agent_runtime.evidence.verdict import Verdict, limit_sentence, verdict
-from agent_runtime.execution.attempt_data import Answered, Progress, Reached, Spawned, Stopping
+from agent_runtime.execution.attempt_data import Answered, Held, Progress, Reached, Released, Spawned, Stopping
 from agent_runtime.model.records import Usage
 from agent_runtime.model.state import Event, Outcome, Phase, StopReason
 from agent_runtime.notifier import Notifier
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from agent_runtime.claude.invocation import Session
     from agent_runtime.delivery.cli_check import CliCheck
+    from agent_runtime.delivery.delivery import HeldRequest
     from agent_runtime.execution.attempt import Attempt
     from agent_runtime.execution.attempt_data import AttemptEvent, AttemptReport
     from agent_runtime.execution.record_writer import RecordWriter
@@ -75,6 +76,7 @@ class Execution:
         shim_pid: Parent process of its CLI; None: no attempt runs.
         error: Why it got no further than a check of this supervisor, if it did not.
         resets_at: When the usage limit ends that it met, epoch seconds, where the API said so.
+        on_held: Called with each request that the relay holds.
         answer: What every caller gets, as soon as it has finished.
     """
 
@@ -102,6 +104,8 @@ class Execution:
         self.error: AgentRuntimeError | None = None
         self.resets_at: float | None = None
         self.answer: Answer | None = None
+        self.on_held: Callable[[Held], None] = lambda _held: None
+        self._held_requests: set[HeldRequest] = set()
         self._context = context
         self._admitted_at = time.monotonic()
         self.total_at = self._admitted_at + timeout_seconds
@@ -165,6 +169,11 @@ class Execution:
         """Publish how it has ended and what it has used."""
         end = {"outcome": self.record.outcome, "error_class": self.record.error_class}
         self.publish("execution.finished", **end, **self.record.metadata.totals)
+
+    def end_hold(self, request: HeldRequest) -> None:
+        """End the running attempt because of what a held request has met."""
+        if self._attempt is not None:
+            self._attempt.end_hold(request)
 
     def save(self) -> None:
         """Write the record."""
@@ -269,12 +278,27 @@ class Execution:
                 self.save()
             context.counts.count("attempt_stops", event.reason)
             log.info("attempt stopping: reason=%s", event.reason, extra=extra)
+        elif isinstance(event, Held):
+            self._held_requests.add(event.request)
+            if self.writer.note_held(is_held=True):
+                self.save()
+                trouble, number = event.request.detection.trouble, event.request.generation.number
+                self.publish("execution.held", generation=number, reason=trouble)
+                log.info("execution held: reason=%s", trouble, extra={**extra, "generation": number})
+            self.on_held(event)
+        elif isinstance(event, Released):
+            self._held_requests.discard(event.request)
+            if not self._held_requests and self.writer.note_held(is_held=False):
+                self.save()
+                self.publish("execution.released")
+                log.info("execution released", extra=extra)
         self.changed.notify()
 
     def end_attempt(self, report: AttemptReport, session: Session) -> Verdict:
         """Add an attempt's report to the record and the counts; return how the attempt ended."""
         counts = self._context.counts
         self.shim_pid, self.usage = None, Usage()
+        self._held_requests.clear()
         if self._saving is not None:
             self._saving.cancel()
             self._saving = None

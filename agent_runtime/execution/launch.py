@@ -19,7 +19,7 @@ from agent_runtime.process.child import Command
 from agent_runtime.process.directories import path_of
 
 if TYPE_CHECKING:
-    from agent_runtime.delivery.delivery import Delivered
+    from agent_runtime.delivery.delivery import Delivered, Relayed
     from agent_runtime.execution.attempt_data import AttemptContext, AttemptSpec
     from agent_runtime.secret.generations import Generation
 
@@ -42,6 +42,11 @@ class Launch:
         self._context = context
         self._directory: int | None = None
         self._files = PrivateFiles(context.run_dir, spec.mark, context.settings.child_user)
+
+    @property
+    def relayed(self) -> Relayed | None:
+        """The child as the relay knows it; None: it has a token, or none yet."""
+        return None if self.delivered is None else self.delivered.relayed
 
     def command(self) -> Command:
         """

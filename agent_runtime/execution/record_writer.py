@@ -138,6 +138,12 @@ class RecordWriter:
         self.record.attempts[-1].tokens.append(_token_record(event.generation, event.delivered_at))
         self._note_token(event.generation)
 
+    def note_held(self, *, is_held: bool) -> bool:
+        """Record whether the relay holds a request of the running attempt; return whether that is new."""
+        has_changed = self.record.held is not is_held
+        self.record.held = is_held
+        return has_changed
+
     def mark_resumable(self) -> bool:
         """Record that the session holds work to go on with; return whether that has changed the record."""
         has_changed = not self.record.resumable
@@ -170,6 +176,7 @@ class RecordWriter:
     def attempt_ended(self, report: AttemptReport, session: Session) -> None:
         """Add an attempt's report to the record."""
         record, run_stats = self.record, report.run_stats
+        record.held = False
         if report.cpu_seconds is not None:
             self._cpu_seconds_before += report.cpu_seconds
             record.usage.cpu_seconds = max(record.usage.cpu_seconds, self._cpu_seconds_before)

@@ -61,6 +61,12 @@ class StopSequence:
             if not self._is_closed:
                 self.wake.set()
 
+    def wake_up(self) -> None:
+        """Have the attempt's poll loop look again, from any thread."""
+        with self._lock:
+            if not self._is_closed:
+                self.wake.set()
+
     def advance(self, now: float) -> StopPhase | None:
         """Enter the next phase if it is due; return the phase that was entered."""
         if self.phase is StopPhase.RUNNING:

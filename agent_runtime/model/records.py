@@ -239,6 +239,7 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
     All that is known of an execution; only its owner changes it.
 
     Attributes:
+        held: It runs, and the relay holds a request of its until another token is there or a limit ends.
         detail: What went wrong, for a person.
         started_at: When its first attempt was spawned.
         session_id: The CLI's session it ran in last, or that the request names.
@@ -255,6 +256,7 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
 
     execution_id: str
     state: Phase = Phase.QUEUED
+    held: bool = False
     outcome: Outcome | None = None
     error_class: ErrorClass | None = None
     detail: str | None = None

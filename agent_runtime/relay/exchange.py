@@ -12,6 +12,7 @@ import msgspec
 
 from agent_runtime.model.tokens import TokenKind
 from agent_runtime.relay.framing import Chunked, Framing, UntilClosed, framing_of
+from agent_runtime.relay.hold import Hold
 from agent_runtime.relay.refusals import MOST_BODY_BYTES, detection_in, may_be_refusal
 from agent_runtime.relay.requests import HOP_BY_HOP, MESSAGES, headers_to_send
 from agent_runtime.relay.upstream import Unreachable
@@ -111,6 +112,8 @@ class Exchanges:
             return True
         except Silent:
             self._note("silent", None)
+            if request.path == MESSAGES:
+                identity.on_silence()
             child.cut()
             return False
         try:
@@ -132,13 +135,24 @@ class Exchanges:
                 if detection is None:
                     return answer
                 await asyncio.to_thread(self._secret.poll)  # a newer token may be written and not noticed yet
-                if identity.choose(self._secret.status.generation) is generation:
+                if identity.choose(self._secret.status.generation) is generation and not await self._held(
+                    identity, detection, answer, generation
+                ):
                     return answer
             except BaseException:
                 answer.wire.cut()
                 raise
             self._note("replayed", None)
             self._put_away(answer)
+
+    async def _held(self, identity: Identity, detection: Detection, answer: Answer, generation: Generation) -> bool:
+        """Hold a request whose token, the one in use, is in trouble; return whether it is sent again."""
+        if identity.on_hold is None:
+            return False
+        hold = Hold(detection, answer.body, generation, identity.hold_seconds, identity.on_release)
+        self._note("held", None)
+        identity.on_hold(hold)
+        return await hold.wait()
 
     async def _detection_in(self, answer: Answer, request: Request, generation: Generation) -> Detection | None:
         """Read what an answer says about the token; None: nothing, or the request was not of the CLI's own form."""

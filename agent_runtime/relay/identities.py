@@ -10,6 +10,9 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agent_runtime.delivery.delivery import HeldRequest
     from agent_runtime.model.tokens import TokenKind
     from agent_runtime.secret.generations import Generation
 
@@ -27,13 +30,22 @@ class Identity:
         generation: The one that the attempt begins with; only generations of its kind are used for it, because the
             kind decides what else the CLI sends.
 
+        hold_seconds: How long its CLI waits for the first byte of an answer, at least.
+
     Attributes:
         open_requests: How many are under way; only the relay's own thread changes it.
+        on_hold: Called in the relay's thread with each request that is held; None: none is.
+        on_release: Called when it is held no longer.
+        on_silence: Called when the API did not begin to answer a message in time.
     """
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, hold_seconds: float) -> None:
         self.placeholder = PLACEHOLDER_PREFIX + secrets.token_hex(_PLACEHOLDER_BYTES)
+        self.hold_seconds = hold_seconds
         self.open_requests = 0
+        self.on_hold: Callable[[HeldRequest], None] | None = None
+        self.on_release: Callable[[HeldRequest], None] = lambda _hold: None
+        self.on_silence: Callable[[], None] = lambda: None
         self._lock = threading.Lock()
         self._newest = generation
         self._carried = (generation, time.monotonic())

@@ -46,6 +46,13 @@ FIRST_BYTE_SECONDS = 180.0
 HEAD_SECONDS = 30.0
 """How long a connection may be open before its first request that shows an identity."""
 
+LONG_HOLD_SECONDS, SHORT_HOLD_SECONDS = 1700.0, 150.0
+"""
+How long a request may be held: by a CLI whose timeouts can be raised, as those that take a socket, and by any other.
+
+Source: 1.0.128 and 2.1.30 wait 301 s, whatever they are told; 2.1.114 to 2.1.332 more than 1297 s, when told to.
+"""
+
 LEAVE_SECONDS = 1.0
 MOST_CONNECTIONS = 2048
 MOST_REQUESTS = 128
@@ -171,7 +178,7 @@ class Relay:
 
     def deliver(self, generation: Generation) -> Delivered:
         """Let one child in; what it is given is no token. :meth:`ended` must follow."""
-        identity = Identity(generation)
+        identity = Identity(generation, LONG_HOLD_SECONDS if self._takes_socket() else SHORT_HOLD_SECONDS)
         self._identities.add(identity)
         variable = OAUTH_VARIABLE if identity.kind is TokenKind.OAUTH else API_KEY_VARIABLE
         return Delivered(

@@ -267,6 +267,7 @@ def _relay(
             directory=directory,
             owner=owner_of(settings.child_user),
             takes_socket=takes_socket,
+            first_byte_seconds=settings.relay_timeout,
         )
         relay.start()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import time
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from agent_runtime.claude.invocation import Session
-    from agent_runtime.execution.attempt_data import AttemptReport
+    from agent_runtime.execution.attempt_data import AttemptReport, Held
     from agent_runtime.execution.execution import Execution
     from agent_runtime.secret.generations import Generation
     from agent_runtime.settings import Settings
@@ -57,7 +58,12 @@ UNSTARTED: dict[StopReason, Verdict] = {
 
 
 class RunnerContext(msgspec.Struct, frozen=True):
-    """What the runners of a supervisor share: slots, sessions, and what is known about tokens."""
+    """
+    What the runners of a supervisor share: slots, sessions, and what is known about tokens.
+
+    Attributes:
+        hold: Decides about each request that the relay holds.
+    """
 
     settings: Settings
     slots: Slots
@@ -65,6 +71,7 @@ class RunnerContext(msgspec.Struct, frozen=True):
     gate: TokenGate
     verifier: RefusalVerifier
     events: EventLog
+    hold: Callable[[ExecutionRunner, Held], None] = lambda _runner, held: held.request.release(replays=False)
 
 
 class ExecutionRunner:
@@ -76,33 +83,39 @@ class ExecutionRunner:
     Args:
         run_attempt: Runs one CLI process in a session; the only thing here that takes a process.
         parks: The token cannot be used now; the execution was admitted because it is ready to wait.
+
+    Attributes:
+        resumes: How often it went on without a newer generation.
+        gives_up: What it was ready to wait it has waited, while the relay held its request.
     """
 
     def __init__(
         self, execution: Execution, context: RunnerContext, plan: SessionPlan, *, run_attempt: RunAttempt, parks: bool
     ) -> None:
-        self._execution = execution
-        self._context = context
+        self.execution = execution
+        self.context = context
         self._plan = plan
         self._run_attempt = run_attempt
-        self._resumes = 0
+        self.resumes = 0
+        self.gives_up = False
+        execution.on_held = functools.partial(context.hold, self)
         self._first_session_id = plan.known_id
         self._claim(self._first_session_id)
         self._ticket = None if parks else self._enqueue()
 
     async def run(self) -> None:
         """Run to the final record."""
-        execution = self._execution
+        execution = self.execution
         try:
             final = await self._run()
         finally:
-            self._context.gate.statuses.end_try(execution.execution_id)
-            self._context.gate.statuses.clear_suspicion(execution.execution_id)
+            self.context.gate.statuses.end_try(execution.execution_id)
+            self.context.gate.statuses.clear_suspicion(execution.execution_id)
             self._leave_slot()
         execution.end(final)
 
     async def _run(self) -> Verdict:
-        execution, plan = self._execution, self._plan
+        execution, plan = self.execution, self._plan
         if self._ticket is None:
             refused = self._refused_at_admission()
             if not await self._park_at_admission():
@@ -113,7 +126,7 @@ class ExecutionRunner:
             if not await self._wait(self._ticket.granted, execution.total_at):
                 return self._unstarted() or UNSTARTED[StopReason.TIMEOUT]
             execution.slot = self._ticket.number
-            if self._context.settings.probe == "before_dispatch":
+            if self.context.settings.probe == "before_dispatch":
                 await self._probe_first()
                 if (ended := self._unstarted()) is not None:
                     return ended
@@ -136,7 +149,7 @@ class ExecutionRunner:
                 return answer
 
     async def _attempt(self, session: Session) -> tuple[AttemptReport, Verdict]:
-        execution = self._execution
+        execution = self.execution
         self._claim(str(session.session_id))
         execution.begin_attempt(session)
         report = await self._run_attempt(execution, session)
@@ -150,9 +163,9 @@ class ExecutionRunner:
         self, report: AttemptReport, final: Verdict, trouble: TokenTrouble
     ) -> Verdict | None:
         """Verify the trouble and wait as the retry policy decides; return the end, or None for a further attempt."""
-        execution, gate = self._execution, self._context.gate
+        execution, gate = self.execution, self.context.gate
         generation = report.generation or gate.current
-        decision, trouble = await self._decide(report, trouble, generation)
+        decision, trouble = await self.decide(report, trouble, generation)
         final = final if report.error is not None else token_verdict(trouble)
         gate.statuses.end_try(execution.execution_id)
         if (ended := self._unstarted()) is not None:
@@ -163,7 +176,7 @@ class ExecutionRunner:
             is_same = error_class is final.error_class
             return final if is_same else Verdict(Outcome.FAILED, error_class, error_class.sentence)
         if isinstance(decision, GoOn):
-            self._resumes += decision.counts
+            self.resumes += decision.counts
         else:
             self._leave_slot()
             awaits_reset = isinstance(decision, AwaitReset)
@@ -177,15 +190,15 @@ class ExecutionRunner:
         self._restart(decision.restart)
         return None
 
-    async def _decide(
+    async def decide(
         self, report: AttemptReport, trouble: TokenTrouble, generation: Generation | None
     ) -> tuple[Decision, TokenTrouble]:
         """Verify the trouble; return the decision, and the trouble after verification."""
-        execution, gate, settings = self._execution, self._context.gate, self._context.settings
-        newer = self._newer_is_usable(generation)
+        execution, gate, settings = self.execution, self.context.gate, self.context.settings
+        newer = self.newer_is_usable(generation)
         if not newer:
             await asyncio.to_thread(gate.secret.poll)  # a newer token may be written and not noticed yet
-            newer = self._newer_is_usable(generation)
+            newer = self.newer_is_usable(generation)
         verification = Verification.CONFIRMED
         execution.resets_at = report.error.resets_at if isinstance(report.error, TokenLimited) else None
         if report.ending is not None and generation is not None:
@@ -195,20 +208,20 @@ class ExecutionRunner:
                 verification, newer = await self._verify(report, generation, trouble, newer=newer)
                 if verification is Verification.CONFIRMED:
                     trouble = gate.statuses.trouble_of(generation) or trouble
-        detection, reset_at = report.detection, execution.resets_at
+        detection, reset_at, asked = report.detection, execution.resets_at, execution.task.park_seconds
         decision = decide(
             Situation(
                 error_class=CLASS_BY_TROUBLE[trouble],
                 confirmation=verification,
                 newer_is_usable=newer,
-                is_first=gate.statuses.is_unreported(generation),
-                park_seconds=settings.park if execution.task.park_seconds is None else execution.task.park_seconds,
-                resumes=self._resumes,
+                is_first=self.gives_up or gate.statuses.is_unreported(generation),
+                park_seconds=0.0 if self.gives_up else asked if asked is not None else settings.park,
+                resumes=self.resumes,
                 max_resumes=settings.max_resumes,
                 has_progress=self._plan.has_progress,
                 is_only_said=detection is not None and not detection.condemns and not report.used_tool,
                 reset_in_seconds=None if reset_at is None else reset_at - time.time(),
-                wait_for_reset_seconds=settings.wait_for_reset,
+                wait_for_reset_seconds=0.0 if self.gives_up else settings.wait_for_reset,
                 seconds_left=execution.total_at - time.monotonic(),
             )
         )
@@ -225,13 +238,13 @@ class ExecutionRunner:
         Returns:
             What is known, and whether a newer token can be used.
         """
-        gate, by, detection = self._context.gate, self._execution.execution_id, report.detection
+        gate, by, detection = self.context.gate, self.execution.execution_id, report.detection
         current = gate.current
         is_in_use = current is not None and current.number == generation.number
         if not is_in_use:
             gate.statuses.clear_suspicion(by)  # no execution would begin with it anyway
-        verifying = self._context.verifier.begin(
-            self._context.verifier.verify(
+        verifying = self.context.verifier.begin(
+            self.context.verifier.verify(
                 generation,
                 by=by if is_in_use else None,
                 trouble=trouble,
@@ -241,30 +254,28 @@ class ExecutionRunner:
             )
         )
         verifying.add_done_callback(lambda _: gate.changed.notify())
-        await self._until(
-            lambda: newer or verifying.done() or self._newer_is_usable(generation), self._execution.total_at
-        )
-        newer = newer or self._newer_is_usable(generation)
-        self._context.slots.grant()
+        await self.until(lambda: newer or verifying.done() or self.newer_is_usable(generation), self.execution.total_at)
+        newer = newer or self.newer_is_usable(generation)
+        self.context.slots.grant()
         if verifying.done():
             return verifying.result(), newer
         return Verification.CONFIRMED if newer else Verification.OPEN, newer
 
     async def _probe_first(self) -> None:
         """Ask the API about the token that the next attempt would get, unless the execution is stopped before."""
-        gate, verifier = self._context.gate, self._context.verifier
+        gate, verifier = self.context.gate, self.context.verifier
         await asyncio.to_thread(gate.secret.poll)
         generation = gate.current
         if generation is None or gate.statuses.trouble_of(generation) is not None:
             return
         asked_at = time.monotonic()
-        asking = asyncio.ensure_future(verifier.ask(generation, self._execution.task.model))
-        if await self._wait(asking, self._execution.total_at):
+        asking = asyncio.ensure_future(verifier.ask(generation, self.execution.task.model))
+        if await self._wait(asking, self.execution.total_at):
             verifier.note_verdict(generation, asking.result(), asked_at)
 
     def _note_limit(self, report: AttemptReport, generation: Generation) -> Verification:
         """Record a usage limit that no tool can have forged; another one is confirmed only by one that is recorded."""
-        execution, gate = self._execution, self._context.gate
+        execution, gate = self.execution, self.context.gate
         detection, now = report.detection, time.time()
         if report.used_tool or detection is None:
             known = gate.limit_for(generation, execution.task.model or report.run_stats.model_name)
@@ -278,14 +289,15 @@ class ExecutionRunner:
         execution.resets_at = resets_at
         return Verification.CONFIRMED
 
-    def _newer_is_usable(self, generation: Generation | None) -> bool:
-        return self._context.gate.is_newer_usable(generation, self._execution.task.model)
+    def newer_is_usable(self, generation: Generation | None) -> bool:
+        """Whether a generation newer than *generation* is loaded and could be spawned with now."""
+        return self.context.gate.is_newer_usable(generation, self.execution.task.model)
 
     # -- sessions
 
     def _begin_anew(self, trouble: SessionTrouble, report: AttemptReport) -> bool:
         """Plan a new session where the present one is lost or refused; return whether that is possible."""
-        plan, execution = self._plan, self._execution
+        plan, execution = self._plan, self.execution
         if trouble is SessionTrouble.UNKNOWN and plan.is_named:
             return False
         if not plan.next.has_history or report.run_stats.has_progress or not plan.restart(trouble):
@@ -298,16 +310,16 @@ class ExecutionRunner:
         """Return the end where the CLI does not know the session: the task's, or ours lost for the second time."""
         if not self._plan.is_named:
             return Verdict(Outcome.FAILED, ErrorClass.ERROR, _SESSION_LOST)
-        error = self._execution.error = SessionUnknown(_SESSION_UNKNOWN)
+        error = self.execution.error = SessionUnknown(_SESSION_UNKNOWN)
         return Verdict(Outcome.FAILED, error.error_class, str(error))
 
     def _claim(self, session_id: str | None) -> None:
         if session_id is not None:
-            self._context.sessions.claim(session_id, self._execution.execution_id)
+            self.context.sessions.claim(session_id, self.execution.execution_id)
 
     def _restart(self, restart: Restart) -> None:
         """Choose the session of the next attempt."""
-        execution = self._execution
+        execution = self.execution
         session_id = execution.record.session_id
         if restart is Restart.RESUME and session_id is not None:
             self._plan.resume(session_id)
@@ -320,24 +332,24 @@ class ExecutionRunner:
 
     def _enqueue(self, *, ahead: bool = False) -> Ticket:
         """Queue for a slot; later executions pass this one for as long as another execution uses its session."""
-        use, known, by = self._context.sessions, self._first_session_id, self._execution.execution_id
-        return self._context.slots.enqueue(ahead=ahead, may_start=lambda: use.may_use(known, by))
+        use, known, by = self.context.sessions, self._first_session_id, self.execution.execution_id
+        return self.context.slots.enqueue(ahead=ahead, may_start=lambda: use.may_use(known, by))
 
     def _leave_slot(self) -> None:
         if self._ticket is not None:
-            self._context.slots.leave(self._ticket)
+            self.context.slots.leave(self._ticket)
             self._ticket = None
 
     async def _park_at_admission(self) -> bool:
         """Wait for a token that can be used, or for the end of the limit, as long as the request allows."""
-        execution = self._execution
+        execution = self.execution
         seconds, error = execution.task.park_seconds or 0.0, execution.error
         if not isinstance(error, TokenLimited):
             return await self._park(seconds, None, counts=False)
         reset_in = None if error.resets_at is None else error.resets_at - time.time()
         is_in_time = resets_in_time(reset_in, seconds, execution.total_at - time.monotonic())
         resets_at = error.resets_at if is_in_time else None
-        return await self._park(seconds, self._context.gate.current, is_limited=True, resets_at=resets_at, counts=False)
+        return await self._park(seconds, self.context.gate.current, is_limited=True, resets_at=resets_at, counts=False)
 
     async def _park(
         self,
@@ -357,9 +369,9 @@ class ExecutionRunner:
             resets_at: The end of that limit, epoch seconds, where it is waited for instead of *seconds*.
             counts: To go on with the same generation counts as a resume.
         """
-        execution, gate, model = self._execution, self._context.gate, self._execution.task.model
+        execution, gate, model = self.execution, self.context.gate, self.execution.task.model
         if resets_at is not None:
-            seconds = self._seconds_past(resets_at)
+            seconds = self.seconds_past(resets_at)
         until = min(time.monotonic() + seconds, execution.total_at)
         execution.park()
         number = generation.number if generation else None
@@ -367,7 +379,7 @@ class ExecutionRunner:
         log.info("execution parked for %g s", seconds, extra={"execution_id": execution.execution_id})
         limit = gate.limit_for(generation, model) if is_limited and generation is not None else None
         may_return = (limit is not None or not is_limited) and not (
-            counts and self._resumes >= self._context.settings.max_resumes
+            counts and self.resumes >= self.context.settings.max_resumes
         )
 
         def is_good_again() -> bool:
@@ -375,49 +387,48 @@ class ExecutionRunner:
             is_taken_back = may_return and (limit is None or time.time() < limit.until)
             return is_taken_back and generation is not None and gate.is_good_again(generation, model)
 
-        came = await self._until(lambda: self._newer_is_usable(generation) or is_good_again(), until)
+        came = await self.until(lambda: self.newer_is_usable(generation) or is_good_again(), until)
         if not came and (resets_at is None or self._unstarted() is not None):
             return False
-        self._resumes += counts and not self._newer_is_usable(generation)
+        self.resumes += counts and not self.newer_is_usable(generation)
         execution.requeue()
         return True
 
-    def _seconds_past(self, resets_at: float) -> float:
+    def seconds_past(self, resets_at: float) -> float:
         """Choose a random moment after a limit's end that leaves time to work in; return the seconds until then."""
         reset_in = max(0.0, resets_at - time.time())
-        left = self._execution.total_at - time.monotonic() - reset_in
+        left = self.execution.total_at - time.monotonic() - reset_in
         first, last = AFTER_RESET_SECONDS
         return reset_in + random.uniform(first, max(first, min(last, left / 2)))  # noqa: S311 - nothing secret
 
     def _unstarted(self) -> Verdict | None:
         """Return the end of an execution that was stopped or timed out while it waited, else None."""
-        if (requested_stop := self._execution.requested_stop) is not None:
+        if (requested_stop := self.execution.requested_stop) is not None:
             return UNSTARTED[requested_stop]
-        # A timer may ring a little early.
-        is_over = time.monotonic() >= self._execution.total_at - CLOCK_SLACK_SECONDS
+        is_over = time.monotonic() >= self.execution.total_at - CLOCK_SLACK_SECONDS  # a timer may ring a little early
         return UNSTARTED[StopReason.TIMEOUT] if is_over else None
 
     def _refused_at_admission(self) -> Verdict:
         try:
-            self._context.gate.require(self._execution.task.model)
+            self.context.gate.require(self.execution.task.model)
         except AgentRuntimeError as error:
-            self._execution.error = error
+            self.execution.error = error
             return Verdict(Outcome.FAILED, error.error_class, str(error))
         return Verdict(Outcome.FAILED, ErrorClass.AUTH, ErrorClass.AUTH.sentence)
 
-    async def _until(self, condition: Callable[[], bool], until: float) -> bool:
+    async def until(self, condition: Callable[[], bool], until: float) -> bool:
         """Wait until *condition*, checked at each change of the gate, holds; False as for :meth:`_wait`."""
-        change = self._context.gate.changed.wait()
+        change = self.context.gate.changed.wait()
         while not condition():
             if not await self._wait(change, until):
                 return False
-            change = self._context.gate.changed.wait()
+            change = self.context.gate.changed.wait()
         change.close()
         return True
 
     async def _wait(self, event: Awaitable[object], until: float) -> bool:
         """Wait for *event*; False when the execution is stopped, or it is *until* (monotonic seconds), first."""
-        stopped = asyncio.ensure_future(self._execution.stopped.wait())
+        stopped = asyncio.ensure_future(self.execution.stopped.wait())
         happened = asyncio.ensure_future(event)
         try:
             await asyncio.wait(

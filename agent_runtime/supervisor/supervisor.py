@@ -36,6 +36,7 @@ from agent_runtime.process.unkillable import Unkillable
 from agent_runtime.process.usage import sample
 from agent_runtime.supervisor.answers import answer_to
 from agent_runtime.supervisor.archive import OTHER_BODY, StoredResult, View
+from agent_runtime.supervisor.holds import Holds
 from agent_runtime.supervisor.runner import ExecutionRunner, RunnerContext
 from agent_runtime.supervisor.sessions import SessionPlan, SessionUse
 from agent_runtime.supervisor.slots import Slots
@@ -124,7 +125,8 @@ class Supervisor:
         self._token_upkeep = TokenUpkeep(
             settings, self.gate, verifier, self.slots, counts, follow_secret=self._follow_secret, spawn=self._spawn
         )
-        self._runner_context = RunnerContext(settings, self.slots, self.sessions, self.gate, verifier, events)
+        known = (settings, self.slots, self.sessions, self.gate, verifier, events)
+        self._runner_context = RunnerContext(*known, Holds().begin)
         self._execution_context = ExecutionContext(
             counts, cli, events, archive.transcripts, self._token_upkeep.accepted, archive.save
         )
@@ -406,13 +408,12 @@ class Supervisor:
         Raises:
             NotFound: Nothing is known under this id.
         """
-        execution = self._live.get(execution_id)
-        if execution is None:
+        if (execution := self._live.get(execution_id)) is None:
             return "already_finished", self.record(execution_id)
         execution.request_stop(StopReason.CANCELLED)
         await execution.finished()
-        was_in_time = execution.record.outcome is Outcome.CANCELLED
-        return "terminated" if was_in_time else "already_finished", execution.record
+        record = execution.record
+        return "terminated" if record.outcome is Outcome.CANCELLED else "already_finished", record
 
     # -- the end
 
@@ -431,8 +432,7 @@ class Supervisor:
         """Close admission, wait *timeout_seconds* for the running, stop the rest politely, and wait for them."""
         self._is_ending = True
         self.close_admission()
-        polite = max(0.0, timeout_seconds - self.settings.stop_grace)
-        deadline = time.monotonic() + polite
+        deadline = time.monotonic() + max(0.0, timeout_seconds - self.settings.stop_grace)
         while self._live and (left := deadline - time.monotonic()) > 0:
             try:
                 await asyncio.wait_for(self.changed.wait(), left)

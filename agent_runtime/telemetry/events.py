@@ -33,6 +33,8 @@ TYPES = frozenset(
         "execution.admitted",
         "execution.started",
         "execution.parked",
+        "execution.held",
+        "execution.released",
         "execution.resumed",
         "execution.finished",
         "storage.damaged",

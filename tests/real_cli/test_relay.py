@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
 from tests.support.supervised import API_KEY, NEW, OLD, eventually, supervised
@@ -173,3 +174,30 @@ def _shape(body: bytes) -> object:
     """Return a body without what changes with every run: ids, dates and paths."""
     text = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|cch=[0-9a-f]+|relay|env", "X", body.decode())
     return json.loads(text)
+
+
+@pytest.mark.parametrize("fault", ["expired", "usage_limit"])
+def test_all_slots_meet_a_refusal_or_a_limit_and_a_new_token_comes_later(
+    tmp_path: Path, api: MessagesApi, base_url: str, claude: str, fault: str
+) -> None:
+    first, second, third = (tools_of(number, tmp_path / "ran") for number in range(3))
+    api.script("work", first, replace(second, gate="all"), third, Text(text="finished"))
+    ids = [f"held-{number}" for number in range(EXECUTIONS)]
+    flags = ("--slots", str(EXECUTIONS), "--park", "60")
+    with supervised(tmp_path, api_url=base_url, claude=claude, flags=flags, environment=RELAY) as run:
+        pending = [run.start("[[script:work]] Do it.", execution_id=execution_id) for execution_id in ids]
+        api.wait_for_requests(OLD, 2 * EXECUTIONS)
+        api.on(OLD, fault)
+        api.open_gate("all")
+        eventually(lambda: all(run.record(execution_id)["held"] for execution_id in ids))
+        state = "refused" if fault == "expired" else "limited"
+        eventually(lambda: run.get("/api/token")["state"] == state)
+        run.write_token(NEW)
+        answers = [one.answer().json() for one in pending]
+
+        assert [answer.get("response") for answer in answers] == ["finished"] * EXECUTIONS
+        in_their_first_attempt(run, ids)
+        shown = [run.client.get(f"/api/executions/{execution_id}/stream").text for execution_id in ids]
+    assert not any("authentication_failed" in text or "api_retry" in text or "rejected" in text for text in shown)
+    for execution_id in ids:
+        assert (tmp_path / f"ran-{execution_id}").read_text().split() == ["0", "1", "2"], "each tool ran once"

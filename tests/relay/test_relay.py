@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from agent_runtime.delivery.delivery import HeldRequest
+
 
 def says(data: bytes) -> Callable[[Talk, bytes], object]:
     """Answer every request with these bytes."""
@@ -458,3 +460,61 @@ def test_a_child_that_reads_nothing_holds_up_the_api_and_takes_no_memory(api: Ra
             threading.Event().wait(0.2)
 
     assert 0 < sent < 30_000_000, "what the kernel's buffers take"
+
+
+# -- held requests
+
+
+@pytest.fixture
+def holds(child: Relayed) -> list[HeldRequest]:
+    """Have refused requests held, and collect them."""
+    assert child.delivered.relayed is not None
+    found: list[HeldRequest] = []
+    child.delivered.relayed.on_hold = found.append
+    return found
+
+
+def test_a_held_request_is_sent_again_when_it_is_released(
+    api: RawApi, child: Relayed, holds: list[HeldRequest]
+) -> None:
+    api.answer = refuses_old
+    with child.connect() as raw:
+        raw.sendall(child.message(b"held"))
+        eventually(lambda: holds)
+        assert (holds[0].detection.trouble, holds[0].generation.number) == ("refused", 1)
+        child.secret.write(NEW)
+        holds[0].release(replays=True)
+
+        assert read_answer(raw).endswith(b"ok")
+    assert [request[-4:] for request in api.requests] == [b"held"] * 2
+    assert holds[0].is_over
+
+
+def test_a_held_answer_is_passed_on_when_that_is_decided(api: RawApi, child: Relayed, holds: list[HeldRequest]) -> None:
+    limit = b"HTTP/1.1 429 Limit\r\nanthropic-ratelimit-unified-status: rejected\r\n"
+    limit += b"anthropic-ratelimit-unified-reset: %d\r\ncontent-length: 2\r\n\r\n{}" % (time.time() + 60)
+    api.answer = says(limit)
+    with child.connect() as raw:
+        raw.sendall(child.message())
+        eventually(lambda: holds)
+        holds[0].release(replays=False)
+
+        assert read_answer(raw) == limit
+    assert holds[0].detection.trouble == "limited"
+    assert holds[0].detection.resets_at is not None
+
+
+@pytest.mark.parametrize("leaves", ["child", "attempt"])
+def test_a_hold_ends_with_the_child_and_with_the_attempt(
+    api: RawApi, child: Relayed, holds: list[HeldRequest], leaves: str
+) -> None:
+    api.answer = refuses_old
+    with child.connect() as raw:
+        raw.sendall(child.message())
+        eventually(lambda: holds)
+        raw.close() if leaves == "child" else child.relay.ended(child.delivered)
+        eventually(lambda: holds[0].is_over)
+    holds[0].release(replays=True)  # too late, and no fault
+
+    assert len(api.requests) == 1
+    assert child.relay._budget._left == 64 * 1024 * 1024
