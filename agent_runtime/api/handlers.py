@@ -87,6 +87,8 @@ async def post_task(api: Api, request: Request) -> Response:
     headers = request.headers
     trace = trace_context(headers.getlist("traceparent"), headers.getlist("tracestate"))
     new = await api.bodies.read(request, functools.partial(_new_task, api.supervisor, trace))
+    if new.task.cwd is not None or new.task.add_dirs:
+        new = await asyncio.to_thread(api.supervisor.archive.with_obstacle, new)
     task, ignored = new.task, new.ignored_fields
     request.scope[TRACE_ID] = task.trace.trace_id if task.trace else None
     try:

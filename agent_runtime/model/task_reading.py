@@ -100,7 +100,7 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
         raise InvalidRequest("the body must be a JSON object with a message")
     ignored = unread(raw, Task.__struct_fields__, strict=strict, redact=redact)
     _check_lengths(raw)
-    _check_places(raw)
+    _check_places(raw, redact)
     for name in _INTEGERS:
         if isinstance(number := raw.get(name), float) and number.is_integer():
             raw[name] = int(number)
@@ -257,13 +257,17 @@ def _without_tokens(task: Task, redact: Callable[[str], str]) -> Task:
     return task if is_clean else msgspec.structs.replace(task, title=title, labels=labels)
 
 
-def _check_places(raw: dict[str, Any]) -> None:
+def _check_places(raw: dict[str, Any], redact: Callable[[str], str]) -> None:
     """Say more clearly than a pattern what is wrong with a path or a variable."""
     added = raw.get("add_dirs")
     named = [("cwd", raw.get("cwd")), *(("add_dirs", path) for path in (added if isinstance(added, list) else ()))]
     for field, path in named:
-        if isinstance(path, str) and (reason := _unfit_path(path)) is not None:
+        if not isinstance(path, str):
+            continue  # its type is told later
+        if (reason := _unfit_path(path)) is not None:
             raise InvalidRequest(f"{field}: {reason}")
+        if redact(path) != path:  # it would stand in the record, or in an argument
+            raise InvalidRequest(f"{field}: must hold no token")
     env = raw.get("env")
     size_bytes = 0
     for name, value in env.items() if isinstance(env, dict) else ():

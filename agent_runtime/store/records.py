@@ -292,7 +292,7 @@ class RecordStore:
         """
         with self._lock:
             held = [one for one in self._unsaved_records.values() if session_id.encode() in one]
-            query = "SELECT record FROM executions WHERE session_id = ? ORDER BY created_at"
+            query = "SELECT record FROM executions WHERE session_id = ? ORDER BY created_at LIMIT 100"
             rows = self._rows(query, session_id)
         found = (record for encoded in (*(row[0] for row in rows), *held) if (record := _decoded(encoded)) is not None)
         return next((one for one in found if one.session_id == session_id and one.resumable is not False), None)

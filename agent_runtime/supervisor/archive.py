@@ -241,14 +241,17 @@ class Archive:
 
     def prepare(self, task: Task, ignored_fields: list[str]) -> NewTask:
         """
-        Do what takes time in proportion to the length of a task, and look at its directories; from any thread.
+        Do what takes time in proportion to the length of a task; callable from any thread.
 
         Raises:
             InvalidRequest: It sets a variable that no task may set.
         """
         check_task_names(task.env or ())
-        prepared = self.tasks.prepare(task, ignored_fields)
-        return msgspec.structs.replace(prepared, obstacle=self.workspaces.obstacle(task))
+        return self.tasks.prepare(task, ignored_fields)
+
+    def with_obstacle(self, new: NewTask) -> NewTask:
+        """Look at the directories that a task names, which may wait for a disk."""
+        return msgspec.structs.replace(new, obstacle=self.workspaces.obstacle(new.task))
 
     def directory_of(self, new: NewTask, execution_id: str, previous: ExecutionRecord | None) -> str | None:
         """

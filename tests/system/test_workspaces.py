@@ -15,7 +15,7 @@ import pytest
 
 from agent_runtime.errors import RESERVED_WORDS
 from tests.process.test_directories import exchange
-from tests.support.supervised import Supervised, eventually, supervised
+from tests.support.supervised import OLD, Supervised, eventually, supervised
 from tests.system.test_endurance import quick_cli
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ def test_eight_tasks_at_once_see_nothing_of_each_other(running: Supervised) -> N
         ({"cwd": "ä" * 128, "create_cwd": True}, "at most 100 parts of 255 bytes"),
         ({"cwd": "/".join("x" * 101), "create_cwd": True}, "at most 100 parts"),
         ({"cwd": "/".join(["x" * 200] * 20), "create_cwd": True}, "3000 bytes"),
+        ({"cwd": f"a/{OLD}", "create_cwd": True}, "must hold no token"),
+        ({"add_dirs": [OLD]}, "must hold no token"),
         ({"cwd": 7}, "expected"),
         ({"cwd": ["a"]}, "expected"),
         ({"cwd": "file"}, "a part of it is no directory"),
