@@ -32,7 +32,9 @@ LONG_CONTEXT_MARK = "[1m]"
 
 COMPACT_EVENTS_KEPT = 100
 
-_EPOCH_SECONDS = re.compile(r"[0-9]{1,11}(\.[0-9]{1,9})?", re.ASCII)
+_LAST_SECOND = 253_402_300_799.0
+"""The end of the year 9999: later ones cannot be written."""
+EPOCH_SECONDS_PATTERN = r"[0-9]{1,11}(\.[0-9]{1,9})?"
 _RFC_3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+ -][0-9]{2}:[0-9]{2})", re.ASCII
 )
@@ -332,12 +334,12 @@ def rfc3339(seconds: float) -> str:
 
 def epoch_seconds(text: str) -> float | None:
     """Read an instant that is RFC 3339 or a number of seconds since the epoch; None: it is neither."""
-    if _EPOCH_SECONDS.fullmatch(text):
+    if re.fullmatch(EPOCH_SECONDS_PATTERN, text):
         return float(text)
     try:
         # The plus of an offset that was not quoted in a URL has become a blank.
         at = datetime.fromisoformat(text.upper().replace(" ", "+")) if _RFC_3339.fullmatch(text) else None
-        return None if at is None else max(0.0, at.timestamp())
+        return None if at is None else min(max(0.0, at.timestamp()), _LAST_SECOND)
     except (ValueError, OverflowError):
         return None
 

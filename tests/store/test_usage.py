@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from agent_runtime.errors import StoreUnavailable
-from agent_runtime.model.records import AttemptRecord, ExecutionRecord, TokenRecord, epoch_seconds
+from agent_runtime.model.records import AttemptRecord, ExecutionRecord, TokenRecord, epoch_seconds, rfc3339
 from agent_runtime.model.state import Outcome, Phase
 from agent_runtime.model.usage import ModelUsage, total_of
 from agent_runtime.store import records as records_module
@@ -148,12 +148,16 @@ def test_ten_thousand_records_take_no_longer_than_a_page_of_them_is_waited_for(s
         ("2026-11-30T02:00:00 02:00", 1_795_996_800.0),
         ("2026-11-29T19:00:00-05:00", 1_795_996_800.0),
         ("1969-01-01T00:00:00Z", 0.0),
+        ("0001-01-01T00:00:00+23:59", 0.0),
+        ("9999-12-31T23:59:59-23:59", 253_402_300_799.0),
+        ("99999999999", 99_999_999_999.0),
         *((junk, None) for junk in ("", "now", "-5", "nan", "inf", "1e9", "179000000000000", "2026-11-30", "\uff12")),
         *((junk, None) for junk in ("2026-11-30T00:00:00", "2026-13-30T00:00:00Z", "2026-11-30T00:00:00+99:00")),
     ],
 )
 def test_a_time_is_rfc_3339_or_epoch_seconds(text: str, seconds: float | None) -> None:
     assert epoch_seconds(text) == seconds
+    assert seconds is None or rfc3339(seconds)
 
 
 def test_the_sum_of_nothing_is_nothing(store: RecordStore) -> None:

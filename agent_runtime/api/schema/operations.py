@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from agent_runtime.model.records import EPOCH_SECONDS_PATTERN
 from agent_runtime.model.state import Outcome, Phase
 from agent_runtime.model.task import LABEL_VALUE_LENGTH, LABELS
 from agent_runtime.store.records import CURSOR_PATTERN
@@ -79,6 +80,7 @@ _LABELS: dict[str, Any] = {
     "additionalProperties": {"type": "string", "maxLength": LABEL_VALUE_LENGTH},
     "maxProperties": LABELS,
 }
+_TIME: dict[str, Any] = {**_TEXT, "anyOf": [{"format": "date-time"}, {"pattern": f"^{EPOCH_SECONDS_PATTERN}$"}]}
 _BY = {**_TEXT, "enum": list(map(str, UsedBy)), "default": str(UsedBy.SUBSCRIPTION)}
 _SINCE = "RFC 3339, or seconds since the epoch: attempts that ended before it do not count. Without it all count."
 _LIMIT: dict[str, Any] = {"type": "integer", "minimum": 1, "maximum": LIST_LIMIT, "default": LIST_DEFAULT}
@@ -116,7 +118,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
             "`token`: ready whatever the state of the token, for rollouts.",
             {**_TEXT, "enum": ["token"]},
         ),
-        _parameter("since", "query", _SINCE, _TEXT, example="2026-11-30T00:00:00Z"),
+        _parameter("since", "query", _SINCE, _TIME, example="2026-11-30T00:00:00Z"),
         _parameter(
             "by", "query", "What to add up by.", {**_TEXT, "enum": list(map(str, UsedBy)), "default": "subscription"}
         ),
