@@ -100,7 +100,8 @@ def test_every_end_of_an_execution(tmp_path: Path, api: MessagesApi, url: str, c
 
         turns = metadata_of("[[script:four]] Do it.", execution_id="four")
         ledger.check(turns)
-        assert (turns["context_tokens"], turns["num_turns"], turns["estimated"]) == (13, 4, False)
+        assert (turns["context_tokens"], turns["estimated"]) == (13, False)
+        assert turns["num_turns"] in (4, 8), "1.0.128 also counts the results of tools"
 
         session = running.record("four")["session_id"]
         resumed = metadata_of("[[script:four]] Again.", resume_session_id=session)
@@ -115,7 +116,8 @@ def test_every_end_of_an_execution(tmp_path: Path, api: MessagesApi, url: str, c
         assert not limited["estimated"]
 
         pending = running.start("[[script:hangs]] Wait.", execution_id="hangs")
-        eventually(lambda: running.record("hangs")["metadata"]["input_tokens"] == 60)
+        executions = "/api/executions/running"
+        eventually(lambda: [one["metadata"]["input_tokens"] for one in running.get(executions)["executions"]] == [60])
         running.client.post("/api/executions/hangs/terminate")
         ledger.check(pending.answer().json()["metadata"])
         ledger.check(metadata_of("[[script:hangs]] Wait.", timeout_seconds=3))
@@ -149,8 +151,8 @@ def switched(running: Supervised, api: MessagesApi, home: Path, token: str, gone
 
 @pytest.mark.parametrize("delivery", ["env", "file"])
 def test_a_switch(tmp_path: Path, api: MessagesApi, url: str, claude: str, delivery: str) -> None:
-    if delivery == "file" and "/2.1.30/" in claude:
-        pytest.skip("it reads its file again only after a refusal")
+    if delivery == "file" and any(f"/{version}/" in claude for version in ("1.0.128", "2.0.76", "2.1.30")):
+        pytest.skip("it does not read its file again, or only after a refusal")
     third = f"{OLD}-3"
     api.accept(third)
 
