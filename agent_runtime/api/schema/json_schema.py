@@ -117,11 +117,9 @@ def _say_more(found: dict[str, Any], *, strict: bool) -> None:
     agent["properties"] = {name: {"type": "string", "pattern": _NOT_BLANK} for name in ("description", "prompt")}
     agent["required"] = ["description", "prompt"]
     task["json_schema"]["anyOf"][0]["properties"] = {"type": {"const": "object"}}
-    found["Task"]["allOf"] = [
-        {
-            "if": {"properties": {"fork_session": {"const": True}}, "required": ["fork_session"]},
-            "then": {"properties": {"resume_session_id": {"type": "string"}}, "required": ["resume_session_id"]},
-        }
+    found["Task"]["anyOf"] = [
+        {"properties": {"fork_session": {"enum": [False, None]}}},
+        {"properties": {"resume_session_id": {"type": "string"}}, "required": ["resume_session_id"]},
     ]
     found["Task"]["not"] = {
         "properties": {"fresh_session": {"const": True}, "resume_session_id": {"type": "string"}},
