@@ -217,7 +217,7 @@ class BackgroundReloadChecker:
         self._cancelled = threading.Event()
         self._thread: threading.Thread | None = None
         self._not_before = 0.0
-        self._asking = threading.Lock()
+        self._asking = asyncio.Lock()  # of the event loop, so that callers who wait take no worker thread
         self._not_asked_before = 0.0
 
     def reload_behaviour(self) -> ReloadBehaviour | None:
@@ -240,35 +240,35 @@ class BackgroundReloadChecker:
         """
         if not depends_on_cli(task):
             return None
-        options = await asyncio.to_thread(self._options)
+        async with self._asking:
+            options = await asyncio.to_thread(self._options)
         return None if options is None else options.fault(task)
 
     def _options(self) -> CliOptions | None:
-        with self._asking:
-            try:
-                binary = self._binary()
-                options = self._reload_results.known_options(binary)
-                if options is None and time.monotonic() >= self._not_asked_before:
-                    self._not_asked_before = time.monotonic() + RETRY_SECONDS
-                    asked = ask_for_help(
-                        self._spawner,
-                        self._command,
-                        self._environ,
-                        user=self._user,
-                        cancelled=self._cancelled,
-                        mark=self._mark,
-                        directory=self._directory,
-                    )
-                    if not asked.is_usable:
-                        log.warning("the CLI's --help lists no options: it gets those of a task unchecked")
-                        return None
-                    self._not_asked_before = 0.0
-                    self._reload_results.store_options(binary, asked)
-                    options = asked
-            except AgentRuntimeError as error:
-                log.warning("it is unknown which options the CLI knows: %s", error)
-                return None
-            return options
+        try:
+            binary = self._binary()
+            options = self._reload_results.known_options(binary)
+            if options is None and time.monotonic() >= self._not_asked_before:
+                self._not_asked_before = time.monotonic() + RETRY_SECONDS
+                asked = ask_for_help(
+                    self._spawner,
+                    self._command,
+                    self._environ,
+                    user=self._user,
+                    cancelled=self._cancelled,
+                    mark=self._mark,
+                    directory=self._directory,
+                )
+                if not asked.is_usable:
+                    log.warning("the CLI's --help lists no options: it gets those of a task unchecked")
+                    return None
+                self._not_asked_before = 0.0
+                self._reload_results.store_options(binary, asked)
+                options = asked
+        except AgentRuntimeError as error:
+            log.warning("it is unknown which options the CLI knows: %s", error)
+            return None
+        return options
 
     def _binary(self) -> Binary:
         return Binary.of(self._command, self._environ.get("PATH"))
