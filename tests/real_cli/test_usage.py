@@ -107,7 +107,7 @@ def test_every_end_of_an_execution(tmp_path: Path, api: MessagesApi, url: str, c
         resumed = metadata_of("[[script:four]] Again.", resume_session_id=session)
         ledger.check(resumed)
         assert not resumed["estimated"]
-        assert resumed["cost_usd"] == pytest.approx(turns["cost_usd"]), "without what the session had cost before"
+        assert resumed["cost_usd"] == pytest.approx(turns["cost_usd"], rel=0.02), "not the session's"
 
         ledger.check(metadata_of("[[script:agent]] Ask.", execution_id="agent"))
         ledger.check(metadata_of("[[script:retried]] Try."))
