@@ -31,6 +31,7 @@ MODULES = (
     "many",
     "traffic",
     "dead_token",
+    "relay",
 )
 INTO = Path(".benchmarks")
 

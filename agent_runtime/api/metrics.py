@@ -72,6 +72,8 @@ class Metrics:
         yield from self._usage()
         yield _single("queue_length", "New executions that wait for a slot.", slots.queue_length)
         yield _single("queue_limit", "How many new executions may wait.", slots.queue_limit)
+        held = sum(execution.record.held for execution in supervisor.running)
+        yield _single("executions_held_now", "Executions of which the relay holds a request.", held)
         yield _single("draining", "1 while admission is stopped by a drain.", supervisor.draining)
         yield _single("ready", "1 while a task sent now would be let in, as /readyz says.", supervisor.unready is None)
         yield _single(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from agent_runtime.claude.credential_env import BASE_URL_VARIABLE
 from agent_runtime.claude.executable import Binary, unfit
-from agent_runtime.delivery.delivery import choose
+from agent_runtime.delivery.delivery import RELAY, choose
 from agent_runtime.delivery.reload_check import check_reload
 from agent_runtime.delivery.reload_results import FILE_NAME as RELOAD_RESULTS_FILE
 from agent_runtime.delivery.reload_results import ReloadResults
@@ -27,6 +27,7 @@ from agent_runtime.process.child import Spawner
 from agent_runtime.process.linux import cgroup_setup as cgroups
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.cgroup import Limits
+from agent_runtime.relay.relay import way_in
 from agent_runtime.settings import PREFIX
 from agent_runtime.web.uvicorn_protocol import DESCRIPTORS_KEPT, DESCRIPTORS_PER_SLOT, FEWEST_PLACES, PLACES_BEYOND
 
@@ -52,9 +53,21 @@ def examine_program(
         yield problem("cli", *_no_cli(settings.claude[0], environ))
     else:
         reload_result = yield from _examine(settings, environ, binary, reason)
+    if settings.token_delivery == RELAY:
+        yield _relayed(environ, reload_result)
+        return
     reload_behaviour = None if reload_result is None else reload_result.reload_behaviour
     choice = choose(settings.token_delivery, TokenKind(kind or TokenKind.OAUTH), reload_behaviour, in_the_way)
     yield ok("delivery", f"{choice.name}: {choice.reason}")
+
+
+def _relayed(environ: Mapping[str, str], reload_result: ReloadResult | None) -> Finding:
+    """Report how children would reach the relay."""
+    try:
+        way = way_in(environ, takes_socket=None if reload_result is None else reload_result.takes_socket)
+    except ValueError:
+        return problem("delivery", "the relay cannot use this base URL", f"correct {BASE_URL_VARIABLE}")
+    return ok("delivery", f"{RELAY}: {way}")
 
 
 def _examine(
@@ -96,9 +109,11 @@ def _reload_result(settings: Settings, environ: Mapping[str, str], binary: Binar
     reload_results = ReloadResults(data_dir if keeps else None)
     result = reload_results.known(settings.claude, environ.get("PATH"))
     origin = "known already"
-    if result is None:
+    relays = settings.token_delivery == RELAY
+    if result is None or (relays and result.takes_socket is None):
         with contextlib.closing(Spawner()) as spawner:
-            result = check_reload(spawner, settings.claude, environ, user=settings.child_user)
+            user = settings.child_user
+            result = check_reload(spawner, settings.claude, environ, user=user, proves_socket=relays)
         reload_results.store(binary, result)
         where = f"kept in {data_dir / RELOAD_RESULTS_FILE}" if keeps else "not kept: no data directory yet"
         origin = f"made now, {where}"

@@ -10,8 +10,7 @@ import secrets
 import socket
 import threading
 from typing import TYPE_CHECKING
-
-import httpx
+from urllib.parse import urlsplit
 
 from agent_runtime.claude.credential_env import (
     API_HOST,
@@ -68,6 +67,35 @@ _TIMEOUTS = {"API_TIMEOUT_MS": "3600000", "CLAUDE_STREAM_FIRST_BYTE_TIMEOUT_MS":
 _NO_PROXY = ("NO_PROXY", "no_proxy")
 
 
+def is_first_party(environ: Mapping[str, str]) -> bool:
+    """
+    Whether requests are for the API itself, not for a gateway: as the CLI decides, by host and port.
+
+    Raises:
+        ValueError: The base URL is none.
+    """
+    return urlsplit((environ.get(BASE_URL_VARIABLE) or API_URL).strip()).netloc == API_HOST
+
+
+def uses_socket(environ: Mapping[str, str], *, takes_socket: bool | None) -> bool:
+    """Whether children are led to the relay's socket."""
+    return is_first_party(environ) and SHELL_PREFIX_VARIABLE not in environ and takes_socket is True
+
+
+def way_in(environ: Mapping[str, str], *, takes_socket: bool | None) -> str:
+    """Describe how children reach the relay, and what that costs, for a person."""
+    if uses_socket(environ, takes_socket=takes_socket):
+        return "children reach the API through the relay's socket and hold no token"
+    reason = "children reach the API through the relay's port and hold no token"
+    if not is_first_party(environ):
+        return reason
+    if takes_socket:
+        known = f"takes a socket, but {SHELL_PREFIX_VARIABLE} is in use"
+    else:
+        known = "is not known yet to take a socket" if takes_socket is None else "takes no socket"
+    return f"{reason}; this CLI {known}, and from 2.1.114 on leaves away features for a host that is not the API's"
+
+
 class Relay:
     """
     A proxy on loopback that adds the token in use to the requests of children; its methods are for any thread.
@@ -98,11 +126,10 @@ class Relay:
         first_byte_seconds: float = FIRST_BYTE_SECONDS,
         note: Callable[[str, float | None], None] = lambda _outcome, _seconds: None,
     ) -> None:
-        base_url = environ.get(BASE_URL_VARIABLE) or API_URL
         try:
-            self._is_first_party = httpx.URL(base_url).netloc.decode() == API_HOST
-            self._upstream = Upstream(API_URL if self._is_first_party else base_url, environ)
-        except (ValueError, httpx.InvalidURL) as error:
+            self._is_first_party = is_first_party(environ)
+            self._upstream = Upstream(API_URL if self._is_first_party else environ[BASE_URL_VARIABLE], environ)
+        except ValueError as error:
             raise CannotStart(f"{PREFIX}TOKEN_DELIVERY: relay is not possible here: {error}") from None
         self._environ = environ
         self._secret = secret
@@ -168,13 +195,7 @@ class Relay:
     @property
     def reason(self) -> str:
         """The way in for the next child, and what it costs, for a person."""
-        if self._uses_socket:
-            return "children reach the API through the relay's socket and hold no token"
-        reason = "children reach the API through the relay's port and hold no token"
-        if not self._is_first_party:
-            return reason
-        known = "is not known yet to take a socket" if self._takes_socket() is None else "takes no socket"
-        return f"{reason}; this CLI {known}, and from 2.1.114 on leaves away features for a host that is not the API's"
+        return way_in(self._environ, takes_socket=self._takes_socket())
 
     def deliver(self, generation: Generation) -> Delivered:
         """Let one child in; what it is given is no token. :meth:`ended` must follow."""
@@ -202,8 +223,7 @@ class Relay:
 
     @property
     def _uses_socket(self) -> bool:
-        is_free = SHELL_PREFIX_VARIABLE not in self._environ
-        return self._is_first_party and is_free and self._takes_socket() is True
+        return uses_socket(self._environ, takes_socket=self._takes_socket())
 
     def _way_in(self) -> dict[str, str]:
         if self._uses_socket:

@@ -203,7 +203,8 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
         )
         relay = None
         if settings.token_delivery == RELAY:
-            relay = held.enter_context(_relay(settings, environ, bootstrap, secret, reload_checker.takes_socket))
+            proof = reload_checker.takes_socket
+            relay = held.enter_context(_relay(settings, environ, bootstrap, secret, takes_socket=proof, counts=counts))
         deliveries = changes.deliveries = Deliveries(
             settings.token_delivery, FileDelivery(settings.config_dir, settings.child_user), reload_checker, relay
         )
@@ -255,7 +256,9 @@ def _relay(
     environ: Mapping[str, str],
     bootstrap: Bootstrap,
     secret: SecretFile,
+    *,
     takes_socket: Callable[[], bool | None],
+    counts: Counts,
 ) -> Iterator[TokenRelay]:
     """Run the relay while the block lasts."""
     from agent_runtime.relay.relay import Relay
@@ -268,12 +271,20 @@ def _relay(
             owner=owner_of(settings.child_user),
             takes_socket=takes_socket,
             first_byte_seconds=settings.relay_timeout,
+            note=functools.partial(_count_at_relay, counts),
         )
         relay.start()
         try:
             yield relay
         finally:
             relay.close()
+
+
+def _count_at_relay(counts: Counts, outcome: str, seconds: float | None) -> None:
+    if seconds is None:
+        counts.count("relay_requests", outcome)
+    else:
+        counts.observe("relay_first_byte_seconds", seconds)
 
 
 class SecretChanges:

@@ -68,6 +68,16 @@ def _label(value: object) -> str | None:
 _USERS = ("subscription", "model")
 _TOKENS = ("input_tokens", "output_tokens", "cache_creation_tokens", "cache_read_tokens")
 
+RELAY_OUTCOMES = (
+    *("2xx", "3xx", "4xx", "5xx", "replayed", "held", "cut", "silent", "broken", "garbled", "unreachable"),
+    *("hung_up", "left", "unknown", "not_passed", "malformed", "stranger"),
+)
+"""
+What can become of a request at the relay; it can be counted under more than one.
+
+``hung_up``, ``left``: by the child, in the middle; ``unknown``: of no running attempt; ``stranger``: another user's.
+"""
+
 COUNTERS: dict[str, Counter] = {
     "executions_admitted": Counter("Executions that were admitted."),
     "executions_finished": Counter(
@@ -110,12 +120,19 @@ COUNTERS: dict[str, Counter] = {
     ),
     "records_unwritten": Counter("Times that a record or an answer could not be written to disk."),
     "transcript_lines_unwritten": Counter("Lines of transcripts that could not be written to disk."),
+    "executions_held": Counter("Times that the relay began to hold an execution's request."),
+    "relay_requests": Counter(
+        "What became of requests of children at the relay: answered (by class), sent again, held, cut, turned away.",
+        ("outcome",),
+        tuple((outcome,) for outcome in RELAY_OUTCOMES),
+    ),
     "http_requests": Counter("Requests that were answered.", ("method", "path", "status"), ()),
 }
 
 _BY_EVENT = {
     "execution.admitted": "executions_admitted",
     "execution.parked": "executions_parked",
+    "execution.held": "executions_held",
     "execution.resumed": "executions_resumed",
     "token.loaded": "token_loads",
     "token.refused": "token_refusals",
@@ -137,6 +154,10 @@ HISTOGRAMS: dict[str, Histogram] = {
     "token_write_to_known_seconds": Histogram("From the writing of the secret file until its token is known.", _SWITCH),
     "token_write_to_first_request_seconds": Histogram(
         "From the writing of the secret file until the API has answered a first request with its token.", _SWITCH
+    ),
+    "relay_first_byte_seconds": Histogram(
+        "From a request that the relay has sent to the first byte of the API's answer.",
+        (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0),
     ),
     "execution_duration_seconds": Histogram(
         "From admission to the end, waiting included.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,10 +55,11 @@ def in_their_first_attempt(running: Supervised, ids: list[str]) -> None:
         assert record["metadata"]["resumes"] == 0
 
 
+@pytest.mark.parametrize("late_seconds", [0.0, 5.0])
 def test_eight_executions_finish_over_ten_switches_in_their_first_attempt(
-    tmp_path: Path, api: MessagesApi, base_url: str, claude: str
+    tmp_path: Path, api: MessagesApi, base_url: str, claude: str, late_seconds: float
 ) -> None:
-    steps = 8
+    steps = 12 if late_seconds else 8
     api.script("work", *(tools_of(number, tmp_path / "ran") for number in range(steps)), Text(text="finished"))
     api.on_other_tokens("expired")
     api.accept(token(0))
@@ -69,6 +71,9 @@ def test_eight_executions_finish_over_ten_switches_in_their_first_attempt(
             seen = len(api.requests)
             wanted = seen + EXECUTIONS // 2
             api.wait_for(lambda api: len(api.requests) >= wanted)  # noqa: B023 - it is called before the next turn
+            if late_seconds:
+                api.on(token(switch - 1), "expired")
+                threading.Event().wait(late_seconds)
             api.accept(token(switch))
             run.write_token(token(switch))
             api.on(token(switch - 1), "expired")

@@ -53,6 +53,7 @@ def test_the_socket_is_used_only_where_that_was_shown_and_nothing_stands_against
         return relay.deliver(Secret().generation).variables["ANTHROPIC_BASE_URL"]
 
     assert base_url(takes_socket=True) == "http://api.anthropic.com"
+    assert base_url(takes_socket=True, ANTHROPIC_BASE_URL=" https://api.anthropic.com ") == "http://api.anthropic.com"
     for others in (
         base_url(takes_socket=None),
         base_url(takes_socket=False),

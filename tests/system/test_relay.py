@@ -51,6 +51,9 @@ def test_a_hold_is_shown_pauses_the_deadlines_and_ends_with_a_newer_token(
         assert [each["generation"] for each in record["attempts"][0]["tokens"]] == [1, 2]
         assert len(record["attempts"]) == 1
         assert api.seen(OLD).by_status == {401: 2}, "the request and the probe"
+        metrics = run.client.get("/metrics").text
+    for line in ('relay_requests_total{outcome="held"} 1.0', "executions_held_total 1.0", "executions_held_now 0.0"):
+        assert f"agent_runtime_{line}" in metrics
 
 
 @pytest.mark.parametrize(
