@@ -66,7 +66,8 @@ def test_eight_executions_finish_over_ten_switches_in_their_first_attempt(
     ids = [f"relay-{number}" for number in range(EXECUTIONS)]
     flags = ("--slots", str(EXECUTIONS), "--park", "60")
     with supervised(tmp_path, api_url=base_url, claude=claude, token=token(0), flags=flags, environment=RELAY) as run:
-        pending = [run.start("[[script:work]] Do it.", execution_id=execution_id) for execution_id in ids]
+        for execution_id in ids:
+            run.post("[[script:work]] Do it.", execution_id=execution_id, async_result=True)
         for switch in range(1, SWITCHES + 1):
             seen = len(api.requests)
             wanted = seen + EXECUTIONS // 2
@@ -77,7 +78,8 @@ def test_eight_executions_finish_over_ten_switches_in_their_first_attempt(
             api.accept(token(switch))
             run.write_token(token(switch))
             api.on(token(switch - 1), "expired")
-        answers = [one.answer().json() for one in pending]
+        eventually(lambda: all(run.record(execution_id)["outcome"] for execution_id in ids), 120)
+        answers = [run.get(f"/api/executions/{execution_id}/result")["answer"] for execution_id in ids]
 
         assert [answer["response"] for answer in answers] == ["finished"] * EXECUTIONS
         in_their_first_attempt(run, ids)
