@@ -517,4 +517,4 @@ def test_a_hold_ends_with_the_child_and_with_the_attempt(
     holds[0].release(replays=True)  # too late, and no fault
 
     assert len(api.requests) == 1
-    assert child.relay._budget._left == 64 * 1024 * 1024
+    eventually(lambda: child.relay._budget._left == 64 * 1024 * 1024)
