@@ -211,7 +211,7 @@ class RecordWriter:
         self.happened(Event.ENDED)
         record.outcome, record.error_class = final.outcome, final.error_class
         record.detail = again(final.detail, final.error_class, self._earlier_detail)
-        record.ended_at = time.time()
+        record.ended_at, record.held = time.time(), False
 
     def interrupted(self) -> None:
         """Make the record of an execution final that an earlier supervisor has left without an end."""

@@ -29,11 +29,13 @@ def record(state: Phase) -> ExecutionRecord:
 @pytest.mark.parametrize("state", [phase for phase in Phase if phase is not Phase.FINISHED])
 def test_what_an_earlier_supervisor_has_left_is_interrupted_from_every_state(state: Phase) -> None:
     left = record(state)
+    left.held = state is Phase.RUNNING
     RecordWriter(left).interrupted()
 
     assert (left.state, left.outcome, left.error_class) == (Phase.FINISHED, Outcome.FAILED, ErrorClass.INTERRUPTED)
     assert left.attempts[0].stop_reason is StopReason.SHUTDOWN
     assert left.ended_at is not None
+    assert not left.held
     assert left.attempts[0].ended_at == left.ended_at
     assert (left.metadata.attempts, left.metadata.estimated) == (1, True)
 
