@@ -153,7 +153,7 @@ def test_the_budget_is_for_all_attempts_together(cli: Real) -> None:
     assert (again["error_class"], again["metadata"]["attempts"], len(cli.bodies("first"))) == ("max_budget", 1, 4)
     assert first["metadata"]["cost_usd"] == pytest.approx(0.012)
 
-    fields |= {"max_budget_usd": 0.015, "max_turns": 2}
+    fields |= {"max_budget_usd": 0.0145, "max_turns": 2}
     ends = [cli.ask("turns", *costly, **fields) for _ in range(3)]
     assert [one["error_class"] for one in ends] == ["max_turns", "max_turns", "max_budget"]
     assert [one["metadata"]["attempts"] for one in ends] == [1, 2, 3]
