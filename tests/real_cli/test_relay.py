@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 from msgspec.structs import replace
 
-from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
+from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, UsageLimit, serve
 from tests.support.supervised import API_KEY, NEW, OLD, eventually, supervised
 from tests.support.tls_api import tls_api
 
@@ -208,3 +209,25 @@ def test_all_slots_meet_a_refusal_or_a_limit_and_a_new_token_comes_later(
     assert not any("authentication_failed" in text or "api_retry" in text or "rejected" in text for text in shown)
     for execution_id in ids:
         assert (tmp_path / f"ran-{execution_id}").read_text().split() == ["0", "1", "2"], "each tool ran once"
+
+
+def test_a_limit_that_ends_in_time_is_waited_for_by_all_slots(
+    tmp_path: Path, api: MessagesApi, base_url: str, claude: str
+) -> None:
+    first, second, third = (tools_of(number, tmp_path / "ran") for number in range(3))
+    api.script("work", first, replace(second, gate="all"), third, Text(text="finished"))
+    ids = [f"limit-{number}" for number in range(EXECUTIONS)]
+    flags = ("--slots", str(EXECUTIONS), "--park", "0", "--wait-for-reset", "120")
+    with supervised(tmp_path, api_url=base_url, claude=claude, flags=flags, environment=RELAY) as run:
+        for execution_id in ids:
+            run.post("[[script:work]] Do it.", execution_id=execution_id, async_result=True)
+        api.wait_for_requests(OLD, 2 * EXECUTIONS)
+        resets_at = int(time.time()) + 20
+        api.on(OLD, UsageLimit(resets_at=resets_at))
+        api.open_gate("all")
+        eventually(lambda: all(run.record(execution_id)["held"] for execution_id in ids), 15)
+        threading.Event().wait(max(0.0, resets_at - time.time()))
+        api.accept(OLD)
+        eventually(lambda: all(run.record(execution_id)["outcome"] for execution_id in ids), 60)
+
+        in_their_first_attempt(run, ids)
