@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import re
 from typing import TYPE_CHECKING, Any, get_args
@@ -117,12 +118,13 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
 
 def _number_out_of_range(body: bytes) -> str:
     """Name the field of a body whose number no double can hold."""
-    for name, value in msgspec.json.decode(body, type=dict[str, msgspec.Raw]).items():
-        try:
-            msgspec.json.decode(value)
-        except msgspec.DecodeError:
-            if name in Task.__struct_fields__:
-                return f"{name}: holds a number that is out of range"
+    with contextlib.suppress(msgspec.ValidationError):  # it may be no object
+        for name, value in msgspec.json.decode(body, type=dict[str, msgspec.Raw]).items():
+            try:
+                msgspec.json.decode(value)
+            except msgspec.DecodeError:
+                if name in Task.__struct_fields__:
+                    return f"{name}: holds a number that is out of range"
     return "the body holds a number that is out of range"
 
 

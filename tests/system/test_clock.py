@@ -46,7 +46,7 @@ def test_a_clock_that_is_moved_ends_nothing_and_spares_nothing(tmp_path: Path, s
 
 
 YEAR_SECONDS = 366 * 86400.0
-MONTH: Any = SimpleNamespace(retain_age=30 * 86400.0, retain_bytes=1 << 40)
+MONTH: Any = SimpleNamespace(retain_age=30 * 86400.0, retain_bytes=1 << 40, retain_workspaces=True)
 
 
 @pytest.mark.parametrize(("at_start", "later"), [(0.0, YEAR_SECONDS), (YEAR_SECONDS, 0.0)], ids=["ahead", "back"])
