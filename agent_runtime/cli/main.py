@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="show the main job on loopback: no account, no network")
     demo.add_argument("--claude", metavar="COMMAND", help="the CLI to use [claude on PATH, else the scripted one]")
     demo.add_argument("--scripted", action="store_true", help="use the scripted CLI even where there is a real one")
+    demo.add_argument("--delivery", choices=("env", "relay"), default="env", help="how the token reaches the CLI [env]")
     demo.set_defaults(run=_demo)
 
     add_run(commands)
@@ -148,7 +149,7 @@ def _serve(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from agent_runtime.demo import run_demo
 
-    return run_demo(options.claude, scripted=options.scripted)
+    return run_demo(options.claude, scripted=options.scripted, delivery=options.delivery)
 
 
 def _doctor(options: argparse.Namespace) -> int:

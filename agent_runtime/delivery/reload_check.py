@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from agent_runtime.standins.messages_api import MessagesApi
 
 SWEEP_SECONDS = 5.0
+DIRECTORY_PREFIX = "agent-runtime-proof-"
 VERSION_LIMIT = 40
 HELP_LINES = 2000
 NOWHERE = "http://127.0.0.1:9"
@@ -191,7 +192,7 @@ def _staged(
     try:
         if directory is not None and user is None:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        root = Path(tempfile.mkdtemp(prefix="agent-runtime-proof-", dir=directory if user is None else None))
+        root = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=directory if user is None else None))
         if user is not None:
             root.chmod(0o711)  # it stays ours, so that nothing can be planted in it; the homes in it are the user's
         yield _Stage(spawner, root, command, environ, user, cancelled or threading.Event(), mark)

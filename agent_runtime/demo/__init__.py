@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import sys
 from typing import TYPE_CHECKING
 
 from agent_runtime.client import ClientError
+from agent_runtime.delivery.delivery import RELAY
 from agent_runtime.demo.choice import choose_cli
-from agent_runtime.demo.report import Promise, Report
+from agent_runtime.demo.relay_scenario import RelayScenario
+from agent_runtime.demo.report import RELAY_PROMISES, Promise, Report
 from agent_runtime.demo.scenario import Scenario
 from agent_runtime.demo.stage import Interrupted, Stage, Stuck, noted_signals
 from agent_runtime.demo.timeline import Timeline
@@ -20,13 +23,14 @@ if TYPE_CHECKING:
 __all__ = ["run_demo"]
 
 
-def run_demo(claude: str | None, *, scripted: bool) -> int:
+def run_demo(claude: str | None, *, scripted: bool, delivery: str = "env") -> int:
     """
     Play the main job, print each event as it happens, and then a table of measurements.
 
     Args:
         claude: Command of the CLI; None: ``claude`` on PATH, else the scripted one.
         scripted: Use the scripted CLI even where there is a real one.
+        delivery: ``env``, or ``relay`` for what the relay adds and does instead.
 
     Returns:
         0 if every promise held, 1 if one was broken, 128 plus the signal's number if a signal ended it.
@@ -34,15 +38,18 @@ def run_demo(claude: str | None, *, scripted: bool) -> int:
     Raises:
         SettingsInvalid: *claude* cannot be run, or both arguments are given.
     """
-    timeline, report = Timeline(sys.stdout), Report()
+    timeline = Timeline(sys.stdout)
+    report = Report(RELAY_PROMISES) if delivery == RELAY else Report()
     saved_log: Path | None = None
     try:
         with noted_signals() as signals:
             cli = choose_cli(claude, scripted=scripted)
             timeline.say("demo", f"the CLI is {cli.name}: {cli.reason}")
             with contextlib.ExitStack() as held:
-                stage = Stage(cli, timeline, signals, held)
-                _play(stage, report)
+                new_stage = functools.partial(Stage, cli, timeline, signals, held)
+                stage = new_stage(delivery=delivery)
+                scenario = RelayScenario(stage, report, new_stage) if delivery == RELAY else Scenario(stage, report)
+                _play(stage, scenario, report)
                 if report.broken:
                     saved_log = stage.save_log()
     except Interrupted as interrupted:
@@ -52,11 +59,10 @@ def run_demo(claude: str | None, *, scripted: bool) -> int:
     return 1 if report.broken else 0
 
 
-def _play(stage: Stage, report: Report) -> None:
+def _play(stage: Stage, scenario: Scenario, report: Report) -> None:
     """Play all of it, as far as it gets; a promise that is not reached counts as broken."""
     try:
         stage.start_supervisor()
-        scenario = Scenario(stage, report)
         scenario.play()
         exit_code = stage.end_supervisor()
         stage.say("supervisor", f"ended on SIGTERM with exit code {exit_code}")

@@ -26,6 +26,7 @@ class Execution:
         name: As the timeline calls it; the stand-in's script for it has the same name.
         began_at: On :func:`time.monotonic`.
         answer: Its answer; None: none yet.
+        failures_told: How many of its events told of an error of the API, such as one that the CLI retries.
     """
 
     def __init__(self, stage: Stage, name: str) -> None:
@@ -33,6 +34,7 @@ class Execution:
         self.execution_id = f"demo-{stage.run}-{name}"
         self.began_at = time.monotonic()
         self.answer: Answer | ClientError | None = None
+        self.failures_told = 0
         self._client = stage.client
         self._say = stage.say
         stage.execution_ids.append(self.execution_id)
@@ -79,6 +81,7 @@ class Execution:
             self._say(self.name, f"answered {_short(str(self))}")
 
     def _print(self, event: StreamEvent) -> None:
+        self.failures_told += bool(event.data.get("error"))
         if event.name == "state" and event.data.get("state") == "running":
             attempt = self.first_attempt()
             carried = ", ".join(f"token {one.fingerprint} (generation {one.generation})" for one in attempt.tokens[:1])

@@ -6,6 +6,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 LINE_TO_SIGNAL_SECONDS = 0.050
@@ -49,20 +50,44 @@ class Promise(Enum):
     ENDS_WELL = "the supervisor ends on SIGTERM with exit code 0"
 
 
+class RelayPromise(Enum):
+    """What the relay adds to it, and what it does instead."""
+
+    SWITCHES = "four executions run in parallel, each in the middle of a tool, at each of three switches"
+    DEAD = "a dead token: all four are held, and go on with the next one"
+    LIMIT = "a usage limit: all four are held, and go on with the next token"
+    FINISH = "all four finish, each with its own result, in one attempt: no stop, no kill, no resume"
+    TOOLS_ONCE = "each tool has run once"
+    UNSEEN = "no execution is told of a refusal or a limit"
+    HUNT = "a tool that looks for a token finds none"
+    NO_KEY = "the relay lets no tool ask the API for a key"
+    CONTROL = "without the relay the same tool finds the token, and asks for a key with it"
+
+
+RELAY_PROMISES = (
+    *(Promise.STARTS, *RelayPromise),
+    *(Promise.NOT_LOST, Promise.NOTHING_LEFT, Promise.NO_TOKEN_SHOWN, Promise.ENDS_WELL),
+)
+
+
 class Report:
     """
     Figures of one run, and each promise with the reasons for which it was broken.
+
+    Args:
+        promises: Those that this run is about.
 
     Attributes:
         stuck: Why the run could not go on to its end, if it could not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, promises: Sequence[Promise | RelayPromise] = tuple(Promise)) -> None:
         self.stuck: str | None = None
-        self._checked: dict[Promise, list[str]] = {}
+        self._promises = promises
+        self._checked: dict[Promise | RelayPromise, list[str]] = {}
         self._figures: list[tuple[str, str, str]] = []
 
-    def check(self, promise: Promise, held: bool, otherwise: str) -> None:
+    def check(self, promise: Promise | RelayPromise, held: bool, otherwise: str) -> None:
         """Record whether a promise held; it counts as held if it did so each time."""
         broken = self._checked.setdefault(promise, [])
         if not held:
@@ -73,11 +98,11 @@ class Report:
         self._figures.append((name, measured, promised))
 
     @property
-    def broken(self) -> dict[Promise, str]:
+    def broken(self) -> dict[Promise | RelayPromise, str]:
         """Promises that did not hold, and why; one that nothing has checked is among them."""
         return {
             promise: "; ".join(dict.fromkeys(reasons))
-            for promise in Promise
+            for promise in self._promises
             if (reasons := self._checked.get(promise, [_NOT_REACHED]))
         }
 
@@ -94,14 +119,16 @@ class Report:
         lines += [f"{version:<{widths[0]}}  {value}" for version, value in UNSUPERVISED]
         lines += [f"({UNSUPERVISED_SOURCE[0]},", f" {UNSUPERVISED_SOURCE[1]})", "", "promises", rule]
         broken = self.broken
-        for promise in Promise:
+        for promise in self._promises:
             state = "held" if promise not in broken else "-" if broken[promise] == _NOT_REACHED else "BROKEN"
             lines.append(f"{state:<6}  {promise.value}")
         lines.append("")
         if not broken:
-            return "\n".join([*lines, f"All {len(Promise)} promises held."])
+            return "\n".join([*lines, f"All {len(self._promises)} promises held."])
         failed = {promise: why for promise, why in broken.items() if why != _NOT_REACHED}
-        lines.append(f"{len(failed)} of {len(Promise)} promises were broken, {len(broken) - len(failed)} not reached:")
+        lines.append(
+            f"{len(failed)} of {len(self._promises)} promises were broken, {len(broken) - len(failed)} not reached:"
+        )
         lines += [f"  {promise.value}: {why}" for promise, why in failed.items()]
         if self.stuck is not None:
             lines.append(f"  the demo could not go on: {self.stuck}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from agent_runtime.client import Answer
+from agent_runtime.delivery.reload_check import DIRECTORY_PREFIX
 from agent_runtime.demo.execution import Execution
 from agent_runtime.demo.report import LINE_TO_SIGNAL_SECONDS, REFUSAL_TO_GONE_SECONDS, Promise
 from agent_runtime.demo.stage import GONE_TIMEOUT_SECONDS, marked
@@ -34,13 +35,15 @@ SHORT_WORK, LONG_WORK = 3, 900  # tenths of a second
 class Scenario:
     """The steps, in order, on one stage; their measurements go into one report."""
 
+    TOKENS = 3
+
     def __init__(self, stage: Stage, report: Report) -> None:
         self._stage = stage
         self._api = stage.api
         self._say = stage.say
         self._report = report
         self._check = report.check
-        self._tokens = [Token(f"sk-ant-oat01-demo-{secrets.token_hex(24)}") for _ in range(3)]
+        self._tokens = [Token(f"sk-ant-oat01-demo-{secrets.token_hex(24)}") for _ in range(self.TOKENS)]
         self._executions: list[Execution] = []
         self._doomed: list[Execution] = []
         self._to_spawn: float | None = None
@@ -84,9 +87,7 @@ class Scenario:
         busy = [each for each in four if self._is_busy(each)]
         self._say("demo", f"{len(busy)} executions are in the middle of a tool: now the token is switched")
         self._check(Promise.TOOLS_RUN, len(busy) == IN_PARALLEL, f"only {len(busy)} did")
-        for process in marked([each.execution_id for each in four]):
-            with contextlib.suppress(psutil.Error):
-                self._argv += process.cmdline()
+        self._note_argv(four)
 
         written_at = self._write(1)
         fifth = self._start_quick("fifth")
@@ -104,7 +105,7 @@ class Scenario:
         (self._stage.workspace / "go-on").touch()
         for each in four:
             self._end(each)
-            self._check(Promise.FINISH, not _flaw(each), _flaw(each))
+            self._check(Promise.FINISH, not flaw(each), flaw(each))
         counts = self._api.seen(old)
         refused = counts.by_status[401]
         self._say("api", f"saw {counts.requests} requests with token {old.fingerprint} so far, and refused {refused}")
@@ -150,30 +151,30 @@ class Scenario:
         self._until_ready()  # the watcher makes the switch known; a task is admitted from then on
         execution = self._start_quick("healed")
         self._end(execution)
-        flaw, (seen, right) = _flaw(execution), self._requests("healed", self._tokens[2])
+        found, (seen, right) = flaw(execution), self._requests("healed", self._tokens[2])
         is_right = bool(seen) and right == seen
-        self._check(Promise.HEALED, not flaw and is_right, flaw or "it came with another token")
+        self._check(Promise.HEALED, not found and is_right, found or "it came with another token")
 
     def _take_stock(self) -> None:
-        finished = [each for each in self._executions if not _flaw(each)]
+        finished = [each for each in self._executions if not flaw(each)]
         died = [each for each in self._doomed if each.is_auth]
         lost = [each for each in self._executions if each not in finished and each not in died]
         if self._executions:
-            self._check(Promise.NOT_LOST, not lost, "; ".join(map(_flaw, lost)))
+            self._check(Promise.NOT_LOST, not lost, "; ".join(map(flaw, lost)))
         to_signal, to_gone, processes = zip(*self._deaths, strict=True) if self._deaths else ((), (), ())
         figure = self._report.figure
         figure("executions started", str(len(self._executions)))
         figure("executions finished", str(len(finished)), str(len(self._executions) - len(self._doomed)))
         figure("executions stopped, their token was dead", str(len(died)), str(len(self._doomed)))
         figure("executions lost", str(len(lost)), "0")
-        figure("token file written -> first execution on it spawned", _seconds(self._to_spawn))
-        figure("token file written -> its first request at the API", _seconds(self._to_request))
+        figure("token file written -> first execution on it spawned", seconds(self._to_spawn))
+        figure("token file written -> its first request at the API", seconds(self._to_request))
         limit = f"{LINE_TO_SIGNAL_SECONDS * 1000:.0f} ms"
-        figure("failing line -> signal", _all(map(_milliseconds, to_signal)), limit)
-        watched = _all(map(str, processes))
+        figure("failing line -> signal", all_of(map(_milliseconds, to_signal)), limit)
+        watched = all_of(map(str, processes))
         limit = f"{REFUSAL_TO_GONE_SECONDS:.0f} s"
         figure(
-            f"API's 401 -> failing line -> all processes gone ({watched} watched)", _all(map(_seconds, to_gone)), limit
+            f"API's 401 -> failing line -> all processes gone ({watched} watched)", all_of(map(seconds, to_gone)), limit
         )
 
     def _look_for_leftovers(self) -> None:
@@ -182,8 +183,8 @@ class Scenario:
         with contextlib.suppress(psutil.NoSuchProcess):
             found = psutil.Process(self._stage.supervisor.pid).children(recursive=True)
             # Without the fork server, which is there as long as its supervisor.
-            own = [process for process in found if process.name() != FORK_SERVER_NAME.decode()]
-            children = psutil.wait_procs(own, NO_CHILD_TIMEOUT_SECONDS)[1]
+            own = [each for each in found if each.name() != FORK_SERVER_NAME.decode() and not _checks_cli(each)]
+            children = [each for each in psutil.wait_procs(own, NO_CHILD_TIMEOUT_SECONDS)[1] if not _checks_cli(each)]
         otherwise = f"{len(left)} processes with an execution's mark, {len(children)} children of the supervisor"
         self._check(Promise.NOTHING_LEFT, not left and not children, otherwise)
         many = f"{len(left)} are left of {len(self._executions)} executions"
@@ -221,24 +222,24 @@ class Scenario:
         return self._executions[-1]
 
     def _start_quick(self, name: str) -> Execution:
-        self._api.script(name, _tool("look around", "ls"), Text(text=_result_of(name)))
+        self._api.script(name, tool("look around", "ls"), Text(text=result_of(name)))
         return self._start(name)
 
     def _start_with_a_tool_that_waits(self, name: str, sign: str, *, leaves_a_process: bool = False) -> Execution:
         stays = "setsid sleep 120 </dev/null >/dev/null 2>&1 & " if leaves_a_process else ""
-        wait = _work(LONG_WORK, until=sign)
+        wait = work(LONG_WORK, until=sign)
         self._api.script(
             name,
-            _tool(
+            tool(
                 "print the environment of its CLI, which holds the token",
-                f"tr '\\0' '\\n' </proc/$PPID/environ | grep -a ^CLAUDE_CODE; {_work(SHORT_WORK)}",
+                f"tr '\\0' '\\n' </proc/$PPID/environ | grep -a ^CLAUDE_CODE; {work(SHORT_WORK)}",
             ),
-            _tool(
+            tool(
                 "leave a process behind in its own session, and work on" if leaves_a_process else "a long build",
                 f"{stays}touch in-tool-{name}; {wait}; echo built",
             ),
-            _tool("run the tests", f"{_work(SHORT_WORK)}; echo tests passed"),
-            Text(text=_result_of(name)),
+            tool("run the tests", f"{work(SHORT_WORK)}; echo tests passed"),
+            Text(text=result_of(name)),
         )
         return self._start(name)
 
@@ -248,6 +249,11 @@ class Scenario:
 
     def _end(self, execution: Execution) -> None:
         self._stage.until(f"an answer to {execution.name}", lambda: execution.answer)
+
+    def _note_argv(self, executions: list[Execution]) -> None:
+        for process in marked([each.execution_id for each in executions]):
+            with contextlib.suppress(psutil.Error):
+                self._argv += process.cmdline()
 
     def _requests(self, script: str, token: Token) -> tuple[list[SeenRequest], list[SeenRequest]]:
         """Return the requests of an execution that the API saw, and those of them that came with *token*."""
@@ -270,46 +276,58 @@ class Scenario:
         in_time = to_signal is not None and to_signal <= LINE_TO_SIGNAL_SECONDS
         check(Promise.SIGNAL, in_time, f"{name}: {_milliseconds(to_signal)}")
         in_time = to_gone is not None and to_gone <= REFUSAL_TO_GONE_SECONDS
-        check(Promise.GONE, in_time, f"{name}: {_seconds(to_gone)}")
+        check(Promise.GONE, in_time, f"{name}: {seconds(to_gone)}")
         if evidence:
             self._say(name, f"failing line, rule {evidence.rule}: {evidence.line[:QUOTED]}...")
         if gone_at is None:
             self._say(name, f"still has processes {GONE_TIMEOUT_SECONDS:.0f} s after the refusal")
         else:
             watched = f"{len(processes)} watched"
-            self._say(name, f"no process of it is left ({watched}), {_seconds(to_gone)} after the API's 401")
+            self._say(name, f"no process of it is left ({watched}), {seconds(to_gone)} after the API's 401")
 
 
-def _flaw(execution: Execution) -> str:
+def _checks_cli(process: psutil.Process) -> bool:
+    """Whether it belongs to the supervisor's check of the CLI, which may go on beside all executions."""
+    with contextlib.suppress(psutil.Error):
+        family = [*process.parents(), process, *process.children()]
+        return any(DIRECTORY_PREFIX in word for each in family for word in each.cmdline())
+    return False
+
+
+def flaw(execution: Execution) -> str:
     """Return what is wrong with an answer that should be the execution's own result; empty: nothing."""
     answer, name = execution.answer, execution.name
     attempts = answer.metadata.attempts if isinstance(answer, Answer) else None
-    if isinstance(answer, Answer) and answer.response == _result_of(name):
+    if isinstance(answer, Answer) and answer.response == result_of(name):
         return "" if attempts == 1 else f"{name} was answered {execution} after {attempts} attempts"
     return f"{name} got no answer" if answer is None else f"{name} was answered {execution}"
 
 
-def _result_of(name: str) -> str:
+def result_of(name: str) -> str:
+    """Return the text that an execution ends with."""
     return f"{name} is done"
 
 
-def _tool(description: str, command: str) -> Tool:
+def tool(description: str, command: str) -> Tool:
+    """Return a call of the CLI's Bash tool."""
     return Tool(command=command, input={"command": command, "description": description})
 
 
-def _work(tenths_of_a_second: int, until: str = "") -> str:
+def work(tenths_of_a_second: int, until: str = "") -> str:
     """Write shell that is busy for a time, at most until a file exists."""
     limit = f"[ $i -lt {tenths_of_a_second} ]" + (f" && [ ! -e {shlex.quote(until)} ]" if until else "")
     return f"i=0; while {limit}; do i=$((i+1)); sleep 0.1; done"
 
 
-def _seconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds:.3f} s"
+def seconds(number: float | None) -> str:
+    """Write a time, or that there is none."""
+    return "-" if number is None else f"{number:.3f} s"
 
 
 def _milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1000:.2f} ms"
 
 
-def _all(texts: Iterable[str]) -> str:
+def all_of(texts: Iterable[str]) -> str:
+    """Write several figures, or that there is none."""
     return ", ".join(texts) or "-"

@@ -18,6 +18,7 @@ import psutil
 
 from agent_runtime.claude.invocation import EXECUTION_ID_VARIABLE
 from agent_runtime.client import SyncAgentClient
+from agent_runtime.delivery.delivery import RELAY
 from agent_runtime.secret.writer import put
 from agent_runtime.standins.messages_api import MessagesApi, serve
 
@@ -81,6 +82,9 @@ class Stage:
     """
     The processes, servers and directories of one run; all are removed at its end.
 
+    Args:
+        delivery: ``env``, for the promises of a token that is fixed at the spawn, on every version; or ``relay``.
+
     Attributes:
         run: A random word in the ids of this demo's executions.
         supervisor: Once it has started, as *client* is.
@@ -89,7 +93,9 @@ class Stage:
     supervisor: subprocess.Popen[bytes]
     client: SyncAgentClient
 
-    def __init__(self, cli: Cli, timeline: Timeline, signals: list[int], held: contextlib.ExitStack) -> None:
+    def __init__(
+        self, cli: Cli, timeline: Timeline, signals: list[int], held: contextlib.ExitStack, *, delivery: str = "env"
+    ) -> None:
         directory = tempfile.TemporaryDirectory(prefix="agent-runtime-demo-", ignore_cleanup_errors=True)
         home = Path(held.enter_context(directory))
         self.timeline = timeline
@@ -118,8 +124,8 @@ class Stage:
             "TIMEOUT": 90,
             "STOP_GRACE": 1,
             "DRAIN_TIMEOUT": 2,
-            "PARK": 0,
-            "TOKEN_DELIVERY": "env",  # the promises are those of a token that is fixed at the spawn, on every version
+            "PARK": 60 if delivery == RELAY else 0,
+            "TOKEN_DELIVERY": delivery,
         }
         self._environ = {f"AGENT_RUNTIME_{name}": str(value) for name, value in settings.items()}
         self._environ |= {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home / "home"), "LANG": "C.UTF-8"}

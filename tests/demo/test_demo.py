@@ -18,7 +18,7 @@ import pytest
 
 from agent_runtime.demo import stage
 from agent_runtime.demo.choice import Cli
-from agent_runtime.demo.report import Promise, Report
+from agent_runtime.demo.report import RELAY_PROMISES, Promise, RelayPromise, Report
 from agent_runtime.demo.stage import Stage, marked
 from agent_runtime.demo.timeline import Timeline
 from agent_runtime.model.tokens import Token
@@ -94,7 +94,7 @@ def demo(directory: Path, *arguments: str) -> Iterator[Demo]:
         started.process.stdout.close()
 
 
-def outcome_of(promise: Promise, said: str) -> str:
+def outcome_of(promise: Promise | RelayPromise, said: str) -> str:
     """Read off the table how a promise came out: ``held``, ``BROKEN`` or ``-``."""
     (line,) = [line for line in said.splitlines() if line.endswith(promise.value)]
     return line.split()[0]
@@ -161,6 +161,66 @@ def test_a_broken_promise_is_named_and_makes_the_exit_code_1(tmp_path: Path, fau
         (log,) = run.left()
         assert f"The supervisor's log is kept in {run.temporary / log}" in said
         assert "agent_runtime" in (run.temporary / log).read_text()
+        assert run.processes() == []
+
+
+def assert_every_promise_of_the_relay_held(code: int, said: str) -> None:
+    assert code == 0, said
+    assert {outcome_of(promise, said) for promise in RELAY_PROMISES} == {"held"}
+    assert row("executions finished", said).split() == ["4", "4"]
+    assert row("processes of the CLI that they took", said).split() == ["4", "4"]
+    assert row("of them stopped or killed", said).split() == ["0", "0"]
+    assert row("executions resumed", said).split() == ["0", "0"]
+    assert row("tools run", said).split() == ["20", "20"]
+    assert int(row("refusals and limits by the API", said)) >= 8
+    assert row("of them told to the executions", said).split() == ["0", "0"]
+    assert [line.split()[-2:] for line in said.splitlines() if line.startswith("tokens that a tool finds")] == [
+        ["0", "0"],
+        ["1", "1"],
+    ]
+    assert "sk-ant" not in said
+
+
+def test_the_demo_keeps_every_promise_of_the_relay_with_the_scripted_cli(tmp_path: Path) -> None:
+    with demo(tmp_path, "--scripted", "--delivery", "relay") as run:
+        code, said = run.ended()
+
+        assert_every_promise_of_the_relay_held(code, said)
+        assert run.left() == []
+        assert run.processes() == []
+
+
+@pytest.mark.slow
+@pytest.mark.every_cli
+@pytest.mark.real_cli
+def test_the_demo_keeps_every_promise_of_the_relay_with_the_real_cli(tmp_path: Path, claude: str) -> None:
+    with demo(tmp_path, "--delivery", "relay", "--claude", claude) as run:
+        code, said = run.ended()
+
+        assert_every_promise_of_the_relay_held(code, said)
+        assert run.left() == []
+        assert run.processes() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "broken"),
+    [
+        ("steals_the_secret", {RelayPromise.HUNT}),
+        ("loses_its_result", {RelayPromise.FINISH, Promise.NOT_LOST}),
+        ("dies_in_its_tool", {RelayPromise.SWITCHES, RelayPromise.FINISH, RelayPromise.TOOLS_ONCE, RelayPromise.HUNT}),
+    ],
+)
+def test_a_broken_promise_of_the_relay_is_named_and_makes_the_exit_code_1(
+    tmp_path: Path, fault: str, broken: set[Promise | RelayPromise]
+) -> None:
+    claude = shlex.join([sys.executable, str(PROGRAMS / f"{fault}.py")])
+    with demo(tmp_path, "--delivery", "relay", "--claude", claude) as run:
+        code, said = run.ended()
+
+        assert code == 1, said
+        assert {promise for promise in broken if outcome_of(promise, said) != "BROKEN"} == set(), said
+        assert "sk-ant" not in said
         assert run.processes() == []
 
 
