@@ -11,6 +11,7 @@ import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
+from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
 from tests.support.browser import (
     DESKTOP,
     HOSTILE,
@@ -23,7 +24,7 @@ from tests.support.browser import (
     refuse_the_token,
     scene,
 )
-from tests.support.supervised import NEW, Supervised, eventually, supervised
+from tests.support.supervised import NEW, OLD, Supervised, eventually, supervised
 from tests.system.test_executions import OK, holding
 
 if TYPE_CHECKING:
@@ -190,6 +191,34 @@ def test_it_follows_what_happens_and_shows_output_as_text_only(window: Chrome, b
     assert window.title.endswith(" · agent_runtime")
     assert count(window, "#log img, #log script, #token-facts b") == 0
     assert complaints(window) == []
+
+
+def test_an_execution_whose_request_is_held_says_so_until_it_goes_on(window: Chrome, tmp_path: Path) -> None:
+    api = MessagesApi()
+    api.on(OLD, "expired")
+    api.script("work", Tool(command="true", gate="go"), Text(text="finished"))
+    relay = {"AGENT_RUNTIME_TOKEN_DELIVERY": "relay"}
+    with serve(api) as url, supervised(tmp_path, flags=("--park", "60"), api_url=url, environment=relay) as running:
+        running.post("[[script:work]] Do it.", execution_id="waits", async_result=True)
+        live(window, running, "#waits")
+        eventually(lambda: word(window, "waits") == "held")
+        eventually(lambda: "held" in pieces(window, "waits"))
+        eventually(lambda: text(window, "#detail-state") == "held")
+        assert "Held by the relay1" in text(window, "#slots-facts")
+        window.execute_script("document.querySelector('input[value=table]').click()")
+        assert [line.split("\t")[1] for line in table(window, "#table")] == ["held"]
+        window.execute_script("document.querySelector('input[value=bars]').click()")
+
+        running.write_token(NEW)
+
+        eventually(lambda: word(window, "waits") == "running")
+        eventually(lambda: text(window, "#detail-state") == "running")
+        assert "Held by the relay" not in text(window, "#slots-facts")
+        api.open_gate("go")
+        eventually(lambda: word(window, "waits") == "success")
+        assert pieces(window, "waits")[-2:] == ["good", "held"]
+        assert "1 attempt, held" in text(window, "#rows .unseen")
+        assert complaints(window) == []
 
 
 LONG = "long-" + "x" * 123
