@@ -110,6 +110,11 @@ class Attempt:
         """The newest generation its child has; before the spawn the oldest one it may get."""
         return self._oldest if self._token is None else self._token.newest
 
+    @property
+    def carried(self) -> int | None:
+        """Number of the generation that the request answered last carried; None: only the relay knows that."""
+        return None if (relayed := self._launch.relayed) is None else relayed.carried()[0].number
+
     def request_stop(self, reason: StopReason, *, at_once: bool = False) -> None:
         """Ask for the end, from any thread, any number of times; the first reason wins. *at_once*: no grace."""
         self._stop.request(reason, at_once=at_once)
@@ -340,6 +345,7 @@ class Attempt:
             ended_at=time.time(),
             pid=None if child is None else child.pid,
             generation=self._launch.generation if self._token is None else self._token.charged,
+            carried=self.carried,
             error=error,
             ending=ending,
             evidence=self._evidence_record,

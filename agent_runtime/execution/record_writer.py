@@ -43,7 +43,6 @@ class RecordWriter:
         self._earlier_detail = record.detail
         self._cpu_seconds_before = 0.0
         self._before = Metadata()
-        self._of_older_tokens: UsageByModel = {}
 
     @classmethod
     def for_task(
@@ -119,22 +118,33 @@ class RecordWriter:
         record, tokens = self.record, [_token_record(event.generation, event.started_at)]
         record.attempts.append(AttemptRecord(pid=event.pid, started_at=event.started_at, tokens=tokens))
         record.started_at = record.started_at or event.started_at
-        self._before, self._of_older_tokens = copy.copy(record.metadata), {}
+        self._before = copy.copy(record.metadata)
         self._note_token(event.generation)
         self.happened(Event.SPAWNED)
 
-    def used(self, usage: AttemptUsage) -> None:
-        """Record what the running attempt has used up to now; it may be called with the same any number of times."""
+    def used(self, usage: AttemptUsage, carried: int | None = None) -> None:
+        """
+        Record what the running attempt has used up to now; it may be called with the same any number of times.
+
+        Args:
+            carried: The generation that the request answered last carried, for which what is new counts; None: not
+                known, it counts for the newest one.
+        """
         metadata, before, total = self.record.metadata, self._before, total_of(usage.by_model)
         for name in ModelUsage.__struct_fields__:
             setattr(metadata, name, getattr(before, name) + getattr(total, name))
         metadata.usage_by_model = added(before.usage_by_model, usage.by_model)
         metadata.context_tokens = usage.context_tokens or before.context_tokens
-        self.record.attempts[-1].tokens[-1].usage_by_model = subtracted(usage.by_model, self._of_older_tokens)
+        tokens = self.record.attempts[-1].tokens
+        charged = next((token for token in tokens if token.generation == carried), tokens[-1])
+        of_others: UsageByModel = {}
+        for token in tokens:
+            if token is not charged:
+                of_others = added(of_others, token.usage_by_model)
+        charged.usage_by_model = subtracted(usage.by_model, of_others)
 
     def token_reached(self, event: Reached) -> None:
         """Record that the running attempt has a newer token."""
-        self._of_older_tokens = added(self._of_older_tokens, self.record.attempts[-1].tokens[-1].usage_by_model)
         self.record.attempts[-1].tokens.append(_token_record(event.generation, event.delivered_at))
         self._note_token(event.generation)
 
@@ -190,7 +200,7 @@ class RecordWriter:
             if report.ending is not None:
                 attempt.exit_code, attempt.stop_reason = report.ending.exit_code, report.ending.stop_reason
             usage = run_stats.usage.so_far
-            self.used(usage)
+            self.used(usage, report.carried)
             elapsed_ms = max(0.0, report.ended_at - report.started_at) * 1000
             record.metadata.duration_ms += elapsed_ms if usage.duration_ms is None else usage.duration_ms
             record.metadata.estimated |= usage.is_estimated

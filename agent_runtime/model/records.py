@@ -86,7 +86,8 @@ class TokenRecord(msgspec.Struct, kw_only=True):
 
     Attributes:
         subscription: As the secret file named it.
-        usage_by_model: What the attempt has used while this was its newest token; its cost counts for the last one.
+        usage_by_model: What the attempt has used while this was its newest token, or under the relay, while requests
+            with it were answered; its cost counts for the last one.
     """
 
     generation: int

@@ -69,6 +69,23 @@ def test_what_an_attempt_uses_counts_for_the_token_that_was_its_newest_meanwhile
     assert (writer.record.metadata.output_tokens, writer.record.attempts[-1].cost_usd) == (12, 0.5)
 
 
+def test_what_is_used_counts_for_the_token_that_the_request_carried_where_that_is_known() -> None:
+    writer = RecordWriter(record(Phase.QUEUED))
+    writer.spawned(Spawned(2, None, 1.0, generation(1, "a")))
+    writer.used(used(1), carried=1)
+    writer.token_reached(Reached(generation(2, "b"), 2.0))
+    writer.used(used(5), carried=1)
+    writer.used(used(5), carried=1)
+    writer.used(used(9), carried=2)
+    writer.used(used(10), carried=1)
+    writer.token_reached(Reached(generation(3, "c"), 3.0))
+    writer.used(used(12), carried=4)
+
+    tokens = writer.record.attempts[-1].tokens
+    assert [token.usage_by_model["m"].output_tokens for token in tokens] == [6, 4, 2]
+    assert writer.record.metadata.output_tokens == 12
+
+
 def test_totals_of_an_earlier_version_stay_and_those_of_attempts_are_added() -> None:
     left = record(Phase.QUEUED)
     left.metadata = Metadata(input_tokens=3, output_tokens=4, cost_usd=0.25, context_tokens=9)

@@ -116,6 +116,26 @@ def test_an_api_that_never_answers_is_stalled_by_the_relays_deadline(
         assert (response.status_code, response.json()["error_class"]) == (504, "stalled")
 
 
+def test_an_answer_counts_for_the_token_that_its_request_carried(
+    tmp_path: Path, api: MessagesApi, base_url: str
+) -> None:
+    with supervised(tmp_path, api_url=base_url, environment=RELAY) as run:
+        pending = run.start("[[script:work]] Do it.", execution_id="used")
+        api.wait_for_requests(OLD)
+        run.write_token(NEW)
+        eventually(lambda: len(run.record("used")["attempts"][0]["tokens"]) == 2)
+        api.open_gate("go")
+
+        assert pending.answer().json()["response"] == "finished"
+        tokens = run.record("used")["attempts"][0]["tokens"]
+    used = [sum(one["output_tokens"] for one in token["usage_by_model"].values()) for token in tokens]
+    handed_out = [
+        sum(each.usage["output_tokens"] for each in api.requests if each.carries(token)) for token in (OLD, NEW)
+    ]
+    assert used == handed_out
+    assert all(used)
+
+
 def test_a_line_that_a_tool_forges_does_not_even_end_its_attempt(
     tmp_path: Path, api: MessagesApi, base_url: str
 ) -> None:
