@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from agent_runtime.evidence.verdict import Ending
 from agent_runtime.execution.attempt_data import AttemptReport
-from agent_runtime.model.state import TokenTrouble
+from agent_runtime.model.state import StopReason, TokenTrouble
 from agent_runtime.supervisor.retry_policy import AwaitReset, GiveUp, GoOn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agent_runtime.execution.attempt_data import Held
     from agent_runtime.supervisor.runner import ExecutionRunner
 
@@ -25,15 +27,17 @@ class Holds:
     Verify why each request is held, and wait as the retry policy decides for an attempt that has ended.
 
     What the policy would go on with, or park for, the request waits for in its place; the execution keeps its slot and
-    its process. Where the policy gives up, or the wait is over, the attempt is ended, and goes the way of any other.
+    its process. Where the policy gives up, or the wait is over, the attempt is ended, and goes the way of any other. In a
+    drain nothing waits: the execution ends as interrupted, and can be resumed elsewhere.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_draining: Callable[[], bool] = lambda: False) -> None:
+        self._is_draining = is_draining
         self._settling: set[asyncio.Task[None]] = set()
 
     def begin(self, runner: ExecutionRunner, held: Held) -> None:
         """Decide about a request in the background."""
-        task = asyncio.ensure_future(_settle(runner, held))
+        task = asyncio.ensure_future(_settle(runner, held, self._is_draining))
         self._settling.add(task)
         task.add_done_callback(functools.partial(self._settled, held))
 
@@ -44,7 +48,7 @@ class Holds:
             log.error("a fault of the supervisor", exc_info=None if task.cancelled() else task.exception())
 
 
-async def _settle(runner: ExecutionRunner, held: Held) -> None:
+async def _settle(runner: ExecutionRunner, held: Held, is_draining: Callable[[], bool]) -> None:
     request, execution, gate = held.request, runner.execution, runner.context.gate
     generation, began_at = request.generation, time.monotonic()
     trouble = request.detection.trouble or TokenTrouble.REFUSED
@@ -88,6 +92,9 @@ async def _settle(runner: ExecutionRunner, held: Held) -> None:
     if isinstance(decision, GiveUp):
         gate.statuses.note_reported(generation)
         end(gives_up=True)
+        return
+    if is_draining():
+        execution.request_stop(StopReason.SHUTDOWN)
         return
     resets_at = execution.resets_at if isinstance(decision, AwaitReset) else None
     seconds = decision.seconds if not isinstance(decision, AwaitReset) else 0.0

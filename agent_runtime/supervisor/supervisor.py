@@ -126,7 +126,7 @@ class Supervisor:
             settings, self.gate, verifier, self.slots, counts, follow_secret=self._follow_secret, spawn=self._spawn
         )
         known = (settings, self.slots, self.sessions, self.gate, verifier, events)
-        self._runner_context = RunnerContext(*known, Holds().begin)
+        self._runner_context = RunnerContext(*known, Holds(lambda: self.draining).begin)
         self._execution_context = ExecutionContext(
             counts, cli, events, archive.transcripts, self._token_upkeep.accepted, archive.save
         )
@@ -418,8 +418,10 @@ class Supervisor:
     # -- the end
 
     def close_admission(self) -> None:
-        """Admit no more executions; those that were admitted go on."""
+        """Admit no more executions; those that were admitted go on, unless the relay holds a request of theirs."""
         self.draining = True
+        for execution in [one for one in self._live.values() if one.record.held]:
+            execution.request_stop(StopReason.SHUTDOWN)
         self.changed.notify()
 
     def open_admission(self) -> None:

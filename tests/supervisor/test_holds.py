@@ -52,7 +52,7 @@ class Child:
     """An attempt whose request is held until it is released or the attempt is ended."""
 
     def __init__(self, bench: Bench, trouble: TokenTrouble = TokenTrouble.REFUSED, **fields: Any) -> None:
-        bench.context = replace(bench.context, hold=Holds().begin)
+        bench.context = replace(bench.context, hold=Holds(lambda: bench.draining).begin)
         self.bench = bench
         self.trouble = trouble
         self.used_tool = bool(fields.pop("used_tool", True))
@@ -209,4 +209,15 @@ async def test_whoever_ends_a_held_execution_waits_for_nothing(home: Path) -> No
     child.running.execution.request_stop(StopReason.CANCELLED)
 
     assert (await child.running.ends())[0] in {"cancelled", "failed"}
+    assert child.requests[0].replays is None
+
+
+@races
+async def test_in_a_drain_nothing_waits(home: Path) -> None:
+    bench = Bench(home, park="60")
+    bench.api.verdict = ProbeVerdict.REFUSED
+    bench.draining = True
+    child = Child(bench)
+
+    assert await child.running.ends() == ("failed", "interrupted")
     assert child.requests[0].replays is None

@@ -147,6 +147,7 @@ class Bench:
         self.execution_context = ExecutionContext(
             self.counts, cli, self.events, transcripts, self.upkeep.accepted, lambda _record: True
         )
+        self.draining = False
         self.tasks: list[asyncio.Future[None]] = []
         self.write(OLD)
 

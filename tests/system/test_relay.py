@@ -57,27 +57,27 @@ def test_a_hold_is_shown_pauses_the_deadlines_and_ends_with_a_newer_token(
 
 
 @pytest.mark.parametrize(
-    "end", ["terminate", *(pytest.param(end, marks=pytest.mark.slow) for end in ("shutdown", "timeout"))]
+    "end", ["terminate", *(pytest.param(end, marks=pytest.mark.slow) for end in ("drain", "shutdown", "timeout"))]
 )
 def test_the_end_of_an_execution_ends_its_hold_at_once(
     tmp_path: Path, api: MessagesApi, base_url: str, end: str
 ) -> None:
     api.on(OLD, "expired")
-    with supervised(
-        tmp_path, api_url=base_url, environment=RELAY, flags=("--park", "60", "--drain-timeout", "1")
-    ) as run:
+    with supervised(tmp_path, api_url=base_url, environment=RELAY, flags=("--park", "60")) as run:
         seconds = 3 if end == "timeout" else 60
         pending = run.start("[[script:work]] Do it.", execution_id="ends", timeout_seconds=seconds)
         eventually(lambda: run.get("/api/token")["state"] == "refused" and run.record("ends")["held"])
         begun = time.monotonic()
         if end == "terminate":
             assert run.client.post("/api/executions/ends/terminate").json()["status"] == "terminated"
+        elif end == "drain":
+            assert run.client.post("/api/drain").status_code == 200
         elif end == "shutdown":
             run.stop()
         answer = pending.answer().json()
 
         assert time.monotonic() - begun < 5
-        expected = {"terminate": "cancelled", "shutdown": "interrupted", "timeout": "timeout"}[end]
+        expected = {"terminate": "cancelled", "timeout": "timeout"}.get(end, "interrupted")
         assert expected in {answer.get("status"), answer.get("error_class")}
     assert marked_processes("ends") == []
 
