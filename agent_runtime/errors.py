@@ -103,7 +103,7 @@ class ErrorClass(StrEnum):
     TIMEOUT = ("timeout", 504, "Timed out",
         "the execution took longer than its timeout; give it more with timeout_seconds")
     STALLED = ("stalled", 504, "No progress",
-        "the CLI showed no sign of life for too long; send it again, or raise the idle timeouts")
+        "there was no sign of life for too long; send it again, or raise the timeout that is named")
     MAX_TURNS = ("max_turns", 422, "Too many turns",
         "the execution took more turns than max_turns allows; raise it, or divide the task")
     MAX_OUTPUT = ("max_output", 422, "Output too long",

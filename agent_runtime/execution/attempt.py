@@ -171,7 +171,7 @@ class Attempt:
             return False
         if (relayed := self._launch.relayed) is not None:
             relayed.on_hold, relayed.on_release = self._hold_begins, self._hold_ends
-            relayed.on_silence = functools.partial(self._stop.request, StopReason.IDLE_TIMEOUT)
+            relayed.on_silence = functools.partial(self._stop.request, StopReason.RELAY_TIMEOUT)
         # A stop that is requested during the spawn has woken the poll loop before its first turn.
         try:
             child = self._child = self._context.containment.spawn(command)

@@ -69,6 +69,7 @@ class StopReason(StrEnum):
     FIRST_MESSAGE_TIMEOUT = "first_message_timeout"
     IDLE_TIMEOUT = "idle_timeout"
     TOOL_TIMEOUT = "tool_timeout"
+    RELAY_TIMEOUT = "relay_timeout"
     PERMISSION_MODE = "permission_mode"
     AGENT_MISSING = "agent_missing"
     SHUTDOWN = "shutdown"
@@ -116,6 +117,7 @@ STALLS = {
     StopReason.FIRST_MESSAGE_TIMEOUT,
     StopReason.IDLE_TIMEOUT,
     StopReason.TOOL_TIMEOUT,
+    StopReason.RELAY_TIMEOUT,
 }
 """Deadlines for silence, told apart from the total time."""
 

@@ -27,8 +27,8 @@ class Holds:
     Verify why each request is held, and wait as the retry policy decides for an attempt that has ended.
 
     What the policy would go on with, or park for, the request waits for in its place; the execution keeps its slot and
-    its process. Where the policy gives up, or the wait is over, the attempt is ended, and goes the way of any other. In a
-    drain nothing waits: the execution ends as interrupted, and can be resumed elsewhere.
+    its process. Where the policy gives up, or the wait is over, the attempt is ended, and goes the way of any other.
+    In a drain nothing waits: the execution ends as interrupted, and can be resumed elsewhere.
     """
 
     def __init__(self, is_draining: Callable[[], bool] = lambda: False) -> None:

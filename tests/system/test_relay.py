@@ -114,6 +114,7 @@ def test_an_api_that_never_answers_is_stalled_by_the_relays_deadline(
         response = run.post("[[script:work]] Do it.")
 
         assert (response.status_code, response.json()["error_class"]) == (504, "stalled")
+        assert "relay_timeout" in response.json()["detail"]
 
 
 def test_an_answer_counts_for_the_token_that_its_request_carried(
