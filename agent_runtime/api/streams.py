@@ -244,7 +244,8 @@ def _not_kept(first: int, last: int) -> bytes:
 
 
 def _state(record: ExecutionRecord) -> bytes:
-    return msgspec.json.encode({"state": record.state, "outcome": record.outcome, "error_class": record.error_class})
+    state = {"state": record.state, "outcome": record.outcome, "error_class": record.error_class}
+    return msgspec.json.encode(state | {"held": True} if record.held else state)
 
 
 async def follow(view: View, after: int, batches: Batches, *, partial: bool = False) -> AsyncIterator[bytes]:

@@ -87,9 +87,11 @@ class Live:
     def _lines(self, event: StreamEvent) -> Iterator[str]:
         if event.name == "message":
             yield from self._frame(event.data)
-        elif event.name == "state" and event.data.get("state") not in (self._state, "finished"):
-            self._state = str(event.data.get("state"))
-            yield f"[{line_of(self._state)}]"
+        elif event.name == "state":
+            state = "held" if event.data.get("held") else str(event.data.get("state"))
+            if state not in (self._state, "finished"):
+                self._state = state
+                yield f"[{line_of(state)}]"
         elif event.name == "gap":
             yield f"[lines {event.data.get('first')} to {event.data.get('last')} are missing]"
 

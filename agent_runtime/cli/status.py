@@ -96,7 +96,7 @@ def _row(record: Execution, now: datetime) -> tuple[str, ...]:
     generations = dict.fromkeys(str(token.generation) for attempt in record.attempts for token in attempt.tokens)
     return (
         record.execution_id,
-        record.state,
+        "held" if record.held else record.state,
         record.outcome or NOTHING,
         record.error_class or NOTHING,
         NOTHING if created is None else span((now - created).total_seconds()),

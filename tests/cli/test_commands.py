@@ -375,6 +375,7 @@ def test_what_is_shown_of_frames_that_scripts_do_not_write() -> None:
     for name, data in (
         ("state", {"state": "queued"}),
         ("state", {"state": "queued"}),
+        ("state", {"state": "running", "held": True}),
         ("message", {"type": "assistant", "parent_tool_use_id": "x", "message": {"content": "In a sub-agent.\nYes."}}),
         ("message", {"type": "assistant", "message": {"content": [{"type": "tool_use", "name": "Odd", "input": 7}]}}),
         (
@@ -398,6 +399,7 @@ def test_what_is_shown_of_frames_that_scripts_do_not_write() -> None:
 
     assert sink.getvalue().splitlines() == [
         "[queued]",
+        "[held]",
         "  In a sub-agent.",
         "  Yes.",
         "> Odd",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent_runtime.cli.main import main
 from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, UsageLimit, serve
 from tests.support.supervised import NEW, OLD, eventually, marked_processes, supervised
 
@@ -32,7 +33,7 @@ def base_url(api: MessagesApi) -> Iterator[str]:
 
 
 def test_a_hold_is_shown_pauses_the_deadlines_and_ends_with_a_newer_token(
-    tmp_path: Path, api: MessagesApi, base_url: str
+    tmp_path: Path, api: MessagesApi, base_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     api.on(OLD, "expired")
     flags = ("--park", "60", "--first-message-timeout", "1", "--idle-timeout", "1")
@@ -40,6 +41,8 @@ def test_a_hold_is_shown_pauses_the_deadlines_and_ends_with_a_newer_token(
         pending = run.start("[[script:work]] Do it.", execution_id="held")
         eventually(lambda: run.get("/api/token")["state"] == "refused")
         assert (run.record("held")["held"], run.record("held")["state"]) == (True, "running")
+        assert main(["status", "--url", run.url]) == 0
+        assert "  held  " in capsys.readouterr().out
         threading.Event().wait(1.5)  # longer than both deadlines
         api.open_gate("go")
         run.write_token(NEW)
