@@ -20,7 +20,15 @@ _MOST_DETOURS = 150
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def open_below(top: Path, path: str, *, follow: bool = True, make: bool = False, owner: User | None = None) -> int:
+def open_below(
+    top: Path,
+    path: str,
+    *,
+    follow: bool = True,
+    make: bool = False,
+    owner: User | None = None,
+    made: list[int] | None = None,
+) -> int:
     """
     Open *path* below *top*, part by part; return a descriptor, for the caller to close.
 
@@ -31,6 +39,7 @@ def open_below(top: Path, path: str, *, follow: bool = True, make: bool = False,
         follow: Follow links; else one is no directory.
         make: Make what is missing.
         owner: Who gets what is made; None: ourselves.
+        made: Gets the inode number of each directory that is made.
 
     Raises:
         OSError: ``ENOENT``: missing; ``ENOTDIR``: a part is no directory; ``EXDEV``: a link leads out; ``EACCES``: not
@@ -58,7 +67,8 @@ def open_below(top: Path, path: str, *, follow: bool = True, make: bool = False,
             except FileNotFoundError:
                 if not make:
                     raise
-                _make(name, place, owner)
+                if _make(name, place, owner) and made is not None:
+                    made.append(os.stat(name, dir_fd=place, follow_symlinks=False).st_ino)
                 ahead.append(name)
                 detours += 1
             if detours > _MOST_DETOURS:
@@ -86,14 +96,14 @@ def _target(name: str, place: int) -> str:
     return target
 
 
-def _make(name: str, place: int, owner: User | None) -> None:
-    """Make a directory, unless somebody was faster, and give it away while it is empty and ours."""
+def _make(name: str, place: int, owner: User | None) -> bool:
+    """Make a directory, and give it away while it is empty and ours; return False where somebody was faster."""
     try:
         os.mkdir(name, dir_fd=place)
     except FileExistsError:
-        return
+        return False
     if owner is None:
-        return
+        return True
     made = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
     try:
         # An agent may have put another directory in its place, which it must not be given.
@@ -101,3 +111,4 @@ def _make(name: str, place: int, owner: User | None) -> None:
             os.fchown(made, owner.uid, owner.gid)
     finally:
         os.close(made)
+    return True

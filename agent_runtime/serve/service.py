@@ -214,7 +214,8 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
         records = held.enter_context(contextlib.closing(RecordStore.open(data_dir / "records.sqlite")))
         transcripts, tasks = TranscriptStore(data_dir / "transcripts"), TaskStore(data_dir / "tasks", redactor)
         form = AnswerForm(settings.error_detail == "object", settings.answer_log_limit)
-        archive = Archive(records, transcripts, tasks, counts, form, workspaces=Workspaces(settings))
+        workspaces = Workspaces(settings, data_dir / "workspaces")
+        archive = Archive(records, transcripts, tasks, counts, form, workspaces=workspaces)
         supervisor = Supervisor(
             settings,
             secret=secret,

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import secrets
+import threading
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from agent_runtime.errors import InvalidRequest, SpawnFailed
+from agent_runtime.files import read_file, replace_file
 from agent_runtime.process.directories import open_below, path_of
 from agent_runtime.process.users import other_user
 
@@ -42,6 +46,7 @@ _REASONS = {
     errno.EACCES: "it is not permitted to enter it, or to make it",
     errno.EPERM: "it is not permitted to enter it, or to make it",
     errno.ENAMETOOLONG: "it is too long or too deep",
+    errno.EBUSY: f"what is in {OWN}/{_RETIRED} is being deleted",
 }
 
 
@@ -49,12 +54,20 @@ class Workspaces:
     """
     Open and make the directories that executions run in; every method may be called from any thread.
 
+    An own directory is deleted only where it was made for its execution and no task has ever named it or one below it.
+    A file in *marks* says so for each, with the inode number of the directory.
+
+    Args:
+        marks: A directory of ours that no agent can change; made where it is missing.
+
     Attributes:
         has_retired: There may be something for :meth:`delete_some`.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, marks: Path) -> None:
         self._top = settings.workspace
+        self._marks = marks
+        self._marks_lock = threading.Lock()
         self._has_own = settings.workspaces == PER_EXECUTION
         self._child_user = settings.child_user
         self.has_retired = not settings.retain_workspaces
@@ -87,10 +100,12 @@ class Workspaces:
             InvalidRequest: What the task asks for is not there, or leads out of the workspace.
             SpawnFailed: The fault is not the task's.
         """
-        is_own = cwd == f"{OWN}/{execution_id}"
+        is_named = task.cwd is not None
+        is_own = not is_named and cwd == f"{OWN}/{execution_id}"
         try:
-            # No agent has the own directory of a later execution lead to one of its choice.
-            return self._opened(cwd or ".", follow=not is_own, make=is_own or bool(task.create_cwd and task.cwd))
+            if is_own:
+                return self._opened_own(execution_id)
+            return self._opened(cwd or ".", is_named=is_named, make=bool(is_named and task.create_cwd))
         except OSError as error:
             if cwd is not None and not is_own and error.errno not in _SHORTAGES:
                 raise _refusal("cwd" if task.cwd else "resume_session_id", error) from None
@@ -114,9 +129,17 @@ class Workspaces:
         return paths
 
     def retire(self, execution_id: str) -> None:
-        """Take an execution's own directory out of the way, at once and whole; :meth:`delete_some` deletes it."""
+        """
+        Take the directory that was made for an execution out of the way, at once and whole.
+
+        :meth:`delete_some` deletes it.
+        """
         try:
-            with self._retired(make=True) as (own, retired):
+            with self._marks_lock, self._retired(make=True) as (own, retired):
+                mark = read_file(self._path(execution_id))
+                self.forget(execution_id)
+                if mark != b"%d" % os.stat(execution_id, dir_fd=own, follow_symlinks=False).st_ino:
+                    return
                 os.close(_writable(execution_id, own))
                 os.rename(execution_id, secrets.token_hex(8), src_dir_fd=own, dst_dir_fd=retired)
                 self.has_retired = True
@@ -124,6 +147,15 @@ class Workspaces:
             pass
         except OSError as error:
             log.warning("cannot delete the directory: %s", error.strerror, extra={"execution_id": execution_id})
+
+    def forget(self, execution_id: str) -> None:
+        """
+        Let the own directory of an execution stay for ever.
+
+        Raises:
+            OSError: It cannot be noted.
+        """
+        self._path(execution_id).unlink(missing_ok=True)
 
     def delete_some(self) -> None:
         """
@@ -157,13 +189,46 @@ class Workspaces:
             held.callback(os.close, retired)
             yield own, retired
 
-    def _opened(self, path: str, *, follow: bool = True, make: bool = False) -> int:
+    def _opened(self, path: str, *, is_named: bool = True, **options: Any) -> int:
+        if f"{path}/".startswith(f"{OWN}/{_RETIRED}/"):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
         owner = other_user(self._child_user)
-        descriptor = open_below(self._top, path, follow=follow, make=make, owner=owner)
-        if owner is None and not os.access(".", os.X_OK, dir_fd=descriptor):
+        descriptor = open_below(self._top, path, owner=owner, **options)
+        try:
+            if owner is None and not os.access(".", os.X_OK, dir_fd=descriptor):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if is_named:
+                self._keep(descriptor)
+        except OSError:
             os.close(descriptor)
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            raise
         return descriptor
+
+    def _keep(self, named: int) -> None:
+        """Let an own directory stay for ever that a task has named, or one below it, by whatever links."""
+        with self._marks_lock:  # a directory is not retired between the look and the mark
+            place, *below = Path(path_of(named)).parts[len(self._top.resolve().parts) :] or ("",)
+            if place == OWN and below:
+                if below[0] == _RETIRED:
+                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+                self.forget(below[0])
+
+    def _opened_own(self, execution_id: str) -> int:
+        made: list[int] = []
+        with self._marks_lock:
+            # No agent has the own directory of a later execution lead to one of its choice.
+            opened = self._opened(f"{OWN}/{execution_id}", is_named=False, follow=False, make=True, made=made)
+            if (inode := os.fstat(opened).st_ino) in made:
+                try:
+                    self._marks.mkdir(mode=0o700, exist_ok=True)
+                    replace_file(self._path(execution_id), b"%d" % inode)
+                except OSError as error:
+                    extra = {"execution_id": execution_id}
+                    log.warning("its directory will stay for ever: %s", error.strerror, extra=extra)
+        return opened
+
+    def _path(self, execution_id: str) -> Path:
+        return self._marks / hashlib.sha256(os.fsencode(execution_id)).hexdigest()
 
 
 def not_entered(task: Task) -> InvalidRequest | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -391,8 +392,11 @@ class Archive:
         found, self._findings = found + self._findings, []
         return found
 
-    def _release(self, execution_id: str) -> bool:
-        """Have the own directory of an execution deleted, unless another execution works in it."""
+    def _release(self, execution_id: str, *, keeps: bool) -> bool:
+        """Have the own directory of an execution kept for ever or deleted; False: another execution works in it."""
+        if keeps:
+            self.workspaces.forget(execution_id)
+            return True
         own = f"{OWN}/{execution_id}"
         if execution_id not in (users := self.records.ids_in(own)):
             return True  # it has none
@@ -412,7 +416,7 @@ class Archive:
                 # A clock that is set, to either side, makes nothing old enough to be deleted.
                 now=min(time.time(), self._epoch_at_start + time.monotonic()),
                 in_use=in_use,
-                release=None if settings.retain_workspaces else self._release,
+                release=functools.partial(self._release, keeps=settings.retain_workspaces),
             )
         except (StoreUnavailable, OSError) as error:
             log.warning("cannot delete old executions: %s", error)

@@ -96,7 +96,7 @@ class Bench:
             deliveries=Deliveries("env", FileDelivery(self.home / "config"), Unproven()),
             redactor=Redactor(),
             environ={"PATH": os.environ["PATH"], "HOME": str(self.home)},
-            workspaces=Workspaces(settings),
+            workspaces=Workspaces(settings, self.home / "marks"),
             run_dir=self.home / "run",
             containment=Containment(spawner),
             unkillable=Unkillable(),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
@@ -35,6 +36,17 @@ def settings(tmp_path: Path) -> Settings:
     )
 
 
+def workspaces_of(settings: Settings) -> Workspaces:
+    """Make them as a supervisor that starts does."""
+    return Workspaces(settings, settings.workspace.parent / "marks")
+
+
+def made(settings: Settings, *names: str) -> None:
+    """Have own directories made, as executions that start do."""
+    for name in names:
+        os.close(workspaces_of(settings).open(Task(message="x"), name, f"executions/{name}"))
+
+
 def all_deleted(workspaces: Workspaces) -> int:
     """Delete until nothing is left; return in how many turns."""
     turns = 0
@@ -48,6 +60,7 @@ def all_deleted(workspaces: Workspaces) -> int:
 def test_a_directory_is_deleted_whatever_an_agent_has_left_in_it(settings: Settings, tmp_path: Path) -> None:
     outside, own = tmp_path / "outside", settings.workspace / "executions" / "one"
     (outside / "kept").mkdir(parents=True)
+    made(settings, "one")
     (own / "shut" / "below").mkdir(parents=True)
     (own / "shut" / "below" / "file").touch()
     os.mkfifo(own / "fifo")
@@ -67,7 +80,7 @@ def test_a_directory_is_deleted_whatever_an_agent_has_left_in_it(settings: Setti
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
     try:
-        workspaces = Workspaces(settings)
+        workspaces = workspaces_of(settings)
         workspaces.retire("one")
         workspaces.retire("never-made")
         assert not own.exists()
@@ -86,12 +99,13 @@ def test_no_link_in_place_of_a_directory_leads_the_deletion_out(settings: Settin
     for name in ("one", "two"):
         (outside / name).mkdir(parents=True)
         (outside / name / "kept").touch()
-    workspaces = Workspaces(settings)
+    workspaces = workspaces_of(settings)
+    made(settings, "one", "two")
+    (executions / "one").rmdir()
     (executions / "one").symlink_to(outside / "one")
     workspaces.retire("one")
     (executions / ".retired").rmdir()
     (executions / ".retired").symlink_to(outside)
-    (executions / "two").mkdir()
     workspaces.retire("two")
     workspaces.delete_some()
     (executions / ".retired").unlink()
@@ -107,29 +121,32 @@ def test_a_deletion_takes_turns_and_goes_on_after_a_restart(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = settings.workspace / "executions" / "one"
+    made(settings, "one")
     for number in range(300):
         (own / f"d{number}").mkdir(parents=True)
     monkeypatch.setattr(module, "_DELETE_SECONDS", 0.0)
-    workspaces = Workspaces(settings)
+    workspaces = workspaces_of(settings)
     workspaces.retire("one")
     workspaces.delete_some()
     assert len(list((settings.workspace / "executions" / ".retired").rglob("*"))) > 100
     monkeypatch.undo()
 
-    all_deleted(Workspaces(settings))
+    all_deleted(workspaces_of(settings))
     assert list((settings.workspace / "executions" / ".retired").iterdir()) == []
 
 
 def test_a_directory_goes_with_its_record_and_with_no_other(settings: Settings, tmp_path: Path) -> None:
     executions = settings.workspace / "executions"
     with RecordStore.open(tmp_path / "records.sqlite") as records:
-        workspaces = Workspaces(settings)
+        workspaces = workspaces_of(settings)
         tasks = TaskStore(tmp_path / "tasks", Redactor())
         archive = Archive(records, TranscriptStore(tmp_path / "transcripts"), tasks, workspaces=workspaces)
         now = time.time()
 
         def ended(execution_id: str, cwd: str | None, *, ago: float) -> None:
-            if cwd is not None:
+            if cwd == f"executions/{execution_id}":
+                made(settings, execution_id)
+            elif cwd is not None:
                 (settings.workspace / cwd).mkdir(parents=True, exist_ok=True)
             at = now - ago
             record = ExecutionRecord(
@@ -157,11 +174,80 @@ def test_a_directory_goes_with_its_record_and_with_no_other(settings: Settings, 
         archive.prune(keeping, in_use=frozenset())
         assert "kept" not in records.ids()
         assert (executions / "kept").is_dir()
-        assert not Workspaces(keeping).has_retired
+        assert not workspaces_of(keeping).has_retired
+        assert len(list((tmp_path / "marks").iterdir())) == 1  # of the new one
+
+
+@pytest.mark.parametrize(
+    ("named", "stays"),
+    [
+        ({"cwd": "executions/one"}, True),
+        ({"cwd": "executions/one/below"}, True),
+        ({"cwd": "executions/one/new", "create_cwd": True}, True),
+        ({"cwd": "link/below"}, True),
+        ({"add_dirs": ["link"]}, True),
+        ({"add_dirs": ["executions/one/below"]}, True),
+        ({"cwd": "executions"}, False),
+        ({"cwd": "executions/other", "add_dirs": ["."]}, False),
+        ({}, False),
+    ],
+)
+def test_a_directory_that_a_task_has_named_stays_for_ever(
+    settings: Settings, named: dict[str, Any], stays: bool
+) -> None:
+    executions = settings.workspace / "executions"
+    made(settings, "one", "other")
+    (executions / "one" / "below").mkdir()
+    (settings.workspace / "link").symlink_to("executions/one")
+    workspaces, task = workspaces_of(settings), Task(message="x", **named)
+    if named.get("create_cwd"):
+        os.close(workspaces.open(task, "by", task.cwd))
+    assert workspaces.obstacle(task) is None  # as when it is posted
+    workspaces_of(settings).retire("one")
+    assert (executions / "one").exists() == stays
+
+
+def test_only_a_directory_that_was_made_for_its_execution_is_deleted(settings: Settings, tmp_path: Path) -> None:
+    executions, workspaces = settings.workspace / "executions", workspaces_of(settings)
+    for name in ("before", "swapped.theirs"):
+        (executions / name).mkdir(mode=0o750)
+    made(settings, "before", "swapped", "retried", "retried")
+    for name, theirs in (("by-named", "by-named"), ("by-other", "x")):
+        named = Task(message="x", cwd=f"executions/{name}", create_cwd=True)
+        os.close(workspaces.open(named, theirs, named.cwd))
+        made(settings, name)
+    (executions / "swapped").rename(tmp_path / "swapped")
+    (executions / "swapped.theirs").rename(executions / "swapped")
+    marks = set((tmp_path / "marks").iterdir())
+    made(settings, "crashed")
+    [mark] = set((tmp_path / "marks").iterdir()) - marks
+    mark.write_bytes(b"")  # as a crash of the machine may leave it
+    for name in ("crashed", "before", "swapped", "retried", "by-named", "by-other", "never"):
+        workspaces.retire(name)
+    assert stat.S_IMODE((executions / "before").stat().st_mode) == 0o750
+    left = {path.name for path in executions.iterdir()} - {".retired"}
+    assert left == {"crashed", "before", "swapped", "by-named", "by-other"}
+
+
+@pytest.mark.parametrize("path", ["executions/.retired", "executions/.retired/x", "link", "link/x", "up/.retired/x"])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_no_task_is_given_what_is_being_deleted(settings: Settings, path: str, is_there: bool) -> None:
+    workspaces, retired = workspaces_of(settings), settings.workspace / "executions" / ".retired"
+    (settings.workspace / "link").symlink_to("executions/.retired")
+    (settings.workspace / "up").symlink_to("executions")
+    if is_there:
+        (retired / "x").mkdir(parents=True)
+    task = Task(message="x", cwd=path, create_cwd=True)
+    with pytest.raises(InvalidRequest, match=r"^cwd: what is in executions/\.retired is being deleted"):
+        os.close(workspaces.open(task, "one", path))
+    with pytest.raises(InvalidRequest, match=r"^add_dirs: what is in executions/\.retired is being deleted"):
+        workspaces.added(Task(message="x", add_dirs=[path]))
+    refusal = workspaces.obstacle(task)
+    assert "is being deleted" in str(refusal)
 
 
 def test_a_link_that_was_put_in_place_of_an_own_directory_is_not_followed(settings: Settings) -> None:
-    workspaces, task = Workspaces(settings), Task(message="x")
+    workspaces, task = workspaces_of(settings), Task(message="x")
     (settings.workspace / "theirs").mkdir()
     (settings.workspace / "executions" / "planted").symlink_to("../theirs")
     with pytest.raises(SpawnFailed, match="its directory cannot be opened: Not a directory"):
@@ -174,4 +260,4 @@ def test_a_link_that_was_put_in_place_of_an_own_directory_is_not_followed(settin
 def test_a_directory_that_a_session_needs_and_is_gone_is_told_by_the_field_that_names_it(settings: Settings) -> None:
     task = Task(message="x", resume_session_id=UUID(int=1))
     with pytest.raises(InvalidRequest, match=r"^resume_session_id: there is no such directory"):
-        Workspaces(settings).open(task, "later", "executions/gone")
+        workspaces_of(settings).open(task, "later", "executions/gone")

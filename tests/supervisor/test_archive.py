@@ -52,7 +52,10 @@ def test_executions_may_end_in_many_threads_at_once_while_the_recent_ones_are_li
     monkeypatch.setattr(archive_module, "RECENT_KEPT", 10)
     monkeypatch.setattr(archive_module, "RECENT_SECONDS", 1e12)
     with NoDisk.open(tmp_path / "records.sqlite") as records:
-        tasks, workspaces = TaskStore(tmp_path / "tasks", Redactor()), Workspaces(Settings(workspace=tmp_path))
+        tasks, workspaces = (
+            TaskStore(tmp_path / "tasks", Redactor()),
+            Workspaces(Settings(workspace=tmp_path), tmp_path),
+        )
         archive = Archive(records, TranscriptStore(tmp_path / "t"), tasks, workspaces=workspaces)
 
         def end_some(thread: int) -> None:

@@ -56,7 +56,10 @@ def test_a_clock_that_is_set_deletes_no_record(
     right = time.time
     with RecordStore.open(tmp_path / "records.sqlite") as records, monkeypatch.context() as patched:
         patched.setattr(time, "time", lambda: right() + at_start)
-        tasks, workspaces = TaskStore(tmp_path / "tasks", Redactor()), Workspaces(Settings(workspace=tmp_path))
+        tasks, workspaces = (
+            TaskStore(tmp_path / "tasks", Redactor()),
+            Workspaces(Settings(workspace=tmp_path), tmp_path),
+        )
         archive = Archive(records, TranscriptStore(tmp_path / "t"), tasks, workspaces=workspaces)
         for name, age in (("new", 0.0), ("old", 2 * YEAR_SECONDS)):
             at = right() - age

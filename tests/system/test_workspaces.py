@@ -75,6 +75,7 @@ def test_eight_tasks_at_once_see_nothing_of_each_other(running: Supervised) -> N
         record = running.record(name)
         assert (record["cwd"], record["env_names"]) == (expected, [f"ONLY_{number}", "WORD"])
         assert (running.workspace / expected / "mine").read_text() == f"word-of-{number}\n"
+    assert len(list((running.data_dir / "workspaces").iterdir())) >= 4  # which may be deleted
 
 
 @pytest.mark.parametrize(
@@ -100,6 +101,7 @@ def test_eight_tasks_at_once_see_nothing_of_each_other(running: Supervised) -> N
         ({"cwd": 7}, "expected"),
         ({"cwd": ["a"]}, "expected"),
         ({"cwd": "file"}, "a part of it is no directory"),
+        ({"cwd": "executions/.retired/x", "create_cwd": True}, "is being deleted"),
         ({"cwd": "file/x", "create_cwd": True}, "a part of it is no directory"),
         ({"cwd": "fifo", "create_cwd": True}, "a part of it is no directory"),
         ({"cwd": "out", "create_cwd": True}, "leads out of the workspace"),
