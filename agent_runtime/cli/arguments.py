@@ -56,7 +56,9 @@ class Parser(argparse.ArgumentParser):
         """Exit with 2; say how to give a PROMPT that is taken for a flag, and show no value that may be secret."""
         more = "; one that begins with a dash comes last, behind --" if message.endswith("PROMPT") else ""
         more = "; --help lists them" if message.endswith(("COMMAND", "ACTION")) else more
-        super().error(_BAD_INTEGER.sub(lambda bad: f"must be a whole number{not_this(bad[1])}", message) + more)
+        wrong = _BAD_INTEGER.sub(lambda bad: f"must be a whole number{not_this(bad[1])}", message) + more
+        # Without the usage, which is so long that nobody would look for this line behind it.
+        self.exit(2, f"{self.prog}: error: {wrong}\nSee {self.prog} --help.\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
