@@ -66,13 +66,20 @@ class UsageCounter:
     counted (``cost-state``); earlier versions, up to 2.1.197, begin at 0.
 
     Source: Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330 and 2.1.332, measured against the stand-in.
+
+    Attributes:
+        generation: Number of the generation that a message which begins now has used.
     """
 
     def __init__(self, clean: Callable[[str], str]) -> None:
+        self.generation = 0
         self._clean = clean
+        self._model: tuple[str | None, int | None] = (None, None)
+        self._clean_name: str | None = None
+        self._seen: dict[int, UsageByModel] = {}
         self._names: dict[str, str] = {}
         self._before = SessionCost()
-        self._messages: dict[str, tuple[str, ModelUsage]] = {}
+        self._messages: dict[str, tuple[str, ModelUsage, int]] = {}
         self._last_id: str | None = None
         self._own_model: str | None = None
         self._all: UsageByModel = {}
@@ -105,12 +112,15 @@ class UsageCounter:
         model = self._name(message.model or self._own_model or _UNKNOWN_MODEL)
         self._number += 1
         key = message.id or f"without id: {self._number}"
-        _, counted = self._messages.get(key, (model, NOTHING))
+        is_new = key not in self._messages
+        _, counted, generation = self._messages.get(key, (model, NOTHING, self.generation))
+        if is_own and is_new:
+            self._see(generation, model, ModelUsage(num_turns=1))
         if is_own:
-            self._own_messages += key not in self._messages
+            self._own_messages += is_new
             self._own_model, self._last_id = model, key
         self._has_sub_agents |= not is_own
-        self._messages[key] = (model, counted)
+        self._messages[key] = (model, counted, generation)
         if len(self._messages) > _MOST_MESSAGES:
             del self._messages[next(iter(self._messages))]
         if message.usage is not None:
@@ -143,19 +153,29 @@ class UsageCounter:
         self._own_messages = 0
         self._duration_ms = (self._duration_ms or 0.0) + amount(frame.duration_ms)
 
+    def note_model(self, name: str | None, context_window: int | None) -> None:
+        """Learn which model the conversation is with."""
+        if (name, context_window) != self._model:
+            self._model, self._so_far = (name, context_window), None
+            self._clean_name = self._clean(name or "")[:_LONGEST_NAME] or None
+
     def _count(self, key: str, usage: Usage, *, is_own: bool) -> None:
-        model, counted = self._messages[key]
+        model, counted, generation = self._messages[key]
         now = usage.counts
         if now == counted:
             return
         if counted:
             now = now.highest(counted)
         more = now.minus(counted) if counted else now
-        self._messages[key] = (model, now)
+        self._messages[key] = (model, now, generation)
         self._all = added(self._all, {model: more})
+        self._see(generation, model, more)
         if is_own:
             self._own = self._own.plus(more)
             self._context_tokens = now.context_tokens or self._context_tokens
+
+    def _see(self, generation: int, model: str, more: ModelUsage) -> None:
+        self._seen[generation] = added(self._seen.get(generation, {}), {model: more})
         self._so_far = None
 
     def _without_earlier(self, reported: UsageByModel) -> UsageByModel:
@@ -190,6 +210,9 @@ class UsageCounter:
             context_tokens=self._context_tokens,
             duration_ms=self._duration_ms,
             is_estimated=from_frames or not self._is_told,
+            seen=dict(self._seen),
+            model_name=self._clean_name,
+            context_window=self._model[1],
         )
 
     def _named(self, by_model: UsageByModel) -> UsageByModel:
@@ -290,6 +313,7 @@ class RunStats:
                     self._open_tools.discard(block.tool_use_id)
         elif frame.type == "result":
             self._result(frame)
+        self.usage.note_model(self.model_name, self.context_window)
 
     def add_partial(self, partial: Partial | None) -> None:
         """Count a partial message; None: one that neither begins nor ends a message."""

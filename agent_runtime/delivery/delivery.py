@@ -78,8 +78,10 @@ class Relayed(Protocol):
         on_hold: Called in the relay's thread with each request that is held; None: none is.
         on_release: Called when it is held no longer.
         on_silence: Called when the API did not begin to answer a message in time.
+        served: The generation of the last request for a message that the API has fulfilled.
     """
 
+    served: Generation
     on_hold: Callable[[HeldRequest], None] | None
     on_release: Callable[[HeldRequest], None]
     on_silence: Callable[[], None]

@@ -35,6 +35,12 @@ class HeldGenerations:
         return self._held[-1][0]
 
     @property
+    def in_use(self) -> Generation:
+        """The generation that a message which begins now has used; without a relay that is the newest."""
+        relayed = self._delivered.relayed
+        return self.newest if relayed is None else relayed.served
+
+    @property
     def may_be_reached(self) -> bool:
         """Whether a newer generation can reach this child at all."""
         return self._delivered.known_reload_behaviour is not ReloadBehaviour.NEVER

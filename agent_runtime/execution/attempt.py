@@ -110,11 +110,6 @@ class Attempt:
         """The newest generation its child has; before the spawn the oldest one it may get."""
         return self._oldest if self._token is None else self._token.newest
 
-    @property
-    def carried(self) -> int | None:
-        """Number of the generation that the request answered last carried; None: only the relay knows that."""
-        return None if (relayed := self._launch.relayed) is None else relayed.carried()[0].number
-
     def request_stop(self, reason: StopReason, *, at_once: bool = False) -> None:
         """Ask for the end, from any thread, any number of times; the first reason wins. *at_once*: no grace."""
         self._stop.request(reason, at_once=at_once)
@@ -267,6 +262,8 @@ class Attempt:
         if channel is Channel.STDERR:
             output.stderr(lines, read_at)
             return
+        if self._token is not None:
+            output.run_stats.usage.generation = self._token.in_use.number
         has_grown = output.stdout(lines, read_at)
         self._deadlines.stage_seen(output.run_stats.stage, output.run_stats.open_tools, read_at)
         usage, self.usage = self.usage, output.run_stats.usage.so_far
@@ -345,7 +342,6 @@ class Attempt:
             ended_at=time.time(),
             pid=None if child is None else child.pid,
             generation=self._launch.generation if self._token is None else self._token.charged,
-            carried=self.carried,
             error=error,
             ending=ending,
             evidence=self._evidence_record,

@@ -150,7 +150,6 @@ class AttemptReport(msgspec.Struct, frozen=True):
     Attributes:
         error: Why there was no child at all.
         generation: The one that the last API error is held against, else the one the child was given.
-        carried: Number of the generation of the request that was answered last, where the relay knows it.
         ending: What the verdict is reached from; None where there was no child.
         used_tool: Whether the model has, or may have, called a tool: from then on the output may be forged.
         background_ended: There was a result, and background work that still went on was ended.
@@ -166,7 +165,6 @@ class AttemptReport(msgspec.Struct, frozen=True):
     ended_at: float = 0.0
     pid: int | None = None
     generation: Generation | None = None
-    carried: int | None = None
     error: AgentRuntimeError | None = None
     ending: Ending | None = None
     evidence: EvidenceRecord | None = None

@@ -43,6 +43,11 @@ class ChildToken:
         """The newest generation the child has."""
         return self._held.newest
 
+    @property
+    def in_use(self) -> Generation:
+        """The generation that a message which begins now has used."""
+        return self._held.in_use
+
     def follow_secret(self) -> None:
         """
         Check whether the secret file's generation has reached the child; publish it if the child has it from now on.

@@ -337,7 +337,7 @@ class Execution:
         if self._attempt is None or self._attempt.usage is self._used:
             return
         self._used = self._attempt.usage
-        self.writer.used(self._used, self._attempt.carried)
+        self.writer.used(self._used)
         self._is_saved = False
         if self._saving is None:
             self._save_usage()

@@ -20,13 +20,13 @@ from agent_runtime.model.records import (
     context_window_of,
 )
 from agent_runtime.model.state import Event, Outcome, StopReason, transition
-from agent_runtime.model.usage import ModelUsage, added, subtracted, total_of
+from agent_runtime.model.usage import COST_DIGITS, ModelUsage, added, split, total_of
 
 if TYPE_CHECKING:
     from agent_runtime.claude.invocation import Session
     from agent_runtime.execution.attempt_data import AttemptReport, Reached, Spawned
     from agent_runtime.model.task import Task
-    from agent_runtime.model.usage import AttemptUsage, UsageByModel
+    from agent_runtime.model.usage import AttemptUsage
     from agent_runtime.secret.generations import Generation
     from agent_runtime.settings import Settings
 
@@ -122,26 +122,19 @@ class RecordWriter:
         self._note_token(event.generation)
         self.happened(Event.SPAWNED)
 
-    def used(self, usage: AttemptUsage, carried: int | None = None) -> None:
-        """
-        Record what the running attempt has used up to now; it may be called with the same any number of times.
-
-        Args:
-            carried: The generation that the request answered last carried, for which what is new counts; None: not
-                known, it counts for the newest one.
-        """
+    def used(self, usage: AttemptUsage) -> None:
+        """Record what the running attempt has used up to now; it may be called with the same any number of times."""
         metadata, before, total = self.record.metadata, self._before, total_of(usage.by_model)
         for name in ModelUsage.__struct_fields__:
-            setattr(metadata, name, getattr(before, name) + getattr(total, name))
+            setattr(metadata, name, round(getattr(before, name) + getattr(total, name), COST_DIGITS))
         metadata.usage_by_model = added(before.usage_by_model, usage.by_model)
         metadata.context_tokens = usage.context_tokens or before.context_tokens
+        metadata.model_name = usage.model_name or metadata.model_name
+        metadata.context_window = usage.context_window or metadata.context_window
         tokens = self.record.attempts[-1].tokens
-        charged = next((token for token in tokens if token.generation == carried), tokens[-1])
-        of_others: UsageByModel = {}
-        for token in tokens:
-            if token is not charged:
-                of_others = added(of_others, token.usage_by_model)
-        charged.usage_by_model = subtracted(usage.by_model, of_others)
+        shares = split(usage.by_model, [usage.seen.get(token.generation, {}) for token in tokens])
+        for token, share in zip(tokens, shares, strict=True):
+            token.usage_by_model = share
 
     def token_reached(self, event: Reached) -> None:
         """Record that the running attempt has a newer token."""
@@ -200,7 +193,7 @@ class RecordWriter:
             if report.ending is not None:
                 attempt.exit_code, attempt.stop_reason = report.ending.exit_code, report.ending.stop_reason
             usage = run_stats.usage.so_far
-            self.used(usage, report.carried)
+            self.used(usage)
             elapsed_ms = max(0.0, report.ended_at - report.started_at) * 1000
             record.metadata.duration_ms += elapsed_ms if usage.duration_ms is None else usage.duration_ms
             record.metadata.estimated |= usage.is_estimated
@@ -209,7 +202,6 @@ class RecordWriter:
         metadata.tool_count += run_stats.tool_count
         metadata.model_name = run_stats.model_name or metadata.model_name
         metadata.cli_version = run_stats.cli_version or metadata.cli_version
-        metadata.context_window = run_stats.context_window or metadata.context_window
         metadata.compact_events = [*metadata.compact_events, *run_stats.compact_events][:COMPACT_EVENTS_KEPT]
         metadata.background_tasks_pending_at_exit = run_stats.background_tasks
         metadata.background_ended = report.background_ended

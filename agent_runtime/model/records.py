@@ -15,7 +15,7 @@ import msgspec
 
 from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec looks at annotations
 from agent_runtime.model.state import Outcome, Phase, StopReason
-from agent_runtime.model.usage import ModelUsage, total_of
+from agent_runtime.model.usage import COST_DIGITS, ModelUsage, total_of
 
 SUCCESS = 200
 
@@ -86,8 +86,8 @@ class TokenRecord(msgspec.Struct, kw_only=True):
 
     Attributes:
         subscription: As the secret file named it.
-        usage_by_model: What the attempt has used while this was its newest token, or under the relay, while requests
-            with it were answered; its cost counts for the last one.
+        usage_by_model: What the attempt has used of it; the cost of an attempt is split among its tokens, see
+            :func:`~agent_runtime.model.usage.split`.
     """
 
     generation: int
@@ -152,7 +152,7 @@ class AttemptRecord(msgspec.Struct, kw_only=True):
     @property
     def cost_usd(self) -> float:
         """What it has cost by its ``result`` frames alone; 0: there was none, or it did not say."""
-        return sum(total_of(token.usage_by_model).cost_usd for token in self.tokens)
+        return round(sum(total_of(token.usage_by_model).cost_usd for token in self.tokens), COST_DIGITS)
 
 
 class CompactEvent(msgspec.Struct, kw_only=True):

@@ -18,6 +18,9 @@ MOST_NAMES = 64
 
 OTHER = "other"
 
+COST_DIGITS = 10
+"""Digits of a cost after the point, so that sums do not show how floating-point numbers are added."""
+
 
 class ModelUsage(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     """
@@ -41,17 +44,31 @@ class ModelUsage(msgspec.Struct, kw_only=True, frozen=True, gc=False):
         """The length of the prompt, if this is the usage of one request."""
         return self.input_tokens + self.cache_creation_tokens + self.cache_read_tokens
 
+    @property
+    def price(self) -> int:
+        """
+        What its tokens cost, in twentieths of an input token.
+
+        Source: Anthropic's price list; the ratios are those of every model, with the cache of five minutes.
+        """
+        return (
+            20 * self.input_tokens
+            + 100 * self.output_tokens
+            + 25 * self.cache_creation_tokens
+            + 2 * self.cache_read_tokens
+        )
+
     def __bool__(self) -> bool:
         """Whether anything was used."""
         return self != NOTHING
 
     def plus(self, other: ModelUsage) -> ModelUsage:
         """Return the sum."""
-        return self._with(other, lambda one, two: one + two)
+        return self._with(other, lambda one, two: round(one + two, COST_DIGITS))
 
     def minus(self, other: ModelUsage) -> ModelUsage:
         """Return the difference, none of it below 0."""
-        return self._with(other, lambda one, two: max(0, one - two))
+        return self._with(other, lambda one, two: round(max(0, one - two), COST_DIGITS))
 
     def highest(self, other: ModelUsage) -> ModelUsage:
         """Return the higher of each."""
@@ -80,12 +97,18 @@ class AttemptUsage(msgspec.Struct, frozen=True):
         context_tokens: Length of the prompt of its last own request; 0: not known.
         duration_ms: As its ``result`` frames say; None: there is none.
         is_estimated: Counted from the frames, at least in part: no ``result`` has told it.
+        seen: What the frames alone tell, by the number of the generation that each message has used.
+        model_name: The model of its own conversation; None: not known yet.
+        context_window: That model's, in tokens; None: not known yet.
     """
 
     by_model: UsageByModel = msgspec.field(default_factory=dict)
     context_tokens: int = 0
     duration_ms: float | None = None
     is_estimated: bool = True
+    seen: dict[int, UsageByModel] = msgspec.field(default_factory=dict)
+    model_name: str | None = None
+    context_window: int | None = None
 
 
 def added(first: UsageByModel, second: UsageByModel, most: int = MOST_NAMES) -> UsageByModel:
@@ -101,6 +124,41 @@ def subtracted(whole: UsageByModel, part: UsageByModel) -> UsageByModel:
     """Return the difference by model, none of it below 0, without models of which nothing is left."""
     rest = {name: usage.minus(part.get(name, NOTHING)) for name, usage in whole.items()}
     return {name: usage for name, usage in rest.items() if usage}
+
+
+def split(whole: UsageByModel, seen: list[UsageByModel]) -> list[UsageByModel]:
+    """
+    Split what an attempt has used among its tokens; the shares add up to the whole.
+
+    The CLI tells the cost only of a whole attempt, and in a ``result`` more tokens than in its frames. So each count is
+    split in the proportion of what the frames tell of it; cost, and counts of which they tell nothing, in the
+    proportion of what the tokens of that model cost. A token that has used nothing gets nothing.
+
+    Args:
+        seen: What the frames tell of each token. Where they tell nothing at all, the last one gets everything.
+    """
+    if len(seen) == 1:
+        return [whole]
+    totals, shares = [total_of(one) for one in seen], [UsageByModel() for _ in seen]
+    for model, usage in whole.items():
+        own = [one.get(model, NOTHING) for one in seen]
+        parts: list[dict[str, Any]] = [{} for _ in seen]
+        for name in ModelUsage.__struct_fields__:
+            # All turns count for one model, but may have been made with several.
+            same = [getattr(one, name) for one in (totals if name == "num_turns" else own)]
+            choices = (same, [one.price for one in own], [one.price for one in totals])
+            weights = next(filter(any, choices), [*([0] * (len(seen) - 1)), 1])
+            digits = COST_DIGITS if name == "cost_usd" else None
+            given, used = 0, 0
+            for part, weight in zip(parts, weights, strict=True):
+                used += weight
+                up_to = round(getattr(usage, name) * used / sum(weights), digits)
+                part[name] = round(up_to - given, digits)
+                given = up_to
+        for share, part in zip(shares, parts, strict=True):
+            if one := ModelUsage(**part):
+                share[model] = one
+    return shares
 
 
 def total_of(by_model: UsageByModel) -> ModelUsage:

@@ -131,6 +131,8 @@ class Exchanges:
             answer = await self._ask(request, generation)
             try:
                 identity.answered(generation)
+                if request.path == MESSAGES and answer.status // 100 == 2:
+                    identity.served = generation
                 detection = await self._detection_in(answer, request, generation)
                 if detection is None:
                     return answer

@@ -37,12 +37,14 @@ class Identity:
         on_hold: Called in the relay's thread with each request that is held; None: none is.
         on_release: Called when it is held no longer.
         on_silence: Called when the API did not begin to answer a message in time.
+        served: The generation of the last request for a message that the API has fulfilled.
     """
 
     def __init__(self, generation: Generation, hold_seconds: float) -> None:
         self.placeholder = PLACEHOLDER_PREFIX + secrets.token_hex(_PLACEHOLDER_BYTES)
         self.hold_seconds = hold_seconds
         self.open_requests = 0
+        self.served = generation
         self.on_hold: Callable[[HeldRequest], None] | None = None
         self.on_release: Callable[[HeldRequest], None] = lambda _hold: None
         self.on_silence: Callable[[], None] = lambda: None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +12,9 @@ from agent_runtime.claude.frames import decode_partial
 from agent_runtime.claude.run_stats import RunStats, SessionCost
 from agent_runtime.model.usage import ModelUsage, total_of
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 MODEL = "claude-sonnet-5-5"
 
 
@@ -19,6 +22,11 @@ def counted(*frames: dict[str, Any], before: SessionCost | None = None) -> RunSt
     run_stats = RunStats()
     if before is not None:
         run_stats.usage.go_on_from(before)
+    feed(run_stats, frames)
+    return run_stats
+
+
+def feed(run_stats: RunStats, frames: Iterable[dict[str, Any]]) -> None:
     for frame in frames:
         line = json.dumps(frame, separators=(",", ":")).encode()
         if frame["type"] == "stream_event":
@@ -27,7 +35,6 @@ def counted(*frames: dict[str, Any], before: SessionCost | None = None) -> RunSt
             read_frame = read(line)
             assert read_frame is not None
             run_stats.add(read_frame)
-    return run_stats
 
 
 def tokens(run_stats: RunStats) -> tuple[int, int, int, int]:
@@ -133,6 +140,41 @@ def test_without_a_result_the_frames_are_counted(frames: list[Any], seen: tuple[
 
     assert stats.usage.so_far.is_estimated
     assert tokens(stats) == seen
+
+
+def test_a_message_counts_for_the_generation_that_was_in_use_when_it_began() -> None:
+    run_stats = RunStats()
+
+    def add(number: int, *frames: dict[str, Any]) -> None:
+        run_stats.usage.generation = number
+        feed(run_stats, frames)
+
+    add(1, begun(of(10, 1)), block(of(10, 1)))
+    add(2, block(of(10, 1)), whole({"output_tokens": 20}), begun(of(30, 1), "msg_2"))
+    add(3, block(of(5, 5), "msg_s", parent="toolu_1", model="haiku"))
+    before = run_stats.usage.so_far.seen
+    add(3, result(turns=3, sonnet=reported(100, 200)))
+
+    assert before == {
+        1: {MODEL: ModelUsage(input_tokens=10, output_tokens=20, num_turns=1)},
+        2: {MODEL: ModelUsage(input_tokens=30, output_tokens=1, num_turns=1)},
+        3: {"haiku": ModelUsage(input_tokens=5, output_tokens=5)},
+    }
+    assert run_stats.usage.so_far.seen == before
+
+
+def test_the_model_is_told_as_soon_as_a_frame_names_it() -> None:
+    run_stats = RunStats(lambda text: text.replace("secret", "***"))
+
+    def told(*frames: dict[str, Any]) -> tuple[str | None, int | None]:
+        feed(run_stats, frames)
+        return run_stats.usage.so_far.model_name, run_stats.usage.so_far.context_window
+
+    assert told() == (None, None)
+    assert told({"type": "system", "subtype": "init", "model": "secret[1m]"}) == ("***[1m]", 1_000_000)
+    assert told(block(of(1, 1), parent="toolu_1", model="haiku"))[0] == "***[1m]"
+    assert told(block(of(1, 1))) == (MODEL, 1_000_000)
+    assert told(result(**{MODEL: reported(1, 1) | {"contextWindow": 300_000}})) == (MODEL, 300_000)
 
 
 def test_the_context_is_the_prompt_of_the_last_own_request() -> None:

@@ -49,41 +49,47 @@ def generation(number: int, subscription: str) -> Generation:
     return Generation(number, Token(f"sk-ant-oat01-{number}-0000"), 0.0, subscription=subscription)
 
 
-def used(output_tokens: int, cost_usd: float = 0.0) -> AttemptUsage:
-    return AttemptUsage(by_model={"m": ModelUsage(output_tokens=output_tokens, cost_usd=cost_usd)})
+def used(cost_usd: float = 0.0, **by_generation: int) -> AttemptUsage:
+    """Say what each generation has used, as ``g1=5``."""
+    seen = {int(name[1:]): {"m": ModelUsage(output_tokens=tokens)} for name, tokens in by_generation.items()}
+    total = sum(by_generation.values())
+    return AttemptUsage(by_model={"m": ModelUsage(output_tokens=total, cost_usd=cost_usd)}, seen=seen)
 
 
-def test_what_an_attempt_uses_counts_for_the_token_that_was_its_newest_meanwhile() -> None:
+def test_what_an_attempt_uses_counts_for_the_token_that_it_was_used_of() -> None:
     writer = RecordWriter(record(Phase.QUEUED))
     writer.spawned(Spawned(2, None, 1.0, generation(1, "a")))
-    for usage in (used(1), used(5), used(5)):
+    for usage in (used(g1=1), used(g1=5), used(g1=5)):
         writer.used(usage)
     writer.token_reached(Reached(generation(2, "b"), 2.0))
-    writer.used(used(7))
     writer.token_reached(Reached(generation(3, "c"), 3.0))
-    writer.used(used(12, 0.5))
+    writer.used(used(g1=6, g3=4))
+    writer.used(used(0.5, g1=6, g3=4))
+    writer.used(used(0.5, g1=6, g3=4))
 
     tokens = writer.record.attempts[-1].tokens
     assert [token.subscription for token in tokens] == ["a", "b", "c"]
-    assert [token.usage_by_model["m"].output_tokens for token in tokens] == [5, 2, 5]
-    assert (writer.record.metadata.output_tokens, writer.record.attempts[-1].cost_usd) == (12, 0.5)
+    first, nothing, third = (token.usage_by_model for token in tokens)
+    assert first == {"m": ModelUsage(output_tokens=6, cost_usd=0.3)}
+    assert third == {"m": ModelUsage(output_tokens=4, cost_usd=0.2)}
+    assert nothing == {}
+    assert (writer.record.metadata.output_tokens, writer.record.attempts[-1].cost_usd) == (10, 0.5)
 
 
-def test_what_is_used_counts_for_the_token_that_the_request_carried_where_that_is_known() -> None:
+def test_the_model_is_known_while_an_attempt_runs_and_costs_can_be_read() -> None:
     writer = RecordWriter(record(Phase.QUEUED))
-    writer.spawned(Spawned(2, None, 1.0, generation(1, "a")))
-    writer.used(used(1), carried=1)
-    writer.token_reached(Reached(generation(2, "b"), 2.0))
-    writer.used(used(5), carried=1)
-    writer.used(used(5), carried=1)
-    writer.used(used(9), carried=2)
-    writer.used(used(10), carried=1)
-    writer.token_reached(Reached(generation(3, "c"), 3.0))
-    writer.used(used(12), carried=4)
+    for number in range(7):
+        writer.spawned(Spawned(2, None, 1.0, generation(1, "a")))
+        writer.used(AttemptUsage())
+        writer.used(AttemptUsage(by_model={"m": ModelUsage(cost_usd=1e-05)}, model_name=f"m{number}"))
+        writer.happened(Event.REQUEUED)
+    writer.record.metadata.context_window = 1
+    writer.used(AttemptUsage(context_window=1_000_000))
 
-    tokens = writer.record.attempts[-1].tokens
-    assert [token.usage_by_model["m"].output_tokens for token in tokens] == [6, 4, 2]
-    assert writer.record.metadata.output_tokens == 12
+    metadata = writer.record.metadata
+    assert (metadata.model_name, metadata.context_window) == ("m6", 1_000_000)
+    writer.used(AttemptUsage(by_model={"m": ModelUsage(cost_usd=1e-05)}))
+    assert repr(metadata.cost_usd) == repr(metadata.usage_by_model["m"].cost_usd) == "7e-05"
 
 
 def test_totals_of_an_earlier_version_stay_and_those_of_attempts_are_added() -> None:
@@ -92,7 +98,7 @@ def test_totals_of_an_earlier_version_stay_and_those_of_attempts_are_added() -> 
     writer = RecordWriter(left)
     for number in (1, 2):
         writer.spawned(Spawned(number, None, 1.0, generation(1, "a")))
-        writer.used(used(10, 0.5))
+        writer.used(used(0.5, g1=10))
         writer.happened(Event.REQUEUED)
 
     metadata = writer.record.metadata

@@ -82,6 +82,20 @@ def test_each_request_has_the_token_that_is_in_use_then(api: RawApi, child: Rela
     assert [tokens_in(request) for request in api.requests] == [[OLD], [NEW]]
     assert child.delivered.relayed is not None
     assert child.delivered.relayed.carried()[0].number == 2
+    assert child.delivered.relayed.served.number == 2
+
+
+@pytest.mark.parametrize("status", [b"429 Slow", b"500 No", b"304 Same"])
+def test_what_was_not_fulfilled_has_used_nothing_of_its_token(api: RawApi, child: Relayed, status: bytes) -> None:
+    child.ask()
+    child.secret.write(NEW)
+    api.answer = says(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\n\r\n")
+    child.ask()
+
+    assert tokens_in(api.requests[-1]) == [NEW]
+    assert child.delivered.relayed is not None
+    assert child.delivered.relayed.carried()[0].number == 2
+    assert child.delivered.relayed.served.number == 1
 
 
 def test_a_refused_request_is_sent_again_with_a_token_that_was_written_meanwhile(api: RawApi, child: Relayed) -> None:
@@ -371,12 +385,12 @@ def test_an_answer_that_came_before_the_request_is_not_taken_for_the_next_one(ap
 
 
 def test_a_kept_connection_that_the_api_has_closed_costs_nothing(api: RawApi, child: Relayed) -> None:
-    served: list[int] = []
+    served: list[Talk] = []
 
     def answer(talk: Talk, _request: bytes) -> bool:
-        if served.count(id(talk)):
+        if talk in served:
             return False  # closes instead of answering
-        served.append(id(talk))
+        served.append(talk)
         talk.send(OK)
         return True
 

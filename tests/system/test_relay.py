@@ -120,24 +120,33 @@ def test_an_api_that_never_answers_is_stalled_by_the_relays_deadline(
         assert "relay_timeout" in response.json()["detail"]
 
 
-def test_an_answer_counts_for_the_token_that_its_request_carried(
+def test_an_answer_and_its_cost_count_for_the_token_that_its_request_carried(
     tmp_path: Path, api: MessagesApi, base_url: str
 ) -> None:
-    with supervised(tmp_path, api_url=base_url, environment=RELAY) as run:
+    third = f"{OLD}-3"
+    api.on(NEW, "usage_limit")
+    api.script("work", Tool(command="true", gate="go", usage={"input_tokens": 70}), Tool(command="true"), Text())
+    with supervised(tmp_path, api_url=base_url, environment=RELAY, flags=("--park", "60")) as run:
         pending = run.start("[[script:work]] Do it.", execution_id="used")
         api.wait_for_requests(OLD)
         run.write_token(NEW)
         eventually(lambda: len(run.record("used")["attempts"][0]["tokens"]) == 2)
         api.open_gate("go")
+        eventually(lambda: run.record("used")["held"])
+        run.write_token(third)
 
-        assert pending.answer().json()["response"] == "finished"
+        metadata = pending.answer().json()["metadata"]
         tokens = run.record("used")["attempts"][0]["tokens"]
-    used = [sum(one["output_tokens"] for one in token["usage_by_model"].values()) for token in tokens]
-    handed_out = [
-        sum(each.usage["output_tokens"] for each in api.requests if each.carries(token)) for token in (OLD, NEW)
-    ]
-    assert used == handed_out
-    assert all(used)
+    [old, limited, last] = [token["usage_by_model"] for token in tokens]
+    assert limited == {}
+    shares = [*old.values(), *last.values()]
+    for name in ("input_tokens", "output_tokens"):
+        handed_out = [sum(each.usage[name] for each in api.requests if each.carries(token)) for token in (OLD, third)]
+        assert [share[name] for share in shares] == handed_out
+    for name in ("cost_usd", "num_turns"):
+        assert round(sum(share[name] for share in shares), 10) == metadata[name]
+    prices = [share["input_tokens"] + 5 * share["output_tokens"] for share in shares]
+    assert shares[0]["cost_usd"] == pytest.approx(metadata["cost_usd"] * prices[0] / sum(prices), abs=1e-9)
 
 
 def test_a_line_that_a_tool_forges_does_not_even_end_its_attempt(

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from agent_runtime.client import SyncAgentClient
 from agent_runtime.model.usage import ModelUsage
 from agent_runtime.telemetry.counters import Counts
-from tests.support.supervised import OLD, Supervised, eventually, supervised
+from tests.support.supervised import NEW, OLD, Supervised, eventually, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,6 +106,7 @@ def test_what_a_running_execution_has_used_is_shown_while_it_runs(shared: Superv
         return found
 
     eventually(lambda: running()["output_tokens"] == 5)
+    assert running()["model_name"] == MODEL
     assert counts_of(running()) == counts_of(shared.record("runs")["metadata"]) == (10, 5, 2, 3)
     eventually(lambda: shared.get("/api/usage")["total"]["cache_read_tokens"] >= 3)
     metrics = samples(shared, "tokens").get(("cache_read", MODEL, "team-a"), 0)
@@ -114,6 +115,28 @@ def test_what_a_running_execution_has_used_is_shown_while_it_runs(shared: Superv
     metadata = pending.answer().json()["metadata"]
     assert (counts_of(metadata), metadata["estimated"], metadata["num_turns"]) == ((10, 5, 2, 3), False, 1)
     assert samples(shared, "tokens")["cache_read", MODEL, "team-a"] == metrics + 3, "once, at the end"
+
+
+@pytest.mark.slow
+def test_a_switch_under_file_splits_the_cost(tmp_path: Path) -> None:
+    with supervised(tmp_path, flags=("--token-delivery", "file")) as running:
+        running.write_secret(json.dumps({"token": OLD, "subscription": "alpha"}))
+        eventually(lambda: running.get("/api/token")["subscription"] == "alpha")
+        eventually(lambda: "; this CLI takes a newer token" in running.get("/health")["delivery"]["reason"], 90)
+        waits = {"do": "wait_file", "path": str(tmp_path / "go")}
+        script = [INIT, said(40, 8), waits, said(30, 6), result(cost=0.0007, turns=3, claude_m=(70, 14))]
+        pending = running.start({"script": script}, execution_id="two")
+        eventually(lambda: running.record("two")["metadata"]["input_tokens"] == 40)
+        running.write_secret(json.dumps({"token": NEW, "subscription": "beta"}))
+        eventually(lambda: len(running.record("two")["attempts"][0]["tokens"]) == 2)
+        (tmp_path / "go").touch()
+
+        assert pending.answer().json()["metadata"]["cost_usd"] == 0.0007
+        rows = {row["name"]: row for row in running.get("/api/usage")["usage"]}
+        assert {name: row["cost_usd"] for name, row in rows.items()} == {"alpha": 0.0004, "beta": 0.0003}
+        assert {name: row["input_tokens"] for name, row in rows.items()} == {"alpha": 40, "beta": 30}
+        costs = samples(running, "cost_usd")
+        assert (costs["claude_m", "alpha"], costs["claude_m", "beta"]) == (0.0004, 0.0003)
 
 
 def test_the_event_of_the_end_has_the_totals(shared: Supervised) -> None:
