@@ -224,6 +224,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         "auto",
     )
     child_user: str | None = _setting(_text, "run children as this user", None)
+    confine: str = _setting(
+        _one_of("off", "user", "landlock", "auto"),
+        "what keeps the secret and the supervisor out of the agent's reach: off, user, landlock or auto",
+        "off",
+    )
     execution_memory: int | None = _setting(
         _integer(16 * MEBIBYTE, 1 << 50), "how much memory an execution may use, in bytes; needs a cgroup", None
     )

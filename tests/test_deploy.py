@@ -99,14 +99,15 @@ def with_what_is_commented(file: Path) -> Any:
     return yaml.safe_load(re.sub(r"(?m)^( *)# (?=(- \{name: )?AGENT_RUNTIME_\w+[:,])", r"\1", file.read_text()))
 
 
-def test_a_setting_that_is_commented_out_is_good_as_it_stands_and_the_relay_is_one_everywhere() -> None:
+def test_a_setting_that_is_commented_out_is_good_as_it_stands_and_relay_and_confinement_are_everywhere() -> None:
     pod = with_what_is_commented(KUBERNETES / "statefulset.yaml")["spec"]["template"]["spec"]
     kubernetes = {variable["name"]: variable["value"] for variable in pod["containers"][0]["env"]}
     compose = with_what_is_commented(DEPLOY / "compose.yaml")["services"]["agent"]["environment"]
-    [image] = re.findall(r"(?m)^# .*\b(AGENT_RUNTIME_TOKEN_DELIVERY)=(\w+)", DOCKERFILE)
-    for before, environment in ((ENVIRONMENT, kubernetes), (SERVICE["environment"], compose), ({}, dict([image]))):
-        assert settings_of(before).token_delivery == "auto"
-        assert settings_of({**before, **environment}).token_delivery == "relay"
+    image = dict(re.findall(r"(?m)^# .*\b(AGENT_RUNTIME_TOKEN_DELIVERY|AGENT_RUNTIME_CONFINE)=(\w+)", DOCKERFILE))
+    for before, environment in ((ENVIRONMENT, kubernetes), (SERVICE["environment"], compose), ({}, image)):
+        plain, chosen = settings_of(before), settings_of({**before, **environment})
+        assert (plain.token_delivery, plain.confine) == ("auto", "off")
+        assert (chosen.token_delivery, chosen.confine) == ("relay", "landlock")
 
 
 def test_the_port_is_the_same_everywhere() -> None:

@@ -37,7 +37,7 @@ async def report(
     """Build the body of ``GET /health``."""
     unready, generation, slots = supervisor.unready, supervisor.secret.status.generation, supervisor.slots
     archive, disk = supervisor.archive, supervisor.archive.transcripts.free_bytes()
-    last_task_at = supervisor.last_task_at
+    last_task_at, confinement = supervisor.last_task_at, supervisor.containment.confinement
     return bodies.Health(
         status="degraded" if reasons else "ok",
         reasons=reasons,
@@ -64,6 +64,12 @@ async def report(
             layer=supervisor.containment.kind.value,
             setting=supervisor.containment.asked,
             lacking=dict(supervisor.containment.lacking),
+        ),
+        confinement=bodies.HealthConfinement(
+            mode=confinement.mode.value,
+            setting=confinement.asked,
+            reached=confinement.reached,
+            lacking=confinement.lacking,
         ),
         disk=bodies.HealthDisk(
             free_bytes=None if disk is None else disk[0],

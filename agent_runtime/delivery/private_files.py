@@ -166,6 +166,11 @@ class PrivateFiles:
                 log.warning("cannot write the child's files in %s: %s", directory.parent, reason)
         raise SpawnFailed(f"cannot write the child's files: {reason}")
 
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """Where the files are."""
+        return tuple(self._directories)
+
     def remove(self) -> None:
         """Remove all files and directories."""
         for directory in self._directories:

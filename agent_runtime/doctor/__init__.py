@@ -54,6 +54,7 @@ def examine(environ: Mapping[str, str], machine: Machine) -> Iterator[Finding]:
     if is_dir(settings.config_dir):
         yield secret.login(settings, in_the_way)
     yield program.contained(settings)
+    yield program.confined(settings)
     yield program.open_files(settings)
     yield config.stopping(settings)
     yield program.api(environ)

@@ -22,11 +22,12 @@ from agent_runtime.doctor.finding import DATA_DIR, Finding, is_dir, may, ok, pro
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.http_client import checked_url, proxy_for
 from agent_runtime.model.tokens import TokenKind
-from agent_runtime.process import containment_choice
+from agent_runtime.process import confinement_choice, containment_choice
 from agent_runtime.process.child import Spawner
 from agent_runtime.process.linux import cgroup_setup as cgroups
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.cgroup import Limits
+from agent_runtime.process.linux.landlock import Mode
 from agent_runtime.relay.relay import way_in
 from agent_runtime.settings import PREFIX
 from agent_runtime.web.uvicorn_protocol import DESCRIPTORS_KEPT, DESCRIPTORS_PER_SLOT, FEWEST_PLACES, PLACES_BEYOND
@@ -135,6 +136,28 @@ def contained(settings: Settings) -> Finding:
     lacking = "; ".join(f"no {name}: {reason}" for name, reason in containment.lacking.items())
     more = f" ({lacking})" if lacking else ""
     return ok("containment", containment.kind.value + more)
+
+
+def confined(settings: Settings) -> Finding:
+    """Have a child try to reach the secret and this process, which stands for the supervisor."""
+    data_dir = settings.data_dir or DATA_DIR
+    try:
+        with contextlib.closing(Spawner()) as spawner:
+            args = (settings, data_dir, lambda: f"doctor.{secrets.token_hex(6)}")
+            confinement = confinement_choice.choose(spawner, *args)
+            reached = confinement.reached
+            if confinement.mode is Mode.OFF:
+                reached = confinement_choice.hunt(spawner, confinement, *args)
+    except AgentRuntimeError as error:
+        if settings.confine == Mode.OFF:
+            return ok("confinement", f"off; what an agent can reach is not known: {error}")
+        return problem("confinement", str(error), f"leave {PREFIX}CONFINE out, or give it what it needs")
+    found = {is_open: ", ".join(item for item in reached if reached[item] is is_open) for is_open in (True, False)}
+    text = f"{confinement.mode}: an agent can reach: {found[True] or 'nothing'}; it cannot reach: {found[False] or '-'}"
+    if confinement.lacking and confinement.mode is Mode.OFF:
+        reasons = "; ".join(confinement.lacking.values())
+        return warning("confinement", f"{text} ({reasons})", f"leave {PREFIX}CONFINE out, or give it what it needs")
+    return ok("confinement", text)
 
 
 def open_files(settings: Settings, limit: int | None = None) -> Finding:

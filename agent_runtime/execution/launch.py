@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.claude import invocation
-from agent_runtime.claude.credential_env import CREDENTIALS
+from agent_runtime.claude.credential_env import CREDENTIALS, SHELL_PREFIX_VARIABLE
 from agent_runtime.delivery.cli_options import depends_on_cli
 from agent_runtime.delivery.private_files import PrivateFiles
 from agent_runtime.delivery.workspace_config import held_back
@@ -100,6 +100,7 @@ class Launch:
             user=settings.child_user,
             mark=spec.mark,
             directory=self._directory,
+            needs=(*self._files.directories, *(path.parent for path in _shell_prefix(delivered))),
         )
 
     def release(self) -> None:
@@ -109,3 +110,8 @@ class Launch:
         if self._directory is not None:
             os.close(self._directory)
         self._files.remove()
+
+
+def _shell_prefix(delivered: Delivered) -> tuple[Path, ...]:
+    """Return the relay's program that the child's tools are run by, if there is one."""
+    return tuple(Path(value) for name, value in delivered.variables.items() if name == SHELL_PREFIX_VARIABLE)

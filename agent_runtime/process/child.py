@@ -30,6 +30,7 @@ from agent_runtime.process.forkserver import shim
 from agent_runtime.process.forkserver.server import ForkServer, ShimFailed
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
+from agent_runtime.process.linux.landlock import UNCONFINED, Confinement, Mode
 from agent_runtime.process.users import UnknownUser, other_user
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from agent_runtime.process.linux.cgroup_setup import Groups
     from agent_runtime.process.oom_kills import OomWatch
 
+_RESTRICTED = {Mode.OFF: shim.UNRESTRICTED, Mode.USER: shim.RESTRICTED, Mode.LANDLOCK: shim.LANDLOCKED}
 _RAISE_OOM_SCORE_BY = 500
 _END_WITHIN_SECONDS = 1.0
 _REMOVE_WITHIN_SECONDS = 0.1
@@ -83,6 +85,8 @@ class Command:
         directory: An open descriptor of *cwd*, which stays the caller's; None: it is opened by its path.
         user: Name or number of the user to run as; None: as we do.
         mark: From :func:`new_mark`, of this attempt alone; every descendant inherits it.
+        confinement: What it cannot reach.
+        needs: Directories whose files it reads even if they lie below a closed one.
     """
 
     argv: tuple[str, ...] = field(repr=False)
@@ -91,6 +95,8 @@ class Command:
     mark: str
     user: str | None = None
     directory: int | None = None
+    confinement: Confinement = UNCONFINED
+    needs: tuple[Path, ...] = ()
 
 
 class Exit(msgspec.Struct, frozen=True):
@@ -321,6 +327,8 @@ class Spawner:
             for descriptor in ours:
                 os.set_blocking(descriptor, False)
             theirs.append(_working_directory(command))
+            if command.confinement.mode is Mode.LANDLOCK:
+                theirs.append(command.confinement.ruleset(command.needs))
             join = () if group is None else (group.procs, group.place)
             handle = self.fork_server.start_leader((*theirs, *join), spawn_request)
         except BaseException as error:
@@ -399,7 +407,8 @@ def _spawn_request(command: Command, most_files: int | None) -> SpawnRequest:
     except UnknownUser:
         raise NotSpawned(SpawnReason.UNKNOWN_USER) from None
     identity = (user.uid, user.gid, user.groups) if user is not None else None
-    return argv, env, identity, linux.raised_oom_score(_RAISE_OOM_SCORE_BY), most_files
+    restricted = _RESTRICTED[command.confinement.mode]
+    return argv, env, identity, linux.raised_oom_score(_RAISE_OOM_SCORE_BY), most_files, restricted
 
 
 def _working_directory(command: Command) -> int:
@@ -411,25 +420,15 @@ def _working_directory(command: Command) -> int:
 
 
 _REASONS = {
-    errno.ENOEXEC: SpawnReason.NOT_EXECUTABLE,
-    errno.EACCES: SpawnReason.NOT_EXECUTABLE,
-    errno.EISDIR: SpawnReason.NOT_EXECUTABLE,
-    errno.ELIBBAD: SpawnReason.NOT_EXECUTABLE,
-    errno.ETXTBSY: SpawnReason.NOT_EXECUTABLE,
-    errno.ELOOP: SpawnReason.NOT_EXECUTABLE,
-    errno.ENOENT: SpawnReason.NOT_FOUND,
-    errno.ENOTDIR: SpawnReason.NOT_FOUND,
-    errno.E2BIG: SpawnReason.TOO_LONG,
-    errno.ENAMETOOLONG: SpawnReason.TOO_LONG,
+    **dict.fromkeys((errno.ENOEXEC, errno.EACCES, errno.EISDIR, errno.ELIBBAD), SpawnReason.NOT_EXECUTABLE),
+    **dict.fromkeys((errno.ETXTBSY, errno.ELOOP), SpawnReason.NOT_EXECUTABLE),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), SpawnReason.NOT_FOUND),
+    **dict.fromkeys((errno.E2BIG, errno.ENAMETOOLONG), SpawnReason.TOO_LONG),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS), SpawnReason.NO_DESCRIPTORS),
     errno.EAGAIN: SpawnReason.NO_PROCESSES,
-    errno.EMFILE: SpawnReason.NO_DESCRIPTORS,
-    errno.ENFILE: SpawnReason.NO_DESCRIPTORS,
-    errno.ETOOMANYREFS: SpawnReason.NO_DESCRIPTORS,
     errno.ENOMEM: SpawnReason.NO_MEMORY,
     errno.EPERM: SpawnReason.NOT_PERMITTED,
 }
-
-
 _SHORTAGES = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
@@ -440,8 +439,9 @@ def _reason(error: OSError, command: Command) -> tuple[SpawnReason, str | None]:
     if isinstance(error, TimeoutError):
         return SpawnReason.OTHER, "its shim does not answer"
     where = error.where if isinstance(error, ShimFailed) else shim.FORKING
-    if where == shim.CONFINING and code != errno.EAGAIN:
-        return SpawnReason.OTHER, f"it cannot be put into its cgroup: {name}"
+    steps = {shim.CONFINING: "put into its cgroup", shim.RESTRICTING: "confined"}
+    if where in steps and code != errno.EAGAIN:
+        return SpawnReason.OTHER, f"it cannot be {steps[where]}: {name}"
     if where == shim.ENTERING and code not in _SHORTAGES:
         return SpawnReason.NO_DIRECTORY, None
     is_path = where == shim.EXECUTING and "/" in command.argv[0]

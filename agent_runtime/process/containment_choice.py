@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from agent_runtime.process.containment.registry import is_of_an_earlier_start
 from agent_runtime.process.containment.sweep import Kind
 from agent_runtime.process.linux import cgroup_setup as cgroups
 from agent_runtime.process.linux.cgroup_setup import NO_LIMITS
+from agent_runtime.process.linux.landlock import UNCONFINED, Confinement
 from agent_runtime.process.oom_kills import OomKills
 from agent_runtime.settings import PREFIX
 
@@ -41,6 +43,7 @@ class Containment(msgspec.Struct, frozen=True):
         groups: Where each attempt gets a cgroup of its own, to be ended or limited by it.
         lacking: For each better layer the reason why it is not available here.
         oom_kills: The kernel's count for all attempts together.
+        confinement: What children cannot reach.
     """
 
     spawner: Spawner
@@ -49,6 +52,7 @@ class Containment(msgspec.Struct, frozen=True):
     groups: Groups | None = None
     lacking: Mapping[str, str] = msgspec.field(default_factory=dict)
     oom_kills: OomKills = msgspec.field(default_factory=OomKills)
+    confinement: Confinement = UNCONFINED
 
     @property
     def state(self) -> dict[str, object]:
@@ -64,7 +68,8 @@ class Containment(msgspec.Struct, frozen=True):
         """
         watch = self.oom_kills.watch()
         try:
-            child = self.spawner.spawn(command, self.kind, self.groups, also_scan=self.asked == AUTO)
+            confined = replace(command, confinement=self.confinement)
+            child = self.spawner.spawn(confined, self.kind, self.groups, also_scan=self.asked == AUTO)
         except BaseException:
             watch.end()
             raise

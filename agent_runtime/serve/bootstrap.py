@@ -18,8 +18,11 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec.structs import replace
+
 from agent_runtime.delivery.private_files import remove_leftovers, remove_tree
 from agent_runtime.errors import CannotStart, SettingsInvalid
+from agent_runtime.process import confinement_choice
 from agent_runtime.process.child import Spawner
 from agent_runtime.process.containment.leftovers import await_shims, sweep_leftovers
 from agent_runtime.process.containment.registry import become_subreaper, new_mark, tag_of
@@ -106,15 +109,17 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         start.go_on()  # only now: a start that a signal ends has also removed everything of an earlier supervisor
         _passable(_directory(run_dir, f"{PREFIX}DATA_DIR"), settings)
         limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
-        containment = _contained(spawner, settings.containment, limits, data_dir)
+        containment = _contained(spawner, settings, limits, data_dir)
         yield Bootstrap(data_dir, run_dir, listener, containment, redactor, logs)
 
 
-def _contained(spawner: Spawner, asked: str, limits: Limits, data_dir: Path) -> Containment:
-    containment = choose(spawner, asked, functools.partial(new_mark, data_dir), limits)
+def _contained(spawner: Spawner, settings: Settings, limits: Limits, data_dir: Path) -> Containment:
+    next_mark = functools.partial(new_mark, data_dir)
+    containment = choose(spawner, settings.containment, next_mark, limits)
     containment.sweep_leftovers(data_dir)
-    log.info("containment: %s", containment.kind.value)
-    return containment
+    confinement = confinement_choice.choose(spawner, settings, data_dir, next_mark)
+    log.info("containment: %s, confinement: %s", containment.kind.value, confinement.mode)
+    return replace(containment, confinement=confinement)
 
 
 def _data_dir(settings: Settings, environ: Mapping[str, str]) -> Path:

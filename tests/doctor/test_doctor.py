@@ -20,6 +20,7 @@ from agent_runtime.doctor.finding import Finding, Machine
 from agent_runtime.doctor.program import open_files
 from agent_runtime.doctor.secret import mount, watch
 from agent_runtime.process.linux import cgroup_setup as cgroups
+from agent_runtime.process.linux import landlock, syscalls
 from agent_runtime.secret.mount import SourceKind
 from agent_runtime.secret.writer import put
 from agent_runtime.settings import Settings
@@ -135,6 +136,7 @@ def test_a_healthy_place_is_one_line_a_check_and_exit_code_0(patient: Patient) -
         "config_dir",
         "login",
         "containment",
+        "confinement",
         "open files",
         "stop",
         "api",
@@ -435,6 +437,22 @@ def test_a_layer_or_a_limit_that_is_not_to_be_had_is_a_problem(
     patient.set(setting, value)
     found = patient.find("containment")
     assert (found.verdict, "no cgroup v2 is mounted" in found.text) == ("problem", True)
+
+
+@pytest.mark.skipif(landlock.version() < landlock.LEAST_ABI, reason="this kernel has no Landlock")
+def test_what_an_agent_can_reach_is_told_item_by_item(patient: Patient) -> None:
+    free = patient.find("confinement")
+    assert (free.verdict, free.text.startswith("off: an agent can reach: secret file")) == ("ok", True)
+
+    patient.set("CONFINE", "landlock")
+    try:
+        confined = patient.find("confinement")
+        patient.set("WORKSPACE", patient.home)
+        impossible = patient.find("confinement")
+    finally:
+        syscalls._prctl(syscalls.PR_SET_DUMPABLE, 1)
+    assert confined.text.startswith("landlock: an agent can reach: nothing; it cannot reach: secret file, ")
+    assert (impossible.verdict, "where an agent works" in impossible.text) == ("problem", True)
 
 
 # -- the CLI, and what is proved about it

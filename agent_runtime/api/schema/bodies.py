@@ -302,6 +302,22 @@ class HealthContainment(msgspec.Struct, kw_only=True):
     lacking: dict[str, str]
 
 
+class HealthConfinement(msgspec.Struct, kw_only=True):
+    """
+    What keeps the secret and the supervisor out of the agents' reach.
+
+    Attributes:
+        mode: In effect now.
+        reached: What a child tried to reach at the start, and whether it could; nothing where it is off.
+        lacking: Why a mode that was asked for, or would be better, is not in effect.
+    """
+
+    mode: Literal["off", "user", "landlock"]
+    setting: str
+    reached: dict[str, bool]
+    lacking: dict[str, str]
+
+
 class HealthDisk(msgspec.Struct, kw_only=True):
     """
     The disk that holds records and transcripts.
@@ -352,6 +368,7 @@ class Health(msgspec.Struct, kw_only=True):
     streams: HealthPlaces
     delivery: HealthDelivery
     containment: HealthContainment
+    confinement: HealthConfinement
     disk: HealthDisk
     loop_lag_seconds: float
     uptime_seconds: float

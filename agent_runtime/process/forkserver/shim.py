@@ -12,7 +12,8 @@ process that may signal a shim can end it; the supervisor then adopts its orphan
 The protocol on a shim's own socket, a stream:
 
 1. The :data:`SpawnRequest`, marshalled, behind 4 bytes of length. With the length come, as ancillary data, the leader's
-   three pipes, its working directory and, for a leader in a cgroup, the cgroup's ``cgroup.procs`` and its directory.
+   three pipes, its working directory, for a leader under Landlock its ruleset and, for a leader in a cgroup, the
+   cgroup's ``cgroup.procs`` and its directory.
 2. From the shim one :data:`STARTED` with its own pidfd, the leader's, and a pipe; or one :data:`FAILED`.
 3. Later one :data:`ENDED`.
 
@@ -52,14 +53,17 @@ if TYPE_CHECKING:
     Identity: TypeAlias = tuple[int, int, list[int]] | None
     """User, group and further groups to become; None: as we are."""
 
-    SpawnRequest: TypeAlias = tuple[list[bytes], dict[bytes, bytes], Identity, int | None, int | None]
-    """Arguments, environment, identity, ``oom_score_adj`` and how many files may be open."""
+    SpawnRequest: TypeAlias = tuple[list[bytes], dict[bytes, bytes], Identity, int | None, int | None, int]
+    """Arguments, environment, identity, ``oom_score_adj``, how many files may be open, and how it is restricted."""
+
+UNRESTRICTED, RESTRICTED, LANDLOCKED = range(3)
+"""Of a leader: not at all; it gets no new privileges and leaves no core; it also has a ruleset."""
 
 STARTED, FAILED, ENDED = b"s", b"f", b"e"
 """Followed by two pids; by a place and an errno; by a wait status and 0."""
 
-FORKING, CONFINING, BECOMING, ENTERING, EXECUTING = range(5)
-"""The step at which a start failed: fork, cgroup, user, working directory, program."""
+FORKING, CONFINING, BECOMING, ENTERING, EXECUTING, RESTRICTING = range(6)
+"""The step at which a start failed: fork, cgroup, user, working directory, program, ruleset."""
 
 FORK_SERVER_NAME, SHIM_NAME = b"agent-forks", b"agent-shim"
 """The names in lists of processes."""
@@ -68,9 +72,12 @@ MESSAGE_BYTES = 9
 MOST_DESCRIPTORS = 8
 
 _SIGHUP, _SIGINT, _SIGKILL, _SIGTERM, _SIGCHLD, _SIGCONT, _SIGSTOP = 1, 2, 9, 15, 17, 18, 19
-_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
+_PR_SET_NAME, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 15, 24, 36, 38
+_DROPPED_CAPABILITIES = (13, 19, 21, 38)
+"""CAP_NET_RAW, SYS_PTRACE, and SYS_ADMIN and PERFMON, with which root reads an environment past Landlock (6.18)."""
+
 _CLONE_INTO_CGROUP = 0x200000000
-_SYS_CLONE3 = 435  # the same on every architecture that has had the call
+_SYS_CLONE3, _SYS_LANDLOCK_RESTRICT_SELF = 435, 446  # the same on every architecture that has had the calls
 _NICER = 10
 _GRACE_MILLISECONDS = 500
 _LOOK_AGAIN_MILLISECONDS = 2
@@ -174,6 +181,7 @@ class Shim:
 
     def _start(self, spawn_request: SpawnRequest, descriptors: list[int], line: socket) -> None:
         report, theirs = os.pipe()
+        ruleset = descriptors.pop(4) if spawn_request[5] == LANDLOCKED else None
         self._leader = _fork_into(descriptors[5]) if len(descriptors) > 5 else -1
         is_in_place = self._leader >= 0
         if not is_in_place:
@@ -183,8 +191,10 @@ class Shim:
                 del descriptors[4:]
             if not self._urgent:
                 os.nice(_NICER)  # so that the processes that end them always get CPU time
-            _become(spawn_request, descriptors, theirs)
+            _become(spawn_request, descriptors, theirs, ruleset)
         os.close(theirs)
+        if ruleset is not None:
+            os.close(ruleset)
         while descriptors:
             os.close(descriptors.pop())
         answer = (os.pidfd_open(os.getpid()), os.pidfd_open(self._leader), report)
@@ -272,9 +282,9 @@ def _fork_into(group: int) -> int:
     return int(_libc_with_gil.syscall(_SYS_CLONE3, arguments, ctypes.sizeof(arguments)))
 
 
-def _become(spawn_request: SpawnRequest, descriptors: Sequence[int], report: int) -> NoReturn:
+def _become(spawn_request: SpawnRequest, descriptors: Sequence[int], report: int, ruleset: int | None) -> NoReturn:
     """Turn into the leader. The execution of the program closes all other descriptors."""
-    argv, env, identity, oom_score, most_files = spawn_request
+    argv, env, identity, oom_score, most_files, restricted = spawn_request
     where = CONFINING
     try:
         os.setsid()
@@ -286,6 +296,10 @@ def _become(spawn_request: SpawnRequest, descriptors: Sequence[int], report: int
             resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         for place in range(3):
             os.dup2(descriptors[place], place)  # all of them lie above: 0, 1 and 2 were open when they came
+        if restricted:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            for capability in _DROPPED_CAPABILITIES:
+                _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails without a privilege, and then it has none
         where = BECOMING
         if identity is not None:
             os.setgroups(identity[2])
@@ -293,6 +307,9 @@ def _become(spawn_request: SpawnRequest, descriptors: Sequence[int], report: int
             os.setreuid(identity[0], identity[0])
         where = ENTERING
         os.fchdir(descriptors[3])
+        if restricted:
+            where = RESTRICTING
+            _restrict(ruleset)
         where = EXECUTING
         set_wakeup_fd(-1)
         for number in valid_signals():
@@ -304,6 +321,15 @@ def _become(spawn_request: SpawnRequest, descriptors: Sequence[int], report: int
         os.write(report, _message(b"", where, error.errno or errno.EIO))
     finally:
         os._exit(255)
+
+
+def _restrict(ruleset: int | None) -> None:
+    """Give up, for us and all below us, what setuid programs would give, and what the ruleset does not allow."""
+    one, nothing = ctypes.c_ulong(1), ctypes.c_ulong(0)
+    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, one, nothing, nothing, nothing) or (
+        ruleset is not None and _libc.syscall(_SYS_LANDLOCK_RESTRICT_SELF, ruleset, nothing)
+    ):
+        raise OSError(ctypes.get_errno(), "")
 
 
 def _execute(argv: list[bytes], env: dict[bytes, bytes]) -> None:

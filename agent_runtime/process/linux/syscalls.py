@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 PIDFD_SIGNAL_PROCESS_GROUP = 4
 """
 Send to the whole process group whose leader the pidfd names, also when the leader itself is gone.
@@ -45,6 +45,11 @@ def set_subreaper() -> None:
     if _prctl(PR_SET_CHILD_SUBREAPER, 1) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def make_undumpable() -> None:
+    """Keep other processes of our user, for our life, from reading our memory and environment; we leave no core."""
+    _prctl(PR_SET_DUMPABLE, 0)
 
 
 def give_back_freed_memory() -> None:
