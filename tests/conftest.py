@@ -48,7 +48,10 @@ def _version_of(executable: str) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "claude" in metafunc.fixturenames:
-        metafunc.parametrize("claude", claudes(os.environ) or [""], ids=_version_of, indirect=True)
+        found = claudes(os.environ) or [""]
+        if metafunc.definition.get_closest_marker("newest_cli") is not None:
+            found = found[-1:]
+        metafunc.parametrize("claude", found, ids=_version_of, indirect=True)
 
 
 def _in_turn(kinds: Iterable[Kind]) -> list[ParameterSet]:

@@ -149,6 +149,7 @@ def switched(running: Supervised, api: MessagesApi, home: Path, token: str, gone
         (home / f"go-{gone[-1]}").touch()
 
 
+@pytest.mark.newest_cli
 @pytest.mark.parametrize("delivery", ["env", "file"])
 def test_a_switch(tmp_path: Path, api: MessagesApi, url: str, claude: str, delivery: str) -> None:
     if delivery == "file" and any(f"/{version}/" in claude for version in ("1.0.128", "2.0.76", "2.1.30")):
