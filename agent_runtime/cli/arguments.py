@@ -38,6 +38,9 @@ _BAD_INTEGER = re.compile(r"invalid int value: '(.*)'")
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors suggest flags and commands, and repeat no word that may be a secret."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
     def parse_known_args(  # type: ignore[override]  # it is called with these alone
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
@@ -98,8 +101,12 @@ def add_run(commands: Subparsers) -> None:
     )
     parser.add_argument("--disallowed-tool", metavar="TOOL", action="append", help="forbid this tool; repeatable")
     parser.add_argument("--max-turns", metavar="N", type=int, help="end it after so many turns [no limit]")
-    parser.add_argument("--timeout", metavar="SECONDS", type=_amount, help="for the whole execution [the supervisor's]")
-    parser.add_argument("--max-budget-usd", metavar="USD", type=_amount, help="end it when it has cost this [no limit]")
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=_above_zero, help="for the whole execution [the supervisor's]"
+    )
+    parser.add_argument(
+        "--max-budget-usd", metavar="USD", type=_above_zero, help="end it when it has cost this [no limit]"
+    )
     parser.add_argument(
         "--json-schema", metavar="JSON", type=_json_object, help=f"what the answer must meet; {_FILE_TOO}"
     )
@@ -251,6 +258,14 @@ def _amount(text: str) -> float:
         if 0 <= (amount := float(text)) < math.inf:
             return amount
     raise argparse.ArgumentTypeError(f"must be a number, 0 or more{not_this(text)}")
+
+
+def _above_zero(text: str) -> float:
+    """Read a time or a sum of which there must be some."""
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        if amount := _amount(text):
+            return amount
+    raise argparse.ArgumentTypeError(f"must be a number above 0{not_this(text)}")
 
 
 def _fingerprint(text: str) -> str:

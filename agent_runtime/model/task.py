@@ -25,6 +25,10 @@ PathBelow = Annotated[str, msgspec.Meta(max_length=3000, pattern=rf"^{_PART}(?:/
 
 VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,255}$(?!\n)")]
 ModelName = Annotated[str, msgspec.Meta(max_length=256, pattern=r"^[A-Za-z0-9][^\x00-\x20\x7f]*$(?!\n)")]
+_MODEL = r"[A-Za-z0-9][^\x00-\x20\x7f,]*"
+ModelNames = Annotated[str, msgspec.Meta(max_length=256, pattern=rf"^{_MODEL}(?:,{_MODEL})*$(?!\n)")]
+"""One or several, by commas."""
+
 Prompt = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$(?!\n)")]
 ToolName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,127}$(?!\n)")]
 AgentName = Annotated[str, msgspec.Meta(max_length=128, pattern=r"^[A-Za-z0-9_][^\x00-\x20\x7f,]*$(?!\n)")]
@@ -87,7 +91,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         park_seconds: How long it may wait for a newer token, or for the end of a usage limit; None: the setting's.
         persist_session: Accepted for old callers; sessions are always kept.
         cwd: The directory to work in, relative to the workspace; None: the session's, else what the setting says.
-        create_cwd: Make it where it is missing.
+        create_cwd: Make *cwd* where it is missing.
         add_dirs: Further directories for the CLI's tools, likewise relative.
         env: Variables of the CLI and its tools; the names are in the record, the values are not.
         traceparent: As the header of that name, which wins; kept with the task, so that a resumed attempt has it too.
@@ -99,7 +103,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     title: Title | None = None
     labels: Annotated[dict[LabelName, LabelValue], msgspec.Meta(max_length=LABELS)] | None = None
     model: ModelName | None = None
-    fallback_model: ModelName | None = None
+    fallback_model: ModelNames | None = None
     effort: Effort | None = None
     system_prompt: Prompt | None = None
     append_system_prompt: Prompt | None = None

@@ -56,7 +56,7 @@ _IN_WORDS = {
     "execution_id": "must be letters, digits and . _ : -, at most 128, and not begin with . or :",
     "model": "must begin with a letter or digit and hold no blanks",
     **dict.fromkeys(("system_prompt", "append_system_prompt", "replace_system_prompt"), "must hold no NUL"),
-    "fallback_model": "must begin with a letter or digit and hold no blanks",
+    "fallback_model": "each name must begin with a letter or digit and hold no blanks",
     "tools": "must be names of built-in tools: letters, digits, _ and -",
     "agents": "names must begin with a letter, a digit or _, and hold no blanks and no commas",
     "agent": "must begin with a letter, a digit or _, and hold no blanks and no commas",
@@ -198,6 +198,8 @@ def _check_together(task: Task) -> None:
         raise InvalidRequest("append_system_prompt: must be the same as system_prompt, its earlier name; send one")
     if task.fork_session and task.resume_session_id is None:
         raise InvalidRequest("fork_session: needs resume_session_id, the session to copy")
+    if task.create_cwd and task.cwd is None:
+        raise InvalidRequest("create_cwd: needs cwd, the directory to make")
     if task.fallback_model is not None and task.fallback_model == task.model:
         raise InvalidRequest("fallback_model: must be another than model")
 

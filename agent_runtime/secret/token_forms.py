@@ -160,6 +160,8 @@ _REFUSED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"[$#%]\{|\{\{|\$\(|<%|%\(|\$\w|%\w{1,64}%", "a template that nobody has filled in"),
         (r"\A\{|\A\[", "JSON inside quotes, base64 or a list"),
         (r"\A(?:/|~/|\.{1,2}/|[A-Za-z]:\\)", "the name of a file, not what is in it"),
+        (r"(?i)\Abearer[ \t]", "the prefix Bearer before the token"),
+        (r"(?i)\A(?:authorization|x-api-key)[ \t]*:", "a header, not the token alone"),
         (r"\A[A-Za-z][A-Za-z0-9+.-]{0,32}:|(?:\A|/)secrets?/", "a reference or an address, not the token itself"),
         (r"\A[*xX._~+/=-]+\Z", "a placeholder, not a token"),
         (r"\A_*[A-Z]+(?:_+[A-Z]+)+[_=]*\Z", "the name of a variable, not its value"),

@@ -69,9 +69,10 @@ def put(
             raise SecretUnreadable(f"what was given {content.reason}; give one token on a line, or JSON that holds it")
         warnings = [f"what was given {content.reason}: supervisors keep the token that they have"]
     elif strict and not force and not content.token.secret.startswith((OAUTH_PREFIX, API_KEY_PREFIX)):
-        known = f"{OAUTH_PREFIX} or {API_KEY_PREFIX}"
+        # Written so that no output takes the prefixes for tokens, and hides them.
         raise SecretUnreadable(
-            f"what was given does not begin with {known}, so it may be no token; force (--force) writes it"
+            "what was given does not begin as a token of Anthropic does (sk-ant, then -oat or -api); "
+            "force (--force) writes it"
         )
     else:
         warnings = list(content.warnings)

@@ -242,6 +242,16 @@ TOKEN_BODY = "/api/credentials/reload-token"
 TASK_BODY = "/api/task"
 MESSAGE = {"message": "x", "async_result": True}
 UUID = "0af76519-16cd-43dd-8448-eb211c80319c"
+TOGETHER: list[tuple[dict[str, Any], bool]] = [
+    ({"create_cwd": True}, False),
+    ({"create_cwd": False, "cwd": None}, True),
+    ({"create_cwd": True, "cwd": "a", "fork_session": True}, False),
+    ({"create_cwd": True, "cwd": "a", "fork_session": False}, True),
+    ({"create_cwd": None, "fork_session": True, "resume_session_id": UUID}, True),
+    ({"create_cwd": True, "fork_session": True, "resume_session_id": UUID}, False),
+    ({"create_cwd": True, "cwd": "a", "fork_session": True, "resume_session_id": UUID}, True),
+    *(({"fallback_model": names}, False) for names in ("", ",", "a,", ",a", "a,,b", "a, b")),
+]
 
 
 @pytest.mark.parametrize(
@@ -267,12 +277,16 @@ UUID = "0af76519-16cd-43dd-8448-eb211c80319c"
         *(
             (TASK_BODY, {**MESSAGE, "cwd": cwd, "create_cwd": True}, is_valid)
             for cwds, is_valid in (
-                (("a/b", ".a", "..a/...", "~", "-x", "ü b", "x" * 255, "/".join(["x"] * 100), None), True),
-                (("", "/", "/a", "a/", "a//b", ".", "..", "./a", "a/.", "a/../b", "a\nb", "a\0", "x" * 256), False),
+                (("a/b", ".a", "..a/...", "~", "-x", "ü b", "x" * 255, "/".join(["x"] * 100)), True),
+                (
+                    (None, "", "/", "/a", "a/", "a//b", ".", "..", "./a", "a/.", "a/../b", "a\nb", "a\0", "x" * 256),
+                    False,
+                ),
                 (("/".join(["x"] * 101), "/".join(["x" * 200] * 15)), False),
             )
             for cwd in cwds
         ),
+        *((TASK_BODY, {**MESSAGE, **fields}, is_valid) for fields, is_valid in TOGETHER),
         *((TASK_BODY, {**MESSAGE, "add_dirs": dirs}, ok) for dirs, ok in (([], True), (["/"], False), (["."], False))),
         *(
             (TASK_BODY, {**MESSAGE, "env": env}, is_valid)

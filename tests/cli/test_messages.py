@@ -35,11 +35,18 @@ NOBODY = "http://127.0.0.1:9"
         (["run", "fix", "the", "tests"], "words too many: 2; put what holds blanks in quotes"),
         (["run", "x", "--max-turns", "1.5"], "must be a whole number, not '1.5'"),
         (["drain", "--timeout", "nan"], "must be a number, 0 or more, not 'nan'"),
-        (["run", "x", "--max-budget-usd", "nan"], "must be a number, 0 or more, not 'nan'"),
+        *(
+            (["run", "x", flag, value], f"{flag}: must be a number above 0, not '{value}'")
+            for flag in ("--max-budget-usd", "--timeout")
+            for value in ("-1", "0", "-0.0", "nan", "inf", "1e999", "x")
+        ),
+        (["serve", "--slot", "3"], "unknown: --slot (did you mean --slots?)"),
+        (["run", "x", "--max-budget=1"], "unknown: --max-budget (did you mean --max-budget-usd?)"),
+        (["token", "show", "x", "--js"], "unknown: --js"),
         (["run", "x", "--agents", '{"a": 1,}'], "double quotes (line 1, column 9)"),
         (["run", "x", "--mcp-config", "/nowhere/mcp1.json"], "/nowhere/mcp1.json: No such file or directory"),
         (["run", "x", "--json-schema", "/proc/self/cmdline"], "a file with one: /proc/self/cmdline: Expecting value"),
-        (["run", "x", "--timeout", "-1"], "must be a number, 0 or more, not '-1'"),
+        (["run", "x", "--park", "-1"], "must be a number, 0 or more, not '-1'"),
     ],
 )
 def test_a_wrong_command_line_names_the_word_and_what_was_meant(

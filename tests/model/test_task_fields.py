@@ -22,6 +22,8 @@ def task(**fields: Any) -> Task:
 
 GOOD: list[dict[str, Any]] = [
     {"fallback_model": "claude-haiku-4-5,claude-opus-4-1"},
+    {"fallback_model": "a,b:c/d,sonnet[1m]"},
+    {"cwd": "a", "create_cwd": True},
     {"effort": "xhigh"},
     {"append_system_prompt": "--model=evil\n\t\N{SNOWMAN}"},
     {"system_prompt": "same", "append_system_prompt": "same"},
@@ -56,7 +58,23 @@ def test_a_task_may_have(fields: dict[str, Any]) -> None:
 
 PROMPT: list[Any] = ["a\x00", 3, ["x"], "\N{SNOWMAN}" * 40_001, "x" * (ARGUMENT_LIMIT_BYTES + 1)]
 BAD: dict[str, list[Any]] = {
-    "fallback_model": ["", "--model", "a b", "a\x00", "x" * 257, 3, ["a"]],
+    "fallback_model": [
+        "",
+        ",",
+        "a,",
+        ",a",
+        "a,,b",
+        "a, b",
+        "a,--model",
+        "a,b\n",
+        "a," * 128 + "b",
+        "--model",
+        "a b",
+        "a\x00",
+        "x" * 257,
+        3,
+        ["a"],
+    ],
     "effort": ["", "ultra", "LOW", 3, ["low"], "--effort", "sk-ant-oat01-not-repeated"],
     "append_system_prompt": PROMPT,
     "replace_system_prompt": [*PROMPT, ""],
@@ -77,6 +95,7 @@ BAD: dict[str, list[Any]] = {
     ],
     "agent": ["", "--agent", "a b", "a,b", "a\x00", 3, "x" * 129, ["rev"]],
     "fork_session": [1, "true", [], True],
+    "create_cwd": [1, "true", [], True],
     "strict_mcp_config": [1, "true", []],
     "setting_sources": ["user", ["managed"], ["user,local"], ["user"] * 4, [""], [None]],
 }

@@ -231,7 +231,7 @@ REFUSED = {
     "an unknown variable": (f"TOKEN={LONG}", "an assignment"),
     "a comment behind it": (f"CLAUDE_CODE_OAUTH_TOKEN={LONG} # mine", "blanks"),
     "an env file": (f"# mine\nCLAUDE_CODE_OAUTH_TOKEN={LONG}\n", "several lines"),
-    "a header": (f"Bearer {LONG}", "blanks"),
+    "a header": (f"Bearer {LONG}", "the prefix Bearer"),
     "YAML": (f"token: {LONG}", "a reference"),
     "an empty variable": ("CLAUDE_CODE_OAUTH_TOKEN=", "nothing in them"),
     "an empty quoted variable": ("export ANTHROPIC_API_KEY=''", "nothing in them"),

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_runtime.client import put_token
-from agent_runtime.errors import RESERVED_WORDS, NotWritable, SecretUnreadable
+from agent_runtime.errors import RESERVED_WORDS, NotWritable, SecretUnreadable, is_reserved
 from agent_runtime.model.tokens import Token
 from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.secret.writer import describe, put, put_from_environment, put_once
+from agent_runtime.setting_slips import masked
+from agent_runtime.telemetry.redaction import Redactor
 from tests.support.another_user import NOBODY, another_user, public_directory
 from tests.support.secret_mount import SecretMount, token
 
@@ -72,6 +74,7 @@ def test_what_does_not_look_like_a_token_is_written_only_by_force(mount: SecretM
     with pytest.raises(SecretUnreadable, match="--force") as refusal:
         put(mount.path, data, strict=True)
     assert (data.decode() in str(refusal.value), mount.path.exists()) == (False, False)
+    assert "(sk-ant, then -oat or -api)" in Redactor().redact_text(masked(str(refusal.value)))
 
     assert "no known prefix" in put(mount.path, data, strict=True, force=True)[0]
     assert mount.path.read_bytes() == data + b"\n"
@@ -305,6 +308,21 @@ def test_k5_what_is_no_token_is_not_written_over_a_good_one(mount: SecretMount, 
         put(mount.path, data.encode())
     assert data not in str(refusal.value)
     assert mount.path.read_text() == f"{token(0)}\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "says"),
+    [
+        *((prefix, "holds the prefix Bearer before") for prefix in ("Bearer ", "bearer  ", "BEARER\t", '"Bearer ')),
+        *((header, "holds a header, not") for header in ("Authorization: Bearer ", "x-api-key:", "X-Api-Key : ")),
+        ("two words ", "holds blanks"),
+    ],
+)
+def test_k5_what_stands_before_a_token_is_named(mount: SecretMount, before: str, says: str) -> None:
+    quote = '"' if before.startswith('"') else ""
+    with pytest.raises(SecretUnreadable, match=says) as refusal:
+        put(mount.path, f"{before}{token(1)}{quote}\n".encode())
+    assert not is_reserved(str(refusal.value))
 
 
 def test_k5_show_warns_of_what_was_odd(mount: SecretMount) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ _NOT_BLANK = r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u20
 """A character that :meth:`str.strip` does not remove; what ``\\s`` is differs between regular expressions."""
 
 _BASE64 = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
+_NEEDS = {"fork_session": "resume_session_id", "create_cwd": "cwd"}
+"""Fields of a task that are true only together with another one."""
+
 _REQUESTS = {"Task", "Image", "NewToken"}
 """Types that callers send."""
 
@@ -117,9 +121,16 @@ def _say_more(found: dict[str, Any], *, strict: bool) -> None:
     agent["properties"] = {name: {"type": "string", "pattern": _NOT_BLANK} for name in ("description", "prompt")}
     agent["required"] = ["description", "prompt"]
     task["json_schema"]["anyOf"][0]["properties"] = {"type": {"const": "object"}}
+    # Every combination of what is not asked for, and what it needs: the plainest first, which generators like.
+    without = {name: {"enum": [False, None]} for name in _NEEDS}
     found["Task"]["anyOf"] = [
-        {"properties": {"fork_session": {"enum": [False, None]}}},
-        {"properties": {"resume_session_id": {"type": "string"}}, "required": ["resume_session_id"]},
+        {
+            "properties": {_NEEDS[name]: {"type": "string"} for name in asked}
+            | {name: schema for name, schema in without.items() if name not in asked},
+            "required": [_NEEDS[name] for name in asked],
+        }
+        for count in range(len(_NEEDS) + 1)
+        for asked in itertools.combinations(_NEEDS, count)
     ]
     found["Task"]["not"] = {
         "properties": {"fresh_session": {"const": True}, "resume_session_id": {"type": "string"}},
