@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import uuid
 from inspect import isawaitable
 from pathlib import Path
@@ -119,6 +120,7 @@ class AgentClient:
             ClientError: The execution failed or was turned away; its class and ``error_class`` say how.
             Unreachable: No answer came for longer than the client's patience, or (``deadline``) the call's time is
                 over; the execution goes on.
+            ValueError: A field cannot be written as JSON; nothing was sent.
         """
         if deadline_seconds is None:
             timeout_seconds = fields.get("timeout_seconds")
@@ -299,7 +301,7 @@ class AgentClient:
     ) -> answers.Answer:
         name = str(uuid.uuid4()) if execution_id is None else execution_id
         given = {key: value for key, value in fields.items() if value is not None}
-        body = msgspec.json.encode({"message": message, **given, "execution_id": name})
+        body = _encoded({"message": message, **given, "execution_id": name})
         known = execution_id is not None
         return await self._outcome(
             name, body, total_seconds, waits=waits, is_known=known, max_resumes=self._max_resumes
@@ -330,6 +332,24 @@ class AgentClient:
             result = self.on_token_failed(error)
             while isawaitable(result):
                 result = await result
+
+
+def _encoded(task: dict[str, Any]) -> bytes:
+    """
+    Write a task as JSON; a path of the caller's own class becomes text.
+
+    Raises:
+        ValueError: A field cannot be written; it is named.
+    """
+    fields = {}
+    for name, value in task.items():
+        try:
+            fields[name] = msgspec.Raw(msgspec.json.encode(value, enc_hook=os.fspath))
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            raise ValueError(f"{name}: holds a value that JSON has no form for") from None
+        if bytes(fields[name]) == b"null":  # which asks for the default
+            raise ValueError(f"{name}: must be a number that is finite")
+    return msgspec.json.encode(fields)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
+import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,6 @@ from agent_runtime.http_client import checked_url
 from agent_runtime.model.tokens import Token
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Generator
 
 CONNECT_SECONDS = 5.0
@@ -44,7 +45,6 @@ LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 """No limit of our own: every running task may hold a connection."""
 
 REASONS: dict[type[httpx.RequestError], str] = {
-    httpx.ConnectError: "nothing listens there",
     httpx.ConnectTimeout: "it does not accept connections",
     httpx.ReadTimeout: "it does not answer in time",
 }
@@ -206,8 +206,34 @@ def no_answer(error: httpx.RequestError) -> ClientError:
     if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol):
         text = "the request cannot be written: look at the address and the access key"
         return RequestRefused.because("invalid_request", text)
-    reason = REASONS.get(type(error), f"the connection broke ({type(error).__name__})")
+    is_early = isinstance(error, httpx.ConnectError)
+    reason = _not_connected(error) if is_early else REASONS.get(type(error), _broke(error))
     return unreachable(reason, error.request.url, code="not_sent" if isinstance(error, NEVER_SENT) else None)
+
+
+def _broke(error: httpx.RequestError) -> str:
+    return f"the connection broke ({type(error).__name__})"
+
+
+def _not_connected(error: httpx.RequestError) -> str:
+    """Find what kept a connection from being made among the causes, whose own texts may hold addresses."""
+    causes: list[BaseException] = [error]
+    for one in causes:
+        if isinstance(one, ssl.SSLCertVerificationError):
+            return f"its TLS certificate is not accepted ({one.verify_message})"
+        if isinstance(one, ssl.SSLError):
+            reason = getattr(one, "reason", None) or "it ended"  # which Python sets where OpenSSL gives one
+            return f"TLS cannot be begun there ({reason.replace('_', ' ').lower()})"
+        if isinstance(one, socket.gaierror):
+            return "its name cannot be resolved"
+        if isinstance(one, ConnectionRefusedError):
+            return "nothing listens there"
+        if isinstance(one, OSError) and one.errno:
+            return os.strerror(one.errno)
+        causes += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+        if (cause := one.__cause__ or one.__context__) is not None:
+            causes.append(cause)
+    return _broke(error)
 
 
 def unreachable(reason: str, url: httpx.URL, code: str | None = None) -> Unreachable:

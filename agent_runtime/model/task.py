@@ -12,7 +12,8 @@ import msgspec
 from agent_runtime.model.trace_context import TraceContext, trace_context
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+    from os import PathLike
 
 IMAGE_TYPES = ("image/gif", "image/jpeg", "image/png", "image/webp")
 """Source: https://docs.claude.com/en/docs/build-with-claude/vision, read 2026-11."""
@@ -228,9 +229,9 @@ class TaskFields(TypedDict, total=False):
     setting_sources: list[str] | None
     images: list[dict[str, str]] | None
     park_seconds: float | None
-    cwd: str | None
+    cwd: str | PathLike[str] | None
     create_cwd: bool | None
-    add_dirs: list[str] | None
+    add_dirs: Sequence[str | PathLike[str]] | None
     env: Mapping[str, str] | None
     traceparent: str | None
     tracestate: str | None

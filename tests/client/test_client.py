@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
+import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -27,7 +30,9 @@ from agent_runtime.client import (
     SyncAgentClient,
     TokenFailed,
 )
+from agent_runtime.client.exchange import no_answer
 from agent_runtime.errors import SecretUnreadable
+from agent_runtime.model.task import Task
 from tests.support.broken_network import (
     Cut,
     gate,
@@ -37,6 +42,7 @@ from tests.support.broken_network import (
     waits_for_the_client_to_go,
 )
 from tests.support.supervised import NEW, OLD, Supervised, eventually, fails, supervised
+from tests.support.tls_api import own_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,6 +50,8 @@ if TYPE_CHECKING:
 
 OK = json.dumps({"script": [{"do": "init"}, {"do": "assistant", "text": "Hello."}, {"do": "result", "text": "Hello."}]})
 TALKATIVE = 40
+CYCLE: dict[str, Any] = {}
+CYCLE["a"] = CYCLE
 PROGRAMS = Path(__file__).with_name("programs")
 THERE = "there"
 
@@ -223,6 +231,67 @@ def test_where_nobody_is_the_call_gives_up_when_patience_is_over() -> None:
         blocking(url, "health")
     with fails("unreachable"):
         blocking(url, "stream", "x", options={"patience_seconds": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("cause", "says"),
+    [
+        (socket.gaierror(-3, "private.example"), "its name cannot be resolved"),
+        (ConnectionRefusedError(111, "private"), "nothing listens there"),
+        (ExceptionGroup("private", [OSError(113, "private"), OSError(101, "private")]), "No route to host"),
+        (OSError("private"), r"the connection broke \(ConnectError\)"),
+        (None, r"the connection broke \(ConnectError\)"),
+        (ssl.SSLEOFError(8, "private"), r"TLS cannot be begun there \(it ended\)"),
+    ],
+)
+def test_what_kept_a_connection_from_being_made_is_told(cause: BaseException | None, says: str) -> None:
+    error = httpx.ConnectError("private", request=httpx.Request("GET", "https://user:private@there.example/"))
+    between = OSError("private")
+    error.__cause__, between.__cause__ = between, cause
+    told = no_answer(error)
+    assert re.fullmatch(f"the supervisor at https://there.example cannot be reached: {says}", str(told))
+    assert told.problem.code == "not_sent"
+
+
+def test_a_server_whose_tls_is_not_trusted_or_none_is_told_so(tmp_path: Path) -> None:
+    context, _ = own_certificate(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"https://127.0.0.1:{server.getsockname()[1]}"
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                for number in range(6):
+                    accepted, _ = server.accept()
+                    with accepted, contextlib.suppress(OSError):
+                        if number < 3:
+                            context.wrap_socket(accepted, server_side=True).close()
+                        else:
+                            accepted.sendall(b"HTTP/1.1 400 No\r\n\r\n")
+                            accepted.recv(1000)
+
+        threading.Thread(target=serve, daemon=True).start()
+        for says in ("its TLS certificate is not accepted \\(self", "TLS cannot be begun there \\("):
+            with fails("unreachable", match=says):  # after three tries
+                blocking(url, "health")
+
+
+def test_a_path_is_sent_as_text(shared: Supervised, use: Flavour, tmp_path: Path) -> None:
+    where = Path("by") / tmp_path.name
+    (shared.workspace / "by").mkdir(exist_ok=True)
+    assert use(shared.url, "run", OK, cwd=where, create_cwd=True, add_dirs=[where.parent]).execution_id
+    assert (shared.workspace / where).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("cwd", object()), ("add_dirs", [Path("x"), object()]), ("labels", {"a": object()}), ("title", "\ud800")),
+        *(("env", {"A": {3: object()}}), ("max_budget_usd", math.nan), ("agents", CYCLE), ("model", Task)),
+    ],
+)
+def test_a_field_that_cannot_be_sent_is_named(use: Flavour, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        use("http://127.0.0.1:9", "run", "x", **{name: value})
 
 
 def test_a_server_that_is_no_supervisor_is_told_apart(use: Flavour) -> None:

@@ -59,7 +59,7 @@ class TlsApi:
 def tls_api(directory: Path, api_url: str) -> Iterator[TlsApi]:
     """Lead tunnels for the API's name to *api_url* while the block lasts."""
     directory.mkdir(exist_ok=True)
-    context, certificate = _context(directory)
+    context, certificate = own_certificate(directory)
     port = int(api_url.rsplit(":", 1)[1])
     running = TlsApi({})
     ready, loops = threading.Event(), []
@@ -109,7 +109,8 @@ def tls_api(directory: Path, api_url: str) -> Iterator[TlsApi]:
         thread.join(10)
 
 
-def _context(directory: Path) -> tuple[ssl.SSLContext, Path]:
+def own_certificate(directory: Path) -> tuple[ssl.SSLContext, Path]:
+    """Make a certificate that nobody has signed; return it with a server's context."""
     if (openssl := shutil.which("openssl")) is None:
         pytest.skip("no openssl to make a certificate with")
     key, certificate = directory / "key.pem", directory / "cert.pem"
