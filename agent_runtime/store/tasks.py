@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
 from typing import TYPE_CHECKING
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from agent_runtime.telemetry.redaction import Redactor
 
 log = logging.getLogger(__name__)
+
+_LONGEST_IN_HEX = 123
+"""Bytes of an id whose name in hex, with what is added to it, is no longer than the 255 bytes of a file's name."""
+
+_BASE32 = "x"
+"""Begins the name of a longer one; no digit of hex."""
 
 PROMPT_LENGTH = 200
 """Characters of a message that its record shows."""
@@ -79,9 +86,7 @@ class TaskStore:
     def ids(self) -> Iterator[str]:
         """Return the ids of the stored tasks, and delete files that a crash left half written."""
         for path in [*self._directory.glob("*.new"), *self._directory.glob("*.json")]:
-            try:
-                execution_id = bytes.fromhex(path.name.partition(".")[0]).decode()
-            except ValueError:
+            if (execution_id := _id_in(path)) is None:
                 continue
             if path.suffix == ".json":
                 yield execution_id
@@ -105,12 +110,19 @@ class TaskStore:
                 yield msgspec.structs.replace(task, execution_id=_id_in(path))
 
     def _path(self, execution_id: str) -> Path:
-        # An id is a plain name; hex keeps ids distinct on file systems that ignore case.
-        return self._directory / f"{execution_id.encode().hex()}.json"
+        # An id is a plain name; hex, or base32, keeps ids distinct on file systems that ignore case.
+        encoded = execution_id.encode()
+        is_short = len(encoded) <= _LONGEST_IN_HEX
+        name = encoded.hex() if is_short else _BASE32 + base64.b32encode(encoded).decode().rstrip("=").lower()
+        return self._directory / f"{name}.json"
 
 
 def _id_in(path: Path) -> str | None:
+    name = path.name.partition(".")[0]
     try:
-        return bytes.fromhex(path.stem).decode()
+        if not name.startswith(_BASE32):
+            return bytes.fromhex(name).decode()
+        letters = name.removeprefix(_BASE32).upper()
+        return base64.b32decode(letters + "=" * (-len(letters) % 8)).decode()
     except ValueError:
         return None

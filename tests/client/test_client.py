@@ -420,7 +420,9 @@ def test_a_refused_token_is_told_as_such_and_a_new_one_cures_it(tmp_path: Path) 
 
 
 def test_a_refused_token_is_told_once_also_by_those_that_waited_for_a_slot(tmp_path: Path) -> None:
-    dead = json.dumps({"script": [{"do": "init"}, {"do": "api_error", "status": 401}, {"do": "hang"}]})
+    go = tmp_path / "go"
+    waits = {"do": "wait_file", "path": str(go)}
+    dead = json.dumps({"script": [{"do": "init"}, waits, {"do": "api_error", "status": 401}, {"do": "hang"}]})
     told: list[TokenFailed] = []
     with (
         supervised(tmp_path, flags=("--probe", "off", "--park", "0", "--slots", "1")) as running,
@@ -428,6 +430,7 @@ def test_a_refused_token_is_told_once_also_by_those_that_waited_for_a_slot(tmp_p
     ):
         for execution_id in ("first", "second", "third"):
             agent.submit(dead, execution_id=execution_id)
+        go.touch()
         for execution_id in ("first", "second", "third"):
             with fails("auth") as error:
                 agent.result(execution_id)

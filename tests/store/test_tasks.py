@@ -34,3 +34,16 @@ def test_the_digest_of_a_prepared_task_is_that_of_the_task(tmp_path: Path) -> No
     prepared = TaskStore(tmp_path, Redactor()).prepare(task, ["other"])
     assert prepared.task.digest == Task(message="x").digest
     assert prepared.ignored_fields == ["other"]
+
+
+@pytest.mark.parametrize("length", [1, 122, 123, 124, 127, 128])
+@pytest.mark.parametrize("letter", ["a", "A", "_", ":"])
+def test_a_task_is_kept_whatever_the_length_of_its_id(tmp_path: Path, length: int, letter: str) -> None:
+    execution_id = letter * (length - 1) + "Z"
+    store = TaskStore(tmp_path, Redactor())
+    store.keep(execution_id, store.prepare(Task(message="x"), []).content)
+
+    assert list(store.ids()) == [execution_id]
+    assert [task.execution_id for task in store.kept()] == [execution_id]
+    store.forget(execution_id)
+    assert list(store.ids()) == []
