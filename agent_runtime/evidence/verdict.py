@@ -148,7 +148,9 @@ def verdict(ending: Ending) -> Verdict:
     if reason is StopReason.CANCELLED:
         return Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, ErrorClass.CANCELLED.sentence)
     if reason is StopReason.TIMEOUT or reason in STALLS:
-        seen = ending.last_error.error_class if ending.last_error else None
+        # What the CLI says of a connection that the relay has cut is the cut, not the silence before it.
+        last_error = None if reason is StopReason.RELAY_TIMEOUT else ending.last_error
+        seen = last_error.error_class if last_error else None
         why = f"stopped by {reason}"
         if reason is StopReason.INIT_TIMEOUT:
             why = "no system/init came within AGENT_RUNTIME_INIT_TIMEOUT"

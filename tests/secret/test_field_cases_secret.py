@@ -78,7 +78,7 @@ NEAR_MISSES = {
     "half of the quotes": (f'"{NEW}\n', "characters"),
     "an unknown variable": (f"MY_TOKEN={NEW}\n", "an assignment"),
     "an env file": (f"# a comment\nCLAUDE_CODE_OAUTH_TOKEN={NEW}\n", "several lines"),
-    "a header": (f"Bearer {NEW}\n", "blanks"),
+    "a header": (f"Bearer {NEW}\n", "Bearer"),
     "two tokens": (f"{OLD}{NEW}\n", "more than one token"),
     "a list": (f"{OLD},{NEW}\n", "commas"),
     "short": ("sk-ant-oat01-\n", "the beginning"),
