@@ -115,7 +115,7 @@ def _prompt(options: argparse.Namespace) -> str:
 
 
 def _look(client: SyncAgentClient, patience_seconds: float) -> None:
-    """Say why nothing happens for a while where no supervisor answers, or one that lets nobody in."""
+    """Print why `run` waits: no supervisor answers, or the supervisor turns new tasks away."""
     try:
         obstacle: object = "the supervisor drains" if client.health().draining else None
     except ClientError as error:  # of the others the task is told

@@ -52,17 +52,17 @@ class Attempt(_Named, records.AttemptRecord, kw_only=True):
     """One CLI process."""
 
     tokens: list[TokenUse] = msgspec.field(default_factory=list)  # type: ignore[assignment]  # as above
-    started_at: Instant | None = None  # type: ignore[assignment]
-    ended_at: Instant | None = None  # type: ignore[assignment]
+    started_at: Instant | None = None  # type: ignore[assignment]  # as above
+    ended_at: Instant | None = None  # type: ignore[assignment]  # as above
 
 
 class Execution(_Named, records.ExecutionRecord, kw_only=True):
     """The record of an execution: all that is known of it."""
 
     created_at: Instant | None = None  # type: ignore[assignment]  # as above
-    started_at: Instant | None = None  # type: ignore[assignment]
-    ended_at: Instant | None = None  # type: ignore[assignment]
-    attempts: list[Attempt] = msgspec.field(default_factory=list)  # type: ignore[assignment]
+    started_at: Instant | None = None  # type: ignore[assignment]  # as above
+    ended_at: Instant | None = None  # type: ignore[assignment]  # as above
+    attempts: list[Attempt] = msgspec.field(default_factory=list)  # type: ignore[assignment]  # as above
     metadata: Metadata = msgspec.field(default_factory=Metadata)
 
 
@@ -110,8 +110,8 @@ class TokenReport(_Named, bodies.TokenReport, kw_only=True):
     """The token's state; never the token."""
 
     loaded_at: Instant | None = None  # type: ignore[assignment]  # as above
-    expires_at: Instant | None = None  # type: ignore[assignment]
-    limited_until: Instant | None = None  # type: ignore[assignment]
+    expires_at: Instant | None = None  # type: ignore[assignment]  # as above
+    limited_until: Instant | None = None  # type: ignore[assignment]  # as above
 
 
 class Reloaded(_Named, bodies.Reloaded, kw_only=True):

@@ -62,7 +62,7 @@ class Patience:
 
     Args:
         seconds: How long trouble may last without progress.
-        execution_id: What it is about; None: no execution.
+        execution_id: The execution that the call is about; None: no execution.
     """
 
     def __init__(self, seconds: float, execution_id: str | None) -> None:

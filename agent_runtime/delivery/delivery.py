@@ -252,7 +252,7 @@ class TokenRelay(Protocol):
         """How the next child reaches the API, for a person."""
 
     def deliver(self, generation: Generation) -> Delivered:
-        """Let one child in; :meth:`ended` must follow."""
+        """Make the identity of one child; :meth:`ended` must follow."""
 
     def ended(self, delivered: Delivered) -> None:
         """Record that the child is gone, or was never spawned."""

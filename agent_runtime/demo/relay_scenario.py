@@ -89,7 +89,7 @@ class RelayScenario(Scenario):
         self._after_switches.append(self._first_request(number + 1, written_at))
 
     def _hold(self, four: list[Execution], number: int, fault: str, promise: RelayPromise) -> None:
-        """Let the token in use fail, wait until a request of each of the four is held, and write the next token."""
+        """Refuse the token in use, wait until a request of each of the four is held, and write the next token."""
         self._until_all(four, f"in the middle of tool {number + 1}", lambda each: len(self._ran(each)) > number)
         self._refuse(number, fault)
         held = self._until_all(four, "held", _is_held)
@@ -99,7 +99,7 @@ class RelayScenario(Scenario):
         self._after_holds.append(self._first_request(number + 1, written_at))
 
     def _play_control(self) -> None:
-        """Let the same tool hunt where the CLI is given the token itself."""
+        """Run the same hunt where the CLI gets the token itself."""
         self._say("demo", "the control: another supervisor, without the relay, and the same tool looks for the token")
         stage, token = self._new_stage(), Token(f"sk-ant-oat01-demo-{secrets.token_hex(24)}")
         stage.timeline.hide(token)
@@ -140,7 +140,7 @@ class RelayScenario(Scenario):
         return trace.read_text().split() if trace.exists() else []
 
     def _refuse(self, number: int, fault: str) -> None:
-        """Let a token fail from now on, and end the tools that the four are in the middle of."""
+        """Refuse a token from now on, and end the tools that the four executions run."""
         token = self._tokens[number]
         self._api.on(token, fault)
         self._say("api", f"answers token {token.fingerprint} from now on: {fault.replace('_', ' ')}")

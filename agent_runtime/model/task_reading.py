@@ -252,7 +252,7 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _without_tokens(task: Task, redact: Callable[[str], str]) -> Task:
-    """Take tokens out of title and labels, which are shown as they are; both stay short enough to be read again."""
+    """Remove tokens from title and labels, which are shown as they are; both stay within their longest lengths."""
     if any(redact(name) != name for name in task.labels or ()):
         raise InvalidRequest("labels: names must hold no token")
     title = redact(task.title)[:TITLE_LENGTH] if task.title else None
@@ -262,7 +262,7 @@ def _without_tokens(task: Task, redact: Callable[[str], str]) -> Task:
 
 
 def _check_places(raw: dict[str, Any], redact: Callable[[str], str]) -> None:
-    """Say more clearly than a pattern what is wrong with a path or a variable."""
+    """Check paths and variables, with clearer messages than a pattern gives."""
     added = raw.get("add_dirs")
     named = [("cwd", raw.get("cwd")), *(("add_dirs", path) for path in (added if isinstance(added, list) else ()))]
     for field, path in named:

@@ -82,7 +82,7 @@ class Identities:
         self._by_digest: dict[bytes, Identity] = {}
 
     def add(self, identity: Identity) -> None:
-        """Let an attempt in."""
+        """Add the identity of an attempt."""
         self._by_digest[_digest(identity.placeholder)] = identity
 
     def remove(self, identity: Identity) -> None:

@@ -198,7 +198,7 @@ class Relay:
         return way_in(self._environ, takes_socket=self._takes_socket())
 
     def deliver(self, generation: Generation) -> Delivered:
-        """Let one child in; what it is given is no token. :meth:`ended` must follow."""
+        """Make the identity of one child, which gets no token. :meth:`ended` must follow."""
         identity = Identity(generation, LONG_HOLD_SECONDS if self._takes_socket() else SHORT_HOLD_SECONDS)
         self._identities.add(identity)
         variable = OAUTH_VARIABLE if identity.kind is TokenKind.OAUTH else API_KEY_VARIABLE

@@ -83,7 +83,7 @@ class Upstream:
             raise Unreachable(type(error).__name__) from None
 
     def keep(self, wire: Wire) -> None:
-        """Take back a connection on which an answer has ended."""
+        """Store a connection for reuse after its answer has ended."""
         if not wire.is_idle or len(self._idle) >= MOST_IDLE:
             wire.close()
             return

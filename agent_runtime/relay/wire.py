@@ -115,7 +115,7 @@ class Wire:
         return int(struct.unpack("3i", credentials)[1])
 
     async def finish(self) -> None:
-        """Say that nothing more will be sent, and read on for what the other side was about to send."""
+        """Send the end of the stream, and read what the other side still sends."""
         with contextlib.suppress(OSError):
             if self._writer.can_write_eof():
                 self._writer.write_eof()

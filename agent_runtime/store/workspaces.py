@@ -205,7 +205,7 @@ class Workspaces:
         return descriptor
 
     def _keep(self, named: int) -> None:
-        """Let an own directory stay for ever that a task has named, or one below it, by whatever links."""
+        """Keep for ever an own directory that a task has named, directly, by a directory below it, or by links."""
         with self._marks_lock:  # a directory is not retired between the look and the mark
             place, *below = Path(path_of(named)).parts[len(self._top.resolve().parts) :] or ("",)
             if place == OWN and below:
