@@ -13,7 +13,9 @@ import hypothesis
 import pytest
 
 from agent_runtime.process.containment.sweep import Kind
+from agent_runtime.standins.messages_api import MessagesApi, serve
 from tests.support import families
+from tests.support.supervised import API_KEY, NEW, OLD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -97,6 +99,22 @@ def clean_environment(tmp_path: Path) -> dict[str, str]:
     home, config_dir = tmp_path / "home", tmp_path / "home/.claude"
     config_dir.mkdir(parents=True)
     return {"PATH": os.environ["PATH"], "HOME": str(home), "CLAUDE_CONFIG_DIR": str(config_dir)}
+
+
+@pytest.fixture
+def api() -> MessagesApi:
+    """A stand-in API that knows the tokens of a supervised supervisor."""
+    api = MessagesApi()
+    for token in (OLD, NEW, API_KEY):
+        api.accept(token)
+    return api
+
+
+@pytest.fixture
+def url(api: MessagesApi) -> Iterator[str]:
+    """Where :func:`api` answers, while the test runs."""
+    with serve(api) as base_url:
+        yield base_url
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ import pytest
 from agent_runtime.delivery.credentials_file import FILE_NAME
 from agent_runtime.errors import RESERVED_WORDS
 from agent_runtime.model.tokens import Token
-from agent_runtime.standins.messages_api import MessagesApi, serve
 from tests.support.secret_mount import SecretMount
 from tests.support.supervised import API_KEY, NEW, OLD, Supervised, eventually, supervised
 from tests.system.test_switching import PLAIN, PROMPT, Work, switching
@@ -29,22 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from agent_runtime.standins.messages_api import MessagesApi
+
 KEEP = ("--token-withdraw-after", "600")
 RELOAD = "/api/credentials/reload-token"
-
-
-@pytest.fixture
-def api() -> MessagesApi:
-    api = MessagesApi()
-    for token in (OLD, NEW, API_KEY):
-        api.accept(token)
-    return api
-
-
-@pytest.fixture
-def url(api: MessagesApi) -> Iterator[str]:
-    with serve(api) as base_url:
-        yield base_url
 
 
 def in_base64(text: str) -> str:

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime.standins.messages_api import MessagesApi, UsageLimit, serve
-from tests.support.supervised import NEW, OLD, Supervised, eventually
+from agent_runtime.standins.messages_api import MessagesApi, UsageLimit
+from tests.support.supervised import OLD, Supervised, eventually
 from tests.system.test_switching import PLAIN, PROMPT, Work, state, states, switching, token, told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 SOON = """
@@ -30,20 +29,6 @@ sys.exit(cli.main())
 """Goes on a moment after the end; that it is 1 to 15 s otherwise is shown by the slow test below."""
 
 WAITING = ("--wait-for-reset", "60")
-
-
-@pytest.fixture
-def api() -> MessagesApi:
-    api = MessagesApi()
-    api.accept(OLD)
-    api.accept(NEW)
-    return api
-
-
-@pytest.fixture
-def url(api: MessagesApi) -> Iterator[str]:
-    with serve(api) as base_url:
-        yield base_url
 
 
 def limited_for(seconds: float) -> UsageLimit:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime.standins.messages_api import MessagesApi, Raw, Text, Tool, UsageLimit, serve
-from tests.support.supervised import NEW, OLD, Supervised, supervised
+from agent_runtime.standins.messages_api import MessagesApi, Raw, Text, Tool, UsageLimit
+from tests.support.supervised import OLD, Supervised, supervised
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from agent_runtime.standins.messages_api.script import Reply
@@ -21,20 +20,6 @@ pytestmark = [pytest.mark.real_cli, pytest.mark.slow]
 
 LEFT_ALONE_SECONDS = 60
 """Much less than the three minutes for which the CLI goes on by itself."""
-
-
-@pytest.fixture
-def api() -> MessagesApi:
-    api = MessagesApi()
-    api.accept(OLD)
-    api.accept(NEW)
-    return api
-
-
-@pytest.fixture
-def base_url(api: MessagesApi) -> Iterator[str]:
-    with serve(api) as url:
-        yield url
 
 
 def own(status: int, kind: str, message: str, **details: str) -> Raw:
@@ -126,10 +111,10 @@ def ask(running: Supervised, message: str = "Say hello.", **fields: Any) -> tupl
     ],
 )
 def test_k1_an_account_in_trouble_is_told_at_the_first_line(  # noqa: PLR0917 - fixtures and parameters
-    tmp_path: Path, api: MessagesApi, base_url: str, claude: str, reply: Reply, wanted: tuple[int, str, str]
+    tmp_path: Path, api: MessagesApi, url: str, claude: str, reply: Reply, wanted: tuple[int, str, str]
 ) -> None:
     api.on(OLD, reply)
-    with supervised(tmp_path, api_url=base_url, claude=claude) as running:
+    with supervised(tmp_path, api_url=url, claude=claude) as running:
         assert ask(running, execution_id="unpaid") == wanted
         [attempt] = running.record("unpaid")["attempts"]
 
@@ -185,20 +170,18 @@ def test_k1_an_account_in_trouble_is_told_at_the_first_line(  # noqa: PLR0917 - 
     ],
 )
 def test_what_is_the_tasks_own_leaves_the_token_alone(  # noqa: PLR0917 - fixtures and parameters
-    tmp_path: Path, api: MessagesApi, base_url: str, claude: str, reply: Reply, wanted: tuple[int, str, str]
+    tmp_path: Path, api: MessagesApi, url: str, claude: str, reply: Reply, wanted: tuple[int, str, str]
 ) -> None:
     if wanted[1] == "model" and getattr(reply, "status", 0) == 429 and "2.1.30" not in claude:
         pytest.skip("newer versions try a 429 for three minutes before they give up, whatever it says")
     api.on(OLD, reply)
-    with supervised(tmp_path, api_url=base_url, claude=claude) as running:
+    with supervised(tmp_path, api_url=url, claude=claude) as running:
         assert ask(running) == wanted
 
 
-def test_k12_a_404_of_another_path_names_the_base_url(
-    tmp_path: Path, api: MessagesApi, base_url: str, claude: str
-) -> None:
+def test_k12_a_404_of_another_path_names_the_base_url(tmp_path: Path, api: MessagesApi, url: str, claude: str) -> None:
     api.on(OLD, Raw(404, {"detail": "Not Found"}))
-    with supervised(tmp_path, api_url=base_url, claude=claude) as running:
+    with supervised(tmp_path, api_url=url, claude=claude) as running:
         problem = running.post("Say hello.", timeout_seconds=LEFT_ALONE_SECONDS).json()
 
         assert (problem["status"], problem["error_class"]) == (502, "upstream")
@@ -210,19 +193,19 @@ KEY_DENIED = "key not allowed to access model. This key can only access models=[
 
 
 def test_k4_a_401_for_the_tasks_model_is_the_models__litellm(
-    tmp_path: Path, api: MessagesApi, base_url: str, claude: str
+    tmp_path: Path, api: MessagesApi, url: str, claude: str
 ) -> None:
     if any(f"/{version}/" in claude for version in ("1.0.128", "2.0.76", "2.1.30", "2.1.114")):
         pytest.skip("these try a 401 for three minutes before they give up, whatever it says")
     model = "claude-sonnet-4-5"
     api.on(OLD, gateway(401, KEY_DENIED.format(model), "key_model_access_denied", "401"))
-    with supervised(tmp_path, api_url=base_url, claude=claude) as running:
+    with supervised(tmp_path, api_url=url, claude=claude) as running:
         assert ask(running, model=model) == (400, "model", "ready")
 
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_k4_a_sub_agents_request_for_another_model_leaves_the_run_alone(
-    tmp_path: Path, api: MessagesApi, base_url: str, claude: str, status: int
+    tmp_path: Path, api: MessagesApi, url: str, claude: str, status: int
 ) -> None:
     if status == 401 and any(f"/{version}/" in claude for version in ("1.0.128", "2.0.76", "2.1.30", "2.1.114")):
         pytest.skip("these try a 401 for three minutes before they give up, whatever it says")
@@ -235,7 +218,7 @@ def test_k4_a_sub_agents_request_for_another_model_leaves_the_run_alone(
     name = "Task" if any(f"/{version}/" in claude for version in ("1.0.128", "2.0.76", "2.1.30")) else "Agent"
     api.script("delegate", Tool(name=name, input=task), Text(text="finished"))
     api.on_model("haiku", gateway(status, KEY_DENIED.format("claude-haiku-4-5-20251001"), "key_model_access_denied"))
-    with supervised(tmp_path, api_url=base_url, claude=claude) as running:
+    with supervised(tmp_path, api_url=url, claude=claude) as running:
         response = running.post("[[script:delegate]] Do it.", execution_id="delegate")
 
         assert (response.status_code, response.json()["response"]) == (200, "finished")
@@ -246,11 +229,11 @@ def test_k4_a_sub_agents_request_for_another_model_leaves_the_run_alone(
 
 
 def test_k10_the_end_of_a_limit_is_told_also_where_only_a_sentence_has_it(
-    tmp_path: Path, api: MessagesApi, base_url: str, claude: str
+    tmp_path: Path, api: MessagesApi, url: str, claude: str
 ) -> None:
     resets_at = (int(time.time()) + 7200) // 60 * 60
     api.on(OLD, UsageLimit(resets_at=resets_at))
-    with supervised(tmp_path, api_url=base_url, claude=claude, environment={"TZ": "Asia/Tokyo"}) as running:
+    with supervised(tmp_path, api_url=url, claude=claude, environment={"TZ": "Asia/Tokyo"}) as running:
         response = running.post("Say hello.", timeout_seconds=LEFT_ALONE_SECONDS)
         token = running.get("/api/token")
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
+from agent_runtime.standins.messages_api import MessagesApi, Text, Tool
 from tests.claude.test_frame_repair import strictly
-from tests.support.supervised import OLD, Supervised, eventually, marked_processes, supervised
+from tests.support.supervised import Supervised, eventually, marked_processes, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,19 +30,6 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
     """A supervisor with the scripted CLI, for all that need no settings of their own."""
     with supervised(tmp_path_factory.mktemp("running")) as it:
         yield it
-
-
-@pytest.fixture
-def api() -> MessagesApi:
-    api = MessagesApi()
-    api.accept(OLD)
-    return api
-
-
-@pytest.fixture
-def base_url(api: MessagesApi) -> Iterator[str]:
-    with serve(api) as url:
-        yield url
 
 
 def post(running: Supervised, *steps: dict[str, Any], **fields: Any) -> tuple[int, dict[str, Any]]:
@@ -403,12 +390,12 @@ def test_k11_what_the_cli_gave_up_is_not_wiped_by_the_end_of_its_message(running
 @pytest.mark.slow
 @pytest.mark.real_cli
 def test_k3_real_work_in_the_background_is_ended_and_its_session_goes_on_behind_a_slow_hook__paperclip_13322(
-    tmp_path: Path, api: MessagesApi, base_url: str, claude: str
+    tmp_path: Path, api: MessagesApi, url: str, claude: str
 ) -> None:
     command = {"command": "sleep 300", "description": "Wait", "run_in_background": True}
     api.script("wait", Tool(input=command), Text(text="I wait."))
     api.script("then", Text(text="The answer."))
-    with supervised(tmp_path, api_url=base_url, claude=claude, flags=("--background-timeout", "1")) as running:
+    with supervised(tmp_path, api_url=url, claude=claude, flags=("--background-timeout", "1")) as running:
         first = running.post("[[script:wait]] Begin.", execution_id="first")
         assert marked_processes("first") == []
         hook = {"hooks": [{"type": "command", "command": "sleep 7"}]}
@@ -437,10 +424,10 @@ def test_k3_real_work_in_the_background_is_ended_and_its_session_goes_on_behind_
     ids=["a stop sequence", "a refusal", "nothing said", "more than it may write"],
 )
 def test_k3_the_real_clis_stop_reasons_are_told(  # noqa: PLR0917 - fixtures and parameters
-    tmp_path: Path, api: MessagesApi, base_url: str, claude: str, reply: Text, expected: tuple[int, str]
+    tmp_path: Path, api: MessagesApi, url: str, claude: str, reply: Text, expected: tuple[int, str]
 ) -> None:
     api.script("ends", reply)
-    with supervised(tmp_path, api_url=base_url, claude=claude) as running:
+    with supervised(tmp_path, api_url=url, claude=claude) as running:
         response = running.post("[[script:ends]] Do it.", timeout_seconds=60)
 
     assert (response.status_code, response.json()["metadata"]["stop_reason"]) == expected, response.text
@@ -625,13 +612,13 @@ def test_k6_the_same_message_again_is_not_swallowed_again(commanded: Commanded) 
     ],
 )
 def test_k6_the_real_cli_asks_the_model(  # noqa: PLR0917 - fixtures and parameters
-    tmp_path: Path, api: MessagesApi, base_url: str, claude: str, message: str, is_as_text: bool
+    tmp_path: Path, api: MessagesApi, url: str, claude: str, message: str, is_as_text: bool
 ) -> None:
     api.script("heard", Text(text="Heard."))
     command = tmp_path / "workspace" / ".claude" / "commands" / "mine.md"
     command.parent.mkdir(parents=True)
     command.write_text("Do this: $ARGUMENTS")
-    with supervised(tmp_path, api_url=base_url, claude=claude) as running:
+    with supervised(tmp_path, api_url=url, claude=claude) as running:
         answer = running.post(message).json()
 
     assert (answer["status"], answer["response"], answer["metadata"]["sent_as_text"]) == (
@@ -645,9 +632,9 @@ def test_k6_the_real_cli_asks_the_model(  # noqa: PLR0917 - fixtures and paramet
 @pytest.mark.slow
 @pytest.mark.real_cli
 def test_k6_a_bare_command_keeps_the_real_clis_own_answer(
-    tmp_path: Path, api: MessagesApi, base_url: str, claude: str
+    tmp_path: Path, api: MessagesApi, url: str, claude: str
 ) -> None:
-    with supervised(tmp_path, api_url=base_url, claude=claude) as running:
+    with supervised(tmp_path, api_url=url, claude=claude) as running:
         answers = [running.post(message).json() for message in ("/cost", "/help", "/compact", "/context")]
 
     assert [(one["status"], one["metadata"]["sent_as_text"]) for one in answers] == [("success", False)] * 4
@@ -714,13 +701,11 @@ def test_k8_a_start_that_is_silent_for_too_long_names_the_hook_and_the_setting(
 
 @pytest.mark.slow
 @pytest.mark.real_cli
-def test_k8_a_real_hook_that_says_nothing_is_named(
-    tmp_path: Path, api: MessagesApi, base_url: str, claude: str
-) -> None:
+def test_k8_a_real_hook_that_says_nothing_is_named(tmp_path: Path, api: MessagesApi, url: str, claude: str) -> None:
     hook = {"hooks": [{"type": "command", "command": "sleep 100"}]}
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "settings.json").write_text(json.dumps({"hooks": {"SessionStart": [hook]}}))
-    with supervised(tmp_path, api_url=base_url, claude=claude, flags=("--init-timeout", "15")) as running:
+    with supervised(tmp_path, api_url=url, claude=claude, flags=("--init-timeout", "15")) as running:
         response = running.post("Say hello.", execution_id="hooked")
 
     assert (response.status_code, response.json()["error_class"]) == (504, "stalled")
@@ -833,11 +818,11 @@ def test_n1_a_refusal_that_something_else_quotes_stops_nothing(running: Supervis
 @pytest.mark.slow
 @pytest.mark.real_cli
 def test_n1_a_tool_that_writes_between_the_real_clis_frames_spoils_no_answer(
-    tmp_path: Path, api: MessagesApi, base_url: str, claude: str
+    tmp_path: Path, api: MessagesApi, url: str, claude: str
 ) -> None:
     command = r"printf '\033[2K' > /proc/$PPID/fd/1; printf '\000\377{\"type\":\"x\"}' > /proc/$PPID/fd/1"
     api.script("write", Tool(command=command), Text(text="written"))
-    with supervised(tmp_path, api_url=base_url, claude=claude) as running:
+    with supervised(tmp_path, api_url=url, claude=claude) as running:
         response = running.post("[[script:write]] Do it.", execution_id="written")
         answer = strictly(response.content)
         documents = everything_that_leaves(running, "written")

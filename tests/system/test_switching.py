@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_runtime.model.tokens import Token
-from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, UsageLimit, serve
+from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, UsageLimit
 from tests.support.supervised import NEW, OLD, SCRIPTED, Supervised, eventually, marked_processes, supervised
 
 if TYPE_CHECKING:
@@ -61,20 +61,6 @@ class Work:
     @staticmethod
     def _count(path: Path) -> int:
         return len(path.read_text().splitlines()) if path.exists() else 0
-
-
-@pytest.fixture
-def api() -> MessagesApi:
-    api = MessagesApi()
-    api.accept(OLD)
-    api.accept(NEW)
-    return api
-
-
-@pytest.fixture
-def url(api: MessagesApi) -> Iterator[str]:
-    with serve(api) as base_url:
-        yield base_url
 
 
 @pytest.fixture

@@ -12,32 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime.standins.messages_api import Fail, MessagesApi, Text, Tool, serve
+from agent_runtime.standins.messages_api import Fail, MessagesApi, Text, Tool
 from tests.support.supervised import NEW, OLD, Supervised, eventually
 from tests.system.test_executions import OK
 from tests.system.test_switching import PLAIN, PROMPT, Work, generations, of, state, states, switching, token, told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 DESCRIPTORS = {"stdout": 1, "stderr": 2}
 LATER = 4102444800
 """Epoch seconds: the year 2100."""
-
-
-@pytest.fixture
-def api() -> MessagesApi:
-    api = MessagesApi()
-    api.accept(OLD)
-    api.accept(NEW)
-    return api
-
-
-@pytest.fixture
-def url(api: MessagesApi) -> Iterator[str]:
-    with serve(api) as base_url:
-        yield base_url
 
 
 # What a tool can forge.
