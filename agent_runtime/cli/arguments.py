@@ -83,61 +83,48 @@ def default_url() -> str:
 def add_run(commands: Subparsers) -> None:
     """Add ``run PROMPT``."""
     parser = commands.add_parser("run", help="submit a task to a running supervisor and follow it")
-    parser.add_argument("prompt", metavar="PROMPT", help="the task; - reads it on stdin")
+    add = parser.add_argument
+    add("prompt", metavar="PROMPT", help="the task; - reads it on stdin")
     _add_connection(parser)
-    parser.add_argument(EXECUTION_ID_FLAG, metavar="ID", help="the same id joins, or gets the kept answer [a new one]")
-    parser.add_argument("--model", metavar="MODEL", help="the model [the CLI's]")
-    parser.add_argument("--fallback-model", metavar="MODEL", help="where that is overloaded or not available")
-    parser.add_argument("--effort", metavar="LEVEL", help="how much the model thinks: low to max")
-    parser.add_argument("--system-prompt", metavar="TEXT", help="the earlier name of --append-system-prompt")
-    parser.add_argument("--append-system-prompt", metavar="TEXT", help="added to the CLI's own")
-    parser.add_argument("--replace-system-prompt", metavar="TEXT", help="in place of the CLI's own")
-    parser.add_argument("--permission-mode", metavar="MODE", help="plan, acceptEdits, ... [bypassPermissions]")
-    parser.add_argument(
-        "--tools", metavar="NAMES", type=_names, help="the built-in tools, by commas; '' for none [all]"
-    )
-    parser.add_argument(
-        "--allowed-tool", metavar="TOOL", action="append", help="allow this tool of the CLI, e.g. Bash; repeatable"
-    )
-    parser.add_argument("--disallowed-tool", metavar="TOOL", action="append", help="forbid this tool; repeatable")
-    parser.add_argument("--max-turns", metavar="N", type=int, help="end it after so many turns [no limit]")
-    parser.add_argument(
-        "--timeout", metavar="SECONDS", type=_above_zero, help="for the whole execution [the supervisor's]"
-    )
-    parser.add_argument(
-        "--max-budget-usd", metavar="USD", type=_above_zero, help="end it when it has cost this [no limit]"
-    )
-    parser.add_argument(
-        "--json-schema", metavar="JSON", type=_json_object, help=f"what the answer must meet; {_FILE_TOO}"
-    )
-    parser.add_argument("--agents", metavar="JSON", type=_json_object, help=f"sub-agents by name; {_FILE_TOO}")
-    parser.add_argument("--agent", metavar="NAME", help="the agent that the session runs as")
-    parser.add_argument("--mcp-config", metavar="JSON", type=_json_object, help=f"MCP servers; {_FILE_TOO}")
-    parser.add_argument("--strict-mcp-config", action="store_true", help="no other MCP servers than these")
-    parser.add_argument(
-        "--setting-sources", metavar="NAMES", type=_names, help="user, project, local, by commas; '' for none [all]"
-    )
-    parser.add_argument(
+    add(EXECUTION_ID_FLAG, metavar="ID", help="the same id joins, or gets the kept answer [a new one]")
+    add("--model", metavar="MODEL", help="the model [the CLI's]")
+    add("--fallback-model", metavar="MODEL", help="where that is overloaded or not available")
+    add("--effort", metavar="LEVEL", help="how much the model thinks: low to max")
+    add("--system-prompt", metavar="TEXT", help="the earlier name of --append-system-prompt")
+    add("--append-system-prompt", metavar="TEXT", help="added to the CLI's own")
+    add("--replace-system-prompt", metavar="TEXT", help="in place of the CLI's own")
+    add("--permission-mode", metavar="MODE", help="plan, acceptEdits, ... [bypassPermissions]")
+    add("--tools", metavar="NAMES", type=_names, help="the built-in tools, by commas; '' for none [all]")
+    add("--allowed-tool", metavar="TOOL", action="append", help="allow this tool of the CLI, e.g. Bash; repeatable")
+    add("--disallowed-tool", metavar="TOOL", action="append", help="forbid this tool; repeatable")
+    add("--max-turns", metavar="N", type=int, help="end it after so many turns [no limit]")
+    add("--timeout", metavar="SECONDS", type=_above_zero, help="for the whole execution [the supervisor's]")
+    add("--max-budget-usd", metavar="USD", type=_above_zero, help="end it when it has cost this [no limit]")
+    add("--json-schema", metavar="JSON", type=_json_object, help=f"what the answer must meet; {_FILE_TOO}")
+    add("--agents", metavar="JSON", type=_json_object, help=f"sub-agents by name; {_FILE_TOO}")
+    add("--agent", metavar="NAME", help="the agent that the session runs as")
+    add("--mcp-config", metavar="JSON", type=_json_object, help=f"MCP servers; {_FILE_TOO}")
+    add("--strict-mcp-config", action="store_true", default=None, help="no other MCP servers than these")
+    add("--setting-sources", metavar="NAMES", type=_names, help="user, project, local, by commas; '' for none [all]")
+    add(
         "--park",
         metavar="SECONDS",
         type=_amount,
         help="how long it may wait for a newer token, or for the end of a usage limit [the supervisor's]",
     )
-    parser.add_argument(
+    add(
         "--patience",
         type=_amount,
         metavar="SECONDS",
         default=60.0,
         help="how long to keep trying when it does not answer, is full or drains [%(default)g]",
     )
-    parser.add_argument("--title", metavar="TEXT", help="what it is about, for lists and the page; 120 characters")
+    add("--title", metavar="TEXT", help="what it is about, for lists and the page; 120 characters")
     _add_labels(parser, "to list executions by")
-    parser.add_argument("--cwd", metavar="DIR", help="work in this directory, relative to the workspace")
-    parser.add_argument("--create-cwd", action="store_true", default=None, help="make it where it is missing")
-    parser.add_argument(
-        "--add-dir", metavar="DIR", action="append", help="a further directory for its tools; repeatable"
-    )
-    parser.add_argument(
+    add("--cwd", metavar="DIR", help="work in this directory, relative to the workspace")
+    add("--create-cwd", action="store_true", default=None, help="make it where it is missing")
+    add("--add-dir", metavar="DIR", action="append", help="a further directory for its tools; repeatable")
+    add(
         "--env",
         metavar="NAME[=VALUE]",
         type=_variable,
@@ -145,12 +132,12 @@ def add_run(commands: Subparsers) -> None:
         default=[],
         help="set a variable; NAME alone: to its value here, which is then in no list of processes; repeatable",
     )
-    parser.add_argument("--resume-session", metavar="ID", help="go on with an earlier session of the CLI")
-    parser.add_argument("--fork-session", action="store_true", help="in a copy of it, which leaves it as it is")
+    add("--resume-session", metavar="ID", help="go on with an earlier session of the CLI")
+    add("--fork-session", action="store_true", default=None, help="in a copy of it, which leaves it as it is")
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--follow", action="store_true", help="show the model's text while it is written")
     way.add_argument("--detach", action="store_true", help="print the execution's id and leave it running")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line: events, then the answer")
+    add("--json", action="store_true", help="one JSON object a line: events, then the answer")
     parser.set_defaults(run=_command("run_task"))
 
 
@@ -203,7 +190,7 @@ def _json_object(text: str) -> Any:
         found = json.loads(Path(text).read_bytes() if is_file else text)
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{must_be}: {masked(text)}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         place = (
             f": {error.msg} (line {error.lineno}, column {error.colno})"
             if isinstance(error, json.JSONDecodeError)
@@ -291,7 +278,9 @@ def _command(module: str) -> Callable[[argparse.Namespace], int]:
     """Return a function that imports the module of a command and calls its ``main``."""
 
     def run(options: argparse.Namespace) -> int:
-        found = importlib.import_module(f"agent_runtime.cli.{module}")  # late: the parser needs no HTTP client
-        return int(found.main(options))
+        # Late: the parser needs no HTTP client.
+        connection = importlib.import_module("agent_runtime.cli.connection")
+        command = importlib.import_module(f"agent_runtime.cli.{module}")
+        return int(connection.exit_code_of(command.main, options))
 
     return run

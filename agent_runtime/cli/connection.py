@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from agent_runtime.cli.exit_codes import EXIT_FAILED, EXIT_REFUSED, EXIT_TRY_LATER
 from agent_runtime.client import ClientError, RequestRefused, SyncAgentClient, TurnedAway, Unreachable
 from agent_runtime.client.aio import PATIENCE_SECONDS
@@ -12,7 +14,7 @@ from agent_runtime.setting_slips import masked, not_this
 
 if TYPE_CHECKING:
     import argparse
-
+    from collections.abc import Callable
 
 REMEDIES = {
     "unreachable": "; start it (agent-runtime serve), or say where it listens (--url, AGENT_RUNTIME_URL)",
@@ -27,8 +29,14 @@ def connect(options: argparse.Namespace, patience_seconds: float = PATIENCE_SECO
     Make the client that the options of a command describe.
 
     Raises:
-        RequestRefused: The address is none.
+        RequestRefused: The address is none, or an option holds bytes that are no text; no request can carry those.
     """
+    for name, value in vars(options).items():
+        try:
+            msgspec.json.encode(value, enc_hook=lambda _: None)  # a file's name may hold any bytes
+        except UnicodeEncodeError:
+            word = name.upper() if name == "prompt" else f"--{name.replace('_', '-')}"
+            raise RequestRefused.because("invalid_request", f"{word}: must be text in UTF-8") from None
     try:
         return SyncAgentClient(options.url, access_key_file=options.key_file, patience_seconds=patience_seconds)
     except ValueError as error:
@@ -36,17 +44,16 @@ def connect(options: argparse.Namespace, patience_seconds: float = PATIENCE_SECO
         raise RequestRefused.because("invalid_request", detail) from None
 
 
-def exit_code(error: ClientError) -> int:
-    """Return the exit code of an error."""
-    if error.error_class == "unexpected" or isinstance(error, RequestRefused):
-        return EXIT_REFUSED
-    return EXIT_TRY_LATER if isinstance(error, TurnedAway | Unreachable) else EXIT_FAILED
-
-
-def complain(error: ClientError) -> int:
-    """Print an error on stderr, and return its exit code."""
+def exit_code_of(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Run a command and return its exit code; print an error on stderr, with what a person can do about it."""
+    try:
+        return command(options)
+    except ClientError as caught:
+        error = caught
     has_label = isinstance(error, Unreachable) or str(error).startswith(error.error_class)
     label = "" if has_label else f"{error.error_class}: "
     remedy = REMEDIES.get(error.error_class, "")
     sys.stderr.write(f"agent-runtime: {label}{masked(str(error))}{remedy}\n")
-    return exit_code(error)
+    if error.error_class == "unexpected" or isinstance(error, RequestRefused):
+        return EXIT_REFUSED
+    return EXIT_TRY_LATER if isinstance(error, TurnedAway | Unreachable) else EXIT_FAILED

@@ -6,9 +6,9 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from agent_runtime.cli.connection import complain, connect
+from agent_runtime.cli.connection import connect
 from agent_runtime.cli.exit_codes import EXIT_FAILED, EXIT_SUCCESS
-from agent_runtime.client import ClientError, Unreachable
+from agent_runtime.client import Unreachable
 
 if TYPE_CHECKING:
     import argparse
@@ -20,17 +20,14 @@ POLL_SECONDS = 0.25
 
 def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    try:
-        with connect(options) as client:
-            if options.call_off:
-                client.undrain()
-                _print("executions are let in again")
-                return EXIT_SUCCESS
-            unfinished = client.drain().unfinished
-            _print(f"draining: {unfinished} unfinished")
-            return _wait(client, unfinished, options.timeout) if options.wait else EXIT_SUCCESS
-    except ClientError as error:
-        return complain(error)
+    with connect(options) as client:
+        if options.call_off:
+            client.undrain()
+            _print("executions are let in again")
+            return EXIT_SUCCESS
+        unfinished = client.drain().unfinished
+        _print(f"draining: {unfinished} unfinished")
+        return _wait(client, unfinished, options.timeout) if options.wait else EXIT_SUCCESS
 
 
 def _wait(client: SyncAgentClient, unfinished: int, timeout_seconds: float | None) -> int:

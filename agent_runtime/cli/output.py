@@ -110,7 +110,8 @@ class Live:
             yield f"[model {line_of(frame.get('model'))}, session {line_of(frame.get('session_id'))}]"
         elif kind == ("system", "api_retry"):
             status = frame.get("error_status") or "nothing"
-            yield f"! the API answered {line_of(status)} ({line_of(frame.get('error'))}): the CLI tries again"
+            of = f", try {line_of(frame.get('attempt'))} of {line_of(frame.get('max_retries'))}"
+            yield f"! the API answered {line_of(status)} ({line_of(frame.get('error'))}){of}"
         elif kind[0] == "result" and isinstance(frame.get("result"), str):
             text = frame["result"].strip()
             if text and text != self._last_text:

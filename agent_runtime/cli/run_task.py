@@ -7,10 +7,11 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agent_runtime.cli.connection import complain, connect
+from agent_runtime.cli.connection import connect
 from agent_runtime.cli.exit_codes import EXIT_CANCELLED, EXIT_SUCCESS
 from agent_runtime.cli.output import JsonLines, Live
 from agent_runtime.client import ClientError, RequestRefused
+from agent_runtime.model.task import TaskFields
 
 if TYPE_CHECKING:
     import argparse
@@ -28,14 +29,14 @@ def main(options: argparse.Namespace) -> int:
     showing = JsonLines(sys.stdout) if options.json else Live(sys.stdout)
     try:
         with connect(options, options.patience) as client:
-            prompt = _prompt(options)
+            prompt = _prompt(options.prompt)
             _look(client, options.patience)
             execution_id = options.execution_id or str(uuid.uuid4())
             watch = Watch(client, execution_id, prompt, _fields(options), showing, partial=options.follow)
             return watch.detach() if options.detach else watch.attend()
     except ClientError as error:
         showing.failed(error)
-        return complain(error)
+        raise
 
 
 @dataclass
@@ -103,11 +104,15 @@ class Watch:
             self._submit()
 
 
-def _prompt(options: argparse.Namespace) -> str:
-    is_read = options.prompt == "-"
-    if is_read and sys.stdin.isatty():
-        _print("reading the task: end it with Ctrl-D")
-    prompt = sys.stdin.read() if is_read else str(options.prompt)
+def _prompt(prompt: str) -> str:
+    is_read = prompt == "-"
+    if is_read:
+        if sys.stdin.isatty():
+            _print("reading the task: end it with Ctrl-D")
+        try:
+            prompt = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError:
+            raise RequestRefused.because("invalid_request", "what came on stdin must be text in UTF-8") from None
     if not prompt.strip():
         where = "nothing came on stdin" if is_read else "PROMPT is empty"
         raise RequestRefused.because("invalid_request", f"{where}: give the task in words, or - and the task on stdin")
@@ -124,31 +129,23 @@ def _look(client: SyncAgentClient, patience_seconds: float) -> None:
         _print(f"{obstacle}; trying for {patience_seconds:g} s (--patience)")
 
 
-_SAME_NAMES = (
-    *("model", "fallback_model", "effort", "system_prompt", "append_system_prompt", "replace_system_prompt"),
-    *("permission_mode", "tools", "max_turns", "max_budget_usd", "json_schema", "agents", "agent", "mcp_config"),
-    *("setting_sources", "title"),
-)
-"""Options with the names of the fields that they are."""
+_OPTIONS = {
+    "allowed_tools": "allowed_tool",
+    "disallowed_tools": "disallowed_tool",
+    "timeout_seconds": "timeout",
+    "park_seconds": "park",
+    "resume_session_id": "resume_session",
+    "add_dirs": "add_dir",
+    "labels": "label",
+}
+"""The options whose names are not those of their fields."""
 
 
 def _fields(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the options as fields of a task, without those that were not given."""
-    fields = {name: getattr(options, name) for name in _SAME_NAMES} | {
-        "allowed_tools": options.allowed_tool,
-        "disallowed_tools": options.disallowed_tool,
-        "timeout_seconds": options.timeout,
-        "park_seconds": options.park,
-        "resume_session_id": options.resume_session,
-        "cwd": options.cwd,
-        "create_cwd": options.create_cwd,
-        "add_dirs": options.add_dir,
-        "env": dict(options.env) or None,
-        "fork_session": options.fork_session or None,
-        "strict_mcp_config": options.strict_mcp_config or None,
-        "labels": dict(options.label) or None,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
+    """Return the fields of a task that were given."""
+    given = {name: getattr(options, _OPTIONS.get(name, name), None) for name in TaskFields.__annotations__}
+    given |= {"env": dict(options.env) or None, "labels": dict(options.label) or None}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _print(text: str) -> None:

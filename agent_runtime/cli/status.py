@@ -7,10 +7,9 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from agent_runtime.cli.connection import complain, connect
+from agent_runtime.cli.connection import connect
 from agent_runtime.cli.exit_codes import EXIT_SUCCESS
 from agent_runtime.cli.output import line_of
-from agent_runtime.client import ClientError
 
 if TYPE_CHECKING:
     import argparse
@@ -27,11 +26,8 @@ NOTHING = "-"
 
 def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
-    try:
-        with connect(options) as client:
-            text = _as_json(client, options) if options.json else "\n".join(_table(client, options))
-    except ClientError as error:
-        return complain(error)
+    with connect(options) as client:
+        text = _as_json(client, options) if options.json else "\n".join(_table(client, options))
     sys.stdout.write(text + "\n")
     return EXIT_SUCCESS
 

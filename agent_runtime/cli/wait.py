@@ -6,9 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from agent_runtime.cli.connection import complain, connect
+from agent_runtime.cli.connection import connect
 from agent_runtime.cli.exit_codes import EXIT_FAILED, EXIT_SUCCESS
-from agent_runtime.client import ClientError
 
 if TYPE_CHECKING:
     import argparse
@@ -22,18 +21,15 @@ def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     timeout = float("inf") if options.timeout is None else options.timeout
     until = time.monotonic() + timeout
-    try:
-        with connect(options) as client:
-            while obstacle := obstacle_to(options.fingerprint, client.token()):
-                left = until - time.monotonic()
-                if left <= 0:
-                    sys.stdout.write(f"not in time: {obstacle}\n")
-                    return EXIT_FAILED
-                time.sleep(min(POLL_SECONDS, left))
-            sys.stdout.write(f"{options.fingerprint} is in use, and no running execution holds an older token\n")
-            return EXIT_SUCCESS
-    except ClientError as error:
-        return complain(error)
+    with connect(options) as client:
+        while obstacle := obstacle_to(options.fingerprint, client.token()):
+            left = until - time.monotonic()
+            if left <= 0:
+                sys.stdout.write(f"not in time: {obstacle}\n")
+                return EXIT_FAILED
+            time.sleep(min(POLL_SECONDS, left))
+    sys.stdout.write(f"{options.fingerprint} is in use, and no running execution holds an older token\n")
+    return EXIT_SUCCESS
 
 
 def obstacle_to(fingerprint: str, token: TokenReport) -> str | None:

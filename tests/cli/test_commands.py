@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 
 OK = {"script": [{"do": "init"}, {"do": "assistant", "text": "Hello."}, {"do": "result", "text": "Hello."}]}
 
+RETRIED = {
+    "type": "system",
+    "subtype": "api_retry",
+    "attempt": 2,
+    "max_retries": 10,
+    "error_status": 529,
+    "error": "overloaded",
+}
+
 
 def holding(path: Path, *more: dict[str, Any]) -> dict[str, Any]:
     """Say hello, then wait until *path* exists, also when resumed."""
@@ -386,7 +395,7 @@ def test_what_is_shown_of_frames_that_scripts_do_not_write() -> None:
             "message",
             {"type": "assistant", "error": "rate_limit", "message": {"content": [{"type": "text", "text": "No."}]}},
         ),
-        ("message", {"type": "system", "subtype": "api_retry", "error_status": 529, "error": "overloaded"}),
+        ("message", RETRIED),
         ("message", {"type": "user", "message": None}),
         ("message", {"type": "assistant", "message": {"content": [None, {"type": "text", "text": 1}, "x"]}}),
         ("message", {"type": "result", "result": "No."}),
@@ -405,7 +414,7 @@ def test_what_is_shown_of_frames_that_scripts_do_not_write() -> None:
         "> Odd",
         '> A: {"b": 1}',
         "! No.",
-        "! the API answered 529 (overloaded): the CLI tries again",
+        "! the API answered 529 (overloaded), try 2 of 10",
         "[lines 3 to 4 are missing]",
         "[success, 1 turn, $0.5000, execution x]",
     ]

@@ -136,6 +136,34 @@ def test_who_reaches_nobody_is_told_the_address_and_what_to_do(
     assert f"the supervisor at {NOBODY} cannot be reached: nothing listens there; start it (agent-runtime serve)" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run", "\udcff"], "PROMPT: must be text in UTF-8"),
+        (["run", "x", "--title", "a\udcff"], "--title: must be text in UTF-8"),
+        (["run", "x", "--env", "A=\udc80"], "--env: must be text in UTF-8"),
+        (["run", "x", "--agents", '{"a": {"prompt": "\\ud800"}}'], "--agents: must be text in UTF-8"),
+        (["status", "--label", "a=\udcff"], "--label: must be text in UTF-8"),
+        (["drain", "--url", "http://\udcff/"], "--url: must be text in UTF-8"),
+    ],
+)
+def test_what_no_request_can_carry_is_named_and_exits_with_2(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_task_on_stdin_that_is_no_text_exits_with_2() -> None:
+    command = [sys.executable, "-m", "agent_runtime", "run", "-", "--url", NOBODY]
+    done = subprocess.run(command, input=b"\xff", capture_output=True, check=False, timeout=60)
+
+    assert (done.returncode, done.stderr) == (
+        2,
+        b"agent-runtime: invalid_request: what came on stdin must be text in UTF-8\n",
+    )
+
+
 def test_a_task_of_blanks_is_not_sent(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", " \n", "--url", NOBODY]) == 2
     assert "PROMPT is empty" in capsys.readouterr().err
