@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import logging
 import os
@@ -25,8 +26,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.delivery.private_files import make_directory, owner_of, written_beside
+from agent_runtime.delivery.private_files import make_directory, owner_of
 from agent_runtime.errors import SpawnFailed
+from agent_runtime.files import replace_file
 from agent_runtime.model.tokens import Token
 
 if TYPE_CHECKING:
@@ -227,12 +229,9 @@ class CredentialsFile:
         Raises:
             FileExistsError: The file has appeared since it was read.
         """
-        with written_beside(self.path, raw, self._owner) as temporary:
-            mtime_ns = self._next_mtime_ns()
-            os.utime(temporary, ns=(mtime_ns, mtime_ns), follow_symlinks=False)
-            # A link, unlike a rename, does not overwrite a file that we have not read.
-            if not (is_new and _linked(temporary, self.path)):
-                temporary.replace(self.path)
+        mtime_ns = self._next_mtime_ns()
+        finish = functools.partial(os.utime, ns=(mtime_ns, mtime_ns))
+        replace_file(self.path, raw, owner=self._owner, is_new=is_new, finish=finish)
 
     def _next_mtime_ns(self) -> int:
         """
@@ -262,8 +261,7 @@ class CredentialsFile:
         self._marker_path.unlink(missing_ok=True)
 
     def _write_marker(self) -> None:
-        with written_beside(self._marker_path, msgspec.json.encode(self._marker)) as temporary:
-            temporary.replace(self._marker_path)
+        replace_file(self._marker_path, msgspec.json.encode(self._marker))
 
     def _read_marker(self) -> _Marker:
         with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError), self._opened():
@@ -302,17 +300,6 @@ def _read(path: Path) -> bytes | None:
             return None
         raw = file.read(LIMIT_BYTES + 1)
     return raw if len(raw) <= LIMIT_BYTES else None
-
-
-def _linked(temporary: Path, path: Path) -> bool:
-    """Give the file its second name, if the file system has links; FileExistsError if the name is taken."""
-    try:
-        path.hardlink_to(temporary)
-    except FileExistsError:
-        raise
-    except OSError:
-        return False
-    return True
 
 
 def _may_write(directory: os.stat_result, uid: int, gid: int) -> bool:

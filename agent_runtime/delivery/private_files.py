@@ -2,8 +2,8 @@
 Files for one child that no other user may read, and directories that are given to a child.
 
 A supervisor that runs as root writes into places where a child of another user could plant links. Therefore everything
-is done by descriptor: a directory is opened without following a link, a file in it is created, written, and given away
-last. The directory of such files stays ours, so that nothing can be planted in it.
+is done by descriptor: a directory is opened without following a link, and what is made in it is given away last. The
+directory of such files stays ours, so that nothing can be planted in it.
 """
 
 from __future__ import annotations
@@ -15,22 +15,21 @@ import secrets
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from agent_runtime.errors import CannotStart, SpawnFailed
+from agent_runtime.files import create_file
 from agent_runtime.process.users import UnknownUser, other_user
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-log = logging.getLogger(__name__)
+    from agent_runtime.files import Owner
 
-Owner: TypeAlias = tuple[int, int] | None
-"""User and group; None: ourselves."""
+log = logging.getLogger(__name__)
 
 IN_MEMORY = Path("/dev/shm")  # noqa: S108 - only a private directory is made in it
 NAME = "agent-runtime-{mark}"
-MODE = 0o600
 _PASSABLE = 0o711
 _MOST_SOCKET_DIRECTORY_BYTES = 90
 """The path of a Unix socket has at most 107 bytes (unix(7))."""
@@ -53,37 +52,8 @@ def write_new(directory: Path, name: str, content: bytes, owner: Owner) -> Path:
         OSError: The directory is missing or a link; the name is taken; the operating system refuses.
     """
     with _opened(directory) as place:
-        _create(place, name, content, owner)
+        create_file(place, name, content, owner=owner)
     return directory / name
-
-
-def _create(place: int, name: str, content: bytes, owner: Owner) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(name, flags, MODE, dir_fd=place)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        if owner is not None:
-            os.fchown(descriptor, *owner)
-
-
-@contextlib.contextmanager
-def written_beside(path: Path, content: bytes, owner: Owner = None) -> Iterator[Path]:
-    """
-    Write *content* to a temporary file beside *path*, for the caller to rename; remove it if it is not renamed.
-
-    The directory itself may be a link.
-
-    Raises:
-        OSError: As :func:`write_new`.
-    """
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with _opened(path.parent, follow=True) as place:
-            _create(place, temporary.name, content, owner)
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def make_directory(directory: Path, name: str, owner: Owner) -> Path:
@@ -102,9 +72,8 @@ def make_directory(directory: Path, name: str, owner: Owner) -> Path:
 
 
 @contextlib.contextmanager
-def _opened(directory: Path | str, below: int | None = None, *, follow: bool = False) -> Iterator[int]:
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
-    descriptor = os.open(directory, flags, dir_fd=below)
+def _opened(directory: Path | str, below: int | None = None) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=below)
     try:
         yield descriptor
     finally:

@@ -23,10 +23,9 @@ import msgspec
 from agent_runtime.claude.executable import Binary
 from agent_runtime.delivery.check_run import DoesNotRun
 from agent_runtime.delivery.cli_options import CliOptions, depends_on_cli
-from agent_runtime.delivery.private_files import written_beside
 from agent_runtime.delivery.reload_check import ReloadResult, ask_for_help, check_reload
 from agent_runtime.errors import AgentRuntimeError, SpawnFailed
-from agent_runtime.files import read_file
+from agent_runtime.files import read_file, replace_file
 from agent_runtime.process.child import Spawner
 
 if TYPE_CHECKING:
@@ -157,8 +156,7 @@ class ReloadResults:
         if self._path is None:
             return
         try:
-            with written_beside(self._path, msgspec.json.encode(self._stored)) as temporary:
-                temporary.replace(self._path)
+            replace_file(self._path, msgspec.json.encode(self._stored))
         except OSError as error:
             log.warning("cannot write %s, the result is held in memory only: %s", self._path, error.strerror)
 

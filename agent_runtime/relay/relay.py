@@ -21,7 +21,7 @@ from agent_runtime.claude.credential_env import (
     SOCKET_VARIABLE,
 )
 from agent_runtime.delivery.delivery import RELAY, Delivered, ReloadBehaviour
-from agent_runtime.delivery.private_files import Owner, write_shell_prefix
+from agent_runtime.delivery.private_files import write_shell_prefix
 from agent_runtime.errors import CannotStart
 from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE, TokenKind
 from agent_runtime.relay.exchange import Exchanges, own_answer
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from agent_runtime.files import Owner
     from agent_runtime.relay.requests import Request
     from agent_runtime.secret.file import SecretFile
     from agent_runtime.secret.generations import Generation

@@ -9,14 +9,15 @@ new file; in a directory with the setgid bit, the directory's group may read it,
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
-import secrets
 import stat
 import time
 from typing import TYPE_CHECKING
 
 from agent_runtime.errors import NotWritable, SecretUnreadable
+from agent_runtime.files import replace_file
 from agent_runtime.model.tokens import API_KEY_PREFIX, API_KEY_VARIABLE, OAUTH_PREFIX, OAUTH_VARIABLE
 from agent_runtime.secret.content import LIMIT_BYTES, SecretContent, Unusable, parse, text_of
 from agent_runtime.secret.mount import SourceKind, source_of
@@ -99,7 +100,8 @@ def put(
                 "the file is mounted by itself, so it was overwritten in place: mount its directory instead"
             )
         else:
-            warnings += _replace(target, raw, mode=mode, group=group)
+            finish = functools.partial(_give_access, target, mode=mode, group=group, warnings=warnings)
+            replace_file(target, raw, durable=True, finish=finish)
     except (OSError, RuntimeError) as problem:  # RuntimeError: resolve() met a loop of links, up to Python 3.12.
         cause = os.strerror(problem.errno) if isinstance(problem, OSError) and problem.errno else "a loop of links"
         raise NotWritable(f"the secret file cannot be written: {cause}; {_remedy(path, problem)}") from None
@@ -132,7 +134,8 @@ def put_from_environment(path: Path, environ: Mapping[str, str]) -> None:
         log.warning("%s is not written to %s: its value %s", name, path, content.reason)
         return
     try:
-        _replace(path, content.token.secret.encode() + b"\n", is_new=True)
+        finish = functools.partial(_give_access, path, warnings=[])
+        replace_file(path, content.token.secret.encode() + b"\n", durable=True, is_new=True, finish=finish)
     except FileExistsError:
         return
     except OSError as problem:
@@ -179,40 +182,14 @@ def _remedy(path: Path, problem: Exception) -> str:
     return "name a file" if code == errno.EISDIR else "make that possible, or name another file"
 
 
-def _replace(
-    target: Path, raw: bytes, *, is_new: bool = False, mode: int | None = None, group: int | None = None
-) -> list[str]:
-    """Replace a file by rename; with *is_new* raise FileExistsError if there is one by now."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, NEW_FILE_MODE)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            warnings = _give_access(target, descriptor, mode, group)
-            file.write(raw)
-            file.flush()
-            os.fsync(descriptor)
-        if is_new:
-            _link(temporary, target)
-        else:
-            temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_directory(target.parent)
-    return warnings
-
-
-def _link(temporary: Path, target: Path) -> None:
-    try:
-        os.link(temporary, target)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links, as some that a host shares with containers
-        temporary.replace(target)
-
-
-def _give_access(target: Path, descriptor: int, mode: int | None, group: int | None) -> list[str]:
+def _give_access(
+    target: Path, descriptor: int, *, warnings: list[str], mode: int | None = None, group: int | None = None
+) -> None:
     """
     Give the new file behind *descriptor* the owner, group and mode of *target*, unless others are named.
+
+    Args:
+        warnings: Gets what the caller should know of who can read the file now.
 
     Raises:
         NotWritable: The group, or the owner where the mode lets nobody else read, is not this user's to give.
@@ -230,7 +207,6 @@ def _give_access(target: Path, descriptor: int, mode: int | None, group: int | N
         kept_mode = stat.S_IMODE(old.st_mode) & 0o777
     mode = kept_mode if mode is None else mode
     wanted_group = old.st_gid if group is None else group
-    warnings = []
     if wanted_group != new.st_gid and not _chown(descriptor, group=wanted_group):
         if group is not None:
             raise NotWritable(
@@ -253,7 +229,6 @@ def _give_access(target: Path, descriptor: int, mode: int | None, group: int | N
         warnings.append("the file's mode does not let its group read it")
     if mode & stat.S_IROTH:
         warnings.append("every user of this machine may read the file")
-    return warnings
 
 
 def _chown(descriptor: int, owner: int = -1, group: int = -1) -> bool:
@@ -276,11 +251,3 @@ def _overwrite(target: Path, raw: bytes) -> None:
         os.close(descriptor)
     if written != len(raw):
         raise NotWritable("the secret file cannot be written: no space left")
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import InvalidRequest
-from agent_runtime.files import read_file, replace_file
+from agent_runtime.files import UNFINISHED, read_file, replace_file
 from agent_runtime.model.task_reading import parse
 
 if TYPE_CHECKING:
@@ -85,14 +85,12 @@ class TaskStore:
 
     def ids(self) -> Iterator[str]:
         """Return the ids of the stored tasks, and delete files that a crash left half written."""
-        for path in [*self._directory.glob("*.new"), *self._directory.glob("*.json")]:
-            if (execution_id := _id_in(path)) is None:
-                continue
-            if path.suffix == ".json":
+        for path in self._directory.glob(f"*{UNFINISHED}"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+        for path in self._directory.glob("*.json"):
+            if (execution_id := _id_in(path)) is not None:
                 yield execution_id
-            else:
-                with contextlib.suppress(OSError):
-                    path.unlink()
 
     def kept(self) -> Iterator[Task]:
         """Return the stored tasks, oldest first."""

@@ -19,6 +19,7 @@ import pytest
 from agent_runtime.delivery import private_files
 from agent_runtime.delivery.credentials_file import CredentialsFile, DeliveryImpossible
 from agent_runtime.delivery.private_files import PrivateFiles, make_directory, remove_leftovers, write_new
+from agent_runtime.files import UNFINISHED
 from agent_runtime.model.tokens import Token
 from agent_runtime.process.containment.registry import new_mark, tag_of
 from tests.support.supervised import NEW, OLD, eventually, held_generations_forever, supervised
@@ -193,7 +194,7 @@ def test_a_child_that_swaps_names_in_the_config_directory_gets_no_file_of_roots(
     def swap() -> None:
         while not over.is_set():
             for entry in os.scandir(config):
-                if entry.name.endswith(".tmp"):
+                if entry.name.endswith(UNFINISHED):
                     with contextlib.suppress(OSError):
                         os.unlink(entry.path)  # noqa: PTH108 - the entry has a path
                         os.symlink(shared / "roots", entry.path)  # noqa: PTH211 - likewise

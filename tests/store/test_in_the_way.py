@@ -7,6 +7,7 @@ import shutil
 import socket
 import sqlite3
 from contextlib import ExitStack, closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -26,7 +27,6 @@ from tests.system.test_executions import OK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 def directory(path: Path) -> None:
@@ -62,7 +62,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @every_obstacle
-@pytest.mark.parametrize("suffix", ["sqlite-wal", "sqlite-journal", "note", "note.new"])
+@pytest.mark.parametrize("suffix", ["sqlite-wal", "sqlite-journal", "note"])
 def test_beside_the_records_it_is_set_aside_or_replaced_and_the_records_stay(
     place: Path, put: Callable[[Path], None], suffix: str
 ) -> None:
@@ -82,11 +82,8 @@ def test_beside_the_records_it_is_set_aside_or_replaced_and_the_records_stay(
 
 
 @every_obstacle
-@pytest.mark.parametrize("name", ["generations.json", "generations.json.new"])
-def test_in_place_of_the_generations_it_costs_their_numbers_at_most(
-    place: Path, put: Callable[[Path], None], name: str
-) -> None:
-    put((place / name).relative_to(place))
+def test_in_place_of_the_generations_it_costs_their_numbers_at_most(place: Path, put: Callable[[Path], None]) -> None:
+    put(Path("generations.json"))
     ledger = GenerationLedger(place)
 
     assert ledger.number_of(Token("sk-ant-oat01-made-up-for-tests")) == 1
@@ -95,12 +92,9 @@ def test_in_place_of_the_generations_it_costs_their_numbers_at_most(
 
 
 @every_obstacle
-@pytest.mark.parametrize("name", ["78.json", "78.json.new"])
-def test_in_place_of_a_task_it_costs_its_resumption_at_most(
-    place: Path, put: Callable[[Path], None], name: str
-) -> None:
+def test_in_place_of_a_task_it_costs_its_resumption_at_most(place: Path, put: Callable[[Path], None]) -> None:
     (place / "tasks").mkdir()
-    put((place / "tasks" / name).relative_to(place))
+    put(Path("tasks", "78.json"))
     tasks = TaskStore(place / "tasks", Redactor())
     assert [task.message for task in tasks.kept()] == []
 

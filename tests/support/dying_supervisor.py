@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agent_runtime import files
 from agent_runtime.cli.main import main
 from agent_runtime.store import database
 
@@ -42,8 +43,10 @@ class Death:
             path, _, flags = arguments
             if flags & (os.O_WRONLY | os.O_RDWR) and any(part in str(path) for part in KEPT):
                 self.comes_closer(f"open {Path(str(path)).suffix}")
-        elif event in ("os.rename", "os.remove") and any(part in str(arguments[0]) for part in KEPT):
-            self.comes_closer(event)
+        elif event in ("os.rename", "os.remove"):
+            name, *_, place = arguments
+            if any(part in (str(name) if place < 0 else path_in(place, name)) for part in KEPT):
+                self.comes_closer(event)
 
     def traced(self, statement: str) -> None:
         words = statement.split()
@@ -51,8 +54,12 @@ class Death:
             self.comes_closer(f"sql {words[0].upper()} {words[-1] if words[0] == 'CREATE' else ''}".strip())
 
 
+def path_in(place: int, name: str) -> str:
+    return str(Path(f"/proc/self/fd/{place}").readlink() / name)
+
+
 death = Death()
-connected, pwrite = database._connected, os.pwrite
+connected, create_file, pwrite = database._connected, files.create_file, os.pwrite
 
 
 def traced_connection(address: str) -> sqlite3.Connection:
@@ -61,12 +68,19 @@ def traced_connection(address: str) -> sqlite3.Connection:
     return connection
 
 
+def counted_create(place: int, name: str, *arguments: Any, **options: Any) -> None:
+    if any(part in path_in(place, name) for part in KEPT):  # of a descriptor the audit says nothing
+        death.comes_closer(f"open {Path(name).suffix}")
+    create_file(place, name, *arguments, **options)
+
+
 def counted_pwrite(*arguments: Any) -> int:
     death.comes_closer("lines")
     return pwrite(*arguments)
 
 
 database._connected = traced_connection
+files.create_file = counted_create
 os.pwrite = counted_pwrite
 sys.addaudithook(death.audited)
 sys.exit(main())
