@@ -356,8 +356,6 @@ class Spawner:
             layers.append(CgroupLayer(group))
         if also_scan or not layers:
             layers.append(ScanLayer(attempt, self.registry, handle))
-        if group is not None:
-            group.close_ways_in()
         return Child(handle, (ours[0], ours[1], ours[2]), attempt, self.registry, layers=tuple(layers), group=group)
 
     def _end_without_shim(self, attempt: AttemptProcesses, stdout: int) -> None:

@@ -766,7 +766,7 @@ become_subreaper()
 child = start_shell("(setsid sleep 600 & echo $!); sleep 600 & echo $!; sleep 600 & echo $!; wait", user="54321")
 go(child)
 family = pids(child, 3)
-unreadable = proc_table.read_environ(family[0][0], MARK_VARIABLE) is proc_table.NoMark.UNREADABLE
+unreadable = proc_table.read_environ(family[0][0], MARK_VARIABLE) is None
 if sys.argv[1] == "was killed":
     kill_shim(child)
 child.kill()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from agent_runtime.process.containment.freezer import Freezer
 from agent_runtime.process.containment.registry import MARK_VARIABLE, is_of_an_earlier_start
 from agent_runtime.process.linux import proc as proc_table
-from agent_runtime.process.linux.proc import NoMark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,24 +75,12 @@ def await_shims(data_dir: Path, *, within_seconds: float = 5) -> int:
 def _leftovers(data_dir: Path) -> Iterator[Process]:
     snapshot = proc_table.Snapshot()
     spared = _relatives(snapshot)
-    unsettled: list[Process] = []
-    roots: list[Process] = []
-    for process in snapshot.processes.values():
-        if process.dead or process.pid in spared:
+    for root in snapshot.processes.values():
+        if root.dead or root.pid in spared:
             continue
-        mark = proc_table.read_environ(process.pid, MARK_VARIABLE)
-        if mark is NoMark.EMPTY:
-            unsettled.append(process)
-        elif isinstance(mark, str) and is_of_an_earlier_start(mark, data_dir):
-            roots.append(process)
-    for process in unsettled:  # these were in the middle of an execve
-        mark = proc_table.read_environ(process.pid, MARK_VARIABLE)
-        if isinstance(mark, str) and is_of_an_earlier_start(mark, data_dir):
-            roots.append(process)
-    for root in roots:
-        for process in proc_table.branch(snapshot, root):
-            if not process.dead:
-                yield process
+        mark = proc_table.read_environ(root.pid, MARK_VARIABLE)
+        if mark is not None and is_of_an_earlier_start(mark, data_dir):
+            yield from (process for process in proc_table.branch(snapshot, root) if not process.dead)
 
 
 def _relatives(snapshot: proc_table.Snapshot) -> set[int]:

@@ -188,7 +188,7 @@ class ScanLayer:
         if (found := next((attempt for attempt in attempts if attempt.mark in marks), None)) is not None:
             return found
         # Leftovers of an ended attempt belong to the first sweep that finds them.
-        return self._attempt if any(isinstance(mark, str) and is_of_this_start(mark) for mark in marks) else None
+        return self._attempt if any(mark is not None and is_of_this_start(mark) for mark in marks) else None
 
 
 def _still_there(identity: Identity) -> Process | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import select
 import signal
 import threading
 import time
@@ -19,8 +18,8 @@ from agent_runtime.process.linux import syscalls as linux
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-GONE = (errno.ENODEV, errno.ENOENT)
-"""The errors of a removed cgroup: of a descriptor of its file, and of its path."""
+_NOT_ANSWERED = (errno.ENODEV, errno.ENOENT, errno.EOPNOTSUPP)
+"""The errors of a removed cgroup (of a descriptor of its file, and of its path), and of a threaded one."""
 
 _PAUSE_SECONDS = 0.001
 _CPU_PERIOD_MICROSECONDS = 100_000
@@ -80,24 +79,20 @@ class Group:
     Attributes:
         place: The group itself, for a child to be forked into; -1 once closed, as is the next.
         procs: A process that writes ``0`` here joins the group; the child does so before it gives up its rights.
-        changes: Has ``POLLPRI`` when the group becomes empty or populated; reading :attr:`populated` resets it.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._lock = threading.RLock()
         self._open: set[int] = set()
-        self._spare = linux.Spare(3)
         try:
             self.place = self._must("", os.O_PATH | os.O_DIRECTORY)
             self.procs = self._must("cgroup.procs", os.O_WRONLY)
-            self.changes = self._must("cgroup.events", os.O_RDONLY)
+            self._events = self._must("cgroup.events", os.O_RDONLY)
             self._members = self._must("cgroup.procs", os.O_RDONLY)
             self._kill = self._may("cgroup.kill", os.O_WRONLY)
             self._memory_events = self._may("memory.events", os.O_RDONLY)
             self._oom_kills = 0
-            if self._kill is None:
-                self._spare.fill()
         except BaseException:
             self.close()
             raise
@@ -109,7 +104,7 @@ class Group:
     @property
     def populated(self) -> bool:
         """Whether anything lives in it or in a group below it."""
-        return _counters(self._read(self.changes)).get("populated", 0) != 0
+        return _counters(self._read(self._events)).get("populated", 0) != 0
 
     @property
     def counts_memory(self) -> bool:
@@ -139,44 +134,31 @@ class Group:
         """
         Kill everything in it and below it at once, including stopped, frozen and just forked processes.
 
-        Before Linux 5.14, which has no ``cgroup.kill``, it kills the present processes one by one.
+        Does nothing before Linux 5.14, which has no ``cgroup.kill``, and where the child has made it a threaded group:
+        :meth:`kill_each` is left.
         """
         with self._lock:
-            if self._kill is None or not self._write(self._kill, b"1"):
-                self._kill_one_by_one()
+            if self._kill is None:
+                return
+            try:
+                os.write(self._kill, b"1")
+            except OSError as error:
+                if error.errno not in _NOT_ANSWERED:
+                    raise
 
     def kill_each(self) -> None:
         """
-        Kill one by one what :meth:`kill` has left: threads of a process whose main thread has ended.
+        Kill one by one what :meth:`kill` has left, such as threads of a process whose main thread has ended.
 
-        ``cgroup.kill`` signals only the main thread, so the signal is lost then (Linux 6.18).
+        ``cgroup.kill`` signals only the main thread, so the signal is lost then (Linux 6.18). Without free descriptors
+        some are left for the next time.
         """
-        with self._lock:
-            self._kill_one_by_one()
-
-    def wait_until_empty(self, deadline: float) -> bool:
-        """
-        Wait until nothing lives in it.
-
-        Args:
-            deadline: When to give up, on the monotonic clock.
-        """
-        poll = select.poll()
-        poll.register(self.changes, select.POLLPRI)
-        while self.populated:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                return False
-            poll.poll(min(remaining, 0.1) * 1000)  # another thread that reads the file consumes the event
-        return True
-
-    def close_ways_in(self) -> None:
-        """Close :attr:`place` and :attr:`procs`, once the child has joined."""
-        with self._lock:
-            for way_in in self._open & {self.place, self.procs}:
-                self._open.remove(way_in)
-                os.close(way_in)
-            self.place = self.procs = -1
+        try:
+            for pid in self.pids():
+                self._kill_member(pid)
+        except OSError as error:
+            if error.errno not in linux.OUT_OF_DESCRIPTORS:
+                raise
 
     def remove(self, within_seconds: float = 1.0) -> bool:
         """
@@ -195,20 +177,7 @@ class Group:
             while self._open:
                 os.close(self._open.pop())
             self._kill = self._memory_events = None
-            self.place = self.procs = self.changes = self._members = -1
-            self._spare.close()
-
-    def _kill_one_by_one(self) -> None:
-        for spare in (contextlib.nullcontext(), self._spare.lent()):
-            try:
-                with spare:
-                    for pid in self.pids():
-                        self._kill_member(pid)
-            except OSError as error:
-                if error.errno not in linux.OUT_OF_DESCRIPTORS:
-                    raise
-            else:
-                return
+            self.place = self.procs = self._events = self._members = -1
 
     def _kill_member(self, pid: int) -> None:
         try:
@@ -245,19 +214,9 @@ class Group:
                 while chunk := os.pread(descriptor, 65536, len(data)):
                     data += chunk
             except OSError as error:
-                if error.errno not in (*GONE, errno.EOPNOTSUPP):  # EOPNOTSUPP: the child made it a threaded group
+                if error.errno not in _NOT_ANSWERED:
                     raise
             return data
-
-    def _write(self, descriptor: int, data: bytes) -> bool:
-        """Write to a file of the group; return whether that succeeded or the group is gone."""
-        try:
-            os.write(descriptor, data)
-        except OSError as error:
-            if error.errno not in (*GONE, errno.EOPNOTSUPP):
-                raise
-            return error.errno in GONE
-        return True
 
 
 def remove_tree(directory: Path, within_seconds: float = 0.0) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-from enum import Enum
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
@@ -47,16 +46,6 @@ class Process(msgspec.Struct, frozen=True):
         return (self.pid, self.started_ticks)
 
 
-class NoMark(Enum):
-    """Why a process shows no value of an environment variable."""
-
-    ABSENT = "absent"
-    EMPTY = "empty"
-    """No environment at all: it may be in the middle of ``execve``, so read it again."""
-    UNREADABLE = "unreadable"
-    """Of another user or not dumpable, or gone."""
-
-
 def read_process(pid: int) -> Process | None:
     """
     Read one process; None if there is none.
@@ -81,15 +70,14 @@ def read_process(pid: int) -> Process | None:
     )
 
 
-def read_environ(pid: int, name: str) -> str | NoMark:
-    """Return the value of one variable in the environment the process was started with."""
-    environ = _read(f"/proc/{pid}/environ")
-    if environ is None:
-        return NoMark.UNREADABLE
-    if not environ:
-        return NoMark.EMPTY
-    _, found, rest = (b"\0" + environ).partition(b"\0" + name.encode() + b"=")
-    return rest.partition(b"\0")[0].decode(errors="replace") if found else NoMark.ABSENT
+def read_environ(pid: int, name: str) -> str | None:
+    """
+    Return the value of one variable in the environment the process was started with.
+
+    None: it has none, it cannot be read (another user's, not dumpable, gone), or it is in the middle of ``execve``.
+    """
+    _, found, rest = (b"\0" + (_read(f"/proc/{pid}/environ") or b"")).partition(b"\0" + name.encode() + b"=")
+    return rest.partition(b"\0")[0].decode(errors="replace") if found else None
 
 
 def read_oom_score(pid: int) -> int | None:
