@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from agent_runtime.claude.executable import Binary, unfit
 from agent_runtime.claude.last_words import tells_shortage
 from agent_runtime.errors import ErrorClass, SpawnFailed
-from agent_runtime.process.child import NotSpawned, SpawnReason
+from agent_runtime.process.spawn import NotSpawned, SpawnReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable

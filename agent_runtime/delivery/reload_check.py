@@ -52,14 +52,14 @@ from agent_runtime.delivery.private_files import (
 )
 from agent_runtime.model.task import Task
 from agent_runtime.model.tokens import OAUTH_PREFIX, OAUTH_VARIABLE, Token
-from agent_runtime.process.child import Command
 from agent_runtime.process.containment.registry import new_mark
 from agent_runtime.process.pipes import Wake
+from agent_runtime.process.spawn import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from agent_runtime.process.child import Spawner
+    from agent_runtime.process.spawn import Spawner
     from agent_runtime.standins.messages_api import MessagesApi
 
 SWEEP_SECONDS = 5.0

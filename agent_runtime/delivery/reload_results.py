@@ -26,7 +26,7 @@ from agent_runtime.delivery.cli_options import CliOptions, depends_on_cli
 from agent_runtime.delivery.reload_check import ReloadResult, ask_for_help, check_reload
 from agent_runtime.errors import AgentRuntimeError, SpawnFailed
 from agent_runtime.files import read_file, replace_file
-from agent_runtime.process.child import Spawner
+from agent_runtime.process.spawn import Spawner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -23,11 +23,11 @@ from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.http_client import checked_url, proxy_for
 from agent_runtime.model.tokens import TokenKind
 from agent_runtime.process import confinement_choice, containment_choice
-from agent_runtime.process.child import Spawner
 from agent_runtime.process.linux import cgroup_setup as cgroups
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.cgroup import Limits
 from agent_runtime.process.linux.landlock import Mode
+from agent_runtime.process.spawn import Spawner
 from agent_runtime.relay.relay import way_in
 from agent_runtime.settings import PREFIX
 from agent_runtime.web.uvicorn_protocol import DESCRIPTORS_KEPT, DESCRIPTORS_PER_SLOT, FEWEST_PLACES, PLACES_BEYOND

@@ -26,8 +26,8 @@ from agent_runtime.execution.stop import StopPhase, StopSequence
 from agent_runtime.model import mcp_config
 from agent_runtime.model.records import EvidenceRecord
 from agent_runtime.model.state import StopReason
-from agent_runtime.process.child import NotSpawned, SpawnReason
 from agent_runtime.process.pipes import Pipes
+from agent_runtime.process.spawn import NotSpawned, SpawnReason
 from agent_runtime.store.session_cost import session_cost
 from agent_runtime.store.workspaces import not_entered
 from agent_runtime.telemetry.live_text import LiveTextWriter

@@ -15,8 +15,8 @@ from agent_runtime.delivery.cli_options import depends_on_cli
 from agent_runtime.delivery.private_files import PrivateFiles
 from agent_runtime.delivery.workspace_config import held_back
 from agent_runtime.model.task import CLI_FLAGS
-from agent_runtime.process.child import Command
 from agent_runtime.process.directories import path_of
+from agent_runtime.process.spawn import Command
 
 if TYPE_CHECKING:
     from agent_runtime.delivery.delivery import Delivered, Relayed

@@ -1,102 +1,31 @@
 """
-Start the CLI, signal it, and end everything it has started.
+A running child: signal it, and end everything it has started.
 
-Only this module starts children. Every function may be called from any thread and needs no event loop. Ending a child
-takes neither a fork nor a thread. Processes are signalled through pidfds only.
+Every function may be called from any thread and needs no event loop. Ending a child takes neither a fork nor a thread.
+Processes are signalled through pidfds only.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import select
 import signal
 import threading
 import time
-from dataclasses import dataclass, field
-from enum import Enum
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.errors import SpawnFailed
 from agent_runtime.process import usage
 from agent_runtime.process.containment import sweep as containment
-from agent_runtime.process.containment.cgroup import CgroupLayer
-from agent_runtime.process.containment.proc_scan import ScanLayer
-from agent_runtime.process.containment.registry import MARK_VARIABLE, AttemptRegistry
-from agent_runtime.process.containment.sweep import Kind, Layer, SweepReport
-from agent_runtime.process.forkserver import shim
-from agent_runtime.process.forkserver.server import ForkServer, ShimFailed
-from agent_runtime.process.linux import proc as proc_table
+from agent_runtime.process.containment.sweep import SweepReport
 from agent_runtime.process.linux import syscalls as linux
-from agent_runtime.process.linux.landlock import UNCONFINED, Confinement, Mode
-from agent_runtime.process.users import UnknownUser, other_user
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from agent_runtime.process.containment.registry import AttemptProcesses
+    from agent_runtime.process.containment.registry import AttemptProcesses, AttemptRegistry
+    from agent_runtime.process.containment.sweep import Layer
     from agent_runtime.process.forkserver.server import ShimHandle
-    from agent_runtime.process.forkserver.shim import SpawnRequest
     from agent_runtime.process.linux.cgroup import Group
-    from agent_runtime.process.linux.cgroup_setup import Groups
-    from agent_runtime.process.oom_kills import OomWatch
-
-_RESTRICTED = {Mode.OFF: shim.UNRESTRICTED, Mode.USER: shim.RESTRICTED, Mode.LANDLOCK: shim.LANDLOCKED}
-_RAISE_OOM_SCORE_BY = 500
-_END_WITHIN_SECONDS = 1.0
-_REMOVE_WITHIN_SECONDS = 0.1
-
-
-class SpawnReason(Enum):
-    """Why a child could not be started; callers may see the value."""
-
-    NOT_FOUND = "the command was not found"
-    NOT_EXECUTABLE = "the command cannot be executed"
-    NO_DIRECTORY = "the working directory is missing or cannot be entered"
-    TOO_LONG = "an argument or the environment is too long"
-    NUL = "an argument or the environment has a NUL byte in it"
-    BAD_NAME = "the environment has a name that is empty or has an equals sign in it"
-    NO_PROCESSES = "no more processes can be started here for now"
-    NO_DESCRIPTORS = "no more files can be opened here for now"
-    NO_MEMORY = "there is not enough memory"
-    UNKNOWN_USER = "the user to run it as is unknown"
-    NOT_PERMITTED = "it is not permitted to run it as that user"
-    OTHER = "the operating system refused"
-
-
-class NotSpawned(SpawnFailed):
-    """The operating system did not start the CLI, for one of the known reasons."""
-
-    def __init__(self, reason: SpawnReason, detail: str | None = None) -> None:
-        super().__init__(f"cannot start the CLI: {reason.value}" + (f" ({detail})" if detail else ""))
-        self.reason = reason
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """
-    The program of a child and how it is run.
-
-    Attributes:
-        env: The whole environment; the mark is added to it as ``AGENT_RUNTIME_ATTEMPT_MARK``.
-        directory: An open descriptor of *cwd*, which stays the caller's; None: it is opened by its path.
-        user: Name or number of the user to run as; None: as we do.
-        mark: From :func:`new_mark`, of this attempt alone; every descendant inherits it.
-        confinement: What it cannot reach.
-        needs: Directories whose files it reads even if they lie below a closed one.
-    """
-
-    argv: tuple[str, ...] = field(repr=False)
-    env: Mapping[str, str] = field(repr=False)
-    cwd: Path
-    mark: str
-    user: str | None = None
-    directory: int | None = None
-    confinement: Confinement = UNCONFINED
-    needs: tuple[Path, ...] = ()
+    from agent_runtime.process.linux.oom_kills import OomWatch
 
 
 class Exit(msgspec.Struct, frozen=True):
@@ -112,7 +41,7 @@ class Exit(msgspec.Struct, frozen=True):
 
 class Child:
     """
-    A running CLI and everything it starts. Made by :class:`Spawner` only.
+    A running CLI and everything it starts. Made by :class:`agent_runtime.process.spawn.Spawner` only.
 
     Every method may be called from any thread, at any time and repeatedly; after :meth:`close` it does nothing.
 
@@ -270,179 +199,3 @@ class Child:
         if descriptor in self._open:
             self._open.remove(descriptor)
             os.close(descriptor)
-
-
-class Spawner:
-    """
-    Starts children. A process has one: the sweep of one child must know, and spare, the others.
-
-    Attributes:
-        registry: The children that live.
-    """
-
-    def __init__(self) -> None:
-        self.fork_server = ForkServer()
-        self.registry = AttemptRegistry(self.fork_server)
-
-    def close(self) -> None:
-        """End the fork server; children go on."""
-        self.fork_server.close()
-
-    def spawn(
-        self, command: Command, kind: Kind = Kind.SCAN, groups: Groups | None = None, *, also_scan: bool = False
-    ) -> Child:
-        """
-        Start a child in a session of its own, with pipes for stdin, stdout and stderr.
-
-        Args:
-            kind: How the child and its descendants are ended.
-            groups: Where it gets a cgroup of its own; needed for :attr:`Kind.CGROUP`.
-            also_scan: Search ``/proc`` as well for processes that have left the cgroup, as root can.
-
-        Raises:
-            NotSpawned: It could not be started; nothing is left open or running.
-        """
-        attempt = self.registry.enter(command.mark)
-        group = None
-        try:
-            group = None if groups is None else _group(groups, command.mark)
-            return self._spawn(command, attempt, kind, group, also_scan=also_scan)
-        except BaseException:
-            if group is not None:
-                group.remove(_REMOVE_WITHIN_SECONDS)  # the next start removes a group that a hanging shim still holds
-            self.registry.leave(attempt)
-            raise
-
-    def _spawn(
-        self, command: Command, attempt: AttemptProcesses, kind: Kind, group: Group | None, *, also_scan: bool
-    ) -> Child:
-        ours: list[int] = []
-        theirs: list[int] = []
-        try:
-            spawn_request = _spawn_request(command, self.fork_server.most_files)
-            for our_end in (1, 0, 0):
-                pair = os.pipe()
-                ours.append(pair[our_end])
-                theirs.append(pair[1 - our_end])
-            for descriptor in ours:
-                os.set_blocking(descriptor, False)
-            theirs.append(_working_directory(command))
-            if command.confinement.mode is Mode.LANDLOCK:
-                theirs.append(command.confinement.ruleset(command.needs))
-            join = () if group is None else (group.procs, group.place)
-            handle = self.fork_server.start_leader((*theirs, *join), spawn_request)
-        except BaseException as error:
-            lost = isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ECONNRESET)
-            while theirs:
-                os.close(theirs.pop())
-            if lost and len(ours) == 3:
-                self._end_without_shim(attempt, ours[1])
-            while ours:
-                os.close(ours.pop())
-            if isinstance(error, OSError):
-                raise NotSpawned(*_reason(error, command)) from None
-            raise
-        finally:
-            while theirs:
-                os.close(theirs.pop())
-        attempt.shim = handle.shim
-        leader = handle.leader
-        attempt.leader = leader.identity if leader is not None and leader.session == handle.pid else (handle.pid, -1)
-        score = spawn_request[3]
-        if leader is not None and score is not None and proc_table.read_oom_score(leader.pid) == score:
-            self.registry.raised_oom_score = score
-        layers: list[Layer] = []
-        if kind is Kind.CGROUP and group is not None:
-            layers.append(CgroupLayer(group))
-        if also_scan or not layers:
-            layers.append(ScanLayer(attempt, self.registry, handle))
-        return Child(handle, (ours[0], ours[1], ours[2]), attempt, self.registry, layers=tuple(layers), group=group)
-
-    def _end_without_shim(self, attempt: AttemptProcesses, stdout: int) -> None:
-        """
-        End the leader of a shim that was killed or stopped before it could answer.
-
-        While *stdout* has a writer, a further leader may be about to start, and it has no mark until then.
-        """
-        attempt.ending = True
-        deadline = time.monotonic() + _END_WITHIN_SECONDS
-        poll = select.poll()
-        poll.register(stdout, 0)
-        while True:
-            containment.sweep((ScanLayer(attempt, self.registry),), deadline)
-            if poll.poll(5) or time.monotonic() >= deadline:
-                return
-
-
-def _group(groups: Groups, mark: str) -> Group:
-    try:
-        return groups.make(mark)
-    except OSError as error:
-        code = error.errno or 0
-        reason = _REASONS[code] if code in _SHORTAGES else SpawnReason.OTHER
-        raise NotSpawned(reason, f"no cgroup can be made for it: {errno.errorcode.get(code)}") from None
-
-
-def _spawn_request(command: Command, most_files: int | None) -> SpawnRequest:
-    """
-    Build the request for the shim.
-
-    Raises:
-        NotSpawned: The command holds a byte that no program can be given, or the user is unknown.
-    """
-    argv = [os.fsencode(argument) for argument in command.argv]
-    env = {
-        os.fsencode(name): os.fsencode(value) for name, value in {**command.env, MARK_VARIABLE: command.mark}.items()
-    }
-    if any(b"\0" in text for text in (*argv, *env, *env.values(), os.fsencode(command.cwd))):
-        raise NotSpawned(SpawnReason.NUL)
-    if any(not name or b"=" in name for name in env):
-        raise NotSpawned(SpawnReason.BAD_NAME)
-    if not argv or not argv[0]:
-        raise NotSpawned(SpawnReason.NOT_FOUND)
-    try:
-        user = other_user(command.user)
-    except UnknownUser:
-        raise NotSpawned(SpawnReason.UNKNOWN_USER) from None
-    identity = (user.uid, user.gid, user.groups) if user is not None else None
-    restricted = _RESTRICTED[command.confinement.mode]
-    return argv, env, identity, linux.raised_oom_score(_RAISE_OOM_SCORE_BY), most_files, restricted
-
-
-def _working_directory(command: Command) -> int:
-    flags, given = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, command.directory
-    try:
-        return os.open(command.cwd, flags) if given is None else os.dup(given)
-    except OSError as error:
-        raise ShimFailed(shim.ENTERING, error.errno or 0) from None
-
-
-_REASONS = {
-    **dict.fromkeys((errno.ENOEXEC, errno.EACCES, errno.EISDIR, errno.ELIBBAD), SpawnReason.NOT_EXECUTABLE),
-    **dict.fromkeys((errno.ETXTBSY, errno.ELOOP), SpawnReason.NOT_EXECUTABLE),
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), SpawnReason.NOT_FOUND),
-    **dict.fromkeys((errno.E2BIG, errno.ENAMETOOLONG), SpawnReason.TOO_LONG),
-    **dict.fromkeys((errno.EMFILE, errno.ENFILE, errno.ETOOMANYREFS), SpawnReason.NO_DESCRIPTORS),
-    errno.EAGAIN: SpawnReason.NO_PROCESSES,
-    errno.ENOMEM: SpawnReason.NO_MEMORY,
-    errno.EPERM: SpawnReason.NOT_PERMITTED,
-}
-_SHORTAGES = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-
-
-def _reason(error: OSError, command: Command) -> tuple[SpawnReason, str | None]:
-    """Return the reason in our own words: the system's own would show paths and arguments."""
-    code = error.errno or 0
-    name = errno.errorcode.get(code)
-    if isinstance(error, TimeoutError):
-        return SpawnReason.OTHER, "its shim does not answer"
-    where = error.where if isinstance(error, ShimFailed) else shim.FORKING
-    steps = {shim.CONFINING: "put into its cgroup", shim.RESTRICTING: "confined"}
-    if where in steps and code != errno.EAGAIN:
-        return SpawnReason.OTHER, f"it cannot be {steps[where]}: {name}"
-    if where == shim.ENTERING and code not in _SHORTAGES:
-        return SpawnReason.NO_DIRECTORY, None
-    is_path = where == shim.EXECUTING and "/" in command.argv[0]
-    if is_path and code == errno.ENOENT and (command.cwd / command.argv[0]).is_file():
-        return SpawnReason.NOT_EXECUTABLE, "its interpreter is missing"
-    return _REASONS.get(code, SpawnReason.OTHER), name

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from agent_runtime.errors import CannotStart, SpawnFailed
-from agent_runtime.process.child import Command
 from agent_runtime.process.linux import landlock
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.landlock import Confinement, Mode
+from agent_runtime.process.spawn import Command
 from agent_runtime.process.users import UnknownUser, other_user
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent_runtime.process.child import Spawner
+    from agent_runtime.process.spawn import Spawner
     from agent_runtime.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -12,21 +12,22 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import CannotStart
-from agent_runtime.process.child import Command, NotSpawned
 from agent_runtime.process.containment.registry import is_of_an_earlier_start
 from agent_runtime.process.containment.sweep import Kind
 from agent_runtime.process.linux import cgroup_setup as cgroups
 from agent_runtime.process.linux.cgroup_setup import NO_LIMITS
 from agent_runtime.process.linux.landlock import UNCONFINED, Confinement
-from agent_runtime.process.oom_kills import OomKills
+from agent_runtime.process.linux.oom_kills import OomKills
+from agent_runtime.process.spawn import Command, NotSpawned
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from agent_runtime.process.child import Child, Spawner
+    from agent_runtime.process.child import Child
     from agent_runtime.process.linux.cgroup import Limits
     from agent_runtime.process.linux.cgroup_setup import Groups
+    from agent_runtime.process.spawn import Spawner
 
 AUTO = "auto"
 _TRIAL_SECONDS = 10.0

@@ -23,12 +23,12 @@ from msgspec.structs import replace
 from agent_runtime.delivery.private_files import remove_leftovers, remove_tree
 from agent_runtime.errors import CannotStart, SettingsInvalid
 from agent_runtime.process import confinement_choice
-from agent_runtime.process.child import Spawner
 from agent_runtime.process.containment.leftovers import await_shims, sweep_leftovers
 from agent_runtime.process.containment.registry import become_subreaper, new_mark, tag_of
 from agent_runtime.process.containment_choice import Containment, choose
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.cgroup import Limits
+from agent_runtime.process.spawn import Spawner
 from agent_runtime.process.users import UnknownUser, other_user
 from agent_runtime.setting_slips import did_you_mean
 from agent_runtime.settings import PREFIX, SETTINGS, unknown_variables

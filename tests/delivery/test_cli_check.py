@@ -20,7 +20,7 @@ from agent_runtime.errors import ErrorClass, SpawnFailed
 from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.evidence.verdict import Ending, Verdict, verdict
 from agent_runtime.model.state import Outcome, StopReason
-from agent_runtime.process.child import NotSpawned, SpawnReason
+from agent_runtime.process.spawn import NotSpawned, SpawnReason
 from tests.claude.test_last_words import BUN_PANIC, STUB
 from tests.support.families import spawner
 from tests.support.supervised import SCRIPTED, Supervised, eventually, supervised

@@ -17,7 +17,6 @@ from agent_runtime.errors import CannotStart, ErrorClass
 from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.evidence.verdict import Ending, verdict
 from agent_runtime.model.state import Outcome, StopReason
-from agent_runtime.process.child import Command
 from agent_runtime.process.containment import sweep as containment
 from agent_runtime.process.containment.cgroup import CgroupLayer
 from agent_runtime.process.containment.registry import new_mark
@@ -27,6 +26,7 @@ from agent_runtime.process.linux import cgroup_mount
 from agent_runtime.process.linux import cgroup_setup as cgroups
 from agent_runtime.process.linux.cgroup import Group, Limits
 from agent_runtime.process.linux.cgroup_setup import LEAF, Finding, Groups
+from agent_runtime.process.spawn import Command
 from tests.process.test_containment import ESCAPE, ESCAPED
 from tests.support import families
 from tests.support.cgroup_children import NESTED, NOBODY, Member, decoy, erase, inside, own_cgroup

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_runtime.errors import CannotStart, SpawnFailed
-from agent_runtime.process.child import Command
 from agent_runtime.process.confinement_choice import ITEMS, choose, hunt
 from agent_runtime.process.containment.registry import SPARE, new_mark
 from agent_runtime.process.linux import landlock, syscalls
 from agent_runtime.process.linux.landlock import Confinement, Mode, beside
+from agent_runtime.process.spawn import Command
 from agent_runtime.settings import Settings
 from tests.support.another_user import NOBODY
 from tests.support.families import data_dir, descriptors, ended_at_last, exit_of, spawner

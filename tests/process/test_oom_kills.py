@@ -11,7 +11,7 @@ from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.verdict import Ending, verdict
 from agent_runtime.process.linux.cgroup_mount import counters_of_memory
 from agent_runtime.process.linux.cgroup_setup import LEAF
-from agent_runtime.process.oom_kills import OomKills
+from agent_runtime.process.linux.oom_kills import OomKills
 
 V1 = """\
 31 23 0:28 / /sys/fs/cgroup ro,relatime - tmpfs tmpfs rw,mode=755

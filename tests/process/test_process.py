@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_runtime.errors import RESERVED_WORDS, SpawnFailed
-from agent_runtime.process.child import Command, Exit, NotSpawned, SpawnReason
+from agent_runtime.process.child import Exit
 from agent_runtime.process.containment.registry import MARK_VARIABLE, SPARE, new_mark
 from agent_runtime.process.forkserver.server import ShimHandle
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
+from agent_runtime.process.spawn import Command, NotSpawned, SpawnReason
 from tests.support import families
 from tests.support.families import (
     attempt_registry,

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_runtime.process.child import Exit, NotSpawned
+from agent_runtime.process.child import Exit
 from agent_runtime.process.linux import proc as proc_table
+from agent_runtime.process.spawn import NotSpawned
 from tests.support import families
 from tests.support.families import (
     FAMILY,

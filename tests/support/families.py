@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime.process.child import Child, Command, Exit, NotSpawned, Spawner, SpawnReason  # noqa: F401 - for the drivers
 from agent_runtime.process.containment.leftovers import await_shims, sweep_leftovers  # noqa: F401 - for the drivers
 from agent_runtime.process.containment.registry import (  # noqa: F401 - for the drivers
     MARK_VARIABLE,
@@ -28,9 +27,12 @@ from agent_runtime.process.containment.sweep import Kind
 from agent_runtime.process.linux import cgroup_setup as cgroups
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux  # noqa: F401 - for the drivers
+from agent_runtime.process.spawn import Command, NotSpawned, Spawner, SpawnReason  # noqa: F401 - for the drivers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from agent_runtime.process.child import Child, Exit
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 20.0

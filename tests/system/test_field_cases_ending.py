@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_runtime.errors import RESERVED_WORDS
-from agent_runtime.process.oom_kills import OomKills
+from agent_runtime.process.linux.oom_kills import OomKills
 from agent_runtime.standins.messages_api import MessagesApi, serve
 from tests.claude import test_last_words as words
 from tests.support.supervised import DEADLINE_SECONDS, OLD, Supervised, eventually, supervised
