@@ -4,8 +4,8 @@ Deliver a token to a child.
 ``env``: in a variable. The value is fixed for the life of the process, so a newer generation reaches the next attempt.
 
 ``file``: in the CLI's ``.credentials.json``, without a variable. A running CLI that reads the file again takes a newer
-generation without being stopped; its version decides when, see :class:`ReloadBehaviour`. Only OAuth tokens are
-delivered so; an API key uses its variable under ``file`` too.
+generation without being stopped; its version decides when, see :mod:`agent_runtime.delivery.reload_check`. Only OAuth
+tokens are delivered so; an API key uses its variable under ``file`` too.
 
 ``relay``: the child gets an identity instead of a token, and its requests go through a relay of ours that adds the
 token in use to each.
@@ -17,12 +17,12 @@ import logging
 import threading
 import time
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from agent_runtime.delivery.credentials_file import CredentialsFile, DeliveryImpossible
+from agent_runtime.delivery.reload_check import ReloadBehaviour
 from agent_runtime.errors import CannotStart
 from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE, TokenKind
 from agent_runtime.settings import PREFIX
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from agent_runtime.delivery.reload_results import BackgroundReloadChecker
     from agent_runtime.evidence.detector import Detection
     from agent_runtime.secret.generations import Generation
 
@@ -40,21 +41,6 @@ ENV, FILE, RELAY = "env", "file", "relay"
 _VARIABLE_BY_KIND = {TokenKind.OAUTH: OAUTH_VARIABLE, TokenKind.API_KEY: API_KEY_VARIABLE}
 
 log = logging.getLogger(__name__)
-
-
-class ReloadBehaviour(StrEnum):
-    """
-    When a running CLI takes a newer token from its credentials file.
-
-    ``never``: up to 2.0.76, or not known. ``on_refusal``: on its own retry after a 401, and no sooner: until its token
-    is refused it continues with that one (2.1.30). ``on_request``: on its next request (2.1.114, 2.1.330).
-
-    Source: measured on these versions and 1.0.128.
-    """
-
-    NEVER = "never"
-    ON_REFUSAL = "on_refusal"
-    ON_REQUEST = "on_request"
 
 
 class HeldRequest(Protocol):
@@ -258,19 +244,6 @@ class TokenRelay(Protocol):
         """Record that the child is gone, or was never spawned."""
 
 
-class ReloadChecker(Protocol):
-    """Finds out when the CLI in use takes a newer token from its file."""
-
-    def reload_behaviour(self) -> ReloadBehaviour | None:
-        """Return the behaviour without waiting; None: not known of the executable that is there now."""
-
-    def begin(self) -> None:
-        """Begin a check in the background, unless one is under way or has just failed."""
-
-    def close(self) -> None:
-        """End the check that is under way."""
-
-
 class Choice(msgspec.Struct, frozen=True):
     """A way of delivery and the reason for it, fit to be shown."""
 
@@ -318,7 +291,7 @@ class Deliveries:
     """
 
     def __init__(
-        self, setting: str, file: FileDelivery, reload_checker: ReloadChecker, relay: TokenRelay | None = None
+        self, setting: str, file: FileDelivery, reload_checker: BackgroundReloadChecker, relay: TokenRelay | None = None
     ) -> None:
         self._setting = setting
         self._relay = relay

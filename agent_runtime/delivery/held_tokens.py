@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from agent_runtime.delivery.delivery import ReloadBehaviour
+from agent_runtime.delivery.reload_check import ReloadBehaviour
 
 if TYPE_CHECKING:
     from agent_runtime.delivery.delivery import Delivered

@@ -15,6 +15,7 @@ could send requests to a host other than loopback.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import shlex
@@ -23,6 +24,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
+from enum import StrEnum
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +44,6 @@ from agent_runtime.claude.executable import Binary
 from agent_runtime.delivery.check_run import CheckRun, DoesNotRun, EndedEarly, ReloadCheckFailed
 from agent_runtime.delivery.cli_options import CliOptions
 from agent_runtime.delivery.credentials_file import CredentialsFile
-from agent_runtime.delivery.delivery import ReloadBehaviour
 from agent_runtime.delivery.private_files import (
     make_directory,
     owner_of,
@@ -57,10 +58,12 @@ from agent_runtime.process.pipes import Wake
 from agent_runtime.process.spawn import Command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from agent_runtime.process.spawn import Spawner
     from agent_runtime.standins.messages_api import MessagesApi
+
+log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 5.0
 DIRECTORY_PREFIX = "agent-runtime-proof-"
@@ -78,142 +81,160 @@ ELSEWHERE = ("ANTHROPIC_", "CLAUDE", "OTEL_", "BETA_TRACING_", "SENTRY_")
 """Prefixes of variables that could send requests or reports elsewhere, or change the checked behaviour."""
 
 
-class ReloadResult(msgspec.Struct, frozen=True, kw_only=True):
+HELP, RELOAD, SOCKET = "help", "rereads", "takes_socket"
+"""What can be found out, by the names of the fields of :class:`CliFacts`."""
+
+
+class ReloadBehaviour(StrEnum):
     """
-    The result of the check of one executable.
+    When a running CLI takes a newer token from its credentials file.
+
+    ``never``: up to 2.0.76, or not known. ``on_refusal``: on its own retry after a 401, and no sooner: until its token
+    is refused it continues with that one (2.1.30). ``on_request``: on its next request (2.1.114, 2.1.330).
+
+    Source: measured on these versions and 1.0.128.
+    """
+
+    NEVER = "never"
+    ON_REFUSAL = "on_refusal"
+    ON_REQUEST = "on_request"
+
+
+class CliFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """
+    What was found out about one executable; None: not tried, where nothing else is said.
 
     Attributes:
         version: As the CLI reports it.
+        help: What it prints on ``--help``.
         rereads: A newer token reaches a running process, one way or another: see :attr:`reload_behaviour`.
         seconds_from_write_to_request: To the next request, with a short tool call in between; None: it carried the old
             token.
         seconds_from_write_to_retry: To the CLI's own retry after a refusal; None: it carried the old token.
         takes_socket: Its requests go to a Unix socket where it is told to, and its tools do not find the base URL that
-            belongs to it; None: not tried.
-        at: Epoch seconds.
+            belongs to it.
     """
 
-    version: str | None
-    binary_hash: str
-    rereads: bool
+    version: str | None = None
+    help: str | None = None
+    rereads: bool | None = None
     seconds_from_write_to_request: float | None = None
     seconds_from_write_to_retry: float | None = None
     takes_socket: bool | None = None
-    at: float = 0.0
 
     @property
-    def reload_behaviour(self) -> ReloadBehaviour:
+    def reload_behaviour(self) -> ReloadBehaviour | None:
         """When a running process gets a newer token."""
         if not self.rereads:
-            return ReloadBehaviour.NEVER
+            return None if self.rereads is None else ReloadBehaviour.NEVER
         return ReloadBehaviour.ON_REFUSAL if self.seconds_from_write_to_request is None else ReloadBehaviour.ON_REQUEST
 
+    @property
+    def options(self) -> CliOptions | None:
+        """The options that it knows."""
+        return None if self.help is None else CliOptions(self.version, self.help)
 
-def check_reload(
-    spawner: Spawner,
-    command: tuple[str, ...],
-    environ: Mapping[str, str],
-    *,
-    user: str | None = None,
-    cancelled: threading.Event | None = None,
-    mark: Callable[[], str] | None = None,
-    directory: Path | None = None,
-    proves_socket: bool = False,
-) -> ReloadResult:
+    def lack(self, wanted: Collection[str]) -> bool:
+        """Whether one of the *wanted* is not known."""
+        return any(getattr(self, name) is None for name in wanted)
+
+    def updated(self, newer: CliFacts) -> CliFacts:
+        """Return these facts with those of *newer* in their place."""
+        known = {name: value for name, value in msgspec.structs.asdict(newer).items() if value is not None}
+        return msgspec.structs.replace(self, **known)
+
+
+@dataclass(frozen=True)
+class CheckedCli:
     """
-    Run the CLI and return what it does; no process and no file of it is left afterwards.
+    A CLI that can be run to find something out about it; no process and no file of it is left afterwards.
 
-    Args:
+    Attributes:
         environ: The supervisor's.
         user: The user that the CLI runs as; None: as we do.
-        cancelled: Set it to end the check at once.
         mark: Returns a mark for each process, by which the next supervisor recognises a leftover.
         directory: Where the CLI's home is made, so that the next supervisor finds a leftover. None, or a user other
             than ours: in the system's directory for temporary files.
-        proves_socket: Also try whether its requests go to a Unix socket, for the relay.
-
-    Raises:
-        ReloadCheckFailed: There is no result.
-        SpawnFailed: The CLI could not be started.
+        cancelled: Set it to end what is under way at once.
     """
-    binary = Binary.of(command, environ.get("PATH"))
-    binary_hash = binary.content_hash()
-    with _staged(spawner, command, environ, user=user, cancelled=cancelled, mark=mark, directory=directory) as stage:
-        version, fault = stage.version()
+
+    spawner: Spawner
+    command: tuple[str, ...]
+    environ: Mapping[str, str]
+    user: str | None = None
+    mark: Callable[[], str] | None = None
+    directory: Path | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def binary(self) -> Binary:
+        """
+        Return the executable that is there now.
+
+        Raises:
+            SpawnFailed: There is none.
+        """
+        return Binary.of(self.command, self.environ.get("PATH"))
+
+    def find_out(self, *wanted: str) -> CliFacts:
+        """
+        Run the CLI until its version and the *wanted* facts are known; a help that lists no options stays unknown.
+
+        Raises:
+            ReloadCheckFailed: There is no result.
+            SpawnFailed: The CLI could not be started.
+        """
+        binary = self.binary()
+        with self._root() as root:
+            stage = _Stage(self, root)
+            version, fault = stage.version()
+            facts = CliFacts(version=version)
+            if RELOAD in wanted:
+                try:
+                    to_request = stage.next_request()
+                except EndedEarly:
+                    if fault is not None:
+                        raise DoesNotRun(fault) from None
+                    raise
+                to_retry = stage.retry()
+                facts = CliFacts(
+                    version=version,
+                    rereads=to_retry is not None,
+                    seconds_from_write_to_request=to_request,
+                    seconds_from_write_to_retry=to_retry,
+                )
+            if SOCKET in wanted:
+                facts = msgspec.structs.replace(facts, takes_socket=stage.takes_socket())
+            if HELP in wanted:
+                facts = msgspec.structs.replace(facts, help=stage.help(version))
+        if self.binary().key != binary.key:
+            raise ReloadCheckFailed("the CLI was replaced meanwhile")
+        return facts
+
+    @contextlib.contextmanager
+    def _root(self) -> Iterator[Path]:
+        """Make a directory for the CLI's homes while the block lasts."""
+        root: Path | None = None
         try:
-            to_request = stage.next_request()
-        except EndedEarly:
-            if fault is not None:
-                raise DoesNotRun(fault) from None
-            raise
-        to_retry = stage.retry()
-        takes_socket = stage.takes_socket() if proves_socket else None
-    if Binary.of(command, environ.get("PATH")).key != binary.key:
-        raise ReloadCheckFailed("the CLI was replaced meanwhile")
-    return ReloadResult(
-        version=version,
-        binary_hash=binary_hash,
-        rereads=to_retry is not None,
-        seconds_from_write_to_request=to_request,
-        seconds_from_write_to_retry=to_retry,
-        takes_socket=takes_socket,
-        at=time.time(),
-    )
-
-
-def ask_for_help(
-    spawner: Spawner,
-    command: tuple[str, ...],
-    environ: Mapping[str, str],
-    *,
-    user: str | None = None,
-    cancelled: threading.Event | None = None,
-    mark: Callable[[], str] | None = None,
-    directory: Path | None = None,
-) -> CliOptions:
-    """Run the CLI with ``--help``; arguments and errors as for :func:`check_reload`."""
-    with _staged(spawner, command, environ, user=user, cancelled=cancelled, mark=mark, directory=directory) as stage:
-        return CliOptions(stage.version()[0], stage.help())
-
-
-@contextlib.contextmanager
-def _staged(
-    spawner: Spawner,
-    command: tuple[str, ...],
-    environ: Mapping[str, str],
-    *,
-    user: str | None,
-    cancelled: threading.Event | None,
-    mark: Callable[[], str] | None,
-    directory: Path | None,
-) -> Iterator[_Stage]:
-    """Make a directory for the CLI's homes while the block lasts."""
-    root: Path | None = None
-    try:
-        if directory is not None and user is None:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        root = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=directory if user is None else None))
-        if user is not None:
-            root.chmod(0o711)  # it stays ours, so that nothing can be planted in it; the homes in it are the user's
-        yield _Stage(spawner, root, command, environ, user, cancelled or threading.Event(), mark)
-    except (OSError, RuntimeError) as error:
-        raise ReloadCheckFailed(f"the stand-in for the check could not be set up: {error}") from None
-    finally:
-        if root is not None:
-            shutil.rmtree(root, ignore_errors=True)
+            if self.directory is not None and self.user is None:
+                self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            where = self.directory if self.user is None else None
+            root = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX, dir=where))
+            if self.user is not None:
+                root.chmod(0o711)  # it stays ours, so that nothing can be planted in it; the homes are the user's
+            yield root
+        except (OSError, RuntimeError) as error:
+            raise ReloadCheckFailed(f"the stand-in for the check could not be set up: {error}") from None
+        finally:
+            if root is not None:
+                shutil.rmtree(root, ignore_errors=True)
 
 
 @dataclass
 class _Stage:
     """Runs the CLI in homes of its own below *root*."""
 
-    spawner: Spawner
+    cli: CheckedCli
     root: Path
-    command: tuple[str, ...]
-    environ: Mapping[str, str]
-    user: str | None = None
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    mark: Callable[[], str] | None = None
 
     def version(self) -> tuple[str | None, str | None]:
         """Return the CLI's version, and the error that it ended with, if any."""
@@ -221,10 +242,14 @@ class _Stage:
         words = b" ".join(lines[:1]).decode(errors="replace").split()
         return words[0][:VERSION_LIMIT] if words and words[0].isprintable() else None, fault
 
-    def help(self) -> str:
-        """Return what the CLI prints on ``--help``; empty: it fails."""
+    def help(self, version: str | None) -> str | None:
+        """Return what the CLI prints on ``--help``; None: it fails, or that lists no options."""
         lines, fault = self._printed("--help")
-        return "" if fault is not None else b"\n".join(lines[:HELP_LINES]).decode(errors="replace")
+        text = b"\n".join(lines[:HELP_LINES]).decode(errors="replace")
+        if fault is None and CliOptions(version, text).is_usable:
+            return text
+        log.warning("the CLI's --help lists no options: it gets those of a task unchecked")
+        return None
 
     def _printed(self, flag: str) -> tuple[list[bytes], str | None]:
         """Return the lines that the CLI prints on *flag*, and the error that it ended with, if any."""
@@ -284,7 +309,7 @@ class _Stage:
         found = home / "found"
         command = f'printf %s "${BASE_URL_VARIABLE}${SOCKET_VARIABLE}" >{shlex.quote(str(found))}'
         api.script("proof", messages_api.Tool(command=command), messages_api.Text(text="done"))
-        with short_directory(self.root, self._mark(), self.user) as directory:
+        with short_directory(self.root, self._mark(), self.cli.user) as directory:
             path = directory / "api.sock"
             variables = {
                 OAUTH_VARIABLE: token.secret,
@@ -301,7 +326,7 @@ class _Stage:
     @contextlib.contextmanager
     def _with_file(self, api: MessagesApi, token: Token) -> Iterator[tuple[CheckRun, CredentialsFile]]:
         home = self._home()
-        file = CredentialsFile(home, self.user)
+        file = CredentialsFile(home, self.cli.user)
         file.write(token)
         with self._conversation(api, home, {}) as run:
             yield run, file
@@ -313,11 +338,11 @@ class _Stage:
         from agent_runtime.standins.messages_api import serve
 
         with serve(api, unix_socket=unix_socket) as url:
-            if unix_socket is not None and (owner := owner_of(self.user)) is not None:
+            if unix_socket is not None and (owner := owner_of(self.cli.user)) is not None:
                 os.chown(unix_socket, *owner)
             base_url = url if unix_socket is None else NOWHERE_BY_NAME
             settings_file = invocation.write_settings(
-                lambda name, content: write_new(self.root, f"{home.name}-{name}", content, owner_of(self.user)),
+                lambda name, content: write_new(self.root, f"{home.name}-{name}", content, owner_of(self.cli.user)),
                 delivered,
                 {BASE_URL_VARIABLE: base_url, CONFIG_DIR_VARIABLE: str(home)},
             )
@@ -340,7 +365,7 @@ class _Stage:
     ) -> Iterator[CheckRun]:
         inherited = {
             name: value
-            for name, value in self.environ.items()
+            for name, value in self.cli.environ.items()
             if name not in PROXIES and not name.upper().startswith(ELSEWHERE)
         }
         env = invocation.environment(
@@ -348,13 +373,13 @@ class _Stage:
             execution_id="proof",
             config_dir=home,
             delivered=delivered or {},
-            as_root=self.user is None and os.geteuid() == 0,
+            as_root=self.cli.user is None and os.geteuid() == 0,
         )
-        argv = (*invocation.resolve(self.command, env.get("PATH")), *words)
-        child = self.spawner.spawn(Command(argv=argv, env=env, cwd=home, user=self.user, mark=self._mark()))
+        argv = (*invocation.resolve(self.cli.command, env.get("PATH")), *words)
+        child = self.cli.spawner.spawn(Command(argv=argv, env=env, cwd=home, user=self.cli.user, mark=self._mark()))
         wake = Wake()
         try:
-            yield CheckRun(child, wake, stdin_bytes, on_stdout, self.cancelled)
+            yield CheckRun(child, wake, stdin_bytes, on_stdout, self.cli.cancelled)
         finally:
             child.kill()
             child.sweep(time.monotonic() + SWEEP_SECONDS)
@@ -362,10 +387,10 @@ class _Stage:
             wake.close()
 
     def _mark(self) -> str:
-        return new_mark(self.root) if self.mark is None else self.mark()
+        return new_mark(self.root) if self.cli.mark is None else self.cli.mark()
 
     def _home(self) -> Path:
-        return make_directory(self.root, secrets.token_hex(4), owner_of(self.user))
+        return make_directory(self.root, secrets.token_hex(4), owner_of(self.cli.user))
 
 
 def _made_up() -> Token:

@@ -1,5 +1,5 @@
 """
-The results of reload checks, stored in the data directory with the hash of the executable that they are about.
+What was found out about the CLI, stored in the data directory with the hash of the executable that they are about.
 
 An image that includes its CLI makes the check when it is built, with
 ``python -m agent_runtime.delivery.reload_results DIRECTORY COMMAND`` and the directory of the virtual environment.
@@ -20,19 +20,20 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from agent_runtime.claude.executable import Binary
 from agent_runtime.delivery.check_run import DoesNotRun
-from agent_runtime.delivery.cli_options import CliOptions, depends_on_cli
-from agent_runtime.delivery.reload_check import ReloadResult, ask_for_help, check_reload
+from agent_runtime.delivery.cli_options import depends_on_cli
+from agent_runtime.delivery.reload_check import HELP, RELOAD, SOCKET, CheckedCli, CliFacts
 from agent_runtime.errors import AgentRuntimeError, SpawnFailed
 from agent_runtime.files import read_file, replace_file
 from agent_runtime.process.spawn import Spawner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
 
+    from agent_runtime.claude.executable import Binary
     from agent_runtime.delivery.cli_check import CliCheck
-    from agent_runtime.delivery.delivery import ReloadBehaviour
+    from agent_runtime.delivery.cli_options import CliOptions
+    from agent_runtime.delivery.reload_check import ReloadBehaviour
     from agent_runtime.errors import InvalidRequest
     from agent_runtime.model.task import Task
 
@@ -41,7 +42,7 @@ BUILT_IN = Path(sys.prefix) / FILE_NAME
 """The results of an image, beside the packages that were installed with it."""
 
 MOST_RESULTS = 32
-"""How many results, and how many hashes, are stored; the oldest is dropped first."""
+"""Of how many executables facts are stored; the oldest is dropped first."""
 
 RETRY_SECONDS = 300.0
 """The pause after a failed check: the machine may have been busy."""
@@ -51,30 +52,33 @@ log = logging.getLogger(__name__)
 V = TypeVar("V")
 
 
-class _Stored(msgspec.Struct, rename={"reload_results": "proofs"}):
+class _Stored(msgspec.Struct, rename={"facts": "proofs"}):
     """
     The content of the file.
 
     Attributes:
         hashes: Of executables' contents, by :attr:`~agent_runtime.claude.executable.Binary.key`.
-        reload_results: By that hash.
-        options: Likewise.
+        facts: By that hash.
     """
 
     hashes: dict[str, str] = {}
-    reload_results: dict[str, ReloadResult] = {}
-    options: dict[str, CliOptions] = {}
+    facts: dict[str, CliFacts] = {}
+
+    def updated(self, newer: _Stored) -> _Stored:
+        """Return this content with that of *newer* added."""
+        facts = {key: self.facts.get(key, CliFacts()).updated(found) for key, found in newer.facts.items()}
+        return _Stored(self.hashes | newer.hashes, self.facts | facts)
 
 
 class ReloadResults:
     """
-    Look up and store results; every method may be called from any thread, and other processes may write the file too.
+    Look up and store facts; every method may be called from any thread, and other processes may write the file too.
 
-    If the disk cannot be written, results are held in memory.
+    If the disk cannot be written, facts are held in memory.
 
     Args:
         data_dir: None: nothing is stored on disk.
-        built_in: A file with further results.
+        built_in: A file with further facts.
     """
 
     def __init__(self, data_dir: Path | None, built_in: Path = BUILT_IN) -> None:
@@ -83,74 +87,40 @@ class ReloadResults:
         self._lock = threading.Lock()
         self._stored = self._load()
 
-    def known(
-        self, command: tuple[str, ...], search_path: str | None = None, *, hash_it: bool = True
-    ) -> ReloadResult | None:
+    def known(self, binary: Binary, *, hash_it: bool = True) -> CliFacts:
         """
-        Return the result for the executable that *command* runs now; None: there is none.
+        Return what is known of an executable.
 
         Args:
-            search_path: As the variable ``PATH``; None: this process's.
-            hash_it: Read an executable that has not been seen before, which takes a second; otherwise its result is not
-                known.
+            hash_it: Read an executable that has not been seen before, which takes a second; otherwise nothing is known
+                of it.
 
         Raises:
-            SpawnFailed: There is no such executable.
+            SpawnFailed: It cannot be read.
         """
-        content_hash = self._hash_of(Binary.of(command, search_path), hash_it=hash_it)
-        with self._lock:
-            return self._stored.reload_results.get(content_hash)
-
-    def known_options(self, binary: Binary, *, hash_it: bool = True) -> CliOptions | None:
-        """Return what a CLI knows; None: that is not known. *hash_it*: as for :meth:`known`."""
-        content_hash = self._hash_of(binary, hash_it=hash_it)
-        with self._lock:
-            return self._stored.options.get(content_hash)
-
-    def _hash_of(self, binary: Binary, *, hash_it: bool) -> str:
-        """Return the hash of a binary's content; empty: it would have to be read."""
         with self._lock:
             content_hash = self._stored.hashes.get(binary.key)
         if content_hash is None and hash_it:
             content_hash = binary.content_hash()
             with self._lock:
                 _put(self._stored.hashes, binary.key, content_hash)
-                if content_hash in self._stored.reload_results:
+                if content_hash in self._stored.facts:
                     self._save()
-        return content_hash or ""
-
-    def store_options(self, binary: Binary, options: CliOptions) -> None:
-        """Store what a CLI knows, on disk if that is possible."""
-        content_hash = self._hash_of(binary, hash_it=True)
         with self._lock:
-            self._merge()
-            _put(self._stored.options, content_hash, options)
-            self._save()
+            return self._stored.facts.get(content_hash or "", CliFacts())
 
-    def store(self, binary: Binary, reload_result: ReloadResult) -> None:
-        """Store a result, on disk if that is possible."""
+    def store(self, binary: Binary, facts: CliFacts) -> None:
+        """Add to what is known of an executable, on disk if that is possible."""
+        facts = self.known(binary).updated(facts)
         with self._lock:
-            self._merge()
-            _put(self._stored.hashes, binary.key, reload_result.binary_hash)
-            _put(self._stored.reload_results, reload_result.binary_hash, reload_result)
+            content_hash = self._stored.hashes[binary.key]
+            self._stored = self._load().updated(self._stored).updated(_Stored(facts={content_hash: facts}))
+            _put(self._stored.facts, content_hash, self._stored.facts[content_hash])
             self._save()
-
-    def _merge(self) -> None:
-        """Add what another process has written."""
-        newer = self._load()
-        newer.hashes.update(self._stored.hashes)
-        newer.reload_results.update(self._stored.reload_results)
-        newer.options.update(self._stored.options)
-        self._stored = newer
 
     def _load(self) -> _Stored:
-        stored = _read(self._built_in)
-        if self._path is not None:
-            ours = _read(self._path)
-            stored.hashes |= ours.hashes
-            stored.reload_results |= ours.reload_results
-            stored.options |= ours.options
-        return stored
+        built_in = _read(self._built_in)
+        return built_in if self._path is None else built_in.updated(_read(self._path))
 
     def _save(self) -> None:
         if self._path is None:
@@ -180,55 +150,43 @@ def _read(path: Path) -> _Stored:
 
 class BackgroundReloadChecker:
     """
-    Check the CLI in use in a thread, unless its result is known; again when the CLI was replaced.
+    Find out about the CLI in use what is not known of it, and again when it was replaced.
 
     Args:
-        environ: The supervisor's.
-        cli: Is told whether the CLI can be started.
-        user: The user that children run as; None: as we do.
-        mark: As for :func:`agent_runtime.delivery.reload_check.check_reload`; so are *directory* and *proves_socket*.
+        starts: Is told whether the CLI can be started.
+        proves_socket: Also try whether its requests go to a Unix socket, for the relay.
     """
 
     def __init__(
-        self,
-        spawner: Spawner,
-        command: tuple[str, ...],
-        environ: Mapping[str, str],
-        reload_results: ReloadResults,
-        cli: CliCheck | None = None,
-        *,
-        user: str | None = None,
-        mark: Callable[[], str] | None = None,
-        directory: Path | None = None,
-        proves_socket: bool = False,
+        self, cli: CheckedCli, results: ReloadResults, starts: CliCheck | None = None, *, proves_socket: bool = False
     ) -> None:
-        self._spawner = spawner
-        self._command = command
-        self._environ = environ
-        self._reload_results = reload_results
         self._cli = cli
-        self._user = user
-        self._mark = mark
-        self._directory = directory
-        self._proves_socket = proves_socket
+        self._results = results
+        self._starts = starts
+        self._wanted = (RELOAD, SOCKET) if proves_socket else (RELOAD,)
         self._lock = threading.Lock()
-        self._cancelled = threading.Event()
         self._thread: threading.Thread | None = None
-        self._not_before = 0.0
+        self._not_before: dict[tuple[str, ...], float] = {}
         self._asking = asyncio.Lock()  # of the event loop, so that callers who wait take no worker thread
-        self._not_asked_before = 0.0
 
     def reload_behaviour(self) -> ReloadBehaviour | None:
         """Return the result for the executable that is there now, by its size and times; None: not known."""
-        reload_result = self._known()
-        return None if reload_result is None else reload_result.reload_behaviour
+        facts = self._known()
+        return None if facts.lack(self._wanted) else facts.reload_behaviour
+
+    def takes_socket(self) -> bool | None:
+        """Whether the executable that is there now takes its requests to a Unix socket; None: not known."""
+        return self._known().takes_socket
 
     def known_options(self) -> CliOptions | None:
         """Return what the executable that is there now knows, without starting it; None: that is not known."""
+        return self._known().options
+
+    def _known(self) -> CliFacts:
         try:
-            return self._reload_results.known_options(self._binary(), hash_it=False)
+            return self._results.known(self._cli.binary(), hash_it=False)
         except AgentRuntimeError:
-            return None
+            return CliFacts()  # the spawn reports a missing CLI
 
     async def fault(self, task: Task) -> InvalidRequest | None:
         """
@@ -244,53 +202,37 @@ class BackgroundReloadChecker:
 
     def _options(self) -> CliOptions | None:
         try:
-            binary = self._binary()
-            options = self._reload_results.known_options(binary)
-            if options is None and time.monotonic() >= self._not_asked_before:
-                self._not_asked_before = time.monotonic() + RETRY_SECONDS
-                asked = ask_for_help(
-                    self._spawner,
-                    self._command,
-                    self._environ,
-                    user=self._user,
-                    cancelled=self._cancelled,
-                    mark=self._mark,
-                    directory=self._directory,
-                )
-                if not asked.is_usable:
-                    log.warning("the CLI's --help lists no options: it gets those of a task unchecked")
-                    return None
-                self._not_asked_before = 0.0
-                self._reload_results.store_options(binary, asked)
-                options = asked
+            return self._found(HELP).options
         except AgentRuntimeError as error:
             log.warning("it is unknown which options the CLI knows: %s", error)
             return None
-        return options
 
-    def _binary(self) -> Binary:
-        return Binary.of(self._command, self._environ.get("PATH"))
+    def _found(self, *wanted: str) -> CliFacts:
+        """
+        Return what is known of the CLI, with the *wanted* facts unless they were not found.
 
-    def takes_socket(self) -> bool | None:
-        """Whether the executable that is there now takes its requests to a Unix socket; None: not known."""
-        reload_result = self._known()
-        return None if reload_result is None else reload_result.takes_socket
+        Raises:
+            AgentRuntimeError: They could not be looked for.
+        """
+        binary = self._cli.binary()
+        facts = self._results.known(binary)
+        if facts.lack(wanted) and self._may_ask(wanted):
+            self._not_before[wanted] = time.monotonic() + RETRY_SECONDS
+            found = self._cli.find_out(*wanted)
+            self._results.store(binary, found)
+            facts = facts.updated(found)
+            if not facts.lack(wanted):
+                del self._not_before[wanted]
+        return facts
 
-    def _known(self) -> ReloadResult | None:
-        try:
-            result = self._reload_results.known(self._command, self._environ.get("PATH"), hash_it=False)
-        except AgentRuntimeError:
-            return None  # the spawn reports a missing CLI
-        return result if self._is_enough(result) else None
-
-    def _is_enough(self, result: ReloadResult | None) -> bool:
-        return result is not None and not (self._proves_socket and result.takes_socket is None)
+    def _may_ask(self, wanted: tuple[str, ...]) -> bool:
+        return time.monotonic() >= self._not_before.get(wanted, 0.0)
 
     def begin(self) -> None:
         """Begin a check unless one is under way, or has failed within the last :data:`RETRY_SECONDS`."""
         with self._lock:
             is_running = self._thread is not None and self._thread.is_alive()
-            if is_running or self._cancelled.is_set() or time.monotonic() < self._not_before:
+            if is_running or self._cli.cancelled.is_set() or not self._may_ask(self._wanted):
                 return
             self._thread = threading.Thread(target=self._run, name="reload-check")
             self._thread.start()
@@ -298,38 +240,23 @@ class BackgroundReloadChecker:
     def close(self) -> None:
         """Cancel the check under way and wait for its end; that takes up to a second if it reads an executable."""
         with self._lock:
-            self._cancelled.set()
+            self._cli.cancelled.set()
             thread = self._thread
         if thread is not None:
             thread.join()
 
     def _run(self) -> None:
         try:
-            path = self._environ.get("PATH")
-            binary = Binary.of(self._command, path)
-            result = self._reload_results.known(self._command, path)
-            if result is None or not self._is_enough(result):
-                result = check_reload(
-                    self._spawner,
-                    self._command,
-                    self._environ,
-                    user=self._user,
-                    cancelled=self._cancelled,
-                    mark=self._mark,
-                    directory=self._directory,
-                    proves_socket=self._proves_socket,
-                )
-                self._reload_results.store(binary, result)
-            if self._cli is not None:
-                self._cli.began()
-            log.info("the CLI %s takes a newer token from its file: %s", result.version, result.reload_behaviour)
+            facts = self._found(*self._wanted)
+            if self._starts is not None:
+                self._starts.began()
+            log.info("the CLI %s takes a newer token from its file: %s", facts.version, facts.reload_behaviour)
         except AgentRuntimeError as error:
-            self._not_before = time.monotonic() + RETRY_SECONDS
-            if self._cli is not None and isinstance(error, DoesNotRun):
-                self._cli.failed(str(error), is_certain=True)
-            elif self._cli is not None and isinstance(error, SpawnFailed):
-                self._cli.not_spawned(error)
-            if not self._cancelled.is_set():
+            if self._starts is not None and isinstance(error, DoesNotRun):
+                self._starts.failed(str(error), is_certain=True)
+            elif self._starts is not None and isinstance(error, SpawnFailed):
+                self._starts.not_spawned(error)
+            if not self._cli.cancelled.is_set():
                 log.warning("it is unknown whether the CLI takes a newer token from its file: %s", error)
 
 
@@ -337,14 +264,11 @@ def main(arguments: Sequence[str]) -> int:
     """Check a CLI and store the result in a directory, readable for everybody: it holds no secret."""
     directory, *command = arguments
     with contextlib.closing(Spawner()) as spawner:
-        result = check_reload(spawner, tuple(command), os.environ, proves_socket=True)
-        options = ask_for_help(spawner, tuple(command), os.environ)
-    binary, results = Binary.of(tuple(command), os.environ.get("PATH")), ReloadResults(Path(directory))
-    results.store(binary, result)
-    if options.is_usable:
-        results.store_options(binary, options)
+        cli = CheckedCli(spawner, tuple(command), os.environ)
+        facts = cli.find_out(HELP, RELOAD, SOCKET)
+    ReloadResults(Path(directory)).store(cli.binary(), facts)
     (Path(directory) / FILE_NAME).chmod(0o644)
-    print(f"{result.version}: takes a newer token: {result.reload_behaviour}")  # noqa: T201 - for the log of the build
+    print(f"{facts.version}: takes a newer token: {facts.reload_behaviour}")  # noqa: T201 - for the log of the build
     return 0
 
 

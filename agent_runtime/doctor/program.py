@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from agent_runtime.claude.credential_env import BASE_URL_VARIABLE
 from agent_runtime.claude.executable import Binary, unfit
 from agent_runtime.delivery.delivery import RELAY, choose
-from agent_runtime.delivery.reload_check import check_reload
+from agent_runtime.delivery.reload_check import RELOAD, SOCKET, CheckedCli
 from agent_runtime.delivery.reload_results import FILE_NAME as RELOAD_RESULTS_FILE
 from agent_runtime.delivery.reload_results import ReloadResults
 from agent_runtime.doctor.finding import DATA_DIR, Finding, is_dir, may, ok, problem, warning
@@ -35,7 +35,7 @@ from agent_runtime.web.uvicorn_protocol import DESCRIPTORS_KEPT, DESCRIPTORS_PER
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
 
-    from agent_runtime.delivery.reload_check import ReloadResult
+    from agent_runtime.delivery.reload_check import CliFacts
     from agent_runtime.settings import Settings
 
 API_URL = "https://api.anthropic.com"
@@ -62,7 +62,7 @@ def examine_program(
     yield ok("delivery", f"{choice.name}: {choice.reason}")
 
 
-def _relayed(environ: Mapping[str, str], reload_result: ReloadResult | None) -> Finding:
+def _relayed(environ: Mapping[str, str], reload_result: CliFacts | None) -> Finding:
     """Report how children would reach the relay."""
     try:
         way = way_in(environ, takes_socket=None if reload_result is None else reload_result.takes_socket)
@@ -73,7 +73,7 @@ def _relayed(environ: Mapping[str, str], reload_result: ReloadResult | None) -> 
 
 def _examine(
     settings: Settings, environ: Mapping[str, str], binary: Binary, reason: str | None
-) -> Generator[Finding, None, ReloadResult | None]:
+) -> Generator[Finding, None, CliFacts | None]:
     """Run the reload check, unless there is a *reason* for which the CLI cannot start."""
     if reason is not None:
         advice = f"install it for this processor and C library, or set {PREFIX}CLAUDE to another"
@@ -103,18 +103,17 @@ def _no_cli(word: str, environ: Mapping[str, str]) -> tuple[str, str]:
     return f"{word} is not on PATH ({environ.get('PATH')})", advice
 
 
-def _reload_result(settings: Settings, environ: Mapping[str, str], binary: Binary) -> tuple[ReloadResult, str]:
+def _reload_result(settings: Settings, environ: Mapping[str, str], binary: Binary) -> tuple[CliFacts, str]:
     """Return the stored result of the reload check, else run it; and a text that says which."""
     data_dir = settings.data_dir or DATA_DIR
     keeps = is_dir(data_dir) and may(data_dir, os.W_OK | os.X_OK)
     reload_results = ReloadResults(data_dir if keeps else None)
-    result = reload_results.known(settings.claude, environ.get("PATH"))
+    result = reload_results.known(binary)
     origin = "known already"
-    relays = settings.token_delivery == RELAY
-    if result is None or (relays and result.takes_socket is None):
+    wanted = (RELOAD, SOCKET) if settings.token_delivery == RELAY else (RELOAD,)
+    if result.lack(wanted):
         with contextlib.closing(Spawner()) as spawner:
-            user = settings.child_user
-            result = check_reload(spawner, settings.claude, environ, user=user, proves_socket=relays)
+            result = CheckedCli(spawner, settings.claude, environ, user=settings.child_user).find_out(*wanted)
         reload_results.store(binary, result)
         where = f"kept in {data_dir / RELOAD_RESULTS_FILE}" if keeps else "not kept: no data directory yet"
         origin = f"made now, {where}"

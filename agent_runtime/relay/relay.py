@@ -20,8 +20,9 @@ from agent_runtime.claude.credential_env import (
     SHELL_PREFIX_VARIABLE,
     SOCKET_VARIABLE,
 )
-from agent_runtime.delivery.delivery import RELAY, Delivered, ReloadBehaviour
+from agent_runtime.delivery.delivery import RELAY, Delivered
 from agent_runtime.delivery.private_files import write_shell_prefix
+from agent_runtime.delivery.reload_check import ReloadBehaviour
 from agent_runtime.errors import CannotStart
 from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE, TokenKind
 from agent_runtime.relay.exchange import Exchanges, own_answer

@@ -23,6 +23,7 @@ from agent_runtime.api.streams import OpenStreams
 from agent_runtime.delivery.cli_check import CliCheck
 from agent_runtime.delivery.delivery import RELAY, Deliveries, FileDelivery
 from agent_runtime.delivery.private_files import owner_of, short_directory
+from agent_runtime.delivery.reload_check import CheckedCli
 from agent_runtime.delivery.reload_results import BackgroundReloadChecker, ReloadResults
 from agent_runtime.errors import SpawnFailed
 from agent_runtime.model.state import StopReason
@@ -182,17 +183,16 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
         except SpawnFailed as error:
             searched = "" if "/" in settings.claude[0] else f"; it was looked for on PATH={environ.get('PATH')}"
             log.error("no execution can start: %s%s", error, searched)
-        reload_checker = BackgroundReloadChecker(
+        checked = CheckedCli(
             bootstrap.containment.spawner,
             settings.claude,
             environ,
-            ReloadResults(data_dir),
-            cli,
             user=settings.child_user,
             mark=functools.partial(new_mark, data_dir),
             directory=bootstrap.run_dir,
-            proves_socket=settings.token_delivery == RELAY,
         )
+        is_relay = settings.token_delivery == RELAY
+        reload_checker = BackgroundReloadChecker(checked, ReloadResults(data_dir), cli, proves_socket=is_relay)
         changes = SecretChanges(redactor)
         secret = SecretFile(
             settings.token_file,
@@ -202,7 +202,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
             on_secret=redactor.add,
         )
         relay = None
-        if settings.token_delivery == RELAY:
+        if is_relay:
             proof = reload_checker.takes_socket
             relay = held.enter_context(_relay(settings, environ, bootstrap, secret, takes_socket=proof, counts=counts))
         deliveries = changes.deliveries = Deliveries(

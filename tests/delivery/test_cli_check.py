@@ -15,7 +15,7 @@ from agent_runtime.claude.executable import unfit
 from agent_runtime.claude.run_answer import Result
 from agent_runtime.delivery.check_run import DoesNotRun, ReloadCheckFailed
 from agent_runtime.delivery.cli_check import FORGET_SECONDS, STARTS, CliCheck
-from agent_runtime.delivery.reload_check import check_reload
+from agent_runtime.delivery.reload_check import RELOAD, CheckedCli
 from agent_runtime.errors import ErrorClass, SpawnFailed
 from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.evidence.verdict import Ending, Verdict, verdict
@@ -199,7 +199,7 @@ def test_k7_a_cli_that_dies_at_each_start_of_the_reload_check_does_not_run(tmp_p
     path = program(tmp_path, f"#!/bin/sh\ncat >&2 <<'END'\n{panic}\nEND\nkill -ILL $$\n")
 
     with pytest.raises(DoesNotRun, match=r"SIGILL: panic\(main thread\): Illegal instruction at address 0x4F6A0D"):
-        check_reload(spawner, (str(path),), {"PATH": PATH}, directory=tmp_path / "run")
+        CheckedCli(spawner, (str(path),), {"PATH": PATH}, directory=tmp_path / "run").find_out(RELOAD)
 
 
 @pytest.mark.parametrize("script", ["exit 0", "kill -KILL $$", 'test "$1" = --version'])
@@ -207,7 +207,7 @@ def test_a_cli_that_makes_no_request_may_run_all_the_same(tmp_path: Path, script
     path = program(tmp_path, f"#!/bin/sh\n{script}\n")
 
     with pytest.raises(ReloadCheckFailed) as caught:
-        check_reload(spawner, (str(path),), {"PATH": PATH}, directory=tmp_path / "run")
+        CheckedCli(spawner, (str(path),), {"PATH": PATH}, directory=tmp_path / "run").find_out(RELOAD)
 
     assert not isinstance(caught.value, DoesNotRun)
 

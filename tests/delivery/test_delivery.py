@@ -25,11 +25,10 @@ from agent_runtime.delivery.delivery import (
     Delivered,
     Deliveries,
     FileDelivery,
-    ReloadBehaviour,
     by_variable,
     choose,
 )
-from agent_runtime.delivery.reload_check import ReloadResult, _Stage, check_reload
+from agent_runtime.delivery.reload_check import RELOAD, CheckedCli, CliFacts, ReloadBehaviour, _Stage
 from agent_runtime.delivery.reload_results import FILE_NAME as RELOAD_RESULTS_FILE
 from agent_runtime.delivery.reload_results import BackgroundReloadChecker, ReloadResults
 from agent_runtime.errors import RESERVED_WORDS, CannotStart, SpawnFailed
@@ -74,7 +73,7 @@ def scripted(version: str = "2.1.330") -> dict[str, str]:
 
 
 @dataclass
-class KnownReach:
+class KnownReach(BackgroundReloadChecker):
     """A reload checker who is told what is known, and counts how often it was asked to find out."""
 
     known: ReloadBehaviour | None = None
@@ -546,7 +545,7 @@ def test_a_script_that_starts_the_cli_counts_with_what_it_starts(tmp_path: Path,
 def test_a_reload_check_tells_whether_the_cli_reads_its_file_again(
     version: str, reload_behaviour: ReloadBehaviour
 ) -> None:
-    reload_result = check_reload(spawner, SCRIPTED, scripted(version))
+    reload_result = CheckedCli(spawner, SCRIPTED, scripted(version)).find_out(RELOAD)
 
     assert (reload_result.version, reload_result.reload_behaviour, reload_result.rereads) == (
         version,
@@ -559,7 +558,7 @@ def test_a_reload_check_tells_whether_the_cli_reads_its_file_again(
 
 
 def test_a_cli_that_only_its_own_retry_heals_is_reached_on_refusal() -> None:
-    reload_result = ReloadResult(version="2.1.30", binary_hash="", rereads=True, seconds_from_write_to_retry=0.5)
+    reload_result = CliFacts(version="2.1.30", rereads=True, seconds_from_write_to_retry=0.5)
 
     assert reload_result.reload_behaviour is ReloadBehaviour.ON_REFUSAL
 
@@ -579,7 +578,7 @@ def test_the_reload_check_is_made_without_the_supervisors_token_server_and_proxy
         "KEPT": "kept",
     }
     with pytest.raises(ReloadCheckFailed, match="ended before"):
-        check_reload(spawner, (str(cli),), environ)
+        CheckedCli(spawner, (str(cli),), environ).find_out(RELOAD)
 
     assert "KEPT=kept" in told.read_text()
     assert "rival" not in told.read_text()
@@ -587,16 +586,15 @@ def test_the_reload_check_is_made_without_the_supervisors_token_server_and_proxy
 
 def test_a_cli_that_cannot_be_started_is_no_reload_check_of_anything(tmp_path: Path) -> None:
     with pytest.raises(SpawnFailed):
-        check_reload(spawner, (str(tmp_path / "missing"),), scripted())
+        CheckedCli(spawner, (str(tmp_path / "missing"),), scripted()).find_out(RELOAD)
 
 
 def test_a_reload_check_that_is_called_off_leaves_nothing_behind(tmp_path: Path) -> None:
     begun, cli = tmp_path / "begun", tmp_path / "claude"
     cli.write_text(f"#!/bin/sh\nsetsid sleep 60 & echo $! >>{begun}\nexec sleep 60\n")
     cli.chmod(0o755)
-    reload_checker = BackgroundReloadChecker(
-        spawner, (str(cli),), scripted(), ReloadResults(tmp_path), directory=tmp_path / "run"
-    )
+    checked = CheckedCli(spawner, (str(cli),), scripted(), directory=tmp_path / "run")
+    reload_checker = BackgroundReloadChecker(checked, ReloadResults(tmp_path))
     reload_checker.begin()
     reload_checker.begin()
     eventually(lambda: begun.exists() and begun.read_text().endswith("\n"))
@@ -618,21 +616,25 @@ def test_a_reload_check_is_kept_with_the_executables_hash_and_said_of_no_other(t
     cli = tmp_path / "claude"
     cli.write_text("version 1")
     cli.chmod(0o755)
-    command = (str(cli),)
-    binary = Binary.of(command, None)
-    reload_result = ReloadResult(
-        version="1", binary_hash=binary.content_hash(), rereads=True, seconds_from_write_to_retry=0.5
-    )
-    ReloadResults(tmp_path).store(binary, reload_result)
+
+    def binary() -> Binary:
+        return Binary.of((str(cli),), None)
+
+    facts = CliFacts(version="1", rereads=True, seconds_from_write_to_retry=0.5)
+    ReloadResults(tmp_path).store(binary(), facts)
 
     again = ReloadResults(tmp_path)
-    assert again.known(command, hash_it=False) == reload_result
+    assert again.known(binary(), hash_it=False) == facts
     os.utime(cli, (1, 1))
-    assert again.known(command, hash_it=False) is None
-    assert again.known(command) == reload_result
-    assert ReloadResults(tmp_path).known(command, hash_it=False) == reload_result
+    assert again.known(binary(), hash_it=False) == CliFacts()
+    assert again.known(binary()) == facts
+    assert ReloadResults(tmp_path).known(binary(), hash_it=False) == facts
+    ReloadResults(tmp_path).store(binary(), CliFacts(version="1", help="a help"))
+    again.store(binary(), CliFacts(takes_socket=True))
+    whole = CliFacts(version="1", rereads=True, seconds_from_write_to_retry=0.5, help="a help", takes_socket=True)
+    assert ReloadResults(tmp_path).known(binary()) == whole
     cli.write_text("version 2")
-    assert again.known(command) is None
+    assert again.known(binary()) == CliFacts()
     assert stat.S_IMODE((tmp_path / RELOAD_RESULTS_FILE).stat().st_mode) == 0o600
 
 
@@ -640,11 +642,11 @@ def test_a_reload_check_is_kept_with_the_executables_hash_and_said_of_no_other(t
 def test_damaged_reload_results_are_made_anew(tmp_path: Path, content: bytes) -> None:
     (tmp_path / RELOAD_RESULTS_FILE).write_bytes(content)
     reload_results = ReloadResults(tmp_path)
-    assert reload_results.known(SCRIPTED) is None
-
     binary = Binary.of(SCRIPTED, None)
-    reload_results.store(binary, ReloadResult(version="1", binary_hash=binary.content_hash(), rereads=False))
-    assert ReloadResults(tmp_path).known(SCRIPTED) is not None
+    assert reload_results.known(binary) == CliFacts()
+
+    reload_results.store(binary, CliFacts(rereads=False))
+    assert ReloadResults(tmp_path).known(binary) == CliFacts(rereads=False)
 
 
 def test_reload_results_that_cannot_be_written_are_kept_in_memory(
@@ -652,23 +654,25 @@ def test_reload_results_that_cannot_be_written_are_kept_in_memory(
 ) -> None:
     reload_results = ReloadResults(tmp_path / "missing")
     binary = Binary.of(SCRIPTED, None)
-    reload_results.store(binary, ReloadResult(version="1", binary_hash=binary.content_hash(), rereads=False))
+    reload_results.store(binary, CliFacts(rereads=False))
 
-    assert reload_results.known(SCRIPTED) is not None
+    assert reload_results.known(binary) == CliFacts(rereads=False)
     assert "cannot write" in caplog.text
 
 
 def test_serve_without_a_reload_check_makes_it_in_the_background_and_then_delivers_by_file(
     tmp_path: Path, config_dir: Path
 ) -> None:
-    reload_checker = BackgroundReloadChecker(spawner, SCRIPTED, scripted(), ReloadResults(tmp_path))
+    reload_checker = BackgroundReloadChecker(CheckedCli(spawner, SCRIPTED, scripted()), ReloadResults(tmp_path))
     deliveries = Deliveries("auto", FileDelivery(config_dir), reload_checker)
     deliveries.start()
     try:
         eventually(lambda: deliveries.state["delivery"] == "file")
         assert deliveries.for_spawn(generation(1)).way == "file"
         assert (
-            BackgroundReloadChecker(spawner, SCRIPTED, scripted(), ReloadResults(tmp_path)).reload_behaviour()
+            BackgroundReloadChecker(
+                CheckedCli(spawner, SCRIPTED, scripted()), ReloadResults(tmp_path)
+            ).reload_behaviour()
             is ReloadBehaviour.ON_REQUEST
         )
     finally:
@@ -692,7 +696,7 @@ REACH_BY_VERSION = {
 @pytest.mark.every_cli
 @pytest.mark.real_cli
 def test_the_real_cli_is_reached_as_measured(claude: str) -> None:
-    reload_result = check_reload(spawner, (claude,), os.environ)
+    reload_result = CheckedCli(spawner, (claude,), os.environ).find_out(RELOAD)
 
     assert reload_result.version is not None
     expected = REACH_BY_VERSION.get(reload_result.version, ReloadBehaviour.ON_REQUEST)
@@ -707,7 +711,7 @@ def test_the_real_cli_with_an_api_key_does_not_look_at_a_file_that_others_live_o
     assert token_in(tmp_path) == generation(1).token.secret
     api = MessagesApi()
     api.script("proof", Tool(command="true"), Text(text="done"))
-    stage = _Stage(spawner, tmp_path, (claude,), os.environ)
+    stage = _Stage(CheckedCli(spawner, (claude,), os.environ), tmp_path)
 
     with stage._conversation(api, tmp_path, delivered.variables) as run:
         run.must_see(lambda: api.seen(api_key(2).token).requests >= 2)
@@ -722,12 +726,12 @@ def test_a_reload_check_that_came_with_the_image_counts_for_the_same_executable_
     image, data = tmp_path / "image", tmp_path / "data"
     image.mkdir()
     data.mkdir()
-    binary = Binary.of((str(cli),), None)
-    made = ReloadResult(version="1.0", binary_hash=binary.content_hash(), rereads=True, at=0.0)
+    binary, another = Binary.of((str(cli),), None), Binary.of((str(other),), None)
+    made = CliFacts(version="1.0", rereads=True)
     ReloadResults(image).store(binary, made)
 
     reload_results = ReloadResults(data, built_in=image / "proofs.json")
 
-    assert reload_results.known((str(cli),)) == made
-    assert reload_results.known((str(other),)) is None
-    assert ReloadResults(data, built_in=tmp_path / "nothing").known((str(cli),)) is None
+    assert reload_results.known(binary) == made
+    assert reload_results.known(another) == CliFacts()
+    assert ReloadResults(data, built_in=tmp_path / "nothing").known(binary) == CliFacts()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from agent_runtime.delivery.delivery import Delivered, ReloadBehaviour
+from agent_runtime.delivery.delivery import Delivered
 from agent_runtime.delivery.held_tokens import SETTLED_SECONDS, HeldGenerations
+from agent_runtime.delivery.reload_check import ReloadBehaviour
 from agent_runtime.model.tokens import Token
 from agent_runtime.secret.generations import Generation
 

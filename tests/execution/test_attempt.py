@@ -18,6 +18,7 @@ import pytest
 
 from agent_runtime.claude.invocation import Session
 from agent_runtime.delivery.delivery import Deliveries, FileDelivery
+from agent_runtime.delivery.reload_results import BackgroundReloadChecker
 from agent_runtime.execution.attempt import Attempt
 from agent_runtime.execution.attempt_data import AttemptContext, AttemptSpec
 from agent_runtime.model.state import StopReason
@@ -51,8 +52,11 @@ FAILING_FRAME = (
 )
 
 
-class Unproven:
+class Unproven(BackgroundReloadChecker):
     """Know nothing of the CLI, and never find out."""
+
+    def __init__(self) -> None:
+        pass
 
     def reload_behaviour(self) -> None:
         return None

@@ -118,7 +118,7 @@ def test_in_place_of_the_results_of_reload_checks_it_costs_another_check(
 ) -> None:
     put((place / "proofs.json").relative_to(place))
 
-    assert ReloadResults(place, place / "built-in")._stored.reload_results == {}
+    assert ReloadResults(place, place / "built-in")._stored.facts == {}
 
 
 @every_obstacle
