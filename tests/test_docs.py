@@ -13,7 +13,6 @@ import pytest
 from agent_runtime import __version__
 from agent_runtime.api.app import ROUTES
 from agent_runtime.cli.main import _parser
-from agent_runtime.demo.report import UNSUPERVISED, UNSUPERVISED_SOURCE
 from agent_runtime.errors import ErrorClass
 from agent_runtime.model.task import Task
 from agent_runtime.settings import SETTINGS, Setting
@@ -201,15 +200,6 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
     linked = {piece.partition(")")[0].partition("#")[0] for piece in README.read_text().split("](")[1:]}
 
     assert {str(page.relative_to(ROOT)) for page in DOCUMENTS} - {"README.md"} <= linked
-
-
-def test_the_times_without_a_supervisor_that_the_demo_names_are_those_of_the_page() -> None:
-    heading = UNSUPERVISED_SOURCE[-1].split('"')[1]
-    times = {row[2].replace("\N{EN DASH}", " to ") for row in rows(section(MEASUREMENTS, heading), "")}
-
-    assert "docs/measurements.md" in " ".join(UNSUPERVISED_SOURCE)
-    for _, time in UNSUPERVISED:
-        assert any(time.partition(",")[0] in measured for measured in times), time
 
 
 def test_the_table_of_routes_has_every_route_and_no_other() -> None:

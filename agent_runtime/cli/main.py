@@ -92,8 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
 
     demo = commands.add_parser("demo", help="show the main job on loopback: no account, no network")
-    demo.add_argument("--claude", metavar="COMMAND", help="the CLI to use [claude on PATH, else the scripted one]")
-    demo.add_argument("--scripted", action="store_true", help="use the scripted CLI even where there is a real one")
+    which = demo.add_mutually_exclusive_group()
+    which.add_argument("--claude", metavar="COMMAND", help="the CLI to use [claude on PATH, else the scripted one]")
+    which.add_argument("--scripted", action="store_true", help="use the scripted CLI even where there is a real one")
     demo.add_argument("--delivery", choices=("env", "relay"), default="env", help="how the token reaches the CLI [env]")
     demo.set_defaults(run=_demo)
 

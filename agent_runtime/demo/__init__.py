@@ -14,7 +14,7 @@ from agent_runtime.demo.choice import choose_cli
 from agent_runtime.demo.relay_scenario import RelayScenario
 from agent_runtime.demo.report import RELAY_PROMISES, Promise, Report
 from agent_runtime.demo.scenario import Scenario
-from agent_runtime.demo.stage import Interrupted, Stage, Stuck, noted_signals
+from agent_runtime.demo.stage import Interrupted, Stage, Stuck, interruptible
 from agent_runtime.demo.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -36,22 +36,22 @@ def run_demo(claude: str | None, *, scripted: bool, delivery: str = "env") -> in
         0 if every promise held, 1 if one was broken, 128 plus the signal's number if a signal ended it.
 
     Raises:
-        SettingsInvalid: *claude* cannot be run, or both arguments are given.
+        SettingsInvalid: The CLI cannot be run.
     """
     timeline = Timeline(sys.stdout)
     report = Report(RELAY_PROMISES) if delivery == RELAY else Report()
     saved_log: Path | None = None
     try:
-        with noted_signals() as signals:
-            cli = choose_cli(claude, scripted=scripted)
-            timeline.say("demo", f"the CLI is {cli.name}: {cli.reason}")
-            with contextlib.ExitStack() as held:
-                new_stage = functools.partial(Stage, cli, timeline, signals, held)
-                stage = new_stage(delivery=delivery)
-                scenario = RelayScenario(stage, report, new_stage) if delivery == RELAY else Scenario(stage, report)
+        cli = choose_cli(claude, scripted=scripted)
+        timeline.say("demo", f"the CLI is {cli.name}: {cli.reason}")
+        with contextlib.ExitStack() as held:
+            new_stage = functools.partial(Stage, cli, timeline, held)
+            stage = new_stage(delivery=delivery)
+            scenario = RelayScenario(stage, report, new_stage) if delivery == RELAY else Scenario(stage, report)
+            with interruptible():
                 _play(stage, scenario, report)
-                if report.broken:
-                    saved_log = stage.save_log()
+            if report.broken:
+                saved_log = stage.save_log()
     except Interrupted as interrupted:
         timeline.say("demo", f"ended by {signal.Signals(interrupted.number).name}; everything it started is gone")
         return 128 + interrupted.number

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from agent_runtime.client import StreamEvent
     from agent_runtime.demo.stage import Stage
 
-_TEXT_LIMIT = 150
+TEXT_LIMIT = 150
 
 
 class Execution:
@@ -24,16 +24,16 @@ class Execution:
 
     Attributes:
         name: As the timeline calls it; the stand-in's script for it has the same name.
-        began_at: On :func:`time.monotonic`.
         answer: Its answer; None: none yet.
+        is_doomed: Its token is to die, so that this end of it is no loss.
         failures_told: How many of its events told of an error of the API, such as one that the CLI retries.
     """
 
     def __init__(self, stage: Stage, name: str) -> None:
         self.name = name
         self.execution_id = f"demo-{stage.run}-{name}"
-        self.began_at = time.monotonic()
         self.answer: Answer | ClientError | None = None
+        self.is_doomed = False
         self.failures_told = 0
         self._client = stage.client
         self._say = stage.say
@@ -78,7 +78,7 @@ class Execution:
         except ClientError as error:
             self.answer = error
         if not isinstance(self.answer, ClientError) or self.answer.status:
-            self._say(self.name, f"answered {_short(str(self))}")
+            self._say(self.name, f"answered {textwrap.shorten(str(self), TEXT_LIMIT, placeholder='...')}")
 
     def _print(self, event: StreamEvent) -> None:
         self.failures_told += bool(event.data.get("error"))
@@ -91,9 +91,4 @@ class Execution:
         elif event.data.get("type") == "assistant":
             for block in event.data["message"].get("content", []):
                 if isinstance(block, dict) and block.get("type") == "tool_use":
-                    self._say(self.name, f"tool: {_short(str(block['input'].get('description')))}")
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _TEXT_LIMIT else f"{line[:_TEXT_LIMIT]}..."
+                    self._say(self.name, f"tool: {block['input'].get('description')}")

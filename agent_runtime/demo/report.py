@@ -12,22 +12,6 @@ if TYPE_CHECKING:
 LINE_TO_SIGNAL_SECONDS = 0.050
 REFUSAL_TO_GONE_SECONDS = 2.0
 
-UNSUPERVISED = (
-    ("2.1.30 and earlier, OAuth token", "187 s, silent until then"),
-    ("2.1.197 to 2.1.330, OAuth token", "2.3 to 2.8 s"),
-    ("2.1.197 to 2.1.330, API key", "176 s"),
-)
-"""
-How long Claude Code goes on by itself when its token is dead.
-
-Source: measured by this project, with the real CLI of these versions against the same stand-in API on loopback.
-"""
-
-UNSUPERVISED_SOURCE = (
-    "not measured in this run; source: this project's measurements of the real CLI, in its docs/measurements.md",
-    'under "A dead token without a supervisor"',
-)
-
 _NOT_REACHED = "not reached"
 
 
@@ -115,9 +99,7 @@ class Report:
         head, *body = (
             f"{name:<{widths[0]}}  {value:>{widths[1]}}  {limit:>{widths[2]}}".rstrip() for name, value, limit in rows
         )
-        lines = ["", head, rule, *body, "", "what an unsupervised run takes when its token is dead", rule]
-        lines += [f"{version:<{widths[0]}}  {value}" for version, value in UNSUPERVISED]
-        lines += [f"({UNSUPERVISED_SOURCE[0]},", f" {UNSUPERVISED_SOURCE[1]})", "", "promises", rule]
+        lines = ["", head, rule, *body, "", "promises", rule]
         broken = self.broken
         for promise in self._promises:
             state = "held" if promise not in broken else "-" if broken[promise] == _NOT_REACHED else "BROKEN"

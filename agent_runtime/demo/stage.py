@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,21 +50,25 @@ class Interrupted(BaseException):
 
 
 @contextlib.contextmanager
-def noted_signals() -> Iterator[list[int]]:
+def interruptible() -> Iterator[None]:
     """
-    Record the signals that ask for the end, in the order in which they come; for the main thread.
+    Raise :class:`Interrupted` in this block, in the main thread, where a signal asks for the end.
 
-    They end the demo where it waits (:meth:`Stage.pause`), and so never in the middle of cleaning up. Those that are
-    ignored, as under ``nohup``, stay so.
+    After the block these signals are ignored, so that cleaning up comes to its end. Those that are ignored before, as
+    under ``nohup``, stay so.
     """
-    noted: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        raise Interrupted(number)
+
     wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda number, _: noted.append(number)) for number in wanted}
+    for number in wanted:
+        signal.signal(number, interrupt)
     try:
-        yield noted
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+        for number in wanted:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def marked(execution_ids: Collection[str]) -> set[psutil.Process]:
@@ -93,9 +97,7 @@ class Stage:
     supervisor: subprocess.Popen[bytes]
     client: SyncAgentClient
 
-    def __init__(
-        self, cli: Cli, timeline: Timeline, signals: list[int], held: contextlib.ExitStack, *, delivery: str = "env"
-    ) -> None:
+    def __init__(self, cli: Cli, timeline: Timeline, held: contextlib.ExitStack, *, delivery: str = "env") -> None:
         directory = tempfile.TemporaryDirectory(prefix="agent-runtime-demo-", ignore_cleanup_errors=True)
         home = Path(held.enter_context(directory))
         self.timeline = timeline
@@ -107,7 +109,6 @@ class Stage:
         self.token_file = home / "secret" / "token"
         self.execution_ids: list[str] = []
         self.api = MessagesApi()
-        self._signals = signals
         self._held = held
         for name in ("workspace", "data", "secret", "config", "home"):
             (home / name).mkdir(mode=0o700)
@@ -131,10 +132,9 @@ class Stage:
         self._environ |= {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home / "home"), "LANG": "C.UTF-8"}
         self._environ["ANTHROPIC_BASE_URL"] = api_url
 
-    def write_token(self, token: Token) -> float:
-        """Write the secret file as a backend does; returns when it was complete, in seconds since the epoch."""
+    def write_token(self, token: Token) -> None:
+        """Write the secret file as a backend does."""
         put(self.token_file, token.secret.encode())
-        return time.time()
 
     def start_supervisor(self) -> None:
         """
@@ -155,23 +155,11 @@ class Stage:
         self._held.callback(self._stop_supervisor)
         out = supervisor.stdout
         assert out is not None, "it is piped"  # noqa: S101
-        self.until("the supervisor's first line", lambda: select.select([out], [], [], 0)[0])
         url = out.readline().decode(errors="replace").strip().removeprefix("listening on ")
         if not url.startswith("http://127.0.0.1:"):
             raise Stuck(f"the supervisor did not start: {self._last_log_line()}")
         self.client = self._held.enter_context(SyncAgentClient(url, patience_seconds=PATIENCE_SECONDS))
         self.say("supervisor", f"listening on {url}, pid {supervisor.pid}, {SLOTS} slots")
-
-    def pause(self) -> None:
-        """
-        Pause before looking again.
-
-        Raises:
-            Interrupted: A signal has asked for the end.
-        """
-        if self._signals:
-            raise Interrupted(self._signals[0])
-        time.sleep(LOOK_AGAIN_SECONDS)
 
     def until(self, what: str, happened: Callable[[], object]) -> None:
         """
@@ -186,7 +174,7 @@ class Stage:
                 raise Stuck(f"the supervisor has ended by itself: {self._last_log_line()}")
             if time.monotonic() > deadline:
                 raise Stuck(f"{what}: not within {STEP_TIMEOUT_SECONDS:.0f} s")
-            self.pause()
+            time.sleep(LOOK_AGAIN_SECONDS)
 
     def until_gone(self, execution_id: str, seen: set[psutil.Process]) -> float | None:
         """
@@ -208,22 +196,21 @@ class Stage:
                 return gone_at
             else:
                 gone_at = began_at
-            self.pause()
+            time.sleep(LOOK_AGAIN_SECONDS)
         return None
 
     def end_supervisor(self) -> int | None:
         """Ask it to end, as a container's stop does; returns its exit code, None if it does not end."""
         self.supervisor.terminate()
-        deadline = time.monotonic() + END_TIMEOUT_SECONDS
-        while (code := self.supervisor.poll()) is None and time.monotonic() < deadline:
-            self.pause()
-        return code
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.supervisor.wait(END_TIMEOUT_SECONDS)
+        return None
 
     def save_log(self) -> Path:
         """Save the supervisor's log from the general cleaning up."""
-        with tempfile.NamedTemporaryFile("wb", prefix="agent-runtime-demo-", suffix=".log", delete=False) as saved:
-            saved.write(self.log.read_bytes())
-        return Path(saved.name)
+        descriptor, name = tempfile.mkstemp(prefix="agent-runtime-demo-", suffix=".log")
+        os.close(descriptor)
+        return Path(shutil.copyfile(self.log, name))
 
     def _last_log_line(self) -> str:
         return ["it said nothing", *self.log.read_text(errors="replace").splitlines()][-1]

@@ -10,15 +10,10 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from agent_runtime.model.tokens import Token
 
-_WIDTH = 10
-_NORMAL = "\x1b[0m"
-_COLOURS = {"demo": "\x1b[1m", "backend": "\x1b[35m", "api": "\x1b[34m", "supervisor": "\x1b[36m"}
-_OTHER_COLOUR = "\x1b[32m"
-
 
 class Timeline:
     """
-    Print events as they happen, from any thread; in colour only on a terminal.
+    Print events as they happen, from any thread.
 
     A reader that goes away (``demo | head``) changes nothing about what is done and how it ends.
     """
@@ -28,7 +23,6 @@ class Timeline:
         self._lock = threading.Lock()
         self._began = time.monotonic()
         self._tokens: tuple[Token, ...] = ()
-        self._in_colour = out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
     @property
     def elapsed_seconds(self) -> float:
@@ -41,10 +35,7 @@ class Timeline:
 
     def say(self, who: str, text: str) -> None:
         """Print one event."""
-        name = f"{who:<{_WIDTH}}"
-        if self._in_colour:
-            name = f"{_COLOURS.get(who, _OTHER_COLOUR)}{name}{_NORMAL}"
-        self.write(f"{self.elapsed_seconds:6.2f} s  {name}  {' '.join(text.split())}")
+        self.write(f"{self.elapsed_seconds:6.2f} s  {who:<10}  {' '.join(text.split())}")
 
     def write(self, text: str) -> None:
         """Print *text* and a newline."""

@@ -109,12 +109,9 @@ def row(name: str, said: str) -> str:
 def assert_every_promise_held(code: int, said: str) -> None:
     assert code == 0, said
     assert {outcome_of(promise, said) for promise in Promise} == {"held"}
-    assert row("executions started", said) == "8"
-    assert row("executions finished", said).split() == ["6", "6"]
-    assert row("executions stopped, their token was dead", said).split() == ["2", "2"]
-    assert row("executions lost", said).split() == ["0", "0"]
-    assert "187 s" in said
-    assert "not measured in this run" in said
+    assert row("failing line -> signal", said).endswith(" 50 ms")
+    assert said.count("answered 200 success: ") == 6
+    assert said.count("answered 503 auth: ") == 2
     assert "sk-ant" not in said
     assert "\x1b" not in said
 
@@ -167,13 +164,8 @@ def test_a_broken_promise_is_named_and_makes_the_exit_code_1(tmp_path: Path, fau
 def assert_every_promise_of_the_relay_held(code: int, said: str) -> None:
     assert code == 0, said
     assert {outcome_of(promise, said) for promise in RELAY_PROMISES} == {"held"}
-    assert row("executions finished", said).split() == ["4", "4"]
-    assert row("processes of the CLI that they took", said).split() == ["4", "4"]
-    assert row("of them stopped or killed", said).split() == ["0", "0"]
-    assert row("executions resumed", said).split() == ["0", "0"]
-    assert row("tools run", said).split() == ["20", "20"]
     assert int(row("refusals and limits by the API", said)) >= 8
-    assert row("of them told to the executions", said).split() == ["0", "0"]
+    assert said.count("token file written -> ") == 5
     assert [line.split()[-2:] for line in said.splitlines() if line.startswith("tokens that a tool finds")] == [
         ["0", "0"],
         ["1", "1"],
@@ -311,18 +303,13 @@ def test_the_claude_on_path_is_taken_and_named(tmp_path: Path) -> None:
     assert "found on PATH" in said
 
 
-def test_a_terminal_gets_colours_and_no_reader_gets_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
+def test_no_reader_gets_a_token() -> None:
     token = Token("sk-ant-oat01-quoted-by-an-evidence-line")
-    ours, theirs = os.openpty()
-    with os.fdopen(ours, "rb", buffering=0) as reader, os.fdopen(theirs, "w", encoding="utf-8") as terminal:
-        timeline = Timeline(terminal)
-        timeline.hide(token)
-        timeline.say("task-1", f"two\nlines about {token.secret}")
-        said = reader.read(1000).decode()
+    timeline = Timeline(out := io.StringIO())
+    timeline.hide(token)
+    timeline.say("task-1", f"two\nlines about {token.secret}")
+    said = out.getvalue()
 
-    assert "\x1b[" in said
     assert f"two lines about <token {token.fingerprint}>" in said
     assert token.secret not in said
 
@@ -356,7 +343,7 @@ def test_a_process_that_left_its_session_is_seen_from_outside_until_it_ends(monk
         assert leader.stdout is not None
         assert leader.stdout.readline() == b"ready\n"
         with contextlib.ExitStack() as held:
-            played_on = Stage(Cli("a CLI", "claude", "none runs"), Timeline(io.StringIO()), [], held)
+            played_on = Stage(Cli("a CLI", "claude", "none runs"), Timeline(io.StringIO()), held)
             played_on.execution_ids.append(mark)
             eventually(lambda: len(marked([mark])) == 2)
             seen = {psutil.Process(leader.pid)}
