@@ -398,6 +398,8 @@ def may_be_partial(lines: bytes) -> bool:
 def plain(data: bytes) -> str:
     """Return text as a person would read it, without colour codes, control characters and invalid UTF-8."""
     text = data.decode("utf-8", "ignore")
+    if text.isprintable():
+        return text
     if "\x1b" in text:
         text = "".join(_without_sequence(piece, first=number == 0) for number, piece in enumerate(text.split("\x1b")))
     return "".join(character for character in text if character.isprintable() or character in "\t\n")

@@ -25,6 +25,8 @@ from agent_runtime.model.task import CLI_FLAGS
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from agent_runtime.claude.log_entries import LogEntry
+
 LINES_KEPT = 60
 LOG_LINES_KEPT = 8
 LINE_BYTES = 1000
@@ -144,7 +146,6 @@ _NESTED = b"[cause]: "
 _STACK_LINE = re.compile(rb"\s|\d{1,4}: 0x")
 """A line of a stack, or of the fields of an error: there may be more of them than are stored."""
 
-_DEBUG_LINE = re.compile(rb"\d{4}-\d\d-\d\dT|\[(?:DEBUG|INFO|WARN|ERROR)\] ")
 _BOILERPLATE = re.compile(r"This error originated either by throwing .{1,250} (?=the promise rejected)", re.IGNORECASE)
 
 
@@ -156,9 +157,10 @@ class LastWords:
         self._log: deque[bytes] = deque(maxlen=LOG_LINES_KEPT)
         self._lived_on = 0
 
-    def add(self, line: bytes) -> None:
-        """Store one line, without its newline."""
-        if _DEBUG_LINE.match(line):
+    def add(self, entry: LogEntry) -> None:
+        """Store one line."""
+        line = entry.text
+        if entry.level:
             self._lived_on += 1
             self._log.append(line[:LINE_BYTES])
             return
@@ -180,7 +182,7 @@ class LastWords:
         lived_on = self._lived_on > LIVED_ON_LINES
         if not lived_on and (line := most_informative([plain(line) for line in self._lines])):
             return line
-        log = [plain(line.partition(b"] ")[2]) for line in reversed(self._log)]
+        log = map(plain, reversed(self._log))
         return next((line for line in log if tells_shortage(line)), "")
 
 

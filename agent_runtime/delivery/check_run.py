@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from agent_runtime.claude.last_words import LastWords
+from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.errors import AgentRuntimeError, ErrorClass
 from agent_runtime.evidence.detector import Channel
 from agent_runtime.evidence.verdict import Ending, verdict
@@ -105,6 +106,9 @@ class CheckRun:
             raise EndedEarly("the CLI ended before it had made a request" + (f": {self.fault}" if self.fault else ""))
 
     def _lines(self, channel: Channel, lines: Lines, _read_at: float) -> None:
-        take = self._on_stdout if channel is Channel.STDOUT else self._last_words.add
         for line in lines:
-            take(line.removesuffix(b"\n"))
+            data = line.removesuffix(b"\n")
+            if channel is Channel.STDOUT:
+                self._on_stdout(data)
+            else:
+                self._last_words.add(LogEntry.of(data))

@@ -26,20 +26,14 @@ from agent_runtime.evidence.matching import ApiError, names_another_model
 from agent_runtime.evidence.phrases import LIMIT_BY_WORDS, MODEL_BY_LIMIT
 from agent_runtime.evidence.reset_times import end_of_limit
 from agent_runtime.evidence.rules import rule_for
-from agent_runtime.evidence.text import (
-    error_in_sentence,
-    error_in_stderr,
-    is_foreign_entry,
-    is_own_entry,
-    is_prompt_entry,
-    time_of_entry,
-)
+from agent_runtime.evidence.text import error_in_entry, error_in_sentence
 from agent_runtime.model.state import TokenTrouble
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.claude.frames import Frame
+    from agent_runtime.claude.log_entries import LogEntry
     from agent_runtime.evidence.matching import Rule
 
 _TROUBLE_BY_CLASS = {
@@ -162,7 +156,7 @@ class Detector:
         self._models: set[str] = set()
         self._model_has_spoken = False
 
-    def stderr(self, line: bytes, *, finished: bool = True) -> Detection | None:
+    def stderr(self, entry: LogEntry, *, finished: bool = True) -> Detection | None:
         """
         Read a line of stderr.
 
@@ -178,14 +172,15 @@ class Detector:
             finished: The newline has arrived. An unfinished line counts only with a whole body and the error's type,
                 because no continuation can change these.
         """
-        error = error_in_stderr(line)
+        error = error_in_entry(entry)
         if error is None:
-            if self._starting and finished:
-                self._watch_start(line)
+            if self._starting and finished and entry.level:
+                self._foreign_since = entry.time if entry.may_be_continued else None
+                self._starting = entry.may_be_continued or not entry.is_of_the_prompt
             return None
         if not finished and (error.type is None or not error.is_whole):
             return None
-        if self._foreign_since is not None and not "" < self._foreign_since < time_of_entry(line):
+        if self._foreign_since is not None and not "" < self._foreign_since < entry.time:
             return None
         detection = self._detection(error, Channel.STDERR, is_final=False)
         is_aside = detection.error_class is ErrorClass.MODEL and self._is_aside(error)
@@ -207,15 +202,6 @@ class Detector:
             case "rate_limit_event":
                 return self._rate_limit(frame)
         return None
-
-    # -- stderr
-
-    def _watch_start(self, line: bytes) -> None:
-        if is_foreign_entry(line):
-            self._foreign_since = time_of_entry(line)
-        elif is_own_entry(line):
-            self._foreign_since = None
-            self._starting = not is_prompt_entry(line)
 
     # -- stdout
 

@@ -1,5 +1,5 @@
 """
-Parse the two forms in which the CLI prints an API error: lines of its debug log, and sentences for a person.
+Parse the two forms in which the CLI prints an API error: entries of its debug log, and sentences for a person.
 
 Every function reads a bounded piece from the beginning of the text and decodes only what it needs.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from agent_runtime.claude.frames import plain
+from agent_runtime.claude.log_entries import HEAD_BYTES, LogEntry
 from agent_runtime.evidence.error_bodies import STATUS_BY_TYPE, read_body
 from agent_runtime.evidence.matching import ApiError
 
@@ -21,74 +22,37 @@ _MARKS = (
 )
 """Beginnings of the CLI's own entries about API errors. One failure can show in several entries."""
 
-_HEAD_BYTES = 256
 _BODY_BYTES = 16384
 _TEXT_LENGTH = 4096
-_ENTRY_HEAD_BYTES = 64
-_LEVELS = ("[ERROR]", "[WARN]")
-_STAMP_CHARACTERS = frozenset("0123456789-:.,+TZ ")
-_PROMPT_MARK = b"UserPromptSubmit"
+_LEVELS = {"ERROR", "WARN"}
 _LEAD_INS = ("Failed to authenticate", "Please run /login", "Login expired", "Not logged in")
 _OF_A_CREDENTIAL = ("x-api-key", "bearer", "token", "credential", "authentication", "unauthorized", "oauth")
 
 
-def error_in_stderr(line: bytes) -> ApiError | None:
-    """
-    Parse an entry about an API error; None for everything else.
-
-    The entry is the CLI's own only if nothing precedes it but a time, a level and control sequences.
-    """
+def error_in_entry(entry: LogEntry) -> ApiError | None:
+    """Parse an entry about an API error; None for everything else."""
+    if entry.level not in _LEVELS:
+        return None
     for mark in _MARKS:
-        at = line.find(mark, 0, _HEAD_BYTES)
+        at = entry.text.find(mark, 0, HEAD_BYTES)
         if at >= 0:
             break
     else:
         return None
-    prefix = plain(line[:at].rpartition(b"\r")[2]).strip()
-    quoted = prefix.endswith('"')
-    if not _is_prefix(prefix.removesuffix('"').rstrip()):
+    before = plain(entry.text[:at]).strip()
+    if before not in {"", '"'}:
         return None
-    body = line[at + len(mark) : at + _BODY_BYTES]
+    body = entry.text[at + len(mark) : at + _BODY_BYTES]
     if mark is _MARKS[0]:
         end = body.find(b"): ", 0, 24)
         if end < 0:
             return None  # incomplete, or not an entry of this kind
         body = body[end + 3 :]
     text = plain(body)
-    if quoted:
+    if before:
         text = _unquoted(text)
     error = _parsed(text)
     return error if error.text or error.status is not None else None
-
-
-def is_foreign_entry(line: bytes) -> bool:
-    """Whether the next lines may continue an entry with foreign text; quoted entries never continue."""
-    return line.find(b"] MCP server ", 0, _ENTRY_HEAD_BYTES) >= 0
-
-
-def is_own_entry(line: bytes) -> bool:
-    """Whether a line looks like the beginning of an entry of the CLI's debug log."""
-    end = line.find(b"] ", 0, _ENTRY_HEAD_BYTES)
-    start = line.rfind(b"[", 0, end) if end > 0 else -1
-    if start < 0 or not line[start + 1 : end].isupper():
-        return False
-    stamp = line[:start].strip()
-    return not stamp or _is_stamp(stamp.decode("latin-1"))
-
-
-def is_prompt_entry(line: bytes) -> bool:
-    """
-    Whether the entry shows that the CLI has read the prompt: after it every version quotes newlines.
-
-    Source: 1.0.128, 2.0.76 and 2.1.30 look for hooks of that name then; later versions quote from the start.
-    """
-    return line.find(_PROMPT_MARK, 0, _HEAD_BYTES) >= 0
-
-
-def time_of_entry(line: bytes) -> str:
-    """Return the time at the beginning of an entry, in a form that sorts; empty without one (1.0.128)."""
-    stamp = plain(line[:_ENTRY_HEAD_BYTES].partition(b" [")[0].rpartition(b"\r")[2]).strip()
-    return stamp if _is_stamp(stamp) else ""
 
 
 def error_in_sentence(text: str) -> ApiError:
@@ -117,17 +81,6 @@ def error_in_sentence(text: str) -> ApiError:
         if error.status is not None or error.type is not None:
             return msgspec.structs.replace(error, text=f"{text} \u00b7 {error.text}")
     return ApiError(text=text)
-
-
-def _is_prefix(prefix: str) -> bool:
-    if not prefix.endswith(_LEVELS):
-        return False
-    stamp = prefix[: prefix.rfind("[")].strip()
-    return not stamp or _is_stamp(stamp)
-
-
-def _is_stamp(text: str) -> bool:
-    return 8 <= len(text) <= 32 and text[0].isdigit() and _STAMP_CHARACTERS.issuperset(text)
 
 
 def _unquoted(text: str) -> str:

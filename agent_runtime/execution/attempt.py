@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from agent_runtime.claude import invocation
-from agent_runtime.claude.slash_commands import is_bare_command
+from agent_runtime.claude.invocation import is_bare_command
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.evidence.detector import Channel
 from agent_runtime.evidence.verdict import Ending

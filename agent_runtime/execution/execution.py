@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.claude.slash_commands import has_text_behind
+from agent_runtime.claude.invocation import has_text_behind
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed, TokenLimited, plain_detail
 from agent_runtime.evidence.verdict import Verdict, limit_sentence, verdict
 from agent_runtime.execution.attempt_data import Answered, Held, Progress, Reached, Released, Spawned, Stopping

@@ -13,6 +13,7 @@ from agent_runtime.claude import invocation as cli_command
 from agent_runtime.claude.frame_repair import pieces, read
 from agent_runtime.claude.frames import decode, decode_partial, is_partial, is_utf8, may_be_partial
 from agent_runtime.claude.last_words import LastWords
+from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.claude.run_stats import RunStats
 from agent_runtime.claude.session_faults import cannot_resume, is_session_fault
 from agent_runtime.evidence.detector import Channel, Detector
@@ -116,13 +117,14 @@ class ChildOutput:
         self._on_sign(Sign.LOG, read_at)
 
     def _stderr_line(self, data: bytes, read_at: float) -> None:
-        if detection := self._detector.stderr(data):
+        entry = LogEntry.of(data)
+        if detection := self._detector.stderr(entry):
             self._error(detection, data, read_at)
             self._on_sign(Sign.OTHER, read_at)
         elif cli_command.missing_session(data):
             self.unknown_session = True
         else:
-            self._last_words.add(data)
+            self._last_words.add(entry)
 
     @property
     def last_words(self) -> str | None:
@@ -247,7 +249,7 @@ class ChildOutput:
     def unfinished(self, channel: Channel, data: bytes, read_at: float) -> None:
         """Search a line that the child has not finished: evidence in it must not wait for a newline."""
         if channel is Channel.STDERR:
-            detection = self._detector.stderr(data, finished=False)
+            detection = self._detector.stderr(LogEntry.of(data), finished=False)
         else:
             frame = read(data) if data.rstrip().endswith(b"}") else None
             detection = self._detector.stdout(frame) if frame is not None else None

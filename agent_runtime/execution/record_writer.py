@@ -7,7 +7,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from agent_runtime.claude.slash_commands import would_change_something
+from agent_runtime.claude.invocation import would_change_something
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.verdict import Verdict, again
 from agent_runtime.model.records import (

@@ -12,6 +12,7 @@ from agent_runtime.claude.last_words import (
     most_informative,
     presentable,
 )
+from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.claude.run_answer import Result
 from agent_runtime.errors import RESERVED_WORDS, ErrorClass
 from agent_runtime.evidence.detector import Channel, Detection
@@ -267,7 +268,7 @@ ENDS: dict[str, tuple[str, int | None, bool, ErrorClass, str]] = {
 def said(text: str) -> str | None:
     words = LastWords()
     for line in (DEBUG, *text.encode().split(b"\n"), DEBUG):
-        words.add(line)
+        words.add(LogEntry.of(line))
     return words.most_informative or None
 
 
@@ -328,41 +329,41 @@ def test_an_answer_that_speaks_of_memory_or_disks_is_no_error_of_theirs(subtype:
 
 def test_what_is_said_before_the_cli_has_lived_on_is_not_what_it_died_of() -> None:
     words = LastWords()
-    words.add(b"Error: ENOSPC: no space left on device, write")
+    words.add(LogEntry.of(b"Error: ENOSPC: no space left on device, write"))
     for _ in range(LIVED_ON_LINES + 1):
-        words.add(DEBUG)
+        words.add(LogEntry.of(DEBUG))
     assert words.most_informative == ""
 
-    words.add(b"[DEBUG] as 1.0.128 writes its log")
-    words.add(b"Something else.")
+    words.add(LogEntry.of(b"[DEBUG] as 1.0.128 writes its log"))
+    words.add(LogEntry.of(b"Something else."))
     assert words.most_informative == "Something else."
 
 
 def test_k7_a_full_disk_shows_at_the_end_of_the_debug_log_of_a_cli_that_ends_in_silence() -> None:
     words = LastWords()
     log = b"2026-11-29T21:03:19.614Z [DEBUG] "
-    words.add(log + b"Non-atomic write also failed: Error: ENOSPC: no space left on device, write")
-    words.add(log + b"API error (attempt 1/11): out of memory")
-    words.add(log + b"Error: something")
+    words.add(LogEntry.of(log + b"Non-atomic write also failed: Error: ENOSPC: no space left on device, write"))
+    words.add(LogEntry.of(log + b"API error (attempt 1/11): out of memory"))
+    words.add(LogEntry.of(log + b"Error: something"))
     assert words.most_informative == "Non-atomic write also failed: Error: ENOSPC: no space left on device, write"
     reached = verdict(Ending(0, began=False, last_words=words.most_informative))
     assert (reached.error_class, "the disk is full" in (reached.detail or "")) == (ErrorClass.LOST_RESULT, True)
 
-    words.add(b"But it has a word to say.")
+    words.add(LogEntry.of(b"But it has a word to say."))
     assert words.most_informative == "But it has a word to say."
     for _ in range(LIVED_ON_LINES + 1):
-        words.add(log)
+        words.add(LogEntry.of(log))
     assert words.most_informative == ""
 
 
 def test_what_is_kept_is_bounded() -> None:
     words = LastWords()
-    words.add(b"Error: the first")
+    words.add(LogEntry.of(b"Error: the first"))
     for number in range(LINES_KEPT):
-        words.add(b"Filler %d" % number)
+        words.add(LogEntry.of(b"Filler %d" % number))
 
     assert words.most_informative == f"Filler {LINES_KEPT - 1}"
-    words.add(b"x" * 10_000_000)
+    words.add(LogEntry.of(b"x" * 10_000_000))
     assert words.most_informative == f"Filler {LINES_KEPT - 1}", "a line of code is as long, and tells nothing"
     assert sum(map(len, words._lines)) < LINES_KEPT * (LINE_BYTES + 2)
 

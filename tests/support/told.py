@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from agent_runtime.claude.frame_repair import read
+from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.evidence.detector import Channel, Detection, Detector
 
 TIME = "2026-01-01T00:00:10.000Z"
@@ -34,7 +35,7 @@ def tell(*lines: tuple[str, str | bytes], detector: Detector | None = None) -> S
     for stream, line in lines:
         data = line.encode() if isinstance(line, str) else line
         if stream.startswith("stderr"):
-            detection = detector.stderr(data, finished=stream != "stderr, unfinished")
+            detection = detector.stderr(LogEntry.of(data), finished=stream != "stderr, unfinished")
         else:
             frame = read(data)
             detection = detector.stdout(frame) if frame is not None else None
