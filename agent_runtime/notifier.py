@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
 
 
 class Notifier:
     """Notify any number of waiting tasks of the next change; past changes are not stored."""
 
     def __init__(self) -> None:
-        self._event = asyncio.Event()
         self._coming: asyncio.Future[None] | None = None
 
     def notify(self) -> None:
         """Wake all waiting tasks."""
-        self._event.set()
-        self._event = asyncio.Event()
         coming, self._coming = self._coming, None
         if coming is not None and not coming.done():
             coming.set_result(None)
@@ -30,10 +23,6 @@ class Notifier:
             self._coming = asyncio.get_running_loop().create_future()
         return self._coming
 
-    def wait(self) -> Coroutine[Any, Any, bool]:
-        """
-        Wait for the next :meth:`notify` after this call, whenever the result is awaited.
-
-        So a change between the call and the await is not missed.
-        """
-        return self._event.wait()
+    def wait(self) -> asyncio.Future[None]:
+        """Return a future of the next :meth:`notify` after this call, which may be cancelled."""
+        return asyncio.shield(self.coming())

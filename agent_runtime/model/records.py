@@ -122,13 +122,8 @@ class Usage(msgspec.Struct, kw_only=True):
 
     def with_peaks_of(self, other: Usage) -> Usage:
         """Return the higher value of each, and the other's processor time."""
-        return Usage(
-            cpu_seconds=other.cpu_seconds,
-            memory_bytes=max(self.memory_bytes, other.memory_bytes),
-            pss_bytes=max(self.pss_bytes, other.pss_bytes),
-            processes=max(self.processes, other.processes),
-            open_files=max(self.open_files, other.open_files),
-        )
+        highest = {name: max(getattr(self, name), getattr(other, name)) for name in self.__struct_fields__}
+        return Usage(**{**highest, "cpu_seconds": other.cpu_seconds})
 
 
 class AttemptRecord(msgspec.Struct, kw_only=True):

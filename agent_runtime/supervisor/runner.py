@@ -423,7 +423,6 @@ class ExecutionRunner:
             if not await self._wait(change, until):
                 return False
             change = self.context.gate.changed.wait()
-        change.close()
         return True
 
     async def _wait(self, event: Awaitable[object], until: float) -> bool:

@@ -19,6 +19,7 @@ from agent_runtime.evidence.rules import RULES
 from agent_runtime.model.state import Outcome, StopReason
 from agent_runtime.model.usage import MOST_NAMES, OTHER
 from agent_runtime.secret.content import SecretFault
+from agent_runtime.telemetry.events import TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -129,18 +130,6 @@ COUNTERS: dict[str, Counter] = {
     "http_requests": Counter("Requests that were answered.", ("method", "path", "status"), ()),
 }
 
-_BY_EVENT = {
-    "execution.admitted": "executions_admitted",
-    "execution.parked": "executions_parked",
-    "execution.held": "executions_held",
-    "execution.resumed": "executions_resumed",
-    "token.loaded": "token_loads",
-    "token.refused": "token_refusals",
-    "token.blocked": "token_blocks",
-    "token.billing": "token_billings",
-    "token.limited": "token_limits",
-}
-
 _SWITCH = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 HISTOGRAMS: dict[str, Histogram] = {
     "line_to_signal_seconds": Histogram(
@@ -231,7 +220,7 @@ class Counts:
         """Count an event by its type."""
         if event_type == "execution.finished":
             self.count("executions_finished", *(_label(data.get(name)) for name in ("outcome", "error_class")))
-        elif name := _BY_EVENT.get(event_type):
+        elif name := TYPES[event_type].counter:
             self.count(name)
 
     def loaded(self, generation: Generation) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -21,25 +21,38 @@ if TYPE_CHECKING:
 
 KEPT = 1000
 
-TYPES = frozenset(
-    {
-        "token.loaded",
-        "token.refused",
-        "token.blocked",
-        "token.billing",
-        "token.limited",
-        "token.invalid",
-        "token.expires_soon",
-        "execution.admitted",
-        "execution.started",
-        "execution.parked",
-        "execution.held",
-        "execution.released",
-        "execution.resumed",
-        "execution.finished",
-        "storage.damaged",
-    }
-)
+
+class EventType(NamedTuple):
+    """
+    One kind of event.
+
+    Attributes:
+        is_posted: A backend has to act on it, so it is posted to one.
+        counter: Counts it, by its name in :data:`~agent_runtime.telemetry.counters.COUNTERS`.
+    """
+
+    is_posted: bool = False
+    counter: str | None = None
+
+
+TYPES = {
+    "token.loaded": EventType(is_posted=True, counter="token_loads"),
+    "token.refused": EventType(is_posted=True, counter="token_refusals"),
+    "token.blocked": EventType(is_posted=True, counter="token_blocks"),
+    "token.billing": EventType(is_posted=True, counter="token_billings"),
+    "token.limited": EventType(is_posted=True, counter="token_limits"),
+    "token.invalid": EventType(),
+    "token.expires_soon": EventType(),
+    "execution.admitted": EventType(counter="executions_admitted"),
+    "execution.started": EventType(),
+    "execution.parked": EventType(is_posted=True, counter="executions_parked"),
+    "execution.held": EventType(counter="executions_held"),
+    "execution.released": EventType(),
+    "execution.resumed": EventType(is_posted=True, counter="executions_resumed"),
+    "execution.finished": EventType(is_posted=True),
+    "storage.damaged": EventType(is_posted=True),
+}
+POSTED = frozenset(name for name, kind in TYPES.items() if kind.is_posted)
 
 Value: TypeAlias = str | int | float | bool | dict[str, str] | None
 """The values that an event may hold (an object: labels): never a token, only its fingerprint."""

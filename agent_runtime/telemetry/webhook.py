@@ -14,6 +14,7 @@ import httpx
 
 from agent_runtime import __version__
 from agent_runtime.http_client import checked_url, client_for
+from agent_runtime.telemetry.events import POSTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -23,19 +24,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-POSTED = frozenset(
-    {
-        "token.loaded",
-        "token.refused",
-        "token.blocked",
-        "token.billing",
-        "token.limited",
-        "execution.parked",
-        "execution.resumed",
-        "execution.finished",
-        "storage.damaged",
-    }
-)
 SIGNATURE_HEADER = "X-Agent-Runtime-Signature"
 TIMEOUT_SECONDS = 5.0
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)

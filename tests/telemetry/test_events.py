@@ -24,9 +24,9 @@ from agent_runtime.api.streams import OpenStreams
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.model.tokens import Token
 from agent_runtime.standins.messages_api.loopback import LoopbackServer
-from agent_runtime.telemetry.events import KEPT, TYPES, Event, EventLog
+from agent_runtime.telemetry.events import KEPT, POSTED, TYPES, Event, EventLog
 from agent_runtime.telemetry.redaction import Redactor
-from agent_runtime.telemetry.webhook import LAST_SECONDS, POSTED, SIGNATURE_HEADER, Webhook
+from agent_runtime.telemetry.webhook import LAST_SECONDS, SIGNATURE_HEADER, Webhook
 from agent_runtime.web.access import AccessKey
 from agent_runtime.web.problems import problem_response
 from agent_runtime.web.response_buffer import ResponseBuffer

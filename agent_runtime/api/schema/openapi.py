@@ -16,8 +16,8 @@ from agent_runtime.api.schema.json_schema import pointer, schemas
 from agent_runtime.api.schema.operations import PARAMETERS, TAGS
 from agent_runtime.errors import UNREADABLE_STATUS, ErrorClass
 from agent_runtime.model.problem import MEDIA_TYPE, Problem, problem
-from agent_runtime.telemetry.events import Event
-from agent_runtime.telemetry.webhook import POSTED, SIGNATURE_HEADER
+from agent_runtime.telemetry.events import POSTED, Event
+from agent_runtime.telemetry.webhook import SIGNATURE_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
