@@ -6,9 +6,9 @@ import contextlib
 import operator
 import os
 from array import array
-from collections.abc import Sequence
+from bisect import bisect_right
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,61 +79,47 @@ class LineFiles:
         self._held.close()
 
 
-class Ends(Sequence[int]):
-    """Where each line ends, read from the index on demand; its length is that at construction."""
-
-    def __init__(self, index: int) -> None:
-        self._index = index
-        self._length = os.fstat(index).st_size // ENTRY_BYTES
-
-    def __len__(self) -> int:
-        return self._length
-
-    @overload
-    def __getitem__(self, i: int) -> int: ...
-    @overload
-    def __getitem__(self, i: slice) -> array[int]: ...
-    def __getitem__(self, i: int | slice) -> int | array[int]:
-        if isinstance(i, slice):
-            start, stop, _ = i.indices(self._length)
-            return _entries(self._index, start, stop)
-        at = i + self._length if i < 0 else i
-        if not 0 <= at < self._length:
-            raise IndexError(i)
-        return next(iter(_entries(self._index, at, at + 1)), 0)
-
-    @property
-    def size_bytes(self) -> int:
-        """Length of all lines together."""
-        return self[-1] if self._length else 0
-
-    def after(self, position: int, count: int) -> tuple[int, array[int]]:
-        """Return where the line after number *position* begins, and where it and those after it end."""
-        return self[position - 1] if position else 0, self[position : position + count]
-
-    def length_of(self, number: int) -> int:
-        """Return the length of a line with its newline; 0 if it could not be written."""
-        start, ends = self.after(number - 1, 1)
-        return ends[0] - start if ends else 0
-
-
 class Lines:
-    """The two files, open for reading."""
+    """
+    The two files, open for reading.
 
-    def __init__(self, data: int, ends: Ends) -> None:
+    Attributes:
+        count: How many lines the index had when this was made.
+    """
+
+    def __init__(self, data: int, index: int) -> None:
         self._data = data
-        self.ends = ends
+        self._index = index
+        self.count = os.fstat(index).st_size // ENTRY_BYTES
+
+    def end(self, number: int) -> int:
+        """Return the offset where a line ends with its newline; 0 for line 0."""
+        return next(iter(_entries(self._index, number - 1, number)), 0) if number else 0
+
+    def written_after(self, position: int) -> int:
+        """Return the number of the first line after number *position* that was written; there may be none such."""
+        return position + 1 + self.ending_by(self.end(position), position)
+
+    def ending_by(self, offset: int, position: int = 0) -> int:
+        """Return how many lines after number *position* end at or before an offset."""
+        return bisect_right(range(position + 1, self.count + 1), offset, key=self.end)
 
     def bytes_at(self, start: int, size: int) -> bytes:
         """Return a part of the data; less if it ends there."""
         return _read(self._data, size, start)
 
-    def kept(self, position: int, start: int, ends: array[int]) -> list[tuple[int, bytes]]:
-        """Return the lines after number *position* that were written; they begin at offset *start*."""
+    def batch(self, position: int, limit_lines: int, limit_bytes: int) -> tuple[list[tuple[int, bytes]], int]:
+        """
+        Return lines after number *position* that were written, with their numbers, and the number of the last one read.
+
+        Args:
+            limit_bytes: Upper bound of their length together; one line is always read, however long.
+        """
+        start, ends = self.end(position), _entries(self._index, position, min(position + limit_lines, self.count))
+        del ends[max(1, bisect_right(ends, start + limit_bytes)) :]
         # A damaged index that is not repaired yet may hold any number: never read beyond the file.
-        size = os.fstat(self._data).st_size
-        stop = min(max(ends, default=0), size)
-        data = _read(self._data, max(0, stop - start), start)
+        stop = min(max(ends, default=0), os.fstat(self._data).st_size)
+        data = _read(self._data, stop - start, start)
         found = []
         begin = start
         for number, end in enumerate(ends, position + 1):
@@ -141,7 +127,7 @@ class Lines:
             if line.endswith(b"\n"):
                 found.append((number, line[:-1]))
             begin = end
-        return found
+        return found, position + max(1, len(ends))  # fewer than there were: a failed write was just cut off
 
 
 def _open(path: Path) -> int:

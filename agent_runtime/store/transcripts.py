@@ -18,10 +18,9 @@ import operator
 import os
 import time
 from array import array
-from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent_runtime.store.line_files import ENTRY_BYTES, Ends, LineFiles, Lines, file_size
+from agent_runtime.store.line_files import ENTRY_BYTES, LineFiles, Lines, file_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -153,25 +152,17 @@ class TranscriptReader:
         found: list[tuple[int, bytes]] = []
         with self._open() as lines:
             position = max(after, 0)
-            while lines and not found and position < len(lines.ends):
-                start, ends = lines.ends.after(position, limit_lines)
-                del ends[max(1, bisect_right(ends, start + limit_bytes)) :]
-                found = lines.kept(position, start, ends)
-                position += len(ends)
+            while lines and not found and position < lines.count:
+                found, position = lines.batch(position, limit_lines, limit_bytes)
         return found
 
     def long_line(self, after: int, longer_than_bytes: int) -> LongLine | None:
         """Return where the first written line after line *after* is, if it is longer than so much."""
         with self._open() as lines:
-            position = max(after, 0)
-            while lines and position < len(lines.ends):
-                start, ends = lines.ends.after(position, 1000)
-                missing = bisect_right(ends, start)
-                if missing < len(ends):
-                    line = LongLine(position + missing + 1, start, ends[missing] - 1)
-                    is_long = line.end - start > longer_than_bytes and lines.bytes_at(line.end, 1) == b"\n"
-                    return line if is_long else None
-                position += max(1, missing)
+            if lines and (number := lines.written_after(max(after, 0))) <= lines.count:
+                line = LongLine(number, lines.end(number - 1), lines.end(number) - 1)
+                is_long = line.end - line.start > longer_than_bytes and lines.bytes_at(line.end, 1) == b"\n"
+                return line if is_long else None
         return None
 
     def bytes_at(self, start: int, size: int) -> bytes:
@@ -193,12 +184,14 @@ class TranscriptReader:
         is_whole = self.last_line == 0
         with self._open() as lines:
             if lines:
-                ranges = [(0, len(lines.ends))]
-                if lines.ends.size_bytes > limit_bytes:
-                    ranges = _start_and_end(lines.ends, limit_bytes, must_include_line)
+                size_bytes = lines.end(lines.count)
+                ranges = [(0, lines.count)]
+                if size_bytes > limit_bytes:
+                    ranges = _start_and_end(lines, limit_bytes, must_include_line)
                 for position, stop in ranges:
-                    kept += (line for _, line in lines.kept(position, *lines.ends.after(position, stop - position)))
-                is_whole = len(kept) == len(lines.ends)
+                    if position < stop:
+                        kept += (line for _, line in lines.batch(position, stop - position, size_bytes)[0])
+                is_whole = len(kept) == lines.count
         return kept, not is_whole
 
     @contextlib.contextmanager
@@ -215,7 +208,7 @@ class TranscriptReader:
                 held.callback(os.close, index)
                 data = os.open(self._data_path, os.O_RDONLY | os.O_NONBLOCK)
                 held.callback(os.close, data)
-                lines = Lines(data, Ends(index))
+                lines = Lines(data, index)
             except FileNotFoundError:
                 pass  # before the first line is written, or if no write ever succeeded
             except OSError as error:
@@ -226,19 +219,18 @@ class TranscriptReader:
                 log.error("cannot read transcript %s: %s", self._data_path, error.strerror)
 
 
-def _start_and_end(ends: Ends, limit_bytes: int, must_include_line: int | None) -> list[tuple[int, int]]:
+def _start_and_end(lines: Lines, limit_bytes: int, must_include_line: int | None) -> list[tuple[int, int]]:
     """Choose the lines that an answer carries: half of the limit for the start, the rest for the end."""
-    room = limit_bytes
-    must = range(0)
-    if must_include_line is not None and 1 <= must_include_line <= len(ends):
-        must = range(must_include_line - 1, must_include_line)
-        room = max(0, room - ends.length_of(must_include_line))
-    start_stop = bisect_right(ends, room // 2)
-    room -= ends[start_stop - 1] if start_stop else 0
-    end_start = max(start_stop, bisect_left(ends, ends.size_bytes - room) + 1)
-    if must and start_stop <= must.start < end_start:
-        return [(0, start_stop), (must.start, must.stop), (end_start, len(ends))]
-    return [(0, start_stop), (end_start, len(ends))]
+    room, must = limit_bytes, 0
+    if must_include_line is not None and 1 <= must_include_line <= lines.count:
+        must = must_include_line
+        room = max(0, room - (lines.end(must) - lines.end(must - 1)))
+    start_stop = lines.ending_by(room // 2)
+    room -= lines.end(start_stop)
+    end_start = max(start_stop, lines.ending_by(lines.end(lines.count) - room - 1) + 1)
+    if start_stop < must <= end_start:
+        return [(0, start_stop), (must - 1, must), (end_start, lines.count)]
+    return [(0, start_stop), (end_start, lines.count)]
 
 
 class TranscriptWriter(TranscriptReader):
@@ -291,11 +283,6 @@ class TranscriptWriter(TranscriptReader):
     def incomplete(self) -> bool:
         """Whether a line appended here could not be written."""
         return self.missing_lines > 0
-
-    @property
-    def keeps(self) -> bool:
-        """Whether the last write succeeded."""
-        return self._retry_at is None
 
     def answer_log(self, limit_bytes: int, must_include_line: int | None = None) -> tuple[list[bytes], bool]:
         """Return what a reader returns; only the writer also knows of lines missing at the end."""

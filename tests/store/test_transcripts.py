@@ -364,7 +364,7 @@ def test_what_could_not_be_kept_leaves_a_gap_and_numbers_go_on(tmp_path: Path) -
     writer.append_many(numbered(3, 5))
     writer.flush()
 
-    assert (writer.incomplete, writer.keeps) == (True, False)
+    assert (writer.incomplete, (writer._retry_at is None)) == (True, False)
     assert (writer.last_line, writer.missing_lines) == (5, 3)
 
     store.directory.unlink()
@@ -377,7 +377,7 @@ def test_what_could_not_be_kept_leaves_a_gap_and_numbers_go_on(tmp_path: Path) -
     assert writer.append_many(numbered(7, 8)) == 8
     writer.close()
 
-    assert (writer.incomplete, writer.keeps) == (True, True)
+    assert (writer.incomplete, (writer._retry_at is None)) == (True, True)
     assert all_of(store) == {n: b'{"n":%d}' % n for n in (1, 2, 7, 8)}
     assert store.reader("x").read(2, limit_lines=1) == [(7, b'{"n":7}')]
     assert store.reader("x").last_line == 8
@@ -401,7 +401,7 @@ line = b"x" * 999
 for _ in range(400):
     writer.append(line)
 writer.flush()
-assert writer.incomplete and not writer.keeps and writer.last_line == 400, writer
+assert writer.incomplete and writer._retry_at is not None and writer.last_line == 400, writer
 kept = writer.read(0, limit_lines=1000)
 assert 200 < len(kept) == 400 - writer.missing_lines, len(kept)
 assert [number for number, _ in kept] == list(range(1, len(kept) + 1))
@@ -412,14 +412,14 @@ subprocess.run(["mount", "-o", "remount,size=512k", disk], check=True)
 now += 5
 writer.append(b"room again")
 writer.flush()
-assert writer.keeps and writer.read(len(kept)) == [(401, b"room again")], writer.read(len(kept))
+assert writer._retry_at is None and writer.read(len(kept)) == [(401, b"room again")], writer.read(len(kept))
 writer.close()
 
 subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
 now += 5
 assert writer.append(b"read-only") == 402
 writer.flush()
-assert not writer.keeps
+assert writer._retry_at is not None
 assert store.writer("x").append(b"and for one that is opened now") == 402
 assert store.writer("new").append(b"one") == 1
 assert writer.read(400) == [(401, b"room again")]
