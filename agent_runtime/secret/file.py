@@ -79,12 +79,6 @@ class SecretStatus(msgspec.Struct, frozen=True):
         """What is wrong with the file now, as a sentence that is safe to show."""
         return None if self.unusable is None else self.unusable.sentence
 
-    def is_expired(self, now: float) -> bool:
-        """Whether the generation in use says it ended before *now* (epoch seconds)."""
-        return (
-            self.generation is not None and self.generation.expires_at is not None and self.generation.expires_at <= now
-        )
-
 
 class SecretFile:
     """

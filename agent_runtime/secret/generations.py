@@ -43,6 +43,10 @@ class Generation:
     subscription: str | None = None
     written_at: float | None = field(default=None, compare=False)
 
+    def has_expired(self, now: float) -> bool:
+        """Whether it says that it ended before *now* (epoch seconds), or then."""
+        return self.expires_at is not None and self.expires_at <= now
+
 
 class _Stored(msgspec.Struct, omit_defaults=True):
     """

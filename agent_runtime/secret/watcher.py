@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from watchfiles._rust_notify import RustNotify  # documented for direct use: watchfiles.helpmanual.io/api/rust_backend
@@ -24,9 +23,6 @@ TICK_SECONDS = 0.5
 _STEP_MS = 20
 _GROUPED_MS = 100
 """How often watchfiles checks for events, and how long it groups them in a directory that changes all the time."""
-
-RETRY_SECONDS = 30.0
-"""How long after a failure watching is tried again; the usual cause is that no inotify instance is left."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +43,6 @@ class DirectoryWatch:
         self._stop = threading.Event()
         self._notify: RustNotify | None = None
         self._watched: tuple[int, int] | None = None
-        self._not_before = 0.0
         self._warned = False
 
     @property
@@ -74,6 +69,7 @@ class DirectoryWatch:
         except RuntimeError as problem:
             self.renew()
             self._failed(problem)
+            self._stop.wait(timeout_seconds)
             return False
         return not isinstance(found, str)
 
@@ -87,8 +83,7 @@ class DirectoryWatch:
     close = renew
 
     def _begin(self) -> bool:
-        identity = self._identity()
-        if identity is None or time.monotonic() < self._not_before:
+        if (identity := self._identity()) is None:
             return False
         try:
             self._notify = watch_of(self._directory)
@@ -104,7 +99,6 @@ class DirectoryWatch:
         return True
 
     def _failed(self, problem: OSError | RuntimeError) -> None:
-        self._not_before = time.monotonic() + RETRY_SECONDS
         if not self._warned:
             logger.warning(
                 "cannot watch %s, it is re-read every %s s instead: %s",

@@ -19,16 +19,16 @@ import os
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Sequence  # noqa: TC003 - msgspec reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import msgspec
 
 from agent_runtime.errors import StoreUnavailable
 from agent_runtime.files import read_file, replace_file
+from agent_runtime.store.tables import MIGRATIONS, PROBES, salvage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from typing import NoReturn
 
@@ -80,21 +80,6 @@ class OfLaterVersion(Exception):
     """A later version of this package wrote the file; nothing in it is read or changed."""
 
 
-class Schema(msgspec.Struct, frozen=True):
-    """
-    What a file holds.
-
-    Attributes:
-        migrations: Statements that lead from each version of the file to the next; one creates the table ``marks``.
-        probes: Queries that work in every version.
-        salvage: Copies the readable rows of a damaged file into a new one and returns their number.
-    """
-
-    migrations: Sequence[Sequence[str]]
-    probes: Sequence[str]
-    salvage: Callable[[sqlite3.Connection, sqlite3.Connection], int]
-
-
 class Database:
     """
     A connection that is opened on demand and reopened after a disk error; for one thread at a time.
@@ -113,11 +98,10 @@ class Database:
     IDLE_SECONDS = 1.0
     """How long after the last write the log is checkpointed into the file."""
 
-    def __init__(self, path: Path, schema: Schema, *, clock: Callable[[], float]) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float]) -> None:
         self._path = path
         self._log_path = _beside(path, "-wal")
         self._note_path = path.with_suffix(".note")
-        self._schema = schema
         self._clock = clock
         self._is_damaged = False
         self._written_at: float | None = None
@@ -243,7 +227,7 @@ class Database:
             # This must precede any use of the log, or SQLite creates a shared memory file for an existing one.
             connection.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
             self._check(connection, size_bytes)
-            _prepare(connection, self._schema.migrations, is_new=not size_bytes)
+            _prepare(connection, is_new=not size_bytes)
             self._mark_start(connection)
         except BaseException:
             connection.close()
@@ -257,8 +241,7 @@ class Database:
         with contextlib.suppress(sqlite3.Error):
             connection = _connected_to_read(self._path)
             try:
-                for probe in self._schema.probes:
-                    connection.execute(probe).fetchall()
+                _probe(connection)
             except sqlite3.Error:
                 connection.close()
                 raise
@@ -276,16 +259,15 @@ class Database:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
         if not version and not tables:
             return
-        if version > len(self._schema.migrations) and "marks" in tables:
+        if version > len(MIGRATIONS) and "marks" in tables:
             raise OfLaterVersion(
                 f"a later version of agent-runtime wrote {self._path.name}: its format is {version}, and this one "
-                f"knows {len(self._schema.migrations)}; run that version, or name another data directory"
+                f"knows {len(MIGRATIONS)}; run that version, or name another data directory"
             )
-        if version < 0 or (version >= len(self._schema.migrations) and "marks" not in tables):
+        if version < 0 or (version >= len(MIGRATIONS) and "marks" not in tables):
             raise Damaged("it holds something else")
         try:
-            for probe in self._schema.probes:
-                connection.execute(probe).fetchall()
+            _probe(connection)
         except sqlite3.OperationalError as error:
             if _code(error) != sqlite3.SQLITE_ERROR:
                 raise
@@ -336,7 +318,7 @@ class Database:
 
     def _saved_into(self, fresh: Path) -> int:
         with contextlib.closing(_connected(str(fresh))) as target:
-            _prepare(target, self._schema.migrations, is_new=True)
+            _prepare(target, is_new=True)
             saved = 0
             with contextlib.ExitStack() as held:
                 source = None
@@ -344,7 +326,7 @@ class Database:
                     source = held.enter_context(contextlib.closing(_connected_to_read(self._path)))
                     source.execute("PRAGMA writable_schema=ON")  # else a truncated file gives no rows
                 if source is not None:
-                    saved = self._schema.salvage(source, target)
+                    saved = salvage(source, target)
             self._mark(target)
         return saved
 
@@ -413,13 +395,18 @@ def _connected_to_read(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, migrations: Sequence[Sequence[str]], *, is_new: bool) -> None:
+def _probe(connection: sqlite3.Connection) -> None:
+    for probe in PROBES:
+        connection.execute(probe).fetchall()
+
+
+def _prepare(connection: sqlite3.Connection, *, is_new: bool) -> None:
     # auto_vacuum is a write and already set in an old file, which must open also on a full disk.
     pragmas = ["locking_mode=EXCLUSIVE", *(["auto_vacuum=INCREMENTAL"] if is_new else [])]
     for pragma in (*pragmas, "journal_mode=WAL", "synchronous=NORMAL", f"journal_size_limit={LOG_LIMIT_BYTES}"):
         connection.execute(f"PRAGMA {pragma}").fetchall()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    for number, statements in enumerate(migrations[version:], version + 1):
+    for number, statements in enumerate(MIGRATIONS[version:], version + 1):
         connection.execute("BEGIN IMMEDIATE")
         for statement in statements:
             connection.execute(statement)

@@ -25,8 +25,8 @@ import msgspec
 
 from agent_runtime.errors import InvalidRequest, StoreUnavailable
 from agent_runtime.model.records import read_record
-from agent_runtime.store.database import Database, Schema
-from agent_runtime.store.tables import MIGRATIONS, PROBES, UNREADABLE, KeptAnswer, put_answer, put_record, salvage
+from agent_runtime.store.database import Database
+from agent_runtime.store.tables import UNREADABLE, KeptAnswer, put_answer, put_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -63,7 +63,7 @@ class RecordStore:
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path
         self._lock = threading.RLock()
-        self._database = Database(path, Schema(MIGRATIONS, PROBES, salvage), clock=clock)
+        self._database = Database(path, clock=clock)
         self._unsaved_records: dict[str, bytes] = {}
         self._unsaved_answers: dict[str, KeptAnswer] = {}
 
@@ -135,30 +135,20 @@ class RecordStore:
             self._unsaved_records[record.execution_id] = _ENCODE(record)
             self.write_unsaved()
 
-    def keep_answer(self, execution_id: str, status_code: int, answer: bytes, retained_at: float) -> None:
-        """
-        Store the answer of an execution; it replaces an earlier one.
-
-        Raises:
-            StoreUnavailable: It is held in memory only.
-        """
-        kept = KeptAnswer(execution_id=execution_id, status_code=status_code, answer=answer, retained_at=retained_at)
-        with self._lock:
-            self._unsaved_answers.pop(execution_id, None)
-            self._unsaved_answers[execution_id] = kept
-            self.write_unsaved()
-
     def conclude(self, record: ExecutionRecord, status_code: int, answer: bytes, retained_at: float) -> None:
         """
         Write a final record and its answer as one change: after a crash there are both, or neither.
 
+        The answer replaces an earlier one.
+
         Raises:
             StoreUnavailable: They are held in memory only.
         """
+        execution_id = record.execution_id
         with self._lock:
-            self._unsaved_records.pop(record.execution_id, None)
-            self._unsaved_records[record.execution_id] = _ENCODE(record)
-            self.keep_answer(record.execution_id, status_code, answer, retained_at)
+            self._unsaved_answers.pop(execution_id, None)
+            self._unsaved_answers[execution_id] = KeptAnswer(execution_id, status_code, answer, retained_at)
+            self.save(record)
 
     def write_unsaved(self) -> None:
         """
@@ -213,9 +203,7 @@ class RecordStore:
             for status_code, answer, retained_at in self._rows(query, execution_id):
                 if not (isinstance(status_code, int) and isinstance(answer, bytes)):
                     raise StoreUnavailable("the answer of this execution is there, and cannot be read")
-                return KeptAnswer(
-                    execution_id=execution_id, status_code=status_code, answer=answer, retained_at=retained_at
-                )
+                return KeptAnswer(execution_id, status_code, answer, retained_at)
         return None
 
     def answer_bytes(self, execution_id: str) -> int | None:
@@ -241,9 +229,9 @@ class RecordStore:
         rows = self._rows("SELECT record FROM executions WHERE state != 'finished' ORDER BY created_at, execution_id")
         return [record for (encoded,) in rows if (record := _decoded(encoded))]
 
-    def finished_ids(self, since: float = 0.0) -> Iterator[tuple[str, float]]:
+    def finished_ids(self, since: float = 0.0) -> Rows:
         """
-        Yield ids and end times of executions that finished at or after *since*, in the order of their ends.
+        Return ids and end times of executions that finished at or after *since*, in the order of their ends.
 
         Raises:
             StoreUnavailable: The disk does not give them.
@@ -252,7 +240,7 @@ class RecordStore:
             SELECT execution_id, CAST(coalesce(ended_at, created_at) AS REAL) FROM executions
             WHERE state = 'finished' AND coalesce(ended_at, created_at) >= ? ORDER BY 2
             """
-        yield from self._rows(query, since)
+        return self._rows(query, since)
 
     def encoded(self, since: float) -> Iterator[bytes]:
         """

@@ -89,14 +89,12 @@ def salvage(damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> int:
     for table, columns in COLUMNS.items():
         select = f"SELECT {columns} FROM {table}"  # noqa: S608 - constants
         known: set[object] = set()
-        for row in _readable(damaged, f"{select} ORDER BY rowid"):
-            known.add(row[0])
-            _put(fresh, row)
-        for row in _readable(damaged, f"{select} ORDER BY rowid DESC"):
-            if row[0] in known:
-                break  # the other direction has already read the rest
-            known.add(row[0])
-            _put(fresh, row)
+        for order in ("rowid", "rowid DESC"):
+            for row in _readable(damaged, f"{select} ORDER BY {order}"):
+                if row[0] in known:
+                    break  # the other direction has already read the rest
+                known.add(row[0])
+                _put(fresh, row)
         ids = f"SELECT execution_id FROM {table} ORDER BY execution_id"  # noqa: S608
         for query in (ids, f"{ids} DESC"):
             for (execution_id,) in _readable(damaged, query):

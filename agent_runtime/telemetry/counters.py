@@ -62,10 +62,6 @@ def _each(values: Iterable[str]) -> tuple[tuple[str, ...], ...]:
     return tuple((str(value),) for value in values)
 
 
-def _label(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
 _USERS = ("subscription", "model")
 _TOKENS = ("input_tokens", "output_tokens", "cache_creation_tokens", "cache_read_tokens")
 
@@ -189,7 +185,7 @@ class Counts:
         self.last_answered_at: float | None = None
         """When the API last answered a request of a child, epoch seconds."""
 
-    def count(self, name: str, *labels: str | None, by: float = 1) -> None:
+    def count(self, name: str, *labels: object, by: float = 1) -> None:
         """Count one more, or *by* more; None is the label of what has none."""
         counter = self._counters[name]
         if COUNTERS[name].labels or labels:
@@ -219,7 +215,7 @@ class Counts:
     def happened(self, event_type: str, data: Mapping[str, object]) -> None:
         """Count an event by its type."""
         if event_type == "execution.finished":
-            self.count("executions_finished", *(_label(data.get(name)) for name in ("outcome", "error_class")))
+            self.count("executions_finished", data.get("outcome"), data.get("error_class"))
         elif name := TYPES[event_type].counter:
             self.count(name)
 

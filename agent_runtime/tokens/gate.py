@@ -71,7 +71,7 @@ class TokenGate:
         generation = status.generation
         if generation is None:
             return TokenState(status.state)
-        if status.is_expired(time.time()):
+        if generation.has_expired(time.time()):
             return TokenState.EXPIRED
         if trouble := self.statuses.trouble_of(generation):
             return TokenState(trouble)
@@ -172,9 +172,12 @@ class TokenGate:
 
     def _is_usable(self, model: str | None) -> bool:
         current = self.current
-        if current is None or (current.expires_at is not None and current.expires_at <= time.time()):
-            return False
-        return self.statuses.trouble_of(current) is None and self.limit_for(current, model) is None
+        return (
+            current is not None
+            and not current.has_expired(time.time())
+            and self.statuses.trouble_of(current) is None
+            and self.limit_for(current, model) is None
+        )
 
     def limit_for(self, generation: Generation, model: str | None) -> Limit | None:
         """Return the limit that an execution for *model* would meet now."""
@@ -247,7 +250,7 @@ class TokenGate:
 
     @staticmethod
     def _require_unexpired(generation: Generation) -> None:
-        if generation.expires_at is not None and generation.expires_at <= time.time():
+        if generation.has_expired(time.time()):
             raise TokenUnusable(_EXPIRED, token_generation=generation.number)
 
     def _require_unlimited(self, generation: Generation, model: str | None) -> None:

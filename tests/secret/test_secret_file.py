@@ -257,13 +257,11 @@ def test_metadata_alone_makes_no_generation(mount: SecretMount, secret_file: Mak
 
 def test_expiry_is_decided_by_the_time_that_is_passed_in(mount: SecretMount, secret_file: Make) -> None:
     secret = secret_file(start=False)
-    assert not secret.status.is_expired(now=0.0)
     mount.publish(f'{{"token": "{token(1)}", "expires_at": 1767225600}}')
-    status = secret.poll()
-    assert not status.is_expired(now=1767225599.0)
-    assert status.is_expired(now=1767225600.0)
+    assert not secret.read().has_expired(now=1767225599.0)
+    assert secret.read().has_expired(now=1767225600.0)
     mount.publish(f"{token(1)}\n")
-    assert not secret.poll().is_expired(now=1767225600.0)
+    assert not secret.read().has_expired(now=1767225600.0)
 
 
 def test_a_value_that_returns_gets_a_new_number_and_is_still_refused(mount: SecretMount, secret_file: Make) -> None:

@@ -140,8 +140,8 @@ def test_a_record_that_is_saved_again_takes_the_place_of_the_old_one(store: Reco
 def test_an_answer_is_kept_over_restarts_until_a_newer_one_comes(path: Path) -> None:
     with RecordStore.open(path) as store:
         assert store.answer("x") is None
-        store.keep_answer("x", 503, b'{"old":1}', 1.0)
-        store.keep_answer("x", 200, b'{"new":"\xc3\xa9"}', 2.5)
+        store.conclude(record("x"), 503, b'{"old":1}', 1.0)
+        store.conclude(record("x"), 200, b'{"new":"\xc3\xa9"}', 2.5)
 
     with RecordStore.open(path) as store:
         assert store.answer("x") == KeptAnswer(
@@ -306,8 +306,7 @@ def test_a_store_can_be_used_by_many_threads_at_once(store: RecordStore) -> None
     def use(name: int) -> None:
         try:
             for n in range(25):
-                store.save(record(f"{name}-{n}"))
-                store.keep_answer(f"{name}-{n}", 200, b"{}", 1.0)
+                store.conclude(record(f"{name}-{n}"), 200, b"{}", 1.0)
                 assert store.load(f"{name}-{n}") is not None
                 store.list(limit=5)
         except BaseException as error:  # noqa: BLE001 - raised again below
@@ -366,7 +365,7 @@ def test_a_file_of_an_earlier_version_is_migrated_step_by_step(path: Path, monke
     with RecordStore.open(path) as store:
         store.save(finished())
     steps = (*MIGRATIONS, ("ALTER TABLE executions ADD COLUMN note TEXT DEFAULT 'added'",))
-    monkeypatch.setattr(records_module, "MIGRATIONS", steps)
+    monkeypatch.setattr(database_module, "MIGRATIONS", steps)
 
     for _ in range(2):
         with RecordStore.open(path) as store:
@@ -484,7 +483,7 @@ def test_what_the_disk_does_not_take_is_held_and_written_later(path: Path) -> No
         with pytest.raises(StoreUnavailable):
             store.save(record(f"id-{n}", created_at=CREATED_AT + n))
     with pytest.raises(StoreUnavailable):
-        store.keep_answer("id-1", 200, b"{}", 1.0)
+        store.conclude(record("id-1", created_at=CREATED_AT + 1), 200, b"{}", 1.0)
     held = store.load("id-1")
     assert held is not None
     assert (held.created_at, held.metadata.retained) == (CREATED_AT + 1, False)
@@ -705,9 +704,7 @@ def test_unsaved_records_and_answers_are_bounded(path: Path, monkeypatch: pytest
     with RecordStore.open(path) as store:
         for n in range(20):
             with pytest.raises(StoreUnavailable):
-                store.save(record(f"id-{n}"))
-            with pytest.raises(StoreUnavailable):
-                store.keep_answer(f"id-{n}", 200, b"x" * 300, 1.0)
+                store.conclude(record(f"id-{n}"), 200, b"x" * 300, 1.0)
 
         assert len(store._unsaved_records) == 5
         assert len(store._unsaved_answers) == 3
@@ -724,7 +721,7 @@ from agent_runtime.store.records import RecordStore
 def save(store, n, answer=b"{}"):
     record = ExecutionRecord(execution_id=f"id-{n:04}", created_at=float(n), state="finished")
     trouble = None
-    for write in (lambda: store.save(record), lambda: store.keep_answer(record.execution_id, 200, answer, 1.0)):
+    for write in (lambda: store.save(record), lambda: store.conclude(record, 200, answer, 1.0)):
         try:
             write()
         except StoreUnavailable as error:
@@ -832,8 +829,7 @@ def transcripts(tmp_path: Path) -> TranscriptStore:
 def filled(store: RecordStore, transcripts: TranscriptStore, count: int, size_bytes: int) -> None:
     for n in range(count):
         name = f"id-{n}"
-        store.save(finished(name, ended_at=CREATED_AT + n))
-        store.keep_answer(name, 200, b"a" * size_bytes, 1.0)
+        store.conclude(finished(name, ended_at=CREATED_AT + n), 200, b"a" * size_bytes, 1.0)
         with transcripts.writer(name) as writer:
             writer.append(b"t" * size_bytes)
 

@@ -56,6 +56,7 @@ class LoopbackServer:
         self._socket.listen(128)
         self._connections: dict[tuple[str, int], _Connection] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._has_begun = threading.Event()
         self._ending = asyncio.Event()
 
     @contextlib.contextmanager
@@ -69,11 +70,11 @@ class LoopbackServer:
         config = uvicorn.Config(
             app, http=self._protocol(), log_config=None, access_log=False, lifespan="off", server_header=False
         )
-        server = _Server(config)
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=self._run, args=(server,), name="loopback-server", daemon=True)
         thread.start()
-        server.ready.wait(STOP_TIMEOUT_SECONDS)
-        if self._loop is None or not server.started:
+        self._has_begun.wait(STOP_TIMEOUT_SECONDS)
+        if self._loop is None:
             raise RuntimeError("the stand-in server did not start")
         try:
             yield self.base_url
@@ -119,16 +120,14 @@ class LoopbackServer:
             connection.transport.abort()
             await connection.closed.wait()  # uvicorn must know it before the answer returns, else it logs a complaint
 
-    def _run(self, server: _Server) -> None:
-        try:
+    def _run(self, server: uvicorn.Server) -> None:
+        with self._socket:
             asyncio.run(self._serve(server))
-        finally:
-            server.ready.set()
-            self._socket.close()
 
-    async def _serve(self, server: _Server) -> None:
+    async def _serve(self, server: uvicorn.Server) -> None:
         """Serve until asked to stop; uvicorn's own way to end would first wait for answers, and sleep in between."""
         self._loop = asyncio.get_running_loop()
+        self._has_begun.set()  # callers that come before it accepts wait at the socket
         serving = asyncio.create_task(server.serve(sockets=[self._socket]))
         ending = asyncio.create_task(self._ending.wait())
         await asyncio.wait([serving, ending], return_when=asyncio.FIRST_COMPLETED)
@@ -162,15 +161,3 @@ class LoopbackServer:
                     connections.pop(self.client).closed.set()
 
         return RegisteredProtocol
-
-
-class _Server(uvicorn.Server):
-    """A server that says when it is ready."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = threading.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()

@@ -24,6 +24,8 @@ TOOL_OUTPUT_LIMIT_BYTES = 30_000
 SAFETY_NET_SECONDS = 600
 """No scripted CLI lives longer, whatever its script says."""
 
+EXIT_CODES: dict[int, int] = {signal.SIGINT: 0, signal.SIGTERM: 143, signal.SIGALRM: 70}
+
 
 class Options(NamedTuple):
     """The arguments that change what the scripted CLI does; all others are taken and ignored."""
@@ -247,39 +249,24 @@ class Run:
 
     def install_signals(self) -> None:
         """Answer SIGINT and SIGTERM as the real CLI does, and end after the safety net's time in any case."""
-        signal.signal(signal.SIGINT, self._interrupted)
-        signal.signal(signal.SIGTERM, self._terminated)
-        signal.signal(signal.SIGALRM, self._safety_net)
+        for number in EXIT_CODES:
+            signal.signal(number, self._stop)
         signal.alarm(SAFETY_NET_SECONDS)
 
-    def _interrupted(self, _signum: int, _frame: FrameType | None) -> None:
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
         """
-        End the tools and exit 0.
+        End the tools and the process.
 
-        Source: 2.1.330 prints a result with ``is_error`` and no text first.
+        Source: 2.1.330 prints a result with ``is_error`` and no text first when it is interrupted.
         """
         if self._tool_is_starting:
-            self._postponed = signal.SIGINT
+            self._postponed = number
             return
         for group in self.tools:
             kill_group(group)
-        if self._initialised and not self._writing:
+        if number == signal.SIGINT and self._initialised and not self._writing:
             self.result(None, is_error=True, subtype="error_during_execution", errors=["[ede_diagnostic]"])
-        self.end(0)
-
-    def _terminated(self, _signum: int, _frame: FrameType | None) -> None:
-        """End the tools and exit 143."""
-        if self._tool_is_starting:
-            self._postponed = signal.SIGTERM
-            return
-        for group in self.tools:
-            kill_group(group)
-        self.end(143)
-
-    def _safety_net(self, _signum: int, _frame: FrameType | None) -> None:
-        for group in self.tools:
-            kill_group(group)
-        self.end(70)
+        self.end(EXIT_CODES[number])
 
 
 def _wait(pid: int, timeout_seconds: float) -> bool:
