@@ -33,7 +33,7 @@ def build_app(api: Api) -> Starlette:
     for route in ROUTES:
         by_path.setdefault(route.path, {})[route.method] = route
     routes = [Route(path, _endpoint(api, by_method), methods=list(by_method)) for path, by_method in by_path.items()]
-    detail_is_object = api.supervisor.settings.error_detail == "object"
+    detail_is_object = api.settings.error_detail == "object"
 
     async def refuse(_request: Request, error: Exception) -> Response:
         headers = error.headers if isinstance(error, HTTPException) else None
@@ -73,8 +73,8 @@ def _check_query(api: Api, route: Operation, request: Request) -> None:
     unread(
         sent,
         known,
-        strict=api.supervisor.settings.strict,
-        redact=api.supervisor.redactor.redact_text,
+        strict=api.settings.strict,
+        redact=api.redact,
         what="parameters of the query",
     )
 

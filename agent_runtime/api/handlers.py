@@ -19,7 +19,6 @@ from agent_runtime.api.schema import bodies
 from agent_runtime.api.schema.operations import LIST_DEFAULT, LIST_LIMIT
 from agent_runtime.api.token_body import token_in
 from agent_runtime.errors import (
-    AdmissionError,
     AgentRuntimeError,
     InvalidRequest,
 )
@@ -30,8 +29,7 @@ from agent_runtime.model.task import LABEL_NAME, LABEL_VALUE_LENGTH, LABELS
 from agent_runtime.model.task_reading import parse
 from agent_runtime.model.trace_context import trace_context
 from agent_runtime.model.usage import NOTHING, ModelUsage
-from agent_runtime.secret.writer import put_once
-from agent_runtime.store.usage import UsedBy, usage_since
+from agent_runtime.store.usage import UsedBy
 from agent_runtime.supervisor.archive import StoredResult
 from agent_runtime.web.access import refuse_pages
 from agent_runtime.web.access_log import EXECUTION_ID, TRACE_ID
@@ -39,6 +37,8 @@ from agent_runtime.web.preferences import preferences
 from agent_runtime.web.response_buffer import HeldResponse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.requests import Request
 
     from agent_runtime.api.metrics import Metrics
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from agent_runtime.execution.execution import Execution
     from agent_runtime.model.records import Answer, ExecutionRecord
     from agent_runtime.model.trace_context import TraceContext
+    from agent_runtime.settings import Settings
     from agent_runtime.store.tasks import NewTask
     from agent_runtime.supervisor.supervisor import Supervisor
     from agent_runtime.web.access import AccessKey
@@ -66,6 +67,8 @@ class Api(msgspec.Struct, frozen=True):
     """The dependencies of the handlers."""
 
     supervisor: Supervisor
+    settings: Settings
+    redact: Callable[[str], str]
     access: AccessKey
     connections: OpenConnections
     metrics: Metrics
@@ -86,16 +89,10 @@ async def post_task(api: Api, request: Request) -> Response:
     """Admit a task and answer when it has ended; the execution does not depend on this request."""
     headers = request.headers
     trace = trace_context(headers.getlist("traceparent"), headers.getlist("tracestate"))
-    new = await api.bodies.read(request, functools.partial(_new_task, api.supervisor, trace))
-    if new.task.cwd is not None or new.task.add_dirs:
-        new = await asyncio.to_thread(api.supervisor.archive.with_obstacle, new)
+    new = await api.bodies.read(request, functools.partial(_new_task, api, trace))
     task, ignored = new.task, new.ignored_fields
     request.scope[TRACE_ID] = task.trace.trace_id if task.trace else None
-    try:
-        execution = await api.supervisor.admit(new)
-    except AdmissionError as error:
-        api.supervisor.counts.count("admissions_refused", error.error_class)
-        raise
+    execution = await api.supervisor.admit(new)
     request.scope[EXECUTION_ID] = execution.execution_id
     if ignored:
         log.warning("unknown fields ignored: %s", ", ".join(ignored), extra={"execution_id": execution.execution_id})
@@ -119,11 +116,11 @@ def _response(answer: Answer, asked: Preferences) -> Response:
     return Response(answer.body, answer.status_code, {**answer.headers, **asked.applied}, answer.media_type)
 
 
-def _new_task(supervisor: Supervisor, trace: TraceContext | None, body: bytes) -> NewTask:
+def _new_task(api: Api, trace: TraceContext | None, body: bytes) -> NewTask:
     """Do everything about a body that takes time in proportion to its length."""
     check_json_bounds(body)
-    task, ignored = parse(body, strict=supervisor.settings.strict, redact=supervisor.redactor.redact_text)
-    return supervisor.archive.prepare(task.within(trace), ignored)
+    task, ignored = parse(body, strict=api.settings.strict, redact=api.redact)
+    return api.supervisor.prepare(task.within(trace), ignored)
 
 
 async def _has_finished(execution: Execution | StoredResult, wait_seconds: int | None) -> bool:
@@ -155,13 +152,11 @@ async def list_executions(api: Api, request: Request) -> Response:
         if name in query and query[name] not in {str(choice) for choice in choices}:
             raise InvalidRequest(f"{name}: must be one of {', '.join(choices)}")
 
-    prompts = api.supervisor.settings.show_prompts
-
     def page() -> Response:
-        records, cursor = api.supervisor.archive.records.list(
-            query.get("state"), query.get("outcome"), int(limit), query.get("cursor"), labels=labels
+        records, cursor = api.supervisor.records(
+            query.get("state"), query.get("outcome"), int(limit), query.get("cursor"), labels
         )
-        shown_records = [shown(record, prompts=prompts) for record in records]
+        shown_records = [shown(record, prompts=api.settings.show_prompts) for record in records]
         return respond({"executions": shown_records, "next_cursor": cursor})
 
     return HeldResponse(api.buffer, int(limit) * RECORD_BYTES, page)
@@ -189,7 +184,7 @@ async def get_usage(api: Api, request: Request) -> bodies.UsageReport:
     at = None if since is None else epoch_seconds(since)
     if since is not None and at is None:
         raise InvalidRequest("since: must be an RFC 3339 time with its offset, or seconds since the epoch")
-    found = await asyncio.to_thread(usage_since, api.supervisor.archive.records, at or 0.0, UsedBy(by))
+    found = await asyncio.to_thread(api.supervisor.usage_since, at or 0.0, UsedBy(by))
     rows = [bodies.NamedUsage(name=name, **msgspec.structs.asdict(usage)) for name, usage in found.items()]
     total = functools.reduce(ModelUsage.plus, found.values(), NOTHING)
     return bodies.UsageReport(by=UsedBy(by), since=_time(at), total=total, usage=rows)
@@ -197,7 +192,7 @@ async def get_usage(api: Api, request: Request) -> bodies.UsageReport:
 
 async def list_running(api: Api, request: Request) -> bodies.RunningExecutions:
     """List the executions that run, wait, or ended lately."""
-    supervisor = api.supervisor
+    state = api.supervisor.state
     running = [
         bodies.RunningExecution(
             execution_id=execution.execution_id,
@@ -209,18 +204,17 @@ async def list_running(api: Api, request: Request) -> bodies.RunningExecutions:
             title=execution.record.title,
             labels=execution.record.labels,
         )
-        for execution in supervisor.running
+        for execution in state.running
     ]
-    recent = supervisor.archive.recently_completed_ids
     return bodies.RunningExecutions(
-        executions=running, pending_ids=supervisor.pending_ids, recently_completed_ids=recent
+        executions=running, pending_ids=state.pending_ids, recently_completed_ids=state.recently_completed_ids
     )
 
 
 async def get_execution(api: Api, request: Request) -> Response:
     """Show one record."""
     record = api.supervisor.record(request.path_params["id"])
-    return respond(shown(record, prompts=api.supervisor.settings.show_prompts))
+    return respond(shown(record, prompts=api.settings.show_prompts))
 
 
 async def get_status(api: Api, request: Request) -> bodies.ExecutionStatus:
@@ -261,9 +255,8 @@ async def call_off_drain(api: Api, request: Request) -> bodies.DrainState:
 
 
 def _drain_state(api: Api) -> bodies.DrainState:
-    supervisor = api.supervisor
-    unfinished = len(supervisor.running) + len(supervisor.pending_ids)
-    return bodies.DrainState(draining=supervisor.draining, unfinished=unfinished)
+    state = api.supervisor.state
+    return bodies.DrainState(draining=state.draining, unfinished=len(state.running) + len(state.pending_ids))
 
 
 async def terminate(api: Api, request: Request) -> bodies.Termination:
@@ -290,42 +283,33 @@ async def events(api: Api, request: Request) -> Response:
 
 async def get_token(api: Api, request: Request) -> bodies.TokenReport:
     """Show the token's state; never the token."""
-    supervisor = api.supervisor
-    limit, status, generation = supervisor.gate.limit, supervisor.secret.status, supervisor.secret.status.generation
+    state = api.supervisor.state
+    limit, generation = state.limit, state.secret.generation
     return bodies.TokenReport(
-        state=supervisor.gate.state,
-        source=status.source,
+        state=state.token,
+        source=state.secret.source,
         generation=generation.number if generation else None,
         fingerprint=generation.token.fingerprint if generation else None,
         kind=generation.token.kind if generation else None,
         loaded_at=_time(generation.loaded_at) if generation else None,
         expires_at=_time(generation.expires_at) if generation else None,
         subscription=generation.subscription if generation else None,
-        error=status.error,
-        last_refused_generation=supervisor.gate.statuses.last_refused_generation,
+        error=state.secret.error,
+        last_refused_generation=state.last_refused_generation,
         limited_until=_time(limit.until) if limit is not None and limit.has_known_end else None,
         limit_type=limit.type if limit is not None else None,
         limit_model=limit.model if limit is not None else None,
-        held_by={str(number): count for number, count in supervisor.held_by.items()},
+        held_by={str(number): count for number, count in state.held_by.items()},
     )
 
 
 async def reload_token(api: Api, request: Request) -> bodies.Reloaded:
     """Re-read the secret file now; with a token in the body, write it there first, unless it is there already."""
-    supervisor = api.supervisor
-    before = supervisor.gate.current  # the thread that watches the file may be the first to see what is written below
-    redactor = supervisor.redactor
-    settings = supervisor.settings
-    read = functools.partial(token_in, strict=settings.strict, redact=redactor.redact_text)
-    token = await api.bodies.read(request, read)
-    if token is not None:
-        redactor.add(token)
-        await asyncio.to_thread(put_once, supervisor.secret.path, token)
-    await supervisor.reload_token()
-    generation = supervisor.gate.current
-    reloaded = before is None or generation is None or generation.number != before.number
-    number = generation.number if generation else None
-    return bodies.Reloaded(status="success", reloaded=reloaded, generation=number, state=supervisor.gate.state)
+    read = functools.partial(token_in, strict=api.settings.strict, redact=api.redact)
+    reloaded = await api.supervisor.reload_token(await api.bodies.read(request, read))
+    state = api.supervisor.state
+    number = state.secret.generation.number if state.secret.generation else None
+    return bodies.Reloaded(status="success", reloaded=reloaded, generation=number, state=state.token)
 
 
 async def livez(api: Api, request: Request) -> bodies.Alive:
@@ -338,21 +322,22 @@ async def readyz(api: Api, request: Request) -> Response:
     ignored = request.query_params.getlist("ignore")
     if not set(ignored) <= {"token"}:
         raise InvalidRequest("ignore: must be token")
-    unready = api.supervisor.unready_besides_token if ignored else api.supervisor.unready
+    unready = api.supervisor.unready(ignores_token=bool(ignored))
     if unready is None:
         return respond(bodies.Ready(status="ready"))
-    return respond(bodies.Unready(status="unready", reason=unready[0], detail=unready[1]), 503)
+    return respond(bodies.Unready(status="unready", reason=unready.reason, detail=unready.detail), 503)
 
 
 async def health(api: Api, request: Request) -> bodies.Health | bodies.HealthInBrief:
     """Show one page of everything; without the access key only whether all is well."""
     allowed = api.access.allows(request)
-    reasons = reasons_of(api.supervisor, api.access)
+    state = api.supervisor.state
+    reasons = reasons_of(state, api.access)
     if not allowed:
         return bodies.HealthInBrief(status="degraded" if reasons else "ok")
     if not api.access.required:
         refuse_pages(request)
-    return await report(api.supervisor, reasons, api.connections, api.streams)
+    return await report(state, reasons, api.connections, api.streams)
 
 
 async def metrics(api: Api, request: Request) -> Response:
@@ -362,7 +347,7 @@ async def metrics(api: Api, request: Request) -> Response:
 
 async def page(api: Api, request: Request) -> Response:
     """Show executions and token in a browser; the page itself holds no data and asks for the access key."""
-    return page_response(is_on=api.supervisor.settings.page)
+    return page_response(is_on=api.settings.page)
 
 
 def _time(seconds: float | None) -> str | None:

@@ -7,6 +7,8 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from agent_runtime import __version__
 from agent_runtime.api.schema import bodies
 from agent_runtime.model.records import rfc3339
@@ -14,72 +16,59 @@ from agent_runtime.model.task import Task
 
 if TYPE_CHECKING:
     from agent_runtime.api.streams import OpenStreams
-    from agent_runtime.supervisor.supervisor import Supervisor
+    from agent_runtime.supervisor.live import SupervisorState
     from agent_runtime.web.access import AccessKey
     from agent_runtime.web.uvicorn_protocol import OpenConnections
 
 
-def reasons_of(supervisor: Supervisor, access: AccessKey) -> list[str]:
+def reasons_of(state: SupervisorState, access: AccessKey) -> list[str]:
     """Return why not all is well, a sentence each."""
-    unready, trouble = supervisor.unready, supervisor.archive.records.trouble
     found = {
-        unready and unready[1]: unready is not None,
-        f"records cannot be written: {trouble}": trouble is not None,
-        f"no token can be delivered: {supervisor.deliveries.state['reason']}": supervisor.deliveries.hinders,
+        state.unready and state.unready.detail: state.unready is not None,
+        f"records cannot be written: {state.disk.error}": state.disk.error is not None,
+        f"no token can be delivered: {state.delivery['reason']}": state.cannot_deliver,
         f"the access key file {access.error}": access.error is not None,
     }
     return [reason for reason, is_so in found.items() if is_so and reason]
 
 
 async def report(
-    supervisor: Supervisor, reasons: list[str], connections: OpenConnections, streams: OpenStreams
+    state: SupervisorState, reasons: list[str], connections: OpenConnections, streams: OpenStreams
 ) -> bodies.Health:
     """Build the body of ``GET /health``."""
-    unready, generation, slots = supervisor.unready, supervisor.secret.status.generation, supervisor.slots
-    archive, disk = supervisor.archive, supervisor.archive.transcripts.free_bytes()
-    last_task_at, confinement = supervisor.last_task_at, supervisor.containment.confinement
+    unready, generation, confinement = state.unready, state.secret.generation, state.confinement
     return bodies.Health(
         status="degraded" if reasons else "ok",
         reasons=reasons,
         hostname=socket.gethostname(),
         version=__version__,
-        unready=None if unready is None else bodies.HealthUnready(reason=unready[0], detail=unready[1]),
+        unready=None if unready is None else bodies.HealthUnready(reason=unready.reason, detail=unready.detail),
         token=bodies.HealthToken(
-            state=supervisor.gate.state,
+            state=state.token,
             generation=generation.number if generation else None,
-            error=supervisor.secret.status.error,
+            error=state.secret.error,
         ),
-        slots=bodies.HealthSlots(total=slots.total, busy=slots.busy, unkillable=supervisor.unkillable.slots),
-        queue=bodies.HealthQueue(limit=slots.queue_limit, length=slots.queue_length),
+        slots=bodies.HealthSlots(total=state.slots, busy=state.slots_taken, unkillable=state.unkillable),
+        queue=bodies.HealthQueue(limit=state.queue_limit, length=state.queue_length),
         task_fields=list(Task.__struct_fields__),
-        active_tasks=len(supervisor.running),
-        usage=supervisor.usage,
-        last_task_at=None if last_task_at is None else rfc3339(last_task_at),
-        consecutive_failures=supervisor.consecutive_failures,
-        draining=supervisor.draining,
+        active_tasks=len(state.running),
+        usage=state.usage,
+        last_task_at=None if state.last_task_at is None else rfc3339(state.last_task_at),
+        consecutive_failures=state.consecutive_failures,
+        draining=state.draining,
         connections=bodies.HealthPlaces(open=len(connections), limit=connections.limit),
         streams=bodies.HealthPlaces(open=streams.count, limit=streams.limit),
-        delivery=bodies.HealthDelivery(**supervisor.deliveries.state),
-        containment=bodies.HealthContainment(
-            layer=supervisor.containment.kind.value,
-            setting=supervisor.containment.asked,
-            lacking=dict(supervisor.containment.lacking),
-        ),
+        delivery=bodies.HealthDelivery(**state.delivery),
+        containment=bodies.HealthContainment(**state.containment),
         confinement=bodies.HealthConfinement(
             mode=confinement.mode.value,
             setting=confinement.asked,
             reached=confinement.reached,
             lacking=confinement.lacking,
         ),
-        disk=bodies.HealthDisk(
-            free_bytes=None if disk is None else disk[0],
-            error=archive.records.trouble,
-            damage=list(archive.records.damage),
-            set_aside=archive.records.set_aside,
-            transcripts_without_record=len(archive.unaccounted),
-        ),
+        disk=bodies.HealthDisk(**msgspec.structs.asdict(state.disk)),
         loop_lag_seconds=round(await _loop_lag(), 6),
-        uptime_seconds=round(time.monotonic() - supervisor.started_at, 3),
+        uptime_seconds=round(state.uptime_seconds, 3),
     )
 
 

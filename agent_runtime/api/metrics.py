@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
+    from agent_runtime.supervisor.live import SupervisorState
     from agent_runtime.supervisor.supervisor import Supervisor
     from agent_runtime.web.response_buffer import ResponseBuffer
 
@@ -40,7 +41,8 @@ class Metrics:
         self._supervisor = supervisor
         self._buffer = buffer
         self._lost_lines = lost_lines
-        self._registry = supervisor.counts.registry
+        self._counts = supervisor.counts
+        self._registry = self._counts.registry
         self._registry.register(self)
         ProcessCollector(namespace=PREFIX.rstrip("_"), registry=self._registry)
 
@@ -51,68 +53,23 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """List all metrics, as prometheus-client wants them of a collector."""
-        yield from self._executions()
-        yield from self._token()
-        yield from self._process()
+        state = self._supervisor.state
+        yield from _executions(state)
+        yield from self._token(state)
+        yield from self._process(state)
 
-    def _executions(self) -> Iterator[Metric]:
-        supervisor, slots = self._supervisor, self._supervisor.slots
-        phases = [execution.phase for execution in supervisor.running]
-        phases += [supervisor.record(execution_id).state for execution_id in supervisor.pending_ids]
-        family = _gauge("executions", "Executions that have not ended, by phase.", ("phase",))
-        for phase in Phase:
-            if phase is not Phase.FINISHED:
-                family.add_metric((phase,), phases.count(phase))
-        yield family
-        yield _single("slots", "How many executions may run at once.", slots.total)
-        yield _single("slots_taken", "Slots that are held.", slots.busy)
-        yield _single(
-            "slots_unkillable", "Slots that are held by processes that cannot be ended.", supervisor.unkillable.slots
-        )
-        yield from self._usage()
-        yield _single("queue_length", "New executions that wait for a slot.", slots.queue_length)
-        yield _single("queue_limit", "How many new executions may wait.", slots.queue_limit)
-        held = sum(execution.record.held for execution in supervisor.running)
-        yield _single("executions_held_now", "Executions of which the relay holds a request.", held)
-        yield _single("draining", "1 while admission is stopped by a drain.", supervisor.draining)
-        yield _single("ready", "1 while a task sent now would be let in, as /readyz says.", supervisor.unready is None)
-        yield _single(
-            "consecutive_failures",
-            "How many executions in a row have failed, up to now.",
-            supervisor.consecutive_failures,
-        )
-
-    def _usage(self) -> Iterator[Metric]:
-        for name, text in (
-            ("memory_bytes", "Resident memory of running executions, sampled once a second."),
-            ("pss_bytes", "The same with shared pages divided, where that can be read."),
-            ("processes", "Processes of running executions."),
-            ("open_files", "Open descriptors of running executions."),
-        ):
-            yield _single(f"executions_{name}", text, getattr(self._supervisor.usage, name))
-        memory = _gauge("slot_memory_bytes", "Resident memory of the execution in a slot; 0: none runs.", ("slot",))
-        processes = _gauge("slot_processes", "Processes of the execution in a slot; 0: none runs.", ("slot",))
-        by_slot = {execution.slot: execution.usage for execution in self._supervisor.running}
-        for slot in range(1, self._supervisor.slots.total + 1):
-            taken = by_slot.get(slot, Usage())
-            memory.add_metric((str(slot),), taken.memory_bytes)
-            processes.add_metric((str(slot),), taken.processes)
-        yield from (memory, processes)
-
-    def _token(self) -> Iterator[Metric]:
-        supervisor = self._supervisor
-        status, generation = supervisor.secret.status, supervisor.gate.current
+    def _token(self, state: SupervisorState) -> Iterator[Metric]:
+        generation = state.secret.generation
         family = _gauge("token_state", "1 for the state the token is in, 0 for the others.", ("state",))
-        state = supervisor.gate.state
         for known in TokenState:
-            family.add_metric((known,), known == state)
+            family.add_metric((known,), known == state.token)
         yield family
         number = generation.number if generation is not None else 0
         yield _single("token_generation", "Number of the generation in use; 0: there is none.", number)
         yield _single(
             "secret_file_bad",
             "1 while the secret file cannot be used, though an earlier token may be.",
-            bool(status.error),
+            bool(state.secret.error),
         )
         now = time.time()
         for name, text, value in (
@@ -129,18 +86,17 @@ class Metrics:
             (
                 "token_last_success_timestamp_seconds",
                 "When the API last answered the first request of a child with a token.",
-                supervisor.counts.last_answered_at,
+                self._counts.last_answered_at,
             ),
             (
                 "secret_last_success_timestamp_seconds",
                 "When a new token was last read from the secret file.",
-                status.last_loaded_at,
+                state.secret.last_loaded_at,
             ),
         ):
             yield _single(name, text, value)
 
-    def _process(self) -> Iterator[Metric]:
-        supervisor = self._supervisor
+    def _process(self, state: SupervisorState) -> Iterator[Metric]:
         yield InfoMetricFamily(PREFIX + "build", "What runs.", value={"version": __version__})
         lost = CounterMetricFamily(
             PREFIX + "log_lines_lost", "Lines of the log that were dropped because its reader was too slow."
@@ -152,12 +108,50 @@ class Metrics:
         let_go = CounterMetricFamily(PREFIX + "readers_let_go", "Readers that were too slow while others waited.")
         let_go.add_metric((), self._buffer.let_go)
         yield let_go
-        records = supervisor.archive.records
-        yield _single("store_available", "1 while records can be written to disk.", records.trouble is None)
-        disk = supervisor.archive.transcripts.free_bytes()
-        yield _single(
-            "disk_free_bytes", "Free bytes on the disk that holds the records.", None if disk is None else disk[0]
-        )
+        yield _single("store_available", "1 while records can be written to disk.", state.disk.error is None)
+        yield _single("disk_free_bytes", "Free bytes on the disk that holds the records.", state.disk.free_bytes)
+
+
+def _executions(state: SupervisorState) -> Iterator[Metric]:
+    phases = [execution.phase for execution in state.executions]
+    family = _gauge("executions", "Executions that have not ended, by phase.", ("phase",))
+    for phase in Phase:
+        if phase is not Phase.FINISHED:
+            family.add_metric((phase,), phases.count(phase))
+    yield family
+    yield _single("slots", "How many executions may run at once.", state.slots)
+    yield _single("slots_taken", "Slots that are held.", state.slots_taken)
+    yield _single("slots_unkillable", "Slots that are held by processes that cannot be ended.", state.unkillable)
+    yield from _usage(state)
+    yield _single("queue_length", "New executions that wait for a slot.", state.queue_length)
+    yield _single("queue_limit", "How many new executions may wait.", state.queue_limit)
+    held = sum(execution.record.held for execution in state.running)
+    yield _single("executions_held_now", "Executions of which the relay holds a request.", held)
+    yield _single("draining", "1 while admission is stopped by a drain.", state.draining)
+    yield _single("ready", "1 while a task sent now would be let in, as /readyz says.", state.unready is None)
+    yield _single(
+        "consecutive_failures",
+        "How many executions in a row have failed, up to now.",
+        state.consecutive_failures,
+    )
+
+
+def _usage(state: SupervisorState) -> Iterator[Metric]:
+    for name, text in (
+        ("memory_bytes", "Resident memory of running executions, sampled once a second."),
+        ("pss_bytes", "The same with shared pages divided, where that can be read."),
+        ("processes", "Processes of running executions."),
+        ("open_files", "Open descriptors of running executions."),
+    ):
+        yield _single(f"executions_{name}", text, getattr(state.usage, name))
+    memory = _gauge("slot_memory_bytes", "Resident memory of the execution in a slot; 0: none runs.", ("slot",))
+    processes = _gauge("slot_processes", "Processes of the execution in a slot; 0: none runs.", ("slot",))
+    by_slot = {execution.slot: execution.usage for execution in state.running}
+    for slot in range(1, state.slots + 1):
+        taken = by_slot.get(slot, Usage())
+        memory.add_metric((str(slot),), taken.memory_bytes)
+        processes.add_metric((str(slot),), taken.processes)
+    yield from (memory, processes)
 
 
 def _gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> GaugeMetricFamily:

@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -56,7 +56,7 @@ class Containment(msgspec.Struct, frozen=True):
     confinement: Confinement = UNCONFINED
 
     @property
-    def state(self) -> dict[str, object]:
+    def state(self) -> dict[str, Any]:
         """What ``/health`` shows."""
         return {"layer": self.kind.value, "setting": self.asked, "lacking": dict(self.lacking)}
 

@@ -37,9 +37,9 @@ from agent_runtime.store.records import RecordStore
 from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
 from agent_runtime.store.workspaces import Workspaces
+from agent_runtime.supervisor.admission import Resumption
 from agent_runtime.supervisor.answers import AnswerForm
 from agent_runtime.supervisor.archive import Archive
-from agent_runtime.supervisor.resume import Resumption
 from agent_runtime.supervisor.supervisor import Supervisor
 from agent_runtime.telemetry.counters import Counts
 from agent_runtime.telemetry.events import EventLog
@@ -334,6 +334,8 @@ async def _serve(
     app = build_app(
         Api(
             supervisor,
+            settings,
+            bootstrap.redactor.redact_text,
             access,
             connections,
             Metrics(supervisor, buffer, lambda: bootstrap.logs.lost),
@@ -371,9 +373,9 @@ async def _serve(
         webhook.start()
     changes.deliver_to(supervisor.secret_changed)
     supervisor.secret_changed(supervisor.secret.status)
-    chores = [asyncio.create_task(supervisor.run_maintenance(server.second))]
+    chores = [asyncio.create_task(supervisor.maintenance.run(server.second))]
     if settings.resume_interrupted:
-        resumption = Resumption(supervisor)
+        resumption = Resumption(supervisor.admission)
         resumption.turn()  # before the first request
         chores.append(asyncio.create_task(resumption.run()))
     await server.serve(sockets=[bootstrap.listener])
@@ -408,11 +410,11 @@ class Ending:
             self._draining = asyncio.get_running_loop().create_task(self._drain())
         else:
             log.warning("ending at once on %s", signal.Signals(number).name)
-            self._supervisor.stop_all(StopReason.SHUTDOWN, at_once=True)
+            self._supervisor.admission.stop_all(StopReason.SHUTDOWN, at_once=True)
 
     async def _drain(self) -> None:
         try:
-            await self._supervisor.drain(self._supervisor.settings.drain_timeout)
+            await self._supervisor.admission.drain(self._supervisor.settings.drain_timeout)
         finally:
             # The end of the event log ends its streams, so that none delays the exit.
             self._supervisor.events.close()

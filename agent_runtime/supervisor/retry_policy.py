@@ -63,11 +63,6 @@ class Situation(msgspec.Struct, frozen=True):
     wait_for_reset_seconds: float = 0.0
     seconds_left: float = math.inf
 
-    @property
-    def restart(self) -> Restart:
-        """Resume a session with progress; begin anew without, as the CLI may not have stored the session."""
-        return Restart.RESUME if self.has_progress else Restart.AFRESH
-
 
 class GoOn(msgspec.Struct, frozen=True):
     """
@@ -112,7 +107,8 @@ def resets_in_time(reset_in_seconds: float | None, patience_seconds: float, seco
 
 def decide(situation: Situation) -> Decision:
     """Apply the first rule that holds."""
-    restart = situation.restart
+    # Without progress the CLI may not have stored the session.
+    restart = Restart.RESUME if situation.has_progress else Restart.AFRESH
     if situation.newer_is_usable:
         return GoOn(restart, counts=False)
     if situation.confirmation is Verification.OPEN and situation.is_only_said:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import logging
 import time
-import uuid
-from collections import Counter
 from typing import TYPE_CHECKING, Literal
 
 from agent_runtime.errors import (
-    Busy,
-    Conflict,
-    Draining,
+    AdmissionError,
     ErrorClass,
     NotFound,
     NoToken,
@@ -23,64 +17,66 @@ from agent_runtime.errors import (
     TokenUnusable,
     plain_detail,
 )
-from agent_runtime.evidence.verdict import Verdict
 from agent_runtime.execution.attempt_data import AttemptContext
 from agent_runtime.execution.attempt_thread import AttemptThreads
 from agent_runtime.execution.execution import Execution, ExecutionContext
-from agent_runtime.execution.record_writer import RecordWriter
-from agent_runtime.model.records import Usage
-from agent_runtime.model.state import Outcome, Phase, StopReason
+from agent_runtime.model.state import Outcome, StopReason
 from agent_runtime.notifier import Notifier
-from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.unkillable import Unkillable
-from agent_runtime.process.usage import sample
-from agent_runtime.supervisor.answers import answer_to
-from agent_runtime.supervisor.archive import OTHER_BODY, StoredResult, View
+from agent_runtime.secret.writer import put_once
+from agent_runtime.store.usage import usage_since
+from agent_runtime.supervisor.admission import Admission
+from agent_runtime.supervisor.archive import StoredResult, View
 from agent_runtime.supervisor.holds import Holds
-from agent_runtime.supervisor.runner import ExecutionRunner, RunnerContext
-from agent_runtime.supervisor.sessions import SessionPlan, SessionUse
+from agent_runtime.supervisor.live import (
+    BackgroundTasks,
+    DiskState,
+    LiveExecutions,
+    Maintenance,
+    SupervisorState,
+    Unready,
+)
+from agent_runtime.supervisor.runner import RunnerContext
+from agent_runtime.supervisor.sessions import SessionUse
 from agent_runtime.supervisor.slots import Slots
-from agent_runtime.supervisor.token_upkeep import TokenUpkeep
-from agent_runtime.telemetry.logs import about
 from agent_runtime.tokens.gate import TokenGate
 from agent_runtime.tokens.status import TokenStatuses
+from agent_runtime.tokens.upkeep import TokenUpkeep
 from agent_runtime.tokens.verifier import RefusalVerifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
-    from typing import Any
 
     from agent_runtime.delivery.cli_check import CliCheck
     from agent_runtime.delivery.delivery import Deliveries
     from agent_runtime.delivery.reload_results import BackgroundReloadChecker
-    from agent_runtime.errors import InvalidRequest
-    from agent_runtime.model.records import Answer, ExecutionRecord
+    from agent_runtime.model.records import ExecutionRecord
     from agent_runtime.model.task import Task
+    from agent_runtime.model.tokens import Token
+    from agent_runtime.model.usage import ModelUsage
     from agent_runtime.process.containment_choice import Containment
     from agent_runtime.secret.file import SecretFile, SecretStatus
     from agent_runtime.secret.generations import GenerationLedger
     from agent_runtime.settings import Settings
     from agent_runtime.store.tasks import NewTask
+    from agent_runtime.store.usage import UsedBy
     from agent_runtime.supervisor.archive import Archive
     from agent_runtime.telemetry.counters import Counts
     from agent_runtime.telemetry.events import EventLog
     from agent_runtime.telemetry.redaction import Redactor
     from agent_runtime.tokens.probe import Probe
 
-log = logging.getLogger(__name__)
-
-BUSY_RETRY_SECONDS = 5
-DRAINING_RETRY_SECONDS = 5
-PRUNE_SECONDS = 600
-
 
 class Supervisor:
     """
-    Admit executions, run them in slots, and answer every one.
+    Admit executions, run them in slots, and answer every one: what its parts do together.
 
-    All methods run on the event loop's thread. Admission is synchronous: :meth:`submit` either raises or returns an
-    execution that belongs to the supervisor from then on.
+    All methods run on the event loop's thread.
+
+    Attributes:
+        admission: Lets executions in, and ends them.
+        maintenance: The chores of each second.
     """
 
     def __init__(
@@ -105,32 +101,28 @@ class Supervisor:
         self.settings = settings
         self.counts = counts
         self.secret = secret
-        self.redactor = redactor
-        self.archive = archive
-        self.deliveries = deliveries
         self.events = events
         self.environ = environ
-        self.gate = TokenGate(secret, TokenStatuses(ledger), events, probes=probe is not None)
-        self.containment = containment
-        self.unkillable = Unkillable()
-        self.slots = Slots(settings.slots, settings.queue, lambda: self.gate.holds_new_executions)
-        self.changed = Notifier()
-        self.started_at = time.monotonic()  # a clock that is set must not change the uptime
-        self.last_task_at: float | None = None
-        self.consecutive_failures = 0
-        self.draining = False
-        self._is_ending = False
-        verifier = RefusalVerifier(self.gate.statuses, probe, events)
-        self.sessions = SessionUse()
+        self._redactor = redactor
+        self._archive = archive
+        self._deliveries = deliveries
+        self._containment = containment
+        self._cli, self._options = cli, options
+        self._started_at = time.monotonic()  # a clock that is set must not change the uptime
+        self._live, self._unkillable, background = LiveExecutions(), Unkillable(), BackgroundTasks()
+        gate = self._gate = TokenGate(secret, TokenStatuses(ledger), events, probes=probe is not None)
+        self._slots = Slots(settings.slots, settings.queue, lambda: gate.holds_new_executions)
+        verifier = RefusalVerifier(gate.statuses, probe, events)
         self._token_upkeep = TokenUpkeep(
-            settings, self.gate, verifier, self.slots, counts, follow_secret=self._follow_secret, spawn=self._spawn
+            settings,
+            gate,
+            verifier,
+            counts,
+            grant_slots=self._slots.grant,
+            follow_secret=self._live.follow_secret,
+            spawn=background.spawn,
         )
-        known = (settings, self.slots, self.sessions, self.gate, verifier, events)
-        self._runner_context = RunnerContext(*known, Holds(lambda: self.draining).begin)
-        self._execution_context = ExecutionContext(
-            counts, cli, events, archive.transcripts, self._token_upkeep.accepted, archive.save
-        )
-        attempt_context = AttemptContext(
+        attempts = AttemptContext(
             settings=settings,
             secret=secret,
             deliveries=deliveries,
@@ -139,230 +131,136 @@ class Supervisor:
             workspaces=archive.workspaces,
             run_dir=run_dir,
             containment=containment,
-            unkillable=self.unkillable,
-            may_use=self.gate.may_use,
-            mark_suspect=self.gate.mark_suspect,
+            unkillable=self._unkillable,
+            may_use=gate.may_use,
+            mark_suspect=gate.mark_suspect,
             known_options=options.known_options,
         )
-        self._run_attempt = AttemptThreads(attempt_context, next_mark).run_attempt
-        self._cli, self._options = cli, options
-        self._live: dict[str, Execution] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        holds = Holds(lambda: self.admission.draining)
+        self.admission = Admission(
+            archive,
+            self._live,
+            background,
+            runners=RunnerContext(settings, self._slots, SessionUse(), gate, verifier, events, holds.begin),
+            executions=ExecutionContext(
+                counts, cli, events, archive.transcripts, self._token_upkeep.accepted, archive.save
+            ),
+            run_attempt=AttemptThreads(attempts, next_mark).run_attempt,
+        )
+        self.maintenance = Maintenance(
+            settings, self._live, archive, events, self._token_upkeep, containment, self._unkillable
+        )
 
     # -- admission
 
-    def submit(self, new: NewTask, fault: InvalidRequest | None = None) -> Execution | StoredResult:
-        """
-        Admit a task, join the running execution with its id, or return the answer that is stored for it.
-
-        After a failure the same id begins a new attempt on the same record and transcript.
-
-        Args:
-            fault: What the CLI in use does not know of the task, if there is something.
-
-        Raises:
-            AdmissionError: No room, no usable token, or draining.
-            Conflict: The id is known for another body.
-            InvalidRequest: The *fault*.
-        """
-        task = new.task
-        execution_id = task.execution_id or str(uuid.uuid4())
-        if (live := self._live.get(execution_id)) is not None:
-            if live.record.request_digest != task.digest:
-                raise Conflict(OTHER_BODY)
-            return live
-        previous = self.archive.earlier(execution_id, task.digest) if task.execution_id is not None else None
-        if isinstance(previous, StoredResult):
-            return previous
-        if fault is not None:
-            raise fault
-        if self.draining:
-            raise Draining(
-                "draining: no new executions here; send it to another agent, or later",
-                retry_after_seconds=DRAINING_RETRY_SECONDS,
-            )
-        parks = self._must_park(task)
-        plan = SessionPlan(task, previous)
-        if not parks and self.slots.is_full(must_wait=self.sessions.is_claimed(plan.known_id)):
-            raise Busy(
-                f"all {self.slots.total} slots and {self.slots.queue_limit} queue places are taken; come back later",
-                retry_after_seconds=BUSY_RETRY_SECONDS,
-            )
-        settings, ignored, prompt = self.settings, new.ignored_fields, new.prompt
-        cwd = self.archive.directory_of(new, execution_id, previous)
-        writer = RecordWriter.for_task(
-            task, execution_id, plan.next, settings, ignored_fields=ignored, previous=previous, prompt=prompt, cwd=cwd
-        )
-        execution = Execution(task, writer, self._execution_context, task.timeout_seconds or settings.timeout)
-        self._live[execution_id] = execution
-        self.last_task_at = time.time()
-        # Task first: a crash between the two writes leaves a task without a record, never a record without its task.
-        self.archive.tasks.keep(execution_id, new.content)
-        execution.save()
-        with about(execution_id=execution_id, trace_id=task.trace.trace_id if task.trace else None):
-            log.info("execution admitted")
-            execution.publish("execution.admitted")
-            runner = ExecutionRunner(execution, self._runner_context, plan, run_attempt=self._run_attempt, parks=parks)
-            self._spawn(self._own(execution, runner), execution_id)
-        return execution
-
     async def admit(self, new: NewTask) -> Execution | StoredResult:
         """Submit a task; read the secret file once more before a task is refused because of its token."""
+        if new.task.cwd is not None or new.task.add_dirs:
+            new = await asyncio.to_thread(self._archive.with_obstacle, new)
         if self.settings.probe == "on_load":
-            await self._poll_secret()  # a new token is probed before an execution begins with it
+            await self._token_upkeep.poll()  # a new token is probed before an execution begins with it
         fault = await self._options.fault(new.task)
         try:
-            return self.submit(new, fault)
-        except (NoToken, TokenUnusable, TokenUnpaid, TokenLimited):
-            await self._poll_secret()
-        return self.submit(new, fault)
-
-    def _must_park(self, task: Task) -> bool:
-        """Whether the token cannot be used now, and the task is ready to wait for another."""
-        try:
-            self.gate.require(task.model)
-        except (TokenUnusable, TokenUnpaid, TokenLimited):
-            if not task.park_seconds:
-                raise
-            return True
-        return False
-
-    async def _own(self, execution: Execution, runner: ExecutionRunner) -> None:
-        try:
-            await runner.run()
-        finally:
-            # Callers must get an answer, whatever has failed.
-            if execution.phase is not Phase.FINISHED:
-                execution.end(Verdict(Outcome.FAILED, ErrorClass.ERROR, ErrorClass.ERROR.sentence))
             try:
-                execution.conclude(await asyncio.to_thread(self._stored_answer_to, execution))
-            finally:
-                if execution.answer is None:
-                    execution.conclude(self.archive.conclude_failed(execution.record))
-                self._retire(execution)
+                return self.admission.submit(new, fault)
+            except (NoToken, TokenUnusable, TokenUnpaid, TokenLimited):
+                await self._token_upkeep.poll()
+            return self.admission.submit(new, fault)
+        except AdmissionError as error:
+            self.counts.count("admissions_refused", error.error_class)
+            raise
 
-    def _stored_answer_to(self, execution: Execution) -> Answer:
-        """Store the final record with its answer; return the answer."""
-        record, generation = execution.record, self.gate.current
-        number = generation.number if generation else None
-        build = functools.partial(
-            answer_to, execution, log_limit_bytes=self.settings.answer_log_limit, current_generation=number
-        )
-        answer = build()
-        if not self.archive.conclude(record, answer) and record.metadata.retained:
-            execution.writer.unretained()
-            answer = build()
-        return self.archive.shown(record, answer)
+    def prepare(self, task: Task, ignored_fields: list[str]) -> NewTask:
+        """As :meth:`Archive.prepare`."""
+        return self._archive.prepare(task, ignored_fields)
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Run *work* as a task that is held until it ends; its exception is logged."""
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+    def close_admission(self) -> None:
+        """Admit no more executions; those that were admitted go on."""
+        self.admission.close()
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("a fault of the supervisor", exc_info=error, extra={"execution_id": task.get_name()})
-
-    def _retire(self, execution: Execution) -> None:
-        self._live.pop(execution.execution_id, None)
-        self.sessions.release(execution.execution_id)
-        record = execution.record
-        self.consecutive_failures = self.consecutive_failures + 1 if record.outcome is Outcome.FAILED else 0
-        execution.publish_end()
-        self.slots.grant()
-        self.changed.notify()
-
-    async def run_maintenance(self, second: Notifier) -> None:
-        """Run the upkeep of each *second* that is notified, and delete old executions, until cancelled."""
-        while True:
-            await asyncio.to_thread(self.archive.prune, self.settings, in_use=frozenset(self._live))
-            for _ in range(PRUNE_SECONDS):
-                await second.wait()
-                self._token_upkeep.each_second()
-                await self._measure()
-                if linux.has_dead_children():
-                    await asyncio.to_thread(self.containment.reap_orphans)
-                if self.unkillable.slots:
-                    await asyncio.to_thread(self.unkillable.try_again)
-                if self.archive.workspaces.has_retired:
-                    await asyncio.to_thread(self.archive.workspaces.delete_some)
-                if await self._has_full_disk():
-                    break
-
-    async def _has_full_disk(self) -> bool:
-        """Retry what the disk did not take; return whether something has to be deleted now."""
-        is_full = await asyncio.to_thread(self.archive.upkeep)
-        for damage in self.archive.new_damage(self._live.keys()):
-            self.events.publish("storage.damaged", detail=damage)
-        return is_full
-
-    async def _measure(self) -> None:
-        """Measure what the running executions take of the machine."""
-        shims = {one.execution_id: one.shim_pid for one in self.running if one.shim_pid is not None}
-        for execution_id, usage in (await asyncio.to_thread(sample, shims)).items() if shims else ():
-            execution = self._live.get(execution_id)
-            if execution is not None and execution.shim_pid == shims[execution_id]:
-                execution.measured(usage)
+    def open_admission(self) -> None:
+        """Admit executions again, unless the supervisor is ending."""
+        self.admission.open()
 
     # -- the token
-
-    def _follow_secret(self) -> None:
-        for execution in self._live.values():
-            execution.follow_secret()
 
     def secret_changed(self, status: SecretStatus) -> None:
         """Process a new status of the secret file."""
         self._token_upkeep.secret_changed(status)
-        self.changed.notify()
 
-    async def reload_token(self) -> None:
-        """Read the secret file now, forget limits and an unpaid account, and try a token in trouble at once."""
+    async def reload_token(self, token: Token | None = None) -> bool:
+        """
+        Read the secret file now, forget limits and an unpaid account, and try a token in trouble at once.
+
+        Args:
+            token: Written to the file first, unless it is there already.
+
+        Returns:
+            Whether another token is in use than before.
+
+        Raises:
+            NotWritable: The token cannot be written.
+        """
+        before = self._gate.current  # the thread that watches the file may be the first to see what is written below
+        if token is not None:
+            self._redactor.add(token)
+            await asyncio.to_thread(put_once, self.secret.path, token)
         await self._token_upkeep.reload()
-        self.changed.notify()
-
-    async def _poll_secret(self) -> None:
-        await self._token_upkeep.poll()
-        self.changed.notify()
+        now = self._gate.current
+        return before is None or now is None or now.number != before.number
 
     # -- reading
 
-    @property
-    def unready(self) -> tuple[str, str] | None:
-        """Why a task sent now would be turned away, as a word and as a sentence; None where it would not."""
-        return (None if self.draining else self.gate.unready) or self.unready_besides_token
-
-    @property
-    def unready_besides_token(self) -> tuple[str, str] | None:
-        """The same, whatever the token: a drain, or the CLI."""
-        if self.draining:
-            return "draining", "draining: no new executions here"
+    def unready(self, *, ignores_token: bool = False) -> Unready | None:
+        """Return why a task sent now would be turned away; None where it would not."""
+        if self.admission.draining:
+            return Unready("draining", "draining: no new executions here")
+        if not ignores_token and (unusable := self._gate.unready) is not None:
+            return Unready(*unusable)
         try:
             self._cli.require()
         except SpawnFailed as error:
-            return "no_cli", plain_detail(ErrorClass.SPAWN, str(error))
+            return Unready("no_cli", plain_detail(ErrorClass.SPAWN, str(error)))
         return None
 
     @property
-    def running(self) -> list[Execution]:
-        """Executions that have a slot."""
-        return [e for e in self._live.values() if e.phase in (Phase.RUNNING, Phase.STOPPING)]
-
-    @property
-    def usage(self) -> Usage:
-        """What all running executions take of the machine."""
-        return functools.reduce(Usage.plus, (execution.usage for execution in self.running), Usage())
-
-    @property
-    def held_by(self) -> dict[int, int]:
-        """How many running attempts hold a generation, by its number."""
-        return Counter(sorted(held.number for one in self._live.values() if (held := one.held) is not None))
-
-    @property
-    def pending_ids(self) -> list[str]:
-        """Ids of executions that wait: for a slot, or for a newer token."""
-        return [e.execution_id for e in self._live.values() if e.phase in (Phase.QUEUED, Phase.PARKED)]
+    def state(self) -> SupervisorState:
+        """The state of everything, at this moment."""
+        gate, slots, archive, live = self._gate, self._slots, self._archive, self._live
+        records, disk = archive.records, archive.transcripts.free_bytes()
+        return SupervisorState(
+            unready=self.unready(),
+            token=gate.state,
+            secret=self.secret.status,
+            limit=gate.limit,
+            last_refused_generation=gate.statuses.last_refused_generation,
+            slots=slots.total,
+            slots_taken=slots.busy,
+            unkillable=self._unkillable.slots,
+            queue_limit=slots.queue_limit,
+            queue_length=slots.queue_length,
+            executions=list(live.values()),
+            running=live.running,
+            pending_ids=live.pending_ids,
+            recently_completed_ids=archive.recently_completed_ids,
+            usage=live.usage,
+            held_by=live.held_by,
+            last_task_at=self.admission.last_task_at,
+            consecutive_failures=self.admission.consecutive_failures,
+            draining=self.admission.draining,
+            delivery=self._deliveries.state,
+            cannot_deliver=self._deliveries.hinders,
+            containment=self._containment.state,
+            confinement=self._containment.confinement,
+            disk=DiskState(
+                free_bytes=None if disk is None else disk[0],
+                error=records.trouble,
+                damage=list(records.damage),
+                set_aside=records.set_aside,
+                transcripts_without_record=len(archive.unaccounted),
+            ),
+            uptime_seconds=time.monotonic() - self._started_at,
+        )
 
     def record(self, execution_id: str) -> ExecutionRecord:
         """
@@ -372,7 +270,17 @@ class Supervisor:
             NotFound: Nothing is known under this id.
         """
         live = self._live.get(execution_id)
-        return live.record if live is not None else self.archive.record(execution_id)
+        return live.record if live is not None else self._archive.record(execution_id)
+
+    def records(
+        self, state: str | None, outcome: str | None, limit: int, cursor: str | None, labels: Mapping[str, str]
+    ) -> tuple[list[ExecutionRecord], str | None]:
+        """List records as :meth:`RecordStore.list`; from any thread."""
+        return self._archive.records.list(state, outcome, limit, cursor, labels=labels)
+
+    def usage_since(self, since: float, by: UsedBy) -> dict[str | None, ModelUsage]:
+        """Add up what executions have used, as :func:`agent_runtime.store.usage.usage_since`; from any thread."""
+        return usage_since(self._archive.records, since, by)
 
     def view(self, execution_id: str) -> View:
         """
@@ -383,7 +291,7 @@ class Supervisor:
         """
         if (live := self._live.get(execution_id)) is not None:
             return View(live.record, live.reader, live.changed, live.live_texts)
-        return View(self.archive.record(execution_id), self.archive.transcripts.reader(execution_id), Notifier())
+        return View(self._archive.record(execution_id), self._archive.transcripts.reader(execution_id), Notifier())
 
     def result(self, execution_id: str) -> StoredResult | None:
         """
@@ -394,7 +302,7 @@ class Supervisor:
         """
         if execution_id in self._live:
             return None
-        stored = self.archive.stored_result(self.archive.record(execution_id))
+        stored = self._archive.stored_result(self._archive.record(execution_id))
         if stored is None:
             raise NotFound(
                 "no answer is kept of this execution; its record says how it ended", code="no_retained_result"
@@ -414,37 +322,3 @@ class Supervisor:
         await execution.finished()
         record = execution.record
         return "terminated" if record.outcome is Outcome.CANCELLED else "already_finished", record
-
-    # -- the end
-
-    def close_admission(self) -> None:
-        """Admit no more executions; those that were admitted go on, unless the relay holds a request of theirs."""
-        self.draining = True
-        for execution in [one for one in self._live.values() if one.record.held]:
-            execution.request_stop(StopReason.SHUTDOWN)
-        self.changed.notify()
-
-    def open_admission(self) -> None:
-        """Admit executions again, unless the supervisor is ending."""
-        if not self._is_ending:
-            self.draining = False
-            self.changed.notify()
-
-    async def drain(self, timeout_seconds: float) -> None:
-        """Close admission, wait *timeout_seconds* for the running, stop the rest politely, and wait for them."""
-        self._is_ending = True
-        self.close_admission()
-        deadline = time.monotonic() + max(0.0, timeout_seconds - self.settings.stop_grace)
-        while self._live and (left := deadline - time.monotonic()) > 0:
-            try:
-                await asyncio.wait_for(self.changed.wait(), left)
-            except TimeoutError:
-                break
-        self.stop_all(StopReason.SHUTDOWN)
-        while self._live:
-            await self.changed.wait()
-
-    def stop_all(self, reason: StopReason, *, at_once: bool = False) -> None:
-        """Ask every execution to end, politely or at once."""
-        for execution in list(self._live.values()):
-            execution.request_stop(reason, at_once=at_once)

@@ -29,12 +29,12 @@ from agent_runtime.supervisor import retry_policy, runner
 from agent_runtime.supervisor.runner import ExecutionRunner, RunnerContext
 from agent_runtime.supervisor.sessions import SessionPlan, SessionUse
 from agent_runtime.supervisor.slots import Slots
-from agent_runtime.supervisor.token_upkeep import TokenUpkeep
 from agent_runtime.telemetry.counters import Counts
 from agent_runtime.telemetry.events import EventLog
 from agent_runtime.tokens.gate import TokenGate
 from agent_runtime.tokens.probe import ProbeVerdict
 from agent_runtime.tokens.status import TokenStatuses
+from agent_runtime.tokens.upkeep import TokenUpkeep
 from agent_runtime.tokens.verifier import RefusalVerifier
 from tests.support.supervised import NEW, OLD
 
@@ -137,8 +137,8 @@ class Bench:
             self.settings,
             self.gate,
             verifier,
-            self.slots,
             self.counts,
+            grant_slots=self.slots.grant,
             follow_secret=lambda: None,
             spawn=lambda work, _name: self.tasks.append(asyncio.ensure_future(work)),
         )

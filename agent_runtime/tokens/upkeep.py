@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from agent_runtime.secret.file import SecretStatus
     from agent_runtime.secret.generations import Generation
     from agent_runtime.settings import Settings
-    from agent_runtime.supervisor.slots import Slots
     from agent_runtime.telemetry.counters import Counts
     from agent_runtime.tokens.gate import TokenGate
     from agent_runtime.tokens.verifier import RefusalVerifier
@@ -28,6 +27,7 @@ class TokenUpkeep:
     All methods run on the event loop's thread.
 
     Args:
+        grant_slots: Called where new executions may begin again.
         follow_secret: Lets all running attempts take the secret file's generation into account.
         spawn: Runs a coroutine as a task of the supervisor, by name.
     """
@@ -37,16 +37,16 @@ class TokenUpkeep:
         settings: Settings,
         gate: TokenGate,
         verifier: RefusalVerifier,
-        slots: Slots,
         counts: Counts,
         *,
+        grant_slots: Callable[[], None],
         follow_secret: Callable[[], None],
         spawn: Callable[[Coroutine[Any, Any, None], str], None],
     ) -> None:
         self._settings = settings
         self._gate = gate
         self._verifier = verifier
-        self._slots = slots
+        self._grant_slots = grant_slots
         self._counts = counts
         self._follow_secret = follow_secret
         self._spawn = spawn
@@ -68,7 +68,7 @@ class TokenUpkeep:
             self._follow_secret()
             if self._settings.probe == "on_load":
                 self._begin_probe(generation)
-        self._slots.grant()
+        self._grant_slots()
 
     async def poll(self) -> SecretStatus:
         """Read the secret file now: a backend that writes a token and posts at once can be ahead of the watcher."""
@@ -109,5 +109,5 @@ class TokenUpkeep:
             self._token_may_be_usable()
 
     def _token_may_be_usable(self) -> None:
-        self._slots.grant()
+        self._grant_slots()
         self._gate.changed.notify()

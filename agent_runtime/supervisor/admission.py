@@ -1,0 +1,265 @@
+"""Admission of executions, their run, and the end of all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+from agent_runtime.errors import (
+    AdmissionError,
+    AgentRuntimeError,
+    Busy,
+    Conflict,
+    Draining,
+    ErrorClass,
+    StoreUnavailable,
+    TokenLimited,
+    TokenUnpaid,
+    TokenUnusable,
+)
+from agent_runtime.evidence.verdict import Verdict
+from agent_runtime.execution.execution import Execution
+from agent_runtime.execution.record_writer import RecordWriter
+from agent_runtime.model.state import Outcome, Phase, StopReason
+from agent_runtime.notifier import Notifier
+from agent_runtime.supervisor.answers import answer_to
+from agent_runtime.supervisor.archive import OTHER_BODY, StoredResult
+from agent_runtime.supervisor.runner import ExecutionRunner
+from agent_runtime.supervisor.sessions import SessionPlan
+from agent_runtime.telemetry.logs import about
+
+if TYPE_CHECKING:
+    from agent_runtime.errors import InvalidRequest
+    from agent_runtime.execution.execution import ExecutionContext
+    from agent_runtime.model.records import Answer
+    from agent_runtime.model.task import Task
+    from agent_runtime.store.tasks import NewTask
+    from agent_runtime.supervisor.archive import Archive
+    from agent_runtime.supervisor.live import BackgroundTasks, LiveExecutions
+    from agent_runtime.supervisor.runner import RunAttempt, RunnerContext
+
+log = logging.getLogger(__name__)
+
+BUSY_RETRY_SECONDS = 5
+DRAINING_RETRY_SECONDS = 5
+RESUME_SECONDS = 1.0
+"""How often tasks that an earlier supervisor left are submitted again, as long as that is not possible."""
+
+
+class Admission:
+    """
+    Admit executions, let each have its runner, and store how it ended.
+
+    All methods run on the event loop's thread. Admission is synchronous: :meth:`submit` either raises or returns an
+    execution that belongs to the supervisor from then on.
+
+    Attributes:
+        changed: Notified when an execution has ended, or admission was opened or closed.
+        draining: Nothing is admitted.
+        last_task_at: When the last task was admitted, epoch seconds.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        live: LiveExecutions,
+        background: BackgroundTasks,
+        *,
+        runners: RunnerContext,
+        executions: ExecutionContext,
+        run_attempt: RunAttempt,
+    ) -> None:
+        self.changed = Notifier()
+        self.draining = False
+        self.last_task_at: float | None = None
+        self.consecutive_failures = 0
+        self.archive = archive
+        self._live = live
+        self._runners = runners
+        self._executions = executions
+        self._run_attempt = run_attempt
+        self._background = background
+        self._is_ending = False
+
+    def submit(self, new: NewTask, fault: InvalidRequest | None = None) -> Execution | StoredResult:
+        """
+        Admit a task, join the running execution with its id, or return the answer that is stored for it.
+
+        After a failure the same id begins a new attempt on the same record and transcript.
+
+        Args:
+            fault: What the CLI in use does not know of the task, if there is something.
+
+        Raises:
+            AdmissionError: No room, no usable token, or draining.
+            Conflict: The id is known for another body.
+            InvalidRequest: The *fault*.
+        """
+        task = new.task
+        execution_id = task.execution_id or str(uuid.uuid4())
+        if (live := self._live.get(execution_id)) is not None:
+            if live.record.request_digest != task.digest:
+                raise Conflict(OTHER_BODY)
+            return live
+        previous = self.archive.earlier(execution_id, task.digest) if task.execution_id is not None else None
+        if isinstance(previous, StoredResult):
+            return previous
+        if fault is not None:
+            raise fault
+        if self.draining:
+            raise Draining(
+                "draining: no new executions here; send it to another agent, or later",
+                retry_after_seconds=DRAINING_RETRY_SECONDS,
+            )
+        parks = self._must_park(task)
+        plan = SessionPlan(task, previous)
+        slots, settings = self._runners.slots, self._runners.settings
+        if not parks and slots.is_full(must_wait=self._runners.sessions.is_claimed(plan.known_id)):
+            raise Busy(
+                f"all {slots.total} slots and {slots.queue_limit} queue places are taken; come back later",
+                retry_after_seconds=BUSY_RETRY_SECONDS,
+            )
+        ignored, prompt = new.ignored_fields, new.prompt
+        cwd = self.archive.directory_of(new, execution_id, previous)
+        writer = RecordWriter.for_task(
+            task, execution_id, plan.next, settings, ignored_fields=ignored, previous=previous, prompt=prompt, cwd=cwd
+        )
+        execution = Execution(task, writer, self._executions, task.timeout_seconds or settings.timeout)
+        self._live[execution_id] = execution
+        self.last_task_at = time.time()
+        # Task first: a crash between the two writes leaves a task without a record, never a record without its task.
+        self.archive.tasks.keep(execution_id, new.content)
+        execution.save()
+        with about(execution_id=execution_id, trace_id=task.trace.trace_id if task.trace else None):
+            log.info("execution admitted")
+            execution.publish("execution.admitted")
+            runner = ExecutionRunner(execution, self._runners, plan, run_attempt=self._run_attempt, parks=parks)
+            self._background.spawn(self._own(execution, runner), execution_id)
+        return execution
+
+    def _must_park(self, task: Task) -> bool:
+        """Whether the token cannot be used now, and the task is ready to wait for another."""
+        try:
+            self._runners.gate.require(task.model)
+        except (TokenUnusable, TokenUnpaid, TokenLimited):
+            if not task.park_seconds:
+                raise
+            return True
+        return False
+
+    async def _own(self, execution: Execution, runner: ExecutionRunner) -> None:
+        try:
+            await runner.run()
+        finally:
+            # Callers must get an answer, whatever has failed.
+            if execution.phase is not Phase.FINISHED:
+                execution.end(Verdict(Outcome.FAILED, ErrorClass.ERROR, ErrorClass.ERROR.sentence))
+            try:
+                execution.conclude(await asyncio.to_thread(self._stored_answer_to, execution))
+            finally:
+                if execution.answer is None:
+                    execution.conclude(self.archive.conclude_failed(execution.record))
+                self._retire(execution)
+
+    def _stored_answer_to(self, execution: Execution) -> Answer:
+        """Store the final record with its answer; return the answer."""
+        record, generation = execution.record, self._runners.gate.current
+        number = generation.number if generation else None
+        build = functools.partial(
+            answer_to, execution, log_limit_bytes=self._runners.settings.answer_log_limit, current_generation=number
+        )
+        answer = build()
+        if not self.archive.conclude(record, answer) and record.metadata.retained:
+            execution.writer.unretained()
+            answer = build()
+        return self.archive.shown(record, answer)
+
+    def _retire(self, execution: Execution) -> None:
+        self._live.pop(execution.execution_id, None)
+        self._runners.sessions.release(execution.execution_id)
+        record = execution.record
+        self.consecutive_failures = self.consecutive_failures + 1 if record.outcome is Outcome.FAILED else 0
+        execution.publish_end()
+        self._runners.slots.grant()
+        self.changed.notify()
+
+    # -- the end
+
+    def close(self) -> None:
+        """Admit no more executions; those that were admitted go on, unless the relay holds a request of theirs."""
+        self.draining = True
+        for execution in [one for one in self._live.values() if one.record.held]:
+            execution.request_stop(StopReason.SHUTDOWN)
+        self.changed.notify()
+
+    def open(self) -> None:
+        """Admit executions again, unless the supervisor is ending."""
+        if not self._is_ending:
+            self.draining = False
+            self.changed.notify()
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Close admission, wait *timeout_seconds* for the running, stop the rest politely, and wait for them."""
+        self._is_ending = True
+        self.close()
+        deadline = time.monotonic() + max(0.0, timeout_seconds - self._runners.settings.stop_grace)
+        while self._live and (left := deadline - time.monotonic()) > 0:
+            try:
+                await asyncio.wait_for(self.changed.wait(), left)
+            except TimeoutError:
+                break
+        self.stop_all(StopReason.SHUTDOWN)
+        while self._live:
+            await self.changed.wait()
+
+    def stop_all(self, reason: StopReason, *, at_once: bool = False) -> None:
+        """Ask every execution to end, politely or at once."""
+        for execution in list(self._live.values()):
+            execution.request_stop(reason, at_once=at_once)
+
+
+class Resumption:
+    """
+    Submit the tasks of interrupted executions again, as their callers would.
+
+    A task for which there is no usable token or no room yet is submitted again later. A task that its caller has posted
+    again in the meantime is left alone.
+    """
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._waiting: list[Task] = list(admission.archive.tasks.kept())
+
+    def __repr__(self) -> str:
+        return f"<Resumption waiting={len(self._waiting)}>"
+
+    def turn(self) -> None:
+        """Submit all tasks that can be admitted now."""
+        self._waiting = [task for task in self._waiting if not self._submit(task)]
+
+    async def run(self) -> None:
+        """Submit again and again until every task is settled."""
+        while self._waiting:
+            changed = self._admission.changed.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed, RESUME_SECONDS)
+            self.turn()
+
+    def _submit(self, task: Task) -> bool:
+        """Submit one task if it is still interrupted; return whether it is done with."""
+        known, archive = {"execution_id": task.execution_id}, self._admission.archive
+        try:
+            if task.execution_id is None or not archive.is_interrupted(task.execution_id):
+                return True
+            self._admission.submit(archive.prepare(task, []))
+        except (AdmissionError, StoreUnavailable) as error:
+            log.debug("not resumed yet: %s", error, extra=known)
+            return False
+        except AgentRuntimeError as error:
+            log.warning("not resumed: %s", error, extra=known)
+        return True
