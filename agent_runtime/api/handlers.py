@@ -217,7 +217,7 @@ async def get_execution(api: Api, request: Request) -> Response:
     return respond(shown(record, prompts=api.settings.show_prompts))
 
 
-async def get_status(api: Api, request: Request) -> bodies.ExecutionStatus:
+async def get_execution_status(api: Api, request: Request) -> bodies.ExecutionStatus:
     """Show whether an execution runs and how it ended."""
     record = api.supervisor.record(request.path_params["id"])
     return bodies.ExecutionStatus(
@@ -233,7 +233,7 @@ async def get_status(api: Api, request: Request) -> bodies.ExecutionStatus:
     )
 
 
-async def get_result(api: Api, request: Request) -> Response:
+async def get_execution_result(api: Api, request: Request) -> Response:
     """Return the answer that the first caller got, or would have got; 202 while there is none yet."""
     execution_id = request.path_params["id"]
     stored = api.supervisor.result(execution_id)
@@ -259,13 +259,13 @@ def _drain_state(api: Api) -> bodies.DrainState:
     return bodies.DrainState(draining=state.draining, unfinished=len(state.running) + len(state.pending_ids))
 
 
-async def terminate(api: Api, request: Request) -> bodies.Termination:
+async def terminate_execution(api: Api, request: Request) -> bodies.Termination:
     """Cancel an execution; answers when nothing of it is left."""
     status, record = await api.supervisor.terminate(request.path_params["id"])
     return bodies.Termination(status=status, execution_id=record.execution_id, returncode=_returncode(record))
 
 
-async def stream(api: Api, request: Request) -> Response:
+async def stream_execution(api: Api, request: Request) -> Response:
     """Send the transcript as events."""
     after, partial = streams.position_of(request), streams.wants_partial(request)
     view = api.supervisor.view(request.path_params["id"])
@@ -273,7 +273,7 @@ async def stream(api: Api, request: Request) -> Response:
     return api.streams.response(request, events, api.access)
 
 
-async def events(api: Api, request: Request) -> Response:
+async def stream_events(api: Api, request: Request) -> Response:
     """Send the events of the token and of executions."""
     return event_stream(api.supervisor.events, request, api.streams, api.access)
 
@@ -312,12 +312,12 @@ async def reload_token(api: Api, request: Request) -> bodies.Reloaded:
     return bodies.Reloaded(status="success", reloaded=reloaded, generation=number, state=state.token)
 
 
-async def livez(api: Api, request: Request) -> bodies.Alive:
+async def is_alive(api: Api, request: Request) -> bodies.Alive:
     """Answer, as a sign that the process lives, and nothing else."""
     return bodies.Alive(status="ok")
 
 
-async def readyz(api: Api, request: Request) -> Response:
+async def is_ready(api: Api, request: Request) -> Response:
     """Show whether a task sent now would be turned away for lack of a token or the CLI, or because of a drain."""
     ignored = request.query_params.getlist("ignore")
     if not set(ignored) <= {"token"}:
@@ -328,7 +328,7 @@ async def readyz(api: Api, request: Request) -> Response:
     return respond(bodies.Unready(status="unready", reason=unready.reason, detail=unready.detail), 503)
 
 
-async def health(api: Api, request: Request) -> bodies.Health | bodies.HealthInBrief:
+async def get_health(api: Api, request: Request) -> bodies.Health | bodies.HealthInBrief:
     """Show one page of everything; without the access key only whether all is well."""
     allowed = api.access.allows(request)
     state = api.supervisor.state
@@ -340,12 +340,17 @@ async def health(api: Api, request: Request) -> bodies.Health | bodies.HealthInB
     return await report(state, reasons, api.connections, api.streams)
 
 
-async def metrics(api: Api, request: Request) -> Response:
+async def get_api_health(api: Api, request: Request) -> bodies.Health | bodies.HealthInBrief:
+    """Show one page of everything, as `/health` does."""
+    return await get_health(api, request)
+
+
+async def get_metrics(api: Api, request: Request) -> Response:
     """Write the metrics for Prometheus."""
     return api.metrics.response(request.headers.get("accept", ""))
 
 
-async def page(api: Api, request: Request) -> Response:
+async def get_page(api: Api, request: Request) -> Response:
     """Show executions and token in a browser; the page itself holds no data and asks for the access key."""
     return page_response(is_on=api.settings.page)
 

@@ -27,13 +27,12 @@ if TYPE_CHECKING:
 EXECUTION_ERRORS = tuple(error for error in ErrorClass if error.ends_execution)
 """How an execution can fail."""
 
-_OF_A_RECORD = (ErrorClass.NOT_FOUND, ErrorClass.STORAGE)
 _STREAM_MORE = (
     "A comment comes at least every 15 seconds. A slow reader costs nothing: a `gap` names the events it missed."
 )
 
 
-async def openapi(api: Api, request: Request) -> Response:
+async def get_openapi(api: Api, request: Request) -> Response:
     """Describe all of this."""
     settings = api.supervisor.settings
     text = await asyncio.to_thread(_description, settings.access_header, api.access.required, settings.strict)
@@ -52,15 +51,10 @@ ROUTES: tuple[Operation, ...] = (
         "POST",
         "/api/task",
         handlers.post_task,
-        "postTask",
         "executions",
-        answers={200: (Success,), 202: (bodies.Accepted,)},
-        errors=(
-            *EXECUTION_ERRORS,
-            ErrorClass.DRAINING,
-            ErrorClass.CONFLICT,
-            ErrorClass.STORAGE,
-        ),
+        Success,
+        {202: bodies.Accepted},
+        errors=(*EXECUTION_ERRORS, ErrorClass.DRAINING, ErrorClass.CONFLICT, ErrorClass.STORAGE),
         parameters=("Prefer", "traceparent", "tracestate"),
         body=Task,
         more=(
@@ -78,9 +72,8 @@ ROUTES: tuple[Operation, ...] = (
         "GET",
         "/api/executions",
         handlers.list_executions,
-        "listExecutions",
         "executions",
-        answers={200: (bodies.ExecutionPage,)},
+        bodies.ExecutionPage,
         errors=(ErrorClass.STORAGE,),
         parameters=("state", "outcome", "label.NAME", "limit", "cursor"),
     ),
@@ -88,58 +81,31 @@ ROUTES: tuple[Operation, ...] = (
         "GET",
         "/api/usage",
         handlers.get_usage,
-        "getUsage",
         "executions",
-        answers={200: (bodies.UsageReport,)},
+        bodies.UsageReport,
         errors=(ErrorClass.STORAGE,),
         parameters=("since", "by"),
         more="What an attempt has used while it had a token counts for the subscription that came with it. "
         "`AGENT_RUNTIME_RETAIN_AGE` and `AGENT_RUNTIME_RETAIN_BYTES` say for how long.",
     ),
+    Operation("GET", "/api/executions/running", handlers.list_running, "executions", bodies.RunningExecutions),
+    Operation("GET", "/api/executions/{id}", handlers.get_execution, "executions", ExecutionRecord),
     Operation(
-        "GET",
-        "/api/executions/running",
-        handlers.list_running,
-        "listRunning",
-        "executions",
-        answers={200: (bodies.RunningExecutions,)},
-    ),
-    Operation(
-        "GET",
-        "/api/executions/{id}",
-        handlers.get_execution,
-        "getExecution",
-        "executions",
-        answers={200: (ExecutionRecord,)},
-        errors=_OF_A_RECORD,
-        parameters=("id",),
-    ),
-    Operation(
-        "GET",
-        "/api/executions/{id}/status",
-        handlers.get_status,
-        "getExecutionStatus",
-        "executions",
-        answers={200: (bodies.ExecutionStatus,)},
-        errors=_OF_A_RECORD,
-        parameters=("id",),
+        "GET", "/api/executions/{id}/status", handlers.get_execution_status, "executions", bodies.ExecutionStatus
     ),
     Operation(
         "GET",
         "/api/executions/{id}/result",
-        handlers.get_result,
-        "getExecutionResult",
+        handlers.get_execution_result,
         "executions",
-        answers={200: (KeptResult,), 202: (bodies.Accepted,)},
-        errors=_OF_A_RECORD,
-        parameters=("id",),
+        KeptResult,
+        {202: bodies.Accepted},
         more="Where the execution is known and its answer is not kept, `code` is `no_retained_result`.",
     ),
     Operation(
         "GET",
         "/api/executions/{id}/stream",
-        handlers.stream,
-        "streamExecution",
+        handlers.stream_execution,
         "executions",
         events={
             "state": bodies.StreamState,
@@ -148,105 +114,58 @@ ROUTES: tuple[Operation, ...] = (
             "gap": bodies.StreamGap,
             "end": bodies.StreamEnd,
         },
-        errors=_OF_A_RECORD,
-        parameters=("id", "Last-Event-ID", "last_event_id", "partial"),
+        parameters=("Last-Event-ID", "last_event_id", "partial"),
         more=(
             "`message` is one frame of the CLI; its `id` is the number of its line, from 1. `partial` has no id: it is "
             f"text that the model is writing, sent to the streams that are open then, and kept nowhere. {_STREAM_MORE}"
         ),
     ),
-    Operation(
-        "POST",
-        "/api/executions/{id}/terminate",
-        handlers.terminate,
-        "terminateExecution",
-        "executions",
-        answers={200: (bodies.Termination,)},
-        errors=_OF_A_RECORD,
-        parameters=("id",),
-    ),
+    Operation("POST", "/api/executions/{id}/terminate", handlers.terminate_execution, "executions", bodies.Termination),
     Operation(
         "GET",
         "/api/events",
-        handlers.events,
-        "streamEvents",
+        handlers.stream_events,
         "supervisor",
         events={"*": Event, "gap": bodies.StreamGap, "end": bodies.EventsEnd},
         parameters=("Last-Event-ID", "last_event_id"),
         more=f"The name of an event is its `type`. {_STREAM_MORE}",
     ),
-    Operation("GET", "/api/token", handlers.get_token, "getToken", "token", answers={200: (bodies.TokenReport,)}),
+    Operation("GET", "/api/token", handlers.get_token, "token", bodies.TokenReport),
     Operation(
         "POST",
         "/api/credentials/reload-token",
         handlers.reload_token,
-        "reloadToken",
         "token",
-        answers={200: (bodies.Reloaded,)},
+        bodies.Reloaded,
         errors=(ErrorClass.NOT_WRITABLE,),
         body=bodies.NewToken,
         body_required=False,
         more="A refused or blocked token is tried at once; a limit, and that the account cannot pay, are forgotten.",
     ),
-    Operation(
-        "POST", "/api/drain", handlers.start_drain, "startDrain", "supervisor", answers={200: (bodies.DrainState,)}
-    ),
-    Operation(
-        "DELETE",
-        "/api/drain",
-        handlers.call_off_drain,
-        "callOffDrain",
-        "supervisor",
-        answers={200: (bodies.DrainState,)},
-    ),
-    Operation("GET", "/livez", handlers.livez, "isAlive", "supervisor", open=True, answers={200: (bodies.Alive,)}),
+    Operation("POST", "/api/drain", handlers.start_drain, "supervisor", bodies.DrainState),
+    Operation("DELETE", "/api/drain", handlers.call_off_drain, "supervisor", bodies.DrainState),
+    Operation("GET", "/livez", handlers.is_alive, "supervisor", bodies.Alive, open=True),
     Operation(
         "GET",
         "/readyz",
-        handlers.readyz,
-        "isReady",
+        handlers.is_ready,
         "supervisor",
-        open=True,
+        bodies.Ready,
+        {503: bodies.Unready},
         parameters=("ignore",),
-        answers={200: (bodies.Ready,), 503: (bodies.Unready,)},
-    ),
-    Operation(
-        "GET",
-        "/health",
-        handlers.health,
-        "getHealth",
-        "supervisor",
         open=True,
-        answers={200: (bodies.Health, bodies.HealthInBrief)},
+    ),
+    Operation("GET", "/health", handlers.get_health, "supervisor", bodies.Health | bodies.HealthInBrief, open=True),
+    Operation(
+        "GET", "/api/health", handlers.get_api_health, "supervisor", bodies.Health | bodies.HealthInBrief, open=True
     ),
     Operation(
-        "GET",
-        "/api/health",
-        handlers.health,
-        "getApiHealth",
-        "supervisor",
-        open=True,
-        answers={200: (bodies.Health, bodies.HealthInBrief)},
+        "GET", "/metrics", handlers.get_metrics, "supervisor", text=("text/plain", "application/openmetrics-text")
     ),
     Operation(
-        "GET",
-        "/metrics",
-        handlers.metrics,
-        "getMetrics",
-        "supervisor",
-        text=("text/plain", "application/openmetrics-text"),
+        "GET", "/", handlers.get_page, "supervisor", text=("text/html",), errors=(ErrorClass.NOT_FOUND,), open=True
     ),
-    Operation(
-        "GET",
-        "/",
-        handlers.page,
-        "getPage",
-        "supervisor",
-        open=True,
-        text=("text/html",),
-        errors=(ErrorClass.NOT_FOUND,),
-    ),
-    Operation("GET", "/openapi.json", openapi, "getOpenapi", "supervisor", answers={200: (dict,)}),
+    Operation("GET", "/openapi.json", get_openapi, "supervisor", dict),
 )
 
 OPEN_PATHS = frozenset(route.path for route in ROUTES if route.open)

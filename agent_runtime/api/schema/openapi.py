@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from http import HTTPStatus
@@ -11,33 +12,20 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agent_runtime import __version__
-from agent_runtime.api.schema import bodies
 from agent_runtime.api.schema.json_schema import pointer, schemas
-from agent_runtime.api.schema.operations import PARAMETERS, TAGS
+from agent_runtime.api.schema.operations import DOCUMENT
 from agent_runtime.errors import UNREADABLE_STATUS, ErrorClass
 from agent_runtime.model.problem import MEDIA_TYPE, Problem, problem
-from agent_runtime.telemetry.events import POSTED, Event
+from agent_runtime.telemetry.events import POSTED
 from agent_runtime.telemetry.webhook import SIGNATURE_HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection
 
     from agent_runtime.api.schema.operations import Operation
 
-OPENAPI_VERSION = "3.1.1"
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
-
-DESCRIPTION = """\
-The supervisor in an agent's container: it runs Claude Code executions in parallel slots, reads the token from a mounted
-file, and ends an execution early when its token is refused.
-
-Every answer that is no success is `application/problem+json` (RFC 9457) with an `error_class`. 429 and 503 are kept for
-what another token can cure: a full queue is a 409. An unknown path is a 404 `not_found`, a method that a path does not
-take a 405 `method`; `HEAD` is taken wherever `GET` is.
-
-Server-sent events are described by `x-server-sent-events`: the schema of what stands in `data`, by the event's name;
-`*` is any other name."""
 
 _ALWAYS = (ErrorClass.INVALID_REQUEST, ErrorClass.TOO_LARGE, ErrorClass.ERROR)
 """
@@ -47,26 +35,23 @@ Errors of every route: what is no HTTP, or came from a web page where there is n
 _WITH_KEY = (ErrorClass.ACCESS, ErrorClass.BUSY)
 """Errors of every route that needs the key; the second where all connections are taken."""
 
+_OF_A_RECORD = (ErrorClass.NOT_FOUND, ErrorClass.STORAGE)
+"""Errors of every route about an execution."""
+
+KEY_SHOWS_MORE = {"getHealth", "getApiHealth"}
+"""Open operations that answer with more where the access key is sent."""
+
 _COME_BACK = {409, 429, 502, 503}
 """Statuses that may say when it is worth asking again."""
 
-
-_EVENT = {
-    "type": "object",
-    "description": "One event.",
-    "properties": {
-        "event": {"type": "string"},
-        "id": {"type": "string", "pattern": "^[0-9]+$"},
-        "data": {"type": "string", "contentMediaType": JSON},
-    },
-    "required": ["event", "data"],
-}
 
 EXAMPLES: dict[str, Any] = json.loads(Path(__file__).with_name("examples.json").read_bytes())
 """A task, an event, and by operation: answers by status and name, and streams. A test holds each to its schema."""
 
 
-def build(rows: Iterable[Operation], *, access_header: str, key_required: bool, strict: bool = True) -> dict[str, Any]:
+def build(
+    rows: Collection[Operation], *, access_header: str, key_required: bool, strict: bool = True
+) -> dict[str, Any]:
     """
     Build the document.
 
@@ -74,38 +59,21 @@ def build(rows: Iterable[Operation], *, access_header: str, key_required: bool, 
         key_required: False: the access key may be sent and is ignored.
         strict: A request may have no fields that are not known.
     """
-    rows = tuple(rows)
-    paths: dict[str, dict[str, Any]] = {}
+    document = copy.deepcopy(DOCUMENT)
+    document["info"]["version"] = __version__
+    keys: list[dict[str, list[str]]] = [{"bearer": []}, {"header": []}]
+    document["security"] = keys if key_required else [{}, *keys]
+    components, hook = document["components"], document["webhooks"]["event"]["post"]
+    components["schemas"] |= schemas(rows, strict=strict)
+    components["securitySchemes"]["header"]["name"] = access_header
+    names = ", ".join(f"`{name}`" for name in sorted(POSTED))
+    hook["description"] = f"Of {names}; again until it is taken or given up."
+    hook["parameters"][0]["name"] = SIGNATURE_HEADER
+    hook["requestBody"]["content"][JSON]["examples"] = {"refused": {"value": EXAMPLES["webhook"]}}
+    document["paths"] = paths = dict[str, dict[str, Any]]()
     for row in rows:
         paths.setdefault(row.path, {})[row.method.lower()] = _operation(row)
-    keys: list[dict[str, list[str]]] = [{"bearer": []}, {"header": []}]
-    return {
-        "openapi": OPENAPI_VERSION,
-        "info": {"title": "agent_runtime", "version": __version__, "description": DESCRIPTION},
-        "servers": [{"url": "/", "description": "This supervisor."}],
-        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
-        "security": keys if key_required else [{}, *keys],
-        "paths": paths,
-        "webhooks": {"event": {"post": _webhook()}},
-        "components": {
-            "schemas": schemas(rows, strict=strict),
-            "parameters": PARAMETERS,
-            "headers": {
-                "Retry-After": {
-                    "description": "In how many seconds it is worth asking again, where that is known.",
-                    "schema": {"type": "integer", "minimum": 0},
-                },
-                "Preference-Applied": {
-                    "description": "What `Prefer` asked for and is heeded (RFC 7240).",
-                    "schema": {"type": "string"},
-                },
-            },
-            "securitySchemes": {
-                "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`."},
-                "header": {"type": "apiKey", "in": "header", "name": access_header, "description": "The key alone."},
-            },
-        },
-    }
+    return document
 
 
 def _operation(operation: Operation) -> dict[str, Any]:
@@ -118,9 +86,9 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if text := " ".join(part for part in (more, operation.more) if part):
         described["description"] = text
     if operation.open:
-        described["security"] = [{}, {"bearer": []}, {"header": []}] if bodies.Health in _types(operation) else []
-    if operation.parameters:
-        described["parameters"] = [{"$ref": f"#/components/parameters/{name}"} for name in operation.parameters]
+        described["security"] = [{}, {"bearer": []}, {"header": []}] if operation.id in KEY_SHOWS_MORE else []
+    if names := (*(("id",) if operation.is_about_one else ()), *operation.parameters):
+        described["parameters"] = [{"$ref": f"#/components/parameters/{name}"} for name in names]
     if operation.body is not None:
         content: dict[str, Any] = {"schema": pointer(operation.body)}
         if operation.id == "postTask":
@@ -128,10 +96,6 @@ def _operation(operation: Operation) -> dict[str, Any]:
         described["requestBody"] = {"required": operation.body_required, "content": {JSON: content}}
     described["responses"] = _responses(operation)
     return described
-
-
-def _types(operation: Operation) -> set[type]:
-    return {kind for kinds in operation.answers.values() for kind in kinds}
 
 
 def _responses(operation: Operation) -> dict[str, Any]:
@@ -145,7 +109,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
             "description": "The text.",
             "content": {kind: {"schema": {"type": "string"}} for kind in operation.text},
         }
-    errors = dict.fromkeys((*operation.errors, *_ALWAYS, *(() if operation.open else _WITH_KEY)))
+    of_path = _OF_A_RECORD if operation.is_about_one else ()
+    errors = dict.fromkeys((*of_path, *operation.errors, *_ALWAYS, *(() if operation.open else _WITH_KEY)))
     statuses = {error: error.status for error in errors}
     if ErrorClass.STORAGE in errors and operation.id != "postTask":
         statuses[ErrorClass.STORAGE] = UNREADABLE_STATUS
@@ -161,12 +126,8 @@ def _answer(operation: Operation, status: int, kinds: tuple[type, ...]) -> dict[
         content["examples"] = {name: {"value": value} for name, value in examples.items()}
     described: dict[str, Any] = {"description": HTTPStatus(status).phrase, "content": {JSON: content}}
     if operation.id == "postTask":
-        described["headers"] = {"Preference-Applied": {"$ref": "#/components/headers/Preference-Applied"}}
-        if status == HTTPStatus.ACCEPTED:
-            described["headers"]["Location"] = {
-                "description": "The path of its record.",
-                "schema": {"type": "string", "format": "uri-reference"},
-            }
+        names = ["Preference-Applied", *(["Location"] if status == HTTPStatus.ACCEPTED else [])]
+        described["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
     return described
 
 
@@ -176,7 +137,7 @@ def _stream(operation: Operation) -> dict[str, Any]:
         "description": "Server-sent events, up to one named `end`.",
         "content": {
             EVENT_STREAM: {
-                "schema": _EVENT,
+                "schema": {"$ref": "#/components/schemas/StreamedEvent"},
                 "x-server-sent-events": data,
                 "example": EXAMPLES["streams"][operation.id],
             }
@@ -219,26 +180,3 @@ def _example(error: ErrorClass, status: int) -> Any:
             status=status,
         )
     )
-
-
-def _webhook() -> dict[str, Any]:
-    return {
-        "operationId": "postEvent",
-        "tags": ["supervisor"],
-        "summary": "What is posted to `AGENT_RUNTIME_EVENTS_URL`",
-        "description": f"Of {', '.join(f'`{name}`' for name in sorted(POSTED))}; again until it is taken or given up.",
-        "security": [],
-        "parameters": [
-            {
-                "name": SIGNATURE_HEADER,
-                "in": "header",
-                "description": "`sha256=` and the HMAC-SHA-256 of the body with the access key, where there is one.",
-                "schema": {"type": "string", "pattern": "^sha256=[0-9a-f]{64}$"},
-            }
-        ],
-        "requestBody": {
-            "required": True,
-            "content": {JSON: {"schema": pointer(Event), "examples": {"refused": {"value": EXAMPLES["webhook"]}}}},
-        },
-        "responses": {"2XX": {"description": "Taken."}, "default": {"description": "Posted again later."}},
-    }
