@@ -61,12 +61,14 @@ class Relayed(Protocol):
     A child that has no token, as the relay knows it.
 
     Attributes:
+        pid: The process of the CLI; None: it has not started.
         on_hold: Called in the relay's thread with each request that is held; None: none is.
         on_release: Called when it is held no longer.
         on_silence: Called when the API did not begin to answer a message in time.
         served: The generation of the last request for a message that the API has fulfilled.
     """
 
+    pid: int | None
     served: Generation
     on_hold: Callable[[HeldRequest], None] | None
     on_release: Callable[[HeldRequest], None]

@@ -173,6 +173,8 @@ class Attempt:
         except NotSpawned as error:
             refused = not_entered(self._spec.task) if error.reason is SpawnReason.NO_DIRECTORY else None
             raise refused or error from None
+        if relayed is not None:
+            relayed.pid = child.pid
         self._started_at = child.started_at
         delivered = self._launch.delivered
         if delivered is not None:

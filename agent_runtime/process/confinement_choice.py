@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
+import stat
 import sys
 import time
 from pathlib import Path
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.process.spawn import Spawner
+    from agent_runtime.process.users import User
     from agent_runtime.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,9 @@ ITEMS = (
 )
 """What a child tries to reach."""
 
+_WHERE_AGENTS_WORK = ("/tmp", "/var/tmp", "/dev/shm", "~")  # noqa: S108 - only looked at
+
+_PIDFD_GETFD = 438  # the same on every architecture
 _FOUND = 128
 _HUNT = f"""
 import ctypes, os, sys
@@ -53,11 +59,17 @@ def opened(path):
     if path:
         os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
     return path
+def copied():
+    ours = (ctypes.c_size_t * 2)(ctypes.addressof(ctypes.create_string_buffer(8)), 8)
+    one = ctypes.c_ulong(1)
+    got = libc.process_vm_readv(pid, ours, one, (ctypes.c_size_t * 2)(4096, 8), one, ctypes.c_ulong(0))
+    return got > 0 or ctypes.get_errno() == {errno.EFAULT}  # there is nothing at that place
 def traced():
-    return libc.ptrace(0x4206, pid, ctypes.c_void_p(0), ctypes.c_void_p(0)) == 0  # PTRACE_SEIZE stops nothing
+    seized = libc.ptrace(0x4206, pid, ctypes.c_void_p(0), ctypes.c_void_p(0)) == 0  # PTRACE_SEIZE stops nothing
+    return seized or libc.syscall({_PIDFD_GETFD}, os.pidfd_open(pid), 0, 0) >= 0
 tries = (
     lambda: opened(secret), lambda: opened(kept), lambda: opened(key), lambda: opened(f"/proc/{{pid}}/environ"),
-    lambda: opened(f"/proc/{{pid}}/mem"), traced, lambda: os.kill(pid, 0) is None,
+    lambda: copied() or opened(f"/proc/{{pid}}/mem"), traced, lambda: os.kill(pid, 0) is None,
 )
 code = {_FOUND}
 for place, reached in enumerate(tries):
@@ -68,6 +80,8 @@ for place, reached in enumerate(tries):
 os._exit(code)
 """
 _HUNT_SECONDS = 10.0
+_PYTHONS = (sys.executable, "/usr/bin/python3")
+"""The second one for another user, who may not be let into the directory of the first, as that of root is."""
 
 
 def choose(spawner: Spawner, settings: Settings, data_dir: Path, next_mark: Callable[[], str]) -> Confinement:
@@ -96,6 +110,7 @@ def choose(spawner: Spawner, settings: Settings, data_dir: Path, next_mark: Call
             continue
         failed = [item for item, is_open in reached.items() if is_open and item != SIGNALS]
         if not failed:
+            _warn(candidate, settings)
             return replace(candidate, reached=reached)
         lacking[mode] = f"a child that tried could reach: {', '.join(failed)}"
     if asked == AUTO:
@@ -114,23 +129,27 @@ def hunt(
         SpawnFailed: It could not be run.
     """
     paths = (settings.token_file, data_dir / LOCK_NAME, settings.access_key_file or "")
-    argv = (os.path.realpath(sys.executable), "-I", "-S", "-c", _HUNT, str(os.getpid()), *map(str, paths))
-    user = settings.child_user
-    command = Command(argv=argv, env={}, cwd=Path("/"), mark=next_mark(), user=user, confinement=confinement)
-    try:
-        child = spawner.spawn(command)
-    except SpawnFailed as error:
-        raise SpawnFailed(f"a child to try it could not be started: {error}") from None
-    try:
-        select.select([child.pidfd], [], [], _HUNT_SECONDS)
-        ended = child.poll()
-        child.sweep(time.monotonic() + _HUNT_SECONDS)
-    finally:
-        child.close()
-    if ended is None or ended.code is None or ended.code < _FOUND:
-        raise SpawnFailed("a child to try it did not work")
-    missing = {item for item, path in zip(ITEMS, paths, strict=False) if not os.path.lexists(path)}
-    return {item: bool(ended.code >> place & 1) for place, item in enumerate(ITEMS) if item not in missing}
+    problem = ""
+    for python in map(os.path.realpath, _PYTHONS):
+        argv = (python, "-I", "-S", "-c", _HUNT, str(os.getpid()), *map(str, paths))
+        user = settings.child_user
+        command = Command(argv=argv, env={}, cwd=Path("/"), mark=next_mark(), user=user, confinement=confinement)
+        try:
+            child = spawner.spawn(command)
+        except SpawnFailed as error:
+            problem = problem or f"a child to try it, {python}, could not be started: {error}"
+            continue
+        try:
+            select.select([child.pidfd], [], [], _HUNT_SECONDS)
+            ended = child.poll()
+            child.sweep(time.monotonic() + _HUNT_SECONDS)
+        finally:
+            child.close()
+        if ended is not None and ended.code is not None and ended.code >= _FOUND:
+            missing = {item for item, path in zip(ITEMS, paths, strict=False) if not os.path.lexists(path)}
+            return {item: bool(ended.code >> place & 1) for place, item in enumerate(ITEMS) if item not in missing}
+        problem = problem or f"a child to try it, {python}, did not work"
+    raise SpawnFailed(problem)
 
 
 def _closed(settings: Settings, data_dir: Path) -> tuple[Path, ...]:
@@ -143,6 +162,35 @@ def _closed(settings: Settings, data_dir: Path) -> tuple[Path, ...]:
 
 def _open(settings: Settings) -> tuple[Path, ...]:
     return tuple(Path(os.path.realpath(path)) for path in (settings.workspace, settings.config_dir))
+
+
+def _warn(candidate: Confinement, settings: Settings) -> None:
+    """Warn of places that lie where agents work: what they lose there, or what they can do to such a place."""
+    for closed in candidate.closed:
+        on_the_way = (closed, *closed.parents)
+        if candidate.mode is Mode.LANDLOCK:
+            for name in _WHERE_AGENTS_WORK:
+                place = Path(os.path.realpath(os.path.expanduser(name)))  # noqa: PTH111 - that one raises
+                if place in on_the_way:
+                    log.warning("agents can make no file in %s, because %s lies in it: move that", place, closed)
+        elif (user := other_user(settings.child_user)) is not None:
+            for place in on_the_way:
+                if _may_replace_in(place, user):
+                    log.warning("agents can put another %s in its place: they may write to %s", closed, place)
+
+
+def _may_replace_in(directory: Path, user: User) -> bool:
+    """Whether a user may rename what others have in a directory."""
+    try:
+        found = directory.stat()
+    except OSError:
+        return False
+    if found.st_uid == user.uid:
+        return True
+    is_writable = found.st_mode & stat.S_IWOTH or (
+        found.st_mode & stat.S_IWGRP and found.st_gid in (user.gid, *user.groups)
+    )
+    return bool(is_writable) and not found.st_mode & stat.S_ISVTX
 
 
 def _check(candidate: Confinement, settings: Settings) -> None:

@@ -33,6 +33,7 @@ class Identity:
         hold_seconds: How long its CLI waits for the first byte of an answer, at least.
 
     Attributes:
+        pid: The process of its CLI; None: it has not started.
         open_requests: How many are under way; only the relay's own thread changes it.
         on_hold: Called in the relay's thread with each request that is held; None: none is.
         on_release: Called when it is held no longer.
@@ -43,6 +44,7 @@ class Identity:
     def __init__(self, generation: Generation, hold_seconds: float) -> None:
         self.placeholder = PLACEHOLDER_PREFIX + secrets.token_hex(_PLACEHOLDER_BYTES)
         self.hold_seconds = hold_seconds
+        self.pid: int | None = None
         self.open_requests = 0
         self.served = generation
         self.on_hold: Callable[[HeldRequest], None] | None = None

@@ -25,6 +25,7 @@ from agent_runtime.delivery.private_files import write_shell_prefix
 from agent_runtime.delivery.reload_check import ReloadBehaviour
 from agent_runtime.errors import CannotStart
 from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE, TokenKind
+from agent_runtime.process.linux.proc import connects_from
 from agent_runtime.relay.exchange import Exchanges, own_answer
 from agent_runtime.relay.identities import Identities, Identity
 from agent_runtime.relay.requests import Budget, TooLarge, read_body, read_head
@@ -292,8 +293,8 @@ class Relay:
     async def _connection(self, wire: Wire, exchanges: Exchanges) -> None:
         """Answer the requests of one connection until either side ends it."""
         try:
-            uid = wire.peer_uid
-            if uid is not None and uid not in {os.geteuid(), self._owner[0] if self._owner else os.geteuid()}:
+            peer = wire.peer
+            if peer is not None and peer[1] not in {os.geteuid(), self._owner[0] if self._owner else os.geteuid()}:
                 self._note("stranger", None)
                 return
             while await self._one(wire, exchanges):
@@ -307,7 +308,7 @@ class Relay:
         """Answer one request; return whether another may follow."""
         task = asyncio.current_task()
         owner = self._connections.get(task) if task is not None else None
-        request = None
+        request = look = None
         try:
             async with asyncio.timeout(HEAD_SECONDS if owner is None else None):
                 request = await read_head(wire, "" if wire.is_unix else self._prefix, self._budget)
@@ -318,6 +319,7 @@ class Relay:
                 self._note("unknown", None)
                 return await _refuse(wire, request, 404, "not_found_error", "the relay does not know the sender")
             self._connections[task] = identity
+            look = asyncio.ensure_future(self._look_at_peer(identity, wire))
             await read_body(wire, request, is_kept=request.may_pass)
             if not request.may_pass:
                 self._note("not_passed", None)
@@ -334,6 +336,19 @@ class Relay:
         finally:
             if request is not None:
                 request.body.close()
+            if look is not None:
+                await look
+
+    async def _look_at_peer(self, identity: Identity, wire: Wire) -> None:
+        """Count a request that a tool has sent, and not the CLI; that is seen once for each connection."""
+        if wire.is_of_cli is None and identity.pid is not None:
+            peer = wire.peer
+            if peer is not None:
+                wire.is_of_cli = peer[0] == identity.pid
+            else:
+                wire.is_of_cli = await asyncio.to_thread(connects_from, identity.pid, wire.peer_port)
+        if wire.is_of_cli is False:
+            self._note("other_process", None)
 
     async def _watched(self, exchanges: Exchanges, request: Request, identity: Identity, wire: Wire) -> bool:
         """Answer a request until the child hangs up."""

@@ -52,6 +52,11 @@ HOP_BY_HOP = frozenset(
     }
 )
 _REPLACED = frozenset({"host", "content-length"})
+_OTHER_TARGETS = frozenset(
+    {"x-original-url", "x-rewrite-url"} | {f"x-{m}" for m in ("http-method", "http-method-override", "method-override")}
+)
+"""With these some gateways serve another path or method than the request's own, which is the one on the list."""
+
 _READABLE_CODINGS = frozenset({"gzip", "deflate", "identity"})
 _ACCEPTED = re.compile(r"[^,\s;]+")
 
@@ -209,6 +214,8 @@ async def read_body(wire: Wire, request: Request, *, is_kept: bool) -> None:
         TooLarge: It is longer than any the API takes.
         Gone: The child left in the middle of it.
     """
+    if int(request.header("content-length") or 0) > MOST_BODY_BYTES:
+        raise TooLarge
     parser = request.parser
     if parser.they_are_waiting_for_100_continue:
         informed = parser.send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
@@ -243,7 +250,7 @@ def headers_to_send(request: Request, host: str, token: Token) -> list[tuple[str
         if name.lower() == "connection"
         for word in value.split(",")
     }
-    dropped = _CREDENTIALS | HOP_BY_HOP | _REPLACED | named
+    dropped = _CREDENTIALS | HOP_BY_HOP | _REPLACED | _OTHER_TARGETS | named
     headers = [("Host", host)]
     for name, value in request.headers:
         plain = name.lower().replace("_", "-")

@@ -33,11 +33,13 @@ class Wire:
     Attributes:
         buffer: What was read and not used yet.
         is_used: A message was exchanged on it before: the other side may have closed it since.
+        is_of_cli: The CLI itself, none of its tools, is at the other end; None: not known.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.buffer = b""
         self.is_used = False
+        self.is_of_cli: bool | None = None
         self._reader = reader
         self._writer = writer
 
@@ -106,13 +108,19 @@ class Wire:
         return connection.family == socket.AF_UNIX
 
     @property
-    def peer_uid(self) -> int | None:
-        """The user at the other end of a Unix socket; None: it is none."""
+    def peer(self) -> tuple[int, int] | None:
+        """Process and user that have connected to a Unix socket; None: it is none."""
         if not self.is_unix:
             return None
         connection: socket.socket = self._writer.get_extra_info("socket")
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        return int(struct.unpack("3i", credentials)[1])
+        pid, uid, _ = struct.unpack("3i", credentials)
+        return pid, uid
+
+    @property
+    def peer_port(self) -> int:
+        """The port at the other end of a connection to ours."""
+        return int(self._writer.get_extra_info("peername")[1])
 
     async def finish(self) -> None:
         """Send the end of the stream, and read what the other side still sends."""

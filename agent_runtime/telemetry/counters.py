@@ -67,12 +67,13 @@ _TOKENS = ("input_tokens", "output_tokens", "cache_creation_tokens", "cache_read
 
 RELAY_OUTCOMES = (
     *("2xx", "3xx", "4xx", "5xx", "replayed", "held", "cut", "silent", "broken", "garbled", "unreachable"),
-    *("hung_up", "left", "unknown", "not_passed", "malformed", "stranger"),
+    *("hung_up", "left", "unknown", "not_passed", "malformed", "stranger", "other_process"),
 )
 """
 What can become of a request at the relay; it can be counted under more than one.
 
-``hung_up``, ``left``: by the child, in the middle; ``unknown``: of no running attempt; ``stranger``: another user's.
+``hung_up``, ``left``: by the child, in the middle; ``unknown``: of no running attempt; ``stranger``: another user's;
+``other_process``: by a tool with the identity of its CLI.
 """
 
 COUNTERS: dict[str, Counter] = {

@@ -21,8 +21,10 @@ from agent_runtime.process.linux import landlock, syscalls
 from agent_runtime.process.linux.landlock import Confinement, Mode, beside
 from agent_runtime.process.spawn import Command
 from agent_runtime.settings import Settings
+from agent_runtime.standins.messages_api import MessagesApi, serve
 from tests.support.another_user import NOBODY
 from tests.support.families import data_dir, descriptors, ended_at_last, exit_of, spawner
+from tests.support.hunted import assert_kept, hunted
 from tests.support.supervised import OLD, SCRIPTED, supervised
 
 if TYPE_CHECKING:
@@ -241,6 +243,21 @@ def test_too_much_beside_the_ways_is_an_error_that_says_so(home: Path, monkeypat
         said_by("true", home, confinement)
 
 
+@needs_landlock
+def test_what_agents_lose_where_they_work_is_warned_of(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", "/")
+    chosen(home)
+    own = [text for text in caplog.messages if "agents can make no file in" in text]
+    monkeypatch.setenv("HOME", str(home))
+    caplog.clear()
+    chosen(home)
+
+    assert f"agents can make no file in {home}, because {home}/secret lies in it: move that" in caplog.messages
+    assert all(text.startswith("agents can make no file in /") for text in own)
+
+
 @pytest.mark.parametrize(
     ("confine", "lacks", "names"),
     [("landlock", True, "no Landlock"), ("user", False, "CHILD_USER"), ("landlock", False, "where an agent works")],
@@ -269,11 +286,7 @@ def test_auto_takes_what_there_is_else_nothing_with_a_warning(
 
 
 @needs_root
-def test_another_user_is_checked_by_trying(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    python = Path("/usr/bin/python3")
-    if not python.exists():
-        pytest.skip("no Python that every user may run")
-    monkeypatch.setattr(sys, "executable", str(python))
+def test_another_user_is_checked_by_trying(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     for path in (home, *home.parents):
         with contextlib.suppress(OSError):
             path.chmod(path.stat().st_mode | 0o011)
@@ -285,6 +298,13 @@ def test_another_user_is_checked_by_trying(monkeypatch: pytest.MonkeyPatch, home
     (home / "secret/token").chmod(0o600)
     found = chosen(home, "user", child_user=str(NOBODY))
     assert (found.mode, set(found.reached.values())) == (Mode.USER, {False})
+    assert "put another" not in caplog.text
+
+    (home / "secret").chmod(0o777)
+    os.chown(home / "data", NOBODY, NOBODY)
+    chosen(home, "user", child_user=str(NOBODY))
+    for name in ("secret", "data"):
+        assert f"agents can put another {home}/{name} in its place: they may write to {home}/{name}" in caplog.messages
 
 
 # -- a supervisor
@@ -308,21 +328,15 @@ def test_a_supervisor_that_is_not_root_confines_its_children_and_says_so() -> No
     assert shown["reached"] == dict.fromkeys(WITHOUT_KEY, False)
 
 
-@needs_landlock
-def test_an_execution_finishes_and_its_tools_find_no_token(tmp_path: Path) -> None:
-    found = tmp_path / "workspace/found"
-    hunt = f"cat {tmp_path}/secret/* {tmp_path}/data/* $(ls /proc/[0-9]*/environ) >>{found}; echo hunted >>{found}"
-    script = [{"do": "init"}, {"do": "tool", "command": hunt}, {"do": "result"}]
-    texts = {}
-    for mode in ("landlock", "off"):
-        environment = {"AGENT_RUNTIME_CONFINE": mode, "AGENT_RUNTIME_TOKEN_DELIVERY": "relay"}
-        with supervised(tmp_path, environment=environment) as run:
-            assert run.post({"script": script}).json()["status"] == "success"
-        texts[mode] = found.read_bytes()
-        found.unlink()
+@pytest.mark.parametrize(
+    "mode", [pytest.param("landlock", marks=needs_landlock), pytest.param("user", marks=needs_root), "env"]
+)
+def test_the_hunt_finds_no_token_and_the_same_hunt_without_confinement_and_relay_does(mode: str) -> None:
+    api = MessagesApi()
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as home, serve(api) as base_url:
+        hunt = hunted(Path(home), mode, api, environment={"ANTHROPIC_BASE_URL": base_url})
 
-    assert b"hunted" in texts["landlock"]
-    assert {mode: OLD.encode() in text for mode, text in texts.items()} == {"landlock": False, "off": True}
+    assert_kept(hunt, mode)
 
 
 @needs_landlock

@@ -2,68 +2,64 @@
 
 from __future__ import annotations
 
-import shutil
+import json
+import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from agent_runtime.process.linux import landlock
-from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
-from tests.support.supervised import OLD, eventually, supervised
+from agent_runtime.standins.messages_api import MessagesApi, serve
+from tests.support.hunted import assert_kept, hunted
 from tests.support.tls_api import tls_api
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+pytestmark = [pytest.mark.real_cli, pytest.mark.slow]
 
-    from tests.support.supervised import Supervised
-
-pytestmark = [
-    pytest.mark.real_cli,
-    pytest.mark.slow,
-    pytest.mark.skipif(landlock.version() < landlock.LEAST_ABI, reason="this kernel has no Landlock"),
+MODES = [
+    pytest.param(
+        "landlock",
+        marks=pytest.mark.skipif(landlock.version() < landlock.LEAST_ABI, reason="this kernel has no Landlock"),
+    ),
+    pytest.param("user", marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs root")),
+    pytest.param("env", marks=pytest.mark.newest_cli),
 ]
+WORK = "git init -q repo; echo made >$(mktemp -p .); node -e 'console.log(1+1)' >node; env >seen-by-tool"
+EVENTS = ("SessionStart", "UserPromptSubmit", "PreToolUse", "PostToolUse", "Stop", "SessionEnd")
 
 
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """Yield a directory that is not below /tmp, where a confined CLI could then make no files."""
-    path = Path(tempfile.mkdtemp(dir="/var/tmp"))
-    yield path
-    shutil.rmtree(path)
-
-
-@pytest.mark.parametrize("mode", ["landlock", "off"])
+@pytest.mark.every_cli
+@pytest.mark.parametrize("mode", MODES)
 def test_under_the_relay_the_hunt_of_a_tool_finds_no_token_and_the_same_hunt_without_does(
-    home: Path, claude: str, mode: str
+    claude: str, mode: str
 ) -> None:
-    hunt = (
-        f"for f in {home}/secret/* {home}/data/* {home}/data/run/*/* /proc/[0-9]*/environ "
-        f"/proc/[0-9]*/root/{home}/secret/*; "
-        "do cat $f >>found 2>/dev/null; done; git init -q repo; echo made >$(mktemp -p .); node -e 'console.log(1+1)' "
-        '>node; echo $CLAUDE_CONFIG_DIR >config; printf %s "$ANTHROPIC_BASE_URL" >base-url; true'
-    )
     api = MessagesApi()
-    api.script("hunt", Tool(command=hunt), Text(text="hunted"))
-    with serve(api) as base_url, tls_api(home / "tls", base_url) as tls:
-        own = {"AGENT_RUNTIME_TOKEN_DELIVERY": "relay", "AGENT_RUNTIME_CONFINE": mode, "ANTHROPIC_BASE_URL": ""}
-        with supervised(home, claude=claude, environment=own | tls.environ) as run:
-            way = eventually(lambda: _way_in(run), 90)
-            answer = run.post("[[script:hunt]] Hunt.").json()
-            shown = run.get("/health")["confinement"]
+    # Not below /tmp, where a confined CLI could then make no files.
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory, serve(api) as base_url:
+        home = Path(directory)
+        with tls_api(home / "tls", base_url) as tls:
+            environment = {"ANTHROPIC_BASE_URL": ""} | tls.environ
+            _plant(home / "workspace")
+            hunt = hunted(home, mode, api, claude=claude, environment=environment, more=WORK)
+        workspace = home / "workspace"
 
-    workspace = home / "workspace"
-    assert answer.get("response") == "hunted", answer
-    assert (OLD.encode() in (workspace / "found").read_bytes()) is (mode == "off")
-    assert b"relay-" in (workspace / "found").read_bytes(), "its own identity"
-    assert (workspace / "repo/.git/HEAD").exists()
-    assert (workspace / "node").read_text() == "2\n"
-    assert list((home / "config/projects").rglob("*.jsonl")), "the session can be resumed"
-    assert (workspace / "base-url").read_text() == "" or "relay's socket" not in way
-    assert (shown["mode"], any(shown["reached"].values())) == (mode, False)
+        assert_kept(hunt, mode)
+        assert (workspace / "repo/.git/HEAD").exists()
+        assert (workspace / "node").read_text() == "2\n"
+        assert list((home / "config/projects").rglob("*.jsonl")), "the session can be resumed"
+        seen = {path.name: path.read_text() for path in workspace.glob("seen-by-*")}
+        assert len(seen) > 1 + len(EVENTS) or Path(claude).resolve().suffix == ".js"
+        assert [name for name, text in seen.items() if "http://api.anthropic.com" in text] == [], "sent in clear"
 
 
-def _way_in(run: Supervised) -> str | None:
-    reason: str = run.get("/health")["delivery"]["reason"]
-    return None if "yet" in reason else reason
+def _plant(workspace: Path) -> None:
+    """Write a repository whose hooks and MCP server write down their environment."""
+    (workspace / ".claude").mkdir(parents=True)
+    hooks = {
+        event: [{"hooks": [{"type": "command", "command": f"env >>{workspace}/seen-by-{event}; true"}]}]
+        for event in EVENTS
+    }
+    settings = {"enableAllProjectMcpServers": True, "hooks": hooks, "env": {"CLAUDE_CODE_SHELL_PREFIX": ""}}
+    (workspace / ".claude/settings.json").write_text(json.dumps(settings))
+    server = {"command": "sh", "args": ["-c", f"env >>{workspace}/seen-by-mcp"]}
+    (workspace / ".mcp.json").write_text(json.dumps({"mcpServers": {"stdio": server}}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import os
 import re
 import socket
 import threading
@@ -61,14 +62,16 @@ def child(tmp_path: Path, api: RawApi) -> Iterator[Relayed]:
 
 def test_the_child_has_no_token_and_its_request_exactly_one(api: RawApi, child: Relayed) -> None:
     more = (
-        f"x-api-key: {child.placeholder}\r\nCookie: a=b\r\nPROXY-AUTHORIZATION: Basic eA==\r\nX_Api_Key: k\r\n" + BETA
+        f"x-api-key: {child.placeholder}\r\nCookie: a=b\r\nPROXY-AUTHORIZATION: Basic eA==\r\nX_Api_Key: k\r\n"
+        + BETA
+        + "X-Original-URL: /elsewhere\r\nx-http-method-override: PUT\r\n"
     )
     answer = child.ask(child.message(b'{"a": 1}', more))
 
     assert answer.endswith(b"ok")
     assert OLD not in str(child.delivered.variables)
     assert tokens_in(api.requests[0]) == [OLD]
-    assert b"x_api_key" not in api.requests[0].lower()
+    assert not any(name in api.requests[0].lower() for name in (b"x_api_key", b"x-original-url", b"method-override"))
     assert child.placeholder.encode() not in api.requests[0]
     assert api.requests[0].endswith(b'\r\n\r\n{"a": 1}')
     assert api.requests[0].startswith(b"POST /v1/messages HTTP/1.1\r\nHost: 127.0.0.1:")
@@ -234,7 +237,27 @@ def test_a_request_that_was_refused_is_followed_by_none(api: RawApi, child: Rela
     assert api.requests == []
 
 
+def test_a_request_of_another_process_than_the_cli_is_counted(api: RawApi, child: Relayed) -> None:
+    assert child.delivered.relayed is not None
+    for pid, expected in ((os.getpid(), 0), (os.getppid(), 2)):
+        child.delivered.relayed.pid = pid
+        with child.connect() as raw:
+            for _ in range(2):
+                raw.sendall(child.message())
+                assert read_answer(raw).endswith(b"ok")
+        eventually(lambda: child.notes["2xx"] == len(api.requests))
+        assert child.notes["other_process"] == expected
+
+
 # -- the body and the connection
+
+
+@pytest.mark.parametrize("more", ["", "Expect: 100-continue\r\n"])
+def test_a_body_that_says_to_be_too_long_is_refused_before_it_comes(api: RawApi, child: Relayed, more: str) -> None:
+    answer = child.ask(child.head() + f"{more}Content-Length: {64 * 1024 * 1024 + 1}\r\n\r\n".encode())
+
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert api.requests == []
 
 
 def test_a_large_body_in_chunks_arrives_as_it_was(api: RawApi, child: Relayed) -> None:

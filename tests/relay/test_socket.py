@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from agent_runtime.relay.relay import Relay
@@ -21,12 +23,18 @@ def test_requests_on_the_socket_reach_the_api_by_tls_through_a_proxy(
     monkeypatch.chdir(tmp_path)  # a short path
     api = RawApi(lambda talk, _request: talk.send(OK))
     with api.running() as url, tls_api(tmp_path / "tls", url) as tls:
-        secret = Secret()
+        secret, notes = Secret(), Counter[str]()
+
+        def note(outcome: str, _seconds: float | None) -> None:
+            notes[outcome] += 1
+
         environ = {"ANTHROPIC_BASE_URL": "http://api.anthropic.com", **tls.environ}
-        relay = Relay(environ, secret, directory=tmp_path, takes_socket=lambda: True)  # type: ignore[arg-type]  # it stands in for the file
+        relay = Relay(environ, secret, directory=tmp_path, takes_socket=lambda: True, note=note)  # type: ignore[arg-type]  # it stands in for the file
         relay.start()
         try:
-            variables = relay.deliver(secret.generation).variables
+            delivered = relay.deliver(secret.generation)
+            variables = delivered.variables
+            assert delivered.relayed is not None
             assert variables["ANTHROPIC_BASE_URL"] == "http://api.anthropic.com"
             head = f"Host: api.anthropic.com\r\nAuthorization: Bearer {variables['CLAUDE_CODE_OAUTH_TOKEN']}\r\n{BETA}"
             for place in ("", "http://api.anthropic.com", "http://api.anthropic.com:80"):
@@ -34,6 +42,7 @@ def test_requests_on_the_socket_reach_the_api_by_tls_through_a_proxy(
                     child.connect("relay.sock")
                     child.sendall(f"POST {place}/v1/messages HTTP/1.1\r\n{head}Content-Length: 2\r\n\r\n{{}}".encode())
                     assert read_answer(child).endswith(b"ok")
+                delivered.relayed.pid = os.getpid() if not place else os.getppid()
             with socket.socket(socket.AF_UNIX) as child:
                 child.connect("relay.sock")
                 child.sendall(f"POST http://elsewhere/v1/messages HTTP/1.1\r\n{head}\r\n".encode())
@@ -45,6 +54,7 @@ def test_requests_on_the_socket_reach_the_api_by_tls_through_a_proxy(
         assert all(b"\r\nHost: api.anthropic.com\r\n" in request for request in api.requests)
         assert len(tls.received) == 1, "one connection was kept"
         assert tls.in_clear == []
+        assert notes["other_process"] == 1
 
 
 def test_the_socket_is_used_only_where_that_was_shown_and_nothing_stands_against_it(tmp_path: Path) -> None:

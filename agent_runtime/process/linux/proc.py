@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
@@ -21,6 +22,7 @@ Identity: TypeAlias = tuple[int, int]
 
 _LIMIT_BYTES = 8 * 1024 * 1024  # the kernel's own limit for arguments and environment together is 6 MiB
 _CHUNK_BYTES = 128 * 1024
+_ESTABLISHED = b"01"
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -185,6 +187,25 @@ def shows_our_pids() -> bool:
         return os.readlink("/proc/self") == str(os.getpid())  # noqa: PTH115 - the target is no path to us
     except OSError:
         return False
+
+
+def connects_from(pid: int, port: int) -> bool | None:
+    """
+    Whether a process holds the end on this port of an open connection over 127.0.0.1; None: that cannot be seen.
+
+    Source: https://docs.kernel.org/networking/proc_net_tcp.html
+    """
+    place = b"%08X:%04X" % (int.from_bytes((127, 0, 0, 1), sys.byteorder), port)
+    lines = (line.split() for line in (_read("/proc/net/tcp") or b"").splitlines())
+    inode = next((line[9] for line in lines if line[1:4:2] == [place, _ESTABLISHED]), None)
+    if inode is None:
+        return None
+    try:
+        with os.scandir(f"/proc/{pid}/fd") as entries:
+            held = {os.readlink(entry.path) for entry in entries}  # noqa: PTH115 - as above
+    except OSError:
+        return None
+    return f"socket:[{inode.decode()}]" in held
 
 
 def _read(path: str) -> bytes | None:
