@@ -283,6 +283,13 @@ class SessionUnknown(Conflict):
 
     code = "session_unknown"
 
+    NAMED = "no conversation found under the id in resume_session_id; send the task without it to begin a new session"
+    """Where the task names it."""
+    OURS = (
+        "no conversation found in the session of this execution: the CLI has not kept it; send the same execution_id "
+        "again to begin anew"
+    )
+
 
 class NotWritable(RequestRefused):
     """The secret file cannot be written from inside this container."""

@@ -126,7 +126,7 @@ def _executions(state: SupervisorState) -> Iterator[Metric]:
     yield _single("queue_length", "New executions that wait for a slot.", state.queue_length)
     yield _single("queue_limit", "How many new executions may wait.", state.queue_limit)
     held = sum(execution.record.held for execution in state.running)
-    yield _single("executions_held_now", "Executions of which the relay holds a request.", held)
+    yield _single("executions_held_now", "Executions that are held: a request of theirs waits for a token.", held)
     yield _single("draining", "1 while admission is stopped by a drain.", state.draining)
     yield _single("ready", "1 while a task sent now would be let in, as /readyz says.", state.unready is None)
     yield _single(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
     from agent_runtime.claude.frames import Frame, Message, Partial, ReportedUsage, Usage
     from agent_runtime.claude.run_answer import Result
 
+REPEATS_REFUSALS_UP_TO = (2, 1, 114)
+"""
+Up to this version the CLI repeats a request that was answered 401 for three minutes, with pauses of up to 38 s.
+
+Source: measured with an OAuth token in its file, 181 s on 2.1.30 and 2.1.114; 2.1.197 and 2.1.332 give up after 2 s.
+"""
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _MOST_HOOKS = 100
 _MOST_MESSAGES = 256
 """How many messages may be under way at once, of the run's own and of its sub-agents."""
@@ -226,6 +235,12 @@ class UsageCounter:
         return self._names[model]
 
 
+def version_in(text: str | None) -> tuple[int, ...] | None:
+    """Return the numbers of the version that the CLI reports; None: it has another form."""
+    numbers = (text or "").split("-")[0].split(".")
+    return tuple(map(int, numbers)) if all(_NUMBER.fullmatch(number) for number in numbers) else None
+
+
 class RunStats:
     """
     The statistics of one attempt; it takes every frame in order, and its size does not grow with their number.
@@ -266,6 +281,12 @@ class RunStats:
     def has_progress(self) -> bool:
         """Whether a later attempt can build on this one: there is a frame of the model, or a finished tool call."""
         return self.model_frames > 0 or self.tool_results > 0
+
+    @property
+    def repeats_refusals(self) -> bool:
+        """Whether this version repeats a refused request for minutes before it gives up."""
+        version = version_in(self.cli_version)
+        return version is not None and version <= REPEATS_REFUSALS_UP_TO
 
     @property
     def result(self) -> Result | None:

@@ -44,7 +44,12 @@ log = logging.getLogger(__name__)
 
 
 class HeldRequest(Protocol):
-    """A request that waits for another token, or for a limit to end: see :class:`agent_runtime.relay.hold.Hold`."""
+    """
+    A request that waits for another token, or for a limit to end.
+
+    It waits at the relay (:class:`agent_runtime.relay.hold.Hold`), or the CLI repeats it by itself
+    (:class:`agent_runtime.execution.child_token.RepeatedRequest`).
+    """
 
     detection: Detection
     body: bytes

@@ -28,6 +28,7 @@ class HeldGenerations:
         self._held: list[tuple[Generation, float]] = [(delivered.generation, now)]
         self._waiting: Generation | None = None
         self._can_receive: Generation | None = None
+        self._repeats = False
 
     @property
     def newest(self) -> Generation:
@@ -46,6 +47,11 @@ class HeldGenerations:
         return self._delivered.known_reload_behaviour is not ReloadBehaviour.NEVER
 
     @property
+    def rereads(self) -> bool:
+        """Whether it is known that this child reads its token again while it runs."""
+        return self._delivered.known_reload_behaviour in {ReloadBehaviour.ON_REFUSAL, ReloadBehaviour.ON_REQUEST}
+
+    @property
     def is_suspect(self) -> bool:
         """Whether the child may have a newer generation than the one it is charged with, but that is unknown."""
         return self._delivered.known_reload_behaviour is None and self._can_receive is not None
@@ -59,8 +65,18 @@ class HeldGenerations:
                 return None
             if self._waiting is None or generation.number > self._waiting.number:
                 self._waiting = generation
-        # A CLI that reads again only after a refusal does not have it yet.
-        return None if self._delivered.known_reload_behaviour is ReloadBehaviour.ON_REFUSAL else self.reread(now)
+        # A CLI that reads again only after a refusal does not have it yet, unless it repeats a refused request.
+        is_later = self._delivered.known_reload_behaviour is ReloadBehaviour.ON_REFUSAL and not self._repeats
+        return None if is_later else self.reread(now)
+
+    def refused(self, now: float) -> Generation | None:
+        """Record that the child repeats a refused request from now on; return the newer generation that it finds."""
+        self._repeats = True
+        return self.reread(now)
+
+    def answered(self) -> None:
+        """Record that the model has answered, so no refused request is repeated."""
+        self._repeats = False
 
     def reread(self, now: float) -> Generation | None:
         """Record that the child reads its file again now; return the newer generation that it finds."""

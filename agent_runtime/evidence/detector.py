@@ -20,6 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from agent_runtime.claude.frames import SYNTHETIC_MODEL
+from agent_runtime.claude.run_stats import version_in
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.error_bodies import STATUS_BY_TYPE
 from agent_runtime.evidence.matching import ApiError, names_another_model
@@ -209,7 +210,7 @@ class Detector:
         if frame.subtype == "init":
             if frame.model is not None:
                 self._models.add(frame.model)
-            version = _version(frame.claude_code_version)
+            version = version_in(frame.claude_code_version)
             if version is not None and version >= QUOTES_NEWLINES_SINCE:
                 self._starting = False
                 self._foreign_since = None
@@ -365,8 +366,3 @@ def _may_be_same(shown: str | None, logged: str | None) -> bool:
 
 def _status(value: int | None) -> int | None:
     return value if value is not None and 100 <= value < 600 else None
-
-
-def _version(text: str | None) -> tuple[int, ...] | None:
-    numbers = (text or "").split("-")[0].split(".")
-    return tuple(map(int, numbers)) if all(number.isascii() and number.isdigit() for number in numbers) else None

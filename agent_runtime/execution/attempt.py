@@ -18,7 +18,7 @@ from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.evidence.detector import Channel
 from agent_runtime.evidence.verdict import Ending
 from agent_runtime.execution.attempt_data import AttemptReport, Held, Progress, Released, Spawned, Stopping
-from agent_runtime.execution.child_token import ChildToken
+from agent_runtime.execution.child_token import ChildToken, RepeatedRequest
 from agent_runtime.execution.deadlines import Deadlines, Patience
 from agent_runtime.execution.launch import Launch
 from agent_runtime.execution.output import EVIDENCE_LINE_BYTES, ChildOutput, Sign
@@ -99,6 +99,8 @@ class Attempt:
         self._evidence_record: EvidenceRecord | None = None
         self._sweep: SweepReport | None = None
         self._holds: set[HeldRequest] = set()
+        self._held_since: float | None = None
+        self._repeated: RepeatedRequest | None = None
 
     @property
     def stop_reason(self) -> StopReason | None:
@@ -210,6 +212,9 @@ class Attempt:
                 next_at = self._spec.total_at
             patience = max(0.0, next_at - asked_at)
             pipes.turn(patience)
+            if (repeated := self._repeated) is not None and not (repeated.is_over or repeated in self._holds):
+                pipes.turn(0)  # stderr is read first: the frame of a tool that has forged the line may come later
+                self._hold_begins(repeated)
             absent = time.monotonic() - asked_at - patience
             if is_held:
                 self._deadlines.postpone(absent + patience)
@@ -224,12 +229,15 @@ class Attempt:
         pipes.drain(CATCH_UP_SECONDS)
 
     def _hold_begins(self, request: HeldRequest) -> None:
+        self._held_since = self._held_since or time.monotonic()
         self._holds.add(request)
         self._stop.wake_up()
         self._publish(Held(request, self._output.used_tool))
 
     def _hold_ends(self, request: HeldRequest) -> None:
         self._holds.discard(request)
+        if not self._holds and self._stop.reason is None and self._sweep is None:
+            self._held_since = None  # the child goes on
         self._stop.wake_up()
         self._publish(Released(request))
 
@@ -276,6 +284,7 @@ class Attempt:
         if sign is Sign.MODEL:
             if self._token is not None:
                 self._token.model_answered(read_at)
+            self._end_repeated()
             self._deadlines.model_seen(read_at)
         elif sign is Sign.TASK:
             self._deadlines.model_seen(read_at)
@@ -307,12 +316,16 @@ class Attempt:
         evidence = self._token.evidence_in(detection, read_at)
         if evidence is None or self._launch.relayed is not None:
             return  # the relay itself sees what the API says, so a line can only be a tool's
+        if self._may_wait(self._token, evidence):
+            if self._repeated is None or self._repeated.is_over:
+                charged, body = self._token.charged, line[:EVIDENCE_LINE_BYTES]
+                self._repeated = RepeatedRequest(evidence, body, charged, self._hold_ends)
+                self._mark_suspect(charged)
+            return
         self._evidence = evidence
         self._stop.request(StopReason.REFUSED)
         self._advance_stop(time.monotonic())
-        # Other executions must not be held up by what a tool may have forged and no probe can tell from the truth.
-        if not self._output.used_tool or self._context.settings.probe != "off":
-            self._context.mark_suspect(self._token.charged, self._spec.execution_id)
+        self._mark_suspect(self._token.charged)
         redacted = self._context.redactor.redact(line[:EVIDENCE_LINE_BYTES], truncated=True)
         self._evidence_record = EvidenceRecord(
             rule=evidence.rule,
@@ -321,10 +334,26 @@ class Attempt:
             seconds_to_signal=None if self._signalled_at is None else round(self._signalled_at - read_at, 6),
         )
 
+    def _mark_suspect(self, generation: Generation) -> None:
+        # Other executions must not be held up by what a tool may have forged and no probe can tell from the truth.
+        if not self._output.used_tool or self._context.settings.probe != "off":
+            self._context.mark_suspect(generation, self._spec.execution_id)
+
+    def _may_wait(self, token: ChildToken, evidence: Detection) -> bool:
+        """Whether the child is left alone: it repeats its request until it has a newer token, and may wait for one."""
+        asked = self._spec.task.park_seconds
+        seconds = self._context.settings.park if asked is None else asked
+        return seconds != 0 and self._output.run_stats.repeats_refusals and token.can_recover(evidence)
+
+    def _end_repeated(self) -> None:
+        if self._repeated is not None:
+            self._repeated.release(replays=True)
+
     # -- the end
 
     def _ensure_swept(self) -> None:
-        """Leave no process behind, whatever happened before."""
+        """Leave no process and no hold behind, whatever happened before."""
+        self._end_repeated()
         if self._child is not None and self._sweep is None:
             # Only a fault of the supervisor gets here: its traceback is logged later, the child must not live on.
             self._child.kill()
@@ -356,6 +385,7 @@ class Attempt:
             seconds_to_gone=None if self._signalled_at is None else gone_at - self._signalled_at,
             cpu_seconds=None if child is None else child.cpu_seconds,
             result_line=output.result_line,
+            waited_seconds=0.0 if self._held_since is None else gone_at - self._held_since,
             survivors=0 if self._sweep is None else self._sweep.survivors,
         )
 

@@ -124,7 +124,7 @@ class Reached(msgspec.Struct, frozen=True):
 
 class Held(msgspec.Struct, frozen=True):
     """
-    The relay holds a request of the child, because its token is in trouble.
+    A request of the child waits, because its token is in trouble: in the relay, or the CLI repeats it by itself.
 
     Attributes:
         used_tool: Whether the model has, or may have, called a tool.
@@ -135,7 +135,7 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Released(msgspec.Struct, frozen=True):
-    """The relay holds that request no longer."""
+    """That request waits no longer."""
 
     request: HeldRequest
 
@@ -157,6 +157,7 @@ class AttemptReport(msgspec.Struct, frozen=True):
         session_refused: The API refused the session's history, or the CLI cannot read it, and nothing came after that.
         seconds_to_gone: From the first signal until the child and all it started were gone; None: never signalled.
         cpu_seconds: How much processor time it has taken; None: not known.
+        waited_seconds: How long it was held at its end, for another token or the end of a limit.
         survivors: Processes it had started that could not be ended.
         result_line: Number of the last ``result`` frame in the transcript.
     """
@@ -176,6 +177,7 @@ class AttemptReport(msgspec.Struct, frozen=True):
     seconds_to_gone: float | None = None
     cpu_seconds: float | None = None
     result_line: int | None = None
+    waited_seconds: float = 0.0
     survivors: int = 0
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from agent_runtime.model.state import TokenTrouble
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent_runtime.delivery.delivery import Delivered
+    from agent_runtime.delivery.delivery import Delivered, HeldRequest
     from agent_runtime.evidence.detector import Detection
     from agent_runtime.execution.attempt_data import AttemptEvent
     from agent_runtime.secret.file import SecretFile
@@ -59,6 +60,7 @@ class ChildToken:
 
     def model_answered(self, read_at: float) -> None:
         """Publish, once for each generation, that the API has answered a request that carried it."""
+        self._held.answered()
         generation, since = self._held.carried_at(read_at)
         if generation.number != self._answered:
             self._answered = generation.number
@@ -70,9 +72,8 @@ class ChildToken:
             # A token that was written just now, and is not noticed yet, would cost the attempt.
             self._secret.poll()
         self.follow_secret()
-        if detection.trouble is TokenTrouble.REFUSED and detection.status in {401, None}:
-            # At these, but at no other answer, older versions read their file again.
-            self._reached(self._held.reread(time.monotonic()))
+        if _is_repeated(detection):
+            self._reached(self._held.refused(time.monotonic()))
         self.charged, _ = self._held.carried_at(read_at)
         if not detection.is_evidence:
             return None
@@ -83,6 +84,46 @@ class ChildToken:
             return None  # the CLI's own retry carries the newer token, and decides
         return detection
 
+    def can_recover(self, detection: Detection) -> bool:
+        """Whether the child, repeating its request by itself, would send it with a newer token if there were one."""
+        loaded = self._secret.status.generation
+        is_newest = loaded is None or loaded.number <= self._held.newest.number
+        return _is_repeated(detection) and not detection.is_final and self._held.rereads and is_newest
+
     def _reached(self, generation: Generation | None) -> None:
         if generation is not None:
             self._publish(Reached(generation, time.time()))
+
+
+class RepeatedRequest:
+    """
+    A refused request that the CLI repeats by itself, with a newer token as soon as that is in its file.
+
+    It is held as a request at the relay is, see :class:`~agent_runtime.delivery.delivery.HeldRequest`; to release it
+    only ends the wait, since nothing can keep the CLI from repeating it.
+
+    Args:
+        body: The line that reports the refusal.
+        on_end: Called once, from the thread that ends the wait.
+    """
+
+    def __init__(
+        self, detection: Detection, body: bytes, generation: Generation, on_end: Callable[[HeldRequest], None]
+    ) -> None:
+        self.detection = detection
+        self.body = body
+        self.generation = generation
+        self.limit_seconds = math.inf  # the CLI gives up by itself, and reports it
+        self.is_over = False
+        self._on_end = on_end
+
+    def release(self, *, replays: bool) -> None:  # noqa: ARG002 - the CLI decides
+        """End the wait."""
+        if not self.is_over:
+            self.is_over = True
+            self._on_end(self)
+
+
+def _is_repeated(detection: Detection) -> bool:
+    """Whether older versions repeat a request after this answer and read their file again; they do after no other."""
+    return detection.trouble is TokenTrouble.REFUSED and detection.status in {401, None}

@@ -76,7 +76,7 @@ class Execution:
         shim_pid: Parent process of its CLI; None: no attempt runs.
         error: Why it got no further than a check of this supervisor, if it did not.
         resets_at: When the usage limit ends that it met, epoch seconds, where the API said so.
-        on_held: Called with each request that the relay holds.
+        on_held: Called with each request that is held.
         answer: What every caller gets, as soon as it has finished.
     """
 

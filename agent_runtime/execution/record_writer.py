@@ -142,7 +142,7 @@ class RecordWriter:
         self._note_token(event.generation)
 
     def note_held(self, *, is_held: bool) -> bool:
-        """Record whether the relay holds a request of the running attempt; return whether that is new."""
+        """Record whether a request of the running attempt is held; return whether that is new."""
         has_changed = self.record.held is not is_held
         self.record.held = is_held
         return has_changed

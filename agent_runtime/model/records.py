@@ -237,7 +237,8 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
     All that is known of an execution; only its owner changes it.
 
     Attributes:
-        held: It runs, and the relay holds a request of its until another token is there or a limit ends.
+        held: It runs, and a request of its waits until another token is there or a limit ends: at the relay, or because
+            its CLI repeats a refused one by itself.
         detail: What went wrong, for a person.
         started_at: When its first attempt was spawned.
         session_id: The CLI's session it ran in last, or that the request names.

@@ -191,7 +191,7 @@ class Admission:
     # -- the end
 
     def close(self) -> None:
-        """Admit no more executions; those that were admitted go on, unless the relay holds a request of theirs."""
+        """Admit no more executions; those that were admitted go on, unless they are held."""
         self.draining = True
         for execution in [one for one in self._live.values() if one.record.held]:
             execution.request_stop(StopReason.SHUTDOWN)

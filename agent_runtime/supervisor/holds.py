@@ -1,4 +1,4 @@
-"""What becomes of a request that the relay holds: sent again, passed on, or its attempt ended."""
+"""What becomes of a request that is held: sent again, passed on, or its attempt ended."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from agent_runtime.evidence.verdict import Ending
 from agent_runtime.execution.attempt_data import AttemptReport
-from agent_runtime.model.state import StopReason, TokenTrouble
+from agent_runtime.model.state import StopReason, TokenTrouble, Verification
 from agent_runtime.supervisor.retry_policy import AwaitReset, GiveUp, GoOn
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Holds:
 
 async def _settle(runner: ExecutionRunner, held: Held, is_draining: Callable[[], bool]) -> None:
     request, execution, gate = held.request, runner.execution, runner.context.gate
-    generation, began_at = request.generation, time.monotonic()
+    generation = request.generation
     trouble = request.detection.trouble or TokenTrouble.REFUSED
     is_limit = trouble is TokenTrouble.LIMITED
     report = AttemptReport(
@@ -60,7 +60,7 @@ async def _settle(runner: ExecutionRunner, held: Held, is_draining: Callable[[],
         # The relay itself has read the limit off the API's answer; which requests are refused a tool can choose.
         used_tool=held.used_tool and not is_limit,
     )
-    decision, _ = await runner.decide(report, trouble, generation)
+    decision, _, verification = await runner.decide(report, trouble, generation)
     gate.statuses.end_try(execution.execution_id)
 
     def is_moot() -> bool:
@@ -75,7 +75,7 @@ async def _settle(runner: ExecutionRunner, held: Held, is_draining: Callable[[],
 
     def end(*, gives_up: bool) -> None:
         runner.gives_up |= gives_up
-        if is_limit:
+        if is_limit and gives_up:
             request.release(replays=False)  # the CLI ends by itself, and says of what
         else:
             execution.end_hold(request)
@@ -83,8 +83,8 @@ async def _settle(runner: ExecutionRunner, held: Held, is_draining: Callable[[],
     current = gate.current
     is_of_its_kind = current is not None and current.token.kind is generation.token.kind
     if isinstance(decision, GoOn):
-        # Without the probe only the first request of a further attempt can confirm a refusal.
-        if is_of_its_kind and not (decision.counts and runner.context.settings.probe == "off"):
+        # If the probe cannot decide, only the first request of a further attempt can confirm a refusal.
+        if is_of_its_kind and not (decision.counts and verification is Verification.OPEN):
             replay(counts=decision.counts)
         else:
             end(gives_up=False)
@@ -108,11 +108,12 @@ async def _settle(runner: ExecutionRunner, held: Held, is_draining: Callable[[],
         is_taken_back = may_return and (limit is None or time.time() < limit.until)
         return is_taken_back and gate.is_good_again(generation, execution.task.model)
 
-    until = min(began_at + seconds, began_at + request.limit_seconds, execution.total_at)
+    now = time.monotonic()
+    until = min(now + seconds, now + request.limit_seconds, execution.total_at)
     came = await runner.until(lambda: request.is_over or runner.newer_is_usable(generation) or is_good_again(), until)
     if is_moot():
         return
-    is_newer, is_past = runner.newer_is_usable(generation), time.monotonic() >= began_at + seconds - 1.0
+    is_newer, is_past = runner.newer_is_usable(generation), time.monotonic() >= now + seconds - 1.0
     current = gate.current
     if is_newer and (current is None or current.token.kind is not generation.token.kind):
         end(gives_up=False)

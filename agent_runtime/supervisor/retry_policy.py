@@ -42,6 +42,7 @@ class Situation(msgspec.Struct, frozen=True):
         newer_is_usable: A newer generation than the one charged is loaded, has not expired and is in no trouble.
         is_first: No execution has been answered with this generation's trouble yet.
         park_seconds: How long the request, or else the setting, lets it wait; None: ``auto``.
+        waited_seconds: How much of that it has waited already, in its process.
         resumes: How often it was resumed without a newer generation.
         has_progress: The session has a message of the model, or a finished tool call.
         is_only_said: The only evidence is a sentence of the CLI, printed before any tool ran.
@@ -58,6 +59,7 @@ class Situation(msgspec.Struct, frozen=True):
     resumes: int
     max_resumes: int
     has_progress: bool
+    waited_seconds: float = 0.0
     is_only_said: bool = False
     reset_in_seconds: float | None = None
     wait_for_reset_seconds: float = 0.0
@@ -123,6 +125,7 @@ def decide(situation: Situation) -> Decision:
     seconds = situation.park_seconds
     if seconds is None:
         seconds = 0.0 if situation.is_first else AUTO_PARK_SECONDS
+    seconds = max(0.0, seconds - situation.waited_seconds)
     patience = max(seconds, situation.wait_for_reset_seconds)
     is_in_time = resets_in_time(situation.reset_in_seconds, patience, situation.seconds_left)
     if is_in_time and situation.resumes < situation.max_resumes:

@@ -62,7 +62,7 @@ class RunnerContext(msgspec.Struct, frozen=True):
     What the runners of a supervisor share: slots, sessions, and what is known about tokens.
 
     Attributes:
-        hold: Decides about each request that the relay holds.
+        hold: Decides about each request that is held.
     """
 
     settings: Settings
@@ -86,7 +86,7 @@ class ExecutionRunner:
 
     Attributes:
         resumes: How often it went on without a newer generation.
-        gives_up: What it was ready to wait it has waited, while the relay held its request.
+        gives_up: What it was ready to wait it has waited, in its process.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class ExecutionRunner:
         """Verify the trouble and wait as the retry policy decides; return the end, or None for a further attempt."""
         execution, gate = self.execution, self.context.gate
         generation = report.generation or gate.current
-        decision, trouble = await self.decide(report, trouble, generation)
+        decision, trouble, _ = await self.decide(report, trouble, generation)
         final = final if report.error is not None else token_verdict(trouble)
         gate.statuses.end_try(execution.execution_id)
         if (ended := self._unstarted()) is not None:
@@ -192,8 +192,8 @@ class ExecutionRunner:
 
     async def decide(
         self, report: AttemptReport, trouble: TokenTrouble, generation: Generation | None
-    ) -> tuple[Decision, TokenTrouble]:
-        """Verify the trouble; return the decision, and the trouble after verification."""
+    ) -> tuple[Decision, TokenTrouble, Verification]:
+        """Verify the trouble; return the decision, the trouble after verification, and what has been verified."""
         execution, gate, settings = self.execution, self.context.gate, self.context.settings
         newer = self.newer_is_usable(generation)
         if not newer:
@@ -216,6 +216,7 @@ class ExecutionRunner:
                 newer_is_usable=newer,
                 is_first=self.gives_up or gate.statuses.is_unreported(generation),
                 park_seconds=0.0 if self.gives_up else asked if asked is not None else settings.park,
+                waited_seconds=report.waited_seconds,
                 resumes=self.resumes,
                 max_resumes=settings.max_resumes,
                 has_progress=self._plan.has_progress,
@@ -225,7 +226,7 @@ class ExecutionRunner:
                 seconds_left=execution.total_at - time.monotonic(),
             )
         )
-        return decision, trouble
+        return decision, trouble, verification
 
     async def _verify(
         self, report: AttemptReport, generation: Generation, trouble: TokenTrouble, *, newer: bool
@@ -309,8 +310,8 @@ class ExecutionRunner:
     def _session_unknown(self) -> Verdict:
         """Return the end where the CLI does not know the session: the task's, or ours lost for the second time."""
         if not self._plan.is_named:
-            return Verdict(Outcome.FAILED, ErrorClass.ERROR, _SESSION_LOST)
-        error = self.execution.error = SessionUnknown(_SESSION_UNKNOWN)
+            return Verdict(Outcome.FAILED, ErrorClass.ERROR, SessionUnknown.OURS)
+        error = self.execution.error = SessionUnknown(SessionUnknown.NAMED)
         return Verdict(Outcome.FAILED, error.error_class, str(error))
 
     def _claim(self, session_id: str | None) -> None:
@@ -438,12 +439,3 @@ class ExecutionRunner:
             stopped.cancel()
             if not happened.done():
                 happened.cancel()
-
-
-_SESSION_UNKNOWN = (
-    "no conversation found under the id in resume_session_id; send the task without it to begin a new session"
-)
-_SESSION_LOST = (
-    "no conversation found in the session of this execution: the CLI has not kept it; send the same execution_id again "
-    "to begin anew"
-)

@@ -118,7 +118,7 @@ COUNTERS: dict[str, Counter] = {
     ),
     "records_unwritten": Counter("Times that a record or an answer could not be written to disk."),
     "transcript_lines_unwritten": Counter("Lines of transcripts that could not be written to disk."),
-    "executions_held": Counter("Times that the relay began to hold an execution's request."),
+    "executions_held": Counter("Times that an execution began to be held, as a request waits for a token."),
     "relay_requests": Counter(
         "What became of requests of children at the relay: answered (by class), sent again, held, cut, turned away.",
         ("outcome",),

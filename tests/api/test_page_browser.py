@@ -204,7 +204,7 @@ def test_an_execution_whose_request_is_held_says_so_until_it_goes_on(window: Chr
         eventually(lambda: word(window, "waits") == "held")
         eventually(lambda: "held" in pieces(window, "waits"))
         eventually(lambda: text(window, "#detail-state") == "held")
-        assert "Held by the relay1" in text(window, "#slots-facts")
+        assert "Held for a token1" in text(window, "#slots-facts")
         window.execute_script("document.querySelector('input[value=table]').click()")
         assert [line.split("\t")[1] for line in table(window, "#table")] == ["held"]
         window.execute_script("document.querySelector('input[value=bars]').click()")
@@ -213,7 +213,7 @@ def test_an_execution_whose_request_is_held_says_so_until_it_goes_on(window: Chr
 
         eventually(lambda: word(window, "waits") == "running")
         eventually(lambda: text(window, "#detail-state") == "running")
-        assert "Held by the relay" not in text(window, "#slots-facts")
+        assert "Held for a token" not in text(window, "#slots-facts")
         api.open_gate("go")
         eventually(lambda: word(window, "waits") == "success")
         assert pieces(window, "waits")[-2:] == ["good", "held"]

@@ -53,6 +53,16 @@ def test_what_looks_again_only_when_it_is_refused_holds_the_old_one_until_then()
     assert child.reread(70.0) is None
 
 
+def test_what_repeats_a_refused_request_has_a_newer_one_as_soon_as_it_is_loaded_until_the_model_answers() -> None:
+    child = held_generations(ReloadBehaviour.ON_REFUSAL)
+
+    assert child.refused(10.0) is None
+    assert child.loaded(SECOND, 15.0) is SECOND
+    assert child.carried_at(15.0 + SETTLED_SECONDS) == (SECOND, 15.0)
+    child.answered()
+    assert child.loaded(THIRD, 20.0) is None
+
+
 @pytest.mark.parametrize("reload_behaviour", [ReloadBehaviour.ON_REQUEST, ReloadBehaviour.ON_REFUSAL])
 def test_an_older_or_the_same_generation_changes_nothing(reload_behaviour: ReloadBehaviour) -> None:
     child = held_generations(reload_behaviour)

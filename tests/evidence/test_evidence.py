@@ -803,3 +803,10 @@ def test_a_curved_apostrophe_reads_as_a_straight_one(sentence: str) -> None:
     curved, straight = ApiError(text=sentence), ApiError(text=sentence.replace("\u2019", "'"))
 
     assert rule_for(curved).id == rule_for(straight).id != UNEXPLAINED.id
+
+
+@pytest.mark.parametrize("version", ["9" * 5000, "2.1.", "", "2.1.²", "-1", "2.1.114-beta"])
+def test_a_version_of_any_form_is_no_fault(version: str) -> None:
+    init = frame(type="system", subtype="init", claude_code_version=version)
+
+    assert tell(init).evidence is None

@@ -1,4 +1,4 @@
-"""What becomes of requests that the relay holds: policy alone, without a process and without a relay."""
+"""What becomes of held requests: policy alone, without a process and without a relay."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ class Child:
         self.trouble = trouble
         self.used_tool = bool(fields.pop("used_tool", True))
         self.resets_at = fields.pop("resets_at", None)
+        self.limit_seconds = fields.pop("limit_seconds", 100.0)
         self.requests: list[Request] = []
         self.ended = asyncio.Event()
         self.running = bench.start(self.step, *fields.pop("then", ()), **fields)
@@ -69,6 +70,7 @@ class Child:
         generation = self.bench.secret.status.generation
         assert generation is not None
         request = Request(generation, self.trouble, self.resets_at)
+        request.limit_seconds = self.limit_seconds
         self.requests.append(request)
         self.running.execution.happened(Held(request, self.used_tool))
         return request
@@ -79,12 +81,13 @@ class Child:
 
     async def step(self) -> Any:
         while True:
-            request = self.hold()
+            request, held_at = self.hold(), time.monotonic()
             await self.decided(request)
             request.is_over = True
             self.running.execution.happened(Released(request))
             if request.replays is None:
-                return report(trouble=TokenTrouble.REFUSED, used_tool=self.used_tool)
+                waited = time.monotonic() - held_at
+                return report(trouble=self.trouble, used_tool=self.used_tool, waited_seconds=waited)
             if not request.replays:
                 return report(trouble=self.trouble, resets_at=self.resets_at)
             if self.bench.api.verdict is ProbeVerdict.VALID and self.trouble is TokenTrouble.REFUSED and not self.cured:
@@ -139,6 +142,19 @@ async def test_without_a_newer_token_the_wait_ends_once_with_the_answer(home: Pa
 
 
 @races
+async def test_where_the_cli_waits_less_than_the_execution_it_is_parked_for_the_rest(home: Path) -> None:
+    bench = Bench(home, park="2")
+    bench.api.verdict = ProbeVerdict.REFUSED
+    begun = time.monotonic()
+    child = Child(bench, limit_seconds=0.5)
+
+    assert await child.running.ends() == ("failed", "auth")
+    assert 2 <= time.monotonic() - begun < 2.4
+    [parked] = bench.published("execution.parked")
+    assert 1 < parked["seconds"] <= 1.5
+
+
+@races
 async def test_what_the_probe_calls_good_is_sent_again_a_bounded_number_of_times(home: Path) -> None:
     bench = Bench(home, max_resumes="2")
     child = Child(bench)
@@ -151,7 +167,17 @@ async def test_what_the_probe_calls_good_is_sent_again_a_bounded_number_of_times
 
 @races
 async def test_after_a_tool_a_refusal_condemns_nothing_without_the_probe(home: Path) -> None:
-    bench = Bench(home, probe="off", park="60")
+    await _after_a_tool(home, "off")
+
+
+@races
+async def test_after_a_tool_a_refusal_condemns_nothing_where_the_probe_is_undecided(home: Path) -> None:
+    await _after_a_tool(home, "on_refusal")
+
+
+async def _after_a_tool(home: Path, probe: str) -> None:
+    bench = Bench(home, probe=probe, park="60")
+    bench.api.verdict = ProbeVerdict.UNKNOWN
     child = Child(bench, then=(finished,))
 
     assert await child.running.ends() == ("success", None)

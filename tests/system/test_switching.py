@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import threading
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -883,7 +884,96 @@ def test_eight_executions_wait_five_seconds_for_the_newer_token_and_finish_by_re
     assert work.done == 8
 
 
+REPEATS = {"SCRIPTED_CLI_VERSION": "2.1.114"}
+"""A version that repeats a refused request for minutes, and has the token of its file each time."""
+
+
+@pytest.mark.slow
+def test_a_cli_that_repeats_its_refused_request_is_left_alone_where_its_execution_may_wait(
+    tmp_path: Path, api: MessagesApi, url: str, work: Work
+) -> None:
+    waiting = ["held-1", "held-2"]
+    with switching(tmp_path, api_url=url, environment=REPEATS, flags=("--park", "60"), delivery="file") as running:
+        pending = [running.start(PROMPT, execution_id=name) for name in waiting]
+        cancelled = running.start(PROMPT, execution_id="cancelled")
+        at_once = running.start(PROMPT, execution_id="at-once", park_seconds=0)
+        work.wait_until_under_way(4)
+        api.on(OLD, "expired")
+        refused_at = time.monotonic()
+        work.let_go()
+        assert at_once.answer().json()["error_class"] == "auth"
+        assert time.monotonic() - refused_at < 5
+        assert running.record("at-once")["attempts"][0]["stop_reason"] == "refused"
+        eventually(lambda: token(running)["state"] == "refused")
+        eventually(lambda: all(running.record(name)["held"] for name in (*waiting, "cancelled")))
+        assert states(running, waiting) == ["running"] * 2
+        stopped = running.client.post("/api/executions/cancelled/terminate").json()
+        assert (stopped["status"], cancelled.answer().json()["status"]) == ("terminated", "cancelled")
+        running.write_token(NEW)
+        answers = [one.answer().json() for one in pending]
+
+        assert [answer["response"] for answer in answers] == ["finished"] * 2
+        assert [generations(running, name) for name in waiting] == [[[1, 2]]] * 2
+        assert [answer["metadata"]["resumes"] for answer in answers] == [0, 0]
+        events = told(running, finished=4)
+        assert token(running)["last_refused_generation"] == 1
+    assert work.done == 4, "no tool ran twice"
+    held = [event["execution_id"] for event in of(events, "execution.held")]
+    assert sorted(held) == ["cancelled", *waiting], "once each, though each request was refused more than once"
+    assert len(of(events, "execution.released")) == 3
+    assert of(events, "execution.parked") == []
+
+
+@pytest.mark.slow
+def test_a_cli_that_gives_up_repeating_its_request_is_parked_as_any_other(
+    tmp_path: Path, api: MessagesApi, url: str, work: Work
+) -> None:
+    environment = {**REPEATS, "SCRIPTED_CLI_PAUSE_FACTOR": "0.01"}
+    with switching(tmp_path, api_url=url, environment=environment, delivery="file") as running:
+        pending = running.start(PROMPT, execution_id="work", park_seconds=60)
+        work.wait_until_under_way()
+        api.on(OLD, "expired")
+        work.let_go()
+        eventually(lambda: state(running, "work") == "parked")
+        assert not running.record("work")["held"]
+        running.write_token(NEW)
+
+        assert pending.answer().json()["response"] == "finished"
+        assert generations(running, "work") == [[1], [2]]
+        [parked] = of(told(running, finished=1), "execution.parked")
+        assert parked["seconds"] < 60, "what it has waited in its process counts"
+    assert work.done == 1
+
+
 # On the real CLI.
+
+
+@pytest.mark.real_cli
+@pytest.mark.slow
+def test_on_the_real_cli_executions_wait_for_a_late_token_in_their_first_attempt(
+    tmp_path: Path, api: MessagesApi, url: str, claude: str
+) -> None:
+    if not any(f"/{version}/" in claude for version in ("2.1.30", "2.1.114")):
+        pytest.skip("this version does not repeat a refused request for long, or never reads the file again")
+    ids = [f"late-{n}" for n in range(4)]
+    works = many(4, api, tmp_path, 2)
+    with switching(tmp_path, api_url=url, flags=("--park", "60"), delivery="file", claude=claude) as running:
+        pending = [running.start(f"[[script:many-{n}]] Do it.", execution_id=ids[n]) for n in range(4)]
+        for first, _ in works:
+            first.wait_until_under_way()
+        api.on(OLD, "expired")
+        for first, _ in works:
+            first.let_go()
+        eventually(lambda: all(running.record(name)["held"] for name in ids))
+        threading.Event().wait(5)
+        running.write_token(NEW)
+        for _, second in works:
+            second.let_go()
+        answers = [one.answer().json() for one in pending]
+
+        assert [answer["response"] for answer in answers] == ["finished"] * 4
+        assert [generations(running, name) for name in ids] == [[[1, 2]]] * 4
+    assert [part.done for parts in works for part in parts] == [1] * 8, "no tool ran twice"
 
 
 def forgets(answer: dict[str, Any]) -> bool:

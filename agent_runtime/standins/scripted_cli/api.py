@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import http.client
     from collections.abc import Iterator, Mapping
 
-    from agent_runtime.standins.scripted_cli.frames import Frame
+    from agent_runtime.standins.scripted_cli.frames import Frame, Version
     from agent_runtime.standins.scripted_cli.runtime import Options, Run
 
 MAX_ATTEMPTS = 11
@@ -190,7 +190,7 @@ class Api:
         run = self._run
         run.debug(frames.api_error_line(error.status, error.body, attempt=attempt))
         self._report_limit(error.headers)
-        if attempt < attempts_for(error, credential):
+        if attempt < attempts_for(error, credential, run.options.version):
             pause_seconds = min(0.5 * 2 ** (attempt - 1), 32.0) * 1.05
             word = error_word(error, retry=True)
             run.emit(frames.api_retry(attempt, delay_seconds=pause_seconds, status=error.status, error=word))
@@ -313,15 +313,15 @@ def server_sent_events(response: http.client.HTTPResponse) -> Iterator[Frame]:
             yield json.loads(line[5:])
 
 
-def attempts_for(error: ApiError, credential: Credential) -> int:
+def attempts_for(error: ApiError, credential: Credential, version: Version) -> int:
     """
     How often the CLI asks the API before it gives up.
 
-    Source: 2.1.330: OAuth 401 and revoked 403 after 3 requests.
+    Source: 2.1.330: OAuth 401 and revoked 403 after 3 requests; 2.1.30 and 2.1.114: a 401 after 11.
     """
     match error.status:
         case 401:
-            return 3 if credential.is_oauth else MAX_ATTEMPTS
+            return 3 if credential.is_oauth and version > frames.REPEATS_REFUSALS_UP_TO else MAX_ATTEMPTS
         case 403:
             return 3 if "revoked" in error.message else 1
         case 429:

@@ -21,6 +21,7 @@ Version: TypeAlias = tuple[int, int, int]
 
 DEFAULT_VERSION = "2.1.330"
 SINCE_FILE_IS_READ_AGAIN: Version = (2, 1, 30)
+REPEATS_REFUSALS_UP_TO: Version = (2, 1, 114)
 SINCE_STDERR_TELLS_OF_SESSIONS: Version = (2, 1, 110)
 
 INTERRUPTED = "[Request interrupted by user for tool use]"
