@@ -37,7 +37,6 @@ Writers mix the units up because the CLI's own ``expiresAt`` is in milliseconds.
 FIRST_SECONDS_FOR_CLI = 1e9
 """In ``expiresAt`` a lower number counts milliseconds: as seconds it would lie before the CLI existed."""
 
-LONGEST_TIME = 64
 LONGEST_NAME = 200
 
 T = TypeVar("T")
@@ -118,10 +117,7 @@ def secrets_in(raw: bytes, found: SecretContent | Unusable) -> tuple[Token, ...]
     secrets = dict.fromkeys(
         word
         for word in words
-        if any(map(str.isdigit, word))
-        and any(map(str.isalpha, word))
-        and word[0] not in "./"
-        and word not in (shown or "")
+        if any(map(str.isdigit, word)) and any(map(str.isalpha, word)) and word[0] not in "./" and word not in shown
     )
     return tuple(Token(word) for word in list(secrets)[:_MOST_WORDS])
 
@@ -207,7 +203,7 @@ def _optional(
 
 def _seconds(name: str, value: object) -> float | None:
     """Convert a time to epoch seconds: from seconds, milliseconds or RFC 3339, as number or text."""
-    if isinstance(value, str) and len(value) <= LONGEST_TIME:
+    if isinstance(value, str):
         value = _number_or_instant(value)
     if not isinstance(value, float):
         return None

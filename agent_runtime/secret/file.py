@@ -116,7 +116,7 @@ class SecretFile:
         self._still_since = 0.0
         self._settles_at: float | None = None
         self._without_token_since: float | None = None
-        self._warned_of: tuple[object, ...] = ()
+        self._accepted: SecretContent | None = None
         self._directory: DirectoryWatch | None = None
         self._thread: threading.Thread | None = None
 
@@ -245,16 +245,11 @@ class SecretFile:
             number = self._ledger.number_of(token)
             generation = Generation(number, token, time.time(), content.expires_at, content.subscription, written_at)
             logger.debug("generation %s loaded: %s %s", number, token.kind, token.fingerprint)
-        self._warn_once(content)
-        self._publish(SecretState.READY, generation, None)
-
-    def _warn_once(self, content: SecretContent) -> None:
-        """Log what is unusual about a content, unless the same content was only written anew."""
-        warned = (content.token, content.warnings)
-        if warned != self._warned_of:
+        if content != self._accepted:  # the same content may have been written anew
             for warning in content.warnings:
                 logger.warning("%s: %s", self._path, warning)
-        self._warned_of = warned
+        self._accepted = content
+        self._publish(SecretState.READY, generation, None)
 
     def _go_without(self, found: SecretContent | Unusable, now: float, *, settled: bool) -> None:
         if self._without_token_since is None:

@@ -63,14 +63,6 @@ class _Stored(msgspec.Struct, omit_defaults=True):
     refused: dict[str, int] = {}
     trouble: dict[str, str] = {}
 
-    def trouble_of(self, fingerprint: str) -> TokenTrouble | None:
-        if fingerprint not in self.refused:
-            return None
-        try:
-            return TokenTrouble(self.trouble.get(fingerprint, TokenTrouble.REFUSED))
-        except ValueError:
-            return TokenTrouble.REFUSED  # a later version's
-
 
 class GenerationLedger:
     """
@@ -120,8 +112,14 @@ class GenerationLedger:
 
     def trouble_of(self, token: Token) -> TokenTrouble | None:
         """Return the trouble of this token, under any number: refused, blocked, billing or None."""
+        fingerprint = token.fingerprint
         with self._lock:
-            return self._stored.trouble_of(token.fingerprint)
+            if fingerprint not in self._stored.refused:
+                return None
+            try:
+                return TokenTrouble(self._stored.trouble.get(fingerprint, TokenTrouble.REFUSED))
+            except ValueError:
+                return TokenTrouble.REFUSED  # a later version's
 
     def mark(self, generation: Generation, trouble: TokenTrouble) -> None:
         """Record a trouble of the generation's token; on disk when this returns, where that is possible."""

@@ -364,7 +364,7 @@ async def _serve(
     loop.set_default_executor(ThreadPoolExecutor(WORKERS, thread_name_prefix="worker"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.signalled, number)
-    start.done()
+    start.go_on()
     webhook = None
     if settings.events_url is not None:
         from agent_runtime.telemetry.webhook import Webhook

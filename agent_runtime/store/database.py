@@ -120,15 +120,9 @@ class Database:
         """
         if self._is_stale and self._clock() >= self._retry_at:
             self.close()
-        if self._connection is None:
-            if self._clock() < self._retry_at:
-                raise StoreUnavailable(f"the record store does not work: {self.trouble}")
-            try:
-                with self._watched():
-                    self._open()
-            except StoreUnavailable:
-                if self._connection is None:
-                    raise
+        if self._connection is None and self._clock() >= self._retry_at:
+            with contextlib.suppress(StoreUnavailable), self._watched():
+                self._open()
         if self._connection is None:
             raise StoreUnavailable(f"the record store does not work: {self.trouble}")
         return self._connection

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_runtime.serve.startup_signals import STEP_SECONDS
 from tests.store.test_durability import interrupted_then_done, kill
 from tests.support.supervised import DEADLINE_SECONDS, OLD, SCRIPTED, eventually, marked_processes, supervised
 
@@ -102,7 +101,7 @@ def test_a_start_that_is_called_off_ends_at_once(
 
         said = ends_well(process)
 
-    assert time.monotonic() - signalled < 10 * STEP_SECONDS
+    assert time.monotonic() - signalled < DEADLINE_SECONDS / 2
     if point is catches_signals:
         assert "listening" not in said
         assert f"called off by {number.name}" in said
@@ -131,23 +130,9 @@ def test_what_an_earlier_supervisor_left_is_gone_also_after_a_start_that_was_cal
 
 
 @pytest.mark.slow
-def test_a_step_that_hangs_does_not_keep_the_start_from_ending(tmp_path: Path) -> None:
-    old = tmp_path / "data/run/old"
-    old.mkdir(parents=True)
-    # Opening it never returns, as that of a file on a file system that is gone; it is read after run/ was cleared.
-    os.mkfifo(tmp_path / "data/generations.json")
-    with starting(tmp_path) as process:
-        eventually(lambda: not old.exists())
-        process.terminate()
-        process.terminate()
-
-        ends_well(process)
-
-
-@pytest.mark.slow
 def test_a_signal_at_any_moment_of_the_start_ends_it_well(tmp_path: Path) -> None:
     rng = random.Random(20261122)
-    for _ in range(30):
+    for _ in range(12):
         with starting(tmp_path) as process:
             eventually(lambda: catches_signals(process))
             with contextlib.suppress(subprocess.TimeoutExpired):
