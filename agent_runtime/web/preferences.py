@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
+from urllib.request import parse_http_list
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 _SECONDS = re.compile(r'(?P<quote>"?)([0-9]{1,9})(?P=quote)')
 """A wait that is applied: a token or a quoted string, of at most 30 years."""
@@ -42,23 +43,8 @@ class Preferences(msgspec.Struct, frozen=True):
 def preferences(fields: Iterable[str]) -> Preferences:
     """Read the values of ``Prefer`` headers; of a preference that is named twice, the first counts."""
     found: dict[str, str] = {}
-    for preference in _split(",".join(fields), ","):
-        name, _, value = next(_split(preference, ";")).partition("=")
+    for preference in parse_http_list(",".join(fields)):  # which leaves quoted strings whole
+        name, _, value = preference.partition(";")[0].partition("=")
         found.setdefault(name.strip().lower(), value.strip())
     wait = _SECONDS.fullmatch(found.get("wait", ""))
     return Preferences("respond-async" in found, int(wait[2]) if wait else None)
-
-
-def _split(text: str, separator: str) -> Iterator[str]:
-    """Split *text* at each separator that does not stand in a quoted string."""
-    piece, is_quoted, is_escaped = "", False, False
-    for character in text:
-        if character == separator and not is_quoted:
-            yield piece
-            piece = ""
-            continue
-        piece += character
-        if character == '"' and not is_escaped:
-            is_quoted = not is_quoted
-        is_escaped = character == "\\" and is_quoted and not is_escaped
-    yield piece
