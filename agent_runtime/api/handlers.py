@@ -14,13 +14,14 @@ from starlette.responses import Response
 from agent_runtime.api import streams
 from agent_runtime.api.event_stream import event_stream
 from agent_runtime.api.health import reasons_of, report
-from agent_runtime.api.page import page_response
+from agent_runtime.api.page import load_page
 from agent_runtime.api.schema import bodies
 from agent_runtime.api.schema.operations import LIST_DEFAULT, LIST_LIMIT
 from agent_runtime.api.token_body import token_in
 from agent_runtime.errors import (
     AgentRuntimeError,
     InvalidRequest,
+    NotFound,
 )
 from agent_runtime.model.json_bounds import check_json_bounds
 from agent_runtime.model.records import epoch_seconds, rfc3339, shown
@@ -352,7 +353,10 @@ async def get_metrics(api: Api, request: Request) -> Response:
 
 async def get_page(api: Api, request: Request) -> Response:
     """Show executions and token in a browser; the page itself holds no data and asks for the access key."""
-    return page_response(is_on=api.settings.page)
+    if not api.settings.page:
+        raise NotFound("there is nothing at this path")
+    body, headers = load_page()
+    return Response(body, headers=headers, media_type="text/html")
 
 
 def _time(seconds: float | None) -> str | None:

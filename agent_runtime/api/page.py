@@ -7,24 +7,16 @@ import functools
 import hashlib
 from pathlib import Path
 
-import msgspec
-from starlette.responses import Response
-
-from agent_runtime.errors import NotFound
-
 FILE = "page.html"
 
 
-class Page(msgspec.Struct, frozen=True):
-    """The file, and the headers it is sent with."""
-
-    body: bytes
-    headers: dict[str, str]
-
-
 @functools.cache
-def load() -> Page:
-    """Read the page once; its one script and its one style sheet are allowed by their digests, and nothing else is."""
+def load_page() -> tuple[bytes, dict[str, str]]:
+    """
+    Return the page and the headers it is sent with.
+
+    Its one script and its one style sheet are allowed by their digests, and nothing else is.
+    """
     body = Path(__file__).with_name(FILE).read_bytes()
     policy = "; ".join(
         (
@@ -40,7 +32,7 @@ def load() -> Page:
             "trusted-types 'none'",
         )
     )
-    headers = {
+    return body, {
         "content-security-policy": policy,
         "x-content-type-options": "nosniff",
         "x-frame-options": "DENY",
@@ -49,20 +41,6 @@ def load() -> Page:
         "cross-origin-resource-policy": "same-origin",
         "cache-control": "no-cache",
     }
-    return Page(body, headers)
-
-
-def page_response(*, is_on: bool) -> Response:
-    """
-    Answer ``GET /``.
-
-    Raises:
-        NotFound: The page is turned off.
-    """
-    if not is_on:
-        raise NotFound("there is nothing at this path")
-    page = load()
-    return Response(page.body, headers=page.headers, media_type="text/html")
 
 
 def _digest(body: bytes, tag: bytes) -> str:

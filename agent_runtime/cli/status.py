@@ -27,7 +27,11 @@ NOTHING = "-"
 def main(options: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
     with connect(options) as client:
-        text = _as_json(client, options) if options.json else "\n".join(_table(client, options))
+        if options.json:
+            text = _as_json(client, options)
+        else:
+            records = client.executions(limit=options.limit, labels=dict(options.label)).executions
+            text = "\n".join(page(client.base_url, client.health(), client.token(), records, datetime.now(UTC)))
     sys.stdout.write(text + "\n")
     return EXIT_SUCCESS
 
@@ -42,12 +46,6 @@ def _as_json(client: SyncAgentClient, options: argparse.Namespace) -> str:
         "executions": client.get("/api/executions", limit=options.limit, **labels).get("executions"),
     }
     return json.dumps(report)
-
-
-def _table(client: SyncAgentClient, options: argparse.Namespace) -> Iterator[str]:
-    health, token = client.health(), client.token()
-    records = client.executions(limit=options.limit, labels=dict(options.label)).executions
-    return page(client.base_url, health, token, records, datetime.now(UTC))
 
 
 def page(url: str, health: Health, token: TokenReport, records: Sequence[Execution], now: datetime) -> Iterator[str]:

@@ -89,7 +89,6 @@ class RelayScenario(Scenario):
         """Run the same hunt where the CLI gets the token itself."""
         self._say("demo", "the control: another supervisor, without the relay, and the same tool looks for the token")
         stage, token = self._new_stage(), Token(f"sk-ant-oat01-demo-{secrets.token_hex(24)}")
-        stage.timeline.hide(token)
         stage.write_token(token)
         stage.start_supervisor()
         stage.until("ready", lambda: stage.client.health().unready is None)

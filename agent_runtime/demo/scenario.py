@@ -40,7 +40,6 @@ class Scenario:
         self._tokens = [Token(f"sk-ant-oat01-demo-{secrets.token_hex(24)}") for _ in range(self.TOKENS)]
         self._executions: list[Execution] = []
         self._argv: list[str] = []
-        stage.timeline.hide(*self._tokens)
         self._api.on_other_tokens("invalid")
         for token in self._tokens:
             self._api.accept(token)

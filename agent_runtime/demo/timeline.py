@@ -5,10 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, TextIO
-
-if TYPE_CHECKING:
-    from agent_runtime.model.tokens import Token
+from typing import TextIO
 
 
 class Timeline:
@@ -22,16 +19,11 @@ class Timeline:
         self._out = out
         self._lock = threading.Lock()
         self._began = time.monotonic()
-        self._tokens: tuple[Token, ...] = ()
 
     @property
     def elapsed_seconds(self) -> float:
         """Since the start."""
         return time.monotonic() - self._began
-
-    def hide(self, *tokens: Token) -> None:
-        """Print the fingerprint of these instead, whatever a line quotes."""
-        self._tokens += tokens
 
     def say(self, who: str, text: str) -> None:
         """Print one event."""
@@ -39,8 +31,6 @@ class Timeline:
 
     def write(self, text: str) -> None:
         """Print *text* and a newline."""
-        for token in self._tokens:
-            text = text.replace(token.secret, f"<token {token.fingerprint}>")
         encoding = self._out.encoding or "utf-8"
         text = text.encode(encoding, errors="replace").decode(encoding)
         with self._lock:

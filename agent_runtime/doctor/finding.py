@@ -74,5 +74,4 @@ class Machine:
     """Paths that describe the machine; a test replaces them."""
 
     mountinfo: Path = Path("/proc/self/mountinfo")
-    locks: Path = Path("/proc/locks")
     managed_settings: Path = Path("/etc/claude-code")

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from agent_runtime.doctor.finding import Machine
     from agent_runtime.settings import Settings
 
-LOCK_NAMES = {"data_dir": "lock", "config_dir": ""}
-"""Name of the lock file in it; of the config directory the directory itself is locked."""
 LITTLE_BYTES = 256 * 1024 * 1024
 LOST_WITH_THE_CONTAINER = {
     "overlay": "the container's own layer",
@@ -109,8 +107,7 @@ def _directory(check: str, path: Path, advice: str, machine: Machine) -> Finding
     if free_bytes < LITTLE_BYTES:
         text = f"{path} has only {free_bytes >> 20} MiB left"
         return warning(check, text, f"make room, or lower {PREFIX}RETAIN_BYTES: answers on a full disk are not kept")
-    in_use = ", in use by a supervisor that runs now" if _is_locked(path / LOCK_NAMES[check], machine) else ""
-    return _lasting(check, path, f"{path}{in_use}", machine)
+    return _lasting(check, path, str(path), machine)
 
 
 def _lasting(check: str, path: Path, text: str, machine: Machine) -> Finding:
@@ -124,16 +121,3 @@ def _lasting(check: str, path: Path, text: str, machine: Machine) -> Finding:
     lost = "records and answers" if check == "data_dir" else "the sessions that are resumed"
     text = f"{text}, in {LOST_WITH_THE_CONTAINER[mount.kind]}: {lost} are gone with the container"
     return warning(check, text, f"mount a volume at {path}")
-
-
-def _is_locked(path: Path, machine: Machine) -> bool:
-    """Read the kernel's list of locks: trying the lock could turn away a supervisor that starts at this moment."""
-    try:
-        inode = path.stat().st_ino
-        locks = machine.locks.read_text()
-    except OSError:
-        return False
-    return any(
-        len(fields) > 5 and fields[1] == "FLOCK" and fields[5].endswith(f":{inode}")
-        for fields in map(str.split, locks.splitlines())
-    )

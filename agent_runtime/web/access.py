@@ -5,13 +5,12 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import logging
-import os
 import socket
-import stat
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from agent_runtime.errors import AccessDenied, InvalidRequest
+from agent_runtime.files import read_file
 from agent_runtime.model.tokens import Token
 
 if TYPE_CHECKING:
@@ -45,17 +44,9 @@ def read_key(path: Path) -> Token:
         BadKey: Nothing there can be a key.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO would wait
+        content = read_file(path)
     except OSError as error:
         raise BadKey(f"cannot be read: {error.strerror}") from None
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise BadKey("is not a regular file")
-        content = os.read(descriptor, KEY_LIMIT_BYTES + 1)
-    except OSError as error:
-        raise BadKey(f"cannot be read: {error.strerror}") from None
-    finally:
-        os.close(descriptor)
     if len(content) > KEY_LIMIT_BYTES:
         raise BadKey(f"is longer than {KEY_LIMIT_BYTES} bytes")
     key = content.removeprefix(b"\xef\xbb\xbf").strip()

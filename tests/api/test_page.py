@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_runtime.api.page import load
+from agent_runtime.api.page import load_page
 from tests.support.supervised import supervised
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-HTML = load().body.decode()
-POLICY = dict(part.split(" ", 1) for part in load().headers["content-security-policy"].split("; "))
+BODY, HEADERS = load_page()
+HTML = BODY.decode()
+POLICY = dict(part.split(" ", 1) for part in HEADERS["content-security-policy"].split("; "))
 
 
 @pytest.mark.parametrize("tag", ["script", "style"])
@@ -32,7 +33,7 @@ def test_the_policy_lets_nothing_in_and_nobody_frame_it() -> None:
     assert POLICY["default-src"] == POLICY["base-uri"] == POLICY["form-action"] == "'none'"
     assert POLICY["frame-ancestors"] == POLICY["trusted-types"] == "'none'"
     assert POLICY["connect-src"] == "'self'"
-    assert "unsafe" not in load().headers["content-security-policy"]
+    assert "unsafe" not in HEADERS["content-security-policy"]
 
 
 def test_it_asks_nobody_else_and_makes_no_markup_of_text() -> None:
@@ -48,9 +49,9 @@ def test_it_is_served_without_the_key_and_holds_no_data(tmp_path: Path) -> None:
         response = running.client.get("/")
 
         assert response.status_code == 200
-        assert response.content == load().body, "the same for everybody"
+        assert response.content == BODY, "the same for everybody"
         assert response.headers["content-type"] == "text/html; charset=utf-8"
-        for name, value in load().headers.items():
+        for name, value in HEADERS.items():
             assert response.headers[name] == value
         assert running.client.head("/").status_code == 200
         assert running.client.get("/api/token").status_code == 401

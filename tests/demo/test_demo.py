@@ -21,7 +21,6 @@ from agent_runtime.demo.choice import Cli
 from agent_runtime.demo.report import RELAY_PROMISES, Promise, RelayPromise, Report
 from agent_runtime.demo.stage import Stage, marked
 from agent_runtime.demo.timeline import Timeline
-from agent_runtime.model.tokens import Token
 from tests.support.supervised import eventually
 
 if TYPE_CHECKING:
@@ -301,17 +300,6 @@ def test_the_claude_on_path_is_taken_and_named(tmp_path: Path) -> None:
 
     assert "name='9.9.9 (Claude Code)'" in said
     assert "found on PATH" in said
-
-
-def test_no_reader_gets_a_token() -> None:
-    token = Token("sk-ant-oat01-quoted-by-an-evidence-line")
-    timeline = Timeline(out := io.StringIO())
-    timeline.hide(token)
-    timeline.say("task-1", f"two\nlines about {token.secret}")
-    said = out.getvalue()
-
-    assert f"two lines about <token {token.fingerprint}>" in said
-    assert token.secret not in said
 
 
 def test_a_promise_that_nothing_has_checked_did_not_hold() -> None:

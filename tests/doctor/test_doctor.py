@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import itertools
 import json
@@ -518,14 +517,3 @@ def test_somebody_elses_login_is_told_and_left_alone(patient: Patient, setting: 
 
     assert patient.find("login").verdict == verdict
     assert path.read_bytes() == before
-
-
-def test_a_supervisor_that_runs_here_is_told_and_not_disturbed(patient: Patient) -> None:
-    (patient.home / "data" / "lock").touch()
-    locked = os.open(patient.home / "config", os.O_RDONLY)
-    fcntl.flock(locked, fcntl.LOCK_EX)
-    config_dir, data_dir = patient.find("config_dir"), patient.find("data_dir")
-    os.close(locked)
-
-    assert "in use" in config_dir.text
-    assert "in use" not in data_dir.text

@@ -115,9 +115,9 @@ def test_a_wrong_key_is_told_apart_from_a_missing_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (os.mkfifo, "is not a regular file"),
-        (Path.mkdir, "is not a regular file"),
-        (lambda path: path.symlink_to("/dev/zero"), "is not a regular file"),
+        (os.mkfifo, "cannot be read: it is not a file"),
+        (Path.mkdir, "cannot be read: Is a directory"),
+        (lambda path: path.symlink_to("/dev/zero"), "cannot be read: it is not a file"),
         (lambda path: path.write_bytes(b"one\ntwo"), "has several lines"),
         (lambda path: path.write_bytes(b"with\0nul"), "has characters that no header can carry"),
         (lambda path: path.write_bytes("schl\u00fcssel".encode()), "has characters that no header can carry"),
