@@ -309,14 +309,21 @@ class AdmissionError(AgentRuntimeError):
 
     Attributes:
         retry_after_seconds: When it is worth asking again; None: not known.
+        resets_at: When a usage limit ends, epoch seconds; None: the API did not say, or it is not the reason.
         token_generation: The one in use, where it is the reason.
     """
 
     def __init__(
-        self, message: str, *, retry_after_seconds: int | None = None, token_generation: int | None = None
+        self,
+        message: str,
+        *,
+        retry_after_seconds: int | None = None,
+        resets_at: float | None = None,
+        token_generation: int | None = None,
     ) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+        self.resets_at = resets_at
         self.token_generation = token_generation
 
 
@@ -357,25 +364,9 @@ class TokenUnpaid(AdmissionError):
 
 
 class TokenLimited(AdmissionError):
-    """
-    A usage limit of the account lasts.
-
-    Attributes:
-        resets_at: When it ends, epoch seconds, where the API said so.
-    """
+    """A usage limit of the account lasts."""
 
     error_class = ErrorClass.RATE_LIMIT
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        retry_after_seconds: int | None,
-        resets_at: float | None = None,
-        token_generation: int | None = None,
-    ) -> None:
-        super().__init__(message, retry_after_seconds=retry_after_seconds, token_generation=token_generation)
-        self.resets_at = resets_at
 
 
 class IllegalTransition(AgentRuntimeError):

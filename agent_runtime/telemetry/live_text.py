@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 WAITING_LIMIT = 64 << 10
 """Characters that wait for one reader; the oldest are dropped first."""
 
-UNREAD_LINES = 256
-UNREAD_LINE_BYTES = 4096
 BLOCKS = 64
 """Blocks of text that can be under way at once: one of the run itself, and one of each sub-agent."""
 
@@ -37,7 +35,7 @@ class LiveText(msgspec.Struct, kw_only=True):
     A piece of the model's text, sent while it is written; the whole message follows as a `message`.
 
     Attributes:
-        message_id: The API's id of the message, where it is known. A new one begins anew.
+        message_id: The API's id of the message; null for a reader that came in its middle. A new one begins anew.
         index: Which block of the message, from 0.
         parent_tool_use_id: The tool call of the sub-agent whose text it is; null: the run's own.
         dropped: So many characters before this piece were dropped, because the reader was too slow.
@@ -130,31 +128,24 @@ class LiveTextWriter:
     """
     Take the text out of one attempt's partial messages, without tokens, also where one is split over several.
 
-    The end of a piece that may be the first part of a token is held back until the next piece. Without a reader the
-    latest lines are only remembered, which costs next to nothing: a reader that comes in the middle of a token must not
-    get its second part. Where that cannot be known, text begins for it at the next blank.
+    The end of a piece that may be the first part of a token is held back until the next piece. Without a reader nothing
+    is read, which costs next to nothing: a reader that comes in the middle of a token must not get its second part, so
+    text of a block that has begun begins for it at the next blank.
     """
 
     def __init__(self, texts: LiveTexts, redactor: Redactor) -> None:
         self._texts = texts
         self._redactor = redactor
-        self._unread: list[bytes] = []
         self._has_missed = False
         self._message_ids: dict[str | None, str | None] = {}
         self._held: dict[_Block, bytes] = {}
 
     def partial(self, line: bytes, after: int) -> None:
         """Process a partial message, printed after line *after* of the transcript."""
-        if self._texts.is_read:
-            for missed in self._unread:
-                self._read(missed)
-            self._unread.clear()
-            if (piece := self._read(line)) is not None:
-                self._texts.send(after, piece)
-        elif len(self._unread) < UNREAD_LINES and len(line) <= UNREAD_LINE_BYTES:
-            self._unread.append(line)
-        else:
+        if not self._texts.is_read:
             self._forget()
+        elif (piece := self._read(line)) is not None:
+            self._texts.send(after, piece)
 
     def message(self, parent: str | None, after: int) -> None:
         """Send what is held back of the text of *parent*: all of it is to be the next line."""
@@ -205,8 +196,8 @@ class LiveTextWriter:
 
     def _forget(self) -> None:
         self._has_missed = True
-        for known in (self._unread, self._message_ids, self._held):
-            known.clear()
+        self._message_ids.clear()
+        self._held.clear()
 
 
 def _place(piece: LiveText) -> tuple[str | None, int, str | None]:

@@ -43,13 +43,9 @@ class Credential(NamedTuple):
         return self.source in {"CLAUDE_CODE_OAUTH_TOKEN", "file"}
 
     def headers(self) -> dict[str, str]:
-        """The headers that carry it; a key helper's value goes into both."""
-        headers = {}
-        if self.source != "ANTHROPIC_API_KEY":
-            headers["Authorization"] = f"Bearer {self.secret}"
-        if self.source in {"ANTHROPIC_API_KEY", "apiKeyHelper"}:
-            headers["x-api-key"] = self.secret
-        return headers
+        """The header that carries it."""
+        is_key = self.source == "ANTHROPIC_API_KEY"
+        return {"x-api-key": self.secret} if is_key else {"Authorization": f"Bearer {self.secret}"}
 
     def __repr__(self) -> str:
         return f"<Credential from {self.source}>"
@@ -83,32 +79,11 @@ class GaveUp(Exception):
     """The CLI has printed its last words about an API error."""
 
 
-def load_settings(options: Options, environment: dict[str, str]) -> str | None:
-    """
-    Apply the settings files' ``env`` to *environment* and return their ``apiKeyHelper``.
-
-    Later files win: the user's, the workspace's, ``--settings``.
-
-    Source: measured on 2.1.30 and 2.1.330; ``env.CLAUDE_CODE_OAUTH_TOKEN`` has no effect there.
-    """
-    config = Path(environment.get("CLAUDE_CONFIG_DIR") or Path("~/.claude").expanduser())
-    files = [config / "settings.json", Path(".claude/settings.json"), Path(".claude/settings.local.json")]
-    texts = [file.read_text() for file in files if file.is_file()]
-    texts += [text if text.startswith("{") else Path(text).read_text() for text in options.settings]
-    helper = None
-    for text in texts:
-        settings = json.loads(text)
-        helper = settings.get("apiKeyHelper", helper)
-        environment.update({k: v for k, v in settings.get("env", {}).items() if k != "CLAUDE_CODE_OAUTH_TOKEN"})
-    return helper or None
-
-
 class Api:
     """The Messages API as one run of the CLI uses it."""
 
-    def __init__(self, run: Run, key_helper: str | None = None) -> None:
+    def __init__(self, run: Run) -> None:
         self._run = run
-        self._key_helper = key_helper
         self._pinned: Credential | None = None
         self._pause_factor = float(run.environment.get("SCRIPTED_CLI_PAUSE_FACTOR", "1"))
         self._limit_status: str | None = None
@@ -119,8 +94,6 @@ class Api:
         for name in ("ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_KEY"):
             if environment.get(name):
                 return Credential(name, environment[name])
-        if self._key_helper:
-            return Credential("apiKeyHelper", self._run.bash(self._key_helper).output)
         if environment.get("CLAUDE_CODE_OAUTH_TOKEN"):
             return Credential("CLAUDE_CODE_OAUTH_TOKEN", environment["CLAUDE_CODE_OAUTH_TOKEN"])
         if self._pinned is None or self._run.options.version >= frames.SINCE_FILE_IS_READ_AGAIN:

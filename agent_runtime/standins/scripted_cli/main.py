@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agent_runtime.standins.scripted_cli import frames
-from agent_runtime.standins.scripted_cli.api import Api, GaveUp, load_settings
+from agent_runtime.standins.scripted_cli.api import Api, GaveUp
 from agent_runtime.standins.scripted_cli.runtime import Options, Run
 
 if TYPE_CHECKING:
@@ -99,8 +99,7 @@ def main(arguments: Sequence[str], answer: Callable[[Run, Api, Message], int] = 
 
 def serve_prompts(run: Run, prompt: str | None, answer: Callable[[Run, Api, Message], int]) -> int:
     """Answer the prompt, or with ``--input-format stream-json`` each that comes on stdin."""
-    key_helper = load_settings(run.options, run.environment)
-    api = Api(run, key_helper)
+    api = Api(run)
     if run.options.resume and not run.load_session():
         text = f"No conversation found with session ID: {run.options.forks or run.options.session_id}"
         if run.options.version >= frames.SINCE_STDERR_TELLS_OF_SESSIONS:
@@ -161,7 +160,6 @@ def parse_arguments(arguments: Sequence[str], version: str) -> tuple[Options, st
         Refusal: The real CLI exits with 1 and the same words.
     """
     given: dict[str, Any] = {}
-    settings: list[str] = []
     prompt: str | None = None
     rest = list(arguments)
     while rest:
@@ -172,8 +170,6 @@ def parse_arguments(arguments: Sequence[str], version: str) -> tuple[Options, st
                 if not rest:
                     raise Refusal(f"error: option '{name}' argument missing")
                 value = rest.pop(0)
-            if name == "--settings":
-                settings.append(value)
             given[name] = value
         elif name in WITH_VALUES:
             while rest and not rest[0].startswith("-"):
@@ -203,7 +199,6 @@ def parse_arguments(arguments: Sequence[str], version: str) -> tuple[Options, st
         permission_mode="bypassPermissions" if bypass else given.get("--permission-mode", "default"),
         max_turns=int(given["--max-turns"]) if "--max-turns" in given else None,
         system_prompt=given.get("--append-system-prompt") or given.get("--system-prompt"),
-        settings=tuple(settings),
         stream_input=given.get("--input-format") == "stream-json",
         partial_messages="--include-partial-messages" in given,
         debug_stderr="--debug-to-stderr" in given,

@@ -38,7 +38,6 @@ class Options(NamedTuple):
     permission_mode: str = "default"
     max_turns: int | None = None
     system_prompt: str | None = None
-    settings: tuple[str, ...] = ()
     stream_input: bool = False
     partial_messages: bool = False
     debug_stderr: bool = False
