@@ -181,19 +181,7 @@ _RIVALS = frozenset(CREDENTIALS) | frozenset(SERVERS) | frozenset(MODES)
 _RIVAL_PREFIXES = ("CLAUDE_CODE_USE_", "CLAUDE_LOCAL_OAUTH_")
 _CREDENTIAL_HEADERS = frozenset({"authorization", "x-api-key", "proxy-authorization", "cookie"})
 
-_BLANKED = (
-    *(name for name in CREDENTIALS if name not in {"CLAUDE_API_KEY", STORAGE_DIR_VARIABLE}),
-    SOCKET_VARIABLE,
-    "CLAUDE_CODE_RUNNER_MODEL_SOCKET",
-    "CLAUDE_CODE_API_BASE_URL",
-    "CLAUDE_CODE_CUSTOM_OAUTH_URL",
-    "CLAUDE_CODE_CLIENT_DATA_URL",
-    "USE_LOCAL_OAUTH",
-    *PROVIDERS,
-    "CLAUDE_CODE_SIMPLE",
-    "CLAUDE_CODE_REMOTE",
-    "CLAUDE_CODE_PROVIDER_MANAGED_BY_HOST",
-)
+_BLANKED = (*(name for name in CREDENTIALS if name != STORAGE_DIR_VARIABLE), *SERVERS, *PROVIDERS, *MODES)
 
 _OF_THE_CLI = "it decides who pays, where requests go, or how the CLI works"
 

@@ -77,12 +77,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     @property
     def counts(self) -> ModelUsage:
         """The counts by the package's own names."""
-        return ModelUsage(
-            input_tokens=count(self.input_tokens),
-            output_tokens=count(self.output_tokens),
-            cache_creation_tokens=count(self.cache_creation_input_tokens),
-            cache_read_tokens=count(self.cache_read_input_tokens),
-        )
+        return _counts(self)
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
@@ -119,13 +114,16 @@ class ReportedUsage(msgspec.Struct, frozen=True, rename="camel", gc=False):
     @property
     def usage(self) -> ModelUsage:
         """What was used, by the package's own names."""
-        return ModelUsage(
-            cost_usd=amount(self.cost_usd),
-            input_tokens=count(self.input_tokens),
-            output_tokens=count(self.output_tokens),
-            cache_creation_tokens=count(self.cache_creation_input_tokens),
-            cache_read_tokens=count(self.cache_read_input_tokens),
-        )
+        return msgspec.structs.replace(_counts(self), cost_usd=amount(self.cost_usd))
+
+
+def _counts(found: Usage | ReportedUsage) -> ModelUsage:
+    return ModelUsage(
+        input_tokens=count(found.input_tokens),
+        output_tokens=count(found.output_tokens),
+        cache_creation_tokens=count(found.cache_creation_input_tokens),
+        cache_read_tokens=count(found.cache_read_input_tokens),
+    )
 
 
 class RateLimitInfo(msgspec.Struct, frozen=True, rename="camel", gc=False):
@@ -291,11 +289,14 @@ def text_of(blocks: Iterable[ContentBlock]) -> str:
 
 
 class _Delta(msgspec.Struct, gc=False):
+    type: str = ""
+    text: str = ""
     stop_reason: str | None = None
 
 
 class _Event(msgspec.Struct, gc=False):
     type: str = ""
+    index: int = 0
     delta: _Delta | None = None
     message: Message | None = None
     usage: Usage | None = None
@@ -308,32 +309,8 @@ class Partial(msgspec.Struct, gc=False):
     parent_tool_use_id: str | None = None
 
 
-class _TextDelta(msgspec.Struct, gc=False):
-    type: str = ""
-    text: str = ""
-
-
-class _MessageStart(msgspec.Struct, gc=False):
-    id: str | None = None
-
-
-class _TextEvent(msgspec.Struct, gc=False):
-    type: str = ""
-    index: int = 0
-    delta: _TextDelta | None = None
-    message: _MessageStart | None = None
-
-
-class PartialText(msgspec.Struct, gc=False):
-    """A partial message, as far as it is about text."""
-
-    event: _TextEvent
-    parent_tool_use_id: str | None = None
-
-
 _decode = msgspec.json.Decoder(Frame).decode
 _decode_partial = msgspec.json.Decoder(Partial).decode
-_decode_partial_text = msgspec.json.Decoder(PartialText).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -363,26 +340,21 @@ def is_utf8(data: bytes) -> bool:
 
 
 def decode_partial(line: bytes) -> Partial | None:
-    """
-    Decode a partial message that begins or ends a message of the model; None for all others, which are many.
-
-    Source: ``message_start``, ``message_delta`` and ``message_stop`` are the second ``type`` of the line, 1.0.128 to
-    2.1.332.
-    """
-    if line.find(b'"message_', 0, _EVENT_HEAD_BYTES) < 0:
-        return None
+    """Decode a partial message; None if it is none."""
     try:
         return _decode_partial(line)
     except _REFUSED:
         return None
 
 
-def decode_partial_text(line: bytes) -> PartialText | None:
-    """Decode any partial message for its text; None if it is none."""
-    try:
-        return _decode_partial_text(line)
-    except _REFUSED:
-        return None
+def bounds_message(line: bytes) -> bool:
+    """
+    Whether a partial message begins or ends a message of the model, as few do.
+
+    Source: ``message_start``, ``message_delta`` and ``message_stop`` are the second ``type`` of the line, 1.0.128 to
+    2.1.332.
+    """
+    return line.find(b'"message_', 0, _EVENT_HEAD_BYTES) >= 0
 
 
 def is_partial(line: bytes) -> bool:

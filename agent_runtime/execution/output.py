@@ -11,7 +11,7 @@ import msgspec
 
 from agent_runtime.claude import invocation as cli_command
 from agent_runtime.claude.frame_repair import pieces, read
-from agent_runtime.claude.frames import decode, decode_partial, is_partial, is_utf8, may_be_partial
+from agent_runtime.claude.frames import bounds_message, decode, decode_partial, is_partial, is_utf8, may_be_partial
 from agent_runtime.claude.last_words import LastWords
 from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.claude.run_stats import RunStats
@@ -213,7 +213,7 @@ class ChildOutput:
             self._on_sign(Sign.OTHER, read_at)
 
     def _partial(self, line: bytes, read_at: float) -> None:
-        partial = decode_partial(line)
+        partial = decode_partial(line) if bounds_message(line) else None
         self.run_stats.add_partial(partial)
         self._model_seen(read_at, begins=partial is not None and partial.event.type == "message_start")
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from agent_runtime.claude.frames import decode_partial_text
+from agent_runtime.claude.frames import decode_partial
 from agent_runtime.notifier import Notifier
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class LiveTextWriter:
 
     def _read(self, line: bytes) -> LiveText | None:
         """Return the text that can be sent after a partial message."""
-        partial = decode_partial_text(line)
+        partial = decode_partial(line)
         if partial is None:
             return None
         event, block = partial.event, _Block(partial.parent_tool_use_id, partial.event.index)

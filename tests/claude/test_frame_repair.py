@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from agent_runtime.claude.frame_repair import pieces, read
-from agent_runtime.claude.frames import MOST_LEVELS, decode, decode_partial, is_partial, is_utf8
+from agent_runtime.claude.frames import MOST_LEVELS, bounds_message, decode, decode_partial, is_partial, is_utf8
 
 RESULT = b'{"type":"result","result":"x"}'
 
@@ -127,5 +127,6 @@ def test_the_partial_messages_that_begin_and_end_a_message_are_read() -> None:
     assert (own.event.type, own.event.delta.stop_reason) == ("message_delta", "max_tokens")
     assert aside is not None
     assert aside.parent_tool_use_id == "toolu_1"
-    assert decode_partial(b'{"type":"stream_event","event":{"type":"content_block_stop","index":0}}') is None
+    assert bounds_message(head)
+    assert not bounds_message(b'{"type":"stream_event","event":{"type":"content_block_stop","index":0}}')
     assert decode_partial(b'{"type":"stream_event","event":{"type":"message_delta","delta":7}}') is None

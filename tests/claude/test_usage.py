@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_runtime.claude.frame_repair import read
-from agent_runtime.claude.frames import decode_partial
+from agent_runtime.claude.frames import bounds_message, decode_partial
 from agent_runtime.claude.run_stats import RunStats, SessionCost
 from agent_runtime.model.usage import ModelUsage, total_of
 
@@ -30,7 +30,7 @@ def feed(run_stats: RunStats, frames: Iterable[dict[str, Any]]) -> None:
     for frame in frames:
         line = json.dumps(frame, separators=(",", ":")).encode()
         if frame["type"] == "stream_event":
-            run_stats.add_partial(decode_partial(line))
+            run_stats.add_partial(decode_partial(line) if bounds_message(line) else None)
         else:
             read_frame = read(line)
             assert read_frame is not None
