@@ -22,8 +22,8 @@ from msgspec.structs import replace
 from agent_runtime.claude.frames import SYNTHETIC_MODEL
 from agent_runtime.claude.run_stats import version_in
 from agent_runtime.errors import ErrorClass
-from agent_runtime.evidence.error_bodies import STATUS_BY_TYPE
-from agent_runtime.evidence.matching import ApiError, names_another_model
+from agent_runtime.evidence.error_bodies import STATUS_BY_TYPE, ApiError
+from agent_runtime.evidence.matching import names_another_model
 from agent_runtime.evidence.phrases import LIMIT_BY_WORDS, MODEL_BY_LIMIT
 from agent_runtime.evidence.reset_times import end_of_limit
 from agent_runtime.evidence.rules import rule_for
@@ -104,6 +104,21 @@ class Detection(msgspec.Struct, frozen=True):
     resets_at: float | None = None
     retry_after_seconds: float | None = None
     advice: str | None = None
+
+    @classmethod
+    def of(cls, error: ApiError, rule: Rule, channel: Channel, *, is_final: bool) -> Detection:
+        """Build the detection of *error* by the rule that recognised it."""
+        return cls(
+            rule=rule.id,
+            channel=channel,
+            error_class=rule.error_class,
+            is_evidence=rule.is_evidence,
+            condemns=rule.condemns,
+            trouble=TokenTrouble.BLOCKED if rule.blocks else _TROUBLE_BY_CLASS.get(rule.error_class),
+            is_final=is_final,
+            status=error.status,
+            advice=rule.advice,
+        )
 
     def or_sharper(self, earlier: Detection | None) -> Detection:
         """
@@ -309,18 +324,7 @@ class Detector:
         if error.status is None and error.type is not None:
             error = replace(error, status=STATUS_BY_TYPE.get(error.type))
         rule = rule_for(error)
-        detection = Detection(
-            rule=rule.id,
-            channel=channel,
-            error_class=rule.error_class,
-            is_evidence=rule.is_evidence,
-            condemns=rule.condemns,
-            trouble=TokenTrouble.BLOCKED if rule.blocks else _TROUBLE_BY_CLASS.get(rule.error_class),
-            is_final=is_final,
-            status=error.status,
-            advice=rule.advice,
-        )
-        return self._with_limit(detection, error, rule)
+        return self._with_limit(Detection.of(error, rule, channel, is_final=is_final), error, rule)
 
     def _with_limit(self, detection: Detection, error: ApiError, rule: Rule) -> Detection:
         if rule.error_class is ErrorClass.RATE_LIMIT:

@@ -42,37 +42,50 @@ _FIELD_PATH = re.compile(
 _decoder = json.JSONDecoder(strict=False)
 
 
-class ErrorBody(msgspec.Struct, frozen=True):
+class ApiError(msgspec.Struct, frozen=True):
     """
-    An error body, as far as it could be parsed.
+    One API error as the CLI reported it, or as the body of an answer says.
 
     Attributes:
-        type: The error's type, of the API or of a gateway.
+        status: The HTTP status; None: there was no answer, or the report does not say.
+        type: The error's type in the body, of the API or of a gateway.
         code: A finer code that is no HTTP status: ``error.details.error_code`` of the API, ``error.code`` of gateways.
-        status: The HTTP status, if the body names it.
-        is_whole: The error was read to its end; false for a line that was cut off.
+        word: The CLI's word for it (``error`` of a frame).
+        detail: The CLI's finer word (``api_error`` of a frame).
+        text: The text of the API or the CLI about it.
+        message: The message in the body of the answer, if that is known.
+        is_whole: The body was read to its end; false for a line that was cut off.
         is_own_form: The API itself writes errors in this form, and no gateway does.
     """
 
+    status: int | None = None
     type: str | None = None
     code: str | None = None
-    status: int | None = None
+    word: str | None = None
+    detail: str | None = None
+    text: str = ""
     message: str | None = None
     is_whole: bool = False
     is_own_form: bool = False
 
 
-def read_body(text: str) -> ErrorBody | None:
-    """Parse a body that begins with JSON; None without a readable error. Never raises."""
+def read_body(text: str, status: int | None = None) -> ApiError | None:
+    """
+    Parse a body that begins with JSON; None without a readable error. Never raises.
+
+    Args:
+        status: The answer's; None: it is not known, and the body may name it.
+    """
     if not text.startswith(("{", "[")):
         return None
     found = _decoded(text)
     if isinstance(found, list):
         found = found[0] if found else None
-    if not isinstance(found, dict):
-        return _cut_off(text)
-    body = _body(found)
-    return body if body.type or body.code or body.message else None
+    body = _body(found) if isinstance(found, dict) else _cut_off(text)
+    if not (body.type or body.code or body.message):
+        return None
+    message = (body.message or "")[:_MESSAGE_LENGTH]
+    return msgspec.structs.replace(body, status=status or body.status, text=message, message=message)
 
 
 def _decoded(text: str) -> Any:
@@ -86,7 +99,7 @@ def _decoded(text: str) -> Any:
         return None
 
 
-def _body(found: dict[str, Any]) -> ErrorBody:
+def _body(found: dict[str, Any]) -> ApiError:
     error = found.get("error")
     if not isinstance(error, dict) and isinstance(found.get("detail"), dict):
         detail = found["detail"]
@@ -105,11 +118,11 @@ def _body(found: dict[str, Any]) -> ErrorBody:
     elif isinstance(error, str):
         message = error
     return _passed_on(
-        ErrorBody(
+        ApiError(
             type=kind if isinstance(kind, str) and kind in STATUS_BY_TYPE else None,
             code=code,
             status=_status(found.get("code")),
-            message=_cut(message),
+            message=message,
             is_whole=True,
         )
     )
@@ -119,19 +132,19 @@ def _is_own(found: dict[str, Any], kind: str | None) -> bool:
     return found.get("type") == "error" and kind in STATUS_BY_TYPE
 
 
-def _of_object(error: dict[str, Any]) -> ErrorBody:
+def _of_object(error: dict[str, Any]) -> ApiError:
     details = error.get("details")
     fine = details.get("error_code") if isinstance(details, dict) else None
-    return ErrorBody(
+    return ApiError(
         type=_text(error, "type"),
         code=_code(fine) or _code(error.get("code")),
         status=_status(error.get("code")),
-        message=_cut(_text(error, "message", "msg", "detail")),
+        message=_text(error, "message", "msg", "detail"),
         is_whole=True,
     )
 
 
-def _passed_on(body: ErrorBody) -> ErrorBody:
+def _passed_on(body: ApiError) -> ApiError:
     """
     Parse the inner body where a gateway passes another server's body on, behind some words of its own.
 
@@ -161,7 +174,7 @@ def is_about_a_field(message: str) -> bool:
     return _FIELD_PATH.match(message) is not None
 
 
-def _cut_off(text: str) -> ErrorBody | None:
+def _cut_off(text: str) -> ApiError:
     """Parse the readable part of a body that was cut off."""
     at = text.find('"error":{')
     whole = _decoded(text[at + len('"error":') :]) if at >= 0 else None
@@ -170,7 +183,7 @@ def _cut_off(text: str) -> ErrorBody | None:
         is_own = text.startswith('{"type":"error"') and body.type in STATUS_BY_TYPE
         return msgspec.structs.replace(body, is_own_form=is_own)
     kind, message = _field(text, '"type":"', max(at, 0)), _field(text, '"message":"', max(at, 0))
-    return ErrorBody(type=kind, message=_cut(message)) if kind or message else None
+    return ApiError(type=kind, message=message)
 
 
 def _field(text: str, name: str, start: int) -> str | None:
@@ -184,10 +197,6 @@ def _field(text: str, name: str, start: int) -> str | None:
 
 def _text(found: dict[str, Any], *names: str) -> str | None:
     return next((value for name in names if isinstance(value := found.get(name), str) and value), None)
-
-
-def _cut(message: str | None) -> str | None:
-    return message[:_MESSAGE_LENGTH] if message is not None else None
 
 
 def _code(value: Any) -> str | None:

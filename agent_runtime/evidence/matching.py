@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec looks at annotations
-from agent_runtime.evidence.error_bodies import is_about_a_field
+from agent_runtime.evidence.error_bodies import ApiError, is_about_a_field
 from agent_runtime.evidence.phrases import ABOUT_CONTENT, ADVERBS, TRAILERS, Phrases
 
 if TYPE_CHECKING:
@@ -18,31 +18,6 @@ if TYPE_CHECKING:
 
 _WORDS_LENGTH = 1000
 _QUOTED = re.compile(r'"[^"]*"|`[^`]*`|\u201c[^\u201d]*\u201d|(?<!\w)\'[^\']*\'(?!\w)')
-
-
-class ApiError(msgspec.Struct, frozen=True):
-    """
-    One API error as the CLI reported it.
-
-    Attributes:
-        status: The HTTP status; None: there was no answer, or the report does not say.
-        type: The error type in the body of the answer.
-        code: A finer code in that body.
-        word: The CLI's word for it (``error`` of a frame).
-        detail: The CLI's finer word (``api_error`` of a frame).
-        text: The text of the API or the CLI about it.
-        message: The message in the body of the answer, if that is known.
-        is_whole: The body was read to its end.
-    """
-
-    status: int | None = None
-    type: str | None = None
-    code: str | None = None
-    word: str | None = None
-    detail: str | None = None
-    text: str = ""
-    message: str | None = None
-    is_whole: bool = False
 
 
 class Reading:

@@ -11,10 +11,15 @@ Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114 and 2.1.330.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence import error_codes, phrases
 from agent_runtime.evidence.account_rules import ACCOUNT_RULES
-from agent_runtime.evidence.matching import ApiError, Reading, Rule
+from agent_runtime.evidence.matching import Reading, Rule
+
+if TYPE_CHECKING:
+    from agent_runtime.evidence.error_bodies import ApiError
 
 _NO_WORD = frozenset({None, "unknown"})
 _LIMIT_WORD = _NO_WORD | {"rate_limit"}

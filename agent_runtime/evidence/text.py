@@ -10,8 +10,7 @@ import msgspec
 
 from agent_runtime.claude.frames import plain
 from agent_runtime.claude.log_entries import HEAD_BYTES, LogEntry
-from agent_runtime.evidence.error_bodies import STATUS_BY_TYPE, read_body
-from agent_runtime.evidence.matching import ApiError
+from agent_runtime.evidence.error_bodies import STATUS_BY_TYPE, ApiError, read_body
 
 _MARKS = (
     b"API error (attempt ",  # 2.1.30 to 2.1.330
@@ -102,20 +101,13 @@ def _parsed(text: str) -> ApiError:
     kind, colon, rest = text.partition(": ")
     if colon and kind in STATUS_BY_TYPE:
         return ApiError(status=status, type=kind, text=rest[:_TEXT_LENGTH], message=rest[:_TEXT_LENGTH])
-    body = read_body(text)
-    if body is None:
+    error = read_body(text, status)
+    if error is None:
         # Behind a status stands a body in some form; without a status it is a sentence of the CLI or its runtime.
         return ApiError(
             status=status, text=text[:_TEXT_LENGTH], message=None if status is None else text[:_TEXT_LENGTH]
         )
-    return ApiError(
-        status=status or body.status,
-        type=body.type,
-        code=body.code,
-        text=body.message or text[:_TEXT_LENGTH],
-        message=body.message or "",
-        is_whole=body.is_whole,
-    )
+    return error if error.text else msgspec.structs.replace(error, text=text[:_TEXT_LENGTH])
 
 
 def _leading_status(text: str) -> int | None:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.evidence.error_bodies import read_body
-from agent_runtime.evidence.matching import ApiError
 from agent_runtime.evidence.phrases import MODEL_BY_LIMIT
 from agent_runtime.evidence.reset_times import HORIZON
 from agent_runtime.evidence.rules import rule_for
-from agent_runtime.model.state import CLASS_BY_TROUBLE, TokenTrouble
+from agent_runtime.model.state import TokenTrouble
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,9 +21,6 @@ MOST_BODY_BYTES = 64 * 1024
 _GZIP_OR_ZLIB = 47
 _UNIFIED = b"anthropic-ratelimit-unified-"
 _MAY_BE_ABOUT_TOKEN = frozenset({400, 401, 402, 403, 429})
-_TROUBLE_BY_CLASS = {
-    error_class: trouble for trouble, error_class in CLASS_BY_TROUBLE.items() if trouble is not TokenTrouble.BLOCKED
-}
 
 
 def may_be_refusal(status: int) -> bool:
@@ -43,27 +39,10 @@ def detection_in(status: int, headers: Mapping[bytes, list[bytes]], body: bytes)
     if status == 429 and headers.get(_UNIFIED + b"status") == [b"rejected"]:
         return _limit(headers)
     text = _decoded(body, headers.get(b"content-encoding", [])).decode("utf-8", "replace").strip()
-    answer = read_body(text)
-    if answer is None:
+    error = read_body(text, status)
+    if error is None or not (rule := rule_for(error)).is_evidence:
         return None
-    message = answer.message or ""
-    error = ApiError(
-        status=status, type=answer.type, code=answer.code, text=message, message=message, is_whole=answer.is_whole
-    )
-    rule = rule_for(error)
-    if not rule.is_evidence:
-        return None
-    return Detection(
-        rule=rule.id,
-        channel=Channel.WIRE,
-        error_class=rule.error_class,
-        is_evidence=True,
-        condemns=rule.condemns,
-        trouble=TokenTrouble.BLOCKED if rule.blocks else _TROUBLE_BY_CLASS.get(rule.error_class),
-        is_final=True,
-        status=status,
-        advice=rule.advice,
-    )
+    return Detection.of(error, rule, Channel.WIRE, is_final=True)
 
 
 def _limit(headers: Mapping[bytes, list[bytes]]) -> Detection:

@@ -21,7 +21,6 @@ from agent_runtime import __version__
 from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, HEADERS_VARIABLE, without_credentials
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.error_bodies import read_body
-from agent_runtime.evidence.matching import ApiError
 from agent_runtime.evidence.rules import rule_for
 from agent_runtime.model.tokens import TokenKind
 
@@ -44,7 +43,6 @@ OAUTH_BETA = "oauth-2025-04-20"
 
 TIMEOUT_SECONDS = 5.0
 BODY_LIMIT_BYTES = 64 * 1024
-TEXT_LIMIT = 4096
 
 _CERTAIN = frozenset({401, 402})
 """With these statuses any error is about the token; with others it must be the API's own or have a known code."""
@@ -178,25 +176,18 @@ def judge(status: int, body: bytes) -> ProbeVerdict:
     text = body[:BODY_LIMIT_BYTES].decode("utf-8", "ignore").strip()
     if status == 200:
         return ProbeVerdict.VALID if _is_count(body) else ProbeVerdict.UNKNOWN
-    answer = read_body(text)
-    if answer is None:
+    error = read_body(text, status)
+    if error is None:
         return ProbeVerdict.UNKNOWN
-    error = ApiError(
-        status=status,
-        type=answer.type,
-        code=answer.code,
-        text=(answer.message or "")[:TEXT_LIMIT],
-        message=answer.message or "",
-    )
     text = error.text.lower()
     if status == 401 and text.startswith(_LOST_ON_THE_WAY):
         return ProbeVerdict.UNKNOWN
     rule = rule_for(error)
-    if rule.condemns and (status in _CERTAIN or answer.is_own_form or rule.codes):
+    if rule.condemns and (status in _CERTAIN or error.is_own_form or rule.codes):
         if rule.error_class is ErrorClass.BILLING:
             return ProbeVerdict.BILLING
         return ProbeVerdict.BLOCKED if rule.blocks else ProbeVerdict.REFUSED
-    if status in _AUTHENTICATED and answer.is_own_form and (status != 404 or text.startswith("model:")):
+    if status in _AUTHENTICATED and error.is_own_form and (status != 404 or text.startswith("model:")):
         return ProbeVerdict.VALID
     return ProbeVerdict.UNKNOWN
 

@@ -12,7 +12,7 @@ from agent_runtime.claude.frame_repair import read
 from agent_runtime.claude.frames import Frame
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.detector import Detector
-from agent_runtime.evidence.matching import ApiError
+from agent_runtime.evidence.error_bodies import ApiError
 from agent_runtime.evidence.rules import RULES, UNEXPLAINED, rule_for
 from tests.support.told import NOW, STOPPED, TIME, Story, entry, failed_result, frame, retry, synthetic, tell
 
