@@ -53,18 +53,19 @@ MODEL_CODES = _union(
 GATEWAY_TYPES = _words("one_api_error new_api_error upstream_error openai_error claude_error auth_error")
 """The ``error.type`` that gateways give to any error; sources as for their codes above."""
 
-# The CLI's own words for details (``api_error`` of a frame). Source: Claude Code 2.1.330.
-NETWORK_DETAILS = _words(
+# The CLI's own words (``error`` and ``api_error`` of a frame). Source: Claude Code 2.1.330.
+NETWORK_WORDS = _words(
     "connection_failed tls_untrusted_ca tls_cert_signature_failure no_response stream_idle_timeout computer_slept"
 )
-FIREWALL_DETAILS = _words("network_edge_blocked gateway_content_type")
-NO_ANSWER_DETAILS = _words("empty_completion malformed_tool_use_exhausted")
-LONG_CONTEXT_DETAILS = _words("long_context_credits_required")
-MODEL_CREDITS_DETAILS = _words(
+FIREWALL_WORDS = _words("network_edge_blocked gateway_content_type")
+NO_ANSWER_WORDS = _words("empty_completion malformed_tool_use_exhausted")
+LONG_CONTEXT_WORDS = _words("long_context_credits_required")
+MODEL_CREDITS_WORDS = _words(
     "model_requires_usage_credits consent_unanswered no_allowed_fallback model_substitution_disabled"
 )
-LOGIN_DETAILS = _words(
-    "stored_login_refused oauth_refresh_store_refused named_profile_unusable gateway_signin_required"
-    " gateway_session_expired unattended_start_limit unattended_start_unconfirmed"
+LOGIN_WORDS = _words(
+    "cloud_credential_error stored_login_refused oauth_refresh_store_refused named_profile_unusable"
+    " gateway_signin_required gateway_session_expired unattended_start_limit unattended_start_unconfirmed"
 )
-"""Logins other than the delivered token; no child is given one."""
+"""Credentials and logins other than the delivered token; no child is given one."""
+BLOCKED_WORDS = _words("account_on_hold verification_required org_disabled_credential")

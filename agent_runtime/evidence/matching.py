@@ -75,8 +75,7 @@ class Rule(msgspec.Struct, frozen=True):
         statuses: HTTP statuses; ``None`` in it stands for an unknown one.
         types: The error types of the body; ``None`` in it stands for an unknown one.
         codes: The type or the code of the body is one of these.
-        words: The CLI's words; ``None`` in it stands for a report without one.
-        details: The CLI's finer words.
+        words: The CLI's word or its finer word; ``None`` in it stands for a report without a word.
         of_a_field: Only where the message is about the request's form.
         with_message: Only where the body of the answer is known.
         phrases: One of these; each is a set of words that must all be in the text (lower case).
@@ -88,7 +87,7 @@ class Rule(msgspec.Struct, frozen=True):
         condemns: The attempt is stopped, and the API's own words count against the generation.
         blocks: The attempt is stopped; the account is blocked, not the credential refused.
         advice: The text for the caller, in place of the sentence of the class.
-        source: Versions of Claude Code, public reports or documents.
+        source: Versions of Claude Code, public reports or documents; those of phrases and codes stand at their tables.
     """
 
     id: str
@@ -97,7 +96,6 @@ class Rule(msgspec.Struct, frozen=True):
     types: AbstractSet[str | None] = frozenset()
     codes: AbstractSet[str] = frozenset()
     words: AbstractSet[str | None] = frozenset()
-    details: AbstractSet[str] = frozenset()
     of_a_field: bool = False
     with_message: bool = False
     phrases: Phrases = ()
@@ -122,8 +120,9 @@ class Rule(msgspec.Struct, frozen=True):
             (not self.statuses or error.status in self.statuses)
             and (not self.types or error.type in self.types)
             and (not self.codes or error.type in self.codes or error.code in self.codes)
-            and (not self.words or error.word in self.words)
-            and (not self.details or error.detail in self.details)
+            and (
+                not self.words or error.word in self.words or (error.detail is not None and error.detail in self.words)
+            )
             and (not self.of_a_field or reading.is_about_a_field)
             and (not self.with_message or error.message is not None)
             and (not self.phrases or _holds(reading.text, self.phrases))

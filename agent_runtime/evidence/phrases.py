@@ -111,7 +111,11 @@ OVER_BUDGET = _phrases("""
     over budget | budget exceeded | exceeded budget | exceeded their budget | exceeded your budget
     exceeded its budget | budget limit
 """)
-"""The same, but only with a status that does not blame the request: a request can exceed a budget too."""
+"""
+The same, but only with a status that does not blame the request: a request can exceed a budget too.
+
+Source: LiteLLM, auth_checks.py.
+"""
 
 MODEL_BUDGET = _phrases("budget for model | budget for the model | budget & model=")
 """A budget of one model: the token works for every other model. Source: LiteLLM, model_max_budget_limiter.py."""

@@ -29,7 +29,7 @@ _OTHER_PATH = "the server does not know the path it was asked for; look at ANTHR
 
 RULES: tuple[Rule, ...] = (
     # -- no answer of the API, whatever the sentence looks like
-    Rule("network-detail", ErrorClass.NETWORK, details=error_codes.NETWORK_DETAILS, source="2.1.330"),
+    Rule("network-detail", ErrorClass.NETWORK, words=error_codes.NETWORK_WORDS, source="2.1.330"),
     Rule(
         "network-dressed-as-refusal",
         ErrorClass.NETWORK,
@@ -51,7 +51,6 @@ RULES: tuple[Rule, ...] = (
     *ACCOUNT_RULES,
     # -- the request
     Rule("output-limit-word", ErrorClass.MAX_OUTPUT, words={"max_output_tokens"}, source="2.1.330"),
-    Rule("output-limit-detail", ErrorClass.MAX_OUTPUT, details={"max_output_tokens"}, source="2.1.330"),
     Rule(
         "output-limit-sentence",
         ErrorClass.MAX_OUTPUT,
@@ -68,19 +67,8 @@ RULES: tuple[Rule, ...] = (
         begins=("api error",),
         source="2.1.30 to 2.1.332",
     ),
-    Rule("no-whole-answer", ErrorClass.LOST_RESULT, details=error_codes.NO_ANSWER_DETAILS, source="2.1.330"),
-    Rule(
-        "not-the-task",
-        ErrorClass.ERROR,
-        words={"cloud_credential_error"},
-        source="2.1.330; no child is given such credentials",
-    ),
-    Rule(
-        "not-the-task-detail",
-        ErrorClass.ERROR,
-        details=error_codes.LOGIN_DETAILS,
-        source="2.1.330; no child is given such a login",
-    ),
+    Rule("no-whole-answer", ErrorClass.LOST_RESULT, words=error_codes.NO_ANSWER_WORDS, source="2.1.330"),
+    Rule("not-the-task", ErrorClass.ERROR, words=error_codes.LOGIN_WORDS, source="2.1.330"),
     Rule(
         "model-403",
         ErrorClass.MODEL,
