@@ -120,9 +120,7 @@ class Rule(msgspec.Struct, frozen=True):
             (not self.statuses or error.status in self.statuses)
             and (not self.types or error.type in self.types)
             and (not self.codes or error.type in self.codes or error.code in self.codes)
-            and (
-                not self.words or error.word in self.words or (error.detail is not None and error.detail in self.words)
-            )
+            and (not self.words or not self.words.isdisjoint((error.word, error.detail or error.word)))
             and (not self.of_a_field or reading.is_about_a_field)
             and (not self.with_message or error.message is not None)
             and (not self.phrases or _holds(reading.text, self.phrases))
