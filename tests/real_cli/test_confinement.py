@@ -22,33 +22,41 @@ MODES = [
         marks=pytest.mark.skipif(landlock.version() < landlock.LEAST_ABI, reason="this kernel has no Landlock"),
     ),
     pytest.param("user", marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs root")),
-    pytest.param("env", marks=pytest.mark.newest_cli),
 ]
 WORK = "git init -q repo; echo made >$(mktemp -p .); node -e 'console.log(1+1)' >node; env >seen-by-tool"
 EVENTS = ("SessionStart", "UserPromptSubmit", "PreToolUse", "PostToolUse", "Stop", "SessionEnd")
 
 
-@pytest.mark.every_cli
 @pytest.mark.parametrize("mode", MODES)
-def test_under_the_relay_the_hunt_of_a_tool_finds_no_token_and_the_same_hunt_without_does(
-    claude: str, mode: str
-) -> None:
-    api = MessagesApi()
+def test_under_the_relay_the_hunt_of_a_tool_finds_no_token(claude: str, mode: str) -> None:
+    _hunt(claude, mode)
+
+
+@pytest.mark.newest_cli
+def test_the_same_hunt_without_confinement_and_relay_finds_the_token(claude: str) -> None:
+    _hunt(claude, "env")
+
+
+def _hunt(claude: str, mode: str) -> None:
+    api, is_old = MessagesApi(), Path(claude).resolve().suffix == ".js"
     # Not below /tmp, where a confined CLI could then make no files.
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory, serve(api) as base_url:
         home = Path(directory)
+        _plant(home / "workspace")
         with tls_api(home / "tls", base_url) as tls:
-            environment = {"ANTHROPIC_BASE_URL": ""} | tls.environ
-            _plant(home / "workspace")
+            # A CLI that takes no socket reaches the relay's port whatever the base URL is.
+            environment = {"ANTHROPIC_BASE_URL": base_url} if is_old else {"ANTHROPIC_BASE_URL": "", **tls.environ}
             hunt = hunted(home, mode, api, claude=claude, environment=environment, more=WORK)
         workspace = home / "workspace"
 
         assert_kept(hunt, mode)
+        assert ("relay's socket" in hunt.way) is (mode != "env" and not is_old)
         assert (workspace / "repo/.git/HEAD").exists()
         assert (workspace / "node").read_text() == "2\n"
         assert list((home / "config/projects").rglob("*.jsonl")), "the session can be resumed"
         seen = {path.name: path.read_text() for path in workspace.glob("seen-by-*")}
-        assert len(seen) > 1 + len(EVENTS) or Path(claude).resolve().suffix == ".js"
+        assert "seen-by-tool" in seen
+        assert is_old or len(seen) == 2 + len(EVENTS), sorted(seen)
         assert [name for name, text in seen.items() if "http://api.anthropic.com" in text] == [], "sent in clear"
 
 
