@@ -129,8 +129,8 @@ def hunted(
             "places": [str(home / name) for name in ("secret", "data", "key", "config", "supervisor.log", "home")],
         }
         (workspace / "config.json").write_text(json.dumps(config))
-        assert run.post("[[script:old]] Do it.").json()["response"] == "done"
         other = run.start("[[script:other]] Do it.")
+        assert run.post("[[script:old]] Do it.").json()["response"] == "done"
         eventually((workspace / "runs").exists)
         before = run.get("/api/token") | {"held_by": None}
         answer = run.post("[[script:hunt]] Do it.").json()
