@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-USAGE_SAVED_AFTER_SECONDS = 0.05
-"""How long after a write for new usage the next one is, so that many messages in a moment cost one."""
-
 
 class ExecutionContext(msgspec.Struct, frozen=True):
     """
@@ -113,7 +110,6 @@ class Execution:
         self._attempt: Attempt | None = None
         self._is_announced = False
         self._used: AttemptUsage | None = None
-        self._saving: asyncio.TimerHandle | None = None
         self._is_saved = True
         self._finished = asyncio.Event()
 
@@ -177,6 +173,7 @@ class Execution:
 
     def save(self) -> None:
         """Write the record."""
+        self._is_saved = True
         if not self._context.save(self.record):
             self.writer.unretained()
 
@@ -299,9 +296,6 @@ class Execution:
         counts = self._context.counts
         self.shim_pid, self.usage = None, Usage()
         self._held_requests.clear()
-        if self._saving is not None:
-            self._saving.cancel()
-            self._saving = None
         self.writer.attempt_ended(report, session)
         if report.pid is not None:
             for token in self.record.attempts[-1].tokens:
@@ -339,15 +333,11 @@ class Execution:
         self._used = self._attempt.usage
         self.writer.used(self._used)
         self._is_saved = False
-        if self._saving is None:
-            self._save_usage()
 
-    def _save_usage(self) -> None:
-        self._saving = None
+    def save_usage(self) -> None:
+        """Write the record if more was used since it was written: once a second, so that many messages cost one."""
         if not self._is_saved:
-            self._is_saved = True
             self.save()
-            self._saving = asyncio.get_running_loop().call_later(USAGE_SAVED_AFTER_SECONDS, self._save_usage)
 
     def is_swallowed(self, report: AttemptReport) -> bool:
         """Whether the CLI took the message for a command of its own and answered it without its remaining text."""

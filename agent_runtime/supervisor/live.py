@@ -185,7 +185,9 @@ class Maintenance(msgspec.Struct, frozen=True):
                     break
 
     async def _measure(self) -> None:
-        """Measure what the running executions take of the machine."""
+        """Write what the running executions have used of the models, and measure what they take of the machine."""
+        for one in self.live.running:
+            one.save_usage()
         shims = {one.execution_id: one.shim_pid for one in self.live.running if one.shim_pid is not None}
         for execution_id, usage in (await asyncio.to_thread(sample, shims)).items() if shims else ():
             execution = self.live.get(execution_id)
