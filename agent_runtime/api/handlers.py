@@ -87,7 +87,17 @@ def respond(content: Any, status: int = 200, headers: dict[str, str] | None = No
 
 
 async def post_task(api: Api, request: Request) -> Response:
-    """Admit a task and answer when it has ended; the execution does not depend on this request."""
+    """
+    Admit a task and answer when it has ended; the execution does not depend on this request.
+
+    The same `execution_id` again joins while it runs, gets the kept answer after a success, and after any failure,
+    or cancelled, begins a new attempt that goes on in its session where anything was done in it. Another body is a
+    409, or after a failure begins anew. An id whose record cannot be read is a 409 `storage`: the task may have
+    run. One session is used by one execution at a time: another that names it waits. A `resume_session_id` that the
+    CLI does not know is a 409 with `code` `session_unknown`; a session whose history the API refuses is given up
+    for a new one (`metadata.session_restarted`). Unknown fields are an error; where `AGENT_RUNTIME_STRICT` is false
+    they are ignored and named in `metadata.ignored_fields`.
+    """
     headers = request.headers
     trace = trace_context(headers.getlist("traceparent"), headers.getlist("tracestate"))
     new = await api.bodies.read(request, functools.partial(_new_task, api, trace))
@@ -177,7 +187,12 @@ def _each_once(request: Request) -> dict[str, str]:
 
 
 async def get_usage(api: Api, request: Request) -> bodies.UsageReport:
-    """Add up what the kept executions have used of the models: cost, tokens and turns."""
+    """
+    Add up what the kept executions have used of the models: cost, tokens and turns.
+
+    What an attempt has used while it had a token counts for the subscription that came with it.
+    `AGENT_RUNTIME_RETAIN_AGE` and `AGENT_RUNTIME_RETAIN_BYTES` say for how long.
+    """
     query = _each_once(request)
     by, since = query.get("by", UsedBy.SUBSCRIPTION), query.get("since")
     if by not in set(UsedBy):
@@ -235,7 +250,11 @@ async def get_execution_status(api: Api, request: Request) -> bodies.ExecutionSt
 
 
 async def get_execution_result(api: Api, request: Request) -> Response:
-    """Return the answer that the first caller got, or would have got; 202 while there is none yet."""
+    """
+    Return the answer that the first caller got, or would have got; 202 while there is none yet.
+
+    Where the execution is known and its answer is not kept, `code` is `no_retained_result`.
+    """
     execution_id = request.path_params["id"]
     stored = api.supervisor.result(execution_id)
     if stored is None:
@@ -267,7 +286,13 @@ async def terminate_execution(api: Api, request: Request) -> bodies.Termination:
 
 
 async def stream_execution(api: Api, request: Request) -> Response:
-    """Send the transcript as events."""
+    """
+    Send the transcript as events.
+
+    `message` is one frame of the CLI; its `id` is the number of its line, from 1. `partial` has no id: it is text
+    that the model is writing, sent to the streams that are open then, and kept nowhere. A comment comes at least
+    every 15 seconds. A slow reader costs nothing: a `gap` names the events it missed.
+    """
     after, partial = streams.position_of(request), streams.wants_partial(request)
     view = api.supervisor.view(request.path_params["id"])
     events = functools.partial(streams.follow, view, after, api.streams.batches, partial=partial)
@@ -275,7 +300,12 @@ async def stream_execution(api: Api, request: Request) -> Response:
 
 
 async def stream_events(api: Api, request: Request) -> Response:
-    """Send the events of the token and of executions."""
+    """
+    Send the events of the token and of executions.
+
+    The name of an event is its `type`. A comment comes at least every 15 seconds. A slow reader costs nothing: a
+    `gap` names the events it missed.
+    """
     return event_stream(api.supervisor.events, request, api.streams, api.access)
 
 
@@ -305,7 +335,11 @@ async def get_token(api: Api, request: Request) -> bodies.TokenReport:
 
 
 async def reload_token(api: Api, request: Request) -> bodies.Reloaded:
-    """Re-read the secret file now; with a token in the body, write it there first, unless it is there already."""
+    """
+    Re-read the secret file now; with a token in the body, write it there first, unless it is there already.
+
+    A refused or blocked token is tried at once; a limit, and that the account cannot pay, are forgotten.
+    """
     read = functools.partial(token_in, strict=api.settings.strict, redact=api.redact)
     reloaded = await api.supervisor.reload_token(await api.bodies.read(request, read))
     state = api.supervisor.state

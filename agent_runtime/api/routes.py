@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 EXECUTION_ERRORS = tuple(error for error in ErrorClass if error.ends_execution)
 """How an execution can fail."""
 
-_STREAM_MORE = (
-    "A comment comes at least every 15 seconds. A slow reader costs nothing: a `gap` names the events it missed."
-)
-
 
 async def get_openapi(api: Api, request: Request) -> Response:
     """Describe all of this."""
@@ -57,16 +53,6 @@ ROUTES: tuple[Operation, ...] = (
         errors=(*EXECUTION_ERRORS, ErrorClass.DRAINING, ErrorClass.CONFLICT, ErrorClass.STORAGE),
         parameters=("Prefer", "traceparent", "tracestate"),
         body=Task,
-        more=(
-            "The same `execution_id` again joins while it runs, gets the kept answer after a success, and after any "
-            "failure, or cancelled, begins a new attempt that goes on in its session where anything was done in it. "
-            "Another body is a 409, or after a failure begins anew. An id whose record cannot be read is a 409 "
-            "`storage`: the task may have run. One session is used by one execution at a time: "
-            "another that names it waits. A `resume_session_id` that the CLI does not know is a 409 with `code` "
-            "`session_unknown`; a session whose history the API refuses is given up for a new one "
-            "(`metadata.session_restarted`). Unknown fields are an error; where `AGENT_RUNTIME_STRICT` is false they "
-            "are ignored and named in `metadata.ignored_fields`."
-        ),
     ),
     Operation(
         "GET",
@@ -85,8 +71,6 @@ ROUTES: tuple[Operation, ...] = (
         bodies.UsageReport,
         errors=(ErrorClass.STORAGE,),
         parameters=("since", "by"),
-        more="What an attempt has used while it had a token counts for the subscription that came with it. "
-        "`AGENT_RUNTIME_RETAIN_AGE` and `AGENT_RUNTIME_RETAIN_BYTES` say for how long.",
     ),
     Operation("GET", "/api/executions/running", handlers.list_running, "executions", bodies.RunningExecutions),
     Operation("GET", "/api/executions/{id}", handlers.get_execution, "executions", ExecutionRecord),
@@ -100,7 +84,6 @@ ROUTES: tuple[Operation, ...] = (
         "executions",
         KeptResult,
         {202: bodies.Accepted},
-        more="Where the execution is known and its answer is not kept, `code` is `no_retained_result`.",
     ),
     Operation(
         "GET",
@@ -115,10 +98,6 @@ ROUTES: tuple[Operation, ...] = (
             "end": bodies.StreamEnd,
         },
         parameters=("Last-Event-ID", "last_event_id", "partial"),
-        more=(
-            "`message` is one frame of the CLI; its `id` is the number of its line, from 1. `partial` has no id: it is "
-            f"text that the model is writing, sent to the streams that are open then, and kept nowhere. {_STREAM_MORE}"
-        ),
     ),
     Operation("POST", "/api/executions/{id}/terminate", handlers.terminate_execution, "executions", bodies.Termination),
     Operation(
@@ -128,7 +107,6 @@ ROUTES: tuple[Operation, ...] = (
         "supervisor",
         events={"*": Event, "gap": bodies.StreamGap, "end": bodies.EventsEnd},
         parameters=("Last-Event-ID", "last_event_id"),
-        more=f"The name of an event is its `type`. {_STREAM_MORE}",
     ),
     Operation("GET", "/api/token", handlers.get_token, "token", bodies.TokenReport),
     Operation(
@@ -140,7 +118,6 @@ ROUTES: tuple[Operation, ...] = (
         errors=(ErrorClass.NOT_WRITABLE,),
         body=bodies.NewToken,
         body_required=False,
-        more="A refused or blocked token is tried at once; a limit, and that the account cannot pay, are forgotten.",
     ),
     Operation("POST", "/api/drain", handlers.start_drain, "supervisor", bodies.DrainState),
     Operation("DELETE", "/api/drain", handlers.call_off_drain, "supervisor", bodies.DrainState),

@@ -83,8 +83,8 @@ def _operation(operation: Operation) -> dict[str, Any]:
         "tags": [operation.tag],
         "summary": summary.rstrip("."),
     }
-    if text := " ".join(part for part in (more, operation.more) if part):
-        described["description"] = text
+    if more:
+        described["description"] = " ".join(more.split())
     if operation.open:
         described["security"] = [{}, {"bearer": []}, {"header": []}] if operation.id in KEY_SHOWS_MORE else []
     if names := (*(("id",) if operation.is_about_one else ()), *operation.parameters):

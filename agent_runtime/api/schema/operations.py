@@ -30,7 +30,6 @@ class Operation(msgspec.Struct, frozen=True):
         text: Media types of a 200 that is neither JSON nor a stream.
         errors: Beside those of every route, of every one that needs the key, and of every one about an execution.
         parameters: Beside the execution's id.
-        more: Further sentences, after the handler's own.
     """
 
     method: str
@@ -45,7 +44,6 @@ class Operation(msgspec.Struct, frozen=True):
     parameters: tuple[str, ...] = ()
     body: type | None = None
     body_required: bool = True
-    more: str = ""
     open: bool = False
 
     @property
