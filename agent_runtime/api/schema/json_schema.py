@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
+import copy
 import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agent_runtime.model.mcp_config import SERVERS
 from agent_runtime.model.problem import Problem
 from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.task import IMAGE_TYPES
@@ -22,13 +21,6 @@ if TYPE_CHECKING:
 
 _TEMPLATE = "#/components/schemas/{name}"
 _MARKUP = re.compile(r":[a-z]{1,10}:(?=`)")
-_NOT_BLANK = r"[^\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
-"""A character that :meth:`str.strip` does not remove; what ``\\s`` is differs between regular expressions."""
-
-_BASE64 = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
-_NEEDS = {"fork_session": "resume_session_id", "create_cwd": "cwd"}
-"""Fields of a task that are true only together with another one."""
-
 _REQUESTS = {"Task", "Image", "NewToken"}
 """Types that callers send."""
 
@@ -41,8 +33,8 @@ def pointer(kind: type) -> dict[str, Any]:
     return {"type": "object"} if kind is dict else {"$ref": _TEMPLATE.format(name=kind.__name__)}
 
 
-def schemas(rows: Iterable[Operation], *, strict: bool) -> dict[str, Any]:
-    """Build the schema of every type that a route takes or gives."""
+def schemas(rows: Iterable[Operation], more: dict[str, Any], *, strict: bool) -> dict[str, Any]:
+    """Build the schema of every type that a route takes or gives; *more*: what their types do not hold, by name."""
     kinds: dict[type, None] = {Problem: None, Success: None, Event: None}
     for operation in rows:
         named = [kind for answer in operation.answers.values() for kind in answer]
@@ -51,7 +43,7 @@ def schemas(rows: Iterable[Operation], *, strict: bool) -> dict[str, Any]:
     _, found = msgspec.json.schema_components(list(kinds), ref_template=_TEMPLATE)
     for name, schema in found.items():
         _finish(name, schema)
-    _say_more(found, strict=strict)
+    _say_more(found, copy.deepcopy(more), strict=strict)
     return dict(sorted(found.items()))
 
 
@@ -106,47 +98,28 @@ def _prose(text: str) -> str:
     return _MARKUP.sub("", text).replace("``", "`").replace("None:", "null:")
 
 
-def _say_more(found: dict[str, Any], *, strict: bool) -> None:
+def _say_more(found: dict[str, Any], more: dict[str, Any], *, strict: bool) -> None:
     """Add the facts that the types do not hold: hidden fields, and text that stands for other types."""
     record = found[ExecutionRecord.__name__]
     for name in ("request_digest", "cost_before_usd"):
         del record["properties"][name]
         record["required"].remove(name)
+    _merge(found, more)
     found["Image"]["properties"]["media_type"]["enum"] = list(IMAGE_TYPES)
-    found["Image"]["properties"]["data"] |= {"contentEncoding": "base64", "pattern": _BASE64}
-    task = found["Task"]["properties"]
-    task["message"]["pattern"] = _NOT_BLANK
-    task["mcp_config"]["anyOf"][0] |= {"properties": {SERVERS: {"type": "object"}}, "required": [SERVERS]}
-    agent = task["agents"]["anyOf"][0]["additionalProperties"]
-    agent["properties"] = {name: {"type": "string", "pattern": _NOT_BLANK} for name in ("description", "prompt")}
-    agent["required"] = ["description", "prompt"]
-    task["json_schema"]["anyOf"][0]["properties"] = {"type": {"const": "object"}}
-    # Every combination of what is not asked for, and what it needs: the plainest first, which generators like.
-    without = {name: {"enum": [False, None]} for name in _NEEDS}
-    found["Task"]["anyOf"] = [
-        {
-            "properties": {_NEEDS[name]: {"type": "string"} for name in asked}
-            | {name: schema for name, schema in without.items() if name not in asked},
-            "required": [_NEEDS[name] for name in asked],
-        }
-        for count in range(len(_NEEDS) + 1)
-        for asked in itertools.combinations(_NEEDS, count)
-    ]
-    found["Task"]["not"] = {
-        "properties": {"fresh_session": {"const": True}, "resume_session_id": {"type": "string"}},
-        "required": ["fresh_session", "resume_session_id"],
-    }
+    found["Event"]["properties"]["type"]["enum"] = sorted(TYPES)
     if strict:
         for body in ("Task", "NewToken"):
             found[body]["additionalProperties"] = False
     else:  # a misspelt name of the token is an error all the same
         known = list(found["NewToken"]["properties"])
         found["NewToken"]["anyOf"] = [{"required": ["token"]}, {"propertyNames": {"enum": known}}]
-    found["Event"]["properties"]["type"]["enum"] = sorted(TYPES)
-    found["Success"]["properties"]["status"]["enum"] = ["success", "cancelled"]
-    for name in ("Success", "KeptResult", "ErrorDetail"):
-        found[name]["properties"]["execution_log"]["items"] = {"type": "object"}
-    for name in ("Success", "KeptResult"):
-        found[name]["properties"]["structured_output"]["type"] = ["object", "null"]
-    answer = found["KeptResult"]["properties"]["answer"]
-    found["KeptResult"]["properties"]["answer"] = {**answer, "anyOf": [pointer(Success), pointer(Problem)]}
+
+
+def _merge(into: Any, more: dict[str, Any]) -> None:
+    """Add what *more* holds to the same place of *into*; of a list a key is the position."""
+    for key, value in more.items():
+        place: Any = int(key) if isinstance(into, list) else key
+        if isinstance(value, dict) and (isinstance(into, list) or key in into):
+            _merge(into[place], value)
+        else:
+            into[place] = value

@@ -64,7 +64,7 @@ def build(
     keys: list[dict[str, list[str]]] = [{"bearer": []}, {"header": []}]
     document["security"] = keys if key_required else [{}, *keys]
     components, hook = document["components"], document["webhooks"]["event"]["post"]
-    components["schemas"] |= schemas(rows, strict=strict)
+    components["schemas"] = schemas(rows, components["schemas"], strict=strict)
     components["securitySchemes"]["header"]["name"] = access_header
     names = ", ".join(f"`{name}`" for name in sorted(POSTED))
     hook["description"] = f"Of {names}; again until it is taken or given up."
