@@ -111,7 +111,6 @@ class SecretFile:
         self._lock = threading.RLock()
         self._status = SecretStatus(SecretState.MISSING, unusable=UNREAD)
         self._source = SourceKind.DIRECTORY
-        self._place: tuple[object, ...] = ()
         self._reading: Reading | None = None
         self._still_since = 0.0
         self._settles_at: float | None = None
@@ -269,11 +268,6 @@ class SecretFile:
         self._publish(SecretState.MISSING if is_absent else SecretState.INVALID, None, unusable)
 
     def _update_source(self) -> None:
-        """Update how the file is mounted; the mount table is read only where it may have changed."""
-        place = (*_place_of(self._path), *_place_of(self._path.parent))
-        if place == self._place:
-            return
-        self._place = place
         source = source_of(self._path)
         if source is self._source:
             return
@@ -299,11 +293,3 @@ class SecretFile:
             self._on_change(status)
         except Exception as problem:  # noqa: BLE001 somebody else's mistake must not end the watching
             logger.error("a listener failed: %s", type(problem).__name__)
-
-
-def _place_of(path: Path) -> tuple[object, ...]:
-    try:
-        info = path.stat()
-    except OSError:
-        return (None,)
-    return info.st_dev, info.st_ino, info.st_nlink

@@ -48,19 +48,15 @@ def read_secret(path: Path, known: Reading | None = None) -> Reading:
         known: An earlier reading; it is returned if the file has not changed since.
     """
     try:
-        fault = _fault_of_type(path.stat().st_mode)
+        if (fault := _fault_of_type(path.stat().st_mode)) is None:
+            # O_NONBLOCK: the file may become a FIFO between the two calls, and opening one would wait for its writer.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                info = os.fstat(descriptor)
+                fault = _fault_of_type(info.st_mode)
+                raw = file.read(LIMIT_BYTES + 1) if fault is None else b""
         if fault is not None:
             return Reading(Unusable(fault, SecretFault.NO_FILE), (fault,))
-        # O_NONBLOCK: the file may become a FIFO between the two calls, and opening one would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        try:
-            info = os.fstat(descriptor)
-            fault = _fault_of_type(info.st_mode)
-            if fault is not None:
-                return Reading(Unusable(fault, SecretFault.NO_FILE), (fault,))
-            raw = _read_at_most(descriptor, LIMIT_BYTES + 1)
-        finally:
-            os.close(descriptor)
     except (FileNotFoundError, NotADirectoryError):
         return Reading(Unusable("is missing", SecretFault.MISSING), ("missing",))
     except OSError as problem:
@@ -96,13 +92,3 @@ def _fault_of_type(mode: int) -> str | None:
     if stat.S_ISFIFO(mode):
         return "is a FIFO"
     return "is not a regular file"
-
-
-def _read_at_most(descriptor: int, limit_bytes: int) -> bytes:
-    raw = b""
-    while len(raw) < limit_bytes:
-        chunk = os.read(descriptor, limit_bytes - len(raw))
-        if not chunk:
-            break
-        raw += chunk
-    return raw

@@ -33,16 +33,15 @@ class DirectoryWatch:
 
     For one thread, except :meth:`stop`. To be closed by its creator.
 
-    A replaced directory is recognised by device and inode number. Where the new one has the same number (usual on
-    ext4), a caller that finds a change without an event calls :meth:`renew`. An open descriptor would be a surer sign,
-    but even an ``O_PATH`` one makes ``umount`` fail as busy (measured on 6.18).
+    A caller that finds a change without an event calls :meth:`renew`: the directory may be another one. Its inode
+    number would not say so (as a rule a new one gets the same on ext4), and an open descriptor, even an ``O_PATH`` one,
+    makes ``umount`` fail as busy (measured on 6.18).
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._stop = threading.Event()
         self._notify: RustNotify | None = None
-        self._watched: tuple[int, int] | None = None
         self._warned = False
 
     @property
@@ -56,8 +55,6 @@ class DirectoryWatch:
 
     def wait(self, timeout_seconds: float = TICK_SECONDS) -> bool:
         """Wait for an event, the timeout or a stop; return whether there was an event."""
-        if self._identity() != self._watched:
-            self.renew()
         if self._notify is None and self._begin():
             # Changes before the watch began have no event: the caller must read once more.
             return True
@@ -78,13 +75,10 @@ class DirectoryWatch:
         if self._notify is not None:
             self._notify.close()
         self._notify = None
-        self._watched = None
 
     close = renew
 
     def _begin(self) -> bool:
-        if (identity := self._identity()) is None:
-            return False
         try:
             self._notify = watch_of(self._directory)
         except FileNotFoundError:
@@ -92,7 +86,6 @@ class DirectoryWatch:
         except (OSError, RuntimeError) as problem:
             self._failed(problem)
             return False
-        self._watched = identity
         if self._warned:
             logger.info("%s is watched again", self._directory)
         self._warned = False
@@ -107,13 +100,6 @@ class DirectoryWatch:
                 problem,
             )
         self._warned = True
-
-    def _identity(self) -> tuple[int, int] | None:
-        try:
-            info = self._directory.stat()
-        except OSError:
-            return None
-        return info.st_dev, info.st_ino
 
 
 def watch_of(directory: Path) -> RustNotify:

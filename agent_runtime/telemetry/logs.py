@@ -35,7 +35,7 @@ STDERR = 2
 
 LINES_LIMIT = 10_000
 FLUSH_SECONDS = 0.5
-"""How long the end of the process waits for a reader, once."""
+"""How long the end of the process waits for a reader, each of the two times that it does."""
 
 _about: ContextVar[dict[str, str | int]] = ContextVar("about", default={})  # noqa: B039 - never changed, only replaced
 
@@ -119,7 +119,6 @@ class LogQueue(QueueHandler):
         self._writer = _Writer(self._lines, descriptor)
         self._full = 0
         self._unsaid = 0
-        self._was_waited_for_in_vain = False
         self._writer.start()
 
     @property
@@ -144,9 +143,7 @@ class LogQueue(QueueHandler):
         """Wait until all lines are written, no longer than :data:`FLUSH_SECONDS`: also called at the end."""
         done = self._lines.all_tasks_done
         with done:
-            seconds = 0.0 if self._was_waited_for_in_vain else FLUSH_SECONDS
-            if not done.wait_for(lambda: not self._lines.unfinished_tasks, seconds):
-                self._was_waited_for_in_vain = True
+            done.wait_for(lambda: not self._lines.unfinished_tasks, FLUSH_SECONDS)
 
 
 class _Writer(QueueListener):

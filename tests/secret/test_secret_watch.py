@@ -14,7 +14,7 @@ from agent_runtime.secret.watcher import DirectoryWatch
 from tests.support.secret_mount import SecretMount, token
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 SOON = 11.0
@@ -75,19 +75,12 @@ def test_nothing_is_not_an_event(watch: DirectoryWatch) -> None:
     assert not watch.wait(TICK)
 
 
-def test_the_successor_of_a_directory_is_watched(mount: SecretMount, watch: DirectoryWatch) -> None:
-    """S6."""
-    mount.renamed_away()
-    drain(watch)
-    mount.publish(f"{token(1)}\n")
-    assert watch.wait(SOON)
-
-
-def test_a_renewed_watch_hears_a_successor_with_the_same_inode_number(
-    mount: SecretMount, watch: DirectoryWatch
+@pytest.mark.parametrize("replaced", [SecretMount.renamed_away, SecretMount.made_anew])
+def test_a_renewed_watch_hears_the_successor_of_its_directory(
+    mount: SecretMount, watch: DirectoryWatch, replaced: Callable[[SecretMount], None]
 ) -> None:
-    """S7."""
-    mount.made_anew()
+    """S6, and S7, where the successor has the same inode number."""
+    replaced(mount)
     drain(watch)
     watch.renew()
     assert watch.wait(SOON)
@@ -101,6 +94,7 @@ def test_a_directory_that_is_gone_is_no_event_and_one_that_comes_back_is_watched
 ) -> None:
     mount.directory.rmdir()
     drain(watch)
+    watch.renew()
     assert not watch.wait(TICK)
     mount.directory.mkdir()
     assert watch.wait(SOON)
