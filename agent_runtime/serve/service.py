@@ -211,7 +211,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
         held.callback(deliveries.close)
         deliveries.start()
         start.go_on()
-        records = held.enter_context(contextlib.closing(RecordStore.open(data_dir / "records.sqlite")))
+        records = held.enter_context(RecordStore(data_dir / "records.sqlite"))
         transcripts, tasks = TranscriptStore(data_dir / "transcripts"), TaskStore(data_dir / "tasks", redactor)
         form = AnswerForm(settings.error_detail == "object", settings.answer_log_limit)
         workspaces = Workspaces(settings, data_dir / "workspaces")

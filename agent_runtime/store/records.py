@@ -11,7 +11,6 @@ restarts before that.
 from __future__ import annotations
 
 import contextlib
-import heapq
 import logging
 import re
 import sqlite3
@@ -56,6 +55,9 @@ class RecordStore:
 
     One connection under one lock: a save takes about 0.1 ms, and there is one supervisor.
 
+    The file is opened at once, and made or migrated. A disk error does not raise: records are then held in memory, and
+    opening is tried again. So it is where a later version of this package wrote the file, which stays as it is.
+
     Attributes:
         path: The file.
     """
@@ -66,19 +68,8 @@ class RecordStore:
         self._database = Database(path, clock=clock)
         self._unsaved_records: dict[str, bytes] = {}
         self._unsaved_answers: dict[str, KeptAnswer] = {}
-
-    @classmethod
-    def open(cls, path: Path) -> Self:
-        """
-        Open the file; create or migrate it.
-
-        A disk error does not raise: records are then held in memory, and opening is tried again. So it is where a later
-        version of this package wrote the file, which stays as it is.
-        """
-        store = cls(path)
         with contextlib.suppress(StoreUnavailable):
-            store._database.connection()
-        return store
+            self._database.connection()
 
     def __repr__(self) -> str:
         return f"<RecordStore {self.path} {self.trouble or 'available'}>"
@@ -399,8 +390,7 @@ class RecordStore:
             and (outcome is None or record.outcome == outcome)
             and labels.items() <= record.labels.items()
         ]
-        merged = heapq.merge(sorted(fitting, key=_age, reverse=True), saved, key=_age, reverse=True)
-        records = [record for record, _ in zip(merged, range(limit + 1), strict=False)]
+        records = sorted([*fitting, *saved], key=_age, reverse=True)[: limit + 1]
         more = len(records) > limit
         return records[:limit], _cursor(records[limit - 1]) if more else None
 

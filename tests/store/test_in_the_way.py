@@ -68,16 +68,16 @@ def test_beside_the_records_it_is_set_aside_or_replaced_and_the_records_stay(
 ) -> None:
     path, obstacle = place / "records.sqlite", place / f"records.{suffix}"
     before, new = (ExecutionRecord(execution_id=name, created_at=1.0, state=Phase.FINISHED) for name in ("x", "y"))
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         store.save(before)
     obstacle.unlink(missing_ok=True)
     put(obstacle.relative_to(place))
 
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         store.save(new)
         assert (store.load("x"), store.load("y"), store.trouble) == (before, new, None)
         assert len(store.damage) == ("sqlite" in suffix)
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         assert (store.load("y"), store.damage) == (new, [])
 
 

@@ -86,7 +86,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(path: Path) -> Iterator[RecordStore]:
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         yield store
 
 
@@ -119,12 +119,12 @@ def test_an_instant_is_written_in_utc_to_the_millisecond() -> None:
 
 
 def test_a_record_comes_back_as_it_was_saved_also_after_a_restart(path: Path) -> None:
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         store.save(finished())
         assert store.load("x") == finished()
         assert store.load("unknown") is None
 
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         assert store.load("x") == finished()
 
 
@@ -138,23 +138,23 @@ def test_a_record_that_is_saved_again_takes_the_place_of_the_old_one(store: Reco
 
 
 def test_an_answer_is_kept_over_restarts_until_a_newer_one_comes(path: Path) -> None:
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         assert store.answer("x") is None
         store.conclude(record("x"), 503, b'{"old":1}', 1.0)
         store.conclude(record("x"), 200, b'{"new":"\xc3\xa9"}', 2.5)
 
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         assert store.answer("x") == KeptAnswer(
             execution_id="x", status_code=200, answer=b'{"new":"\xc3\xa9"}', retained_at=2.5
         )
 
 
 def test_what_a_dead_supervisor_left_is_listed_as_unfinished(path: Path) -> None:
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         for n, state in enumerate(Phase):
             store.save(record(state.value, created_at=CREATED_AT + n, state=state))
 
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         assert [found.execution_id for found in store.unfinished()] == ["queued", "running", "parked", "stopping"]
 
 
@@ -274,7 +274,7 @@ def test_a_file_from_before_labels_is_opened_and_searched(path: Path) -> None:
     of_the_version_before_labels(path)
 
     for found in ([], ["new"]):
-        with RecordStore.open(path) as store:
+        with RecordStore(path) as store:
             assert (store.damage, store.load("x")) == ([], finished())
             assert ids(store.list(labels={"a": "b"})) == found
             one = record("new")
@@ -294,7 +294,7 @@ def test_a_file_from_before_labels_can_be_read_where_it_cannot_be_migrated(
         raise full
 
     monkeypatch.setattr(Database, "_open_to_write", open_to_write)
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         assert ids(store.list()) == ["x"]
         with pytest.raises(StoreUnavailable, match="label"):
             store.list(labels={"a": "b"})
@@ -338,7 +338,7 @@ def test_a_file_of_a_later_version_is_neither_touched_nor_read_and_taken_up_agai
     path: Path,
 ) -> None:
     clock = Clock()
-    RecordStore.open(path).close()
+    RecordStore(path).close()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA user_version = 1000")
     content = path.read_bytes()
@@ -362,13 +362,13 @@ def test_a_file_of_a_later_version_is_neither_touched_nor_read_and_taken_up_agai
 
 
 def test_a_file_of_an_earlier_version_is_migrated_step_by_step(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         store.save(finished())
     steps = (*MIGRATIONS, ("ALTER TABLE executions ADD COLUMN note TEXT DEFAULT 'added'",))
     monkeypatch.setattr(database_module, "MIGRATIONS", steps)
 
     for _ in range(2):
-        with RecordStore.open(path) as store:
+        with RecordStore(path) as store:
             assert store.load("x") == finished()
             assert store._rows("SELECT note FROM executions") == [("added",)]
 
@@ -393,7 +393,7 @@ def test_a_supervisor_killed_at_any_step_of_a_write_leaves_the_old_record_or_the
     path: Path, tmp_path: Path
 ) -> None:
     old, new = record(), finished()
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         store.save(old)
     seen = []
     for step in range(1, 1000):
@@ -402,7 +402,7 @@ def test_a_supervisor_killed_at_any_step_of_a_write_leaves_the_old_record_or_the
         if pid == 0:
             save_and_be_killed(crashed, new, at_step=step)
         killed = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-        with RecordStore.open(crashed) as store:
+        with RecordStore(crashed) as store:
             found = store.load("x")
             assert found in (old, new), step
             assert store.trouble is None
@@ -419,7 +419,7 @@ def test_a_supervisor_killed_at_any_byte_it_writes_leaves_the_old_record_or_the_
     path: Path, tmp_path: Path
 ) -> None:
     old, new = record(), finished()
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         store.save(old)
     seen = set()
     for limit_bytes in [*range(0, 4096, 509), *range(4096, 40_000, 1021)]:
@@ -428,7 +428,7 @@ def test_a_supervisor_killed_at_any_byte_it_writes_leaves_the_old_record_or_the_
         if pid == 0:
             save_and_be_killed(crashed, new, at_byte=limit_bytes)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) in (0, -signal.SIGXFSZ)
-        with RecordStore.open(crashed) as store:
+        with RecordStore(crashed) as store:
             found = store.load("x")
             assert found in (old, new), limit_bytes
             seen.add(found == new)
@@ -440,7 +440,7 @@ def save_and_be_killed(
     path: Path, new: ExecutionRecord, at_step: int | None = None, at_byte: int | None = None
 ) -> None:
     """Run in a child: save, and be killed at a step of SQLite's virtual machine, or at the write beyond a file size."""
-    store = RecordStore.open(path)
+    store = RecordStore(path)
     if at_step is not None:
         steps = iter(range(at_step - 1))
         store._database.connection().set_progress_handler(
@@ -496,7 +496,7 @@ def test_what_the_disk_does_not_take_is_held_and_written_later(path: Path) -> No
     store.save(finished("id-0", ended_at=CREATED_AT + 60))
     assert repr(store) == f"<RecordStore {path} available>"
     store.close()
-    with RecordStore.open(path) as reopened:
+    with RecordStore(path) as reopened:
         assert ids(reopened.list()) == ["id-2", "id-1", "id-0"]
         assert reopened.load("id-0") == finished("id-0", ended_at=CREATED_AT + 60)
         assert reopened.load("id-1") == record("id-1", created_at=CREATED_AT + 1)
@@ -506,7 +506,7 @@ def test_what_the_disk_does_not_take_is_held_and_written_later(path: Path) -> No
 def test_a_disk_that_allows_nothing_at_the_start_is_no_reason_to_fail(path: Path) -> None:
     path.parent.write_bytes(b"in the way")
 
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         assert store.trouble
         with pytest.raises(StoreUnavailable):
             store.save(record())
@@ -588,7 +588,7 @@ KEEPS = {"half of it": 100, "three pages": 200, "no answers": 300, "no marks": 3
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_set_aside_and_what_can_be_read_of_it_is_saved(path: Path, damage: str) -> None:
-    with RecordStore.open(path) as store, store._database.transaction() as connection:
+    with RecordStore(path) as store, store._database.transaction() as connection:
         for n in range(300):
             one = finished(f"id-{n:03}", ended_at=CREATED_AT + n)
             put_record(connection, msgspec.json.encode(one))
@@ -596,7 +596,7 @@ def test_a_damaged_file_is_set_aside_and_what_can_be_read_of_it_is_saved(path: P
     DAMAGES[damage](path)
     was = path.read_bytes() if path.is_file() else None
 
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         assert store.trouble is None, store.trouble
         (text,), (aside,) = store.damage, store.set_aside
         assert was is None or path.with_name(aside).read_bytes() == was, "it is kept as it was"
@@ -606,14 +606,14 @@ def test_a_damaged_file_is_set_aside_and_what_can_be_read_of_it_is_saved(path: P
         assert all(store.load(one) == finished(one, ended_at=CREATED_AT + int(one[3:])) for one in saved)
         store.save(record("new"))
         store.upkeep()
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         assert (store.damage, store.set_aside) == ([], [aside])
         assert store.load("new") == record("new")
 
 
 def test_damage_that_is_met_later_is_dealt_with_then(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    with RecordStore.open(path) as store, store._database.transaction() as connection:
+    with RecordStore(path) as store, store._database.transaction() as connection:
         for n in range(300):
             put_record(connection, msgspec.json.encode(finished(f"id-{n:03}")))
     with_pages(path, middle)
@@ -629,11 +629,11 @@ def test_damage_that_is_met_later_is_dealt_with_then(path: Path, monkeypatch: py
 
 
 def test_a_supervisor_killed_while_a_file_is_set_aside_leaves_the_new_one_to_be_found(path: Path) -> None:
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         store.save(record())
     path.rename(path.with_name("records.sqlite.new"))
 
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         assert (store.load("x"), store.damage) == (record(), [])
 
 
@@ -669,7 +669,7 @@ def test_a_lost_log_and_an_emptied_file_are_noticed_once(path: Path, loss: Calla
     for _ in range(2):
         pid = os.fork()
         if pid == 0:
-            RecordStore.open(path).save(record())
+            RecordStore(path).save(record())
             os._exit(0)  # as one that is killed
         os.waitpid(pid, 0)
     if loss is not None:
@@ -677,7 +677,7 @@ def test_a_lost_log_and_an_emptied_file_are_noticed_once(path: Path, loss: Calla
 
     is_lost = loss not in (None, log_in_the_file)
     for expected in (is_lost, False):
-        with RecordStore.open(path) as store:
+        with RecordStore(path) as store:
             assert bool(store.damage) == expected, store.damage
             assert (store.load("x") is None) == is_lost
 
@@ -701,7 +701,7 @@ def test_unsaved_records_and_answers_are_bounded(path: Path, monkeypatch: pytest
     monkeypatch.setattr(records_module, "UNSAVED_ANSWER_BYTES", 1000)
     path.parent.write_bytes(b"in the way")
 
-    with RecordStore.open(path) as store:
+    with RecordStore(path) as store:
         for n in range(20):
             with pytest.raises(StoreUnavailable):
                 store.conclude(record(f"id-{n}"), 200, b"x" * 300, 1.0)
@@ -788,7 +788,7 @@ for options in ("remount,rw", "remount,ro"):  # a log is there: the supervisor w
     mount("-o", options)
     for _ in range(2):  # restarts
         fill()
-        store = RecordStore.open(disk / "records.sqlite")
+        store = RecordStore(disk / "records.sqlite")
         assert store.trouble
         assert store.load("id-0070") and store.load("id-0000") and store.load("unknown") is None
         assert save(store, 71)

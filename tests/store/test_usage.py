@@ -26,7 +26,7 @@ ONE = ModelUsage(cost_usd=0.25, num_turns=1, input_tokens=10, output_tokens=5, c
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[RecordStore]:
-    with RecordStore.open(tmp_path / "records.sqlite") as opened:
+    with RecordStore(tmp_path / "records.sqlite") as opened:
         yield opened
 
 

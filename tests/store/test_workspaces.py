@@ -137,7 +137,7 @@ def test_a_deletion_takes_turns_and_goes_on_after_a_restart(
 
 def test_a_directory_goes_with_its_record_and_with_no_other(settings: Settings, tmp_path: Path) -> None:
     executions = settings.workspace / "executions"
-    with RecordStore.open(tmp_path / "records.sqlite") as records:
+    with RecordStore(tmp_path / "records.sqlite") as records:
         workspaces = workspaces_of(settings)
         tasks = TaskStore(tmp_path / "tasks", Redactor())
         archive = Archive(records, TranscriptStore(tmp_path / "transcripts"), tasks, workspaces=workspaces)

@@ -51,7 +51,7 @@ def test_executions_may_end_in_many_threads_at_once_while_the_recent_ones_are_li
 ) -> None:
     monkeypatch.setattr(archive_module, "RECENT_KEPT", 10)
     monkeypatch.setattr(archive_module, "RECENT_SECONDS", 1e12)
-    with NoDisk.open(tmp_path / "records.sqlite") as records:
+    with NoDisk(tmp_path / "records.sqlite") as records:
         tasks, workspaces = (
             TaskStore(tmp_path / "tasks", Redactor()),
             Workspaces(Settings(workspace=tmp_path), tmp_path),

@@ -54,7 +54,7 @@ def test_a_clock_that_is_set_deletes_no_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_start: float, later: float
 ) -> None:
     right = time.time
-    with RecordStore.open(tmp_path / "records.sqlite") as records, monkeypatch.context() as patched:
+    with RecordStore(tmp_path / "records.sqlite") as records, monkeypatch.context() as patched:
         patched.setattr(time, "time", lambda: right() + at_start)
         tasks, workspaces = (
             TaskStore(tmp_path / "tasks", Redactor()),
