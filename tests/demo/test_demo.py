@@ -143,7 +143,6 @@ def test_the_demo_keeps_every_promise_with_the_real_cli(tmp_path: Path, claude: 
         ("loses_its_result", {Promise.FINISH, Promise.NOT_LOST, Promise.HEALED}),
         ("keeps_its_first_token", {Promise.NEW_TOKEN, Promise.NO_TOKEN_SHOWN}),
         ("hides_the_refusal", {Promise.ANSWER, Promise.EVIDENCE, Promise.TURNED_AWAY}),
-        ("dies_in_its_tool", {Promise.TOOLS_RUN, Promise.FINISH, Promise.NOT_LOST}),
         ("speaks_late", {Promise.GONE}),
     ],
 )
@@ -216,17 +215,16 @@ def test_a_broken_promise_of_the_relay_is_named_and_makes_the_exit_code_1(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_in_the_middle_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_in_the_middle_leaves_nothing_behind(tmp_path: Path) -> None:
     with demo(tmp_path, "--scripted") as run:
         run.wait_for(IN_THE_MIDDLE)
         assert len(run.processes()) > 5
 
-        run.process.send_signal(number)
+        run.process.send_signal(signal.SIGTERM)
         code, said = run.ended()
 
-        assert code == 128 + number, said
-        assert f"ended by {number.name}" in said
+        assert code == 128 + signal.SIGTERM, said
+        assert "ended by SIGTERM" in said
         assert run.left() == []
         assert run.processes() == []
 
