@@ -97,14 +97,18 @@ def replace_file(
     place = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         create_file(place, unfinished, content, owner=owner, durable=durable, finish=finish)
-        if not (is_new and _linked(unfinished, path.name, place)):
+        if is_new and _linked(unfinished, path.name, place):
+            os.unlink(unfinished, dir_fd=place)
+        else:
             os.rename(unfinished, path.name, src_dir_fd=place, dst_dir_fd=place)
         if durable:
             with contextlib.suppress(OSError):  # not every file system does that for a directory
                 os.fsync(place)
-    finally:
+    except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(unfinished, dir_fd=place)
+        raise
+    finally:
         os.close(place)
 
 
