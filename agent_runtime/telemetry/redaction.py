@@ -21,7 +21,7 @@ import logging
 import re
 import threading
 from bisect import bisect_left
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,16 +49,7 @@ _TORN_FAMILY_BYTES = 4128
 _LEAST_TORN = 4
 """Characters that the first part of a token has at the end of a cut line: fewer may end any word."""
 
-_LONGEST_PREFIX = 32
-_HEAD_BEYOND_PREFIX = 8
 _BACKSLASH = 0x5C
-
-
-class _Needle(NamedTuple):
-    """One token as it is searched for, and its replacement."""
-
-    value: bytes
-    mark: bytes
 
 
 class _Span(NamedTuple):
@@ -71,41 +62,37 @@ class _Span(NamedTuple):
 
 class _Group:
     """
-    Needles that begin with the same bytes, found by one search for these.
+    Values that begin with the same bytes, found by one search for these.
 
-    A false hit costs one slice and one look-up, however many needles there are: a line may repeat the beginning that
-    all of them share a million times.
+    A false hit costs a look-up for each length that the values have, however many they are: a line may repeat the
+    beginning that all of them share a million times.
     """
 
-    def __init__(self, needles: list[_Needle]) -> None:
-        values = [needle.value for needle in needles]
-        shortest = min(map(len, values))
-        self.prefix = _common_prefix(min(values), max(values))[:_LONGEST_PREFIX]
-        self._head_bytes = min(shortest, len(self.prefix) + _HEAD_BEYOND_PREFIX)
-        self._by_head: dict[bytes, list[_Needle]] = {}
-        for needle in sorted(needles, key=lambda needle: len(needle.value), reverse=True):
-            self._by_head.setdefault(needle.value[: self._head_bytes], []).append(needle)
+    def __init__(self, marks: dict[bytes, bytes]) -> None:
+        self.beginning = next(iter(marks))[:SHORTEST]
+        self._marks = marks
+        self._lengths = sorted({len(value) for value in marks}, reverse=True)
 
     def spans(self, data: bytes) -> Iterable[_Span]:
-        """Yield where a needle stands in *data*; of two that begin at the same place, the longer one."""
-        at = data.find(self.prefix)
+        """Yield where a value stands in *data*; of two that begin at the same place, the longer one."""
+        at = data.find(self.beginning)
         while at >= 0:
             step = 1
-            for needle in self._by_head.get(data[at : at + self._head_bytes], ()):
-                if data.startswith(needle.value, at):
-                    step = len(needle.value)
-                    yield _Span(at, at + step, needle.mark)
+            for length in self._lengths:
+                if mark := self._marks.get(data[at : at + length]):
+                    step = length
+                    yield _Span(at, at + step, mark)
                     break
-            at = data.find(self.prefix, at + step)
+            at = data.find(self.beginning, at + step)
 
 
 class _Beginnings:
-    """The values of needles, to find the first part of one at the end of a line."""
+    """The values that are redacted, to find the first part of one at the end of a line."""
 
-    def __init__(self, values: list[bytes]) -> None:
+    def __init__(self, values: Iterable[bytes]) -> None:
         self._values = sorted(values)
-        self._longest = max(map(len, values), default=0)
-        self._first_bytes = {value[0] for value in values}
+        self._longest = max(map(len, self._values), default=0)
+        self._first_bytes = {value[0] for value in self._values}
 
     def start_of_torn(self, line: bytes, least: int) -> int:
         """Return where a value may begin, with at least so many characters, that goes on behind the end."""
@@ -121,19 +108,6 @@ def _forms(secret: str) -> set[bytes]:
     """Return a token as it is, and as encoders of JSON write it: Python's two ways, and PHP's slash."""
     forms = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], secret.replace("/", "\\/")}
     return {form.encode("utf-8", "surrogatepass") for form in forms}
-
-
-def _common_prefix(one: bytes, other: bytes) -> bytes:
-    length = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return one[:length]
-
-
-def _grouped(needles: Iterable[_Needle]) -> tuple[_Group, ...]:
-    by_beginning: dict[bytes, list[_Needle]] = {}
-    for needle in needles:
-        if len(needle.value) >= SHORTEST:
-            by_beginning.setdefault(needle.value[:SHORTEST], []).append(needle)
-    return tuple(_Group(group) for group in by_beginning.values())
 
 
 class Redactor:
@@ -166,12 +140,16 @@ class Redactor:
             self._tokens[token.secret] = token
             if len(self._tokens) > VALUES_KEPT:
                 self._tokens.popitem(last=False)
-            needles = [
-                _Needle(form, f"[token:{known.fingerprint}]".encode())
+            marks = {
+                form: f"[token:{known.fingerprint}]".encode()
                 for known in self._tokens.values()
                 for form in _forms(known.secret)
-            ]
-            self._groups, self._beginnings = _grouped(needles), _Beginnings([needle.value for needle in needles])
+            }
+            by_beginning: defaultdict[bytes, dict[bytes, bytes]] = defaultdict(dict)
+            for value, mark in marks.items():
+                by_beginning[value[:SHORTEST]][value] = mark
+            self._groups = tuple(map(_Group, by_beginning.values()))
+            self._beginnings = _Beginnings(marks)
 
     def redact(self, line: bytes, *, truncated: bool = False) -> bytes:
         """
@@ -216,7 +194,7 @@ def _may_be_in(line: bytes, groups: tuple[_Group, ...]) -> bool:
     """Whether *line* may hold a token; the only check that nearly every line needs."""
     # From the end: bytes.find takes several times as long for what is not there (CPython 3.11, over 256 KB of frames).
     return line.rfind(_FAMILY) >= 0 or any(
-        line.rfind(group.prefix) >= 0 for group in groups if not group.prefix.startswith(_FAMILY)
+        line.rfind(group.beginning) >= 0 for group in groups if not group.beginning.startswith(_FAMILY)
     )
 
 
