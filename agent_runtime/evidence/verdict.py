@@ -132,6 +132,14 @@ class Verdict(msgspec.Struct, frozen=True):
     detail: str | None = None
 
 
+UNSTARTED: dict[StopReason, Verdict] = {
+    StopReason.TIMEOUT: Verdict(Outcome.FAILED, ErrorClass.TIMEOUT, "the timeout was over while the execution waited"),
+    StopReason.CANCELLED: Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, ErrorClass.CANCELLED.sentence),
+    StopReason.SHUTDOWN: Verdict(Outcome.FAILED, ErrorClass.INTERRUPTED, ErrorClass.INTERRUPTED.sentence),
+}
+"""How an execution ends that is stopped while it waits."""
+
+
 def verdict(ending: Ending) -> Verdict:
     """
     Decide how an attempt ended.

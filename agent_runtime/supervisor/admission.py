@@ -186,6 +186,7 @@ class Admission:
         self.consecutive_failures = self.consecutive_failures + 1 if record.outcome is Outcome.FAILED else 0
         execution.publish_end()
         self._runners.slots.grant()
+        self._runners.gate.changed.notify()
         self.changed.notify()
 
     # -- the end

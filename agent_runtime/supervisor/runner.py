@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SessionUnknown, TokenLimited
-from agent_runtime.evidence.verdict import Verdict, token_verdict
+from agent_runtime.evidence.verdict import UNSTARTED, Verdict, token_verdict
 from agent_runtime.model.state import CLASS_BY_TROUBLE, Outcome, StopReason, TokenTrouble, Verification
 from agent_runtime.supervisor.retry_policy import (
     AFTER_RESET_SECONDS,
@@ -49,13 +49,6 @@ log = logging.getLogger(__name__)
 
 CLOCK_SLACK_SECONDS = 0.001
 
-UNSTARTED: dict[StopReason, Verdict] = {
-    StopReason.TIMEOUT: Verdict(Outcome.FAILED, ErrorClass.TIMEOUT, "the timeout was over while the execution waited"),
-    StopReason.CANCELLED: Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, ErrorClass.CANCELLED.sentence),
-    StopReason.SHUTDOWN: Verdict(Outcome.FAILED, ErrorClass.INTERRUPTED, ErrorClass.INTERRUPTED.sentence),
-}
-"""How an execution ends that is stopped while it waits."""
-
 
 class RunnerContext(msgspec.Struct, frozen=True):
     """
@@ -87,6 +80,7 @@ class ExecutionRunner:
     Attributes:
         resumes: How often it went on without a newer generation.
         gives_up: What it was ready to wait it has waited, in its process.
+        ticket: Its slot, or its place in the queue; None: it has neither.
     """
 
     def __init__(
@@ -101,7 +95,7 @@ class ExecutionRunner:
         execution.on_held = functools.partial(context.hold, self)
         self._first_session_id = plan.known_id
         self._claim(self._first_session_id)
-        self._ticket = None if parks else self._enqueue()
+        self.ticket = None if parks else self._enqueue()
 
     async def run(self) -> None:
         """Run to the final record."""
@@ -116,16 +110,16 @@ class ExecutionRunner:
 
     async def _run(self) -> Verdict:
         execution, plan = self.execution, self._plan
-        if self._ticket is None:
+        if self.ticket is None:
             refused = self._refused_at_admission()
             if not await self._park_at_admission():
                 return self._unstarted() or refused
         while True:
-            if self._ticket is None:
-                self._ticket = self._enqueue(ahead=True)
-            if not await self._wait(self._ticket.granted, execution.total_at):
+            if self.ticket is None:
+                self.ticket = self._enqueue(ahead=True)
+            if not await self._wait(self.ticket.granted, execution.total_at):
                 return self._unstarted() or UNSTARTED[StopReason.TIMEOUT]
-            execution.slot = self._ticket.number
+            execution.slot = self.ticket.number
             if self.context.settings.probe == "before_dispatch":
                 await self._probe_first()
                 if (ended := self._unstarted()) is not None:
@@ -334,12 +328,19 @@ class ExecutionRunner:
     def _enqueue(self, *, ahead: bool = False) -> Ticket:
         """Queue for a slot; later executions pass this one for as long as another execution uses its session."""
         use, known, by = self.context.sessions, self._first_session_id, self.execution.execution_id
-        return self.context.slots.enqueue(ahead=ahead, may_start=lambda: use.may_use(known, by))
+        may_start = functools.partial(use.may_use, known, by)
+        ticket = self.context.slots.enqueue(ahead=ahead, may_start=may_start, can_run=self.could_run)
+        self.context.gate.changed.notify()  # a held execution may have to make room
+        return ticket
+
+    def could_run(self) -> bool:
+        """Whether there is a token to run with now."""
+        return self.context.gate.is_usable(self.execution.task.model)
 
     def _leave_slot(self) -> None:
-        if self._ticket is not None:
-            self.context.slots.leave(self._ticket)
-            self._ticket = None
+        if self.ticket is not None:
+            self.context.slots.leave(self.ticket)
+            self.ticket = None
 
     async def _park_at_admission(self) -> bool:
         """Wait for a token that can be used, or for the end of the limit, as long as the request allows."""
@@ -370,7 +371,7 @@ class ExecutionRunner:
             resets_at: The end of that limit, epoch seconds, where it is waited for instead of *seconds*.
             counts: To go on with the same generation counts as a resume.
         """
-        execution, gate, model = self.execution, self.context.gate, self.execution.task.model
+        execution = self.execution
         if resets_at is not None:
             seconds = self.seconds_past(resets_at)
         until = min(time.monotonic() + seconds, execution.total_at)
@@ -378,22 +379,28 @@ class ExecutionRunner:
         number = generation.number if generation else None
         execution.publish("execution.parked", generation=number, seconds=seconds)
         log.info("execution parked for %g s", seconds, extra={"execution_id": execution.execution_id})
-        limit = gate.limit_for(generation, model) if is_limited and generation is not None else None
-        may_return = (limit is not None or not is_limited) and not (
-            counts and self.resumes >= self.context.settings.max_resumes
-        )
-
-        def is_good_again() -> bool:
-            # A limit that has ended by itself lets none go on before its own random pause is over.
-            is_taken_back = may_return and (limit is None or time.time() < limit.until)
-            return is_taken_back and generation is not None and gate.is_good_again(generation, model)
-
-        came = await self.until(lambda: self.newer_is_usable(generation) or is_good_again(), until)
+        came = await self.until(self.can_go_on(generation, is_limited=is_limited, counts=counts), until)
         if not came and (resets_at is None or self._unstarted() is not None):
             return False
         self.resumes += counts and not self.newer_is_usable(generation)
         execution.requeue()
         return True
+
+    def can_go_on(self, generation: Generation | None, *, is_limited: bool, counts: bool = True) -> Callable[[], bool]:
+        """Return the condition to go on, by a newer generation or by this one; arguments as for :meth:`_park`."""
+        gate, model = self.context.gate, self.execution.task.model
+        limit = gate.limit_for(generation, model) if is_limited and generation is not None else None
+        may_return = (limit is not None or not is_limited) and not (
+            counts and self.resumes >= self.context.settings.max_resumes
+        )
+
+        def condition() -> bool:
+            # A limit that has ended by itself lets none go on before its own random pause is over.
+            is_taken_back = may_return and (limit is None or time.time() < limit.until)
+            is_good_again = is_taken_back and generation is not None and gate.is_good_again(generation, model)
+            return is_good_again or self.newer_is_usable(generation)
+
+        return condition
 
     def seconds_past(self, resets_at: float) -> float:
         """Choose a random moment after a limit's end that leaves time to work in; return the seconds until then."""

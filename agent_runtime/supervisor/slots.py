@@ -18,13 +18,17 @@ class Ticket(msgspec.Struct, eq=False):
 
     Attributes:
         may_start: Whether a slot can be used now; until then later tickets pass this one.
+        can_run: Whether there is a token to run with now; without one it gets its slot all the same.
+        yields: Its slot goes to the first ticket that can run.
         granted: Done when the slot is granted.
         number: Of the slot, from 1; 0 before it is granted.
     """
 
     may_start: Callable[[], bool] = lambda: True
+    can_run: Callable[[], bool] = lambda: True
     granted: asyncio.Future[None] = msgspec.field(default_factory=lambda: asyncio.get_running_loop().create_future())
     number: int = 0
+    yields: bool = False
 
 
 class Slots:
@@ -73,9 +77,21 @@ class Slots:
             return False
         return len(self._queue) - min(ready, free) >= self.queue_limit
 
-    def enqueue(self, *, ahead: bool = False, may_start: Callable[[], bool] = lambda: True) -> Ticket:
+    @property
+    def wanted(self) -> int:
+        """How many tickets could run now if more slots were free or yielded; may be negative."""
+        could_run = sum(ticket.may_start() and ticket.can_run() for queue in self._open_queues for ticket in queue)
+        return could_run - max(0, self.total - self.busy) - sum(ticket.yields for ticket in self._taken)
+
+    def enqueue(
+        self,
+        *,
+        ahead: bool = False,
+        may_start: Callable[[], bool] = lambda: True,
+        can_run: Callable[[], bool] = lambda: True,
+    ) -> Ticket:
         """Queue for a slot; *ahead*: before all new executions."""
-        ticket = Ticket(may_start)
+        ticket = Ticket(may_start, can_run)
         (self._ahead if ahead else self._queue).append(ticket)
         self.grant()
         return ticket
@@ -87,19 +103,28 @@ class Slots:
         for queue in (self._queue, self._ahead):
             if ticket in queue:
                 queue.remove(ticket)
+        if ticket.yields and (runnable := self._next(can_run=True)):
+            self._give(runnable)
         self.grant()
 
     def grant(self) -> None:
         """Grant the free slots; also to be called when new executions may begin again."""
         while self.busy < self.total and (ticket := self._next()):
-            ticket.number = min(set(range(1, self.total + 1)) - {taken.number for taken in self._taken})
-            self._taken.add(ticket)
-            ticket.granted.set_result(None)
+            self._give(ticket)
 
-    def _next(self) -> Ticket | None:
-        for queue in (self._ahead,) if self._is_held() else (self._ahead, self._queue):
+    def _give(self, ticket: Ticket) -> None:
+        ticket.number = min(set(range(1, self.total + 1)) - {taken.number for taken in self._taken})
+        self._taken.add(ticket)
+        ticket.granted.set_result(None)
+
+    @property
+    def _open_queues(self) -> tuple[deque[Ticket], ...]:
+        return (self._ahead,) if self._is_held() else (self._ahead, self._queue)
+
+    def _next(self, *, can_run: bool = False) -> Ticket | None:
+        for queue in self._open_queues:
             for ticket in queue:
-                if ticket.may_start():
+                if ticket.may_start() and (ticket.can_run() or not can_run):
                     queue.remove(ticket)
                     return ticket
         return None

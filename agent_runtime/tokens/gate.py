@@ -161,16 +161,17 @@ class TokenGate:
     def is_newer_usable(self, generation: Generation | None, model: str | None) -> bool:
         """Whether a generation newer than *generation* is loaded and could be spawned with now."""
         current = self.current
-        return self._is_usable(model) and (
+        return self.is_usable(model) and (
             generation is None or (current is not None and current.number > generation.number)
         )
 
     def is_good_again(self, generation: Generation, model: str | None) -> bool:
         """Whether *generation* is still, or again, the one in use and could be spawned with now."""
         current = self.current
-        return current is not None and current.token == generation.token and self._is_usable(model)
+        return current is not None and current.token == generation.token and self.is_usable(model)
 
-    def _is_usable(self, model: str | None) -> bool:
+    def is_usable(self, model: str | None) -> bool:
+        """Whether an execution for *model* could be spawned with the generation in use, as far as is known."""
         current = self.current
         return (
             current is not None

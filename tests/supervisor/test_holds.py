@@ -6,12 +6,9 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from msgspec.structs import replace
-
 from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.execution.attempt_data import Held, Released
 from agent_runtime.model.state import CLASS_BY_TROUBLE, StopReason, TokenTrouble
-from agent_runtime.supervisor.holds import Holds
 from agent_runtime.tokens.probe import ProbeVerdict
 from tests.supervisor.test_runner import Bench, finished, happens, races, report
 from tests.support.supervised import API_KEY, NEW
@@ -29,7 +26,13 @@ class Request:
     limit_seconds = 100.0
     body = b"{}"
 
-    def __init__(self, generation: Generation, trouble: TokenTrouble, resets_at: float | None = None) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        trouble: TokenTrouble,
+        resets_at: float | None = None,
+        limit_model: str | None = None,
+    ) -> None:
         self.generation = generation
         self.detection = Detection(
             "a_rule",
@@ -39,6 +42,7 @@ class Request:
             condemns=True,
             trouble=trouble,
             is_final=True,
+            limit_model=limit_model,
             resets_at=resets_at,
         )
         self.is_over = False
@@ -52,12 +56,12 @@ class Child:
     """An attempt whose request is held until it is released or the attempt is ended."""
 
     def __init__(self, bench: Bench, trouble: TokenTrouble = TokenTrouble.REFUSED, **fields: Any) -> None:
-        bench.context = replace(bench.context, hold=Holds(lambda: bench.draining).begin)
         self.bench = bench
         self.trouble = trouble
         self.used_tool = bool(fields.pop("used_tool", True))
         self.resets_at = fields.pop("resets_at", None)
         self.limit_seconds = fields.pop("limit_seconds", 100.0)
+        self.limit_model = fields.pop("limit_model", None)
         self.requests: list[Request] = []
         self.ended = asyncio.Event()
         self.running = bench.start(self.step, *fields.pop("then", ()), **fields)
@@ -69,7 +73,7 @@ class Child:
     def hold(self) -> Request:
         generation = self.bench.secret.status.generation
         assert generation is not None
-        request = Request(generation, self.trouble, self.resets_at)
+        request = Request(generation, self.trouble, self.resets_at, self.limit_model)
         request.limit_seconds = self.limit_seconds
         self.requests.append(request)
         self.running.execution.happened(Held(request, self.used_tool))
@@ -224,6 +228,48 @@ async def test_a_limit_without_a_wait_is_passed_on(home: Path) -> None:
 
     assert await child.running.ends() == ("failed", "rate_limit")
     assert child.requests[0].replays is False
+
+
+OPUS = "claude-opus-4-5"
+
+
+@races
+async def test_what_could_run_now_gets_the_slot_of_the_one_that_is_held_longest(home: Path) -> None:
+    bench = Bench(home, park="60", slots="2")
+    first, second = (
+        Child(bench, TokenTrouble.LIMITED, limit_model="opus", execution_id=name, model=OPUS, then=then)
+        for name, then in (("first", (finished,)), ("second", ()))
+    )
+    await happens(lambda: len(bench.holds._waiting) == 2)  # both have been decided about
+    same = bench.start(finished, execution_id="same", model=OPUS)
+    other = bench.start(finished, execution_id="other")
+
+    assert await other.ends() == ("success", None)
+    assert (first.ended.is_set(), second.ended.is_set()) == (True, False)
+    await happens(lambda: first.running.execution.record.state == "parked")
+    assert [event["execution_id"] for event in bench.published("execution.parked")][:1] == ["first"]
+    assert second.running.execution.record.held
+    bench.write(NEW)
+    for running in (first.running, second.running, same):
+        assert await running.ends() == ("success", None)
+    assert second.requests[0].replays is True
+    assert (first.requests[0].replays, len(first.running.sessions)) == (None, 2)
+
+
+@races
+async def test_a_held_one_keeps_its_slot_while_nothing_in_the_queue_could_run(home: Path) -> None:
+    bench = Bench(home, park="60", slots="1")
+    bench.api.verdict = ProbeVerdict.REFUSED
+    child = Child(bench)
+    await happens(lambda: bench.refusals == [1])
+    queued = bench.start(finished, execution_id="queued")
+    bench.gate.changed.notify()
+    await asyncio.sleep(0.05)
+    assert not child.ended.is_set()
+    assert queued.execution.record.state == "queued"
+    bench.write(NEW)
+
+    assert await child.running.ends() == await queued.ends() == ("success", None)
 
 
 @races

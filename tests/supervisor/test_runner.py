@@ -26,6 +26,7 @@ from agent_runtime.secret.writer import put
 from agent_runtime.settings import load
 from agent_runtime.store.transcripts import TranscriptStore
 from agent_runtime.supervisor import retry_policy, runner
+from agent_runtime.supervisor.holds import Holds
 from agent_runtime.supervisor.runner import ExecutionRunner, RunnerContext
 from agent_runtime.supervisor.sessions import SessionPlan, SessionUse
 from agent_runtime.supervisor.slots import Slots
@@ -132,7 +133,10 @@ class Bench:
         asked: Any = None if probe == "off" else self.api
         verifier = RefusalVerifier(self.gate.statuses, asked, self.events)
         self.slots = Slots(self.settings.slots, 16, lambda: self.gate.holds_new_executions)
-        self.context = RunnerContext(self.settings, self.slots, SessionUse(), self.gate, verifier, self.events)
+        self.draining = False
+        self.holds = Holds(lambda: self.draining)
+        known = (self.settings, self.slots, SessionUse(), self.gate, verifier, self.events)
+        self.context = RunnerContext(*known, self.holds.begin)
         self.upkeep = TokenUpkeep(
             self.settings,
             self.gate,
@@ -147,7 +151,6 @@ class Bench:
         self.execution_context = ExecutionContext(
             self.counts, cli, self.events, transcripts, self.upkeep.accepted, lambda _record: True
         )
-        self.draining = False
         self.tasks: list[asyncio.Future[None]] = []
         self.write(OLD)
 

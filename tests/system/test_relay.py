@@ -108,6 +108,24 @@ def test_a_limit_that_ends_in_time_is_waited_for_in_place(tmp_path: Path, api: M
         assert len(run.record("limit")["attempts"]) == 1
 
 
+def test_one_that_could_run_now_gets_the_slot_of_a_held_one_which_is_parked_and_resumed(
+    tmp_path: Path, api: MessagesApi, base_url: str
+) -> None:
+    api.on_model("opus", UsageLimit(claim="seven_day_opus"))
+    api.open_gate("go")
+    with supervised(tmp_path, api_url=base_url, environment=RELAY, flags=("--park", "60", "--slots", "1")) as run:
+        pending = run.start("[[script:work]] Do it.", execution_id="held", model="claude-opus-4-5")
+        eventually(lambda: run.get("/api/token")["state"] == "limited" and run.record("held")["held"])
+        assert run.post("[[script:work]] Do it.", model="claude-sonnet-4-5").json()["response"] == "finished"
+        assert run.record("held")["state"] == "parked"
+        api.on_model("opus")
+        run.write_token(NEW)
+
+        assert pending.answer().json()["response"] == "finished"
+        [first, _] = run.record("held")["attempts"]
+    assert (first["stop_reason"], first["exit_code"]) == ("refused", 0), "SIGINT"
+
+
 @pytest.mark.slow
 def test_an_api_that_never_answers_is_stalled_by_the_relays_deadline(
     tmp_path: Path, api: MessagesApi, base_url: str
