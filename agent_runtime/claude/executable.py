@@ -29,9 +29,6 @@ ELF = b"\x7fELF"
 _LOADER = re.compile(rb"\0(/[!-~]{1,200}/ld[!-~]{0,60}\.so[.\d]*)\0")
 """The content of the segment PT_INTERP, which linkers put at the beginning (GNU ld, lld, mold)."""
 
-MACHINES_TOGETHER = ({b"\x3e\0", b"\x03\0"}, {b"\xb7\0", b"\x28\0"})
-"""Pairs that one kernel runs: x86-64 and i386, AArch64 and ARM."""
-
 HERE = "$basedir"
 """The name of their own directory in scripts that package managers write into ``bin``."""
 
@@ -42,7 +39,7 @@ class Binary(msgspec.Struct, frozen=True):
 
     Attributes:
         files: The executable, links followed, and the files that it or a further word of the command names.
-        key: Changes when one of the files is replaced or written; computed without reading them.
+        key: Changes when one of the files is replaced or written, or gets another mode; computed without reading them.
     """
 
     command: tuple[str, ...]
@@ -109,7 +106,7 @@ def unfit(command: tuple[str, ...], search_path: str | None) -> str | None:
     if head.startswith(b"#!"):
         return _lacks_interpreter(head, search_path)
     if head.startswith(ELF):
-        return _is_for_another_machine(head) or _lacks_loader(head)
+        return _lacks_loader(head)
     return None if b"\0" in head else "its file is a text without a line #! that names its interpreter"
 
 
@@ -130,16 +127,6 @@ def _lacks_interpreter(head: bytes, search_path: str | None) -> str | None:
     return None
 
 
-def _is_for_another_machine(head: bytes) -> str | None:
-    """Compare with our own program, which is correct even under emulation."""
-    try:
-        machines = {head[18:20], _head(Path("/proc/self/exe"))[18:20]}
-    except OSError:
-        return None
-    fit = len(machines) == 1 or any(machines <= family for family in MACHINES_TOGETHER)
-    return None if fit else "it is made for another processor"
-
-
 def _lacks_loader(head: bytes) -> str | None:
     """Check that the loader of an ELF file exists; each C library has its own (musl, glibc)."""
     found = _LOADER.search(head)
@@ -157,7 +144,7 @@ def _add(path: Path, files: dict[Path, str], deep: int) -> None:
     if path in files:
         return
     info = path.stat()
-    files[path] = f"{path}:{info.st_size}:{info.st_mtime_ns}:{info.st_ino}"
+    files[path] = f"{path}:{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}:{info.st_ino}"
     if deep == 0 or info.st_size > WRAPPER_LIMIT_BYTES:
         return
     raw = path.read_bytes()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from agent_runtime.model.records import CompactEvent  # noqa: TC001 - msgspec looks at annotations
 from agent_runtime.model.usage import ModelUsage, amount, count
 
 if TYPE_CHECKING:
@@ -146,15 +147,6 @@ class BackgroundTask(msgspec.Struct, frozen=True, gc=False):
     task_id: str = ""
 
 
-class CompactMetadata(msgspec.Struct, frozen=True, gc=False):
-    """The metadata of ``system/compact_boundary``; 1.0.128 to 2.1.30 have only the first two."""
-
-    trigger: str | None = None
-    pre_tokens: int | None = None
-    post_tokens: int | None = None
-    duration_ms: float | None = None
-
-
 class Origin(msgspec.Struct, frozen=True, gc=False):
     """The source of the prompt of a turn, in its ``result``; 2.1.197, not yet 2.1.114."""
 
@@ -230,7 +222,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     # system/background_tasks_changed
     tasks: list[BackgroundTask] | None = None
     # system/compact_boundary
-    compact_metadata: CompactMetadata | None = None
+    compact_metadata: CompactEvent | None = None
     # system/task_started, task_updated, task_notification
     task_id: str | None = None
     patch: TaskPatch | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.claude.frames import SYNTHETIC_MODEL, CompactMetadata
+from agent_runtime.claude.frames import SYNTHETIC_MODEL
 from agent_runtime.claude.run_answer import RunAnswer, Stage
 from agent_runtime.model.records import COMPACT_EVENTS_KEPT, LONG_CONTEXT_MARK, LONG_CONTEXT_WINDOW, CompactEvent
 from agent_runtime.model.usage import (
@@ -370,7 +370,8 @@ class RunStats:
             self.answer.begin_turn()
         elif frame.subtype == "compact_boundary":
             if len(self.compact_events) < COMPACT_EVENTS_KEPT:
-                self.compact_events.append(_compact_event(frame.compact_metadata or CompactMetadata()))
+                self.compact_events.append(event := frame.compact_metadata or CompactEvent())
+                event.trigger = event.trigger if event.trigger in ("auto", "manual") else None
         elif frame.subtype == "background_tasks_changed":
             self._background_tasks = set(frame.background_task_ids)
         elif frame.began_task_id is not None:
@@ -413,12 +414,3 @@ def _window_of(usage: dict[str, ReportedUsage | None], model: str | None) -> int
     windows = {name: window for name, one in usage.items() if one and (window := count(one.context_window))}
     own = [window for name, window in windows.items() if model is not None and name.startswith(model)]
     return max(own or windows.values(), default=None)
-
-
-def _compact_event(found: CompactMetadata) -> CompactEvent:
-    return CompactEvent(
-        trigger=found.trigger if found.trigger in ("auto", "manual") else None,
-        pre_tokens=found.pre_tokens,
-        post_tokens=found.post_tokens,
-        duration_ms=found.duration_ms,
-    )

@@ -61,7 +61,7 @@ class CliCheck:
         Raises:
             SpawnFailed: The reason.
         """
-        version = self._version()
+        version = Binary.of(self._command, self._search_path).key
         with self._lock:
             is_fresh = self._clock() - self._failed_at < FORGET_SECONDS
             if version == self._fails and self._failures >= STARTS and is_fresh:
@@ -118,17 +118,8 @@ class CliCheck:
         ):
             self.failed(f"the CLI's last {STARTS} starts ended before it had begun: {verdict.detail}")
 
-    def _version(self) -> str:
-        """Identify the present state of the command's files, their permissions included."""
-        binary = Binary.of(self._command, self._search_path)
-        try:
-            changed = [str(path.stat().st_ctime_ns) for path in binary.files]
-        except OSError as error:
-            raise SpawnFailed(f"the CLI cannot be read: {error.strerror}") from None
-        return "\n".join((binary.key, *changed))
-
     def _version_or_none(self) -> str | None:
         try:
-            return self._version()
+            return Binary.of(self._command, self._search_path).key
         except SpawnFailed:
             return None

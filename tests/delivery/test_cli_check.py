@@ -44,10 +44,6 @@ def program(home: Path, content: str | bytes, mode: int = 0o755, name: str = "cl
     return path
 
 
-def for_machine(number: int) -> bytes:
-    return ELF[:18] + number.to_bytes(2, "little") + ELF[20:]
-
-
 def loaded_by(name: bytes) -> bytes:
     """Make an ELF file that names what loads it."""
     return ELF[:64] + bytes(56) + name + b"\0"
@@ -64,7 +60,6 @@ CANNOT: dict[str, tuple[str | bytes, str]] = {
     "no interpreter, with options": ("#!/usr/bin/env -S A=1 node-of-nobody -x\n", "node-of-nobody is not on PATH"),
     "an interpreter of DOS": ("#!/bin/sh\r\n", "is missing"),
     "no interpreter at all": ("#!\n", "is missing"),
-    "another processor": (for_machine(243), "another processor"),
     "another C library": (loaded_by(b"/lib/ld-of-nobody.so.1"), "/lib/ld-of-nobody.so.1, is missing"),
 }
 
