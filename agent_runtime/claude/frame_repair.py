@@ -11,13 +11,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
-from agent_runtime.claude.frames import MOST_LEVELS, ContentBlock, Frame, Message, decode, is_utf8, plain
-
-Kind = TypeVar("Kind", bound=msgspec.Struct)
+from agent_runtime.claude.frames import MOST_LEVELS, Frame, decode, is_utf8, plain
 
 TOO_DEEP = "(nested too deep)"
 
@@ -30,6 +28,12 @@ _CLEANED_BYTES = 1 << 20
 
 _LONGEST_INTEGER = 300
 """The most digits: longer integers are beyond a double's range, and some parsers refuse them."""
+
+_MOST_FAULTS = 64
+"""How many values of an unsuitable type are left out of a frame; of the second half the whole field is."""
+
+_STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
+"""A part of the path in an error of msgspec, such as ``$.message.content[1].id``; ``[...]`` is a value of a dict."""
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _UNREADABLE = "\ufffd"
@@ -151,34 +155,15 @@ _DECODER = json.JSONDecoder(strict=False, parse_int=_integer, parse_float=_numbe
 
 
 def _fitting_frame(found: dict[str, Any]) -> Frame:
-    """Build a frame from the fields of an object that have the expected types."""
-    fields = dict(found)
-    message = _fitting_message(fields.pop("message", None))
-    return msgspec.structs.replace(_fitting(fields, Frame), message=message)
-
-
-def _fitting_message(found: Any) -> Message | None:
-    if not isinstance(found, dict):
-        return None
-    content = found.get("content")
-    if isinstance(content, list):
-        blocks = [_fitting(block, ContentBlock) for block in content if isinstance(block, dict)]
-        return msgspec.structs.replace(_fitting({**found, "content": None}, Message), content=blocks)
-    return _fitting(found, Message)
-
-
-def _fitting(found: dict[str, Any], kind: type[Kind]) -> Kind:
-    """Build a struct from the fields of a suitable type; strings can become numbers and booleans."""
-    fitting: dict[str, Any] = {}
-    for field in msgspec.structs.fields(kind):
-        if field.encode_name not in found:
-            continue
-        value = found[field.encode_name]
+    """Decode an object without its values of an unsuitable type; strings can become numbers and booleans."""
+    for number in range(_MOST_FAULTS):
         try:
-            if field.type is msgspec.Raw:
-                fitting[field.name] = msgspec.Raw(json.dumps(value).encode())
-            else:
-                fitting[field.name] = msgspec.convert(value, field.type, strict=False)
-        except (msgspec.ValidationError, RecursionError, UnicodeError):
-            continue
-    return kind(**fitting)
+            return msgspec.json.decode(json.dumps(found), type=Frame, strict=False)
+        except msgspec.ValidationError as error:
+            path = [int(index) if index else name for name, index in _STEP.findall(str(error).rpartition("`$")[2])]
+            last = len(path) - 1 if number < _MOST_FAULTS // 2 else 0
+            within: Any = found
+            for step in path[:last]:
+                within = within[step]
+            del within[path[last]]
+    return Frame()

@@ -149,17 +149,21 @@ class PrivateFiles:
         """Yield the directory in use, then further ones, each made just before it is yielded."""
         yield from self._directories[-1:]
         for place in self._places:
-            if place in self._directories:
-                continue
-            try:
-                place.mkdir(mode=0o700)  # fails if anybody else has made it
-                if self._owner is not None:
-                    place.chmod(_PASSABLE)
-            except OSError as error:
-                log.debug("cannot make %s: %s", place, error.strerror)
-                continue
-            self._directories.append(place)
-            yield place
+            if place not in self._directories and _made(place, is_passable=self._owner is not None):
+                self._directories.append(place)
+                yield place
+
+
+def _made(path: Path, *, is_passable: bool) -> bool:
+    """Make a directory that only we can write to; return whether it was possible."""
+    try:
+        path.mkdir(mode=0o700)  # fails if anybody else has made it
+        if is_passable:
+            path.chmod(_PASSABLE)
+    except OSError as error:
+        log.debug("cannot make %s: %s", path, error.strerror)
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -173,20 +177,12 @@ def short_directory(run_dir: Path, mark: str, user: str | None) -> Iterator[Path
     name = NAME.format(mark=mark)
     for place in (run_dir, *reversed(fallbacks())):
         path = place / name
-        if len(os.fsencode(path)) > _MOST_SOCKET_DIRECTORY_BYTES:
-            continue
-        try:
-            path.mkdir(mode=0o700)
-        except OSError as error:
-            log.debug("cannot make %s: %s", path, error.strerror)
-            continue
-        if user is not None:
-            path.chmod(_PASSABLE)
-        try:
-            yield path
-        finally:
-            remove_tree(path)
-        return
+        if len(os.fsencode(path)) <= _MOST_SOCKET_DIRECTORY_BYTES and _made(path, is_passable=user is not None):
+            try:
+                yield path
+            finally:
+                remove_tree(path)
+            return
     raise CannotStart("no directory for the relay's socket can be made in the data directory or the system's for files")
 
 
