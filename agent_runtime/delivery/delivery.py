@@ -96,6 +96,7 @@ class Delivered:
         learned: If it was not known then: returns what is known of this CLI by now; None: still nothing.
         holds: Returns whether a generation, or a newer one, is in the file that the child reads.
         relayed: The child's identity at the relay, if it has one.
+        by_port: Instead of *variables*, where the CLI may start programs without a shell; None: it makes no difference.
         at: Epoch seconds.
     """
 
@@ -106,6 +107,7 @@ class Delivered:
     holds: Callable[[Generation], bool] | None = field(default=None, repr=False, compare=False)
     learned: Callable[[], ReloadBehaviour | None] | None = field(default=None, repr=False, compare=False)
     relayed: Relayed | None = field(default=None, repr=False, compare=False)
+    by_port: Mapping[str, str] | None = field(default=None, repr=False, compare=False)
     at: float = field(default_factory=time.time, compare=False)
 
     @property

@@ -45,7 +45,7 @@ def held_back(cwd: Path, names: Collection[str]) -> tuple[dict[str, object], tup
     arguments: tuple[str, ...] = ()
     directory = cwd.resolve()
     servers: set[str] = set()
-    for file in (place / ".mcp.json" for place in (directory, *directory.parents)):
+    for file in _server_files(directory):
         try:
             servers |= _servers(_section(file, "mcpServers"), names)
         except (OSError, ValueError, RecursionError) as error:
@@ -54,8 +54,7 @@ def held_back(cwd: Path, names: Collection[str]) -> tuple[dict[str, object], tup
     if servers:
         log.warning("MCP servers %r are left out: .mcp.json gives them the token's variable", sorted(servers))
         settings["disabledMcpjsonServers"] = sorted(servers)
-    local = (place / ".claude" / "settings.local.json" for place in (directory, *directory.parents))
-    for file in (directory / ".claude" / "settings.json", *local):
+    for file in _settings_files(directory):
         try:
             hooks = json.dumps(_section(file, "hooks"))
         except (OSError, ValueError, RecursionError) as error:
@@ -66,6 +65,32 @@ def held_back(cwd: Path, names: Collection[str]) -> tuple[dict[str, object], tup
             log.warning("hooks are turned off: %s gives one the token's variable", file)
         settings["disableAllHooks"] = True
     return settings, arguments
+
+
+def starts_without_shell(cwd: Path, config_dir: Path) -> bool:
+    """
+    Whether a settings file has the CLI start a program that gets its environment as it is, past the prefix of shells.
+
+    That do hooks with ``args`` and what makes the headers for an MCP server. A file that cannot be judged counts, too.
+
+    Source: measured on 2.1.114, 2.1.197 and 2.1.332.
+    """
+    directory = cwd.resolve()
+    try:
+        hooks = [_section(file, "hooks") for file in (*_settings_files(directory), config_dir / "settings.json")]
+        servers = [_section(file, "mcpServers") for file in (*_server_files(directory), config_dir / ".claude.json")]
+        return '"args":' in json.dumps(hooks) or '"headersHelper":' in json.dumps(servers)
+    except (OSError, ValueError, RecursionError):
+        return True
+
+
+def _server_files(directory: Path) -> list[Path]:
+    return [place / ".mcp.json" for place in (directory, *directory.parents)]
+
+
+def _settings_files(directory: Path) -> list[Path]:
+    local = (place / ".claude" / "settings.local.json" for place in (directory, *directory.parents))
+    return [directory / ".claude" / "settings.json", *local]
 
 
 def _servers(section: dict[str, object], names: Collection[str]) -> set[str]:

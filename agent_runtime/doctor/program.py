@@ -153,6 +153,9 @@ def confined(settings: Settings) -> Finding:
         return problem("confinement", str(error), f"leave {PREFIX}CONFINE out, or give it what it needs")
     found = {is_open: ", ".join(item for item in reached if reached[item] is is_open) for is_open in (True, False)}
     text = f"{confinement.mode}: an agent can reach: {found[True] or 'nothing'}; it cannot reach: {found[False] or '-'}"
+    if confinement.warnings:
+        advice = "give each of them a directory that agents need not, and that only the supervisor can write to"
+        return warning("confinement", "; ".join((text, *confinement.warnings)), advice)
     if confinement.lacking and confinement.mode is Mode.OFF:
         reasons = "; ".join(confinement.lacking.values())
         return warning("confinement", f"{text} ({reasons})", f"leave {PREFIX}CONFINE out, or give it what it needs")

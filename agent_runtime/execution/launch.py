@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from agent_runtime.claude import invocation
 from agent_runtime.claude.credential_env import CREDENTIALS, SHELL_PREFIX_VARIABLE
 from agent_runtime.delivery.cli_options import depends_on_cli
 from agent_runtime.delivery.private_files import PrivateFiles
-from agent_runtime.delivery.workspace_config import held_back
+from agent_runtime.delivery.workspace_config import held_back, starts_without_shell
 from agent_runtime.model.task import CLI_FLAGS
 from agent_runtime.process.directories import path_of
 from agent_runtime.process.spawn import Command
@@ -65,6 +66,8 @@ class Launch:
         context.redactor.add(delivered.generation.token)
         self._directory = context.workspaces.open(spec.task, spec.execution_id, spec.cwd)
         cwd = Path(path_of(self._directory))
+        if delivered.by_port is not None and starts_without_shell(cwd, settings.config_dir):
+            delivered = self.delivered = replace(delivered, variables=delivered.by_port)
         added = context.workspaces.added(spec.task)
         child_environ = invocation.environment(
             environ,

@@ -23,7 +23,7 @@ from agent_runtime.process.users import UnknownUser, other_user
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from agent_runtime.process.spawn import Spawner
     from agent_runtime.process.users import User
@@ -101,7 +101,7 @@ def choose(spawner: Spawner, settings: Settings, data_dir: Path, next_mark: Call
     for mode in (Mode.LANDLOCK, Mode.USER):
         if asked not in (AUTO, mode):
             continue
-        candidate = Confinement(mode, asked, _closed(settings, data_dir), _open(settings), {}, lacking)
+        candidate = Confinement(mode, asked, _closed(settings, data_dir), _open(settings), lacking=lacking)
         try:
             _check(candidate, settings)
             reached = hunt(spawner, candidate, settings, data_dir, next_mark)
@@ -110,8 +110,7 @@ def choose(spawner: Spawner, settings: Settings, data_dir: Path, next_mark: Call
             continue
         failed = [item for item, is_open in reached.items() if is_open and item != SIGNALS]
         if not failed:
-            _warn(candidate, settings)
-            return replace(candidate, reached=reached)
+            return replace(candidate, reached=reached, warnings=tuple(_warnings(candidate, settings)))
         lacking[mode] = f"a child that tried could reach: {', '.join(failed)}"
     if asked == AUTO:
         log.warning("agents can reach the secret and the supervisor: %s", "; ".join(lacking.values()))
@@ -164,19 +163,19 @@ def _open(settings: Settings) -> tuple[Path, ...]:
     return tuple(Path(os.path.realpath(path)) for path in (settings.workspace, settings.config_dir))
 
 
-def _warn(candidate: Confinement, settings: Settings) -> None:
-    """Warn of places that lie where agents work: what they lose there, or what they can do to such a place."""
+def _warnings(candidate: Confinement, settings: Settings) -> Iterator[str]:
+    """Name places that lie where agents work: what these lose there, or what they can do to such a place."""
     for closed in candidate.closed:
         on_the_way = (closed, *closed.parents)
         if candidate.mode is Mode.LANDLOCK:
             for name in _WHERE_AGENTS_WORK:
                 place = Path(os.path.realpath(os.path.expanduser(name)))  # noqa: PTH111 - that one raises
                 if place in on_the_way:
-                    log.warning("agents can make no file in %s, because %s lies in it: move that", place, closed)
+                    yield f"agents can make no file in {place}, because {closed} lies in it: move that"
         elif (user := other_user(settings.child_user)) is not None:
             for place in on_the_way:
                 if _may_replace_in(place, user):
-                    log.warning("agents can put another %s in its place: they may write to %s", closed, place)
+                    yield f"agents can put another {closed} in its place: they may write to {place}"
 
 
 def _may_replace_in(directory: Path, user: User) -> bool:

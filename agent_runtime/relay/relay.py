@@ -202,16 +202,21 @@ class Relay:
 
     def deliver(self, generation: Generation) -> Delivered:
         """Make the identity of one child, which gets no token. :meth:`ended` must follow."""
-        identity = Identity(generation, LONG_HOLD_SECONDS if self._takes_socket() else SHORT_HOLD_SECONDS)
+        takes_socket = self._takes_socket()
+        identity = Identity(generation, LONG_HOLD_SECONDS if takes_socket else SHORT_HOLD_SECONDS)
         self._identities.add(identity)
         variable = OAUTH_VARIABLE if identity.kind is TokenKind.OAUTH else API_KEY_VARIABLE
+        shown = _TIMEOUTS | {variable: identity.placeholder}
+        by_port = shown | self._by_port()
+        takes_it = uses_socket(self._environ, takes_socket=takes_socket)
         return Delivered(
             generation,
             RELAY,
-            {variable: identity.placeholder, **self._way_in()},
+            shown | self._by_socket() if takes_it else by_port,
             ReloadBehaviour.ON_REQUEST,
             holds=lambda _newer: True,
             relayed=identity,
+            by_port=by_port if takes_it else None,
         )
 
     def ended(self, delivered: Delivered) -> None:
@@ -224,20 +229,17 @@ class Relay:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._end_connections, identity)
 
-    @property
-    def _uses_socket(self) -> bool:
-        return uses_socket(self._environ, takes_socket=self._takes_socket())
+    def _by_socket(self) -> dict[str, str]:
+        return {
+            SOCKET_VARIABLE: str(self._socket),
+            BASE_URL_VARIABLE: FIRST_PARTY_URL,
+            SHELL_PREFIX_VARIABLE: str(self._shell_prefix),
+        }
 
-    def _way_in(self) -> dict[str, str]:
-        if self._uses_socket:
-            return _TIMEOUTS | {
-                SOCKET_VARIABLE: str(self._socket),
-                BASE_URL_VARIABLE: FIRST_PARTY_URL,
-                SHELL_PREFIX_VARIABLE: str(self._shell_prefix),
-            }
+    def _by_port(self) -> dict[str, str]:
         spared = {name: _with_loopback(self._environ.get(name, "")) for name in _NO_PROXY}
         base_url = f"http://127.0.0.1:{self._port}{self._prefix}"
-        return _TIMEOUTS | spared | {"API_FORCE_IDLE_TIMEOUT": "0", BASE_URL_VARIABLE: base_url}
+        return spared | {"API_FORCE_IDLE_TIMEOUT": "0", BASE_URL_VARIABLE: base_url}
 
     # -- its thread
 

@@ -118,6 +118,8 @@ def _contained(spawner: Spawner, settings: Settings, limits: Limits, data_dir: P
     containment = choose(spawner, settings.containment, next_mark, limits)
     containment.sweep_leftovers(data_dir)
     confinement = confinement_choice.choose(spawner, settings, data_dir, next_mark)
+    for text in confinement.warnings:
+        log.warning("%s", text)
     log.info("containment: %s, confinement: %s", containment.kind.value, confinement.mode)
     return replace(containment, confinement=confinement)
 

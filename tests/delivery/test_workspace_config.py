@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_runtime.delivery.workspace_config import held_back
+from agent_runtime.delivery.workspace_config import held_back, starts_without_shell
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,3 +125,32 @@ def test_the_local_settings_of_the_repository_around_a_directory_count_too(tmp_p
     assert held_back(tmp_path / "repo" / "part", {NAME}) == ({}, ())
     (tmp_path / "repo" / ".claude" / "settings.json").rename(tmp_path / "repo" / ".claude" / "settings.local.json")
     assert held_back(tmp_path / "repo" / "part", {NAME}) == ({"disableAllHooks": True}, ())
+
+
+PROGRAM = {"type": "command", "command": "x", "args": ["y"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (".claude/settings.json", hooks(PROGRAM), True),
+        (".claude/settings.local.json", hooks(PROGRAM), True),
+        ("../.claude/settings.local.json", hooks(PROGRAM), True),
+        ("../config/settings.json", hooks(PROGRAM), True),
+        (".claude/settings.json", hooks({"type": "command", "command": "x args: y"}), False),
+        (".mcp.json", servers(one={"url": "http://h", "headersHelper": "x"}), True),
+        ("../.mcp.json", servers(one={"url": "http://h", "headersHelper": "x"}), True),
+        ("../config/.claude.json", servers(one={"url": "http://h", "headersHelper": "x"}), True),
+        (".mcp.json", servers(one={"command": "sh", "args": ["-c", "x"]}), False),
+        (".mcp.json", "no JSON", False),
+        (".mcp.json", " " * (1 << 20) + "{}", True),
+    ],
+)
+def test_a_program_that_no_shell_starts_is_known(tmp_path: Path, name: str, content: str, expected: bool) -> None:
+    workspace, config_dir = tmp_path / "workspace", tmp_path / "config"
+    for directory in (workspace / ".claude", tmp_path / ".claude", config_dir):
+        directory.mkdir(parents=True)
+    assert not starts_without_shell(workspace, config_dir)
+    (workspace / name).write_text(content)
+
+    assert starts_without_shell(workspace, config_dir) is expected

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def _hunt(claude: str, mode: str) -> None:
     # Not below /tmp, where a confined CLI could then make no files.
     with tempfile.TemporaryDirectory(dir="/var/tmp") as directory, serve(api) as base_url:
         home = Path(directory)
-        _plant(home / "workspace")
+        _plant(home / "workspace", no_shell=mode == "user")
         with tls_api(home / "tls", base_url) as tls:
             # A CLI that takes no socket reaches the relay's port whatever the base URL is.
             environment = {"ANTHROPIC_BASE_URL": base_url} if is_old else {"ANTHROPIC_BASE_URL": "", **tls.environ}
@@ -56,17 +57,20 @@ def _hunt(claude: str, mode: str) -> None:
         assert list((home / "config/projects").rglob("*.jsonl")), "the session can be resumed"
         seen = {path.name: path.read_text() for path in workspace.glob("seen-by-*")}
         assert "seen-by-tool" in seen
-        assert is_old or len(seen) == 2 + len(EVENTS), sorted(seen)
+        assert is_old or len(seen) == 2 + len(EVENTS) + (mode == "user"), sorted(seen)
         assert [name for name, text in seen.items() if "http://api.anthropic.com" in text] == [], "sent in clear"
 
 
-def _plant(workspace: Path) -> None:
-    """Write a repository whose hooks and MCP server write down their environment."""
+def _plant(workspace: Path, *, no_shell: bool) -> None:
+    """Write a repository whose hooks and MCP server write down their environment, one of them without a shell."""
     (workspace / ".claude").mkdir(parents=True)
-    hooks = {
+    hooks: dict[str, list[dict[str, Any]]] = {
         event: [{"hooks": [{"type": "command", "command": f"env >>{workspace}/seen-by-{event}; true"}]}]
         for event in EVENTS
     }
+    if no_shell:
+        words = ["-c", f"env >>{workspace}/seen-by-program"]
+        hooks["Stop"].append({"hooks": [{"type": "command", "command": "/bin/sh", "args": words}]})
     settings = {"enableAllProjectMcpServers": True, "hooks": hooks, "env": {"CLAUDE_CODE_SHELL_PREFIX": ""}}
     (workspace / ".claude/settings.json").write_text(json.dumps(settings))
     server = {"command": "sh", "args": ["-c", f"env >>{workspace}/seen-by-mcp"]}

@@ -35,6 +35,9 @@ def test_requests_on_the_socket_reach_the_api_by_tls_through_a_proxy(
             delivered = relay.deliver(secret.generation)
             variables = delivered.variables
             assert delivered.relayed is not None
+            assert delivered.by_port is not None
+            assert delivered.by_port["ANTHROPIC_BASE_URL"].startswith("http://127.0.0.1:")
+            assert "ANTHROPIC_UNIX_SOCKET" not in delivered.by_port
             assert variables["ANTHROPIC_BASE_URL"] == "http://api.anthropic.com"
             head = f"Host: api.anthropic.com\r\nAuthorization: Bearer {variables['CLAUDE_CODE_OAUTH_TOKEN']}\r\n{BETA}"
             for place in ("", "http://api.anthropic.com", "http://api.anthropic.com:80"):

@@ -58,6 +58,7 @@ class Confinement(msgspec.Struct, frozen=True):
         closed: Files and directories, by their real paths.
         open: Directories that it may use even if they lie below a closed one.
         reached: What a child tried to reach, and whether it could.
+        warnings: What agents lose where they work, or can do to a closed place.
         lacking: For each mode that was asked for, or would be better, the reason why it is not available here.
     """
 
@@ -66,6 +67,7 @@ class Confinement(msgspec.Struct, frozen=True):
     closed: tuple[Path, ...] = ()
     open: tuple[Path, ...] = ()
     reached: dict[str, bool] = {}
+    warnings: tuple[str, ...] = ()
     lacking: dict[str, str] = {}
 
     def ruleset(self, needs: Iterable[Path] = ()) -> int:
