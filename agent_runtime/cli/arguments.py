@@ -18,6 +18,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from agent_runtime.cli.pages import PAGES
 from agent_runtime.setting_slips import did_you_mean, masked, not_this
 from agent_runtime.settings import PREFIX
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 EXECUTION_ID_FLAG = "--execution-id"
-
-_FILE_TOO = "a file's name will do"
 
 Subparsers = Any
 """The type of ``add_subparsers()``, which argparse does not name."""
@@ -87,31 +86,13 @@ def add_run(commands: Subparsers) -> None:
     add("prompt", metavar="PROMPT", help="the task; - reads it on stdin")
     _add_connection(parser)
     add(EXECUTION_ID_FLAG, metavar="ID", help="the same id joins, or gets the kept answer [a new one]")
-    add("--model", metavar="MODEL", help="the model [the CLI's]")
-    add("--fallback-model", metavar="MODEL", help="where that is overloaded or not available")
-    add("--effort", metavar="LEVEL", help="how much the model thinks: low to max")
-    add("--system-prompt", metavar="TEXT", help="the earlier name of --append-system-prompt")
-    add("--append-system-prompt", metavar="TEXT", help="added to the CLI's own")
-    add("--replace-system-prompt", metavar="TEXT", help="in place of the CLI's own")
-    add("--permission-mode", metavar="MODE", help="plan, acceptEdits, ... [bypassPermissions]")
-    add("--tools", metavar="NAMES", type=_names, help="the built-in tools, by commas; '' for none [all]")
-    add("--allowed-tool", metavar="TOOL", action="append", help="allow this tool of the CLI, e.g. Bash; repeatable")
-    add("--disallowed-tool", metavar="TOOL", action="append", help="forbid this tool; repeatable")
-    add("--max-turns", metavar="N", type=int, help="end it after so many turns [no limit]")
-    add("--timeout", metavar="SECONDS", type=_above_zero, help="for the whole execution [the supervisor's]")
-    add("--max-budget-usd", metavar="USD", type=_above_zero, help="end it when it has cost this [no limit]")
-    add("--json-schema", metavar="JSON", type=_json_object, help=f"what the answer must meet; {_FILE_TOO}")
-    add("--agents", metavar="JSON", type=_json_object, help=f"sub-agents by name; {_FILE_TOO}")
-    add("--agent", metavar="NAME", help="the agent that the session runs as")
-    add("--mcp-config", metavar="JSON", type=_json_object, help=f"MCP servers; {_FILE_TOO}")
-    add("--strict-mcp-config", action="store_true", default=None, help="no other MCP servers than these")
-    add("--setting-sources", metavar="NAMES", type=_names, help="user, project, local, by commas; '' for none [all]")
-    add(
-        "--park",
-        metavar="SECONDS",
-        type=_amount,
-        help="how long it may wait for a newer token, or for the end of a usage limit [the supervisor's]",
-    )
+    for name, field in PAGES["run"].fields.items():
+        flag = field.flag or f"--{name.replace('_', '-')}"
+        if field.kind == "switch":
+            add(flag, dest=name, action="store_true", default=None, help=field.help)
+        else:
+            action = "append" if field.repeat else "store"
+            add(flag, dest=name, action=action, type=_KINDS[field.kind], metavar=field.metavar, help=field.help)
     add(
         "--patience",
         type=_amount,
@@ -119,21 +100,6 @@ def add_run(commands: Subparsers) -> None:
         default=60.0,
         help="how long to keep trying when it does not answer, is full or drains [%(default)g]",
     )
-    add("--title", metavar="TEXT", help="what it is about, for lists and the page; 120 characters")
-    _add_labels(parser, "to list executions by")
-    add("--cwd", metavar="DIR", help="work in this directory, relative to the workspace")
-    add("--create-cwd", action="store_true", default=None, help="make it where it is missing")
-    add("--add-dir", metavar="DIR", action="append", help="a further directory for its tools; repeatable")
-    add(
-        "--env",
-        metavar="NAME[=VALUE]",
-        type=_variable,
-        action="append",
-        default=[],
-        help="set a variable; NAME alone: to its value here, which is then in no list of processes; repeatable",
-    )
-    add("--resume-session", metavar="ID", help="go on with an earlier session of the CLI")
-    add("--fork-session", action="store_true", default=None, help="in a copy of it, which leaves it as it is")
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--follow", action="store_true", help="show the model's text while it is written")
     way.add_argument("--detach", action="store_true", help="print the execution's id and leave it running")
@@ -146,7 +112,8 @@ def add_status(commands: Subparsers) -> None:
     parser = commands.add_parser("status", help="show slots, token and executions of a running supervisor")
     _add_connection(parser)
     parser.add_argument("--limit", metavar="N", type=int, default=20, help="how many executions [%(default)s]")
-    _add_labels(parser, "only executions that have it")
+    help_of_label = "only executions that have it; repeatable"
+    parser.add_argument("--label", metavar="NAME=VALUE", type=_label, action="append", help=help_of_label)
     parser.add_argument("--json", action="store_true", help="one JSON document, for scripts")
     parser.set_defaults(run=_command("status"))
 
@@ -219,12 +186,6 @@ def _group_id(text: str) -> int:
         raise argparse.ArgumentTypeError(f"no group of this machine is named {text!r}; its number is as good") from None
 
 
-def _add_labels(parser: argparse.ArgumentParser, use: str) -> None:
-    parser.add_argument(
-        "--label", metavar="NAME=VALUE", type=_label, action="append", default=[], help=f"{use}; repeatable"
-    )
-
-
 def _label(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not separator:
@@ -253,6 +214,19 @@ def _above_zero(text: str) -> float:
         if amount := _amount(text):
             return amount
     raise argparse.ArgumentTypeError(f"must be a number above 0{not_this(text)}")
+
+
+_KINDS: dict[str, Callable[[str], Any]] = {
+    "text": str,
+    "whole": int,
+    "amount": _amount,
+    "above_zero": _above_zero,
+    "names": _names,
+    "object": _json_object,
+    "label": _label,
+    "variable": _variable,
+}
+"""How the word of a flag becomes the value of a field, by the kinds that ``help.toml`` names."""
 
 
 def _fingerprint(text: str) -> str:

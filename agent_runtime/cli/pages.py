@@ -11,6 +11,23 @@ import msgspec
 WIDTH = 78
 
 
+class Field(msgspec.Struct, frozen=True):
+    """
+    A flag of ``run`` that is a field of a task.
+
+    Attributes:
+        flag: None: the field's name.
+        kind: How a word becomes a value; ``switch``: there is no word.
+        repeat: It may be given several times.
+    """
+
+    help: str
+    metavar: str | None = None
+    flag: str | None = None
+    kind: str = "text"
+    repeat: bool = False
+
+
 class Page(msgspec.Struct, frozen=True):
     """
     The page of one command.
@@ -19,12 +36,14 @@ class Page(msgspec.Struct, frozen=True):
         examples: A command line, and what it does.
         exits: The meaning of each exit code.
         more: Paragraphs at the end.
+        fields: Of ``run``: its flags that are fields of a task, by field.
     """
 
     text: str
     examples: dict[str, str]
     exits: dict[int, str] = {}
     more: tuple[str, ...] = ()
+    fields: dict[str, Field] = {}
 
 
 PAGES = msgspec.toml.decode(Path(__file__).with_name("help.toml").read_bytes(), type=dict[str, Page], strict=False)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from agent_runtime.cli.connection import connect
 from agent_runtime.cli.exit_codes import EXIT_CANCELLED, EXIT_SUCCESS
 from agent_runtime.cli.output import JsonLines, Live
+from agent_runtime.cli.pages import PAGES
 from agent_runtime.client import ClientError, RequestRefused
-from agent_runtime.model.task import TaskFields
 
 if TYPE_CHECKING:
     import argparse
@@ -129,23 +129,10 @@ def _look(client: SyncAgentClient, patience_seconds: float) -> None:
         _print(f"{obstacle}; trying for {patience_seconds:g} s (--patience)")
 
 
-_OPTIONS = {
-    "allowed_tools": "allowed_tool",
-    "disallowed_tools": "disallowed_tool",
-    "timeout_seconds": "timeout",
-    "park_seconds": "park",
-    "resume_session_id": "resume_session",
-    "add_dirs": "add_dir",
-    "labels": "label",
-}
-"""The options whose names are not those of their fields."""
-
-
 def _fields(options: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of a task that were given."""
-    given = {name: getattr(options, _OPTIONS.get(name, name), None) for name in TaskFields.__annotations__}
-    given |= {"env": dict(options.env) or None, "labels": dict(options.label) or None}
-    return {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name in PAGES["run"].fields if (value := getattr(options, name)) is not None}
+    return given | {name: dict(given[name]) for name in ("env", "labels") if name in given}
 
 
 def _print(text: str) -> None:

@@ -30,7 +30,7 @@ def main(options: argparse.Namespace) -> int:
         if options.json:
             text = _as_json(client, options)
         else:
-            records = client.executions(limit=options.limit, labels=dict(options.label)).executions
+            records = client.executions(limit=options.limit, labels=dict(options.label or ())).executions
             text = "\n".join(page(client.base_url, client.health(), client.token(), records, datetime.now(UTC)))
     sys.stdout.write(text + "\n")
     return EXIT_SUCCESS
@@ -38,7 +38,7 @@ def main(options: argparse.Namespace) -> int:
 
 def _as_json(client: SyncAgentClient, options: argparse.Namespace) -> str:
     """Return what the supervisor answers, as it is sent."""
-    labels = {f"label.{name}": value for name, value in options.label}
+    labels = {f"label.{name}": value for name, value in options.label or ()}
     report = {
         "url": client.base_url,
         "health": client.get("/health"),
