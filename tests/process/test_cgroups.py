@@ -156,7 +156,7 @@ def test_a_mount_that_is_read_only_beneath_is_found_out_by_trying(finding: Findi
     if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("needs the right to mount")
 
-    usable, reason, _ = run_driver(FIND + TELL, prefix=prefix)
+    usable, reason, _ = run_driver("cgroups_found", prefix=prefix)
 
     assert not usable
     assert reason.endswith("is mounted read-only")
@@ -178,21 +178,7 @@ def test_a_user_without_rights_has_what_was_delegated_to_it(finding: Finding) ->
                 os.chown(directory / name, NOBODY, NOBODY)
 
         answers = run_driver(
-            FIND
-            + """
-answers = []
-for directory in sys.argv[1:]:
-    ours, theirs = os.pipe()
-    if (pid := os.fork()) == 0:
-        Path(directory, "cgroup.procs").write_text("0")
-        become_nobody()
-        found = cgroups.find()
-        os.write(theirs, json.dumps([found.reason, str(found.base)]).encode())
-        os._exit(0)
-    os.waitpid(pid, 0)
-    answers.append(json.loads(os.read(ours, 4096)))
-print(json.dumps(answers))
-""",
+            "a_user_without_rights_has_what_was_delegated_to_it",
             *map(str, directories),
         )
 
@@ -208,7 +194,7 @@ def test_a_supervisor_that_begins_in_the_leaf_makes_its_groups_beside_it(finding
     with own_cgroup(finding) as directory:
         (directory / LEAF).mkdir()
 
-        usable, _, base = run_driver(FIND + TELL, prefix=inside(directory / LEAF))
+        usable, _, base = run_driver("cgroups_found", prefix=inside(directory / LEAF))
 
     assert (usable, base) == (True, str(directory))
 
@@ -317,32 +303,7 @@ def test_a_kill_needs_no_free_descriptor() -> None:
     """R1: the table is full."""
     if not (found := cgroups.find()).usable:
         pytest.skip(f"no cgroup can be made here: {found.reason}")
-    answer = run_driver(
-        FIND
-        + """
-import resource
-from agent_runtime.process.containment import sweep as containment
-from agent_runtime.process.containment.sweep import Kind
-from agent_runtime.process.containment.cgroup import CgroupLayer
-groups = cgroups.prepare(cgroups.find())
-group = groups.make(f"full.{os.getpid()}")
-member = Member(group, FAMILY, "31")
-member.lines(31)
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-taken = []
-try:
-    while True:
-        taken.append(os.open("/", os.O_PATH))
-except OSError:
-    pass
-report = containment.sweep([CgroupLayer(group)], time.monotonic() + 20)
-gone = group.remove(20)
-print(json.dumps([len(taken) > 10, report.survivors, report.killed, gone, group.directory.exists()]))
-for descriptor in taken:
-    os.close(descriptor)
-member.end()
-"""
-    )
+    answer = run_driver("a_kill_needs_no_free_descriptor")
     assert answer == [True, 0, 31, True, False]
 
 
@@ -413,25 +374,7 @@ def test_a_name_that_is_taken_is_not_joined(groups: Groups) -> None:
 def test_a_group_that_cannot_be_opened_is_not_left_behind() -> None:
     if not (found := cgroups.find()).usable:
         pytest.skip(f"no cgroup can be made here: {found.reason}")
-    answer = run_driver(
-        FIND
-        + """
-import resource
-groups = cgroups.prepare(cgroups.find())
-count = len(list(Path("/proc/self/fd").iterdir())) - 1
-results = []
-for free in range(4):
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count + free, 4096))
-    try:
-        group = groups.make(f"few.{os.getpid()}")
-    except OSError as error:
-        results.append(error.errno)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
-    results.append(any("few." in path.name for path in groups.base.iterdir()))
-    results.append(len(list(Path("/proc/self/fd").iterdir())) - 1 == count)
-print(json.dumps(results))
-"""
-    )
+    answer = run_driver("a_group_that_cannot_be_opened_is_not_left_behind")
     assert answer == [24, False, True] * 4
 
 
@@ -442,21 +385,7 @@ def test_what_an_earlier_supervisor_left_is_ended_and_nothing_else(groups: Group
     """P11: it was killed; so is what it started, and its groups go. Another's stay."""
     other_dir = tmp_path / "other"
     other_dir.mkdir()
-    answer = run_driver(
-        FIND
-        + f"""
-from pathlib import Path
-groups = cgroups.prepare(cgroups.find())
-pids = []
-for number, (data_dir, size) in enumerate((({str(tmp_path)!r}, 6), ({str(tmp_path)!r}, 1), ({str(other_dir)!r}, 1))):
-    group = groups.make(new_mark(Path(data_dir)))
-    member = Member(group, FAMILY, str(size))
-    pids += [int(pid) for pid in member.lines(size)]
-empty = groups.make(new_mark(Path({str(tmp_path)!r})))
-print(json.dumps([pids, str(group.directory), str(empty.directory)]), flush=True)
-os._exit(0)
-"""
-    )
+    answer = run_driver("what_an_earlier_supervisor_left", str(tmp_path), str(other_dir))
     pids, other, empty = answer
     from agent_runtime.process.containment.registry import is_of_an_earlier_start, new_mark
 

@@ -9,26 +9,15 @@ import sys
 from typing import TYPE_CHECKING
 
 from agent_runtime.process.containment.leftovers import await_shims
-from tests.support.families import ROOT, alive
+from tests.support.families import DRIVERS, ROOT, alive
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-SUPERVISOR = """
-from tests.support.families import *
-become_subreaper()
-fork_server.guard = await_shims(Path(sys.argv[1]))
-child = start_shell("trap '' INT; setsid sleep 600 & echo $$; echo $!; while :; do sleep 1; done")
-go(child)
-print(json.dumps(pids(child, 2)), flush=True)
-sys.stdin.read()
-"""
-"""A supervisor whose leader does not heed the polite signal, so that its shim takes its time."""
-
 
 def test_who_waits_for_the_shims_of_a_killed_supervisor_finds_nothing_of_theirs(tmp_path: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", SUPERVISOR, str(tmp_path)],
+        [sys.executable, str(DRIVERS / "supervisor_with_a_stubborn_leader.py"), str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -28,6 +28,7 @@ from tests.support.families import (
     go,
     lines,
     pids_limit,
+    program,
     run_driver,
     start,
     start_python,
@@ -43,14 +44,7 @@ if TYPE_CHECKING:
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to run a child as another user")
 
-STUBBORN = """
-import signal
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("ready", flush=True)
-while True:
-    signal.pause()
-"""
+STUBBORN = program("stubborn.py")
 
 
 @pytest.fixture(autouse=True)
@@ -108,12 +102,7 @@ def test_a_child_is_taken_before_us_when_memory_runs_out(kind: Kind) -> None:
 
 @as_root
 def test_a_child_runs_as_the_user_it_was_told_with_none_of_our_groups() -> None:
-    result = run_driver("""
-os.setgroups([4242])
-child = start("sh", "-c", "id -u; id -g; id -G", user="54321")
-print(json.dumps(lines(child, 3)))
-end(child)
-""")
+    result = run_driver("a_child_runs_as_the_user_it_was_told_with_none_of_our_groups")
     assert result == ["54321", "54321", "54321"]
 
 
@@ -183,12 +172,7 @@ def test_a_user_that_may_not_be_taken_on_is_told() -> None:
     no_becoming = "-setuid,-setgid"
     assert (
         run_driver(
-            """
-try:
-    start("true", user="54322")
-except NotSpawned as failure:
-    print(json.dumps(failure.reason.name))
-""",
+            "a_user_that_may_not_be_taken_on_is_told",
             prefix=("setpriv", "--bounding-set", no_becoming, "--inh-caps", no_becoming),
         )
         == "NOT_PERMITTED"
@@ -198,41 +182,7 @@ except NotSpawned as failure:
 def test_a_spawn_that_runs_out_of_descriptors_at_any_point_leaves_nothing_open_or_running(kind: Kind) -> None:
     """R1: the limit is put so that each single descriptor of a spawn is once the one that is missing."""
     result = run_driver(
-        """
-import resource
-end(start("true"))                      # fills what is kept in reserve, and starts the fork server
-before = descriptors()
-outcomes = []
-for free in range(24):
-    used = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
-    filled = []
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, hard))
-    while True:
-        try:
-            filled.append(os.dup(0))
-        except OSError:
-            break
-    for _ in range(min(free, len(filled))):
-        os.close(filled.pop())
-    mark = new_mark(data_dir())
-    try:
-        child = start("sleep", "60", mark=mark)
-    except NotSpawned as failure:
-        outcomes.append(failure.reason.name)
-        child = None
-    else:
-        outcomes.append("spawned")
-    if child is not None:
-        end(child)
-    for descriptor in filled:
-        os.close(descriptor)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-    assert eventually(lambda: marked(mark) == []), free   # its shim was told that nobody wants it
-    assert attempt_registry.all() == ()
-    assert descriptors() == before, (free, descriptors(), before)
-print(json.dumps(outcomes))
-""",
+        "a_spawn_that_runs_out_of_descriptors_at_any_point_leaves_nothing_open_or_running",
         kind=kind,
     )
     assert set(result) == {"NO_DESCRIPTORS", "spawned"}
@@ -243,30 +193,7 @@ print(json.dumps(outcomes))
 def test_a_running_family_is_ended_with_no_descriptor_left(kind: Kind) -> None:
     """R1."""
     result = run_driver(
-        """
-import resource
-become_subreaper()
-child = start_python(FAMILY, "30")
-family = pids(child, 30)
-filled = []
-hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
-while True:
-    try:
-        filled.append(os.dup(0))
-    except OSError:
-        break
-try:
-    start("true")
-    failed = None
-except NotSpawned as failure:
-    failed = failure.reason.name
-child.kill()
-report = child.sweep(time.monotonic() + 10)
-for descriptor in filled:
-    os.close(descriptor)
-print(json.dumps([failed, report.survivors, alive(family)]))
-""",
+        "a_running_family_is_ended_with_no_descriptor_left",
         kind=kind,
     )
     assert result == ["NO_DESCRIPTORS", 0, []]
@@ -274,42 +201,10 @@ print(json.dumps([failed, report.survivors, alive(family)]))
 
 def test_a_running_family_is_ended_where_nothing_more_can_be_forked(kind: Kind) -> None:
     """R2: the limit holds for the fork server and the shims, and for threads too, so none was needed."""
-    with pids_limit() as join:
+    with pids_limit() as group:
         result = run_driver(
-            join
-            + """
-import threading
-def failure():
-    try:
-        end(start("true"))
-    except NotSpawned as failed:
-        return failed.reason.name
-become_subreaper()
-children = [start_python(FAMILY, "20") for _ in range(2)]
-families = [pids(child, 20) for child in children]
-(group / "pids.max").write_text((group / "pids.current").read_text())
-failures = [failure()]
-try:
-    threading.Thread(target=print).start()
-    failures.append("none")
-except RuntimeError:
-    failures.append("no thread")
-failures.append(children[0].interrupt())
-children[0].kill()
-report = children[0].sweep(time.monotonic() + 10)
-children[0].close()
-gone = alive(families[0])
-os.kill(fork_server.identity[0], signal.SIGKILL)
-assert eventually(lambda: state_of(fork_server.identity[0]) == "Z")
-reap_orphans()
-(group / "pids.max").write_text((group / "pids.current").read_text())
-failures.append(failure())          # there is no fork_server, and none can be started
-assert len(alive(families[1])) == 20
-end(children[1])
-(group / "pids.max").write_text("max")
-failures.append(failure())
-print(json.dumps([failures, report.survivors, gone, alive(families[1])]))
-""",
+            "a_running_family_is_ended_where_nothing_more_can_be_forked",
+            str(group),
             kind=kind,
         )
     assert result == [["NO_PROCESSES", "no thread", True, "NO_PROCESSES", None], 0, [], []]
@@ -477,63 +372,16 @@ def test_a_child_is_killed_straight_after_its_spawn(kind: Kind) -> None:
 # -- P8: somebody else reaps
 
 
-GREEDY = """
-import threading
-become_subreaper()
-def greedy():
-    while True:
-        try:
-            os.waitpid(-1, 0)
-        except ChildProcessError:
-            time.sleep(0)
-threading.Thread(target=greedy, daemon=True).start()
-"""
-
-
 def test_a_foreign_waitpid_takes_no_exit_code_from_a_shim(kind: Kind) -> None:
     codes = run_driver(
-        GREEDY
-        + """
-codes = []
-for number in range(40):
-    child = start_shell("sleep 60 & setsid sleep 60 & exit 7") if number % 2 else start("true")
-    if number % 2:
-        go(child)
-    assert select.select([child.pidfd], [], [], 10)[0]
-    assert not child.interrupt()
-    code = child.poll()
-    assert child.poll() is code
-    assert child.sweep(time.monotonic() + 10).survivors == 0
-    assert marked(child.mark) == []
-    child.close()
-    codes.append(code.code)
-print(json.dumps(codes))
-""",
+        "a_foreign_waitpid_takes_no_exit_code_from_a_shim",
         kind=kind,
     )
     assert codes == [0, 7] * 20
 
 
 def test_an_exit_that_a_foreign_waitpid_has_taken_from_a_dead_shim_is_unknown_and_nothing_hangs() -> None:
-    codes = run_driver(
-        GREEDY
-        + """
-codes = []
-for number in range(20):
-    child = start_shell("sleep 60 & setsid sleep 60 & exit 7")
-    kill_shim(child)
-    go(child)
-    assert eventually(lambda: proc_table.read_process(child.pid) is None)
-    assert not child.interrupt()
-    code = child.poll()
-    assert child.poll() is code
-    assert child.sweep(time.monotonic() + 10).survivors == 0
-    assert marked(child.mark) == []
-    child.close()
-    codes.append(code.code)
-print(json.dumps(codes))
-"""
-    )
+    codes = run_driver("an_exit_that_a_foreign_waitpid_has_taken_from_a_dead_shim_is_unknown_and_nothing_hangs")
     assert codes == [None] * 20
 
 
@@ -555,36 +403,10 @@ def test_a_child_that_was_reaped_before_it_was_seen_counts_as_ended(
 
 
 def test_a_foreign_child_in_our_own_session_is_neither_reaped_nor_killed() -> None:
-    result = run_driver("""
-import subprocess
-become_subreaper()
-ended = subprocess.Popen(["sh", "-c", "exit 9"])
-running = subprocess.Popen(["sleep", "60"])
-alone = subprocess.Popen(["sleep", "60"], start_new_session=True)
-os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-reap_orphans()
-end(start("sleep", "60"))
-late = subprocess.Popen(["sleep", "60"], start_new_session=True)
-end(start("sleep", "60"))
-states = [ended.wait(), running.poll(), alone.poll(), late.poll()]
-for process in (running, alone, late):
-    process.kill()
-    process.wait()
-print(json.dumps(states))
-""")
+    result = run_driver("a_foreign_child_in_our_own_session_is_neither_reaped_nor_killed")
     assert result == [9, None, None, None]
 
 
 def test_a_dead_child_is_noticed_and_left_to_who_reaps_it() -> None:
-    result = run_driver(
-        """
-from agent_runtime.process.linux.syscalls import has_dead_children
-seen = [has_dead_children()]
-pid = os.posix_spawn("/bin/true", ["true"], {})
-os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-seen.append(has_dead_children())
-_, status = os.waitpid(pid, 0)
-print(json.dumps([*seen, status, has_dead_children()]))
-"""
-    )
+    result = run_driver("a_dead_child_is_noticed_and_left_to_who_reaps_it")
     assert result == [False, True, 0, False]

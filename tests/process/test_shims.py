@@ -42,28 +42,6 @@ if TYPE_CHECKING:
 KILLED, STOPPED = "SIGKILL", "SIGSTOP"
 by_either = pytest.mark.parametrize("how", [KILLED, STOPPED])
 
-TOOLS = """
-import agent_runtime.process.forkserver.server as module
-become_subreaper()
-me = proc_table.read_process(os.getpid())
-def newborn(known=()):
-    snapshot = proc_table.Snapshot()
-    # Not a fork server that is being started: stopped before its exec, it would hold up its own start for ever.
-    ours = [p for p in snapshot.children(me) if fork_server._socket is not None and p.identity != fork_server.identity]
-    parent = snapshot.processes.get(fork_server.identity[0])
-    theirs = [] if parent is None else snapshot.children(parent)
-    return [p for p in (*ours, *theirs) if not p.dead and p.pid not in known]
-def kill_pass(pid, how):
-    os.kill(pid, getattr(signal, how))
-def attempt(mark):
-    try:
-        return start("sleep", "600", mark=mark)
-    except NotSpawned as failure:
-        return f"{failure.reason.name}: {failure}"
-"""
-"""For drivers: the shims below us, and a spawn that may fail."""
-
-
 # -- a shim, before its leader starts
 
 
@@ -71,29 +49,7 @@ def attempt(mark):
 @by_either
 def test_a_spawn_whose_shim_is_struck_before_the_leader_starts_is_refused_in_time(how: str, kind: Kind) -> None:
     said, seconds, left, code = run_driver(
-        TOOLS
-        + """
-module._ANSWER_SECONDS = 1.0
-fork_server.start()
-started = module._started
-def struck(line, pipes, spawn_request):
-    assert eventually(lambda: newborn())
-    for shim in newborn():
-        kill_pass(shim.pid, sys.argv[1])
-    return started(line, pipes, spawn_request)
-module._started = struck
-mark = new_mark(data_dir())
-began = time.monotonic()
-said = attempt(mark)
-seconds = time.monotonic() - began
-module._started = started
-second = start_shell("exit 7")
-go(second)
-code = exit_of(second).code
-end(second)
-reap_orphans()
-print(json.dumps([said, seconds, [marked(mark), eventually(lambda: reap_orphans() or not newborn())], code]))
-""",
+        "a_spawn_whose_shim_is_struck_before_the_leader_starts_is_refused_in_time",
         how,
         kind=kind,
     )
@@ -108,43 +64,7 @@ print(json.dumps([said, seconds, [marked(mark), eventually(lambda: reap_orphans(
 def test_shims_that_are_struck_at_any_moment_of_a_spawn_leave_nothing(how: str, kind: Kind) -> None:
     """All that is started here is struck within a few milliseconds, wherever it is then."""
     outcomes, survivors, left = run_driver(
-        TOOLS
-        + """
-import random, threading
-module._ANSWER_SECONDS = 0.5
-fork_server.start()
-over = threading.Event()
-chance = random.Random(5)
-def greedy():
-    while not over.is_set():
-        for shim in newborn():
-            if shim.session == shim.pid and (time.sleep(chance.random() / 200) or True):
-                with contextlib.suppress(ProcessLookupError):
-                    kill_pass(shim.pid, sys.argv[1])
-thread = threading.Thread(target=greedy)
-thread.start()
-outcomes, survivors, marks = set(), [], []
-for _ in range(30 if sys.argv[1] == "SIGKILL" else 4):
-    marks.append(new_mark(data_dir()))
-    child = attempt(marks[-1])
-    if isinstance(child, str):
-        outcomes.add(child.partition(":")[0])
-        assert eventually(lambda: not marked(marks[-1])), "a leader without a shim was left"
-        continue
-    outcomes.add("spawned")
-    child.kill()
-    survivors.append(child.sweep(time.monotonic() + 10).survivors)
-    child.close()
-over.set()
-thread.join()
-for shim in newborn():
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(shim.pid, signal.SIGCONT)
-end(start("true"))
-left = lambda: [pid for mark in marks for pid in marked(mark)]
-eventually(lambda: not left())
-print(json.dumps([sorted(outcomes), max(survivors, default=0), left()]))
-""",
+        "shims_that_are_struck_at_any_moment_of_a_spawn_leave_nothing",
         how,
         kind=kind,
         timeout=110,
@@ -159,27 +79,7 @@ print(json.dumps([sorted(outcomes), max(survivors, default=0), left()]))
 
 def test_a_shim_that_is_killed_while_its_leader_runs_loses_neither_exit_code_nor_family(kind: Kind) -> None:
     codes, survivors, left, unattributed = run_driver(
-        TOOLS
-        + """
-children = [start_shell("(env -i A=B sleep 600 & echo $!); setsid sleep 600 & echo $!; read end; exit 7")
-            for _ in range(3)]
-families = []
-for child in children:
-    go(child)
-    families += pids(child, 2)
-    child.remember_descendants()
-kill_shim(children[0])
-kill_shim(children[1])
-assert children[2].poll() is None
-for child in children:
-    with contextlib.suppress(BrokenPipeError):
-        go(child)
-codes = [exit_of(child).code for child in children]
-reports = [child.sweep(time.monotonic() + 10) for child in children]
-print(json.dumps([codes, sum(r.survivors for r in reports), alive(families), sum(r.unattributed for r in reports)]))
-for child in children:
-    child.close()
-""",
+        "a_shim_that_is_killed_while_its_leader_runs_loses_neither_exit_code_nor_family",
         kind=kind,
     )
     assert codes == [7, 7, 7]
@@ -188,18 +88,7 @@ for child in children:
 
 def test_a_shim_that_is_killed_after_its_leader_has_ended_has_told_how(kind: Kind) -> None:
     assert run_driver(
-        TOOLS
-        + """
-child = start_shell("setsid sleep 600 & echo $!; exit 7")
-go(child)
-family = pids(child, 1)
-assert select.select([child._handle._line], [], [], 10)[0]
-kill_shim(child)
-code = exit_of(child).code
-report = child.sweep(time.monotonic() + 10)
-child.close()
-print(json.dumps([code, report.survivors, alive(family)]))
-""",
+        "a_shim_that_is_killed_after_its_leader_has_ended_has_told_how",
         kind=kind,
     ) == [7, 0, []]
 
@@ -207,26 +96,7 @@ print(json.dumps([code, report.survivors, alive(family)]))
 @by_either
 def test_a_shim_that_is_struck_in_the_middle_of_a_sweep_saves_nobody(how: str, kind: Kind) -> None:
     assert run_driver(
-        TOOLS
-        + """
-child = start_python(FAMILY, "60")
-family = pids(child, 60)
-(layer,) = child._layers
-look, looks = layer.kill_pass, []
-def struck(*, thorough):
-    if not looks:
-        with contextlib.suppress(AssertionError, ProcessLookupError):
-            kill_pass(shim_of(child), sys.argv[1])
-    looks.append(thorough)
-    found = look(thorough=thorough)
-    return found
-layer.kill_pass = struck
-report = child.sweep(time.monotonic() + 10)
-layer.kill_pass = look
-codes = exit_of(child).code
-child.close()
-print(json.dumps([report.survivors, alive(family), codes, eventually(lambda: reap_orphans() or not newborn())]))
-""",
+        "a_shim_that_is_struck_in_the_middle_of_a_sweep_saves_nobody",
         how,
         kind=kind,
     ) == [0, [], -9, True]
@@ -259,14 +129,7 @@ def test_a_shim_that_is_stopped_tells_and_goes_all_the_same(when: str, kind: Kin
 def test_a_stopped_leader_of_a_killed_supervisor_is_ended_by_its_shim(kind: Kind) -> None:
     """P4, P11."""
     left = run_driver(
-        """
-become_subreaper()
-child = start_shell("kill -STOP $$")
-go(child)
-assert eventually(lambda: state_of(child.pid) == "T")
-print(json.dumps([child.pid, proc_table.read_process(child.pid).started_ticks]), flush=True)
-os._exit(0)
-""",
+        "a_stopped_leader_of_a_killed_supervisor_is_ended_by_its_shim",
         kind=kind,
     )
     assert eventually(lambda: not alive([tuple(left)]))
@@ -327,43 +190,7 @@ def test_a_fork_server_that_is_struck_costs_neither_the_running_nor_the_next(how
 def test_a_fork_server_that_is_stopped_again_and_again_holds_up_nobody_for_ever() -> None:
     """More wait for it than its queue has room for."""
     outcomes, slowest, after = run_driver(
-        TOOLS
-        + """
-import threading
-module._ANSWER_SECONDS = 0.5
-fork_server.start()
-over = threading.Event()
-def stopping():
-    while not over.is_set():
-        identity = fork_server.identity
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(identity[0], signal.SIGSTOP)
-thread = threading.Thread(target=stopping)
-thread.start()
-outcomes, seconds = [], []
-def one():
-    began = time.monotonic()
-    child = attempt(new_mark(data_dir()))
-    seconds.append(time.monotonic() - began)
-    if isinstance(child, str):
-        outcomes.append(child.partition(":")[0])
-    else:
-        end(child)
-        outcomes.append("spawned")
-threads = [threading.Thread(target=one, daemon=True) for _ in range(24)]
-for each in threads:
-    each.start()
-for each in threads:
-    each.join(30)
-assert len(outcomes) == 24, outcomes
-over.set()
-thread.join()
-child = start_shell("exit 7")
-go(child)
-after = exit_of(child).code
-end(child)
-print(json.dumps([sorted(set(outcomes)), max(seconds), after]))
-""",
+        "a_fork_server_that_is_stopped_again_and_again_holds_up_nobody_for_ever",
         timeout=110,
     )
     assert set(outcomes) <= {"spawned", "OTHER"}

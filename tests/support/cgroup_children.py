@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from agent_runtime.process.linux.cgroup import Group, below
-from tests.support.families import PATIENCE_SECONDS, eventually
+from tests.support.families import PATIENCE_SECONDS, eventually, program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,18 +37,7 @@ os.setsid()
 """
 """What a shim's child does before it becomes the CLI."""
 
-NESTED = """
-import os, sys, time
-group = sys.argv[1]
-for path in ("a", "a/b", "a/b/c", "d"):
-    os.mkdir(f"{group}/{path}")
-    if os.fork() == 0:
-        open(f"{group}/{path}/cgroup.procs", "w").write("0")
-        os.write(1, b"%d\\n" % os.getpid())
-        time.sleep(600)
-os.write(1, b"%d\\n" % os.getpid())
-time.sleep(600)
-"""
+NESTED = program("nested.py")
 """Makes groups below its own, with somebody in each."""
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from agent_runtime.process.child import Child, Exit
 
 ROOT = Path(__file__).parents[2]
+DRIVERS = ROOT / "tests/process/drivers"
 PATIENCE_SECONDS = 20.0
 
 spawner = Spawner()
@@ -44,6 +45,12 @@ attempt_registry = spawner.registry
 spawn = spawner.spawn
 reap_orphans = attempt_registry.reap_orphans
 
+
+def program(name: str) -> str:
+    """Return the text of a program of ``tests/support/programs``, for those who cannot read our files."""
+    return (ROOT / "tests/support/programs" / name).read_text()
+
+
 KINDS = tuple(Kind)
 """The layers that are tested, as far as this machine has them; each has to do alone."""
 
@@ -51,55 +58,16 @@ KIND = "AGENT_RUNTIME_TEST_KIND"
 chosen = Kind(os.environ.get(KIND, Kind.SCAN.value))
 """The layer with which :func:`start` starts; a driver is told by its environment."""
 
-FAMILY = """
-import os, signal, sys
-count = int(sys.argv[1])
-def live(number):
-    if number % 2:
-        os.setsid()
-    for child in range(5 * number + 1, min(5 * number + 6, count)):
-        if os.fork() == 0:
-            live(child)
-    os.write(1, b"%d\\n" % os.getpid())
-    while True:
-        signal.pause()
-live(0)
-"""
+FAMILY = program("family.py")
 """Of as many processes as its argument says; every other one in a session of its own; each prints its pid."""
 
-FLAT_FAMILY = """
-for number in 1 2 3 4 5 6 7 8 9 10; do
-    setsid sleep 600 & echo $!
-    sleep 600 & echo $!
-done
-wait
-"""
+FLAT_FAMILY = program("flat_family.sh")
 """A shell script with twenty children, half of them in sessions of their own; for users who cannot run our Python."""
 
-RUNNER = """
-import os, sys, time
-sys.stdin.readline()
-os.write(1, b"running\\n")
-over = time.monotonic() + 20
-while time.monotonic() < over:
-    if os.fork():
-        os._exit(0)
-    os.setsid()
-"""
+RUNNER = program("runner.py")
 """Hands itself on to a child in a new session without pause, so that its pid changes all the time."""
 
-BOMB = """
-import os, sys, time
-sys.stdin.readline()
-os.write(1, b"running\\n")
-over = time.monotonic() + 20
-while time.monotonic() < over:
-    try:
-        if os.fork() == 0:
-            os.setsid()
-    except OSError:
-        pass
-"""
+BOMB = program("bomb.py")
 """Forks as fast as it can, every process in a session of its own."""
 
 
@@ -272,8 +240,8 @@ def ended_at_last(child: Child) -> Iterator[Child]:
 
 
 @contextlib.contextmanager
-def pids_limit(limit: int | None = None) -> Iterator[str]:
-    """Bound the processes of a driver by a cgroup, and yield what makes the driver join it."""
+def pids_limit(limit: int | None = None) -> Iterator[Path]:
+    """Bound the processes of a driver by a cgroup, which the driver joins with :func:`joined_cgroup`."""
     root = Path("/sys/fs/cgroup/pids")  # cgroup v1; v2 has the same files in its own place
     root = root if root.is_dir() else Path("/sys/fs/cgroup")
     group = root / f"agent-runtime-test-{os.getpid()}"
@@ -286,13 +254,20 @@ def pids_limit(limit: int | None = None) -> Iterator[str]:
             (group / "pids.max").write_text("max" if limit is None else str(limit))
         except OSError:
             pytest.skip("needs the pids controller")
-        yield f"group = Path({str(group)!r})\n(group / 'cgroup.procs').write_text(str(os.getpid()))\n"
+        yield group
     finally:
         while members := (group / "cgroup.procs").read_text().split():  # a bomb that went off must not stay
             for pid in members:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
         group.rmdir()
+
+
+def joined_cgroup() -> Path:
+    """Join the cgroup that is this driver's first argument, which is taken away."""
+    group = Path(sys.argv.pop(1))
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    return group
 
 
 @contextlib.contextmanager
@@ -329,19 +304,16 @@ def descriptors() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def run_driver(
-    script: str, *argv: str, kind: Kind = Kind.SCAN, prefix: tuple[str, ...] = (), timeout: float = 60
-) -> Any:
+def run_driver(name: str, *argv: str, kind: Kind = Kind.SCAN, prefix: tuple[str, ...] = (), timeout: float = 60) -> Any:
     """
-    Run a script in a process of its own, as a supervisor is, and return what it prints as JSON on its last line.
+    Run a program of :data:`DRIVERS` in a process of its own, as a supervisor is; return its last line, decoded.
 
     For what changes the state of the whole process, such as becoming a subreaper.
     """
-    code = f"from tests.support.families import *\n{script}\nfork_server.close()"
     # Files, not pipes: what a failing driver leaves behind may hold them open.
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         driver = subprocess.Popen(
-            [*prefix, sys.executable, "-W", "error", "-c", code, *argv],
+            [*prefix, sys.executable, "-W", "error", str(DRIVERS / f"{name}.py"), *argv],
             env={**os.environ, "PYTHONPATH": str(ROOT), KIND: kind.value},
             stdin=subprocess.DEVNULL,
             stdout=out,

@@ -1,0 +1,45 @@
+import json
+import sys
+import time
+
+import agent_runtime.process.forkserver.server as module
+from agent_runtime.process.containment.registry import become_subreaper, new_mark
+from tests.support.families import (
+    data_dir,
+    end,
+    eventually,
+    exit_of,
+    fork_server,
+    go,
+    marked,
+    reap_orphans,
+    start_shell,
+)
+from tests.support.shim_drivers import attempt, kill_pass, newborn
+
+become_subreaper()
+module._ANSWER_SECONDS = 1.0
+fork_server.start()
+started = module._started
+
+
+def struck(line, pipes, spawn_request):
+    assert eventually(lambda: newborn())
+    for shim in newborn():
+        kill_pass(shim.pid, sys.argv[1])
+    return started(line, pipes, spawn_request)
+
+
+module._started = struck
+mark = new_mark(data_dir())
+began = time.monotonic()
+said = attempt(mark)
+seconds = time.monotonic() - began
+module._started = started
+second = start_shell("exit 7")
+go(second)
+code = exit_of(second).code
+end(second)
+reap_orphans()
+print(json.dumps([said, seconds, [marked(mark), eventually(lambda: reap_orphans() or not newborn())], code]))
+fork_server.close()
