@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tests.conftest import CLAUDES, claudes
+from tests.support.api_mode import CLAUDES, claudes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -14,16 +14,16 @@ import pytest
 
 from agent_runtime.process.containment.sweep import Kind
 from agent_runtime.standins.messages_api import MessagesApi, serve
-from tests.support import families
+from tests.support import api_mode, families
+from tests.support.api_mode import CLAUDES, claudes
 from tests.support.supervised import API_KEY, NEW, OLD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from _pytest.mark import ParameterSet
 
 
-CLAUDES = "AGENT_RUNTIME_TEST_CLAUDE"
 REQUIRED = "AGENT_RUNTIME_TEST_REQUIRE_CLAUDE"
 
 
@@ -35,11 +35,6 @@ hypothesis.settings.load_profile("same")
 
 # A shell that starts pytest in the background has it ignore SIGINT, and so would every process the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def claudes(environ: Mapping[str, str]) -> list[str]:
-    """List the executables the tests were told of, colon-separated like ``PATH``."""
-    return [entry for entry in environ.get(CLAUDES, "").split(":") if entry]
 
 
 def _version_of(executable: str) -> str:
@@ -56,6 +51,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("claude", found, ids=_version_of, indirect=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that have a timeout of their own: they take longest, and the others fit beside them."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
 def _in_turn(kinds: Iterable[Kind]) -> list[ParameterSet]:
     """Take the one that works everywhere by default, and the others with the slow tests."""
     return [pytest.param(kind, id=kind.value, marks=() if kind is Kind.SCAN else pytest.mark.slow) for kind in kinds]
@@ -69,6 +69,12 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Kin
         pytest.skip(reason)
     monkeypatch.setattr(families, "chosen", each)
     return each
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_was_proved_is_shared(tmp_path_factory: pytest.TempPathFactory) -> None:
+    own = tmp_path_factory.getbasetemp()
+    api_mode.shared_directory = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -172,6 +172,8 @@ def test_the_telemetry_of_the_real_cli_joins_the_trace(
     api.accept(OLD)
     with serve(api) as url, collector() as (collector_url, received):
         environment = {
+            # Before the API itself 2.1.332 sends one span for its request alone, in a trace of its own.
+            "ANTHROPIC_BASE_URL": url,
             "CLAUDE_CODE_ENABLE_TELEMETRY": "1",
             "CLAUDE_CODE_ENHANCED_TELEMETRY_BETA": "1",
             "OTEL_TRACES_EXPORTER": "otlp",

@@ -24,6 +24,7 @@ import pytest
 from agent_runtime.delivery.credentials_file import login
 from agent_runtime.model.tokens import Token
 from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
+from tests.support.api_mode import leading_to
 from tests.support.supervised import API_KEY, OLD, supervised
 
 if TYPE_CHECKING:
@@ -186,13 +187,15 @@ def unprotected(claude: str, tmp_path: Path, api_url: str, has_happened: Callabl
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "DISABLE_AUTOUPDATER": "1",
         "IS_SANDBOX": "1",
-        "ANTHROPIC_BASE_URL": api_url,
         "CLAUDE_CODE_OAUTH_TOKEN": OLD,
     }
     null = subprocess.DEVNULL
-    with subprocess.Popen(
-        command, stdin=null, stdout=null, stderr=null, env=environ, cwd=workspace, start_new_session=True
-    ) as child:
+    with (
+        leading_to(api_url, claude, tmp_path / "plain-tls") as way,
+        subprocess.Popen(
+            command, stdin=null, stdout=null, stderr=null, env=environ | way, cwd=workspace, start_new_session=True
+        ) as child,
+    ):
         ends_at = time.monotonic() + 20
         while child.poll() is None and not has_happened() and time.monotonic() < ends_at:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -206,6 +209,7 @@ def all_carry(api: MessagesApi, token: str) -> bool:
     return all(request.carries(token) for request in api.requests if request.path.startswith("/v1/"))
 
 
+@pytest.mark.newest_cli
 @pytest.mark.parametrize("way", WAYS)
 def test_without_our_settings_each_way_leads_elsewhere(  # noqa: PLR0917 - fixtures
     tmp_path: Path, api: MessagesApi, base_url: str, stranger: Stranger, claude: str, way: str
@@ -230,6 +234,8 @@ def test_a_repository_changes_neither_the_way_to_the_api_nor_who_pays(  # noqa: 
         "CLAUDE_CODE_OAUTH_TOKEN": "sk-ant-oat01-of-the-supervisors-environment",
         "CLAUDE_CODE_USE_BEDROCK": "1",
     }
+    if token == API_KEY:  # without a proxy of the supervisor the repository's must not count either
+        inherited["ANTHROPIC_BASE_URL"] = base_url
     with supervised(tmp_path, api_url=base_url, claude=claude, token=token, environment=inherited) as running:
         answer = running.post("Say hello.").json()
 

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.real_cli, pytest.mark.every_cli]
 
 
+ENV = ("--token-delivery", "env")
 TOKENS = [pytest.param(OLD, id="oauth"), pytest.param(API_KEY, id="api_key", marks=pytest.mark.slow)]
 
 
 @pytest.fixture
 def api() -> MessagesApi:
-    api = MessagesApi()
+    api = MessagesApi(keeps_bodies=True)
     api.accept(OLD)
     api.accept(NEW)
     api.accept(API_KEY)
@@ -63,7 +64,7 @@ def test_four_executions_finish_over_a_switch_and_the_fifth_carries_the_new_toke
     go = tmp_path / "go"
     wait = f"for i in $(seq 600); do test -e {go} && exit 0; sleep 0.05; done; exit 1"
     api.script("long", Tool(command=f"echo began >>{tmp_path}/began; {wait}"), Text(text="finished"))
-    with supervised(tmp_path, api_url=base_url, claude=claude) as running:
+    with supervised(tmp_path, api_url=base_url, claude=claude, flags=ENV) as running:
         pending = [running.start("[[script:long]] Do it.", execution_id=f"long-{n}") for n in range(4)]
         began = tmp_path / "began"
         eventually(lambda: began.exists() and len(began.read_text().splitlines()) == 4)
@@ -86,7 +87,7 @@ def test_a_token_that_a_tool_prints_is_found_nowhere(
     command = "cat /proc/$PPID/environ /proc/$PPID/cmdline"
     api.script("spill", Tool(command=command), Text(text="spilled"))
     argv: list[str] = []
-    with supervised(tmp_path, api_url=base_url, claude=claude) as running:
+    with supervised(tmp_path, api_url=base_url, claude=claude, flags=ENV) as running:
         pending = running.start("[[script:spill]] Do it.", execution_id="spill")
         for process in eventually(lambda: marked_processes("spill")):
             argv += process.cmdline()
@@ -109,7 +110,8 @@ def test_a_session_is_continued(tmp_path: Path, api: MessagesApi, base_url: str,
         second = running.post("Which word?", resume_session_id=first["session_id"]).json()
 
     assert second["status"] == "success"
-    assert api.requests[-1].path.startswith("/v1/messages")
+    bodies = [request.body for request in api.requests if request.path == "/v1/messages" and not request.aside]
+    assert b"Remember the word blue." in bodies[-1]
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 
 from agent_runtime.client import ClientError
 from agent_runtime.secret.writer import put
+from tests.support.api_mode import NOBODY, claudes, leading_to, proofs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -154,7 +156,7 @@ def listening_url(pid: int) -> str:
 def supervised(
     home: Path,
     *,
-    api_url: str = "http://127.0.0.1:9",
+    api_url: str = NOBODY,
     claude: str = SCRIPTED,
     token: str | None = OLD,
     environment: Mapping[str, str] | None = None,
@@ -167,6 +169,9 @@ def supervised(
     """
     Run a supervisor in *home* until the block ends; its log is checked for every token the tests use.
 
+    A real CLI is led to the API as :mod:`tests.support.api_mode` says, unless *environment* has a base URL; the reload
+    check of it was made before, as for an image.
+
     Args:
         prefix: What starts it, as ``unshare`` does.
         program: What Python runs instead of the package itself, as one that dies when it is told to.
@@ -176,45 +181,53 @@ def supervised(
         (home / name).mkdir(parents=True, exist_ok=True)
     if token is not None:
         put(home / "secret" / "token", token.encode())
-    environ = {
-        "PATH": os.environ["PATH"],
-        "HOME": str(home / "home"),
-        "LANG": "C.UTF-8",
-        "ANTHROPIC_BASE_URL": api_url,
-        "AGENT_RUNTIME_TOKEN_FILE": str(home / "secret" / "token"),
-        "AGENT_RUNTIME_DATA_DIR": str(home / "data"),
-        "AGENT_RUNTIME_CONFIG_DIR": str(home / "config"),
-        "AGENT_RUNTIME_WORKSPACE": str(home / "workspace"),
-        "AGENT_RUNTIME_CLAUDE": claude,
-        "AGENT_RUNTIME_LOG_LEVEL": "debug",
-        **(environment or {}),
-    }
+    if claude in claudes(os.environ):
+        shutil.copy(proofs_of(claude), home / "data")
     log = home / "supervisor.log"
-    with log.open("ab") as sink:
-        process = subprocess.Popen(
-            [*prefix, sys.executable, "-W", "error", *program, "serve", "--port", "0", *flags],
-            env=environ,
-            stdout=subprocess.PIPE if output is None else output,
-            stderr=sink if output is None else output,
-            text=True,
-        )
-    try:
-        line = process.stdout.readline() if process.stdout is not None else f"listening on {listening_url(process.pid)}"
-        if not line.startswith("listening on http://"):
-            pytest.fail(f"exit {process.wait(DEADLINE_SECONDS)}: {line!r}\n{log.read_text()}")
-        url = line.split()[-1]
-        with httpx.Client(base_url=url, timeout=DEADLINE_SECONDS * 2, trust_env=False) as client:
-            yield Supervised(process, url, home, log, client)
-        if process.poll() is None:
-            process.terminate()
-        code = process.wait(DEADLINE_SECONDS)
-        assert expect_exit is None or code == expect_exit, log.read_text()
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+    given = environment or {}
+    with leading_to(NOBODY if "ANTHROPIC_BASE_URL" in given else api_url, claude, home / "tls") as way:
+        environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home / "home"),
+            "LANG": "C.UTF-8",
+            **way,
+            "AGENT_RUNTIME_TOKEN_FILE": str(home / "secret" / "token"),
+            "AGENT_RUNTIME_DATA_DIR": str(home / "data"),
+            "AGENT_RUNTIME_CONFIG_DIR": str(home / "config"),
+            "AGENT_RUNTIME_WORKSPACE": str(home / "workspace"),
+            "AGENT_RUNTIME_CLAUDE": claude,
+            "AGENT_RUNTIME_LOG_LEVEL": "debug",
+            **given,
+        }
+        with log.open("ab") as sink:
+            process = subprocess.Popen(
+                [*prefix, sys.executable, "-W", "error", *program, "serve", "--port", "0", *flags],
+                env=environ,
+                stdout=subprocess.PIPE if output is None else output,
+                stderr=sink if output is None else output,
+                text=True,
+            )
+        try:
+            line = (
+                process.stdout.readline()
+                if process.stdout is not None
+                else f"listening on {listening_url(process.pid)}"
+            )
+            if not line.startswith("listening on http://"):
+                pytest.fail(f"exit {process.wait(DEADLINE_SECONDS)}: {line!r}\n{log.read_text()}")
+            url = line.split()[-1]
+            with httpx.Client(base_url=url, timeout=DEADLINE_SECONDS * 2, trust_env=False) as client:
+                yield Supervised(process, url, home, log, client)
+            if process.poll() is None:
+                process.terminate()
+            code = process.wait(DEADLINE_SECONDS)
+            assert expect_exit is None or code == expect_exit, log.read_text()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
     text = log.read_text()
     assert not any(secret in text for secret in (OLD, NEW, API_KEY)), "a token was logged"
     assert "Traceback" not in text, text

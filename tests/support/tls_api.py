@@ -56,10 +56,10 @@ class TlsApi:
 
 
 @contextlib.contextmanager
-def tls_api(directory: Path, api_url: str) -> Iterator[TlsApi]:
-    """Lead tunnels for the API's name to *api_url* while the block lasts."""
+def tls_api(directory: Path, api_url: str, *, host: str = HOST) -> Iterator[TlsApi]:
+    """Lead tunnels for *host*, the API's name, to *api_url* while the block lasts."""
     directory.mkdir(exist_ok=True)
-    context, certificate = own_certificate(directory)
+    context, certificate = own_certificate(directory, host)
     port = int(api_url.rsplit(":", 1)[1])
     running = TlsApi({})
     ready, loops = threading.Event(), []
@@ -76,7 +76,7 @@ def tls_api(directory: Path, api_url: str) -> Iterator[TlsApi]:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(f"CONNECT {HOST}:443 ".encode()):
+            if not head.startswith(f"CONNECT {host}:443 ".encode()):
                 running.in_clear += [] if head.startswith(b"CONNECT ") else [head]
                 writer.write(b"HTTP/1.1 502 Elsewhere\r\ncontent-length: 0\r\n\r\n")
                 writer.close()
@@ -109,12 +109,12 @@ def tls_api(directory: Path, api_url: str) -> Iterator[TlsApi]:
         thread.join(10)
 
 
-def own_certificate(directory: Path) -> tuple[ssl.SSLContext, Path]:
+def own_certificate(directory: Path, host: str = HOST) -> tuple[ssl.SSLContext, Path]:
     """Make a certificate that nobody has signed; return it with a server's context."""
     if (openssl := shutil.which("openssl")) is None:
         pytest.skip("no openssl to make a certificate with")
     key, certificate = directory / "key.pem", directory / "cert.pem"
-    subject = ["-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST}"]
+    subject = ["-subj", f"/CN={host}", "-addext", f"subjectAltName=DNS:{host}"]
     command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     subprocess.run(
         [*command, "-keyout", str(key), "-out", str(certificate), "-days", "2", *subject],

@@ -413,6 +413,7 @@ def test_k3_real_work_in_the_background_is_ended_and_its_session_goes_on_behind_
 
 @pytest.mark.slow
 @pytest.mark.real_cli
+@pytest.mark.newest_cli
 @pytest.mark.parametrize(
     ("reply", "expected"),
     [
@@ -598,39 +599,35 @@ def test_k6_the_same_message_again_is_not_swallowed_again(commanded: Commanded) 
 
 @pytest.mark.slow
 @pytest.mark.real_cli
-@pytest.mark.parametrize(
-    ("message", "is_as_text"),
-    [
-        ("/login returns 500 since the last deploy, please fix it [[script:heard]]", True),
-        ("/cost of this is too high [[script:heard]]", True),
-        ("/help me [[script:heard]]", True),
-        ("/compact this [[script:heard]]", True),
-        ("/clear the cache [[script:heard]]", True),
-        ("/path/to/file is broken [[script:heard]]", False),
-        (" /login fails [[script:heard]]", False),
-        ("/mine [[script:heard]]", False),
-    ],
-)
-def test_k6_the_real_cli_asks_the_model(  # noqa: PLR0917 - fixtures and parameters
-    tmp_path: Path, api: MessagesApi, url: str, claude: str, message: str, is_as_text: bool
-) -> None:
+def test_k6_the_real_cli_asks_the_model(tmp_path: Path, api: MessagesApi, url: str, claude: str) -> None:
+    messages = {
+        "/login returns 500 since the last deploy, please fix it [[script:heard]]": True,
+        "/cost of this is too high [[script:heard]]": True,
+        "/help me [[script:heard]]": True,
+        "/compact this [[script:heard]]": True,
+        "/clear the cache [[script:heard]]": True,
+        "/path/to/file is broken [[script:heard]]": False,
+        " /login fails [[script:heard]]": False,
+        "/mine [[script:heard]]": False,
+    }
     api.script("heard", Text(text="Heard."))
     command = tmp_path / "workspace" / ".claude" / "commands" / "mine.md"
     command.parent.mkdir(parents=True)
     command.write_text("Do this: $ARGUMENTS")
     with supervised(tmp_path, api_url=url, claude=claude) as running:
-        answer = running.post(message).json()
+        pending = {message: running.start(message) for message in messages}
+        answers = {message: one.answer().json() for message, one in pending.items()}
 
-    assert (answer["status"], answer["response"], answer["metadata"]["sent_as_text"]) == (
-        "success",
-        "Heard.",
-        is_as_text,
-    )
-    assert [request.script for request in api.requests if request.reply and not request.aside] == ["heard"]
+    assert {
+        message: (answer["response"], answer["metadata"]["sent_as_text"]) for message, answer in answers.items()
+    } == {message: ("Heard.", is_as_text) for message, is_as_text in messages.items()}
+    asked = [request.script for request in api.requests if request.path == "/v1/messages" and not request.aside]
+    assert asked == ["heard"] * len(messages)
 
 
 @pytest.mark.slow
 @pytest.mark.real_cli
+@pytest.mark.newest_cli
 def test_k6_a_bare_command_keeps_the_real_clis_own_answer(
     tmp_path: Path, api: MessagesApi, url: str, claude: str
 ) -> None:
@@ -817,6 +814,7 @@ def test_n1_a_refusal_that_something_else_quotes_stops_nothing(running: Supervis
 
 @pytest.mark.slow
 @pytest.mark.real_cli
+@pytest.mark.newest_cli
 def test_n1_a_tool_that_writes_between_the_real_clis_frames_spoils_no_answer(
     tmp_path: Path, api: MessagesApi, url: str, claude: str
 ) -> None:

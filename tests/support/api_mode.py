@@ -1,0 +1,131 @@
+"""
+How the real CLI is led to the stand-in API: as to the real API, or by a base URL.
+
+From 2.1.114 on the CLI leaves features away before any other server than the API. So a supervisor and its CLI are
+given no base URL: they believe that they talk to ``https://api.anthropic.com``, by a proxy whose tunnels end at the
+stand-in, with a CA of its own. What the CLI sends there equals what it sends on a Unix socket (the relay's way):
+``tests/real_cli/test_relay.py`` compares them on each version.
+
+``AGENT_RUNTIME_TEST_API_MODE=base_url`` is the other mode: the stand-in's own address, as before a gateway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from agent_runtime.standins.messages_api import MessagesApi, serve
+from tests.support.tls_api import tls_api
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+CLAUDES = "AGENT_RUNTIME_TEST_CLAUDE"
+MODE = "AGENT_RUNTIME_TEST_API_MODE"
+NOBODY = "http://127.0.0.1:9"
+"""Nothing listens there."""
+
+NOWHERE_BY_NAME = "first-party-proof.invalid"
+PROOF_TOKEN = "sk-ant-oat01-of-the-proof-that-a-cli-takes-the-tunnel"
+PROOF_SECONDS = 90
+
+shared_directory = Path(tempfile.gettempdir())
+"""Where the workers of a test run find what one of them has proved; ``conftest.py`` sets it."""
+
+
+def claudes(environ: Mapping[str, str]) -> list[str]:
+    """List the executables the tests were told of, colon-separated like ``PATH``."""
+    return [entry for entry in environ.get(CLAUDES, "").split(":") if entry]
+
+
+@contextlib.contextmanager
+def leading_to(api_url: str, claude: str, directory: Path) -> Iterator[dict[str, str]]:
+    """
+    Yield the variables that lead *claude*, and a supervisor, to the stand-in at *api_url* while the block lasts.
+
+    A base URL it is for the scripted CLI, for a real one that takes no socket (it asks every server alike), and where
+    *api_url* is no stand-in on loopback, or one with TLS of its own.
+    """
+    is_standin = api_url.startswith("http://127.0.0.1:") and api_url != NOBODY
+    is_real = claude in claudes(os.environ) and os.environ.get(MODE) != "base_url"
+    if not is_standin or not is_real or not asks_otherwise(claude):
+        yield {"ANTHROPIC_BASE_URL": api_url}
+        return
+    if not takes_a_tunnel(claude):
+        pytest.fail(f"this CLI ignores HTTPS_PROXY, so it would ask the real API: set {MODE}=base_url")
+    with tls_api(directory, api_url) as tls:
+        yield {**tls.environ, "NO_PROXY": "127.0.0.1,localhost"}
+
+
+@functools.cache
+def takes_a_tunnel(claude: str) -> bool:
+    """Return whether *claude* asks through the proxy; the host does not exist, so otherwise it asks nobody."""
+    with _made_once(claude, "tunnel") as (result, is_made):
+        if not is_made:
+            result.write_text(str(_asks_through_a_tunnel(claude)))
+        return result.read_text() == str(True)
+
+
+@functools.cache
+def proofs_of(claude: str) -> Path:
+    """Return the results of the reload check, as an image has them: a file to be copied to a data directory."""
+    with _made_once(claude, "proofs.json") as (result, is_made):
+        if not is_made:
+            command = [sys.executable, "-m", "agent_runtime.delivery.reload_results", str(result.parent), claude]
+            subprocess.run(command, check=True, capture_output=True, timeout=PROOF_SECONDS)
+        return result
+
+
+def asks_otherwise(claude: str) -> bool:
+    """Return whether *claude* asks the API itself in another way than other servers; then it takes a socket, too."""
+    return any(result["takes_socket"] for result in json.loads(proofs_of(claude).read_bytes())["proofs"].values())
+
+
+@contextlib.contextmanager
+def _made_once(claude: str, name: str) -> Iterator[tuple[Path, bool]]:
+    """Yield a file that all workers of this test run share, and whether it is there; the others wait meanwhile."""
+    place = shared_directory / f"claude-{hashlib.sha256(claude.encode()).hexdigest()[:12]}"
+    place.mkdir(exist_ok=True)
+    with (place / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield place / name, (place / name).exists()
+
+
+def _asks_through_a_tunnel(claude: str) -> bool:
+    api = MessagesApi()
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home,
+        serve(api) as url,
+        tls_api(Path(home), url, host=NOWHERE_BY_NAME) as tls,
+    ):
+        environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": home,
+            "CLAUDE_CONFIG_DIR": f"{home}/config",
+            "ANTHROPIC_BASE_URL": f"https://{NOWHERE_BY_NAME}",
+            "CLAUDE_CODE_OAUTH_TOKEN": PROOF_TOKEN,
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "DISABLE_AUTOUPDATER": "1",
+        }
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                [claude, "-p", "Say hello."],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                env=environ | tls.environ,
+                cwd=home,
+                timeout=PROOF_SECONDS,
+                check=False,
+            )
+    return any(request.carries(PROOF_TOKEN) and request.path == "/v1/messages" for request in api.requests)
