@@ -87,6 +87,7 @@ def current(cli: Real) -> None:
         pytest.skip("an old version: what it is told is another test")
 
 
+@pytest.mark.newest_cli
 def test_the_model_is_asked_as_the_task_says(cli: Real) -> None:
     current(cli)
     cli.api.on_model("sonnet-4-5", "overloaded")
@@ -122,6 +123,7 @@ def test_the_model_is_asked_as_the_task_says(cli: Real) -> None:
     assert "haiku-4-5" in cli.bodies("fallback")[-1]["model"]
 
 
+@pytest.mark.newest_cli
 def test_the_answer_meets_the_schema_or_is_none(cli: Real) -> None:
     current(cli)
     pending = {
@@ -142,6 +144,7 @@ def test_the_answer_meets_the_schema_or_is_none(cli: Real) -> None:
     assert "minProperties" in answers["wrong"]["detail"]
 
 
+@pytest.mark.newest_cli
 def test_the_budget_is_for_all_attempts_together(cli: Real) -> None:
     current(cli)
     costly = [Tool(command="true", usage={"input_tokens": 1000, "output_tokens": 0})] * 12
@@ -160,6 +163,7 @@ def test_the_budget_is_for_all_attempts_together(cli: Real) -> None:
     assert len(cli.bodies("turns")) == 5
 
 
+@pytest.mark.newest_cli
 def test_another_permission_mode_is_reported_and_denies_what_it_would_ask_for(cli: Real) -> None:
     current(cli)
     modes = ("default", "manual", "acceptEdits", "plan", "dontAsk", "auto")
@@ -175,6 +179,7 @@ def test_another_permission_mode_is_reported_and_denies_what_it_would_ask_for(cl
         assert made[mode].exists() == (not denied) == (mode in ("acceptEdits", "auto"))
 
 
+@pytest.mark.newest_cli
 def test_a_fork_leaves_the_session_as_it_is_and_a_new_prompt_reaches_an_earlier_one(cli: Real, tmp_path: Path) -> None:
     current(cli)
     go = tmp_path / "go"
@@ -214,6 +219,7 @@ def sum_of_costs(cli: Real, name: str) -> float:
     )
 
 
+@pytest.mark.newest_cli
 def test_only_the_settings_and_servers_that_are_asked_for_are_read_and_the_token_wins(cli: Real) -> None:
     current(cli)
     seen = cli.running.home / "seen"

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from agent_runtime.standins.messages_api.script import Reply
 
-pytestmark = [pytest.mark.real_cli, pytest.mark.slow]
+# What older versions print of such answers is recorded (tests/recorded), and replayed for each of them.
+pytestmark = [pytest.mark.real_cli, pytest.mark.slow, pytest.mark.newest_cli]
 
 LEFT_ALONE_SECONDS = 60
 """Much less than the three minutes for which the CLI goes on by itself."""

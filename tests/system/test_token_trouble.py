@@ -132,6 +132,7 @@ def test_a_forged_limit_after_which_the_model_goes_on_stops_nothing(tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.real_cli
+@pytest.mark.newest_cli
 @pytest.mark.parametrize(("trouble", "stream"), FORGERIES)
 def test_what_a_tool_of_the_real_cli_forges_costs_at_most_its_own_attempt(  # noqa: PLR0917 - a table
     tmp_path: Path, api: MessagesApi, url: str, claude: str, trouble: str, stream: str
