@@ -94,7 +94,7 @@ def replace_file(
         OSError: The operating system refuses, or a directory has the name.
     """
     unfinished = f".{secrets.token_hex(8)}{UNFINISHED}"
-    place = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    place = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # one may write where one may not list
     try:
         create_file(place, unfinished, content, owner=owner, durable=durable, finish=finish)
         if is_new and _linked(unfinished, path.name, place):
@@ -102,14 +102,23 @@ def replace_file(
         else:
             os.rename(unfinished, path.name, src_dir_fd=place, dst_dir_fd=place)
         if durable:
-            with contextlib.suppress(OSError):  # not every file system does that for a directory
-                os.fsync(place)
+            _sync(place)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(unfinished, dir_fd=place)
         raise
     finally:
         os.close(place)
+
+
+def _sync(place: int) -> None:
+    """Wait for the disk that holds a directory, where it may be listed and the file system can."""
+    with contextlib.suppress(OSError):
+        opened = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def _linked(name: str, other: str, place: int) -> bool:
