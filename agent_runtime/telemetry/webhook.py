@@ -54,11 +54,6 @@ class Webhook:
         environ: For proxies and CAs.
         pauses_seconds: Between tries; their number is that of the tries after the first.
 
-    Attributes:
-        posted: How many events were taken.
-        given_up: How many were posted again and again in vain.
-        dropped: How many, of whatever type, fell out of the log before their turn came.
-
     Raises:
         ValueError: *url* is no http or https URL.
     """
@@ -81,12 +76,9 @@ class Webhook:
         self._warned_of_missing_key = False
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
-        self.posted = 0
-        self.given_up = 0
-        self.dropped = 0
 
     def __repr__(self) -> str:
-        return f"<Webhook to {self._url.host} posted={self.posted} given_up={self.given_up} dropped={self.dropped}>"
+        return f"<Webhook to {self._url.host}>"
 
     def start(self) -> None:
         """Post what happens from now on."""
@@ -120,11 +112,10 @@ class Webhook:
             self._position = event.id
 
     def _next(self) -> list[Event]:
-        """Return the events still to be posted, and count those that have fallen out of the log meanwhile."""
+        """Return the events still to be posted, and log how many have fallen out of the log meanwhile."""
         events, _ = self._log.after(self._position)
         if events and (missed := events[0].id - 1 - self._position):
             self._position += missed
-            self.dropped += missed
             logger.warning("events lost before they could be posted: %d", missed)
         return events
 
@@ -133,14 +124,12 @@ class Webhook:
         for pause in (*self._pauses_seconds, None):
             reason = await self._try(body)
             if not reason:
-                self.posted += 1
                 return
             logger.info("event not taken: id=%d type=%s reason=%s", event.id, event.type, reason)
             if pause is None or self._stopping.is_set():
                 break
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
-        self.given_up += 1
         logger.warning("event given up: id=%d type=%s reason=%s", event.id, event.type, reason)
 
     async def _try(self, body: bytes) -> str:
