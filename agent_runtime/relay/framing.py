@@ -40,6 +40,7 @@ class Chunked:
         self.is_complete = False
         self._left = 0
         self._line = b""
+        self._ends_chunk = False
         self._in_trailer = False
 
     def feed(self, data: bytes) -> int:
@@ -70,6 +71,11 @@ class Chunked:
     def _read_line(self, line: bytes) -> None:
         if not line.endswith(b"\r\n"):
             raise BadMessage("a chunk has a bare line")
+        if self._ends_chunk:
+            self._ends_chunk = False
+            if line != b"\r\n":
+                raise BadMessage("a chunk is longer than its size")
+            return
         if self._in_trailer:
             self.is_complete = line == b"\r\n"
             return
@@ -80,7 +86,7 @@ class Chunked:
         if size == 0:
             self._in_trailer = True
         else:
-            self._left = size + 2  # and the line's end behind it
+            self._left, self._ends_chunk = size, True
 
 
 class UntilClosed:

@@ -192,30 +192,30 @@ class Relayed:
 
 def read_answer(child: socket.socket) -> bytes:
     """Read one answer with a length or in chunks, or up to the end; a reset is told by ``RESET`` at its end."""
-    data = b""
+    data = bytearray()
     with contextlib.suppress(TimeoutError):
         while not _is_whole(data):
             try:
                 piece = child.recv(65536)
             except ConnectionResetError:
-                return data + b"RESET"
+                return bytes(data + b"RESET")
             if not piece:
-                return data + b"END"
+                return bytes(data + b"END")
             data += piece
-    return data
+    return bytes(data)
 
 
-def _is_whole(data: bytes) -> bool:
-    head, blank, body = data.partition(b"\r\n\r\n")
-    if not blank:
+def _is_whole(data: bytearray) -> bool:
+    end = data.find(b"\r\n\r\n")
+    if end < 0:
         return False
-    lowered = head.lower()
+    lowered = data[:end].lower()
     if b"transfer-encoding: chunked" in lowered:
-        return body.endswith(b"0\r\n\r\n")
+        return len(data) > end + 4 and data.endswith(b"0\r\n\r\n")
     length = next(
         (int(line.split(b":")[1]) for line in lowered.split(b"\r\n") if line.startswith(b"content-length")), 0
     )
-    return len(body) >= length
+    return len(data) - end - 4 >= length
 
 
 @contextlib.contextmanager
