@@ -249,11 +249,6 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
         return "\n".join(errors) or None
 
     @property
-    def background_task_ids(self) -> tuple[str, ...]:
-        """The pending tasks in ``background_tasks_changed``."""
-        return tuple(task.task_id for task in self.tasks or ())
-
-    @property
     def began_task_id(self) -> str | None:
         """
         The task that has begun with this frame, in the background or not.

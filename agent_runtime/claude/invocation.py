@@ -25,7 +25,7 @@ from agent_runtime.model.tokens import API_KEY_VARIABLE
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from uuid import UUID
 
@@ -285,11 +285,6 @@ def would_change_something(task: Task, workspace: Path, cwd: Path, config_dir: P
         return False
     added = [workspace / path for path in task.add_dirs or ()]  # heeded since 2.1.114
     places = (config_dir, *(place / ".claude" for place in (cwd, *cwd.parents, *added)))
-    return not any(path.exists() for path in _definitions(match[1], places))
-
-
-def _definitions(name: str, places: Iterable[Path]) -> Iterator[Path]:
-    """List the files of a custom command or skill of that name, which overrides the CLI's own."""
-    for directory in places:
-        yield directory / "commands" / f"{name}.md"
-        yield directory / "skills" / name / "SKILL.md"
+    # A custom command or skill of that name overrides the CLI's own.
+    definitions = (f"commands/{match[1]}.md", f"skills/{match[1]}/SKILL.md")
+    return not any((place / definition).exists() for place in places for definition in definitions)

@@ -373,7 +373,7 @@ class RunStats:
                 self.compact_events.append(event := frame.compact_metadata or CompactEvent())
                 event.trigger = event.trigger if event.trigger in ("auto", "manual") else None
         elif frame.subtype == "background_tasks_changed":
-            self._background_tasks = set(frame.background_task_ids)
+            self._background_tasks = {task.task_id for task in frame.tasks or ()}
         elif frame.began_task_id is not None:
             self._background_tasks.add(frame.began_task_id)
             self.answer.begin_task()

@@ -191,10 +191,8 @@ class CheckedCli:
             if RELOAD in wanted:
                 try:
                     to_request = stage.next_request()
-                except EndedEarly:
-                    if fault is not None:
-                        raise DoesNotRun(fault) from None
-                    raise
+                except EndedEarly as error:
+                    raise error if fault is None else DoesNotRun(fault) from None
                 to_retry = stage.retry()
                 facts = CliFacts(
                     version=version,

@@ -120,6 +120,27 @@ class Detection(msgspec.Struct, frozen=True):
             advice=rule.advice,
         )
 
+    @classmethod
+    def of_limit(cls, rule: str, channel: Channel, limit_type: str | None, resets_at: float | None) -> Detection:
+        """
+        Build the detection of a usage limit that the API itself names.
+
+        Args:
+            limit_type: The API's names are plain words; anything else is not repeated.
+        """
+        is_plain = limit_type is None or (limit_type.isascii() and limit_type.isidentifier() and len(limit_type) <= 40)
+        limit_type = limit_type if is_plain else "other"
+        return cls(
+            rule=rule,
+            channel=channel,
+            error_class=ErrorClass.RATE_LIMIT,
+            trouble=TokenTrouble.LIMITED,
+            status=429,
+            limit_type=limit_type,
+            limit_model=MODEL_BY_LIMIT.get(limit_type or ""),
+            resets_at=resets_at,
+        )
+
     def or_sharper(self, earlier: Detection | None) -> Detection:
         """
         Return this detection, or *earlier* where that says more about the same failure.
@@ -146,11 +167,6 @@ class Detection(msgspec.Struct, frozen=True):
         return self
 
 
-class _Limit(msgspec.Struct, frozen=True):
-    type: str | None
-    resets_at: float | None
-
-
 class Detector:
     """
     Detect the API errors that the CLI reports in one attempt's lines; takes each line once, in order.
@@ -168,7 +184,7 @@ class Detector:
         self._logged: ApiError | None = None
         self._logged_aside = False
         self._given_up: tuple[str, ApiError] | None = None
-        self._limit: _Limit | None = None
+        self._limit: Detection | None = None
         self._models: set[str] = set()
         self._model_has_spoken = False
 
@@ -280,22 +296,8 @@ class Detector:
             return None
         if info.rate_limit_type is None and info.resets_at is None:
             return None  # a throttle: it names neither a limit nor its end
-        limit_type = info.rate_limit_type
-        if limit_type is not None and not (
-            limit_type.isascii() and limit_type.isidentifier() and len(limit_type) <= 40
-        ):
-            limit_type = "other"  # the API's names are plain words; anything else is not repeated
-        self._limit = _Limit(limit_type, info.resets_at)
-        return Detection(
-            rule="limit-event",
-            channel=Channel.STDOUT,
-            error_class=ErrorClass.RATE_LIMIT,
-            trouble=TokenTrouble.LIMITED,
-            status=429,
-            limit_type=limit_type,
-            limit_model=MODEL_BY_LIMIT.get(limit_type or ""),
-            resets_at=info.resets_at,
-        )
+        self._limit = Detection.of_limit("limit-event", Channel.STDOUT, info.rate_limit_type, info.resets_at)
+        return self._limit
 
     # -- both
 
@@ -338,14 +340,9 @@ class Detector:
             )
         else:
             return detection
-        limit = self._limit or _Limit(named, resets_at)
-        limit_type = limit.type or named
-        return replace(
-            detection,
-            limit_type=limit_type,
-            limit_model=MODEL_BY_LIMIT.get(limit_type or ""),
-            resets_at=limit.resets_at or resets_at,
-        )
+        if self._limit is not None:
+            named, resets_at = self._limit.limit_type or named, self._limit.resets_at or resets_at
+        return replace(detection, limit_type=named, limit_model=MODEL_BY_LIMIT.get(named or ""), resets_at=resets_at)
 
 
 def _reported(frame: Frame, text: str) -> ApiError:

@@ -6,13 +6,12 @@ import time
 import zlib
 from typing import TYPE_CHECKING
 
-from agent_runtime.errors import ErrorClass
+from msgspec.structs import replace
+
 from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.evidence.error_bodies import read_body
-from agent_runtime.evidence.phrases import MODEL_BY_LIMIT
 from agent_runtime.evidence.reset_times import HORIZON
 from agent_runtime.evidence.rules import rule_for
-from agent_runtime.model.state import TokenTrouble
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,23 +46,12 @@ def detection_in(status: int, headers: Mapping[bytes, list[bytes]], body: bytes)
 
 def _limit(headers: Mapping[bytes, list[bytes]]) -> Detection:
     claim = b"".join(headers.get(_UNIFIED + b"representative-claim", [])).decode("ascii", "replace")
-    limit_type = claim if claim.isidentifier() and len(claim) <= 40 else None
     reset = b"".join(headers.get(_UNIFIED + b"reset", []))
     resets_at = float(reset) if reset.isdigit() and len(reset) <= 12 else None
     if resets_at is not None and not 0 < resets_at - time.time() <= HORIZON.total_seconds():
         resets_at = None
-    return Detection(
-        rule="limit-headers",
-        channel=Channel.WIRE,
-        error_class=ErrorClass.RATE_LIMIT,
-        condemns=True,
-        trouble=TokenTrouble.LIMITED,
-        is_final=True,
-        status=429,
-        limit_type=limit_type,
-        limit_model=MODEL_BY_LIMIT.get(limit_type or ""),
-        resets_at=resets_at,
-    )
+    limit = Detection.of_limit("limit-headers", Channel.WIRE, claim or None, resets_at)
+    return replace(limit, condemns=True, is_final=True)
 
 
 def _decoded(body: bytes, codings: list[bytes]) -> bytes:

@@ -308,7 +308,7 @@ def test_tasks_are_known_by_the_frames_of_each_version() -> None:
     goes_on = read(b'{"type":"system","subtype":"task_updated","task_id":"b1","patch":{"is_backgrounded":true}}')
 
     assert changed is not None
-    assert changed.background_task_ids == ("b1",)
+    assert [task.task_id for task in changed.tasks or ()] == ["b1"]
     assert [frame and frame.began_task_id for frame in (changed, began, told, ended)] == [None, "b1", None, None]
     assert [frame and frame.ended_task_id for frame in (began, told, ended, goes_on)] == [None, "b1", "b1", None]
 
