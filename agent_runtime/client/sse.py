@@ -89,9 +89,6 @@ class Following:
         self._reader = EventReader()
         self._state: dict[str, Any] | None = None
 
-    def __repr__(self) -> str:
-        return f"<Following after line {self.position}>"
-
     @staticmethod
     def is_in(response: httpx.Response) -> bool:
         """Whether a response is an event stream: 200 with its media type."""

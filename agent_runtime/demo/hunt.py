@@ -17,7 +17,6 @@ import json
 import os
 import re
 import sys
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -52,15 +51,11 @@ def _ask_for_a_key(environ: dict[str, str]) -> int | None:
     credential = environ.get("CLAUDE_CODE_OAUTH_TOKEN") or environ.get("ANTHROPIC_API_KEY") or ""
     headers = {"Authorization": f"Bearer {credential}", "x-api-key": credential}
     asked = urllib.request.Request(f"{base_url}{MINTING_PATH}", b"{}", headers, method="POST")  # noqa: S310 - loopback
-    with contextlib.suppress(OSError, ValueError):
-        try:
-            with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-                asked, timeout=TIMEOUT_SECONDS
-            ) as got:
-                return int(got.status)
-        except urllib.error.HTTPError as error:
-            return error.code
-    return None
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=TIMEOUT_SECONDS) as got:
+            return int(got.status)
+    except OSError as error:
+        return getattr(error, "code", None)  # of an answer that is an error
 
 
 def main(result: Path) -> None:

@@ -107,6 +107,14 @@ def _say_more(found: dict[str, Any], more: dict[str, Any], *, strict: bool) -> N
     _merge(found, more)
     found["Image"]["properties"]["media_type"]["enum"] = list(IMAGE_TYPES)
     found["Event"]["properties"]["type"]["enum"] = sorted(TYPES)
+    # What each of two fields needs, in every combination: the plainest first, which generators like. TOML has no null.
+    none, text = {"enum": [False, None]}, {"type": "string"}
+    found["Task"]["anyOf"] = [
+        {"required": [], "properties": {"fork_session": none, "create_cwd": none}},
+        {"required": ["resume_session_id"], "properties": {"resume_session_id": text, "create_cwd": none}},
+        {"required": ["cwd"], "properties": {"fork_session": none, "cwd": text}},
+        {"required": ["resume_session_id", "cwd"], "properties": {"resume_session_id": text, "cwd": text}},
+    ]
     if strict:
         for body in ("Task", "NewToken"):
             found[body]["additionalProperties"] = False
