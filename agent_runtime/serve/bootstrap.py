@@ -28,6 +28,7 @@ from agent_runtime.process.containment.registry import become_subreaper, new_mar
 from agent_runtime.process.containment_choice import Containment, choose
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.cgroup import Limits
+from agent_runtime.process.linux.landlock import Mode
 from agent_runtime.process.spawn import Spawner
 from agent_runtime.process.users import UnknownUser, other_user
 from agent_runtime.setting_slips import did_you_mean
@@ -120,6 +121,8 @@ def _contained(spawner: Spawner, settings: Settings, limits: Limits, data_dir: P
     confinement = confinement_choice.choose(spawner, settings, data_dir, next_mark)
     for text in confinement.warnings:
         log.warning("%s", text)
+    if confinement.mode is not Mode.OFF and settings.access_key_file is None:
+        log.warning("agents can call this supervisor and give it another token: set %sACCESS_KEY_FILE", PREFIX)
     log.info("containment: %s, confinement: %s", containment.kind.value, confinement.mode)
     return replace(containment, confinement=confinement)
 

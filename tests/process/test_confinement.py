@@ -310,6 +310,7 @@ def test_a_supervisor_that_is_not_root_confines_its_children_and_says_so() -> No
         environment = {"AGENT_RUNTIME_CONFINE": "landlock"}
         with supervised(home, token=None, environment=environment, prefix=AS_NOBODY) as run:
             shown = run.get("/health")["confinement"]
+            assert "agents can call this supervisor" in run.log.read_text()
             assert Path(f"/proc/{run.process.pid}/environ").stat().st_uid == 0, "it can be read by its own user"
         with supervised(home, token=None, prefix=AS_NOBODY) as run:
             assert run.get("/health")["confinement"]["mode"] == "off"

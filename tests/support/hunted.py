@@ -142,6 +142,7 @@ def hunted(
     assert answer.get("response") == "done", answer
     log = (home / "supervisor.log").read_text()
     assert token not in log
+    assert "agents can call" not in log
     assert ("agents can make no file in /var/tmp, because" in log) is (mode == "landlock")
     assert (workspace / "errors").read_text() == ""
     report = json.loads((workspace / "result.json").read_text())
