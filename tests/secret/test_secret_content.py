@@ -360,7 +360,7 @@ def test_k5_no_part_of_a_wrapped_token_is_taken_for_a_complete_one() -> None:
                 assert found.token.secret in LONG, "nothing but what is written may come of it"
 
 
-TOKENS_TRIED = 3000
+TOKENS_TRIED = 1000
 
 
 def test_k5_no_real_token_is_refused_by_chance() -> None:
