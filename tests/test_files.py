@@ -52,11 +52,15 @@ def test_a_new_file_replaces_nothing(path: Path, obstacle: str) -> None:
     assert [*path.parent.iterdir()] == [path]
 
 
-def test_a_new_file_is_written_also_where_there_are_no_hard_links(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_new_file_is_written_also_where_there_are_no_hard_links(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, has_links: bool
+) -> None:
     def unknown(*_names: object, **_places: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(os, "link", unknown)
+    if not has_links:
+        monkeypatch.setattr(os, "link", unknown)
     replace_file(path, b"content", is_new=True)
 
     assert [(found.name, read_file(found)) for found in path.parent.iterdir()] == [(path.name, b"content")]
