@@ -18,7 +18,6 @@ import functools
 import hashlib
 import logging
 import os
-import pwd
 import stat
 import time
 from pathlib import Path
@@ -30,6 +29,7 @@ from agent_runtime.delivery.private_files import make_directory, owner_of
 from agent_runtime.errors import SpawnFailed
 from agent_runtime.files import replace_file
 from agent_runtime.model.tokens import Token
+from agent_runtime.process.users import look_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -308,8 +308,5 @@ def _may_write(directory: os.stat_result, uid: int, gid: int) -> bool:
         return True
     if directory.st_mode & stat.S_ISVTX:
         return False
-    try:
-        groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, gid)
-    except KeyError:
-        groups = [gid]
+    groups = [gid, *look_up(str(uid)).groups]
     return bool(directory.st_mode & (stat.S_IWGRP if directory.st_gid in groups else stat.S_IWOTH))
