@@ -18,7 +18,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from agent_runtime.cli.pages import PAGES
+from agent_runtime.cli.pages import PAGES, flag_of
 from agent_runtime.setting_slips import did_you_mean, masked, not_this
 from agent_runtime.settings import PREFIX
 
@@ -87,12 +87,13 @@ def add_run(commands: Subparsers) -> None:
     _add_connection(parser)
     add(EXECUTION_ID_FLAG, metavar="ID", help="the same id joins, or gets the kept answer [a new one]")
     for name, field in PAGES["run"].fields.items():
-        flag = field.flag or f"--{name.replace('_', '-')}"
         if field.kind == "switch":
-            add(flag, dest=name, action="store_true", default=None, help=field.help)
+            add(flag_of(name), dest=name, action="store_true", default=None, help=field.help)
         else:
             action = "append" if field.repeat else "store"
-            add(flag, dest=name, action=action, type=_KINDS[field.kind], metavar=field.metavar, help=field.help)
+            add(
+                flag_of(name), dest=name, action=action, type=_KINDS[field.kind], metavar=field.metavar, help=field.help
+            )
     add(
         "--patience",
         type=_amount,

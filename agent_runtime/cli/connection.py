@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.cli.exit_codes import EXIT_FAILED, EXIT_REFUSED, EXIT_TRY_LATER
+from agent_runtime.cli.pages import flag_of
 from agent_runtime.client import ClientError, RequestRefused, SyncAgentClient, TurnedAway, Unreachable
 from agent_runtime.client.aio import PATIENCE_SECONDS
 from agent_runtime.setting_slips import masked, not_this
@@ -35,7 +36,7 @@ def connect(options: argparse.Namespace, patience_seconds: float = PATIENCE_SECO
         try:
             msgspec.json.encode(value, enc_hook=lambda _: None)  # a file's name may hold any bytes
         except UnicodeEncodeError:
-            word = name.upper() if name == "prompt" else f"--{name.replace('_', '-')}"
+            word = "PROMPT" if name == "prompt" else flag_of(name)
             raise RequestRefused.because("invalid_request", f"{word}: must be text in UTF-8") from None
     try:
         return SyncAgentClient(options.url, access_key_file=options.key_file, patience_seconds=patience_seconds)

@@ -50,6 +50,12 @@ PAGES = msgspec.toml.decode(Path(__file__).with_name("help.toml").read_bytes(), 
 """By the words of the command as a person types it."""
 
 
+def flag_of(name: str) -> str:
+    """Return the flag of an option, by the name that it has in the code; of ``run`` that is a field's."""
+    field = PAGES["run"].fields.get(name)
+    return field.flag if field and field.flag else f"--{name.replace('_', '-')}"
+
+
 def explain(parser: argparse.ArgumentParser, command: str = "") -> None:
     """Give a parser, and those of its commands, their pages."""
     page = PAGES[command]

@@ -142,6 +142,8 @@ def test_who_reaches_nobody_is_told_the_address_and_what_to_do(
         (["run", "\udcff"], "PROMPT: must be text in UTF-8"),
         (["run", "x", "--title", "a\udcff"], "--title: must be text in UTF-8"),
         (["run", "x", "--env", "A=\udc80"], "--env: must be text in UTF-8"),
+        (["run", "x", "--label", "a=\udcff"], "--label: must be text in UTF-8"),
+        (["run", "x", "--resume-session", "\udcff"], "--resume-session: must be text in UTF-8"),
         (["run", "x", "--agents", '{"a": {"prompt": "\\ud800"}}'], "--agents: must be text in UTF-8"),
         (["status", "--label", "a=\udcff"], "--label: must be text in UTF-8"),
         (["drain", "--url", "http://\udcff/"], "--url: must be text in UTF-8"),
