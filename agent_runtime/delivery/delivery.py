@@ -147,6 +147,7 @@ class FileDelivery:
         user: The user that the file must belong to; None: ourselves.
 
     Attributes:
+        readers: How many children depend on the file.
         reload_behaviour: When the CLI in use takes a newer token; for the children spawned from now on.
     """
 
@@ -154,7 +155,7 @@ class FileDelivery:
         self._file = CredentialsFile(config_dir, user)
         self._lock = threading.Lock()
         self._newest: Generation | None = None
-        self._readers = 0
+        self.readers = 0
         self.reload_behaviour = ReloadBehaviour.NEVER
 
     @property
@@ -167,11 +168,6 @@ class FileDelivery:
         """Make the config directory again if it was removed while we run: every child needs it, whatever its token."""
         with self._lock:
             self._file.restore_directory()
-
-    @property
-    def readers(self) -> int:
-        """How many children depend on the file."""
-        return self._readers
 
     def deliver(self, generation: Generation) -> Delivered:
         """
@@ -187,7 +183,7 @@ class FileDelivery:
             newest = self._advance(generation)
             if newest.token.kind is TokenKind.API_KEY:
                 return by_variable(newest)
-            self._readers += 1
+            self.readers += 1
             return Delivered(newest, FILE, {}, self.reload_behaviour, self.holds)
 
     def renew(self, generation: Generation) -> None:
@@ -210,8 +206,8 @@ class FileDelivery:
         if delivered.way != FILE:
             return
         with self._lock:
-            self._readers -= 1
-            if self._readers == 0 and self._newest is not None and self._newest.token.kind is TokenKind.API_KEY:
+            self.readers -= 1
+            if self.readers == 0 and self._newest is not None and self._newest.token.kind is TokenKind.API_KEY:
                 self._remove_token()
 
     def close(self) -> None:
@@ -227,7 +223,7 @@ class FileDelivery:
             newest = generation
         if newest.token.kind is TokenKind.OAUTH:
             self._file.write(newest.token)
-        elif self._readers == 0:
+        elif self.readers == 0:
             self._remove_token()
         self._newest = newest
         return newest

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -41,15 +41,13 @@ FILE_NAME = "proofs.json"
 BUILT_IN = Path(sys.prefix) / FILE_NAME
 """The results of an image, beside the packages that were installed with it."""
 
-MOST_RESULTS = 32
-"""Of how many executables facts are stored; the oldest is dropped first."""
+MOST_HASHES = 32
+"""How many states of executables' files are stored with the hash of their content; the oldest is dropped first."""
 
 RETRY_SECONDS = 300.0
 """The pause after a failed check: the machine may have been busy."""
 
 log = logging.getLogger(__name__)
-
-V = TypeVar("V")
 
 
 class _Stored(msgspec.Struct, rename={"facts": "proofs"}):
@@ -103,7 +101,8 @@ class ReloadResults:
         if content_hash is None and hash_it:
             content_hash = binary.content_hash()
             with self._lock:
-                _put(self._stored.hashes, binary.key, content_hash)
+                hashes = {**self._stored.hashes, binary.key: content_hash}
+                self._stored.hashes = dict(list(hashes.items())[-MOST_HASHES:])
                 if content_hash in self._stored.facts:
                     self._save()
         with self._lock:
@@ -115,7 +114,6 @@ class ReloadResults:
         with self._lock:
             content_hash = self._stored.hashes[binary.key]
             self._stored = self._load().updated(self._stored).updated(_Stored(facts={content_hash: facts}))
-            _put(self._stored.facts, content_hash, self._stored.facts[content_hash])
             self._save()
 
     def _load(self) -> _Stored:
@@ -129,13 +127,6 @@ class ReloadResults:
             replace_file(self._path, msgspec.json.encode(self._stored))
         except OSError as error:
             log.warning("cannot write %s, the result is held in memory only: %s", self._path, error.strerror)
-
-
-def _put(table: dict[str, V], key: str, value: V) -> None:
-    table.pop(key, None)
-    table[key] = value
-    while len(table) > MOST_RESULTS:
-        del table[next(iter(table))]
 
 
 def _read(path: Path) -> _Stored:

@@ -23,14 +23,13 @@ _MARKS = (
 
 _BODY_BYTES = 16384
 _TEXT_LENGTH = 4096
-_LEVELS = {"ERROR", "WARN"}
 _LEAD_INS = ("Failed to authenticate", "Please run /login", "Login expired", "Not logged in")
 _OF_A_CREDENTIAL = ("x-api-key", "bearer", "token", "credential", "authentication", "unauthorized", "oauth")
 
 
 def error_in_entry(entry: LogEntry) -> ApiError | None:
     """Parse an entry about an API error; None for everything else."""
-    if entry.level not in _LEVELS:
+    if entry.level not in {"ERROR", "WARN"}:
         return None
     for mark in _MARKS:
         at = entry.text.find(mark, 0, HEAD_BYTES)
