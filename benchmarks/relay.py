@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+import psutil
 
 from agent_runtime.model.tokens import Token
 from agent_runtime.relay.relay import Relay
 from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import Generation, GenerationLedger
 from agent_runtime.secret.writer import put
-from benchmarks.harness import Bench, Figure, Goal, Row, adds_at_most, ratio_at_least
+from benchmarks.harness import Bench, Figure, Goal, Row, adds_at_most, p50_at_most, p99_at_most, ratio_at_least
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -41,7 +42,7 @@ def _p99_adds_at_most(limit: float) -> Goal:
 
 
 async def _serve_api() -> None:
-    """Answer each request with as many events as its ``x-events`` says, one chunk each."""
+    """Answer each request with as many events as its ``x-events`` says, one chunk each, ``x-rate`` of them a second."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, OSError):
@@ -49,11 +50,14 @@ async def _serve_api() -> None:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
                 await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
                 count = int(head.partition(b"x-events:")[2].split(b"\r\n")[0])
+                rate, begun = float(head.partition(b"x-rate:")[2].split(b"\r\n")[0]), time.monotonic()
                 writer.write(
                     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
                 )
                 chunk = b"%x\r\n%s\r\n" % (len(EVENT), EVENT)
-                for _ in range(count):
+                for number in range(count):
+                    if rate and (early := begun + number / rate - time.monotonic()) > 0:
+                        await asyncio.sleep(early)
                     writer.write(chunk)
                     await writer.drain()
                 writer.write(b"0\r\n\r\n")
@@ -107,19 +111,35 @@ class _Side:
             for _ in pieces:
                 pass
 
-    def events(self, count: int) -> None:
+    def events(self, count: int, rate: int = 0) -> None:
         begun = time.perf_counter()
-        with self._stream(count) as response:
+        with self._stream(count, rate) as response:
             total = sum(map(len, response.iter_raw()))
         self.megabytes_a_second.append(total / (time.perf_counter() - begun) / 1e6)
 
-    def _stream(self, count: int) -> contextlib.AbstractContextManager[httpx.Response]:
-        headers = self._headers | {"x-events": str(count)}
+    def _stream(self, count: int, rate: int = 0) -> contextlib.AbstractContextManager[httpx.Response]:
+        headers = self._headers | {"x-events": str(count), "x-rate": str(rate)}
         return self._client.stream("POST", self._url + MESSAGES, headers=headers, content=BODY)
 
 
+def _eight_streams(relay: psutil.Process, sides: list[_Side], seconds: int) -> tuple[float, float]:
+    """Run streams of 200 events a second side by side; return what the relay took: % of a core, and further MB."""
+    before, most, begun = relay.memory_info().rss, 0, time.monotonic()
+    used = sum(relay.cpu_times()[:2])
+    threads = [threading.Thread(target=side.events, args=(200 * seconds, 200)) for side in sides]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        most = max(most, relay.memory_info().rss)
+        threads[0].join(0.05)
+    cores = (sum(relay.cpu_times()[:2]) - used) / (time.monotonic() - begun)
+    return cores * 100, (most - before) / 1e6
+
+
 def run(scale: Scale) -> Iterable[Row]:
-    with _process("api") as (api_url, _, _), _process("relay", api_url) as (relay_url, token, _):
+    with _process("api") as (api_url, _, _), _process("relay", api_url) as (relay_url, token, pid):
+        sides = [_Side(relay_url, token) for _ in range(8)]
+        taken = [_eight_streams(psutil.Process(pid), sides, scale.rounds(5, 1)) for _ in range(scale.rounds(3, 1))]
         direct, ours = _Side(api_url, TOKEN), _Side(relay_url, token)
         for _ in range(scale.rounds(2000, 20)):
             direct.first_byte()
@@ -130,6 +150,9 @@ def run(scale: Scale) -> Iterable[Row]:
     first = Figure.of(ours.milliseconds), Figure.of(direct.milliseconds)
     goal = adds_at_most(1.0) & _p99_adds_at_most(5.0)
     yield Row("relay", "first byte, body of 100 KB", "ms", first[0], "without a relay", first[1], goal)
+    cores, memory = (Figure.of(values) for values in zip(*taken, strict=True))
+    yield Row("relay", "8 streams of 200 events/s", "% of a core", cores, goal=p50_at_most(25))
+    yield Row("relay", "8 streams, bodies of 100 KB", "MB", memory, goal=p99_at_most(8))
     stream = Figure.of(ours.megabytes_a_second), Figure.of(direct.megabytes_a_second)
     yield Row("relay", "events of 200 B", "MB/s", stream[0], "without a relay", stream[1], ratio_at_least(0.9))
 
