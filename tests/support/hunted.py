@@ -87,12 +87,12 @@ def hunted(
     (home / "key").chmod(0o600)
     (home / "data").chmod(0o711)
     (home / "secret").chmod(0o700)
-    if claude:
+    package = next((parent for parent in Path(claude).parents if parent.name == "node_modules"), None)
+    if package is not None:
         # Beside the secret, so that another user gets there; links cost nothing.
-        package = next(parent for parent in Path(claude).parents if parent.name == "node_modules")
         shutil.copytree(package, home / "node_modules", symlinks=True, copy_function=_link)
         claude = str(home / "node_modules" / Path(claude).relative_to(package))
-    else:
+    elif not claude:
         (home / "cli").write_text(ALONE)
         (home / "cli").chmod(0o755)
         claude = str(home / "cli")
@@ -176,8 +176,8 @@ def assert_kept(hunt: Hunted, mode: str) -> None:
     assert {what for what in report["reached"] if str(hunt.supervisor) in what.split()} == set()
     assert hunt.confinement["mode"] == mode
     assert not any(hunt.confinement["reached"].values())
-    assert {status for what, status in report["api"].items() if "/health" not in what} == {401}
-    passed = {what for what, status in report["relay"].items() if status != 404}
+    assert {status for what, status in report["api"].items() if "/health" not in what} - {None} == {401}
+    passed = {what for what, status in report["relay"].items() if status not in {404, None}}
     # Among the living are the attempts of other supervisors of this user on the machine.
     assert len(passed) == 2, report["relay"]
     assert all(what.startswith("living") and what.endswith("POST /v1/messages") for what in passed), passed
