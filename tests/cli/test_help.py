@@ -13,6 +13,7 @@ import pytest
 from agent_runtime.cli import exit_codes
 from agent_runtime.cli.main import EXIT_CODES, _parser
 from agent_runtime.cli.pages import PAGES
+from agent_runtime.model.task import TaskFields
 from agent_runtime.settings import SETTINGS, Setting
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ def test_serve_names_the_variable_and_the_default_of_every_setting(setting: Sett
     assert f"({setting.variable})" in text
     if setting.shown_default is not None:
         assert f"[{setting.shown_default}] ({setting.variable})" in text
+
+
+def test_the_flags_of_run_are_fields_of_a_task() -> None:
+    assert set(PAGES["run"].fields) < set(TaskFields.__annotations__)
 
 
 def test_durations_and_sizes_tell_their_unit() -> None:
