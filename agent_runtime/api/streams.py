@@ -192,7 +192,7 @@ def position_of(request: Request) -> int:
     Return after which line a stream goes on: ``Last-Event-ID``, or else the parameter of that name.
 
     Raises:
-        InvalidRequest: One of them is no line number, also where the other counts.
+        InvalidRequest: Header or parameter is no line number; both are checked, although the header wins.
     """
     header = last_event_id(request.headers.get("last-event-id"))
     query = last_event_id(request.query_params.get("last_event_id"))

@@ -210,7 +210,7 @@ def _amount(text: str) -> float:
 
 
 def _above_zero(text: str) -> float:
-    """Read a time or a sum of which there must be some."""
+    """Read a time or a sum that is more than nothing."""
     with contextlib.suppress(argparse.ArgumentTypeError):
         if amount := _amount(text):
             return amount

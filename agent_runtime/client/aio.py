@@ -263,7 +263,7 @@ class AgentClient:
         return await self._call(answers.DrainState, "DELETE", "/api/drain")
 
     async def health(self) -> answers.Health:
-        """Return one page of everything."""
+        """Return the state of the supervisor: token, slots, queue, disk and what hinders it."""
         return await self._call(answers.Health, "GET", "/health")
 
     async def get(self, path: str, /, **params: str | int) -> dict[str, Any]:

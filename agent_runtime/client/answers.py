@@ -119,7 +119,7 @@ class Reloaded(_Named, bodies.Reloaded, kw_only=True):
 
 
 class Health(_Named, bodies.Health, kw_only=True):
-    """One page of everything."""
+    """The state of the supervisor: token, slots, queue, disk and what hinders it."""
 
     last_task_at: Instant | None = None  # type: ignore[assignment]  # as above
 

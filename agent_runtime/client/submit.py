@@ -37,7 +37,7 @@ class End:
     How an execution ended.
 
     Attributes:
-        mark: When, as the supervisor said; equal only for the same end. None: it did not say.
+        mark: When it ended, as the supervisor wrote it; two ends with the same mark are one. None: it did not write it.
     """
 
     answer: Answer | None = None

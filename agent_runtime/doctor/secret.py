@@ -96,7 +96,7 @@ def mount(described: Mapping[str, str | float | None]) -> Finding | None:
 
 
 def watch(directory: Path) -> Finding | None:
-    """Check whether the kernel has a watch left for the directory."""
+    """Check whether the kernel still gives an inotify watch for the directory: their number is limited."""
     if not is_dir(directory):
         return None
     try:

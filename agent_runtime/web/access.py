@@ -157,7 +157,7 @@ def refuse_pages(request: Request) -> None:
 
 
 def _origin_in(url: str) -> tuple[str, str, int] | None:
-    """Return scheme, host and port; None: it has not all of them."""
+    """Return scheme, host and port of an address; None: one of them is missing or cannot be read."""
     try:
         parts = urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]

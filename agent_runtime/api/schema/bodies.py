@@ -268,7 +268,7 @@ class HealthQueue(msgspec.Struct, kw_only=True):
 
 
 class HealthPlaces(msgspec.Struct, kw_only=True):
-    """How many there may be, and how many are open."""
+    """How many connections or streams are open, and how many may be."""
 
     open: int
     limit: int
@@ -338,7 +338,7 @@ class HealthDisk(msgspec.Struct, kw_only=True):
 
 class Health(msgspec.Struct, kw_only=True):
     """
-    One page of everything.
+    The state of the supervisor: token, slots, queue, disk and what hinders it, on one page.
 
     Attributes:
         reasons: Why it is degraded, a sentence each; empty where it is not.
