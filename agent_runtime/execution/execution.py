@@ -12,7 +12,7 @@ import msgspec
 
 from agent_runtime.claude.invocation import has_text_behind
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed, TokenLimited, plain_detail
-from agent_runtime.evidence.verdict import Verdict, limit_sentence, verdict
+from agent_runtime.evidence.verdict import UNSTARTED, Verdict, limit_sentence, verdict
 from agent_runtime.execution.attempt_data import Answered, Held, Progress, Reached, Released, Spawned, Stopping
 from agent_runtime.model.records import Usage
 from agent_runtime.model.state import Event, Outcome, Phase, StopReason
@@ -20,7 +20,7 @@ from agent_runtime.notifier import Notifier
 from agent_runtime.telemetry.live_text import LiveTexts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from agent_runtime.claude.invocation import Session
     from agent_runtime.delivery.cli_check import CliCheck
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from agent_runtime.telemetry.events import EventLog, Value
 
 log = logging.getLogger(__name__)
+
+CLOCK_SLACK_SECONDS = 0.001
+"""A timer may ring so much early."""
 
 
 class ExecutionContext(msgspec.Struct, frozen=True):
@@ -140,6 +143,27 @@ class Execution:
     def limited_until(self) -> float | None:
         """When the usage limit ends that it was turned away for, or that it met; epoch seconds, where known."""
         return self.error.resets_at if isinstance(self.error, TokenLimited) else self.resets_at
+
+    @property
+    def unstarted(self) -> Verdict | None:
+        """Its end, where it was stopped or timed out while it waited."""
+        if self.requested_stop is not None:
+            return UNSTARTED[self.requested_stop]
+        is_over = time.monotonic() >= self.total_at - CLOCK_SLACK_SECONDS
+        return UNSTARTED[StopReason.TIMEOUT] if is_over else None
+
+    async def wait(self, event: Awaitable[object], until: float) -> bool:
+        """Wait for *event*; False when the execution is stopped, or it is *until* (monotonic seconds), first."""
+        stopped, happened = asyncio.ensure_future(self.stopped.wait()), asyncio.ensure_future(event)
+        try:
+            await asyncio.wait(
+                {stopped, happened}, timeout=max(0.0, until - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
+            )
+            return happened.done() and not stopped.done()
+        finally:
+            stopped.cancel()
+            if not happened.done():
+                happened.cancel()
 
     async def finished(self) -> None:
         """Wait for the final record."""

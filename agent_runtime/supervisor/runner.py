@@ -39,15 +39,12 @@ if TYPE_CHECKING:
     from agent_runtime.supervisor.retry_policy import Decision
     from agent_runtime.supervisor.sessions import SessionPlan, SessionUse
     from agent_runtime.supervisor.slots import Slots, Ticket
-    from agent_runtime.telemetry.events import EventLog
     from agent_runtime.tokens.gate import TokenGate
     from agent_runtime.tokens.verifier import RefusalVerifier
 
     RunAttempt = Callable[[Execution, Session], Awaitable[AttemptReport]]
 
 log = logging.getLogger(__name__)
-
-CLOCK_SLACK_SECONDS = 0.001
 
 
 class RunnerContext(msgspec.Struct, frozen=True):
@@ -63,7 +60,6 @@ class RunnerContext(msgspec.Struct, frozen=True):
     sessions: SessionUse
     gate: TokenGate
     verifier: RefusalVerifier
-    events: EventLog
     hold: Callable[[ExecutionRunner, Held], None] = lambda _runner, held: held.request.release(replays=False)
 
 
@@ -113,16 +109,16 @@ class ExecutionRunner:
         if self.ticket is None:
             refused = self._refused_at_admission()
             if not await self._park_at_admission():
-                return self._unstarted() or refused
+                return execution.unstarted or refused
         while True:
             if self.ticket is None:
                 self.ticket = self._enqueue(ahead=True)
-            if not await self._wait(self.ticket.granted, execution.total_at):
-                return self._unstarted() or UNSTARTED[StopReason.TIMEOUT]
+            if not await execution.wait(self.ticket.granted, execution.total_at):
+                return execution.unstarted or UNSTARTED[StopReason.TIMEOUT]
             execution.slot = self.ticket.number
             if self.context.settings.probe == "before_dispatch":
                 await self._probe_first()
-                if (ended := self._unstarted()) is not None:
+                if (ended := execution.unstarted) is not None:
                     return ended
             if execution.remaining_task.max_budget_usd == 0:
                 return Verdict(Outcome.FAILED, ErrorClass.MAX_BUDGET, ErrorClass.MAX_BUDGET.sentence)
@@ -162,7 +158,7 @@ class ExecutionRunner:
         decision, trouble, _ = await self.decide(report, trouble, generation)
         final = final if report.error is not None else token_verdict(trouble)
         gate.statuses.end_try(execution.execution_id)
-        if (ended := self._unstarted()) is not None:
+        if (ended := execution.unstarted) is not None:
             return ended
         if isinstance(decision, GiveUp):
             gate.statuses.note_reported(generation)
@@ -180,7 +176,7 @@ class ExecutionRunner:
                 is_limited=final.error_class is ErrorClass.RATE_LIMIT,
                 resets_at=execution.resets_at if awaits_reset else None,
             ):
-                return self._unstarted() or final
+                return execution.unstarted or final
         self._restart(decision.restart)
         return None
 
@@ -265,7 +261,7 @@ class ExecutionRunner:
             return
         asked_at = time.monotonic()
         asking = asyncio.ensure_future(verifier.ask(generation, self.execution.task.model))
-        if await self._wait(asking, self.execution.total_at):
+        if await self.execution.wait(asking, self.execution.total_at):
             verifier.note_verdict(generation, asking.result(), asked_at)
 
     def _note_limit(self, report: AttemptReport, generation: Generation) -> Verification:
@@ -305,7 +301,10 @@ class ExecutionRunner:
         """Return the end where the CLI does not know the session: the task's, or ours lost for the second time."""
         if not self._plan.is_named:
             return Verdict(Outcome.FAILED, ErrorClass.ERROR, SessionUnknown.OURS)
-        error = self.execution.error = SessionUnknown(SessionUnknown.NAMED)
+        return self._failed(SessionUnknown(SessionUnknown.NAMED))
+
+    def _failed(self, error: AgentRuntimeError) -> Verdict:
+        self.execution.error = error
         return Verdict(Outcome.FAILED, error.error_class, str(error))
 
     def _claim(self, session_id: str | None) -> None:
@@ -380,7 +379,7 @@ class ExecutionRunner:
         execution.publish("execution.parked", generation=number, seconds=seconds)
         log.info("execution parked for %g s", seconds, extra={"execution_id": execution.execution_id})
         came = await self.until(self.can_go_on(generation, is_limited=is_limited, counts=counts), until)
-        if not came and (resets_at is None or self._unstarted() is not None):
+        if not came and (resets_at is None or execution.unstarted is not None):
             return False
         self.resumes += counts and not self.newer_is_usable(generation)
         execution.requeue()
@@ -409,40 +408,18 @@ class ExecutionRunner:
         first, last = AFTER_RESET_SECONDS
         return reset_in + random.uniform(first, max(first, min(last, left / 2)))  # noqa: S311 - nothing secret
 
-    def _unstarted(self) -> Verdict | None:
-        """Return the end of an execution that was stopped or timed out while it waited, else None."""
-        if (requested_stop := self.execution.requested_stop) is not None:
-            return UNSTARTED[requested_stop]
-        is_over = time.monotonic() >= self.execution.total_at - CLOCK_SLACK_SECONDS  # a timer may ring a little early
-        return UNSTARTED[StopReason.TIMEOUT] if is_over else None
-
     def _refused_at_admission(self) -> Verdict:
         try:
             self.context.gate.require(self.execution.task.model)
         except AgentRuntimeError as error:
-            self.execution.error = error
-            return Verdict(Outcome.FAILED, error.error_class, str(error))
+            return self._failed(error)
         return Verdict(Outcome.FAILED, ErrorClass.AUTH, ErrorClass.AUTH.sentence)
 
     async def until(self, condition: Callable[[], bool], until: float) -> bool:
-        """Wait until *condition*, checked at each change of the gate, holds; False as for :meth:`_wait`."""
+        """Wait until *condition*, checked at each change of the gate, holds; False as for :meth:`Execution.wait`."""
         change = self.context.gate.changed.wait()
         while not condition():
-            if not await self._wait(change, until):
+            if not await self.execution.wait(change, until):
                 return False
             change = self.context.gate.changed.wait()
         return True
-
-    async def _wait(self, event: Awaitable[object], until: float) -> bool:
-        """Wait for *event*; False when the execution is stopped, or it is *until* (monotonic seconds), first."""
-        stopped = asyncio.ensure_future(self.execution.stopped.wait())
-        happened = asyncio.ensure_future(event)
-        try:
-            await asyncio.wait(
-                {stopped, happened}, timeout=max(0.0, until - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
-            )
-            return happened.done() and not stopped.done()
-        finally:
-            stopped.cancel()
-            if not happened.done():
-                happened.cancel()

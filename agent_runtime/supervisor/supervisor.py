@@ -141,7 +141,7 @@ class Supervisor:
             archive,
             self._live,
             background,
-            runners=RunnerContext(settings, self._slots, SessionUse(), gate, verifier, events, holds.begin),
+            runners=RunnerContext(settings, self._slots, SessionUse(), gate, verifier, holds.begin),
             executions=ExecutionContext(
                 counts, cli, events, archive.transcripts, self._token_upkeep.accepted, archive.save
             ),

@@ -135,7 +135,7 @@ class Bench:
         self.slots = Slots(self.settings.slots, 16, lambda: self.gate.holds_new_executions)
         self.draining = False
         self.holds = Holds(lambda: self.draining)
-        known = (self.settings, self.slots, SessionUse(), self.gate, verifier, self.events)
+        known = (self.settings, self.slots, SessionUse(), self.gate, verifier)
         self.context = RunnerContext(*known, self.holds.begin)
         self.upkeep = TokenUpkeep(
             self.settings,
