@@ -19,7 +19,7 @@ from agent_runtime.evidence.detector import Channel
 from agent_runtime.evidence.verdict import Ending
 from agent_runtime.execution.attempt_data import AttemptReport, Held, Progress, Released, Spawned, Stopping
 from agent_runtime.execution.child_token import ChildToken, RepeatedRequest
-from agent_runtime.execution.deadlines import Deadlines, Patience
+from agent_runtime.execution.deadlines import Deadlines
 from agent_runtime.execution.launch import Launch
 from agent_runtime.execution.output import EVIDENCE_LINE_BYTES, ChildOutput, Sign
 from agent_runtime.execution.stop import StopPhase, StopSequence
@@ -85,7 +85,7 @@ class Attempt:
             on_error=self._error_seen,
             on_sign=self._sign_seen,
         )
-        self._deadlines = Deadlines(Patience.of(context.settings), spawned_at=time.monotonic(), total_at=spec.total_at)
+        self._deadlines = Deadlines(context.settings, spawned_at=time.monotonic(), total_at=spec.total_at)
         self._oldest = context.secret.status.generation
         self._child: Child | None = None
         self._token: ChildToken | None = None

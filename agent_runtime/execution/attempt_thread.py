@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import logging
 import threading
@@ -50,10 +51,10 @@ class AttemptThreads:
         )
         loop = asyncio.get_running_loop()
         attempt = Attempt(spec, self._context, execution.transcript, _Events(loop, execution.happened).publish)
-        report: asyncio.Future[AttemptReport] = loop.create_future()
+        report: concurrent.futures.Future[AttemptReport] = concurrent.futures.Future()
         # In a copy of this context, so that the thread's log lines carry the ids of the execution.
         run = contextvars.copy_context().run
-        thread = threading.Thread(target=run, args=(_run, attempt, loop, report), name=f"attempt-{spec.mark}")
+        thread = threading.Thread(target=run, args=(_run, attempt, report), name=f"attempt-{spec.mark}")
         with execution.runs(attempt):
             try:
                 thread.start()
@@ -61,7 +62,7 @@ class AttemptThreads:
                 attempt.discard()
                 error = SpawnFailed("cannot start a thread for the attempt")
                 return AttemptReport(started_at=time.time(), error=error)
-            return await report
+            return await asyncio.wrap_future(report)
 
 
 class _Events:
@@ -88,22 +89,9 @@ class _Events:
         self._happened(event)
 
 
-def _run(attempt: Attempt, loop: asyncio.AbstractEventLoop, report: asyncio.Future[AttemptReport]) -> None:
-    outcome: AttemptReport | BaseException
+def _run(attempt: Attempt, report: concurrent.futures.Future[AttemptReport]) -> None:
+    report.set_running_or_notify_cancel()  # from here on nothing cancels it
     try:
-        outcome = attempt.run()
+        report.set_result(attempt.run())
     except BaseException as error:  # noqa: BLE001 - raised again on the event loop
-        outcome = error
-    try:
-        loop.call_soon_threadsafe(_settle, report, outcome)
-    except RuntimeError:
-        log.error("an attempt ended after the event loop had closed")
-
-
-def _settle(future: asyncio.Future[AttemptReport], outcome: AttemptReport | BaseException) -> None:
-    if future.done():
-        return
-    if isinstance(outcome, BaseException):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)
+        report.set_exception(error)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from agent_runtime.claude.run_answer import Stage
 from agent_runtime.model.state import StopReason
 
@@ -20,32 +18,6 @@ MOST_INIT_SECONDS = 600.0
 """How long a start may take in all, however many signs of life there are; a longer init timeout extends it."""
 
 
-class Patience(msgspec.Struct, frozen=True):
-    """How long each silence, and work in the background, may last, in seconds; infinity where it is turned off."""
-
-    init: float
-    first_message: float
-    idle: float
-    tool: float
-    background: float
-
-    @classmethod
-    def of(cls, settings: Settings) -> Patience:
-        """Convert the timeouts of *settings*, where 0 means off."""
-        return cls(
-            *(
-                seconds or math.inf
-                for seconds in (
-                    settings.init_timeout,
-                    settings.first_message_timeout,
-                    settings.idle_timeout,
-                    settings.tool_timeout,
-                    settings.background_timeout,
-                )
-            )
-        )
-
-
 class Deadlines:
     """
     Calculate the moment at which an attempt has been silent for too long.
@@ -53,13 +25,16 @@ class Deadlines:
     All times are monotonic seconds that the caller passes in. The limit depends on how far the attempt is: before
     ``system/init``, before the model's first sign, without an open tool call, with one. After a result only background
     work has a limit, counted from the result.
+
+    Args:
+        settings: With the limits of each silence, and of work in the background; 0 turns one off.
     """
 
-    def __init__(self, patience: Patience, *, spawned_at: float, total_at: float) -> None:
-        self._patience = patience
+    def __init__(self, settings: Settings, *, spawned_at: float, total_at: float) -> None:
+        self._settings = settings
         self._total_at = total_at
         self._since = self._heard_at = spawned_at
-        self._init_at = spawned_at + max(MOST_INIT_SECONDS, patience.init)
+        self._init_at = spawned_at + max(MOST_INIT_SECONDS, settings.init_timeout or math.inf)
         self._has_init = False
         self._has_model = False
         self._open_tools = 0
@@ -104,17 +79,18 @@ class Deadlines:
     @property
     def next(self) -> tuple[float, StopReason]:
         """The moment of the next deadline (monotonic seconds, may be infinite) and its stop reason."""
-        patience = self._patience
+        limits = self._settings
         if self._stage is Stage.OVER:
             silence = (self._heard_at + LINGER_SECONDS, StopReason.LINGERED)
         elif self._stage is Stage.IN_BACKGROUND:
-            silence = (self._result_at + patience.background, StopReason.BACKGROUND_TIMEOUT)
+            silence = (self._result_at + (limits.background_timeout or math.inf), StopReason.BACKGROUND_TIMEOUT)
         elif not self._has_init:
-            silence = (min(self._since + patience.init, self._init_at), StopReason.INIT_TIMEOUT)
+            until = min(self._since + (limits.init_timeout or math.inf), self._init_at)
+            silence = (until, StopReason.INIT_TIMEOUT)
         elif not self._has_model:
-            silence = (self._since + patience.first_message, StopReason.FIRST_MESSAGE_TIMEOUT)
+            silence = (self._since + (limits.first_message_timeout or math.inf), StopReason.FIRST_MESSAGE_TIMEOUT)
         elif self._open_tools:
-            silence = (self._since + patience.tool, StopReason.TOOL_TIMEOUT)
+            silence = (self._since + (limits.tool_timeout or math.inf), StopReason.TOOL_TIMEOUT)
         else:
-            silence = (self._since + patience.idle, StopReason.IDLE_TIMEOUT)
+            silence = (self._since + (limits.idle_timeout or math.inf), StopReason.IDLE_TIMEOUT)
         return min((self._total_at, StopReason.TIMEOUT), silence)
