@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
@@ -88,14 +88,6 @@ def read_oom_score(pid: int) -> int | None:
     return int(text) if text else None
 
 
-class View(Protocol):
-    """A view of the process tree."""
-
-    def children(self, parent: Process) -> list[Process]:
-        """Return the living and the zombie children of a process."""
-        ...
-
-
 class Live:
     """
     The kernel's own lists of children: the cost grows with the descendants, not with all processes.
@@ -135,6 +127,9 @@ class Snapshot:
     def children(self, parent: Process) -> list[Process]:
         """Return the children at the time of the snapshot."""
         return self._children.get(parent.pid, [])
+
+
+View: TypeAlias = Live | Snapshot
 
 
 def take_view(*, thorough: bool = False) -> View:
