@@ -101,7 +101,7 @@ def test_interim_answers_are_left_away(api: RawApi, child: Relayed) -> None:
 
 
 def test_a_chunk_that_is_longer_than_its_size_is_cut(api: RawApi, child: Relayed) -> None:
-    api.answer = lambda talk, _request: talk.close_after(STREAM.replace(b"data: a", b"data: a0\r\n\r\nHTTP"))
+    api.answer = lambda talk, _request: talk.close_after(STREAM.replace(b"data: a\r\n", b"data: aXX"))
 
     assert child.ask().endswith(b"RESET")
 
