@@ -106,6 +106,7 @@ def test_another_value_is_refused(running: Supervised, value: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.real_cli
+@pytest.mark.newest_cli
 def test_the_real_cli_is_followed_while_it_writes(tmp_path: Path, claude: str) -> None:
     api = MessagesApi()
     api.accept(OLD)

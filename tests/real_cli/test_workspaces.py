@@ -42,6 +42,7 @@ def tool_results(answer: Any) -> str:
     )
 
 
+@pytest.mark.newest_cli
 def test_eight_tasks_at_once_see_nothing_of_each_other(
     tmp_path: Path, api: MessagesApi, base_url: str, claude: str
 ) -> None:

@@ -62,6 +62,7 @@ def test_twenty_agents_lose_nothing_when_their_subscription_hits_its_limit() -> 
 
 @pytest.mark.slow
 @pytest.mark.real_cli
+@pytest.mark.newest_cli
 def test_the_real_cli_in_the_fleet_loses_nothing_either(claude: str) -> None:
     table = played("--agents", str(FEW_AGENTS), "--claude", claude)
 

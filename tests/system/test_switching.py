@@ -826,7 +826,8 @@ def test_on_the_real_cli_eight_executions_finish_in_their_first_attempt_over_fiv
     assert [answer["metadata"]["attempts"] for answer in answers] == [1] * 8
     assert [part.done for parts in works for part in parts] == [1] * 40
     assert refused == set()
-    assert older_than_500_ms(api, written_at) == []
+    if "/2.1.30/" not in claude:  # it takes the newer one when the older one is refused, however late it asks
+        assert older_than_500_ms(api, written_at) == []
 
 
 def older_than_500_ms(api: MessagesApi, written_at: list[float]) -> list[float]:
