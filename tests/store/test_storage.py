@@ -309,12 +309,12 @@ def test_a_full_volume_costs_no_outcome_and_heals(tmp_path: Path) -> None:
 UNANSWERABLE = """
 import sys
 from agent_runtime.cli.main import main
-from agent_runtime.supervisor import supervisor
+from agent_runtime.supervisor import admission
 
 def fails(*arguments, **more):
     raise ArithmeticError("a fault of ours")
 
-supervisor.answer_to = fails
+admission.answer_to = fails
 sys.exit(main())
 """
 
