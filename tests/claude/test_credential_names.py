@@ -87,7 +87,7 @@ def test_settings_say_again_what_was_delivered_and_blank_its_rivals() -> None:
 
     assert env[OAUTH_VARIABLE] == OAUTH[OAUTH_VARIABLE]
     assert env[BASE_URL_VARIABLE] == "http://127.0.0.1:1"
-    assert all(env[name] == "" for name in (API_KEY_VARIABLE, AUTH_TOKEN_VARIABLE, HEADERS_VARIABLE, *PROVIDERS))
+    assert all(env[name] == "" for name in (API_KEY_VARIABLE, HEADERS_VARIABLE, *SERVERS, *PROVIDERS, *MODES))
 
 
 def test_an_api_key_is_read_from_its_file_and_stands_in_no_variable(tmp_path: Path) -> None:

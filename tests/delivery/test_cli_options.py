@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import sys
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_runtime.delivery.cli_options import LISTED, CliOptions, depends_on_cli
+from agent_runtime.delivery.reload_check import CheckedCli
+from agent_runtime.delivery.reload_results import BackgroundReloadChecker, ReloadResults
 from agent_runtime.model.task import CLI_FLAGS, Task
+from tests.support.families import spawner
 from tests.support.supervised import SCRIPTED, supervised
 
 if TYPE_CHECKING:
@@ -165,6 +169,22 @@ def test_it_is_asked_once_and_remembered_over_a_restart(tmp_path: Path) -> None:
             assert known["status"] == "success"
             assert running.client.get(f"/api/executions/{execution_id}").json()["metadata"]["attempts"] == 1
     assert asked.read_text().splitlines() == ["asked"]
+
+
+def test_a_cli_that_was_replaced_is_asked_at_once_and_one_whose_help_failed_is_not(tmp_path: Path) -> None:
+    cli, asked = tmp_path / "claude", tmp_path / "asked"
+    (tmp_path / "help").write_text(OLD_HELP)
+    checker = BackgroundReloadChecker(CheckedCli(spawner, (str(cli),), {}), ReloadResults(None, tmp_path / "nothing"))
+
+    def is_refused(script: str) -> bool:
+        cli.write_text(f"#!/bin/sh\nif [ $1 = --help ]; then\necho asked >>{asked}\n{script}\nfi\n")
+        cli.chmod(0o755)
+        return asyncio.run(checker.fault(Task(message="x", effort="low"))) is not None
+
+    shows = f"exec cat {tmp_path}/help"
+    scripts = (shows, f"{shows} # replaced", "exit 1", "exit 1 # again")
+    assert [is_refused(script) for script in scripts] == [True, True, False, False]
+    assert asked.read_text().split() == ["asked"] * 3
 
 
 @pytest.mark.parametrize("on_help", ["exit 1", "echo Usage: something else; exit 0"])
