@@ -26,7 +26,6 @@ from agent_runtime.supervisor.retry_policy import (
     trouble_of,
 )
 from agent_runtime.supervisor.sessions import SessionTrouble
-from agent_runtime.tokens.status import UNKNOWN_LIMIT_SECONDS, Limit
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -193,7 +192,10 @@ class ExecutionRunner:
         execution.resets_at = report.error.resets_at if isinstance(report.error, TokenLimited) else None
         if report.ending is not None and generation is not None:
             if trouble is TokenTrouble.LIMITED:
-                verification = self._note_limit(report, generation)
+                model = execution.task.model or report.run_stats.model_name
+                verification, execution.resets_at = gate.verify_limit(
+                    generation, report.detection, model, may_be_forged=report.used_tool
+                )
             else:
                 verification, newer = await self._verify(report, generation, trouble, newer=newer)
                 if verification is Verification.CONFIRMED:
@@ -263,22 +265,6 @@ class ExecutionRunner:
         asking = asyncio.ensure_future(verifier.ask(generation, self.execution.task.model))
         if await self.execution.wait(asking, self.execution.total_at):
             verifier.note_verdict(generation, asking.result(), asked_at)
-
-    def _note_limit(self, report: AttemptReport, generation: Generation) -> Verification:
-        """Record a usage limit that no tool can have forged; another one is confirmed only by one that is recorded."""
-        execution, gate = self.execution, self.context.gate
-        detection, now = report.detection, time.time()
-        if report.used_tool or detection is None:
-            known = gate.limit_for(generation, execution.task.model or report.run_stats.model_name)
-            if known is None:
-                return Verification.OPEN
-            execution.resets_at = known.until if known.has_known_end else None
-            return Verification.CONFIRMED
-        resets_at = detection.resets_at if detection.resets_at is not None and detection.resets_at > now else None
-        until = resets_at or now + UNKNOWN_LIMIT_SECONDS
-        gate.note_limit(generation, Limit(detection.limit_type, detection.limit_model, until, resets_at is not None))
-        execution.resets_at = resets_at
-        return Verification.CONFIRMED
 
     def newer_is_usable(self, generation: Generation | None) -> bool:
         """Whether a generation newer than *generation* is loaded and could be spawned with now."""

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 
 from agent_runtime.errors import AdmissionError, NoToken, TokenLimited, TokenUnpaid, TokenUnusable
 from agent_runtime.evidence.verdict import BLOCKED_SENTENCE, limit_sentence
-from agent_runtime.model.state import TokenState, TokenTrouble
+from agent_runtime.model.state import TokenState, TokenTrouble, Verification
 from agent_runtime.notifier import Notifier
 from agent_runtime.secret.file import SecretState
-from agent_runtime.tokens.status import PROBED
+from agent_runtime.tokens.status import PROBED, UNKNOWN_LIMIT_SECONDS, Limit
 
 if TYPE_CHECKING:
+    from agent_runtime.evidence.detector import Detection
     from agent_runtime.secret.file import SecretFile, SecretStatus
     from agent_runtime.secret.generations import Generation
     from agent_runtime.telemetry.events import EventLog
-    from agent_runtime.tokens.status import Limit, TokenStatuses
+    from agent_runtime.tokens.status import TokenStatuses
 
 log = logging.getLogger(__name__)
 
@@ -183,6 +184,29 @@ class TokenGate:
     def limit_for(self, generation: Generation, model: str | None) -> Limit | None:
         """Return the limit that an execution for *model* would meet now."""
         return self.statuses.limit_for(generation, model, time.time())
+
+    def verify_limit(
+        self, generation: Generation, detection: Detection | None, model: str | None, *, may_be_forged: bool
+    ) -> tuple[Verification, float | None]:
+        """
+        Record a usage limit that no tool can have forged; another one is confirmed only by one that is recorded.
+
+        Args:
+            model: What the execution that met it runs with.
+
+        Returns:
+            What is known, and the end of the limit (epoch seconds) where that is known.
+        """
+        if may_be_forged or detection is None:
+            if (known := self.limit_for(generation, model)) is None:
+                return Verification.OPEN, None
+            return Verification.CONFIRMED, known.until if known.has_known_end else None
+        now, resets_at = time.time(), detection.resets_at
+        if resets_at is not None and resets_at <= now:
+            resets_at = None
+        until = resets_at or now + UNKNOWN_LIMIT_SECONDS
+        self.note_limit(generation, Limit(detection.limit_type, detection.limit_model, until, resets_at is not None))
+        return Verification.CONFIRMED, resets_at
 
     def note_limit(self, generation: Generation, limit: Limit) -> None:
         """Record a usage limit; its event is published once."""
