@@ -153,7 +153,7 @@ async def test_where_the_cli_waits_less_than_the_execution_it_is_parked_for_the_
     child = Child(bench, limit_seconds=0.5)
 
     assert await child.running.ends() == ("failed", "auth")
-    assert 2 <= time.monotonic() - begun < 2.4
+    assert 2 <= time.monotonic() - begun < 3.5
     [parked] = bench.published("execution.parked")
     assert 1 < parked["seconds"] <= 1.5
 

@@ -220,7 +220,7 @@ class Running:
 
 async def happens(condition: Callable[[], object]) -> None:
     """Give the loop turns until *condition* holds."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < until, "it did not happen in time"
         await asyncio.sleep(0.001)
