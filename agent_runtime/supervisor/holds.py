@@ -69,7 +69,7 @@ class Holds:
         gate.statuses.end_try(execution.execution_id)
 
         def is_moot() -> bool:
-            return request.is_over or execution.requested_stop is not None
+            return request.is_over or execution.unstarted is not None  # whose attempt ends by itself
 
         if is_moot():
             return

@@ -105,12 +105,19 @@ class RefusalVerifier:
         fingerprint = generation.token.fingerprint
         asking = self._asking.get(fingerprint)
         if asking is None:
-            asking = asyncio.ensure_future(self._probe.ask(generation.token, model=model))
+            asking = asyncio.ensure_future(self._asked(self._probe, generation, model))
             self._asking[fingerprint] = asking
             asking.add_done_callback(lambda _: self._asking.pop(fingerprint, None))
         # Shielded: a caller that is cancelled must not take the answer from the others.
         verdict = await asyncio.shield(asking)
         log.info("probe: fingerprint=%s verdict=%s", fingerprint, verdict, extra={"generation": generation.number})
+        return verdict
+
+    async def _asked(self, probe: Probe, generation: Generation, model: str | None) -> ProbeVerdict:
+        """Ask; a trouble is marked before anybody else can ask again."""
+        verdict = await probe.ask(generation.token, model=model)
+        if verdict is not ProbeVerdict.VALID:
+            self.note_verdict(generation, verdict)
         return verdict
 
     def note_verdict(self, generation: Generation, verdict: ProbeVerdict, since: float = math.inf) -> None:

@@ -82,6 +82,9 @@ def test_the_end_of_an_execution_ends_its_hold_at_once(
         assert time.monotonic() - begun < 5
         expected = {"terminate": "cancelled", "timeout": "timeout"}.get(end, "interrupted")
         assert expected in {answer.get("status"), answer.get("error_class")}
+        if end != "shutdown":
+            [attempt] = run.record("ends")["attempts"]
+            assert attempt["stop_reason"] == {"terminate": "cancelled", "timeout": "timeout"}.get(end, "shutdown")
     assert marked_processes("ends") == []
 
 
