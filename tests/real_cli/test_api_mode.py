@@ -36,10 +36,19 @@ def test_a_cli_that_ignores_the_proxy_fails_before_it_is_led_to_the_api(
     assert (tmp_path / "claude.asked").read_text() == f"https://{api_mode.NOWHERE_BY_NAME}"
 
 
+def test_a_mode_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(api_mode.MODE, "tcp")
+    with (
+        pytest.raises(pytest.fail.Exception, match="first_party, base_url"),
+        api_mode.leading_to("http://x", "", tmp_path),
+    ):
+        pytest.fail("it was led there")
+
+
 @pytest.mark.slow
 @pytest.mark.real_cli
 @pytest.mark.every_cli
-@pytest.mark.parametrize("mode", ["", "base_url"])
+@pytest.mark.parametrize("mode", api_mode.MODES)
 def test_a_cli_that_takes_a_socket_asks_the_stand_in_as_the_api_itself(  # noqa: PLR0917 - fixtures
     tmp_path: Path, api: MessagesApi, url: str, claude: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,5 +58,5 @@ def test_a_cli_that_takes_a_socket_asks_the_stand_in_as_the_api_itself(  # noqa:
     with supervised(tmp_path, api_url=url, claude=claude) as running:
         assert running.post("Say hello.").json()["status"] == "success"
 
-    assert is_first_party == (mode != "base_url" and api_mode.asks_otherwise(claude))
+    assert is_first_party == (mode == "first_party" and api_mode.asks_otherwise(claude))
     assert any(request.path == SETTINGS and request.carries(OLD) for request in api.requests) == is_first_party

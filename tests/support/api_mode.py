@@ -6,7 +6,7 @@ given no base URL: they believe that they talk to ``https://api.anthropic.com``,
 stand-in, with a CA of its own. What the CLI sends there equals what it sends on a Unix socket (the relay's way):
 ``tests/real_cli/test_relay.py`` compares them on each version.
 
-``AGENT_RUNTIME_TEST_API_MODE=base_url`` is the other mode: the stand-in's own address, as before a gateway.
+``AGENT_RUNTIME_TEST_API_MODE=base_url`` is the other mode (``first_party`` is this one): the stand-in's own address, as before a gateway.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CLAUDES = "AGENT_RUNTIME_TEST_CLAUDE"
 MODE = "AGENT_RUNTIME_TEST_API_MODE"
+MODES = ("first_party", "base_url")
 NOBODY = "http://127.0.0.1:9"
 """Nothing listens there."""
 
@@ -58,8 +59,11 @@ def leading_to(api_url: str, claude: str, directory: Path) -> Iterator[dict[str,
     *api_url* is no stand-in on loopback, or one with TLS of its own.
     """
     is_standin = api_url.startswith("http://127.0.0.1:") and api_url != NOBODY
-    is_real = claude in claudes(os.environ) and os.environ.get(MODE) != "base_url"
-    if not is_standin or not is_real or not asks_otherwise(claude):
+    mode = os.environ.get(MODE, MODES[0])
+    if mode not in MODES:
+        pytest.fail(f"{MODE} must be one of {', '.join(MODES)}")
+    is_base_url = not is_standin or claude not in claudes(os.environ) or mode != MODES[0]
+    if is_base_url or not asks_otherwise(claude):
         yield {"ANTHROPIC_BASE_URL": api_url}
         return
     if not takes_a_tunnel(claude):
