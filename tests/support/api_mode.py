@@ -6,7 +6,8 @@ given no base URL: they believe that they talk to ``https://api.anthropic.com``,
 stand-in, with a CA of its own. What the CLI sends there equals what it sends on a Unix socket (the relay's way):
 ``tests/real_cli/test_relay.py`` compares them on each version.
 
-``AGENT_RUNTIME_TEST_API_MODE=base_url`` is the other mode (``first_party`` is this one): the stand-in's own address, as before a gateway.
+``AGENT_RUNTIME_TEST_API_MODE=base_url`` (the default is ``first_party``) is the other mode: the stand-in's own address,
+as before a gateway.
 """
 
 from __future__ import annotations
