@@ -1,4 +1,4 @@
-"""Where the body of an answer ends; its bytes are passed on as they come."""
+"""Find where the body of an answer ends; the bytes themselves are not changed here."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _EMPTY_STATUSES = frozenset({204, 304})
 
 
 class Sized:
-    """A body whose length is known."""
+    """A body whose length is known in advance."""
 
     def __init__(self, length: int) -> None:
         self._left = length
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing more belongs to it."""
+        """Whether the body has ended."""
         return self._left == 0
 
     def feed(self, data: bytes) -> int:
-        """Return how many bytes of *data* belong to the body."""
+        """Read the next bytes of the connection; return how many of them belong to the body."""
         used = min(self._left, len(data))
         self._left -= used
         return used
@@ -47,10 +47,10 @@ class Chunked:
 
     def feed(self, data: bytes) -> int:
         """
-        Return how many bytes of *data* belong to the body.
+        Read the next bytes of the connection; return how many of them belong to the body.
 
         Raises:
-            BadMessage: It is no chunked body.
+            BadMessage: The bytes are no chunked body.
         """
         at, length = 0, len(data)
         while at < length and not self.is_complete:
@@ -96,7 +96,7 @@ class Chunked:
 
 
 def _behind_whole_chunks(data: bytes, at: int) -> int:
-    """Skip chunks of the usual form that are there as a whole: to read their lines takes ten times as long."""
+    """Return the index behind the whole chunks that begin at *at*; ten times as fast as reading them line by line."""
     while (size := _SIZE_LINE.match(data, at)) is not None:
         end = size.end() + int(size[1], 16)
         if end == size.end() or data[end : end + 2] != b"\r\n":
@@ -106,13 +106,13 @@ def _behind_whole_chunks(data: bytes, at: int) -> int:
 
 
 class UntilClosed:
-    """A body that the end of the connection ends (HTTP/1.0); it is passed on in chunks, so that a cut shows."""
+    """A body that ends with the connection (HTTP/1.0); the child gets it in chunks, so that it can notice a cut."""
 
     is_complete = False
 
     @staticmethod
     def feed(data: bytes) -> int:
-        """Return how many bytes of *data* belong to the body: all."""
+        """Return how many bytes of *data* belong to the body: all of them."""
         return len(data)
 
 
@@ -128,7 +128,7 @@ def framing_of(status: int, headers: Mapping[bytes, list[bytes]], *, is_head: bo
         is_head: The request's method was HEAD.
 
     Raises:
-        BadMessage: The headers contradict each other.
+        BadMessage: The headers contradict each other, or the length or coding cannot be read.
     """
     codings, lengths = headers.get(b"transfer-encoding", []), headers.get(b"content-length", [])
     if codings and lengths:

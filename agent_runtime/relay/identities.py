@@ -1,4 +1,4 @@
-"""Who may use the relay: one identity for each attempt, dead when the attempt ends."""
+"""The identities that may use the relay: one for each attempt, valid until the attempt ends."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _PLACEHOLDER_BYTES = 16
 
 class Identity:
     """
-    One attempt at the relay; every method may be called from any thread.
+    By what the relay recognises the requests of one attempt; every method may be called from any thread.
 
-    The child shows the placeholder as its token. The agent's tools can read it: it says who asks, it is no secret.
+    The child sends the placeholder as its token. The agent's tools can read the placeholder: it identifies the attempt
+    and is no secret.
 
     Args:
-        generation: The one that the attempt begins with; only generations of its kind are used for it, because the
-            kind decides what else the CLI sends.
-
-        hold_seconds: How long its CLI waits for the first byte of an answer, at least.
+        generation: The generation that the attempt begins with. A later one is used only if its token is of the same
+            kind, because the kind decides what else the CLI sends.
+        hold_seconds: The attempt's CLI waits at least this long for the first byte of an answer.
 
     Attributes:
-        pid: The process of its CLI; None: it has not started.
-        open_requests: How many are under way; only the relay's own thread changes it.
-        on_hold: Called in the relay's thread with each request that is held; None: none is.
-        on_release: Called when it is held no longer.
-        on_silence: Called when the API did not begin to answer a message in time.
-        served: The generation of the last request for a message that the API has fulfilled.
+        pid: The CLI's pid; None: the CLI has not started.
+        open_requests: How many requests are being answered; only the relay's own thread changes the number.
+        on_hold: Called in the relay's thread with each request that is to be held; None: no request is held.
+        on_release: Called with a request that is held no longer.
+        on_silence: Called when the API did not begin to answer a request for a message in time.
+        served: The generation of the last request for a message that the API answered with success.
     """
 
     def __init__(self, generation: Generation, hold_seconds: float) -> None:
@@ -56,18 +56,18 @@ class Identity:
 
     @property
     def kind(self) -> TokenKind:
-        """The kind of token that it can use."""
+        """The kind of token that the attempt can use."""
         return self._newest.token.kind
 
     def choose(self, current: Generation | None) -> Generation:
-        """Return the generation for the next request: the current one if its kind fits, else the last that did."""
+        """Return the generation for the next request: *current* if newer and of the same kind, else the last chosen."""
         with self._lock:
             if current is not None and current.token.kind is self.kind and current.number > self._newest.number:
                 self._newest = current
             return self._newest
 
     def carried(self) -> tuple[Generation, float]:
-        """Return the generation of the request that was answered last, and since when it is used (monotonic)."""
+        """Return the generation of the request that was answered last, and since what monotonic time it is used."""
         return self._carried
 
     def answered(self, generation: Generation) -> None:
@@ -88,13 +88,13 @@ class Identities:
         self._by_digest[_digest(identity.placeholder)] = identity
 
     def remove(self, identity: Identity) -> None:
-        """End an identity: nobody can use it any more."""
+        """Remove an identity: the relay refuses its placeholder from now on."""
         self._by_digest.pop(_digest(identity.placeholder), None)
 
     def find(self, presented: list[str]) -> Identity | None:
-        """Return the identity whose placeholder is among what a request shows; how long that takes tells nothing."""
+        """Return the identity whose placeholder is among *presented*; the time it takes gives no hint for guesses."""
         for text in presented:
-            # Looked up by a hash, so that no comparison ends earlier for a better guess.
+            # Looked up by its hash: a comparison of the texts would take longer, the more of a guess is right.
             identity = self._by_digest.get(_digest(text))
             if identity is not None and hmac.compare_digest(identity.placeholder.encode(), text.encode("latin-1")):
                 return identity

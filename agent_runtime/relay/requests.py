@@ -1,4 +1,4 @@
-"""A child's request: its head, whether it may pass, its body kept for a replay, and its headers for the API."""
+"""Read a child's request, decide if it may pass, store its body for a replay, and build its headers for the API."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ PASSES = frozenset(
     }
 )
 """
-Methods and paths that reach the API; nothing else does.
+The requests that the relay passes on to the API, by method and path; it answers all others with 404.
 
-Claude Code knows ``/api/oauth/claude_cli/create_api_key``: a relay without a list would let an agent make itself a key.
+Without this list an agent could make itself an API key, by ``/api/oauth/claude_cli/create_api_key``.
 """
 
 MOST_BODY_BYTES = 64 * 1024 * 1024
-"""The API itself takes 32 MB."""
+"""The longest body that the relay reads; the API itself accepts 32 MB."""
 
 IN_MEMORY_BYTES = 8 * 1024 * 1024
 ALL_IN_MEMORY_BYTES = 64 * 1024 * 1024
@@ -55,22 +55,22 @@ _REPLACED = frozenset({"host", "content-length"})
 _OTHER_TARGETS = frozenset(
     {"x-original-url", "x-rewrite-url"} | {f"x-{m}" for m in ("http-method", "http-method-override", "method-override")}
 )
-"""With these some gateways serve another path or method than the request's own, which is the one on the list."""
+"""Headers with which some gateways serve another path or method than those of the request, which were checked."""
 
 _READABLE_CODINGS = frozenset({"gzip", "deflate", "identity"})
 _ACCEPTED = re.compile(r"[^,\s;]+")
 
 
 class TooLarge(Exception):
-    """The body is longer than the API takes."""
+    """The body of a request is longer than :data:`MOST_BODY_BYTES`."""
 
 
 class Budget:
     """
-    How much memory all kept bodies may take together; further ones go into unlinked files.
+    The memory that all stored bodies may use together; a body that does not fit goes into an unlinked file.
 
     Args:
-        directory: Where those files are made; None: where the system has temporary files.
+        directory: Where the files are made; None: the system's directory for temporary files.
     """
 
     def __init__(self, directory: str | None = None, limit_bytes: int = ALL_IN_MEMORY_BYTES) -> None:
@@ -78,20 +78,26 @@ class Budget:
         self._left = limit_bytes
 
     def new(self, body: Body) -> IO[bytes]:
-        """Make the storage of one body."""
+        """Reserve memory for one body; return the file object that stores it."""
         body.reserved = min(IN_MEMORY_BYTES, self._left)
         self._left -= body.reserved
         # A largest size of 0 would mean no limit.
         return tempfile.SpooledTemporaryFile(max(1, body.reserved), dir=self._directory)
 
     def release(self, body: Body) -> None:
-        """Give back what a body has reserved."""
+        """Give back the memory that a body has reserved."""
         self._left += body.reserved
         body.reserved = 0
 
 
 class Body:
-    """A request's body, in memory or in an unlinked file that only we can read, for as long as it may be replayed."""
+    """
+    A request's body, stored for a replay: in memory, or in an unlinked file that no other user can open.
+
+    Attributes:
+        length: The number of bytes added so far.
+        reserved: The number of bytes reserved from the budget's memory.
+    """
 
     def __init__(self, budget: Budget) -> None:
         self.length = 0
@@ -101,10 +107,10 @@ class Body:
 
     def add(self, data: bytes) -> None:
         """
-        Add what came.
+        Append the next bytes of the body.
 
         Raises:
-            TooLarge: The body is longer than any the API takes.
+            TooLarge: The body is too long now.
         """
         self.length += len(data)
         if self.length > MOST_BODY_BYTES:
@@ -121,7 +127,7 @@ class Body:
                 yield data
 
     def close(self) -> None:
-        """Free its memory or its file."""
+        """Free the body's memory or file, and its share of the budget."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -133,9 +139,10 @@ class Request(msgspec.Struct):
     One request of a child; :meth:`Body.close` must follow.
 
     Attributes:
-        path: Without the prefix and the query.
+        path: The path without the relay's prefix and without the query.
         target: The path with its query.
-        headers: As they came: name as it was written, and value.
+        headers: Pairs of name and value, in the order and spelling of the child.
+        parser: Has read the head; reads the body next.
     """
 
     method: str
@@ -147,7 +154,7 @@ class Request(msgspec.Struct):
 
     @property
     def presented(self) -> list[str]:
-        """What it shows as credentials."""
+        """The values of the request's credential headers: API keys, and bearer tokens without the scheme."""
         found = []
         for name, value in self.headers:
             if name.lower() == "x-api-key":
@@ -157,12 +164,12 @@ class Request(msgspec.Struct):
         return found
 
     def header(self, name: str) -> str:
-        """Return a header's values, joined."""
+        """Return all values of a header, joined by commas; *name* is in lower case."""
         return ",".join(value for each, value in self.headers if each.lower() == name)
 
     @property
     def may_pass(self) -> bool:
-        """Whether the relay passes such requests on at all."""
+        """Whether the relay passes on requests with this method and path."""
         return (self.method, self.path) in PASSES
 
 
@@ -171,11 +178,11 @@ async def read_head(wire: Wire, prefix: str, budget: Budget) -> Request | None:
     Read the next request's head; None: the child has closed the connection.
 
     Args:
-        prefix: What every path must begin with; it is taken away.
+        prefix: The beginning of every path, which is removed. A request without it gets an empty path and no headers.
 
     Raises:
-        BadMessage: It is no request that can be passed on.
-        Gone: The child left in the middle of it.
+        BadMessage: The bytes are no HTTP/1.1 request that can be passed on.
+        Gone: The child closed the connection in the middle of the head.
     """
     head = await wire.head()
     if head is None:
@@ -193,11 +200,11 @@ async def read_head(wire: Wire, prefix: str, budget: Budget) -> Request | None:
     if {"content-length", "transfer-encoding"} <= names or "upgrade" in names:
         raise BadMessage("the request has two lengths, or asks for another protocol")
     target = event.target.decode("latin-1")
-    if wire.is_unix:  # where a proxy for plain HTTP is set, 2.1.114 and 2.1.197 name the host even on a socket
+    if wire.is_unix:  # with HTTP_PROXY set, CLI 2.1.114 and 2.1.197 send a whole URL even to a socket
         target = target.removeprefix(FIRST_PARTY_URL).removeprefix(":80")
     if not target.startswith("/"):
         raise BadMessage("the target is no path")
-    if prefix:  # a path without it is none that passes, and shows no identity either
+    if prefix:  # without the prefix no path may pass, and no identity is found
         is_below = target.startswith(f"{prefix}/")
         target = target.removeprefix(prefix) if is_below else ""
         headers = headers if is_below else []
@@ -207,12 +214,15 @@ async def read_head(wire: Wire, prefix: str, budget: Budget) -> Request | None:
 
 async def read_body(wire: Wire, request: Request, *, is_kept: bool) -> None:
     """
-    Read a request's body; what comes behind it stays in the wire's buffer.
+    Read a request's body; bytes that follow the body stay in the wire's buffer.
+
+    Args:
+        is_kept: Store the body in the request; else it is read and dropped.
 
     Raises:
-        BadMessage: It is garbled.
-        TooLarge: It is longer than any the API takes.
-        Gone: The child left in the middle of it.
+        BadMessage: The body's framing is not valid.
+        TooLarge: The body is longer than :data:`MOST_BODY_BYTES`.
+        Gone: The child closed the connection in the middle of the body.
     """
     if int(request.header("content-length") or 0) > MOST_BODY_BYTES:
         raise TooLarge
@@ -240,9 +250,12 @@ async def read_body(wire: Wire, request: Request, *, is_kept: bool) -> None:
 
 def headers_to_send(request: Request, host: str, token: Token) -> list[tuple[str, str]]:
     """
-    Return the headers for the API: those of the child without credentials and without what concerns the connection.
+    Return the headers for the API: the child's without credentials and hop-by-hop headers, and *token* as credential.
 
-    Exactly one credential is added. Codings that we cannot read are not asked for, because a refusal must be read.
+    ``Accept-Encoding`` names only codings that the relay can decode, because it must be able to read a refusal.
+
+    Args:
+        host: The value of the ``Host`` header.
     """
     named = {
         word.strip().lower()

@@ -1,4 +1,4 @@
-"""One connection, to a child or to the API: bytes that were read and not used yet, heads, and an end that shows."""
+"""A connection to a child or to the API, with a buffer for bytes that were read and not used yet."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PIECE_BYTES = 64 * 1024
 MOST_HEAD_BYTES = 64 * 1024
 _END = b"\r\n\r\n"
 _BAD_LINES = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]|\0")
-"""What servers read in different ways, so that one request could pass for two: RFC 9112, 2.2 and 5.2."""
+"""Bare CR or LF, folded lines, NUL: servers read them differently, so one request could be two (RFC 9112, 2.2, 5.2)."""
 
 
 class BadMessage(Exception):
-    """What came is no message of HTTP/1.1 that can be passed on; the text is ours and quotes nothing."""
+    """The bytes are no HTTP/1.1 message that can be passed on; the text is our own and quotes none of them."""
 
 
 class Gone(Exception):
@@ -28,12 +28,12 @@ class Gone(Exception):
 
 class Wire:
     """
-    A pair of streams with a buffer in front.
+    A reader with a buffer in front of it, and a writer.
 
     Attributes:
-        buffer: What was read and not used yet.
-        is_used: A message was exchanged on it before: the other side may have closed it since.
-        is_of_cli: The CLI itself, none of its tools, is at the other end; None: not known.
+        buffer: The bytes that were read and not used yet.
+        is_used: Whether a message was exchanged on the connection before: the other side may have closed it since.
+        is_of_cli: Whether the CLI itself is at the other end, not one of its tools; None: not known.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -44,13 +44,13 @@ class Wire:
         self._writer = writer
 
     async def more(self) -> bool:
-        """Add what comes next to the buffer; False at the end of the stream."""
+        """Read once and append to the buffer; False at the end of the stream."""
         data = await self._reader.read(PIECE_BYTES)
         self.buffer += data
         return bool(data)
 
     async def piece(self) -> bytes:
-        """Return the buffer, or else what comes next; empty at the end of the stream."""
+        """Return the buffer and empty it; if it is empty, read once. Returns no bytes at the end of the stream."""
         if not self.buffer:
             return await self._reader.read(PIECE_BYTES)
         data, self.buffer = self.buffer, b""
@@ -58,11 +58,11 @@ class Wire:
 
     async def head(self) -> bytes | None:
         """
-        Read up to the empty line behind a head; None if the stream ends before its first byte.
+        Read the head of a message, with the empty line that ends it; None if the stream ends before its first byte.
 
         Raises:
-            BadMessage: It is too long, or has lines that servers read in different ways.
-            Gone: The stream ends in the middle of it.
+            BadMessage: The head is too long, or has lines that servers read in different ways.
+            Gone: The stream ends in the middle of the head.
         """
         self.buffer = self.buffer.lstrip(b"\r\n")
         while (end := self.buffer.find(_END)) < 0 and len(self.buffer) <= MOST_HEAD_BYTES:
@@ -80,7 +80,7 @@ class Wire:
         return head
 
     async def until_gone(self) -> None:
-        """Return when the other side has closed; what it sends meanwhile stays, up to a bound."""
+        """Wait until the other side closes the connection; buffer what it sends meanwhile, up to a bound."""
         while len(self.buffer) < PIECE_BYTES:
             if not await self.more():
                 return
@@ -88,7 +88,7 @@ class Wire:
 
     async def send(self, data: bytes) -> None:
         """
-        Send, and wait while the other side is slower.
+        Send *data*, and wait as long as the other side does not read fast enough.
 
         Raises:
             OSError: The connection is gone.
@@ -98,18 +98,18 @@ class Wire:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is open, as far as is known, and nothing unasked has come on it."""
+        """Whether the connection is open, as far as is known, and no unread byte has come on it."""
         return not (self.buffer or self._reader.at_eof() or self._writer.is_closing())
 
     @property
     def is_unix(self) -> bool:
-        """Whether it came on a Unix socket."""
+        """Whether the connection is one of a Unix socket."""
         connection: socket.socket = self._writer.get_extra_info("socket")
         return connection.family == socket.AF_UNIX
 
     @property
     def peer(self) -> tuple[int, int] | None:
-        """Process and user that have connected to a Unix socket; None: it is none."""
+        """Pid and user id of the process that connected to the Unix socket; None: the connection is one of TCP."""
         if not self.is_unix:
             return None
         connection: socket.socket = self._writer.get_extra_info("socket")
@@ -119,11 +119,11 @@ class Wire:
 
     @property
     def peer_port(self) -> int:
-        """The port at the other end of a connection to ours."""
+        """The TCP port at the other end."""
         return int(self._writer.get_extra_info("peername")[1])
 
     async def finish(self) -> None:
-        """Send the end of the stream, and read what the other side still sends."""
+        """Send an end of file; then read and drop what the other side sends until it closes the connection."""
         with contextlib.suppress(OSError):
             if self._writer.can_write_eof():
                 self._writer.write_eof()
@@ -140,7 +140,7 @@ class Wire:
             await self._writer.wait_closed()
 
     def cut(self) -> None:
-        """End the connection so that the other side cannot take it for the end of a message."""
+        """Reset the connection (RST for TCP), so that the other side cannot take its end for the end of a message."""
         connection = self._writer.get_extra_info("socket")
         if connection is not None and connection.family != socket.AF_UNIX:
             with contextlib.suppress(OSError):

@@ -1,5 +1,5 @@
 """
 Kernel interfaces: system calls, ``/proc``, cgroups.
 
-It imports nothing of the package but the modules at the root.
+It may import only the modules at the root of ``agent_runtime``.
 """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _NOT_ANSWERED = (errno.ENODEV, errno.ENOENT, errno.EOPNOTSUPP)
-"""The errors of a removed cgroup (of a descriptor of its file, and of its path), and of a threaded one."""
+"""The errors for a file of a removed cgroup (by descriptor, and by path), and for one of a threaded cgroup."""
 
 _PAUSE_SECONDS = 0.001
 _CPU_PERIOD_MICROSECONDS = 100_000
@@ -48,7 +48,7 @@ class Limits(msgspec.Struct, frozen=True):
 
     def files(self) -> Iterator[tuple[str, str, bool]]:
         """
-        Yield the file, its content, and whether it must exist.
+        Yield name and content of each file that sets a limit, and whether the file must exist.
 
         ``memory.oom.group`` is 0: the kernel then kills one process, the biggest, which nearly always is a tool's, and
         the agent can try another way. With 1, the CLI would die with every greedy test run. If the CLI itself is
@@ -73,12 +73,13 @@ class Group:
     """
     The cgroup of one attempt.
 
-    Every file that is needed to end it is opened here, so that the end needs no descriptor, fork or thread. Every
-    method may be called from any thread and repeatedly; after :meth:`remove` the group is empty.
+    All files that are needed to kill its processes are opened at once, so that killing needs no new descriptor, fork or
+    thread. Every method may be called from any thread and repeatedly; after :meth:`remove` they find an empty group.
 
     Attributes:
-        place: The group itself, for a child to be forked into; -1 once closed, as is the next.
-        procs: A process that writes ``0`` here joins the group; the child does so before it gives up its rights.
+        place: Descriptor of the directory, for a child to be forked into; -1 once the group is closed.
+        procs: Descriptor of ``cgroup.procs``; -1 once the group is closed. A process that writes ``0`` to it joins the
+            group; the child does so before it gives up its rights.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -103,19 +104,19 @@ class Group:
 
     @property
     def populated(self) -> bool:
-        """Whether anything lives in it or in a group below it."""
+        """Whether a process lives in the group or in a group below it."""
         return _counters(self._read(self._events)).get("populated", 0) != 0
 
     @property
     def counts_memory(self) -> bool:
-        """Whether the kernel counts its kills for lack of memory here: the group has the memory controller."""
+        """Whether the group has the memory controller, with which the kernel counts its kills for lack of memory."""
         return self._memory_events is not None
 
     def pids(self) -> set[int]:
         """
-        Return the processes in it and in the groups below it.
+        Return the pids of the processes in the group and in the groups below it.
 
-        Without free descriptors those below are missing; :attr:`populated` includes them.
+        Without free descriptors the processes in the groups below are missing; :attr:`populated` includes them.
         """
         found = _numbers(self._read(self._members))
         with contextlib.suppress(OSError):
@@ -124,7 +125,7 @@ class Group:
         return found - {0}  # the kernel shows processes outside our PID namespace as 0
 
     def oom_kills(self) -> int:
-        """Return how many processes the kernel has killed for lack of memory; of a closed group the last count."""
+        """Return how many processes of the group the kernel killed for lack of memory; once closed, the last count."""
         with self._lock:
             if text := self._read(self._memory_events):
                 self._oom_kills = _counters(text).get("oom_kill", 0)
@@ -132,10 +133,10 @@ class Group:
 
     def kill(self) -> None:
         """
-        Kill everything in it and below it at once, including stopped, frozen and just forked processes.
+        Kill all processes in the group and below it at once, including stopped, frozen and just forked ones.
 
-        Does nothing before Linux 5.14, which has no ``cgroup.kill``, and where the child has made it a threaded group:
-        :meth:`kill_each` is left.
+        Does nothing where the kernel has no ``cgroup.kill`` (before Linux 5.14), and where the child has made the group
+        a threaded one; there :meth:`kill_each` works.
         """
         with self._lock:
             if self._kill is None:
@@ -148,10 +149,10 @@ class Group:
 
     def kill_each(self) -> None:
         """
-        Kill one by one what :meth:`kill` has left, such as threads of a process whose main thread has ended.
+        Kill one by one the processes that :meth:`kill` has left, such as one whose main thread has ended.
 
         ``cgroup.kill`` signals only the main thread, so the signal is lost then (Linux 6.18). Without free descriptors
-        some are left for the next time.
+        some processes are left for the next call.
         """
         try:
             for pid in self.pids():
@@ -162,9 +163,10 @@ class Group:
 
     def remove(self, within_seconds: float = 1.0) -> bool:
         """
-        Remove it with all groups below it, and close it; return whether it is gone.
+        Remove the group with all groups below it, and close it; return whether the group is gone.
 
-        Dying processes keep it busy for a moment, so it is tried again until then. The next start removes the rest.
+        Dying processes keep a group busy for a moment, so the removal is repeated for *within_seconds*. The next start
+        of a supervisor removes a group that is left.
         """
         self.oom_kills()
         gone = remove_tree(self.directory, within_seconds)
@@ -185,7 +187,7 @@ class Group:
         except ProcessLookupError:
             return
         try:
-            if pid in self.pids():  # so the descriptor is of a member, not of a process that got its pid
+            if pid in self.pids():  # the descriptor is of a member, not of a later process with its pid
                 with contextlib.suppress(PermissionError):
                     linux.send(pidfd, signal.SIGKILL)
         finally:
@@ -220,7 +222,7 @@ class Group:
 
 
 def remove_tree(directory: Path, within_seconds: float = 0.0) -> bool:
-    """Remove a cgroup and those below it, as soon as nothing lives in them; return whether it is gone."""
+    """Remove a cgroup and those below it, as soon as no process lives in them; return whether the cgroup is gone."""
     deadline = time.monotonic() + within_seconds
     while not (gone := _remove_all(directory)) and time.monotonic() < deadline:
         time.sleep(_PAUSE_SECONDS)  # the kernel needs a moment to let go of processes that were just killed
@@ -229,7 +231,7 @@ def remove_tree(directory: Path, within_seconds: float = 0.0) -> bool:
 
 def _remove_all(directory: Path) -> bool:
     try:
-        if _remove(directory):  # most have none below them; this needs no descriptor
+        if _remove(directory):  # most cgroups have none below them, and rmdir needs no descriptor
             return True
         gone = True
         for group in (*reversed(list(below(directory))), directory):
@@ -243,10 +245,10 @@ def _remove_all(directory: Path) -> bool:
 
 def below(directory: Path) -> Iterator[Path]:
     """
-    Yield the cgroups below one, each before those below it.
+    Yield the cgroups below *directory*, each before the cgroups below it.
 
     Raises:
-        OSError: One cannot be read; a group that has just been removed is no error.
+        OSError: A cgroup cannot be read; one that has just been removed is no error.
     """
     waiting = [directory]
     while waiting:

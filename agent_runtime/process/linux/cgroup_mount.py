@@ -13,7 +13,7 @@ _REMOVED = " (deleted)"
 
 class Location(msgspec.Struct, frozen=True):
     """
-    A directory that shows our own cgroup; or, without one, the reason.
+    The directory of our own cgroup in one mount; or, if the mount does not show it, the reason.
 
     Attributes:
         reason: A sentence for a person; empty if there is a directory.
@@ -25,7 +25,7 @@ class Location(msgspec.Struct, frozen=True):
 
 def own_cgroup(text: str, controller: str = "") -> str | None:
     """
-    Return our path among the cgroups of version 2, from the text of ``/proc/self/cgroup``; None: there is none.
+    Return the path of our own cgroup (version 2), from the text of ``/proc/self/cgroup``; None: there is none.
 
     Args:
         controller: Use the hierarchy of version 1 with this controller instead.
@@ -42,7 +42,7 @@ def mounts(text: str, controller: str = "") -> list[Mount]:
     List the cgroup v2 mounts in the text of ``/proc/self/mountinfo``, those that hide others first.
 
     Args:
-        controller: List the mounts of version 1 that have this one instead.
+        controller: List the mounts of version 1 with this controller instead.
     """
     found = reversed(read_mounts(text))
     if controller:
@@ -52,7 +52,7 @@ def mounts(text: str, controller: str = "") -> list[Mount]:
 
 def locate(cgroup_text: str, mountinfo_text: str) -> list[Location]:
     """
-    List the places that show our own cgroup, best first; never empty.
+    List for each cgroup v2 mount where it shows our own cgroup, those that do first; never empty.
 
     On a hybrid machine version 2 is mounted beside the controllers of version 1, at ``/sys/fs/cgroup/unified``. A
     mount may show only a part of the tree. Both paths are relative to our cgroup namespace: a cgroup above its root is
@@ -71,7 +71,8 @@ def counters_of_memory(cgroup_text: str, mountinfo_text: str) -> Path | None:
     """
     Return the file in which the kernel counts kills for lack of memory in our own cgroup; None: it is not visible.
 
-    Only one version has the memory controller. The file can be read even on a read-only mount, as in most containers.
+    Only one of the two versions has the memory controller. The file can be read even on a read-only mount, as in most
+    containers.
 
     Source: https://docs.kernel.org/admin-guide/cgroup-v1/memory.html, https://docs.kernel.org/admin-guide/cgroup-v2.html
     """

@@ -2,8 +2,8 @@
 Find out whether cgroups (version 2) can be made here, and make one for each attempt.
 
 A process that starts in a cgroup leaves it neither by ``setsid`` nor by forks, and one write ends all its processes.
-Only a process that may write to cgroups can move out: a child that runs as the supervisor's own user. The scan layer
-therefore works besides.
+Only a process that may write to cgroups can move out, such as a child that runs as the supervisor's own user.
+Therefore the scan layer is used as well.
 
 Limits need controllers, and a cgroup with enabled controllers may hold no process itself. Only if limits are requested,
 all processes in our own cgroup (this one, an init, a person's shell) are moved into a leaf below it.
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "agent-runtime."
 LEAF = "agent-runtime-supervisor"
-"""The cgroup of the supervisor and its former neighbours, once there are limits; a restarted one begins in it."""
+"""With limits, the processes of the supervisor's cgroup are moved into this one; a restarted supervisor is in it."""
 
 _TRIAL = "agent-runtime-trial."
 _MOVING_ROUNDS = 100
@@ -80,7 +80,7 @@ class _NotHere(Exception):
 
 def find(proc: Path = Path("/proc/self")) -> Finding:
     """
-    Find out by trying: make a cgroup, move this process in and back out, remove it.
+    Find out whether cgroups can be made here: make one, move this process in and back out, remove it.
 
     Call it at start, before there are threads or children. It changes nothing permanently, except that it disables
     controllers that an earlier supervisor has enabled below this process's cgroup.
@@ -130,8 +130,8 @@ def _take_back(own: Path) -> None:
     """
     Disable the controllers that an earlier supervisor has enabled below our own cgroup.
 
-    Nothing lives below it, or this process could not be in it. With enabled controllers and a process in it, the
-    cgroups below could only be threaded ones, into which no process can be moved.
+    No process lives below our cgroup, else this process could not be in it. While it has enabled controllers and this
+    process, the cgroups below can only be threaded ones, into which no process can be moved.
 
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#threads
     """
@@ -141,7 +141,7 @@ def _take_back(own: Path) -> None:
 
 
 def _is_root(group: Path) -> bool:
-    """Whether it is the machine's root cgroup, the only one that may have processes and enabled controllers."""
+    """Whether a cgroup is the machine's root, the only one that may have both processes and enabled controllers."""
     return not (group / "cgroup.type").exists()
 
 
@@ -174,17 +174,16 @@ class Groups:
         Make the cgroup of one attempt, without a process in it.
 
         Args:
-            mark: The attempt's; it is part of the name, so that the next supervisor recognises leftovers. A group of
-                this name is another's, and must not be used.
+            mark: The attempt's mark; it is part of the group's name, so that the next supervisor recognises leftovers.
 
         Raises:
-            OSError: The system refuses; nothing is left behind.
+            OSError: The system refuses, or a group of this name, which is another's, exists; nothing is left behind.
         """
         directory = self.base / (PREFIX + mark)
         directory.mkdir()
         group: Group | None = None
         try:
-            # Set first, while it is empty: the files with the counters appear only then.
+            # The limits come first, while the group is empty: no process is ever in it without them.
             for name, value, needed in self.limits.files():
                 if needed or (directory / name).exists():
                     (directory / name).write_text(value)
@@ -196,9 +195,10 @@ class Groups:
 
     def sweep_leftovers(self, is_left: Callable[[str], bool], *, within_seconds: float = 5.0) -> int:
         """
-        Kill the processes in the cgroups of an earlier supervisor and remove these; return how many were killed.
+        Kill the processes in the cgroups of an earlier supervisor, and remove these cgroups.
 
-        All visible cgroups are searched, because the earlier supervisor may have been started in another place.
+        Returns the number of killed processes. All visible cgroups are searched, because the earlier supervisor may
+        have been started in another one.
 
         Args:
             is_left: Returns whether a mark is of an earlier supervisor of our data directory.
@@ -245,7 +245,7 @@ def check(finding: Finding, limits: Limits) -> None:
     Check that limits can be enforced, as far as that shows without changing anything.
 
     Raises:
-        CannotStart: One cannot be enforced here; the message says which, why, and what to do.
+        CannotStart: A limit cannot be enforced here; the message says which, why, and what to do.
     """
     for name in limits.controllers:
         if not finding.usable:
@@ -256,7 +256,7 @@ def check(finding: Finding, limits: Limits) -> None:
 
 def prepare(finding: Finding, limits: Limits = NO_LIMITS) -> Groups | None:
     """
-    Prepare for attempts; with limits this moves the processes in our cgroup into a leaf.
+    Prepare the cgroups of attempts; with limits, move the processes in our own cgroup into a leaf below it.
 
     Returns None if cgroups cannot be made and no limit needs them.
 
@@ -313,7 +313,7 @@ def _move_out(base: Path) -> None:
 
 
 def _try_limits(groups: Groups) -> None:
-    """Set the limits on a cgroup."""
+    """Set the limits on a cgroup that is removed again, to see whether that works."""
     try:
         groups.make(f"trial.{secrets.token_hex(8)}").remove()
     except OSError as error:

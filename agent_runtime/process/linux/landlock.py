@@ -1,8 +1,8 @@
 """
-Landlock: a process gives up access to files, and to processes outside, for itself and for all that it starts.
+Landlock: a process gives up access to files, and to processes outside, for itself and all its descendants.
 
-A ruleset can only allow. So everything is allowed but some directories: from the root down to each of these, whatever
-stands beside the way. What appears beside the way later is not allowed.
+A ruleset can only allow. To close a directory, the ruleset therefore allows everything beside it: in each of its parent
+directories every entry that does not lead to it. An entry that is made in such a parent later is not allowed.
 
 Source: https://docs.kernel.org/userspace-api/landlock.html
 """
@@ -55,10 +55,11 @@ class Confinement(msgspec.Struct, frozen=True):
     What a child cannot reach.
 
     Attributes:
-        closed: Files and directories, by their real paths.
-        open: Directories that it may use even if they lie below a closed one.
-        reached: What a child tried to reach, and whether it could.
-        warnings: What agents lose where they work, or can do to a closed place.
+        asked: The setting: a mode, or ``auto``.
+        closed: Files and directories that a child must not reach, by their real paths.
+        open: Directories that a child may use even if they lie below a closed one.
+        reached: For each thing that a trial child tried to reach, whether it could.
+        warnings: What agents cannot do in the usual directories for files of theirs, or can still do to a closed one.
         lacking: For each mode that was asked for, or would be better, the reason why it is not available here.
     """
 
@@ -78,7 +79,7 @@ class Confinement(msgspec.Struct, frozen=True):
             needs: Directories below closed ones whose files the child must read and execute.
 
         Raises:
-            SpawnFailed: Too much stands beside the closed ones, or what else the operating system says.
+            SpawnFailed: More than :data:`MOST_RULES` entries lie beside *closed*, or the operating system refuses.
         """
         try:
             return self._ruleset(needs)
@@ -120,12 +121,13 @@ def version() -> int:
 
 def beside(closed: Iterable[Path], directory: str = "/") -> Iterator[str]:
     """
-    Yield what stands below *directory*, but neither *closed* ones nor the directories on the way to them.
+    Yield paths below *directory* that together contain everything but *closed*.
 
-    Links are left out: what they lead to counts.
+    A directory that contains a closed one is not yielded; its entries are, by the same rule. Symbolic links are left
+    out, because Landlock judges their targets.
 
     Raises:
-        OSError: A directory on the way cannot be listed.
+        OSError: A directory that contains a closed one cannot be listed.
     """
     barred = {os.fspath(path) for path in closed}
     with os.scandir(directory) as entries:

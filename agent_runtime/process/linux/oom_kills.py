@@ -1,9 +1,9 @@
 """
 Count the processes that the kernel killed for lack of memory in the cgroup of the whole container.
 
-A container has one memory limit for everything in it. Attempts without a counting cgroup of their own depend on its
-counter, which does not name the killed process. An attempt therefore compares the counts before and after, and must
-know whether another attempt ran meanwhile: see ``Ending.oom_nearby``.
+A container has one memory limit for everything in it. Attempts without a counting cgroup of their own depend on the
+container's counter, which does not name the killed process. An attempt therefore compares the counts before and after,
+and must know whether another attempt ran meanwhile: see ``Ending.oom_nearby``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from agent_runtime.process.linux.cgroup_setup import LEAF
 
 class OomKills:
     """
-    The counter of the container; every method may be called from any thread.
+    The container's counter of these kills; every method may be called from any thread.
 
     Args:
         file: ``memory.events``, or ``memory.oom_control`` (version 1, since Linux 4.13); None: there is none.
@@ -36,7 +36,7 @@ class OomKills:
         except (OSError, UnicodeDecodeError):
             return cls()
         file = cgroup_mount.counters_of_memory(*texts)
-        if file is not None and file.parent.name == LEAF:  # no attempt is in that cgroup
+        if file is not None and file.parent.name == LEAF:  # the leaf has no attempts in it; they are counted above
             file = file.parent.parent / file.name
         return cls(file)
 
@@ -67,10 +67,10 @@ class OomKills:
 
 class OomWatch:
     """
-    The kills while one attempt runs. Made by :meth:`OomKills.watch` only.
+    Compares the container's counter before and during one attempt. Made by :meth:`OomKills.watch` only.
 
     Attributes:
-        is_shared: Another attempt ran meanwhile.
+        is_shared: Whether another attempt ran at the same time.
     """
 
     def __init__(self, kills: OomKills, before: int | None) -> None:
@@ -80,7 +80,7 @@ class OomWatch:
 
     @property
     def has_counted(self) -> bool:
-        """Whether any process was killed since; False if that cannot be read."""
+        """Whether any process was killed since the watch began; False if the counter cannot be read."""
         now = None if self._before is None else self._kills.count()
         return now is not None and self._before is not None and now > self._before
 

@@ -31,7 +31,7 @@ class Process(msgspec.Struct, frozen=True):
 
     Attributes:
         started_ticks: Start time, on the clock of :func:`agent_runtime.process.linux.syscalls.boot_ticks`.
-        dead: A zombie; one whose main thread alone has ended is not dead.
+        dead: Whether it is a zombie; a process of which only the main thread has ended is not dead.
     """
 
     pid: int
@@ -76,21 +76,21 @@ def read_environ(pid: int, name: str) -> str | None:
     """
     Return the value of one variable in the environment the process was started with.
 
-    None: it has none, it cannot be read (another user's, not dumpable, gone), or it is in the middle of ``execve``.
+    None: the variable is not set, or the process is another user's, not dumpable, gone or in the middle of ``execve``.
     """
     _, found, rest = (b"\0" + (_read(f"/proc/{pid}/environ") or b"")).partition(b"\0" + name.encode() + b"=")
     return rest.partition(b"\0")[0].decode(errors="replace") if found else None
 
 
 def read_oom_score(pid: int) -> int | None:
-    """Return ``oom_score_adj``; children inherit it."""
+    """Return a process's ``oom_score_adj``, which its children inherit; None: the process is gone."""
     text = _read(f"/proc/{pid}/oom_score_adj")
     return int(text) if text else None
 
 
 class Live:
     """
-    The kernel's own lists of children: the cost grows with the descendants, not with all processes.
+    A view of the process tree by the kernel's lists of children: its cost grows with the descendants only.
 
     A child can be missing from its list when another one ends at the same moment, so a single read proves nothing.
 
@@ -116,7 +116,7 @@ class Live:
 
 
 class Snapshot:
-    """All processes, arranged by their parents: slower, but needs no kernel option."""
+    """A view of the process tree from a list of all processes: slower, but needs no kernel option."""
 
     def __init__(self) -> None:
         self.processes = {process.pid: process for process in all_processes()}
@@ -141,7 +141,7 @@ def branch(view: View, root: Process) -> Iterator[Process]:
     """
     Yield a process and all its descendants, parents before their children.
 
-    Its children are read before a process is yielded, so the caller may kill it at once.
+    The children of a process are read before the process is yielded, so the caller may kill it at once.
     """
     seen = {root.pid}
     waiting = [root]
@@ -176,7 +176,7 @@ def shows_our_pids() -> bool:
     """
     Whether ``/proc`` is of our own PID namespace.
 
-    If not, its numbers mean other processes than ours, and no process may be signalled by them.
+    If not, a pid in ``/proc`` means another process than the same pid here, and must not be used to signal one.
     """
     try:
         return os.readlink("/proc/self") == str(os.getpid())  # noqa: PTH115 - the target is no path to us
@@ -186,7 +186,7 @@ def shows_our_pids() -> bool:
 
 def connects_from(pid: int, port: int) -> bool | None:
     """
-    Whether a process holds the end on this port of an open connection over 127.0.0.1; None: that cannot be seen.
+    Whether a process has an open connection that comes from this port of 127.0.0.1; None: that cannot be seen.
 
     Source: https://docs.kernel.org/networking/proc_net_tcp.html
     """
@@ -204,7 +204,7 @@ def connects_from(pid: int, port: int) -> bool | None:
 
 
 def _read(path: str) -> bytes | None:
-    """Return a file's whole content; None: the process is gone, or another user's."""
+    """Return a file's whole content; None: the process is gone, or the file may not be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError, PermissionError):

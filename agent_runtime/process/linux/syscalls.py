@@ -48,7 +48,7 @@ def set_subreaper() -> None:
 
 
 def make_undumpable() -> None:
-    """Keep other processes of our user, for our life, from reading our memory and environment; we leave no core."""
+    """Forbid other processes of our user to read our memory and environment, for good; we leave no core dump."""
     _prctl(PR_SET_DUMPABLE, 0)
 
 
@@ -56,8 +56,8 @@ def give_back_freed_memory() -> None:
     """
     Make glibc return large blocks to the kernel when they are freed, for the rest of this process's life.
 
-    By default the first large block that is freed raises the size from which blocks are mapped apart, up to 32 MiB, and
-    what comes later stays in the heap. Another C library does nothing here.
+    By default, freeing a large block raises the size from which blocks are mapped separately, up to 32 MiB; smaller
+    blocks stay in the heap when they are freed. With another C library this function does nothing.
 
     Source: https://man7.org/linux/man-pages/man3/mallopt.3.html (M_MMAP_THRESHOLD)
     """
@@ -92,10 +92,10 @@ def has_dead_children() -> bool:
 
 def send(pidfd: int, number: int) -> bool:
     """
-    Send a signal to the process of *pidfd*, even if its pid was reused; False if it is gone.
+    Send a signal to the process of *pidfd*, even if its pid was reused; False if that process is gone.
 
     Raises:
-        PermissionError: It runs as a user that we may not signal.
+        PermissionError: The process runs as a user that we may not signal.
     """
     try:
         signal.pidfd_send_signal(pidfd, number)
@@ -123,7 +123,7 @@ def send_to_group(pidfd: int, number: int) -> bool:
 
 @contextlib.contextmanager
 def no_signal_blocked() -> Iterator[None]:
-    """Unblock all signals meanwhile, so that a child started here can be interrupted."""
+    """Unblock all signals while the block runs, so that a child that is started in it can be interrupted."""
     before = signal.pthread_sigmask(signal.SIG_SETMASK, ())
     try:
         yield
@@ -144,9 +144,9 @@ def raise_file_limit() -> int | None:
 @contextlib.contextmanager
 def urgent() -> Iterator[None]:
     """
-    Run the calling thread before all others if that is allowed.
+    Give the calling thread real-time priority while the block runs, if that is allowed.
 
-    Among a thousand spinning processes, a thread of the same priority gets its next turn a second later.
+    With normal priority, a thread among a thousand spinning processes gets its next turn a second later.
 
     Source: https://man7.org/linux/man-pages/man7/sched.7.html (CAP_SYS_NICE, or RLIMIT_RTPRIO)
     """
@@ -168,9 +168,9 @@ def urgent() -> Iterator[None]:
 
 def raised_oom_score(by: int) -> int | None:
     """
-    Return the ``oom_score_adj`` for children, which the kernel kills before us when memory runs out.
+    Return the ``oom_score_adj`` for children: our own plus *by*, so that the kernel kills them first.
 
-    None: it cannot be higher than ours, or ours is unknown.
+    None: our own is the highest already, or unknown.
     """
     try:
         own = int(Path("/proc/self/oom_score_adj").read_bytes())
@@ -192,12 +192,12 @@ class Spare:
         self._lock = threading.Lock()
 
     def fill(self) -> None:
-        """Replace missing descriptors, as far as there are free ones."""
+        """Reserve missing descriptors again, as far as there are free ones."""
         with self._lock:
             self._fill()
 
     def close(self) -> None:
-        """Close them for good."""
+        """Close the reserved descriptors for good."""
         with self._lock:
             self._count = 0
             while self._reserved:
