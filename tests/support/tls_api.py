@@ -74,19 +74,32 @@ def tls_api(directory: Path, api_url: str, *, host: str = HOST) -> Iterator[TlsA
         writer.close()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(f"CONNECT {host}:443 ".encode()):
-                running.in_clear += [] if head.startswith(b"CONNECT ") else [head]
-                writer.write(b"HTTP/1.1 502 Elsewhere\r\ncontent-length: 0\r\n\r\n")
-                writer.close()
-                return
-            writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
-            await writer.start_tls(context)
-            kept = bytearray()
-            running.received.append(kept)
-            to_reader, to_writer = await asyncio.open_connection("127.0.0.1", port)
-            await asyncio.gather(pump(reader, to_writer, kept), pump(to_reader, writer))
+        writers = [writer]
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                await lead(reader, writer, writers)
+        except asyncio.CancelledError:  # the block has ended
+            for one in writers:
+                one.transport.abort()
+        finally:
+            for one in writers:
+                one.close()
+
+    async def lead(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, writers: list[asyncio.StreamWriter]
+    ) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if not head.startswith(f"CONNECT {host}:443 ".encode()):
+            running.in_clear += [] if head.startswith(b"CONNECT ") else [head]
+            writer.write(b"HTTP/1.1 502 Elsewhere\r\ncontent-length: 0\r\n\r\n")
+            return
+        writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+        await writer.start_tls(context)
+        kept = bytearray()
+        running.received.append(kept)
+        to_reader, to_writer = await asyncio.open_connection("127.0.0.1", port)
+        writers.append(to_writer)
+        await asyncio.gather(pump(reader, to_writer, kept), pump(to_reader, writer))
 
     async def serve() -> None:
         server = await asyncio.start_server(handle, "127.0.0.1", 0)
