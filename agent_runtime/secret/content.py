@@ -44,12 +44,12 @@ T = TypeVar("T")
 
 class SecretContent(msgspec.Struct, frozen=True):
     """
-    A content that can be used.
+    The content of a secret file with a token that can be used.
 
     Attributes:
         expires_at: Epoch seconds.
-        warnings: What was unusual and could be corrected; free of the content.
-        complete: It cannot be the beginning of a longer content: it is a JSON object, or ends with a newline.
+        warnings: Sentences on what was unusual and could be corrected; they repeat nothing of the content.
+        complete: It cannot be the first part of a longer content: it is a JSON object, or ends with a newline.
     """
 
     token: Token
@@ -76,10 +76,11 @@ class SecretFault(StrEnum):
 
 class Unusable(msgspec.Struct, frozen=True):
     """
-    Why there is no token.
+    Why the content of a secret file cannot be used.
 
     Attributes:
-        reason: Follows "the secret file"; free of the content and of :data:`agent_runtime.errors.RESERVED_WORDS`.
+        reason: What follows "the secret file" in a sentence; repeats nothing of the content and has none of
+            :data:`agent_runtime.errors.RESERVED_WORDS`.
     """
 
     reason: str
@@ -97,7 +98,7 @@ _SUBSCRIPTIONS = ("subscription", "subscriptionType")
 
 
 def text_of(raw: bytes) -> str:
-    """Return the text of a content, without byte order mark and surrounding blanks."""
+    """Decode the content of a secret file, without byte order mark and surrounding blanks."""
     return raw.decode("utf-8", "replace").removeprefix("\ufeff").strip(BLANKS)
 
 
@@ -107,10 +108,10 @@ _MOST_WORDS = 64
 
 def secrets_in(raw: bytes, found: SecretContent | Unusable) -> tuple[Token, ...]:
     """
-    List the words of a content that may be secrets, whether or not it could be used, so that no output shows them.
+    Return the words of a content that may be secrets, so that they can be redacted; the content may be unusable.
 
-    Such as a refresh token beside the token, the wrapped form of a token, a word in a refused content. A word without a
-    digit or without a letter, a path, and the name of the subscription are no secrets.
+    Examples are a refresh token beside the token, the wrapped form of a token, a word in a content that was refused. A
+    word without a digit or without a letter, a path, and the name of the subscription are no secrets.
     """
     shown = (isinstance(found, SecretContent) and found.subscription) or ""
     words = (word[0] for word in _WORD.finditer(raw[:LIMIT_BYTES].decode("utf-8", "replace")))
@@ -164,7 +165,7 @@ def _parse_json(text: str) -> SecretContent | Unusable:
 
 
 def _without_rivals(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Build an object from its fields; raise where two fields hold different tokens."""
+    """Build an object from its fields; raise NoToken if a repeated field holds different tokens."""
     fields = dict(pairs)
     if any(name in _TOKENS and value != fields[name] for name, value in pairs):
         raise NoToken("is a JSON object with two tokens")
@@ -191,7 +192,7 @@ def _optional(
     read: Callable[[str, object], T | None],
     warnings: list[str],
 ) -> T | None:
-    """Return the first of the fields that is present; warn of one that cannot be used, and return None."""
+    """Read the first of the fields *names* that is present; None if none is, or, with a warning, if it is unusable."""
     name = next((name for name in names if fields.get(name) not in (None, "")), None)
     if name is None:
         return None
@@ -224,7 +225,7 @@ def _number_or_instant(text: str) -> float | None:
 
 
 def _subscription(_name: str, value: object, *, secret: str) -> str | None:
-    """Return a name for people; None where it is unfit to be shown or holds a token."""
+    """Return the subscription's name; None if it is unfit to be shown or holds a token."""
     if not isinstance(value, str) or not value.isprintable() or len(value) > LONGEST_NAME:
         return None
     return None if secret in value or FAMILY in value else value

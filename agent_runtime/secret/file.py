@@ -1,13 +1,13 @@
 """
-The secret file: which token to use now.
+The secret file, and which token in it to use now.
 
-The file is read immediately before every spawn, so no lost event or late timer can make a switch wrong; the watching
-thread only makes a change known sooner. Both take the same step under one lock.
+The file is read immediately before every spawn, so no lost event or late timer can make a child start with an old
+token; the watching thread only makes a change known sooner. Both read by the same method, under one lock.
 
-Two delays apply to a content (monotonic):
+Two delays, on the monotonic clock, apply to the content of the file:
 
 - A content that may be half written is used when it has not changed for :data:`SETTLE_SECONDS`. A content that is
-  complete by itself (it ends with a newline, is a JSON object, or came with the kubelet's swap) is used at once.
+  complete by itself (it ends with a newline, is a JSON object, or the kubelet swapped it in) is used at once.
 - A content without a token leaves the last good generation in use, with :attr:`SecretStatus.error` set. After
   ``withdraw_after_seconds`` without a token the generation is withdrawn.
 """
@@ -63,9 +63,9 @@ class SecretStatus(msgspec.Struct, frozen=True):
     What is known of the secret file.
 
     Attributes:
-        generation: The one in use; None unless *state* is ``ready``.
+        generation: The generation in use; None unless *state* is ``ready``.
         unusable: What is wrong with the file now, even while *generation* is still in use.
-        last_loaded_at: Epoch seconds at which the newest generation was read, also when it was withdrawn since.
+        last_loaded_at: Epoch seconds at which the newest generation was read, even if it was withdrawn since.
     """
 
     state: SecretState
@@ -85,13 +85,13 @@ class SecretFile:
     The token in a file that another process writes.
 
     Every method may be called from any thread. :meth:`start` begins the watching thread, which does not depend on any
-    event loop; without it everything holds except that changes are only noticed by :meth:`read` and :meth:`poll`.
+    event loop. Without that thread, changes are noticed only by :meth:`read` and :meth:`poll`.
 
     Args:
         path: Made absolute, since the working directory may change later. Nothing is read yet.
-        on_change: Called with each new status, in order, by the thread that noticed the change, under the lock: it must
-            return quickly.
-        on_secret: Called likewise with each possible secret in a content, before that content is used.
+        on_change: Called with each new status, in order, by the thread that noticed the change. The lock is held: the
+            callback must return quickly.
+        on_secret: Called in the same way with each possible secret in a content, before that content is used.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class SecretFile:
         Waits for a content that may be half written to settle: 100 ms as a rule, never longer than the withdraw time.
 
         Raises:
-            SecretUnreadable: There is none, and there is no last good one or it was withdrawn.
+            SecretUnreadable: The file holds no usable token, and no earlier generation is still in use.
         """
         give_up_at = time.monotonic() + self._withdraw_after_seconds
         while (settles_at := self._advance()) is not None:
@@ -170,7 +170,7 @@ class SecretFile:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the watching thread; returns within a few steps of it."""
+        """End the watching thread, and wait until it has ended."""
         thread, directory = self._thread, self._directory
         self._thread = self._directory = None
         if thread is None or directory is None:
@@ -205,7 +205,7 @@ class SecretFile:
             return min(at for at in due_at if at > now) - now
 
     def _advance(self) -> float | None:
-        """Read once and update the status; return when the content will have settled, None if it has."""
+        """Read once and update the status; return when (monotonic) the content will have settled, None if it has."""
         with self._lock:
             before = self._reading
             reading = self._reading = read_secret(self._path, before)
@@ -291,5 +291,5 @@ class SecretFile:
             return
         try:
             self._on_change(status)
-        except Exception as problem:  # noqa: BLE001 somebody else's mistake must not end the watching
+        except Exception as problem:  # noqa: BLE001 a fault of the callback must not end the watching
             logger.error("a listener failed: %s", type(problem).__name__)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "generations.json"
 MAX_REFUSED = 1000
-"""How many fingerprints in trouble are stored; the oldest is dropped first."""
+"""How many fingerprints of tokens in trouble are stored; the oldest is dropped first."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +44,20 @@ class Generation:
     written_at: float | None = field(default=None, compare=False)
 
     def has_expired(self, now: float) -> bool:
-        """Whether it says that it ended before *now* (epoch seconds), or then."""
+        """Whether :attr:`expires_at` is known and not after *now* (epoch seconds)."""
         return self.expires_at is not None and self.expires_at <= now
 
 
 class _Stored(msgspec.Struct, omit_defaults=True):
     """
-    The file.
+    The content of the stored file.
 
     Attributes:
-        refused: The highest number of every token in trouble, by its fingerprint. An old version, which knows no other
-            trouble, takes them all for refused.
-        trouble: The trouble of those that are not refused.
+        generation: The latest number given.
+        fingerprint: The fingerprint of the token that has this number.
+        refused: The highest generation of every token in trouble, by fingerprint. Old versions of this package know no
+            other trouble, and take them all for refused.
+        trouble: The trouble, by fingerprint, of those tokens that are in another trouble than refused.
     """
 
     generation: int = 0
@@ -74,7 +76,7 @@ class GenerationLedger:
     Every method may be called from any thread.
 
     Args:
-        directory: The data directory; None: nothing is stored.
+        directory: The data directory; None: nothing is stored on disk.
     """
 
     def __init__(self, directory: Path | None) -> None:
@@ -101,7 +103,7 @@ class GenerationLedger:
             return max(numbers, default=None)
 
     def number_of(self, token: Token) -> int:
-        """Return the number of the value in the secret file: one higher if the value has changed."""
+        """Return the number of *token*, just read from the file: the latest number, or the next for another token."""
         fingerprint = token.fingerprint
         with self._lock:
             if fingerprint != self._stored.fingerprint:
@@ -119,10 +121,10 @@ class GenerationLedger:
             try:
                 return TokenTrouble(self._stored.trouble.get(fingerprint, TokenTrouble.REFUSED))
             except ValueError:
-                return TokenTrouble.REFUSED  # a later version's
+                return TokenTrouble.REFUSED  # a trouble that only a later version knows
 
     def mark(self, generation: Generation, trouble: TokenTrouble) -> None:
-        """Record a trouble of the generation's token; on disk when this returns, where that is possible."""
+        """Record a trouble of the generation's token; it is on disk on return, unless the disk cannot be written."""
         with self._lock:
             stored, fingerprint = self._stored, generation.token.fingerprint
             stored.refused[fingerprint] = max(generation.number, stored.refused.pop(fingerprint, 0))

@@ -2,7 +2,7 @@
 How the secret file is mounted, as far as that decides whether updates can be seen.
 
 A single file that is mounted shows its old inode after the writer has renamed a new file to its name, because a mount
-follows the inode, not the name. The same holds for a mounted directory that was removed and made again.
+follows the inode, not the name. The same holds for a mounted directory that was removed and created again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from agent_runtime.mounts import mount_of
 MOUNTINFO = Path("/proc/self/mountinfo")
 DELETED = "//deleted"
 """
-How the kernel ends the root of a mount whose file or directory has been unlinked.
+What the kernel appends to the root of a mount whose file or directory has been unlinked.
 
 Source: ``seq_dentry`` in Linux ``fs/d_path.c``, seen on 6.18.
 """

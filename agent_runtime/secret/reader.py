@@ -27,7 +27,7 @@ class Reading(msgspec.Struct, frozen=True):
     Attributes:
         mark: Equal for two readings only if the file was not written in between; holds a digest, never the content.
         modified_at: Epoch seconds; None where there is no file.
-        changed_at: When the inode changed last, epoch seconds: a rename counts, and no writer can set it.
+        changed_at: When the inode changed last (ctime), epoch seconds: a rename counts, and no writer can set it.
         secrets: Possible secrets in the content, usable or not, that no output must show.
     """
 
@@ -40,7 +40,7 @@ class Reading(msgspec.Struct, frozen=True):
 
 def read_secret(path: Path, known: Reading | None = None) -> Reading:
     """
-    Read once without blocking: neither a FIFO nor a device is opened.
+    Read the secret file once, without blocking: neither a FIFO nor a device is opened.
 
     Every error of the file system becomes an :class:`~agent_runtime.secret.content.Unusable`.
 
@@ -74,13 +74,13 @@ def arrived_whole(path: Path) -> bool:
     Whether the file is known to have come by one rename, so that its content is never half written.
 
     A rename of the file itself cannot be told from an in-place write with ``cp -p`` or ``chmod``. The kubelet's layout
-    can: there the path leads through a symbolic link that is replaced as a whole.
+    can be recognised: there the path leads through a symbolic link that is replaced as a whole.
     """
     try:
         if path.readlink().parts[:1] == (SWAPPED_LINK,):
             return True
     except OSError:
-        pass  # no link: one of its directories may be one
+        pass  # the file is no link; one of the directories above it may be
     return any(part.startswith("..") and part != ".." for part in (*path.parts, *Path(os.path.realpath(path)).parts))
 
 

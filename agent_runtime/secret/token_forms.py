@@ -50,11 +50,11 @@ PLAIN_TOKEN = (
     r"(?![Xx._~+/=-]+$|[0-9._~+/=-]*[Xx][Xx0-9._~+/=-]*$)"
     r"[A-Za-z0-9._~+-][A-Za-z0-9._~+/-]{15,}={0,2})$"
 )
-"""What is accepted without a wrapping, as a schema says it: all of it but placeholders, and base64 of a token."""
+"""A pattern for JSON Schema: texts that are accepted as they are. It does not exclude placeholders or base64."""
 
 
 class NoToken(ValueError):
-    """The text is no token; the message goes after "the secret file"."""
+    """The text is no token; the message is what follows "the secret file" in a sentence."""
 
 
 class Found(NamedTuple):
@@ -62,8 +62,8 @@ class Found(NamedTuple):
     A token in a text.
 
     Attributes:
-        warnings: What was removed, and what is unusual; without any of the text.
-        was_base64: The text may be the first part of a longer one.
+        warnings: Sentences on what was removed and what is unusual; they repeat nothing of the text.
+        was_base64: The token was decoded from base64, so the text may be the first part of a longer one.
     """
 
     value: str
@@ -76,7 +76,7 @@ def token_in(text: str) -> Found:
     Return the token in *text*, without its wrappings.
 
     Raises:
-        NoToken: There is none, or it is not certain that there is one.
+        NoToken: *text* holds no token, or it is not certain that it does.
     """
     warnings: list[str] = []
     wrappings = dict(_WRAPPINGS)
@@ -102,7 +102,7 @@ def token_in(text: str) -> Found:
 
 
 def _without_wrapping(text: str, wrappings: dict[str, Callable[[str], str | None]]) -> tuple[str, str] | None:
-    """Remove one wrapping from the text, and from *wrappings*, so that each is removed at most once."""
+    """Remove one wrapping from the text, and its entry from *wrappings*, so that each is removed at most once."""
     for warning, take_off in wrappings.items():
         inner = take_off(text)
         if inner is not None:
@@ -124,17 +124,17 @@ def _inside_quotes(text: str) -> str | None:
 
 
 def _from_base64(text: str) -> str | None:
-    """Decode base64 or base64url, padded or not, in one line or several, if the result is about a token."""
+    """Decode base64 or base64url, padded or not, in one line or several; None if the result has no sign of a token."""
     joined = "".join(line.strip(BLANKS) for line in text.split("\n"))
     digits = joined.rstrip("=").translate({ord("-"): "+", ord("_"): "/"})
     if len(digits) < SHORTEST_SECRET:
         return None
-    is_cut = len(digits) % 4 == 1  # no number of bytes has so many digits
+    is_cut = len(digits) % 4 == 1  # base64 of whole bytes never has such a length
     try:
         decoded = base64.b64decode(digits[:-1] if is_cut else digits + "=" * (-len(digits) % 4), validate=True)
     except ValueError:
         return None
-    # PowerShell encodes UTF-16; the NUL characters that are left in make the text refused.
+    # PowerShell encodes UTF-16. Its NUL characters are left in the result, so that the text is refused.
     inner = decoded.decode("utf-8", "replace").removeprefix("\ufeff")
     plain = inner.replace("\0", "")
     if not _ABOUT_A_TOKEN.search(plain) and _from_base64(plain) is None:
@@ -173,7 +173,7 @@ _REFUSED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"\.\.\.", "a token that was shortened for showing"),
     )
 )
-"""Patterns that no token matches, and what such a text is. The first match is reported; each takes linear time."""
+"""Patterns that no token matches, and what a match shows. The first match is reported; each takes linear time."""
 
 _OTHER_KINDS = (
     ("sk-ant-ort", "a refresh token, which no request can carry"),
@@ -200,7 +200,7 @@ _PLACEHOLDER_PHRASES = """
     placeholder redacted replaceme replacethis replacewith tobedefined tobereplaced tokengoeshere tokenhere undefined
     youranthropic yourapikey yourapitoken yourclaude yourkeyhere youroauth yoursecret yourtoken
 """
-"""Each has eight letters or more, so that none is in a token by chance; compared without case and separators."""
+"""A text with one of these, without case and separators, is a placeholder; they are too long to occur by chance."""
 
 _PLACEHOLDER_WORDS = """
     changeme dummy empty example fake fixme insert missing nil none notset null paste replace sample tbd todo unset xxx

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TICK_SECONDS = 0.5
-"""Longest time between two readings; twice this still keeps the promise of 1.1 s."""
+"""Longest time between two readings; two of them still take less than the promised 1.1 s."""
 
 _STEP_MS = 20
 _GROUPED_MS = 100
@@ -31,11 +31,11 @@ class DirectoryWatch:
     """
     Wait for events in a directory that may not exist yet, and may be replaced.
 
-    For one thread, except :meth:`stop`. To be closed by its creator.
+    For one thread; only :meth:`stop` may be called from others. The creator closes it.
 
-    A caller that finds a change without an event calls :meth:`renew`: the directory may be another one. Its inode
-    number would not say so (as a rule a new one gets the same on ext4), and an open descriptor, even an ``O_PATH`` one,
-    makes ``umount`` fail as busy (measured on 6.18).
+    A caller that finds a change without an event calls :meth:`renew`: the directory may have been replaced. Its inode
+    number would not show that (on ext4 the new directory usually gets the same). An open descriptor of the directory
+    would, but with one, even an ``O_PATH`` one, ``umount`` fails as busy (measured on Linux 6.18).
     """
 
     def __init__(self, directory: Path) -> None:
@@ -56,7 +56,7 @@ class DirectoryWatch:
     def wait(self, timeout_seconds: float = TICK_SECONDS) -> bool:
         """Wait for an event, the timeout or a stop; return whether there was an event."""
         if self._notify is None and self._begin():
-            # Changes before the watch began have no event: the caller must read once more.
+            # Changes before the watch began cause no event: the caller must read once more.
             return True
         if self._notify is None:
             self._stop.wait(timeout_seconds)
@@ -71,7 +71,7 @@ class DirectoryWatch:
         return not isinstance(found, str)
 
     def renew(self) -> None:
-        """End the present watch; the next wait begins another."""
+        """End the present watch; the next :meth:`wait` begins a new one."""
         if self._notify is not None:
             self._notify.close()
         self._notify = None
@@ -107,7 +107,7 @@ def watch_of(directory: Path) -> RustNotify:
     Begin to watch a directory, without its subdirectories.
 
     Raises:
-        OSError: There is none, it may not be read, or the kernel has no watch left.
+        OSError: The directory is missing or may not be read, or the kernel has no watch left.
         RuntimeError: Any other failure of watchfiles.
     """
     return RustNotify([str(directory)], False, False, 0, False, False)

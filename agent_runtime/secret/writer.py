@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 NEW_FILE_MODE = 0o600
 SHARED_FILE_MODE = 0o640
-"""Of a new file for which a group was named, or whose directory has the setgid bit."""
+"""The mode of a new file for which a group was named, or whose directory has the setgid bit."""
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +54,15 @@ def put(
     Args:
         mode: The file's permissions; an existing file's by default.
         group: The id of the group the file belongs to; an existing file's by default.
-        strict: Only a token whose prefix is known is written.
-        force: Anything is written that is not empty or too long.
+        strict: Refuse a token whose prefix is not known.
+        force: Write any *data* that is neither empty nor too long.
 
     Returns:
         Warnings about a token that was written.
 
     Raises:
         SecretUnreadable: A reader would not accept *data*; nothing was written.
-        NotWritable: The operating system refuses, or those who read the file could not read what is written.
+        NotWritable: The operating system refuses, or the file's readers could not read the new file.
     """
     content, text = parse(data), text_of(data)
     if isinstance(content, Unusable):
@@ -70,7 +70,7 @@ def put(
             raise SecretUnreadable(f"what was given {content.reason}; give one token on a line, or JSON that holds it")
         warnings = [f"what was given {content.reason}: supervisors keep the token that they have"]
     elif strict and not force and not content.token.secret.startswith((OAUTH_PREFIX, API_KEY_PREFIX)):
-        # Written so that no output takes the prefixes for tokens, and hides them.
+        # The prefixes are written so that redaction does not take them for tokens.
         raise SecretUnreadable(
             "what was given does not begin as a token of Anthropic does (sk-ant, then -oat or -api); "
             "force (--force) writes it"
@@ -189,10 +189,10 @@ def _give_access(
     Give the new file behind *descriptor* the owner, group and mode of *target*, unless others are named.
 
     Args:
-        warnings: Gets what the caller should know of who can read the file now.
+        warnings: Sentences on who can read the file now are appended to it.
 
     Raises:
-        NotWritable: The group, or the owner where the mode lets nobody else read, is not this user's to give.
+        NotWritable: This user may not give the file that group, or that owner if only the owner may read it.
     """
     new = os.fstat(descriptor)
     try:

@@ -1,12 +1,13 @@
 """
-One SQLite file: opening, migrating and recovering it from disk errors.
+One SQLite file: open and migrate it, and recover from disk errors.
 
 The process that has the file open locks it, and the index of the write-ahead log stays in memory: there is no shared
 memory file that a full disk or a network file system could break.
 
 A damaged or foreign file is set aside under another name and never deleted; its readable rows go into a new file. Each
-start, and each first write into an empty log, increments a mark in the file and in a note beside it. A mark lower than
-the note shows that the file was emptied or replaced, or that its log is gone.
+start, and each first write into an empty log, increments a number in the file's table ``marks`` and in a note, a small
+file beside it. A number in the table lower than the note's shows that the file was emptied or replaced, or that its log
+was lost.
 
 Source: https://www.sqlite.org/wal.html#use_of_wal_without_shared_memory
 """
@@ -49,7 +50,7 @@ DAMAGE = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 STILL_READABLE = frozenset(
     {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 )
-"""Errors of opening a file for writing after which it may still be readable."""
+"""Errors of opening a file for writing; the file may still be readable."""
 
 NEEDS_REOPENING: dict[int, bool] = {
     sqlite3.SQLITE_FULL: False,
@@ -85,7 +86,7 @@ class Database:
     A connection that is opened on demand and reopened after a disk error; for one thread at a time.
 
     Attributes:
-        trouble: The last disk error, until :meth:`note_success`; None if there was none.
+        trouble: The text of the last disk error; None if there was none since :meth:`note_success`.
         damage: One sentence for each loss that was found and each file that was set aside.
     """
 
@@ -116,7 +117,7 @@ class Database:
         Return the open connection.
 
         Raises:
-            StoreUnavailable: The file cannot be opened, or the last try was a moment ago.
+            StoreUnavailable: The file cannot be opened, or could not be opened a moment ago and is not tried again yet.
         """
         if self._is_stale and self._clock() >= self._retry_at:
             self.close()
@@ -128,7 +129,7 @@ class Database:
         return self._connection
 
     def note_success(self) -> None:
-        """Clear the trouble: everything that was waiting has been written."""
+        """Clear :attr:`trouble`; called when all changes that were waiting have been written."""
         if self.trouble is not None:
             log.warning("records can be written again in %s", self._path)
             self.trouble = None
@@ -142,7 +143,7 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run the block as one transaction."""
+        """Run the block as one transaction; a disk error rolls it back and raises StoreUnavailable."""
         connection = self.connection()
         with self._watched():
             connection.execute("BEGIN IMMEDIATE")
@@ -175,7 +176,7 @@ class Database:
         """Make the file as small as its content."""
         connection = self.connection()
         with self._watched():
-            # A cursor would take one step only, and a step gives one page back.
+            # execute() would take one step only, and one step of this pragma frees one page.
             connection.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)")
 
     def checkpoint_when_idle(self) -> None:
@@ -191,7 +192,7 @@ class Database:
             self._open_to_write()
         except (OSError, sqlite3.Error, Damaged) as error:
             if isinstance(error, Damaged) or _code(error) in DAMAGE:
-                self._retry_at = self._clock() + self.REPLACE_RETRY_SECONDS  # much work, and needs space
+                self._retry_at = self._clock() + self.REPLACE_RETRY_SECONDS  # replacing takes long and needs space
                 self._replace(str(error))
                 self._open_to_write()
                 self._retry_at = -1.0
@@ -211,14 +212,14 @@ class Database:
                 raise Damaged("it is not a file")
         for suffix in ("-wal", "-journal"):  # SQLite waits for ever for the writer of a FIFO
             self._set_aside_unless_file(_beside(self._path, suffix))
-        # SQLite gives its other files the same mode.
+        # SQLite gives the log the same mode.
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         size_bytes = self._path.stat().st_size
         if not size_bytes and self._log_path.exists() and self._log_path.stat().st_size:
             raise Damaged("it is empty, and its log is not")  # SQLite would delete the log
         connection = _connected(str(self._path))
         try:
-            # This must precede any use of the log, or SQLite creates a shared memory file for an existing one.
+            # This must precede any use of the log, or SQLite creates a shared memory file for an existing log.
             connection.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
             self._check(connection, size_bytes)
             _prepare(connection, is_new=not size_bytes)
@@ -229,7 +230,7 @@ class Database:
         self._connection, self._is_damaged = connection, False
 
     def _open_to_read(self) -> None:
-        """Open a file that cannot be written, with its log; the directory lock excludes other processes."""
+        """Open the file and its log read-only; no other process writes them, since the data directory is locked."""
         if self._path.is_symlink():
             return
         with contextlib.suppress(sqlite3.Error):
@@ -272,7 +273,7 @@ class Database:
                 raise Damaged(found)
 
     def _mark_start(self, connection: sqlite3.Connection) -> None:
-        """Increment the mark for this start, and report a mark that is lower than the note."""
+        """Increment the mark for this start; report damage if it was lower than the note."""
         if _marks(connection) < self._noted():
             self._tell(
                 f"{self._path.name} lacks what was written: it or its log was emptied, deleted, damaged or replaced"
@@ -299,7 +300,7 @@ class Database:
         try:
             saved = self._saved_into(fresh)
         except sqlite3.Error:
-            fresh.unlink()  # it would take the space that retention frees on a full disk
+            fresh.unlink()  # the unfinished file would take the space that retention frees
             raise
         with contextlib.suppress(FileNotFoundError):
             self._log_path.replace(_beside(aside, "-wal"))
@@ -348,7 +349,7 @@ class Database:
 
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
-        """Turn disk errors into StoreUnavailable, and remember them."""
+        """Turn disk errors of the block into StoreUnavailable, and note them in :attr:`trouble`."""
         try:
             yield
         except (OSError, Damaged, OfLaterVersion) as error:
@@ -395,7 +396,7 @@ def _probe(connection: sqlite3.Connection) -> None:
 
 
 def _prepare(connection: sqlite3.Connection, *, is_new: bool) -> None:
-    # auto_vacuum is a write and already set in an old file, which must open also on a full disk.
+    # Setting auto_vacuum is a write: left out for an old file, which has it and must also open on a full disk.
     pragmas = ["locking_mode=EXCLUSIVE", *(["auto_vacuum=INCREMENTAL"] if is_new else [])]
     for pragma in (*pragmas, "journal_mode=WAL", "synchronous=NORMAL", f"journal_size_limit={LOG_LIMIT_BYTES}"):
         connection.execute(f"PRAGMA {pragma}").fetchall()
@@ -417,7 +418,7 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def _aside(path: Path) -> Path:
-    """Return a name that nothing has, for what is to be set aside."""
+    """Return an unused path beside *path*, to rename a damaged file to."""
     aside = _beside(path, time.strftime(".damaged-%Y%m%dT%H%M%SZ", time.gmtime()))
     while os.path.lexists(aside):
         aside = _beside(aside, "x")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ENTRY_BYTES = 8
-"""Size of an index entry: where a line, with its newline, ends. In the machine's byte order."""
+"""Size of an index entry: the offset at which a line with its newline ends, in the machine's byte order."""
 
 _SCAN_BYTES = 1 << 20
 
@@ -29,12 +29,12 @@ def file_size(path: Path | os.DirEntry[str]) -> int:
 
 class LineFiles:
     """
-    The two files, open for appending.
+    The file of lines and its index, open for appending.
 
     Every write goes to a known offset, not to the end of the file, so it overwrites what a failed write left behind.
 
     Attributes:
-        last_line: How many lines the index knows.
+        last_line: How many lines the index has.
     """
 
     def __init__(self, data_path: Path, index_path: Path) -> None:
@@ -49,11 +49,12 @@ class LineFiles:
 
     def append(self, lines: bytes, lengths: array[int], *, first_number: int) -> None:
         """
-        Write lines and their index entries, all or none; skipped numbers before them are marked missing.
+        Write lines and their index entries, all or none.
 
         Args:
             lines: Joined lines, each with its newline.
             lengths: The length of each line with its newline.
+            first_number: The number of the first of them; numbers between the last line and this are marked missing.
 
         Raises:
             OSError: The disk is full, read-only or broken; earlier lines are unchanged.
@@ -61,12 +62,12 @@ class LineFiles:
         ends = array("Q", (self._end,)) * (first_number - 1 - self.last_line)
         known = len(ends)
         ends.extend(accumulate(lengths, initial=self._end))
-        del ends[known]  # where the first one begins
+        del ends[known]  # an entry is where a line ends, not where the first begins
         try:
             _write(self._data, lines, self._end)
             _write(self._index, ends.tobytes(), self.last_line * ENTRY_BYTES)
         except OSError:
-            # The next try opens the files again and repairs what cannot be undone now.
+            # The next attempt reopens the files and repairs what cannot be undone now.
             with contextlib.suppress(OSError):
                 os.ftruncate(self._index, self.last_line * ENTRY_BYTES)
                 os.ftruncate(self._data, self._end)
@@ -81,10 +82,10 @@ class LineFiles:
 
 class Lines:
     """
-    The two files, open for reading.
+    The file of lines and its index, open for reading.
 
     Attributes:
-        count: How many lines the index had when this was made.
+        count: How many lines the index had when this object was made.
     """
 
     def __init__(self, data: int, index: int) -> None:
@@ -97,23 +98,24 @@ class Lines:
         return next(iter(_entries(self._index, number - 1, number)), 0) if number else 0
 
     def written_after(self, position: int) -> int:
-        """Return the number of the first line after number *position* that was written; there may be none such."""
+        """Return the number of the first written line after line *position*; above *count* if there is none."""
         return position + 1 + self.ending_by(self.end(position), position)
 
     def ending_by(self, offset: int, position: int = 0) -> int:
-        """Return how many lines after number *position* end at or before an offset."""
+        """Return how many lines after line *position* end at or before *offset*."""
         return bisect_right(range(position + 1, self.count + 1), offset, key=self.end)
 
     def bytes_at(self, start: int, size: int) -> bytes:
-        """Return a part of the data; less if it ends there."""
+        """Return *size* bytes of the lines from offset *start* on; fewer at the end of the file."""
         return _read(self._data, size, start)
 
     def batch(self, position: int, limit_lines: int, limit_bytes: int) -> tuple[list[tuple[int, bytes]], int]:
         """
-        Return lines after number *position* that were written, with their numbers, and the number of the last one read.
+        Return the written lines after line *position* with their numbers, and the number of the last line looked at.
 
         Args:
-            limit_bytes: Upper bound of their length together; one line is always read, however long.
+            limit_lines: Upper bound of the number of lines looked at.
+            limit_bytes: Upper bound of their total length; one line is always read, however long.
         """
         start, ends = self.end(position), _entries(self._index, position, min(position + limit_lines, self.count))
         del ends[max(1, bisect_right(ends, start + limit_bytes)) :]
@@ -127,7 +129,7 @@ class Lines:
             if line.endswith(b"\n"):
                 found.append((number, line[:-1]))
             begin = end
-        return found, position + max(1, len(ends))  # fewer than there were: a failed write was just cut off
+        return found, position + max(1, len(ends))  # no ends if a failed write was just cut off
 
 
 def _open(path: Path) -> int:
@@ -151,7 +153,7 @@ def _repair(data: int, index: int) -> tuple[int, int]:
     ends = _entries(index, 0, known)
     rises = map(operator.le, chain((0,), ends), ends)
     good = next((i for i, (rising, end) in enumerate(zip(rises, ends, strict=True)) if not rising or end > size), known)
-    # No write ends with missing lines: if more data follows, these entries are a lost part of the index.
+    # A write never ends with missing lines: if data follows such entries, a part of the index was lost.
     while good and ends[good - 1] < size and ends[good - 1] == (ends[good - 2] if good > 1 else 0):
         good -= 1
     del ends[good:]
@@ -177,7 +179,7 @@ def _line_ends(data: int, start: int) -> array[int]:
 
 
 def _entries(index: int, start: int, stop: int) -> array[int]:
-    """Read index entries; fewer than asked for if a writer has just truncated a failed write."""
+    """Read index entries; fewer than asked for if a writer has just cut off a failed write."""
     data = _read(index, (stop - start) * ENTRY_BYTES, start * ENTRY_BYTES)
     entries = array("Q")
     entries.frombytes(data[: len(data) // ENTRY_BYTES * ENTRY_BYTES])

@@ -44,7 +44,7 @@ UNSAVED_RECORDS = 10_000
 """Number of unwritten records held in memory; the oldest are dropped first."""
 
 CURSOR_PATTERN = r"[0-9]{1,12}(\.[0-9]{1,20})?~[A-Za-z0-9_-][A-Za-z0-9._:-]{0,127}"
-"""``next_cursor`` of a page: when its last record was created, and its id."""
+"""``next_cursor`` of a page: the creation time (epoch seconds) and the id of its last record."""
 
 _ENCODE = msgspec.json.Encoder().encode
 
@@ -55,11 +55,12 @@ class RecordStore:
 
     One connection under one lock: a save takes about 0.1 ms, and there is one supervisor.
 
-    The file is opened at once, and made or migrated. A disk error does not raise: records are then held in memory, and
-    opening is tried again. So it is where a later version of this package wrote the file, which stays as it is.
+    The file is opened at once, and created or migrated. After a disk error the constructor does not raise: records are
+    held in memory, and opening is tried again. The same holds for a file that a later version of this package wrote;
+    that file is left unchanged.
 
     Attributes:
-        path: The file.
+        path: The SQLite file.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -101,7 +102,7 @@ class RecordStore:
         Retry pending writes; if there are none, checkpoint the log. Called periodically.
 
         Raises:
-            StoreUnavailable: The disk still fails.
+            StoreUnavailable: The disk still cannot be written.
         """
         with self._lock:
             if self.trouble is not None:
@@ -119,7 +120,7 @@ class RecordStore:
         Write a record, new or changed.
 
         Raises:
-            StoreUnavailable: It is held in memory only.
+            StoreUnavailable: The record is held in memory only.
         """
         with self._lock:
             self._unsaved_records.pop(record.execution_id, None)
@@ -128,12 +129,12 @@ class RecordStore:
 
     def conclude(self, record: ExecutionRecord, status_code: int, answer: bytes, retained_at: float) -> None:
         """
-        Write a final record and its answer as one change: after a crash there are both, or neither.
+        Write a final record and its answer as one change: after a crash either both are there or neither.
 
         The answer replaces an earlier one.
 
         Raises:
-            StoreUnavailable: They are held in memory only.
+            StoreUnavailable: Both are held in memory only.
         """
         execution_id = record.execution_id
         with self._lock:
@@ -143,10 +144,10 @@ class RecordStore:
 
     def write_unsaved(self) -> None:
         """
-        Write everything held in memory; every save does this, too.
+        Write all records and answers that are held in memory; :meth:`save` and :meth:`conclude` do this, too.
 
         Raises:
-            StoreUnavailable: The disk still fails.
+            StoreUnavailable: The disk still cannot be written.
         """
         with self._lock:
             try:
@@ -185,7 +186,7 @@ class RecordStore:
         Return the stored answer of an execution, or None.
 
         Raises:
-            StoreUnavailable: The disk does not give it.
+            StoreUnavailable: The disk cannot be read.
         """
         with self._lock:
             if kept := self._unsaved_answers.get(execution_id):
@@ -199,10 +200,10 @@ class RecordStore:
 
     def answer_bytes(self, execution_id: str) -> int | None:
         """
-        Return how long the stored answer of an execution is, or None.
+        Return the length in bytes of the stored answer of an execution, or None.
 
         Raises:
-            StoreUnavailable: The disk does not say.
+            StoreUnavailable: The disk cannot be read.
         """
         with self._lock:
             if kept := self._unsaved_answers.get(execution_id):
@@ -212,20 +213,20 @@ class RecordStore:
 
     def unfinished(self) -> list[ExecutionRecord]:
         """
-        Return the records without an end that an earlier supervisor left, oldest first.
+        Return the records that are not finished, oldest first; at the start, those that an earlier supervisor left.
 
         Raises:
-            StoreUnavailable: The disk does not give them.
+            StoreUnavailable: The disk cannot be read.
         """
         rows = self._rows("SELECT record FROM executions WHERE state != 'finished' ORDER BY created_at, execution_id")
         return [record for (encoded,) in rows if (record := _decoded(encoded))]
 
     def finished_ids(self, since: float = 0.0) -> Rows:
         """
-        Return ids and end times of executions that finished at or after *since*, in the order of their ends.
+        Return ids and end times of executions that ended at or after *since*, earliest first; both in epoch seconds.
 
         Raises:
-            StoreUnavailable: The disk does not give them.
+            StoreUnavailable: The disk cannot be read.
         """
         query = """
             SELECT execution_id, CAST(coalesce(ended_at, created_at) AS REAL) FROM executions
@@ -235,10 +236,12 @@ class RecordStore:
 
     def encoded(self, since: float) -> Iterator[bytes]:
         """
-        Yield, page by page, the records as they are stored of executions that have not ended before *since*.
+        Yield as JSON the records of executions that ended at or after *since* (epoch seconds) or have not ended.
+
+        Records that are not written yet are all yielded.
 
         Raises:
-            StoreUnavailable: The disk does not give them.
+            StoreUnavailable: The disk cannot be read.
         """
         with self._lock:
             held = dict(self._unsaved_records)
@@ -255,7 +258,7 @@ class RecordStore:
         Return the ids of all records, including unreadable ones.
 
         Raises:
-            StoreUnavailable: The disk does not give them.
+            StoreUnavailable: The disk cannot be read.
         """
         with self._lock:
             return {execution_id for (execution_id,) in self._rows("SELECT execution_id FROM executions")}.union(
@@ -264,10 +267,10 @@ class RecordStore:
 
     def of_session(self, session_id: str) -> ExecutionRecord | None:
         """
-        Return the oldest record of an execution that the CLI has known a session in, or None.
+        Return the oldest record whose session is *session_id* and is not known to be unresumable; None: there is none.
 
         Raises:
-            StoreUnavailable: The disk does not give it.
+            StoreUnavailable: The disk cannot be read.
         """
         with self._lock:
             held = [one for one in self._unsaved_records.values() if session_id.encode() in one]
@@ -278,10 +281,10 @@ class RecordStore:
 
     def ids_in(self, cwd: str) -> set[str]:
         """
-        Return the ids of executions that work in a directory, or below it.
+        Return the ids of executions whose directory is *cwd*, relative to the workspace, or lies below it.
 
         Raises:
-            StoreUnavailable: The disk does not give them.
+            StoreUnavailable: The disk cannot be read.
         """
         query = "SELECT execution_id FROM executions WHERE cwd = ?1 OR cwd >= ?1 || '/' AND cwd < ?1 || '0'"
         with self._lock:
@@ -293,7 +296,7 @@ class RecordStore:
         Delete the record and the answer of an execution.
 
         Raises:
-            StoreUnavailable: The disk does not allow it.
+            StoreUnavailable: The disk cannot be written.
         """
         with self._lock:
             self._unsaved_records.pop(execution_id, None)
@@ -307,7 +310,7 @@ class RecordStore:
         Return the bytes that all records and answers take on disk, or those of one execution.
 
         Raises:
-            StoreUnavailable: The disk does not give them.
+            StoreUnavailable: The disk cannot be read.
         """
         if execution_id is None:
             with self._lock:
@@ -323,7 +326,7 @@ class RecordStore:
         Shrink the file to its content.
 
         Raises:
-            StoreUnavailable: The disk does not allow it.
+            StoreUnavailable: The disk cannot be written.
         """
         with self._lock:
             self._database.give_back_space()
@@ -353,11 +356,11 @@ class RecordStore:
         Return records, newest first, and the cursor of the next page; None on the last page.
 
         Args:
-            labels: Only executions that have all of these.
+            labels: Only executions that have all of these labels are returned.
 
         Raises:
-            InvalidRequest: *cursor* did not come from here.
-            StoreUnavailable: The disk does not give them.
+            InvalidRequest: *cursor* was not returned by this method.
+            StoreUnavailable: The disk cannot be read.
         """
         before = _parsed_cursor(cursor)
         where = "(created_at, execution_id) < (?, ?)"
@@ -372,7 +375,7 @@ class RecordStore:
                 " AND name = ? AND value = ?)"
             )
             values += label
-        # S608: made of the constants above, values apart.
+        # S608: built from the constants above; values are passed separately.
         query = f"SELECT record FROM executions WHERE {where} ORDER BY created_at DESC, execution_id DESC"  # noqa: S608
         with self._lock:
             held = [_held(encoded) for encoded in self._unsaved_records.values()]
@@ -396,7 +399,7 @@ class RecordStore:
 
 
 def _held(encoded: bytes) -> ExecutionRecord:
-    """Decode a record that is only in memory; it says ``retained: false`` until it is written."""
+    """Decode a record that is not written yet; ``retained`` is False, so that callers see that."""
     record = read_record(encoded)
     record.metadata.retained = False
     return record

@@ -17,14 +17,14 @@ log = logging.getLogger(__name__)
 
 RESERVE_BYTES = 128 << 20
 RESERVE_SHARE = 20
-"""Bytes that stay free; on a small volume 1/20 of it."""
+"""``RESERVE_BYTES`` of the volume stay free; of a small volume only the ``RESERVE_SHARE``-th part."""
 
 SPARED_SECONDS = 15 * 60
 """How long after its end an answer stays, however little space is free: its caller may ask again."""
 
 
 def lacking_bytes(transcripts: TranscriptStore) -> int:
-    """Return how many more bytes should be free; 0 if enough are, or if that cannot be read."""
+    """Return how many bytes must be freed to have the reserve; 0 if none, or if the free space cannot be read."""
     if (disk := transcripts.free_bytes()) is None:
         return 0
     free, total = disk
@@ -42,19 +42,20 @@ def prune(
     release: Callable[[str], bool] | None = None,
 ) -> int:
     """
-    Delete finished executions, with transcript and answer, that are too old, then the oldest until the rest fits.
+    Delete finished executions with transcript and answer: those too old, then the oldest until the rest fits.
 
-    When free space is low, the lines of the oldest transcripts are deleted first, as many as needed: that needs no
-    record and leaves the answers. Whole executions are deleted only when no lines are left.
+    When free space is low, the lines of the oldest transcripts are deleted first, as many as needed; records and
+    answers stay. Whole executions are deleted for space only when no lines are left.
 
     Args:
         max_bytes: Upper bound of all records, answers and transcripts together.
         now: Seconds since the epoch.
         in_use: Ids of executions that run again and must stay, whatever their record says.
-        release: Gives up what an execution has in the workspace; returns False where it must stay for another one.
+        release: Called with the id of an execution before its deletion, to retire its directory in the workspace. False
+            means that another execution uses that directory: the execution is not deleted.
 
     Returns:
-        How many were deleted.
+        How many executions were deleted.
 
     Raises:
         StoreUnavailable: Records cannot be read or deleted.
@@ -89,7 +90,7 @@ def without_record(
     records: RecordStore, transcripts: TranscriptStore, in_use: Collection[str] = frozenset()
 ) -> dict[str, float]:
     """Return the names of transcripts without a record and the time of their last write, oldest first."""
-    found = transcripts.oldest_first()  # before the records, else a transcript being created would be among them
+    found = transcripts.oldest_first()  # read before the records, else a new transcript would be found
     known = {name_of(execution_id) for execution_id in (*records.ids(), *in_use)}
     return {name: written_at for name, written_at in found.items() if name not in known}
 

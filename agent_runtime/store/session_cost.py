@@ -1,8 +1,8 @@
 """
-What the CLI has counted of a session, from the file in which it keeps that session.
+The cost and usage that the CLI has counted in a session, read from the CLI's own file of that session.
 
-Source: Claude Code 2.1.330 and 2.1.332 append a line of type ``cost-state`` at the end of each process, and a resumed
-process goes on from the last one; 2.1.197 and earlier write none and begin at 0.
+Source: Claude Code 2.1.330 and 2.1.332 append a line of type ``cost-state`` when a process ends, and a process that
+resumes the session counts on from the last such line; 2.1.197 and earlier write none and count from 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 MOST_BYTES = 64 << 20
-"""How much of the file's end is searched."""
+"""How many bytes at the end of the file are searched."""
 
 _MARK = b'{"type":"cost-state"'
 
@@ -33,7 +33,7 @@ class _CostState(msgspec.Struct):
 
 
 def session_cost(config_dir: Path, session_id: UUID) -> SessionCost:
-    """Return what the CLI will go on from where it resumes a session; never raises."""
+    """Return the totals from which the CLI will count on when it resumes the session; never raises."""
     try:
         files = list((config_dir / "projects").glob(f"*/{session_id}.jsonl"))
         newest = max(files, key=lambda file: file.stat().st_mtime, default=None)

@@ -37,7 +37,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )
         """,
     ),
-    (),  # 0.1.0 cannot decode records with newer error classes: the higher version keeps it from opening the file
+    (),  # no change, but 0.1.0, which cannot decode newer error classes, does not open a file of this version
     ("CREATE TABLE marks (one INTEGER PRIMARY KEY CHECK (one = 1), count INTEGER NOT NULL, at REAL NOT NULL)",),
     (
         """
@@ -80,7 +80,7 @@ class KeptAnswer(msgspec.Struct, frozen=True):
 
 def salvage(damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> int:
     """
-    Copy every readable record and answer; return the number of records.
+    Copy every readable record and answer from one file to the other; return the number of records.
 
     A table is read from both ends up to the damage, and then by the ids that its index still holds.
     """
@@ -121,7 +121,7 @@ def _put(connection: sqlite3.Connection, row: tuple[Any, ...]) -> None:
 
 
 def put_record(connection: sqlite3.Connection, encoded: bytes) -> None:
-    """Write a record, new or changed."""
+    """Insert or replace a record, given as JSON, with its labels."""
     record = read_record(encoded)
     connection.execute(
         """
@@ -142,7 +142,7 @@ def put_record(connection: sqlite3.Connection, encoded: bytes) -> None:
 
 
 def put_answer(connection: sqlite3.Connection, kept: KeptAnswer) -> None:
-    """Write an answer in place of an earlier one."""
+    """Insert an answer, or replace the earlier one."""
     connection.execute(
         "INSERT OR REPLACE INTO answers (execution_id, status_code, answer, retained_at) VALUES (?, ?, ?, ?)",
         (kept.execution_id, kept.status_code, kept.answer, kept.retained_at),

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LONGEST_IN_HEX = 123
-"""Bytes of an id whose name in hex, with what is added to it, is no longer than the 255 bytes of a file's name."""
+"""The longest id, in bytes, whose hex form still fits in a file name (255 bytes) with its suffixes."""
 
 _BASE32 = "x"
-"""Begins the name of a longer one; no digit of hex."""
+"""First character of a longer id's file name, which is in base32; it is no hex digit."""
 
 PROMPT_LENGTH = 200
-"""Characters of a message that its record shows."""
+"""How many characters of a task's message the record shows."""
 
 
 class NewTask(msgspec.Struct, frozen=True):
@@ -37,10 +37,10 @@ class NewTask(msgspec.Struct, frozen=True):
     A task that is ready to be admitted.
 
     Attributes:
-        ignored_fields: Names of the fields of its request that nothing reads.
-        content: What is stored of it while it is unfinished.
-        prompt: The beginning of its message, redacted before it was cut.
-        obstacle: Why no attempt of it can begin now; a stored answer can be given all the same.
+        ignored_fields: Names of the request's fields that nothing reads.
+        content: The task as redacted JSON, stored until the execution has ended.
+        prompt: The beginning of the message, redacted before it was cut.
+        obstacle: Why no attempt can begin now; an answer that is already stored is given all the same.
     """
 
     task: Task
@@ -62,7 +62,7 @@ class TaskStore:
         self._redactor = redactor
 
     def prepare(self, task: Task, ignored_fields: list[str]) -> NewTask:
-        """Do what takes time in proportion to the length of a task; callable from any thread."""
+        """Do the work that takes longer for a longer task: digest, encode and redact it; callable from any thread."""
         _ = task.digest  # computed now, and then held by the task
         # ``fresh_session`` is not stored: it concerns only the post that asked for it. The file's name has the id.
         content = msgspec.json.encode(msgspec.structs.replace(task, fresh_session=None))
@@ -70,7 +70,7 @@ class TaskStore:
         return NewTask(task, ignored_fields, self._redactor.redact(content), prompt)
 
     def keep(self, execution_id: str, content: bytes) -> None:
-        """Write the content of a task, whole or not at all."""
+        """Write the content of a task, whole or not at all; a disk error is only logged."""
         path = self._path(execution_id)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ class TaskStore:
                 yield msgspec.structs.replace(task, execution_id=_id_in(path))
 
     def _path(self, execution_id: str) -> Path:
-        # An id is a plain name; hex, or base32, keeps ids distinct on file systems that ignore case.
+        # Ids are not used as they are: hex and base32 keep them distinct on file systems that ignore case.
         encoded = execution_id.encode()
         is_short = len(encoded) <= _LONGEST_IN_HEX
         name = encoded.hex() if is_short else _BASE32 + base64.b32encode(encoded).decode().rstrip("=").lower()

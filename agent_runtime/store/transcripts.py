@@ -54,11 +54,11 @@ class TranscriptStore:
         return TranscriptReader(*self._paths(execution_id))
 
     def size_bytes(self, execution_id: str) -> int:
-        """Return how long a transcript's files are."""
+        """Return the total size of a transcript's two files."""
         return sum(map(file_size, self._paths(execution_id)))
 
     def total_bytes(self) -> int:
-        """Return how long the files of all transcripts are."""
+        """Return the total size of the files of all transcripts."""
         try:
             with os.scandir(self.directory) as entries:
                 return sum(map(file_size, entries))
@@ -95,7 +95,7 @@ class TranscriptStore:
                 path.unlink()
 
     def delete_lines(self, name: str) -> bool:
-        """Delete the lines of a transcript; their numbers stay, and readers see a gap. False: there were none."""
+        """Delete a transcript's lines, so that readers see a gap in the numbers; return False if there were none."""
         try:
             (self.directory / f"{name}.jsonl").unlink()
         except (FileNotFoundError, NotADirectoryError):
@@ -115,7 +115,7 @@ def name_of(execution_id: str) -> str:
 
 
 class LongLine(NamedTuple):
-    """A line that is read in parts; *start* and *end* are offsets, without the newline."""
+    """A line that is read in parts; *start* and *end* are its offsets in the file, without the newline."""
 
     number: int
     start: int
@@ -157,7 +157,7 @@ class TranscriptReader:
         return found
 
     def long_line(self, after: int, longer_than_bytes: int) -> LongLine | None:
-        """Return where the first written line after line *after* is, if it is longer than so much."""
+        """Return the first written line after line *after* if it is longer than *longer_than_bytes*, else None."""
         with self._open() as lines:
             if lines and (number := lines.written_after(max(after, 0))) <= lines.count:
                 line = LongLine(number, lines.end(number - 1), lines.end(number) - 1)
@@ -166,7 +166,7 @@ class TranscriptReader:
         return None
 
     def bytes_at(self, start: int, size: int) -> bytes:
-        """Return a part of a long line; less if it is gone."""
+        """Return *size* bytes of a long line from offset *start* on; fewer if they have been deleted."""
         part = b""
         with self._open() as lines:
             if lines:

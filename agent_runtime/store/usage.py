@@ -1,4 +1,4 @@
-"""What the stored executions have used, by subscription or by model."""
+"""The usage of the stored executions, added up by subscription or by model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from agent_runtime.store.records import RecordStore
 
 MOST_COUNTED = 10_000
-"""How many names are told apart while they are added up."""
+"""How many names are distinguished while usage is added up."""
 
 
 class UsedBy(StrEnum):
@@ -42,16 +42,16 @@ _decode = msgspec.json.Decoder(_Record).decode
 
 def usage_since(records: RecordStore, since: float, by: UsedBy) -> dict[str | None, ModelUsage]:
     """
-    Add up what the attempts have used that have ended at *since* (epoch seconds) or later, or not at all.
+    Add up the usage of all attempts that ended at *since* (epoch seconds) or later, or have not ended.
 
-    Records of versions that did not count by attempt count as nothing.
+    Records of versions that did not store usage by attempt add nothing.
 
     Returns:
         The usage by name, the highest cost first, of at most 64 names; the rest is ``other``, at the end. None is the
         name of a subscription that the secret file did not name.
 
     Raises:
-        StoreUnavailable: The disk does not give the records.
+        StoreUnavailable: The disk cannot be read.
     """
     found: dict[str | None, ModelUsage] = {}
     for encoded in records.encoded(since):

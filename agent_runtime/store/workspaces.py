@@ -1,4 +1,4 @@
-"""The directories that executions work in: opened below the workspace, made, and deleted where that is asked for."""
+"""The directories that executions work in: open or create them below the workspace, and delete executions' own."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OWN = "executions"
-"""Where the directories are that executions have of their own."""
+"""The directory in the workspace that holds the executions' own directories."""
 
 PER_EXECUTION = "per_execution"
 
 _RETIRED = ".retired"
-"""Where in it those are that are being deleted; no id begins with a dot."""
+"""The directory in ``OWN`` that holds directories being deleted; no execution id begins with a dot."""
 
 _DELETE_SECONDS = 0.2
 _REAL = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -52,16 +52,16 @@ _REASONS = {
 
 class Workspaces:
     """
-    Open and make the directories that executions run in; every method may be called from any thread.
+    Open, create and delete the directories that executions run in; every method may be called from any thread.
 
-    An own directory is deleted only where it was made for its execution and no task has ever named it or one below it.
-    A file in *marks* says so for each, with the inode number of the directory.
+    An execution's own directory is deleted only if it was created for that execution and no task has ever named it or a
+    directory below it. As long as that is so, a file in *marks*, the directory's mark, holds its inode number.
 
     Args:
-        marks: A directory of ours that no agent can change; made where it is missing.
+        marks: A directory of ours that no agent can change; created if it is missing.
 
     Attributes:
-        has_retired: There may be something for :meth:`delete_some`.
+        has_retired: Whether :meth:`delete_some` may have something to delete.
     """
 
     def __init__(self, settings: Settings, marks: Path) -> None:
@@ -74,11 +74,11 @@ class Workspaces:
         self._stuck: set[str] = set()
 
     def own(self, execution_id: str) -> str | None:
-        """Return the directory of an execution that names none; None: the workspace itself."""
+        """Return the directory of an execution whose task names none; None: the workspace itself."""
         return f"{OWN}/{execution_id}" if self._has_own else None
 
     def obstacle(self, task: Task) -> InvalidRequest | None:
-        """Return why a directory that a task names cannot be used now; None: it can, or can perhaps be made."""
+        """Return why a directory that the task names cannot be used now; None if all can, or can perhaps be created."""
         for field, path in (("cwd", task.cwd), *(("add_dirs", path) for path in task.add_dirs or ())):
             try:
                 if path is not None:
@@ -94,11 +94,11 @@ class Workspaces:
         Open the directory that an attempt runs in; return a descriptor for the caller to close.
 
         Args:
-            cwd: As in the record; None: the workspace itself.
+            cwd: The record's ``cwd``, relative to the workspace; None: the workspace itself.
 
         Raises:
-            InvalidRequest: What the task asks for is not there, or leads out of the workspace.
-            SpawnFailed: The fault is not the task's.
+            InvalidRequest: The directory that the task asks for is missing, or leads out of the workspace.
+            SpawnFailed: The directory cannot be opened, and the task is not at fault.
         """
         is_named = task.cwd is not None
         is_own = not is_named and cwd == f"{OWN}/{execution_id}"
@@ -113,10 +113,10 @@ class Workspaces:
 
     def added(self, task: Task) -> list[str]:
         """
-        Return the real paths of the further directories of a task, which the CLI opens itself.
+        Return the real paths of the task's ``add_dirs``, which the CLI opens itself.
 
         Raises:
-            InvalidRequest: One is not there, or leads out of the workspace.
+            InvalidRequest: A directory is missing, or leads out of the workspace.
         """
         paths = []
         for path in task.add_dirs or ():
@@ -130,9 +130,9 @@ class Workspaces:
 
     def retire(self, execution_id: str) -> None:
         """
-        Take the directory that was made for an execution out of the way, at once and whole.
+        Move the directory that was created for an execution to the retired ones, by one rename.
 
-        :meth:`delete_some` deletes it.
+        :meth:`delete_some` deletes it later. Does nothing if the directory has no mark; a disk error is only logged.
         """
         try:
             with self._marks_lock, self._retired(make=True) as (own, retired):
@@ -150,18 +150,18 @@ class Workspaces:
 
     def forget(self, execution_id: str) -> None:
         """
-        Let the own directory of an execution stay for ever.
+        Have the own directory of an execution never deleted: remove its mark.
 
         Raises:
-            OSError: It cannot be noted.
+            OSError: The mark cannot be removed.
         """
         self._path(execution_id).unlink(missing_ok=True)
 
     def delete_some(self) -> None:
         """
-        Delete retired directories for a moment.
+        Delete retired directories, for ``_DELETE_SECONDS`` at most.
 
-        No link is followed, and nothing is recursive: a directory in a retired one is retired itself.
+        No link is followed. There is no recursion: a directory inside a retired one is moved up beside it.
         """
         ends_at = time.monotonic() + _DELETE_SECONDS
         self.has_retired = False
@@ -178,7 +178,7 @@ class Workspaces:
 
     @contextlib.contextmanager
     def _retired(self, *, make: bool = False) -> Iterator[tuple[int, int]]:
-        """Open where own directories are, and where the retired ones are; neither may be a link."""
+        """Yield descriptors of ``OWN`` and of the directory of retired ones in it; neither may be a link."""
         with contextlib.ExitStack() as held:
             own = os.open(self._top / OWN, os.O_RDONLY | _REAL)
             held.callback(os.close, own)
@@ -205,8 +205,8 @@ class Workspaces:
         return descriptor
 
     def _keep(self, named: int) -> None:
-        """Keep for ever an own directory that a task has named, directly, by a directory below it, or by links."""
-        with self._marks_lock:  # a directory is not retired between the look and the mark
+        """Remove the mark of the own directory in which *named*, a descriptor, lies: it is never deleted."""
+        with self._marks_lock:  # so that the directory is not retired between look-up and removal of its mark
             place, *below = Path(path_of(named)).parts[len(self._top.resolve().parts) :] or ("",)
             if place == OWN and below:
                 if below[0] == _RETIRED:
@@ -216,7 +216,7 @@ class Workspaces:
     def _opened_own(self, execution_id: str) -> int:
         made: list[int] = []
         with self._marks_lock:
-            # No agent has the own directory of a later execution lead to one of its choice.
+            # No link is followed: an agent may have put one in the place of a later execution's directory.
             opened = self._opened(f"{OWN}/{execution_id}", is_named=False, follow=False, make=True, made=made)
             if (inode := os.fstat(opened).st_ino) in made:
                 try:
@@ -232,7 +232,7 @@ class Workspaces:
 
 
 def not_entered(task: Task) -> InvalidRequest | None:
-    """Return the refusal of a task whose directory the user of the children may not enter; None: it names none."""
+    """Return the error for a task whose directory the children's user may not enter; None if the task names none."""
     return None if task.cwd is None else _refusal("cwd", PermissionError(errno.EACCES, ""))
 
 
@@ -244,7 +244,7 @@ def _refusal(field: str, error: OSError) -> InvalidRequest:
 
 
 def _writable(name: str, place: int) -> int:
-    """Open a directory that is no link, for its owner to change; return a descriptor for the caller to close."""
+    """Open a directory, never a link, and give its owner all permissions; the caller closes the descriptor."""
     found = os.open(name, os.O_PATH | _REAL, dir_fd=place)
     try:
         os.chmod(f"/proc/self/fd/{found}", 0o700)  # noqa: PTH101 - an agent may have taken the permissions away
@@ -254,7 +254,7 @@ def _writable(name: str, place: int) -> int:
 
 
 def _delete(name: str, retired: int, ends_at: float) -> bool:
-    """Delete a retired file or directory; return False when the time is over before."""
+    """Delete a retired file or directory; return False if *ends_at* (monotonic seconds) passes before it is gone."""
     if time.monotonic() > ends_at:
         return False
     try:
