@@ -1,9 +1,7 @@
 """
 What a supervisor needs before it exists: directories and their locks, the port, and the containment of attempts.
 
-No process of an earlier supervisor is left here once :func:`occupied` has been entered. How attempts are contained is
-known a little later: the search waits for the kernel and for a first child, and the caller has modules to import
-meanwhile.
+Once :func:`occupied` has been entered, no process of an earlier supervisor with the same data directory is left here.
 """
 
 from __future__ import annotations
@@ -54,9 +52,9 @@ class Bootstrap(NamedTuple):
     The resources that :func:`occupied` holds.
 
     Attributes:
-        listener: Bound, not yet listening.
-        run_dir: For the files of running children; empty.
-        containment: In whose cgroups nothing of an earlier supervisor is left.
+        run_dir: An empty directory for the files of running children.
+        listener: The bound socket, not yet listening.
+        containment: How attempts are contained; no process of an earlier supervisor is left in its cgroups.
     """
 
     data_dir: Path
@@ -70,10 +68,11 @@ class Bootstrap(NamedTuple):
 @contextlib.contextmanager
 def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> Iterator[Bootstrap]:
     """
-    Hold all of it while the block lasts.
+    Acquire the resources of :class:`Bootstrap`, and hold them while the block lasts.
 
     Raises:
-        CannotStart: The port, a directory or a lock is not to be had.
+        CannotStart: The port, a directory, a lock or the containment asked for is not available.
+        SettingsInvalid: The workspace or the children's user does not exist.
         CalledOff: A signal came.
     """
     redactor = Redactor()
@@ -100,7 +99,7 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         except OSError as error:
             raise _no_lock(data_dir, f"{PREFIX}DATA_DIR", error) from None
         held.callback(spawner.close)
-        # Not before the processes of an earlier supervisor are gone: they could hold this lock.
+        # Locked only now: processes of an earlier supervisor, gone by now, could have held this lock.
         held.enter_context(_locked(settings.config_dir, f"{PREFIX}CONFIG_DIR"))
         # A supervisor that was killed may have left its children's files, which hold tokens.
         run_dir = data_dir / "run"
@@ -128,7 +127,7 @@ def _contained(spawner: Spawner, settings: Settings, limits: Limits, data_dir: P
 
 
 def _data_dir(settings: Settings, environ: Mapping[str, str]) -> Path:
-    """Return the data directory: the default one, else one in the user's state directory."""
+    """Return the data directory: the setting's, else the default one, else one in the user's state directory."""
     if settings.data_dir is not None:
         return _directory(settings.data_dir, f"{PREFIX}DATA_DIR")
     with contextlib.suppress(CannotStart):
@@ -171,7 +170,7 @@ def _locked(path: Path, variable: str) -> Iterator[None]:
     Hold a lock that the kernel gives back when this process ends, however it ends.
 
     Args:
-        path: A file of ours, which is made; or a directory, where a child could put another file in its place.
+        path: A lock file, which is created; or a directory, where a child could replace a lock file.
     """
     directory = path if path.is_dir() else path.parent
     with contextlib.ExitStack() as held:
@@ -194,7 +193,7 @@ def _locked(path: Path, variable: str) -> Iterator[None]:
         except OSError as error:
             if not (path.is_dir() and error.errno == errno.EBADF):
                 raise _no_lock(directory, variable, error) from None
-            # NFS locks what can be written to, and no directory can.
+            # NFS locks only files opened for writing, and a directory cannot be opened so.
             held.enter_context(_locked(path / ".agent-runtime.lock", variable))
         yield
 
@@ -230,10 +229,10 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
 
 def _expect_silence(listener: socket.socket, seconds: float) -> None:
     """
-    Have the kernel end connections of callers that are gone without saying so; accepted sockets inherit it.
+    Have the kernel end connections whose caller has vanished; accepted sockets inherit these options.
 
-    Idle connections are probed; sent data must be acknowledged in that time. The second also ends a connection
-    whose reader takes nothing at all for so long.
+    Idle connections are probed, and sent data must be acknowledged within *seconds*. The latter also ends a connection
+    whose reader takes nothing for so long.
 
     Source: https://man7.org/linux/man-pages/man7/tcp.7.html (TCP_USER_TIMEOUT, TCP_KEEPIDLE)
     """

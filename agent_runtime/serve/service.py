@@ -73,24 +73,24 @@ BACKLOG = 2048
 SECOND = 1.0
 LEAVE_SECONDS = 0.05
 """
-As long as uvicorn takes to notice that it should end, on average.
+How long the server still answers after it was asked to end: what uvicorn's own polling takes on average.
 
-A reader whose stream ends reconnects at once: it is told then that we drain.
+A reader whose stream ends reconnects at once, and in this time is still told that the supervisor drains.
 """
 TURNS_TO_CONNECT = 3
-"""Of the loop, from an accept to ``connection_made`` (CPython 3.11, ``_accept_connection2``), and one more."""
+"""Turns of the loop from an accept to ``connection_made`` (CPython 3.11, ``_accept_connection2``), and one more."""
 WORKERS = 4
 SWITCH_SECONDS = 0.0005
 """
 How long a thread may hold the interpreter while another wants it.
 
-Between the line that says that a token is refused and the signal there are several hand-overs, and with Python's own
-5 ms each of them could take so long while the event loop computes (benchmarks/detection.py).
+Between the line that says that a token is refused and the signal, threads hand over to each other several times. With
+Python's default each time could take 5 ms while the event loop computes (benchmarks/detection.py).
 """
 
 
 def announce(line: str) -> None:
-    """Write to stdout in a thread: where stdout is a full pipe, the thread waits and not the event loop."""
+    """Write to stdout in a thread: if stdout is a full pipe, that thread waits, not the event loop."""
     threading.Thread(target=_write, args=(sys.stdout.fileno(), line.encode()), name="announce", daemon=True).start()
 
 
@@ -101,11 +101,11 @@ def _write(descriptor: int, data: bytes) -> None:
 
 class Server(uvicorn.Server):
     """
-    A uvicorn that leaves the signals to us.
+    A uvicorn server that handles no signals; :class:`Ending` does.
 
-    uvicorn would close its listeners first on SIGTERM, so that ``/readyz`` could never say that it drains, and would
-    exit by raising the signal again (uvicorn 0.54, ``Server.capture_signals``). It would also wake ten times a second
-    to see whether it should end (``Server.main_loop``).
+    On SIGTERM uvicorn would first close its listeners, so that ``/readyz`` could never answer that the supervisor
+    drains, and would exit by raising the signal again (uvicorn 0.54, ``Server.capture_signals``). It would also wake
+    ten times a second to see whether it should end (``Server.main_loop``).
 
     Attributes:
         second: Notified once a second.
@@ -118,7 +118,7 @@ class Server(uvicorn.Server):
         self._leaving = asyncio.Event()
 
     def leave(self) -> None:
-        """End soon, once what is being answered has been."""
+        """Ask the server to end once the requests in progress are answered."""
         self.should_exit = True
         self._leaving.set()
 
@@ -136,10 +136,10 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """
-        Accept no more, and end once every connection that was accepted is known, so that each is closed.
+        Accept no more, wait until uvicorn knows every accepted connection, so that it closes each, and end.
 
         asyncio loses a connection whose listener is closed between its accept and the next turns of the loop, and
-        uvicorn never closes one that it is told of after it has closed the others.
+        uvicorn never closes a connection of which it learns after it has closed the others.
         """
         for listener in sockets or ():
             asyncio.get_running_loop().remove_reader(listener)
@@ -151,14 +151,14 @@ class Server(uvicorn.Server):
         """Start to listen, and announce the address: the only line on stdout."""
         await super().startup(sockets)
         for listener in sockets or ():
-            listener.listen(BACKLOG)  # asyncio takes one number for how many may wait and how many it accepts at once
+            listener.listen(BACKLOG)  # asyncio has one number for the backlog and for the accepts of one turn
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             announce(f"listening on http://{shown}:{port}\n")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture nothing."""
+        """Leave the signal handlers as they are."""
         yield
 
 
@@ -170,8 +170,8 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
         The exit code: 0 after a drain.
 
     Raises:
-        CannotStart: A layer of containment is not to be had.
-        CalledOff: A signal came before the supervisor was there.
+        CannotStart: The settings ask for the relay, and it cannot run here.
+        CalledOff: A signal came before the event loop handled signals.
     """
     data_dir, redactor = bootstrap.data_dir, bootstrap.redactor
     counts = Counts(time.time())
@@ -289,7 +289,7 @@ def _count_at_relay(counts: Counts, outcome: str, seconds: float | None) -> None
 
 
 class SecretChanges:
-    """Carry changes of the secret file from the thread that notices them to the event loop, once there is one."""
+    """Carry changes of the secret file from the thread that notices them to the event loop, once that runs."""
 
     def __init__(self, redactor: Redactor) -> None:
         self.deliveries: Deliveries | None = None
@@ -298,7 +298,7 @@ class SecretChanges:
         self._take: Callable[[SecretStatus], None] | None = None
 
     def put(self, status: SecretStatus) -> None:
-        """Accept a status, from any thread: its token is redacted from here on, and delivered to running attempts."""
+        """Redact the token of a new status from now on, and deliver it to running attempts; from any thread."""
         if status.generation is not None:
             self._redactor.add(status.generation.token)
             if self.deliveries is not None:
@@ -308,7 +308,7 @@ class SecretChanges:
                 self._loop.call_soon_threadsafe(self._take, status)
 
     def deliver_to(self, take: Callable[[SecretStatus], None]) -> None:
-        """Call *take* on the running loop from now on."""
+        """Call *take* with each later status, on the event loop that runs now."""
         self._loop, self._take = asyncio.get_running_loop(), take
 
 
@@ -360,7 +360,7 @@ async def _serve(
     server = Server(config, supervisor.counts)
     ending = Ending(supervisor, server)
     loop = asyncio.get_running_loop()
-    # Few, because each keeps memory of its own; what they do is short and goes to one disk.
+    # Few threads, because each has memory of its own; their jobs are short and use one disk.
     loop.set_default_executor(ThreadPoolExecutor(WORKERS, thread_name_prefix="worker"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.signalled, number)
@@ -404,7 +404,7 @@ class Ending:
         self._draining: asyncio.Task[None] | None = None
 
     def signalled(self, number: int) -> None:
-        """Handle a signal."""
+        """Handle a signal: drain at the first, end all executions at the second."""
         if self._draining is None:
             log.info("draining on %s", signal.Signals(number).name)
             self._draining = asyncio.get_running_loop().create_task(self._drain())
@@ -421,6 +421,6 @@ class Ending:
             self._server.leave()
 
     async def finished(self) -> None:
-        """Wait for the drain to end."""
+        """Wait for the end of the drain, if there is one."""
         if self._draining is not None:
             await self._draining

@@ -12,15 +12,15 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class CalledOff(Exception):
-    """A signal came while the supervisor started."""
+    """A signal ended the start of the supervisor."""
 
 
 class Start:
     """
-    Record signals until the event loop handles them, and end the start between two steps.
+    Record signals until the event loop handles them, so that they end the start between two of its steps.
 
-    Without this a SIGTERM would kill us in the middle of a step, or, as PID 1, do nothing at all; and SIGINT would show
-    a traceback. No exception comes out of the signal handler: a step that has begun ends as it should.
+    Without this a SIGTERM would kill the process in the middle of a step, or, for PID 1, do nothing at all; and SIGINT
+    would show a traceback. The signal handler raises nothing, so a step that has begun is completed.
     """
 
     def __init__(self) -> None:
@@ -30,9 +30,7 @@ class Start:
 
     def go_on(self) -> None:
         """
-        Go on to the next step, or not.
-
-        Called once more when the event loop has its handlers.
+        Raise if a signal has come; called between two steps, and when the event loop has its own signal handlers.
 
         Raises:
             CalledOff: A signal has come.
@@ -41,7 +39,7 @@ class Start:
             raise CalledOff(f"called off by {signal.Signals(self._signal).name} while starting")
 
     def close(self) -> None:
-        """End, also where the start did: from here on a signal changes nothing, as there is nothing left to end."""
+        """Ignore signals from now on: the supervisor or its start has ended, so a signal has nothing to end."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 

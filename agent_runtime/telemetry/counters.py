@@ -1,9 +1,9 @@
 """
-Counters since the start, incremented where things happen; the present state is read from its owner instead.
+Counters and histograms since the start. The present state is no counter: :mod:`agent_runtime.api.metrics` reads it.
 
 One :class:`Counts` per supervisor is handed to its users, with a registry of its own; nothing is global. Names
-are those of the exposition without prefix and suffix. No label ever holds an id, a fingerprint or a generation: what
-can take values without end does not belong there.
+are those of the exposition without ``agent_runtime_`` and ``_total``. No label ever holds an id, a fingerprint or a
+generation: each value of a label costs memory for ever.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PREFIX = "agent_runtime_"
 
 NONE = "none"
-"""Label value where there is none."""
+"""The value of a label that does not apply."""
 
 
 class Counter(msgspec.Struct, frozen=True):
@@ -70,10 +70,10 @@ RELAY_OUTCOMES = (
     *("hung_up", "left", "unknown", "not_passed", "malformed", "stranger", "other_process"),
 )
 """
-What can become of a request at the relay; it can be counted under more than one.
+What can become of a request at the relay; a request can be counted under more than one.
 
-``hung_up``, ``left``: by the child, in the middle; ``unknown``: of no running attempt; ``stranger``: another user's;
-``other_process``: by a tool with the identity of its CLI.
+``hung_up``, ``left``: the child closed the connection in the middle; ``unknown``: of no running attempt; ``stranger``:
+of another user; ``other_process``: of a tool that shows the identity of its CLI.
 """
 
 COUNTERS: dict[str, Counter] = {
@@ -167,7 +167,7 @@ class Counts:
     def __init__(self, since: float = 0.0) -> None:
         self._since = since
         self._lock = threading.Lock()
-        # The library's series of creation times are no part of what is promised.
+        # The library would add a series of creation times for each counter.
         prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's
         self.registry = prometheus_client.CollectorRegistry()
         self._counters = {
@@ -187,14 +187,14 @@ class Counts:
         """When the API last answered a request of a child, epoch seconds."""
 
     def count(self, name: str, *labels: object, by: float = 1) -> None:
-        """Count one more, or *by* more; None is the label of what has none."""
+        """Add *by* to a counter; a label of None is shown as ``none``."""
         counter = self._counters[name]
         if COUNTERS[name].labels or labels:
             counter = counter.labels(*(NONE if label is None else str(label) for label in labels))
         counter.inc(by)
 
     def used(self, subscription: str | None, by_model: UsageByModel) -> None:
-        """Count what an attempt has used; of each label 64 values are told apart, the rest is ``other``."""
+        """Count what an attempt has used; of each label 64 values are distinguished, the rest is ``other``."""
         for model, usage in by_model.items():
             users = (self._user("subscription", subscription or NONE), self._user("model", model))
             self.count("usage_cost_usd", *users, by=usage.cost_usd)
@@ -210,7 +210,7 @@ class Counts:
             return name if name in known else OTHER
 
     def observe(self, name: str, seconds: float) -> None:
-        """Record a measured time; one below 0, which two clocks can give, counts as 0."""
+        """Record a measured time; a negative one, possible between two clocks, counts as 0."""
         self._histograms[name].observe(max(0.0, seconds))
 
     def happened(self, event_type: str, data: Mapping[str, object]) -> None:
@@ -221,7 +221,7 @@ class Counts:
             self.count(name)
 
     def loaded(self, generation: Generation) -> None:
-        """Record a newly loaded generation."""
+        """Record how long after its writing a generation was loaded."""
         if generation.written_at is not None and generation.written_at >= self._since:
             self.observe("token_write_to_known_seconds", generation.loaded_at - generation.written_at)
 

@@ -1,8 +1,8 @@
 """
 Events of the token and of executions, for a backend to act on: a bounded log with any number of readers.
 
-Ids rise, also over restarts: the first is the time of the start. A position from before a restart is therefore known as
-one whose continuation is gone, and never mistaken for a place in this log.
+Ids rise, also over restarts: the first is the time of the start in milliseconds. So an id from before a restart is
+lower than all ids in this log, and its reader is told that events in between are gone.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class EventType(NamedTuple):
     One kind of event.
 
     Attributes:
-        is_posted: A backend has to act on it, so it is posted to one.
-        counter: Counts it, by its name in :data:`~agent_runtime.telemetry.counters.COUNTERS`.
+        is_posted: A backend has to act on the event, so the webhook posts it.
+        counter: The counter of these events, by its name in :data:`~agent_runtime.telemetry.counters.COUNTERS`.
     """
 
     is_posted: bool = False
@@ -88,7 +88,7 @@ class EventLog:
     Args:
         size: How many events are held; the oldest go first.
         redact: Applied to every text before it is stored, as the last line of defence.
-        happened: Called with type and data of every event.
+        happened: Called with type and data of every event, to count it.
     """
 
     def __init__(
@@ -107,17 +107,17 @@ class EventLog:
 
     @property
     def last_id(self) -> int:
-        """The id of the latest event; before the first one, the position from which all are still to come."""
+        """The id of the latest event; before the first event, a position that all events will follow."""
         return self._last_id
 
     @property
     def closed(self) -> bool:
-        """Whether nothing more will happen."""
+        """Whether the log is closed, so that its readers should end."""
         return self._closed
 
     def publish(self, type: str, **data: Value) -> None:  # noqa: A002 - the contract's word
         """
-        Tell everybody that something happened.
+        Add an event to the log, and wake its readers.
 
         Raises:
             ValueError: There is no such type of event.
@@ -134,12 +134,12 @@ class EventLog:
 
     def after(self, position: int) -> tuple[list[Event], bool]:
         """
-        Return the events after *position*, and whether some are missing between them and it.
+        Return the events after *position*, and whether events are missing between *position* and the first of them.
 
         Args:
-            position: The id of the last event that is known; 0: none is, so nothing that is gone is missed. A position
-                that does not exist yet is from before a restart at which the clock went back, so its reader knows none
-                of the events here: all of them, and a gap.
+            position: The id of the last event that the reader knows; 0: it knows none, and no event counts as missing.
+                An id higher than the latest is from before a restart at which the clock was set back: then all events
+                are returned, and some count as missing.
         """
         if position > self._last_id:
             return list(self._events), True
@@ -147,7 +147,7 @@ class EventLog:
         return [event for event in self._events if event.id > position], 0 < position < oldest - 1
 
     async def wait(self, position: int) -> None:
-        """Wait until something happens after *position*, or the log is closed; returns at once if it has."""
+        """Wait until there is an event after *position* or the log is closed; return at once if that is so."""
         while self._last_id <= position and not self._closed:
             await self._changed.wait()
 
@@ -158,7 +158,7 @@ class EventLog:
 
     def _safe(self, name: str, value: Value) -> Value:
         if isinstance(value, str):
-            text = str(value)  # of an enumeration its value
+            text = str(value)  # an enum member becomes its value
             return text if self._redact is None else self._redact(text)
         if isinstance(value, dict):
             return {key: str(self._safe(name, text)) for key, text in value.items()}

@@ -1,4 +1,4 @@
-"""The text of a model while it is written, for those who read it at that moment: redacted, and kept nowhere."""
+"""The model's text while it is generated, for readers connected at that moment: redacted, and stored nowhere."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from agent_runtime.telemetry.redaction import Redactor
 
 WAITING_LIMIT = 64 << 10
-"""Characters that wait for one reader; the oldest are dropped first."""
+"""How many characters are buffered for one reader; the oldest are dropped first."""
 
 BLOCKS = 64
-"""Blocks of text that can be under way at once: one of the run itself, and one of each sub-agent."""
+"""How many blocks of text can be unfinished at once: one of the run itself, and one of each sub-agent."""
 
 ID_LENGTH = 128
 
@@ -49,7 +49,7 @@ class LiveText(msgspec.Struct, kw_only=True):
 
 
 class LiveReader:
-    """What waits for one reader; made by :meth:`LiveTexts.reader`."""
+    """The buffer of one reader; made by :meth:`LiveTexts.reader`."""
 
     def __init__(self) -> None:
         self.changed = Notifier()
@@ -60,7 +60,7 @@ class LiveReader:
         self._is_told = False
 
     def put(self, after: int, piece: LiveText) -> None:
-        """Add a piece that came after line *after*; from any thread, and without waiting for anything."""
+        """Add a piece that was printed after line *after* of the transcript; from any thread, without blocking."""
         with self._lock:
             self._waiting.append((after, piece))
             self._waiting_length += len(piece.text)
@@ -74,7 +74,7 @@ class LiveReader:
                 self._loop.call_soon_threadsafe(self._tell)
 
     def take(self, through: int) -> list[LiveText]:
-        """Return the pieces that came after line *through* or an earlier one; neighbours become one."""
+        """Remove and return the pieces printed after line *through* or an earlier line; joins pieces of one block."""
         taken: list[LiveText] = []
         with self._lock:
             while self._waiting and self._waiting[0][0] <= through:
@@ -93,7 +93,7 @@ class LiveReader:
 
 
 class LiveTexts:
-    """The readers of one execution's text; they come and go on the event loop, what they read comes from a thread."""
+    """The readers of one execution's text; added and removed on the event loop, while a thread sends the text."""
 
     def __init__(self) -> None:
         self._readers: tuple[LiveReader, ...] = ()
@@ -105,7 +105,7 @@ class LiveTexts:
 
     @contextlib.contextmanager
     def reader(self) -> Iterator[LiveReader]:
-        """Read what comes while the block runs."""
+        """Yield a new reader, which gets the text that is sent while the block runs."""
         reader = LiveReader()
         self._readers = (*self._readers, reader)
         try:
@@ -126,11 +126,11 @@ class _Block(NamedTuple):
 
 class LiveTextWriter:
     """
-    Take the text out of one attempt's partial messages, without tokens, also where one is split over several.
+    Extract the text of one attempt's partial messages, and redact it, also a token split over several messages.
 
-    The end of a piece that may be the first part of a token is held back until the next piece. Without a reader nothing
-    is read, which costs next to nothing: a reader that comes in the middle of a token must not get its second part, so
-    text of a block that has begun begins for it at the next blank.
+    The end of a piece that may be the first part of a token is held back until the next piece. Without a reader no
+    message is decoded, to save time. A reader that comes in the middle of a block gets its text from the next blank on:
+    what precedes that may be the second part of a token.
     """
 
     def __init__(self, texts: LiveTexts, redactor: Redactor) -> None:
@@ -148,13 +148,13 @@ class LiveTextWriter:
             self._texts.send(after, piece)
 
     def message(self, parent: str | None, after: int) -> None:
-        """Send what is held back of the text of *parent*: all of it is to be the next line."""
+        """Send the held-back text of *parent*, a sub-agent's tool call or None: its whole message is the next line."""
         for block in [block for block in self._held if block.parent == parent]:
             if (piece := self._piece(block, self._redactor.redact(self._held.pop(block)))) is not None:
                 self._texts.send(after, piece)
 
     def _read(self, line: bytes) -> LiveText | None:
-        """Return the text that can be sent after a partial message."""
+        """Return the text that can be sent after a partial message; None: there is none."""
         partial = decode_partial(line)
         if partial is None:
             return None
@@ -185,7 +185,7 @@ class LiveTextWriter:
     def _piece(self, block: _Block, clean: bytes) -> LiveText | None:
         if not clean:
             return None
-        shown = self._redactor.redact_text  # any program can print a frame
+        shown = self._redactor.redact_text  # a tool may have printed the frame, with any text as ids
         parent, message_id = block.parent, self._message_ids.get(block.parent)
         return LiveText(
             text=clean.decode(),

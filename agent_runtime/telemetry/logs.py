@@ -1,8 +1,8 @@
 """
 Logs: one event a line, on stderr, as text for people or as JSON for collectors; nothing secret in either.
 
-Both forms have the same fields: time, level, logger, message, and those of :data:`FIELDS` that there are. The subject
-of a line is bound once by :func:`about`, for all lines that follow in the same task or thread.
+Both forms have the same fields: time, level, logger, message, and those of :data:`FIELDS` that are set. Fields that
+many lines share are set once by :func:`about`, for all lines that follow in the same task or thread.
 
 Nothing that logs ever waits for the reader of stderr: see :class:`LogQueue`.
 """
@@ -35,14 +35,14 @@ STDERR = 2
 
 LINES_LIMIT = 10_000
 FLUSH_SECONDS = 0.5
-"""How long the end of the process waits for a reader, each of the two times that it does."""
+"""How long :meth:`LogQueue.flush` waits for the reader of stderr; the end of the process calls it twice."""
 
 _about: ContextVar[dict[str, str | int]] = ContextVar("about", default={})  # noqa: B039 - never changed, only replaced
 
 
 @contextmanager
 def about(**fields: str | int | None) -> Iterator[None]:
-    """Bind *fields* to all lines that are logged in this context and in tasks started from it; None is left out."""
+    """Add *fields* to all lines that the block, or a task started in it, logs; a field of None is left out."""
     token = _about.set(_about.get() | {name: value for name, value in fields.items() if value is not None})
     try:
         yield
@@ -51,10 +51,10 @@ def about(**fields: str | int | None) -> Iterator[None]:
 
 
 class BoundFields(logging.Filter):
-    """Write on each record what it is about, in the thread that logs it."""
+    """Add the fields of :func:`about` to each record, in the thread that logs it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Complete *record*; it is always let through."""
+        """Add the fields to *record*; return True."""
         for name, value in _about.get().items():
             if not hasattr(record, name):
                 setattr(record, name, value)
@@ -93,12 +93,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def _encodable(text: str) -> str:
-    """Show the half characters that a file's name may hold as escapes."""
+    """Replace surrogates, which stand for undecodable bytes of a file's name, by escapes."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def _on_one_line(text: str) -> str:
-    """Show what would begin a new line, or steer a terminal, as an escape."""
+    """Replace characters that would begin a new line or control a terminal by escapes."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -106,11 +106,11 @@ def _on_one_line(text: str) -> str:
 
 class LogQueue(QueueHandler):
     """
-    Hand lines to a thread that writes them to *descriptor*, past the buffers of :data:`sys.stderr` and their locks.
+    Hand lines to a thread that writes them to *descriptor*, without the buffers of :data:`sys.stderr` and their locks.
 
-    A pipe that is full and has no reader blocks its writer: an attempt that has a child to end, the thread that holds
-    the secret file's lock, the event loop. Here it blocks the listener's thread only. Lines beyond *limit* are lost,
-    and their number is logged as soon as there is room again.
+    A full pipe that is not read blocks a thread that writes to it, and any thread may log: the event loop, an attempt
+    that has to end its child, the thread that holds the secret file's lock. Here only the writing thread is blocked.
+    Lines beyond *limit* are lost, and their number is logged as soon as there is room again.
     """
 
     def __init__(self, descriptor: int, limit: int = LINES_LIMIT) -> None:
@@ -140,14 +140,14 @@ class LogQueue(QueueHandler):
             self._unsaid += 1
 
     def flush(self) -> None:
-        """Wait until all lines are written, no longer than :data:`FLUSH_SECONDS`: also called at the end."""
+        """Wait until all lines are written, for :data:`FLUSH_SECONDS` at most; logging calls this at exit, too."""
         done = self._lines.all_tasks_done
         with done:
             done.wait_for(lambda: not self._lines.unfinished_tasks, FLUSH_SECONDS)
 
 
 class _Writer(QueueListener):
-    """Write lines that are formatted already; no handler, whose lock the end of the process would wait for."""
+    """Write formatted lines without a handler: that would have a lock, for which the end of the process would wait."""
 
     def __init__(self, lines: queue.Queue[logging.LogRecord], descriptor: int) -> None:
         super().__init__(lines)
@@ -160,7 +160,7 @@ class _Writer(QueueListener):
         while left:
             try:
                 left = left[os.write(self._descriptor, left) :]
-            except BlockingIOError:  # another process that has the pipe made it non-blocking
+            except BlockingIOError:  # another process that shares the pipe made it non-blocking
                 select.select([], [self._descriptor], [])
             except OSError:
                 self.failed += 1

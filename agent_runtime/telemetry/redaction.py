@@ -1,17 +1,17 @@
 r"""
 Take every token in use out of what leaves this process: transcripts, records, answers, log records.
 
-Each token is replaced by ``[token:FINGERPRINT]``, which needs no escaping, so a JSON line stays one.
+Each token is replaced by ``[token:FINGERPRINT]``, which needs no escaping, so a line of JSON stays valid.
 
-Found are: the exact value, the value as an encoder of JSON writes it, and any text that looks like a key of the API
+Found are: the exact value, the value as a JSON encoder writes it, and any text that looks like a key of the API
 (``sk-ant-KIND-…``), whether or not it was ever loaded here. No encoder escapes ``[A-Za-z0-9_-]``, so
-a token of these characters looks the same however many times JSON was put into JSON.
+a token of these characters looks the same at any depth of JSON inside JSON strings.
 
 Not found, and not promised: a value shorter than :data:`SHORTEST` characters, which looks like
 ordinary text; a value encoded on purpose (base64, hex, escapes that no encoder writes), reversed, or
 spread over several lines or frames, which an agent that can read its own environment can always do.
 
-A line without a token costs one search over it for each beginning that tokens share; time is in proportion to length.
+Tokens are grouped by their first bytes: a line without a token costs one search for each group, in linear time.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SHORTEST = 8
-"""Characters a value must have to be replaced."""
+"""How many characters a value must have to be replaced."""
 
 VALUES_KEPT = 1024
-"""The last so many are redacted: those in use are added again at each use."""
+"""How many values are redacted, the latest first; a token in use is added again at each use."""
 
 _FAMILY = b"sk-ant-"
 _OF_THE_FAMILY = re.compile(rb"sk-ant-[a-z0-9]{1,16}-[A-Za-z0-9_-]{8,4096}")
@@ -43,11 +43,11 @@ _OF_THE_FAMILY = re.compile(rb"sk-ant-[a-z0-9]{1,16}-[A-Za-z0-9_-]{8,4096}")
 _TORN_FAMILY = re.compile(
     rb"(?:s(?:k(?:-(?:a(?:n(?:t)?)?)?)?)?|sk-ant-(?:[a-z0-9]{0,16}|[a-z0-9]{1,16}-[A-Za-z0-9_-]{0,4096}))\Z"
 )
-"""The first part of such a text, or one that may go on."""
+"""The first part of such a text, or a whole one that may go on, at the end of a line."""
 
 _TORN_FAMILY_BYTES = 4128
 _LEAST_TORN = 4
-"""Characters that the first part of a token has at the end of a cut line: fewer may end any word."""
+"""The fewest characters at the end of a cut line that count as the first part of a token; fewer may end any word."""
 
 _BACKSLASH = 0x5C
 
@@ -64,8 +64,8 @@ class _Group:
     """
     Values that begin with the same bytes, found by one search for these.
 
-    A false hit costs a look-up for each length that the values have, however many they are: a line may repeat the
-    beginning that all of them share a million times.
+    A place where only the beginning matches costs one look-up for each length of the values, not for each value: a line
+    may repeat that beginning a million times.
     """
 
     def __init__(self, marks: dict[bytes, bytes]) -> None:
@@ -74,7 +74,7 @@ class _Group:
         self._lengths = sorted({len(value) for value in marks}, reverse=True)
 
     def spans(self, data: bytes) -> Iterable[_Span]:
-        """Yield where a value stands in *data*; of two that begin at the same place, the longer one."""
+        """Yield each place of a value in *data*; of values that begin at the same place, the longest."""
         at = data.find(self.beginning)
         while at >= 0:
             step = 1
@@ -87,7 +87,7 @@ class _Group:
 
 
 class _Beginnings:
-    """The values that are redacted, to find the first part of one at the end of a line."""
+    """The redacted values, sorted, to find the first part of a value at the end of a line."""
 
     def __init__(self, values: Iterable[bytes]) -> None:
         self._values = sorted(values)
@@ -95,7 +95,7 @@ class _Beginnings:
         self._first_bytes = {value[0] for value in self._values}
 
     def start_of_torn(self, line: bytes, least: int) -> int:
-        """Return where a value may begin, with at least so many characters, that goes on behind the end."""
+        """Return where a value begins that may go on after the line, with *least* characters in it; else its end."""
         starts = range(max(0, len(line) - self._longest), len(line) - least + 1)
         return next((at for at in starts if line[at] in self._first_bytes and self._begins(line[at:])), len(line))
 
@@ -105,7 +105,7 @@ class _Beginnings:
 
 
 def _forms(secret: str) -> set[bytes]:
-    """Return a token as it is, and as encoders of JSON write it: Python's two ways, and PHP's slash."""
+    """Return a token as it is, and as JSON encoders write it: Python with and without ASCII escapes, PHP."""
     forms = {secret, json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], secret.replace("/", "\\/")}
     return {form.encode("utf-8", "surrogatepass") for form in forms}
 
@@ -114,8 +114,7 @@ class Redactor:
     """
     Replace every token in use by its fingerprint.
 
-    Tokens may be added from any thread while others redact; a redaction that has begun goes on with the tokens it began
-    with.
+    Tokens may be added from any thread while other threads redact; a redaction that has begun does not see them.
     """
 
     def __init__(self, tokens: Iterable[Token] = ()) -> None:
@@ -130,7 +129,7 @@ class Redactor:
         return f"<Redactor of {len(self._tokens)} tokens>"
 
     def add(self, token: Token) -> None:
-        """Redact *token* from now on, until :data:`VALUES_KEPT` others have been added later; any string may be one."""
+        """Redact *token* from now on, until :data:`VALUES_KEPT` others are added; its value may be any string."""
         with self._adding:
             if len(token.secret) < SHORTEST:
                 return
@@ -157,7 +156,7 @@ class Redactor:
 
         Args:
             line: One complete line: a token that goes on in the next chunk could not be found.
-            truncated: The line's end was dropped: a possible first part of a token there is cut off too.
+            truncated: The line's end was dropped: what may be the first part of a token at the cut is dropped, too.
         """
         spans = _spans(line, self._groups)
         if truncated:
@@ -167,9 +166,9 @@ class Redactor:
 
     def redact_so_far(self, text: bytes) -> tuple[bytes, bytes]:
         """
-        Redact the beginning of a text that goes on; return what may leave now, and the rest, as it is.
+        Redact the beginning of a text that goes on; return the redacted part, and the rest, not redacted.
 
-        The rest, which may be the first part of a token, goes before what comes next.
+        The rest may be the first part of a token: the caller puts it in front of the text that follows.
         """
         spans = _spans(text, self._groups)
         torn = _TORN_FAMILY.search(text, max(0, len(text) - _TORN_FAMILY_BYTES))
@@ -210,14 +209,14 @@ def _spans(line: bytes, groups: tuple[_Group, ...]) -> list[_Span]:
 
 
 def _whole_until(end: int, spans: list[_Span]) -> int:
-    """Return *end*, or where the token begins that it cuts: else its first part would stay."""
+    """Return *end*, or, if that is inside a token, the token's start: else its first part would stay."""
     for span in sorted(spans, reverse=True):
         end = span.start if span.start < end < span.end else end
     return end
 
 
 def _replaced(line: bytes, spans: list[_Span]) -> bytes:
-    """Replace *spans*, which may overlap, without leaving half of an escape before one of them."""
+    """Replace *spans*, which may overlap, with their marks; leave no half of a JSON escape before a mark."""
     pieces: list[bytes] = []
     done = 0
     for span in sorted(spans, key=lambda span: (span.start, -span.end)):
@@ -229,7 +228,7 @@ def _replaced(line: bytes, spans: list[_Span]) -> bytes:
 
 
 def _start_of_escape(line: bytes, at: int, floor: int) -> int:
-    """Return where the escape begins in whose middle *at* is, or *at*; never before *floor*."""
+    """Return where the JSON escape begins that *at* is inside of, else *at*; never less than *floor*."""
     marker = line.rfind(b"\\u", max(floor, at - 5), at)
     start = marker + 1 if marker >= 0 and all(c in b"0123456789abcdefABCDEF" for c in line[marker + 2 : at]) else at
     while start > floor and line[start - 1] == _BACKSLASH:
@@ -251,7 +250,7 @@ class RedactingFilter(logging.Filter):
         self._redactor = redactor
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Redact *record* in place; it is always let through."""
+        """Redact *record* in place; return True."""
         try:
             message = record.getMessage()
         except (TypeError, ValueError, KeyError):

@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 SIGNATURE_HEADER = "X-Agent-Runtime-Signature"
 TIMEOUT_SECONDS = 5.0
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-"""Between one try and the next; after the last one the event is given up, so that the others are not held up."""
+"""The pauses between the tries of one event. After the last try it is given up, so that it delays no others."""
 
 LAST_SECONDS = 1.0
-"""How long the shutdown waits for what has not been posted yet."""
+"""How long the shutdown waits for events that have not been posted yet."""
 
 
 def signature(body: bytes, key: Token) -> str:
@@ -45,14 +45,14 @@ def _ended(task: asyncio.Task[None]) -> None:
 
 class Webhook:
     """
-    Post each event that a backend has to act on, in order, again until it is taken or given up.
+    Post each event that a backend has to act on, in order, and again until the backend takes it or it is given up.
 
     The event log is the queue: while the backend does not answer, executions go on and the oldest events are lost.
 
     Args:
-        key_reader: Gives the access key as it is now, asked before every try; None: there is none.
-        environ: For proxies and CAs.
-        pauses_seconds: Between tries; their number is that of the tries after the first.
+        key_reader: Called before every try; returns the present access key, None if there is none.
+        environ: Variables that name proxies and CAs.
+        pauses_seconds: Pauses between the tries of an event: so many tries follow the first one.
 
     Raises:
         ValueError: *url* is no http or https URL.
@@ -81,12 +81,12 @@ class Webhook:
         return f"<Webhook to {self._url.host}>"
 
     def start(self) -> None:
-        """Post what happens from now on."""
+        """Begin to post the events that happen from now on."""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="webhook")
         self._task.add_done_callback(_ended)
 
     async def stop(self) -> None:
-        """End soon after the log was closed: each remaining event is tried once, within a second altogether."""
+        """Try each remaining event once, for a second altogether, and end; to be called after the log is closed."""
         if self._task is None:
             return
         self._stopping.set()
@@ -142,7 +142,7 @@ class Webhook:
             ):
                 return "" if response.is_success else str(response.status_code)
         except (httpx.HTTPError, OSError, ValueError) as error:
-            # No more than the type: the text may quote the URL, and that may hold a password.
+            # Only the error's type: its text may quote the URL, and that may hold a password.
             return type(error).__name__
 
     def _headers(self, body: bytes) -> dict[str, str]:

@@ -38,12 +38,15 @@ _EXPIRED = "the token has expired; write a new one to the secret file"
 
 class TokenGate:
     """
-    Decide about the token in use from the secret file and the API's answers.
+    Decide from the secret file and the API's answers whether the token in use may be used.
 
     :meth:`may_use` and :meth:`mark_suspect` are called from attempts' threads, everything else on the event loop's.
 
     Args:
-        probes: The probe tries refused tokens again; without it, or where it is undecided, an execution does.
+        probes: The probe tries refused and blocked tokens again. Otherwise, or if it is undecided, an execution does.
+
+    Attributes:
+        changed: Notified when executions that wait for a token should look at its state again.
     """
 
     def __init__(self, secret: SecretFile, statuses: TokenStatuses, events: EventLog, *, probes: bool) -> None:
@@ -63,7 +66,7 @@ class TokenGate:
     @property
     def state(self) -> TokenState:
         """
-        The state of the token, in the contract's words; where several hold, the first of these.
+        The state of the token, in the contract's words; where several apply, the first of this list.
 
         ``missing``, ``invalid``, ``expired``; the latest of ``refused``, ``blocked`` and ``billing``; ``suspect``,
         ``limited``, ``ready``.
@@ -83,7 +86,7 @@ class TokenGate:
 
     @property
     def limit(self) -> Limit | None:
-        """The limit that the token in use has met, if it lasts."""
+        """The usage limit that the token in use has met and that still lasts; None: there is none."""
         generation = self.current
         return self.statuses.longest_limit(generation, time.time()) if generation is not None else None
 
@@ -95,7 +98,7 @@ class TokenGate:
 
     @property
     def unready(self) -> tuple[str, str] | None:
-        """Why an execution admitted now could not start for want of a token, as a word and as a sentence."""
+        """Why the token keeps an execution admitted now from starting, as a word and a sentence; None: it does not."""
         try:
             self.require()
         except AdmissionError as error:
@@ -109,10 +112,10 @@ class TokenGate:
         Return the generation that an execution admitted now would use.
 
         Raises:
-            NoToken: There is none.
-            TokenUnusable: The API refused it, its account is blocked, or it expired.
-            TokenUnpaid: Its account cannot pay.
-            TokenLimited: Its usage limit lasts, for *model* at least.
+            NoToken: The secret file gives no token.
+            TokenUnusable: The API refused the token, its account is blocked, or it expired.
+            TokenUnpaid: The account cannot pay.
+            TokenLimited: A usage limit of the account, or of *model*, lasts.
         """
         status = self.secret.status
         generation = status.generation
@@ -127,7 +130,7 @@ class TokenGate:
 
     def may_use(self, generation: Generation, model: str | None, by: str) -> None:
         """
-        Check a generation at the spawn, from any thread: admission may be minutes ago.
+        Check at the spawn that *generation* may still be used, since admission may be minutes ago; from any thread.
 
         A generation in trouble whose pause is over may be used by one execution, until :meth:`TokenStatuses.end_try`.
 
@@ -135,9 +138,9 @@ class TokenGate:
             by: The execution's id.
 
         Raises:
-            TokenUnusable: The API refused it, its account is blocked, or it expired.
-            TokenUnpaid: Its account cannot pay.
-            TokenLimited: Its usage limit lasts.
+            TokenUnusable: The API refused the token, its account is blocked, or it expired.
+            TokenUnpaid: The account cannot pay.
+            TokenLimited: A usage limit of the account, or of *model*, lasts.
         """
         self._require_unexpired(generation)
         self._require_unlimited(generation, model)
@@ -146,13 +149,13 @@ class TokenGate:
 
     def mark_suspect(self, generation: Generation, by: str) -> None:
         """
-        Hold back new executions from a generation that was refused just now, from any thread.
+        Let no new execution use *generation*, which an attempt saw refused just now; from any thread.
 
-        The refusal is verified when the attempt is gone, after its grace at worst. The generation is suspect until then
-        or until :meth:`TokenStatuses.clear_suspicion`.
+        The refusal is verified when that attempt has ended, at the latest after the stop grace. The generation stays
+        suspect until then, or until :meth:`TokenStatuses.clear_suspicion`.
 
         Args:
-            by: The execution's id.
+            by: Id of the attempt's execution.
         """
         current = self.current
         is_in_use = current is not None and current.number == generation.number
@@ -209,7 +212,7 @@ class TokenGate:
         return Verification.CONFIRMED, resets_at
 
     def note_limit(self, generation: Generation, limit: Limit) -> None:
-        """Record a usage limit; its event is published once."""
+        """Record a usage limit, and publish an event if it is new."""
         if self.statuses.note_limit(generation, limit, time.time()):
             extra = {"generation": generation.number}
             log.warning("token limited: type=%s model=%s", limit.type, limit.model, extra=extra)
@@ -224,7 +227,7 @@ class TokenGate:
         self.changed.notify()
 
     def secret_changed(self, status: SecretStatus) -> bool:
-        """Process a new status of the secret file, with an event for each change; return whether its fault is new."""
+        """Publish an event for each change in a status of the secret file; return whether it has a new fault."""
         generation = status.generation
         number, has_new_fault = generation.number if generation else None, False
         if (status.state, number, status.error) != self._last_published:

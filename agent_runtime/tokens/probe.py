@@ -35,20 +35,20 @@ log = logging.getLogger(__name__)
 
 DEFAULT_BASE_URL = "https://api.anthropic.com"
 PATH = "/v1/messages/count_tokens"
-"""Costs nothing, counts against no usage limit, and checks the credential as any request does."""
+"""A request to this path is free, counts against no usage limit, and checks the credential as any other does."""
 
 DEFAULT_MODEL = "claude-haiku-4-5"
 OAUTH_BETA = "oauth-2025-04-20"
-"""Without it a good OAuth token looks bad; of all the CLI sends, the only value that decides about the credential."""
+"""The ``anthropic-beta`` value without which the API refuses a good OAuth token; no other value matters for that."""
 
 TIMEOUT_SECONDS = 5.0
 BODY_LIMIT_BYTES = 64 * 1024
 
 _CERTAIN = frozenset({401, 402})
-"""With these statuses any error is about the token; with others it must be the API's own or have a known code."""
+"""With these statuses any error is about the token; with others it must have the API's own form or a known code."""
 
 _AUTHENTICATED = frozenset({400, 404, 429})
-"""In the API's own form these are about the request or the account, so the API has accepted the credential."""
+"""Statuses of errors that, in the API's own form, are not about the credential, so it has been accepted."""
 
 _LOST_ON_THE_WAY = ("x-api-key header is required", "oauth authentication is currently not supported")
 """
@@ -59,7 +59,7 @@ Source: the API's answers to requests without them; reports of gateways that dro
 
 
 _OURS = frozenset({"host", "connection", "content-length", "transfer-encoding", "anthropic-beta"})
-"""Headers that the environment cannot set for this request."""
+"""Headers that ``ANTHROPIC_CUSTOM_HEADERS`` cannot set for the probe's request."""
 
 
 class ProbeVerdict(StrEnum):
@@ -81,11 +81,11 @@ _counts = msgspec.json.Decoder(_Count)
 
 class Probe:
     """
-    Ask about tokens, one request each; base URL, proxy and headers come from the environment, as for the CLI.
+    Ask the API about tokens, one request each; base URL, proxy and headers come from the environment, as for the CLI.
 
     Args:
-        environ: The supervisor's own.
-        timeout_seconds: For the whole request and its response.
+        environ: The supervisor's environment.
+        timeout_seconds: The limit for the whole request and its response.
     """
 
     def __init__(self, environ: Mapping[str, str], *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
@@ -97,9 +97,9 @@ class Probe:
         Ask about *token*; returns within the timeout and never raises for what the network or the API does.
 
         Args:
-            model: The model to name in the request; any will do.
+            model: The model to name in the request, which does not matter; None: a default one.
         """
-        # Imported on first use, in a thread: a tenth of the start and of the memory of an idle supervisor.
+        # Imported on first use, in a thread: it is a tenth of the start-up time and of an idle supervisor's memory.
         outbound = await asyncio.to_thread(import_module, "agent_runtime.http_client")
         try:
             async with asyncio.timeout(self._timeout_seconds):
@@ -130,7 +130,7 @@ class Probe:
 
     def _url(self) -> httpx.URL:
         """
-        Build the URL as the CLI does.
+        Build the probe's URL from the base URL, as the CLI does.
 
         Raises:
             ValueError: It is not known how the CLI would use this base URL.
@@ -144,7 +144,7 @@ class Probe:
 
     def _headers(self, token: Token) -> dict[str, str]:
         """
-        Build the headers.
+        Build the headers of the probe's request.
 
         Raises:
             ValueError: The token does not fit in a header. h11 would raise an error with the token in its text.
@@ -200,7 +200,7 @@ def _is_count(body: bytes) -> bool:
 
 
 def _custom_headers(text: str) -> dict[str, str]:
-    """Parse the headers that a gateway needs, without credentials; our own are added later and win."""
+    """Parse ``ANTHROPIC_CUSTOM_HEADERS``, which a gateway may need, without credentials and reserved names."""
     headers = {}
     for line in without_credentials(text).splitlines():
         name, colon, value = line.partition(":")

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 FIRST_RETRY_SECONDS = 60.0
 LONGEST_RETRY_SECONDS = 600.0
 BILLING_RETRY_SECONDS = 600.0
-"""How long an account that cannot pay is not tried; then an execution tries it, as the probe's question is free."""
+"""How long the token of an account that cannot pay is not tried. Then an execution tries it: the probe is free."""
 
 PROBED = frozenset({TokenTrouble.REFUSED, TokenTrouble.BLOCKED})
 """The troubles that an answer of the probe can clear."""
 
 UNKNOWN_LIMIT_SECONDS = 60.0
-"""How long a limit lasts whose end the API did not report."""
+"""How long a limit is assumed to last if the API did not report its end."""
 
 MOST_REPORTED = 64
 
@@ -32,9 +32,10 @@ class _Pause(msgspec.Struct):
     When a token in trouble may be tried again.
 
     Attributes:
-        retry_at: Monotonic seconds.
-        tried_by: Id of the execution, or of the probe's check, that tries it now.
-        by_execution: The probe was undecided, so an execution may try it.
+        retry_at: The end of the pause, monotonic seconds.
+        seconds: The length of the pause.
+        tried_by: Id of the execution, or of the probe's check, that tries the token now; None: nothing does.
+        by_execution: The probe was undecided, so an execution may try the token.
     """
 
     retry_at: float
@@ -60,21 +61,20 @@ class Limit(msgspec.Struct, frozen=True):
     has_known_end: bool = True
 
     def lasts(self, epoch: float) -> bool:
-        """Whether it has not ended; a guessed end that is further away than it ever was tells of a clock set back."""
+        """Whether the limit lasts at *epoch*; not if a guessed end is so far off that the clock was set back."""
         return epoch < self.until and (self.has_known_end or self.until - epoch <= UNKNOWN_LIMIT_SECONDS)
 
     def concerns(self, model: str | None) -> bool:
-        """Whether a task for *model* meets it; a task that names no model meets only the account's."""
+        """Whether a task for *model* meets the limit; a task that names no model meets only limits of the account."""
         return self.model is None or (model is not None and self.model in model)
 
 
 class TokenStatuses:
     """
-    Hold what is known of each token, by its fingerprint: a refused token that returns is still refused.
+    What is known of each token, by its fingerprint: a refused token that returns is still refused.
 
     The *ledger* stores troubles, except limits, over restarts. It does not store pauses: a new process begins with the
-    first one. *now* is in monotonic seconds, limits are in epoch seconds; the caller passes both in. Called from the
-    event loop and from attempts' threads.
+    first pause. *now* is in monotonic seconds, *epoch* in epoch seconds. The methods may be called from any thread.
     """
 
     def __init__(self, ledger: GenerationLedger) -> None:
@@ -94,11 +94,11 @@ class TokenStatuses:
         return self._ledger.last_refused_generation
 
     def trouble_of(self, generation: Generation) -> TokenTrouble | None:
-        """Return the trouble of this token that has not been cleared since, other than a limit."""
+        """Return the trouble of this token that has not been cleared: refused, blocked, billing or None."""
         return self._ledger.trouble_of(generation.token)
 
     def retry_after_seconds(self, generation: Generation, now: float) -> float:
-        """How long until a token in trouble may be tried again; 0 for one that is in none."""
+        """Return how long until a token in trouble may be tried again; 0 for a token without trouble."""
         if (trouble := self.trouble_of(generation)) is None:
             return 0.0
         with self._lock:
@@ -106,7 +106,7 @@ class TokenStatuses:
             return max(pause.retry_at - now, 1.0 if pause.tried_by is not None else 0.0)
 
     def mark(self, generation: Generation, trouble: TokenTrouble, now: float) -> bool:
-        """Record a trouble; return whether it is new. After a failed try, the pause doubles."""
+        """Record a trouble; return whether it is new. If a try met the same trouble again, the pause doubles."""
         is_new = self.trouble_of(generation) is not trouble
         fingerprint = generation.token.fingerprint
         with self._lock:
@@ -123,7 +123,7 @@ class TokenStatuses:
         return is_new
 
     def begin_try(self, generation: Generation, by: str, now: float) -> bool:
-        """Claim the right to try a token in trouble again; one holds it at a time, until :meth:`end_try`."""
+        """Claim the right to try a token until :meth:`end_try`; return False in a pause or while another has it."""
         if (trouble := self.trouble_of(generation)) is None:
             return True
         with self._lock:
@@ -134,7 +134,7 @@ class TokenStatuses:
             return True
 
     def end_try(self, by: str) -> None:
-        """Give the right back, if *by* still holds it: the try was undecided."""
+        """Give the right to try back if *by* still holds it, which means that the try was undecided."""
         with self._lock:
             for pause in self._pauses.values():
                 if pause.tried_by == by:
@@ -147,18 +147,18 @@ class TokenStatuses:
                 pause.by_execution = True
 
     def is_left_to_execution(self, generation: Generation) -> bool:
-        """Whether the probe was undecided about this token."""
+        """Whether an execution may try this token, because the probe was undecided."""
         pause = self._pauses.get(generation.token.fingerprint)
         return pause is not None and pause.by_execution
 
     def is_due(self, generation: Generation, now: float) -> bool:
-        """Whether the probe is to try a token in trouble again."""
+        """Whether it is time for the probe to try a token in trouble again."""
         if self.trouble_of(generation) not in PROBED or self.is_left_to_execution(generation):
             return False
         return self.retry_after_seconds(generation, now) <= 0
 
     def retry_now(self, generation: Generation) -> None:
-        """Permit a try of a token in trouble at once, as a backend that knows more has asked for."""
+        """End the pause of a token in trouble, since a backend has asked for a try at once."""
         if (trouble := self.trouble_of(generation)) is not None:
             with self._lock:
                 self._pause(generation, trouble, -math.inf).retry_at = -math.inf
@@ -168,10 +168,9 @@ class TokenStatuses:
         Record that the API answered a request made with this token; return whether that clears every trouble.
 
         Args:
-            since: When the requester got the token, monotonic seconds. A request that may have left before the token
-                became suspect says nothing about the token now.
-            served: The model answered. The probe's question costs nothing, so its answer does not show that the account
-                can pay.
+            since: When the sender of the request got the token, monotonic seconds. A request that may have been sent
+                before the token became suspect shows nothing.
+            served: The model answered, so the account can pay. An answer to the probe, which is free, does not show it.
         """
         fingerprint = generation.token.fingerprint
         with self._lock:
@@ -188,14 +187,14 @@ class TokenStatuses:
     # -- suspect
 
     def mark_suspect(self, generation: Generation, by: str, now: float) -> None:
-        """Record that *by* verifies, or is about to verify, whether the token is good."""
+        """Record that *by*, an execution or the probe's check, verifies or will verify whether the token is good."""
         fingerprint = generation.token.fingerprint
         with self._lock:
             self._suspected_by.setdefault(fingerprint, set()).add(by)
             self._suspected_at[fingerprint] = now
 
     def clear_suspicion(self, by: str) -> None:
-        """Record that *by* has verified all that it will."""
+        """Record that *by*, an execution or the probe's check, no longer verifies any token."""
         with self._lock:
             for fingerprint, holders in list(self._suspected_by.items()):
                 holders.discard(by)
@@ -209,7 +208,7 @@ class TokenStatuses:
     # -- limited
 
     def note_limit(self, generation: Generation, limit: Limit, epoch: float) -> bool:
-        """Record a usage limit met at *epoch*; return whether it is new, as it is after an earlier one has ended."""
+        """Record a usage limit met at *epoch*; return whether it is new, that is, no such limit lasted already."""
         with self._lock:
             known = self._lasting(generation, epoch)
             alike = [old for old in known.values() if old.model == limit.model]
@@ -222,33 +221,33 @@ class TokenStatuses:
             return is_new
 
     def limit_for(self, generation: Generation, model: str | None, epoch: float) -> Limit | None:
-        """Return the longest limit that a task for *model* would meet at *epoch*."""
+        """Return the limit with the latest end that a task for *model* would meet at *epoch*, or None."""
         with self._lock:
             known = self._lasting(generation, epoch)
             return max((limit for limit in known.values() if limit.concerns(model)), key=_until, default=None)
 
     def longest_limit(self, generation: Generation, epoch: float) -> Limit | None:
-        """Return the limit to show: the account's longest, else the longest of any model."""
+        """Return the limit to show: the one of the account with the latest end, else that of any model; or None."""
         if limit := self.limit_for(generation, None, epoch):
             return limit
         with self._lock:
             return max(self._lasting(generation, epoch).values(), key=_until, default=None)
 
     def forget_limits(self, generation: Generation) -> None:
-        """Forget usage limits and that the account cannot pay, as a backend that knows more has asked for."""
+        """Forget usage limits and that the account cannot pay, since a backend has asked for it."""
         with self._lock:
             self._limits.pop(generation.token.fingerprint, None)
         if self.trouble_of(generation) is TokenTrouble.BILLING:
             self.accept(generation, served=True)
 
-    # -- what callers have been answered
+    # -- which troubles callers have been told
 
     def is_unreported(self, generation: Generation | None) -> bool:
         """Whether no caller has been answered yet with the latest trouble or limit of this generation."""
         return generation is None or generation.number not in self._reported
 
     def note_reported(self, generation: Generation | None) -> None:
-        """Record that a caller was answered with it."""
+        """Record that a caller was answered with the trouble or limit of this generation."""
         if generation is None:
             return
         with self._lock:

@@ -1,4 +1,4 @@
-"""Reactions to a change of the secret file, an accepted token, and a pause that is over."""
+"""What follows a change of the secret file, an accepted token, or the end of a token's pause."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class TokenUpkeep:
     All methods run on the event loop's thread.
 
     Args:
-        grant_slots: Called where new executions may begin again.
-        follow_secret: Lets all running attempts take the secret file's generation into account.
+        grant_slots: Called when new executions may begin again.
+        follow_secret: Called to make all running attempts consider the secret file's generation.
         spawn: Runs a coroutine as a task of the supervisor, by name.
     """
 
@@ -53,7 +53,7 @@ class TokenUpkeep:
         self._newest_number = 0
 
     def accepted(self, generation: Generation, since: float) -> None:
-        """Record that the API has answered a request of an attempt, which had the token *since* (monotonic)."""
+        """Record that the API answered a request of an attempt that got its token at *since* (monotonic seconds)."""
         self._verifier.note_accepted(generation, since, served=True)
         self._token_may_be_usable()
 
@@ -90,7 +90,7 @@ class TokenUpkeep:
     def each_second(self) -> None:
         """Warn of a token that expires soon, and let the probe try a refused or blocked one whose pause is over."""
         self._gate.warn_of_expiry()
-        self._follow_secret()  # it may be known by now that the CLI takes newer tokens from its file
+        self._follow_secret()  # by now it may have been shown that the CLI re-reads its file
         generation = self._gate.current
         if self._settings.probe == "off" or generation is None:
             return
@@ -98,7 +98,7 @@ class TokenUpkeep:
             self._begin_probe(generation)
 
     def _begin_probe(self, generation: Generation) -> None:
-        # Claimed before the task runs: an execution that is posted in between waits already.
+        # The token is claimed before the task runs, so that an execution posted in between waits.
         if self._verifier.begin_check(generation):
             self._spawn(self._probe(generation), PROBE)
 

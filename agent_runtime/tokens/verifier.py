@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROBE = "probe"
-"""Names the probe as the one that tries a token; an execution that tries one is named by its id."""
+"""The probe's name where otherwise an execution is named by its id, or evidence by its rule."""
 
 _TROUBLE_BY_VERDICT = {
     ProbeVerdict.REFUSED: TokenTrouble.REFUSED,
@@ -40,7 +40,7 @@ class RefusalVerifier:
     However many attempts meet the same trouble at once, the API is asked once and the generation is marked once.
 
     Args:
-        probe: None: never ask.
+        probe: None: the API is never asked.
     """
 
     def __init__(self, statuses: TokenStatuses, probe: Probe | None, events: EventLog) -> None:
@@ -63,13 +63,15 @@ class RefusalVerifier:
         """
         Return what is known of *generation* after an attempt met *trouble*; ask the API where that can decide.
 
-        The probe's 200 clears a refusal or a block. It says nothing about an account that cannot pay, so the probe is
-        not asked about one where the evidence is enough.
+        A 200 to the probe clears a refusal or a block. It shows nothing about an account that cannot pay, so for such
+        an account the probe is asked only if the evidence is not enough.
 
         Args:
             by: Id of the execution; the token stays suspect until :meth:`TokenStatuses.clear_suspicion`. None: the
                 token is not in use any more, so no execution waits for the result.
             may_condemn: The evidence is enough by itself, because it came before a tool could have forged it.
+            rule: Id of the rule that matched the evidence.
+            model: The model that the probe's request names.
         """
         statuses = self._statuses
         known = statuses.trouble_of(generation)
@@ -84,15 +86,15 @@ class RefusalVerifier:
         self.note_verdict(generation, verdict)
         if may_condemn and verdict is ProbeVerdict.UNKNOWN:
             self.mark(generation, trouble, rule)
-        # The evidence of another attempt may have condemned it meanwhile.
+        # The evidence of another attempt may have condemned the token meanwhile.
         if statuses.trouble_of(generation) is not None:
             return Verification.CONFIRMED
         if by is not None:
-            statuses.clear_suspicion(by)  # evidence that may be forged holds up no other execution
+            statuses.clear_suspicion(by)  # evidence that may be forged must not hold up others
         return Verification.GOOD if verdict is ProbeVerdict.VALID and trouble in PROBED else Verification.OPEN
 
     def begin(self, verifying: Coroutine[Any, Any, Verification]) -> asyncio.Task[Verification]:
-        """Run a verification to its end, whether or not an execution goes on waiting for it."""
+        """Start a verification as a task that runs to its end even if its execution stops waiting for it."""
         task = asyncio.ensure_future(verifying)
         self._verifying.add(task)
         task.add_done_callback(self._verifying.discard)
@@ -128,7 +130,7 @@ class RefusalVerifier:
             self.note_accepted(generation, since)
 
     def begin_check(self, generation: Generation) -> bool:
-        """Mark the token suspect and claim the right to retry it; where True is returned, try_again() must follow."""
+        """Mark the token suspect and claim the right to try it; if True is returned, :meth:`try_again` must follow."""
         statuses, now = self._statuses, time.monotonic()
         trouble = statuses.trouble_of(generation)
         if trouble not in {None, *PROBED} or not statuses.begin_try(generation, _prober(generation), now):
@@ -149,7 +151,7 @@ class RefusalVerifier:
             statuses.clear_suspicion(_prober(generation))
 
     def mark(self, generation: Generation, trouble: TokenTrouble, rule: str) -> None:
-        """Mark the token refused, blocked or unpaid; the event is published once."""
+        """Mark the token refused, blocked or unpaid, and publish an event if that is new."""
         if self._statuses.mark(generation, trouble, time.monotonic()):
             fingerprint = generation.token.fingerprint
             extra = {"generation": generation.number}
@@ -165,5 +167,5 @@ class RefusalVerifier:
 
 
 def _prober(generation: Generation) -> str:
-    """Name the probe's check of one generation; checks of different generations are independent."""
+    """Return the name under which the probe tries one generation; different generations are tried independently."""
     return f"{PROBE}.{generation.number}"
