@@ -30,7 +30,7 @@ An *execution* ends with no exception but with an :class:`ErrorClass` in its rec
 statuses, titles and sentences.
 
 Backends switch the agent's subscription on 429 and 503 and on words such as "401" or "oauth" in an error text, so those
-are kept for confirmed refusals: see :data:`RESERVED_WORDS`.
+are reserved for confirmed refusals: see :data:`RESERVED_WORDS`.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class ErrorClass(StrEnum):
 
 
 UNREADABLE_STATUS = 500
-"""Status of ``storage`` where a record was asked for; the row's is that of a task that is turned away."""
+"""Status of ``storage`` where a caller asked for a record; its row has the status for a task that is turned away."""
 
 RESERVED_WORDS = (
     "401",
@@ -197,7 +197,7 @@ class AgentRuntimeError(Exception):
     Base of everything this package raises; the message is safe to show to a caller.
 
     Attributes:
-        code: A finer distinction for programs, beside the class.
+        code: A finer distinction than the error class, for programs; None: there is none.
     """
 
     error_class: ErrorClass = ErrorClass.ERROR
@@ -236,7 +236,7 @@ class StoreUnavailable(AgentRuntimeError):
 
     @property
     def status(self) -> int:
-        """Not that of a task that is turned away."""
+        """The status for a caller who asked for a record."""
         return UNREADABLE_STATUS
 
 
@@ -284,7 +284,7 @@ class SessionUnknown(Conflict):
     code = "session_unknown"
 
     NAMED = "no conversation found under the id in resume_session_id; send the task without it to begin a new session"
-    """Where the task names it."""
+    """The message where the task itself names the session."""
     OURS = (
         "no conversation found in the session of this execution: the CLI has not kept it; send the same execution_id "
         "again to begin anew"
@@ -305,12 +305,12 @@ class TooLarge(RequestRefused):
 
 class AdmissionError(AgentRuntimeError):
     """
-    Turned away before anything was spawned.
+    A task was turned away before anything was spawned for it.
 
     Attributes:
         retry_after_seconds: When it is worth asking again; None: not known.
         resets_at: When a usage limit ends, epoch seconds; None: the API did not say, or it is not the reason.
-        token_generation: The one in use, where it is the reason.
+        token_generation: The generation in use, where it is the reason; else None.
     """
 
     def __init__(
@@ -370,4 +370,4 @@ class TokenLimited(AdmissionError):
 
 
 class IllegalTransition(AgentRuntimeError):
-    """A bug in this package, never the caller's fault."""
+    """A transition that the table of phases does not have: a bug in this package, never the caller's fault."""

@@ -1,8 +1,8 @@
 """
-Small files of ours that are read and written as a whole, whatever stands in their place.
+Read and write small files as a whole, safely whatever else has their names.
 
-A supervisor that runs as root writes into places where a child of another user could plant links. Therefore a file is
-written by descriptor: its directory is opened first, the file is made in it under a new name, and is given away last.
+A supervisor that runs as root writes into directories where a child of another user could plant links. Therefore the
+directory is opened first, the file is created in it under a new name, and its owner is changed last, by descriptor.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Owner: TypeAlias = tuple[int, int] | None
-"""User and group; None: ourselves."""
+"""Ids of a file's user and group; None: those of this process."""
 
 MODE = 0o600
 UNFINISHED = ".new"
-"""Ends the name of a file until it is complete; one of a process that is killed stays behind."""
+"""Suffix of a file's name until it is complete; if the process is killed, such a file stays behind."""
 
 
 def read_file(path: Path) -> bytes:
@@ -31,10 +31,10 @@ def read_file(path: Path) -> bytes:
     Return the content of a file.
 
     Raises:
-        OSError: It is missing, or cannot be read, or something else has its name. To open a FIFO would wait for ever.
+        OSError: The file is missing or cannot be read, or is no regular file: reading a FIFO would wait for ever.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:  # of a directory it raises, and closes it
+    with os.fdopen(descriptor, "rb") as file:  # for a directory fdopen() raises, and closes it
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is not a file", str(path))
         return file.read()
@@ -50,13 +50,13 @@ def create_file(
     finish: Callable[[int], object] | None = None,
 ) -> None:
     """
-    Write a file that must not exist yet, readable for its owner alone.
+    Write a file that must not exist yet, readable only for its owner.
 
     Args:
-        place: Descriptor of its directory.
-        owner: Gets the file when it is complete.
-        durable: Wait for the disk, so that it survives a crash of the machine, not only of the process.
-        finish: Called with the file's descriptor when it is complete, for its times and who may read it.
+        place: Descriptor of the directory.
+        owner: The owner of the file once it is complete.
+        durable: Wait for the disk, so that the file survives a crash of the machine, not only of the process.
+        finish: Called with the file's descriptor when it is complete, to set its times and permissions.
 
     Raises:
         OSError: The name is taken, or the operating system refuses.
@@ -83,18 +83,18 @@ def replace_file(
     finish: Callable[[int], object] | None = None,
 ) -> None:
     """
-    Write a file as :func:`create_file` does, whole or not at all; a FIFO, a socket or a link of its name is replaced.
+    Write a file as :func:`create_file` does, whole or not at all; a file, FIFO, socket or link of its name is replaced.
 
     Args:
-        is_new: Replace nothing, where the file system has hard links; some that a host shares with containers have
-            none.
+        is_new: Replace nothing. This needs hard links, which some file systems that a host shares with containers do
+            not have: there an existing file is replaced.
 
     Raises:
-        FileExistsError: There is one by now, and *is_new*.
+        FileExistsError: *is_new* was asked for, and the name exists.
         OSError: The operating system refuses, or a directory has the name.
     """
     unfinished = f".{secrets.token_hex(8)}{UNFINISHED}"
-    place = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # one may write where one may not list
+    place = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # also if it may not be listed
     try:
         create_file(place, unfinished, content, owner=owner, durable=durable, finish=finish)
         if is_new and _linked(unfinished, path.name, place):
@@ -112,7 +112,7 @@ def replace_file(
 
 
 def _sync(place: int) -> None:
-    """Wait for the disk that holds a directory, where it may be listed and the file system can."""
+    """Wait until a directory is on disk, if it may be listed and its file system supports that."""
     with contextlib.suppress(OSError):
         opened = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
         try:
@@ -122,7 +122,7 @@ def _sync(place: int) -> None:
 
 
 def _linked(name: str, other: str, place: int) -> bool:
-    """Give a file a second name; return False where the file system has no links."""
+    """Give a file a second name; return False if the file system has no hard links."""
     try:
         os.link(name, other, src_dir_fd=place, dst_dir_fd=place)
     except FileExistsError:

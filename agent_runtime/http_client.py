@@ -24,10 +24,10 @@ __all__ = ["HTTPError", "checked_url", "client_for", "proxy_for", "tls_context"]
 
 def checked_url(text: str) -> httpx.URL:
     """
-    Read an address to which a request can be sent.
+    Parse a URL to which a request can be sent.
 
     Raises:
-        ValueError: It is none; the message does not repeat it, because it may hold a password.
+        ValueError: *text* is no such URL; the message does not repeat it, because it may hold a password.
     """
     try:
         url = httpx.URL(text.strip())
@@ -40,10 +40,10 @@ def checked_url(text: str) -> httpx.URL:
 
 def proxy_for(url: httpx.URL, environ: Mapping[str, str]) -> str | None:
     """
-    Find the proxy that a request to *url* goes through, by the rules of httpx and curl; None: none.
+    Find the proxy that a request to *url* goes through, by the rules of httpx and curl; None: it needs none.
 
     Raises:
-        ValueError: There is a proxy, of a kind that cannot be used.
+        ValueError: The environment names a proxy of a kind that cannot be used.
     """
     if any(_covers(entry.strip(), url) for entry in _either_case(environ, "no_proxy").split(",")):
         return None
@@ -63,10 +63,10 @@ async def client_for(
     url: httpx.URL, environ: Mapping[str, str], *, timeout_seconds: float
 ) -> AsyncIterator[httpx.AsyncClient]:
     """
-    Lend a client for requests to *url* while the block lasts.
+    Yield a client for requests to *url*, and close it after the block.
 
     Args:
-        timeout_seconds: For each step of a request; all of them together have no limit here.
+        timeout_seconds: The limit for each step of a request; a whole request has no limit here.
 
     Raises:
         ValueError: The environment names a proxy that cannot be used.
@@ -88,7 +88,7 @@ async def client_for(
 
 def tls_context(environ: Mapping[str, str]) -> ssl.SSLContext:
     """
-    Build the TLS context: the certificates of httpx, and those that the CLI uses besides.
+    Build a TLS context that trusts the CAs of httpx and those that the CLI trusts besides.
 
     Source: ``SSL_CERT_FILE`` and ``SSL_CERT_DIR`` replace the bundled CAs (httpx 0.28, environment variables);
     ``NODE_EXTRA_CA_CERTS`` adds to them, and the CLI trusts the system's store as well (its network documentation).
@@ -100,13 +100,13 @@ def tls_context(environ: Mapping[str, str]) -> ssl.SSLContext:
         context = httpx.create_ssl_context(trust_env=False)
         context.load_default_certs()
     if extra := environ.get("NODE_EXTRA_CA_CERTS"):
-        with contextlib.suppress(OSError):  # as Node does, which warns and goes on
+        with contextlib.suppress(OSError):  # Node, too, goes on without a file that it cannot read
             context.load_verify_locations(cafile=extra)
     return context
 
 
 def _covers(entry: str, url: httpx.URL) -> bool:
-    """Whether an entry of ``NO_PROXY`` matches *url*: a host, all below a domain, one port of either, or all."""
+    """Whether an entry of ``NO_PROXY`` (a host, a domain, either with a port, or ``*``) matches *url*."""
     if entry in ("*", url.host):
         return True
     name, colon, port = entry.lower().rpartition(":")

@@ -26,7 +26,7 @@ class Mount(NamedTuple):
 
 def read_mounts(text: str) -> list[Mount]:
     """
-    Read the mounts off *text*; a later one of the same mount point lies on top of the earlier one.
+    Parse *text*, a ``mountinfo``; a later mount of the same mount point lies on top of the earlier one.
 
     Source: https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html
     """
@@ -42,7 +42,7 @@ def read_mounts(text: str) -> list[Mount]:
 
 def mount_of(path: str, text: str) -> Mount | None:
     """
-    Return the mount that *path* is in; None: there is none.
+    Return the mount that *path* is in; None: *text*, a ``mountinfo``, has none.
 
     Args:
         path: Absolute, without symbolic links.

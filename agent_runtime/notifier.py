@@ -6,7 +6,7 @@ import asyncio
 
 
 class Notifier:
-    """Notify any number of waiting tasks of the next change; past changes are not stored."""
+    """Wake any number of waiting tasks at the next change; earlier changes are not stored."""
 
     def __init__(self) -> None:
         self._coming: asyncio.Future[None] | None = None
@@ -18,11 +18,11 @@ class Notifier:
             coming.set_result(None)
 
     def coming(self) -> asyncio.Future[None]:
-        """Return a future of the next :meth:`notify` after this call: shared, not to be cancelled, cheap to await."""
+        """Return a future of the next :meth:`notify`, shared by all callers: it must not be cancelled."""
         if self._coming is None:
             self._coming = asyncio.get_running_loop().create_future()
         return self._coming
 
     def wait(self) -> asyncio.Future[None]:
-        """Return a future of the next :meth:`notify` after this call, which may be cancelled."""
+        """Return a future of the next :meth:`notify` that belongs to the caller, who may cancel it."""
         return asyncio.shield(self.coming())

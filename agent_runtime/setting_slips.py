@@ -1,4 +1,4 @@
-"""Slips in names and values: what was meant, what may be shown, and variables that Kubernetes sets."""
+"""Help with mistakes in settings: misspelt names, values that must not be shown, variables that Kubernetes sets."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _MAY_BE_SECRET = re.compile(r"sk-|@|(?=\S*\d)(?=\S*[A-Za-z])[\w.~+/=-]{16}|.{60}", re.IGNORECASE | re.DOTALL)
-"""A token, an address with a password, a word of letters and digits as long as a key, a long text."""
+"""Matches a token, an address with a password, a word of letters and digits as long as a key, a long text."""
 
 _PROTOCOLS = ("tcp", "udp", "sctp")
 
 
 def link_of_service(name: str, value: str) -> bool:
     """
-    Tell whether Kubernetes made this variable for a Service, one named ``agent-runtime`` for example.
+    Whether Kubernetes has set this variable for a Service, for example one named ``agent-runtime``.
 
-    Beside a Service NAME a pod is given NAME_SERVICE_HOST, NAME_SERVICE_PORT and NAME_PORT=tcp://ADDRESS:PORT, with
+    For a Service NAME a pod is given NAME_SERVICE_HOST, NAME_SERVICE_PORT and NAME_PORT=tcp://ADDRESS:PORT, with
     NAME_PORT_8000_TCP and more for each of its ports.
 
     Source: https://kubernetes.io/docs/tutorials/services/connect-applications-service/#environment-variables
@@ -33,16 +33,16 @@ def link_of_service(name: str, value: str) -> bool:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return the question whether another name was meant, with a blank before it; empty: none is near."""
+    """Return ``" (did you mean NAME?)"`` with the known name that is most similar; empty if none is."""
     near = get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
 def not_this(value: str) -> str:
-    """Return the end of a sentence on what a value must be: the value, unless it is blank or may hold a secret."""
+    """Return ``", not VALUE"``, the end of a sentence; empty for a value that is blank or may hold a secret."""
     return "" if not value.strip() or _MAY_BE_SECRET.search(value) else f", not {value!r}"
 
 
 def masked(text: str) -> str:
-    """Return *text* without the tokens that were typed in the place of something else, such as a file's name."""
+    """Return *text* without tokens, which a person may have typed instead of something else, such as a file's name."""
     return re.sub(r"sk-ant-[\w-]+", "sk-ant-\N{HORIZONTAL ELLIPSIS}", text)

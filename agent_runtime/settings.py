@@ -108,7 +108,7 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 
 def _command(value: str) -> tuple[str, ...]:
-    """Return a file's path as one word, anything else split as a command line."""
+    """Return the path of an existing file as one word, anything else split like a shell command."""
     text = _text(value)
     if os.path.isfile(text):  # noqa: PTH113 - Path.is_file() raises where a directory on the way is closed
         return (text,)
@@ -125,7 +125,7 @@ _described: list[tuple[Callable[[str], Any], str, Any]] = []
 def _setting(
     parse: Callable[[str], Any], text: str, default: Any = None, factory: Callable[[], Any] | None = None
 ) -> Any:
-    """Describe one field: how its text is read, and its line in ``--help`` and docs/configuration.md."""
+    """Declare a field of :class:`Settings`: how its text is parsed, and its line in ``--help`` and docs."""
     _described.append((parse, text, default))
     return msgspec.field(default=default) if factory is None else msgspec.field(default_factory=factory)
 
@@ -135,7 +135,7 @@ def _inherited_config_dir() -> Path:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The configuration of the supervisor; :data:`SETTINGS` has the meaning of each."""
+    """The configuration of the supervisor; :data:`SETTINGS` describes each field."""
 
     host: str = _setting(_text, "address to listen on; another than loopback needs an access key file", "127.0.0.1")
     port: int = _setting(_integer(0, 65535), "port to listen on; 0 picks a free one", 8000)
@@ -294,7 +294,7 @@ GROUPS = {
     "strict": "answers and page",
     "log_format": "logs",
 }
-"""Headings of ``serve --help``, by the first setting under each."""
+"""The headings of ``serve --help``, each by the first setting under it."""
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -302,7 +302,7 @@ class Setting(msgspec.Struct, frozen=True):
     One row of the settings table.
 
     Attributes:
-        default: As the variable would be written; None where there is none or it depends on the machine.
+        default: The default as text of the variable; None: there is none, or it depends on the machine.
     """
 
     name: str
@@ -328,7 +328,7 @@ class Setting(msgspec.Struct, frozen=True):
 
     @property
     def metavar(self) -> str:
-        """The placeholder of its value in ``--help``: its unit where it has one."""
+        """The placeholder of the value in ``--help``: its unit, if it has one."""
         if self.parse in (_seconds, _some_seconds, _seconds_or_auto):
             return "SECONDS"
         if self.parse is _path:
@@ -342,14 +342,14 @@ _SERVICE_LINK = (
 )
 
 _NAMED_DEFAULTS = {"park": "auto"}
-"""Defaults whose value has a name."""
+"""Defaults that are shown by a name instead of a value."""
 
 _DEFAULTS_IN_WORDS = {
     "config_dir": "the inherited CLAUDE_CONFIG_DIR, else ~/.claude",
     "workspace": "current directory",
     "data_dir": "/var/lib/agent-runtime, else the user's state directory",
 }
-"""Defaults that depend on the machine."""
+"""Defaults that depend on the machine, in words."""
 
 
 def _default_text(value: Any) -> str | None:
@@ -396,7 +396,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str | None] | None = No
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """List variables with our prefix that no setting reads: most often a slip of the pen."""
+    """List variables with our prefix that no setting reads, as a rule misspelt ones."""
     known = {setting.variable for setting in SETTINGS} | OWN_VARIABLES
     return sorted(
         name
@@ -409,4 +409,4 @@ OWN_VARIABLES = {
     *(PREFIX + name for name in ("EXECUTION_ID", "ATTEMPT_MARK", "URL", "TEST_CLAUDE", "TEST_REQUIRE_CLAUDE")),
     *(PREFIX + name for name in ("TEST_REQUIRE_BROWSER", "TEST_AXE", "TEST_SCREENSHOTS")),
 }
-"""Variables with our prefix that are no settings: set for children, read by the commands or by the tests."""
+"""Variables with our prefix that are no settings: set for children, or read by commands or tests."""

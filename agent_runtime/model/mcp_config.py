@@ -1,9 +1,9 @@
 """
 The forms that the CLI accepts as ``--mcp-config``.
 
-Source: measured on 1.0.128, 2.0.76, 2.1.30, 2.1.197 and 2.1.332. All of them end with "Invalid MCP configuration" where
-there is no object ``mcpServers``; 2.1.30 does so without a word and with exit code 0. An entry that is not right
-ends versions up to 2.1.30; later ones leave that server out and go on.
+Source: measured on 1.0.128, 2.0.76, 2.1.30, 2.1.197 and 2.1.332. All of them exit with "Invalid MCP configuration" if
+there is no object ``mcpServers``; 2.1.30 does so silently and with exit code 0. At a wrong entry, versions up to 2.1.30
+exit; later ones leave that server out and go on.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _NEEDED = {
     "ws-ide": "url",
     "sdk": "name",
 }
-"""The field that each type of server must have, a text that is not empty; without a type it is ``stdio``."""
+"""The field that a server of each type must have, a non-empty string; without a type a server is ``stdio``."""
 
 
 def refused_by_all(config: Mapping[str, Any]) -> str | None:
-    """Return why no version accepts *config*; None: the later ones do."""
+    """Return why no version accepts *config*; None: versions after 2.1.30 do."""
     if SERVERS not in config:
         return f"must hold the servers by their names under the key {SERVERS}"
     if not isinstance(config[SERVERS], dict):

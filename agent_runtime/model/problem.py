@@ -69,7 +69,7 @@ def problem(
     resets_at: float | None = None,
     status: int | None = None,
 ) -> Problem:
-    """Build the body for *error_class*; *status*: where it is not the one of the class."""
+    """Build the problem of an error; *resets_at* is in epoch seconds, *status* is given if not that of the class."""
     return Problem(
         type=f"urn:agent-runtime:problem:{error_class}",
         title=error_class.heading,
@@ -86,7 +86,7 @@ def problem(
 
 
 def with_object(text: Problem, frames: list[msgspec.Raw] | None = None) -> Problem:
-    """Return the same problem with an object as its detail; *frames*: the transcript."""
+    """Return the same problem with an :class:`ErrorDetail` as its detail; *frames*: the transcript's lines."""
     if isinstance(text.detail, ErrorDetail):
         return text
     detail = ErrorDetail(

@@ -20,7 +20,7 @@ from agent_runtime.model.usage import COST_DIGITS, ModelUsage, total_of
 SUCCESS = 200
 
 Instant = Annotated[float, msgspec.Meta(extra_json_schema={"format": "date-time"})]
-"""Seconds since the epoch, described as callers see them."""
+"""Seconds since the epoch; the JSON Schema is that of the text which callers see."""
 
 InstantText = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 """RFC 3339 in UTC, as :func:`rfc3339` writes it."""
@@ -33,7 +33,7 @@ LONG_CONTEXT_MARK = "[1m]"
 COMPACT_EVENTS_KEPT = 100
 
 _LAST_SECOND = 253_402_300_799.0
-"""The end of the year 9999: later ones cannot be written."""
+"""The end of the year 9999: later instants cannot be written in RFC 3339."""
 EPOCH_SECONDS_PATTERN = r"[0-9]{1,11}(\.[0-9]{1,9})?"
 _RFC_3339 = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+ -][0-9]{2}:[0-9]{2})", re.ASCII
@@ -41,7 +41,7 @@ _RFC_3339 = re.compile(
 
 
 def context_window_of(model: str | None) -> int:
-    """Return a model's context window in tokens, as far as its name says."""
+    """Return a model's context window in tokens, judged by its name alone."""
     return LONG_CONTEXT_WINDOW if model is not None and LONG_CONTEXT_MARK in model.lower() else CONTEXT_WINDOW
 
 
@@ -50,7 +50,7 @@ class Answer(msgspec.Struct, frozen=True):
     The answer that every caller of an execution gets.
 
     Attributes:
-        headers: Beside the content type; ``Retry-After`` is for the present caller and is not stored.
+        headers: Headers besides the content type; ``Retry-After`` is for the present caller and is not stored.
     """
 
     status_code: int
@@ -59,7 +59,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     @property
     def media_type(self) -> str:
-        """A problem, or plain JSON."""
+        """The content type: plain JSON of a success, else a problem document."""
         return "application/json" if self.status_code == SUCCESS else "application/problem+json"
 
 
@@ -117,11 +117,11 @@ class Usage(msgspec.Struct, kw_only=True):
     open_files: int = 0
 
     def plus(self, other: Usage) -> Usage:
-        """Return the sum of two that were measured at the same time."""
+        """Return the sum of two usages that were measured at the same time."""
         return Usage(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 
     def with_peaks_of(self, other: Usage) -> Usage:
-        """Return the higher value of each, and the other's processor time."""
+        """Return the higher value of each field, but the processor time of *other*."""
         highest = {name: max(getattr(self, name), getattr(other, name)) for name in self.__struct_fields__}
         return Usage(**{**highest, "cpu_seconds": other.cpu_seconds})
 
@@ -146,7 +146,7 @@ class AttemptRecord(msgspec.Struct, kw_only=True):
 
     @property
     def cost_usd(self) -> float:
-        """What it has cost by its ``result`` frames alone; 0: there was none, or it did not say."""
+        """The cost that the attempt's ``result`` frames named; 0: there was none, or it named no cost."""
         return round(sum(total_of(token.usage_by_model).cost_usd for token in self.tokens), COST_DIGITS)
 
 
@@ -228,7 +228,7 @@ class Metadata(msgspec.Struct, kw_only=True):
 
     @property
     def totals(self) -> dict[str, float]:
-        """The counts of what was used, by name, and whether they are estimated."""
+        """The counts of what was used, by field name, and ``estimated``."""
         return {name: getattr(self, name) for name in (*ModelUsage.__struct_fields__, "duration_ms", "estimated")}
 
 
@@ -287,10 +287,10 @@ def read_record(encoded: bytes) -> ExecutionRecord:
     """
     Read a record that this version or an earlier one has written.
 
-    Up to 0.1.0 an unknown count was null.
+    In records of 0.1.0 and earlier an unknown count is null; here it becomes the default.
 
     Raises:
-        msgspec.DecodeError: It is no record.
+        msgspec.DecodeError: *encoded* is no record.
     """
     try:
         record = _RECORD.decode(encoded)
@@ -304,9 +304,9 @@ def read_record(encoded: bytes) -> ExecutionRecord:
 
 
 def shown(record: ExecutionRecord, *, prompts: bool = True) -> dict[str, Any]:
-    """Return what callers see of a record, ready to be written as JSON; *prompts*: the beginning of its message too."""
+    """Return what callers see of a record, ready to be encoded as JSON; *prompts*: with the start of its message."""
     fields: dict[str, Any] = msgspec.to_builtins(record)
-    if not prompts:  # also where they were shown when the record was made
+    if not prompts:  # even if the record was made when they were shown
         fields["prompt"] = None
     del fields["request_digest"], fields["cost_before_usd"]
     _show(fields, "created_at", "started_at", "ended_at")
@@ -334,7 +334,7 @@ def epoch_seconds(text: str) -> float | None:
     if re.fullmatch(EPOCH_SECONDS_PATTERN, text):
         return float(text)
     try:
-        # The plus of an offset that was not quoted in a URL has become a blank.
+        # The plus of an offset becomes a blank in a URL if it was not quoted.
         at = datetime.fromisoformat(text.upper().replace(" ", "+")) if _RFC_3339.fullmatch(text) else None
         return None if at is None else min(max(0.0, at.timestamp()), _LAST_SECOND)
     except (ValueError, OverflowError):
@@ -343,5 +343,5 @@ def epoch_seconds(text: str) -> float | None:
 
 @functools.lru_cache(maxsize=1024)
 def _second(whole: int) -> str:
-    # Most instants that are shown together, or one after the other, lie in few seconds.
+    # Cached: most instants that are shown together lie within few seconds.
     return datetime.fromtimestamp(whole, UTC).replace(tzinfo=None).isoformat()

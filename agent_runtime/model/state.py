@@ -43,7 +43,7 @@ TRANSITIONS: dict[Phase, dict[Event, Phase]] = {
     Phase.PARKED: {Event.REQUEUED: Phase.QUEUED, Event.ENDED: Phase.FINISHED},
     Phase.FINISHED: {Event.REQUEUED: Phase.QUEUED},
 }
-"""An absent key is the illegal transition. A finished execution is queued again when its id is posted again."""
+"""A pair that is absent is an illegal transition. A finished execution is queued when its id is posted again."""
 
 
 def transition(phase: Phase, event: Event) -> Phase:
@@ -119,7 +119,7 @@ STALLS = {
     StopReason.TOOL_TIMEOUT,
     StopReason.RELAY_TIMEOUT,
 }
-"""Deadlines for silence, told apart from the total time."""
+"""The reasons that are deadlines for silence, unlike ``timeout``, the deadline of the whole execution."""
 
 
 class Outcome(StrEnum):
@@ -140,8 +140,8 @@ CLASS_BY_STOP: dict[StopReason, ErrorClass] = {
     **dict.fromkeys(STALLS, ErrorClass.STALLED),
 }
 """
-The error class of a stop, where the API's last error does not say more. ``lingered`` and ``background_timeout``
-mean nothing: there is a result.
+The error class of each stop reason, unless the API's last error says more. ``lingered`` and ``background_timeout``
+have none: an attempt that ends by them has a result.
 """
 
 
@@ -149,8 +149,8 @@ class Verification(StrEnum):
     """The result of verifying the token that an attempt ended with."""
 
     CONFIRMED = "confirmed"
-    """It is refused, blocked or unpaid, or its limit lasts."""
+    """The token is refused, blocked or unpaid, or its limit lasts."""
     GOOD = "good"
-    """The API took it when it was asked again."""
+    """The API accepted the token when it was asked again."""
     OPEN = "open"
     """Undecided: neither the probe nor the evidence settles it."""

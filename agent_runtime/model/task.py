@@ -28,7 +28,7 @@ VariableName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,25
 ModelName = Annotated[str, msgspec.Meta(max_length=256, pattern=r"^[A-Za-z0-9][^\x00-\x20\x7f]*$(?!\n)")]
 _MODEL = r"[A-Za-z0-9][^\x00-\x20\x7f,]*"
 ModelNames = Annotated[str, msgspec.Meta(max_length=256, pattern=rf"^{_MODEL}(?:,{_MODEL})*$(?!\n)")]
-"""One or several, by commas."""
+"""The name of a model, or several separated by commas."""
 
 Prompt = Annotated[str, msgspec.Meta(pattern=r"^[^\x00]*$(?!\n)")]
 ToolName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,127}$(?!\n)")]
@@ -145,10 +145,10 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @functools.cached_property
     def digest(self) -> str:
         """
-        Equal for tasks that ask for the same work; caller, waiting time and form of the answer do not count.
+        A hash that is equal for tasks that ask for the same work; see ``_NO_WORK`` for fields that do not count.
 
-        A field that is added to this class enters it only where it is not at its default: a record of an earlier
-        version matches the same body.
+        A field that is added to this class enters the digest only if it is not at its default, so that a record of an
+        earlier version matches the same body.
         """
         work = {name: getattr(self, name) for name in _DIGEST_OF_0_1_0}
         for field in msgspec.structs.fields(self):
@@ -160,11 +160,11 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def trace(self) -> TraceContext | None:
-        """The trace it belongs to; None: none, or one that is not valid."""
+        """The trace that the task belongs to; None: it names none, or an invalid one."""
         return None if self.traceparent is None else trace_context([self.traceparent], [self.tracestate or ""])
 
     def within(self, trace: TraceContext | None) -> Task:
-        """Return the same task as a part of *trace*, or itself where there is none."""
+        """Return the same task as a part of *trace*; if that is None, the task itself."""
         if trace is None:
             return self
         return msgspec.structs.replace(self, traceparent=trace.traceparent, tracestate=trace.tracestate)
@@ -173,7 +173,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 DEFAULT_PERMISSION_MODE: PermissionMode = "bypassPermissions"
 
 _DEFAULTS: dict[str, Any] = {"permission_mode": DEFAULT_PERMISSION_MODE, "agents": {}, "env": {}, "add_dirs": []}
-"""The values that ask for the same as none, beside null, false and an empty text."""
+"""Values that mean the same as an absent field, besides null, false and an empty string."""
 
 CLI_FLAGS = {
     "model": "--model",
@@ -196,7 +196,7 @@ CLI_FLAGS = {
     "strict_mcp_config": "--strict-mcp-config",
     "setting_sources": "--setting-sources",
 }
-"""The CLI's flag for each field that is one."""
+"""The CLI's flag for each field that the CLI takes as it is."""
 
 
 class TaskFields(TypedDict, total=False):
@@ -241,10 +241,10 @@ _NO_WORK = {
     *("execution_id", "async_result", "timeout_seconds", "park_seconds", "persist_session"),
     *("traceparent", "tracestate", "fresh_session", "title", "labels", "create_cwd"),
 }
-"""Fields that do not change the work: caller, waiting time, form of the answer, session to begin in, and names."""
+"""Fields that do not change the work: they are about the caller, waiting, the answer, a new session, and names."""
 
 _DIGEST_OF_0_1_0 = (
     *("message", "model", "system_prompt", "allowed_tools", "disallowed_tools", "max_turns", "resume_session_id"),
     *("mcp_config", "images"),
 )
-"""Fields that are in every digest, whatever they hold; never changed."""
+"""Fields that enter every digest, even at their default; must not be changed, as digests are stored."""

@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
 ARGUMENT_LIMIT_BYTES = 120_000
 """
-Each field of ``_ARGUMENTS`` is one argument of the CLI, and Linux takes 128 KiB an argument.
+The longest value of a field of ``_ARGUMENTS``: each is one argument of the CLI, and Linux takes 128 KiB an argument.
 
 Source: MAX_ARG_STRLEN in https://man7.org/linux/man-pages/man2/execve.2.html
 """
 
 PATH_LIMITS = "at most 100 parts of 255 bytes each, and 3000 bytes altogether"
-"""Of a path below the workspace; Linux takes 4096 bytes with the workspace's own."""
+"""The limits of a path below the workspace, for messages; Linux takes 4096 bytes, with the workspace's own path."""
 
 ENV_LIMIT_BYTES = 512 * 1024
-"""All variables of a task; Linux takes 2 MiB for them and the arguments, as a rule."""
+"""The limit for all variables of a task; Linux takes 2 MiB for variables and arguments, as a rule."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]{0,255}")
@@ -48,7 +48,7 @@ _ARGUMENTS = (
 )
 
 RESERVED_IDS = {"running"}
-"""Ids that would stand in the way of a path of the HTTP interface."""
+"""Ids that would collide with a path of the HTTP interface."""
 
 _FIELD_IN_MESSAGE = re.compile(r"`\$\.([A-Za-z_]{1,40})|required field `([A-Za-z_]{1,40})`")
 
@@ -71,7 +71,7 @@ _IN_WORDS = {
 """The patterns and choices in words, for error texts."""
 
 _TYPES = {"`str": "`string", "`int": "`integer", "`float": "`number", "`bool": "`boolean", " | null`": "` or null"}
-"""msgspec's words for types, and those of JSON."""
+"""msgspec's names of types in messages, and those of JSON."""
 
 _INTEGERS = ("max_turns",)
 """Fields of whole numbers, which may be written with a fraction of zero: 3.0 is an integer in JSON Schema."""
@@ -82,6 +82,7 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
     Read a task from a request's body.
 
     Args:
+        strict: Refuse fields that are not known.
         redact: Takes tokens out of names of unknown fields, title and labels.
 
     Returns:
@@ -110,7 +111,7 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
     except msgspec.ValidationError as error:
         raise InvalidRequest(_plain(str(error))) from None
     _check(task)
-    if task.append_system_prompt is not None:  # one name within, so that both have the same digest
+    if task.append_system_prompt is not None:  # one name inside, so that both names give the same digest
         text = task.append_system_prompt or task.system_prompt
         task = msgspec.structs.replace(task, system_prompt=text, append_system_prompt=None)
     return _without_tokens(task, redact), ignored
@@ -118,7 +119,7 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
 
 def _number_out_of_range(body: bytes) -> str:
     """Name the field of a body whose number no double can hold."""
-    with contextlib.suppress(msgspec.ValidationError):  # it may be no object
+    with contextlib.suppress(msgspec.ValidationError):  # the body may be no object
         for name, value in msgspec.json.decode(body, type=dict[str, msgspec.Raw]).items():
             try:
                 msgspec.json.decode(value)
@@ -135,10 +136,11 @@ def unread(
     Return the names in a request that are not among the known ones.
 
     Args:
-        what: Is named so.
+        strict: Refuse such names.
+        what: What the names are, for the message.
 
     Raises:
-        InvalidRequest: There are some, and requests are read strictly.
+        InvalidRequest: There are such names, and *strict* is set.
     """
     ignored = [_shown(redact(name)) for name in sorted(name for name in sent if name not in known)[:20]]
     if ignored and strict:
@@ -148,7 +150,7 @@ def unread(
 
 
 def _check_lengths(raw: dict[str, Any]) -> None:
-    """Check what becomes one argument of the CLI, before patterns are applied in a call that holds the interpreter."""
+    """Check the length of arguments of the CLI, before the decoder applies patterns while it holds the interpreter."""
     for name in _ARGUMENTS:
         given = raw.get(name)
         if isinstance(given, dict):
@@ -166,7 +168,7 @@ def _check(task: Task) -> None:
     if task.fresh_session and task.resume_session_id is not None:
         raise InvalidRequest("fresh_session: must not be true where resume_session_id names a session")
     if not task.message.strip():
-        raise InvalidRequest("message: must hold more than blanks")  # which the CLI refuses, too
+        raise InvalidRequest("message: must hold more than blanks")  # the CLI refuses it, too
     if task.title is not None and not task.title.strip():
         raise InvalidRequest(f"title: {_IN_WORDS['title']}")
     for text, name in ((task.message, "message"), (task.system_prompt or "", "system_prompt")):
@@ -212,10 +214,10 @@ _ONE_SCHEMA = ("additionalProperties", "items", "contains", "not", "if", "then",
 
 def _schema_fault(schema: dict[str, Any]) -> str | None:
     """
-    Return a fault of a JSON Schema that shows without its whole grammar; None: there is none.
+    Return a fault of a JSON Schema that is found without checking its whole grammar; None: there is none.
 
-    2.1.332 checks all of it, and refuses what has a fault; 2.1.30 leaves such a schema out without a word. The answer
-    is the input of a tool, so it is an object: with another type both ask the model again and again (measured).
+    2.1.332 checks all of the schema, and refuses one with a fault; 2.1.30 silently ignores one. The CLI takes the
+    answer as a tool's input, so it is an object: with another type both ask the model again and again (measured).
     """
     if schema.get("type", "object") != "object":
         return "its type must be object"
@@ -267,10 +269,10 @@ def _check_places(raw: dict[str, Any], redact: Callable[[str], str]) -> None:
     named = [("cwd", raw.get("cwd")), *(("add_dirs", path) for path in (added if isinstance(added, list) else ()))]
     for field, path in named:
         if not isinstance(path, str):
-            continue  # its type is told later
+            continue  # the decoder reports its type
         if (reason := _unfit_path(path)) is not None:
             raise InvalidRequest(f"{field}: {reason}")
-        if redact(path) != path:  # it would stand in the record, or in an argument
+        if redact(path) != path:  # it would get into the record, or into an argument
             raise InvalidRequest(f"{field}: must hold no token")
     env = raw.get("env")
     size_bytes = 0
@@ -287,7 +289,7 @@ def _check_places(raw: dict[str, Any], redact: Callable[[str], str]) -> None:
 
 
 def _unfit_path(path: str) -> str | None:
-    """Return why a path cannot be one of a directory below the workspace; None: it can."""
+    """Return why a path cannot name a directory below the workspace; None: it can."""
     parts = path.encode().split(b"/")
     if path.startswith("/"):
         return "must be relative to the workspace, and not begin with /"
@@ -314,10 +316,10 @@ def _plain(message: str) -> str:
     found = _FIELD_IN_MESSAGE.search(message)
     name = found[1] or found[2] if found else None
     reason = message.split(" - at ", 1)[0]
-    if "matching regex" in reason or "enum value" in reason:  # which quotes the value
+    if "matching regex" in reason or "enum value" in reason:  # the reason quotes the value
         reason = _IN_WORDS.get(name or "", "is not one of those that there are")
     if "unknown field" in reason:
-        reason = "holds a field that is not known"  # whose name is the caller's, and not for an error text
+        reason = "holds a field that is not known"  # its name is the caller's, and not for an error text
     if "missing required field" in reason:
         reason = "is missing"
     for python, words in _TYPES.items():

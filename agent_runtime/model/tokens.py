@@ -28,15 +28,15 @@ class Token:
 
     @property
     def fingerprint(self) -> str:
-        """First 12 hex digits of the SHA-256; equal for equal tokens."""
+        """First 12 hex digits of the token's SHA-256."""
         return hashlib.sha256(self.secret.encode()).hexdigest()[:12]
 
     @property
     def kind(self) -> TokenKind:
         """
-        Decided by the prefix; a token with neither known prefix counts as an OAuth token.
+        The kind by the token's prefix; a token with neither known prefix counts as an OAuth token.
 
-        Source: Claude Code keeps the same prefixes apart, measured on 2.1.30 and 2.1.330.
+        Source: Claude Code distinguishes the same prefixes, measured on 2.1.30 and 2.1.330.
         """
         return TokenKind.API_KEY if self.secret.startswith(API_KEY_PREFIX) else TokenKind.OAUTH
 

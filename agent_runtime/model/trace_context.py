@@ -1,5 +1,5 @@
 """
-The trace a caller's request belongs to, taken in and passed on as it is: nothing is traced here.
+The trace that a caller's request belongs to, passed on to the CLI as it came: nothing is traced here.
 
 Source: W3C Trace Context, https://www.w3.org/TR/trace-context/. Claude Code reads ``TRACEPARENT`` and ``TRACESTATE``
 when it runs with ``-p``, and its own telemetry joins (measured on 2.1.330; 2.1.30 does not know the names).
@@ -19,7 +19,7 @@ TRACESTATE_VARIABLE = "TRACESTATE"
 _TRACEPARENT = re.compile(
     r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.{0,200})?"
 )
-# 512 characters must be passed on at least; a longer one is left out, as the standard allows.
+# The standard demands that 512 characters are passed on, and allows to leave out a longer state.
 _TRACESTATE = re.compile(r"[\x20-\x7e\t]{1,512}")
 
 
@@ -31,28 +31,28 @@ class TraceContext(NamedTuple):
 
     @property
     def trace_id(self) -> str:
-        """32 hex digits; the same for all that belongs together."""
+        """The id of the trace: 32 hex digits, the same in all its requests."""
         return self.traceparent[3:35]
 
     @property
     def variables(self) -> dict[str, str]:
-        """Variables of the child; without a state an empty one, so that it inherits no other."""
+        """The child's variables; without a state ``TRACESTATE`` is empty, so that the child inherits no other."""
         return {TRACEPARENT_VARIABLE: self.traceparent, TRACESTATE_VARIABLE: self.tracestate or ""}
 
 
 def trace_context(traceparents: Sequence[str], tracestates: Sequence[str] = ()) -> TraceContext | None:
     """
-    Read the headers of a request, each as often as it came; a parent that is not valid counts as not sent.
+    Read the headers of a request, each given as often as it came; an invalid parent counts as not sent.
 
-    A state is passed on where it is printable and short enough: whether its members are well formed is for those who
-    read them, and one that is left out does not make its parent invalid.
+    A state is passed on if it is printable and short enough; the form of its members is not checked. A state that is
+    left out does not make its parent invalid.
     """
     if len(traceparents) != 1:
         return None
     found = _TRACEPARENT.fullmatch(traceparents[0].strip(" \t"))
     if found is None or (found[1] == "00" and found[5]):
         return None
-    # Of a later version nothing is known but these fields, and of the flags only the first.
+    # Of a later version only these fields are known, and only the first of its flags.
     flags = found[4] if found[1] == "00" else f"{int(found[4], 16) & 1:02x}"
     state = ",".join(tracestates).strip(" \t")
     return TraceContext(f"00-{found[2]}-{found[3]}-{flags}", state if _TRACESTATE.fullmatch(state) else None)

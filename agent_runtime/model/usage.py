@@ -14,7 +14,7 @@ HIGHEST_COUNT = 2**53
 """Above this a JSON number is not exact everywhere (RFC 8259, 6)."""
 
 MOST_NAMES = 64
-"""How many models, or subscriptions, are told apart; the rest is :data:`OTHER`."""
+"""How many models, or subscriptions, are distinguished; the rest is :data:`OTHER`."""
 
 OTHER = "other"
 
@@ -41,13 +41,13 @@ class ModelUsage(msgspec.Struct, kw_only=True, frozen=True, gc=False):
 
     @property
     def context_tokens(self) -> int:
-        """The length of the prompt, if this is the usage of one request."""
+        """The length of the prompt in tokens, if this is the usage of one request."""
         return self.input_tokens + self.cache_creation_tokens + self.cache_read_tokens
 
     @property
     def price(self) -> int:
         """
-        What its tokens cost, in twentieths of an input token.
+        The price of these tokens, in twentieths of the price of an input token.
 
         Source: Anthropic's price list; the ratios are those of every model, with the cache of five minutes.
         """
@@ -67,15 +67,15 @@ class ModelUsage(msgspec.Struct, kw_only=True, frozen=True, gc=False):
         return self._with(other, lambda one, two: round(one + two, COST_DIGITS))
 
     def minus(self, other: ModelUsage) -> ModelUsage:
-        """Return the difference, none of it below 0."""
+        """Return the difference, with 0 for each field that would be negative."""
         return self._with(other, lambda one, two: round(max(0, one - two), COST_DIGITS))
 
     def highest(self, other: ModelUsage) -> ModelUsage:
-        """Return the higher of each."""
+        """Return the higher value of each field."""
         return self._with(other, max)
 
     def covers(self, other: ModelUsage) -> bool:
-        """Whether nothing of *other* is higher."""
+        """Whether no field of *other* is higher."""
         return self.highest(other) == self
 
     def _with(self, other: ModelUsage, combine: Callable[[Any, Any], Any]) -> ModelUsage:
@@ -94,10 +94,10 @@ class AttemptUsage(msgspec.Struct, frozen=True):
     What one attempt has used up to now.
 
     Attributes:
-        context_tokens: Length of the prompt of its last own request; 0: not known.
-        duration_ms: As its ``result`` frames say; None: there is none.
-        is_estimated: Counted from the frames, at least in part: no ``result`` has told it.
-        seen: What the frames alone tell, by the number of the generation that each message has used.
+        context_tokens: Length of the prompt of the last request of its own conversation; 0: not known.
+        duration_ms: The duration by its ``result`` frames; None: there was none.
+        is_estimated: At least a part was counted from other frames, because no ``result`` covers it.
+        seen: What the frames other than ``result`` show, by the number of the generation that each message used.
         model_name: The model of its own conversation; None: not known yet.
         context_window: That model's, in tokens; None: not known yet.
     """
@@ -112,7 +112,7 @@ class AttemptUsage(msgspec.Struct, frozen=True):
 
 
 def added(first: UsageByModel, second: UsageByModel, most: int = MOST_NAMES) -> UsageByModel:
-    """Return the sum by model; what has no place among *most* names is :data:`OTHER`."""
+    """Return the sum by model; models beyond *most* names are added up as :data:`OTHER`."""
     total = dict(first)
     for name, usage in second.items():
         place = name if name in total or len(total) < most else OTHER
@@ -121,7 +121,7 @@ def added(first: UsageByModel, second: UsageByModel, most: int = MOST_NAMES) -> 
 
 
 def subtracted(whole: UsageByModel, part: UsageByModel) -> UsageByModel:
-    """Return the difference by model, none of it below 0, without models of which nothing is left."""
+    """Return the difference by model, never negative, without models of which nothing is left."""
     rest = {name: usage.minus(part.get(name, NOTHING)) for name, usage in whole.items()}
     return {name: usage for name, usage in rest.items() if usage}
 
@@ -130,12 +130,12 @@ def split(whole: UsageByModel, seen: list[UsageByModel]) -> list[UsageByModel]:
     """
     Split what an attempt has used among its tokens; the shares add up to the whole.
 
-    The CLI tells the cost only of a whole attempt, and in a ``result`` more tokens than in its frames. So each count is
-    split in the proportion of what the frames tell of it; cost, and counts of which they tell nothing, in the
-    proportion of what the tokens of that model cost. A token that has used nothing gets nothing.
+    Only ``result`` frames name the cost, for the whole attempt, and they count more than the other frames show. So each
+    count is split in the proportion that the other frames show. The cost, and counts of which they show nothing, are
+    split by the price of the model tokens that they show. A token that has used nothing gets nothing.
 
     Args:
-        seen: What the frames tell of each token. Where they tell nothing at all, the last one gets everything.
+        seen: What the frames other than ``result`` show of each token; if that is nothing, the last token gets all.
     """
     if len(seen) == 1:
         return [whole]
@@ -167,12 +167,12 @@ def total_of(by_model: UsageByModel) -> ModelUsage:
 
 
 def count(number: object) -> int:
-    """Return a number from a frame if it can be a count, else 0: any program can print a frame."""
+    """Return a number from a frame as a count; 0 if it cannot be one, as a tool can print a frame with anything."""
     return int(amount(number))
 
 
 def amount(number: object) -> float:
-    """Return a number from a frame if it can be an amount, else 0."""
+    """Return a number from a frame if it is between 0 and :data:`HIGHEST_COUNT`, else 0."""
     if not isinstance(number, int | float) or isinstance(number, bool):
         return 0
-    return number if 0 <= number <= HIGHEST_COUNT else 0  # not a number is neither
+    return number if 0 <= number <= HIGHEST_COUNT else 0  # NaN is not in the range

@@ -1,7 +1,7 @@
 """
-The bytes of the stand-in's answers: whole ones, streams of events, and beginnings of either.
+The bytes of the stand-in's answers: whole answers, streams of events, and the beginnings of either.
 
-Pure: no I/O and no clock; a pause is a number of seconds beside the bytes that go before it.
+Pure: no I/O and no clock; a pause is a number of seconds that follows the bytes sent before it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ INPUT_TOKENS = 10
 OUTPUT_TOKENS = 5
 
 EVENTS_UP_TO_CONTENT = 3
-"""``message_start``, ``content_block_start``, and the first ``content_block_delta``."""
+"""How many events a stream has up to the first content: message_start, content_block_start, content_block_delta."""
 
 Pieces: TypeAlias = Iterator[tuple[bytes, float]]
-"""Bytes that are sent at once (in a stream, one event), and how many seconds pass after them."""
+"""Parts of an answer: bytes that are sent at once (in a stream, one event), and the seconds to wait after them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class Message:
     An answer of the model, as it is sent.
 
     Attributes:
-        unique: No other answer of this server has it.
-        position: How many tools of the script came before; None: the result of a tool must not move the script on.
-        on_usage: Called with each count of tokens when it is sent.
+        unique: The part of the answer's ids that no other answer of this server has.
+        position: How many tools of the script came before; None: the tool's result must not move the script on.
+        on_usage: Called with each count of model tokens when that is sent.
     """
 
     reply: Text | Tool
@@ -50,13 +50,13 @@ class Message:
     on_usage: Callable[[dict[str, object]], object]
 
     def whole(self) -> bytes:
-        """As the answer to a request for no stream."""
+        """Return the body of the answer to a request that does not ask for a stream."""
         message = self._head(OUTPUT_TOKENS) | {"content": self._content()} | self._ending()
         self.on_usage(self._usage(OUTPUT_TOKENS))
         return msgspec.json.encode(message)
 
     def stream(self) -> Pieces:
-        """As events."""
+        """Yield the answer as a stream of events."""
         self.on_usage(self._usage(output_tokens=1))
         yield event("message_start", message=self._head(output_tokens=1)), 0.0
         for index, block in enumerate(self._content()):
@@ -117,7 +117,7 @@ class Message:
 
 
 def beginning(pieces: Pieces, partial: Hang | Cut | StreamError) -> Pieces:
-    """Cut *pieces* off where *partial* says."""
+    """Yield the first of the *pieces*, up to where *partial* breaks off."""
     events = partial.after_events
     if events is None and partial.after_bytes is not None:
         yield from _first_bytes(pieces, partial.after_bytes)
@@ -136,17 +136,17 @@ def _first_bytes(pieces: Pieces, size: int) -> Pieces:
 
 
 def quarters(body: bytes) -> Pieces:
-    """Divide a body that is no stream, so that there are places at which it can break off."""
+    """Divide a body that is no stream into four pieces, so that it can break off after each."""
     ends = [len(body) * quarter // 4 for quarter in range(5)]
     return ((body[start:end], 0.0) for start, end in itertools.pairwise(ends))
 
 
 def error_body(kind: str, message: str, request_id: str) -> bytes:
-    """Put an error as the API does."""
+    """Encode an error as the API does."""
     error = {"type": kind, "message": message}
     return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id})
 
 
 def event(kind: str, **fields: object) -> bytes:
-    """Put one event of a stream."""
+    """Encode one event of a stream."""
     return b"event: %s\ndata: %s\n\n" % (kind.encode(), msgspec.json.encode({"type": kind} | fields))

@@ -48,7 +48,7 @@ class _Named(msgspec.Struct):
 
 
 def model_of(body: bytes) -> str | None:
-    """Read the model off any request; None: it names none."""
+    """Return the model that the body of any request names, or None."""
     try:
         return msgspec.json.decode(body, type=_Named).model
     except msgspec.DecodeError:
@@ -58,13 +58,13 @@ def model_of(body: bytes) -> str | None:
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """
-    Which conversation a request belongs to and how far that has come.
+    The conversation that a request belongs to, and how far it has come.
 
     Attributes:
         key: Equal for all requests of one conversation.
         script: The name in the latest ``[[script:NAME]]`` a user wrote, if any.
         position: How many tools, since that mark, have had their result.
-        aside: A small request that the CLI makes for itself beside the conversation; no script knows of it.
+        aside: The request is a small one that the CLI makes for itself beside the conversation, outside of scripts.
     """
 
     key: str
@@ -79,13 +79,13 @@ _TOOL_USE_ID = "toolu_step"
 
 
 def tool_use_id(position: int, unique: str) -> str:
-    """Make the id by which the tool's result tells how far its script has come."""
+    """Make an id for a tool call that has the script's position in it, so that the tool's result repeats it."""
     return f"{_TOOL_USE_ID}{position}x{unique}"
 
 
 def conversation_of(request: MessagesRequest, user_agent: str) -> Conversation:
     """
-    Read off a request where its conversation stands.
+    Return the conversation that a request belongs to, and its position in the script.
 
     Beside the conversation the CLI asks whether its quota holds (``max_tokens`` 1), warms up sub-agents ("Warmup") and
     has a small model extract file paths from a command's output; these carry no tools.

@@ -1,7 +1,7 @@
 """
-A uvicorn server on loopback for stand-ins: in a thread of its own, with answers that hang and connections that are cut.
+A uvicorn server on loopback for stand-ins, whose answers can hang and whose connections can be cut.
 
-It runs in a thread so that it answers whatever the caller's thread or event loop is doing.
+It runs in a thread of its own, so that it answers whatever the caller's thread or event loop is doing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STOP_TIMEOUT_SECONDS = 5.0
 
 
 class ServerEnds(Exception):
-    """Raised inside an answer that waits when the server is asked to stop."""
+    """Raised inside a waiting answer when the server is asked to stop."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,9 +37,9 @@ class _Connection:
 
 class LoopbackServer:
     """
-    Serve one application on a port of 127.0.0.1 or on a Unix socket; ends promptly also while requests hang.
+    Serve one application on a port of 127.0.0.1 or on a Unix socket; the server ends promptly even if requests hang.
 
-    Application code that runs on it may wait with :meth:`pause` and close its client's connection with :meth:`cut`.
+    The application may wait with :meth:`pause` and close its client's connection with :meth:`cut`.
     """
 
     def __init__(self, port: int = 0, unix_socket: Path | None = None) -> None:
@@ -48,7 +48,7 @@ class LoopbackServer:
             self._socket.bind(str(unix_socket))
             self.base_url = "http://api.anthropic.com"
         else:
-            # With its protocol: asyncio sets TCP_NODELAY only where it knows it, else each answer takes 40 ms longer.
+            # With its protocol named: else asyncio does not set TCP_NODELAY, and each answer takes 40 ms longer.
             self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind(("127.0.0.1", port))
@@ -62,7 +62,7 @@ class LoopbackServer:
     @contextlib.contextmanager
     def running(self, app: ASGIApp) -> Iterator[str]:
         """
-        Serve *app* and yield the base URL; when the block is left nothing answers any more.
+        Serve *app* while the block lasts; yields the base URL.
 
         Raises:
             RuntimeError: The server did not start, or did not end in time.
@@ -89,7 +89,7 @@ class LoopbackServer:
         Wait inside an answer.
 
         Args:
-            seconds: None: until the server ends.
+            seconds: How long; None: until the server ends.
 
         Raises:
             ServerEnds: The server is asked to stop.
@@ -118,16 +118,16 @@ class LoopbackServer:
         connection = self._connections.get(tuple(scope["client"]))
         if connection is not None:
             connection.transport.abort()
-            await connection.closed.wait()  # uvicorn must know it before the answer returns, else it logs a complaint
+            await connection.closed.wait()  # if the answer returned before, uvicorn would log an error
 
     def _run(self, server: uvicorn.Server) -> None:
         with self._socket:
             asyncio.run(self._serve(server))
 
     async def _serve(self, server: uvicorn.Server) -> None:
-        """Serve until asked to stop; uvicorn's own way to end would first wait for answers, and sleep in between."""
+        """Serve until asked to stop; uvicorn's own shutdown would first wait for answers, and poll."""
         self._loop = asyncio.get_running_loop()
-        self._has_begun.set()  # callers that come before it accepts wait at the socket
+        self._has_begun.set()  # the socket listens already: early callers wait in its backlog
         serving = asyncio.create_task(server.serve(sockets=[self._socket]))
         ending = asyncio.create_task(self._ending.wait())
         await asyncio.wait([serving, ending], return_when=asyncio.FIRST_COMPLETED)
@@ -145,7 +145,7 @@ class LoopbackServer:
         connections, ending = self._connections, self._ending
 
         class RegisteredProtocol(H11Protocol):
-            """Keep each open connection where :meth:`LoopbackServer.cut` finds it."""
+            """Record each open connection for :meth:`LoopbackServer.cut`."""
 
             def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in H11Protocol
                 super().connection_made(transport)

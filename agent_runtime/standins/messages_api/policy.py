@@ -1,8 +1,8 @@
 """
 The configured answers of the stand-in of the Messages API, and the requests it has seen.
 
-No I/O: :mod:`agent_runtime.standins.messages_api` asks it about each request. Tokens are not stored: it distinguishes
-them by their fingerprints.
+No I/O: the server asks :class:`MessagesApi` about each request. Tokens are not stored, but distinguished by their
+fingerprints.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class SeenRequest:
         bearer: Fingerprint of the token in ``Authorization``.
         api_key: Fingerprint of the token in ``x-api-key``.
         script: The name in the conversation's latest mark.
-        aside: The CLI made it for itself, beside the conversation.
+        aside: The CLI made the request for itself, beside the conversation.
         reply: The kind of the reply: "text", "tool", "fail", ...
-        status: None: not answered yet, or never.
-        usage: Tokens that the answer said it took, as far as it was sent; by the API's names.
-        body: Of a request for a message, where the stand-in keeps them.
+        status: The HTTP status of the answer; None: not answered yet, or never.
+        usage: The model tokens that the answer, as far as it was sent, said it took; by the API's names.
+        body: The body of a request for a message, if the stand-in keeps bodies; else empty.
     """
 
     at: float
@@ -57,23 +57,23 @@ class SeenRequest:
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the token that counts: the API key where both headers are there."""
+        """The fingerprint of the token that the API looks at: the API key, if both headers were sent."""
         return self.api_key or self.bearer
 
     def carries(self, token: str | Token) -> bool:
-        """Whether it came with this token, in whichever header."""
+        """Whether the request came with this token, in either header."""
         return _fingerprint(token) in {self.bearer, self.api_key}
 
 
 @dataclass(slots=True)
 class TokenCounts:
     """
-    What came with one token.
+    Counts of the requests that came with one token.
 
     Attributes:
         requests: The conversations' own requests and those that count tokens.
         asides: Requests that the CLI made for itself, beside a conversation.
-        by_status: How many of both were answered with which HTTP status; one that hangs or was cut off is not there.
+        by_status: How many of both were answered, by HTTP status; without requests that hang or were cut off.
     """
 
     requests: int = 0
@@ -110,26 +110,27 @@ class MessagesApi:
         """
         Give each conversation with this token these replies from its next request on, whatever its prompt says.
 
-        Where a fault is all there is, requests beside a conversation get it too.
+        If all replies are faults, requests beside a conversation get the first one, too.
         """
         with self._changed:
             self._tokens[_fingerprint(token)] = Script(replies)
 
     def accept(self, token: str | Token) -> None:
-        """Answer this token by the prompt's script or the default, also where other tokens are refused."""
+        """Answer this token by the prompt's script or the default, even if other tokens are refused."""
         with self._changed:
             self._tokens[_fingerprint(token)] = None
 
     def on_other_tokens(self, *replies: Reply | str) -> None:
-        """Give these replies to each token that neither :meth:`on` nor :meth:`accept` has named; none: accept them."""
+        """Give these replies to each token without :meth:`on` or :meth:`accept`; no replies: accept such tokens."""
         with self._changed:
             self._other_tokens = Script(replies) if replies else None
 
     def on_model(self, model: str, *replies: Reply | str) -> None:
         """
-        Give these replies to requests for a model with *model* in its name, whatever their token; none: no longer.
+        Give these replies to requests for a model with *model* in its name, whatever their token.
 
-        Where a fault is all there is, requests beside a conversation and those that count tokens get it too.
+        Without replies, the rule is removed. If all replies are faults, requests beside a conversation and requests
+        that count tokens get the first one, too.
         """
         with self._changed:
             self._models.pop(model, None)
@@ -138,12 +139,12 @@ class MessagesApi:
 
     def on_count_tokens(self, *replies: Reply | str, token: str | Token | None = None) -> None:
         """
-        Give these replies to requests that count tokens, whatever :meth:`on` and :meth:`on_model` say; none: no longer.
+        Give these replies to requests that count tokens, whatever :meth:`on` and :meth:`on_model` say.
 
-        A :class:`Text` stands for the count.
+        A :class:`Text` stands for the count. Without replies, the rule is removed.
 
         Args:
-            token: None: those with any token for which no others were given.
+            token: The token of the requests; None: any token that has no such replies of its own.
         """
         with self._changed:
             key = None if token is None else _fingerprint(token)
@@ -176,13 +177,13 @@ class MessagesApi:
             return tuple(self._requests)
 
     def seen(self, token: str | Token) -> TokenCounts:
-        """Count what came with this token so far; all zero if nothing did."""
+        """Return the counts of requests with this token so far."""
         with self._changed:
             counts = self._counts.get(_fingerprint(token), TokenCounts())
             return replace(counts, by_status=Counter(counts.by_status))
 
     def handed_out(self) -> dict[str, Counter[str]]:
-        """Return the tokens by model that the answers to the latest requests said they took, by the API's names."""
+        """Return the summed token counts of the answers to the latest requests, by model and by the API's names."""
         with self._changed:
             handed_out: defaultdict[str, Counter[str]] = defaultdict(Counter)
             for request in self._requests:
@@ -192,12 +193,12 @@ class MessagesApi:
 
     def wait_for(self, happened: Callable[[MessagesApi], bool], timeout_seconds: float = 30.0) -> None:
         """
-        Block until *happened* is true; it is asked at each request and each answer.
+        Block until *happened* returns True; it is called at each request and each answer.
 
         In a coroutine: ``await asyncio.to_thread(api.wait_for, ...)``.
 
         Raises:
-            TimeoutError: It did not become true in time; the message tells what was seen.
+            TimeoutError: That did not happen in time; the message lists the latest requests.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: happened(self), timeout_seconds):
@@ -205,7 +206,7 @@ class MessagesApi:
 
     def wait_for_requests(self, token: str | Token, count: int = 1, timeout_seconds: float = 30.0) -> None:
         """
-        Block until *count* requests have come with this token, those beside a conversation not counted.
+        Block until *count* requests have come with this token, without those beside a conversation.
 
         Raises:
             TimeoutError: They did not come in time.
@@ -229,7 +230,7 @@ class MessagesApi:
             self._changed.notify_all()
 
     def record_usage(self, request: SeenRequest, usage: Mapping[str, object]) -> None:
-        """Record what an answer says that it has taken up to now."""
+        """Record the tokens that an answer, as far as it was sent, says it took."""
         with self._changed:
             request.usage |= {name: count for name, count in usage.items() if isinstance(count, int)}
             self._changed.notify_all()
@@ -239,7 +240,7 @@ class MessagesApi:
         Choose the reply to a request.
 
         Args:
-            fingerprint: Of the token it came with.
+            fingerprint: The fingerprint of the request's token; None: it has none.
         """
         with self._changed:
             if fingerprint is None:
@@ -262,7 +263,7 @@ class MessagesApi:
         Choose the reply to a request that counts tokens.
 
         Args:
-            fingerprint: Of the token it came with.
+            fingerprint: The fingerprint of the request's token; None: it has none.
         """
         with self._changed:
             if fingerprint is None:
@@ -273,7 +274,7 @@ class MessagesApi:
             return self._next(script, fingerprint, 0)
 
     def _fault_of(self, fingerprint: str, model: str | None) -> Reply | None:
-        """Return the fault that also requests outside of conversations meet."""
+        """Return the fault that requests outside of conversations get, too; None: there is none."""
         name = self._rule_for(model)
         scripts = [self._models[name]] if name is not None else []
         scripts += filter(None, [self._tokens.get(fingerprint, self._other_tokens)])
@@ -290,7 +291,7 @@ class MessagesApi:
         return reply
 
     def when_open(self, gate: str, proceed: Callable[[], None]) -> None:
-        """Call *proceed* once when the gate is open; at once if it is, else in the thread that opens it."""
+        """Call *proceed* once: now if the gate is open, else when it is opened, in the thread that does so."""
         with self._changed:
             if gate not in self._open_gates:
                 self._at_gates.setdefault(gate, []).append(proceed)

@@ -1,13 +1,13 @@
 """
 The answers of the stand-in of the Messages API: replies, and scripts of replies.
 
-Pure: no I/O and no clock. :mod:`agent_runtime.standins.messages_api` serves what is decided here.
+Pure: no I/O and no clock.
 
-A *script* is a list of replies. Where a conversation stands in it is read off the conversation itself, which every
-request carries whole, so parallel executions with one token do not disturb one another, and one that is resumed with
-another token goes on where it was. :class:`Tool` is left behind when its result comes back, :class:`Text` ends the
-turn, and any other reply, a *fault*, is left behind as soon as it has been served. A fault may also be given by its
-name in :data:`FAULTS`; in JSON any other reply is an object with its ``kind``.
+A *script* is a list of replies. The position of a conversation in its script follows from the conversation itself,
+which every request carries whole. So parallel executions with one token do not disturb one another, and an execution
+that is resumed with another token goes on where it was. The script goes on from a :class:`Tool` when its result comes
+back; a :class:`Text` ends the turn; from any other reply, a *fault*, the script goes on as soon as the fault has been
+served. A fault may also be given by its name in :data:`FAULTS`; in JSON any other reply is an object with its ``kind``.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class _Content(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     An answer of the model.
 
     Attributes:
-        stop_reason: Any string; None: the one that fits the content.
+        stop_reason: Any string; None: the stop reason that fits the content.
         stop_details: Sent beside the stop reason, such as a refusal's category and explanation.
         usage: Merged over the stand-in's own counts of tokens.
-        gate: Nothing is sent before ``MessagesApi.open_gate`` has been called with this name.
+        gate: The name of a gate: nothing is sent before ``MessagesApi.open_gate`` was called with it.
         headers: Sent besides the stand-in's own.
     """
 
@@ -50,7 +50,7 @@ class Text(_Content, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_
 
     Attributes:
         text: If empty, the answer has no content at all.
-        over_seconds: How long the stream takes, in one piece each *piece_seconds*; 0: all at once.
+        over_seconds: How long the stream takes, with a piece every *piece_seconds*; 0: all at once.
         pings: Send ``ping`` events, which are no content, between the pieces.
     """
 
@@ -63,7 +63,7 @@ class Text(_Content, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_
 
 class Tool(_Content, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="tool"):
     """
-    A tool call; with *command* alone one of the CLI's Bash tool.
+    A tool call; with *command* alone, a call of the CLI's Bash tool.
 
     Attributes:
         input: What the tool is given; if None, *command* as Bash takes it.
@@ -104,7 +104,7 @@ class Raw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="ki
     Attributes:
         status: 200 to 599.
         body: Text and bytes are sent as they are, any other value as JSON.
-        headers: All that is sent besides the length of the body; its type is JSON unless they say otherwise.
+        headers: All headers but the body's length; the content type is JSON unless it is among them.
     """
 
     status: int
@@ -116,7 +116,7 @@ class Raw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="ki
         Check the status.
 
         Raises:
-            ValueError: No server can answer with it.
+            ValueError: No server can answer with this status.
         """
         if not 200 <= self.status <= 599:
             raise ValueError(f"status {self.status} is no final answer of HTTP: 200 to 599")
@@ -137,7 +137,7 @@ class UsageLimit(
 
     Attributes:
         claim: Which limit: ``five_hour``, ``seven_day``, ``seven_day_opus``, ...
-        resets_in_seconds: From the moment of the answer, unless *resets_at* (epoch seconds) says when.
+        resets_in_seconds: Seconds from the answer to the limit's end, unless *resets_at* (epoch seconds) is given.
 
     Source: headers that make Claude Code 2.1.30 and 2.1.330 speak of a limit instead of a throttle.
     """
@@ -192,10 +192,10 @@ class _Partial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 class _Silent(_Partial, frozen=True, forbid_unknown_fields=True):
     """
-    An answer that breaks off without a word.
+    An answer that breaks off without an error event.
 
     Attributes:
-        moment: When, unless *after_events* or *after_bytes* says so.
+        moment: How far the answer gets, unless *after_events* or *after_bytes* is given.
     """
 
     moment: Moment = Moment.BEFORE_ANSWER
@@ -215,7 +215,7 @@ class Cut(_Silent, frozen=True, forbid_unknown_fields=True, tag_field="kind", ta
     Close the connection without finishing the answer, or without beginning one.
 
     Attributes:
-        quietly: End the answer as HTTP ends a whole one, as proxies do that lose the server behind them.
+        quietly: End the answer as if it were complete for HTTP, as proxies do that lose the server behind them.
     """
 
     quietly: bool = False
@@ -318,10 +318,10 @@ def reply_named(reply: Reply | str) -> Reply:
 
 class Script:
     """
-    A list of replies for each conversation that is given it; the last one lasts.
+    A list of replies, for any number of conversations; the last one is repeated, or, for a tool, followed by a text.
 
     Raises:
-        ValueError: It is empty, or goes on after a :class:`Text`, which ends the turn.
+        ValueError: The list is empty, or goes on after a :class:`Text`, which ends the turn.
     """
 
     def __init__(self, replies: Sequence[Reply | str]) -> None:
@@ -358,7 +358,7 @@ class Script:
 
     @property
     def lasting_fault(self) -> Reply | None:
-        """The fault that any request meets, also one that is no part of a conversation."""
+        """If all replies are faults, the first one: requests outside of a conversation get it, too. Else None."""
         faults, content = self._steps[0]
         return faults[0] if content is None else None
 

@@ -14,7 +14,7 @@ By itself: ``python -m agent_runtime.standins.messages_api --port 0 --script FIL
 :class:`ScriptFile`, for instance
 ``{"scripts": {"build": [{"kind": "tool", "command": "make"}]}, "default": ["hang"]}``.
 
-It also makes the checks that the real API makes before those of a token's rights: an OAuth token needs the CLI's beta
+Before it looks at a token, it checks the credential's form as the real API does: an OAuth token needs the CLI's beta
 header, and is no API key.
 """
 
@@ -77,7 +77,7 @@ def serve(api: MessagesApi, port: int = 0, *, unix_socket: Path | None = None) -
     app = _Application(api, server).asgi
 
     async def with_path(scope: Scope, receive: Receive, send: Send) -> None:
-        # Where a proxy is set, 2.1.197 names the host also on a socket.
+        # If a proxy is set, 2.1.197 sends the host in the path, even on a socket.
         if "://" in scope["path"]:
             scope["path"] = "/" + scope["path"].split("/", 3)[3]
         await app(scope, receive, send)
@@ -86,7 +86,7 @@ def serve(api: MessagesApi, port: int = 0, *, unix_socket: Path | None = None) -
 
 
 class _Application:
-    """The routes, and how a reply becomes bytes."""
+    """The routes of the stand-in, which turn replies into HTTP answers."""
 
     def __init__(self, api: MessagesApi, server: LoopbackServer) -> None:
         self._api = api
@@ -159,7 +159,7 @@ class _Application:
         Answer with *reply*.
 
         Args:
-            good: Makes the body, or the stream, where an answer of the model is asked for.
+            good: Makes the body, or the stream, of an answer of the model.
         """
         seen.reply = _kind(reply)
         if isinstance(reply, Hang | Cut) and reply.is_before_answer:
@@ -178,7 +178,7 @@ class _Application:
         else:
             status, body = content.status, error_body(content.type, content.message, request_id)
             headers |= content.headers_at(time.time())
-        if isinstance(reply, StreamError) and isinstance(body, bytes):  # not streamed: the error alone
+        if isinstance(reply, StreamError) and isinstance(body, bytes):  # no stream: the error alone
             status, body, reply = reply.status, error_body(reply.type, reply.message, request_id), content
         self._api.record_answer(seen, status)
         if isinstance(body, bytes) and not isinstance(reply, Hang | Cut):
@@ -253,7 +253,7 @@ def _credentials(request: Request) -> tuple[Token | None, Token | None]:
 
 def _credential_fault(request: Request) -> Reply | None:
     """
-    Refuse what the API refuses by its form, whatever the token may do.
+    Return the API's refusal of a credential whose form is wrong, whatever the token; None: the form is right.
 
     Source: reports of OAuth tokens that look bad behind proxies which drop ``anthropic-beta``, Claude Code 1.0.83.
     """
@@ -277,9 +277,9 @@ class ScriptFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     What ``--script`` reads: the arguments of the methods of :class:`MessagesApi` with these names, as JSON.
 
     Attributes:
-        tokens: For :meth:`MessagesApi.on`; an empty list is :meth:`MessagesApi.accept`.
-        models: For :meth:`MessagesApi.on_model`.
-        count_tokens: For :meth:`MessagesApi.on_count_tokens`, by token; those of "*" are for any other token.
+        tokens: Replies by token for :meth:`MessagesApi.on`; an empty list is :meth:`MessagesApi.accept`.
+        models: Replies by model for :meth:`MessagesApi.on_model`.
+        count_tokens: Replies by token for :meth:`MessagesApi.on_count_tokens`; "*" stands for any other token.
     """
 
     scripts: dict[str, list[Reply | str]] = {}
@@ -291,7 +291,7 @@ class ScriptFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def apply_to(self, api: MessagesApi) -> None:
         """
-        Configure *api* with all of it.
+        Configure *api* as the file says.
 
         Raises:
             ValueError: A fault has an unknown name, or a script goes on after a text.

@@ -1,5 +1,5 @@
 """
-How the scripted CLI talks to the Messages API: which token it takes, what it prints on errors, when it gives up.
+How the scripted CLI uses the Messages API: which token it sends, what it prints on errors, when it gives up.
 
 Source: Claude Code 2.1.330 against a stand-in of the Messages API.
 """
@@ -43,7 +43,7 @@ class Credential(NamedTuple):
         return self.source in {"CLAUDE_CODE_OAUTH_TOKEN", "file"}
 
     def headers(self) -> dict[str, str]:
-        """The header that carries it."""
+        """The header that carries the credential."""
         is_key = self.source == "ANTHROPIC_API_KEY"
         return {"x-api-key": self.secret} if is_key else {"Authorization": f"Bearer {self.secret}"}
 
@@ -52,7 +52,7 @@ class Credential(NamedTuple):
 
 
 class ApiError(Exception):
-    """The API, or the way to it, refused a request; *status* is None when no answer came."""
+    """A request failed at the API or on the way to it; *status* is None if no answer came."""
 
     def __init__(self, status: int | None, body: str, headers: Mapping[str, str]) -> None:
         super().__init__(f"status {status}")
@@ -118,7 +118,7 @@ class Api:
         Ask the model, run the tools it asks for, and return its last words.
 
         Raises:
-            GaveUp: The API refused; what the real CLI says then, up to the result frame, has been printed.
+            GaveUp: The API refused; what the real CLI prints then, up to the result frame, has been printed.
         """
         run = self._run
         run.remember({"role": "user", "content": content})
@@ -175,7 +175,7 @@ class Api:
 
     def _report_limit(self, headers: Mapping[str, str]) -> None:
         """
-        Print the account's standing with its limits, once and whenever it changes.
+        Print the state of the account's limits at the first answer and whenever it changes.
 
         Source: Claude Code 2.1.330 says ``allowed`` at the first answer and ``rejected`` later in the same run.
         """

@@ -36,7 +36,7 @@ USAGE_KEYS = tuple(NO_USAGE)
 
 
 def parse_version(text: str) -> Version:
-    """Read the three numbers of a version; ValueError when it has another form."""
+    """Read the three numbers of a version; raise ValueError if it has another form."""
     major, minor, patch = text.split(".")
     return int(major), int(minor), int(patch)
 
@@ -104,7 +104,7 @@ def tool_result(tool_use_id: str, content: str, *, is_error: bool, stdout: str =
 
 
 def tool_result_block(tool_use_id: str, content: str, *, is_error: bool) -> Frame:
-    """The block of a tool result, in the frame as in the next request."""
+    """The block of a tool result; it is the same in the frame and in the next request."""
     return {"tool_use_id": tool_use_id, "type": "tool_result", "content": content, "is_error": is_error}
 
 
@@ -133,7 +133,7 @@ def rate_limit_event(status: str, *, limit_type: str | None = None, resets_at: f
 
 def synthetic(text: str, *, error: str, status: int | None = None, kind: str | None = None) -> Frame:
     """
-    The assistant frame the CLI writes itself when it gives up.
+    The assistant frame that the CLI itself makes up when it gives up.
 
     *kind* is the API's own type of the error, such as ``authentication_error``.
     """

@@ -1,17 +1,17 @@
 """
-A stand-in of the ``claude`` binary, for where there is none, or where speed matters.
+A stand-in of the ``claude`` binary, for tests on machines without it, or tests that must be fast.
 
     AGENT_RUNTIME_CLAUDE="python -m agent_runtime.standins.scripted_cli" agent-runtime serve
 
-It takes the real CLI's arguments and behaves as the real one does: ``system/init``, a request to
-``ANTHROPIC_BASE_URL``, the Bash commands the answer asks for, ``result``. The script of a run is therefore one of
-:mod:`agent_runtime.standins.messages_api`.
+It takes the real CLI's arguments and behaves as the real one does: it prints ``system/init``, asks
+``ANTHROPIC_BASE_URL``, runs the Bash commands that the answer asks for, and prints ``result``. What a run does is
+therefore decided by the script of the API, for example of :mod:`agent_runtime.standins.messages_api`.
 
-On SIGINT it ends its tools and exits 0, on SIGTERM 143. ``--resume`` goes on with the conversation.
+On SIGINT it ends its tools and exits 0, on SIGTERM 143. ``--resume`` continues a conversation.
 
-Environment: ``SCRIPTED_CLI_VERSION`` (2.1.330; one before 2.1.30 reads its credentials file only once, one before
-2.1.110 is silent on stderr about a session it does not know), ``SCRIPTED_CLI_PAUSE_FACTOR`` (of the pauses between
-attempts, 1).
+Environment: ``SCRIPTED_CLI_VERSION``, the version to play (default 2.1.330; a version before 2.1.30 reads its
+credentials file only once, one before 2.1.110 prints nothing on stderr about an unknown session), and
+``SCRIPTED_CLI_PAUSE_FACTOR``, by which the pauses between requests are multiplied (default 1).
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ WITH_VALUES = _names(
 
 
 class Refusal(Exception):
-    """Arguments or input the real CLI does not take either; the message is what it says on stderr."""
+    """Arguments or input that the real CLI refuses, too; the message is what the real CLI prints on stderr."""
 
 
 class Message(NamedTuple):
-    """What the caller asked: the text, and the whole content where there are images."""
+    """What the caller asks: the text, and, if there are images, the whole content."""
 
     text: str
     content: str | list[Frame]
@@ -78,7 +78,7 @@ def converse(run: Run, api: Api, message: Message) -> int:
 
 
 def main(arguments: Sequence[str], answer: Callable[[Run, Api, Message], int] = converse) -> int:
-    """Run the CLI, which answers each prompt by *answer*, and return its exit code."""
+    """Run the CLI, and return its exit code; *answer* answers each prompt and returns an exit code."""
     version = os.environ.get("SCRIPTED_CLI_VERSION", frames.DEFAULT_VERSION)
     if arguments and arguments[0] in {"-v", "--version"}:
         sys.stdout.write(f"{version} (Claude Code)\n")
@@ -122,7 +122,7 @@ def serve_prompts(run: Run, prompt: str | None, answer: Callable[[Run, Api, Mess
 
 def read_messages(run: Run, prompt: str | None) -> Iterator[Message]:
     """
-    Yield what the caller asks, from the arguments or from stdin.
+    Yield the caller's prompts, from the arguments or from stdin.
 
     Source: 2.1.330 waits 3 s for the first byte and then goes on without any input.
     """
@@ -157,7 +157,7 @@ def parse_arguments(arguments: Sequence[str], version: str) -> tuple[Options, st
     Read the real CLI's arguments.
 
     Raises:
-        Refusal: The real CLI exits with 1 and the same words.
+        Refusal: The real CLI exits with 1 and the same message.
     """
     given: dict[str, Any] = {}
     prompt: str | None = None

@@ -28,7 +28,7 @@ EXIT_CODES: dict[int, int] = {signal.SIGINT: 0, signal.SIGTERM: 143, signal.SIGA
 
 
 class Options(NamedTuple):
-    """The arguments that change what the scripted CLI does; all others are taken and ignored."""
+    """The arguments that change what the scripted CLI does; all others are accepted and ignored."""
 
     version_text: str = frames.DEFAULT_VERSION
     session_id: str = ""
@@ -56,7 +56,7 @@ class Options(NamedTuple):
 
 
 class ToolOutcome(NamedTuple):
-    """How a tool's command ended; *exit_code* is None when its time was over."""
+    """How a tool's command ended; *exit_code* is None if it was ended by its time limit."""
 
     output: str
     exit_code: int | None
@@ -73,10 +73,10 @@ class ToolOutcome(NamedTuple):
 
 class Run:
     """
-    The state of the process.
+    The state of one run, that is, of the process.
 
     Attributes:
-        messages: The conversation in the API's form; what a resumed session begins with.
+        messages: The conversation in the API's form; in a resumed session it begins with the earlier messages.
         tools: Process groups of tools that have not been seen to end.
     """
 
@@ -152,7 +152,7 @@ class Run:
 
     @property
     def session_file(self) -> Path:
-        """Where this session is kept."""
+        """The file that stores this session."""
         return self._file_of(self.options.session_id)
 
     def _file_of(self, session_id: str) -> Path:
@@ -160,7 +160,7 @@ class Run:
         return Path(config) / "projects" / "scripted" / f"{session_id}.jsonl"
 
     def load_session(self) -> bool:
-        """Read what an earlier process of this session has kept; False when there is nothing."""
+        """Read the session file of an earlier process; return False if there is none."""
         try:
             kept = self._file_of(self.options.forks or self.options.session_id).read_bytes()
         except FileNotFoundError:
@@ -187,7 +187,7 @@ class Run:
             self.remember({"role": "user", "content": answers})
 
     def keep(self, entry: Frame) -> None:
-        """Append to the session file in one write."""
+        """Append *entry* to the session file in one write."""
         if not self.options.keep_session:
             return
         self.session_file.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,8 @@ class Run:
         """
         Run *command* as the Bash tool does: in a session of its own, until its shell ends.
 
-        The output goes to a file in memory, not to a pipe, so that what the command leaves behind delays nothing.
+        The output goes to a file in memory, not to a pipe, so that processes which the command leaves behind delay
+        nothing.
 
         Source: Claude Code 2.1.330 ``eval`` s the command in ``bash -c`` with stdin at /dev/null; the OAuth token is
         missing from its environment, an API key is not.
@@ -216,7 +217,7 @@ class Run:
         environment.pop("CLAUDE_CODE_OAUTH_TOKEN", None)
         environment |= {"CLAUDECODE": "1", "CLAUDE_CODE_SESSION_ID": self.options.session_id}
         with open(os.memfd_create("tool"), "w+b", buffering=0) as output:  # noqa: PTH123 (a descriptor has no path)
-            self._tool_is_starting = True  # a signal now would not find it among the tools
+            self._tool_is_starting = True  # a signal now would not find the tool in self.tools
             tool = subprocess.Popen(  # noqa: S602 (running what it is told is the Bash tool's purpose)
                 command,
                 shell=True,
@@ -269,7 +270,7 @@ class Run:
 
 
 def _wait(pid: int, timeout_seconds: float) -> bool:
-    """Wait for a child without the pauses of :meth:`subprocess.Popen.wait`; False when the time is over."""
+    """Wait for a child without the pauses of :meth:`subprocess.Popen.wait`; return False if the time is over first."""
     pidfd = os.pidfd_open(pid)
     try:
         return bool(select.select([pidfd], [], [], timeout_seconds)[0])
@@ -278,7 +279,7 @@ def _wait(pid: int, timeout_seconds: float) -> bool:
 
 
 def kill_group(group: int) -> None:
-    """Kill a tool's process group; nothing to do where it has gone."""
+    """Kill a tool's process group, if there still is one."""
     try:
         os.killpg(group, signal.SIGKILL)
     except ProcessLookupError:
