@@ -1,4 +1,4 @@
-"""The application: the routes, the access check and the errors put together."""
+"""The ASGI application, built from the routes, the access check and the error handlers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["OPEN_PATHS", "ROUTES", "Api", "build_app"]
 
 
 def build_app(api: Api) -> Starlette:
-    """Put the routes, the access check and the errors together."""
+    """Build the ASGI application from the routes, the access check and the error handlers."""
     by_path: dict[str, dict[str, Operation]] = {}
     for route in ROUTES:
         by_path.setdefault(route.path, {})[route.method] = route
@@ -43,13 +43,13 @@ def build_app(api: Api) -> Starlette:
         routes=routes,
         exception_handlers={HTTPException: refuse, AgentRuntimeError: refuse, Exception: refuse},
     )
-    # A path with a slash too many is unknown: a redirect would be built from the caller's Host.
+    # A path with an additional slash is unknown: a redirect would be built from the caller's Host header.
     app.router.redirect_slashes = False
     return app
 
 
 def _endpoint(api: Api, by_method: dict[str, Operation]) -> Callable[[Request], Awaitable[Response]]:
-    """Serve all methods of one path."""
+    """Build the endpoint for all methods of one path."""
 
     async def endpoint(request: Request) -> Response:
         route = by_method["GET" if request.method == "HEAD" else request.method]
@@ -67,7 +67,12 @@ def _endpoint(api: Api, by_method: dict[str, Operation]) -> Callable[[Request], 
 
 
 def _check_query(api: Api, route: Operation, request: Request) -> None:
-    """Raise InvalidRequest for a parameter that the route does not have, where requests are read strictly."""
+    """
+    Check that the route has each parameter of the query.
+
+    Raises:
+        InvalidRequest: One is unknown, and the setting ``strict`` is on. Otherwise unknown ones are ignored.
+    """
     known = [name for name in route.parameters if PARAMETERS[name]["in"] == "query"]
     sent = [name for name in request.query_params if not ("label.NAME" in known and name.startswith(LABEL))]
     unread(
@@ -80,7 +85,7 @@ def _check_query(api: Api, route: Operation, request: Request) -> None:
 
 
 def _refusal(error: Exception) -> AgentRuntimeError:
-    """Return the error that the caller gets; starlette itself refuses unknown paths and methods."""
+    """Return the error that the caller gets for *error*, which may be starlette's for an unknown path or method."""
     if isinstance(error, AgentRuntimeError):
         return error
     if not isinstance(error, HTTPException):

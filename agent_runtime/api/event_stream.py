@@ -24,7 +24,7 @@ def event_stream(log: EventLog, request: Request, open_streams: streams.OpenStre
     Answer ``GET /api/events``: the events that the log holds after the reader's position, then new ones as they come.
 
     Raises:
-        InvalidRequest: The position is no number.
+        InvalidRequest: The position is not a number.
         Busy: Too many streams are open.
     """
     after = streams.position_of(request)
@@ -35,9 +35,9 @@ async def follow(
     log: EventLog, after: int, *, keep_alive_seconds: float = streams.KEEP_ALIVE_SECONDS
 ) -> AsyncIterator[bytes]:
     """
-    Yield the events after *after*, and the end when the log is closed.
+    Yield the events after number *after*, and ``end`` when the log is closed.
 
-    A slow reader costs nothing: it takes from the log when it is ready, and a ``gap`` names the events it missed.
+    A slow reader delays nobody: it takes events from the log when it is ready, and a ``gap`` names those it missed.
     """
     position = after
     yield b": events\n\n"  # so that the headers leave at once, also where nothing has happened yet
@@ -58,7 +58,7 @@ async def follow(
         elif closed:
             break
         else:
-            position = log.last_id  # of a position 0 with nothing after it: to wait there would be no wait
+            position = log.last_id  # 0 with no event after it: log.wait(0) would return at once
             try:
                 await asyncio.wait_for(log.wait(position), keep_alive_seconds)
             except TimeoutError:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def reasons_of(state: SupervisorState, access: AccessKey) -> list[str]:
-    """Return why not all is well, a sentence each."""
+    """Return the reasons for the status ``degraded``, a sentence each; empty: the status is ``ok``."""
     found = {
         state.unready and state.unready.detail: state.unready is not None,
         f"records cannot be written: {state.disk.error}": state.disk.error is not None,
@@ -73,7 +73,7 @@ async def report(
 
 
 async def _loop_lag() -> float:
-    """Measure how long a ready task waits for its turn now."""
+    """Measure how long a ready task waits for its turn in the event loop, in seconds."""
     asked = time.perf_counter()
     await asyncio.sleep(0)
     return time.perf_counter() - asked

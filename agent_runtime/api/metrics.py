@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 class Metrics:
     """
-    Write what Prometheus reads, from a registry of this supervisor's own.
+    Write the metrics for Prometheus, from a registry of this supervisor's own.
 
     Args:
-        lost_lines: How many lines of the log were lost.
+        lost_lines: Returns how many lines of the log were lost.
     """
 
     def __init__(self, supervisor: Supervisor, buffer: ResponseBuffer, lost_lines: Callable[[], int]) -> None:
@@ -47,12 +47,12 @@ class Metrics:
         ProcessCollector(namespace=PREFIX.rstrip("_"), registry=self._registry)
 
     def response(self, accept: str) -> Response:
-        """Answer a scrape, in the form that *accept* asks for."""
+        """Answer a scrape, in the format that the ``Accept`` header asks for."""
         encode, content_type = choose_encoder(accept)
         return Response(encode(self._registry), headers={"content-type": content_type, "cache-control": "no-store"})
 
     def collect(self) -> Iterator[Metric]:
-        """List all metrics, as prometheus-client wants them of a collector."""
+        """Yield all metrics of the present state, as prometheus-client requires of a collector."""
         state = self._supervisor.state
         phases = [execution.phase for execution in state.executions]
         by_phase = {str(phase): phases.count(phase) for phase in Phase if phase is not Phase.FINISHED}

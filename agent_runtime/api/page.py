@@ -1,4 +1,4 @@
-"""The page at ``/``: one file, served with a policy that lets nothing else in."""
+"""The page at ``/``: one file, served with a content security policy that allows nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def load_page() -> tuple[bytes, dict[str, str]]:
     """
     Return the page and the headers it is sent with.
 
-    Its one script and its one style sheet are allowed by their digests, and nothing else is.
+    The policy allows the page's one script and one style sheet by their digests, and nothing else.
     """
     body = Path(__file__).with_name(FILE).read_bytes()
     policy = "; ".join(
@@ -44,7 +44,7 @@ def load_page() -> tuple[bytes, dict[str, str]]:
 
 
 def _digest(body: bytes, tag: bytes) -> str:
-    """Name the content of the only element *tag*, as a policy names it."""
+    """Return the digest of the content of the only element *tag*, in the form of a content security policy."""
     _, _, rest = body.partition(b"<" + tag + b">")
     content, _, _ = rest.partition(b"</" + tag + b">")
     return "sha256-" + base64.b64encode(hashlib.sha256(content).digest()).decode()

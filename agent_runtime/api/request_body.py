@@ -1,4 +1,4 @@
-"""The bodies of requests: how much of one is read, and where it is worked on."""
+"""Read the bodies of requests up to a limit, and process them without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 INLINE_BYTES = 64 * 1024
-"""A body up to this size takes less time than a thread's turn."""
+"""A body up to this size takes less time to process than to pass to a thread."""
 
 AT_ONCE = 2
-"""Long bodies worked on at the same time; each takes several times its size, and a worker that others wait for."""
+"""How many long bodies are processed at once; each takes several times its size, and a thread that others wait for."""
 
 T = TypeVar("T")
 
 
 class BodyReader:
     """
-    Read bodies, and work on the long ones in a thread.
+    Read bodies, and process the long ones in a thread.
 
     Args:
         limit_bytes: The longest body that is accepted.
@@ -37,11 +37,11 @@ class BodyReader:
 
     async def read(self, request: Request, work: Callable[[bytes], T]) -> T:
         """
-        Return what *work* makes of the body.
+        Read the body and return the result of *work* on it.
 
         Raises:
-            TooLarge: It is longer than is accepted.
-            InvalidRequest: It was cut off.
+            TooLarge: The body is longer than the limit.
+            InvalidRequest: The body was cut off.
         """
         body = await self._body(request)
         if len(body) <= INLINE_BYTES:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from agent_runtime.api.handlers import Api
 
 EXECUTION_ERRORS = tuple(error for error in ErrorClass if error.ends_execution)
-"""How an execution can fail."""
+"""The errors with which an execution can end."""
 
 
 async def get_openapi(api: Api, request: Request) -> Response:

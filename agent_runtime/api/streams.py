@@ -1,4 +1,4 @@
-"""Server-sent events of one execution, read from its transcript, so that they can be had before, during and after."""
+"""Server-sent events of one execution, from its transcript; they can be read before, during and after the run."""
 
 from __future__ import annotations
 
@@ -35,24 +35,23 @@ BATCH_BYTES = 128 * 1024
 
 MEDIA_TYPE = "text/event-stream"
 HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
-"""The second keeps nginx from holding events back. Source: https://nginx.org/en/docs/http/ngx_http_proxy_module.html"""
+"""``x-accel-buffering`` keeps nginx from buffering. Source: https://nginx.org/en/docs/http/ngx_http_proxy_module.html"""
 
 
 STREAM_LIMIT = 256
 STREAMS_PER_CALLER = 128
-"""Of one address, so that one caller leaves room for others."""
+"""The limit for one client address, so that one caller leaves room for others."""
 
 KEY_CHECK_SECONDS = 1.0
-"""How soon a stream ends after its key was taken away."""
+"""How soon a stream ends after its access key became invalid."""
 
 
 class Batches:
     """
-    Keep the events written last, so that many readers of one execution cost one reading of its transcript.
+    Cache the latest batches of events, so that many readers of one execution cost one reading of its transcript.
 
-    A transcript only grows: readers at the same position get the same bytes, and the lines that were added
-    since at the next turn. Batches end at the same lines for all, so that readers at different positions come
-    to the same.
+    A transcript only grows, so readers at the same position get the same bytes; lines that were added meanwhile come in
+    the next batch. All batches end at fixed line numbers, so that readers at different positions soon share batches.
     """
 
     BYTES_HELD = 4 << 20
@@ -65,7 +64,7 @@ class Batches:
         """
         Return the events of the lines after *position*, and the number of the last one; None: there are none yet.
 
-        A line longer than a batch comes alone, and is not read: each reader takes it in parts.
+        A line longer than a batch is returned alone and unread: each reader reads it in parts.
         """
         key = (transcript, position)
         if (found := self._batches.get(key)) is not None:
@@ -91,9 +90,9 @@ class Batches:
 
 class OpenStreams:
     """
-    Count the streams that are open, and refuse one more than can be served well.
+    Count the open streams, and refuse new ones beyond a limit.
 
-    Each holds a connection for as long as its reader likes, so without a limit readers could use up the descriptors
+    A stream holds a connection for as long as its reader likes, so without a limit readers could use up the descriptors
     that executions need.
     """
 
@@ -106,12 +105,12 @@ class OpenStreams:
 
     def response(self, request: Request, follow: Callable[[], AsyncIterator[bytes]], access: AccessKey) -> Response:
         """
-        Answer with the events of *follow*, in a place that is given back when they end or their reader leaves.
+        Answer with the events of *follow*; the stream counts as open until they end or the reader leaves.
 
-        They also end soon after the key that *request* came with is no longer valid.
+        The stream also ends soon after the access key of *request* became invalid.
 
         Raises:
-            Busy: All places are taken, or all that one caller may have.
+            Busy: Too many streams are open, in all or to this caller's address.
         """
         if request.method == "HEAD":
             return Response(headers=HEADERS, media_type=MEDIA_TYPE)
@@ -131,10 +130,10 @@ class OpenStreams:
 
 class _Counted(StreamingResponse):
     """
-    A stream that counts while it is sent.
+    A response whose stream counts as open from its creation until it was sent.
 
-    Not counted by the events themselves: a reader may leave before the first one is asked for, and a generator that
-    has not begun has no end either.
+    The generator of the events could not count: a reader may leave before the first event is asked for, and then no
+    ``finally`` of the generator runs.
     """
 
     def __init__(
@@ -180,7 +179,7 @@ class _Counted(StreamingResponse):
 
 
 def event(name: str, data: bytes, number: int | None = None) -> bytes:
-    """Write one event; *data* is one line."""
+    """Return a server-sent event with a name, one line of data and an optional id."""
     head = b"event: " + name.encode() + b"\n"
     if number is not None:
         head += b"id: %d\n" % number
@@ -189,10 +188,10 @@ def event(name: str, data: bytes, number: int | None = None) -> bytes:
 
 def position_of(request: Request) -> int:
     """
-    Return after which line a stream goes on: ``Last-Event-ID``, or else the parameter of that name.
+    Return the number of the last event that the reader has: the header ``Last-Event-ID``, else the query parameter.
 
     Raises:
-        InvalidRequest: Header or parameter is no line number; both are checked, although the header wins.
+        InvalidRequest: Header or parameter is not a line number; both are checked, although the header wins.
     """
     header = last_event_id(request.headers.get("last-event-id"))
     query = last_event_id(request.query_params.get("last_event_id"))
@@ -201,10 +200,10 @@ def position_of(request: Request) -> int:
 
 def last_event_id(value: str | None) -> int:
     """
-    Read the number of the last line the reader has.
+    Parse the number of the last line that the reader has; 0: none.
 
     Raises:
-        InvalidRequest: It is no line number.
+        InvalidRequest: *value* is not a line number.
     """
     if not value:
         return 0
@@ -215,7 +214,7 @@ def last_event_id(value: str | None) -> int:
 
 def wants_partial(request: Request) -> bool:
     """
-    Return whether a stream is to have the model's text while it is written.
+    Return whether the stream is to include the model's text while the model writes it.
 
     Raises:
         InvalidRequest: The parameter is neither ``true`` nor ``false``.
@@ -227,15 +226,15 @@ def wants_partial(request: Request) -> bool:
 
 
 def _messages(position: int, lines: list[tuple[int, bytes]]) -> bytes:
-    """Write the lines after *position* as events; where some could not be kept there is a gap, not silence."""
+    """Return the lines after *position* as events, with a ``gap`` in place of lines that could not be stored."""
     events = []
     for number, data in lines:
         if number != position + 1:
             events.append(_not_kept(position + 1, number - 1))
-        # As event() writes it, in a third of the time.
+        # The same bytes as of event(), in a third of the time.
         events.append(b"event: message\nid: %d\ndata: %b\n\n" % (number, data))
         position = number
-    # No event has one but in its data.
+    # Only data can have a carriage return.
     return b"".join(events).replace(b"\r", b"")
 
 
@@ -250,7 +249,7 @@ def _state(record: ExecutionRecord) -> bytes:
 
 async def follow(view: View, after: int, batches: Batches, *, partial: bool = False) -> AsyncIterator[bytes]:
     """
-    Yield the lines after number *after*, state changes, and the end; *partial*: text while it is written, too.
+    Yield the lines after number *after*, state changes, and ``end``; with *partial* also text while it is written.
 
     A slow reader does not delay the execution: lines are read from the transcript when the reader takes them, and text
     that it does not take is dropped.
@@ -295,7 +294,7 @@ async def _follow(view: View, after: int, batches: Batches, reader: LiveReader) 
             for at in range(events.start, events.end, BATCH_BYTES):
                 size = min(BATCH_BYTES, events.end - at)
                 if len(part := transcript.bytes_at(at, size)) < size:
-                    return  # deleted: the reader drops an event without an end, and asks again
+                    return  # the transcript was deleted: the reader drops the incomplete event, and connects again
                 yield part.replace(b"\r", b"")
                 await asyncio.sleep(0)
             yield b"\n\n"

@@ -24,13 +24,14 @@ log = logging.getLogger(__name__)
 
 def token_in(body: bytes, *, strict: bool, redact: Callable[[str], str]) -> Token | None:
     """
-    Read the token from a request's body; None: the file is only to be read again.
+    Read the token from a request's body; None: the body has none, so the secret file is only to be read again.
 
     Args:
-        redact: Takes tokens out of what a caller has named a field.
+        strict: Unknown fields are an error; otherwise they are logged and ignored.
+        redact: Removes tokens from the names of unknown fields.
 
     Raises:
-        InvalidRequest: The message names the field, and never repeats what was sent.
+        InvalidRequest: The body is not usable. The message names the field, and never repeats its value.
     """
     if not body.strip():
         return None

@@ -1,10 +1,10 @@
 """
-The names that decide the CLI's credential and server, and how only the delivered ones take effect.
+The environment variables that choose the CLI's credential and server, and how all but the delivered ones are disabled.
 
-A name reaches the CLI in two ways: by the child's environment, where :func:`cleaned` removes it, and by the ``env`` of
-a settings file (the workspace's, a cloned repository may carry one, or the config directory's), where the settings that
-are given with ``--settings`` outrank it: see :func:`neutral_settings`. Names that tools need (``AWS_*``, ``GOOGLE_*``)
-stay: the CLI reads those only with one of its own switches, and the switches are removed.
+A variable reaches the CLI in two ways. One is the child's environment, from which :func:`cleaned` removes it. The other
+is the ``env`` of a settings file, in the workspace (a cloned repository may contain one) or in the config directory;
+the settings file that is given with ``--settings`` outranks both: see :func:`neutral_settings`. Variables that tools
+need (``AWS_*``, ``GOOGLE_*``) stay: the CLI reads them only with one of its own switches, and the switches are removed.
 
 Source: the names are those that Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.330 and 2.1.332 carry; 2.1.330 lists
 them itself as names that a managing host may own. Measured on all of them with made-up tokens against a stand-in API on
@@ -34,10 +34,15 @@ SHELL_PREFIX_VARIABLE = "CLAUDE_CODE_SHELL_PREFIX"
 API_HOST = "api.anthropic.com"
 API_URL = f"https://{API_HOST}"
 FIRST_PARTY_URL = f"http://{API_HOST}"
-"""With it and a Unix socket, the CLI talks plain HTTP on the socket and does all that it does for the API's host."""
+"""With this base URL and a Unix socket, the CLI speaks plain HTTP on the socket and treats it as the API's own host."""
 
 STORAGE_DIR_VARIABLE = "CLAUDE_SECURESTORAGE_CONFIG_DIR"
-"""Where the credentials file is: a settings file could name another place (2.1.114, 2.1.197); "" is none (2.1.197)."""
+"""
+The directory of the credentials file.
+
+A settings file could name another one (2.1.114, 2.1.197). An empty value does not count as unset, but means no
+directory (2.1.197).
+"""
 
 CREDENTIALS: dict[str, str] = {
     AUTH_TOKEN_VARIABLE: "first in the CLI's precedence",
@@ -78,7 +83,7 @@ CREDENTIALS: dict[str, str] = {
     "ANTHROPIC_FOUNDRY_API_KEY": "a provider's key (2.0.76)",
     "ANTHROPIC_FOUNDRY_AUTH_TOKEN": "a provider's token (2.1.114)",
 }
-"""Names that hold a credential, or say where one is; with the reason, and the first version it was seen in."""
+"""Variables that hold or locate a credential, each with its effect and the version it was first seen in."""
 
 SERVERS: dict[str, str] = {
     SOCKET_VARIABLE: "requests go to a socket instead (2.1.114)",
@@ -96,7 +101,11 @@ SERVERS: dict[str, str] = {
     "ANTHROPIC_AWS_BASE_URL": "a provider's server (2.1.114)",
     "ANTHROPIC_GOOGLE_CLOUD_BASE_URL": "a provider's server (2.1.330)",
 }
-"""Names that send requests to another server than the supervisor means; its own base URL is none of them."""
+"""
+Variables that send requests to another server than the supervisor's, each with its effect.
+
+``ANTHROPIC_BASE_URL`` is not among them: the supervisor passes on its own value.
+"""
 
 PROVIDERS = (
     "CLAUDE_CODE_USE_BEDROCK",
@@ -107,7 +116,11 @@ PROVIDERS = (
     "CLAUDE_CODE_USE_ANTHROPIC_GOOGLE_CLOUD",  # since 2.1.330
     "CLAUDE_CODE_USE_GATEWAY",  # since 2.1.330
 )
-"""Switches to another provider, with another credential. In the environment the whole prefix is removed."""
+"""
+Switches to another provider, with another credential.
+
+From the environment all variables with the prefix ``CLAUDE_CODE_USE_`` are removed, known or not.
+"""
 
 MODES: dict[str, str] = {
     "CLAUDE_CODE_SIMPLE": "the bare mode ignores OAuth tokens: Not logged in (2.1.114, 2.1.330)",
@@ -130,8 +143,8 @@ PROXIES = (
     *("CLAUDE_CODE_HTTP_PROXY", "CLAUDE_CODE_HTTPS_PROXY", "CLAUDE_CODE_PROXY_RESOLVES_HOSTS"),
 )
 """
-They pass through from the supervisor, and only from there: a proxy sees the token of a plain-HTTP request, and on
-2.1.30 of the account's own requests, too, which reach a proxy as plain HTTP.
+Proxy settings. The child gets only the supervisor's own values, because a proxy sees the token of a plain-HTTP request.
+On 2.1.30 it also sees the token of the CLI's requests about the account, which reach a proxy as plain HTTP.
 
 Source: ``proxy-from-env`` and ``grpc-js``, which the CLI has in it; ``npm_config_https_proxy`` measured on 2.1.30.
 """
@@ -151,10 +164,10 @@ TRANSPORT = (
     "CLAUDE_CODE_ENABLE_PROXY_AUTH_HELPER",
 )
 """
-The certificates that the CLI trusts, the code that it loads into itself, and its logging of requests.
+Variables for the certificates that the CLI trusts, the code that it loads, and its logging of requests.
 
-They pass through from the supervisor, and only from there: a repository's settings file that turns off the check of
-certificates lets anybody on the way read the token. Source: names that 2.1.114, 2.1.330 and 2.1.332 carry.
+The child gets only the supervisor's own values: a repository's settings file that turns off the check of certificates
+would let anybody on the network path read the token. Source: the variables that 2.1.114, 2.1.330 and 2.1.332 know.
 
 Not ``SSL_CERT_FILE`` and ``SSL_CERT_DIR``: no version from 1.0.128 to 2.1.332 heeds those of a settings file, and empty
 ones leave OpenSSL in the agent's tools without any CA (Python 3.11: 0 of 144).
@@ -173,8 +186,8 @@ TELEMETRY = (
 """
 The destinations of the CLI's telemetry, which may include prompts.
 
-They pass through from the supervisor, and only from there: on 2.1.114 a repository's settings file had it sent to any
-server.
+The child gets only the supervisor's own values: on 2.1.114 a repository's settings file could send the telemetry to
+any server.
 """
 
 _RIVALS = frozenset(CREDENTIALS) | frozenset(SERVERS) | frozenset(MODES)
@@ -190,7 +203,7 @@ _REFUSED_PREFIXES: dict[tuple[str, ...], str] = {
     ("ANTHROPIC_", "CLAUDE_", "CCR_", "SELF_HOSTED_RUNNER_", "OTEL_"): _OF_THE_CLI,
     ("LD_", "DYLD_", "MALLOC_", "NODE_", "BUN_", "JSC_", "OPENSSL_", "BASH_FUNC_"): "it decides what code is loaded",
 }
-"""In any case of letters."""
+"""Beginnings of variables that a task may not set, in upper or lower case, each with the reason."""
 
 _REFUSED_NAMES: dict[tuple[str, ...], str] = {
     (*PROXIES, *TELEMETRY, *TRANSPORT, "CLAUDECODE", "SESSION_INGRESS_URL"): _OF_THE_CLI,
@@ -204,9 +217,10 @@ _REFUSED_NAMES: dict[tuple[str, ...], str] = {
     ("GCONV_PATH", "GETCONF_DIR", "GLIBC_TUNABLES", "LOCPATH", "NLSPATH", "NIS_PATH"): "it decides what code is loaded",
 }
 """
-With ``DEBUG=*`` 2.0.76 and 2.1.30 print the token on stderr (measured).
+Further variables that a task may not set, each with the reason.
 
-The last lists are a shell's own, and what glibc ignores in a privileged program, without ``TMPDIR`` and ``TZDIR``.
+With ``DEBUG=*`` 2.0.76 and 2.1.30 print the token on stderr (measured). The last rows are variables of shells, and
+those that glibc ignores in a privileged program, except ``TMPDIR`` and ``TZDIR``.
 
 Source: bash(1), and sysdeps/generic/unsecvars.h of https://sourceware.org/git/glibc.git, read 2026-11.
 """
@@ -223,7 +237,7 @@ def is_rival(name: str) -> bool:
 
 def without_credentials(headers: str) -> str:
     """
-    Return ``ANTHROPIC_CUSTOM_HEADERS`` without the lines that carry a credential.
+    Return a value of ``ANTHROPIC_CUSTOM_HEADERS`` without the lines that carry a credential.
 
     Such a line replaces the CLI's own ``Authorization`` or ``x-api-key``; gateways need the other headers.
 
@@ -245,31 +259,33 @@ def neutral_settings(
     base_url: str | None, *, delivered: Mapping[str, str], inherited: Mapping[str, str], key_file: Path | None = None
 ) -> dict[str, object]:
     """
-    Build the settings that outrank those of the workspace and the config directory in all that decides on credentials.
+    Build the settings that overrule the workspace's and the config directory's in everything about credentials.
 
     They must be given as a *file* of mode 0600, because they may hold the token, and in two words: ``--settings FILE``
     (1.0.128 accepts ``--settings=FILE``, but then the workspace's settings win). Each name is assigned to the CLI's
     environment after every other settings file; an empty value counts as unset on all versions.
 
-    An API key is read from *key_file*, by ``apiKeyHelper``, and its variable is blanked: so the CLI sends it in both
-    headers, and neither its tools nor the workspace's hooks and MCP servers, and what those expand, get it with their
-    environment; but MCP servers do up to 2.1.30, which starts them before the settings count. With
-    ``CLAUDE_CODE_SUBPROCESS_ENV_SCRUB``, which would take variables away, the CLI does not start unless there is
-    bubblewrap (2.1.114, 2.1.332).
+    The CLI reads an API key from *key_file*, with ``apiKeyHelper``, and sends it in both headers. The key's variable is
+    blanked: tools, hooks and MCP servers do not inherit the key, and ``${NAME}`` in their configuration does not expand
+    to it. MCP servers inherit it all the same up to 2.1.30, which starts them before the settings take effect.
+    ``CLAUDE_CODE_SUBPROCESS_ENV_SCRUB``, which also takes variables away, is not used: with it the CLI does not start
+    unless there is bubblewrap (2.1.114, 2.1.332).
 
-    What they do not beat: a managed settings file (``/etc/claude-code``), which is the image owner's; on 2.1.114 an
-    ``env.ANTHROPIC_UNIX_SOCKET`` in the config directory's settings (then the run fails);
-    ``permissions.disableBypassPermissionsMode`` (then the run is ended, and its error names it); and hooks or an MCP
-    server of the workspace, which can read the child's memory anyway.
+    These settings do not overrule:
+
+    - a managed settings file (``/etc/claude-code``), which is the image owner's;
+    - on 2.1.114 an ``env.ANTHROPIC_UNIX_SOCKET`` in the config directory's settings: the run fails;
+    - ``permissions.disableBypassPermissionsMode``: the run is ended, and its error names the setting;
+    - hooks and MCP servers of the workspace, which can read the child's memory anyway.
 
     Args:
-        base_url: Where requests are to go; None: the API's own address.
+        base_url: The server that requests go to; None: the API's own address.
         delivered: The variables that carry the token in the child's environment; empty: it is in the credentials file.
             From 2.1.114 on ``env.CLAUDE_CODE_OAUTH_TOKEN`` of a settings file beats the environment, so an OAuth token
             is repeated here.
         inherited: The child's environment: the config directory, and proxies, certificates and headers that pass
             through.
-        key_file: Where the API key is, and a newline behind it; None: it is an OAuth token.
+        key_file: The file with the API key and a newline; None: the token is an OAuth token.
 
     Source: measured on 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330 and 2.1.332 with all three settings files.
     """
@@ -286,12 +302,13 @@ def neutral_settings(
 
 def check_task_names(names: Iterable[str]) -> None:
     """
-    Refuse the variables that a task may not set: they decide on the token, its server, the CLI or what holds it.
+    Refuse variables that a task may not set: those that affect the token, its server, the CLI or the CLI's confinement.
 
-    What only changes the tools may be set (``GIT_*``, ``PYTHONPATH``, ``AWS_*``): a tool can set it for itself.
+    Variables that affect only the tools are allowed (``GIT_*``, ``PYTHONPATH``, ``AWS_*``): a tool can set them itself.
 
     Raises:
-        InvalidRequest: The message has the first such name, unless that holds a reserved word.
+        InvalidRequest: A name is not allowed. The message repeats the first such name, unless the name contains a word
+            at which a backend switches the token.
     """
     for name in names:
         if (reason := _why_refused(name)) is not None:

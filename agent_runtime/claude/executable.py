@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WRAPPER_LIMIT_BYTES = 64 * 1024
-"""A longer file is the program itself, not a script that starts another."""
+"""A longer file is taken for the program itself, not for a script that starts it."""
 
 WRAPPERS_DEEP = 3
+"""How many scripts may start one another before the program."""
+
 PLACEHOLDER = b"claude native binary not installed"
 """The content of the CLI's file in npm's package until install.cjs has run (2.1.332)."""
 
@@ -30,7 +32,7 @@ _LOADER = re.compile(rb"\0(/[!-~]{1,200}/ld[!-~]{0,60}\.so[.\d]*)\0")
 """The content of the segment PT_INTERP, which linkers put at the beginning (GNU ld, lld, mold)."""
 
 HERE = "$basedir"
-"""The name of their own directory in scripts that package managers write into ``bin``."""
+"""The expression for a script's own directory, in scripts that package managers write into ``bin``."""
 
 
 class Binary(msgspec.Struct, frozen=True):
@@ -39,7 +41,8 @@ class Binary(msgspec.Struct, frozen=True):
 
     Attributes:
         files: The executable, links followed, and the files that it or a further word of the command names.
-        key: Changes when one of the files is replaced or written, or gets another mode; computed without reading them.
+        key: Paths, sizes, times and inodes of the files, and further words of the command. It changes when a file is
+            replaced or written, or gets another mode.
     """
 
     command: tuple[str, ...]
@@ -69,10 +72,10 @@ class Binary(msgspec.Struct, frozen=True):
         """
         Return the SHA-256 of the executable, or of all files and words together if there are more.
 
-        It takes about a second for the 380 MB of a current CLI; other threads run meanwhile.
+        This takes about a second for the 380 MB of a current CLI; other threads run meanwhile.
 
         Raises:
-            SpawnFailed: It cannot be read.
+            SpawnFailed: A file cannot be read.
         """
         try:
             hashes = [_hash(path) for path in self.files]

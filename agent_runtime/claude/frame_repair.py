@@ -1,9 +1,9 @@
 """
-Read lines of stdout that are no clean frame as far as possible, and rewrite them as JSON for every parser.
+Recover the frames in lines of stdout that are not exactly one clean frame, and rewrite them as JSON for every parser.
 
-A detail must not make a version of the CLI unreadable. A tool can also write anything between the CLI's own frames
-(``/proc/PID/fd/1``): control sequences, half a line, another object. Answers and streams pass these lines on, and must
-always be valid JSON.
+An unexpected detail must not make the output of a CLI version unreadable. A tool can also write anything between the
+CLI's own frames (``/proc/PID/fd/1``): control sequences, half a line, another object. Answers and streams pass these
+lines on, and must always be valid JSON.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ TOO_DEEP = "(nested too deep)"
 
 _MOST_TRIES = 32
 _MOST_READ = 20 << 20
-"""The most opening braces of one line that begin no object, and the most characters read to find that out."""
+"""Limits for the braces of one line that turn out to begin no object: their number, and the characters read there."""
 
 _CLEANED_BYTES = 1 << 20
-"""Up to this length an unreadable line is read once more without its control sequences."""
+"""Up to this length, a line without a readable frame is read once more without its control sequences."""
 
 _LONGEST_INTEGER = 300
-"""The most digits: longer integers are beyond a double's range, and some parsers refuse them."""
+"""The most digits of an integer: longer ones are beyond a double's range, and some parsers refuse them."""
 
 _MOST_FAULTS = 64
-"""How many values of an unsuitable type are left out of a frame; of the second half the whole field is."""
+"""
+How many values of an unsuitable type are removed from a frame before nothing of it is used.
+
+After the first half of them, the whole top-level field around the value is removed.
+"""
 
 _STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
 """A part of the path in an error of msgspec, such as ``$.message.content[1].id``; ``[...]`` is a value of a dict."""
@@ -46,7 +50,7 @@ class Piece(msgspec.Struct, frozen=True):
     Attributes:
         frame: None: the part is text.
         data: The frame as JSON, or the text, without a newline.
-        follows_text: There is text before the frame, which may quote it.
+        follows_text: The line has text before the frame, so the frame may be a quotation.
     """
 
     frame: Frame | None
@@ -131,7 +135,7 @@ def _strict(value: object) -> bytes:
 
 
 def _bounded(value: Any, levels: int) -> Any:
-    """Return a copy without values nested deeper than *levels*."""
+    """Return a copy of *value* in which values nested deeper than *levels* are replaced."""
     if not isinstance(value, dict | list):
         return value
     if levels == 0:
@@ -151,7 +155,7 @@ def _number(digits: str) -> float | None:
 
 
 _DECODER = json.JSONDecoder(strict=False, parse_int=_integer, parse_float=_number, parse_constant=lambda _name: None)
-"""Accepts control characters in strings; numbers that JSON or most parsers do not have become null."""
+"""Accepts control characters in strings; numbers that JSON or most parsers do not accept become null."""
 
 
 def _fitting_frame(found: dict[str, Any]) -> Frame:

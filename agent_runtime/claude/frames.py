@@ -2,8 +2,8 @@
 The CLI's stream-json frames, as far as this package reads them.
 
 Only the fields named here are decoded; msgspec skips all others without building them, so a frame of a megabyte costs
-little more than reading it. Lines that are no JSON for every parser, or have a field of an unknown type, are refused
-here and read by :mod:`agent_runtime.claude.frame_repair`.
+little more than reading it. A line that some JSON parser might reject, or that has a field of an unexpected type, is
+refused here and read by :mod:`agent_runtime.claude.frame_repair`.
 
 Source: frames of Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330 and 2.1.332, in part recorded under
 ``tests/recorded/``.
@@ -39,10 +39,10 @@ _TWO_OBJECTS = re.compile(rb'\}\s*\{\s*"type"\s*:')
 """Two frames in one line: inside a string the quotes would be escaped."""
 
 MOST_LEVELS = 200
-"""The deepest nesting of a frame: some parsers fail at a thousand levels, and an answer adds some."""
+"""The deepest nesting of a frame: some parsers fail at a thousand levels, and the answer around it adds some."""
 
 MOST_DIGITS = 4300
-"""The longest number: Python's own parser refuses longer ones."""
+"""The most digits of a number: Python's own parser refuses longer ones."""
 
 _PLAIN_BYTES = 2 * MOST_LEVELS
 _STRIDE = 430
@@ -58,7 +58,7 @@ class ContentBlock(msgspec.Struct, frozen=True, gc=False):
     One block of a message's content.
 
     Attributes:
-        text: As JSON, decoded only on demand, because it may be long. No union: msgspec does not allow one with Raw.
+        text: The undecoded JSON of the text, because it may be long. No union: msgspec does not allow one with Raw.
     """
 
     type: str = ""
@@ -68,7 +68,7 @@ class ContentBlock(msgspec.Struct, frozen=True, gc=False):
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Token counts of one API message, or of a turn; what is no count is read as 0."""
+    """Token counts of one API message or of a turn; a value that is not a count is read as 0."""
 
     input_tokens: Any = None
     output_tokens: Any = None
@@ -87,7 +87,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         id: The same in all frames of one message: each carries one of its blocks.
-        stop_reason: Why the model ended it; known only if a frame follows the message's end, which is rare.
+        stop_reason: Why the model ended the message; set only if a frame follows the message's end, which is rare.
     """
 
     id: str | None = None
@@ -103,7 +103,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
 
 class ReportedUsage(msgspec.Struct, frozen=True, rename="camel", gc=False):
-    """The entry of one model in a ``result`` frame, or in what the CLI keeps of a session; likewise."""
+    """The usage of one model, in a ``result`` frame or a session's file; a value that is not a count is read as 0."""
 
     input_tokens: Any = None
     output_tokens: Any = None
@@ -114,7 +114,7 @@ class ReportedUsage(msgspec.Struct, frozen=True, rename="camel", gc=False):
 
     @property
     def usage(self) -> ModelUsage:
-        """What was used, by the package's own names."""
+        """The token counts and the cost by the package's own names."""
         return msgspec.structs.replace(_counts(self), cost_usd=amount(self.cost_usd))
 
 
@@ -148,7 +148,7 @@ class BackgroundTask(msgspec.Struct, frozen=True, gc=False):
 
 
 class Origin(msgspec.Struct, frozen=True, gc=False):
-    """The source of the prompt of a turn, in its ``result``; 2.1.197, not yet 2.1.114."""
+    """The source of a turn's prompt, in the turn's ``result``; 2.1.197, not yet 2.1.114."""
 
     kind: str | None = None
 
@@ -163,21 +163,21 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     """
     Any frame: *type* and *subtype* decide which fields are set.
 
-    There is one struct for all, because two fields decide and every version adds fields and types.
+    There is one struct for all kinds of frame, because every version of the CLI adds fields and types.
 
     Attributes:
         parent_tool_use_id: The tool call a sub-agent's frame belongs to; None: the run's own frame.
         error_status: Of ``api_retry``: the HTTP status; None: there was no answer.
         error: Of ``api_retry`` and of an assistant frame that the CLI wrote itself: the CLI's word for the failure.
-        api_error: Of such a frame and of ``result``: a finer word, since 2.1.3xx.
+        api_error: Of such an assistant frame and of ``result``: a more specific word, since 2.1.3xx.
         tasks: Of ``background_tasks_changed``: all pending tasks; 2.1.330, not yet 2.1.114.
-        agents: Of ``init``: the names of the agents that there are.
+        agents: Of ``init``: the names of the available agents.
         structured_output: Of ``result``: the answer that meets the schema, as JSON; 2.0.76 and later.
         stop_reason: Of ``result``: why the model ended its last message; 2.1.114, not yet 2.1.30.
         terminal_reason: Of ``result``: why the CLI ended the run; 2.1.114, not yet 2.1.30.
-        origin: Of ``result``: None: the caller's prompt.
+        origin: Of ``result``: where the turn's prompt came from; None: from the caller.
         task_id: Of ``task_started``, ``task_updated``, ``task_notification``; since 2.1.114, not yet 2.1.30.
-        ambient: Of ``task_notification``: it is not reported to the model; 2.1.332.
+        ambient: Of ``task_notification``: the model does not get this notification; 2.1.332.
     """
 
     type: str = ""
@@ -235,7 +235,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def text(self) -> str:
-        """All text of the message, one block after another."""
+        """All text of the message, one block a line."""
         if self.message is not None and isinstance(self.message.content, str):
             return self.message.content
         return text_of(self.blocks)
@@ -270,7 +270,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
 
 def text_of(blocks: Iterable[ContentBlock]) -> str:
-    """Return the text of all blocks that are text, one after another."""
+    """Return the text of all text blocks, joined by newlines."""
     texts = (_string(block.text) for block in blocks if block.type == "text")
     return "\n".join(text for text in texts if text)
 
@@ -304,9 +304,9 @@ _REFUSED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 def decode(line: bytes) -> Frame | None:
     """
-    Decode one line of UTF-8 that is exactly one frame; None if another parser might fail on it.
+    Decode a line that is exactly one frame; None if it is not, or if another parser might fail on it.
 
-    msgspec checks all of JSON's grammar but the encoding of strings that it skips: see :func:`is_utf8`.
+    msgspec checks JSON's whole grammar, except the encoding of strings in fields that it skips: see :func:`is_utf8`.
     """
     try:
         frame = _decode(line)
@@ -327,7 +327,7 @@ def is_utf8(data: bytes) -> bool:
 
 
 def decode_partial(line: bytes) -> Partial | None:
-    """Decode a partial message; None if it is none."""
+    """Decode a partial message; None if *line* is not one."""
     try:
         return _decode_partial(line)
     except _REFUSED:
@@ -336,7 +336,7 @@ def decode_partial(line: bytes) -> Partial | None:
 
 def bounds_message(line: bytes) -> bool:
     """
-    Whether a partial message begins or ends a message of the model, as few do.
+    Whether a partial message begins or ends a message of the model; most do neither.
 
     Source: ``message_start``, ``message_delta`` and ``message_stop`` are the second ``type`` of the line, 1.0.128 to
     2.1.332.
@@ -345,7 +345,7 @@ def bounds_message(line: bytes) -> bool:
 
 
 def is_partial(line: bytes) -> bool:
-    """Whether a line is a partial message and nothing else; cheap."""
+    """Whether a line is a partial message and nothing else; only its beginning is parsed."""
     return line.find(_PARTIAL_MARK, 0, _PARTIAL_HEAD_BYTES) >= 0 and _TWO_OBJECTS.search(line) is None
 
 
@@ -377,7 +377,7 @@ def _without_sequence(piece: str, *, first: bool) -> str:
 
 
 def _string(raw: msgspec.Raw) -> str:
-    """Decode a text; empty if it is none."""
+    """Decode a JSON string; empty if *raw* is not one."""
     try:
         return _decode_text(raw) if raw else ""
     except _REFUSED:
@@ -388,8 +388,8 @@ def _is_awkward(line: bytes) -> bool:
     """
     Whether valid JSON has numbers too long, or levels too many, for other parsers.
 
-    Only samples are read, because reading each byte would take as long as decoding. A number that long shows in every
-    430th byte; that many levels show as brackets in every 61st, unless text was put between them on purpose.
+    Only samples are read, because reading each byte would take as long as decoding. Every 430th byte is enough to find
+    a number that long. Every 61st is enough to find that many brackets, unless text was put between them on purpose.
     """
     if len(line) > MOST_DIGITS and _LONG_NUMBER.search(line[::_STRIDE]):
         return True

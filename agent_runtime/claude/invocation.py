@@ -44,16 +44,16 @@ _FIXED_ARGUMENTS = (
 )
 
 _ASK_MODE = {"manual": "default"}
-"""Names that all versions take: 2.1.332 lists ``manual``, takes ``default`` too, and reports that."""
+"""Permission modes with an older name, which all versions accept; 2.1.332 lists ``manual`` but reports ``default``."""
 
 _EMPTY_COUNTS = {"tools", "setting_sources", "json_schema"}
-"""Fields that ask for something when they are empty: for none, or for any object."""
+"""Fields that have a meaning when they are empty: no tools, no setting sources, or a schema that any object meets."""
 
 BACKGROUND_CEILING_VARIABLE = "CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS"
-"""How long the CLI itself waits for work in the background after a ``result``, in milliseconds."""
+"""Sets how long the CLI itself waits for background work after a ``result``, in milliseconds."""
 
 _CEILING_MARGIN_SECONDS = 30.0
-"""The CLI's ceiling is longer than ours by this, so that we end the work and can report that."""
+"""How much longer the CLI waits than the supervisor, so that the supervisor ends the work and can report that."""
 
 _FIXED_ENVIRONMENT = {
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
@@ -73,10 +73,10 @@ class Session(msgspec.Struct, frozen=True):
     The conversation that an attempt belongs to.
 
     Attributes:
-        resumes: Continue the session of that id instead of beginning it.
-        forks: Begin it as a copy of this other session.
+        resumes: Continue the session with *session_id* instead of beginning it.
+        forks: Begin the session as a copy of this other one.
         prompt: The prompt; None: the task's message.
-        as_text: The task's message begins with a slash, but is not a command: a blank is put in front.
+        as_text: The task's message begins with a slash, but is not meant as a command: a blank is put in front of it.
     """
 
     session_id: UUID
@@ -87,7 +87,7 @@ class Session(msgspec.Struct, frozen=True):
 
     @property
     def has_history(self) -> bool:
-        """Whether it continues a conversation, its own or a copy."""
+        """Whether the session continues a conversation, its own or a copied one."""
         return self.resumes or self.forks is not None
 
 
@@ -98,7 +98,7 @@ def permission_mode(task: Task) -> str:
 
 
 _SAID_ELSEWHERE = {"permission_mode", "fork_session", "add_dirs"}
-"""Fields whose options are not their values; of ``add_dirs`` the caller of :func:`arguments` knows the real paths."""
+"""Fields whose options are not made by the general rule; the caller of :func:`arguments` adds those of ``add_dirs``."""
 
 
 def resolve(command: tuple[str, ...], search_path: str | None) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ def arguments(
     Every value of the task is in the same word as its flag, so that none can be read as a flag.
 
     Args:
-        agents_file: Holds the task's agents; None: they stand in the arguments.
+        agents_file: The file with the task's agents; None: they are passed in the arguments.
     """
     # In two words, because 1.0.128 ignores --settings=FILE (measured); the path is ours.
     words = [*_FIXED_ARGUMENTS, "--settings", str(settings_file)]
@@ -186,9 +186,9 @@ def environment(
 
     Args:
         delivered: Variables that carry the token.
-        background_seconds: The limit of background work after a result; None: the CLI's own.
-        trace: The trace of the task, else the supervisor's own.
-        of_task: The task's own variables, none of which decides on the token (:func:`check_task_names`).
+        background_seconds: The limit of background work after a result; None: the CLI's own limit.
+        trace: The trace context that the child continues; None: it inherits the supervisor's variables.
+        of_task: The task's own variables, which :func:`~agent_runtime.claude.credential_env.check_task_names` accepted.
         as_root: The CLI refuses ``--dangerously-skip-permissions`` as root unless ``IS_SANDBOX=1``.
     """
     env = {
@@ -220,10 +220,10 @@ def write_settings(
     Write the settings file that prevents every other settings file from choosing the token or the server.
 
     Args:
-        write: Writes a file of this name that only the child can read, and returns its path.
+        write: Writes a file (name, content) that only the child can read, and returns its path.
         delivered: Variables that carry the token; an API key gets a file of its own.
         environ: As :func:`environment` built it.
-        further: Settings beside them.
+        further: Settings to add.
     """
     key = delivered.get(API_KEY_VARIABLE)
     key_file = None if key is None else write("api-key", key.encode() + b"\n")
@@ -267,19 +267,19 @@ Source: 2.1.332 run with each of its commands; ``clear`` and ``compact`` in all 
 
 
 def is_bare_command(task: Task) -> bool:
-    """Whether the message is only a command word: then the CLI's own answer is the requested one."""
+    """Whether the message is only a command word, so that the caller wants the CLI's own answer."""
     match = _COMMAND.match(task.message)
     return match is not None and match[2] is None and not task.images
 
 
 def has_text_behind(task: Task) -> bool:
-    """Whether the message is a command word with text behind it, which may be meant for the model."""
+    """Whether the message is a command word followed by text, which may be meant for the model."""
     match = _COMMAND.match(task.message)
     return match is not None and match[2] is not None and not task.images
 
 
 def would_change_something(task: Task, workspace: Path, cwd: Path, config_dir: Path) -> bool:
-    """Whether the CLI would change itself because of a message that has text for the model."""
+    """Whether the CLI would take a message with text for the model as one of its own commands that change its state."""
     match = _COMMAND.match(task.message)
     if match is None or _CHANGING.fullmatch(match[1]) is None or not has_text_behind(task):
         return False

@@ -41,7 +41,7 @@ class Cause(msgspec.Struct, frozen=True):
 
     Attributes:
         error_class: The class that follows from the words alone; None: the way the process ended decides.
-        remedy: The advice, in place of the class's own; empty: none.
+        remedy: The advice, in place of the error class's own; empty: the class's own.
     """
 
     words: re.Pattern[str]
@@ -135,7 +135,7 @@ CAUSES = (
         )
     ),
 )
-"""The most informative first; of several lines of one row the last one counts."""
+"""The most informative row first; of several lines that match the same row the last one counts."""
 
 _SAYS_NOTHING = re.compile(
     r"Node\.js v\d|Bun v\d|node:|file://|\[eval\]|\d{1,6} \||\(Use `node|\(node:\d|Require stack|Warning: no stdin|"
@@ -144,13 +144,13 @@ _SAYS_NOTHING = re.compile(
 )
 _NESTED = b"[cause]: "
 _STACK_LINE = re.compile(rb"\s|\d{1,4}: 0x")
-"""A line of a stack, or of the fields of an error: there may be more of them than are stored."""
+"""A line of a stack, or of the fields of an error. Such lines are not stored: there may be too many of them."""
 
 _BOILERPLATE = re.compile(r"This error originated either by throwing .{1,250} (?=the promise rejected)", re.IGNORECASE)
 
 
 class LastWords:
-    """The last lines of stderr, above all those outside the debug log; bounded, whatever is printed."""
+    """The last lines of stderr, a bounded number of them; lines outside the debug log and log entries apart."""
 
     def __init__(self) -> None:
         self._lines: deque[bytes] = deque(maxlen=LINES_KEPT)
@@ -203,13 +203,13 @@ def most_informative(lines: Iterable[str]) -> str:
 
 
 def cause(line: str) -> Cause | None:
-    """Return the meaning of *line*; None: it is unknown."""
+    """Return the first row of :data:`CAUSES` that matches *line*; None: no row does."""
     rank = _rank(line)
     return CAUSES[rank] if rank is not None and rank < len(CAUSES) else None
 
 
 def tells_shortage(line: str) -> bool:
-    """Whether *line* says that the machine lacks something: disk space, a writable disk, files, processes."""
+    """Whether *line* says that the machine lacks disk space, a writable disk, open files or processes."""
     why = cause(line)
     return why is not None and why.error_class is None and bool(why.remedy)
 

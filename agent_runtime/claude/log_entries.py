@@ -21,7 +21,7 @@ _LEVEL = re.compile(rb"\[(VERBOSE|DEBUG|INFO|WARN|ERROR)\] ?")
 """Source: 2.1.114 and 2.1.332 have these five; recorded lines of earlier versions have two of them."""
 
 _MOST_LEVELS = 4
-"""How many words like a level are looked at: text before a carriage return may hold some."""
+"""How many words that look like a level are tried: text before a carriage return may contain some."""
 
 _TIME = re.compile(r"\d[\d:.,+TZ -]{7,31}")
 
@@ -31,9 +31,9 @@ class LogEntry(msgspec.Struct, frozen=True, gc=False):
     One line of stderr.
 
     Attributes:
-        time: In a form that sorts; empty: it has none.
+        time: As printed, in a form that sorts; empty: the line has no time.
         level: In capitals; empty: the line is no entry of the log.
-        text: What the entry says; of any other line the whole.
+        text: The text of the entry; of any other line the whole line.
     """
 
     time: str
@@ -51,13 +51,13 @@ class LogEntry(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def may_be_continued(self) -> bool:
-        """Whether the next lines may continue it with foreign text; quoted entries never continue."""
+        """Whether the next lines may continue this entry with an MCP server's text; a quoted entry never continues."""
         return self.text.startswith(b"MCP server ")
 
     @property
     def is_of_the_prompt(self) -> bool:
         """
-        Whether it shows that the CLI has read the prompt: after it every version quotes newlines.
+        Whether this entry shows that the CLI has read the prompt; in later entries every version quotes newlines.
 
         Source: 1.0.128, 2.0.76 and 2.1.30 look for hooks of that name then; later versions quote from the start.
         """

@@ -62,7 +62,7 @@ class Stage(Enum):
 
 class RunAnswer:
     """
-    The answer of a run; it takes every frame and partial message in order.
+    Determine the answer of a run from its frames and partial messages, which must be passed in order.
 
     A run has one turn for its prompt, and one more for each background task that ends, each with a ``result`` of its
     own. A resumed run may begin with a turn and a result about the tasks of its last process.
@@ -71,7 +71,7 @@ class RunAnswer:
         result: The current result; None: no result answers the prompt yet.
         stop_reason: Why the model ended its last own message, in the API's words.
         asked_model: A request was sent to the model.
-        is_leaving: The child was told to end: from here on failures are ignored, answers are not.
+        is_leaving: The child was told to end; from then on a ``result`` counts only if it has an answer.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class RunAnswer:
 
     @property
     def last_result(self) -> Result | None:
-        """The current result, else one that does not answer the prompt."""
+        """The current result; without one, the last result that does not answer the prompt."""
         return self.result or self._aside
 
     @property
@@ -120,7 +120,7 @@ class RunAnswer:
         self._turn_goes_on = self.result is not None
 
     def begin_task(self) -> None:
-        """Record a task; one that begins before the first message of the model is a sub-agent."""
+        """Record that a task begins; before the first message of the model it is a sub-agent, which asks the model."""
         self.asked_model = True
 
     def expect_turn(self) -> None:
@@ -128,7 +128,7 @@ class RunAnswer:
         self._turn_is_to_come = self.result is not None
 
     def assistant(self, frame: Frame) -> None:
-        """Process a message of the model."""
+        """Process an ``assistant`` frame, a message of the model."""
         self.asked_model = True
         message = frame.message
         if message is None or frame.parent_tool_use_id is not None:
@@ -148,7 +148,7 @@ class RunAnswer:
             self.stop_reason, self._is_whole = message.stop_reason, True
 
     def user(self, frame: Frame) -> None:
-        """Process a message to the model; a tool's result says nothing about the answer."""
+        """Process a ``user`` frame, a message to the model; a tool's result says nothing about the answer."""
         if frame.parent_tool_use_id is not None or any(block.type == "tool_result" for block in frame.blocks):
             return
         text = frame.text
@@ -158,7 +158,7 @@ class RunAnswer:
             self._is_whole = True  # a new message follows, so the model had finished
 
     def add_result(self, frame: Frame) -> None:
-        """Process a ``result``."""
+        """Process a ``result`` frame."""
         self._turn_goes_on = self._turn_is_to_come = False
         self.asked_model |= bool(frame.duration_api_ms)
         result = self._result(frame)
@@ -191,7 +191,7 @@ class RunAnswer:
     def _result(self, frame: Frame) -> Result:
         failed = bool(frame.is_error) or (frame.subtype or "").startswith("error_")
         if frame.stop_reason is not None and not failed:
-            self.stop_reason = frame.stop_reason  # of a failure it is that of the CLI's own message
+            self.stop_reason = frame.stop_reason  # in a failure it belongs to the CLI's own message
         text = frame.result if frame.result and not frame.result.isspace() else None
         if failed and not self.is_leaving and self._was_answered_before(frame):
             failed, text = False, self._text

@@ -35,23 +35,23 @@ REPEATS_REFUSALS_UP_TO = (2, 1, 114)
 """
 Up to this version the CLI repeats a request that was answered 401 for three minutes, with pauses of up to 38 s.
 
-Source: measured with an OAuth token in its file, 181 s on 2.1.30 and 2.1.114; 2.1.197 and 2.1.332 give up after 2 s.
+Source: measured with an OAuth token in the credentials file: 181 s on 2.1.30 and 2.1.114, 2 s on 2.1.197 and 2.1.332.
 """
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _MOST_HOOKS = 100
 _MOST_MESSAGES = 256
-"""How many messages may be under way at once, of the run's own and of its sub-agents."""
+"""How many messages may be unfinished at once, the run's own and its sub-agents'."""
 _LONGEST_NAME = 128
 _UNKNOWN_MODEL = "unknown"
 
 
 class SessionCost(msgspec.Struct, frozen=True):
     """
-    What the CLI has counted of a session up to now, over all its processes.
+    The cost and usage that the CLI has counted for a session so far, over all its processes.
 
     Attributes:
-        is_known: False: it may have counted something.
+        is_known: False: the CLI may have counted something, but its numbers could not be read.
     """
 
     cost_usd: float = 0.0
@@ -61,23 +61,23 @@ class SessionCost(msgspec.Struct, frozen=True):
 
 class UsageCounter:
     """
-    Count what one attempt uses of the models.
+    Count the usage of one attempt by model.
 
-    The ``modelUsage`` of the last ``result`` has everything but the request by which old versions ask for their quota,
-    and, from 1.0.128 to 2.1.197, messages whose stream broke off: the frames have these. What came after the ``result``
-    is counted from the frames, too; so is all of an attempt without one. The ``usage`` of ``result`` has only the
-    turn's own requests, without sub-agents and summaries, so it counts where there is no ``modelUsage``.
+    The ``modelUsage`` of the last ``result`` lacks only the request by which old versions ask for their quota and, from
+    1.0.128 to 2.1.197, messages whose stream broke off, which are counted from the frames. Everything after the last
+    ``result`` is counted from the frames too, and so is an attempt without one. The ``usage`` of ``result`` has only
+    the turn's own requests, without sub-agents and summaries, so it is used only without ``modelUsage``.
 
-    A message is printed as one frame for each of its blocks, with the same id and a preliminary count of its output;
-    the final one is in its last partial message.
+    The CLI prints a message as one frame for each block, all with the same id and a preliminary count of output tokens;
+    the final count is in the message's last partial message.
 
-    Since 2.1.330 a resumed process goes on counting where the last one of its session had written down what it had
-    counted (``cost-state``); earlier versions, up to 2.1.197, begin at 0.
+    Since 2.1.330 a resumed process continues the session's counts, which the process before it has stored
+    (``cost-state``); versions up to 2.1.197 begin at 0.
 
     Source: Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330 and 2.1.332, measured against the stand-in.
 
     Attributes:
-        generation: Number of the generation that a message which begins now has used.
+        generation: Number of the token generation that messages use which begin from now on.
     """
 
     def __init__(self, clean: Callable[[str], str]) -> None:
@@ -107,7 +107,7 @@ class UsageCounter:
         self._so_far: AttemptUsage | None = None
 
     def go_on_from(self, before: SessionCost) -> None:
-        """Learn what the CLI has counted of the session before this attempt."""
+        """Set what the CLI had counted for the session before this attempt."""
         self._before = SessionCost(before.cost_usd, self._named(before.by_model), before.is_known)
 
     @property
@@ -136,7 +136,7 @@ class UsageCounter:
             self._count(key, message.usage, is_own=is_own)
 
     def add_to_last(self, usage: Usage) -> None:
-        """Count what the end of the last own message says of it."""
+        """Count the usage that the end of the run's last own message reports."""
         if self._last_id in self._messages:
             self._count(self._last_id, usage, is_own=True)
 
@@ -154,7 +154,7 @@ class UsageCounter:
                 cost_usd -= self._before.cost_usd
             self._all_at_result, self._is_told = self._all, True
         elif frame.usage is not None:
-            # 1.0.128 and 2.0.76 tell of a summary only its cost.
+            # 1.0.128 and 2.0.76 report only the cost of a summary.
             self._is_told = self._before.is_known and (bool(frame.usage.counts) or not cost_usd)
             self._own_reported = self._own_reported.highest(frame.usage.counts)
         self._cost_usd = max(self._cost_usd, cost_usd)
@@ -163,7 +163,7 @@ class UsageCounter:
         self._duration_ms = (self._duration_ms or 0.0) + amount(frame.duration_ms)
 
     def note_model(self, name: str | None, context_window: int | None) -> None:
-        """Learn which model the conversation is with."""
+        """Set the conversation's model and its context window in tokens."""
         if (name, context_window) != self._model:
             self._model, self._so_far = (name, context_window), None
             self._clean_name = self._clean(name or "")[:_LONGEST_NAME] or None
@@ -189,9 +189,10 @@ class UsageCounter:
 
     def _without_earlier(self, reported: UsageByModel) -> UsageByModel:
         """
-        Subtract what was counted before this attempt, where the CLI has gone on counting from there.
+        Return *reported* without the usage from before this attempt, if the CLI has included that.
 
-        A version that begins at 0 can resume the session of one that does not: what is nearer to the frames is true.
+        A version that begins at 0 can resume the session of one that does not. Therefore the result is the one of the
+        two, with and without the earlier usage, that is nearer to the count from the frames.
         """
         before = self._before.by_model
         if not all(reported.get(name, NOTHING).covers(usage) for name, usage in before.items()):
@@ -202,12 +203,12 @@ class UsageCounter:
 
     def _summary(self) -> AttemptUsage:
         own_model, reported = self._own_model or "", self._reported or {}
-        if own_model not in reported:  # where there was no own message, the first one
+        if own_model not in reported:  # without an own message: the first model
             own_model = next((name for name in reported if name.startswith(own_model)), own_model) or _UNKNOWN_MODEL
         since_result = subtracted(self._all, self._all_at_result)
         if self._reported is not None:
             by_model = added(self._reported, since_result)
-            # Not of other names: a model may have one in the frames and another in the result.
+            # Only for names in the result: a model may have another name in the frames.
             by_model |= {name: by_model[name].highest(self._all.get(name, NOTHING)) for name in self._reported}
         else:
             by_model = added(self._all, {own_model: self._own_reported.minus(self._own)})
@@ -236,14 +237,14 @@ class UsageCounter:
 
 
 def version_in(text: str | None) -> tuple[int, ...] | None:
-    """Return the numbers of the version that the CLI reports; None: it has another form."""
+    """Parse the numbers of a version such as ``2.1.330``; None: *text* has another form."""
     numbers = (text or "").split("-")[0].split(".")
     return tuple(map(int, numbers)) if all(_NUMBER.fullmatch(number) for number in numbers) else None
 
 
 class RunStats:
     """
-    The statistics of one attempt; it takes every frame in order, and its size does not grow with their number.
+    The statistics of one attempt, from its frames in order; their size does not grow with the number of frames.
 
     Args:
         clean: Applied to the names of models.
@@ -274,7 +275,7 @@ class RunStats:
 
     @property
     def background_tasks(self) -> int:
-        """How many tasks in the background have not ended."""
+        """How many background tasks have not ended."""
         return len(self._background_tasks)
 
     @property
@@ -290,12 +291,12 @@ class RunStats:
 
     @property
     def result(self) -> Result | None:
-        """The last result that answers the prompt; without one, the last other result."""
+        """The last result that answers the prompt; without one, the last result."""
         return self.answer.last_result
 
     @property
     def answer_text(self) -> str | None:
-        """The answer for the caller."""
+        """The answer for the caller; None: there is none."""
         return self.result.text if self.result is not None and not self.result.is_error else None
 
     @property
@@ -310,12 +311,12 @@ class RunStats:
 
     @property
     def has_more_to_come(self) -> bool:
-        """Whether the run has an answer and continues all the same."""
+        """Whether the run continues although it has a result."""
         return self.answer.result is not None and self.stage is not Stage.OVER
 
     @property
     def hook(self) -> str | None:
-        """The name of a hook that has begun and not ended."""
+        """The name of the hook that began last and has not ended; None: no hook runs."""
         return next(reversed(self._hooks.values()), None)
 
     def add(self, frame: Frame) -> None:
@@ -348,7 +349,7 @@ class RunStats:
             self.usage.add_to_last(event.usage)
 
     def redact(self, redact: Callable[[str], str]) -> None:
-        """Apply *redact* to every text from a frame that will be shown."""
+        """Apply *redact* to every stored text that will be shown."""
 
         def clean(text: str | None) -> str | None:
             # JavaScript cuts strings in the middle of a character; half of one cannot be written as UTF-8.
@@ -410,7 +411,7 @@ class RunStats:
 
 
 def _window_of(usage: dict[str, ReportedUsage | None], model: str | None) -> int | None:
-    """Return the context window of the model that answered; other models may have done side work."""
+    """Return the context window of *model* in tokens, else the largest; other models may have done side work."""
     windows = {name: window for name, one in usage.items() if one and (window := count(one.context_window))}
     own = [window for name, window in windows.items() if model is not None and name.startswith(model)]
     return max(own or windows.values(), default=None)

@@ -14,11 +14,12 @@ _HEAD_BYTES = 16384
 
 class SessionFault(msgspec.Struct, frozen=True):
     """
-    One message about such a fault.
+    A message by which a fault of the session's history is recognised.
 
     Attributes:
         words: All of these occur in the text, in lower case.
-        by_image: An image or document is at fault: one of the history, or one of this very request.
+        source: Reports, documents or versions of the CLI that have the message.
+        by_image: An image or document is at fault, which may be in the history or in the attempt's own prompt.
     """
 
     words: tuple[str, ...]
@@ -62,7 +63,7 @@ SESSION_FAULTS: tuple[SessionFault, ...] = (
     SessionFault(("pdf specified was not valid",), "2.1.332 looks for it", by_image=True),
     SessionFault(("pdf pages",), "the API: a maximum of 100 PDF pages", by_image=True),
 )
-"""Without quotes and backticks: gateways lose them."""
+"""The words have no quotes or backticks, because gateways drop those."""
 
 
 def is_session_fault(text: bytes, *, brings_images: bool) -> bool:
@@ -71,7 +72,7 @@ def is_session_fault(text: bytes, *, brings_images: bool) -> bool:
 
     Args:
         text: A line of the CLI's stderr, or a frame; its first 16 KiB are read.
-        brings_images: The attempt's own prompt has images, so one of them may be at fault.
+        brings_images: The attempt's own prompt has images, so an image need not be the history's fault.
     """
     lowered = text[:_HEAD_BYTES].decode("utf-8", "replace").lower()
     return any(
@@ -83,7 +84,7 @@ def is_session_fault(text: bytes, *, brings_images: bool) -> bool:
 
 def cannot_resume(text: str) -> bool:
     """
-    Whether the CLI says that it cannot read the session to resume.
+    Whether the CLI's *text* says that it cannot read the session to resume.
 
     Source: 2.1.197 and 2.1.332, in the ``errors`` of the result frame; older versions report an unknown session.
     """

@@ -1,8 +1,8 @@
 """
-The parser of the command line, and the arguments of the commands that ask a running supervisor.
+The parser of the command line, and the arguments of the commands that need a running supervisor.
 
-Those are ``run``, ``status``, ``drain`` and ``token wait``. Their arguments are apart from the commands, so that the
-parser is built without the HTTP client.
+Those commands are ``run``, ``status``, ``drain`` and ``token wait``. Their arguments are defined here and not in the
+commands' modules, so that the parser is built without importing the HTTP client.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _BAD_INTEGER = re.compile(r"invalid int value: '(.*)'")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors suggest flags and commands, and repeat no word that may be a secret."""
+    """An argument parser whose errors suggest flags and commands, and never repeat a word that may be a secret."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # it is called with these alone
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Parse, and refuse what is left here, where this command's flags are known."""
+        """Parse the arguments, and refuse those that are left while this command's flags are known for suggestions."""
         options, left = super().parse_known_args(args, namespace)
         flags = [word.partition("=")[0] for word in left if word.startswith("-")]
         if flags and "--" not in (args or ()):
@@ -55,11 +55,11 @@ class Parser(argparse.ArgumentParser):
         return options, left
 
     def error(self, message: str) -> NoReturn:
-        """Exit with 2; say how to give a PROMPT that is taken for a flag, and show no value that may be secret."""
+        """Exit with 2; explain how to pass a PROMPT that is taken for a flag, and show no value that may be secret."""
         more = "; one that begins with a dash comes last, behind --" if message.endswith("PROMPT") else ""
         more = "; --help lists them" if message.endswith(("COMMAND", "ACTION")) else more
         wrong = _BAD_INTEGER.sub(lambda bad: f"must be a whole number{not_this(bad[1])}", message) + more
-        # Without the usage, which is so long that nobody would look for this line behind it.
+        # Without the usage, which is so long that this line would be overlooked.
         self.exit(2, f"{self.prog}: error: {wrong}\nSee {self.prog} --help.\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -70,7 +70,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def default_url() -> str:
-    """Return the address of this container's supervisor, as its own settings say."""
+    """Return the URL of this container's supervisor, from the settings in the environment."""
     if url := os.environ.get(f"{PREFIX}URL"):
         return url
     host = os.environ.get(f"{PREFIX}HOST") or "127.0.0.1"
@@ -141,7 +141,7 @@ def add_token_wait(actions: Subparsers) -> None:
 
 
 def add_file_access(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a file's mode and group."""
+    """Add the flags for a file's mode and group."""
     parser.add_argument("--mode", metavar="MODE", type=_file_mode, help="its permissions, in octal [as they are]")
     parser.add_argument("--group", metavar="GROUP", type=_group_id, help="its group, by name or number [as it is]")
 
@@ -151,7 +151,7 @@ def _names(text: str) -> list[str]:
 
 
 def _json_object(text: str) -> Any:
-    """Read a JSON object, from the file of this name unless it begins as one; what it holds is not repeated."""
+    """Parse a JSON object, or read it from the file of that name; errors do not repeat its content."""
     must_be = "must be a JSON object, or a file with one"
     is_file = not text.lstrip().startswith("{")
     try:
@@ -171,14 +171,14 @@ def _json_object(text: str) -> Any:
 
 
 def _file_mode(text: str) -> int:
-    """Read the permissions of a file, which its owner must be able to read, from octal digits."""
+    """Parse octal permissions of a file, which must let its owner read it."""
     if not re.fullmatch("0?[4-7][0-7][0-7]", text):
         raise argparse.ArgumentTypeError(f"must be octal digits that let the owner read, such as 0640, not {text!r}")
     return int(text, 8)
 
 
 def _group_id(text: str) -> int:
-    """Read a group of this machine: its name, or any number."""
+    """Return the id of a group, from the name of one on this machine or any number."""
     if re.fullmatch("[0-9]{1,9}", text):
         return int(text)
     try:
@@ -202,7 +202,7 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 def _amount(text: str) -> float:
-    """Read a time or a sum: no less than nothing, and no word such as nan."""
+    """Parse seconds or dollars: a finite number, 0 or more."""
     with contextlib.suppress(ValueError):
         if 0 <= (amount := float(text)) < math.inf:
             return amount
@@ -210,7 +210,7 @@ def _amount(text: str) -> float:
 
 
 def _above_zero(text: str) -> float:
-    """Read a time or a sum that is more than nothing."""
+    """Parse seconds or dollars: a finite number above 0."""
     with contextlib.suppress(argparse.ArgumentTypeError):
         if amount := _amount(text):
             return amount
@@ -227,12 +227,12 @@ _KINDS: dict[str, Callable[[str], Any]] = {
     "label": _label,
     "variable": _variable,
 }
-"""How the word of a flag becomes the value of a field, by the kinds that ``help.toml`` names."""
+"""Functions that convert the argument of a flag to a field's value, by the kinds in ``help.toml``."""
 
 
 def _fingerprint(text: str) -> str:
     if not re.fullmatch("[0-9a-f]{12}", text):
-        # Not repeated: it may be a token, by mistake.
+        # The message does not repeat the text, which may be a token by mistake.
         raise argparse.ArgumentTypeError("must be the 12 hex digits that token show prints")
     return text
 
@@ -253,7 +253,7 @@ def _command(module: str) -> Callable[[argparse.Namespace], int]:
     """Return a function that imports the module of a command and calls its ``main``."""
 
     def run(options: argparse.Namespace) -> int:
-        # Late: the parser needs no HTTP client.
+        # Imported here, so that the parser is built without the HTTP client.
         connection = importlib.import_module("agent_runtime.cli.connection")
         command = importlib.import_module(f"agent_runtime.cli.{module}")
         return int(connection.exit_code_of(command.main, options))

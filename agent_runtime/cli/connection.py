@@ -22,7 +22,7 @@ REMEDIES = {
     "unexpected": "; say where the supervisor listens (--url, AGENT_RUNTIME_URL)",
     "access": " (--key-file, AGENT_RUNTIME_ACCESS_KEY_FILE)",
 }
-"""What a person can do with a command about an error, after its sentence."""
+"""Advice for a person, by error class, to append to the error's sentence."""
 
 
 def connect(options: argparse.Namespace, patience_seconds: float = PATIENCE_SECONDS) -> SyncAgentClient:
@@ -30,7 +30,7 @@ def connect(options: argparse.Namespace, patience_seconds: float = PATIENCE_SECO
     Make the client that the options of a command describe.
 
     Raises:
-        RequestRefused: The address is none, or an option holds bytes that are no text; no request can carry those.
+        RequestRefused: The URL is not usable, or an option is not text in UTF-8, which no request can carry.
     """
     for name, value in vars(options).items():
         try:
@@ -46,7 +46,7 @@ def connect(options: argparse.Namespace, patience_seconds: float = PATIENCE_SECO
 
 
 def exit_code_of(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
-    """Run a command and return its exit code; print an error on stderr, with what a person can do about it."""
+    """Run a command and return its exit code; print an error on stderr, with advice for a person."""
     try:
         return command(options)
     except ClientError as caught:

@@ -31,7 +31,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _wait(client: SyncAgentClient, unfinished: int, timeout_seconds: float | None) -> int:
-    """Wait until all executions have ended; a supervisor that has gone meanwhile has none."""
+    """Wait until all executions, or the supervisor itself, have ended; return the exit code."""
     until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     while unfinished:
         if until is not None and time.monotonic() >= until:

@@ -1,4 +1,4 @@
-"""The commands: settings in, exit code out."""
+"""The command line: parse the arguments, run one command, and return its exit code."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has gone; the rest of the buffer must not be written at exit.
+        # The reader of stdout is gone; the rest of the buffer must not be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
 
@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    environ = dict(os.environ)  # which decodes every value each time it is read
+    environ = dict(os.environ)  # a copy, because os.environ decodes a value each time it is read
     settings = load(environ, {setting.name: getattr(options, f"setting_{setting.name}") for setting in SETTINGS})
     start = Start()
     try:
@@ -136,7 +136,7 @@ def _serve(options: argparse.Namespace) -> int:
         from agent_runtime.serve.bootstrap import occupied
 
         with occupied(settings, environ, start) as bootstrap:
-            # Not before: a start that is called off while this is imported has ended what an earlier supervisor left.
+            # Imported last: leftovers of an earlier supervisor are ended even if the start is called off meanwhile.
             from agent_runtime.serve.service import serve
 
             return serve(settings, environ, bootstrap, start)
@@ -188,7 +188,7 @@ def _token_show(options: argparse.Namespace) -> int:
 
 
 def _healthcheck(options: argparse.Namespace) -> int:
-    # Not httpx: an image asks every ten seconds, and to import that takes 0.15 s of a processor each time.
+    # Without httpx: an image runs this every ten seconds, and its import takes 0.15 s of CPU time.
     from http import HTTPStatus
     from http.client import HTTPConnection, HTTPException, HTTPSConnection, InvalidURL
     from urllib.parse import urlsplit

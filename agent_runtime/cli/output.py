@@ -1,4 +1,4 @@
-"""An execution's events as a person reads them, and as JSON lines for a script."""
+"""Write an execution's events for a person, or as JSON lines for a script."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _LINE = _CONTROLS | {ord("\n"): " ", ord("\t"): " ", ord("\r"): ""}
 
 
 def text_of(value: object) -> str:
-    """Make text of a model or a tool harmless for a terminal: replace its control characters."""
+    """Return text that is harmless for a terminal: control characters of a model's or tool's text are replaced."""
     return str(value).translate(_TEXT)
 
 
 def line_of(value: object) -> str:
-    """Make one short line of anything."""
+    """Return any value as one line of at most :data:`SUMMARY_LENGTH` characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     head = text[: SUMMARY_LENGTH * 4].translate(_LINE).strip()
     return head if len(head) <= SUMMARY_LENGTH else head[: SUMMARY_LENGTH - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 class Live:
-    """Write what happens as a person reads it: text as it is, each tool call and each state on a line of its own."""
+    """Write events for a person: text as it is, each tool call and each state on a line of its own."""
 
     def __init__(self, sink: TextIO) -> None:
         self._sink = sink
@@ -66,10 +66,10 @@ class Live:
         self._sink.flush()
 
     def failed(self, error: ClientError) -> None:
-        """Show nothing: the sentence goes to stderr."""
+        """Show nothing: the caller prints the error on stderr."""
 
     def _partial(self, piece: dict[str, Any]) -> None:
-        """Write text while the model writes it; of sub-agents, which write at the same time, only whole messages."""
+        """Write text while the model writes it; not that of sub-agents, whose texts would mix with it."""
         if piece.get("parent_tool_use_id") is None:
             text = text_of(piece.get("text", ""))
             text = text if self._begun else text.lstrip()
@@ -77,7 +77,7 @@ class Live:
             self._sink.write(text)
 
     def _rest(self, line: str) -> str:
-        """Return what is still to be written of *line*, if it is the text that was begun; else all of it."""
+        """Return the part of *line* that is not yet written, if partial text has begun it; else all of it."""
         begun, self._begun = self._begun, ""
         if line.startswith(begun):
             return line.removeprefix(begun) + "\n"
@@ -129,13 +129,13 @@ class JsonLines:
         self._write(event.name, event.data, event.id)
 
     def answer(self, answer: Answer) -> None:
-        """Write the answer, without the frames: they have come as events."""
+        """Write the answer, without the frames, which were written as events."""
         fields = msgspec.to_builtins(answer)
         del fields["execution_log"], fields["truncated_log"]
         self._write("answer", fields)
 
     def failed(self, error: ClientError) -> None:
-        """Write why there is no answer."""
+        """Write the problem document of an error."""
         fields = msgspec.to_builtins(error.problem)
         self._write("problem", {name: value for name, value in fields.items() if value is not None})
 

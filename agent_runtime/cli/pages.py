@@ -1,4 +1,4 @@
-"""The help of each command beyond its options, from ``help.toml``: purpose, examples, exit codes."""
+"""The help of each command besides its options, from ``help.toml``: purpose, examples, exit codes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ WIDTH = 78
 
 class Field(msgspec.Struct, frozen=True):
     """
-    A flag of ``run`` that is a field of a task.
+    A flag of ``run`` that sets a field of the task.
 
     Attributes:
-        flag: None: the field's name.
-        kind: How a word becomes a value; ``switch``: there is no word.
-        repeat: It may be given several times.
+        flag: The flag; None: it is made from the field's name.
+        kind: How the flag's argument becomes a value; ``switch``: the flag has no argument.
+        repeat: The flag may be given several times.
     """
 
     help: str
@@ -30,13 +30,14 @@ class Field(msgspec.Struct, frozen=True):
 
 class Page(msgspec.Struct, frozen=True):
     """
-    The page of one command.
+    The help of one command.
 
     Attributes:
-        examples: A command line, and what it does.
-        exits: The meaning of each exit code.
+        text: The purpose of the command.
+        examples: What a command line does, by command line.
+        exits: The meaning of an exit code, by exit code.
         more: Paragraphs at the end.
-        fields: Of ``run``: its flags that are fields of a task, by field.
+        fields: Of ``run``: the flags that set fields of the task, by field.
     """
 
     text: str
@@ -47,17 +48,17 @@ class Page(msgspec.Struct, frozen=True):
 
 
 PAGES = msgspec.toml.decode(Path(__file__).with_name("help.toml").read_bytes(), type=dict[str, Page], strict=False)
-"""By the words of the command as a person types it."""
+"""Pages by the words of the command as a person types it, such as ``token put``; ``""``: the program."""
 
 
 def flag_of(name: str) -> str:
-    """Return the flag of an option, by the name that it has in the code; of ``run`` that is a field's."""
+    """Return the flag for an option's name in :class:`argparse.Namespace`; for ``run`` that may be a task's field."""
     field = PAGES["run"].fields.get(name)
     return field.flag if field and field.flag else f"--{name.replace('_', '-')}"
 
 
 def explain(parser: argparse.ArgumentParser, command: str = "") -> None:
-    """Give a parser, and those of its commands, their pages."""
+    """Add the pages to a parser and to the parsers of its commands."""
     page = PAGES[command]
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = textwrap.fill(page.text, WIDTH)

@@ -1,4 +1,4 @@
-"""``agent-runtime run``: submit a task, follow it, exit with its outcome."""
+"""``agent-runtime run``: submit a task, show its events, and exit with a code for its outcome."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def main(options: argparse.Namespace) -> int:
 
 @dataclass
 class Watch:
-    """A person, or a script, in front of one execution."""
+    """The submission of one task, and the output of its events."""
 
     client: SyncAgentClient
     execution_id: str
@@ -53,13 +53,13 @@ class Watch:
     resumes: int = 0
 
     def detach(self) -> int:
-        """Submit it, print its id, and return."""
+        """Submit the task, print the execution's id, and return the exit code."""
         self._submit()
         sys.stdout.write(self.execution_id + "\n")
         return EXIT_SUCCESS
 
     def attend(self) -> int:
-        """Stay until it has ended; Ctrl-C ends it, a second one does not wait for that."""
+        """Submit the task and show its events to the end; Ctrl-C cancels it, a second one stops waiting for that."""
         try:
             self._submit()
             answer = self._follow()
@@ -88,7 +88,7 @@ class Watch:
         self.client.submit(self.message, execution_id=self.execution_id, **self.fields)
 
     def _follow(self) -> Answer:
-        """Show all events until there is an answer; resume where a shutdown interrupted it."""
+        """Show all events until there is an answer; resume the execution if a shutdown interrupted it."""
         while True:
             for event in self.client.stream(self.execution_id, after=self.position, partial=self.partial):
                 if event.name == "message" and event.id is not None:
@@ -123,14 +123,14 @@ def _look(client: SyncAgentClient, patience_seconds: float) -> None:
     """Print why `run` waits: no supervisor answers, or the supervisor turns new tasks away."""
     try:
         obstacle: object = "the supervisor drains" if client.health().draining else None
-    except ClientError as error:  # of the others the task is told
+    except ClientError as error:  # the task's own request reports other errors
         obstacle = error if error.error_class == "unreachable" else None
     if obstacle and patience_seconds:
         _print(f"{obstacle}; trying for {patience_seconds:g} s (--patience)")
 
 
 def _fields(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of a task that were given."""
+    """Return the fields of the task that the options set."""
     given = {name: value for name in PAGES["run"].fields if (value := getattr(options, name)) is not None}
     return given | {name: dict(given[name]) for name in ("env", "labels") if name in given}
 

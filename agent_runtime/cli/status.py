@@ -37,7 +37,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _as_json(client: SyncAgentClient, options: argparse.Namespace) -> str:
-    """Return what the supervisor answers, as it is sent."""
+    """Return the supervisor's answers, unchanged, as one JSON document."""
     labels = {f"label.{name}": value for name, value in options.label or ()}
     report = {
         "url": client.base_url,
@@ -49,7 +49,7 @@ def _as_json(client: SyncAgentClient, options: argparse.Namespace) -> str:
 
 
 def page(url: str, health: Health, token: TokenReport, records: Sequence[Execution], now: datetime) -> Iterator[str]:
-    """Yield the lines for a person."""
+    """Yield the lines of the table for a person."""
     slots = f"{health.slots.busy} of {health.slots.total} busy"
     if health.slots.unkillable:
         slots += f", {health.slots.unkillable} unkillable"
@@ -68,14 +68,14 @@ def page(url: str, health: Health, token: TokenReport, records: Sequence[Executi
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Set rows under each other; every cell is one line, whatever is in it."""
+    """Format rows as aligned columns; every cell becomes one line, whatever its content."""
     clean = [[line_of(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*clean, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in clean]
 
 
 def span(seconds: float) -> str:
-    """Format a time for a person, rounded before its units are told apart: no 60 s."""
+    """Format a duration for a person; it is rounded before the unit is chosen, so there is no ``60 s``."""
     seconds = max(0.0, seconds)
     if round(seconds) < 60:
         return f"{seconds:.1f} s" if round(seconds, 1) < 10 else f"{seconds:.0f} s"

@@ -33,7 +33,7 @@ def main(options: argparse.Namespace) -> int:
 
 
 def obstacle_to(fingerprint: str, token: TokenReport) -> str | None:
-    """Return why the token with *fingerprint* is not yet the only one in use; None: it is."""
+    """Return why the token with *fingerprint* is not yet the only one in use; None: it is the only one."""
     generation = token.generation
     if token.fingerprint != fingerprint or generation is None:
         loaded = "no token is" if generation is None else f"{token.fingerprint} (generation {generation}) is"

@@ -1,5 +1,5 @@
 """
-The client for backends: submit an execution by its id, survive every connection, get its one answer or a typed error.
+The client for backends: submit a task under an id, survive broken connections, get its one answer or a typed error.
 
     async with AgentClient("http://agent:8000", access_key_file=KEY) as agent:
         try:
@@ -7,7 +7,7 @@ The client for backends: submit an execution by its id, survive every connection
         except TokenFailed:
             put_token(SECRET_FILE, next_token())
 
-:class:`SyncAgentClient` is the same with calls that block.
+:class:`SyncAgentClient` is the same client with blocking calls.
 """
 
 from agent_runtime.client.aio import AgentClient, put_token

@@ -37,31 +37,32 @@ DEADLINE_SECONDS = 3600.0
 PATIENCE_SECONDS = 120.0
 QUICK_TRIES = 3
 TERMINATE_SECONDS = 120.0
-"""An answer to ``terminate`` comes when nothing of the execution is left."""
+"""How long ``terminate`` may take: its answer comes only after all processes of the execution have ended."""
 
 
 class AgentClient:
     """
-    Have executions run by a supervisor, and never lose one to a connection.
+    Have executions run by a supervisor, and never lose one because a connection breaks.
 
-    A dropped connection is no failed execution: the client asks again by the execution's id. Cancelling a call
-    leaves the execution as it is; :meth:`terminate` ends it. Any number of calls may be under way at once.
+    After a broken connection the client asks again by the execution's id. Cancelling a call leaves the execution
+    running; :meth:`terminate` ends it. Any number of calls may run at once.
 
     Args:
         base_url: ``http://HOST:PORT`` of the supervisor.
-        access_key: The supervisor's access key; or *access_key_file*, read at every request.
+        access_key: The supervisor's access key.
+        access_key_file: A file with the access key instead, read at every request.
         access_header: ``Authorization``, or the header that the supervisor is configured to read.
         patience_seconds: How long there may be no answer, or only refusals of admission (busy, draining), before a
             call gives up. A supervisor must be able to restart within it.
         max_resumes: How often :meth:`run` posts a task again after a shutdown interrupted it; 0: never.
-        on_token_failed: Called with the error when a task has met a refused, unpaid, limited or missing token: once for
-            each ``generation`` of it, also where many tasks meet it, and before the call raises the error. It may be a
-            coroutine function, which is waited for. An error that it raises is logged.
-        verify: Certificates to trust, as httpx takes it.
-        transport: How requests are carried, instead of the network.
+        on_token_failed: Called with the error when a task fails because of a refused, unpaid, limited or missing token:
+            once for each token ``generation``, even if many tasks fail because of it, and before the call raises the
+            error. It may be a coroutine function, which is awaited. An error that it raises is logged.
+        verify: Certificates to trust, as in httpx.
+        transport: An httpx transport that carries the requests, instead of the network.
 
     Raises:
-        ValueError: *base_url* is no address of a supervisor.
+        ValueError: *base_url* cannot be the URL of a supervisor.
     """
 
     def __init__(
@@ -112,9 +113,10 @@ class AgentClient:
         An execution that a shutdown interrupted is resumed by its id.
 
         Args:
-            execution_id: The caller's own id; the same one again joins, gets the stored answer, or tries again after a
-                failure. None: a new one is made.
-            deadline_seconds: For the call; None: *timeout_seconds* and the client's patience, else one hour.
+            execution_id: The caller's own id. A call with the id of an earlier execution joins it, gets its stored
+                answer, or tries again after a failure. None: a new id is made.
+            deadline_seconds: The time limit of the call; None: *timeout_seconds* plus the client's patience if the task
+                has that field, else one hour.
 
         Raises:
             ClientError: The execution failed or was turned away; its class and ``error_class`` say how.
@@ -136,8 +138,8 @@ class AgentClient:
         Wait for the answer of an execution, stored ones included; starts nothing.
 
         Raises:
-            RequestRefused: (``not_found``) It is not known, or its answer is not stored.
-            ClientError: It failed, or no answer came, as in :meth:`run`.
+            RequestRefused: (``not_found``) The execution is not known, or its answer is not stored.
+            ClientError: The execution failed, or no answer came, as in :meth:`run`.
         """
         seconds = DEADLINE_SECONDS if deadline_seconds is None else deadline_seconds
         return await self._outcome(execution_id, None, seconds)
@@ -146,13 +148,15 @@ class AgentClient:
         """
         Yield an execution's events from the line after *after*: each line exactly once, over reconnects, to the end.
 
-        The last event is ``end``. To leave it early, close it: :func:`contextlib.aclosing`, :func:`contextlib.closing`.
+        The last event is ``end``. To stop earlier, close the generator: :func:`contextlib.aclosing`, or
+        :func:`contextlib.closing` for the blocking client.
 
         Args:
-            partial: Also events ``partial``: the model's text while it is written, as far as a connection holds.
+            partial: Also yield events ``partial``, the model's text while it is written. Text that is written while the
+                connection is broken is lost.
 
         Raises:
-            RequestRefused: (``not_found``) It is not known.
+            RequestRefused: (``not_found``) The execution is not known.
             Unreachable: No answer came for longer than the client's patience.
         """
         return self._listen(
@@ -161,9 +165,9 @@ class AgentClient:
 
     def events(self, *, after: int = 0) -> AsyncGenerator[answers.Event, None]:
         """
-        Yield what happens to the token and to executions, each event once, over reconnects and restarts.
+        Yield the events of the token and of all executions, each once, over reconnects and restarts.
 
-        It ends when the client is closed. To leave it early, close it, as :meth:`stream`.
+        The events end when the client is closed. To stop earlier, close the generator, as in :meth:`stream`.
 
         Args:
             after: ``id`` of the last event that is known already; 0: begin with the oldest that the supervisor holds.
@@ -177,7 +181,7 @@ class AgentClient:
     async def _listen(
         self, path: str, after: int, shape: Callable[[StreamEvent], T | None], execution_id: str | None = None
     ) -> AsyncGenerator[T, None]:
-        """Yield the events of a stream over reconnects: of an execution to its end, of all until the client closes."""
+        """Yield a stream's events over reconnects to its end; without *execution_id*, until the client is closed."""
         patience, following = exchange.Patience(self._patience_seconds, execution_id), Following(after)
         while not self._http.is_closed:
             trouble: ClientError = exchange.unreachable("the stream broke", self._http.base_url)
@@ -189,7 +193,7 @@ class AgentClient:
                         exchange.content_of(response)
                     else:
                         async for chunk in response.aiter_bytes():
-                            if chunk.startswith(b": keep-alive"):  # a sign of life that comes only after a while
+                            if chunk.startswith(b": keep-alive"):  # proof that the connection has lasted a while
                                 patience.reset()
                             for event in following.feed(chunk):
                                 if (shaped := shape(event)) is not None:
@@ -206,11 +210,11 @@ class AgentClient:
             raise exchange.closed()
 
     async def write_token(self, path: str | Path, token: str) -> list[str]:
-        """Write the secret file, as :func:`put_token`, also with a token whose prefix is not known."""
+        """Write the secret file as :func:`put_token` does, but also a token whose prefix is not known."""
         return await asyncio.to_thread(put, Path(path), token.encode())
 
     async def terminate(self, execution_id: str) -> answers.Termination:
-        """Cancel an execution; returns when nothing of it is left. Once is as good as twice."""
+        """Cancel an execution, and return when all its processes have ended; repeated calls change nothing."""
         return await self._call(answers.Termination, "POST", path_of(execution_id, "/terminate"), TERMINATE_SECONDS)
 
     async def execution(self, execution_id: str) -> answers.Execution:
@@ -226,7 +230,7 @@ class AgentClient:
         limit: int = 50,
         cursor: str | None = None,
     ) -> answers.ExecutionPage:
-        """Return records, newest first, and the cursor of the next page; *labels*: of executions that have them all."""
+        """Return a page of records, newest first; *labels*: only executions that have all of these."""
         query = {"state": state, "outcome": outcome, "limit": limit, "cursor": cursor}
         query |= {f"label.{name}": value for name, value in (labels or {}).items()}
         given = {name: value for name, value in query.items() if value is not None}
@@ -241,7 +245,7 @@ class AgentClient:
         return await self._call(answers.RunningExecutions, "GET", "/api/executions/running")
 
     async def usage(self, *, by: str = "subscription", since: datetime | None = None) -> answers.UsageReport:
-        """Return cost, tokens and turns of kept executions by ``subscription`` or ``model``; *since* has a zone."""
+        """Return cost, tokens and turns of kept executions *by* ``subscription`` or ``model``; *since* needs a zone."""
         given = {"by": by} if since is None else {"by": by, "since": since.isoformat()}
         return await self._call(answers.UsageReport, "GET", "/api/usage", params=given)
 
@@ -250,16 +254,16 @@ class AgentClient:
         return await self._call(answers.TokenReport, "GET", "/api/token")
 
     async def reload_token(self, token: str | None = None) -> answers.Reloaded:
-        """Make the supervisor read the secret file now, and try a refused token again; with *token*, write it first."""
+        """Have the supervisor write *token* to the secret file (if given), read the file, and retry a refused token."""
         body = None if token is None else {"token": token}
         return await self._call(answers.Reloaded, "POST", "/api/credentials/reload-token", json=body)
 
     async def drain(self) -> answers.DrainState:
-        """Stop admission; return how many executions are unfinished."""
+        """Stop admission of new executions, and return how many are unfinished."""
         return await self._call(answers.DrainState, "POST", "/api/drain")
 
     async def undrain(self) -> answers.DrainState:
-        """Call a drain off."""
+        """End a drain: executions are admitted again."""
         return await self._call(answers.DrainState, "DELETE", "/api/drain")
 
     async def health(self) -> answers.Health:
@@ -267,11 +271,11 @@ class AgentClient:
         return await self._call(answers.Health, "GET", "/health")
 
     async def get(self, path: str, /, **params: str | int) -> dict[str, Any]:
-        """Return what a path answers, as it is sent: also what this version has no type for."""
+        """Return the JSON object that a GET request is answered with, also if this version has no type for it."""
         return await self._ask("GET", path, params=params)
 
     async def _call(self, kind: type[S], method: str, path: str, *given: float, **options: Any) -> S:
-        """Ask, as :meth:`_ask`, and return an object of this type."""
+        """Send a request as :meth:`_ask` does, and return the answer as an object of type *kind*."""
         found = answers.read(kind, await self._ask(method, path, *given, **options))
         if found is None:
             raise exchange.unreachable("its answer cannot be read", self._http.base_url)
@@ -281,7 +285,7 @@ class AgentClient:
         self, method: str, path: str, reply_seconds: float = exchange.REPLY_SECONDS, **options: Any
     ) -> dict[str, Any]:
         """
-        Ask something that may be asked twice, a few times if need be, and return the JSON object it is answered with.
+        Send a request that may safely arrive twice, with a few retries, and return the JSON object of the answer.
 
         Raises:
             ClientError: The supervisor refuses, or no answer comes.
@@ -318,13 +322,13 @@ class AgentClient:
         except TokenFailed as error:
             await self._tell(error)
             raise
-        self._told.pop(None, None)  # a later failure for want of any token is another one
+        self._told.pop(None, None)  # a later failure because there is no token is reported again
         return answer
 
     async def _tell(self, error: TokenFailed) -> None:
-        """Call back, unless a failure of this generation has been told; an error in there must not hide this one."""
+        """Call ``on_token_failed``, once for each generation; an error that it raises must not hide *error*."""
         generation = error.generation
-        if generation is None and error.error_class != "no_token":  # as 0.1.0 says of what was still queued
+        if generation is None and error.error_class != "no_token":  # so does a supervisor 0.1.0 for queued tasks
             generation = next(reversed(self._told), None)
         if self.on_token_failed is None or self._told.setdefault(generation, error) is not error:
             return
@@ -336,10 +340,10 @@ class AgentClient:
 
 def _encoded(task: dict[str, Any]) -> bytes:
     """
-    Write a task as JSON; a path of the caller's own class becomes text.
+    Encode a task as JSON; path objects become text.
 
     Raises:
-        ValueError: A field cannot be written; it is named.
+        ValueError: A field cannot be encoded; the message names it.
     """
     fields = {}
     for name, value in task.items():
@@ -347,14 +351,14 @@ def _encoded(task: dict[str, Any]) -> bytes:
             fields[name] = msgspec.Raw(msgspec.json.encode(value, enc_hook=os.fspath))
         except (TypeError, ValueError, OverflowError, RecursionError):
             raise ValueError(f"{name}: holds a value that JSON has no form for") from None
-        if bytes(fields[name]) == b"null":  # which asks for the default
+        if bytes(fields[name]) == b"null":  # of NaN or an infinity; null would ask for the default
             raise ValueError(f"{name}: must be a number that is finite")
     return msgspec.json.encode(fields)
 
 
 @contextlib.contextmanager
 def logged() -> Iterator[None]:
-    """Log what a callback raises."""
+    """Log an error that the callback in the block raises, and go on."""
     try:
         yield
     except Exception:
@@ -366,15 +370,15 @@ def put_token(path: str | Path, token: str, *, force: bool = False) -> list[str]
     Write the secret file as ``agent-runtime token put`` does: a reader never sees half of it.
 
     Args:
-        path: Need not exist, its directory must.
-        token: A bare token, or a JSON object that holds it.
-        force: Write it also if it does not look like a token.
+        path: The secret file, which need not exist; its directory must.
+        token: A bare token, or the text of a JSON object with it.
+        force: Write the token even if it does not look like one.
 
     Returns:
         Warnings about the token.
 
     Raises:
-        SecretUnreadable: It is no token, or its prefix is not known; nothing was written.
+        SecretUnreadable: *token* is not a token, or its prefix is not known; nothing was written.
         NotWritable: The file cannot be written.
     """
     return put(Path(path), token.encode(), strict=True, force=force)

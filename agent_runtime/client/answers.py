@@ -1,9 +1,9 @@
 """
-What a supervisor answers, as objects whose fields have types.
+A supervisor's answers as typed objects.
 
-Instants are :class:`datetime.datetime` here. A supervisor of another version costs nothing but the difference: fields
-that it does not send, or sends in another form, have their empty value; fields that it sends in addition are left out;
-a word that is not yet known here, of a state for example, stays a plain string.
+Instants are :class:`datetime.datetime` here. Answers of a supervisor of another version can be read, too: fields that
+it does not send, or sends in another form, have their empty value; additional fields are ignored; an unknown word, of a
+state for example, stays a plain string.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=msgspec.Struct)
 
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
-"""With its time zone; a text without one is not read."""
+"""An instant with its time zone; a text without a zone is not read."""
 
 _EMPTY: tuple[object, ...] = (None, False, 0, "", [], {})
-"""The first of these that fits is the value of a field that is not sent."""
+"""A field that is not sent gets the first of these values that has its type."""
 
 
 class _Named:
@@ -126,13 +126,14 @@ class Health(_Named, bodies.Health, kw_only=True):
 
 class Answer(_Named, msgspec.Struct, frozen=True, kw_only=True):
     """
-    What an execution that succeeded or was cancelled is answered with.
+    The answer of an execution that succeeded or was cancelled.
 
     Attributes:
         status: ``success`` or ``cancelled``.
         response: The CLI's final text.
-        structured_output: What meets the task's ``json_schema``; None: nothing does.
-        execution_log: Frames of the transcript; with *truncated_log* some in between were left out.
+        structured_output: The answer that meets the task's ``json_schema``; None: there is none.
+        execution_log: Frames of the transcript.
+        truncated_log: Some frames in the middle of *execution_log* were left out.
     """
 
     execution_id: str
@@ -151,18 +152,19 @@ class Answer(_Named, msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether it was cancelled."""
+        """Whether the execution was cancelled."""
         return self.status == "cancelled"
 
 
 class Event(_Named, msgspec.Struct, frozen=True, kw_only=True):
     """
-    One thing that happened to the token or to an execution.
+    An event of the token or of an execution.
 
     Attributes:
-        id: Rises; ``events(after=id)`` goes on behind it.
-        type: As the fleet page lists them; ``gap`` where events are missing: *data* has the *first* and *last* number.
-        data: The facts, by name.
+        id: Its number, which rises; ``events(after=id)`` continues after it.
+        type: As docs/switching-tokens-for-a-fleet.md lists them; ``gap``: the events with the numbers ``first`` to
+            ``last`` in *data* are missing.
+        data: The event's facts, by name.
     """
 
     id: int
@@ -172,13 +174,13 @@ class Event(_Named, msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(kind: type[S], content: dict[str, Any]) -> S | None:
-    """Read an object as far as it can be read; None: it lacks its first field, so it is something else."""
+    """Build a *kind* from the fields that fit; None: the first field is missing, so *content* is something else."""
     found: S | None = None if content.get(kind.__struct_fields__[0]) is None else _read(kind, content)
     return found
 
 
 def _read(kind: Any, content: Any) -> Any:
-    """Convert *content*, of which what does not fit costs only itself; UNSET: nothing of it fits."""
+    """Convert *content* without the parts that do not fit; UNSET: nothing fits."""
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError:

@@ -1,5 +1,5 @@
 """
-The errors of the client: one family for each way of reacting, each with the ``error_class`` that a supervisor sent.
+The errors of the client: one class for each way to react, each error with the ``error_class`` of the supervisor.
 
     ClientError
     ├── TokenFailed      another token cures it: auth, billing, rate_limit, no_token
@@ -9,7 +9,7 @@ The errors of the client: one family for each way of reacting, each with the ``e
     ├── ApiFailed        the API, or the way to it, failed; later it may work: overloaded, upstream, network
     ├── ExecutionFailed  the execution ended without success: timeout, stalled, max_turns, max_output, max_budget,
     │                    schema, lost_result, signal, oom, spawn, interrupted, error
-    └── Unreachable      no supervisor answered; what was admitted goes on: unreachable, deadline, unexpected
+    └── Unreachable      no supervisor answered; an admitted execution goes on: unreachable, deadline, unexpected
 
 A cancelled execution is an answer with the status ``cancelled``, no error.
 """
@@ -26,14 +26,14 @@ from agent_runtime.errors import AgentRuntimeError
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):
     """
-    A body of ``application/problem+json``, as far as it could be read, or the client's own words in the same form.
+    A problem document (RFC 9457) as far as it could be read, or the client's own words in the same form.
 
     Attributes:
         error_class: As it was sent; a newer supervisor may know classes that this version does not.
         status: The HTTP status; 0: no answer came.
-        code: More exactly than the class: ``no_retained_result`` (of ``not_found``: it has ended, its answer is not
-            kept), ``session_unknown`` (of ``conflict``), ``not_sent`` (of ``unreachable``: nothing can have arrived).
-        resets_at: RFC 3339.
+        code: More specific than the class: ``no_retained_result`` (``not_found``: the execution has ended, its answer
+            is not stored), ``session_unknown`` (``conflict``), ``not_sent`` (``unreachable``: nothing has arrived).
+        resets_at: When the usage limit ends, RFC 3339.
     """
 
     error_class: str = "error"
@@ -51,11 +51,11 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
 
 class ClientError(AgentRuntimeError):
     """
-    Base of everything a client raises.
+    Base of the errors that a client raises.
 
     Attributes:
         error_class: As in the problem.
-        retry_after_seconds: When it is worth asking again, where the answer said so.
+        retry_after_seconds: After what time to ask again; None: the answer did not say.
     """
 
     error_class: str  # type: ignore[assignment] # a newer supervisor may send one that is not in the enum
@@ -68,11 +68,11 @@ class ClientError(AgentRuntimeError):
 
     @classmethod
     def because(cls, error_class: str, detail: str, *, status: int = 0, code: str | None = None) -> Self:
-        """Make an error that no supervisor sent."""
+        """Build an error that the client itself found, without a supervisor's problem document."""
         return cls(Problem(error_class=error_class, detail=detail, status=status, code=code))
 
     def about(self, execution_id: str) -> Self:
-        """Return the same error with the execution it is about."""
+        """Return the same error with the id of the execution it is about."""
         return type(self)(msgspec.structs.replace(self.problem, execution_id=execution_id), self.retry_after_seconds)
 
     def __str__(self) -> str:
@@ -80,22 +80,22 @@ class ClientError(AgentRuntimeError):
 
     @property
     def status(self) -> int:
-        """The HTTP status it came with; 0: no answer came."""
+        """The HTTP status of the answer; 0: no answer came."""
         return self.problem.status
 
     @property
     def execution_id(self) -> str | None:
-        """The execution it is about, where one was, or may have been, admitted."""
+        """The id of the execution that the error is about; None: no execution can have been admitted."""
         return self.problem.execution_id
 
     @property
     def generation(self) -> int | None:
-        """Of the token, where it is known."""
+        """The number of the token's generation; None: not known."""
         return self.problem.token_generation
 
     @property
     def resets_at(self) -> datetime | None:
-        """When the usage limit ends, where the API said so."""
+        """When the usage limit ends; None: not known."""
         try:
             return datetime.fromisoformat(self.problem.resets_at or "")
         except ValueError:
@@ -103,7 +103,7 @@ class ClientError(AgentRuntimeError):
 
 
 class TokenFailed(ClientError):
-    """The token is refused, unpaid, at its limit, or there is none: write another one, and ask again."""
+    """The token is refused, unpaid, at its limit, or missing: write another token, and ask again."""
 
 
 class TurnedAway(ClientError):
@@ -123,7 +123,7 @@ class ExecutionFailed(ClientError):
 
 
 class Unreachable(ClientError):
-    """No supervisor answered in time; an execution that was admitted goes on, and its answer will be kept."""
+    """No supervisor answered in time; an execution that was admitted goes on, and its answer will be stored."""
 
 
 _CLASSES: dict[type[ClientError], str] = {
@@ -138,11 +138,11 @@ FAMILIES = {name: family for family, names in _CLASSES.items() for name in names
 """The family of each ``error_class`` that a supervisor sends."""
 
 _BY_STATUS = {422: ExecutionFailed, 429: TokenFailed, 502: ApiFailed, 503: TokenFailed}
-"""The family of a class that this version does not know; supervisors keep 429 and 503 for the token."""
+"""The family of an unknown ``error_class``, by status; supervisors use 429 and 503 only for the token."""
 
 
 def failure(problem: Problem, retry_after_seconds: float | None = None) -> ClientError:
-    """Build the error of a problem."""
+    """Build the client's error from a problem document."""
     family = FAMILIES.get(problem.error_class) or _BY_STATUS.get(problem.status)
     if family is None and problem.status < 500:
         family = RequestRefused if retry_after_seconds is None else TurnedAway

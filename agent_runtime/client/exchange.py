@@ -1,4 +1,4 @@
-"""Requests to one supervisor: connections, access key, reading of answers, pauses between tries."""
+"""Send requests to a supervisor: connections, access key, parsing of answers, pauses between tries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CONNECT_SECONDS = 5.0
 WRITE_SECONDS = 30.0
 REPLY_SECONDS = 15.0
 BODY_SECONDS = 120.0
-"""How long a whole answer may take after the wait for its beginning: one that drips for ever is none."""
+"""How much longer a whole answer may take than its beginning: an endlessly slow answer counts as none."""
 
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
@@ -39,7 +39,7 @@ SOCKET_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
 )
-"""A peer that is gone without a word is noticed within 35 s, also while an answer is waited for."""
+"""A peer that has disappeared is noticed within 35 s, even while the client waits for an answer."""
 
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
 """No limit of our own: every running task may hold a connection."""
@@ -50,18 +50,18 @@ REASONS: dict[type[httpx.RequestError], str] = {
 }
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 PASSING_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Statuses of proxies, and of servers that shut down, that are not about the request; a supervisor sends a problem."""
+"""Statuses that a proxy may send for a passing reason; a supervisor would send a problem document with them."""
 
 
 class Patience:
     """
-    How long to pause before the next try, and when to give up.
+    Pauses between tries, and the time limit after which a call gives up.
 
-    Pauses grow from try to try and differ between clients, so that not all of them come at once to a supervisor that is
+    Pauses grow from try to try and differ between clients, so that not all clients come at once when a supervisor is
     back.
 
     Args:
-        seconds: How long trouble may last without progress.
+        seconds: How long failures may last without progress in between.
         execution_id: The execution that the call is about; None: no execution.
     """
 
@@ -72,11 +72,11 @@ class Patience:
         self._tries = self._waits = 0
 
     def reset(self) -> None:
-        """Restart the time that trouble may last."""
+        """Record progress, so that the time limit for failures begins anew."""
         self._until, self._tries = None, 0
 
     async def pause(self, trouble: ClientError) -> None:
-        """Pause after trouble, the last time as long as is left; raises it when it has lasted too long."""
+        """Pause after a failed try, at most until the time limit; raise *trouble* if that has passed."""
         now = asyncio.get_running_loop().time()
         self._until = now + self._seconds if self._until is None else self._until
         if now >= self._until:
@@ -87,7 +87,7 @@ class Patience:
         await asyncio.sleep(min(self._until - now, seconds))
 
     async def wait(self) -> None:
-        """Wait before asking again for something that is under way, which is progress."""
+        """Pause before asking again for an execution that runs, which counts as progress."""
         self.reset()
         await asyncio.sleep(min(LONGEST_WAIT_SECONDS, FIRST_PAUSE_SECONDS * 1.3 ** min(self._waits, 64)))
         self._waits += 1
@@ -95,11 +95,11 @@ class Patience:
 
 class AccessKey(httpx.Auth):
     """
-    The access key, in the header that the supervisor reads.
+    Send the access key in the header that the supervisor reads.
 
     Args:
         key: The key itself.
-        path: A file that holds it, read at every request, so that a change needs no restart.
+        path: A file with the key instead, read at every request, so that a change needs no restart.
         header: ``Authorization`` (as a bearer token) or the supervisor's own header.
     """
 
@@ -110,10 +110,10 @@ class AccessKey(httpx.Auth):
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """
-        Write the header.
+        Add the header to *request*.
 
         Raises:
-            RequestRefused: The file cannot be read, or what is there cannot be sent.
+            RequestRefused: The file cannot be read, or its content cannot be sent in a header.
         """
         key = self._key
         if self._path is not None:
@@ -136,10 +136,10 @@ def connections(
     url: str, access_key: AccessKey, verify: ssl.SSLContext | bool, transport: httpx.AsyncBaseTransport | None
 ) -> httpx.AsyncClient:
     """
-    Make what reaches the supervisor at *url*, and nothing else.
+    Build the HTTP client for the supervisor at *url*, without proxies and other settings of the environment.
 
     Raises:
-        ValueError: It is no address of a supervisor.
+        ValueError: *url* cannot be the URL of a supervisor.
     """
     base = checked_url(url)
     if transport is None:
@@ -150,7 +150,7 @@ def connections(
 
 
 def timeout(reply_seconds: float) -> httpx.Timeout:
-    """Return how long each step of a request may take."""
+    """Return the time limits of a request, with *reply_seconds* for each wait for data."""
     return httpx.Timeout(reply_seconds, connect=CONNECT_SECONDS, write=WRITE_SECONDS, pool=CONNECT_SECONDS)
 
 
@@ -158,15 +158,15 @@ async def send(
     http: httpx.AsyncClient, method: str, path: str, reply_seconds: float, **options: Any
 ) -> tuple[int, dict[str, Any]]:
     """
-    Send a request, and return the status (200, 202) and the object it is answered with.
+    Send a request, and return the status (200, 202) and the JSON object of the answer.
 
     Args:
-        reply_seconds: How long nothing may come before it counts as not answered.
-        options: Of httpx.
+        reply_seconds: How long to wait for each part of the answer.
+        options: Further arguments of :meth:`httpx.AsyncClient.request`.
 
     Raises:
-        ClientError: The supervisor refuses, the client is ``closed``, or (``unreachable``) no whole answer came, and it
-            is worth asking again.
+        ClientError: The supervisor refuses; the client is closed (``closed``); or no whole answer came, so that it is
+            worth asking again (``unreachable``).
     """
     if http.is_closed:
         raise closed()
@@ -181,7 +181,7 @@ async def send(
 
 def content_of(response: httpx.Response) -> tuple[int, dict[str, Any]]:
     """
-    Return the status of an answer, and the object it holds.
+    Return the status of an answer and its JSON object.
 
     Raises:
         ClientError: As in :func:`send`.
@@ -202,7 +202,7 @@ def content_of(response: httpx.Response) -> tuple[int, dict[str, Any]]:
 
 
 def no_answer(error: httpx.RequestError) -> ClientError:
-    """Translate what went wrong on the way."""
+    """Build the client's error from one of httpx."""
     if isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol):
         text = "the request cannot be written: look at the address and the access key"
         return RequestRefused.because("invalid_request", text)
@@ -216,13 +216,13 @@ def _broke(error: httpx.RequestError) -> str:
 
 
 def _not_connected(error: httpx.RequestError) -> str:
-    """Find what kept a connection from being made among the causes, whose own texts may hold addresses."""
+    """Return why no connection was made, from the error's causes, but without their texts, which may hold addresses."""
     causes: list[BaseException] = [error]
     for one in causes:
         if isinstance(one, ssl.SSLCertVerificationError):
             return f"its TLS certificate is not accepted ({one.verify_message})"
         if isinstance(one, ssl.SSLError):
-            reason = getattr(one, "reason", None) or "it ended"  # which Python sets where OpenSSL gives one
+            reason = getattr(one, "reason", None) or "it ended"  # None where OpenSSL gives no reason
             return f"TLS cannot be begun there ({reason.replace('_', ' ').lower()})"
         if isinstance(one, socket.gaierror):
             return "its name cannot be resolved"
@@ -237,34 +237,34 @@ def _not_connected(error: httpx.RequestError) -> str:
 
 
 def unreachable(reason: str, url: httpx.URL, code: str | None = None) -> Unreachable:
-    """Make the error that says why no answer came, although it is worth asking again."""
+    """Build the error of a request that got no answer, after which it is worth asking again."""
     return Unreachable.because("unreachable", f"the supervisor at {origin(url)} cannot be reached: {reason}", code=code)
 
 
 def origin(url: httpx.URL) -> str:
-    """Return scheme, host and port of an address, without the password that it may hold."""
+    """Return scheme, host and port of a URL, without a user name and password."""
     return f"{url.scheme}://{url.netloc.decode()}"
 
 
 def is_passing(error: ClientError) -> bool:
-    """Whether it is worth asking again by itself."""
+    """Whether the same request may succeed later, without anything to be done."""
     return isinstance(error, TurnedAway) or error.error_class == "unreachable"
 
 
 def problem_of(content: dict[str, Any], status: int) -> Problem:
-    """Read a problem, as far as it can be read."""
+    """Read a problem document, as far as it can be read."""
     if isinstance(detail := content.get("detail"), dict):  # AGENT_RUNTIME_ERROR_DETAIL=object
         content = {**content, "detail": detail.get("message")}
     return read(Problem, {"error_class": "error", **content, "status": status}) or Problem(status=status)
 
 
 def closed() -> RequestRefused:
-    """Make the error of a client that is used after its end."""
+    """Build the error of a call on a client that was closed."""
     return RequestRefused.because("closed", "the client is closed, or was made before a fork: make another")
 
 
 def json_object(body: bytes) -> dict[str, Any] | None:
-    """Read a JSON object; None: it is none."""
+    """Parse a JSON object; None: *body* is not one."""
     try:
         content = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

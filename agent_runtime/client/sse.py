@@ -1,8 +1,8 @@
 """
-An execution's stream of events, put together again from as many connections as it takes; no I/O here.
+Read a stream of server-sent events over any number of connections; no I/O here.
 
-Each line of the transcript comes exactly once, in order: a line counts as received when all of its event has arrived,
-and the next connection asks for what comes after it.
+Each line of an execution's transcript comes exactly once, in order: a line counts as received when its whole event has
+arrived, and the next connection asks for the lines after it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import httpx
 
 SILENCE_SECONDS = 45.0
-"""Three of the comments that a supervisor sends at least every 15 s: then the connection is dead."""
+"""After this time without data a connection counts as dead: a supervisor sends a comment at least every 15 s."""
 
 MEDIA_TYPE = "text/event-stream"
 
@@ -31,8 +31,8 @@ class StreamEvent:
 
     Attributes:
         name: ``message``, ``state``, ``gap``, ``end`` or ``partial``; others may come.
-        id: Of a message: the number of its line in the transcript, from 1.
-        data: Of a message: the CLI's frame.
+        id: The event's number; of a ``message`` the number of its line in the transcript, from 1.
+        data: The event's JSON object; of a ``message`` the CLI's frame.
     """
 
     name: str
@@ -54,7 +54,7 @@ class EventReader:
 
     def feed(self, chunk: bytes) -> Iterator[tuple[str, str | None, bytes]]:
         """Yield name, id and data of each event that *chunk* completes."""
-        if self._after_return:  # its newline, if there is one, was counted with the chunk before
+        if self._after_return:  # a newline here belongs to the return that ended the chunk before
             chunk = chunk.removeprefix(b"\n")
         self._after_return = chunk.endswith(b"\r")
         for part in chunk.splitlines(keepends=True):
@@ -78,10 +78,10 @@ class EventReader:
 
 class Following:
     """
-    The reader's place in a stream, over all its connections.
+    A reader's position in a stream, over all its connections.
 
     Args:
-        after: Number of the last line that is known already; 0: none.
+        after: Number of the last line that the reader has; 0: none.
     """
 
     def __init__(self, after: int) -> None:
@@ -96,7 +96,7 @@ class Following:
         return response.status_code == 200 and media_type.strip().lower() == MEDIA_TYPE
 
     def connect(self) -> dict[str, str]:
-        """Return the headers that ask for the missing events; a half-received event is dropped."""
+        """Return the headers of a new connection, which ask for the missing events; drop an incomplete event."""
         self._reader = EventReader()
         headers = {"accept": MEDIA_TYPE, "cache-control": "no-store"}
         return headers | ({"last-event-id": str(self.position)} if self.position else {})
@@ -113,7 +113,7 @@ class Following:
 
     def _is_new(self, event: StreamEvent) -> bool:
         if event.name == "gap":
-            # The next line is numbered from the end of the gap, or from its beginning where the gap lies ahead.
+            # The position is now the end of the gap, or the line before it if those lines are not written yet.
             first = event.data.get("first")
             if event.id is not None:
                 self.position = event.id
@@ -130,7 +130,7 @@ class Following:
 
 
 def event_of(event: StreamEvent) -> Event | None:
-    """Return what happened to the token or to an execution; None: nothing, or it cannot be read."""
+    """Return the :class:`Event` in an event of ``/api/events``; None: the end of the stream, or it cannot be read."""
     if event.name == "gap":
         return Event(id=event.id or 0, type="gap", data=event.data)
     return None if event.name == "end" else read(Event, event.data)

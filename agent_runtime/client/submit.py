@@ -1,9 +1,9 @@
 """
-How a task gets its one answer, whatever happens to connections and supervisors in between.
+Submit a task and get its one answer, over broken connections and restarts of the supervisor.
 
-The id makes it safe: the client can ask again by it. A waiting POST is the quick way. When it is cut,
-nothing is known but the id, so ``GET …/result`` is asked, which starts nothing; posting again is only right while the
-supervisor has never heard of the task, because after a failure a POST begins a new attempt.
+The execution's id makes this safe, because the client can ask again by it. The quick way is a POST that waits for the
+answer. If that breaks, the client asks ``GET …/result``, which starts nothing. It posts again only if the supervisor
+does not know the task, because a POST after a failure begins a new attempt.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from agent_runtime.client.exchange import Patience
 
 WAIT_SECONDS = 240
-"""When a POST is answered although the execution goes on; then the result is asked for now and then."""
+"""After this time a POST is answered with 202 although the execution goes on; then the client polls the result."""
 
 HOLD_SECONDS = 300.0
-"""How long a POST is waited for where nothing answers: no proxy or dead peer can hold it up for longer."""
+"""How long the client waits for the answer to a POST, because a proxy or a dead peer may never answer."""
 
 LOST = "requests are lost on the way"
 
@@ -34,10 +34,10 @@ LOST = "requests are lost on the way"
 @dataclass(frozen=True, slots=True)
 class End:
     """
-    How an execution ended.
+    The end of an execution: its answer or its error.
 
     Attributes:
-        mark: When it ended, as the supervisor wrote it; two ends with the same mark are one. None: it did not write it.
+        mark: The time of the end in the supervisor's words, to recognise the same end again. None: it was not sent.
     """
 
     answer: Answer | None = None
@@ -46,19 +46,19 @@ class End:
 
     @property
     def error_class(self) -> str | None:
-        """Of the error; None: it did not fail."""
+        """The class of the error; None: the execution did not fail."""
         return self.error.error_class if self.error else None
 
 
 @dataclass(slots=True)
 class Submission:
     """
-    A task on the way to its answer.
+    A task that is being submitted, or whose answer is waited for.
 
     Attributes:
-        body: The same at every POST, or it would count as other work. None: the task was submitted before.
-        waits: For the answer; else only for admission.
-        outside: Why it is certainly not admitted; None: it may be.
+        body: The body of every POST; another body would count as another task. None: the task was submitted before.
+        waits: Wait for the answer; otherwise only for admission.
+        outside: The last error if the task is certainly not admitted; None: it may be.
     """
 
     http: httpx.AsyncClient = field(repr=False)
@@ -70,18 +70,18 @@ class Submission:
 
     async def run(self, total_seconds: float, *, is_known: bool = False, max_resumes: int = 0) -> Answer:
         """
-        Get the task admitted, and wait for its one answer if it waits.
+        Get the task admitted and, if :attr:`waits` is set, wait for its answer.
 
         Args:
-            total_seconds: How long the caller has time.
-            is_known: The id is the caller's, so there may be an earlier answer under it.
-            max_resumes: How often it is posted again after a shutdown interrupted it.
+            total_seconds: The time limit of the call.
+            is_known: The id is the caller's, so an earlier execution may have ended under it.
+            max_resumes: How often the task is posted again after a shutdown interrupted it.
 
         Returns:
-            The answer; where it has been admitted and is not waited for, one with the status ``accepted``.
+            The answer; if :attr:`waits` is not set and the execution goes on, one with the status ``accepted``.
 
         Raises:
-            ClientError: It failed or was not admitted, no answer came for too long, or the caller's time is over.
+            ClientError: The execution failed or was not admitted, no answer came for too long, or the time is over.
         """
         try:
             async with asyncio.timeout(total_seconds):
@@ -93,7 +93,7 @@ class Submission:
             raise (self.outside or over).about(self.execution_id) from None
 
     async def _run(self, is_known: bool, max_resumes: int) -> Answer:
-        # What is there before the first POST is no answer to it.
+        # A result from before the first POST is not its answer.
         before = await self._known_end() if is_known else None
         accepted = Answer(execution_id=self.execution_id, status="accepted")
         posts, was_admitted, resumes = self.body is not None, self.body is None, 0
@@ -108,7 +108,7 @@ class Submission:
                     posts = posts and (turned_away or error.problem.code == "not_sent")
                     self.outside = error if posts and (turned_away or not was_admitted) else None
                 elif posts or was_admitted or error.error_class != "not_found":
-                    raise  # where its record is lost, to run it a second time is the caller's decision
+                    raise  # its record is lost: only the caller can decide to run the task a second time
                 else:
                     posts, trouble = True, unreachable(LOST, self.http.base_url)
                 await self.patience.pause(trouble)
@@ -119,7 +119,7 @@ class Submission:
                 posts, was_admitted = False, True
                 await self.patience.wait()
             elif before and not posts and (end.mark, end.error_class) == (before.mark, before.error_class):
-                posts = True  # the POST that was cut has not arrived
+                posts = True  # the POST whose connection broke has not arrived
                 await self.patience.pause(unreachable(LOST, self.http.base_url))
             elif end.error_class == "interrupted" and resumes < max_resumes:
                 resumes += 1
@@ -134,7 +134,7 @@ class Submission:
                 return end.answer or accepted
 
     async def _known_end(self) -> End | None:
-        """Ask for the result until an answer comes; None: the execution has not ended, or is not known."""
+        """Ask for the result until the supervisor answers; None: the execution has not ended, or is not known."""
         while True:
             try:
                 return await self._ask(posts=False)
@@ -146,7 +146,7 @@ class Submission:
                 await self.patience.pause(error)
 
     async def _ask(self, *, posts: bool) -> End | None:
-        """Post the task, or ask for its result; None: it has not ended."""
+        """Post the task, or ask for its result, and return its end; None: the execution has not ended."""
         try:
             if posts:
                 prefer = f"wait={WAIT_SECONDS}" if self.waits else "respond-async"
@@ -164,16 +164,16 @@ class Submission:
 
 
 def path_of(execution_id: str, what: str = "") -> str:
-    """Return the path of an execution, or of something of it."""
+    """Return the URL path of an execution, with *what* (such as ``/result``) appended."""
     return f"/api/executions/{quote(execution_id, safe='')}{what}"
 
 
 def _end_of(stored: dict[str, Any], url: httpx.URL) -> End:
     """
-    Read a stored answer.
+    Read the end of an execution from a stored answer.
 
     Raises:
-        Unreachable: It cannot be read.
+        Unreachable: The answer cannot be read.
     """
     status, answer, mark = stored.get("status_code"), stored.get("answer"), stored.get("retained_at")
     if isinstance(status, int) and isinstance(answer, dict):

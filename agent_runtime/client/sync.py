@@ -1,4 +1,4 @@
-"""The client for threads and scripts: the one for asyncio, run by a thread of its own."""
+"""The client for threads and scripts: it runs the asyncio client in a thread of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 def _blocking(
     call: Callable[Concatenate[AgentClient, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[SyncAgentClient, P], T]:
-    """Make a call of the client for asyncio one that blocks."""
+    """Return a blocking method for a coroutine method of the asyncio client."""
 
     @wraps(call)
     def blocked(client: SyncAgentClient, /, *given: P.args, **named: P.kwargs) -> T:
@@ -38,7 +38,7 @@ def _blocking(
 def _with_arguments_of(
     make: Callable[P, AgentClient],
 ) -> Callable[[Callable[[SyncAgentClient, AgentClient], None]], Callable[Concatenate[SyncAgentClient, P], None]]:
-    """Make a constructor with the arguments of the client for asyncio, which receives that client."""
+    """Give a constructor the arguments of the asyncio client, and pass that client to it."""
 
     def decorated(
         init: Callable[[SyncAgentClient, AgentClient], None],
@@ -54,21 +54,21 @@ def _with_arguments_of(
 
 class SyncAgentClient:
     """
-    Have executions run by a supervisor: :class:`AgentClient` with calls that block, and the same arguments.
+    Have executions run by a supervisor: :class:`AgentClient` with the same arguments and blocking calls.
 
-    Threads may share one client, also beside a running event loop. Ctrl-C ends the wait, not the execution. A process
-    that forks makes its clients afterwards.
+    Threads may share one client, also while an event loop runs. Ctrl-C ends the wait, not the execution. A process that
+    forks must create its clients after the fork.
     """
 
     @_with_arguments_of(AgentClient)
     def __init__(self, client: AgentClient) -> None:
         self._client = client
         if (call_back := client.on_token_failed) is not None:
-            # Not in the loop's thread, because it may use this client; and no future can carry StopIteration.
+            # Not in the loop's thread, because it may use this client. No future can carry its StopIteration.
             client.on_token_failed = partial(asyncio.to_thread, logged()(call_back))  # type: ignore[call-arg]
         self.base_url = client.base_url
         self._loop = asyncio.new_event_loop()
-        self._lock = threading.Lock()  # so that no call comes after the end of the loop
+        self._lock = threading.Lock()  # so that no call is passed to a loop that has ended
         self._thread = threading.Thread(target=_serve, args=(self._loop, client), name="agent-client", daemon=True)
         self._thread.start()
         self._stop = weakref.finalize(self, _stop, self._loop, self._lock)
@@ -83,7 +83,7 @@ class SyncAgentClient:
         self.close()
 
     def close(self) -> None:
-        """Close all connections; calls that other threads wait for end with an error."""
+        """Close all connections; calls in other threads end with an error."""
         self._stop()
         self._thread.join()
 
@@ -117,11 +117,11 @@ class SyncAgentClient:
                 raise
 
     def _each(self, events: AsyncGenerator[T, None]) -> Generator[T, None, None]:
-        while (event := self._wait(_next, events)) is not None:  # the loop closes them when they are left
+        while (event := self._wait(_next, events)) is not None:  # the loop closes *events* if the caller stops early
             yield event
 
     def _wait(self, call: Callable[P, Coroutine[Any, Any, T]], *given: P.args, **named: P.kwargs) -> T:
-        """Run a call in the thread, and wait for its result."""
+        """Run a call in the client's thread, and wait for its result."""
         with self._lock:
             if not (self._stop.alive and self._thread.is_alive()):
                 raise closed()

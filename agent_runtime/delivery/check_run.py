@@ -1,4 +1,4 @@
-"""One process of the CLI that is run to find something out about it, and the errors of such a check."""
+"""A process of the CLI that is run to check how the CLI behaves, and the errors of such a check."""
 
 from __future__ import annotations
 
@@ -40,7 +40,13 @@ class EndedEarly(ReloadCheckFailed):
 
 
 class CheckRun:
-    """One process of the CLI, whose output is read until a condition holds."""
+    """
+    A process of the CLI, whose output is read until a condition holds.
+
+    Args:
+        on_stdout: Called with each line of stdout, without its newline.
+        cancelled: Ends the check when it is set.
+    """
 
     def __init__(
         self,
@@ -70,10 +76,10 @@ class CheckRun:
 
     def until(self, condition: Callable[[], bool]) -> bool:
         """
-        Read on until the condition holds; False if the process has ended before.
+        Read output until *condition* holds; return False if the process ends before.
 
         Raises:
-            ReloadCheckFailed: It took too long, or the check was cancelled.
+            ReloadCheckFailed: The process took too long, or the check was cancelled.
         """
         while not condition():
             if self._cancelled.is_set():
@@ -88,7 +94,7 @@ class CheckRun:
 
     @property
     def fault(self) -> str | None:
-        """The error that it ended with; None if it succeeded, was killed, or lacked memory."""
+        """The error that the CLI ended with; None: it still runs, succeeded, was killed, or lacked memory."""
         ended = self._child.poll()
         if ended is None or ended.code == 0:
             return None
@@ -97,10 +103,11 @@ class CheckRun:
 
     def must_see(self, condition: Callable[[], bool]) -> None:
         """
-        Read on until the condition holds.
+        Read output until *condition* holds.
 
         Raises:
-            ReloadCheckFailed: It did not hold in time, or before the process ended.
+            ReloadCheckFailed: The process took too long, or the check was cancelled.
+            EndedEarly: The process ended before the condition held.
         """
         if not self.until(condition):
             raise EndedEarly("the CLI ended before it had made a request" + (f": {self.fault}" if self.fault else ""))

@@ -25,7 +25,7 @@ STARTS = 3
 """After this many starts in a row that ended before the ``init`` frame, the CLI counts as broken."""
 
 FORGET_SECONDS = 600.0
-"""Afterwards the next start decides. A caller that asks first would otherwise never send the task that succeeds."""
+"""A broken CLI gets another chance then: a backend that asks ``/readyz`` first would never send another task."""
 
 _OF_THE_FILE = {SpawnReason.NOT_FOUND, SpawnReason.NOT_EXECUTABLE}
 _OF_THE_CLI = {ErrorClass.SPAWN, ErrorClass.LOST_RESULT, ErrorClass.SIGNAL}
@@ -37,7 +37,7 @@ class CliCheck:
     Records starts, and decides about the CLI that is there now; every method may be called from any thread.
 
     Args:
-        search_path: As the variable ``PATH``.
+        search_path: In the form of the variable ``PATH``.
         clock: Monotonic seconds.
     """
 
@@ -72,7 +72,7 @@ class CliCheck:
             raise SpawnFailed(f"the CLI {self._command[0]} cannot start: {reason}")
 
     def began(self) -> None:
-        """Record that it has started."""
+        """Record that the CLI has started."""
         if self._works is not None and not self._failures:
             return
         version = self._version_or_none()
@@ -81,7 +81,7 @@ class CliCheck:
 
     def failed(self, words: str, *, is_certain: bool = False) -> None:
         """
-        Record that it ended before its ``init`` frame.
+        Record that the CLI ended before its ``init`` frame.
 
         Args:
             words: The reason, for a person.
@@ -95,7 +95,7 @@ class CliCheck:
             self._failed_at, self._words = self._clock(), words
 
     def not_spawned(self, error: SpawnFailed) -> str:
-        """Record that the operating system did not start it, and return the reason."""
+        """Record that the operating system did not start the CLI, and return the reason for a person."""
         words = str(error)
         if isinstance(error, NotSpawned) and error.reason in _OF_THE_FILE:
             try:

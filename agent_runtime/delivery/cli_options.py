@@ -1,5 +1,5 @@
 """
-What the CLI in use knows of the options that the fields of a task become, by its own ``--help``.
+Which of the options that the fields of a task become the installed CLI has, according to its own ``--help``.
 
 Source: ``--help`` of 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330 and 2.1.332, compared with what each accepts.
 It lists every option that is looked for here where the version takes it. Others are hidden, and taken all the same
@@ -24,10 +24,10 @@ LISTED = (
     *("fallback_model", "effort", "permission_mode", "tools", "max_budget_usd", "json_schema", "agents", "agent"),
     *("fork_session", "strict_mcp_config", "setting_sources", "add_dirs"),
 )
-"""The fields whose option is in the help of every version that takes it."""
+"""The fields whose option is listed in the help of every version that has it."""
 
 _OF_ALL = {"--output-format", "--resume"}
-"""Without these it is not the CLI's help."""
+"""Options in the help of every version: a text without them is not the CLI's help."""
 
 _SNAPSHOT = "--system-prompt-snapshot"
 _ENTRY = re.compile(r"\n {1,4}(?=-)")
@@ -39,11 +39,11 @@ _SAME_MODES = {"default", "manual"}
 
 class CliOptions(msgspec.Struct, frozen=True, dict=True):
     """
-    The help of one CLI.
+    The options of one CLI.
 
     Attributes:
         version: As the CLI reports it.
-        help: What it prints.
+        help: The text that the CLI prints on ``--help``.
     """
 
     version: str | None
@@ -61,16 +61,16 @@ class CliOptions(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def is_usable(self) -> bool:
-        """Whether this is the help of the CLI, and not that of some wrapper, or an error."""
+        """Whether the text is the help of the CLI, and not that of a wrapper or an error."""
         return self._texts.keys() >= _OF_ALL
 
     @property
     def takes_agents_file(self) -> bool:
-        """Whether agents may be given as a file: then they stand in no list of processes (2.1.330)."""
+        """Whether agents may be given as a file, which keeps them out of the list of processes (2.1.330)."""
         return "<json-or-file>" in self._texts.get(CLI_FLAGS["agents"], "")
 
     def fault(self, task: Task) -> InvalidRequest | None:
-        """Return what this CLI does not know of *task*; None: nothing."""
+        """Return the error for the first field of *task* that this CLI does not support; None: it supports all."""
         for field in LISTED:
             flag, value = CLI_FLAGS[field], getattr(task, field)
             if _asks_nothing(field, value):
@@ -90,7 +90,7 @@ class CliOptions(msgspec.Struct, frozen=True, dict=True):
 
     def further(self, task: Task) -> tuple[str, ...]:
         """
-        Return options without which this CLI would not heed a field.
+        Return additional options without which this CLI would ignore a field of *task*.
 
         2.1.330 and later send the system prompt that a session began with, whatever a resumed process is given.
         """
@@ -98,7 +98,7 @@ class CliOptions(msgspec.Struct, frozen=True, dict=True):
 
 
 def depends_on_cli(task: Task) -> bool:
-    """Whether it has to be known what the CLI in use knows before it is run with *task*."""
+    """Whether *task* has a field that some versions of the CLI do not support, so that the options must be checked."""
     return _replaces_prompt(task) or not all(_asks_nothing(field, getattr(task, field)) for field in LISTED)
 
 
@@ -113,7 +113,7 @@ def _asks_nothing(field: str, value: object) -> bool:
 
 
 def _choices(text: str) -> list[str]:
-    """Return the values that the text of an option lists; empty: it lists none."""
+    """Return the values that an option's *text* lists; empty: it lists none."""
     if (quoted := _QUOTED.search(text)) is not None:
         return re.findall(r'"([^"]+)"', quoted[1])
     plain = _PLAIN.search(text)

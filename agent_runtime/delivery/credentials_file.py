@@ -2,8 +2,8 @@
 The CLI's own ``.credentials.json`` in its config directory, as far as this supervisor wrote it.
 
 A file that anybody else wrote is never touched. A marker file beside it holds the fingerprints of the tokens that we
-wrote. By it a new supervisor recognises the leftover of a killed one, even in a new container that shares only the
-config directory. The marker is written first, so our file is recognisable at any moment.
+wrote. By the marker a new supervisor recognises the file that a killed one has left, even in a new container that
+shares only the config directory. The marker is written first, so our file is recognisable at any moment.
 
 A running CLI may write the file too: it stores the logins of MCP servers under other keys. Those keys stay.
 
@@ -76,8 +76,9 @@ class _Content(msgspec.Struct, frozen=True):
     The content of the credentials file.
 
     Attributes:
-        fingerprint: Of the token in it.
-        others: The keys besides the login's.
+        ours: This supervisor or an earlier one wrote the file, or there is no file.
+        fingerprint: That of the token in the file; None: there is no token.
+        others: The keys besides the login's, undecoded.
     """
 
     ours: bool = True
@@ -87,12 +88,12 @@ class _Content(msgspec.Struct, frozen=True):
 
 class CredentialsFile:
     """
-    Write, replace and remove the file; a reader always finds a whole file or none.
+    Write, replace and remove the credentials file; a reader always finds a whole file or none.
 
     Not thread-safe: the caller holds a lock.
 
     Args:
-        user: Name or number of the user the children run as; None: as we do.
+        user: Name or number of the user the children run as; None: the supervisor's own user.
     """
 
     def __init__(self, config_dir: Path, user: str | None = None) -> None:
@@ -116,8 +117,9 @@ class CredentialsFile:
         Hold the directory open while working in it, so that a child cannot replace it.
 
         Raises:
-            OSError: It cannot be opened. Or the children's user may not write to it, but could have linked to it from
-                the place of the real one: a file that we give away there would be more than that user had.
+            OSError: The directory cannot be opened. Or the children's user may not write to it, but may write to a
+                directory above it, and so may have put a link to a foreign directory in its place. A file that we
+                write there and give away would give that user more access than it has.
         """
         descriptor = os.open(self._config_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -146,7 +148,7 @@ class CredentialsFile:
 
     @property
     def obstacle(self) -> str | None:
-        """Why the file cannot be written, as far as that shows without writing; None: it can."""
+        """Why the file cannot be written, as far as that is known without writing; None: it can."""
         try:
             with self._opened():
                 content = self._read_content()
@@ -163,7 +165,7 @@ class CredentialsFile:
         Put *token* into the file; return whether that changed anything.
 
         Raises:
-            DeliveryImpossible: The file is somebody else's, or the operating system refuses.
+            DeliveryImpossible: Somebody else wrote the file, or the operating system refuses.
         """
         try:
             with self._opened():
@@ -237,8 +239,8 @@ class CredentialsFile:
         """
         Return a time that no earlier content of the file had.
 
-        A running CLI reads the file again if its modification time is another one, and the kernel's own clock for that
-        stands still for some milliseconds.
+        A running CLI reads the file again if its modification time has changed. The kernel's own times for two writes
+        within some milliseconds are the same.
 
         Source: Claude Code 2.1.330, ``lastCredentialsMtimeMs``; 4 ms on Linux 6.18.
         """
@@ -271,7 +273,7 @@ class CredentialsFile:
 
 def login(token: Token) -> dict[str, object]:
     """
-    Build a login as the CLI stores it; without ``scopes`` the CLI says "Not logged in".
+    Build the login with *token* as the CLI stores it; without ``scopes`` the CLI reports "Not logged in".
 
     Source: measured on 2.1.30, 2.1.114 and 2.1.330.
     """
@@ -285,7 +287,7 @@ def login(token: Token) -> dict[str, object]:
 
 
 def _read(path: Path) -> bytes | None:
-    """Return the content of a file, empty if it is missing; None: we cannot have written this."""
+    """Return the content of a file, empty if it is missing; None: it is not a file as we write it."""
     try:
         # O_NONBLOCK: opening a FIFO would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -303,7 +305,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _may_write(directory: os.stat_result, uid: int, gid: int) -> bool:
-    """Whether a user may replace the content of a directory, or may change its mode to allow that."""
+    """Whether a user may replace the entries of a directory, or may change its mode to allow that."""
     if directory.st_uid == uid:
         return True
     if directory.st_mode & stat.S_ISVTX:

@@ -5,7 +5,7 @@ Deliver a token to a child.
 
 ``file``: in the CLI's ``.credentials.json``, without a variable. A running CLI that reads the file again takes a newer
 generation without being stopped; its version decides when, see :mod:`agent_runtime.delivery.reload_check`. Only OAuth
-tokens are delivered so; an API key uses its variable under ``file`` too.
+tokens are delivered in the file; an API key uses its variable under ``file`` too.
 
 ``relay``: the child gets an identity instead of a token, and its requests go through a relay of ours that adds the
 token in use to each.
@@ -49,6 +49,13 @@ class HeldRequest(Protocol):
 
     It waits at the relay (:class:`agent_runtime.relay.hold.Hold`), or the CLI repeats it by itself
     (:class:`agent_runtime.execution.child_token.RepeatedRequest`).
+
+    Attributes:
+        detection: The API's refusal or limit.
+        body: The text that reported the refusal or limit.
+        generation: The generation that the request carried.
+        limit_seconds: How long the CLI waits for an answer, at least.
+        is_over: The wait has ended.
     """
 
     detection: Detection
@@ -58,17 +65,17 @@ class HeldRequest(Protocol):
     is_over: bool
 
     def release(self, *, replays: bool) -> None:
-        """End it: the request is sent again with the token in use then, or the answer is passed on as it was."""
+        """End the wait: send the request again with the token in use (*replays*), or pass on the API's answer."""
 
 
 class Relayed(Protocol):
     """
-    A child that has no token, as the relay knows it.
+    The relay's data about one child, which has no token itself.
 
     Attributes:
         pid: The process of the CLI; None: it has not started.
-        on_hold: Called in the relay's thread with each request that is held; None: none is.
-        on_release: Called when it is held no longer.
+        on_hold: Called in the relay's thread with each request that is held; None: requests are not held.
+        on_release: Called when a request is no longer held.
         on_silence: Called when the API did not begin to answer a message in time.
         served: The generation of the last request for a message that the API has fulfilled.
     """
@@ -80,7 +87,7 @@ class Relayed(Protocol):
     on_silence: Callable[[], None]
 
     def carried(self) -> tuple[Generation, float]:
-        """Return the generation of the request that was answered last, and since when it is used (monotonic)."""
+        """Return the generation of the request that was answered last, and since when it is in use (monotonic s)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +100,12 @@ class Delivered:
         way: ``env``, ``file`` or ``relay``; without a relay an API key goes by ``env`` whatever the setting.
         variables: What the child's environment must contain.
         reload_behaviour: When the child takes a newer generation, as far as that was known at the spawn.
-        learned: If it was not known then: returns what is known of this CLI by now; None: still nothing.
+        learned: Set if that was not known: returns the CLI's behaviour once it is known, None until then.
         holds: Returns whether a generation, or a newer one, is in the file that the child reads.
         relayed: The child's identity at the relay, if it has one.
-        by_port: Instead of *variables*, where the CLI may start programs without a shell; None: it makes no difference.
-        at: Epoch seconds.
+        by_port: To be used instead of *variables*, which lead to the relay's socket, where the CLI may start programs
+            without a shell; None: *variables* do not lead to a socket.
+        at: When the token was delivered, epoch seconds.
     """
 
     generation: Generation
@@ -112,20 +120,20 @@ class Delivered:
 
     @property
     def known_reload_behaviour(self) -> ReloadBehaviour | None:
-        """When the child takes a newer generation; None: it reads a file, but when is not known yet."""
+        """When the child takes a newer generation; None: the child reads a file, but it is not yet known when."""
         return self.reload_behaviour if self.learned is None else self.learned()
 
     def is_reached_by(self, newer: Generation) -> bool:
         """
-        Whether the running child gets *newer* without being stopped: it was delivered, and the child will read it.
+        Whether the running child gets *newer* without being stopped: it is delivered, and the child will read it.
 
-        False if it is of another kind, and without a relay for any API key: a variable never changes, and it overrides
-        the file.
+        False if *newer* is of another kind, and without a relay for every API key: a variable never changes, and it
+        overrides the file.
         """
         return self.known_reload_behaviour not in {None, ReloadBehaviour.NEVER} and self.can_receive(newer)
 
     def can_receive(self, newer: Generation) -> bool:
-        """Whether *newer* is in the file that the child reads, if it reads again, or the relay uses it."""
+        """Whether *newer* is in the child's file, even if the child does not read that again, or the relay uses it."""
         is_of_its_kind = newer.token.kind is self.generation.token.kind
         return is_of_its_kind and self.holds is not None and self.holds(newer)
 
@@ -144,7 +152,7 @@ class FileDelivery:
     2.1.330). Children with an API key do not read the file.
 
     Args:
-        user: The user that the file must belong to; None: ourselves.
+        user: The user that the file must belong to; None: the supervisor's own.
 
     Attributes:
         readers: How many children depend on the file.
@@ -160,7 +168,7 @@ class FileDelivery:
 
     @property
     def obstacle(self) -> str | None:
-        """Why a token cannot be delivered by file, as far as that shows beforehand; None: it can."""
+        """Why a token cannot be delivered by file, as far as that is known beforehand; None: it can."""
         with self._lock:
             return self._file.obstacle
 
@@ -177,7 +185,7 @@ class FileDelivery:
         each time: a running CLI that writes something of its own may have put an older token of ours back.
 
         Raises:
-            DeliveryImpossible: The file is somebody else's, or cannot be written.
+            DeliveryImpossible: Somebody else wrote the file, or it cannot be written.
         """
         with self._lock:
             newest = self._advance(generation)
@@ -217,7 +225,7 @@ class FileDelivery:
             self._newest = None
 
     def _advance(self, generation: Generation) -> Generation:
-        """Update the file to the newer of *generation* and the one before, and return that one."""
+        """Update the file to *generation*, or leave it at a newer one, and return the generation that counts."""
         newest = self._newest
         if newest is None or generation.number >= newest.number:
             newest = generation
@@ -236,21 +244,21 @@ class FileDelivery:
 
 
 class TokenRelay(Protocol):
-    """Lets children reach the API without a token."""
+    """Gives children access to the API without a token."""
 
     @property
     def reason(self) -> str:
         """How the next child reaches the API, for a person."""
 
     def deliver(self, generation: Generation) -> Delivered:
-        """Make the identity of one child; :meth:`ended` must follow."""
+        """Make the identity by which one child uses the relay; :meth:`ended` must follow."""
 
     def ended(self, delivered: Delivered) -> None:
         """Record that the child is gone, or was never spawned."""
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """A way of delivery and the reason for it, fit to be shown."""
+    """A way of delivery, and the reason for it in words for callers."""
 
     name: str
     reason: str
@@ -289,7 +297,7 @@ class Deliveries:
 
     Args:
         setting: ``auto``, ``env``, ``file`` or ``relay``.
-        relay: Where the setting is ``relay``.
+        relay: The relay, if the setting is ``relay``; else None.
 
     Raises:
         CannotStart: The setting is ``file``, and the file cannot be written.
@@ -360,7 +368,7 @@ class Deliveries:
             self._note(None)
 
     def ended(self, delivered: Delivered) -> None:
-        """Record that the child that got this is gone, or was never spawned."""
+        """Record that the child of this delivery is gone, or was never spawned."""
         if self._relay is not None:
             self._relay.ended(delivered)
         self._file.ended(delivered)

@@ -1,4 +1,4 @@
-"""Which generations a running child has, and since when: a refusal is charged to one of them."""
+"""Record which generations a running child has, and since when, so that a refusal is charged to the right one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from agent_runtime.secret.generations import Generation
 
 SETTLED_SECONDS = 1.0
-"""For this long after a newer generation reached a child, a refusal may be about a request with the older one."""
+"""For this long after a newer generation reached a child, a refusal may be that of a request with the older one."""
 
 
 class HeldGenerations:
@@ -37,7 +37,7 @@ class HeldGenerations:
 
     @property
     def in_use(self) -> Generation:
-        """The generation that a message which begins now has used; without a relay that is the newest."""
+        """The generation that a message of the model which begins now has used; without a relay the newest."""
         relayed = self._delivered.relayed
         return self.newest if relayed is None else relayed.served
 
@@ -48,16 +48,16 @@ class HeldGenerations:
 
     @property
     def rereads(self) -> bool:
-        """Whether it is known that this child reads its token again while it runs."""
+        """Whether this child is known to read its token again while it runs."""
         return self._delivered.known_reload_behaviour in {ReloadBehaviour.ON_REFUSAL, ReloadBehaviour.ON_REQUEST}
 
     @property
     def is_suspect(self) -> bool:
-        """Whether the child may have a newer generation than the one it is charged with, but that is unknown."""
+        """Whether the child may have a newer generation than :attr:`newest`, because its behaviour is not known yet."""
         return self._delivered.known_reload_behaviour is None and self._can_receive is not None
 
     def loaded(self, generation: Generation, now: float) -> Generation | None:
-        """Record that *generation* is loaded; return it if the child has it from now on."""
+        """Record that the supervisor loaded *generation*; return it if the child has it from now on, else None."""
         with self._lock:
             if generation.number > self._held[-1][0].number and self._delivered.can_receive(generation):
                 self._can_receive = generation
@@ -70,7 +70,7 @@ class HeldGenerations:
         return None if is_later else self.reread(now)
 
     def refused(self, now: float) -> Generation | None:
-        """Record that the child repeats a refused request from now on; return the newer generation that it finds."""
+        """Record that the child repeats a refused request from now on; return as :meth:`reread`."""
         self._repeats = True
         return self.reread(now)
 
@@ -79,7 +79,7 @@ class HeldGenerations:
         self._repeats = False
 
     def reread(self, now: float) -> Generation | None:
-        """Record that the child reads its file again now; return the newer generation that it finds."""
+        """Record that the child reads its file again now; return the newer generation that it finds, or None."""
         with self._lock:
             found, self._waiting = self._waiting, None
             if found is None or found.number <= self._held[-1][0].number:
@@ -89,10 +89,9 @@ class HeldGenerations:
 
     def carried_at(self, now: float) -> tuple[Generation, float]:
         """
-        Return the generation of a request that was answered at *now*, and since when the child has had it.
+        Return the generation that a request answered at *now* has carried, and since when the child has had it.
 
-        The generation of the spawn is charged from the first request on, a newer one only after
-        :data:`SETTLED_SECONDS`.
+        The generation of the spawn counts from the first request on, a newer one only after :data:`SETTLED_SECONDS`.
         """
         if self._delivered.relayed is not None:
             return self._delivered.relayed.carried()

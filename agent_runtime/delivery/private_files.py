@@ -1,9 +1,9 @@
 """
-Files for one child that no other user may read, and directories that are given to a child.
+Files that only one child's user may read, and directories that are given to a child's user.
 
 A supervisor that runs as root writes into places where a child of another user could plant links. Therefore everything
-is done by descriptor: a directory is opened without following a link, and what is made in it is given away last. The
-directory of such files stays ours, so that nothing can be planted in it.
+is done by descriptor: a directory is opened without following a link, and a new file gets its new owner last. The
+directory of such files stays the supervisor's, so that nothing can be planted in it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MOST_SOCKET_DIRECTORY_BYTES = 90
 
 
 def owner_of(user: str | None) -> Owner:
-    """Return the owner of files for *user* (name or number); an unknown name is an error only at the spawn."""
+    """Return the owner of files for *user* (name or number); None: ours, or *user* is unknown, so the spawn fails."""
     try:
         found = other_user(user)
     except UnknownUser:
@@ -46,7 +46,7 @@ def owner_of(user: str | None) -> Owner:
 
 def write_new(directory: Path, name: str, content: bytes, owner: Owner) -> Path:
     """
-    Write a file that must not exist yet, and give it away.
+    Write a file that must not exist yet, and give it to *owner*.
 
     Raises:
         OSError: The directory is missing or a link; the name is taken; the operating system refuses.
@@ -58,7 +58,7 @@ def write_new(directory: Path, name: str, content: bytes, owner: Owner) -> Path:
 
 def make_directory(directory: Path, name: str, owner: Owner) -> Path:
     """
-    Make a directory that must not exist yet, and give it away.
+    Make a directory that must not exist yet, and give it to *owner*.
 
     Raises:
         OSError: As :func:`write_new`.
@@ -90,7 +90,7 @@ def write_shell_prefix(directory: Path) -> Path:
     """
     Write the program that runs a command of the CLI's tools without the variables that lead to the relay's socket.
 
-    A program of the agent's that finds the plain-HTTP base URL would send a key of its own in clear.
+    A program of the agent that found the plain-HTTP base URL would send its own API key unencrypted.
 
     Raises:
         OSError: As :func:`write_new`.
@@ -102,15 +102,15 @@ def write_shell_prefix(directory: Path) -> Path:
 
 class PrivateFiles:
     """
-    A child's files, in a directory that only we can write to; a child of another user may pass through it.
+    A child's files, in a directory that only the supervisor can write to; a child of another user may pass through it.
 
     The directory is below *run_dir*. If that disk is full or read-only, it is in memory or in the directory for
-    temporary files, so that a full disk does not stop an execution. :func:`remove_leftovers` finds it in any place
-    after a crash.
+    temporary files, so that a full disk does not stop an execution. There :func:`remove_leftovers` finds it after a
+    crash.
 
     Args:
         mark: Unique among all attempts; begins with the tag of the data directory.
-        user: The user that the files are for; None: ourselves.
+        user: The user that the files are for; None: the supervisor's own.
     """
 
     def __init__(self, run_dir: Path, mark: str, user: str | None) -> None:
@@ -124,7 +124,7 @@ class PrivateFiles:
         Write one file.
 
         Raises:
-            SpawnFailed: No place accepts it.
+            SpawnFailed: No directory accepts the file.
         """
         reason = ""
         for directory in self._candidates():
@@ -137,7 +137,7 @@ class PrivateFiles:
 
     @property
     def directories(self) -> tuple[Path, ...]:
-        """Where the files are."""
+        """The directories of the child's files; several if a disk became full in between."""
         return tuple(self._directories)
 
     def remove(self) -> None:
@@ -155,7 +155,7 @@ class PrivateFiles:
 
 
 def _made(path: Path, *, is_passable: bool) -> bool:
-    """Make a directory that only we can write to; return whether it was possible."""
+    """Make a directory that only the supervisor can write to; return whether it was possible."""
     try:
         path.mkdir(mode=0o700)  # fails if anybody else has made it
         if is_passable:
@@ -169,10 +169,12 @@ def _made(path: Path, *, is_passable: bool) -> bool:
 @contextlib.contextmanager
 def short_directory(run_dir: Path, mark: str, user: str | None) -> Iterator[Path]:
     """
-    Lend a directory of ours for sockets, whose paths must be short; it is below *run_dir* if that is short enough.
+    Make a directory for Unix sockets, whose paths must be short, and remove it when the block ends.
+
+    The directory is below *run_dir* if that path is short enough.
 
     Raises:
-        CannotStart: No place accepts it.
+        CannotStart: The directory can be made nowhere.
     """
     name = NAME.format(mark=mark)
     for place in (run_dir, *reversed(fallbacks())):
@@ -194,7 +196,7 @@ def remove_tree(path: Path) -> None:
 
 
 def fallbacks() -> tuple[Path, ...]:
-    """List the places for private files if the data directory's disk accepts none."""
+    """Return the directories in which private files are written if the data directory's disk accepts none."""
     return (IN_MEMORY, Path(tempfile.gettempdir()))
 
 

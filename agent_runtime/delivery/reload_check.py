@@ -74,7 +74,7 @@ NOWHERE_BY_NAME = "http://relay-proof.invalid"
 """No host can have this name (RFC 6761, 6.4)."""
 
 SOCKET_SECONDS = 15.0
-"""How long a CLI may take to use a socket; a current one needs 2 s, an old one asks for the host for minutes."""
+"""How long a CLI may take to use a socket; a current one needs 2 s, an old one looks for the host for minutes."""
 
 PROMPT = "[[script:proof]] Run the command."
 ELSEWHERE = ("ANTHROPIC_", "CLAUDE", "OTEL_", "BETA_TRACING_", "SENTRY_")
@@ -82,7 +82,7 @@ ELSEWHERE = ("ANTHROPIC_", "CLAUDE", "OTEL_", "BETA_TRACING_", "SENTRY_")
 
 
 HELP, RELOAD, SOCKET = "help", "rereads", "takes_socket"
-"""What can be found out, by the names of the fields of :class:`CliFacts`."""
+"""The facts that a check can find out, by their fields in :class:`CliFacts`."""
 
 
 class ReloadBehaviour(StrEnum):
@@ -102,17 +102,18 @@ class ReloadBehaviour(StrEnum):
 
 class CliFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
-    What was found out about one executable; None: not tried, where nothing else is said.
+    The facts about one executable; None: not tried, unless a field says otherwise.
 
     Attributes:
         version: As the CLI reports it.
-        help: What it prints on ``--help``.
-        rereads: A newer token reaches a running process, one way or another: see :attr:`reload_behaviour`.
-        seconds_from_write_to_request: To the next request, with a short tool call in between; None: it carried the old
-            token.
-        seconds_from_write_to_retry: To the CLI's own retry after a refusal; None: it carried the old token.
-        takes_socket: Its requests go to a Unix socket where it is told to, and its tools do not find the base URL that
-            belongs to it.
+        help: The text that the CLI prints on ``--help``.
+        rereads: A newer token in the file reaches a running process; :attr:`reload_behaviour` tells when.
+        seconds_from_write_to_request: From the new token's write to the next request, with a short tool call in
+            between; None: that request carried the old token.
+        seconds_from_write_to_retry: From the new token's write to the CLI's own retry after a refusal; None: that retry
+            carried the old token.
+        takes_socket: The CLI sends its requests to a Unix socket if it is told to, and its tools do not see the
+            variables for that.
     """
 
     version: str | None = None
@@ -124,22 +125,22 @@ class CliFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def reload_behaviour(self) -> ReloadBehaviour | None:
-        """When a running process gets a newer token."""
+        """When a running process takes a newer token; None: not known."""
         if not self.rereads:
             return None if self.rereads is None else ReloadBehaviour.NEVER
         return ReloadBehaviour.ON_REFUSAL if self.seconds_from_write_to_request is None else ReloadBehaviour.ON_REQUEST
 
     @property
     def options(self) -> CliOptions | None:
-        """The options that it knows."""
+        """The options that the CLI has; None: not known."""
         return None if self.help is None else CliOptions(self.version, self.help)
 
     def lack(self, wanted: Collection[str]) -> bool:
-        """Whether one of the *wanted* is not known."""
+        """Whether one of the facts *wanted* is not known."""
         return any(getattr(self, name) is None for name in wanted)
 
     def updated(self, newer: CliFacts) -> CliFacts:
-        """Return these facts with those of *newer* in their place."""
+        """Return these facts, replaced by those that are known in *newer*."""
         known = {name: value for name, value in msgspec.structs.asdict(newer).items() if value is not None}
         return msgspec.structs.replace(self, **known)
 
@@ -147,14 +148,14 @@ class CliFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 @dataclass(frozen=True)
 class CheckedCli:
     """
-    A CLI that can be run to find something out about it; no process and no file of it is left afterwards.
+    A CLI that can be run to find out facts about it; no process and no file of these runs is left afterwards.
 
     Attributes:
-        environ: The supervisor's.
-        user: The user that the CLI runs as; None: as we do.
-        mark: Returns a mark for each process, by which the next supervisor recognises a leftover.
-        directory: Where the CLI's home is made, so that the next supervisor finds a leftover. None, or a user other
-            than ours: in the system's directory for temporary files.
+        environ: The supervisor's environment.
+        user: The user that the CLI runs as; None: the supervisor's own.
+        mark: Returns a new mark for each process, by which the next supervisor recognises a process that was left.
+        directory: Where the CLI's home is made, so that the next supervisor finds one that was left. With None, or with
+            another user than the supervisor's own, it is made in the system's directory for temporary files.
         cancelled: Set it to end what is under way at once.
     """
 
@@ -171,13 +172,13 @@ class CheckedCli:
         Return the executable that is there now.
 
         Raises:
-            SpawnFailed: There is none.
+            SpawnFailed: There is no such executable.
         """
         return Binary.of(self.command, self.environ.get("PATH"))
 
     def find_out(self, *wanted: str) -> CliFacts:
         """
-        Run the CLI until its version and the *wanted* facts are known; a help that lists no options stays unknown.
+        Run the CLI to find out its version and the facts *wanted*; a help that lists no options stays unknown.
 
         Raises:
             ReloadCheckFailed: There is no result.
@@ -229,7 +230,7 @@ class CheckedCli:
 
 @dataclass
 class _Stage:
-    """Runs the CLI in homes of its own below *root*."""
+    """Runs of one CLI, each with a home directory of its own below *root*."""
 
     cli: CheckedCli
     root: Path
@@ -241,7 +242,7 @@ class _Stage:
         return words[0][:VERSION_LIMIT] if words and words[0].isprintable() else None, fault
 
     def help(self, version: str | None) -> str | None:
-        """Return what the CLI prints on ``--help``; None: it fails, or that lists no options."""
+        """Return the text that the CLI prints on ``--help``; None: it fails, or lists no options."""
         lines, fault = self._printed("--help")
         text = b"\n".join(lines[:HELP_LINES]).decode(errors="replace")
         if fault is None and CliOptions(version, text).is_usable:
@@ -261,7 +262,7 @@ class _Stage:
         Write the new token while a request waits for its answer.
 
         Returns:
-            Seconds from the write to the next request; None: it carried the old token.
+            Seconds from the write to the next request; None: that request carried the old token.
         """
         from agent_runtime.standins import messages_api
 
@@ -280,7 +281,7 @@ class _Stage:
         Write the new token after the old one was refused.
 
         Returns:
-            Seconds from the write to the CLI's own retry; None: it carried the old token, or there was none.
+            Seconds from the write to the CLI's own retry; None: the retry carried the old token, or there was none.
         """
         from agent_runtime.standins.messages_api import MessagesApi
 
@@ -297,9 +298,9 @@ class _Stage:
 
     def takes_socket(self) -> bool:
         """
-        Have the CLI talk to a Unix socket; return whether it did, and its tool saw nothing of the way there.
+        Return whether the CLI sends its requests to a Unix socket, and its tool does not see the variables for that.
 
-        The base URL names no host that exists: a CLI that ignores the socket sends nothing to anybody.
+        The host of the base URL does not exist, so a CLI that ignores the socket sends nothing to anybody.
         """
         from agent_runtime.standins import messages_api
 

@@ -1,5 +1,5 @@
 """
-What was found out about the CLI, stored in the data directory with the hash of the executable that they are about.
+Facts about the CLI, stored in the data directory under the hash of the executable that they are about.
 
 An image that includes its CLI makes the check when it is built, with
 ``python -m agent_runtime.delivery.reload_results DIRECTORY COMMAND`` and the directory of the virtual environment.
@@ -42,7 +42,7 @@ BUILT_IN = Path(sys.prefix) / FILE_NAME
 """The results of an image, beside the packages that were installed with it."""
 
 MOST_HASHES = 32
-"""How many states of executables' files are stored with the hash of their content; the oldest is dropped first."""
+"""How many hashes of executables are stored; the oldest is dropped first."""
 
 RETRY_SECONDS = 300.0
 """The pause after a failed check: the machine may have been busy."""
@@ -55,8 +55,8 @@ class _Stored(msgspec.Struct, rename={"facts": "proofs"}):
     The content of the file.
 
     Attributes:
-        hashes: Of executables' contents, by :attr:`~agent_runtime.claude.executable.Binary.key`.
-        facts: By that hash.
+        hashes: Hash of an executable's content, by :attr:`~agent_runtime.claude.executable.Binary.key`.
+        facts: Facts about an executable, by that hash.
     """
 
     hashes: dict[str, str] = {}
@@ -90,11 +90,11 @@ class ReloadResults:
         Return what is known of an executable.
 
         Args:
-            hash_it: Read an executable that has not been seen before, which takes a second; otherwise nothing is known
-                of it.
+            hash_it: Read an executable that has not been seen before, which takes a second; if False, nothing is known
+                of such an executable.
 
         Raises:
-            SpawnFailed: It cannot be read.
+            SpawnFailed: The executable cannot be read.
         """
         with self._lock:
             content_hash = self._stored.hashes.get(binary.key)
@@ -109,7 +109,7 @@ class ReloadResults:
             return self._stored.facts.get(content_hash or "", CliFacts())
 
     def store(self, binary: Binary, facts: CliFacts) -> None:
-        """Add to what is known of an executable, on disk if that is possible."""
+        """Add facts about an executable, on disk if that is possible."""
         facts = self.known(binary).updated(facts)
         with self._lock:
             content_hash = self._stored.hashes[binary.key]
@@ -141,11 +141,11 @@ def _read(path: Path) -> _Stored:
 
 class BackgroundReloadChecker:
     """
-    Find out about the CLI in use what is not known of it, and again when it was replaced.
+    Find out the missing facts about the installed CLI in a thread, and again after it was replaced.
 
     Args:
-        starts: Is told whether the CLI can be started.
-        proves_socket: Also try whether its requests go to a Unix socket, for the relay.
+        starts: Gets a report of whether the CLI could be started.
+        proves_socket: Also find out whether the CLI's requests go to a Unix socket, for the relay.
     """
 
     def __init__(
@@ -161,16 +161,16 @@ class BackgroundReloadChecker:
         self._asking = asyncio.Lock()  # of the event loop, so that callers who wait take no worker thread
 
     def reload_behaviour(self) -> ReloadBehaviour | None:
-        """Return the result for the executable that is there now, by its size and times; None: not known."""
+        """Return the behaviour of the executable that is there now, without reading it; None: not known."""
         facts = self._known()
         return None if facts.lack(self._wanted) else facts.reload_behaviour
 
     def takes_socket(self) -> bool | None:
-        """Whether the executable that is there now takes its requests to a Unix socket; None: not known."""
+        """Whether the executable that is there now sends its requests to a Unix socket; None: not known."""
         return self._known().takes_socket
 
     def known_options(self) -> CliOptions | None:
-        """Return what the executable that is there now knows, without starting it; None: that is not known."""
+        """Return the options of the executable that is there now, without starting it; None: not known."""
         return self._known().options
 
     def _known(self) -> CliFacts:
@@ -181,9 +181,10 @@ class BackgroundReloadChecker:
 
     async def fault(self, task: Task) -> InvalidRequest | None:
         """
-        Return what the CLI in use does not know of *task*; it is asked once, where that is not known.
+        Return the error for a field of *task* that the installed CLI does not support; None: it supports all.
 
-        Where it does not say, every option is given to it: it ends with "unknown option", which is the same error.
+        The CLI is asked for its options once, if they are not known. If it does not list any, the result is None: the
+        CLI then ends with "unknown option", which becomes the same error.
         """
         if not depends_on_cli(task):
             return None
@@ -200,10 +201,10 @@ class BackgroundReloadChecker:
 
     def _found(self, *wanted: str) -> CliFacts:
         """
-        Return what is known of the CLI, with the *wanted* facts unless they were not found.
+        Return the facts about the CLI, after a check if one of those *wanted* is not known.
 
         Raises:
-            AgentRuntimeError: They could not be looked for.
+            AgentRuntimeError: The CLI could not be checked.
         """
         binary = self._cli.binary()
         facts = self._results.known(binary)
@@ -220,7 +221,7 @@ class BackgroundReloadChecker:
         return time.monotonic() >= self._not_before.get(wanted, 0.0)
 
     def begin(self) -> None:
-        """Begin a check unless one is under way, or has failed within the last :data:`RETRY_SECONDS`."""
+        """Begin a check unless one is running, or has failed within the last :data:`RETRY_SECONDS`."""
         with self._lock:
             is_running = self._thread is not None and self._thread.is_alive()
             if is_running or self._cli.cancelled.is_set() or not self._may_ask(self._wanted):
@@ -229,7 +230,7 @@ class BackgroundReloadChecker:
             self._thread.start()
 
     def close(self) -> None:
-        """Cancel the check under way and wait for its end; that takes up to a second if it reads an executable."""
+        """Cancel the running check and wait for its end, up to a second if it reads an executable."""
         with self._lock:
             self._cli.cancelled.set()
             thread = self._thread

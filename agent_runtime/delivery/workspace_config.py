@@ -1,8 +1,8 @@
 """
-What a repository's own configuration would send the token with, where that stands in the child's environment.
+Find the parts of a repository's configuration that would send out a token from the child's environment.
 
-The CLI replaces ``${NAME}`` in what ``.mcp.json`` says of a server, and in the headers of an http hook; see
-:func:`held_back`. It is no fence against code: a server or a hook that is a command has the variable anyway.
+The CLI replaces ``${NAME}`` in the ``.mcp.json`` entry of a server and in the headers of an HTTP hook; see
+:func:`held_back`. This does not protect from code: a server or a hook that is a command has the variable anyway.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _NESTED = re.compile(r"\$\{[^}]*[${]")
 
 def held_back(cwd: Path, names: Collection[str]) -> tuple[dict[str, object], tuple[str, ...]]:
     """
-    Find what names one of the variables *names*; return the settings and the arguments that keep the CLI from it.
+    Find servers and hooks that use one of the variables *names*; return CLI settings and arguments that turn them off.
 
-    Servers are turned off one by one. A file that cannot be judged (no regular file, too large, nested too deep) costs
-    every server that the task does not bring; one that is no JSON is not heeded by the CLI either. A hook may be given
-    a variable only by its exact name, and then all hooks are turned off: a list of allowed variables in our settings
-    would be merged with the repository's own.
+    Servers are turned off one by one. If a file cannot be judged (no regular file, too large, nested too deep), every
+    server is turned off except the task's own. A file that is not JSON is skipped, because the CLI ignores it too. If
+    one hook uses a variable, all hooks are turned off: a list of allowed variables in our settings would be merged with
+    the repository's own list.
 
     Source: measured on 2.0.76, 2.1.30, 2.1.114, 2.1.197 and 2.1.332, which read ``.mcp.json`` of every parent, too;
     2.1.114 alone gives the token to hooks. 2.1.330 and 2.1.332 also read ``settings.local.json`` of the git repository
@@ -69,9 +69,10 @@ def held_back(cwd: Path, names: Collection[str]) -> tuple[dict[str, object], tup
 
 def starts_without_shell(cwd: Path, config_dir: Path) -> bool:
     """
-    Whether a settings file has the CLI start a program that gets its environment as it is, past the prefix of shells.
+    Whether a configuration file makes the CLI start a program directly, not by the prefix for shell commands.
 
-    That do hooks with ``args`` and what makes the headers for an MCP server. A file that cannot be judged counts, too.
+    Such a program gets the CLI's whole environment. Hooks with ``args`` are started directly, and so is the program
+    that makes the headers for an MCP server. A file that cannot be judged counts as well.
 
     Source: measured on 2.1.114, 2.1.197 and 2.1.332.
     """
@@ -98,17 +99,17 @@ def _servers(section: dict[str, object], names: Collection[str]) -> set[str]:
     for server, config in section.items():
         text = json.dumps(config)
         if _NESTED.search(text) or any(name in text for name in names):
-            server.encode()  # a lone surrogate cannot be said to the CLI
+            server.encode()  # raises for a lone surrogate, which cannot be passed to the CLI
             found.add(server)
     return found
 
 
 def _section(file: Path, key: str) -> dict[str, object]:
     """
-    Read an object out of a JSON file as the CLI does; empty: there is none.
+    Read the object *key* of a JSON file as the CLI does; empty: there is none.
 
     Raises:
-        OSError, ValueError, RecursionError: The CLI may read it, and we cannot.
+        OSError, ValueError, RecursionError: We cannot read the file, but the CLI may be able to.
     """
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""The main job on embedded defaults: everything on loopback, no account, no network, and a table at the end."""
+"""The demo: the supervisor's main job against a stand-in API on loopback, and a table of measurements at the end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run_demo(claude: str | None, *, scripted: bool, delivery: str = "env") -> in
     Args:
         claude: Command of the CLI; None: ``claude`` on PATH, else the scripted one.
         scripted: Use the scripted CLI even where there is a real one.
-        delivery: ``env``, or ``relay`` for what the relay adds and does instead.
+        delivery: ``env``, or ``relay`` for the scenario with the relay.
 
     Returns:
         0 if every promise held, 1 if one was broken, 128 plus the signal's number if a signal ended it.
@@ -60,7 +60,7 @@ def run_demo(claude: str | None, *, scripted: bool, delivery: str = "env") -> in
 
 
 def _play(stage: Stage, scenario: Scenario, report: Report) -> None:
-    """Play all of it, as far as it gets; a promise that is not reached counts as broken."""
+    """Play the scenario as far as possible; a promise that was not checked counts as broken."""
     try:
         stage.start_supervisor()
         scenario.play()

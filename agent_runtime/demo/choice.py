@@ -24,8 +24,9 @@ class Cli:
     The CLI of this run.
 
     Attributes:
-        name: Its answer to ``--version``.
-        command: As the setting ``AGENT_RUNTIME_CLAUDE`` takes it.
+        name: The CLI's answer to ``--version``.
+        command: The value for the setting ``AGENT_RUNTIME_CLAUDE``.
+        reason: Why this CLI was chosen.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Cli:
 
 def choose_cli(claude: str | None, *, scripted: bool) -> Cli:
     """
-    Return the CLI that was asked for, else the real one where there is one, else the scripted one.
+    Return the CLI that was asked for, else the real one on PATH, else the scripted one.
 
     Raises:
         SettingsInvalid: *claude*, or the one on PATH, cannot be run.
@@ -46,7 +47,7 @@ def choose_cli(claude: str | None, *, scripted: bool) -> Cli:
         reason = "asked for with --scripted" if scripted else "there is no claude on PATH"
         return Cli("the scripted stand-in of Claude Code", command, reason)
     words = load({}, {"claude": found}).claude
-    # Away from the user's own configuration.
+    # In a home of its own, so that the user's configuration is not touched.
     with tempfile.TemporaryDirectory(prefix="agent-runtime-demo-") as home:
         environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": home, "CLAUDE_CONFIG_DIR": home}
         environ["DISABLE_AUTOUPDATER"] = environ["CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"] = "1"

@@ -1,4 +1,4 @@
-"""One execution as its caller sees it: submitted, followed as it runs, answered; and a record to look up."""
+"""One execution of the demo, as a caller sees it: submitted, followed, answered; and its record."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Execution:
     A task that was submitted, followed by a thread of its own.
 
     Attributes:
-        name: As the timeline calls it; the stand-in's script for it has the same name.
-        answer: Its answer; None: none yet.
-        is_doomed: Its token is to die, so that this end of it is no loss.
-        failures_told: How many of its events told of an error of the API, such as one that the CLI retries.
+        name: The name in the timeline, and of the stand-in's script for this execution.
+        answer: The answer or error; None: there is none yet.
+        is_doomed: The execution's token is going to be refused, so that a failure is expected.
+        failures_told: How many of the execution's events reported an error of the API, also one that the CLI retries.
     """
 
     def __init__(self, stage: Stage, name: str) -> None:
@@ -48,7 +48,7 @@ class Execution:
 
     @property
     def is_auth(self) -> bool:
-        """Whether its answer says that the API refused the token."""
+        """Whether the execution ended because the API refused the token."""
         return isinstance(self.answer, ClientError) and (self.answer.status, self.answer.error_class) == (503, "auth")
 
     @property
@@ -57,14 +57,14 @@ class Execution:
         return msgspec.json.encode(self.answer.problem if isinstance(self.answer, ClientError) else self.answer)
 
     def record(self) -> client.Execution | None:
-        """Return the record, if there is one."""
+        """Return the record; None: there is none."""
         try:
             return self._client.execution(self.execution_id)
         except RequestRefused:
             return None
 
     def first_attempt(self) -> Attempt:
-        """Return the record of its first process; without a pid if none was spawned."""
+        """Return the record of the first attempt; an empty one, without a pid, if none was spawned."""
         record = self.record()
         return record.attempts[0] if record is not None and record.attempts else Attempt()
 

@@ -1,11 +1,11 @@
 """
-The hunt: what a tool of an agent does that looks for a token; a program of its own, with nothing of this package.
+A program, run as a tool of an agent, that looks for tokens; it imports nothing of this package.
 
 ``python -I hunt.py RESULT`` looks at the processes of its own execution (environment and arguments), at the files below
-the CLI's configuration directory and beside its ``--settings`` file, and asks the CLI's API, with the credential that
-the CLI has, to make an API key. RESULT gets a JSON object: ``found`` (fingerprints of all that looks like a token),
-``processes`` and ``files`` (how many were looked at), ``minted`` (the HTTP status of the answer to the request for a
-key; null: none).
+the CLI's configuration directory and beside its ``--settings`` file. It asks the CLI's API for an API key, with the
+CLI's own credential. It writes a JSON object to RESULT: ``found`` (fingerprints of everything that looks like a token),
+``processes`` and ``files`` (how many were searched), ``minted`` (the HTTP status of the answer to the request for a
+key; null: no answer).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 EXECUTION_ID = "AGENT_RUNTIME_EXECUTION_ID"
 MINTING_PATH = "/api/oauth/claude_cli/create_api_key"
-"""With an OAuth token the API makes an API key there. Source: Claude Code 2.1.332 knows this path."""
+"""The API's path that makes an API key for an OAuth token. Source: Claude Code 2.1.332 has this path."""
 
 MOST_BYTES = 8 * 1024 * 1024
 TIMEOUT_SECONDS = 10.0
@@ -55,11 +55,11 @@ def _ask_for_a_key(environ: dict[str, str]) -> int | None:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=TIMEOUT_SECONDS) as got:
             return int(got.status)
     except OSError as error:
-        return getattr(error, "code", None)  # of an answer that is an error
+        return getattr(error, "code", None)  # the status, if the error is an HTTP answer
 
 
 def main(result: Path) -> None:
-    """Hunt, and write what was found."""
+    """Search everything, and write the result to the file *result*."""
     texts: list[bytes] = []
     directories: set[Path] = set()
     variables: dict[str, str] = {}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SWITCHES = 3
 TOOLS = SWITCHES + 2
-"""Tools of each execution: during the first ones the token is switched, during the next two it dies and is limited."""
+"""Tools of each execution: during the first ones the token is switched, then one is refused, then one limited."""
 
 HUNTED = "hunted"
 
@@ -35,7 +35,7 @@ class RelayScenario(Scenario):
     The steps with the relay.
 
     Args:
-        new_stage: Makes a stage without the relay, for the control of the hunt.
+        new_stage: Makes a stage without the relay, on which the same hunt must find the token.
     """
 
     TOKENS = TOOLS + 1
@@ -67,7 +67,7 @@ class RelayScenario(Scenario):
     # -- steps
 
     def _switch(self, four: list[Execution], number: int) -> None:
-        """Write a token, and let the API refuse the old one at once, while all four are in the middle of a tool."""
+        """While all four are in the middle of a tool, write a token, and let the API refuse the old one at once."""
         busy = self._until_busy(four, number)
         self._check(RelayPromise.SWITCHES, busy == IN_PARALLEL, f"at switch {number + 1} only {busy} did")
         self._note_argv(four)
@@ -86,7 +86,7 @@ class RelayScenario(Scenario):
         self._measure_first_request(number + 1, written_at, "first held request sent with it")
 
     def _play_control(self) -> None:
-        """Run the same hunt where the CLI gets the token itself."""
+        """Run the same hunt with a supervisor that gives the CLI the token itself."""
         self._say("demo", "the control: another supervisor, without the relay, and the same tool looks for the token")
         stage, token = self._new_stage(), Token(f"sk-ant-oat01-demo-{secrets.token_hex(24)}")
         stage.write_token(token)
@@ -103,7 +103,7 @@ class RelayScenario(Scenario):
     # -- parts of steps
 
     def _measure_first_request(self, number: int, written_at: float, what: str) -> None:
-        """Measure how long after its writing a token reaches the API, unless every execution has ended without it."""
+        """Measure the time from a token's write to its first request, unless all executions end without one."""
         token = self._tokens[number]
 
         def has_come() -> bool:
@@ -115,7 +115,7 @@ class RelayScenario(Scenario):
     def _result_of_hunt(
         self, stage: Stage, tokens: list[Token], where: str, *, expected: int
     ) -> tuple[int | None, int]:
-        """Return how many of the tokens the hunt has found (None: it did not run), and how often it asked the API."""
+        """Return how many of *tokens* the hunt found (None: it did not run), and its number of requests for a key."""
         asked = sum(each.path == hunt.MINTING_PATH for each in stage.api.requests)
         try:
             hunted = json.loads((stage.workspace / HUNTED).read_bytes())
@@ -129,7 +129,7 @@ class RelayScenario(Scenario):
         return found, asked
 
     def _judge(self, execution: Execution) -> None:
-        """Check one of the four by its answer, its record, its events and the traces of its tools."""
+        """Check an execution by its answer, its record, its events and the files that its tools wrote."""
         name, attempt = execution.name, execution.first_attempt()
         otherwise = flaw(execution) or (f"{name} was stopped: {attempt.stop_reason}" if attempt.stop_reason else "")
         self._check(RelayPromise.FINISH, not otherwise, otherwise)

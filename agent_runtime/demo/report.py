@@ -1,4 +1,4 @@
-"""The promises, the measurements, and the table of both."""
+"""The promises that the demo checks, its measurements, and the table of both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NOT_REACHED = "not reached"
 
 
 class Promise(Enum):
-    """Everything the exit code stands for."""
+    """The promises that the demo checks; its exit code is 0 if all are held."""
 
     STARTS = "the supervisor starts and is ready"
     TOOLS_RUN = "four executions run in parallel, each in the middle of a tool, when the token is switched"
@@ -35,7 +35,7 @@ class Promise(Enum):
 
 
 class RelayPromise(Enum):
-    """What the relay adds to it, and what it does instead."""
+    """The promises of the scenario with the relay."""
 
     SWITCHES = "four executions run in parallel, each in the middle of a tool, at each of three switches"
     DEAD = "a dead token: all four are held, and go on with the next one"
@@ -56,13 +56,13 @@ RELAY_PROMISES = (
 
 class Report:
     """
-    Figures of one run, and each promise with the reasons for which it was broken.
+    The measurements of one run, and the promises that were held or broken.
 
     Args:
-        promises: Those that this run is about.
+        promises: The promises that this run checks.
 
     Attributes:
-        stuck: Why the run could not go on to its end, if it could not.
+        stuck: Why the run could not be finished; None: it could.
     """
 
     def __init__(self, promises: Sequence[Promise | RelayPromise] = tuple(Promise)) -> None:
@@ -72,18 +72,18 @@ class Report:
         self._figures: list[tuple[str, str, str]] = []
 
     def check(self, promise: Promise | RelayPromise, held: bool, otherwise: str) -> None:
-        """Record whether a promise held; it counts as held if it did so each time."""
+        """Record whether a promise was held, or else (*otherwise*) why not; it must be held in every check."""
         broken = self._checked.setdefault(promise, [])
         if not held:
             broken.append(otherwise)
 
     def figure(self, name: str, measured: str, promised: str = "") -> None:
-        """Record a measurement of this run."""
+        """Record a measurement, and its promised limit."""
         self._figures.append((name, measured, promised))
 
     @property
     def broken(self) -> dict[Promise | RelayPromise, str]:
-        """Promises that did not hold, and why; one that nothing has checked is among them."""
+        """The broken promises, each with the reason; a promise that was not checked counts as broken."""
         return {
             promise: "; ".join(dict.fromkeys(reasons))
             for promise in self._promises

@@ -1,4 +1,4 @@
-"""The scenario: a token switched under four executions, a token that dies, and a new one that heals it."""
+"""The scenario: a token is switched during four executions, then one is refused, and a new one ends the outage."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUOTED = 120
 
 
 class Scenario:
-    """The steps, in order, on one stage; their measurements go into one report."""
+    """The steps of the demo, played in order on one stage and recorded in one report."""
 
     TOKENS = 3
 
@@ -46,10 +46,10 @@ class Scenario:
 
     def play(self) -> None:
         """
-        Play everything.
+        Play all steps.
 
         Raises:
-            Stuck: It cannot be played to its end.
+            Stuck: A step cannot be finished.
         """
         try:
             self._write(0)
@@ -74,7 +74,7 @@ class Scenario:
     # -- steps
 
     def _switch_under_four(self) -> None:
-        """Four are in the middle of a tool, the file is written, a fifth begins; then all five go on to their end."""
+        """Write a token while four executions are in the middle of a tool, start a fifth, and let all five finish."""
         old, new = self._tokens[:2]
         four = [
             self._start(f"task-{number}", *self._tools(f"task-{number}", 0)) for number in range(1, 1 + IN_PARALLEL)
@@ -100,7 +100,7 @@ class Scenario:
         self._say("api", f"saw {counts.requests} requests with token {old.fingerprint} so far, and refused {refused}")
 
     def _die_in_the_middle(self) -> None:
-        """The API begins to refuse a token while an execution with processes of its own is at work."""
+        """Let the API refuse the token while an execution with processes of its own works."""
         stays = "setsid sleep 120 </dev/null >/dev/null 2>&1 & "
         execution = self._start("doomed", *self._tools("doomed", 1, before=stays))
         execution.is_doomed = True
@@ -110,7 +110,7 @@ class Scenario:
         gone_at = self._stage.until_gone(execution.execution_id, processes)
         self._end(execution)
         evidence = execution.first_attempt().evidence
-        # The CLI also asks for itself, beside the conversation, with the same token: the first refusal of all counts.
+        # The CLI also sends requests beside the conversation, with the same token: the first refusal of any counts.
         refused = [each.at for each in self._api.requests if each.status == 401]
         to_gone = gone_at - refused[0] if gone_at is not None and refused else None
         to_signal = evidence.seconds_to_signal if evidence else None
@@ -130,7 +130,7 @@ class Scenario:
             self._say("doomed", f"no process of it is left ({watched}), {seconds(to_gone)} after the API's 401")
 
     def _turn_away(self) -> None:
-        """Nothing is spawned any more for a generation the API has refused."""
+        """Check that a task is turned away, and nothing is spawned, while the token is refused."""
         state = self._stage.client.token().state
         self._say("supervisor", f"says of the token: {state}")
         before = len(self._api.requests)
@@ -142,14 +142,14 @@ class Scenario:
 
     def _heal(self) -> None:
         self._write(2)
-        self._until_ready()  # the watcher makes the switch known; a task is admitted from then on
+        self._until_ready()  # from when the watcher has seen the new token, tasks are admitted
         execution = self._start_quick("healed")
         self._end(execution)
         is_right = self._sent_only(execution, self._tokens[2])
         self._check(Promise.HEALED, not flaw(execution) and is_right, flaw(execution) or "it came with another token")
 
     def search_for_tokens(self) -> None:
-        """Search all that the supervisor has left behind, answered and passed on for the tokens."""
+        """Search the supervisor's files, its log, the answers and the processes' arguments for the tokens."""
         texts = [each.text for each in self._executions]
         texts += [argument.encode(errors="replace") for argument in self._argv]
         files = [path for path in self._stage.data_dir.rglob("*") if path.is_file()]
@@ -167,7 +167,7 @@ class Scenario:
     # -- parts of steps
 
     def _write(self, number: int) -> float:
-        """Write a token; returns when it was complete, in seconds since the epoch."""
+        """Write a token, and return the time after that, in epoch seconds."""
         token = self._tokens[number]
         self._stage.write_token(token)
         self._say("backend", f"wrote token {token.fingerprint} to the secret file; that is all it does")
@@ -193,21 +193,21 @@ class Scenario:
         ]
 
     def _let_go(self, number: int) -> None:
-        """End the tools of this number."""
+        """Let the tools with this number end."""
         (self._stage.workspace / f"go-{number}").touch()
 
     def _ran(self, execution: Execution) -> list[str]:
-        """Return the numbers of its tools as often as each has begun."""
+        """Return the number of each tool of the execution that has begun, once for each time."""
         trace = self._stage.workspace / f"ran-{execution.name}"
         return trace.read_text().split() if trace.exists() else []
 
     def _until_busy(self, executions: list[Execution], number: int) -> int:
-        """Wait until all are in the middle of the tool of this number, or one has ended; return how many are."""
+        """Wait until all run the tool with this number, or one execution has ended; return how many run it."""
         what = f"all in the middle of tool {number}"
         return self._until_all(executions, what, lambda each: str(number) in self._ran(each))
 
     def _until_all(self, executions: list[Execution], what: str, happened: Callable[[Execution], object]) -> int:
-        """Wait until it happened to all of them, or one has ended; return to how many it did."""
+        """Wait until *happened* is true of all executions, or one has ended; return of how many it is true."""
 
         def count() -> int:
             return sum(each.answer is None and bool(happened(each)) for each in executions)
@@ -224,25 +224,25 @@ class Scenario:
                 self._argv += process.cmdline()
 
     def _refuse(self, number: int, fault: str) -> None:
-        """Refuse a token from now on, and end the tools that wait for it."""
+        """Let the API answer a token with *fault* from now on, and let the tools with the same number end."""
         token = self._tokens[number]
         self._api.on(token, fault)
         self._say("api", f"answers token {token.fingerprint} from now on: {fault.replace('_', ' ')}")
         self._let_go(number)
 
     def _sent_only(self, execution: Execution, token: Token) -> bool:
-        """Whether the API saw requests of an execution, and all of them with this token."""
+        """Whether the API got requests of an execution, and all of them with this token."""
         carried = [each.carries(token) for each in self._api.requests if each.script == execution.name]
         return bool(carried) and all(carried)
 
     def _first_request(self, token: Token, written_at: float) -> float | None:
-        """Return how long after its writing the API saw a token, in seconds; None: it has not yet."""
+        """Return the seconds from a token's write to the first request with it; None: there was no request."""
         seen = next((each.at for each in self._api.requests if each.script and each.carries(token)), None)
         return None if seen is None else time.time() - (time.monotonic() - seen) - written_at
 
 
 def flaw(execution: Execution) -> str:
-    """Return what is wrong with an answer that should be the execution's own result; empty: nothing."""
+    """Return why the answer is not the execution's own result after one attempt; empty: it is."""
     answer, name = execution.answer, execution.name
     attempts = answer.metadata.attempts if isinstance(answer, Answer) else None
     if isinstance(answer, Answer) and answer.response == result_of(name):
@@ -261,11 +261,11 @@ def tool(description: str, command: str) -> Tool:
 
 
 def waiting_tool(name: str, number: int, *, before: str = "") -> Tool:
-    """Return a tool that notes that it has begun, and is busy until the tools of its number are let go."""
+    """Return a tool that records its start in a file, and runs until the tools with its number may end."""
     wait = f"i=0; while [ $i -lt 900 ] && [ ! -e go-{number} ]; do i=$((i+1)); sleep 0.1; done"
     return tool(f"a long build, number {number}", f"{before}echo {number} >>ran-{name}; {wait}; echo built")
 
 
 def seconds(number: float | None) -> str:
-    """Write a time, or that there is none."""
+    """Format a duration in seconds; ``-`` for None."""
     return "-" if number is None else f"{number:.3f} s"

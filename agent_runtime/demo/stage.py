@@ -1,4 +1,4 @@
-"""The surroundings of the demo: a stand-in API, a supervisor process, and temporary directories."""
+"""The environment of the demo: a stand-in API, a supervisor process, and temporary directories."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Stuck(Exception):
 
 
 class Interrupted(BaseException):
-    """A signal asks for the end; not an :class:`Exception`, so that nothing on the way takes it for a fault."""
+    """A signal asked for the end of the demo; no :class:`Exception`, so that no handler of errors catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -52,10 +52,10 @@ class Interrupted(BaseException):
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """
-    Raise :class:`Interrupted` in this block, in the main thread, where a signal asks for the end.
+    Raise :class:`Interrupted` in the block, in the main thread, when SIGINT, SIGTERM or SIGHUP arrives.
 
-    After the block these signals are ignored, so that cleaning up comes to its end. Those that are ignored before, as
-    under ``nohup``, stay so.
+    After the block these signals are ignored, so that cleaning up is not interrupted. A signal that was ignored before
+    the block, as under ``nohup``, stays ignored.
     """
 
     def interrupt(number: int, _frame: object) -> None:
@@ -72,10 +72,10 @@ def interruptible() -> Iterator[None]:
 
 
 def marked(execution_ids: Collection[str]) -> set[psutil.Process]:
-    """Return the live processes that carry one of these ids in their environment, out of all processes."""
+    """Return all live processes of this machine that have one of these execution ids in their environment."""
     found = set()
     for process in psutil.process_iter():
-        # A process that has ended, reaped or not, has no environment; one of another user is none of ours.
+        # A process that has ended has no environment; that of another user's process cannot be read.
         with contextlib.suppress(psutil.Error, OSError):
             if process.environ().get(EXECUTION_ID_VARIABLE) in execution_ids:
                 found.add(process)
@@ -87,11 +87,13 @@ class Stage:
     The processes, servers and directories of one run; all are removed at its end.
 
     Args:
-        delivery: ``env``, for the promises of a token that is fixed at the spawn, on every version; or ``relay``.
+        held: Removes everything at its end.
+        delivery: ``env``, so that on every version of the CLI a token is fixed at the spawn; or ``relay``.
 
     Attributes:
         run: A random word in the ids of this demo's executions.
-        supervisor: Once it has started, as *client* is.
+        supervisor: The process of the supervisor; set by :meth:`start_supervisor`.
+        client: The client of the supervisor; set likewise.
     """
 
     supervisor: subprocess.Popen[bytes]
@@ -138,10 +140,10 @@ class Stage:
 
     def start_supervisor(self) -> None:
         """
-        Start it and wait until it answers.
+        Start the supervisor and wait until it listens.
 
         Raises:
-            Stuck: It does not.
+            Stuck: The supervisor did not start.
         """
         with self.log.open("ab") as log:
             supervisor = self.supervisor = subprocess.Popen(
@@ -150,7 +152,7 @@ class Stage:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                start_new_session=True,  # so that Ctrl-C in a terminal is ours to answer
+                start_new_session=True,  # so that Ctrl-C in a terminal reaches only the demo
             )
         self._held.callback(self._stop_supervisor)
         out = supervisor.stdout
@@ -163,10 +165,10 @@ class Stage:
 
     def until(self, what: str, happened: Callable[[], object]) -> None:
         """
-        Wait until something can be seen to have happened.
+        Wait until *happened* returns a true value; *what* names that in the error.
 
         Raises:
-            Stuck: It did not, or the supervisor has ended.
+            Stuck: It did not within the time limit, or the supervisor has ended.
         """
         deadline = time.monotonic() + STEP_TIMEOUT_SECONDS
         while not happened():
@@ -178,12 +180,12 @@ class Stage:
 
     def until_gone(self, execution_id: str, seen: set[psutil.Process]) -> float | None:
         """
-        Wait until no process of the execution is left, and add to *seen* those that are found on the way.
+        Wait until no process of the execution is left; processes that are found meanwhile are added to *seen*.
 
         Two scans in a row must find nothing: a process in the middle of ``execve`` shows an empty environment.
 
         Returns:
-            When the first of these scans began, on :func:`time.monotonic`; None: not all ended in time.
+            The monotonic time at which the first of these scans began; None: not all processes ended in time.
         """
         deadline = time.monotonic() + GONE_TIMEOUT_SECONDS
         gone_at: float | None = None
@@ -200,14 +202,14 @@ class Stage:
         return None
 
     def end_supervisor(self) -> int | None:
-        """Ask it to end, as a container's stop does; returns its exit code, None if it does not end."""
+        """End the supervisor by SIGTERM, as a container's stop does; return its exit code, None if it does not end."""
         self.supervisor.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self.supervisor.wait(END_TIMEOUT_SECONDS)
         return None
 
     def save_log(self) -> Path:
-        """Save the supervisor's log from the general cleaning up."""
+        """Copy the supervisor's log to a file that is not removed at the end, and return its path."""
         descriptor, name = tempfile.mkstemp(prefix="agent-runtime-demo-", suffix=".log")
         os.close(descriptor)
         return Path(shutil.copyfile(self.log, name))
@@ -216,8 +218,8 @@ class Stage:
         return ["it said nothing", *self.log.read_text(errors="replace").splitlines()][-1]
 
     def _stop_supervisor(self) -> None:
-        # The first signal lets running executions finish, a second one ends them politely and at once; two different
-        # ones, because two equal ones may arrive as one.
+        # The first signal lets running executions finish, a second one ends them at once, by their stop sequence. They
+        # are different, because two equal signals may arrive as one.
         for number in (signal.SIGTERM, signal.SIGINT):
             self.supervisor.send_signal(number)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -12,7 +12,7 @@ class Timeline:
     """
     Print events as they happen, from any thread.
 
-    A reader that goes away (``demo | head``) changes nothing about what is done and how it ends.
+    If the reader of the output goes away (``demo | head``), the demo goes on, and its exit code is the same.
     """
 
     def __init__(self, out: TextIO) -> None:
@@ -22,7 +22,7 @@ class Timeline:
 
     @property
     def elapsed_seconds(self) -> float:
-        """Since the start."""
+        """The seconds since the start of the demo."""
         return time.monotonic() - self._began
 
     def say(self, who: str, text: str) -> None:
@@ -38,7 +38,7 @@ class Timeline:
                 self._out.write(f"{text}\n")
                 self._out.flush()
             except BrokenPipeError:
-                # What is still in the buffer would raise again when the interpreter ends.
+                # Otherwise flushing the buffer would raise again when the interpreter ends.
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._out.fileno())
                 os.close(nowhere)

@@ -1,4 +1,4 @@
-"""Find out why it does not work here: one line a check, with what to do about it."""
+"""Find out why the supervisor does not work here: one line for each check, with advice."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def run_doctor(
     """
     Make all checks and print each as soon as it is made, or all as one JSON array.
 
-    Nothing is changed but this: the result of the reload check is stored where the data directory exists.
+    The only change: the result of the reload check is stored if the data directory exists.
 
     Returns:
-        The exit code: 1 where there is a problem.
+        The exit code: 1 if a check found a problem, else 0.
     """
     out = out or sys.stdout
     findings = []
@@ -39,7 +39,7 @@ def run_doctor(
 
 
 def examine(environ: Mapping[str, str], machine: Machine) -> Iterator[Finding]:
-    """Make the checks, the quick ones first."""
+    """Yield the results of all checks, the quick ones first."""
     settings, findings = config.settings_in(environ)
     yield from findings
     described = describe(settings.token_file)

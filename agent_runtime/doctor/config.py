@@ -1,4 +1,4 @@
-"""Checks of the settings, and of the access to the API."""
+"""Checks of the settings, of the access to the HTTP interface, and of the time for a stop."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ HERE = "127.0.0.1"
 DOCKER_GRACE_SECONDS = 10
 KUBERNETES_GRACE_SECONDS = 30
 AFTER_THE_DRAIN_SECONDS = 2
-"""The longest time that the end takes beyond the drain time."""
+"""The longest time that a stop takes beyond the drain timeout."""
 STOP_MARGIN_SECONDS = 15
-"""How much more than the drain time a container is given to stop, in ``deploy/`` and on the pages."""
+"""How much longer than the drain timeout a container may take to stop, in ``deploy/`` and in the docs."""
 
 
 def settings_in(environ: Mapping[str, str]) -> tuple[Settings, list[Finding]]:
-    """Read the settings, each bad one left at its default, and report the bad ones."""
+    """Return the settings, with defaults in place of bad values, and the findings about them."""
     usable, found = dict(environ), []
     for setting in SETTINGS:
         text = environ.get(setting.variable)
@@ -43,7 +43,7 @@ def settings_in(environ: Mapping[str, str]) -> tuple[Settings, list[Finding]]:
         found.append(ok("settings", f"{count} set, all understood"))
     try:
         settings = load(usable)
-    except SettingsInvalid:  # beyond loopback without a key: the one thing that no single setting is to blame for
+    except SettingsInvalid:  # the host is not loopback and there is no key: the only fault of two settings together
         settings = load(usable | {f"{PREFIX}HOST": HERE})
         text = f"{PREFIX}HOST is {usable[f'{PREFIX}HOST']}, and there is no access key, so serve refuses to start"
         advice = f"set {PREFIX}ACCESS_KEY_FILE to a file that holds a key, or leave {PREFIX}HOST out"
@@ -67,7 +67,7 @@ def _unknown(name: str) -> Finding:
 
 
 def access(settings: Settings) -> Finding:
-    """Check the address to listen on, and the access key that one beyond loopback needs."""
+    """Check the address to listen on, and the access key, which an address other than loopback needs."""
     if settings.access_key_file is not None:
         return _key_file(settings)
     if settings.is_loopback:
@@ -96,7 +96,7 @@ def _key_file(settings: Settings) -> Finding:
 
 
 def stopping(settings: Settings) -> Finding:
-    """Check whether a container is likely to get the time that a drain may take."""
+    """Check whether container engines give a stop as much time as the drain timeout needs."""
     seconds = settings.drain_timeout + AFTER_THE_DRAIN_SECONDS
     text = f"a stop may take {seconds:g} s"
     if seconds > KUBERNETES_GRACE_SECONDS:

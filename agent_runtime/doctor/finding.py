@@ -1,4 +1,4 @@
-"""The result of one check, and the sources of checks besides the settings."""
+"""The result of one check, and helpers to look at files and the machine."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 
 DATA_DIR = Path("/var/lib/agent-runtime")
-"""The default of ``serve`` for its records."""
+"""The default directory for records of ``serve``."""
 
 
 class Verdict(StrEnum):
-    """How a check came out; only a problem keeps an agent from working."""
+    """The result of a check; only a problem keeps an agent from working."""
 
     OK = "ok"
     WARNING = "warning"
@@ -23,10 +23,11 @@ class Verdict(StrEnum):
 
 class Finding(msgspec.Struct, frozen=True):
     """
-    What one check found.
+    The finding of one check.
 
     Attributes:
-        advice: What to do; None where there is nothing to do.
+        check: The name of the check.
+        advice: What to do; None: nothing.
     """
 
     check: str
@@ -35,7 +36,7 @@ class Finding(msgspec.Struct, frozen=True):
     advice: str | None = None
 
     def line(self) -> str:
-        """Put it on one line."""
+        """Return the finding as one line of text."""
         return f"{self.verdict:<8} {self.check:<12} {self.text}" + (f" -> {self.advice}" if self.advice else "")
 
 
@@ -45,12 +46,12 @@ def ok(check: str, text: str) -> Finding:
 
 
 def warning(check: str, text: str, advice: str) -> Finding:
-    """Build a warning: it works, but not as one may think."""
+    """Build a finding with a warning: agents work, but perhaps not as expected."""
     return Finding(check, Verdict.WARNING, text, advice)
 
 
 def problem(check: str, text: str, advice: str) -> Finding:
-    """Build a problem: it cannot work."""
+    """Build a finding with a problem: agents cannot work."""
     return Finding(check, Verdict.PROBLEM, text, advice)
 
 
@@ -60,18 +61,18 @@ def is_dir(path: Path) -> bool:
 
 
 def exists(path: Path) -> bool:
-    """Whether something exists there that this process can reach."""
+    """Whether a file or directory exists there that this process can reach."""
     return os.path.exists(path)  # noqa: PTH110 - as above
 
 
 def may(path: Path, mode: int) -> bool:
-    """Whether the effective user of this process has this access."""
+    """Whether the effective user of this process has the access *mode* (``os.R_OK`` and so on)."""
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Paths that describe the machine; a test replaces them."""
+    """Paths of files that describe the machine; tests replace them."""
 
     mountinfo: Path = Path("/proc/self/mountinfo")
     managed_settings: Path = Path("/etc/claude-code")

@@ -1,4 +1,4 @@
-"""The directories: whether they can be written, by whom, and whether they outlive the container."""
+"""Checks of the directories: whether they can be written, by which user, and whether they outlive the container."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOST_WITH_THE_CONTAINER = {
     "aufs": "the container's own layer",
     "tmpfs": "memory",
 }
-"""By type of file system."""
+"""File systems that end with the container: their names for a person, by type."""
 
 
 def examine_places(settings: Settings, machine: Machine) -> Iterator[Finding]:
@@ -80,7 +80,7 @@ def _child_user(settings: Settings) -> Finding:
 
 
 def _hindrance(path: Path, uid: int, groups: set[int]) -> str | None:
-    """Return why a user cannot write to a directory, by the permission bits; None: it can."""
+    """Return why a user cannot write to a directory, according to the permission bits; None: the user can."""
     if uid == 0:
         return None
     for parent in reversed(path.parents):
@@ -111,7 +111,7 @@ def _directory(check: str, path: Path, advice: str, machine: Machine) -> Finding
 
 
 def _lasting(check: str, path: Path, text: str, machine: Machine) -> Finding:
-    """Check whether files written there outlive the container."""
+    """Return a finding with *text*, and a warning if files at *path* do not outlive the container."""
     try:
         mount = mount_of(os.path.realpath(path), machine.mountinfo.read_text(errors="surrogateescape"))
     except OSError:

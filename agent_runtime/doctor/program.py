@@ -1,4 +1,4 @@
-"""Checks of the CLI, its reload check, its containment, and the way to the API."""
+"""Checks of the CLI, of its reload behaviour, containment and confinement, of open files, and of the way to the API."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ REACH_SECONDS = 3.0
 def examine_program(
     settings: Settings, environ: Mapping[str, str], kind: str | None, in_the_way: str | None
 ) -> Iterator[Finding]:
-    """Check the CLI and its reload behaviour, and report how a token of that kind will reach it."""
+    """Check the CLI and its reload behaviour, and report how a token of this *kind* will reach it."""
     reload_result = None
     try:
         binary = Binary.of(settings.claude, environ.get("PATH"))
@@ -74,7 +74,7 @@ def _relayed(environ: Mapping[str, str], reload_result: CliFacts | None) -> Find
 def _examine(
     settings: Settings, environ: Mapping[str, str], binary: Binary, reason: str | None
 ) -> Generator[Finding, None, CliFacts | None]:
-    """Run the reload check, unless there is a *reason* for which the CLI cannot start."""
+    """Check whether the CLI starts (*reason*: why it cannot) and reloads a token; return the reload check's result."""
     if reason is not None:
         advice = f"install it for this processor and C library, or set {PREFIX}CLAUDE to another"
         yield problem("cli", f"{binary.files[0]} cannot start: {reason}", advice)
@@ -91,7 +91,7 @@ def _examine(
 
 
 def _no_cli(word: str, environ: Mapping[str, str]) -> tuple[str, str]:
-    """Return why there is no CLI, and what to do."""
+    """Return why there is no CLI, and advice."""
     variable = f"{PREFIX}CLAUDE"
     candidate = shutil.which(word, mode=os.F_OK, path=environ.get("PATH"))
     if candidate is not None and Path(candidate).is_file():
@@ -104,7 +104,7 @@ def _no_cli(word: str, environ: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _reload_result(settings: Settings, environ: Mapping[str, str], binary: Binary) -> tuple[CliFacts, str]:
-    """Return the stored result of the reload check, else run it; and a text that says which."""
+    """Return the result of the reload check, stored or made now, and a text about it."""
     data_dir = settings.data_dir or DATA_DIR
     keeps = is_dir(data_dir) and may(data_dir, os.W_OK | os.X_OK)
     reload_results = ReloadResults(data_dir if keeps else None)
@@ -138,7 +138,7 @@ def contained(settings: Settings) -> Finding:
 
 
 def confined(settings: Settings) -> Finding:
-    """Have a child try to reach the secret and this process, which stands for the supervisor."""
+    """Check whether a child can reach the secret file and this process, which stands for the supervisor."""
     data_dir = settings.data_dir or DATA_DIR
     try:
         with contextlib.closing(Spawner()) as spawner:
@@ -179,7 +179,7 @@ def open_files(settings: Settings, limit: int | None = None) -> Finding:
 
 
 def api(environ: Mapping[str, str]) -> Finding:
-    """Connect to where the CLI's requests go, or to the proxy on the way; nothing is sent."""
+    """Check that the API, or the proxy before it, accepts a connection; nothing is sent."""
     given = environ.get(BASE_URL_VARIABLE) or API_URL
     where = BASE_URL_VARIABLE if environ.get(BASE_URL_VARIABLE) else "the API"
     try:
@@ -204,7 +204,7 @@ def api(environ: Mapping[str, str]) -> Finding:
 
 
 def _unreachable(host: str, port: int) -> str | None:
-    """Try in a thread: looking up a name can take longer than a connection may."""
+    """Return why no connection is possible; None: it is. In a thread, because looking up a name can take too long."""
     result: list[str | None] = []
 
     def connect() -> None:

@@ -1,4 +1,4 @@
-"""The secret file, how it got here, and what else could decide on the token."""
+"""Checks of the secret file, of its mount, and of other places that could decide on the token."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def token(settings: Settings, described: Mapping[str, str | float | None]) -> Fi
 
 
 def _remedy(path: Path) -> str:
-    """Return what to do about a secret file that cannot be used."""
+    """Return advice for a secret file that cannot be used."""
     directory = path.parent
     put = f"write it with: agent-runtime token put {path}"
     try:
@@ -85,7 +85,7 @@ def _remedy_for_missing(path: Path, put: str) -> str:
 
 
 def mount(described: Mapping[str, str | float | None]) -> Finding | None:
-    """Check whether a replacement of the file outside is seen in here."""
+    """Check whether this container sees it when the secret file is replaced outside; None: nothing to report."""
     if described["source"] == SourceKind.DETACHED:
         text = "the file was replaced outside, which is not seen in here"
         return problem("token mount", text, "mount the directory that the file is in, and start the container anew")
@@ -96,7 +96,7 @@ def mount(described: Mapping[str, str | float | None]) -> Finding | None:
 
 
 def watch(directory: Path) -> Finding | None:
-    """Check whether the kernel still gives an inotify watch for the directory: their number is limited."""
+    """Check whether the kernel grants an inotify watch, whose number is limited; None: there is no directory."""
     if not is_dir(directory):
         return None
     try:
@@ -110,7 +110,7 @@ def watch(directory: Path) -> Finding | None:
 
 
 def rivals(environ: Mapping[str, str]) -> Finding:
-    """Check for credentials and servers in the environment."""
+    """Check for variables that choose a credential or server, in the environment."""
     names = sorted(name for name, value in environ.items() if value and is_rival(name))
     if not names:
         return ok("environment", "no other credential in it")
@@ -120,7 +120,7 @@ def rivals(environ: Mapping[str, str]) -> Finding:
 
 
 def settings_files(settings: Settings, machine: Machine) -> Iterator[Finding]:
-    """Check for credentials and servers in the CLI's settings files."""
+    """Check for settings that choose a credential or server, in the CLI's settings files."""
     workspace, managed = settings.workspace / ".claude", machine.managed_settings
     outranked = _decided(
         workspace / "settings.json", workspace / "settings.local.json", settings.config_dir / "settings.json"
@@ -140,12 +140,12 @@ def settings_files(settings: Settings, machine: Machine) -> Iterator[Finding]:
 
 
 def _decided(*paths: Path) -> str:
-    """Return what settings files decide, each with the names in it; empty: nothing."""
+    """Return a text of the settings files that choose a credential or server, with their names; empty: none does."""
     return "; ".join(f"{path}: {', '.join(names)}" for path in paths if (names := _deciding(path)))
 
 
 def _deciding(path: Path) -> list[str]:
-    """List the names in a settings file that set credentials or servers; no values."""
+    """Return the names in a settings file that choose a credential or server, without their values."""
     try:
         if not path.is_file() or path.stat().st_size > SETTINGS_LIMIT_BYTES:
             return []
@@ -161,7 +161,7 @@ def _deciding(path: Path) -> list[str]:
 
 
 def obstacle(settings: Settings) -> str | None:
-    """Return why a token cannot be delivered in a file; None: it can."""
+    """Return why a token cannot be delivered by file; None: it can."""
     if not is_dir(settings.config_dir):
         return None  # it will be created, and is empty then
     return CredentialsFile(settings.config_dir, settings.child_user).obstacle

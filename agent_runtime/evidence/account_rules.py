@@ -23,7 +23,7 @@ _blocked = partial(
 )
 
 ACCOUNT_RULES: tuple[Rule, ...] = (
-    # -- something is not permitted to the organization or the account, but it is not the credential
+    # -- an address or one model is refused, not the credential
     Rule(
         "address-403",
         ErrorClass.UPSTREAM,

@@ -50,7 +50,7 @@ _STATUSES_BY_WORD: dict[str | None, set[int | None]] = {
     "billing_error": {400, 402, 403, 429},
     "model_not_found": {400, 403, 404},
 }
-"""Possible statuses behind a word in a frame without one. Source: Claude Code 2.1.30 to 2.1.332."""
+"""Possible HTTP statuses for the word of a frame that has no status. Source: Claude Code 2.1.30 to 2.1.332."""
 
 _WITHOUT_REQUEST = frozenset({"authentication_failed", "oauth_org_not_allowed"})
 """Words that the CLI also uses without having made a request: "Not logged in"."""
@@ -66,7 +66,7 @@ Source: 1.0.128, 2.0.76 and 2.1.30 write entries as they are until the first pro
 
 
 class Channel(StrEnum):
-    """The stream on which the CLI reported an error."""
+    """Where an error was reported: by the CLI on one of its streams, or by the API to the relay."""
 
     STDOUT = "stdout"
     STDERR = "stderr"
@@ -79,16 +79,17 @@ class Detection(msgspec.Struct, frozen=True):
 
     Attributes:
         rule: The id of the rule that recognised it: see :mod:`agent_runtime.evidence.rules`.
-        is_evidence: It is about the token or its account: the attempt must be stopped now.
-        condemns: It may count against the generation; false for reports of the CLI alone, such as "Not logged in".
+        channel: Where the error was reported.
+        is_evidence: The error is about the token or its account: the attempt must be stopped now.
+        condemns: The error may count against the generation; false for reports of the CLI alone: "Not logged in".
         trouble: The trouble of the token or its account; None: there is none.
         is_final: The CLI has given up; false for its retries.
         status: The HTTP status, if known.
         limit_type: The usage limit in the API's words, such as ``five_hour``.
         limit_model: The model of the limit; None: the whole account.
         resets_at: When the limit ends, epoch seconds.
-        retry_after_seconds: When the CLI itself would try again.
-        advice: The text for the caller, in place of the sentence of the class.
+        retry_after_seconds: After what pause the CLI itself tries again.
+        advice: The text for the caller, in place of the error class's sentence.
     """
 
     rule: str
@@ -126,7 +127,8 @@ class Detection(msgspec.Struct, frozen=True):
         Build the detection of a usage limit that the API itself names.
 
         Args:
-            limit_type: The API's names are plain words; anything else is not repeated.
+            limit_type: The API's name of the limit; a text that is not a plain word becomes ``other``.
+            resets_at: When the limit ends, epoch seconds; None: unknown.
         """
         is_plain = limit_type is None or (limit_type.isascii() and limit_type.isidentifier() and len(limit_type) <= 40)
         limit_type = limit_type if is_plain else "other"
@@ -143,7 +145,7 @@ class Detection(msgspec.Struct, frozen=True):
 
     def or_sharper(self, earlier: Detection | None) -> Detection:
         """
-        Return this detection, or *earlier* where that says more about the same failure.
+        Return this detection, combined with or replaced by *earlier* where that says more about the same failure.
 
         The channels are read in any order, so a line about a retry may follow the frame of giving up.
         """
@@ -190,7 +192,7 @@ class Detector:
 
     def stderr(self, entry: LogEntry, *, finished: bool = True) -> Detection | None:
         """
-        Read a line of stderr.
+        Return the API error that a line of stderr reports; None: it reports none, or none that counts.
 
         While the CLI starts, older versions copy the output of MCP servers as it is, newlines included, so a foreign
         line can have the form of an API error. Such a line counts only if its time is later than that of the MCP
@@ -221,7 +223,7 @@ class Detector:
         return None if is_aside else detection
 
     def stdout(self, frame: Frame) -> Detection | None:
-        """Read a frame."""
+        """Return the API error that a frame of stdout reports; None: it reports none."""
         if frame.parent_tool_use_id is not None:
             return None
         match frame.type:
@@ -346,7 +348,7 @@ class Detector:
 
 
 def _reported(frame: Frame, text: str) -> ApiError:
-    """Build the error of a frame of giving up; its sentence fills in for missing fields."""
+    """Build the error of a frame that reports giving up; missing fields are read from its sentence *text*."""
     sentence = error_in_sentence(text)
     return ApiError(
         status=_status(frame.api_error_status) or sentence.status,
@@ -360,7 +362,7 @@ def _reported(frame: Frame, text: str) -> ApiError:
 
 
 def _may_be_same(shown: str | None, logged: str | None) -> bool:
-    """Whether the message in a frame may be the one on stderr; it may if either is missing."""
+    """Whether the message *shown* in a frame may be the one *logged* on stderr; true if either is missing."""
     begin = (shown or "").strip()[:_SAME_LENGTH]
     return not begin or not logged or begin in logged or logged.strip()[:_SAME_LENGTH] in (shown or "")
 

@@ -38,7 +38,7 @@ _FIELD_PATH = re.compile(
     r"(?:messages|tools|tool_choice|system|metadata|thinking|max_tokens|temperature|top_k|top_p|stop_sequences|stream|betas"
     r"|container|mcp_servers|context_management|output_config|body)(?:[.\[][^ :]{0,240})?:"
 )
-"""A field of a message request, except ``model``: the API puts that before a message about the model."""
+"""The path of a request's field before the API's message about it; not ``model``: that message is about the model."""
 _decoder = json.JSONDecoder(strict=False)
 
 
@@ -49,10 +49,10 @@ class ApiError(msgspec.Struct, frozen=True):
     Attributes:
         status: The HTTP status; None: there was no answer, or the report does not say.
         type: The error's type in the body, of the API or of a gateway.
-        code: A finer code that is no HTTP status: ``error.details.error_code`` of the API, ``error.code`` of gateways.
-        word: The CLI's word for it (``error`` of a frame).
-        detail: The CLI's finer word (``api_error`` of a frame).
-        text: The text of the API or the CLI about it.
+        code: A more specific code than the type: ``error.details.error_code`` of the API, ``error.code`` of gateways.
+        word: The CLI's word for the error (``error`` of a frame).
+        detail: The CLI's more specific word (``api_error`` of a frame).
+        text: The text of the API or the CLI about the error.
         message: The message in the body of the answer, if that is known.
         is_whole: The body was read to its end; false for a line that was cut off.
         is_own_form: The API itself writes errors in this form, and no gateway does.
@@ -74,7 +74,7 @@ def read_body(text: str, status: int | None = None) -> ApiError | None:
     Parse a body that begins with JSON; None without a readable error. Never raises.
 
     Args:
-        status: The answer's; None: it is not known, and the body may name it.
+        status: The HTTP status of the answer; None: unknown, and the body may contain it.
     """
     if not text.startswith(("{", "[")):
         return None
@@ -91,7 +91,7 @@ def read_body(text: str, status: int | None = None) -> ApiError | None:
 def _decoded(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
-    except (ValueError, RecursionError):  # text behind it, or a control character in it
+    except (ValueError, RecursionError):  # text after the JSON, or a control character in it
         pass
     try:
         return _decoder.raw_decode(text)[0]
@@ -167,7 +167,7 @@ def _passed_on(body: ApiError) -> ApiError:
 
 def is_about_a_field(message: str) -> bool:
     """
-    Whether a message is about the request's form, such as ``messages.0.content: Input should be …``.
+    Whether a message is about a field of the request, such as ``messages.0.content: Input should be …``.
 
     Such a message may quote anything from the request, and is never about an account.
     """
@@ -206,7 +206,7 @@ def _code(value: Any) -> str | None:
 
 
 def _status(value: Any) -> int | None:
-    """Read a code that only repeats the HTTP status, as a number or as text."""
+    """Return *value* if it is an error's HTTP status, as a number or as text; gateways repeat that as their code."""
     text = str(value)
     return int(text) if len(text) == 3 and text.isascii() and text.isdigit() and 300 <= int(text) < 600 else None
 

@@ -48,7 +48,7 @@ MODEL_CODES = _union(
         "the API (2.1.332)": "model_access_suspended",
     }
 )
-"""This one model is not available, to this key or to anybody."""
+"""One model is not available, to this key or to anybody."""
 
 GATEWAY_TYPES = _words("one_api_error new_api_error upstream_error openai_error claude_error auth_error")
 """The ``error.type`` that gateways give to any error; sources as for their codes above."""
@@ -67,5 +67,5 @@ LOGIN_WORDS = _words(
     "cloud_credential_error stored_login_refused oauth_refresh_store_refused named_profile_unusable"
     " gateway_signin_required gateway_session_expired unattended_start_limit unattended_start_unconfirmed"
 )
-"""Credentials and logins other than the delivered token; no child is given one."""
+"""Failures of credentials and logins other than the delivered token, which no child is given."""
 BLOCKED_WORDS = _words("account_on_hold verification_required org_disabled_credential")

@@ -29,8 +29,8 @@ class Reading:
 
     Attributes:
         text: The whole text of the API and the CLI.
-        sentences: The CLI's remarks in it.
-        is_about_a_field: The message is about the request's form.
+        sentences: The CLI's remarks in the text.
+        is_about_a_field: The message is about a field of the request.
     """
 
     def __init__(self, error: ApiError) -> None:
@@ -60,7 +60,7 @@ class Reading:
         return f"{self._api_words} \u00b7 {_plainly(self._own_text)}"
 
     def holds(self, phrases: Phrases, *, by_the_api: bool = False) -> bool:
-        """Whether the own words contain one of *phrases*; remembered, because several rules ask for the same ones."""
+        """Whether the own words contain one of *phrases*; cached, because several rules use the same ones."""
         key = (id(phrases), by_the_api)
         if key not in self._found:
             self._found[key] = _holds(self._api_words if by_the_api else self._own_words, phrases)
@@ -75,18 +75,18 @@ class Rule(msgspec.Struct, frozen=True):
         statuses: HTTP statuses; ``None`` in it stands for an unknown one.
         types: The error types of the body; ``None`` in it stands for an unknown one.
         codes: The type or the code of the body is one of these.
-        words: The CLI's word or its finer word; ``None`` in it stands for a report without a word.
-        of_a_field: Only where the message is about the request's form.
-        with_message: Only where the body of the answer is known.
+        words: The CLI's word or its more specific word; ``None`` in it stands for a report without a word.
+        of_a_field: Only if the message is about a field of the request.
+        with_message: Only if the message of the answer's body is known.
         phrases: One of these; each is a set of words that must all be in the text (lower case).
         own_words: One of these is in the API's or the CLI's own words: see :class:`Reading`.
         from_api: One of these is in the API's own words.
         unless: None of these is in the API's or the CLI's own words.
         begins: One of the text's sentences begins with one of these (lower case).
-        stops: The attempt is stopped now, but the generation is not condemned: only the CLI says so.
+        stops: The attempt is stopped, but nothing counts against the generation: only the CLI says so.
         condemns: The attempt is stopped, and the API's own words count against the generation.
-        blocks: The attempt is stopped; the account is blocked, not the credential refused.
-        advice: The text for the caller, in place of the sentence of the class.
+        blocks: The attempt is stopped, because the account is blocked; the credential itself is not refused.
+        advice: The text for the caller, in place of the error class's sentence.
         source: Versions of Claude Code, public reports or documents; those of phrases and codes stand at their tables.
     """
 
@@ -142,7 +142,7 @@ def _holds(text: str, phrases: Phrases) -> bool:
 
 
 def _plainly(message: str) -> str:
-    """Remove quotations, what gateways append, and adverbs that may interrupt a phrase."""
+    """Remove quotations, additions of gateways, and adverbs that may interrupt a phrase; in lower case."""
     text = message[:_WORDS_LENGTH].lower().replace("\u2019", "'")
     for trailer in TRAILERS:
         text = text.partition(trailer)[0]

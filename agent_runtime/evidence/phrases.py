@@ -87,7 +87,7 @@ Source: anthropics/claude-code#65609 (terms), #19028, #60648, #72457 (disabled);
 NOT_OF_AN_ACCOUNT = _phrases("""
     the model | this model | model: | model= | claude- | rate limit | too many requests | signature | certificate
 """)
-"""With one of these, something other than the account is blocked or has to be verified."""
+"""If one of these occurs, something other than the account is blocked or has to be verified."""
 
 UNPAID = _phrases("""
     credit balance | insufficient credit | insufficient balance | insufficient fund | insufficient quota
@@ -112,7 +112,7 @@ OVER_BUDGET = _phrases("""
     exceeded its budget | budget limit
 """)
 """
-The same, but only with a status that does not blame the request: a request can exceed a budget too.
+The same, for statuses that do not blame the request: with others the request itself may have exceeded a budget.
 
 Source: LiteLLM, auth_checks.py.
 """
@@ -122,7 +122,7 @@ MODEL_BUDGET = _phrases("budget for model | budget for the model | budget & mode
 
 API_LIMIT = _phrases("usage limits & regain access | reached your specified api usage limit")
 OUT_OF_CREDITS_UNTIL = _phrases("out of extra usage & resets | out of usage credits & resets")
-"""The plan's limit is reached and no credits are left to go on: it ends by itself."""
+"""The plan's limit is reached, and no credits are left to go on; the limit ends by itself."""
 NAMED_LIMIT = _phrases("usage limit | weekly limit | 5-hour limit | session limit | spend limit")
 MODEL_CREDITS = _phrases("""
     requires usage credits | out of usage credits & switch to another model | out of usage credits & switch models
@@ -139,7 +139,7 @@ TRAILERS = _sentences(
 """Words that gateways append to a message, with names of models behind them. Source: LiteLLM, one-api, new-api."""
 
 ABOUT_CONTENT = _sentences("guardrail | content filter | content_filter | moderation")
-"""The message is about what a person or a model wrote: it may repeat that text without quotes."""
+"""Words of a message about what a person or a model wrote, which may repeat that text without quotes."""
 
 NAMES_A_MODEL = _phrases("""
     the model␣ | model: | model claude | claude-opus | claude-sonnet | claude-haiku | claude-fable
@@ -234,7 +234,7 @@ MODEL_BY_LIMIT: dict[str, str] = {
     "seven_day_sonnet": "sonnet",
     "seven_day_overage_included": "fable",
 }
-"""The model that a usage limit is of; all other limits are the account's. Source: Claude Code 2.1.330."""
+"""The model that a usage limit applies to; all other limits are the account's. Source: Claude Code 2.1.330."""
 
 LIMIT_BY_WORDS: tuple[tuple[str, str], ...] = (
     ("opus", "seven_day_opus"),

@@ -56,7 +56,7 @@ def end_of_limit(text: str, now: float) -> float | None:
 
 
 def _moments(text: str, now: float) -> Iterator[float]:
-    # Newer versions of Node put a narrow space before AM and PM, and a dot is not always the same dot.
+    # Newer versions of Node put a narrow space before AM and PM, and not every version uses the same dot.
     text = " ".join(text.split()).encode("ascii", "replace").decode()
     yield from map(float, _EPOCH.findall(text))
     for mark in islice(_MARK.finditer(text), _MARKS_AT_MOST):
@@ -112,7 +112,7 @@ def _at(piece: str, now: float) -> float | None:
 def _next(
     now: float, zone: tzinfo | None, date: tuple[int | None, int | None, int | None], time: tuple[int, int, int]
 ) -> float | None:
-    """Return the next such date and time, in epoch seconds; *zone* None: the process's own."""
+    """Return the next such date and time, in epoch seconds; None: it is past; *zone* None: this process's zone."""
     here = datetime.fromtimestamp(now, zone)
     wanted = here.replace(hour=time[0], minute=time[1], second=time[2], microsecond=0)
     year, month, day = date

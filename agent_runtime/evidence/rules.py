@@ -198,6 +198,6 @@ UNEXPLAINED = Rule("unexplained", ErrorClass.ERROR)
 
 
 def rule_for(error: ApiError) -> Rule:
-    """Find the first rule that fits."""
+    """Return the first rule that fits; :data:`UNEXPLAINED` if none does."""
     reading = Reading(error)
     return next((rule for rule in RULES if rule.fits(error, reading)), UNEXPLAINED)

@@ -28,7 +28,7 @@ _OF_A_CREDENTIAL = ("x-api-key", "bearer", "token", "credential", "authenticatio
 
 
 def error_in_entry(entry: LogEntry) -> ApiError | None:
-    """Parse an entry about an API error; None for everything else."""
+    """Parse a log entry about an API error; None: it is about something else."""
     if entry.level not in {"ERROR", "WARN"}:
         return None
     for mark in _MARKS:
@@ -102,7 +102,7 @@ def _parsed(text: str) -> ApiError:
         return ApiError(status=status, type=kind, text=rest[:_TEXT_LENGTH], message=rest[:_TEXT_LENGTH])
     error = read_body(text, status)
     if error is None:
-        # Behind a status stands a body in some form; without a status it is a sentence of the CLI or its runtime.
+        # After a status comes a body in some form; without a status it is a sentence of the CLI or its runtime.
         return ApiError(
             status=status, text=text[:_TEXT_LENGTH], message=None if status is None else text[:_TEXT_LENGTH]
         )

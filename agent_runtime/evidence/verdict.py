@@ -25,7 +25,7 @@ _CLASS_BY_SUBTYPE = {
 _NO_ANSWER_SUBTYPE = "error_during_execution"
 
 _BEATS_AN_ANSWER = {StopReason.REFUSED, StopReason.PERMISSION_MODE, StopReason.AGENT_MISSING}
-"""Stop reasons that make a result worthless, or that a further attempt cures."""
+"""Stop reasons after which an answer does not count: it is worthless, or a further attempt follows."""
 
 _LONGEST_NAME = 100
 _REFUSAL = "refusal"
@@ -62,18 +62,18 @@ class Ending(msgspec.Struct, frozen=True):
     Attributes:
         exit_code: As :attr:`subprocess.Popen.returncode`; negative: killed by that signal; None: not known.
         result: The CLI's last ``result`` frame, if one was read.
-        stop_reason: The first reason given for ending it, if any.
-        last_error: The last API error the CLI reported, if no sign of the model followed it.
-        evidence: With ``refused``: the detection that stopped the attempt.
+        stop_reason: The first reason for which the attempt was stopped; None: it was not.
+        last_error: The last API error that the CLI reported, unless the model continued after it.
+        evidence: With stop reason ``refused``: the detection that stopped the attempt.
         began: The CLI printed its ``init`` frame.
         last_words: The most informative of the last messages for a person on stderr.
         request_fault: A fault of the task at which some versions of the CLI end silently.
-        oom: The kernel killed a process of the attempt for lack of memory, by its own counter of the attempt.
-        oom_nearby: The kernel did so in the container while this attempt and others ran.
+        oom: The kernel killed a process for lack of memory, by its counter of this attempt's processes.
+        oom_nearby: The same, by its counter of the whole container, while this attempt and others ran.
         lost_a_tool: A tool of the attempt was killed by SIGKILL.
         needs_structure: The task has a schema, so an answer is one only with a structured output.
         is_command: The task's message is one of the CLI's own commands, whose answer may be empty.
-        hook: A hook of the CLI's that had begun and not ended.
+        hook: The name of a hook of the CLI that had begun and not ended.
     """
 
     exit_code: int | None
@@ -103,7 +103,7 @@ class Ending(msgspec.Struct, frozen=True):
 
     @property
     def signal_number(self) -> int | None:
-        """The signal it died of, also if a wrapper's exit code reports that; None: it ended by itself."""
+        """The number of the signal that ended the CLI, also if a wrapper's exit code reports it; None: no signal."""
         code = self.exit_code or 0
         number = -code if code < 0 else code - _SHELLS_ADD
         return number if code < 0 or 0 < number <= _LAST_STANDARD_SIGNAL else None
@@ -113,7 +113,7 @@ class Ending(msgspec.Struct, frozen=True):
         """
         Whether the kernel killed a process of this attempt for lack of memory.
 
-        A count of the whole container may be another execution's: then the attempt must have lost a process by SIGKILL.
+        The container's counter may be about another execution: it counts only if SIGKILL ended a process of this one.
         """
         lost_one = self.lost_a_tool or self.signal_number == signal.SIGKILL
         return self.oom or (self.oom_nearby and lost_one)
@@ -124,7 +124,7 @@ class Verdict(msgspec.Struct, frozen=True):
     How an attempt ended, and the error for the caller.
 
     Attributes:
-        detail: A sentence without the words that backends act on, unless the class means them.
+        detail: A sentence for the caller; words at which backends switch the token are only in those classes.
     """
 
     outcome: Outcome
@@ -137,7 +137,7 @@ UNSTARTED: dict[StopReason, Verdict] = {
     StopReason.CANCELLED: Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, ErrorClass.CANCELLED.sentence),
     StopReason.SHUTDOWN: Verdict(Outcome.FAILED, ErrorClass.INTERRUPTED, ErrorClass.INTERRUPTED.sentence),
 }
-"""How an execution ends that is stopped while it waits."""
+"""The verdict on an execution that is stopped before an attempt began, by the stop reason."""
 
 
 def verdict(ending: Ending) -> Verdict:
@@ -156,7 +156,7 @@ def verdict(ending: Ending) -> Verdict:
     if reason is StopReason.CANCELLED:
         return Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, ErrorClass.CANCELLED.sentence)
     if reason is StopReason.TIMEOUT or reason in STALLS:
-        # What the CLI says of a connection that the relay has cut is the cut, not the silence before it.
+        # After a cut by the relay the CLI reports the broken connection, not the silence that was the reason.
         last_error = None if reason is StopReason.RELAY_TIMEOUT else ending.last_error
         seen = last_error.error_class if last_error else None
         why = f"stopped by {reason}"
@@ -276,8 +276,8 @@ def _failed(
     Args:
         more: Text to append, if it can be shown.
         advice: Replaces the whole sentence.
-        fact: Replaces the first half of the sentence.
-        remedy: Replaces its second half.
+        fact: Replaces the first half of the sentence, which says what happened.
+        remedy: Replaces the second half, which says what to do.
     """
     if advice is not None:
         return Verdict(Outcome.FAILED, error_class, advice)
@@ -292,11 +292,11 @@ def _failed(
 
 def again(detail: str | None, error_class: ErrorClass | None, before: str | None) -> str | None:
     """
-    Return the detail for an execution that has ended before: do not advise to go on if it ended in the same way.
+    Return the detail of an execution that has ended before: if it ended in the same way, without the advice to go on.
 
     Args:
-        detail: The detail of the :class:`Verdict`.
-        before: The detail of the last time.
+        detail: The detail of the new :class:`Verdict`.
+        before: The detail with which the same execution ended the last time; None: it had not ended before.
     """
     if detail is None or before is None or error_class not in (ErrorClass.LOST_RESULT, ErrorClass.SIGNAL):
         return detail

@@ -1,4 +1,4 @@
-"""Access: the key that callers send, and requests that a web page made a browser send."""
+"""Check the access key that callers send, and refuse requests that a web page made a browser send."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ KEY_LIMIT_BYTES = 4096
 
 _PRIVATE_DOMAINS = (".localhost", ".local", ".internal", ".svc")
 """
-No name can be registered below these.
+No public name can be registered below these domains.
 
 Source: RFC 6761 and 6762; https://www.icann.org on .internal, 2024; ``svc`` is what Kubernetes puts services under.
 """
 
 
 class BadKey(Exception):
-    """The access key file holds nothing that can be a key; the message says why, never what it holds."""
+    """The access key file has no usable key; the message says why, and never repeats the content."""
 
 
 def read_key(path: Path) -> Token:
     """
-    Read a key, of a regular file only and without ever waiting; a byte order mark and blanks around it do not count.
+    Read a key from a regular file without blocking; a byte order mark and blanks around the key are removed.
 
     Raises:
-        BadKey: Nothing there can be a key.
+        BadKey: The file has no usable key.
     """
     try:
         content = read_file(path)
@@ -61,10 +61,11 @@ def read_key(path: Path) -> Token:
 
 class AccessKey:
     """
-    Check the inbound key, re-read from its file at every request, so that a change needs no restart.
+    Check the access key of requests; its file is read again at every request, so that a change needs no restart.
 
     Args:
-        path: None: everybody may call.
+        path: The key's file; None: no key is needed.
+        header: The header that may carry the key, besides ``Authorization: Bearer``.
     """
 
     def __init__(self, path: Path | None, header: str, redactor: Redactor) -> None:
@@ -80,7 +81,7 @@ class AccessKey:
         return self._path is not None
 
     def read(self) -> Token | None:
-        """Read the key that is valid now; None: there is none that could be right."""
+        """Read the key that is valid now; None: no key is needed, or the file has no usable key."""
         if self._path is None:
             return None
         try:
@@ -95,7 +96,7 @@ class AccessKey:
         return key
 
     def allows(self, request: Request) -> bool:
-        """Whether *request* carries the key, or none is needed."""
+        """Whether *request* carries the valid key, or no key is needed."""
         if self._path is None:
             return True
         key = self.read()
@@ -105,11 +106,11 @@ class AccessKey:
 
     def require(self, request: Request) -> None:
         """
-        Let *request* pass or not.
+        Check that *request* may be served.
 
         Raises:
-            AccessDenied: It carries no key, or a wrong one.
-            InvalidRequest: Without a key, a web page may have been made to send it.
+            AccessDenied: The request carries no key, or a wrong one.
+            InvalidRequest: No key is needed, but a web page may have made a browser send the request.
         """
         if self._path is None:
             refuse_pages(request)
@@ -128,12 +129,13 @@ def refuse_pages(request: Request) -> None:
     """
     Refuse requests that a web page could make a browser on this machine send; for use where no key is set.
 
-    A page whose name was made to point here still sends its own name as ``Host``, and its own as ``Origin``. Addresses
-    and ``localhost`` cannot be pointed elsewhere, and the machine's own name is for its container's neighbours. Who
-    comes over a network, open to all then, may use a name that no public DNS has: a container's or a service's.
+    If a page's own domain name was made to resolve to this machine (DNS rebinding), the browser still sends that name
+    as ``Host``, and the page's origin as ``Origin``. Therefore ``Host`` must be an IP address, ``localhost`` or this
+    machine's own name, by which other containers call. A request over a network, which is open to everybody here, may
+    also use a name that public DNS cannot have: that of a container or a service.
 
     Raises:
-        InvalidRequest: The headers name another host.
+        InvalidRequest: ``Host`` or ``Origin`` names another host, or other headers show that a page made the request.
     """
     host = _name_in(f"//{request.headers.get('host', '')}")
     if not (
@@ -152,12 +154,12 @@ def refuse_pages(request: Request) -> None:
         raise InvalidRequest("Origin: requests of other pages are not taken where there is no access key")
     has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
     if has_body and request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        # What a page may send without asking first has another type.
+        # Types that a page may send without a CORS preflight are others.
         raise InvalidRequest("Content-Type: must be application/json in a request of a page")
 
 
 def _origin_in(url: str) -> tuple[str, str, int] | None:
-    """Return scheme, host and port of an address; None: one of them is missing or cannot be read."""
+    """Return scheme, host and port of a URL; None: one of them is missing or cannot be read."""
     try:
         parts = urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
@@ -174,7 +176,7 @@ def _name_in(url: str) -> str:
 
 
 def _is_private(host: str) -> bool:
-    """Whether a name can only be one of a private network: a single word, or below a domain kept for them."""
+    """Whether *host* can only be a name of a private network: a single label, or below a domain reserved for these."""
     return bool(host) and ("." not in host or host.endswith(_PRIVATE_DOMAINS))
 
 

@@ -22,12 +22,12 @@ UNKNOWN = "unknown"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 EXECUTION_ID = "agent_runtime.execution_id"
 TRACE_ID = "agent_runtime.trace_id"
-"""Where in a request's scope a handler notes what the request turned out to be about."""
+"""Keys of the ASGI scope in which a handler stores the execution id and trace id of a request."""
 
 
 class AccessLog:
     """
-    Log and count requests: method, the route's path, status and how long it took.
+    Log and count requests: method, path of the route, status and duration.
 
     Text that the caller chose freely is not logged: neither the path as sent, nor query, headers or body. An
     execution's id is logged where the request is about one.
@@ -42,7 +42,7 @@ class AccessLog:
         self._is_logged = is_logged
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, then log it."""
+        """Pass a request on to the application, then log it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -73,7 +73,7 @@ class AccessLog:
 
 
 def _execution_id(scope: Scope, status: int | None) -> str | None:
-    """Return the execution a request was about; an unknown id is only a caller's text."""
+    """Return the id of the execution a request was about; None: there is none, or the id is unknown."""
     known: str | None = scope.get(EXECUTION_ID)
     if known is None and status is not None and status < 400:
         known = scope.get("path_params", {}).get("id")

@@ -1,4 +1,4 @@
-"""The ``Prefer`` headers of a request (RFC 7240): an answer at once, or after some time."""
+"""The ``Prefer`` headers of a request (RFC 7240): ``respond-async`` and ``wait``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _SECONDS = re.compile(r'(?P<quote>"?)([0-9]{1,9})(?P=quote)')
-"""A wait that is applied: a token or a quoted string, of at most 30 years."""
+"""The value of a ``wait`` that is applied: seconds, as a token or a quoted string, of at most 30 years."""
 
 
 class Preferences(msgspec.Struct, frozen=True):
     """
-    What is heeded of them.
+    The preferences of a request that are applied.
 
     Attributes:
-        responds_async: Answer 202 as soon as the wait is over; without a wait at once.
-        wait_seconds: Answer 202 then, if there is no answer yet; None: wait for it.
+        responds_async: Answer 202 at once, or after *wait_seconds* if these are given.
+        wait_seconds: Answer 202 after so long, if the execution has not ended; None: there is no such limit.
     """
 
     responds_async: bool = False
@@ -29,21 +29,21 @@ class Preferences(msgspec.Struct, frozen=True):
 
     @property
     def is_at_once(self) -> bool:
-        """Whether the answer is not waited for at all."""
+        """Whether the request is answered at once, without waiting for the execution."""
         return self.responds_async and self.wait_seconds is None
 
     @property
     def applied(self) -> dict[str, str]:
-        """The header that names the applied preferences."""
+        """The header ``Preference-Applied``; empty if no preference is applied."""
         words = ["respond-async"] if self.responds_async else []
         words += [] if self.wait_seconds is None else [f"wait={self.wait_seconds}"]
         return {"preference-applied": ", ".join(words)} if words else {}
 
 
 def preferences(fields: Iterable[str]) -> Preferences:
-    """Read the values of ``Prefer`` headers; of a preference that is named twice, the first counts."""
+    """Parse the values of ``Prefer`` headers; if a preference occurs twice, the first one counts."""
     found: dict[str, str] = {}
-    for preference in parse_http_list(",".join(fields)):  # which leaves quoted strings whole
+    for preference in parse_http_list(",".join(fields)):  # it does not split quoted strings
         name, _, value = preference.partition(";")[0].partition("=")
         found.setdefault(name.strip().lower(), value.strip())
     wait = _SECONDS.fullmatch(found.get("wait", ""))

@@ -1,4 +1,4 @@
-"""Refusals of requests as HTTP answers."""
+"""Errors as HTTP responses with a problem document (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,24 @@ if TYPE_CHECKING:
 def problem_response(
     error: AgentRuntimeError, *, headers: Mapping[str, str] | None = None, detail_is_object: bool = False
 ) -> Response:
-    """Build the response of an error."""
+    """
+    Build the response for an error.
+
+    Args:
+        headers: Further headers to send.
+        detail_is_object: ``detail`` becomes an object, as the setting ``error_detail`` asks for.
+    """
     sent = dict(headers or {})
     if isinstance(error, AdmissionError) and error.retry_after_seconds is not None:
         sent["retry-after"] = str(error.retry_after_seconds)
     if isinstance(error, AccessDenied):
-        sent["www-authenticate"] = "Bearer"  # which RFC 9110 wants of a 401
+        sent["www-authenticate"] = "Bearer"  # RFC 9110 requires it in a 401
     generation = error.token_generation if isinstance(error, AdmissionError) else None
     body = problem(
         error.error_class,
         str(error),
         token_generation=generation,
-        token_stale=None if generation is None else False,  # it is the newest there is
+        token_stale=None if generation is None else False,  # admission uses the newest generation
         code=error.code,
         status=error.status,
         resets_at=error.resets_at if isinstance(error, TokenLimited) else None,

@@ -1,9 +1,9 @@
 """
-One bound on the bytes that are held for readers: of answers longer than a slice, and of pieces of streams.
+One limit on the memory for all data that is being sent to readers: answers longer than a slice, and parts of streams.
 
-What does not fit waits. A quarter is left to small ones, so that they never wait for large ones. While something waits,
-readers that are behind are let go: their connections are closed. uvicorn alone copies an answer into its connection's
-buffer at once, however slowly it is read (uvicorn 0.54, ``h11_impl.py``).
+An answer that does not fit waits. A quarter of the limit is reserved for small answers, so that they never wait for
+large ones. While an answer waits, the connections of readers that are too slow are closed. uvicorn alone copies a whole
+answer into its connection's buffer at once, however slowly it is read (uvicorn 0.54, ``h11_impl.py``).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TRANSPORT = "agent_runtime.transport"
-"""Where in a request's scope the transport of its connection is."""
+"""The key of the ASGI scope under which the transport of the request's connection is."""
 
 BUILT_AT_ONCE = 2
-"""More threads would only compete for the interpreter, with the event loop, too."""
+"""How many answers are built in threads at once: more would only compete with the event loop for the interpreter."""
 
 SLICE_BYTES = 64 * 1024
 GRACE_SECONDS = 10.0
 LEAST_BYTES_PER_SECOND = 64 * 1024
-"""A reader is behind that has taken nothing for as long as the grace, or less than this since the grace was over."""
+"""A reader is too slow if it takes nothing for the grace time, or after that time less than this on average."""
 
 WAIT_SECONDS = 30.0
 CHECK_SECONDS = 1.0
@@ -47,9 +47,9 @@ class Charge:
     Bytes that are held for one reader.
 
     Attributes:
-        sent_bytes: How much the reader's connection has taken.
+        sent_bytes: How many bytes the reader's connection has taken.
         begun_at: When sending began, monotonic seconds; None: not yet.
-        is_let_go: The connection was closed, because the reader was behind.
+        is_let_go: The connection was closed because the reader was too slow.
     """
 
     def __init__(self, size_bytes: int, scope: Scope) -> None:
@@ -66,24 +66,24 @@ class Charge:
         return self._transport is not None and self._transport.is_closing()
 
     def seconds_behind(self, now: float) -> float:
-        """Return by how much the reader is too slow; not above 0: it is not."""
+        """Return for how long the reader has been too slow; 0 or less: it is not."""
         if self.begun_at is None or self._transport is None:
             return 0.0
         since = min(self._moved_at, self.begun_at + self.sent_bytes / LEAST_BYTES_PER_SECOND)
         return now - since - GRACE_SECONDS
 
     def let_go(self) -> None:
-        """Close the connection."""
+        """Close the connection because its reader is too slow."""
         self.is_let_go = True
         if self._transport is not None:
             self._transport.abort()
 
     def begin(self) -> None:
-        """Count the reader's time from now on."""
+        """Start to measure the reader's speed."""
         self.begun_at = self._moved_at = time.monotonic()
 
     async def send(self, body: bytes, send: Send, *, more_body: bool = False) -> None:
-        """Send *body* in slices, and let others have their turn after each."""
+        """Send *body* in slices, and let other tasks run after each."""
         if self.begun_at is None:
             self.begin()
         view = memoryview(body)
@@ -101,17 +101,17 @@ class Charge:
             self.sent_bytes += SLICE_BYTES
             self._moved_at = time.monotonic()
             if not is_last:
-                await asyncio.sleep(0)  # a connection that takes all at once never waits
+                await asyncio.sleep(0)  # send() does not wait while the connection takes all
 
 
 class ResponseBuffer:
     """
-    Count the bytes that are held for readers, and let nothing be held beyond a limit but what cannot wait.
+    Count the bytes that are held for readers, and make answers beyond a limit wait.
 
     Attributes:
-        used_bytes: Held now.
-        let_go: How many readers were let go.
-        builders: Held while an answer is built in a thread.
+        used_bytes: How many bytes are held now.
+        let_go: How many connections were closed because their reader was too slow.
+        builders: Limits how many answers are built in threads at once.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -129,11 +129,11 @@ class ResponseBuffer:
         self, size_bytes: int, scope: Scope, *, wait_seconds: float | None = None
     ) -> AsyncIterator[Charge]:
         """
-        Hold so many bytes while the block runs; of what is larger than three quarters of the limit, one at a time.
+        Reserve *size_bytes* while the block runs. Sizes above three quarters of the limit are admitted one at a time.
 
         Args:
-            scope: The request's.
-            wait_seconds: How long to wait for room; None: as long as it takes; 0: hold it all the same.
+            scope: The ASGI scope of the request.
+            wait_seconds: How long to wait for room; None: as long as it takes; 0: reserve the bytes without room, too.
 
         Raises:
             Busy: There was no room in time.
@@ -152,7 +152,7 @@ class ResponseBuffer:
             self._remove(charge)
 
     def resize(self, charge: Charge, size_bytes: int) -> None:
-        """Change what is held, without waiting."""
+        """Change the size of a charge, without waiting for room."""
         size_bytes = min(size_bytes, self._large_limit_bytes)
         self.used_bytes += size_bytes - charge.size_bytes
         charge.size_bytes = size_bytes
@@ -178,7 +178,7 @@ class ResponseBuffer:
         self._grant()
 
     def _grant(self) -> None:
-        """Add what fits, in the order of arrival; a small one passes large ones."""
+        """Admit waiting charges that fit, in the order of arrival; small ones may overtake large ones."""
         is_full = False
         for charge in list(self._waiting):
             if not (is_full and not self._is_small(charge)) and self._fits(charge):
@@ -200,7 +200,7 @@ class ResponseBuffer:
             raise
 
     def _let_slow_readers_go(self) -> None:
-        """Close connections of readers that are behind, slowest first, until the longest waiting charge has room."""
+        """Close connections of readers that are too slow, slowest first, until the first waiting charge has room."""
         now = time.monotonic()
         lacking = self.used_bytes + next(iter(self._waiting)).size_bytes - self._large_limit_bytes
         lacking -= sum(charge.size_bytes for charge in self._charges if charge.is_let_go)
@@ -216,12 +216,13 @@ class ResponseBuffer:
 
 class HeldResponse(Response):
     """
-    An answer that is sent within the bound.
+    A response that is sent within the limit of a :class:`ResponseBuffer`.
 
     Args:
-        size_bytes: What is held for it; where it is built in a thread, what building takes, and then its length.
-        build: Makes the answer; may raise what a handler may raise.
-        wait_seconds: As of :meth:`ResponseBuffer.charge`.
+        size_bytes: The bytes to reserve; with *in_thread* those that building needs, then the answer's length counts.
+        build: Builds the real response; may raise the errors that a handler may raise.
+        in_thread: Call *build* in a thread.
+        wait_seconds: As in :meth:`ResponseBuffer.charge`.
     """
 
     def __init__(

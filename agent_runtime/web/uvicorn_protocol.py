@@ -1,9 +1,9 @@
 """
-The connections of callers: how many there may be, how long a request may take to arrive, and what is no HTTP at all.
+Limits for the connections of callers: how many may be open, and how long a request may take to arrive.
 
-uvicorn has no bound on how long a header or a body may take, none on a connection that never sends anything, answers
-malformed requests as plain text, and has 503 for too many connections, which tells a backend to switch the token
-(uvicorn 0.54, ``protocols/http/h11_impl.py``).
+Requests that are not HTTP get a problem document. uvicorn has no limit on how long a header or a body may take, nor on
+a connection that never sends anything. It answers malformed requests in plain text, and too many connections with 503,
+which tells a backend to switch the token (uvicorn 0.54, ``protocols/http/h11_impl.py``).
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ PLACES_BEYOND = 64
 """Connections accepted beyond the limit: probes are answered, all others get 409 ``busy``."""
 
 ACCEPTED_AT_ONCE = 16
-"""In one turn of the event loop. Four turns pass until a header is read, so each connection gets an answer."""
+"""In one turn of the event loop. A header is read within four turns, before the connection's place is given away."""
 
 FEWEST_PLACES = 16
 DESCRIPTORS_KEPT = 96
 DESCRIPTORS_PER_SLOT = 24
-"""Share of the limit on open files that is reserved for the supervisor, and for each execution while it starts."""
+"""Open files that are reserved: for the supervisor itself, and for each execution while it starts."""
 
 HEADER_LIMIT_BYTES = 16 * 1024
 BODY_BYTES_PER_SECOND = 16 * 1024
 LINGER_SECONDS = 5.0
 PATIENCE_SECONDS = 2.0
-"""How long a connection without a whole header keeps its place when another one needs it."""
+"""After this time a connection without a whole header loses its place, if another one needs it."""
 
 RETRY_SECONDS = 5
 
 
 def places_that_fit(wanted: int, slots: int) -> int:
-    """Return how many connections leave enough descriptors for *slots* executions under the limit on open files."""
+    """Return *wanted*, or fewer connections if those would not leave enough descriptors for *slots* executions."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
@@ -60,13 +60,14 @@ class OpenConnections:
     """
     Count the connections, and decide which one is closed when all places are taken.
 
-    A newcomer gets the place of the one that has been idle longest, or of one that has not sent a whole header for
-    some seconds. Where all are at work it is accepted beyond the limit, for one answer: that of a probe, or 409.
+    A new connection gets the place of the connection that has been idle longest, or of one that has not sent a whole
+    header for some seconds. If all connections are busy, it is accepted beyond the limit for one answer: that of a
+    probe, or 409.
 
     Args:
-        request_seconds: How long a header may take to arrive; a body gets as much and more the longer it is.
-        open_paths: Paths of probes.
-        detail_is_object: The form of refusals.
+        request_seconds: How long a header may take to arrive; a body may take as long and, the longer it is, the more.
+        open_paths: Paths that need no access key, which are also answered beyond the limit.
+        detail_is_object: As in :func:`~agent_runtime.web.problems.problem_response`.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class OpenConnections:
         self.request_seconds = request_seconds
         self.open_paths = open_paths
         self._open: set[Connection] = set()
-        self._idle: dict[Connection, None] = {}  # longest first, and so are the others
+        self._idle: dict[Connection, None] = {}  # longest first, as in the other two
         self._unheard: dict[Connection, float] = {}
         self._beyond: dict[Connection, None] = {}
 
@@ -97,7 +98,7 @@ class OpenConnections:
         return has_place
 
     def remove(self, connection: Connection) -> None:
-        """Release its place."""
+        """Release the place of a connection."""
         self._open.discard(connection)
         for places in (self._idle, self._unheard, self._beyond):
             places.pop(connection, None)
@@ -121,7 +122,7 @@ class OpenConnections:
             if leaving is None or now - since < PATIENCE_SECONDS:
                 return False
         self.remove(leaving)
-        leaving.transport.abort()  # its buffer is empty: nothing of an answer is lost
+        leaving.transport.abort()  # its buffer is empty: no part of an answer is lost
         return True
 
 
@@ -132,11 +133,11 @@ class Waiting(Enum):
     HEADER = auto()
     BODY = auto()
     REST = auto()
-    """Data that the caller still sends after its answer: closing earlier would take the answer away from it."""
+    """Data that the caller still sends after the answer: closing earlier could keep it from reading the answer."""
 
 
 class Connection(H11Protocol):
-    """One connection: uvicorn's, with a place, with time limits, and with refusals that a program can read."""
+    """A connection: uvicorn's, with a place among all connections, time limits, and refusals as problem documents."""
 
     def __init__(self, *args: Any, places: OpenConnections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -151,7 +152,7 @@ class Connection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Register the connection."""
+        """Take a place for the new connection."""
         super().connection_made(transport)
         self._has_place = self._places.add(self, self.loop.time())
         self._update()
@@ -164,7 +165,7 @@ class Connection(H11Protocol):
         self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
-        """Parse arrived data; after a refusal it is dropped."""
+        """Parse the data that arrived; after a refusal drop it."""
         if self._refused:
             return
         self._body_bytes = len(data) + (self._body_bytes if self._waiting is Waiting.BODY else 0)
@@ -177,21 +178,21 @@ class Connection(H11Protocol):
         self._update()
 
     def shutdown(self) -> None:
-        """End with the server, also while a refused caller still sends."""
+        """Close the connection when the server ends, also while a refused caller still sends."""
         if self._refused:
             self.transport.abort()
         else:
             super().shutdown()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - we have words of our own
-        """Refuse what h11 could not read; called while its error is handled."""
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - our text is another one
+        """Refuse a request that h11 could not parse; uvicorn calls this while it handles h11's error."""
         if getattr(sys.exc_info()[1], "error_status_hint", 400) == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
             self.refuse(TooLarge(f"the header is longer than {HEADER_LIMIT_BYTES} bytes"))
         else:
             self.refuse(InvalidRequest("this is no HTTP request that can be read"))
 
     def refuse(self, error: AgentRuntimeError) -> None:
-        """Answer with *error* and close; where an answer has begun already, only close."""
+        """Answer with *error* and close the connection; if an answer has begun already, only close it."""
         self._refused = True
         has_begun = False
         if self.cycle is not None and not self.cycle.response_complete:
@@ -217,7 +218,7 @@ class Connection(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete and self.scope["method"] == "HEAD"
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or refuse it for its header or for want of a place."""
+        """Answer one request, or refuse it because of its header or because all places are taken."""
         scope[TRANSPORT] = self.transport
         if (fault := _fault_of_header(scope)) is not None:
             self.refuse(fault)
@@ -258,7 +259,7 @@ class Connection(H11Protocol):
             self._timer = None
         self._waiting, self._since = waiting, now
         self._places.set_waiting(self, waiting, now)
-        if waiting not in (None, Waiting.REQUEST):  # for requests uvicorn has a timer
+        if waiting not in (None, Waiting.REQUEST):  # between requests uvicorn's own timer runs
             self._timer = self.loop.call_later(self._allowed_seconds(), self._time_passed)
 
     def _allowed_seconds(self) -> float:
@@ -281,7 +282,7 @@ class Connection(H11Protocol):
 
 
 def _fault_of_header(scope: Scope) -> AgentRuntimeError | None:
-    """Return why a request is refused that h11 lets pass; None: it is not."""
+    """Return the error of a header that h11 accepts but that must be refused; None: there is none."""
     head = sum(len(name) + len(value) + 4 for name, value in scope["headers"]) + len(scope["raw_path"])
     if head + len(scope["query_string"]) > HEADER_LIMIT_BYTES:  # h11 checks only headers that come in several pieces
         return TooLarge(f"the header is longer than {HEADER_LIMIT_BYTES} bytes")

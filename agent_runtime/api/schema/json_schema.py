@@ -1,4 +1,4 @@
-"""The types of requests and answers as JSON schemas, with the types that callers see instead of the internal ones."""
+"""Build JSON schemas for the types of requests and answers, as callers see them."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _REQUESTS = {"Task", "Image", "NewToken"}
 """Types that callers send."""
 
 _SPARSE = {"Problem", "ErrorDetail"}
-"""Types that leave out fields without a value; of all other answers every field is always there."""
+"""Types that leave out fields without a value; all other answers always have every field."""
 
 
 def pointer(kind: type) -> dict[str, Any]:
-    """Return a reference to a type's schema; a plain dictionary has none."""
+    """Return a reference to a type's schema; for ``dict``, which has none, the schema of any object."""
     return {"type": "object"} if kind is dict else {"$ref": _TEMPLATE.format(name=kind.__name__)}
 
 
 def schemas(rows: Iterable[Operation], more: dict[str, Any], *, strict: bool) -> dict[str, Any]:
-    """Build the schema of every type that a route takes or gives; *more*: what their types do not hold, by name."""
+    """Build the schemas of all types in requests and answers, by name; *more*: parts of schemas to add, by name."""
     kinds: dict[type, None] = {Problem: None, Success: None, Event: None}
     for operation in rows:
         named = [kind for answer in operation.answers.values() for kind in answer]
@@ -48,7 +48,7 @@ def schemas(rows: Iterable[Operation], more: dict[str, Any], *, strict: bool) ->
 
 
 def _finish(name: str, schema: dict[str, Any]) -> None:
-    """Move the text under ``Attributes:`` of a type's description, which is its docstring, to its fields."""
+    """Split a type's description, which is its docstring, among the type and its fields, and mark required fields."""
     schema.pop("title", None)
     if "enum" in schema:
         schema["type"] = "string"
@@ -67,7 +67,7 @@ def _finish(name: str, schema: dict[str, Any]) -> None:
 
 
 def _as_callers_see_it(value: Any) -> None:
-    """Make instants text, and take out of patterns the part that only Python's ``$`` needs."""
+    """Give instants the type string, and remove from patterns the part that only Python's ``$`` needs."""
     if isinstance(value, dict):
         if isinstance(value.get("pattern"), str):
             value["pattern"] = value["pattern"].removesuffix(r"(?!\n)")
@@ -99,7 +99,7 @@ def _prose(text: str) -> str:
 
 
 def _say_more(found: dict[str, Any], more: dict[str, Any], *, strict: bool) -> None:
-    """Add the facts that the types do not hold: hidden fields, and text that stands for other types."""
+    """Remove internal fields, and add the constraints that the Python types do not express."""
     record = found[ExecutionRecord.__name__]
     for name in ("request_digest", "cost_before_usd"):
         del record["properties"][name]
@@ -107,7 +107,7 @@ def _say_more(found: dict[str, Any], more: dict[str, Any], *, strict: bool) -> N
     _merge(found, more)
     found["Image"]["properties"]["media_type"]["enum"] = list(IMAGE_TYPES)
     found["Event"]["properties"]["type"]["enum"] = sorted(TYPES)
-    # What each of two fields needs, in every combination: the plainest first, which generators like. TOML has no null.
+    # Two fields each need another one; all combinations, the simplest first for generators. TOML has no null.
     none, text = {"enum": [False, None]}, {"type": "string"}
     found["Task"]["anyOf"] = [
         {"required": [], "properties": {"fork_session": none, "create_cwd": none}},
@@ -118,13 +118,13 @@ def _say_more(found: dict[str, Any], more: dict[str, Any], *, strict: bool) -> N
     if strict:
         for body in ("Task", "NewToken"):
             found[body]["additionalProperties"] = False
-    else:  # a misspelt name of the token is an error all the same
+    else:  # without ``token``, an unknown field is an error all the same
         known = list(found["NewToken"]["properties"])
         found["NewToken"]["anyOf"] = [{"required": ["token"]}, {"propertyNames": {"enum": known}}]
 
 
 def _merge(into: Any, more: dict[str, Any]) -> None:
-    """Add what *more* holds to the same place of *into*; of a list a key is the position."""
+    """Add the values of *more* at the same places of *into*; in a list a key is an index."""
     for key, value in more.items():
         place: Any = int(key) if isinstance(into, list) else key
         if isinstance(value, dict) and (isinstance(into, list) or key in into):

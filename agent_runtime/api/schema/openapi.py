@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document: the routes' table, the types of requests and answers, and the errors, put together."""
+"""Build the OpenAPI 3.1 document from the routes' table, the types of requests and answers, and the errors."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ EVENT_STREAM = "text/event-stream"
 
 _ALWAYS = (ErrorClass.INVALID_REQUEST, ErrorClass.TOO_LARGE, ErrorClass.ERROR)
 """
-Errors of every route: what is no HTTP, or came from a web page where there is no key; a header that is too long; a bug.
+Errors of every route: a request that is not HTTP, or is a web page's and no key is needed; a long header; a bug.
 """
 
 _WITH_KEY = (ErrorClass.ACCESS, ErrorClass.BUSY)
-"""Errors of every route that needs the key; the second where all connections are taken."""
+"""Errors of every route that needs the access key; ``busy``: all connections are taken."""
 
 _OF_A_RECORD = (ErrorClass.NOT_FOUND, ErrorClass.STORAGE)
 """Errors of every route about an execution."""
 
 KEY_SHOWS_MORE = {"getHealth", "getApiHealth"}
-"""Open operations that answer with more where the access key is sent."""
+"""Operations that need no access key, but answer with more if it is sent."""
 
 _COME_BACK = {409, 429, 502, 503}
-"""Statuses that may say when it is worth asking again."""
+"""Statuses of answers that may have ``Retry-After``."""
 
 
 EXAMPLES: dict[str, Any] = json.loads(Path(__file__).with_name("examples.json").read_bytes())
-"""A task, an event, and by operation: answers by status and name, and streams. A test holds each to its schema."""
+"""Examples: a task, an event, and by operation answers (by status and name) and streams; a test checks them."""
 
 
 def build(
@@ -56,8 +56,10 @@ def build(
     Build the document.
 
     Args:
+        rows: The routes.
+        access_header: The header of the access key.
         key_required: False: the access key may be sent and is ignored.
-        strict: A request may have no fields that are not known.
+        strict: Requests with unknown fields are refused.
     """
     document = copy.deepcopy(DOCUMENT)
     document["info"]["version"] = __version__
@@ -146,7 +148,7 @@ def _stream(operation: Operation) -> dict[str, Any]:
 
 
 def _errors(status: int, classes: list[ErrorClass]) -> dict[str, Any]:
-    """Describe one status: which classes it may carry, and an example of each."""
+    """Describe the answers with one error status: the error classes it may have, and an example of each."""
     narrowed = {
         "type": "object",
         "properties": {"status": {"const": status}, "error_class": {"enum": [str(error) for error in classes]}},

@@ -1,4 +1,4 @@
-"""A row of the routes' table, from which routing and the OpenAPI document come, and the parameters that rows name."""
+"""The type of a row in the routes' table, and the parameters of requests that rows refer to."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Operation(msgspec.Struct, frozen=True):
 
     Attributes:
         handler: Its name becomes the ``operationId``, its docstring the summary and the description.
-        answer: Type of the JSON body of a 200; a union: one of several; None: it answers with something else.
+        answer: Type of the JSON body of a 200; a union: one of several; None: the body is not JSON.
         also: Types of the JSON bodies of further statuses.
-        open: It needs no access key.
+        open: The route needs no access key.
         events: Of a stream: type of ``data`` by the event's name; None: any JSON object.
         text: Media types of a 200 that is neither JSON nor a stream.
-        errors: Beside those of every route, of every one that needs the key, and of every one about an execution.
-        parameters: Beside the execution's id.
+        errors: The route's own errors, beside those of all routes, of routes with access key, and about an execution.
+        parameters: Names of parameters in :data:`PARAMETERS`, beside the execution's id.
     """
 
     method: str
@@ -59,16 +59,16 @@ class Operation(msgspec.Struct, frozen=True):
 
     @property
     def answers(self) -> dict[int, tuple[type, ...]]:
-        """Types of the JSON bodies by status; several are alternatives."""
+        """The types of the JSON body by status; several types are alternatives."""
         found = {} if self.answer is None else {200: get_args(self.answer) or (self.answer,)}
         return found | {status: (kind,) for status, kind in self.also.items()}
 
 
 DOCUMENT: dict[str, Any] = msgspec.toml.decode(Path(__file__).with_name("document.toml").read_bytes())
-"""What the OpenAPI document says beside routes, types and errors."""
+"""The parts of the OpenAPI document that do not come from routes, types and errors."""
 
 PARAMETERS: dict[str, dict[str, Any]] = DOCUMENT["components"]["parameters"]
-"""By name, as :attr:`Operation.parameters` lists them."""
+"""Parameters of requests by name, as :attr:`Operation.parameters` lists them."""
 
 for _name, _parameter in PARAMETERS.items():
     _parameter["name"] = _name
