@@ -1,8 +1,9 @@
 """
 One CLI process, from the reading of its token to the end of everything it started.
 
-An attempt is one thread. It reads the pipes, matches, signals, keeps the deadlines, sweeps and reaps, so that none of
-that waits for the event loop. It publishes events while it runs and returns a report when it has ended.
+An attempt has a thread of its own, which reads the pipes, searches the output for API errors, keeps the deadlines,
+sends signals, ends leftover processes and reaps the child, so that none of that waits for the event loop. It publishes
+events while the child runs and returns a report when the attempt has ended.
 """
 
 from __future__ import annotations
@@ -48,20 +49,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 5.0
+"""How long leftover processes of the child are killed for; those left then are survivors."""
 CATCH_UP_SECONDS = 0.25
+"""How long the last output is read for, both before and after the leftover processes are killed."""
 SUSPENDED_SECONDS = 1.0
-"""If a poll oversleeps by this much, this process was suspended; it does not count as silence of the child."""
+"""If a poll oversleeps by this much, this process was suspended; that time does not count as silence of the child."""
 
 
 class Attempt:
     """
-    Run one CLI process and everything around it; :meth:`run` blocks its thread until nothing of it is left.
+    Run one CLI process and end all that it has started; :meth:`run` blocks its thread until then.
 
     Guarantee: when :meth:`run` returns or raises, the child is reaped, and what it started is gone or counted as a
     survivor.
 
     Args:
-        publish: Called with each event, from the attempt's thread or the caller's of :meth:`follow_secret`.
+        publish: Called with each event, from any thread.
     """
 
     def __init__(
@@ -94,7 +97,7 @@ class Attempt:
         self._background_ended = False
         self._hook: str | None = None
         self.usage = self._output.run_stats.usage.so_far
-        """What it has used up to now; replaced, never changed, so that any thread may read it."""
+        """What the child has used up to now; replaced, never changed, so that any thread may read it."""
         self._evidence: Detection | None = None
         self._evidence_record: EvidenceRecord | None = None
         self._sweep: SweepReport | None = None
@@ -109,7 +112,7 @@ class Attempt:
 
     @property
     def held(self) -> Generation | None:
-        """The newest generation its child has; before the spawn the oldest one it may get."""
+        """The newest generation that the child has; before the spawn the oldest one that it may get."""
         return self._oldest if self._token is None else self._token.newest
 
     def request_stop(self, reason: StopReason, *, at_once: bool = False) -> None:
@@ -117,7 +120,7 @@ class Attempt:
         self._stop.request(reason, at_once=at_once)
 
     def end_hold(self, request: HeldRequest) -> None:
-        """End the attempt because of what a held request has met, from any thread; that ends the hold."""
+        """End the attempt, and with it the hold, because of the API error *request* is held for; from any thread."""
         line = self._context.redactor.redact(request.body[:EVIDENCE_LINE_BYTES], truncated=True)
         detection = self._evidence = request.detection
         self._evidence_record = EvidenceRecord(
@@ -148,7 +151,7 @@ class Attempt:
             self.discard()
 
     def discard(self) -> None:
-        """Release what the attempt holds; all that is needed for an attempt that will never run."""
+        """Release files and descriptors of the attempt. :meth:`run` does so at its end; call this if it never runs."""
         self._stop.close()
         self._launch.release()
         if self._child is not None and self._sweep is not None:
@@ -161,7 +164,7 @@ class Attempt:
 
     def _start(self) -> bool:
         command, session = self._launch.command(), self._spec.session
-        if session.has_history:  # a copy goes on from the cost of what it copies (2.1.332)
+        if session.has_history:  # the CLI counts on from the cost of the session it resumes or copies (2.1.332)
             before = session_cost(self._context.settings.config_dir, session.forks or session.session_id)
             self._output.run_stats.usage.go_on_from(before)
         if self._stop.reason is not None:
@@ -169,7 +172,7 @@ class Attempt:
         if (relayed := self._launch.relayed) is not None:
             relayed.on_hold, relayed.on_release = self._hold_begins, self._hold_ends
             relayed.on_silence = functools.partial(self._stop.request, StopReason.RELAY_TIMEOUT)
-        # A stop that is requested during the spawn has woken the poll loop before its first turn.
+        # A stop that is requested during the spawn wakes the poll loop in its first turn.
         try:
             child = self._child = self._context.containment.spawn(command)
         except NotSpawned as error:
@@ -182,7 +185,7 @@ class Attempt:
         if delivered is not None:
             self._publish(Spawned(child.pid, child.shim_pid, child.started_at, delivered.generation))
             self._token = ChildToken(delivered, self._launch.delivered_at, self._context.secret, self._publish)
-            self._token.follow_secret()  # a newer one may have been loaded during the spawn
+            self._token.follow_secret()  # a newer generation may have been loaded during the spawn
         return True
 
     # -- while it runs
@@ -213,13 +216,13 @@ class Attempt:
             patience = max(0.0, next_at - asked_at)
             pipes.turn(patience)
             if (repeated := self._repeated) is not None and not (repeated.is_over or repeated in self._holds):
-                pipes.turn(0)  # stderr is read first: the frame of a tool that has forged the line may come later
+                pipes.turn(0)  # stderr is read before stdout: the frame of a tool that forged the line may come now
                 self._hold_begins(repeated)
             absent = time.monotonic() - asked_at - patience
             if is_held:
                 self._deadlines.postpone(absent + patience)
             elif absent > SUSPENDED_SECONDS:
-                # What the child has printed meanwhile has to be read before its silence is judged.
+                # Read what the child has printed meanwhile before its silence is judged.
                 self._deadlines.postpone(absent)
                 pipes.turn(0)
             if not pipes.leader_gone:  # a child that has ended was in time, however late that is seen
@@ -255,7 +258,7 @@ class Attempt:
         if entered is StopPhase.INTERRUPTED:
             run_stats = self._output.run_stats
             self._background_ended = run_stats.has_more_to_come
-            self._hook = run_stats.hook  # the CLI ends it when it is told to leave
+            self._hook = run_stats.hook  # noted now, because an interrupted CLI ends its hook
             run_stats.answer.is_leaving = True
             child.interrupt()
             self._signalled_at = time.monotonic()
@@ -297,7 +300,7 @@ class Attempt:
             self._deadlines.life_seen(read_at)
 
     def _check_init(self, task: Task) -> None:
-        """End the child if it says that it does not do what the task asks for."""
+        """End the child if the CLI reports another permission mode than the task's, or lacks an agent of the task."""
         run_stats, mode = self._output.run_stats, invocation.permission_mode(task)
         agents = {*(task.agents or ()), *([task.agent] if task.agent else ())}
         if run_stats.permission_mode != mode:
@@ -315,7 +318,7 @@ class Attempt:
             return
         evidence = self._token.evidence_in(detection, read_at)
         if evidence is None or self._launch.relayed is not None:
-            return  # the relay itself sees what the API says, so a line can only be a tool's
+            return  # the relay itself reads the API's answers, so evidence in the output can only come from a tool
         if self._may_wait(self._token, evidence):
             if self._repeated is None or self._repeated.is_over:
                 charged, body = self._token.charged, line[:EVIDENCE_LINE_BYTES]
@@ -335,12 +338,12 @@ class Attempt:
         )
 
     def _mark_suspect(self, generation: Generation) -> None:
-        # Other executions must not be held up by what a tool may have forged and no probe can tell from the truth.
+        # Evidence that a tool may have forged, and that no probe can verify, must not hold up other executions.
         if not self._output.used_tool or self._context.settings.probe != "off":
             self._context.mark_suspect(generation, self._spec.execution_id)
 
     def _may_wait(self, token: ChildToken, evidence: Detection) -> bool:
-        """Whether the child is left alone: it repeats its request until it has a newer token, and may wait for one."""
+        """Whether the child may run on: the CLI repeats its request, and the task may wait for a newer token."""
         asked = self._spec.task.park_seconds
         seconds = self._context.settings.park if asked is None else asked
         return seconds != 0 and self._output.run_stats.repeats_refusals and token.can_recover(evidence)
@@ -355,7 +358,7 @@ class Attempt:
         """Leave no process and no hold behind, whatever happened before."""
         self._end_repeated()
         if self._child is not None and self._sweep is None:
-            # Only a fault of the supervisor gets here: its traceback is logged later, the child must not live on.
+            # Only a fault of the supervisor leads here. Its traceback is logged later; the child must not live on.
             self._child.kill()
             self._sweep = self._child.sweep(time.monotonic() + SWEEP_SECONDS)
 
@@ -377,7 +380,7 @@ class Attempt:
             ending=ending,
             evidence=self._evidence_record,
             run_stats=run_stats,
-            # Not at the evidence: stderr is read first, so the frame of the tool that forged it may come later.
+            # Read now, not with the evidence: stderr is read before stdout, so the forging tool's frame comes later.
             used_tool=output.used_tool,
             background_ended=run_stats.has_more_to_come if self._signalled_at is None else self._background_ended,
             unknown_session=output.unknown_session,

@@ -36,13 +36,13 @@ class AttemptContext(msgspec.Struct, frozen=True):
     What all attempts of a supervisor share.
 
     Attributes:
-        may_use: Raises :class:`AgentRuntimeError` where a generation must not be spawned with, for a model, by an
-            execution.
+        may_use: Called with a generation, a model and an execution id; raises :class:`AgentRuntimeError` if the
+            execution must not start a child with that generation.
         mark_suspect: Called at once with a generation that was refused, and the id of the execution.
         unkillable: Takes over the children whose processes cannot be ended.
         workspaces: Opens the directories that children run in.
-        known_options: What the CLI in use knows, as far as that has been found out.
-        run_dir: Private files for children; each attempt has a directory of its own in it.
+        known_options: Returns the options that the CLI in use knows; None: not found out yet.
+        run_dir: Directory for the private files of children; each attempt has a directory of its own in it.
     """
 
     settings: Settings
@@ -64,10 +64,10 @@ class AttemptSpec(msgspec.Struct, frozen=True):
     What one attempt is to do.
 
     Attributes:
-        cwd: Where it runs, relative to the workspace; None: the workspace itself.
+        cwd: The directory that the child runs in, relative to the workspace; None: the workspace itself.
         total_at: When the execution's time is over, monotonic seconds.
-        mark: Unique per attempt; everything the child starts inherits it.
-        live_texts: Who reads the model's text while it is written.
+        mark: Unique per attempt; every process that the child starts inherits it.
+        live_texts: The readers of the model's text while it is written.
     """
 
     execution_id: str
@@ -84,7 +84,8 @@ class Spawned(msgspec.Struct, frozen=True):
     The child runs, with this generation.
 
     Attributes:
-        shim_pid: Its parent process; None: that was gone at once.
+        shim_pid: The pid of the child's parent process; None: the parent was gone at once.
+        started_at: Epoch seconds.
     """
 
     pid: int
@@ -94,7 +95,7 @@ class Spawned(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """The transcript has grown, or more was used."""
+    """The transcript or the attempt's usage has grown."""
 
 
 class Stopping(msgspec.Struct, frozen=True):
@@ -108,7 +109,7 @@ class Answered(msgspec.Struct, frozen=True):
     The API answered a request that carried this generation.
 
     Attributes:
-        since: When the child was given it, monotonic seconds.
+        since: When the child was given the generation, monotonic seconds.
     """
 
     generation: Generation
@@ -116,7 +117,7 @@ class Answered(msgspec.Struct, frozen=True):
 
 
 class Reached(msgspec.Struct, frozen=True):
-    """A newer generation has reached the running child."""
+    """A newer generation has reached the running child, at *delivered_at* (epoch seconds)."""
 
     generation: Generation
     delivered_at: float
@@ -124,7 +125,7 @@ class Reached(msgspec.Struct, frozen=True):
 
 class Held(msgspec.Struct, frozen=True):
     """
-    A request of the child waits, because its token is in trouble: in the relay, or the CLI repeats it by itself.
+    A request of the child is held, because its token is in trouble: at the relay, or the CLI repeats it by itself.
 
     Attributes:
         used_tool: Whether the model has, or may have, called a tool.
@@ -135,7 +136,7 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Released(msgspec.Struct, frozen=True):
-    """That request waits no longer."""
+    """A request that was held is held no longer."""
 
     request: HeldRequest
 
@@ -148,18 +149,18 @@ class AttemptReport(msgspec.Struct, frozen=True):
     How an attempt went; built once, when it has ended.
 
     Attributes:
-        error: Why there was no child at all.
-        generation: The one that the last API error is held against, else the one the child was given.
-        ending: What the verdict is reached from; None where there was no child.
+        error: Why no child was started; None: one was, or the attempt was stopped before.
+        generation: The generation that the last API error is held against, else the one that the child was given.
+        ending: The facts that the verdict is reached from; None where *error* says why there was no child.
         used_tool: Whether the model has, or may have, called a tool: from then on the output may be forged.
-        background_ended: There was a result, and background work that still went on was ended.
+        background_ended: Background work still went on after the result, and was ended.
         unknown_session: The CLI did not know the session it was told to resume.
-        session_refused: The API refused the session's history, or the CLI cannot read it, and nothing came after that.
+        session_refused: The API refused the session's history, or the CLI cannot read it, and the model did not go on.
         seconds_to_gone: From the first signal until the child and all it started were gone; None: never signalled.
-        cpu_seconds: How much processor time it has taken; None: not known.
-        waited_seconds: How long it was held at its end, for another token or the end of a limit.
-        survivors: Processes it had started that could not be ended.
-        result_line: Number of the last ``result`` frame in the transcript.
+        cpu_seconds: Processor time of the child and all it started; None: not known.
+        waited_seconds: How long the child had been held when it ended, for another token or the end of a limit.
+        survivors: How many processes that the child had started could not be ended.
+        result_line: Line number of the last ``result`` frame in the transcript; None: there is none.
     """
 
     started_at: float

@@ -1,4 +1,4 @@
-"""Attempts run in threads of their own; what they publish reaches the event loop in its order."""
+"""Run attempts in threads of their own, and carry their events to the event loop in the order of publication."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class AttemptThreads:
 
 
 class _Events:
-    """Carry events from an attempt's thread to the event loop; of progress, at most one is under way."""
+    """Carry an attempt's events to the event loop; at most one :class:`Progress` is under way at a time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, happened: Callable[[AttemptEvent], None]) -> None:
         self._loop = loop

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 class ChildToken:
     """
-    Follow the generations of one child that has been spawned.
+    Follow which generations a spawned child has, and which one each API error is about.
 
     Attributes:
-        charged: The generation that the last API error, if any, is held against.
+        charged: The generation that the last API error is held against; before any, the one delivered at the spawn.
     """
 
     def __init__(
@@ -46,12 +46,12 @@ class ChildToken:
 
     @property
     def in_use(self) -> Generation:
-        """The generation that a message which begins now has used."""
+        """The generation that the request carried whose answer begins now."""
         return self._held.in_use
 
     def follow_secret(self) -> None:
         """
-        Check whether the secret file's generation has reached the child; publish it if the child has it from now on.
+        Check whether the secret file's generation has reached the child; publish :class:`Reached` if it newly has.
 
         The only way in which a newer generation reaches an attempt. May be called from any thread, at any time.
         """
@@ -69,7 +69,7 @@ class ChildToken:
     def evidence_in(self, detection: Detection, read_at: float) -> Detection | None:
         """Charge an API error to a generation; return the error if it has to end the attempt."""
         if detection.is_evidence and self._held.may_be_reached:
-            # A token that was written just now, and is not noticed yet, would cost the attempt.
+            # Otherwise a newer token that was written just now, and is not noticed yet, would cost the attempt.
             self._secret.poll()
         self.follow_secret()
         if _is_repeated(detection):
@@ -99,8 +99,8 @@ class RepeatedRequest:
     """
     A refused request that the CLI repeats by itself, with a newer token as soon as that is in its file.
 
-    It is held as a request at the relay is, see :class:`~agent_runtime.delivery.delivery.HeldRequest`; to release it
-    only ends the wait, since nothing can keep the CLI from repeating it.
+    It is held like a request at the relay, see :class:`~agent_runtime.delivery.delivery.HeldRequest`, but a release
+    only ends the wait: nothing can keep the CLI from repeating the request.
 
     Args:
         body: The line that reports the refusal.
@@ -125,5 +125,5 @@ class RepeatedRequest:
 
 
 def _is_repeated(detection: Detection) -> bool:
-    """Whether older versions repeat a request after this answer and read their file again; they do after no other."""
+    """Whether older CLIs read their file again and repeat the request after such an API error; after others never."""
     return detection.trouble is TokenTrouble.REFUSED and detection.status in {401, None}

@@ -23,11 +23,12 @@ class Deadlines:
     Calculate the moment at which an attempt has been silent for too long.
 
     All times are monotonic seconds that the caller passes in. The limit depends on how far the attempt is: before
-    ``system/init``, before the model's first sign, without an open tool call, with one. After a result only background
-    work has a limit, counted from the result.
+    ``system/init``, before the model's first sign, without an open tool call, with one. Work in the background has a
+    limit that is counted from the result.
 
     Args:
-        settings: With the limits of each silence, and of work in the background; 0 turns one off.
+        settings: They hold the limit of each silence, and of work in the background; 0 turns a limit off.
+        total_at: When the execution's time is over.
     """
 
     def __init__(self, settings: Settings, *, spawned_at: float, total_at: float) -> None:
@@ -70,7 +71,7 @@ class Deadlines:
             self._result_at = self._since = now
 
     def postpone(self, seconds: float) -> None:
-        """Move every deadline but the total time, after this process was suspended for so many seconds."""
+        """Move every deadline but the total time by *seconds* in which silence of the child does not count."""
         self._since += seconds
         self._heard_at += seconds
         self._result_at += seconds

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CLOCK_SLACK_SECONDS = 0.001
-"""A timer may ring so much early."""
+"""By how much a timer of the event loop may fire too early."""
 
 
 class ExecutionContext(msgspec.Struct, frozen=True):
@@ -47,9 +47,9 @@ class ExecutionContext(msgspec.Struct, frozen=True):
     What all executions of a supervisor share.
 
     Attributes:
-        cli: Learns how each start of the CLI ended.
-        token_accepted: Called when the API answered a request: with the generation that it carried, and since when the
-            child had it (monotonic seconds).
+        cli: Records how each start of the CLI ended.
+        token_accepted: Called when the API answered a request, with the generation that the request carried and since
+            when the child had it (monotonic seconds).
         save: Writes a record; returns whether that was possible.
     """
 
@@ -69,15 +69,15 @@ class Execution:
     run on the event loop's thread.
 
     Attributes:
-        writer: Changes the record.
+        writer: The only code that changes the record.
         stopped: Set as soon as the end was requested.
-        slot: Number of its slot, from 1.
-        usage: What its processes take now, measured once a second.
-        shim_pid: Parent process of its CLI; None: no attempt runs.
-        error: Why it got no further than a check of this supervisor, if it did not.
-        resets_at: When the usage limit ends that it met, epoch seconds, where the API said so.
-        on_held: Called with each request that is held.
-        answer: What every caller gets, as soon as it has finished.
+        slot: Number of its latest slot, from 1; None: it has had none.
+        usage: Processor time, memory and so on of its processes now, measured once a second.
+        shim_pid: Pid of the parent process of its CLI; None: no attempt runs.
+        error: The error by which this supervisor, not the CLI, ended it or its latest attempt; None: there is none.
+        resets_at: The end of the usage limit that it met, epoch seconds; None: the API did not name it.
+        on_held: Called with the event of each request that is held.
+        answer: The answer that every caller gets; None until the execution has finished.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Execution:
         self._context = context
         self._admitted_at = time.monotonic()
         self.total_at = self._admitted_at + timeout_seconds
-        """When its time is over, monotonic seconds."""
+        """When the execution's time is over, monotonic seconds."""
         self._attempt: Attempt | None = None
         self._is_announced = False
         self._used: AttemptUsage | None = None
@@ -121,39 +121,39 @@ class Execution:
 
     @property
     def record(self) -> ExecutionRecord:
-        """Its record, changed only by :attr:`writer`."""
+        """The execution's record, changed only by :attr:`writer`."""
         return self.writer.record
 
     @property
     def execution_id(self) -> str:
-        """The id callers know it by."""
+        """The id that callers know the execution by."""
         return self.record.execution_id
 
     @property
     def phase(self) -> Phase:
-        """Where it is now."""
+        """The phase that the execution is in now."""
         return self.record.state
 
     @property
     def held(self) -> Generation | None:
-        """The generation that its running attempt holds; None: no attempt runs."""
+        """The newest generation that the running attempt's child has; None: no attempt runs, or no token is loaded."""
         return None if self._attempt is None else self._attempt.held
 
     @property
     def limited_until(self) -> float | None:
-        """When the usage limit ends that it was turned away for, or that it met; epoch seconds, where known."""
+        """The end of the usage limit that it was turned away for, or that it met; epoch seconds; None: not known."""
         return self.error.resets_at if isinstance(self.error, TokenLimited) else self.resets_at
 
     @property
     def unstarted(self) -> Verdict | None:
-        """Its end, where it was stopped or timed out while it waited."""
+        """The final verdict, if the execution was stopped or timed out while it waited; else None."""
         if self.requested_stop is not None:
             return UNSTARTED[self.requested_stop]
         is_over = time.monotonic() >= self.total_at - CLOCK_SLACK_SECONDS
         return UNSTARTED[StopReason.TIMEOUT] if is_over else None
 
     async def wait(self, event: Awaitable[object], until: float) -> bool:
-        """Wait for *event*; False when the execution is stopped, or it is *until* (monotonic seconds), first."""
+        """Wait for *event*; return False if first the execution is stopped, or *until* (monotonic seconds) is past."""
         stopped, happened = asyncio.ensure_future(self.stopped.wait()), asyncio.ensure_future(event)
         try:
             await asyncio.wait(
@@ -166,7 +166,7 @@ class Execution:
                 happened.cancel()
 
     async def finished(self) -> None:
-        """Wait for the final record."""
+        """Wait until the record is final and the answer is there."""
         await self._finished.wait()
 
     def request_stop(self, reason: StopReason, *, at_once: bool = False) -> None:
@@ -186,31 +186,31 @@ class Execution:
         self._context.events.publish(type, execution_id=self.execution_id, **data, **given)
 
     def publish_end(self) -> None:
-        """Publish how it has ended and what it has used."""
+        """Publish how the execution has ended and what it has used."""
         end = {"outcome": self.record.outcome, "error_class": self.record.error_class}
         self.publish("execution.finished", **end, **self.record.metadata.totals)
 
     def end_hold(self, request: HeldRequest) -> None:
-        """End the running attempt because of what a held request has met."""
+        """End the running attempt because of the API error that *request* is held for."""
         if self._attempt is not None:
             self._attempt.end_hold(request)
 
     def save(self) -> None:
-        """Write the record."""
+        """Write the record to the store; if that fails, record so (``metadata.retained``)."""
         self._is_saved = True
         if not self._context.save(self.record):
             self.writer.unretained()
 
     def park(self) -> None:
-        """Record that it waits for a newer token, without a slot."""
+        """Record that the execution waits for a newer token, without a slot."""
         self._move(Event.PARKED)
 
     def requeue(self) -> None:
-        """Record that it waits for a slot again."""
+        """Record that the execution waits for a slot again."""
         self._move(Event.REQUEUED)
 
     def end(self, final: Verdict) -> None:
-        """Make the record final; also for an execution that never got a slot. :meth:`conclude` follows."""
+        """Make the record final, also if the execution never got a slot; call :meth:`conclude` next."""
         record, counts = self.record, self._context.counts
         self.writer.ended(Verdict(final.outcome, final.error_class, self._public_detail(final)))
         self.transcript.close()
@@ -225,7 +225,7 @@ class Execution:
         )
 
     def conclude(self, answer: Answer) -> None:
-        """Publish the answer to all callers."""
+        """Give the answer to all callers that wait for it."""
         self.answer = answer
         self._finished.set()
         self.changed.notify()
@@ -263,12 +263,12 @@ class Execution:
             self._attempt.follow_secret()
 
     def measured(self, usage: Usage) -> None:
-        """Record what its processes take now."""
+        """Record what the execution's processes take of the machine now."""
         self.usage = usage
         self.writer.measured(usage)
 
     def happened(self, event: AttemptEvent) -> None:
-        """Record an event of its attempt."""
+        """Record an event of the running attempt."""
         record, context, extra = self.record, self._context, {"execution_id": self.execution_id}
         if isinstance(event, Spawned):
             context.counts.count("attempts")
@@ -351,7 +351,7 @@ class Execution:
         return final
 
     def _note_usage(self) -> None:
-        """Record what the running attempt has used, so that it is known also where this supervisor dies."""
+        """Record what the running attempt has used, so that it is known even if this supervisor dies."""
         if self._attempt is None or self._attempt.usage is self._used:
             return
         self._used = self._attempt.usage
@@ -359,17 +359,17 @@ class Execution:
         self._is_saved = False
 
     def save_usage(self) -> None:
-        """Write the record if more was used since it was written: once a second, so that many messages cost one."""
+        """Write the record if the usage has grown since; called once a second, so that many messages cost one write."""
         if not self._is_saved:
             self.save()
 
     def is_swallowed(self, report: AttemptReport) -> bool:
-        """Whether the CLI took the message for a command of its own and answered it without its remaining text."""
+        """Whether the CLI took the message for a command of its own, and gave none of its other text to the model."""
         is_text = self.record.metadata.sent_as_text
         return not is_text and report.run_stats.answer.is_without_model and has_text_behind(self.task)
 
     def _public_detail(self, final: Verdict) -> str | None:
-        """Return what went wrong, without ids, and without words that backends act on unless they are meant."""
+        """Return the detail for callers: without ids, and with words that make a backend switch only if it should."""
         detail = final.detail
         if final.error_class is ErrorClass.RATE_LIMIT:
             return limit_sentence(self.limited_until)

@@ -31,8 +31,8 @@ class Launch:
 
     Attributes:
         generation: The newest generation that was read or delivered.
-        delivered: None until the token has been handed over.
-        delivered_at: When that was, monotonic seconds.
+        delivered: The delivery of the token to the child; None until then.
+        delivered_at: When the token was delivered, monotonic seconds.
     """
 
     def __init__(self, spec: AttemptSpec, context: AttemptContext) -> None:
@@ -46,7 +46,7 @@ class Launch:
 
     @property
     def relayed(self) -> Relayed | None:
-        """The child as the relay knows it; None: it has a token, or none yet."""
+        """The child's identity at the relay; None: the child has a token itself, or nothing was delivered yet."""
         return None if self.delivered is None else self.delivered.relayed
 
     def command(self) -> Command:
@@ -54,8 +54,8 @@ class Launch:
         Read and deliver the token, write the child's files, and put its command together.
 
         Raises:
-            AgentRuntimeError: There is no token, it must not be used, a directory of the task is not there, or the
-                operating system refuses something.
+            AgentRuntimeError: There is no token, it must not be used, a directory of the task cannot be opened, the CLI
+                is not found, or a file cannot be written.
         """
         spec, context = self._spec, self._context
         settings, environ = context.settings, context.environ
@@ -116,5 +116,5 @@ class Launch:
 
 
 def _shell_prefix(delivered: Delivered) -> tuple[Path, ...]:
-    """Return the relay's program that the child's tools are run by, if there is one."""
+    """Return the path of the relay's program through which the CLI runs its tools, if there is one."""
     return tuple(Path(value) for name, value in delivered.variables.items() if name == SHELL_PREFIX_VARIABLE)

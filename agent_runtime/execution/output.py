@@ -30,10 +30,15 @@ if TYPE_CHECKING:
     from agent_runtime.telemetry.redaction import Redactor
 
 EVIDENCE_LINE_BYTES = 2048
+"""How much of a line is stored as evidence."""
 TRUNCATED_HEAD_BYTES = 1024
+"""How much the transcript gets of a line that is too long."""
 _OPENING, _CLOSING = b"{}"
 _SIGNS_OF_SIGKILL = (b"Exit code 137", b"Killed", b"SIGKILL")
-"""In a tool's result: of the CLI and its shell (measured on 2.1.30, 2.1.197 and 2.1.332), and of other programs."""
+"""
+Words in the result of a tool that was killed: those of the CLI and its shell (measured on 2.1.30, 2.1.197 and 2.1.332),
+and those of other programs.
+"""
 
 
 class Sign(Enum):
@@ -59,17 +64,17 @@ class ChildOutput:
     text inside a frame of type ``agent_runtime``.
 
     Args:
-        live_text: Gets every partial message, and learns of whole ones.
+        live_text: Gets every partial message, and is told of each whole one.
         brings_images: The request sends images, so that an error about images is the request's, not the session's.
         on_error: Called with each API error, its line, and when the line was read (monotonic seconds), before the next
-            line is parsed; no longer once the child was told to leave, because what it prints then is about that.
-        on_sign: Called with each sign of life, likewise.
+            line is parsed; not after the child was interrupted, because its errors then come from the interrupt.
+        on_sign: Called with each sign of life, and when it was read.
 
     Attributes:
         last_error: The last API error, unless the model has gone on since.
-        result_line: Number of the last ``result`` frame in the transcript.
+        result_line: Line number of the last ``result`` frame in the transcript; None: there is none.
         unknown_session: The CLI did not know the session it was told to resume.
-        session_refused: The API refused the session's history, or the CLI could not read it, and nothing came after.
+        session_refused: The API refused the session's history, or the CLI cannot read it, and the model did not go on.
         lost_a_tool: The result of a tool looks as if a process of it had been killed by SIGKILL.
     """
 
@@ -111,7 +116,7 @@ class ChildOutput:
     # -- stderr
 
     def stderr(self, lines: Lines, read_at: float) -> None:
-        """Search lines of stderr."""
+        """Search lines of stderr for API errors, and note the last ones for people."""
         for line in lines:
             self._stderr_line(line.removesuffix(b"\n"), read_at)
         self._on_sign(Sign.LOG, read_at)
@@ -128,7 +133,7 @@ class ChildOutput:
 
     @property
     def last_words(self) -> str | None:
-        """The most informative of the last lines for people on stderr, redacted."""
+        """The most informative of the last lines on stderr that are meant for people, redacted; None: there is none."""
         text = self._last_words.most_informative.encode()
         return self._redactor.redact(text, truncated=True).decode(errors="replace") or None
 
@@ -235,7 +240,7 @@ class ChildOutput:
         self._on_error(detection, line, read_at)
 
     def _text(self, text: bytes) -> bytes:
-        """Wrap text that is no frame."""
+        """Wrap text that is no frame in a frame of type ``agent_runtime``."""
         return _own_frame(subtype="text", text=self._redactor.redact(text).decode(errors="replace"))
 
     def _cut(self, line: CutLine) -> bytes:
@@ -247,7 +252,7 @@ class ChildOutput:
     # -- both
 
     def unfinished(self, channel: Channel, data: bytes, read_at: float) -> None:
-        """Search a line that the child has not finished: evidence in it must not wait for a newline."""
+        """Search a line that the child has not finished, because evidence in it must not wait for a newline."""
         if channel is Channel.STDERR:
             detection = self._detector.stderr(LogEntry.of(data), finished=False)
         else:

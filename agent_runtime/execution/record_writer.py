@@ -35,7 +35,7 @@ class RecordWriter:
     """
     Write one record; its state changes only by :func:`~agent_runtime.model.state.transition`.
 
-    Nothing is saved here: that is for the caller, when its change is complete.
+    Nothing is written to the store here: the caller saves the record when its change is complete.
     """
 
     def __init__(self, record: ExecutionRecord) -> None:
@@ -61,7 +61,7 @@ class RecordWriter:
         Begin the record of a task, or go on with *previous*: its attempts stay, how it ended does not.
 
         Args:
-            prompt: The beginning of its message, if that may be shown.
+            prompt: The beginning of the task's message; recorded only if the settings allow prompts to be shown.
         """
         record = previous or ExecutionRecord(
             execution_id=execution_id,
@@ -69,7 +69,7 @@ class RecordWriter:
             metadata=Metadata(context_window=context_window_of(task.model)),
         )
         writer, metadata = cls(record), record.metadata
-        if record.request_digest != task.digest:  # the same message may have been swallowed, and be sent as text since
+        if record.request_digest != task.digest:  # else keep the flag, which is set when the CLI swallows the message
             metadata.sent_as_text = would_change_something(
                 task, settings.workspace, settings.workspace / (cwd or "."), settings.config_dir
             )
@@ -110,7 +110,7 @@ class RecordWriter:
         """Record the session before the CLI reports it: an execution that is cut off goes on in it."""
         self.note_session(str(session.session_id))
         if session.prompt is None:
-            # Unknown if the execution is cut off now: the CLI says whether it knows a session this attempt has begun.
+            # None: if the execution is cut off now, only the CLI can tell whether it has stored the session begun here.
             self.record.resumable = False if session.resumes else None
 
     def spawned(self, event: Spawned) -> None:
@@ -123,7 +123,7 @@ class RecordWriter:
         self.happened(Event.SPAWNED)
 
     def used(self, usage: AttemptUsage) -> None:
-        """Record what the running attempt has used up to now; it may be called with the same any number of times."""
+        """Record what the running attempt has used up to now; a call with the same *usage* again changes nothing."""
         metadata, before, total = self.record.metadata, self._before, total_of(usage.by_model)
         for name in ModelUsage.__struct_fields__:
             setattr(metadata, name, round(getattr(before, name) + getattr(total, name), COST_DIGITS))
@@ -162,17 +162,17 @@ class RecordWriter:
         self.record.metadata.session_restarted = True
 
     def resumed(self) -> bool:
-        """Record that a further attempt follows, if there was one before; return whether there was."""
+        """Count a resume if an attempt has run before; return whether one has."""
         has_attempts = bool(self.record.attempts)
         self.record.metadata.resumes += has_attempts
         return has_attempts
 
     def send_as_text(self) -> None:
-        """Record that the CLI took the message for a command of its own."""
+        """Record that the message must be sent as text, because the CLI took it for a command of its own."""
         self.record.metadata.sent_as_text = True
 
     def measured(self, usage: Usage) -> None:
-        """Record what its processes take now; *usage* gets the processor time of earlier attempts added."""
+        """Record what the execution's processes take now; add the processor time of earlier attempts to *usage*."""
         usage.cpu_seconds += self._cpu_seconds_before
         self.record.usage = self.record.usage.with_peaks_of(usage)
 
@@ -208,7 +208,7 @@ class RecordWriter:
         metadata.stop_reason = run_stats.answer.stop_reason or metadata.stop_reason
 
     def ended(self, final: Verdict) -> None:
-        """Make the record final; a *final* detail that repeats the one before gets no advice to send it again."""
+        """Make the record final; if it ends with the same detail as the last time, do not advise to send it again."""
         record = self.record
         self.happened(Event.ENDED)
         record.outcome, record.error_class = final.outcome, final.error_class
@@ -216,7 +216,7 @@ class RecordWriter:
         record.ended_at, record.held = time.time(), False
 
     def interrupted(self) -> None:
-        """Make the record of an execution final that an earlier supervisor has left without an end."""
+        """Make the record of an execution final that an earlier supervisor left unfinished."""
         self.ended(Verdict(Outcome.FAILED, ErrorClass.INTERRUPTED, ErrorClass.INTERRUPTED.sentence))
         for attempt in self.record.attempts:
             if attempt.ended_at is None:
@@ -249,7 +249,7 @@ def _token_record(generation: Generation, delivered_at: float) -> TokenRecord:
 
 
 def _uuid_text(text: str | None) -> str | None:
-    """Return a session id from a frame only if it is one: any program can print a frame."""
+    """Return a frame's session id if it is a UUID, else None: any program can print a frame."""
     try:
         return None if text is None else str(uuid.UUID(text))
     except ValueError:

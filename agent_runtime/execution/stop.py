@@ -35,7 +35,6 @@ class StopSequence:
     Attributes:
         wake: Wakes the attempt's poll loop at each request.
         reason: The first reason that was given for the end.
-        due_at: When :meth:`advance` has something to do; while the attempt runs, never by time alone.
     """
 
     def __init__(self, grace_seconds: float) -> None:
@@ -50,7 +49,7 @@ class StopSequence:
 
     @property
     def due_at(self) -> float:
-        """The next moment at which :meth:`advance` enters a phase, as far as that is a matter of time."""
+        """When :meth:`advance` enters the next phase by time alone; infinite where no phase follows by time."""
         return -math.inf if self._at_once and self.phase is StopPhase.INTERRUPTED else self._due_at
 
     def request(self, reason: StopReason, *, at_once: bool = False) -> None:
@@ -82,7 +81,7 @@ class StopSequence:
         return self.phase
 
     def close(self) -> None:
-        """Give the descriptor back; later requests change nothing but the reason."""
+        """Close the descriptor of :attr:`wake`; later requests change nothing but the reason."""
         with self._lock:
             self._is_closed = True
             self.wake.close()

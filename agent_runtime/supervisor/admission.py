@@ -48,12 +48,12 @@ log = logging.getLogger(__name__)
 BUSY_RETRY_SECONDS = 5
 DRAINING_RETRY_SECONDS = 5
 RESUME_SECONDS = 1.0
-"""How often tasks that an earlier supervisor left are submitted again, as long as that is not possible."""
+"""How long after a failed submission a task that an earlier supervisor left is submitted again."""
 
 
 class Admission:
     """
-    Admit executions, let each have its runner, and store how it ended.
+    Admit executions, start a runner for each, and store how each has ended.
 
     All methods run on the event loop's thread. Admission is synchronous: :meth:`submit` either raises or returns an
     execution that belongs to the supervisor from then on.
@@ -62,6 +62,7 @@ class Admission:
         changed: Notified when an execution has ended, or admission was opened or closed.
         draining: Nothing is admitted.
         last_task_at: When the last task was admitted, epoch seconds.
+        consecutive_failures: How many executions in a row have failed.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Admission:
         After a failure the same id begins a new attempt on the same record and transcript.
 
         Args:
-            fault: What the CLI in use does not know of the task, if there is something.
+            fault: The error for an option of the task that the CLI in use does not know, if there is one.
 
         Raises:
             AdmissionError: No room, no usable token, or draining.
@@ -143,7 +144,7 @@ class Admission:
         return execution
 
     def _must_park(self, task: Task) -> bool:
-        """Whether the token cannot be used now, and the task is ready to wait for another."""
+        """Whether the token cannot be used now, but the task is ready to wait for another; raises if it is not."""
         try:
             self._runners.gate.require(task.model)
         except (TokenUnusable, TokenUnpaid, TokenLimited):
@@ -205,7 +206,12 @@ class Admission:
             self.changed.notify()
 
     async def drain(self, timeout_seconds: float) -> None:
-        """Close admission, wait *timeout_seconds* for the running, stop the rest politely, and wait for them."""
+        """
+        Close admission, let executions run on, then stop the rest politely and wait until all have ended.
+
+        Args:
+            timeout_seconds: For executions to run on and to stop; they are asked to stop a grace period before its end.
+        """
         self._is_ending = True
         self.close()
         deadline = time.monotonic() + max(0.0, timeout_seconds - self._runners.settings.stop_grace)
@@ -252,7 +258,7 @@ class Resumption:
             self.turn()
 
     def _submit(self, task: Task) -> bool:
-        """Submit one task if it is still interrupted; return whether it is done with."""
+        """Submit one task if it is still interrupted; return whether it needs no further call."""
         known, archive = {"execution_id": task.execution_id}, self._admission.archive
         try:
             if task.execution_id is None or not archive.is_interrupted(task.execution_id):

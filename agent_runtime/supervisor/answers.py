@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 
 LAST_BYTES = 64 << 10
+"""How much of the end of a transcript is searched for a result."""
 
 
 class AnswerForm(msgspec.Struct, frozen=True):
     """
-    How answers are shown. They are stored in one form, so a restart may change how they are shown.
+    The form in which answers are shown. All are stored in one form, so a restart may change the form that is shown.
 
     Attributes:
         detail_is_object: ``detail`` of errors is an object, with the transcript.
@@ -93,7 +94,7 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
     """
     Build the answer of a finished execution from its record and transcript.
 
-    A transcript that could not be written or read costs the log of the answer, and ``metadata.retained`` says so.
+    If the transcript could not be written or read, the answer lacks its log, and ``metadata.retained`` is false.
     """
     record = execution.record
     if execution.transcript.incomplete:
@@ -173,7 +174,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def in_form(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcript: TranscriptReader) -> Answer:
-    """Convert an answer to the set form, with the counts of its record: those stored by 0.1.0 may be null."""
+    """Convert a stored answer to *form*, with the metadata of its record: counts that 0.1.0 stored may be null."""
     fields = msgspec.json.decode(answer.body, type=dict[str, msgspec.Raw])
     fields["metadata"] = _raw(record.metadata)
     if answer.status_code == SUCCESS:

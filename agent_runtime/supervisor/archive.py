@@ -1,4 +1,4 @@
-"""Everything that is stored of executions: records, answers, transcripts and tasks; and their state after a restart."""
+"""Store records, answers, transcripts and tasks of executions, and end those that an earlier supervisor left."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ RECENT_SECONDS = 15 * 60
 RECENT_KEPT = 1000
 RETRY_SECONDS = 5
 SPACE_SECONDS = 5.0
-"""How long a full disk is left alone after something was deleted."""
+"""How long after old executions were deleted it is checked again whether the disk is full."""
 COPIES = 4
-"""Of an answer's bytes, while its fields are put together."""
+"""How many copies of an answer's bytes are in memory while its fields are put together."""
 
 OTHER_BODY = "this execution_id is known for another body; choose another id"
 
@@ -61,7 +61,7 @@ class StoredResult(msgspec.Struct, frozen=True):
     A finished execution whose answer is stored; a caller can wait for it as for a running one.
 
     Attributes:
-        most_bytes: What it takes at most to read the answer and to split it into fields.
+        most_bytes: Memory that it takes at most to read the answer and to split it into fields.
     """
 
     record: ExecutionRecord
@@ -75,7 +75,7 @@ class StoredResult(msgspec.Struct, frozen=True):
         Read the answer, in the form that callers get; callable from any thread.
 
         Raises:
-            StoreUnavailable: It cannot be read, or was deleted meanwhile.
+            StoreUnavailable: The answer cannot be read, or was deleted meanwhile.
         """
         if (found := self.records.answer(self.record.execution_id)) is None:
             raise StoreUnavailable("the answer of this execution was deleted")
@@ -91,10 +91,10 @@ class StoredResult(msgspec.Struct, frozen=True):
 
     def answer_to_post(self) -> Answer:
         """
-        Read the answer for a caller that would else run the task again.
+        Read the answer for a caller that would otherwise run the task again.
 
         Raises:
-            MayHaveRun: It cannot be read.
+            MayHaveRun: The answer cannot be read.
         """
         try:
             return self.answer()
@@ -103,11 +103,11 @@ class StoredResult(msgspec.Struct, frozen=True):
 
     @property
     def execution_id(self) -> str:
-        """The id callers know it by."""
+        """The id that callers know the execution by."""
         return self.record.execution_id
 
     async def finished(self) -> None:
-        """Return at once."""
+        """Return at once, because the execution has finished."""
 
 
 def _may_have_run(error: StoreUnavailable) -> MayHaveRun:
@@ -126,10 +126,14 @@ class View(msgspec.Struct, frozen=True):
 
 class Archive:
     """
-    Store executions on disk, and go on where the disk fails.
+    Store executions on disk, and work on while the disk fails.
 
     A record that could not be written says so (``metadata.retained``), and may be unknown after a restart; the store
     holds it in memory until it can be written.
+
+    Attributes:
+        is_accounted: Whether :meth:`account` has done its work; None: it was not called yet.
+        unaccounted: Names of transcripts that have no record.
     """
 
     def __init__(
@@ -152,7 +156,6 @@ class Archive:
         self._ended_lock = threading.Lock()  # executions are concluded in several threads
         self.is_accounted: bool | None = None
         self.unaccounted: list[str] = []
-        """Names of transcripts whose record is lost."""
         self._damage_reported = 0
         self._findings: list[str] = []
         self._look_at_space_at = 0.0
@@ -205,10 +208,10 @@ class Archive:
 
     def find(self, execution_id: str) -> ExecutionRecord | None:
         """
-        Return the record of an execution that does not run; an unfinished one is ended as interrupted.
+        Return the record of an execution that does not run, ended as interrupted if unfinished; None: unknown id.
 
         Raises:
-            StoreUnavailable: It cannot be read, or it is lost: its transcript has lines.
+            StoreUnavailable: The record cannot be read, or it is lost: the execution has a transcript.
         """
         record = self.records.load(execution_id)
         if record is None and self.transcripts.size_bytes(execution_id):
@@ -219,13 +222,13 @@ class Archive:
 
     def earlier(self, execution_id: str, digest: str) -> StoredResult | ExecutionRecord | None:
         """
-        Return the result of an execution that does not run: the answer of a success, the record of a failure, or None.
+        Return how an execution ended that does not run: the answer of a success, else the record; None: unknown id.
 
         Args:
-            digest: Of the request; after a failure another one is accepted.
+            digest: Digest of the request; after a failure another request may use the id.
 
         Raises:
-            Conflict: It succeeded for another body.
+            Conflict: The execution succeeded for another body.
             MayHaveRun: Its record or answer cannot be read.
         """
         try:
@@ -242,28 +245,31 @@ class Archive:
 
     def prepare(self, task: Task, ignored_fields: list[str]) -> NewTask:
         """
-        Do what takes time in proportion to the length of a task; callable from any thread.
+        Check the names of a task's variables and encode the task for the store; callable from any thread.
+
+        Done before admission, because it takes time in proportion to the length of the task.
 
         Raises:
-            InvalidRequest: It sets a variable that no task may set.
+            InvalidRequest: The task sets a variable that no task may set.
         """
         check_task_names(task.env or ())
         return self.tasks.prepare(task, ignored_fields)
 
     def with_obstacle(self, new: NewTask) -> NewTask:
-        """Look at the directories that a task names, which may wait for a disk."""
+        """Add the error for a directory that the task names and cannot use, if there is one; may wait for a disk."""
         return msgspec.structs.replace(new, obstacle=self.workspaces.obstacle(new.task))
 
     def directory_of(self, new: NewTask, execution_id: str, previous: ExecutionRecord | None) -> str | None:
         """
-        Return the directory that an execution is to run in, as in its record.
+        Return the directory that an execution is to run in, relative to the workspace; None: the workspace itself.
 
-        A retry runs where the attempts before it ran, and a task that goes on with another's session where that one
-        ran: up to 2.1.197 the CLI knows a session only there (measured; 2.1.330 and 2.1.332 find it from anywhere).
+        A retry runs where the attempts before it ran, and a task that resumes another execution's session where that
+        execution ran: up to 2.1.197 the CLI knows a session only there (measured; 2.1.330 and 2.1.332 find it from
+        anywhere).
 
         Raises:
-            InvalidRequest: A directory of the task cannot be used, or its session belongs to another one.
-            MayHaveRun: It cannot be read where the session ran.
+            InvalidRequest: A directory of the task cannot be used, or its session belongs to another directory.
+            MayHaveRun: The store cannot tell where the session ran.
         """
         task = new.task
         if new.obstacle is not None:
@@ -299,10 +305,10 @@ class Archive:
 
     def stored_result(self, record: ExecutionRecord) -> StoredResult | None:
         """
-        Return the result of an execution that has ended, if its answer is stored; nothing of it is read yet.
+        Return the result of an execution that has ended, without reading its answer; None: no answer is stored.
 
         Raises:
-            StoreUnavailable: The disk does not say.
+            StoreUnavailable: The store cannot tell whether there is an answer.
         """
         size_bytes = self.records.answer_bytes(record.execution_id)
         if size_bytes is None:
@@ -313,7 +319,7 @@ class Archive:
         return StoredResult(record, self.records, self._form, transcript, most_bytes)
 
     def shown(self, record: ExecutionRecord, answer: Answer) -> Answer:
-        """Return a new answer in the form that callers get."""
+        """Convert an answer that was just built to the form that callers get."""
         if answer.status_code == SUCCESS or not self._form.detail_is_object:
             return answer
         return in_form(answer, record, self._form, self.transcripts.reader(record.execution_id))
@@ -322,8 +328,8 @@ class Archive:
         """
         End every execution that an earlier supervisor left unfinished as ``interrupted``; load the recently ended ids.
 
-        To be called when the earlier supervisor's children are gone, before any admission. Where the records cannot be
-        read then, it is called again until they can (:attr:`is_accounted`).
+        To be called when the earlier supervisor's children are gone, before any admission. If the records cannot be
+        read then, :meth:`new_damage` calls it again until they can.
 
         Args:
             running: Ids of executions of this supervisor.
@@ -383,7 +389,7 @@ class Archive:
         """
         Return the losses found since the last call, a sentence each.
 
-        Executions that could not be accounted for at the start are, as soon as the records can be read.
+        Calls :meth:`account` if there are new ones, or if the records could not be read up to now.
         """
         found = self.records.damage[self._damage_reported :]
         self._damage_reported += len(found)
@@ -393,7 +399,7 @@ class Archive:
         return found
 
     def _release(self, execution_id: str, *, keeps: bool) -> bool:
-        """Have the own directory of an execution kept for ever or deleted; False: another execution works in it."""
+        """Have an execution's own directory deleted, or kept for ever; False: other executions have used it, too."""
         if keeps:
             self.workspaces.forget(execution_id)
             return True

@@ -1,4 +1,4 @@
-"""What becomes of a request that is held: sent again, passed on, or its attempt ended."""
+"""Decide how a hold ends: the request is sent again, the API's answer is passed on, or the attempt is ended."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ log = logging.getLogger(__name__)
 
 class Holds:
     """
-    Verify why each request is held, and wait as the retry policy decides for an attempt that has ended.
+    Verify why each request is held, and apply the retry policy to it as if its attempt had ended.
 
-    What the policy would go on with, or park for, the request waits for in its place; the execution keeps its slot and
-    its process. Where the policy gives up, or the wait is over, the attempt is ended, and goes the way of any other. So
-    is that of the execution that was held first, if one that could run now waits for a slot: it is parked and resumed.
-    In a drain nothing waits: the execution ends as interrupted, and can be resumed elsewhere.
+    Where the policy would run a further attempt, the request is sent again instead. Where the policy would park the
+    execution, the request waits instead, and the execution keeps its slot and its process. Where the policy gives up,
+    or the wait was in vain, the attempt is ended and treated like any other that has ended.
+
+    If another execution that could run now waits for a slot, the attempt that has been held longest is ended, too; its
+    execution is parked and resumed later. In a drain no request waits: the execution ends as interrupted, and can be
+    resumed elsewhere.
     """
 
     def __init__(self, is_draining: Callable[[], bool] = lambda: False) -> None:
@@ -39,7 +42,7 @@ class Holds:
         self._waiting: set[Held] = set()
 
     def begin(self, runner: ExecutionRunner, held: Held) -> None:
-        """Decide about a request in the background."""
+        """Decide in the background how a hold of the runner's execution ends."""
         self._held[held] = runner  # in the order in which they began
         task = asyncio.ensure_future(self._settle(runner, held))
         self._settling.add(task)
@@ -62,14 +65,14 @@ class Holds:
             started_at=time.time(),
             generation=generation,
             ending=Ending(exit_code=None, evidence=request.detection),
-            # The relay itself has read the limit off the API's answer; which requests are refused a tool can choose.
+            # A tool can provoke a refusal, but not a limit, which the relay itself has read in the API's answer.
             used_tool=held.used_tool and not is_limit,
         )
         decision, _, verification = await runner.decide(report, trouble, generation)
         gate.statuses.end_try(execution.execution_id)
 
         def is_moot() -> bool:
-            return request.is_over or execution.unstarted is not None  # whose attempt ends by itself
+            return request.is_over or execution.unstarted is not None  # a stopped execution's attempt ends by itself
 
         if is_moot():
             return
@@ -81,7 +84,7 @@ class Holds:
         def end(*, gives_up: bool) -> None:
             runner.gives_up |= gives_up
             if is_limit and gives_up:
-                request.release(replays=False)  # the CLI ends by itself, and says of what
+                request.release(replays=False)  # the CLI ends by itself, and reports the limit
             else:
                 execution.end_hold(request)
 
@@ -126,7 +129,7 @@ class Holds:
             end(gives_up=is_past)
 
     def _must_yield(self, runner: ExecutionRunner) -> bool:
-        """Whether an execution that could run now wants its slot, and no other one has been held for longer."""
+        """Whether other executions that could run now need the runner's slot, because it is among the longest held."""
         waiting = [one for held, one in self._held.items() if held in self._waiting and not held.request.is_over]
         candidates = dict.fromkeys(one for one in waiting if not one.could_run())
         return runner in list(candidates)[: max(0, runner.context.slots.wanted)]

@@ -44,7 +44,7 @@ class BackgroundTasks:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Run *work*; *name*: the id of its execution, if it is of one."""
+        """Run *work* as a task; *name* is the id of its execution, if it belongs to one."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -60,26 +60,26 @@ class LiveExecutions(dict[str, Execution]):
 
     @property
     def running(self) -> list[Execution]:
-        """Those that have a slot."""
+        """The executions that have a slot."""
         return [one for one in self.values() if one.phase in (Phase.RUNNING, Phase.STOPPING)]
 
     @property
     def pending_ids(self) -> list[str]:
-        """Ids of those that wait: for a slot, or for a newer token."""
+        """Ids of the executions that wait for a slot or for a newer token."""
         return [one.execution_id for one in self.values() if one.phase in (Phase.QUEUED, Phase.PARKED)]
 
     @property
     def usage(self) -> Usage:
-        """What all running ones take of the machine."""
+        """What all running executions together take of the machine."""
         return functools.reduce(Usage.plus, (one.usage for one in self.running), Usage())
 
     @property
     def held_by(self) -> dict[int, int]:
-        """How many running attempts hold a generation, by its number."""
+        """How many running attempts hold each generation, by its number."""
         return Counter(sorted(held.number for one in self.values() if (held := one.held) is not None))
 
     def follow_secret(self) -> None:
-        """Let all running attempts take the secret file's generation into account."""
+        """Let all running attempts check whether the secret file's generation has reached their children."""
         for one in self.values():
             one.follow_secret()
 
@@ -96,11 +96,11 @@ class DiskState(msgspec.Struct, frozen=True):
     The disk that holds records and transcripts.
 
     Attributes:
-        free_bytes: None: unknown.
-        error: Why a record cannot be written, or read, now.
+        free_bytes: Free space; None: unknown.
+        error: Why a record cannot be written, or read, now; None: it can.
         damage: What was found to be lost or damaged since the start, a sentence each.
         set_aside: Names of damaged files in the data directory.
-        transcripts_without_record: How many there are.
+        transcripts_without_record: How many transcripts have no record.
     """
 
     free_bytes: int | None
@@ -118,8 +118,9 @@ class SupervisorState(msgspec.Struct, frozen=True, kw_only=True):
         executions: All that have not ended; *running*: those that have a slot.
         limit: The longest limit of the token in use, if it is limited.
         secret: What is known of the secret file.
-        unkillable: Slots that are held by processes which could not be ended.
-        last_task_at: Epoch seconds.
+        unkillable: How many slots are taken by processes that could not be ended.
+        held_by: How many running attempts hold each generation, by its number.
+        last_task_at: When the last task was admitted, epoch seconds.
         delivery: How a token reaches a child: ``delivery``, ``reason`` and ``setting``.
         cannot_deliver: No token can be delivered in that way.
         containment: How attempts are contained: ``layer``, ``setting`` and ``lacking``.
@@ -153,7 +154,7 @@ class SupervisorState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Maintenance(msgspec.Struct, frozen=True):
-    """The chores of each second: the token, measurements, orphans, and what the disk did not take."""
+    """The chores of each second: the token, measurements, orphans, and records that the disk did not accept."""
 
     settings: Settings
     live: LiveExecutions
@@ -164,7 +165,7 @@ class Maintenance(msgspec.Struct, frozen=True):
     unkillable: Unkillable
 
     async def run(self, second: Notifier) -> None:
-        """Do the chores at each *second* that is notified, and delete old executions, until cancelled."""
+        """Do the chores each time *second* is notified, and now and then delete old executions, until cancelled."""
         workspaces = self.archive.workspaces
         while True:
             await asyncio.to_thread(self.archive.prune, self.settings, in_use=frozenset(self.live))
@@ -185,7 +186,7 @@ class Maintenance(msgspec.Struct, frozen=True):
                     break
 
     async def _measure(self) -> None:
-        """Write what the running executions have used of the models, and measure what they take of the machine."""
+        """Save the running executions' usage of the models, and measure what their processes take of the machine."""
         for one in self.live.running:
             one.save_usage()
         shims = {one.execution_id: one.shim_pid for one in self.live.running if one.shim_pid is not None}

@@ -1,9 +1,13 @@
 """
-What happens to an execution whose token was refused, blocked, unpaid or limited: decided by one pure function.
+Decide what happens to an execution whose token was refused, blocked, unpaid or limited, by one pure function.
 
-The first rule that holds decides: a newer generation is loaded, so go on with it; the evidence is not confirmed, so go
-on with the same generation, a bounded number of times; the limit ends in time, so wait for its end; a newer generation
-may come, so wait for it; else answer.
+The first rule that holds decides:
+
+1. A newer generation is loaded: go on with it.
+2. The evidence is not confirmed: go on with the same generation, a bounded number of times.
+3. The limit ends in time: wait for its end.
+4. The execution may wait: wait for a newer generation.
+5. Otherwise answer the caller.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from agent_runtime.execution.attempt_data import AttemptReport
 
 AUTO_PARK_SECONDS = 60.0
+"""How long ``auto`` parks an execution that is not the first to end with a generation's trouble."""
 AFTER_RESET_SECONDS = (1.0, 15.0)
 """How long after the end of a limit work goes on; spread, so that not all of an account's work begins in one second."""
 
@@ -41,14 +46,14 @@ class Situation(msgspec.Struct, frozen=True):
         error_class: ``auth``, ``billing`` or ``rate_limit``.
         newer_is_usable: A newer generation than the one charged is loaded, has not expired and is in no trouble.
         is_first: No execution has been answered with this generation's trouble yet.
-        park_seconds: How long the request, or else the setting, lets it wait; None: ``auto``.
-        waited_seconds: How much of that it has waited already, in its process.
+        park_seconds: How long the request, or else the setting, lets the execution wait; None: ``auto``.
+        waited_seconds: How much of that it has waited already, while a request of its attempt was held.
         resumes: How often it was resumed without a newer generation.
         has_progress: The session has a message of the model, or a finished tool call.
         is_only_said: The only evidence is a sentence of the CLI, printed before any tool ran.
-        reset_in_seconds: Until the limit ends, where that is known.
-        wait_for_reset_seconds: The longest that the setting lets it wait for that end.
-        seconds_left: Until its own time is over.
+        reset_in_seconds: The time until the limit ends; None: not known.
+        wait_for_reset_seconds: How long the setting lets the execution wait for that end.
+        seconds_left: The time until the execution's own time is over.
     """
 
     error_class: ErrorClass
@@ -108,13 +113,13 @@ def resets_in_time(reset_in_seconds: float | None, patience_seconds: float, seco
 
 
 def decide(situation: Situation) -> Decision:
-    """Apply the first rule that holds."""
+    """Return what the first rule that holds decides."""
     # Without progress the CLI may not have stored the session.
     restart = Restart.RESUME if situation.has_progress else Restart.AFRESH
     if situation.newer_is_usable:
         return GoOn(restart, counts=False)
     if situation.confirmation is Verification.OPEN and situation.is_only_said:
-        # A further attempt would get the same sentence. It marks no generation, but the caller must know it.
+        # A further attempt would get the same sentence. It condemns no generation, but the caller must know of it.
         return GiveUp(situation.error_class)
     if situation.confirmation is not Verification.CONFIRMED:
         if situation.resumes < situation.max_resumes:
@@ -138,7 +143,7 @@ _CURABLE = {
     ErrorClass.BILLING: TokenTrouble.BILLING,
     ErrorClass.RATE_LIMIT: TokenTrouble.LIMITED,
 }
-"""What another token can cure, and the trouble of the token where only the class is known."""
+"""The error classes that another token can cure, each with the token's trouble where nothing more is known."""
 
 
 def trouble_of(report: AttemptReport, final: Verdict) -> TokenTrouble | None:

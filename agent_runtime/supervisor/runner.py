@@ -1,4 +1,4 @@
-"""The run of one execution: slot, attempt, decision, and again, until there is an answer."""
+"""Run one execution: wait for a slot, run an attempt, decide how to go on, and so on until there is an answer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RunnerContext(msgspec.Struct, frozen=True):
     What the runners of a supervisor share: slots, sessions, and what is known about tokens.
 
     Attributes:
-        hold: Decides about each request that is held.
+        hold: Decides how each hold of a request ends.
     """
 
     settings: Settings
@@ -69,13 +69,13 @@ class ExecutionRunner:
     The slot is held during attempts and while a refusal is verified, never while the execution is parked.
 
     Args:
-        run_attempt: Runs one CLI process in a session; the only thing here that takes a process.
+        run_attempt: Runs one CLI process in a session; nothing else here needs a process.
         parks: The token cannot be used now; the execution was admitted because it is ready to wait.
 
     Attributes:
-        resumes: How often it went on without a newer generation.
-        gives_up: What it was ready to wait it has waited, in its process.
-        ticket: Its slot, or its place in the queue; None: it has neither.
+        resumes: How often the execution went on without a newer generation.
+        gives_up: The execution must not wait any more: it did while a request of its attempt was held.
+        ticket: The execution's slot, or its place in the queue; None: it has neither.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class ExecutionRunner:
         execution.begin_attempt(session)
         report = await self._run_attempt(execution, session)
         final = execution.end_attempt(report, session)
-        self._claim(execution.record.session_id)  # 1.0.128 goes on under another id
+        self._claim(execution.record.session_id)  # CLI 1.0.128 resumes a session under another id
         return report, final
 
     # -- deciding
@@ -151,7 +151,7 @@ class ExecutionRunner:
     async def _after_token_trouble(
         self, report: AttemptReport, final: Verdict, trouble: TokenTrouble
     ) -> Verdict | None:
-        """Verify the trouble and wait as the retry policy decides; return the end, or None for a further attempt."""
+        """Verify the trouble and wait as the retry policy decides; return the final verdict, or None to run again."""
         execution, gate = self.execution, self.context.gate
         generation = report.generation or gate.current
         decision, trouble, _ = await self.decide(report, trouble, generation)
@@ -226,10 +226,10 @@ class ExecutionRunner:
         """
         Wait until a refusal is verified or a newer token is loaded; also returns when the execution is stopped.
 
-        The verification of an older token goes on by itself: this execution need not wait for it.
+        When a newer token is loaded first, the verification goes on by itself.
 
         Returns:
-            What is known, and whether a newer token can be used.
+            What has been verified, and whether a newer token can be used.
         """
         gate, by, detection = self.context.gate, self.execution.execution_id, report.detection
         current = gate.current
@@ -255,7 +255,7 @@ class ExecutionRunner:
         return Verification.CONFIRMED if newer else Verification.OPEN, newer
 
     async def _probe_first(self) -> None:
-        """Ask the API about the token that the next attempt would get, unless the execution is stopped before."""
+        """Ask the API about the token that the next attempt would get; return early if the execution is stopped."""
         gate, verifier = self.context.gate, self.context.verifier
         await asyncio.to_thread(gate.secret.poll)
         generation = gate.current
@@ -284,7 +284,7 @@ class ExecutionRunner:
         return True
 
     def _session_unknown(self) -> Verdict:
-        """Return the end where the CLI does not know the session: the task's, or ours lost for the second time."""
+        """Return the verdict where the CLI knows no such session: the one the task names, or ours, lost once more."""
         if not self._plan.is_named:
             return Verdict(Outcome.FAILED, ErrorClass.ERROR, SessionUnknown.OURS)
         return self._failed(SessionUnknown(SessionUnknown.NAMED))
@@ -328,7 +328,7 @@ class ExecutionRunner:
             self.ticket = None
 
     async def _park_at_admission(self) -> bool:
-        """Wait for a token that can be used, or for the end of the limit, as long as the request allows."""
+        """Wait for a usable token or the end of the limit, as long as the request allows; return as :meth:`_park`."""
         execution = self.execution
         seconds, error = execution.task.park_seconds or 0.0, execution.error
         if not isinstance(error, TokenLimited):
@@ -348,13 +348,14 @@ class ExecutionRunner:
         counts: bool = True,
     ) -> bool:
         """
-        Wait for a newer generation that can be used, or for this one to be good after all; return whether one came.
+        Wait without a slot until the execution can go on, with a newer generation or this one; return whether it can.
 
         Args:
-            generation: The one that cannot be used now; None: any one will do.
+            seconds: How long to wait at most.
+            generation: The one that cannot be used now; None: any generation will do.
             is_limited: It cannot be used because of a usage limit.
             resets_at: The end of that limit, epoch seconds, where it is waited for instead of *seconds*.
-            counts: To go on with the same generation counts as a resume.
+            counts: Going on with the same generation counts as a resume.
         """
         execution = self.execution
         if resets_at is not None:
@@ -372,7 +373,7 @@ class ExecutionRunner:
         return True
 
     def can_go_on(self, generation: Generation | None, *, is_limited: bool, counts: bool = True) -> Callable[[], bool]:
-        """Return the condition to go on, by a newer generation or by this one; arguments as for :meth:`_park`."""
+        """Return a check whether to go on, with a newer generation or this one; arguments as for :meth:`_park`."""
         gate, model = self.context.gate, self.execution.task.model
         limit = gate.limit_for(generation, model) if is_limited and generation is not None else None
         may_return = (limit is not None or not is_limited) and not (
@@ -380,7 +381,7 @@ class ExecutionRunner:
         )
 
         def condition() -> bool:
-            # A limit that has ended by itself lets none go on before its own random pause is over.
+            # When a limit ends by itself, each execution still waits for its own random pause to be over.
             is_taken_back = may_return and (limit is None or time.time() < limit.until)
             is_good_again = is_taken_back and generation is not None and gate.is_good_again(generation, model)
             return is_good_again or self.newer_is_usable(generation)
@@ -402,7 +403,7 @@ class ExecutionRunner:
         return Verdict(Outcome.FAILED, ErrorClass.AUTH, ErrorClass.AUTH.sentence)
 
     async def until(self, condition: Callable[[], bool], until: float) -> bool:
-        """Wait until *condition*, checked at each change of the gate, holds; False as for :meth:`Execution.wait`."""
+        """Wait until *condition* holds, checked at each change of the gate; False as from :meth:`Execution.wait`."""
         change = self.context.gate.changed.wait()
         while not condition():
             if not await self.execution.wait(change, until):

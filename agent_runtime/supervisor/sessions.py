@@ -33,7 +33,7 @@ class SessionTrouble(Enum):
 
 class SessionUse:
     """
-    Assign sessions to executions: one execution uses a session at a time, in the order of their claims.
+    Assign sessions to executions: one execution at a time uses a session, in the order of the claims.
 
     All methods run on the event loop's thread.
     """
@@ -45,7 +45,7 @@ class SessionUse:
         return f"<SessionUse of {len(self._claims)}>"
 
     def is_claimed(self, session_id: str | None) -> bool:
-        """Whether an execution uses the session."""
+        """Whether an execution uses the session, or waits for it."""
         return session_id in self._claims
 
     def claim(self, session_id: str, execution_id: str) -> None:
@@ -81,7 +81,7 @@ class SessionPlan:
         self._forks = bool(task.fork_session)
         self._is_restarted = self._used_tool = False
         if previous is not None and previous.request_digest != task.digest:
-            previous = None  # other work
+            previous = None  # the id is used again for other work
         self._was_refused = previous is not None and previous.error_class is ErrorClass.INVALID_REQUEST
         resumed = None if previous is None or task.fresh_session else _session_with_progress(previous)
         self.has_progress = resumed is not None
@@ -109,7 +109,7 @@ class SessionPlan:
         self.next, self.has_progress = self._fresh(), False
 
     def restart(self, trouble: SessionTrouble) -> bool:
-        """Plan to begin anew instead of resuming; False: that was done before, and would run tools once more."""
+        """Plan to begin anew instead of resuming; False: it was done once, and must not repeat tool calls again."""
         if trouble is SessionTrouble.REFUSED or self._used_tool:
             if self._is_restarted:
                 return False
@@ -128,7 +128,7 @@ class SessionPlan:
             return SessionTrouble.UNKNOWN
         if report.session_refused and final.error_class in _REFUSALS:
             return SessionTrouble.REFUSED
-        # The reason is not known by its words: a resumed session that gets the same answer as before is refused.
+        # No words of the error tell it: a resumed session that ends in the same way as the last time is refused.
         is_the_same = self._was_refused and final.error_class is ErrorClass.INVALID_REQUEST
         return SessionTrouble.REFUSED if is_resumed and not progress and is_the_same else None
 
@@ -143,7 +143,7 @@ _REFUSALS = {ErrorClass.INVALID_REQUEST, ErrorClass.ERROR}
 
 
 def _session_with_progress(previous: ExecutionRecord) -> uuid.UUID | None:
-    """Return the session to resume when an execution is posted again; None: there is none with progress."""
+    """Return the session to resume when an execution is posted again; None: no session has progress."""
     if previous.session_id is None or previous.outcome is Outcome.SUCCESS or previous.resumable is False:
         return None
     return uuid.UUID(previous.session_id)

@@ -17,11 +17,11 @@ class Ticket(msgspec.Struct, eq=False):
     A place in the queue, and later a slot.
 
     Attributes:
-        may_start: Whether a slot can be used now; until then later tickets pass this one.
-        can_run: Whether there is a token to run with now; without one it gets its slot all the same.
-        yields: Its slot goes to the first ticket that can run.
+        may_start: Returns whether a slot can be used now; until then later tickets pass this one.
+        can_run: Returns whether there is a token to run with now; needed only for a slot that another ticket yields.
+        yields: When the ticket leaves, its slot goes to the first ticket that can run.
         granted: Done when the slot is granted.
-        number: Of the slot, from 1; 0 before it is granted.
+        number: Number of the slot, from 1; 0 before it is granted.
     """
 
     may_start: Callable[[], bool] = lambda: True
@@ -40,7 +40,7 @@ class Slots:
     Args:
         total: How many executions run at once.
         queue_limit: How many new executions may wait.
-        is_held: Whether new executions must stay in the queue for now.
+        is_held: Returns whether new executions must stay in the queue for now.
     """
 
     def __init__(self, total: int, queue_limit: int, is_held: Callable[[], bool]) -> None:
@@ -56,12 +56,12 @@ class Slots:
 
     @property
     def busy(self) -> int:
-        """Slots that are held."""
+        """How many slots are taken."""
         return len(self._taken)
 
     @property
     def queue_length(self) -> int:
-        """New executions that wait for a slot."""
+        """How many new executions wait for a slot."""
         return len(self._queue)
 
     def is_full(self, *, must_wait: bool = False) -> bool:
@@ -69,7 +69,7 @@ class Slots:
         Whether there is neither a slot nor a queue place for one more new execution.
 
         Args:
-            must_wait: It could not use a slot now, because another execution uses its session.
+            must_wait: The new execution could not use a slot now, because another one uses its session.
         """
         free = max(0, self.total - self.busy - _ready(self._ahead))
         ready = _ready(self._queue)
@@ -79,7 +79,7 @@ class Slots:
 
     @property
     def wanted(self) -> int:
-        """How many tickets could run now if more slots were free or yielded; may be negative."""
+        """How many more slots the tickets that could run now need than are free or yielded; may be negative."""
         could_run = sum(ticket.may_start() and ticket.can_run() for queue in self._open_queues for ticket in queue)
         return could_run - max(0, self.total - self.busy) - sum(ticket.yields for ticket in self._taken)
 

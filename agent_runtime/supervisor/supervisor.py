@@ -70,12 +70,12 @@ if TYPE_CHECKING:
 
 class Supervisor:
     """
-    Admit executions, run them in slots, and answer every one: what its parts do together.
+    Admit executions, run them in slots, and answer each; composed of the parts that do so.
 
     All methods run on the event loop's thread.
 
     Attributes:
-        admission: Lets executions in, and ends them.
+        admission: Admits executions, and ends them.
         maintenance: The chores of each second.
     """
 
@@ -171,7 +171,7 @@ class Supervisor:
             raise
 
     def prepare(self, task: Task, ignored_fields: list[str]) -> NewTask:
-        """As :meth:`Archive.prepare`."""
+        """Check and encode a task, as :meth:`Archive.prepare`."""
         return self._archive.prepare(task, ignored_fields)
 
     def close_admission(self) -> None:
