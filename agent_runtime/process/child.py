@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 class Exit(msgspec.Struct, frozen=True):
     """
-    How the leader ended.
+    How the leader, which is the CLI's own process, has ended.
 
     Attributes:
         code: As :attr:`subprocess.Popen.returncode`; negative: killed by that signal; None: unknown.
@@ -43,12 +43,12 @@ class Child:
     """
     A running CLI and everything it starts. Made by :class:`agent_runtime.process.spawn.Spawner` only.
 
-    Every method may be called from any thread, at any time and repeatedly; after :meth:`close` it does nothing.
+    Every method may be called from any thread, at any time and repeatedly; after :meth:`close` they do nothing.
 
     Attributes:
         started_at: Seconds since the epoch.
         pidfd: Readable as soon as the leader has ended.
-        stdin: Raw, non-blocking, as the other two; closed by :meth:`close_stdin` only.
+        stdin: Non-blocking descriptor of the pipe, like ``stdout`` and ``stderr``; only this class closes them.
         oom_watch: Counts the kernel's kills for lack of memory in the container, from before the child until its end.
     """
 
@@ -91,7 +91,7 @@ class Child:
         """
         Whether the kernel has killed a process of the attempt for lack of memory; False if nothing counts that.
 
-        Without a counter of its own, a kill in the container while no other attempt ran was the attempt's.
+        If the attempt has no counter of its own, a kill in the container while no other attempt ran counts as its own.
         """
         if self._group is not None and self._group.counts_memory:
             return self._group.oom_kills() > 0
@@ -106,19 +106,19 @@ class Child:
 
     @property
     def shim_pid(self) -> int | None:
-        """The process above the leader, which adopts orphans; None: it was gone at once."""
+        """Pid of the shim, the process above the leader that adopts orphans; None: the shim ended too early."""
         return None if self._attempt.shim is None else self._attempt.shim[0]
 
     @property
     def cpu_seconds(self) -> float | None:
-        """The CPU time of an attempt that has ended; None: unknown."""
+        """The CPU seconds of all processes of an attempt that has ended; None: unknown."""
         return None if self.shim_pid is None else usage.reaped_cpu_seconds(self.shim_pid)
 
     def interrupt(self) -> bool:
         """
         Ask the leader to end, by SIGINT, and by SIGCONT in case it is stopped. Its descendants get no signal.
 
-        Returns whether it was still there.
+        Returns whether the leader still lived.
         """
         return self._send(signal.SIGINT, signal.SIGCONT)
 
@@ -131,7 +131,7 @@ class Child:
             layer.remember()
 
     def kill(self) -> None:
-        """Kill the leader and all of its processes that are found at once; :meth:`sweep` ends the rest."""
+        """Kill the leader and those processes of the attempt that one pass finds; :meth:`sweep` ends the rest."""
         if not self._is_open:
             return
         self._attempt.ending = True
@@ -191,7 +191,7 @@ class Child:
                     linux.send_to_group(self.pidfd, number)
             if linux.has_ended(self.pidfd):
                 return False
-            # The first signal may end it, and its shim may reap it before the next one.
+            # The first signal may end the leader, and its shim may reap it before the next signal.
             was_there, *_ = [linux.send(self.pidfd, number) for number in numbers]
             return was_there
 

@@ -1,4 +1,4 @@
-"""Choose at start how children are kept away from the secret and the supervisor, by letting one of them try."""
+"""Choose at start how children are kept away from the secret and the supervisor; a trial child tries to reach them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 AUTO = "auto"
 LOCK_NAME = "lock"
-"""Of a file that is in every data directory."""
+"""The name of a file that every data directory has."""
 
 SIGNALS = "signals to the supervisor"
 ITEMS = (
@@ -81,17 +81,21 @@ os._exit(code)
 """
 _HUNT_SECONDS = 10.0
 _PYTHONS = (sys.executable, "/usr/bin/python3")
-"""The second one for another user, who may not be let into the directory of the first, as that of root is."""
+"""The interpreters to try; the second is for a user that may not enter the directory of the first, as that of root."""
 
 
 def choose(spawner: Spawner, settings: Settings, data_dir: Path, next_mark: Callable[[], str]) -> Confinement:
     """
     Return the confinement that was asked for; ``auto``: the best that works, else none, with a warning.
 
-    This process itself leaves no core and cannot be read by others of its user from here on, unless it is ``off``.
+    Unless the setting is ``off``, this process leaves no core dump and cannot be read by other processes of its user
+    from here on.
+
+    Args:
+        next_mark: Returns a new mark for each trial child.
 
     Raises:
-        CannotStart: The one that was asked for is not available here.
+        CannotStart: The confinement that was asked for is not available here.
     """
     asked = settings.confine
     if asked == Mode.OFF:
@@ -122,10 +126,12 @@ def hunt(
     spawner: Spawner, confinement: Confinement, settings: Settings, data_dir: Path, next_mark: Callable[[], str]
 ) -> dict[str, bool]:
     """
-    Run a child as an execution's would run, and return which of :data:`ITEMS` that are there it could reach.
+    Run a child, confined like that of an execution, which tries to reach each of :data:`ITEMS`.
+
+    Returns for each item that exists here whether the child could reach it.
 
     Raises:
-        SpawnFailed: It could not be run.
+        SpawnFailed: No such child could be run.
     """
     paths = (settings.token_file, data_dir / LOCK_NAME, settings.access_key_file or "")
     problem = ""
@@ -152,7 +158,7 @@ def hunt(
 
 
 def _closed(settings: Settings, data_dir: Path) -> tuple[Path, ...]:
-    """List what a child has no business in: the directories of secret file and records, and the access key."""
+    """List what a child must not reach: the directories of secret file and records, and the file of the access key."""
     secret, key = settings.token_file, settings.access_key_file
     found = [secret.parent, Path(os.path.realpath(secret)).parent, data_dir]
     found += [key] if key is not None else []
@@ -164,12 +170,12 @@ def _open(settings: Settings) -> tuple[Path, ...]:
 
 
 def _warnings(candidate: Confinement, settings: Settings) -> Iterator[str]:
-    """Name places that lie where agents work: what these lose there, or what they can do to such a place."""
+    """Describe where agents can make no file because a closed one lies there, and which closed one they can replace."""
     for closed in candidate.closed:
         on_the_way = (closed, *closed.parents)
         if candidate.mode is Mode.LANDLOCK:
             for name in _WHERE_AGENTS_WORK:
-                place = Path(os.path.realpath(os.path.expanduser(name)))  # noqa: PTH111 - that one raises
+                place = Path(os.path.realpath(os.path.expanduser(name)))  # noqa: PTH111 - that raises
                 if place in on_the_way:
                     yield f"agents can make no file in {place}, because {closed} lies in it: move that"
         elif (user := other_user(settings.child_user)) is not None:
@@ -179,7 +185,7 @@ def _warnings(candidate: Confinement, settings: Settings) -> Iterator[str]:
 
 
 def _may_replace_in(directory: Path, user: User) -> bool:
-    """Whether a user may rename what others have in a directory."""
+    """Whether a user may rename the entries of other users in a directory."""
     try:
         found = directory.stat()
     except OSError:
@@ -194,10 +200,10 @@ def _may_replace_in(directory: Path, user: User) -> bool:
 
 def _check(candidate: Confinement, settings: Settings) -> None:
     """
-    Look for what stands against it, as far as that shows without a child.
+    Check that a confinement is possible, as far as that shows without a child.
 
     Raises:
-        SpawnFailed: It cannot be.
+        SpawnFailed: It is not possible here.
     """
     if candidate.mode is Mode.USER:
         try:

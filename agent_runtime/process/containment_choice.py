@@ -1,4 +1,4 @@
-"""Choose at start the best layer that contains attempts here, by trying it."""
+"""Choose at start the layer that contains attempts: the best one with which a trial child can be ended here."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Containment(msgspec.Struct, frozen=True):
 
     Attributes:
         spawner: Starts the children.
-        asked: The setting.
-        groups: Where each attempt gets a cgroup of its own, to be ended or limited by it.
+        asked: The setting: ``auto``, or a layer by name.
+        groups: Makes a cgroup for each attempt, to end or limit it; None: attempts get none.
         lacking: For each better layer the reason why it is not available here.
-        oom_kills: The kernel's count for all attempts together.
+        oom_kills: The count of processes that the kernel killed for lack of memory, for all attempts together.
         confinement: What children cannot reach.
     """
 
@@ -57,7 +57,7 @@ class Containment(msgspec.Struct, frozen=True):
 
     @property
     def state(self) -> dict[str, Any]:
-        """What ``/health`` shows."""
+        """The values that ``/health`` shows."""
         return {"layer": self.kind.value, "setting": self.asked, "lacking": dict(self.lacking)}
 
     def spawn(self, command: Command) -> Child:
@@ -65,7 +65,7 @@ class Containment(msgspec.Struct, frozen=True):
         Start a child so that its descendants can be ended.
 
         Raises:
-            NotSpawned: It could not be started; nothing is left open or running.
+            NotSpawned: The child could not be started; nothing is left open or running.
         """
         watch = self.oom_kills.watch()
         try:
@@ -78,7 +78,7 @@ class Containment(msgspec.Struct, frozen=True):
         return child
 
     def reap_orphans(self) -> None:
-        """Reap the zombies that this process has adopted."""
+        """Reap the zombies among the orphans that this process has adopted."""
         self.spawner.registry.reap_orphans()
 
     def sweep_leftovers(self, data_dir: Path) -> int:
@@ -94,7 +94,8 @@ def choose(spawner: Spawner, asked: str, next_mark: Callable[[], str], limits: L
 
     Args:
         asked: The setting: ``auto``, or one layer by name.
-        limits: Enforced by a cgroup, whatever the layer.
+        next_mark: Returns a new mark for each trial child.
+        limits: What each execution may use; a cgroup enforces it, whatever the layer.
 
     Raises:
         CannotStart: The requested layer or limit is not available here, or no layer is.
@@ -119,7 +120,7 @@ def choose(spawner: Spawner, asked: str, next_mark: Callable[[], str], limits: L
 
 
 def _try(containment: Containment, mark: str) -> str | None:
-    """Run a child that checks that ``/proc`` shows it; return the failure, if any."""
+    """Run a child that checks that ``/proc`` shows it, and end it; return what failed, if anything."""
     argv = (sys.executable, "-I", "-S", "-c", _TRIAL)
     try:
         child = containment.spawn(Command(argv=argv, env={}, cwd=Path("/"), mark=mark))

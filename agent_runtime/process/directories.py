@@ -1,4 +1,4 @@
-"""Open a directory below another one, whatever happens to the names on the way meanwhile."""
+"""Open a directory below another one so that nobody can redirect the way by renaming directories meanwhile."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ def open_below(
     """
     Open *path* below *top*, part by part; return a descriptor, for the caller to close.
 
-    A link is followed where its target is relative and stays below *top*. No name is looked up twice, so a name that
-    changes meanwhile leads to an error or to another directory below *top*, and never out.
+    A symbolic link is followed if its target is relative and stays below *top*. No name is looked up twice, so a name
+    that changes meanwhile leads to an error or to another directory below *top*, and never out.
 
     Args:
-        follow: Follow links; else one is no directory.
-        make: Make what is missing.
-        owner: Who gets what is made; None: ourselves.
+        follow: Follow symbolic links; else a link is an error, ``ENOTDIR``.
+        make: Make missing directories.
+        owner: The user that owns directories which are made; None: our own.
         made: Gets the inode number of each directory that is made.
 
     Raises:
         OSError: ``ENOENT``: missing; ``ENOTDIR``: a part is no directory; ``EXDEV``: a link leads out; ``EACCES``: not
-            allowed; ``ELOOP``: too many links; ``ENAMETOOLONG``: too deep; or what else the operating system says.
+            allowed; ``ELOOP``: too many links; ``ENAMETOOLONG``: too deep; or another error of the operating system.
     """
     opened = [os.open(top, _DIRECTORY)]
     ahead, detours = path.split("/")[::-1], 0
     try:
         while ahead:
             name, place = ahead.pop(), opened[-1]
-            if name in {"", "."}:  # of a link
+            if name in {"", "."}:  # in the target of a link
                 continue
             if name == "..":
                 if len(opened) == 1:
@@ -97,7 +97,7 @@ def _target(name: str, place: int) -> str:
 
 
 def _make(name: str, place: int, owner: User | None) -> bool:
-    """Make a directory, and give it away while it is empty and ours; return False where somebody was faster."""
+    """Make a directory, and give it to *owner* if it is empty and ours; return False if the name exists already."""
     try:
         os.mkdir(name, dir_fd=place)
     except FileExistsError:

@@ -14,7 +14,7 @@ MOST_BYTES = 256 * 1024
 """The largest chunk that a framer reads."""
 
 HEAD_BYTES = 4096
-"""The longest head of a line that was too long."""
+"""How many bytes of a line that was too long are stored."""
 
 _LEAST_BYTES = 16 * 1024
 _MOST_REUSED_BYTES = 2 << 20
@@ -31,7 +31,7 @@ class CutLine(bytes):
     dropped_bytes: int
 
     def __new__(cls, head: bytes, line_bytes: int) -> Self:
-        """Store the length of the line."""
+        """Store the head and the length of the whole line, without its newline."""
         self = super().__new__(cls, head)
         self.dropped_bytes = line_bytes - len(head)
         return self
@@ -52,7 +52,7 @@ class Lines:
         self.joined = whole if cut is None and limit_bytes is None else None
 
     def __iter__(self) -> Iterator[bytes]:
-        # Takes a third of the time of bytes.split, which looks at one byte after another.
+        # BytesIO takes a third of the time of bytes.split, which looks at one byte after another.
         lines: Iterator[bytes] = BytesIO(self._whole)
         if self._limit is not None:
             lines = map(self._within_limit, lines)
@@ -77,7 +77,7 @@ class LineFramer:
     Chunks are read directly into the buffer of the lines, which is reused: new memory for each chunk would cost more
     than the reading.
 
-    Memory is bounded: a line longer than *limit_bytes* is dropped from there to its newline, and shown as its head.
+    Memory is bounded: of a line longer than *limit_bytes* the rest is dropped, and a :class:`CutLine` stands for it.
 
     :meth:`asyncio.StreamReader.readline` is no alternative, because it raises on lines over its limit.
 
@@ -97,7 +97,7 @@ class LineFramer:
         return self._pending
 
     def room(self) -> memoryview:
-        """Return the memory for the next chunk."""
+        """Return the memory that the next chunk is to be read into."""
         end = self._pending + self._room_bytes
         if end > len(self._buffer):
             # Grows by half: a line of many megabytes is copied twice on average, without doubling the memory.

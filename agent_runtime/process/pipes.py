@@ -1,4 +1,4 @@
-"""Read a child's pipes and write its stdin; nothing else does."""
+"""Read a child's stdout and stderr, and write its stdin; no other module does."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Wake:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def fileno(self) -> int:
-        """Descriptor to poll."""
+        """Return the descriptor to poll."""
         return self._fd
 
     def set(self) -> None:
@@ -97,7 +97,7 @@ class Pipes:
         self._wake = wake
         self._on_lines = on_lines
         self._on_quiet = on_quiet
-        # stderr first: if both are ready, its line says more than the frame of the same failure.
+        # stderr first: if both are ready, its line says more than the frame on stdout about the same failure.
         self._streams = [
             _Stream(Channel.STDERR, stderr, LineFramer(frame_limit_bytes)),
             _Stream(Channel.STDOUT, stdout, LineFramer(frame_limit_bytes)),
@@ -114,7 +114,7 @@ class Pipes:
         else:
             self._end_stdin()
         self.leader_gone = False
-        """Whether the leader has ended; others may still hold its pipes."""
+        """Whether the leader has ended; other processes may still hold its pipes."""
 
     @property
     def open(self) -> bool:
@@ -207,6 +207,6 @@ class Pipes:
 
 
 def _widen(fd: int) -> None:
-    # A child with much output blocks less often. Beyond the user's pipe quota this is not permitted.
+    # In a larger pipe a child with much output blocks less often. Beyond the user's pipe quota it is not permitted.
     with contextlib.suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, MOST_BYTES)

@@ -71,11 +71,11 @@ class Command:
 
     Attributes:
         env: The whole environment; the mark is added to it as ``AGENT_RUNTIME_ATTEMPT_MARK``.
-        directory: An open descriptor of *cwd*, which stays the caller's; None: it is opened by its path.
-        user: Name or number of the user to run as; None: as we do.
+        directory: An open descriptor of *cwd*, for the caller to close; None: *cwd* is opened by its path.
+        user: Name or number of the user to run as; None: our own.
         mark: From :func:`new_mark`, of this attempt alone; every descendant inherits it.
-        confinement: What it cannot reach.
-        needs: Directories whose files it reads even if they lie below a closed one.
+        confinement: What the child cannot reach.
+        needs: Directories whose files the child must read and execute even if they lie below a closed one.
     """
 
     argv: tuple[str, ...] = field(repr=False)
@@ -90,10 +90,10 @@ class Command:
 
 class Spawner:
     """
-    Starts children. A process has one: the sweep of one child must know, and spare, the others.
+    Starts children. A process has one spawner: the sweep of one child must know, and spare, the others.
 
     Attributes:
-        registry: The children that live.
+        registry: The living attempts; each has one child.
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Spawner:
         self.registry = AttemptRegistry(self.fork_server)
 
     def close(self) -> None:
-        """End the fork server; children go on."""
+        """End the fork server; children continue."""
         self.fork_server.close()
 
     def spawn(
@@ -112,11 +112,11 @@ class Spawner:
 
         Args:
             kind: How the child and its descendants are ended.
-            groups: Where it gets a cgroup of its own; needed for :attr:`Kind.CGROUP`.
+            groups: Makes a cgroup for the child, as :attr:`Kind.CGROUP` needs; None: it gets none.
             also_scan: Search ``/proc`` as well for processes that have left the cgroup, as root can.
 
         Raises:
-            NotSpawned: It could not be started; nothing is left open or running.
+            NotSpawned: The child could not be started; nothing is left open or running.
         """
         attempt = self.registry.enter(command.mark)
         group = None
@@ -178,7 +178,7 @@ class Spawner:
         """
         End the leader of a shim that was killed or stopped before it could answer.
 
-        While *stdout* has a writer, a further leader may be about to start, and it has no mark until then.
+        While the pipe *stdout* has a writer, a leader may still be about to start, and it has no mark until then.
         """
         attempt.ending = True
         deadline = time.monotonic() + _END_WITHIN_SECONDS
@@ -204,7 +204,7 @@ def _spawn_request(command: Command, most_files: int | None) -> SpawnRequest:
     Build the request for the shim.
 
     Raises:
-        NotSpawned: The command holds a byte that no program can be given, or the user is unknown.
+        NotSpawned: No program can be started with these arguments or this environment, or the user is unknown.
     """
     argv = [os.fsencode(argument) for argument in command.argv]
     env = {
@@ -247,7 +247,7 @@ _SHORTAGES = {errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 def _reason(error: OSError, command: Command) -> tuple[SpawnReason, str | None]:
-    """Return the reason in our own words: the system's own would show paths and arguments."""
+    """Return the reason, and details in our own words: the system's message would show paths and arguments."""
     code = error.errno or 0
     name = errno.errorcode.get(code)
     if isinstance(error, TimeoutError):

@@ -38,12 +38,12 @@ class Unkillable:
         return sum(survivors for _, survivors in tuple(self._children.values()))
 
     def add(self, child: Child, survivors: int) -> None:
-        """Add a child whose attempt has given it up; may be called from any thread."""
+        """Add a child that its attempt has given up, and the number of its living processes; for any thread."""
         with self._lock:
             self._children[child.mark] = (child, survivors)
 
     def try_again(self) -> None:
-        """Try once more to end them, and drop those that are gone; reads ``/proc`` for each."""
+        """Try once more to end the processes, and drop the children that have none left; reads ``/proc`` for each."""
         for child, before in tuple(self._children.values()):
             survivors = child.sweep(time.monotonic()).survivors
             if survivors:

@@ -39,7 +39,11 @@ def sample(shims: Mapping[str, int]) -> dict[str, Usage]:
 
 
 def reaped_cpu_seconds(shim: int) -> float | None:
-    """Return the CPU time of the processes that a shim has reaped: after an attempt's end, of the whole attempt."""
+    """
+    Return the CPU seconds of the processes that a shim has reaped; None: the shim is gone.
+
+    Once an attempt has ended, these are all its processes.
+    """
     with contextlib.suppress(psutil.Error):
         return _of_the_dead(psutil.Process(shim))
     return None

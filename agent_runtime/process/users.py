@@ -32,13 +32,13 @@ def look_up(user: str) -> User:
     except KeyError:
         if not user.isdecimal():
             raise UnknownUser(user) from None
-        return User(int(user), int(user), [])  # a number needs no name; never the group of root
+        return User(int(user), int(user), [])  # a number needs no entry; its group is never that of root
     return User(entry.pw_uid, entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid))
 
 
 def other_user(user: str | None) -> User | None:
     """
-    Return the user of this name or number; None: it is the one that this process runs as already.
+    Return the user of this name or number; None: none is given, or this process already runs as that user.
 
     Raises:
         UnknownUser: There is no user of this name.

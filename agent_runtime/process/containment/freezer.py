@@ -1,4 +1,4 @@
-"""Signal processes by pid and start time, and no others."""
+"""Stop and kill processes that are known by pid and start time, so that a reused pid is never signalled."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Freezer:
     """
     Stops processes until the whole tree is known, then kills them.
 
-    A stopped process cannot fork, so its children can be listed. Under a limit of processes it also leaves no room for
-    new ones, as a killed process would. The pidfd is opened before the process is compared with the known one, so a
-    reused pid does no harm.
+    A stopped process cannot fork, so its children can be listed. Under a limit on processes, killing it at once would
+    make room for a new one. The pidfd is opened before the process is compared with the known one, so a reused pid does
+    no harm.
 
     Args:
-        adopters: Pids of processes besides ours that adopt orphans: the parent of a stopped process may change to one.
+        adopters: Pids of other processes that adopt orphans: the parent of a known process may change to one of them.
     """
 
     def __init__(self, *adopters: int) -> None:

@@ -53,9 +53,10 @@ def sweep_leftovers(data_dir: Path, *, within_seconds: float = 5) -> int:
 
 def await_shims(data_dir: Path, *, within_seconds: float = 5) -> int:
     """
-    Wait until no shim of an earlier supervisor of this data directory is left; return the lock file for our shims.
+    Wait until all shims of an earlier supervisor of this data directory have ended; return our shims' lock descriptor.
 
     A leader that is just being started has no mark yet, so a sweep alone misses it. Its shim ends it, and ends last.
+    Every shim holds the lock as long as it lives.
     """
     deadline = time.monotonic() + within_seconds
     descriptor = os.open(data_dir / _GUARD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

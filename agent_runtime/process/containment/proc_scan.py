@@ -40,7 +40,15 @@ _PASSES_BEFORE_KILLING_EACH = 3
 
 
 class _Pass(msgspec.Struct):
-    """The state of one kill pass."""
+    """
+    The state of one kill pass.
+
+    Attributes:
+        seen: The living processes of the attempt that this pass has found.
+        fresh: How many of these are signalled for the first time.
+        is_one_of_many: Whether another pass follows at once, so that this one need not look below every process.
+        group: How many of these the signal to the leader's group ends.
+    """
 
     view: View
     freezer: Freezer
@@ -167,12 +175,12 @@ class ScanLayer:
             waiting.extend(now.view.children(process))
 
     def _is_in_group(self, process: Process) -> bool:
-        """Whether a signal to the leader's group ends the process, as with most."""
+        """Whether a signal to the leader's group ends the process, as it ends most."""
         return self._shim_handle is not None and process.group == process.session == self._shim_handle.pid
 
     @property
     def _is_for_the_sweep(self) -> bool:
-        """Whether the leader has ended and its shim has adopted its orphans: kill passes follow each other then."""
+        """Whether the leader has ended and its shim lives to adopt its orphans: kill passes follow each other then."""
         handle = self._shim_handle
         return handle is not None and linux.has_ended(handle.pidfd) and not handle.shim_has_ended
 
@@ -197,7 +205,7 @@ def _still_there(identity: Identity) -> Process | None:
 
 
 def _try_with_spare(act: Callable[[], T]) -> T | None:
-    """Run *act*, with the spare descriptors if there are no others; None without any descriptor."""
+    """Run *act*, with the spare descriptors if there are no others; None: even those did not suffice."""
     for spare in (contextlib.nullcontext(), SPARE.lent()):
         try:
             with spare:

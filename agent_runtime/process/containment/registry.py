@@ -57,7 +57,8 @@ class AttemptProcesses:
     Attributes:
         leader: The CLI's process; None while it is being started, (pid, -1) if it was reaped before it was seen.
         shim: The process that adopts orphans of the attempt; None if there is none, or while it is being started.
-        ending: Every process of the attempt may be killed.
+        began_ticks: When the attempt began, on the clock of :func:`agent_runtime.process.linux.syscalls.boot_ticks`.
+        ending: Whether every process of the attempt may be killed.
         remembered: Processes below the attempt that lived at the last pass.
     """
 
@@ -174,7 +175,7 @@ class AttemptRegistry:
                     self.reap(child)
         except OSError as error:
             if error.errno not in linux.OUT_OF_DESCRIPTORS:
-                raise  # they can wait until there are descriptors again
+                raise  # the zombies can wait until there are descriptors again
 
 
 def become_subreaper() -> None:

@@ -1,4 +1,4 @@
-"""End an attempt and everything it has started: the layers, each of which is sufficient alone, and the sweep."""
+"""End an attempt and all its processes: the interface of the layers, one of which is sufficient, and the sweep."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PAUSE_BY_PASS = 2
 
 
 class Kind(Enum):
-    """The layers; the values are those of the setting."""
+    """The layers, best first; the values are those of the setting."""
 
     CGROUP = "cgroup"
     SCAN = "scan"
@@ -33,7 +33,7 @@ class PassResult(msgspec.Struct, frozen=True):
         alive: How many processes of the attempt still lived, including those already signalled.
         fresh: How many were signalled for the first time.
         unattributed: How many orphans were left alone because their owner is unknown.
-        blind: Nothing could be seen, for lack of descriptors.
+        blind: Whether the pass could see no processes, for lack of descriptors.
     """
 
     alive: int = 0
@@ -52,7 +52,7 @@ class Layer(Protocol):
     One way of finding and ending an attempt's processes; none needs a fork or a thread.
 
     Attributes:
-        is_certain: The kernel knows the members of the attempt: one pass that finds nothing is enough.
+        is_certain: Whether the kernel knows the processes of the attempt: one pass that finds nothing is enough then.
     """
 
     is_certain: ClassVar[bool]
@@ -96,7 +96,7 @@ def sweep(layers: Sequence[Layer], deadline: float) -> SweepReport:
     Kill an attempt's processes until two passes in a row find nothing; one pass if the first layer is certain.
 
     Args:
-        layers: The first does the work; the others find what has escaped it, once it finds nothing new.
+        layers: The first does the work; the others find processes that have escaped it, once it finds none that is new.
         deadline: When to give up, on the monotonic clock; there is at least one pass.
     """
     began = time.monotonic()

@@ -54,9 +54,9 @@ class ShimHandle:
     A shim and its leader, as seen by the supervisor. Made by :meth:`ForkServer.start_leader` only.
 
     Attributes:
-        pid: The leader's.
-        leader: As it was seen first; None if it had been reaped by then.
-        pidfd: The leader's; readable as soon as it has ended.
+        pid: The leader's pid.
+        leader: The leader as it was at first; None if it had been reaped by then.
+        pidfd: The leader's pidfd; readable as soon as the leader has ended.
     """
 
     def __init__(self, line: socket.socket, pidfds: tuple[int, int], pids: tuple[int, int]) -> None:
@@ -93,7 +93,7 @@ class ShimHandle:
         """
         if self._status is None:
             linux.send(self._shim_pidfd, signal.SIGCONT)
-            with contextlib.suppress(OSError):  # it sends nothing
+            with contextlib.suppress(OSError):  # the shim sends nothing
                 self._line.settimeout(_LAST_WORD_SECONDS)
                 message = self._line.recv(shim.MESSAGE_BYTES, socket.MSG_WAITALL)
                 if message[:1] == shim.ENDED:
@@ -120,7 +120,8 @@ class ForkServer:
     The process that forks shims: unlike the supervisor it is small and single-threaded.
 
     Attributes:
-        guard: A locked descriptor that every shim holds open; None: nothing waits for their end.
+        identity: Pid and start time of the fork server; None: it has not started, or was gone at once.
+        guard: A locked descriptor that every shim holds open; None: nobody waits for the end of the shims.
         most_files: How many files a leader may have open, if this process has raised its own limit.
     """
 
@@ -155,8 +156,8 @@ class ForkServer:
         Have a shim forked, which starts a leader.
 
         Args:
-            pipes: The leader's stdin, stdout and stderr, and its working directory; for a leader in a cgroup also its
-                ``cgroup.procs`` and its directory.
+            pipes: The leader's stdin, stdout and stderr, and its working directory; for a leader under Landlock its
+                ruleset; for a leader in a cgroup the cgroup's ``cgroup.procs`` and its directory.
 
         Raises:
             ShimFailed: The leader could not be started; nothing of it is left.
@@ -177,7 +178,7 @@ class ForkServer:
             raise
 
     def _send(self, its_line: int) -> socket.socket:
-        """Send the request; return the socket of the process that got it."""
+        """Send the request; return the socket of the fork server that got it."""
         with self._lock:
             for last in (False, True):
                 self._start()
@@ -198,7 +199,7 @@ class ForkServer:
         raise AssertionError  # the loop returns or raises
 
     def _give_up(self, asked: socket.socket) -> None:
-        """End the process that did not answer, unless another thread has replaced it already."""
+        """End the fork server that did not answer, unless another thread has replaced it already."""
         with self._lock:
             if self._socket is asked:
                 self._close()

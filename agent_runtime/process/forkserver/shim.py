@@ -57,10 +57,10 @@ if TYPE_CHECKING:
     """Arguments, environment, identity, ``oom_score_adj``, how many files may be open, and how it is restricted."""
 
 UNRESTRICTED, RESTRICTED, LANDLOCKED = range(3)
-"""Of a leader: not at all; it gets no new privileges and leaves no core; it also has a ruleset."""
+"""How a leader is restricted: not at all; it gains no privileges and leaves no core dump; it also has a ruleset."""
 
 STARTED, FAILED, ENDED = b"s", b"f", b"e"
-"""Followed by two pids; by a place and an errno; by a wait status and 0."""
+"""Kinds of messages. Two numbers follow: pids of shim and leader; step that failed and errno; wait status and 0."""
 
 FORKING, CONFINING, BECOMING, ENTERING, EXECUTING, RESTRICTING = range(6)
 """The step at which a start failed: fork, cgroup, user, working directory, program, ruleset."""
@@ -324,7 +324,7 @@ def _become(spawn_request: SpawnRequest, descriptors: Sequence[int], report: int
 
 
 def _restrict(ruleset: int | None) -> None:
-    """Give up, for us and all below us, what setuid programs would give, and what the ruleset does not allow."""
+    """Give up, with all descendants, the privileges of setuid programs, and access that the ruleset does not allow."""
     one, nothing = ctypes.c_ulong(1), ctypes.c_ulong(0)
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, one, nothing, nothing, nothing) or (
         ruleset is not None and _libc.syscall(_SYS_LANDLOCK_RESTRICT_SELF, ruleset, nothing)
