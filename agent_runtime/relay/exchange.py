@@ -1,4 +1,4 @@
-"""One request of a child: asked of the API with the token in use, replayed where that helps, its answer passed on."""
+"""Send a child's request to the API with the token in use, replay it where that helps, and pass the answer on."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 CONNECT_PATIENCE_SECONDS = 2.0
 CONNECT_PAUSE_SECONDS = 0.2
 IDLE_SECONDS = 300.0
-"""How long an answer that has begun may be silent: the API sends pings in between."""
+"""How long the API may send nothing once an answer has begun; while it works, it sends pings."""
 
 OAUTH_BETA = "oauth-2025-04-20"
-"""Without it a good OAuth token looks bad, so an answer to a request without it says nothing about the token."""
+"""The beta that OAuth needs: without it even a good token is refused, so the refusal says nothing about the token."""
 
 _DROPPED = frozenset(name.encode() for name in HOP_BY_HOP) | {b"set-cookie"}
 
@@ -49,8 +49,8 @@ class Answer(msgspec.Struct):
     The head of an answer of the API, and the connection that its body comes on.
 
     Attributes:
-        body: What was read of the body, as it came.
-        is_last: The connection ends with it.
+        body: The bytes of the body that were read so far, with the framing of chunks.
+        is_last: Whether the connection cannot be used after this answer.
     """
 
     status: int
@@ -63,7 +63,7 @@ class Answer(msgspec.Struct):
 
     @property
     def values(self) -> dict[bytes, list[bytes]]:
-        """Values by lower-case name."""
+        """The values of the headers by lower-case name."""
         return _values(self.headers)
 
 
@@ -73,7 +73,7 @@ class Exchanges:
 
     Args:
         first_byte_seconds: How long the API may take to begin an answer.
-        note: Called with the outcome of each request, and the seconds to the API's first byte where there was one.
+        note: Called with an outcome and None, or with ``first_byte`` and the seconds until the API's first byte.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Exchanges:
         return is_whole
 
     async def _asked(self, request: Request, identity: Identity) -> Answer:
-        """Ask, and ask again with a newer token as long as one is refused; return the answer to pass on."""
+        """Send the request, again with a newer token as long as its token is refused; return the answer to pass on."""
         while True:
             generation = identity.choose(self._secret.status.generation)
             answer = await self._ask(request, generation)
@@ -148,7 +148,7 @@ class Exchanges:
             self._put_away(answer)
 
     async def _held(self, identity: Identity, detection: Detection, answer: Answer, generation: Generation) -> bool:
-        """Hold a request whose token, the one in use, is in trouble; return whether it is sent again."""
+        """Hold a request because the token in use was refused or is limited; return whether to send it again."""
         if identity.on_hold is None:
             return False
         hold = Hold(detection, answer.body, generation, identity.hold_seconds, identity.on_release)
@@ -157,7 +157,7 @@ class Exchanges:
         return await hold.wait()
 
     async def _detection_in(self, answer: Answer, request: Request, generation: Generation) -> Detection | None:
-        """Read what an answer says about the token; None: nothing, or the request was not of the CLI's own form."""
+        """Read what an answer says about the token; None: nothing, or the CLI itself does not send such requests."""
         if not may_be_refusal(answer.status) or not request.path.startswith(MESSAGES):
             return None
         if generation.token.kind is TokenKind.OAUTH and OAUTH_BETA not in request.header("anthropic-beta"):
@@ -183,10 +183,10 @@ class Exchanges:
         Send the request with a token, and read the head of the answer.
 
         Raises:
-            Unreachable: There is no connection.
-            BadMessage: The answer is none of HTTP/1.1.
-            OSError, Gone: The API closed the connection instead.
-            Silent: It did not answer in time.
+            Unreachable: No connection can be made.
+            BadMessage: The answer is no HTTP/1.1 message that can be passed on.
+            OSError, Gone: The API closed the connection without an answer.
+            Silent: The API did not begin to answer in time.
         """
         give_up_at = time.monotonic() + CONNECT_PATIENCE_SECONDS
         while True:
@@ -201,7 +201,7 @@ class Exchanges:
                 return await self._sent(wire, request, generation)
             except (OSError, Gone):
                 wire.cut()
-                if not wire.is_used:  # else the API closed a kept connection just then
+                if not wire.is_used:  # else the API may have closed a stored connection just then: try another
                     raise
             except BaseException:
                 wire.cut()
@@ -250,7 +250,7 @@ class Exchanges:
         return Answer(event.status_code, bytes(event.reason), headers, framing, wire, is_last)
 
     def _put_away(self, answer: Answer) -> None:
-        """Keep the connection if the answer has ended."""
+        """Store the connection for reuse if the answer has ended, else cut it."""
         if answer.framing.is_complete and not answer.is_last:
             self._upstream.keep(answer.wire)
         else:
@@ -260,7 +260,9 @@ class Exchanges:
 
     async def _passed_on(self, answer: Answer, child: Wire) -> bool:
         """
-        Pass an answer on as it comes; False if it was cut, and so was the child's connection.
+        Pass an answer on to the child as it comes.
+
+        Returns False if the API's connection broke in the middle of it; the child's connection is then cut, too.
 
         Raises:
             OSError: The child is gone.
@@ -326,7 +328,7 @@ def _chunk(data: bytes) -> bytes:
 
 
 def _without_chunks(body: bytes) -> bytes:
-    """Return the content of the whole chunks of a body that was read before."""
+    """Return the content of the whole chunks of a body whose framing was checked before."""
     found, at = b"", 0
     while (end := body.find(b"\r\n", at)) >= 0 and (size := int(body[at:end].partition(b";")[0], 16)):
         found += body[end + 2 : end + 2 + size]

@@ -1,4 +1,4 @@
-"""A request that waits in the relay because its token, the one in use, was refused or met a limit."""
+"""A request that waits in the relay because the token in use was refused or has reached a usage limit."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
 class Hold:
     """
-    A request that is held before its first byte; made on the relay's loop, decided from any thread.
+    A request that waits before the child gets a byte of an answer; made on the relay's loop, released from any thread.
+
+    Args:
+        on_end: Called on the relay's loop when the request is held no longer.
 
     Attributes:
-        detection: What the API said.
-        body: The beginning of the API's answer.
-        generation: The one that the request carried.
-        limit_seconds: How long the CLI waits for an answer, at least.
-        is_over: It was released, or the child has hung up.
+        detection: What the API's answer says about the token.
+        body: The beginning of the body of the API's answer.
+        generation: The generation that the request carried.
+        limit_seconds: The CLI waits at least this long for an answer.
+        is_over: Whether the request was released, or the child has hung up.
     """
 
     def __init__(
@@ -43,12 +46,12 @@ class Hold:
         self._released: asyncio.Future[bool] = self._loop.create_future()
 
     def release(self, *, replays: bool) -> None:
-        """End it: the request is sent again with the token in use then, or the answer is passed on as it was."""
+        """End the hold: send the request again with the token in use then, or pass the API's answer on as it was."""
         with contextlib.suppress(RuntimeError):  # the loop has closed
             self._loop.call_soon_threadsafe(self._release, replays)
 
     async def wait(self) -> bool:
-        """Wait for the release; return whether the request is sent again."""
+        """Wait for the release; return whether the request is to be sent again."""
         try:
             return await self._released
         finally:

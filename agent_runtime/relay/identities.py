@@ -22,7 +22,7 @@ _PLACEHOLDER_BYTES = 16
 
 class Identity:
     """
-    By what the relay recognises the requests of one attempt; every method may be called from any thread.
+    The identity of one attempt, shown in its requests; every method may be called from any thread.
 
     The child sends the placeholder as its token. The agent's tools can read the placeholder: it identifies the attempt
     and is no secret.
@@ -67,7 +67,7 @@ class Identity:
             return self._newest
 
     def carried(self) -> tuple[Generation, float]:
-        """Return the generation of the request that was answered last, and since what monotonic time it is used."""
+        """Return the generation of the request that was answered last, and the monotonic time when its use began."""
         return self._carried
 
     def answered(self, generation: Generation) -> None:

@@ -1,4 +1,4 @@
-"""What an error answer says about the token, by its status, body and headers and the rules of ``evidence``."""
+"""Find what an error answer says about the token, from status, body, headers and the rules of ``evidence``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MAY_BE_ABOUT_TOKEN = frozenset({400, 401, 402, 403, 429})
 
 
 def may_be_refusal(status: int) -> bool:
-    """Whether an answer's body is worth reading before it is passed on."""
+    """Whether an answer with this status can be about the token, so that its body must be read before it passes."""
     return status in _MAY_BE_ABOUT_TOKEN
 
 
@@ -31,7 +31,11 @@ def detection_in(status: int, headers: Mapping[bytes, list[bytes]], body: bytes)
     """
     Return what an answer says about the token or its account; None: nothing.
 
-    A 429 counts only with the headers of a usage limit: without them it is a throttle.
+    A 429 counts only with the headers of a usage limit: without them the API only throttles requests.
+
+    Args:
+        headers: Values by lower-case name.
+        body: The beginning of the body, without the framing of chunks.
 
     Source: ``anthropic-ratelimit-unified-*`` as the stand-in's :class:`UsageLimit` sends them.
     """
@@ -55,7 +59,7 @@ def _limit(headers: Mapping[bytes, list[bytes]]) -> Detection:
 
 
 def _decoded(body: bytes, codings: list[bytes]) -> bytes:
-    """Decompress a body as far as the relay has asked for codings; anything else stays as it is."""
+    """Decompress a body of a coding that the relay asks for; return any other body as it is."""
     if not codings:
         return body
     try:

@@ -1,4 +1,4 @@
-"""The relay itself: its sockets, its thread, and how a child is led to it."""
+"""The relay itself: its sockets, its thread, and the variables that lead a child to it."""
 
 from __future__ import annotations
 
@@ -45,48 +45,50 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIRST_BYTE_SECONDS = 180.0
+"""How long the API may take to begin an answer."""
+
 HEAD_SECONDS = 30.0
 """How long a connection may be open before its first request that shows an identity."""
 
 LONG_HOLD_SECONDS, SHORT_HOLD_SECONDS = 1700.0, 150.0
 """
-How long a request may be held: by a CLI whose timeouts can be raised, as those that take a socket, and by any other.
+How long a request is held at most: for a CLI whose timeouts can be raised (each that takes a socket); for any other.
 
-Source: 1.0.128 and 2.1.30 wait 301 s, whatever they are told; 2.1.114 to 2.1.332 more than 1297 s, when told to.
+Source: measured: 1.0.128, 2.1.30 wait 301 s with any setting; 2.1.114 to 2.1.332 more than 1297 s with ``_TIMEOUTS``.
 """
 
 LEAVE_SECONDS = 1.0
 MOST_CONNECTIONS = 2048
 MOST_REQUESTS = 128
-"""How many requests of one attempt may be under way."""
+"""How many requests of one attempt may be answered at the same time."""
 
 BACKLOG = 512
 START_SECONDS = 10.0
 STOP_SECONDS = 5.0
 
 _TIMEOUTS = {"API_TIMEOUT_MS": "3600000", "CLAUDE_STREAM_FIRST_BYTE_TIMEOUT_MS": "1800000"}
-"""So that the CLI waits as long as the relay may hold a request; measured on 2.1.114, 2.1.197, 2.1.330, 2.1.332."""
+"""Variables that make the CLI wait for as long as a request is held; measured on 2.1.114, 2.1.197, 2.1.330, 2.1.332."""
 
 _NO_PROXY = ("NO_PROXY", "no_proxy")
 
 
 def is_first_party(environ: Mapping[str, str]) -> bool:
     """
-    Whether requests are for the API itself, not for a gateway: as the CLI decides, by host and port.
+    Whether requests are for the API itself, not for a gateway; decided as the CLI does, by host and port.
 
     Raises:
-        ValueError: The base URL is none.
+        ValueError: The base URL cannot be read.
     """
     return urlsplit((environ.get(BASE_URL_VARIABLE) or API_URL).strip()).netloc == API_HOST
 
 
 def uses_socket(environ: Mapping[str, str], *, takes_socket: bool | None) -> bool:
-    """Whether children are led to the relay's socket."""
+    """Whether children are led to the relay's socket, not to its port; *takes_socket* as in :class:`Relay`."""
     return is_first_party(environ) and SHELL_PREFIX_VARIABLE not in environ and takes_socket is True
 
 
 def way_in(environ: Mapping[str, str], *, takes_socket: bool | None) -> str:
-    """Describe how children reach the relay, and what that costs, for a person."""
+    """Describe for people how children reach the relay, and what features of the CLI that costs."""
     if uses_socket(environ, takes_socket=takes_socket):
         return "children reach the API through the relay's socket and hold no token"
     reason = "children reach the API through the relay's port and hold no token"
@@ -101,18 +103,21 @@ def way_in(environ: Mapping[str, str], *, takes_socket: bool | None) -> str:
 
 class Relay:
     """
-    A proxy on loopback that adds the token in use to the requests of children; its methods are for any thread.
+    A proxy on loopback that adds the token in use to the requests of children; every method is for any thread.
 
-    Two ways lead to it. Where the requests are for the API itself, and this CLI was shown to take its requests to a
-    Unix socket, they come as plain HTTP on a socket, and the CLI believes that it talks to the API. Else they come to
-    a port of 127.0.0.1, below a path that cannot be guessed; from 2.1.114 on the CLI then leaves some features away.
+    Children reach it in one of two ways. If the requests are for the API itself, and this CLI was shown to send its
+    requests to a Unix socket, they come as plain HTTP on a socket, and the CLI believes that it talks to the API. Else
+    they come to a port of 127.0.0.1, below a path that cannot be guessed; from 2.1.114 on the CLI then leaves out some
+    features.
 
     Args:
-        environ: The supervisor's: base URL, proxies and CAs.
-        directory: Where the socket is made; it must exist, and only we may write to it.
-        owner: The user that children run as; None: we do.
-        takes_socket: Returns whether this CLI takes requests to a Unix socket and its tools learn nothing of that;
-            None: not known.
+        environ: The supervisor's environment: base URL, proxies and CAs.
+        directory: An existing directory for the socket, to which only the supervisor's user may write.
+        owner: The user that children run as; None: the supervisor's.
+        takes_socket: Returns whether this CLI sends its requests to a Unix socket and its tools learn nothing of the
+            socket; None: not known.
+        first_byte_seconds: How long the API may take to begin an answer.
+        note: As in :class:`agent_runtime.relay.exchange.Exchanges`.
 
     Raises:
         CannotStart: The environment's base URL or proxy cannot be used.
@@ -152,18 +157,18 @@ class Relay:
         self._socket = directory / "relay.sock"
         self._shell_prefix = directory / "shell"
 
-    # -- its life
+    # -- start and end
 
     def start(self) -> None:
         """
-        Listen, in a thread of its own.
+        Make the sockets, and accept connections in a thread of the relay's own.
 
         Raises:
             CannotStart: A socket cannot be made.
         """
         listeners: list[socket.socket] = []
         try:
-            # With its protocol: asyncio sets TCP_NODELAY only where it knows it, else each answer takes 40 ms longer.
+            # The protocol is named, because asyncio sets TCP_NODELAY only then; without, an answer takes 40 ms longer.
             tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             listeners.append(tcp)
             tcp.bind(("127.0.0.1", 0))
@@ -193,15 +198,15 @@ class Relay:
             self._loop.call_soon_threadsafe(self._ending.set)
         self._thread.join(STOP_SECONDS)
 
-    # -- its use by deliveries
+    # -- for deliveries
 
     @property
     def reason(self) -> str:
-        """The way in for the next child, and what it costs, for a person."""
+        """How the next child will reach the relay, and what features of the CLI that costs; for people."""
         return way_in(self._environ, takes_socket=self._takes_socket())
 
     def deliver(self, generation: Generation) -> Delivered:
-        """Make the identity of one child, which gets no token. :meth:`ended` must follow."""
+        """Make the identity of one child; return what it gets in place of a token. :meth:`ended` must follow."""
         takes_socket = self._takes_socket()
         identity = Identity(generation, LONG_HOLD_SECONDS if takes_socket else SHORT_HOLD_SECONDS)
         self._identities.add(identity)
@@ -220,7 +225,7 @@ class Relay:
         )
 
     def ended(self, delivered: Delivered) -> None:
-        """End the identity of a child that is gone, and every request that still goes on for it."""
+        """End the identity of a child that is gone, and all its connections."""
         identity = delivered.relayed
         if not isinstance(identity, Identity):
             return
@@ -241,7 +246,7 @@ class Relay:
         base_url = f"http://127.0.0.1:{self._port}{self._prefix}"
         return spared | {"API_FORCE_IDLE_TIMEOUT": "0", BASE_URL_VARIABLE: base_url}
 
-    # -- its thread
+    # -- the relay's thread
 
     def _run(self, listeners: list[socket.socket], ready: threading.Event) -> None:
         try:
@@ -342,7 +347,7 @@ class Relay:
                 await look
 
     async def _look_at_peer(self, identity: Identity, wire: Wire) -> None:
-        """Count a request that a tool has sent, and not the CLI; that is seen once for each connection."""
+        """Count a request that a tool has sent, not the CLI itself; each connection's sender is determined once."""
         if wire.is_of_cli is None and identity.pid is not None:
             peer = wire.peer
             if peer is not None:
@@ -353,7 +358,7 @@ class Relay:
             self._note("other_process", None)
 
     async def _watched(self, exchanges: Exchanges, request: Request, identity: Identity, wire: Wire) -> bool:
-        """Answer a request until the child hangs up."""
+        """Answer a request unless the child hangs up before; return whether another request may follow."""
         if identity.open_requests >= MOST_REQUESTS:
             await wire.send(own_answer(529, "overloaded_error", "too many requests at once"))
             return True
@@ -374,7 +379,7 @@ class Relay:
 
 
 async def _refuse(wire: Wire, request: Request | None, status: int, kind: str, message: str) -> bool:
-    """Answer what cannot be passed on, and end the connection, so that nothing behind it is taken for a request."""
+    """Answer with an error and end the connection, so that nothing behind the request is read; return False."""
     answer = own_answer(status, kind, message, is_last=True)
     await wire.send(answer if request is None else _for(request, answer))
     with contextlib.suppress(TimeoutError):
@@ -384,7 +389,7 @@ async def _refuse(wire: Wire, request: Request | None, status: int, kind: str, m
 
 
 def _for(request: Request, answer: bytes) -> bytes:
-    """Leave the body away where the request must get none."""
+    """Return the answer, without its body if the request's method is HEAD."""
     return answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if request.method == "HEAD" else answer
 
 

@@ -1,4 +1,4 @@
-"""Connections to the API: TLS, through the environment's proxy, kept while they are idle."""
+"""Connections to the API: with TLS, through the environment's proxy if there is one, and stored while they are idle."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 50.0
-"""A kept connection that has been idle for longer is not used: servers close theirs after about a minute."""
+"""A connection that has been idle for longer is not used again: servers close theirs after about a minute."""
 
 MOST_IDLE = 32
 
 
 class Unreachable(Exception):
-    """No connection to the API; the text names no address."""
+    """No connection to the API can be made; the text names no address."""
 
 
 class Upstream:
@@ -35,7 +35,10 @@ class Upstream:
 
     Args:
         base_url: With a path, if the gateway has one.
-        environ: The supervisor's: proxies and CAs.
+        environ: The supervisor's environment: proxies and CAs.
+
+    Attributes:
+        host: The value of the ``Host`` header.
 
     Raises:
         ValueError: The base URL or the proxy cannot be used.
@@ -55,13 +58,13 @@ class Upstream:
         self.host = url.netloc.decode()
 
     def target(self, path_and_query: str) -> str:
-        """Return a request's target: the whole address where a proxy reads the request."""
+        """Return the target for a request: its path, or the whole URL where a proxy forwards the request itself."""
         target = self._url.path.rstrip("/") + path_and_query
         return target if self._proxy is None or self._is_tls else f"http://{self.host}{target}"
 
     @property
     def proxy_headers(self) -> list[tuple[str, str]]:
-        """What a proxy that reads the request is told besides."""
+        """Further headers for a request that a proxy forwards: the proxy's authorization, if any."""
         return [] if self._is_tls else self._proxy_authorization()
 
     async def connection(self) -> Wire:
@@ -69,7 +72,7 @@ class Upstream:
         Return an idle connection, or a new one.
 
         Raises:
-            Unreachable: There is none to be had.
+            Unreachable: No connection can be made.
         """
         while self._idle:
             since, wire = self._idle.pop()
@@ -83,7 +86,7 @@ class Upstream:
             raise Unreachable(type(error).__name__) from None
 
     def keep(self, wire: Wire) -> None:
-        """Store a connection for reuse after its answer has ended."""
+        """Store a connection for reuse after its answer has ended; close it if it cannot be used again."""
         if not wire.is_idle or len(self._idle) >= MOST_IDLE:
             wire.close()
             return

@@ -103,13 +103,13 @@ class Wire:
 
     @property
     def is_unix(self) -> bool:
-        """Whether the connection is one of a Unix socket."""
+        """Whether the connection came by a Unix socket, not by TCP."""
         connection: socket.socket = self._writer.get_extra_info("socket")
         return connection.family == socket.AF_UNIX
 
     @property
     def peer(self) -> tuple[int, int] | None:
-        """Pid and user id of the process that connected to the Unix socket; None: the connection is one of TCP."""
+        """Pid and user id of the process that connected to the Unix socket; None: it came by TCP."""
         if not self.is_unix:
             return None
         connection: socket.socket = self._writer.get_extra_info("socket")
