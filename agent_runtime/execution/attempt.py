@@ -343,10 +343,18 @@ class Attempt:
             self._context.mark_suspect(generation, self._spec.execution_id)
 
     def _may_wait(self, token: ChildToken, evidence: Detection) -> bool:
-        """Whether the child may run on: the CLI repeats its request, and the task may wait for a newer token."""
+        """
+        Return whether the child may run on: the CLI repeats its request, and the task may wait for a newer token.
+
+        With ``auto`` the first execution that meets a refusal may not: its caller is answered at once.
+        """
+        if not (self._output.run_stats.repeats_refusals and token.can_recover(evidence)):
+            return False
         asked = self._spec.task.park_seconds
         seconds = self._context.settings.park if asked is None else asked
-        return seconds != 0 and self._output.run_stats.repeats_refusals and token.can_recover(evidence)
+        if seconds is None:
+            return self._context.is_known_by_others(token.charged, self._spec.execution_id)
+        return seconds > 0
 
     def _end_repeated(self) -> None:
         if self._repeated is not None:

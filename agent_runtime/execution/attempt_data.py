@@ -39,6 +39,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
         may_use: Called with a generation, a model and an execution id; raises :class:`AgentRuntimeError` if the
             execution must not start a child with that generation.
         mark_suspect: Called at once with a generation that was refused, and the id of the execution.
+        is_known_by_others: Whether a generation is in trouble already, or an execution other than this one verifies it.
         unkillable: Takes over the children whose processes cannot be ended.
         workspaces: Opens the directories that children run in.
         known_options: Returns the options that the CLI in use knows; None: not found out yet.
@@ -56,6 +57,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
     unkillable: Unkillable
     may_use: Callable[[Generation, str | None, str], None]
     mark_suspect: Callable[[Generation, str], None]
+    is_known_by_others: Callable[[Generation, str], bool]
     known_options: Callable[[], CliOptions | None] = lambda: None
 
 

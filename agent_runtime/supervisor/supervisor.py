@@ -134,6 +134,7 @@ class Supervisor:
             unkillable=self._unkillable,
             may_use=gate.may_use,
             mark_suspect=gate.mark_suspect,
+            is_known_by_others=gate.statuses.is_known_by_others,
             known_options=options.known_options,
         )
         holds = Holds(lambda: self.admission.draining)

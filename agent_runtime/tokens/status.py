@@ -205,6 +205,12 @@ class TokenStatuses:
         """Whether it is being verified that this token is good."""
         return generation.token.fingerprint in self._suspected_by
 
+    def is_known_by_others(self, generation: Generation, by: str) -> bool:
+        """Whether this token is in trouble, or an execution other than *by* verifies whether it is."""
+        with self._lock:
+            holders = self._suspected_by.get(generation.token.fingerprint, set())
+            return bool(holders - {by}) or self.trouble_of(generation) is not None
+
     # -- limited
 
     def note_limit(self, generation: Generation, limit: Limit, epoch: float) -> bool:

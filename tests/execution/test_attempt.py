@@ -106,6 +106,7 @@ class Bench:
             unkillable=Unkillable(),
             may_use=lambda _generation, _model, _by: None,
             mark_suspect=lambda generation, _by: self.doubted.append(generation.number),
+            is_known_by_others=lambda generation, _by: generation.number in self.doubted,
         )
         spec = AttemptSpec(
             execution_id=f"execution-{uuid.uuid4()}",

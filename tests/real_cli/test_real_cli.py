@@ -43,8 +43,7 @@ def test_a_dead_token_ends_the_child_at_its_first_refused_request(
     tmp_path: Path, api: MessagesApi, base_url: str, claude: str, token: str
 ) -> None:
     api.on(token, "expired")
-    # By a file 2.1.114 gives up by itself, often before the signal.
-    with supervised(tmp_path, api_url=base_url, claude=claude, token=token, flags=ENV) as running:
+    with supervised(tmp_path, api_url=base_url, claude=claude, token=token) as running:
         begun = time.monotonic()
         response = running.post("Say hello.", execution_id="dead")
         took_seconds = time.monotonic() - begun

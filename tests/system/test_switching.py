@@ -926,6 +926,27 @@ def test_a_cli_that_repeats_its_refused_request_is_left_alone_where_its_executio
 
 
 @pytest.mark.slow
+def test_where_the_first_answers_at_once_it_is_stopped_at_once_and_the_others_are_left_alone(
+    tmp_path: Path, api: MessagesApi, url: str, work: Work
+) -> None:
+    with switching(tmp_path, api_url=url, environment=REPEATS, delivery="file") as running:
+        pending = [running.start(PROMPT, execution_id="other")]
+        work.wait_until_under_way()
+        api.on(OLD, "expired")
+        first = running.post("Say hello.", execution_id="first")
+        assert (first.status_code, first.json()["error_class"]) == (503, "auth")
+        [attempt] = running.record("first")["attempts"]
+        assert attempt["evidence"]["seconds_to_signal"] < 0.5
+        work.let_go()
+        eventually(lambda: running.record("other")["held"])
+        running.write_token(NEW)
+
+        assert pending[0].answer().json()["response"] == "finished"
+        assert generations(running, "other") == [[1, 2]]
+    assert work.done == 1
+
+
+@pytest.mark.slow
 def test_a_cli_that_gives_up_repeating_its_request_is_parked_as_any_other(
     tmp_path: Path, api: MessagesApi, url: str, work: Work
 ) -> None:

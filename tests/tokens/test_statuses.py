@@ -226,6 +226,18 @@ def test_a_token_is_suspect_until_the_last_one_who_asks_has_been_told(statuses: 
     assert not statuses.is_suspect(FIRST)
 
 
+def test_others_know_of_a_trouble_from_the_first_doubt_on(statuses: TokenStatuses) -> None:
+    assert not statuses.is_known_by_others(FIRST, "one")
+
+    statuses.mark_suspect(FIRST, "one", now=0)
+    assert not statuses.is_known_by_others(FIRST, "one"), "it is the first itself"
+    assert statuses.is_known_by_others(FIRST, "another")
+    assert not statuses.is_known_by_others(SECOND, "another")
+
+    statuses.mark(FIRST, REFUSED, now=1)
+    assert statuses.is_known_by_others(FIRST, "one")
+
+
 def test_a_verdict_ends_the_doubt_of_all(statuses: TokenStatuses) -> None:
     for generation, verdict in ((FIRST, statuses.accept), (SECOND, lambda token: statuses.mark(token, REFUSED, now=1))):
         statuses.mark_suspect(generation, "one", now=0)
