@@ -203,7 +203,7 @@ def _check(candidate: Confinement, settings: Settings) -> None:
     Check that a confinement is possible, as far as that shows without a child.
 
     Raises:
-        SpawnFailed: It is not possible here.
+        SpawnFailed: The confinement is not possible here.
     """
     if candidate.mode is Mode.USER:
         try:

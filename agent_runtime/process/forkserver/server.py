@@ -138,10 +138,10 @@ class ForkServer:
 
     def start(self) -> None:
         """
-        Start the process, if there is none yet.
+        Start the fork server, if there is none yet.
 
         Raises:
-            OSError: It cannot be started for now.
+            OSError: No process can be started for now.
         """
         with self._lock:
             self._start()

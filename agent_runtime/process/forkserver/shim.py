@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from typing import NoReturn, TypeAlias
 
     Identity: TypeAlias = tuple[int, int, list[int]] | None
-    """User, group and further groups to become; None: as we are."""
+    """User, group and further groups of the leader; None: those of the shim."""
 
     SpawnRequest: TypeAlias = tuple[list[bytes], dict[bytes, bytes], Identity, int | None, int | None, int]
     """Arguments, environment, identity, ``oom_score_adj``, how many files may be open, and how it is restricted."""

@@ -59,7 +59,7 @@ class Confinement(msgspec.Struct, frozen=True):
         closed: Files and directories that a child must not reach, by their real paths.
         open: Directories that a child may use even if they lie below a closed one.
         reached: For each thing that a trial child tried to reach, whether it could.
-        warnings: What agents cannot do in the usual directories for files of theirs, or can still do to a closed one.
+        warnings: Sentences about where agents cannot make files because of *closed*, and what they can still replace.
         lacking: For each mode that was asked for, or would be better, the reason why it is not available here.
     """
 
