@@ -1,4 +1,4 @@
-"""The handlers: parse, call the supervisor, answer. Their table is in ``routes``."""
+"""The handlers of the routes: each parses a request, calls the supervisor, and returns the answer."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LABEL = "label."
-"""Before the name of a label in a query."""
+"""The beginning of query parameters that select by a label; the label's name follows."""
 
 RECORD_BYTES = 4096
-"""What a record takes in a list, as a rule."""
+"""The usual size of a record in a list: so much is reserved for each before the list is built."""
 
 
 class Api(msgspec.Struct, frozen=True):
@@ -118,7 +118,7 @@ async def post_task(api: Api, request: Request) -> Response:
     answer = execution.answer
     if answer is None:
         raise AgentRuntimeError("the execution ended without an answer; ask for its record")
-    # It does not wait for room: a refusal now would look as if the task had not run.
+    # Sent even if there is no room: a refusal now would look as if the task had not run.
     build = functools.partial(_response, answer, asked)
     return HeldResponse(api.buffer, len(answer.body), build, in_thread=False, wait_seconds=0)
 
@@ -128,14 +128,14 @@ def _response(answer: Answer, asked: Preferences) -> Response:
 
 
 def _new_task(api: Api, trace: TraceContext | None, body: bytes) -> NewTask:
-    """Do everything about a body that takes time in proportion to its length."""
+    """Parse and prepare the task in a body: everything that takes the longer the longer the body is."""
     check_json_bounds(body)
     task, ignored = parse(body, strict=api.settings.strict, redact=api.redact)
     return api.supervisor.prepare(task.within(trace), ignored)
 
 
 async def _has_finished(execution: Execution | StoredResult, wait_seconds: int | None) -> bool:
-    """Wait for the end of an execution, or so long; return whether it has come."""
+    """Wait for the end of an execution, at most *wait_seconds* (None: no limit); return whether it has ended."""
     try:
         async with asyncio.timeout(wait_seconds):
             await execution.finished()
@@ -178,7 +178,7 @@ def _each_once(request: Request) -> dict[str, str]:
     Return the parameters of the query.
 
     Raises:
-        InvalidRequest: One of them is there twice, so that it is not known which of the two is meant.
+        InvalidRequest: A parameter occurs twice, so that it is not known which one is meant.
     """
     pairs = request.query_params.multi_items()
     if len(query := dict(pairs)) < len(pairs):

@@ -106,7 +106,7 @@ def resolve(command: tuple[str, ...], search_path: str | None) -> tuple[str, ...
     Find the CLI's executable.
 
     Raises:
-        SpawnFailed: There is none under that name.
+        SpawnFailed: There is no executable of that name.
     """
     found = shutil.which(command[0], path=search_path)
     if found is None:

@@ -1,8 +1,8 @@
 """
 Lines of stderr, parsed once: entries of the CLI's debug log (``--debug-to-stderr``), and lines for a person.
 
-An entry is ``TIME [LEVEL] TEXT``; 1.0.128 writes no time. What a terminal adds (control sequences, a carriage return
-behind other text, invalid bytes) may stand before any part of it.
+An entry is ``TIME [LEVEL] TEXT``; 1.0.128 writes no time. Control sequences, other text with a carriage return, or
+invalid bytes may come before each part.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class UsageCounter:
         self._so_far: AttemptUsage | None = None
 
     def go_on_from(self, before: SessionCost) -> None:
-        """Set what the CLI had counted for the session before this attempt."""
+        """Set the cost and usage that the CLI had counted for the session before this attempt."""
         self._before = SessionCost(before.cost_usd, self._named(before.by_model), before.is_known)
 
     @property

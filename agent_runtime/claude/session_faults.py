@@ -72,7 +72,7 @@ def is_session_fault(text: bytes, *, brings_images: bool) -> bool:
 
     Args:
         text: A line of the CLI's stderr, or a frame; its first 16 KiB are read.
-        brings_images: The attempt's own prompt has images, so an image need not be the history's fault.
+        brings_images: The attempt's own prompt has images, so an image that is at fault need not be the history's.
     """
     lowered = text[:_HEAD_BYTES].decode("utf-8", "replace").lower()
     return any(

@@ -49,7 +49,7 @@ class TokenUse(_Named, records.TokenRecord, kw_only=True):
 
 
 class Attempt(_Named, records.AttemptRecord, kw_only=True):
-    """One CLI process."""
+    """One attempt of an execution: one process of the CLI."""
 
     tokens: list[TokenUse] = msgspec.field(default_factory=list)  # type: ignore[assignment]  # as above
     started_at: Instant | None = None  # type: ignore[assignment]  # as above
@@ -93,13 +93,13 @@ class ExecutionStatus(_Named, bodies.ExecutionStatus, kw_only=True):
 
 
 class UsageReport(_Named, bodies.UsageReport, kw_only=True):
-    """What the executions have used whose records are kept."""
+    """The usage of the executions whose records are kept: cost, tokens and turns."""
 
     since: Instant | None = None  # type: ignore[assignment]  # as above
 
 
 class Termination(_Named, bodies.Termination, kw_only=True):
-    """The end of an execution; nothing of it is left."""
+    """The answer to the cancellation of an execution, after all its processes have ended."""
 
 
 class DrainState(_Named, bodies.DrainState, kw_only=True):

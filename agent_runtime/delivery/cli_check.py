@@ -1,8 +1,8 @@
 """
-Whether the CLI can be started here, for ``/readyz``: decided by its file and by how its last starts ended.
+Decide whether the CLI can be started here, for ``/readyz``, by its file and by how its last starts ended.
 
-Nothing is started to find out. Attempts report their starts, and so does ``delivery.reload_check``, which starts the
-CLI before the first task does. A replaced file begins anew.
+Nothing is started for this decision. Attempts report their starts, and so does ``delivery.reload_check``, which starts
+the CLI before the first task does. After the CLI's file was replaced, earlier starts no longer count.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ STARTS = 3
 """After this many starts in a row that ended before the ``init`` frame, the CLI counts as broken."""
 
 FORGET_SECONDS = 600.0
-"""A broken CLI gets another chance then: a backend that asks ``/readyz`` first would never send another task."""
+"""
+After this time a failed start no longer makes the CLI count as broken, so that another task may start it.
+
+Otherwise a backend that asks ``/readyz`` first would never send the task that succeeds.
+"""
 
 _OF_THE_FILE = {SpawnReason.NOT_FOUND, SpawnReason.NOT_EXECUTABLE}
 _OF_THE_CLI = {ErrorClass.SPAWN, ErrorClass.LOST_RESULT, ErrorClass.SIGNAL}
@@ -34,11 +38,11 @@ _OF_THE_CLI = {ErrorClass.SPAWN, ErrorClass.LOST_RESULT, ErrorClass.SIGNAL}
 
 class CliCheck:
     """
-    Records starts, and decides about the CLI that is there now; every method may be called from any thread.
+    Record starts, and decide whether the CLI that is there now can start; every method may be called from any thread.
 
     Args:
         search_path: In the form of the variable ``PATH``.
-        clock: Monotonic seconds.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
 """
-Which of the options that the fields of a task become the installed CLI has, according to its own ``--help``.
+Find out from the installed CLI's own ``--help`` which options it has, because fields of a task become options.
 
 Source: ``--help`` of 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330 and 2.1.332, compared with what each accepts.
-It lists every option that is looked for here where the version takes it. Others are hidden, and taken all the same
-(``--max-turns`` on all of them, ``--system-prompt`` on 1.0.128), so those are not looked for.
+An option in :data:`LISTED` is in the help of every version that accepts it. Some options are accepted but not in the
+help (``--max-turns`` of all versions, ``--system-prompt`` of 1.0.128), so those are not checked.
 """
 
 from __future__ import annotations
@@ -121,6 +121,6 @@ def _choices(text: str) -> list[str]:
 
 
 def _knows(choices: list[str], value: str) -> bool:
-    """Whether a value is listed, also by its other name; where nothing is listed, the CLI decides."""
+    """Whether *choices* has the value, or its other name; also if there are no choices, so that the CLI decides."""
     asked = _SAME_MODES if value in _SAME_MODES else {value}
     return not choices or bool(asked & set(choices))

@@ -156,7 +156,7 @@ class CheckedCli:
         mark: Returns a new mark for each process, by which the next supervisor recognises a process that was left.
         directory: Where the CLI's home is made, so that the next supervisor finds one that was left. With None, or with
             another user than the supervisor's own, it is made in the system's directory for temporary files.
-        cancelled: Set it to end what is under way at once.
+        cancelled: An event; when it is set, a running check ends at once.
     """
 
     spawner: Spawner

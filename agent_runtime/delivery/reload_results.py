@@ -75,7 +75,7 @@ class ReloadResults:
     If the disk cannot be written, facts are held in memory.
 
     Args:
-        data_dir: None: nothing is stored on disk.
+        data_dir: The directory of the file with the facts; None: nothing is stored on disk.
         built_in: A file with further facts.
     """
 
@@ -87,7 +87,7 @@ class ReloadResults:
 
     def known(self, binary: Binary, *, hash_it: bool = True) -> CliFacts:
         """
-        Return what is known of an executable.
+        Return the known facts about an executable.
 
         Args:
             hash_it: Read an executable that has not been seen before, which takes a second; if False, nothing is known
@@ -158,7 +158,7 @@ class BackgroundReloadChecker:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._not_before: dict[tuple[str, ...], float] = {}
-        self._asking = asyncio.Lock()  # of the event loop, so that callers who wait take no worker thread
+        self._asking = asyncio.Lock()  # an asyncio lock, so that waiting callers occupy no worker thread
 
     def reload_behaviour(self) -> ReloadBehaviour | None:
         """Return the behaviour of the executable that is there now, without reading it; None: not known."""

@@ -75,7 +75,7 @@ class Channel(StrEnum):
 
 class Detection(msgspec.Struct, frozen=True):
     """
-    An API error that the CLI itself reported.
+    An API error that the CLI or the relay reported.
 
     Attributes:
         rule: The id of the rule that recognised it: see :mod:`agent_runtime.evidence.rules`.
@@ -171,7 +171,7 @@ class Detection(msgspec.Struct, frozen=True):
 
 class Detector:
     """
-    Detect the API errors that the CLI reports in one attempt's lines; takes each line once, in order.
+    Detect the API errors that the CLI reports in one attempt's lines, which must be passed once each and in order.
 
     It never raises, whatever the bytes. A line about anything else costs a few microseconds.
 

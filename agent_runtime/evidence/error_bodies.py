@@ -146,7 +146,7 @@ def _of_object(error: dict[str, Any]) -> ApiError:
 
 def _passed_on(body: ApiError) -> ApiError:
     """
-    Parse the inner body where a gateway passes another server's body on, behind some words of its own.
+    Return the inner body if a gateway passes on another server's body, after words of its own; else *body*.
 
     Source: LiteLLM, ``litellm.BadRequestError: AnthropicException - {"type":"error",…}. Received Model Group=…``.
     """

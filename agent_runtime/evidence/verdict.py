@@ -124,7 +124,8 @@ class Verdict(msgspec.Struct, frozen=True):
     How an attempt ended, and the error for the caller.
 
     Attributes:
-        detail: A sentence for the caller; words at which backends switch the token are only in those classes.
+        detail: A sentence for the caller. It has no words at which backends switch the token, unless the class means
+            that they should.
     """
 
     outcome: Outcome
@@ -137,7 +138,7 @@ UNSTARTED: dict[StopReason, Verdict] = {
     StopReason.CANCELLED: Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, ErrorClass.CANCELLED.sentence),
     StopReason.SHUTDOWN: Verdict(Outcome.FAILED, ErrorClass.INTERRUPTED, ErrorClass.INTERRUPTED.sentence),
 }
-"""The verdict on an execution that is stopped before an attempt began, by the stop reason."""
+"""The verdict on an execution that is stopped while it waits, by the stop reason."""
 
 
 def verdict(ending: Ending) -> Verdict:
@@ -147,8 +148,8 @@ def verdict(ending: Ending) -> Verdict:
     An answer is never thrown away, no matter how the attempt ended after it. Otherwise a stop reason wins over the exit
     code: a process that answers SIGINT with exit code 0 was still stopped. The exit code decides only if nothing else
     was observed, because old versions of the CLI exit with 0 on every failure. The cause of the process's death
-    overrides an earlier API error only if it is lack of memory. A tool without memory does not end an attempt: the
-    agent may choose another way and succeed.
+    overrides an earlier API error only if it is lack of memory. A tool that runs out of memory does not end an attempt:
+    the agent may choose another way and succeed.
     """
     reason = ending.stop_reason
     if ending.is_answered and reason not in _BEATS_AN_ANSWER:

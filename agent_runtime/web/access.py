@@ -73,7 +73,7 @@ class AccessKey:
         self._header = header
         self._redactor = redactor
         self.error: str | None = None
-        """Why no caller is admitted, as of the last read of the key file."""
+        """Why no caller is admitted, as of the last read of the key file; None: callers with the key are."""
 
     @property
     def required(self) -> bool:

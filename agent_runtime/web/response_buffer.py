@@ -133,7 +133,7 @@ class ResponseBuffer:
 
         Args:
             scope: The ASGI scope of the request.
-            wait_seconds: How long to wait for room; None: as long as it takes; 0: reserve the bytes without room, too.
+            wait_seconds: How long to wait for room; None: without limit; 0: reserve them even if there is no room.
 
         Raises:
             Busy: There was no room in time.

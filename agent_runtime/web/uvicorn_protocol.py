@@ -32,7 +32,12 @@ PLACES_BEYOND = 64
 """Connections accepted beyond the limit: probes are answered, all others get 409 ``busy``."""
 
 ACCEPTED_AT_ONCE = 16
-"""In one turn of the event loop. A header is read within four turns, before the connection's place is given away."""
+"""
+How many connections are accepted in one turn of the event loop.
+
+A header is read within four turns. In these at most :data:`PLACES_BEYOND` further connections come, so that each
+connection gets an answer before it loses its place.
+"""
 
 FEWEST_PLACES = 16
 DESCRIPTORS_KEPT = 96
