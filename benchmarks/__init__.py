@@ -1,5 +1,6 @@
 """
-Speed and weight, each measured beside what a user would take instead, in the same run.
+Measure time and memory, each beside the alternative that a user has, in the same run.
 
-``python -m benchmarks`` from a checkout with ``.[test]`` installed; no part of the timed tests.
+Run ``python -m benchmarks`` from a checkout with ``.[test]`` installed. CI runs it with ``--quick``, only to see that
+each bench works; goals are not checked there.
 """

@@ -37,7 +37,7 @@ INTO = Path(".benchmarks")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is asked for; the exit code tells whether every bench could be run, not whether goals were met."""
+    """Run the benches asked for; the exit code tells whether every one could be run, not whether goals were met."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *MODULES], metavar="NAME", help=", ".join(MODULES))
     parser.add_argument("--quick", action="store_true", help="few rounds, and nothing that takes minutes")
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(
     benches: Iterable[Bench], scale: Scale, keep: Callable[[Sequence[Row]], object] = lambda _: None
 ) -> tuple[list[Row], list[str]]:
-    """Run benches one after the other; one that fails costs only its own rows. *keep* gets what there is after each."""
+    """Run benches one after the other; a failure costs only its own rows. *keep* gets all rows so far, after each."""
     rows: list[Row] = []
     failed: list[str] = []
     for bench in benches:

@@ -1,4 +1,4 @@
-"""The bare server: starlette and uvicorn with ``/livez``, bytes as events, a child in a thread, and nothing else."""
+"""The bare server: starlette and uvicorn that answer ``/livez``, send a file, run a command, and nothing else."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def livez(_request: Request) -> PlainTextResponse:
 
 
 def stream(request: Request) -> StreamingResponse:
-    """Send a file, piece by piece, as it is."""
+    """Send a file unchanged, piece by piece."""
     data = Path(request.query_params["file"]).read_bytes()
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -55,7 +55,7 @@ async def run(request: Request) -> Response:
 
 
 def main() -> None:
-    # With its protocol, as asyncio makes them from a host and a port: without, asyncio would leave out TCP_NODELAY.
+    # The protocol is given, as by asyncio for a host and port: without it asyncio would not set TCP_NODELAY.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     app = Starlette(routes=[Route("/livez", livez), Route("/stream", stream), Route("/run", run, methods=["POST"])])

@@ -1,4 +1,4 @@
-"""What is measured, running: a supervisor, a bare server, and the small children they start."""
+"""Run what is measured: a supervisor, a bare server, and the small children that they start."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SERVE = ("-m", "agent_runtime", "serve")
 BARE = ("-m", "benchmarks.bare")
 CHILD = Path(__file__).with_name("child.py")
 DATA_ROOT = "/dev/shm"
-"""Data directories are in memory where that is possible: what is measured is the program, not this machine's disk."""
+"""Data directories are in memory where possible, so that the program is measured and not this machine's disk."""
 
 NOTHING = """#!/bin/sh
 while read -r line; do :; done
@@ -40,13 +40,13 @@ printf '%s\\n' '{"type":"result","subtype":"success","is_error":false,"result":"
 
 
 def token(number: int) -> str:
-    """Return one of many tokens."""
+    """Return the made-up token with this number."""
     return f"sk-ant-oat01-the-token-of-these-benches-{number:013}"
 
 
 @contextlib.contextmanager
 def directory(*, in_memory: bool = True) -> Iterator[Path]:
-    """Have a private directory while the block lasts."""
+    """Make a private directory that exists while the block lasts."""
     root = DATA_ROOT if in_memory and os.access(DATA_ROOT, os.W_OK) else None
     path = Path(tempfile.mkdtemp(prefix="agent-runtime-bench-", dir=root))
     try:
@@ -56,7 +56,7 @@ def directory(*, in_memory: bool = True) -> Iterator[Path]:
 
 
 def until(condition: Callable[[], Any], what: str, within_seconds: float = START_SECONDS) -> Any:
-    """Return the first true value of *condition*."""
+    """Return the first true value of *condition*, called repeatedly; *what* is named if none comes in time."""
     deadline = time.monotonic() + within_seconds
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -66,7 +66,7 @@ def until(condition: Callable[[], Any], what: str, within_seconds: float = START
 
 
 class Http:
-    """A connection that is kept; the standard library's client, because it costs least of what is measured."""
+    """A lasting HTTP connection by the standard library's client, which adds least to what is measured."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -76,7 +76,7 @@ class Http:
     def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         try:
             self._connection.request(method, path, body)
-        except ConnectionError:  # it was idle for too long: the next request makes a new one
+        except ConnectionError:  # the connection was idle for too long: the next request makes a new one
             self._connection.close()
             self._connection.request(method, path, body)
         response = self._connection.getresponse()
@@ -89,14 +89,14 @@ class Http:
         return json.loads(body)
 
     def post(self, message: str = "x", **fields: Any) -> dict[str, Any]:
-        """Run one execution to its answer, whatever that is."""
+        """Run one execution; return its answer, be it a success or an error."""
         answer: dict[str, Any] = json.loads(
             self.ask("POST", "/api/task", json.dumps({"message": message, **fields}).encode())[1]
         )
         return answer
 
     def ended(self, execution_id: str) -> dict[str, Any]:
-        """Return a record once it is final."""
+        """Wait until an execution's record is final, and return it."""
         path = f"/api/executions/{execution_id}"
         until(lambda: self.get(path)["state"] == "finished", "the execution's end", 120)
         record: dict[str, Any] = self.get(path)
@@ -108,7 +108,7 @@ class Http:
 
 @dataclass(frozen=True)
 class Supervised:
-    """A supervisor that runs."""
+    """A running supervisor."""
 
     pid: int
     home: Path
@@ -120,7 +120,7 @@ class Supervised:
 
 
 def environment(home: Path, claude: str, **settings: str) -> dict[str, str]:
-    """Make a supervisor's environment, with nothing of this machine's user in it, and the directories it names."""
+    """Make a supervisor's environment, without anything of this machine's user, and the directories named in it."""
     for name in ("secret", "workspace", "data", "config", "home"):
         (home / name).mkdir(parents=True, exist_ok=True)
     put(home / "secret" / "token", TOKEN.encode())
@@ -154,7 +154,7 @@ def supervisor(
     api_url: str | None = None,
     **settings: str,
 ) -> Iterator[Supervised]:
-    """Run a supervisor while the block lasts; *settings* without their common prefix."""
+    """Run a supervisor while the block lasts; the names of *settings* lack their common prefix."""
     env = environment(home, claude, **settings)
     if api_url is not None:
         env["ANTHROPIC_BASE_URL"] = api_url
@@ -187,7 +187,7 @@ def started(argv: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[by
 
 
 def first_line(process: subprocess.Popen[bytes]) -> str:
-    """Wait for what a process says first."""
+    """Wait for the first line that a process prints; return it."""
     if process.stdout is None:
         raise ValueError("its stdout is not piped")
     return process.stdout.readline().decode().strip()
@@ -208,7 +208,7 @@ def child_command(*words: str) -> str:
 
 
 def nothing_cli(home: Path) -> str:
-    """Write the CLI that does nothing."""
+    """Write the CLI that does nothing to *home*; return its command."""
     path = home / "nothing"
     path.write_text(NOTHING)
     path.chmod(0o755)
@@ -216,10 +216,10 @@ def nothing_cli(home: Path) -> str:
 
 
 def epoch(text: str) -> float:
-    """Read a time of a record, as seconds since the epoch."""
+    """Convert an instant in a record to seconds since the epoch."""
     return datetime.fromisoformat(text).timestamp()
 
 
 def message(**fields: Any) -> str:
-    """Write what a child is told on stdin."""
+    """Return the message that tells a child what to do."""
     return json.dumps(fields)

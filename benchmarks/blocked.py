@@ -1,7 +1,7 @@
 """
-``serve`` with something in its event loop that takes it away from all others, as a bad library would.
+Run ``serve`` with a task that blocks its event loop, as a bad library would.
 
-A process of its own, and no hook in the product: the coroutine that serves is wrapped here.
+It is a program of its own that wraps the coroutine that serves, so that the product needs no hook for it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _serve = service._serve
 
 
 async def take_the_loop(*, burning: bool) -> None:
-    """Keep the loop for 200 ms, again and again: in a call that sleeps, or in Python that computes."""
+    """Block the event loop for 200 ms, again and again: by a call that sleeps, or by Python that computes."""
     while True:
         until = time.monotonic() + BLOCKED_SECONDS
         if burning:
@@ -41,5 +41,5 @@ async def _serve_blocked(*arguments: Any, **named: Any) -> int:
 
 
 if __name__ == "__main__":
-    service._serve = cast("Any", _serve_blocked)  # whatever it is given
+    service._serve = cast("Any", _serve_blocked)  # it accepts any arguments
     sys.exit(cli.main(["serve"]))

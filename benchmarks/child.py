@@ -1,7 +1,8 @@
 """
-What plays the CLI in a bench: told on stdin, as JSON, what to do; starts in a few milliseconds.
+Play the CLI in a bench: a JSON object on stdin says what to do.
 
-Nothing but the standard library, and little of it; times are stamped with the clock that all processes share.
+Imports little of the standard library and nothing else, so that it starts in a few milliseconds. Times are stamped with
+a clock that all processes share.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ REFUSED = (
     b'{"type":"authentication_error","message":"OAuth token has expired. Please obtain a new token or refresh your '
     b'existing token."},"request_id":"req_011CSHoEeqs5C35K2UUqR7Fy"}\n'
 )
-"""As Claude Code 2.1.30 prints it."""
+"""The line by which Claude Code 2.1.30 reports a refused token."""
 
 WORDS = 'It reads the file, runs the tests and finds that \\"this\\" one fails:\\n    assert left == right\\n'
 
@@ -35,7 +36,7 @@ def write(data: bytes, descriptor: int = 1) -> None:
 
 
 def frame(length: int) -> bytes:
-    """Make a frame of a model's text that is *length* bytes long with its newline."""
+    """Return a frame with a model's text that is *length* bytes long, its newline included."""
     head = b'{"type":"assistant","message":{"model":"m","content":[{"type":"text","text":"'
     tail = b'"}]},"parent_tool_use_id":null}\n'
     room = length - len(head) - len(tail)
@@ -55,7 +56,7 @@ def wait_for(path: str) -> None:
 
 
 def flood(told: dict[str, Any], seconds: float) -> int:
-    """Print so many bytes a second for so long, in pieces of a hundredth of a second."""
+    """Print frames for *seconds*, as many bytes a second as *told* says, in pieces of a hundredth of a second."""
     rate, one = told["bytes_a_second"], frame(told["frame"])
     piece = one * max(1, int(rate / 100 / len(one)))
     begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""The real CLI with a token that the API refuses: how soon there is an answer, with us and without."""
+"""The real CLI with a token that the API refuses: how soon there is an answer, with the supervisor and without."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CASES = (
 
 
 def alone(case: Case, url: str) -> float:
-    """Return how many seconds the CLI takes by itself until it gives up; bounded."""
+    """Return how many seconds the CLI alone takes until it gives up, up to a bound."""
     variable = "ANTHROPIC_API_KEY" if case.kind == "API key" else "CLAUDE_CODE_OAUTH_TOKEN"
     with directory() as home:
         environ = {
@@ -73,7 +73,7 @@ def alone(case: Case, url: str) -> float:
 
 
 def supervised(case: Case, url: str) -> float:
-    """Return how many seconds there were between the spawn and the answer."""
+    """Return how many seconds lie between the spawn and the supervisor's answer."""
     with directory() as home, supervisor(home, real_clis()[case.version], api_url=url) as running:
         put(running.token_file, case.token.encode())
         running.http.ask("POST", "/api/credentials/reload-token")
@@ -93,7 +93,7 @@ def run(scale: Scale) -> Iterable[Row]:
     api.on(OAUTH, "expired")
     api.on(API_KEY, "invalid_api_key")
     with serve(api) as url, ThreadPoolExecutor(len(CASES)) as pool:
-        # Alone they wait most of the time, and so at the same time as the others are measured.
+        # CLIs that run alone wait most of the time, so they run while those under the supervisor are measured.
         waiting = [None if scale.quick else pool.submit(alone, case, url) for case in cases]
         measured = [Figure.of(supervised(case, url) for _ in range(scale.rounds(5, 1))) for case in cases]
         for case, figure, one in zip(cases, measured, waiting, strict=True):

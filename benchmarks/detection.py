@@ -1,4 +1,4 @@
-"""From the line that says the token is refused to the signal, beside a loop with ``readline()`` and ``re``."""
+"""Time from the line that reports a refused token to the signal, beside a loop with ``readline()`` and ``re``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CONDITIONS: tuple[tuple[str, tuple[str, ...], int, Goal], ...] = (
 
 
 class Measured:
-    """What has been measured of one side, in milliseconds."""
+    """The times measured on one side, in milliseconds."""
 
     def __init__(self) -> None:
         self.from_write: list[float] = []
@@ -47,7 +47,11 @@ class Measured:
 
 
 def failing(home: Path, rate: int, number: int) -> tuple[Path, str]:
-    """Tell a child to fail after a moment, during which it may flood its stdout."""
+    """
+    Return the file of times and the message of a child that fails after a moment.
+
+    Until then it prints *rate* bytes a second to its stdout.
+    """
     stamp = home / f"stamp-{number}"
     told = {"do": "fail", "stamp": str(stamp), "seconds": 0.2 if rate else 0.02, "bytes_a_second": rate, "frame": 4096}
     return stamp, message(**told)
@@ -60,7 +64,7 @@ def flooding(home: Path, rate: int, seconds: float, number: int) -> tuple[Path, 
 
 
 class Flood:
-    """How much the other slots have printed."""
+    """How much the children in the other slots have printed."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -74,7 +78,7 @@ class Flood:
 def ours(
     home: Path, running: Supervised, rate: int, times: int, numbers: Iterator[int], measured: Measured, flood: Flood
 ) -> None:
-    """Fail so many times under the supervisor, each time with a token of its own, as each is refused for good."""
+    """Fail *times* times under the supervisor, each time with a new token, because each is refused for good."""
     running.http.ask("POST", "/api/credentials/reload-token", json.dumps({"token": token(next(numbers))}).encode())
     others: list[tuple[str, Path]] = []
     if rate:
@@ -102,7 +106,7 @@ def ours(
 
 
 async def theirs(home: Path, name: str, rate: int, times: int, numbers: Iterator[int], measured: Measured) -> None:
-    """Do the same in a loop."""
+    """Fail *times* times in the loop with ``readline()``."""
     blocking = None
     if name.startswith("event loop"):
         blocking = asyncio.create_task(take_the_loop(burning="computing" in name))
@@ -158,7 +162,7 @@ def run(scale: Scale) -> Iterable[Row]:
         with directory() as home, supervisor(home, child_command(), program=program) as running:
             for _ in range(rounds):
                 ours(home, running, rate, times, numbers, mine, flood)
-                # Blocked, it takes most of a second each time.
+                # Fewer times with a blocked event loop, where each takes most of a second.
                 asyncio.run(
                     theirs(home, name, rate, times if rate or name == "idle" else times // 4 or 1, numbers, other)
                 )

@@ -1,4 +1,4 @@
-"""What all benches share: figures, goals, rows, rounds in turn, and the table."""
+"""Figures, goals, rows, rounds and the table of all benches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What was measured, more than once as a rule."""
+    """Median, 99th percentile and number of samples."""
 
     p50: float
     p99: float
@@ -22,7 +22,7 @@ class Figure:
 
     @classmethod
     def of(cls, samples: Iterable[float]) -> Figure:
-        """Sum samples up; of fewer than a hundred the 99th percentile is the largest."""
+        """Make the figure of *samples*; of fewer than a hundred the 99th percentile is the largest."""
         ordered = sorted(samples)
         if not ordered:
             raise ValueError("nothing was measured")
@@ -31,13 +31,13 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a row should reach; None where that cannot be told, for want of a baseline as a rule."""
+    """What a row should reach; *check* returns None where that is not known, mostly for want of a baseline."""
 
     text: str
     check: Callable[[Row], bool | None]
 
     def __and__(self, other: Goal) -> Goal:
-        """Both of them."""
+        """Return the goal that both are met."""
 
         def both(row: Row) -> bool | None:
             found = [self.check(row), other.check(row)]
@@ -47,27 +47,27 @@ class Goal:
 
 
 def p50_at_most(limit: float) -> Goal:
-    """Half of all at most so much."""
+    """Return the goal that the median is at most *limit*."""
     return Goal(f"p50 ≤ {limit:g}", lambda row: None if row.ours is None else row.ours.p50 <= limit)
 
 
 def p99_at_most(limit: float) -> Goal:
-    """Nearly all at most so much."""
+    """Return the goal that the 99th percentile is at most *limit*."""
     return Goal(f"p99 ≤ {limit:g}", lambda row: None if row.ours is None else row.ours.p99 <= limit)
 
 
 def ratio_at_most(limit: float, text: str | None = None) -> Goal:
-    """Ours at most so many times the baseline."""
+    """Return the goal that our median is at most *limit* times the baseline's."""
     return Goal(text or f"≤ {limit:g} ×", lambda row: None if row.ratio is None else row.ratio <= limit)
 
 
 def ratio_at_least(limit: float) -> Goal:
-    """Ours at least so many times the baseline."""
+    """Return the goal that our median is at least *limit* times the baseline's."""
     return Goal(f"≥ {limit:g} ×", lambda row: None if row.ratio is None else row.ratio >= limit)
 
 
 def adds_at_most(limit: float) -> Goal:
-    """At the median ours is at most so much more than the baseline."""
+    """Return the goal that our median is at most *limit* more than the baseline's."""
 
     def check(row: Row) -> bool | None:
         return None if row.ours is None or row.baseline is None else row.ours.p50 - row.baseline.p50 <= limit
@@ -84,8 +84,8 @@ class Row:
     One line of the table.
 
     Attributes:
-        ratio: Ours divided by the baseline, at the median.
-        met: None: it cannot be told, or there is no goal.
+        ratio: Our median divided by the baseline's.
+        met: Whether the goal is met; None: not known, or there is no goal.
     """
 
     bench: str
@@ -108,7 +108,7 @@ class Row:
         return None if self.ours is None else self.goal.check(self)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what goes into the JSON file."""
+        """Return the row as in the JSON file."""
         return {
             "bench": self.bench,
             "what": self.what,
@@ -125,7 +125,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How much is done: *quick* shows that all works and gives a rough figure, else it is worth writing down."""
+    """How often each bench measures; *quick*: just enough to show that all works, with rough figures."""
 
     quick: bool
 
@@ -143,9 +143,9 @@ class Bench:
 
 def in_turn(rounds: int, *sides: Callable[[], float | Iterable[float]]) -> list[Figure]:
     """
-    Measure every side once a round, so that what else the machine does hits all alike; the order changes each round.
+    Measure every side once a round, so that other load affects all alike; the order changes each round.
 
-    A side gives one sample a round, or several.
+    Each side returns one sample a round, or several.
     """
     samples: list[list[float]] = [[] for _ in sides]
     for number in range(rounds):
@@ -158,7 +158,7 @@ def in_turn(rounds: int, *sides: Callable[[], float | Iterable[float]]) -> list[
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """Lay the rows out for a person."""
+    """Return the rows as a table for people."""
     head = ("bench", "what", "unit", "ours p50", "p99", "n", "beside", "p50", "p99", "n", "ratio", "goal", "met")
     lines = [head, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
@@ -184,7 +184,7 @@ def _figure_dict(figure: Figure | None) -> dict[str, float] | None:
 
 
 def _number(value: float) -> str:
-    """Three digits that count."""
+    """Return a number with three significant digits."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"

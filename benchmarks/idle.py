@@ -1,4 +1,4 @@
-"""What a supervisor holds and does while nothing is asked of it."""
+"""Memory and processor time of a supervisor that has nothing to do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SETTLE_SECONDS = 2.0
 
 
 class Idle(NamedTuple):
-    """What a process takes while it is left alone."""
+    """The resources that a process takes while it has nothing to do."""
 
     rss_mb: float
     pss_mb: float
@@ -42,7 +42,7 @@ WHAT = (
 
 
 def watched(seconds: float, *pids: int) -> list[Idle]:
-    """Watch processes over the same stretch of time."""
+    """Measure all processes during the same *seconds*."""
     time.sleep(SETTLE_SECONDS)
     before = [(cpu_seconds(pid), wake_ups(pid)) for pid in pids]
     begun = time.monotonic()
@@ -61,7 +61,7 @@ def watched(seconds: float, *pids: int) -> list[Idle]:
 
 @contextlib.contextmanager
 def supervisord(home: Path) -> Iterator[int | None]:
-    """Run supervisord with one program, where it is installed: the extra ``bench``."""
+    """Run supervisord with one program and yield its pid; None: it is not installed (the extra ``bench``)."""
     if importlib.util.find_spec("supervisor") is None:
         yield None
         return

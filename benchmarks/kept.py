@@ -1,4 +1,4 @@
-"""How soon a supervisor that keeps many executions answers about them."""
+"""How soon a supervisor that has stored many executions answers about them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def asked(http: Http, paths: Iterable[str]) -> Figure:
-    """Ask for each, and sum up how many milliseconds the answers took."""
+    """Request each path; return how many milliseconds the answers took."""
     samples = []
     for path in paths:
         begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the figures were measured on, and what single processes take."""
+"""Describe the machine that the figures were measured on, and measure single processes."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 CLI_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agent-runtime" / "claude"
-"""Where ``.ci/run`` installs them."""
+"""Where ``.ci/run`` installs the real CLIs."""
 
 
 def real_clis() -> dict[str, str]:
-    """Find the real CLIs there are, by version: those the tests are told of, and those that CI has installed."""
+    """Return the real CLIs on this machine by version: those that the tests are given, and those that CI installed."""
     found = [*map(str, CLI_CACHE.glob("*/node_modules/.bin/claude")), *claudes(os.environ)]
     return {Path(path).parts[-4]: path for path in found if "node_modules" in Path(path).parts}
 
 
 def facts() -> dict[str, Any]:
-    """Describe the machine, without a name or a path of it."""
+    """Describe the machine, without its name or any path on it."""
     return {
         "kernel": platform.release(),
         "cores": len(os.sched_getaffinity(0)),
@@ -52,14 +52,14 @@ def _commit() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """What processes hold, in MB."""
+    """Memory of processes, in MB."""
 
     rss_mb: float
     pss_mb: float
 
 
 def weight(pids: Iterable[int]) -> Weight:
-    """Add up what processes hold; PSS counts a shared page once over all who share it."""
+    """Add up the memory of processes; PSS divides a shared page among the processes that share it."""
     rss = pss = 0
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -72,7 +72,7 @@ def weight(pids: Iterable[int]) -> Weight:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, without its children; finer than a clock tick."""
+    """Return user and system time of a process without its children, more precisely than in clock ticks."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         total += int((task / "schedstat").read_text().split()[0])
@@ -80,7 +80,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def wake_ups(pid: int) -> int:
-    """How often the threads of a process gave the processor back by themselves: each was woken for it once."""
+    """Return how often the threads of a process were woken: as often as they gave the processor back by themselves."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         for line in (task / "status").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""Many executions at once: how soon ``/livez`` answers, how late the loop is, and what each one holds."""
+"""Many executions at once: how soon ``/livez`` answers, how late the event loop is, and how much memory each takes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(scale: Scale) -> Iterable[Row]:
     for count in QUICK_COUNTS if scale.quick else COUNTS:
         with directory() as home, supervisor(home, child_command(), SLOTS=str(count), QUEUE=str(count)) as running:
             until_there = message(do="hold", until=str(home / "done"))
-            # What is loaded once is no execution's.
+            # Run one first: code that is loaded once must not count as memory of an execution.
             running.http.post(message(do="nothing"))
             before = held_mb(running)
             begun = time.monotonic()
@@ -68,7 +68,7 @@ def run(scale: Scale) -> Iterable[Row]:
 
 
 def _look(running: Supervised) -> Callable[[], float]:
-    """Return what measures, as the supervisor does once a second, and tells its own processor time."""
+    """Return a function that measures all executions as the supervisor does each second; it returns its own CPU ms."""
     executions = running.http.get("/api/executions/running")["executions"]
     shims = {one["execution_id"]: psutil.Process(one["pid"]).ppid() for one in executions}
 
@@ -89,7 +89,7 @@ def _process_table() -> float:
 
 
 def _frames(running: Supervised, count: int) -> int:
-    """Tell how many have printed something."""
+    """Return how many of the *count* executions have printed something."""
     transcripts = running.home / "data" / "transcripts"
     return sum(file_size(transcripts / f"held-{number}.jsonl") > 0 for number in range(count))
 

@@ -1,10 +1,10 @@
 """
 How fast a child's output gets through the supervisor into the transcript, and what memory that takes.
 
-Beside it, in the same run, the least that any program in Python can do which reads frames: bytes from the pipe, all
-complete lines in one call into objects (the same ones, by the same decoder), bytes into a file, and nothing else. No
-line is looked at, nothing redacted, no index written, nobody told. What it reaches of ``tee``, and how many times the
-loop, is how far the two goals are within reach.
+The same run also measures the least that any Python program which reads frames must do: read bytes from the pipe,
+decode all complete lines in one call (to the same objects, by the same decoder), and write the bytes to a file. It
+checks no line, redacts nothing, writes no index and notifies nobody. Its speed beside ``tee``, and beside the loop,
+shows how far the two goals can be reached.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def run(scale: Scale) -> Iterable[Row]:
     with directory() as home, supervisor(home, child_command(), ANSWER_LOG_LIMIT="65536") as running:
         numbers = itertools.count()
         process = psutil.Process(running.pid)
-        # MB for each second of a processor, which what else runs here touches less than the elapsed time.
+        # MB for each second of processor time, on which other load has less effect than on the elapsed time.
         busy: dict[str, list[float]] = defaultdict(list)
 
         def told(frame_bytes: int) -> tuple[Path, str]:
@@ -88,7 +88,7 @@ def run(scale: Scale) -> Iterable[Row]:
 
         def through_least(frame_bytes: int) -> float:
             stamped, text = told(frame_bytes)
-            # In a process of its own: the memory it takes would change how the loop, which runs here, gets its.
+            # In a process of its own: its memory would change how the loop, which runs in this process, gets memory.
             if (pid := os.fork()) == 0:
                 try:
                     _read_and_decode(text, home / "least")
@@ -127,7 +127,7 @@ def _rows(what: str, unit: str, ours: Figure, tee: Figure, loop: Figure, least: 
 
 
 def _memory(home: Path, running: Supervised, scale: Scale) -> Iterable[Row]:
-    """Show that what the supervisor takes does not grow with the length of the output, or of a line."""
+    """Show that the supervisor's memory does not grow with the length of the output, or of a line."""
     process = psutil.Process(running.pid)
     numbers = itertools.count()
 

@@ -1,4 +1,4 @@
-"""What a request costs by way of the relay, beside the same request without it: each server a process of its own."""
+"""Cost of a request through the relay, beside the same request without it; each server is a process of its own."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _p99_adds_at_most(limit: float) -> Goal:
 
 
 async def _serve_api() -> None:
-    """Answer each request with as many events as its ``x-events`` says, one chunk each, ``x-rate`` of them a second."""
+    """Answer each request with ``x-events`` events, each in a chunk, ``x-rate`` of them a second (its own headers)."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, OSError):
@@ -93,7 +93,7 @@ def _process(*words: str) -> Iterator[tuple[str, str, int]]:
 
 
 class _Side:
-    """A way to the API."""
+    """One way to the API: through the relay, or direct."""
 
     def __init__(self, url: str, token: str) -> None:
         self._url = url
@@ -123,7 +123,7 @@ class _Side:
 
 
 def _eight_streams(relay: psutil.Process, sides: list[_Side], seconds: int) -> tuple[float, float]:
-    """Run streams of 200 events a second side by side; return what the relay took: % of a core, and further MB."""
+    """Run streams of 200 events a second side by side; return how much the relay took: % of a core, and MB more."""
     before, most, begun = relay.memory_info().rss, 0, time.monotonic()
     used = sum(relay.cpu_times()[:2])
     threads = [threading.Thread(target=side.events, args=(200 * seconds, 200)) for side in sides]

@@ -1,4 +1,4 @@
-"""What the supervisor adds to a child that does nothing: from the task to the fork, and to the whole answer."""
+"""Time that the supervisor adds to a child that does nothing: from the task to the fork, and to the whole answer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def run(scale: Scale) -> Iterable[Row]:
                     raise RuntimeError("the child failed")
                 return (time.perf_counter() - begun) * 1000
 
-            in_turn(5, answered, answered_bare)  # until all is loaded
+            in_turn(5, answered, answered_bare)  # not measured: the first rounds load code
             rounds = scale.rounds(200, 5)
             ours, bare = in_turn(rounds, spawned, spawned_bare)
             yield Row("spawning", "task in → child spawned", "ms", ours, BESIDE, bare, adds_at_most(5))

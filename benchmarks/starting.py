@@ -1,4 +1,4 @@
-"""From the start of the process to its first answer, and what of that is importing."""
+"""Time from the start of the process to its first answer, and how much of it importing takes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def first_answer(program: Sequence[str], env: dict[str, str] | None) -> float:
 
 
 def processor_time(modules: str) -> Callable[[], float]:
-    """Measure in milliseconds what importing modules takes of a processor; other load does not touch that much."""
+    """Return a function that measures the processor time of importing *modules* (ms); other load hardly affects it."""
 
     def measured() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -43,7 +43,7 @@ def processor_time(modules: str) -> Callable[[], float]:
 
 
 def imported(modules: str) -> Callable[[], float]:
-    """Measure the milliseconds until a Python that imports modules has ended."""
+    """Return a function that measures the time until a Python that imports *modules* has ended (ms)."""
 
     def measured() -> float:
         begun = time.perf_counter()
@@ -55,7 +55,7 @@ def imported(modules: str) -> Callable[[], float]:
 
 def run(scale: Scale) -> Iterable[Row]:
     rounds = scale.rounds(20, 3)
-    # As pip does with what it installs; a checkout may lack it, or be told not to write it (PYTHONDONTWRITEBYTECODE).
+    # pip compiles what it installs; a checkout may lack bytecode, or must not write it (PYTHONDONTWRITEBYTECODE).
     subprocess.run([sys.executable, "-m", "compileall", "-q", "agent_runtime", "benchmarks"], cwd=ROOT, check=True)
     with directory() as home:
         env = environment(home, nothing_cli(home))

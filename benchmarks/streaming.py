@@ -1,4 +1,4 @@
-"""Fifty readers of one execution that runs, beside the same bytes from a server that does nothing else."""
+"""Fifty readers of one running execution, beside the same bytes from a server that does nothing else."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 def opened(address: tuple[str, int], path: str) -> list[socket.socket]:
-    """Ask for a stream once for each reader."""
+    """Open the stream at *path* once for each reader."""
     readers = [socket.create_connection(address) for _ in range(READERS)]
     for reader in readers:
         reader.sendall(f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
@@ -31,7 +31,7 @@ def opened(address: tuple[str, int], path: str) -> list[socket.socket]:
 
 
 def read_all(readers: list[socket.socket]) -> int:
-    """Read every stream to its end, all at once; tell how many bytes came."""
+    """Read all streams at once, each to its end; return how many bytes came."""
     received, buffer = 0, bytearray(MB)
     with selectors.DefaultSelector() as waiting:
         for opened_one in readers:

@@ -1,4 +1,4 @@
-"""From the replacement of the secret file until it is known, and until a request carries the new token."""
+"""Time from the replacement of the secret file until it is noticed, and until a request carries the new token."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NUMBERS = itertools.count(1)
 
 
 class Known:
-    """When somebody who watches a file knew of a content."""
+    """When each content of a file was first seen by its watcher."""
 
     def __init__(self) -> None:
         self._seen: dict[str, float] = {}
@@ -45,7 +45,7 @@ class Known:
             self._changed.notify_all()
 
     def since(self, text: str, begun: float) -> float:
-        """Return how many milliseconds after *begun* the content was known."""
+        """Return how many milliseconds after *begun* the content *text* was seen."""
         with self._changed:
             if not self._changed.wait_for(lambda: text in self._seen, 30):
                 raise TimeoutError("a content was never noticed")
@@ -103,7 +103,7 @@ def by_watchfiles(path: Path) -> Iterator[Known]:
     thread = threading.Thread(target=follow)
     thread.start()
     begun.wait()
-    time.sleep(0.2)  # it does not say when it watches
+    time.sleep(0.2)  # watchfiles does not tell when it has begun to watch
     try:
         yield known
     finally:
@@ -112,7 +112,7 @@ def by_watchfiles(path: Path) -> Iterator[Known]:
 
 
 def replaced(path: Path, known: Known) -> Callable[[], float]:
-    """Replace the file and return how many milliseconds later that is known."""
+    """Return a function that replaces the file and returns how many milliseconds later that is seen."""
 
     def once() -> float:
         text = token(next(NUMBERS))
@@ -148,7 +148,7 @@ def run(scale: Scale) -> Iterable[Row]:
 
 
 def spawn_after_switch(scale: Scale) -> Row:
-    """Show how soon a task that comes right after a replacement is answered with the new token."""
+    """Measure how soon a task sent right after a replacement is answered with the new token."""
     with directory() as home, supervisor(home, nothing_cli(home)) as running:
 
         def switched() -> float:

@@ -1,4 +1,4 @@
-"""Large bodies, large answers, and readers that take nothing: how soon ``/livez`` answers, and what memory it takes."""
+"""Large bodies, large answers, and readers that read nothing: how soon ``/livez`` answers, and the memory taken."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ POST_LISTS = b"POST /api/task HTTP/1.1\r\nhost: localhost\r\nconnection: close\r
 )
 SAMPLES = 100
 IDLE_SECONDS = 8.0
-"""Less than a reader has before it may be let go."""
+"""For how long readers read nothing; shorter than the time after which the supervisor may drop them."""
 
 
 def get(path: str) -> bytes:
@@ -46,7 +46,7 @@ LOADS = {
 
 
 def ask_all(address: tuple[str, int], name: str) -> None:
-    """Send a request so many times at once, and read the answers to their ends."""
+    """Send all requests of the load *name* at once, and read the answers to their ends."""
     request, count = LOADS[name]
     buffer = bytearray(MB)
     with selectors.DefaultSelector() as waiting:
@@ -102,7 +102,7 @@ def _memory(running: Supervised, name: str, path: str, count: int) -> Iterable[R
         until = time.monotonic() + IDLE_SECONDS
         while time.monotonic() < until:
             peak = max(peak, rss())
-            time.sleep(0.02)  # between two looks at the memory
+            time.sleep(0.02)  # between two measurements of the memory
     time.sleep(3)  # the supervisor notices within seconds that the readers are gone, and frees their answers
     note = f"{before:.0f} MB before, {peak:.0f} at the peak, {(after := rss()):.0f} after"
     yield Row("traffic", f"{name}: memory at the peak", "MB more", Figure.of([peak - before]), goal=NO_GOAL, note=note)

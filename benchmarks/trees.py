@@ -1,4 +1,4 @@
-"""From the signal until the whole tree is gone, beside ``killpg`` on the same tree, which stays in its group."""
+"""Time from the signal until a whole tree of processes is gone, beside ``killpg`` on a tree that stays in its group."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from benchmarks.harness import Scale
 
 LAYERS = ("cgroup", "scan")
-"""Values of ``AGENT_RUNTIME_CONTAINMENT``; one that does not work here is named in the table."""
+"""Values of ``AGENT_RUNTIME_CONTAINMENT`` to measure; the table names one that does not work here."""
 
 SIZES = (1, 6, 51, 201)
 
 
 def gone_at(pidfds: list[int]) -> float:
-    """Wait until every process has ended, and tell when the last one had."""
+    """Wait until every process has ended; return when the last one did."""
     waiting = select.poll()
     for pidfd in pidfds:
         waiting.register(pidfd, select.POLLIN)
@@ -46,7 +46,7 @@ def gone_at(pidfds: list[int]) -> float:
 
 @contextlib.contextmanager
 def held(leader: int, size: int, stamp: str) -> Iterator[list[int]]:
-    """Hold a descriptor of every process of a tree, once the tree has grown."""
+    """Wait until a tree has *size* processes; yield a pidfd of each while the block lasts."""
     until(Path(f"{stamp}.ready").exists, f"a tree of {size}")
     pids = [leader, *(child.pid for child in psutil.Process(leader).children(recursive=True))]
     if len(pids) != size:
@@ -99,7 +99,7 @@ def _through(running: Supervised, execution_id: str, text: str, size: int, stamp
     running.http.post(text, execution_id=execution_id, async_result=True)
     [one] = until(lambda: running.http.get("/api/executions/running")["executions"], "the start")
     with held(one["pid"], size, stamp) as pidfds:
-        # It answers when the execution has its record: later than what is looked at here.
+        # In a thread, because the answer comes only when the record is final, which is later than the tree's end.
         asking = threading.Thread(target=running.http.ask, args=("POST", f"/api/executions/{execution_id}/terminate"))
         asking.start()
         took = _since(stamp, gone_at(pidfds))
@@ -109,7 +109,7 @@ def _through(running: Supervised, execution_id: str, text: str, size: int, stamp
 
 
 def _since(stamp: str, moment: float) -> float:
-    """Return the milliseconds since the leader got its signal; it ends at once then, and leaves the others."""
+    """Return the milliseconds from the leader's signal to *moment*; the leader ends at once, and leaves the others."""
     return float(moment - json.loads(Path(stamp).read_text())["signalled"]) * 1000
 
 

@@ -1,4 +1,4 @@
-"""An API and a child of raw sockets, so that each can say anything, and a relay between them."""
+"""A relay between an API and a child that use raw sockets, so that each of them can send any bytes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def refusal(message: str = "OAuth token has expired.", status: int = 401) -> byt
 
 
 class Secret:
-    """What the relay asks of the secret file."""
+    """A secret file in memory, with the part of its interface that the relay uses."""
 
     def __init__(self, token: str = OLD) -> None:
         self.unread: str | None = None
@@ -64,14 +64,14 @@ class Secret:
 
 
 class Talk:
-    """One connection to the raw API."""
+    """A connection to the raw API, as the API sees it."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self._buffer = b""
 
     def request(self) -> bytes | None:
-        """Read one request with a length; None at the end."""
+        """Read one request that has a Content-Length; None: the connection has ended."""
         while b"\r\n\r\n" not in self._buffer:
             if not self._more():
                 return None
@@ -95,7 +95,7 @@ class Talk:
         self.connection.sendall(data)
 
     def close_after(self, data: bytes) -> bool:
-        """Send this and close."""
+        """Send *data* and close the connection."""
         self.send(data)
         return False
 
@@ -106,7 +106,7 @@ class Talk:
 
 @dataclass
 class RawApi:
-    """An API that answers each request with what *answer* sends; keeps what it has read."""
+    """An API that calls *answer* with each request and its connection, and stores the requests."""
 
     answer: Callable[[Talk, bytes], object]
     requests: list[bytes] = field(default_factory=list)
@@ -139,7 +139,7 @@ class RawApi:
 
 
 def tokens_in(request: bytes) -> list[str]:
-    """Read the credentials off a request."""
+    """Return the credentials in a request."""
     found = []
     for line in request.partition(b"\r\n\r\n")[0].decode().split("\r\n")[1:]:
         name, _, value = line.partition(":")
@@ -191,7 +191,7 @@ class Relayed:
 
 
 def read_answer(child: socket.socket) -> bytes:
-    """Read one answer with a length or in chunks, or up to the end; a reset is told by ``RESET`` at its end."""
+    """Read one answer, with a length, in chunks or up to the end; after a reset, ``RESET`` is appended to it."""
     data = bytearray()
     with contextlib.suppress(TimeoutError):
         while not _is_whole(data):

@@ -1,4 +1,4 @@
-"""A hostile API and a hostile child: nothing leaks, hangs or is invented, and what is kept has a bound."""
+"""A hostile API and a hostile child: nothing leaks, hangs or is invented, and the relay's memory has a bound."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_mutations_of_what_both_sides_send_leak_nothing_and_hang_nobody(api: Raw
         with child.connect() as raw:
             raw.sendall(mutated(child.message(b'{"a": 1}')))
             raw.shutdown(1) if rng.random() < 0.3 else None
-            raw.settimeout(0.15)  # a request that has lost its end waits for it, and that is right
+            raw.settimeout(0.15)  # the relay rightly waits for the rest of an incomplete request
             seen = read_answer(raw)
         assert OLD.encode() not in seen
     assert child.ask(child.message()) is not None
@@ -211,7 +211,7 @@ def test_bodies_beyond_the_budget_go_into_files_without_a_name_that_only_we_can_
 
 
 def _private_files(directory: Path) -> set[str]:
-    """Find the open files without a place in *directory* that nobody else can read."""
+    """Return the open files of this process that were deleted from *directory* and only their owner can read."""
     found = set()
     for fd in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):

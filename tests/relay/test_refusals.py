@@ -1,4 +1,4 @@
-"""What the relay reads in an error answer."""
+"""How the relay classifies error answers."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 def says(data: bytes) -> Callable[[Talk, bytes], object]:
-    """Answer every request with these bytes."""
+    """Return a function that answers every request with *data*."""
     return lambda talk, _request: talk.send(data)
 
 
@@ -372,7 +372,7 @@ def test_an_answer_that_the_end_of_its_connection_ends_is_whole_and_one_that_is_
 
     def cut(talk: Talk, _request: bytes) -> bool:
         talk.send(b"HTTP/1.0 200 OK\r\n\r\nabc")
-        time.sleep(0.05)  # so that the relay has read it
+        time.sleep(0.05)  # so that the relay has read the answer
         talk.reset()
         return False
 
@@ -504,7 +504,7 @@ def test_a_child_that_reads_nothing_holds_up_the_api_and_takes_no_memory(api: Ra
 
 @pytest.fixture
 def holds(child: Relayed) -> list[HeldRequest]:
-    """Have refused requests held, and collect them."""
+    """Have refused requests held; return the list to which each is added."""
     assert child.delivered.relayed is not None
     found: list[HeldRequest] = []
     child.delivered.relayed.on_hold = found.append
@@ -551,7 +551,7 @@ def test_a_hold_ends_with_the_child_and_with_the_attempt(
         eventually(lambda: holds)
         raw.close() if leaves == "child" else child.relay.ended(child.delivered)
         eventually(lambda: holds[0].is_over)
-    holds[0].release(replays=True)  # too late, and no fault
+    holds[0].release(replays=True)  # too late, and does no harm
 
     assert len(api.requests) == 1
     eventually(lambda: child.relay._budget._left == 64 * 1024 * 1024)

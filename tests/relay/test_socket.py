@@ -1,4 +1,4 @@
-"""The way in by a Unix socket, for a CLI that believes that it talks to the API itself."""
+"""The relay's Unix socket, for a CLI that believes that it talks to the real API."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def test_requests_on_the_socket_reach_the_api_by_tls_through_a_proxy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # a short path
+    monkeypatch.chdir(tmp_path)  # the length of a socket's path is limited
     api = RawApi(lambda talk, _request: talk.send(OK))
     with api.running() as url, tls_api(tmp_path / "tls", url) as tls:
         secret, notes = Secret(), Counter[str]()

@@ -1,1 +1,1 @@
-"""What the tests share: programs they start, and helpers."""
+"""Helpers that several tests use, and programs that tests start."""

@@ -1,4 +1,4 @@
-"""Tests as root that are another user for a while, as far as files go."""
+"""For tests as root: act on files as another user for a while."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOBODY = 65534
 
 @contextmanager
 def another_user(*groups: int) -> Iterator[None]:
-    """Be nobody, in these groups beside its own."""
+    """Access files as the user ``nobody`` while the block lasts, with *groups* beside its own group."""
     own = os.getgroups()
     os.setgroups(groups)
     os.setegid(NOBODY)
@@ -31,7 +31,7 @@ def another_user(*groups: int) -> Iterator[None]:
 
 @contextmanager
 def public_directory() -> Iterator[Path]:
-    """Yield a directory that every user can reach, and nobody but its owner can write."""
+    """Yield a directory that every user can reach, and only its owner can write to."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
         path.chmod(0o755)

@@ -1,13 +1,13 @@
 """
-How the real CLI is led to the stand-in API: as to the real API, or by a base URL.
+How the real CLI reaches the stand-in API: under the name of the real API, or by a base URL.
 
-From 2.1.114 on the CLI leaves features away before any other server than the API. So a supervisor and its CLI are
-given no base URL: they believe that they talk to ``https://api.anthropic.com``, by a proxy whose tunnels end at the
-stand-in, with a CA of its own. What the CLI sends there equals what it sends on a Unix socket (the relay's way):
-``tests/real_cli/test_relay.py`` compares them on each version.
+From 2.1.114 on the CLI uses fewer features with any server that is not the real API. Therefore a supervisor and its CLI
+are given no base URL: they believe that they talk to ``https://api.anthropic.com``, but go through a proxy whose
+tunnels end at the stand-in, with a CA of its own. The CLI sends the same there as on a Unix socket, which the relay
+uses; ``tests/real_cli/test_relay.py`` compares the two on each version.
 
-``AGENT_RUNTIME_TEST_API_MODE=base_url`` (the default is ``first_party``) is the other mode: the stand-in's own address,
-as before a gateway.
+The other mode is ``AGENT_RUNTIME_TEST_API_MODE=base_url`` (the default is ``first_party``): the CLI is given the
+stand-in's own address, like that of a gateway.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ CLAUDES = "AGENT_RUNTIME_TEST_CLAUDE"
 MODE = "AGENT_RUNTIME_TEST_API_MODE"
 MODES = ("first_party", "base_url")
 NOBODY = "http://127.0.0.1:9"
-"""Nothing listens there."""
+"""An address at which nothing listens."""
 
 NOWHERE_BY_NAME = "first-party-proof.invalid"
 PROOF_TOKEN = "sk-ant-oat01-of-the-proof-that-a-cli-takes-the-tunnel"
 PROOF_SECONDS = 90
 
 shared_directory = Path(tempfile.gettempdir())
-"""Where the workers of a test run find what one of them has proved; ``conftest.py`` sets it."""
+"""Directory with the facts about each CLI that one worker of a test run finds out for all; set by ``conftest.py``."""
 
 
 def claudes(environ: Mapping[str, str]) -> list[str]:
-    """List the executables the tests were told of, colon-separated like ``PATH``."""
+    """Return the executables of the CLI to test with; the variable lists them separated by colons, like ``PATH``."""
     return [entry for entry in environ.get(CLAUDES, "").split(":") if entry]
 
 
@@ -56,8 +56,8 @@ def leading_to(api_url: str, claude: str, directory: Path) -> Iterator[dict[str,
     """
     Yield the variables that lead *claude*, and a supervisor, to the stand-in at *api_url* while the block lasts.
 
-    A base URL it is for the scripted CLI, for a real one that takes no socket (it asks every server alike), and where
-    *api_url* is no stand-in on loopback, or one with TLS of its own.
+    They set a base URL for the scripted CLI, for a real CLI that takes no socket (it asks every server alike), and
+    where *api_url* is no stand-in on loopback, or has TLS of its own.
     """
     is_standin = api_url.startswith("http://127.0.0.1:") and api_url != NOBODY
     mode = os.environ.get(MODE, MODES[0])
@@ -75,7 +75,7 @@ def leading_to(api_url: str, claude: str, directory: Path) -> Iterator[dict[str,
 
 @functools.cache
 def takes_a_tunnel(claude: str) -> bool:
-    """Return whether *claude* asks through the proxy; the host does not exist, so otherwise it asks nobody."""
+    """Whether *claude* asks through the proxy; the host's name does not exist, so without it no request arrives."""
     with _made_once(claude, "tunnel") as (result, is_made):
         if not is_made:
             result.write_text(str(_asks_through_a_tunnel(claude)))
@@ -84,7 +84,7 @@ def takes_a_tunnel(claude: str) -> bool:
 
 @functools.cache
 def proofs_of(claude: str) -> Path:
-    """Return the results of the reload check, as an image has them: a file to be copied to a data directory."""
+    """Return a file with the results of the reload check for *claude*; tests copy it to their data directories."""
     with _made_once(claude, "proofs.json") as (result, is_made):
         if not is_made:
             command = [sys.executable, "-m", "agent_runtime.delivery.reload_results", str(result.parent), claude]
@@ -93,13 +93,13 @@ def proofs_of(claude: str) -> Path:
 
 
 def asks_otherwise(claude: str) -> bool:
-    """Return whether *claude* asks the API itself in another way than other servers; then it takes a socket, too."""
+    """Whether *claude* asks the real API in another way than other servers; then it can use a Unix socket, too."""
     return any(result["takes_socket"] for result in json.loads(proofs_of(claude).read_bytes())["proofs"].values())
 
 
 @contextlib.contextmanager
 def _made_once(claude: str, name: str) -> Iterator[tuple[Path, bool]]:
-    """Yield a file that all workers of this test run share, and whether it is there; the others wait meanwhile."""
+    """Yield the path of a file that all workers of a test run share, and whether it exists; other workers wait."""
     place = shared_directory / f"claude-{hashlib.sha256(claude.encode()).hexdigest()[:12]}"
     place.mkdir(exist_ok=True)
     with (place / f"{name}.lock").open("w") as lock:

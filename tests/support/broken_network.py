@@ -1,4 +1,4 @@
-"""What lies between a client and a supervisor when things go wrong: a proxy that cuts, and a server that is none."""
+"""Faults between a client and a supervisor: a proxy that cuts connections, and a server that is no supervisor."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER: closing sends a reset, what is under way is lost."""
+"""Value of SO_LINGER with which closing sends a reset, so that bytes under way are lost."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Reset one connection after so many bytes of the request, or of what is answered."""
+    """After how many bytes of the request, or of the answer, a connection is reset."""
 
     request_bytes: int | None = None
     reply_bytes: int | None = None
@@ -26,7 +26,7 @@ class Cut:
 
 @dataclass
 class Gate:
-    """A TCP proxy in front of a supervisor; the first connections are cut as planned, later ones pass."""
+    """A TCP proxy in front of a supervisor; it cuts the first connections as planned and lets later ones pass."""
 
     url: str
     target: tuple[str, int]
@@ -63,7 +63,7 @@ class Gate:
 
 
 def pump(source: socket.socket, sink: socket.socket, limit_bytes: int | None) -> None:
-    """Carry bytes until the end or the cut, which takes both directions."""
+    """Carry bytes from *source* to *sink* until the end; after *limit_bytes* reset both connections."""
     left = limit_bytes
     with contextlib.suppress(OSError):
         while chunk := source.recv(65536):
@@ -79,7 +79,7 @@ def pump(source: socket.socket, sink: socket.socket, limit_bytes: int | None) ->
 
 
 def reset(connection: socket.socket) -> None:
-    """Close a connection the hard way, also when another thread reads from it."""
+    """Close a connection with a reset, also when another thread reads from it."""
     with contextlib.suppress(OSError):
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     with contextlib.suppress(OSError):
@@ -89,7 +89,7 @@ def reset(connection: socket.socket) -> None:
 
 @dataclass
 class Stranger:
-    """A server that answers each connection as the next act says; the last one is repeated."""
+    """A server that does the next of its acts on each connection, and repeats the last one."""
 
     url: str
     acts: list[Callable[[socket.socket], None]] = field(default_factory=list)
@@ -123,7 +123,7 @@ def request_of(connection: socket.socket) -> bytes:
 
 
 def says(data: bytes, *, then_resets: bool = False) -> Callable[[socket.socket], None]:
-    """Act: send bytes, and close, politely or not."""
+    """Return an act that sends bytes and closes the connection, with a reset if *then_resets*."""
 
     def act(connection: socket.socket) -> None:
         connection.sendall(data)
@@ -134,12 +134,12 @@ def says(data: bytes, *, then_resets: bool = False) -> Callable[[socket.socket],
 
 
 def waits_for_the_client_to_go(connection: socket.socket) -> None:
-    """Act: never answer."""
+    """Act that never answers."""
     connection.recv(1)
 
 
 def http(status: int, body: bytes, *headers: str, length: int | None = None) -> bytes:
-    """Write an answer; *length*: what it claims to be long."""
+    """Return an HTTP answer; *length* is the Content-Length that it claims, right or wrong."""
     lines = [f"HTTP/1.1 {status} X", "connection: close", *headers]
     lines.append(f"content-length: {len(body) if length is None else length}")
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
@@ -149,7 +149,7 @@ def http(status: int, body: bytes, *headers: str, length: int | None = None) -> 
 def listening(
     handle: Callable[[socket.socket], None], family: int = socket.AF_INET, address: Any = ("127.0.0.1", 0)
 ) -> Iterator[str]:
-    """Serve connections, each in a thread of its own; yields the address."""
+    """Call *handle* with each connection, in a thread of its own; yield the server's URL."""
     with socket.socket(family) as listener:
         listener.bind(address)
         listener.listen()
@@ -182,7 +182,7 @@ def gate(url: str, *plan: Cut) -> Iterator[Gate]:
 
 @contextlib.contextmanager
 def stranger(*acts: Callable[[socket.socket], None], **where: Any) -> Iterator[Stranger]:
-    """Run a server that is no supervisor; *where*: of :func:`listening`."""
+    """Run a server that is no supervisor and does *acts*; *where* are arguments of :func:`listening`."""
     made = Stranger("", list(acts))
     with listening(made.handle, **where) as made.url:
         yield made

@@ -52,7 +52,7 @@ def chromium() -> Iterator[webdriver.Chrome]:
 
 
 def looks(window: webdriver.Chrome, *, size: tuple[int, int] = DESKTOP, dark: bool = False, still: bool = True) -> None:
-    """Set the size of what is seen, and what the person's system prefers."""
+    """Set the window's size, and whether the person's system prefers a dark scheme and no motion."""
     width, height = size
     mobile = size == PHONE
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
@@ -66,7 +66,7 @@ def looks(window: webdriver.Chrome, *, size: tuple[int, int] = DESKTOP, dark: bo
 
 @dataclass
 class Scene:
-    """A supervisor that has seen something, and files that let it go on."""
+    """A supervisor with executions, some of which wait for a file in *home*."""
 
     running: Supervised
     home: Path
@@ -79,7 +79,7 @@ class Scene:
         self.submit(script, execution_id=name, **fields)
 
     def submit(self, script: dict[str, Any], **fields: Any) -> None:
-        """Post a task that nobody waits for."""
+        """Post a task without waiting for its answer."""
         self.running.post(script, async_result=True, **fields).raise_for_status()
 
     def let_go(self, name: str) -> None:
@@ -103,12 +103,12 @@ REFUSED: list[dict[str, Any]] = [
 @contextlib.contextmanager
 def scene(home: Path, *flags: str, pace: Callable[[], object] = lambda: None) -> Iterator[Scene]:
     """
-    Show a supervisor after a busy morning: three generations, every kind of end, two that run, one parked.
+    Run a supervisor with three generations, executions that ended in every way, two that run and one that is parked.
 
-    Output and names of subscriptions hold what would be markup if anybody took it for that.
+    Output and names of subscriptions hold text that would be markup if it were not escaped.
 
     Args:
-        pace: Called between one thing and the next; for pictures, that the bars have some length.
+        pace: Called between steps; a pause gives the bars in pictures some length.
     """
     own = ("--slots", "4", "--probe", "off", "--drain-timeout", "0.5", "--stop-grace", "0.3", *flags)
     with supervised(home, flags=own) as running:
@@ -148,7 +148,7 @@ def scene(home: Path, *flags: str, pace: Callable[[], object] = lambda: None) ->
 
 
 def refuse_the_token(it: Scene) -> None:
-    """Let the API refuse the third generation: one execution answers, one is parked."""
+    """Let the API refuse the third generation: one execution ends, and one is parked."""
     it.hold("sync-translations", then=REFUSED)
     it.until("sync-translations", "running")
     it.let_go("sync-translations")

@@ -1,4 +1,4 @@
-"""Processes in cgroups, and what the tests of cgroups share."""
+"""Processes in cgroups, and other helpers for tests of cgroups."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ if user:
     os.setresuid(user, user, user)
 os.setsid()
 """
-"""What a shim's child does before it becomes the CLI."""
+"""Program that joins a cgroup, as a shim's child does before it becomes the CLI."""
 
 NESTED = program("nested.py")
-"""Makes groups below its own, with somebody in each."""
+"""Program that makes cgroups below its own, with a process in each."""
 
 
 class Member:
@@ -58,11 +58,11 @@ class Member:
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
 
     def go(self) -> None:
-        """Let a program that waits for a line on stdin go on."""
+        """Let the program go on, which waits for a line on stdin."""
         os.write(self.stdin.fileno(), b"go\n")
 
     def lines(self, count: int) -> list[str]:
-        """Wait for that many lines."""
+        """Wait for *count* lines on its stdout."""
         data, deadline = b"", time.monotonic() + PATIENCE_SECONDS
         while data.count(b"\n") < count:
             remaining = deadline - time.monotonic()
@@ -74,7 +74,7 @@ class Member:
         return data.decode().split()
 
     def end(self) -> int:
-        """Wait for its end, which somebody else brings about, and tell its exit code."""
+        """Wait until the program has been ended by other code; return its exit code."""
         try:
             return self.process.wait(PATIENCE_SECONDS)
         finally:
@@ -86,7 +86,7 @@ class Member:
 
 @contextlib.contextmanager
 def decoy(environ: dict[str, str] | None = None, **how: bool) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a process that is nobody's; it must live to the end."""
+    """Start a process that belongs to no attempt; the block fails if it ends early."""
     process = subprocess.Popen(["sleep", "600"], env={**os.environ, **(environ or {})}, **how)  # type: ignore[call-overload] # flags of Popen
     try:
         yield process
@@ -99,9 +99,9 @@ def decoy(environ: dict[str, str] | None = None, **how: bool) -> Iterator[subpro
 @contextlib.contextmanager
 def own_cgroup(finding: Finding, *controllers: str) -> Iterator[Path]:
     """
-    Make a cgroup for a driver, which stands for the one a container gets.
+    Make a cgroup for a driver, like the one that a container gets.
 
-    It has no process in it, and every controller that is asked for; without them the test is skipped.
+    It holds no process and has all *controllers*; where that is not possible, the test is skipped.
     """
     assert finding.base is not None
     above = finding.base
@@ -109,7 +109,7 @@ def own_cgroup(finding: Finding, *controllers: str) -> Iterator[Path]:
         above = above.parent
     handed_down = (above / "cgroup.subtree_control").read_text().split()
     if missing := [name for name in controllers if name not in handed_down]:
-        import pytest  # here, as drivers import this module too, and begin sooner without
+        import pytest  # here, because drivers import this module too, and start faster without pytest
 
         pytest.skip(f"no cgroup with {' and '.join(missing)} can be made here; tests/machine/run has some")
     directory = above / f"agent-runtime-test.{secrets.token_hex(4)}"
@@ -121,7 +121,7 @@ def own_cgroup(finding: Finding, *controllers: str) -> Iterator[Path]:
 
 
 def erase(directory: Path) -> None:
-    """Leave nothing of a cgroup and what is in it, without the code that is tested where the kernel can do it."""
+    """Kill all processes in a cgroup and remove it; where the kernel can kill them, without the code under test."""
     if not directory.exists():
         return
     if (directory / "cgroup.kill").exists():
@@ -142,19 +142,19 @@ def _removed(group: Path) -> bool:
 
 
 def inside(directory: Path) -> tuple[str, ...]:
-    """Return what to put before a command so that it runs in that cgroup."""
+    """Return the words to put before a command so that it runs in the cgroup."""
     return ("/bin/sh", "-c", 'echo 0 >"$0/cgroup.procs" && exec "$@"', str(directory))
 
 
 def become_nobody() -> None:
-    """Give up all rights, as a container without root has none."""
+    """Give up all rights of root, to be like a process in a container without root."""
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
 
 
 def delegate(directory: Path, *names: str) -> None:
-    """Give a cgroup to nobody, as systemd does with ``Delegate=``: the directory and these files in it."""
+    """Give a cgroup's directory and *names* of its files to the user ``nobody``, as systemd does with ``Delegate=``."""
     os.chown(directory, NOBODY, NOBODY)
     for name in names:
         os.chown(directory / name, NOBODY, NOBODY)

@@ -1,5 +1,5 @@
 """
-What an executable of the CLI holds for failures and for credentials, read off its code without running it.
+Find what an executable of the CLI says in failures, and its variables for credentials, without running it.
 
 Up to 2.1.30 the executable is minified JavaScript, later ones are native with the same JavaScript inside. Both are
 searched as bytes. What can be enumerated comes from the CLI's own schemas of its output (``error``, ``api_error``, a
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OBJECT_BYTES = 4000
-"""No object, function or expression that is read is longer."""
+"""The greatest length of an object, function or expression that is read."""
 
 FAR_BYTES = 32_000_000
 """How far from its use a constant or a function is looked for."""
 
 DEFINITIONS_OF_A_CONSTANT = 4
-"""A name that is defined more often is one of inner scopes, and could be any of them."""
+"""A name with more definitions belongs to inner scopes, and could be any of them."""
 
 LETTERS_OF_INNER_NAMES = 2
 BRACES_TRIED = 40
@@ -58,12 +58,12 @@ _OF_SOMETHING_ELSE = re.compile(r"_(?:MS|THRESHOLD|ENABLED|DISABLED)$")
 @dataclass(frozen=True, slots=True, order=True)
 class Sentence:
     """
-    One thing the CLI says when it gives up.
+    A sentence that the CLI says when it gives up.
 
     Attributes:
-        word: Its ``error``; "": none is beside the sentence.
-        detail: Its ``api_error``; likewise.
-        text: Parts that are only known when it happens are "…".
+        word: The value of ``error`` beside the sentence; "": there is none.
+        detail: The value of ``api_error`` beside the sentence; "": there is none.
+        text: The sentence; "…" stands for parts that are known only when the CLI runs.
     """
 
     text: str
@@ -76,10 +76,10 @@ class Contents:
     Search one executable.
 
     Args:
-        executable: A link to it will do.
+        executable: Path of the executable, or of a link to it.
 
     Raises:
-        OSError: It cannot be read.
+        OSError: The executable cannot be read.
     """
 
     def __init__(self, executable: Path) -> None:
@@ -109,7 +109,7 @@ class Contents:
 
     @cached_property
     def variables(self) -> frozenset[str]:
-        """Names in capitals of the CLI's own that speak of a credential or a server; not all are variables."""
+        """The CLI's own names in capitals that speak of a credential or a server; not all are variables."""
         names = {
             found.group().decode()
             for pattern in _VARIABLES
@@ -120,7 +120,7 @@ class Contents:
 
     @cached_property
     def sentences(self) -> frozenset[Sentence]:
-        """What the CLI says beside an ``error`` or an ``api_error``."""
+        """The sentences that the CLI says beside an ``error`` or an ``api_error``."""
         return frozenset(sentence for found in self._objects.items() for sentence in self._sentences_of(*found))
 
     def _listed_with(self, *values: str) -> frozenset[str]:
@@ -138,7 +138,7 @@ class Contents:
 
     @cached_property
     def _objects(self) -> dict[int, dict[str, str]]:
-        """All objects with a ``content`` and an ``error`` or ``api_error``, by where they are."""
+        """The fields of all objects with a ``content`` and an ``error`` or ``api_error``, by the object's position."""
         found: dict[int, dict[str, str]] = {}
         for match in _BESIDE_A_SENTENCE.finditer(self._bytes):
             start = max(0, match.start() - OBJECT_BYTES)
@@ -174,17 +174,17 @@ class Contents:
 
 class _Names:
     """
-    What names of the outermost scope stand for.
+    Look up the definitions of names of the outermost scope.
 
-    Those are the same in all of the bundle, and defined once or a few times; a name of inner scopes is defined in many
-    places. Where there are some definitions the nearest counts.
+    Such a name means the same in all of the bundle, and is defined once or a few times; a name of inner scopes is
+    defined in many places. Of a few definitions the nearest counts.
 
     Attributes:
         position: Where the names are used.
 
     Args:
-        first: Where the part of *code* begins in which they are looked for.
-        last: Where it ends.
+        first: Where the part of *code* begins that is searched for definitions.
+        last: Where that part ends.
     """
 
     def __init__(self, code: mmap.mmap, first: int, last: int) -> None:
@@ -224,7 +224,7 @@ class _Names:
 
 
 def _index(pattern: re.Pattern[bytes], code: mmap.mmap, first: int, last: int) -> dict[bytes, list[int]]:
-    """Find by name where what it is defined as begins."""
+    """Find the positions at which the definitions of each name begin."""
     places: dict[bytes, list[int]] = {}
     for found in pattern.finditer(code, first, last):
         if name := _NAME_BEFORE.search(
@@ -249,6 +249,6 @@ def _expression(code: str, start: int) -> str | None:
 
 
 def speaks_of_a_credential_or_server(name: str) -> bool:
-    """Tell by its words."""
+    """Whether the words of a variable's name speak of a credential or a server."""
     speaks = _CREDENTIAL_WORDS.search(name) or _SERVER_WORDS.search(name)
     return bool(speaks) and not _OF_SOMETHING_ELSE.search(name)

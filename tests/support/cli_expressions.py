@@ -1,8 +1,8 @@
 """
-The texts that an expression of minified JavaScript can become, as far as its own characters tell.
+List the texts that an expression of minified JavaScript can become, as far as that shows without running it.
 
-Strings, templates, sums, alternatives (``a ? b : c``, ``a ?? b``), names and calls are understood; a part that only
-shows when the code runs becomes "…". Nothing is run, and everything is bounded: depth, length, number of alternatives.
+Strings, templates, sums, alternatives (``a ? b : c``, ``a ?? b``), names and calls are understood; a part that is known
+only when the code runs becomes "…". Depth, length and number of alternatives are bounded.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def end_of(code: str, start: int) -> int:
 
 
 def fields(code: str) -> dict[str, str]:
-    """Read the fields of the object ``{a:…,b:…}``; what is no plain field is left out."""
+    """Return the fields of the object ``{a:…,b:…}``, each with its expression; other members are left out."""
     found = {}
     for field in _split(code[1:-1], ","):
         name, colon, value = field.partition(":")
@@ -110,7 +110,7 @@ def fields(code: str) -> dict[str, str]:
 
 
 def unescaped(text: str) -> str:
-    """Read the escapes of a string."""
+    """Replace the escapes in a string by the characters that they stand for."""
     text = _HEX.sub(lambda found: chr(int(found[1], 16)), text)
     try:
         return str(
@@ -138,7 +138,7 @@ def _split(code: str, separator: str) -> Iterator[str]:
 
 
 def _branches(code: str) -> list[str] | None:
-    """Take apart ``a ? b : c``, ``a ?? b`` and ``a || b``; None: it is none of them."""
+    """Return the alternatives of ``a ? b : c``, ``a ?? b`` or ``a || b``; None for any other expression."""
     asked = re.sub(r"\?\.(?=[A-Za-z_$\[(])", "\0.", code)
     _question, *rest = _split(asked.replace("??", "\1\1"), "?")
     if rest:

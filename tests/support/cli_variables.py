@@ -30,9 +30,10 @@ _SECRET = re.compile(r"_(?:TOKEN|SECRET|KEY|AUTH|BEARER|PASSWORD|PASSPHRASE)$")
 
 def that_change_the_request(executable: Path, names: Sequence[str]) -> list[str]:
     """
-    Find those that do, each set to somebody else's token or server by its name, and each switched on.
+    Return the variables that make the CLI use another token or server, or not end its run well.
 
-    All are tried at once, and halves of them where that changed anything. To end no run, or badly, is a change too.
+    Each is tried with a foreign token or server, whichever its name speaks of, and with ``1``. All are tried at once,
+    and, if that changes anything, each half of them.
     """
     if not names or all(_goes_out_as_delivered(executable, names, switched=switched) for switched in (False, True)):
         return []

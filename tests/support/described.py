@@ -1,4 +1,4 @@
-"""The OpenAPI document as a judge of real answers."""
+"""Check real answers against the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def closed(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the document with every type closed: a field that is not described is then an error."""
+    """Return the document with every type closed, so that a field that is not described is an error."""
     strict = copy.deepcopy(document)
     for schema in strict["components"]["schemas"].values():
         if "properties" in schema:
@@ -26,7 +26,7 @@ def closed(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def events_in(lines: Iterator[str]) -> Iterator[dict[str, str]]:
-    """Read server-sent events; comments are left out."""
+    """Yield the fields of each server-sent event; comments are left out."""
     event: dict[str, str] = {}
     for line in lines:
         if line and not line.startswith(":"):
@@ -43,7 +43,7 @@ class Description:
     The document, every type closed.
 
     Attributes:
-        seen: Operations, statuses and error classes of the answers that were held against it.
+        seen: Operations, statuses and error classes of the answers that were checked.
     """
 
     document: dict[str, Any]
@@ -54,7 +54,7 @@ class Description:
         return closed(self.document)
 
     def operation_of(self, method: str, path: str) -> dict[str, Any]:
-        """Find the operation, a literal path before one with a parameter."""
+        """Return the operation for a request; a literal path is preferred to one with a parameter."""
         wanted = path.split("/")
         for template in sorted(self.document["paths"], key=lambda template: "{" in template):
             parts = template.split("/")
@@ -68,16 +68,16 @@ class Description:
 
     def validate(self, value: Any, schema: dict[str, Any]) -> None:
         """
-        Hold a value against a schema of the document.
+        Check a value against a schema of the document.
 
         Raises:
-            ValidationError: It does not fit.
+            ValidationError: The value does not fit.
         """
         root = {"components": self.strict["components"], **schema}
         Draft202012Validator(root, format_checker=FormatChecker()).validate(value)
 
     def check(self, response: httpx.Response) -> httpx.Response:
-        """Hold an answer against what the document says of its route, status and media type."""
+        """Check an answer against the description of its route, status and media type; return it."""
         request = response.request
         operation = self.operation_of(request.method, request.url.path)
         status = str(response.status_code)
@@ -96,7 +96,7 @@ class Description:
         return response
 
     def check_stream(self, response: httpx.Response) -> Iterator[dict[str, str]]:
-        """Hold each event of a stream against what the document says of it, and give it on."""
+        """Check each event of a stream against its description, and yield it."""
         operation = self.operation_of("GET", response.request.url.path)
         described = operation["responses"]["200"]["content"]["text/event-stream"]["x-server-sent-events"]
         assert response.headers["content-type"].partition(";")[0] == "text/event-stream"

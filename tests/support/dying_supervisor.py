@@ -1,9 +1,9 @@
 """
 A supervisor that is killed at one of its writes: ``python tests/support/dying_supervisor.py serve …``.
 
-A write is a file in the data directory that is opened to be written, renamed or deleted, lines that are added to a
-transcript, and every statement that changes the records. ``DIE_AT`` says at which one, just before it happens;
-``DIE_LOG`` names a file that gets a line for each.
+These count as writes: opening a file in the data directory for writing, renaming or deleting one, adding lines to a
+transcript, and each statement that changes the records. ``DIE_AT`` is the number of the write just before which the
+supervisor is killed, from 1; ``DIE_LOG`` names a file that gets a line for each write.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KEPT = ("/tasks/", "/transcripts/")
 
 
 class Death:
-    """Count writes, and die at the one that was chosen."""
+    """Count writes, and kill this process at the chosen one."""
 
     def __init__(self) -> None:
         self._left = int(os.environ.pop("DIE_AT"))
@@ -69,7 +69,7 @@ def traced_connection(address: str) -> sqlite3.Connection:
 
 
 def counted_create(place: int, name: str, *arguments: Any, **options: Any) -> None:
-    if any(part in path_in(place, name) for part in KEPT):  # of a descriptor the audit says nothing
+    if any(part in path_in(place, name) for part in KEPT):  # the audit event does not name the directory
         death.comes_closer(f"open {Path(name).suffix}")
     create_file(place, name, *arguments, **options)
 

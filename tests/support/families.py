@@ -1,4 +1,4 @@
-"""Programs that start other programs, and what the tests of spawning and containment share."""
+"""Programs that start other programs, and other helpers for tests of spawning and containment."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DRIVERS = ROOT / "tests/process/drivers"
 PATIENCE_SECONDS = 20.0
 
 spawner = Spawner()
-"""Of this process: of the tests, or of a driver."""
+"""The spawner of this process, which runs the tests or a driver."""
 fork_server = spawner.fork_server
 attempt_registry = spawner.registry
 spawn = spawner.spawn
@@ -47,32 +47,32 @@ reap_orphans = attempt_registry.reap_orphans
 
 
 def program(name: str) -> str:
-    """Return the text of a program of ``tests/support/programs``, for those who cannot read our files."""
+    """Return the text of a program of ``tests/support/programs``, for users who cannot read our files."""
     return (ROOT / "tests/support/programs" / name).read_text()
 
 
 KINDS = tuple(Kind)
-"""The layers that are tested, as far as this machine has them; each has to do alone."""
+"""The containment layers to test, where this machine has them; each must work alone."""
 
 KIND = "AGENT_RUNTIME_TEST_KIND"
 chosen = Kind(os.environ.get(KIND, Kind.SCAN.value))
-"""The layer with which :func:`start` starts; a driver is told by its environment."""
+"""The containment layer that :func:`start` uses; a driver gets it from its environment."""
 
 FAMILY = program("family.py")
-"""Of as many processes as its argument says; every other one in a session of its own; each prints its pid."""
+"""Program that becomes as many processes as its argument says, every other in its own session; each prints its pid."""
 
 FLAT_FAMILY = program("flat_family.sh")
-"""A shell script with twenty children, half of them in sessions of their own; for users who cannot run our Python."""
+"""Shell script with twenty children, half of them in sessions of their own; for users who cannot run our Python."""
 
 RUNNER = program("runner.py")
-"""Hands itself on to a child in a new session without pause, so that its pid changes all the time."""
+"""Program that goes on in a child in a new session again and again, so that its pid changes all the time."""
 
 BOMB = program("bomb.py")
-"""Forks as fast as it can, every process in a session of its own."""
+"""Program that forks as fast as it can, every process in a session of its own."""
 
 
 def data_dir() -> Path:
-    """Return what stands for the data directory of this test run."""
+    """Return a directory that serves as the data directory of this test run, for marks."""
     return ROOT / "tests"
 
 
@@ -91,13 +91,13 @@ def start(
 
 @functools.cache
 def _groups(kind: Kind) -> cgroups.Groups | None:
-    """Find where cgroups can be made for the children of this process, if they are to have some."""
+    """Return where cgroups can be made for children of this process; None: they get none, or that is impossible."""
     return cgroups.prepare(cgroups.find()) if kind is Kind.CGROUP else None
 
 
 @functools.cache
 def why_not(kind: Kind) -> str | None:
-    """Say why this machine does not allow a layer; None: it does."""
+    """Return why this machine does not allow a containment layer; None: it does."""
     groups = _groups(kind)
     if kind is Kind.CGROUP and groups is None:
         return f"no {kind.value} here: {cgroups.find().reason}"
@@ -111,20 +111,20 @@ def why_not(kind: Kind) -> str | None:
 
 
 def shim_of(child: Child) -> int:
-    """Return the pid of a child's shim, which must live."""
+    """Return the pid of a child's shim; fails if the shim has ended."""
     identity = child._handle.shim
     assert identity is not None
     return identity[0]
 
 
 def kill_shim(child: Child) -> None:
-    """Kill a child's shim as somebody else would, and wait until it is gone."""
+    """Kill a child's shim from outside, and wait until it is gone."""
     os.kill(shim_of(child), signal.SIGKILL)
     assert eventually(lambda: child._handle.shim_has_ended)
 
 
 def kept(child: Child) -> list[proc_table.Process]:
-    """Return all that lives below a child's shim, which must live."""
+    """Return all processes below a child's shim; fails if the shim has ended."""
     shim = proc_table.read_process(shim_of(child))
     assert shim is not None
     below = proc_table.branch(proc_table.Snapshot(), shim)
@@ -137,7 +137,7 @@ def state_of(pid: int) -> str:
 
 
 def stop(pid: int) -> None:
-    """Stop a process, and wait until it stands still."""
+    """Stop a process with SIGSTOP, and wait until it is stopped."""
     os.kill(pid, signal.SIGSTOP)
     assert eventually(lambda: state_of(pid) in "TZX")
 
@@ -148,17 +148,17 @@ def start_python(program: str, *argv: str, user: str | None = None) -> Child:
 
 
 def start_shell(script: str, *, user: str | None = None, mark: str | None = None) -> Child:
-    """Spawn a shell script that is told to go on by :func:`go`, so that all it starts inherits what a spawn sets."""
+    """Spawn a shell script that waits for :func:`go`, so that all it starts inherits what the spawn sets."""
     return start("/bin/sh", "-c", f"read go\n{script}", user=user, mark=mark)
 
 
 def go(child: Child) -> None:
-    """Let a program that waits for a line on stdin go on."""
+    """Let a program go on that waits for a line on stdin."""
     os.write(child.stdin, b"go\n")
 
 
 def lines(child: Child, count: int) -> list[str]:
-    """Wait for that many lines on the child's stdout."""
+    """Wait for *count* lines on the child's stdout."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     data = b""
     while data.count(b"\n") < count:
@@ -173,19 +173,19 @@ def lines(child: Child, count: int) -> list[str]:
 
 
 def pids(child: Child, count: int) -> list[proc_table.Identity]:
-    """Wait for that many pids, one a line, and return them with their start times."""
+    """Wait for *count* pids on the child's stdout, one a line; return them with their start times."""
     return seen_from_here(child, [int(line) for line in lines(child, count)])
 
 
 def seen_from_here(child: Child, numbers: list[int]) -> list[proc_table.Identity]:
-    """Return the processes with these pids."""
+    """Return the processes with these pids, each with its start time."""
     found = [proc_table.read_process(number) for number in numbers]
     assert all(process is not None for process in found)
     return [process.identity for process in found if process is not None]
 
 
 def alive(identities: list[proc_table.Identity]) -> list[proc_table.Identity]:
-    """Return those that still run; a zombie does not."""
+    """Return the processes that still run; a zombie does not."""
     return [
         identity
         for identity in identities
@@ -196,7 +196,7 @@ def alive(identities: list[proc_table.Identity]) -> list[proc_table.Identity]:
 
 
 def marked(mark: str) -> list[int]:
-    """Return the pids of all living processes whose environment has that mark, wherever they are."""
+    """Return the pids of all living processes whose environment has the mark."""
     return [
         process.pid
         for process in proc_table.all_processes()
@@ -205,7 +205,7 @@ def marked(mark: str) -> list[int]:
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
-    """Poll a real state until it holds, or patience is over."""
+    """Check *condition* repeatedly; return whether it became true within a bounded time."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         if time.monotonic() > deadline:
@@ -215,7 +215,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 
 def exit_of(child: Child) -> Exit:
-    """Wait for the leader's end."""
+    """Wait for the end of the child; return its exit."""
     assert select.select([child.pidfd], [], [], PATIENCE_SECONDS)[0]
     ended = child.poll()
     assert ended is not None
@@ -223,7 +223,7 @@ def exit_of(child: Child) -> Exit:
 
 
 def end(child: Child) -> None:
-    """Leave nothing of a child."""
+    """Kill a child and all that it has started, and reap it."""
     child.kill()
     report = child.sweep(time.monotonic() + PATIENCE_SECONDS)
     child.close()
@@ -241,7 +241,7 @@ def ended_at_last(child: Child) -> Iterator[Child]:
 
 @contextlib.contextmanager
 def pids_limit(limit: int | None = None) -> Iterator[Path]:
-    """Bound the processes of a driver by a cgroup, which the driver joins with :func:`joined_cgroup`."""
+    """Make a cgroup that bounds a driver's number of processes; the driver joins it with :func:`joined_cgroup`."""
     root = Path("/sys/fs/cgroup/pids")  # cgroup v1; v2 has the same files in its own place
     root = root if root.is_dir() else Path("/sys/fs/cgroup")
     group = root / f"agent-runtime-test-{os.getpid()}"
@@ -264,7 +264,7 @@ def pids_limit(limit: int | None = None) -> Iterator[Path]:
 
 
 def joined_cgroup() -> Path:
-    """Join the cgroup that is this driver's first argument, which is taken away."""
+    """Join the cgroup that is named by this driver's first argument, and remove that argument."""
     group = Path(sys.argv.pop(1))
     (group / "cgroup.procs").write_text(str(os.getpid()))
     return group
@@ -273,9 +273,9 @@ def joined_cgroup() -> Path:
 @contextlib.contextmanager
 def freezer() -> Iterator[tuple[Callable[[int], None], Callable[[], None]]]:
     """
-    Yield what freezes a process by its pid, and what thaws all of them; frozen, nothing ends it, not even SIGKILL.
+    Yield two functions: one freezes a process by its pid, so that not even SIGKILL ends it; one thaws all of them.
 
-    That is so in a cgroup v1 only; one of v2 lets the frozen be killed.
+    It takes a cgroup v1: in a cgroup v2 a frozen process can be killed.
     """
     group = Path("/sys/fs/cgroup/freezer") / f"agent-runtime-test-{os.getpid()}"
     try:
@@ -308,9 +308,9 @@ def run_driver(name: str, *argv: str, kind: Kind = Kind.SCAN, prefix: tuple[str,
     """
     Run a program of :data:`DRIVERS` in a process of its own, as a supervisor is; return its last line, decoded.
 
-    For what changes the state of the whole process, such as becoming a subreaper.
+    For tests that change the state of the whole process, as by becoming a subreaper.
     """
-    # Files, not pipes: what a failing driver leaves behind may hold them open.
+    # Files, not pipes: processes that a failing driver leaves behind may hold a pipe open.
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         driver = subprocess.Popen(
             [*prefix, sys.executable, "-W", "error", str(DRIVERS / f"{name}.py"), *argv],

@@ -35,7 +35,7 @@ seen: set[bytes] = set()
 
 
 def look(where: str, data: bytes) -> None:
-    """Remember the tokens in what was read, and the identities."""
+    """Note the tokens and identities in *data*, which was read at *where*."""
     found.setdefault(where, set()).update(TOKEN.findall(data))
     seen.update(IDENTITY.findall(data))
 
@@ -59,14 +59,14 @@ def read_all(where: str, places: list[str]) -> None:
 
 
 def stat_of(pid: int) -> list[bytes]:
-    """Return state, parent, … of a process."""
+    """Return the fields of a process's ``stat`` from its state on: state, parent, and so on."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     return []
 
 
 def family(supervisor: int) -> set[int]:
-    """Return what is above us, the supervisor, and what it has started."""
+    """Return the pids of the supervisor, of our ancestors below it, and of the descendants of them all."""
     parents = {pid: int(stat[1]) for pid in all_pids() if (stat := stat_of(pid))}
     pids, pid = {supervisor}, os.getpid()
     while pid not in {0, 1, supervisor}:
@@ -82,7 +82,7 @@ def all_pids() -> list[int]:
 
 
 def regions(pid: int) -> list[tuple[int, int]]:
-    """Return the readable mappings of a process that are no file's."""
+    """Return start and end of each readable mapping of a process that belongs to no file."""
     lines = []
     with contextlib.suppress(OSError):
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
@@ -132,7 +132,7 @@ def take_descriptors(pid: int) -> None:
 def ask(  # noqa: PLR0917 - in the order of a request
     url: str, method: str, path: str, headers: dict[str, str], body: bytes = b"{}", unix: str = ""
 ) -> tuple[int | None, bytes]:
-    """Ask a server and look for tokens in all that it says."""
+    """Send a request and note the tokens in the answer; return its status (None: no answer) and body."""
     place = urlsplit(url)
     connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=10)
     try:
@@ -153,7 +153,7 @@ def ask(  # noqa: PLR0917 - in the order of a request
 
 
 def ask_supervisor(url: str, keys: list[str]) -> dict[str, int | None]:
-    """Ask for all that tells something and for what changes the token."""
+    """Ask the supervisor's API for everything that can be read, and for changes of the token."""
     bad = json.dumps({"token": "sk-ant-oat01-of-the-hunt-and-good-for-nothing"}).encode()
     asked: dict[str, int | None] = {}
     for number, key in enumerate(["", *keys]):
@@ -169,7 +169,7 @@ def ask_supervisor(url: str, keys: list[str]) -> dict[str, int | None]:
 
 
 def ask_relay(environ: dict[str, str], identities: dict[str, str]) -> dict[str, int | None]:
-    """Ask for a key and for messages, as every attempt that we know of and as some that we do not."""
+    """Ask the relay for a key and for messages, with each identity that was found and with invented ones."""
     url, unix = environ.get("ANTHROPIC_BASE_URL", ""), environ.get("ANTHROPIC_UNIX_SOCKET", "")
     asked: dict[str, int | None] = {}
     if not unix and urlsplit(url).hostname not in {"127.0.0.1", "localhost"}:

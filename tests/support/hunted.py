@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 HUNT = Path(__file__).with_name("hunt.py")
 PYTHON = "/usr/bin/python3"
-"""One that every user may run."""
+"""A Python that every user may run."""
 
 IDENTITY = (
     r"p=$PPID; while [ $p -gt 1 ]; do tr '\0' '\n' </proc/$p/environ | sed -n 's/.*=\(relay-[0-9a-f]*\)$/\1/p'; "
     r"p=$(sed 's/.*) . \([0-9]*\) .*/\1/' /proc/$p/stat); done 2>errors"
 )
-"""Print the identity that the CLI above a shell has."""
+"""Shell command that prints the relay identity in the environment of the CLI above the shell."""
 
 ALONE = """#!/bin/sh
 # A CLI that does what its prompt names, and nothing else.
@@ -43,11 +43,11 @@ said '"type":"result","subtype":"success","is_error":false,"result":"done","num_
 @dataclass
 class Hunted:
     """
-    What came of a hunt.
+    The result of a hunt.
 
     Attributes:
-        places: What was looked at where the token was found.
-        before, after: The token as the supervisor shows it.
+        places: The places where the token was found.
+        before, after: The token as the supervisor shows it before and after the hunt.
     """
 
     supervisor: int
@@ -74,9 +74,9 @@ def hunted(
     Run the hunt in an execution of a supervisor in *home*, whose workspace may have files already.
 
     Args:
-        mode: Of confinement, with the relay; ``env``: without both.
-        claude: The CLI; else one of a few lines, which any user may run.
-        more: Of a shell; what the tool does besides.
+        mode: The mode of confinement, with delivery by the relay; ``env``: delivery by ``env``, no confinement.
+        claude: The CLI to use; "": a shell script in its place, which any user may run.
+        more: Shell commands that the tool runs besides.
     """
     token, key = f"sk-ant-oat01-{secrets.token_hex(24)}", secrets.token_hex(16)
     home.chmod(0o755)
@@ -89,7 +89,7 @@ def hunted(
     (home / "secret").chmod(0o700)
     package = next((parent for parent in Path(claude).parents if parent.name == "node_modules"), None)
     if package is not None:
-        # Beside the secret, so that another user gets there; links cost nothing.
+        # Links to the CLI's package beside the secret, where another user can reach it.
         shutil.copytree(package, home / "node_modules", symlinks=True, copy_function=_link)
         claude = str(home / "node_modules" / Path(claude).relative_to(package))
     elif not claude:
@@ -161,7 +161,7 @@ def hunted(
 
 
 def assert_kept(hunt: Hunted, mode: str) -> None:
-    """Check that a hunt found nothing and changed nothing; under ``env``, that it finds the token wherever it is."""
+    """Check that a hunt found and changed nothing; under ``env``, that it found the token in every place it is in."""
     report = hunt.report
     if mode == "env":
         assert {"environ", "places"} <= hunt.places

@@ -1,8 +1,8 @@
 """
-A supervisor whose wall clock somebody moves: ``python tests/support/jumping_supervisor.py serve …``.
+A supervisor whose wall clock a test moves: ``python tests/support/jumping_supervisor.py serve …``.
 
-``JUMP_FILE`` names a file that holds by how many seconds; without it the clock is right. The monotonic clock is left
-alone, as it is where an administrator or NTP sets the time.
+``JUMP_FILE`` names a file with the number of seconds that the clock is wrong by; while there is no such file, the clock
+is right. The monotonic clock is left alone, as it is when an administrator or NTP sets the time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""For drivers: a leader whose tool takes all memory, and the end of what is in a cgroup."""
+"""For drivers: start a leader whose tool takes all memory, and end the processes in a cgroup."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ while True:
 
 
 def greedy_tool(group):
-    """Start a leader whose tool takes all memory, as a fork: not every user may run our Python."""
+    """Start a leader whose tool takes all memory; it is forked, because not every user may run our Python."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid:

@@ -1,4 +1,4 @@
-"""What the pages tell a person to copy: sections by their heading, and the blocks of a language in one."""
+"""Read sections of documentation pages by their heading, and the code blocks in them by language."""
 
 from __future__ import annotations
 

@@ -65,12 +65,12 @@ _KEPT_OF_MESSAGE = {"model", "content"}
 @dataclass(frozen=True)
 class Case:
     """
-    One situation, and what the classifier must make of it.
+    One situation, and how it must be classified.
 
     Attributes:
-        expected: The class of the whole run; None: nothing went wrong.
-        condemns: Whether it counts against the token.
-        credential: None: the CLI is given none.
+        expected: The error class of the whole run; None: nothing went wrong.
+        condemns: Whether the error counts against the token.
+        credential: The token that the CLI is given; None: none.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A secret directory, and everybody who writes into one: each method writes the way some real writer does."""
+"""A directory with a secret file; each method writes the file in the way of some real writer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from agent_runtime.secret.file import SecretState, SecretStatus
 
 TEAR_SECONDS = 0.03
-"""The pause of a torn write: part of the fault that is injected, nobody waits for anything by it."""
+"""The pause of a torn write: part of the injected fault, not a wait for anything."""
 
 
 def token(number: int | str) -> str:
@@ -76,7 +76,7 @@ class SecretMount:
         self.overwrite(content)
 
     def renamed_away(self) -> None:
-        """Put a new, empty directory in the place of the old one, which lives on elsewhere."""
+        """Rename the directory and make a new, empty one in its place."""
         self.directory.rename(self.directory.with_name("old"))
         self.directory.mkdir()
 
@@ -117,7 +117,7 @@ class Changes:
         self._queue.put(status)
 
     def until(self, holds: Callable[[SecretStatus], bool], *, within_seconds: float) -> SecretStatus:
-        """Return the first status, among those not yet looked at, of which *holds* is true."""
+        """Return the first status for which *holds* is true, among those that no call has looked at yet."""
         deadline = time.monotonic() + within_seconds
         while True:
             try:
@@ -136,7 +136,7 @@ class Changes:
         return self.until(lambda status: status.state is state, within_seconds=within_seconds)
 
     def tokens(self) -> Iterator[tuple[float, str]]:
-        """Tell when each token was first in use, in order."""
+        """Yield when each token was first in use, and the token, in order."""
         last = None
         for at, status in self.seen:
             if status.generation is not None and status.generation.token.secret != last:

@@ -1,8 +1,8 @@
 """
-A process that does nothing but watch a secret file, for faults that need a process of its own.
+A process that only watches a secret file, for tests of faults that affect a whole process.
 
 ``python secret_probe.py FILE DATA_DIR``: prints one JSON line for each status and for each warning, with the system's
-monotonic time; ends when its stdin is closed. Every line on stdin is answered with what a spawn would get.
+monotonic time; ends when its stdin is closed. Every line on stdin is answered with the token that a spawn would get.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from agent_runtime.secret.file import GenerationLedger, SecretFile, SecretStatus
 
 
 def say(**what: object) -> None:
-    """Print one line; a single write, because two threads speak."""
+    """Print one line by a single write, because two threads print."""
     sys.stdout.write(json.dumps({"at": time.monotonic(), **what}) + "\n")
     sys.stdout.flush()
 
@@ -30,7 +30,7 @@ def say_status(status: SecretStatus) -> None:
 
 
 class Warnings(logging.Handler):
-    """Print what is logged as a warning or worse."""
+    """Print log records of level warning or higher."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(event="warning", text=record.getMessage())

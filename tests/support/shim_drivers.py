@@ -1,4 +1,4 @@
-"""For drivers: the shims below us, and a spawn that may fail."""
+"""For drivers: find the shims below this process, and spawn where that may fail."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ me = proc_table.read_process(os.getpid())
 
 def newborn(known=()):
     snapshot = proc_table.Snapshot()
-    # Not a fork server that is being started: stopped before its exec, it would hold up its own start for ever.
+    # Leave out a fork server that is being started: if it were stopped before its exec, its start would never end.
     ours = [p for p in snapshot.children(me) if fork_server._socket is not None and p.identity != fork_server.identity]
     parent = snapshot.processes.get(fork_server.identity[0])
     theirs = [] if parent is None else snapshot.children(parent)

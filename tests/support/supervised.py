@@ -36,7 +36,7 @@ DEADLINE_SECONDS = 30.0
 
 
 def eventually(condition: Callable[[], Any], within_seconds: float = DEADLINE_SECONDS) -> Any:
-    """Return the first true value of *condition*; the one place where tests look again and again."""
+    """Return the first true value of *condition*, called repeatedly; all tests that must wait use this."""
     until = time.monotonic() + within_seconds
     while not (value := condition()):
         assert time.monotonic() < until, "it did not happen in time"
@@ -46,7 +46,7 @@ def eventually(condition: Callable[[], Any], within_seconds: float = DEADLINE_SE
 
 @dataclass
 class Supervised:
-    """A running supervisor and what belongs to it."""
+    """A running supervisor, with its files, clients and log."""
 
     process: subprocess.Popen[str]
     url: str
@@ -70,7 +70,7 @@ class Supervised:
         put(self.token_file, token.encode())
 
     def write_secret(self, content: str) -> None:
-        """Write anything by a rename, also what no writer of ours would."""
+        """Write *content* to the secret file by a rename, even if it is no token."""
         fresh = self.token_file.with_name(".fresh")
         fresh.write_text(content)
         fresh.replace(self.token_file)
@@ -99,7 +99,7 @@ class Supervised:
 
 @contextlib.contextmanager
 def fails(error_class: str, **words: Any) -> Iterator[pytest.ExceptionInfo[ClientError]]:
-    """Expect the client's error of this class; *words*: of :func:`pytest.raises`."""
+    """Expect the client's error of this class; *words* are arguments of :func:`pytest.raises`."""
     with pytest.raises(ClientError, **words) as raised:
         yield raised
     assert raised.value.error_class == error_class, raised.value
@@ -129,12 +129,12 @@ class Pending:
 
 
 def held_generations_forever() -> str:
-    """Return a task that does nothing until it is ended."""
+    """Return the message of a task that does nothing until it is ended."""
     return json.dumps({"script": [{"do": "init"}, {"do": "hang"}]})
 
 
 def marked_processes(execution_id: str) -> list[psutil.Process]:
-    """Find every process that carries an execution's id in its environment; looked for from outside."""
+    """Find, in the process table, every process that has the execution's id in its environment."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -146,7 +146,7 @@ def marked_processes(execution_id: str) -> list[psutil.Process]:
 
 
 def listening_url(pid: int) -> str:
-    """Find out where a process listens that cannot say so."""
+    """Return the URL at which a process listens, found without its help."""
     process = psutil.Process(pid)
     found = eventually(lambda: [one for one in process.net_connections("tcp") if one.status == psutil.CONN_LISTEN])
     return f"http://127.0.0.1:{found[0].laddr.port}"
@@ -169,13 +169,13 @@ def supervised(
     """
     Run a supervisor in *home* until the block ends; its log is checked for every token the tests use.
 
-    A real CLI is led to the API as :mod:`tests.support.api_mode` says, unless *environment* has a base URL; the reload
-    check of it was made before, as for an image.
+    A real CLI reaches the API as :mod:`tests.support.api_mode` describes, unless *environment* has a base URL. The
+    results of its reload check are in the data directory from the start, as in an image.
 
     Args:
-        prefix: What starts it, as ``unshare`` does.
-        program: What Python runs instead of the package itself, as one that dies when it is told to.
-        output: Where stdout and stderr go instead; then nothing of them is looked at.
+        prefix: Words put before the command, such as ``unshare``.
+        program: What Python runs instead of the package itself, such as :mod:`tests.support.dying_supervisor`.
+        output: A descriptor that gets stdout and stderr; the log is then not checked.
     """
     for name in ("secret", "workspace", "data", "config", "home"):
         (home / name).mkdir(parents=True, exist_ok=True)

@@ -30,8 +30,8 @@ class TlsApi:
     The running proxy.
 
     Attributes:
-        received: What came through each tunnel to the API, decrypted.
-        in_clear: Requests that asked the proxy itself, not for a tunnel.
+        received: The bytes that each tunnel carried to the API, decrypted.
+        in_clear: Requests to the proxy that were not for a tunnel.
     """
 
     environ: dict[str, str]
@@ -40,7 +40,7 @@ class TlsApi:
 
     @property
     def messages(self) -> list[tuple[dict[str, str], bytes]]:
-        """Headers, by lower-case name, and body of each request for a message."""
+        """The headers, by lower-case name, and the body of each request for a message."""
         found = []
         for stream in self.received:
             rest = bytes(stream)
@@ -123,7 +123,7 @@ def tls_api(directory: Path, api_url: str, *, host: str = HOST) -> Iterator[TlsA
 
 
 def own_certificate(directory: Path, host: str = HOST) -> tuple[ssl.SSLContext, Path]:
-    """Make a certificate that nobody has signed; return it with a server's context."""
+    """Make a self-signed certificate; return a server's TLS context with it, and the certificate's file."""
     if (openssl := shutil.which("openssl")) is None:
         pytest.skip("no openssl to make a certificate with")
     key, certificate = directory / "key.pem", directory / "cert.pem"

@@ -1,4 +1,4 @@
-"""Lines as the CLI prints them, read the way an attempt reads them."""
+"""Make lines as the CLI prints them, and read them as an attempt does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STOPPED = {"auth", "billing"}
 
 @dataclass
 class Story:
-    """What a detector found in some lines."""
+    """The errors that a detector has found in some lines."""
 
     last: Detection | None = None
     evidence: Detection | None = None
@@ -61,12 +61,12 @@ def failed_result(text: str, **fields: Any) -> tuple[str, str]:
 
 
 def entry(status: int, kind: str, message: str) -> tuple[str, str]:
-    """Report an answer in the API's own form."""
+    """Return stream and line by which the CLI reports an error answer in the API's own form."""
     return answered(status, {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req"})
 
 
 def answered(status: int, body: object) -> tuple[str, str]:
-    """Report an answer, as every version does on stderr; a body that is no text is JSON."""
+    """Return stream and line by which every version reports an answer; a body that is no text is written as JSON."""
     text = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
     return "stderr", f"{TIME} [ERROR] API error (attempt 1/11): {status} {status} {text}"
 
@@ -76,7 +76,7 @@ def init(model: str = "claude-sonnet-5-5") -> tuple[str, str]:
 
 
 def spoken(model: str = "claude-sonnet-5-5") -> tuple[str, str]:
-    """Let the run's model say something."""
+    """Return stream and line of a message of the run's model."""
     return frame(type="assistant", message={"model": model, "content": []})
 
 

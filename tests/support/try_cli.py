@@ -30,15 +30,15 @@ JUDGED = Path(__file__).parents[1] / "data" / "judged_cli.json"
 
 class Judged(msgspec.Struct):
     """
-    What was found in the versions that were judged, with the class it has.
+    The values, sentences and variables found in the versions that were judged, with their error classes.
 
     Attributes:
-        error: By value of that field.
-        api_error: Likewise.
-        terminal_reason: Values of that field; only ``subtype`` and ``is_error`` decide.
-        subtype: Those of failures.
-        sentences: By class.
-        variables: They change neither the token nor the server of a request, or are no variables.
+        error: Class by value of the field ``error``.
+        api_error: Class by value of the field ``api_error``.
+        terminal_reason: Values of that field, without a class: only ``subtype`` and ``is_error`` decide.
+        subtype: Values of that field in failures.
+        sentences: Text, ``error`` and ``api_error`` of each sentence, by class.
+        variables: Names that change neither the token nor the server of a request, or are no variables.
     """
 
     versions: list[str] = []
@@ -51,12 +51,12 @@ class Judged(msgspec.Struct):
 
 
 def load() -> Judged:
-    """Read what was judged."""
+    """Read the file with what was judged."""
     return msgspec.json.decode(JUDGED.read_bytes(), type=Judged)
 
 
 def found_in(contents: Contents, version: str) -> Judged:
-    """Put what an executable holds as it is kept, with the classes that the rules give now."""
+    """Put the contents of one version in the form of the file, with the classes that the rules give now."""
     sentences: dict[str, list[tuple[str, str, str]]] = {}
     for sentence in sorted(contents.sentences):
         sentences.setdefault(class_of(sentence), []).append((sentence.word, sentence.detail, sentence.text))
@@ -72,22 +72,22 @@ def found_in(contents: Contents, version: str) -> Judged:
 
 
 def class_of(sentence: Sentence) -> str:
-    """Class what the CLI says, where no status is known."""
+    """Return the class that the rules give a sentence where no HTTP status is known."""
     error = ApiError(word=sentence.word or None, detail=sentence.detail or None, text=sentence.text)
     return rule_for(error).error_class.value
 
 
 def is_known(variable: str) -> bool:
-    """Tell whether the children's environment never has it, or has it from the supervisor."""
+    """Whether a variable never is in a child's environment, or is set there by the supervisor."""
     return is_rival(variable) or variable == BASE_URL_VARIABLE
 
 
 def report(found: Judged, judged: Judged, *, brief: bool) -> Iterator[str]:
     """
-    Put both side by side, in lines.
+    Yield the lines of a report on what was found, beside what was judged.
 
     Args:
-        brief: Leave out what is known.
+        brief: Leave out what was judged already.
     """
     for name, values, before in (
         ("error", found.error, judged.error),
@@ -119,7 +119,7 @@ def _keys(judged: Judged) -> set[str]:
 
 
 def report_of_variables(found: Judged, judged: Judged, executable: Path) -> Iterator[str]:
-    """Try the variables that no table knows, and tell, in lines."""
+    """Try each variable that is in no table; yield the lines of a report on them."""
     new = [name for name in found.variables if name not in judged.variables]
     yield f"variables that no table of rivals has: {len(found.variables)}, {len(new)} of them NEW"
     changing = set(that_change_the_request(executable, new))
@@ -129,7 +129,7 @@ def report_of_variables(found: Judged, judged: Judged, executable: Path) -> Iter
 
 
 def accepted(judged: Judged, found: Judged) -> Judged:
-    """Join what was found to what was judged; the rules of now decide on the classes."""
+    """Return what was judged together with what was found, with the classes that the rules give now."""
     sentences = {tuple(one) for each in (judged, found) for many in each.sentences.values() for one in many}
     by_class: dict[str, list[tuple[str, str, str]]] = {}
     for word, detail, text in sorted(sentences):
