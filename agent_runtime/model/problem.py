@@ -15,14 +15,14 @@ class ErrorDetail(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     """
     ``detail`` of an error where ``AGENT_RUNTIME_ERROR_DETAIL`` is ``object``.
 
-    For backends that take what a failed execution has cost, and its transcript, from there.
+    For backends that read the cost and the transcript of a failed execution from its ``detail``.
 
     Attributes:
-        message: The sentence that ``detail`` is otherwise.
-        error_code: The same as *error_class*, under the name such backends know.
-        metadata: Where nothing ran, all counts are 0.
-        execution_log: As of an answer; empty where nothing ran.
-        code: As beside ``detail``.
+        message: The sentence that is ``detail`` where the setting is ``text``.
+        error_code: The same as ``error_class``, under the name that such backends know.
+        metadata: The execution's metadata; where nothing ran, all counts are 0.
+        execution_log: Frames of the execution's transcript, as in the answer of a success; empty where nothing ran.
+        code: The same as ``code`` of the problem.
     """
 
     message: str
@@ -39,7 +39,8 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     Attributes:
         detail: A sentence for a person; never holds an id, nor words that call for another token unless that is meant.
-            Where it was set so, an object that holds it.
+            Where ``AGENT_RUNTIME_ERROR_DETAIL`` is ``object``, an object that holds the sentence.
+        code: A finer distinction than ``error_class``, for programs.
         token_stale: A newer generation than the one that was used is loaded.
         resets_at: When the usage limit ends, RFC 3339, where the API said so.
     """

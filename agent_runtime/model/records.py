@@ -86,8 +86,8 @@ class TokenRecord(msgspec.Struct, kw_only=True):
 
     Attributes:
         subscription: As the secret file named it.
-        usage_by_model: What the attempt has used of it; the cost of an attempt is split among its tokens, see
-            :func:`~agent_runtime.model.usage.split`.
+        usage_by_model: What the attempt has used with this token, by model. The CLI names only the cost of a whole
+            attempt, so that cost is split among the attempt's tokens; see :func:`~agent_runtime.model.usage.split`.
     """
 
     generation: int
@@ -132,7 +132,7 @@ class AttemptRecord(msgspec.Struct, kw_only=True):
 
     Attributes:
         exit_code: As :attr:`subprocess.Popen.returncode`; None: still running, or not known.
-        survivors: Processes it had started that could not be ended when it did.
+        survivors: How many processes that the CLI had started could not be ended after the CLI had ended.
     """
 
     pid: int | None = None
@@ -156,9 +156,9 @@ class CompactEvent(msgspec.Struct, kw_only=True):
 
     Attributes:
         trigger: ``auto`` or ``manual``; None: the CLI did not say.
-        pre_tokens: How long the conversation was.
-        post_tokens: How long it is now, where the CLI says so (2.1.114 and later).
-        duration_ms: How long that took; likewise.
+        pre_tokens: Length of the conversation before, in tokens.
+        post_tokens: Length of the conversation after, in tokens; null: the CLI did not say (before 2.1.114).
+        duration_ms: How long the summing-up took; null: as above.
     """
 
     trigger: str | None = None
@@ -175,23 +175,26 @@ class Metadata(msgspec.Struct, kw_only=True):
     grow while an attempt runs.
 
     Attributes:
-        cost_usd: As the CLI has computed it; nothing for an attempt that ended without a ``result``.
+        cost_usd: As the CLI has computed it; an attempt that ended without a ``result`` adds 0.
         duration_ms: How long the attempts took, each as the CLI says, else from its start to its end.
-        input_tokens: Without those written to, or read from, the prompt cache.
-        usage_by_model: The same counts by model, at most 64 and ``other``.
+        input_tokens: Without the tokens that were written to, or read from, the prompt cache.
+        usage_by_model: The same counts by model: at most 64 models, the rest as ``other``.
         context_tokens: Length of the prompt of the last request of the run's own conversation.
-        estimated: Some of it was counted from frames, because an attempt has ended without a ``result``; it is at most
-            what was used, without the cost of that attempt and without requests of which the CLI prints nothing.
+        estimated: Some of the usage was counted from the CLI's messages, because an attempt ended without a ``result``,
+            or went on after it. The counts are then never too high. They can lack the cost of that part, and requests
+            of which the CLI prints nothing.
         context_window: The model's, in tokens; until the CLI says it, 1000000 for a model whose name says
             ``[1m]``, else 200000.
-        session_id: As in the record.
+        session_id: The same as ``session_id`` of the record.
         compact_events: The first 100.
         background_tasks_pending_at_exit: Tasks the last process had not ended when it ended itself.
         stop_reason: Why the model ended its last message, in the API's words: ``max_tokens`` for an answer that is cut.
-        sent_as_text: The CLI took the message for one of its own commands, or would have, so it was sent as plain text.
-        background_ended: There was an answer, and what still went on in the background was ended.
-        attempts: How many processes it took.
-        resumes: How often it went on in a later one.
+        sent_as_text: The message was sent as plain text, because the CLI took it, or would have taken it, for one of
+            the CLI's own commands.
+        background_ended: The run had its answer, and work that still went on in the background was ended.
+        attempts: How many CLI processes the execution has had.
+        resumes: How often the execution went on in a further attempt after its token was in trouble: refused, blocked,
+            unpaid or at a usage limit.
         session_restarted: A session that could not be used any more was given up for a new one.
         ignored_fields: Names in the request that nothing reads.
         retained: False: the record could not be written, and may be unknown after a restart; or its transcript could
@@ -237,20 +240,22 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
     All that is known of an execution; only its owner changes it.
 
     Attributes:
-        held: It runs, and a request of its waits until another token is there or a limit ends: at the relay, or because
-            its CLI repeats a refused one by itself.
+        held: The execution is running, and a request of its CLI waits until its token, or a newer one, can be used. The
+            request waits at the relay, or the CLI repeats it by itself.
         detail: What went wrong, for a person.
         started_at: When its first attempt was spawned.
-        session_id: The CLI's session it ran in last, or that the request names.
-        cwd: The directory it runs in, relative to the workspace; null: the workspace itself.
+        session_id: The CLI's session that the execution ran in last, or that the request names.
+        cwd: The directory that the execution runs in, relative to the workspace; null: the workspace itself.
         env_names: Names of the variables that the request sets; the values are not kept.
-        resumable: That session holds work that the same request goes on with when it is posted again; null: not known,
-            as while an attempt runs.
+        resumable: The session holds progress, a text of the model or a finished tool call: after a failure or a
+            cancellation the same request, posted again, continues there. null: not known yet, as in a new session that
+            the API has not answered in.
         title: As the request says.
-        labels: Likewise.
+        labels: As the request says.
         prompt: First 200 characters of the message, without tokens; null: prompts are not shown.
         request_digest: Equal for requests that ask for the same; not shown.
-        cost_before_usd: What earlier work of the same id has cost, which the budget of this is not for; not shown.
+        cost_before_usd: What the id had cost, in US dollars, when its present work began: the budget of the task covers
+            only the cost since then; not shown.
     """
 
     execution_id: str

@@ -60,7 +60,7 @@ def transition(phase: Phase, event: Event) -> Phase:
 
 
 class StopReason(StrEnum):
-    """Why the supervisor ended an attempt; the first one wins."""
+    """The reason for which the supervisor ended an attempt; of several reasons the first counts."""
 
     REFUSED = "refused"
     CANCELLED = "cancelled"

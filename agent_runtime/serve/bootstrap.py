@@ -106,7 +106,8 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         remove_tree(run_dir)
         remove_leftovers(tag_of(data_dir))
         held.callback(remove_leftovers, tag_of(data_dir))
-        start.go_on()  # only now: a start that a signal ends has also removed everything of an earlier supervisor
+        # Only now: a start that a signal ends has also removed everything of an earlier supervisor.
+        start.raise_if_called_off()
         _passable(_directory(run_dir, f"{PREFIX}DATA_DIR"), settings)
         limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
         containment = _contained(spawner, settings, limits, data_dir)

@@ -210,7 +210,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
         )
         held.callback(deliveries.close)
         deliveries.start()
-        start.go_on()
+        start.raise_if_called_off()
         records = held.enter_context(RecordStore(data_dir / "records.sqlite"))
         transcripts, tasks = TranscriptStore(data_dir / "transcripts"), TaskStore(data_dir / "tasks", redactor)
         form = AnswerForm(settings.error_detail == "object", settings.answer_log_limit)
@@ -233,9 +233,9 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
             cli=cli,
             options=reload_checker,
         )
-        start.go_on()
+        start.raise_if_called_off()
         archive.account()
-        start.go_on()
+        start.raise_if_called_off()
         if settings.token_from_env:
             put_from_environment(secret.path, environ)
         secret.start()
@@ -247,7 +247,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
                 "" if settings.token_file.parent.exists() else ", whose directory does not exist",
             )
         held.callback(secret.stop)
-        start.go_on()
+        start.raise_if_called_off()
         return asyncio.run(_serve(supervisor, bootstrap, changes, start))
 
 
@@ -364,7 +364,7 @@ async def _serve(
     loop.set_default_executor(ThreadPoolExecutor(WORKERS, thread_name_prefix="worker"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.signalled, number)
-    start.go_on()
+    start.raise_if_called_off()
     webhook = None
     if settings.events_url is not None:
         from agent_runtime.telemetry.webhook import Webhook

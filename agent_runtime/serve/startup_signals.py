@@ -28,7 +28,7 @@ class Start:
         for number in SIGNALS:
             signal.signal(number, self._note)
 
-    def go_on(self) -> None:
+    def raise_if_called_off(self) -> None:
         """
         Raise if a signal has come; called between two steps, and when the event loop has its own signal handlers.
 

@@ -27,9 +27,9 @@ def file_size(path: Path | os.DirEntry[str]) -> int:
         return 0
 
 
-class LineFiles:
+class LineWriter:
     """
-    The file of lines and its index, open for appending.
+    Append to a file of lines and to its index.
 
     Every write goes to a known offset, not to the end of the file, so it overwrites what a failed write left behind.
 
@@ -80,9 +80,9 @@ class LineFiles:
         self._held.close()
 
 
-class Lines:
+class LineReader:
     """
-    The file of lines and its index, open for reading.
+    Read a file of lines by its index.
 
     Attributes:
         count: How many lines the index had when this object was made.

@@ -20,7 +20,7 @@ import time
 from array import array
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent_runtime.store.line_files import ENTRY_BYTES, LineFiles, Lines, file_size
+from agent_runtime.store.line_files import ENTRY_BYTES, LineReader, LineWriter, file_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -195,7 +195,7 @@ class TranscriptReader:
         return kept, not is_whole
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[Lines | None]:
+    def _open(self) -> Iterator[LineReader | None]:
         """
         Open both files; yield None if there is nothing to read.
 
@@ -208,7 +208,7 @@ class TranscriptReader:
                 held.callback(os.close, index)
                 data = os.open(self._data_path, os.O_RDONLY | os.O_NONBLOCK)
                 held.callback(os.close, data)
-                lines = Lines(data, index)
+                lines = LineReader(data, index)
             except FileNotFoundError:
                 pass  # before the first line is written, or if no write ever succeeded
             except OSError as error:
@@ -219,7 +219,7 @@ class TranscriptReader:
                 log.error("cannot read transcript %s: %s", self._data_path, error.strerror)
 
 
-def _start_and_end(lines: Lines, limit_bytes: int, must_include_line: int | None) -> list[tuple[int, int]]:
+def _start_and_end(lines: LineReader, limit_bytes: int, must_include_line: int | None) -> list[tuple[int, int]]:
     """Choose the lines that an answer carries: half of the limit for the start, the rest for the end."""
     room, must = limit_bytes, 0
     if must_include_line is not None and 1 <= must_include_line <= lines.count:
@@ -256,7 +256,7 @@ class TranscriptWriter(TranscriptReader):
         super().__init__(data_path, index_path)
         self._buffer_bytes = buffer_bytes
         self._clock = clock
-        self._files: LineFiles | None = None
+        self._line_writer: LineWriter | None = None
         self._pieces: list[bytes] = []
         self._lengths = array("Q")
         self._buffered_bytes = 0
@@ -264,7 +264,7 @@ class TranscriptWriter(TranscriptReader):
         self.missing_lines = 0
         # The size is known even if the files cannot be opened; opening them may find more lines.
         self._last_line = file_size(index_path) // ENTRY_BYTES
-        self._keep(b"", self._lengths)
+        self._write(b"", self._lengths)
 
     def __enter__(self) -> Self:
         return self
@@ -314,7 +314,7 @@ class TranscriptWriter(TranscriptReader):
             lines = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
             lengths, self._lengths = self._lengths, array("Q")
             self._pieces, self._buffered_bytes = [], 0
-            if not self._keep(lines, lengths):
+            if not self._write(lines, lengths):
                 self.missing_lines += len(lengths)
 
     def close(self) -> None:
@@ -322,15 +322,15 @@ class TranscriptWriter(TranscriptReader):
         self.flush()
         self._close_files()
 
-    def _keep(self, lines: bytes, lengths: array[int]) -> bool:
+    def _write(self, lines: bytes, lengths: array[int]) -> bool:
         if self._retry_at is not None and self._clock() < self._retry_at:
             return False
         try:
-            if self._files is None:
-                self._files = LineFiles(self._data_path, self._index_path)
-                self._last_line = max(self._last_line, self._files.last_line + len(lengths))
+            if self._line_writer is None:
+                self._line_writer = LineWriter(self._data_path, self._index_path)
+                self._last_line = max(self._last_line, self._line_writer.last_line + len(lengths))
             if lengths:
-                self._files.append(lines, lengths, first_number=self._last_line - len(lengths) + 1)
+                self._line_writer.append(lines, lengths, first_number=self._last_line - len(lengths) + 1)
         except OSError as error:
             self._failed(error)
             return False
@@ -347,10 +347,10 @@ class TranscriptWriter(TranscriptReader):
         self._close_files()
 
     def _close_files(self) -> None:
-        if self._files is not None:
-            files, self._files = self._files, None
+        if self._line_writer is not None:
+            line_writer, self._line_writer = self._line_writer, None
             try:
-                files.close()
+                line_writer.close()
             except OSError as error:  # a network file system reports a full disk only here
                 log.error("cannot write transcript %s: %s", self._data_path, error.strerror)
                 self.missing_lines += 1

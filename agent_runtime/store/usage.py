@@ -17,7 +17,7 @@ MOST_COUNTED = 10_000
 
 
 class UsedBy(StrEnum):
-    """By what usage is added up."""
+    """How usage is grouped while it is added up: by the token's subscription, or by model."""
 
     SUBSCRIPTION = "subscription"
     MODEL = "model"

@@ -137,7 +137,7 @@ class Workspaces:
         try:
             with self._marks_lock, self._retired(make=True) as (own, retired):
                 mark = read_file(self._path(execution_id))
-                self.forget(execution_id)
+                self.unmark(execution_id)
                 if mark != b"%d" % os.stat(execution_id, dir_fd=own, follow_symlinks=False).st_ino:
                     return
                 os.close(_writable(execution_id, own))
@@ -148,9 +148,9 @@ class Workspaces:
         except OSError as error:
             log.warning("cannot delete the directory: %s", error.strerror, extra={"execution_id": execution_id})
 
-    def forget(self, execution_id: str) -> None:
+    def unmark(self, execution_id: str) -> None:
         """
-        Have the own directory of an execution never deleted: remove its mark.
+        Remove the mark of an execution's own directory, so that :meth:`retire` never has it deleted.
 
         Raises:
             OSError: The mark cannot be removed.
@@ -198,20 +198,20 @@ class Workspaces:
             if owner is None and not os.access(".", os.X_OK, dir_fd=descriptor):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             if is_named:
-                self._keep(descriptor)
+                self._unmark_around(descriptor)
         except OSError:
             os.close(descriptor)
             raise
         return descriptor
 
-    def _keep(self, named: int) -> None:
-        """Remove the mark of the own directory in which *named*, a descriptor, lies: it is never deleted."""
+    def _unmark_around(self, named: int) -> None:
+        """Remove the mark of the own directory, if any, that *named*, a descriptor of a directory, is or lies in."""
         with self._marks_lock:  # so that the directory is not retired between look-up and removal of its mark
             place, *below = Path(path_of(named)).parts[len(self._top.resolve().parts) :] or ("",)
             if place == OWN and below:
                 if below[0] == _RETIRED:
                     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-                self.forget(below[0])
+                self.unmark(below[0])
 
     def _opened_own(self, execution_id: str) -> int:
         made: list[int] = []

@@ -401,7 +401,7 @@ class Archive:
     def _release(self, execution_id: str, *, keeps: bool) -> bool:
         """Have an execution's own directory deleted, or kept for ever; False: other executions have used it, too."""
         if keeps:
-            self.workspaces.forget(execution_id)
+            self.workspaces.unmark(execution_id)
             return True
         own = f"{OWN}/{execution_id}"
         if execution_id not in (users := self.records.ids_in(own)):

@@ -35,10 +35,11 @@ class LiveText(msgspec.Struct, kw_only=True):
     A piece of the model's text, sent while it is written; the whole message follows as a `message`.
 
     Attributes:
-        message_id: The API's id of the message; null for a reader that came in its middle. A new one begins anew.
-        index: Which block of the message, from 0.
+        message_id: The API's id of the message; null for a reader that connected in the middle of the message. A new id
+            means that a new message begins, as where the CLI asks the API again.
+        index: Which block of the message the text belongs to, from 0.
         parent_tool_use_id: The tool call of the sub-agent whose text it is; null: the run's own.
-        dropped: So many characters before this piece were dropped, because the reader was too slow.
+        dropped: How many characters before this piece were dropped, because the reader was too slow.
     """
 
     text: str

@@ -6,8 +6,6 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from agent_runtime.tokens.verifier import PROBE
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
@@ -100,7 +98,7 @@ class TokenUpkeep:
     def _begin_probe(self, generation: Generation) -> None:
         # The token is claimed before the task runs, so that an execution posted in between waits.
         if self._verifier.begin_check(generation):
-            self._spawn(self._probe(generation), PROBE)
+            self._spawn(self._probe(generation), "probe")
 
     async def _probe(self, generation: Generation) -> None:
         try:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PROBE = "probe"
-"""The probe's name where otherwise an execution is named by its id, or evidence by its rule."""
+PROBE_RULE = "probe"
+"""The rule id, in logs and events, of a trouble that the probe found; evidence has the id of the rule that matched."""
 
 _TROUBLE_BY_VERDICT = {
     ProbeVerdict.REFUSED: TokenTrouble.REFUSED,
@@ -125,7 +125,7 @@ class RefusalVerifier:
     def note_verdict(self, generation: Generation, verdict: ProbeVerdict, since: float = math.inf) -> None:
         """Record what the probe's verdict says about the token; *since* as for :meth:`TokenStatuses.accept`."""
         if (trouble := _TROUBLE_BY_VERDICT.get(verdict)) is not None:
-            self.mark(generation, trouble, PROBE)
+            self.mark(generation, trouble, PROBE_RULE)
         elif verdict is ProbeVerdict.VALID:
             self.note_accepted(generation, since)
 
@@ -167,5 +167,9 @@ class RefusalVerifier:
 
 
 def _prober(generation: Generation) -> str:
-    """Return the name under which the probe tries one generation; different generations are tried independently."""
-    return f"{PROBE}.{generation.number}"
+    """
+    Return the name under which the probe claims the right to try a generation; an execution claims it by its id.
+
+    There is one name for each generation, so that different generations are tried independently.
+    """
+    return f"probe.{generation.number}"
