@@ -85,7 +85,7 @@ class ChildToken:
         return detection
 
     def can_recover(self, detection: Detection) -> bool:
-        """Whether the child, repeating its request by itself, would send it with a newer token if there were one."""
+        """Whether the child repeats its request by itself, and would do so with a newer token if one were loaded."""
         loaded = self._secret.status.generation
         is_newest = loaded is None or loaded.number <= self._held.newest.number
         return _is_repeated(detection) and not detection.is_final and self._held.rereads and is_newest

@@ -1,4 +1,4 @@
-"""How long an attempt may be silent, and which deadline is next; without a clock of its own."""
+"""Calculate how long an attempt may be silent, and which deadline is next; reads no clock."""
 
 from __future__ import annotations
 

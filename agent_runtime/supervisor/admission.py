@@ -1,4 +1,4 @@
-"""Admission of executions, their run, and the end of all of them."""
+"""Admit executions, have them run, and end all of them in a drain."""
 
 from __future__ import annotations
 

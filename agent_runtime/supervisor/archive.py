@@ -193,8 +193,8 @@ class Archive:
             log.error("answer not written: %s", error, extra={"execution_id": record.execution_id})
             return False
         finally:
-            # After the record: a crash in between leaves an execution without an end, which needs its task. Also where
-            # the record cannot be written, or an execution that has ended would be run again.
+            # After the record: a crash in between leaves an unfinished execution, which needs its task. Done even if
+            # the record cannot be written, because otherwise an execution that has ended would be run again.
             if record.error_class is not ErrorClass.INTERRUPTED:
                 self.tasks.forget(record.execution_id)
         return True
@@ -405,7 +405,7 @@ class Archive:
             return True
         own = f"{OWN}/{execution_id}"
         if execution_id not in (users := self.records.ids_in(own)):
-            return True  # it has none
+            return True  # the execution has no directory of its own
         if users == {execution_id}:
             self.workspaces.retire(execution_id)
         return users == {execution_id}
@@ -419,7 +419,7 @@ class Archive:
                 self.transcripts,
                 max_age_seconds=settings.retain_age,
                 max_bytes=settings.retain_bytes,
-                # A clock that is set, to either side, makes nothing old enough to be deleted.
+                # Setting the clock, forward or back, must not make an execution old enough to be deleted.
                 now=min(time.time(), self._epoch_at_start + time.monotonic()),
                 in_use=in_use,
                 release=functools.partial(self._release, keeps=settings.retain_workspaces),

@@ -235,7 +235,7 @@ class ExecutionRunner:
         current = gate.current
         is_in_use = current is not None and current.number == generation.number
         if not is_in_use:
-            gate.statuses.clear_suspicion(by)  # no execution would begin with it anyway
+            gate.statuses.clear_suspicion(by)  # no execution would begin with an older generation anyway
         verifying = self.context.verifier.begin(
             self.context.verifier.verify(
                 generation,

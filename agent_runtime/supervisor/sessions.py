@@ -28,7 +28,7 @@ class SessionTrouble(Enum):
     UNKNOWN = "unknown"
     """The CLI knows no such session."""
     REFUSED = "refused"
-    """The API refuses its history, or the CLI cannot read it."""
+    """The API refuses the session's history, or the CLI cannot read it."""
 
 
 class SessionUse:

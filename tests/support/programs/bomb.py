@@ -1,4 +1,4 @@
-"""Forks as fast as it can, every process in a session of its own."""
+"""Fork as fast as it can, every process in a session of its own."""
 
 import os
 import sys

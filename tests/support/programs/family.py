@@ -1,4 +1,4 @@
-"""Of as many processes as its argument says; every other one in a session of its own; each prints its pid."""
+"""Become as many processes as the argument says, every other one in a session of its own; each prints its pid."""
 
 import os
 import signal

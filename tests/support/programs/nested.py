@@ -1,4 +1,4 @@
-"""Makes groups below its own, with somebody in each."""
+"""Make cgroups below the own one, with a process in each."""
 
 import os
 import sys

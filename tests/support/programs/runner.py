@@ -1,4 +1,4 @@
-"""Hands itself on to a child in a new session without pause, so that its pid changes all the time."""
+"""Go on in a child in a new session again and again, so that the pid changes all the time."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Of as many processes as its argument says, each in a session of its own; all of them spin from one moment on."""
+"""Become as many processes as the argument says, each in a session of its own; all begin to spin at one moment."""
 
 import os
 import sys

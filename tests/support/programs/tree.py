@@ -1,4 +1,4 @@
-"""Of as many processes as told: some in sessions of their own, some orphans, some without a mark."""
+"""Become as many processes as told: some in sessions of their own, some orphans, some without a mark."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ def live(number):
     for child in range(5 * number + 1, min(5 * number + 6, size)):
         if os.fork() == 0:
             if child % 3 == 0 and os.fork():
-                os._exit(0)  # its child falls to whoever is next
+                os._exit(0)  # its child becomes an orphan
             live(child)
     os.write(1, b".")
     if number == 0:

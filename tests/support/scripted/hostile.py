@@ -253,7 +253,7 @@ def _grow(below: int, deadline: float, pid_file: str | None) -> None:
 
 
 def _run_away(times: int, deadline: float, pid_file: str | None) -> None:
-    """Be a new process in a new session all the time: whoever looks finds one that is about to be gone."""
+    """Go on in a new process in a new session all the time, so that any process that is seen is about to be gone."""
     _tell(pid_file)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for _ in range(times):

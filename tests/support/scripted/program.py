@@ -73,7 +73,7 @@ def stored_script(session_file: Path) -> tuple[Frame | None, int]:
 
 
 def run() -> None:
-    """Be the program."""
+    """Run the program."""
     file = os.environ.get("SCRIPTED_CLI_SCRIPT")
     prompt = [Path(file).read_text()] if file else []
     try:
@@ -82,4 +82,4 @@ def run() -> None:
         sys.stderr.write(f"scripted CLI: {wrong}\n")
         code = 2
     sys.stdout.flush()
-    os._exit(code)  # what a script has left running is not waited for
+    os._exit(code)  # without waiting for processes that a script has left running

@@ -1,5 +1,5 @@
 """
-The steps a script is made of; ``tests/support/scripted_cli.py`` has the table of them.
+The steps of a script; ``tests/support/scripted_cli.py`` has the table of them.
 
 A step is a public method of :class:`Steps` or of the class it is built on. Its keyword arguments are the step's fields;
 their annotations are what a script is checked against before its first step is played.
