@@ -53,7 +53,7 @@ class ChildToken:
         """
         Check whether the secret file's generation has reached the child; publish :class:`Reached` if it newly has.
 
-        The only way in which a newer generation reaches an attempt. May be called from any thread, at any time.
+        Called from any thread. A CLI that reads its file after a refusal only is followed by :meth:`evidence_in`.
         """
         if (loaded := self._secret.status.generation) is not None:
             self._reached(self._held.loaded(loaded, time.monotonic()))

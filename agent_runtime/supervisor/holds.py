@@ -6,6 +6,7 @@ import asyncio
 import functools
 import logging
 import time
+from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from agent_runtime.evidence.verdict import Ending
@@ -17,9 +18,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.execution.attempt_data import Held
+    from agent_runtime.supervisor.retry_policy import Park
     from agent_runtime.supervisor.runner import ExecutionRunner
 
 log = logging.getLogger(__name__)
+
+
+class _HoldEnd(Enum):
+    """How a hold ends, unless the attempt ends first."""
+
+    REPLAYED = auto()
+    """The request is sent again, with a newer token."""
+    RESUMED = auto()
+    """The request is sent again with the same token, which counts as a resume."""
+    STOPPED = auto()
+    """The attempt is ended; its execution is parked, or runs a further attempt."""
+    YIELDED = auto()
+    """The attempt is ended and its execution parked, because another execution needs the slot."""
+    GIVEN_UP = auto()
+    """The attempt is ended, and its execution must not wait any more."""
+    INTERRUPTED = auto()
+    """The supervisor drains, so the execution ends as interrupted."""
 
 
 class Holds:
@@ -57,76 +76,79 @@ class Holds:
             log.error("a fault of the supervisor", exc_info=None if task.cancelled() else task.exception())
 
     async def _settle(self, runner: ExecutionRunner, held: Held) -> None:
-        request, execution, gate = held.request, runner.execution, runner.context.gate
-        generation = request.generation
-        trouble = request.detection.trouble or TokenTrouble.REFUSED
-        is_limit = trouble is TokenTrouble.LIMITED
+        request, execution = held.request, runner.execution
+        end = await self._end_of(runner, held)
+        if request.is_over or execution.unstarted is not None:
+            return  # the attempt of a stopped execution ends by itself
+        if end is _HoldEnd.INTERRUPTED:
+            execution.request_stop(StopReason.SHUTDOWN)
+            return
+        if end is _HoldEnd.REPLAYED or end is _HoldEnd.RESUMED:
+            runner.resumes += end is _HoldEnd.RESUMED
+            request.release(replays=True)
+            return
+        runner.has_waited |= end is _HoldEnd.GIVEN_UP
+        if end is _HoldEnd.YIELDED and runner.ticket is not None:
+            runner.ticket.yields = True
+        if end is _HoldEnd.GIVEN_UP and request.detection.trouble is TokenTrouble.LIMITED:
+            request.release(replays=False)  # the CLI ends by itself, and reports the limit
+        else:
+            execution.end_hold(request)
+
+    async def _end_of(self, runner: ExecutionRunner, held: Held) -> _HoldEnd:
+        """Verify why the request is held, and wait as long as the retry policy has it wait."""
+        request, gate = held.request, runner.context.gate
+        generation, trouble = request.generation, request.detection.trouble or TokenTrouble.REFUSED
         report = AttemptReport(
             started_at=time.time(),
             generation=generation,
             ending=Ending(exit_code=None, evidence=request.detection),
             # A tool can provoke a refusal, but not a limit, which the relay itself has read in the API's answer.
-            used_tool=held.used_tool and not is_limit,
+            used_tool=held.used_tool and trouble is not TokenTrouble.LIMITED,
         )
         decision, _, verification = await runner.decide(report, trouble, generation)
-        gate.statuses.end_try(execution.execution_id)
-
-        def is_moot() -> bool:
-            return request.is_over or execution.unstarted is not None  # a stopped execution's attempt ends by itself
-
-        if is_moot():
-            return
-
-        def replay(*, counts: bool) -> None:
-            runner.resumes += counts
-            request.release(replays=True)
-
-        def end(*, gives_up: bool) -> None:
-            runner.gives_up |= gives_up
-            if is_limit and gives_up:
-                request.release(replays=False)  # the CLI ends by itself, and reports the limit
-            else:
-                execution.end_hold(request)
-
-        current = gate.current
-        is_of_its_kind = current is not None and current.token.kind is generation.token.kind
+        gate.statuses.end_try(runner.execution.execution_id)
         if isinstance(decision, GoOn):
             # If the probe cannot decide, only the first request of a further attempt can confirm a refusal.
-            if is_of_its_kind and not (decision.counts and verification is Verification.OPEN):
-                replay(counts=decision.counts)
-            else:
-                end(gives_up=False)
-            return
+            if not self._is_of_same_kind(runner, held) or (decision.counts and verification is Verification.OPEN):
+                return _HoldEnd.STOPPED
+            return _HoldEnd.RESUMED if decision.counts else _HoldEnd.REPLAYED
         if isinstance(decision, GiveUp):
-            gate.statuses.note_reported(generation)
-            end(gives_up=True)
-            return
+            if not request.is_over and runner.execution.unstarted is None:
+                gate.statuses.note_reported(generation)
+            return _HoldEnd.GIVEN_UP
         if self._is_draining():
-            execution.request_stop(StopReason.SHUTDOWN)
-            return
+            return _HoldEnd.INTERRUPTED
+        return await self._wait(runner, held, decision)
+
+    async def _wait(self, runner: ExecutionRunner, held: Held, decision: AwaitReset | Park) -> _HoldEnd:
+        """Wait in the attempt's process for a token, the end of a limit, or an execution that needs the slot."""
+        request, execution = held.request, runner.execution
         resets_at = execution.resets_at if isinstance(decision, AwaitReset) else None
-        seconds = decision.seconds if not isinstance(decision, AwaitReset) else 0.0
+        seconds = 0.0 if isinstance(decision, AwaitReset) else decision.seconds
         if resets_at is not None:
             seconds = runner.seconds_past(resets_at)
         now = time.monotonic()
         until = min(now + seconds, now + request.limit_seconds, execution.total_at)
-        can_go_on = runner.can_go_on(generation, is_limited=is_limit)
+        is_limited = request.detection.trouble is TokenTrouble.LIMITED
+        can_go_on = runner.can_go_on(request.generation, is_limited=is_limited)
         self._waiting.add(held)
         came = await runner.until(lambda: request.is_over or can_go_on() or self._must_yield(runner), until)
         self._waiting.discard(held)
-        if is_moot():
-            return
-        is_newer, is_past = runner.newer_is_usable(generation), time.monotonic() >= now + seconds - 1.0
-        current = gate.current
-        if came and not can_go_on() and runner.ticket is not None:
-            runner.ticket.yields = True
-            end(gives_up=False)
-        elif is_newer and (current is None or current.token.kind is not generation.token.kind):
-            end(gives_up=False)
-        elif came or (resets_at is not None and is_past):
-            replay(counts=not is_newer)
-        else:
-            end(gives_up=is_past)
+        is_newer, is_past = runner.newer_is_usable(request.generation), time.monotonic() >= now + seconds - 1.0
+        if came and not can_go_on():
+            return _HoldEnd.YIELDED
+        if is_newer and not self._is_of_same_kind(runner, held):
+            return _HoldEnd.STOPPED
+        if came or (resets_at is not None and is_past):
+            return _HoldEnd.REPLAYED if is_newer else _HoldEnd.RESUMED
+        return _HoldEnd.GIVEN_UP if is_past else _HoldEnd.STOPPED
+
+    @staticmethod
+    def _is_of_same_kind(runner: ExecutionRunner, held: Held) -> bool:
+        """Whether the held request could be sent with the token in use now: a child keeps to one kind of token."""
+        current = runner.context.gate.current
+        return current is not None and current.token.kind is held.request.generation.token.kind
 
     def _must_yield(self, runner: ExecutionRunner) -> bool:
         """Whether other executions that could run now need the runner's slot, because it is among the longest held."""

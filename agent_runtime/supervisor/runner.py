@@ -74,7 +74,7 @@ class ExecutionRunner:
 
     Attributes:
         resumes: How often the execution went on without a newer generation.
-        gives_up: The execution must not wait any more: it did while a request of its attempt was held.
+        has_waited: The execution must not wait any more: it did while a request of its attempt was held.
         ticket: The execution's slot, or its place in the queue; None: it has neither.
     """
 
@@ -86,7 +86,7 @@ class ExecutionRunner:
         self._plan = plan
         self._run_attempt = run_attempt
         self.resumes = 0
-        self.gives_up = False
+        self.has_waited = False
         execution.on_held = functools.partial(context.hold, self)
         self._first_session_id = plan.known_id
         self._claim(self._first_session_id)
@@ -206,15 +206,15 @@ class ExecutionRunner:
                 error_class=CLASS_BY_TROUBLE[trouble],
                 confirmation=verification,
                 newer_is_usable=newer,
-                is_first=self.gives_up or gate.statuses.is_unreported(generation),
-                park_seconds=0.0 if self.gives_up else asked if asked is not None else settings.park,
+                is_first=self.has_waited or gate.statuses.is_unreported(generation),
+                park_seconds=0.0 if self.has_waited else asked if asked is not None else settings.park,
                 waited_seconds=report.waited_seconds,
                 resumes=self.resumes,
                 max_resumes=settings.max_resumes,
                 has_progress=self._plan.has_progress,
                 is_only_said=detection is not None and not detection.condemns and not report.used_tool,
                 reset_in_seconds=None if reset_at is None else reset_at - time.time(),
-                wait_for_reset_seconds=0.0 if self.gives_up else settings.wait_for_reset,
+                wait_for_reset_seconds=0.0 if self.has_waited else settings.wait_for_reset,
                 seconds_left=execution.total_at - time.monotonic(),
             )
         )
