@@ -190,7 +190,7 @@ async def get_usage(api: Api, request: Request) -> bodies.UsageReport:
     """
     Add up what the kept executions have used of the models: cost, tokens and turns.
 
-    What an attempt has used while it had a token counts for the subscription that came with it.
+    What an attempt has used with a token counts for the subscription that the secret file named with that token.
     `AGENT_RUNTIME_RETAIN_AGE` and `AGENT_RUNTIME_RETAIN_BYTES` say for how long.
     """
     query = _each_once(request)
@@ -348,7 +348,7 @@ async def reload_token(api: Api, request: Request) -> bodies.Reloaded:
 
 
 async def is_alive(api: Api, request: Request) -> bodies.Alive:
-    """Answer, as a sign that the process lives, and nothing else."""
+    """Answer as a sign that the process lives; checks nothing else."""
     return bodies.Alive(status="ok")
 
 
@@ -364,7 +364,7 @@ async def is_ready(api: Api, request: Request) -> Response:
 
 
 async def get_health(api: Api, request: Request) -> bodies.Health | bodies.HealthInBrief:
-    """Show one page of everything; without the access key only whether all is well."""
+    """Show the state of the whole supervisor; without the access key only whether all is well."""
     allowed = api.access.allows(request)
     state = api.supervisor.state
     reasons = reasons_of(state, api.access)
@@ -376,7 +376,7 @@ async def get_health(api: Api, request: Request) -> bodies.Health | bodies.Healt
 
 
 async def get_api_health(api: Api, request: Request) -> bodies.Health | bodies.HealthInBrief:
-    """Show one page of everything, as `/health` does."""
+    """Show the state of the whole supervisor, as `/health` does."""
     return await get_health(api, request)
 
 

@@ -44,7 +44,7 @@ class NamedUsage(ModelUsage, frozen=True, kw_only=True):
     What was used of one model, or with one subscription.
 
     Attributes:
-        name: Of the model or the subscription; ``other``: of all that have no place among 64; null: the secret file
+        name: The model's or the subscription's name; ``other``: all beyond the first 64 names; null: the secret file
             did not name its subscription.
     """
 
@@ -56,10 +56,10 @@ class UsageReport(msgspec.Struct, kw_only=True):
     What the executions have used whose records are kept.
 
     Attributes:
-        by: What the rows are of.
-        since: Attempts that ended at this time or later count, and those that run; null: all.
-        total: The sum of the rows.
-        usage: The highest cost first.
+        by: Whether ``usage`` has one row for each subscription or for each model.
+        since: Attempts that ended at this time or later count, and running ones; null: all attempts.
+        total: The sum of the rows in ``usage``.
+        usage: One row for each name, the highest cost first.
     """
 
     by: UsedBy
@@ -73,9 +73,9 @@ class RunningExecution(msgspec.Struct, kw_only=True):
     An execution that has a slot.
 
     Attributes:
-        pid: Of its latest attempt.
-        slot: Which one, from 1.
-        usage: Resources its processes use now; all 0 in its first second.
+        pid: Process id of the CLI of the latest attempt.
+        slot: The slot's number, from 1.
+        usage: Resources that the execution's processes use now; all 0 in the first second.
     """
 
     execution_id: str
@@ -93,8 +93,8 @@ class RunningExecutions(msgspec.Struct, kw_only=True):
     Executions that run, wait, or ended lately.
 
     Attributes:
-        pending_ids: Queued and parked ones.
-        recently_completed_ids: Of the last 15 minutes.
+        pending_ids: Ids of queued and parked executions.
+        recently_completed_ids: Ids of executions that ended in the last 15 minutes.
     """
 
     executions: list[RunningExecution]
@@ -107,7 +107,8 @@ class ExecutionStatus(msgspec.Struct, kw_only=True):
     Whether an execution runs, and how it ended.
 
     Attributes:
-        returncode: Of its latest attempt; negative: killed by that signal; null: not known, or not ended.
+        returncode: Exit code of the latest attempt's CLI; negative: killed by that signal; null: not known, or the
+            attempt has not ended.
     """
 
     execution_id: str
@@ -149,12 +150,12 @@ class TokenReport(msgspec.Struct, kw_only=True):
         source: How the secret file is mounted.
         generation: Rises by one whenever the token changes.
         fingerprint: First 12 hex digits of the token's SHA-256.
-        error: What is wrong with the file's present content; with state ``ready`` the last good one is in use.
+        error: What is wrong with the file's present content; with state ``ready`` the last good token is in use.
         limited_until: When the usage limit ends, where the API said so.
-        limit_type: In the API's words, such as ``five_hour``.
-        limit_model: The model the limit is of; null: the whole account.
-        held_by: How many running attempts hold a generation, by its number. One that a newer generation reaches holds
-            that one. An older token is out of use when no older number is left.
+        limit_type: The kind of limit in the API's words, such as ``five_hour``.
+        limit_model: The model that the limit is for; null: the whole account.
+        held_by: For the number of each generation, how many running attempts have its token. An attempt that a newer
+            token reaches counts for the newer one. An old token is out of use when its number is gone.
     """
 
     state: TokenState
@@ -178,8 +179,8 @@ class NewToken(msgspec.Struct, kw_only=True):
     A token to be written to the secret file before it is read again, or nothing: then it is only read again.
 
     Attributes:
-        token: As it was given out. Nothing is written where the file holds it already, so that a file that cannot be
-            written is no error.
+        token: The token itself. If the file holds it already, nothing is written, and a file that cannot be written is
+            no error.
         remove_api_key: Changes nothing: children are never given a key beside the token.
     """
 
@@ -192,7 +193,7 @@ class Reloaded(msgspec.Struct, kw_only=True):
     The result of reading the secret file again.
 
     Attributes:
-        reloaded: It holds another token than before.
+        reloaded: Whether the file holds another token than before.
     """
 
     status: Literal["success"]
@@ -233,7 +234,7 @@ class HealthInBrief(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class HealthUnready(msgspec.Struct, kw_only=True):
-    """Why a task sent now would be turned away, as ``/readyz`` says it."""
+    """Why a task sent now would be turned away, with the reason that ``/readyz`` gives."""
 
     reason: str
     detail: str
@@ -252,7 +253,7 @@ class HealthSlots(msgspec.Struct, kw_only=True):
     How many executions may run at once, and how many do.
 
     Attributes:
-        unkillable: Slots that are held by processes which could not be ended.
+        unkillable: Slots that are taken by processes which could not be ended.
     """
 
     total: int
@@ -279,7 +280,7 @@ class HealthDelivery(msgspec.Struct, kw_only=True):
     How a token reaches a child.
 
     Attributes:
-        reason: Why this one was chosen.
+        reason: Why this way was chosen.
         setting: The configured value.
     """
 
@@ -294,7 +295,7 @@ class HealthContainment(msgspec.Struct, kw_only=True):
 
     Attributes:
         setting: The configured value.
-        lacking: Why a better layer, by its name, is not to be had here.
+        lacking: For the name of each better layer, why it cannot be used here.
     """
 
     layer: str
@@ -307,9 +308,9 @@ class HealthConfinement(msgspec.Struct, kw_only=True):
     What keeps the secret and the supervisor out of the agents' reach.
 
     Attributes:
-        mode: In effect now.
-        reached: What a child tried to reach at the start, and whether it could; nothing where it is off.
-        lacking: Why a mode that was asked for, or would be better, is not in effect.
+        mode: The mode in effect now.
+        reached: What a child tried to reach when the supervisor started, and whether it could; empty with mode ``off``.
+        lacking: For each mode that was asked for, or would be better, why it is not in effect.
     """
 
     mode: Literal["off", "user", "landlock"]
@@ -326,7 +327,8 @@ class HealthDisk(msgspec.Struct, kw_only=True):
         error: Why a record cannot be written, or read, now.
         damage: What was found to be lost or damaged since the start, a sentence each.
         set_aside: Names of damaged files of records in the data directory; delete them when you need them no more.
-        transcripts_without_record: A task under the id of one is turned away (409 ``storage``): it may have run.
+        transcripts_without_record: How many transcripts have no record. A task with the id of such a transcript is
+            turned away (409 ``storage``), because it may have run.
     """
 
     free_bytes: int | None
@@ -341,11 +343,11 @@ class Health(msgspec.Struct, kw_only=True):
     The state of the supervisor: token, slots, queue, disk and what hinders it, on one page.
 
     Attributes:
-        reasons: Why it is degraded, a sentence each; empty where it is not.
-        hostname: Of the container.
-        task_fields: Fields that a task may have here, so that a mixed fleet shows its versions.
-        active_tasks: Executions that have a slot.
-        usage: Resources all their processes use now.
+        reasons: Why the supervisor is degraded, a sentence each; empty where it is not.
+        hostname: The container's host name.
+        task_fields: The fields that this version knows in a task, for fleets with several versions.
+        active_tasks: How many executions have a slot.
+        usage: Resources that the processes of all executions use now.
         consecutive_failures: Executions that failed since the last one that did not.
         loop_lag_seconds: How long a ready task waits for its turn now.
     """
@@ -384,11 +386,11 @@ class StreamState(msgspec.Struct, kw_only=True):
 
 class StreamGap(msgspec.Struct, kw_only=True):
     """
-    Sent where something is missing.
+    Sent where lines of the transcript are missing.
 
     Attributes:
-        first: The first number that is missing.
-        last: The last one.
+        first: The number of the first missing line.
+        last: The number of the last missing line.
     """
 
     first: int
