@@ -34,6 +34,7 @@ END_TIMEOUT_SECONDS = 20.0
 GONE_TIMEOUT_SECONDS = 10.0
 PATIENCE_SECONDS = 2.0
 LOOK_AGAIN_SECONDS = 0.01
+RAISED_AGAIN_SECONDS = 0.2
 SLOTS = 5
 
 
@@ -57,18 +58,23 @@ def interruptible() -> Iterator[None]:
     After the block these signals are ignored, so that cleaning up is not interrupted. A signal that was ignored before
     the block, as under ``nohup``, stays ignored.
     """
+    arrived: list[int] = []
 
     def interrupt(number: int, _frame: object) -> None:
-        raise Interrupted(number)
+        # Python drops an exception that is raised within a finalizer, so it is raised again until the block ends.
+        arrived.append(number)
+        signal.setitimer(signal.ITIMER_REAL, RAISED_AGAIN_SECONDS)
+        raise Interrupted(arrived[0])
 
     wanted = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    for number in wanted:
+    for number in (*wanted, signal.SIGALRM):
         signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number in wanted:
+        for number in (*wanted, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def marked(execution_ids: Collection[str]) -> set[psutil.Process]:

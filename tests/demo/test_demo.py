@@ -229,6 +229,14 @@ def test_a_signal_in_the_middle_leaves_nothing_behind(tmp_path: Path) -> None:
         assert run.processes() == []
 
 
+def test_a_signal_that_arrives_in_a_finalizer_is_not_lost() -> None:
+    program = [sys.executable, str(PROGRAMS / "interrupted_in_a_finalizer.py")]
+    ended = subprocess.run(program, capture_output=True, text=True, check=False, timeout=20)
+
+    assert "Exception ignored" in ended.stderr, "Python has dropped the first one"
+    assert ended.returncode == 128 + signal.SIGTERM
+
+
 @pytest.mark.slow
 def test_a_process_that_is_left_is_found_and_ended(tmp_path: Path) -> None:
     with demo(tmp_path, "--scripted") as run:

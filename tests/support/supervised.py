@@ -36,12 +36,21 @@ DEADLINE_SECONDS = 30.0
 
 
 def eventually(condition: Callable[[], Any], within_seconds: float = DEADLINE_SECONDS) -> Any:
-    """Return the first true value of *condition*, called repeatedly; all tests that must wait use this."""
+    """
+    Return the first true value of *condition*, called repeatedly; all tests that must wait use this.
+
+    A 404 counts as not yet: a task that another thread posts may not be admitted.
+    """
     until = time.monotonic() + within_seconds
-    while not (value := condition()):
+    while True:
+        try:
+            if value := condition():
+                return value
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != 404:
+                raise
         assert time.monotonic() < until, "it did not happen in time"
         threading.Event().wait(0.01)
-    return value
 
 
 @dataclass
