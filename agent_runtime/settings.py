@@ -79,7 +79,12 @@ def _some_seconds(value: str) -> float:
 
 
 def _seconds_or_auto(value: str) -> float | None:
-    return None if value.strip().lower() == "auto" else _seconds(value)
+    if value.strip().lower() == "auto":
+        return None
+    try:
+        return _seconds(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or auto") from None
 
 
 def _url(value: str) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SETTINGS_IN_NEED: list[tuple[dict[str, str], str]] = [
     ({"SLOTS": "many"}, "AGENT_RUNTIME_SLOTS: must be a whole number"),
+    ({"PARK": "soon"}, "AGENT_RUNTIME_PARK: must be a number of seconds, or auto"),
     ({"PROBE": "sometimes"}, "AGENT_RUNTIME_PROBE: must be one of off, on_refusal"),
     ({"PORT": "tcp://10.0.0.1:80"}, "AGENT_RUNTIME_PORT: .*enableServiceLinks: false"),
     ({"HOST": "0.0.0.0"}, "AGENT_RUNTIME_HOST: .*AGENT_RUNTIME_ACCESS_KEY_FILE is needed"),

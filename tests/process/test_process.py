@@ -106,6 +106,17 @@ def test_a_child_runs_as_the_user_it_was_told_with_none_of_our_groups() -> None:
     assert result == ["54321", "54321", "54321"]
 
 
+@as_root
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
+def test_a_child_is_as_nice_as_its_supervisor_or_ten_nicer_where_shims_have_no_priority() -> None:
+    driver, no_priority, own = "a_child_is_as_nice_as_its_supervisor", "-sys_nice", os.nice(0)
+    without = ("setpriv", "--bounding-set", no_priority, "--inh-caps", no_priority)
+
+    assert run_driver(driver) == [str(own)]
+    assert run_driver(driver, prefix=("nice", "-n", "5")) == [str(min(19, own + 5))]
+    assert run_driver(driver, prefix=("nice", "-n", "5", *without)) == [str(min(19, own + 15))]
+
+
 def test_neither_the_environment_nor_the_arguments_show_in_a_repr(tmp_path: Path) -> None:
     command = Command(argv=("secret-argument",), env={"NAME": "secret-value"}, cwd=tmp_path, mark="mark")
     assert "secret" not in repr(command)

@@ -148,6 +148,7 @@ class Shim:
         os.setsid()
         _libc.prctl(_PR_SET_NAME, SHIM_NAME, 0, 0, 0)
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._nice = os.getpriority(os.PRIO_PROCESS, 0)
         self._urgent = _become_urgent()
         for number in (_SIGHUP, _SIGINT, _SIGTERM):
             signal(number, SIG_IGN)  # a signal to the whole tree is not meant for its shim
@@ -189,8 +190,9 @@ class Shim:
         if self._leader == 0:
             if is_in_place:
                 del descriptors[4:]
-            if not self._urgent:
-                os.nice(_NICER)  # so that the processes that end them always get CPU time
+            # Our own real-time priority resets a child's niceness. Without it children give way, so that the processes
+            # that end them always get CPU time.
+            os.nice(max(0, self._nice) if self._urgent else _NICER)
             _become(spawn_request, descriptors, theirs, ruleset)
         os.close(theirs)
         if ruleset is not None:
