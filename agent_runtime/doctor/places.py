@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent_runtime.doctor.finding import DATA_DIR, Finding, Verdict, exists, is_dir, may, ok, problem, warning
@@ -15,7 +16,6 @@ from agent_runtime.store.workspaces import OWN, PER_EXECUTION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from agent_runtime.doctor.finding import Machine
     from agent_runtime.settings import Settings
@@ -72,21 +72,33 @@ def _child_user(settings: Settings) -> Finding:
     if os.geteuid() not in {0, uid}:
         text = f"only root can run children as {user}"
         return problem("child user", text, f"run as root, or leave {PREFIX}CHILD_USER out")
+    hindrances = []
     for path, need in ((settings.workspace, "workspace"), (settings.config_dir, "config directory")):
-        if is_dir(path) and (hindrance := _hindrance(path, uid, groups)):
-            advice = f"chown {uid} {path}, and let that user pass through the directories above it"
-            return problem("child user", f"{user} cannot write the {need} {path}: {hindrance}", advice)
-    return ok("child user", f"{user} can write workspace and config directory")
+        if is_dir(path) and (hindrance := _hindrance(path, uid, groups, stat.S_IWOTH | stat.S_IXOTH)):
+            hindrances.append(f"cannot write the {need} {path}: {hindrance}")
+    if (cli := shutil.which(settings.claude[0])) is not None:
+        path = Path(os.path.realpath(cli))
+        if hindrance := _hindrance(path, uid, groups, stat.S_IXOTH):
+            hindrances.append(f"cannot run {path}: {hindrance}")
+    if hindrances:
+        advice = f"give uid {uid} both directories, and let it pass through the directories above them and the CLI"
+        return problem("child user", f"{user} {'; '.join(hindrances)}", advice)
+    return ok("child user", f"{user} can run the CLI and write workspace and config directory")
 
 
-def _hindrance(path: Path, uid: int, groups: set[int]) -> str | None:
-    """Return why a user cannot write to a directory, according to the permission bits; None: the user can."""
+def _hindrance(path: Path, uid: int, groups: set[int], wanted: int) -> str | None:
+    """
+    Return why a user may not use a file or directory, according to the permission bits; None: the user may.
+
+    Args:
+        wanted: The bits for others of the permissions that the user needs.
+    """
     if uid == 0:
         return None
     for parent in reversed(path.parents):
         if not _may(parent, uid, groups, stat.S_IXOTH):
             return f"{parent} is closed to it"
-    return None if _may(path, uid, groups, stat.S_IWOTH | stat.S_IXOTH) else "its owner and mode do not allow it"
+    return None if _may(path, uid, groups, wanted) else "its owner and mode do not allow it"
 
 
 def _may(path: Path, uid: int, groups: set[int], wanted: int) -> bool:

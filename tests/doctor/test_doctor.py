@@ -379,6 +379,14 @@ def test_a_child_user_must_be_able_to_write(patient: Patient, public: Path) -> N
     assert (found.verdict, "config directory" in found.text) == ("problem", True)
 
     os.chown(public / "CONFIG_DIR", NOBODY, -1)
+    cli = public / "claude"
+    cli.write_text("#!/bin/sh\n")
+    cli.chmod(0o700)
+    patient.set("CLAUDE", cli)
+    found = patient.find("child user")
+    assert (found.verdict, f"cannot run {cli}" in found.text) == ("problem", True)
+
+    cli.chmod(0o755)
     assert patient.find("child user").verdict == "ok"
 
 
