@@ -313,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m agent_runtime.standins.messages_api", description="Messages API")
     parser.add_argument("--port", type=int, default=0, help="0 picks a free one")
-    parser.add_argument("--script", type=Path, help="a JSON file: see ScriptFile")
+    parser.add_argument("--script", type=Path, help="a JSON file of tokens, scripts and models: see docs/testing.md")
     options = parser.parse_args(arguments)
     api = MessagesApi()
     if options.script is not None:
