@@ -117,6 +117,7 @@ class RecordWriter:
         """Record the attempt's process and its token."""
         record, tokens = self.record, [_token_record(event.generation, event.started_at)]
         record.attempts.append(AttemptRecord(pid=event.pid, started_at=event.started_at, tokens=tokens))
+        record.metadata.attempts = len(record.attempts)
         record.started_at = record.started_at or event.started_at
         self._before = copy.copy(record.metadata)
         self._note_token(event.generation)

@@ -129,6 +129,7 @@ def test_a_switch_under_file_splits_the_cost(tmp_path: Path) -> None:
         eventually(lambda: running.record("two")["metadata"]["input_tokens"] == 40)
         running.write_secret(json.dumps({"token": NEW, "subscription": "beta"}))
         eventually(lambda: len(running.record("two")["attempts"][0]["tokens"]) == 2)
+        assert running.record("two")["metadata"]["attempts"] == 1, "a running one counts"
         (tmp_path / "go").touch()
 
         assert pending.answer().json()["metadata"]["cost_usd"] == 0.0007
