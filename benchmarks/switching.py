@@ -191,7 +191,8 @@ def _first_request(delivery: str, *, switches: bool) -> float:
         with supervisor(home, claude, api_url=url, TOKEN_DELIVERY=delivery, PARK="30") as running:
             put(running.token_file, old.encode())
             if delivery == "file":
-                until(lambda: running.http.get("/health")["delivery"]["delivery"] == "file", "the proof", 60)
+                proved = "; this CLI takes a newer token"
+                until(lambda: proved in running.http.get("/health")["delivery"]["reason"], "the proof", 60)
             running.http.post("[[script:long]] Go.", execution_id="one", async_result=True)
             until((home / "began").exists, "the tool", 60)
             asked = len(api.requests)
@@ -200,6 +201,12 @@ def _first_request(delivery: str, *, switches: bool) -> float:
                 put(running.token_file, new.encode())
                 if delivery == "env":
                     api.on(old, "expired")
+                else:  # the CLI's next request would come sooner than the new token is known
+
+                    def tokens() -> int:
+                        return len(running.http.get("/api/executions/one")["attempts"][0]["tokens"])
+
+                    until(lambda: tokens() == 2, "the new token", 60)
             go.touch()
             wanted = new if switches else old
             api.wait_for(lambda api: any(one.carries(wanted) for one in api.requests[asked:]), 120)

@@ -328,6 +328,7 @@ class Relay:
             self._connections[task] = identity
             look = asyncio.ensure_future(self._look_at_peer(identity, wire))
             await read_body(wire, request, is_kept=request.may_pass)
+            await look  # before any answer: a tool that has its answer may close the connection
             if not request.may_pass:
                 self._note("not_passed", None)
                 await wire.send(_for(request, own_answer(404, "not_found_error", "the relay does not pass this on")))
