@@ -234,7 +234,7 @@ def _messages(position: int, lines: list[tuple[int, bytes]]) -> bytes:
         # The same bytes as of event(), in a third of the time.
         events.append(b"event: message\nid: %d\ndata: %b\n\n" % (number, data))
         position = number
-    # Only data can have a carriage return.
+    # An event stream takes a carriage return for the end of a line; only lines of the transcript can hold one.
     return b"".join(events).replace(b"\r", b"")
 
 

@@ -21,7 +21,7 @@ _LEVEL = re.compile(rb"\[(VERBOSE|DEBUG|INFO|WARN|ERROR)\] ?")
 """Source: 2.1.114 and 2.1.332 have these five; recorded lines of earlier versions have two of them."""
 
 _MOST_LEVELS = 4
-"""How many words that look like a level are tried: text before a carriage return may contain some."""
+"""How many words in brackets are tried as the level: text before a carriage return may contain such words."""
 
 _TIME = re.compile(r"\d[\d:.,+TZ -]{7,31}")
 

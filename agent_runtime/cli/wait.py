@@ -27,7 +27,7 @@ def main(options: argparse.Namespace) -> int:
             if left <= 0:
                 sys.stdout.write(f"not in time: {obstacle}\n")
                 return EXIT_FAILED
-            time.sleep(min(POLL_SECONDS, left))
+            time.sleep(min(POLL_SECONDS, left))  # the API has no request that waits for a token
     sys.stdout.write(f"{options.fingerprint} is in use, and no running execution holds an older token\n")
     return EXIT_SUCCESS
 

@@ -100,7 +100,7 @@ class Scenario:
         self._say("api", f"saw {counts.requests} requests with token {old.fingerprint} so far, and refused {refused}")
 
     def _die_in_the_middle(self) -> None:
-        """Let the API refuse the token while an execution with processes of its own works."""
+        """Make the API refuse the token while an execution with processes of its own works."""
         stays = "setsid sleep 120 </dev/null >/dev/null 2>&1 & "
         execution = self._start("doomed", *self._tools("doomed", 1, before=stays))
         execution.is_doomed = True
@@ -193,7 +193,7 @@ class Scenario:
         ]
 
     def _let_go(self, number: int) -> None:
-        """Let the tools with this number end."""
+        """End the tools with this number, by the file that they wait for."""
         (self._stage.workspace / f"go-{number}").touch()
 
     def _ran(self, execution: Execution) -> list[str]:
@@ -224,7 +224,7 @@ class Scenario:
                 self._argv += process.cmdline()
 
     def _refuse(self, number: int, fault: str) -> None:
-        """Let the API answer a token with *fault* from now on, and let the tools with the same number end."""
+        """Make the API answer a token with *fault* from now on, and end the tools with the same number."""
         token = self._tokens[number]
         self._api.on(token, fault)
         self._say("api", f"answers token {token.fingerprint} from now on: {fault.replace('_', ' ')}")

@@ -182,7 +182,7 @@ class Stage:
                 raise Stuck(f"the supervisor has ended by itself: {self._last_log_line()}")
             if time.monotonic() > deadline:
                 raise Stuck(f"{what}: not within {STEP_TIMEOUT_SECONDS:.0f} s")
-            time.sleep(LOOK_AGAIN_SECONDS)
+            time.sleep(LOOK_AGAIN_SECONDS)  # nothing announces a change in the process table or a log
 
     def until_gone(self, execution_id: str, seen: set[psutil.Process]) -> float | None:
         """
@@ -204,7 +204,7 @@ class Stage:
                 return gone_at
             else:
                 gone_at = began_at
-            time.sleep(LOOK_AGAIN_SECONDS)
+            time.sleep(LOOK_AGAIN_SECONDS)  # nothing announces a change in the process table or a log
         return None
 
     def end_supervisor(self) -> int | None:

@@ -79,7 +79,7 @@ class LiveExecutions(dict[str, Execution]):
         return Counter(sorted(held.number for one in self.values() if (held := one.held) is not None))
 
     def follow_secret(self) -> None:
-        """Let all running attempts check whether the secret file's generation has reached their children."""
+        """Make all running attempts check whether the secret file's generation has reached their children."""
         for one in self.values():
             one.follow_secret()
 

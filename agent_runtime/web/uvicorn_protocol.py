@@ -157,7 +157,7 @@ class Connection(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Take a place for the new connection."""
+        """Count the new connection among the open ones."""
         super().connection_made(transport)
         self._has_place = self._places.add(self, self.loop.time())
         self._update()

@@ -148,7 +148,7 @@ def scene(home: Path, *flags: str, pace: Callable[[], object] = lambda: None) ->
 
 
 def refuse_the_token(it: Scene) -> None:
-    """Let the API refuse the third generation: one execution ends, and one is parked."""
+    """Make the API refuse the third generation: one execution ends, and one is parked."""
     it.hold("sync-translations", then=REFUSED)
     it.until("sync-translations", "running")
     it.let_go("sync-translations")

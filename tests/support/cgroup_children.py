@@ -58,7 +58,7 @@ class Member:
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
 
     def go(self) -> None:
-        """Let the program go on, which waits for a line on stdin."""
+        """Write the line on stdin that the program waits for."""
         os.write(self.stdin.fileno(), b"go\n")
 
     def lines(self, count: int) -> list[str]:

@@ -153,7 +153,7 @@ def start_shell(script: str, *, user: str | None = None, mark: str | None = None
 
 
 def go(child: Child) -> None:
-    """Let a program go on that waits for a line on stdin."""
+    """Write the line on stdin that a program waits for."""
     os.write(child.stdin, b"go\n")
 
 

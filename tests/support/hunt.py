@@ -35,7 +35,7 @@ seen: set[bytes] = set()
 
 
 def look(where: str, data: bytes) -> None:
-    """Note the tokens and identities in *data*, which was read at *where*."""
+    """Add the tokens and identities in *data*, which was read at *where*, to the report."""
     found.setdefault(where, set()).update(TOKEN.findall(data))
     seen.update(IDENTITY.findall(data))
 
