@@ -24,7 +24,7 @@ from agent_runtime.errors import (
     NotFound,
 )
 from agent_runtime.model.json_bounds import check_json_bounds
-from agent_runtime.model.records import epoch_seconds, rfc3339, shown
+from agent_runtime.model.records import epoch_seconds, instant, shown, to_json
 from agent_runtime.model.state import Outcome, Phase
 from agent_runtime.model.task import LABEL_NAME, LABEL_VALUE_LENGTH, LABELS
 from agent_runtime.model.task_reading import parse
@@ -80,7 +80,7 @@ class Api(msgspec.Struct, frozen=True):
 
 def respond(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """Answer with JSON."""
-    return Response(msgspec.json.encode(content), status, headers, "application/json")
+    return Response(to_json(content), status, headers, "application/json")
 
 
 # -- executions
@@ -203,7 +203,7 @@ async def get_usage(api: Api, request: Request) -> bodies.UsageReport:
     found = await asyncio.to_thread(api.supervisor.usage_since, at or 0.0, UsedBy(by))
     rows = [bodies.NamedUsage(name=name, **msgspec.structs.asdict(usage)) for name, usage in found.items()]
     total = functools.reduce(ModelUsage.plus, found.values(), NOTHING)
-    return bodies.UsageReport(by=UsedBy(by), since=_time(at), total=total, usage=rows)
+    return bodies.UsageReport(by=UsedBy(by), since=instant(at), total=total, usage=rows)
 
 
 async def list_running(api: Api, request: Request) -> bodies.RunningExecutions:
@@ -213,7 +213,7 @@ async def list_running(api: Api, request: Request) -> bodies.RunningExecutions:
         bodies.RunningExecution(
             execution_id=execution.execution_id,
             pid=execution.record.attempts[-1].pid if execution.record.attempts else None,
-            started_at=_time(execution.record.started_at),
+            started_at=instant(execution.record.started_at),
             metadata=execution.record.metadata,
             slot=execution.slot,
             usage=execution.usage,
@@ -242,7 +242,7 @@ async def get_execution_status(api: Api, request: Request) -> bodies.ExecutionSt
         returncode=_returncode(record),
         outcome=record.outcome,
         error_class=record.error_class,
-        started_at=_time(record.started_at),
+        started_at=instant(record.started_at),
         metadata=record.metadata,
         title=record.title,
         labels=record.labels,
@@ -322,12 +322,12 @@ async def get_token(api: Api, request: Request) -> bodies.TokenReport:
         generation=generation.number if generation else None,
         fingerprint=generation.token.fingerprint if generation else None,
         kind=generation.token.kind if generation else None,
-        loaded_at=_time(generation.loaded_at) if generation else None,
-        expires_at=_time(generation.expires_at) if generation else None,
+        loaded_at=instant(generation.loaded_at) if generation else None,
+        expires_at=instant(generation.expires_at) if generation else None,
         subscription=generation.subscription if generation else None,
         error=state.secret.error,
         last_refused_generation=state.last_refused_generation,
-        limited_until=_time(limit.until) if limit is not None and limit.has_known_end else None,
+        limited_until=instant(limit.until) if limit is not None and limit.has_known_end else None,
         limit_type=limit.type if limit is not None else None,
         limit_model=limit.model if limit is not None else None,
         held_by={str(number): count for number, count in state.held_by.items()},
@@ -391,10 +391,6 @@ async def get_page(api: Api, request: Request) -> Response:
         raise NotFound("there is nothing at this path")
     body, headers = load_page()
     return Response(body, headers=headers, media_type="text/html")
-
-
-def _time(seconds: float | None) -> str | None:
-    return None if seconds is None else rfc3339(seconds)
 
 
 def _returncode(record: ExecutionRecord) -> int | None:

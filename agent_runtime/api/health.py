@@ -11,7 +11,7 @@ import msgspec
 
 from agent_runtime import __version__
 from agent_runtime.api.schema import bodies
-from agent_runtime.model.records import rfc3339
+from agent_runtime.model.records import instant
 from agent_runtime.model.task import Task
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ async def report(
         task_fields=list(Task.__struct_fields__),
         active_tasks=len(state.running),
         usage=state.usage,
-        last_task_at=None if state.last_task_at is None else rfc3339(state.last_task_at),
+        last_task_at=instant(state.last_task_at),
         consecutive_failures=state.consecutive_failures,
         draining=state.draining,
         connections=bodies.HealthPlaces(open=len(connections), limit=connections.limit),

@@ -10,25 +10,19 @@ The client for backends: submit a task under an id, survive broken connections, 
 :class:`SyncAgentClient` is the same client with blocking calls.
 """
 
-from agent_runtime.client.aio import AgentClient, put_token
-from agent_runtime.client.answers import (
-    Answer,
-    Attempt,
+from agent_runtime.api.schema.bodies import (
     DrainState,
-    Event,
-    Execution,
-    ExecutionPage,
     ExecutionStatus,
     Health,
-    Metadata,
     Reloaded,
     RunningExecution,
     RunningExecutions,
     Termination,
     TokenReport,
-    TokenUse,
     UsageReport,
 )
+from agent_runtime.client.aio import AgentClient, put_token
+from agent_runtime.client.answers import Answer, Attempt, Event, Execution, ExecutionPage, TokenUse
 from agent_runtime.client.errors import (
     ApiFailed,
     ClientError,
@@ -41,6 +35,7 @@ from agent_runtime.client.errors import (
 )
 from agent_runtime.client.sse import StreamEvent
 from agent_runtime.client.sync import SyncAgentClient
+from agent_runtime.model.records import Metadata
 
 __all__ = [
     "AgentClient",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 import httpx
 import msgspec
 
+from agent_runtime.api.schema import bodies
 from agent_runtime.client import answers, exchange
 from agent_runtime.client.errors import ClientError, TokenFailed, Unreachable
 from agent_runtime.client.sse import SILENCE_SECONDS, Following, event_of
@@ -213,9 +214,9 @@ class AgentClient:
         """Write the secret file as :func:`put_token` does, but also a token whose prefix is not known."""
         return await asyncio.to_thread(put, Path(path), token.encode())
 
-    async def terminate(self, execution_id: str) -> answers.Termination:
+    async def terminate(self, execution_id: str) -> bodies.Termination:
         """Cancel an execution, and return when all its processes have ended; repeated calls change nothing."""
-        return await self._call(answers.Termination, "POST", path_of(execution_id, "/terminate"), TERMINATE_SECONDS)
+        return await self._call(bodies.Termination, "POST", path_of(execution_id, "/terminate"), TERMINATE_SECONDS)
 
     async def execution(self, execution_id: str) -> answers.Execution:
         """Return the record of an execution."""
@@ -236,39 +237,39 @@ class AgentClient:
         given = {name: value for name, value in query.items() if value is not None}
         return await self._call(answers.ExecutionPage, "GET", "/api/executions", params=given)
 
-    async def status(self, execution_id: str) -> answers.ExecutionStatus:
+    async def status(self, execution_id: str) -> bodies.ExecutionStatus:
         """Return whether an execution runs, and how it ended."""
-        return await self._call(answers.ExecutionStatus, "GET", path_of(execution_id, "/status"))
+        return await self._call(bodies.ExecutionStatus, "GET", path_of(execution_id, "/status"))
 
-    async def running(self) -> answers.RunningExecutions:
+    async def running(self) -> bodies.RunningExecutions:
         """Return the executions that run, wait, or ended lately."""
-        return await self._call(answers.RunningExecutions, "GET", "/api/executions/running")
+        return await self._call(bodies.RunningExecutions, "GET", "/api/executions/running")
 
-    async def usage(self, *, by: str = "subscription", since: datetime | None = None) -> answers.UsageReport:
+    async def usage(self, *, by: str = "subscription", since: datetime | None = None) -> bodies.UsageReport:
         """Return cost, tokens and turns of kept executions *by* ``subscription`` or ``model``; *since* needs a zone."""
         given = {"by": by} if since is None else {"by": by, "since": since.isoformat()}
-        return await self._call(answers.UsageReport, "GET", "/api/usage", params=given)
+        return await self._call(bodies.UsageReport, "GET", "/api/usage", params=given)
 
-    async def token(self) -> answers.TokenReport:
+    async def token(self) -> bodies.TokenReport:
         """Return the token's state; never the token."""
-        return await self._call(answers.TokenReport, "GET", "/api/token")
+        return await self._call(bodies.TokenReport, "GET", "/api/token")
 
-    async def reload_token(self, token: str | None = None) -> answers.Reloaded:
+    async def reload_token(self, token: str | None = None) -> bodies.Reloaded:
         """Have the supervisor write *token* to the secret file (if given), read the file, and retry a refused token."""
         body = None if token is None else {"token": token}
-        return await self._call(answers.Reloaded, "POST", "/api/credentials/reload-token", json=body)
+        return await self._call(bodies.Reloaded, "POST", "/api/credentials/reload-token", json=body)
 
-    async def drain(self) -> answers.DrainState:
+    async def drain(self) -> bodies.DrainState:
         """Stop admission of new executions, and return how many are unfinished."""
-        return await self._call(answers.DrainState, "POST", "/api/drain")
+        return await self._call(bodies.DrainState, "POST", "/api/drain")
 
-    async def undrain(self) -> answers.DrainState:
+    async def undrain(self) -> bodies.DrainState:
         """End a drain: executions are admitted again."""
-        return await self._call(answers.DrainState, "DELETE", "/api/drain")
+        return await self._call(bodies.DrainState, "DELETE", "/api/drain")
 
-    async def health(self) -> answers.Health:
+    async def health(self) -> bodies.Health:
         """Return the state of the supervisor: token, slots, queue, disk and what hinders it."""
-        return await self._call(answers.Health, "GET", "/health")
+        return await self._call(bodies.Health, "GET", "/health")
 
     async def get(self, path: str, /, **params: str | int) -> dict[str, Any]:
         """Return the JSON object that a GET request is answered with, also if this version has no type for it."""

@@ -8,47 +8,31 @@ state for example, stays a plain string.
 
 from __future__ import annotations
 
-from datetime import datetime
 from enum import EnumType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 import msgspec
 
 from agent_runtime.api.schema import bodies
 from agent_runtime.model import records
+from agent_runtime.model.records import Instant, Metadata, Subscriptable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-Instant = Annotated[datetime, msgspec.Meta(tz=True)]
-"""An instant with its time zone; a text without a zone is not read."""
-
 _EMPTY: tuple[object, ...] = (None, False, 0, "", [], {})
 """A field that is not sent gets the first of these values that has its type."""
 
 
-class _Named:
-    """Fields that can also be read by their names, ``token["state"]``: earlier versions returned a dict."""
-
-    __slots__ = ()
-
-    def __getitem__(self, name: str) -> Any:
-        return msgspec.structs.asdict(self)[name]  # type: ignore[arg-type]  # every class with it is a structure
-
-
-class Metadata(_Named, records.Metadata, kw_only=True):
-    """Counts of an execution, and facts about its request and its record."""
-
-
-class TokenUse(_Named, records.TokenRecord, kw_only=True):
+class TokenUse(records.TokenRecord, kw_only=True):
     """A token that reached an attempt, and when."""
 
-    delivered_at: Instant | None = None  # type: ignore[assignment]  # what is sent is text, and read as an instant
+    delivered_at: Instant | None = None  # type: ignore[assignment]  # a record is stored with numbers
 
 
-class Attempt(_Named, records.AttemptRecord, kw_only=True):
+class Attempt(records.AttemptRecord, kw_only=True):
     """One attempt of an execution: one process of the CLI."""
 
     tokens: list[TokenUse] = msgspec.field(default_factory=list)  # type: ignore[assignment]  # as above
@@ -56,75 +40,22 @@ class Attempt(_Named, records.AttemptRecord, kw_only=True):
     ended_at: Instant | None = None  # type: ignore[assignment]  # as above
 
 
-class Execution(_Named, records.ExecutionRecord, kw_only=True):
+class Execution(records.ExecutionRecord, kw_only=True):
     """The record of an execution: all that is known of it."""
 
     created_at: Instant | None = None  # type: ignore[assignment]  # as above
     started_at: Instant | None = None  # type: ignore[assignment]  # as above
     ended_at: Instant | None = None  # type: ignore[assignment]  # as above
     attempts: list[Attempt] = msgspec.field(default_factory=list)  # type: ignore[assignment]  # as above
-    metadata: Metadata = msgspec.field(default_factory=Metadata)
 
 
-class ExecutionPage(_Named, bodies.ExecutionPage, kw_only=True):
+class ExecutionPage(bodies.ExecutionPage, kw_only=True):
     """Records, newest first, and the cursor of the next page."""
 
     executions: list[Execution]  # type: ignore[assignment]  # as above
 
 
-class RunningExecution(_Named, bodies.RunningExecution, kw_only=True):
-    """An execution that has a slot."""
-
-    started_at: Instant | None = None  # type: ignore[assignment]  # as above
-    metadata: Metadata
-
-
-class RunningExecutions(_Named, bodies.RunningExecutions, kw_only=True):
-    """Executions that run, wait, or ended lately."""
-
-    executions: list[RunningExecution]  # type: ignore[assignment]  # as above
-
-
-class ExecutionStatus(_Named, bodies.ExecutionStatus, kw_only=True):
-    """Whether an execution runs, and how it ended."""
-
-    started_at: Instant | None = None  # type: ignore[assignment]  # as above
-    metadata: Metadata
-
-
-class UsageReport(_Named, bodies.UsageReport, kw_only=True):
-    """The usage of the executions whose records are kept: cost, tokens and turns."""
-
-    since: Instant | None = None  # type: ignore[assignment]  # as above
-
-
-class Termination(_Named, bodies.Termination, kw_only=True):
-    """The answer to the cancellation of an execution, after all its processes have ended."""
-
-
-class DrainState(_Named, bodies.DrainState, kw_only=True):
-    """Whether new executions are admitted, and how many are unfinished."""
-
-
-class TokenReport(_Named, bodies.TokenReport, kw_only=True):
-    """The token's state; never the token."""
-
-    loaded_at: Instant | None = None  # type: ignore[assignment]  # as above
-    expires_at: Instant | None = None  # type: ignore[assignment]  # as above
-    limited_until: Instant | None = None  # type: ignore[assignment]  # as above
-
-
-class Reloaded(_Named, bodies.Reloaded, kw_only=True):
-    """The result of reading the secret file again."""
-
-
-class Health(_Named, bodies.Health, kw_only=True):
-    """The state of the supervisor: token, slots, queue, disk and what hinders it."""
-
-    last_task_at: Instant | None = None  # type: ignore[assignment]  # as above
-
-
-class Answer(_Named, msgspec.Struct, frozen=True, kw_only=True):
+class Answer(Subscriptable, msgspec.Struct, frozen=True, kw_only=True):
     """
     The answer of an execution that succeeded or was cancelled.
 
@@ -156,7 +87,7 @@ class Answer(_Named, msgspec.Struct, frozen=True, kw_only=True):
         return self.status == "cancelled"
 
 
-class Event(_Named, msgspec.Struct, frozen=True, kw_only=True):
+class Event(Subscriptable, msgspec.Struct, frozen=True, kw_only=True):
     """
     An event of the token or of an execution.
 

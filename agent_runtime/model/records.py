@@ -1,7 +1,8 @@
 """
 The record of an execution, as it is stored and as callers see it.
 
-Inside, instants are seconds since the epoch (:data:`Instant`); callers see them as RFC 3339 in UTC (:func:`shown`).
+Inside, instants are seconds since the epoch (:data:`EpochSeconds`); callers see them as RFC 3339 in UTC, to the
+millisecond.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from agent_runtime.model.usage import COST_DIGITS, ModelUsage, total_of
 
 SUCCESS = 200
 
-Instant = Annotated[float, msgspec.Meta(extra_json_schema={"format": "date-time"})]
-"""Seconds since the epoch; the JSON Schema is that of the text which callers see."""
+EpochSeconds = Annotated[float, msgspec.Meta(extra_json_schema={"format": "date-time"})]
+"""An instant in a stored record; the JSON Schema is that of the text which callers see."""
+
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+"""An instant in an answer: made by :func:`instant`, written by :func:`to_json`; a text without zone is not read."""
 
 InstantText = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
 """RFC 3339 in UTC, as :func:`rfc3339` writes it."""
@@ -43,6 +47,15 @@ _RFC_3339 = re.compile(
 def context_window_of(model: str | None) -> int:
     """Return a model's context window in tokens, judged by its name alone."""
     return LONG_CONTEXT_WINDOW if model is not None and LONG_CONTEXT_MARK in model.lower() else CONTEXT_WINDOW
+
+
+class Subscriptable:
+    """A structure whose fields can be read as items, too: ``token["state"]``, as of the dict of the client of 0.1.0."""
+
+    __slots__ = ()
+
+    def __getitem__(self, name: str) -> Any:
+        return msgspec.structs.asdict(self)[name]  # type: ignore[arg-type]  # every class with it is a structure
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -80,7 +93,7 @@ class EvidenceRecord(msgspec.Struct, kw_only=True):
     seconds_to_signal: float | None = None
 
 
-class TokenRecord(msgspec.Struct, kw_only=True):
+class TokenRecord(Subscriptable, msgspec.Struct, kw_only=True):
     """
     A token that reached an attempt, and when.
 
@@ -92,7 +105,7 @@ class TokenRecord(msgspec.Struct, kw_only=True):
 
     generation: int
     fingerprint: str
-    delivered_at: Instant
+    delivered_at: EpochSeconds
     subscription: str | None = None
     usage_by_model: dict[str, ModelUsage] = msgspec.field(default_factory=dict)
 
@@ -126,7 +139,7 @@ class Usage(msgspec.Struct, kw_only=True):
         return Usage(**{**highest, "cpu_seconds": other.cpu_seconds})
 
 
-class AttemptRecord(msgspec.Struct, kw_only=True):
+class AttemptRecord(Subscriptable, msgspec.Struct, kw_only=True):
     """
     One CLI process.
 
@@ -137,8 +150,8 @@ class AttemptRecord(msgspec.Struct, kw_only=True):
 
     pid: int | None = None
     tokens: list[TokenRecord] = msgspec.field(default_factory=list)
-    started_at: Instant | None = None
-    ended_at: Instant | None = None
+    started_at: EpochSeconds | None = None
+    ended_at: EpochSeconds | None = None
     exit_code: int | None = None
     stop_reason: StopReason | None = None
     evidence: EvidenceRecord | None = None
@@ -167,7 +180,7 @@ class CompactEvent(msgspec.Struct, kw_only=True):
     duration_ms: float | None = None
 
 
-class Metadata(msgspec.Struct, kw_only=True):
+class Metadata(Subscriptable, msgspec.Struct, kw_only=True):
     """
     Counts of an execution, and facts about its request and its record.
 
@@ -235,7 +248,7 @@ class Metadata(msgspec.Struct, kw_only=True):
         return {name: getattr(self, name) for name in (*ModelUsage.__struct_fields__, "duration_ms", "estimated")}
 
 
-class ExecutionRecord(msgspec.Struct, kw_only=True):
+class ExecutionRecord(Subscriptable, msgspec.Struct, kw_only=True):
     """
     All that is known of an execution; only its owner changes it.
 
@@ -264,9 +277,9 @@ class ExecutionRecord(msgspec.Struct, kw_only=True):
     outcome: Outcome | None = None
     error_class: ErrorClass | None = None
     detail: str | None = None
-    created_at: Instant
-    started_at: Instant | None = None
-    ended_at: Instant | None = None
+    created_at: EpochSeconds
+    started_at: EpochSeconds | None = None
+    ended_at: EpochSeconds | None = None
     session_id: str | None = None
     resumable: bool | None = None
     cwd: str | None = None
@@ -326,6 +339,27 @@ def _show(fields: dict[str, Any], *instants: str) -> None:
     for name in instants:
         if fields[name] is not None:
             fields[name] = rfc3339(fields[name])
+
+
+class _Instant(datetime):
+    """A class of its own, because msgspec writes a plain datetime with none or six digits of a second's fraction."""
+
+
+def instant(seconds: float | None) -> datetime | None:
+    """Return seconds since the epoch as an :data:`Instant` of an answer; None stays None."""
+    if seconds is None:
+        return None
+    whole, microseconds = divmod(round(seconds * 1e6), 1_000_000)
+    return _Instant.fromtimestamp(whole, UTC).replace(microsecond=microseconds)
+
+
+def to_json(answer: Any) -> bytes:
+    """Encode an answer, with its instants as :func:`rfc3339` writes them."""
+    return msgspec.json.encode(answer, enc_hook=_text_of)
+
+
+def _text_of(at: datetime) -> str:
+    return f"{at.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
 
 
 def rfc3339(seconds: float) -> str:

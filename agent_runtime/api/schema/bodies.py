@@ -1,7 +1,7 @@
 """
 The bodies of answers that no other module has a type for, as the OpenAPI document describes them.
 
-Instants are RFC 3339 here, as callers see them.
+The client reads answers into the same types.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec looks at annotations
-from agent_runtime.model.records import ExecutionRecord, InstantText, Metadata, Usage  # noqa: TC001 - as above
+from agent_runtime.model.records import ExecutionRecord, Instant, Metadata, Subscriptable, Usage
 from agent_runtime.model.state import Outcome, Phase, TokenState  # noqa: TC001 - as above
 from agent_runtime.model.tokens import TokenKind  # noqa: TC001 - as above
 from agent_runtime.model.usage import ModelUsage
@@ -27,7 +27,7 @@ class Accepted(msgspec.Struct, kw_only=True):
     status: Literal["accepted"]
 
 
-class ExecutionPage(msgspec.Struct, kw_only=True):
+class ExecutionPage(Subscriptable, msgspec.Struct, kw_only=True):
     """
     Records, newest first.
 
@@ -51,7 +51,7 @@ class NamedUsage(ModelUsage, frozen=True, kw_only=True):
     name: str | None
 
 
-class UsageReport(msgspec.Struct, kw_only=True):
+class UsageReport(Subscriptable, msgspec.Struct, kw_only=True):
     """
     What the executions have used whose records are kept.
 
@@ -63,12 +63,12 @@ class UsageReport(msgspec.Struct, kw_only=True):
     """
 
     by: UsedBy
-    since: InstantText | None
+    since: Instant | None
     total: ModelUsage
     usage: list[NamedUsage]
 
 
-class RunningExecution(msgspec.Struct, kw_only=True):
+class RunningExecution(Subscriptable, msgspec.Struct, kw_only=True):
     """
     An execution that has a slot.
 
@@ -80,7 +80,7 @@ class RunningExecution(msgspec.Struct, kw_only=True):
 
     execution_id: str
     pid: int | None
-    started_at: InstantText | None
+    started_at: Instant | None
     metadata: Metadata
     slot: int | None
     usage: Usage
@@ -88,7 +88,7 @@ class RunningExecution(msgspec.Struct, kw_only=True):
     labels: dict[str, str]
 
 
-class RunningExecutions(msgspec.Struct, kw_only=True):
+class RunningExecutions(Subscriptable, msgspec.Struct, kw_only=True):
     """
     Executions that run, wait, or ended lately.
 
@@ -102,7 +102,7 @@ class RunningExecutions(msgspec.Struct, kw_only=True):
     recently_completed_ids: list[str]
 
 
-class ExecutionStatus(msgspec.Struct, kw_only=True):
+class ExecutionStatus(Subscriptable, msgspec.Struct, kw_only=True):
     """
     Whether an execution runs, and how it ended.
 
@@ -116,13 +116,13 @@ class ExecutionStatus(msgspec.Struct, kw_only=True):
     returncode: int | None
     outcome: Outcome | None
     error_class: ErrorClass | None
-    started_at: InstantText | None
+    started_at: Instant | None
     metadata: Metadata
     title: str | None
     labels: dict[str, str]
 
 
-class Termination(msgspec.Struct, kw_only=True):
+class Termination(Subscriptable, msgspec.Struct, kw_only=True):
     """The end of an execution; nothing of it is left."""
 
     status: Literal["terminated", "already_finished"]
@@ -130,7 +130,7 @@ class Termination(msgspec.Struct, kw_only=True):
     returncode: int | None
 
 
-class DrainState(msgspec.Struct, kw_only=True):
+class DrainState(Subscriptable, msgspec.Struct, kw_only=True):
     """
     Whether new executions are admitted.
 
@@ -142,7 +142,7 @@ class DrainState(msgspec.Struct, kw_only=True):
     unfinished: int
 
 
-class TokenReport(msgspec.Struct, kw_only=True):
+class TokenReport(Subscriptable, msgspec.Struct, kw_only=True):
     """
     The token's state; never the token.
 
@@ -163,12 +163,12 @@ class TokenReport(msgspec.Struct, kw_only=True):
     generation: int | None
     fingerprint: str | None
     kind: TokenKind | None
-    loaded_at: InstantText | None
-    expires_at: InstantText | None
+    loaded_at: Instant | None
+    expires_at: Instant | None
     subscription: str | None
     error: str | None
     last_refused_generation: int | None
-    limited_until: InstantText | None
+    limited_until: Instant | None
     limit_type: str | None
     limit_model: str | None
     held_by: dict[str, int]
@@ -188,7 +188,7 @@ class NewToken(msgspec.Struct, kw_only=True):
     remove_api_key: bool | None = None
 
 
-class Reloaded(msgspec.Struct, kw_only=True):
+class Reloaded(Subscriptable, msgspec.Struct, kw_only=True):
     """
     The result of reading the secret file again.
 
@@ -338,7 +338,7 @@ class HealthDisk(msgspec.Struct, kw_only=True):
     transcripts_without_record: int = 0
 
 
-class Health(msgspec.Struct, kw_only=True):
+class Health(Subscriptable, msgspec.Struct, kw_only=True):
     """
     The state of the supervisor: token, slots, queue, disk and what hinders it, on one page.
 
@@ -363,7 +363,7 @@ class Health(msgspec.Struct, kw_only=True):
     task_fields: list[str]
     active_tasks: int
     usage: Usage
-    last_task_at: InstantText | None
+    last_task_at: Instant | None
     consecutive_failures: int
     draining: bool
     connections: HealthPlaces
