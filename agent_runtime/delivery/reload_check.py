@@ -135,7 +135,7 @@ class CliFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The options that the CLI has; None: not known."""
         return None if self.help is None else CliOptions(self.version, self.help)
 
-    def lack(self, wanted: Collection[str]) -> bool:
+    def is_missing_any(self, wanted: Collection[str]) -> bool:
         """Whether one of the facts *wanted* is not known."""
         return any(getattr(self, name) is None for name in wanted)
 

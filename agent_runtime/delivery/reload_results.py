@@ -163,7 +163,7 @@ class BackgroundReloadChecker:
     def reload_behaviour(self) -> ReloadBehaviour | None:
         """Return the behaviour of the executable that is there now, without reading it; None: not known."""
         facts = self._known()
-        return None if facts.lack(self._wanted) else facts.reload_behaviour
+        return None if facts.is_missing_any(self._wanted) else facts.reload_behaviour
 
     def takes_socket(self) -> bool | None:
         """Whether the executable that is there now sends its requests to a Unix socket; None: not known."""
@@ -208,12 +208,12 @@ class BackgroundReloadChecker:
         """
         binary = self._cli.binary()
         facts = self._results.known(binary)
-        if facts.lack(wanted) and self._may_ask(wanted):
+        if facts.is_missing_any(wanted) and self._may_ask(wanted):
             self._not_before[wanted] = time.monotonic() + RETRY_SECONDS
             found = self._cli.find_out(*wanted)
             self._results.store(binary, found)
             facts = facts.updated(found)
-            if not facts.lack(wanted):
+            if not facts.is_missing_any(wanted):
                 del self._not_before[wanted]
         return facts
 

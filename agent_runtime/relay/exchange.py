@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING
 import h11
 import msgspec
 
+from agent_runtime.evidence.error_bodies import STATUS_BY_TYPE
 from agent_runtime.model.tokens import TokenKind
+from agent_runtime.relay.connection import MOST_HEAD_BYTES, READ_BYTES, BadMessage, PeerClosed
 from agent_runtime.relay.framing import Chunked, Framing, UntilClosed, framing_of
 from agent_runtime.relay.hold import Hold
 from agent_runtime.relay.refusals import MOST_BODY_BYTES, detection_in, may_be_refusal
 from agent_runtime.relay.requests import HOP_BY_HOP, MESSAGES, headers_to_send
 from agent_runtime.relay.upstream import Unreachable
-from agent_runtime.relay.wire import MOST_HEAD_BYTES, PIECE_BYTES, BadMessage, Gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.evidence.detector import Detection
+    from agent_runtime.relay.connection import Connection
     from agent_runtime.relay.identities import Identity
     from agent_runtime.relay.requests import Request
     from agent_runtime.relay.upstream import Upstream
-    from agent_runtime.relay.wire import Wire
     from agent_runtime.secret.file import SecretFile
     from agent_runtime.secret.generations import Generation
 
@@ -37,10 +38,11 @@ IDLE_SECONDS = 300.0
 OAUTH_BETA = "oauth-2025-04-20"
 """The beta that OAuth needs: without it even a good token is refused, so the refusal says nothing about the token."""
 
-_DROPPED = frozenset(name.encode() for name in HOP_BY_HOP) | {b"set-cookie"}
+_TYPE_BY_STATUS = {status: kind for kind, status in STATUS_BY_TYPE.items()}
+_NOT_FORWARDED = frozenset(name.encode() for name in HOP_BY_HOP) | {b"set-cookie"}
 
 
-class Silent(Exception):
+class FirstByteTimeout(Exception):
     """The API accepted a request and did not begin to answer in time."""
 
 
@@ -57,7 +59,7 @@ class Answer(msgspec.Struct):
     reason: bytes
     headers: list[tuple[bytes, bytes]]
     framing: Framing
-    wire: Wire
+    connection: Connection
     is_last: bool
     body: bytes = b""
 
@@ -89,65 +91,63 @@ class Exchanges:
         self._first_byte_seconds = first_byte_seconds
         self._note = note
 
-    async def answer(self, request: Request, identity: Identity, child: Wire) -> bool:
+    async def answer(self, request: Request, identity: Identity, child: Connection) -> bool:
         """
         Answer one request; return whether the child's connection can be used further.
 
         Raises:
-            OSError, Gone: The child is gone.
+            OSError, PeerClosed: The child is gone.
         """
         try:
-            answer = await self._asked(request, identity)
-        except Unreachable:
-            self._note("unreachable", None)
-            await child.send(own_answer(502, "api_error", "the relay cannot reach the API"))
+            answer = await self._fetch(request, identity)
+        except (Unreachable, BadMessage, PeerClosed, OSError) as error:
+            if isinstance(error, Unreachable):
+                outcome, message = "unreachable", "the relay cannot reach the API"
+            elif isinstance(error, BadMessage):
+                outcome, message = "garbled", f"the API's answer cannot be passed on: {error}"
+            else:
+                outcome, message = "broken", "the API closed the connection without an answer"
+            self._note(outcome, None)
+            await child.send(error_answer(request, 502, message))
             return True
-        except BadMessage as error:
-            self._note("garbled", None)
-            await child.send(own_answer(502, "api_error", f"the API's answer cannot be passed on: {error}"))
-            return True
-        except (OSError, Gone):
-            self._note("broken", None)
-            await child.send(own_answer(502, "api_error", "the API closed the connection without an answer"))
-            return True
-        except Silent:
+        except FirstByteTimeout:
             self._note("silent", None)
             if request.path == MESSAGES:
                 identity.on_silence()
-            child.cut()
+            child.reset()
             return False
         try:
-            is_whole = await self._passed_on(answer, child)
+            is_whole = await self._forward(answer, child)
         except BaseException:
-            answer.wire.cut()
+            answer.connection.reset()
             raise
         self._note(f"{answer.status // 100}xx" if is_whole else "cut", None)
         return is_whole
 
-    async def _asked(self, request: Request, identity: Identity) -> Answer:
+    async def _fetch(self, request: Request, identity: Identity) -> Answer:
         """Send the request, again with a newer token as long as its token is refused; return the answer to pass on."""
         while True:
             generation = identity.choose(self._secret.status.generation)
-            answer = await self._ask(request, generation)
+            answer = await self._send_on_any_connection(request, generation)
             try:
-                identity.answered(generation)
+                identity.record_answer(generation)
                 if request.path == MESSAGES and answer.status // 100 == 2:
                     identity.served = generation
                 detection = await self._detection_in(answer, request, generation)
                 if detection is None:
                     return answer
                 await asyncio.to_thread(self._secret.poll)  # a newer token may be written and not noticed yet
-                if identity.choose(self._secret.status.generation) is generation and not await self._held(
+                if identity.choose(self._secret.status.generation) is generation and not await self._hold(
                     identity, detection, answer, generation
                 ):
                     return answer
             except BaseException:
-                answer.wire.cut()
+                answer.connection.reset()
                 raise
             self._note("replayed", None)
-            self._put_away(answer)
+            self._release(answer)
 
-    async def _held(self, identity: Identity, detection: Detection, answer: Answer, generation: Generation) -> bool:
+    async def _hold(self, identity: Identity, detection: Detection, answer: Answer, generation: Generation) -> bool:
         """Hold a request because the token in use was refused or is limited; return whether to send it again."""
         if identity.on_hold is None:
             return False
@@ -164,13 +164,13 @@ class Exchanges:
             return None
         async with asyncio.timeout(self._first_byte_seconds):
             while not answer.framing.is_complete and len(answer.body) < MOST_BODY_BYTES:
-                if not (data := await answer.wire.piece()):
+                if not (data := await answer.connection.read()):
                     if isinstance(answer.framing, UntilClosed):
                         break
-                    raise Gone
+                    raise PeerClosed
                 used = answer.framing.feed(data)
                 answer.body += data[:used]
-                answer.wire.buffer = data[used:]
+                answer.connection.buffer = data[used:]
         body = answer.body
         if isinstance(answer.framing, Chunked):
             body = _without_chunks(body)
@@ -178,46 +178,46 @@ class Exchanges:
 
     # -- the API
 
-    async def _ask(self, request: Request, generation: Generation) -> Answer:
+    async def _send_on_any_connection(self, request: Request, generation: Generation) -> Answer:
         """
         Send the request with a token, and read the head of the answer.
 
         Raises:
             Unreachable: No connection can be made.
             BadMessage: The answer is no HTTP/1.1 message that can be passed on.
-            OSError, Gone: The API closed the connection without an answer.
-            Silent: The API did not begin to answer in time.
+            OSError, PeerClosed: The API closed the connection without an answer.
+            FirstByteTimeout: The API did not begin to answer in time.
         """
         give_up_at = time.monotonic() + CONNECT_PATIENCE_SECONDS
         while True:
             try:
-                wire = await self._upstream.connection()
+                connection = await self._upstream.acquire()
             except Unreachable:
                 if time.monotonic() >= give_up_at:
                     raise
                 await asyncio.sleep(CONNECT_PAUSE_SECONDS)
                 continue
             try:
-                return await self._sent(wire, request, generation)
-            except (OSError, Gone):
-                wire.cut()
-                if not wire.is_used:  # else the API may have closed a stored connection just then: try another
+                return await self._send(connection, request, generation)
+            except (OSError, PeerClosed):
+                connection.reset()
+                if not connection.is_used:  # else the API may have closed a stored connection just then: try another
                     raise
             except BaseException:
-                wire.cut()
+                connection.reset()
                 raise
 
-    async def _sent(self, wire: Wire, request: Request, generation: Generation) -> Answer:
+    async def _send(self, connection: Connection, request: Request, generation: Generation) -> Answer:
         upstream, parser = self._upstream, h11.Connection(h11.CLIENT, max_incomplete_event_size=MOST_HEAD_BYTES)
         headers = [*headers_to_send(request, upstream.host, generation.token), *upstream.proxy_headers]
         question = h11.Request(method=request.method, target=upstream.target(request.target), headers=headers)
-        sending = asyncio.ensure_future(_send_all(wire, parser.send(question) or b"", request))
+        sending = asyncio.ensure_future(_send_all(connection, parser.send(question) or b"", request))
         asked_at = time.monotonic()
         try:
             async with asyncio.timeout(self._first_byte_seconds):
-                answer = await self._head(wire, parser, is_head=request.method == "HEAD")
+                answer = await self._read_head(connection, parser, is_head=request.method == "HEAD")
         except TimeoutError:
-            raise Silent from None
+            raise FirstByteTimeout from None
         finally:
             was_sent = sending.done()
             sending.cancel()
@@ -228,11 +228,11 @@ class Exchanges:
         return answer
 
     @staticmethod
-    async def _head(wire: Wire, parser: h11.Connection, *, is_head: bool) -> Answer:
+    async def _read_head(connection: Connection, parser: h11.Connection, *, is_head: bool) -> Answer:
         while True:
-            head = await wire.head()
+            head = await connection.read_head()
             if head is None:
-                raise Gone
+                raise PeerClosed
             try:
                 parser.receive_data(head)
                 event = parser.next_event()
@@ -247,18 +247,18 @@ class Exchanges:
         options = b",".join(values.get(b"connection", [])).lower()
         is_last = b"close" in options or event.http_version != b"1.1"
         framing = framing_of(event.status_code, values, is_head=is_head)
-        return Answer(event.status_code, bytes(event.reason), headers, framing, wire, is_last)
+        return Answer(event.status_code, bytes(event.reason), headers, framing, connection, is_last)
 
-    def _put_away(self, answer: Answer) -> None:
+    def _release(self, answer: Answer) -> None:
         """Store the connection for reuse if the answer has ended, else cut it."""
         if answer.framing.is_complete and not answer.is_last:
-            self._upstream.keep(answer.wire)
+            self._upstream.release(answer.connection)
         else:
-            answer.wire.cut()
+            answer.connection.reset()
 
     # -- the child
 
-    async def _passed_on(self, answer: Answer, child: Wire) -> bool:
+    async def _forward(self, answer: Answer, child: Connection) -> bool:
         """
         Pass an answer on to the child as it comes.
 
@@ -267,45 +267,45 @@ class Exchanges:
         Raises:
             OSError: The child is gone.
         """
-        framing, wire = answer.framing, answer.wire
+        framing, connection = answer.framing, answer.connection
         in_chunks = isinstance(framing, UntilClosed)
-        begin = _head_for_child(answer, in_chunks=in_chunks)
+        unsent = _head_for_child(answer, in_chunks=in_chunks)
         if answer.body:
-            begin += _chunk(answer.body) if in_chunks else answer.body
+            unsent += _chunk(answer.body) if in_chunks else answer.body
         while not framing.is_complete:
-            if begin and not wire.buffer:
-                await child.send(begin)
-                begin = b""
+            if unsent and not connection.buffer:
+                await child.send(unsent)
+                unsent = b""
             try:
                 async with asyncio.timeout(IDLE_SECONDS):
-                    data = await wire.piece()
+                    data = await connection.read()
                 if not data and not in_chunks:
-                    raise Gone
+                    raise PeerClosed
                 used = framing.feed(data)
-            except (OSError, Gone, BadMessage, TimeoutError):
-                wire.cut()
-                child.cut()
+            except (OSError, PeerClosed, BadMessage, TimeoutError):
+                connection.reset()
+                child.reset()
                 return False
             if not data:
-                begin = b"0\r\n\r\n"
+                unsent = b"0\r\n\r\n"
                 break
             if used < len(data):
-                wire.buffer, data = data[used:], data[:used]
-            await child.send(begin + (_chunk(data) if in_chunks else data))
-            begin = b""
-        if begin:
-            await child.send(begin)
-        self._put_away(answer)
+                connection.buffer, data = data[used:], data[:used]
+            await child.send(unsent + (_chunk(data) if in_chunks else data))
+            unsent = b""
+        if unsent:
+            await child.send(unsent)
+        self._release(answer)
         return True
 
 
-async def _send_all(wire: Wire, head: bytes, request: Request) -> None:
-    if request.body.length <= PIECE_BYTES:
-        await wire.send(head + b"".join(request.body.pieces()))
+async def _send_all(connection: Connection, head: bytes, request: Request) -> None:
+    if request.body.length <= READ_BYTES:
+        await connection.send(head + b"".join(request.body.pieces()))
         return
-    await wire.send(head)
+    await connection.send(head)
     for piece in request.body.pieces():
-        await wire.send(piece)
+        await connection.send(piece)
 
 
 def _values(headers: list[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
@@ -317,7 +317,7 @@ def _values(headers: list[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
 
 def _head_for_child(answer: Answer, *, in_chunks: bool) -> bytes:
     lines = [b"HTTP/1.1 %d %s" % (answer.status, answer.reason)]
-    lines += [b"%s: %s" % pair for pair in answer.headers if pair[0].lower() not in _DROPPED]
+    lines += [b"%s: %s" % pair for pair in answer.headers if pair[0].lower() not in _NOT_FORWARDED]
     if in_chunks or isinstance(answer.framing, Chunked):
         lines.append(b"transfer-encoding: chunked")
     return b"\r\n".join(lines) + b"\r\n\r\n"
@@ -336,9 +336,17 @@ def _without_chunks(body: bytes) -> bytes:
     return found
 
 
-def own_answer(status: int, kind: str, message: str, *, is_last: bool = False) -> bytes:
-    """Build an answer of the relay itself, in the API's form."""
+def error_answer(request: Request | None, status: int, message: str, *, is_last: bool = False) -> bytes:
+    """
+    Build an error answer of the relay itself, in the API's form; without a body to HEAD.
+
+    Args:
+        request: The request that is answered; None: its head could not be read.
+        is_last: The connection ends with this answer.
+    """
+    kind = _TYPE_BY_STATUS.get(status, "api_error")
     body = msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})
     connection = b"connection: close\r\n" if is_last else b""
     head = b"HTTP/1.1 %d Relay\r\ncontent-type: application/json\r\n%scontent-length: %d\r\n\r\n"
-    return head % (status, connection, len(body)) + body
+    is_head = request is not None and request.method == "HEAD"
+    return head % (status, connection, len(body)) + (b"" if is_head else body)

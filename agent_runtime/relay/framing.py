@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from agent_runtime.relay.wire import BadMessage
+from agent_runtime.relay.connection import BadMessage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +42,7 @@ class Chunked:
         self.is_complete = False
         self._left = 0
         self._line = b""
-        self._ends_chunk = False
+        self._expects_chunk_end = False
         self._in_trailer = False
 
     def feed(self, data: bytes) -> int:
@@ -54,8 +54,8 @@ class Chunked:
         """
         at, length = 0, len(data)
         while at < length and not self.is_complete:
-            if not (self._left or self._line or self._ends_chunk or self._in_trailer):
-                at = _behind_whole_chunks(data, at)
+            if not (self._left or self._line or self._expects_chunk_end or self._in_trailer):
+                at = _skip_whole_chunks(data, at)
                 if at == length:
                     break
             if self._left:
@@ -77,8 +77,8 @@ class Chunked:
     def _read_line(self, line: bytes) -> None:
         if not line.endswith(b"\r\n"):
             raise BadMessage("a chunk has a bare line")
-        if self._ends_chunk:
-            self._ends_chunk = False
+        if self._expects_chunk_end:
+            self._expects_chunk_end = False
             if line != b"\r\n":
                 raise BadMessage("a chunk is longer than its size")
             return
@@ -92,10 +92,10 @@ class Chunked:
         if size == 0:
             self._in_trailer = True
         else:
-            self._left, self._ends_chunk = size, True
+            self._left, self._expects_chunk_end = size, True
 
 
-def _behind_whole_chunks(data: bytes, at: int) -> int:
+def _skip_whole_chunks(data: bytes, at: int) -> int:
     """Return the index behind the whole chunks that begin at *at*; ten times as fast as reading them line by line."""
     while (size := _SIZE_LINE.match(data, at)) is not None:
         end = size.end() + int(size[1], 16)

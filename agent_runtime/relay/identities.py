@@ -70,7 +70,7 @@ class Identity:
         """Return the generation of the request that was answered last, and the monotonic time when its use began."""
         return self._carried
 
-    def answered(self, generation: Generation) -> None:
+    def record_answer(self, generation: Generation) -> None:
         """Record that a request with this generation was answered."""
         with self._lock:
             if generation.number != self._carried[0].number:
@@ -91,9 +91,9 @@ class Identities:
         """Remove an identity: the relay refuses its placeholder from now on."""
         self._by_digest.pop(_digest(identity.placeholder), None)
 
-    def find(self, presented: list[str]) -> Identity | None:
-        """Return the identity whose placeholder is among *presented*; the time it takes gives no hint for guesses."""
-        for text in presented:
+    def find(self, credentials: list[str]) -> Identity | None:
+        """Return the identity whose placeholder is among *credentials*; the time it takes gives no hint for guesses."""
+        for text in credentials:
             # Looked up by its hash: a comparison of the texts would take longer, the more of a guess is right.
             identity = self._by_digest.get(_digest(text))
             if identity is not None and hmac.compare_digest(identity.placeholder.encode(), text.encode("latin-1")):

@@ -26,11 +26,11 @@ from agent_runtime.delivery.reload_check import ReloadBehaviour
 from agent_runtime.errors import CannotStart
 from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE, TokenKind
 from agent_runtime.process.linux.proc import connects_from
-from agent_runtime.relay.exchange import Exchanges, own_answer
+from agent_runtime.relay.connection import READ_BYTES, BadMessage, Connection, PeerClosed
+from agent_runtime.relay.exchange import Exchanges, error_answer
 from agent_runtime.relay.identities import Identities, Identity
-from agent_runtime.relay.requests import Budget, TooLarge, read_body, read_head
+from agent_runtime.relay.requests import MemoryBudget, TooLarge, read_body, read_head
 from agent_runtime.relay.upstream import Upstream
-from agent_runtime.relay.wire import PIECE_BYTES, BadMessage, Gone, Wire
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Relay:
         self._note = note
         self._prefix = f"/{secrets.token_hex(16)}"
         self._identities = Identities()
-        self._budget = Budget()
+        self._budget = MemoryBudget()
         self._connections: dict[asyncio.Task[None], Identity | None] = {}
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -265,15 +265,15 @@ class Relay:
             if len(self._connections) >= MOST_CONNECTIONS:
                 writer.transport.abort()
                 return
-            task = asyncio.ensure_future(self._connection(Wire(reader, writer), exchanges))
+            task = asyncio.ensure_future(self._serve_connection(Connection(reader, writer), exchanges))
             self._connections[task] = None
             task.add_done_callback(self._connection_ended)
 
         servers = [
             await (
-                asyncio.start_unix_server(accepted, sock=listener, limit=PIECE_BYTES, backlog=BACKLOG)
+                asyncio.start_unix_server(accepted, sock=listener, limit=READ_BYTES, backlog=BACKLOG)
                 if listener.family == socket.AF_UNIX
-                else asyncio.start_server(accepted, sock=listener, limit=PIECE_BYTES, backlog=BACKLOG)
+                else asyncio.start_server(accepted, sock=listener, limit=READ_BYTES, backlog=BACKLOG)
             )
             for listener in listeners
         ]
@@ -297,75 +297,77 @@ class Relay:
             if owner is identity:
                 task.cancel()
 
-    async def _connection(self, wire: Wire, exchanges: Exchanges) -> None:
+    async def _serve_connection(self, connection: Connection, exchanges: Exchanges) -> None:
         """Answer the requests of one connection until either side ends it."""
         try:
-            peer = wire.peer
+            peer = connection.peer
             if peer is not None and peer[1] not in {os.geteuid(), self._owner[0] if self._owner else os.geteuid()}:
                 self._note("stranger", None)
                 return
-            while await self._one(wire, exchanges):
+            while await self._serve_request(connection, exchanges):
                 pass
-        except (OSError, Gone):
+        except (OSError, PeerClosed):
             self._note("left", None)
         finally:
-            wire.close()
+            connection.close()
 
-    async def _one(self, wire: Wire, exchanges: Exchanges) -> bool:
+    async def _serve_request(self, connection: Connection, exchanges: Exchanges) -> bool:
         """Answer one request; return whether another may follow."""
         task = asyncio.current_task()
         owner = self._connections.get(task) if task is not None else None
-        request = look = None
+        request = sender_check = None
         try:
             async with asyncio.timeout(HEAD_SECONDS if owner is None else None):
-                request = await read_head(wire, "" if wire.is_unix else self._prefix, self._budget)
+                request = await read_head(connection, "" if connection.is_unix else self._prefix, self._budget)
             if request is None:
                 return False
-            identity = self._identities.find(request.presented)
+            identity = self._identities.find(request.credentials)
             if identity is None or owner not in {None, identity} or task is None:
                 self._note("unknown", None)
-                return await _refuse(wire, request, 404, "not_found_error", "the relay does not know the sender")
+                return await _refuse(connection, request, 404, "the relay does not know the sender")
             self._connections[task] = identity
-            look = asyncio.ensure_future(self._look_at_peer(identity, wire))
-            await read_body(wire, request, is_kept=request.may_pass)
-            await look  # before any answer: a tool that has its answer may close the connection
+            sender_check = asyncio.ensure_future(self._check_sender(identity, connection))
+            await read_body(connection, request, is_stored=request.may_pass)
+            await sender_check  # before any answer: a tool that has its answer may close the connection
             if not request.may_pass:
                 self._note("not_passed", None)
-                await wire.send(_for(request, own_answer(404, "not_found_error", "the relay does not pass this on")))
+                await connection.send(error_answer(request, 404, "the relay does not pass this on"))
                 return True
-            return await self._watched(exchanges, request, identity, wire)
+            return await self._answer_while_connected(exchanges, request, identity, connection)
         except TooLarge:
-            return await _refuse(wire, request, 413, "request_too_large", "the request is too large for the relay")
+            return await _refuse(connection, request, 413, "the request is too large for the relay")
         except BadMessage as error:
             self._note("malformed", None)
-            return await _refuse(wire, request, 400, "invalid_request_error", f"the relay cannot read this: {error}")
+            return await _refuse(connection, request, 400, f"the relay cannot read this: {error}")
         except TimeoutError:
             return False
         finally:
             if request is not None:
                 request.body.close()
-            if look is not None:
-                await look
+            if sender_check is not None:
+                await sender_check
 
-    async def _look_at_peer(self, identity: Identity, wire: Wire) -> None:
+    async def _check_sender(self, identity: Identity, connection: Connection) -> None:
         """Count a request that a tool has sent, not the CLI itself; each connection's sender is determined once."""
-        if wire.is_of_cli is None and identity.pid is not None:
-            peer = wire.peer
+        if connection.is_of_cli is None and identity.pid is not None:
+            peer = connection.peer
             if peer is not None:
-                wire.is_of_cli = peer[0] == identity.pid
+                connection.is_of_cli = peer[0] == identity.pid
             else:
-                wire.is_of_cli = await asyncio.to_thread(connects_from, identity.pid, wire.peer_port)
-        if wire.is_of_cli is False:
+                connection.is_of_cli = await asyncio.to_thread(connects_from, identity.pid, connection.peer_port)
+        if connection.is_of_cli is False:
             self._note("other_process", None)
 
-    async def _watched(self, exchanges: Exchanges, request: Request, identity: Identity, wire: Wire) -> bool:
+    async def _answer_while_connected(
+        self, exchanges: Exchanges, request: Request, identity: Identity, connection: Connection
+    ) -> bool:
         """Answer a request unless the child hangs up before; return whether another request may follow."""
         if identity.open_requests >= MOST_REQUESTS:
-            await wire.send(own_answer(529, "overloaded_error", "too many requests at once"))
+            await connection.send(error_answer(request, 529, "too many requests at once"))
             return True
         identity.open_requests += 1
-        work = asyncio.ensure_future(exchanges.answer(request, identity, wire))
-        watch = asyncio.ensure_future(wire.until_gone())
+        work = asyncio.ensure_future(exchanges.answer(request, identity, connection))
+        watch = asyncio.ensure_future(connection.wait_until_peer_closes())
         try:
             await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
@@ -379,19 +381,13 @@ class Relay:
             await asyncio.gather(work, watch, return_exceptions=True)
 
 
-async def _refuse(wire: Wire, request: Request | None, status: int, kind: str, message: str) -> bool:
+async def _refuse(connection: Connection, request: Request | None, status: int, message: str) -> bool:
     """Answer with an error and end the connection, so that nothing behind the request is read; return False."""
-    answer = own_answer(status, kind, message, is_last=True)
-    await wire.send(answer if request is None else _for(request, answer))
+    await connection.send(error_answer(request, status, message, is_last=True))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LEAVE_SECONDS):
-            await wire.finish()
+            await connection.close_after_peer()
     return False
-
-
-def _for(request: Request, answer: bytes) -> bytes:
-    """Return the answer, without its body if the request's method is HEAD."""
-    return answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if request.method == "HEAD" else answer
 
 
 def _with_loopback(no_proxy: str) -> str:

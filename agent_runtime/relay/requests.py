@@ -11,13 +11,13 @@ import msgspec
 
 from agent_runtime.claude.credential_env import FIRST_PARTY_URL
 from agent_runtime.model.tokens import TokenKind
-from agent_runtime.relay.wire import MOST_HEAD_BYTES, BadMessage, Gone
+from agent_runtime.relay.connection import MOST_HEAD_BYTES, BadMessage, PeerClosed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from agent_runtime.model.tokens import Token
-    from agent_runtime.relay.wire import Wire
+    from agent_runtime.relay.connection import Connection
 
 MESSAGES = "/v1/messages"
 PASSES = frozenset(
@@ -65,7 +65,7 @@ class TooLarge(Exception):
     """The body of a request is longer than :data:`MOST_BODY_BYTES`."""
 
 
-class Budget:
+class MemoryBudget:
     """
     The memory that all stored bodies may use together; a body that does not fit goes into an unlinked file.
 
@@ -77,7 +77,7 @@ class Budget:
         self._directory = directory
         self._left = limit_bytes
 
-    def new(self, body: Body) -> IO[bytes]:
+    def open_file(self, body: Body) -> IO[bytes]:
         """Reserve memory for one body; return the file object that stores it."""
         body.reserved = min(IN_MEMORY_BYTES, self._left)
         self._left -= body.reserved
@@ -99,7 +99,7 @@ class Body:
         reserved: The number of bytes reserved from the budget's memory.
     """
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: MemoryBudget) -> None:
         self.length = 0
         self.reserved = 0
         self._budget = budget
@@ -116,7 +116,7 @@ class Body:
         if self.length > MOST_BODY_BYTES:
             raise TooLarge
         if self._file is None:
-            self._file = self._budget.new(self)
+            self._file = self._budget.open_file(self)
         self._file.write(data)
 
     def pieces(self) -> Iterable[bytes]:
@@ -153,7 +153,7 @@ class Request(msgspec.Struct):
     parser: h11.Connection
 
     @property
-    def presented(self) -> list[str]:
+    def credentials(self) -> list[str]:
         """The values of the request's credential headers: API keys, and bearer tokens without the scheme."""
         found = []
         for name, value in self.headers:
@@ -173,7 +173,7 @@ class Request(msgspec.Struct):
         return (self.method, self.path) in PASSES
 
 
-async def read_head(wire: Wire, prefix: str, budget: Budget) -> Request | None:
+async def read_head(connection: Connection, prefix: str, budget: MemoryBudget) -> Request | None:
     """
     Read the next request's head; None: the child has closed the connection.
 
@@ -182,9 +182,9 @@ async def read_head(wire: Wire, prefix: str, budget: Budget) -> Request | None:
 
     Raises:
         BadMessage: The bytes are no HTTP/1.1 request that can be passed on.
-        Gone: The child closed the connection in the middle of the head.
+        PeerClosed: The child closed the connection in the middle of the head.
     """
-    head = await wire.head()
+    head = await connection.read_head()
     if head is None:
         return None
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MOST_HEAD_BYTES)
@@ -200,7 +200,7 @@ async def read_head(wire: Wire, prefix: str, budget: Budget) -> Request | None:
     if {"content-length", "transfer-encoding"} <= names or "upgrade" in names:
         raise BadMessage("the request has two lengths, or asks for another protocol")
     target = event.target.decode("latin-1")
-    if wire.is_unix:  # with HTTP_PROXY set, CLI 2.1.114 and 2.1.197 send a whole URL even to a socket
+    if connection.is_unix:  # with HTTP_PROXY set, CLI 2.1.114 and 2.1.197 send a whole URL even to a socket
         target = target.removeprefix(FIRST_PARTY_URL).removeprefix(":80")
     if not target.startswith("/"):
         raise BadMessage("the target is no path")
@@ -212,40 +212,40 @@ async def read_head(wire: Wire, prefix: str, budget: Budget) -> Request | None:
     return Request(event.method.decode("latin-1"), path, target, headers, Body(budget), parser)
 
 
-async def read_body(wire: Wire, request: Request, *, is_kept: bool) -> None:
+async def read_body(connection: Connection, request: Request, *, is_stored: bool) -> None:
     """
-    Read a request's body; bytes that follow the body stay in the wire's buffer.
+    Read a request's body; bytes that follow the body stay in the connection's buffer.
 
     Args:
-        is_kept: Store the body in the request; else it is read and dropped.
+        is_stored: Store the body in the request; else it is read and dropped.
 
     Raises:
         BadMessage: The body's framing is not valid.
         TooLarge: The body is longer than :data:`MOST_BODY_BYTES`.
-        Gone: The child closed the connection in the middle of the body.
+        PeerClosed: The child closed the connection in the middle of the body.
     """
     if int(request.header("content-length") or 0) > MOST_BODY_BYTES:
         raise TooLarge
     parser = request.parser
     if parser.they_are_waiting_for_100_continue:
         informed = parser.send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
-        await wire.send(informed or b"")
+        await connection.send(informed or b"")
     length = 0
     try:
         while not isinstance(event := parser.next_event(), h11.EndOfMessage):
             if event is h11.NEED_DATA:
-                if not (data := await wire.piece()):
-                    raise Gone
+                if not (data := await connection.read()):
+                    raise PeerClosed
                 parser.receive_data(data)
             elif isinstance(event, h11.Data):
                 length += len(event.data)
-                if is_kept:
+                if is_stored:
                     request.body.add(bytes(event.data))
                 elif length > MOST_BODY_BYTES:
                     raise TooLarge
     except h11.RemoteProtocolError:
         raise BadMessage("the body cannot be read") from None
-    wire.buffer = parser.trailing_data[0] + wire.buffer
+    connection.buffer = parser.trailing_data[0] + connection.buffer
 
 
 def headers_to_send(request: Request, host: str, token: Token) -> list[tuple[str, str]]:

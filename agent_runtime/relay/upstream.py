@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import h11
 
 from agent_runtime.http_client import checked_url, proxy_for, tls_context
-from agent_runtime.relay.wire import PIECE_BYTES, BadMessage, Gone, Wire
+from agent_runtime.relay.connection import READ_BYTES, BadMessage, Connection, PeerClosed
 
 if TYPE_CHECKING:
     import ssl
@@ -54,7 +54,7 @@ class Upstream:
         self._proxy = None if proxy is None else checked_url(proxy)
         self._is_tls = url.scheme == "https"
         self._context: ssl.SSLContext | None = None
-        self._idle: list[tuple[float, Wire]] = []
+        self._idle: list[tuple[float, Connection]] = []
         self.host = url.netloc.decode()
 
     def target(self, path_and_query: str) -> str:
@@ -67,7 +67,7 @@ class Upstream:
         """Further headers for a request that a proxy forwards: the proxy's authorization, if any."""
         return [] if self._is_tls else self._proxy_authorization()
 
-    async def connection(self) -> Wire:
+    async def acquire(self) -> Connection:
         """
         Return an idle connection, or a new one.
 
@@ -75,59 +75,59 @@ class Upstream:
             Unreachable: No connection can be made.
         """
         while self._idle:
-            since, wire = self._idle.pop()
-            if wire.is_idle and time.monotonic() - since < IDLE_SECONDS:
-                return wire
-            wire.close()
+            since, connection = self._idle.pop()
+            if connection.is_idle and time.monotonic() - since < IDLE_SECONDS:
+                return connection
+            connection.close()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 return await self._connect()
-        except (OSError, ValueError, BadMessage, Gone, h11.ProtocolError) as error:
+        except (OSError, ValueError, BadMessage, PeerClosed, h11.ProtocolError) as error:
             raise Unreachable(type(error).__name__) from None
 
-    def keep(self, wire: Wire) -> None:
+    def release(self, connection: Connection) -> None:
         """Store a connection for reuse after its answer has ended; close it if it cannot be used again."""
-        if not wire.is_idle or len(self._idle) >= MOST_IDLE:
-            wire.close()
+        if not connection.is_idle or len(self._idle) >= MOST_IDLE:
+            connection.close()
             return
-        wire.is_used = True
-        self._idle.append((time.monotonic(), wire))
+        connection.is_used = True
+        self._idle.append((time.monotonic(), connection))
 
     async def close(self) -> None:
         """Close the idle connections."""
-        for _, wire in self._idle:
-            wire.cut()
-            await wire.closed()
+        for _, connection in self._idle:
+            connection.reset()
+            await connection.wait_closed()
         self._idle.clear()
 
-    async def _connect(self) -> Wire:
+    async def _connect(self) -> Connection:
         url = self._proxy or self._url
-        context = await self._trusted() if self._is_tls or url.scheme == "https" else None
+        context = await self._tls_context() if self._is_tls or url.scheme == "https" else None
         reader, writer = await asyncio.open_connection(
             url.host,
             url.port or (443 if url.scheme == "https" else 80),
             ssl=context if url.scheme == "https" else None,
-            limit=PIECE_BYTES,
+            limit=READ_BYTES,
         )
-        wire = Wire(reader, writer)
+        connection = Connection(reader, writer)
         try:
             if self._proxy is not None and self._is_tls:
-                await self._tunnel(wire)
-                await writer.start_tls(await self._trusted(), server_hostname=self._url.host)
+                await self._tunnel(connection)
+                await writer.start_tls(await self._tls_context(), server_hostname=self._url.host)
         except BaseException:
-            wire.close()
+            connection.close()
             raise
-        return wire
+        return connection
 
-    async def _tunnel(self, wire: Wire) -> None:
+    async def _tunnel(self, connection: Connection) -> None:
         """Ask the proxy for a tunnel to the API."""
         place = f"{self._url.host}:{self._url.port or 443}"
         parser = h11.Connection(h11.CLIENT)
         question = h11.Request(method="CONNECT", target=place, headers=[("Host", place), *self._proxy_authorization()])
-        await wire.send(parser.send(question) or b"")
-        head = await wire.head()
+        await connection.send(parser.send(question) or b"")
+        head = await connection.read_head()
         if head is None:
-            raise Gone
+            raise PeerClosed
         parser.receive_data(head)
         answer = parser.next_event()
         if not isinstance(answer, h11.Response) or not 200 <= answer.status_code < 300:
@@ -139,7 +139,7 @@ class Upstream:
         pair = unquote(self._proxy.userinfo.decode())
         return [("Proxy-Authorization", f"Basic {base64.b64encode(pair.encode()).decode()}")]
 
-    async def _trusted(self) -> ssl.SSLContext:
+    async def _tls_context(self) -> ssl.SSLContext:
         if self._context is None:
             # Reading some hundred certificates takes too long for the event loop.
             context = await asyncio.to_thread(tls_context, self._environ)

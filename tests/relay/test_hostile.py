@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_runtime.relay.requests import Body, Budget
+from agent_runtime.relay.requests import Body, MemoryBudget
 from tests.relay.support import BETA, NEW, OK, OLD, RawApi, Relayed, Talk, read_answer, refusal, relayed
 from tests.support.supervised import eventually
 
@@ -197,7 +197,7 @@ def test_mutations_of_what_both_sides_send_leak_nothing_and_hang_nobody(api: Raw
 
 
 def test_bodies_beyond_the_budget_go_into_files_without_a_name_that_only_we_can_read(tmp_path: Path) -> None:
-    budget = Budget(str(tmp_path), limit_bytes=10 * 1024 * 1024)
+    budget = MemoryBudget(str(tmp_path), limit_bytes=10 * 1024 * 1024)
     bodies = [Body(budget) for _ in range(3)]
     for number, body in enumerate(bodies):
         for _ in range(9):

@@ -401,6 +401,18 @@ def test_no_answer_and_a_garbled_one_are_a_502(api: RawApi, child: Relayed, data
     assert child.ask().startswith(b"HTTP/1.1 502 ")
 
 
+def test_an_error_of_the_relay_has_no_body_for_head(api: RawApi, child: Relayed) -> None:
+    api.answer = lambda talk, _request: talk.close_after(b"garbage\r\n\r\n")
+
+    with child.connect() as raw:
+        raw.sendall(child.head("HEAD", "/") + b"\r\n" + child.message())
+        answers = b""
+        while answers.count(b"HTTP/1.1 502 ") < 2:
+            answers += raw.recv(65536)
+
+    assert answers.partition(b"\r\n\r\n")[2].startswith(b"HTTP/1.1 502 ")
+
+
 def test_an_answer_that_came_before_the_request_is_not_taken_for_the_next_one(api: RawApi, child: Relayed) -> None:
     api.answer = lambda talk, request: talk.send(OK.replace(b"ok", request[-2:]) + OK)
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
-PIECE_BYTES = 64 * 1024
+READ_BYTES = 64 * 1024
 MOST_HEAD_BYTES = 64 * 1024
 _END = b"\r\n\r\n"
-_BAD_LINES = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]|\0")
+_AMBIGUOUS_LINES = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]|\0")
 """Bare CR or LF, folded lines, NUL: servers read them differently, so one request could be two (RFC 9112, 2.2, 5.2)."""
 
 
@@ -22,11 +22,11 @@ class BadMessage(Exception):
     """The bytes are no HTTP/1.1 message that can be passed on; the text is our own and quotes none of them."""
 
 
-class Gone(Exception):
+class PeerClosed(Exception):
     """The other side closed the connection in the middle of a message."""
 
 
-class Wire:
+class Connection:
     """
     A reader with a buffer in front of it, and a writer.
 
@@ -43,48 +43,48 @@ class Wire:
         self._reader = reader
         self._writer = writer
 
-    async def more(self) -> bool:
+    async def fill_buffer(self) -> bool:
         """Read once and append to the buffer; False at the end of the stream."""
-        data = await self._reader.read(PIECE_BYTES)
+        data = await self._reader.read(READ_BYTES)
         self.buffer += data
         return bool(data)
 
-    async def piece(self) -> bytes:
+    async def read(self) -> bytes:
         """Return the buffer and empty it; if it is empty, read once. Returns no bytes at the end of the stream."""
         if not self.buffer:
-            return await self._reader.read(PIECE_BYTES)
+            return await self._reader.read(READ_BYTES)
         data, self.buffer = self.buffer, b""
         return data
 
-    async def head(self) -> bytes | None:
+    async def read_head(self) -> bytes | None:
         """
         Read the head of a message, with the empty line that ends it; None if the stream ends before its first byte.
 
         Raises:
             BadMessage: The head is too long, or has lines that servers read in different ways.
-            Gone: The stream ends in the middle of the head.
+            PeerClosed: The stream ends in the middle of the head.
         """
         self.buffer = self.buffer.lstrip(b"\r\n")
         while (end := self.buffer.find(_END)) < 0 and len(self.buffer) <= MOST_HEAD_BYTES:
-            if not await self.more():
+            if not await self.fill_buffer():
                 if self.buffer:
-                    raise Gone
+                    raise PeerClosed
                 return None
             self.buffer = self.buffer.lstrip(b"\r\n")
         if not 0 <= end <= MOST_HEAD_BYTES:
             raise BadMessage("the head is too long")
         end += len(_END)
         head, self.buffer = self.buffer[:end], self.buffer[end:]
-        if _BAD_LINES.search(head):
+        if _AMBIGUOUS_LINES.search(head):
             raise BadMessage("the head has bare or folded lines")
         return head
 
-    async def until_gone(self) -> None:
+    async def wait_until_peer_closes(self) -> None:
         """Wait until the other side closes the connection; buffer what it sends meanwhile, up to a bound."""
-        while len(self.buffer) < PIECE_BYTES:
-            if not await self.more():
+        while len(self.buffer) < READ_BYTES:
+            if not await self.fill_buffer():
                 return
-        await self.closed()
+        await self.wait_closed()
 
     async def send(self, data: bytes) -> None:
         """
@@ -122,24 +122,24 @@ class Wire:
         """The TCP port at the other end."""
         return int(self._writer.get_extra_info("peername")[1])
 
-    async def finish(self) -> None:
+    async def close_after_peer(self) -> None:
         """Send an end of file; then read and drop what the other side sends until it closes the connection."""
         with contextlib.suppress(OSError):
             if self._writer.can_write_eof():
                 self._writer.write_eof()
-            while await self.piece():
+            while await self.read():
                 pass
 
     def close(self) -> None:
         """Close the connection."""
         self._writer.close()
 
-    async def closed(self) -> None:
-        """Wait until the connection is closed; :meth:`close` or :meth:`cut` must come before."""
+    async def wait_closed(self) -> None:
+        """Wait until the connection is closed; :meth:`close` or :meth:`reset` must come before."""
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
 
-    def cut(self) -> None:
+    def reset(self) -> None:
         """Reset the connection (RST for TCP), so that the other side cannot take its end for the end of a message."""
         connection = self._writer.get_extra_info("socket")
         if connection is not None and connection.family != socket.AF_UNIX:
