@@ -15,7 +15,7 @@ from agent_runtime.api.schema.operations import PARAMETERS
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, MethodNotAllowed, NotFound
 from agent_runtime.model.task_reading import unread
 from agent_runtime.web.problems import problem_response
-from agent_runtime.web.response_buffer import SLICE_BYTES, HeldResponse
+from agent_runtime.web.response_buffer import SLICE_BYTES, BufferedResponse
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -60,7 +60,7 @@ def _endpoint(api: Api, by_method: dict[str, Operation]) -> Callable[[Request], 
         answer = await route.handler(api, request)
         response = answer if isinstance(answer, Response) else respond(answer)
         if type(response) is Response and len(response.body) > SLICE_BYTES:
-            return HeldResponse(api.buffer, len(response.body), lambda: response, in_thread=False)
+            return BufferedResponse(api.buffer, len(response.body), lambda: response, in_thread=False)
         return response
 
     return endpoint

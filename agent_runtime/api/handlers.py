@@ -35,7 +35,7 @@ from agent_runtime.supervisor.archive import StoredResult
 from agent_runtime.web.access import refuse_pages
 from agent_runtime.web.access_log import EXECUTION_ID, TRACE_ID
 from agent_runtime.web.preferences import preferences
-from agent_runtime.web.response_buffer import HeldResponse
+from agent_runtime.web.response_buffer import BufferedResponse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -114,13 +114,13 @@ async def post_task(api: Api, request: Request) -> Response:
         return respond(_accepted(execution.execution_id), 202, {**location, **applied})
     if isinstance(execution, StoredResult):
         read = execution.answer_to_post
-        return HeldResponse(api.buffer, execution.most_bytes, lambda: _response(read(), asked))
+        return BufferedResponse(api.buffer, execution.most_bytes, lambda: _response(read(), asked))
     answer = execution.answer
     if answer is None:
         raise AgentRuntimeError("the execution ended without an answer; ask for its record")
     # Sent even if there is no room: a refusal now would look as if the task had not run.
     build = functools.partial(_response, answer, asked)
-    return HeldResponse(api.buffer, len(answer.body), build, in_thread=False, wait_seconds=0)
+    return BufferedResponse(api.buffer, len(answer.body), build, in_thread=False, wait_seconds=0)
 
 
 def _response(answer: Answer, asked: Preferences) -> Response:
@@ -170,7 +170,7 @@ async def list_executions(api: Api, request: Request) -> Response:
         shown_records = [shown(record, prompts=api.settings.show_prompts) for record in records]
         return respond({"executions": shown_records, "next_cursor": cursor})
 
-    return HeldResponse(api.buffer, int(limit) * RECORD_BYTES, page)
+    return BufferedResponse(api.buffer, int(limit) * RECORD_BYTES, page)
 
 
 def _each_once(request: Request) -> dict[str, str]:
@@ -259,7 +259,7 @@ async def get_execution_result(api: Api, request: Request) -> Response:
     stored = api.supervisor.result(execution_id)
     if stored is None:
         return respond(_accepted(execution_id), 202)
-    return HeldResponse(api.buffer, stored.most_bytes, lambda: respond(stored.result()))
+    return BufferedResponse(api.buffer, stored.most_bytes, lambda: respond(stored.result()))
 
 
 async def start_drain(api: Api, request: Request) -> bodies.DrainState:

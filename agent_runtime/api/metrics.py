@@ -70,7 +70,7 @@ class Metrics:
         text = "Lines of the log that were dropped because its reader was too slow."
         yield CounterMetricFamily(PREFIX + "log_lines_lost", text, value=self._lost_lines())
         text = "Readers that were too slow while others waited."
-        yield CounterMetricFamily(PREFIX + "readers_let_go", text, value=self._buffer.let_go)
+        yield CounterMetricFamily(PREFIX + "readers_let_go", text, value=self._buffer.disconnected)
         yield InfoMetricFamily(PREFIX + "build", "What runs.", value={"version": __version__})
 
     def _single_values(self, state: SupervisorState) -> Iterator[tuple[str, str, float | None]]:

@@ -173,7 +173,7 @@ class _Counted(StreamingResponse):
         async for events in self._events:
             async with self._streams.buffer.charge(len(events), self._scope) as charge:
                 await charge.send(events, send, more_body=True)
-            if charge.is_let_go:
+            if charge.is_closing:
                 return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -49,19 +49,17 @@ class Charge:
     Attributes:
         sent_bytes: How many bytes the reader's connection has taken.
         begun_at: When sending began, monotonic seconds; None: not yet.
-        is_let_go: The connection was closed because the reader was too slow.
     """
 
     def __init__(self, size_bytes: int, scope: Scope) -> None:
         self.size_bytes = size_bytes
         self.sent_bytes = 0
         self.begun_at: float | None = None
-        self.is_let_go = False
         self._moved_at = 0.0
         self._transport: Transport | None = scope.get(TRANSPORT)
 
     @property
-    def is_gone(self) -> bool:
+    def is_closing(self) -> bool:
         """Whether the connection is closed or being closed."""
         return self._transport is not None and self._transport.is_closing()
 
@@ -72,9 +70,8 @@ class Charge:
         since = min(self._moved_at, self.begun_at + self.sent_bytes / LEAST_BYTES_PER_SECOND)
         return now - since - GRACE_SECONDS
 
-    def let_go(self) -> None:
-        """Close the connection because its reader is too slow."""
-        self.is_let_go = True
+    def disconnect(self) -> None:
+        """Close the connection at once, without the data that it has not sent yet."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -96,7 +93,7 @@ class Charge:
                     "more_body": more_body or not is_last,
                 }
             )
-            if self.is_gone:
+            if self.is_closing:
                 return
             self.sent_bytes += SLICE_BYTES
             self._moved_at = time.monotonic()
@@ -110,7 +107,7 @@ class ResponseBuffer:
 
     Attributes:
         used_bytes: How many bytes are held now.
-        let_go: How many connections were closed because their reader was too slow.
+        disconnected: How many connections were closed because their reader was too slow.
         builders: Limits how many answers are built in threads at once.
     """
 
@@ -119,7 +116,7 @@ class ResponseBuffer:
         self._small_bytes = limit_bytes // 64
         self._large_limit_bytes = limit_bytes * 3 // 4
         self.used_bytes = 0
-        self.let_go = 0
+        self.disconnected = 0
         self.builders = asyncio.Semaphore(BUILT_AT_ONCE)
         self._charges: dict[Charge, None] = {}
         self._waiting: dict[Charge, asyncio.Future[None]] = {}  # longest first
@@ -194,27 +191,27 @@ class ResponseBuffer:
                     raise Busy(
                         "too much is being sent to slow readers; ask again later", retry_after_seconds=RETRY_SECONDS
                     )
-                self._let_slow_readers_go()
+                self._disconnect_slow_readers()
         except BaseException:
             self._remove(charge)
             raise
 
-    def _let_slow_readers_go(self) -> None:
+    def _disconnect_slow_readers(self) -> None:
         """Close connections of readers that are too slow, slowest first, until the first waiting charge has room."""
         now = time.monotonic()
         lacking = self.used_bytes + next(iter(self._waiting)).size_bytes - self._large_limit_bytes
-        lacking -= sum(charge.size_bytes for charge in self._charges if charge.is_let_go)
+        lacking -= sum(charge.size_bytes for charge in self._charges if charge.is_closing)
         for charge in sorted(self._charges, key=lambda charge: charge.seconds_behind(now), reverse=True):
             if lacking <= 0 or charge.seconds_behind(now) <= 0:
                 break
-            if not charge.is_let_go:
-                log.warning("a reader was let go: it took %d bytes in too long a time", charge.sent_bytes)
-                charge.let_go()
-                self.let_go += 1
+            if not charge.is_closing:
+                log.warning("a connection was closed: its reader took %d bytes in too long a time", charge.sent_bytes)
+                charge.disconnect()
+                self.disconnected += 1
                 lacking -= charge.size_bytes
 
 
-class HeldResponse(Response):
+class BufferedResponse(Response):
     """
     A response that is sent within the limit of a :class:`ResponseBuffer`.
 
@@ -244,7 +241,7 @@ class HeldResponse(Response):
         """Wait for room, build, and send."""
         async with self._buffer.charge(self._size_bytes, scope, wait_seconds=self._wait_seconds) as charge:
             if self._in_thread:
-                if charge.is_gone:
+                if charge.is_closing:
                     return
                 async with self._buffer.builders:
                     response = await asyncio.to_thread(self._build)

@@ -158,4 +158,4 @@ def test_a_reader_that_takes_nothing_makes_room_for_the_next(tmp_path: Path) -> 
 
             assert metric(running, "readers_let_go_total") == 1
             assert sum(map(len, iter(lambda: idle.recv(1 << 20), b""))) < 7 * MIB  # it ends, and too soon
-        assert "a reader was let go" in running.log.read_text()
+        assert "a connection was closed: its reader" in running.log.read_text()

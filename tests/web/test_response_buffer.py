@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from agent_runtime.errors import Busy, StoreUnavailable
 from agent_runtime.web import response_buffer
-from agent_runtime.web.response_buffer import SLICE_BYTES, TRANSPORT, HeldResponse, ResponseBuffer
+from agent_runtime.web.response_buffer import SLICE_BYTES, TRANSPORT, BufferedResponse, ResponseBuffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ async def nothing() -> Any:
 
 async def get(buffer: ResponseBuffer, reader: Reader, size: int, build: Callable[[], Response] | None = None) -> None:
     answer = build or (lambda: Response(b"x" * size))
-    await HeldResponse(buffer, size, answer)(reader.scope, nothing, reader.send)
+    await BufferedResponse(buffer, size, answer)(reader.scope, nothing, reader.send)
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -83,7 +83,7 @@ def test_an_answer_is_sent_whole_in_slices_with_its_head() -> None:
             assert reader.body == b"y" * size
             assert [part["more_body"] for part in rest] == [True] * (len(rest) - 1) + [False]
             assert max(len(part["body"]) for part in rest) <= SLICE_BYTES
-            assert (buffer.used_bytes, buffer.let_go) == (0, 0)
+            assert (buffer.used_bytes, buffer.disconnected) == (0, 0)
 
     asyncio.run(main())
 
@@ -116,7 +116,7 @@ def test_small_ones_are_bounded_too_and_what_cannot_wait_is_only_counted() -> No
         buffer, idle = ResponseBuffer(LIMIT), [Reader(takes=False) for _ in range(100)]
         tasks = [asyncio.create_task(get(buffer, reader, 200)) for reader in idle]
         await until(lambda: buffer.used_bytes == LIMIT // 200 * 200)
-        answer = HeldResponse(buffer, 5_000, lambda: Response(b"x" * 5_000), in_thread=False, wait_seconds=0)
+        answer = BufferedResponse(buffer, 5_000, lambda: Response(b"x" * 5_000), in_thread=False, wait_seconds=0)
         reader = Reader()
         await answer(reader.scope, nothing, reader.send)
         assert len(reader.body) == 5_000
@@ -138,7 +138,7 @@ def test_more_than_all_there_is_goes_alone_and_is_no_deadlock() -> None:
     asyncio.run(main())
 
 
-def test_readers_that_are_behind_are_let_go_for_those_that_wait_and_no_more_than_it_takes() -> None:
+def test_readers_that_are_behind_are_disconnected_for_those_that_wait_and_no_more_than_it_takes() -> None:
     async def main() -> None:
         buffer, slow, quick = ResponseBuffer(LIMIT), [Reader(takes=False) for _ in range(5)], Reader()
         idle = [asyncio.create_task(get(buffer, reader, 2_000)) for reader in slow]
@@ -147,7 +147,7 @@ def test_readers_that_are_behind_are_let_go_for_those_that_wait_and_no_more_than
         await get(buffer, quick, 3_000)
 
         assert len(quick.body) == 3_000
-        assert [reader.is_closed for reader in slow].count(True) == buffer.let_go == 2
+        assert [reader.is_closed for reader in slow].count(True) == buffer.disconnected == 2
         for reader in slow:
             reader.takes.set()
         await asyncio.gather(*idle)
@@ -187,7 +187,7 @@ def test_what_is_built_for_a_caller_that_has_gone_is_not_built() -> None:
     asyncio.run(main())
 
 
-def test_nobody_is_let_go_while_nobody_waits_nor_in_the_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_is_disconnected_while_nobody_waits_nor_in_the_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response_buffer, "GRACE_SECONDS", 1000.0)
 
     async def main() -> None:
@@ -197,7 +197,7 @@ def test_nobody_is_let_go_while_nobody_waits_nor_in_the_grace(monkeypatch: pytes
         waiting = asyncio.create_task(get(buffer, late, 9_000))
         for _ in range(50):
             await asyncio.sleep(0.001)
-        assert (slow.is_closed, late.sent, buffer.let_go) == (False, [], 0)
+        assert (slow.is_closed, late.sent, buffer.disconnected) == (False, [], 0)
         slow.takes.set()
         await asyncio.gather(idle, waiting)
 
@@ -206,7 +206,7 @@ def test_nobody_is_let_go_while_nobody_waits_nor_in_the_grace(monkeypatch: pytes
 
 def test_whoever_waits_too_long_is_told_to_come_back_and_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response_buffer, "GRACE_SECONDS", 1000.0)
-    monkeypatch.setattr(HeldResponse.__init__, "__kwdefaults__", {"in_thread": True, "wait_seconds": 0.02})
+    monkeypatch.setattr(BufferedResponse.__init__, "__kwdefaults__", {"in_thread": True, "wait_seconds": 0.02})
 
     async def main() -> None:
         buffer, slow = ResponseBuffer(LIMIT), Reader(takes=False)
