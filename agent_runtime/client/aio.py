@@ -17,7 +17,7 @@ import msgspec
 from agent_runtime.api.schema import bodies
 from agent_runtime.client import answers, exchange
 from agent_runtime.client.errors import ClientError, TokenFailed, Unreachable
-from agent_runtime.client.sse import SILENCE_SECONDS, Following, event_of
+from agent_runtime.client.sse import SILENCE_SECONDS, StreamPosition, event_of, is_event_stream
 from agent_runtime.client.submit import Submission, path_of
 from agent_runtime.secret.writer import put
 
@@ -85,7 +85,7 @@ class AgentClient:
         self._patience_seconds = patience_seconds
         self._max_resumes = max_resumes
         self.on_token_failed = on_token_failed
-        self._told: dict[int | None, TokenFailed] = {}
+        self._reported: dict[int | None, TokenFailed] = {}
 
     def __repr__(self) -> str:
         return f"<AgentClient {self.base_url}>"
@@ -183,20 +183,20 @@ class AgentClient:
         self, path: str, after: int, shape: Callable[[StreamEvent], T | None], execution_id: str | None = None
     ) -> AsyncGenerator[T, None]:
         """Yield a stream's events over reconnects to its end; without *execution_id*, until the client is closed."""
-        patience, following = exchange.Patience(self._patience_seconds, execution_id), Following(after)
+        patience, position = exchange.Patience(self._patience_seconds, execution_id), StreamPosition(after)
         while not self._http.is_closed:
             trouble: ClientError = exchange.unreachable("the stream broke", self._http.base_url)
             try:
                 silence = exchange.timeout(SILENCE_SECONDS)
-                async with self._http.stream("GET", path, headers=following.connect(), timeout=silence) as response:
-                    if not following.is_in(response):
+                async with self._http.stream("GET", path, headers=position.reconnect(), timeout=silence) as response:
+                    if not is_event_stream(response):
                         await response.aread()
                         exchange.content_of(response)
                     else:
                         async for chunk in response.aiter_bytes():
                             if chunk.startswith(b": keep-alive"):  # proof that the connection has lasted a while
                                 patience.reset()
-                            for event in following.feed(chunk):
+                            for event in position.feed(chunk):
                                 if (shaped := shape(event)) is not None:
                                     patience.reset()
                                     yield shaped
@@ -216,11 +216,11 @@ class AgentClient:
 
     async def terminate(self, execution_id: str) -> bodies.Termination:
         """Cancel an execution, and return when all its processes have ended; repeated calls change nothing."""
-        return await self._call(bodies.Termination, "POST", path_of(execution_id, "/terminate"), TERMINATE_SECONDS)
+        return await self._fetch(bodies.Termination, "POST", path_of(execution_id, "/terminate"), TERMINATE_SECONDS)
 
     async def execution(self, execution_id: str) -> answers.Execution:
         """Return the record of an execution."""
-        return await self._call(answers.Execution, "GET", path_of(execution_id))
+        return await self._fetch(answers.Execution, "GET", path_of(execution_id))
 
     async def executions(
         self,
@@ -235,54 +235,54 @@ class AgentClient:
         query = {"state": state, "outcome": outcome, "limit": limit, "cursor": cursor}
         query |= {f"label.{name}": value for name, value in (labels or {}).items()}
         given = {name: value for name, value in query.items() if value is not None}
-        return await self._call(answers.ExecutionPage, "GET", "/api/executions", params=given)
+        return await self._fetch(answers.ExecutionPage, "GET", "/api/executions", params=given)
 
     async def status(self, execution_id: str) -> bodies.ExecutionStatus:
         """Return whether an execution runs, and how it ended."""
-        return await self._call(bodies.ExecutionStatus, "GET", path_of(execution_id, "/status"))
+        return await self._fetch(bodies.ExecutionStatus, "GET", path_of(execution_id, "/status"))
 
     async def running(self) -> bodies.RunningExecutions:
         """Return the executions that run, wait, or ended lately."""
-        return await self._call(bodies.RunningExecutions, "GET", "/api/executions/running")
+        return await self._fetch(bodies.RunningExecutions, "GET", "/api/executions/running")
 
     async def usage(self, *, by: str = "subscription", since: datetime | None = None) -> bodies.UsageReport:
         """Return cost, tokens and turns of kept executions *by* ``subscription`` or ``model``; *since* needs a zone."""
         given = {"by": by} if since is None else {"by": by, "since": since.isoformat()}
-        return await self._call(bodies.UsageReport, "GET", "/api/usage", params=given)
+        return await self._fetch(bodies.UsageReport, "GET", "/api/usage", params=given)
 
     async def token(self) -> bodies.TokenReport:
         """Return the token's state; never the token."""
-        return await self._call(bodies.TokenReport, "GET", "/api/token")
+        return await self._fetch(bodies.TokenReport, "GET", "/api/token")
 
     async def reload_token(self, token: str | None = None) -> bodies.Reloaded:
         """Have the supervisor write *token* to the secret file (if given), read the file, and retry a refused token."""
         body = None if token is None else {"token": token}
-        return await self._call(bodies.Reloaded, "POST", "/api/credentials/reload-token", json=body)
+        return await self._fetch(bodies.Reloaded, "POST", "/api/credentials/reload-token", json=body)
 
     async def drain(self) -> bodies.DrainState:
         """Stop admission of new executions, and return how many are unfinished."""
-        return await self._call(bodies.DrainState, "POST", "/api/drain")
+        return await self._fetch(bodies.DrainState, "POST", "/api/drain")
 
     async def undrain(self) -> bodies.DrainState:
         """End a drain: executions are admitted again."""
-        return await self._call(bodies.DrainState, "DELETE", "/api/drain")
+        return await self._fetch(bodies.DrainState, "DELETE", "/api/drain")
 
     async def health(self) -> bodies.Health:
         """Return the state of the supervisor: token, slots, queue, disk and what hinders it."""
-        return await self._call(bodies.Health, "GET", "/health")
+        return await self._fetch(bodies.Health, "GET", "/health")
 
     async def get(self, path: str, /, **params: str | int) -> dict[str, Any]:
         """Return the JSON object that a GET request is answered with, also if this version has no type for it."""
-        return await self._ask("GET", path, params=params)
+        return await self._request("GET", path, params=params)
 
-    async def _call(self, kind: type[S], method: str, path: str, *given: float, **options: Any) -> S:
-        """Send a request as :meth:`_ask` does, and return the answer as an object of type *kind*."""
-        found = answers.read(kind, await self._ask(method, path, *given, **options))
+    async def _fetch(self, kind: type[S], method: str, path: str, *given: float, **options: Any) -> S:
+        """Send a request as :meth:`_request` does, and return the answer as an object of type *kind*."""
+        found = answers.read(kind, await self._request(method, path, *given, **options))
         if found is None:
             raise exchange.unreachable("its answer cannot be read", self._http.base_url)
         return found
 
-    async def _ask(
+    async def _request(
         self, method: str, path: str, reply_seconds: float = exchange.REPLY_SECONDS, **options: Any
     ) -> dict[str, Any]:
         """
@@ -321,17 +321,17 @@ class AgentClient:
                 total_seconds, **options
             )
         except TokenFailed as error:
-            await self._tell(error)
+            await self._report(error)
             raise
-        self._told.pop(None, None)  # a later failure because there is no token is reported again
+        self._reported.pop(None, None)  # a later failure because there is no token is reported again
         return answer
 
-    async def _tell(self, error: TokenFailed) -> None:
+    async def _report(self, error: TokenFailed) -> None:
         """Call ``on_token_failed``, once for each generation; an error that it raises must not hide *error*."""
         generation = error.generation
         if generation is None and error.error_class != "no_token":  # so does a supervisor 0.1.0 for queued tasks
-            generation = next(reversed(self._told), None)
-        if self.on_token_failed is None or self._told.setdefault(generation, error) is not error:
+            generation = next(reversed(self._reported), None)
+        if self.on_token_failed is None or self._reported.setdefault(generation, error) is not error:
             return
         with logged():
             result = self.on_token_failed(error)

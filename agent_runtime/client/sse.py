@@ -76,9 +76,9 @@ class EventReader:
                     yield fields.get(b"event", b"message").decode(errors="replace"), number, fields[b"data"]
 
 
-class Following:
+class StreamPosition:
     """
-    A reader's position in a stream, over all its connections.
+    A reader's position in a stream, over all its connections, and the events after it.
 
     Args:
         after: Number of the last line that the reader has; 0: none.
@@ -89,14 +89,8 @@ class Following:
         self._reader = EventReader()
         self._state: dict[str, Any] | None = None
 
-    @staticmethod
-    def is_in(response: httpx.Response) -> bool:
-        """Whether a response is an event stream: 200 with its media type."""
-        media_type: str = response.headers.get("content-type", "").partition(";")[0]
-        return response.status_code == 200 and media_type.strip().lower() == MEDIA_TYPE
-
-    def connect(self) -> dict[str, str]:
-        """Return the headers of a new connection, which ask for the missing events; drop an incomplete event."""
+    def reconnect(self) -> dict[str, str]:
+        """Drop an incomplete event, and return the headers of a new connection, which ask for the missing events."""
         self._reader = EventReader()
         headers = {"accept": MEDIA_TYPE, "cache-control": "no-store"}
         return headers | ({"last-event-id": str(self.position)} if self.position else {})
@@ -127,6 +121,12 @@ class Following:
                 return False
             self.position = event.id
         return True
+
+
+def is_event_stream(response: httpx.Response) -> bool:
+    """Whether a response is an event stream: 200 with its media type."""
+    media_type: str = response.headers.get("content-type", "").partition(";")[0]
+    return response.status_code == 200 and media_type.strip().lower() == MEDIA_TYPE
 
 
 def event_of(event: StreamEvent) -> Event | None:

@@ -37,12 +37,12 @@ class End:
     The end of an execution: its answer or its error.
 
     Attributes:
-        mark: The time of the end in the supervisor's words, to recognise the same end again. None: it was not sent.
+        ended_at: When it ended, in the supervisor's words, to recognise the same end again. None: it was not sent.
     """
 
     answer: Answer | None = None
     error: ClientError | None = None
-    mark: str | None = None
+    ended_at: str | None = None
 
     @property
     def error_class(self) -> str | None:
@@ -58,7 +58,7 @@ class Submission:
     Attributes:
         body: The body of every POST; another body would count as another task. None: the task was submitted before.
         waits: Wait for the answer; otherwise only for admission.
-        outside: The last error if the task is certainly not admitted; None: it may be.
+        not_admitted: The last error if the task is certainly not admitted; None: it may be.
     """
 
     http: httpx.AsyncClient = field(repr=False)
@@ -66,7 +66,7 @@ class Submission:
     execution_id: str
     body: bytes | None = field(repr=False)
     waits: bool = True
-    outside: ClientError | None = None
+    not_admitted: ClientError | None = None
 
     async def run(self, total_seconds: float, *, is_known: bool = False, max_resumes: int = 0) -> Answer:
         """
@@ -90,7 +90,7 @@ class Submission:
             over = Unreachable.because(
                 "deadline", "the deadline of the call is over; an execution that was admitted goes on"
             )
-            raise (self.outside or over).about(self.execution_id) from None
+            raise (self.not_admitted or over).about(self.execution_id) from None
 
     async def _run(self, is_known: bool, max_resumes: int) -> Answer:
         # A result from before the first POST is not its answer.
@@ -98,15 +98,15 @@ class Submission:
         accepted = Answer(execution_id=self.execution_id, status="accepted")
         posts, was_admitted, resumes = self.body is not None, self.body is None, 0
         while True:
-            self.outside = None
+            self.not_admitted = None
             try:
-                end = await self._ask(posts=posts)
+                end = await self._request_end(posts=posts)
             except ClientError as error:
                 trouble: ClientError = error
                 if is_passing(error):
                     turned_away = isinstance(error, TurnedAway)
                     posts = posts and (turned_away or error.problem.code == "not_sent")
-                    self.outside = error if posts and (turned_away or not was_admitted) else None
+                    self.not_admitted = error if posts and (turned_away or not was_admitted) else None
                 elif posts or was_admitted or error.error_class != "not_found":
                     raise  # its record is lost: only the caller can decide to run the task a second time
                 else:
@@ -118,7 +118,7 @@ class Submission:
                     return accepted
                 posts, was_admitted = False, True
                 await self.patience.wait()
-            elif before and not posts and (end.mark, end.error_class) == (before.mark, before.error_class):
+            elif before and not posts and (end.ended_at, end.error_class) == (before.ended_at, before.error_class):
                 posts = True  # the POST whose connection broke has not arrived
                 await self.patience.pause(unreachable(LOST, self.http.base_url))
             elif end.error_class == "interrupted" and resumes < max_resumes:
@@ -128,7 +128,7 @@ class Submission:
                 found = await self._known_end() if posts else end
                 before = found if found and found.error_class == "interrupted" else None
                 posts = before is not None
-            elif end.error and (self.waits or not end.mark):
+            elif end.error and (self.waits or not end.ended_at):
                 raise end.error
             else:
                 return end.answer or accepted
@@ -137,7 +137,7 @@ class Submission:
         """Ask for the result until the supervisor answers; None: the execution has not ended, or is not known."""
         while True:
             try:
-                return await self._ask(posts=False)
+                return await self._request_end(posts=False)
             except ClientError as error:
                 if error.error_class == "not_found":
                     return None
@@ -145,7 +145,7 @@ class Submission:
                     raise
                 await self.patience.pause(error)
 
-    async def _ask(self, *, posts: bool) -> End | None:
+    async def _request_end(self, *, posts: bool) -> End | None:
         """Post the task, or ask for its result, and return its end; None: the execution has not ended."""
         try:
             if posts:
@@ -175,10 +175,10 @@ def _end_of(stored: dict[str, Any], url: httpx.URL) -> End:
     Raises:
         Unreachable: The answer cannot be read.
     """
-    status, answer, mark = stored.get("status_code"), stored.get("answer"), stored.get("retained_at")
+    status, answer, ended_at = stored.get("status_code"), stored.get("answer"), stored.get("retained_at")
     if isinstance(status, int) and isinstance(answer, dict):
         if status != 200:
-            return End(error=failure(problem_of(answer, status)), mark=mark)
+            return End(error=failure(problem_of(answer, status)), ended_at=ended_at)
         if (found := read(Answer, answer)) is not None:
-            return End(found, mark=mark)
+            return End(found, ended_at=ended_at)
     raise unreachable("its answer cannot be read", url)

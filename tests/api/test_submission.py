@@ -24,7 +24,7 @@ from agent_runtime.client import (
     TurnedAway,
 )
 from agent_runtime.client.errors import FAMILIES, failure
-from agent_runtime.client.sse import EventReader, Following
+from agent_runtime.client.sse import EventReader, StreamPosition
 from agent_runtime.client.submit import HOLD_SECONDS
 from agent_runtime.errors import ErrorClass
 from agent_runtime.model.task import Task, TaskFields
@@ -551,17 +551,17 @@ def test_a_long_line_that_comes_in_many_chunks_takes_time_in_proportion() -> Non
 def test_a_stream_that_is_cut_anywhere_brings_each_line_once() -> None:
     lines = [b'event: message\nid: %d\ndata: {"n": %d}\n\n' % (n, n) for n in range(1, 6)]
     for cut in range(len(b"".join(lines))):
-        following = Following(0)
-        following.connect()
-        had = list(following.feed(b"".join(lines)[:cut]))
-        after = int(following.connect().get("last-event-id", 0))
-        had += following.feed(b'event: state\ndata: {"state": "running"}\n\n' + b"".join(lines[after:]))
+        stream = StreamPosition(0)
+        stream.reconnect()
+        had = list(stream.feed(b"".join(lines)[:cut]))
+        after = int(stream.reconnect().get("last-event-id", 0))
+        had += stream.feed(b'event: state\ndata: {"state": "running"}\n\n' + b"".join(lines[after:]))
         assert [event.data["n"] for event in had if event.name == "message"] == [1, 2, 3, 4, 5]
 
 
 def test_what_a_server_repeats_is_dropped_and_what_it_lost_is_told() -> None:
-    following = Following(3)
-    told = following.feed(
+    stream = StreamPosition(3)
+    told = stream.feed(
         b'event: message\nid: 3\ndata: {"n": 3}\n\nevent: state\ndata: {"s": 1}\n\nevent: state\ndata: {"s": 1}\n\n'
         b'event: gap\nid: 5\ndata: {"first": 4, "last": 5}\n\nevent: message\nid: 6\ndata: {"n": 6}\n\n'
     )
@@ -570,10 +570,8 @@ def test_what_a_server_repeats_is_dropped_and_what_it_lost_is_told() -> None:
 
 
 def test_a_transcript_that_is_shorter_than_what_was_seen_goes_on_after_the_gap() -> None:
-    following = Following(9)
-    told = following.feed(
-        b'event: gap\ndata: {"first": 5, "last": 9}\n\nevent: message\nid: 5\ndata: {"new": true}\n\n'
-    )
+    stream = StreamPosition(9)
+    told = stream.feed(b'event: gap\ndata: {"first": 5, "last": 9}\n\nevent: message\nid: 5\ndata: {"new": true}\n\n')
 
     assert [(event.name, event.id) for event in told] == [("gap", None), ("message", 5)]
-    assert following.position == 5
+    assert stream.position == 5
