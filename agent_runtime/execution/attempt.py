@@ -262,7 +262,6 @@ class Attempt:
             run_stats.answer.is_leaving = True
             child.interrupt()
             self._signalled_at = time.monotonic()
-            child.remember_descendants()
             if self._stop.reason is not None:
                 self._publish(Stopping(self._stop.reason))
         elif entered is StopPhase.KILLED:

@@ -122,14 +122,6 @@ class Child:
         """
         return self._send(signal.SIGINT, signal.SIGCONT)
 
-    def remember_descendants(self) -> None:
-        """Remember the processes below the leader, to recognise them after the death of their parents."""
-        if not self._is_open:
-            return
-        self.poll()
-        for layer in self._layers:
-            layer.remember()
-
     def kill(self) -> None:
         """Kill the leader and those processes of the attempt that one pass finds; :meth:`sweep` ends the rest."""
         if not self._is_open:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import functools
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -114,12 +113,6 @@ def test_whoever_has_left_its_family_comes_to_us_where_there_is_no_shim_any_more
 def test_the_descendants_are_found_without_the_kernels_lists_of_children() -> None:
     """For kernels without CONFIG_PROC_CHILDREN."""
     left = run_driver("the_descendants_are_found_without_the_kernels_lists_of_children")
-    assert left == [0, []]
-
-
-def test_marks_and_memory_find_them_where_there_is_no_shim_and_orphans_do_not_come_to_us() -> None:
-    """Where the kernel knows no subreaper."""
-    left = run_driver("marks_and_memory_find_them_where_there_is_no_shim_and_orphans_do_not_come_to_us")
     assert left == [0, []]
 
 
@@ -238,7 +231,7 @@ def test_a_leader_that_is_being_started_is_never_reaped_as_an_orphan(kind: Kind)
 
 @in_namespace
 def test_nobody_is_hit_who_was_given_the_pid_of_a_process_that_ended(kind: Kind) -> None:
-    """P7: strangers get the pid of a remembered descendant, of a leader that has ended, and of a shim."""
+    """P7: strangers get the pid of a descendant, of a leader that has ended, and of a shim."""
     result = run_driver(
         "nobody_is_hit_who_was_given_the_pid_of_a_process_that_ended",
         kind=kind,
@@ -294,28 +287,23 @@ def test_an_orphan_without_a_mark_is_ended_with_its_attempt_though_others_run(ki
 
 
 def test_an_orphan_of_unknown_owner_lives_as_long_as_another_attempt_and_no_longer() -> None:
-    """P10: somebody has killed its shim."""
+    """P10: somebody has killed the shims of both."""
     result = run_driver("an_orphan_of_unknown_owner_lives_as_long_as_another_attempt_and_no_longer")
     assert result == [1, 1, 0, []]
 
 
-def test_an_orphan_that_was_seen_below_its_leader_is_known_without_a_mark() -> None:
-    result = run_driver("an_orphan_that_was_seen_below_its_leader_is_known_without_a_mark")
+def test_an_orphan_without_a_mark_is_ended_while_the_shims_of_other_attempts_live() -> None:
+    """P10: somebody has killed its shim alone, so it can belong to no other attempt."""
+    result = run_driver("an_orphan_without_a_mark_is_ended_while_the_shims_of_other_attempts_live")
     assert result == [0, [], True]
 
 
-def test_an_orphan_that_was_born_in_a_session_of_the_attempt_is_known_without_a_mark() -> None:
-    result = run_driver("an_orphan_that_was_born_in_a_session_of_the_attempt_is_known_without_a_mark")
-    assert result == [0, [], True]
+def test_the_children_of_every_thread_are_found() -> None:
+    assert run_driver("the_children_of_every_thread_are_found") is True
 
 
-def test_the_children_of_every_thread_are_remembered() -> None:
-    result = run_driver("the_children_of_every_thread_are_remembered")
-    assert result == [0, [], True]
-
-
-def test_what_was_seen_before_is_killed_though_the_lists_of_children_have_a_gap() -> None:
-    left = run_driver("what_was_seen_before_is_killed_though_the_lists_of_children_have_a_gap")
+def test_a_family_is_ended_though_the_lists_of_children_have_a_gap() -> None:
+    left = run_driver("a_family_is_ended_though_the_lists_of_children_have_a_gap")
     assert left is True
 
 
@@ -346,7 +334,7 @@ def test_a_mark_that_is_forged_below_another_leader_ends_nobody_there(kind: Kind
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv")
 @pytest.mark.parametrize("shim", ["lives", "was killed"])
 def test_the_children_of_another_user_are_ended_where_their_environment_cannot_be_read(shim: str) -> None:
-    """Root in a container has no right to read another user's environment: tree, memory and session have to do."""
+    """Root in a container has no right to read another user's environment: the tree has to do."""
     result = run_driver(
         "the_children_of_another_user_are_ended_where_their_environment_cannot_be_read",
         shim,
@@ -476,23 +464,7 @@ def test_nobody_is_signalled_by_the_numbers_of_another_namespaces_proc() -> None
     assert result == [0, 0, -9, 0]
 
 
-# -- cost
-
-
-def test_remembering_costs_little() -> None:
-    """It is called at every tool call: about 1 ms for a family of 51 here."""
-    child = start_python(FAMILY, "51")
-    pids(child, 51)
-    began = time.monotonic()
-    for _ in range(10):
-        child.remember_descendants()
-    seconds = (time.monotonic() - began) / 10
-    child.kill()
-    assert child.sweep(time.monotonic() + 10).survivors == 0
-    assert select.select([child.pidfd], [], [], 10)[0]
-    exit_of(child)
-    child.close()
-    assert seconds < 0.1
+# -- old kernels
 
 
 def test_the_group_signal_is_refused_quietly_where_the_kernel_has_none() -> None:

@@ -319,7 +319,6 @@ def test_everything_may_be_called_again_after_the_end(kind: Kind) -> None:
     for _ in range(3):
         child.close()
         child.close_stdin()
-        child.remember_descendants()
         child.kill()
         assert child.sweep(time.monotonic() + 10).survivors == 0
         assert child.poll() == Exit(-signal.SIGKILL)

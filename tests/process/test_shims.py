@@ -78,12 +78,12 @@ def test_shims_that_are_struck_at_any_moment_of_a_spawn_leave_nothing(how: str, 
 
 
 def test_a_shim_that_is_killed_while_its_leader_runs_loses_neither_exit_code_nor_family(kind: Kind) -> None:
-    codes, survivors, left, unattributed = run_driver(
+    codes, survivors, left = run_driver(
         "a_shim_that_is_killed_while_its_leader_runs_loses_neither_exit_code_nor_family",
         kind=kind,
     )
     assert codes == [7, 7, 7]
-    assert (survivors, left, unattributed) == (0, [], 0)
+    assert (survivors, left) == (0, [])
 
 
 def test_a_shim_that_is_killed_after_its_leader_has_ended_has_told_how(kind: Kind) -> None:

@@ -34,9 +34,6 @@ class CgroupLayer:
         """How many processes were found alive by kill passes."""
         return len(self._seen)
 
-    def remember(self) -> None:
-        """Do nothing: the kernel knows the members."""
-
     def kill_pass(self, *, thorough: bool) -> PassResult:  # noqa: ARG002 - every pass is thorough
         """Kill everything that lives in the group."""
         with self._lock:

@@ -3,8 +3,8 @@ Find and end everything that an attempt has started, and nothing else.
 
 An attempt's shim is a subreaper, so all descendants of its leader stay below the shim and belong to the attempt. After
 the death of a shim this process adopts its children, because it is a subreaper too. Such an orphan and its descendants
-belong to the attempt under which one of them was seen before (pid and start time), else to the attempt whose mark one
-of them has in its environment. Any other orphan is left alone while an attempt runs, and ended with the last one.
+belong to the attempt whose leader is among them, else to the attempt whose mark one of them has in its environment. Any
+other orphan can only come from an attempt whose shim has ended, so it is left alone as long as such an attempt goes on.
 
 Each leader begins a session of its own, so a process in our own session was never below a leader and is never touched.
 The fork server and the shims are never touched either.
@@ -27,7 +27,7 @@ from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from agent_runtime.process.containment.registry import AttemptProcesses, AttemptRegistry
     from agent_runtime.process.forkserver.server import ShimHandle
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_LOOK_AT_LEADER_EVERY = 4
 _PASSES_BEFORE_KILLING_EACH = 3
 
 
@@ -77,31 +76,11 @@ class ScanLayer:
         """How many processes were found alive by kill passes."""
         return len(self._seen)
 
-    def remember(self) -> None:
-        """Remember the leader's descendants and those of known orphans; does nothing without free descriptors."""
-        with self._lock:
-            _try_with_spare(self._remember)
-
     def kill_pass(self, *, thorough: bool) -> PassResult:
         """Search the tree below this process once, and kill the processes of the attempt."""
         with self._lock:
             seen = _try_with_spare(lambda: self._kill_pass(thorough=thorough))
-            return PassResult(alive=max(1, len(self._attempt.remembered)), blind=True) if seen is None else seen
-
-    def _remember(self) -> None:
-        if not proc_table.shows_our_pids():
-            return
-        view = proc_table.take_view()
-        still_there = [process for one in self._attempt.known if (process := _still_there(one)) is not None]
-        seen = {process.identity: process for process in still_there}
-        roots = [root for root in still_there if root.identity == self._attempt.leader or root.parent == os.getpid()]
-        for root in (*roots, *self._below_shim(view)):
-            for process in proc_table.branch(view, root):
-                if not process.dead:
-                    seen[process.identity] = process
-                if len(seen) % _LOOK_AT_LEADER_EVERY == 0 and self._is_for_the_sweep:
-                    return
-        self._attempt.remembered = frozenset(seen)
+            return PassResult(alive=1, blind=True) if seen is None else seen
 
     def _kill_pass(self, *, thorough: bool) -> PassResult:
         me = proc_table.read_process(os.getpid())
@@ -117,7 +96,6 @@ class ScanLayer:
                 self._patience = _PASSES_BEFORE_KILLING_EACH if now.fresh else self._patience - 1
             now.freezer.kill()
             self._seen |= now.seen.keys()
-            self._attempt.remembered |= now.seen.keys()
         return PassResult(len(now.seen), now.fresh, unattributed)
 
     def _hold_all(self, me: Process, now: _Pass, *, thorough: bool) -> int:
@@ -136,11 +114,9 @@ class ScanLayer:
                 self._hold_branch(root, now)
             elif owner is None:
                 unattributed.append(root)
-        for process in self._overlooked(now):
-            self._hold_branch(process, now)
-        # Checked after the search: an attempt that began since then cannot own what was seen before.
+        # Checked after the search: a shim that lives still has adopted all orphans of its attempt until now.
         unattributed = [root for root in unattributed if self._registry.may_be_ours(root)]
-        if not self._registry.is_quiet():
+        if unattributed and not self._registry.may_end_unknown():
             return len(unattributed)
         for root in unattributed:
             self._hold_branch(root, now)
@@ -148,14 +124,8 @@ class ScanLayer:
 
     def _below_shim(self, view: View) -> list[Process]:
         """Return the children of the shim, if it lives."""
-        shim = None if self._attempt.shim is None else _still_there(self._attempt.shim)
+        shim = None if self._attempt.shim is None else proc_table.read_living(self._attempt.shim)
         return [] if shim is None else view.children(shim)
-
-    def _overlooked(self, now: _Pass) -> Iterator[Process]:
-        """Yield known processes that this pass missed: lists of children have gaps while children die."""
-        for identity in self._attempt.known - now.seen.keys():
-            if (process := _still_there(identity)) is not None:
-                yield process
 
     def _hold_branch(self, root: Process, now: _Pass) -> None:
         waiting = deque([root])
@@ -185,23 +155,16 @@ class ScanLayer:
         return handle is not None and linux.has_ended(handle.pidfd) and not handle.shim_has_ended
 
     def _owner_of(self, root: Process, view: View) -> AttemptProcesses | None:
-        """Return the attempt that a child of ours belongs to: by earlier passes, else by the mark."""
+        """Return the attempt that a child of ours belongs to: by its leader, else by the mark."""
         members = list(proc_table.branch(view, root))
         identities = {process.identity for process in members}
-        attempts = self._registry.all()
-        for attempt in attempts:
-            if attempt.leader in identities or not attempt.remembered.isdisjoint(identities):
-                return attempt
         marks = {proc_table.read_environ(process.pid, MARK_VARIABLE) for process in members}
-        if (found := next((attempt for attempt in attempts if attempt.mark in marks), None)) is not None:
-            return found
+        attempts = self._registry.all()
+        by_leader = [attempt for attempt in attempts if attempt.leader in identities]
+        if found := by_leader or [attempt for attempt in attempts if attempt.mark in marks]:
+            return found[0]
         # Leftovers of an ended attempt belong to the first sweep that finds them.
         return self._attempt if any(mark is not None and is_of_this_start(mark) for mark in marks) else None
-
-
-def _still_there(identity: Identity) -> Process | None:
-    process = proc_table.read_process(identity[0])
-    return process if process is not None and process.identity == identity and not process.dead else None
 
 
 def _try_with_spare(act: Callable[[], T]) -> T | None:

@@ -59,7 +59,6 @@ class AttemptProcesses:
         shim: The process that adopts orphans of the attempt; None if there is none, or while it is being started.
         began_ticks: When the attempt began, on the clock of :func:`agent_runtime.process.linux.syscalls.boot_ticks`.
         ending: Whether every process of the attempt may be killed.
-        remembered: Processes below the attempt that lived at the last pass.
     """
 
     def __init__(self, mark: str) -> None:
@@ -68,12 +67,11 @@ class AttemptProcesses:
         self.leader: Identity | None = None
         self.shim: Identity | None = None
         self.ending = False
-        self.remembered: frozenset[Identity] = frozenset()
 
     @property
-    def known(self) -> frozenset[Identity]:
-        """The leader and the remembered processes."""
-        return self.remembered if self.leader is None else self.remembered | {self.leader}
+    def may_have_orphans(self) -> bool:
+        """Whether orphans of the attempt may be children of this process: no living shim adopts them."""
+        return self.shim is None or proc_table.read_living(self.shim) is None
 
 
 class AttemptRegistry:
@@ -114,9 +112,9 @@ class AttemptRegistry:
         with self._lock:
             return tuple(self._attempts.values())
 
-    def is_quiet(self) -> bool:
-        """Whether every living attempt is being ended, so that orphans of unknown owner may be killed."""
-        return all(attempt.ending for attempt in self.all())
+    def may_end_unknown(self) -> bool:
+        """Whether every attempt that an orphan of unknown owner may belong to is being ended."""
+        return all(attempt.ending or not attempt.may_have_orphans for attempt in self.all())
 
     def is_protected(self, process: Process) -> bool:
         """Whether a process is the fork server or a shim: these belong to no attempt and end by themselves."""

@@ -62,9 +62,6 @@ class Layer(Protocol):
         """How many processes were found alive by kill passes."""
         ...
 
-    def remember(self) -> None:
-        """Remember the present processes, to recognise them after the death of their parents; kills nothing."""
-
     def kill_pass(self, *, thorough: bool) -> PassResult:
         """
         Search once and kill what is found.

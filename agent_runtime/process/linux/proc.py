@@ -72,6 +72,12 @@ def read_process(pid: int) -> Process | None:
     )
 
 
+def read_living(identity: Identity) -> Process | None:
+    """Read the process of this pid and start time; None: it has ended, whether it was reaped or not."""
+    process = read_process(identity[0])
+    return process if process is not None and process.identity == identity and not process.dead else None
+
+
 def read_environ(pid: int, name: str) -> str | None:
     """
     Return the value of one variable in the environment the process was started with.
