@@ -87,12 +87,12 @@ class Group:
         self._lock = threading.RLock()
         self._open: set[int] = set()
         try:
-            self.place = self._must("", os.O_PATH | os.O_DIRECTORY)
-            self.procs = self._must("cgroup.procs", os.O_WRONLY)
-            self._events = self._must("cgroup.events", os.O_RDONLY)
-            self._members = self._must("cgroup.procs", os.O_RDONLY)
-            self._kill = self._may("cgroup.kill", os.O_WRONLY)
-            self._memory_events = self._may("memory.events", os.O_RDONLY)
+            self.place = self._open_file("", os.O_PATH | os.O_DIRECTORY)
+            self.procs = self._open_file("cgroup.procs", os.O_WRONLY)
+            self._events = self._open_file("cgroup.events", os.O_RDONLY)
+            self._members = self._open_file("cgroup.procs", os.O_RDONLY)
+            self._kill = self._open_file("cgroup.kill", os.O_WRONLY, is_optional=True)
+            self._memory_events = self._open_file("memory.events", os.O_RDONLY, is_optional=True)
             self._oom_kills = 0
         except BaseException:
             self.close()
@@ -110,7 +110,7 @@ class Group:
     @property
     def counts_memory(self) -> bool:
         """Whether the group has the memory controller, with which the kernel counts its kills for lack of memory."""
-        return self._memory_events is not None
+        return self._memory_events >= 0
 
     def pids(self) -> set[int]:
         """
@@ -139,7 +139,7 @@ class Group:
         a threaded one; there :meth:`kill_each` works.
         """
         with self._lock:
-            if self._kill is None:
+            if self._kill < 0:
                 return
             try:
                 os.write(self._kill, b"1")
@@ -178,8 +178,7 @@ class Group:
         with self._lock:
             while self._open:
                 os.close(self._open.pop())
-            self._kill = self._memory_events = None
-            self.place = self.procs = self._events = self._members = -1
+            self.place = self.procs = self._events = self._members = self._kill = self._memory_events = -1
 
     def _kill_member(self, pid: int) -> None:
         try:
@@ -193,21 +192,19 @@ class Group:
         finally:
             os.close(pidfd)
 
-    def _must(self, name: str, flags: int) -> int:
-        descriptor = os.open(self.directory / name, flags | os.O_CLOEXEC)
+    def _open_file(self, name: str, flags: int, *, is_optional: bool = False) -> int:
+        """Open a file of the group until it is closed; -1 if a file that is optional does not exist."""
+        try:
+            descriptor = os.open(self.directory / name, flags | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if is_optional:
+                return -1
+            raise
         self._open.add(descriptor)
         return descriptor
 
-    def _may(self, name: str, flags: int) -> int | None:
-        try:
-            return self._must(name, flags)
-        except FileNotFoundError:
-            return None
-
-    def _read(self, descriptor: int | None) -> bytes:
+    def _read(self, descriptor: int) -> bytes:
         """Read a whole file of the group; empty if it is not open, or the group is removed."""
-        if descriptor is None:
-            return b""
         with self._lock:
             if descriptor not in self._open:
                 return b""
