@@ -175,8 +175,7 @@ class ChildOutput:
         if written:
             joined = whole if whole is not None and is_as_it_came else b"".join(written)
             clean = self._redactor.redact_joined(joined)
-            self._transcript.append_joined(clean, map(len, written if clean is joined else BytesIO(clean)))
-            self._transcript.flush()
+            self._transcript.append(clean, map(len, written if clean is joined else BytesIO(clean)))
         return bool(written)
 
     def _repaired(self, line: bytes, written: list[bytes], read_at: float) -> None:

@@ -25,8 +25,6 @@ from agent_runtime.store.line_files import ENTRY_BYTES, LineReader, LineWriter, 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
-    from types import TracebackType
-    from typing import Self
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +43,9 @@ class TranscriptStore:
     def __repr__(self) -> str:
         return f"<TranscriptStore {self.directory}>"
 
-    def writer(self, execution_id: str, *, buffer_bytes: int = 64 << 10) -> TranscriptWriter:
+    def writer(self, execution_id: str) -> TranscriptWriter:
         """Return a writer that continues the transcript of an execution; there must be only one writer at a time."""
-        return TranscriptWriter(*self._paths(execution_id), buffer_bytes=buffer_bytes)
+        return TranscriptWriter(*self._paths(execution_id))
 
     def reader(self, execution_id: str) -> TranscriptReader:
         """Return a reader of an execution's transcript; it may be read while it is written, and may not exist yet."""
@@ -240,8 +238,7 @@ class TranscriptWriter(TranscriptReader):
     While the disk is full, read-only or broken, lines are counted but not written. Later lines keep the numbers they
     would have had, and readers see which numbers are missing.
 
-    One thread writes at a time, any thread reads. Appended lines become readable with the next :meth:`flush`, which
-    happens by itself once *buffer_bytes* are buffered.
+    One thread writes at a time, any thread reads.
 
     Attributes:
         missing_lines: How many lines this writer could not write.
@@ -250,33 +247,19 @@ class TranscriptWriter(TranscriptReader):
     RETRY_SECONDS = 1.0
     """How long the writer waits after a failure before it tries again."""
 
-    def __init__(
-        self, data_path: Path, index_path: Path, *, buffer_bytes: int, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, data_path: Path, index_path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(data_path, index_path)
-        self._buffer_bytes = buffer_bytes
         self._clock = clock
         self._line_writer: LineWriter | None = None
-        self._pieces: list[bytes] = []
-        self._lengths = array("Q")
-        self._buffered_bytes = 0
         self._retry_at: float | None = None
         self.missing_lines = 0
         # The size is known even if the files cannot be opened; opening them may find more lines.
         self._last_line = file_size(index_path) // ENTRY_BYTES
-        self._write(b"", self._lengths)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        self._write(b"", array("Q"))
 
     @property
     def last_line(self) -> int:
-        """Number of the last appended line, whether written, flushed or neither; 0 if there is none yet."""
+        """Number of the last appended line, whether it could be written or not; 0 if there is none yet."""
         return self._last_line
 
     @property
@@ -289,38 +272,29 @@ class TranscriptWriter(TranscriptReader):
         lines, truncated = super().answer_log(limit_bytes, must_include_line)
         return lines, truncated or self.incomplete
 
-    def append(self, line: bytes) -> int:
-        """Append a line without its newline; return its number."""
-        return self.append_many([line])
+    def append(self, lines: bytes, lengths: Iterable[int]) -> int:
+        """
+        Append lines, so that readers see them; return the number of the last one.
 
-    def append_many(self, lines: list[bytes]) -> int:
-        """Append several lines at once; return the number of the last one."""
-        return self.append_joined(b"\n".join((*lines, b"")), [len(line) + 1 for line in lines])
-
-    def append_joined(self, lines: bytes, lengths: Iterable[int]) -> int:
-        """Append lines that are already joined; *lengths* gives the length of each with its newline."""
-        known = len(self._lengths)
-        self._pieces.append(lines)
-        self._lengths.extend(lengths)
-        self._buffered_bytes += len(lines)
-        self._last_line += len(self._lengths) - known
-        if self._buffered_bytes >= self._buffer_bytes:
-            self.flush()
+        Args:
+            lines: Joined lines, each with its newline.
+            lengths: The length of each line with its newline.
+        """
+        counted = array("Q", lengths)
+        self._last_line += len(counted)
+        if not self._write(lines, counted):
+            self.missing_lines += len(counted)
         return self._last_line
 
-    def flush(self) -> None:
-        """Write the buffered lines, so that readers see them."""
-        if self._lengths:
-            lines = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-            lengths, self._lengths = self._lengths, array("Q")
-            self._pieces, self._buffered_bytes = [], 0
-            if not self._write(lines, lengths):
-                self.missing_lines += len(lengths)
-
     def close(self) -> None:
-        """Flush and close the files; a later append opens them again."""
-        self.flush()
-        self._close_files()
+        """Close the files; a later append opens them again."""
+        if self._line_writer is not None:
+            line_writer, self._line_writer = self._line_writer, None
+            try:
+                line_writer.close()
+            except OSError as error:  # a network file system reports a full disk only here
+                log.error("cannot write transcript %s: %s", self._data_path, error.strerror)
+                self.missing_lines += 1
 
     def _write(self, lines: bytes, lengths: array[int]) -> bool:
         if self._retry_at is not None and self._clock() < self._retry_at:
@@ -344,13 +318,4 @@ class TranscriptWriter(TranscriptReader):
             log.error("cannot write transcript %s: %s", self._data_path, error.strerror)
         self._retry_at = self._clock() + self.RETRY_SECONDS
         # The next try opens the files again and repairs them.
-        self._close_files()
-
-    def _close_files(self) -> None:
-        if self._line_writer is not None:
-            line_writer, self._line_writer = self._line_writer, None
-            try:
-                line_writer.close()
-            except OSError as error:  # a network file system reports a full disk only here
-                log.error("cannot write transcript %s: %s", self._data_path, error.strerror)
-                self.missing_lines += 1
+        self.close()

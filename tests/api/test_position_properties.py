@@ -64,7 +64,7 @@ def test_from_any_position_each_line_comes_once_or_is_told_as_missing(
     store = TranscriptStore(tmp_path / f"{secrets.token_hex(8)}")
     writer = store.writer("x")
     for line in lines:
-        writer.append_joined(line + b"\n" if line is not None else b"", [len(line) + 1 if line is not None else 0])
+        writer.append(line + b"\n" if line is not None else b"", [len(line) + 1 if line is not None else 0])
     writer.close()
     record = ExecutionRecord(execution_id="x", created_at=1.0, state=Phase.FINISHED)
 

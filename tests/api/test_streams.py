@@ -30,6 +30,7 @@ from agent_runtime.telemetry.redaction import Redactor
 from agent_runtime.web.access import AccessKey
 from agent_runtime.web.response_buffer import ResponseBuffer
 from tests.support.supervised import eventually, supervised
+from tests.support.transcript_lines import append
 from tests.system.test_executions import OK, events, holding
 
 if TYPE_CHECKING:
@@ -165,17 +166,15 @@ print("held")
 
 def test_readers_at_the_same_place_share_one_reading_and_all_get_what_is_added(tmp_path: Path) -> None:
     store, batches = TranscriptStore(tmp_path), Batches()
-    with store.writer("shared") as writer:
-        writer.append_many([b"one", b"two"])
-        writer.flush()
+    with contextlib.closing(store.writer("shared")) as writer:
+        append(writer, b"one", b"two")
         reader = store.reader("shared")
         first, second = batches.after(reader, 0), batches.after(reader, 0)
         assert first is not None
         assert first is second
         assert first[0] == 2
         assert batches.after(reader, 2) is None
-        writer.append(b"three")
-        writer.flush()
+        append(writer, b"three")
 
     added = batches.after(reader, 2)
     assert added is not None
@@ -186,9 +185,8 @@ def test_readers_at_the_same_place_share_one_reading_and_all_get_what_is_added(t
 
 def test_readers_who_were_at_different_places_come_to_the_same(tmp_path: Path) -> None:
     store, batches = TranscriptStore(tmp_path), Batches()
-    with store.writer("long") as writer:
-        writer.append_many([b"line"] * (3 * BATCH_LINES))
-        writer.flush()
+    with contextlib.closing(store.writer("long")) as writer:
+        append(writer, *[b"line"] * (3 * BATCH_LINES))
     reader = store.reader("long")
 
     ends = set()
@@ -212,9 +210,8 @@ def test_readers_who_take_all_at_once_stay_together_and_share_every_reading(tmp_
     batches = Batches()
     batches.BYTES_HELD = 2 * BATCH_BYTES
     record = ExecutionRecord(execution_id="long", created_at=0.0, state=Phase.FINISHED)
-    with TranscriptStore(tmp_path).writer("long") as writer:
-        writer.append_many([b"x" * 1000] * 4000)
-        writer.flush()
+    with contextlib.closing(TranscriptStore(tmp_path).writer("long")) as writer:
+        append(writer, *[b"x" * 1000] * 4000)
     view = View(record, Counted(tmp_path / "long.jsonl", tmp_path / "long.idx"), Notifier())
 
     async def read() -> int:
@@ -230,9 +227,8 @@ def test_readers_who_take_all_at_once_stay_together_and_share_every_reading(tmp_
 
 def test_batches_are_kept_within_a_bound_and_none_without_readers(tmp_path: Path) -> None:
     store, batches = TranscriptStore(tmp_path), Batches()
-    with store.writer("long") as writer:
-        writer.append_many([b"x" * (BATCH_BYTES - 1)] * (Batches.BYTES_HELD // BATCH_BYTES + 10))
-        writer.flush()
+    with contextlib.closing(store.writer("long")) as writer:
+        append(writer, *[b"x" * (BATCH_BYTES - 1)] * (Batches.BYTES_HELD // BATCH_BYTES + 10))
         reader = store.reader("long")
         before = [batches.after(reader, position) for position in range(writer.last_line)]
     kept = sum(len(events) for _, events in batches._batches.values())
@@ -245,9 +241,8 @@ def test_batches_are_kept_within_a_bound_and_none_without_readers(tmp_path: Path
 @pytest.mark.parametrize("size", [BATCH_BYTES, BATCH_BYTES + 1, 3 * BATCH_BYTES, 1_000_000])
 def test_a_long_line_comes_in_parts_with_its_number_and_between_the_others(tmp_path: Path, size: int) -> None:
     long = b'{"x": "' + b"0123456\r" * (size // 8) + b'"}'
-    with TranscriptStore(tmp_path).writer("long") as writer:
-        writer.append_many([b"first", b"second", long, b"fourth", long])
-        writer.flush()
+    with contextlib.closing(TranscriptStore(tmp_path).writer("long")) as writer:
+        append(writer, b"first", b"second", long, b"fourth", long)
     record = ExecutionRecord(execution_id="long", created_at=0.0, state=Phase.FINISHED)
     view = View(record, TranscriptStore(tmp_path).reader("long"), Notifier())
 
@@ -266,9 +261,8 @@ def test_a_long_line_comes_in_parts_with_its_number_and_between_the_others(tmp_p
 
 def test_a_long_line_that_is_deleted_while_it_is_read_ends_the_stream_without_its_event(tmp_path: Path) -> None:
     store = TranscriptStore(tmp_path)
-    with store.writer("long") as writer:
-        writer.append_many([b"first", b"x" * 10 * BATCH_BYTES])
-        writer.flush()
+    with contextlib.closing(store.writer("long")) as writer:
+        append(writer, b"first", b"x" * 10 * BATCH_BYTES)
     record = ExecutionRecord(execution_id="long", created_at=0.0, state=Phase.FINISHED)
     view = View(record, store.reader("long"), Notifier())
 
@@ -289,11 +283,8 @@ def test_a_long_line_that_is_deleted_while_it_is_read_ends_the_stream_without_it
 @pytest.mark.parametrize("lines", [[b"", b"x" * 300_000], [b"a" * 300_000, b"", b"", b"b" * 300_000]])
 def test_a_long_line_behind_lines_that_were_not_kept_is_found(tmp_path: Path, lines: list[bytes]) -> None:
     """A line that could not be written ends where the one before it ends."""
-    with TranscriptStore(tmp_path).writer("long") as writer:
-        writer.append_joined(
-            b"".join(line + b"\n" for line in lines if line), [len(line) + bool(line) for line in lines]
-        )
-        writer.flush()
+    with contextlib.closing(TranscriptStore(tmp_path).writer("long")) as writer:
+        writer.append(b"".join(line + b"\n" for line in lines if line), [len(line) + bool(line) for line in lines])
     reader, position, found = TranscriptStore(tmp_path).reader("long"), 0, []
     while (line := reader.long_line(position, BATCH_BYTES)) is not None:
         found.append((line.number, reader.bytes_at(line.start, line.end - line.start)))

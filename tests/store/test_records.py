@@ -37,6 +37,7 @@ from agent_runtime.store.records import RecordStore
 from agent_runtime.store.retention import prune
 from agent_runtime.store.tables import MIGRATIONS, KeptAnswer, put_answer, put_record
 from agent_runtime.store.transcripts import TranscriptStore
+from tests.support.transcript_lines import append
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -830,8 +831,8 @@ def filled(store: RecordStore, transcripts: TranscriptStore, count: int, size_by
     for n in range(count):
         name = f"id-{n}"
         store.conclude(finished(name, ended_at=CREATED_AT + n), 200, b"a" * size_bytes, 1.0)
-        with transcripts.writer(name) as writer:
-            writer.append(b"t" * size_bytes)
+        with contextlib.closing(transcripts.writer(name)) as writer:
+            append(writer, b"t" * size_bytes)
 
 
 def test_what_is_too_old_goes_with_its_transcript_and_answer(store: RecordStore, transcripts: TranscriptStore) -> None:
@@ -866,8 +867,8 @@ def test_where_little_is_free_lines_go_first_and_answers_last(
 ) -> None:
     filled(store, transcripts, 4, 10_000)
     store.save(record("running", state=Phase.RUNNING))
-    with transcripts.writer("running") as writer:
-        writer.append(b"line")
+    with contextlib.closing(transcripts.writer("running")) as writer:
+        append(writer, b"line")
     monkeypatch.setattr(retention, "lacking_bytes", lambda _: 1)  # however much is deleted
     late = CREATED_AT + 2 + retention.SPARED_SECONDS
 
@@ -904,8 +905,8 @@ def test_a_transcript_whose_record_is_lost_goes_when_it_is_too_old(
 ) -> None:
     odd = "a/b"
     for name in ("lost", "kept", odd):
-        with transcripts.writer(name) as writer:
-            writer.append(b"line")
+        with contextlib.closing(transcripts.writer(name)) as writer:
+            append(writer, b"line")
     transcripts.writer("empty").close()
     for name in ("kept", odd):
         store.save(finished(name))

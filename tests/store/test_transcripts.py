@@ -9,11 +9,13 @@ import stat
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
 from agent_runtime.store.transcripts import TranscriptStore, TranscriptWriter
+from tests.support.transcript_lines import append
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,10 +38,10 @@ def all_of(store: TranscriptStore, execution_id: str = "x") -> dict[int, bytes]:
 
 
 def test_lines_are_read_back_under_their_numbers(store: TranscriptStore) -> None:
-    with store.writer("x") as writer:
+    with closing(store.writer("x")) as writer:
         assert writer.last_line == 0
-        assert writer.append(b'{"n":1}') == 1
-        assert writer.append_many([b'{"n":2}', b"", b'{"n":4}']) == 4
+        assert append(writer, b'{"n":1}') == 1
+        assert append(writer, b'{"n":2}', b"", b'{"n":4}') == 4
 
     assert store.reader("x").read(0) == [(1, b'{"n":1}'), (2, b'{"n":2}'), (3, b""), (4, b'{"n":4}')]
     assert store.reader("x").read(3) == [(4, b'{"n":4}')]
@@ -48,40 +50,36 @@ def test_lines_are_read_back_under_their_numbers(store: TranscriptStore) -> None
     assert store.reader("x").last_line == 4
 
 
-def test_a_flush_makes_lines_visible_and_a_full_buffer_does_so_by_itself(store: TranscriptStore) -> None:
-    with store.writer("x", buffer_bytes=100) as writer:
-        writer.append(b"a" * 50)
-        assert writer.read(0) == []
-        writer.flush()
-        assert [number for number, _ in writer.read(0)] == [1]
-        writer.append(b"b" * 99)
-        assert [number for number, _ in writer.read(1)] == [2]
+def test_appended_lines_can_be_read_at_once(store: TranscriptStore) -> None:
+    with closing(store.writer("x")) as writer:
+        append(writer, b"a")
+        assert store.reader("x").read(0) == [(1, b"a")]
 
 
 def test_numbering_goes_on_when_the_transcript_is_opened_again(store: TranscriptStore) -> None:
     for attempt in range(3):
-        with store.writer("x") as writer:
+        with closing(store.writer("x")) as writer:
             assert writer.last_line == attempt * 10
-            writer.append_many(numbered(attempt * 10 + 1, attempt * 10 + 10))
+            append(writer, *numbered(attempt * 10 + 1, attempt * 10 + 10))
 
     assert all_of(store) == dict(enumerate(numbered(1, 30), 1))
 
 
 def test_a_writer_that_was_closed_can_still_be_read_and_written(store: TranscriptStore) -> None:
     writer = store.writer("x")
-    writer.append(b"one")
+    append(writer, b"one")
     writer.close()
     writer.close()
     assert writer.read(0) == [(1, b"one")]
 
-    writer.append(b"two")
+    append(writer, b"two")
     writer.close()
     assert writer.read(0) == [(1, b"one"), (2, b"two")]
 
 
 def test_limits_of_a_read_hold_and_one_line_always_comes(store: TranscriptStore) -> None:
-    with store.writer("x") as writer:
-        writer.append_many([b"a" * 9, b"b" * 9, b"c" * 1_000_000, b"d" * 9])
+    with closing(store.writer("x")) as writer:
+        append(writer, b"a" * 9, b"b" * 9, b"c" * 1_000_000, b"d" * 9)
     reader = store.reader("x")
 
     assert [n for n, _ in reader.read(0, limit_lines=1)] == [1]
@@ -97,9 +95,9 @@ def test_a_transcript_can_be_read_while_it_is_written(store: TranscriptStore) ->
     done = threading.Event()
 
     def write() -> None:
-        with store.writer("x", buffer_bytes=1000) as writer:
+        with closing(store.writer("x")) as writer:
             for first in range(0, len(lines), 7):
-                writer.append_many(lines[first : first + 7])
+                append(writer, *lines[first : first + 7])
         done.set()
 
     thread = threading.Thread(target=write)
@@ -124,8 +122,8 @@ def test_of_a_transcript_that_is_not_there_nothing_is_read(store: TranscriptStor
 
 
 def test_a_deleted_transcript_is_gone_and_its_id_begins_anew(store: TranscriptStore) -> None:
-    with store.writer("x") as writer:
-        writer.append(b"old")
+    with closing(store.writer("x")) as writer:
+        append(writer, b"old")
     assert store.total_bytes() == store.size_bytes("x") == 4 + 8
 
     store.delete("x")
@@ -133,14 +131,14 @@ def test_a_deleted_transcript_is_gone_and_its_id_begins_anew(store: TranscriptSt
 
     assert store.reader("x").read(0) == []
     assert store.total_bytes() == 0
-    with store.writer("x") as writer:
-        assert writer.append(b"new") == 1
+    with closing(store.writer("x")) as writer:
+        assert append(writer, b"new") == 1
 
 
 def test_every_id_has_files_of_its_own_inside_the_directory(store: TranscriptStore) -> None:
     for execution_id in IDS + HOSTILE_IDS:
-        with store.writer(execution_id) as writer:
-            writer.append(execution_id.encode(errors="replace").replace(b"\n", b" "))
+        with closing(store.writer(execution_id)) as writer:
+            append(writer, execution_id.encode(errors="replace").replace(b"\n", b" "))
 
     for execution_id in IDS + HOSTILE_IDS:
         assert store.reader(execution_id).last_line == 1, execution_id
@@ -151,8 +149,8 @@ def test_every_id_has_files_of_its_own_inside_the_directory(store: TranscriptSto
 
 
 def test_nobody_else_can_read_transcripts(store: TranscriptStore) -> None:
-    with store.writer("x") as writer:
-        writer.append(b"private")
+    with closing(store.writer("x")) as writer:
+        append(writer, b"private")
 
     for path in [store.directory, *store.directory.iterdir()]:
         assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
@@ -163,8 +161,8 @@ def test_a_link_in_place_of_a_transcript_is_not_followed(store: TranscriptStore,
     victim.write_bytes(b"untouched")
     (store.directory / "x.jsonl").symlink_to(victim)
 
-    with store.writer("x") as writer:
-        writer.append(b"line")
+    with closing(store.writer("x")) as writer:
+        append(writer, b"line")
 
     assert writer.incomplete
     assert victim.read_bytes() == b"untouched"
@@ -174,16 +172,16 @@ def test_a_link_in_place_of_a_transcript_is_not_followed(store: TranscriptStore,
 
 
 def test_a_short_transcript_goes_into_the_answer_whole(store: TranscriptStore) -> None:
-    with store.writer("x") as writer:
-        writer.append_many(numbered(1, 5))
+    with closing(store.writer("x")) as writer:
+        append(writer, *numbered(1, 5))
 
     assert store.reader("x").answer_log(1000) == (numbered(1, 5), False)
     assert store.reader("x").answer_log(40) == (numbered(1, 5), False)
 
 
 def test_of_a_long_transcript_start_end_and_the_result_go_into_the_answer(store: TranscriptStore) -> None:
-    with store.writer("x") as writer:
-        writer.append_many(numbered(1, 1000, 91))
+    with closing(store.writer("x")) as writer:
+        append(writer, *numbered(1, 1000, 91))
     length = len(numbered(1, 1, 91)[0])
 
     for result in (1, 3, 500, 990, 1000):
@@ -201,8 +199,8 @@ def test_the_limit_of_an_answer_holds_wherever_it_falls(
     store: TranscriptStore, limit_bytes: int, result: int | None
 ) -> None:
     lines = [b"%d" % n * 99 for n in range(1, 9)]
-    with store.writer("x") as writer:
-        writer.append_many(lines)
+    with closing(store.writer("x")) as writer:
+        append(writer, *lines)
 
     log, truncated = store.reader("x").answer_log(limit_bytes, must_include_line=result)
 
@@ -217,8 +215,8 @@ def test_the_limit_of_an_answer_holds_wherever_it_falls(
 
 
 def test_a_result_longer_than_the_limit_goes_into_the_answer_all_the_same(store: TranscriptStore) -> None:
-    with store.writer("x") as writer:
-        writer.append_many([b"start", b"r" * 5000, b"end"])
+    with closing(store.writer("x")) as writer:
+        append(writer, b"start", b"r" * 5000, b"end")
 
     assert store.reader("x").answer_log(100, must_include_line=2) == ([b"r" * 5000], True)
 
@@ -227,14 +225,14 @@ def test_a_result_longer_than_the_limit_goes_into_the_answer_all_the_same(store:
 
 
 def test_half_a_line_left_by_a_crash_is_cut_off(store: TranscriptStore) -> None:
-    with store.writer("x") as writer:
-        writer.append_many(numbered(1, 3))
+    with closing(store.writer("x")) as writer:
+        append(writer, *numbered(1, 3))
     with (store.directory / "x.jsonl").open("ab") as data:
         data.write(b'{"n":4}\n{"n":5}\n{"half')
 
     assert store.reader("x").last_line == 3
-    with store.writer("x") as writer:
-        assert writer.append(b"6") == 6
+    with closing(store.writer("x")) as writer:
+        assert append(writer, b"6") == 6
 
     assert all_of(store) == dict(enumerate([*numbered(1, 5), b"6"], 1))
     assert (store.directory / "x.jsonl").read_bytes() == b"\n".join([*numbered(1, 5), b"6", b""])
@@ -242,22 +240,22 @@ def test_half_a_line_left_by_a_crash_is_cut_off(store: TranscriptStore) -> None:
 
 @pytest.mark.parametrize("lost_bytes", [1, 7, 8, 9, 17, 24])
 def test_an_index_that_lost_its_end_is_made_again(store: TranscriptStore, lost_bytes: int) -> None:
-    with store.writer("x") as writer:
-        writer.append_many(numbered(1, 3))
+    with closing(store.writer("x")) as writer:
+        append(writer, *numbered(1, 3))
     index = store.directory / "x.idx"
     os.truncate(index, index.stat().st_size - lost_bytes)
 
     store.writer("x").close()
     assert index.stat().st_size == 3 * 8
-    with store.writer("x") as writer:
-        assert writer.append(b'{"n":4}') == 4
+    with closing(store.writer("x")) as writer:
+        assert append(writer, b'{"n":4}') == 4
 
     assert all_of(store) == dict(enumerate(numbered(1, 4), 1))
 
 
 def test_half_an_index_entry_left_by_a_crash_is_cut_off(store: TranscriptStore) -> None:
-    with store.writer("x") as writer:
-        writer.append_many(numbered(1, 3))
+    with closing(store.writer("x")) as writer:
+        append(writer, *numbered(1, 3))
     index = store.directory / "x.idx"
     with index.open("ab") as entries:
         entries.write(b"\0\0\0")
@@ -270,16 +268,16 @@ def test_half_an_index_entry_left_by_a_crash_is_cut_off(store: TranscriptStore) 
 
 @pytest.mark.parametrize("left_bytes", [0, 1, 8, 9, 23])
 def test_lines_whose_data_was_lost_are_missing_but_keep_their_numbers(store: TranscriptStore, left_bytes: int) -> None:
-    with store.writer("x") as writer:
-        writer.append_many(numbered(1, 3))
+    with closing(store.writer("x")) as writer:
+        append(writer, *numbered(1, 3))
     os.truncate(store.directory / "x.jsonl", left_bytes)
 
     store.reader("x").read(0)
     store.reader("x").answer_log(1000)
     store.writer("x").close()
     assert store.reader("x").last_line == 3
-    with store.writer("x") as writer:
-        assert writer.append(b'{"n":4}') == 4
+    with closing(store.writer("x")) as writer:
+        assert append(writer, b'{"n":4}') == 4
 
     left = left_bytes // 8
     assert all_of(store) == {**dict(enumerate(numbered(1, left), 1)), 4: b'{"n":4}'}
@@ -290,8 +288,8 @@ def test_lines_whose_data_was_lost_are_missing_but_keep_their_numbers(store: Tra
 @pytest.mark.parametrize("entries", [1, 2, 5])
 def test_an_index_whose_end_was_damaged_is_made_again(store: TranscriptStore, damage: bytes, entries: int) -> None:
     true = dict(enumerate(numbered(1, 5), 1))
-    with store.writer("x") as writer:
-        writer.append_many(list(true.values()))
+    with closing(store.writer("x")) as writer:
+        append(writer, *list(true.values()))
     with (store.directory / "x.idx").open("r+b") as index:
         index.seek((5 - entries) * 8)
         index.write(damage * entries)
@@ -299,7 +297,7 @@ def test_an_index_whose_end_was_damaged_is_made_again(store: TranscriptStore, da
     store.reader("x").read(0)
     store.reader("x").read(5)
     store.reader("x").answer_log(20, must_include_line=5)
-    with store.writer("x") as writer:
+    with closing(store.writer("x")) as writer:
         assert writer.last_line == 5
 
     assert all_of(store) == true
@@ -319,16 +317,15 @@ def test_a_writer_killed_at_any_write_leaves_whole_lines_under_right_numbers(sto
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
             writer = store.writer("x")
             for first in range(0, len(lines), 4):
-                writer.append_many(lines[first : first + 4])
-                writer.flush()
+                append(writer, *lines[first : first + 4])
             os._exit(0)
         _, status = os.waitpid(pid, 0)
         assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGXFSZ)
         before = all_of(store)
         assert before == dict(enumerate(lines[: len(before)], 1))
-        with store.writer("x") as writer:
+        with closing(store.writer("x")) as writer:
             after = writer.last_line
-            writer.append(b"next")
+            append(writer, b"next")
         assert after >= len(before)
         assert all_of(store) == {**dict(enumerate(lines[:after], 1)), after + 1: b"next"}
         survived.add(after)
@@ -351,30 +348,28 @@ class Clock:
 
 def writer_with_clock(store: TranscriptStore, clock: Clock) -> TranscriptWriter:
     paths = store.directory / "x.jsonl", store.directory / "x.idx"
-    return TranscriptWriter(*paths, buffer_bytes=1 << 16, clock=clock)
+    return TranscriptWriter(*paths, clock=clock)
 
 
 def test_what_could_not_be_kept_leaves_a_gap_and_numbers_go_on(tmp_path: Path) -> None:
     store, clock = TranscriptStore(tmp_path / "transcripts"), Clock()
     writer = writer_with_clock(store, clock)
-    writer.append_many(numbered(1, 2))
+    append(writer, *numbered(1, 2))
     writer.close()
     store.directory.rename(tmp_path / "away")
     store.directory.write_bytes(b"in the way")
-    writer.append_many(numbered(3, 5))
-    writer.flush()
+    append(writer, *numbered(3, 5))
 
     assert (writer.incomplete, (writer._retry_at is None)) == (True, False)
     assert (writer.last_line, writer.missing_lines) == (5, 3)
 
     store.directory.unlink()
     (tmp_path / "away").rename(store.directory)
-    writer.append_many(numbered(6, 6))
-    writer.flush()
+    append(writer, *numbered(6, 6))
     assert writer.missing_lines == 4, "it must not try again before the time is over"
 
     clock.now += TranscriptWriter.RETRY_SECONDS
-    assert writer.append_many(numbered(7, 8)) == 8
+    assert append(writer, *numbered(7, 8)) == 8
     writer.close()
 
     assert (writer.incomplete, (writer._retry_at is None)) == (True, True)
@@ -382,7 +377,7 @@ def test_what_could_not_be_kept_leaves_a_gap_and_numbers_go_on(tmp_path: Path) -
     assert store.reader("x").read(2, limit_lines=1) == [(7, b'{"n":7}')]
     assert store.reader("x").last_line == 8
     assert store.reader("x").answer_log(1000) == ([b'{"n":%d}' % n for n in (1, 2, 7, 8)], True)
-    with store.writer("x") as again:
+    with closing(store.writer("x")) as again:
         assert again.last_line == 8
 
 
@@ -390,17 +385,17 @@ FULL_DISK = r"""
 import os, subprocess, sys
 from pathlib import Path
 from agent_runtime.store.transcripts import TranscriptStore, TranscriptWriter
+from tests.support.transcript_lines import append
 
 disk = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", disk], check=True)
 now = 0.0
 store = TranscriptStore(disk / "transcripts")
 paths = disk / "transcripts/x.jsonl", disk / "transcripts/x.idx"
-writer = TranscriptWriter(*paths, buffer_bytes=4096, clock=lambda: now)
+writer = TranscriptWriter(*paths, clock=lambda: now)
 line = b"x" * 999
 for _ in range(400):
-    writer.append(line)
-writer.flush()
+    append(writer, line)
 assert writer.incomplete and writer._retry_at is not None and writer.last_line == 400, writer
 kept = writer.read(0, limit_lines=1000)
 assert 200 < len(kept) == 400 - writer.missing_lines, len(kept)
@@ -410,22 +405,20 @@ assert writer.answer_log(1 << 20)[1]
 
 subprocess.run(["mount", "-o", "remount,size=512k", disk], check=True)
 now += 5
-writer.append(b"room again")
-writer.flush()
+append(writer, b"room again")
 assert writer._retry_at is None and writer.read(len(kept)) == [(401, b"room again")], writer.read(len(kept))
 writer.close()
 
 subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
 now += 5
-assert writer.append(b"read-only") == 402
-writer.flush()
+assert append(writer, b"read-only") == 402
 assert writer._retry_at is not None
-assert store.writer("x").append(b"and for one that is opened now") == 402
-assert store.writer("new").append(b"one") == 1
+assert append(store.writer("x"), b"and for one that is opened now") == 402
+assert append(store.writer("new"), b"one") == 1
 assert writer.read(400) == [(401, b"room again")]
 subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
 now += 5
-assert writer.append(b"writable") == 403
+assert append(writer, b"writable") == 403
 writer.close()
 assert writer.read(400) == [(401, b"room again"), (403, b"writable")]
 print("all held")
