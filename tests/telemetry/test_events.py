@@ -23,13 +23,13 @@ from agent_runtime.api.event_stream import event_stream, follow
 from agent_runtime.api.streams import OpenStreams
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.model.tokens import Token
-from agent_runtime.standins.messages_api.loopback import LoopbackServer
 from agent_runtime.telemetry.events import KEPT, POSTED, TYPES, Event, EventLog
 from agent_runtime.telemetry.redaction import Redactor
 from agent_runtime.telemetry.webhook import LAST_SECONDS, SIGNATURE_HEADER, Webhook
 from agent_runtime.web.access import AccessKey
 from agent_runtime.web.problems import problem_response
 from agent_runtime.web.response_buffer import ResponseBuffer
+from tests.support.loopback import serving
 from tests.support.supervised import eventually
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def served(log: EventLog) -> Iterator[str]:
         return event_stream(log, request, OpenStreams(ResponseBuffer(1 << 20)), AccessKey(None, "x", Redactor()))
 
     app = Starlette(routes=[Route("/api/events", events)], exception_handlers={AgentRuntimeError: _problem})
-    with LoopbackServer().running(app) as url:
+    with serving(app) as url:
         yield f"{url}/api/events"
 
 
@@ -339,7 +339,7 @@ def backend() -> Backend:
 @pytest.fixture
 def backend_url(backend: Backend) -> Iterator[str]:
     app = Starlette(routes=[Route("/{path:path}", backend.take, methods=["POST"])])
-    with LoopbackServer().running(app) as url:
+    with serving(app) as url:
         yield f"{url}/events?agent=7"
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from agent_runtime.model.tokens import Token
 from agent_runtime.standins.messages_api import FAULTS, Fail, MessagesApi, UsageLimit, serve
-from agent_runtime.standins.messages_api.loopback import LoopbackServer
 from agent_runtime.tokens.probe import BODY_LIMIT_BYTES, DEFAULT_MODEL, TIMEOUT_SECONDS, Probe, ProbeVerdict, judge
+from tests.support.loopback import serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -197,8 +197,7 @@ async def _odd_answers(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture
 def odd_url() -> Iterator[str]:
-    server = LoopbackServer()
-    with server.running(_odd_answers) as base_url:
+    with serving(_odd_answers) as base_url:
         yield base_url
 
 
@@ -302,7 +301,7 @@ def proxy() -> Proxy:
 
 @pytest.fixture
 def proxy_url(proxy: Proxy) -> Iterator[str]:
-    with LoopbackServer().running(proxy) as base_url:
+    with serving(proxy) as base_url:
         yield base_url
 
 

@@ -1,5 +1,5 @@
 """
-A uvicorn server on loopback for stand-ins, whose answers can hang and whose connections can be cut.
+An HTTP server on loopback whose answers can hang or break off anywhere.
 
 It runs in a thread of its own, so that it answers whatever the caller's thread or event loop is doing.
 """
@@ -10,39 +10,117 @@ import asyncio
 import contextlib
 import socket
 import threading
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
-import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+import h11
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from starlette.types import ASGIApp, Scope
-
 STOP_TIMEOUT_SECONDS = 5.0
+READ_BYTES = 64 * 1024
+_WITHOUT_BODY = frozenset({204, 304})
 
 
-class ServerEnds(Exception):
-    """Raised inside a waiting answer when the server is asked to stop."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """
+    A request, read to its end.
+
+    Attributes:
+        path: Without the query; of a whole URL, as clients of a proxy send it, its path.
+        headers: Values by lower-case name; of repeated headers the last one.
+    """
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Connection:
-    transport: asyncio.Transport
-    closed: asyncio.Event = field(default_factory=asyncio.Event)
+class Connection:
+    """A client's connection: read a request, send the whole of its answer or a part, read the next one."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._http = h11.Connection(h11.SERVER)
+        self._sends_body = True
+
+    async def read_request(self) -> Request | None:
+        """
+        Read the next request; None: no other one can come.
+
+        Raises:
+            h11.RemoteProtocolError: The client sends something else, or leaves in the middle of the request.
+        """
+        if self._http.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}:
+            self._http.start_next_cycle()
+        if self._http.our_state is not h11.IDLE:
+            return None
+        head, body = await self._next_event(), b""
+        if not isinstance(head, h11.Request):
+            return None
+        while isinstance(event := await self._next_event(), h11.Data):
+            body += event.data
+        self._sends_body = head.method != b"HEAD"
+        target = head.target.decode("latin-1")
+        if "://" in target:  # with a proxy set, 2.1.197 sends the whole URL even to a socket
+            target = "/" + target.split("/", 3)[-1]
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in head.headers}
+        return Request(head.method.decode("latin-1"), target.partition("?")[0], headers, body)
+
+    async def begin_answer(self, status: int, headers: Mapping[str, str]) -> None:
+        """Send the head of an answer; without a length its body is sent in chunks."""
+        self._sends_body &= status not in _WITHOUT_BODY
+        pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        await self._send(h11.Response(status_code=status, headers=pairs))
+
+    async def send(self, data: bytes) -> None:
+        """Send a piece of the answer's body, unless the answer has none."""
+        if self._sends_body:
+            await self._send(h11.Data(data))
+
+    async def end_answer(self) -> None:
+        """Send the end of the answer."""
+        await self._send(h11.EndOfMessage())
+
+    async def wait_until_client_closes(self) -> None:
+        """Wait until the client closes the connection."""
+        with contextlib.suppress(OSError):
+            while await self._reader.read(READ_BYTES):
+                pass
+
+    def close(self) -> None:
+        """Close the connection at once, in the middle of an answer or not."""
+        self._writer.transport.abort()
+
+    async def _next_event(self) -> object:
+        while (event := self._http.next_event()) is h11.NEED_DATA:
+            if self._http.they_are_waiting_for_100_continue:
+                await self._send(h11.InformationalResponse(status_code=100, headers=[]))
+            self._http.receive_data(await self._reader.read(READ_BYTES))
+        return event
+
+    async def _send(self, event: h11.Event) -> None:
+        self._writer.write(self._http.send(event) or b"")
+        await self._writer.drain()
+
+
+Handler: TypeAlias = Callable[[Connection], Awaitable[None]]
 
 
 class LoopbackServer:
     """
-    Serve one application on a port of 127.0.0.1 or on a Unix socket; the server ends promptly even if requests hang.
+    Call *handler* with each connection to a port of 127.0.0.1, or to a Unix socket.
 
-    The application may wait with :meth:`pause` and close its client's connection with :meth:`cut`.
+    The connection is closed when the handler returns; at the end of the server the handlers are cancelled.
     """
 
-    def __init__(self, port: int = 0, unix_socket: Path | None = None) -> None:
+    def __init__(self, handler: Handler, port: int = 0, unix_socket: Path | None = None) -> None:
         if unix_socket is not None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             self._socket.bind(str(unix_socket))
@@ -54,28 +132,20 @@ class LoopbackServer:
             self._socket.bind(("127.0.0.1", port))
             self.base_url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self._socket.listen(128)
-        self._connections: dict[tuple[str, int], _Connection] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._has_begun = threading.Event()
+        self._handler = handler
+        self._loop = asyncio.new_event_loop()
         self._ending = asyncio.Event()
 
     @contextlib.contextmanager
-    def running(self, app: ASGIApp) -> Iterator[str]:
+    def running(self) -> Iterator[str]:
         """
-        Serve *app* while the block lasts; yields the base URL.
+        Serve while the block lasts; yields the base URL.
 
         Raises:
-            RuntimeError: The server did not start, or did not end in time.
+            RuntimeError: The server did not end in time.
         """
-        config = uvicorn.Config(
-            app, http=self._protocol(), log_config=None, access_log=False, lifespan="off", server_header=False
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=self._run, args=(server,), name="loopback-server", daemon=True)
-        thread.start()
-        self._has_begun.wait(STOP_TIMEOUT_SECONDS)
-        if self._loop is None:
-            raise RuntimeError("the stand-in server did not start")
+        thread = threading.Thread(target=self._run, name="loopback-server", daemon=True)
+        thread.start()  # early callers wait in the backlog of the socket
         try:
             yield self.base_url
         finally:
@@ -84,80 +154,21 @@ class LoopbackServer:
             if thread.is_alive():
                 raise RuntimeError("the stand-in server did not end in time")
 
-    async def pause(self, seconds: float | None) -> None:
-        """
-        Wait inside an answer.
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # it cancels what still runs at the end
+            runner.run(self._serve())
 
-        Args:
-            seconds: How long; None: until the server ends.
+    async def _serve(self) -> None:
+        begin = asyncio.start_unix_server if self._socket.family == socket.AF_UNIX else asyncio.start_server
+        server = await begin(self._connected, sock=self._socket)
+        await self._ending.wait()
+        server.close()
 
-        Raises:
-            ServerEnds: The server is asked to stop.
-        """
-        await self.until(asyncio.Event().wait() if seconds is None else asyncio.sleep(seconds))
-
-    async def until(self, happened: Awaitable[object]) -> None:
-        """
-        Wait inside an answer until *happened* is done.
-
-        Raises:
-            ServerEnds: The server is asked to stop first.
-        """
-        ending = asyncio.ensure_future(self._ending.wait())
-        event = asyncio.ensure_future(happened)
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = Connection(reader, writer)
         try:
-            await asyncio.wait([ending, event], return_when=asyncio.FIRST_COMPLETED)
+            await self._handler(connection)
+        except (OSError, h11.RemoteProtocolError):
+            pass  # the client has left
         finally:
-            ending.cancel()
-            event.cancel()
-        if self._ending.is_set():
-            raise ServerEnds
-
-    async def cut(self, scope: Scope) -> None:
-        """Close the connection of the request at once, whatever was still to be sent, and wait until it is closed."""
-        connection = self._connections.get(tuple(scope["client"]))
-        if connection is not None:
-            connection.transport.abort()
-            await connection.closed.wait()  # if the answer returned before, uvicorn would log an error
-
-    def _run(self, server: uvicorn.Server) -> None:
-        with self._socket:
-            asyncio.run(self._serve(server))
-
-    async def _serve(self, server: uvicorn.Server) -> None:
-        """Serve until asked to stop; uvicorn's own shutdown would first wait for answers, and poll."""
-        self._loop = asyncio.get_running_loop()
-        self._has_begun.set()  # the socket listens already: early callers wait in its backlog
-        serving = asyncio.create_task(server.serve(sockets=[self._socket]))
-        ending = asyncio.create_task(self._ending.wait())
-        await asyncio.wait([serving, ending], return_when=asyncio.FIRST_COMPLETED)
-        for listener in server.servers if server.started else []:
-            listener.close()
-        for connection in list(self._connections.values()):
-            connection.transport.abort()
-        if server.server_state.tasks:
-            await asyncio.wait(server.server_state.tasks, timeout=STOP_TIMEOUT_SECONDS / 2)
-        ending.cancel()
-        serving.cancel()
-        await asyncio.wait([serving])
-
-    def _protocol(self) -> type[H11Protocol]:
-        connections, ending = self._connections, self._ending
-
-        class RegisteredProtocol(H11Protocol):
-            """Record each open connection for :meth:`LoopbackServer.cut`."""
-
-            def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in H11Protocol
-                super().connection_made(transport)
-                self.client = self.client or ("unix", id(self))  # a client of a Unix socket has no address
-                if ending.is_set():
-                    transport.abort()
-                if self.client is not None:
-                    connections[self.client] = _Connection(transport)
-
-            def connection_lost(self, exc: Exception | None) -> None:
-                super().connection_lost(exc)
-                if self.client is not None:
-                    connections.pop(self.client).closed.set()
-
-        return RegisteredProtocol
+            connection.close()

@@ -33,15 +33,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
 from agent_runtime.model.tokens import Token, TokenKind
 from agent_runtime.standins.messages_api.body import EVENT_STREAM, JSON, Message, beginning, error_body, event, quarters
 from agent_runtime.standins.messages_api.conversation import MessagesRequest, conversation_of, model_of
-from agent_runtime.standins.messages_api.loopback import LoopbackServer, ServerEnds
+from agent_runtime.standins.messages_api.loopback import LoopbackServer
 from agent_runtime.standins.messages_api.policy import MessagesApi, SeenRequest
 from agent_runtime.standins.messages_api.script import (
     FAULTS,
@@ -57,12 +53,10 @@ from agent_runtime.standins.messages_api.script import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
-
-    from starlette.requests import Request
-    from starlette.types import Receive, Scope, Send
+    from collections.abc import Callable, Sequence
 
     from agent_runtime.standins.messages_api.body import Pieces
+    from agent_runtime.standins.messages_api.loopback import Connection, Request
 
 
 def serve(api: MessagesApi, port: int = 0, *, unix_socket: Path | None = None) -> AbstractContextManager[str]:
@@ -73,68 +67,44 @@ def serve(api: MessagesApi, port: int = 0, *, unix_socket: Path | None = None) -
         unix_socket: Serve plain HTTP on this socket instead, for ``ANTHROPIC_UNIX_SOCKET``: the CLI (2.1.114 and later)
             then believes that it talks to the API itself, and does all that it does there.
     """
-    server = LoopbackServer(port, unix_socket)
-    app = _Application(api, server).asgi
-
-    async def with_path(scope: Scope, receive: Receive, send: Send) -> None:
-        # If a proxy is set, 2.1.197 sends the host in the path, even on a socket.
-        if "://" in scope["path"]:
-            scope["path"] = "/" + scope["path"].split("/", 3)[3]
-        await app(scope, receive, send)
-
-    return server.running(with_path)
+    return LoopbackServer(_Responder(api).answer_requests, port, unix_socket).running()
 
 
-class _Application:
-    """The routes of the stand-in, which turn replies into HTTP answers."""
+class _Responder:
+    """Turn the replies that the API decides on into HTTP answers."""
 
-    def __init__(self, api: MessagesApi, server: LoopbackServer) -> None:
+    def __init__(self, api: MessagesApi) -> None:
         self._api = api
-        self._server = server
         self._ids = itertools.count(1)
-        self.asgi = Starlette(
-            routes=[
-                Route("/", self._root, methods=["HEAD", "GET"]),
-                Route("/v1/messages", self._messages, methods=["POST"]),
-                Route("/v1/messages/count_tokens", self._count_tokens, methods=["POST"]),
-                Route("/{path:path}", self._elsewhere, methods=["HEAD", "GET", "POST", "PUT", "PATCH", "DELETE"]),
-            ],
-            exception_handlers={ServerEnds: self._leave, ClientDisconnect: self._leave},
-        )
 
-    async def _leave(self, request: Request, _error: Exception) -> Response:
-        await self._server.cut(request.scope)
-        return Response()  # the connection is closed
+    async def answer_requests(self, connection: Connection) -> None:
+        """Answer the requests of one connection until it is closed."""
+        while (request := await connection.read_request()) is not None:
+            seen = _seen(request)
+            if request.path == "/" and request.method in {"HEAD", "GET"}:
+                self._api.record_arrival(seen)
+                self._api.record_answer(seen, 200)
+                await connection.begin_answer(200, {"content-length": "0"})
+                await connection.end_answer()
+            elif request.path == "/v1/messages" and request.method == "POST":
+                await self._messages(connection, request, seen)
+            elif request.path == "/v1/messages/count_tokens" and request.method == "POST":
+                seen.model = model_of(request.body)
+                self._api.record_arrival(seen)
+                reply = _credential_fault(request) or self._api.decide_count(seen.fingerprint, seen.model)
+                await self._answer(connection, seen, reply, functools.partial(_count, request))
+            else:
+                self._api.record_arrival(seen)
+                await self._answer(connection, seen, Fail(404, "not_found_error", "Not found"))
 
-    async def _root(self, request: Request) -> Response:
-        seen = _seen(request)
-        self._api.record_arrival(seen)
-        self._api.record_answer(seen, 200)
-        return Response()
-
-    async def _elsewhere(self, request: Request) -> Response:
-        seen = _seen(request)
-        self._api.record_arrival(seen)
-        return await self._answer(request, seen, Fail(404, "not_found_error", "Not found"))
-
-    async def _count_tokens(self, request: Request) -> Response:
-        seen = _seen(request)
-        asked = await request.body()
-        seen.model = model_of(asked)
-        self._api.record_arrival(seen)
-        reply = _credential_fault(request) or self._api.decide_count(seen.fingerprint, seen.model)
-        count = msgspec.json.encode({"input_tokens": 1 + len(asked) // 4})
-        return await self._answer(request, seen, reply, lambda _content: count)
-
-    async def _messages(self, request: Request) -> Response:
-        seen = _seen(request)
-        body = await request.body()
-        seen.body = body if self._api.keeps_bodies else b""
+    async def _messages(self, connection: Connection, request: Request, seen: SeenRequest) -> None:
+        seen.body = request.body if self._api.keeps_bodies else b""
         try:
-            wanted = msgspec.json.decode(body, type=MessagesRequest)
+            wanted = msgspec.json.decode(request.body, type=MessagesRequest)
         except msgspec.DecodeError as error:
             self._api.record_arrival(seen)
-            return await self._answer(request, seen, Fail(400, "invalid_request_error", str(error)))
+            await self._answer(connection, seen, Fail(400, "invalid_request_error", str(error)))
+            return
         conversation = conversation_of(wanted, seen.user_agent)
         seen.model, seen.script, seen.aside = wanted.model, conversation.script, conversation.aside
         self._api.record_arrival(seen)
@@ -146,90 +116,82 @@ class _Application:
             message = Message(content, wanted.model, f"{next(self._ids):08d}", position, on_usage)
             return message.stream() if wanted.stream else message.whole()
 
-        return await self._answer(request, seen, reply, body_of)
+        await self._answer(connection, seen, reply, body_of)
 
     async def _answer(
         self,
-        request: Request,
+        connection: Connection,
         seen: SeenRequest,
         reply: Reply,
         good: Callable[[Text | Tool], bytes | Pieces] = lambda _content: b"",
-    ) -> Response:
+    ) -> None:
         """
         Answer with *reply*.
 
         Args:
             good: Makes the body, or the stream, of an answer of the model.
         """
-        seen.reply = _kind(reply)
+        seen.reply = str(reply.__struct_config__.tag)
         if isinstance(reply, Hang | Cut) and reply.is_before_answer:
-            return _Silent(self._server, reply)
+            await _break_off(connection, reply)
+            return
         content = reply.of if isinstance(reply, Hang | Cut | StreamError) else reply
         if isinstance(content, Text | Tool) and content.gate is not None:
-            await self._gate(content.gate)
+            await self._wait_at_gate(content.gate)
         request_id = f"req_standin{next(self._ids):08d}"
-        headers = {} if isinstance(content, Raw) else {"request-id": request_id}
+        headers = {"content-type": JSON} | ({} if isinstance(content, Raw) else {"request-id": request_id})
         if isinstance(content, Text | Tool):
-            status, body = 200, good(content)
-            headers |= content.headers
+            status, body, further = 200, good(content), content.headers
         elif isinstance(content, Raw):
-            status, body = content.status, content.content
-            headers |= content.headers
+            status, body, further = content.status, content.content, content.headers
         else:
             status, body = content.status, error_body(content.type, content.message, request_id)
-            headers |= content.headers_at(time.time())
+            further = content.headers_at(time.time())
         if isinstance(reply, StreamError) and isinstance(body, bytes):  # no stream: the error alone
             status, body, reply = reply.status, error_body(reply.type, reply.message, request_id), content
         self._api.record_answer(seen, status)
-        if isinstance(body, bytes) and not isinstance(reply, Hang | Cut):
+        partial = reply if isinstance(reply, Hang | Cut | StreamError) else None
+        if not isinstance(body, bytes):
+            headers["content-type"], pieces = EVENT_STREAM, body
+        elif partial is not None:
+            pieces = quarters(body)
+        else:
+            headers["content-length"], pieces = str(len(body)), iter([(body, 0.0)])
             if isinstance(content, Text):
-                await self._server.pause(content.over_seconds)
-            return Response(body, status, headers, JSON)
-        media_type = JSON if isinstance(body, bytes) else EVENT_STREAM
-        pieces = quarters(body) if isinstance(body, bytes) else body
-        return StreamingResponse(self._sent(request.scope, reply, pieces, request_id), status, headers, media_type)
+                await asyncio.sleep(content.over_seconds)
+        await connection.begin_answer(status, headers | {name.lower(): value for name, value in further.items()})
+        for data, pause_seconds in pieces if partial is None else beginning(pieces, partial):
+            await connection.send(data)
+            if pause_seconds:
+                await asyncio.sleep(pause_seconds)
+        if isinstance(reply, StreamError):
+            error = {"type": reply.type, "message": reply.message}
+            await connection.send(event("error", error=error, request_id=request_id))
+        if isinstance(reply, Hang) or (isinstance(reply, Cut) and not reply.quietly):
+            await _break_off(connection, reply)
+        else:
+            await connection.end_answer()
 
-    async def _sent(self, scope: Scope, reply: Reply, pieces: Pieces, request_id: str) -> AsyncIterator[bytes]:
-        try:
-            for data, pause_seconds in (
-                beginning(pieces, reply) if isinstance(reply, Hang | Cut | StreamError) else pieces
-            ):
-                yield data
-                if pause_seconds:
-                    await self._server.pause(pause_seconds)
-            if isinstance(reply, StreamError):
-                yield event("error", error={"type": reply.type, "message": reply.message}, request_id=request_id)
-            elif isinstance(reply, Hang):
-                await self._server.pause(None)
-            elif isinstance(reply, Cut) and not reply.quietly:
-                await self._server.cut(scope)
-        except ServerEnds:
-            await self._server.cut(scope)
-
-    async def _gate(self, name: str) -> None:
+    async def _wait_at_gate(self, name: str) -> None:
         opened, loop = asyncio.Event(), asyncio.get_running_loop()
-        self._api.when_open(name, lambda: _call_in(loop, opened))
-        await self._server.until(opened.wait())
+
+        def proceed() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(opened.set)
+
+        self._api.when_open(name, proceed)
+        await opened.wait()
 
 
-class _Silent(Response):
-    """Answer nothing: hang until the client leaves or the server ends, or close the connection at once."""
-
-    def __init__(self, server: LoopbackServer, reply: Hang | Cut) -> None:
-        super().__init__()
-        self._server = server
-        self._reply = reply
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 -- nothing is sent
-        if isinstance(self._reply, Hang):
-            with contextlib.suppress(ServerEnds):
-                await self._server.until(receive())
-        await self._server.cut(scope)
+async def _break_off(connection: Connection, reply: Hang | Cut) -> None:
+    """Hang until the client leaves, or close the connection at once."""
+    if isinstance(reply, Hang):
+        await connection.wait_until_client_closes()
+    connection.close()
 
 
-def _call_in(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed
-        loop.call_soon_threadsafe(event.set)
+def _count(request: Request, _content: Text | Tool) -> bytes:
+    return msgspec.json.encode({"input_tokens": 1 + len(request.body) // 4})
 
 
 def _seen(request: Request) -> SeenRequest:
@@ -237,7 +199,7 @@ def _seen(request: Request) -> SeenRequest:
     return SeenRequest(
         at=time.monotonic(),
         method=request.method,
-        path=request.url.path,
+        path=request.path,
         bearer=bearer.fingerprint if bearer else None,
         api_key=api_key.fingerprint if api_key else None,
         beta=request.headers.get("anthropic-beta", ""),
@@ -266,10 +228,6 @@ def _credential_fault(request: Request) -> Reply | None:
         return FAULTS["invalid"]
     with_beta = OAUTH_BETA in request.headers.get("anthropic-beta", "")
     return None if with_beta else FAULTS["oauth_not_supported"]
-
-
-def _kind(reply: Reply) -> str:
-    return str(reply.__struct_config__.tag)
 
 
 class ScriptFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
