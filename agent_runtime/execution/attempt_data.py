@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent_runtime.claude.invocation import Session
-    from agent_runtime.delivery.cli_options import CliOptions
     from agent_runtime.delivery.delivery import Deliveries, HeldRequest
     from agent_runtime.errors import AgentRuntimeError
     from agent_runtime.evidence.detector import Detection
@@ -42,7 +41,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
         is_known_by_others: Whether a generation is in trouble already, or an execution other than this one verifies it.
         unkillable: Takes over the children whose processes cannot be ended.
         workspaces: Opens the directories that children run in.
-        known_options: Returns the options that the CLI in use knows; None: not found out yet.
+        stores_prompt: Returns whether the CLI in use stores the system prompt of a session; may take a second.
         run_dir: Directory for the private files of children; each attempt has a directory of its own in it.
     """
 
@@ -58,7 +57,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
     may_use: Callable[[Generation, str | None, str], None]
     mark_suspect: Callable[[Generation, str], None]
     is_known_by_others: Callable[[Generation, str], bool]
-    known_options: Callable[[], CliOptions | None] = lambda: None
+    stores_prompt: Callable[[], bool] = lambda: False
 
 
 class AttemptSpec(msgspec.Struct, frozen=True):

@@ -231,7 +231,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
             next_mark=functools.partial(new_mark, data_dir),
             counts=counts,
             cli=cli,
-            options=reload_checker,
+            stores_prompt=reload_checker.stores_prompt,
         )
         start.raise_if_called_off()
         archive.account()
