@@ -1,7 +1,8 @@
 """
 What a supervisor needs before it exists: directories and their locks, the port, and the containment of attempts.
 
-Once :func:`occupied` has been entered, no process of an earlier supervisor with the same data directory is left here.
+Once :func:`occupied` has been entered, no process of an earlier supervisor with the same data directory is left here,
+except in cgroups: :func:`contained` ends those.
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ class Bootstrap(NamedTuple):
     Attributes:
         run_dir: An empty directory for the files of running children.
         listener: The bound socket, not yet listening.
-        containment: How attempts are contained; no process of an earlier supervisor is left in its cgroups.
+        spawner: Its fork server has been started.
     """
 
     data_dir: Path
     run_dir: Path
     listener: socket.socket
-    containment: Containment
+    spawner: Spawner
     redactor: Redactor
     logs: LogQueue
 
@@ -71,7 +72,7 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
     Acquire the resources of :class:`Bootstrap`, and hold them while the block lasts.
 
     Raises:
-        CannotStart: The port, a directory, a lock or the containment asked for is not available.
+        CannotStart: The port, a directory or a lock is not available.
         SettingsInvalid: The workspace or the children's user does not exist.
         CalledOff: A signal came.
     """
@@ -99,6 +100,9 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         except OSError as error:
             raise _no_lock(data_dir, f"{PREFIX}DATA_DIR", error) from None
         held.callback(spawner.close)
+        # Its Python starts while this one imports the web server. contained() tries again, and reports a failure.
+        with contextlib.suppress(OSError):
+            spawner.fork_server.start()
         # Locked only now: processes of an earlier supervisor, gone by now, could have held this lock.
         held.enter_context(_locked(settings.config_dir, f"{PREFIX}CONFIG_DIR"))
         # A supervisor that was killed may have left its children's files, which hold tokens.
@@ -109,12 +113,18 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         # Only now: a start that a signal ends has also removed everything of an earlier supervisor.
         start.raise_if_called_off()
         _passable(_directory(run_dir, f"{PREFIX}DATA_DIR"), settings)
-        limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
-        containment = _contained(spawner, settings, limits, data_dir)
-        yield Bootstrap(data_dir, run_dir, listener, containment, redactor, logs)
+        yield Bootstrap(data_dir, run_dir, listener, spawner, redactor, logs)
 
 
-def _contained(spawner: Spawner, settings: Settings, limits: Limits, data_dir: Path) -> Containment:
+def contained(bootstrap: Bootstrap, settings: Settings) -> Containment:
+    """
+    Choose how attempts are contained and confined, and end what an earlier supervisor has left in cgroups.
+
+    Raises:
+        CannotStart: The containment, a limit or the confinement asked for is not available here.
+    """
+    spawner, data_dir = bootstrap.spawner, bootstrap.data_dir
+    limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
     next_mark = functools.partial(new_mark, data_dir)
     containment = choose(spawner, settings.containment, next_mark, limits)
     containment.sweep_leftovers(data_dir)

@@ -33,6 +33,7 @@ from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.secret.writer import put_from_environment
+from agent_runtime.serve.bootstrap import contained
 from agent_runtime.store.records import RecordStore
 from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
@@ -170,10 +171,12 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
         The exit code: 0 after a drain.
 
     Raises:
-        CannotStart: The settings ask for the relay, and it cannot run here.
+        CannotStart: The containment, a limit, the confinement or the relay asked for is not available here.
         CalledOff: A signal came before the event loop handled signals.
     """
     data_dir, redactor = bootstrap.data_dir, bootstrap.redactor
+    containment = contained(bootstrap, settings)
+    start.raise_if_called_off()
     counts = Counts(time.time())
     with contextlib.ExitStack() as held:
         ledger = GenerationLedger(data_dir)
@@ -184,7 +187,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
             searched = "" if "/" in settings.claude[0] else f"; it was looked for on PATH={environ.get('PATH')}"
             log.error("no execution can start: %s%s", error, searched)
         checked = CheckedCli(
-            bootstrap.containment.spawner,
+            bootstrap.spawner,
             settings.claude,
             environ,
             user=settings.child_user,
@@ -223,7 +226,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
             redactor=redactor,
             archive=archive,
             deliveries=deliveries,
-            containment=bootstrap.containment,
+            containment=containment,
             probe=None if settings.probe == "off" else Probe(environ),
             events=EventLog(redact=redactor.redact_text, happened=counts.happened),
             environ=environ,
