@@ -40,17 +40,14 @@ class Cause(msgspec.Struct, frozen=True):
     The meaning of a line.
 
     Attributes:
+        words: A regular expression, compiled at its first use.
         error_class: The class that follows from the words alone; None: the way the process ended decides.
         remedy: The advice, in place of the error class's own; empty: the class's own.
     """
 
-    words: re.Pattern[str]
+    words: str
     error_class: ErrorClass | None = None
     remedy: str = ""
-
-
-def _words(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern, re.IGNORECASE)
 
 
 _OPTION = f"option '(?:{'|'.join(sorted(set(CLI_FLAGS.values())))})"
@@ -58,81 +55,69 @@ _OPTION = f"option '(?:{'|'.join(sorted(set(CLI_FLAGS.values())))})"
 
 CAUSES = (
     Cause(
-        _words("heap out of memory|(?:reached|near) heap limit|heap limit exceeded|WORKER_OUT_OF_MEM"),
+        "(?i)heap out of memory|(?:reached|near) heap limit|heap limit exceeded|WORKER_OUT_OF_MEM",
         ErrorClass.OOM,
         "its JavaScript heap is full: raise it with NODE_OPTIONS=--max-old-space-size=MEGABYTES, or divide the task",
     ),
     Cause(
-        _words(
-            r"out of memory|\bOOM in\b|bad_alloc|\bENOMEM\b|(?:cannot|unable to|failed to) allocate memory|"
-            r"memory exhausted|memory allocation of|\bMemoryError\b|array buffer allocation failed|"
-            "ran out of executable mem"
-        ),
+        r"(?i)out of memory|\bOOM in\b|bad_alloc|\bENOMEM\b|(?:cannot|unable to|failed to) allocate memory|"
+        r"memory exhausted|memory allocation of|\bMemoryError\b|array buffer allocation failed|"
+        "ran out of executable mem",
         ErrorClass.OOM,
     ),
     Cause(
-        _words(r"\bENOSPC\b|no space left on device|\bEDQUOT\b|disk quota exceeded"),
+        r"(?i)\bENOSPC\b|no space left on device|\bEDQUOT\b|disk quota exceeded",
         remedy="the disk is full: free space on it, or mount a larger one",
     ),
     Cause(
-        _words(r"\bEROFS\b|read-only file system"),
+        r"(?i)\bEROFS\b|read-only file system",
         remedy="a directory is read-only that it must write to: mount it writable",
     ),
     Cause(
-        _words(r"\bE[MN]FILE\b|too many open files|ran out of file descriptors"),
+        r"(?i)\bE[MN]FILE\b|too many open files|ran out of file descriptors",
         remedy="too many files are open: raise the limit (nofile), or run fewer at once",
     ),
     Cause(
-        _words(r"\bEAGAIN\b|resource temporarily unavailable"),
+        r"(?i)\bEAGAIN\b|resource temporarily unavailable",
         remedy="no more processes could be started: raise the limit (pids), or run fewer at once",
     ),
-    Cause(_words("invalid MCP configuration"), ErrorClass.INVALID_REQUEST, "correct mcp_config"),
-    Cause(_words("--json-schema (?:is not a valid|must be)"), ErrorClass.INVALID_REQUEST, "correct json_schema"),
-    Cause(_words("invalid --agents configuration"), ErrorClass.INVALID_REQUEST, "correct agents"),
-    Cause(_words("--agent '.{0,200}' not found"), ErrorClass.INVALID_REQUEST, "name another agent"),
+    Cause("(?i)invalid MCP configuration", ErrorClass.INVALID_REQUEST, "correct mcp_config"),
+    Cause("(?i)--json-schema (?:is not a valid|must be)", ErrorClass.INVALID_REQUEST, "correct json_schema"),
+    Cause("(?i)invalid --agents configuration", ErrorClass.INVALID_REQUEST, "correct agents"),
+    Cause("(?i)--agent '.{0,200}' not found", ErrorClass.INVALID_REQUEST, "name another agent"),
     Cause(
-        _words(
-            f"unknown {_OPTION}|{_OPTION}[^']{{0,60}}' argument .{{1,200}} is invalid|fallback model cannot be|"
-            "--session-id (?:cannot|can only) be used"
-        ),
+        f"(?i)unknown {_OPTION}|{_OPTION}[^']{{0,60}}' argument .{{1,200}} is invalid|fallback model cannot be|"
+        "--session-id (?:cannot|can only) be used",
         ErrorClass.INVALID_REQUEST,
         "leave out the field that becomes this option, or install a later version",
     ),
     Cause(
-        _words("native binary not installed"),
+        "(?i)native binary not installed",
         ErrorClass.SPAWN,
         "npm's placeholder stands where it should be: run its install.cjs, or install it without --ignore-scripts and "
         "--omit=optional",
     ),
     Cause(
-        _words(
-            r"error while loading shared libraries|error loading shared library|error relocating|version `GLIBC|"
-            r"version `CXXABI|exec format error|bad interpreter|cannot execute|\benv: .{0,80}no such file|"
-            r"qemu-[a-z0-9_]+: could not open|symbol lookup error"
-        ),
+        r"(?i)error while loading shared libraries|error loading shared library|error relocating|version `GLIBC|"
+        r"version `CXXABI|exec format error|bad interpreter|cannot execute|\benv: .{0,80}no such file|"
+        r"qemu-[a-z0-9_]+: could not open|symbol lookup error",
         ErrorClass.SPAWN,
         "it does not run on this image: install it for this processor and C library, with what it needs",
     ),
     Cause(
-        _words(
-            r"^panic(?:\([^)]{1,40}\))?: |panicked at|^fatal error: |^fatal: |# Fatal error|lacks AVX|"
-            r"uncaught target signal|^terminate called|\bassertion\b.{0,200}failed|stack smashing detected|"
-            r"^(?:free|malloc|realloc|munmap_chunk)\(\): |double free|stack overflow"
-        )
+        r"(?i)^panic(?:\([^)]{1,40}\))?: |panicked at|^fatal error: |^fatal: |# Fatal error|lacks AVX|"
+        r"uncaught target signal|^terminate called|\bassertion\b.{0,200}failed|stack smashing detected|"
+        r"^(?:free|malloc|realloc|munmap_chunk)\(\): |double free|stack overflow"
     ),
-    Cause(re.compile(r"\bE[A-Z0-9]{2,14}: ")),
+    Cause(r"\bE[A-Z0-9]{2,14}: "),
     Cause(
-        re.compile(
-            r"^(?:Uncaught |\[cause\]: |\[)?(?:[A-Za-z_$][\w.$]{0,60}(?:Error|Exception|Rejection)|Error|error)"
-            r"(?: \[\w{1,60}\])?: "
-        )
+        r"^(?:Uncaught |\[cause\]: |\[)?(?:[A-Za-z_$][\w.$]{0,60}(?:Error|Exception|Rejection)|Error|error)"
+        r"(?: \[\w{1,60}\])?: "
     ),
     Cause(
-        _words(
-            r"illegal instruction|segmentation (?:fault|violation)|bus error|floating point exception|"
-            r"trace/breakpoint trap|bad system call|\baborted\b|\bkilled\b|core dumped|\bSIG[A-Z]+: |"
-            "bad option|: not found|command not found"
-        )
+        r"(?i)illegal instruction|segmentation (?:fault|violation)|bus error|floating point exception|"
+        r"trace/breakpoint trap|bad system call|\baborted\b|\bkilled\b|core dumped|\bSIG[A-Z]+: |"
+        "bad option|: not found|command not found"
     ),
 )
 """The most informative row first; of several lines that match the same row the last one counts."""
@@ -222,7 +207,7 @@ def _rank(line: str) -> int | None:
     is_code = len(line) > LINE_BYTES and not _BOILERPLATE.search(text)
     if is_code or (line[0].isspace() and _NESTED.decode() not in line):
         return None  # code, a stack, or the fields of an error
-    found = next((rank for rank, row in enumerate(CAUSES) if row.words.search(text)), None)
+    found = next((rank for rank, row in enumerate(CAUSES) if re.search(row.words, text)), None)
     if found is not None:
         return found
     return len(CAUSES) if text[0].isalpha() else None

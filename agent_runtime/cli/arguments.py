@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import grp
 import importlib
 import json
@@ -18,7 +19,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from agent_runtime.cli.pages import PAGES, flag_of
+from agent_runtime.cli.pages import examples_and_exits, flag_of, pages, purpose
 from agent_runtime.setting_slips import did_you_mean, masked, not_this
 from agent_runtime.settings import PREFIX
 
@@ -34,16 +35,39 @@ Subparsers = Any
 _BAD_INTEGER = re.compile(r"invalid int value: '(.*)'")
 
 
+PROGRAM = "agent-runtime"
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors suggest flags and commands, and never repeat a word that may be a secret."""
+    """
+    An argument parser whose errors suggest flags and commands, and never repeat a word that may be a secret.
+
+    Attributes:
+        add_more: Adds the arguments, once this command is given or explained, because each start builds all parsers.
+    """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.add_more: Callable[[], None] | None = None
+
+    def complete(self) -> None:
+        """Call :attr:`add_more`, once."""
+        add_more, self.add_more = self.add_more, None
+        if add_more is not None:
+            add_more()
+
+    def format_help(self) -> str:
+        """Return the help, with the page of this command."""
+        self.complete()
+        command = self.prog.removeprefix(PROGRAM).strip()
+        self.description, self.epilog = purpose(command), examples_and_exits(command)
+        return super().format_help()
 
     def parse_known_args(  # type: ignore[override]  # it is called with these alone
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parse the arguments, and refuse those that are left while this command's flags are known for suggestions."""
+        self.complete()
         options, left = super().parse_known_args(args, namespace)
         flags = [word.partition("=")[0] for word in left if word.startswith("-")]
         if flags and "--" not in (args or ()):
@@ -82,11 +106,16 @@ def default_url() -> str:
 def add_run(commands: Subparsers) -> None:
     """Add ``run PROMPT``."""
     parser = commands.add_parser("run", help="submit a task to a running supervisor and follow it")
+    parser.add_more = functools.partial(_add_arguments_of_run, parser)
+    parser.set_defaults(run=_command("run_task"))
+
+
+def _add_arguments_of_run(parser: Parser) -> None:
     add = parser.add_argument
     add("prompt", metavar="PROMPT", help="the task; - reads it on stdin")
     _add_connection(parser)
     add(EXECUTION_ID_FLAG, metavar="ID", help="the same id joins, or gets the kept answer [a new one]")
-    for name, field in PAGES["run"].fields.items():
+    for name, field in pages()["run"].fields.items():
         if field.kind == "switch":
             add(flag_of(name), dest=name, action="store_true", default=None, help=field.help)
         else:
@@ -105,7 +134,6 @@ def add_run(commands: Subparsers) -> None:
     way.add_argument("--follow", action="store_true", help="show the model's text while it is written")
     way.add_argument("--detach", action="store_true", help="print the execution's id and leave it running")
     add("--json", action="store_true", help="one JSON object a line: events, then the answer")
-    parser.set_defaults(run=_command("run_task"))
 
 
 def add_status(commands: Subparsers) -> None:

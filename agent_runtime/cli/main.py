@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from agent_runtime import __version__
 from agent_runtime.cli.arguments import (
     EXECUTION_ID_FLAG,
+    PROGRAM,
     Parser,
     add_drain,
     add_file_access,
@@ -22,7 +23,6 @@ from agent_runtime.cli.arguments import (
     default_url,
 )
 from agent_runtime.cli.exit_codes import EXIT_BROKEN_PIPE
-from agent_runtime.cli.pages import explain
 from agent_runtime.errors import AgentRuntimeError, CannotStart, NotWritable, SecretUnreadable, SettingsInvalid
 from agent_runtime.serve.startup_signals import CalledOff, Start
 from agent_runtime.setting_slips import masked
@@ -70,8 +70,8 @@ def _with_id_in_one_word(words: Sequence[str]) -> list[str]:
     return joined
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="agent-runtime")
+def _parser() -> Parser:
+    parser = Parser(prog=PROGRAM)
     parser.add_argument("--version", action="version", version=f"agent-runtime {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -123,7 +123,6 @@ def _parser() -> argparse.ArgumentParser:
     health = commands.add_parser("healthcheck", help="ask a running supervisor for /livez; for an image's HEALTHCHECK")
     health.add_argument("--url", default=default_url(), help="where it listens [%(default)s] (AGENT_RUNTIME_URL)")
     health.set_defaults(run=_healthcheck)
-    explain(parser)
     return parser
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import functools
 import textwrap
 from pathlib import Path
 
@@ -47,32 +47,33 @@ class Page(msgspec.Struct, frozen=True):
     fields: dict[str, Field] = {}
 
 
-PAGES = msgspec.toml.decode(Path(__file__).with_name("help.toml").read_bytes(), type=dict[str, Page], strict=False)
-"""Pages by the words of the command as a person types it, such as ``token put``; ``""``: the program."""
+@functools.cache
+def pages() -> dict[str, Page]:
+    """
+    Return the pages by the words of the command as a person types it, such as ``token put``; ``""``: the program.
+
+    They are read at the first call, because most commands need none of them.
+    """
+    return msgspec.toml.decode(Path(__file__).with_name("help.toml").read_bytes(), type=dict[str, Page], strict=False)
 
 
 def flag_of(name: str) -> str:
     """Return the flag for an option's name in :class:`argparse.Namespace`; for ``run`` that may be a task's field."""
-    field = PAGES["run"].fields.get(name)
+    field = pages()["run"].fields.get(name)
     return field.flag if field and field.flag else f"--{name.replace('_', '-')}"
 
 
-def explain(parser: argparse.ArgumentParser, command: str = "") -> None:
-    """Add the pages to a parser and to the parsers of its commands."""
-    page = PAGES[command]
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = textwrap.fill(page.text, WIDTH)
-    parser.epilog = _after(page)
-    for action in parser._actions:  # noqa: SLF001 - argparse has no other way to its commands
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - as above
-            for name, child in action.choices.items():
-                explain(child, f"{command} {name}".strip())
+def purpose(command: str) -> str:
+    """Return what stands above the options in the help of a command."""
+    return textwrap.fill(pages()[command].text, WIDTH)
 
 
-def _after(page: Page) -> str:
+def examples_and_exits(command: str) -> str:
+    """Return what stands below the options in the help of a command."""
+    page = pages()[command]
     lines = ["examples:"]
-    for command, does in page.examples.items():
-        lines += [f"  {command}", f"      {does}"]
+    for line, does in page.examples.items():
+        lines += [f"  {line}", f"      {does}"]
     if page.exits:
         lines += ["", "exit codes:", *(f"  {code:>3}  {says}" for code, says in page.exits.items())]
     for paragraph in page.more:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from agent_runtime.cli.connection import connect
 from agent_runtime.cli.exit_codes import EXIT_CANCELLED, EXIT_SUCCESS
 from agent_runtime.cli.output import JsonLines, Live
-from agent_runtime.cli.pages import PAGES
+from agent_runtime.cli.pages import pages
 from agent_runtime.client import ClientError, RequestRefused
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _look(client: SyncAgentClient, patience_seconds: float) -> None:
 
 def _fields(options: argparse.Namespace) -> dict[str, Any]:
     """Return the fields of the task that the options set."""
-    given = {name: value for name in PAGES["run"].fields if (value := getattr(options, name)) is not None}
+    given = {name: value for name in pages()["run"].fields if (value := getattr(options, name)) is not None}
     return given | {name: dict(given[name]) for name in ("env", "labels") if name in given}
 
 

@@ -202,9 +202,10 @@ def fallbacks() -> tuple[Path, ...]:
 
 def remove_leftovers(tag: str) -> None:
     """Remove the files that supervisors of the data directory with this *tag* have left in the fallback places."""
+    beginning = NAME.format(mark=f"{tag}.")
     for place in fallbacks():
         with contextlib.suppress(OSError):
             for entry in os.scandir(place):
-                is_ours = entry.name.startswith(NAME.format(mark=f"{tag}.")) and not entry.is_symlink()
+                is_ours = entry.name.startswith(beginning) and not entry.is_symlink()
                 if is_ours and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
                     remove_tree(Path(entry))

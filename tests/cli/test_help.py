@@ -12,21 +12,24 @@ import pytest
 
 from agent_runtime.cli import exit_codes
 from agent_runtime.cli.main import EXIT_CODES, _parser
-from agent_runtime.cli.pages import PAGES
+from agent_runtime.cli.pages import pages
 from agent_runtime.model.task import TaskFields
 from agent_runtime.settings import SETTINGS, Setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-COMMANDS = sorted(PAGES)
-EXAMPLES = [(command, line) for command in COMMANDS for line in PAGES[command].examples]
+    from agent_runtime.cli.arguments import Parser
+
+COMMANDS = sorted(pages())
+EXAMPLES = [(command, line) for command in COMMANDS for line in pages()[command].examples]
 OF_THE_SHELL = {"<", "|", "&&"}
 STARTS_OTHERS = {"", "token"}
 """Commands that do nothing by themselves, so they have no exit codes of their own."""
 
 
-def parsers(parser: argparse.ArgumentParser, command: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
+def parsers(parser: Parser, command: str = "") -> Iterator[tuple[str, Parser]]:
+    parser.complete()
     yield command, parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -57,7 +60,7 @@ def test_every_command_has_a_page_and_no_other() -> None:
 def test_the_help_of_a_command_says_what_it_does_and_how_it_is_used_and_ends(command: str) -> None:
     text = help_of(command)
 
-    assert len(PAGES[command].text) > 50
+    assert len(pages()[command].text) > 50
     assert "\nexamples:\n  " in text
     assert ("\nexit codes:\n" in text) == (command not in STARTS_OTHERS)
     assert all(len(line) <= 100 for line in text.splitlines())
@@ -91,7 +94,7 @@ def test_serve_names_the_variable_and_the_default_of_every_setting(setting: Sett
 
 
 def test_the_flags_of_run_are_fields_of_a_task() -> None:
-    assert set(PAGES["run"].fields) < set(TaskFields.__annotations__)
+    assert set(pages()["run"].fields) < set(TaskFields.__annotations__)
 
 
 def test_durations_and_sizes_tell_their_unit() -> None:
@@ -105,8 +108,8 @@ def test_durations_and_sizes_tell_their_unit() -> None:
 def test_the_exit_codes_of_the_commands_that_ask_a_supervisor_are_those_they_have() -> None:
     known = {value for name, value in vars(exit_codes).items() if name.startswith("EXIT_")}
     for command in ("run", "status", "drain", "token wait"):
-        assert set(PAGES[command].exits) < known
+        assert set(pages()[command].exits) < known
 
 
 def test_the_exit_codes_of_serve_are_those_it_has() -> None:
-    assert set(PAGES["serve"].exits) == {0, *EXIT_CODES.values()}
+    assert set(pages()["serve"].exits) == {0, *EXIT_CODES.values()}

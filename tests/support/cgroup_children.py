@@ -10,6 +10,7 @@ import select
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent_runtime.process.linux.cgroup import Group, below
@@ -17,7 +18,6 @@ from tests.support.families import PATIENCE_SECONDS, eventually, program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from agent_runtime.process.linux.cgroup_setup import Finding
 
@@ -129,7 +129,7 @@ def erase(directory: Path) -> None:
     else:
         Group(directory).kill()
     assert eventually(lambda: "populated 0" in (directory / "cgroup.events").read_text())
-    for group in (*reversed(list(below(directory))), directory):
+    for group in (*map(Path, reversed(list(below(directory)))), directory):
         assert eventually(functools.partial(_removed, group))
 
 

@@ -120,7 +120,7 @@ class Group:
         """
         found = _numbers(self._read(self._members))
         with contextlib.suppress(OSError):
-            for group in below(self.directory):
+            for group in map(Path, below(self.directory)):
                 found |= _numbers((group / "cgroup.procs").read_bytes())
         return found - {0}  # the kernel shows processes outside our PID namespace as 0
 
@@ -231,7 +231,7 @@ def _remove_all(directory: Path) -> bool:
         if _remove(directory):  # most cgroups have none below them, and rmdir needs no descriptor
             return True
         gone = True
-        for group in (*reversed(list(below(directory))), directory):
+        for group in (*map(Path, reversed(list(below(directory)))), directory):
             gone = _remove(group) and gone
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, *linux.OUT_OF_DESCRIPTORS):
@@ -240,17 +240,17 @@ def _remove_all(directory: Path) -> bool:
     return gone
 
 
-def below(directory: Path) -> Iterator[Path]:
+def below(directory: Path) -> Iterator[str]:
     """
-    Yield the cgroups below *directory*, each before the cgroups below it.
+    Yield the paths of the cgroups below *directory*, each before the cgroups below it; a machine may have thousands.
 
     Raises:
         OSError: A cgroup cannot be read; one that has just been removed is no error.
     """
-    waiting = [directory]
+    waiting = [str(directory)]
     while waiting:
         with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
-            found = [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+            found = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
             yield from found
             waiting += found
 

@@ -228,8 +228,9 @@ class Groups:
         found = []
         try:
             for number, group in enumerate(below(top)):
-                if group.name.startswith(PREFIX) and is_left(group.name.removeprefix(PREFIX)):
-                    found.append(group)
+                name = group.rpartition("/")[2]
+                if name.startswith(PREFIX) and is_left(name.removeprefix(PREFIX)):
+                    found.append(Path(group))
                 if number >= _MOST_GROUPS_LOOKED_AT:
                     break
         except OSError as error:
