@@ -117,11 +117,16 @@ def resolve(command: tuple[str, ...], search_path: str | None) -> tuple[str, ...
     return (os.path.abspath(found), *command[1:])  # noqa: PTH100 - resolving links would change argv[0]
 
 
-def arguments(task: Task, session: Session, *, settings_file: Path, mcp_file: Path | None) -> tuple[str, ...]:
+def arguments(
+    task: Task, session: Session, *, settings_file: Path, mcp_file: Path | None, agents_file: Path | None = None
+) -> tuple[str, ...]:
     """
     Build the CLI's arguments for *task*.
 
     Every value of the task is in the same word as its flag, so that none can be read as a flag.
+
+    Args:
+        agents_file: The file with the task's agents; None: they are passed in the arguments.
     """
     # In two words, because 1.0.128 ignores --settings=FILE (measured); the path is ours.
     words = [*_FIXED_ARGUMENTS, "--settings", str(settings_file)]
@@ -137,7 +142,9 @@ def arguments(task: Task, session: Session, *, settings_file: Path, mcp_file: Pa
         value = getattr(task, field)
         if field in _SAID_ELSEWHERE or not (value or (field in _EMPTY_COUNTS and value is not None)):
             continue
-        if value is True:
+        if field == "agents" and agents_file is not None:
+            words.append(f"{flag}={agents_file}")
+        elif value is True:
             words.append(flag)
         elif isinstance(value, dict):
             words.append(f"{flag}={msgspec.json.encode(value).decode()}")

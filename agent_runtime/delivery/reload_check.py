@@ -42,6 +42,7 @@ from agent_runtime.claude.credential_env import (
 )
 from agent_runtime.claude.executable import Binary
 from agent_runtime.delivery.check_run import CheckRun, DoesNotRun, EndedEarly, ReloadCheckFailed
+from agent_runtime.delivery.cli_options import CliOptions
 from agent_runtime.delivery.credentials_file import CredentialsFile
 from agent_runtime.delivery.private_files import (
     make_directory,
@@ -67,6 +68,7 @@ log = logging.getLogger(__name__)
 SWEEP_SECONDS = 5.0
 DIRECTORY_PREFIX = "agent-runtime-proof-"
 VERSION_LIMIT = 40
+HELP_LINES = 2000
 NOWHERE = "http://127.0.0.1:9"
 NOWHERE_BY_NAME = "http://relay-proof.invalid"
 """No host can have this name (RFC 6761, 6.4)."""
@@ -79,10 +81,8 @@ ELSEWHERE = ("ANTHROPIC_", "CLAUDE", "OTEL_", "BETA_TRACING_", "SENTRY_")
 """Prefixes of variables that could send requests or reports elsewhere, or change the checked behaviour."""
 
 
-RELOAD, SOCKET, SNAPSHOT = "reload_behaviour", "takes_socket", "stores_prompt"
+HELP, RELOAD, SOCKET = "help", "rereads", "takes_socket"
 """The facts that a check can find out, by their fields in :class:`CliFacts`."""
-
-SNAPSHOT_OPTION = "--system-prompt-snapshot"
 
 
 class ReloadBehaviour(StrEnum):
@@ -106,21 +106,38 @@ class CliFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         version: As the CLI reports it.
-        reload_behaviour: When a running process takes a newer token from its file.
+        help: The text that the CLI prints on ``--help``.
+        rereads: A newer token in the file reaches a running process; :attr:`reload_behaviour` tells when.
+        seconds_from_write_to_request: From the new token's write to the next request, with a short tool call in
+            between; None: that request carried the old token.
+        seconds_from_write_to_retry: From the new token's write to the CLI's own retry after a refusal; None: that retry
+            carried the old token.
         takes_socket: The CLI sends its requests to a Unix socket if it is told to, and its tools do not see the
             variables for that.
-        stores_prompt: The CLI sends the system prompt that a session began with, whatever a process that resumes it is
-            given, unless :data:`SNAPSHOT_OPTION` is off.
     """
 
     version: str | None = None
-    reload_behaviour: ReloadBehaviour | None = None
+    help: str | None = None
+    rereads: bool | None = None
+    seconds_from_write_to_request: float | None = None
+    seconds_from_write_to_retry: float | None = None
     takes_socket: bool | None = None
-    stores_prompt: bool | None = None
 
-    def has(self, wanted: Collection[str]) -> bool:
-        """Whether all the facts *wanted* are known."""
-        return all(getattr(self, name) is not None for name in wanted)
+    @property
+    def reload_behaviour(self) -> ReloadBehaviour | None:
+        """When a running process takes a newer token; None: not known."""
+        if not self.rereads:
+            return None if self.rereads is None else ReloadBehaviour.NEVER
+        return ReloadBehaviour.ON_REFUSAL if self.seconds_from_write_to_request is None else ReloadBehaviour.ON_REQUEST
+
+    @property
+    def options(self) -> CliOptions | None:
+        """The options that the CLI has; None: not known."""
+        return None if self.help is None else CliOptions(self.version, self.help)
+
+    def is_missing_any(self, wanted: Collection[str]) -> bool:
+        """Whether one of the facts *wanted* is not known."""
+        return any(getattr(self, name) is None for name in wanted)
 
     def updated(self, newer: CliFacts) -> CliFacts:
         """Return these facts, replaced by those that are known in *newer*."""
@@ -161,7 +178,7 @@ class CheckedCli:
 
     def find_out(self, *wanted: str) -> CliFacts:
         """
-        Run the CLI to find out its version and the facts *wanted*.
+        Run the CLI to find out its version and the facts *wanted*; a help that lists no options stays unknown.
 
         Raises:
             ReloadCheckFailed: There is no result.
@@ -174,13 +191,20 @@ class CheckedCli:
             facts = CliFacts(version=version)
             if RELOAD in wanted:
                 try:
-                    facts = msgspec.structs.replace(facts, reload_behaviour=stage.reload_behaviour())
+                    to_request = stage.next_request()
                 except EndedEarly as error:
                     raise error if fault is None else DoesNotRun(fault) from None
+                to_retry = stage.retry()
+                facts = CliFacts(
+                    version=version,
+                    rereads=to_retry is not None,
+                    seconds_from_write_to_request=to_request,
+                    seconds_from_write_to_retry=to_retry,
+                )
             if SOCKET in wanted:
                 facts = msgspec.structs.replace(facts, takes_socket=stage.takes_socket())
-            if SNAPSHOT in wanted:
-                facts = msgspec.structs.replace(facts, stores_prompt=stage.stores_prompt())
+            if HELP in wanted:
+                facts = msgspec.structs.replace(facts, help=stage.help(version))
         if self.binary().key != binary.key:
             raise ReloadCheckFailed("the CLI was replaced meanwhile")
         return facts
@@ -217,14 +241,14 @@ class _Stage:
         words = b" ".join(lines[:1]).decode(errors="replace").split()
         return words[0][:VERSION_LIMIT] if words and words[0].isprintable() else None, fault
 
-    def stores_prompt(self) -> bool | None:
-        """
-        Return whether the CLI stores the system prompt of a session; None: it does not print its help.
-
-        Source: the help of 2.1.330 and 2.1.332, and their requests; 2.1.197 and earlier store none.
-        """
+    def help(self, version: str | None) -> str | None:
+        """Return the text that the CLI prints on ``--help``; None: it fails, or lists no options."""
         lines, fault = self._printed("--help")
-        return any(SNAPSHOT_OPTION.encode() in line for line in lines) if fault is None else None
+        text = b"\n".join(lines[:HELP_LINES]).decode(errors="replace")
+        if fault is None and CliOptions(version, text).is_usable:
+            return text
+        log.warning("the CLI's --help lists no options: it gets those of a task unchecked")
+        return None
 
     def _printed(self, flag: str) -> tuple[list[bytes], str | None]:
         """Return the lines that the CLI prints on *flag*, and the error that it ended with, if any."""
@@ -233,14 +257,13 @@ class _Stage:
             run.until(lambda: False)
             return lines, run.fault
 
-    def reload_behaviour(self) -> ReloadBehaviour:
-        """Return when a running CLI takes a newer token from its file."""
-        if self._takes_at_next_request():
-            return ReloadBehaviour.ON_REQUEST
-        return ReloadBehaviour.ON_REFUSAL if self._takes_at_retry() else ReloadBehaviour.NEVER
+    def next_request(self) -> float | None:
+        """
+        Write the new token while a request waits for its answer.
 
-    def _takes_at_next_request(self) -> bool:
-        """Write the new token while a request waits for its answer; return whether the next request carries it."""
+        Returns:
+            Seconds from the write to the next request; None: that request carried the old token.
+        """
         from agent_runtime.standins import messages_api
 
         api, old, new = messages_api.MessagesApi(), _made_up(), _made_up()
@@ -248,12 +271,18 @@ class _Stage:
         with self._with_file(api, old) as (run, file):
             run.must_see(lambda: api.seen(old).requests >= 1)
             file.write(new)
+            written_at = time.monotonic()
             api.open_gate("written")
             run.until(lambda: api.seen(new).requests >= 1 or api.seen(old).requests >= 2)
-        return _is_carried(new, api)
+        return _seconds_from(written_at, api, new)
 
-    def _takes_at_retry(self) -> bool:
-        """Write the new token after the old one was refused; return whether the CLI's own retry carries it."""
+    def retry(self) -> float | None:
+        """
+        Write the new token after the old one was refused.
+
+        Returns:
+            Seconds from the write to the CLI's own retry; None: the retry carried the old token, or there was none.
+        """
         from agent_runtime.standins.messages_api import MessagesApi
 
         api, old, new = MessagesApi(), _made_up(), _made_up()
@@ -261,10 +290,11 @@ class _Stage:
         with self._with_file(api, old) as (run, file):
             run.must_see(lambda: api.seen(old).by_status[HTTPStatus.UNAUTHORIZED] >= 1)
             file.write(new)
+            written_at = time.monotonic()
             refused_before = api.seen(old).requests
             # One request with the old token may have been on its way.
             run.until(lambda: api.seen(new).requests >= 1 or api.seen(old).requests >= refused_before + 2)
-        return _is_carried(new, api)
+        return _seconds_from(written_at, api, new)
 
     def takes_socket(self) -> bool:
         """
@@ -366,5 +396,6 @@ def _made_up() -> Token:
     return Token(f"{OAUTH_PREFIX}01-made-up-for-a-check-{secrets.token_hex(8)}")
 
 
-def _is_carried(token: Token, api: MessagesApi) -> bool:
-    return any(request.carries(token) and not request.aside for request in api.requests)
+def _seconds_from(written_at: float, api: MessagesApi, token: Token) -> float | None:
+    arrived_at = [request.at for request in api.requests if request.carries(token) and not request.aside]
+    return max(0.0, arrived_at[0] - written_at) if arrived_at else None

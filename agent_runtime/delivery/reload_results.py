@@ -8,6 +8,7 @@ Such a result counts unless the data directory has another one.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.delivery.check_run import DoesNotRun
-from agent_runtime.delivery.reload_check import RELOAD, SNAPSHOT, SOCKET, CheckedCli, CliFacts
+from agent_runtime.delivery.cli_options import depends_on_cli
+from agent_runtime.delivery.reload_check import HELP, RELOAD, SOCKET, CheckedCli, CliFacts
 from agent_runtime.errors import AgentRuntimeError, SpawnFailed
 from agent_runtime.files import read_file, replace_file
 from agent_runtime.process.spawn import Spawner
@@ -30,7 +32,10 @@ if TYPE_CHECKING:
 
     from agent_runtime.claude.executable import Binary
     from agent_runtime.delivery.cli_check import CliCheck
+    from agent_runtime.delivery.cli_options import CliOptions
     from agent_runtime.delivery.reload_check import ReloadBehaviour
+    from agent_runtime.errors import InvalidRequest
+    from agent_runtime.model.task import Task
 
 FILE_NAME = "proofs.json"
 BUILT_IN = Path(sys.prefix) / FILE_NAME
@@ -153,16 +158,20 @@ class BackgroundReloadChecker:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._not_before: dict[tuple[str, ...], float] = {}
-        self._finding = threading.Lock()
+        self._asking = asyncio.Lock()  # an asyncio lock, so that waiting callers occupy no worker thread
 
     def reload_behaviour(self) -> ReloadBehaviour | None:
         """Return the behaviour of the executable that is there now, without reading it; None: not known."""
         facts = self._known()
-        return facts.reload_behaviour if facts.has(self._wanted) else None
+        return None if facts.is_missing_any(self._wanted) else facts.reload_behaviour
 
     def takes_socket(self) -> bool | None:
         """Whether the executable that is there now sends its requests to a Unix socket; None: not known."""
         return self._known().takes_socket
+
+    def known_options(self) -> CliOptions | None:
+        """Return the options of the executable that is there now, without starting it; None: not known."""
+        return self._known().options
 
     def _known(self) -> CliFacts:
         try:
@@ -170,17 +179,25 @@ class BackgroundReloadChecker:
         except AgentRuntimeError:
             return CliFacts()  # the spawn reports a missing CLI
 
-    def stores_prompt(self) -> bool:
+    async def fault(self, task: Task) -> InvalidRequest | None:
         """
-        Return whether the CLI stores the system prompt of a session; False: it does not, or that is not known.
+        Return the error for a field of *task* that the installed CLI does not support; None: it supports all.
 
-        If that was not found out yet, the CLI is run for it, which takes a second.
+        The CLI is asked for its options once, if they are not known. If it does not list any, the result is None: the
+        CLI then ends with "unknown option", which becomes the same error.
         """
+        if not depends_on_cli(task):
+            return None
+        async with self._asking:
+            options = await asyncio.to_thread(self._options)
+        return None if options is None else options.fault(task)
+
+    def _options(self) -> CliOptions | None:
         try:
-            return self._found(SNAPSHOT).stores_prompt or False
+            return self._found(HELP).options
         except AgentRuntimeError as error:
-            log.warning("it is unknown whether the CLI stores system prompts: %s", error)
-            return False
+            log.warning("it is unknown which options the CLI knows: %s", error)
+            return None
 
     def _found(self, *wanted: str) -> CliFacts:
         """
@@ -189,17 +206,16 @@ class BackgroundReloadChecker:
         Raises:
             AgentRuntimeError: The CLI could not be checked.
         """
-        with self._finding:
-            binary = self._cli.binary()
-            facts = self._results.known(binary)
-            if not facts.has(wanted) and self._may_ask(wanted):
-                self._not_before[wanted] = time.monotonic() + RETRY_SECONDS
-                found = self._cli.find_out(*wanted)
-                self._results.store(binary, found)
-                facts = facts.updated(found)
-                if facts.has(wanted):
-                    del self._not_before[wanted]
-            return facts
+        binary = self._cli.binary()
+        facts = self._results.known(binary)
+        if facts.is_missing_any(wanted) and self._may_ask(wanted):
+            self._not_before[wanted] = time.monotonic() + RETRY_SECONDS
+            found = self._cli.find_out(*wanted)
+            self._results.store(binary, found)
+            facts = facts.updated(found)
+            if not facts.is_missing_any(wanted):
+                del self._not_before[wanted]
+        return facts
 
     def _may_ask(self, wanted: tuple[str, ...]) -> bool:
         return time.monotonic() >= self._not_before.get(wanted, 0.0)
@@ -241,7 +257,7 @@ def main(arguments: Sequence[str]) -> int:
     directory, *command = arguments
     with contextlib.closing(Spawner()) as spawner:
         cli = CheckedCli(spawner, tuple(command), os.environ)
-        facts = cli.find_out(RELOAD, SOCKET, SNAPSHOT)
+        facts = cli.find_out(HELP, RELOAD, SOCKET)
     ReloadResults(Path(directory)).store(cli.binary(), facts)
     (Path(directory) / FILE_NAME).chmod(0o644)
     print(f"{facts.version}: takes a newer token: {facts.reload_behaviour}")  # noqa: T201 - for the log of the build

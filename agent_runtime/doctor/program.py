@@ -111,7 +111,7 @@ def _reload_result(settings: Settings, environ: Mapping[str, str], binary: Binar
     result = reload_results.known(binary)
     origin = "known already"
     wanted = (RELOAD, SOCKET) if settings.token_delivery == RELAY else (RELOAD,)
-    if not result.has(wanted):
+    if result.is_missing_any(wanted):
         with contextlib.closing(Spawner()) as spawner:
             result = CheckedCli(spawner, settings.claude, environ, user=settings.child_user).find_out(*wanted)
         reload_results.store(binary, result)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent_runtime.claude.invocation import Session
+    from agent_runtime.delivery.cli_options import CliOptions
     from agent_runtime.delivery.delivery import Deliveries, HeldRequest
     from agent_runtime.errors import AgentRuntimeError
     from agent_runtime.evidence.detector import Detection
@@ -41,7 +42,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
         is_known_by_others: Whether a generation is in trouble already, or an execution other than this one verifies it.
         unkillable: Takes over the children whose processes cannot be ended.
         workspaces: Opens the directories that children run in.
-        stores_prompt: Returns whether the CLI in use stores the system prompt of a session; may take a second.
+        known_options: Returns the options that the CLI in use knows; None: not found out yet.
         run_dir: Directory for the private files of children; each attempt has a directory of its own in it.
     """
 
@@ -57,7 +58,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
     may_use: Callable[[Generation, str | None, str], None]
     mark_suspect: Callable[[Generation, str], None]
     is_known_by_others: Callable[[Generation, str], bool]
-    stores_prompt: Callable[[], bool] = lambda: False
+    known_options: Callable[[], CliOptions | None] = lambda: None
 
 
 class AttemptSpec(msgspec.Struct, frozen=True):

@@ -12,8 +12,8 @@ import msgspec
 
 from agent_runtime.claude import invocation
 from agent_runtime.claude.credential_env import CREDENTIALS, SHELL_PREFIX_VARIABLE
+from agent_runtime.delivery.cli_options import depends_on_cli
 from agent_runtime.delivery.private_files import PrivateFiles
-from agent_runtime.delivery.reload_check import SNAPSHOT_OPTION
 from agent_runtime.delivery.workspace_config import held_back, starts_without_shell
 from agent_runtime.model.task import CLI_FLAGS
 from agent_runtime.process.directories import path_of
@@ -84,11 +84,15 @@ class Launch:
         mcp_file = None
         if spec.task.mcp_config is not None:
             mcp_file = self._files.write("mcp.json", msgspec.json.encode(spec.task.mcp_config))
-        brings_prompt = spec.task.resume_session_id and (spec.task.system_prompt or spec.task.replace_system_prompt)
+        agents_file, options = None, context.known_options() if depends_on_cli(spec.task) else None
+        if spec.task.agents and options is not None and options.takes_agents_file:
+            agents_file = self._files.write("agents.json", msgspec.json.encode(spec.task.agents))
         argv = (
             *invocation.resolve(settings.claude, child_environ.get("PATH")),
-            *invocation.arguments(spec.task, spec.session, settings_file=settings_file, mcp_file=mcp_file),
-            *([f"{SNAPSHOT_OPTION}=off"] if brings_prompt and context.stores_prompt() else []),
+            *invocation.arguments(
+                spec.task, spec.session, settings_file=settings_file, mcp_file=mcp_file, agents_file=agents_file
+            ),
+            *(options.further(spec.task) if options is not None else ()),
             *held_arguments,
             *(f"{CLI_FLAGS['add_dirs']}={path}" for path in added),
         )

@@ -234,7 +234,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
             next_mark=functools.partial(new_mark, data_dir),
             counts=counts,
             cli=cli,
-            stores_prompt=reload_checker.stores_prompt,
+            options=reload_checker,
         )
         start.raise_if_called_off()
         archive.account()

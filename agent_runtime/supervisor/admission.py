@@ -34,6 +34,7 @@ from agent_runtime.supervisor.sessions import SessionPlan
 from agent_runtime.telemetry.logs import about
 
 if TYPE_CHECKING:
+    from agent_runtime.errors import InvalidRequest
     from agent_runtime.execution.execution import ExecutionContext
     from agent_runtime.model.records import Answer
     from agent_runtime.model.task import Task
@@ -86,16 +87,19 @@ class Admission:
         self._background = background
         self._is_ending = False
 
-    def submit(self, new: NewTask) -> Execution | StoredResult:
+    def submit(self, new: NewTask, fault: InvalidRequest | None = None) -> Execution | StoredResult:
         """
         Admit a task, join the running execution with its id, or return the answer that is stored for it.
 
         After a failure the same id begins a new attempt on the same record and transcript.
 
+        Args:
+            fault: The error for an option of the task that the CLI in use does not know, if there is one.
+
         Raises:
             AdmissionError: No room, no usable token, or draining.
             Conflict: The id is known for another body.
-            InvalidRequest: A directory of the task cannot be used.
+            InvalidRequest: The *fault*.
         """
         task = new.task
         execution_id = task.execution_id or str(uuid.uuid4())
@@ -106,6 +110,8 @@ class Admission:
         previous = self.archive.earlier(execution_id, task.digest) if task.execution_id is not None else None
         if isinstance(previous, StoredResult):
             return previous
+        if fault is not None:
+            raise fault
         if self.draining:
             raise Draining(
                 "draining: no new executions here; send it to another agent, or later",

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from agent_runtime.delivery.cli_check import CliCheck
     from agent_runtime.delivery.delivery import Deliveries
+    from agent_runtime.delivery.reload_results import BackgroundReloadChecker
     from agent_runtime.model.records import ExecutionRecord
     from agent_runtime.model.task import Task
     from agent_runtime.model.tokens import Token
@@ -95,7 +96,7 @@ class Supervisor:
         next_mark: Callable[[], str],
         counts: Counts,
         cli: CliCheck,
-        stores_prompt: Callable[[], bool],
+        options: BackgroundReloadChecker,
     ) -> None:
         self.settings = settings
         self.counts = counts
@@ -106,7 +107,7 @@ class Supervisor:
         self._archive = archive
         self._deliveries = deliveries
         self._containment = containment
-        self._cli = cli
+        self._cli, self._options = cli, options
         self._started_at = time.monotonic()  # a clock that is set must not change the uptime
         self._live, self._unkillable, background = LiveExecutions(), Unkillable(), BackgroundTasks()
         gate = self._gate = TokenGate(secret, TokenStatuses(ledger), events, probes=probe is not None)
@@ -134,7 +135,7 @@ class Supervisor:
             may_use=gate.may_use,
             mark_suspect=gate.mark_suspect,
             is_known_by_others=gate.statuses.is_known_by_others,
-            stores_prompt=stores_prompt,
+            known_options=options.known_options,
         )
         holds = Holds(lambda: self.admission.draining)
         self.admission = Admission(
@@ -159,12 +160,13 @@ class Supervisor:
             new = await asyncio.to_thread(self._archive.with_obstacle, new)
         if self.settings.probe == "on_load":
             await self._token_upkeep.poll()  # a new token is probed before an execution begins with it
+        fault = await self._options.fault(new.task)
         try:
             try:
-                return self.admission.submit(new)
+                return self.admission.submit(new, fault)
             except (NoToken, TokenUnusable, TokenUnpaid, TokenLimited):
                 await self._token_upkeep.poll()
-            return self.admission.submit(new)
+            return self.admission.submit(new, fault)
         except AdmissionError as error:
             self.counts.count("admissions_refused", error.error_class)
             raise

@@ -547,7 +547,20 @@ def test_a_reload_check_tells_whether_the_cli_reads_its_file_again(
 ) -> None:
     reload_result = CheckedCli(spawner, SCRIPTED, scripted(version)).find_out(RELOAD)
 
-    assert (reload_result.version, reload_result.reload_behaviour) == (version, reload_behaviour)
+    assert (reload_result.version, reload_result.reload_behaviour, reload_result.rereads) == (
+        version,
+        reload_behaviour,
+        reload_behaviour is not ReloadBehaviour.NEVER,
+    )
+    if reload_behaviour is ReloadBehaviour.ON_REQUEST:
+        assert reload_result.seconds_from_write_to_request is not None
+        assert reload_result.seconds_from_write_to_retry is not None
+
+
+def test_a_cli_that_only_its_own_retry_heals_is_reached_on_refusal() -> None:
+    reload_result = CliFacts(version="2.1.30", rereads=True, seconds_from_write_to_retry=0.5)
+
+    assert reload_result.reload_behaviour is ReloadBehaviour.ON_REFUSAL
 
 
 def test_the_reload_check_is_made_without_the_supervisors_token_server_and_proxy(tmp_path: Path) -> None:
@@ -607,7 +620,7 @@ def test_a_reload_check_is_kept_with_the_executables_hash_and_said_of_no_other(t
     def binary() -> Binary:
         return Binary.of((str(cli),), None)
 
-    facts = CliFacts(version="1", reload_behaviour=ReloadBehaviour.ON_REFUSAL)
+    facts = CliFacts(version="1", rereads=True, seconds_from_write_to_retry=0.5)
     ReloadResults(tmp_path).store(binary(), facts)
 
     again = ReloadResults(tmp_path)
@@ -616,9 +629,9 @@ def test_a_reload_check_is_kept_with_the_executables_hash_and_said_of_no_other(t
     assert again.known(binary(), hash_it=False) == CliFacts()
     assert again.known(binary()) == facts
     assert ReloadResults(tmp_path).known(binary(), hash_it=False) == facts
-    ReloadResults(tmp_path).store(binary(), CliFacts(version="1", stores_prompt=False))
+    ReloadResults(tmp_path).store(binary(), CliFacts(version="1", help="a help"))
     again.store(binary(), CliFacts(takes_socket=True))
-    whole = CliFacts(version="1", reload_behaviour=ReloadBehaviour.ON_REFUSAL, stores_prompt=False, takes_socket=True)
+    whole = CliFacts(version="1", rereads=True, seconds_from_write_to_retry=0.5, help="a help", takes_socket=True)
     assert ReloadResults(tmp_path).known(binary()) == whole
     cli.write_text("version 2")
     assert again.known(binary()) == CliFacts()
@@ -632,8 +645,8 @@ def test_damaged_reload_results_are_made_anew(tmp_path: Path, content: bytes) ->
     binary = Binary.of(SCRIPTED, None)
     assert reload_results.known(binary) == CliFacts()
 
-    reload_results.store(binary, CliFacts(reload_behaviour=ReloadBehaviour.NEVER))
-    assert ReloadResults(tmp_path).known(binary) == CliFacts(reload_behaviour=ReloadBehaviour.NEVER)
+    reload_results.store(binary, CliFacts(rereads=False))
+    assert ReloadResults(tmp_path).known(binary) == CliFacts(rereads=False)
 
 
 def test_reload_results_that_cannot_be_written_are_kept_in_memory(
@@ -641,27 +654,10 @@ def test_reload_results_that_cannot_be_written_are_kept_in_memory(
 ) -> None:
     reload_results = ReloadResults(tmp_path / "missing")
     binary = Binary.of(SCRIPTED, None)
-    reload_results.store(binary, CliFacts(reload_behaviour=ReloadBehaviour.NEVER))
+    reload_results.store(binary, CliFacts(rereads=False))
 
-    assert reload_results.known(binary) == CliFacts(reload_behaviour=ReloadBehaviour.NEVER)
+    assert reload_results.known(binary) == CliFacts(rereads=False)
     assert "cannot write" in caplog.text
-
-
-def test_the_cli_is_asked_once_whether_it_stores_prompts_and_again_after_it_was_replaced(tmp_path: Path) -> None:
-    cli, asked = tmp_path / "claude", tmp_path / "asked"
-    checker = BackgroundReloadChecker(CheckedCli(spawner, (str(cli),), {}), ReloadResults(None, tmp_path / "nothing"))
-
-    def stores_prompt(script: str) -> tuple[bool, bool]:
-        cli.write_text(f"#!/bin/sh\nif [ $1 = --help ]; then\necho asked >>{asked}\n{script}\nfi\n")
-        cli.chmod(0o755)
-        return checker.stores_prompt(), checker.stores_prompt()
-
-    tells = "echo '  --system-prompt-snapshot <on|off>  Record the system prompt'"
-    scripts = (tells, f"{tells} # replaced", "echo '  --system-prompt <prompt>'", f"{tells}; exit 1")
-    assert [stores_prompt(script) for script in scripts] == [(True, True), (True, True), (False, False), (False, False)]
-    assert asked.read_text().split() == ["asked"] * 4
-    cli.unlink()
-    assert not checker.stores_prompt()
 
 
 def test_serve_without_a_reload_check_makes_it_in_the_background_and_then_delivers_by_file(
@@ -731,7 +727,7 @@ def test_a_reload_check_that_came_with_the_image_counts_for_the_same_executable_
     image.mkdir()
     data.mkdir()
     binary, another = Binary.of((str(cli),), None), Binary.of((str(other),), None)
-    made = CliFacts(version="1.0", reload_behaviour=ReloadBehaviour.ON_REQUEST)
+    made = CliFacts(version="1.0", rereads=True)
     ReloadResults(image).store(binary, made)
 
     reload_results = ReloadResults(data, built_in=image / "proofs.json")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from agent_runtime.delivery.cli_options import LISTED
 from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
 from tests.support.supervised import NEW, OLD, Pending, Supervised, eventually, supervised
 
@@ -245,6 +246,7 @@ def test_only_the_settings_and_servers_that_are_asked_for_are_read_and_the_token
 
 
 NOT_KNOWN: dict[str, Any] = {
+    "fallback_model": "haiku,opus",
     "effort": "low",
     "permission_mode": "auto",
     "agent": "no-such-agent",
@@ -252,7 +254,7 @@ NOT_KNOWN: dict[str, Any] = {
 }
 
 
-def test_an_old_version_refuses_what_it_does_not_know(cli: Real) -> None:
+def test_an_old_version_is_told_of_by_field(cli: Real) -> None:
     known: dict[str, Any] = {
         "tools": ["Bash"],
         "max_budget_usd": 1.0,
@@ -260,14 +262,17 @@ def test_an_old_version_refuses_what_it_does_not_know(cli: Real) -> None:
         "fallback_model": "haiku",
     }
     known |= {"agents": {"rev": REVIEWER}, "strict_mcp_config": True, "setting_sources": ["user"]}
-    pending = {name: cli.start(f"task{i}", **{name: value}) for i, (name, value) in enumerate(NOT_KNOWN.items())}
+    pending = {name: cli.start(name, **{name: value}) for name, value in NOT_KNOWN.items()}
     answers = {name: one.answer().json() for name, one in pending.items()}
     fits = cli.ask("known", **known) if cli.version >= (2, 0, 76) else {"status": "success"}
 
     refused = {name for name, answer in answers.items() if answer["status"] == 400}
-    later = {"effort": (2, 1, 114), "permission_mode": (2, 1, 114)}
+    later = {"fallback_model": (2, 1, 197), "effort": (2, 1, 114), "permission_mode": (2, 1, 114)}
     assert refused == {"agent", "agents"} | {name for name in later if cli.version < later[name]}
     for name in refused:
         assert answers[name]["error_class"] == "invalid_request"
-        assert name.removesuffix("s").replace("_", "-") in answers[name]["detail"]
+        assert name.removesuffix("s") in answers[name]["detail"]
+    version = ".".join(map(str, cli.version))
+    assert all(version in answers[name]["detail"] for name in refused & later.keys())
     assert fits["status"] == "success"
+    assert set(LISTED) >= later.keys()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.supervised import NEW, OLD, SCRIPTED, Supervised, eventually, supervised
+from tests.support.supervised import NEW, OLD, Supervised, eventually, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -146,33 +144,6 @@ def test_every_attempt_has_the_same_options_after_a_switch_and_after_a_restart(t
         assert running.post(script, execution_id="same", **ALL, max_turns=3).status_code == 409
     for path in (first, later, last):
         assert set(json.loads(path.read_text())["argv"]) >= WORDS
-
-
-@pytest.mark.parametrize("is_known", [True, False])
-def test_a_new_system_prompt_for_an_earlier_session_is_heeded(tmp_path: Path, *, is_known: bool) -> None:
-    cli, seen = tmp_path / "claude", tmp_path / "seen"
-    shown = "--system-prompt-snapshot <on|off>" if is_known else "--system-prompt <prompt>"
-    cli.write_text(f'#!/bin/sh\n[ "$1" = --help ] && exec echo "{shown}"\nexec {SCRIPTED} "$@"\n')
-    cli.chmod(0o755)
-    reports = {"script": [*SAYS, {"do": "report", "path": str(seen)}, {"do": "result", "text": "Hello."}]}
-    with supervised(tmp_path / "home", claude=shlex.quote(str(cli))) as running:
-        session = running.post(ends_with("Hello.")).json()["session_id"]
-        for fields in ({"replace_system_prompt": "x"}, {"system_prompt": "x"}, {}):
-            answer = running.post(reports, resume_session_id=session, fork_session=True, **fields).json()
-            assert answer["status"] == "success"
-            is_given = "--system-prompt-snapshot=off" in json.loads(seen.read_text())["argv"]
-            assert is_given == (is_known and bool(fields))
-
-
-def test_a_field_that_the_cli_does_not_know_is_an_invalid_request(tmp_path: Path) -> None:
-    cli = tmp_path / "claude"
-    cli.write_text(f"#!{sys.executable}\nimport sys\nsys.exit(\"error: unknown option '--effort=low'\")\n")
-    cli.chmod(0o755)
-    with supervised(tmp_path / "home", claude=shlex.quote(str(cli))) as running:
-        answer = running.post(ends_with("Hello."), effort="low").json()
-
-    assert (answer["status"], answer["error_class"]) == (400, "invalid_request")
-    assert "--effort" in answer["detail"]
 
 
 @pytest.mark.parametrize("mode", ["plan", "acceptEdits", "default", "manual", "dontAsk", "auto"])

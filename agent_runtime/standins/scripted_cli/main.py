@@ -47,8 +47,8 @@ FLAGS = _names(
 )
 WITH_VALUE = _names(
     "--output-format --input-format --session-id --resume -r --model --fallback-model --settings --setting-sources "
-    "--append-system-prompt --system-prompt --system-prompt-snapshot --max-turns --permission-mode "
-    "--permission-prompt-tool --effort --max-budget-usd --agent --agents --json-schema --debug-file"
+    "--append-system-prompt --system-prompt --max-turns --permission-mode --permission-prompt-tool --effort "
+    "--max-budget-usd --agent --agents --json-schema --debug-file"
 )
 WITH_VALUES = _names(
     "--allowedTools --allowed-tools --disallowedTools --disallowed-tools --tools --add-dir --betas --mcp-config"
