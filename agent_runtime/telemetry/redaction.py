@@ -20,7 +20,7 @@ import json
 import logging
 import re
 import threading
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict, defaultdict
 from io import BytesIO
 from typing import TYPE_CHECKING, NamedTuple
@@ -64,26 +64,36 @@ class _Group:
     """
     Values that begin with the same bytes, found by one search for these.
 
-    A place where only the beginning matches costs one look-up for each length of the values, not for each value: a line
-    may repeat that beginning a million times.
+    A line may repeat that beginning a million times, so the values at a place are found by bisection. All values that
+    a text begins with are found from the last value that is not behind it in order: if it does not begin the text
+    itself, the longest value that begins it may, and so on.
     """
 
     def __init__(self, marks: dict[bytes, bytes]) -> None:
-        self.beginning = next(iter(marks))[:SHORTEST]
         self._marks = marks
-        self._lengths = sorted({len(value) for value in marks}, reverse=True)
+        self._values = sorted(marks)
+        self.beginning = self._values[0][:SHORTEST]
+        self._longest = max(map(len, marks))
+        self._beginning_each: dict[bytes, bytes] = {}
+        chain = [b""]
+        for value in self._values:
+            while not value.startswith(chain[-1]):
+                chain.pop()
+            self._beginning_each[value] = chain[-1]
+            chain.append(value)
 
     def spans(self, data: bytes) -> Iterable[_Span]:
         """Yield each place of a value in *data*; of values that begin at the same place, the longest."""
         at = data.find(self.beginning)
         while at >= 0:
-            step = 1
-            for length in self._lengths:
-                if mark := self._marks.get(data[at : at + length]):
-                    step = length
-                    yield _Span(at, at + step, mark)
-                    break
-            at = data.find(self.beginning, at + step)
+            text = data[at : at + self._longest]
+            before = bisect_right(self._values, text)
+            value = self._values[before - 1] if before else b""
+            while not text.startswith(value):
+                value = self._beginning_each[value]
+            if value:
+                yield _Span(at, at + len(value), self._marks[value])
+            at = data.find(self.beginning, at + (len(value) or 1))
 
 
 class _Beginnings:

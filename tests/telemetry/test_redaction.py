@@ -253,6 +253,27 @@ def test_hostile_lines_take_time_in_proportion_to_their_length(redactor: Redacto
     assert seconds(HOSTILE_BYTES >> 4) < 2.5
 
 
+def test_a_hostile_line_costs_about_the_same_for_tokens_of_one_length_and_of_sixty() -> None:
+    line = b"sk-ant-oat01-" * (HOSTILE_BYTES // 16 // 13)
+
+    def seconds(lengths: range) -> float:
+        redactor = Redactor([Token(f"sk-ant-oat01-{number:03}{'x' * length}") for number, length in enumerate(lengths)])
+        began = time.thread_time()
+        redactor.redact(line)
+        return time.thread_time() - began
+
+    assert min(seconds(range(20, 80)) for _ in range(3)) < 6 * min(seconds(range(20, 21)) for _ in range(3))
+
+
+def test_of_values_that_begin_one_another_the_longest_that_stands_there_is_replaced() -> None:
+    tokens = [Token(f"abcdefgh{end}") for end in ("", "i", "ijk", "ijz", "im")]
+    redactor = Redactor(tokens)
+    longest = {"abcdefgh": 0, "abcdefghij": 1, "abcdefghijk": 2, "abcdefghijzz": 3, "abcdefghil": 1, "abcdefghim": 4}
+
+    for text, number in longest.items():
+        assert redactor.redact_text(text) == mark(tokens[number]) + text.removeprefix(tokens[number].secret)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_lines_of_the_frame_limit_are_redacted_within_seconds(redactor: Redactor, kind: str) -> None:
