@@ -343,8 +343,11 @@ async def reload_token(api: Api, request: Request) -> bodies.Reloaded:
     read = functools.partial(token_in, strict=api.settings.strict, redact=api.redact)
     reloaded = await api.supervisor.reload_token(await api.bodies.read(request, read))
     state = api.supervisor.state
-    number = state.secret.generation.number if state.secret.generation else None
-    return bodies.Reloaded(status="success", reloaded=reloaded, generation=number, state=state.token)
+    secret = state.secret
+    number = secret.generation.number if secret.generation else None
+    return bodies.Reloaded(
+        status="success", reloaded=reloaded, generation=number, state=state.token, error=secret.error
+    )
 
 
 async def is_alive(api: Api, request: Request) -> bodies.Alive:

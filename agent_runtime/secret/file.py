@@ -131,25 +131,24 @@ class SecretFile:
 
     def read(self) -> Generation:
         """
-        Return the generation that a child spawned now must carry.
-
-        Waits for a content that may be half written to settle: 100 ms as a rule, never longer than the withdraw time.
+        Return the generation that a child spawned now must carry, after :meth:`settle`.
 
         Raises:
             SecretUnreadable: The file holds no usable token, and no earlier generation is still in use.
         """
-        give_up_at = time.monotonic() + self._withdraw_after_seconds
-        while (settles_at := self._advance()) is not None:
-            now = time.monotonic()
-            if now >= give_up_at:
-                break
-            time.sleep(min(max(settles_at - now, 0), RECHECK_SECONDS))
+        self.settle()
         status = self._status
         if self._thread is None:
             self._ledger.save(durable=False)
         if status.generation is None:
             raise SecretUnreadable(status.error or "there is no token")
         return status.generation
+
+    def settle(self) -> None:
+        """Read, and wait while the content may be half written: 100 ms as a rule, at most the withdraw time."""
+        give_up_at = time.monotonic() + self._withdraw_after_seconds
+        while (settles_at := self._advance()) is not None and (now := time.monotonic()) < give_up_at:
+            time.sleep(min(max(settles_at - now, 0), RECHECK_SECONDS))
 
     def poll(self) -> SecretStatus:
         """Read once and return the status, without waiting for a content to settle."""

@@ -208,7 +208,7 @@ class Supervisor:
             await asyncio.to_thread(put_once, self.secret.path, token)
         await self._token_upkeep.reload()
         now = self._gate.current
-        return before is None or now is None or now.number != before.number
+        return (before and before.number) != (now and now.number)
 
     # -- reading
 

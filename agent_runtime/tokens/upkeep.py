@@ -76,6 +76,7 @@ class TokenUpkeep:
 
     async def reload(self) -> None:
         """Read the secret file now, forget limits and an unpaid account, and try a token in trouble at once."""
+        await asyncio.to_thread(self._gate.secret.settle)
         status, statuses = await self.poll(), self._gate.statuses
         if (generation := status.generation) is not None:
             statuses.forget_limits(generation)

@@ -129,6 +129,7 @@ def test_the_answer_meets_the_schema_or_is_none(cli: Real) -> None:
     pending = {
         "met": cli.start("met", says(**GOOD), json_schema=SCHEMA),
         "later": cli.start("later", says(**BAD), says(**GOOD), json_schema=SCHEMA),
+        "any": cli.start("any", says(**BAD), json_schema={}),
         "text": cli.start("text", Text(text="no object"), json_schema=SCHEMA),
         "never": cli.start("never", *[says(**BAD)] * 8, json_schema=SCHEMA),
         "wrong": cli.start("wrong", json_schema={"type": "object", "minProperties": -1}),
@@ -136,6 +137,7 @@ def test_the_answer_meets_the_schema_or_is_none(cli: Real) -> None:
     answers = {name: one.answer().json() for name, one in pending.items()}
 
     assert [answers[name]["structured_output"] for name in ("met", "later")] == [GOOD, GOOD]
+    assert answers["any"]["structured_output"] == BAD, "an empty schema, which any object meets"
     assert [(answers[name]["status"], answers[name]["error_class"]) for name in ("text", "never")] == [
         (422, "schema"),
         (422, "schema"),

@@ -182,13 +182,38 @@ def reload_token(running: Supervised, **body: object) -> tuple[int, dict[str, An
 
 def test_a_posted_token_is_written_once_and_answered_each_time(tmp_path: Path) -> None:
     with supervised(tmp_path) as running:
-        success = {"status": "success", "reloaded": True, "generation": 2, "state": "ready"}
+        success = {"status": "success", "reloaded": True, "generation": 2, "state": "ready", "error": None}
         assert reload_token(running, token=NEW, remove_api_key=True) == (200, success)
         assert running.token_file.read_text() == f"{NEW}\n"
         inode = running.token_file.stat().st_ino
         for body in ({"token": NEW}, {"token": f"{NEW}\n", "remove_api_key": False}, {"remove_api_key": None}):
             assert reload_token(running, **body) == (200, {**success, "reloaded": False})
         assert running.token_file.stat().st_ino == inode
+
+
+def test_a_reload_waits_for_a_file_that_was_just_written_in_place(tmp_path: Path) -> None:
+    with supervised(tmp_path) as running:
+        for number, token in ((2, NEW), (3, OLD), (4, NEW)):
+            running.token_file.write_text(token)  # without a newline it could be half a token
+            assert reload_token(running)[1]["generation"] == number
+
+
+def test_a_reload_of_a_file_that_cannot_be_used_says_why_and_a_bad_one_costs_nothing_at_once(tmp_path: Path) -> None:
+    """A backend that gets no 2xx makes the container anew, so a bad content is told in the answer."""
+    with supervised(tmp_path, flags=("--token-withdraw-after", "1")) as running:
+        running.token_file.write_text("changeme\n")
+        status, answer = reload_token(running)
+        assert (status, answer["reloaded"], answer["state"]) == (200, False, "ready")
+        assert "placeholder" in answer["error"]
+
+        eventually(lambda: running.get("/api/token")["state"] == "invalid")
+        status, answer = reload_token(running)
+        assert (status, answer["reloaded"], answer["generation"], answer["state"]) == (200, False, None, "invalid")
+        assert "placeholder" in answer["error"]
+
+        running.write_token(OLD)
+        status, answer = reload_token(running)
+        assert (status, answer["generation"], answer["state"], answer["error"]) == (200, 1, "ready", None)
 
 
 @pytest.mark.parametrize(

@@ -194,12 +194,14 @@ class Reloaded(Subscriptable, msgspec.Struct, kw_only=True):
 
     Attributes:
         reloaded: Whether the file holds another token than before.
+        error: Why the file's content is not used, so that the token before stays in use for a while; null: it is used.
     """
 
     status: Literal["success"]
     reloaded: bool
     generation: int | None
     state: TokenState
+    error: str | None = None
 
 
 class Alive(msgspec.Struct, kw_only=True):
