@@ -18,6 +18,9 @@ from agent_runtime.evidence.matching import Rule
 _PERMISSION = frozenset({"permission_error"})
 _API_TYPES = frozenset(STATUS_BY_TYPE)
 _SERVER = range(500, 600)
+_refused = partial(Rule, error_class=ErrorClass.AUTH, condemns=True)
+_unpaid = partial(Rule, error_class=ErrorClass.BILLING, condemns=True)
+_limited = partial(Rule, error_class=ErrorClass.RATE_LIMIT)
 _blocked = partial(
     Rule, error_class=ErrorClass.AUTH, own_words=phrases.BLOCKED_ACCOUNT, unless=phrases.NOT_OF_AN_ACCOUNT, blocks=True
 )
@@ -49,20 +52,9 @@ ACCOUNT_RULES: tuple[Rule, ...] = (
     # -- the account is blocked
     Rule("blocked-code", ErrorClass.AUTH, codes=error_codes.BLOCKED_CODES, condemns=True, blocks=True),
     # -- the account cannot pay, unless a limit ends by itself
-    Rule("billing-code", ErrorClass.BILLING, codes=error_codes.BILLING_CODES, condemns=True),
-    Rule(
-        "limit-then-credits",
-        ErrorClass.RATE_LIMIT,
-        phrases=phrases.OUT_OF_CREDITS_UNTIL,
-        source="anthropics/claude-code#42654, #84141",
-    ),
-    Rule(
-        "limit-400",
-        ErrorClass.RATE_LIMIT,
-        statuses={400, 403, 429},
-        phrases=phrases.API_LIMIT,
-        source="anthropics/claude-code#38035",
-    ),
+    _unpaid("billing-code", codes=error_codes.BILLING_CODES),
+    _limited("limit-then-credits", phrases=phrases.OUT_OF_CREDITS_UNTIL, source="anthropics/claude-code#42654, #84141"),
+    _limited("limit-400", statuses={400, 403, 429}, phrases=phrases.API_LIMIT, source="anthropics/claude-code#38035"),
     Rule(
         "limit-needs-credits",
         ErrorClass.INVALID_REQUEST,
@@ -77,14 +69,8 @@ ACCOUNT_RULES: tuple[Rule, ...] = (
         own_words=phrases.LONG_CONTEXT,
         source="2.1.332",
     ),
-    Rule("limit-detail", ErrorClass.RATE_LIMIT, words={"usage_limit_reached"}, source="2.1.330"),
-    Rule(
-        "limit-of-a-model",
-        ErrorClass.RATE_LIMIT,
-        words={"model_requires_usage_credits"},
-        phrases=(("resets",),),
-        source="2.1.330",
-    ),
+    _limited("limit-detail", words={"usage_limit_reached"}, source="2.1.330"),
+    _limited("limit-of-a-model", words={"model_requires_usage_credits"}, phrases=(("resets",),), source="2.1.330"),
     Rule("model-needs-credits", ErrorClass.MODEL, words=error_codes.MODEL_CREDITS_WORDS, source="2.1.330"),
     Rule(
         "model-needs-credits-by-name",
@@ -109,38 +95,20 @@ ACCOUNT_RULES: tuple[Rule, ...] = (
     _blocked("blocked-account-untyped", statuses={403}, types={None}, source="2.0.76 to 2.1.197"),
     _blocked("blocked-account-5xx", statuses=_SERVER, types=_API_TYPES, condemns=True),
     Rule("blocked-word", ErrorClass.AUTH, words=error_codes.BLOCKED_WORDS, blocks=True, source="2.1.330"),
-    Rule("billing-402", ErrorClass.BILLING, statuses={402}, condemns=True),
-    Rule("billing-said", ErrorClass.BILLING, statuses={400, 401, 403, 429}, own_words=phrases.UNPAID, condemns=True),
-    Rule("billing-budget", ErrorClass.BILLING, statuses={401, 403, 429}, own_words=phrases.OVER_BUDGET, condemns=True),
-    Rule(
-        "billing-5xx", ErrorClass.BILLING, statuses=_SERVER, types=_API_TYPES, own_words=phrases.UNPAID, condemns=True
-    ),
+    _unpaid("billing-402", statuses={402}),
+    _unpaid("billing-said", statuses={400, 401, 403, 429}, own_words=phrases.UNPAID),
+    _unpaid("billing-budget", statuses={401, 403, 429}, own_words=phrases.OVER_BUDGET),
+    _unpaid("billing-5xx", statuses=_SERVER, types=_API_TYPES, own_words=phrases.UNPAID),
     Rule("billing-word", ErrorClass.BILLING, words={"billing_error"}, stops=True, source="2.0.76 to 2.1.330"),
     # -- the token is refused
-    Rule("api-401", ErrorClass.AUTH, statuses={401}, condemns=True),
-    Rule(
-        "api-403-authentication-type",
-        ErrorClass.AUTH,
-        statuses={403},
-        types={"authentication_error"},
-        condemns=True,
-        source="API list",
-    ),
-    Rule(
-        "api-403-credential",
-        ErrorClass.AUTH,
-        statuses={403},
-        types=_PERMISSION,
-        phrases=phrases.REFUSED_CREDENTIAL,
-        condemns=True,
-    ),
-    Rule(
+    _refused("api-401", statuses={401}),
+    _refused("api-403-authentication-type", statuses={403}, types={"authentication_error"}, source="API list"),
+    _refused("api-403-credential", statuses={403}, types=_PERMISSION, phrases=phrases.REFUSED_CREDENTIAL),
+    _refused(
         "api-403-organization-word",
-        ErrorClass.AUTH,
         statuses={403},
         types=_PERMISSION,
         words={"oauth_org_not_allowed"},
-        condemns=True,
         source="2.1.330",
     ),
     Rule(
@@ -161,7 +129,7 @@ ACCOUNT_RULES: tuple[Rule, ...] = (
         source="1.0.128; a real limit has its end there",
     ),
     Rule("throttle-by-name", ErrorClass.OVERLOADED, statuses={429}, phrases=(("not your usage limit",),)),
-    Rule("limit-sentence", ErrorClass.RATE_LIMIT, statuses={400, 403, 429}, begins=phrases.LIMIT_SENTENCES),
-    Rule("limit-429-by-name", ErrorClass.RATE_LIMIT, statuses={429}, phrases=phrases.NAMED_LIMIT, source="2.1.330"),
+    _limited("limit-sentence", statuses={400, 403, 429}, begins=phrases.LIMIT_SENTENCES),
+    _limited("limit-429-by-name", statuses={429}, phrases=phrases.NAMED_LIMIT, source="2.1.330"),
     Rule("throttle-429", ErrorClass.OVERLOADED, statuses={429}),
 )

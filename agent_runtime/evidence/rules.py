@@ -11,6 +11,7 @@ Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114 and 2.1.330.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agent_runtime.errors import ErrorClass
@@ -26,6 +27,9 @@ _LIMIT_WORD = _NO_WORD | {"rate_limit"}
 _NETWORK_WORD = _NO_WORD | {"server_error", "authentication_failed"}
 
 _OTHER_PATH = "the server does not know the path it was asked for; look at ANTHROPIC_BASE_URL"
+
+_without_status = partial(Rule, statuses={None})
+_sentence_alone = partial(_without_status, words=_NO_WORD)
 
 RULES: tuple[Rule, ...] = (
     # -- no answer of the API, whatever the sentence looks like
@@ -51,18 +55,16 @@ RULES: tuple[Rule, ...] = (
     *ACCOUNT_RULES,
     # -- the request
     Rule("output-limit-word", ErrorClass.MAX_OUTPUT, words={"max_output_tokens"}, source="2.1.330"),
-    Rule(
+    _without_status(
         "output-limit-sentence",
         ErrorClass.MAX_OUTPUT,
-        statuses={None},
         phrases=phrases.OUTPUT_LIMIT,
         begins=phrases.OUTPUT_LIMIT_SENTENCES,
         source="2.1.30 to 2.1.332",
     ),
-    Rule(
+    _without_status(
         "model-declines",
         ErrorClass.INVALID_REQUEST,
-        statuses={None},
         phrases=phrases.DECLINED,
         begins=("api error",),
         source="2.1.30 to 2.1.332",
@@ -112,85 +114,59 @@ RULES: tuple[Rule, ...] = (
     Rule("server-error", ErrorClass.UPSTREAM, statuses=range(500, 600)),
     Rule("other-status", ErrorClass.UPSTREAM, statuses=range(300, 500)),
     # -- no status: the CLI's word, and its sentence where the word leaves it open
-    Rule(
+    _without_status(
         "network-sentence",
         ErrorClass.NETWORK,
-        statuses={None},
         words=_NETWORK_WORD,
         phrases=phrases.NETWORK,
         begins=phrases.NETWORK_SENTENCES,
         source="tests/recorded; gitmoot/gitmoot#509",
     ),
-    Rule("network-cut-off", ErrorClass.NETWORK, statuses={None}, begins=phrases.CUT_OFF_SENTENCES),
-    Rule(
-        "cli-no-credential",
-        ErrorClass.AUTH,
-        statuses={None},
-        begins=("could not resolve authentication method",),
-        stops=True,
+    _without_status("network-cut-off", ErrorClass.NETWORK, begins=phrases.CUT_OFF_SENTENCES),
+    _without_status(
+        "cli-no-credential", ErrorClass.AUTH, begins=("could not resolve authentication method",), stops=True
     ),
-    Rule(
+    _without_status(
         "billing-sentence",
         ErrorClass.BILLING,
-        statuses={None},
         words=_LIMIT_WORD,
         begins=phrases.UNPAID_SENTENCES,
         stops=True,
         source="anthropics/claude-code#55469, #46277; 2.0.76 to 2.1.332",
     ),
-    Rule(
+    _without_status(
         "blocked-sentence",
         ErrorClass.AUTH,
-        statuses={None},
         begins=phrases.BLOCKED_SENTENCES,
         own_words=phrases.BLOCKED_ACCOUNT,
         blocks=True,
         source="2.1.30 to 2.1.332",
     ),
-    Rule(
-        "cli-refusal-word",
-        ErrorClass.AUTH,
-        statuses={None},
-        words={"authentication_failed", "oauth_org_not_allowed"},
-        stops=True,
+    _without_status(
+        "cli-refusal-word", ErrorClass.AUTH, words={"authentication_failed", "oauth_org_not_allowed"}, stops=True
     ),
-    Rule("throttle-sentence", ErrorClass.OVERLOADED, statuses={None}, begins=phrases.THROTTLE_SENTENCES),
-    Rule(
-        "limit-sentence-alone",
-        ErrorClass.RATE_LIMIT,
-        statuses={None},
-        words=_LIMIT_WORD,
-        begins=phrases.LIMIT_SENTENCES,
-    ),
-    Rule("throttle-word", ErrorClass.OVERLOADED, statuses={None}, words={"rate_limit", "overloaded"}),
-    Rule("server-word", ErrorClass.UPSTREAM, statuses={None}, words={"server_error"}),
-    Rule(
+    _without_status("throttle-sentence", ErrorClass.OVERLOADED, begins=phrases.THROTTLE_SENTENCES),
+    _without_status("limit-sentence-alone", ErrorClass.RATE_LIMIT, words=_LIMIT_WORD, begins=phrases.LIMIT_SENTENCES),
+    _without_status("throttle-word", ErrorClass.OVERLOADED, words={"rate_limit", "overloaded"}),
+    _without_status("server-word", ErrorClass.UPSTREAM, words={"server_error"}),
+    _without_status(
         "model-sentence",
         ErrorClass.MODEL,
-        statuses={None},
         words=_NO_WORD | {"invalid_request"},
         phrases=phrases.MODEL_UNAVAILABLE,
         begins=phrases.MODEL_SENTENCES,
     ),
-    Rule("request-word", ErrorClass.INVALID_REQUEST, statuses={None}, words={"invalid_request"}),
+    _without_status("request-word", ErrorClass.INVALID_REQUEST, words={"invalid_request"}),
     # -- nothing but a sentence
-    Rule(
+    _sentence_alone(
         "cli-refusal-sentence",
         ErrorClass.AUTH,
-        statuses={None},
-        words=_NO_WORD,
         begins=phrases.REFUSAL_SENTENCES,
         stops=True,
         source="anthropics/claude-code#9635, #63685",
     ),
-    Rule(
-        "request-sentence",
-        ErrorClass.INVALID_REQUEST,
-        statuses={None},
-        words=_NO_WORD,
-        begins=phrases.INVALID_SENTENCES,
-    ),
-    Rule("server-sentence", ErrorClass.UPSTREAM, statuses={None}, words=_NO_WORD, begins=phrases.SERVER_SENTENCES),
+    _sentence_alone("request-sentence", ErrorClass.INVALID_REQUEST, begins=phrases.INVALID_SENTENCES),
+    _sentence_alone("server-sentence", ErrorClass.UPSTREAM, begins=phrases.SERVER_SENTENCES),
 )
 
 UNEXPLAINED = Rule("unexplained", ErrorClass.ERROR)
