@@ -13,7 +13,7 @@ from agent_runtime.api.handlers import LABEL, Api, respond
 from agent_runtime.api.routes import OPEN_PATHS, ROUTES
 from agent_runtime.api.schema.operations import PARAMETERS
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, MethodNotAllowed, NotFound
-from agent_runtime.model.task_reading import unread
+from agent_runtime.model.task_reading import unknown_names
 from agent_runtime.web.problems import problem_response
 from agent_runtime.web.response_buffer import SLICE_BYTES, BufferedResponse
 
@@ -75,7 +75,7 @@ def _check_query(api: Api, route: Operation, request: Request) -> None:
     """
     known = [name for name in route.parameters if PARAMETERS[name]["in"] == "query"]
     sent = [name for name in request.query_params if not ("label.NAME" in known and name.startswith(LABEL))]
-    unread(
+    unknown_names(
         sent,
         known,
         strict=api.settings.strict,

@@ -24,7 +24,7 @@ from agent_runtime.errors import (
     NotFound,
 )
 from agent_runtime.model.json_bounds import check_json_bounds
-from agent_runtime.model.records import epoch_seconds, instant, shown, to_json
+from agent_runtime.model.records import epoch_seconds, instant, to_json, visible_fields
 from agent_runtime.model.state import Outcome, Phase
 from agent_runtime.model.task import LABEL_NAME, LABEL_VALUE_LENGTH, LABELS
 from agent_runtime.model.task_reading import parse
@@ -131,7 +131,7 @@ def _new_task(api: Api, trace: TraceContext | None, body: bytes) -> NewTask:
     """Parse and prepare the task in a body: everything that takes the longer the longer the body is."""
     check_json_bounds(body)
     task, ignored = parse(body, strict=api.settings.strict, redact=api.redact)
-    return api.supervisor.prepare(task.within(trace), ignored)
+    return api.supervisor.prepare(task.with_trace(trace), ignored)
 
 
 async def _has_finished(execution: Execution | StoredResult, wait_seconds: int | None) -> bool:
@@ -167,7 +167,7 @@ async def list_executions(api: Api, request: Request) -> Response:
         records, cursor = api.supervisor.records(
             query.get("state"), query.get("outcome"), int(limit), query.get("cursor"), labels
         )
-        shown_records = [shown(record, prompts=api.settings.show_prompts) for record in records]
+        shown_records = [visible_fields(record, prompts=api.settings.show_prompts) for record in records]
         return respond({"executions": shown_records, "next_cursor": cursor})
 
     return BufferedResponse(api.buffer, int(limit) * RECORD_BYTES, page)
@@ -230,7 +230,7 @@ async def list_running(api: Api, request: Request) -> bodies.RunningExecutions:
 async def get_execution(api: Api, request: Request) -> Response:
     """Show one record."""
     record = api.supervisor.record(request.path_params["id"])
-    return respond(shown(record, prompts=api.settings.show_prompts))
+    return respond(visible_fields(record, prompts=api.settings.show_prompts))
 
 
 async def get_execution_status(api: Api, request: Request) -> bodies.ExecutionStatus:

@@ -10,7 +10,7 @@ import msgspec
 from agent_runtime.api.schema.bodies import NewToken
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.model.json_bounds import check_json_bounds
-from agent_runtime.model.task_reading import unread
+from agent_runtime.model.task_reading import unknown_names
 from agent_runtime.secret import content as secret_content
 from agent_runtime.secret.content import SecretContent
 
@@ -46,7 +46,7 @@ def token_in(body: bytes, *, strict: bool, redact: Callable[[str], str]) -> Toke
         raise InvalidRequest("remove_api_key: must be true or false; leave it out, it changes nothing here")
     if "token" not in sent and not sent.keys() <= set(NewToken.__struct_fields__):
         raise InvalidRequest("token: is missing; send it, or an empty body to read the file again")
-    if ignored := unread(sent, NewToken.__struct_fields__, strict=strict, redact=redact):
+    if ignored := unknown_names(sent, NewToken.__struct_fields__, strict=strict, redact=redact):
         log.warning("unknown fields ignored: %s", ", ".join(ignored))
     return _usable(sent["token"]) if "token" in sent else None
 

@@ -1,10 +1,11 @@
 """
 The environment variables that choose the CLI's credential and server, and how all but the delivered ones are disabled.
 
-A variable reaches the CLI in two ways. One is the child's environment, from which :func:`cleaned` removes it. The other
-is the ``env`` of a settings file, in the workspace (a cloned repository may contain one) or in the config directory;
-the settings file that is given with ``--settings`` outranks both: see :func:`neutral_settings`. Variables that tools
-need (``AWS_*``, ``GOOGLE_*``) stay: the CLI reads them only with one of its own switches, and the switches are removed.
+A variable reaches the CLI in two ways. One is the child's environment, from which :func:`without_rivals` removes it.
+The other is the ``env`` of a settings file, in the workspace (a cloned repository may contain one) or in the config
+directory; the settings file that is given with ``--settings`` outranks both: see :func:`neutral_settings`. Variables
+that tools need (``AWS_*``, ``GOOGLE_*``) stay: the CLI reads them only with one of its own switches, and the switches
+are removed.
 
 Source: the names are those that Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.330 and 2.1.332 carry; 2.1.330 lists
 them itself as names that a managing host may own. Measured on all of them with made-up tokens against a stand-in API on
@@ -247,7 +248,7 @@ def without_credentials(headers: str) -> str:
     return "\n".join(line for line in lines if line.partition(":")[0].strip().lower() not in _CREDENTIAL_HEADERS)
 
 
-def cleaned(inherited: Mapping[str, str]) -> dict[str, str]:
+def without_rivals(inherited: Mapping[str, str]) -> dict[str, str]:
     """Return an environment without variables that could override the delivered credential."""
     env = {name: value for name, value in inherited.items() if not is_rival(name)}
     if HEADERS_VARIABLE in env:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WRAPPER_LIMIT_BYTES = 64 * 1024
 """A longer file is taken for the program itself, not for a script that starts it."""
 
-WRAPPERS_DEEP = 3
+WRAPPER_LEVELS = 3
 """How many scripts may start one another before the program."""
 
 PLACEHOLDER = b"claude native binary not installed"
@@ -31,7 +31,7 @@ ELF = b"\x7fELF"
 _LOADER = re.compile(rb"\0(/[!-~]{1,200}/ld[!-~]{0,60}\.so[.\d]*)\0")
 """The content of the segment PT_INTERP, which linkers put at the beginning (GNU ld, lld, mold)."""
 
-HERE = "$basedir"
+SCRIPT_DIRECTORY = "$basedir"
 """The expression for a script's own directory, in scripts that package managers write into ``bin``."""
 
 
@@ -60,10 +60,10 @@ class Binary(msgspec.Struct, frozen=True):
         executable, *words = resolve(command, search_path)
         files: dict[Path, str] = {}
         try:
-            _add(Path(executable), files, WRAPPERS_DEEP)
+            _add_files(Path(executable), files, WRAPPER_LEVELS)
             for word in words:
                 if "/" in word and Path(word).is_file():
-                    _add(Path(word), files, WRAPPERS_DEEP)
+                    _add_files(Path(word), files, WRAPPER_LEVELS)
         except OSError as error:
             raise SpawnFailed(f"the CLI cannot be read: {error.strerror}") from None
         return cls(command, tuple(files), "\n".join((*files.values(), *words)))
@@ -86,7 +86,7 @@ class Binary(msgspec.Struct, frozen=True):
         return hashlib.sha256("\n".join((*hashes, *self.command[1:])).encode()).hexdigest()
 
 
-def unfit(command: tuple[str, ...], search_path: str | None) -> str | None:
+def launch_fault(command: tuple[str, ...], search_path: str | None) -> str | None:
     """
     Return why the kernel will not start *command*, judged by the first bytes of its files; None: no reason found.
 
@@ -107,9 +107,9 @@ def unfit(command: tuple[str, ...], search_path: str | None) -> str | None:
     if not head:
         return "its file is empty"
     if head.startswith(b"#!"):
-        return _lacks_interpreter(head, search_path)
+        return _interpreter_fault(head, search_path)
     if head.startswith(ELF):
-        return _lacks_loader(head)
+        return _loader_fault(head)
     return None if b"\0" in head else "its file is a text without a line #! that names its interpreter"
 
 
@@ -118,7 +118,7 @@ def _head(path: Path) -> bytes:
         return file.read(HEAD_BYTES)
 
 
-def _lacks_interpreter(head: bytes, search_path: str | None) -> str | None:
+def _interpreter_fault(head: bytes, search_path: str | None) -> str | None:
     words = head.partition(b"\n")[0][2:].decode(errors="replace").split(" ")
     words = [word for word in words if word]
     if not words or not Path(words[0]).exists():
@@ -130,7 +130,7 @@ def _lacks_interpreter(head: bytes, search_path: str | None) -> str | None:
     return None
 
 
-def _lacks_loader(head: bytes) -> str | None:
+def _loader_fault(head: bytes) -> str | None:
     """Check that the loader of an ELF file exists; each C library has its own (musl, glibc)."""
     found = _LOADER.search(head)
     loader = "" if found is None else found[1].decode()
@@ -142,21 +142,21 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _add(path: Path, files: dict[Path, str], deep: int) -> None:
+def _add_files(path: Path, files: dict[Path, str], levels: int) -> None:
     path = path.resolve(strict=True)
     if path in files:
         return
     info = path.stat()
     files[path] = f"{path}:{info.st_size}:{info.st_mtime_ns}:{info.st_ctime_ns}:{info.st_ino}"
-    if deep == 0 or info.st_size > WRAPPER_LIMIT_BYTES:
+    if levels == 0 or info.st_size > WRAPPER_LIMIT_BYTES:
         return
     raw = path.read_bytes()
     if raw.startswith(b"#!"):
-        for started in _named_in(raw.decode(errors="replace").replace(HERE, str(path.parent))):
-            _add(started, files, deep - 1)
+        for started in _files_named_in(raw.decode(errors="replace").replace(SCRIPT_DIRECTORY, str(path.parent))):
+            _add_files(started, files, levels - 1)
 
 
-def _named_in(script: str) -> Iterator[Path]:
+def _files_named_in(script: str) -> Iterator[Path]:
     """Yield the files that a script names by absolute path, below its first line."""
     for line in script.splitlines()[1:]:
         for word in line.replace('"', " ").replace("'", " ").split():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, cleaned, neutral_settings
+from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, neutral_settings, without_rivals
 from agent_runtime.errors import SpawnFailed
 from agent_runtime.model.task import CLI_FLAGS, DEFAULT_PERMISSION_MODE, Task
 from agent_runtime.model.tokens import API_KEY_VARIABLE
@@ -43,10 +43,10 @@ _FIXED_ARGUMENTS = (
     "--debug-to-stderr",
 )
 
-_ASK_MODE = {"manual": "default"}
+_OLDER_MODE_NAMES = {"manual": "default"}
 """Permission modes with an older name, which all versions accept; 2.1.332 lists ``manual`` but reports ``default``."""
 
-_EMPTY_COUNTS = {"tools", "setting_sources", "json_schema"}
+_MEANINGFUL_WHEN_EMPTY = {"tools", "setting_sources", "json_schema"}
 """Fields that have a meaning when they are empty: no tools, no setting sources, or a schema that any object meets."""
 
 BACKGROUND_CEILING_VARIABLE = "CLAUDE_CODE_PRINT_BG_WAIT_CEILING_MS"
@@ -94,10 +94,10 @@ class Session(msgspec.Struct, frozen=True):
 def permission_mode(task: Task) -> str:
     """Return the permission mode that the CLI must report for *task*."""
     mode = task.permission_mode or DEFAULT_PERMISSION_MODE
-    return _ASK_MODE.get(mode, mode)
+    return _OLDER_MODE_NAMES.get(mode, mode)
 
 
-_SAID_ELSEWHERE = {"permission_mode", "fork_session", "add_dirs"}
+_OTHER_RULES = {"permission_mode", "fork_session", "add_dirs"}
 """Fields whose options are not made by the general rule; the caller of :func:`arguments` adds those of ``add_dirs``."""
 
 
@@ -140,7 +140,7 @@ def arguments(
     words.append("--dangerously-skip-permissions" if skips else f"{CLI_FLAGS['permission_mode']}={mode}")
     for field, flag in CLI_FLAGS.items():
         value = getattr(task, field)
-        if field in _SAID_ELSEWHERE or not (value or (field in _EMPTY_COUNTS and value is not None)):
+        if field in _OTHER_RULES or not (value or (field in _MEANINGFUL_WHEN_EMPTY and value is not None)):
             continue
         if field == "agents" and agents_file is not None:
             words.append(f"{flag}={agents_file}")
@@ -179,7 +179,7 @@ def environment(
     as_root: bool,
     background_seconds: float | None = None,
     trace: TraceContext | None = None,
-    of_task: Mapping[str, str] | None = None,
+    task_variables: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """
     Build the child's environment: the supervisor's without credentials, plus the delivered variables.
@@ -188,15 +188,15 @@ def environment(
         delivered: Variables that carry the token.
         background_seconds: The limit of background work after a result; None: the CLI's own limit.
         trace: The trace context that the child continues; None: it inherits the supervisor's variables.
-        of_task: The task's own variables, which :func:`~agent_runtime.claude.credential_env.check_task_names` accepted.
+        task_variables: The task's own, which :func:`~agent_runtime.claude.credential_env.check_task_names` accepted.
         as_root: The CLI refuses ``--dangerously-skip-permissions`` as root unless ``IS_SANDBOX=1``.
     """
     env = {
         name: value
-        for name, value in cleaned(inherited).items()
+        for name, value in without_rivals(inherited).items()
         if not name.startswith(PREFIX) and name not in _NEVER_INHERITED
     }
-    env.update(of_task or {})
+    env.update(task_variables or {})
     env.update(_FIXED_ENVIRONMENT)
     if as_root:
         env["IS_SANDBOX"] = "1"
@@ -233,7 +233,7 @@ def write_settings(
     return write("settings.json", msgspec.json.encode(settings | dict(further or {})))
 
 
-def missing_session(text: str | bytes) -> bool:
+def says_unknown_session(text: str | bytes) -> bool:
     """
     Whether the CLI says that it does not know the session to resume.
 
@@ -272,16 +272,16 @@ def is_bare_command(task: Task) -> bool:
     return match is not None and match[2] is None and not task.images
 
 
-def has_text_behind(task: Task) -> bool:
+def has_text_after_command(task: Task) -> bool:
     """Whether the message is a command word followed by text, which may be meant for the model."""
     match = _COMMAND.match(task.message)
     return match is not None and match[2] is not None and not task.images
 
 
-def would_change_something(task: Task, workspace: Path, cwd: Path, config_dir: Path) -> bool:
+def runs_state_changing_command(task: Task, workspace: Path, cwd: Path, config_dir: Path) -> bool:
     """Whether the CLI would take a message with text for the model as one of its own commands that change its state."""
     match = _COMMAND.match(task.message)
-    if match is None or _CHANGING.fullmatch(match[1]) is None or not has_text_behind(task):
+    if match is None or _CHANGING.fullmatch(match[1]) is None or not has_text_after_command(task):
         return False
     added = [workspace / path for path in task.add_dirs or ()]  # heeded since 2.1.114
     places = (config_dir, *(place / ".claude" for place in (cwd, *cwd.parents, *added)))

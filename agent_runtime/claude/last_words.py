@@ -168,7 +168,7 @@ class LastWords:
         if not lived_on and (line := most_informative([plain(line) for line in self._lines])):
             return line
         log = map(plain, reversed(self._log))
-        return next((line for line in log if tells_shortage(line)), "")
+        return next((line for line in log if is_resource_shortage(line)), "")
 
 
 def most_informative(lines: Iterable[str]) -> str:
@@ -193,7 +193,7 @@ def cause(line: str) -> Cause | None:
     return CAUSES[rank] if rank is not None and rank < len(CAUSES) else None
 
 
-def tells_shortage(line: str) -> bool:
+def is_resource_shortage(line: str) -> bool:
     """Whether *line* says that the machine lacks disk space, a writable disk, open files or processes."""
     why = cause(line)
     return why is not None and why.error_class is None and bool(why.remedy)

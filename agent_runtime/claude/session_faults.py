@@ -82,7 +82,7 @@ def is_session_fault(text: bytes, *, brings_images: bool) -> bool:
     )
 
 
-def cannot_resume(text: str) -> bool:
+def says_unreadable_session(text: str) -> bool:
     """
     Whether the CLI's *text* says that it cannot read the session to resume.
 

@@ -11,8 +11,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from agent_runtime.claude.executable import Binary, unfit
-from agent_runtime.claude.last_words import tells_shortage
+from agent_runtime.claude.executable import Binary, launch_fault
+from agent_runtime.claude.last_words import is_resource_shortage
 from agent_runtime.errors import ErrorClass, SpawnFailed
 from agent_runtime.process.spawn import NotSpawned, SpawnReason
 
@@ -72,7 +72,7 @@ class CliCheck:
                 raise SpawnFailed(self._words)
             if version == self._works:
                 return
-        if (reason := unfit(self._command, self._search_path)) is not None:
+        if (reason := launch_fault(self._command, self._search_path)) is not None:
             raise SpawnFailed(f"the CLI {self._command[0]} cannot start: {reason}")
 
     def began(self) -> None:
@@ -103,7 +103,7 @@ class CliCheck:
         words = str(error)
         if isinstance(error, NotSpawned) and error.reason in _OF_THE_FILE:
             try:
-                reason = unfit(self._command, self._search_path)
+                reason = launch_fault(self._command, self._search_path)
             except SpawnFailed:
                 reason = None
             if reason is not None:
@@ -118,7 +118,7 @@ class CliCheck:
         elif (
             ending.stop_reason is None
             and verdict.error_class in _OF_THE_CLI
-            and not tells_shortage(ending.last_words or "")
+            and not is_resource_shortage(ending.last_words or "")
         ):
             self.failed(f"the CLI's last {STARTS} starts ended before it had begun: {verdict.detail}")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent_runtime.claude.credential_env import BASE_URL_VARIABLE
-from agent_runtime.claude.executable import Binary, unfit
+from agent_runtime.claude.executable import Binary, launch_fault
 from agent_runtime.delivery.delivery import RELAY, choose
 from agent_runtime.delivery.reload_check import RELOAD, SOCKET, CheckedCli
 from agent_runtime.delivery.reload_results import FILE_NAME as RELOAD_RESULTS_FILE
@@ -49,7 +49,7 @@ def examine_program(
     reload_result = None
     try:
         binary = Binary.of(settings.claude, environ.get("PATH"))
-        reason = unfit(settings.claude, environ.get("PATH"))
+        reason = launch_fault(settings.claude, environ.get("PATH"))
     except AgentRuntimeError:
         yield problem("cli", *_no_cli(settings.claude[0], environ))
     else:

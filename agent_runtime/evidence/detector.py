@@ -143,7 +143,7 @@ class Detection(msgspec.Struct, frozen=True):
             resets_at=resets_at,
         )
 
-    def or_sharper(self, earlier: Detection | None) -> Detection:
+    def merged_with(self, earlier: Detection | None) -> Detection:
         """
         Return this detection, combined with or replaced by *earlier* where that says more about the same failure.
 
@@ -184,7 +184,7 @@ class Detector:
         self._starting = True
         self._foreign_since: str | None = None
         self._logged: ApiError | None = None
-        self._logged_aside = False
+        self._logged_side_request = False
         self._given_up: tuple[str, ApiError] | None = None
         self._limit: Detection | None = None
         self._models: set[str] = set()
@@ -217,10 +217,10 @@ class Detector:
         if self._foreign_since is not None and not "" < self._foreign_since < entry.time:
             return None
         detection = self._detection(error, Channel.STDERR, is_final=False)
-        is_aside = detection.error_class is ErrorClass.MODEL and self._is_aside(error)
+        is_side_request = detection.error_class is ErrorClass.MODEL and self._is_side_request(error)
         if finished:
-            self._logged, self._logged_aside = error, is_aside
-        return None if is_aside else detection
+            self._logged, self._logged_side_request = error, is_side_request
+        return None if is_side_request else detection
 
     def stdout(self, frame: Frame) -> Detection | None:
         """Return the API error that a frame of stdout reports; None: it reports none."""
@@ -252,7 +252,7 @@ class Detector:
             if error.status is None and error.word in {None, "unknown", "authentication_failed"}:
                 error = replace(error, word=None, text="API Error: Connection error.")  # there was no answer
             delay = frame.retry_delay_ms
-            detection = self._detection(self._qualified(error), Channel.STDOUT, is_final=False)
+            detection = self._detection(self._with_logged_details(error), Channel.STDOUT, is_final=False)
             return replace(detection, retry_after_seconds=None if delay is None else delay / 1000)
         return None
 
@@ -268,7 +268,7 @@ class Detector:
             return None
         if frame.error is None:
             return None
-        error = self._qualified(_reported(frame, frame.text))
+        error = self._with_logged_details(_error_in_frame(frame, frame.text))
         self._given_up = (frame.text, error)
         return self._detection(error, Channel.STDOUT, is_final=True)
 
@@ -276,13 +276,13 @@ class Detector:
         if not frame.is_error or frame.subtype == "error_max_turns":
             return None
         # Not its ``errors``: they hold everything that the CLI has logged, even an MCP server's 401.
-        error = _reported(frame, frame.result or "")
+        error = _error_in_frame(frame, frame.result or "")
         if self._given_up is not None and frame.result == self._given_up[0]:
             # The same failure again, without the word and, in older versions, without the other fields.
             earlier = self._given_up[1]
             error = replace(earlier, status=error.status or earlier.status, type=error.type or earlier.type)
         else:
-            error = self._qualified(error)
+            error = self._with_logged_details(error)
         detection = self._detection(error, Channel.STDOUT, is_final=True)
         if frame.api_error_status is None:
             # Only a sentence: true or not, it is not the API's own word.
@@ -303,14 +303,14 @@ class Detector:
 
     # -- both
 
-    def _qualified(self, error: ApiError) -> ApiError:
+    def _with_logged_details(self, error: ApiError) -> ApiError:
         """Add what stderr reported about the same error and the frame omits."""
         logged = self._logged
         if logged is None or error.type not in {None, logged.type}:
             return error
         statuses = {error.status}
         if error.status is None:
-            is_uncertain = self._logged_aside and error.word in _WITHOUT_REQUEST
+            is_uncertain = self._logged_side_request and error.word in _WITHOUT_REQUEST
             statuses = set() if is_uncertain else _STATUSES_BY_WORD.get(error.word, set())
         if logged.status not in statuses or not _may_be_same(error.message, logged.message):
             return error
@@ -319,7 +319,7 @@ class Detector:
             error, status=logged.status, type=logged.type, code=logged.code, text=text, message=logged.message
         )
 
-    def _is_aside(self, error: ApiError) -> bool:
+    def _is_side_request(self, error: ApiError) -> bool:
         """Whether the refusal of a model is not about the run's own request."""
         another = names_another_model(error.message or error.text, self._models)
         return self._model_has_spoken if another is None else another
@@ -347,7 +347,7 @@ class Detector:
         return replace(detection, limit_type=named, limit_model=MODEL_BY_LIMIT.get(named or ""), resets_at=resets_at)
 
 
-def _reported(frame: Frame, text: str) -> ApiError:
+def _error_in_frame(frame: Frame, text: str) -> ApiError:
     """Build the error of a frame that reports giving up; missing fields are read from its sentence *text*."""
     sentence = error_in_sentence(text)
     return ApiError(

@@ -33,7 +33,7 @@ Source: the API's documentation of errors, 2026.
 
 _MESSAGE_LENGTH = 4096
 _CODE_LENGTH = 64
-_PASSED_ON_LENGTH = 160
+_PREFIX_LENGTH = 160
 _FIELD_PATH = re.compile(
     r"(?:messages|tools|tool_choice|system|metadata|thinking|max_tokens|temperature|top_k|top_p|stop_sequences|stream|betas"
     r"|container|mcp_servers|context_management|output_config|body)(?:[.\[][^ :]{0,240})?:"
@@ -109,7 +109,7 @@ def _body(found: dict[str, Any]) -> ApiError:
     if isinstance(error, dict):
         body = _of_object(error)
         message = body.message or _text(found, "message", "detail", "msg")
-        return _passed_on(msgspec.structs.replace(body, message=message, is_own_form=_is_own(found, body.type)))
+        return _passed_on_body(msgspec.structs.replace(body, message=message, is_own_form=_is_own(found, body.type)))
     kind = found.get("type")
     message = _text(found, "message", "detail", "msg", "title")
     code = _code(found.get("code"))
@@ -117,7 +117,7 @@ def _body(found: dict[str, Any]) -> ApiError:
         code, message = error[:_CODE_LENGTH], message or error
     elif isinstance(error, str):
         message = error
-    return _passed_on(
+    return _passed_on_body(
         ApiError(
             type=kind if isinstance(kind, str) and kind in STATUS_BY_TYPE else None,
             code=code,
@@ -144,14 +144,14 @@ def _of_object(error: dict[str, Any]) -> ApiError:
     )
 
 
-def _passed_on(body: ApiError) -> ApiError:
+def _passed_on_body(body: ApiError) -> ApiError:
     """
     Return the inner body if a gateway passes on another server's body, after words of its own; else *body*.
 
     Source: LiteLLM, ``litellm.BadRequestError: AnthropicException - {"type":"error",…}. Received Model Group=…``.
     """
     message = body.message or ""
-    at = message.find("{", 0, _PASSED_ON_LENGTH)
+    at = message.find("{", 0, _PREFIX_LENGTH)
     if at < 0 or is_about_a_field(message):
         return body
     inner = _decoded(message[at:])

@@ -24,7 +24,7 @@ _CLASS_BY_SUBTYPE = {
 }
 _NO_ANSWER_SUBTYPE = "error_during_execution"
 
-_BEATS_AN_ANSWER = {StopReason.REFUSED, StopReason.PERMISSION_MODE, StopReason.AGENT_MISSING}
+_DISCARDS_THE_ANSWER = {StopReason.REFUSED, StopReason.PERMISSION_MODE, StopReason.AGENT_MISSING}
 """Stop reasons after which an answer does not count: it is worthless, or a further attempt follows."""
 
 _LONGEST_NAME = 100
@@ -42,7 +42,7 @@ _CRASHES = frozenset(
 )
 """Signals that a process causes itself."""
 
-_SHELLS_ADD = 128
+_SHELL_SIGNAL_OFFSET = 128
 """A shell or wrapper whose child died of a signal exits with the signal's number plus this."""
 
 _LAST_STANDARD_SIGNAL = 31
@@ -105,7 +105,7 @@ class Ending(msgspec.Struct, frozen=True):
     def signal_number(self) -> int | None:
         """The number of the signal that ended the CLI, also if a wrapper's exit code reports it; None: no signal."""
         code = self.exit_code or 0
-        number = -code if code < 0 else code - _SHELLS_ADD
+        number = -code if code < 0 else code - _SHELL_SIGNAL_OFFSET
         return number if code < 0 or 0 < number <= _LAST_STANDARD_SIGNAL else None
 
     @property
@@ -152,7 +152,7 @@ def verdict(ending: Ending) -> Verdict:
     the agent may choose another way and succeed.
     """
     reason = ending.stop_reason
-    if ending.is_answered and reason not in _BEATS_AN_ANSWER:
+    if ending.is_answered and reason not in _DISCARDS_THE_ANSWER:
         return Verdict(Outcome.SUCCESS)
     if reason is StopReason.CANCELLED:
         return Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, ErrorClass.CANCELLED.sentence)
@@ -174,11 +174,11 @@ def verdict(ending: Ending) -> Verdict:
     if reason in CLASS_BY_STOP:
         return _failed(CLASS_BY_STOP[reason], _OTHER_MODE if reason is StopReason.PERMISSION_MODE else None)
     if ending.result is not None:
-        return _of_result(ending, ending.result)
-    return _without_result(ending)
+        return _for_failed_result(ending, ending.result)
+    return _for_missing_result(ending)
 
 
-def _of_result(ending: Ending, result: Result) -> Verdict:
+def _for_failed_result(ending: Ending, result: Result) -> Verdict:
     """Decide for a ``result`` without an answer."""
     if result.stop_reason == _REFUSAL:
         return _failed(ErrorClass.INVALID_REQUEST, (result.text if result.is_error else None) or _DECLINED)
@@ -192,10 +192,10 @@ def _of_result(ending: Ending, result: Result) -> Verdict:
     is_lost = result.subtype == _NO_ANSWER_SUBTYPE and result.text is None
     if is_lost and not is_explained and not ending.ran_out_of_memory:
         return _failed(ErrorClass.LOST_RESULT, "it reports neither an answer nor an error")
-    return _of_error(ending, result)
+    return _for_error_result(ending, result)
 
 
-def _of_error(ending: Ending, result: Result) -> Verdict:
+def _for_error_result(ending: Ending, result: Result) -> Verdict:
     """Decide for a ``result`` that is an error."""
     lines = (result.text or "").splitlines()
     words = most_informative(lines) if len(lines) > 1 else result.text
@@ -212,7 +212,7 @@ def _of_error(ending: Ending, result: Result) -> Verdict:
     return _failed(ErrorClass.OOM if ending.ran_out_of_memory else ErrorClass.ERROR, words)
 
 
-def _without_result(ending: Ending) -> Verdict:
+def _for_missing_result(ending: Ending) -> Verdict:
     """Decide for a process that has ended without a ``result``."""
     number, words = ending.signal_number, ending.last_words
     why = cause(words or "")
@@ -231,7 +231,7 @@ def _without_result(ending: Ending) -> Verdict:
         if words is None and ending.request_fault is not None:
             fact = "the CLI ended before it had begun, as older versions do without a word"
             return _failed(ErrorClass.INVALID_REQUEST, ending.request_fault, fact=fact)
-    how = _how(ending.exit_code, number)
+    how = _describe_exit(ending.exit_code, number)
     more = f"{how}: {words}" if words else how
     if not ending.began and (
         number in _CRASHES or ending.exit_code in _NOT_STARTED_CODES or words_class is ErrorClass.SPAWN
@@ -291,7 +291,7 @@ def _failed(
     return Verdict(Outcome.FAILED, error_class, sentence)
 
 
-def again(detail: str | None, error_class: ErrorClass | None, before: str | None) -> str | None:
+def without_repeated_advice(detail: str | None, error_class: ErrorClass | None, before: str | None) -> str | None:
     """
     Return the detail of an execution that has ended before: if it ended in the same way, without the advice to go on.
 
@@ -305,7 +305,7 @@ def again(detail: str | None, error_class: ErrorClass | None, before: str | None
     return warned if before in (detail, warned) else detail
 
 
-def _how(exit_code: int | None, number: int | None) -> str:
+def _describe_exit(exit_code: int | None, number: int | None) -> str:
     if exit_code is None:
         return "exit code unknown"
     code = f"exit code {exit_code}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.claude.invocation import has_text_behind
+from agent_runtime.claude.invocation import has_text_after_command
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed, TokenLimited, plain_detail
 from agent_runtime.evidence.verdict import UNSTARTED, Verdict, limit_sentence, verdict
 from agent_runtime.execution.attempt_data import Answered, Held, Progress, Reached, Released, Spawned, Stopping
@@ -366,7 +366,7 @@ class Execution:
     def is_swallowed(self, report: AttemptReport) -> bool:
         """Whether the CLI took the message for a command of its own, and gave none of its other text to the model."""
         is_text = self.record.metadata.sent_as_text
-        return not is_text and report.run_stats.answer.is_without_model and has_text_behind(self.task)
+        return not is_text and report.run_stats.answer.is_without_model and has_text_after_command(self.task)
 
     def _public_detail(self, final: Verdict) -> str | None:
         """Return the detail for callers: without ids, and with words that make a backend switch only if it should."""

@@ -77,7 +77,7 @@ class Launch:
             background_seconds=settings.background_timeout or settings.timeout,
             as_root=settings.child_user is None and os.geteuid() == 0,
             trace=spec.task.trace,
-            of_task={**(spec.task.env or {}), "PWD": str(cwd)},
+            task_variables={**(spec.task.env or {}), "PWD": str(cwd)},
         )
         held, held_arguments = held_back(cwd, CREDENTIALS.keys() & delivered.variables)
         settings_file = invocation.write_settings(self._files.write, delivered.variables, child_environ, held)

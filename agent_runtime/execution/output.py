@@ -15,7 +15,7 @@ from agent_runtime.claude.frames import bounds_message, decode, decode_partial, 
 from agent_runtime.claude.last_words import LastWords
 from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.claude.run_stats import RunStats
-from agent_runtime.claude.session_faults import cannot_resume, is_session_fault
+from agent_runtime.claude.session_faults import is_session_fault, says_unreadable_session
 from agent_runtime.evidence.detector import Channel, Detector
 from agent_runtime.process.framing import CutLine
 
@@ -126,7 +126,7 @@ class ChildOutput:
         if detection := self._detector.stderr(entry):
             self._error(detection, data, read_at)
             self._on_sign(Sign.OTHER, read_at)
-        elif cli_command.missing_session(data):
+        elif cli_command.says_unknown_session(data):
             self.unknown_session = True
         else:
             self._last_words.add(entry)
@@ -205,8 +205,8 @@ class ChildOutput:
         if frame.type == "result":
             self._result_is_new = run_stats.result is not result
             text = frame.result_text or ""
-            self.unknown_session |= cli_command.missing_session(text)
-            self.session_refused |= not run_stats.has_init and cannot_resume(text)
+            self.unknown_session |= cli_command.says_unknown_session(text)
+            self.session_refused |= not run_stats.has_init and says_unreadable_session(text)
         if run_stats.model_frames > model_frames:
             self._model_seen(read_at, begins=True)
         elif run_stats.has_init and not had_init:
@@ -234,7 +234,7 @@ class ChildOutput:
         self._model_seen_at = None
         if self.run_stats.answer.is_leaving:
             return
-        self.last_error = detection.or_sharper(self.last_error)
+        self.last_error = detection.merged_with(self.last_error)
         self.session_refused |= is_session_fault(line, brings_images=self._brings_images)
         self._on_error(detection, line, read_at)
 

@@ -7,9 +7,9 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from agent_runtime.claude.invocation import would_change_something
+from agent_runtime.claude.invocation import runs_state_changing_command
 from agent_runtime.errors import ErrorClass
-from agent_runtime.evidence.verdict import Verdict, again
+from agent_runtime.evidence.verdict import Verdict, without_repeated_advice
 from agent_runtime.model.records import (
     COMPACT_EVENTS_KEPT,
     AttemptRecord,
@@ -70,7 +70,7 @@ class RecordWriter:
         )
         writer, metadata = cls(record), record.metadata
         if record.request_digest != task.digest:  # else keep the flag, which is set when the CLI swallows the message
-            metadata.sent_as_text = would_change_something(
+            metadata.sent_as_text = runs_state_changing_command(
                 task, settings.workspace, settings.workspace / (cwd or "."), settings.config_dir
             )
         if previous is not None:
@@ -213,7 +213,7 @@ class RecordWriter:
         record = self.record
         self.happened(Event.ENDED)
         record.outcome, record.error_class = final.outcome, final.error_class
-        record.detail = again(final.detail, final.error_class, self._earlier_detail)
+        record.detail = without_repeated_advice(final.detail, final.error_class, self._earlier_detail)
         record.ended_at, record.held = time.time(), False
 
     def interrupted(self) -> None:

@@ -86,7 +86,7 @@ def problem(
     )
 
 
-def with_object(text: Problem, frames: list[msgspec.Raw] | None = None) -> Problem:
+def with_detail_object(text: Problem, frames: list[msgspec.Raw] | None = None) -> Problem:
     """Return the same problem with an :class:`ErrorDetail` as its detail; *frames*: the transcript's lines."""
     if isinstance(text.detail, ErrorDetail):
         return text

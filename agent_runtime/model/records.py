@@ -321,7 +321,7 @@ def read_record(encoded: bytes) -> ExecutionRecord:
     return record
 
 
-def shown(record: ExecutionRecord, *, prompts: bool = True) -> dict[str, Any]:
+def visible_fields(record: ExecutionRecord, *, prompts: bool = True) -> dict[str, Any]:
     """Return what callers see of a record, ready to be encoded as JSON; *prompts*: with the start of its message."""
     fields: dict[str, Any] = msgspec.to_builtins(record)
     if not prompts:  # even if the record was made when they were shown

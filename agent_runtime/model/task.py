@@ -163,7 +163,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         """The trace that the task belongs to; None: it names none, or an invalid one."""
         return None if self.traceparent is None else trace_context([self.traceparent], [self.tracestate or ""])
 
-    def within(self, trace: TraceContext | None) -> Task:
+    def with_trace(self, trace: TraceContext | None) -> Task:
         """Return the same task as a part of *trace*; if that is None, the task itself."""
         if trace is None:
             return self

@@ -100,7 +100,7 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
         raise InvalidRequest("the body is not JSON; send an object with a message") from None
     if not isinstance(raw, dict):
         raise InvalidRequest("the body must be a JSON object with a message")
-    ignored = unread(raw, Task.__struct_fields__, strict=strict, redact=redact)
+    ignored = unknown_names(raw, Task.__struct_fields__, strict=strict, redact=redact)
     _check_lengths(raw)
     _check_places(raw, redact)
     for name in _INTEGERS:
@@ -129,7 +129,7 @@ def _number_out_of_range(body: bytes) -> str:
     return "the body holds a number that is out of range"
 
 
-def unread(
+def unknown_names(
     sent: Iterable[str], known: Sequence[str], *, strict: bool, redact: Callable[[str], str], what: str = "fields"
 ) -> list[str]:
     """

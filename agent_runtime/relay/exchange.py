@@ -75,7 +75,8 @@ class Exchanges:
 
     Args:
         first_byte_seconds: How long the API may take to begin an answer.
-        note: Called with an outcome and None, or with ``first_byte`` and the seconds until the API's first byte.
+        count: Called with the outcome of a request, such as ``replayed``.
+        observe_first_byte: Called with the seconds that the API took to begin an answer.
     """
 
     def __init__(
@@ -84,12 +85,14 @@ class Exchanges:
         secret: SecretFile,
         *,
         first_byte_seconds: float,
-        note: Callable[[str, float | None], None],
+        count: Callable[[str], None],
+        observe_first_byte: Callable[[float], None],
     ) -> None:
         self._upstream = upstream
         self._secret = secret
         self._first_byte_seconds = first_byte_seconds
-        self._note = note
+        self._count = count
+        self._observe_first_byte = observe_first_byte
 
     async def answer(self, request: Request, identity: Identity, child: Connection) -> bool:
         """
@@ -107,11 +110,11 @@ class Exchanges:
                 outcome, message = "garbled", f"the API's answer cannot be passed on: {error}"
             else:
                 outcome, message = "broken", "the API closed the connection without an answer"
-            self._note(outcome, None)
+            self._count(outcome)
             await child.send(error_answer(request, 502, message))
             return True
         except FirstByteTimeout:
-            self._note("silent", None)
+            self._count("silent")
             if request.path == MESSAGES:
                 identity.on_silence()
             child.reset()
@@ -121,7 +124,7 @@ class Exchanges:
         except BaseException:
             answer.connection.reset()
             raise
-        self._note(f"{answer.status // 100}xx" if is_whole else "cut", None)
+        self._count(f"{answer.status // 100}xx" if is_whole else "cut")
         return is_whole
 
     async def _fetch(self, request: Request, identity: Identity) -> Answer:
@@ -144,7 +147,7 @@ class Exchanges:
             except BaseException:
                 answer.connection.reset()
                 raise
-            self._note("replayed", None)
+            self._count("replayed")
             self._release(answer)
 
     async def _hold(self, identity: Identity, detection: Detection, answer: Answer, generation: Generation) -> bool:
@@ -152,7 +155,7 @@ class Exchanges:
         if identity.on_hold is None:
             return False
         hold = Hold(detection, answer.body, generation, identity.hold_seconds, identity.on_release)
-        self._note("held", None)
+        self._count("held")
         identity.on_hold(hold)
         return await hold.wait()
 
@@ -224,7 +227,7 @@ class Exchanges:
             with contextlib.suppress(OSError, asyncio.CancelledError):
                 await sending
         answer.is_last |= not was_sent  # the API answered before it had the whole request
-        self._note("first_byte", time.monotonic() - asked_at)
+        self._observe_first_byte(time.monotonic() - asked_at)
         return answer
 
     @staticmethod

@@ -117,7 +117,7 @@ class Relay:
         takes_socket: Returns whether this CLI sends its requests to a Unix socket and its tools learn nothing of the
             socket; None: not known.
         first_byte_seconds: How long the API may take to begin an answer.
-        note: As in :class:`agent_runtime.relay.exchange.Exchanges`.
+        count, observe_first_byte: As in :class:`agent_runtime.relay.exchange.Exchanges`.
 
     Raises:
         CannotStart: The environment's base URL or proxy cannot be used.
@@ -132,7 +132,8 @@ class Relay:
         owner: Owner = None,
         takes_socket: Callable[[], bool | None] = lambda: None,
         first_byte_seconds: float = FIRST_BYTE_SECONDS,
-        note: Callable[[str, float | None], None] = lambda _outcome, _seconds: None,
+        count: Callable[[str], None] = lambda _outcome: None,
+        observe_first_byte: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
         try:
             self._is_first_party = is_first_party(environ)
@@ -145,7 +146,8 @@ class Relay:
         self._owner = owner
         self._takes_socket = takes_socket
         self._first_byte_seconds = first_byte_seconds
-        self._note = note
+        self._count = count
+        self._observe_first_byte = observe_first_byte
         self._prefix = f"/{secrets.token_hex(16)}"
         self._identities = Identities()
         self._budget = MemoryBudget()
@@ -258,7 +260,11 @@ class Relay:
     async def _serve(self, listeners: list[socket.socket], ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
         exchanges = Exchanges(
-            self._upstream, self._secret, first_byte_seconds=self._first_byte_seconds, note=self._note
+            self._upstream,
+            self._secret,
+            first_byte_seconds=self._first_byte_seconds,
+            count=self._count,
+            observe_first_byte=self._observe_first_byte,
         )
 
         def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -302,12 +308,12 @@ class Relay:
         try:
             peer = connection.peer
             if peer is not None and peer[1] not in {os.geteuid(), self._owner[0] if self._owner else os.geteuid()}:
-                self._note("stranger", None)
+                self._count("stranger")
                 return
             while await self._serve_request(connection, exchanges):
                 pass
         except (OSError, PeerClosed):
-            self._note("left", None)
+            self._count("left")
         finally:
             connection.close()
 
@@ -323,21 +329,21 @@ class Relay:
                 return False
             identity = self._identities.find(request.credentials)
             if identity is None or owner not in {None, identity} or task is None:
-                self._note("unknown", None)
+                self._count("unknown")
                 return await _refuse(connection, request, 404, "the relay does not know the sender")
             self._connections[task] = identity
             sender_check = asyncio.ensure_future(self._check_sender(identity, connection))
             await read_body(connection, request, is_stored=request.may_pass)
             await sender_check  # before any answer: a tool that has its answer may close the connection
             if not request.may_pass:
-                self._note("not_passed", None)
+                self._count("not_passed")
                 await connection.send(error_answer(request, 404, "the relay does not pass this on"))
                 return True
             return await self._answer_while_connected(exchanges, request, identity, connection)
         except TooLarge:
             return await _refuse(connection, request, 413, "the request is too large for the relay")
         except BadMessage as error:
-            self._note("malformed", None)
+            self._count("malformed")
             return await _refuse(connection, request, 400, f"the relay cannot read this: {error}")
         except TimeoutError:
             return False
@@ -356,7 +362,7 @@ class Relay:
             else:
                 connection.is_of_cli = await asyncio.to_thread(connects_from, identity.pid, connection.peer_port)
         if connection.is_of_cli is False:
-            self._note("other_process", None)
+            self._count("other_process")
 
     async def _answer_while_connected(
         self, exchanges: Exchanges, request: Request, identity: Identity, connection: Connection
@@ -372,7 +378,7 @@ class Relay:
             await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
             if work.done():
                 return work.result()
-            self._note("hung_up", None)
+            self._count("hung_up")
             return False
         finally:
             identity.open_requests -= 1

@@ -275,20 +275,14 @@ def _relay(
             owner=owner_of(settings.child_user),
             takes_socket=takes_socket,
             first_byte_seconds=settings.relay_timeout,
-            note=functools.partial(_count_at_relay, counts),
+            count=functools.partial(counts.count, "relay_requests"),
+            observe_first_byte=functools.partial(counts.observe, "relay_first_byte_seconds"),
         )
         relay.start()
         try:
             yield relay
         finally:
             relay.close()
-
-
-def _count_at_relay(counts: Counts, outcome: str, seconds: float | None) -> None:
-    if seconds is None:
-        counts.count("relay_requests", outcome)
-    else:
-        counts.observe("relay_first_byte_seconds", seconds)
 
 
 class SecretChanges:

@@ -8,7 +8,7 @@ import msgspec
 from starlette.responses import Response
 
 from agent_runtime.errors import AccessDenied, AdmissionError, AgentRuntimeError, TokenLimited
-from agent_runtime.model.problem import MEDIA_TYPE, problem, with_object
+from agent_runtime.model.problem import MEDIA_TYPE, problem, with_detail_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,5 +40,5 @@ def problem_response(
         resets_at=error.resets_at if isinstance(error, TokenLimited) else None,
     )
     if detail_is_object:
-        body = with_object(body)
+        body = with_detail_object(body)
     return Response(msgspec.json.encode(body), body.status, sent, MEDIA_TYPE)

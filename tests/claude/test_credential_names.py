@@ -18,10 +18,10 @@ from agent_runtime.claude.credential_env import (
     PROXIES,
     SERVERS,
     check_task_names,
-    cleaned,
     is_rival,
     neutral_settings,
     without_credentials,
+    without_rivals,
 )
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.model.tokens import API_KEY_VARIABLE, AUTH_TOKEN_VARIABLE, OAUTH_VARIABLE
@@ -39,7 +39,7 @@ def pinned(delivered: dict[str, str], **inherited: str) -> dict[str, str]:
 @pytest.mark.parametrize("name", [*CREDENTIALS, *SERVERS, *PROVIDERS, *MODES])
 def test_every_rival_name_is_removed_from_the_childs_environment(name: str) -> None:
     assert is_rival(name)
-    assert cleaned({name: "x", "PATH": "/bin"}) == {"PATH": "/bin"}
+    assert without_rivals({name: "x", "PATH": "/bin"}) == {"PATH": "/bin"}
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_every_rival_name_is_removed_from_the_childs_environment(name: str) -> N
     ],
 )
 def test_switches_are_removed_by_their_prefix_and_in_any_case(name: str) -> None:
-    assert cleaned({name: "1"}) == {}
+    assert without_rivals({name: "1"}) == {}
 
 
 @pytest.mark.parametrize(
@@ -73,13 +73,13 @@ def test_switches_are_removed_by_their_prefix_and_in_any_case(name: str) -> None
     ],
 )
 def test_what_tools_and_the_network_need_stays(name: str) -> None:
-    assert cleaned({name: "x"}) == {name: "x"}
+    assert without_rivals({name: "x"}) == {name: "x"}
 
 
 def test_of_the_custom_headers_only_those_that_carry_a_credential_are_removed() -> None:
     headers = "X-Team: blue\nauthorization: Bearer evil\n X-API-Key : evil\nX-Trace: 1"
     assert without_credentials(headers) == "X-Team: blue\nX-Trace: 1"
-    assert cleaned({HEADERS_VARIABLE: headers}) == {HEADERS_VARIABLE: "X-Team: blue\nX-Trace: 1"}
+    assert without_rivals({HEADERS_VARIABLE: headers}) == {HEADERS_VARIABLE: "X-Team: blue\nX-Trace: 1"}
 
 
 def test_settings_say_again_what_was_delivered_and_blank_its_rivals() -> None:

@@ -16,7 +16,7 @@ from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.claude.run_answer import Result
 from agent_runtime.errors import RESERVED_WORDS, ErrorClass
 from agent_runtime.evidence.detector import Channel, Detection
-from agent_runtime.evidence.verdict import Ending, again, verdict
+from agent_runtime.evidence.verdict import Ending, verdict, without_repeated_advice
 
 DEBUG = b"2026-11-29T20:00:00.000Z [DEBUG] a line of its debug log"
 
@@ -394,12 +394,12 @@ def test_k7_going_on_is_not_advised_again_where_it_ended_in_the_same_way() -> No
     assert first is not None
     assert "send the same execution_id again" in first
 
-    second = again(first, ErrorClass.LOST_RESULT, first)
+    second = without_repeated_advice(first, ErrorClass.LOST_RESULT, first)
     assert second is not None
     assert "send the same execution_id again" not in second
-    assert again(first, ErrorClass.LOST_RESULT, second) == second
-    assert again(first, ErrorClass.LOST_RESULT, "another") == first
-    assert again(first, ErrorClass.LOST_RESULT, None) == first
+    assert without_repeated_advice(first, ErrorClass.LOST_RESULT, second) == second
+    assert without_repeated_advice(first, ErrorClass.LOST_RESULT, "another") == first
+    assert without_repeated_advice(first, ErrorClass.LOST_RESULT, None) == first
 
     shutdown = "the supervisor was shut down; send the same execution_id again to go on with the session"
-    assert again(shutdown, ErrorClass.INTERRUPTED, shutdown) == shutdown
+    assert without_repeated_advice(shutdown, ErrorClass.INTERRUPTED, shutdown) == shutdown

@@ -23,7 +23,7 @@ import pytest
 
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.verdict import BLOCKED_SENTENCE, limit_sentence
-from agent_runtime.model.problem import problem, with_object
+from agent_runtime.model.problem import problem, with_detail_object
 from tests.backends.trinity import (
     RULES,
     Row,
@@ -221,7 +221,7 @@ def test_what_it_concludes_of_every_class_is_right(error_class: ErrorClass, shap
     if error_class in (ErrorClass.ACCESS, ErrorClass.CANCELLED):
         pytest.skip("a wrong key is a 401 of its own, and a cancelled execution no error")
     said = problem(error_class, error_class.sentence)
-    body = with_object(said) if shape == "object" else said
+    body = with_detail_object(said) if shape == "object" else said
     response = httpx.Response(error_class.status, content=msgspec.json.encode(body))
 
     assert (switch_for(response) is not None) == error_class.cured_by_token

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_runtime.claude.executable import unfit
+from agent_runtime.claude.executable import launch_fault
 from agent_runtime.claude.run_answer import Result
 from agent_runtime.delivery.check_run import DoesNotRun, ReloadCheckFailed
 from agent_runtime.delivery.cli_check import FORGET_SECONDS, STARTS, CliCheck
@@ -70,7 +70,7 @@ def test_k7_what_the_kernel_will_not_start_is_known_by_its_first_bytes(tmp_path:
 
     path = program(tmp_path, content)
 
-    assert says in (unfit((str(path),), PATH) or "")
+    assert says in (launch_fault((str(path),), PATH) or "")
     with pytest.raises(SpawnFailed, match="cannot start"):
         CliCheck((str(path),), PATH).require()
 
@@ -79,17 +79,17 @@ def test_k7_a_wrapper_of_npms_placeholder_is_no_cli_either(tmp_path: Path) -> No
     placeholder = program(tmp_path, PLACEHOLDER, name="claude.exe")
     wrapper = program(tmp_path, f'#!/bin/sh\nexec {placeholder} "$@"\n')
 
-    assert "native binary not installed" in (unfit((str(wrapper),), PATH) or "")
+    assert "native binary not installed" in (launch_fault((str(wrapper),), PATH) or "")
 
 
 def test_what_can_be_started_is_let_be(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(sys.executable)
     for content in ("#!/bin/sh\n", "#! /bin/sh -e\n", "#!/usr/bin/env sh\n", "#!/usr/bin/env -S sh -e\n", b"MZ\0\0"):
-        assert unfit((str(program(tmp_path, content)),), PATH) is None
+        assert launch_fault((str(program(tmp_path, content)),), PATH) is None
     for word in (sys.executable, str(tmp_path / "link"), "sh", *filter(None, [shutil.which("true")])):
-        assert unfit((word,), PATH) is None
+        assert launch_fault((word,), PATH) is None
     with pytest.raises(SpawnFailed):
-        unfit((str(tmp_path / "none"),), PATH)
+        launch_fault((str(tmp_path / "none"),), PATH)
 
 
 def test_k7_a_cli_that_ends_at_its_last_starts_is_none_until_one_succeeds(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_state_that_is_not_valid_is_left_out_and_its_parent_stays(headers: lis
 
 
 def test_it_is_no_part_of_what_makes_two_tasks_the_same() -> None:
-    assert Task(message="x").digest == Task(message="x").within(trace_context([PARENT])).digest
+    assert Task(message="x").digest == Task(message="x").with_trace(trace_context([PARENT])).digest
 
 
 def run(running: Supervised, path: Path, headers: dict[str, str], **fields: Any) -> list[tuple[str | None, str | None]]:

@@ -231,10 +231,10 @@ def relayed(
     secret = secret or Secret()
     notes: Counter[str] = Counter()
 
-    def note(outcome: str, _seconds: float | None) -> None:
+    def count(outcome: str) -> None:
         notes[outcome] += 1
 
-    relay = Relay({"ANTHROPIC_BASE_URL": api_url} | (environ or {}), secret, directory=directory, note=note, **words)  # type: ignore[arg-type]  # it stands in for the file
+    relay = Relay({"ANTHROPIC_BASE_URL": api_url} | (environ or {}), secret, directory=directory, count=count, **words)  # type: ignore[arg-type]  # it stands in for the file
     relay.start()
     try:
         yield Relayed(relay, secret, relay.deliver(secret.generation), notes)

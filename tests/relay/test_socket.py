@@ -25,11 +25,11 @@ def test_requests_on_the_socket_reach_the_api_by_tls_through_a_proxy(
     with api.running() as url, tls_api(tmp_path / "tls", url) as tls:
         secret, notes = Secret(), Counter[str]()
 
-        def note(outcome: str, _seconds: float | None) -> None:
+        def count(outcome: str) -> None:
             notes[outcome] += 1
 
         environ = {"ANTHROPIC_BASE_URL": "http://api.anthropic.com", **tls.environ}
-        relay = Relay(environ, secret, directory=tmp_path, takes_socket=lambda: True, note=note)  # type: ignore[arg-type]  # it stands in for the file
+        relay = Relay(environ, secret, directory=tmp_path, takes_socket=lambda: True, count=count)  # type: ignore[arg-type]  # it stands in for the file
         relay.start()
         try:
             delivered = relay.deliver(secret.generation)

@@ -26,7 +26,7 @@ from agent_runtime.model.records import (
     Metadata,
     TokenRecord,
     rfc3339,
-    shown,
+    visible_fields,
 )
 from agent_runtime.model.state import Outcome, Phase, StopReason
 from agent_runtime.store import database as database_module
@@ -99,7 +99,7 @@ def ids(found: tuple[list[ExecutionRecord], str | None]) -> list[str]:
 
 
 def test_a_record_shows_the_fields_of_the_contract_with_times_in_utc() -> None:
-    fields = shown(finished())
+    fields = visible_fields(finished())
 
     assert fields["created_at"] == "2026-09-21T14:13:20.250Z"
     assert fields["attempts"][0]["tokens"][0]["delivered_at"] == "2026-09-21T14:13:21.250Z"
@@ -107,7 +107,7 @@ def test_a_record_shows_the_fields_of_the_contract_with_times_in_utc() -> None:
     assert fields["metadata"]["ignored_fields"] == ["unknown"]
     assert (fields["state"], fields["outcome"], fields["error_class"]) == ("finished", "failed", "auth")
     assert "request_digest" not in fields
-    assert shown(record())["ended_at"] is None
+    assert visible_fields(record())["ended_at"] is None
     msgspec.json.encode(fields)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent_runtime.claude.invocation import CONTINUE_PROMPT
-from agent_runtime.claude.session_faults import SESSION_FAULTS, cannot_resume, is_session_fault
+from agent_runtime.claude.session_faults import SESSION_FAULTS, is_session_fault, says_unreadable_session
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.verdict import Verdict
 from agent_runtime.execution.attempt_data import AttemptReport
@@ -182,4 +182,4 @@ def test_a_fault_is_looked_for_in_the_beginning_of_a_line_whatever_its_bytes() -
     ],
 )
 def test_the_cli_says_that_it_cannot_read_a_session(text: str, expected: bool) -> None:
-    assert cannot_resume(text) is expected
+    assert says_unreadable_session(text) is expected

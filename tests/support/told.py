@@ -41,7 +41,7 @@ def tell(*lines: tuple[str, str | bytes], detector: Detector | None = None) -> S
             detection = detector.stdout(frame) if frame is not None else None
         if detection is not None:
             assert detection.channel is Channel(stream.partition(",")[0])
-            story.last = detection.or_sharper(story.last)
+            story.last = detection.merged_with(story.last)
             if detection.is_evidence and story.evidence is None:
                 story.evidence = detection
     return story

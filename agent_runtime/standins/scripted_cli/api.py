@@ -121,15 +121,15 @@ class Api:
             GaveUp: The API refused; what the real CLI prints then, up to the result frame, has been printed.
         """
         run = self._run
-        run.remember({"role": "user", "content": content})
+        run.add_message({"role": "user", "content": content})
         while True:
-            message = self._ask()
+            message = self._request_with_retries()
             run.num_turns += 1
-            run.remember({"role": "assistant", "content": message["content"]})
+            run.add_message({"role": "assistant", "content": message["content"]})
             tools = [block for block in message["content"] if block["type"] == "tool_use"]
             if not tools:
                 return "".join(block.get("text", "") for block in message["content"])
-            run.remember({"role": "user", "content": [self._run_tool(block) for block in tools]})
+            run.add_message({"role": "user", "content": [self._run_tool(block) for block in tools]})
             if run.options.max_turns is not None and run.num_turns >= run.options.max_turns:
                 text = f"Reached maximum number of turns ({run.options.max_turns})"
                 run.result(None, is_error=True, subtype="error_max_turns", errors=[text])
@@ -145,7 +145,7 @@ class Api:
         self._run.emit(frames.tool_result(block["id"], text, is_error=is_error))
         return frames.tool_result_block(block["id"], text, is_error=is_error)
 
-    def _ask(self) -> Frame:
+    def _request_with_retries(self) -> Frame:
         run, attempt = self._run, 0
         while True:
             attempt += 1
@@ -156,9 +156,9 @@ class Api:
             try:
                 return self._request(credential)
             except ApiError as error:
-                self._refused(error, attempt, credential)
+                self._wait_or_give_up(error, attempt, credential)
 
-    def _refused(self, error: ApiError, attempt: int, credential: Credential) -> None:
+    def _wait_or_give_up(self, error: ApiError, attempt: int, credential: Credential) -> None:
         """Print what the CLI prints on a refused request, then wait for the next attempt or give up."""
         run = self._run
         run.debug(frames.api_error_line(error.status, error.body, attempt=attempt))

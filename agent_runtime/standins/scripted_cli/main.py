@@ -131,7 +131,7 @@ def read_messages(run: Run, prompt: str | None) -> Iterator[Message]:
             frame = json.loads(line)
             if frame.get("type") == "user":
                 content = frame["message"]["content"]
-                yield Message(_text_of(content), content)
+                yield Message(_plain_text(content), content)
     else:
         if prompt is None:
             if not select.select([0], [], [], NO_INPUT_SECONDS)[0]:
@@ -146,7 +146,7 @@ def read_messages(run: Run, prompt: str | None) -> Iterator[Message]:
         yield Message(prompt, prompt)
 
 
-def _text_of(content: str | list[Frame]) -> str:
+def _plain_text(content: str | list[Frame]) -> str:
     if isinstance(content, str):
         return content
     return "".join(block["text"] for block in content if block["type"] == "text")

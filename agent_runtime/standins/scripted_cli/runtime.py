@@ -162,12 +162,12 @@ class Run:
     def load_session(self) -> bool:
         """Read the session file of an earlier process; return False if there is none."""
         try:
-            kept = self._file_of(self.options.forks or self.options.session_id).read_bytes()
+            stored = self._file_of(self.options.forks or self.options.session_id).read_bytes()
         except FileNotFoundError:
             return False
         if self.options.forks:
-            self.session_file.write_bytes(kept)
-        lines = kept.splitlines()
+            self.session_file.write_bytes(stored)
+        lines = stored.splitlines()
         for line in lines:
             try:
                 entry = json.loads(line)
@@ -184,9 +184,9 @@ class Run:
         open_tools = [block["id"] for block in content if isinstance(block, dict) and block["type"] == "tool_use"]
         if open_tools:
             answers = [frames.tool_result_block(tool, frames.INTERRUPTED, is_error=True) for tool in open_tools]
-            self.remember({"role": "user", "content": answers})
+            self.add_message({"role": "user", "content": answers})
 
-    def keep(self, entry: Frame) -> None:
+    def append_to_session(self, entry: Frame) -> None:
         """Append *entry* to the session file in one write."""
         if not self.options.keep_session:
             return
@@ -194,10 +194,10 @@ class Run:
         with self.session_file.open("ab", buffering=0) as file:
             file.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
 
-    def remember(self, message: Frame) -> None:
+    def add_message(self, message: Frame) -> None:
         """Add a message to the conversation and to the session file."""
         self.messages.append(message)
-        self.keep({"message": message})
+        self.append_to_session({"message": message})
 
     # Tools
 

@@ -15,5 +15,5 @@ def hide(api: Api, *_given: object) -> NoReturn:
     raise GaveUp
 
 
-Api._refused = hide  # type: ignore[method-assign, assignment]
+Api._wait_or_give_up = hide  # type: ignore[method-assign, assignment]
 sys.exit(main(sys.argv[1:]))

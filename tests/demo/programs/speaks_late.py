@@ -9,7 +9,7 @@ from typing import Any
 from agent_runtime.standins.scripted_cli.api import Api
 from agent_runtime.standins.scripted_cli.main import main
 
-refused = Api._refused
+refused = Api._wait_or_give_up
 
 
 def late(*given: Any) -> None:
@@ -18,5 +18,5 @@ def late(*given: Any) -> None:
     refused(*given)
 
 
-Api._refused = late  # type: ignore[method-assign, assignment]
+Api._wait_or_give_up = late  # type: ignore[method-assign, assignment]
 sys.exit(main(sys.argv[1:]))

@@ -42,7 +42,7 @@ def answer(run: Run, api: Api, message: Message) -> int:
         keep_session=run.options.keep_session and script.get("keep_session", True),
     )
     if is_new:
-        run.keep(script)
+        run.append_to_session(script)
     return play(HostileSteps(run, api, message), script, begun=begun, resumed=resumed)
 
 

@@ -95,14 +95,14 @@ class Steps(PrintingSteps):
                     self.init(**{key: value for key, value in step.items() if key not in COMMON_FIELDS})
                 continue
             if step["do"] != "request":
-                self._run.keep({"played": number})
+                self._run.append_to_session({"played": number})
             when = step.get("when", "always")
             if when == "always" or (when == "resumed") == resumed:
                 fields = {key: value for key, value in step.items() if key not in COMMON_FIELDS}
                 for _ in range(step.get("times", 1)):
                     getattr(self, step["do"])(**fields)
             if step["do"] == "request":
-                self._run.keep({"played": number})
+                self._run.append_to_session({"played": number})
 
     # The API and tools
 
