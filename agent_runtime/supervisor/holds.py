@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from agent_runtime.evidence.verdict import Ending
 from agent_runtime.execution.attempt_data import AttemptReport
 from agent_runtime.model.state import StopReason, TokenTrouble, Verification
-from agent_runtime.supervisor.retry_policy import AwaitReset, GiveUp, GoOn
+from agent_runtime.supervisor.retry_policy import GiveUp, GoOn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.execution.attempt_data import Held
-    from agent_runtime.supervisor.retry_policy import Park
+    from agent_runtime.supervisor.retry_policy import Wait
     from agent_runtime.supervisor.runner import ExecutionRunner
 
 log = logging.getLogger(__name__)
@@ -121,15 +121,10 @@ class Holds:
             return _HoldEnd.INTERRUPTED
         return await self._wait(runner, held, decision)
 
-    async def _wait(self, runner: ExecutionRunner, held: Held, decision: AwaitReset | Park) -> _HoldEnd:
+    async def _wait(self, runner: ExecutionRunner, held: Held, wait: Wait) -> _HoldEnd:
         """Wait in the attempt's process for a token, the end of a limit, or an execution that needs the slot."""
-        request, execution = held.request, runner.execution
-        resets_at = execution.resets_at if isinstance(decision, AwaitReset) else None
-        seconds = 0.0 if isinstance(decision, AwaitReset) else decision.seconds
-        if resets_at is not None:
-            seconds = runner.seconds_past(resets_at)
-        now = time.monotonic()
-        until = min(now + seconds, now + request.limit_seconds, execution.total_at)
+        request, now, seconds = held.request, time.monotonic(), runner.seconds_of(wait)
+        until = min(now + seconds, now + request.limit_seconds, runner.execution.total_at)
         is_limited = request.detection.trouble is TokenTrouble.LIMITED
         can_go_on = runner.can_go_on(request.generation, is_limited=is_limited)
         self._waiting.add(held)
@@ -140,7 +135,7 @@ class Holds:
             return _HoldEnd.YIELDED
         if is_newer and not self._is_of_same_kind(runner, held):
             return _HoldEnd.STOPPED
-        if came or (resets_at is not None and is_past):
+        if came or (wait.is_for_reset and is_past):
             return _HoldEnd.REPLAYED if is_newer else _HoldEnd.RESUMED
         return _HoldEnd.GIVEN_UP if is_past else _HoldEnd.STOPPED
 

@@ -12,7 +12,6 @@ The first rule that holds decides:
 
 from __future__ import annotations
 
-import enum
 import math
 from typing import TYPE_CHECKING
 
@@ -31,13 +30,6 @@ AFTER_RESET_SECONDS = (1.0, 15.0)
 """How long after the end of a limit work goes on; spread, so that not all of an account's work begins in one second."""
 
 
-class Restart(enum.Enum):
-    """How a further attempt begins."""
-
-    RESUME = "resume"
-    AFRESH = "afresh"
-
-
 class Situation(msgspec.Struct, frozen=True):
     """
     The facts that the decision depends on.
@@ -49,7 +41,6 @@ class Situation(msgspec.Struct, frozen=True):
         park_seconds: How long the request, or else the setting, lets the execution wait; None: ``auto``.
         waited_seconds: How much of that it has waited already, while a request of its attempt was held.
         resumes: How often it was resumed without a newer generation.
-        has_progress: The session has a message of the model, or a finished tool call.
         is_only_said: The only evidence is a sentence of the CLI, printed before any tool ran.
         reset_in_seconds: The time until the limit ends; None: not known.
         wait_for_reset_seconds: How long the setting lets the execution wait for that end.
@@ -63,7 +54,6 @@ class Situation(msgspec.Struct, frozen=True):
     park_seconds: float | None
     resumes: int
     max_resumes: int
-    has_progress: bool
     waited_seconds: float = 0.0
     is_only_said: bool = False
     reset_in_seconds: float | None = None
@@ -79,21 +69,20 @@ class GoOn(msgspec.Struct, frozen=True):
         counts: The generation is the same, so the resume counts against the maximum.
     """
 
-    restart: Restart
     counts: bool
 
 
-class Park(msgspec.Struct, frozen=True):
-    """Give the slot back and wait for a newer generation."""
+class Wait(msgspec.Struct, frozen=True):
+    """
+    Wait for a newer generation, then run a further attempt.
 
-    restart: Restart
+    Attributes:
+        seconds: How long at most.
+        is_for_reset: The limit ends after that time; then a further attempt is run with any generation.
+    """
+
     seconds: float
-
-
-class AwaitReset(msgspec.Struct, frozen=True):
-    """Give the slot back and wait for the end of the limit, or for a newer generation."""
-
-    restart: Restart
+    is_for_reset: bool = False
 
 
 class GiveUp(msgspec.Struct, frozen=True):
@@ -102,28 +91,27 @@ class GiveUp(msgspec.Struct, frozen=True):
     error_class: ErrorClass
 
 
-Decision = GoOn | AwaitReset | Park | GiveUp
+Decision = GoOn | Wait | GiveUp
 
 
-def resets_in_time(reset_in_seconds: float | None, patience_seconds: float, seconds_left: float) -> bool:
-    """Whether a limit is known to end within the patience, and early enough for work to go on in the time left."""
+def wait_for_reset(reset_in_seconds: float | None, patience_seconds: float, seconds_left: float) -> Wait | None:
+    """Return the wait for a limit's end that is known and within the patience, if enough of the time is left then."""
     if reset_in_seconds is None or reset_in_seconds > patience_seconds:
-        return False
-    return reset_in_seconds + AFTER_RESET_SECONDS[0] < seconds_left
+        return None
+    is_in_time = reset_in_seconds + AFTER_RESET_SECONDS[0] < seconds_left
+    return Wait(max(0.0, reset_in_seconds), is_for_reset=True) if is_in_time else None
 
 
 def decide(situation: Situation) -> Decision:
     """Return what the first rule that holds decides."""
-    # Without progress the CLI may not have stored the session.
-    restart = Restart.RESUME if situation.has_progress else Restart.AFRESH
     if situation.newer_is_usable:
-        return GoOn(restart, counts=False)
+        return GoOn(counts=False)
     if situation.confirmation is Verification.OPEN and situation.is_only_said:
         # A further attempt would get the same sentence. It condemns no generation, but the caller must know of it.
         return GiveUp(situation.error_class)
     if situation.confirmation is not Verification.CONFIRMED:
         if situation.resumes < situation.max_resumes:
-            return GoOn(restart, counts=True)
+            return GoOn(counts=True)
         # Either the API accepts the token and refuses the work all the same, or a tool may have forged the evidence.
         # The backend must not switch in either case.
         return GiveUp(ErrorClass.UPSTREAM)
@@ -131,11 +119,11 @@ def decide(situation: Situation) -> Decision:
     if seconds is None:
         seconds = 0.0 if situation.is_first else AUTO_PARK_SECONDS
     seconds = max(0.0, seconds - situation.waited_seconds)
-    patience = max(seconds, situation.wait_for_reset_seconds)
-    is_in_time = resets_in_time(situation.reset_in_seconds, patience, situation.seconds_left)
-    if is_in_time and situation.resumes < situation.max_resumes:
-        return AwaitReset(restart)
-    return Park(restart, seconds) if seconds > 0 else GiveUp(situation.error_class)
+    if situation.resumes < situation.max_resumes:
+        patience = max(seconds, situation.wait_for_reset_seconds)
+        if wait := wait_for_reset(situation.reset_in_seconds, patience, situation.seconds_left):
+            return wait
+    return Wait(seconds) if seconds > 0 else GiveUp(situation.error_class)
 
 
 _CURABLE = {

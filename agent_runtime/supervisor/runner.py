@@ -16,14 +16,13 @@ from agent_runtime.evidence.verdict import UNSTARTED, Verdict, token_verdict
 from agent_runtime.model.state import CLASS_BY_TROUBLE, Outcome, StopReason, TokenTrouble, Verification
 from agent_runtime.supervisor.retry_policy import (
     AFTER_RESET_SECONDS,
-    AwaitReset,
     GiveUp,
     GoOn,
-    Restart,
     Situation,
+    Wait,
     decide,
-    resets_in_time,
     trouble_of,
+    wait_for_reset,
 )
 from agent_runtime.supervisor.sessions import SessionTrouble
 
@@ -168,15 +167,11 @@ class ExecutionRunner:
             self.resumes += decision.counts
         else:
             self._leave_slot()
-            awaits_reset = isinstance(decision, AwaitReset)
-            if not await self._park(
-                0.0 if isinstance(decision, AwaitReset) else decision.seconds,
-                generation,
-                is_limited=final.error_class is ErrorClass.RATE_LIMIT,
-                resets_at=execution.resets_at if awaits_reset else None,
-            ):
+            if not await self._park(decision, generation, is_limited=final.error_class is ErrorClass.RATE_LIMIT):
                 return execution.unstarted or final
-        self._restart(decision.restart)
+        self._plan.continue_in(execution.record.session_id)
+        if execution.writer.resumed():
+            execution.publish("execution.resumed", attempts=len(execution.record.attempts))
         return None
 
     async def decide(
@@ -211,7 +206,6 @@ class ExecutionRunner:
                 waited_seconds=report.waited_seconds,
                 resumes=self.resumes,
                 max_resumes=settings.max_resumes,
-                has_progress=self._plan.has_progress,
                 is_only_said=detection is not None and not detection.condemns and not report.used_tool,
                 reset_in_seconds=None if reset_at is None else reset_at - time.time(),
                 wait_for_reset_seconds=0.0 if self.has_waited else settings.wait_for_reset,
@@ -297,17 +291,6 @@ class ExecutionRunner:
         if session_id is not None:
             self.context.sessions.claim(session_id, self.execution.execution_id)
 
-    def _restart(self, restart: Restart) -> None:
-        """Choose the session of the next attempt."""
-        execution = self.execution
-        session_id = execution.record.session_id
-        if restart is Restart.RESUME and session_id is not None:
-            self._plan.resume(session_id)
-        else:
-            self._plan.begin_anew()
-        if execution.writer.resumed():
-            execution.publish("execution.resumed", attempts=len(execution.record.attempts))
-
     # -- waiting
 
     def _enqueue(self, *, ahead: bool = False) -> Ticket:
@@ -332,41 +315,30 @@ class ExecutionRunner:
         execution = self.execution
         seconds, error = execution.task.park_seconds or 0.0, execution.error
         if not isinstance(error, TokenLimited):
-            return await self._park(seconds, None, counts=False)
+            return await self._park(Wait(seconds), None, counts=False)
         reset_in = None if error.resets_at is None else error.resets_at - time.time()
-        is_in_time = resets_in_time(reset_in, seconds, execution.total_at - time.monotonic())
-        resets_at = error.resets_at if is_in_time else None
-        return await self._park(seconds, self.context.gate.current, is_limited=True, resets_at=resets_at, counts=False)
+        wait = wait_for_reset(reset_in, seconds, execution.total_at - time.monotonic()) or Wait(seconds)
+        return await self._park(wait, self.context.gate.current, is_limited=True, counts=False)
 
     async def _park(
-        self,
-        seconds: float,
-        generation: Generation | None,
-        *,
-        is_limited: bool = False,
-        resets_at: float | None = None,
-        counts: bool = True,
+        self, wait: Wait, generation: Generation | None, *, is_limited: bool = False, counts: bool = True
     ) -> bool:
         """
         Wait without a slot until the execution can go on, with a newer generation or this one; return whether it can.
 
         Args:
-            seconds: How long to wait at most.
             generation: The one that cannot be used now; None: any generation will do.
             is_limited: It cannot be used because of a usage limit.
-            resets_at: The end of that limit, epoch seconds, where it is waited for instead of *seconds*.
             counts: Going on with the same generation counts as a resume.
         """
-        execution = self.execution
-        if resets_at is not None:
-            seconds = self.seconds_past(resets_at)
+        execution, seconds = self.execution, self.seconds_of(wait)
         until = min(time.monotonic() + seconds, execution.total_at)
         execution.park()
         number = generation.number if generation else None
         execution.publish("execution.parked", generation=number, seconds=seconds)
         log.info("execution parked for %g s", seconds, extra={"execution_id": execution.execution_id})
         came = await self.until(self.can_go_on(generation, is_limited=is_limited, counts=counts), until)
-        if not came and (resets_at is None or execution.unstarted is not None):
+        if not came and (not wait.is_for_reset or execution.unstarted is not None):
             return False
         self.resumes += counts and not self.newer_is_usable(generation)
         execution.requeue()
@@ -388,12 +360,13 @@ class ExecutionRunner:
 
         return condition
 
-    def seconds_past(self, resets_at: float) -> float:
-        """Choose a random moment after a limit's end that leaves time to work in; return the seconds until then."""
-        reset_in = max(0.0, resets_at - time.time())
-        left = self.execution.total_at - time.monotonic() - reset_in
+    def seconds_of(self, wait: Wait) -> float:
+        """Return how long to wait; for a limit's end until a random moment after it that leaves time to work in."""
+        if not wait.is_for_reset:
+            return wait.seconds
+        left = self.execution.total_at - time.monotonic() - wait.seconds
         first, last = AFTER_RESET_SECONDS
-        return reset_in + random.uniform(first, max(first, min(last, left / 2)))  # noqa: S311 - nothing secret
+        return wait.seconds + random.uniform(first, max(first, min(last, left / 2)))  # noqa: S311 - nothing secret
 
     def _refused_at_admission(self) -> Verdict:
         try:

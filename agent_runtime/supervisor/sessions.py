@@ -100,9 +100,12 @@ class SessionPlan:
         """Whether the next attempt resumes the session that the task names, or begins with a copy of it."""
         return self._named is not None and self._named in (self.next.session_id, self.next.forks)
 
-    def resume(self, session_id: str) -> None:
-        """Plan to resume a session of this execution."""
-        self.next = Session(uuid.UUID(session_id), resumes=True, prompt=CONTINUE_PROMPT)
+    def continue_in(self, session_id: str | None) -> None:
+        """Plan to resume the session of the last attempt; without progress the CLI may not have stored it."""
+        if self.has_progress and session_id is not None:
+            self.next = Session(uuid.UUID(session_id), resumes=True, prompt=CONTINUE_PROMPT)
+        else:
+            self.begin_anew()
 
     def begin_anew(self) -> None:
         """Plan to begin the task from its start: in the session it names, or in a new one."""

@@ -9,18 +9,15 @@ from agent_runtime.errors import ErrorClass
 from agent_runtime.model.state import Verification
 from agent_runtime.supervisor.retry_policy import (
     AUTO_PARK_SECONDS,
-    AwaitReset,
     GiveUp,
     GoOn,
-    Park,
-    Restart,
     Situation,
+    Wait,
     decide,
 )
 
 AUTH, BILLING, RATE_LIMIT, UPSTREAM = ErrorClass.AUTH, ErrorClass.BILLING, ErrorClass.RATE_LIMIT, ErrorClass.UPSTREAM
 CONFIRMED, GOOD, OPEN = Verification.CONFIRMED, Verification.GOOD, Verification.OPEN
-RESUME, AFRESH = Restart.RESUME, Restart.AFRESH
 
 DEAD = Situation(
     error_class=AUTH,
@@ -30,7 +27,6 @@ DEAD = Situation(
     park_seconds=None,
     resumes=0,
     max_resumes=3,
-    has_progress=True,
 )
 """The first one to meet a confirmed refusal, in the middle of its work, with nothing but defaults."""
 
@@ -53,7 +49,7 @@ def test_a_newer_generation_is_gone_on_with_whatever_else_holds_and_never_counts
         resumes=resumes,
     )
 
-    assert decide(situation) == GoOn(RESUME, counts=False)
+    assert decide(situation) == GoOn(counts=False)
 
 
 @pytest.mark.parametrize("error_class", [AUTH, BILLING, RATE_LIMIT])
@@ -74,7 +70,7 @@ def test_what_is_confirmed_is_answered_or_waited_out(
 ) -> None:
     decision = decide(replace(DEAD, error_class=error_class, park_seconds=park_seconds, is_first=is_first))
 
-    assert decision == (GiveUp(error_class) if expected is None else Park(RESUME, expected))
+    assert decision == (GiveUp(error_class) if expected is None else Wait(expected))
 
 
 @pytest.mark.parametrize("confirmation", [GOOD, OPEN])
@@ -86,11 +82,11 @@ def test_what_is_not_confirmed_is_resumed_so_often_and_never_called_refused(
 ) -> None:
     decision = decide(replace(DEAD, confirmation=confirmation, resumes=resumes, max_resumes=max_resumes))
 
-    assert decision == (GoOn(RESUME, counts=True) if goes_on else GiveUp(UPSTREAM))
+    assert decision == (GoOn(counts=True) if goes_on else GiveUp(UPSTREAM))
 
 
 def test_resumes_do_not_bound_how_long_a_confirmed_refusal_may_be_waited_out() -> None:
-    assert decide(replace(DEAD, is_first=False, resumes=3)) == Park(RESUME, AUTO_PARK_SECONDS)
+    assert decide(replace(DEAD, is_first=False, resumes=3)) == Wait(AUTO_PARK_SECONDS)
 
 
 # The end of a limit.
@@ -121,44 +117,33 @@ def test_a_limit_s_end_is_waited_for_where_it_lies_within_the_longer_of_both_tim
     decision = decide(situation)
 
     without = decide(replace(situation, reset_in_seconds=None))
-    assert decision == (AwaitReset(RESUME) if waits else without), "otherwise PARK decides alone"
+    assert decision == (Wait(100.0, is_for_reset=True) if waits else without), "otherwise PARK decides alone"
 
 
 def test_an_end_within_the_automatic_park_time_is_waited_for_by_the_others() -> None:
     soon = replace(LIMITED, reset_in_seconds=50.0)
 
     assert decide(soon) == GiveUp(RATE_LIMIT)
-    assert decide(replace(soon, is_first=False)) == AwaitReset(RESUME)
+    assert decide(replace(soon, is_first=False)) == Wait(50.0, is_for_reset=True)
 
 
 @pytest.mark.parametrize(("left", "waits"), [(100.5, False), (101.0, False), (101.1, True)])
 def test_an_end_that_leaves_no_time_is_not_waited_for(left: float, waits: bool) -> None:
     situation = replace(LIMITED, wait_for_reset_seconds=3600.0, seconds_left=left)
 
-    assert decide(situation) == (AwaitReset(RESUME) if waits else GiveUp(RATE_LIMIT))
+    assert decide(situation) == (Wait(100.0, is_for_reset=True) if waits else GiveUp(RATE_LIMIT))
 
 
 @pytest.mark.parametrize(("resumes", "waits"), [(0, True), (2, True), (3, False)])
 def test_a_limit_that_is_met_again_and_again_is_waited_out_only_so_often(resumes: int, waits: bool) -> None:
     situation = replace(LIMITED, wait_for_reset_seconds=3600.0, resumes=resumes)
 
-    assert decide(situation) == (AwaitReset(RESUME) if waits else GiveUp(RATE_LIMIT))
+    assert decide(situation) == (Wait(100.0, is_for_reset=True) if waits else GiveUp(RATE_LIMIT))
 
 
 @pytest.mark.parametrize("confirmation", [GOOD, OPEN])
 def test_a_limit_that_may_be_forged_is_gone_on_with_at_once_whatever_end_it_names(confirmation: Verification) -> None:
     situation = replace(LIMITED, wait_for_reset_seconds=3600.0, confirmation=confirmation)
 
-    assert decide(situation) == GoOn(RESUME, counts=True)
+    assert decide(situation) == GoOn(counts=True)
     assert decide(replace(situation, resumes=3)) == GiveUp(UPSTREAM), "nothing that makes a backend switch"
-
-
-@pytest.mark.parametrize(("has_progress", "restart"), [(True, RESUME), (False, AFRESH)])
-@pytest.mark.parametrize("change", [{"newer_is_usable": True}, {"confirmation": GOOD}, {"is_first": False}], ids=str)
-def test_progress_is_resumed_and_what_has_none_is_begun_again(
-    has_progress: bool, restart: Restart, change: dict[str, object]
-) -> None:
-    decision = decide(replace(DEAD, has_progress=has_progress, **change))
-
-    assert isinstance(decision, GoOn | Park)
-    assert decision.restart is restart

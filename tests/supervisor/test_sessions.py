@@ -75,12 +75,22 @@ def test_a_session_that_is_named_gets_the_message_once_and_is_then_gone_on_with(
     assert (other.known_id, other.next.prompt) == (NAMED, None), "another body was sent before"
 
 
+@pytest.mark.parametrize("has_progress", [True, False])
+def test_progress_is_resumed_and_what_has_none_is_begun_again(*, has_progress: bool) -> None:
+    plan = SessionPlan(TASK, None)
+    plan.ended(report(progress=has_progress), INVALID)
+    plan.continue_in(OWN)
+
+    assert (plan.known_id, plan.next.prompt) == ((OWN, CONTINUE_PROMPT) if has_progress else (None, None))
+
+
 def test_a_refused_session_is_given_up_once_also_one_that_is_named() -> None:
     plan = SessionPlan(Task(message="x", resume_session_id=uuid.UUID(NAMED)), None)
 
     assert plan.restart(SessionTrouble.REFUSED)
     assert (plan.known_id, plan.is_named) == (None, False)
-    plan.resume(OWN)
+    plan.has_progress = True
+    plan.continue_in(OWN)
     assert not plan.restart(SessionTrouble.REFUSED)
     assert plan.known_id == OWN
     plan.begin_anew()
