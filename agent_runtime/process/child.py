@@ -8,6 +8,7 @@ Processes are signalled through pidfds only.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 import time
@@ -156,6 +157,20 @@ class Child:
                 status = self._handle.status()
                 self._exit = Exit(None if status is None else os.waitstatus_to_exitcode(status))
             return self._exit
+
+    def finish(self, within_seconds: float) -> tuple[Exit | None, SweepReport]:
+        """
+        Wait for the end of a short program, end everything that is left of it, and close.
+
+        Args:
+            within_seconds: How long to wait for the leader, and again for the sweep.
+        """
+        try:
+            select.select([self.pidfd], [], [], within_seconds)
+            ended = self.poll()
+            return ended, self.sweep(time.monotonic() + within_seconds)
+        finally:
+            self.close()
 
     def close_stdin(self) -> None:
         """Close our end of the child's stdin, so that the child reads an end of file."""

@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import select
 import stat
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,12 +142,7 @@ def hunt(
         except SpawnFailed as error:
             problem = problem or f"a child to try it, {python}, could not be started: {error}"
             continue
-        try:
-            select.select([child.pidfd], [], [], _HUNT_SECONDS)
-            ended = child.poll()
-            child.sweep(time.monotonic() + _HUNT_SECONDS)
-        finally:
-            child.close()
+        ended, _ = child.finish(_HUNT_SECONDS)
         if ended is not None and ended.code is not None and ended.code >= _FOUND:
             missing = {item for item, path in zip(ITEMS, paths, strict=False) if not os.path.lexists(path)}
             return {item: bool(ended.code >> place & 1) for place, item in enumerate(ITEMS) if item not in missing}

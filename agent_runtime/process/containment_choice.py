@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import select
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,12 +123,7 @@ def _try(containment: Containment, mark: str) -> str | None:
         child = containment.spawn(Command(argv=_TRIAL, env={}, cwd=Path("/"), mark=mark))
     except NotSpawned as error:
         return str(error)
-    try:
-        select.select([child.pidfd], [], [], _TRIAL_SECONDS)
-        ended = child.poll()
-        survivors = child.sweep(time.monotonic() + _TRIAL_SECONDS).survivors
-    finally:
-        child.close()
-    if ended is None or ended.code != 0 or survivors:
+    ended, report = child.finish(_TRIAL_SECONDS)
+    if ended is None or ended.code != 0 or report.survivors:
         return "a process that was started in it did not find itself, or could not be ended"
     return None
