@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import ssl
 from typing import TYPE_CHECKING
-from urllib.request import proxy_bypass_environment
 
 import httpx
 from httpx import HTTPError
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 
 __all__ = ["HTTPError", "checked_url", "client_for", "proxy_for", "tls_context"]
-
-_PORTS = {"http": 80, "https": 443}
 
 
 def checked_url(text: str) -> httpx.URL:
@@ -48,8 +45,7 @@ def proxy_for(url: httpx.URL, environ: Mapping[str, str]) -> str | None:
     Raises:
         ValueError: The environment names a proxy of a kind that cannot be used.
     """
-    no_proxy = _either_case(environ, "no_proxy").replace("*.", ".")
-    if proxy_bypass_environment(f"{url.host}:{url.port or _PORTS[url.scheme]}", {"no": no_proxy}):
+    if any(_covers(entry.strip(), url) for entry in _either_case(environ, "no_proxy").split(",")):
         return None
     proxy = _either_case(environ, f"{url.scheme}_proxy") or _either_case(environ, "all_proxy")
     if not proxy:
@@ -107,6 +103,18 @@ def tls_context(environ: Mapping[str, str]) -> ssl.SSLContext:
         with contextlib.suppress(OSError):  # Node, too, goes on without a file that it cannot read
             context.load_verify_locations(cafile=extra)
     return context
+
+
+def _covers(entry: str, url: httpx.URL) -> bool:
+    """Whether an entry of ``NO_PROXY`` (a host, a domain, either with a port, or ``*``) matches *url*."""
+    if entry in ("*", url.host):
+        return True
+    name, colon, port = entry.lower().rpartition(":")
+    if not colon or not port.isdigit():
+        name, port = entry.lower(), ""
+    name = name.strip("[]").removeprefix("*").removeprefix(".")
+    ours = url.port or {"http": 80, "https": 443}[url.scheme]
+    return bool(name) and (url.host == name or url.host.endswith("." + name)) and port in ("", str(ours))
 
 
 def _either_case(environ: Mapping[str, str], name: str) -> str:

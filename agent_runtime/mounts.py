@@ -36,7 +36,7 @@ def read_mounts(text: str) -> list[Mount]:
         fields, (kind, *more) = mounted.split(" "), file_system.split(" ")
         if kind and len(fields) >= 6:
             options = frozenset(f"{fields[5]},{more[-1] if more else ''}".split(","))
-            found.append(Mount(_plain(fields[3]), _plain(fields[4]), kind, options))
+            found.append(Mount(_unescaped(fields[3]), _unescaped(fields[4]), kind, options))
     return found
 
 
@@ -51,7 +51,7 @@ def mount_of(path: str, text: str) -> Mount | None:
     return max(reversed(over), key=lambda mount: len(mount.point), default=None)
 
 
-def _plain(field: str) -> str:
+def _unescaped(field: str) -> str:
     for escape, character in _ESCAPES:
         field = field.replace(escape, character)
     return field

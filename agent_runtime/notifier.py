@@ -9,20 +9,20 @@ class Notifier:
     """Wake any number of waiting tasks at the next change; earlier changes are not stored."""
 
     def __init__(self) -> None:
-        self._coming: asyncio.Future[None] | None = None
+        self._next: asyncio.Future[None] | None = None
 
     def notify(self) -> None:
         """Wake all waiting tasks."""
-        coming, self._coming = self._coming, None
+        coming, self._next = self._next, None
         if coming is not None and not coming.done():
             coming.set_result(None)
 
-    def coming(self) -> asyncio.Future[None]:
+    def next_change(self) -> asyncio.Future[None]:
         """Return a future of the next :meth:`notify`, shared by all callers: it must not be cancelled."""
-        if self._coming is None:
-            self._coming = asyncio.get_running_loop().create_future()
-        return self._coming
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        return self._next
 
     def wait(self) -> asyncio.Future[None]:
         """Return a future of the next :meth:`notify` that belongs to the caller, who may cancel it."""
-        return asyncio.shield(self.coming())
+        return asyncio.shield(self.next_change())

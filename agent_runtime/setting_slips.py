@@ -15,7 +15,7 @@ _MAY_BE_SECRET = re.compile(r"sk-|@|(?=\S*\d)(?=\S*[A-Za-z])[\w.~+/=-]{16}|.{60}
 _PROTOCOLS = ("tcp", "udp", "sctp")
 
 
-def link_of_service(name: str, value: str) -> bool:
+def is_service_link(name: str, value: str) -> bool:
     """
     Whether Kubernetes has set this variable for a Service, for example one named ``agent-runtime``.
 

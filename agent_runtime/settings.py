@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agent_runtime.errors import SettingsInvalid
-from agent_runtime.setting_slips import link_of_service, masked, not_this
+from agent_runtime.setting_slips import is_service_link, masked, not_this
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -395,7 +395,7 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str | None] | None = No
         try:
             values[setting.name] = setting.parse(text or "")
         except ValueError as error:
-            cause = _SERVICE_LINK if source == setting.variable and link_of_service(source, text or "") else ""
+            cause = _SERVICE_LINK if source == setting.variable and is_service_link(source, text or "") else ""
             raise SettingsInvalid(f"{source}: {error}{not_this(text or '')}{cause}") from None
     return Settings(**values)
 
@@ -406,7 +406,7 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     return sorted(
         name
         for name, value in environ.items()
-        if name.startswith(PREFIX) and name not in known and not link_of_service(name, value)
+        if name.startswith(PREFIX) and name not in known and not is_service_link(name, value)
     )
 
 

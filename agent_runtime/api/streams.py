@@ -274,7 +274,7 @@ async def _follow(view: View, after: int, batches: Batches, reader: LiveReader) 
     sent: bytes | None = None
     while True:
         # Taken before the state is read, so that a change during the reading is not missed.
-        change, more_text = view.changed.coming(), reader.changed.coming()
+        change, more_text = view.changed.next_change(), reader.changed.next_change()
         ended = record.state is Phase.FINISHED
         if (state := _state(record)) != sent:
             sent = state

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from agent_runtime.doctor.finding import Finding, ok, problem, warning
 from agent_runtime.errors import SettingsInvalid
-from agent_runtime.setting_slips import did_you_mean, link_of_service, not_this
+from agent_runtime.setting_slips import did_you_mean, is_service_link, not_this
 from agent_runtime.settings import PREFIX, SETTINGS, load, unknown_variables
 from agent_runtime.web.access import BadKey, read_key
 
@@ -52,7 +52,7 @@ def settings_in(environ: Mapping[str, str]) -> tuple[Settings, list[Finding]]:
 
 
 def _bad(variable: str, text: str, error: str) -> Finding:
-    if link_of_service(variable, text):
+    if is_service_link(variable, text):
         cause = f"{variable} is not ours: Kubernetes sets it in every pod beside a Service of this name"
         advice = f"set enableServiceLinks: false in the pod, or {variable} itself; serve exits with 2 until then"
         return problem("settings", cause, advice)

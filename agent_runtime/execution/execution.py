@@ -291,7 +291,7 @@ class Execution:
         elif isinstance(event, Answered):
             if self.writer.mark_resumable():
                 self.save()
-            context.counts.answered(event.generation, time.time())
+            context.counts.observe_answer(event.generation, time.time())
             context.token_accepted(event.generation, event.since)
         elif isinstance(event, Stopping):
             if record.state is Phase.RUNNING:
@@ -323,7 +323,7 @@ class Execution:
         self.writer.attempt_ended(report, session)
         if report.pid is not None:
             for token in self.record.attempts[-1].tokens:
-                counts.used(token.subscription, token.usage_by_model)
+                counts.count_usage(token.subscription, token.usage_by_model)
         self.result_text = report.run_stats.answer_text
         self.structured_output = report.run_stats.structured_output
         self.result_line = report.result_line or self.result_line

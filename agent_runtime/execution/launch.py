@@ -68,7 +68,7 @@ class Launch:
         cwd = Path(path_of(self._directory))
         if delivered.by_port is not None and starts_without_shell(cwd, settings.config_dir):
             delivered = self.delivered = replace(delivered, variables=delivered.by_port)
-        added = context.workspaces.added(spec.task)
+        added = context.workspaces.added_directories(spec.task)
         child_environ = invocation.environment(
             environ,
             execution_id=spec.execution_id,

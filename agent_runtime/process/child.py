@@ -190,7 +190,7 @@ class Child:
                 self._handle.close()
                 if self._group is not None:
                     self._group.remove()
-        self._registry.leave(self._attempt)
+        self._registry.remove(self._attempt)
 
     def _send(self, *numbers: int, group: bool = False) -> bool:
         with self._lock:  # the number of a closed descriptor may already be another attempt's

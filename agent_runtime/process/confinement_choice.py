@@ -45,7 +45,7 @@ ITEMS = (
 )
 """What a child tries to reach."""
 
-_WHERE_AGENTS_WORK = ("/tmp", "/var/tmp", "/dev/shm", "~")  # noqa: S108 - only looked at
+_SHARED_DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm", "~")  # noqa: S108 - only looked at
 
 _PIDFD_GETFD = 438  # the same on every architecture
 _FOUND = 128
@@ -167,7 +167,7 @@ def _warnings(candidate: Confinement, settings: Settings) -> Iterator[str]:
     for closed in candidate.closed:
         on_the_way = (closed, *closed.parents)
         if candidate.mode is Mode.LANDLOCK:
-            for name in _WHERE_AGENTS_WORK:
+            for name in _SHARED_DIRECTORIES:
                 place = Path(os.path.realpath(os.path.expanduser(name)))  # noqa: PTH111 - that raises
                 if place in on_the_way:
                     yield f"agents can make no file in {place}, because {closed} lies in it: move that"

@@ -118,7 +118,7 @@ class Spawner:
         Raises:
             NotSpawned: The child could not be started; nothing is left open or running.
         """
-        attempt = self.registry.enter(command.mark)
+        attempt = self.registry.add(command.mark)
         group = None
         try:
             group = None if groups is None else _group(groups, command.mark)
@@ -126,7 +126,7 @@ class Spawner:
         except BaseException:
             if group is not None:
                 group.remove(_REMOVE_WITHIN_SECONDS)  # the next start removes a group that a hanging shim still holds
-            self.registry.leave(attempt)
+            self.registry.remove(attempt)
             raise
 
     def _spawn(

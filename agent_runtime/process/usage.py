@@ -45,19 +45,19 @@ def reaped_cpu_seconds(shim: int) -> float | None:
     Once an attempt has ended, these are all its processes.
     """
     with contextlib.suppress(psutil.Error):
-        return _of_the_dead(psutil.Process(shim))
+        return _reaped_seconds(psutil.Process(shim))
     return None
 
 
 def _tree(shim: psutil.Process, below: Mapping[int, list[psutil.Process]]) -> Usage:
-    usage = Usage(cpu_seconds=_of_the_dead(shim))
+    usage = Usage(cpu_seconds=_reaped_seconds(shim))
     waiting = list(below.get(shim.pid, ()))
     while waiting:
         process = waiting.pop()
         waiting += below.get(process.pid, ())
         with contextlib.suppress(psutil.Error), process.oneshot():
             times = process.cpu_times()
-            usage.cpu_seconds += times.user + times.system + _of_the_dead(process)
+            usage.cpu_seconds += times.user + times.system + _reaped_seconds(process)
             usage.memory_bytes += process.memory_info().rss
             usage.processes += 1
             usage.open_files += process.num_fds()
@@ -65,6 +65,6 @@ def _tree(shim: psutil.Process, below: Mapping[int, list[psutil.Process]]) -> Us
     return usage
 
 
-def _of_the_dead(process: psutil.Process) -> float:
+def _reaped_seconds(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.children_user + times.children_system)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from agent_runtime.model.tokens import Token
-from agent_runtime.secret.token_forms import BLANKS, FAMILY, NoToken, token_in
+from agent_runtime.secret.token_forms import BLANKS, FAMILY, NotAToken, token_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +139,7 @@ def parse(raw: bytes) -> SecretContent | Unusable:
         return _parse_json(text)
     try:
         found = token_in(text)
-    except NoToken as fault:
+    except NotAToken as fault:
         return Unusable(str(fault), SecretFault.WRONG_CONTENT)
     # A line of base64 with its newline may be the first of several.
     complete = raw.endswith(b"\n") and not found.was_base64
@@ -148,15 +148,15 @@ def parse(raw: bytes) -> SecretContent | Unusable:
 
 def _parse_json(text: str) -> SecretContent | Unusable:
     try:
-        document = json.loads(text, parse_int=float, object_pairs_hook=_without_rivals)
+        document = json.loads(text, parse_int=float, object_pairs_hook=_without_conflicts)
         fields, written = _written_token(document)
-    except NoToken as fault:
+    except NotAToken as fault:
         return Unusable(str(fault), SecretFault.BAD_JSON)
     except (ValueError, RecursionError):
         return Unusable("begins like JSON but is not valid JSON", SecretFault.BAD_JSON)
     try:
         found = token_in(written)
-    except NoToken as fault:
+    except NotAToken as fault:
         return Unusable(f"is a JSON object whose token {fault}", SecretFault.BAD_JSON)
     warnings = list(found.warnings)
     expires_at = _optional(fields, _EXPIRIES, _seconds, warnings)
@@ -164,11 +164,11 @@ def _parse_json(text: str) -> SecretContent | Unusable:
     return SecretContent(Token(found.value), expires_at, subscription, tuple(warnings), complete=True)
 
 
-def _without_rivals(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Build an object from its fields; raise NoToken if a repeated field holds different tokens."""
+def _without_conflicts(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Build an object from its fields; raise NotAToken if a repeated field holds different tokens."""
     fields = dict(pairs)
     if any(name in _TOKENS and value != fields[name] for name, value in pairs):
-        raise NoToken("is a JSON object with two tokens")
+        raise NotAToken("is a JSON object with two tokens")
     return fields
 
 
@@ -183,7 +183,7 @@ def _written_token(document: dict[str, object]) -> tuple[dict[str, object], str]
                 return fields, written
             if written is not None:
                 fault = "with an empty token" if isinstance(written, str) else f"whose field {name} is not text"
-    raise NoToken(f"is a JSON object {fault}")
+    raise NotAToken(f"is a JSON object {fault}")
 
 
 def _optional(

@@ -27,7 +27,7 @@ from agent_runtime.errors import SecretUnreadable
 from agent_runtime.secret.content import SecretContent, SecretFault, Unusable
 from agent_runtime.secret.generations import Generation, GenerationLedger
 from agent_runtime.secret.mount import SourceKind, source_of
-from agent_runtime.secret.reader import Reading, arrived_whole, read_secret
+from agent_runtime.secret.reader import Reading, came_by_rename, read_secret
 from agent_runtime.secret.watcher import TICK_SECONDS, DirectoryWatch
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ class SecretFile:
                 settled = True
                 self._accept(found, reading.changed_at)
             else:
-                self._go_without(found, now, settled=settled)
+                self._mark_unusable(found, now, settled=settled)
             self._settles_at = None if settled else settles_at
             return self._settles_at
 
@@ -231,7 +231,7 @@ class SecretFile:
         generation = self._status.generation
         if content.complete or (generation is not None and content.token == generation.token):
             return True
-        return arrived_whole(self._path)
+        return came_by_rename(self._path)
 
     def _accept(self, content: SecretContent, written_at: float | None) -> None:
         self._without_token_since = None
@@ -249,7 +249,7 @@ class SecretFile:
         self._accepted = content
         self._publish(SecretState.READY, generation, None)
 
-    def _go_without(self, found: SecretContent | Unusable, now: float, *, settled: bool) -> None:
+    def _mark_unusable(self, found: SecretContent | Unusable, now: float, *, settled: bool) -> None:
         if self._without_token_since is None:
             self._without_token_since = now
         unusable = found if isinstance(found, Unusable) else UNSETTLED

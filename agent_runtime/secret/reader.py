@@ -69,7 +69,7 @@ def read_secret(path: Path, known: Reading | None = None) -> Reading:
     return Reading(found, mark, info.st_mtime, info.st_ctime, secrets_in(raw, found))
 
 
-def arrived_whole(path: Path) -> bool:
+def came_by_rename(path: Path) -> bool:
     """
     Whether the file is known to have come by one rename, so that its content is never half written.
 

@@ -53,7 +53,7 @@ PLAIN_TOKEN = (
 """A pattern for JSON Schema: texts that are accepted as they are. It does not exclude placeholders or base64."""
 
 
-class NoToken(ValueError):
+class NotAToken(ValueError):
     """The text is no token; the message is what follows "the secret file" in a sentence."""
 
 
@@ -76,50 +76,50 @@ def token_in(text: str) -> Found:
     Return the token in *text*, without its wrappings.
 
     Raises:
-        NoToken: *text* holds no token, or it is not certain that it does.
+        NotAToken: *text* holds no token, or it is not certain that it does.
     """
     warnings: list[str] = []
     wrappings = dict(_WRAPPINGS)
     text = text.strip(BLANKS)
-    while inner := _without_wrapping(text, wrappings):
+    while inner := _unwrap_once(text, wrappings):
         warning, text = inner
         warnings.append(warning)
     for pattern, reason in _REFUSED:
         if pattern.search(text):
-            raise NoToken(f"holds {reason}")
+            raise NotAToken(f"holds {reason}")
     if _from_base64(text) is not None:
-        raise NoToken("holds base64 inside base64")
+        raise NotAToken("holds base64 inside base64")
     _refuse_other_kinds(text)
     _refuse_placeholders(text)
     known = _KNOWN.match(text)
     if known is not None and len(text) - known.end() < _FEWEST_BEHIND_PREFIX:
-        raise NoToken("holds the beginning of a token and no more")
+        raise NotAToken("holds the beginning of a token and no more")
     if len(text) < SHORTEST_SECRET:
-        raise NoToken(f"holds fewer than {SHORTEST_SECRET} characters, which is no token")
+        raise NotAToken(f"holds fewer than {SHORTEST_SECRET} characters, which is no token")
     if known is None:
         warnings.append("the token has no known prefix: it will be taken as an OAuth token")
     return Found(text, tuple(warnings), _IN_BASE64 in warnings)
 
 
-def _without_wrapping(text: str, wrappings: dict[str, Callable[[str], str | None]]) -> tuple[str, str] | None:
+def _unwrap_once(text: str, wrappings: dict[str, Callable[[str], str | None]]) -> tuple[str, str] | None:
     """Remove one wrapping from the text, and its entry from *wrappings*, so that each is removed at most once."""
-    for warning, take_off in wrappings.items():
-        inner = take_off(text)
+    for warning, unwrap in wrappings.items():
+        inner = unwrap(text)
         if inner is not None:
             del wrappings[warning]
             inner = inner.strip(BLANKS)
             if not inner:
-                raise NoToken("holds a name or quotes with nothing in them")
+                raise NotAToken("holds a name or quotes with nothing in them")
             return warning, inner
     return None
 
 
-def _behind_name(text: str) -> str | None:
+def _after_name(text: str) -> str | None:
     found = _ASSIGNMENT.match(text)
     return None if found is None else text[found.end() :].removesuffix(";")
 
 
-def _inside_quotes(text: str) -> str | None:
+def _unquoted(text: str) -> str | None:
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else None
 
 
@@ -140,14 +140,14 @@ def _from_base64(text: str) -> str | None:
     if not _ABOUT_A_TOKEN.search(plain) and _from_base64(plain) is None:
         return None
     if is_cut:
-        raise NoToken("holds base64 that has been cut off")
+        raise NotAToken("holds base64 that has been cut off")
     return inner
 
 
 _IN_BASE64 = "the token was written as base64, which was decoded"
 _WRAPPINGS: tuple[tuple[str, Callable[[str], str | None]], ...] = (
-    ("the token was written behind the name of a variable, which was taken off", _behind_name),
-    ("the token was written in quotes, which were taken off", _inside_quotes),
+    ("the token was written behind the name of a variable, which was taken off", _after_name),
+    ("the token was written in quotes, which were taken off", _unquoted),
     (_IN_BASE64, _from_base64),
 )
 
@@ -186,13 +186,13 @@ def _refuse_other_kinds(text: str) -> None:
     lowered = text.lower()
     # Tokens of this family end with a letter, a digit, "-" or "_": another end belongs to a surrounding sentence.
     if lowered.find(FAMILY, 1) > 0 or (lowered.startswith(FAMILY) and text[-1] in ".~+/="):
-        raise NoToken("holds more than one token, or something around it")
+        raise NotAToken("holds more than one token, or something around it")
     if not lowered.startswith(FAMILY) or text.startswith((OAUTH_PREFIX, API_KEY_PREFIX)):
         return
     kind = next(
         (kind for prefix, kind in _OTHER_KINDS if lowered.startswith(prefix)), "a key of a kind that has no use"
     )
-    raise NoToken(f"holds {kind}")
+    raise NotAToken(f"holds {kind}")
 
 
 _PLACEHOLDER_PHRASES = """
@@ -206,15 +206,15 @@ _PLACEHOLDER_WORDS = """
     changeme dummy empty example fake fixme insert missing nil none notset null paste replace sample tbd todo unset xxx
     your yours
 """
-_WORDS_BESIDE = """
+_NEUTRAL_WORDS = """
     a an and anthropic api auth by claude code do for from go goes here in is it key keys me my new not of oauth only or
     please real secret set some test text the this to token tokens use value with
 """
 """Neutral words: a text of these and at least one placeholder word is a placeholder."""
 
 _PHRASES = tuple(_PLACEHOLDER_PHRASES.split())
-_TELLING = frozenset(_PLACEHOLDER_WORDS.split())
-_KNOWN_WORDS = _TELLING.union(_WORDS_BESIDE.split())
+_PLACEHOLDERS = frozenset(_PLACEHOLDER_WORDS.split())
+_KNOWN_WORDS = _PLACEHOLDERS.union(_NEUTRAL_WORDS.split())
 
 
 def _refuse_placeholders(text: str) -> None:
@@ -222,5 +222,5 @@ def _refuse_placeholders(text: str) -> None:
     words = {word.strip("0123456789") for word in re.split(r"[^a-z0-9]+", body)} - {""}
     words = {"xxx" if set(word) == {"x"} else word for word in words}
     letters = re.sub(r"[^a-z]", "", body)
-    if (words & _TELLING and words <= _KNOWN_WORDS) or any(phrase in letters for phrase in _PHRASES):
-        raise NoToken("holds a placeholder, not a token")
+    if (words & _PLACEHOLDERS and words <= _KNOWN_WORDS) or any(phrase in letters for phrase in _PHRASES):
+        raise NotAToken("holds a placeholder, not a token")

@@ -108,7 +108,7 @@ def put(
     return warnings
 
 
-def put_once(path: Path, token: Token) -> None:
+def put_if_different(path: Path, token: Token) -> None:
     """
     Write a token as :func:`put` does, unless the file holds it already, in any form.
 

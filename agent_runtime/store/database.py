@@ -86,7 +86,7 @@ class Database:
     A connection that is opened on demand and reopened after a disk error; for one thread at a time.
 
     Attributes:
-        trouble: The text of the last disk error; None if there was none since :meth:`note_success`.
+        trouble: The text of the last disk error; None if there was none since :meth:`clear_trouble`.
         damage: One sentence for each loss that was found and each file that was set aside.
     """
 
@@ -122,13 +122,13 @@ class Database:
         if self._is_stale and self._clock() >= self._retry_at:
             self.close()
         if self._connection is None and self._clock() >= self._retry_at:
-            with contextlib.suppress(StoreUnavailable), self._watched():
+            with contextlib.suppress(StoreUnavailable), self._raising_unavailable():
                 self._open()
         if self._connection is None:
             raise StoreUnavailable(f"the record store does not work: {self.trouble}")
         return self._connection
 
-    def note_success(self) -> None:
+    def clear_trouble(self) -> None:
         """Clear :attr:`trouble`; called when all changes that were waiting have been written."""
         if self.trouble is not None:
             log.warning("records can be written again in %s", self._path)
@@ -145,7 +145,7 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the block as one transaction; a disk error rolls it back and raises StoreUnavailable."""
         connection = self.connection()
-        with self._watched():
+        with self._raising_unavailable():
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -156,12 +156,12 @@ class Database:
                     connection.execute("ROLLBACK")
         self._written_at = self._clock()
         if mark is not None:
-            self._note(mark)
+            self._write_note(mark)
 
     def rows(self, query: str, *values: object) -> Rows:
         """Return all rows of a query."""
         connection = self.connection()
-        with self._watched():
+        with self._raising_unavailable():
             return connection.execute(query, values).fetchall()
 
     def size_bytes(self) -> int:
@@ -172,10 +172,10 @@ class Database:
             """
         return int(self.rows(query)[0][0])
 
-    def give_back_space(self) -> None:
+    def shrink(self) -> None:
         """Make the file as small as its content."""
         connection = self.connection()
-        with self._watched():
+        with self._raising_unavailable():
             # execute() would take one step only, and one step of this pragma frees one page.
             connection.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -274,31 +274,31 @@ class Database:
 
     def _mark_start(self, connection: sqlite3.Connection) -> None:
         """Increment the mark for this start; report damage if it was lower than the note."""
-        if _marks(connection) < self._noted():
-            self._tell(
+        if _read_mark(connection) < self._read_note():
+            self._report_damage(
                 f"{self._path.name} lacks what was written: it or its log was emptied, deleted, damaged or replaced"
             )
         try:
-            self._note(self._mark(connection))
+            self._write_note(self._mark(connection))
         except sqlite3.Error as error:
             if _code(error) != sqlite3.SQLITE_FULL:
                 raise
-            self._remember(str(error))  # the file can still be read
+            self._set_trouble(str(error))  # the file can still be read
 
     def _mark(self, connection: sqlite3.Connection) -> int:
-        mark = max(_marks(connection), self._noted()) + 1
+        mark = max(_read_mark(connection), self._read_note()) + 1
         connection.execute("INSERT OR REPLACE INTO marks VALUES (1, ?, ?)", (mark, time.time()))
         return mark
 
     def _replace(self, reason: str) -> None:
         """Set the file and its log aside, and put a new file with the readable rows in its place."""
-        aside = _aside(self._path)
+        aside = _unused_name(self._path)
         fresh = _beside(self._path, ".new")
         for left in (fresh, _beside(fresh, "-wal")):
             left.unlink(missing_ok=True)
         os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         try:
-            saved = self._saved_into(fresh)
+            saved = self._salvage_into(fresh)
         except sqlite3.Error:
             fresh.unlink()  # the unfinished file would take the space that retention frees
             raise
@@ -307,11 +307,11 @@ class Database:
         self._path.replace(aside)
         fresh.replace(self._path)
         self._is_damaged = False
-        self._tell(
+        self._report_damage(
             f"{self._path.name} was damaged ({reason}): set aside as {aside.name}, records saved from it: {saved}"
         )
 
-    def _saved_into(self, fresh: Path) -> int:
+    def _salvage_into(self, fresh: Path) -> int:
         with contextlib.closing(_connected(str(fresh))) as target:
             _prepare(target, is_new=True)
             saved = 0
@@ -328,27 +328,27 @@ class Database:
     def _set_aside_unless_file(self, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISREG(path.lstat().st_mode):
-                aside = _aside(path)
+                aside = _unused_name(path)
                 path.replace(aside)
-                self._tell(f"{path.name} was not a file: set aside as {aside.name}")
+                self._report_damage(f"{path.name} was not a file: set aside as {aside.name}")
 
-    def _noted(self) -> int:
+    def _read_note(self) -> int:
         """Return the mark in the note; 0 if there is no note."""
         try:
             return msgspec.json.decode(read_file(self._note_path), type=Mark)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return 0
 
-    def _note(self, mark: int) -> None:
+    def _write_note(self, mark: int) -> None:
         with contextlib.suppress(OSError):  # without a note, a lost file is not noticed
             replace_file(self._note_path, b"%d" % mark)
 
-    def _tell(self, damage: str) -> None:
+    def _report_damage(self, damage: str) -> None:
         log.error("%s", damage)
         self.damage.append(damage)
 
     @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _raising_unavailable(self) -> Iterator[None]:
         """Turn disk errors of the block into StoreUnavailable, and note them in :attr:`trouble`."""
         try:
             yield
@@ -362,13 +362,13 @@ class Database:
             self._failed(str(error), stale=NEEDS_REOPENING[code])
 
     def _failed(self, reason: str, *, stale: bool) -> NoReturn:
-        self._remember(reason)
+        self._set_trouble(reason)
         self._is_stale |= stale
         if self._clock() >= self._retry_at:  # else every request meanwhile would postpone the next try
             self._retry_at = self._clock() + self.RETRY_SECONDS
         raise StoreUnavailable(f"the record store does not work: {reason}") from None
 
-    def _remember(self, reason: str) -> None:
+    def _set_trouble(self, reason: str) -> None:
         if self.trouble is None:
             log.error("records cannot be written in %s: %s", self._path, reason)
         self.trouble = reason
@@ -409,7 +409,7 @@ def _prepare(connection: sqlite3.Connection, *, is_new: bool) -> None:
         connection.execute("COMMIT")
 
 
-def _marks(connection: sqlite3.Connection) -> int:
+def _read_mark(connection: sqlite3.Connection) -> int:
     return int(connection.execute("SELECT coalesce(max(count), 0) FROM marks").fetchone()[0])
 
 
@@ -417,7 +417,7 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _aside(path: Path) -> Path:
+def _unused_name(path: Path) -> Path:
     """Return an unused path beside *path*, to rename a damaged file to."""
     aside = _beside(path, time.strftime(".damaged-%Y%m%dT%H%M%SZ", time.gmtime()))
     while os.path.lexists(aside):

@@ -25,7 +25,7 @@ import msgspec
 from agent_runtime.errors import InvalidRequest, StoreUnavailable
 from agent_runtime.model.records import read_record
 from agent_runtime.store.database import Database
-from agent_runtime.store.tables import UNREADABLE, KeptAnswer, put_answer, put_record
+from agent_runtime.store.tables import UNREADABLE, StoredAnswer, put_answer, put_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -68,7 +68,7 @@ class RecordStore:
         self._lock = threading.RLock()
         self._database = Database(path, clock=clock)
         self._unsaved_records: dict[str, bytes] = {}
-        self._unsaved_answers: dict[str, KeptAnswer] = {}
+        self._unsaved_answers: dict[str, StoredAnswer] = {}
         with contextlib.suppress(StoreUnavailable):
             self._database.connection()
 
@@ -139,7 +139,7 @@ class RecordStore:
         execution_id = record.execution_id
         with self._lock:
             self._unsaved_answers.pop(execution_id, None)
-            self._unsaved_answers[execution_id] = KeptAnswer(execution_id, status_code, answer, retained_at)
+            self._unsaved_answers[execution_id] = StoredAnswer(execution_id, status_code, answer, retained_at)
             self.save(record)
 
     def write_unsaved(self) -> None:
@@ -154,14 +154,14 @@ class RecordStore:
                 with self._database.transaction() as connection:
                     for encoded in self._unsaved_records.values():
                         put_record(connection, encoded)
-                    for kept in self._unsaved_answers.values():
-                        put_answer(connection, kept)
+                    for stored in self._unsaved_answers.values():
+                        put_answer(connection, stored)
             except StoreUnavailable:
                 self._forget_oldest_unsaved()
                 raise
             self._unsaved_records.clear()
             self._unsaved_answers.clear()
-            self._database.note_success()
+            self._database.clear_trouble()
 
     def load(self, execution_id: str) -> ExecutionRecord | None:
         """
@@ -181,7 +181,7 @@ class RecordStore:
         except UNREADABLE:
             raise StoreUnavailable("the record of this execution is there, and cannot be read") from None
 
-    def answer(self, execution_id: str) -> KeptAnswer | None:
+    def answer(self, execution_id: str) -> StoredAnswer | None:
         """
         Return the stored answer of an execution, or None.
 
@@ -189,13 +189,13 @@ class RecordStore:
             StoreUnavailable: The disk cannot be read.
         """
         with self._lock:
-            if kept := self._unsaved_answers.get(execution_id):
-                return kept
+            if stored := self._unsaved_answers.get(execution_id):
+                return stored
             query = "SELECT status_code, answer, retained_at FROM answers WHERE execution_id = ?"
             for status_code, answer, retained_at in self._rows(query, execution_id):
                 if not (isinstance(status_code, int) and isinstance(answer, bytes)):
                     raise StoreUnavailable("the answer of this execution is there, and cannot be read")
-                return KeptAnswer(execution_id, status_code, answer, retained_at)
+                return StoredAnswer(execution_id, status_code, answer, retained_at)
         return None
 
     def answer_bytes(self, execution_id: str) -> int | None:
@@ -206,8 +206,8 @@ class RecordStore:
             StoreUnavailable: The disk cannot be read.
         """
         with self._lock:
-            if kept := self._unsaved_answers.get(execution_id):
-                return len(kept.answer)
+            if stored := self._unsaved_answers.get(execution_id):
+                return len(stored.answer)
             rows = self._rows("SELECT length(answer) FROM answers WHERE execution_id = ?", execution_id)
         return int(rows[0][0] or 0) if rows else None
 
@@ -321,7 +321,7 @@ class RecordStore:
             """
         return int(self._rows(query, execution_id)[0][0])
 
-    def give_back_space(self) -> None:
+    def shrink(self) -> None:
         """
         Shrink the file to its content.
 
@@ -329,12 +329,12 @@ class RecordStore:
             StoreUnavailable: The disk cannot be written.
         """
         with self._lock:
-            self._database.give_back_space()
+            self._database.shrink()
 
     def _forget_oldest_unsaved(self) -> None:
         while len(self._unsaved_records) > UNSAVED_RECORDS:
             del self._unsaved_records[next(iter(self._unsaved_records))]
-        held = sum(len(kept.answer) for kept in self._unsaved_answers.values())
+        held = sum(len(stored.answer) for stored in self._unsaved_answers.values())
         while held > UNSAVED_ANSWER_BYTES:
             held -= len(self._unsaved_answers.pop(next(iter(self._unsaved_answers))).answer)
 

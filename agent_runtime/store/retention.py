@@ -78,7 +78,7 @@ def prune(
         records.delete(execution_id)
         deleted += 1
     if deleted:
-        records.give_back_space()
+        records.shrink()
         log.info("executions deleted for age or space: count=%d", deleted)
     for name, written_at in without_record(records, transcripts, in_use).items():
         if now - written_at > max_age_seconds:

@@ -69,7 +69,7 @@ UNREADABLE = (msgspec.DecodeError, ValueError, TypeError, AttributeError, KeyErr
 """Exceptions of decoding bytes that are not a record or an answer."""
 
 
-class KeptAnswer(msgspec.Struct, frozen=True):
+class StoredAnswer(msgspec.Struct, frozen=True):
     """The answer that the first caller got or would have got, and when it was stored."""
 
     execution_id: str
@@ -117,7 +117,7 @@ def _put(connection: sqlite3.Connection, row: tuple[Any, ...]) -> None:
         if len(row) == 2:
             put_record(connection, row[1])
         else:
-            put_answer(connection, KeptAnswer(*row))
+            put_answer(connection, StoredAnswer(*row))
 
 
 def put_record(connection: sqlite3.Connection, encoded: bytes) -> None:
@@ -141,9 +141,9 @@ def put_record(connection: sqlite3.Connection, encoded: bytes) -> None:
     connection.executemany("INSERT INTO labels VALUES (?, ?, ?)", labels)
 
 
-def put_answer(connection: sqlite3.Connection, kept: KeptAnswer) -> None:
+def put_answer(connection: sqlite3.Connection, stored: StoredAnswer) -> None:
     """Insert an answer, or replace the earlier one."""
     connection.execute(
         "INSERT OR REPLACE INTO answers (execution_id, status_code, answer, retained_at) VALUES (?, ?, ?, ?)",
-        (kept.execution_id, kept.status_code, kept.answer, kept.retained_at),
+        (stored.execution_id, stored.status_code, stored.answer, stored.retained_at),
     )

@@ -69,16 +69,16 @@ class TaskStore:
         prompt = self._redactor.redact_text(task.message)[:PROMPT_LENGTH]
         return NewTask(task, ignored_fields, self._redactor.redact(content), prompt)
 
-    def keep(self, execution_id: str, content: bytes) -> None:
+    def save(self, execution_id: str, content: bytes) -> None:
         """Write the content of a task, whole or not at all; a disk error is only logged."""
         path = self._path(execution_id)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             replace_file(path, content)
         except OSError as error:
-            log.warning("task not kept: %s", error.strerror, extra={"execution_id": execution_id})
+            log.warning("task not stored: %s", error.strerror, extra={"execution_id": execution_id})
 
-    def forget(self, execution_id: str) -> None:
+    def delete(self, execution_id: str) -> None:
         """Delete a task whose execution has ended."""
         with contextlib.suppress(OSError):
             self._path(execution_id).unlink()
@@ -92,7 +92,7 @@ class TaskStore:
             if (execution_id := _id_in(path)) is not None:
                 yield execution_id
 
-    def kept(self) -> Iterator[Task]:
+    def load_all(self) -> Iterator[Task]:
         """Return the stored tasks, oldest first."""
         try:
             paths = sorted(self._directory.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
@@ -103,7 +103,7 @@ class TaskStore:
                 task, _ = parse(read_file(path), strict=False)
             except (OSError, InvalidRequest) as error:
                 extra = {"execution_id": _id_in(path)}
-                log.warning("kept task cannot be read: %s", type(error).__name__, extra=extra)
+                log.warning("stored task cannot be read: %s", type(error).__name__, extra=extra)
             else:
                 yield msgspec.structs.replace(task, execution_id=_id_in(path))
 

@@ -178,7 +178,7 @@ class TranscriptReader:
         A transcript within the limit is returned whole. Of a longer one the start, the end and the line that must be
         included are returned; only that line may exceed the limit. A transcript that cannot be read gives no lines.
         """
-        kept: list[bytes] = []
+        chosen: list[bytes] = []
         is_whole = self.last_line == 0
         with self._open() as lines:
             if lines:
@@ -188,9 +188,9 @@ class TranscriptReader:
                     ranges = _start_and_end(lines, limit_bytes, must_include_line)
                 for position, stop in ranges:
                     if position < stop:
-                        kept += (line for _, line in lines.batch(position, stop - position, size_bytes)[0])
-                is_whole = len(kept) == lines.count
-        return kept, not is_whole
+                        chosen += (line for _, line in lines.batch(position, stop - position, size_bytes)[0])
+                is_whole = len(chosen) == lines.count
+        return chosen, not is_whole
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[LineReader | None]:

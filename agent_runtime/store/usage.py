@@ -66,8 +66,8 @@ def usage_since(records: RecordStore, since: float, by: UsedBy) -> dict[str | No
     ranked = sorted(found, key=lambda name: (-found[name].cost_usd, -found[name].context_tokens, name or ""))
     for name in ranked[MOST_NAMES:]:
         rest = rest.plus(found[name])
-    kept: dict[str | None, ModelUsage] = {name: found[name] for name in ranked[:MOST_NAMES]}
-    return kept | ({OTHER: rest} if rest else {})
+    shown: dict[str | None, ModelUsage] = {name: found[name] for name in ranked[:MOST_NAMES]}
+    return shown | ({OTHER: rest} if rest else {})
 
 
 def _attempts_in(encoded: bytes) -> list[_Attempt]:

@@ -73,7 +73,7 @@ class Workspaces:
         self.has_retired = not settings.retain_workspaces
         self._stuck: set[str] = set()
 
-    def own(self, execution_id: str) -> str | None:
+    def own_directory(self, execution_id: str) -> str | None:
         """Return the directory of an execution whose task names none; None: the workspace itself."""
         return f"{OWN}/{execution_id}" if self._has_own else None
 
@@ -111,7 +111,7 @@ class Workspaces:
                 raise _refusal("cwd" if task.cwd else "resume_session_id", error) from None
             raise SpawnFailed(f"cannot start the CLI: its directory cannot be opened: {error.strerror}") from None
 
-    def added(self, task: Task) -> list[str]:
+    def added_directories(self, task: Task) -> list[str]:
         """
         Return the real paths of the task's ``add_dirs``, which the CLI opens itself.
 

@@ -31,7 +31,7 @@ from agent_runtime.supervisor.answers import answer_to
 from agent_runtime.supervisor.archive import OTHER_BODY, StoredResult
 from agent_runtime.supervisor.runner import ExecutionRunner
 from agent_runtime.supervisor.sessions import SessionPlan
-from agent_runtime.telemetry.logs import about
+from agent_runtime.telemetry.logs import log_fields
 
 if TYPE_CHECKING:
     from agent_runtime.errors import InvalidRequest
@@ -134,9 +134,9 @@ class Admission:
         self._live[execution_id] = execution
         self.last_task_at = time.time()
         # Task first: a crash between the two writes leaves a task without a record, never a record without its task.
-        self.archive.tasks.keep(execution_id, new.content)
+        self.archive.tasks.save(execution_id, new.content)
         execution.save()
-        with about(execution_id=execution_id, trace_id=task.trace.trace_id if task.trace else None):
+        with log_fields(execution_id=execution_id, trace_id=task.trace.trace_id if task.trace else None):
             log.info("execution admitted")
             execution.publish("execution.admitted")
             runner = ExecutionRunner(execution, self._runners, plan, run_attempt=self._run_attempt, parks=parks)
@@ -240,7 +240,7 @@ class Resumption:
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
-        self._waiting: list[Task] = list(admission.archive.tasks.kept())
+        self._waiting: list[Task] = list(admission.archive.tasks.load_all())
 
     def __repr__(self) -> str:
         return f"<Resumption waiting={len(self._waiting)}>"

@@ -196,7 +196,7 @@ class Archive:
             # After the record: a crash in between leaves an unfinished execution, which needs its task. Done even if
             # the record cannot be written, because otherwise an execution that has ended would be run again.
             if record.error_class is not ErrorClass.INTERRUPTED:
-                self.tasks.forget(record.execution_id)
+                self.tasks.delete(record.execution_id)
         return True
 
     def conclude_failed(self, record: ExecutionRecord) -> Answer:
@@ -283,7 +283,7 @@ class Archive:
             text = f"it cannot be read where the session ran: {error}; ask again later"
             raise MayHaveRun(text, retry_after_seconds=RETRY_SECONDS) from None
         if known is None:
-            return task.cwd or self.workspaces.own(execution_id)
+            return task.cwd or self.workspaces.own_directory(execution_id)
         if task.cwd is not None and task.cwd != known.cwd:
             raise InvalidRequest(
                 "cwd: the session in resume_session_id belongs to another directory; leave cwd out to go on there"
@@ -362,7 +362,7 @@ class Archive:
             with contextlib.suppress(StoreUnavailable):
                 left = self.records.load(execution_id)
                 if execution_id not in running and (left is None or left.error_class is not ErrorClass.INTERRUPTED):
-                    self.tasks.forget(execution_id)  # a crash between two writes: never admitted, or ended
+                    self.tasks.delete(execution_id)  # a crash between two writes: never admitted, or ended
 
     def _interrupt(self, record: ExecutionRecord) -> None:
         RecordWriter(record).interrupted()

@@ -23,7 +23,7 @@ from agent_runtime.execution.execution import Execution, ExecutionContext
 from agent_runtime.model.state import Outcome, StopReason
 from agent_runtime.notifier import Notifier
 from agent_runtime.process.unkillable import Unkillable
-from agent_runtime.secret.writer import put_once
+from agent_runtime.secret.writer import put_if_different
 from agent_runtime.store.usage import usage_since
 from agent_runtime.supervisor.admission import Admission
 from agent_runtime.supervisor.archive import StoredResult, View
@@ -205,7 +205,7 @@ class Supervisor:
         before = self._gate.current  # the thread that watches the file may be the first to see what is written below
         if token is not None:
             self._redactor.add(token)
-            await asyncio.to_thread(put_once, self.secret.path, token)
+            await asyncio.to_thread(put_if_different, self.secret.path, token)
         await self._token_upkeep.reload()
         now = self._gate.current
         return (before and before.number) != (now and now.number)

@@ -193,7 +193,7 @@ class Counts:
             counter = counter.labels(*(NONE if label is None else str(label) for label in labels))
         counter.inc(by)
 
-    def used(self, subscription: str | None, by_model: UsageByModel) -> None:
+    def count_usage(self, subscription: str | None, by_model: UsageByModel) -> None:
         """Count what an attempt has used; of each label 64 values are distinguished, the rest is ``other``."""
         for model, usage in by_model.items():
             users = (self._user("subscription", subscription or NONE), self._user("model", model))
@@ -213,19 +213,19 @@ class Counts:
         """Record a measured time; a negative one, possible between two clocks, counts as 0."""
         self._histograms[name].observe(max(0.0, seconds))
 
-    def happened(self, event_type: str, data: Mapping[str, object]) -> None:
+    def count_event(self, event_type: str, data: Mapping[str, object]) -> None:
         """Count an event by its type."""
         if event_type == "execution.finished":
             self.count("executions_finished", data.get("outcome"), data.get("error_class"))
         elif name := TYPES[event_type].counter:
             self.count(name)
 
-    def loaded(self, generation: Generation) -> None:
+    def observe_load(self, generation: Generation) -> None:
         """Record how long after its writing a generation was loaded."""
         if generation.written_at is not None and generation.written_at >= self._since:
             self.observe("token_write_to_known_seconds", generation.loaded_at - generation.written_at)
 
-    def answered(self, generation: Generation, now: float) -> None:
+    def observe_answer(self, generation: Generation, now: float) -> None:
         """Record that the API answered a request made with *generation* at *now*, epoch seconds."""
         self.last_answered_at = now
         with self._lock:

@@ -19,7 +19,7 @@ from agent_runtime.notifier import Notifier
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-KEPT = 1000
+EVENTS_HELD = 1000
 
 
 class EventType(NamedTuple):
@@ -94,7 +94,7 @@ class EventLog:
     def __init__(
         self,
         *,
-        size: int = KEPT,
+        size: int = EVENTS_HELD,
         redact: Callable[[str], str] | None = None,
         happened: Callable[[str, dict[str, Value]], None] | None = None,
     ) -> None:

@@ -58,7 +58,7 @@ class LiveReader:
         self._lock = threading.Lock()
         self._waiting: deque[tuple[int, LiveText]] = deque()
         self._waiting_length = self._dropped = 0
-        self._is_told = False
+        self._is_scheduled = False
 
     def put(self, after: int, piece: LiveText) -> None:
         """Add a piece that was printed after line *after* of the transcript; from any thread, without blocking."""
@@ -69,10 +69,10 @@ class LiveReader:
                 lost = len(self._waiting.popleft()[1].text)
                 self._waiting_length -= lost
                 self._dropped += lost
-            is_told, self._is_told = self._is_told, True
-        if not is_told:
+            was_scheduled, self._is_scheduled = self._is_scheduled, True
+        if not was_scheduled:
             with contextlib.suppress(RuntimeError):  # the event loop has closed
-                self._loop.call_soon_threadsafe(self._tell)
+                self._loop.call_soon_threadsafe(self._notify)
 
     def take(self, through: int) -> list[LiveText]:
         """Remove and return the pieces printed after line *through* or an earlier line; joins pieces of one block."""
@@ -88,8 +88,8 @@ class LiveReader:
                     taken.append(msgspec.structs.replace(piece, dropped=dropped))
         return taken
 
-    def _tell(self) -> None:
-        self._is_told = False
+    def _notify(self) -> None:
+        self._is_scheduled = False
         self.changed.notify()
 
 

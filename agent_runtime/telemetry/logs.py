@@ -2,7 +2,7 @@
 Logs: one event a line, on stderr, as text for people or as JSON for collectors; nothing secret in either.
 
 Both forms have the same fields: time, level, logger, message, and those of :data:`FIELDS` that are set. Fields that
-many lines share are set once by :func:`about`, for all lines that follow in the same task or thread.
+many lines share are set once by :func:`log_fields`, for all lines that follow in the same task or thread.
 
 Nothing that logs ever waits for the reader of stderr: see :class:`LogQueue`.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agent_runtime.telemetry.redaction import Redactor
 
 FIELDS = ("execution_id", "trace_id", "generation", "method", "path", "status", "seconds")
-"""Fields of a line beside its message: bound by :func:`about`, or given at the call by ``extra``, which wins."""
+"""Fields of a line beside its message: bound by :func:`log_fields`, or given at the call by ``extra``, which wins."""
 
 STDERR = 2
 
@@ -37,25 +37,25 @@ LINES_LIMIT = 10_000
 FLUSH_SECONDS = 0.5
 """How long :meth:`LogQueue.flush` waits for the reader of stderr; the end of the process calls it twice."""
 
-_about: ContextVar[dict[str, str | int]] = ContextVar("about", default={})  # noqa: B039 - never changed, only replaced
+_log_fields: ContextVar[dict[str, str | int]] = ContextVar("log_fields", default={})  # noqa: B039 - never changed
 
 
 @contextmanager
-def about(**fields: str | int | None) -> Iterator[None]:
+def log_fields(**fields: str | int | None) -> Iterator[None]:
     """Add *fields* to all lines that the block, or a task started in it, logs; a field of None is left out."""
-    token = _about.set(_about.get() | {name: value for name, value in fields.items() if value is not None})
+    token = _log_fields.set(_log_fields.get() | {name: value for name, value in fields.items() if value is not None})
     try:
         yield
     finally:
-        _about.reset(token)
+        _log_fields.reset(token)
 
 
 class BoundFields(logging.Filter):
-    """Add the fields of :func:`about` to each record, in the thread that logs it."""
+    """Add the fields of :func:`log_fields` to each record, in the thread that logs it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the fields to *record*; return True."""
-        for name, value in _about.get().items():
+        for name, value in _log_fields.get().items():
             if not hasattr(record, name):
                 setattr(record, name, value)
         return True
@@ -118,7 +118,7 @@ class LogQueue(QueueHandler):
         super().__init__(self._lines)
         self._writer = _Writer(self._lines, descriptor)
         self._full = 0
-        self._unsaid = 0
+        self._unreported = 0
         self._writer.start()
 
     @property
@@ -129,15 +129,16 @@ class LogQueue(QueueHandler):
     def enqueue(self, record: logging.LogRecord) -> None:
         """Queue a line, or drop it where the queue is full."""
         try:
-            if self._unsaid:
-                fields = {"levelno": logging.WARNING, "levelname": "WARNING", "name": __name__, "args": (self._unsaid,)}
-                loss = logging.makeLogRecord({**fields, "msg": "%d lines lost: the reader of the log was too slow"})
+            if self._unreported:
+                fields = {"levelno": logging.WARNING, "levelname": "WARNING", "name": __name__}
+                text = f"{self._unreported} lines lost: the reader of the log was too slow"
+                loss = logging.makeLogRecord({**fields, "msg": text})
                 self._lines.put_nowait(self.prepare(loss))
-                self._unsaid = 0
+                self._unreported = 0
             self._lines.put_nowait(record)
         except queue.Full:
             self._full += 1
-            self._unsaid += 1
+            self._unreported += 1
 
     def flush(self) -> None:
         """Wait until all lines are written, for :data:`FLUSH_SECONDS` at most; logging calls this at exit, too."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SHORTEST = 8
 """How many characters a value must have to be replaced."""
 
-VALUES_KEPT = 1024
+MOST_VALUES = 1024
 """How many values are redacted, the latest first; a token in use is added again at each use."""
 
 _FAMILY = b"sk-ant-"
@@ -139,7 +139,7 @@ class Redactor:
         return f"<Redactor of {len(self._tokens)} tokens>"
 
     def add(self, token: Token) -> None:
-        """Redact *token* from now on, until :data:`VALUES_KEPT` others are added; its value may be any string."""
+        """Redact *token* from now on, until :data:`MOST_VALUES` others are added; its value may be any string."""
         with self._adding:
             if len(token.secret) < SHORTEST:
                 return
@@ -147,7 +147,7 @@ class Redactor:
                 self._tokens.move_to_end(token.secret)
                 return
             self._tokens[token.secret] = token
-            if len(self._tokens) > VALUES_KEPT:
+            if len(self._tokens) > MOST_VALUES:
                 self._tokens.popitem(last=False)
             marks = {
                 form: f"[token:{known.fingerprint}]".encode()

@@ -62,7 +62,7 @@ class TokenUpkeep:
             self._counts.count("secret_read_errors", status.unusable.fault)
         if generation is not None and generation.number > self._newest_number:
             self._newest_number = generation.number
-            self._counts.loaded(generation)
+            self._counts.observe_load(generation)
             self._follow_secret()
             if self._settings.probe == "on_load":
                 self._begin_probe(generation)

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from agent_runtime.telemetry.logs import about
+from agent_runtime.telemetry.logs import log_fields
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -68,7 +68,7 @@ class AccessLog:
             return
         level = logging.DEBUG if path in PROBES else logging.INFO
         extra = {"method": method, "path": path, "status": status, "seconds": round(seconds, 6)}
-        with about(execution_id=_execution_id(scope, status), trace_id=scope.get(TRACE_ID)):
+        with log_fields(execution_id=_execution_id(scope, status), trace_id=scope.get(TRACE_ID)):
             log.log(level, "request answered", extra=extra)
 
 

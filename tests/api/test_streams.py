@@ -328,14 +328,14 @@ def test_streams_are_bounded_for_one_caller_and_for_all(monkeypatch: pytest.Monk
 def test_a_change_that_comes_while_somebody_looks_is_not_missed_and_a_reader_that_left_spoils_none() -> None:
     async def main() -> None:
         change = Notifier()
-        taken = change.coming()
-        assert change.coming() is taken, "one for all"
+        taken = change.next_change()
+        assert change.next_change() is taken, "one for all"
         assert not taken.done()
         change.notify()
         await asyncio.wait_for(taken, 10)
 
-        change.coming().cancel()
+        change.next_change().cancel()
         change.notify()
-        assert not change.coming().done()
+        assert not change.next_change().done()
 
     asyncio.run(main())

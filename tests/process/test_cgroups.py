@@ -215,7 +215,7 @@ def test_one_kill_ends_a_whole_family_and_the_layer_knows(group: Group, size: in
     assert eventually(lambda: not group.populated)
     seconds = time.monotonic() - began
 
-    assert (first.alive, first.fresh, first.is_empty) == (size, size, False)
+    assert (first.alive, first.new, first.is_empty) == (size, size, False)
     assert layer.kill_pass(thorough=True).is_empty
     assert layer.ended == size
     assert member.end() == -signal.SIGKILL

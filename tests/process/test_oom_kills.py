@@ -9,7 +9,7 @@ import pytest
 from agent_runtime.claude.run_answer import Result
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.verdict import Ending, verdict
-from agent_runtime.process.linux.cgroup_mount import counters_of_memory
+from agent_runtime.process.linux.cgroup_mount import oom_counter_file
 from agent_runtime.process.linux.cgroup_setup import LEAF
 from agent_runtime.process.linux.oom_kills import OomKills
 
@@ -49,7 +49,7 @@ PLACES: dict[str, tuple[str, str, str | None]] = {
 def test_the_counter_of_our_own_cgroup_is_found(name: str) -> None:
     cgroup_text, mountinfo_text, expected = PLACES[name]
 
-    assert counters_of_memory(cgroup_text, mountinfo_text) == (None if expected is None else Path(expected))
+    assert oom_counter_file(cgroup_text, mountinfo_text) == (None if expected is None else Path(expected))
 
 
 @pytest.mark.parametrize(

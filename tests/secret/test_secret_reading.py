@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_runtime.secret.content import SecretFault, Unusable
-from agent_runtime.secret.reader import arrived_whole, read_secret
+from agent_runtime.secret.reader import came_by_rename, read_secret
 from tests.support.secret_mount import KubernetesVolume, SecretMount, token
 
 if TYPE_CHECKING:
@@ -67,15 +67,15 @@ def test_the_mark_tells_every_write_and_nothing_else(mount: SecretMount) -> None
 
 def test_only_the_kubelets_layout_is_known_to_be_whole(mount: SecretMount, tmp_path: Path) -> None:
     mount.publish(token(1))
-    assert not arrived_whole(mount.path)
+    assert not came_by_rename(mount.path)
     link = tmp_path / "link"
     link.symlink_to(mount.path)
-    assert not arrived_whole(link)
+    assert not came_by_rename(link)
     (tmp_path / "volume").mkdir()
     volume = KubernetesVolume(tmp_path / "volume")
     volume.publish(token(1))
-    assert arrived_whole(volume.path)
-    assert arrived_whole(volume.directory / "..data" / "token")
+    assert came_by_rename(volume.path)
+    assert came_by_rename(volume.directory / "..data" / "token")
     link.unlink()
     link.symlink_to(volume.path)
-    assert arrived_whole(link)
+    assert came_by_rename(link)

@@ -16,7 +16,7 @@ from agent_runtime.errors import RESERVED_WORDS, NotWritable, SecretUnreadable, 
 from agent_runtime.model.tokens import Token
 from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import GenerationLedger
-from agent_runtime.secret.writer import describe, put, put_from_environment, put_once
+from agent_runtime.secret.writer import describe, put, put_from_environment, put_if_different
 from agent_runtime.setting_slips import masked
 from agent_runtime.telemetry.redaction import Redactor
 from tests.support.another_user import NOBODY, another_user, public_directory
@@ -338,9 +338,9 @@ def test_a_token_that_is_there_already_is_not_written_again(mount: SecretMount) 
     for raw in (f"{token(1)}\n", f'"{token(1)}"', json.dumps({"token": token(1), "subscription": "max"})):
         mount.publish(raw)
         inode = mount.path.stat().st_ino
-        put_once(mount.path, Token(token(1)))
+        put_if_different(mount.path, Token(token(1)))
         assert (mount.path.read_text(), mount.path.stat().st_ino) == (raw, inode)
-    put_once(mount.path, Token(token(2)))
+    put_if_different(mount.path, Token(token(2)))
     assert mount.path.read_text() == f"{token(2)}\n"
 
 

@@ -96,16 +96,16 @@ def test_in_place_of_a_task_it_costs_its_resumption_at_most(place: Path, put: Ca
     (place / "tasks").mkdir()
     put(Path("tasks", "78.json"))
     tasks = TaskStore(place / "tasks", Redactor())
-    assert [task.message for task in tasks.kept()] == []
+    assert [task.message for task in tasks.load_all()] == []
 
-    tasks.keep("x", b'{"message": "Hello."}')
+    tasks.save("x", b'{"message": "Hello."}')
 
-    assert [task.message for task in tasks.kept()] == ([] if put is directory else ["Hello."])
+    assert [task.message for task in tasks.load_all()] == ([] if put is directory else ["Hello."])
 
 
 def test_what_a_crash_left_of_a_task_is_deleted(tmp_path: Path) -> None:
     tasks = TaskStore(tmp_path, Redactor())
-    tasks.keep("x", b'{"message": "Hello."}')
+    tasks.save("x", b'{"message": "Hello."}')
     (tmp_path / "79.json.new").write_bytes(b'{"mess')
 
     assert list(tasks.ids()) == ["x"]

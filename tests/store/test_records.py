@@ -35,7 +35,7 @@ from agent_runtime.store import retention
 from agent_runtime.store.database import Database
 from agent_runtime.store.records import RecordStore
 from agent_runtime.store.retention import prune
-from agent_runtime.store.tables import MIGRATIONS, KeptAnswer, put_answer, put_record
+from agent_runtime.store.tables import MIGRATIONS, StoredAnswer, put_answer, put_record
 from agent_runtime.store.transcripts import TranscriptStore
 from tests.support.transcript_lines import append
 
@@ -145,7 +145,7 @@ def test_an_answer_is_kept_over_restarts_until_a_newer_one_comes(path: Path) -> 
         store.conclude(record("x"), 200, b'{"new":"\xc3\xa9"}', 2.5)
 
     with RecordStore(path) as store:
-        assert store.answer("x") == KeptAnswer(
+        assert store.answer("x") == StoredAnswer(
             execution_id="x", status_code=200, answer=b'{"new":"\xc3\xa9"}', retained_at=2.5
         )
 
@@ -593,7 +593,7 @@ def test_a_damaged_file_is_set_aside_and_what_can_be_read_of_it_is_saved(path: P
         for n in range(300):
             one = finished(f"id-{n:03}", ended_at=CREATED_AT + n)
             put_record(connection, msgspec.json.encode(one))
-            put_answer(connection, KeptAnswer(one.execution_id, 200, b"x" * 3000, 1.0))
+            put_answer(connection, StoredAnswer(one.execution_id, 200, b"x" * 3000, 1.0))
     DAMAGES[damage](path)
     was = path.read_bytes() if path.is_file() else None
 

@@ -21,9 +21,9 @@ TOKEN = Token("sk-ant-oat01-a-token-of-this-test-0000000000001")
 def test_a_task_comes_back_under_its_id_whoever_made_it(tmp_path: Path, own_id: str | None) -> None:
     store = TaskStore(tmp_path, Redactor([TOKEN]))
     task = Task(message=f"use {TOKEN.secret}", execution_id=own_id, fresh_session=True, max_turns=3)
-    store.keep("mine", store.prepare(task, []).content)
+    store.save("mine", store.prepare(task, []).content)
 
-    (found,) = TaskStore(tmp_path, Redactor()).kept()
+    (found,) = TaskStore(tmp_path, Redactor()).load_all()
     assert (found.execution_id, found.fresh_session, found.max_turns) == ("mine", None, 3)
     assert TOKEN.secret not in found.message
     assert [*store.ids()] == ["mine"]
@@ -41,9 +41,9 @@ def test_the_digest_of_a_prepared_task_is_that_of_the_task(tmp_path: Path) -> No
 def test_a_task_is_kept_whatever_the_length_of_its_id(tmp_path: Path, length: int, letter: str) -> None:
     execution_id = letter * (length - 1) + "Z"
     store = TaskStore(tmp_path, Redactor())
-    store.keep(execution_id, store.prepare(Task(message="x"), []).content)
+    store.save(execution_id, store.prepare(Task(message="x"), []).content)
 
     assert list(store.ids()) == [execution_id]
-    assert [task.execution_id for task in store.kept()] == [execution_id]
-    store.forget(execution_id)
+    assert [task.execution_id for task in store.load_all()] == [execution_id]
+    store.delete(execution_id)
     assert list(store.ids()) == []

@@ -241,7 +241,7 @@ def test_no_task_is_given_what_is_being_deleted(settings: Settings, path: str, i
     with pytest.raises(InvalidRequest, match=r"^cwd: what is in executions/\.retired is being deleted"):
         os.close(workspaces.open(task, "one", path))
     with pytest.raises(InvalidRequest, match=r"^add_dirs: what is in executions/\.retired is being deleted"):
-        workspaces.added(Task(message="x", add_dirs=[path]))
+        workspaces.added_directories(Task(message="x", add_dirs=[path]))
     refusal = workspaces.obstacle(task)
     assert "is being deleted" in str(refusal)
 

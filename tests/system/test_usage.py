@@ -213,8 +213,10 @@ def test_what_was_used_before_the_supervisor_was_killed_counts(tmp_path: Path) -
 def test_labels_of_the_metrics_are_few_however_many_names_come() -> None:
     counts = Counts()
     for number in range(300):
-        counts.used(f"s{number % 100}", {f"m{number}": ModelUsage(input_tokens=1), 'odd"\n': ModelUsage(cost_usd=1.0)})
-    counts.used(None, {})
+        counts.count_usage(
+            f"s{number % 100}", {f"m{number}": ModelUsage(input_tokens=1), 'odd"\n': ModelUsage(cost_usd=1.0)}
+        )
+    counts.count_usage(None, {})
 
     family = next(one for one in counts.registry.collect() if one.name == "agent_runtime_usage_tokens")
     for label in ("subscription", "model"):

@@ -23,7 +23,7 @@ from agent_runtime.api.event_stream import event_stream, follow
 from agent_runtime.api.streams import OpenStreams
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.model.tokens import Token
-from agent_runtime.telemetry.events import KEPT, POSTED, TYPES, Event, EventLog
+from agent_runtime.telemetry.events import EVENTS_HELD, POSTED, TYPES, Event, EventLog
 from agent_runtime.telemetry.redaction import Redactor
 from agent_runtime.telemetry.webhook import LAST_SECONDS, SIGNATURE_HEADER, Webhook
 from agent_runtime.web.access import AccessKey
@@ -42,7 +42,7 @@ TOKEN = Token("sk-ant-oat01-the-token-of-these-tests")
 DEADLINE_SECONDS = 30.0
 
 
-def published(count: int, *, kept: int = KEPT) -> EventLog:
+def published(count: int, *, kept: int = EVENTS_HELD) -> EventLog:
     """Make a log in which so many things have happened."""
     log = EventLog(size=kept)
     for number in range(count):
@@ -105,7 +105,7 @@ def test_a_position_of_before_the_clock_went_back_is_a_gap_before_all_that_is_ke
 
 
 def test_memory_is_bounded() -> None:
-    assert len(published(KEPT + 10).after(0)[0]) == KEPT
+    assert len(published(EVENTS_HELD + 10).after(0)[0]) == EVENTS_HELD
 
 
 def test_an_event_says_what_when_and_with_which_number() -> None:
@@ -358,7 +358,7 @@ def run(
     until: Callable[[], None] | None = None,
     key: Callable[[], Token | None] = lambda: KEY,
     pauses_seconds: tuple[float, ...] = (0.0, 0.0),
-    kept: int = KEPT,
+    kept: int = EVENTS_HELD,
 ) -> Webhook:
     """Post what *happens*, wait for *until*, close the log and end; in that order."""
 

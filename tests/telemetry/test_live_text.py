@@ -138,7 +138,7 @@ def test_a_reader_that_takes_nothing_costs_no_other_anything_and_is_told_what_it
 def test_a_reader_is_woken_from_another_thread_and_gets_what_came_before_a_line_before_it() -> None:
     async def reading() -> None:
         with two_readers() as (_, writer, one, _other):
-            coming = one.changed.coming()
+            coming = one.changed.next_change()
             await asyncio.to_thread(writer.partial, delta("Before s"), 1)
             await asyncio.wait_for(coming, 10)
             writer.message(None, 1)

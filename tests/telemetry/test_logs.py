@@ -24,7 +24,7 @@ from agent_runtime.telemetry.logs import (
     JsonFormatter,
     LogQueue,
     TextFormatter,
-    about,
+    log_fields,
 )
 from agent_runtime.telemetry.redaction import RedactingFilter, Redactor
 from tests.support.supervised import NEW, OLD, eventually, marked_processes, supervised
@@ -67,7 +67,7 @@ def test_an_event_is_one_line_whatever_it_says(formatter: logging.Formatter, tex
 
 
 def test_both_forms_have_the_same_fields() -> None:
-    with about(execution_id="one", trace_id=TRACE_ID, generation=None):
+    with log_fields(execution_id="one", trace_id=TRACE_ID, generation=None):
         record = a_record("it is %s", "so", generation=3, seconds=0.5, status=200)
     event = json.loads(JsonFormatter().format(record))
     text = TextFormatter().format(record)
@@ -85,8 +85,8 @@ def test_both_forms_have_the_same_fields() -> None:
 
 
 def test_what_a_line_is_about_follows_into_threads_that_are_told_and_ends() -> None:
-    with about(execution_id="outer"):
-        with about(execution_id="inner"):
+    with log_fields(execution_id="outer"):
+        with log_fields(execution_id="inner"):
             assert vars(a_record("x"))["execution_id"] == "inner"
         assert vars(a_record("x"))["execution_id"] == "outer"
         assert vars(a_record("x", execution_id="said"))["execution_id"] == "said", "what a call says wins"

@@ -225,8 +225,8 @@ def sample(counts: Counts, name: str, **labels: str) -> float | None:
 def test_of_a_token_that_was_there_before_the_start_nothing_is_measured() -> None:
     counts = Counts(since=100.0)
     for old in (generation(1, written_at=50.0, loaded_at=101.0), generation(2, written_at=None, loaded_at=101.0)):
-        counts.loaded(old)
-        counts.answered(old, 102.0)
+        counts.observe_load(old)
+        counts.observe_answer(old, 102.0)
 
     assert sample(counts, "token_write_to_known_seconds_count") == 0
     assert sample(counts, "token_write_to_first_request_seconds_count") == 0
@@ -236,7 +236,7 @@ def test_only_the_first_answer_on_a_generation_is_measured_and_none_on_an_older_
     counts = Counts(since=100.0)
     older, newer = (generation(n, written_at=110.0 + n, loaded_at=111.0 + n) for n in (1, 2))
     for one, now in ((newer, 113.5), (newer, 150.0), (older, 160.0)):
-        counts.answered(one, now)
+        counts.observe_answer(one, now)
 
     assert sample(counts, "token_write_to_first_request_seconds_sum") == 1.5
     assert counts.last_answered_at == 160.0

@@ -214,7 +214,7 @@ def test_what_only_speaks_of_keys_stays(redactor: Redactor, text: str) -> None:
 def test_the_last_so_many_values_are_redacted_and_those_that_are_used_again_count_as_new(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(redaction, "VALUES_KEPT", 20)
+    monkeypatch.setattr(redaction, "MOST_VALUES", 20)
     redactor = Redactor([OAUTH])
     plain = [Token(f"a-value-{number:06}") for number in range(20)]
     for number, token in enumerate(plain):

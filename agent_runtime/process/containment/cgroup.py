@@ -40,8 +40,8 @@ class CgroupLayer:
             if not self._group.populated:
                 return PassResult()
             pids = self._group.pids()
-            fresh = len(pids - self._seen)
-            if fresh:
+            new = len(pids - self._seen)
+            if new:
                 self._group.kill()
                 self._patience = _PASSES_BEFORE_KILLING_EACH
             elif self._patience:
@@ -50,4 +50,4 @@ class CgroupLayer:
                 self._group.kill()
                 self._group.kill_each()
             self._seen |= pids
-            return PassResult(alive=max(1, len(pids)), fresh=fresh)
+            return PassResult(alive=max(1, len(pids)), new=new)

@@ -13,7 +13,7 @@ from agent_runtime.process.linux import syscalls as linux
 if TYPE_CHECKING:
     from agent_runtime.process.linux.proc import Process
 
-_MOST_HELD = 256
+_MOST_FROZEN = 256
 
 
 class Freezer:
@@ -30,28 +30,28 @@ class Freezer:
 
     def __init__(self, *adopters: int) -> None:
         self._adopters = {os.getpid(), *adopters}
-        self._held: list[tuple[int, bool]] = []
+        self._frozen: list[tuple[int, bool]] = []
 
-    def hold(self, process: Process) -> bool:
+    def freeze(self, process: Process) -> bool:
         """
         Stop a process if it is still the known one; return whether it was stopped.
 
         The leader of a process group is stopped with its whole group, which belongs to one session and one attempt.
         """
-        if len(self._held) >= _MOST_HELD:
+        if len(self._frozen) >= _MOST_FROZEN:
             self.kill()
         try:
-            return self._hold(process)
+            return self._freeze(process)
         except OSError as error:
-            if error.errno not in linux.OUT_OF_DESCRIPTORS or not self._held:
+            if error.errno not in linux.OUT_OF_DESCRIPTORS or not self._frozen:
                 raise
         self.kill()
-        return self._hold(process)
+        return self._freeze(process)
 
     def kill(self) -> None:
         """Kill all stopped processes."""
-        while self._held:
-            pidfd, is_group = self._held.pop(0)
+        while self._frozen:
+            pidfd, is_group = self._frozen.pop(0)
             # A process that has become another user's meanwhile survives; the next pass reports it.
             with contextlib.suppress(PermissionError):
                 if is_group:
@@ -59,27 +59,27 @@ class Freezer:
                 linux.send(pidfd, signal.SIGKILL)
             os.close(pidfd)
 
-    def _hold(self, process: Process) -> bool:
+    def _freeze(self, process: Process) -> bool:
         try:
             pidfd = os.pidfd_open(process.pid)
         except ProcessLookupError:
             return False
-        held = False
+        was_stopped = False
         try:
             now = proc_table.read_process(process.pid)
             if now is None or now.dead or now.identity != process.identity or now.session == os.getsid(0):
                 return False
             if now.parent != process.parent and now.parent not in self._adopters:
                 return False
-            held = linux.send(pidfd, signal.SIGSTOP)
-            if held and now.group == now.pid:
+            was_stopped = linux.send(pidfd, signal.SIGSTOP)
+            if was_stopped and now.group == now.pid:
                 linux.send_to_group(pidfd, signal.SIGSTOP)
-            if held:
-                self._held.append((pidfd, now.group == now.pid))
+            if was_stopped:
+                self._frozen.append((pidfd, now.group == now.pid))
         except PermissionError:
             return False
         else:
-            return held
+            return was_stopped
         finally:
-            if not held:
+            if not was_stopped:
                 os.close(pidfd)

@@ -40,7 +40,7 @@ def sweep_leftovers(data_dir: Path, *, within_seconds: float = 5) -> int:
         freezer = Freezer()
         for process in _leftovers(data_dir):
             alive.add(process.pid)
-            if process.identity not in killed and freezer.hold(process):
+            if process.identity not in killed and freezer.freeze(process):
                 killed.add(process.identity)
         freezer.kill()
         empty_passes = 0 if alive else empty_passes + 1

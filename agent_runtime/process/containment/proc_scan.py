@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeVar
 import msgspec
 
 from agent_runtime.process.containment.freezer import Freezer
-from agent_runtime.process.containment.registry import MARK_VARIABLE, SPARE, is_of_this_start
+from agent_runtime.process.containment.registry import MARK_VARIABLE, RESERVED_DESCRIPTORS, is_of_this_start
 from agent_runtime.process.containment.sweep import PassResult
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
@@ -44,7 +44,7 @@ class _Pass(msgspec.Struct):
 
     Attributes:
         seen: The living processes of the attempt that this pass has found.
-        fresh: How many of these are signalled for the first time.
+        new: How many of these are signalled for the first time.
         is_one_of_many: Whether another pass follows at once, so that this one need not look below every process.
         group: How many of these the signal to the leader's group ends.
     """
@@ -52,7 +52,7 @@ class _Pass(msgspec.Struct):
     view: View
     freezer: Freezer
     seen: dict[Identity, Process] = msgspec.field(default_factory=dict)
-    fresh: int = 0
+    new: int = 0
     is_one_of_many: bool = False
     group: int = 0
 
@@ -67,7 +67,7 @@ class ScanLayer:
         self._shim_handle = handle
         self._patience = _PASSES_BEFORE_KILLING_EACH
         self._registry = registry
-        self._held: set[Identity] = set()
+        self._frozen: set[Identity] = set()
         self._seen: set[Identity] = set()
         self._lock = threading.RLock()
 
@@ -79,7 +79,7 @@ class ScanLayer:
     def kill_pass(self, *, thorough: bool) -> PassResult:
         """Search the tree below this process once, and kill the processes of the attempt."""
         with self._lock:
-            seen = _try_with_spare(lambda: self._kill_pass(thorough=thorough))
+            seen = _with_reserve(lambda: self._kill_pass(thorough=thorough))
             return PassResult(alive=1, blind=True) if seen is None else seen
 
     def _kill_pass(self, *, thorough: bool) -> PassResult:
@@ -87,39 +87,39 @@ class ScanLayer:
         if me is None or not proc_table.shows_our_pids():
             return PassResult()
         adopters = () if self._attempt.shim is None else self._attempt.shim[:1]
-        now = _Pass(proc_table.take_view(), Freezer(*adopters), is_one_of_many=self._is_for_the_sweep)
+        current = _Pass(proc_table.take_view(), Freezer(*adopters), is_one_of_many=self._is_for_the_sweep)
         try:
-            unattributed = self._hold_all(me, now, thorough=thorough)
+            unattributed = self._freeze_all(me, current, thorough=thorough)
         finally:
-            if now.group and self._shim_handle is not None:
+            if current.group and self._shim_handle is not None:
                 self._shim_handle.kill_group()
-                self._patience = _PASSES_BEFORE_KILLING_EACH if now.fresh else self._patience - 1
-            now.freezer.kill()
-            self._seen |= now.seen.keys()
-        return PassResult(len(now.seen), now.fresh, unattributed)
+                self._patience = _PASSES_BEFORE_KILLING_EACH if current.new else self._patience - 1
+            current.freezer.kill()
+            self._seen |= current.seen.keys()
+        return PassResult(len(current.seen), current.new, unattributed)
 
-    def _hold_all(self, me: Process, now: _Pass, *, thorough: bool) -> int:
+    def _freeze_all(self, me: Process, current: _Pass, *, thorough: bool) -> int:
         """Stop all processes of the attempt; return how many orphans may belong to any attempt."""
         if thorough:
-            now.view = proc_table.take_view(thorough=True)
-        for root in self._below_shim(now.view):
-            self._hold_branch(root, now)
+            current.view = proc_table.take_view(thorough=True)
+        for root in self._below_shim(current.view):
+            self._freeze_branch(root, current)
         unattributed: list[Process] = []
-        for root in now.view.children(me):
+        for root in current.view.children(me):
             if root.dead:
                 self._registry.reap(root)
             elif root.session == me.session or self._registry.is_protected(root):
                 continue
-            elif (owner := self._owner_of(root, now.view)) is self._attempt:
-                self._hold_branch(root, now)
+            elif (owner := self._owner_of(root, current.view)) is self._attempt:
+                self._freeze_branch(root, current)
             elif owner is None:
                 unattributed.append(root)
         # Checked after the search: a shim that lives still has adopted all orphans of its attempt until now.
-        unattributed = [root for root in unattributed if self._registry.may_be_ours(root)]
+        unattributed = [root for root in unattributed if self._registry.comes_from_an_attempt(root)]
         if unattributed and not self._registry.may_end_unknown():
             return len(unattributed)
         for root in unattributed:
-            self._hold_branch(root, now)
+            self._freeze_branch(root, current)
         return 0
 
     def _below_shim(self, view: View) -> list[Process]:
@@ -127,22 +127,22 @@ class ScanLayer:
         shim = None if self._attempt.shim is None else proc_table.read_living(self._attempt.shim)
         return [] if shim is None else view.children(shim)
 
-    def _hold_branch(self, root: Process, now: _Pass) -> None:
+    def _freeze_branch(self, root: Process, current: _Pass) -> None:
         waiting = deque([root])
         while waiting:
             process = waiting.popleft()
-            if process.dead or process.identity in now.seen:
+            if process.dead or process.identity in current.seen:
                 continue
-            now.seen[process.identity] = process
+            current.seen[process.identity] = process
             if self._patience and self._is_in_group(process):
-                now.group += 1
-                now.fresh += process.identity not in self._seen
-                if now.is_one_of_many:
+                current.group += 1
+                current.new += process.identity not in self._seen
+                if current.is_one_of_many:
                     continue  # its shim adopts its orphans, and the next pass finds them there
-            elif process.identity not in self._held and now.freezer.hold(process):
-                self._held.add(process.identity)
-                now.fresh += process.identity not in self._seen
-            waiting.extend(now.view.children(process))
+            elif process.identity not in self._frozen and current.freezer.freeze(process):
+                self._frozen.add(process.identity)
+                current.new += process.identity not in self._seen
+            waiting.extend(current.view.children(process))
 
     def _is_in_group(self, process: Process) -> bool:
         """Whether a signal to the leader's group ends the process, as it ends most."""
@@ -167,11 +167,11 @@ class ScanLayer:
         return self._attempt if any(mark is not None and is_of_this_start(mark) for mark in marks) else None
 
 
-def _try_with_spare(act: Callable[[], T]) -> T | None:
+def _with_reserve(act: Callable[[], T]) -> T | None:
     """Run *act*, with the spare descriptors if there are no others; None: even those did not suffice."""
-    for spare in (contextlib.nullcontext(), SPARE.lent()):
+    for descriptors in (contextlib.nullcontext(), RESERVED_DESCRIPTORS.released()):
         try:
-            with spare:
+            with descriptors:
                 return act()
         except OSError as error:
             if error.errno not in linux.OUT_OF_DESCRIPTORS:

@@ -22,7 +22,7 @@ MARK_VARIABLE = "AGENT_RUNTIME_ATTEMPT_MARK"
 
 _START = secrets.token_hex(6)
 _numbers = count(1)
-SPARE = linux.Spare(3)
+RESERVED_DESCRIPTORS = linux.ReservedDescriptors(3)
 
 
 def new_mark(data_dir: Path) -> str:
@@ -89,10 +89,10 @@ class AttemptRegistry:
         self._first_ticks: int | None = None
         self.raised_oom_score: int | None = None
 
-    def enter(self, mark: str) -> AttemptProcesses:
+    def add(self, mark: str) -> AttemptProcesses:
         """Add an attempt, before its leader is forked, so that the leader is not taken for an orphan."""
         attempt = AttemptProcesses(mark)
-        SPARE.fill()
+        RESERVED_DESCRIPTORS.fill()
         with self._lock:
             if mark in self._attempts:
                 raise ValueError("another living attempt has this mark")
@@ -101,7 +101,7 @@ class AttemptRegistry:
                 self._first_ticks = attempt.began_ticks
         return attempt
 
-    def leave(self, attempt: AttemptProcesses) -> None:
+    def remove(self, attempt: AttemptProcesses) -> None:
         """Remove an attempt; its leftovers may be killed from now on."""
         with self._lock:
             if self._attempts.get(attempt.mark) is attempt:
@@ -122,7 +122,7 @@ class AttemptRegistry:
             attempt.shim == process.identity for attempt in self.all()
         )
 
-    def may_be_ours(self, orphan: Process) -> bool:
+    def comes_from_an_attempt(self, orphan: Process) -> bool:
         """
         Whether an orphan of unknown owner can only come from an attempt.
 
@@ -183,5 +183,5 @@ def become_subreaper() -> None:
     Raises:
         OSError: The kernel does not know the call.
     """
-    SPARE.fill()
+    RESERVED_DESCRIPTORS.fill()
     linux.set_subreaper()

@@ -31,13 +31,13 @@ class PassResult(msgspec.Struct, frozen=True):
 
     Attributes:
         alive: How many processes of the attempt still lived, including those already signalled.
-        fresh: How many were signalled for the first time.
+        new: How many were signalled for the first time.
         unattributed: How many orphans were left alone because their owner is unknown.
         blind: Whether the pass could see no processes, for lack of descriptors.
     """
 
     alive: int = 0
-    fresh: int = 0
+    new: int = 0
     unattributed: int = 0
     blind: bool = False
 
@@ -99,24 +99,24 @@ def sweep(layers: Sequence[Layer], deadline: float) -> SweepReport:
     began = time.monotonic()
     empty_passes, needed = 0, 1 if layers[0].is_certain else 2
     is_first = True
-    passes_without_news = 0
+    passes_without_new = 0
     pause = _PAUSE_SECONDS
     while True:
         found = []
         pass_began = time.monotonic()
         for layer in layers:
             found.append(layer.kill_pass(thorough=empty_passes > 0))
-            if not found[-1].is_empty and passes_without_news < _PASSES_LEFT_TO_THE_FIRST:
+            if not found[-1].is_empty and passes_without_new < _PASSES_LEFT_TO_THE_FIRST:
                 break
         empty_passes = empty_passes + 1 if all(result.is_empty for result in found) else 0
         now = time.monotonic()
         if empty_passes == needed or now >= deadline:
             break
-        has_news = any(result.fresh for result in found)
-        passes_without_news = 0 if has_news else passes_without_news + 1
-        if has_news or empty_passes:
+        found_new = any(result.new for result in found)
+        passes_without_new = 0 if found_new else passes_without_new + 1
+        if found_new or empty_passes:
             pause = _PAUSE_SECONDS
-        if is_first or not has_news:  # processes that fork as fast as we search get no pause but the first
+        if is_first or not found_new:  # processes that fork as fast as we search get no pause but the first
             time.sleep(max(pause, (now - pass_began) * _PAUSE_BY_PASS))
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         is_first = False

@@ -67,7 +67,7 @@ def locate(cgroup_text: str, mountinfo_text: str) -> list[Location]:
     return sorted((_in_mount(own, mount) for mount in all_mounts), key=lambda place: place.directory is None)
 
 
-def counters_of_memory(cgroup_text: str, mountinfo_text: str) -> Path | None:
+def oom_counter_file(cgroup_text: str, mountinfo_text: str) -> Path | None:
     """
     Return the file in which the kernel counts kills for lack of memory in our own cgroup; None: it is not visible.
 

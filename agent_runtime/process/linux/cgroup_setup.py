@@ -74,7 +74,7 @@ class Finding(msgspec.Struct, frozen=True):
         return self.base is not None
 
 
-class _NotHere(Exception):
+class _Unavailable(Exception):
     """Cgroups cannot be made in this place, for the reason in the message."""
 
 
@@ -100,11 +100,11 @@ def find(proc: Path = Path("/proc/self")) -> Finding:
         base = place.directory.parent if place.directory.name == LEAF else place.directory
         try:
             has_kill = _try(base, place.directory)
-        except _NotHere as error:
+        except _Unavailable as error:
             reasons.append(str(error))
         else:
             how = "ended by cgroup.kill" if has_kill else "but this kernel has no cgroup.kill to end it (Linux 5.14)"
-            return Finding(base, f"each attempt has a cgroup of its own, {how}", has_kill, _words(base))
+            return Finding(base, f"each attempt has a cgroup of its own, {how}", has_kill, _controllers(base))
     return Finding(None, reasons[0])
 
 
@@ -113,20 +113,20 @@ def _try(base: Path, own: Path) -> bool:
     try:
         trial.mkdir()
     except OSError as error:
-        raise _NotHere(_why(error, base, "no cgroup can be made below")) from None
+        raise _Unavailable(_reason(error, base, "no cgroup can be made below")) from None
     try:
-        _take_back(own)
+        _disable_controllers(own)
         with (own / "cgroup.procs").open("w") as back, contextlib.closing(Group(trial)) as group:
             os.write(group.procs, b"0")
             back.write("0")
         return (trial / "cgroup.kill").exists()
     except OSError as error:
-        raise _NotHere(_why(error, base, "no process can be moved into a cgroup below")) from None
+        raise _Unavailable(_reason(error, base, "no process can be moved into a cgroup below")) from None
     finally:
         remove_tree(trial, _PATIENCE_SECONDS)
 
 
-def _take_back(own: Path) -> None:
+def _disable_controllers(own: Path) -> None:
     """
     Disable the controllers that an earlier supervisor has enabled below our own cgroup.
 
@@ -145,7 +145,7 @@ def _is_root(group: Path) -> bool:
     return not (group / "cgroup.type").exists()
 
 
-def _why(error: OSError, base: Path, what: str) -> str:
+def _reason(error: OSError, base: Path, what: str) -> str:
     if error.errno == errno.EROFS:
         return f"the cgroup v2 at {base} is mounted read-only"
     if error.errno in (errno.EACCES, errno.EPERM):
@@ -153,7 +153,7 @@ def _why(error: OSError, base: Path, what: str) -> str:
     return f"{what} {base} ({errno.errorcode.get(error.errno or 0, 'unknown error')})"
 
 
-def _words(base: Path) -> frozenset[str]:
+def _controllers(base: Path) -> frozenset[str]:
     return frozenset((base / "cgroup.controllers").read_text().split())
 
 
@@ -205,7 +205,7 @@ class Groups:
         """
         deadline = time.monotonic() + within_seconds
         killed = 0
-        for directory in self._ours(is_left):
+        for directory in self._leftovers(is_left):
             try:
                 group = Group(directory)
             except OSError:
@@ -221,7 +221,7 @@ class Groups:
                 log.error("a cgroup of an earlier supervisor cannot be ended: %s", directory.name)
         return killed
 
-    def _ours(self, is_left: Callable[[str], bool]) -> list[Path]:
+    def _leftovers(self, is_left: Callable[[str], bool]) -> list[Path]:
         top = self.base
         while (top.parent / "cgroup.procs").exists():
             top = top.parent
@@ -250,9 +250,9 @@ def check(finding: Finding, limits: Limits) -> None:
     """
     for name in limits.controllers:
         if not finding.usable:
-            raise _cannot(name, finding.reason)
+            raise _not_enforceable(name, finding.reason)
         if name not in finding.controllers:
-            raise _cannot(name, f"no {name} controller is handed down to the cgroup of this process")
+            raise _not_enforceable(name, f"no {name} controller is handed down to the cgroup of this process")
 
 
 def prepare(finding: Finding, limits: Limits = NO_LIMITS) -> Groups | None:
@@ -269,16 +269,16 @@ def prepare(finding: Finding, limits: Limits = NO_LIMITS) -> Groups | None:
         return None
     groups = Groups(finding.base, limits)
     if limits.controllers:
-        _hand_down(finding.base, limits.controllers)
+        _enable_controllers(finding.base, limits.controllers)
         _try_limits(groups)
     return groups
 
 
-def _cannot(controller: str, reason: str) -> CannotStart:
+def _not_enforceable(controller: str, reason: str) -> CannotStart:
     return CannotStart(f"{_SETTINGS[controller]} cannot be enforced here: {reason}; {_REMEDY}")
 
 
-def _hand_down(base: Path, controllers: tuple[str, ...]) -> None:
+def _enable_controllers(base: Path, controllers: tuple[str, ...]) -> None:
     """Enable controllers below *base*, after moving its processes into the leaf."""
     missing = [name for name in controllers if name not in (base / "cgroup.subtree_control").read_text().split()]
     if not missing:
@@ -288,25 +288,27 @@ def _hand_down(base: Path, controllers: tuple[str, ...]) -> None:
     for _ in range(_MOVING_ROUNDS):
         try:
             if not _is_root(base):
-                _move_out(base)
+                _move_into_leaf(base)
             (base / "cgroup.subtree_control").write_text(words)
-        except _NotHere as caught:
-            raise _cannot(missing[0], str(caught)) from None
+        except _Unavailable as caught:
+            raise _not_enforceable(missing[0], str(caught)) from None
         except OSError as caught:
             error = caught
             if caught.errno != errno.EBUSY:
                 break
         else:
             return
-    raise _cannot(missing[0], _why(error or OSError(), base, "controllers cannot be handed down to a cgroup below"))
+    raise _not_enforceable(
+        missing[0], _reason(error or OSError(), base, "controllers cannot be handed down to a cgroup below")
+    )
 
 
-def _move_out(base: Path) -> None:
+def _move_into_leaf(base: Path) -> None:
     leaf = base / LEAF
     leaf.mkdir(exist_ok=True)
     for pid in (base / "cgroup.procs").read_text().split():
         if pid == "0":
-            raise _NotHere(f"a process that cannot be seen from here is in the cgroup {base}, too")
+            raise _Unavailable(f"a process that cannot be seen from here is in the cgroup {base}, too")
         try:
             (leaf / "cgroup.procs").write_text(pid)
         except ProcessLookupError:
@@ -318,6 +320,6 @@ def _try_limits(groups: Groups) -> None:
     try:
         groups.make(f"trial.{secrets.token_hex(8)}").remove()
     except OSError as error:
-        raise _cannot(
-            groups.limits.controllers[0], _why(error, groups.base, "it cannot be set on a cgroup below")
+        raise _not_enforceable(
+            groups.limits.controllers[0], _reason(error, groups.base, "it cannot be set on a cgroup below")
         ) from None

@@ -35,7 +35,7 @@ class OomKills:
             texts = (proc / "cgroup").read_text(), (proc / "mountinfo").read_text()
         except (OSError, UnicodeDecodeError):
             return cls()
-        file = cgroup_mount.counters_of_memory(*texts)
+        file = cgroup_mount.oom_counter_file(*texts)
         if file is not None and file.parent.name == LEAF:  # the leaf has no attempts in it; they are counted above
             file = file.parent.parent / file.name
         return cls(file)

@@ -179,7 +179,7 @@ def raised_oom_score(by: int) -> int | None:
     return min(1000, own + by) if own < 1000 else None
 
 
-class Spare:
+class ReservedDescriptors:
     """
     A few reserved descriptors, so that a kill can read ``/proc`` when the process has used up all others.
 
@@ -204,7 +204,7 @@ class Spare:
                 os.close(self._reserved.pop())
 
     @contextlib.contextmanager
-    def lent(self) -> Iterator[None]:
+    def released(self) -> Iterator[None]:
         """Free the reserved descriptors while the block runs; one borrower at a time."""
         with self._lock:
             while self._reserved:

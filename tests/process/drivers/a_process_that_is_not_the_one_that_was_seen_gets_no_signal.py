@@ -12,9 +12,9 @@ seen = proc_table.read_process(child.pid)
 earlier = msgspec.structs.replace(seen, started_ticks=seen.started_ticks - 1)
 ours = proc_table.read_process(os.getpid())
 freezer = Freezer()
-answers = [freezer.hold(earlier), freezer.hold(ours)]
+answers = [freezer.freeze(earlier), freezer.freeze(ours)]
 freezer.kill()
-answers += [child.poll() is None, freezer.hold(seen)]
+answers += [child.poll() is None, freezer.freeze(seen)]
 freezer.kill()
 print(json.dumps([*answers, exit_of(child).code]))
 fork_server.close()
