@@ -32,11 +32,10 @@ The beginning of an entry of ``errors`` that the CLI itself does not show.
 Source: 2.1.330; anthropics/claude-code issue 82235.
 """
 
-_PARTIAL_MARK = b'"type":"stream_event"'
-_PARTIAL_HEAD_BYTES = 64
+PARTIAL_MESSAGE = "stream_event"
+"""The type of a frame with a part of a message, see :class:`Partial`."""
+
 _EVENT_HEAD_BYTES = 96
-_TWO_OBJECTS = re.compile(rb'\}\s*\{\s*"type"\s*:')
-"""Two frames in one line: inside a string the quotes would be escaped."""
 
 MOST_LEVELS = 200
 """The deepest nesting of a frame: some parsers fail at a thousand levels, and the answer around it adds some."""
@@ -342,16 +341,6 @@ def bounds_message(line: bytes) -> bool:
     2.1.332.
     """
     return line.find(b'"message_', 0, _EVENT_HEAD_BYTES) >= 0
-
-
-def is_partial(line: bytes) -> bool:
-    """Whether a line is a partial message and nothing else; only its beginning is parsed."""
-    return line.find(_PARTIAL_MARK, 0, _PARTIAL_HEAD_BYTES) >= 0 and _TWO_OBJECTS.search(line) is None
-
-
-def may_be_partial(lines: bytes) -> bool:
-    """Whether one of many lines may be a partial message."""
-    return lines.rfind(_PARTIAL_MARK) >= 0  # takes half as long as find
 
 
 def plain(data: bytes) -> str:

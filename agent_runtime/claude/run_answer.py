@@ -138,12 +138,14 @@ class RunAnswer:
         if not is_same and self._is_whole:
             self._is_whole = None
         self._message_id = message.id
-        if any(block.type == "tool_use" for block in message.blocks):
+        blocks = message.blocks
+        types = {block.type for block in blocks}
+        if "tool_use" in types:
             self._last_blocks = []
         elif is_same:
-            self._last_blocks += message.blocks
-        elif any(block.type == "text" for block in message.blocks):
-            self._last_blocks = list(message.blocks)
+            self._last_blocks += blocks
+        elif "text" in types:
+            self._last_blocks = list(blocks)
         if message.stop_reason is not None:
             self.stop_reason, self._is_whole = message.stop_reason, True
 

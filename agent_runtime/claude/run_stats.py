@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -86,10 +87,12 @@ class UsageCounter:
         self._model: tuple[str | None, int | None] = (None, None)
         self._clean_name: str | None = None
         self._seen: dict[int, UsageByModel] = {}
+        self._turns: Counter[tuple[int, str]] = Counter()
         self._names: dict[str, str] = {}
         self._before = SessionCost()
-        self._messages: dict[str, tuple[str, ModelUsage, int]] = {}
-        self._last_id: str | None = None
+        # By the message's id; a message without one has its number.
+        self._messages: dict[str | int, tuple[str, ModelUsage, int]] = {}
+        self._last_id: str | int | None = None
         self._own_model: str | None = None
         self._all: UsageByModel = {}
         self._all_at_result: UsageByModel = {}
@@ -120,15 +123,17 @@ class UsageCounter:
         """Count a message of the model, or a block of it; *is_own*: not a sub-agent's."""
         model = self._name(message.model or self._own_model or _UNKNOWN_MODEL)
         self._number += 1
-        key = message.id or f"without id: {self._number}"
-        is_new = key not in self._messages
-        _, counted, generation = self._messages.get(key, (model, NOTHING, self.generation))
-        if is_own and is_new:
-            self._see(generation, model, ModelUsage(num_turns=1))
+        key = message.id or self._number
+        known = self._messages.get(key)
+        _, counted, generation = known or (model, NOTHING, self.generation)
         if is_own:
-            self._own_messages += is_new
+            if known is None:
+                self._own_messages += 1
+                self._turns[generation, model] += 1
+                self._so_far = None
             self._own_model, self._last_id = model, key
-        self._has_sub_agents |= not is_own
+        else:
+            self._has_sub_agents = True
         self._messages[key] = (model, counted, generation)
         if len(self._messages) > _MOST_MESSAGES:
             del self._messages[next(iter(self._messages))]
@@ -137,7 +142,7 @@ class UsageCounter:
 
     def add_to_last(self, usage: Usage) -> None:
         """Count the usage that the end of the run's last own message reports."""
-        if self._last_id in self._messages:
+        if self._last_id is not None and self._last_id in self._messages:
             self._count(self._last_id, usage, is_own=True)
 
     def add_result(self, frame: Frame) -> None:
@@ -168,7 +173,7 @@ class UsageCounter:
             self._model, self._so_far = (name, context_window), None
             self._clean_name = self._clean(name or "")[:_LONGEST_NAME] or None
 
-    def _count(self, key: str, usage: Usage, *, is_own: bool) -> None:
+    def _count(self, key: str | int, usage: Usage, *, is_own: bool) -> None:
         model, counted, generation = self._messages[key]
         now = usage.counts
         if now == counted:
@@ -215,12 +220,15 @@ class UsageCounter:
         cost_usd = max(0.0, self._cost_usd - total_of(by_model).cost_usd)
         rest = ModelUsage(cost_usd=cost_usd, num_turns=self._num_turns + self._own_messages)
         from_frames = self._has_sub_agents if self._reported is None else bool(since_result)
+        seen = dict(self._seen)
+        for (generation, model), turns in self._turns.items():
+            seen[generation] = added(seen.get(generation, {}), {model: ModelUsage(num_turns=turns)})
         return AttemptUsage(
             by_model={name: usage for name, usage in added(by_model, {own_model: rest}).items() if usage},
             context_tokens=self._context_tokens,
             duration_ms=self._duration_ms,
             is_estimated=from_frames or not self._is_told,
-            seen=dict(self._seen),
+            seen=seen,
             model_name=self._clean_name,
             context_window=self._model[1],
         )
@@ -335,7 +343,6 @@ class RunStats:
                     self._open_tools.discard(block.tool_use_id)
         elif frame.type == "result":
             self._result(frame)
-        self.usage.note_model(self.model_name, self.context_window)
 
     def add_partial(self, partial: Partial | None) -> None:
         """Count a partial message; None: one that neither begins nor ends a message."""
@@ -368,6 +375,7 @@ class RunStats:
             self.model_name = frame.model or self.model_name
             if LONG_CONTEXT_MARK in (frame.model or "").lower():
                 self.context_window = self.context_window or LONG_CONTEXT_WINDOW
+            self.usage.note_model(self.model_name, self.context_window)
             self.answer.begin_turn()
         elif frame.subtype == "compact_boundary":
             if len(self.compact_events) < COMPACT_EVENTS_KEPT:
@@ -400,14 +408,16 @@ class RunStats:
                     self._open_tools.add(block.id)
         is_own = frame.parent_tool_use_id is None
         self.usage.add_message(message, is_own=is_own)
-        if is_own:
-            self.model_name = message.model or self.model_name
+        if is_own and message.model and message.model != self.model_name:
+            self.model_name = message.model
+            self.usage.note_model(self.model_name, self.context_window)
 
     def _result(self, frame: Frame) -> None:
         self.answer.add_result(frame)
         self._open_tools.clear()
         self.usage.add_result(frame)
         self.context_window = _window_of(frame.model_usage or {}, self.model_name) or self.context_window
+        self.usage.note_model(self.model_name, self.context_window)
 
 
 def _window_of(usage: dict[str, ReportedUsage | None], model: str | None) -> int | None:

@@ -11,7 +11,7 @@ import msgspec
 
 from agent_runtime.claude import invocation as cli_command
 from agent_runtime.claude.frame_repair import pieces, read
-from agent_runtime.claude.frames import bounds_message, decode, decode_partial, is_partial, is_utf8, may_be_partial
+from agent_runtime.claude.frames import PARTIAL_MESSAGE, bounds_message, decode, decode_partial, is_utf8
 from agent_runtime.claude.last_words import LastWords
 from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.claude.run_stats import RunStats
@@ -33,7 +33,7 @@ EVIDENCE_LINE_BYTES = 2048
 """How much of a line is stored as evidence."""
 TRUNCATED_HEAD_BYTES = 1024
 """How much the transcript gets of a line that is too long."""
-_OPENING, _CLOSING = b"{}"
+_OPENING, _CLOSING = ord("{"), b"}\n"
 _SIGNS_OF_SIGKILL = (b"Exit code 137", b"Killed", b"SIGKILL")
 """
 Words in the result of a tool that was killed: those of the CLI and its shell (measured on 2.1.30, 2.1.197 and 2.1.332),
@@ -104,7 +104,6 @@ class ChildOutput:
         self._on_sign = on_sign
         self._detector = Detector(time.time)
         self._last_words = LastWords()
-        self._result_is_new = False
         self._model_seen_at: float | None = None
         self._has_cut_frame = False
 
@@ -142,71 +141,53 @@ class ChildOutput:
     def stdout(self, lines: Lines, read_at: float) -> bool:
         """Process lines of stdout; return whether the transcript has grown."""
         written: list[bytes] = []
-        whole = lines.joined
-        some_are_partial = whole is None or may_be_partial(whole)
+        whole, each = lines.joined, list(lines)
         all_are_utf8 = whole is not None and is_utf8(whole)
-        is_as_it_came = True
-        for line in lines:
-            if some_are_partial and is_partial(line):
-                self._partial(line, read_at)
-                self._live_text.partial(line, self._transcript.last_line + len(written))
-                if not self._keep_partial:
-                    is_as_it_came = False
-                    continue
-            if whole is None and isinstance(line, CutLine):
+        for line in each:
+            # A line that was cut has no newline.
+            is_object = line[0] == _OPENING and line[-2:] == _CLOSING and (all_are_utf8 or is_utf8(line))
+            if is_object and (frame := decode(line)) is not None:
+                self._frame(frame, line, read_at, written)
+            elif isinstance(line, CutLine):
                 written.append(self._cut(line))
-                is_as_it_came = False
-                continue
-            frame = decode(line) if all_are_utf8 or is_utf8(line) else None
-            if frame is None:
-                self._repaired(line, written, read_at)
-                is_as_it_came = False
-                continue
-            self._frame(frame, line, read_at)
-            if frame.type == "assistant":
-                self._live_text.message(frame.parent_tool_use_id, self._transcript.last_line + len(written))
-            if line[0] == _OPENING and line[-2] == _CLOSING:
-                written.append(line)
             else:
-                written.append(line.strip() + b"\n")
-                is_as_it_came = False
-            if self._result_is_new:
-                self._note_result_line(len(written))
+                self._repaired(line, read_at, written)
         if written:
-            joined = whole if whole is not None and is_as_it_came else b"".join(written)
+            joined = whole if whole is not None and written == each else b"".join(written)
             clean = self._redactor.redact_joined(joined)
             self._transcript.append(clean, map(len, written if clean is joined else BytesIO(clean)))
         return bool(written)
 
-    def _repaired(self, line: bytes, written: list[bytes], read_at: float) -> None:
+    def _repaired(self, line: bytes, read_at: float, written: list[bytes]) -> None:
         """Process the frames and the other text in a damaged line."""
         for piece in pieces(line):
             if piece.frame is None:
                 written.append(self._text(piece.data))
-                continue
-            self._frame(piece.frame, piece.data, read_at, is_quoted=piece.follows_text)
-            written.append(piece.data + b"\n")
-            if self._result_is_new:
-                self._note_result_line(len(written))
+            else:
+                self._frame(piece.frame, piece.data + b"\n", read_at, written, is_quoted=piece.follows_text)
 
-    def _note_result_line(self, written: int) -> None:
-        self._result_is_new = False
-        self.result_line = self._transcript.last_line + written
-
-    def _frame(self, frame: Frame, line: bytes, read_at: float, *, is_quoted: bool = False) -> None:
+    def _frame(
+        self, frame: Frame, line: bytes, read_at: float, written: list[bytes], *, is_quoted: bool = False
+    ) -> None:
+        if frame.type == PARTIAL_MESSAGE:
+            self._partial(line, read_at, self._transcript.last_line + len(written))
+            if self._keep_partial:
+                written.append(line)
+            return
         # A frame that follows other text in its line counts, because the CLI may have printed it; it is no evidence.
         if not is_quoted and (detection := self._detector.stdout(frame)):
             self._error(detection, line[:EVIDENCE_LINE_BYTES].removesuffix(b"\n"), read_at)
+        if frame.type == "assistant":
+            self._live_text.message(frame.parent_tool_use_id, self._transcript.last_line + len(written))
+        written.append(line)
         run_stats = self.run_stats
-        had_init, model_frames, result = run_stats.has_init, run_stats.model_frames, run_stats.result
-        run_stats.add(frame)
+        had_init, model_frames = run_stats.has_init, run_stats.model_frames
+        if frame.type == "result":
+            self._result(frame, self._transcript.last_line + len(written))
+        else:
+            run_stats.add(frame)
         if frame.type == "user" and any(sign in line for sign in _SIGNS_OF_SIGKILL):
             self.lost_a_tool = True
-        if frame.type == "result":
-            self._result_is_new = run_stats.result is not result
-            text = frame.result_text or ""
-            self.unknown_session |= cli_command.says_unknown_session(text)
-            self.session_refused |= not run_stats.has_init and says_unreadable_session(text)
         if run_stats.model_frames > model_frames:
             self._model_seen(read_at, begins=True)
         elif run_stats.has_init and not had_init:
@@ -216,10 +197,20 @@ class ChildOutput:
         else:
             self._on_sign(Sign.OTHER, read_at)
 
-    def _partial(self, line: bytes, read_at: float) -> None:
+    def _result(self, frame: Frame, number: int) -> None:
+        before = self.run_stats.result
+        self.run_stats.add(frame)
+        if self.run_stats.result is not before:
+            self.result_line = number
+        text = frame.result_text or ""
+        self.unknown_session |= cli_command.says_unknown_session(text)
+        self.session_refused |= not self.run_stats.has_init and says_unreadable_session(text)
+
+    def _partial(self, line: bytes, read_at: float, after: int) -> None:
         partial = decode_partial(line) if bounds_message(line) else None
         self.run_stats.add_partial(partial)
         self._model_seen(read_at, begins=partial is not None and partial.event.type == "message_start")
+        self._live_text.partial(line, after)
 
     def _model_seen(self, read_at: float, *, begins: bool) -> None:
         if begins or (self.last_error is not None and not self.last_error.is_final):

@@ -64,7 +64,14 @@ class ModelUsage(msgspec.Struct, kw_only=True, frozen=True, gc=False):
 
     def plus(self, other: ModelUsage) -> ModelUsage:
         """Return the sum."""
-        return self._with(other, lambda one, two: round(one + two, COST_DIGITS))
+        return ModelUsage(  # written out, because it is needed for nearly every message of a model
+            cost_usd=round(self.cost_usd + other.cost_usd, COST_DIGITS),
+            num_turns=self.num_turns + other.num_turns,
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cache_creation_tokens=self.cache_creation_tokens + other.cache_creation_tokens,
+            cache_read_tokens=self.cache_read_tokens + other.cache_read_tokens,
+        )
 
     def minus(self, other: ModelUsage) -> ModelUsage:
         """Return the difference, with 0 for each field that would be negative."""

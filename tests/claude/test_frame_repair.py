@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from agent_runtime.claude.frame_repair import pieces, read
-from agent_runtime.claude.frames import MOST_LEVELS, bounds_message, decode, decode_partial, is_partial, is_utf8
+from agent_runtime.claude.frames import MOST_LEVELS, bounds_message, decode, decode_partial, is_utf8
 
 RESULT = b'{"type":"result","result":"x"}'
 
@@ -108,13 +108,6 @@ def test_a_line_that_is_no_frame_costs_no_more_than_a_few_looks_at_it() -> None:
     for line in lines:
         assert [piece.frame for piece in pieces(line)] == [None]
     assert time.process_time() - begun < 10
-
-
-def test_two_frames_in_a_line_are_no_partial_message_however_the_first_begins() -> None:
-    partial = b'{"type":"stream_event","event":{"type":"content_block_delta","delta":{"text":"}{\\"type\\":"}}}'
-
-    assert is_partial(partial)
-    assert not is_partial(partial + b" " + RESULT)
 
 
 def test_the_partial_messages_that_begin_and_end_a_message_are_read() -> None:
