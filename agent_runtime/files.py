@@ -12,6 +12,7 @@ import errno
 import os
 import secrets
 import stat
+import time
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ Owner: TypeAlias = tuple[int, int] | None
 
 MODE = 0o600
 UNFINISHED = ".new"
-"""Suffix of a file's name until it is complete; if the process is killed, such a file stays behind."""
+"""Suffix of a file's name until it is complete; if the process is killed, it stays until :func:`remove_unfinished`."""
 
 
 def read_file(path: Path) -> bytes:
@@ -109,6 +110,15 @@ def replace_file(
         raise
     finally:
         os.close(place)
+
+
+def remove_unfinished(directory: Path, *, older_than_seconds: float = 0.0) -> None:
+    """Remove files that killed processes left unfinished in *directory*, as far as possible; never raises."""
+    with contextlib.suppress(OSError):
+        for path in directory.glob(f".{'[0-9a-f]' * 16}{UNFINISHED}"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.lstat().st_mtime >= older_than_seconds:
+                    path.unlink()
 
 
 def _sync(place: int) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_runtime.files import read_file, replace_file
+from agent_runtime.files import read_file, remove_unfinished, replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+KILLED_WRITER = Path(__file__).with_name("support") / "programs" / "killed_writer.py"
 OBSTACLES: dict[str, Callable[[Path], object]] = {
     "file": lambda path: path.write_text("before"),
     "fifo": os.mkfifo,
@@ -91,3 +95,25 @@ def test_a_directory_that_is_swapped_meanwhile_for_a_link_gets_nothing(path: Pat
 
     assert [*(path.parent.parent / "roots").iterdir()] == []
     assert read_file(path.parent.with_name("moved") / path.name) == b"content"
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(path: Path) -> None:
+    place = path.parent
+    for _ in range(2):
+        assert subprocess.run([sys.executable, KILLED_WRITER, path], check=False).returncode == -signal.SIGKILL
+    others = [place / name for name in ("a.new", ".0123456789abcdef.new.json", "." + "0" * 15 + ".new", "kept")]
+    for other in others:
+        other.touch()
+    in_the_way = place / f".{'a' * 16}.new"
+    in_the_way.mkdir()
+    planted = place / f".{'b' * 16}.new"
+    planted.symlink_to(path.parent.parent / "elsewhere")
+    assert len([*place.iterdir()]) == len(others) + 4
+
+    remove_unfinished(place, older_than_seconds=60)
+    assert len([*place.iterdir()]) == len(others) + 4, "another process may be writing them"
+    remove_unfinished(place)
+
+    assert sorted(place.iterdir()) == sorted([*others, in_the_way])
+    assert (place.parent / "elsewhere").read_text() == "not ours"
+    remove_unfinished(place / "missing")

@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING
 
 from agent_runtime.errors import NotWritable, SecretUnreadable
-from agent_runtime.files import replace_file
+from agent_runtime.files import remove_unfinished, replace_file
 from agent_runtime.model.tokens import API_KEY_PREFIX, API_KEY_VARIABLE, OAUTH_PREFIX, OAUTH_VARIABLE
 from agent_runtime.secret.content import LIMIT_BYTES, SecretContent, Unusable, parse, text_of
 from agent_runtime.secret.mount import SourceKind, source_of
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 NEW_FILE_MODE = 0o600
 SHARED_FILE_MODE = 0o640
 """The mode of a new file for which a group was named, or whose directory has the setgid bit."""
+
+_UNFINISHED_SECONDS = 3600.0
+"""Age from which a file without its name is certainly not being written by another process."""
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +104,7 @@ def put(
             )
         else:
             finish = functools.partial(_give_access, target, mode=mode, group=group, warnings=warnings)
+            remove_unfinished(target.parent, older_than_seconds=_UNFINISHED_SECONDS)
             replace_file(target, raw, durable=True, finish=finish)
     except (OSError, RuntimeError) as problem:  # RuntimeError: resolve() met a loop of links, up to Python 3.12.
         cause = os.strerror(problem.errno) if isinstance(problem, OSError) and problem.errno else "a loop of links"

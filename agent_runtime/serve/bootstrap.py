@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from agent_runtime.delivery.private_files import remove_leftovers, remove_tree
 from agent_runtime.errors import CannotStart, SettingsInvalid
+from agent_runtime.files import remove_unfinished
 from agent_runtime.process import confinement_choice
 from agent_runtime.process.containment.leftovers import await_shims, sweep_leftovers
 from agent_runtime.process.containment.registry import become_subreaper, new_mark, tag_of
@@ -109,6 +110,8 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         run_dir = data_dir / "run"
         remove_tree(run_dir)
         remove_leftovers(tag_of(data_dir))
+        for directory in (data_dir, data_dir / "workspaces", settings.config_dir):
+            remove_unfinished(directory)
         held.callback(remove_leftovers, tag_of(data_dir))
         # Only now: a start that a signal ends has also removed everything of an earlier supervisor.
         start.raise_if_called_off()

@@ -7,12 +7,14 @@ import json
 import os
 import stat
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agent_runtime.client import put_token
 from agent_runtime.errors import RESERVED_WORDS, NotWritable, SecretUnreadable, is_reserved
+from agent_runtime.files import UNFINISHED
 from agent_runtime.model.tokens import Token
 from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import GenerationLedger
@@ -243,6 +245,17 @@ def test_what_cannot_be_written_is_said_without_a_word_that_means_something_else
             put(path, token(1).encode())
         assert not any(word in str(refusal.value).lower() for word in RESERVED_WORDS)
     assert names_in(mount.directory) == ["loop", "taken"]
+
+
+def test_what_a_killed_writer_left_goes_with_a_later_write(mount: SecretMount) -> None:
+    ages = {"0" * 16: 7200, "1" * 16: 60}
+    for name, seconds in ages.items():
+        left = mount.directory / f".{name}{UNFINISHED}"
+        left.write_text(token(0))
+        os.utime(left, (time.time() - seconds,) * 2)
+    put(mount.path, token(1).encode())
+
+    assert names_in(mount.directory) == [f".{'1' * 16}{UNFINISHED}", "token"]
 
 
 def test_no_reader_ever_finds_less_than_a_whole_token(mount: SecretMount) -> None:

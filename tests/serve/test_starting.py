@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent_runtime.files import UNFINISHED
 from tests.store.test_durability import interrupted_then_done, kill
 from tests.support.supervised import DEADLINE_SECONDS, OLD, SCRIPTED, eventually, marked_processes, supervised
 
@@ -116,6 +117,10 @@ def test_what_an_earlier_supervisor_left_is_gone_also_after_a_start_that_was_cal
         eventually(begun.exists)
         assert marked_processes("left")
         kill(running)
+    left = [tmp_path / name / f".{'0' * 16}{UNFINISHED}" for name in ("config", "data", "data/workspaces")]
+    for path in left:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half of a file, with a token")
 
     with starting(tmp_path) as process:
         while not catches_signals(process):
@@ -125,6 +130,7 @@ def test_what_an_earlier_supervisor_left_is_gone_also_after_a_start_that_was_cal
 
     assert "called off" in said
     assert marked_processes("left") == []
+    assert not any(path.exists() for path in left)
     with supervised(tmp_path) as running:
         assert running.record("left")["error_class"] == "interrupted"
 
