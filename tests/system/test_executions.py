@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from agent_runtime.errors import RESERVED_WORDS
+from agent_runtime.execution.stop import GIVE_UP_SECONDS
 from tests.support.supervised import OLD, Supervised, eventually, marked_processes, supervised
 
 if TYPE_CHECKING:
@@ -111,6 +113,9 @@ def test_a_stubborn_child_and_what_it_started_in_other_sessions_are_gone_after_t
 
         assert response.json()["error_class"] == "auth"
         assert running.record("stubborn")["attempts"][0]["exit_code"] == -signal.SIGKILL
+        metrics = running.client.get("/metrics").text
+        [seconds] = re.findall(r"(?m)^agent_runtime_signal_to_gone_seconds_sum (.*)$", metrics)
+        assert 0.3 <= float(seconds) < 0.3 + GIVE_UP_SECONDS, "SIGKILL came with the end of the grace"
         assert marked_processes("stubborn") == []
 
 
