@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -90,6 +90,10 @@ class Relayed(Protocol):
         """Return the generation of the request that was answered last, and since when it is in use (monotonic s)."""
 
 
+def _never() -> ReloadBehaviour:
+    return ReloadBehaviour.NEVER
+
+
 @dataclass(frozen=True, slots=True)
 class Delivered:
     """
@@ -99,8 +103,8 @@ class Delivered:
         generation: The delivered one; newer than the requested one if that was overtaken meanwhile.
         way: ``env``, ``file`` or ``relay``; without a relay an API key goes by ``env`` whatever the setting.
         variables: What the child's environment must contain.
-        reload_behaviour: When the child takes a newer generation, as far as that was known at the spawn.
-        learned: Set if that was not known: returns the CLI's behaviour once it is known, None until then.
+        reload_behaviour: Returns when the child takes a newer generation; None: it reads a file, but it is not yet
+            known when.
         holds: Returns whether a generation, or a newer one, is in the file that the child reads.
         relayed: The child's identity at the relay, if it has one.
         by_port: To be used instead of *variables*, which lead to the relay's socket, where the CLI may start programs
@@ -111,17 +115,11 @@ class Delivered:
     generation: Generation
     way: str
     variables: Mapping[str, str] = field(repr=False)
-    reload_behaviour: ReloadBehaviour = ReloadBehaviour.NEVER
+    reload_behaviour: Callable[[], ReloadBehaviour | None] = field(default=_never, repr=False, compare=False)
     holds: Callable[[Generation], bool] | None = field(default=None, repr=False, compare=False)
-    learned: Callable[[], ReloadBehaviour | None] | None = field(default=None, repr=False, compare=False)
     relayed: Relayed | None = field(default=None, repr=False, compare=False)
     by_port: Mapping[str, str] | None = field(default=None, repr=False, compare=False)
     at: float = field(default_factory=time.time, compare=False)
-
-    @property
-    def known_reload_behaviour(self) -> ReloadBehaviour | None:
-        """When the child takes a newer generation; None: the child reads a file, but it is not yet known when."""
-        return self.reload_behaviour if self.learned is None else self.learned()
 
     def is_reached_by(self, newer: Generation) -> bool:
         """
@@ -130,7 +128,7 @@ class Delivered:
         False if *newer* is of another kind, and without a relay for every API key: a variable never changes, and it
         overrides the file.
         """
-        return self.known_reload_behaviour not in {None, ReloadBehaviour.NEVER} and self.can_receive(newer)
+        return self.reload_behaviour() not in {None, ReloadBehaviour.NEVER} and self.can_receive(newer)
 
     def can_receive(self, newer: Generation) -> bool:
         """Whether *newer* is in the child's file, even if the child does not read that again, or the relay uses it."""
@@ -156,7 +154,6 @@ class FileDelivery:
 
     Attributes:
         readers: How many children depend on the file.
-        reload_behaviour: When the CLI in use takes a newer token; for the children spawned from now on.
     """
 
     def __init__(self, config_dir: Path, user: str | None = None) -> None:
@@ -164,7 +161,6 @@ class FileDelivery:
         self._lock = threading.Lock()
         self._newest: Generation | None = None
         self.readers = 0
-        self.reload_behaviour = ReloadBehaviour.NEVER
 
     @property
     def obstacle(self) -> str | None:
@@ -177,7 +173,9 @@ class FileDelivery:
         with self._lock:
             self._file.restore_directory()
 
-    def deliver(self, generation: Generation) -> Delivered:
+    def deliver(
+        self, generation: Generation, reload_behaviour: Callable[[], ReloadBehaviour | None] = _never
+    ) -> Delivered:
         """
         Deliver to a child that is about to be spawned: an OAuth token by the file, an API key by its variable.
 
@@ -192,7 +190,7 @@ class FileDelivery:
             if newest.token.kind is TokenKind.API_KEY:
                 return by_variable(newest)
             self.readers += 1
-            return Delivered(newest, FILE, {}, self.reload_behaviour, self.holds)
+            return Delivered(newest, FILE, {}, reload_behaviour, self.holds)
 
     def renew(self, generation: Generation) -> None:
         """
@@ -322,7 +320,7 @@ class Deliveries:
         self._file.close()
         self._reload_behaviour()
 
-    def for_spawn(self, generation: Generation) -> Delivered:
+    def deliver(self, generation: Generation) -> Delivered:
         """
         Deliver *generation*, or a newer one, to the child that is spawned next; :meth:`ended` must follow.
 
@@ -334,38 +332,36 @@ class Deliveries:
         if self._relay is not None:
             self._kind = generation.token.kind
             return self._relay.deliver(generation)
-        if self._way_of(generation, reload_behaviour) == ENV:
+        if self._choose_way(generation, reload_behaviour) == ENV:
             return by_variable(generation)
-        self._file.reload_behaviour = reload_behaviour or ReloadBehaviour.NEVER
+        known = self._reload_checker.reload_behaviour if reload_behaviour is None else lambda: reload_behaviour
         try:
-            delivered = self._file.deliver(generation)
+            delivered = self._file.deliver(generation, known)
         except DeliveryImpossible as error:
-            self._note(str(error))
+            self._report(str(error))
             if self._setting == FILE:
                 raise
             return by_variable(generation)
-        self._note(None)
-        if reload_behaviour is None and delivered.way == FILE:
-            return replace(delivered, learned=self._reload_checker.reload_behaviour)
+        self._report(None)
         return delivered
 
-    def generation_loaded(self, generation: Generation) -> None:
+    def renew(self, generation: Generation) -> None:
         """
         Deliver a new generation to the running children that can be reached; never raises.
 
         :meth:`Delivered.is_reached_by` answers for each child.
         """
         if self._relay is not None or (
-            self._way_of(generation, self._reload_behaviour()) == ENV and self._file.readers == 0
+            self._choose_way(generation, self._reload_behaviour()) == ENV and self._file.readers == 0
         ):
             return
         self._file.restore_directory()
         try:
             self._file.renew(generation)
         except DeliveryImpossible as error:
-            self._note(str(error))
+            self._report(str(error))
         else:
-            self._note(None)
+            self._report(None)
 
     def ended(self, delivered: Delivered) -> None:
         """Record that the child of this delivery is gone, or was never spawned."""
@@ -388,11 +384,11 @@ class Deliveries:
         return {"delivery": choice.name, "reason": choice.reason, "setting": self._setting}
 
     @property
-    def hinders(self) -> bool:
+    def cannot_deliver(self) -> bool:
         """Whether no attempt can start, because the setting is ``file`` and the file cannot be written."""
         return self._setting == FILE and (self._trouble or self._file.obstacle) is not None
 
-    def _way_of(self, generation: Generation, reload_behaviour: ReloadBehaviour | None) -> str:
+    def _choose_way(self, generation: Generation, reload_behaviour: ReloadBehaviour | None) -> str:
         self._kind = generation.token.kind
         return choose(self._setting, self._kind, reload_behaviour, None).name
 
@@ -405,7 +401,7 @@ class Deliveries:
             self._reload_checker.begin()
         return reload_behaviour
 
-    def _note(self, trouble: str | None) -> None:
+    def _report(self, trouble: str | None) -> None:
         """Log once that the file cannot be written, and once that it can be written again."""
         before, self._trouble = self._trouble, trouble
         if trouble is not None and trouble != before:

@@ -44,17 +44,17 @@ class HeldGenerations:
     @property
     def may_be_reached(self) -> bool:
         """Whether a newer generation can reach this child at all."""
-        return self._delivered.known_reload_behaviour is not ReloadBehaviour.NEVER
+        return self._delivered.reload_behaviour() is not ReloadBehaviour.NEVER
 
     @property
     def rereads(self) -> bool:
         """Whether this child is known to read its token again while it runs."""
-        return self._delivered.known_reload_behaviour in {ReloadBehaviour.ON_REFUSAL, ReloadBehaviour.ON_REQUEST}
+        return self._delivered.reload_behaviour() in {ReloadBehaviour.ON_REFUSAL, ReloadBehaviour.ON_REQUEST}
 
     @property
     def is_suspect(self) -> bool:
         """Whether the child may have a newer generation than :attr:`newest`, because its behaviour is not known yet."""
-        return self._delivered.known_reload_behaviour is None and self._can_receive is not None
+        return self._delivered.reload_behaviour() is None and self._can_receive is not None
 
     def loaded(self, generation: Generation, now: float) -> Generation | None:
         """Record that the supervisor loaded *generation*; return it if the child has it from now on, else None."""
@@ -66,7 +66,7 @@ class HeldGenerations:
             if self._waiting is None or generation.number > self._waiting.number:
                 self._waiting = generation
         # A CLI that reads again only after a refusal does not have it yet, unless it repeats a refused request.
-        is_later = self._delivered.known_reload_behaviour is ReloadBehaviour.ON_REFUSAL and not self._repeats
+        is_later = self._delivered.reload_behaviour() is ReloadBehaviour.ON_REFUSAL and not self._repeats
         return None if is_later else self.reread(now)
 
     def refused(self, now: float) -> Generation | None:

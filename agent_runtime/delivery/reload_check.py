@@ -81,7 +81,7 @@ ELSEWHERE = ("ANTHROPIC_", "CLAUDE", "OTEL_", "BETA_TRACING_", "SENTRY_")
 """Prefixes of variables that could send requests or reports elsewhere, or change the checked behaviour."""
 
 
-HELP, RELOAD, SOCKET = "help", "rereads", "takes_socket"
+HELP, RELOAD, SOCKET = "help", "reload_behaviour", "takes_socket"
 """The facts that a check can find out, by their fields in :class:`CliFacts`."""
 
 
@@ -107,28 +107,15 @@ class CliFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         version: As the CLI reports it.
         help: The text that the CLI prints on ``--help``.
-        rereads: A newer token in the file reaches a running process; :attr:`reload_behaviour` tells when.
-        seconds_from_write_to_request: From the new token's write to the next request, with a short tool call in
-            between; None: that request carried the old token.
-        seconds_from_write_to_retry: From the new token's write to the CLI's own retry after a refusal; None: that retry
-            carried the old token.
+        reload_behaviour: When a running process takes a newer token from its file.
         takes_socket: The CLI sends its requests to a Unix socket if it is told to, and its tools do not see the
             variables for that.
     """
 
     version: str | None = None
     help: str | None = None
-    rereads: bool | None = None
-    seconds_from_write_to_request: float | None = None
-    seconds_from_write_to_retry: float | None = None
+    reload_behaviour: ReloadBehaviour | None = None
     takes_socket: bool | None = None
-
-    @property
-    def reload_behaviour(self) -> ReloadBehaviour | None:
-        """When a running process takes a newer token; None: not known."""
-        if not self.rereads:
-            return None if self.rereads is None else ReloadBehaviour.NEVER
-        return ReloadBehaviour.ON_REFUSAL if self.seconds_from_write_to_request is None else ReloadBehaviour.ON_REQUEST
 
     @property
     def options(self) -> CliOptions | None:
@@ -191,16 +178,9 @@ class CheckedCli:
             facts = CliFacts(version=version)
             if RELOAD in wanted:
                 try:
-                    to_request = stage.next_request()
+                    facts = msgspec.structs.replace(facts, reload_behaviour=stage.reload_behaviour())
                 except EndedEarly as error:
                     raise error if fault is None else DoesNotRun(fault) from None
-                to_retry = stage.retry()
-                facts = CliFacts(
-                    version=version,
-                    rereads=to_retry is not None,
-                    seconds_from_write_to_request=to_request,
-                    seconds_from_write_to_retry=to_retry,
-                )
             if SOCKET in wanted:
                 facts = msgspec.structs.replace(facts, takes_socket=stage.takes_socket())
             if HELP in wanted:
@@ -257,13 +237,14 @@ class _Stage:
             run.until(lambda: False)
             return lines, run.fault
 
-    def next_request(self) -> float | None:
-        """
-        Write the new token while a request waits for its answer.
+    def reload_behaviour(self) -> ReloadBehaviour:
+        """Return when a running CLI takes a newer token from its file."""
+        if self._takes_token_at_request():
+            return ReloadBehaviour.ON_REQUEST
+        return ReloadBehaviour.ON_REFUSAL if self._takes_token_at_retry() else ReloadBehaviour.NEVER
 
-        Returns:
-            Seconds from the write to the next request; None: that request carried the old token.
-        """
+    def _takes_token_at_request(self) -> bool:
+        """Write the new token while a request waits for its answer; return whether the next request carries it."""
         from agent_runtime.standins import messages_api
 
         api, old, new = messages_api.MessagesApi(), _made_up(), _made_up()
@@ -271,18 +252,12 @@ class _Stage:
         with self._with_file(api, old) as (run, file):
             run.must_see(lambda: api.seen(old).requests >= 1)
             file.write(new)
-            written_at = time.monotonic()
             api.open_gate("written")
             run.until(lambda: api.seen(new).requests >= 1 or api.seen(old).requests >= 2)
-        return _seconds_from(written_at, api, new)
+        return _is_carried(new, api)
 
-    def retry(self) -> float | None:
-        """
-        Write the new token after the old one was refused.
-
-        Returns:
-            Seconds from the write to the CLI's own retry; None: the retry carried the old token, or there was none.
-        """
+    def _takes_token_at_retry(self) -> bool:
+        """Write the new token after the old one was refused; return whether the CLI's own retry carries it."""
         from agent_runtime.standins.messages_api import MessagesApi
 
         api, old, new = MessagesApi(), _made_up(), _made_up()
@@ -290,11 +265,10 @@ class _Stage:
         with self._with_file(api, old) as (run, file):
             run.must_see(lambda: api.seen(old).by_status[HTTPStatus.UNAUTHORIZED] >= 1)
             file.write(new)
-            written_at = time.monotonic()
             refused_before = api.seen(old).requests
             # One request with the old token may have been on its way.
             run.until(lambda: api.seen(new).requests >= 1 or api.seen(old).requests >= refused_before + 2)
-        return _seconds_from(written_at, api, new)
+        return _is_carried(new, api)
 
     def takes_socket(self) -> bool:
         """
@@ -396,6 +370,5 @@ def _made_up() -> Token:
     return Token(f"{OAUTH_PREFIX}01-made-up-for-a-check-{secrets.token_hex(8)}")
 
 
-def _seconds_from(written_at: float, api: MessagesApi, token: Token) -> float | None:
-    arrived_at = [request.at for request in api.requests if request.carries(token) and not request.aside]
-    return max(0.0, arrived_at[0] - written_at) if arrived_at else None
+def _is_carried(token: Token, api: MessagesApi) -> bool:
+    return any(request.carries(token) and not request.aside for request in api.requests)

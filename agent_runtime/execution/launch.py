@@ -61,7 +61,7 @@ class Launch:
         settings, environ = context.settings, context.environ
         self.generation = context.secret.read()
         context.may_use(self.generation, spec.task.model, spec.execution_id)
-        delivered = self.delivered = context.deliveries.for_spawn(self.generation)
+        delivered = self.delivered = context.deliveries.deliver(self.generation)
         self.generation, self.delivered_at = delivered.generation, time.monotonic()
         context.redactor.add(delivered.generation.token)
         self._directory = context.workspaces.open(spec.task, spec.execution_id, spec.cwd)

@@ -220,7 +220,7 @@ class Relay:
             generation,
             RELAY,
             shown | self._by_socket() if takes_it else by_port,
-            ReloadBehaviour.ON_REQUEST,
+            lambda: ReloadBehaviour.ON_REQUEST,
             holds=lambda _newer: True,
             relayed=identity,
             by_port=by_port if takes_it else None,

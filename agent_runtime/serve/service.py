@@ -299,7 +299,7 @@ class SecretChanges:
         if status.generation is not None:
             self._redactor.add(status.generation.token)
             if self.deliveries is not None:
-                self.deliveries.generation_loaded(status.generation)
+                self.deliveries.renew(status.generation)
         if self._loop is not None and self._take is not None:
             with contextlib.suppress(RuntimeError):  # the loop has closed
                 self._loop.call_soon_threadsafe(self._take, status)

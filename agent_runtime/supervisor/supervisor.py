@@ -250,7 +250,7 @@ class Supervisor:
             consecutive_failures=self.admission.consecutive_failures,
             draining=self.admission.draining,
             delivery=self._deliveries.state,
-            cannot_deliver=self._deliveries.hinders,
+            cannot_deliver=self._deliveries.cannot_deliver,
             containment=self._containment.state,
             confinement=self._containment.confinement,
             disk=DiskState(

@@ -99,9 +99,7 @@ def config_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def delivery(config_dir: Path) -> FileDelivery:
-    delivery = FileDelivery(config_dir)
-    delivery.reload_behaviour = ReloadBehaviour.ON_REQUEST
-    return delivery
+    return FileDelivery(config_dir)
 
 
 # -- the file
@@ -372,8 +370,7 @@ def test_a_running_child_is_reached_from_oauth_to_oauth_where_its_cli_reads_agai
     config_dir: Path, given: Generation, newer: Generation, reload_behaviour: ReloadBehaviour
 ) -> None:
     delivery = FileDelivery(config_dir)
-    delivery.reload_behaviour = reload_behaviour
-    delivered = delivery.deliver(given)
+    delivered = delivery.deliver(given, lambda: reload_behaviour)
     delivery.renew(newer)
 
     both_oauth = given.token.kind is TokenKind.OAUTH and newer.token.kind is TokenKind.OAUTH
@@ -382,7 +379,7 @@ def test_a_running_child_is_reached_from_oauth_to_oauth_where_its_cli_reads_agai
 
 
 def test_a_generation_that_could_not_be_written_reaches_nobody(config_dir: Path, delivery: FileDelivery) -> None:
-    delivered = delivery.deliver(generation(1))
+    delivered = delivery.deliver(generation(1), lambda: ReloadBehaviour.ON_REQUEST)
     assert not delivered.is_reached_by(generation(2))
 
     (config_dir / FILE_NAME).write_bytes(SOMEBODY_ELSES)
@@ -421,14 +418,14 @@ def test_auto_begins_with_variables_and_goes_on_by_file_once_the_cli_is_proved(c
     deliveries = Deliveries("auto", FileDelivery(config_dir), reload_checker)
     deliveries.start()
     assert reload_checker.begun == 1
-    first = deliveries.for_spawn(generation(1))
+    first = deliveries.deliver(generation(1))
     assert first.way == deliveries.state["delivery"] == "env"
     assert not (config_dir / FILE_NAME).exists()
 
     reload_checker.known = ReloadBehaviour.ON_REQUEST
-    second = deliveries.for_spawn(generation(1))
+    second = deliveries.deliver(generation(1))
     assert second.way == deliveries.state["delivery"] == "file"
-    deliveries.generation_loaded(generation(2))
+    deliveries.renew(generation(2))
     assert token_in(config_dir) == generation(2).token.secret
     assert (first.is_reached_by(generation(2)), second.is_reached_by(generation(2))) == (False, True)
 
@@ -440,14 +437,14 @@ def test_auto_begins_with_variables_and_goes_on_by_file_once_the_cli_is_proved(c
 def test_when_the_cli_is_replaced_those_that_run_are_still_reached(config_dir: Path) -> None:
     reload_checker = KnownReach(ReloadBehaviour.ON_REQUEST)
     deliveries = Deliveries("auto", FileDelivery(config_dir), reload_checker)
-    running = deliveries.for_spawn(generation(1))
+    running = deliveries.deliver(generation(1))
 
     reload_checker.known = None
-    assert deliveries.for_spawn(generation(1)).way == "env"
-    deliveries.generation_loaded(generation(2))
+    assert deliveries.deliver(generation(1)).way == "env"
+    deliveries.renew(generation(2))
     assert running.is_reached_by(generation(2))
     deliveries.ended(running)
-    deliveries.generation_loaded(generation(3))
+    deliveries.renew(generation(3))
     assert token_in(config_dir) == generation(2).token.secret
 
 
@@ -457,13 +454,13 @@ def test_auto_falls_back_to_variables_while_the_file_is_in_the_way_and_says_so(
     deliveries = Deliveries("auto", FileDelivery(config_dir), KnownReach(ReloadBehaviour.ON_REQUEST))
     (config_dir / FILE_NAME).write_bytes(SOMEBODY_ELSES)
     for _ in range(3):
-        assert deliveries.for_spawn(generation(1)).way == "env"
+        assert deliveries.deliver(generation(1)).way == "env"
     assert deliveries.state["delivery"] == "env"
     assert "did not write" in deliveries.state["reason"]
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
 
     (config_dir / FILE_NAME).unlink()
-    assert deliveries.for_spawn(generation(1)).way == "file"
+    assert deliveries.deliver(generation(1)).way == "file"
     assert deliveries.state["delivery"] == "file"
 
 
@@ -479,8 +476,8 @@ def test_file_that_became_impossible_is_a_typed_error(config_dir: Path) -> None:
     (config_dir / FILE_NAME).write_bytes(SOMEBODY_ELSES)
 
     with pytest.raises(SpawnFailed, match="did not write"):
-        deliveries.for_spawn(generation(1))
-    deliveries.generation_loaded(generation(2))
+        deliveries.deliver(generation(1))
+    deliveries.renew(generation(2))
 
 
 def test_env_proves_nothing_and_writes_nothing(config_dir: Path) -> None:
@@ -488,8 +485,8 @@ def test_env_proves_nothing_and_writes_nothing(config_dir: Path) -> None:
     deliveries = Deliveries("env", FileDelivery(config_dir), reload_checker)
     deliveries.start()
 
-    assert deliveries.for_spawn(generation(1)).variables == {"CLAUDE_CODE_OAUTH_TOKEN": generation(1).token.secret}
-    deliveries.generation_loaded(generation(2))
+    assert deliveries.deliver(generation(1)).variables == {"CLAUDE_CODE_OAUTH_TOKEN": generation(1).token.secret}
+    deliveries.renew(generation(2))
     assert (reload_checker.begun, list(config_dir.iterdir())) == (0, [])
 
 
@@ -547,20 +544,7 @@ def test_a_reload_check_tells_whether_the_cli_reads_its_file_again(
 ) -> None:
     reload_result = CheckedCli(spawner, SCRIPTED, scripted(version)).find_out(RELOAD)
 
-    assert (reload_result.version, reload_result.reload_behaviour, reload_result.rereads) == (
-        version,
-        reload_behaviour,
-        reload_behaviour is not ReloadBehaviour.NEVER,
-    )
-    if reload_behaviour is ReloadBehaviour.ON_REQUEST:
-        assert reload_result.seconds_from_write_to_request is not None
-        assert reload_result.seconds_from_write_to_retry is not None
-
-
-def test_a_cli_that_only_its_own_retry_heals_is_reached_on_refusal() -> None:
-    reload_result = CliFacts(version="2.1.30", rereads=True, seconds_from_write_to_retry=0.5)
-
-    assert reload_result.reload_behaviour is ReloadBehaviour.ON_REFUSAL
+    assert (reload_result.version, reload_result.reload_behaviour) == (version, reload_behaviour)
 
 
 def test_the_reload_check_is_made_without_the_supervisors_token_server_and_proxy(tmp_path: Path) -> None:
@@ -620,7 +604,7 @@ def test_a_reload_check_is_kept_with_the_executables_hash_and_said_of_no_other(t
     def binary() -> Binary:
         return Binary.of((str(cli),), None)
 
-    facts = CliFacts(version="1", rereads=True, seconds_from_write_to_retry=0.5)
+    facts = CliFacts(version="1", reload_behaviour=ReloadBehaviour.ON_REFUSAL)
     ReloadResults(tmp_path).store(binary(), facts)
 
     again = ReloadResults(tmp_path)
@@ -631,7 +615,7 @@ def test_a_reload_check_is_kept_with_the_executables_hash_and_said_of_no_other(t
     assert ReloadResults(tmp_path).known(binary(), hash_it=False) == facts
     ReloadResults(tmp_path).store(binary(), CliFacts(version="1", help="a help"))
     again.store(binary(), CliFacts(takes_socket=True))
-    whole = CliFacts(version="1", rereads=True, seconds_from_write_to_retry=0.5, help="a help", takes_socket=True)
+    whole = CliFacts(version="1", reload_behaviour=ReloadBehaviour.ON_REFUSAL, help="a help", takes_socket=True)
     assert ReloadResults(tmp_path).known(binary()) == whole
     cli.write_text("version 2")
     assert again.known(binary()) == CliFacts()
@@ -645,8 +629,8 @@ def test_damaged_reload_results_are_made_anew(tmp_path: Path, content: bytes) ->
     binary = Binary.of(SCRIPTED, None)
     assert reload_results.known(binary) == CliFacts()
 
-    reload_results.store(binary, CliFacts(rereads=False))
-    assert ReloadResults(tmp_path).known(binary) == CliFacts(rereads=False)
+    reload_results.store(binary, CliFacts(reload_behaviour=ReloadBehaviour.NEVER))
+    assert ReloadResults(tmp_path).known(binary) == CliFacts(reload_behaviour=ReloadBehaviour.NEVER)
 
 
 def test_reload_results_that_cannot_be_written_are_kept_in_memory(
@@ -654,9 +638,9 @@ def test_reload_results_that_cannot_be_written_are_kept_in_memory(
 ) -> None:
     reload_results = ReloadResults(tmp_path / "missing")
     binary = Binary.of(SCRIPTED, None)
-    reload_results.store(binary, CliFacts(rereads=False))
+    reload_results.store(binary, CliFacts(reload_behaviour=ReloadBehaviour.NEVER))
 
-    assert reload_results.known(binary) == CliFacts(rereads=False)
+    assert reload_results.known(binary) == CliFacts(reload_behaviour=ReloadBehaviour.NEVER)
     assert "cannot write" in caplog.text
 
 
@@ -668,7 +652,7 @@ def test_serve_without_a_reload_check_makes_it_in_the_background_and_then_delive
     deliveries.start()
     try:
         eventually(lambda: deliveries.state["delivery"] == "file")
-        assert deliveries.for_spawn(generation(1)).way == "file"
+        assert deliveries.deliver(generation(1)).way == "file"
         assert (
             BackgroundReloadChecker(
                 CheckedCli(spawner, SCRIPTED, scripted()), ReloadResults(tmp_path)
@@ -727,7 +711,7 @@ def test_a_reload_check_that_came_with_the_image_counts_for_the_same_executable_
     image.mkdir()
     data.mkdir()
     binary, another = Binary.of((str(cli),), None), Binary.of((str(other),), None)
-    made = CliFacts(version="1.0", rereads=True)
+    made = CliFacts(version="1.0", reload_behaviour=ReloadBehaviour.ON_REQUEST)
     ReloadResults(image).store(binary, made)
 
     reload_results = ReloadResults(data, built_in=image / "proofs.json")

@@ -17,7 +17,7 @@ API_KEY = Generation(4, Token("sk-ant-api03-of-generation-4-000000000"), loaded_
 
 
 def held_generations(reload_behaviour: ReloadBehaviour) -> HeldGenerations:
-    return HeldGenerations(Delivered(FIRST, "file", {}, reload_behaviour, lambda _newer: True), now=0.0)
+    return HeldGenerations(Delivered(FIRST, "file", {}, lambda: reload_behaviour, lambda _newer: True), now=0.0)
 
 
 def test_the_generation_of_the_spawn_is_charged_from_the_first_request_on() -> None:
@@ -99,9 +99,7 @@ def in_doubt(child: HeldGenerations) -> bool:
 
 def test_as_long_as_nobody_knows_whether_it_looks_it_is_suspect_what_it_has() -> None:
     known: list[ReloadBehaviour | None] = [None]
-    child = HeldGenerations(
-        Delivered(FIRST, "file", {}, ReloadBehaviour.NEVER, lambda _newer: True, lambda: known[0]), now=0.0
-    )
+    child = HeldGenerations(Delivered(FIRST, "file", {}, lambda: known[0], lambda _newer: True), now=0.0)
     assert not in_doubt(child)
 
     assert child.loaded(SECOND, 1.0) is None
@@ -116,9 +114,7 @@ def test_as_long_as_nobody_knows_whether_it_looks_it_is_suspect_what_it_has() ->
 
 def test_a_child_that_never_looks_is_not_in_doubt() -> None:
     known: list[ReloadBehaviour | None] = [None]
-    child = HeldGenerations(
-        Delivered(FIRST, "file", {}, ReloadBehaviour.NEVER, lambda _newer: True, lambda: known[0]), now=0.0
-    )
+    child = HeldGenerations(Delivered(FIRST, "file", {}, lambda: known[0], lambda _newer: True), now=0.0)
     child.loaded(SECOND, 1.0)
     known[0] = ReloadBehaviour.NEVER
 
