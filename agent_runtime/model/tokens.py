@@ -13,6 +13,14 @@ API_KEY_VARIABLE = "ANTHROPIC_API_KEY"
 AUTH_TOKEN_VARIABLE = "ANTHROPIC_AUTH_TOKEN"  # noqa: S105 - the name of a variable
 
 
+OAUTH_BETA = "oauth-2025-04-20"
+"""
+The ``anthropic-beta`` value without which the API refuses even a good OAuth token; every CLI version sends it.
+
+Source: Claude Code 1.0.128 to 2.1.332; reports of OAuth tokens that look bad behind proxies which drop the header.
+"""
+
+
 class TokenKind(StrEnum):
     """Which of the API's two kinds of credential a token is; it decides how the CLI must be given it."""
 

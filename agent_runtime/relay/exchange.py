@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import time
 from typing import TYPE_CHECKING
 
-import h11
 import msgspec
 
 from agent_runtime.evidence.error_bodies import STATUS_BY_TYPE
-from agent_runtime.model.tokens import TokenKind
-from agent_runtime.relay.connection import MOST_HEAD_BYTES, READ_BYTES, BadMessage, PeerClosed
-from agent_runtime.relay.framing import Chunked, Framing, UntilClosed, framing_of
+from agent_runtime.model.tokens import OAUTH_BETA, TokenKind
+from agent_runtime.relay.connection import BadMessage, PeerClosed
+from agent_runtime.relay.framing import Chunked, UntilClosed
 from agent_runtime.relay.hold import Hold
 from agent_runtime.relay.refusals import MOST_BODY_BYTES, detection_in, may_be_refusal
-from agent_runtime.relay.requests import HOP_BY_HOP, MESSAGES, headers_to_send
-from agent_runtime.relay.upstream import Unreachable
+from agent_runtime.relay.requests import HOP_BY_HOP, MESSAGES
+from agent_runtime.relay.upstream import FirstByteTimeout, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,47 +23,15 @@ if TYPE_CHECKING:
     from agent_runtime.relay.connection import Connection
     from agent_runtime.relay.identities import Identity
     from agent_runtime.relay.requests import Request
-    from agent_runtime.relay.upstream import Upstream
+    from agent_runtime.relay.upstream import Answer, Upstream
     from agent_runtime.secret.file import SecretFile
     from agent_runtime.secret.generations import Generation
 
-CONNECT_PATIENCE_SECONDS = 2.0
-CONNECT_PAUSE_SECONDS = 0.2
 IDLE_SECONDS = 300.0
 """How long the API may send nothing once an answer has begun; while it works, it sends pings."""
 
-OAUTH_BETA = "oauth-2025-04-20"
-"""The beta that OAuth needs: without it even a good token is refused, so the refusal says nothing about the token."""
-
 _TYPE_BY_STATUS = {status: kind for kind, status in STATUS_BY_TYPE.items()}
 _NOT_FORWARDED = frozenset(name.encode() for name in HOP_BY_HOP) | {b"set-cookie"}
-
-
-class FirstByteTimeout(Exception):
-    """The API accepted a request and did not begin to answer in time."""
-
-
-class Answer(msgspec.Struct):
-    """
-    The head of an answer of the API, and the connection that its body comes on.
-
-    Attributes:
-        body: The bytes of the body that were read so far, with the framing of chunks.
-        is_last: Whether the connection cannot be used after this answer.
-    """
-
-    status: int
-    reason: bytes
-    headers: list[tuple[bytes, bytes]]
-    framing: Framing
-    connection: Connection
-    is_last: bool
-    body: bytes = b""
-
-    @property
-    def values(self) -> dict[bytes, list[bytes]]:
-        """The values of the headers by lower-case name."""
-        return _values(self.headers)
 
 
 class Exchanges:
@@ -74,25 +39,13 @@ class Exchanges:
     Answer the requests of children from the API; runs on the relay's loop.
 
     Args:
-        first_byte_seconds: How long the API may take to begin an answer.
         count: Called with the outcome of a request, such as ``replayed``.
-        observe_first_byte: Called with the seconds that the API took to begin an answer.
     """
 
-    def __init__(
-        self,
-        upstream: Upstream,
-        secret: SecretFile,
-        *,
-        first_byte_seconds: float,
-        count: Callable[[str], None],
-        observe_first_byte: Callable[[float], None],
-    ) -> None:
+    def __init__(self, upstream: Upstream, secret: SecretFile, *, count: Callable[[str], None]) -> None:
         self._upstream = upstream
         self._secret = secret
-        self._first_byte_seconds = first_byte_seconds
         self._count = count
-        self._observe_first_byte = observe_first_byte
 
     async def answer(self, request: Request, identity: Identity, child: Connection) -> bool:
         """
@@ -131,7 +84,7 @@ class Exchanges:
         """Send the request, again with a newer token as long as its token is refused; return the answer to pass on."""
         while True:
             generation = identity.choose(self._secret.status.generation)
-            answer = await self._send_on_any_connection(request, generation)
+            answer = await self._upstream.send(request, generation.token)
             try:
                 identity.record_answer(generation)
                 if request.path == MESSAGES and answer.status // 100 == 2:
@@ -148,7 +101,7 @@ class Exchanges:
                 answer.connection.reset()
                 raise
             self._count("replayed")
-            self._release(answer)
+            self._upstream.release(answer)
 
     async def _hold(self, identity: Identity, detection: Detection, answer: Answer, generation: Generation) -> bool:
         """Hold a request because the token in use was refused or is limited; return whether to send it again."""
@@ -165,101 +118,13 @@ class Exchanges:
             return None
         if generation.token.kind is TokenKind.OAUTH and OAUTH_BETA not in request.header("anthropic-beta"):
             return None
-        async with asyncio.timeout(self._first_byte_seconds):
-            while not answer.framing.is_complete and len(answer.body) < MOST_BODY_BYTES:
-                if not (data := await answer.connection.read()):
-                    if isinstance(answer.framing, UntilClosed):
-                        break
-                    raise PeerClosed
-                used = answer.framing.feed(data)
-                answer.body += data[:used]
-                answer.connection.buffer = data[used:]
+        async with asyncio.timeout(self._upstream.first_byte_seconds):
+            while len(answer.body) < MOST_BODY_BYTES and (data := await answer.read()):
+                answer.body += data
         body = answer.body
         if isinstance(answer.framing, Chunked):
             body = _without_chunks(body)
         return detection_in(answer.status, answer.values, body)
-
-    # -- the API
-
-    async def _send_on_any_connection(self, request: Request, generation: Generation) -> Answer:
-        """
-        Send the request with a token, and read the head of the answer.
-
-        Raises:
-            Unreachable: No connection can be made.
-            BadMessage: The answer is no HTTP/1.1 message that can be passed on.
-            OSError, PeerClosed: The API closed the connection without an answer.
-            FirstByteTimeout: The API did not begin to answer in time.
-        """
-        give_up_at = time.monotonic() + CONNECT_PATIENCE_SECONDS
-        while True:
-            try:
-                connection = await self._upstream.acquire()
-            except Unreachable:
-                if time.monotonic() >= give_up_at:
-                    raise
-                await asyncio.sleep(CONNECT_PAUSE_SECONDS)
-                continue
-            try:
-                return await self._send(connection, request, generation)
-            except (OSError, PeerClosed):
-                connection.reset()
-                if not connection.is_used:  # else the API may have closed a stored connection just then: try another
-                    raise
-            except BaseException:
-                connection.reset()
-                raise
-
-    async def _send(self, connection: Connection, request: Request, generation: Generation) -> Answer:
-        upstream, parser = self._upstream, h11.Connection(h11.CLIENT, max_incomplete_event_size=MOST_HEAD_BYTES)
-        headers = [*headers_to_send(request, upstream.host, generation.token), *upstream.proxy_headers]
-        question = h11.Request(method=request.method, target=upstream.target(request.target), headers=headers)
-        sending = asyncio.ensure_future(_send_all(connection, parser.send(question) or b"", request))
-        asked_at = time.monotonic()
-        try:
-            async with asyncio.timeout(self._first_byte_seconds):
-                answer = await self._read_head(connection, parser, is_head=request.method == "HEAD")
-        except TimeoutError:
-            raise FirstByteTimeout from None
-        finally:
-            was_sent = sending.done()
-            sending.cancel()
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await sending
-        answer.is_last |= not was_sent  # the API answered before it had the whole request
-        self._observe_first_byte(time.monotonic() - asked_at)
-        return answer
-
-    @staticmethod
-    async def _read_head(connection: Connection, parser: h11.Connection, *, is_head: bool) -> Answer:
-        while True:
-            head = await connection.read_head()
-            if head is None:
-                raise PeerClosed
-            try:
-                parser.receive_data(head)
-                event = parser.next_event()
-            except h11.RemoteProtocolError:
-                raise BadMessage("its head cannot be read") from None
-            if isinstance(event, h11.Response):
-                break
-            if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
-                raise BadMessage("its head is none of an answer")
-        headers = [(bytes(name), bytes(value)) for name, value in event.headers.raw_items()]
-        values = _values(headers)
-        options = b",".join(values.get(b"connection", [])).lower()
-        is_last = b"close" in options or event.http_version != b"1.1"
-        framing = framing_of(event.status_code, values, is_head=is_head)
-        return Answer(event.status_code, bytes(event.reason), headers, framing, connection, is_last)
-
-    def _release(self, answer: Answer) -> None:
-        """Store the connection for reuse if the answer has ended, else cut it."""
-        if answer.framing.is_complete and not answer.is_last:
-            self._upstream.release(answer.connection)
-        else:
-            answer.connection.reset()
-
-    # -- the child
 
     async def _forward(self, answer: Answer, child: Connection) -> bool:
         """
@@ -270,52 +135,31 @@ class Exchanges:
         Raises:
             OSError: The child is gone.
         """
-        framing, connection = answer.framing, answer.connection
-        in_chunks = isinstance(framing, UntilClosed)
+        in_chunks = isinstance(answer.framing, UntilClosed)
         unsent = _head_for_child(answer, in_chunks=in_chunks)
         if answer.body:
             unsent += _chunk(answer.body) if in_chunks else answer.body
-        while not framing.is_complete:
-            if unsent and not connection.buffer:
+        while True:
+            if unsent and not answer.connection.buffer:
                 await child.send(unsent)
                 unsent = b""
             try:
                 async with asyncio.timeout(IDLE_SECONDS):
-                    data = await connection.read()
-                if not data and not in_chunks:
-                    raise PeerClosed
-                used = framing.feed(data)
+                    data = await answer.read()
             except (OSError, PeerClosed, BadMessage, TimeoutError):
-                connection.reset()
+                answer.connection.reset()
                 child.reset()
                 return False
             if not data:
-                unsent = b"0\r\n\r\n"
                 break
-            if used < len(data):
-                connection.buffer, data = data[used:], data[:used]
             await child.send(unsent + (_chunk(data) if in_chunks else data))
             unsent = b""
+        if in_chunks:
+            unsent += b"0\r\n\r\n"
         if unsent:
             await child.send(unsent)
-        self._release(answer)
+        self._upstream.release(answer)
         return True
-
-
-async def _send_all(connection: Connection, head: bytes, request: Request) -> None:
-    if request.body.length <= READ_BYTES:
-        await connection.send(head + b"".join(request.body.pieces()))
-        return
-    await connection.send(head)
-    for piece in request.body.pieces():
-        await connection.send(piece)
-
-
-def _values(headers: list[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
-    found: dict[bytes, list[bytes]] = {}
-    for name, value in headers:
-        found.setdefault(name.lower(), []).append(value)
-    return found
 
 
 def _head_for_child(answer: Answer, *, in_chunks: bool) -> bytes:

@@ -108,11 +108,12 @@ def _skip_whole_chunks(data: bytes, at: int) -> int:
 class UntilClosed:
     """A body that ends with the connection (HTTP/1.0); the child gets it in chunks, so that it can notice a cut."""
 
-    is_complete = False
+    def __init__(self) -> None:
+        self.is_complete = False
 
-    @staticmethod
-    def feed(data: bytes) -> int:
-        """Return how many bytes of *data* belong to the body: all of them."""
+    def feed(self, data: bytes) -> int:
+        """Return how many bytes of *data* belong to the body: all of them; without any, the body has ended."""
+        self.is_complete = not data
         return len(data)
 
 

@@ -117,7 +117,8 @@ class Relay:
         takes_socket: Returns whether this CLI sends its requests to a Unix socket and its tools learn nothing of the
             socket; None: not known.
         first_byte_seconds: How long the API may take to begin an answer.
-        count, observe_first_byte: As in :class:`agent_runtime.relay.exchange.Exchanges`.
+        count: As in :class:`agent_runtime.relay.exchange.Exchanges`.
+        observe_first_byte: As in :class:`agent_runtime.relay.upstream.Upstream`.
 
     Raises:
         CannotStart: The environment's base URL or proxy cannot be used.
@@ -137,7 +138,12 @@ class Relay:
     ) -> None:
         try:
             self._is_first_party = is_first_party(environ)
-            self._upstream = Upstream(API_URL if self._is_first_party else environ[BASE_URL_VARIABLE], environ)
+            self._upstream = Upstream(
+                API_URL if self._is_first_party else environ[BASE_URL_VARIABLE],
+                environ,
+                first_byte_seconds=first_byte_seconds,
+                observe_first_byte=observe_first_byte,
+            )
         except ValueError as error:
             raise CannotStart(f"{PREFIX}TOKEN_DELIVERY: relay is not possible here: {error}") from None
         self._environ = environ
@@ -145,9 +151,7 @@ class Relay:
         self._directory = directory
         self._owner = owner
         self._takes_socket = takes_socket
-        self._first_byte_seconds = first_byte_seconds
         self._count = count
-        self._observe_first_byte = observe_first_byte
         self._prefix = f"/{secrets.token_hex(16)}"
         self._identities = Identities()
         self._budget = MemoryBudget()
@@ -259,13 +263,7 @@ class Relay:
 
     async def _serve(self, listeners: list[socket.socket], ready: threading.Event) -> None:
         self._loop = asyncio.get_running_loop()
-        exchanges = Exchanges(
-            self._upstream,
-            self._secret,
-            first_byte_seconds=self._first_byte_seconds,
-            count=self._count,
-            observe_first_byte=self._observe_first_byte,
-        )
+        exchanges = Exchanges(self._upstream, self._secret, count=self._count)
 
         def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             if len(self._connections) >= MOST_CONNECTIONS:

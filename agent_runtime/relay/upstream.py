@@ -1,4 +1,4 @@
-"""Connections to the API: with TLS, through the environment's proxy if there is one, and stored while they are idle."""
+"""Send requests to the API: with TLS, through the environment's proxy if there is one, on reused connections."""
 
 from __future__ import annotations
 
@@ -10,15 +10,25 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import h11
+import msgspec
 
 from agent_runtime.http_client import checked_url, proxy_for, tls_context
-from agent_runtime.relay.connection import READ_BYTES, BadMessage, Connection, PeerClosed
+from agent_runtime.relay.connection import MOST_HEAD_BYTES, READ_BYTES, BadMessage, Connection, PeerClosed
+from agent_runtime.relay.framing import Framing, UntilClosed, framing_of
+from agent_runtime.relay.requests import headers_to_send
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from agent_runtime.model.tokens import Token
+    from agent_runtime.relay.requests import Request
 
 CONNECT_SECONDS = 10.0
+CONNECT_PATIENCE_SECONDS = 2.0
+CONNECT_PAUSE_SECONDS = 0.2
+"""For how long, and after what pause, a connection that cannot be made is tried again."""
+
 IDLE_SECONDS = 50.0
 """A connection that has been idle for longer is not used again: servers close theirs after about a minute."""
 
@@ -29,22 +39,72 @@ class Unreachable(Exception):
     """No connection to the API can be made; the text names no address."""
 
 
+class FirstByteTimeout(Exception):
+    """The API accepted a request and did not begin to answer in time."""
+
+
+class Answer(msgspec.Struct):
+    """
+    The head of an answer of the API, and the connection that its body comes on.
+
+    Attributes:
+        is_last: Whether the connection cannot be used after this answer.
+        body: The bytes of the body that were read so far to be judged, with the framing of chunks.
+    """
+
+    status: int
+    reason: bytes
+    headers: list[tuple[bytes, bytes]]
+    framing: Framing
+    connection: Connection
+    is_last: bool
+    body: bytes = b""
+
+    @property
+    def values(self) -> dict[bytes, list[bytes]]:
+        """The values of the headers by lower-case name."""
+        return _values(self.headers)
+
+    async def read(self) -> bytes:
+        """
+        Return the next bytes of the body, with the framing of chunks; none at its end.
+
+        Raises:
+            OSError, PeerClosed: The connection broke in the middle of the body.
+            BadMessage: The bytes are no chunked body.
+        """
+        if self.framing.is_complete:
+            return b""
+        data = await self.connection.read()
+        if not data and not isinstance(self.framing, UntilClosed):
+            raise PeerClosed
+        used = self.framing.feed(data)
+        self.connection.buffer = data[used:]
+        return data[:used]
+
+
 class Upstream:
     """
-    The API, or the gateway that the environment names.
+    The API, or the gateway that the environment names; used on the relay's loop.
 
     Args:
         base_url: With a path, if the gateway has one.
         environ: The supervisor's environment: proxies and CAs.
-
-    Attributes:
-        host: The value of the ``Host`` header.
+        first_byte_seconds: How long the API may take to begin an answer.
+        observe_first_byte: Called with the seconds that the API took to begin an answer.
 
     Raises:
         ValueError: The base URL or the proxy cannot be used.
     """
 
-    def __init__(self, base_url: str, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        environ: Mapping[str, str],
+        *,
+        first_byte_seconds: float,
+        observe_first_byte: Callable[[float], None],
+    ) -> None:
         url = checked_url(base_url)
         if url.userinfo or url.query or url.fragment:
             raise ValueError("the base URL has more than a host and a path")
@@ -55,19 +115,82 @@ class Upstream:
         self._is_tls = url.scheme == "https"
         self._context: ssl.SSLContext | None = None
         self._idle: list[tuple[float, Connection]] = []
-        self.host = url.netloc.decode()
+        self._host = url.netloc.decode()
+        self.first_byte_seconds = first_byte_seconds
+        self._observe_first_byte = observe_first_byte
 
-    def target(self, path_and_query: str) -> str:
-        """Return the target for a request: its path, or the whole URL where a proxy forwards the request itself."""
-        target = self._url.path.rstrip("/") + path_and_query
-        return target if self._proxy is None or self._is_tls else f"http://{self.host}{target}"
+    async def send(self, request: Request, token: Token) -> Answer:
+        """
+        Send a request with *token* as its credential, and read the head of the answer.
 
-    @property
-    def proxy_headers(self) -> list[tuple[str, str]]:
-        """Further headers for a request that a proxy forwards: the proxy's authorization, if any."""
-        return [] if self._is_tls else self._proxy_authorization()
+        Raises:
+            Unreachable: No connection can be made.
+            BadMessage: The answer is no HTTP/1.1 message that can be passed on.
+            OSError, PeerClosed: The API closed the connection without an answer.
+            FirstByteTimeout: The API did not begin to answer in time.
+        """
+        give_up_at = time.monotonic() + CONNECT_PATIENCE_SECONDS
+        while True:
+            try:
+                connection = await self._acquire()
+            except Unreachable:
+                if time.monotonic() >= give_up_at:
+                    raise
+                await asyncio.sleep(CONNECT_PAUSE_SECONDS)
+                continue
+            try:
+                return await self._send(connection, request, token)
+            except (OSError, PeerClosed):
+                connection.reset()
+                if not connection.is_used:  # else the API may have closed a stored connection just then: try another
+                    raise
+            except BaseException:
+                connection.reset()
+                raise
 
-    async def acquire(self) -> Connection:
+    async def _send(self, connection: Connection, request: Request, token: Token) -> Answer:
+        parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MOST_HEAD_BYTES)
+        headers = headers_to_send(request, self._host, token)
+        target = self._url.path.rstrip("/") + request.target
+        if self._proxy is not None and not self._is_tls:  # the proxy forwards the request itself
+            headers += self._proxy_authorization()
+            target = f"http://{self._host}{target}"
+        question = h11.Request(method=request.method, target=target, headers=headers)
+        sending = asyncio.ensure_future(_send_all(connection, parser.send(question) or b"", request))
+        asked_at = time.monotonic()
+        try:
+            async with asyncio.timeout(self.first_byte_seconds):
+                answer = await _read_answer_head(connection, parser, is_head=request.method == "HEAD")
+        except TimeoutError:
+            raise FirstByteTimeout from None
+        finally:
+            was_sent = sending.done()
+            sending.cancel()
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await sending
+        answer.is_last |= not was_sent  # the API answered before it had the whole request
+        self._observe_first_byte(time.monotonic() - asked_at)
+        return answer
+
+    def release(self, answer: Answer) -> None:
+        """Store the connection for reuse if its answer has ended, else close it."""
+        connection = answer.connection
+        if not answer.framing.is_complete or answer.is_last:
+            connection.reset()
+        elif not connection.is_idle or len(self._idle) >= MOST_IDLE:
+            connection.close()
+        else:
+            connection.is_used = True
+            self._idle.append((time.monotonic(), connection))
+
+    async def close(self) -> None:
+        """Close the idle connections."""
+        for _, connection in self._idle:
+            connection.reset()
+            await connection.wait_closed()
+        self._idle.clear()
+
+    async def _acquire(self) -> Connection:
         """
         Return an idle connection, or a new one.
 
@@ -84,21 +207,6 @@ class Upstream:
                 return await self._connect()
         except (OSError, ValueError, BadMessage, PeerClosed, h11.ProtocolError) as error:
             raise Unreachable(type(error).__name__) from None
-
-    def release(self, connection: Connection) -> None:
-        """Store a connection for reuse after its answer has ended; close it if it cannot be used again."""
-        if not connection.is_idle or len(self._idle) >= MOST_IDLE:
-            connection.close()
-            return
-        connection.is_used = True
-        self._idle.append((time.monotonic(), connection))
-
-    async def close(self) -> None:
-        """Close the idle connections."""
-        for _, connection in self._idle:
-            connection.reset()
-            await connection.wait_closed()
-        self._idle.clear()
 
     async def _connect(self) -> Connection:
         url = self._proxy or self._url
@@ -147,3 +255,41 @@ class Upstream:
                 context.set_alpn_protocols(["http/1.1"])
             self._context = context
         return self._context
+
+
+async def _read_answer_head(connection: Connection, parser: h11.Connection, *, is_head: bool) -> Answer:
+    while True:
+        head = await connection.read_head()
+        if head is None:
+            raise PeerClosed
+        try:
+            parser.receive_data(head)
+            event = parser.next_event()
+        except h11.RemoteProtocolError:
+            raise BadMessage("its head cannot be read") from None
+        if isinstance(event, h11.Response):
+            break
+        if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
+            raise BadMessage("its head is none of an answer")
+    headers = [(bytes(name), bytes(value)) for name, value in event.headers.raw_items()]
+    values = _values(headers)
+    options = b",".join(values.get(b"connection", [])).lower()
+    is_last = b"close" in options or event.http_version != b"1.1"
+    framing = framing_of(event.status_code, values, is_head=is_head)
+    return Answer(event.status_code, bytes(event.reason), headers, framing, connection, is_last)
+
+
+async def _send_all(connection: Connection, head: bytes, request: Request) -> None:
+    if request.body.length <= READ_BYTES:
+        await connection.send(head + b"".join(request.body.pieces()))
+        return
+    await connection.send(head)
+    for piece in request.body.pieces():
+        await connection.send(piece)
+
+
+def _values(headers: list[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
+    found: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        found.setdefault(name.lower(), []).append(value)
+    return found

@@ -22,7 +22,7 @@ from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, HEADERS_VARIA
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.error_bodies import read_body
 from agent_runtime.evidence.rules import rule_for
-from agent_runtime.model.tokens import TokenKind
+from agent_runtime.model.tokens import OAUTH_BETA, TokenKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,9 +38,6 @@ PATH = "/v1/messages/count_tokens"
 """A request to this path is free, counts against no usage limit, and checks the credential as any other does."""
 
 DEFAULT_MODEL = "claude-haiku-4-5"
-OAUTH_BETA = "oauth-2025-04-20"
-"""The ``anthropic-beta`` value without which the API refuses a good OAuth token; no other value matters for that."""
-
 TIMEOUT_SECONDS = 5.0
 BODY_LIMIT_BYTES = 64 * 1024
 

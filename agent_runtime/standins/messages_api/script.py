@@ -21,9 +21,6 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-OAUTH_BETA = "oauth-2025-04-20"
-"""The ``anthropic-beta`` value without which the API does not take an OAuth token; every CLI version sends it."""
-
 
 class _Content(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """

@@ -34,14 +34,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.model.tokens import Token, TokenKind
+from agent_runtime.model.tokens import OAUTH_BETA, Token, TokenKind
 from agent_runtime.standins.messages_api.body import EVENT_STREAM, JSON, Message, beginning, error_body, event, quarters
 from agent_runtime.standins.messages_api.conversation import MessagesRequest, conversation_of, model_of
 from agent_runtime.standins.messages_api.loopback import LoopbackServer
 from agent_runtime.standins.messages_api.policy import MessagesApi, SeenRequest
 from agent_runtime.standins.messages_api.script import (
     FAULTS,
-    OAUTH_BETA,
     Cut,
     Fail,
     Hang,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
+from agent_runtime.model.tokens import OAUTH_BETA
 from agent_runtime.standins.scripted_cli import frames
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from agent_runtime.standins.scripted_cli.runtime import Options, Run
 
 MAX_ATTEMPTS = 11
-OAUTH_BETA = "oauth-2025-04-20"
 REQUEST_TIMEOUT_SECONDS = 600.0
 BASH_TOOL = {
     "name": "Bash",
