@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from agent_runtime.doctor.finding import Finding, ok, problem, warning
 from agent_runtime.errors import SettingsInvalid
-from agent_runtime.setting_slips import did_you_mean, is_service_link, not_this
+from agent_runtime.setting_slips import did_you_mean
 from agent_runtime.settings import PREFIX, SETTINGS, load, unknown_variables
 from agent_runtime.web.access import BadKey, read_key
 
@@ -27,37 +27,25 @@ STOP_MARGIN_SECONDS = 15
 
 def settings_in(environ: Mapping[str, str]) -> tuple[Settings, list[Finding]]:
     """Return the settings, with defaults in place of bad values, and the findings about them."""
-    usable, found = dict(environ), []
-    for setting in SETTINGS:
-        text = environ.get(setting.variable)
-        if not text:
-            continue
+    given = {setting.variable: text for setting in SETTINGS if (text := environ.get(setting.variable))}
+    usable, found = dict(given), []
+    for name, text in given.items():
         try:
-            setting.parse(text)
-        except ValueError as error:
-            del usable[setting.variable]
-            found.append(_bad(setting.variable, text, str(error)))
+            load({f"{PREFIX}INSECURE_NO_ACCESS_KEY": "true", name: text})  # the access is checked below
+        except SettingsInvalid as error:
+            del usable[name]
+            advice = f"correct {name}, or leave it out; serve exits with 2 until then (agent-runtime serve --help)"
+            found.append(problem("settings", str(error), advice))
     found += [_unknown(name) for name in unknown_variables(environ)]
     if not found:
-        count = sum(1 for setting in SETTINGS if environ.get(setting.variable))
-        found.append(ok("settings", f"{count} set, all understood"))
+        found.append(ok("settings", f"{len(given)} set, all understood"))
     try:
         settings = load(usable)
-    except SettingsInvalid:  # the host is not loopback and there is no key: the only fault of two settings together
+    except SettingsInvalid as error:  # the host is not loopback and there is no key: the only fault of two settings
         settings = load(usable | {f"{PREFIX}HOST": HERE})
-        text = f"{PREFIX}HOST is {usable[f'{PREFIX}HOST']}, and there is no access key, so serve refuses to start"
         advice = f"set {PREFIX}ACCESS_KEY_FILE to a file that holds a key, or leave {PREFIX}HOST out"
-        return settings, [*found, problem("access", text, advice)]
+        return settings, [*found, problem("access", f"{error}; serve refuses to start", advice)]
     return settings, [*found, access(settings)]
-
-
-def _bad(variable: str, text: str, error: str) -> Finding:
-    if is_service_link(variable, text):
-        cause = f"{variable} is not ours: Kubernetes sets it in every pod beside a Service of this name"
-        advice = f"set enableServiceLinks: false in the pod, or {variable} itself; serve exits with 2 until then"
-        return problem("settings", cause, advice)
-    advice = f"correct {variable}, or leave it out; serve exits with 2 until then (agent-runtime serve --help)"
-    return problem("settings", f"{variable}: {error}{not_this(text)}", advice)
 
 
 def _unknown(name: str) -> Finding:

@@ -33,7 +33,7 @@ from agent_runtime.settings import PREFIX
 from agent_runtime.web.uvicorn_protocol import DESCRIPTORS_KEPT, DESCRIPTORS_PER_SLOT, FEWEST_PLACES, PLACES_BEYOND
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from agent_runtime.delivery.reload_check import CliFacts
     from agent_runtime.settings import Settings
@@ -46,48 +46,35 @@ def examine_program(
     settings: Settings, environ: Mapping[str, str], kind: str | None, in_the_way: str | None
 ) -> Iterator[Finding]:
     """Check the CLI and its reload behaviour, and report how a token of this *kind* will reach it."""
-    reload_result = None
+    facts = None
     try:
         binary = Binary.of(settings.claude, environ.get("PATH"))
         reason = launch_fault(settings.claude, environ.get("PATH"))
     except AgentRuntimeError:
         yield problem("cli", *_no_cli(settings.claude[0], environ))
     else:
-        reload_result = yield from _examine(settings, environ, binary, reason)
+        if reason is not None:
+            advice = f"install it for this processor and C library, or set {PREFIX}CLAUDE to another"
+            yield problem("cli", f"{binary.files[0]} cannot start: {reason}", advice)
+        else:
+            yield ok("cli", f"found: {binary.files[0]}")
+            proof, facts = _proof(settings, environ, binary)
+            yield proof
     if settings.token_delivery == RELAY:
-        yield _relayed(environ, reload_result)
+        yield _relayed(environ, facts)
         return
-    reload_behaviour = None if reload_result is None else reload_result.reload_behaviour
+    reload_behaviour = None if facts is None else facts.reload_behaviour
     choice = choose(settings.token_delivery, TokenKind(kind or TokenKind.OAUTH), reload_behaviour, in_the_way)
     yield ok("delivery", f"{choice.name}: {choice.reason}")
 
 
-def _relayed(environ: Mapping[str, str], reload_result: CliFacts | None) -> Finding:
+def _relayed(environ: Mapping[str, str], facts: CliFacts | None) -> Finding:
     """Report how children would reach the relay."""
     try:
-        way = way_in(environ, takes_socket=None if reload_result is None else reload_result.takes_socket)
+        way = way_in(environ, takes_socket=None if facts is None else facts.takes_socket)
     except ValueError:
         return problem("delivery", "the relay cannot use this base URL", f"correct {BASE_URL_VARIABLE}")
     return ok("delivery", f"{RELAY}: {way}")
-
-
-def _examine(
-    settings: Settings, environ: Mapping[str, str], binary: Binary, reason: str | None
-) -> Generator[Finding, None, CliFacts | None]:
-    """Check whether the CLI starts (*reason*: why it cannot) and reloads a token; return the reload check's result."""
-    if reason is not None:
-        advice = f"install it for this processor and C library, or set {PREFIX}CLAUDE to another"
-        yield problem("cli", f"{binary.files[0]} cannot start: {reason}", advice)
-        return None
-    yield ok("cli", f"found: {binary.files[0]}")
-    try:
-        reload_result, text = _reload_result(settings, environ, binary)
-    except AgentRuntimeError as error:
-        advice = f"run it by hand in this container: {settings.claude[0]} --version; is it for this processor and libc?"
-        yield problem("proof", str(error), advice)
-        return None
-    yield ok("proof", text)
-    return reload_result
 
 
 def _no_cli(word: str, environ: Mapping[str, str]) -> tuple[str, str]:
@@ -103,22 +90,25 @@ def _no_cli(word: str, environ: Mapping[str, str]) -> tuple[str, str]:
     return f"{word} is not on PATH ({environ.get('PATH')})", advice
 
 
-def _reload_result(settings: Settings, environ: Mapping[str, str], binary: Binary) -> tuple[CliFacts, str]:
-    """Return the result of the reload check, stored or made now, and a text about it."""
+def _proof(settings: Settings, environ: Mapping[str, str], binary: Binary) -> tuple[Finding, CliFacts | None]:
+    """Find out whether a running CLI takes a newer token: from the stored result, or by the reload check now."""
     data_dir = settings.data_dir or DATA_DIR
     keeps = is_dir(data_dir) and may(data_dir, os.W_OK | os.X_OK)
-    reload_results = ReloadResults(data_dir if keeps else None)
-    result = reload_results.known(binary)
-    origin = "known already"
+    stored = ReloadResults(data_dir if keeps else None)
+    facts, origin = stored.known(binary), "known already"
     wanted = (RELOAD, SOCKET) if settings.token_delivery == RELAY else (RELOAD,)
-    if result.is_missing_any(wanted):
-        with contextlib.closing(Spawner()) as spawner:
-            result = CheckedCli(spawner, settings.claude, environ, user=settings.child_user).find_out(*wanted)
-        reload_results.store(binary, result)
-        where = f"kept in {data_dir / RELOAD_RESULTS_FILE}" if keeps else "not kept: no data directory yet"
-        origin = f"made now, {where}"
-    text = f"version {result.version}, a running one takes a newer token: {result.reload_behaviour} ({origin})"
-    return result, text
+    try:
+        if facts.is_missing_any(wanted):
+            with contextlib.closing(Spawner()) as spawner:
+                facts = CheckedCli(spawner, settings.claude, environ, user=settings.child_user).find_out(*wanted)
+            stored.store(binary, facts)
+            where = f"kept in {data_dir / RELOAD_RESULTS_FILE}" if keeps else "not kept: no data directory yet"
+            origin = f"made now, {where}"
+    except AgentRuntimeError as error:
+        advice = f"run it by hand in this container: {settings.claude[0]} --version; is it for this processor and libc?"
+        return problem("proof", str(error), advice), None
+    text = f"version {facts.version}, a running one takes a newer token: {facts.reload_behaviour} ({origin})"
+    return ok("proof", text), facts
 
 
 def contained(settings: Settings) -> Finding:
