@@ -150,7 +150,7 @@ def _accepted(execution_id: str) -> bodies.Accepted:
 
 async def list_executions(api: Api, request: Request) -> Response:
     """List records, newest first."""
-    query = _each_once(request)
+    query = _query_of(request)
     labels = {name.removeprefix(LABEL): value for name, value in query.items() if name.startswith(LABEL)}
     if not all(re.search(LABEL_NAME, name) for name in labels):
         raise InvalidRequest("label.NAME: the name must be 1 to 63 of a-z, 0-9, _ . and -")
@@ -173,7 +173,7 @@ async def list_executions(api: Api, request: Request) -> Response:
     return BufferedResponse(api.buffer, int(limit) * RECORD_BYTES, page)
 
 
-def _each_once(request: Request) -> dict[str, str]:
+def _query_of(request: Request) -> dict[str, str]:
     """
     Return the parameters of the query.
 
@@ -193,7 +193,7 @@ async def get_usage(api: Api, request: Request) -> bodies.UsageReport:
     What an attempt has used with a token counts for the subscription that the secret file named with that token.
     `AGENT_RUNTIME_RETAIN_AGE` and `AGENT_RUNTIME_RETAIN_BYTES` say for how long.
     """
-    query = _each_once(request)
+    query = _query_of(request)
     by, since = query.get("by", UsedBy.SUBSCRIPTION), query.get("since")
     if by not in set(UsedBy):
         raise InvalidRequest(f"by: must be one of {', '.join(UsedBy)}")

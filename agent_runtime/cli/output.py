@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from agent_runtime.client import Answer, ClientError, StreamEvent
 
 SUMMARY_LENGTH = 160
-TELLING_FIELDS = ("command", "file_path", "path", "pattern", "url", "query", "description", "prompt", "skill")
+IDENTIFYING_FIELDS = ("command", "file_path", "path", "pattern", "url", "query", "description", "prompt", "skill")
 """Inputs of the CLI's tools that identify a call best. Source: ``tests/recorded``, Claude Code 2.1.330."""
 
 _BIDI = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -22,12 +22,12 @@ _TEXT = _CONTROLS | {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
 _LINE = _CONTROLS | {ord("\n"): " ", ord("\t"): " ", ord("\r"): ""}
 
 
-def text_of(value: object) -> str:
+def safe_text(value: object) -> str:
     """Return text that is harmless for a terminal: control characters of a model's or tool's text are replaced."""
     return str(value).translate(_TEXT)
 
 
-def line_of(value: object) -> str:
+def safe_line(value: object) -> str:
     """Return any value as one line of at most :data:`SUMMARY_LENGTH` characters."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     head = text[: SUMMARY_LENGTH * 4].translate(_LINE).strip()
@@ -62,7 +62,7 @@ class Live:
         if counts.cost_usd:
             parts.append(f"${counts.cost_usd:.4f}")
         parts.append(f"execution {answer.execution_id}")
-        self._sink.write(self._rest(f"[{line_of(', '.join(parts))}]"))
+        self._sink.write(self._rest(f"[{safe_line(', '.join(parts))}]"))
         self._sink.flush()
 
     def failed(self, error: ClientError) -> None:
@@ -71,7 +71,7 @@ class Live:
     def _partial(self, piece: dict[str, Any]) -> None:
         """Write text while the model writes it; not that of sub-agents, whose texts would mix with it."""
         if piece.get("parent_tool_use_id") is None:
-            text = text_of(piece.get("text", ""))
+            text = safe_text(piece.get("text", ""))
             text = text if self._begun else text.lstrip()
             self._begun += text
             self._sink.write(text)
@@ -91,7 +91,7 @@ class Live:
             state = "held" if event.data.get("held") else str(event.data.get("state"))
             if state not in (self._state, "finished"):
                 self._state = state
-                yield f"[{line_of(state)}]"
+                yield f"[{safe_line(state)}]"
         elif event.name == "gap":
             yield f"[lines {event.data.get('first')} to {event.data.get('last')} are missing]"
 
@@ -101,21 +101,21 @@ class Live:
             indent = "  " if frame.get("parent_tool_use_id") else ""
             for block in _blocks(frame):
                 if block.get("type") == "tool_use":
-                    yield f"{indent}> {line_of(_call(block))}"
+                    yield f"{indent}> {safe_line(_call(block))}"
                 elif block.get("type") == "text" and isinstance(block.get("text"), str):
                     self._last_text = block["text"].strip()
                     mark = "! " if frame.get("error") else ""
-                    yield "\n".join(indent + mark + line for line in text_of(self._last_text).splitlines())
+                    yield "\n".join(indent + mark + line for line in safe_text(self._last_text).splitlines())
         elif kind == ("system", "init"):
-            yield f"[model {line_of(frame.get('model'))}, session {line_of(frame.get('session_id'))}]"
+            yield f"[model {safe_line(frame.get('model'))}, session {safe_line(frame.get('session_id'))}]"
         elif kind == ("system", "api_retry"):
             status = frame.get("error_status") or "nothing"
-            of = f", try {line_of(frame.get('attempt'))} of {line_of(frame.get('max_retries'))}"
-            yield f"! the API answered {line_of(status)} ({line_of(frame.get('error'))}){of}"
+            of = f", try {safe_line(frame.get('attempt'))} of {safe_line(frame.get('max_retries'))}"
+            yield f"! the API answered {safe_line(status)} ({safe_line(frame.get('error'))}){of}"
         elif kind[0] == "result" and isinstance(frame.get("result"), str):
             text = frame["result"].strip()
             if text and text != self._last_text:
-                yield text_of(text)
+                yield safe_text(text)
 
 
 class JsonLines:
@@ -157,6 +157,6 @@ def _call(block: dict[str, Any]) -> str:
     """Return a tool call in one line: its name, and the input that identifies it best."""
     given = block.get("input")
     fields = given if isinstance(given, dict) else {}
-    telling = next((fields[name] for name in TELLING_FIELDS if isinstance(fields.get(name), str)), None)
-    about = line_of(telling if telling is not None else fields) if fields else ""
+    identifying = next((fields[name] for name in IDENTIFYING_FIELDS if isinstance(fields.get(name), str)), None)
+    about = safe_line(identifying if identifying is not None else fields) if fields else ""
     return f"{block.get('name')}: {about}" if about else str(block.get("name"))

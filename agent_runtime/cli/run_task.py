@@ -26,39 +26,39 @@ def main(options: argparse.Namespace) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character must not end the command
             stream.reconfigure(errors="backslashreplace")
-    showing = JsonLines(sys.stdout) if options.json else Live(sys.stdout)
+    output = JsonLines(sys.stdout) if options.json else Live(sys.stdout)
     try:
         with connect(options, options.patience) as client:
             prompt = _prompt(options.prompt)
-            _look(client, options.patience)
+            _explain_waiting(client, options.patience)
             execution_id = options.execution_id or str(uuid.uuid4())
-            watch = Watch(client, execution_id, prompt, _fields(options), showing, partial=options.follow)
-            return watch.detach() if options.detach else watch.attend()
+            run = Run(client, execution_id, prompt, _fields(options), output, partial=options.follow)
+            return run.submit_only() if options.detach else run.follow_to_end()
     except ClientError as error:
-        showing.failed(error)
+        output.failed(error)
         raise
 
 
 @dataclass
-class Watch:
-    """The submission of one task, and the output of its events."""
+class Run:
+    """One use of the command: the submission of a task, and the output of its events."""
 
     client: SyncAgentClient
     execution_id: str
     message: str
     fields: dict[str, Any]
-    showing: JsonLines | Live
+    output: JsonLines | Live
     partial: bool = False
     position: int = 0
     resumes: int = 0
 
-    def detach(self) -> int:
+    def submit_only(self) -> int:
         """Submit the task, print the execution's id, and return the exit code."""
         self._submit()
         sys.stdout.write(self.execution_id + "\n")
         return EXIT_SUCCESS
 
-    def attend(self) -> int:
+    def follow_to_end(self) -> int:
         """Submit the task and show its events to the end; Ctrl-C cancels it, a second one stops waiting for that."""
         try:
             self._submit()
@@ -81,7 +81,7 @@ class Watch:
         return EXIT_CANCELLED
 
     def _show(self, answer: Answer) -> int:
-        self.showing.answer(answer)
+        self.output.answer(answer)
         return EXIT_CANCELLED if answer.is_cancelled else EXIT_SUCCESS
 
     def _submit(self) -> None:
@@ -93,7 +93,7 @@ class Watch:
             for event in self.client.stream(self.execution_id, after=self.position, partial=self.partial):
                 if event.name == "message" and event.id is not None:
                     self.position = event.id
-                self.showing.event(event)
+                self.output.event(event)
             try:
                 return self.client.result(self.execution_id)
             except ClientError as error:
@@ -119,7 +119,7 @@ def _prompt(prompt: str) -> str:
     return prompt
 
 
-def _look(client: SyncAgentClient, patience_seconds: float) -> None:
+def _explain_waiting(client: SyncAgentClient, patience_seconds: float) -> None:
     """Print why `run` waits: no supervisor answers, or the supervisor turns new tasks away."""
     try:
         obstacle: object = "the supervisor drains" if client.health().draining else None

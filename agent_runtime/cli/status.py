@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from agent_runtime.cli.connection import connect
 from agent_runtime.cli.exit_codes import EXIT_SUCCESS
-from agent_runtime.cli.output import line_of
+from agent_runtime.cli.output import safe_line
 
 if TYPE_CHECKING:
     import argparse
@@ -69,12 +69,12 @@ def page(url: str, health: Health, token: TokenReport, records: Sequence[Executi
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Format rows as aligned columns; every cell becomes one line, whatever its content."""
-    clean = [[line_of(cell) for cell in row] for row in rows]
+    clean = [[safe_line(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*clean, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in clean]
 
 
-def span(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Format a duration for a person; it is rounded before the unit is chosen, so there is no ``60 s``."""
     seconds = max(0.0, seconds)
     if round(seconds) < 60:
@@ -93,9 +93,9 @@ def _row(record: Execution, now: datetime) -> tuple[str, ...]:
         "held" if record.held else record.state,
         record.outcome or NOTHING,
         record.error_class or NOTHING,
-        NOTHING if created is None else span((now - created).total_seconds()),
-        NOTHING if started is None else span(((ended or now) - started).total_seconds()),
-        span(usage.cpu_seconds) if usage.cpu_seconds else NOTHING,
+        NOTHING if created is None else duration((now - created).total_seconds()),
+        NOTHING if started is None else duration(((ended or now) - started).total_seconds()),
+        duration(usage.cpu_seconds) if usage.cpu_seconds else NOTHING,
         f"{usage.memory_bytes / 1e6:.0f} MB" if usage.memory_bytes else NOTHING,
         str(len(record.attempts)),
         ",".join(generations) or NOTHING,
@@ -110,7 +110,7 @@ def _token(token: TokenReport, now: datetime) -> str:
         parts.append(f"generation {token.generation}, {token.kind}, fingerprint {token.fingerprint}")
     if token.expires_at is not None:
         left = (token.expires_at - now).total_seconds()
-        parts.append(f"expires in {span(left)}" if left > 0 else "expired")
+        parts.append(f"expires in {duration(left)}" if left > 0 else "expired")
     if token.limited_until:
         parts.append(f"limited until {token.limited_until:%Y-%m-%d %H:%M:%S} UTC")
     if token.error:

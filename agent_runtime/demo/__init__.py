@@ -14,7 +14,7 @@ from agent_runtime.demo.choice import choose_cli
 from agent_runtime.demo.relay_scenario import RelayScenario
 from agent_runtime.demo.report import RELAY_PROMISES, Promise, Report
 from agent_runtime.demo.scenario import Scenario
-from agent_runtime.demo.stage import Interrupted, Stage, Stuck, interruptible
+from agent_runtime.demo.stage import CannotContinue, Interrupted, Stage, interruptible
 from agent_runtime.demo.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _play(stage: Stage, scenario: Scenario, report: Report) -> None:
         stage.say("supervisor", f"ended on SIGTERM with exit code {exit_code}")
         report.check(Promise.ENDS_WELL, exit_code == 0, f"its exit code was {exit_code}")
         scenario.search_for_tokens()
-    except Stuck as stuck:
+    except CannotContinue as stuck:
         report.stuck = str(stuck)
     except ClientError as error:
         report.stuck = f"the supervisor did not answer: {error}"

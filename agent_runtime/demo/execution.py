@@ -25,16 +25,16 @@ class Execution:
     Attributes:
         name: The name in the timeline, and of the stand-in's script for this execution.
         answer: The answer or error; None: there is none yet.
-        is_doomed: The execution's token is going to be refused, so that a failure is expected.
-        failures_told: How many of the execution's events reported an error of the API, also one that the CLI retries.
+        expects_refusal: The execution's token is going to be refused, so that a failure is expected.
+        api_errors_shown: How many of the events reported an error of the API, also one that the CLI retries.
     """
 
     def __init__(self, stage: Stage, name: str) -> None:
         self.name = name
         self.execution_id = f"demo-{stage.run}-{name}"
         self.answer: Answer | ClientError | None = None
-        self.is_doomed = False
-        self.failures_told = 0
+        self.expects_refusal = False
+        self.api_errors_shown = 0
         self._client = stage.client
         self._say = stage.say
         stage.execution_ids.append(self.execution_id)
@@ -50,6 +50,15 @@ class Execution:
     def is_auth(self) -> bool:
         """Whether the execution ended because the API refused the token."""
         return isinstance(self.answer, ClientError) and (self.answer.status, self.answer.error_class) == (503, "auth")
+
+    @property
+    def fault(self) -> str:
+        """Why the answer is not the execution's own result after one attempt; empty: it is."""
+        answer, name = self.answer, self.name
+        if not isinstance(answer, Answer) or answer.response != result_of(name):
+            return f"{name} got no answer" if answer is None else f"{name} was answered {self}"
+        attempts = answer.metadata.attempts
+        return "" if attempts == 1 else f"{name} was answered {self} after {attempts} attempts"
 
     @property
     def text(self) -> bytes:
@@ -81,7 +90,7 @@ class Execution:
             self._say(self.name, f"answered {textwrap.shorten(str(self), TEXT_LIMIT, placeholder='...')}")
 
     def _print(self, event: StreamEvent) -> None:
-        self.failures_told += bool(event.data.get("error"))
+        self.api_errors_shown += bool(event.data.get("error"))
         if event.name == "state" and event.data.get("state") == "running":
             attempt = self.first_attempt()
             carried = ", ".join(f"token {one.fingerprint} (generation {one.generation})" for one in attempt.tokens[:1])
@@ -92,3 +101,8 @@ class Execution:
             for block in event.data["message"].get("content", []):
                 if isinstance(block, dict) and block.get("type") == "tool_use":
                     self._say(self.name, f"tool: {block['input'].get('description')}")
+
+
+def result_of(name: str) -> str:
+    """Return the text that an execution ends with."""
+    return f"{name} is done"

@@ -9,10 +9,10 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from agent_runtime.demo import hunt
-from agent_runtime.demo.execution import Execution
+from agent_runtime.demo import token_search
+from agent_runtime.demo.execution import Execution, result_of
 from agent_runtime.demo.report import RelayPromise
-from agent_runtime.demo.scenario import IN_PARALLEL, Scenario, flaw, result_of, seconds, tool, waiting_tool
+from agent_runtime.demo.scenario import IN_PARALLEL, Scenario, seconds, tool, waiting_tool
 from agent_runtime.model.tokens import Token
 from agent_runtime.standins.messages_api import Text
 
@@ -27,7 +27,7 @@ SWITCHES = 3
 TOOLS = SWITCHES + 2
 """Tools of each execution: during the first ones the token is switched, then one is refused, then one limited."""
 
-HUNTED = "hunted"
+SEARCH_RESULT = "token-search.json"
 
 
 class RelayScenario(Scenario):
@@ -35,7 +35,7 @@ class RelayScenario(Scenario):
     The steps with the relay.
 
     Args:
-        new_stage: Makes a stage without the relay, on which the same hunt must find the token.
+        new_stage: Makes a stage without the relay, on which the same search must find the token.
     """
 
     TOKENS = TOOLS + 1
@@ -47,20 +47,20 @@ class RelayScenario(Scenario):
     def _play_steps(self) -> None:
         four: list[Execution] = []
         for name in [f"task-{number}" for number in range(1, IN_PARALLEL + 1)]:
-            hunts = [] if four else [_hunt_of(self._stage)]
-            four.append(self._start(name, *(waiting_tool(name, number) for number in range(TOOLS)), *hunts))
+            searches = [] if four else [_search_tool(self._stage)]
+            four.append(self._start(name, *(waiting_tool(name, number) for number in range(TOOLS)), *searches))
         for number in range(SWITCHES):
             self._switch(four, number)
         self._hold(four, SWITCHES, "expired", RelayPromise.DEAD)
         self._hold(four, SWITCHES + 1, "usage_limit", RelayPromise.LIMIT)
         for each in four:
-            self._end(each)
+            self._await_answer(each)
             self._judge(each)
         statuses = sum((self._api.seen(token).by_status for token in self._tokens), Counter[int]())
         self._figure("refusals and limits by the API", str(statuses[401] + statuses[429]))
-        found, asked = self._result_of_hunt(self._stage, self._tokens, "with the relay", expected=0)
+        found, asked = self._result_of_search(self._stage, self._tokens, "with the relay", expected=0)
         no_run = "the tool did not run" if found is None else ""
-        self._check(RelayPromise.HUNT, found == 0, no_run or f"it found {found}")
+        self._check(RelayPromise.SEARCH, found == 0, no_run or f"it found {found}")
         self._check(RelayPromise.NO_KEY, not no_run and asked == 0, no_run or f"{asked} requests reached the API")
         self._play_control()
 
@@ -70,7 +70,7 @@ class RelayScenario(Scenario):
         """While all four are in the middle of a tool, write a token, and let the API refuse the old one at once."""
         busy = self._until_busy(four, number)
         self._check(RelayPromise.SWITCHES, busy == IN_PARALLEL, f"at switch {number + 1} only {busy} did")
-        self._note_argv(four)
+        self._collect_argv(four)
         written_at = self._write(number + 1)
         self._refuse(number, "expired")
         self._measure_first_request(number + 1, written_at, "first request with it")
@@ -86,16 +86,16 @@ class RelayScenario(Scenario):
         self._measure_first_request(number + 1, written_at, "first held request sent with it")
 
     def _play_control(self) -> None:
-        """Run the same hunt with a supervisor that gives the CLI the token itself."""
+        """Run the same search with a supervisor that gives the CLI the token itself."""
         self._say("demo", "the control: another supervisor, without the relay, and the same tool looks for the token")
         stage, token = self._new_stage(), Token(f"sk-ant-oat01-demo-{secrets.token_hex(24)}")
         stage.write_token(token)
         stage.start_supervisor()
         stage.until("ready", lambda: stage.client.health().unready is None)
-        stage.api.script("control", _hunt_of(stage), Text(text=result_of("control")))
+        stage.api.script("control", _search_tool(stage), Text(text=result_of("control")))
         execution = Execution(stage, "control")
         stage.until("an answer to the control", lambda: execution.answer)
-        found, asked = self._result_of_hunt(stage, [token], "without the relay", expected=1)
+        found, asked = self._result_of_search(stage, [token], "without the relay", expected=1)
         otherwise = f"it found {found}, and {asked} requests for a key reached the API"
         self._check(RelayPromise.CONTROL, found == asked == 1, otherwise)
         stage.end_supervisor()
@@ -112,18 +112,18 @@ class RelayScenario(Scenario):
         self._stage.until("a request with the new token", has_come)
         self._figure(f"token file written -> {what} ({number})", seconds(self._first_request(token, written_at)))
 
-    def _result_of_hunt(
+    def _result_of_search(
         self, stage: Stage, tokens: list[Token], where: str, *, expected: int
     ) -> tuple[int | None, int]:
-        """Return how many of *tokens* the hunt found (None: it did not run), and its number of requests for a key."""
-        asked = sum(each.path == hunt.MINTING_PATH for each in stage.api.requests)
+        """Return how many of *tokens* the search found (None: it did not run), and its number of requests for a key."""
+        asked = sum(each.path == token_search.MINTING_PATH for each in stage.api.requests)
         try:
-            hunted = json.loads((stage.workspace / HUNTED).read_bytes())
+            result = json.loads((stage.workspace / SEARCH_RESULT).read_bytes())
         except (OSError, ValueError):
             return None, asked
-        found = sum(token.fingerprint in hunted["found"] for token in tokens)
-        places = f"{hunted['processes']} processes and {hunted['files']} files"
-        key = f"its request for a key was answered {hunted['minted']}; {asked} such requests reached the API"
+        found = sum(token.fingerprint in result["found"] for token in tokens)
+        places = f"{result['processes']} processes and {result['files']} files"
+        key = f"its request for a key was answered {result['minted']}; {asked} such requests reached the API"
         self._say("demo", f"the tool looked at {places}; tokens found: {found}; {key}")
         self._figure(f"tokens that a tool finds in {places} {where}", str(found), str(expected))
         return found, asked
@@ -131,11 +131,11 @@ class RelayScenario(Scenario):
     def _judge(self, execution: Execution) -> None:
         """Check an execution by its answer, its record, its events and the files that its tools wrote."""
         name, attempt = execution.name, execution.first_attempt()
-        otherwise = flaw(execution) or (f"{name} was stopped: {attempt.stop_reason}" if attempt.stop_reason else "")
+        otherwise = execution.fault or (f"{name} was stopped: {attempt.stop_reason}" if attempt.stop_reason else "")
         self._check(RelayPromise.FINISH, not otherwise, otherwise)
         ran = self._ran(execution)
         self._check(RelayPromise.TOOLS_ONCE, ran == [str(number) for number in range(TOOLS)], f"{name} ran {ran}")
-        told = execution.failures_told
+        told = execution.api_errors_shown
         self._check(RelayPromise.UNSEEN, told == 0, f"{name} was told of {told}")
 
 
@@ -144,6 +144,6 @@ def _is_held(execution: Execution) -> bool:
     return record is not None and record.held
 
 
-def _hunt_of(stage: Stage) -> Tool:
-    command = shlex.join([sys.executable, "-I", hunt.__file__, str(stage.workspace / HUNTED)])
+def _search_tool(stage: Stage) -> Tool:
+    command = shlex.join([sys.executable, "-I", token_search.__file__, str(stage.workspace / SEARCH_RESULT)])
     return tool("look for the token in processes and files, and ask for an API key with the credential", command)

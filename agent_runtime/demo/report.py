@@ -43,7 +43,7 @@ class RelayPromise(Enum):
     FINISH = "all four finish, each with its own result, in one attempt: no stop, no kill, no resume"
     TOOLS_ONCE = "each tool has run once"
     UNSEEN = "no execution is told of a refusal or a limit"
-    HUNT = "a tool that looks for a token finds none"
+    SEARCH = "a tool that looks for a token finds none"
     NO_KEY = "the relay lets no tool ask the API for a key"
     CONTROL = "without the relay the same tool finds the token, and asks for a key with it"
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from agent_runtime.client import Answer
-from agent_runtime.demo.execution import Execution
+from agent_runtime.demo.execution import Execution, result_of
 from agent_runtime.demo.report import LINE_TO_SIGNAL_SECONDS, REFUSAL_TO_GONE_SECONDS, Promise
-from agent_runtime.demo.stage import marked
+from agent_runtime.demo.stage import processes_of
 from agent_runtime.model.tokens import Token
 from agent_runtime.standins.messages_api import Text, Tool
 
@@ -49,7 +48,7 @@ class Scenario:
         Play all steps.
 
         Raises:
-            Stuck: A step cannot be finished.
+            CannotContinue: A step cannot be finished.
         """
         try:
             self._write(0)
@@ -57,19 +56,21 @@ class Scenario:
             self._check(Promise.STARTS, held=True, otherwise="")
             self._play_steps()
         finally:
-            lost = [flaw(each) for each in self._executions if flaw(each) and not (each.is_doomed and each.is_auth)]
+            lost = [
+                each.fault for each in self._executions if each.fault and not (each.expects_refusal and each.is_auth)
+            ]
             if self._executions:
                 self._check(Promise.NOT_LOST, not lost, "; ".join(lost))
-        left = marked([each.execution_id for each in self._executions])
+        left = processes_of([each.execution_id for each in self._executions])
         self._check(Promise.NOTHING_LEFT, not left, f"{len(left)} processes with an execution's mark")
         many = f"{len(left)} are left of {len(self._executions)} executions"
         self._say("demo", f"looked at every process there is: {many}")
 
     def _play_steps(self) -> None:
         self._switch_under_four()
-        self._die_in_the_middle()
-        self._turn_away()
-        self._heal()
+        self._refuse_during_work()
+        self._submit_while_refused()
+        self._recover()
 
     # -- steps
 
@@ -82,33 +83,33 @@ class Scenario:
         busy = self._until_busy(four, 0)
         self._say("demo", f"{busy} executions are in the middle of a tool: now the token is switched")
         self._check(Promise.TOOLS_RUN, busy == IN_PARALLEL, f"only {busy} did")
-        self._note_argv(four)
+        self._collect_argv(four)
 
         written_at = self._write(1)
         fifth = self._start_quick("fifth")
-        self._end(fifth)
+        self._await_answer(fifth)
         self._check(Promise.NEW_TOKEN, self._sent_only(fifth, new), "not so the requests that the API saw")
         self._figure("token file written -> first request with it", seconds(self._first_request(new, written_at)))
 
         self._say("demo", "the four go on: their tools are let go")
-        self._let_go(0)
+        self._end_tools(0)
         for each in four:
-            self._end(each)
-            self._check(Promise.FINISH, not flaw(each), flaw(each))
+            self._await_answer(each)
+            self._check(Promise.FINISH, not each.fault, each.fault)
         counts = self._api.seen(old)
         refused = counts.by_status[401]
         self._say("api", f"saw {counts.requests} requests with token {old.fingerprint} so far, and refused {refused}")
 
-    def _die_in_the_middle(self) -> None:
+    def _refuse_during_work(self) -> None:
         """Make the API refuse the token while an execution with processes of its own works."""
         stays = "setsid sleep 120 </dev/null >/dev/null 2>&1 & "
         execution = self._start("doomed", *self._tools("doomed", 1, before=stays))
-        execution.is_doomed = True
+        execution.expects_refusal = True
         self._until_busy([execution], 1)
-        processes = marked([execution.execution_id])
+        processes = processes_of([execution.execution_id])
         self._refuse(1, "expired")
         gone_at = self._stage.until_gone(execution.execution_id, processes)
-        self._end(execution)
+        self._await_answer(execution)
         evidence = execution.first_attempt().evidence
         # The CLI also sends requests beside the conversation, with the same token: the first refusal of any counts.
         refused = [each.at for each in self._api.requests if each.status == 401]
@@ -129,24 +130,24 @@ class Scenario:
             watched = f"{len(processes)} watched"
             self._say("doomed", f"no process of it is left ({watched}), {seconds(to_gone)} after the API's 401")
 
-    def _turn_away(self) -> None:
+    def _submit_while_refused(self) -> None:
         """Check that a task is turned away, and nothing is spawned, while the token is refused."""
         state = self._stage.client.token().state
         self._say("supervisor", f"says of the token: {state}")
         before = len(self._api.requests)
         execution = Execution(self._stage, "refused")
-        self._end(execution)
+        self._await_answer(execution)
         nothing_happened = not execution.record() and len(self._api.requests) == before
         held = state == "refused" and execution.is_auth and nothing_happened
         self._check(Promise.TURNED_AWAY, held, f"the token's state was {state}, the answer {execution}")
 
-    def _heal(self) -> None:
+    def _recover(self) -> None:
         self._write(2)
         self._until_ready()  # from when the watcher has seen the new token, tasks are admitted
         execution = self._start_quick("healed")
-        self._end(execution)
+        self._await_answer(execution)
         is_right = self._sent_only(execution, self._tokens[2])
-        self._check(Promise.HEALED, not flaw(execution) and is_right, flaw(execution) or "it came with another token")
+        self._check(Promise.HEALED, not execution.fault and is_right, execution.fault or "it came with another token")
 
     def search_for_tokens(self) -> None:
         """Search the supervisor's files, its log, the answers and the processes' arguments for the tokens."""
@@ -192,7 +193,7 @@ class Scenario:
             tool("run the tests", "sleep 0.3; echo tests passed"),
         ]
 
-    def _let_go(self, number: int) -> None:
+    def _end_tools(self, number: int) -> None:
         """End the tools with this number, by the file that they wait for."""
         (self._stage.workspace / f"go-{number}").touch()
 
@@ -215,11 +216,11 @@ class Scenario:
         self._stage.until(what, lambda: count() == len(executions) or any(each.answer for each in executions))
         return count()
 
-    def _end(self, execution: Execution) -> None:
+    def _await_answer(self, execution: Execution) -> None:
         self._stage.until(f"an answer to {execution.name}", lambda: execution.answer)
 
-    def _note_argv(self, executions: list[Execution]) -> None:
-        for process in marked([each.execution_id for each in executions]):
+    def _collect_argv(self, executions: list[Execution]) -> None:
+        for process in processes_of([each.execution_id for each in executions]):
             with contextlib.suppress(psutil.Error):
                 self._argv += process.cmdline()
 
@@ -228,7 +229,7 @@ class Scenario:
         token = self._tokens[number]
         self._api.on(token, fault)
         self._say("api", f"answers token {token.fingerprint} from now on: {fault.replace('_', ' ')}")
-        self._let_go(number)
+        self._end_tools(number)
 
     def _sent_only(self, execution: Execution, token: Token) -> bool:
         """Whether the API got requests of an execution, and all of them with this token."""
@@ -239,20 +240,6 @@ class Scenario:
         """Return the seconds from a token's write to the first request with it; None: there was no request."""
         seen = next((each.at for each in self._api.requests if each.script and each.carries(token)), None)
         return None if seen is None else time.time() - (time.monotonic() - seen) - written_at
-
-
-def flaw(execution: Execution) -> str:
-    """Return why the answer is not the execution's own result after one attempt; empty: it is."""
-    answer, name = execution.answer, execution.name
-    attempts = answer.metadata.attempts if isinstance(answer, Answer) else None
-    if isinstance(answer, Answer) and answer.response == result_of(name):
-        return "" if attempts == 1 else f"{name} was answered {execution} after {attempts} attempts"
-    return f"{name} got no answer" if answer is None else f"{name} was answered {execution}"
-
-
-def result_of(name: str) -> str:
-    """Return the text that an execution ends with."""
-    return f"{name} is done"
 
 
 def tool(description: str, command: str) -> Tool:

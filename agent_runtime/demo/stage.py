@@ -38,7 +38,7 @@ RAISED_AGAIN_SECONDS = 0.2
 SLOTS = 5
 
 
-class Stuck(Exception):
+class CannotContinue(Exception):
     """The demo cannot go on; the message says why."""
 
 
@@ -77,7 +77,7 @@ def interruptible() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def marked(execution_ids: Collection[str]) -> set[psutil.Process]:
+def processes_of(execution_ids: Collection[str]) -> set[psutil.Process]:
     """Return all live processes of this machine that have one of these execution ids in their environment."""
     found = set()
     for process in psutil.process_iter():
@@ -149,7 +149,7 @@ class Stage:
         Start the supervisor and wait until it listens.
 
         Raises:
-            Stuck: The supervisor did not start.
+            CannotContinue: The supervisor did not start.
         """
         with self.log.open("ab") as log:
             supervisor = self.supervisor = subprocess.Popen(
@@ -165,7 +165,7 @@ class Stage:
         assert out is not None, "it is piped"  # noqa: S101
         url = out.readline().decode(errors="replace").strip().removeprefix("listening on ")
         if not url.startswith("http://127.0.0.1:"):
-            raise Stuck(f"the supervisor did not start: {self._last_log_line()}")
+            raise CannotContinue(f"the supervisor did not start: {self._last_log_line()}")
         self.client = self._held.enter_context(SyncAgentClient(url, patience_seconds=PATIENCE_SECONDS))
         self.say("supervisor", f"listening on {url}, pid {supervisor.pid}, {SLOTS} slots")
 
@@ -174,14 +174,14 @@ class Stage:
         Wait until *happened* returns a true value; *what* names that in the error.
 
         Raises:
-            Stuck: It did not within the time limit, or the supervisor has ended.
+            CannotContinue: It did not within the time limit, or the supervisor has ended.
         """
         deadline = time.monotonic() + STEP_TIMEOUT_SECONDS
         while not happened():
             if self.supervisor.poll() is not None:
-                raise Stuck(f"the supervisor has ended by itself: {self._last_log_line()}")
+                raise CannotContinue(f"the supervisor has ended by itself: {self._last_log_line()}")
             if time.monotonic() > deadline:
-                raise Stuck(f"{what}: not within {STEP_TIMEOUT_SECONDS:.0f} s")
+                raise CannotContinue(f"{what}: not within {STEP_TIMEOUT_SECONDS:.0f} s")
             time.sleep(LOOK_AGAIN_SECONDS)  # nothing announces a change in the process table or a log
 
     def until_gone(self, execution_id: str, seen: set[psutil.Process]) -> float | None:
@@ -191,19 +191,18 @@ class Stage:
         Two scans in a row must find nothing: a process in the middle of ``execve`` shows an empty environment.
 
         Returns:
-            The monotonic time at which the first of these scans began; None: not all processes ended in time.
+            The monotonic time at which the first of these scans had ended; None: not all processes ended in time.
         """
         deadline = time.monotonic() + GONE_TIMEOUT_SECONDS
         gone_at: float | None = None
         while time.monotonic() < deadline:
-            began_at = time.monotonic()
-            if found := marked([execution_id]):
+            if found := processes_of([execution_id]):
                 seen |= found
                 gone_at = None
             elif gone_at is not None:
                 return gone_at
             else:
-                gone_at = began_at
+                gone_at = time.monotonic()
             time.sleep(LOOK_AGAIN_SECONDS)  # nothing announces a change in the process table or a log
         return None
 
@@ -234,7 +233,7 @@ class Stage:
         self.supervisor.communicate()
 
     def _end_executions(self) -> None:
-        left = marked(self.execution_ids)
+        left = processes_of(self.execution_ids)
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()

@@ -47,7 +47,7 @@ def examine(environ: Mapping[str, str], machine: Machine) -> Iterator[Finding]:
     for finding in (secret.mount(described), secret.watch(settings.token_file.parent)):
         if finding is not None:
             yield finding
-    yield secret.rivals(environ)
+    yield secret.other_credentials(environ)
     yield from secret.settings_files(settings, machine)
     yield from places.examine_places(settings, machine)
     in_the_way = secret.obstacle(settings)

@@ -72,21 +72,21 @@ def _child_user(settings: Settings) -> Finding:
     if os.geteuid() not in {0, uid}:
         text = f"only root can run children as {user}"
         return problem("child user", text, f"run as root, or leave {PREFIX}CHILD_USER out")
-    hindrances = []
+    reasons = []
     for path, need in ((settings.workspace, "workspace"), (settings.config_dir, "config directory")):
-        if is_dir(path) and (hindrance := _hindrance(path, uid, groups, stat.S_IWOTH | stat.S_IXOTH)):
-            hindrances.append(f"cannot write the {need} {path}: {hindrance}")
+        if is_dir(path) and (reason := _lack_of_access(path, uid, groups, stat.S_IWOTH | stat.S_IXOTH)):
+            reasons.append(f"cannot write the {need} {path}: {reason}")
     if (cli := shutil.which(settings.claude[0])) is not None:
         path = Path(os.path.realpath(cli))
-        if hindrance := _hindrance(path, uid, groups, stat.S_IXOTH):
-            hindrances.append(f"cannot run {path}: {hindrance}")
-    if hindrances:
+        if reason := _lack_of_access(path, uid, groups, stat.S_IXOTH):
+            reasons.append(f"cannot run {path}: {reason}")
+    if reasons:
         advice = f"give uid {uid} both directories, and let it pass through the directories above them and the CLI"
-        return problem("child user", f"{user} {'; '.join(hindrances)}", advice)
+        return problem("child user", f"{user} {'; '.join(reasons)}", advice)
     return ok("child user", f"{user} can run the CLI and write workspace and config directory")
 
 
-def _hindrance(path: Path, uid: int, groups: set[int], wanted: int) -> str | None:
+def _lack_of_access(path: Path, uid: int, groups: set[int], wanted: int) -> str | None:
     """
     Return why a user may not use a file or directory, according to the permission bits; None: the user may.
 

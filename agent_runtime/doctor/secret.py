@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SETTINGS_LIMIT_BYTES = 1024 * 1024
 NAMES_SHOWN = 5
 
-_MOUNT = "mount the directory that the backend writes it in"
+_MOUNT_ADVICE = "mount the directory that the backend writes it in"
 
 
 def token(settings: Settings, described: Mapping[str, str | float | None]) -> Finding:
@@ -63,7 +63,7 @@ def _remedy(path: Path) -> str:
     except OSError:
         return put
     if not stat.S_ISREG(info.st_mode):
-        return f"put a file there: {_MOUNT}, and name the file itself in {PREFIX}TOKEN_FILE"
+        return f"put a file there: {_MOUNT_ADVICE}, and name the file itself in {PREFIX}TOKEN_FILE"
     if not may(path, os.R_OK):
         owner = f"it belongs to uid {info.st_uid}, gid {info.st_gid}, mode {stat.S_IMODE(info.st_mode):04o}"
         write = f"agent-runtime token put --mode 0440 --group {os.getegid()} FILE"
@@ -73,7 +73,7 @@ def _remedy(path: Path) -> str:
 
 def _remedy_for_missing(path: Path, put: str) -> str:
     if not is_dir(path.parent):
-        return f"there is no directory {path.parent}: {_MOUNT}, or set {PREFIX}TOKEN_FILE"
+        return f"there is no directory {path.parent}: {_MOUNT_ADVICE}, or set {PREFIX}TOKEN_FILE"
     try:
         others = sorted(entry.name for entry in path.parent.iterdir() if not entry.name.startswith("."))
     except OSError:
@@ -109,7 +109,7 @@ def watch(directory: Path) -> Finding | None:
     return ok("token watch", "a change is seen at once where the file system tells of it, else within 1 s")
 
 
-def rivals(environ: Mapping[str, str]) -> Finding:
+def other_credentials(environ: Mapping[str, str]) -> Finding:
     """Check for variables that choose a credential or server, in the environment."""
     names = sorted(name for name, value in environ.items() if value and is_rival(name))
     if not names:
@@ -172,5 +172,5 @@ def login(settings: Settings, in_the_way: str | None) -> Finding:
     if in_the_way is None:
         return ok("login", "the config directory holds no login but our own")
     advice = f"remove its .credentials.json if nobody needs it, or set {PREFIX}CONFIG_DIR to another directory"
-    say = problem if settings.token_delivery == FILE else warning
-    return say("login", in_the_way, advice)
+    finding = problem if settings.token_delivery == FILE else warning
+    return finding("login", in_the_way, advice)

@@ -18,7 +18,7 @@ import pytest
 from agent_runtime.cli.arguments import default_url
 from agent_runtime.cli.main import main
 from agent_runtime.cli.output import Live
-from agent_runtime.cli.status import columns, page, span
+from agent_runtime.cli.status import columns, duration, page
 from agent_runtime.client import Answer, Health, Metadata, StreamEvent, TokenReport
 from agent_runtime.client.answers import read
 from tests.support.broken_network import gate
@@ -448,7 +448,7 @@ def test_text_is_shown_once_while_it_is_written_and_again_where_a_part_was_lost(
 
 
 def test_times_and_columns_can_be_read() -> None:
-    assert [span(seconds) for seconds in (-1, 1.25, 9.96, 59, 59.6, 3599, 3661, 200_000)] == [
+    assert [duration(seconds) for seconds in (-1, 1.25, 9.96, 59, 59.6, 3599, 3661, 200_000)] == [
         "0.0 s",
         "1.2 s",
         "10 s",

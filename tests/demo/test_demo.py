@@ -19,7 +19,7 @@ import pytest
 from agent_runtime.demo import stage
 from agent_runtime.demo.choice import Cli
 from agent_runtime.demo.report import RELAY_PROMISES, Promise, RelayPromise, Report
-from agent_runtime.demo.stage import Stage, marked
+from agent_runtime.demo.stage import Stage, processes_of
 from agent_runtime.demo.timeline import Timeline
 from tests.support.supervised import eventually
 
@@ -196,9 +196,12 @@ def test_the_demo_keeps_every_promise_of_the_relay_with_the_real_cli(tmp_path: P
 @pytest.mark.parametrize(
     ("fault", "broken"),
     [
-        ("steals_the_secret", {RelayPromise.HUNT}),
+        ("steals_the_secret", {RelayPromise.SEARCH}),
         ("loses_its_result", {RelayPromise.FINISH, Promise.NOT_LOST}),
-        ("dies_in_its_tool", {RelayPromise.SWITCHES, RelayPromise.FINISH, RelayPromise.TOOLS_ONCE, RelayPromise.HUNT}),
+        (
+            "dies_in_its_tool",
+            {RelayPromise.SWITCHES, RelayPromise.FINISH, RelayPromise.TOOLS_ONCE, RelayPromise.SEARCH},
+        ),
     ],
 )
 def test_a_broken_promise_of_the_relay_is_named_and_makes_the_exit_code_1(
@@ -339,7 +342,7 @@ def test_a_process_that_left_its_session_is_seen_from_outside_until_it_ends(monk
         with contextlib.ExitStack() as held:
             played_on = Stage(Cli("a CLI", "claude", "none runs"), Timeline(io.StringIO()), held)
             played_on.execution_ids.append(mark)
-            eventually(lambda: len(marked([mark])) == 2)
+            eventually(lambda: len(processes_of([mark])) == 2)
             seen = {psutil.Process(leader.pid)}
             leader.kill()
             with monkeypatch.context() as hasty:
@@ -351,11 +354,11 @@ def test_a_process_that_left_its_session_is_seen_from_outside_until_it_ends(monk
             assert gone_at is not None
             assert began <= gone_at <= time.monotonic()
             assert len(seen) == 2
-        assert marked([mark]) == set()
+        assert processes_of([mark]) == set()
     finally:
         leader.kill()
         leader.wait()
-        for process in marked([mark]):
+        for process in processes_of([mark]):
             process.kill()
         assert leader.stdout is not None
         leader.stdout.close()

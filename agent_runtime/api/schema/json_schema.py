@@ -42,23 +42,23 @@ def schemas(rows: Iterable[Operation], more: dict[str, Any], *, strict: bool) ->
         kinds.update(dict.fromkeys(kind for kind in named if kind is not dict))
     _, found = msgspec.json.schema_components(list(kinds), ref_template=_TEMPLATE)
     for name, schema in found.items():
-        _finish(name, schema)
-    _say_more(found, copy.deepcopy(more), strict=strict)
+        _complete(name, schema)
+    _add_constraints(found, copy.deepcopy(more), strict=strict)
     return dict(sorted(found.items()))
 
 
-def _finish(name: str, schema: dict[str, Any]) -> None:
+def _complete(name: str, schema: dict[str, Any]) -> None:
     """Split a type's description, which is its docstring, among the type and its fields, and mark required fields."""
     schema.pop("title", None)
     if "enum" in schema:
         schema["type"] = "string"
         return
-    schema["description"], attributes = _described(schema["description"])
+    schema["description"], attributes = _split_docstring(schema["description"])
     properties = schema["properties"]
     for field in properties:
         if field in attributes:
             properties[field]["description"] = attributes[field]
-        _as_callers_see_it(properties[field])
+        _to_json_types(properties[field])
     if name not in _REQUESTS:
         for shown in properties.values():
             shown.pop("default", None)
@@ -66,7 +66,7 @@ def _finish(name: str, schema: dict[str, Any]) -> None:
             schema["required"] = list(properties)
 
 
-def _as_callers_see_it(value: Any) -> None:
+def _to_json_types(value: Any) -> None:
     """Give instants the type string, and remove from patterns the part that only Python's ``$`` needs."""
     if isinstance(value, dict):
         if isinstance(value.get("pattern"), str):
@@ -74,13 +74,13 @@ def _as_callers_see_it(value: Any) -> None:
         if value.get("format") == "date-time":
             value["type"] = "string"
         for item in value.values():
-            _as_callers_see_it(item)
+            _to_json_types(item)
     elif isinstance(value, list):
         for item in value:
-            _as_callers_see_it(item)
+            _to_json_types(item)
 
 
-def _described(docstring: str) -> tuple[str, dict[str, str]]:
+def _split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     """Split a docstring into its text and the descriptions of its attributes."""
     text, _, listed = docstring.partition("\n\nAttributes:\n")
     attributes: dict[str, str] = {}
@@ -91,14 +91,14 @@ def _described(docstring: str) -> tuple[str, dict[str, str]]:
             name, attributes[head] = head, description
         elif name:
             attributes[name] += " " + line.strip()
-    return _prose(text), {field: _prose(text) for field, text in attributes.items()}
+    return _to_markdown(text), {field: _to_markdown(text) for field, text in attributes.items()}
 
 
-def _prose(text: str) -> str:
+def _to_markdown(text: str) -> str:
     return _MARKUP.sub("", text).replace("``", "`").replace("None:", "null:")
 
 
-def _say_more(found: dict[str, Any], more: dict[str, Any], *, strict: bool) -> None:
+def _add_constraints(found: dict[str, Any], more: dict[str, Any], *, strict: bool) -> None:
     """Remove internal fields, and add the constraints that the Python types do not express."""
     record = found[ExecutionRecord.__name__]
     for name in ("request_digest", "cost_before_usd"):

@@ -41,7 +41,7 @@ _OF_A_RECORD = (ErrorClass.NOT_FOUND, ErrorClass.STORAGE)
 KEY_SHOWS_MORE = {"getHealth", "getApiHealth"}
 """Operations that need no access key, but answer with more if it is sent."""
 
-_COME_BACK = {409, 429, 502, 503}
+_RETRYABLE = {409, 429, 502, 503}
 """Statuses of answers that may have ``Retry-After``."""
 
 
@@ -164,7 +164,7 @@ def _errors(status: int, classes: list[ErrorClass]) -> dict[str, Any]:
             }
         },
     }
-    if status in _COME_BACK:
+    if status in _RETRYABLE:
         described["headers"] = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
     return described
 

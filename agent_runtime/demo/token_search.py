@@ -1,11 +1,11 @@
 """
 A program, run as a tool of an agent, that looks for tokens; it imports nothing of this package.
 
-``python -I hunt.py RESULT`` looks at the processes of its own execution (environment and arguments), at the files below
-the CLI's configuration directory and beside its ``--settings`` file. It asks the CLI's API for an API key, with the
-CLI's own credential. It writes a JSON object to RESULT: ``found`` (fingerprints of everything that looks like a token),
-``processes`` and ``files`` (how many were searched), ``minted`` (the HTTP status of the answer to the request for a
-key; null: no answer).
+``python -I token_search.py RESULT`` looks at the processes of its own execution (environment and arguments), at the
+files below the CLI's configuration directory and beside its ``--settings`` file. It asks the CLI's API for an API key,
+with the CLI's own credential. It writes a JSON object to RESULT: ``found`` (fingerprints of all that looks like a
+token), ``processes`` and ``files`` (how many were searched), ``minted`` (the HTTP status of the answer to the request
+for a key; null: no answer).
 """
 
 from __future__ import annotations
