@@ -151,11 +151,11 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         earlier version matches the same body.
         """
         work = {name: getattr(self, name) for name in _DIGEST_OF_0_1_0}
-        for field in msgspec.structs.fields(self):
-            value = getattr(self, field.name)
-            is_default = value in (None, False, "") or value == _DEFAULTS.get(field.name)
-            if field.name not in _NO_WORK and field.name not in work and not is_default:
-                work[field.name] = value
+        for name in self.__struct_fields__:  # msgspec.structs.fields takes milliseconds: it evaluates the annotations
+            value = getattr(self, name)
+            is_default = value in (None, False, "") or value == _DEFAULTS.get(name)
+            if name not in _NO_WORK and name not in work and not is_default:
+                work[name] = value
         return hashlib.sha256(msgspec.json.encode(work, order="sorted")).hexdigest()
 
     @property
