@@ -31,7 +31,7 @@ from agent_runtime.model.task_reading import parse
 from agent_runtime.model.trace_context import trace_context
 from agent_runtime.model.usage import NOTHING, ModelUsage
 from agent_runtime.store.usage import UsedBy
-from agent_runtime.supervisor.archive import StoredResult
+from agent_runtime.supervisor.answers import StoredResult
 from agent_runtime.web.access import refuse_pages
 from agent_runtime.web.access_log import EXECUTION_ID, TRACE_ID
 from agent_runtime.web.preferences import preferences

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from agent_runtime.model.records import ExecutionRecord
     from agent_runtime.store.transcripts import LongLine, TranscriptReader
-    from agent_runtime.supervisor.archive import View
+    from agent_runtime.supervisor.answers import View
     from agent_runtime.telemetry.live_text import LiveReader, LiveText
     from agent_runtime.web.access import AccessKey
     from agent_runtime.web.response_buffer import ResponseBuffer

@@ -27,8 +27,8 @@ from agent_runtime.execution.execution import Execution
 from agent_runtime.execution.record_writer import RecordWriter
 from agent_runtime.model.state import Outcome, Phase, StopReason
 from agent_runtime.notifier import Notifier
-from agent_runtime.supervisor.answers import answer_to
-from agent_runtime.supervisor.archive import OTHER_BODY, StoredResult
+from agent_runtime.supervisor.answers import StoredResult, answer_to
+from agent_runtime.supervisor.archive import OTHER_BODY
 from agent_runtime.supervisor.runner import ExecutionRunner
 from agent_runtime.supervisor.sessions import SessionPlan
 from agent_runtime.telemetry.logs import log_fields

@@ -1,7 +1,8 @@
-"""The answer to a task: the same body for its first caller, for callers that join, and for later ones."""
+"""The answer to a task: the same body for its first caller, for callers that join, and, from the store, for later ones."""
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from typing import TYPE_CHECKING, Any
@@ -9,20 +10,30 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agent_runtime.claude.frames import decode
-from agent_runtime.errors import AdmissionError, ErrorClass, TokenLimited
+from agent_runtime.errors import AdmissionError, ErrorClass, MayHaveRun, StoreUnavailable, TokenLimited
 from agent_runtime.model.problem import ErrorDetail, problem
 from agent_runtime.model.records import SUCCESS, Answer, InstantText, Metadata, rfc3339
 from agent_runtime.model.state import Outcome
+from agent_runtime.notifier import Notifier  # noqa: TC001 - as below
+from agent_runtime.store.tables import UNREADABLE
+from agent_runtime.telemetry.live_text import LiveTexts  # noqa: TC001 - msgspec looks at annotations
 from agent_runtime.tokens.status import UNKNOWN_LIMIT_SECONDS
 
 if TYPE_CHECKING:
     from agent_runtime.execution.execution import Execution
     from agent_runtime.model.records import ExecutionRecord
+    from agent_runtime.store.records import RecordStore
     from agent_runtime.store.transcripts import TranscriptReader
 
+log = logging.getLogger(__name__)
+
+COPIES = 4
+"""How many copies of an answer's bytes are in memory while its fields are put together."""
 
 LAST_BYTES = 64 << 10
 """How much of the end of a transcript is searched for a result."""
+
+RETRY_SECONDS = 5
 
 
 class AnswerForm(msgspec.Struct, frozen=True):
@@ -88,6 +99,75 @@ class KeptResult(msgspec.Struct, kw_only=True):
     execution_log: list[msgspec.Raw]
     session_id: str | None
     truncated_log: bool
+
+
+class StoredResult(msgspec.Struct, frozen=True):
+    """
+    A finished execution whose answer is stored; a caller can wait for it as for a running one.
+
+    Attributes:
+        most_bytes: Memory that it takes at most to read the answer and to split it into fields.
+    """
+
+    record: ExecutionRecord
+    records: RecordStore
+    form: AnswerForm
+    transcript: TranscriptReader
+    most_bytes: int
+
+    def answer(self) -> Answer:
+        """
+        Read the answer, in the form that callers get; callable from any thread.
+
+        Raises:
+            StoreUnavailable: The answer cannot be read, or was deleted meanwhile.
+        """
+        if (found := self.records.answer(self.record.execution_id)) is None:
+            raise StoreUnavailable("the answer of this execution was deleted")
+        try:
+            return in_form(Answer(found.status_code, found.answer), self.record, self.form, self.transcript)
+        except UNREADABLE as error:
+            log.error("answer cannot be read: %s", error, extra={"execution_id": self.record.execution_id})
+            raise StoreUnavailable("the answer of this execution is there, and cannot be read") from None
+
+    def result(self) -> KeptResult:
+        """Read the answer and split it into fields; raises as :meth:`answer`."""
+        return result_of(self.answer(), self.record, self.form, self.transcript)
+
+    def answer_to_post(self) -> Answer:
+        """
+        Read the answer for a caller that would otherwise run the task again.
+
+        Raises:
+            MayHaveRun: The answer cannot be read.
+        """
+        try:
+            return self.answer()
+        except StoreUnavailable as error:
+            raise may_have_run(error) from None
+
+    @property
+    def execution_id(self) -> str:
+        """The id that callers know the execution by."""
+        return self.record.execution_id
+
+    async def finished(self) -> None:
+        """Return at once, because the execution has finished."""
+
+
+def may_have_run(error: StoreUnavailable) -> MayHaveRun:
+    """Build the error for a task that cannot be run, because it is unknown whether it has run already."""
+    text = f"it may have run already: {error}; ask again later, or send it under another id"
+    return MayHaveRun(text, retry_after_seconds=RETRY_SECONDS)
+
+
+class View(msgspec.Struct, frozen=True):
+    """A record and its transcript, for reading; *changed* is notified when there is more to read."""
+
+    record: ExecutionRecord
+    transcript: TranscriptReader
+    changed: Notifier
+    live_texts: LiveTexts | None = None
 
 
 def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation: int | None) -> Answer:

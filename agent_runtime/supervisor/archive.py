@@ -24,13 +24,19 @@ from agent_runtime.errors import (
 from agent_runtime.execution.record_writer import RecordWriter
 from agent_runtime.model.records import SUCCESS, Answer
 from agent_runtime.model.state import Outcome, Phase
-from agent_runtime.notifier import Notifier  # noqa: TC001 - as below
 from agent_runtime.store.retention import lacking_bytes, prune, without_record
-from agent_runtime.store.tables import UNREADABLE
 from agent_runtime.store.workspaces import OWN
-from agent_runtime.supervisor.answers import AnswerForm, KeptResult, failed_answer, has_result, in_form, result_of
+from agent_runtime.supervisor.answers import (
+    COPIES,
+    RETRY_SECONDS,
+    AnswerForm,
+    StoredResult,
+    failed_answer,
+    has_result,
+    in_form,
+    may_have_run,
+)
 from agent_runtime.telemetry.counters import Counts
-from agent_runtime.telemetry.live_text import LiveTexts  # noqa: TC001 - msgspec looks at annotations
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -40,88 +46,16 @@ if TYPE_CHECKING:
     from agent_runtime.settings import Settings
     from agent_runtime.store.records import RecordStore
     from agent_runtime.store.tasks import NewTask, TaskStore
-    from agent_runtime.store.transcripts import TranscriptReader, TranscriptStore
+    from agent_runtime.store.transcripts import TranscriptStore
     from agent_runtime.store.workspaces import Workspaces
 
 log = logging.getLogger(__name__)
 
 RECENT_SECONDS = 15 * 60
 RECENT_KEPT = 1000
-RETRY_SECONDS = 5
 SPACE_SECONDS = 5.0
 """How long after old executions were deleted it is checked again whether the disk is full."""
-COPIES = 4
-"""How many copies of an answer's bytes are in memory while its fields are put together."""
-
 OTHER_BODY = "this execution_id is known for another body; choose another id"
-
-
-class StoredResult(msgspec.Struct, frozen=True):
-    """
-    A finished execution whose answer is stored; a caller can wait for it as for a running one.
-
-    Attributes:
-        most_bytes: Memory that it takes at most to read the answer and to split it into fields.
-    """
-
-    record: ExecutionRecord
-    records: RecordStore
-    form: AnswerForm
-    transcript: TranscriptReader
-    most_bytes: int
-
-    def answer(self) -> Answer:
-        """
-        Read the answer, in the form that callers get; callable from any thread.
-
-        Raises:
-            StoreUnavailable: The answer cannot be read, or was deleted meanwhile.
-        """
-        if (found := self.records.answer(self.record.execution_id)) is None:
-            raise StoreUnavailable("the answer of this execution was deleted")
-        try:
-            return in_form(Answer(found.status_code, found.answer), self.record, self.form, self.transcript)
-        except UNREADABLE as error:
-            log.error("answer cannot be read: %s", error, extra={"execution_id": self.record.execution_id})
-            raise StoreUnavailable("the answer of this execution is there, and cannot be read") from None
-
-    def result(self) -> KeptResult:
-        """Read the answer and split it into fields; raises as :meth:`answer`."""
-        return result_of(self.answer(), self.record, self.form, self.transcript)
-
-    def answer_to_post(self) -> Answer:
-        """
-        Read the answer for a caller that would otherwise run the task again.
-
-        Raises:
-            MayHaveRun: The answer cannot be read.
-        """
-        try:
-            return self.answer()
-        except StoreUnavailable as error:
-            raise _may_have_run(error) from None
-
-    @property
-    def execution_id(self) -> str:
-        """The id that callers know the execution by."""
-        return self.record.execution_id
-
-    async def finished(self) -> None:
-        """Return at once, because the execution has finished."""
-
-
-def _may_have_run(error: StoreUnavailable) -> MayHaveRun:
-    text = f"it may have run already: {error}; ask again later, or send it under another id"
-    return MayHaveRun(text, retry_after_seconds=RETRY_SECONDS)
-
-
-class View(msgspec.Struct, frozen=True):
-    """A record and its transcript, for reading; *changed* is notified when there is more to read."""
-
-    record: ExecutionRecord
-    transcript: TranscriptReader
-    changed: Notifier
-    live_texts: LiveTexts | None = None
 
 
 class Archive:
@@ -240,7 +174,7 @@ class Archive:
             if (stored := self.stored_result(record)) is None:
                 raise StoreUnavailable("it succeeded, and its answer is not there")
         except StoreUnavailable as error:
-            raise _may_have_run(error) from None
+            raise may_have_run(error) from None
         return stored
 
     def prepare(self, task: Task, ignored_fields: list[str]) -> NewTask:

@@ -26,7 +26,7 @@ from agent_runtime.process.unkillable import Unkillable
 from agent_runtime.secret.writer import put_if_different
 from agent_runtime.store.usage import usage_since
 from agent_runtime.supervisor.admission import Admission
-from agent_runtime.supervisor.archive import StoredResult, View
+from agent_runtime.supervisor.answers import StoredResult, View
 from agent_runtime.supervisor.holds import Holds
 from agent_runtime.supervisor.live import (
     BackgroundTasks,

@@ -18,7 +18,7 @@ from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.state import Phase
 from agent_runtime.notifier import Notifier
 from agent_runtime.store.transcripts import TranscriptStore
-from agent_runtime.supervisor.archive import View
+from agent_runtime.supervisor.answers import View
 from agent_runtime.telemetry.events import EventLog
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.state import Phase
 from agent_runtime.notifier import Notifier
 from agent_runtime.store.transcripts import TranscriptReader, TranscriptStore
-from agent_runtime.supervisor.archive import View
+from agent_runtime.supervisor.answers import View
 from agent_runtime.telemetry.redaction import Redactor
 from agent_runtime.web.access import AccessKey
 from agent_runtime.web.response_buffer import ResponseBuffer
