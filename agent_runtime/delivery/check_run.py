@@ -74,7 +74,7 @@ class CheckRun:
             on_quiet=lambda *_: None,
         )
 
-    def until(self, condition: Callable[[], bool]) -> bool:
+    def read_until(self, condition: Callable[[], bool]) -> bool:
         """
         Read output until *condition* holds; return False if the process ends before.
 
@@ -101,7 +101,7 @@ class CheckRun:
         reached = verdict(Ending(ended.code, began=False, last_words=self._last_words.most_informative or None))
         return reached.detail if reached.error_class in (ErrorClass.SPAWN, ErrorClass.LOST_RESULT) else None
 
-    def must_see(self, condition: Callable[[], bool]) -> None:
+    def require(self, condition: Callable[[], bool]) -> None:
         """
         Read output until *condition* holds.
 
@@ -109,7 +109,7 @@ class CheckRun:
             ReloadCheckFailed: The process took too long, or the check was cancelled.
             EndedEarly: The process ended before the condition held.
         """
-        if not self.until(condition):
+        if not self.read_until(condition):
             raise EndedEarly("the CLI ended before it had made a request" + (f": {self.fault}" if self.fault else ""))
 
     def _lines(self, channel: Channel, lines: Lines, _read_at: float) -> None:

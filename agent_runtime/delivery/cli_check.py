@@ -75,7 +75,7 @@ class CliCheck:
         if (reason := launch_fault(self._command, self._search_path)) is not None:
             raise SpawnFailed(f"the CLI {self._command[0]} cannot start: {reason}")
 
-    def began(self) -> None:
+    def record_start(self) -> None:
         """Record that the CLI has started."""
         if self._works is not None and not self._failures:
             return
@@ -83,7 +83,7 @@ class CliCheck:
         with self._lock:
             self._works, self._fails, self._failures = version, None, 0
 
-    def failed(self, words: str, *, is_certain: bool = False) -> None:
+    def record_failure(self, words: str, *, is_certain: bool = False) -> None:
         """
         Record that the CLI ended before its ``init`` frame.
 
@@ -98,7 +98,7 @@ class CliCheck:
             self._failures = STARTS if is_certain else self._failures + 1
             self._failed_at, self._words = self._clock(), words
 
-    def not_spawned(self, error: SpawnFailed) -> str:
+    def record_failed_spawn(self, error: SpawnFailed) -> str:
         """Record that the operating system did not start the CLI, and return the reason for a person."""
         words = str(error)
         if isinstance(error, NotSpawned) and error.reason in _OF_THE_FILE:
@@ -108,19 +108,19 @@ class CliCheck:
                 reason = None
             if reason is not None:
                 words = f"{words}: {reason}"
-            self.failed(words, is_certain=True)
+            self.record_failure(words, is_certain=True)
         return words
 
-    def ended(self, ending: Ending, verdict: Verdict) -> None:
+    def record_end(self, ending: Ending, verdict: Verdict) -> None:
         """Record how an attempt ended; one that was stopped, or does not blame the CLI, does not count."""
         if ending.began or ending.result is not None or ending.last_error is not None:
-            self.began()
+            self.record_start()
         elif (
             ending.stop_reason is None
             and verdict.error_class in _OF_THE_CLI
             and not is_resource_shortage(ending.last_words or "")
         ):
-            self.failed(f"the CLI's last {STARTS} starts ended before it had begun: {verdict.detail}")
+            self.record_failure(f"the CLI's last {STARTS} starts ended before it had begun: {verdict.detail}")
 
     def _version_or_none(self) -> str | None:
         try:

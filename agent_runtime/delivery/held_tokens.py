@@ -42,7 +42,7 @@ class HeldGenerations:
         return self.newest if relayed is None else relayed.served
 
     @property
-    def may_be_reached(self) -> bool:
+    def can_be_reached(self) -> bool:
         """Whether a newer generation can reach this child at all."""
         return self._delivered.reload_behaviour() is not ReloadBehaviour.NEVER
 
@@ -56,7 +56,7 @@ class HeldGenerations:
         """Whether the child may have a newer generation than :attr:`newest`, because its behaviour is not known yet."""
         return self._delivered.reload_behaviour() is None and self._can_receive is not None
 
-    def loaded(self, generation: Generation, now: float) -> Generation | None:
+    def record_loaded(self, generation: Generation, now: float) -> Generation | None:
         """Record that the supervisor loaded *generation*; return it if the child has it from now on, else None."""
         with self._lock:
             if generation.number > self._held[-1][0].number and self._delivered.can_receive(generation):
@@ -67,18 +67,18 @@ class HeldGenerations:
                 self._waiting = generation
         # A CLI that reads again only after a refusal does not have it yet, unless it repeats a refused request.
         is_later = self._delivered.reload_behaviour() is ReloadBehaviour.ON_REFUSAL and not self._repeats
-        return None if is_later else self.reread(now)
+        return None if is_later else self.record_reread(now)
 
-    def refused(self, now: float) -> Generation | None:
-        """Record that the child repeats a refused request from now on; return as :meth:`reread`."""
+    def record_refusal(self, now: float) -> Generation | None:
+        """Record that the child repeats a refused request from now on; return as :meth:`record_reread`."""
         self._repeats = True
-        return self.reread(now)
+        return self.record_reread(now)
 
-    def answered(self) -> None:
+    def record_answer(self) -> None:
         """Record that the model has answered, so no refused request is repeated."""
         self._repeats = False
 
-    def reread(self, now: float) -> Generation | None:
+    def record_reread(self, now: float) -> Generation | None:
         """Record that the child reads its file again now; return the newer generation that it finds, or None."""
         with self._lock:
             found, self._waiting = self._waiting, None

@@ -149,12 +149,12 @@ class PrivateFiles:
         """Yield the directory in use, then further ones, each made just before it is yielded."""
         yield from self._directories[-1:]
         for place in self._places:
-            if place not in self._directories and _made(place, is_passable=self._owner is not None):
+            if place not in self._directories and _try_make(place, is_passable=self._owner is not None):
                 self._directories.append(place)
                 yield place
 
 
-def _made(path: Path, *, is_passable: bool) -> bool:
+def _try_make(path: Path, *, is_passable: bool) -> bool:
     """Make a directory that only the supervisor can write to; return whether it was possible."""
     try:
         path.mkdir(mode=0o700)  # fails if anybody else has made it
@@ -179,7 +179,7 @@ def short_directory(run_dir: Path, mark: str, user: str | None) -> Iterator[Path
     name = NAME.format(mark=mark)
     for place in (run_dir, *reversed(fallbacks())):
         path = place / name
-        if len(os.fsencode(path)) <= _MOST_SOCKET_DIRECTORY_BYTES and _made(path, is_passable=user is not None):
+        if len(os.fsencode(path)) <= _MOST_SOCKET_DIRECTORY_BYTES and _try_make(path, is_passable=user is not None):
             try:
                 yield path
             finally:

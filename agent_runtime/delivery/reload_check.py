@@ -77,7 +77,7 @@ SOCKET_SECONDS = 15.0
 """How long a CLI may take to use a socket; a current one needs 2 s, an old one looks for the host for minutes."""
 
 PROMPT = "[[script:proof]] Run the command."
-ELSEWHERE = ("ANTHROPIC_", "CLAUDE", "OTEL_", "BETA_TRACING_", "SENTRY_")
+REDIRECTING_PREFIXES = ("ANTHROPIC_", "CLAUDE", "OTEL_", "BETA_TRACING_", "SENTRY_")
 """Prefixes of variables that could send requests or reports elsewhere, or change the checked behaviour."""
 
 
@@ -234,7 +234,7 @@ class _Stage:
         """Return the lines that the CLI prints on *flag*, and the error that it ended with, if any."""
         lines: list[bytes] = []
         with self._running((flag,), b"", self._home(), on_stdout=lines.append) as run:
-            run.until(lambda: False)
+            run.read_until(lambda: False)
             return lines, run.fault
 
     def reload_behaviour(self) -> ReloadBehaviour:
@@ -247,27 +247,27 @@ class _Stage:
         """Write the new token while a request waits for its answer; return whether the next request carries it."""
         from agent_runtime.standins import messages_api
 
-        api, old, new = messages_api.MessagesApi(), _made_up(), _made_up()
+        api, old, new = messages_api.MessagesApi(), _random_token(), _random_token()
         api.script("proof", messages_api.Tool(command="true", gate="written"), messages_api.Text(text="done"))
         with self._with_file(api, old) as (run, file):
-            run.must_see(lambda: api.seen(old).requests >= 1)
+            run.require(lambda: api.seen(old).requests >= 1)
             file.write(new)
             api.open_gate("written")
-            run.until(lambda: api.seen(new).requests >= 1 or api.seen(old).requests >= 2)
+            run.read_until(lambda: api.seen(new).requests >= 1 or api.seen(old).requests >= 2)
         return _is_carried(new, api)
 
     def _takes_token_at_retry(self) -> bool:
         """Write the new token after the old one was refused; return whether the CLI's own retry carries it."""
         from agent_runtime.standins.messages_api import MessagesApi
 
-        api, old, new = MessagesApi(), _made_up(), _made_up()
+        api, old, new = MessagesApi(), _random_token(), _random_token()
         api.on(old, "expired")
         with self._with_file(api, old) as (run, file):
-            run.must_see(lambda: api.seen(old).by_status[HTTPStatus.UNAUTHORIZED] >= 1)
+            run.require(lambda: api.seen(old).by_status[HTTPStatus.UNAUTHORIZED] >= 1)
             file.write(new)
             refused_before = api.seen(old).requests
             # One request with the old token may have been on its way.
-            run.until(lambda: api.seen(new).requests >= 1 or api.seen(old).requests >= refused_before + 2)
+            run.read_until(lambda: api.seen(new).requests >= 1 or api.seen(old).requests >= refused_before + 2)
         return _is_carried(new, api)
 
     def takes_socket(self) -> bool:
@@ -278,7 +278,7 @@ class _Stage:
         """
         from agent_runtime.standins import messages_api
 
-        api, token, home = messages_api.MessagesApi(), _made_up(), self._home()
+        api, token, home = messages_api.MessagesApi(), _random_token(), self._home()
         found = home / "found"
         command = f'printf %s "${BASE_URL_VARIABLE}${SOCKET_VARIABLE}" >{shlex.quote(str(found))}'
         api.script("proof", messages_api.Tool(command=command), messages_api.Text(text="done"))
@@ -293,7 +293,7 @@ class _Stage:
             }
             give_up_at = time.monotonic() + SOCKET_SECONDS
             with self._conversation(api, home, variables, unix_socket=path) as run:
-                run.until(lambda: api.seen(token).requests >= 2 or time.monotonic() >= give_up_at)
+                run.read_until(lambda: api.seen(token).requests >= 2 or time.monotonic() >= give_up_at)
         return api.seen(token).requests >= 2 and found.is_file() and found.stat().st_size == 0
 
     @contextlib.contextmanager
@@ -339,7 +339,7 @@ class _Stage:
         inherited = {
             name: value
             for name, value in self.cli.environ.items()
-            if name not in PROXIES and not name.upper().startswith(ELSEWHERE)
+            if name not in PROXIES and not name.upper().startswith(REDIRECTING_PREFIXES)
         }
         env = invocation.environment(
             inherited | {BASE_URL_VARIABLE: base_url, "HOME": str(home)},
@@ -366,7 +366,7 @@ class _Stage:
         return make_directory(self.root, secrets.token_hex(4), owner_of(self.cli.user))
 
 
-def _made_up() -> Token:
+def _random_token() -> Token:
     return Token(f"{OAUTH_PREFIX}01-made-up-for-a-check-{secrets.token_hex(8)}")
 
 

@@ -194,12 +194,12 @@ class BackgroundReloadChecker:
 
     def _options(self) -> CliOptions | None:
         try:
-            return self._found(HELP).options
+            return self._ensure_known(HELP).options
         except AgentRuntimeError as error:
             log.warning("it is unknown which options the CLI knows: %s", error)
             return None
 
-    def _found(self, *wanted: str) -> CliFacts:
+    def _ensure_known(self, *wanted: str) -> CliFacts:
         """
         Return the facts about the CLI, after a check if one of those *wanted* is not known.
 
@@ -208,7 +208,7 @@ class BackgroundReloadChecker:
         """
         binary = self._cli.binary()
         facts = self._results.known(binary)
-        if facts.is_missing_any(wanted) and self._may_ask(wanted):
+        if facts.is_missing_any(wanted) and self._is_check_due(wanted):
             self._not_before[wanted] = time.monotonic() + RETRY_SECONDS
             found = self._cli.find_out(*wanted)
             self._results.store(binary, found)
@@ -217,14 +217,14 @@ class BackgroundReloadChecker:
                 del self._not_before[wanted]
         return facts
 
-    def _may_ask(self, wanted: tuple[str, ...]) -> bool:
+    def _is_check_due(self, wanted: tuple[str, ...]) -> bool:
         return time.monotonic() >= self._not_before.get(wanted, 0.0)
 
     def begin(self) -> None:
         """Begin a check unless one is running, or has failed within the last :data:`RETRY_SECONDS`."""
         with self._lock:
             is_running = self._thread is not None and self._thread.is_alive()
-            if is_running or self._cli.cancelled.is_set() or not self._may_ask(self._wanted):
+            if is_running or self._cli.cancelled.is_set() or not self._is_check_due(self._wanted):
                 return
             self._thread = threading.Thread(target=self._run, name="reload-check")
             self._thread.start()
@@ -239,15 +239,15 @@ class BackgroundReloadChecker:
 
     def _run(self) -> None:
         try:
-            facts = self._found(*self._wanted)
+            facts = self._ensure_known(*self._wanted)
             if self._starts is not None:
-                self._starts.began()
+                self._starts.record_start()
             log.info("the CLI %s takes a newer token from its file: %s", facts.version, facts.reload_behaviour)
         except AgentRuntimeError as error:
             if self._starts is not None and isinstance(error, DoesNotRun):
-                self._starts.failed(str(error), is_certain=True)
+                self._starts.record_failure(str(error), is_certain=True)
             elif self._starts is not None and isinstance(error, SpawnFailed):
-                self._starts.not_spawned(error)
+                self._starts.record_failed_spawn(error)
             if not self._cli.cancelled.is_set():
                 log.warning("it is unknown whether the CLI takes a newer token from its file: %s", error)
 

@@ -2,7 +2,7 @@
 Find the parts of a repository's configuration that would send out a token from the child's environment.
 
 The CLI replaces ``${NAME}`` in the ``.mcp.json`` entry of a server and in the headers of an HTTP hook; see
-:func:`held_back`. This does not protect from code: a server or a hook that is a command has the variable anyway.
+:func:`restrictions_for`. This does not protect from code: a server or a hook that is a command has the variable anyway.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NESTED = re.compile(r"\$\{[^}]*[${]")
 """``${A:-$}{B}`` is another name after one replacement, and 2.1.197 makes two (measured)."""
 
 
-def held_back(cwd: Path, names: Collection[str]) -> tuple[dict[str, object], tuple[str, ...]]:
+def restrictions_for(cwd: Path, names: Collection[str]) -> tuple[dict[str, object], tuple[str, ...]]:
     """
     Find servers and hooks that use one of the variables *names*; return CLI settings and arguments that turn them off.
 

@@ -315,7 +315,7 @@ class Attempt:
         """Charge an API error to its token, and stop the child at once if the error says that the token is refused."""
         if self._token is None or self._stop.phase is not StopPhase.RUNNING:
             return
-        evidence = self._token.evidence_in(detection, read_at)
+        evidence = self._token.charge(detection, read_at)
         if evidence is None or self._launch.relayed is not None:
             return  # the relay itself reads the API's answers, so evidence in the output can only come from a tool
         if self._may_wait(self._token, evidence):

@@ -36,8 +36,8 @@ class AttemptContext(msgspec.Struct, frozen=True):
     What all attempts of a supervisor share.
 
     Attributes:
-        may_use: Called with a generation, a model and an execution id; raises :class:`AgentRuntimeError` if the
-            execution must not start a child with that generation.
+        require_for_spawn: Called with a generation, a model and an execution id; raises :class:`AgentRuntimeError` if
+            the execution must not start a child with that generation.
         mark_suspect: Called at once with a generation that was refused, and the id of the execution.
         is_known_by_others: Whether a generation is in trouble already, or an execution other than this one verifies it.
         unkillable: Takes over the children whose processes cannot be ended.
@@ -55,7 +55,7 @@ class AttemptContext(msgspec.Struct, frozen=True):
     run_dir: Path
     containment: Containment
     unkillable: Unkillable
-    may_use: Callable[[Generation, str | None, str], None]
+    require_for_spawn: Callable[[Generation, str | None, str], None]
     mark_suspect: Callable[[Generation, str], None]
     is_known_by_others: Callable[[Generation, str], bool]
     known_options: Callable[[], CliOptions | None] = lambda: None

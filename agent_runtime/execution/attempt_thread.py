@@ -50,12 +50,12 @@ class AttemptThreads:
             cwd=execution.record.cwd,
         )
         loop = asyncio.get_running_loop()
-        attempt = Attempt(spec, self._context, execution.transcript, _Events(loop, execution.happened).publish)
+        attempt = Attempt(spec, self._context, execution.transcript, _Events(loop, execution.record_event).publish)
         report: concurrent.futures.Future[AttemptReport] = concurrent.futures.Future()
         # In a copy of this context, so that the thread's log lines carry the ids of the execution.
         run = contextvars.copy_context().run
         thread = threading.Thread(target=run, args=(_run, attempt, report), name=f"attempt-{spec.mark}")
-        with execution.runs(attempt):
+        with execution.attached(attempt):
             try:
                 thread.start()
             except RuntimeError:
@@ -68,9 +68,9 @@ class AttemptThreads:
 class _Events:
     """Carry an attempt's events to the event loop; at most one :class:`Progress` is under way at a time."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, happened: Callable[[AttemptEvent], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, record_event: Callable[[AttemptEvent], None]) -> None:
         self._loop = loop
-        self._happened = happened
+        self._record_event = record_event
         self._progress_under_way = False
 
     def publish(self, event: AttemptEvent) -> None:
@@ -86,7 +86,7 @@ class _Events:
     def _arrived(self, event: AttemptEvent) -> None:
         if isinstance(event, Progress):
             self._progress_under_way = False
-        self._happened(event)
+        self._record_event(event)
 
 
 def _run(attempt: Attempt, report: concurrent.futures.Future[AttemptReport]) -> None:

@@ -53,27 +53,27 @@ class ChildToken:
         """
         Check whether the secret file's generation has reached the child; publish :class:`Reached` if it newly has.
 
-        Called from any thread. A CLI that reads its file after a refusal only is followed by :meth:`evidence_in`.
+        Called from any thread. A CLI that reads its file after a refusal only is followed by :meth:`charge`.
         """
         if (loaded := self._secret.status.generation) is not None:
-            self._reached(self._held.loaded(loaded, time.monotonic()))
+            self._reached(self._held.record_loaded(loaded, time.monotonic()))
 
     def model_answered(self, read_at: float) -> None:
         """Publish, once for each generation, that the API has answered a request that carried it."""
-        self._held.answered()
+        self._held.record_answer()
         generation, since = self._held.carried_at(read_at)
         if generation.number != self._answered:
             self._answered = generation.number
             self._publish(Answered(generation, since))
 
-    def evidence_in(self, detection: Detection, read_at: float) -> Detection | None:
+    def charge(self, detection: Detection, read_at: float) -> Detection | None:
         """Charge an API error to a generation; return the error if it has to end the attempt."""
-        if detection.is_evidence and self._held.may_be_reached:
+        if detection.is_evidence and self._held.can_be_reached:
             # Otherwise a newer token that was written just now, and is not noticed yet, would cost the attempt.
             self._secret.poll()
         self.follow_secret()
         if _is_repeated(detection):
-            self._reached(self._held.refused(time.monotonic()))
+            self._reached(self._held.record_refusal(time.monotonic()))
         self.charged, _ = self._held.carried_at(read_at)
         if not detection.is_evidence:
             return None

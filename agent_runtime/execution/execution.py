@@ -199,7 +199,7 @@ class Execution:
         """Write the record to the store; if that fails, record so (``metadata.retained``)."""
         self._is_saved = True
         if not self._context.save(self.record):
-            self.writer.unretained()
+            self.writer.mark_unretained()
 
     def park(self) -> None:
         """Record that the execution waits for a newer token, without a slot."""
@@ -212,7 +212,7 @@ class Execution:
     def end(self, final: Verdict) -> None:
         """Make the record final, also if the execution never got a slot; call :meth:`conclude` next."""
         record, counts = self.record, self._context.counts
-        self.writer.ended(Verdict(final.outcome, final.error_class, self._public_detail(final)))
+        self.writer.finish(Verdict(final.outcome, final.error_class, self._public_detail(final)))
         self.transcript.close()
         counts.observe("execution_duration_seconds", time.monotonic() - self._admitted_at)
         counts.count("transcript_lines_unwritten", by=self.transcript.missing_lines)
@@ -244,10 +244,10 @@ class Execution:
         """Prepare the record for an attempt in *session*."""
         if self.phase in (Phase.RUNNING, Phase.STOPPING):
             self._move(Event.REQUEUED)
-        self.writer.attempt_begins(session)
+        self.writer.prepare_attempt(session)
 
     @contextlib.contextmanager
-    def runs(self, attempt: Attempt) -> Iterator[None]:
+    def attached(self, attempt: Attempt) -> Iterator[None]:
         """Forward stops and newer tokens to *attempt* while the block runs."""
         self._attempt = attempt
         if self.requested_stop is not None:
@@ -262,18 +262,18 @@ class Execution:
         if self._attempt is not None:
             self._attempt.follow_secret()
 
-    def measured(self, usage: Usage) -> None:
+    def record_measurement(self, usage: Usage) -> None:
         """Record what the execution's processes take of the machine now."""
         self.usage = usage
-        self.writer.measured(usage)
+        self.writer.record_measurement(usage)
 
-    def happened(self, event: AttemptEvent) -> None:
+    def record_event(self, event: AttemptEvent) -> None:
         """Record an event of the running attempt."""
         record, context, extra = self.record, self._context, {"execution_id": self.execution_id}
         if isinstance(event, Spawned):
             context.counts.count("attempts")
             self.shim_pid = event.shim_pid
-            self.writer.spawned(event)
+            self.writer.record_spawn(event)
             self.save()
             number, fingerprint = event.generation.number, event.generation.token.fingerprint
             if not self._is_announced:
@@ -286,7 +286,7 @@ class Execution:
             self._note_usage()
         elif isinstance(event, Reached):
             self._note_usage()
-            self.writer.token_reached(event)
+            self.writer.record_token(event)
             self.save()
         elif isinstance(event, Answered):
             if self.writer.mark_resumable():
@@ -295,13 +295,13 @@ class Execution:
             context.token_accepted(event.generation, event.since)
         elif isinstance(event, Stopping):
             if record.state is Phase.RUNNING:
-                self.writer.happened(Event.STOP_REQUESTED)
+                self.writer.apply(Event.STOP_REQUESTED)
                 self.save()
             context.counts.count("attempt_stops", event.reason)
             log.info("attempt stopping: reason=%s", event.reason, extra=extra)
         elif isinstance(event, Held):
             self._held_requests.add(event.request)
-            if self.writer.note_held(is_held=True):
+            if self.writer.record_held(is_held=True):
                 self.save()
                 trouble, number = event.request.detection.trouble, event.request.generation.number
                 self.publish("execution.held", generation=number, reason=trouble)
@@ -309,7 +309,7 @@ class Execution:
             self.on_held(event)
         elif isinstance(event, Released):
             self._held_requests.discard(event.request)
-            if not self._held_requests and self.writer.note_held(is_held=False):
+            if not self._held_requests and self.writer.record_held(is_held=False):
                 self.save()
                 self.publish("execution.released")
                 log.info("execution released", extra=extra)
@@ -320,7 +320,7 @@ class Execution:
         counts = self._context.counts
         self.shim_pid, self.usage = None, Usage()
         self._held_requests.clear()
-        self.writer.attempt_ended(report, session)
+        self.writer.record_attempt_end(report, session)
         if report.pid is not None:
             for token in self.record.attempts[-1].tokens:
                 counts.count_usage(token.subscription, token.usage_by_model)
@@ -342,12 +342,12 @@ class Execution:
         if report.error is not None:
             detail = str(report.error)
             if isinstance(report.error, SpawnFailed):
-                detail = self._context.cli.not_spawned(report.error)
+                detail = self._context.cli.record_failed_spawn(report.error)
             return Verdict(Outcome.FAILED, report.error.error_class, detail)
         if report.ending is None:
             return Verdict(Outcome.FAILED, ErrorClass.ERROR, "the attempt ended without a trace")
         final = verdict(report.ending)
-        self._context.cli.ended(report.ending, final)
+        self._context.cli.record_end(report.ending, final)
         return final
 
     def _note_usage(self) -> None:
@@ -355,7 +355,7 @@ class Execution:
         if self._attempt is None or self._attempt.usage is self._used:
             return
         self._used = self._attempt.usage
-        self.writer.used(self._used)
+        self.writer.record_usage(self._used)
         self._is_saved = False
 
     def save_usage(self) -> None:
@@ -380,6 +380,6 @@ class Execution:
         return plain_detail(final.error_class or ErrorClass.ERROR, detail)
 
     def _move(self, event: Event) -> None:
-        self.writer.happened(event)
+        self.writer.apply(event)
         self.save()
         self.changed.notify()

@@ -14,7 +14,7 @@ from agent_runtime.claude import invocation
 from agent_runtime.claude.credential_env import CREDENTIALS, SHELL_PREFIX_VARIABLE
 from agent_runtime.delivery.cli_options import depends_on_cli
 from agent_runtime.delivery.private_files import PrivateFiles
-from agent_runtime.delivery.workspace_config import held_back, starts_without_shell
+from agent_runtime.delivery.workspace_config import restrictions_for, starts_without_shell
 from agent_runtime.model.task import CLI_FLAGS
 from agent_runtime.process.directories import path_of
 from agent_runtime.process.spawn import Command
@@ -60,7 +60,7 @@ class Launch:
         spec, context = self._spec, self._context
         settings, environ = context.settings, context.environ
         self.generation = context.secret.read()
-        context.may_use(self.generation, spec.task.model, spec.execution_id)
+        context.require_for_spawn(self.generation, spec.task.model, spec.execution_id)
         delivered = self.delivered = context.deliveries.deliver(self.generation)
         self.generation, self.delivered_at = delivered.generation, time.monotonic()
         context.redactor.add(delivered.generation.token)
@@ -79,7 +79,7 @@ class Launch:
             trace=spec.task.trace,
             task_variables={**(spec.task.env or {}), "PWD": str(cwd)},
         )
-        held, held_arguments = held_back(cwd, CREDENTIALS.keys() & delivered.variables)
+        held, held_arguments = restrictions_for(cwd, CREDENTIALS.keys() & delivered.variables)
         settings_file = invocation.write_settings(self._files.write, delivered.variables, child_environ, held)
         mcp_file = None
         if spec.task.mcp_config is not None:

@@ -74,11 +74,11 @@ class RecordWriter:
                 task, settings.workspace, settings.workspace / (cwd or "."), settings.config_dir
             )
         if previous is not None:
-            writer.happened(Event.REQUEUED)
+            writer.apply(Event.REQUEUED)
             record.outcome = record.error_class = record.detail = record.ended_at = None
             metadata.retained = True
         if session.prompt is None:
-            writer.note_session(str(session.session_id) if session.resumes else None)
+            writer.record_session(str(session.session_id) if session.resumes else None)
             record.resumable = False
             record.cost_before_usd = metadata.cost_usd
         record.request_digest = task.digest
@@ -88,7 +88,7 @@ class RecordWriter:
         record.labels = record.labels if task.labels is None else task.labels
         return writer
 
-    def happened(self, event: Event) -> None:
+    def apply(self, event: Event) -> None:
         """
         Change the state.
 
@@ -102,18 +102,18 @@ class RecordWriter:
         """The cost of the work of the present request, as far as it is known."""
         return self.record.metadata.cost_usd - self.record.cost_before_usd
 
-    def note_session(self, session_id: str | None) -> None:
+    def record_session(self, session_id: str | None) -> None:
         """Record the session that the execution goes on in."""
         self.record.session_id = self.record.metadata.session_id = session_id
 
-    def attempt_begins(self, session: Session) -> None:
+    def prepare_attempt(self, session: Session) -> None:
         """Record the session before the CLI reports it: an execution that is cut off goes on in it."""
-        self.note_session(str(session.session_id))
+        self.record_session(str(session.session_id))
         if session.prompt is None:
             # None: if the execution is cut off now, only the CLI can tell whether it has stored the session begun here.
             self.record.resumable = False if session.resumes else None
 
-    def spawned(self, event: Spawned) -> None:
+    def record_spawn(self, event: Spawned) -> None:
         """Record the attempt's process and its token."""
         record, tokens = self.record, [_token_record(event.generation, event.started_at)]
         record.attempts.append(AttemptRecord(pid=event.pid, started_at=event.started_at, tokens=tokens))
@@ -121,9 +121,9 @@ class RecordWriter:
         record.started_at = record.started_at or event.started_at
         self._before = copy.copy(record.metadata)
         self._note_token(event.generation)
-        self.happened(Event.SPAWNED)
+        self.apply(Event.SPAWNED)
 
-    def used(self, usage: AttemptUsage) -> None:
+    def record_usage(self, usage: AttemptUsage) -> None:
         """Record what the running attempt has used up to now; a call with the same *usage* again changes nothing."""
         metadata, before, total = self.record.metadata, self._before, total_of(usage.by_model)
         for name in ModelUsage.__struct_fields__:
@@ -137,12 +137,12 @@ class RecordWriter:
         for token, share in zip(tokens, shares, strict=True):
             token.usage_by_model = share
 
-    def token_reached(self, event: Reached) -> None:
+    def record_token(self, event: Reached) -> None:
         """Record that the running attempt has a newer token."""
         self.record.attempts[-1].tokens.append(_token_record(event.generation, event.delivered_at))
         self._note_token(event.generation)
 
-    def note_held(self, *, is_held: bool) -> bool:
+    def record_held(self, *, is_held: bool) -> bool:
         """Record whether a request of the running attempt is held; return whether that is new."""
         has_changed = self.record.held is not is_held
         self.record.held = is_held
@@ -154,30 +154,30 @@ class RecordWriter:
         self.record.resumable = True
         return has_changed
 
-    def session_lost(self) -> None:
+    def mark_session_lost(self) -> None:
         """Record that the session cannot be resumed."""
         self.record.resumable = False
 
-    def session_restarted(self) -> None:
+    def mark_session_restarted(self) -> None:
         """Record that a session that could not be used any more was given up for a new one."""
         self.record.metadata.session_restarted = True
 
-    def resumed(self) -> bool:
+    def count_resume(self) -> bool:
         """Count a resume if an attempt has run before; return whether one has."""
         has_attempts = bool(self.record.attempts)
         self.record.metadata.resumes += has_attempts
         return has_attempts
 
-    def send_as_text(self) -> None:
+    def mark_sent_as_text(self) -> None:
         """Record that the message must be sent as text, because the CLI took it for a command of its own."""
         self.record.metadata.sent_as_text = True
 
-    def measured(self, usage: Usage) -> None:
+    def record_measurement(self, usage: Usage) -> None:
         """Record what the execution's processes take now; add the processor time of earlier attempts to *usage*."""
         usage.cpu_seconds += self._cpu_seconds_before
         self.record.usage = self.record.usage.with_peaks_of(usage)
 
-    def attempt_ended(self, report: AttemptReport, session: Session) -> None:
+    def record_attempt_end(self, report: AttemptReport, session: Session) -> None:
         """Add an attempt's report to the record."""
         record, run_stats = self.record, report.run_stats
         record.held = False
@@ -185,7 +185,7 @@ class RecordWriter:
             self._cpu_seconds_before += report.cpu_seconds
             record.usage.cpu_seconds = max(record.usage.cpu_seconds, self._cpu_seconds_before)
         if run_stats.has_init and (session_id := _uuid_text(run_stats.session_id)):
-            self.note_session(session_id)
+            self.record_session(session_id)
         if run_stats.has_progress or session.prompt is None:
             record.resumable = run_stats.has_progress
         if report.pid is not None:
@@ -194,7 +194,7 @@ class RecordWriter:
             if report.ending is not None:
                 attempt.exit_code, attempt.stop_reason = report.ending.exit_code, report.ending.stop_reason
             usage = run_stats.usage.so_far
-            self.used(usage)
+            self.record_usage(usage)
             elapsed_ms = max(0.0, report.ended_at - report.started_at) * 1000
             record.metadata.duration_ms += elapsed_ms if usage.duration_ms is None else usage.duration_ms
             record.metadata.estimated |= usage.is_estimated
@@ -208,30 +208,30 @@ class RecordWriter:
         metadata.background_ended = report.background_ended
         metadata.stop_reason = run_stats.answer.stop_reason or metadata.stop_reason
 
-    def ended(self, final: Verdict) -> None:
+    def finish(self, final: Verdict) -> None:
         """Make the record final; if it ends with the same detail as the last time, do not advise to send it again."""
         record = self.record
-        self.happened(Event.ENDED)
+        self.apply(Event.ENDED)
         record.outcome, record.error_class = final.outcome, final.error_class
         record.detail = without_repeated_advice(final.detail, final.error_class, self._earlier_detail)
         record.ended_at, record.held = time.time(), False
 
-    def interrupted(self) -> None:
+    def finish_interrupted(self) -> None:
         """Make the record of an execution final that an earlier supervisor left unfinished."""
-        self.ended(Verdict(Outcome.FAILED, ErrorClass.INTERRUPTED, ErrorClass.INTERRUPTED.sentence))
+        self.finish(Verdict(Outcome.FAILED, ErrorClass.INTERRUPTED, ErrorClass.INTERRUPTED.sentence))
         for attempt in self.record.attempts:
             if attempt.ended_at is None:
                 attempt.ended_at, attempt.stop_reason = self.record.ended_at, StopReason.SHUTDOWN
                 self.record.metadata.estimated = True
         self.record.metadata.attempts = len(self.record.attempts)
 
-    def answer_failed(self) -> None:
+    def mark_answer_failed(self) -> None:
         """Record that the answer of an execution that has ended could not be built."""
         record = self.record
         record.outcome, record.error_class = Outcome.FAILED, ErrorClass.ERROR
         record.detail = ErrorClass.ERROR.sentence
 
-    def unretained(self) -> None:
+    def mark_unretained(self) -> None:
         """Record that the record or the transcript could not be written or read."""
         self.record.metadata.retained = False
 

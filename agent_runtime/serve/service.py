@@ -237,7 +237,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
             options=reload_checker,
         )
         start.raise_if_called_off()
-        archive.account()
+        archive.end_unfinished()
         start.raise_if_called_off()
         if settings.token_from_env:
             put_from_environment(secret.path, environ)

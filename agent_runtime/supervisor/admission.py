@@ -117,7 +117,7 @@ class Admission:
                 "draining: no new executions here; send it to another agent, or later",
                 retry_after_seconds=DRAINING_RETRY_SECONDS,
             )
-        parks = self._must_park(task)
+        parks = self._requires_parking(task)
         plan = SessionPlan(task, previous)
         slots, settings = self._runners.slots, self._runners.settings
         if not parks and slots.is_full(must_wait=self._runners.sessions.is_claimed(plan.known_id)):
@@ -143,7 +143,7 @@ class Admission:
             self._background.spawn(self._own(execution, runner), execution_id)
         return execution
 
-    def _must_park(self, task: Task) -> bool:
+    def _requires_parking(self, task: Task) -> bool:
         """Whether the token cannot be used now, but the task is ready to wait for another; raises if it is not."""
         try:
             self._runners.gate.require(task.model)
@@ -176,7 +176,7 @@ class Admission:
         )
         answer = build()
         if not self.archive.conclude(record, answer) and record.metadata.retained:
-            execution.writer.unretained()
+            execution.writer.mark_unretained()
             answer = build()
         return self.archive.shown(record, answer)
 

@@ -1,4 +1,4 @@
-"""The answer to a task: the same body for its first caller, for callers that join, and, from the store, for later ones."""
+"""The answer to a task: the same for its first caller, for callers that join, and from the store for later ones."""
 
 from __future__ import annotations
 
@@ -178,14 +178,14 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
     """
     record = execution.record
     if execution.transcript.incomplete:
-        execution.writer.unretained()
+        execution.writer.mark_unretained()
     if record.outcome in (Outcome.SUCCESS, Outcome.CANCELLED):
         lines, truncated = execution.reader.answer_log(log_limit_bytes, execution.result_line)
         frames = frames_of(lines)
         written = execution.transcript
         is_lost = written.incomplete or len(frames) < len(lines) or (written.last_line > 0 and not frames)
         if is_lost:
-            execution.writer.unretained()
+            execution.writer.mark_unretained()
         body = Success(
             execution_id=record.execution_id,
             status=str(record.outcome),

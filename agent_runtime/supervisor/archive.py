@@ -66,8 +66,8 @@ class Archive:
     holds it in memory until it can be written.
 
     Attributes:
-        is_accounted: Whether :meth:`account` has done its work; None: it was not called yet.
-        unaccounted: Names of transcripts that have no record.
+        has_ended_unfinished: Whether :meth:`end_unfinished` has done its work; None: it was not called yet.
+        orphaned_transcripts: Names of transcripts that have no record.
     """
 
     def __init__(
@@ -88,8 +88,8 @@ class Archive:
         self._form = form or AnswerForm()
         self._ended_at: dict[str, float] = {}
         self._ended_lock = threading.Lock()  # executions are concluded in several threads
-        self.is_accounted: bool | None = None
-        self.unaccounted: list[str] = []
+        self.has_ended_unfinished: bool | None = None
+        self.orphaned_transcripts: list[str] = []
         self._damage_reported = 0
         self._findings: list[str] = []
         self._look_at_space_at = 0.0
@@ -135,7 +135,7 @@ class Archive:
 
     def conclude_failed(self, record: ExecutionRecord) -> Answer:
         """End an execution whose answer could not be built: its record must not say that it runs."""
-        RecordWriter(record).answer_failed()
+        RecordWriter(record).mark_answer_failed()
         answer = failed_answer(record)
         self.conclude(record, answer)
         return answer
@@ -258,12 +258,12 @@ class Archive:
             return answer
         return in_form(answer, record, self._form, self.transcripts.reader(record.execution_id))
 
-    def account(self, running: Collection[str] = frozenset()) -> None:
+    def end_unfinished(self, running: Collection[str] = frozenset()) -> None:
         """
         End every execution that an earlier supervisor left unfinished as ``interrupted``; load the recently ended ids.
 
         To be called when the earlier supervisor's children are gone, before any admission. If the records cannot be
-        read then, :meth:`new_damage` calls it again until they can.
+        read then, :meth:`collect_damage` calls it again until they can.
 
         Args:
             running: Ids of executions of this supervisor.
@@ -280,17 +280,24 @@ class Archive:
                     self.records.delete(record.execution_id)
                 else:
                     self._interrupt(record)
-            before, self.unaccounted = self.unaccounted, [*without_record(self.records, self.transcripts, running)]
+            before, self.orphaned_transcripts = (
+                self.orphaned_transcripts,
+                [*without_record(self.records, self.transcripts, running)],
+            )
         except (StoreUnavailable, OSError) as error:
-            if self.is_accounted is None:
+            if self.has_ended_unfinished is None:
                 log.error("earlier executions cannot be accounted for yet: %s", error)
-            self.is_accounted = False
+            self.has_ended_unfinished = False
             return
-        self.is_accounted = True
-        if len(self.unaccounted) > len(before):
-            log.error("transcripts without a record: %d, such as %s", len(self.unaccounted), self.unaccounted[-1])
+        self.has_ended_unfinished = True
+        if len(self.orphaned_transcripts) > len(before):
+            log.error(
+                "transcripts without a record: %d, such as %s",
+                len(self.orphaned_transcripts),
+                self.orphaned_transcripts[-1],
+            )
             self._findings.append(
-                f"transcripts without a record, whose tasks are not run again: {len(self.unaccounted)}"
+                f"transcripts without a record, whose tasks are not run again: {len(self.orphaned_transcripts)}"
             )
         for execution_id in self.tasks.ids():
             with contextlib.suppress(StoreUnavailable):
@@ -299,7 +306,7 @@ class Archive:
                     self.tasks.delete(execution_id)  # a crash between two writes: never admitted, or ended
 
     def _interrupt(self, record: ExecutionRecord) -> None:
-        RecordWriter(record).interrupted()
+        RecordWriter(record).finish_interrupted()
         self.conclude(record, failed_answer(record, ErrorClass.INTERRUPTED))
         log.warning("execution was interrupted", extra={"execution_id": record.execution_id})
 
@@ -319,22 +326,22 @@ class Archive:
             self.records.upkeep()
         return time.monotonic() >= self._look_at_space_at and lacking_bytes(self.transcripts) > 0
 
-    def new_damage(self, running: Collection[str]) -> list[str]:
+    def collect_damage(self, running: Collection[str]) -> list[str]:
         """
         Return the losses found since the last call, a sentence each.
 
-        Calls :meth:`account` if there are new ones, or if the records could not be read up to now.
+        Calls :meth:`end_unfinished` if there are new ones, or if the records could not be read up to now.
         """
         found = self.records.damage[self._damage_reported :]
         self._damage_reported += len(found)
-        if found or not self.is_accounted:
-            self.account(running)
+        if found or not self.has_ended_unfinished:
+            self.end_unfinished(running)
         found, self._findings = found + self._findings, []
         return found
 
-    def _release(self, execution_id: str, *, keeps: bool) -> bool:
+    def _release_directory(self, execution_id: str, *, retains: bool) -> bool:
         """Have an execution's own directory deleted, or kept for ever; False: other executions have used it, too."""
-        if keeps:
+        if retains:
             self.workspaces.unmark(execution_id)
             return True
         own = f"{OWN}/{execution_id}"
@@ -356,7 +363,7 @@ class Archive:
                 # Setting the clock, forward or back, must not make an execution old enough to be deleted.
                 now=min(time.time(), self._epoch_at_start + time.monotonic()),
                 in_use=in_use,
-                release=functools.partial(self._release, keeps=settings.retain_workspaces),
+                release=functools.partial(self._release_directory, retains=settings.retain_workspaces),
             )
         except (StoreUnavailable, OSError) as error:
             log.warning("cannot delete old executions: %s", error)

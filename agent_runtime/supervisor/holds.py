@@ -126,9 +126,9 @@ class Holds:
         request, now, seconds = held.request, time.monotonic(), runner.seconds_of(wait)
         until = min(now + seconds, now + request.limit_seconds, runner.execution.total_at)
         is_limited = request.detection.trouble is TokenTrouble.LIMITED
-        can_go_on = runner.can_go_on(request.generation, is_limited=is_limited)
+        can_go_on = runner.resumption_check(request.generation, is_limited=is_limited)
         self._waiting.add(held)
-        came = await runner.until(lambda: request.is_over or can_go_on() or self._must_yield(runner), until)
+        came = await runner.wait_until(lambda: request.is_over or can_go_on() or self._must_yield(runner), until)
         self._waiting.discard(held)
         is_newer, is_past = runner.newer_is_usable(request.generation), time.monotonic() >= now + seconds - 1.0
         if came and not can_go_on():
@@ -148,5 +148,5 @@ class Holds:
     def _must_yield(self, runner: ExecutionRunner) -> bool:
         """Whether other executions that could run now need the runner's slot, because it is among the longest held."""
         waiting = [one for held, one in self._held.items() if held in self._waiting and not held.request.is_over]
-        candidates = dict.fromkeys(one for one in waiting if not one.could_run())
-        return runner in list(candidates)[: max(0, runner.context.slots.wanted)]
+        candidates = dict.fromkeys(one for one in waiting if not one.has_usable_token())
+        return runner in list(candidates)[: max(0, runner.context.slots.shortage)]

@@ -179,7 +179,7 @@ class Maintenance(msgspec.Struct, frozen=True):
                 if workspaces.has_retired:
                     await asyncio.to_thread(workspaces.delete_some)
                 is_full = await asyncio.to_thread(self.archive.upkeep)
-                for damage in self.archive.new_damage(self.live.keys()):
+                for damage in self.archive.collect_damage(self.live.keys()):
                     self.events.publish("storage.damaged", detail=damage)
                 if is_full:
                     break
@@ -196,4 +196,4 @@ class Maintenance(msgspec.Struct, frozen=True):
         for execution_id, usage in (await asyncio.to_thread(sample, shims)).items():
             execution = self.live.get(execution_id)
             if execution is not None and execution.shim_pid == shims[execution_id]:
-                execution.measured(usage)
+                execution.record_measurement(usage)

@@ -121,14 +121,14 @@ class ExecutionRunner:
             if execution.remaining_task.max_budget_usd == 0:
                 return Verdict(Outcome.FAILED, ErrorClass.MAX_BUDGET, ErrorClass.MAX_BUDGET.sentence)
             report, final = await self._attempt(plan.next)
-            if (trouble := plan.ended(report, final)) is not None:
-                execution.writer.session_lost()
+            if (trouble := plan.record_end(report, final)) is not None:
+                execution.writer.mark_session_lost()
                 if execution.requested_stop is None and self._begin_anew(trouble, report):
                     continue
                 if execution.requested_stop is None and trouble is SessionTrouble.UNKNOWN:
                     return self._session_unknown()
             if plan.next.prompt is None and execution.requested_stop is None and execution.is_swallowed(report):
-                execution.writer.send_as_text()
+                execution.writer.mark_sent_as_text()
                 plan.begin_anew()
                 continue
             if (token_trouble := trouble_of(report, final)) is None:
@@ -170,7 +170,7 @@ class ExecutionRunner:
             if not await self._park(decision, generation, is_limited=final.error_class is ErrorClass.RATE_LIMIT):
                 return execution.unstarted or final
         self._plan.continue_in(execution.record.session_id)
-        if execution.writer.resumed():
+        if execution.writer.count_resume():
             execution.publish("execution.resumed", attempts=len(execution.record.attempts))
         return None
 
@@ -230,7 +230,7 @@ class ExecutionRunner:
         is_in_use = current is not None and current.number == generation.number
         if not is_in_use:
             gate.statuses.clear_suspicion(by)  # no execution would begin with an older generation anyway
-        verifying = self.context.verifier.begin(
+        verifying = self.context.verifier.start(
             self.context.verifier.verify(
                 generation,
                 by=by if is_in_use else None,
@@ -241,7 +241,9 @@ class ExecutionRunner:
             )
         )
         verifying.add_done_callback(lambda _: gate.changed.notify())
-        await self.until(lambda: newer or verifying.done() or self.newer_is_usable(generation), self.execution.total_at)
+        await self.wait_until(
+            lambda: newer or verifying.done() or self.newer_is_usable(generation), self.execution.total_at
+        )
         newer = newer or self.newer_is_usable(generation)
         self.context.slots.grant()
         if verifying.done():
@@ -273,7 +275,7 @@ class ExecutionRunner:
             return False
         if not plan.next.has_history or report.run_stats.has_progress or not plan.restart(trouble):
             return False
-        execution.writer.session_restarted()
+        execution.writer.mark_session_restarted()
         log.warning("session is %s: begun anew", trouble.value, extra={"execution_id": execution.execution_id})
         return True
 
@@ -297,11 +299,11 @@ class ExecutionRunner:
         """Queue for a slot; later executions pass this one for as long as another execution uses its session."""
         use, known, by = self.context.sessions, self._first_session_id, self.execution.execution_id
         may_start = functools.partial(use.may_use, known, by)
-        ticket = self.context.slots.enqueue(ahead=ahead, may_start=may_start, can_run=self.could_run)
+        ticket = self.context.slots.enqueue(ahead=ahead, may_start=may_start, can_run=self.has_usable_token)
         self.context.gate.changed.notify()  # a held execution may have to make room
         return ticket
 
-    def could_run(self) -> bool:
+    def has_usable_token(self) -> bool:
         """Whether there is a token to run with now."""
         return self.context.gate.is_usable(self.execution.task.model)
 
@@ -337,14 +339,16 @@ class ExecutionRunner:
         number = generation.number if generation else None
         execution.publish("execution.parked", generation=number, seconds=seconds)
         log.info("execution parked for %g s", seconds, extra={"execution_id": execution.execution_id})
-        came = await self.until(self.can_go_on(generation, is_limited=is_limited, counts=counts), until)
+        came = await self.wait_until(self.resumption_check(generation, is_limited=is_limited, counts=counts), until)
         if not came and (not wait.is_for_reset or execution.unstarted is not None):
             return False
         self.resumes += counts and not self.newer_is_usable(generation)
         execution.requeue()
         return True
 
-    def can_go_on(self, generation: Generation | None, *, is_limited: bool, counts: bool = True) -> Callable[[], bool]:
+    def resumption_check(
+        self, generation: Generation | None, *, is_limited: bool, counts: bool = True
+    ) -> Callable[[], bool]:
         """Return a check whether to go on, with a newer generation or this one; arguments as for :meth:`_park`."""
         gate, model = self.context.gate, self.execution.task.model
         limit = gate.limit_for(generation, model) if is_limited and generation is not None else None
@@ -375,7 +379,7 @@ class ExecutionRunner:
             return self._failed(error)
         return Verdict(Outcome.FAILED, ErrorClass.AUTH, ErrorClass.AUTH.sentence)
 
-    async def until(self, condition: Callable[[], bool], until: float) -> bool:
+    async def wait_until(self, condition: Callable[[], bool], until: float) -> bool:
         """Wait until *condition* holds, checked at each change of the gate; False as from :meth:`Execution.wait`."""
         change = self.context.gate.changed.wait()
         while not condition():

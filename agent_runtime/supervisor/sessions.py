@@ -122,7 +122,7 @@ class SessionPlan:
         self.begin_anew()
         return True
 
-    def ended(self, report: AttemptReport, final: Verdict) -> SessionTrouble | None:
+    def record_end(self, report: AttemptReport, final: Verdict) -> SessionTrouble | None:
         """Record an attempt's end; return what is wrong with its session, if anything is."""
         progress, is_resumed = report.run_stats.has_progress, self.next.has_history
         self.has_progress |= progress

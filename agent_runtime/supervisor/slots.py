@@ -78,7 +78,7 @@ class Slots:
         return len(self._queue) - min(ready, free) >= self.queue_limit
 
     @property
-    def wanted(self) -> int:
+    def shortage(self) -> int:
         """How many more slots the tickets that could run now need than are free or yielded; may be negative."""
         could_run = sum(ticket.may_start() and ticket.can_run() for queue in self._open_queues for ticket in queue)
         return could_run - max(0, self.total - self.busy) - sum(ticket.yields for ticket in self._taken)

@@ -132,7 +132,7 @@ class Supervisor:
             run_dir=run_dir,
             containment=containment,
             unkillable=self._unkillable,
-            may_use=gate.may_use,
+            require_for_spawn=gate.require_for_spawn,
             mark_suspect=gate.mark_suspect,
             is_known_by_others=gate.statuses.is_known_by_others,
             known_options=options.known_options,
@@ -258,7 +258,7 @@ class Supervisor:
                 error=records.trouble,
                 damage=list(records.damage),
                 set_aside=records.set_aside,
-                transcripts_without_record=len(archive.unaccounted),
+                transcripts_without_record=len(archive.orphaned_transcripts),
             ),
             uptime_seconds=time.monotonic() - self._started_at,
         )

@@ -40,7 +40,7 @@ class TokenGate:
     """
     Decide from the secret file and the API's answers whether the token in use may be used.
 
-    :meth:`may_use` and :meth:`mark_suspect` are called from attempts' threads, everything else on the event loop's.
+    :meth:`require_for_spawn` and :meth:`mark_suspect` are called from attempts' threads, all else on the event loop's.
 
     Args:
         probes: The probe tries refused and blocked tokens again. Otherwise, or if it is undecided, an execution does.
@@ -128,9 +128,9 @@ class TokenGate:
         self._require_unlimited(generation, model)
         return generation
 
-    def may_use(self, generation: Generation, model: str | None, by: str) -> None:
+    def require_for_spawn(self, generation: Generation, model: str | None, by: str) -> None:
         """
-        Check at the spawn that *generation* may still be used, since admission may be minutes ago; from any thread.
+        Raise unless *generation* may still be used at the spawn, since admission may be minutes ago; from any thread.
 
         A generation in trouble whose pause is over may be used by one execution, until :meth:`TokenStatuses.end_try`.
 

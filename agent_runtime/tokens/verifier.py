@@ -93,7 +93,7 @@ class RefusalVerifier:
             statuses.clear_suspicion(by)  # evidence that may be forged must not hold up others
         return Verification.GOOD if verdict is ProbeVerdict.VALID and trouble in PROBED else Verification.OPEN
 
-    def begin(self, verifying: Coroutine[Any, Any, Verification]) -> asyncio.Task[Verification]:
+    def start(self, verifying: Coroutine[Any, Any, Verification]) -> asyncio.Task[Verification]:
         """Start a verification as a task that runs to its end even if its execution stops waiting for it."""
         task = asyncio.ensure_future(verifying)
         self._verifying.add(task)

@@ -97,11 +97,11 @@ def test_k7_a_cli_that_ends_at_its_last_starts_is_none_until_one_succeeds(tmp_pa
     crash = Ending(-4, began=False, last_words="panic(main thread): Illegal instruction at address 0x1")
     for _ in range(STARTS):
         check.require()
-        check.ended(crash, verdict(crash))
+        check.record_end(crash, verdict(crash))
 
     with pytest.raises(SpawnFailed, match=r"last 3 starts ended before .* Illegal instruction at address 0x1"):
         check.require()
-    check.began()
+    check.record_start()
     check.require()
 
 
@@ -109,7 +109,7 @@ def test_k7_a_cli_that_was_replaced_or_made_executable_begins_anew(tmp_path: Pat
     path = program(tmp_path, "#!/bin/sh\n")
     check = CliCheck((str(path),), PATH)
     for change in (lambda: program(tmp_path, "#!/bin/sh\n# new\n"), lambda: path.chmod(0o700)):
-        check.failed("it cannot", is_certain=True)
+        check.record_failure("it cannot", is_certain=True)
         with pytest.raises(SpawnFailed, match="it cannot"):
             check.require()
         change()
@@ -120,13 +120,13 @@ def test_k7_after_a_while_the_next_start_decides(tmp_path: Path) -> None:
     now = 1000.0
     check = CliCheck((str(program(tmp_path, "#!/bin/sh\n")),), PATH, clock=lambda: now)
     for _ in range(STARTS):
-        check.failed("no")
+        check.record_failure("no")
     with pytest.raises(SpawnFailed):
         check.require()
 
     now += FORGET_SECONDS
     check.require()
-    check.failed("still not")
+    check.record_failure("still not")
     with pytest.raises(SpawnFailed, match="still not"):
         check.require()
 
@@ -152,7 +152,7 @@ SAYS_NOTHING = [
 def test_an_end_that_says_nothing_of_the_cli_does_not_count(tmp_path: Path, number: int) -> None:
     check = CliCheck((str(program(tmp_path, "#!/bin/sh\n")),), PATH)
     for _ in range(STARTS + 1):
-        check.ended(*SAYS_NOTHING[number])
+        check.record_end(*SAYS_NOTHING[number])
 
     check.require()
 
@@ -160,18 +160,18 @@ def test_an_end_that_says_nothing_of_the_cli_does_not_count(tmp_path: Path, numb
 def test_a_shortage_is_no_fault_of_the_cli(tmp_path: Path) -> None:
     check = CliCheck((str(program(tmp_path, "#!/bin/sh\n")),), PATH)
     for reason in (SpawnReason.NO_PROCESSES, SpawnReason.NO_MEMORY, SpawnReason.NO_DIRECTORY):
-        check.not_spawned(NotSpawned(reason))
-    check.not_spawned(SpawnFailed("no thread"))
+        check.record_failed_spawn(NotSpawned(reason))
+    check.record_failed_spawn(SpawnFailed("no thread"))
     check.require()
 
-    check.not_spawned(NotSpawned(SpawnReason.NOT_EXECUTABLE, "ENOEXEC"))
+    check.record_failed_spawn(NotSpawned(SpawnReason.NOT_EXECUTABLE, "ENOEXEC"))
     with pytest.raises(SpawnFailed, match="ENOEXEC"):
         check.require()
 
 
 def test_one_instance_may_be_told_by_many_threads(tmp_path: Path) -> None:
     check = CliCheck((str(program(tmp_path, "#!/bin/sh\n")),), PATH)
-    threads = [threading.Thread(target=check.failed, args=("no",)) for _ in range(20)]
+    threads = [threading.Thread(target=check.record_failure, args=("no",)) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:

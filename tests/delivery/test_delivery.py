@@ -698,7 +698,7 @@ def test_the_real_cli_with_an_api_key_does_not_look_at_a_file_that_others_live_o
     stage = _Stage(CheckedCli(spawner, (claude,), os.environ), tmp_path)
 
     with stage._conversation(api, tmp_path, delivered.variables) as run:
-        run.must_see(lambda: api.seen(api_key(2).token).requests >= 2)
+        run.require(lambda: api.seen(api_key(2).token).requests >= 2)
     assert api.seen(generation(1).token).requests == 0
 
 

@@ -22,7 +22,7 @@ from agent_runtime.delivery.private_files import PrivateFiles, make_directory, r
 from agent_runtime.files import UNFINISHED
 from agent_runtime.model.tokens import Token
 from agent_runtime.process.containment.registry import new_mark, tag_of
-from tests.support.supervised import NEW, OLD, endless_generations, eventually, supervised
+from tests.support.supervised import NEW, OLD, eventually, hanging_task, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -222,7 +222,7 @@ def test_no_file_with_a_token_outlives_its_use_in_memory_or_among_temporary_file
         tag = tag_of(running.data_dir)
         shutil.rmtree(running.data_dir / "run")
         (running.data_dir / "run").write_text("in the way")
-        running.client.post("/api/task", json={"message": endless_generations(), "async_result": True})
+        running.client.post("/api/task", json={"message": hanging_task(), "async_result": True})
         eventually(lambda: any(OLD in path.read_text() for path in leftovers(tag, tmp_path)))
         running.process.send_signal(end)
         running.process.wait(30)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_runtime.delivery.workspace_config import held_back, starts_without_shell
+from agent_runtime.delivery.workspace_config import restrictions_for, starts_without_shell
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,9 +40,9 @@ def hooks(hook: object) -> str:
 def test_a_server_that_names_the_variable_is_left_out_and_no_other(tmp_path: Path, config: object) -> None:
     good = {"url": "http://h", "headers": {"X": "${HOME} ${A:-b} $", "Y": f"${{{NAME.lower()}}}"}}
     (tmp_path / ".mcp.json").write_text(servers(evil=config, good=good))
-    assert held_back(tmp_path, {NAME}) == ({"disabledMcpjsonServers": ["evil"]}, ())
-    assert held_back(tmp_path, {"ANTHROPIC_API_KEY"})[1] == held_back(tmp_path, ())[1] == ()
-    assert held_back(tmp_path, ()) == ({}, ())
+    assert restrictions_for(tmp_path, {NAME}) == ({"disabledMcpjsonServers": ["evil"]}, ())
+    assert restrictions_for(tmp_path, {"ANTHROPIC_API_KEY"})[1] == restrictions_for(tmp_path, ())[1] == ()
+    assert restrictions_for(tmp_path, ()) == ({}, ())
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_server_that_names_the_variable_is_left_out_and_no_other(tmp_path: Pat
 )
 def test_what_the_cli_can_read_is_read(tmp_path: Path, content: bytes) -> None:
     (tmp_path / ".mcp.json").write_bytes(content)
-    assert held_back(tmp_path, {NAME}) == ({"disabledMcpjsonServers": ["evil"]}, ())
+    assert restrictions_for(tmp_path, {NAME}) == ({"disabledMcpjsonServers": ["evil"]}, ())
 
 
 def test_the_files_of_parents_count_too_and_links_are_followed(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_the_files_of_parents_count_too_and_links_are_followed(tmp_path: Path) -
     (tmp_path / "elsewhere").write_text(servers(linked=NAME))
     (workspace / ".mcp.json").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "link").symlink_to(workspace)
-    assert held_back(tmp_path / "link", {NAME})[0] == {"disabledMcpjsonServers": ["linked", "parent"]}
+    assert restrictions_for(tmp_path / "link", {NAME})[0] == {"disabledMcpjsonServers": ["linked", "parent"]}
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_the_files_of_parents_count_too_and_links_are_followed(tmp_path: Path) -
 )
 def test_what_the_cli_takes_no_server_from_costs_nothing(tmp_path: Path, content: str) -> None:
     (tmp_path / ".mcp.json").write_text(content)
-    assert held_back(tmp_path, {NAME}) == ({}, ())
+    assert restrictions_for(tmp_path, {NAME}) == ({}, ())
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "huge", "deep", "surrogate", "link-to-itself"])
@@ -98,7 +98,7 @@ def test_what_cannot_be_judged_costs_every_server_or_hook(tmp_path: Path, kind: 
     else:
         file.write_text(hooks(HOOK | {"url": "\ud800"}))
     expected = ({}, STRICT) if name == ".mcp.json" else ({"disableAllHooks": True}, ())
-    assert held_back(tmp_path, {NAME}) == expected
+    assert restrictions_for(tmp_path, {NAME}) == expected
 
 
 @pytest.mark.parametrize("name", ["settings.json", "settings.local.json"])
@@ -115,16 +115,16 @@ def test_hooks_are_turned_off_where_one_may_have_the_variable(
 ) -> None:
     (tmp_path / ".claude").mkdir()
     (tmp_path / ".claude" / name).write_text(hooks(hook))
-    assert held_back(tmp_path, {NAME}) == ({"disableAllHooks": True} if off else {}, ())
+    assert restrictions_for(tmp_path, {NAME}) == ({"disableAllHooks": True} if off else {}, ())
 
 
 def test_the_local_settings_of_the_repository_around_a_directory_count_too(tmp_path: Path) -> None:
     (tmp_path / "repo" / "part").mkdir(parents=True)
     (tmp_path / "repo" / ".claude").mkdir()
     (tmp_path / "repo" / ".claude" / "settings.json").write_text(hooks(HOOK))
-    assert held_back(tmp_path / "repo" / "part", {NAME}) == ({}, ())
+    assert restrictions_for(tmp_path / "repo" / "part", {NAME}) == ({}, ())
     (tmp_path / "repo" / ".claude" / "settings.json").rename(tmp_path / "repo" / ".claude" / "settings.local.json")
-    assert held_back(tmp_path / "repo" / "part", {NAME}) == ({"disableAllHooks": True}, ())
+    assert restrictions_for(tmp_path / "repo" / "part", {NAME}) == ({"disableAllHooks": True}, ())
 
 
 PROGRAM = {"type": "command", "command": "x", "args": ["y"]}

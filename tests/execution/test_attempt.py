@@ -104,7 +104,7 @@ class Bench:
             run_dir=self.home / "run",
             containment=Containment(spawner),
             unkillable=Unkillable(),
-            may_use=lambda _generation, _model, _by: None,
+            require_for_spawn=lambda _generation, _model, _by: None,
             mark_suspect=lambda generation, _by: self.doubted.append(generation.number),
             is_known_by_others=lambda generation, _by: generation.number in self.doubted,
         )

@@ -30,7 +30,7 @@ def record(state: Phase) -> ExecutionRecord:
 def test_what_an_earlier_supervisor_has_left_is_interrupted_from_every_state(state: Phase) -> None:
     left = record(state)
     left.held = state is Phase.RUNNING
-    RecordWriter(left).interrupted()
+    RecordWriter(left).finish_interrupted()
 
     assert (left.state, left.outcome, left.error_class) == (Phase.FINISHED, Outcome.FAILED, ErrorClass.INTERRUPTED)
     assert left.attempts[0].stop_reason is StopReason.SHUTDOWN
@@ -42,7 +42,7 @@ def test_what_an_earlier_supervisor_has_left_is_interrupted_from_every_state(sta
 
 def test_a_record_that_is_final_is_not_ended_again() -> None:
     with pytest.raises(IllegalTransition):
-        RecordWriter(record(Phase.FINISHED)).interrupted()
+        RecordWriter(record(Phase.FINISHED)).finish_interrupted()
 
 
 def generation(number: int, subscription: str) -> Generation:
@@ -58,14 +58,14 @@ def used(cost_usd: float = 0.0, **by_generation: int) -> AttemptUsage:
 
 def test_what_an_attempt_uses_counts_for_the_token_that_it_was_used_of() -> None:
     writer = RecordWriter(record(Phase.QUEUED))
-    writer.spawned(Spawned(2, None, 1.0, generation(1, "a")))
+    writer.record_spawn(Spawned(2, None, 1.0, generation(1, "a")))
     for usage in (used(g1=1), used(g1=5), used(g1=5)):
-        writer.used(usage)
-    writer.token_reached(Reached(generation(2, "b"), 2.0))
-    writer.token_reached(Reached(generation(3, "c"), 3.0))
-    writer.used(used(g1=6, g3=4))
-    writer.used(used(0.5, g1=6, g3=4))
-    writer.used(used(0.5, g1=6, g3=4))
+        writer.record_usage(usage)
+    writer.record_token(Reached(generation(2, "b"), 2.0))
+    writer.record_token(Reached(generation(3, "c"), 3.0))
+    writer.record_usage(used(g1=6, g3=4))
+    writer.record_usage(used(0.5, g1=6, g3=4))
+    writer.record_usage(used(0.5, g1=6, g3=4))
 
     tokens = writer.record.attempts[-1].tokens
     assert [token.subscription for token in tokens] == ["a", "b", "c"]
@@ -79,16 +79,16 @@ def test_what_an_attempt_uses_counts_for_the_token_that_it_was_used_of() -> None
 def test_the_model_is_known_while_an_attempt_runs_and_costs_can_be_read() -> None:
     writer = RecordWriter(record(Phase.QUEUED))
     for number in range(7):
-        writer.spawned(Spawned(2, None, 1.0, generation(1, "a")))
-        writer.used(AttemptUsage())
-        writer.used(AttemptUsage(by_model={"m": ModelUsage(cost_usd=1e-05)}, model_name=f"m{number}"))
-        writer.happened(Event.REQUEUED)
+        writer.record_spawn(Spawned(2, None, 1.0, generation(1, "a")))
+        writer.record_usage(AttemptUsage())
+        writer.record_usage(AttemptUsage(by_model={"m": ModelUsage(cost_usd=1e-05)}, model_name=f"m{number}"))
+        writer.apply(Event.REQUEUED)
     writer.record.metadata.context_window = 1
-    writer.used(AttemptUsage(context_window=1_000_000))
+    writer.record_usage(AttemptUsage(context_window=1_000_000))
 
     metadata = writer.record.metadata
     assert (metadata.model_name, metadata.context_window) == ("m6", 1_000_000)
-    writer.used(AttemptUsage(by_model={"m": ModelUsage(cost_usd=1e-05)}))
+    writer.record_usage(AttemptUsage(by_model={"m": ModelUsage(cost_usd=1e-05)}))
     assert repr(metadata.cost_usd) == repr(metadata.usage_by_model["m"].cost_usd) == "7e-05"
 
 
@@ -97,9 +97,9 @@ def test_totals_of_an_earlier_version_stay_and_those_of_attempts_are_added() -> 
     left.metadata = Metadata(input_tokens=3, output_tokens=4, cost_usd=0.25, context_tokens=9)
     writer = RecordWriter(left)
     for number in (1, 2):
-        writer.spawned(Spawned(number, None, 1.0, generation(1, "a")))
-        writer.used(used(0.5, g1=10))
-        writer.happened(Event.REQUEUED)
+        writer.record_spawn(Spawned(number, None, 1.0, generation(1, "a")))
+        writer.record_usage(used(0.5, g1=10))
+        writer.apply(Event.REQUEUED)
 
     metadata = writer.record.metadata
     assert (metadata.input_tokens, metadata.output_tokens, metadata.cost_usd) == (3, 24, 1.25)

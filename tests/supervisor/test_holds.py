@@ -76,7 +76,7 @@ class Child:
         request = Request(generation, self.trouble, self.resets_at, self.limit_model)
         request.limit_seconds = self.limit_seconds
         self.requests.append(request)
-        self.running.execution.happened(Held(request, self.used_tool))
+        self.running.execution.record_event(Held(request, self.used_tool))
         return request
 
     async def decided(self, request: Request) -> None:
@@ -88,7 +88,7 @@ class Child:
             request, held_at = self.hold(), time.monotonic()
             await self.decided(request)
             request.is_over = True
-            self.running.execution.happened(Released(request))
+            self.running.execution.record_event(Released(request))
             if request.replays is None:
                 waited = time.monotonic() - held_at
                 return report(trouble=self.trouble, used_tool=self.used_tool, waited_seconds=waited)

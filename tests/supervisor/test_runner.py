@@ -192,15 +192,15 @@ class Running:
         """Take the token as a real attempt does, and end as the next step says."""
         generation = self._bench.secret.read()
         try:
-            self._bench.gate.may_use(generation, execution.task.model, execution.execution_id)
+            self._bench.gate.require_for_spawn(generation, execution.task.model, execution.execution_id)
         except AgentRuntimeError as error:
             return AttemptReport(started_at=0.0, generation=generation, error=error)
-        execution.happened(Spawned(1, None, time.time(), generation))
+        execution.record_event(Spawned(1, None, time.time(), generation))
         self.sessions.append(str(session.session_id))
         made = self._steps.pop(0)()
         ended = made if isinstance(made, AttemptReport) else await made
         if ended.ending is not None and ended.ending.result is not None:
-            execution.happened(Answered(generation, time.monotonic()))
+            execution.record_event(Answered(generation, time.monotonic()))
         return msgspec.structs.replace(ended, generation=generation)
 
     async def reaches(self, phase: Phase) -> None:

@@ -78,7 +78,7 @@ def test_a_session_that_is_named_gets_the_message_once_and_is_then_gone_on_with(
 @pytest.mark.parametrize("has_progress", [True, False])
 def test_progress_is_resumed_and_what_has_none_is_begun_again(*, has_progress: bool) -> None:
     plan = SessionPlan(TASK, None)
-    plan.ended(report(progress=has_progress), INVALID)
+    plan.record_end(report(progress=has_progress), INVALID)
     plan.continue_in(OWN)
 
     assert (plan.known_id, plan.next.prompt) == ((OWN, CONTINUE_PROMPT) if has_progress else (None, None))
@@ -103,7 +103,7 @@ def test_a_lost_session_is_begun_anew_as_often_as_no_tool_has_run_and_once_where
     assert plan.restart(SessionTrouble.UNKNOWN)
     used = report(progress=True)
     used.run_stats.tool_count = 1
-    assert plan.ended(used, INVALID) is None
+    assert plan.record_end(used, INVALID) is None
 
     assert plan.restart(SessionTrouble.UNKNOWN)
     assert plan.known_id == NAMED, "it has lost nothing that the task named"
@@ -131,7 +131,7 @@ def test_a_lost_session_is_begun_anew_as_often_as_no_tool_has_run_and_once_where
 def test_what_an_attempt_shows_of_its_session(
     before: ExecutionRecord | None, ended: AttemptReport, final: Verdict, trouble: SessionTrouble | None
 ) -> None:
-    assert SessionPlan(TASK, before).ended(ended, final) is trouble
+    assert SessionPlan(TASK, before).record_end(ended, final) is trouble
 
 
 def test_a_session_is_used_by_one_after_the_other() -> None:

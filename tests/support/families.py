@@ -174,10 +174,10 @@ def lines(child: Child, count: int) -> list[str]:
 
 def pids(child: Child, count: int) -> list[proc_table.Identity]:
     """Wait for *count* pids on the child's stdout, one a line; return them with their start times."""
-    return with_start_times(child, [int(line) for line in lines(child, count)])
+    return identities_of(child, [int(line) for line in lines(child, count)])
 
 
-def with_start_times(child: Child, numbers: list[int]) -> list[proc_table.Identity]:
+def identities_of(child: Child, numbers: list[int]) -> list[proc_table.Identity]:
     """Return the processes with these pids, each with its start time."""
     found = [proc_table.read_process(number) for number in numbers]
     assert all(process is not None for process in found)

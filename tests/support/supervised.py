@@ -137,7 +137,7 @@ class Pending:
         return self._response
 
 
-def endless_generations() -> str:
+def hanging_task() -> str:
     """Return the message of a task that does nothing until it is ended."""
     return json.dumps({"script": [{"do": "init"}, {"do": "hang"}]})
 

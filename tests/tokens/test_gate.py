@@ -56,7 +56,7 @@ def at(tmp_path: Path) -> Gate:
 def usable(at: Gate, generation: Generation, model: str | None = None) -> bool:
     """Ask at admission and at the spawn; they agree."""
     verdicts = []
-    for ask in (lambda: at.gate.require(model), lambda: at.gate.may_use(generation, model, "one")):
+    for ask in (lambda: at.gate.require(model), lambda: at.gate.require_for_spawn(generation, model, "one")):
         try:
             ask()
             verdicts.append(True)
@@ -103,10 +103,10 @@ def test_a_refused_token_may_not_be_used_until_its_pause_is_over_and_then_by_one
     assert at.gate.state == "refused"
 
     at.statuses.retry_now(generation)
-    at.gate.may_use(generation, None, "one")
+    at.gate.require_for_spawn(generation, None, "one")
 
     with pytest.raises(TokenUnusable):
-        at.gate.may_use(generation, None, "another")
+        at.gate.require_for_spawn(generation, None, "another")
     with pytest.raises(TokenUnusable):
         at.gate.require()
 
@@ -150,7 +150,7 @@ def test_where_the_probe_asks_one_execution_tries_an_account_that_could_not_pay(
 
     assert usable(at, generation)
     with pytest.raises(TokenUnpaid):
-        at.gate.may_use(generation, None, "another")
+        at.gate.require_for_spawn(generation, None, "another")
 
 
 def test_of_several_states_the_one_is_shown_that_says_most(at: Gate) -> None:

@@ -229,7 +229,7 @@ def test_a_confirmation_runs_to_its_end_though_nobody_waits_for_it(api: Messages
     asked = Asked(url)
 
     async def leave() -> Verification:
-        begun = asked.confirmer.begin(asked.confirm())
+        begun = asked.confirmer.start(asked.confirm())
         waiting = asyncio.ensure_future(asyncio.wait_for(asyncio.shield(begun), 10))
         await asyncio.sleep(0)
         waiting.cancel()
