@@ -25,10 +25,10 @@ from agent_runtime.model.usage import COST_DIGITS, ModelUsage, added, split, tot
 if TYPE_CHECKING:
     from agent_runtime.claude.invocation import Session
     from agent_runtime.execution.attempt_data import AttemptReport, Reached, Spawned
-    from agent_runtime.model.task import Task
     from agent_runtime.model.usage import AttemptUsage
     from agent_runtime.secret.generations import Generation
     from agent_runtime.settings import Settings
+    from agent_runtime.store.tasks import NewTask
 
 
 class RecordWriter:
@@ -47,22 +47,21 @@ class RecordWriter:
     @classmethod
     def for_task(
         cls,
-        task: Task,
+        new: NewTask,
         execution_id: str,
         session: Session,
         settings: Settings,
         *,
-        ignored_fields: list[str],
-        previous: ExecutionRecord | None,
-        prompt: str = "",
+        previous: ExecutionRecord | None = None,
         cwd: str | None = None,
     ) -> RecordWriter:
         """
         Begin the record of a task, or go on with *previous*: its attempts stay, how it ended does not.
 
         Args:
-            prompt: The beginning of the task's message; recorded only if the settings allow prompts to be shown.
+            cwd: The directory that the execution runs in, relative to the workspace; None: the workspace itself.
         """
+        task = new.task
         record = previous or ExecutionRecord(
             execution_id=execution_id,
             created_at=time.time(),
@@ -83,8 +82,8 @@ class RecordWriter:
             record.cost_before_usd = metadata.cost_usd
         record.request_digest = task.digest
         record.cwd, record.env_names = cwd, sorted(task.env or ())
-        metadata.ignored_fields = ignored_fields
-        record.title, record.prompt = task.title or record.title, prompt if settings.show_prompts else None
+        metadata.ignored_fields = new.ignored_fields
+        record.title, record.prompt = task.title or record.title, new.prompt if settings.show_prompts else None
         record.labels = record.labels if task.labels is None else task.labels
         return writer
 

@@ -117,19 +117,16 @@ class Admission:
                 "draining: no new executions here; send it to another agent, or later",
                 retry_after_seconds=DRAINING_RETRY_SECONDS,
             )
-        parks = self._requires_parking(task)
+        obstacle = self._parkable_obstacle(task)
         plan = SessionPlan(task, previous)
         slots, settings = self._runners.slots, self._runners.settings
-        if not parks and slots.is_full(must_wait=self._runners.sessions.is_claimed(plan.known_id)):
+        if obstacle is None and slots.is_full(must_wait=self._runners.sessions.is_claimed(plan.known_id)):
             raise Busy(
                 f"all {slots.total} slots and {slots.queue_limit} queue places are taken; come back later",
                 retry_after_seconds=BUSY_RETRY_SECONDS,
             )
-        ignored, prompt = new.ignored_fields, new.prompt
         cwd = self.archive.directory_of(new, execution_id, previous)
-        writer = RecordWriter.for_task(
-            task, execution_id, plan.next, settings, ignored_fields=ignored, previous=previous, prompt=prompt, cwd=cwd
-        )
+        writer = RecordWriter.for_task(new, execution_id, plan.next, settings, previous=previous, cwd=cwd)
         execution = Execution(task, writer, self._executions, task.timeout_seconds or settings.timeout)
         self._live[execution_id] = execution
         self.last_task_at = time.time()
@@ -139,19 +136,19 @@ class Admission:
         with log_fields(execution_id=execution_id, trace_id=task.trace.trace_id if task.trace else None):
             log.info("execution admitted")
             execution.publish("execution.admitted")
-            runner = ExecutionRunner(execution, self._runners, plan, run_attempt=self._run_attempt, parks=parks)
+            runner = ExecutionRunner(execution, self._runners, plan, obstacle, run_attempt=self._run_attempt)
             self._background.spawn(self._own(execution, runner), execution_id)
         return execution
 
-    def _requires_parking(self, task: Task) -> bool:
-        """Whether the token cannot be used now, but the task is ready to wait for another; raises if it is not."""
+    def _parkable_obstacle(self, task: Task) -> AdmissionError | None:
+        """Return why the token cannot be used now, if the task may wait for another; raise it if the task may not."""
         try:
             self._runners.gate.require(task.model)
-        except (TokenUnusable, TokenUnpaid, TokenLimited):
+        except (TokenUnusable, TokenUnpaid, TokenLimited) as error:
             if not task.park_seconds:
                 raise
-            return True
-        return False
+            return error
+        return None
 
     async def _own(self, execution: Execution, runner: ExecutionRunner) -> None:
         try:

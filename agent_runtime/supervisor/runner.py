@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.errors import AgentRuntimeError, ErrorClass, SessionUnknown, TokenLimited
+from agent_runtime.errors import ErrorClass, SessionUnknown, TokenLimited
 from agent_runtime.evidence.verdict import UNSTARTED, Verdict, token_verdict
 from agent_runtime.model.state import CLASS_BY_TROUBLE, Outcome, StopReason, TokenTrouble, Verification
 from agent_runtime.supervisor.retry_policy import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from agent_runtime.claude.invocation import Session
+    from agent_runtime.errors import AdmissionError, AgentRuntimeError
     from agent_runtime.execution.attempt_data import AttemptReport, Held
     from agent_runtime.execution.execution import Execution
     from agent_runtime.secret.generations import Generation
@@ -69,7 +70,7 @@ class ExecutionRunner:
 
     Args:
         run_attempt: Runs one CLI process in a session; nothing else here needs a process.
-        parks: The token cannot be used now; the execution was admitted because it is ready to wait.
+        obstacle: Why the token cannot be used now, if the execution was admitted to wait for another; None: it can be.
 
     Attributes:
         resumes: How often the execution went on without a newer generation.
@@ -78,7 +79,13 @@ class ExecutionRunner:
     """
 
     def __init__(
-        self, execution: Execution, context: RunnerContext, plan: SessionPlan, *, run_attempt: RunAttempt, parks: bool
+        self,
+        execution: Execution,
+        context: RunnerContext,
+        plan: SessionPlan,
+        obstacle: AdmissionError | None = None,
+        *,
+        run_attempt: RunAttempt,
     ) -> None:
         self.execution = execution
         self.context = context
@@ -89,7 +96,8 @@ class ExecutionRunner:
         execution.on_held = functools.partial(context.hold, self)
         self._first_session_id = plan.known_id
         self._claim(self._first_session_id)
-        self.ticket = None if parks else self._enqueue()
+        self._obstacle = obstacle
+        self.ticket = self._enqueue() if obstacle is None else None
 
     async def run(self) -> None:
         """Run to the final record."""
@@ -104,9 +112,9 @@ class ExecutionRunner:
 
     async def _run(self) -> Verdict:
         execution, plan = self.execution, self._plan
-        if self.ticket is None:
-            refused = self._refused_at_admission()
-            if not await self._park_at_admission():
+        if self._obstacle is not None:
+            refused = self._failed(self._obstacle)
+            if not await self._park_at_admission(self._obstacle):
                 return execution.unstarted or refused
         while True:
             if self.ticket is None:
@@ -312,14 +320,13 @@ class ExecutionRunner:
             self.context.slots.leave(self.ticket)
             self.ticket = None
 
-    async def _park_at_admission(self) -> bool:
+    async def _park_at_admission(self, obstacle: AdmissionError) -> bool:
         """Wait for a usable token or the end of the limit, as long as the request allows; return as :meth:`_park`."""
-        execution = self.execution
-        seconds, error = execution.task.park_seconds or 0.0, execution.error
-        if not isinstance(error, TokenLimited):
+        seconds = self.execution.task.park_seconds or 0.0
+        if not isinstance(obstacle, TokenLimited):
             return await self._park(Wait(seconds), None, counts=False)
-        reset_in = None if error.resets_at is None else error.resets_at - time.time()
-        wait = wait_for_reset(reset_in, seconds, execution.total_at - time.monotonic()) or Wait(seconds)
+        reset_in = None if obstacle.resets_at is None else obstacle.resets_at - time.time()
+        wait = wait_for_reset(reset_in, seconds, self.execution.total_at - time.monotonic()) or Wait(seconds)
         return await self._park(wait, self.context.gate.current, is_limited=True, counts=False)
 
     async def _park(
@@ -371,13 +378,6 @@ class ExecutionRunner:
         left = self.execution.total_at - time.monotonic() - wait.seconds
         first, last = AFTER_RESET_SECONDS
         return wait.seconds + random.uniform(first, max(first, min(last, left / 2)))  # noqa: S311 - nothing secret
-
-    def _refused_at_admission(self) -> Verdict:
-        try:
-            self.context.gate.require(self.execution.task.model)
-        except AgentRuntimeError as error:
-            return self._failed(error)
-        return Verdict(Outcome.FAILED, ErrorClass.AUTH, ErrorClass.AUTH.sentence)
 
     async def wait_until(self, condition: Callable[[], bool], until: float) -> bool:
         """Wait until *condition* holds, checked at each change of the gate; False as from :meth:`Execution.wait`."""

@@ -81,8 +81,7 @@ class TokenGate:
             return TokenState(trouble)
         if self.statuses.is_suspect(generation):
             return TokenState.SUSPECT
-        is_limited = self.statuses.longest_limit(generation, time.time())
-        return TokenState.LIMITED if is_limited else TokenState.READY
+        return TokenState.READY if self.limit is None else TokenState.LIMITED
 
     @property
     def limit(self) -> Limit | None:

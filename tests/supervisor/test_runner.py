@@ -12,7 +12,7 @@ import pytest
 
 from agent_runtime.claude.run_answer import Result
 from agent_runtime.delivery.cli_check import CliCheck
-from agent_runtime.errors import AgentRuntimeError, ErrorClass
+from agent_runtime.errors import AdmissionError, AgentRuntimeError, ErrorClass
 from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.evidence.verdict import Ending
 from agent_runtime.execution.attempt_data import Answered, AttemptReport, Spawned
@@ -24,6 +24,7 @@ from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.secret.writer import put
 from agent_runtime.settings import load
+from agent_runtime.store.tasks import NewTask
 from agent_runtime.store.transcripts import TranscriptStore
 from agent_runtime.supervisor import retry_policy, runner
 from agent_runtime.supervisor.holds import Holds
@@ -162,11 +163,16 @@ class Bench:
         """Begin an execution whose attempts end as *steps* say, in their order."""
         task = Task(message="x", execution_id=execution_id, **fields)
         plan = SessionPlan(task, None)
-        writer = RecordWriter.for_task(task, execution_id, plan.next, self.settings, ignored_fields=[], previous=None)
+        writer = RecordWriter.for_task(NewTask(task, [], b"", ""), execution_id, plan.next, self.settings)
         timeout_seconds = task.timeout_seconds or self.settings.timeout
         execution = Execution(task, writer, self.execution_context, timeout_seconds)
         running = Running(self, execution, list(steps))
-        one = ExecutionRunner(execution, self.context, plan, run_attempt=running.run_attempt, parks=parks)
+        obstacle = None
+        if parks:
+            with pytest.raises(AdmissionError) as raised:
+                self.gate.require(task.model)
+            obstacle = raised.value
+        one = ExecutionRunner(execution, self.context, plan, obstacle, run_attempt=running.run_attempt)
         running.task = asyncio.ensure_future(one.run())
         return running
 
