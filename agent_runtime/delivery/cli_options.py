@@ -78,7 +78,7 @@ class CliOptions(msgspec.Struct, frozen=True, dict=True):
             text, reason = self._texts.get(flag), None
             if text is None:
                 reason = f"does not know {flag}; leave the field out, or install a later version"
-            elif field in ("effort", "permission_mode") and not _knows(choices := _choices(text), value):
+            elif field in ("effort", "permission_mode") and not _is_choice(choices := _choices(text), value):
                 reason = f"does not know this value, only {', '.join(choices)}"
             elif field == "fallback_model" and "," in value and "comma" not in text:
                 reason = "takes one model; leave the others out, or install a later version"
@@ -120,7 +120,7 @@ def _choices(text: str) -> list[str]:
     return plain[1].split(", ") if plain is not None else []
 
 
-def _knows(choices: list[str], value: str) -> bool:
-    """Whether *choices* has the value, or its other name; also if there are no choices, so that the CLI decides."""
+def _is_choice(choices: list[str], value: str) -> bool:
+    """Whether *choices* has the value, by this or its other name; True if the help lists none, and the CLI decides."""
     asked = _SAME_MODES if value in _SAME_MODES else {value}
     return not choices or bool(asked & set(choices))

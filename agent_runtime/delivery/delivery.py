@@ -87,7 +87,7 @@ class Relayed(Protocol):
     on_silence: Callable[[], None]
 
     def carried(self) -> tuple[Generation, float]:
-        """Return the generation of the request that was answered last, and since when it is in use (monotonic s)."""
+        """Return the generation of the request that was answered last, and since when it is used (monotonic)."""
 
 
 def _never() -> ReloadBehaviour:

@@ -37,7 +37,7 @@ class HeldGenerations:
 
     @property
     def in_use(self) -> Generation:
-        """The generation that a message of the model which begins now has used; without a relay the newest."""
+        """The generation in the request that the model begins to answer now; without a relay the newest."""
         relayed = self._delivered.relayed
         return self.newest if relayed is None else relayed.served
 

@@ -46,7 +46,7 @@ class ChildToken:
 
     @property
     def in_use(self) -> Generation:
-        """The generation that the request carried whose answer begins now."""
+        """The generation in the request that the model begins to answer now."""
         return self._held.in_use
 
     def follow_secret(self) -> None:
@@ -125,5 +125,5 @@ class RepeatedRequest:
 
 
 def _is_repeated(detection: Detection) -> bool:
-    """Whether older CLIs read their file again and repeat the request after such an API error; after others never."""
+    """Whether older CLIs repeat the request after such an error, with the token that is then in their file."""
     return detection.trouble is TokenTrouble.REFUSED and detection.status in {401, None}

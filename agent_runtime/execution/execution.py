@@ -232,7 +232,7 @@ class Execution:
 
     @property
     def remaining_task(self) -> Task:
-        """The task with what is left of its budget."""
+        """The task, its budget reduced by what earlier attempts have cost."""
         budget, spent = self.task.max_budget_usd, self.writer.spent_usd
         if budget is None or not spent:
             return self.task

@@ -61,7 +61,7 @@ class StopSequence:
                 self.wake.set()
 
     def wake_up(self) -> None:
-        """Have the attempt's poll loop look again, from any thread."""
+        """Make the attempt's poll loop check its conditions again; from any thread."""
         with self._lock:
             if not self._is_closed:
                 self.wake.set()
