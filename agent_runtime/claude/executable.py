@@ -1,4 +1,4 @@
-"""Identify the executable of a command by its content, so that results about one are not used for another."""
+"""Identify the CLI's executable by its content, so that what was measured on one is not used for another."""
 
 from __future__ import annotations
 

@@ -233,18 +233,6 @@ def write_settings(
     return write("settings.json", msgspec.json.encode(settings | dict(further or {})))
 
 
-def says_unknown_session(text: str | bytes) -> bool:
-    """
-    Whether the CLI says that it does not know the session to resume.
-
-    Source: in the ``errors`` of the result frame from 2.1.30 on, on stderr on the other versions tried, with exit
-    code 1.
-    """
-    if isinstance(text, bytes):
-        return b"No conversation found with session ID" in text[:256]
-    return text.startswith("No conversation found with session ID")
-
-
 # -- messages that begin with a slash
 #
 # The CLI may read them as commands, and its own commands never reach the model. Skills and custom commands do reach the

@@ -1,8 +1,9 @@
 """
-Recognise that a session's own history is at fault, so that no message in it can succeed any more.
+Recognise that a session cannot be continued: its own history is at fault, or the CLI does not find or read it.
 
-The API answers 400 to every request of such a session, whatever the prompt, because the CLI sends the whole history
-each time. Versions of the CLI word it differently on stdout, but all of them print the API's own body on stderr.
+The API answers 400 to every request of a session whose history is at fault, whatever the prompt, because the CLI sends
+the whole history each time. Versions of the CLI word it differently on stdout, but all of them print the API's own body
+on stderr.
 """
 
 from __future__ import annotations
@@ -89,3 +90,15 @@ def says_unreadable_session(text: str) -> bool:
     Source: 2.1.197 and 2.1.332, in the ``errors`` of the result frame; older versions report an unknown session.
     """
     return text.startswith("Failed to resume session")
+
+
+def says_unknown_session(text: str | bytes) -> bool:
+    """
+    Whether the CLI says that it does not know the session to resume.
+
+    Source: in the ``errors`` of the result frame from 2.1.30 on, on stderr on the other versions tried, with exit
+    code 1.
+    """
+    if isinstance(text, bytes):
+        return b"No conversation found with session ID" in text[:256]
+    return text.startswith("No conversation found with session ID")

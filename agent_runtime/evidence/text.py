@@ -118,7 +118,7 @@ def _leading_status(text: str) -> int | None:
 
 
 def _without_lead_in(remark: str) -> str:
-    """Remove the CLI's lead-in where no dot separates it from the API's answer."""
+    """Remove a lead-in, such as "Failed to authenticate", where no dot separates it from the API's answer."""
     for lead_in in _LEAD_INS:
         if remark.startswith(lead_in):
             return remark.removeprefix(lead_in).lstrip(". ")

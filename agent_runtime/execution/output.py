@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.claude import invocation as cli_command
 from agent_runtime.claude.frame_repair import pieces, read
 from agent_runtime.claude.frames import PARTIAL_MESSAGE, bounds_message, decode, decode_partial, is_utf8
 from agent_runtime.claude.last_words import LastWords
 from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.claude.run_stats import RunStats
-from agent_runtime.claude.session_faults import is_session_fault, says_unreadable_session
+from agent_runtime.claude.session_faults import is_session_fault, says_unknown_session, says_unreadable_session
 from agent_runtime.evidence.detector import Channel, Detector
 from agent_runtime.process.framing import CutLine
 
@@ -125,7 +124,7 @@ class ChildOutput:
         if detection := self._detector.stderr(entry):
             self._error(detection, data, read_at)
             self._on_sign(Sign.OTHER, read_at)
-        elif cli_command.says_unknown_session(data):
+        elif says_unknown_session(data):
             self.unknown_session = True
         else:
             self._last_words.add(entry)
@@ -203,7 +202,7 @@ class ChildOutput:
         if self.run_stats.result is not before:
             self.result_line = number
         text = frame.result_text or ""
-        self.unknown_session |= cli_command.says_unknown_session(text)
+        self.unknown_session |= says_unknown_session(text)
         self.session_refused |= not self.run_stats.has_init and says_unreadable_session(text)
 
     def _partial(self, line: bytes, read_at: float, after: int) -> None:

@@ -27,7 +27,7 @@ class ModelUsage(msgspec.Struct, kw_only=True, frozen=True, gc=False):
     What was used of one model, or of several together.
 
     Attributes:
-        cost_usd: As the CLI has computed it; nothing where an attempt ended without a ``result``.
+        cost_usd: As the CLI has computed it; an attempt that ended without a ``result`` adds 0.
         num_turns: As the CLI counts them; all of an attempt count for the model of its own conversation.
         input_tokens: Without those that were written to, or read from, the prompt cache.
     """

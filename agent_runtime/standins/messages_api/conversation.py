@@ -43,18 +43,6 @@ class MessagesRequest(msgspec.Struct):
     metadata: _Metadata | None = None
 
 
-class _Named(msgspec.Struct):
-    model: str
-
-
-def model_of(body: bytes) -> str | None:
-    """Return the model that the body of any request names, or None."""
-    try:
-        return msgspec.json.decode(body, type=_Named).model
-    except msgspec.DecodeError:
-        return None
-
-
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """

@@ -36,7 +36,7 @@ import msgspec
 
 from agent_runtime.model.tokens import OAUTH_BETA, Token, TokenKind
 from agent_runtime.standins.messages_api.body import EVENT_STREAM, JSON, Message, beginning, error_body, event, quarters
-from agent_runtime.standins.messages_api.conversation import MessagesRequest, conversation_of, model_of
+from agent_runtime.standins.messages_api.conversation import MessagesRequest, conversation_of
 from agent_runtime.standins.messages_api.loopback import LoopbackServer
 from agent_runtime.standins.messages_api.policy import MessagesApi, SeenRequest
 from agent_runtime.standins.messages_api.script import (
@@ -88,7 +88,8 @@ class _Responder:
             elif request.path == "/v1/messages" and request.method == "POST":
                 await self._messages(connection, request, seen)
             elif request.path == "/v1/messages/count_tokens" and request.method == "POST":
-                seen.model = model_of(request.body)
+                with contextlib.suppress(msgspec.DecodeError):
+                    seen.model = msgspec.json.decode(request.body, type=MessagesRequest).model
                 self._api.record_arrival(seen)
                 reply = _credential_fault(request) or self._api.decide_count(seen.fingerprint, seen.model)
                 await self._answer(connection, seen, reply, functools.partial(_count, request))

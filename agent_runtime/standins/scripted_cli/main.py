@@ -98,7 +98,7 @@ def main(arguments: Sequence[str], answer: Callable[[Run, Api, Message], int] = 
 
 
 def serve_prompts(run: Run, prompt: str | None, answer: Callable[[Run, Api, Message], int]) -> int:
-    """Answer the prompt, or with ``--input-format stream-json`` each that comes on stdin."""
+    """Answer the prompt; with ``--input-format stream-json`` answer each prompt that comes on stdin."""
     api = Api(run)
     if run.options.resume and not run.load_session():
         text = f"No conversation found with session ID: {run.options.forks or run.options.session_id}"

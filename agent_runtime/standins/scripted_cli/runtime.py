@@ -248,7 +248,7 @@ class Run:
         os._exit(code)
 
     def install_signals(self) -> None:
-        """Answer SIGINT and SIGTERM as the real CLI does, and end after the safety net's time in any case."""
+        """Answer SIGINT and SIGTERM as the real CLI does; end after :data:`SAFETY_NET_SECONDS` in any case."""
         for number in EXIT_CODES:
             signal.signal(number, self._stop)
         signal.alarm(SAFETY_NET_SECONDS)
