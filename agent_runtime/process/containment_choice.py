@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agent_runtime.errors import CannotStart
-from agent_runtime.process.containment.registry import is_of_an_earlier_start
+from agent_runtime.process.containment.leftovers import sweep_leftover_groups
 from agent_runtime.process.containment.sweep import Kind
 from agent_runtime.process.linux import cgroup_setup as cgroups
 from agent_runtime.process.linux.cgroup_setup import NO_LIMITS
@@ -81,9 +81,7 @@ class Containment(msgspec.Struct, frozen=True):
 
     def sweep_leftovers(self, data_dir: Path) -> int:
         """End the processes in the cgroups of an earlier supervisor of this data directory; return their number."""
-        if self.groups is None:
-            return 0
-        return self.groups.sweep_leftovers(lambda mark: is_of_an_earlier_start(mark, data_dir))
+        return 0 if self.groups is None else sweep_leftover_groups(self.groups, data_dir)
 
 
 def choose(spawner: Spawner, asked: str, next_mark: Callable[[], str], limits: Limits = NO_LIMITS) -> Containment:

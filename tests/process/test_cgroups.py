@@ -391,13 +391,14 @@ def test_what_an_earlier_supervisor_left_is_ended_and_nothing_else(groups: Group
     other_dir.mkdir()
     answer = run_driver("what_an_earlier_supervisor_left", str(tmp_path), str(other_dir))
     pids, other, empty = answer
-    from agent_runtime.process.containment.registry import is_of_an_earlier_start, new_mark
+    from agent_runtime.process.containment.leftovers import sweep_leftover_groups
+    from agent_runtime.process.containment.registry import new_mark
 
     own = groups.make(new_mark(tmp_path))
     neighbour = Member(own, FAMILY, "1")
     neighbour.lines(1)
     try:
-        killed = groups.sweep_leftovers(lambda mark: is_of_an_earlier_start(mark, tmp_path), within_seconds=20)
+        killed = sweep_leftover_groups(groups, tmp_path, within_seconds=20)
 
         assert killed == 7
         assert not Path(empty).exists()
@@ -408,7 +409,7 @@ def test_what_an_earlier_supervisor_left_is_ended_and_nothing_else(groups: Group
         own.kill()
         neighbour.end()
         assert own.remove(PATIENCE_SECONDS)
-        assert groups.sweep_leftovers(lambda mark: is_of_an_earlier_start(mark, other_dir), within_seconds=20) == 1
+        assert sweep_leftover_groups(groups, other_dir, within_seconds=20) == 1
     assert not Path(other).exists()
 
 

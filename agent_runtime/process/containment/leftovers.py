@@ -8,20 +8,25 @@ import os
 import time
 from typing import TYPE_CHECKING
 
+from agent_runtime.process.containment.cgroup import CgroupLayer
 from agent_runtime.process.containment.freezer import Freezer
 from agent_runtime.process.containment.registry import MARK_VARIABLE, is_of_an_earlier_start
+from agent_runtime.process.containment.sweep import sweep
 from agent_runtime.process.linux import proc as proc_table
+from agent_runtime.process.linux.cgroup import Group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from agent_runtime.process.linux.cgroup_setup import Groups
     from agent_runtime.process.linux.proc import Identity, Process
 
 log = logging.getLogger(__name__)
 
 _GUARD = "keepers.lock"
 _PAUSE_SECONDS = 0.001
+_REMOVE_WITHIN_SECONDS = 1.0
 
 
 def sweep_leftovers(data_dir: Path, *, within_seconds: float = 5) -> int:
@@ -49,6 +54,21 @@ def sweep_leftovers(data_dir: Path, *, within_seconds: float = 5) -> int:
             break
         time.sleep(_PAUSE_SECONDS)
     return len(killed)
+
+
+def sweep_leftover_groups(groups: Groups, data_dir: Path, *, within_seconds: float = 5) -> int:
+    """End the processes in the cgroups of an earlier supervisor and remove the cgroups; return how many were killed."""
+    deadline = time.monotonic() + within_seconds
+    killed = 0
+    for directory in groups.leftovers(lambda mark: is_of_an_earlier_start(mark, data_dir)):
+        try:
+            group = Group(directory)
+        except OSError:
+            continue
+        killed += sweep((CgroupLayer(group),), deadline).killed
+        if not group.remove(max(0.0, min(_REMOVE_WITHIN_SECONDS, deadline - time.monotonic()))):
+            log.error("a cgroup of an earlier supervisor cannot be ended: %s", directory.name)
+    return killed
 
 
 def await_shims(data_dir: Path, *, within_seconds: float = 5) -> int:

@@ -16,7 +16,6 @@ import errno
 import logging
 import os
 import secrets
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +38,6 @@ _TRIAL = "agent-runtime-trial."
 _MOVING_ROUNDS = 100
 _MOST_GROUPS_LOOKED_AT = 20_000
 _PATIENCE_SECONDS = 1.0
-_PAUSE_SECONDS = 0.001
 
 _SETTINGS = {
     "memory": "AGENT_RUNTIME_EXECUTION_MEMORY",
@@ -193,35 +191,13 @@ class Groups:
                 remove_tree(directory)
         return group
 
-    def sweep_leftovers(self, is_left: Callable[[str], bool], *, within_seconds: float = 5.0) -> int:
+    def leftovers(self, is_left: Callable[[str], bool]) -> list[Path]:
         """
-        Kill the processes in the cgroups of an earlier supervisor, and remove these cgroups.
-
-        Returns the number of killed processes. All visible cgroups are searched, because the earlier supervisor may
-        have been started in another one.
+        List the cgroups of an earlier supervisor; all visible ones are searched, because it may have had another base.
 
         Args:
             is_left: Returns whether a mark is of an earlier supervisor of our data directory.
         """
-        deadline = time.monotonic() + within_seconds
-        killed = 0
-        for directory in self._leftovers(is_left):
-            try:
-                group = Group(directory)
-            except OSError:
-                continue
-            pids: set[int] = set()
-            while group.populated and time.monotonic() < deadline:
-                pids |= group.pids()
-                group.kill()
-                group.kill_each()
-                time.sleep(_PAUSE_SECONDS)
-            killed += len(pids)
-            if not group.remove(max(0.0, min(_PATIENCE_SECONDS, deadline - time.monotonic()))):
-                log.error("a cgroup of an earlier supervisor cannot be ended: %s", directory.name)
-        return killed
-
-    def _leftovers(self, is_left: Callable[[str], bool]) -> list[Path]:
         top = self.base
         while (top.parent / "cgroup.procs").exists():
             top = top.parent
