@@ -100,8 +100,8 @@ class SecretFile:
         *,
         ledger: GenerationLedger,
         withdraw_after_seconds: float = 10.0,
-        on_change: Callable[[SecretStatus], None] | None = None,
-        on_secret: Callable[[Token], None] | None = None,
+        on_change: Callable[[SecretStatus], None] = lambda _: None,
+        on_secret: Callable[[Token], None] = lambda _: None,
     ) -> None:
         self._path = path.absolute()
         self._ledger = ledger
@@ -213,9 +213,8 @@ class SecretFile:
             now = time.monotonic()
             if before is None or reading.mark != before.mark:
                 self._still_since = now
-                if self._on_secret is not None:
-                    for secret in reading.secrets:
-                        self._on_secret(secret)
+                for secret in reading.secrets:
+                    self._on_secret(secret)
             settles_at = self._still_since + SETTLE_SECONDS
             settled = now >= settles_at
             found = reading.found
@@ -286,8 +285,6 @@ class SecretFile:
         if status == self._status:
             return
         self._status = status
-        if self._on_change is None:
-            return
         try:
             self._on_change(status)
         except Exception as problem:  # noqa: BLE001 a fault of the callback must not end the watching

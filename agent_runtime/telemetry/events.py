@@ -88,19 +88,19 @@ class EventLog:
     Args:
         size: How many events are held; the oldest go first.
         redact: Applied to every text before it is stored, as the last line of defence.
-        happened: Called with type and data of every event, to count it.
+        on_event: Called with type and data of every event, to count it.
     """
 
     def __init__(
         self,
         *,
         size: int = EVENTS_HELD,
-        redact: Callable[[str], str] | None = None,
-        happened: Callable[[str, dict[str, Value]], None] | None = None,
+        redact: Callable[[str], str] = str,
+        on_event: Callable[[str, dict[str, Value]], None] = lambda _type, _data: None,
     ) -> None:
         self._events: deque[Event] = deque(maxlen=size)
         self._redact = redact
-        self._happened = happened
+        self._on_event = on_event
         self._changed = Notifier()
         self._last_id = time.time_ns() // 1_000_000
         self._closed = False
@@ -128,8 +128,7 @@ class EventLog:
         safe: dict[str, Value] = {name: self._safe(name, value) for name, value in data.items()}
         self._last_id += 1
         self._events.append(Event(id=self._last_id, type=type, time=rfc3339(time.time()), data=safe))
-        if self._happened is not None:
-            self._happened(type, safe)
+        self._on_event(type, safe)
         self._changed.notify()
 
     def after(self, position: int) -> tuple[list[Event], bool]:
@@ -158,8 +157,7 @@ class EventLog:
 
     def _safe(self, name: str, value: Value) -> Value:
         if isinstance(value, str):
-            text = str(value)  # an enum member becomes its value
-            return text if self._redact is None else self._redact(text)
+            return self._redact(str(value))  # an enum member becomes its value
         if isinstance(value, dict):
             return {key: str(self._safe(name, text)) for key, text in value.items()}
         if value is None or isinstance(value, bool | int | float):
