@@ -16,7 +16,7 @@ import pytest
 
 from agent_runtime.errors import CannotStart, SpawnFailed
 from agent_runtime.process.confinement_choice import ITEMS, choose, hunt
-from agent_runtime.process.containment.registry import RESERVED_DESCRIPTORS, new_mark
+from agent_runtime.process.containment.registry import new_mark
 from agent_runtime.process.linux import landlock, syscalls
 from agent_runtime.process.linux.landlock import Confinement, Mode, beside
 from agent_runtime.process.spawn import Command
@@ -48,7 +48,6 @@ def _readable_again() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_stays_open() -> Iterator[None]:
     spawner.fork_server.start()
-    RESERVED_DESCRIPTORS.fill()
     before = descriptors()
     yield
     assert descriptors() == before

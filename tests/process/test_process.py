@@ -12,7 +12,7 @@ import pytest
 
 from agent_runtime.errors import RESERVED_WORDS, SpawnFailed
 from agent_runtime.process.child import Exit
-from agent_runtime.process.containment.registry import MARK_VARIABLE, RESERVED_DESCRIPTORS, new_mark
+from agent_runtime.process.containment.registry import MARK_VARIABLE, new_mark
 from agent_runtime.process.forkserver.server import ShimHandle
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
@@ -49,7 +49,6 @@ STUBBORN = program("stubborn.py")
 
 @pytest.fixture(autouse=True)
 def _nothing_leaks() -> object:
-    RESERVED_DESCRIPTORS.fill()
     fork_server.start()
     before = descriptors()
     yield

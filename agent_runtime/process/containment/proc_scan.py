@@ -12,28 +12,23 @@ The fork server and the shims are never touched either.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
 from agent_runtime.process.containment.freezer import Freezer
-from agent_runtime.process.containment.registry import MARK_VARIABLE, RESERVED_DESCRIPTORS, is_of_this_start
+from agent_runtime.process.containment.registry import MARK_VARIABLE, is_of_this_start
 from agent_runtime.process.containment.sweep import PassResult
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from agent_runtime.process.containment.registry import AttemptProcesses, AttemptRegistry
     from agent_runtime.process.forkserver.server import ShimHandle
     from agent_runtime.process.linux.proc import Identity, Process, View
-
-T = TypeVar("T")
 
 _PASSES_BEFORE_KILLING_EACH = 3
 
@@ -77,10 +72,20 @@ class ScanLayer:
         return len(self._seen)
 
     def kill_pass(self, *, thorough: bool) -> PassResult:
-        """Search the tree below this process once, and kill the processes of the attempt."""
+        """
+        Search the tree below this process once, and kill the processes of the attempt.
+
+        Without free descriptors nothing can be searched; then the shim, which has descriptors of its own, ends them.
+        """
         with self._lock:
-            seen = _with_reserve(lambda: self._kill_pass(thorough=thorough))
-            return PassResult(alive=1, blind=True) if seen is None else seen
+            try:
+                return self._kill_pass(thorough=thorough)
+            except OSError as error:
+                if error.errno not in linux.OUT_OF_DESCRIPTORS:
+                    raise
+            if self._shim_handle is not None:
+                self._shim_handle.release()
+            return PassResult(alive=int(self._shim_handle is None or not self._shim_handle.shim_has_ended))
 
     def _kill_pass(self, *, thorough: bool) -> PassResult:
         me = proc_table.read_process(os.getpid())
@@ -165,15 +170,3 @@ class ScanLayer:
             return found[0]
         # Leftovers of an ended attempt belong to the first sweep that finds them.
         return self._attempt if any(mark is not None and is_of_this_start(mark) for mark in marks) else None
-
-
-def _with_reserve(act: Callable[[], T]) -> T | None:
-    """Run *act*, with the spare descriptors if there are no others; None: even those did not suffice."""
-    for descriptors in (contextlib.nullcontext(), RESERVED_DESCRIPTORS.released()):
-        try:
-            with descriptors:
-                return act()
-        except OSError as error:
-            if error.errno not in linux.OUT_OF_DESCRIPTORS:
-                raise
-    return None

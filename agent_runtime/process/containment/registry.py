@@ -22,7 +22,6 @@ MARK_VARIABLE = "AGENT_RUNTIME_ATTEMPT_MARK"
 
 _START = secrets.token_hex(6)
 _numbers = count(1)
-RESERVED_DESCRIPTORS = linux.ReservedDescriptors(3)
 
 
 def new_mark(data_dir: Path) -> str:
@@ -92,7 +91,6 @@ class AttemptRegistry:
     def add(self, mark: str) -> AttemptProcesses:
         """Add an attempt, before its leader is forked, so that the leader is not taken for an orphan."""
         attempt = AttemptProcesses(mark)
-        RESERVED_DESCRIPTORS.fill()
         with self._lock:
             if mark in self._attempts:
                 raise ValueError("another living attempt has this mark")
@@ -183,5 +181,4 @@ def become_subreaper() -> None:
     Raises:
         OSError: The kernel does not know the call.
     """
-    RESERVED_DESCRIPTORS.fill()
     linux.set_subreaper()

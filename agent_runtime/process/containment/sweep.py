@@ -33,18 +33,16 @@ class PassResult(msgspec.Struct, frozen=True):
         alive: How many processes of the attempt still lived, including those already signalled.
         new: How many were signalled for the first time.
         unattributed: How many orphans were left alone because their owner is unknown.
-        blind: Whether the pass could see no processes, for lack of descriptors.
     """
 
     alive: int = 0
     new: int = 0
     unattributed: int = 0
-    blind: bool = False
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was found by a pass that was able to see."""
-        return not self.alive and not self.blind
+        """Whether nothing was found alive."""
+        return not self.alive
 
 
 class Layer(Protocol):

@@ -105,10 +105,16 @@ class ShimHandle:
                 self._status = _reaped(self.pidfd)
         return self._status
 
-    def close(self) -> None:
-        """Release the shim: it ends its remaining processes and itself."""
-        self._line.close()
+    def release(self) -> None:
+        """Have the shim end its remaining processes and itself; how the leader ended can still be read."""
+        with contextlib.suppress(OSError):  # the shim has ended
+            self._line.shutdown(socket.SHUT_WR)
         linux.send(self._shim_pidfd, signal.SIGCONT)  # in case it was stopped
+
+    def close(self) -> None:
+        """Release the shim, and close all descriptors."""
+        self.release()
+        self._line.close()
         with contextlib.suppress(ChildProcessError):  # while the fork server lives, the kernel reaps the shim for it
             _reaped(self._shim_pidfd)
         os.close(self._shim_pidfd)

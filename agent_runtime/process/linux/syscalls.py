@@ -9,7 +9,6 @@ import os
 import resource
 import select
 import signal
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -177,47 +176,3 @@ def raised_oom_score(by: int) -> int | None:
     except (OSError, ValueError):
         return None
     return min(1000, own + by) if own < 1000 else None
-
-
-class ReservedDescriptors:
-    """
-    A few reserved descriptors, so that a kill can read ``/proc`` when the process has used up all others.
-
-    Another thread can take a lent descriptor meanwhile; the borrower must be prepared to try again.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._reserved: list[int] = []
-        self._lock = threading.Lock()
-
-    def fill(self) -> None:
-        """Reserve missing descriptors again, as far as there are free ones."""
-        with self._lock:
-            self._fill()
-
-    def close(self) -> None:
-        """Close the reserved descriptors for good."""
-        with self._lock:
-            self._count = 0
-            while self._reserved:
-                os.close(self._reserved.pop())
-
-    @contextlib.contextmanager
-    def released(self) -> Iterator[None]:
-        """Free the reserved descriptors while the block runs; one borrower at a time."""
-        with self._lock:
-            while self._reserved:
-                os.close(self._reserved.pop())
-            try:
-                yield
-            finally:
-                self._fill()
-
-    def _fill(self) -> None:
-        try:
-            while len(self._reserved) < self._count:
-                self._reserved.append(os.open("/", os.O_PATH | os.O_CLOEXEC))
-        except OSError as error:
-            if error.errno not in OUT_OF_DESCRIPTORS:
-                raise

@@ -6,7 +6,7 @@ from agent_runtime.process.containment.registry import new_mark
 from agent_runtime.process.spawn import NotSpawned
 from tests.support.families import attempt_registry, data_dir, descriptors, end, eventually, fork_server, marked, start
 
-end(start("true"))  # fills what is kept in reserve, and starts the fork server
+end(start("true"))  # starts the fork server
 before = descriptors()
 outcomes = []
 for free in range(24):

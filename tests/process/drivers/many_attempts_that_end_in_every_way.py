@@ -63,7 +63,7 @@ def one(planned):
     return (code == CODES[end], report.survivors, report.unattributed, len(left), size, child.mark)
 
 
-list(map(one, plan[3:5]))  # starts the fork_server, and fills what is kept in reserve
+list(map(one, plan[3:5]))  # starts the fork server
 before = (descriptors(), threading.active_count())
 with ThreadPoolExecutor(at_once) as pool:
     results = list(pool.map(one, plan))
