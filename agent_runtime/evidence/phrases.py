@@ -75,6 +75,8 @@ BLOCKED_ACCOUNT: Phrases = (
     verification is required | verification required | consumer terms & accept
     accept␣ & ␣terms | accepted & ␣terms | accepting & ␣terms | agree to & ␣terms
     accept␣ & privacy policy | accepted & privacy policy | accepting & privacy policy | agree to & privacy policy
+    must accept & policy | need to accept & policy | have to accept & policy | please accept & policy
+    agree to & usage policy
     用户已被封禁 | 账号已被封禁
     """),
 )

@@ -50,6 +50,7 @@ BLOCKED = [
     (401, own("authentication_error", "Your account has been locked. Please contact support.")),
     (429, own("rate_limit_error", "Your account is currently on hold.")),
     (400, own("invalid_request_error", "You must accept the updated Terms of Service before you can use the API.")),
+    (403, own("permission_error", "You must accept the updated Usage Policy before continuing.")),
     (403, own("permission_error", "Please verify your phone number to continue using the API.")),
     (403, own("permission_error", "Identity verification is required to continue.")),
     (403, own("permission_error", "See the web site.", error_code="verification_required")),
@@ -167,6 +168,7 @@ def test_k1_a_sentence_alone_condemns_nothing(text: str) -> None:
 
 NOT_THIS_KIND = [
     (400, own("invalid_request_error", "Output blocked by content filtering policy"), "invalid_request"),
+    (400, own("invalid_request_error", "This request appears to violate our Usage Policy."), "invalid_request"),
     (400, own("invalid_request_error", "prompt is too long: 250000 tokens > 200000 maximum"), "invalid_request"),
     (
         400,
