@@ -175,16 +175,16 @@ class CheckedCli:
         with self._root() as root:
             stage = _Stage(self, root)
             version, fault = stage.version()
-            facts = CliFacts(version=version)
-            if RELOAD in wanted:
-                try:
-                    facts = msgspec.structs.replace(facts, reload_behaviour=stage.reload_behaviour())
-                except EndedEarly as error:
-                    raise error if fault is None else DoesNotRun(fault) from None
-            if SOCKET in wanted:
-                facts = msgspec.structs.replace(facts, takes_socket=stage.takes_socket())
-            if HELP in wanted:
-                facts = msgspec.structs.replace(facts, help=stage.help(version))
+            try:
+                reload_behaviour = stage.reload_behaviour() if RELOAD in wanted else None
+            except EndedEarly as error:
+                raise error if fault is None else DoesNotRun(fault) from None
+            facts = CliFacts(
+                version=version,
+                reload_behaviour=reload_behaviour,
+                takes_socket=stage.takes_socket() if SOCKET in wanted else None,
+                help=stage.help(version) if HELP in wanted else None,
+            )
         if self.binary().key != binary.key:
             raise ReloadCheckFailed("the CLI was replaced meanwhile")
         return facts

@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent_runtime.claude.credential_env import BASE_URL_VARIABLE
+from agent_runtime.claude.credential_env import API_URL, BASE_URL_VARIABLE
 from agent_runtime.claude.executable import Binary, launch_fault
 from agent_runtime.delivery.delivery import RELAY, choose
 from agent_runtime.delivery.reload_check import RELOAD, SOCKET, CheckedCli
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from agent_runtime.delivery.reload_check import CliFacts
     from agent_runtime.settings import Settings
 
-API_URL = "https://api.anthropic.com"
 REACH_SECONDS = 3.0
 
 

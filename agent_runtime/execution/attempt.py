@@ -121,11 +121,7 @@ class Attempt:
 
     def end_hold(self, request: HeldRequest) -> None:
         """End the attempt, and with it the hold, because of the API error *request* is held for; from any thread."""
-        line = self._context.redactor.redact(request.body[:EVIDENCE_LINE_BYTES], truncated=True)
-        detection = self._evidence = request.detection
-        self._evidence_record = EvidenceRecord(
-            rule=detection.rule, stream=detection.channel, line=line.decode(errors="replace")
-        )
+        self._record_evidence(request.detection, request.body)
         if self._token is not None:
             self._token.charged = request.generation
         self._stop.request(StopReason.REFUSED)
@@ -324,16 +320,21 @@ class Attempt:
                 self._repeated = RepeatedRequest(evidence, body, charged, self._hold_ends)
                 self._mark_suspect(charged)
             return
-        self._evidence = evidence
         self._stop.request(StopReason.REFUSED)
         self._advance_stop(time.monotonic())
         self._mark_suspect(self._token.charged)
+        signalled_at = self._signalled_at
+        self._record_evidence(evidence, line, None if signalled_at is None else round(signalled_at - read_at, 6))
+
+    def _record_evidence(self, detection: Detection, line: bytes, seconds_to_signal: float | None = None) -> None:
+        """Record the API error that ends the attempt."""
         redacted = self._context.redactor.redact(line[:EVIDENCE_LINE_BYTES], truncated=True)
+        self._evidence = detection
         self._evidence_record = EvidenceRecord(
-            rule=evidence.rule,
-            stream=evidence.channel,
+            rule=detection.rule,
+            stream=detection.channel,
             line=redacted.decode(errors="replace"),
-            seconds_to_signal=None if self._signalled_at is None else round(self._signalled_at - read_at, 6),
+            seconds_to_signal=seconds_to_signal,
         )
 
     def _mark_suspect(self, generation: Generation) -> None:

@@ -57,8 +57,7 @@ class StopSequence:
         with self._lock:
             self.reason = self.reason or reason
             self._at_once |= at_once
-            if not self._is_closed:
-                self.wake.set()
+        self.wake_up()
 
     def wake_up(self) -> None:
         """Make the attempt's poll loop check its conditions again; from any thread."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime import __version__
-from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, HEADERS_VARIABLE, without_credentials
+from agent_runtime.claude.credential_env import API_URL, BASE_URL_VARIABLE, HEADERS_VARIABLE, without_credentials
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.error_bodies import read_body
 from agent_runtime.evidence.rules import rule_for
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DEFAULT_BASE_URL = "https://api.anthropic.com"
 PATH = "/v1/messages/count_tokens"
 """A request to this path is free, counts against no usage limit, and checks the credential as any other does."""
 
@@ -134,7 +133,7 @@ class Probe:
         """
         from agent_runtime.http_client import checked_url
 
-        base = checked_url(self._environ.get(BASE_URL_VARIABLE) or DEFAULT_BASE_URL)
+        base = checked_url(self._environ.get(BASE_URL_VARIABLE) or API_URL)
         if base.userinfo or base.query or base.fragment:
             raise ValueError("the base URL has more than a host and a path")
         return base.copy_with(path=base.path.rstrip("/") + PATH)

@@ -480,6 +480,18 @@ def test_file_that_became_impossible_is_a_typed_error(config_dir: Path) -> None:
     deliveries.renew(generation(2))
 
 
+def test_a_child_that_was_started_before_the_check_had_a_result_is_reached_once_it_has(config_dir: Path) -> None:
+    reload_checker = KnownReach()
+    deliveries = Deliveries("file", FileDelivery(config_dir), reload_checker)
+    delivered = deliveries.deliver(generation(1))
+    deliveries.renew(generation(2))
+    assert not delivered.is_reached_by(generation(2))
+
+    reload_checker.known = ReloadBehaviour.ON_REQUEST
+
+    assert delivered.is_reached_by(generation(2))
+
+
 def test_env_proves_nothing_and_writes_nothing(config_dir: Path) -> None:
     reload_checker = KnownReach(ReloadBehaviour.ON_REQUEST)
     deliveries = Deliveries("env", FileDelivery(config_dir), reload_checker)
@@ -537,7 +549,11 @@ def test_a_script_that_starts_the_cli_counts_with_what_it_starts(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("version", "reload_behaviour"), [("2.1.330", ReloadBehaviour.ON_REQUEST), ("2.0.76", ReloadBehaviour.NEVER)]
+    ("version", "reload_behaviour"),
+    [
+        ("2.1.330", ReloadBehaviour.ON_REQUEST),
+        ("2.0.76", ReloadBehaviour.NEVER),
+    ],
 )
 def test_a_reload_check_tells_whether_the_cli_reads_its_file_again(
     version: str, reload_behaviour: ReloadBehaviour
