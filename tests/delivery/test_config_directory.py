@@ -60,6 +60,7 @@ def test_what_cannot_be_made_again_is_told_at_each_spawn(tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.real_cli
+@pytest.mark.newest_cli
 @pytest.mark.parametrize("delivery", ["env", "file"])
 def test_the_real_cli_survives_the_removal_of_its_config_directory(tmp_path: Path, claude: str, delivery: str) -> None:
     api, go, began = MessagesApi(), tmp_path / "go", tmp_path / "began"

@@ -667,7 +667,7 @@ def test_serve_without_a_reload_check_makes_it_in_the_background_and_then_delive
     deliveries = Deliveries("auto", FileDelivery(config_dir), reload_checker)
     deliveries.start()
     try:
-        eventually(lambda: deliveries.state["delivery"] == "file")
+        eventually(lambda: deliveries.state["delivery"] == "file", within_seconds=90)  # it starts five CLIs
         assert deliveries.deliver(generation(1)).way == "file"
         assert (
             BackgroundReloadChecker(

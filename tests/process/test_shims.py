@@ -288,7 +288,7 @@ def test_a_leader_has_its_three_pipes_and_nothing_else_whatever_is_open_here(kin
 
 
 @pytest.mark.slow
-def test_the_fork_server_neither_grows_nor_keeps_anything_open_over_two_thousand_starts(kind: Kind) -> None:
+def test_the_fork_server_neither_grows_nor_keeps_anything_open_over_seven_hundred_starts(kind: Kind) -> None:
     def many(count: int) -> None:
         def one(_: int) -> None:
             child = start("true")
@@ -302,7 +302,7 @@ def test_the_fork_server_neither_grows_nor_keeps_anything_open_over_two_thousand
     assert fork_server.identity is not None
     pid = fork_server.identity[0]
     before = (_resident_kib(pid), _open_in(pid), descriptors(), threading.active_count())
-    many(2000)
+    many(700)
     after = (_resident_kib(pid), _open_in(pid), descriptors(), threading.active_count())
     assert fork_server.identity[0] == pid
     assert after[1:] == before[1:]

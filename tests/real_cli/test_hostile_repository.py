@@ -267,6 +267,7 @@ def test_a_repository_lets_nobody_in_between_read_the_token(
             pytest.skip("this version heeds none of these in a settings file")
 
 
+@pytest.mark.newest_cli
 @pytest.mark.parametrize("variable", ["CLAUDE_CONFIG_DIR", "CLAUDE_SECURESTORAGE_CONFIG_DIR", "HOME"])
 def test_a_repository_brings_no_login_of_its_own(
     tmp_path: Path, api: MessagesApi, base_url: str, claude: str, variable: str
@@ -350,6 +351,7 @@ def test_under_env_no_server_or_hook_that_expands_the_token_is_asked_and_every_o
         pytest.skip("this version sends the token by none of these")
 
 
+@pytest.mark.newest_cli
 def test_a_repository_that_forbids_the_permission_mode_ends_the_run_at_once_and_is_named(
     tmp_path: Path, base_url: str, claude: str
 ) -> None:

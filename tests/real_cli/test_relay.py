@@ -125,6 +125,7 @@ def test_neither_the_cli_nor_its_tools_have_the_token(
     assert api.seen(first).requests == 2
 
 
+@pytest.mark.newest_cli
 def test_a_newer_token_of_another_kind_is_taken_by_a_further_attempt(
     tmp_path: Path, api: MessagesApi, base_url: str, claude: str
 ) -> None:

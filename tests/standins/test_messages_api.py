@@ -689,6 +689,7 @@ def frames(ended: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.real_cli
+@pytest.mark.newest_cli
 def test_real_executions_follow_their_own_scripts_side_by_side(
     claude: str, api: MessagesApi, base_url: str, tmp_path: Path
 ) -> None:

@@ -107,11 +107,11 @@ def seconds_after(limit: UsageLimit, running: Supervised, execution_id: str) -> 
 
 @pytest.mark.slow
 @pytest.mark.real_cli
+@pytest.mark.newest_cli
 def test_on_the_real_cli_work_goes_on_in_its_session_after_the_end_of_its_limit(
     tmp_path: Path, api: MessagesApi, url: str, claude: str
 ) -> None:
-    if any(f"/{version}/" in claude for version in ("1.0.128", "2.0.76", "2.1.30")):
-        pytest.skip("this version tells the end only in a sentence, to the minute")
+    """Up to 2.1.30 the CLI tells the end only in a sentence, to the minute."""
     work = Work(api, tmp_path)
     flags = ("--wait-for-reset", "300")
     with switching(tmp_path, api_url=url, claude=claude, flags=flags, program=("-c", SOON)) as running:

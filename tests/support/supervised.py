@@ -29,10 +29,14 @@ if TYPE_CHECKING:
 
 SCRIPTED_CLI = Path(__file__).with_name("scripted_cli.py")
 SCRIPTED = shlex.join([sys.executable, str(SCRIPTED_CLI)])
+QUICK_CLI = str(Path(__file__).with_name("programs") / "quick_cli.sh")
+"""A CLI that answers at once, whatever it is asked."""
 OLD = "sk-ant-oat01-the-old-token-of-these-tests-000000000001"
 NEW = "sk-ant-oat01-the-new-token-of-these-tests-000000000002"
 API_KEY = "sk-ant-api03-the-api-key-of-these-tests-00000000000003"
 DEADLINE_SECONDS = 30.0
+TESTED_BY, OWN_PID = "TESTED_BY_PROCESS", str(os.getpid())
+"""Variable that each supervisor and its children have, with the pid of the process that runs the test."""
 
 
 def eventually(condition: Callable[[], Any], within_seconds: float = DEADLINE_SECONDS) -> Any:
@@ -143,13 +147,17 @@ def hanging_task() -> str:
 
 
 def marked_processes(execution_id: str) -> list[psutil.Process]:
-    """Find, in the process table, every process that has the execution's id in its environment."""
+    """
+    Find, in the process table, every process that has the execution's id in its environment.
+
+    Those of other test runs, and of tests that run beside this one, do not count; they may use the same id.
+    """
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.status() != psutil.STATUS_ZOMBIE and (
-                process.environ().get("AGENT_RUNTIME_EXECUTION_ID") == execution_id
-            ):
+            environ = process.environ()
+            is_marked = environ.get("AGENT_RUNTIME_EXECUTION_ID") == execution_id
+            if is_marked and environ.get(TESTED_BY, OWN_PID) == OWN_PID and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
@@ -199,6 +207,7 @@ def supervised(
             "PATH": os.environ["PATH"],
             "HOME": str(home / "home"),
             "LANG": "C.UTF-8",
+            TESTED_BY: OWN_PID,
             **way,
             "AGENT_RUNTIME_TOKEN_FILE": str(home / "secret" / "token"),
             "AGENT_RUNTIME_DATA_DIR": str(home / "data"),

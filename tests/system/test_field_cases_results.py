@@ -599,6 +599,7 @@ def test_k6_the_same_message_again_is_not_swallowed_again(commanded: Commanded) 
 
 @pytest.mark.slow
 @pytest.mark.real_cli
+@pytest.mark.newest_cli
 def test_k6_the_real_cli_asks_the_model(tmp_path: Path, api: MessagesApi, url: str, claude: str) -> None:
     messages = {
         "/login returns 500 since the last deploy, please fix it [[script:heard]]": True,
@@ -698,6 +699,7 @@ def test_k8_a_start_that_is_silent_for_too_long_names_the_hook_and_the_setting(
 
 @pytest.mark.slow
 @pytest.mark.real_cli
+@pytest.mark.newest_cli
 def test_k8_a_real_hook_that_says_nothing_is_named(tmp_path: Path, api: MessagesApi, url: str, claude: str) -> None:
     hook = {"hooks": [{"type": "command", "command": "sleep 100"}]}
     (tmp_path / "config").mkdir()

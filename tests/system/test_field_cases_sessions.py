@@ -624,6 +624,7 @@ def test_k9_a_session_is_held_while_its_execution_is_parked(tmp_path: Path) -> N
 
 @pytest.mark.slow
 @pytest.mark.real_cli
+@pytest.mark.newest_cli
 def test_k9_the_real_cli_knows_no_such_session(tmp_path: Path, claude: str) -> None:
     with serve(MessagesApi()) as url, supervised(tmp_path, api_url=url, claude=claude) as running:
         response = running.post("Say hello.", execution_id="named", resume_session_id=UNKNOWN)
@@ -634,6 +635,7 @@ def test_k9_the_real_cli_knows_no_such_session(tmp_path: Path, claude: str) -> N
 
 @pytest.mark.slow
 @pytest.mark.real_cli
+@pytest.mark.newest_cli
 @pytest.mark.parametrize(
     "fault",
     ["signature", "no result", "image"],

@@ -1039,6 +1039,7 @@ def test_the_real_cli_goes_on_in_its_session_on_the_newer_token(
 
 @pytest.mark.real_cli
 @pytest.mark.slow
+@pytest.mark.newest_cli
 @pytest.mark.parametrize(("fault", "status"), [("expired", 503), ("usage_limit", 429)])
 def test_a_burst_on_the_real_cli_is_answered_once_and_everything_continues(  # noqa: PLR0917 - fixtures
     tmp_path: Path, api: MessagesApi, url: str, claude: str, work: Work, fault: str, status: int

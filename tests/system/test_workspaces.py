@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,8 +16,7 @@ import pytest
 
 from agent_runtime.errors import RESERVED_WORDS
 from tests.process.test_directories import exchange
-from tests.support.supervised import OLD, Supervised, eventually, supervised
-from tests.system.test_endurance import quick_cli
+from tests.support.supervised import OLD, QUICK_CLI, Supervised, eventually, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -273,7 +273,8 @@ def test_what_is_made_belongs_to_the_user_of_the_children_and_what_that_may_not_
     (tmp_path / "config").mkdir()
     os.chown(tmp_path / "config", 54321, 54321)
     claude = tmp_path / "claude"
-    claude.write_text(f"#!/bin/sh\necho >mine\nexec {quick_cli(tmp_path)}")
+    quick = shutil.copy(QUICK_CLI, tmp_path)  # where the other user can read it
+    claude.write_text(f"#!/bin/sh\necho >mine\nexec {quick}")
     claude.chmod(0o755)
     environment = {**OWN, "AGENT_RUNTIME_CHILD_USER": "54321"}
     with supervised(tmp_path, claude=str(claude), environment=environment) as running:
