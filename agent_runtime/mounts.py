@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 _ESCAPES = ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\"))
@@ -40,6 +41,7 @@ def read_mounts(text: str) -> list[Mount]:
     return found
 
 
+@functools.lru_cache(maxsize=1)  # for the secret file it is asked twice a second, with the same text
 def mount_of(path: str, text: str) -> Mount | None:
     """
     Return the mount that *path* is in; None: *text*, a ``mountinfo``, has none.

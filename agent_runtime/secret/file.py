@@ -41,6 +41,8 @@ __all__ = ["Generation", "GenerationLedger", "SecretFile", "SecretState", "Secre
 SETTLE_SECONDS = 0.1
 RECHECK_SECONDS = 0.005
 """How often a spawn that waits for a content to settle reads again."""
+SOURCE_SECONDS = 2.0
+"""How often it is looked up how an unchanged file is mounted: that takes as long as all else that a tick does."""
 
 UNREAD = Unusable("has not been read yet", SecretFault.OTHER)
 UNSETTLED = Unusable("has only just been written", SecretFault.UNSETTLED)
@@ -180,10 +182,17 @@ class SecretFile:
         self._ledger.save()
 
     def _watch(self, directory: DirectoryWatch) -> None:
+        source_due_at = 0.0
         while not directory.stopped:
             announced = directory.wait(self._due_in_seconds())
             before = self._reading
-            self.poll()
+            with self._lock:
+                self._advance()
+                now = time.monotonic()
+                if self._reading is not before or now >= source_due_at:
+                    self._update_source()
+                    source_due_at = now + SOURCE_SECONDS
+            self._ledger.save(durable=False)
             if announced:
                 continue
             # No event is pending, so a slow disk delays nothing.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import os
 import signal
@@ -156,6 +157,8 @@ class Server(uvicorn.Server):
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             announce(f"listening on http://{shown}:{port}\n")
+        # What exists by now stays. To search it for garbage took 25 ms, in every twentieth list of 200 records.
+        gc.freeze()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -179,6 +179,11 @@ class Database:
             # execute() would take one step only, and one step of this pragma frees one page.
             connection.executescript("PRAGMA incremental_vacuum; PRAGMA wal_checkpoint(TRUNCATE)")
 
+    @property
+    def awaits_checkpoint(self) -> bool:
+        """Whether the log holds writes that :meth:`checkpoint_when_idle` has not checkpointed yet."""
+        return self._written_at is not None
+
     def checkpoint_when_idle(self) -> None:
         """Checkpoint the log after a while without writes, so that losing the log loses nothing."""
         if self._written_at is not None and self._clock() - self._written_at >= self.IDLE_SECONDS:

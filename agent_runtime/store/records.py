@@ -97,6 +97,11 @@ class RecordStore:
         found = (path.name for path in self.path.parent.glob(f"{self.path.name}.damaged-*"))
         return sorted(name for name in found if not name.endswith("-wal"))
 
+    @property
+    def awaits_upkeep(self) -> bool:
+        """Whether :meth:`upkeep` has something to do now or soon; takes no lock."""
+        return self.trouble is not None or self._database.awaits_checkpoint
+
     def upkeep(self) -> None:
         """
         Retry pending writes; if there are none, checkpoint the log. Called periodically.

@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 RECENT_SECONDS = 15 * 60
 RECENT_KEPT = 1000
 SPACE_SECONDS = 5.0
-"""How long after old executions were deleted it is checked again whether the disk is full."""
+"""How often it is checked whether the disk is full."""
 OTHER_BODY = "this execution_id is known for another body; choose another id"
 
 
@@ -320,11 +320,19 @@ class Archive:
         record = self.records.load(execution_id)
         return record is not None and record.error_class is ErrorClass.INTERRUPTED
 
+    @property
+    def awaits_upkeep(self) -> bool:
+        """Whether :meth:`upkeep` has something to do."""
+        return self.records.awaits_upkeep or time.monotonic() >= self._look_at_space_at
+
     def upkeep(self) -> bool:
         """Write again what the disk has not accepted; return whether it is so full that something must be deleted."""
         with contextlib.suppress(AgentRuntimeError):
             self.records.upkeep()
-        return time.monotonic() >= self._look_at_space_at and lacking_bytes(self.transcripts) > 0
+        if time.monotonic() < self._look_at_space_at:
+            return False
+        self._look_at_space_at = time.monotonic() + SPACE_SECONDS
+        return lacking_bytes(self.transcripts) > 0
 
     def collect_damage(self, running: Collection[str]) -> list[str]:
         """
