@@ -7,8 +7,8 @@ import contextlib
 import logging
 import os
 import secrets
-import socket
 import threading
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -167,34 +167,18 @@ class Relay:
 
     def start(self) -> None:
         """
-        Make the sockets, and accept connections in a thread of the relay's own.
+        Open the sockets and accept connections, in a thread of the relay's own.
 
         Raises:
-            CannotStart: A socket cannot be made.
+            CannotStart: A socket cannot be opened.
         """
-        listeners: list[socket.socket] = []
-        try:
-            # The protocol is named, because asyncio sets TCP_NODELAY only then; without, an answer takes 40 ms longer.
-            tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-            listeners.append(tcp)
-            tcp.bind(("127.0.0.1", 0))
-            self._port = tcp.getsockname()[1]
-            if self._is_first_party:
-                unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                listeners.append(unix)
-                unix.bind(str(self._socket))
-                self._socket.chmod(0o600)
-                if self._owner is not None:
-                    os.chown(self._socket, *self._owner)
-                self._shell_prefix = write_shell_prefix(self._directory)
-        except OSError as error:
-            for listener in listeners:
-                listener.close()
-            raise CannotStart(f"{PREFIX}TOKEN_DELIVERY: the relay cannot listen: {error.strerror or error}") from None
-        ready = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(listeners, ready), name="relay", daemon=True)
+        listening: Future[None] = Future()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve(listening)), name="relay", daemon=True)
         self._thread.start()
-        ready.wait(START_SECONDS)
+        try:
+            listening.result(START_SECONDS)
+        except OSError as error:
+            raise CannotStart(f"{PREFIX}TOKEN_DELIVERY: the relay cannot listen: {error.strerror or error}") from None
 
     def close(self) -> None:
         """End every connection, and the thread."""
@@ -254,14 +238,7 @@ class Relay:
 
     # -- the relay's thread
 
-    def _run(self, listeners: list[socket.socket], ready: threading.Event) -> None:
-        try:
-            asyncio.run(self._serve(listeners, ready))
-        finally:
-            for listener in listeners:
-                listener.close()
-
-    async def _serve(self, listeners: list[socket.socket], ready: threading.Event) -> None:
+    async def _serve(self, listening: Future[None]) -> None:
         self._loop = asyncio.get_running_loop()
         exchanges = Exchanges(self._upstream, self._secret, count=self._count)
 
@@ -273,16 +250,18 @@ class Relay:
             self._connections[task] = None
             task.add_done_callback(self._connection_ended)
 
-        servers = [
-            await (
-                asyncio.start_unix_server(accepted, sock=listener, limit=READ_BYTES, backlog=BACKLOG)
-                if listener.family == socket.AF_UNIX
-                else asyncio.start_server(accepted, sock=listener, limit=READ_BYTES, backlog=BACKLOG)
-            )
-            for listener in listeners
-        ]
-        ready.set()
-        await self._ending.wait()
+        servers: list[asyncio.Server] = []
+        try:
+            servers.append(await asyncio.start_server(accepted, "127.0.0.1", 0, limit=READ_BYTES, backlog=BACKLOG))
+            self._port = servers[0].sockets[0].getsockname()[1]
+            if self._is_first_party:
+                servers.append(await self._start_unix_server(accepted))
+                self._shell_prefix = write_shell_prefix(self._directory)
+        except OSError as error:
+            listening.set_exception(error)
+        else:
+            listening.set_result(None)
+            await self._ending.wait()
         for server in servers:
             server.close()
         for task in list(self._connections):
@@ -290,6 +269,18 @@ class Relay:
         if self._connections:
             await asyncio.wait(self._connections, timeout=LEAVE_SECONDS)
         await self._upstream.close()
+
+    async def _start_unix_server(
+        self, accepted: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
+    ) -> asyncio.Server:
+        server = await asyncio.start_unix_server(
+            accepted, self._socket, limit=READ_BYTES, backlog=BACKLOG, start_serving=False
+        )
+        self._socket.chmod(0o600)
+        if self._owner is not None:
+            os.chown(self._socket, *self._owner)
+        await server.start_serving()
+        return server
 
     def _connection_ended(self, task: asyncio.Task[None]) -> None:
         self._connections.pop(task, None)

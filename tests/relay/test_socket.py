@@ -7,14 +7,15 @@ import socket
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import pytest
+
+from agent_runtime.errors import CannotStart
 from agent_runtime.relay.relay import Relay
 from tests.relay.support import BETA, OK, OLD, RawApi, Secret, read_answer, tokens_in
 from tests.support.tls_api import tls_api
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
 
 def test_requests_on_the_socket_reach_the_api_by_tls_through_a_proxy(
@@ -75,3 +76,12 @@ def test_the_socket_is_used_only_where_that_was_shown_and_nothing_stands_against
         base_url(takes_socket=True, CLAUDE_CODE_SHELL_PREFIX="/usr/bin/nice"),
     ):
         assert others.startswith("http://127.0.0.1:")
+
+
+def test_a_socket_that_cannot_be_made_ends_the_start(tmp_path: Path) -> None:
+    environ = {"ANTHROPIC_BASE_URL": "http://api.anthropic.com"}
+    relay = Relay(environ, Secret(), directory=tmp_path / ("x" * 120))  # type: ignore[arg-type]  # it stands in for the file
+
+    with pytest.raises(CannotStart, match="cannot listen: AF_UNIX path too long"):
+        relay.start()
+    relay.close()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -113,62 +113,52 @@ class Connection:
 Handler: TypeAlias = Callable[[Connection], Awaitable[None]]
 
 
-class LoopbackServer:
+@contextlib.contextmanager
+def serving(handler: Handler, port: int = 0, unix_socket: Path | None = None) -> Iterator[str]:
     """
-    Call *handler* with each connection to a port of 127.0.0.1, or to a Unix socket.
+    Call *handler* with each connection to a port of 127.0.0.1, or to a Unix socket, while the block lasts.
 
-    The connection is closed when the handler returns; at the end of the server the handlers are cancelled.
+    A connection is closed when its handler returns; at the end the handlers are cancelled. Yields the base URL.
+
+    Raises:
+        OSError: The port or the socket cannot be opened.
+        RuntimeError: The server did not end in time.
     """
 
-    def __init__(self, handler: Handler, port: int = 0, unix_socket: Path | None = None) -> None:
-        if unix_socket is not None:
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._socket.bind(str(unix_socket))
-            self.base_url = "http://api.anthropic.com"
-        else:
-            # With its protocol named: else asyncio does not set TCP_NODELAY, and each answer takes 40 ms longer.
-            self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind(("127.0.0.1", port))
-            self.base_url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._socket.listen(128)
-        self._handler = handler
-        self._loop = asyncio.new_event_loop()
-        self._ending = asyncio.Event()
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[str]:
-        """
-        Serve while the block lasts; yields the base URL.
-
-        Raises:
-            RuntimeError: The server did not end in time.
-        """
-        thread = threading.Thread(target=self._run, name="loopback-server", daemon=True)
-        thread.start()  # early callers wait in the backlog of the socket
-        try:
-            yield self.base_url
-        finally:
-            self._loop.call_soon_threadsafe(self._ending.set)
-            thread.join(STOP_TIMEOUT_SECONDS)
-            if thread.is_alive():
-                raise RuntimeError("the stand-in server did not end in time")
-
-    def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # it cancels what still runs at the end
-            runner.run(self._serve())
-
-    async def _serve(self) -> None:
-        begin = asyncio.start_unix_server if self._socket.family == socket.AF_UNIX else asyncio.start_server
-        server = await begin(self._connected, sock=self._socket)
-        await self._ending.wait()
-        server.close()
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = Connection(reader, writer)
         try:
-            await self._handler(connection)
+            await handler(connection)
         except (OSError, h11.RemoteProtocolError):
             pass  # the client has left
         finally:
             connection.close()
+
+    started: Future[tuple[str, Callable[[], object]]] = Future()
+
+    async def serve() -> None:
+        base_url = "http://api.anthropic.com"
+        try:
+            if unix_socket is not None:
+                server = await asyncio.start_unix_server(connected, unix_socket)
+            else:
+                server = await asyncio.start_server(connected, "127.0.0.1", port)
+                base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        except OSError as error:
+            started.set_exception(error)
+            return
+        ending, loop = asyncio.Event(), asyncio.get_running_loop()
+        started.set_result((base_url, lambda: loop.call_soon_threadsafe(ending.set)))
+        await ending.wait()
+        server.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="loopback-server", daemon=True)
+    thread.start()
+    base_url, end = started.result()
+    try:
+        yield base_url
+    finally:
+        end()
+        thread.join(STOP_TIMEOUT_SECONDS)
+        if thread.is_alive():
+            raise RuntimeError("the stand-in server did not end in time")

@@ -37,7 +37,7 @@ import msgspec
 from agent_runtime.model.tokens import OAUTH_BETA, Token, TokenKind
 from agent_runtime.standins.messages_api.body import EVENT_STREAM, JSON, Message, beginning, error_body, event, quarters
 from agent_runtime.standins.messages_api.conversation import MessagesRequest, conversation_of
-from agent_runtime.standins.messages_api.loopback import LoopbackServer
+from agent_runtime.standins.messages_api.loopback import serving
 from agent_runtime.standins.messages_api.policy import MessagesApi, SeenRequest
 from agent_runtime.standins.messages_api.script import (
     FAULTS,
@@ -66,7 +66,7 @@ def serve(api: MessagesApi, port: int = 0, *, unix_socket: Path | None = None) -
         unix_socket: Serve plain HTTP on this socket instead, for ``ANTHROPIC_UNIX_SOCKET``: the CLI (2.1.114 and later)
             then believes that it talks to the API itself, and does all that it does there.
     """
-    return LoopbackServer(_Responder(api).answer_requests, port, unix_socket).running()
+    return serving(_Responder(api).answer_requests, port, unix_socket)
 
 
 class _Responder:
