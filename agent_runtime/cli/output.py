@@ -34,7 +34,7 @@ def safe_line(value: object) -> str:
     return head if len(head) <= SUMMARY_LENGTH else head[: SUMMARY_LENGTH - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-class Live:
+class TextOutput:
     """Write events for a person: text as it is, each tool call and each state on a line of its own."""
 
     def __init__(self, sink: TextIO) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent_runtime.cli.connection import connect
 from agent_runtime.cli.exit_codes import EXIT_CANCELLED, EXIT_SUCCESS
-from agent_runtime.cli.output import JsonLines, Live
+from agent_runtime.cli.output import JsonLines, TextOutput
 from agent_runtime.cli.pages import pages
 from agent_runtime.client import ClientError, RequestRefused
 
@@ -26,13 +26,13 @@ def main(options: argparse.Namespace) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character must not end the command
             stream.reconfigure(errors="backslashreplace")
-    output = JsonLines(sys.stdout) if options.json else Live(sys.stdout)
+    output = JsonLines(sys.stdout) if options.json else TextOutput(sys.stdout)
     try:
         with connect(options, options.patience) as client:
             prompt = _prompt(options.prompt)
             _explain_waiting(client, options.patience)
             execution_id = options.execution_id or str(uuid.uuid4())
-            run = Run(client, execution_id, prompt, _fields(options), output, partial=options.follow)
+            run = TaskRun(client, execution_id, prompt, _fields(options), output, partial=options.follow)
             return run.submit_only() if options.detach else run.follow_to_end()
     except ClientError as error:
         output.failed(error)
@@ -40,14 +40,14 @@ def main(options: argparse.Namespace) -> int:
 
 
 @dataclass
-class Run:
+class TaskRun:
     """One use of the command: the submission of a task, and the output of its events."""
 
     client: SyncAgentClient
     execution_id: str
     message: str
     fields: dict[str, Any]
-    output: JsonLines | Live
+    output: JsonLines | TextOutput
     partial: bool = False
     position: int = 0
     resumes: int = 0

@@ -80,7 +80,7 @@ class AgentClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
-        key = exchange.AccessKey(access_key, access_key_file, access_header)
+        key = exchange.AccessKeyAuth(access_key, access_key_file, access_header)
         self._http = exchange.connections(self.base_url, key, verify, transport)
         self._patience_seconds = patience_seconds
         self._max_resumes = max_resumes

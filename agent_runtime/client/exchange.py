@@ -93,7 +93,7 @@ class Patience:
         self._waits += 1
 
 
-class AccessKey(httpx.Auth):
+class AccessKeyAuth(httpx.Auth):
     """
     Send the access key in the header that the supervisor reads.
 
@@ -133,7 +133,7 @@ class AccessKey(httpx.Auth):
 
 
 def connections(
-    url: str, access_key: AccessKey, verify: ssl.SSLContext | bool, transport: httpx.AsyncBaseTransport | None
+    url: str, access_key: AccessKeyAuth, verify: ssl.SSLContext | bool, transport: httpx.AsyncBaseTransport | None
 ) -> httpx.AsyncClient:
     """
     Build the HTTP client for the supervisor at *url*, without proxies and other settings of the environment.

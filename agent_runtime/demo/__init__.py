@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from agent_runtime.client import ClientError
 from agent_runtime.delivery.delivery import RELAY
 from agent_runtime.demo.choice import choose_cli
+from agent_runtime.demo.environment import CannotContinue, Environment, Interrupted, interruptible
 from agent_runtime.demo.relay_scenario import RelayScenario
 from agent_runtime.demo.report import RELAY_PROMISES, Promise, Report
 from agent_runtime.demo.scenario import Scenario
-from agent_runtime.demo.stage import CannotContinue, Interrupted, Stage, interruptible
 from agent_runtime.demo.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -45,13 +45,17 @@ def run_demo(claude: str | None, *, scripted: bool, delivery: str = "env") -> in
         cli = choose_cli(claude, scripted=scripted)
         timeline.say("demo", f"the CLI is {cli.name}: {cli.reason}")
         with contextlib.ExitStack() as held:
-            new_stage = functools.partial(Stage, cli, timeline, held)
-            stage = new_stage(delivery=delivery)
-            scenario = RelayScenario(stage, report, new_stage) if delivery == RELAY else Scenario(stage, report)
+            new_environment = functools.partial(Environment, cli, timeline, held)
+            environment = new_environment(delivery=delivery)
+            scenario = (
+                RelayScenario(environment, report, new_environment)
+                if delivery == RELAY
+                else Scenario(environment, report)
+            )
             with interruptible():
-                _play(stage, scenario, report)
+                _play(environment, scenario, report)
             if report.broken:
-                saved_log = stage.save_log()
+                saved_log = environment.save_log()
     except Interrupted as interrupted:
         timeline.say("demo", f"ended by {signal.Signals(interrupted.number).name}; everything it started is gone")
         return 128 + interrupted.number
@@ -59,13 +63,13 @@ def run_demo(claude: str | None, *, scripted: bool, delivery: str = "env") -> in
     return 1 if report.broken else 0
 
 
-def _play(stage: Stage, scenario: Scenario, report: Report) -> None:
+def _play(environment: Environment, scenario: Scenario, report: Report) -> None:
     """Play the scenario as far as possible; a promise that was not checked counts as broken."""
     try:
-        stage.start_supervisor()
+        environment.start_supervisor()
         scenario.play()
-        exit_code = stage.end_supervisor()
-        stage.say("supervisor", f"ended on SIGTERM with exit code {exit_code}")
+        exit_code = environment.end_supervisor()
+        environment.say("supervisor", f"ended on SIGTERM with exit code {exit_code}")
         report.check(Promise.ENDS_WELL, exit_code == 0, f"its exit code was {exit_code}")
         scenario.search_for_tokens()
     except CannotContinue as stuck:
@@ -73,4 +77,4 @@ def _play(stage: Stage, scenario: Scenario, report: Report) -> None:
     except ClientError as error:
         report.stuck = f"the supervisor did not answer: {error}"
     if report.stuck is not None:
-        stage.say("demo", f"cannot go on: {report.stuck}")
+        environment.say("demo", f"cannot go on: {report.stuck}")

@@ -13,12 +13,12 @@ from agent_runtime.client import Answer, Attempt, ClientError, RequestRefused
 if TYPE_CHECKING:
     from agent_runtime import client
     from agent_runtime.client import StreamEvent
-    from agent_runtime.demo.stage import Stage
+    from agent_runtime.demo.environment import Environment
 
 TEXT_LIMIT = 150
 
 
-class Execution:
+class DemoExecution:
     """
     A task that was submitted, followed by a thread of its own.
 
@@ -29,16 +29,16 @@ class Execution:
         api_errors_shown: How many of the events reported an error of the API, also one that the CLI retries.
     """
 
-    def __init__(self, stage: Stage, name: str) -> None:
+    def __init__(self, environment: Environment, name: str) -> None:
         self.name = name
-        self.execution_id = f"demo-{stage.run}-{name}"
+        self.execution_id = f"demo-{environment.run_id}-{name}"
         self.answer: Answer | ClientError | None = None
         self.expects_refusal = False
         self.api_errors_shown = 0
-        self._client = stage.client
-        self._say = stage.say
-        stage.execution_ids.append(self.execution_id)
-        stage.say(name, "submitted: POST /api/task")
+        self._client = environment.client
+        self._say = environment.say
+        environment.execution_ids.append(self.execution_id)
+        environment.say(name, "submitted: POST /api/task")
         threading.Thread(target=self._follow, daemon=True).start()
 
     def __str__(self) -> str:

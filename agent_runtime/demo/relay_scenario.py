@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from agent_runtime.demo import token_search
-from agent_runtime.demo.execution import Execution, result_of
+from agent_runtime.demo.execution import DemoExecution, result_of
 from agent_runtime.demo.report import RelayPromise
 from agent_runtime.demo.scenario import IN_PARALLEL, Scenario, seconds, tool, waiting_tool
 from agent_runtime.model.tokens import Token
@@ -19,8 +19,8 @@ from agent_runtime.standins.messages_api import Text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent_runtime.demo.environment import Environment
     from agent_runtime.demo.report import Report
-    from agent_runtime.demo.stage import Stage
     from agent_runtime.standins.messages_api import Tool
 
 SWITCHES = 3
@@ -35,19 +35,19 @@ class RelayScenario(Scenario):
     The steps with the relay.
 
     Args:
-        new_stage: Makes a stage without the relay, on which the same search must find the token.
+        new_environment: Makes an environment without the relay, in which the same search must find the token.
     """
 
     TOKENS = TOOLS + 1
 
-    def __init__(self, stage: Stage, report: Report, new_stage: Callable[[], Stage]) -> None:
-        super().__init__(stage, report)
-        self._new_stage = new_stage
+    def __init__(self, environment: Environment, report: Report, new_environment: Callable[[], Environment]) -> None:
+        super().__init__(environment, report)
+        self._new_environment = new_environment
 
     def _play_steps(self) -> None:
-        four: list[Execution] = []
+        four: list[DemoExecution] = []
         for name in [f"task-{number}" for number in range(1, IN_PARALLEL + 1)]:
-            searches = [] if four else [_search_tool(self._stage)]
+            searches = [] if four else [_search_tool(self._environment)]
             four.append(self._start(name, *(waiting_tool(name, number) for number in range(TOOLS)), *searches))
         for number in range(SWITCHES):
             self._switch(four, number)
@@ -58,7 +58,7 @@ class RelayScenario(Scenario):
             self._judge(each)
         statuses = sum((self._api.seen(token).by_status for token in self._tokens), Counter[int]())
         self._figure("refusals and limits by the API", str(statuses[401] + statuses[429]))
-        found, asked = self._result_of_search(self._stage, self._tokens, "with the relay", expected=0)
+        found, asked = self._result_of_search(self._environment, self._tokens, "with the relay", expected=0)
         no_run = "the tool did not run" if found is None else ""
         self._check(RelayPromise.SEARCH, found == 0, no_run or f"it found {found}")
         self._check(RelayPromise.NO_KEY, not no_run and asked == 0, no_run or f"{asked} requests reached the API")
@@ -66,20 +66,20 @@ class RelayScenario(Scenario):
 
     # -- steps
 
-    def _switch(self, four: list[Execution], number: int) -> None:
+    def _switch(self, four: list[DemoExecution], number: int) -> None:
         """While all four are in the middle of a tool, write a token, and let the API refuse the old one at once."""
-        busy = self._until_busy(four, number)
+        busy = self._wait_until_busy(four, number)
         self._check(RelayPromise.SWITCHES, busy == IN_PARALLEL, f"at switch {number + 1} only {busy} did")
         self._collect_argv(four)
         written_at = self._write(number + 1)
         self._refuse(number, "expired")
         self._measure_first_request(number + 1, written_at, "first request with it")
 
-    def _hold(self, four: list[Execution], number: int, fault: str, promise: RelayPromise) -> None:
+    def _hold(self, four: list[DemoExecution], number: int, fault: str, promise: RelayPromise) -> None:
         """Refuse the token in use, wait until a request of each of the four is held, and write the next token."""
-        self._until_busy(four, number)
+        self._wait_until_busy(four, number)
         self._refuse(number, fault)
-        held = self._until_all(four, "all four held", _is_held)
+        held = self._wait_until_all(four, "all four held", _is_held)
         self._say("supervisor", f"holds a request of each of {held} executions; no process is ended")
         self._check(promise, held == IN_PARALLEL, f"only {held} were held")
         written_at = self._write(number + 1)
@@ -88,17 +88,17 @@ class RelayScenario(Scenario):
     def _play_control(self) -> None:
         """Run the same search with a supervisor that gives the CLI the token itself."""
         self._say("demo", "the control: another supervisor, without the relay, and the same tool looks for the token")
-        stage, token = self._new_stage(), Token(f"sk-ant-oat01-demo-{secrets.token_hex(24)}")
-        stage.write_token(token)
-        stage.start_supervisor()
-        stage.until("ready", lambda: stage.client.health().unready is None)
-        stage.api.script("control", _search_tool(stage), Text(text=result_of("control")))
-        execution = Execution(stage, "control")
-        stage.until("an answer to the control", lambda: execution.answer)
-        found, asked = self._result_of_search(stage, [token], "without the relay", expected=1)
+        environment, token = self._new_environment(), Token(f"sk-ant-oat01-demo-{secrets.token_hex(24)}")
+        environment.write_token(token)
+        environment.start_supervisor()
+        environment.wait_until("ready", lambda: environment.client.health().unready is None)
+        environment.api.script("control", _search_tool(environment), Text(text=result_of("control")))
+        execution = DemoExecution(environment, "control")
+        environment.wait_until("an answer to the control", lambda: execution.answer)
+        found, asked = self._result_of_search(environment, [token], "without the relay", expected=1)
         otherwise = f"it found {found}, and {asked} requests for a key reached the API"
         self._check(RelayPromise.CONTROL, found == asked == 1, otherwise)
-        stage.end_supervisor()
+        environment.end_supervisor()
 
     # -- parts of steps
 
@@ -109,16 +109,16 @@ class RelayScenario(Scenario):
         def has_come() -> bool:
             return self._first_request(token, written_at) is not None or all(each.answer for each in self._executions)
 
-        self._stage.until("a request with the new token", has_come)
+        self._environment.wait_until("a request with the new token", has_come)
         self._figure(f"token file written -> {what} ({number})", seconds(self._first_request(token, written_at)))
 
     def _result_of_search(
-        self, stage: Stage, tokens: list[Token], where: str, *, expected: int
+        self, environment: Environment, tokens: list[Token], where: str, *, expected: int
     ) -> tuple[int | None, int]:
         """Return how many of *tokens* the search found (None: it did not run), and its number of requests for a key."""
-        asked = sum(each.path == token_search.MINTING_PATH for each in stage.api.requests)
+        asked = sum(each.path == token_search.MINTING_PATH for each in environment.api.requests)
         try:
-            result = json.loads((stage.workspace / SEARCH_RESULT).read_bytes())
+            result = json.loads((environment.workspace / SEARCH_RESULT).read_bytes())
         except (OSError, ValueError):
             return None, asked
         found = sum(token.fingerprint in result["found"] for token in tokens)
@@ -128,7 +128,7 @@ class RelayScenario(Scenario):
         self._figure(f"tokens that a tool finds in {places} {where}", str(found), str(expected))
         return found, asked
 
-    def _judge(self, execution: Execution) -> None:
+    def _judge(self, execution: DemoExecution) -> None:
         """Check an execution by its answer, its record, its events and the files that its tools wrote."""
         name, attempt = execution.name, execution.first_attempt()
         otherwise = execution.fault or (f"{name} was stopped: {attempt.stop_reason}" if attempt.stop_reason else "")
@@ -139,11 +139,11 @@ class RelayScenario(Scenario):
         self._check(RelayPromise.UNSEEN, told == 0, f"{name} was told of {told}")
 
 
-def _is_held(execution: Execution) -> bool:
+def _is_held(execution: DemoExecution) -> bool:
     record = execution.record()
     return record is not None and record.held
 
 
-def _search_tool(stage: Stage) -> Tool:
-    command = shlex.join([sys.executable, "-I", token_search.__file__, str(stage.workspace / SEARCH_RESULT)])
+def _search_tool(environment: Environment) -> Tool:
+    command = shlex.join([sys.executable, "-I", token_search.__file__, str(environment.workspace / SEARCH_RESULT)])
     return tool("look for the token in processes and files, and ask for an API key with the credential", command)

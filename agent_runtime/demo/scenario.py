@@ -9,35 +9,35 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from agent_runtime.demo.execution import Execution, result_of
+from agent_runtime.demo.environment import processes_of
+from agent_runtime.demo.execution import DemoExecution, result_of
 from agent_runtime.demo.report import LINE_TO_SIGNAL_SECONDS, REFUSAL_TO_GONE_SECONDS, Promise
-from agent_runtime.demo.stage import processes_of
 from agent_runtime.model.tokens import Token
 from agent_runtime.standins.messages_api import Text, Tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent_runtime.demo.environment import Environment
     from agent_runtime.demo.report import Report
-    from agent_runtime.demo.stage import Stage
 
 IN_PARALLEL = 4
 QUOTED = 120
 
 
 class Scenario:
-    """The steps of the demo, played in order on one stage and recorded in one report."""
+    """The steps of the demo, played in order on one environment and recorded in one report."""
 
     TOKENS = 3
 
-    def __init__(self, stage: Stage, report: Report) -> None:
-        self._stage = stage
-        self._api = stage.api
-        self._say = stage.say
+    def __init__(self, environment: Environment, report: Report) -> None:
+        self._environment = environment
+        self._api = environment.api
+        self._say = environment.say
         self._check = report.check
         self._figure = report.figure
         self._tokens = [Token(f"sk-ant-oat01-demo-{secrets.token_hex(24)}") for _ in range(self.TOKENS)]
-        self._executions: list[Execution] = []
+        self._executions: list[DemoExecution] = []
         self._argv: list[str] = []
         self._api.on_other_tokens("invalid")
         for token in self._tokens:
@@ -52,7 +52,7 @@ class Scenario:
         """
         try:
             self._write(0)
-            self._until_ready()
+            self._wait_until_ready()
             self._check(Promise.STARTS, held=True, otherwise="")
             self._play_steps()
         finally:
@@ -80,7 +80,7 @@ class Scenario:
         four = [
             self._start(f"task-{number}", *self._tools(f"task-{number}", 0)) for number in range(1, 1 + IN_PARALLEL)
         ]
-        busy = self._until_busy(four, 0)
+        busy = self._wait_until_busy(four, 0)
         self._say("demo", f"{busy} executions are in the middle of a tool: now the token is switched")
         self._check(Promise.TOOLS_RUN, busy == IN_PARALLEL, f"only {busy} did")
         self._collect_argv(four)
@@ -105,10 +105,10 @@ class Scenario:
         stays = "setsid sleep 120 </dev/null >/dev/null 2>&1 & "
         execution = self._start("doomed", *self._tools("doomed", 1, before=stays))
         execution.expects_refusal = True
-        self._until_busy([execution], 1)
+        self._wait_until_busy([execution], 1)
         processes = processes_of([execution.execution_id])
         self._refuse(1, "expired")
-        gone_at = self._stage.until_gone(execution.execution_id, processes)
+        gone_at = self._environment.wait_until_gone(execution.execution_id, processes)
         self._await_answer(execution)
         evidence = execution.first_attempt().evidence
         # The CLI also sends requests beside the conversation, with the same token: the first refusal of any counts.
@@ -132,10 +132,10 @@ class Scenario:
 
     def _submit_while_refused(self) -> None:
         """Check that a task is turned away, and nothing is spawned, while the token is refused."""
-        state = self._stage.client.token().state
+        state = self._environment.client.token().state
         self._say("supervisor", f"says of the token: {state}")
         before = len(self._api.requests)
-        execution = Execution(self._stage, "refused")
+        execution = DemoExecution(self._environment, "refused")
         self._await_answer(execution)
         nothing_happened = not execution.record() and len(self._api.requests) == before
         held = state == "refused" and execution.is_auth and nothing_happened
@@ -143,7 +143,7 @@ class Scenario:
 
     def _recover(self) -> None:
         self._write(2)
-        self._until_ready()  # from when the watcher has seen the new token, tasks are admitted
+        self._wait_until_ready()  # from when the watcher has seen the new token, tasks are admitted
         execution = self._start_quick("healed")
         self._await_answer(execution)
         is_right = self._sent_only(execution, self._tokens[2])
@@ -153,8 +153,8 @@ class Scenario:
         """Search the supervisor's files, its log, the answers and the processes' arguments for the tokens."""
         texts = [each.text for each in self._executions]
         texts += [argument.encode(errors="replace") for argument in self._argv]
-        files = [path for path in self._stage.data_dir.rglob("*") if path.is_file()]
-        texts += [path.read_bytes() for path in [*files, self._stage.log]]
+        files = [path for path in self._environment.data_dir.rglob("*") if path.is_file()]
+        texts += [path.read_bytes() for path in [*files, self._environment.log]]
         hits = sum(token.secret.encode() in text for token in self._tokens for text in texts)
         self._check(Promise.NO_TOKEN_SHOWN, hits == 0, f"found in {hits} places")
         marks = [f"[token:{token.fingerprint}]".encode() for token in self._tokens]
@@ -170,19 +170,19 @@ class Scenario:
     def _write(self, number: int) -> float:
         """Write a token, and return the time after that, in epoch seconds."""
         token = self._tokens[number]
-        self._stage.write_token(token)
+        self._environment.write_token(token)
         self._say("backend", f"wrote token {token.fingerprint} to the secret file; that is all it does")
         return time.time()
 
-    def _until_ready(self) -> None:
-        self._stage.until("ready", lambda: self._stage.client.health().unready is None)
+    def _wait_until_ready(self) -> None:
+        self._environment.wait_until("ready", lambda: self._environment.client.health().unready is None)
 
-    def _start(self, name: str, *tools: Tool) -> Execution:
+    def _start(self, name: str, *tools: Tool) -> DemoExecution:
         self._api.script(name, *tools, Text(text=result_of(name)))
-        self._executions.append(Execution(self._stage, name))
+        self._executions.append(DemoExecution(self._environment, name))
         return self._executions[-1]
 
-    def _start_quick(self, name: str) -> Execution:
+    def _start_quick(self, name: str) -> DemoExecution:
         return self._start(name, tool("look around", "ls"))
 
     def _tools(self, name: str, number: int, *, before: str = "") -> list[Tool]:
@@ -195,31 +195,35 @@ class Scenario:
 
     def _end_tools(self, number: int) -> None:
         """End the tools with this number, by the file that they wait for."""
-        (self._stage.workspace / f"go-{number}").touch()
+        (self._environment.workspace / f"go-{number}").touch()
 
-    def _ran(self, execution: Execution) -> list[str]:
+    def _ran(self, execution: DemoExecution) -> list[str]:
         """Return the number of each tool of the execution that has begun, once for each time."""
-        trace = self._stage.workspace / f"ran-{execution.name}"
+        trace = self._environment.workspace / f"ran-{execution.name}"
         return trace.read_text().split() if trace.exists() else []
 
-    def _until_busy(self, executions: list[Execution], number: int) -> int:
+    def _wait_until_busy(self, executions: list[DemoExecution], number: int) -> int:
         """Wait until all run the tool with this number, or one execution has ended; return how many run it."""
         what = f"all in the middle of tool {number}"
-        return self._until_all(executions, what, lambda each: str(number) in self._ran(each))
+        return self._wait_until_all(executions, what, lambda each: str(number) in self._ran(each))
 
-    def _until_all(self, executions: list[Execution], what: str, happened: Callable[[Execution], object]) -> int:
+    def _wait_until_all(
+        self, executions: list[DemoExecution], what: str, happened: Callable[[DemoExecution], object]
+    ) -> int:
         """Wait until *happened* is true of all executions, or one has ended; return of how many it is true."""
 
         def count() -> int:
             return sum(each.answer is None and bool(happened(each)) for each in executions)
 
-        self._stage.until(what, lambda: count() == len(executions) or any(each.answer for each in executions))
+        self._environment.wait_until(
+            what, lambda: count() == len(executions) or any(each.answer for each in executions)
+        )
         return count()
 
-    def _await_answer(self, execution: Execution) -> None:
-        self._stage.until(f"an answer to {execution.name}", lambda: execution.answer)
+    def _await_answer(self, execution: DemoExecution) -> None:
+        self._environment.wait_until(f"an answer to {execution.name}", lambda: execution.answer)
 
-    def _collect_argv(self, executions: list[Execution]) -> None:
+    def _collect_argv(self, executions: list[DemoExecution]) -> None:
         for process in processes_of([each.execution_id for each in executions]):
             with contextlib.suppress(psutil.Error):
                 self._argv += process.cmdline()
@@ -231,7 +235,7 @@ class Scenario:
         self._say("api", f"answers token {token.fingerprint} from now on: {fault.replace('_', ' ')}")
         self._end_tools(number)
 
-    def _sent_only(self, execution: Execution, token: Token) -> bool:
+    def _sent_only(self, execution: DemoExecution, token: Token) -> bool:
         """Whether the API got requests of an execution, and all of them with this token."""
         carried = [each.carries(token) for each in self._api.requests if each.script == execution.name]
         return bool(carried) and all(carried)

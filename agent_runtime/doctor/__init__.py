@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 import msgspec
 
 from agent_runtime.doctor import config, places, program, secret
-from agent_runtime.doctor.finding import Finding, Machine, Verdict, is_dir
+from agent_runtime.doctor.finding import Finding, Machine, Severity, is_dir
 from agent_runtime.secret.writer import describe
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def run_doctor(
             out.flush()
     if as_json:
         out.write(msgspec.json.encode(findings).decode() + "\n")
-    return int(any(finding.verdict is Verdict.PROBLEM for finding in findings))
+    return int(any(finding.verdict is Severity.PROBLEM for finding in findings))
 
 
 def examine(environ: Mapping[str, str], machine: Machine) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ DATA_DIR = Path("/var/lib/agent-runtime")
 """The default directory for records of ``serve``."""
 
 
-class Verdict(StrEnum):
+class Severity(StrEnum):
     """The result of a check; only a problem keeps an agent from working."""
 
     OK = "ok"
@@ -31,7 +31,7 @@ class Finding(msgspec.Struct, frozen=True):
     """
 
     check: str
-    verdict: Verdict
+    verdict: Severity
     text: str
     advice: str | None = None
 
@@ -42,17 +42,17 @@ class Finding(msgspec.Struct, frozen=True):
 
 def ok(check: str, text: str) -> Finding:
     """Build a finding without a problem."""
-    return Finding(check, Verdict.OK, text)
+    return Finding(check, Severity.OK, text)
 
 
 def warning(check: str, text: str, advice: str) -> Finding:
     """Build a finding with a warning: agents work, but perhaps not as expected."""
-    return Finding(check, Verdict.WARNING, text, advice)
+    return Finding(check, Severity.WARNING, text, advice)
 
 
 def problem(check: str, text: str, advice: str) -> Finding:
     """Build a finding with a problem: agents cannot work."""
-    return Finding(check, Verdict.PROBLEM, text, advice)
+    return Finding(check, Severity.PROBLEM, text, advice)
 
 
 def is_dir(path: Path) -> bool:

@@ -17,7 +17,7 @@ import pytest
 
 from agent_runtime.cli.arguments import default_url
 from agent_runtime.cli.main import main
-from agent_runtime.cli.output import Live
+from agent_runtime.cli.output import TextOutput
 from agent_runtime.cli.status import columns, duration, page
 from agent_runtime.client import Answer, Health, Metadata, StreamEvent, TokenReport
 from agent_runtime.client.answers import read
@@ -380,7 +380,7 @@ def test_drain_waits_for_the_running_and_can_be_called_off(shared: Supervised, t
 
 def test_what_is_shown_of_frames_that_scripts_do_not_write() -> None:
     sink = io.StringIO()
-    live = Live(sink)
+    live = TextOutput(sink)
     for name, data in (
         ("state", {"state": "queued"}),
         ("state", {"state": "queued"}),
@@ -422,7 +422,7 @@ def test_what_is_shown_of_frames_that_scripts_do_not_write() -> None:
 
 def test_text_is_shown_once_while_it_is_written_and_again_where_a_part_was_lost() -> None:
     sink = io.StringIO()
-    live = Live(sink)
+    live = TextOutput(sink)
 
     def whole(text: str, **more: str) -> tuple[str, dict[str, Any]]:
         return "message", {"type": "assistant", "message": {"content": [{"type": "text", "text": text}]}, **more}

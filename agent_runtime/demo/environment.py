@@ -88,7 +88,7 @@ def processes_of(execution_ids: Collection[str]) -> set[psutil.Process]:
     return found
 
 
-class Stage:
+class Environment:
     """
     The processes, servers and directories of one run; all are removed at its end.
 
@@ -97,7 +97,7 @@ class Stage:
         delivery: ``env``, so that on every version of the CLI a token is fixed at the spawn; or ``relay``.
 
     Attributes:
-        run: A random word in the ids of this demo's executions.
+        run_id: A random word in the ids of this demo's executions.
         supervisor: The process of the supervisor; set by :meth:`start_supervisor`.
         client: The client of the supervisor; set likewise.
     """
@@ -110,7 +110,7 @@ class Stage:
         home = Path(held.enter_context(directory))
         self.timeline = timeline
         self.say = timeline.say
-        self.run = secrets.token_hex(4)
+        self.run_id = secrets.token_hex(4)
         self.workspace = home / "workspace"
         self.data_dir = home / "data"
         self.log = home / "supervisor.log"
@@ -169,7 +169,7 @@ class Stage:
         self.client = self._held.enter_context(SyncAgentClient(url, patience_seconds=PATIENCE_SECONDS))
         self.say("supervisor", f"listening on {url}, pid {supervisor.pid}, {SLOTS} slots")
 
-    def until(self, what: str, happened: Callable[[], object]) -> None:
+    def wait_until(self, what: str, happened: Callable[[], object]) -> None:
         """
         Wait until *happened* returns a true value; *what* names that in the error.
 
@@ -184,7 +184,7 @@ class Stage:
                 raise CannotContinue(f"{what}: not within {STEP_TIMEOUT_SECONDS:.0f} s")
             time.sleep(LOOK_AGAIN_SECONDS)  # nothing announces a change in the process table or a log
 
-    def until_gone(self, execution_id: str, seen: set[psutil.Process]) -> float | None:
+    def wait_until_gone(self, execution_id: str, seen: set[psutil.Process]) -> float | None:
         """
         Wait until no process of the execution is left; processes that are found meanwhile are added to *seen*.
 
