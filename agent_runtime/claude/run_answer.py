@@ -178,7 +178,8 @@ class RunAnswer:
             self.result = replace(result, structured_output=result.structured_output or self.result.structured_output)
 
     def redact(self, clean: Callable[[str | None], str | None]) -> None:
-        """Apply *clean* to every text that will be shown."""
+        """Apply *clean* to every text that will be shown, and drop the others; no frame may follow."""
+        self._last_blocks = []  # each refers to the whole line that it was in
         self.stop_reason = clean(self.stop_reason)
         if self.result is not None:
             self.result = _clean(self.result, clean)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -171,6 +172,22 @@ def test_what_is_told_of_summing_up_is_bounded_and_adds_up_over_attempts(shared:
     assert len(flooded["metadata"]["compact_events"]) == COMPACT_EVENTS_KEPT
     event = {"trigger": "auto", "pre_tokens": 2, "post_tokens": 1, "duration_ms": None}
     assert twice["metadata"]["compact_events"] == [event, event]
+
+
+def test_statistics_that_are_final_hold_no_line_of_the_output() -> None:
+    run_stats = RunStats()
+    message = {"content": [{"type": "text", "text": "x" * 10_000}]}
+    line = json.dumps({"type": "assistant", "message": message}).encode()
+    references = sys.getrefcount(line)
+    frame = read(line)
+    assert frame is not None
+    run_stats.add(frame)
+    del frame
+    assert sys.getrefcount(line) > references  # its text may become the answer
+
+    run_stats.redact(str)
+
+    assert sys.getrefcount(line) == references
 
 
 def test_background_tasks_that_had_not_ended_are_counted(shared: Supervised) -> None:
