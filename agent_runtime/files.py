@@ -27,18 +27,28 @@ UNFINISHED = ".new"
 """Suffix of a file's name until it is complete; if the process is killed, it stays until :func:`remove_unfinished`."""
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, *, limit_bytes: int | None = None, follow: bool = True) -> bytes:
     """
     Return the content of a file.
 
+    Args:
+        limit_bytes: A longer file is an error; None: any length is read.
+        follow: Follow a symbolic link; else it is an error, ``ELOOP``.
+
     Raises:
-        OSError: The file is missing or cannot be read, or is no regular file: reading a FIFO would wait for ever.
+        OSError: The file is missing or cannot be read. ``EINVAL``: it is no regular file, and reading a FIFO would wait
+            for ever. ``EFBIG``: it is too long.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    # O_NONBLOCK: opening a FIFO would wait for its writer.
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    descriptor = os.open(path, flags)
     with os.fdopen(descriptor, "rb") as file:  # for a directory fdopen() raises, and closes it
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is not a file", str(path))
-        return file.read()
+        content = file.read(-1 if limit_bytes is None else limit_bytes + 1)
+    if limit_bytes is not None and len(content) > limit_bytes:
+        raise OSError(errno.EFBIG, "it is too long", str(path))
+    return content
 
 
 def create_file(

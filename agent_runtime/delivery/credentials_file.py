@@ -27,7 +27,7 @@ import msgspec
 
 from agent_runtime.delivery.private_files import make_directory, owner_of
 from agent_runtime.errors import SpawnFailed
-from agent_runtime.files import replace_file
+from agent_runtime.files import read_file, replace_file
 from agent_runtime.model.tokens import Token
 from agent_runtime.process.users import look_up
 
@@ -289,19 +289,13 @@ def login(token: Token) -> dict[str, object]:
 def _read(path: Path) -> bytes | None:
     """Return the content of a file, empty if it is missing; None: it is not a file as we write it."""
     try:
-        # O_NONBLOCK: opening a FIFO would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        return read_file(path, limit_bytes=LIMIT_BYTES, follow=False)
     except FileNotFoundError:
         return b""
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):  # a symbolic link, a socket
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EINVAL, errno.EFBIG):  # a link, a socket, a FIFO, too long
             return None
         raise
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return None
-        raw = file.read(LIMIT_BYTES + 1)
-    return raw if len(raw) <= LIMIT_BYTES else None
 
 
 def _may_write(directory: os.stat_result, uid: int, gid: int) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import stat
 from typing import TYPE_CHECKING
+
+from agent_runtime.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -112,15 +112,9 @@ def _section(file: Path, key: str) -> dict[str, object]:
         OSError, ValueError, RecursionError: We cannot read the file, but the CLI may be able to.
     """
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        content = read_file(file, limit_bytes=_MOST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    with os.fdopen(descriptor, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("no regular file")
-        content = stream.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise ValueError("too large")
     try:
         # Numbers stay text, because int() refuses those of many digits, which the CLI takes.
         whole = json.loads(content.decode("utf-8-sig", "replace"), parse_int=str, parse_float=str)
