@@ -15,7 +15,7 @@ from agent_runtime.api.app import ROUTES
 from agent_runtime.cli.main import _parser
 from agent_runtime.errors import ErrorClass
 from agent_runtime.model.task import Task
-from agent_runtime.settings import SETTINGS, Setting
+from agent_runtime.settings import SETTINGS
 from benchmarks.__main__ import MODULES as BENCHES
 from tests.support.pages import blocks, section
 
@@ -65,16 +65,14 @@ def test_the_settings_table_lists_every_setting_once_and_in_order() -> None:
     assert documented == [setting.variable for setting in SETTINGS]
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=[setting.name for setting in SETTINGS])
-def test_the_settings_table_tells_the_default(setting: Setting) -> None:
-    [row] = [row for row in settings_rows(CONFIGURATION) if quoted(row[0]) == [setting.variable]]
-
-    if setting.default is None:
-        assert row[1] == NO_DEFAULT or "".join(row[1].split("`")[::2]), (
-            "no fixed default: a dash, or words beside the value"
-        )
-    else:
-        assert row[1] == f"`{setting.default}`"
+def test_the_settings_table_tells_the_default() -> None:
+    for setting, row in zip(SETTINGS, settings_rows(CONFIGURATION), strict=True):
+        if setting.default is None:
+            assert row[1] == NO_DEFAULT or "".join(row[1].split("`")[::2]), (
+                f"{setting.name} has no fixed default: a dash, or words beside the value"
+            )
+        else:
+            assert row[1] == f"`{setting.default}`", setting.name
 
 
 def test_every_command_is_in_the_table_and_no_other() -> None:
@@ -107,12 +105,13 @@ TABLES_OF_TESTS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted({name for table in TABLES_OF_TESTS.values() for name in named_tests(table)}))
-def test_every_test_that_a_guarantee_names_exists(name: str) -> None:
-    path, _, function = name.partition("::")
+@pytest.mark.parametrize("table", TABLES_OF_TESTS)
+def test_every_test_that_a_guarantee_names_exists(table: str) -> None:
+    for name in named_tests(TABLES_OF_TESTS[table]):
+        path, _, function = name.partition("::")
 
-    assert (ROOT / path).is_file()
-    assert not function or f"def {function}(" in (ROOT / path).read_text()
+        assert (ROOT / path).is_file(), name
+        assert not function or f"def {function}(" in (ROOT / path).read_text(), name
 
 
 @pytest.mark.parametrize("table", TABLES_OF_TESTS)
@@ -181,11 +180,10 @@ def test_commands_in_the_documents_can_be_typed(document: Path) -> None:
     assert in_blocks or document.name not in ("README.md", "when-it-does-not-work.md")
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=[setting.name for setting in SETTINGS])
-def test_a_default_that_depends_on_the_machine_is_the_same_in_the_help(setting: Setting) -> None:
-    [row] = [row for row in settings_rows(CONFIGURATION) if quoted(row[0]) == [setting.variable]]
+def test_a_default_that_depends_on_the_machine_is_the_same_in_the_help() -> None:
+    shown = {row[0].strip("`"): row[1].replace("`", "") for row in settings_rows(CONFIGURATION)}
 
-    assert (setting.shown_default or NO_DEFAULT) == row[1].replace("`", "")
+    assert shown == {setting.variable: setting.shown_default or NO_DEFAULT for setting in SETTINGS}
 
 
 def test_the_readme_is_short_and_its_eight_settings_are_rows_of_the_whole_table() -> None:

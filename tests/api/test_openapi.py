@@ -7,8 +7,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from jsonschema import Draft202012Validator, ValidationError
-from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from agent_runtime.api.app import ROUTES
 from agent_runtime.api.routes import EXECUTION_ERRORS
@@ -59,6 +57,8 @@ def built() -> Description:
 
 def test_it_is_valid_openapi_3_1(built: Description) -> None:
     assert built.document["openapi"].startswith("3.1.")
+    from openapi_spec_validator import OpenAPIV31SpecValidator  # takes two seconds, in each worker that collects
+
     OpenAPIV31SpecValidator(built.document).validate()
 
 
@@ -133,6 +133,8 @@ def test_what_needs_the_key_says_so_and_the_header_is_the_one_that_is_set() -> N
 
 
 def test_a_field_that_nobody_described_is_found(built: Description) -> None:
+    from jsonschema import ValidationError
+
     with pytest.raises(ValidationError, match="surprise"):
         built.validate({"draining": True, "unfinished": 0, "surprise": 1}, {"$ref": "#/components/schemas/DrainState"})
 
@@ -331,6 +333,8 @@ def test_the_schema_of_a_body_and_the_route_accept_the_same(
     if is_valid:
         description.validate(body, schema)
     else:
+        from jsonschema import ValidationError
+
         with pytest.raises(ValidationError):
             description.validate(body, schema)
     assert (response.status_code != 400) == is_valid, response.text
@@ -376,6 +380,8 @@ def test_unknown_fields_are_described_as_they_are_taken(built: Description, tmp_
         served = running.get("/openapi.json")
         assert served["components"]["schemas"]["NewToken"] == lenient["components"]["schemas"]["NewToken"]
         for body, is_valid in (({}, True), ({"token": NEW, "other": 1}, True), ({"tokn": NEW}, False)):
+            from jsonschema import Draft202012Validator
+
             validator = Draft202012Validator({"components": served["components"], **reference})
             assert validator.is_valid(body) == is_valid
             assert (running.client.post("/api/credentials/reload-token", json=body).status_code == 200) == is_valid

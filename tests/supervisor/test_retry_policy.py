@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 from msgspec.structs import replace
 
@@ -33,23 +35,21 @@ DEAD = Situation(
 
 @pytest.mark.parametrize("confirmation", Verification)
 @pytest.mark.parametrize("error_class", [AUTH, BILLING, RATE_LIMIT])
-@pytest.mark.parametrize("is_first", [True, False])
-@pytest.mark.parametrize("park_seconds", [None, 0.0, 5.0])
-@pytest.mark.parametrize("resumes", [0, 3, 100])
 def test_a_newer_generation_is_gone_on_with_whatever_else_holds_and_never_counts(
-    confirmation: Verification, error_class: ErrorClass, is_first: bool, park_seconds: float | None, resumes: int
+    confirmation: Verification, error_class: ErrorClass
 ) -> None:
-    situation = replace(
-        DEAD,
-        newer_is_usable=True,
-        confirmation=confirmation,
-        error_class=error_class,
-        is_first=is_first,
-        park_seconds=park_seconds,
-        resumes=resumes,
-    )
+    for is_first, park_seconds, resumes in product([True, False], [None, 0.0, 5.0], [0, 3, 100]):
+        situation = replace(
+            DEAD,
+            newer_is_usable=True,
+            confirmation=confirmation,
+            error_class=error_class,
+            is_first=is_first,
+            park_seconds=park_seconds,
+            resumes=resumes,
+        )
 
-    assert decide(situation) == GoOn(counts=False)
+        assert decide(situation) == GoOn(counts=False), situation
 
 
 @pytest.mark.parametrize("error_class", [AUTH, BILLING, RATE_LIMIT])

@@ -8,8 +8,6 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jsonschema import Draft202012Validator, FormatChecker
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -73,6 +71,9 @@ class Description:
         Raises:
             ValidationError: The value does not fit.
         """
+        # Imported here: with its extras it takes two seconds, in each worker that only collects the tests.
+        from jsonschema import Draft202012Validator, FormatChecker
+
         root = {"components": self.strict["components"], **schema}
         Draft202012Validator(root, format_checker=FormatChecker()).validate(value)
 
