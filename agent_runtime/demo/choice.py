@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
-import subprocess
 import sys
-import tempfile
-import textwrap
 from dataclasses import dataclass
 
-from agent_runtime.errors import SettingsInvalid
+from agent_runtime.delivery.reload_check import CheckedCli
+from agent_runtime.errors import AgentRuntimeError, SettingsInvalid
+from agent_runtime.process.spawn import Spawner
 from agent_runtime.settings import load
-
-VERSION_TIMEOUT_SECONDS = 20.0
-VERSION_LIMIT = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +21,7 @@ class Cli:
     The CLI of this run.
 
     Attributes:
-        name: The CLI's answer to ``--version``.
+        name: The CLI's name and version.
         command: The value for the setting ``AGENT_RUNTIME_CLAUDE``.
         reason: Why this CLI was chosen.
     """
@@ -46,24 +43,11 @@ def choose_cli(claude: str | None, *, scripted: bool) -> Cli:
         command = shlex.join([sys.executable, "-m", "agent_runtime.standins.scripted_cli"])
         reason = "asked for with --scripted" if scripted else "there is no claude on PATH"
         return Cli("the scripted stand-in of Claude Code", command, reason)
-    words = load({}, {"claude": found}).claude
-    # In a home of its own, so that the user's configuration is not touched.
-    with tempfile.TemporaryDirectory(prefix="agent-runtime-demo-") as home:
-        environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": home, "CLAUDE_CONFIG_DIR": home}
-        environ["DISABLE_AUTOUPDATER"] = environ["CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"] = "1"
-        try:
-            asked = subprocess.run(
-                [*words, "--version"],
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=VERSION_TIMEOUT_SECONDS,
-                check=True,
-            )
-            version = textwrap.shorten(asked.stdout.decode(errors="replace"), VERSION_LIMIT)
-        except (OSError, subprocess.SubprocessError):
-            version = ""
-    if not version.isprintable() or not version:
+    words, version = load({}, {"claude": found}).claude, None
+    with contextlib.suppress(AgentRuntimeError), contextlib.closing(Spawner()) as spawner:
+        version = CheckedCli(spawner, words, os.environ).find_out().version
+    if version is None:
         where = "the claude on PATH" if claude is None else "--claude: this command"
         raise SettingsInvalid(f"{where} does not answer --version; give the Claude Code CLI, or --scripted")
-    return Cli(version, shlex.join(words), "found on PATH" if claude is None else "given by --claude")
+    reason = "found on PATH" if claude is None else "given by --claude"
+    return Cli(f"Claude Code {version}", shlex.join(words), reason)

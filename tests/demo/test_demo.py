@@ -307,7 +307,7 @@ def test_the_claude_on_path_is_taken_and_named(tmp_path: Path) -> None:
 
     said = subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=True).stdout
 
-    assert "name='9.9.9 (Claude Code)'" in said
+    assert "name='Claude Code 9.9.9'" in said
     assert "found on PATH" in said
 
 
