@@ -230,7 +230,7 @@ class SpawnFailed(AgentRuntimeError):
 
 
 class StoreUnavailable(AgentRuntimeError):
-    """The disk cannot read or write a record; such a record is not "unknown"."""
+    """The disk cannot read or write a record; a record that cannot be read is never taken for one that is missing."""
 
     error_class = ErrorClass.STORAGE
 

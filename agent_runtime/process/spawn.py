@@ -230,7 +230,7 @@ def _working_directory(command: Command) -> int:
     try:
         return os.open(command.cwd, flags) if given is None else os.dup(given)
     except OSError as error:
-        raise ShimFailed(shim.ENTERING, error.errno or 0) from None
+        raise ShimFailed(shim.ENTERING_DIRECTORY, error.errno or 0) from None
 
 
 _REASONS = {
@@ -252,13 +252,13 @@ def _reason(error: OSError, command: Command) -> tuple[SpawnReason, str | None]:
     name = errno.errorcode.get(code)
     if isinstance(error, TimeoutError):
         return SpawnReason.OTHER, "its shim does not answer"
-    where = error.where if isinstance(error, ShimFailed) else shim.FORKING
-    steps = {shim.CONFINING: "put into its cgroup", shim.RESTRICTING: "confined"}
-    if where in steps and code != errno.EAGAIN:
-        return SpawnReason.OTHER, f"it cannot be {steps[where]}: {name}"
-    if where == shim.ENTERING and code not in _SHORTAGES:
+    step = error.step if isinstance(error, ShimFailed) else shim.FORKING
+    steps = {shim.JOINING_CGROUP: "put into its cgroup", shim.CONFINING: "confined"}
+    if step in steps and code != errno.EAGAIN:
+        return SpawnReason.OTHER, f"it cannot be {steps[step]}: {name}"
+    if step == shim.ENTERING_DIRECTORY and code not in _SHORTAGES:
         return SpawnReason.NO_DIRECTORY, None
-    is_path = where == shim.EXECUTING and "/" in command.argv[0]
+    is_path = step == shim.EXECUTING and "/" in command.argv[0]
     if is_path and code == errno.ENOENT and (command.cwd / command.argv[0]).is_file():
         return SpawnReason.NOT_EXECUTABLE, "its interpreter is missing"
     return _REASONS.get(code, SpawnReason.OTHER), name

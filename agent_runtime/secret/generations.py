@@ -1,4 +1,4 @@
-"""Generations of the token: their numbers, and the troubles of tokens; both outlive the process."""
+"""Number the generations of the token, and store which tokens are refused, blocked or unpaid, also over restarts."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class _Stored(msgspec.Struct, omit_defaults=True):
 
 class GenerationLedger:
     """
-    The counter of generations and the fingerprints of tokens in trouble, stored in the data directory.
+    The counter of generations and the fingerprints of tokens in trouble (refused, blocked, unpaid), stored on disk.
 
     Numbers only rise, over restarts too. A trouble belongs to the fingerprint: a refused token that returns under a
     new number is still refused. Where the disk cannot be written, the ledger goes on in memory and warns once.

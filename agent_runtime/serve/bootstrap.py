@@ -115,7 +115,7 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         held.callback(remove_leftovers, tag_of(data_dir))
         # Only now: a start that a signal ends has also removed everything of an earlier supervisor.
         start.raise_if_called_off()
-        _passable(_directory(run_dir, f"{PREFIX}DATA_DIR"), settings)
+        _allow_search(_directory(run_dir, f"{PREFIX}DATA_DIR"), settings)
         yield Bootstrap(data_dir, run_dir, listener, spawner, redactor, logs)
 
 
@@ -170,7 +170,7 @@ def _check_child_user(settings: Settings) -> None:
         raise SettingsInvalid(text) from None
 
 
-def _passable(path: Path, settings: Settings) -> Path:
+def _allow_search(path: Path, settings: Settings) -> Path:
     """Add search permission for children that run as another user; they can list nothing."""
     if settings.child_user is not None:
         for directory in (path, path.parent):
@@ -230,7 +230,7 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
             )[0]
             listener = held.enter_context(contextlib.closing(socket.socket(family, kind, protocol)))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            _expect_silence(listener, settings.peer_timeout)
+            _detect_vanished_peers(listener, settings.peer_timeout)
             listener.bind(address)
         except OSError as error:
             reason = error.strerror or str(error)
@@ -241,7 +241,7 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
         yield listener
 
 
-def _expect_silence(listener: socket.socket, seconds: float) -> None:
+def _detect_vanished_peers(listener: socket.socket, seconds: float) -> None:
     """
     Have the kernel end connections whose caller has vanished; accepted sockets inherit these options.
 

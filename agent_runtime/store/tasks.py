@@ -40,7 +40,7 @@ class NewTask(msgspec.Struct, frozen=True):
         ignored_fields: Names of the request's fields that nothing reads.
         content: The task as redacted JSON, stored until the execution has ended.
         prompt: The beginning of the message, redacted before it was cut.
-        obstacle: Why no attempt can begin now; an answer that is already stored is given all the same.
+        obstacle: Why no attempt can begin now. An answer that is stored already is returned even so.
     """
 
     task: Task

@@ -148,7 +148,7 @@ class LogQueue(QueueHandler):
 
 
 class _Writer(QueueListener):
-    """Write formatted lines without a handler: that would have a lock, for which the end of the process would wait."""
+    """Write formatted lines directly: a logging handler has a lock, and the exit of the process would wait for it."""
 
     def __init__(self, lines: queue.Queue[logging.LogRecord], descriptor: int) -> None:
         super().__init__(lines)

@@ -41,7 +41,7 @@ class PassResult(msgspec.Struct, frozen=True):
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was found alive."""
+        """Whether no process was found alive."""
         return not self.alive
 
 

@@ -31,22 +31,22 @@ _PROGRAM = (
     "from agent_runtime.process.forkserver.shim import fork_server; fork_server({}, {})"
 )
 _ANSWER_SECONDS = 10.0
-_LAST_WORD_SECONDS = 1.0
-_LEAVE_SECONDS = 0.2
+_STATUS_SECONDS = 1.0
+_END_SECONDS = 0.2
 _NEEDED_TO_START_PYTHON = ("LD_LIBRARY_PATH", "PYTHONHOME")
 
 
 class ShimFailed(OSError):
     """
-    No shim, or no leader, could be started.
+    A shim or its leader could not be started.
 
     Attributes:
-        where: :data:`agent_runtime.process.forkserver.shim.FORKING` or one of the constants beside it.
+        step: Which one failed, :data:`agent_runtime.process.forkserver.shim.FORKING` or a constant beside it.
     """
 
-    def __init__(self, where: int, code: int) -> None:
+    def __init__(self, step: int, code: int) -> None:
         super().__init__(code, os.strerror(code))
-        self.where = where
+        self.step = step
 
 
 class ShimHandle:
@@ -94,13 +94,13 @@ class ShimHandle:
         if self._status is None:
             linux.send(self._shim_pidfd, signal.SIGCONT)
             with contextlib.suppress(OSError):  # the shim sends nothing
-                self._line.settimeout(_LAST_WORD_SECONDS)
+                self._line.settimeout(_STATUS_SECONDS)
                 message = self._line.recv(shim.MESSAGE_BYTES, socket.MSG_WAITALL)
                 if message[:1] == shim.ENDED:
                     self._status = int.from_bytes(message[1:5], "little")
         if self._status is None:
             # If the shim has ended, this process has adopted its children.
-            _wait(self._shim_pidfd, _LAST_WORD_SECONDS)
+            _wait(self._shim_pidfd, _STATUS_SECONDS)
             with contextlib.suppress(ChildProcessError):
                 self._status = _reaped(self.pidfd)
         return self._status
@@ -172,12 +172,12 @@ class ForkServer:
         line, its_line = socket.socketpair()
         try:
             with its_line:
-                asked = self._send(its_line.fileno())
+                used = self._send(its_line.fileno())
             line.settimeout(_ANSWER_SECONDS)
             try:
-                return _started(line, pipes, spawn_request)
+                return _request_leader(line, pipes, spawn_request)
             except TimeoutError:
-                self._give_up(asked)  # the fork server was stopped: the next request starts another
+                self._close_unresponsive(used)  # the fork server was stopped: the next request starts another
                 raise
         except BaseException:
             line.close()
@@ -204,10 +204,10 @@ class ForkServer:
                     return self._socket
         raise AssertionError  # the loop returns or raises
 
-    def _give_up(self, asked: socket.socket) -> None:
+    def _close_unresponsive(self, used: socket.socket) -> None:
         """End the fork server that did not answer, unless another thread has replaced it already."""
         with self._lock:
-            if self._socket is asked:
+            if self._socket is used:
                 self._close()
 
     def _start(self) -> None:
@@ -249,20 +249,20 @@ class ForkServer:
             self._socket = None
         if self._pidfd is not None:
             linux.send(self._pidfd, signal.SIGKILL)
-            _wait(self._pidfd, _LEAVE_SECONDS)
+            _wait(self._pidfd, _END_SECONDS)
             with contextlib.suppress(ChildProcessError):
                 _reaped(self._pidfd)
             os.close(self._pidfd)
             self._pidfd = None
 
 
-def _started(line: socket.socket, pipes: Sequence[int], spawn_request: SpawnRequest) -> ShimHandle:
+def _request_leader(line: socket.socket, pipes: Sequence[int], spawn_request: SpawnRequest) -> ShimHandle:
     data = marshal.dumps(spawn_request)
     with contextlib.suppress(ConnectionError):  # the answer, if any, gives the reason
         socket.send_fds(line, [len(data).to_bytes(4, "little")], pipes)
         line.sendall(data)
     message, descriptors, flags, _ = socket.recv_fds(line, shim.MESSAGE_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
-    kind, first, second = _parts(message)
+    kind, first, second = _fields(message)
     try:
         if kind == shim.STARTED:
             if flags & socket.MSG_CTRUNC or len(descriptors) < 3:
@@ -284,10 +284,10 @@ def _await_execution(report: int) -> None:
     if not _wait(report, _ANSWER_SECONDS):
         raise TimeoutError
     if failure := os.read(report, shim.MESSAGE_BYTES):
-        raise ShimFailed(*_parts(shim.FAILED + failure)[1:])
+        raise ShimFailed(*_fields(shim.FAILED + failure)[1:])
 
 
-def _parts(message: bytes) -> tuple[bytes, int, int]:
+def _fields(message: bytes) -> tuple[bytes, int, int]:
     return message[:1], int.from_bytes(message[1:5], "little"), int.from_bytes(message[5:9], "little")
 
 

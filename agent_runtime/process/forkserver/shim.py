@@ -62,7 +62,7 @@ UNRESTRICTED, RESTRICTED, LANDLOCKED = range(3)
 STARTED, FAILED, ENDED = b"s", b"f", b"e"
 """Kinds of messages. Two numbers follow: pids of shim and leader; step that failed and errno; wait status and 0."""
 
-FORKING, CONFINING, BECOMING, ENTERING, EXECUTING, RESTRICTING = range(6)
+FORKING, JOINING_CGROUP, CHANGING_USER, ENTERING_DIRECTORY, EXECUTING, CONFINING = range(6)
 """The step at which a start failed: fork, cgroup, user, working directory, program, ruleset."""
 
 FORK_SERVER_NAME, SHIM_NAME = b"agent-forks", b"agent-shim"
@@ -98,7 +98,7 @@ def fork_server(descriptor: int, guard: int | None = None) -> None:
 
     A message is one datagram: a meaningless byte, and as ancillary data the shim's socket.
     """
-    asked = socket(fileno=descriptor)
+    requests = socket(fileno=descriptor)
     if guard is not None:
         os.set_inheritable(guard, False)
     _libc.prctl(_PR_SET_NAME, FORK_SERVER_NAME, 0, 0, 0)
@@ -106,12 +106,12 @@ def fork_server(descriptor: int, guard: int | None = None) -> None:
     gc.disable()
     gc.freeze()  # objects that are never touched are never copied
     while True:
-        message, ancillary, _, _ = asked.recvmsg(16, MOST_DESCRIPTORS * 8 + 64, MSG_CMSG_CLOEXEC)
+        message, ancillary, _, _ = requests.recvmsg(16, MOST_DESCRIPTORS * 8 + 64, MSG_CMSG_CLOEXEC)
         if not message:
             return
         descriptors = _descriptors(ancillary)
         if descriptors:
-            _fork_shim(descriptors[0], asked)
+            _fork_shim(descriptors[0], requests)
         for one in descriptors:
             os.close(one)
 
@@ -124,7 +124,7 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return found
 
 
-def _fork_shim(line: int, asked: socket) -> None:
+def _fork_shim(line: int, requests: socket) -> None:
     """Fork a shim; it outlives this process, and the supervisor adopts it."""
     try:
         if os.fork():
@@ -133,7 +133,7 @@ def _fork_shim(line: int, asked: socket) -> None:
         _fail(line, FORKING, error)
         return
     try:
-        asked.close()
+        requests.close()
         Shim(line).run()
     except OSError as error:
         _fail(line, FORKING, error)
@@ -149,7 +149,7 @@ class Shim:
         _libc.prctl(_PR_SET_NAME, SHIM_NAME, 0, 0, 0)
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._nice = os.getpriority(os.PRIO_PROCESS, 0)
-        self._urgent = _become_urgent()
+        self._urgent = _raise_priority()
         for number in (_SIGHUP, _SIGINT, _SIGTERM):
             signal(number, SIG_IGN)  # a signal to the whole tree is not meant for its shim
         self._line = line
@@ -174,7 +174,7 @@ class Shim:
             self._reap()
             while all(descriptor == self._woken for descriptor, _ in self._poll.poll()):
                 if not self._leader:
-                    self._let_more_end()
+                    self._pause()
                 os.read(self._woken, 4096)
                 self._reap()
             self._poll.unregister(self._line)
@@ -193,7 +193,7 @@ class Shim:
             # Our own real-time priority resets a child's niceness. Without it children give way, so that the processes
             # that end them always get CPU time.
             os.nice(max(0, self._nice) if self._urgent else _NICER)
-            _become(spawn_request, descriptors, theirs, ruleset)
+            _run_leader(spawn_request, descriptors, theirs, ruleset)
         os.close(theirs)
         if ruleset is not None:
             os.close(ruleset)
@@ -205,8 +205,8 @@ class Shim:
         for one in answer:
             os.close(one)
 
-    def _let_more_end(self) -> None:
-        """Wait a moment, unless the supervisor is gone: ending processes need the CPU more than we do."""
+    def _pause(self) -> None:
+        """Wait a moment, so that dying processes get CPU time; return at once if the supervisor is gone."""
         pthread_sigmask(SIG_BLOCK, (_SIGCHLD,))
         poll = select.poll()
         poll.register(self._line, 0)
@@ -284,16 +284,16 @@ def _fork_into(group: int) -> int:
     return int(_libc_with_gil.syscall(_SYS_CLONE3, arguments, ctypes.sizeof(arguments)))
 
 
-def _become(spawn_request: SpawnRequest, descriptors: Sequence[int], report: int, ruleset: int | None) -> NoReturn:
+def _run_leader(spawn_request: SpawnRequest, descriptors: Sequence[int], report: int, ruleset: int | None) -> NoReturn:
     """Turn into the leader. The execution of the program closes all other descriptors."""
     argv, env, identity, oom_score, most_files, restricted = spawn_request
-    where = CONFINING
+    step = JOINING_CGROUP
     try:
         os.setsid()
         if len(descriptors) > 4:
             os.write(descriptors[4], b"0")
         if oom_score is not None:
-            _set("/proc/self/oom_score_adj", oom_score)
+            _write_number("/proc/self/oom_score_adj", oom_score)
         if most_files is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         for place in range(3):
@@ -302,17 +302,17 @@ def _become(spawn_request: SpawnRequest, descriptors: Sequence[int], report: int
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             for capability in _DROPPED_CAPABILITIES:
                 _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # fails without a privilege, and then it has none
-        where = BECOMING
+        step = CHANGING_USER
         if identity is not None:
             os.setgroups(identity[2])
             os.setregid(identity[1], identity[1])
             os.setreuid(identity[0], identity[0])
-        where = ENTERING
+        step = ENTERING_DIRECTORY
         os.fchdir(descriptors[3])
         if restricted:
-            where = RESTRICTING
-            _restrict(ruleset)
-        where = EXECUTING
+            step = CONFINING
+            _confine(ruleset)
+        step = EXECUTING
         set_wakeup_fd(-1)
         for number in valid_signals():
             if number not in (_SIGKILL, _SIGSTOP):
@@ -320,12 +320,12 @@ def _become(spawn_request: SpawnRequest, descriptors: Sequence[int], report: int
         pthread_sigmask(SIG_SETMASK, ())
         _execute(argv, env)
     except OSError as error:
-        os.write(report, _message(b"", where, error.errno or errno.EIO))
+        os.write(report, _message(b"", step, error.errno or errno.EIO))
     finally:
         os._exit(255)
 
 
-def _restrict(ruleset: int | None) -> None:
+def _confine(ruleset: int | None) -> None:
     """Give up, with all descendants, the privileges of setuid programs, and access that the ruleset does not allow."""
     one, nothing = ctypes.c_ulong(1), ctypes.c_ulong(0)
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, one, nothing, nothing, nothing) or (
@@ -348,7 +348,7 @@ def _execute(argv: list[bytes], env: dict[bytes, bytes]) -> None:
     raise problem
 
 
-def _set(path: str, number: int) -> None:
+def _write_number(path: str, number: int) -> None:
     """Write a number into a file of the kernel, if it is there and that is allowed."""
     try:
         descriptor = os.open(path, os.O_WRONLY)
@@ -358,7 +358,7 @@ def _set(path: str, number: int) -> None:
         pass  # the supervisor sees that the score was not raised
 
 
-def _become_urgent() -> bool:
+def _raise_priority() -> bool:
     """
     Run before the processes below us, however many of them spin; forked processes start with the usual priority.
 
@@ -395,8 +395,8 @@ def _kill(pid: int, number: int) -> None:
         pass  # gone, or of a user we may not signal
 
 
-def _fail(descriptor: int, where: int, error: OSError) -> None:
-    _send(descriptor, _message(FAILED, where, error.errno or errno.EIO))
+def _fail(descriptor: int, step: int, error: OSError) -> None:
+    _send(descriptor, _message(FAILED, step, error.errno or errno.EIO))
 
 
 def _send(descriptor: int, message: bytes) -> None:

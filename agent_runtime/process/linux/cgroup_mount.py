@@ -52,7 +52,7 @@ def mounts(text: str, controller: str = "") -> list[Mount]:
 
 def locate(cgroup_text: str, mountinfo_text: str) -> list[Location]:
     """
-    List for each cgroup v2 mount where it shows our own cgroup, those that do first; never empty.
+    List for each cgroup v2 mount the directory of our own cgroup, or why it shows none, the former first; never empty.
 
     On a hybrid machine version 2 is mounted beside the controllers of version 1, at ``/sys/fs/cgroup/unified``. A
     mount may show only a part of the tree. Both paths are relative to our cgroup namespace: a cgroup above its root is

@@ -20,7 +20,7 @@ from tests.support.shim_drivers import attempt, kill_pass, newborn
 become_subreaper()
 module._ANSWER_SECONDS = 1.0
 fork_server.start()
-started = module._started
+started = module._request_leader
 
 
 def struck(line, pipes, spawn_request):
@@ -30,12 +30,12 @@ def struck(line, pipes, spawn_request):
     return started(line, pipes, spawn_request)
 
 
-module._started = struck
+module._request_leader = struck
 mark = new_mark(data_dir())
 began = time.monotonic()
 said = attempt(mark)
 seconds = time.monotonic() - began
-module._started = started
+module._request_leader = started
 second = start_shell("exit 7")
 go(second)
 code = exit_of(second).code
