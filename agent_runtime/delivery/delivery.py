@@ -207,8 +207,8 @@ class FileDelivery:
         newest = self._newest
         return newest is not None and newest.number >= generation.number and newest.token.kind is TokenKind.OAUTH
 
-    def ended(self, delivered: Delivered) -> None:
-        """Record that a child is gone, or was never spawned; the file is removed with the last one that needed it."""
+    def release(self, delivered: Delivered) -> None:
+        """End a delivery: its child is gone or was never spawned. The last one that needed the file removes it."""
         if delivered.way != FILE:
             return
         with self._lock:
@@ -249,10 +249,10 @@ class TokenRelay(Protocol):
         """How the next child reaches the API, for a person."""
 
     def deliver(self, generation: Generation) -> Delivered:
-        """Make the identity by which one child uses the relay; :meth:`ended` must follow."""
+        """Make the identity by which one child uses the relay; :meth:`release` must follow."""
 
-    def ended(self, delivered: Delivered) -> None:
-        """Record that the child is gone, or was never spawned."""
+    def release(self, delivered: Delivered) -> None:
+        """End a delivery, because its child is gone or was never spawned."""
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -322,7 +322,7 @@ class Deliveries:
 
     def deliver(self, generation: Generation) -> Delivered:
         """
-        Deliver *generation*, or a newer one, to the child that is spawned next; :meth:`ended` must follow.
+        Deliver *generation*, or a newer one, to the child that is spawned next; :meth:`release` must follow.
 
         Raises:
             DeliveryImpossible: The setting is ``file``, and the file cannot be written now.
@@ -363,11 +363,11 @@ class Deliveries:
         else:
             self._report(None)
 
-    def ended(self, delivered: Delivered) -> None:
-        """Record that the child of this delivery is gone, or was never spawned."""
+    def release(self, delivered: Delivered) -> None:
+        """End a delivery, because its child is gone or was never spawned."""
         if self._relay is not None:
-            self._relay.ended(delivered)
-        self._file.ended(delivered)
+            self._relay.release(delivered)
+        self._file.release(delivered)
 
     def close(self) -> None:
         """End the check and remove the token; no child needs it any more."""

@@ -281,7 +281,7 @@ class Attempt:
     def _sign_seen(self, sign: Sign, read_at: float) -> None:
         if sign is Sign.MODEL:
             if self._token is not None:
-                self._token.model_answered(read_at)
+                self._token.record_answer(read_at)
             self._end_repeated()
             self._deadlines.model_seen(read_at)
         elif sign is Sign.TASK:

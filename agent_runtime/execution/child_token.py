@@ -58,7 +58,7 @@ class ChildToken:
         if (loaded := self._secret.status.generation) is not None:
             self._reached(self._held.record_loaded(loaded, time.monotonic()))
 
-    def model_answered(self, read_at: float) -> None:
+    def record_answer(self, read_at: float) -> None:
         """Publish, once for each generation, that the API has answered a request that carried it."""
         self._held.record_answer()
         generation, since = self._held.carried_at(read_at)

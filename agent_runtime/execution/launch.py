@@ -109,7 +109,7 @@ class Launch:
     def release(self) -> None:
         """Remove the child's files and report that it no longer uses its token."""
         if self.delivered is not None:
-            self._context.deliveries.ended(self.delivered)
+            self._context.deliveries.release(self.delivered)
         if self._directory is not None:
             os.close(self._directory)
         self._files.remove()

@@ -196,7 +196,7 @@ class Relay:
         return way_in(self._environ, takes_socket=self._takes_socket())
 
     def deliver(self, generation: Generation) -> Delivered:
-        """Make the identity of one child; return what it gets in place of a token. :meth:`ended` must follow."""
+        """Make the identity of one child; return what it gets in place of a token. :meth:`release` must follow."""
         takes_socket = self._takes_socket()
         identity = Identity(generation, LONG_HOLD_SECONDS if takes_socket else SHORT_HOLD_SECONDS)
         self._identities.add(identity)
@@ -214,7 +214,7 @@ class Relay:
             by_port=by_port if takes_it else None,
         )
 
-    def ended(self, delivered: Delivered) -> None:
+    def release(self, delivered: Delivered) -> None:
         """End the identity of a child that is gone, and all its connections."""
         identity = delivered.relayed
         if not isinstance(identity, Identity):

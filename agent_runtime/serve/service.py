@@ -376,7 +376,7 @@ async def _serve(
     chores = [asyncio.create_task(supervisor.maintenance.run(server.second))]
     if settings.resume_interrupted:
         resumption = Resumption(supervisor.admission)
-        resumption.turn()  # before the first request
+        resumption.submit_waiting()  # before the first request
         chores.append(asyncio.create_task(resumption.run()))
     await server.serve(sockets=[bootstrap.listener])
     await ending.finished()

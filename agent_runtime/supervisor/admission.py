@@ -137,7 +137,7 @@ class Admission:
             log.info("execution admitted")
             execution.publish("execution.admitted")
             runner = ExecutionRunner(execution, self._runners, plan, obstacle, run_attempt=self._run_attempt)
-            self._background.spawn(self._own(execution, runner), execution_id)
+            self._background.spawn(self._run_to_end(execution, runner), execution_id)
         return execution
 
     def _parkable_obstacle(self, task: Task) -> AdmissionError | None:
@@ -150,7 +150,7 @@ class Admission:
             return error
         return None
 
-    async def _own(self, execution: Execution, runner: ExecutionRunner) -> None:
+    async def _run_to_end(self, execution: Execution, runner: ExecutionRunner) -> None:
         try:
             await runner.run()
         finally:
@@ -162,7 +162,7 @@ class Admission:
             finally:
                 if execution.answer is None:
                     execution.conclude(self.archive.conclude_failed(execution.record))
-                self._retire(execution)
+                self._remove(execution)
 
     def _stored_answer_to(self, execution: Execution) -> Answer:
         """Store the final record with its answer; return the answer."""
@@ -177,7 +177,7 @@ class Admission:
             answer = build()
         return self.archive.shown(record, answer)
 
-    def _retire(self, execution: Execution) -> None:
+    def _remove(self, execution: Execution) -> None:
         self._live.pop(execution.execution_id, None)
         self._runners.sessions.release(execution.execution_id)
         record = execution.record
@@ -242,7 +242,7 @@ class Resumption:
     def __repr__(self) -> str:
         return f"<Resumption waiting={len(self._waiting)}>"
 
-    def turn(self) -> None:
+    def submit_waiting(self) -> None:
         """Submit all tasks that can be admitted now."""
         self._waiting = [task for task in self._waiting if not self._submit(task)]
 
@@ -252,7 +252,7 @@ class Resumption:
             changed = self._admission.changed.wait()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed, RESUME_SECONDS)
-            self.turn()
+            self.submit_waiting()
 
     def _submit(self, task: Task) -> bool:
         """Submit one task if it is still interrupted; return whether it needs no further call."""

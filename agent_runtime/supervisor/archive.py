@@ -325,7 +325,7 @@ class Archive:
         """Whether :meth:`upkeep` has something to do."""
         return self.records.awaits_upkeep or time.monotonic() >= self._look_at_space_at
 
-    def upkeep(self) -> bool:
+    def retry_writes(self) -> bool:
         """Write again what the disk has not accepted; return whether it is so full that something must be deleted."""
         with contextlib.suppress(AgentRuntimeError):
             self.records.upkeep()

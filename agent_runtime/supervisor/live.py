@@ -178,7 +178,7 @@ class Maintenance(msgspec.Struct, frozen=True):
                     await asyncio.to_thread(self.unkillable.try_again)
                 if workspaces.has_retired:
                     await asyncio.to_thread(workspaces.delete_some)
-                is_full = self.archive.awaits_upkeep and await asyncio.to_thread(self.archive.upkeep)
+                is_full = self.archive.awaits_upkeep and await asyncio.to_thread(self.archive.retry_writes)
                 for damage in self.archive.collect_damage(self.live.keys()):
                     self.events.publish("storage.damaged", detail=damage)
                 if is_full:

@@ -306,7 +306,7 @@ class ExecutionRunner:
     def _enqueue(self, *, ahead: bool = False) -> Ticket:
         """Queue for a slot; later executions pass this one for as long as another execution uses its session."""
         use, known, by = self.context.sessions, self._first_session_id, self.execution.execution_id
-        may_start = functools.partial(use.may_use, known, by)
+        may_start = functools.partial(use.has_turn, known, by)
         ticket = self.context.slots.enqueue(ahead=ahead, may_start=may_start, can_run=self.has_usable_token)
         self.context.gate.changed.notify()  # a held execution may have to make room
         return ticket

@@ -54,7 +54,7 @@ class SessionUse:
         if execution_id not in claims:
             claims.append(execution_id)
 
-    def may_use(self, session_id: str | None, execution_id: str) -> bool:
+    def has_turn(self, session_id: str | None, execution_id: str) -> bool:
         """Whether it is the execution's turn with a session it has claimed; without a session it always is."""
         return session_id is None or self._claims.get(session_id, [execution_id])[0] == execution_id
 

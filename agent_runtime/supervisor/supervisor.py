@@ -144,7 +144,7 @@ class Supervisor:
             background,
             runners=RunnerContext(settings, self._slots, SessionUse(), gate, verifier, holds.begin),
             executions=ExecutionContext(
-                counts, cli, events, archive.transcripts, self._token_upkeep.accepted, archive.save
+                counts, cli, events, archive.transcripts, self._token_upkeep.record_accepted, archive.save
             ),
             run_attempt=AttemptThreads(attempts, next_mark).run_attempt,
         )

@@ -50,7 +50,7 @@ class TokenUpkeep:
         self._spawn = spawn
         self._newest_number = 0
 
-    def accepted(self, generation: Generation, since: float) -> None:
+    def record_accepted(self, generation: Generation, since: float) -> None:
         """Record that the API answered a request of an attempt that got its token at *since* (monotonic seconds)."""
         self._verifier.note_accepted(generation, since, served=True)
         self._token_may_be_usable()

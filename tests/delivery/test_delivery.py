@@ -203,10 +203,10 @@ def test_under_an_api_key_the_file_stays_until_the_last_child_that_lives_on_it_i
     key = delivery.deliver(api_key(2))
     assert token_in(config_dir) == generation(1).token.secret
 
-    delivery.ended(one)
-    delivery.ended(key)
+    delivery.release(one)
+    delivery.release(key)
     assert token_in(config_dir) == generation(1).token.secret
-    delivery.ended(other)
+    delivery.release(other)
     assert list(config_dir.iterdir()) == []
 
 
@@ -444,7 +444,7 @@ def test_when_the_cli_is_replaced_those_that_run_are_still_reached(config_dir: P
     assert deliveries.deliver(generation(1)).way == "env"
     deliveries.renew(generation(2))
     assert running.is_reached_by(generation(2))
-    deliveries.ended(running)
+    deliveries.release(running)
     deliveries.renew(generation(3))
     assert token_in(config_dir) == generation(2).token.secret
 

@@ -163,7 +163,7 @@ def test_only_a_living_attempts_identity_is_let_in(api: RawApi, child: Relayed) 
     other = child.relay.deliver(child.secret.generation)
     placeholders = [value for value in other.variables.values() if value.startswith("relay-")]
     assert child.ask(child.head(token=placeholders[0]) + b"Content-Length: 0\r\n\r\n").endswith(b"ok")
-    child.relay.ended(other)
+    child.relay.release(other)
 
     for guess in (*placeholders, "", "relay-", child.placeholder[:-1], child.placeholder + "0", "relay-\xff"):
         answer = child.ask(child.head(token=guess) + b"Content-Length: 0\r\n\r\n")
@@ -485,7 +485,7 @@ def test_the_end_of_an_attempt_ends_its_requests(api: RawApi, child: Relayed) ->
     with child.connect() as raw:
         raw.sendall(child.message())
         eventually(lambda: api.requests)
-        child.relay.ended(child.delivered)
+        child.relay.release(child.delivered)
         assert read_answer(raw) in {b"END", b"RESET"}
 
     assert gone.wait(5)
@@ -561,7 +561,7 @@ def test_a_hold_ends_with_the_child_and_with_the_attempt(
     with child.connect() as raw:
         raw.sendall(child.message())
         eventually(lambda: holds)
-        raw.close() if leaves == "child" else child.relay.ended(child.delivered)
+        raw.close() if leaves == "child" else child.relay.release(child.delivered)
         eventually(lambda: holds[0].is_over)
     holds[0].release(replays=True)  # too late, and does no harm
 

@@ -150,7 +150,7 @@ class Bench:
         cli = CliCheck(("true",), os.environ["PATH"])
         transcripts = TranscriptStore(directory / "transcripts")
         self.execution_context = ExecutionContext(
-            self.counts, cli, self.events, transcripts, self.upkeep.accepted, lambda _record: True
+            self.counts, cli, self.events, transcripts, self.upkeep.record_accepted, lambda _record: True
         )
         self.tasks: list[asyncio.Future[None]] = []
         self.write(OLD)

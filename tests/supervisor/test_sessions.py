@@ -139,14 +139,14 @@ def test_a_session_is_used_by_one_after_the_other() -> None:
     for execution_id in ("a", "b", "b", "c"):
         use.claim(OWN, execution_id)
     use.claim(NAMED, "b")
-    assert [use.may_use(OWN, name) for name in ("a", "b", "c")] == [True, False, False]
-    assert use.may_use(NAMED, "b")
-    assert use.may_use(None, "anybody")
+    assert [use.has_turn(OWN, name) for name in ("a", "b", "c")] == [True, False, False]
+    assert use.has_turn(NAMED, "b")
+    assert use.has_turn(None, "anybody")
 
     use.release("b")
     use.release("a")
 
-    assert use.may_use(OWN, "c")
+    assert use.has_turn(OWN, "c")
     assert (use.is_claimed(OWN), use.is_claimed(NAMED), use.is_claimed(None)) == (True, False, False)
     use.release("c")
     assert repr(use) == "<SessionUse of 0>"
