@@ -39,6 +39,8 @@ _FIELD_PATH = re.compile(
     r"|container|mcp_servers|context_management|output_config|body)(?:[.\[][^ :]{0,240})?:"
 )
 """The path of a request's field before the API's message about it; not ``model``: that message is about the model."""
+_TYPE = re.compile('"type":"([^"]*)')
+_MESSAGE = re.compile('"message":"([^"]*)')
 _decoder = json.JSONDecoder(strict=False)
 
 
@@ -89,10 +91,7 @@ def read_body(text: str, status: int | None = None) -> ApiError | None:
 
 
 def _decoded(text: str) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except (ValueError, RecursionError):  # text after the JSON, or a control character in it
-        pass
+    """Decode the JSON at the beginning of *text*, control characters in its strings included; None: there is none."""
     try:
         return _decoder.raw_decode(text)[0]
     except (ValueError, RecursionError):
@@ -182,17 +181,8 @@ def _cut_off(text: str) -> ApiError:
         body = _of_object(whole)
         is_own = text.startswith('{"type":"error"') and body.type in STATUS_BY_TYPE
         return msgspec.structs.replace(body, is_own_form=is_own)
-    kind, message = _field(text, '"type":"', max(at, 0)), _field(text, '"message":"', max(at, 0))
-    return ApiError(type=kind, message=message)
-
-
-def _field(text: str, name: str, start: int) -> str | None:
-    at = text.find(name, start)
-    if at < 0:
-        return None
-    begin = at + len(name)
-    end = text.find('"', begin)
-    return text[begin:end] if end >= 0 else text[begin:]
+    kind, message = _TYPE.search(text, max(at, 0)), _MESSAGE.search(text, max(at, 0))
+    return ApiError(type=kind and kind[1], message=message and message[1])
 
 
 def _text(found: dict[str, Any], *names: str) -> str | None:
