@@ -58,7 +58,7 @@ class Piece(msgspec.Struct, frozen=True):
     follows_text: bool = False
 
 
-def pieces(line: bytes) -> list[Piece]:
+def split_line(line: bytes) -> list[Piece]:
     """Split a line into frames and the text around them. Never raises, whatever the bytes."""
     line = line.removesuffix(b"\n")
     text = line.decode("utf-8", "replace")
@@ -68,11 +68,11 @@ def pieces(line: bytes) -> list[Piece]:
     return found if _has_frame(found) else [Piece(None, line)]
 
 
-def read(line: bytes) -> Frame | None:
+def read_frame(line: bytes) -> Frame | None:
     """Return the frame at the beginning of a line; None: there is none."""
     if is_utf8(line) and (frame := decode(line)) is not None:
         return frame
-    first = next((piece for piece in pieces(line) if piece.frame is not None), None)
+    first = next((piece for piece in split_line(line) if piece.frame is not None), None)
     return first.frame if first is not None and not first.follows_text else None
 
 

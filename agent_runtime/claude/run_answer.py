@@ -71,15 +71,15 @@ class RunAnswer:
         result: The current result; None: no result answers the prompt yet.
         stop_reason: Why the model ended its last own message, in the API's words.
         asked_model: A request was sent to the model.
-        is_leaving: The child was told to end; from then on a ``result`` counts only if it has an answer.
+        is_stopping: The child was told to end; from then on a ``result`` counts only if it has an answer.
     """
 
     def __init__(self) -> None:
         self.result: Result | None = None
         self.stop_reason: str | None = None
         self.asked_model = False
-        self.is_leaving = False
-        self._aside: Result | None = None
+        self.is_stopping = False
+        self._side_result: Result | None = None
         self._last_blocks: list[ContentBlock] = []
         self._command_output: str | None = None
         self._message_id: str | None = None
@@ -90,7 +90,7 @@ class RunAnswer:
     @property
     def last_result(self) -> Result | None:
         """The current result; without one, the last result that does not answer the prompt."""
-        return self.result or self._aside
+        return self.result or self._side_result
 
     @property
     def is_without_model(self) -> bool:
@@ -165,14 +165,14 @@ class RunAnswer:
         self.asked_model |= bool(frame.duration_api_ms)
         result = self._result(frame)
         has_answer = not result.is_error and (result.text is not None or result.structured_output is not None)
-        if self.is_leaving and not has_answer:
+        if self.is_stopping and not has_answer:
             return
         if self.result is None:
             is_callers = frame.origin is None or frame.origin.kind not in _OTHERS_PROMPTS
             if is_callers and (has_answer or result.is_error or self.asked_model):
                 self.result = result
             else:
-                self._aside = result
+                self._side_result = result
         elif has_answer or (result.is_error and result.text is not None):
             # The turn about a background task need not give the structured answer again.
             self.result = replace(result, structured_output=result.structured_output or self.result.structured_output)
@@ -183,8 +183,8 @@ class RunAnswer:
         self.stop_reason = clean(self.stop_reason)
         if self.result is not None:
             self.result = _clean(self.result, clean)
-        if self._aside is not None:
-            self._aside = _clean(self._aside, clean)
+        if self._side_result is not None:
+            self._side_result = _clean(self._side_result, clean)
 
     @property
     def _text(self) -> str | None:
@@ -196,7 +196,7 @@ class RunAnswer:
         if frame.stop_reason is not None and not failed:
             self.stop_reason = frame.stop_reason  # in a failure it belongs to the CLI's own message
         text = frame.result if frame.result and not frame.result.isspace() else None
-        if failed and not self.is_leaving and self._was_answered_before(frame):
+        if failed and not self.is_stopping and self._was_answered_before(frame):
             failed, text = False, self._text
         elif failed:
             text = frame.result_text

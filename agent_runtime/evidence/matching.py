@@ -20,7 +20,7 @@ _WORDS_LENGTH = 1000
 _QUOTED = re.compile(r'"[^"]*"|`[^`]*`|\u201c[^\u201d]*\u201d|(?<!\w)\'[^\']*\'(?!\w)')
 
 
-class Reading:
+class ErrorTexts:
     """
     The texts of an error as rules read them, in lower case and with straight apostrophes.
 
@@ -59,11 +59,11 @@ class Reading:
             return self._api_words
         return f"{self._api_words} \u00b7 {_plainly(self._own_text)}"
 
-    def holds(self, phrases: Phrases, *, by_the_api: bool = False) -> bool:
+    def contains(self, phrases: Phrases, *, by_the_api: bool = False) -> bool:
         """Whether the own words contain one of *phrases*; cached, because several rules use the same ones."""
         key = (id(phrases), by_the_api)
         if key not in self._found:
-            self._found[key] = _holds(self._api_words if by_the_api else self._own_words, phrases)
+            self._found[key] = _contains_any(self._api_words if by_the_api else self._own_words, phrases)
         return self._found[key]
 
 
@@ -79,7 +79,7 @@ class Rule(msgspec.Struct, frozen=True):
         of_a_field: Only if the message is about a field of the request.
         with_message: Only if the message of the answer's body is known.
         phrases: One of these; each is a set of words that must all be in the text (lower case).
-        own_words: One of these is in the API's or the CLI's own words: see :class:`Reading`.
+        own_words: One of these is in the API's or the CLI's own words: see :class:`ErrorTexts`.
         from_api: One of these is in the API's own words.
         unless: None of these is in the API's or the CLI's own words.
         begins: One of the text's sentences begins with one of these (lower case).
@@ -114,24 +114,24 @@ class Rule(msgspec.Struct, frozen=True):
         """Whether the error is about the token or its account."""
         return self.stops or self.condemns or self.blocks
 
-    def fits(self, error: ApiError, reading: Reading) -> bool:
+    def matches(self, error: ApiError, texts: ErrorTexts) -> bool:
         """Whether every criterion of this rule holds."""
         return (
             (not self.statuses or error.status in self.statuses)
             and (not self.types or error.type in self.types)
             and (not self.codes or error.type in self.codes or error.code in self.codes)
             and (not self.words or not self.words.isdisjoint((error.word, error.detail or error.word)))
-            and (not self.of_a_field or reading.is_about_a_field)
+            and (not self.of_a_field or texts.is_about_a_field)
             and (not self.with_message or error.message is not None)
-            and (not self.phrases or _holds(reading.text, self.phrases))
-            and (not self.own_words or reading.holds(self.own_words))
-            and (not self.from_api or reading.holds(self.from_api, by_the_api=True))
-            and (not self.unless or not reading.holds(self.unless))
-            and (not self.begins or any(sentence.startswith(self.begins) for sentence in reading.sentences))
+            and (not self.phrases or _contains_any(texts.text, self.phrases))
+            and (not self.own_words or texts.contains(self.own_words))
+            and (not self.from_api or texts.contains(self.from_api, by_the_api=True))
+            and (not self.unless or not texts.contains(self.unless))
+            and (not self.begins or any(sentence.startswith(self.begins) for sentence in texts.sentences))
         )
 
 
-def _holds(text: str, phrases: Phrases) -> bool:
+def _contains_any(text: str, phrases: Phrases) -> bool:
     for phrase in phrases:
         if isinstance(phrase, re.Pattern):
             if phrase.search(text) is not None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence import error_codes, phrases
 from agent_runtime.evidence.account_rules import ACCOUNT_RULES
-from agent_runtime.evidence.matching import Reading, Rule
+from agent_runtime.evidence.matching import ErrorTexts, Rule
 
 if TYPE_CHECKING:
     from agent_runtime.evidence.error_bodies import ApiError
@@ -175,5 +175,5 @@ UNEXPLAINED = Rule("unexplained", ErrorClass.ERROR)
 
 def rule_for(error: ApiError) -> Rule:
     """Return the first rule that fits; :data:`UNEXPLAINED` if none does."""
-    reading = Reading(error)
-    return next((rule for rule in RULES if rule.fits(error, reading)), UNEXPLAINED)
+    texts = ErrorTexts(error)
+    return next((rule for rule in RULES if rule.matches(error, texts)), UNEXPLAINED)

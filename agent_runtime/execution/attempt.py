@@ -255,7 +255,7 @@ class Attempt:
             run_stats = self._output.run_stats
             self._background_ended = run_stats.has_more_to_come
             self._hook = run_stats.hook  # noted now, because an interrupted CLI ends its hook
-            run_stats.answer.is_leaving = True
+            run_stats.answer.is_stopping = True
             child.interrupt()
             self._signalled_at = time.monotonic()
             if self._stop.reason is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.claude.frame_repair import pieces, read
+from agent_runtime.claude.frame_repair import read_frame, split_line
 from agent_runtime.claude.frames import PARTIAL_MESSAGE, bounds_message, decode, decode_partial, is_utf8
 from agent_runtime.claude.last_words import LastWords
 from agent_runtime.claude.log_entries import LogEntry
@@ -159,7 +159,7 @@ class ChildOutput:
 
     def _repaired(self, line: bytes, read_at: float, written: list[bytes]) -> None:
         """Process the frames and the other text in a damaged line."""
-        for piece in pieces(line):
+        for piece in split_line(line):
             if piece.frame is None:
                 written.append(self._text(piece.data))
             else:
@@ -222,7 +222,7 @@ class ChildOutput:
 
     def _error(self, detection: Detection, line: bytes, read_at: float) -> None:
         self._model_seen_at = None
-        if self.run_stats.answer.is_leaving:
+        if self.run_stats.answer.is_stopping:
             return
         self.last_error = detection.merged_with(self.last_error)
         self.session_refused |= is_session_fault(line, brings_images=self._brings_images)
@@ -245,7 +245,7 @@ class ChildOutput:
         if channel is Channel.STDERR:
             detection = self._detector.stderr(LogEntry.of(data), finished=False)
         else:
-            frame = read(data) if data.rstrip().endswith(b"}") else None
+            frame = read_frame(data) if data.rstrip().endswith(b"}") else None
             detection = self._detector.stdout(frame) if frame is not None else None
         if detection is not None and detection.is_evidence:
             self._error(detection, data, read_at)

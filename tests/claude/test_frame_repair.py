@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import msgspec
 import pytest
 
-from agent_runtime.claude.frame_repair import pieces, read
+from agent_runtime.claude.frame_repair import read_frame, split_line
 from agent_runtime.claude.frames import MOST_LEVELS, bounds_message, decode, decode_partial, is_utf8
 
 RESULT = b'{"type":"result","result":"x"}'
@@ -28,7 +28,7 @@ def strictly(data: bytes) -> Any:
 def shape(line: bytes) -> list[str]:
     """Tell frames by their type and text as it is, and see to it that every frame is JSON."""
     told = []
-    for piece in pieces(line):
+    for piece in split_line(line):
         if piece.frame is None:
             told.append(f"text {piece.data.decode(errors='replace')}")
         else:
@@ -79,12 +79,12 @@ def test_a_line_is_taken_apart_into_frames_and_text(line: bytes, expected: list[
 @pytest.mark.parametrize("levels", [MOST_LEVELS - 1, MOST_LEVELS, 800])
 def test_levels_beyond_the_limit_are_left_out(levels: int) -> None:
     line = b'{"type":"result","result":"x","a":' + b"[" * levels + b"]" * levels + b"}"
-    [piece] = pieces(line)
+    [piece] = split_line(line)
 
     assert (b"nested too deep" in piece.data) == (levels >= MOST_LEVELS)
     assert piece.data == line or levels >= MOST_LEVELS
     assert (decode(line) is None) == (levels >= MOST_LEVELS)
-    assert read(line) is not None
+    assert read_frame(line) is not None
 
 
 def test_only_what_is_clean_is_taken_the_quick_way() -> None:
@@ -106,7 +106,7 @@ def test_a_line_that_is_no_frame_costs_no_more_than_a_few_looks_at_it() -> None:
     ]
     begun = time.process_time()
     for line in lines:
-        assert [piece.frame for piece in pieces(line)] == [None]
+        assert [piece.frame for piece in split_line(line)] == [None]
     assert time.process_time() - begun < 10
 
 

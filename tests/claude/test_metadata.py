@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from agent_runtime.claude.frame_repair import read
+from agent_runtime.claude.frame_repair import read_frame
 from agent_runtime.claude.run_stats import RunStats
 from agent_runtime.model.records import COMPACT_EVENTS_KEPT, ExecutionRecord, Metadata, context_window_of, read_record
 from tests.support.supervised import Supervised, eventually, supervised
@@ -30,9 +30,9 @@ HANG = {"script": [INIT, {"do": "hang"}]}
 def tallied(*frames: dict[str, Any]) -> RunStats:
     run_stats = RunStats()
     for frame in frames:
-        read_frame = read(json.dumps(frame).encode())
-        assert read_frame is not None
-        run_stats.add(read_frame)
+        decoded = read_frame(json.dumps(frame).encode())
+        assert decoded is not None
+        run_stats.add(decoded)
     return run_stats
 
 
@@ -179,7 +179,7 @@ def test_statistics_that_are_final_hold_no_line_of_the_output() -> None:
     message = {"content": [{"type": "text", "text": "x" * 10_000}]}
     line = json.dumps({"type": "assistant", "message": message}).encode()
     references = sys.getrefcount(line)
-    frame = read(line)
+    frame = read_frame(line)
     assert frame is not None
     run_stats.add(frame)
     del frame

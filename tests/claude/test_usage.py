@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime.claude.frame_repair import read
+from agent_runtime.claude.frame_repair import read_frame
 from agent_runtime.claude.frames import bounds_message, decode_partial
 from agent_runtime.claude.run_stats import RunStats, SessionCost
 from agent_runtime.model.usage import ModelUsage, total_of
@@ -32,9 +32,9 @@ def feed(run_stats: RunStats, frames: Iterable[dict[str, Any]]) -> None:
         if frame["type"] == "stream_event":
             run_stats.add_partial(decode_partial(line) if bounds_message(line) else None)
         else:
-            read_frame = read(line)
-            assert read_frame is not None
-            run_stats.add(read_frame)
+            decoded = read_frame(line)
+            assert decoded is not None
+            run_stats.add(decoded)
 
 
 def tokens(run_stats: RunStats) -> tuple[int, int, int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent_runtime.claude.frame_repair import read
+from agent_runtime.claude.frame_repair import read_frame
 from agent_runtime.claude.frames import Frame
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.detector import Detector
@@ -304,15 +304,17 @@ def test_a_frame_with_a_message_of_unknown_form_is_still_read() -> None:
 
 @pytest.mark.parametrize("line", [b"", b"{", b"}", b"[]", b"null", b"nonsense", b'x {"type":"result"}', b"{" * 5000])
 def test_what_is_no_frame_is_none(line: bytes) -> None:
-    assert read(line) is None
+    assert read_frame(line) is None
 
 
 def test_tasks_are_known_by_the_frames_of_each_version() -> None:
-    changed = read(b'{"type":"system","subtype":"background_tasks_changed","tasks":[{"task_id":"b1","run_id":"r"}]}')
-    began = read(b'{"type":"system","subtype":"task_started","task_id":"b1","task_type":"local_bash"}')
-    told = read(b'{"type":"system","subtype":"task_notification","task_id":"b1","status":"completed"}')
-    ended = read(b'{"type":"system","subtype":"task_updated","task_id":"b1","patch":{"status":"killed"}}')
-    goes_on = read(b'{"type":"system","subtype":"task_updated","task_id":"b1","patch":{"is_backgrounded":true}}')
+    changed = read_frame(
+        b'{"type":"system","subtype":"background_tasks_changed","tasks":[{"task_id":"b1","run_id":"r"}]}'
+    )
+    began = read_frame(b'{"type":"system","subtype":"task_started","task_id":"b1","task_type":"local_bash"}')
+    told = read_frame(b'{"type":"system","subtype":"task_notification","task_id":"b1","status":"completed"}')
+    ended = read_frame(b'{"type":"system","subtype":"task_updated","task_id":"b1","patch":{"status":"killed"}}')
+    goes_on = read_frame(b'{"type":"system","subtype":"task_updated","task_id":"b1","patch":{"is_backgrounded":true}}')
 
     assert changed is not None
     assert [task.task_id for task in changed.tasks or ()] == ["b1"]

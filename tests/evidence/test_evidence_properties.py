@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from agent_runtime.claude.frame_repair import read
+from agent_runtime.claude.frame_repair import read_frame
 from agent_runtime.evidence.detector import Detection, Detector
 from agent_runtime.process.framing import LineFramer
 from tests.support.told import NOW, TIME, entry, failed_result, frame, init, retry, spoken, synthetic, tell
@@ -176,5 +176,5 @@ def test_no_damage_to_a_line_of_the_cli_makes_it_raise(line: Line, data: st.Data
         raw[at : at + data.draw(st.integers(0, 40))] = data.draw(
             st.binary(max_size=12) | st.integers(0, 40).map(lambda count: b'{"[' * count)
         )
-    read(bytes(raw))
+    read_frame(bytes(raw))
     tell(("stderr", bytes(raw)), ("stderr, unfinished", bytes(raw)), ("stdout", bytes(raw)))

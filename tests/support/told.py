@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from agent_runtime.claude.frame_repair import read
+from agent_runtime.claude.frame_repair import read_frame
 from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.evidence.detector import Channel, Detection, Detector
 
@@ -37,7 +37,7 @@ def tell(*lines: tuple[str, str | bytes], detector: Detector | None = None) -> S
         if stream.startswith("stderr"):
             detection = detector.stderr(LogEntry.of(data), finished=stream != "stderr, unfinished")
         else:
-            frame = read(data)
+            frame = read_frame(data)
             detection = detector.stdout(frame) if frame is not None else None
         if detection is not None:
             assert detection.channel is Channel(stream.partition(",")[0])
