@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agent_runtime.api.handlers import LABEL, Api, respond
+from agent_runtime.api.handlers import LABEL, ApiContext, respond
 from agent_runtime.api.routes import OPEN_PATHS, ROUTES
 from agent_runtime.api.schema.operations import PARAMETERS
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, MethodNotAllowed, NotFound
@@ -24,16 +24,18 @@ if TYPE_CHECKING:
 
     from agent_runtime.api.schema.operations import Operation
 
-__all__ = ["OPEN_PATHS", "ROUTES", "Api", "build_app"]
+__all__ = ["OPEN_PATHS", "ROUTES", "ApiContext", "build_app"]
 
 
-def build_app(api: Api) -> Starlette:
+def build_app(context: ApiContext) -> Starlette:
     """Build the ASGI application from the routes, the access check and the error handlers."""
     by_path: dict[str, dict[str, Operation]] = {}
     for route in ROUTES:
         by_path.setdefault(route.path, {})[route.method] = route
-    routes = [Route(path, _endpoint(api, by_method), methods=list(by_method)) for path, by_method in by_path.items()]
-    detail_is_object = api.settings.error_detail == "object"
+    routes = [
+        Route(path, _endpoint(context, by_method), methods=list(by_method)) for path, by_method in by_path.items()
+    ]
+    detail_is_object = context.settings.error_detail == "object"
 
     async def refuse(_request: Request, error: Exception) -> Response:
         headers = error.headers if isinstance(error, HTTPException) else None
@@ -48,25 +50,25 @@ def build_app(api: Api) -> Starlette:
     return app
 
 
-def _endpoint(api: Api, by_method: dict[str, Operation]) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(context: ApiContext, by_method: dict[str, Operation]) -> Callable[[Request], Awaitable[Response]]:
     """Build the endpoint for all methods of one path."""
 
     async def endpoint(request: Request) -> Response:
         route = by_method["GET" if request.method == "HEAD" else request.method]
         if not route.open:
-            api.access.require(request)
+            context.access.require(request)
             if route.path.startswith("/api/"):
-                _check_query(api, route, request)
-        answer = await route.handler(api, request)
+                _check_query(context, route, request)
+        answer = await route.handler(context, request)
         response = answer if isinstance(answer, Response) else respond(answer)
         if type(response) is Response and len(response.body) > SLICE_BYTES:
-            return BufferedResponse(api.buffer, len(response.body), lambda: response, in_thread=False)
+            return BufferedResponse(context.buffer, len(response.body), lambda: response, in_thread=False)
         return response
 
     return endpoint
 
 
-def _check_query(api: Api, route: Operation, request: Request) -> None:
+def _check_query(context: ApiContext, route: Operation, request: Request) -> None:
     """
     Check that the route has each parameter of the query.
 
@@ -78,8 +80,8 @@ def _check_query(api: Api, route: Operation, request: Request) -> None:
     unknown_names(
         sent,
         known,
-        strict=api.settings.strict,
-        redact=api.redact,
+        strict=context.settings.strict,
+        redact=context.redact,
         what="parameters of the query",
     )
 

@@ -64,7 +64,7 @@ RECORD_BYTES = 4096
 """The usual size of a record in a list: so much is reserved for each before the list is built."""
 
 
-class Api(msgspec.Struct, frozen=True):
+class ApiContext(msgspec.Struct, frozen=True):
     """The dependencies of the handlers."""
 
     supervisor: Supervisor
@@ -86,7 +86,7 @@ def respond(content: Any, status: int = 200, headers: dict[str, str] | None = No
 # -- executions
 
 
-async def post_task(api: Api, request: Request) -> Response:
+async def post_task(context: ApiContext, request: Request) -> Response:
     """
     Admit a task and answer when it has ended; the execution does not depend on this request.
 
@@ -100,10 +100,10 @@ async def post_task(api: Api, request: Request) -> Response:
     """
     headers = request.headers
     trace = trace_context(headers.getlist("traceparent"), headers.getlist("tracestate"))
-    new = await api.bodies.read(request, functools.partial(_new_task, api, trace))
+    new = await context.bodies.read(request, functools.partial(_new_task, context, trace))
     task, ignored = new.task, new.ignored_fields
     request.scope[TRACE_ID] = task.trace.trace_id if task.trace else None
-    execution = await api.supervisor.admit(new)
+    execution = await context.supervisor.admit(new)
     request.scope[EXECUTION_ID] = execution.execution_id
     if ignored:
         log.warning("unknown fields ignored: %s", ", ".join(ignored), extra={"execution_id": execution.execution_id})
@@ -114,24 +114,24 @@ async def post_task(api: Api, request: Request) -> Response:
         return respond(_accepted(execution.execution_id), 202, {**location, **applied})
     if isinstance(execution, StoredResult):
         read = execution.answer_to_post
-        return BufferedResponse(api.buffer, execution.most_bytes, lambda: _response(read(), asked))
+        return BufferedResponse(context.buffer, execution.most_bytes, lambda: _response(read(), asked))
     answer = execution.answer
     if answer is None:
         raise AgentRuntimeError("the execution ended without an answer; ask for its record")
     # Sent even if there is no room: a refusal now would look as if the task had not run.
     build = functools.partial(_response, answer, asked)
-    return BufferedResponse(api.buffer, len(answer.body), build, in_thread=False, wait_seconds=0)
+    return BufferedResponse(context.buffer, len(answer.body), build, in_thread=False, wait_seconds=0)
 
 
 def _response(answer: Answer, asked: Preferences) -> Response:
     return Response(answer.body, answer.status_code, {**answer.headers, **asked.applied}, answer.media_type)
 
 
-def _new_task(api: Api, trace: TraceContext | None, body: bytes) -> NewTask:
+def _new_task(context: ApiContext, trace: TraceContext | None, body: bytes) -> NewTask:
     """Parse and prepare the task in a body: everything that takes the longer the longer the body is."""
     check_json_bounds(body)
-    task, ignored = parse(body, strict=api.settings.strict, redact=api.redact)
-    return api.supervisor.prepare(task.with_trace(trace), ignored)
+    task, ignored = parse(body, strict=context.settings.strict, redact=context.redact)
+    return context.supervisor.prepare(task.with_trace(trace), ignored)
 
 
 async def _has_finished(execution: Execution | StoredResult, wait_seconds: int | None) -> bool:
@@ -148,7 +148,7 @@ def _accepted(execution_id: str) -> bodies.Accepted:
     return bodies.Accepted(execution_id=execution_id, status="accepted")
 
 
-async def list_executions(api: Api, request: Request) -> Response:
+async def list_executions(context: ApiContext, request: Request) -> Response:
     """List records, newest first."""
     query = _query_of(request)
     labels = {name.removeprefix(LABEL): value for name, value in query.items() if name.startswith(LABEL)}
@@ -164,13 +164,13 @@ async def list_executions(api: Api, request: Request) -> Response:
             raise InvalidRequest(f"{name}: must be one of {', '.join(choices)}")
 
     def page() -> Response:
-        records, cursor = api.supervisor.records(
+        records, cursor = context.supervisor.records(
             query.get("state"), query.get("outcome"), int(limit), query.get("cursor"), labels
         )
-        shown_records = [visible_fields(record, prompts=api.settings.show_prompts) for record in records]
+        shown_records = [visible_fields(record, prompts=context.settings.show_prompts) for record in records]
         return respond({"executions": shown_records, "next_cursor": cursor})
 
-    return BufferedResponse(api.buffer, int(limit) * RECORD_BYTES, page)
+    return BufferedResponse(context.buffer, int(limit) * RECORD_BYTES, page)
 
 
 def _query_of(request: Request) -> dict[str, str]:
@@ -186,7 +186,7 @@ def _query_of(request: Request) -> dict[str, str]:
     return query
 
 
-async def get_usage(api: Api, request: Request) -> bodies.UsageReport:
+async def get_usage(context: ApiContext, request: Request) -> bodies.UsageReport:
     """
     Add up what the kept executions have used of the models: cost, tokens and turns.
 
@@ -200,15 +200,15 @@ async def get_usage(api: Api, request: Request) -> bodies.UsageReport:
     at = None if since is None else epoch_seconds(since)
     if since is not None and at is None:
         raise InvalidRequest("since: must be an RFC 3339 time with its offset, or seconds since the epoch")
-    found = await asyncio.to_thread(api.supervisor.usage_since, at or 0.0, UsedBy(by))
+    found = await asyncio.to_thread(context.supervisor.usage_since, at or 0.0, UsedBy(by))
     rows = [bodies.NamedUsage(name=name, **msgspec.structs.asdict(usage)) for name, usage in found.items()]
     total = functools.reduce(ModelUsage.plus, found.values(), NOTHING)
     return bodies.UsageReport(by=UsedBy(by), since=instant(at), total=total, usage=rows)
 
 
-async def list_running(api: Api, request: Request) -> bodies.RunningExecutions:
+async def list_running(context: ApiContext, request: Request) -> bodies.RunningExecutions:
     """List the executions that run, wait, or ended lately."""
-    state = api.supervisor.state
+    state = context.supervisor.state
     running = [
         bodies.RunningExecution(
             execution_id=execution.execution_id,
@@ -227,15 +227,15 @@ async def list_running(api: Api, request: Request) -> bodies.RunningExecutions:
     )
 
 
-async def get_execution(api: Api, request: Request) -> Response:
+async def get_execution(context: ApiContext, request: Request) -> Response:
     """Show one record."""
-    record = api.supervisor.record(request.path_params["id"])
-    return respond(visible_fields(record, prompts=api.settings.show_prompts))
+    record = context.supervisor.record(request.path_params["id"])
+    return respond(visible_fields(record, prompts=context.settings.show_prompts))
 
 
-async def get_execution_status(api: Api, request: Request) -> bodies.ExecutionStatus:
+async def get_execution_status(context: ApiContext, request: Request) -> bodies.ExecutionStatus:
     """Show whether an execution runs and how it ended."""
-    record = api.supervisor.record(request.path_params["id"])
+    record = context.supervisor.record(request.path_params["id"])
     return bodies.ExecutionStatus(
         execution_id=record.execution_id,
         running=record.state in (Phase.RUNNING, Phase.STOPPING),
@@ -249,43 +249,43 @@ async def get_execution_status(api: Api, request: Request) -> bodies.ExecutionSt
     )
 
 
-async def get_execution_result(api: Api, request: Request) -> Response:
+async def get_execution_result(context: ApiContext, request: Request) -> Response:
     """
     Return the answer that the first caller got, or would have got; 202 while there is none yet.
 
     Where the execution is known and its answer is not kept, `code` is `no_retained_result`.
     """
     execution_id = request.path_params["id"]
-    stored = api.supervisor.result(execution_id)
+    stored = context.supervisor.result(execution_id)
     if stored is None:
         return respond(_accepted(execution_id), 202)
-    return BufferedResponse(api.buffer, stored.most_bytes, lambda: respond(stored.result()))
+    return BufferedResponse(context.buffer, stored.most_bytes, lambda: respond(stored.result()))
 
 
-async def start_drain(api: Api, request: Request) -> bodies.DrainState:
+async def start_drain(context: ApiContext, request: Request) -> bodies.DrainState:
     """Stop admission; running executions go on."""
-    api.supervisor.close_admission()
-    return _drain_state(api)
+    context.supervisor.close_admission()
+    return _drain_state(context)
 
 
-async def call_off_drain(api: Api, request: Request) -> bodies.DrainState:
+async def call_off_drain(context: ApiContext, request: Request) -> bodies.DrainState:
     """Resume admission."""
-    api.supervisor.open_admission()
-    return _drain_state(api)
+    context.supervisor.open_admission()
+    return _drain_state(context)
 
 
-def _drain_state(api: Api) -> bodies.DrainState:
-    state = api.supervisor.state
+def _drain_state(context: ApiContext) -> bodies.DrainState:
+    state = context.supervisor.state
     return bodies.DrainState(draining=state.draining, unfinished=len(state.running) + len(state.pending_ids))
 
 
-async def terminate_execution(api: Api, request: Request) -> bodies.Termination:
+async def terminate_execution(context: ApiContext, request: Request) -> bodies.Termination:
     """Cancel an execution; answers when nothing of it is left."""
-    status, record = await api.supervisor.terminate(request.path_params["id"])
+    status, record = await context.supervisor.terminate(request.path_params["id"])
     return bodies.Termination(status=status, execution_id=record.execution_id, returncode=_returncode(record))
 
 
-async def stream_execution(api: Api, request: Request) -> Response:
+async def stream_execution(context: ApiContext, request: Request) -> Response:
     """
     Send the transcript as events.
 
@@ -294,27 +294,27 @@ async def stream_execution(api: Api, request: Request) -> Response:
     every 15 seconds. A slow reader costs nothing: a `gap` names the events it missed.
     """
     after, partial = streams.position_of(request), streams.wants_partial(request)
-    view = api.supervisor.view(request.path_params["id"])
-    events = functools.partial(streams.follow, view, after, api.streams.batches, partial=partial)
-    return api.streams.response(request, events, api.access)
+    view = context.supervisor.view(request.path_params["id"])
+    events = functools.partial(streams.follow, view, after, context.streams.batches, partial=partial)
+    return context.streams.response(request, events, context.access)
 
 
-async def stream_events(api: Api, request: Request) -> Response:
+async def stream_events(context: ApiContext, request: Request) -> Response:
     """
     Send the events of the token and of executions.
 
     The name of an event is its `type`. A comment comes at least every 15 seconds. A slow reader costs nothing: a
     `gap` names the events it missed.
     """
-    return event_stream(api.supervisor.events, request, api.streams, api.access)
+    return event_stream(context.supervisor.events, request, context.streams, context.access)
 
 
 # -- token and health
 
 
-async def get_token(api: Api, request: Request) -> bodies.TokenReport:
+async def get_token(context: ApiContext, request: Request) -> bodies.TokenReport:
     """Show the token's state; never the token."""
-    state = api.supervisor.state
+    state = context.supervisor.state
     limit, generation = state.limit, state.secret.generation
     return bodies.TokenReport(
         state=state.token,
@@ -334,15 +334,15 @@ async def get_token(api: Api, request: Request) -> bodies.TokenReport:
     )
 
 
-async def reload_token(api: Api, request: Request) -> bodies.Reloaded:
+async def reload_token(context: ApiContext, request: Request) -> bodies.Reloaded:
     """
     Re-read the secret file now; with a token in the body, write it there first, unless it is there already.
 
     A refused or blocked token is tried at once; a limit, and that the account cannot pay, are forgotten.
     """
-    read = functools.partial(token_in, strict=api.settings.strict, redact=api.redact)
-    reloaded = await api.supervisor.reload_token(await api.bodies.read(request, read))
-    state = api.supervisor.state
+    read = functools.partial(token_in, strict=context.settings.strict, redact=context.redact)
+    reloaded = await context.supervisor.reload_token(await context.bodies.read(request, read))
+    state = context.supervisor.state
     secret = state.secret
     number = secret.generation.number if secret.generation else None
     return bodies.Reloaded(
@@ -350,47 +350,47 @@ async def reload_token(api: Api, request: Request) -> bodies.Reloaded:
     )
 
 
-async def is_alive(api: Api, request: Request) -> bodies.Alive:
+async def is_alive(context: ApiContext, request: Request) -> bodies.Alive:
     """Answer as a sign that the process lives; checks nothing else."""
     return bodies.Alive(status="ok")
 
 
-async def is_ready(api: Api, request: Request) -> Response:
+async def is_ready(context: ApiContext, request: Request) -> Response:
     """Show whether a task sent now would be turned away for lack of a token or the CLI, or because of a drain."""
     ignored = request.query_params.getlist("ignore")
     if not set(ignored) <= {"token"}:
         raise InvalidRequest("ignore: must be token")
-    unready = api.supervisor.unready(ignores_token=bool(ignored))
+    unready = context.supervisor.unready(ignores_token=bool(ignored))
     if unready is None:
         return respond(bodies.Ready(status="ready"))
     return respond(bodies.Unready(status="unready", reason=unready.reason, detail=unready.detail), 503)
 
 
-async def get_health(api: Api, request: Request) -> bodies.Health | bodies.HealthInBrief:
+async def get_health(context: ApiContext, request: Request) -> bodies.Health | bodies.HealthInBrief:
     """Show the state of the whole supervisor; without the access key only whether all is well."""
-    allowed = api.access.allows(request)
-    state = api.supervisor.state
-    reasons = reasons_of(state, api.access)
+    allowed = context.access.allows(request)
+    state = context.supervisor.state
+    reasons = reasons_of(state, context.access)
     if not allowed:
         return bodies.HealthInBrief(status="degraded" if reasons else "ok")
-    if not api.access.required:
+    if not context.access.required:
         refuse_pages(request)
-    return await report(state, reasons, api.connections, api.streams)
+    return await report(state, reasons, context.connections, context.streams)
 
 
-async def get_api_health(api: Api, request: Request) -> bodies.Health | bodies.HealthInBrief:
+async def get_api_health(context: ApiContext, request: Request) -> bodies.Health | bodies.HealthInBrief:
     """Show the state of the whole supervisor, as `/health` does."""
-    return await get_health(api, request)
+    return await get_health(context, request)
 
 
-async def get_metrics(api: Api, request: Request) -> Response:
+async def get_metrics(context: ApiContext, request: Request) -> Response:
     """Write the metrics for Prometheus."""
-    return api.metrics.response(request.headers.get("accept", ""))
+    return context.metrics.response(request.headers.get("accept", ""))
 
 
-async def get_page(api: Api, request: Request) -> Response:
+async def get_page(context: ApiContext, request: Request) -> Response:
     """Show executions and token in a browser; the page itself holds no data and asks for the access key."""
-    if not api.settings.page:
+    if not context.settings.page:
         raise NotFound("there is nothing at this path")
     body, headers = load_page()
     return Response(body, headers=headers, media_type="text/html")

@@ -22,16 +22,16 @@ from agent_runtime.telemetry.live_text import LiveText
 if TYPE_CHECKING:
     from starlette.requests import Request
 
-    from agent_runtime.api.handlers import Api
+    from agent_runtime.api.handlers import ApiContext
 
 EXECUTION_ERRORS = tuple(error for error in ErrorClass if error.ends_execution)
 """The errors with which an execution can end."""
 
 
-async def get_openapi(api: Api, request: Request) -> Response:
+async def get_openapi(context: ApiContext, request: Request) -> Response:
     """Describe all of this."""
-    settings = api.supervisor.settings
-    text = await asyncio.to_thread(_description, settings.access_header, api.access.required, settings.strict)
+    settings = context.supervisor.settings
+    text = await asyncio.to_thread(_description, settings.access_header, context.access.required, settings.strict)
     return Response(text, media_type="application/json")
 
 

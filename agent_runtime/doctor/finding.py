@@ -9,9 +9,6 @@ from pathlib import Path
 
 import msgspec
 
-DATA_DIR = Path("/var/lib/agent-runtime")
-"""The default directory for records of ``serve``."""
-
 
 class Severity(StrEnum):
     """The result of a check; only a problem keeps an agent from working."""

@@ -8,9 +8,10 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent_runtime.doctor.finding import DATA_DIR, Finding, Severity, exists, is_dir, may, ok, problem, warning
+from agent_runtime.doctor.finding import Finding, Severity, exists, is_dir, may, ok, problem, warning
 from agent_runtime.mounts import mount_of
 from agent_runtime.process.users import UnknownUser, look_up
+from agent_runtime.serve.bootstrap import DEFAULT_DATA_DIR
 from agent_runtime.settings import PREFIX
 from agent_runtime.store.workspaces import OWN, PER_EXECUTION
 
@@ -41,7 +42,7 @@ def examine_places(settings: Settings, machine: Machine) -> Iterator[Finding]:
 
 def _data_dir(settings: Settings, machine: Machine) -> Finding:
     advice = f"mount a volume that uid {os.geteuid()} can write, and set {PREFIX}DATA_DIR to it"
-    found = _directory("data_dir", settings.data_dir or DATA_DIR, advice, machine)
+    found = _directory("data_dir", settings.data_dir or DEFAULT_DATA_DIR, advice, machine)
     if settings.data_dir is None and found.verdict is Severity.PROBLEM:
         return warning("data_dir", f"{found.text}: serve takes the user's state directory instead", advice)
     return found

@@ -17,7 +17,7 @@ from agent_runtime.delivery.delivery import RELAY, choose
 from agent_runtime.delivery.reload_check import RELOAD, SOCKET, CheckedCli
 from agent_runtime.delivery.reload_results import FILE_NAME as RELOAD_RESULTS_FILE
 from agent_runtime.delivery.reload_results import ReloadResults
-from agent_runtime.doctor.finding import DATA_DIR, Finding, is_dir, may, ok, problem, warning
+from agent_runtime.doctor.finding import Finding, is_dir, may, ok, problem, warning
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.http_client import checked_url, proxy_for
 from agent_runtime.model.tokens import TokenKind
@@ -27,6 +27,7 @@ from agent_runtime.process.linux.cgroup import Limits
 from agent_runtime.process.linux.landlock import Mode
 from agent_runtime.process.spawn import Spawner
 from agent_runtime.relay.relay import way_in
+from agent_runtime.serve.bootstrap import DEFAULT_DATA_DIR
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _no_cli(word: str, environ: Mapping[str, str]) -> tuple[str, str]:
 
 def _proof(settings: Settings, environ: Mapping[str, str], binary: Binary) -> tuple[Finding, CliFacts | None]:
     """Find out whether a running CLI takes a newer token: from the stored result, or by the reload check now."""
-    data_dir = settings.data_dir or DATA_DIR
+    data_dir = settings.data_dir or DEFAULT_DATA_DIR
     keeps = is_dir(data_dir) and may(data_dir, os.W_OK | os.X_OK)
     stored = ReloadResults(data_dir if keeps else None)
     facts, origin = stored.known(binary), "known already"
@@ -113,9 +114,7 @@ def contained(settings: Settings) -> Finding:
     try:
         cgroups.check(cgroups.find(), limits)
         with contextlib.closing(Spawner()) as spawner:
-            containment = containment_choice.choose(
-                spawner, settings.containment, lambda: f"doctor.{secrets.token_hex(6)}"
-            )
+            containment = containment_choice.choose(spawner, settings.containment, _new_mark)
     except AgentRuntimeError as error:
         return problem("containment", str(error), "leave that variable out, or give it what it needs")
     lacking = "; ".join(f"no {name}: {reason}" for name, reason in containment.lacking.items())
@@ -123,12 +122,17 @@ def contained(settings: Settings) -> Finding:
     return ok("containment", containment.kind.value + more)
 
 
+def _new_mark() -> str:
+    """Return a new mark for a process, which tells it from those of a supervisor."""
+    return f"doctor.{secrets.token_hex(6)}"
+
+
 def confined(settings: Settings) -> Finding:
     """Check whether a child can reach the secret file and this process, which stands for the supervisor."""
-    data_dir = settings.data_dir or DATA_DIR
+    data_dir = settings.data_dir or DEFAULT_DATA_DIR
     try:
         with contextlib.closing(Spawner()) as spawner:
-            args = (settings, data_dir, lambda: f"doctor.{secrets.token_hex(6)}")
+            args = (settings, data_dir, _new_mark)
             confinement = confinement_choice.choose(spawner, *args)
             reached = confinement.reached
             if confinement.mode is Mode.OFF:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from agent_runtime.api.app import OPEN_PATHS, Api, build_app
+from agent_runtime.api.app import OPEN_PATHS, ApiContext, build_app
 from agent_runtime.api.metrics import Metrics
 from agent_runtime.api.request_body import BodyReader
 from agent_runtime.api.streams import OpenStreams
@@ -332,7 +332,7 @@ async def _serve(
     )
     buffer = ResponseBuffer(settings.response_buffer_bytes)
     app = build_app(
-        Api(
+        ApiContext(
             supervisor,
             settings,
             bootstrap.redactor.redact_text,

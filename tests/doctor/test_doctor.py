@@ -340,7 +340,7 @@ def test_places_behind_a_closed_directory_are_problems_and_no_crash(patient: Pat
 def test_what_only_root_may_is_told_to_who_is_not(
     patient: Patient, public: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(places, "DATA_DIR", public / "data")
+    monkeypatch.setattr(places, "DEFAULT_DATA_DIR", public / "data")
     patient.set("WORKSPACE", public)
     patient.set("CHILD_USER", "root")
     del patient.environ["AGENT_RUNTIME_DATA_DIR"]
