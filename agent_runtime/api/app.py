@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from agent_runtime.api.handlers import LABEL, ApiContext, respond
 from agent_runtime.api.routes import OPEN_PATHS, ROUTES
-from agent_runtime.api.schema.operations import PARAMETERS
+from agent_runtime.api.schema.operations import parameter
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, MethodNotAllowed, NotFound
 from agent_runtime.model.task_reading import unknown_names
 from agent_runtime.web.problems import problem_response
@@ -75,7 +75,7 @@ def _check_query(context: ApiContext, route: Operation, request: Request) -> Non
     Raises:
         InvalidRequest: One is unknown, and the setting ``strict`` is on. Otherwise unknown ones are ignored.
     """
-    known = [name for name in route.parameters if PARAMETERS[name]["in"] == "query"]
+    known = [name for name in route.parameters if parameter(name)["in"] == "query"]
     sent = [name for name in request.query_params if not ("label.NAME" in known and name.startswith(LABEL))]
     unknown_names(
         sent,

@@ -16,7 +16,7 @@ from agent_runtime.api.event_stream import event_stream
 from agent_runtime.api.health import reasons_of, report
 from agent_runtime.api.page import load_page
 from agent_runtime.api.schema import bodies
-from agent_runtime.api.schema.operations import LIST_DEFAULT, LIST_LIMIT
+from agent_runtime.api.schema.operations import parameter
 from agent_runtime.api.token_body import token_in
 from agent_runtime.errors import (
     AgentRuntimeError,
@@ -156,9 +156,10 @@ async def list_executions(context: ApiContext, request: Request) -> Response:
         raise InvalidRequest("label.NAME: the name must be 1 to 63 of a-z, 0-9, _ . and -")
     if len(labels) > LABELS or any(len(value) > LABEL_VALUE_LENGTH for value in labels.values()):
         raise InvalidRequest(f"label.NAME: {LABELS} at most, with values of {LABEL_VALUE_LENGTH} characters at most")
-    limit = query.get("limit", str(LIST_DEFAULT))
-    if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= LIST_LIMIT):
-        raise InvalidRequest(f"limit: must be a whole number from 1 to {LIST_LIMIT}")
+    number = parameter("limit")["schema"]
+    limit, most = query.get("limit", str(number["default"])), number["maximum"]
+    if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= most):
+        raise InvalidRequest(f"limit: must be a whole number from 1 to {most}")
     for name, choices in (("state", Phase), ("outcome", Outcome)):
         if name in query and query[name] not in {str(choice) for choice in choices}:
             raise InvalidRequest(f"{name}: must be one of {', '.join(choices)}")

@@ -15,8 +15,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import uvicorn
-
 from agent_runtime.api.app import OPEN_PATHS, ApiContext, build_app
 from agent_runtime.api.metrics import Metrics
 from agent_runtime.api.request_body import BodyReader
@@ -46,6 +44,7 @@ from agent_runtime.supervisor.supervisor import Supervisor
 from agent_runtime.telemetry.counters import Counts
 from agent_runtime.telemetry.events import EventLog
 from agent_runtime.tokens.probe import Probe
+from agent_runtime.web import uvicorn_package
 from agent_runtime.web.access import AccessKey
 from agent_runtime.web.access_log import AccessLog
 from agent_runtime.web.response_buffer import ResponseBuffer
@@ -101,7 +100,7 @@ def _write(descriptor: int, data: bytes) -> None:
         os.write(descriptor, data)  # past the buffer of sys.stdout, whose lock the end of the process would wait for
 
 
-class Server(uvicorn.Server):
+class Server(uvicorn_package.Server):
     """
     A uvicorn server that handles no signals; :class:`Ending` does.
 
@@ -113,7 +112,7 @@ class Server(uvicorn.Server):
         second: Notified once a second.
     """
 
-    def __init__(self, config: uvicorn.Config, counts: Counts) -> None:
+    def __init__(self, config: uvicorn_package.Config, counts: Counts) -> None:
         super().__init__(config)
         self.second = Notifier()
         self._counts = counts
@@ -344,7 +343,7 @@ async def _serve(
             OpenStreams(buffer),
         )
     )
-    config = uvicorn.Config(
+    config = uvicorn_package.Config(
         AccessLog(app, supervisor.counts, is_logged=settings.access_log),
         http=functools.partial(Connection, places=connections),  # type: ignore[arg-type]  # it is only called
         ws="none",

@@ -15,11 +15,10 @@ from enum import Enum, auto
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
-
 from agent_runtime.errors import Busy, InvalidRequest, TooLarge
 from agent_runtime.web.problems import problem_response
 from agent_runtime.web.response_buffer import TRANSPORT
+from agent_runtime.web.uvicorn_package import H11Protocol
 
 if TYPE_CHECKING:
     import asyncio

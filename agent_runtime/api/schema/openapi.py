@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent_runtime import __version__
 from agent_runtime.api.schema.json_schema import pointer, schemas
-from agent_runtime.api.schema.operations import DOCUMENT
+from agent_runtime.api.schema.operations import document as fixed_parts
 from agent_runtime.errors import UNREADABLE_STATUS, ErrorClass
 from agent_runtime.model.problem import MEDIA_TYPE, Problem
 from agent_runtime.telemetry.events import POSTED
@@ -59,7 +59,7 @@ def build(
         key_required: False: the access key may be sent and is ignored.
         strict: Requests with unknown fields are refused.
     """
-    document = copy.deepcopy(DOCUMENT)
+    document = copy.deepcopy(fixed_parts())
     document["info"]["version"] = __version__
     keys: list[dict[str, list[str]]] = [{"bearer": []}, {"header": []}]
     document["security"] = keys if key_required else [{}, *keys]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -29,7 +30,7 @@ class Operation(msgspec.Struct, frozen=True):
         events: Of a stream: type of ``data`` by the event's name; None: any JSON object.
         text: Media types of a 200 that is neither JSON nor a stream.
         errors: The route's own errors, beside those of all routes, of routes with access key, and about an execution.
-        parameters: Names of parameters in :data:`PARAMETERS`, beside the execution's id.
+        parameters: Names of parameters in ``document.toml``, beside the execution's id.
     """
 
     method: str
@@ -64,17 +65,25 @@ class Operation(msgspec.Struct, frozen=True):
         return found | {status: (kind,) for status, kind in self.also.items()}
 
 
-DOCUMENT: dict[str, Any] = msgspec.toml.decode(Path(__file__).with_name("document.toml").read_bytes())
-"""The parts of the OpenAPI document that do not come from routes, types and errors."""
+@functools.cache
+def document() -> dict[str, Any]:
+    """
+    Return the parts of the OpenAPI document that do not come from routes, types and errors; for the caller to copy.
 
-PARAMETERS: dict[str, dict[str, Any]] = DOCUMENT["components"]["parameters"]
-"""Parameters of requests by name, as :attr:`Operation.parameters` lists them."""
+    They are read at the first request, not at the start.
+    """
+    fixed: dict[str, Any] = msgspec.toml.decode(Path(__file__).with_name("document.toml").read_bytes())
+    parameters = fixed["components"]["parameters"]
+    for name, parameter in parameters.items():
+        parameter["name"] = name
+    parameters["cursor"]["schema"]["pattern"] = f"^{CURSOR_PATTERN}$"
+    parameters["since"]["schema"]["anyOf"][1]["pattern"] = f"^{EPOCH_SECONDS_PATTERN}$"
+    label_value = {"type": "string", "maxLength": LABEL_VALUE_LENGTH}
+    parameters["label.NAME"]["schema"] |= {"additionalProperties": label_value, "maxProperties": LABELS}
+    return fixed
 
-for _name, _parameter in PARAMETERS.items():
-    _parameter["name"] = _name
-PARAMETERS["cursor"]["schema"]["pattern"] = f"^{CURSOR_PATTERN}$"
-PARAMETERS["since"]["schema"]["anyOf"][1]["pattern"] = f"^{EPOCH_SECONDS_PATTERN}$"
-_LABEL_VALUE = {"type": "string", "maxLength": LABEL_VALUE_LENGTH}
-PARAMETERS["label.NAME"]["schema"] |= {"additionalProperties": _LABEL_VALUE, "maxProperties": LABELS}
-LIST_DEFAULT: int = PARAMETERS["limit"]["schema"]["default"]
-LIST_LIMIT: int = PARAMETERS["limit"]["schema"]["maximum"]
+
+def parameter(name: str) -> dict[str, Any]:
+    """Return a parameter of requests that :attr:`Operation.parameters` may list."""
+    found: dict[str, Any] = document()["components"]["parameters"][name]
+    return found
