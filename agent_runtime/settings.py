@@ -123,16 +123,32 @@ def _command(value: str) -> tuple[str, ...]:
         raise ValueError(f"cannot be split into words: {error}") from None
 
 
-_described: list[tuple[Callable[[str], Any], str, Any]] = []
-"""Parser, description and default of each field of :class:`Settings`, in their order."""
+_described: list[tuple[Callable[[str], Any], str, str | None, str | None]] = []
+"""The arguments of :func:`_setting` for each field of :class:`Settings`, in their order."""
 
 
 def _setting(
-    parse: Callable[[str], Any], text: str, default: Any = None, factory: Callable[[], Any] | None = None
+    parse: Callable[[str], Any],
+    text: str,
+    default: str | None = None,
+    *,
+    factory: Callable[[], Any] | None = None,
+    default_in_words: str | None = None,
 ) -> Any:
-    """Declare a field of :class:`Settings`: how its text is parsed, and its line in ``--help`` and docs."""
-    _described.append((parse, text, default))
-    return msgspec.field(default=default) if factory is None else msgspec.field(default_factory=factory)
+    """
+    Declare a field of :class:`Settings`.
+
+    Args:
+        parse: Reads the text of the variable or flag.
+        text: The line in ``--help`` and docs.
+        default: The default as text of the variable; None: there is none, or it depends on the machine.
+        factory: Returns a default that depends on the machine.
+        default_in_words: Describes such a default.
+    """
+    _described.append((parse, text, default, default_in_words))
+    if factory is not None:
+        return msgspec.field(default_factory=factory)
+    return msgspec.field(default=None if default is None else parse(default))
 
 
 def _inherited_config_dir() -> Path:
@@ -143,131 +159,140 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration of the supervisor; :data:`SETTINGS` describes each field."""
 
     host: str = _setting(_text, "address to listen on; another than loopback needs an access key file", "127.0.0.1")
-    port: int = _setting(_integer(0, 65535), "port to listen on; 0 picks a free one", 8000)
-    access_key_file: Path | None = _setting(_path, "file with the key callers must send; re-read when it changes", None)
+    port: int = _setting(_integer(0, 65535), "port to listen on; 0 picks a free one", "8000")
+    access_key_file: Path | None = _setting(_path, "file with the key callers must send; re-read when it changes")
     access_header: str = _setting(
         _header, "header that may carry the access key instead of Authorization", "X-Agent-Token"
     )
-    insecure_no_access_key: bool = _setting(_boolean, "listen beyond loopback without an access key", default=False)
+    insecure_no_access_key: bool = _setting(_boolean, "listen beyond loopback without an access key", "false")
     max_connections: int = _setting(
         _integer(1, 100_000),
         "open connections; fewer where the limit on open files leaves no room for executions",
-        1024,
+        "1024",
     )
     request_timeout: float = _setting(
-        _some_seconds, "how long a request's header may take to arrive; its body gets 1 s more for each 16 KiB", 20.0
+        _some_seconds, "how long a request's header may take to arrive; its body gets 1 s more for each 16 KiB", "20"
     )
     peer_timeout: float = _setting(
-        _some_seconds, "a caller that is gone without a word, or takes nothing, is let go after this", 60.0
+        _some_seconds, "a caller that is gone without a word, or takes nothing, is let go after this", "60"
     )
-    body_limit: int = _setting(_integer(4096, 1024 * MEBIBYTE), "longest request body, in bytes", 16 * MEBIBYTE)
+    body_limit: int = _setting(_integer(4096, 1024 * MEBIBYTE), "longest request body, in bytes", str(16 * MEBIBYTE))
     response_buffer_bytes: int = _setting(
         _integer(MEBIBYTE, 1 << 40),
         "what may be held for readers of answers and streams together, in bytes",
-        64 * MEBIBYTE,
+        str(64 * MEBIBYTE),
     )
-    token_file: Path = _setting(_path, "the secret file; mount its directory", Path("/run/secrets/claude/token"))
+    token_file: Path = _setting(_path, "the secret file; mount its directory", "/run/secrets/claude/token")
     token_withdraw_after: float = _setting(
-        _seconds, "a secret file that is gone or bad for this long withdraws the token", 10.0
+        _seconds, "a secret file that is gone or bad for this long withdraws the token", "10"
     )
     token_from_env: bool = _setting(
         _boolean,
         "at start, write the environment's token (CLAUDE_CODE_OAUTH_TOKEN, else ANTHROPIC_API_KEY) into the secret "
         "file where there is none",
-        default=False,
+        "false",
     )
     token_delivery: str = _setting(
         _one_of("auto", "env", "file", "relay"), "how a token reaches a child: auto, env, file or relay", "auto"
     )
     relay_timeout: float = _setting(
-        _some_seconds, "how long the API may take to begin an answer, where requests go through the relay", 180.0
+        _some_seconds, "how long the API may take to begin an answer, where requests go through the relay", "180"
     )
     config_dir: Path = _setting(
-        _path, "the children's CLAUDE_CONFIG_DIR; one supervisor at a time", factory=_inherited_config_dir
+        _path,
+        "the children's CLAUDE_CONFIG_DIR; one supervisor at a time",
+        factory=_inherited_config_dir,
+        default_in_words="the inherited CLAUDE_CONFIG_DIR, else ~/.claude",
     )
     probe: str = _setting(
         _one_of("off", "on_refusal", "on_load", "before_dispatch"),
         "when the API is asked whether the token is good: off, on_refusal, on_load or before_dispatch",
         "on_refusal",
     )
-    claude: tuple[str, ...] = _setting(_command, "the CLI's command", ("claude",))
-    workspace: Path = _setting(_path, "working directory of the children", factory=Path.cwd)
+    claude: tuple[str, ...] = _setting(_command, "the CLI's command", "claude")
+    workspace: Path = _setting(
+        _path, "working directory of the children", factory=Path.cwd, default_in_words="current directory"
+    )
     workspaces: str = _setting(
         _one_of("shared", "per_execution"),
         "where a task without cwd works: shared: in the workspace; per_execution: in executions/ID below it",
         "shared",
     )
     retain_workspaces: bool = _setting(
-        _boolean, "keep the directories of executions for ever; else they are deleted with their records", default=True
+        _boolean, "keep the directories of executions for ever; else they are deleted with their records", "true"
     )
-    data_dir: Path | None = _setting(_path, "records and transcripts; put it on a volume", None)
-    slots: int = _setting(_integer(1, 1024), "how many executions run at once", 4)
-    queue: int = _setting(_integer(0, 100_000), "how many may wait for a slot", 16)
-    timeout: float = _setting(_some_seconds, "from admission to the answer: queued, running and parked", 900.0)
-    init_timeout: float = _setting(_seconds, "from spawn to the CLI's init frame; 0 turns it off", 60.0)
-    first_message_timeout: float = _setting(_seconds, "from init to the model's first sign; 0 turns it off", 300.0)
-    idle_timeout: float = _setting(_seconds, "without a sign of life, no tool open; 0 turns it off", 600.0)
-    tool_timeout: float = _setting(_seconds, "without a sign of life, a tool open; 0 turns it off", 1800.0)
+    data_dir: Path | None = _setting(
+        _path,
+        "records and transcripts; put it on a volume",
+        default_in_words="/var/lib/agent-runtime, else the user's state directory",
+    )
+    slots: int = _setting(_integer(1, 1024), "how many executions run at once", "4")
+    queue: int = _setting(_integer(0, 100_000), "how many may wait for a slot", "16")
+    timeout: float = _setting(_some_seconds, "from admission to the answer: queued, running and parked", "900")
+    init_timeout: float = _setting(_seconds, "from spawn to the CLI's init frame; 0 turns it off", "60")
+    first_message_timeout: float = _setting(_seconds, "from init to the model's first sign; 0 turns it off", "300")
+    idle_timeout: float = _setting(_seconds, "without a sign of life, no tool open; 0 turns it off", "600")
+    tool_timeout: float = _setting(_seconds, "without a sign of life, a tool open; 0 turns it off", "1800")
     background_timeout: float = _setting(
-        _seconds, "how long work in the background may go on after a result; 0 turns it off", 600.0
+        _seconds, "how long work in the background may go on after a result; 0 turns it off", "600"
     )
-    stop_grace: float = _setting(_seconds, "from the polite signal to SIGKILL", 3.0)
-    drain_timeout: float = _setting(_seconds, "how long running executions may finish at shutdown", 25.0)
+    stop_grace: float = _setting(_seconds, "from the polite signal to SIGKILL", "3")
+    drain_timeout: float = _setting(_seconds, "how long running executions may finish at shutdown", "25")
     park: float | None = _setting(
         _seconds_or_auto,
         "how long an execution may wait for a newer token; auto: the first answers, the others wait 60 s",
-        None,
+        "auto",
     )
     wait_for_reset: float = _setting(
-        _seconds, "how long an execution may wait for the known end of a usage limit that it met", 0.0
+        _seconds, "how long an execution may wait for the known end of a usage limit that it met", "0"
     )
-    max_resumes: int = _setting(_integer(0, 100), "how often one may be resumed without a newer token", 3)
-    events_url: str | None = _setting(_url, "where events are posted, signed with the access key", None)
+    max_resumes: int = _setting(_integer(0, 100), "how often one may be resumed without a newer token", "3")
+    events_url: str | None = _setting(_url, "where events are posted, signed with the access key")
     containment: str = _setting(
         _one_of("auto", "cgroup", "scan"),
         "how all that an attempt starts is ended: cgroup, scan or auto, the first of these there is",
         "auto",
     )
-    child_user: str | None = _setting(_text, "run children as this user", None)
+    child_user: str | None = _setting(_text, "run children as this user")
     confine: str = _setting(
         _one_of("off", "user", "landlock", "auto"),
         "what keeps the secret and the supervisor out of the agent's reach: off, user, landlock or auto",
         "off",
     )
     execution_memory: int | None = _setting(
-        _integer(16 * MEBIBYTE, 1 << 50), "how much memory an execution may use, in bytes; needs a cgroup", None
+        _integer(16 * MEBIBYTE, 1 << 50), "how much memory an execution may use, in bytes; needs a cgroup"
     )
     execution_pids: int | None = _setting(
-        _integer(8, 1 << 22), "how many processes and threads an execution may have; needs a cgroup", None
+        _integer(8, 1 << 22), "how many processes and threads an execution may have; needs a cgroup"
     )
-    execution_cpus: float | None = _setting(_cpus, "how many CPUs' time an execution may use; needs a cgroup", None)
-    frame_limit: int = _setting(_integer(4096, 1024 * MEBIBYTE), "longest frame kept, in bytes", 16 * MEBIBYTE)
+    execution_cpus: float | None = _setting(_cpus, "how many CPUs' time an execution may use; needs a cgroup")
+    frame_limit: int = _setting(_integer(4096, 1024 * MEBIBYTE), "longest frame kept, in bytes", str(16 * MEBIBYTE))
     answer_log_limit: int = _setting(
-        _integer(0, 1024 * MEBIBYTE), "how much of the transcript an answer carries, in bytes", 4 * MEBIBYTE
+        _integer(0, 1024 * MEBIBYTE), "how much of the transcript an answer carries, in bytes", str(4 * MEBIBYTE)
     )
-    retain_age: float = _setting(_some_seconds, "how long finished executions are kept", 7 * 86400.0)
+    retain_age: float = _setting(_some_seconds, "how long finished executions are kept", str(7 * 86400))
     retain_bytes: int = _setting(
-        _integer(1, 1 << 50), "how much finished executions may take on disk, in bytes", 2048 * MEBIBYTE
+        _integer(1, 1 << 50), "how much finished executions may take on disk, in bytes", str(2048 * MEBIBYTE)
     )
-    resume_interrupted: bool = _setting(_boolean, "go on at start with executions that were interrupted", default=False)
-    keep_partial: bool = _setting(_boolean, "keep partial messages in the transcript", default=False)
+    resume_interrupted: bool = _setting(_boolean, "go on at start with executions that were interrupted", "false")
+    keep_partial: bool = _setting(_boolean, "keep partial messages in the transcript", "false")
     strict: bool = _setting(
         _boolean,
         "unknown fields and parameters of a request are an error; else they are ignored and named",
-        default=True,
+        "true",
     )
     error_detail: str = _setting(
         _one_of("text", "object"),
         "detail of an error: text, or an object with message, error_code, error_class, metadata and execution_log",
         "text",
     )
-    page: bool = _setting(_boolean, "show a page for people at /", default=True)
+    page: bool = _setting(_boolean, "show a page for people at /", "true")
     show_prompts: bool = _setting(
-        _boolean, "show the first 200 characters of a message in records and on the page", default=True
+        _boolean, "show the first 200 characters of a message in records and on the page", "true"
     )
     log_format: str = _setting(_one_of("text", "json"), "text or json", "text")
     log_level: str = _setting(_one_of("debug", "info", "warning", "error"), "debug, info, warning or error", "info")
-    access_log: bool = _setting(_boolean, "a log line for each request; probes at level debug", default=True)
+    access_log: bool = _setting(_boolean, "a log line for each request; probes at level debug", "true")
 
     def __post_init__(self) -> None:
         if not self.is_loopback and self.access_key_file is None and not self.insecure_no_access_key:
@@ -308,11 +333,13 @@ class Setting(msgspec.Struct, frozen=True):
 
     Attributes:
         default: The default as text of the variable; None: there is none, or it depends on the machine.
+        shown_default: The default for a person, in words where it depends on the machine; None: there is none.
     """
 
     name: str
     text: str
     default: str | None
+    shown_default: str | None
     parse: Callable[[str], Any]
     is_switch: bool
 
@@ -325,11 +352,6 @@ class Setting(msgspec.Struct, frozen=True):
     def flag(self) -> str:
         """Name of the flag of ``serve``."""
         return "--" + self.name.replace("_", "-")
-
-    @property
-    def shown_default(self) -> str | None:
-        """The default for a person, in words where it depends on the machine; None: there is none."""
-        return self.default or _DEFAULTS_IN_WORDS.get(self.name)
 
     @property
     def metavar(self) -> str:
@@ -346,32 +368,9 @@ _SERVICE_LINK = (
     "set enableServiceLinks: false in the pod, or the variable itself"
 )
 
-_NAMED_DEFAULTS = {"park": "auto"}
-"""Defaults that are shown by a name instead of a value."""
-
-_DEFAULTS_IN_WORDS = {
-    "config_dir": "the inherited CLAUDE_CONFIG_DIR, else ~/.claude",
-    "workspace": "current directory",
-    "data_dir": "/var/lib/agent-runtime, else the user's state directory",
-}
-"""Defaults that depend on the machine, in words."""
-
-
-def _default_text(value: Any) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.15g}"
-    if isinstance(value, tuple):
-        return shlex.join(value)
-    return str(value)
-
-
 SETTINGS: tuple[Setting, ...] = tuple(
-    Setting(name, text, _NAMED_DEFAULTS.get(name) or _default_text(default), parse, is_switch=parse is _boolean)
-    for name, (parse, text, default) in zip(Settings.__struct_fields__, _described, strict=True)
+    Setting(name, text, default, default or in_words, parse, is_switch=parse is _boolean)
+    for name, (parse, text, default, in_words) in zip(Settings.__struct_fields__, _described, strict=True)
 )
 
 
