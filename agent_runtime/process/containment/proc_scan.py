@@ -40,7 +40,7 @@ class _Pass(msgspec.Struct):
     Attributes:
         seen: The living processes of the attempt that this pass has found.
         new: How many of these are signalled for the first time.
-        is_one_of_many: Whether another pass follows at once, so that this one need not look below every process.
+        more_follow: Whether another pass follows at once, so that this one need not look below every process.
         group: How many of these the signal to the leader's group ends.
     """
 
@@ -48,7 +48,7 @@ class _Pass(msgspec.Struct):
     freezer: Freezer
     seen: dict[Identity, Process] = msgspec.field(default_factory=dict)
     new: int = 0
-    is_one_of_many: bool = False
+    more_follow: bool = False
     group: int = 0
 
 
@@ -92,9 +92,11 @@ class ScanLayer:
         if me is None or not proc_table.shows_our_pids():
             return PassResult()
         adopters = () if self._attempt.shim is None else self._attempt.shim[:1]
-        current = _Pass(proc_table.take_view(), Freezer(*adopters), is_one_of_many=self._is_for_the_sweep)
+        current = _Pass(
+            proc_table.take_view(thorough=thorough), Freezer(*adopters), more_follow=self._more_passes_follow
+        )
         try:
-            unattributed = self._freeze_all(me, current, thorough=thorough)
+            unattributed = self._freeze_all(me, current)
         finally:
             if current.group and self._shim_handle is not None:
                 self._shim_handle.kill_group()
@@ -103,10 +105,8 @@ class ScanLayer:
             self._seen |= current.seen.keys()
         return PassResult(len(current.seen), current.new, unattributed)
 
-    def _freeze_all(self, me: Process, current: _Pass, *, thorough: bool) -> int:
+    def _freeze_all(self, me: Process, current: _Pass) -> int:
         """Stop all processes of the attempt; return how many orphans may belong to any attempt."""
-        if thorough:
-            current.view = proc_table.take_view(thorough=True)
         for root in self._below_shim(current.view):
             self._freeze_branch(root, current)
         unattributed: list[Process] = []
@@ -142,7 +142,7 @@ class ScanLayer:
             if self._patience and self._is_in_group(process):
                 current.group += 1
                 current.new += process.identity not in self._seen
-                if current.is_one_of_many:
+                if current.more_follow:
                     continue  # its shim adopts its orphans, and the next pass finds them there
             elif process.identity not in self._frozen and current.freezer.freeze(process):
                 self._frozen.add(process.identity)
@@ -154,7 +154,7 @@ class ScanLayer:
         return self._shim_handle is not None and process.group == process.session == self._shim_handle.pid
 
     @property
-    def _is_for_the_sweep(self) -> bool:
+    def _more_passes_follow(self) -> bool:
         """Whether the leader has ended and its shim lives to adopt its orphans: kill passes follow each other then."""
         handle = self._shim_handle
         return handle is not None and linux.has_ended(handle.pidfd) and not handle.shim_has_ended
