@@ -120,42 +120,11 @@ def test_streams_are_bounded_and_places_are_given_back(tmp_path: Path) -> None:
 )
 def test_executions_answer_on_a_full_disk_and_say_what_is_not_kept(tmp_path: Path) -> None:
     """R3, in a mount namespace of its own, so that nobody else's disk is filled."""
-    driver = f"""
-import sys
-from pathlib import Path
-from tests.support.supervised import supervised
-from tests.system.test_executions import OK
-home = Path({str(tmp_path)!r})
-with supervised(home) as running:
-    before = running.post(OK, execution_id="before").json()
-    filler = home / "data" / "filler"
-    with filler.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
-    long = {{"script": [{{"do": "init"}}, {{"do": "flood", "bytes": 200_000}}, {{"do": "result", "text": "Done."}}]}}
-    full = running.post(long, execution_id="full")
-    answer = full.json()
-    assert (full.status_code, answer["response"]) == (200, "Done."), answer
-    assert answer["metadata"]["retained"] is False, answer["metadata"]
-    metrics = running.client.get("/metrics").text
-    assert "agent_runtime_store_available 0.0" in metrics
-    assert "agent_runtime_records_unwritten_total 0.0" not in metrics
-    assert "agent_runtime_transcript_lines_unwritten_total 0.0" not in metrics
-    assert answer["truncated_log"] is True
-    assert running.get("/health")["disk"]["error"], running.get("/health")
-    assert running.get("/api/executions/before/result")["answer"] == before
-    assert running.record("full")["outcome"] == "success"
-    filler.unlink()
-    assert running.post(OK, execution_id="after").json()["metadata"]["retained"] is True
-print("held")
-"""
+    program = "tests.support.programs.answers_on_a_full_disk"
     (tmp_path / "data").mkdir()
-    mount = 'mount -t tmpfs -o size=1m tmpfs "$1" && exec "$2" -W error -c "$3"'
+    mount = 'mount -t tmpfs -o size=1m tmpfs "$1/data" && exec "$2" -W error -m "$3" "$1"'
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", mount, "sh", str(tmp_path / "data"), sys.executable, driver],
+        ["unshare", "-m", "sh", "-c", mount, "sh", str(tmp_path), sys.executable, program],
         capture_output=True,
         text=True,
         check=False,

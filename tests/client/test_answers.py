@@ -92,17 +92,13 @@ def test_junk_in_the_place_of_an_answer_is_no_answer(junk: bytes, monkeypatch: p
 
 
 def test_the_client_imports_httpx_and_msgspec_and_nothing_else_of_others() -> None:
-    program = """
-import sys
-from importlib.metadata import packages_distributions, requires
-before = set(sys.modules)
-import agent_runtime.client
-tops = {name.partition(".")[0] for name in set(sys.modules) - before}
-owners = packages_distributions()
-print(*sorted({owner.lower() for top in tops for owner in owners.get(top, ())} - {"agent-runtime"}))
-print(*sorted(tops & {"sqlite3"}))
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.programs.imports_of_the_client"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     loaded, heavy = done.stdout.splitlines()
 
     # What httpx itself imports where it is installed, by its own choice.

@@ -14,24 +14,18 @@ from agent_runtime.client import Execution, Health, TokenReport
 from agent_runtime.client.answers import read
 from agent_runtime.model.records import Usage
 from agent_runtime.process.usage import sample
-from tests.support.supervised import Supervised, eventually, supervised
+from tests.support.supervised import PROGRAMS, Supervised, eventually, supervised
 from tests.telemetry.test_metrics import scrape
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MEGABYTES = 64
-BURNER = f"""
-import os, sys
-kept = b"x" * ({MEGABYTES} << 20)
-while not os.path.exists(sys.argv[1]):
-    pass
-"""
 
 
 def burning(path: Path) -> dict[str, Any]:
     """Return a task whose tool keeps memory and a processor busy until the file is there."""
-    command = shlex.join([sys.executable, "-S", "-c", BURNER, str(path)])
+    command = shlex.join([sys.executable, "-S", str(PROGRAMS / "burner.py"), str(path), str(MEGABYTES)])
     return {"script": [{"do": "init"}, {"do": "tool", "command": command}, {"do": "result"}]}
 
 

@@ -232,97 +232,27 @@ def test_a_database_that_is_gone_is_told_and_no_task_that_ran_runs_again(tmp_pat
     assert runs(tmp_path, "x") == 1
 
 
-DRIVER = r"""
-import json, os, sys
-from pathlib import Path
-from tests.store.test_storage import counting, runs
-from tests.support.supervised import eventually, supervised
-from tests.system.test_executions import OK, holding
-
-home = Path(sys.argv[1])
-filler = home / "data" / "filler"
-FLAGS = ("--answer-log-limit", "65536")
-
-def fill():
-    with filler.open("ab", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
-
-def killed(running):
-    running.process.kill()
-    running.process.wait()
-
-tasks = {name: counting(home, name) for name in ("before", "full")}
-with supervised(home, expect_exit=None, flags=FLAGS) as running:
-    before = running.post(tasks["before"], execution_id="before").json()
-    running.post(holding(home / "never"), execution_id="cut", async_result=True)
-    eventually(lambda: running.record("cut")["state"] == "running")
-    fill()
-    killed(running)
-fill()
-for _ in range(2):
-    with supervised(home, expect_exit=None, flags=FLAGS) as running:
-        assert running.post(tasks["before"], execution_id="before").json() == before
-        assert running.get("/api/executions/before/result")["answer"] == before
-        assert running.record("cut")["error_class"] == "interrupted"
-        assert running.client.get("/api/executions/unknown").status_code == 404
-        assert running.post(OK).json()["metadata"]["retained"] is False
-        assert running.get("/health")["status"] == "degraded"
-        killed(running)
-    fill()
-with supervised(home, expect_exit=None, flags=FLAGS) as running:
-    answer = running.post(tasks["full"], execution_id="full").json()
-    assert (answer["status"], answer["metadata"]["retained"]) == ("success", False), answer
-    filler.unlink()
-    eventually(lambda: running.get("/health")["status"] == "ok")  # without a task
-    killed(running)
-with supervised(home, flags=FLAGS) as running:
-    assert running.post(tasks["full"], execution_id="full").json()["response"] == answer["response"]
-    assert running.record("full")["outcome"] == "success"
-    flood = {"script": [{"do": "init"}, {"do": "flood", "bytes": 1_500_000}, {"do": "result", "text": "Done."}]}
-    for n in range(8):
-        assert running.post(flood, execution_id=f"flood-{n}").json()["response"] == "Done."
-    eventually(lambda: running.get("/health")["status"] == "ok")
-    eventually(lambda: running.post(OK).json()["metadata"]["retained"])
-    assert running.record("flood-0")["outcome"] == "success"
-    assert running.post(flood, execution_id="flood-0").json()["response"] == "Done."
-    assert running.post(tasks["before"], execution_id="before").json() == before
-assert [runs(home, name) for name in tasks] == [1, 1]
-print("held")
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="a small volume takes a mount")
 def test_a_full_volume_costs_no_outcome_and_heals(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    mount = 'mount -t tmpfs -o size=6m tmpfs "$1/data" && exec "$2" -W error -c "$3" "$1"'
-    command = ["unshare", "--mount", "sh", "-c", mount, "sh", str(tmp_path), sys.executable, DRIVER]
+    mount = 'mount -t tmpfs -o size=6m tmpfs "$1/data" && exec "$2" -W error -m "$3" "$1"'
+    program = "tests.support.programs.tasks_on_a_full_volume"
+    command = ["unshare", "--mount", "sh", "-c", mount, "sh", str(tmp_path), sys.executable, program]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
 
     assert ran.stdout == "held\n", ran.stderr
 
 
-UNANSWERABLE = """
-import sys
-from agent_runtime.cli.main import main
-from agent_runtime.supervisor import admission
-
-def fails(*arguments, **more):
-    raise ArithmeticError("a fault of ours")
-
-admission.answer_to = fails
-sys.exit(main())
-"""
-
-
 @pytest.mark.slow
 def test_no_record_says_that_it_runs_where_its_answer_cannot_be_built(tmp_path: Path) -> None:
     flags = ("--token-delivery", "env")  # else the first port that is found may be that of the check on loopback
-    with supervised(tmp_path, program=("-c", UNANSWERABLE), output=subprocess.DEVNULL, flags=flags) as running:
+    with supervised(
+        tmp_path,
+        program=("-m", "tests.support.programs.unanswerable_supervisor"),
+        output=subprocess.DEVNULL,
+        flags=flags,
+    ) as running:
         answer = running.post(OK, execution_id="x")
         assert (answer.status_code, answer.json()["error_class"]) == (500, "error")
         assert (running.record("x")["state"], running.record("x")["error_class"]) == ("finished", "error")

@@ -13,19 +13,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_runtime.standins.messages_api import MessagesApi, UsageLimit
-from tests.support.supervised import OLD, Supervised, eventually
+from tests.support.supervised import OLD, SUPERVISOR_WITH, Supervised, eventually
 from tests.system.test_switching import PLAIN, PROMPT, Work, state, states, switching, token, told
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-SOON = """
-import sys
-from agent_runtime.supervisor import retry_policy
-retry_policy.AFTER_RESET_SECONDS = (0.2, 0.6)
-from agent_runtime.cli import main as cli
-sys.exit(cli.main())
-"""
+
+SOON = (*SUPERVISOR_WITH, "agent_runtime.supervisor.retry_policy:AFTER_RESET_SECONDS=(0.2, 0.6)")
 """Goes on a moment after the end; that it is 1 to 15 s otherwise is shown by the slow test below."""
 
 WAITING = ("--wait-for-reset", "60")
@@ -46,7 +41,7 @@ def test_work_goes_on_in_its_session_after_the_end_of_its_limit_without_a_newer_
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
     work = Work(api, tmp_path)
-    with switching(tmp_path, api_url=url, flags=WAITING, program=("-c", SOON)) as running:
+    with switching(tmp_path, api_url=url, flags=WAITING, program=SOON) as running:
         pending = running.start(PROMPT, execution_id="work")
         work.wait_until_under_way()
         limit = limited_for(15)
@@ -114,7 +109,7 @@ def test_on_the_real_cli_work_goes_on_in_its_session_after_the_end_of_its_limit(
     """Up to 2.1.30 the CLI tells the end only in a sentence, to the minute."""
     work = Work(api, tmp_path)
     flags = ("--wait-for-reset", "300")
-    with switching(tmp_path, api_url=url, claude=claude, flags=flags, program=("-c", SOON)) as running:
+    with switching(tmp_path, api_url=url, claude=claude, flags=flags, program=SOON) as running:
         pending = running.start(PROMPT, execution_id="work")
         work.wait_until_under_way()
         limit = limited_for(15)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent_runtime.standins.messages_api import MessagesApi, Text, Tool
 from tests.support.another_user import NOBODY
-from tests.support.supervised import eventually, supervised
+from tests.support.supervised import PROGRAMS, eventually, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,17 +27,6 @@ IDENTITY = (
     r"p=$(sed 's/.*) . \([0-9]*\) .*/\1/' /proc/$p/stat); done 2>errors"
 )
 """Shell command that prints the relay identity in the environment of the CLI above the shell."""
-
-ALONE = """#!/bin/sh
-# A CLI that does what its prompt names, and nothing else.
-case "$*" in *--version*) echo '2.0.0 (Claude Code)'; exit;; *--help*) exit;; esac
-while [ $# -gt 1 ]; do [ "$1" != --session-id ] || id=$2; shift; done
-said() { printf '{"session_id":"%s",%s}\\n' "$id" "$1"; }
-said '"type":"system","subtype":"init","permissionMode":"bypassPermissions","model":"m","tools":[],"cwd":"."'
-script=$(sed -n 's/.*\\[\\[script:\\([a-z]*\\)\\]\\].*/\\1/p')
-sh "./$script.sh" >&2
-said '"type":"result","subtype":"success","is_error":false,"result":"done","num_turns":1,"usage":{}'
-"""
 
 
 @dataclass
@@ -93,7 +82,7 @@ def hunted(
         shutil.copytree(package, home / "node_modules", symlinks=True, copy_function=_link)
         claude = str(home / "node_modules" / Path(claude).relative_to(package))
     elif not claude:
-        (home / "cli").write_text(ALONE)
+        shutil.copyfile(PROGRAMS / "hunting_cli.sh", home / "cli")
         (home / "cli").chmod(0o755)
         claude = str(home / "cli")
     shutil.copy(HUNT, workspace)

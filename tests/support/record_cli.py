@@ -152,22 +152,6 @@ CASES = (
     Case("connection_refused", Text(text="PONG"), "network", environ={"ANTHROPIC_BASE_URL": "http://127.0.0.1:9"}),
 )
 
-_MCP_SERVER = """
-import json, sys
-sys.stderr.write(sys.argv[1]); sys.stderr.flush()
-for line in sys.stdin:
-    asked = json.loads(line)
-    if "id" not in asked:
-        continue
-    result = {}
-    if asked["method"] == "initialize":
-        result = {"protocolVersion": asked["params"]["protocolVersion"], "capabilities": {"tools": {}},
-                  "serverInfo": {"name": "noisy", "version": "1"}}
-    elif asked["method"] == "tools/list":
-        result = {"tools": []}
-    print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": result}), flush=True)
-"""
-
 
 def record(executable: Path, case: Case) -> list[dict[str, Any]]:
     """Run the CLI once and return what is kept of its output, in the order in which it was read."""
@@ -189,7 +173,10 @@ def record(executable: Path, case: Case) -> list[dict[str, Any]]:
             "--dangerously-skip-permissions",
         ]
         if case.mcp_stderr:
-            server = {"command": sys.executable, "args": ["-c", _MCP_SERVER, case.mcp_stderr]}
+            server = {
+                "command": sys.executable,
+                "args": [str(Path(__file__).with_name("programs") / "noisy_mcp_server.py"), case.mcp_stderr],
+            }
             Path(scratch, "mcp.json").write_text(json.dumps({"mcpServers": {"noisy": server}}))
             argv.append(f"--mcp-config={scratch}/mcp.json")
         environ = {

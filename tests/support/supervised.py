@@ -29,8 +29,12 @@ if TYPE_CHECKING:
 
 SCRIPTED_CLI = Path(__file__).with_name("scripted_cli.py")
 SCRIPTED = shlex.join([sys.executable, str(SCRIPTED_CLI)])
-QUICK_CLI = str(Path(__file__).with_name("programs") / "quick_cli.sh")
+PROGRAMS = Path(__file__).with_name("programs")
+QUICK_CLI = str(PROGRAMS / "quick_cli.sh")
 """A CLI that answers at once, whatever it is asked."""
+SUPERVISOR_WITH = ("-m", "tests.support.programs.supervisor_with")
+"""For :func:`supervised`: a supervisor with other values of the constants that follow."""
+
 OLD = "sk-ant-oat01-the-old-token-of-these-tests-000000000001"
 NEW = "sk-ant-oat01-the-new-token-of-these-tests-000000000002"
 API_KEY = "sk-ant-api03-the-api-key-of-these-tests-00000000000003"

@@ -15,7 +15,7 @@ import pytest
 
 from agent_runtime.standins.messages_api import MessagesApi, Text, Tool
 from tests.claude.test_frame_repair import strictly
-from tests.support.supervised import Supervised, eventually, marked_processes, supervised
+from tests.support.supervised import PROGRAMS, Supervised, eventually, marked_processes, supervised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -436,40 +436,9 @@ def test_k3_the_real_clis_stop_reasons_are_told(  # noqa: PLR0917 - fixtures and
 
 # -- K6: messages that the CLI takes for its own commands
 
-OWN_COMMANDS = """
-import json, os, pathlib, sys
 
-message = sys.stdin.read()
-seen = pathlib.Path(__file__).with_name("seen.jsonl")
-if os.environ.get("AGENT_RUNTIME_EXECUTION_ID", "proof") != "proof":  # the supervisor itself may try it, too
-    with seen.open("a") as file:
-        file.write(json.dumps({"message": message, "argv": sys.argv[1:]}) + "\\n")
-
-
-def say(**frame):
-    print(json.dumps({"session_id": "7b0b4a4e-0000-4000-8000-000000000001", **frame}), flush=True)
-
-
-say(type="system", subtype="init", permissionMode="bypassPermissions", model="m", claude_code_version="2.1.332")
-word = message.split()[0] if message.startswith("/") else ""
-if word in ("/login", "/compact", "/cost", "/clear", "/nobody"):
-    say(type="result", subtype="success", is_error=False, num_turns=0, duration_api_ms=0, result=
-        {"/cost": "It cost nothing.", "/nobody": "Unknown command: /nobody"}.get(word, ""))
-elif word == "/old":
-    say(type="user", message={"role": "user", "content": "<local-command-stdout>It was.</local-command-stdout>"})
-    say(type="result", subtype="success", is_error=False, num_turns=3, duration_api_ms=0, result="")
-elif word == "/fork":
-    say(type="system", subtype="task_started", task_id="t1", task_type="local_agent")
-    say(type="system", subtype="task_notification", task_id="t1", status="completed", ambient=True)
-    say(type="result", subtype="success", is_error=False, num_turns=0, duration_api_ms=0, result="Forked.")
-elif word == "/fails":
-    say(type="result", subtype="success", is_error=True, num_turns=0, duration_api_ms=0, result="It cannot be done.")
-else:
-    content = [{"type": "text", "text": "Heard."}]
-    say(type="assistant", message={"id": "m1", "model": "m", "content": content})
-    say(type="result", subtype="success", is_error=False, num_turns=1, duration_api_ms=5, result="Heard: " + message)
-"""
-"""A CLI with commands of its own, which notes what it was told."""
+COMMANDED_CLI = PROGRAMS / "commanded_cli.py"
+"""A CLI with commands of its own, which notes beside itself what it was told; so each test has a copy."""
 
 
 class Commanded:
@@ -492,7 +461,7 @@ class Commanded:
 def commanded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commanded]:
     home = tmp_path_factory.mktemp("commanded")
     program = home / "claude.py"
-    program.write_text(OWN_COMMANDS)
+    shutil.copy(COMMANDED_CLI, program)
     with supervised(home, claude=shlex.join([sys.executable, str(program)])) as running:
         yield Commanded(running, home)
 
@@ -561,7 +530,7 @@ def test_k6_a_failure_without_a_word_of_the_model_is_not_sent_again(commanded: C
 def test_k6_a_custom_command_comes_before_the_clis_own_of_that_name(tmp_path: Path, place: str) -> None:
     """It does on 2.1.30, 2.1.114, 2.1.197 and 2.1.332; here the CLI answers it itself and is asked again."""
     program = tmp_path / "claude.py"
-    program.write_text(OWN_COMMANDS)
+    shutil.copy(COMMANDED_CLI, program)
     (tmp_path / place).parent.mkdir(parents=True)
     (tmp_path / place).write_text("Make it shorter: $ARGUMENTS")
     with supervised(tmp_path, claude=shlex.join([sys.executable, str(program)])) as running:

@@ -19,7 +19,16 @@ import pytest
 
 from agent_runtime.model.tokens import Token
 from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, UsageLimit
-from tests.support.supervised import NEW, OLD, SCRIPTED, Supervised, eventually, marked_processes, supervised
+from tests.support.supervised import (
+    NEW,
+    OLD,
+    SCRIPTED,
+    SUPERVISOR_WITH,
+    Supervised,
+    eventually,
+    marked_processes,
+    supervised,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -610,20 +619,14 @@ def test_a_dead_token_can_be_found_out_before_any_execution_meets_it(
     assert api.seen(NEW).requests == 1, "the question, and no request of an execution"
 
 
-HURRIED = """
-import sys
-from agent_runtime.cli import main as cli
-from agent_runtime.tokens import status as statuses
-statuses.FIRST_RETRY_SECONDS = 3.0
-sys.exit(cli.main())
-"""
+HURRIED = (*SUPERVISOR_WITH, "agent_runtime.tokens.status:FIRST_RETRY_SECONDS=3.0")
 """Tries a refused token again after three seconds; that it is a minute otherwise stands in test_statuses."""
 
 
 @pytest.mark.slow
 def test_a_refused_token_is_tried_again_by_the_probe_after_a_pause(tmp_path: Path, api: MessagesApi, url: str) -> None:
     api.on(OLD, "expired")
-    with switching(tmp_path, api_url=url, program=("-c", HURRIED)) as running:
+    with switching(tmp_path, api_url=url, program=HURRIED) as running:
         assert running.post(PLAIN).status_code == 503
         refused_at = time.monotonic()
         asked = api.seen(OLD).requests

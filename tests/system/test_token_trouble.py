@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_runtime.standins.messages_api import Fail, MessagesApi, Text, Tool
-from tests.support.supervised import NEW, OLD, Supervised, eventually
+from tests.support.supervised import NEW, OLD, SUPERVISOR_WITH, Supervised, eventually
 from tests.system.test_executions import OK
 from tests.system.test_switching import PLAIN, PROMPT, Work, generations, of, state, states, switching, token, told
 
@@ -294,14 +294,8 @@ def test_an_unpaid_account_outlives_a_restart_and_a_newer_token_ends_it(
         assert about_tokens(running, finished=1) == ["token.loaded", "token.loaded"]
 
 
-HURRIED = """
-import sys
-from agent_runtime.cli import main as cli
-from agent_runtime.tokens import status as statuses
-statuses.BILLING_RETRY_SECONDS = 2.0
-statuses.LONGEST_RETRY_SECONDS = 2.0
-sys.exit(cli.main())
-"""
+STATUS = "agent_runtime.tokens.status"
+HURRIED = (*SUPERVISOR_WITH, f"{STATUS}:BILLING_RETRY_SECONDS=2.0", f"{STATUS}:LONGEST_RETRY_SECONDS=2.0")
 """Lets an execution through after two seconds; that it is ten minutes otherwise stands in test_statuses."""
 
 
@@ -310,7 +304,7 @@ def test_after_its_pause_one_execution_at_a_time_finds_out_whether_the_account_p
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
     api.on(OLD, EXTRA_USAGE)
-    with switching(tmp_path, api_url=url, flags=("--park", "0"), program=("-c", HURRIED)) as running:
+    with switching(tmp_path, api_url=url, flags=("--park", "0"), program=HURRIED) as running:
         assert running.post(PLAIN).status_code == 503
         # It meets it again: the next one is turned away as before.
         again = eventually(lambda: running.client.get("/readyz").status_code == 200 and running.post(PLAIN))
