@@ -188,13 +188,13 @@ class NewToken(msgspec.Struct, kw_only=True):
     remove_api_key: bool | None = None
 
 
-class Reloaded(Subscriptable, msgspec.Struct, kw_only=True):
+class Reloaded(Subscriptable, msgspec.Struct, kw_only=True, omit_defaults=True):
     """
     The result of reading the secret file again.
 
     Attributes:
         reloaded: Whether the file holds another token than before.
-        error: Why the file's content is not used, so that the token before stays in use for a while; null: it is used.
+        error: Why the file's content is not used and the token before stays in use for a while; absent: it is used.
     """
 
     status: Literal["success"]

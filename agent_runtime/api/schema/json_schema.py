@@ -24,7 +24,7 @@ _MARKUP = re.compile(r":[a-z]{1,10}:(?=`)")
 _REQUESTS = {"Task", "Image", "NewToken"}
 """Types that callers send."""
 
-_SPARSE = {"Problem", "ErrorDetail"}
+_SPARSE = {"Problem", "ErrorDetail", "Reloaded"}
 """Types that leave out fields without a value; all other answers always have every field."""
 
 
