@@ -59,7 +59,7 @@ class TaskRun:
         return EXIT_SUCCESS
 
     def follow_to_end(self) -> int:
-        """Submit the task and show its events to the end; Ctrl-C cancels it, a second one stops waiting for that."""
+        """Submit the task and show its events to the end; Ctrl-C cancels it, a second Ctrl-C does not wait for that."""
         try:
             self._submit()
             answer = self._follow()

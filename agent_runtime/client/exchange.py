@@ -87,7 +87,7 @@ class Patience:
         await asyncio.sleep(min(self._until - now, seconds))
 
     async def wait(self) -> None:
-        """Pause before asking again for an execution that runs, which counts as progress."""
+        """Pause before asking again for an execution that runs; that it runs counts as progress."""
         self.reset()
         await asyncio.sleep(min(LONGEST_WAIT_SECONDS, FIRST_PAUSE_SECONDS * 1.3 ** min(self._waits, 64)))
         self._waits += 1

@@ -194,7 +194,7 @@ class Scenario:
         ]
 
     def _end_tools(self, number: int) -> None:
-        """End the tools with this number, by the file that they wait for."""
+        """Create the file that the tools with this number wait for, so that they end."""
         (self._environment.workspace / f"go-{number}").touch()
 
     def _ran(self, execution: DemoExecution) -> list[str]:

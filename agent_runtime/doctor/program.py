@@ -178,7 +178,7 @@ def api(environ: Mapping[str, str]) -> Finding:
 
 
 def _unreachable(host: str, port: int) -> str | None:
-    """Return why no connection is possible; None: it is. In a thread, because looking up a name can take too long."""
+    """Return why no connection can be made; None: one can. A thread makes it, because a name's lookup has no limit."""
     result: list[str | None] = []
 
     def connect() -> None:

@@ -137,10 +137,11 @@ def refuse_pages(request: Request) -> None:
     Raises:
         InvalidRequest: ``Host`` or ``Origin`` names another host, or other headers show that a page made the request.
     """
-    host = _name_in(f"//{request.headers.get('host', '')}")
+    own = _origin_in(f"{request.url.scheme}://{request.headers.get('host', '')}")
+    host = "" if own is None else own[1]
     if not (
         host in {"localhost", socket.gethostname().lower()}
-        or _is_address(host)
+        or _address(host) is not None
         or (_is_private(host) and not _came_over_loopback(request))
     ):
         raise InvalidRequest("Host: must be an address or localhost where there is no access key")
@@ -149,7 +150,6 @@ def refuse_pages(request: Request) -> None:
     origins = request.headers.getlist("origin")
     if not origins:
         return
-    own = _origin_in(f"{request.url.scheme}://{request.headers.get('host', '')}")
     if any(_origin_in(origin) != own for origin in origins):
         raise InvalidRequest("Origin: requests of other pages are not taken where there is no access key")
     has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
@@ -168,13 +168,6 @@ def _origin_in(url: str) -> tuple[str, str, int] | None:
     return (parts.scheme, parts.hostname.lower(), port) if parts.hostname else None
 
 
-def _name_in(url: str) -> str:
-    try:
-        return (urlsplit(url).hostname or "").lower()
-    except ValueError:
-        return ""
-
-
 def _is_private(host: str) -> bool:
     """Whether *host* can only be a name of a private network: a single label, or below a domain reserved for these."""
     return bool(host) and ("." not in host or host.endswith(_PRIVATE_DOMAINS))
@@ -182,17 +175,15 @@ def _is_private(host: str) -> bool:
 
 def _came_over_loopback(request: Request) -> bool:
     server = request.scope.get("server")
-    if server is None or not _is_address(server[0]):
-        return True
-    address = ipaddress.ip_address(server[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped  # a socket that listens on :: sees 127.0.0.1 in this form
-    return address.is_loopback
+    address = None if server is None else _address(server[0])
+    return address is None or address.is_loopback
 
 
-def _is_address(host: str) -> bool:
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return an IP address, an IPv4 one also where it is mapped into IPv6 (a socket listens on ``::``), or None."""
     try:
-        ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return False
-    return True
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
