@@ -179,7 +179,7 @@ def verdict(ending: Ending) -> Verdict:
 
 
 def _for_failed_result(ending: Ending, result: Result) -> Verdict:
-    """Decide for a ``result`` without an answer."""
+    """Decide how an attempt ended whose ``result`` frame holds no answer."""
     if result.stop_reason == _REFUSAL:
         return _failed(ErrorClass.INVALID_REQUEST, (result.text if result.is_error else None) or _DECLINED)
     if not result.is_error:
@@ -196,7 +196,7 @@ def _for_failed_result(ending: Ending, result: Result) -> Verdict:
 
 
 def _for_error_result(ending: Ending, result: Result) -> Verdict:
-    """Decide for a ``result`` that is an error."""
+    """Decide how an attempt ended whose ``result`` frame is an error."""
     lines = (result.text or "").splitlines()
     words = most_informative(lines) if len(lines) > 1 else result.text
     why = cause(words or "")
@@ -213,7 +213,7 @@ def _for_error_result(ending: Ending, result: Result) -> Verdict:
 
 
 def _for_missing_result(ending: Ending) -> Verdict:
-    """Decide for a process that has ended without a ``result``."""
+    """Decide how an attempt ended whose process printed no ``result`` frame."""
     number, words = ending.signal_number, ending.last_words
     why = cause(words or "")
     words_class, remedy = (None, "") if why is None else (why.error_class, why.remedy)

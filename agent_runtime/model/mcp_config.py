@@ -28,7 +28,7 @@ _NEEDED = {
 
 
 def refused_by_all(config: Mapping[str, Any]) -> str | None:
-    """Return why no version accepts *config*; None: versions after 2.1.30 do."""
+    """Return why no version of the CLI accepts *config*; None: versions after 2.1.30 accept it."""
     if SERVERS not in config:
         return f"must hold the servers by their names under the key {SERVERS}"
     if not isinstance(config[SERVERS], dict):

@@ -84,7 +84,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         timeout_seconds: From admission to the answer; None: the setting's.
         resume_session_id: A session of the CLI to go on with; one execution uses a session at a time, others wait.
         fork_session: Go on in a copy of that session; it stays as it is, so nothing waits for it.
-        fresh_session: The first attempt begins a new session, also where an earlier one could be gone on with.
+        fresh_session: The first attempt begins a new session, even if an earlier one could be continued.
         mcp_config: As the CLI's ``--mcp-config`` takes it.
         strict_mcp_config: No other MCP servers than these.
         setting_sources: The settings files that the CLI reads; empty: none.

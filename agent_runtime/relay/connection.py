@@ -91,7 +91,7 @@ class Connection:
         Send *data*, and wait as long as the other side does not read fast enough.
 
         Raises:
-            OSError: The connection is gone.
+            OSError: The connection is closed or broken.
         """
         self._writer.write(data)
         await self._writer.drain()

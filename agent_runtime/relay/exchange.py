@@ -52,7 +52,7 @@ class Exchanges:
         Answer one request; return whether the child's connection can be used further.
 
         Raises:
-            OSError, PeerClosed: The child is gone.
+            OSError, PeerClosed: The child closed its connection.
         """
         try:
             answer = await self._fetch(request, identity)
@@ -130,10 +130,10 @@ class Exchanges:
         """
         Pass an answer on to the child as it comes.
 
-        Returns False if the API's connection broke in the middle of it; the child's connection is then cut, too.
+        Returns False if the API's connection broke in the middle of it; the child's connection is then reset, too.
 
         Raises:
-            OSError: The child is gone.
+            OSError: The child closed its connection.
         """
         in_chunks = isinstance(answer.framing, UntilClosed)
         unsent = _head_for_child(answer, in_chunks=in_chunks)

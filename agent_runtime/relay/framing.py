@@ -106,7 +106,7 @@ def _skip_whole_chunks(data: bytes, at: int) -> int:
 
 
 class UntilClosed:
-    """A body that ends with the connection (HTTP/1.0); the child gets it in chunks, so that it can notice a cut."""
+    """A body that ends with the connection (HTTP/1.0); the child gets it in chunks, so that it notices a broken one."""
 
     def __init__(self) -> None:
         self.is_complete = False

@@ -215,7 +215,7 @@ class Relay:
         )
 
     def release(self, delivered: Delivered) -> None:
-        """End the identity of a child that is gone, and all its connections."""
+        """End the identity of a child that has ended, and close all its connections."""
         identity = delivered.relayed
         if not isinstance(identity, Identity):
             return

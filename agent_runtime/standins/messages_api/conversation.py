@@ -52,7 +52,7 @@ class Conversation:
         key: Equal for all requests of one conversation.
         script: The name in the latest ``[[script:NAME]]`` a user wrote, if any.
         position: How many tools, since that mark, have had their result.
-        aside: The request is a small one that the CLI makes for itself beside the conversation, outside of scripts.
+        aside: A side request: the CLI makes it for itself, and no script answers it.
     """
 
     key: str

@@ -33,7 +33,7 @@ class SeenRequest:
         bearer: Fingerprint of the token in ``Authorization``.
         api_key: Fingerprint of the token in ``x-api-key``.
         script: The name in the conversation's latest mark.
-        aside: The CLI made the request for itself, beside the conversation.
+        aside: A side request: the CLI made it for itself, not for its prompt.
         reply: The kind of the reply: "text", "tool", "fail", ...
         status: The HTTP status of the answer; None: not answered yet, or never.
         usage: The model tokens that the answer, as far as it was sent, said it took; by the API's names.
@@ -72,7 +72,7 @@ class TokenCounts:
 
     Attributes:
         requests: The conversations' own requests and those that count tokens.
-        asides: Requests that the CLI made for itself, beside a conversation.
+        asides: Side requests: those that the CLI made for itself, not for its prompt.
         by_status: How many of both were answered, by HTTP status; without requests that hang or were cut off.
     """
 
@@ -110,7 +110,7 @@ class MessagesApi:
         """
         Give each conversation with this token these replies from its next request on, whatever its prompt says.
 
-        If all replies are faults, requests beside a conversation get the first one, too.
+        If all replies are faults, side requests of the CLI get the first one, too.
         """
         with self._changed:
             self._tokens[_fingerprint(token)] = Script(replies)
@@ -129,7 +129,7 @@ class MessagesApi:
         """
         Give these replies to requests for a model with *model* in its name, whatever their token.
 
-        Without replies, the rule is removed. If all replies are faults, requests beside a conversation and requests
+        Without replies, the rule is removed. If all replies are faults, side requests of the CLI and requests
         that count tokens get the first one, too.
         """
         with self._changed:
@@ -206,7 +206,7 @@ class MessagesApi:
 
     def wait_for_requests(self, token: str | Token, count: int = 1, timeout_seconds: float = 30.0) -> None:
         """
-        Block until *count* requests have come with this token, without those beside a conversation.
+        Block until *count* requests have come with this token, without side requests of the CLI.
 
         Raises:
             TimeoutError: They did not come in time.
@@ -274,7 +274,7 @@ class MessagesApi:
             return self._next(script, fingerprint, 0)
 
     def _fault_of(self, fingerprint: str, model: str | None) -> Reply | None:
-        """Return the fault that requests outside of conversations get, too; None: there is none."""
+        """Return the fault that side requests get, too; None: there is none."""
         name = self._rule_for(model)
         scripts = [self._models[name]] if name is not None else []
         scripts += filter(None, [self._tokens.get(fingerprint, self._other_tokens)])

@@ -355,7 +355,7 @@ class Script:
 
     @property
     def lasting_fault(self) -> Reply | None:
-        """If all replies are faults, the first one: requests outside of a conversation get it, too. Else None."""
+        """If all replies are faults, the first one: side requests of the CLI get it, too. Else None."""
         faults, content = self._steps[0]
         return faults[0] if content is None else None
 

@@ -39,7 +39,7 @@ class Credential(NamedTuple):
 
     @property
     def is_oauth(self) -> bool:
-        """Whether it is sent with the OAuth beta header."""
+        """Whether the credential is an OAuth token, which is sent with the OAuth beta header."""
         return self.source in {"CLAUDE_CODE_OAUTH_TOKEN", "file"}
 
     def headers(self) -> dict[str, str]:

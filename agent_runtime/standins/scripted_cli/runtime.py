@@ -22,7 +22,7 @@ STDOUT, STDERR = 1, 2
 DEFAULT_TOOL_TIMEOUT_SECONDS = 120.0
 TOOL_OUTPUT_LIMIT_BYTES = 30_000
 SAFETY_NET_SECONDS = 600
-"""No scripted CLI lives longer, whatever its script says."""
+"""The longest life of a scripted CLI."""
 
 EXIT_CODES: dict[int, int] = {signal.SIGINT: 0, signal.SIGTERM: 143, signal.SIGALRM: 70}
 
