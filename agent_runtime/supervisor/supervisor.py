@@ -118,6 +118,7 @@ class Supervisor:
             gate,
             verifier,
             counts,
+            events,
             grant_slots=self._slots.grant,
             follow_secret=self._live.follow_secret,
             spawn=background.spawn,

@@ -1,4 +1,4 @@
-"""The gate: which token may be used now, and the events about it."""
+"""The gate: which token may be used now."""
 
 from __future__ import annotations
 
@@ -11,19 +11,17 @@ from agent_runtime.errors import AdmissionError, NoToken, TokenLimited, TokenUnp
 from agent_runtime.evidence.verdict import BLOCKED_SENTENCE, limit_sentence
 from agent_runtime.model.state import TokenState, TokenTrouble, Verification
 from agent_runtime.notifier import Notifier
-from agent_runtime.secret.file import SecretState
 from agent_runtime.tokens.status import PROBED, UNKNOWN_LIMIT_SECONDS, Limit
 
 if TYPE_CHECKING:
     from agent_runtime.evidence.detector import Detection
-    from agent_runtime.secret.file import SecretFile, SecretStatus
+    from agent_runtime.secret.file import SecretFile
     from agent_runtime.secret.generations import Generation
     from agent_runtime.telemetry.events import EventLog
     from agent_runtime.tokens.status import TokenStatuses
 
 log = logging.getLogger(__name__)
 
-EXPIRES_SOON_SECONDS = 15 * 60
 _UNPAID = (
     "the account cannot pay (credit or a budget is spent); write another account's token to the secret file, or add "
     "funds and have the token reloaded"
@@ -55,8 +53,6 @@ class TokenGate:
         self.changed = Notifier()
         self._events = events
         self._probes = probes
-        self._last_published: tuple[object, ...] = ()
-        self._warned_of_expiry: int | None = None
 
     @property
     def current(self) -> Generation | None:
@@ -224,45 +220,6 @@ class TokenGate:
                 limited_until=limit.until if limit.has_known_end else None,
             )
         self.changed.notify()
-
-    def secret_changed(self, status: SecretStatus) -> bool:
-        """Publish an event for each change in a status of the secret file; return whether it has a new fault."""
-        generation = status.generation
-        number, has_new_fault = generation.number if generation else None, False
-        if (status.state, number, status.error) != self._last_published:
-            was_number = self._last_published[1] if self._last_published else None
-            self._last_published = (status.state, number, status.error)
-            if status.state is not SecretState.READY or status.error:
-                has_new_fault = True
-                self._events.publish("token.invalid", state=str(status.state), error=status.error)
-            if generation is not None and number != was_number:
-                log.info(
-                    "token loaded: fingerprint=%s kind=%s",
-                    generation.token.fingerprint,
-                    generation.token.kind,
-                    extra={"generation": generation.number},
-                )
-                self._events.publish(
-                    "token.loaded",
-                    generation=generation.number,
-                    fingerprint=generation.token.fingerprint,
-                    kind=str(generation.token.kind),
-                    subscription=generation.subscription,
-                )
-        self.warn_of_expiry()
-        self.changed.notify()
-        return has_new_fault
-
-    def warn_of_expiry(self) -> None:
-        """Warn once per generation that it expires soon; called once a second."""
-        generation = self.current
-        if generation is None or generation.expires_at is None or generation.number == self._warned_of_expiry:
-            return
-        left = generation.expires_at - time.time()
-        if left <= EXPIRES_SOON_SECONDS:
-            self._warned_of_expiry = generation.number
-            log.warning("token expires in %d seconds", max(0, left), extra={"generation": generation.number})
-            self._events.publish("token.expires_soon", generation=generation.number, expires_at=generation.expires_at)
 
     def _is_closed(self, generation: Generation) -> bool:
         """Whether no execution may try this token, because it is in trouble and the probe will try it."""

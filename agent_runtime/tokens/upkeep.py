@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING
+
+from agent_runtime.secret.file import SecretState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -14,13 +17,19 @@ if TYPE_CHECKING:
     from agent_runtime.secret.generations import Generation
     from agent_runtime.settings import Settings
     from agent_runtime.telemetry.counters import Counts
+    from agent_runtime.telemetry.events import EventLog
     from agent_runtime.tokens.gate import TokenGate
     from agent_runtime.tokens.verifier import RefusalVerifier
 
 
+log = logging.getLogger(__name__)
+
+EXPIRES_SOON_SECONDS = 15 * 60
+
+
 class TokenUpkeep:
     """
-    Keep the gate, the slots and the running attempts up to date with the token in use.
+    Keep the gate, the slots and the running attempts up to date with the token in use, and publish its changes.
 
     All methods run on the event loop's thread.
 
@@ -36,6 +45,7 @@ class TokenUpkeep:
         gate: TokenGate,
         verifier: RefusalVerifier,
         counts: Counts,
+        events: EventLog,
         *,
         grant_slots: Callable[[], None],
         follow_secret: Callable[[], None],
@@ -46,9 +56,12 @@ class TokenUpkeep:
         self._verifier = verifier
         self._grant_slots = grant_slots
         self._counts = counts
+        self._events = events
         self._follow_secret = follow_secret
         self._spawn = spawn
         self._newest_number = 0
+        self._published: tuple[SecretState | None, int | None, str | None] = (None, None, None)
+        self._warned_of_expiry: int | None = None
 
     def record_accepted(self, generation: Generation, since: float) -> None:
         """Record that the API answered a request of an attempt that got its token at *since* (monotonic seconds)."""
@@ -58,15 +71,15 @@ class TokenUpkeep:
     def secret_changed(self, status: SecretStatus) -> None:
         """Process a new status of the secret file."""
         generation = status.generation
-        if self._gate.secret_changed(status) and status.unusable is not None:
-            self._counts.count("secret_read_errors", status.unusable.fault)
+        self._publish_change(status)
         if generation is not None and generation.number > self._newest_number:
             self._newest_number = generation.number
             self._counts.observe_load(generation)
             self._follow_secret()
             if self._settings.probe == "on_load":
                 self._begin_probe(generation)
-        self._grant_slots()
+        self._warn_of_expiry()
+        self._token_may_be_usable()
 
     async def poll(self) -> SecretStatus:
         """Read the secret file now: a backend that writes a token and posts at once can be ahead of the watcher."""
@@ -88,13 +101,47 @@ class TokenUpkeep:
 
     def each_second(self) -> None:
         """Warn of a token that expires soon, and let the probe try a refused or blocked one whose pause is over."""
-        self._gate.warn_of_expiry()
+        self._warn_of_expiry()
         self._follow_secret()  # by now it may have been shown that the CLI re-reads its file
         generation = self._gate.current
         if self._settings.probe == "off" or generation is None:
             return
         if self._gate.statuses.is_due(generation, time.monotonic()):
             self._begin_probe(generation)
+
+    def _publish_change(self, status: SecretStatus) -> None:
+        """Publish and count what is new in a status of the secret file: a fault, or another generation."""
+        generation = status.generation
+        now = (status.state, None if generation is None else generation.number, status.error)
+        before, self._published = self._published, now
+        if now == before:
+            return
+        if status.state is not SecretState.READY or status.error:
+            self._events.publish("token.invalid", state=str(status.state), error=status.error)
+            if status.unusable is not None:
+                self._counts.count("secret_read_errors", status.unusable.fault)
+        if generation is not None and generation.number != before[1]:
+            fingerprint, kind = generation.token.fingerprint, generation.token.kind
+            extra = {"generation": generation.number}
+            log.info("token loaded: fingerprint=%s kind=%s", fingerprint, kind, extra=extra)
+            self._events.publish(
+                "token.loaded",
+                generation=generation.number,
+                fingerprint=fingerprint,
+                kind=str(kind),
+                subscription=generation.subscription,
+            )
+
+    def _warn_of_expiry(self) -> None:
+        """Warn once per generation that it expires soon."""
+        generation = self._gate.current
+        if generation is None or generation.expires_at is None or generation.number == self._warned_of_expiry:
+            return
+        left = generation.expires_at - time.time()
+        if left <= EXPIRES_SOON_SECONDS:
+            self._warned_of_expiry = generation.number
+            log.warning("token expires in %d seconds", max(0, left), extra={"generation": generation.number})
+            self._events.publish("token.expires_soon", generation=generation.number, expires_at=generation.expires_at)
 
     def _begin_probe(self, generation: Generation) -> None:
         # The token is claimed before the task runs, so that an execution posted in between waits.

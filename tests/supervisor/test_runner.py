@@ -143,6 +143,7 @@ class Bench:
             self.gate,
             verifier,
             self.counts,
+            self.events,
             grant_slots=self.slots.grant,
             follow_secret=lambda: None,
             spawn=lambda work, _name: self.tasks.append(asyncio.ensure_future(work)),
