@@ -75,6 +75,8 @@ def _check_query(context: ApiContext, route: Operation, request: Request) -> Non
     Raises:
         InvalidRequest: One is unknown, and the setting ``strict`` is on. Otherwise unknown ones are ignored.
     """
+    if not request.query_params:
+        return
     known = [name for name in route.parameters if parameter(name)["in"] == "query"]
     sent = [name for name in request.query_params if not ("label.NAME" in known and name.startswith(LABEL))]
     unknown_names(

@@ -23,7 +23,6 @@ import shutil
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
 from pathlib import Path
@@ -132,8 +131,7 @@ class CliFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return msgspec.structs.replace(self, **known)
 
 
-@dataclass(frozen=True)
-class CheckedCli:
+class CheckedCli(msgspec.Struct, frozen=True):
     """
     A CLI that can be run to find out facts about it; no process and no file of these runs is left afterwards.
 
@@ -152,7 +150,7 @@ class CheckedCli:
     user: str | None = None
     mark: Callable[[], str] | None = None
     directory: Path | None = None
-    cancelled: threading.Event = field(default_factory=threading.Event)
+    cancelled: threading.Event = msgspec.field(default_factory=threading.Event)
 
     def binary(self) -> Binary:
         """
@@ -208,8 +206,7 @@ class CheckedCli:
                 shutil.rmtree(root, ignore_errors=True)
 
 
-@dataclass
-class _Stage:
+class _Stage(msgspec.Struct):
     """Runs of one CLI, each with a home directory of its own below *root*."""
 
     cli: CheckedCli
