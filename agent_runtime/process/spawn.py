@@ -169,7 +169,7 @@ class Spawner:
             self.registry.raised_oom_score = score
         layers: list[Layer] = []
         if kind is Kind.CGROUP and group is not None:
-            layers.append(CgroupLayer(group))
+            layers.append(CgroupLayer(group, handle))
         if also_scan or not layers:
             layers.append(ScanLayer(attempt, self.registry, handle))
         return Child(handle, (ours[0], ours[1], ours[2]), attempt, self.registry, layers=tuple(layers), group=group)

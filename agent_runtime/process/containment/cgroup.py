@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, ClassVar
 from agent_runtime.process.containment.sweep import PassResult
 
 if TYPE_CHECKING:
+    from agent_runtime.process.forkserver.server import ShimHandle
     from agent_runtime.process.linux.cgroup import Group
 
 
-_PASSES_BEFORE_KILLING_EACH = 3
+_PASSES_BEFORE_RELEASE = 3
 
 
 class CgroupLayer:
@@ -19,12 +20,16 @@ class CgroupLayer:
     Ends the processes in an attempt's cgroup: one read finds them, one write kills them.
 
     It uses only descriptors that the group has open already. The child joins the group; its shim does not.
+
+    A process whose main thread alone has ended survives the write (Linux 6.18), and so do those in a group that the
+    child has made a threaded one. The shim ends them when it is released.
     """
 
     is_certain: ClassVar[bool] = True
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, handle: ShimHandle | None = None) -> None:
         self._group = group
+        self._shim_handle = handle
         self._seen: set[int] = set()
         self._patience = 0
         self._lock = threading.Lock()
@@ -43,11 +48,12 @@ class CgroupLayer:
             new = len(pids - self._seen)
             if new:
                 self._group.kill()
-                self._patience = _PASSES_BEFORE_KILLING_EACH
+                self._patience = _PASSES_BEFORE_RELEASE
             elif self._patience:
                 self._patience -= 1
             else:
                 self._group.kill()
-                self._group.kill_each()
+                if self._shim_handle is not None:
+                    self._shim_handle.release()
             self._seen |= pids
             return PassResult(alive=max(1, len(pids)), new=new)

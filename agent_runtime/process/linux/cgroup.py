@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -136,7 +135,7 @@ class Group:
         Kill all processes in the group and below it at once, including stopped, frozen and just forked ones.
 
         Does nothing where the kernel has no ``cgroup.kill`` (before Linux 5.14), and where the child has made the group
-        a threaded one; there :meth:`kill_each` works.
+        a threaded one. A process of which only the main thread has ended survives (Linux 6.18).
         """
         with self._lock:
             if self._kill < 0:
@@ -146,20 +145,6 @@ class Group:
             except OSError as error:
                 if error.errno not in _NOT_ANSWERED:
                     raise
-
-    def kill_each(self) -> None:
-        """
-        Kill one by one the processes that :meth:`kill` has left, such as one whose main thread has ended.
-
-        ``cgroup.kill`` signals only the main thread, so the signal is lost then (Linux 6.18). Without free descriptors
-        some processes are left for the next call.
-        """
-        try:
-            for pid in self.pids():
-                self._kill_member(pid)
-        except OSError as error:
-            if error.errno not in linux.OUT_OF_DESCRIPTORS:
-                raise
 
     def remove(self, within_seconds: float = 1.0) -> bool:
         """
@@ -179,18 +164,6 @@ class Group:
             while self._open:
                 os.close(self._open.pop())
             self.place = self.procs = self._events = self._members = self._kill = self._memory_events = -1
-
-    def _kill_member(self, pid: int) -> None:
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        try:
-            if pid in self.pids():  # the descriptor is of a member, not of a later process with its pid
-                with contextlib.suppress(PermissionError):
-                    linux.send(pidfd, signal.SIGKILL)
-        finally:
-            os.close(pidfd)
 
     def _open_file(self, name: str, flags: int, *, is_optional: bool = False) -> int:
         """Open a file of the group until it is closed; -1 if a file that is optional does not exist."""
