@@ -6,7 +6,7 @@ import msgspec
 from msgspec.structs import replace
 
 from agent_runtime.errors import ErrorClass, plain_detail
-from agent_runtime.model.records import InstantText, Metadata, rfc3339
+from agent_runtime.model.records import Instant, Metadata, instant
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -42,7 +42,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             Where ``AGENT_RUNTIME_ERROR_DETAIL`` is ``object``, an object that holds the sentence.
         code: A finer distinction than ``error_class``, for programs.
         token_stale: A newer generation than the one that was used is loaded.
-        resets_at: When the usage limit ends, RFC 3339, where the API said so.
+        resets_at: When the usage limit ends, where the API said so.
     """
 
     type: str
@@ -55,7 +55,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     metadata: Metadata | None = None
     token_generation: int | None = None
     token_stale: bool | None = None
-    resets_at: InstantText | None = None
+    resets_at: Instant | None = None
 
 
 def problem(
@@ -82,7 +82,7 @@ def problem(
         metadata=metadata,
         token_generation=token_generation,
         token_stale=token_stale,
-        resets_at=None if resets_at is None else rfc3339(resets_at),
+        resets_at=instant(resets_at),
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, overload
 
 import msgspec
 
@@ -25,9 +25,6 @@ EpochSeconds = Annotated[float, msgspec.Meta(extra_json_schema={"format": "date-
 
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 """An instant in an answer: made by :func:`instant`, written by :func:`to_json`; a text without zone is not read."""
-
-InstantText = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
-"""RFC 3339 in UTC, as :func:`rfc3339` writes it."""
 
 CONTEXT_WINDOW = 200_000
 LONG_CONTEXT_WINDOW = 1_000_000
@@ -345,6 +342,12 @@ class _Instant(datetime):
     """A class of its own, because msgspec writes a plain datetime with none or six digits of a second's fraction."""
 
 
+@overload
+def instant(seconds: float) -> datetime: ...
+@overload
+def instant(seconds: None) -> None: ...
+
+
 def instant(seconds: float | None) -> datetime | None:
     """Return seconds since the epoch as an :data:`Instant` of an answer; None stays None."""
     if seconds is None:
@@ -358,7 +361,9 @@ def to_json(answer: Any) -> bytes:
     return msgspec.json.encode(answer, enc_hook=_text_of)
 
 
-def _text_of(at: datetime) -> str:
+def _text_of(at: object) -> str:
+    if not isinstance(at, datetime):
+        raise TypeError(f"an answer cannot hold a {type(at).__name__}")
     return f"{at.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
 
 

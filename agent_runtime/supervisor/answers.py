@@ -12,7 +12,7 @@ import msgspec
 from agent_runtime.claude.frames import decode
 from agent_runtime.errors import AdmissionError, ErrorClass, MayHaveRun, StoreUnavailable, TokenLimited
 from agent_runtime.model.problem import ErrorDetail, problem
-from agent_runtime.model.records import SUCCESS, Answer, InstantText, Metadata, rfc3339
+from agent_runtime.model.records import SUCCESS, Answer, Instant, Metadata, instant, to_json
 from agent_runtime.model.state import Outcome
 from agent_runtime.notifier import Notifier  # noqa: TC001 - as below
 from agent_runtime.store.tables import UNREADABLE
@@ -68,7 +68,7 @@ class Success(msgspec.Struct, frozen=True, kw_only=True):
     execution_log: list[msgspec.Raw]
     truncated_log: bool
     metadata: Metadata
-    timestamp: InstantText
+    timestamp: Instant
 
 
 class KeptResult(msgspec.Struct, kw_only=True):
@@ -88,7 +88,7 @@ class KeptResult(msgspec.Struct, kw_only=True):
     execution_id: str
     status_code: int
     answer: msgspec.Raw
-    retained_at: InstantText | None
+    retained_at: Instant | None
     status: Outcome
     response: str | None
     structured_output: Any
@@ -195,9 +195,9 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
             execution_log=frames,
             truncated_log=truncated or is_lost,
             metadata=record.metadata,
-            timestamp=rfc3339(record.ended_at or record.created_at),
+            timestamp=instant(record.ended_at or record.created_at),
         )
-        return Answer(SUCCESS, msgspec.json.encode(body))
+        return Answer(SUCCESS, to_json(body))
     error_class = record.error_class or ErrorClass.ERROR
     error, used = execution.error, record.metadata.token_generation
     if isinstance(error, AdmissionError) and error.error_class is error_class:
@@ -214,7 +214,7 @@ def answer_to(execution: Execution, *, log_limit_bytes: int, current_generation:
         resets_at=resets_at,
     )
     headers = {} if retry_after is None else {"retry-after": str(retry_after)}
-    return Answer(failure.status, msgspec.json.encode(failure), headers)
+    return Answer(failure.status, to_json(failure), headers)
 
 
 def failed_answer(record: ExecutionRecord, error_class: ErrorClass = ErrorClass.ERROR) -> Answer:
@@ -227,10 +227,10 @@ def failed_answer(record: ExecutionRecord, error_class: ErrorClass = ErrorClass.
         token_generation=record.metadata.token_generation,
     )
     try:
-        body = msgspec.json.encode(failure)
+        body = to_json(failure)
     except (UnicodeEncodeError, TypeError):
         # A field that cannot be encoded may be why the supervisor failed: answer without the metadata.
-        body = msgspec.json.encode(problem(error_class, error_class.sentence, execution_id=record.execution_id))
+        body = to_json(problem(error_class, error_class.sentence, execution_id=record.execution_id))
     return Answer(failure.status, body)
 
 
@@ -289,7 +289,7 @@ def result_of(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcr
         execution_id=record.execution_id,
         status_code=answer.status_code,
         answer=msgspec.Raw(answer.body),
-        retained_at=None if record.ended_at is None else rfc3339(record.ended_at),
+        retained_at=instant(record.ended_at),
         status=record.outcome or Outcome.FAILED,
         response=stored.response,
         structured_output=stored.structured_output,

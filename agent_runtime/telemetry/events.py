@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import msgspec
 
-from agent_runtime.model.records import InstantText, rfc3339
+from agent_runtime.model.records import Instant, instant, to_json
 from agent_runtime.notifier import Notifier
 
 if TYPE_CHECKING:
@@ -63,19 +63,18 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     One thing that happened.
 
     Attributes:
-        time: RFC 3339.
         data: The facts, by name.
     """
 
     id: int
     type: str
-    time: InstantText
+    time: Instant
     data: dict[str, Value]
 
     @property
     def json(self) -> bytes:
         """The event as it is sent, the same wherever it goes; one line."""
-        return msgspec.json.encode(self)
+        return to_json(self)
 
 
 class EventLog:
@@ -127,7 +126,7 @@ class EventLog:
             raise ValueError(f"no event has the type {type!r}")
         safe: dict[str, Value] = {name: self._safe(name, value) for name, value in data.items()}
         self._last_id += 1
-        self._events.append(Event(id=self._last_id, type=type, time=rfc3339(time.time()), data=safe))
+        self._events.append(Event(id=self._last_id, type=type, time=instant(time.time()), data=safe))
         self._on_event(type, safe)
         self._changed.notify()
 

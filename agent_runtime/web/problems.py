@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
 from starlette.responses import Response
 
 from agent_runtime.errors import AccessDenied, AdmissionError, AgentRuntimeError, TokenLimited
 from agent_runtime.model.problem import MEDIA_TYPE, problem, with_detail_object
+from agent_runtime.model.records import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,4 +41,4 @@ def problem_response(
     )
     if detail_is_object:
         body = with_detail_object(body)
-    return Response(msgspec.json.encode(body), body.status, sent, MEDIA_TYPE)
+    return Response(to_json(body), body.status, sent, MEDIA_TYPE)

@@ -25,7 +25,9 @@ from agent_runtime.model.records import (
     ExecutionRecord,
     Metadata,
     TokenRecord,
+    instant,
     rfc3339,
+    to_json,
     visible_fields,
 )
 from agent_runtime.model.state import Outcome, Phase, StopReason
@@ -114,6 +116,10 @@ def test_a_record_shows_the_fields_of_the_contract_with_times_in_utc() -> None:
 def test_an_instant_is_written_in_utc_to_the_millisecond() -> None:
     assert rfc3339(0) == "1970-01-01T00:00:00.000Z"
     assert rfc3339(CREATED_AT) == "2026-09-21T14:13:20.250Z"
+    for seconds in (0, CREATED_AT, 0.0009999999, 1_790_000_000.9996, 253_402_300_799.0):
+        assert to_json([instant(seconds)]).decode() == f'["{rfc3339(seconds)}"]'
+    with pytest.raises(TypeError):
+        to_json(object())
 
 
 # -- records and answers
