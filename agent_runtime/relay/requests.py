@@ -70,20 +70,18 @@ class MemoryBudget:
     """
 
     def __init__(self, directory: str | None = None, limit_bytes: int = ALL_IN_MEMORY_BYTES) -> None:
-        self._directory = directory
+        self.directory = directory
         self._left = limit_bytes
 
-    def open_file(self, body: Body) -> IO[bytes]:
-        """Reserve memory for one body; return the file object that stores it."""
-        body.reserved = min(IN_MEMORY_BYTES, self._left)
-        self._left -= body.reserved
-        # A largest size of 0 would mean no limit.
-        return tempfile.SpooledTemporaryFile(max(1, body.reserved), dir=self._directory)
+    def reserve(self) -> int:
+        """Reserve memory for one body, as far as there is some; return how many bytes."""
+        reserved = min(IN_MEMORY_BYTES, self._left)
+        self._left -= reserved
+        return reserved
 
-    def release(self, body: Body) -> None:
-        """Give back the memory that a body has reserved."""
-        self._left += body.reserved
-        body.reserved = 0
+    def release(self, reserved: int) -> None:
+        """Give back what :meth:`reserve` has returned."""
+        self._left += reserved
 
 
 class Body:
@@ -92,12 +90,11 @@ class Body:
 
     Attributes:
         length: The number of bytes added so far.
-        reserved: The number of bytes reserved from the budget's memory.
     """
 
     def __init__(self, budget: MemoryBudget) -> None:
         self.length = 0
-        self.reserved = 0
+        self._reserved = 0
         self._budget = budget
         self._file: IO[bytes] | None = None
 
@@ -112,7 +109,9 @@ class Body:
         if self.length > MOST_BODY_BYTES:
             raise TooLarge
         if self._file is None:
-            self._file = self._budget.open_file(self)
+            self._reserved = self._budget.reserve()
+            most_in_memory = max(1, self._reserved)  # 0 would mean no limit
+            self._file = tempfile.SpooledTemporaryFile(most_in_memory, dir=self._budget.directory)  # noqa: SIM115 - see close()
         self._file.write(data)
 
     def pieces(self) -> Iterable[bytes]:
@@ -127,7 +126,8 @@ class Body:
         if self._file is not None:
             self._file.close()
             self._file = None
-        self._budget.release(self)
+        self._budget.release(self._reserved)
+        self._reserved = 0
 
 
 class Request(msgspec.Struct):
