@@ -79,23 +79,24 @@ class Charge:
         """Start to measure the reader's speed."""
         self.begun_at = self._moved_at = time.monotonic()
 
-    async def send(self, body: bytes, send: Send, *, more_body: bool = False) -> None:
-        """Send *body* in slices, and let other tasks run after each."""
+    async def send(self, body: bytes, send: Send, *, more_body: bool = False, slice_bytes: int = 0) -> None:
+        """Send *body* in slices (0: of :data:`SLICE_BYTES`), and let other tasks run after each."""
+        slice_bytes = slice_bytes or SLICE_BYTES
         if self.begun_at is None:
             self.begin()
         view = memoryview(body)
-        for at in range(0, max(1, len(body)), SLICE_BYTES):
-            is_last = at + SLICE_BYTES >= len(body)
+        for at in range(0, max(1, len(body)), slice_bytes):
+            is_last = at + slice_bytes >= len(body)
             await send(
                 {
                     "type": "http.response.body",
-                    "body": view[at : at + SLICE_BYTES],
+                    "body": view[at : at + slice_bytes],
                     "more_body": more_body or not is_last,
                 }
             )
             if self.is_closing:
                 return
-            self.sent_bytes += SLICE_BYTES
+            self.sent_bytes += slice_bytes
             self._moved_at = time.monotonic()
             if not is_last:
                 await asyncio.sleep(0)  # send() does not wait while the connection takes all
