@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime.standins.messages_api import Hang, MessagesApi, Moment, Text, Tool, serve
+from agent_runtime.standins.messages_api import Hang, MessagesApi, Moment, Text, Tool
 from tests.support.supervised import NEW, OLD, Supervised, eventually, supervised
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = [pytest.mark.real_cli, pytest.mark.slow]
@@ -25,20 +24,6 @@ NAMES = {
 
 def of(*counts: int) -> dict[str, object]:
     return dict(zip(NAMES.values(), counts, strict=False))
-
-
-@pytest.fixture
-def api() -> MessagesApi:
-    api = MessagesApi()
-    api.accept(OLD)
-    api.accept(NEW)
-    return api
-
-
-@pytest.fixture
-def url(api: MessagesApi) -> Iterator[str]:
-    with serve(api) as base_url:
-        yield base_url
 
 
 class Ledger:

@@ -1,11 +1,13 @@
-"""For drivers: find the shims below this process, and spawn where that may fail."""
+"""For drivers: find the shims below this process, spawn where that may fail, and what several begin or end with."""
 
 import os
 import signal
+import threading
+import time
 
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.spawn import NotSpawned
-from tests.support.families import fork_server, start
+from tests.support.families import eventually, fork_server, go, marked, pids, start, start_shell
 
 me = proc_table.read_process(os.getpid())
 
@@ -28,3 +30,37 @@ def attempt(mark):
         return start("sleep", "600", mark=mark)
     except NotSpawned as failure:
         return f"{failure.reason.name}: {failure}"
+
+
+def reap_everything():
+    """Begin a thread that takes the exit of every child of this process, as a foreign ``waitpid(-1)`` does."""
+
+    def greedy():
+        while True:
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                time.sleep(0)
+
+    threading.Thread(target=greedy, daemon=True).start()
+
+
+def exit_code_with_nothing_left(child):
+    """Hold that a child has ended and its sweep leaves nothing; return its exit code, or None where it is unknown."""
+    assert not child.interrupt()
+    code = child.poll()
+    assert child.poll() is code
+    assert child.sweep(time.monotonic() + 10).survivors == 0
+    assert marked(child.mark) == []
+    child.close()
+    return code.code
+
+
+def orphan_in_a_session_of_its_own():
+    """Start two children, the first with an unmarked orphan in a session of its own; return all three."""
+    first = start_shell("(env -i A=B $(command -v setsid) $(command -v sleep) 600 & echo $!); read end")
+    second = start("sleep", "600")
+    go(first)
+    (orphan,) = pids(first, 1)
+    assert eventually(lambda: proc_table.read_process(orphan[0]).session == orphan[0])
+    return first, second, orphan
