@@ -66,7 +66,7 @@ def test_the_result_of_a_success_is_taken_apart(shared: Supervised) -> None:
 
 @pytest.mark.parametrize(
     ("script", "fields", "error_class"),
-    [(LOST, {}, "lost_result"), (TURNS, {}, "max_turns"), (HANG, {"timeout_seconds": 0.5}, "timeout")],
+    [(LOST, {}, "lost_result"), (TURNS, {}, "max_turns"), (HANG, {"timeout_seconds": 2}, "timeout")],
 )
 def test_the_result_of_a_failure_has_its_log_and_its_session(
     shared: Supervised, script: dict[str, Any], fields: dict[str, Any], error_class: str
