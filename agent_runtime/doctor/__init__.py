@@ -44,8 +44,9 @@ def examine(environ: Mapping[str, str], machine: Machine) -> Iterator[Finding]:
     yield from findings
     described = describe(settings.token_file)
     yield secret.token(settings, described)
-    if (mount := secret.mount(described)) is not None:
-        yield mount
+    for finding in (secret.mount(described), secret.watch(settings.token_file.parent)):
+        if finding is not None:
+            yield finding
     yield secret.other_credentials(environ)
     yield from secret.settings_files(settings, machine)
     yield from places.examine_places(settings, machine)
@@ -54,6 +55,7 @@ def examine(environ: Mapping[str, str], machine: Machine) -> Iterator[Finding]:
         yield secret.login(settings, in_the_way)
     yield program.contained(settings)
     yield program.confined(settings)
+    yield program.open_files(settings)
     yield config.stopping(settings)
     yield program.api(environ)
     kind = described["kind"]

@@ -1,9 +1,10 @@
-"""Checks of the CLI, of its reload behaviour, containment and confinement, and of the way to the API."""
+"""Checks of the CLI, of its reload behaviour, containment and confinement, of open files, and of the way to the API."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import secrets
 import shutil
 import socket
@@ -23,12 +24,14 @@ from agent_runtime.http_client import checked_url, proxy_for
 from agent_runtime.model.tokens import TokenKind
 from agent_runtime.process import confinement_choice, containment_choice
 from agent_runtime.process.linux import cgroup_setup as cgroups
+from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.cgroup import Limits
 from agent_runtime.process.linux.landlock import Mode
 from agent_runtime.process.spawn import Spawner
 from agent_runtime.relay.relay import way_in
 from agent_runtime.serve.bootstrap import DEFAULT_DATA_DIR
 from agent_runtime.settings import PREFIX
+from agent_runtime.web.uvicorn_protocol import DESCRIPTORS_KEPT, DESCRIPTORS_PER_SLOT, FEWEST_PLACES, PLACES_BEYOND
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -150,6 +153,22 @@ def confined(settings: Settings) -> Finding:
         reasons = "; ".join(confinement.lacking.values())
         return warning("confinement", f"{text} ({reasons})", f"leave {PREFIX}CONFINE out, or give it what it needs")
     return ok("confinement", text)
+
+
+def open_files(settings: Settings, limit: int | None = None) -> Finding:
+    """Check whether the limit on open files leaves room for all slots and connections."""
+    if limit is None:
+        linux.raise_file_limit()  # as serve does
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    left = limit - DESCRIPTORS_KEPT - DESCRIPTORS_PER_SLOT * settings.slots - PLACES_BEYOND
+    advice = "raise it (docker run --ulimit nofile=65536:65536, LimitNOFILE=)"
+    if left < FEWEST_PLACES:
+        text = f"{limit} are too few for {settings.slots} slots: executions will fail to start"
+        return problem("open files", text, f"{advice}, or lower {PREFIX}SLOTS")
+    if left < settings.max_connections:
+        text = f"{limit} leave room for {left} connections beside {settings.slots} slots"
+        return warning("open files", text, f"{advice}, or lower {PREFIX}MAX_CONNECTIONS to {left}")
+    return ok("open files", f"{limit} are enough for {settings.slots} slots and {settings.max_connections} connections")
 
 
 def api(environ: Mapping[str, str]) -> Finding:

@@ -14,6 +14,7 @@ from agent_runtime.delivery.credentials_file import CredentialsFile
 from agent_runtime.delivery.delivery import FILE
 from agent_runtime.doctor.finding import Finding, is_dir, may, ok, problem, warning
 from agent_runtime.secret.mount import SourceKind
+from agent_runtime.secret.watcher import watch_of
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
@@ -92,6 +93,20 @@ def mount(described: Mapping[str, str | float | None]) -> Finding | None:
         text = "the file is mounted by itself: one that replaces it outside will not be seen"
         return warning("token mount", text, "mount the directory that the file is in (no subPath, no file:file)")
     return None
+
+
+def watch(directory: Path) -> Finding | None:
+    """Check whether the kernel grants an inotify watch, whose number is limited; None: there is no directory."""
+    if not is_dir(directory):
+        return None
+    try:
+        watch_of(directory).close()
+    except PermissionError:
+        return None  # the check of the token reports this
+    except (OSError, RuntimeError) as error:
+        text = f"changes of {directory} are seen up to 1 s late, by looking: the kernel gives no watch ({error})"
+        return warning("token watch", text, "raise fs.inotify.max_user_instances on the host")
+    return ok("token watch", "a change is seen at once where the file system tells of it, else within 1 s")
 
 
 def other_credentials(environ: Mapping[str, str]) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import socket
@@ -15,11 +16,13 @@ from agent_runtime.delivery.credentials_file import FILE_NAME
 from agent_runtime.delivery.reload_results import FILE_NAME as RELOAD_RESULTS_FILE
 from agent_runtime.doctor import examine, places, run_doctor
 from agent_runtime.doctor.finding import Finding, Machine
-from agent_runtime.doctor.secret import mount
+from agent_runtime.doctor.program import open_files
+from agent_runtime.doctor.secret import mount, watch
 from agent_runtime.process.linux import cgroup_setup as cgroups
 from agent_runtime.process.linux import landlock, syscalls
 from agent_runtime.secret.mount import SourceKind
 from agent_runtime.secret.writer import put
+from agent_runtime.settings import Settings
 from tests.support.another_user import NOBODY, another_user, public_directory
 from tests.support.supervised import OLD, SCRIPTED
 
@@ -124,6 +127,7 @@ def test_a_healthy_place_is_one_line_a_check_and_exit_code_0(patient: Patient) -
         "settings",
         "access",
         "token",
+        "token watch",
         "environment",
         "cli settings",
         "workspace",
@@ -132,6 +136,7 @@ def test_a_healthy_place_is_one_line_a_check_and_exit_code_0(patient: Patient) -
         "login",
         "containment",
         "confinement",
+        "open files",
         "stop",
         "api",
         "cli",
@@ -280,6 +285,7 @@ def test_everything_is_said_although_the_settings_cannot_be_read(patient: Patien
 
     findings = patient.findings(1)
     assert (findings["access"]["verdict"], findings["token"]["verdict"]) == ("problem", "ok")
+    assert "4 slots" in findings["open files"]["text"], "what cannot be read is at its default"
 
 
 def test_other_variables_that_kubernetes_sets_for_a_service_are_no_slips(patient: Patient) -> None:
@@ -323,7 +329,9 @@ def test_a_token_of_another_user_is_told_with_whose_it_is(patient: Patient, publ
 def test_a_secret_directory_that_is_closed_is_told(patient: Patient) -> None:
     with another_user():
         found = patient.find("token")
+        checks = [finding.check for finding in itertools.islice(examine(patient.environ, patient.machine), 5)]
     assert (found.verdict, "0750" in found.line()) == ("problem", True)
+    assert "token watch" not in checks, "the kernel is not to blame"
 
 
 @as_root
@@ -403,6 +411,27 @@ def test_an_api_or_a_proxy_that_does_not_answer_is_a_problem(patient: Patient, l
     assert patient.find("api").verdict == "problem"
     patient.environ["no_proxy"] = "127.0.0.1"
     assert patient.find("api").verdict == "ok"
+
+
+@pytest.mark.parametrize(("limit", "verdict"), [(256, "problem"), (1024, "warning"), (20_000, "ok")])
+def test_too_few_open_files_for_slots_and_connections_are_told(limit: int, verdict: str) -> None:
+    assert open_files(Settings(), limit).verdict == verdict
+
+
+def test_a_directory_that_cannot_be_watched_is_a_warning(tmp_path: Path) -> None:
+    import resource
+
+    fine = watch(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        found = watch(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert fine is not None
+    assert found is not None
+    assert (fine.verdict, found.verdict) == ("ok", "warning")
 
 
 @pytest.mark.parametrize(("setting", "value"), [("CONTAINMENT", "cgroup"), ("EXECUTION_PIDS", "100")])

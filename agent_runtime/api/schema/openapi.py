@@ -9,11 +9,14 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from agent_runtime import __version__
 from agent_runtime.api.schema.json_schema import pointer, schemas
 from agent_runtime.api.schema.operations import document as fixed_parts
 from agent_runtime.errors import UNREADABLE_STATUS, ErrorClass
-from agent_runtime.model.problem import MEDIA_TYPE, Problem
+from agent_runtime.model.problem import MEDIA_TYPE, Problem, problem
+from agent_runtime.model.records import to_json
 from agent_runtime.telemetry.events import POSTED
 from agent_runtime.telemetry.webhook import SIGNATURE_HEADER
 
@@ -146,15 +149,36 @@ def _stream(operation: Operation) -> dict[str, Any]:
 
 
 def _errors(status: int, classes: list[ErrorClass]) -> dict[str, Any]:
-    """Describe the answers with one error status, with the error classes that they may have."""
+    """Describe the answers with one error status: the error classes it may have, and an example of each."""
     narrowed = {
         "type": "object",
         "properties": {"status": {"const": status}, "error_class": {"enum": [str(error) for error in classes]}},
     }
     described: dict[str, Any] = {
         "description": "; ".join(error.heading for error in classes) + ".",
-        "content": {MEDIA_TYPE: {"schema": {"allOf": [pointer(Problem), narrowed]}}},
+        "content": {
+            MEDIA_TYPE: {
+                "schema": {"allOf": [pointer(Problem), narrowed]},
+                "examples": {
+                    str(error): {"summary": error.heading, "value": _example(error, status)} for error in classes
+                },
+            }
+        },
     }
     if status in _RETRYABLE:
         described["headers"] = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
     return described
+
+
+def _example(error: ErrorClass, status: int) -> Any:
+    is_of_execution = error in (ErrorClass.AUTH, ErrorClass.RATE_LIMIT)
+    example = problem(
+        error,
+        error.sentence,
+        execution_id="fix-1" if is_of_execution else None,
+        token_generation=1 if is_of_execution else None,
+        token_stale=False if is_of_execution else None,
+        resets_at=1_795_000_000.0 if error is ErrorClass.RATE_LIMIT else None,
+        status=status,
+    )
+    return msgspec.json.decode(to_json(example))
