@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from starlette.responses import Response
 
 from agent_runtime.errors import Busy
+from agent_runtime.process.linux.syscalls import give_back_free_heap
 
 if TYPE_CHECKING:
     from asyncio import Transport
@@ -40,6 +41,9 @@ LEAST_BYTES_PER_SECOND = 64 * 1024
 WAIT_SECONDS = 30.0
 CHECK_SECONDS = 1.0
 RETRY_SECONDS = 5
+
+_LARGE_BYTES = 4 << 20
+"""After so many bytes were held at once, the heap is returned to the kernel when the last reader is gone."""
 
 
 class Charge:
@@ -118,6 +122,7 @@ class ResponseBuffer:
         self._large_limit_bytes = limit_bytes * 3 // 4
         self.used_bytes = 0
         self.disconnected = 0
+        self._has_held_much = False
         self.builders = asyncio.Semaphore(BUILT_AT_ONCE)
         self._charges: dict[Charge, None] = {}
         self._waiting: dict[Charge, asyncio.Future[None]] = {}  # longest first
@@ -172,8 +177,13 @@ class ResponseBuffer:
     def _remove(self, charge: Charge) -> None:
         if self._waiting.pop(charge, None) is None:
             del self._charges[charge]
+            self._has_held_much |= self.used_bytes > _LARGE_BYTES
             self.used_bytes -= charge.size_bytes
         self._grant()
+        if self._has_held_much and not self._charges:
+            self._has_held_much = False
+            # A moment later, when what the readers' tasks hold is freed, too.
+            asyncio.get_running_loop().call_later(CHECK_SECONDS, give_back_free_heap)
 
     def _grant(self) -> None:
         """Admit waiting charges that fit, in the order of arrival; small ones may overtake large ones."""

@@ -25,7 +25,8 @@ Source: https://man7.org/linux/man-pages/man2/pidfd_send_signal.2.html (Linux 6.
 """
 
 M_MMAP_THRESHOLD = -3
-_MAPPED_BYTES = 256 * 1024
+_MAPPED_BYTES = 2 * 1024 * 1024
+"""A line of one megabyte is below this: to map its pages anew takes a third of the time in which it is processed."""
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 _MOST_FILES = 65_536
@@ -62,6 +63,18 @@ def give_back_freed_memory() -> None:
     """
     with contextlib.suppress(AttributeError):
         _libc.mallopt(ctypes.c_int(M_MMAP_THRESHOLD), ctypes.c_int(_MAPPED_BYTES))
+
+
+def give_back_free_heap() -> None:
+    """
+    Return the free pages in glibc's heaps to the kernel now; takes about a millisecond.
+
+    With another C library this function does nothing.
+
+    Source: https://man7.org/linux/man-pages/man3/malloc_trim.3.html
+    """
+    with contextlib.suppress(AttributeError):
+        _libc.malloc_trim(ctypes.c_size_t(0))
 
 
 def _prctl(option: int, value: int) -> int:
