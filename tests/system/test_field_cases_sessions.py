@@ -266,9 +266,11 @@ def test_k2_after_a_restart_a_fresh_session_is_gone_on_with(tmp_path: Path) -> N
     begun = tmp_path / "begun"
     task = working({"do": "touch", "path": str(begun)}, HANG)
     with supervised(tmp_path, expect_exit=None) as running:
-        running.post(task, execution_id="cut", timeout_seconds=1)
+        running.post(task, execution_id="cut", async_result=True)
+        eventually(begun.exists)
+        running.client.post("/api/executions/cut/terminate").raise_for_status()
         running.post(task, execution_id="cut", fresh_session=True, async_result=True)
-        eventually(lambda: begun.exists() and len(begun.read_text().splitlines()) == 2)
+        eventually(lambda: len(begun.read_text().splitlines()) == 2)
         eventually(lambda: running.record("cut")["resumable"])
         session_id = running.record("cut")["session_id"]
         running.process.send_signal(signal.SIGKILL)
