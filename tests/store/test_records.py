@@ -361,11 +361,16 @@ def test_a_file_of_a_later_version_is_neither_touched_nor_read_and_taken_up_agai
                 store.upkeep()
         assert (path.read_bytes(), store.damage, store.set_aside) == (content, [], [])
         assert "later version" in (store.trouble or "")
+        assert store.awaits_upkeep
 
         path.unlink()
         clock.now += Database.RETRY_SECONDS
         store.upkeep()
         assert (store.trouble, store.load("new")) == (None, record("new"))
+        assert store.awaits_upkeep, "the log is to be checkpointed"
+        clock.now += Database.IDLE_SECONDS
+        store.upkeep()
+        assert not store.awaits_upkeep
 
 
 def test_a_file_of_an_earlier_version_is_migrated_step_by_step(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
