@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 _TRIAL_SECONDS = 10.0
-_TRIAL = ("/bin/sh", "-c", 'read -r pid _ </proc/self/stat && [ "$pid" = $$ ]')
-"""A shell starts ten times as fast as Python, and the CLI needs one as well."""
+_TRIAL = "import os; raise SystemExit(os.readlink('/proc/self') != str(os.getpid()))"
 
 
 class Containment(msgspec.Struct, frozen=True):
@@ -117,8 +117,9 @@ def choose(spawner: Spawner, asked: str, next_mark: Callable[[], str], limits: L
 
 def _try(containment: Containment, mark: str) -> str | None:
     """Run a child that checks that ``/proc`` shows it, and end it; return what failed, if anything."""
+    argv = (sys.executable, "-I", "-S", "-c", _TRIAL)  # an image may have no shell
     try:
-        child = containment.spawn(Command(argv=_TRIAL, env={}, cwd=Path("/"), mark=mark))
+        child = containment.spawn(Command(argv=argv, env={}, cwd=Path("/"), mark=mark))
     except NotSpawned as error:
         return str(error)
     ended, report = child.finish(_TRIAL_SECONDS)
