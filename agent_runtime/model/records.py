@@ -162,13 +162,13 @@ class AttemptRecord(Subscriptable, msgspec.Struct, kw_only=True):
 
 class CompactEvent(msgspec.Struct, kw_only=True):
     """
-    The CLI summed a conversation up, to make room for more.
+    The CLI replaced the beginning of a conversation by a summary, to make room.
 
     Attributes:
         trigger: ``auto`` or ``manual``; None: the CLI did not say.
         pre_tokens: Length of the conversation before, in tokens.
         post_tokens: Length of the conversation after, in tokens; null: the CLI did not say (before 2.1.114).
-        duration_ms: How long the summing-up took; null: as above.
+        duration_ms: How long making the summary took; null: as above.
     """
 
     trigger: str | None = None

@@ -338,7 +338,7 @@ class Database:
                 self._report_damage(f"{path.name} was not a file: set aside as {aside.name}")
 
     def _read_note(self) -> int:
-        """Return the mark in the note; 0 if there is no note."""
+        """Return the number in the small file beside the database; 0 if there is no such file."""
         try:
             return msgspec.json.decode(read_file(self._note_path), type=Mark)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):

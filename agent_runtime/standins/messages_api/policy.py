@@ -158,7 +158,7 @@ class MessagesApi:
             self._scripts[name] = Script(replies)
 
     def default(self, *replies: Reply | str) -> None:
-        """Give these replies to conversations without a mark."""
+        """Set the replies to requests whose prompt names no script."""
         with self._changed:
             self._default = Script(replies)
 
