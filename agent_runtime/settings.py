@@ -396,7 +396,10 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str | None] | None = No
         except ValueError as error:
             cause = _SERVICE_LINK if source == setting.variable and is_service_link(source, text or "") else ""
             raise SettingsInvalid(f"{source}: {error}{not_this(text or '')}{cause}") from None
-    return Settings(**values)
+    try:
+        return Settings(**values)
+    except FileNotFoundError:
+        raise SettingsInvalid(f"{PREFIX}WORKSPACE: its default, the current directory, was deleted") from None
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -22,7 +23,7 @@ from agent_runtime.cli.arguments import (
     add_token_wait,
     default_url,
 )
-from agent_runtime.cli.exit_codes import EXIT_BROKEN_PIPE
+from agent_runtime.cli.exit_codes import EXIT_BROKEN_PIPE, EXIT_FAILED
 from agent_runtime.errors import AgentRuntimeError, CannotStart, NotWritable, SecretUnreadable, SettingsInvalid
 from agent_runtime.serve.startup_signals import CalledOff, Start
 from agent_runtime.setting_slips import masked
@@ -37,6 +38,9 @@ EXIT_CODES = {SettingsInvalid: 2, SecretUnreadable: 2, CannotStart: 3}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller has closed it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - until the process ends
     try:
         try:
             return _run(_with_id_in_one_word(sys.argv[1:] if argv is None else argv))
@@ -46,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of stdout is gone; the rest of the buffer must not be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # as above
+        print("agent-runtime: stdout cannot be written: its disk is full", file=sys.stderr)
+        return EXIT_FAILED
 
 
 def _run(words: Sequence[str]) -> int:

@@ -95,7 +95,7 @@ ACCOUNT_RULES: tuple[Rule, ...] = (
     _blocked("blocked-account-untyped", statuses={403}, types={None}, source="2.0.76 to 2.1.197"),
     _blocked("blocked-account-5xx", statuses=_SERVER, types=_API_TYPES, condemns=True),
     Rule("blocked-word", ErrorClass.AUTH, words=error_codes.BLOCKED_WORDS, blocks=True, source="2.1.330"),
-    _unpaid("billing-402", statuses={402}),
+    _unpaid("billing-402", statuses={402}, source="the API's list of errors"),
     _unpaid("billing-said", statuses={400, 401, 403, 429}, own_words=phrases.UNPAID),
     _unpaid("billing-budget", statuses={401, 403, 429}, own_words=phrases.OVER_BUDGET),
     _unpaid("billing-5xx", statuses=_SERVER, types=_API_TYPES, own_words=phrases.UNPAID),

@@ -87,7 +87,8 @@ class Rule(msgspec.Struct, frozen=True):
         condemns: The attempt is stopped, and the API's own words count against the generation.
         blocks: The attempt is stopped, because the account is blocked; the credential itself is not refused.
         advice: The text for the caller, in place of the error class's sentence.
-        source: Versions of Claude Code, public reports or documents; those of phrases and codes stand at their tables.
+        source: Versions of Claude Code, public reports or documents; None: recorded runs show the rule, or its source
+            stands at the table of phrases or codes that it names.
     """
 
     id: str
@@ -107,7 +108,7 @@ class Rule(msgspec.Struct, frozen=True):
     condemns: bool = False
     blocks: bool = False
     advice: str | None = None
-    source: str = "tests/recorded"
+    source: str | None = None
 
     @property
     def is_evidence(self) -> bool:

@@ -5,8 +5,8 @@ The first rule that fits decides. Structure comes first: the HTTP status and the
 known; then the CLI's word for the failure; and only where nothing else is known, the sentence the CLI prints. Sentences
 are matched by their beginning, because the CLI's own begin that way and quoted ones do not.
 
-A rule's source is a version of Claude Code, a public report or a document; ``tests/recorded`` are frames and lines of
-Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114 and 2.1.330.
+A rule's source is a version of Claude Code, a public report or a document. Frames and lines that seven versions of
+Claude Code printed are recorded in ``tests/recorded``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RULES: tuple[Rule, ...] = (
         phrases=phrases.SOCKET,
         source="gitmoot/gitmoot#509, #486",
     ),
-    Rule("proxy-407", ErrorClass.NETWORK, statuses={407}),
+    Rule("proxy-407", ErrorClass.NETWORK, statuses={407}, source="RFC 9110, section 15.5.8"),
     # -- the request's form or content: such a message may quote anything
     Rule(
         "request-field",
@@ -110,9 +110,9 @@ RULES: tuple[Rule, ...] = (
     Rule("request-refused", ErrorClass.INVALID_REQUEST, statuses={400, 413, 414, 422, 431}),
     # -- the API's own troubles
     Rule("overloaded-type", ErrorClass.OVERLOADED, types={"overloaded_error"}),
-    Rule("overloaded-529", ErrorClass.OVERLOADED, statuses={529}),
+    Rule("overloaded-529", ErrorClass.OVERLOADED, statuses={529}, source="the API's list of errors"),
     Rule("server-error", ErrorClass.UPSTREAM, statuses=range(500, 600)),
-    Rule("other-status", ErrorClass.UPSTREAM, statuses=range(300, 500)),
+    Rule("other-status", ErrorClass.UPSTREAM, statuses=range(300, 500), source="RFC 9110, sections 15.4 and 15.5"),
     # -- no status: the CLI's word, and its sentence where the word leaves it open
     _without_status(
         "network-sentence",
@@ -147,8 +147,8 @@ RULES: tuple[Rule, ...] = (
     ),
     _without_status("throttle-sentence", ErrorClass.OVERLOADED, begins=phrases.THROTTLE_SENTENCES),
     _without_status("limit-sentence-alone", ErrorClass.RATE_LIMIT, words=_LIMIT_WORD, begins=phrases.LIMIT_SENTENCES),
-    _without_status("throttle-word", ErrorClass.OVERLOADED, words={"rate_limit", "overloaded"}),
-    _without_status("server-word", ErrorClass.UPSTREAM, words={"server_error"}),
+    _without_status("throttle-word", ErrorClass.OVERLOADED, words={"rate_limit", "overloaded"}, source="2.1.330"),
+    _without_status("server-word", ErrorClass.UPSTREAM, words={"server_error"}, source="2.1.330"),
     _without_status(
         "model-sentence",
         ErrorClass.MODEL,

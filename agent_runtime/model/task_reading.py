@@ -97,7 +97,7 @@ def parse(body: bytes, *, strict: bool, redact: Callable[[str], str] = str) -> t
     except msgspec.ValidationError:
         raise InvalidRequest(_number_out_of_range(body)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise InvalidRequest("the body is not JSON; send an object with a message") from None
+        raise InvalidRequest("the body is not JSON in UTF-8; send an object with a message") from None
     if not isinstance(raw, dict):
         raise InvalidRequest("the body must be a JSON object with a message")
     ignored = unknown_names(raw, Task.__struct_fields__, strict=strict, redact=redact)
@@ -145,7 +145,7 @@ def unknown_names(
     ignored = [_shown(redact(name)) for name in sorted(name for name in sent if name not in known)[:20]]
     if ignored and strict:
         names = ", ".join(name + did_you_mean(name, known) for name in ignored[:10])
-        raise InvalidRequest(f"unknown {what}: {names}; leave them out")
+        raise InvalidRequest(f"unknown {what}: {names}; correct them, or leave them out")
     return ignored
 
 

@@ -33,6 +33,7 @@ from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.secret.writer import put_from_environment
 from agent_runtime.serve.bootstrap import contained
+from agent_runtime.serve.startup_signals import SIGNALS, Start
 from agent_runtime.store.records import RecordStore
 from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
@@ -63,7 +64,6 @@ if TYPE_CHECKING:
     from agent_runtime.delivery.delivery import TokenRelay
     from agent_runtime.secret.file import SecretStatus
     from agent_runtime.serve.bootstrap import Bootstrap
-    from agent_runtime.serve.startup_signals import Start
     from agent_runtime.settings import Settings
     from agent_runtime.telemetry.redaction import Redactor
 
@@ -361,7 +361,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     # Few threads, because each has memory of its own; their jobs are short and use one disk.
     loop.set_default_executor(ThreadPoolExecutor(WORKERS, thread_name_prefix="worker"))
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         loop.add_signal_handler(number, ending.signalled, number)
     start.raise_if_called_off()
     webhook = None

@@ -154,6 +154,7 @@ class Database:
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
+            self._restore_if_deleted(connection)
         self._written_at = self._clock()
         if mark is not None:
             self._write_note(mark)
@@ -189,6 +190,19 @@ class Database:
         if self._written_at is not None and self._clock() - self._written_at >= self.IDLE_SECONDS:
             self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
             self._written_at = None
+
+    def _restore_if_deleted(self, connection: sqlite3.Connection) -> None:
+        """Write a new file if the name is gone: the connection has all content until it is closed."""
+        if os.path.lexists(self._path):
+            return
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        copy = _beside(self._path, ".copy")
+        copy.unlink(missing_ok=True)
+        os.close(os.open(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        connection.execute("VACUUM INTO ?", (str(copy),))
+        copy.rename(self._path)
+        self._is_stale = True
+        self._report_damage(f"{self._path.name} was deleted while it was in use: its content was written again")
 
     def _open(self) -> None:
         try:

@@ -97,6 +97,9 @@ def _encodable(text: str) -> str:
     return text.encode(errors="backslashreplace").decode()
 
 
+"\x00".encode("unicode_escape")  # Loads the codec, which cannot be done later if no file can be opened.
+
+
 def _on_one_line(text: str) -> str:
     """Replace characters that would begin a new line or control a terminal by escapes."""
     if text.isprintable():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +14,6 @@ from agent_runtime.errors import SettingsInvalid
 from agent_runtime.setting_slips import did_you_mean
 from agent_runtime.settings import GROUPS, SETTINGS, load
 from tests.support.supervised import supervised
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SECRET = "sk-ant-oat01-of-these-tests-0123456789"
 NOBODY = "http://127.0.0.1:9"
@@ -207,3 +204,29 @@ def test_a_cli_that_is_not_there_is_an_error_at_the_start_and_named_by_readyz(tm
 def test_who_waits_for_a_supervisor_is_told_for_how_long(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "x", "--url", NOBODY, "--patience", "0.2"]) == 75
     assert "nothing listens there; trying for 0.2 s (--patience)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "said"),
+    [
+        ('"$@" token show "$1" >&-', 1, ""),
+        ('"$@" token show "$1" >/dev/full', 1, "agent-runtime: stdout cannot be written: its disk is full\n"),
+        (
+            'mkdir gone && cd gone && rmdir ../gone && "$@" doctor',
+            2,
+            "agent-runtime: AGENT_RUNTIME_WORKSPACE: its default, the current directory, was deleted\n",
+        ),
+    ],
+    ids=["stdout is closed", "stdout is full", "no current directory"],
+)
+def test_a_place_that_cannot_be_used_is_told_without_a_traceback(
+    tmp_path: Path, shell: str, code: int, said: str
+) -> None:
+    command = ["sh", "-c", shell, "sh", sys.executable, "-m", "agent_runtime"]
+    environ = {"PATH": os.defpath, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    done = subprocess.run(
+        command, env=environ, cwd=tmp_path, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+    )
+
+    assert (done.returncode, done.stderr) == (code, said)

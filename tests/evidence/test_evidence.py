@@ -11,8 +11,10 @@ import pytest
 from agent_runtime.claude.frame_repair import read_frame
 from agent_runtime.claude.frames import Frame
 from agent_runtime.errors import ErrorClass
+from agent_runtime.evidence import detector
 from agent_runtime.evidence.detector import Detector
 from agent_runtime.evidence.error_bodies import ApiError
+from agent_runtime.evidence.matching import Rule
 from agent_runtime.evidence.rules import RULES, UNEXPLAINED, rule_for
 from tests.support.told import NOW, STOPPED, TIME, Story, entry, failed_result, frame, retry, synthetic, tell
 
@@ -783,9 +785,28 @@ def test_every_rule_decides_something(rule: str) -> None:
     assert rule_for(EXAMPLES[rule]).id == rule
 
 
-def test_rule_ids_are_unique_and_every_rule_names_its_source() -> None:
+def test_rule_ids_are_unique() -> None:
     assert len({rule.id for rule in RULES}) == len(RULES)
-    assert all(rule.source for rule in RULES)
+
+
+def test_a_rule_without_a_source_is_shown_by_a_recorded_run_or_names_a_table_that_has_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = set()
+
+    def observed(error: ApiError) -> Rule:
+        rule = rule_for(error)
+        shown.add(rule.id)
+        return rule
+
+    monkeypatch.setattr(detector, "rule_for", observed)
+    for version in VERSIONS:
+        for rows in recorded_runs(version):
+            tell(*((row["stream"], row["line"]) for row in rows))
+
+    for rule in RULES:
+        names_a_table = rule.phrases or rule.own_words or rule.from_api or rule.begins or rule.codes
+        assert rule.source or rule.id in shown or names_a_table, rule.id
 
 
 def test_only_what_is_about_the_account_is_evidence_and_only_evidence_condemns() -> None:

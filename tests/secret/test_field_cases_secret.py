@@ -254,7 +254,8 @@ def test_unknown_fields_beside_a_posted_token_are_named(tmp_path: Path, strict: 
         status, answer = reload_token(running, token=NEW, tokn=1)
 
         if strict == "true":
-            assert (status, answer["detail"]) == (400, "unknown fields: tokn (did you mean token?); leave them out")
+            wanted = "unknown fields: tokn (did you mean token?); correct them, or leave them out"
+            assert (status, answer["detail"]) == (400, wanted)
             assert running.token_file.read_text() == f"{OLD}\n"
         else:
             assert (status, answer["generation"]) == (200, 2)

@@ -232,6 +232,25 @@ def test_a_database_that_is_gone_is_told_and_no_task_that_ran_runs_again(tmp_pat
     assert runs(tmp_path, "x") == 1
 
 
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_a_database_that_is_deleted_while_it_is_in_use_is_written_again(tmp_path: Path, what: str) -> None:
+    data = tmp_path / "data"
+    with supervised(tmp_path) as running:
+        assert running.post(OK, execution_id="before").status_code == 200
+        if what == "directory":
+            shutil.rmtree(data)
+        else:
+            for path in data.glob("records.sqlite*"):
+                path.unlink()
+        assert running.post(OK, execution_id="after").json()["metadata"]["retained"] is True
+        assert "was deleted while it was in use" in eventually(lambda: running.get("/health")["disk"]["damage"])[0]
+        assert (data / "records.sqlite").stat().st_mode & 0o777 == 0o600
+
+    with supervised(tmp_path) as running:
+        for name in ("before", "after"):
+            assert running.get(f"/api/executions/{name}/result")["status"] == "success"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="a small volume takes a mount")
 def test_a_full_volume_costs_no_outcome_and_heals(tmp_path: Path) -> None:

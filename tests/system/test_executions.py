@@ -511,6 +511,21 @@ def test_sigterm_lets_the_running_finish_and_says_that_it_drains(tmp_path: Path)
         assert running.process.wait(30) == 0
 
 
+@pytest.mark.parametrize("nohup", [False, True])
+def test_a_closed_terminal_drains_unless_the_signal_is_ignored(tmp_path: Path, nohup: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL)  # children begin with it
+    try:
+        with supervised(tmp_path) as running:
+            running.process.send_signal(signal.SIGHUP)
+            if nohup:
+                assert running.post(OK).json()["status"] == "success"
+            else:
+                assert running.process.wait(30) == 0
+                assert "draining on SIGHUP" in running.log.read_text()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("signals", [1, 2])
 def test_what_does_not_finish_in_time_is_interrupted_and_gone(tmp_path: Path, signals: int) -> None:
