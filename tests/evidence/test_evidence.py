@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -14,9 +14,11 @@ from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence import detector
 from agent_runtime.evidence.detector import Detector
 from agent_runtime.evidence.error_bodies import ApiError
-from agent_runtime.evidence.matching import Rule
 from agent_runtime.evidence.rules import RULES, UNEXPLAINED, rule_for
 from tests.support.told import NOW, STOPPED, TIME, Story, entry, failed_result, frame, retry, synthetic, tell
+
+if TYPE_CHECKING:
+    from agent_runtime.evidence.matching import Rule
 
 HERE = Path(__file__).parents[1]
 RECORDED = HERE / "recorded"
