@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import InvalidRequest
-from agent_runtime.files import read_file, remove_unfinished, replace_file
+from agent_runtime.files import UNFINISHED, read_file, replace_file
 from agent_runtime.model.task_reading import parse
 
 if TYPE_CHECKING:
@@ -85,7 +85,9 @@ class TaskStore:
 
     def ids(self) -> Iterator[str]:
         """Return the ids of the stored tasks, and delete files that a crash left half written."""
-        remove_unfinished(self._directory)
+        for path in self._directory.glob(f"*{UNFINISHED}"):  # earlier versions gave them other names
+            with contextlib.suppress(OSError):
+                path.unlink()
         for path in self._directory.glob("*.json"):
             if (execution_id := _id_in(path)) is not None:
                 yield execution_id

@@ -106,7 +106,8 @@ def test_in_place_of_a_task_it_costs_its_resumption_at_most(place: Path, put: Ca
 def test_what_a_crash_left_of_a_task_is_deleted(tmp_path: Path) -> None:
     tasks = TaskStore(tmp_path, Redactor())
     tasks.save("x", b'{"message": "Hello."}')
-    (tmp_path / ".0123456789abcdef.new").write_bytes(b'{"mess')
+    for name in (".0123456789abcdef.new", "79.json.new"):
+        (tmp_path / name).write_bytes(b'{"mess')
 
     assert list(tasks.ids()) == ["x"]
     assert [path.name for path in tmp_path.iterdir()] == ["78.json"]

@@ -66,9 +66,13 @@ CASES = [
 
 
 def forging(case: tuple[str, str]) -> dict[str, Any]:
-    """Let a tool write the lines to the CLI's own stream, and end the CLI, so that they are the last it has said."""
+    """
+    Let a tool write the lines to the CLI's own stream, and end the CLI, so that they are the last it has said.
+
+    The tool takes a moment: a limit counts as over if the frame of the tool's call is read after it.
+    """
     lines = " ".join(shlex.quote(line) for line in FORGERIES[case])
-    command = f"printf '%s\\n' {lines} >>/proc/$PPID/fd/{DESCRIPTORS[case[1]]}; kill -KILL $PPID; sleep 60"
+    command = f"sleep 0.5; printf '%s\\n' {lines} >>/proc/$PPID/fd/{DESCRIPTORS[case[1]]}; kill -KILL $PPID; sleep 60"
     return {"do": "tool", "command": command}
 
 
