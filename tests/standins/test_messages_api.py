@@ -546,7 +546,9 @@ def test_a_partial_tool_call_does_not_move_its_script_on(api: MessagesApi, clien
     [*map(Hang, Moment), Text(gate="never"), Text(text="long", over_seconds=3600)],
     ids=[*Moment, "at a gate", "in a slow text"],
 )
-def test_the_server_ends_promptly_while_a_request_is_held(endless: Hang | Text, api: MessagesApi) -> None:
+def test_the_server_ends_promptly_while_a_request_is_held(
+    endless: Hang | Text, api: MessagesApi, caplog: pytest.LogCaptureFixture
+) -> None:
     api.default(endless)
     ended = threading.Event()
 
@@ -563,6 +565,7 @@ def test_the_server_ends_promptly_while_a_request_is_held(endless: Hang | Text, 
     assert time.monotonic() - began < 5
     thread.join(10)
     assert ended.is_set()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
 @pytest.mark.parametrize("moment", list(Moment))

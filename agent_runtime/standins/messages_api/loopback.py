@@ -134,15 +134,23 @@ def serving(handler: Handler, port: int = 0, unix_socket: Path | None = None) ->
         finally:
             connection.close()
 
+    tasks: set[asyncio.Task[None]] = set()
+
+    def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # No coroutine: of that asyncio reports the cancellation as an error (Python 3.11, asyncio/streams.py).
+        task = asyncio.ensure_future(connected(reader, writer))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
     started: Future[tuple[str, Callable[[], object]]] = Future()
 
     async def serve() -> None:
         base_url = "http://api.anthropic.com"
         try:
             if unix_socket is not None:
-                server = await asyncio.start_unix_server(connected, unix_socket)
+                server = await asyncio.start_unix_server(accepted, unix_socket)
             else:
-                server = await asyncio.start_server(connected, "127.0.0.1", port)
+                server = await asyncio.start_server(accepted, "127.0.0.1", port)
                 base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         except OSError as error:
             started.set_exception(error)
