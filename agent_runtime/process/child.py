@@ -112,9 +112,8 @@ class Child:
     @property
     def cpu_seconds(self) -> float | None:
         """The CPU seconds of all processes of an attempt that has ended; None: unknown."""
-        from agent_runtime.process.usage import (
-            reaped_cpu_seconds,
-        )  # psutil makes the start 6 ms longer, for nothing yet
+        # Imported here: psutil would make the start 6 ms longer, for nothing yet.
+        from agent_runtime.process.usage import reaped_cpu_seconds
 
         return None if self.shim_pid is None else reaped_cpu_seconds(self.shim_pid)
 
