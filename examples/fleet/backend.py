@@ -35,6 +35,9 @@ UNKNOWN_LIMIT_SECONDS = 300.0
 RECONNECT_SECONDS = (0.5, 2.0)
 """From and to; at random, so that a fleet does not come back in one moment."""
 
+LOAD_SECONDS = 0.5
+"""How long an agent may take to load a file that was just written, before it is written again."""
+
 LOOK_AGAIN_SECONDS = 5.0
 """How often agents without a usable token are looked after: a limit has ended, a file can be written again."""
 
@@ -146,6 +149,9 @@ class Backend:
     async def _look(self, agent: Agent) -> None:
         """Do what the agent's state asks for."""
         token = await self._clients[agent.name].token()
+        if token.state in ("missing", "invalid") or token.error:
+            await asyncio.sleep(LOAD_SECONDS)
+            token = await self._clients[agent.name].token()
         unknown = time.time() + UNKNOWN_LIMIT_SECONDS
         if token.state == "limited" and token.limit_model is None:
             self._rest(token.fingerprint, token.limited_until.timestamp() if token.limited_until else unknown)
