@@ -32,6 +32,6 @@ def _import_without_command_line() -> None:
 
 _import_without_command_line()
 
-from uvicorn.config import Config  # noqa: E402 - as above
-from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: E402
-from uvicorn.server import Server  # noqa: E402
+from uvicorn.config import Config  # noqa: E402 - after the call above
+from uvicorn.protocols.http.h11_impl import H11Protocol  # noqa: E402 - as above
+from uvicorn.server import Server  # noqa: E402 - as above
