@@ -179,7 +179,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     body_limit: int = _setting(_integer(4096, 1024 * MEBIBYTE), "longest request body, in bytes", str(16 * MEBIBYTE))
     response_buffer_bytes: int = _setting(
         _integer(MEBIBYTE, 1 << 40),
-        "what may be held for readers of answers and streams together, in bytes",
+        "what may be buffered for readers of answers and streams together, in bytes",
         str(64 * MEBIBYTE),
     )
     token_file: Path = _setting(_path, "the secret file; mount its directory", "/run/secrets/claude/token")

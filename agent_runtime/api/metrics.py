@@ -105,7 +105,7 @@ class Metrics:
         text = "When a new token was last read from the secret file."
         yield "secret_last_success_timestamp_seconds", text, secret.last_loaded_at
         yield "response_buffer_bytes", "Bytes that are held for readers.", self._buffer.used_bytes
-        yield "response_buffer_limit_bytes", "How much may be held for readers.", self._buffer.limit_bytes
+        yield "response_buffer_limit_bytes", "How much may be buffered for readers.", self._buffer.limit_bytes
         yield "store_available", "1 while records can be written to disk.", state.disk.error is None
         yield "disk_free_bytes", "Free bytes on the disk that holds the records.", state.disk.free_bytes
 

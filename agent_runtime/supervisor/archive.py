@@ -280,25 +280,17 @@ class Archive:
                     self.records.delete(record.execution_id)
                 else:
                     self._interrupt(record)
-            before, self.orphaned_transcripts = (
-                self.orphaned_transcripts,
-                [*without_record(self.records, self.transcripts, running)],
-            )
+            orphaned = list(without_record(self.records, self.transcripts, running))
         except (StoreUnavailable, OSError) as error:
             if self.has_ended_unfinished is None:
                 log.error("earlier executions cannot be accounted for yet: %s", error)
             self.has_ended_unfinished = False
             return
         self.has_ended_unfinished = True
-        if len(self.orphaned_transcripts) > len(before):
-            log.error(
-                "transcripts without a record: %d, such as %s",
-                len(self.orphaned_transcripts),
-                self.orphaned_transcripts[-1],
-            )
-            self._findings.append(
-                f"transcripts without a record, whose tasks are not run again: {len(self.orphaned_transcripts)}"
-            )
+        known, self.orphaned_transcripts = len(self.orphaned_transcripts), orphaned
+        if len(orphaned) > known:
+            log.error("transcripts without a record: %d, such as %s", len(orphaned), orphaned[-1])
+            self._findings.append(f"transcripts without a record, whose tasks are not run again: {len(orphaned)}")
         for execution_id in self.tasks.ids():
             with contextlib.suppress(StoreUnavailable):
                 left = self.records.load(execution_id)

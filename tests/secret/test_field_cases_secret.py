@@ -8,30 +8,35 @@ The sources are reports of people who run Claude Code headless; what a content m
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
+import socket
 import stat
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
 from agent_runtime.delivery.credentials_file import FILE_NAME
 from agent_runtime.errors import RESERVED_WORDS
 from agent_runtime.model.tokens import Token
 from tests.support.secret_mount import SecretMount
-from tests.support.supervised import API_KEY, NEW, OLD, Supervised, eventually, supervised
+from tests.support.supervised import API_KEY, DEADLINE_SECONDS, NEW, OLD, Supervised, eventually, supervised
 from tests.system.test_switching import PLAIN, PROMPT, Work, switching
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from agent_runtime.standins.messages_api import MessagesApi
 
 KEEP = ("--token-withdraw-after", "600")
 RELOAD = "/api/credentials/reload-token"
+LATE = (str(Path(__file__).parents[1] / "support/late_supervisor.py"),)
 
 
 def in_base64(text: str) -> str:
@@ -189,6 +194,40 @@ def test_a_posted_token_is_written_once_and_answered_each_time(tmp_path: Path) -
         for body in ({"token": NEW}, {"token": f"{NEW}\n", "remove_api_key": False}, {"remove_api_key": None}):
             assert reload_token(running, **body) == (200, {**success, "reloaded": False})
         assert running.token_file.stat().st_ino == inode
+
+
+def test_a_token_that_is_posted_before_the_first_reading_is_the_second_generation(tmp_path: Path) -> None:
+    """The supervisor accepts no connection before it has read the file, however long that takes."""
+    os.mkfifo(fifo := tmp_path / "first-reading")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def opened() -> int | None:
+        with contextlib.suppress(OSError):  # ENXIO: the first reading has not begun
+            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        return None
+
+    def posted() -> httpx.Response | None:
+        with contextlib.suppress(httpx.ConnectError):
+            return httpx.post(f"http://127.0.0.1:{port}{RELOAD}", json={"token": NEW}, trust_env=False)
+        return None
+
+    def post_until_answered() -> httpx.Response:
+        begun = eventually(opened)
+        assert posted() is None
+        os.close(begun)
+        answer: httpx.Response = eventually(posted)
+        return answer
+
+    with ThreadPoolExecutor(1) as pool:
+        posting = pool.submit(post_until_answered)
+        with supervised(
+            tmp_path, environment={"FIRST_READING": str(fifo)}, flags=("--port", str(port)), program=LATE
+        ) as running:
+            success = {"status": "success", "reloaded": True, "generation": 2, "state": "ready"}
+            assert posting.result(DEADLINE_SECONDS).json() == success
+            assert running.get("/api/token")["fingerprint"] == Token(NEW).fingerprint
 
 
 def test_a_reload_waits_for_a_file_that_was_just_written_in_place(tmp_path: Path) -> None:
