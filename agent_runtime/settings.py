@@ -38,7 +38,12 @@ def _text(value: str) -> str:
 
 def _path(value: str) -> Path:
     # Made absolute at once: children have another working directory.
-    return Path(_text(value)).expanduser().absolute()
+    try:
+        return Path(_text(value)).expanduser().absolute()
+    except FileNotFoundError:
+        raise ValueError("must begin with /, because the current directory was deleted") from None
+    except RuntimeError:
+        raise ValueError("must not begin with a ~ that names no home directory") from None
 
 
 def _header(value: str) -> str:
@@ -89,7 +94,7 @@ def _seconds_or_auto(value: str) -> float | None:
 
 def _url(value: str) -> str:
     url = urlsplit(_text(value))
-    if url.scheme not in ("http", "https") or not url.hostname or url.username or url.password:
+    if not is_http(value) or url.username or url.password:
         raise ValueError("must be an http or https address without a user name")
     return value.strip()
 
@@ -152,7 +157,10 @@ def _setting(
 
 
 def _inherited_config_dir() -> Path:
-    return Path(os.environ.get("CLAUDE_CONFIG_DIR") or "~/.claude").expanduser().absolute()
+    try:
+        return _path(os.environ.get("CLAUDE_CONFIG_DIR") or "~/.claude")
+    except ValueError as error:
+        raise SettingsInvalid(f"CLAUDE_CONFIG_DIR: {error}") from None
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -400,6 +408,15 @@ def load(environ: Mapping[str, str], flags: Mapping[str, str | None] | None = No
         return Settings(**values)
     except FileNotFoundError:
         raise SettingsInvalid(f"{PREFIX}WORKSPACE: its default, the current directory, was deleted") from None
+
+
+def is_http(text: str) -> bool:
+    """Whether *text* is an http or https address."""
+    try:
+        url = urlsplit(text.strip())
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:

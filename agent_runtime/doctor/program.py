@@ -31,7 +31,7 @@ from agent_runtime.process.spawn import Spawner
 from agent_runtime.relay.relay import way_in
 from agent_runtime.serve.bootstrap import DEFAULT_DATA_DIR
 from agent_runtime.settings import PREFIX
-from agent_runtime.web.uvicorn_protocol import DESCRIPTORS_KEPT, DESCRIPTORS_PER_SLOT, FEWEST_PLACES, PLACES_BEYOND
+from agent_runtime.web.uvicorn_protocol import FEWEST_PLACES, room_for_connections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -160,10 +160,10 @@ def open_files(settings: Settings, limit: int | None = None) -> Finding:
     if limit is None:
         linux.raise_file_limit()  # as serve does
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    left = limit - DESCRIPTORS_KEPT - DESCRIPTORS_PER_SLOT * settings.slots - PLACES_BEYOND
+    left = room_for_connections(limit, settings.slots)
     advice = "raise it (docker run --ulimit nofile=65536:65536, LimitNOFILE=)"
     if left < FEWEST_PLACES:
-        text = f"{limit} are too few for {settings.slots} slots: executions will fail to start"
+        text = f"{limit} are too few for {settings.slots} slots: serve refuses to start"
         return problem("open files", text, f"{advice}, or lower {PREFIX}SLOTS")
     if left < settings.max_connections:
         text = f"{limit} leave room for {left} connections beside {settings.slots} slots"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from msgspec.structs import replace
 
+from agent_runtime.claude.credential_env import BASE_URL_VARIABLE
 from agent_runtime.delivery.private_files import remove_leftovers, remove_tree
 from agent_runtime.errors import CannotStart, SettingsInvalid
 from agent_runtime.files import remove_unfinished
@@ -32,7 +33,7 @@ from agent_runtime.process.linux.landlock import Mode
 from agent_runtime.process.spawn import Spawner
 from agent_runtime.process.users import UnknownUser, other_user
 from agent_runtime.setting_slips import did_you_mean
-from agent_runtime.settings import PREFIX, SETTINGS, unknown_variables
+from agent_runtime.settings import PREFIX, SETTINGS, is_http, unknown_variables
 from agent_runtime.telemetry.logs import configure
 from agent_runtime.telemetry.redaction import Redactor
 
@@ -82,6 +83,8 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
     for name in unknown_variables(environ):
         hint = did_you_mean(name, [setting.variable for setting in SETTINGS])
         log.warning("%s is no setting and does nothing%s; see agent-runtime serve --help", name, hint)
+    if (base_url := environ.get(BASE_URL_VARIABLE)) and not is_http(base_url):
+        log.warning("no execution can reach the API: %s must be an http or https address", BASE_URL_VARIABLE)
     with contextlib.ExitStack() as held:
         held.callback(logs.flush)
         data_dir = _data_dir(settings, environ)

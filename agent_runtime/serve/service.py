@@ -8,6 +8,7 @@ import functools
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
@@ -24,7 +25,7 @@ from agent_runtime.delivery.delivery import RELAY, Deliveries, FileDelivery
 from agent_runtime.delivery.private_files import owner_of, short_directory
 from agent_runtime.delivery.reload_check import CheckedCli
 from agent_runtime.delivery.reload_results import BackgroundReloadChecker, ReloadResults
-from agent_runtime.errors import SpawnFailed
+from agent_runtime.errors import CannotStart, SpawnFailed
 from agent_runtime.model.state import StopReason
 from agent_runtime.notifier import Notifier
 from agent_runtime.process.containment.registry import new_mark
@@ -34,6 +35,7 @@ from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.secret.writer import put_from_environment
 from agent_runtime.serve.bootstrap import contained
 from agent_runtime.serve.startup_signals import SIGNALS, Start
+from agent_runtime.settings import PREFIX
 from agent_runtime.store.records import RecordStore
 from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
@@ -51,10 +53,11 @@ from agent_runtime.web.access_log import AccessLog
 from agent_runtime.web.response_buffer import ResponseBuffer
 from agent_runtime.web.uvicorn_protocol import (
     ACCEPTED_AT_ONCE,
+    FEWEST_PLACES,
     HEADER_LIMIT_BYTES,
     Connection,
     OpenConnections,
-    places_that_fit,
+    room_for_connections,
 )
 
 if TYPE_CHECKING:
@@ -173,10 +176,12 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
         The exit code: 0 after a drain.
 
     Raises:
-        CannotStart: The containment, a limit, the confinement or the relay asked for is not available here.
+        CannotStart: The limit on open files is too low, or the containment, a limit, the confinement or the relay asked
+            for is not available here.
         CalledOff: A signal came before the event loop handled signals.
     """
     data_dir, redactor = bootstrap.data_dir, bootstrap.redactor
+    most_connections = _most_connections(settings)
     containment = contained(bootstrap, settings)
     start.raise_if_called_off()
     counts = Counts(time.time())
@@ -253,7 +258,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
             )
         held.callback(secret.stop)
         start.raise_if_called_off()
-        return asyncio.run(_serve(supervisor, bootstrap, changes, start))
+        return asyncio.run(_serve(supervisor, bootstrap, changes, start, most_connections))
 
 
 @contextlib.contextmanager
@@ -316,6 +321,7 @@ async def _serve(
     bootstrap: Bootstrap,
     changes: SecretChanges,
     start: Start,
+    most_connections: int,
 ) -> int:
     settings = supervisor.settings
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -324,7 +330,7 @@ async def _serve(
     if access.required and access.read() is None:
         log.warning("no usable access key in %s: no caller is admitted until there is one", settings.access_key_file)
     connections = OpenConnections(
-        _places(settings),
+        most_connections,
         request_seconds=settings.request_timeout,
         open_paths=OPEN_PATHS,
         detail_is_object=settings.error_detail == "object",
@@ -386,12 +392,24 @@ async def _serve(
     return 0
 
 
-def _places(settings: Settings) -> int:
-    wanted = settings.max_connections
-    fitting = places_that_fit(wanted, settings.slots)
+def _most_connections(settings: Settings) -> int:
+    """
+    Return how many connections may be open: fewer than wanted where the limit on open files leaves less room.
+
+    Raises:
+        CannotStart: The limit leaves no room for the executions.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted, fitting = settings.max_connections, room_for_connections(limit, settings.slots)
+    if fitting < FEWEST_PLACES:
+        slots, needed = f"{settings.slots} slot{'s' * (settings.slots > 1)}", limit - fitting + FEWEST_PLACES
+        raise CannotStart(
+            f"{limit} open files are too few for {slots}, which need {needed}; raise the limit (ulimit -n, "
+            f"docker run --ulimit nofile=65536:65536, LimitNOFILE=), or lower {PREFIX}SLOTS"
+        )
     if fitting < wanted:
         log.warning("connections are limited to %d by the limit on open files (ulimit -n)", fitting)
-    return fitting
+    return min(wanted, fitting)
 
 
 class Ending:

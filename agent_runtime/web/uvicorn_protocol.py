@@ -9,7 +9,6 @@ which tells a backend to switch the token (uvicorn 0.54, ``protocols/http/h11_im
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 from enum import Enum, auto
 from http import HTTPStatus
@@ -52,12 +51,13 @@ PATIENCE_SECONDS = 2.0
 RETRY_SECONDS = 5
 
 
-def places_that_fit(wanted: int, slots: int) -> int:
-    """Return *wanted*, or fewer connections if those would not leave enough descriptors for *slots* executions."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return wanted
-    return min(wanted, max(FEWEST_PLACES, soft - DESCRIPTORS_KEPT - DESCRIPTORS_PER_SLOT * slots - PLACES_BEYOND))
+def room_for_connections(open_files: int, slots: int) -> int:
+    """
+    Return how many connections a limit on open files leaves room for beside *slots* executions.
+
+    It is negative or below :data:`FEWEST_PLACES` where executions would fail to start.
+    """
+    return open_files - DESCRIPTORS_KEPT - DESCRIPTORS_PER_SLOT * slots - PLACES_BEYOND
 
 
 class OpenConnections:

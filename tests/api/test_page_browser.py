@@ -235,13 +235,13 @@ def test_names_and_prompt_are_shown_as_text_only_and_an_execution_can_be_termina
             {"do": "partial", "text": "Unseen."},
             {"do": "touch", "path": str(tmp_path / "on")},
         )
-        running.post(script, execution_id=LONG, title=HOSTILE, labels={"who": HOSTILE}, async_result=True)
+        running.post(script, execution_id=LONG, title=f"{HOSTILE}\u202e.", labels={"who": HOSTILE}, async_result=True)
         eventually((tmp_path / "on").exists)
         live(window, running, f"#{LONG}", size=PHONE)
         eventually(lambda: count(window, "#log li") > 1)
         host = running.get("/health")["hostname"]
         assert (text(window, "#host"), window.title) == (host, f"{host} · agent_runtime")
-        assert text(window, "#rows b") == text(window, "#detail-what") == HOSTILE
+        assert text(window, "#rows b") == text(window, "#detail-what") == f"{HOSTILE}\ufffd."
         assert text(window, "#rows .of").startswith(f"{LONG} · ")
         assert text(window, "#detail-prompt") == running.record(LONG)["prompt"] + "…"
         assert HOSTILE in text(window, "#detail-facts")

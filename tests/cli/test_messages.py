@@ -13,7 +13,7 @@ from agent_runtime.cli.main import main
 from agent_runtime.errors import SettingsInvalid
 from agent_runtime.setting_slips import did_you_mean
 from agent_runtime.settings import GROUPS, SETTINGS, load
-from tests.support.supervised import supervised
+from tests.support.supervised import PROGRAMS, SCRIPTED, supervised
 
 SECRET = "sk-ant-oat01-of-these-tests-0123456789"
 NOBODY = "http://127.0.0.1:9"
@@ -186,9 +186,9 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(words: str) -> None:
     assert done.stderr == ""
 
 
-def test_a_cli_that_is_not_there_is_an_error_at_the_start_and_named_by_readyz(tmp_path: Path) -> None:
+def test_what_serve_cannot_use_is_named_in_its_log_at_the_start_and_by_readyz(tmp_path: Path) -> None:
     (tmp_path / "oauth-claude").write_text("not executable")
-    environment = {"AGENT_RUNTIME_TOKN_FILE": "x", "AGENT_RUNTIME_SLOT": "3"}
+    environment = {"AGENT_RUNTIME_TOKN_FILE": "x", "AGENT_RUNTIME_SLOT": "3", "ANTHROPIC_BASE_URL": "nonsense"}
     with supervised(tmp_path, claude=str(tmp_path / "oauth-claude"), environment=environment) as running:
         answer = running.client.get("/readyz")
         log = running.log.read_text()
@@ -199,6 +199,7 @@ def test_a_cli_that_is_not_there_is_an_error_at_the_start_and_named_by_readyz(tm
     assert f"no execution can start: the CLI {tmp_path}/oauth-claude is not executable" in log
     assert "AGENT_RUNTIME_TOKN_FILE is no setting and does nothing (did you mean AGENT_RUNTIME_TOKEN_FILE?)" in log
     assert "AGENT_RUNTIME_SLOT is no setting and does nothing (did you mean AGENT_RUNTIME_SLOTS?)" in log
+    assert "no execution can reach the API: ANTHROPIC_BASE_URL must be an http or https address" in log
 
 
 def test_who_waits_for_a_supervisor_is_told_for_how_long(capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,8 +217,26 @@ def test_who_waits_for_a_supervisor_is_told_for_how_long(capsys: pytest.CaptureF
             2,
             "agent-runtime: AGENT_RUNTIME_WORKSPACE: its default, the current directory, was deleted\n",
         ),
+        (
+            'mkdir gone && cd gone && rmdir ../gone && CLAUDE_CONFIG_DIR=claude "$@" serve',
+            2,
+            "agent-runtime: CLAUDE_CONFIG_DIR: must begin with /, because the current directory was deleted\n",
+        ),
+        (
+            'mkdir gone && cd gone && rmdir ../gone && "$@" serve --token-file token',
+            2,
+            "agent-runtime: --token-file: must begin with /, because the current directory was deleted, not 'token'\n",
+        ),
+        (
+            '"$@" serve --token-file "~none/token"',
+            2,
+            "agent-runtime: --token-file: must not begin with a ~ that names no home directory, not '~none/token'\n",
+        ),
     ],
-    ids=["stdout is closed", "stdout is full", "no current directory"],
+    ids=[
+        *("stdout is closed", "stdout is full", "no current directory", "nor for the CLI", "nor for a setting"),
+        "no home directory",
+    ],
 )
 def test_a_place_that_cannot_be_used_is_told_without_a_traceback(
     tmp_path: Path, shell: str, code: int, said: str
@@ -230,3 +249,36 @@ def test_a_place_that_cannot_be_used_is_told_without_a_traceback(
     )
 
     assert (done.returncode, done.stderr) == (code, said)
+
+
+@pytest.mark.parametrize("module", ["agent_runtime.settings", "httpx"], ids=["of the commands", "of one command"])
+def test_ctrl_c_while_modules_are_imported_ends_a_command_without_a_traceback(module: str) -> None:
+    words = [str(PROGRAMS / "interrupted_import.py"), module, "status", "--url", NOBODY]
+
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=60)
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(("limit", "slots"), [(72, 1), (20, 1), (256, 4)])
+def test_serve_refuses_to_start_where_the_limit_on_open_files_is_too_low_for_its_slots(
+    tmp_path: Path, limit: int, slots: int
+) -> None:
+    for name in ("data", "config", "workspace"):
+        (tmp_path / name).mkdir()
+    places = {f"AGENT_RUNTIME_{name.upper()}": str(tmp_path / name) for name in ("config_dir", "data_dir", "workspace")}
+    command = ["sh", "-c", f'ulimit -n {limit} && exec "$@"', "sh", sys.executable, "-m", "agent_runtime", "serve"]
+
+    done = subprocess.run(
+        [*command, "--port", "0", "--slots", str(slots)],
+        env={"PATH": os.defpath, "AGENT_RUNTIME_CLAUDE": SCRIPTED, "HOME": str(tmp_path), **places},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert (done.returncode, done.stdout) == (3, "")
+    said = f"agent-runtime: {limit} open files are too few for {slots} slot{'s' * (slots > 1)}, which need "
+    assert done.stderr.splitlines()[-1].startswith(said), done.stderr
