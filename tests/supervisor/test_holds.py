@@ -10,13 +10,14 @@ from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.execution.attempt_data import Held, Released
 from agent_runtime.model.state import CLASS_BY_TROUBLE, StopReason, TokenTrouble
 from agent_runtime.tokens.probe import ProbeVerdict
-from tests.supervisor.test_runner import Bench, finished, happens, races, report
+from tests.supervisor.test_runner import Api, Bench, finished, happens, races, report
 from tests.support.supervised import API_KEY, NEW
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from agent_runtime.delivery.delivery import HeldRequest
+    from agent_runtime.model.tokens import Token
     from agent_runtime.secret.generations import Generation
 
 
@@ -295,3 +296,19 @@ async def test_in_a_drain_nothing_waits(home: Path) -> None:
 
     assert await child.running.ends() == ("failed", "interrupted")
     assert child.requests[0].replays is None
+
+
+@races
+async def test_a_fault_of_the_policy_passes_the_answer_on_and_is_logged(home: Path) -> None:
+    bench = Bench(home, park="60")
+
+    async def fails(token: Token, *, model: str | None = None) -> ProbeVerdict:
+        raise ZeroDivisionError
+
+    bench.api.ask = fails  # type: ignore[method-assign]
+    child = Child(bench, used_tool=False, then=(finished,))
+    await happens(lambda: child.requests[0].is_over if child.requests else False)
+
+    assert child.requests[0].replays is False
+    bench.api.ask = Api().ask  # type: ignore[method-assign]
+    assert await child.running.ends() == ("success", None)
