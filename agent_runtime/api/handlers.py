@@ -24,7 +24,7 @@ from agent_runtime.errors import (
     NotFound,
 )
 from agent_runtime.model.json_bounds import check_json_bounds
-from agent_runtime.model.records import epoch_seconds, instant, to_json, visible_fields
+from agent_runtime.model.records import epoch_seconds, instant, record_json, to_json
 from agent_runtime.model.state import Outcome, Phase
 from agent_runtime.model.task import LABEL_NAME, LABEL_VALUE_LENGTH, LABELS
 from agent_runtime.model.task_reading import parse
@@ -168,8 +168,8 @@ async def list_executions(context: ApiContext, request: Request) -> Response:
         records, cursor = context.supervisor.records(
             query.get("state"), query.get("outcome"), int(limit), query.get("cursor"), labels
         )
-        shown_records = [visible_fields(record, prompts=context.settings.show_prompts) for record in records]
-        return respond({"executions": shown_records, "next_cursor": cursor})
+        shown = [msgspec.Raw(record_json(record, prompts=context.settings.show_prompts)) for record in records]
+        return respond({"executions": shown, "next_cursor": cursor})
 
     return BufferedResponse(context.buffer, int(limit) * RECORD_BYTES, page)
 
@@ -231,7 +231,7 @@ async def list_running(context: ApiContext, request: Request) -> bodies.RunningE
 async def get_execution(context: ApiContext, request: Request) -> Response:
     """Show one record."""
     record = context.supervisor.record(request.path_params["id"])
-    return respond(visible_fields(record, prompts=context.settings.show_prompts))
+    return respond(msgspec.Raw(record_json(record, prompts=context.settings.show_prompts)))
 
 
 async def get_execution_status(context: ApiContext, request: Request) -> bodies.ExecutionStatus:

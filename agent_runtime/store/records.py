@@ -356,9 +356,11 @@ class RecordStore:
         cursor: str | None = None,
         *,
         labels: Mapping[str, str] = MappingProxyType({}),
-    ) -> tuple[list[ExecutionRecord], str | None]:
+    ) -> tuple[Iterator[ExecutionRecord], str | None]:
         """
         Return records, newest first, and the cursor of the next page; None on the last page.
+
+        Each record is decoded when it is taken, so that a long page is never in memory as a whole.
 
         Args:
             labels: Only executions that have all of these labels are returned.
@@ -381,26 +383,29 @@ class RecordStore:
             )
             values += label
         # S608: built from the constants above; values are passed separately.
-        query = f"SELECT record FROM executions WHERE {where} ORDER BY created_at DESC, execution_id DESC"  # noqa: S608
+        query = f"SELECT created_at, execution_id, record FROM executions WHERE {where}"  # noqa: S608
         with self._lock:
-            held = [_held(encoded) for encoded in self._unsaved_records.values()]
-            hidden = set(self._unsaved_records)
+            unsaved = dict(self._unsaved_records)
             try:
-                rows = self._rows(f"{query} LIMIT ?", *values, limit + 1 + len(hidden))
+                rows = self._rows(
+                    f"{query} ORDER BY created_at DESC, execution_id DESC LIMIT ?", *values, limit + 1 + len(unsaved)
+                )
             except sqlite3.OperationalError:  # a file of an earlier version, on a disk that allows no migration
                 raise StoreUnavailable("records cannot be searched by label while they cannot be written") from None
-        saved = (record for (encoded,) in rows if (record := _decoded(encoded)) and record.execution_id not in hidden)
-        fitting = [
-            record
-            for record in held
-            if _age(record) < before
-            and (state is None or record.state == state)
-            and (outcome is None or record.outcome == outcome)
-            and labels.items() <= record.labels.items()
-        ]
-        records = sorted([*fitting, *saved], key=_age, reverse=True)[: limit + 1]
-        more = len(records) > limit
-        return records[:limit], _cursor(records[limit - 1]) if more else None
+        found = [row for row in rows if row[1] not in unsaved]
+        for encoded in unsaved.values():
+            record = read_record(encoded)
+            if (
+                (age := (record.created_at, record.execution_id)) < before
+                and (state is None or record.state == state)
+                and (outcome is None or record.outcome == outcome)
+                and labels.items() <= record.labels.items()
+            ):
+                found.append((*age, encoded))
+        found.sort(reverse=True)
+        page = found[:limit]
+        shown = (_held(encoded) if name in unsaved else _decoded(encoded) for _, name, encoded in page)
+        return filter(None, shown), f"{page[-1][0]!r}~{page[-1][1]}" if len(found) > limit else None
 
 
 def _held(encoded: bytes) -> ExecutionRecord:
@@ -416,14 +421,6 @@ def _decoded(encoded: bytes) -> ExecutionRecord | None:
     except UNREADABLE as error:
         log.error("a record cannot be read: %s", error)
         return None
-
-
-def _age(record: ExecutionRecord) -> tuple[float, str]:
-    return record.created_at, record.execution_id
-
-
-def _cursor(record: ExecutionRecord) -> str:
-    return f"{record.created_at!r}~{record.execution_id}"
 
 
 def _parsed_cursor(cursor: str | None) -> tuple[float, str]:

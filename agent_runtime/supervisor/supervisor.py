@@ -45,7 +45,7 @@ from agent_runtime.tokens.upkeep import TokenUpkeep
 from agent_runtime.tokens.verifier import RefusalVerifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from agent_runtime.delivery.cli_check import CliCheck
@@ -276,7 +276,7 @@ class Supervisor:
 
     def records(
         self, state: str | None, outcome: str | None, limit: int, cursor: str | None, labels: Mapping[str, str]
-    ) -> tuple[list[ExecutionRecord], str | None]:
+    ) -> tuple[Iterator[ExecutionRecord], str | None]:
         """List records as :meth:`RecordStore.list`; from any thread."""
         return self._archive.records.list(state, outcome, limit, cursor, labels=labels)
 

@@ -36,7 +36,7 @@ records, cursor = store.list(limit=1000)
 assert [r.execution_id for r in records] == [f"id-{n:04}" for n in reversed(range(60))]
 first, cursor = store.list(limit=7)
 second, _ = store.list(limit=7, cursor=cursor)
-assert [r.execution_id for r in first + second] == [f"id-{n:04}" for n in reversed(range(46, 60))]
+assert [r.execution_id for r in (*first, *second)] == [f"id-{n:04}" for n in reversed(range(46, 60))]
 assert all(store.answer(f"id-{n:04}").answer == answer for n in range(60))
 
 mount("-o", "remount,size=8m")
@@ -45,7 +45,7 @@ assert save(store, 60) is None
 assert store.trouble is None
 store.close()
 store = RecordStore(disk / "records.sqlite", clock=lambda: now)
-assert len(store.list(limit=1000)[0]) == 61
+assert len([*store.list(limit=1000)[0]]) == 61
 assert all(store.answer(f"id-{n:04}").answer == answer for n in range(60))
 
 store.close()
@@ -54,13 +54,13 @@ mount("-o", "remount,ro")
 store = RecordStore(disk / "records.sqlite", clock=lambda: now)
 assert save(store, 61)
 assert store.load("id-0061") and store.load("id-0000"), "what is there can be read"
-assert len(store.list(limit=1000)[0]) == 62
+assert len([*store.list(limit=1000)[0]]) == 62
 mount("-o", "remount,rw")
 now += 5
 store.upkeep()
 assert store.trouble is None, "it recovers without a task"
 assert save(store, 62) is None, store.trouble
-assert len(store.list(limit=1000)[0]) == 63
+assert len([*store.list(limit=1000)[0]]) == 63
 store.close()
 
 
