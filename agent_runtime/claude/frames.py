@@ -190,7 +190,6 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     agents: Any = None
     # system/api_retry
     error_status: int | None = None
-    retry_delay_ms: float | None = None
     # api_retry, assistant, result
     error: str | None = None
     api_error: str | None = None

@@ -99,7 +99,7 @@ ACCOUNT_RULES: tuple[Rule, ...] = (
     _unpaid("billing-said", statuses={400, 401, 403, 429}, own_words=phrases.UNPAID),
     _unpaid("billing-budget", statuses={401, 403, 429}, own_words=phrases.OVER_BUDGET),
     _unpaid("billing-5xx", statuses=_SERVER, types=_API_TYPES, own_words=phrases.UNPAID),
-    Rule("billing-word", ErrorClass.BILLING, words={"billing_error"}, stops=True, source="2.0.76 to 2.1.330"),
+    Rule("billing-word", ErrorClass.BILLING, words={"billing_error"}, source="2.0.76 to 2.1.330"),
     # -- the token is refused
     _refused("api-401", statuses={401}),
     _refused("api-403-authentication-type", statuses={403}, types={"authentication_error"}, source="API list"),
@@ -117,10 +117,9 @@ ACCOUNT_RULES: tuple[Rule, ...] = (
         statuses={403},
         types={None},
         phrases=phrases.REFUSED_CREDENTIAL,
-        stops=True,
         source="2.0.76 to 2.1.330",
     ),
-    Rule("cli-credential-detail", ErrorClass.AUTH, words={"api_key_auth_disabled"}, stops=True, source="2.1.330"),
+    Rule("cli-credential-detail", ErrorClass.AUTH, words={"api_key_auth_disabled"}, source="2.1.330"),
     # -- usage limits, and throttles that only look like them
     Rule(
         "throttle-without-time",

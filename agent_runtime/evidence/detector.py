@@ -13,6 +13,7 @@ Source: ``tests/recorded/``.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -37,12 +38,6 @@ if TYPE_CHECKING:
     from agent_runtime.claude.log_entries import LogEntry
     from agent_runtime.evidence.matching import Rule
 
-_TROUBLE_BY_CLASS = {
-    ErrorClass.AUTH: TokenTrouble.REFUSED,
-    ErrorClass.BILLING: TokenTrouble.BILLING,
-    ErrorClass.RATE_LIMIT: TokenTrouble.LIMITED,
-}
-
 _STATUSES_BY_WORD: dict[str | None, set[int | None]] = {
     "authentication_failed": {401, 403},
     "oauth_org_not_allowed": {401, 403},
@@ -56,6 +51,7 @@ _WITHOUT_REQUEST = frozenset({"authentication_failed", "oauth_org_not_allowed"})
 """Words that the CLI also uses without having made a request: "Not logged in"."""
 
 _SAME_LENGTH = 60
+_PLAIN_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{,39}")
 
 QUOTES_NEWLINES_SINCE = (2, 1, 114)
 """
@@ -80,30 +76,24 @@ class Detection(msgspec.Struct, frozen=True):
     Attributes:
         rule: The id of the rule that recognised it: see :mod:`agent_runtime.evidence.rules`.
         channel: Where the error was reported.
-        is_evidence: The error is about the token or its account: the attempt must be stopped now.
-        condemns: The error may count against the generation; false for reports of the CLI alone: "Not logged in".
         trouble: The trouble of the token or its account; None: there is none.
+        condemns: The error may count against the generation; false for reports of the CLI alone: "Not logged in".
         is_final: The CLI has given up; false for its retries.
         status: The HTTP status, if known.
         limit_type: The usage limit in the API's words, such as ``five_hour``.
-        limit_model: The model of the limit; None: the whole account.
         resets_at: When the limit ends, epoch seconds.
-        retry_after_seconds: After what pause the CLI itself tries again.
         advice: The text for the caller, in place of the error class's sentence.
     """
 
     rule: str
     channel: Channel
     error_class: ErrorClass
-    is_evidence: bool = False
-    condemns: bool = False
     trouble: TokenTrouble | None = None
+    condemns: bool = False
     is_final: bool = False
     status: int | None = None
     limit_type: str | None = None
-    limit_model: str | None = None
     resets_at: float | None = None
-    retry_after_seconds: float | None = None
     advice: str | None = None
 
     @classmethod
@@ -113,9 +103,8 @@ class Detection(msgspec.Struct, frozen=True):
             rule=rule.id,
             channel=channel,
             error_class=rule.error_class,
-            is_evidence=rule.is_evidence,
+            trouble=rule.trouble,
             condemns=rule.condemns,
-            trouble=TokenTrouble.BLOCKED if rule.blocks else _TROUBLE_BY_CLASS.get(rule.error_class),
             is_final=is_final,
             status=error.status,
             advice=rule.advice,
@@ -130,18 +119,22 @@ class Detection(msgspec.Struct, frozen=True):
             limit_type: The API's name of the limit; a text that is not a plain word becomes ``other``.
             resets_at: When the limit ends, epoch seconds; None: unknown.
         """
-        is_plain = limit_type is None or (limit_type.isascii() and limit_type.isidentifier() and len(limit_type) <= 40)
-        limit_type = limit_type if is_plain else "other"
+        if limit_type is not None and not _PLAIN_WORD.fullmatch(limit_type):
+            limit_type = "other"
+        limited = TokenTrouble.LIMITED
         return cls(
-            rule=rule,
-            channel=channel,
-            error_class=ErrorClass.RATE_LIMIT,
-            trouble=TokenTrouble.LIMITED,
-            status=429,
-            limit_type=limit_type,
-            limit_model=MODEL_BY_LIMIT.get(limit_type or ""),
-            resets_at=resets_at,
+            rule, channel, ErrorClass.RATE_LIMIT, limited, status=429, limit_type=limit_type, resets_at=resets_at
         )
+
+    @property
+    def is_evidence(self) -> bool:
+        """Whether the error is about the token or its account, so that the attempt must be stopped now."""
+        return self.trouble not in {None, TokenTrouble.LIMITED}
+
+    @property
+    def limit_model(self) -> str | None:
+        """The model of the limit; None: the whole account."""
+        return MODEL_BY_LIMIT.get(self.limit_type or "")
 
     def merged_with(self, earlier: Detection | None) -> Detection:
         """
@@ -153,20 +146,17 @@ class Detection(msgspec.Struct, frozen=True):
             return self
         if self.error_class is ErrorClass.ERROR or (earlier.is_final and not self.is_final):
             return earlier
-        if earlier.error_class is ErrorClass.RATE_LIMIT and self.error_class in {
-            ErrorClass.RATE_LIMIT,
-            ErrorClass.OVERLOADED,
-        }:
-            return replace(
-                self,
-                rule=earlier.rule if self.error_class is ErrorClass.OVERLOADED else self.rule,
-                error_class=ErrorClass.RATE_LIMIT,
-                trouble=TokenTrouble.LIMITED,
-                limit_type=self.limit_type or earlier.limit_type,
-                limit_model=self.limit_model or earlier.limit_model,
-                resets_at=self.resets_at or earlier.resets_at,
-            )
-        return self
+        is_throttle = self.error_class is ErrorClass.OVERLOADED
+        if earlier.error_class is not ErrorClass.RATE_LIMIT or not (is_throttle or self.trouble):
+            return self
+        return replace(
+            self,
+            rule=earlier.rule if is_throttle else self.rule,
+            error_class=ErrorClass.RATE_LIMIT,
+            trouble=TokenTrouble.LIMITED,
+            limit_type=self.limit_type or earlier.limit_type,
+            resets_at=self.resets_at or earlier.resets_at,
+        )
 
 
 class Detector:
@@ -251,9 +241,7 @@ class Detector:
             error = ApiError(status=_status(frame.error_status), word=frame.error)
             if error.status is None and error.word in {None, "unknown", "authentication_failed"}:
                 error = replace(error, word=None, text="API Error: Connection error.")  # there was no answer
-            delay = frame.retry_delay_ms
-            detection = self._detection(self._with_logged_details(error), Channel.STDOUT, is_final=False)
-            return replace(detection, retry_after_seconds=None if delay is None else delay / 1000)
+            return self._detection(self._with_logged_details(error), Channel.STDOUT, is_final=False)
         return None
 
     def _assistant(self, frame: Frame) -> Detection | None:
@@ -327,24 +315,18 @@ class Detector:
     def _detection(self, error: ApiError, channel: Channel, *, is_final: bool) -> Detection:
         if error.status is None and error.type is not None:
             error = replace(error, status=STATUS_BY_TYPE.get(error.type))
-        rule = rule_for(error)
-        return self._with_limit(Detection.of(error, rule, channel, is_final=is_final), error, rule)
-
-    def _with_limit(self, detection: Detection, error: ApiError, rule: Rule) -> Detection:
+        rule, limit = rule_for(error), self._limit
+        detection = Detection.of(error, rule, channel, is_final=is_final)
         if rule.error_class is ErrorClass.RATE_LIMIT:
             lowered = error.text.lower()
-            named = next((limit for words, limit in LIMIT_BY_WORDS if words in lowered), None)
+            named = next((limit_type for words, limit_type in LIMIT_BY_WORDS if words in lowered), None)
             resets_at = end_of_limit(error.text, self._now())
-        elif self._limit is not None and error.status == 429 and not rule.is_evidence:
-            named = resets_at = None
-            detection = replace(
-                detection, rule="limit-event", error_class=ErrorClass.RATE_LIMIT, trouble=TokenTrouble.LIMITED
-            )
-        else:
-            return detection
-        if self._limit is not None:
-            named, resets_at = self._limit.limit_type or named, self._limit.resets_at or resets_at
-        return replace(detection, limit_type=named, limit_model=MODEL_BY_LIMIT.get(named or ""), resets_at=resets_at)
+            if limit is not None:
+                named, resets_at = limit.limit_type or named, limit.resets_at or resets_at
+            return replace(detection, limit_type=named, resets_at=resets_at)
+        if limit is not None and error.status == 429 and not detection.is_evidence:
+            return replace(limit, channel=channel, is_final=is_final, advice=detection.advice)
+        return detection
 
 
 def _error_in_frame(frame: Frame, text: str) -> ApiError:

@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 STATUS_BY_TYPE: dict[str, int] = {
     "invalid_request_error": 400,
@@ -41,6 +42,8 @@ _FIELD_PATH = re.compile(
 """The path of a request's field before the API's message about it; not ``model``: that message is about the model."""
 _TYPE = re.compile('"type":"([^"]*)')
 _MESSAGE = re.compile('"message":"([^"]*)')
+_STATUS = re.compile("[345][0-9]{2}")
+_WORD = re.compile("[._-]*[A-Za-z0-9][A-Za-z0-9._-]*")
 _decoder = json.JSONDecoder(strict=False)
 
 
@@ -83,11 +86,11 @@ def read_body(text: str, status: int | None = None) -> ApiError | None:
     found = _decoded(text)
     if isinstance(found, list):
         found = found[0] if found else None
-    body = _body(found) if isinstance(found, dict) else _cut_off(text)
+    body = _passed_on_body(_body(found)) if isinstance(found, dict) else _cut_off(text)
     if not (body.type or body.code or body.message):
         return None
     message = (body.message or "")[:_MESSAGE_LENGTH]
-    return msgspec.structs.replace(body, status=status or body.status, text=message, message=message)
+    return replace(body, status=status or body.status, text=message, message=message)
 
 
 def _decoded(text: str) -> Any:
@@ -101,44 +104,29 @@ def _decoded(text: str) -> Any:
 def _body(found: dict[str, Any]) -> ApiError:
     error = found.get("error")
     if not isinstance(error, dict) and isinstance(found.get("detail"), dict):
-        detail = found["detail"]
-        error = detail["error"] if isinstance(detail.get("error"), dict) else detail
+        error = found["detail"]
     while isinstance(error, dict) and isinstance(error.get("error"), dict):
         error = error["error"]
     if isinstance(error, dict):
         body = _of_object(error)
-        message = body.message or _text(found, "message", "detail", "msg")
-        return _passed_on_body(msgspec.structs.replace(body, message=message, is_own_form=_is_own(found, body.type)))
-    kind = found.get("type")
-    message = _text(found, "message", "detail", "msg", "title")
-    code = _code(found.get("code"))
-    if isinstance(error, str) and _is_word(error):
-        code, message = error[:_CODE_LENGTH], message or error
-    elif isinstance(error, str):
-        message = error
-    return _passed_on_body(
-        ApiError(
-            type=kind if isinstance(kind, str) and kind in STATUS_BY_TYPE else None,
-            code=code,
-            status=_status(found.get("code")),
-            message=message,
-            is_whole=True,
-        )
-    )
-
-
-def _is_own(found: dict[str, Any], kind: str | None) -> bool:
-    return found.get("type") == "error" and kind in STATUS_BY_TYPE
+        is_own_form = found.get("type") == "error" and body.type in STATUS_BY_TYPE
+        return replace(body, message=body.message or _message(found), is_own_form=is_own_form)
+    body = _of_object(found)
+    if body.type not in STATUS_BY_TYPE:
+        body = replace(body, type=None)
+    if isinstance(error, str) and _WORD.fullmatch(error):
+        return replace(body, code=error[:_CODE_LENGTH], message=body.message or error)
+    return replace(body, message=error) if isinstance(error, str) else body
 
 
 def _of_object(error: dict[str, Any]) -> ApiError:
-    details = error.get("details")
+    kind, code, details = error.get("type"), error.get("code"), error.get("details")
     fine = details.get("error_code") if isinstance(details, dict) else None
     return ApiError(
-        type=_text(error, "type"),
-        code=_code(fine) or _code(error.get("code")),
-        status=_status(error.get("code")),
-        message=_text(error, "message", "msg", "detail"),
+        type=kind if isinstance(kind, str) and kind else None,
+        code=_code(fine) or _code(code),
+        status=_status(code),
+        message=_message(error),
         is_whole=True,
     )
 
@@ -156,10 +144,10 @@ def _passed_on_body(body: ApiError) -> ApiError:
     inner = _decoded(message[at:])
     if not isinstance(inner, dict) or not isinstance(inner.get("error"), dict):
         return body
-    passed = _of_object(inner["error"])
-    if "exception" not in message[:at].lower() and not _is_own(inner, passed.type):
+    passed = _body(inner)
+    if "exception" not in message[:at].lower() and not passed.is_own_form:
         return body
-    return msgspec.structs.replace(
+    return replace(
         body, type=passed.type or body.type, code=body.code or passed.code, message=passed.message or message
     )
 
@@ -176,17 +164,16 @@ def is_about_a_field(message: str) -> bool:
 def _cut_off(text: str) -> ApiError:
     """Parse the readable part of a body that was cut off."""
     at = text.find('"error":{')
-    whole = _decoded(text[at + len('"error":') :]) if at >= 0 else None
-    if isinstance(whole, dict):
-        body = _of_object(whole)
-        is_own = text.startswith('{"type":"error"') and body.type in STATUS_BY_TYPE
-        return msgspec.structs.replace(body, is_own_form=is_own)
+    error = _decoded(text[at + len('"error":') :]) if at >= 0 else None
+    if isinstance(error, dict):
+        return _body({"type": "error" if text.startswith('{"type":"error"') else None, "error": error})
     kind, message = _TYPE.search(text, max(at, 0)), _MESSAGE.search(text, max(at, 0))
     return ApiError(type=kind and kind[1], message=message and message[1])
 
 
-def _text(found: dict[str, Any], *names: str) -> str | None:
-    return next((value for name in names if isinstance(value := found.get(name), str) and value), None)
+def _message(found: dict[str, Any]) -> str | None:
+    values = map(found.get, ("message", "detail", "msg", "title"))
+    return next((value for value in values if isinstance(value, str) and value), None)
 
 
 def _code(value: Any) -> str | None:
@@ -197,9 +184,4 @@ def _code(value: Any) -> str | None:
 
 def _status(value: Any) -> int | None:
     """Return *value* if it is an error's HTTP status, as a number or as text; gateways repeat that as their code."""
-    text = str(value)
-    return int(text) if len(text) == 3 and text.isascii() and text.isdigit() and 300 <= int(text) < 600 else None
-
-
-def _is_word(text: str) -> bool:
-    return text.replace("_", "").replace("-", "").replace(".", "").isalnum() and text.isascii()
+    return int(value) if _STATUS.fullmatch(str(value)) else None

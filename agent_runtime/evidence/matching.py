@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,6 +10,7 @@ import msgspec
 from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec looks at annotations
 from agent_runtime.evidence.error_bodies import ApiError, is_about_a_field
 from agent_runtime.evidence.phrases import ABOUT_CONTENT, ADVERBS, TRAILERS, Phrases
+from agent_runtime.model.state import TROUBLE_BY_CLASS, TokenTrouble
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Container
@@ -31,40 +31,19 @@ class ErrorTexts:
         text: The whole text of the API and the CLI.
         sentences: The CLI's remarks in the text.
         is_about_a_field: The message is about a field of the request.
+        api_words: The API's own words; empty where they are about the request's form or content.
+        own_words: The API's own words and the CLI's; empty where those of the API are.
     """
 
     def __init__(self, error: ApiError) -> None:
         message = error.text if error.message is None else error.message
-        self.text = error.text.lower().replace("\u2019", "'")
+        self.text = _straight(error.text)
         self.sentences = _sentences(self.text)
         self.is_about_a_field = is_about_a_field(message)
-        self._message = message
-        self._own_text = error.text
-        self._found: dict[tuple[int, bool], bool] = {}
-
-    @cached_property
-    def _is_plain(self) -> bool:
-        lowered = self._message.lower()
-        return not self.is_about_a_field and not any(mark in lowered for mark in ABOUT_CONTENT)
-
-    @cached_property
-    def _api_words(self) -> str:
-        """The API's own words; empty where they are about the request's form or content."""
-        return _plainly(self._message) if self._is_plain else ""
-
-    @cached_property
-    def _own_words(self) -> str:
-        """The API's own words and the CLI's."""
-        if not self._is_plain or self._own_text == self._message:
-            return self._api_words
-        return f"{self._api_words} \u00b7 {_plainly(self._own_text)}"
-
-    def contains(self, phrases: Phrases, *, by_the_api: bool = False) -> bool:
-        """Whether the own words contain one of *phrases*; cached, because several rules use the same ones."""
-        key = (id(phrases), by_the_api)
-        if key not in self._found:
-            self._found[key] = _contains_any(self._api_words if by_the_api else self._own_words, phrases)
-        return self._found[key]
+        is_about_content = self.is_about_a_field or any(mark in message.lower() for mark in ABOUT_CONTENT)
+        self.api_words = self.own_words = "" if is_about_content else _plainly(message)
+        if not is_about_content and message != error.text:
+            self.own_words += f" \u00b7 {_plainly(error.text)}"
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -83,9 +62,8 @@ class Rule(msgspec.Struct, frozen=True):
         from_api: One of these is in the API's own words.
         unless: None of these is in the API's or the CLI's own words.
         begins: One of the text's sentences begins with one of these (lower case).
-        stops: The attempt is stopped, but nothing counts against the generation: only the CLI says so.
-        condemns: The attempt is stopped, and the API's own words count against the generation.
-        blocks: The attempt is stopped, because the account is blocked; the credential itself is not refused.
+        condemns: The error counts against the generation, because the API itself says it; else only the CLI does.
+        blocks: The account is blocked; the credential itself is not refused.
         advice: The text for the caller, in place of the error class's sentence.
         source: Versions of Claude Code, public reports or documents; None: recorded runs show the rule, or its source
             stands at the table of phrases or codes that it names.
@@ -104,16 +82,20 @@ class Rule(msgspec.Struct, frozen=True):
     from_api: Phrases = ()
     unless: Phrases = ()
     begins: tuple[str, ...] = ()
-    stops: bool = False
     condemns: bool = False
     blocks: bool = False
     advice: str | None = None
     source: str | None = None
 
     @property
+    def trouble(self) -> TokenTrouble | None:
+        """The trouble of the token or its account that the error shows; None: it shows none."""
+        return TokenTrouble.BLOCKED if self.blocks else TROUBLE_BY_CLASS.get(self.error_class)
+
+    @property
     def is_evidence(self) -> bool:
-        """Whether the error is about the token or its account."""
-        return self.stops or self.condemns or self.blocks
+        """Whether the error is about the token or its account, and no limit that ends by itself."""
+        return self.trouble not in {None, TokenTrouble.LIMITED}
 
     def matches(self, error: ApiError, texts: ErrorTexts) -> bool:
         """Whether every criterion of this rule holds."""
@@ -125,9 +107,9 @@ class Rule(msgspec.Struct, frozen=True):
             and (not self.of_a_field or texts.is_about_a_field)
             and (not self.with_message or error.message is not None)
             and (not self.phrases or _contains_any(texts.text, self.phrases))
-            and (not self.own_words or texts.contains(self.own_words))
-            and (not self.from_api or texts.contains(self.from_api, by_the_api=True))
-            and (not self.unless or not texts.contains(self.unless))
+            and (not self.own_words or _contains_any(texts.own_words, self.own_words))
+            and (not self.from_api or _contains_any(texts.api_words, self.from_api))
+            and (not self.unless or not _contains_any(texts.own_words, self.unless))
             and (not self.begins or any(sentence.startswith(self.begins) for sentence in texts.sentences))
         )
 
@@ -142,9 +124,13 @@ def _contains_any(text: str, phrases: Phrases) -> bool:
     return False
 
 
+def _straight(text: str) -> str:
+    return text.lower().replace("\u2019", "'")
+
+
 def _plainly(message: str) -> str:
     """Remove quotations, additions of gateways, and adverbs that may interrupt a phrase; in lower case."""
-    text = message[:_WORDS_LENGTH].lower().replace("\u2019", "'")
+    text = _straight(message[:_WORDS_LENGTH])
     for trailer in TRAILERS:
         text = text.partition(trailer)[0]
     text = " ".join(_QUOTED.sub(" ", text).split())

@@ -123,15 +123,12 @@ RULES: tuple[Rule, ...] = (
         source="tests/recorded; gitmoot/gitmoot#509",
     ),
     _without_status("network-cut-off", ErrorClass.NETWORK, begins=phrases.CUT_OFF_SENTENCES),
-    _without_status(
-        "cli-no-credential", ErrorClass.AUTH, begins=("could not resolve authentication method",), stops=True
-    ),
+    _without_status("cli-no-credential", ErrorClass.AUTH, begins=("could not resolve authentication method",)),
     _without_status(
         "billing-sentence",
         ErrorClass.BILLING,
         words=_LIMIT_WORD,
         begins=phrases.UNPAID_SENTENCES,
-        stops=True,
         source="anthropics/claude-code#55469, #46277; 2.0.76 to 2.1.332",
     ),
     _without_status(
@@ -142,9 +139,7 @@ RULES: tuple[Rule, ...] = (
         blocks=True,
         source="2.1.30 to 2.1.332",
     ),
-    _without_status(
-        "cli-refusal-word", ErrorClass.AUTH, words={"authentication_failed", "oauth_org_not_allowed"}, stops=True
-    ),
+    _without_status("cli-refusal-word", ErrorClass.AUTH, words={"authentication_failed", "oauth_org_not_allowed"}),
     _without_status("throttle-sentence", ErrorClass.OVERLOADED, begins=phrases.THROTTLE_SENTENCES),
     _without_status("limit-sentence-alone", ErrorClass.RATE_LIMIT, words=_LIMIT_WORD, begins=phrases.LIMIT_SENTENCES),
     _without_status("throttle-word", ErrorClass.OVERLOADED, words={"rate_limit", "overloaded"}, source="2.1.330"),
@@ -162,7 +157,6 @@ RULES: tuple[Rule, ...] = (
         "cli-refusal-sentence",
         ErrorClass.AUTH,
         begins=phrases.REFUSAL_SENTENCES,
-        stops=True,
         source="anthropics/claude-code#9635, #63685",
     ),
     _sentence_alone("request-sentence", ErrorClass.INVALID_REQUEST, begins=phrases.INVALID_SENTENCES),

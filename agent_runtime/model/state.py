@@ -112,6 +112,13 @@ CLASS_BY_TROUBLE: dict[TokenTrouble, ErrorClass] = {
 }
 """The error class of each trouble of the token."""
 
+TROUBLE_BY_CLASS: dict[ErrorClass, TokenTrouble] = {
+    ErrorClass.AUTH: TokenTrouble.REFUSED,
+    ErrorClass.BILLING: TokenTrouble.BILLING,
+    ErrorClass.RATE_LIMIT: TokenTrouble.LIMITED,
+}
+"""The error classes that another token can cure, each with the token's trouble where nothing more is known."""
+
 STALLS = {
     StopReason.INIT_TIMEOUT,
     StopReason.FIRST_MESSAGE_TIMEOUT,

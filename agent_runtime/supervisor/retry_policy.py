@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import AdmissionError, ErrorClass
-from agent_runtime.model.state import TokenTrouble, Verification
+from agent_runtime.model.state import TROUBLE_BY_CLASS, TokenTrouble, Verification
 
 if TYPE_CHECKING:
     from agent_runtime.evidence.verdict import Verdict
@@ -126,19 +126,12 @@ def decide(situation: Situation) -> Decision:
     return Wait(seconds) if seconds > 0 else GiveUp(situation.error_class)
 
 
-_CURABLE = {
-    ErrorClass.AUTH: TokenTrouble.REFUSED,
-    ErrorClass.BILLING: TokenTrouble.BILLING,
-    ErrorClass.RATE_LIMIT: TokenTrouble.LIMITED,
-}
-"""The error classes that another token can cure, each with the token's trouble where nothing more is known."""
-
-
 def trouble_of(report: AttemptReport, final: Verdict) -> TokenTrouble | None:
     """Return the trouble of the token that ended an attempt; None where no token, new or the same, could help."""
-    if final.error_class not in _CURABLE or not (report.error is None or isinstance(report.error, AdmissionError)):
+    is_error_of_ours = report.error is not None and not isinstance(report.error, AdmissionError)
+    if final.error_class not in TROUBLE_BY_CLASS or is_error_of_ours:
         return None
     detection = report.detection
     if detection is not None and detection.trouble is not None and detection.error_class is final.error_class:
         return detection.trouble
-    return _CURABLE[final.error_class]
+    return TROUBLE_BY_CLASS[final.error_class]

@@ -583,12 +583,6 @@ def test_a_throttle_stays_one_through_retries_and_the_end() -> None:
     assert story.error_class == "overloaded"
 
 
-def test_a_retry_tells_when_the_cli_would_try_again() -> None:
-    story = tell(retry(529, "overloaded", retry_delay_ms=2500))
-    assert story.last is not None
-    assert story.last.retry_after_seconds == 2.5
-
-
 @pytest.mark.parametrize(
     ("text", "resets_at"),
     [

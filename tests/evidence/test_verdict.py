@@ -13,7 +13,6 @@ CUT = Detection(
     "a_rule",
     Channel.STDERR,
     ErrorClass.NETWORK,
-    is_evidence=False,
     condemns=False,
     trouble=None,
     is_final=False,

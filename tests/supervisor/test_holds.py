@@ -32,18 +32,17 @@ class Request:
         generation: Generation,
         trouble: TokenTrouble,
         resets_at: float | None = None,
-        limit_model: str | None = None,
+        limit_type: str | None = None,
     ) -> None:
         self.generation = generation
         self.detection = Detection(
             "a_rule",
             Channel.WIRE,
             CLASS_BY_TROUBLE[trouble],
-            is_evidence=trouble is not TokenTrouble.LIMITED,
             condemns=True,
             trouble=trouble,
             is_final=True,
-            limit_model=limit_model,
+            limit_type=limit_type,
             resets_at=resets_at,
         )
         self.is_over = False
@@ -62,7 +61,7 @@ class Child:
         self.used_tool = bool(fields.pop("used_tool", True))
         self.resets_at = fields.pop("resets_at", None)
         self.limit_seconds = fields.pop("limit_seconds", 100.0)
-        self.limit_model = fields.pop("limit_model", None)
+        self.limit_type = fields.pop("limit_type", None)
         self.requests: list[Request] = []
         self.ended = asyncio.Event()
         self.running = bench.start(self.step, *fields.pop("then", ()), **fields)
@@ -74,7 +73,7 @@ class Child:
     def hold(self) -> Request:
         generation = self.bench.secret.status.generation
         assert generation is not None
-        request = Request(generation, self.trouble, self.resets_at, self.limit_model)
+        request = Request(generation, self.trouble, self.resets_at, self.limit_type)
         request.limit_seconds = self.limit_seconds
         self.requests.append(request)
         self.running.execution.record_event(Held(request, self.used_tool))
@@ -240,7 +239,7 @@ OPUS = "claude-opus-4-5"
 async def test_what_could_run_now_gets_the_slot_of_the_one_that_is_held_longest(home: Path) -> None:
     bench = Bench(home, park="60", slots="2")
     first, second = (
-        Child(bench, TokenTrouble.LIMITED, limit_model="opus", execution_id=name, model=OPUS, then=then)
+        Child(bench, TokenTrouble.LIMITED, limit_type="seven_day_opus", execution_id=name, model=OPUS, then=then)
         for name, then in (("first", (finished,)), ("second", ()))
     )
     await happens(lambda: len(bench.holds._waiting) == 2)  # both have been decided about

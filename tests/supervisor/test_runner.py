@@ -64,7 +64,6 @@ def report(
             "a_rule",
             Channel.STDERR,
             CLASS_BY_TROUBLE[trouble],
-            is_evidence=trouble is not TokenTrouble.LIMITED,
             condemns=True,
             trouble=trouble,
             is_final=True,
