@@ -221,10 +221,12 @@ async def list_running(context: ApiContext, request: Request) -> bodies.RunningE
             title=execution.record.title,
             labels=execution.record.labels,
         )
-        for execution in state.running
+        for execution in state.executions.running
     ]
     return bodies.RunningExecutions(
-        executions=running, pending_ids=state.pending_ids, recently_completed_ids=state.recently_completed_ids
+        executions=running,
+        pending_ids=state.executions.pending_ids,
+        recently_completed_ids=state.recently_completed_ids,
     )
 
 
@@ -265,19 +267,21 @@ async def get_execution_result(context: ApiContext, request: Request) -> Respons
 
 async def start_drain(context: ApiContext, request: Request) -> bodies.DrainState:
     """Stop admission; running executions go on."""
-    context.supervisor.close_admission()
+    context.supervisor.admission.close()
     return _drain_state(context)
 
 
 async def call_off_drain(context: ApiContext, request: Request) -> bodies.DrainState:
     """Resume admission."""
-    context.supervisor.open_admission()
+    context.supervisor.admission.open()
     return _drain_state(context)
 
 
 def _drain_state(context: ApiContext) -> bodies.DrainState:
     state = context.supervisor.state
-    return bodies.DrainState(draining=state.draining, unfinished=len(state.running) + len(state.pending_ids))
+    return bodies.DrainState(
+        draining=state.draining, unfinished=len(state.executions.running) + len(state.executions.pending_ids)
+    )
 
 
 async def terminate_execution(context: ApiContext, request: Request) -> bodies.Termination:
@@ -331,7 +335,7 @@ async def get_token(context: ApiContext, request: Request) -> bodies.TokenReport
         limited_until=instant(limit.until) if limit is not None and limit.has_known_end else None,
         limit_type=limit.type if limit is not None else None,
         limit_model=limit.model if limit is not None else None,
-        held_by={str(number): count for number, count in state.held_by.items()},
+        held_by={str(number): count for number, count in state.executions.held_by.items()},
     )
 
 

@@ -54,13 +54,13 @@ class Metrics:
     def collect(self) -> Iterator[Metric]:
         """Yield all metrics of the present state, as prometheus-client requires of a collector."""
         state = self._supervisor.state
-        phases = [execution.phase for execution in state.executions]
+        phases = [execution.phase for execution in state.executions.values()]
         by_phase = {str(phase): phases.count(phase) for phase in Phase if phase is not Phase.FINISHED}
         yield _gauge("executions", "Executions that have not ended, by phase.", by_phase, "phase")
         states = {str(known): known == state.token for known in TokenState}
         yield _gauge("token_state", "1 for the state the token is in, 0 for the others.", states, "state")
-        by_slot = {execution.slot: execution.usage for execution in state.running}
-        slots = {str(slot): by_slot.get(slot, Usage()) for slot in range(1, state.slots + 1)}
+        by_slot = {execution.slot: execution.usage for execution in state.executions.running}
+        slots = {str(slot): by_slot.get(slot, Usage()) for slot in range(1, state.slots.total + 1)}
         memory = {slot: usage.memory_bytes for slot, usage in slots.items()}
         processes = {slot: usage.processes for slot, usage in slots.items()}
         yield _gauge("slot_memory_bytes", "Resident memory of the execution in a slot; 0: none runs.", memory, "slot")
@@ -75,13 +75,13 @@ class Metrics:
 
     def _single_values(self, state: SupervisorState) -> Iterator[tuple[str, str, float | None]]:
         """Yield name, help and value of each gauge without labels; None: the metric has no sample now."""
-        generation, secret, usage = state.secret.generation, state.secret, state.usage
-        held = sum(execution.record.held for execution in state.running)
-        yield "slots", "How many executions may run at once.", state.slots
-        yield "slots_taken", "Slots that are held.", state.slots_taken
+        generation, secret, usage = state.secret.generation, state.secret, state.executions.usage
+        held = sum(execution.record.held for execution in state.executions.running)
+        yield "slots", "How many executions may run at once.", state.slots.total
+        yield "slots_taken", "Slots that are held.", state.slots.busy
         yield "slots_unkillable", "Slots that are held by processes that cannot be ended.", state.unkillable
-        yield "queue_length", "New executions that wait for a slot.", state.queue_length
-        yield "queue_limit", "How many new executions may wait.", state.queue_limit
+        yield "queue_length", "New executions that wait for a slot.", state.slots.queue_length
+        yield "queue_limit", "How many new executions may wait.", state.slots.queue_limit
         yield "executions_held_now", "Executions that are held: a request of theirs waits for a token.", held
         text = "Resident memory of running executions, sampled once a second."
         yield "executions_memory_bytes", text, usage.memory_bytes
@@ -104,7 +104,7 @@ class Metrics:
         yield "token_last_success_timestamp_seconds", text, self._counts.last_answered_at
         text = "When a new token was last read from the secret file."
         yield "secret_last_success_timestamp_seconds", text, secret.last_loaded_at
-        yield "response_buffer_bytes", "Bytes that are held for readers.", self._buffer.used_bytes
+        yield "response_buffer_bytes", "Bytes that are buffered for readers.", self._buffer.used_bytes
         yield "response_buffer_limit_bytes", "How much may be buffered for readers.", self._buffer.limit_bytes
         yield "store_available", "1 while records can be written to disk.", state.disk.error is None
         yield "disk_free_bytes", "Free bytes on the disk that holds the records.", state.disk.free_bytes

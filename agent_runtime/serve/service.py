@@ -40,7 +40,7 @@ from agent_runtime.store.records import RecordStore
 from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
 from agent_runtime.store.workspaces import Workspaces
-from agent_runtime.supervisor.admission import Resumption
+from agent_runtime.supervisor.admission import resume_interrupted
 from agent_runtime.supervisor.answers import AnswerForm
 from agent_runtime.supervisor.archive import Archive
 from agent_runtime.supervisor.supervisor import Supervisor
@@ -378,11 +378,11 @@ async def _serve(
         webhook.start()
     changes.deliver_to(supervisor.secret_changed)
     supervisor.secret_changed(supervisor.secret.status)
-    chores = [asyncio.create_task(supervisor.maintenance.run(server.second))]
+    chores = []
     if settings.resume_interrupted:
-        resumption = Resumption(supervisor.admission)
-        resumption.submit_waiting()  # before the first request
-        chores.append(asyncio.create_task(resumption.run()))
+        # It takes its first step before the first request is read, and before executions without a runner are deleted.
+        chores.append(asyncio.create_task(resume_interrupted(supervisor.admission)))
+    chores.append(asyncio.create_task(supervisor.run_chores(server.second)))
     await server.serve(sockets=[bootstrap.listener])
     await ending.finished()
     for chore in chores:

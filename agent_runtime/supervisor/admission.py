@@ -10,6 +10,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from agent_runtime.errors import (
     AdmissionError,
     AgentRuntimeError,
@@ -51,7 +53,7 @@ RESUME_SECONDS = 1.0
 """How long after a failed submission a task that an earlier supervisor left is submitted again."""
 
 
-class Admission:
+class Admission(msgspec.Struct, eq=False):
     """
     Admit executions, start a runner for each, and store how each has ended.
 
@@ -59,33 +61,26 @@ class Admission:
     execution that belongs to the supervisor from then on.
 
     Attributes:
+        runners: What the runners of executions share; *executions*: what the executions themselves share.
+        run_attempt: Runs one CLI process in a session.
         changed: Notified when an execution has ended, or admission was opened or closed.
         draining: Nothing is admitted.
+        is_ending: The supervisor ends, so admission must not be opened again.
         last_task_at: When the last task was admitted, epoch seconds.
         consecutive_failures: How many executions in a row have failed.
     """
 
-    def __init__(
-        self,
-        archive: Archive,
-        live: LiveExecutions,
-        background: BackgroundTasks,
-        *,
-        runners: RunnerContext,
-        executions: ExecutionContext,
-        run_attempt: RunAttempt,
-    ) -> None:
-        self.changed = Notifier()
-        self.draining = False
-        self.last_task_at: float | None = None
-        self.consecutive_failures = 0
-        self.archive = archive
-        self._live = live
-        self._runners = runners
-        self._executions = executions
-        self._run_attempt = run_attempt
-        self._background = background
-        self._is_ending = False
+    archive: Archive
+    live: LiveExecutions
+    background: BackgroundTasks
+    runners: RunnerContext
+    executions: ExecutionContext
+    run_attempt: RunAttempt
+    changed: Notifier = msgspec.field(default_factory=Notifier)
+    draining: bool = False
+    is_ending: bool = False
+    last_task_at: float | None = None
+    consecutive_failures: int = 0
 
     def submit(self, new: NewTask, fault: InvalidRequest | None = None) -> Execution | StoredResult:
         """
@@ -103,7 +98,7 @@ class Admission:
         """
         task = new.task
         execution_id = task.execution_id or str(uuid.uuid4())
-        if (live := self._live.get(execution_id)) is not None:
+        if (live := self.live.get(execution_id)) is not None:
             if live.record.request_digest != task.digest:
                 raise Conflict(OTHER_BODY)
             return live
@@ -119,16 +114,16 @@ class Admission:
             )
         obstacle = self._parkable_obstacle(task)
         plan = SessionPlan(task, previous)
-        slots, settings = self._runners.slots, self._runners.settings
-        if obstacle is None and slots.is_full(must_wait=self._runners.sessions.is_claimed(plan.known_id)):
+        slots, settings = self.runners.slots, self.runners.settings
+        if obstacle is None and slots.is_full(must_wait=self.runners.sessions.is_claimed(plan.known_id)):
             raise Busy(
                 f"all {slots.total} slots and {slots.queue_limit} queue places are taken; come back later",
                 retry_after_seconds=BUSY_RETRY_SECONDS,
             )
         cwd = self.archive.directory_of(new, execution_id, previous)
         writer = RecordWriter.for_task(new, execution_id, plan.next, settings, previous=previous, cwd=cwd)
-        execution = Execution(task, writer, self._executions, task.timeout_seconds or settings.timeout)
-        self._live[execution_id] = execution
+        execution = Execution(task, writer, self.executions, task.timeout_seconds or settings.timeout)
+        self.live[execution_id] = execution
         self.last_task_at = time.time()
         # Task first: a crash between the two writes leaves a task without a record, never a record without its task.
         self.archive.tasks.save(execution_id, new.content)
@@ -136,14 +131,14 @@ class Admission:
         with log_fields(execution_id=execution_id, trace_id=task.trace.trace_id if task.trace else None):
             log.info("execution admitted")
             execution.publish("execution.admitted")
-            runner = ExecutionRunner(execution, self._runners, plan, obstacle, run_attempt=self._run_attempt)
-            self._background.spawn(self._run_to_end(execution, runner), execution_id)
+            runner = ExecutionRunner(execution, self.runners, plan, obstacle, run_attempt=self.run_attempt)
+            self.background.spawn(self._run_to_end(execution, runner), execution_id)
         return execution
 
     def _parkable_obstacle(self, task: Task) -> AdmissionError | None:
         """Return why the token cannot be used now, if the task may wait for another; raise it if the task may not."""
         try:
-            self._runners.gate.require(task.model)
+            self.runners.gate.require(task.model)
         except (TokenUnusable, TokenUnpaid, TokenLimited) as error:
             if not task.park_seconds:
                 raise
@@ -166,10 +161,10 @@ class Admission:
 
     def _stored_answer_to(self, execution: Execution) -> Answer:
         """Store the final record with its answer; return the answer."""
-        record, generation = execution.record, self._runners.gate.current
+        record, generation = execution.record, self.runners.gate.current
         number = generation.number if generation else None
         build = functools.partial(
-            answer_to, execution, log_limit_bytes=self._runners.settings.answer_log_limit, current_generation=number
+            answer_to, execution, log_limit_bytes=self.runners.settings.answer_log_limit, current_generation=number
         )
         answer = build()
         if not self.archive.conclude(record, answer) and record.metadata.retained:
@@ -178,13 +173,13 @@ class Admission:
         return self.archive.shown(record, answer)
 
     def _remove(self, execution: Execution) -> None:
-        self._live.pop(execution.execution_id, None)
-        self._runners.sessions.release(execution.execution_id)
+        self.live.pop(execution.execution_id, None)
+        self.runners.sessions.release(execution.execution_id)
         record = execution.record
         self.consecutive_failures = self.consecutive_failures + 1 if record.outcome is Outcome.FAILED else 0
         execution.publish_end()
-        self._runners.slots.grant()
-        self._runners.gate.changed.notify()
+        self.runners.slots.grant()
+        self.runners.gate.changed.notify()
         self.changed.notify()
 
     # -- the end
@@ -192,13 +187,13 @@ class Admission:
     def close(self) -> None:
         """Admit no more executions; those that were admitted go on, unless they are held."""
         self.draining = True
-        for execution in [one for one in self._live.values() if one.record.held]:
+        for execution in [one for one in self.live.values() if one.record.held]:
             execution.request_stop(StopReason.SHUTDOWN)
         self.changed.notify()
 
     def open(self) -> None:
         """Admit executions again, unless the supervisor is ending."""
-        if not self._is_ending:
+        if not self.is_ending:
             self.draining = False
             self.changed.notify()
 
@@ -209,61 +204,47 @@ class Admission:
         Args:
             timeout_seconds: For executions to run on and to stop; they are asked to stop a grace period before its end.
         """
-        self._is_ending = True
+        self.is_ending = True
         self.close()
-        deadline = time.monotonic() + max(0.0, timeout_seconds - self._runners.settings.stop_grace)
-        while self._live and (left := deadline - time.monotonic()) > 0:
+        deadline = time.monotonic() + max(0.0, timeout_seconds - self.runners.settings.stop_grace)
+        while self.live and (left := deadline - time.monotonic()) > 0:
             try:
                 await asyncio.wait_for(self.changed.wait(), left)
             except TimeoutError:
                 break
         self.stop_all(StopReason.SHUTDOWN)
-        while self._live:
+        while self.live:
             await self.changed.wait()
 
     def stop_all(self, reason: StopReason, *, at_once: bool = False) -> None:
         """Ask every execution to end, politely or at once."""
-        for execution in list(self._live.values()):
+        for execution in list(self.live.values()):
             execution.request_stop(reason, at_once=at_once)
 
 
-class Resumption:
+async def resume_interrupted(admission: Admission) -> None:
     """
-    Submit the tasks of interrupted executions again, as their callers would.
+    Submit the tasks of interrupted executions again, as their callers would, until every task is settled.
 
     A task for which there is no usable token or no room yet is submitted again later. A task that its caller has posted
-    again in the meantime is left alone.
+    again in the meantime is left alone. All that can be admitted at once is admitted before the first wait.
     """
+    waiting = list(admission.archive.tasks.load_all())
+    while waiting := [task for task in waiting if not _is_settled(admission, task)]:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(admission.changed.wait(), RESUME_SECONDS)
 
-    def __init__(self, admission: Admission) -> None:
-        self._admission = admission
-        self._waiting: list[Task] = list(admission.archive.tasks.load_all())
 
-    def __repr__(self) -> str:
-        return f"<Resumption waiting={len(self._waiting)}>"
-
-    def submit_waiting(self) -> None:
-        """Submit all tasks that can be admitted now."""
-        self._waiting = [task for task in self._waiting if not self._submit(task)]
-
-    async def run(self) -> None:
-        """Submit again and again until every task is settled."""
-        while self._waiting:
-            changed = self._admission.changed.wait()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(changed, RESUME_SECONDS)
-            self.submit_waiting()
-
-    def _submit(self, task: Task) -> bool:
-        """Submit one task if it is still interrupted; return whether it needs no further call."""
-        known, archive = {"execution_id": task.execution_id}, self._admission.archive
-        try:
-            if task.execution_id is None or not archive.is_interrupted(task.execution_id):
-                return True
-            self._admission.submit(archive.prepare(task, []))
-        except (AdmissionError, StoreUnavailable) as error:
-            log.debug("not resumed yet: %s", error, extra=known)
-            return False
-        except AgentRuntimeError as error:
-            log.warning("not resumed: %s", error, extra=known)
-        return True
+def _is_settled(admission: Admission, task: Task) -> bool:
+    """Submit one task if it is still interrupted; return whether it needs no further call."""
+    known, archive = {"execution_id": task.execution_id}, admission.archive
+    try:
+        if task.execution_id is None or not archive.is_interrupted(task.execution_id):
+            return True
+        admission.submit(archive.prepare(task, []))
+    except (AdmissionError, StoreUnavailable) as error:
+        log.debug("not resumed yet: %s", error, extra=known)
+        return False
+    except AgentRuntimeError as error:
+        log.warning("not resumed: %s", error, extra=known)
+    return True

@@ -22,20 +22,14 @@ from agent_runtime.execution.attempt_thread import AttemptThreads
 from agent_runtime.execution.execution import Execution, ExecutionContext
 from agent_runtime.model.state import Outcome, StopReason
 from agent_runtime.notifier import Notifier
+from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.unkillable import Unkillable
 from agent_runtime.secret.writer import put_if_different
 from agent_runtime.store.usage import usage_since
 from agent_runtime.supervisor.admission import Admission
 from agent_runtime.supervisor.answers import StoredResult, View
 from agent_runtime.supervisor.holds import Holds
-from agent_runtime.supervisor.live import (
-    BackgroundTasks,
-    DiskState,
-    LiveExecutions,
-    Maintenance,
-    SupervisorState,
-    Unready,
-)
+from agent_runtime.supervisor.live import BackgroundTasks, DiskState, LiveExecutions, SupervisorState, Unready
 from agent_runtime.supervisor.runner import RunnerContext
 from agent_runtime.supervisor.sessions import SessionUse
 from agent_runtime.supervisor.slots import Slots
@@ -67,6 +61,8 @@ if TYPE_CHECKING:
     from agent_runtime.telemetry.redaction import Redactor
     from agent_runtime.tokens.probe import Probe
 
+PRUNE_SECONDS = 600
+
 
 class Supervisor:
     """
@@ -76,7 +72,6 @@ class Supervisor:
 
     Attributes:
         admission: Admits executions, and ends them.
-        maintenance: The chores of each second.
     """
 
     def __init__(
@@ -143,14 +138,11 @@ class Supervisor:
             archive,
             self._live,
             background,
-            runners=RunnerContext(settings, self._slots, SessionUse(), gate, verifier, holds.begin),
-            executions=ExecutionContext(
+            RunnerContext(settings, self._slots, SessionUse(), gate, verifier, holds.begin),
+            ExecutionContext(
                 counts, cli, events, archive.transcripts, self._token_upkeep.record_accepted, archive.save
             ),
-            run_attempt=AttemptThreads(attempts, next_mark).run_attempt,
-        )
-        self.maintenance = Maintenance(
-            settings, self._live, archive, events, self._token_upkeep, containment, self._unkillable
+            AttemptThreads(attempts, next_mark).run_attempt,
         )
 
     # -- admission
@@ -175,14 +167,6 @@ class Supervisor:
     def prepare(self, task: Task, ignored_fields: list[str]) -> NewTask:
         """Check and encode a task, as :meth:`Archive.prepare`."""
         return self._archive.prepare(task, ignored_fields)
-
-    def close_admission(self) -> None:
-        """Admit no more executions; those that were admitted go on."""
-        self.admission.close()
-
-    def open_admission(self) -> None:
-        """Admit executions again, unless the supervisor is ending."""
-        self.admission.open()
 
     # -- the token
 
@@ -228,7 +212,7 @@ class Supervisor:
     @property
     def state(self) -> SupervisorState:
         """The state of everything, at this moment."""
-        gate, slots, archive, live = self._gate, self._slots, self._archive, self._live
+        gate, archive = self._gate, self._archive
         records, disk = archive.records, archive.transcripts.free_bytes()
         return SupervisorState(
             unready=self.unready(),
@@ -236,17 +220,10 @@ class Supervisor:
             secret=self.secret.status,
             limit=gate.limit,
             last_refused_generation=gate.statuses.last_refused_generation,
-            slots=slots.total,
-            slots_taken=slots.busy,
+            slots=self._slots,
             unkillable=self._unkillable.slots,
-            queue_limit=slots.queue_limit,
-            queue_length=slots.queue_length,
-            executions=list(live.values()),
-            running=live.running,
-            pending_ids=live.pending_ids,
+            executions=self._live,
             recently_completed_ids=archive.recently_completed_ids,
-            usage=live.usage,
-            held_by=live.held_by,
             last_task_at=self.admission.last_task_at,
             consecutive_failures=self.admission.consecutive_failures,
             draining=self.admission.draining,
@@ -324,3 +301,45 @@ class Supervisor:
         await execution.finished()
         record = execution.record
         return "terminated" if record.outcome is Outcome.CANCELLED else "already_finished", record
+
+    # -- chores
+
+    async def run_chores(self, second: Notifier) -> None:
+        """
+        Look after the token, measurements, orphans, and records that the disk did not accept, until cancelled.
+
+        Args:
+            second: Notified each time the chores are due. Now and then old executions are deleted, too.
+        """
+        archive, workspaces = self._archive, self._archive.workspaces
+        while True:
+            await asyncio.to_thread(archive.prune, self.settings, in_use=frozenset(self._live))
+            for _ in range(PRUNE_SECONDS):
+                await second.wait()
+                self._token_upkeep.each_second()
+                await self._measure()
+                if linux.has_dead_children():
+                    await asyncio.to_thread(self._containment.reap_orphans)
+                if self._unkillable.slots:
+                    await asyncio.to_thread(self._unkillable.try_again)
+                if workspaces.has_retired:
+                    await asyncio.to_thread(workspaces.delete_some)
+                is_full = archive.awaits_upkeep and await asyncio.to_thread(archive.retry_writes)
+                for damage in archive.collect_damage(self._live.keys()):
+                    self.events.publish("storage.damaged", detail=damage)
+                if is_full:
+                    break
+
+    async def _measure(self) -> None:
+        """Save the running executions' usage of the models, and measure what their processes take of the machine."""
+        for one in self._live.running:
+            one.save_usage()
+        shims = {one.execution_id: one.shim_pid for one in self._live.running if one.shim_pid is not None}
+        if not shims:
+            return
+        from agent_runtime.process.usage import sample  # psutil makes the start 6 ms longer, for nothing yet
+
+        for execution_id, usage in (await asyncio.to_thread(sample, shims)).items():
+            execution = self._live.get(execution_id)
+            if execution is not None and execution.shim_pid == shims[execution_id]:
+                execution.record_measurement(usage)
