@@ -17,7 +17,7 @@ def _union(words_by_source: dict[str, str]) -> frozenset[str]:
     return frozenset(chain.from_iterable(words.split() for words in words_by_source.values()))
 
 
-BLOCKED_CODES = _union(
+BLOCKED = _union(
     {
         "the API's ``error.details.error_code`` and OAuth server (2.1.332)": "account_on_hold verification_required",
         "OpenAI's list, which gateways pass on": "account_deactivated organization_deactivated",
@@ -26,7 +26,7 @@ BLOCKED_CODES = _union(
 )
 """The account is on hold, disabled, or must do something before it may be used."""
 
-BILLING_CODES = _union(
+BILLING = _union(
     {
         "the API's documentation of errors, and 2.1.332": "billing_error extra_usage_out_of_credits",
         "LiteLLM's ProxyErrorTypes, with 400 and 429, older versions with 401": "budget_exceeded",
@@ -40,7 +40,7 @@ BILLING_CODES = _union(
 )
 """The account, team or key cannot pay: it has no credit, or its budget is spent."""
 
-MODEL_CODES = _union(
+MODEL = _union(
     {
         "LiteLLM's ProxyErrorTypes, with 401 and 403": "key_model_access_denied team_model_access_denied"
         " user_model_access_denied org_model_access_denied project_model_access_denied",
