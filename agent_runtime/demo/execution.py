@@ -11,9 +11,10 @@ import msgspec
 from agent_runtime.client import Answer, Attempt, ClientError, RequestRefused
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agent_runtime import client
-    from agent_runtime.client import StreamEvent
-    from agent_runtime.demo.environment import Environment
+    from agent_runtime.client import StreamEvent, SyncAgentClient
 
 TEXT_LIMIT = 150
 
@@ -22,29 +23,31 @@ class DemoExecution:
     """
     A task that was submitted, followed by a thread of its own.
 
-    Attributes:
+    Args:
         name: The name in the timeline, and of the stand-in's script for this execution.
+        say: Prints an event of the timeline.
+
+    Attributes:
         answer: The answer or error; None: there is none yet.
-        expects_refusal: The execution's token is going to be refused, so that a failure is expected.
+        expects_refusal: The execution's token is refused, so that the failure ``auth`` is no fault.
         api_errors_shown: How many of the events reported an error of the API, also one that the CLI retries.
     """
 
-    def __init__(self, environment: Environment, name: str) -> None:
+    def __init__(self, name: str, execution_id: str, client: SyncAgentClient, say: Callable[[str, str], None]) -> None:
         self.name = name
-        self.execution_id = f"demo-{environment.run_id}-{name}"
+        self.execution_id = execution_id
         self.answer: Answer | ClientError | None = None
         self.expects_refusal = False
         self.api_errors_shown = 0
-        self._client = environment.client
-        self._say = environment.say
-        environment.execution_ids.append(self.execution_id)
-        environment.say(name, "submitted: POST /api/task")
+        self._client = client
+        self._say = say
+        say(name, "submitted: POST /api/task")
         threading.Thread(target=self._follow, daemon=True).start()
 
     def __str__(self) -> str:
         if isinstance(self.answer, Answer):
-            return f"200 {self.answer.status}: {self.answer.response}"
-        return f"{self.answer.status} {self.answer.error_class}: {self.answer}" if self.answer else "None"
+            return f"200 {self.answer.status}: {self.answer.response} (attempts: {self.answer.metadata.attempts})"
+        return f"{self.answer.status} {self.answer.error_class}: {self.answer}" if self.answer else "nothing"
 
     @property
     def is_auth(self) -> bool:
@@ -53,12 +56,11 @@ class DemoExecution:
 
     @property
     def fault(self) -> str:
-        """Why the answer is not the execution's own result after one attempt; empty: it is."""
-        answer, name = self.answer, self.name
-        if not isinstance(answer, Answer) or answer.response != result_of(name):
-            return f"{name} got no answer" if answer is None else f"{name} was answered {self}"
-        attempts = answer.metadata.attempts
-        return "" if attempts == 1 else f"{name} was answered {self} after {attempts} attempts"
+        """Why the answer is not the execution's own result after one attempt, or as expected; empty: it is."""
+        answer = self.answer
+        if isinstance(answer, Answer) and answer.response == result_of(self.name) and answer.metadata.attempts == 1:
+            return ""
+        return "" if self.expects_refusal and self.is_auth else f"{self.name} was answered {self}"
 
     @property
     def text(self) -> bytes:

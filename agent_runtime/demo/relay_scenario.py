@@ -3,147 +3,118 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shlex
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from agent_runtime.demo import token_search
-from agent_runtime.demo.execution import DemoExecution, result_of
 from agent_runtime.demo.report import RelayPromise
-from agent_runtime.demo.scenario import IN_PARALLEL, Scenario, seconds, tool, waiting_tool
-from agent_runtime.model.tokens import Token
-from agent_runtime.standins.messages_api import Text
+from agent_runtime.demo.scenario import IN_PARALLEL, names_of_four, tool, waiting_tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent_runtime.demo.environment import Environment
-    from agent_runtime.demo.report import Report
+    from agent_runtime.demo.execution import DemoExecution
+    from agent_runtime.demo.stage import Stage
     from agent_runtime.standins.messages_api import Tool
 
 SWITCHES = 3
 TOOLS = SWITCHES + 2
 """Tools of each execution: during the first ones the token is switched, then one is refused, then one limited."""
 
+TOKENS = TOOLS + 1
 SEARCH_RESULT = "token-search.json"
 
 
-class RelayScenario(Scenario):
+def play(stage: Stage, new_stage: Callable[[], Stage]) -> None:
     """
-    The steps with the relay.
+    Play all steps.
 
     Args:
-        new_environment: Makes an environment without the relay, in which the same search must find the token.
+        new_stage: Makes a stage without the relay, on which the same search must find the token.
+
+    Raises:
+        CannotContinue: A step cannot be finished.
     """
-
-    TOKENS = TOOLS + 1
-
-    def __init__(self, environment: Environment, report: Report, new_environment: Callable[[], Environment]) -> None:
-        super().__init__(environment, report)
-        self._new_environment = new_environment
-
-    def _play_steps(self) -> None:
-        four: list[DemoExecution] = []
-        for name in [f"task-{number}" for number in range(1, IN_PARALLEL + 1)]:
-            searches = [] if four else [_search_tool(self._environment)]
-            four.append(self._start(name, *(waiting_tool(name, number) for number in range(TOOLS)), *searches))
-        for number in range(SWITCHES):
-            self._switch(four, number)
-        self._hold(four, SWITCHES, "expired", RelayPromise.DEAD)
-        self._hold(four, SWITCHES + 1, "usage_limit", RelayPromise.LIMIT)
-        for each in four:
-            self._await_answer(each)
-            self._judge(each)
-        statuses = sum((self._api.seen(token).by_status for token in self._tokens), Counter[int]())
-        self._figure("refusals and limits by the API", str(statuses[401] + statuses[429]))
-        found, asked = self._result_of_search(self._environment, self._tokens, "with the relay", expected=0)
-        no_run = "the tool did not run" if found is None else ""
-        self._check(RelayPromise.SEARCH, found == 0, no_run or f"it found {found}")
-        self._check(RelayPromise.NO_KEY, not no_run and asked == 0, no_run or f"{asked} requests reached the API")
-        self._play_control()
-
-    # -- steps
-
-    def _switch(self, four: list[DemoExecution], number: int) -> None:
-        """While all four are in the middle of a tool, write a token, and let the API refuse the old one at once."""
-        busy = self._wait_until_busy(four, number)
-        self._check(RelayPromise.SWITCHES, busy == IN_PARALLEL, f"at switch {number + 1} only {busy} did")
-        self._collect_argv(four)
-        written_at = self._write(number + 1)
-        self._refuse(number, "expired")
-        self._measure_first_request(number + 1, written_at, "first request with it")
-
-    def _hold(self, four: list[DemoExecution], number: int, fault: str, promise: RelayPromise) -> None:
-        """Refuse the token in use, wait until a request of each of the four is held, and write the next token."""
-        self._wait_until_busy(four, number)
-        self._refuse(number, fault)
-        held = self._wait_until_all(four, "all four held", _is_held)
-        self._say("supervisor", f"holds a request of each of {held} executions; no process is ended")
-        self._check(promise, held == IN_PARALLEL, f"only {held} were held")
-        written_at = self._write(number + 1)
-        self._measure_first_request(number + 1, written_at, "first held request sent with it")
-
-    def _play_control(self) -> None:
-        """Run the same search with a supervisor that gives the CLI the token itself."""
-        self._say("demo", "the control: another supervisor, without the relay, and the same tool looks for the token")
-        environment, token = self._new_environment(), Token(f"sk-ant-oat01-demo-{secrets.token_hex(24)}")
-        environment.write_token(token)
-        environment.start_supervisor()
-        environment.wait_until("ready", lambda: environment.client.health().unready is None)
-        environment.api.script("control", _search_tool(environment), Text(text=result_of("control")))
-        execution = DemoExecution(environment, "control")
-        environment.wait_until("an answer to the control", lambda: execution.answer)
-        found, asked = self._result_of_search(environment, [token], "without the relay", expected=1)
-        otherwise = f"it found {found}, and {asked} requests for a key reached the API"
-        self._check(RelayPromise.CONTROL, found == asked == 1, otherwise)
-        environment.end_supervisor()
-
-    # -- parts of steps
-
-    def _measure_first_request(self, number: int, written_at: float, what: str) -> None:
-        """Measure the time from a token's write to its first request, unless all executions end without one."""
-        token = self._tokens[number]
-
-        def has_come() -> bool:
-            return self._first_request(token, written_at) is not None or all(each.answer for each in self._executions)
-
-        self._environment.wait_until("a request with the new token", has_come)
-        self._figure(f"token file written -> {what} ({number})", seconds(self._first_request(token, written_at)))
-
-    def _result_of_search(
-        self, environment: Environment, tokens: list[Token], where: str, *, expected: int
-    ) -> tuple[int | None, int]:
-        """Return how many of *tokens* the search found (None: it did not run), and its number of requests for a key."""
-        asked = sum(each.path == token_search.MINTING_PATH for each in environment.api.requests)
-        try:
-            result = json.loads((environment.workspace / SEARCH_RESULT).read_bytes())
-        except (OSError, ValueError):
-            return None, asked
-        found = sum(token.fingerprint in result["found"] for token in tokens)
-        places = f"{result['processes']} processes and {result['files']} files"
-        key = f"its request for a key was answered {result['minted']}; {asked} such requests reached the API"
-        self._say("demo", f"the tool looked at {places}; tokens found: {found}; {key}")
-        self._figure(f"tokens that a tool finds in {places} {where}", str(found), str(expected))
-        return found, asked
-
-    def _judge(self, execution: DemoExecution) -> None:
-        """Check an execution by its answer, its record, its events and the files that its tools wrote."""
-        name, attempt = execution.name, execution.first_attempt()
-        otherwise = execution.fault or (f"{name} was stopped: {attempt.stop_reason}" if attempt.stop_reason else "")
-        self._check(RelayPromise.FINISH, not otherwise, otherwise)
-        ran = self._ran(execution)
-        self._check(RelayPromise.TOOLS_ONCE, ran == [str(number) for number in range(TOOLS)], f"{name} ran {ran}")
-        told = execution.api_errors_shown
-        self._check(RelayPromise.UNSEEN, told == 0, f"{name} was told of {told}")
+    four: list[DemoExecution] = []
+    for name in names_of_four():
+        searches = [] if four else [_search_tool(stage)]
+        four.append(stage.start(name, *(waiting_tool(name, number) for number in range(TOOLS)), *searches))
+    for number in range(SWITCHES):
+        _switch(stage, number)
+    _hold(stage, SWITCHES, "expired", RelayPromise.DEAD)
+    _hold(stage, SWITCHES + 1, "usage_limit", RelayPromise.LIMIT)
+    for each in four:
+        stage.wait_for_answer(each)
+        _judge(stage, each)
+    statuses = sum((stage.api.seen(token).by_status for token in stage.tokens), Counter[int]())
+    stage.figure("refusals and limits by the API", str(statuses[401] + statuses[429]))
+    found, asked = _result_of_search(stage, "with the relay", expected=0)
+    no_run = "the tool did not run" if found is None else ""
+    stage.check(RelayPromise.SEARCH, found == 0, no_run or f"it found {found}")
+    stage.check(RelayPromise.NO_KEY, not no_run and asked == 0, no_run or f"{asked} requests reached the API")
+    _play_control(new_stage())
 
 
-def _is_held(execution: DemoExecution) -> bool:
-    record = execution.record()
-    return record is not None and record.held
+def _switch(stage: Stage, number: int) -> None:
+    """While all four are in the middle of a tool, write a token, and let the API refuse the old one at once."""
+    busy = stage.wait_until_busy(stage.executions, number)
+    stage.check(RelayPromise.SWITCHES, busy == IN_PARALLEL, f"at switch {number + 1} only {busy} did")
+    stage.collect_arguments()
+    stage.write_token(number + 1)
+    stage.refuse_token(number, "expired")
+    stage.measure_first_request(number + 1, f"first request with it ({number + 1})")
 
 
-def _search_tool(environment: Environment) -> Tool:
-    command = shlex.join([sys.executable, "-I", token_search.__file__, str(environment.workspace / SEARCH_RESULT)])
+def _hold(stage: Stage, number: int, fault: str, promise: RelayPromise) -> None:
+    """Refuse the token in use, wait until a request of each of the four is held, and write the next token."""
+    stage.wait_until_busy(stage.executions, number)
+    stage.refuse_token(number, fault)
+    held = stage.wait_until_all(stage.executions, "all four held", lambda each: (it := each.record()) and it.held)
+    stage.say("supervisor", f"holds a request of each of {held} executions; no process is ended")
+    stage.check(promise, held == IN_PARALLEL, f"only {held} were held")
+    stage.write_token(number + 1)
+    stage.measure_first_request(number + 1, f"first held request sent with it ({number + 1})")
+
+
+def _judge(stage: Stage, execution: DemoExecution) -> None:
+    """Check an execution by its answer, its record, its events and the files that its tools wrote."""
+    name, attempt = execution.name, execution.first_attempt()
+    otherwise = execution.fault or (f"{name} was stopped: {attempt.stop_reason}" if attempt.stop_reason else "")
+    stage.check(RelayPromise.FINISH, not otherwise, otherwise)
+    ran = stage.tools_run(execution)
+    stage.check(RelayPromise.TOOLS_ONCE, ran == [str(number) for number in range(TOOLS)], f"{name} ran {ran}")
+    told = execution.api_errors_shown
+    stage.check(RelayPromise.UNSEEN, told == 0, f"{name} was told of {told}")
+
+
+def _play_control(stage: Stage) -> None:
+    """Run the same search with a supervisor that gives the CLI the token itself."""
+    stage.say("demo", "the control: another supervisor, without the relay, and the same tool looks for the token")
+    stage.start_supervisor()
+    stage.wait_for_answer(stage.start("control", _search_tool(stage)))
+    found, asked = _result_of_search(stage, "without the relay", expected=1)
+    otherwise = f"it found {found}, and {asked} requests for a key reached the API"
+    stage.check(RelayPromise.CONTROL, found == asked == 1, otherwise)
+    stage.end_supervisor()
+
+
+def _search_tool(stage: Stage) -> Tool:
+    command = shlex.join([sys.executable, "-I", token_search.__file__, str(stage.workspace / SEARCH_RESULT)])
     return tool("look for the token in processes and files, and ask for an API key with the credential", command)
+
+
+def _result_of_search(stage: Stage, where: str, *, expected: int) -> tuple[int | None, int]:
+    """Return how many of the tokens the search found (None: it did not run), and its number of requests for a key."""
+    asked = sum(each.path == token_search.MINTING_PATH for each in stage.api.requests)
+    try:
+        result = json.loads((stage.workspace / SEARCH_RESULT).read_bytes())
+    except (OSError, ValueError):
+        return None, asked
+    found = sum(token.fingerprint in result["found"] for token in stage.tokens)
+    places = f"{result['processes']} processes and {result['files']} files"
+    key = f"its request for a key was answered {result['minted']}; {asked} such requests reached the API"
+    stage.say("demo", f"the tool looked at {places}; tokens found: {found}; {key}")
+    stage.figure(f"tokens that a tool finds in {places} {where}", str(found), str(expected))
+    return found, asked

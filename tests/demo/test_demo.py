@@ -11,15 +11,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
-from agent_runtime.demo import environment
+from agent_runtime.demo import stage
 from agent_runtime.demo.choice import Cli
-from agent_runtime.demo.environment import Environment, processes_of
 from agent_runtime.demo.report import RELAY_PROMISES, Promise, RelayPromise, Report
+from agent_runtime.demo.stage import Stage, processes_of
 from agent_runtime.demo.timeline import Timeline
 from tests.support.supervised import eventually
 
@@ -340,13 +341,13 @@ def test_a_process_that_left_its_session_is_seen_from_outside_until_it_ends(monk
         assert leader.stdout is not None
         assert leader.stdout.readline() == b"ready\n"
         with contextlib.ExitStack() as held:
-            played_on = Environment(Cli("a CLI", "claude", "none runs"), Timeline(io.StringIO()), held)
-            played_on.execution_ids.append(mark)
+            played_on = Stage(Cli("a CLI", "claude", "none runs"), Timeline(io.StringIO()), Report(), held)
+            monkeypatch.setattr(played_on, "executions", [SimpleNamespace(execution_id=mark)])
             eventually(lambda: len(processes_of([mark])) == 2)
             seen = {psutil.Process(leader.pid)}
             leader.kill()
             with monkeypatch.context() as hasty:
-                hasty.setattr(environment, "GONE_TIMEOUT_SECONDS", 0.2)
+                hasty.setattr(stage, "GONE_TIMEOUT_SECONDS", 0.2)
                 assert played_on.wait_until_gone(mark, seen) is None
             began = time.monotonic()
             held.close()  # which ends what is left

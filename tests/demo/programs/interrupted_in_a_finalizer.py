@@ -3,7 +3,7 @@
 import os
 import signal
 
-from agent_runtime.demo.environment import Interrupted, interruptible
+from agent_runtime.demo.stage import Interrupted, interruptible
 
 
 class Finalized:

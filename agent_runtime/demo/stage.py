@@ -1,4 +1,8 @@
-"""The environment of the demo: a stand-in API, a supervisor process, and temporary directories."""
+"""
+What a scenario of the demo plays on: a stand-in API, a supervisor process, tokens, executions, temporary directories.
+
+Everything that a scenario does, or waits for, is a method here; the scenarios say in which order, and what must hold.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,18 @@ import psutil
 from agent_runtime.claude.invocation import EXECUTION_ID_VARIABLE
 from agent_runtime.client import SyncAgentClient
 from agent_runtime.delivery.delivery import RELAY
+from agent_runtime.demo.execution import DemoExecution, result_of
+from agent_runtime.model.tokens import Token
 from agent_runtime.secret.writer import put
-from agent_runtime.standins.messages_api import MessagesApi, serve
+from agent_runtime.standins.messages_api import MessagesApi, Text, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from agent_runtime.demo.choice import Cli
+    from agent_runtime.demo.report import Report
     from agent_runtime.demo.timeline import Timeline
-    from agent_runtime.model.tokens import Token
+    from agent_runtime.standins.messages_api import Tool
 
 STEP_TIMEOUT_SECONDS = 100.0
 END_TIMEOUT_SECONDS = 20.0
@@ -88,35 +95,49 @@ def processes_of(execution_ids: Collection[str]) -> set[psutil.Process]:
     return found
 
 
-class Environment:
+class Stage:
     """
-    The processes, servers and directories of one run; all are removed at its end.
+    The processes, servers and directories of one supervisor; all are removed at its end.
 
     Args:
         held: Removes everything at its end.
         delivery: ``env``, so that on every version of the CLI a token is fixed at the spawn; or ``relay``.
+        tokens: How many tokens the API accepts.
 
     Attributes:
-        run_id: A random word in the ids of this demo's executions.
-        supervisor: The process of the supervisor; set by :meth:`start_supervisor`.
-        client: The client of the supervisor; set likewise.
+        executions: Those that :meth:`start` has started.
+        arguments: Those of processes of executions, as far as they were collected.
+        check: As in :class:`Report`, as is ``figure``.
+        client: The client of the supervisor; set by :meth:`start_supervisor`, as is ``supervisor``, its process.
     """
 
     supervisor: subprocess.Popen[bytes]
     client: SyncAgentClient
 
-    def __init__(self, cli: Cli, timeline: Timeline, held: contextlib.ExitStack, *, delivery: str = "env") -> None:
+    def __init__(
+        self,
+        cli: Cli,
+        timeline: Timeline,
+        report: Report,
+        held: contextlib.ExitStack,
+        *,
+        delivery: str = "env",
+        tokens: int = 1,
+    ) -> None:
         directory = tempfile.TemporaryDirectory(prefix="agent-runtime-demo-", ignore_cleanup_errors=True)
         home = Path(held.enter_context(directory))
-        self.timeline = timeline
-        self.say = timeline.say
-        self.run_id = secrets.token_hex(4)
-        self.workspace = home / "workspace"
-        self.data_dir = home / "data"
+        self.say, self.check, self.figure = timeline.say, report.check, report.figure
+        self.workspace, self.data_dir = home / "workspace", home / "data"
         self.log = home / "supervisor.log"
-        self.token_file = home / "secret" / "token"
-        self.execution_ids: list[str] = []
+        self.executions: list[DemoExecution] = []
+        self.arguments: list[str] = []
+        self.tokens = [Token(f"sk-ant-oat01-demo-{secrets.token_hex(24)}") for _ in range(tokens)]
         self.api = MessagesApi()
+        self.api.on_other_tokens("invalid")
+        for token in self.tokens:
+            self.api.accept(token)
+        self._run_id = secrets.token_hex(4)
+        self._token_file = home / "secret" / "token"
         self._held = held
         for name in ("workspace", "data", "secret", "config", "home"):
             (home / name).mkdir(mode=0o700)
@@ -124,7 +145,7 @@ class Environment:
         held.callback(self._end_executions)
         self.say("api", f"a stand-in of the Messages API answers on {api_url}; nothing leaves this machine")
         settings = {
-            "TOKEN_FILE": self.token_file,
+            "TOKEN_FILE": self._token_file,
             "DATA_DIR": self.data_dir,
             "CONFIG_DIR": home / "config",
             "WORKSPACE": self.workspace,
@@ -140,17 +161,16 @@ class Environment:
         self._environ |= {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(home / "home"), "LANG": "C.UTF-8"}
         self._environ["ANTHROPIC_BASE_URL"] = api_url
 
-    def write_token(self, token: Token) -> None:
-        """Write the secret file as a backend does."""
-        put(self.token_file, token.secret.encode())
+    # -- the supervisor
 
     def start_supervisor(self) -> None:
         """
-        Start the supervisor and wait until it listens.
+        Write the first token, start the supervisor, and wait until it is ready.
 
         Raises:
             CannotContinue: The supervisor did not start.
         """
+        self.write_token(0)
         with self.log.open("ab") as log:
             supervisor = self.supervisor = subprocess.Popen(
                 [sys.executable, "-m", "agent_runtime", "serve", "--port", "0"],
@@ -168,6 +188,87 @@ class Environment:
             raise CannotContinue(f"the supervisor did not start: {self._last_log_line()}")
         self.client = self._held.enter_context(SyncAgentClient(url, patience_seconds=PATIENCE_SECONDS))
         self.say("supervisor", f"listening on {url}, pid {supervisor.pid}, {SLOTS} slots")
+        self.wait_until_ready()
+
+    def end_supervisor(self) -> int | None:
+        """End the supervisor by SIGTERM, as a container's stop does; return its exit code, None if it does not end."""
+        self.supervisor.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.supervisor.wait(END_TIMEOUT_SECONDS)
+        return None
+
+    def save_log(self) -> Path:
+        """Copy the supervisor's log to a file that is not removed at the end, and return its path."""
+        descriptor, name = tempfile.mkstemp(prefix="agent-runtime-demo-", suffix=".log")
+        os.close(descriptor)
+        return Path(shutil.copyfile(self.log, name))
+
+    # -- tokens and executions
+
+    def write_token(self, number: int) -> None:
+        """Write a token to the secret file as a backend does."""
+        token = self.tokens[number]
+        put(self._token_file, token.secret.encode())
+        self._written_at = time.monotonic()
+        self.say("backend", f"wrote token {token.fingerprint} to the secret file; that is all it does")
+
+    def refuse_token(self, number: int, fault: str) -> None:
+        """Make the API answer a token with *fault* from now on, and end the tools with the same number."""
+        token = self.tokens[number]
+        self.api.on(token, fault)
+        self.say("api", f"answers token {token.fingerprint} from now on: {fault.replace('_', ' ')}")
+        self.end_tools(number)
+
+    def measure_first_request(self, number: int, what: str = "first request with it") -> None:
+        """Measure the time from the write of a token to its first request, unless an execution ends without one."""
+        token = self.tokens[number]
+
+        def first() -> float | None:
+            return next((each.at for each in self.api.requests if each.script and each.carries(token)), None)
+
+        self.wait_until("a request with the new token", lambda: first() or any(each.answer for each in self.executions))
+        at = first()
+        self.figure(f"token file written -> {what}", seconds(None if at is None else at - self._written_at))
+
+    def start(self, name: str, *tools: Tool) -> DemoExecution:
+        """Submit a task whose model calls these tools, one after the other."""
+        self.api.script(name, *tools, Text(text=result_of(name)))
+        execution = DemoExecution(name, f"demo-{self._run_id}-{name}", self.client, self.say)
+        self.executions.append(execution)
+        return execution
+
+    def end_tools(self, number: int) -> None:
+        """Create the file that the tools with this number wait for, so that they end."""
+        (self.workspace / f"go-{number}").touch()
+
+    def tools_run(self, execution: DemoExecution) -> list[str]:
+        """Return the number of each waiting tool of the execution that has begun, once for each time."""
+        trace = self.workspace / f"ran-{execution.name}"
+        return trace.read_text().split() if trace.exists() else []
+
+    def collect_arguments(self) -> None:
+        """Add the arguments of all processes of executions to :attr:`arguments`."""
+        for process in processes_of([each.execution_id for each in self.executions]):
+            with contextlib.suppress(psutil.Error):
+                self.arguments += process.cmdline()
+
+    def search_for_tokens(self) -> tuple[int, int, int]:
+        """
+        Search the supervisor's files, its log, the answers and the processes' arguments.
+
+        Returns:
+            How many bytes were searched, and how many of the texts hold a token, or the mark that stands for one.
+        """
+        files = [path for path in self.data_dir.rglob("*") if path.is_file()]
+        texts = [path.read_bytes() for path in [*files, self.log]]
+        texts += [argument.encode(errors="replace") for argument in self.arguments]
+        texts += [each.text for each in self.executions]
+        secrets = [token.secret.encode() for token in self.tokens]
+        marks = [f"[token:{token.fingerprint}]".encode() for token in self.tokens]
+        found, marked = (sum(any(each in text for each in these) for text in texts) for these in (secrets, marks))
+        return sum(map(len, texts)), found, marked
+
+    # -- waiting
 
     def wait_until(self, what: str, happened: Callable[[], object]) -> None:
         """
@@ -183,6 +284,30 @@ class Environment:
             if time.monotonic() > deadline:
                 raise CannotContinue(f"{what}: not within {STEP_TIMEOUT_SECONDS:.0f} s")
             time.sleep(LOOK_AGAIN_SECONDS)  # nothing announces a change in the process table or a log
+
+    def wait_until_ready(self) -> None:
+        """Wait until the supervisor has loaded a usable token."""
+        self.wait_until("ready", lambda: self.client.health().unready is None)
+
+    def wait_for_answer(self, execution: DemoExecution) -> None:
+        """Wait until the execution has been answered."""
+        self.wait_until(f"an answer to {execution.name}", lambda: execution.answer)
+
+    def wait_until_all(
+        self, executions: list[DemoExecution], what: str, happened: Callable[[DemoExecution], object]
+    ) -> int:
+        """Wait until *happened* is true of all executions, or one has ended; return of how many it is true."""
+
+        def count() -> int:
+            return sum(each.answer is None and bool(happened(each)) for each in executions)
+
+        self.wait_until(what, lambda: count() == len(executions) or any(each.answer for each in executions))
+        return count()
+
+    def wait_until_busy(self, executions: list[DemoExecution], number: int) -> int:
+        """Wait until all run the tool with this number, or one execution has ended; return how many run it."""
+        what = f"all in the middle of tool {number}"
+        return self.wait_until_all(executions, what, lambda each: str(number) in self.tools_run(each))
 
     def wait_until_gone(self, execution_id: str, seen: set[psutil.Process]) -> float | None:
         """
@@ -206,19 +331,6 @@ class Environment:
             time.sleep(LOOK_AGAIN_SECONDS)  # nothing announces a change in the process table or a log
         return None
 
-    def end_supervisor(self) -> int | None:
-        """End the supervisor by SIGTERM, as a container's stop does; return its exit code, None if it does not end."""
-        self.supervisor.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.supervisor.wait(END_TIMEOUT_SECONDS)
-        return None
-
-    def save_log(self) -> Path:
-        """Copy the supervisor's log to a file that is not removed at the end, and return its path."""
-        descriptor, name = tempfile.mkstemp(prefix="agent-runtime-demo-", suffix=".log")
-        os.close(descriptor)
-        return Path(shutil.copyfile(self.log, name))
-
     def _last_log_line(self) -> str:
         return ["it said nothing", *self.log.read_text(errors="replace").splitlines()][-1]
 
@@ -233,9 +345,14 @@ class Environment:
         self.supervisor.communicate()
 
     def _end_executions(self) -> None:
-        left = processes_of(self.execution_ids)
+        left = processes_of([each.execution_id for each in self.executions])
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         if left:
             self.say("demo", f"had to end what the supervisor left running: {len(left)} processes")
+
+
+def seconds(number: float | None) -> str:
+    """Format a duration in seconds; ``-`` for None."""
+    return "-" if number is None else f"{number:.3f} s"
