@@ -7,6 +7,8 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from agent_runtime.secret.file import SecretState
 
 if TYPE_CHECKING:
@@ -27,45 +29,33 @@ log = logging.getLogger(__name__)
 EXPIRES_SOON_SECONDS = 15 * 60
 
 
-class TokenUpkeep:
+class TokenUpkeep(msgspec.Struct, eq=False):
     """
     Keep the gate, the slots and the running attempts up to date with the token in use, and publish its changes.
 
     All methods run on the event loop's thread.
 
-    Args:
+    Attributes:
         grant_slots: Called when new executions may begin again.
         follow_secret: Called to make all running attempts consider the secret file's generation.
         spawn: Runs a coroutine as a task of the supervisor, by name.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        gate: TokenGate,
-        verifier: RefusalVerifier,
-        counts: Counts,
-        events: EventLog,
-        *,
-        grant_slots: Callable[[], None],
-        follow_secret: Callable[[], None],
-        spawn: Callable[[Coroutine[Any, Any, None], str], None],
-    ) -> None:
-        self._settings = settings
-        self._gate = gate
-        self._verifier = verifier
-        self._grant_slots = grant_slots
-        self._counts = counts
-        self._events = events
-        self._follow_secret = follow_secret
-        self._spawn = spawn
-        self._newest_number = 0
-        self._published: tuple[SecretState | None, int | None, str | None] = (None, None, None)
-        self._warned_of_expiry: int | None = None
+    settings: Settings
+    gate: TokenGate
+    verifier: RefusalVerifier
+    counts: Counts
+    events: EventLog
+    grant_slots: Callable[[], None]
+    follow_secret: Callable[[], None]
+    spawn: Callable[[Coroutine[Any, Any, None], str], None]
+    _newest_number: int = 0
+    _published: tuple[SecretState | None, int | None, str | None] = (None, None, None)
+    _warned_of_expiry: int | None = None
 
     def record_accepted(self, generation: Generation, since: float) -> None:
         """Record that the API answered a request of an attempt that got its token at *since* (monotonic seconds)."""
-        self._verifier.note_accepted(generation, since, served=True)
+        self.verifier.note_accepted(generation, since, served=True)
         self._token_may_be_usable()
 
     def secret_changed(self, status: SecretStatus) -> None:
@@ -74,39 +64,39 @@ class TokenUpkeep:
         self._publish_change(status)
         if generation is not None and generation.number > self._newest_number:
             self._newest_number = generation.number
-            self._counts.observe_load(generation)
-            self._follow_secret()
-            if self._settings.probe == "on_load":
+            self.counts.observe_load(generation)
+            self.follow_secret()
+            if self.settings.probe == "on_load":
                 self._begin_probe(generation)
         self._warn_of_expiry()
         self._token_may_be_usable()
 
     async def poll(self) -> SecretStatus:
         """Read the secret file now: a backend that writes a token and posts at once can be ahead of the watcher."""
-        status = await asyncio.to_thread(self._gate.secret.poll)
+        status = await asyncio.to_thread(self.gate.secret.poll)
         self.secret_changed(status)
         return status
 
     async def reload(self) -> None:
         """Read the secret file now, forget limits and an unpaid account, and try a token in trouble at once."""
-        await asyncio.to_thread(self._gate.secret.settle)
-        status, statuses = await self.poll(), self._gate.statuses
+        await asyncio.to_thread(self.gate.secret.settle)
+        status, statuses = await self.poll(), self.gate.statuses
         if (generation := status.generation) is not None:
             statuses.forget_limits(generation)
             if statuses.trouble_of(generation) is not None:
                 statuses.retry_now(generation)
-                if self._verifier.begin_check(generation):
+                if self.verifier.begin_check(generation):
                     await self._probe(generation)
-            self._gate.changed.notify()
+            self.gate.changed.notify()
 
     def each_second(self) -> None:
         """Warn of a token that expires soon, and let the probe try a refused or blocked one whose pause is over."""
         self._warn_of_expiry()
-        self._follow_secret()  # by now it may have been shown that the CLI re-reads its file
-        generation = self._gate.current
-        if self._settings.probe == "off" or generation is None:
+        self.follow_secret()  # by now it may have been shown that the CLI re-reads its file
+        generation = self.gate.current
+        if self.settings.probe == "off" or generation is None:
             return
-        if self._gate.statuses.is_due(generation, time.monotonic()):
+        if self.gate.statuses.is_due(generation, time.monotonic()):
             self._begin_probe(generation)
 
     def _publish_change(self, status: SecretStatus) -> None:
@@ -117,14 +107,14 @@ class TokenUpkeep:
         if now == before:
             return
         if status.state is not SecretState.READY or status.error:
-            self._events.publish("token.invalid", state=str(status.state), error=status.error)
+            self.events.publish("token.invalid", state=str(status.state), error=status.error)
             if status.unusable is not None:
-                self._counts.count("secret_read_errors", status.unusable.fault)
+                self.counts.count("secret_read_errors", status.unusable.fault)
         if generation is not None and generation.number != before[1]:
             fingerprint, kind = generation.token.fingerprint, generation.token.kind
             extra = {"generation": generation.number}
             log.info("token loaded: fingerprint=%s kind=%s", fingerprint, kind, extra=extra)
-            self._events.publish(
+            self.events.publish(
                 "token.loaded",
                 generation=generation.number,
                 fingerprint=fingerprint,
@@ -134,26 +124,26 @@ class TokenUpkeep:
 
     def _warn_of_expiry(self) -> None:
         """Warn once per generation that it expires soon."""
-        generation = self._gate.current
+        generation = self.gate.current
         if generation is None or generation.expires_at is None or generation.number == self._warned_of_expiry:
             return
         left = generation.expires_at - time.time()
         if left <= EXPIRES_SOON_SECONDS:
             self._warned_of_expiry = generation.number
             log.warning("token expires in %d seconds", max(0, left), extra={"generation": generation.number})
-            self._events.publish("token.expires_soon", generation=generation.number, expires_at=generation.expires_at)
+            self.events.publish("token.expires_soon", generation=generation.number, expires_at=generation.expires_at)
 
     def _begin_probe(self, generation: Generation) -> None:
         # The token is claimed before the task runs, so that an execution posted in between waits.
-        if self._verifier.begin_check(generation):
-            self._spawn(self._probe(generation), "probe")
+        if self.verifier.begin_check(generation):
+            self.spawn(self._probe(generation), "probe")
 
     async def _probe(self, generation: Generation) -> None:
         try:
-            await self._verifier.try_again(generation)
+            await self.verifier.try_again(generation)
         finally:
             self._token_may_be_usable()
 
     def _token_may_be_usable(self) -> None:
-        self._grant_slots()
-        self._gate.changed.notify()
+        self.grant_slots()
+        self.gate.changed.notify()
