@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agent_runtime.evidence.matching import Rule
 from agent_runtime.model.state import TRANSITIONS, TokenState
 from tests.test_layers import ORDER
 
@@ -47,6 +48,13 @@ def test_the_packages_are_listed_in_the_order_of_the_layers() -> None:
     listed = re.findall(r"^\| `(\w+)` \|", PAGE.partition("## The packages\n")[2], re.MULTILINE)
 
     assert listed == [name for name in ORDER if (ROOT / "agent_runtime" / name / "__init__.py").is_file() and name]
+
+
+def test_the_columns_of_an_evidence_rule_are_explained() -> None:
+    table = PAGE.partition("The columns of an evidence rule.")[2].partition("\n\nThe examples")[0]
+    columns = [row.split("|")[1] for row in table.splitlines() if row.startswith("| ")][1:]
+
+    assert sorted(re.findall(r"`(\w+)`", "".join(columns))) == sorted(Rule.__struct_fields__)
 
 
 def test_every_name_of_the_code_that_the_page_says_exists() -> None:
