@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,6 +33,8 @@ def is_service_link(name: str, value: str) -> bool:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean NAME?)"`` with the known name that is most similar; empty if none is."""
+    from difflib import get_close_matches  # noqa: PLC0415 (memory and start-up time: most starts have no slip)
+
     near = get_close_matches(name, known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 

@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 PREFIX = "AGENT_RUNTIME_"
 MEBIBYTE = 1024 * 1024
 
+FEWEST_PLACES = 16
+"""Connections for which there is room, else executions would fail to start."""
+PLACES_BEYOND = 64
+"""Connections accepted beyond the limit: probes are answered, all others get 409 ``busy``."""
+_FILES_KEPT = 96
+_FILES_PER_SLOT = 24
+"""Open files that are reserved: for the supervisor itself, and for each execution while it starts."""
+
 N = TypeVar("N", int, float)
 
 
@@ -318,6 +326,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    def places_within(self, open_files: int) -> int:
+        """Return how many connections a limit on open files leaves room for beside the executions; may be negative."""
+        return open_files - _FILES_KEPT - _FILES_PER_SLOT * self.slots - PLACES_BEYOND
 
 
 GROUPS = {

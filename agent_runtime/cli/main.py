@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import re
@@ -140,6 +141,7 @@ def _serve(options: argparse.Namespace) -> int:
     environ = dict(os.environ)  # a copy, because os.environ decodes a value each time it is read
     settings = load(environ, {setting.name: getattr(options, f"setting_{setting.name}") for setting in SETTINGS})
     start = Start()
+    gc.disable()  # Nearly everything that a start makes stays: to search it for garbage would take a tenth of it.
     try:
         # Imported here: the other commands start without the web server.
         from agent_runtime.serve.bootstrap import occupied

@@ -30,8 +30,7 @@ from agent_runtime.process.linux.landlock import Mode
 from agent_runtime.process.spawn import Spawner
 from agent_runtime.relay.relay import way_in
 from agent_runtime.serve.bootstrap import DEFAULT_DATA_DIR
-from agent_runtime.settings import PREFIX
-from agent_runtime.web.uvicorn_protocol import FEWEST_PLACES, room_for_connections
+from agent_runtime.settings import FEWEST_PLACES, PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -160,7 +159,7 @@ def open_files(settings: Settings, limit: int | None = None) -> Finding:
     if limit is None:
         linux.raise_file_limit()  # as serve does
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    left = room_for_connections(limit, settings.slots)
+    left = settings.places_within(limit)
     advice = "raise it (docker run --ulimit nofile=65536:65536, LimitNOFILE=)"
     if left < FEWEST_PLACES:
         text = f"{limit} are too few for {settings.slots} slots: serve refuses to start"

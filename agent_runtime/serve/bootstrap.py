@@ -2,7 +2,7 @@
 What a supervisor needs before it exists: directories and their locks, the port, and the containment of attempts.
 
 Once :func:`occupied` has been entered, no process of an earlier supervisor with the same data directory is left here,
-except in cgroups: :func:`contained` ends those.
+except in cgroups: those are gone once :attr:`Bootstrap.containment` is known.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import fcntl
 import functools
 import logging
 import os
+import resource
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec.structs import replace
 
 from agent_runtime.claude.credential_env import BASE_URL_VARIABLE
@@ -33,12 +36,13 @@ from agent_runtime.process.linux.landlock import Mode
 from agent_runtime.process.spawn import Spawner
 from agent_runtime.process.users import UnknownUser, other_user
 from agent_runtime.setting_slips import did_you_mean
-from agent_runtime.settings import PREFIX, SETTINGS, is_http, unknown_variables
+from agent_runtime.settings import FEWEST_PLACES, PREFIX, SETTINGS, is_http, unknown_variables
 from agent_runtime.telemetry.logs import configure
 from agent_runtime.telemetry.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from concurrent.futures import Future
 
     from agent_runtime.serve.startup_signals import Start
     from agent_runtime.settings import Settings
@@ -50,22 +54,26 @@ DEFAULT_DATA_DIR = Path("/var/lib/agent-runtime")
 _ANOTHER = "mount a volume that can be written, or name another directory"
 
 
-class Bootstrap(NamedTuple):
+class Bootstrap(msgspec.Struct, frozen=True):
     """
     The resources that :func:`occupied` holds.
 
     Attributes:
         run_dir: An empty directory for the files of running children.
         listener: The bound socket, not yet listening.
+        most_connections: How many may be open: the setting, or less where the limit on open files leaves less room.
         spawner: Its fork server has been started.
+        containment: The result of :func:`_contained`, which waits for processes while this one goes on.
     """
 
     data_dir: Path
     run_dir: Path
     listener: socket.socket
+    most_connections: int
     spawner: Spawner
     redactor: Redactor
     logs: LogQueue
+    containment: Future[Containment]
 
 
 @contextlib.contextmanager
@@ -74,7 +82,7 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
     Acquire the resources of :class:`Bootstrap`, and hold them while the block lasts.
 
     Raises:
-        CannotStart: The port, a directory or a lock is not available.
+        CannotStart: The port, a directory or a lock is not available, or the limit on open files is too low.
         SettingsInvalid: The workspace or the children's user does not exist.
         CalledOff: A signal came.
     """
@@ -97,6 +105,7 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         become_subreaper()
         spawner = Spawner()
         spawner.fork_server.most_files = linux.raise_file_limit()
+        most_connections = _most_connections(settings)
         if ended := sweep_leftovers(data_dir):
             log.warning("processes of an earlier supervisor were still there and have been ended: %d", ended)
         try:
@@ -104,7 +113,7 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         except OSError as error:
             raise _no_lock(data_dir, f"{PREFIX}DATA_DIR", error) from None
         held.callback(spawner.close)
-        # Its Python starts while this one imports the web server. contained() tries again, and reports a failure.
+        # Its Python starts while this one goes on. _contained() tries again, and reports a failure.
         with contextlib.suppress(OSError):
             spawner.fork_server.start()
         # Locked only now: processes of an earlier supervisor, gone by now, could have held this lock.
@@ -119,17 +128,20 @@ def occupied(settings: Settings, environ: Mapping[str, str], start: Start) -> It
         # Only now: a start that a signal ends has also removed everything of an earlier supervisor.
         start.raise_if_called_off()
         _allow_search(_directory(run_dir, f"{PREFIX}DATA_DIR"), settings)
-        yield Bootstrap(data_dir, run_dir, listener, spawner, redactor, logs)
+        trials = ThreadPoolExecutor(1, thread_name_prefix="containment")
+        held.callback(trials.shutdown)
+        containment = trials.submit(_contained, spawner, settings, data_dir)
+        trials.shutdown(wait=False)
+        yield Bootstrap(data_dir, run_dir, listener, most_connections, spawner, redactor, logs, containment)
 
 
-def contained(bootstrap: Bootstrap, settings: Settings) -> Containment:
+def _contained(spawner: Spawner, settings: Settings, data_dir: Path) -> Containment:
     """
     Choose how attempts are contained and confined, and end what an earlier supervisor has left in cgroups.
 
     Raises:
         CannotStart: The containment, a limit or the confinement asked for is not available here.
     """
-    spawner, data_dir = bootstrap.spawner, bootstrap.data_dir
     limits = Limits(settings.execution_memory, settings.execution_pids, settings.execution_cpus)
     next_mark = functools.partial(new_mark, data_dir)
     containment = choose(spawner, settings.containment, next_mark, limits)
@@ -242,6 +254,20 @@ def _listen(settings: Settings) -> Iterator[socket.socket]:
                 advice = f"set {PREFIX}HOST to an address of this machine, 0.0.0.0 for all of them, or leave it out"
             raise CannotStart(f"cannot listen on {settings.host}:{settings.port}: {reason}; {advice}") from None
         yield listener
+
+
+def _most_connections(settings: Settings) -> int:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted, fitting = settings.max_connections, settings.places_within(limit)
+    if fitting < FEWEST_PLACES:
+        slots, needed = f"{settings.slots} slot{'s' * (settings.slots > 1)}", limit - fitting + FEWEST_PLACES
+        raise CannotStart(
+            f"{limit} open files are too few for {slots}, which need {needed}; raise the limit (ulimit -n, "
+            f"docker run --ulimit nofile=65536:65536, LimitNOFILE=), or lower {PREFIX}SLOTS"
+        )
+    if fitting < wanted:
+        log.warning("connections are limited to %d by the limit on open files (ulimit -n)", fitting)
+    return min(wanted, fitting)
 
 
 def _detect_vanished_peers(listener: socket.socket, seconds: float) -> None:

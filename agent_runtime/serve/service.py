@@ -8,7 +8,6 @@ import functools
 import gc
 import logging
 import os
-import resource
 import signal
 import sys
 import threading
@@ -25,7 +24,7 @@ from agent_runtime.delivery.delivery import RELAY, Deliveries, FileDelivery
 from agent_runtime.delivery.private_files import owner_of, short_directory
 from agent_runtime.delivery.reload_check import CheckedCli
 from agent_runtime.delivery.reload_results import BackgroundReloadChecker, ReloadResults
-from agent_runtime.errors import CannotStart, SpawnFailed
+from agent_runtime.errors import SpawnFailed
 from agent_runtime.model.state import StopReason
 from agent_runtime.notifier import Notifier
 from agent_runtime.process.containment.registry import new_mark
@@ -33,9 +32,7 @@ from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.secret.writer import put_from_environment
-from agent_runtime.serve.bootstrap import contained
 from agent_runtime.serve.startup_signals import SIGNALS, Start
-from agent_runtime.settings import PREFIX
 from agent_runtime.store.records import RecordStore
 from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
@@ -53,11 +50,9 @@ from agent_runtime.web.access_log import AccessLog
 from agent_runtime.web.response_buffer import ResponseBuffer
 from agent_runtime.web.uvicorn_protocol import (
     ACCEPTED_AT_ONCE,
-    FEWEST_PLACES,
     HEADER_LIMIT_BYTES,
     Connection,
     OpenConnections,
-    room_for_connections,
 )
 
 if TYPE_CHECKING:
@@ -101,6 +96,13 @@ def announce(line: str) -> None:
 def _write(descriptor: int, data: bytes) -> None:
     with contextlib.suppress(OSError):
         os.write(descriptor, data)  # past the buffer of sys.stdout, whose lock the end of the process would wait for
+
+
+def _resume_garbage_collection() -> None:
+    """Collect garbage again, but no more in what stays: to search that took 25 ms, in every twentieth list of 200."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 class Server(uvicorn_package.Server):
@@ -159,8 +161,7 @@ class Server(uvicorn_package.Server):
             host, port = listener.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             announce(f"listening on http://{shown}:{port}\n")
-        # What exists by now stays. To search it for garbage took 25 ms, in every twentieth list of 200 records.
-        gc.freeze()
+        asyncio.get_running_loop().call_later(SECOND, _resume_garbage_collection)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -176,13 +177,11 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
         The exit code: 0 after a drain.
 
     Raises:
-        CannotStart: The limit on open files is too low, or the containment, a limit, the confinement or the relay asked
-            for is not available here.
+        CannotStart: The containment, a limit, the confinement or the relay asked for is not available here.
         CalledOff: A signal came before the event loop handled signals.
     """
     data_dir, redactor = bootstrap.data_dir, bootstrap.redactor
-    most_connections = _most_connections(settings)
-    containment = contained(bootstrap, settings)
+    containment = bootstrap.containment.result()
     start.raise_if_called_off()
     counts = Counts(time.time())
     with contextlib.ExitStack() as held:
@@ -258,7 +257,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
             )
         held.callback(secret.stop)
         start.raise_if_called_off()
-        return asyncio.run(_serve(supervisor, bootstrap, changes, start, most_connections))
+        return asyncio.run(_serve(supervisor, bootstrap, changes, start))
 
 
 @contextlib.contextmanager
@@ -321,7 +320,6 @@ async def _serve(
     bootstrap: Bootstrap,
     changes: SecretChanges,
     start: Start,
-    most_connections: int,
 ) -> int:
     settings = supervisor.settings
     sys.setswitchinterval(SWITCH_SECONDS)
@@ -330,7 +328,7 @@ async def _serve(
     if access.required and access.read() is None:
         log.warning("no usable access key in %s: no caller is admitted until there is one", settings.access_key_file)
     connections = OpenConnections(
-        most_connections,
+        bootstrap.most_connections,
         request_seconds=settings.request_timeout,
         open_paths=OPEN_PATHS,
         detail_is_object=settings.error_detail == "object",
@@ -390,26 +388,6 @@ async def _serve(
     if webhook is not None:
         await webhook.stop()
     return 0
-
-
-def _most_connections(settings: Settings) -> int:
-    """
-    Return how many connections may be open: fewer than wanted where the limit on open files leaves less room.
-
-    Raises:
-        CannotStart: The limit leaves no room for the executions.
-    """
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted, fitting = settings.max_connections, room_for_connections(limit, settings.slots)
-    if fitting < FEWEST_PLACES:
-        slots, needed = f"{settings.slots} slot{'s' * (settings.slots > 1)}", limit - fitting + FEWEST_PLACES
-        raise CannotStart(
-            f"{limit} open files are too few for {slots}, which need {needed}; raise the limit (ulimit -n, "
-            f"docker run --ulimit nofile=65536:65536, LimitNOFILE=), or lower {PREFIX}SLOTS"
-        )
-    if fitting < wanted:
-        log.warning("connections are limited to %d by the limit on open files (ulimit -n)", fitting)
-    return min(wanted, fitting)
 
 
 class Ending:

@@ -15,6 +15,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from agent_runtime.errors import Busy, InvalidRequest, TooLarge
+from agent_runtime.settings import PLACES_BEYOND
 from agent_runtime.web.problems import problem_response
 from agent_runtime.web.response_buffer import TRANSPORT
 from agent_runtime.web.uvicorn_package import H11Protocol
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
     from agent_runtime.errors import AgentRuntimeError
 
-PLACES_BEYOND = 64
-"""Connections accepted beyond the limit: probes are answered, all others get 409 ``busy``."""
-
 ACCEPTED_AT_ONCE = 16
 """
 How many connections are accepted in one turn of the event loop.
@@ -37,11 +35,6 @@ A header is read within four turns. In these at most :data:`PLACES_BEYOND` furth
 connection gets an answer before it loses its place.
 """
 
-FEWEST_PLACES = 16
-DESCRIPTORS_KEPT = 96
-DESCRIPTORS_PER_SLOT = 24
-"""Open files that are reserved: for the supervisor itself, and for each execution while it starts."""
-
 HEADER_LIMIT_BYTES = 16 * 1024
 BODY_BYTES_PER_SECOND = 16 * 1024
 LINGER_SECONDS = 5.0
@@ -49,15 +42,6 @@ PATIENCE_SECONDS = 2.0
 """After this time a connection without a whole header loses its place, if another one needs it."""
 
 RETRY_SECONDS = 5
-
-
-def room_for_connections(open_files: int, slots: int) -> int:
-    """
-    Return how many connections a limit on open files leaves room for beside *slots* executions.
-
-    It is negative or below :data:`FEWEST_PLACES` where executions would fail to start.
-    """
-    return open_files - DESCRIPTORS_KEPT - DESCRIPTORS_PER_SLOT * slots - PLACES_BEYOND
 
 
 class OpenConnections:

@@ -30,16 +30,21 @@ def closed(caller: socket.socket) -> bool:
         return False
 
 
+async def started() -> tuple[Server, socket.socket, OpenConnections]:
+    places = OpenConnections(4, request_seconds=60, open_paths=frozenset())
+    http: Any = functools.partial(Connection, places=places)
+    config = uvicorn.Config(no_app, http=http, lifespan="off", log_config=None)
+    server, listener = Server(config, Counts(0.0)), socket.create_server(("127.0.0.1", 0))
+    config.load()
+    server.lifespan = config.lifespan_class(config)
+    await server.startup([listener])
+    return server, listener, places
+
+
 @pytest.mark.parametrize("seconds", [0, 1e-9], ids=["before its accept", "between its accept and its protocol"])
 def test_a_connection_that_comes_when_the_server_ends_is_closed(seconds: float) -> None:
     async def connect_late() -> None:
-        places = OpenConnections(4, request_seconds=60, open_paths=frozenset())
-        http: Any = functools.partial(Connection, places=places)
-        config = uvicorn.Config(no_app, http=http, lifespan="off", log_config=None)
-        server, listener = Server(config, Counts(0.0)), socket.create_server(("127.0.0.1", 0))
-        config.load()
-        server.lifespan = config.lifespan_class(config)
-        await server.startup([listener])
+        server, listener, places = await started()
         with socket.create_connection(listener.getsockname()) as caller:
             await asyncio.sleep(seconds)  # one turn of the loop, in which a timer comes after what is to be accepted
             async with asyncio.timeout(20):

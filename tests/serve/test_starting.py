@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import os
 import random
 import signal
@@ -15,6 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_runtime.files import UNFINISHED
+from agent_runtime.serve import service
+from tests.serve.test_ending import started
 from tests.store.test_durability import interrupted_then_done, kill
 from tests.support.supervised import DEADLINE_SECONDS, OLD, SCRIPTED, eventually, marked_processes, supervised
 
@@ -147,3 +151,21 @@ def test_a_signal_at_any_moment_of_the_start_ends_it_well(tmp_path: Path) -> Non
                 process.send_signal(rng.choice(SIGNALS))
             ends_well(process)
         assert not (tmp_path / "config/.credentials.json").exists()
+
+
+def test_garbage_is_collected_again_once_the_start_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "SECOND", 0.0)
+    gc.disable()
+
+    async def start() -> None:
+        server, listener, _ = await started()
+        assert not gc.isenabled()
+        await server.shutdown([listener])  # takes some turns of the loop
+
+    try:
+        asyncio.run(start())
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.enable()
+        gc.unfreeze()

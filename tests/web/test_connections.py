@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from agent_runtime.errors import RESERVED_WORDS
-from agent_runtime.web.uvicorn_protocol import HEADER_LIMIT_BYTES, PLACES_BEYOND
+from agent_runtime.settings import PLACES_BEYOND
+from agent_runtime.web.uvicorn_protocol import HEADER_LIMIT_BYTES
 from tests.support.supervised import Supervised, eventually, supervised
 from tests.system.test_executions import OK, holding
 

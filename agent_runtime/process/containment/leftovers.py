@@ -52,7 +52,8 @@ def sweep_leftovers(data_dir: Path, *, within_seconds: float = 5) -> int:
         if alive and time.monotonic() >= deadline:
             log.error("processes of an earlier supervisor cannot be ended: %d", len(alive))
             break
-        time.sleep(_PAUSE_SECONDS)
+        if empty_passes < 2:
+            time.sleep(_PAUSE_SECONDS)
     return len(killed)
 
 
