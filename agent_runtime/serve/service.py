@@ -38,7 +38,6 @@ from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
 from agent_runtime.store.workspaces import Workspaces
 from agent_runtime.supervisor.admission import resume_interrupted
-from agent_runtime.supervisor.answers import AnswerForm
 from agent_runtime.supervisor.archive import Archive
 from agent_runtime.supervisor.supervisor import Supervisor
 from agent_runtime.telemetry.counters import Counts
@@ -222,9 +221,8 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
         start.raise_if_called_off()
         records = held.enter_context(RecordStore(data_dir / "records.sqlite"))
         transcripts, tasks = TranscriptStore(data_dir / "transcripts"), TaskStore(data_dir / "tasks", redactor)
-        form = AnswerForm(settings.error_detail == "object", settings.answer_log_limit)
         workspaces = Workspaces(settings, data_dir / "workspaces")
-        archive = Archive(records, transcripts, tasks, counts, form, workspaces=workspaces)
+        archive = Archive(records, transcripts, tasks, workspaces, settings, counts)
         supervisor = Supervisor(
             settings,
             secret=secret,

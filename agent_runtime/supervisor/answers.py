@@ -22,6 +22,7 @@ from agent_runtime.tokens.status import UNKNOWN_LIMIT_SECONDS
 if TYPE_CHECKING:
     from agent_runtime.execution.execution import Execution
     from agent_runtime.model.records import ExecutionRecord
+    from agent_runtime.settings import Settings
     from agent_runtime.store.records import RecordStore
     from agent_runtime.store.transcripts import TranscriptReader
 
@@ -34,19 +35,6 @@ LAST_BYTES = 64 << 10
 """How much of the end of a transcript is searched for a result."""
 
 RETRY_SECONDS = 5
-
-
-class AnswerForm(msgspec.Struct, frozen=True):
-    """
-    The form in which answers are shown. All are stored in one form, so a restart may change the form that is shown.
-
-    Attributes:
-        detail_is_object: ``detail`` of errors is an object, with the transcript.
-        log_limit_bytes: How much of a transcript an answer carries.
-    """
-
-    detail_is_object: bool = False
-    log_limit_bytes: int = 4 << 20
 
 
 class Success(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,13 +93,15 @@ class StoredResult(msgspec.Struct, frozen=True):
     """
     A finished execution whose answer is stored; a caller can wait for it as for a running one.
 
+    Answers are stored in one form, so the settings of a restart may change the form that is shown.
+
     Attributes:
         most_bytes: Memory that it takes at most to read the answer and to split it into fields.
     """
 
     record: ExecutionRecord
     records: RecordStore
-    form: AnswerForm
+    settings: Settings
     transcript: TranscriptReader
     most_bytes: int
 
@@ -125,14 +115,35 @@ class StoredResult(msgspec.Struct, frozen=True):
         if (found := self.records.answer(self.record.execution_id)) is None:
             raise StoreUnavailable("the answer of this execution was deleted")
         try:
-            return in_form(Answer(found.status_code, found.answer), self.record, self.form, self.transcript)
+            return in_form(Answer(found.status_code, found.answer), self.record, self.settings, self.transcript)
         except UNREADABLE as error:
             log.error("answer cannot be read: %s", error, extra={"execution_id": self.record.execution_id})
             raise StoreUnavailable("the answer of this execution is there, and cannot be read") from None
 
     def result(self) -> KeptResult:
-        """Read the answer and split it into fields; raises as :meth:`answer`."""
-        return result_of(self.answer(), self.record, self.form, self.transcript)
+        """Read the answer and split it into fields, with the transcript of a failure; raises as :meth:`answer`."""
+        answer, record = self.answer(), self.record
+        is_success = answer.status_code == SUCCESS
+        if is_success:
+            stored = msgspec.json.decode(answer.body, type=_StoredBody)
+        else:
+            lines, truncated = self.transcript.answer_log(self.settings.answer_log_limit)
+            stored = _StoredBody(execution_log=frames_of(lines), truncated_log=truncated)
+        error_class = record.error_class or ErrorClass.ERROR
+        reason = "cancelled" if record.outcome is Outcome.CANCELLED else "completed"
+        return KeptResult(
+            execution_id=record.execution_id,
+            status_code=answer.status_code,
+            answer=msgspec.Raw(answer.body),
+            retained_at=instant(record.ended_at),
+            status=record.outcome or Outcome.FAILED,
+            error=None if is_success else record.detail or error_class.sentence,
+            error_code=None if is_success else str(error_class),
+            terminal_reason=reason if is_success else str(error_class),
+            metadata=record.metadata,
+            session_id=record.session_id,
+            **msgspec.structs.asdict(stored),
+        )
 
     def answer_to_post(self) -> Answer:
         """
@@ -253,15 +264,15 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def in_form(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcript: TranscriptReader) -> Answer:
-    """Convert a stored answer to *form*, with the metadata of its record: counts that 0.1.0 stored may be null."""
+def in_form(answer: Answer, record: ExecutionRecord, settings: Settings, transcript: TranscriptReader) -> Answer:
+    """Convert an answer as it is stored to the form that callers get, with the metadata of its record."""
     fields = msgspec.json.decode(answer.body, type=dict[str, msgspec.Raw])
-    fields["metadata"] = _raw(record.metadata)
+    fields["metadata"] = _raw(record.metadata)  # counts that 0.1.0 stored may be null
     if answer.status_code == SUCCESS:
         fields.setdefault("structured_output", msgspec.Raw(b"null"))  # not stored by earlier versions
-    if answer.status_code != SUCCESS and form.detail_is_object:
+    elif settings.error_detail == "object":
         error_class = record.error_class or ErrorClass.ERROR
-        lines, _ = transcript.answer_log(form.log_limit_bytes)
+        lines, _ = transcript.answer_log(settings.answer_log_limit)
         detail = ErrorDetail(
             message=msgspec.json.decode(fields["detail"], type=str),
             error_code=str(error_class),
@@ -272,35 +283,6 @@ def in_form(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcrip
         )
         fields["detail"] = _raw(detail)
     return msgspec.structs.replace(answer, body=msgspec.json.encode(fields))
-
-
-def result_of(answer: Answer, record: ExecutionRecord, form: AnswerForm, transcript: TranscriptReader) -> KeptResult:
-    """Split an answer into fields; the log of an error is read from the transcript."""
-    if answer.status_code == SUCCESS:
-        stored = msgspec.json.decode(answer.body, type=_StoredBody)
-        error_class = error = None
-        reason = "cancelled" if record.outcome is Outcome.CANCELLED else "completed"
-    else:
-        lines, truncated = transcript.answer_log(form.log_limit_bytes)
-        stored = _StoredBody(execution_log=frames_of(lines), truncated_log=truncated)
-        error_class = reason = str(record.error_class or ErrorClass.ERROR)
-        error = record.detail or (record.error_class or ErrorClass.ERROR).sentence
-    return KeptResult(
-        execution_id=record.execution_id,
-        status_code=answer.status_code,
-        answer=msgspec.Raw(answer.body),
-        retained_at=instant(record.ended_at),
-        status=record.outcome or Outcome.FAILED,
-        response=stored.response,
-        structured_output=stored.structured_output,
-        error=error,
-        error_code=error_class,
-        terminal_reason=reason,
-        metadata=record.metadata,
-        execution_log=stored.execution_log,
-        session_id=record.session_id,
-        truncated_log=stored.truncated_log,
-    )
 
 
 class _StoredBody(msgspec.Struct):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import threading
 import time
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -29,7 +29,6 @@ from agent_runtime.store.workspaces import OWN
 from agent_runtime.supervisor.answers import (
     COPIES,
     RETRY_SECONDS,
-    AnswerForm,
     StoredResult,
     failed_answer,
     has_result,
@@ -58,7 +57,7 @@ SPACE_SECONDS = 5.0
 OTHER_BODY = "this execution_id is known for another body; choose another id"
 
 
-class Archive:
+class Archive(msgspec.Struct, eq=False):
     """
     Store executions on disk, and work on while the disk fails.
 
@@ -70,30 +69,20 @@ class Archive:
         orphaned_transcripts: Names of transcripts that have no record.
     """
 
-    def __init__(
-        self,
-        records: RecordStore,
-        transcripts: TranscriptStore,
-        tasks: TaskStore,
-        counts: Counts | None = None,
-        form: AnswerForm | None = None,
-        *,
-        workspaces: Workspaces,
-    ) -> None:
-        self.records = records
-        self.workspaces = workspaces
-        self.transcripts = transcripts
-        self.tasks = tasks
-        self._counts = counts or Counts()
-        self._form = form or AnswerForm()
-        self._ended_at: dict[str, float] = {}
-        self._ended_lock = threading.Lock()  # executions are concluded in several threads
-        self.has_ended_unfinished: bool | None = None
-        self.orphaned_transcripts: list[str] = []
-        self._damage_reported = 0
-        self._findings: list[str] = []
-        self._look_at_space_at = 0.0
-        self._epoch_at_start = time.time() - time.monotonic()
+    records: RecordStore
+    transcripts: TranscriptStore
+    tasks: TaskStore
+    workspaces: Workspaces
+    settings: Settings
+    counts: Counts = msgspec.field(default_factory=Counts)
+    has_ended_unfinished: bool | None = None
+    orphaned_transcripts: list[str] = []
+    _ended_at: dict[str, float] = {}
+    _ended_lock: Lock = msgspec.field(default_factory=Lock)  # executions are concluded in several threads
+    _damage_reported: int = 0
+    _findings: list[str] = []
+    _look_at_space_at: float = 0.0
+    _epoch_at_start: float = msgspec.field(default_factory=lambda: time.time() - time.monotonic())
 
     @property
     def recently_completed_ids(self) -> list[str]:
@@ -107,7 +96,7 @@ class Archive:
         try:
             self.records.save(record)
         except StoreUnavailable as error:
-            self._counts.count("records_unwritten")
+            self.counts.count("records_unwritten")
             log.error("record not written: %s", error, extra={"execution_id": record.execution_id})
             return False
         return True
@@ -123,7 +112,7 @@ class Archive:
         try:
             self.records.conclude(record, answer.status_code, answer.body, ended_at)
         except StoreUnavailable as error:
-            self._counts.count("records_unwritten")
+            self.counts.count("records_unwritten")
             log.error("answer not written: %s", error, extra={"execution_id": record.execution_id})
             return False
         finally:
@@ -247,16 +236,16 @@ class Archive:
         size_bytes = self.records.answer_bytes(record.execution_id)
         if size_bytes is None:
             return None
-        logged_bytes = min(self.transcripts.size_bytes(record.execution_id), self._form.log_limit_bytes)
+        logged_bytes = min(self.transcripts.size_bytes(record.execution_id), self.settings.answer_log_limit)
         most_bytes = COPIES * max(size_bytes, logged_bytes)
         transcript = self.transcripts.reader(record.execution_id)
-        return StoredResult(record, self.records, self._form, transcript, most_bytes)
+        return StoredResult(record, self.records, self.settings, transcript, most_bytes)
 
     def shown(self, record: ExecutionRecord, answer: Answer) -> Answer:
         """Convert an answer that was just built to the form that callers get."""
-        if answer.status_code == SUCCESS or not self._form.detail_is_object:
+        if answer.status_code == SUCCESS or self.settings.error_detail != "object":
             return answer
-        return in_form(answer, record, self._form, self.transcripts.reader(record.execution_id))
+        return in_form(answer, record, self.settings, self.transcripts.reader(record.execution_id))
 
     def end_unfinished(self, running: Collection[str] = frozenset()) -> None:
         """
@@ -351,19 +340,19 @@ class Archive:
             self.workspaces.retire(execution_id)
         return users == {execution_id}
 
-    def prune(self, settings: Settings, *, in_use: Collection[str]) -> None:
+    def prune(self, in_use: Collection[str]) -> None:
         """Delete executions that are too old or take too much space; a failure is tried again the next time."""
         self._look_at_space_at = time.monotonic() + SPACE_SECONDS
         try:
             deleted = prune(
                 self.records,
                 self.transcripts,
-                max_age_seconds=settings.retain_age,
-                max_bytes=settings.retain_bytes,
+                max_age_seconds=self.settings.retain_age,
+                max_bytes=self.settings.retain_bytes,
                 # Setting the clock, forward or back, must not make an execution old enough to be deleted.
                 now=min(time.time(), self._epoch_at_start + time.monotonic()),
                 in_use=in_use,
-                release=functools.partial(self._release_directory, retains=settings.retain_workspaces),
+                release=functools.partial(self._release_directory, retains=self.settings.retain_workspaces),
             )
         except (StoreUnavailable, OSError) as error:
             log.warning("cannot delete old executions: %s", error)

@@ -313,7 +313,7 @@ class Supervisor:
         """
         archive, workspaces = self._archive, self._archive.workspaces
         while True:
-            await asyncio.to_thread(archive.prune, self.settings, in_use=frozenset(self._live))
+            await asyncio.to_thread(archive.prune, frozenset(self._live))
             for _ in range(PRUNE_SECONDS):
                 await second.wait()
                 self._token_upkeep.each_second()

@@ -140,7 +140,7 @@ def test_a_directory_goes_with_its_record_and_with_no_other(settings: Settings, 
     with RecordStore(tmp_path / "records.sqlite") as records:
         workspaces = workspaces_of(settings)
         tasks = TaskStore(tmp_path / "tasks", Redactor())
-        archive = Archive(records, TranscriptStore(tmp_path / "transcripts"), tasks, workspaces=workspaces)
+        archive = Archive(records, TranscriptStore(tmp_path / "transcripts"), tasks, workspaces, settings)
         now = time.time()
 
         def ended(execution_id: str, cwd: str | None, *, ago: float) -> None:
@@ -163,7 +163,7 @@ def test_a_directory_goes_with_its_record_and_with_no_other(settings: Settings, 
         ended("below", "executions/used/below", ago=0)
         ended("new", "executions/new", ago=0)
         (executions / "never-ours").mkdir()
-        archive.prune(settings, in_use=frozenset())
+        archive.prune(in_use=frozenset())
         all_deleted(workspaces)
         assert records.ids() == {"resumed", "resumed.2", "used", "below", "new"}
         assert {path.name for path in executions.iterdir()} - {".retired"} == {"resumed", "used", "new", "never-ours"}
@@ -171,7 +171,8 @@ def test_a_directory_goes_with_its_record_and_with_no_other(settings: Settings, 
 
         keeping = Settings(workspace=settings.workspace, workspaces="per_execution", retain_age=1.0)
         ended("kept", "executions/kept", ago=100)
-        archive.prune(keeping, in_use=frozenset())
+        archive.settings = keeping
+        archive.prune(in_use=frozenset())
         assert "kept" not in records.ids()
         assert (executions / "kept").is_dir()
         assert not workspaces_of(keeping).has_retired

@@ -52,11 +52,9 @@ def test_executions_may_end_in_many_threads_at_once_while_the_recent_ones_are_li
     monkeypatch.setattr(archive_module, "RECENT_KEPT", 10)
     monkeypatch.setattr(archive_module, "RECENT_SECONDS", 1e12)
     with NoDisk(tmp_path / "records.sqlite") as records:
-        tasks, workspaces = (
-            TaskStore(tmp_path / "tasks", Redactor()),
-            Workspaces(Settings(workspace=tmp_path), tmp_path),
-        )
-        archive = Archive(records, TranscriptStore(tmp_path / "t"), tasks, workspaces=workspaces)
+        tasks, settings = TaskStore(tmp_path / "tasks", Redactor()), Settings(workspace=tmp_path)
+        workspaces = Workspaces(settings, tmp_path)
+        archive = Archive(records, TranscriptStore(tmp_path / "t"), tasks, workspaces, settings)
 
         def end_some(thread: int) -> None:
             for number in range(EACH):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -46,7 +44,7 @@ def test_a_clock_that_is_moved_ends_nothing_and_spares_nothing(tmp_path: Path, s
 
 
 YEAR_SECONDS = 366 * 86400.0
-MONTH: Any = SimpleNamespace(retain_age=30 * 86400.0, retain_bytes=1 << 40, retain_workspaces=True)
+MONTH_SECONDS = 30 * 86400.0
 
 
 @pytest.mark.parametrize(("at_start", "later"), [(0.0, YEAR_SECONDS), (YEAR_SECONDS, 0.0)], ids=["ahead", "back"])
@@ -56,11 +54,9 @@ def test_a_clock_that_is_set_deletes_no_record(
     right = time.time
     with RecordStore(tmp_path / "records.sqlite") as records, monkeypatch.context() as patched:
         patched.setattr(time, "time", lambda: right() + at_start)
-        tasks, workspaces = (
-            TaskStore(tmp_path / "tasks", Redactor()),
-            Workspaces(Settings(workspace=tmp_path), tmp_path),
-        )
-        archive = Archive(records, TranscriptStore(tmp_path / "t"), tasks, workspaces=workspaces)
+        settings = Settings(workspace=tmp_path, retain_age=MONTH_SECONDS, retain_bytes=1 << 40)
+        tasks, workspaces = TaskStore(tmp_path / "tasks", Redactor()), Workspaces(settings, tmp_path)
+        archive = Archive(records, TranscriptStore(tmp_path / "t"), tasks, workspaces, settings)
         for name, age in (("new", 0.0), ("old", 2 * YEAR_SECONDS)):
             at = right() - age
             records.save(
@@ -70,7 +66,7 @@ def test_a_clock_that_is_set_deletes_no_record(
             )
         patched.setattr(time, "time", lambda: right() + later)
 
-        archive.prune(MONTH, in_use=())
+        archive.prune(in_use=())
 
         assert [record.execution_id for record in records.list()[0]] == ["new"]
 
