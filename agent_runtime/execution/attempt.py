@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from agent_runtime.model.task import Task
     from agent_runtime.process.child import Child
     from agent_runtime.process.containment.sweep import SweepReport
+    from agent_runtime.process.forkserver.server import PendingShim
     from agent_runtime.process.framing import Lines
     from agent_runtime.secret.generations import Generation
     from agent_runtime.store.transcripts import TranscriptWriter
@@ -159,6 +160,10 @@ class Attempt:
     # -- the start
 
     def _start(self) -> bool:
+        with self._context.containment.spawner.forked_shim() as shim:
+            return self._start_below(shim)
+
+    def _start_below(self, shim: PendingShim | None) -> bool:
         command, session = self._launch.command(), self._spec.session
         if session.has_history:  # the CLI counts on from the cost of the session it resumes or copies (2.1.332)
             before = session_cost(self._context.settings.config_dir, session.forks or session.session_id)
@@ -170,7 +175,7 @@ class Attempt:
             relayed.on_silence = functools.partial(self._stop.request, StopReason.RELAY_TIMEOUT)
         # A stop that is requested during the spawn wakes the poll loop in its first turn.
         try:
-            child = self._child = self._context.containment.spawn(command)
+            child = self._child = self._context.containment.spawn(command, shim)
         except NotSpawned as error:
             refused = not_entered(self._spec.task) if error.reason is SpawnReason.NO_DIRECTORY else None
             raise refused or error from None

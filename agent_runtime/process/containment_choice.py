@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from agent_runtime.process.child import Child
+    from agent_runtime.process.forkserver.server import PendingShim
     from agent_runtime.process.linux.cgroup import Limits
     from agent_runtime.process.linux.cgroup_setup import Groups
     from agent_runtime.process.spawn import Spawner
@@ -58,9 +59,12 @@ class Containment(msgspec.Struct, frozen=True):
         """The values that ``/health`` shows."""
         return {"layer": self.kind.value, "setting": self.asked, "lacking": dict(self.lacking)}
 
-    def spawn(self, command: Command) -> Child:
+    def spawn(self, command: Command, shim: PendingShim | None = None) -> Child:
         """
         Start a child so that its descendants can be ended.
+
+        Args:
+            shim: From :meth:`Spawner.forked_shim`.
 
         Raises:
             NotSpawned: The child could not be started; nothing is left open or running.
@@ -68,7 +72,7 @@ class Containment(msgspec.Struct, frozen=True):
         watch = self.oom_kills.watch()
         try:
             confined = replace(command, confinement=self.confinement)
-            child = self.spawner.spawn(confined, self.kind, self.groups, also_scan=self.asked == AUTO)
+            child = self.spawner.spawn(confined, self.kind, self.groups, shim, also_scan=self.asked == AUTO)
         except BaseException:
             watch.end()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -25,10 +26,11 @@ from agent_runtime.process.linux.landlock import UNCONFINED, Confinement, Mode
 from agent_runtime.process.users import UnknownUser, other_user
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from agent_runtime.process.containment.registry import AttemptProcesses
+    from agent_runtime.process.forkserver.server import PendingShim
     from agent_runtime.process.forkserver.shim import SpawnRequest
     from agent_runtime.process.linux.cgroup import Group
     from agent_runtime.process.linux.cgroup_setup import Groups
@@ -104,8 +106,25 @@ class Spawner:
         """End the fork server; children continue."""
         self.fork_server.close()
 
+    @contextlib.contextmanager
+    def forked_shim(self) -> Iterator[PendingShim | None]:
+        """Have a shim forked while the block prepares its command; None: impossible now, :meth:`spawn` tries again."""
+        try:
+            shim = self.fork_server.fork_shim()
+        except OSError:
+            yield None
+        else:
+            with contextlib.closing(shim):
+                yield shim
+
     def spawn(
-        self, command: Command, kind: Kind = Kind.SCAN, groups: Groups | None = None, *, also_scan: bool = False
+        self,
+        command: Command,
+        kind: Kind = Kind.SCAN,
+        groups: Groups | None = None,
+        shim: PendingShim | None = None,
+        *,
+        also_scan: bool = False,
     ) -> Child:
         """
         Start a child in a session of its own, with pipes for stdin, stdout and stderr.
@@ -113,6 +132,7 @@ class Spawner:
         Args:
             kind: How the child and its descendants are ended.
             groups: Makes a cgroup for the child, as :attr:`Kind.CGROUP` needs; None: it gets none.
+            shim: The child's shim, from :meth:`forked_shim`; None: one is forked now.
             also_scan: Search ``/proc`` as well for processes that have left the cgroup, as root can.
 
         Raises:
@@ -122,7 +142,7 @@ class Spawner:
         group = None
         try:
             group = None if groups is None else _group(groups, command.mark)
-            return self._spawn(command, attempt, kind, group, also_scan=also_scan)
+            return self._spawn(command, attempt, kind, group, shim, also_scan=also_scan)
         except BaseException:
             if group is not None:
                 group.remove(_REMOVE_WITHIN_SECONDS)  # the next start removes a group that a hanging shim still holds
@@ -130,7 +150,14 @@ class Spawner:
             raise
 
     def _spawn(
-        self, command: Command, attempt: AttemptProcesses, kind: Kind, group: Group | None, *, also_scan: bool
+        self,
+        command: Command,
+        attempt: AttemptProcesses,
+        kind: Kind,
+        group: Group | None,
+        pending: PendingShim | None,
+        *,
+        also_scan: bool,
     ) -> Child:
         ours: list[int] = []
         theirs: list[int] = []
@@ -146,7 +173,7 @@ class Spawner:
             if command.confinement.mode is Mode.LANDLOCK:
                 theirs.append(command.confinement.ruleset(command.needs))
             join = () if group is None else (group.procs, group.place)
-            handle = self.fork_server.start_leader((*theirs, *join), spawn_request)
+            handle = (pending or self.fork_server.fork_shim()).start_leader((*theirs, *join), spawn_request)
         except BaseException as error:
             lost = isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ECONNRESET)
             while theirs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import marshal
 import os
 import select
@@ -21,7 +22,7 @@ from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from agent_runtime.process.forkserver.shim import SpawnRequest
     from agent_runtime.process.linux.proc import Identity, Process
@@ -51,7 +52,7 @@ class ShimFailed(OSError):
 
 class ShimHandle:
     """
-    A shim and its leader, as seen by the supervisor. Made by :meth:`ForkServer.start_leader` only.
+    A shim and its leader, as seen by the supervisor. Made by :meth:`PendingShim.start_leader` only.
 
     Attributes:
         pid: The leader's pid.
@@ -121,6 +122,48 @@ class ShimHandle:
         os.close(self.pidfd)
 
 
+class PendingShim:
+    """
+    A shim that has no leader yet. Made by :meth:`ForkServer.fork_shim` only.
+
+    Args:
+        line: The socket to the shim, which ends if this end is closed.
+        give_up: Called if the shim does not answer.
+    """
+
+    def __init__(self, line: socket.socket, give_up: Callable[[], None]) -> None:
+        self._line = line
+        self._give_up = give_up
+        self._has_leader = False
+
+    def start_leader(self, pipes: Sequence[int], spawn_request: SpawnRequest) -> ShimHandle:
+        """
+        Have the leader started; can be called once.
+
+        Args:
+            pipes: The leader's stdin, stdout and stderr, and its working directory; for a leader under Landlock its
+                ruleset; for a leader in a cgroup the cgroup's ``cgroup.procs`` and its directory.
+
+        Raises:
+            ShimFailed: The leader could not be started; nothing of it is left.
+            OSError: Descriptors are lacking, or the shim does not answer.
+        """
+        try:
+            handle = _request_leader(self._line, pipes, spawn_request)
+        except BaseException as error:
+            if isinstance(error, TimeoutError):
+                self._give_up()
+            self.close()
+            raise
+        self._has_leader = True
+        return handle
+
+    def close(self) -> None:
+        """End the shim, unless it has a leader."""
+        if not self._has_leader:
+            self._line.close()
+
+
 class ForkServer:
     """
     The process that forks shims: unlike the supervisor it is small and single-threaded.
@@ -157,31 +200,23 @@ class ForkServer:
         with self._lock:
             self._close()
 
-    def start_leader(self, pipes: Sequence[int], spawn_request: SpawnRequest) -> ShimHandle:
+    def fork_shim(self) -> PendingShim:
         """
-        Have a shim forked, which starts a leader.
-
-        Args:
-            pipes: The leader's stdin, stdout and stderr, and its working directory; for a leader under Landlock its
-                ruleset; for a leader in a cgroup the cgroup's ``cgroup.procs`` and its directory.
+        Have a shim forked, without waiting for it.
 
         Raises:
-            ShimFailed: The leader could not be started; nothing of it is left.
-            OSError: Descriptors are lacking, no fork server can be started, or the shim does not answer.
+            OSError: Descriptors are lacking, or no fork server can be started.
         """
         line, its_line = socket.socketpair()
         try:
             with its_line:
                 used = self._send(its_line.fileno())
-            line.settimeout(_ANSWER_SECONDS)
-            try:
-                return _request_leader(line, pipes, spawn_request)
-            except TimeoutError:
-                self._close_unresponsive(used)  # the fork server was stopped: the next request starts another
-                raise
         except BaseException:
             line.close()
             raise
+        line.settimeout(_ANSWER_SECONDS)
+        # The fork server was stopped where a shim does not answer: the next request starts another.
+        return PendingShim(line, functools.partial(self._close_unresponsive, used))
 
     def _send(self, its_line: int) -> socket.socket:
         """Send the request; return the socket of the fork server that got it."""
