@@ -409,6 +409,7 @@ class Attempt:
         output, run_stats = self._output, self._output.run_stats
         task, ended = self._spec.task, child.poll()
         is_first = self._spec.session.prompt is None
+        oom, oom_nearby = child.oom_kills
         return Ending(
             exit_code=ended.code if ended is not None else None,
             result=run_stats.result,
@@ -418,8 +419,8 @@ class Attempt:
             stop_reason=self._stop.reason,
             last_error=output.last_error,
             evidence=self._evidence,
-            oom=child.ran_out_of_memory,
-            oom_nearby=child.others_may_have_run_out_of_memory,
+            oom=oom,
+            oom_nearby=oom_nearby,
             lost_a_tool=output.lost_a_tool,
             began=run_stats.has_init,
             last_words=output.last_words,

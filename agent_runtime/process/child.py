@@ -18,6 +18,7 @@ import msgspec
 
 from agent_runtime.process.containment import sweep as containment
 from agent_runtime.process.containment.sweep import SweepReport
+from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
 
 if TYPE_CHECKING:
@@ -87,22 +88,17 @@ class Child:
         return self._attempt.mark
 
     @property
-    def ran_out_of_memory(self) -> bool:
+    def oom_kills(self) -> tuple[bool, bool]:
         """
-        Whether the kernel has killed a process of the attempt for lack of memory; False if nothing counts that.
+        Whether the kernel has killed, for lack of memory, a process of the attempt, and one of an unknown attempt.
 
         If the attempt has no counter of its own, a kill in the container while no other attempt ran counts as its own.
         """
         if self._group is not None and self._group.counts_memory:
-            return self._group.oom_kills() > 0
-        return self.oom_watch is not None and self.oom_watch.has_counted and not self.oom_watch.is_shared
-
-    @property
-    def others_may_have_run_out_of_memory(self) -> bool:
-        """Whether a process of an unknown attempt in the container was killed for lack of memory."""
-        if self._group is not None and self._group.counts_memory:
-            return False
-        return self.oom_watch is not None and self.oom_watch.has_counted and self.oom_watch.is_shared
+            return self._group.oom_kills() > 0, False
+        if self.oom_watch is None or not self.oom_watch.has_counted:
+            return False, False
+        return not self.oom_watch.is_shared, self.oom_watch.is_shared
 
     @property
     def shim_pid(self) -> int | None:
@@ -112,10 +108,7 @@ class Child:
     @property
     def cpu_seconds(self) -> float | None:
         """The CPU seconds of all processes of an attempt that has ended; None: unknown."""
-        # Imported here: psutil would make the start 6 ms longer, for nothing yet.
-        from agent_runtime.process.usage import reaped_cpu_seconds
-
-        return None if self.shim_pid is None else reaped_cpu_seconds(self.shim_pid)
+        return None if self.shim_pid is None else proc_table.reaped_cpu_seconds(self.shim_pid)
 
     def interrupt(self) -> bool:
         """

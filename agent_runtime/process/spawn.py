@@ -191,9 +191,10 @@ class Spawner:
         attempt.shim = handle.shim
         leader = handle.leader
         attempt.leader = leader.identity if leader is not None and leader.session == handle.pid else (handle.pid, -1)
-        score = spawn_request[3]
-        if leader is not None and score is not None and proc_table.read_oom_score(leader.pid) == score:
-            self.registry.raised_oom_score = score
+        score, registry = spawn_request[3], self.registry
+        is_known = score is None or score == registry.raised_oom_score
+        if leader is not None and not is_known and proc_table.read_oom_score(leader.pid) == score:
+            registry.raised_oom_score = score
         layers: list[Layer] = []
         if kind is Kind.CGROUP and group is not None:
             layers.append(CgroupLayer(group, handle))

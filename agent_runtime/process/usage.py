@@ -38,17 +38,6 @@ def sample(shims: Mapping[str, int]) -> dict[str, Usage]:
     return found
 
 
-def reaped_cpu_seconds(shim: int) -> float | None:
-    """
-    Return the CPU seconds of the processes that a shim has reaped; None: the shim is gone.
-
-    Once an attempt has ended, these are all its processes.
-    """
-    with contextlib.suppress(psutil.Error):
-        return _reaped_seconds(psutil.Process(shim))
-    return None
-
-
 def _tree(shim: psutil.Process, below: Mapping[int, list[psutil.Process]]) -> Usage:
     usage = Usage(cpu_seconds=_reaped_seconds(shim))
     waiting = list(below.get(shim.pid, ()))

@@ -71,7 +71,8 @@ FORK_SERVER_NAME, SHIM_NAME = b"agent-forks", b"agent-shim"
 MESSAGE_BYTES = 9
 MOST_DESCRIPTORS = 8
 
-_SIGHUP, _SIGINT, _SIGKILL, _SIGTERM, _SIGCHLD, _SIGCONT, _SIGSTOP = 1, 2, 9, 15, 17, 18, 19
+_SIGHUP, _SIGINT, _SIGKILL, _SIGPIPE, _SIGTERM, _SIGCHLD, _SIGCONT, _SIGSTOP = 1, 2, 9, 13, 15, 17, 18, 19
+_IGNORED_BY_SHIM = (_SIGHUP, _SIGINT, _SIGTERM)
 _PR_SET_NAME, _PR_CAPBSET_DROP, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 15, 24, 36, 38
 _DROPPED_CAPABILITIES = (13, 19, 21, 38)
 """CAP_NET_RAW, SYS_PTRACE, and SYS_ADMIN and PERFMON, with which root reads an environment past Landlock (6.18)."""
@@ -102,6 +103,9 @@ def fork_server(descriptor: int, guard: int | None = None) -> None:
     if guard is not None:
         os.set_inheritable(guard, False)
     _libc.prctl(_PR_SET_NAME, FORK_SERVER_NAME, 0, 0, 0)
+    for number in valid_signals():
+        if number not in (_SIGKILL, _SIGSTOP, _SIGPIPE):
+            signal(number, SIG_DFL)  # leaders must not ignore what the supervisor ignores
     signal(_SIGCHLD, SIG_IGN)  # the kernel reaps our children
     gc.disable()
     gc.freeze()  # objects that are never touched are never copied
@@ -150,7 +154,7 @@ class Shim:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._nice = os.getpriority(os.PRIO_PROCESS, 0)
         self._urgent = _raise_priority()
-        for number in (_SIGHUP, _SIGINT, _SIGTERM):
+        for number in _IGNORED_BY_SHIM:
             signal(number, SIG_IGN)  # a signal to the whole tree is not meant for its shim
         self._line = line
         self._leader = 0
@@ -314,9 +318,8 @@ def _run_leader(spawn_request: SpawnRequest, descriptors: Sequence[int], report:
             _confine(ruleset)
         step = EXECUTING
         set_wakeup_fd(-1)
-        for number in valid_signals():
-            if number not in (_SIGKILL, _SIGSTOP):
-                signal(number, SIG_DFL)
+        for number in (*_IGNORED_BY_SHIM, _SIGPIPE):
+            signal(number, SIG_DFL)
         pthread_sigmask(SIG_SETMASK, ())
         _execute(argv, env)
     except OSError as error:

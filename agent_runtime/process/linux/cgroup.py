@@ -87,9 +87,8 @@ class Group:
         self._open: set[int] = set()
         try:
             self.place = self._open_file("", os.O_PATH | os.O_DIRECTORY)
-            self.procs = self._open_file("cgroup.procs", os.O_WRONLY)
+            self.procs = self._open_file("cgroup.procs", os.O_RDWR)
             self._events = self._open_file("cgroup.events", os.O_RDONLY)
-            self._members = self._open_file("cgroup.procs", os.O_RDONLY)
             self._kill = self._open_file("cgroup.kill", os.O_WRONLY, is_optional=True)
             self._memory_events = self._open_file("memory.events", os.O_RDONLY, is_optional=True)
             self._oom_kills = 0
@@ -117,7 +116,7 @@ class Group:
 
         Without free descriptors the processes in the groups below are missing; :attr:`populated` includes them.
         """
-        found = _numbers(self._read(self._members))
+        found = _numbers(self._read(self.procs))
         with contextlib.suppress(OSError):
             for group in map(Path, below(self.directory)):
                 found |= _numbers((group / "cgroup.procs").read_bytes())
@@ -163,7 +162,7 @@ class Group:
         with self._lock:
             while self._open:
                 os.close(self._open.pop())
-            self.place = self.procs = self._events = self._members = self._kill = self._memory_events = -1
+            self.place = self.procs = self._events = self._kill = self._memory_events = -1
 
     def _open_file(self, name: str, flags: int, *, is_optional: bool = False) -> int:
         """Open a file of the group until it is closed; -1 if a file that is optional does not exist."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agent_runtime.process.linux import cgroup_mount
 from agent_runtime.process.linux.cgroup_setup import LEAF
+from agent_runtime.process.linux.proc import read_file
 
 
 class OomKills:
@@ -24,7 +25,7 @@ class OomKills:
     """
 
     def __init__(self, file: Path | None = None) -> None:
-        self._file = file
+        self._file = None if file is None else str(file)
         self._lock = threading.Lock()
         self._watches: set[OomWatch] = set()
 
@@ -45,11 +46,11 @@ class OomKills:
         if self._file is None:
             return None
         try:
-            words = self._file.read_text().split()
-        except (OSError, UnicodeDecodeError):
+            words = (read_file(self._file) or b"").split()
+        except OSError:
             return None
-        counted = dict(zip(words[::2], words[1::2], strict=False)).get("oom_kill", "")
-        return int(counted) if counted.isdecimal() else None
+        counted = dict(zip(words[::2], words[1::2], strict=False)).get(b"oom_kill", b"")
+        return int(counted) if counted.isdigit() else None
 
     def watch(self) -> OomWatch:
         """Begin to count for an attempt that is about to start; :meth:`OomWatch.end` must follow."""

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
+from agent_runtime.process.linux.syscalls import TICKS_PER_SECOND
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -54,11 +56,8 @@ def read_process(pid: int) -> Process | None:
 
     Source: https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html
     """
-    stat = _read(f"/proc/{pid}/stat")
-    if stat is None:
-        return None
-    fields = stat[stat.rfind(b")") + 2 :].split(None, 20)  # the name before it may hold blanks and parentheses
-    if len(fields) < 20:
+    fields = _stat_fields(pid)
+    if fields is None:
         return None
     threads = int(fields[17])
     return Process(
@@ -84,13 +83,23 @@ def read_environ(pid: int, name: str) -> str | None:
 
     None: the variable is not set, or the process is another user's, not dumpable, gone or in the middle of ``execve``.
     """
-    _, found, rest = (b"\0" + (_read(f"/proc/{pid}/environ") or b"")).partition(b"\0" + name.encode() + b"=")
+    _, found, rest = (b"\0" + (read_file(f"/proc/{pid}/environ") or b"")).partition(b"\0" + name.encode() + b"=")
     return rest.partition(b"\0")[0].decode(errors="replace") if found else None
+
+
+def reaped_cpu_seconds(pid: int) -> float | None:
+    """
+    Return the CPU seconds of all processes that a process has reaped; None: it is gone.
+
+    Once an attempt has ended, its shim has reaped all its processes.
+    """
+    fields = _stat_fields(pid)
+    return None if fields is None else (int(fields[13]) + int(fields[14])) / TICKS_PER_SECOND
 
 
 def read_oom_score(pid: int) -> int | None:
     """Return a process's ``oom_score_adj``, which its children inherit; None: the process is gone."""
-    text = _read(f"/proc/{pid}/oom_score_adj")
+    text = read_file(f"/proc/{pid}/oom_score_adj")
     return int(text) if text else None
 
 
@@ -113,7 +122,7 @@ class Live:
                 return []
         found: list[Process] = []
         for thread in threads:
-            listed = _read(f"/proc/{parent.pid}/task/{thread}/children")
+            listed = read_file(f"/proc/{parent.pid}/task/{thread}/children")
             for pid in (listed or b"").split():
                 child = read_process(int(pid))
                 if child is not None and child.parent == parent.pid:
@@ -197,7 +206,7 @@ def connects_from(pid: int, port: int) -> bool | None:
     Source: https://docs.kernel.org/networking/proc_net_tcp.html
     """
     place = b"%08X:%04X" % (int.from_bytes((127, 0, 0, 1), sys.byteorder), port)
-    lines = (line.split() for line in (_read("/proc/net/tcp") or b"").splitlines())
+    lines = (line.split() for line in (read_file("/proc/net/tcp") or b"").splitlines())
     inode = next((line[9] for line in lines if line[1:4:2] == [place, _ESTABLISHED]), None)
     if inode is None:
         return None
@@ -209,8 +218,16 @@ def connects_from(pid: int, port: int) -> bool | None:
     return f"socket:[{inode.decode()}]" in held
 
 
-def _read(path: str) -> bytes | None:
-    """Return a file's whole content; None: the process is gone, or the file may not be read."""
+def _stat_fields(pid: int) -> list[bytes] | None:
+    """Return the fields of ``/proc/PID/stat`` from the third on, the state; None: the process is gone."""
+    stat = read_file(f"/proc/{pid}/stat")
+    # The name before the state may hold blanks and parentheses.
+    fields = [] if stat is None else stat[stat.rfind(b")") + 2 :].split(None, 20)
+    return fields if len(fields) >= 20 else None
+
+
+def read_file(path: str) -> bytes | None:
+    """Return the whole content of a file of the kernel; None: the process is gone, or the file may not be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError, PermissionError):

@@ -185,7 +185,8 @@ def raised_oom_score(by: int) -> int | None:
     None: our own is the highest already, or unknown.
     """
     try:
-        own = int(Path("/proc/self/oom_score_adj").read_bytes())
+        with open("/proc/self/oom_score_adj", "rb", 0) as file:  # noqa: PTH123 - read at every spawn
+            own = int(file.read())
     except (OSError, ValueError):
         return None
     return min(1000, own + by) if own < 1000 else None
