@@ -7,6 +7,7 @@ Processes are signalled through pidfds only.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -139,7 +140,8 @@ class Child:
             return SweepReport(killed=0, survivors=0, unattributed=0, seconds=0.0)
         self._attempt.ending = True
         self.poll()
-        with linux.urgent():
+        is_empty = self._group is not None and not self._group.populated
+        with contextlib.nullcontext() if is_empty else linux.urgent():
             return containment.sweep(self._layers, deadline)
 
     def poll(self) -> Exit | None:

@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 BUSY_RETRY_SECONDS = 5
 DRAINING_RETRY_SECONDS = 5
+SHORT_BYTES = 64 * 1024
+"""The answer of a longer transcript is built and stored in a thread, because that would hold up the event loop."""
 RESUME_SECONDS = 1.0
 """How long after a failed submission a task that an earlier supervisor left is submitted again."""
 
@@ -153,7 +155,9 @@ class Admission(msgspec.Struct, eq=False):
             if execution.phase is not Phase.FINISHED:
                 execution.end(Verdict(Outcome.FAILED, ErrorClass.ERROR, ErrorClass.ERROR.sentence))
             try:
-                execution.conclude(await asyncio.to_thread(self._stored_answer_to, execution))
+                is_short = self.archive.transcripts.size_bytes(execution.execution_id) <= SHORT_BYTES
+                store = functools.partial(self._stored_answer_to, execution)
+                execution.conclude(store() if is_short else await asyncio.to_thread(store))
             finally:
                 if execution.answer is None:
                     execution.conclude(self.archive.conclude_failed(execution.record))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import concurrent.futures
 import math
 import os
 import threading
@@ -21,6 +22,7 @@ from agent_runtime.delivery.delivery import Deliveries, FileDelivery
 from agent_runtime.delivery.reload_results import BackgroundReloadChecker
 from agent_runtime.execution.attempt import Attempt
 from agent_runtime.execution.attempt_data import AttemptContext, AttemptSpec
+from agent_runtime.execution.attempt_thread import run_unless_cancelled
 from agent_runtime.model.state import StopReason
 from agent_runtime.model.task import Task
 from agent_runtime.model.tokens import Token
@@ -337,6 +339,18 @@ def test_an_attempt_leaves_no_descriptor_no_thread_and_no_file(bench: Bench) -> 
     assert psutil.Process().num_fds() == descriptors
     assert threading.active_count() == threads
     assert list((bench.home / "run").iterdir()) == []
+
+
+def test_an_attempt_whose_thread_cannot_be_started_never_runs(bench: Bench) -> None:
+    attempt = bench.attempt([{"do": "init"}, {"do": "result"}])
+    report: concurrent.futures.Future[AttemptReport] = concurrent.futures.Future()
+    report.cancel()
+    attempt.discard()
+
+    run_unless_cancelled(attempt, report)
+
+    assert bench.notes == []
+    bench.writers.pop().close()
 
 
 def test_a_result_is_the_end_also_where_the_process_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from agent_runtime.process.child import Exit
+from agent_runtime.process.containment.registry import new_mark
 from agent_runtime.process.linux import proc as proc_table
-from agent_runtime.process.spawn import NotSpawned
+from agent_runtime.process.spawn import Command, NotSpawned
 from tests.support import families
 from tests.support.families import (
     FAMILY,
@@ -31,6 +32,7 @@ from tests.support.families import (
     pids,
     run_driver,
     shim_of,
+    spawner,
     start,
     start_python,
     start_shell,
@@ -312,6 +314,27 @@ def test_the_fork_server_neither_grows_nor_keeps_anything_open_over_seven_hundre
 def _resident_kib(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("\nVmRSS:")[2].split()[0])
+
+
+def test_a_shim_that_is_forked_ahead_serves_one_command_and_ends_without_any() -> None:
+    fork_server.start()
+    assert fork_server.identity is not None
+    parent = proc_table.read_process(fork_server.identity[0])
+    assert parent is not None
+    before = set(proc_table.Snapshot().children(parent))
+
+    def ours() -> set[proc_table.Process]:
+        return {one for one in proc_table.Snapshot().children(parent) if one not in before and not one.dead}
+
+    with spawner.forked_shim() as shim:
+        assert eventually(lambda: len(ours()) == 1)
+        [ahead] = ours()
+        child = spawner.spawn(Command(argv=("true",), env={}, cwd=Path("/"), mark=new_mark(Path("/"))), shim=shim)
+    with ended_at_last(child):
+        assert child.shim_pid == ahead.pid
+    with spawner.forked_shim():
+        assert eventually(lambda: len(ours()) == 1)
+    assert eventually(lambda: not ours())
 
 
 def test_every_member_of_a_family_is_below_its_own_shim(kind: Kind) -> None:
