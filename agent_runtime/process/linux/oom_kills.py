@@ -25,7 +25,7 @@ class OomKills:
     """
 
     def __init__(self, file: Path | None = None) -> None:
-        self._file = None if file is None else str(file)
+        self._file = file
         self._lock = threading.Lock()
         self._watches: set[OomWatch] = set()
 

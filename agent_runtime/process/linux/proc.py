@@ -18,6 +18,7 @@ from agent_runtime.process.linux.syscalls import TICKS_PER_SECOND
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 Identity: TypeAlias = tuple[int, int]
 """Pid and start time in clock ticks after boot: a pid alone may have been reused."""
@@ -226,7 +227,7 @@ def _stat_fields(pid: int) -> list[bytes] | None:
     return fields if len(fields) >= 20 else None
 
 
-def read_file(path: str) -> bytes | None:
+def read_file(path: str | Path) -> bytes | None:
     """Return the whole content of a file of the kernel; None: the process is gone, or the file may not be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

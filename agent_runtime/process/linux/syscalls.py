@@ -10,7 +10,6 @@ import resource
 import select
 import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
