@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import InvalidRequest, StoreUnavailable
-from agent_runtime.model.records import read_record
+from agent_runtime.model.records import Answer, read_record
 from agent_runtime.store.database import Database
-from agent_runtime.store.tables import UNREADABLE, StoredAnswer, put_answer, put_record
+from agent_runtime.store.tables import UNREADABLE, put_answer, put_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -68,7 +68,7 @@ class RecordStore:
         self._lock = threading.RLock()
         self._database = Database(path, clock=clock)
         self._unsaved_records: dict[str, bytes] = {}
-        self._unsaved_answers: dict[str, StoredAnswer] = {}
+        self._unsaved_answers: dict[str, tuple[Answer, float]] = {}
         with contextlib.suppress(StoreUnavailable):
             self._database.connection()
 
@@ -132,7 +132,7 @@ class RecordStore:
             self._unsaved_records[record.execution_id] = _ENCODE(record)
             self.write_unsaved()
 
-    def conclude(self, record: ExecutionRecord, status_code: int, answer: bytes, retained_at: float) -> None:
+    def conclude(self, record: ExecutionRecord, answer: Answer) -> None:
         """
         Write a final record and its answer as one change: after a crash either both are there or neither.
 
@@ -144,7 +144,7 @@ class RecordStore:
         execution_id = record.execution_id
         with self._lock:
             self._unsaved_answers.pop(execution_id, None)
-            self._unsaved_answers[execution_id] = StoredAnswer(execution_id, status_code, answer, retained_at)
+            self._unsaved_answers[execution_id] = answer, record.ended_at or time.time()
             self.save(record)
 
     def write_unsaved(self) -> None:
@@ -159,8 +159,8 @@ class RecordStore:
                 with self._database.transaction() as connection:
                     for encoded in self._unsaved_records.values():
                         put_record(connection, encoded)
-                    for stored in self._unsaved_answers.values():
-                        put_answer(connection, stored)
+                    for name, (answer, retained_at) in self._unsaved_answers.items():
+                        put_answer(connection, name, answer.status_code, answer.body, retained_at)
             except StoreUnavailable:
                 self._forget_oldest_unsaved()
                 raise
@@ -186,21 +186,21 @@ class RecordStore:
         except UNREADABLE:
             raise StoreUnavailable("the record of this execution is there, and cannot be read") from None
 
-    def answer(self, execution_id: str) -> StoredAnswer | None:
+    def answer(self, execution_id: str) -> Answer | None:
         """
-        Return the stored answer of an execution, or None.
+        Return the stored answer of an execution without its headers, or None.
 
         Raises:
             StoreUnavailable: The disk cannot be read.
         """
         with self._lock:
-            if stored := self._unsaved_answers.get(execution_id):
-                return stored
-            query = "SELECT status_code, answer, retained_at FROM answers WHERE execution_id = ?"
-            for status_code, answer, retained_at in self._rows(query, execution_id):
-                if not (isinstance(status_code, int) and isinstance(answer, bytes)):
+            if unsaved := self._unsaved_answers.get(execution_id):
+                return unsaved[0]
+            for row in self._rows("SELECT status_code, answer FROM answers WHERE execution_id = ?", execution_id):
+                status_code, body = row
+                if not (isinstance(status_code, int) and isinstance(body, bytes)):
                     raise StoreUnavailable("the answer of this execution is there, and cannot be read")
-                return StoredAnswer(execution_id, status_code, answer, retained_at)
+                return Answer(status_code, body)
         return None
 
     def answer_bytes(self, execution_id: str) -> int | None:
@@ -211,8 +211,8 @@ class RecordStore:
             StoreUnavailable: The disk cannot be read.
         """
         with self._lock:
-            if stored := self._unsaved_answers.get(execution_id):
-                return len(stored.answer)
+            if unsaved := self._unsaved_answers.get(execution_id):
+                return len(unsaved[0].body)
             rows = self._rows("SELECT length(answer) FROM answers WHERE execution_id = ?", execution_id)
         return int(rows[0][0] or 0) if rows else None
 
@@ -239,24 +239,24 @@ class RecordStore:
             """
         return self._rows(query, since)
 
-    def encoded(self, since: float) -> Iterator[bytes]:
+    def ended_since(self, since: float) -> Iterator[ExecutionRecord]:
         """
-        Yield as JSON the records of executions that ended at or after *since* (epoch seconds) or have not ended.
+        Yield the records of executions that ended at or after *since* (epoch seconds) or have not ended.
 
-        Records that are not written yet are all yielded.
+        Records that are not written yet are all yielded, and those that cannot be read are left out.
 
         Raises:
             StoreUnavailable: The disk cannot be read.
         """
         with self._lock:
             held = dict(self._unsaved_records)
-        yield from held.values()
+        yield from map(read_record, held.values())
         columns, after = "rowid, execution_id, record", -1
         where = "rowid > ? AND (ended_at IS NULL OR ended_at >= ?)"
         query = f"SELECT {columns} FROM executions WHERE {where} ORDER BY rowid LIMIT 200"  # noqa: S608 - constants
         while page := self._rows(query, after, since):
             after = page[-1][0]
-            yield from (encoded for _, execution_id, encoded in page if execution_id not in held)
+            yield from filter(None, (_decoded(encoded) for _, name, encoded in page if name not in held))
 
     def ids(self) -> set[str]:
         """
@@ -339,9 +339,9 @@ class RecordStore:
     def _forget_oldest_unsaved(self) -> None:
         while len(self._unsaved_records) > UNSAVED_RECORDS:
             del self._unsaved_records[next(iter(self._unsaved_records))]
-        held = sum(len(stored.answer) for stored in self._unsaved_answers.values())
+        held = sum(len(answer.body) for answer, _ in self._unsaved_answers.values())
         while held > UNSAVED_ANSWER_BYTES:
-            held -= len(self._unsaved_answers.pop(next(iter(self._unsaved_answers))).answer)
+            held -= len(self._unsaved_answers.pop(next(iter(self._unsaved_answers)))[0].body)
 
     def _rows(self, query: str, *values: object) -> Rows:
         with self._lock:

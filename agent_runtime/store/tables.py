@@ -69,15 +69,6 @@ UNREADABLE = (msgspec.DecodeError, ValueError, TypeError, AttributeError, KeyErr
 """Exceptions of decoding bytes that are not a record or an answer."""
 
 
-class StoredAnswer(msgspec.Struct, frozen=True):
-    """The answer that the first caller got or would have got, and when it was stored."""
-
-    execution_id: str
-    status_code: int
-    answer: bytes
-    retained_at: float
-
-
 def salvage(damaged: sqlite3.Connection, fresh: sqlite3.Connection) -> int:
     """
     Copy every readable record and answer from one file to the other; return the number of records.
@@ -117,7 +108,7 @@ def _put(connection: sqlite3.Connection, row: tuple[Any, ...]) -> None:
         if len(row) == 2:
             put_record(connection, row[1])
         else:
-            put_answer(connection, StoredAnswer(*row))
+            put_answer(connection, *row)
 
 
 def put_record(connection: sqlite3.Connection, encoded: bytes) -> None:
@@ -141,9 +132,11 @@ def put_record(connection: sqlite3.Connection, encoded: bytes) -> None:
     connection.executemany("INSERT INTO labels VALUES (?, ?, ?)", labels)
 
 
-def put_answer(connection: sqlite3.Connection, stored: StoredAnswer) -> None:
-    """Insert an answer, or replace the earlier one."""
+def put_answer(
+    connection: sqlite3.Connection, execution_id: str, status_code: int, body: bytes, retained_at: float
+) -> None:
+    """Insert an answer, or replace the earlier one; *retained_at* is in epoch seconds."""
     connection.execute(
         "INSERT OR REPLACE INTO answers (execution_id, status_code, answer, retained_at) VALUES (?, ?, ?, ?)",
-        (stored.execution_id, stored.status_code, stored.answer, stored.retained_at),
+        (execution_id, status_code, body, retained_at),
     )

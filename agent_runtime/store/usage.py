@@ -5,8 +5,6 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from agent_runtime.model.usage import MOST_NAMES, NOTHING, OTHER, ModelUsage
 
 if TYPE_CHECKING:
@@ -23,23 +21,6 @@ class UsedBy(StrEnum):
     MODEL = "model"
 
 
-class _Token(msgspec.Struct):
-    subscription: str | None = None
-    usage_by_model: dict[str, ModelUsage] = {}
-
-
-class _Attempt(msgspec.Struct):
-    ended_at: float | None = None
-    tokens: list[_Token] = []
-
-
-class _Record(msgspec.Struct):
-    attempts: list[_Attempt] = []
-
-
-_decode = msgspec.json.Decoder(_Record).decode
-
-
 def usage_since(records: RecordStore, since: float, by: UsedBy) -> dict[str | None, ModelUsage]:
     """
     Add up the usage of all attempts that ended at *since* (epoch seconds) or later, or have not ended.
@@ -54,8 +35,8 @@ def usage_since(records: RecordStore, since: float, by: UsedBy) -> dict[str | No
         StoreUnavailable: The disk cannot be read.
     """
     found: dict[str | None, ModelUsage] = {}
-    for encoded in records.encoded(since):
-        for attempt in _attempts_in(encoded):
+    for record in records.ended_since(since):
+        for attempt in record.attempts:
             if attempt.ended_at is None or attempt.ended_at >= since:
                 for token in attempt.tokens:
                     for model, usage in token.usage_by_model.items():
@@ -68,10 +49,3 @@ def usage_since(records: RecordStore, since: float, by: UsedBy) -> dict[str | No
         rest = rest.plus(found[name])
     shown: dict[str | None, ModelUsage] = {name: found[name] for name in ranked[:MOST_NAMES]}
     return shown | ({OTHER: rest} if rest else {})
-
-
-def _attempts_in(encoded: bytes) -> list[_Attempt]:
-    try:
-        return _decode(encoded).attempts
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return []

@@ -115,7 +115,7 @@ class StoredResult(msgspec.Struct, frozen=True):
         if (found := self.records.answer(self.record.execution_id)) is None:
             raise StoreUnavailable("the answer of this execution was deleted")
         try:
-            return in_form(Answer(found.status_code, found.answer), self.record, self.settings, self.transcript)
+            return in_form(found, self.record, self.settings, self.transcript)
         except UNREADABLE as error:
             log.error("answer cannot be read: %s", error, extra={"execution_id": self.record.execution_id})
             raise StoreUnavailable("the answer of this execution is there, and cannot be read") from None

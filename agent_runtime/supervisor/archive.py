@@ -110,7 +110,7 @@ class Archive(msgspec.Struct, eq=False):
             while len(self._ended_at) > RECENT_KEPT:
                 del self._ended_at[next(iter(self._ended_at))]
         try:
-            self.records.conclude(record, answer.status_code, answer.body, ended_at)
+            self.records.conclude(record, answer)
         except StoreUnavailable as error:
             self.counts.count("records_unwritten")
             log.error("answer not written: %s", error, extra={"execution_id": record.execution_id})

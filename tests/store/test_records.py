@@ -20,6 +20,7 @@ import pytest
 
 from agent_runtime.errors import ErrorClass, InvalidRequest, StoreUnavailable
 from agent_runtime.model.records import (
+    Answer,
     AttemptRecord,
     EvidenceRecord,
     ExecutionRecord,
@@ -37,7 +38,7 @@ from agent_runtime.store import retention
 from agent_runtime.store.database import Database
 from agent_runtime.store.records import RecordStore
 from agent_runtime.store.retention import prune
-from agent_runtime.store.tables import MIGRATIONS, StoredAnswer, put_answer, put_record
+from agent_runtime.store.tables import MIGRATIONS, put_answer, put_record
 from agent_runtime.store.transcripts import TranscriptStore
 from tests.support.transcript_lines import append
 
@@ -146,13 +147,11 @@ def test_a_record_that_is_saved_again_takes_the_place_of_the_old_one(store: Reco
 def test_an_answer_is_kept_over_restarts_until_a_newer_one_comes(path: Path) -> None:
     with RecordStore(path) as store:
         assert store.answer("x") is None
-        store.conclude(record("x"), 503, b'{"old":1}', 1.0)
-        store.conclude(record("x"), 200, b'{"new":"\xc3\xa9"}', 2.5)
+        store.conclude(record("x"), Answer(503, b'{"old":1}'))
+        store.conclude(record("x"), Answer(200, b'{"new":"\xc3\xa9"}'))
 
     with RecordStore(path) as store:
-        assert store.answer("x") == StoredAnswer(
-            execution_id="x", status_code=200, answer=b'{"new":"\xc3\xa9"}', retained_at=2.5
-        )
+        assert store.answer("x") == Answer(200, b'{"new":"\xc3\xa9"}')
 
 
 def test_what_a_dead_supervisor_left_is_listed_as_unfinished(path: Path) -> None:
@@ -313,7 +312,7 @@ def test_a_store_can_be_used_by_many_threads_at_once(store: RecordStore) -> None
     def use(name: int) -> None:
         try:
             for n in range(25):
-                store.conclude(record(f"{name}-{n}"), 200, b"{}", 1.0)
+                store.conclude(record(f"{name}-{n}"), Answer(200, b"{}"))
                 assert store.load(f"{name}-{n}") is not None
                 store.list(limit=5)
         except BaseException as error:  # noqa: BLE001 - raised again below
@@ -497,7 +496,7 @@ def test_what_the_disk_does_not_take_is_held_and_written_later(path: Path) -> No
         with pytest.raises(StoreUnavailable):
             store.save(record(f"id-{n}", created_at=CREATED_AT + n))
     with pytest.raises(StoreUnavailable):
-        store.conclude(record("id-1", created_at=CREATED_AT + 1), 200, b"{}", 1.0)
+        store.conclude(record("id-1", created_at=CREATED_AT + 1), Answer(200, b"{}"))
     held = store.load("id-1")
     assert held is not None
     assert (held.created_at, held.metadata.retained) == (CREATED_AT + 1, False)
@@ -606,7 +605,7 @@ def test_a_damaged_file_is_set_aside_and_what_can_be_read_of_it_is_saved(path: P
         for n in range(300):
             one = finished(f"id-{n:03}", ended_at=CREATED_AT + n)
             put_record(connection, msgspec.json.encode(one))
-            put_answer(connection, StoredAnswer(one.execution_id, 200, b"x" * 3000, 1.0))
+            put_answer(connection, one.execution_id, 200, b"x" * 3000, 1.0)
     DAMAGES[damage](path)
     was = path.read_bytes() if path.is_file() else None
 
@@ -718,7 +717,7 @@ def test_unsaved_records_and_answers_are_bounded(path: Path, monkeypatch: pytest
     with RecordStore(path) as store:
         for n in range(20):
             with pytest.raises(StoreUnavailable):
-                store.conclude(record(f"id-{n}"), 200, b"x" * 300, 1.0)
+                store.conclude(record(f"id-{n}"), Answer(200, b"x" * 300))
 
         assert len(store._unsaved_records) == 5
         assert len(store._unsaved_answers) == 3
@@ -755,7 +754,7 @@ def transcripts(tmp_path: Path) -> TranscriptStore:
 def filled(store: RecordStore, transcripts: TranscriptStore, count: int, size_bytes: int) -> None:
     for n in range(count):
         name = f"id-{n}"
-        store.conclude(finished(name, ended_at=CREATED_AT + n), 200, b"a" * size_bytes, 1.0)
+        store.conclude(finished(name, ended_at=CREATED_AT + n), Answer(200, b"a" * size_bytes))
         with contextlib.closing(transcripts.writer(name)) as writer:
             append(writer, b"t" * size_bytes)
 

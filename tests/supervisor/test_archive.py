@@ -30,7 +30,7 @@ EACH = 400
 class NoDisk(RecordStore):
     """Takes no time, so that the threads meet where the archive itself does something."""
 
-    def conclude(self, record: ExecutionRecord, status_code: int, answer: bytes, ended_at: float) -> None:
+    def conclude(self, record: ExecutionRecord, answer: Answer) -> None:
         """Store nothing."""
 
 

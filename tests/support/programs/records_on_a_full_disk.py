@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 from agent_runtime.errors import StoreUnavailable
-from agent_runtime.model.records import ExecutionRecord
+from agent_runtime.model.records import Answer, ExecutionRecord
 from agent_runtime.store.records import RecordStore
 
 
 def save(store, n, answer=b"{}"):
     record = ExecutionRecord(execution_id=f"id-{n:04}", created_at=float(n), state="finished")
     trouble = None
-    for write in (lambda: store.save(record), lambda: store.conclude(record, 200, answer, 1.0)):
+    for write in (lambda: store.save(record), lambda: store.conclude(record, Answer(200, answer))):
         try:
             write()
         except StoreUnavailable as error:
@@ -37,7 +37,7 @@ assert [r.execution_id for r in records] == [f"id-{n:04}" for n in reversed(rang
 first, cursor = store.list(limit=7)
 second, _ = store.list(limit=7, cursor=cursor)
 assert [r.execution_id for r in (*first, *second)] == [f"id-{n:04}" for n in reversed(range(46, 60))]
-assert all(store.answer(f"id-{n:04}").answer == answer for n in range(60))
+assert all(store.answer(f"id-{n:04}").body == answer for n in range(60))
 
 mount("-o", "remount,size=8m")
 now += 5
@@ -46,7 +46,7 @@ assert store.trouble is None
 store.close()
 store = RecordStore(disk / "records.sqlite", clock=lambda: now)
 assert len([*store.list(limit=1000)[0]]) == 61
-assert all(store.answer(f"id-{n:04}").answer == answer for n in range(60))
+assert all(store.answer(f"id-{n:04}").body == answer for n in range(60))
 
 store.close()
 
