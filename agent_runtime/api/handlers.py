@@ -12,7 +12,6 @@ import msgspec
 from starlette.responses import Response
 
 from agent_runtime.api import streams
-from agent_runtime.api.event_stream import event_stream
 from agent_runtime.api.health import reasons_of, report
 from agent_runtime.api.page import load_page
 from agent_runtime.api.schema import bodies
@@ -311,7 +310,8 @@ async def stream_events(context: ApiContext, request: Request) -> Response:
     The name of an event is its `type`. A comment comes at least every 15 seconds. A slow reader costs nothing: a
     `gap` names the events it missed.
     """
-    return event_stream(context.supervisor.events, request, context.streams, context.access)
+    events = functools.partial(streams.follow_log, context.supervisor.events, streams.position_of(request))
+    return context.streams.response(request, events, context.access)
 
 
 # -- token and health

@@ -1,4 +1,8 @@
-"""Server-sent events of one execution, from its transcript; they can be read before, during and after the run."""
+"""
+Server-sent events, from any position on: of one execution, before, during and after its run, and of the event log.
+
+A slow reader delays nobody: it takes lines and events when it is ready, and a ``gap`` names those it missed.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,14 @@ from typing import TYPE_CHECKING
 import msgspec
 from starlette.responses import Response, StreamingResponse
 
+from agent_runtime.api.schema.bodies import StreamGap
 from agent_runtime.errors import Busy, InvalidRequest
 from agent_runtime.model.state import Phase
 from agent_runtime.telemetry.live_text import LiveTexts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
+    from typing import Literal
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -24,7 +30,8 @@ if TYPE_CHECKING:
     from agent_runtime.model.records import ExecutionRecord
     from agent_runtime.store.transcripts import LongLine, TranscriptReader
     from agent_runtime.supervisor.answers import View
-    from agent_runtime.telemetry.live_text import LiveReader, LiveText
+    from agent_runtime.telemetry.events import EventLog
+    from agent_runtime.telemetry.live_text import LiveReader
     from agent_runtime.web.access import AccessKey
     from agent_runtime.web.response_buffer import ResponseBuffer
 
@@ -116,17 +123,12 @@ class OpenStreams:
         """
         if request.method == "HEAD":
             return Response(headers=HEADERS, media_type=MEDIA_TYPE)
-        if self.count >= self.limit:
-            raise Busy(
-                f"{self.limit} streams are open already; close one, or come back later",
-                retry_after_seconds=RETRY_SECONDS,
-            )
         caller = request.client.host if request.client else ""
-        if self.by_caller[caller] >= STREAMS_PER_CALLER:
-            raise Busy(
-                f"{STREAMS_PER_CALLER} streams of this address are open already; close one, or come back later",
-                retry_after_seconds=RETRY_SECONDS,
-            )
+        of_caller = self.by_caller[caller], STREAMS_PER_CALLER, " of this address"
+        for count, limit, whose in ((self.count, self.limit, ""), of_caller):
+            if count >= limit:
+                text = f"{limit} streams{whose} are open already; close one, or come back later"
+                raise Busy(text, retry_after_seconds=RETRY_SECONDS)
         return _Counted(self, caller, follow(), functools.partial(access.allows, request) if access.required else None)
 
 
@@ -188,30 +190,23 @@ def event(name: str, data: bytes, number: int | None = None) -> bytes:
     return head + b"data: " + data.replace(b"\r", b"") + b"\n\n"
 
 
+def gap(first: int, last: int, reason: Literal["not kept", "not written yet"], number: int | None = None) -> bytes:
+    """Return the event that names missing lines or events; *number* is its id."""
+    return event("gap", msgspec.json.encode(StreamGap(first=first, last=last, reason=reason)), number)
+
+
 def position_of(request: Request) -> int:
     """
-    Return the number of the last event that the reader has: the header ``Last-Event-ID``, else the query parameter.
+    Return the number of the last event that the reader has, 0 for none: ``Last-Event-ID``, else the query parameter.
 
     Raises:
         InvalidRequest: Header or parameter is not a line number; both are checked, although the header wins.
     """
-    header = last_event_id(request.headers.get("last-event-id"))
-    query = last_event_id(request.query_params.get("last_event_id"))
-    return header if request.headers.get("last-event-id") else query
-
-
-def last_event_id(value: str | None) -> int:
-    """
-    Parse the number of the last line that the reader has; 0: none.
-
-    Raises:
-        InvalidRequest: *value* is not a line number.
-    """
-    if not value:
-        return 0
-    if not (value.isascii() and value.isdigit() and len(value) <= 18):
-        raise InvalidRequest("Last-Event-ID: must be a line number, as in the id of an event")
-    return int(value)
+    given = [request.headers.get("last-event-id"), request.query_params.get("last_event_id")]
+    for value in filter(None, given):
+        if not (value.isascii() and value.isdigit() and len(value) <= 18):
+            raise InvalidRequest("Last-Event-ID: must be a line number, as in the id of an event")
+    return int(given[0] or given[1] or 0)
 
 
 def wants_partial(request: Request) -> bool:
@@ -232,16 +227,12 @@ def _messages(position: int, lines: list[tuple[int, bytes]]) -> bytes:
     events = []
     for number, data in lines:
         if number != position + 1:
-            events.append(_not_kept(position + 1, number - 1))
+            events.append(gap(position + 1, number - 1, "not kept", number - 1))
         # The same bytes as of event(), in a third of the time.
         events.append(b"event: message\nid: %d\ndata: %b\n\n" % (number, data))
         position = number
     # An event stream takes a carriage return for the end of a line; only lines of the transcript can hold one.
     return b"".join(events).replace(b"\r", b"")
-
-
-def _not_kept(first: int, last: int) -> bytes:
-    return event("gap", msgspec.json.encode({"first": first, "last": last, "reason": "not kept"}), last)
 
 
 def _state(record: ExecutionRecord) -> bytes:
@@ -253,8 +244,7 @@ async def follow(view: View, after: int, batches: Batches, *, partial: bool = Fa
     """
     Yield the lines after number *after*, state changes, and ``end``; with *partial* also text while it is written.
 
-    A slow reader does not delay the execution: lines are read from the transcript when the reader takes them, and text
-    that it does not take is dropped.
+    Text that the reader does not take in time is dropped.
     """
     texts = view.live_texts if partial and view.live_texts is not None else LiveTexts()
     with texts.reader() as reader:
@@ -262,16 +252,12 @@ async def follow(view: View, after: int, batches: Batches, *, partial: bool = Fa
             yield events
 
 
-def _partial(pieces: list[LiveText]) -> Iterator[bytes]:
-    return (event("partial", msgspec.json.encode(piece)) for piece in pieces)
-
-
 async def _follow(view: View, after: int, batches: Batches, reader: LiveReader) -> AsyncIterator[bytes]:
     record, transcript = view.record, view.transcript
     position = after
     if position > transcript.last_line:
         last = transcript.last_line
-        yield event("gap", msgspec.json.encode({"first": last + 1, "last": position, "reason": "not written yet"}))
+        yield gap(last + 1, position, "not written yet")
         position = last
     sent: bytes | None = None
     while True:
@@ -283,15 +269,15 @@ async def _follow(view: View, after: int, batches: Batches, reader: LiveReader) 
             yield event("state", state)
         while batch := batches.after(transcript, position):
             before, (position, events) = position, batch
-            for piece in _partial(reader.take(position - 1)):
-                yield piece
+            for piece in reader.take(position - 1):
+                yield event("partial", msgspec.json.encode(piece))
             if isinstance(events, bytes):
                 yield events
                 # Let every other reader get this batch first: a read that does not block would starve them.
                 await asyncio.sleep(0)
                 continue
             if position > before + 1:
-                yield _not_kept(before + 1, position - 1)
+                yield gap(before + 1, position - 1, "not kept", position - 1)
             yield b"event: message\nid: %d\ndata: " % position
             for at in range(events.start, events.end, BATCH_BYTES):
                 size = min(BATCH_BYTES, events.end - at)
@@ -300,14 +286,43 @@ async def _follow(view: View, after: int, batches: Batches, reader: LiveReader) 
                 yield part.replace(b"\r", b"")
                 await asyncio.sleep(0)
             yield b"\n\n"
-        for piece in _partial(reader.take(position)):
-            yield piece
+        for piece in reader.take(position):
+            yield event("partial", msgspec.json.encode(piece))
         if ended:
             if position < (last := transcript.last_line):
-                yield _not_kept(position + 1, last)
+                yield gap(position + 1, last, "not kept", last)
             break
         done, _ = await asyncio.wait({change, more_text}, timeout=KEEP_ALIVE_SECONDS, return_when=FIRST_COMPLETED)
         if not done:
             yield b": keep-alive\n\n"
     end = {"type": "stream_end", "outcome": record.outcome, "error_class": record.error_class}
     yield event("end", msgspec.json.encode(end))
+
+
+async def follow_log(
+    log: EventLog, after: int, *, keep_alive_seconds: float = KEEP_ALIVE_SECONDS
+) -> AsyncIterator[bytes]:
+    """Yield the events after number *after* that the log holds, new ones as they come, and at its close ``end``."""
+    position = after
+    yield b": events\n\n"  # so that the headers leave at once, also where nothing has happened yet
+    while True:
+        closed = log.closed
+        events, has_gap = log.after(position)
+        if has_gap:
+            known = events[0].id - 1 if events else log.last_id
+            is_ahead = position > log.last_id
+            first, last = (log.last_id + 1, position) if is_ahead else (position + 1, known)
+            yield gap(first, last, "not written yet" if is_ahead else "not kept", known)
+            position = known
+        if events:
+            yield b"".join(event(one.type, one.json, one.id) for one in events)
+            position = events[-1].id
+        elif closed:
+            break
+        else:
+            position = log.last_id  # 0 with no event after it: log.wait(0) would return at once
+            try:
+                await asyncio.wait_for(log.wait(position), keep_alive_seconds)
+            except TimeoutError:
+                yield b": keep-alive\n\n"
+    yield event("end", msgspec.json.encode({"type": "stream_end"}))

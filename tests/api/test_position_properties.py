@@ -7,12 +7,13 @@ import json
 import re
 import secrets
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
 
-from agent_runtime.api import event_stream
-from agent_runtime.api.streams import Batches, follow, last_event_id
+from agent_runtime.api.streams import Batches, follow, follow_log, position_of
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.state import Phase
@@ -97,7 +98,7 @@ def test_of_the_event_log_each_event_comes_once_or_is_told_as_missing(count: int
     log.close()
     position = begins + offset
 
-    told = read_to_the_end(event_stream.follow(log, position))
+    told = read_to_the_end(follow_log(log, position))
 
     came = [int(event["id"]) for event in told if event["event"] == "execution.started"]
     kept = range(max(begins, log.last_id - held) + 1, log.last_id + 1)
@@ -117,8 +118,9 @@ def test_of_the_event_log_each_event_comes_once_or_is_told_as_missing(count: int
 @example("1" * 19)
 @example(" ")
 def test_any_last_event_id_is_a_position_or_refused(text: str) -> None:
+    scope = {"type": "http", "headers": [], "query_string": urlencode({"last_event_id": text}).encode()}
     try:
-        position = last_event_id(text)
+        position = position_of(Request(scope))
     except InvalidRequest:
         assert not re.fullmatch("[0-9]{1,18}", text)
         assert text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import hmac
 import json
@@ -20,8 +21,7 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
-from agent_runtime.api.event_stream import event_stream, follow
-from agent_runtime.api.streams import OpenStreams
+from agent_runtime.api.streams import OpenStreams, follow_log, position_of
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.model.records import rfc3339
 from agent_runtime.model.tokens import Token
@@ -190,7 +190,7 @@ def streamed(log: EventLog, after: int) -> list[dict[str, str]]:
     log.close()
 
     async def collect() -> list[dict[str, str]]:
-        return [event async for chunk in follow(log, after) for event in parsed(chunk)]
+        return [event async for chunk in follow_log(log, after) for event in parsed(chunk)]
 
     return asyncio.run(asyncio.wait_for(collect(), DEADLINE_SECONDS))
 
@@ -198,7 +198,7 @@ def streamed(log: EventLog, after: int) -> list[dict[str, str]]:
 def test_a_stream_says_what_was_what_happens_and_that_it_ends() -> None:
     async def scenario() -> None:
         log = published(1)
-        stream = follow(log, 0)
+        stream = follow_log(log, 0)
         (was,) = await next_events(stream, 1)
         assert (was["event"], was["id"]) == ("execution.started", str(log.last_id))
         assert json.loads(was["data"])["data"] == {"number": 0}
@@ -250,7 +250,7 @@ def test_a_position_that_does_not_exist_yet_is_corrected_once_and_loses_no_event
 
 def test_a_silent_stream_is_kept_alive() -> None:
     async def scenario() -> list[bytes]:
-        stream = follow(EventLog(), 0, keep_alive_seconds=0.01)
+        stream = follow_log(EventLog(), 0, keep_alive_seconds=0.01)
         return [await asyncio.wait_for(anext(stream), DEADLINE_SECONDS) for _ in range(3)]
 
     assert asyncio.run(scenario())[1:] == [b": keep-alive\n\n"] * 2
@@ -266,7 +266,8 @@ def served(log: EventLog) -> Iterator[str]:
     """Put *log* behind a real server."""
 
     async def events(request: Request) -> Response:
-        return event_stream(log, request, OpenStreams(ResponseBuffer(1 << 20)), AccessKey(None, "x", Redactor()))
+        stream = functools.partial(follow_log, log, position_of(request))
+        return OpenStreams(ResponseBuffer(1 << 20)).response(request, stream, AccessKey(None, "x", Redactor()))
 
     app = Starlette(routes=[Route("/api/events", events)], exception_handlers={AgentRuntimeError: _problem})
     with serving(app) as url:
