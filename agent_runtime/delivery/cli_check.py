@@ -52,8 +52,7 @@ class CliCheck:
         self._command = command
         self._search_path = search_path
         self._lock = threading.Lock()
-        self._works: str | None = None
-        self._fails: str | None = None
+        self._version: str | None = None
         self._failures = 0
         self._failed_at = 0.0
         self._words = ""
@@ -67,21 +66,21 @@ class CliCheck:
         """
         version = Binary.of(self._command, self._search_path).key
         with self._lock:
-            is_fresh = self._clock() - self._failed_at < FORGET_SECONDS
-            if version == self._fails and self._failures >= STARTS and is_fresh:
+            is_known = version == self._version
+            if is_known and self._failures >= STARTS and self._clock() - self._failed_at < FORGET_SECONDS:
                 raise SpawnFailed(self._words)
-            if version == self._works:
+            if is_known and not self._failures:
                 return
         if (reason := launch_fault(self._command, self._search_path)) is not None:
             raise SpawnFailed(f"the CLI {self._command[0]} cannot start: {reason}")
 
     def record_start(self) -> None:
         """Record that the CLI has started."""
-        if self._works is not None and not self._failures:
+        if self._version is not None and not self._failures:
             return
         version = self._version_or_none()
         with self._lock:
-            self._works, self._fails, self._failures = version, None, 0
+            self._version, self._failures = version, 0
 
     def record_failure(self, words: str, *, is_certain: bool = False) -> None:
         """
@@ -93,9 +92,8 @@ class CliCheck:
         """
         version = self._version_or_none()
         with self._lock:
-            if version != self._fails:
-                self._fails, self._failures = version, 0
-            self._failures = STARTS if is_certain else self._failures + 1
+            failures = self._failures if version == self._version else 0
+            self._version, self._failures = version, STARTS if is_certain else failures + 1
             self._failed_at, self._words = self._clock(), words
 
     def record_failed_spawn(self, error: SpawnFailed) -> str:

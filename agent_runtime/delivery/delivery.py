@@ -13,6 +13,7 @@ token in use to each.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -29,7 +30,6 @@ from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from agent_runtime.delivery.reload_results import BackgroundReloadChecker
     from agent_runtime.evidence.detector import Detection
@@ -141,106 +141,6 @@ def by_variable(generation: Generation) -> Delivered:
     return Delivered(generation, ENV, {_VARIABLE_BY_KIND[generation.token.kind]: generation.token.secret})
 
 
-class FileDelivery:
-    """
-    Update the CLI's credentials file to the newest OAuth token; every method may be called from any thread.
-
-    While an API key is the newest generation, the file stays as long as a child depends on it. A running CLI whose file
-    is removed ends at once, or continues without any credential, although its token may still be good (2.1.114,
-    2.1.330). Children with an API key do not read the file.
-
-    Args:
-        user: The user that the file must belong to; None: the supervisor's own.
-
-    Attributes:
-        readers: How many children depend on the file.
-    """
-
-    def __init__(self, config_dir: Path, user: str | None = None) -> None:
-        self._file = CredentialsFile(config_dir, user)
-        self._lock = threading.Lock()
-        self._newest: Generation | None = None
-        self.readers = 0
-
-    @property
-    def obstacle(self) -> str | None:
-        """Why a token cannot be delivered by file, as far as that is known beforehand; None: it can."""
-        with self._lock:
-            return self._file.obstacle
-
-    def restore_directory(self) -> None:
-        """Make the config directory again if it was removed while we run: every child needs it, whatever its token."""
-        with self._lock:
-            self._file.restore_directory()
-
-    def deliver(
-        self, generation: Generation, reload_behaviour: Callable[[], ReloadBehaviour | None] = _never
-    ) -> Delivered:
-        """
-        Deliver to a child that is about to be spawned: an OAuth token by the file, an API key by its variable.
-
-        A newer generation that was delivered before stays, and is what the child gets. The file's content is compared
-        each time: a running CLI that writes something of its own may have put an older token of ours back.
-
-        Raises:
-            DeliveryImpossible: Somebody else wrote the file, or it cannot be written.
-        """
-        with self._lock:
-            newest = self._advance(generation)
-            if newest.token.kind is TokenKind.API_KEY:
-                return by_variable(newest)
-            self.readers += 1
-            return Delivered(newest, FILE, {}, reload_behaviour, self.holds)
-
-    def renew(self, generation: Generation) -> None:
-        """
-        Deliver a new generation to the running children.
-
-        Raises:
-            DeliveryImpossible: As :meth:`deliver`.
-        """
-        with self._lock:
-            self._advance(generation)
-
-    def holds(self, generation: Generation) -> bool:
-        """Whether the file was updated to this generation or a newer one."""
-        newest = self._newest
-        return newest is not None and newest.number >= generation.number and newest.token.kind is TokenKind.OAUTH
-
-    def release(self, delivered: Delivered) -> None:
-        """End a delivery: its child is gone or was never spawned. The last one that needed the file removes it."""
-        if delivered.way != FILE:
-            return
-        with self._lock:
-            self.readers -= 1
-            if self.readers == 0 and self._newest is not None and self._newest.token.kind is TokenKind.API_KEY:
-                self._remove_token()
-
-    def close(self) -> None:
-        """Remove the token, also one that an earlier supervisor of this config directory has left."""
-        with self._lock:
-            self._remove_token()
-            self._newest = None
-
-    def _advance(self, generation: Generation) -> Generation:
-        """Update the file to *generation*, or leave it at a newer one, and return the generation that counts."""
-        newest = self._newest
-        if newest is None or generation.number >= newest.number:
-            newest = generation
-        if newest.token.kind is TokenKind.OAUTH:
-            self._file.write(newest.token)
-        elif self.readers == 0:
-            self._remove_token()
-        self._newest = newest
-        return newest
-
-    def _remove_token(self) -> None:
-        try:
-            self._file.remove_token()
-        except OSError as error:
-            log.warning("cannot remove the token from %s: %s", self._file.path, error.strerror)
-
-
 class TokenRelay(Protocol):
     """Gives children access to the API without a token."""
 
@@ -293,6 +193,10 @@ class Deliveries:
     """
     Deliver every generation in the right way; every method may be called from any thread.
 
+    While an API key is the newest generation, the credentials file stays as long as a child depends on it. A running
+    CLI whose file is removed ends at once, or continues without any credential, although its token may still be good
+    (2.1.114, 2.1.330). Children with an API key do not read the file.
+
     Args:
         setting: ``auto``, ``env``, ``file`` or ``relay``.
         relay: The relay, if the setting is ``relay``; else None.
@@ -302,12 +206,19 @@ class Deliveries:
     """
 
     def __init__(
-        self, setting: str, file: FileDelivery, reload_checker: BackgroundReloadChecker, relay: TokenRelay | None = None
+        self,
+        setting: str,
+        file: CredentialsFile,
+        reload_checker: BackgroundReloadChecker,
+        relay: TokenRelay | None = None,
     ) -> None:
         self._setting = setting
         self._relay = relay
         self._file = file
         self._reload_checker = reload_checker
+        self._lock = threading.Lock()
+        self._newest: Generation | None = None
+        self._readers = 0  # how many children depend on the file
         self._kind = TokenKind.OAUTH
         self._trouble: str | None = None
         if setting == FILE and (obstacle := file.obstacle) is not None:
@@ -317,33 +228,38 @@ class Deliveries:
 
     def start(self) -> None:
         """Remove the token that an earlier supervisor of this config directory has left, and begin the check."""
-        self._file.close()
+        self._remove_token()
         self._reload_behaviour()
 
     def deliver(self, generation: Generation) -> Delivered:
         """
         Deliver *generation*, or a newer one, to the child that is spawned next; :meth:`release` must follow.
 
+        A newer generation that was delivered before stays, and is what the child gets. The file's content is compared
+        each time: a running CLI that writes something of its own may have put an older token of ours back.
+
         Raises:
             DeliveryImpossible: The setting is ``file``, and the file cannot be written now.
         """
-        self._file.restore_directory()
         reload_behaviour = self._reload_behaviour()
-        if self._relay is not None:
+        with self._lock:
+            self._file.restore_directory()  # every child needs it, whatever its token
             self._kind = generation.token.kind
-            return self._relay.deliver(generation)
-        if self._choose_way(generation, reload_behaviour) == ENV:
-            return by_variable(generation)
+            if self._relay is not None:
+                return self._relay.deliver(generation)
+            if choose(self._setting, self._kind, reload_behaviour, None).name == ENV:
+                return by_variable(generation)
+            try:
+                newest = self._advance(generation)
+            except DeliveryImpossible:
+                if self._setting == FILE:
+                    raise
+                return by_variable(generation)
+            if newest.token.kind is TokenKind.API_KEY:
+                return by_variable(newest)
+            self._readers += 1
         known = self._reload_checker.reload_behaviour if reload_behaviour is None else lambda: reload_behaviour
-        try:
-            delivered = self._file.deliver(generation, known)
-        except DeliveryImpossible as error:
-            self._report(str(error))
-            if self._setting == FILE:
-                raise
-            return by_variable(generation)
-        self._report(None)
-        return delivered
+        return Delivered(newest, FILE, {}, known, self._holds)
 
     def renew(self, generation: Generation) -> None:
         """
@@ -351,28 +267,30 @@ class Deliveries:
 
         :meth:`Delivered.is_reached_by` answers for each child.
         """
-        if self._relay is not None or (
-            self._choose_way(generation, self._reload_behaviour()) == ENV and self._file.readers == 0
-        ):
-            return
-        self._file.restore_directory()
-        try:
-            self._file.renew(generation)
-        except DeliveryImpossible as error:
-            self._report(str(error))
-        else:
-            self._report(None)
+        reload_behaviour = self._reload_behaviour()
+        with self._lock:
+            self._kind = generation.token.kind
+            is_by_file = choose(self._setting, self._kind, reload_behaviour, None).name == FILE
+            if self._relay is None and (is_by_file or self._readers or self._kind is TokenKind.API_KEY):
+                self._file.restore_directory()
+                with contextlib.suppress(DeliveryImpossible):
+                    self._advance(generation)
 
     def release(self, delivered: Delivered) -> None:
-        """End a delivery, because its child is gone or was never spawned."""
+        """End a delivery: its child is gone or was never spawned. The last one that needed the file removes it."""
         if self._relay is not None:
             self._relay.release(delivered)
-        self._file.release(delivered)
+        if delivered.way == FILE:
+            with self._lock:
+                self._readers -= 1
+                self._remove_unused()
 
     def close(self) -> None:
         """End the check and remove the token; no child needs it any more."""
         self._reload_checker.close()
-        self._file.close()
+        with self._lock:
+            self._remove_token()
+            self._newest = None
 
     @property
     def state(self) -> dict[str, str]:
@@ -380,17 +298,18 @@ class Deliveries:
         if self._relay is not None:
             return {"delivery": RELAY, "reason": self._relay.reason, "setting": self._setting}
         reload_behaviour = self._reload_checker.reload_behaviour()
-        choice = choose(self._setting, self._kind, reload_behaviour, self._trouble or self._file.obstacle)
+        choice = choose(self._setting, self._kind, reload_behaviour, self._obstacle)
         return {"delivery": choice.name, "reason": choice.reason, "setting": self._setting}
 
     @property
     def cannot_deliver(self) -> bool:
         """Whether no attempt can start, because the setting is ``file`` and the file cannot be written."""
-        return self._setting == FILE and (self._trouble or self._file.obstacle) is not None
+        return self._setting == FILE and self._obstacle is not None
 
-    def _choose_way(self, generation: Generation, reload_behaviour: ReloadBehaviour | None) -> str:
-        self._kind = generation.token.kind
-        return choose(self._setting, self._kind, reload_behaviour, None).name
+    @property
+    def _obstacle(self) -> str | None:
+        with self._lock:
+            return self._trouble or self._file.obstacle
 
     def _reload_behaviour(self) -> ReloadBehaviour | None:
         """Return the known behaviour; begin the check if nothing is known."""
@@ -401,10 +320,42 @@ class Deliveries:
             self._reload_checker.begin()
         return reload_behaviour
 
-    def _report(self, trouble: str | None) -> None:
-        """Log once that the file cannot be written, and once that it can be written again."""
-        before, self._trouble = self._trouble, trouble
-        if trouble is not None and trouble != before:
-            log.warning("a token cannot be delivered by file: %s", trouble)
-        elif trouble is None and before is not None:
+    def _holds(self, generation: Generation) -> bool:
+        """Whether the file was updated to this generation or a newer one."""
+        newest = self._newest
+        return newest is not None and newest.number >= generation.number and newest.token.kind is TokenKind.OAUTH
+
+    def _advance(self, generation: Generation) -> Generation:
+        """
+        Update the file to *generation*, or leave it at a newer one, and return the generation that counts.
+
+        Raises:
+            DeliveryImpossible: Somebody else wrote the file, or it cannot be written; logged once, as is the end of it.
+        """
+        newest = self._newest
+        if newest is None or generation.number >= newest.number:
+            newest = generation
+        before, self._trouble = self._trouble, None
+        if newest.token.kind is TokenKind.OAUTH:
+            try:
+                self._file.write(newest.token)
+            except DeliveryImpossible as error:
+                self._trouble = str(error)
+                if self._trouble != before:
+                    log.warning("a token cannot be delivered by file: %s", error)
+                raise
+        if before is not None:
             log.info("tokens can be delivered by file again")
+        self._newest = newest
+        self._remove_unused()
+        return newest
+
+    def _remove_unused(self) -> None:
+        if self._readers == 0 and self._newest is not None and self._newest.token.kind is TokenKind.API_KEY:
+            self._remove_token()
+
+    def _remove_token(self) -> None:
+        try:
+            self._file.remove_token()
+        except OSError as error:
+            log.warning("cannot remove the token from %s: %s", self._file.path, error.strerror)

@@ -236,36 +236,36 @@ class _Stage(msgspec.Struct):
 
     def reload_behaviour(self) -> ReloadBehaviour:
         """Return when a running CLI takes a newer token from its file."""
-        if self._takes_token_at_request():
+        if self._takes_newer_token(after_refusal=False):
             return ReloadBehaviour.ON_REQUEST
-        return ReloadBehaviour.ON_REFUSAL if self._takes_token_at_retry() else ReloadBehaviour.NEVER
+        return ReloadBehaviour.ON_REFUSAL if self._takes_newer_token(after_refusal=True) else ReloadBehaviour.NEVER
 
-    def _takes_token_at_request(self) -> bool:
-        """Write the new token while a request waits for its answer; return whether the next request carries it."""
+    def _takes_newer_token(self, *, after_refusal: bool) -> bool:
+        """
+        Write a new token while the CLI runs; return whether a request of the run carries it.
+
+        Args:
+            after_refusal: Write it after the old one was refused: the CLI's own retry may carry it. Else write it while
+                a request waits for its answer: the next request may carry it.
+        """
         from agent_runtime.standins import messages_api
 
-        api, old, new = messages_api.MessagesApi(), _random_token(), _random_token()
-        api.script("proof", messages_api.Tool(command="true", gate="written"), messages_api.Text(text="done"))
-        with self._with_file(api, old) as (run, file):
-            run.require(lambda: api.seen(old).requests >= 1)
+        api, old, new, home = messages_api.MessagesApi(), _random_token(), _random_token(), self._home()
+        if after_refusal:
+            api.on(old, "expired")
+        else:
+            api.script("proof", messages_api.Tool(command="true", gate="written"), messages_api.Text(text="done"))
+        file = CredentialsFile(home, self.cli.user)
+        file.write(old)
+        with self._conversation(api, home, {}) as run:
+            status = HTTPStatus.UNAUTHORIZED
+            run.require(lambda: api.seen(old).by_status[status] >= 1 if after_refusal else api.seen(old).requests >= 1)
             file.write(new)
-            api.open_gate("written")
-            run.read_until(lambda: api.seen(new).requests >= 1 or api.seen(old).requests >= 2)
-        return _is_carried(new, api)
-
-    def _takes_token_at_retry(self) -> bool:
-        """Write the new token after the old one was refused; return whether the CLI's own retry carries it."""
-        from agent_runtime.standins.messages_api import MessagesApi
-
-        api, old, new = MessagesApi(), _random_token(), _random_token()
-        api.on(old, "expired")
-        with self._with_file(api, old) as (run, file):
-            run.require(lambda: api.seen(old).by_status[HTTPStatus.UNAUTHORIZED] >= 1)
-            file.write(new)
-            refused_before = api.seen(old).requests
             # One request with the old token may have been on its way.
-            run.read_until(lambda: api.seen(new).requests >= 1 or api.seen(old).requests >= refused_before + 2)
-        return _is_carried(new, api)
+            most = api.seen(old).requests + 2
+            api.open_gate("written")
+            run.read_until(lambda: api.seen(new).requests >= 1 or api.seen(old).requests >= most)
+        return any(request.carries(new) and not request.aside for request in api.requests)
 
     def takes_socket(self) -> bool:
         """
@@ -292,14 +292,6 @@ class _Stage(msgspec.Struct):
             with self._conversation(api, home, variables, unix_socket=path) as run:
                 run.read_until(lambda: api.seen(token).requests >= 2 or time.monotonic() >= give_up_at)
         return api.seen(token).requests >= 2 and found.is_file() and found.stat().st_size == 0
-
-    @contextlib.contextmanager
-    def _with_file(self, api: MessagesApi, token: Token) -> Iterator[tuple[CheckRun, CredentialsFile]]:
-        home = self._home()
-        file = CredentialsFile(home, self.cli.user)
-        file.write(token)
-        with self._conversation(api, home, {}) as run:
-            yield run, file
 
     @contextlib.contextmanager
     def _conversation(
@@ -365,7 +357,3 @@ class _Stage(msgspec.Struct):
 
 def _random_token() -> Token:
     return Token(f"{OAUTH_PREFIX}01-made-up-for-a-check-{secrets.token_hex(8)}")
-
-
-def _is_carried(token: Token, api: MessagesApi) -> bool:
-    return any(request.carries(token) and not request.aside for request in api.requests)

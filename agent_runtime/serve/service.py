@@ -20,7 +20,8 @@ from agent_runtime.api.metrics import Metrics
 from agent_runtime.api.request_body import BodyReader
 from agent_runtime.api.streams import OpenStreams
 from agent_runtime.delivery.cli_check import CliCheck
-from agent_runtime.delivery.delivery import RELAY, Deliveries, FileDelivery
+from agent_runtime.delivery.credentials_file import CredentialsFile
+from agent_runtime.delivery.delivery import RELAY, Deliveries
 from agent_runtime.delivery.private_files import owner_of, short_directory
 from agent_runtime.delivery.reload_check import CheckedCli
 from agent_runtime.delivery.reload_results import BackgroundReloadChecker, ReloadResults
@@ -214,7 +215,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
             proof = reload_checker.takes_socket
             relay = held.enter_context(_relay(settings, environ, bootstrap, secret, takes_socket=proof, counts=counts))
         deliveries = changes.deliveries = Deliveries(
-            settings.token_delivery, FileDelivery(settings.config_dir, settings.child_user), reload_checker, relay
+            settings.token_delivery, CredentialsFile(settings.config_dir, settings.child_user), reload_checker, relay
         )
         held.callback(deliveries.close)
         deliveries.start()

@@ -24,7 +24,6 @@ from agent_runtime.delivery.credentials_file import FILE_NAME, MARKER_NAME, Cred
 from agent_runtime.delivery.delivery import (
     Delivered,
     Deliveries,
-    FileDelivery,
     by_variable,
     choose,
 )
@@ -98,15 +97,20 @@ def config_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def delivery(config_dir: Path) -> FileDelivery:
-    return FileDelivery(config_dir)
+def delivery(config_dir: Path) -> Deliveries:
+    return by_file(config_dir)
+
+
+def by_file(config_dir: Path, user: str | None = None) -> Deliveries:
+    """Return the deliveries of a supervisor that delivers by file, with a CLI that reads it at each request."""
+    return Deliveries("file", CredentialsFile(config_dir, user), KnownReach(ReloadBehaviour.ON_REQUEST))
 
 
 # -- the file
 
 
 def test_the_file_is_what_the_cli_takes_for_a_login_and_for_its_owner_alone(
-    config_dir: Path, delivery: FileDelivery
+    config_dir: Path, delivery: Deliveries
 ) -> None:
     delivered = delivery.deliver(generation(1))
 
@@ -125,7 +129,7 @@ def test_the_file_is_what_the_cli_takes_for_a_login_and_for_its_owner_alone(
     assert generation(1).token.secret not in (config_dir / MARKER_NAME).read_text()
 
 
-def test_a_reader_never_sees_half_a_file_or_none(config_dir: Path, delivery: FileDelivery) -> None:
+def test_a_reader_never_sees_half_a_file_or_none(config_dir: Path, delivery: Deliveries) -> None:
     delivery.deliver(generation(1))
     done = threading.Event()
     seen: set[str | None] = set()
@@ -145,7 +149,7 @@ def test_a_reader_never_sees_half_a_file_or_none(config_dir: Path, delivery: Fil
     assert seen <= {generation(number).token.secret for number in range(1, 400)}
 
 
-def test_every_write_changes_the_time_by_which_a_running_cli_notices(config_dir: Path, delivery: FileDelivery) -> None:
+def test_every_write_changes_the_time_by_which_a_running_cli_notices(config_dir: Path, delivery: Deliveries) -> None:
     times = []
     for number in range(1, 20):
         delivery.renew(generation(number))
@@ -154,7 +158,7 @@ def test_every_write_changes_the_time_by_which_a_running_cli_notices(config_dir:
     assert times == sorted(set(times))
 
 
-def test_an_unchanged_generation_writes_nothing(config_dir: Path, delivery: FileDelivery) -> None:
+def test_an_unchanged_generation_writes_nothing(config_dir: Path, delivery: Deliveries) -> None:
     delivery.deliver(generation(1))
     before = (config_dir / FILE_NAME).stat()
     delivery.deliver(generation(1))
@@ -164,7 +168,7 @@ def test_an_unchanged_generation_writes_nothing(config_dir: Path, delivery: File
 
 
 def test_an_older_generation_changes_nothing_and_its_child_gets_the_newer_one(
-    config_dir: Path, delivery: FileDelivery
+    config_dir: Path, delivery: Deliveries
 ) -> None:
     delivery.renew(generation(2))
     delivered = delivery.deliver(generation(1))
@@ -175,7 +179,7 @@ def test_an_older_generation_changes_nothing_and_its_child_gets_the_newer_one(
     assert token_in(config_dir) == generation(2).token.secret
 
 
-def test_whatever_the_order_of_threads_the_newest_generation_stays(config_dir: Path, delivery: FileDelivery) -> None:
+def test_whatever_the_order_of_threads_the_newest_generation_stays(config_dir: Path, delivery: Deliveries) -> None:
     numbers = list(range(1, 200))
     random.Random(3).shuffle(numbers)
 
@@ -186,8 +190,9 @@ def test_whatever_the_order_of_threads_the_newest_generation_stays(config_dir: P
     assert token_in(config_dir) == generation(199).token.secret
 
 
-def test_an_api_key_goes_by_its_variable_and_is_written_nowhere(config_dir: Path, delivery: FileDelivery) -> None:
+def test_an_api_key_goes_by_its_variable_and_is_written_nowhere(config_dir: Path, delivery: Deliveries) -> None:
     delivery.renew(generation(1))
+    delivery.renew(api_key(2))
     delivered = delivery.deliver(api_key(2))
 
     assert (delivered.way, delivered.variables) == ("env", {"ANTHROPIC_API_KEY": api_key(2).token.secret})
@@ -197,10 +202,12 @@ def test_an_api_key_goes_by_its_variable_and_is_written_nowhere(config_dir: Path
 
 
 def test_under_an_api_key_the_file_stays_until_the_last_child_that_lives_on_it_is_gone(
-    config_dir: Path, delivery: FileDelivery
+    config_dir: Path, delivery: Deliveries
 ) -> None:
     one, other = delivery.deliver(generation(1)), delivery.deliver(generation(1))
+    delivery.renew(api_key(2))
     key = delivery.deliver(api_key(2))
+    assert delivery.deliver(generation(1)).variables == key.variables
     assert token_in(config_dir) == generation(1).token.secret
 
     delivery.release(one)
@@ -212,7 +219,7 @@ def test_under_an_api_key_the_file_stays_until_the_last_child_that_lives_on_it_i
 
 @as_root
 def test_the_file_belongs_to_the_childs_user(config_dir: Path) -> None:
-    FileDelivery(config_dir, str(NOBODY_UID)).deliver(generation(1))
+    by_file(config_dir, str(NOBODY_UID)).deliver(generation(1))
 
     info = (config_dir / FILE_NAME).stat()
     assert (info.st_uid, stat.S_IMODE(info.st_mode)) == (NOBODY_UID, 0o600)
@@ -251,14 +258,16 @@ def _long(path: Path) -> None:
     [_login, _other_logins, _half_a_file, _link, _dead_link, _long, os.mkfifo, os.mkdir],
     ids=lambda f: f.__name__,
 )
-def test_what_somebody_else_put_there_is_never_touched(config_dir: Path, put: Callable[[Path], object]) -> None:
+def test_what_somebody_else_put_there_is_never_touched(
+    config_dir: Path, delivery: Deliveries, put: Callable[[Path], object]
+) -> None:
     path = config_dir / FILE_NAME
     put(path)
     before = path.lstat()
-    delivery = FileDelivery(config_dir)
 
-    assert put is os.mkdir or "did not write" in str(delivery.obstacle)
-    assert delivery.obstacle is not None
+    obstacle = CredentialsFile(config_dir).obstacle
+    assert obstacle is not None
+    assert put is os.mkdir or "did not write" in obstacle
     with pytest.raises(DeliveryImpossible) as refused:
         delivery.deliver(generation(1))
     assert delivery.deliver(api_key(2)).way == "env"
@@ -267,15 +276,15 @@ def test_what_somebody_else_put_there_is_never_touched(config_dir: Path, put: Ca
     after = path.lstat()
     assert (after.st_ino, after.st_size, after.st_mtime_ns) == (before.st_ino, before.st_size, before.st_mtime_ns)
     assert not [word for word in RESERVED_WORDS if word in str(refused.value).lower()]
-    assert delivery.readers == 0
+    assert delivery._readers == 0
 
 
-def test_a_login_that_replaces_our_file_is_not_touched_either(config_dir: Path, delivery: FileDelivery) -> None:
+def test_a_login_that_replaces_our_file_is_not_touched_either(config_dir: Path, delivery: Deliveries) -> None:
     delivery.deliver(generation(1))
     (config_dir / FILE_NAME).write_bytes(SOMEBODY_ELSES)
 
-    with pytest.raises(DeliveryImpossible):
-        delivery.renew(generation(2))
+    delivery.renew(generation(2))
+    assert delivery.cannot_deliver
     delivery.close()
     assert (config_dir / FILE_NAME).read_bytes() == SOMEBODY_ELSES
 
@@ -291,7 +300,7 @@ def test_a_login_that_comes_between_the_look_and_the_write_is_not_overwritten(co
 
 
 def test_what_a_running_cli_adds_to_our_file_stays_and_the_file_is_still_known_as_ours(
-    config_dir: Path, delivery: FileDelivery
+    config_dir: Path, delivery: Deliveries
 ) -> None:
     path = config_dir / FILE_NAME
     delivery.renew(generation(1))
@@ -302,12 +311,12 @@ def test_what_a_running_cli_adds_to_our_file_stays_and_the_file_is_still_known_a
     assert json.loads(path.read_text())["mcpOAuth"] == {"server": {"accessToken": "x"}}
     delivery.close()
     assert json.loads(path.read_text()) == {"mcpOAuth": {"server": {"accessToken": "x"}}}
-    FileDelivery(config_dir).renew(generation(3))
+    by_file(config_dir).renew(generation(3))
     assert token_in(config_dir) == generation(3).token.secret
     assert json.loads(path.read_text())["mcpOAuth"] == {"server": {"accessToken": "x"}}
 
 
-def test_an_older_token_that_a_running_cli_puts_back_does_not_stay(config_dir: Path, delivery: FileDelivery) -> None:
+def test_an_older_token_that_a_running_cli_puts_back_does_not_stay(config_dir: Path, delivery: Deliveries) -> None:
     delivery.renew(generation(1))
     older = (config_dir / FILE_NAME).read_bytes()
     delivery.renew(generation(2))
@@ -318,21 +327,20 @@ def test_an_older_token_that_a_running_cli_puts_back_does_not_stay(config_dir: P
 
 
 def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    delivery = FileDelivery(tmp_path / "missing")
+    file = CredentialsFile(tmp_path / "missing")
 
-    assert delivery.obstacle is not None
+    assert file.obstacle is not None
     with pytest.raises(DeliveryImpossible, match="config directory cannot be written"):
-        delivery.deliver(generation(1))
-    assert not delivery.holds(generation(1))
+        file.write(generation(1).token)
 
 
 # -- leftovers
 
 
-def test_a_killed_supervisors_leftover_is_known_by_the_next_one(config_dir: Path, delivery: FileDelivery) -> None:
+def test_a_killed_supervisors_leftover_is_known_by_the_next_one(config_dir: Path, delivery: Deliveries) -> None:
     delivery.deliver(generation(1))
 
-    Deliveries("auto", FileDelivery(config_dir), KnownReach()).start()
+    Deliveries("auto", CredentialsFile(config_dir), KnownReach()).start()
     assert list(config_dir.iterdir()) == []
 
 
@@ -340,21 +348,21 @@ def test_a_marker_of_tokens_we_did_not_write_makes_no_login_ours(config_dir: Pat
     (config_dir / MARKER_NAME).write_text('{"tokens": ["000000000000"]}')
     (config_dir / FILE_NAME).write_bytes(SOMEBODY_ELSES)
 
-    assert FileDelivery(config_dir).obstacle is not None
+    assert CredentialsFile(config_dir).obstacle is not None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"tokens": 1}', b"\xff"])
 def test_a_damaged_marker_only_means_that_nothing_is_known_as_ours(config_dir: Path, content: bytes) -> None:
     (config_dir / MARKER_NAME).write_bytes(content)
     (config_dir / FILE_NAME).write_bytes(SOMEBODY_ELSES)
-    assert FileDelivery(config_dir).obstacle is not None
+    assert CredentialsFile(config_dir).obstacle is not None
 
     (config_dir / FILE_NAME).unlink()
-    FileDelivery(config_dir).renew(generation(1))
+    by_file(config_dir).renew(generation(1))
     assert token_in(config_dir) == generation(1).token.secret
 
 
-def test_an_empty_file_is_nobodys_login(config_dir: Path, delivery: FileDelivery) -> None:
+def test_an_empty_file_is_nobodys_login(config_dir: Path, delivery: Deliveries) -> None:
     (config_dir / FILE_NAME).touch()
     delivery.renew(generation(1))
 
@@ -370,8 +378,8 @@ def test_an_empty_file_is_nobodys_login(config_dir: Path, delivery: FileDelivery
 def test_a_running_child_is_reached_from_oauth_to_oauth_where_its_cli_reads_again(
     config_dir: Path, given: Generation, newer: Generation, reload_behaviour: ReloadBehaviour
 ) -> None:
-    delivery = FileDelivery(config_dir)
-    delivered = delivery.deliver(given, lambda: reload_behaviour)
+    delivery = Deliveries("file", CredentialsFile(config_dir), KnownReach(reload_behaviour))
+    delivered = delivery.deliver(given)
     delivery.renew(newer)
 
     both_oauth = given.token.kind is TokenKind.OAUTH and newer.token.kind is TokenKind.OAUTH
@@ -379,13 +387,12 @@ def test_a_running_child_is_reached_from_oauth_to_oauth_where_its_cli_reads_agai
     assert not by_variable(given).is_reached_by(newer)
 
 
-def test_a_generation_that_could_not_be_written_reaches_nobody(config_dir: Path, delivery: FileDelivery) -> None:
-    delivered = delivery.deliver(generation(1), lambda: ReloadBehaviour.ON_REQUEST)
+def test_a_generation_that_could_not_be_written_reaches_nobody(config_dir: Path, delivery: Deliveries) -> None:
+    delivered = delivery.deliver(generation(1))
     assert not delivered.is_reached_by(generation(2))
 
     (config_dir / FILE_NAME).write_bytes(SOMEBODY_ELSES)
-    with pytest.raises(DeliveryImpossible):
-        delivery.renew(generation(2))
+    delivery.renew(generation(2))
     assert not delivered.is_reached_by(generation(2))
 
 
@@ -416,7 +423,7 @@ def test_the_way_is_chosen_by_setting_kind_reload_check_and_place(
 
 def test_auto_begins_with_variables_and_goes_on_by_file_once_the_cli_is_proved(config_dir: Path) -> None:
     reload_checker = KnownReach()
-    deliveries = Deliveries("auto", FileDelivery(config_dir), reload_checker)
+    deliveries = Deliveries("auto", CredentialsFile(config_dir), reload_checker)
     deliveries.start()
     assert reload_checker.begun == 1
     first = deliveries.deliver(generation(1))
@@ -437,7 +444,7 @@ def test_auto_begins_with_variables_and_goes_on_by_file_once_the_cli_is_proved(c
 
 def test_when_the_cli_is_replaced_those_that_run_are_still_reached(config_dir: Path) -> None:
     reload_checker = KnownReach(ReloadBehaviour.ON_REQUEST)
-    deliveries = Deliveries("auto", FileDelivery(config_dir), reload_checker)
+    deliveries = Deliveries("auto", CredentialsFile(config_dir), reload_checker)
     running = deliveries.deliver(generation(1))
 
     reload_checker.known = None
@@ -452,7 +459,7 @@ def test_when_the_cli_is_replaced_those_that_run_are_still_reached(config_dir: P
 def test_auto_falls_back_to_variables_while_the_file_is_in_the_way_and_says_so(
     config_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    deliveries = Deliveries("auto", FileDelivery(config_dir), KnownReach(ReloadBehaviour.ON_REQUEST))
+    deliveries = Deliveries("auto", CredentialsFile(config_dir), KnownReach(ReloadBehaviour.ON_REQUEST))
     (config_dir / FILE_NAME).write_bytes(SOMEBODY_ELSES)
     for _ in range(3):
         assert deliveries.deliver(generation(1)).way == "env"
@@ -469,11 +476,11 @@ def test_file_where_it_is_not_possible_does_not_start(config_dir: Path) -> None:
     (config_dir / FILE_NAME).write_bytes(SOMEBODY_ELSES)
 
     with pytest.raises(CannotStart, match=r"TOKEN_DELIVERY.*did not write"):
-        Deliveries("file", FileDelivery(config_dir), KnownReach())
+        Deliveries("file", CredentialsFile(config_dir), KnownReach())
 
 
 def test_file_that_became_impossible_is_a_typed_error(config_dir: Path) -> None:
-    deliveries = Deliveries("file", FileDelivery(config_dir), KnownReach(ReloadBehaviour.ON_REQUEST))
+    deliveries = Deliveries("file", CredentialsFile(config_dir), KnownReach(ReloadBehaviour.ON_REQUEST))
     (config_dir / FILE_NAME).write_bytes(SOMEBODY_ELSES)
 
     with pytest.raises(SpawnFailed, match="did not write"):
@@ -483,7 +490,7 @@ def test_file_that_became_impossible_is_a_typed_error(config_dir: Path) -> None:
 
 def test_a_child_that_was_started_before_the_check_had_a_result_is_reached_once_it_has(config_dir: Path) -> None:
     reload_checker = KnownReach()
-    deliveries = Deliveries("file", FileDelivery(config_dir), reload_checker)
+    deliveries = Deliveries("file", CredentialsFile(config_dir), reload_checker)
     delivered = deliveries.deliver(generation(1))
     deliveries.renew(generation(2))
     assert not delivered.is_reached_by(generation(2))
@@ -495,7 +502,7 @@ def test_a_child_that_was_started_before_the_check_had_a_result_is_reached_once_
 
 def test_env_proves_nothing_and_writes_nothing(config_dir: Path) -> None:
     reload_checker = KnownReach(ReloadBehaviour.ON_REQUEST)
-    deliveries = Deliveries("env", FileDelivery(config_dir), reload_checker)
+    deliveries = Deliveries("env", CredentialsFile(config_dir), reload_checker)
     deliveries.start()
 
     assert deliveries.deliver(generation(1)).variables == {"CLAUDE_CODE_OAUTH_TOKEN": generation(1).token.secret}
@@ -665,7 +672,7 @@ def test_serve_without_a_reload_check_makes_it_in_the_background_and_then_delive
     tmp_path: Path, config_dir: Path
 ) -> None:
     reload_checker = BackgroundReloadChecker(CheckedCli(spawner, SCRIPTED, scripted()), ReloadResults(tmp_path))
-    deliveries = Deliveries("auto", FileDelivery(config_dir), reload_checker)
+    deliveries = Deliveries("auto", CredentialsFile(config_dir), reload_checker)
     deliveries.start()
     try:
         eventually(lambda: deliveries.state["delivery"] == "file", within_seconds=90)  # it starts five CLIs
@@ -706,7 +713,7 @@ def test_the_real_cli_is_reached_as_measured(claude: str) -> None:
 
 @pytest.mark.real_cli
 def test_the_real_cli_with_an_api_key_does_not_look_at_a_file_that_others_live_on(tmp_path: Path, claude: str) -> None:
-    delivery = FileDelivery(tmp_path)
+    delivery = by_file(tmp_path)
     delivery.deliver(generation(1))
     delivered = delivery.deliver(api_key(2))
     assert token_in(tmp_path) == generation(1).token.secret

@@ -18,7 +18,8 @@ import psutil
 import pytest
 
 from agent_runtime.claude.invocation import Session
-from agent_runtime.delivery.delivery import Deliveries, FileDelivery
+from agent_runtime.delivery.credentials_file import CredentialsFile
+from agent_runtime.delivery.delivery import Deliveries
 from agent_runtime.delivery.reload_results import BackgroundReloadChecker
 from agent_runtime.execution.attempt import Attempt
 from agent_runtime.execution.attempt_data import AttemptContext, AttemptSpec
@@ -99,7 +100,7 @@ class Bench:
         around = AttemptContext(
             settings=settings,
             secret=SecretFile(settings.token_file, ledger=ledger),
-            deliveries=Deliveries("env", FileDelivery(self.home / "config"), Unproven()),
+            deliveries=Deliveries("env", CredentialsFile(self.home / "config"), Unproven()),
             redactor=Redactor(),
             environ={"PATH": os.environ["PATH"], "HOME": str(self.home)},
             workspaces=Workspaces(settings, self.home / "marks"),
