@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    import asyncio
+    import ssl
+    from collections.abc import Callable
 
-READ_BYTES = 64 * 1024
+MOST_BUFFERED_BYTES = 64 * 1024
 MOST_HEAD_BYTES = 64 * 1024
 _END = b"\r\n\r\n"
 _AMBIGUOUS_LINES = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]|\0")
@@ -26,35 +28,107 @@ class PeerClosed(Exception):
     """The other side closed the connection in the middle of a message."""
 
 
-class Connection:
+class Connection(asyncio.Protocol):
     """
-    A reader with a buffer in front of it, and a writer.
+    A connection with back-pressure both ways; for asyncio's ``create_server`` and ``create_connection``.
+
+    Bytes are handed on as they were received, without a copy, and the connection is read further only while somebody
+    waits for bytes or the buffer is short.
+
+    Args:
+        on_open: Called with a connection when it is open.
 
     Attributes:
         buffer: The bytes that were read and not used yet.
         is_used: Whether a message was exchanged on the connection before: the other side may have closed it since.
         is_of_cli: Whether the CLI itself is at the other end, not one of its tools; None: not known.
+        on_end: Called when the other side has closed the connection, or its sending half.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, on_open: Callable[[Connection], None] = lambda _connection: None) -> None:
         self.buffer = b""
         self.is_used = False
         self.is_of_cli: bool | None = None
-        self._reader = reader
-        self._writer = writer
+        self.on_end: Callable[[], object] = lambda: None
+        self._on_open = on_open
+        self._transport: asyncio.Transport
+        self._has_ended = False
+        self._error: Exception | None = None
+        self._was_read = asyncio.Event()
+        self._can_write = asyncio.Event()
+        self._can_write.set()
+        self._is_lost = asyncio.Event()
+
+    # -- called by asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Store the transport, and tell that the connection is open."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._on_open(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Append to the buffer."""
+        self.buffer += data
+        if self._was_read.is_set() and len(self.buffer) >= MOST_BUFFERED_BYTES:  # nobody waits for bytes
+            self._transport.pause_reading()
+        self._was_read.set()
+
+    def eof_received(self) -> bool:
+        """Note that nothing follows."""
+        self._end()
+        return self._transport.get_extra_info("sslcontext") is None  # True: what we send can still arrive
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Wake those that wait for bytes, or to write."""
+        self._error = error
+        self._is_lost.set()
+        self._can_write.set()
+        self._end()
+
+    def pause_writing(self) -> None:
+        """Let :meth:`send` wait."""
+        self._can_write.clear()
+
+    def resume_writing(self) -> None:
+        """Let :meth:`send` go on."""
+        self._can_write.set()
+
+    def _end(self) -> None:
+        self._was_read.set()
+        if not self._has_ended:
+            self._has_ended = True
+            self.on_end()
+
+    # -- reading
 
     async def fill_buffer(self) -> bool:
-        """Read once and append to the buffer; False at the end of the stream."""
-        data = await self._reader.read(READ_BYTES)
-        self.buffer += data
-        return bool(data)
+        """
+        Wait until bytes were appended to the buffer; False at the end of the stream.
+
+        Raises:
+            OSError: The connection broke.
+        """
+        length = len(self.buffer)
+        while len(self.buffer) == length and not self._has_ended:
+            self._was_read.clear()
+            self._transport.resume_reading()
+            await self._was_read.wait()
+        if len(self.buffer) == length and self._error is not None:
+            raise self._error
+        return len(self.buffer) > length
 
     async def read(self) -> bytes:
-        """Return the buffer and empty it; if it is empty, read once. Returns no bytes at the end of the stream."""
+        """Return the buffer and empty it; if it is empty, wait for bytes. Returns none at the end of the stream."""
         if not self.buffer:
-            return await self._reader.read(READ_BYTES)
+            await self.fill_buffer()
         data, self.buffer = self.buffer, b""
+        self._transport.resume_reading()
         return data
+
+    async def pause_reading(self, seconds: float) -> None:
+        """Read nothing for some time; what comes meanwhile stays with the kernel."""
+        self._transport.pause_reading()
+        await asyncio.sleep(seconds)
 
     async def read_head(self) -> bytes | None:
         """
@@ -79,12 +153,17 @@ class Connection:
             raise BadMessage("the head has bare or folded lines")
         return head
 
-    async def wait_until_peer_closes(self) -> None:
-        """Wait until the other side closes the connection; buffer what it sends meanwhile, up to a bound."""
-        while len(self.buffer) < READ_BYTES:
-            if not await self.fill_buffer():
-                return
-        await self.wait_closed()
+    @property
+    def has_ended(self) -> bool:
+        """Whether the other side has closed the connection, or its sending half."""
+        return self._has_ended
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the connection is open, as far as is known, and no unread byte has come on it."""
+        return not (self.buffer or self._has_ended or self._transport.is_closing())
+
+    # -- writing
 
     async def send(self, data: bytes) -> None:
         """
@@ -93,56 +172,64 @@ class Connection:
         Raises:
             OSError: The connection is closed or broken.
         """
-        self._writer.write(data)
-        await self._writer.drain()
+        self._transport.write(data)
+        if not self._can_write.is_set():
+            await self._can_write.wait()
+        if self._transport.is_closing():
+            raise ConnectionResetError("the other side has closed the connection")
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether the connection is open, as far as is known, and no unread byte has come on it."""
-        return not (self.buffer or self._reader.at_eof() or self._writer.is_closing())
+    async def start_tls(self, context: ssl.SSLContext, host: str) -> None:
+        """Continue with TLS; *host* is the name that the other side must prove."""
+        loop = asyncio.get_running_loop()
+        transport = await loop.start_tls(self._transport, self, context, server_hostname=host)
+        self._transport = cast("asyncio.Transport", transport)
+
+    # -- the other side
 
     @property
     def is_unix(self) -> bool:
         """Whether the connection came by a Unix socket, not by TCP."""
-        connection: socket.socket = self._writer.get_extra_info("socket")
-        return connection.family == socket.AF_UNIX
+        return self._socket.family == socket.AF_UNIX
 
     @property
     def peer(self) -> tuple[int, int] | None:
         """Pid and user id of the process that connected to the Unix socket; None: it came by TCP."""
         if not self.is_unix:
             return None
-        connection: socket.socket = self._writer.get_extra_info("socket")
-        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         pid, uid, _ = struct.unpack("3i", credentials)
         return pid, uid
 
     @property
     def peer_port(self) -> int:
         """The TCP port at the other end."""
-        return int(self._writer.get_extra_info("peername")[1])
+        return int(self._transport.get_extra_info("peername")[1])
+
+    @property
+    def _socket(self) -> socket.socket:
+        return cast("socket.socket", self._transport.get_extra_info("socket"))
+
+    # -- the end
 
     async def close_after_peer(self) -> None:
         """Send an end of file; then read and drop what the other side sends until it closes the connection."""
         with contextlib.suppress(OSError):
-            if self._writer.can_write_eof():
-                self._writer.write_eof()
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
             while await self.read():
                 pass
 
     def close(self) -> None:
-        """Close the connection."""
-        self._writer.close()
+        """Close the connection, once what was sent has gone."""
+        self._transport.close()
 
     async def wait_closed(self) -> None:
         """Wait until the connection is closed; :meth:`close` or :meth:`reset` must come before."""
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        await self._is_lost.wait()
 
     def reset(self) -> None:
         """Reset the connection (RST for TCP), so that the other side cannot take its end for the end of a message."""
-        connection = self._writer.get_extra_info("socket")
-        if connection is not None and connection.family != socket.AF_UNIX:
+        if not self._is_lost.is_set() and not self.is_unix:
             with contextlib.suppress(OSError):
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._writer.transport.abort()
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()

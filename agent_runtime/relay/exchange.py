@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 IDLE_SECONDS = 300.0
 """How long the API may send nothing once an answer has begun; while it works, it sends pings."""
 
+FAST_BYTES, PAUSE_SECONDS = 4096, 0.003
+"""
+After a read of so many bytes the answer is read again only after a pause, so that more of it comes at once.
+
+Events of a model are a tenth of that and milliseconds apart: they are passed on at once. An answer that comes faster
+would wake the relay for every few events, and that takes more processor time than the events themselves.
+"""
+
 _TYPE_BY_STATUS = {status: kind for kind, status in STATUS_BY_TYPE.items()}
 _NOT_FORWARDED = frozenset(name.encode() for name in HOP_BY_HOP) | {b"set-cookie"}
 
@@ -154,6 +162,8 @@ class Exchanges:
                 break
             await child.send(unsent + (_chunk(data) if in_chunks else data))
             unsent = b""
+            if len(data) >= FAST_BYTES and not answer.framing.is_complete:
+                await answer.connection.pause_reading(PAUSE_SECONDS)
         if in_chunks:
             unsent += b"0\r\n\r\n"
         if unsent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from agent_runtime.relay.connection import BadMessage
@@ -11,9 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _MOST_LINE_BYTES = 8 * 1024
-_HEX = frozenset(b"0123456789abcdefABCDEF")
-_MOST_DIGITS = 12
-_SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
+_SHORT_LINE_BYTES = len("\r\nfff\r\n")
+_EXTENSION = rb"[ \t]*(?:;[^\r\n]*)?"
+_SIZE = re.compile(rb"\r\n([0-9a-fA-F]{1,12})" + _EXTENSION + rb"\r\n").match
+_LAST = re.compile(rb"\r\n0{1,12}" + _EXTENSION + rb"\r\n(?:[^\r\n]+\r\n)*\r\n").match
+_UNFINISHED = re.compile(
+    rb"\r(?:\n(?:[0-9a-fA-F]{1,12}" + _EXTENSION + rb"\r?)?)?"
+    rb"|\r\n0{1,12}" + _EXTENSION + rb"\r\n(?:[^\r\n]+\r\n)*(?:[^\r\n]*\r?)"
+).fullmatch
+"""The beginning of what ``_SIZE`` or ``_LAST`` match."""
+
 _EMPTY_STATUSES = frozenset({204, 304})
 
 
@@ -41,9 +49,7 @@ class Chunked:
     def __init__(self) -> None:
         self.is_complete = False
         self._left = 0
-        self._line = b""
-        self._expects_chunk_end = False
-        self._in_trailer = False
+        self._line = b"\r\n"  # each size stands between two ends of lines: that of the chunk before it, and its own
 
     def feed(self, data: bytes) -> int:
         """
@@ -52,57 +58,30 @@ class Chunked:
         Raises:
             BadMessage: The bytes are no chunked body.
         """
-        at, length = 0, len(data)
-        while at < length and not self.is_complete:
-            if not (self._left or self._line or self._expects_chunk_end or self._in_trailer):
-                at = _skip_whole_chunks(data, at)
-                if at == length:
-                    break
-            if self._left:
-                used = min(self._left, length - at)
-                self._left -= used
-                at += used
-                continue
-            end = data.find(b"\n", at)
-            stop = length if end < 0 else end + 1
-            self._line += data[at:stop]
-            at = stop
-            if len(self._line) > _MOST_LINE_BYTES:
-                raise BadMessage("a chunk has too long a line")
-            if end >= 0:
-                line, self._line = self._line, b""
-                self._read_line(line)
-        return at
-
-    def _read_line(self, line: bytes) -> None:
-        if not line.endswith(b"\r\n"):
-            raise BadMessage("a chunk has a bare line")
-        if self._expects_chunk_end:
-            self._expects_chunk_end = False
-            if line != b"\r\n":
-                raise BadMessage("a chunk is longer than its size")
-            return
-        if self._in_trailer:
-            self.is_complete = line == b"\r\n"
-            return
-        digits = line[:-2].partition(b";")[0].rstrip(b" \t")
-        if not digits or len(digits) > _MOST_DIGITS or not _HEX.issuperset(digits):
-            raise BadMessage("a chunk has no size")
-        size = int(digits, 16)
-        if size == 0:
-            self._in_trailer = True
-        else:
-            self._left, self._expects_chunk_end = size, True
+        known = len(self._line)
+        if known:
+            data = self._line + data
+        at = self._left
+        while step := _known_chunk_length(data[at : at + _SHORT_LINE_BYTES]) or _chunk_length(data, at):
+            at += step
+        self._left, self._line = max(0, at - len(data)), data[at:]
+        if (last := _LAST(data, at)) is not None:
+            self.is_complete = True
+            return last.end() - known
+        if self._line and (len(self._line) > _MOST_LINE_BYTES or _UNFINISHED(self._line) is None):
+            raise BadMessage("a chunk has no size, or is longer than its size")
+        return len(data) - known
 
 
-def _skip_whole_chunks(data: bytes, at: int) -> int:
-    """Return the index behind the whole chunks that begin at *at*; ten times as fast as reading them line by line."""
-    while (size := _SIZE_LINE.match(data, at)) is not None:
-        end = size.end() + int(size[1], 16)
-        if end == size.end() or data[end : end + 2] != b"\r\n":
-            break
-        at = end + 2
-    return at
+def _chunk_length(data: bytes, at: int = 0) -> int:
+    """Return the length of the chunk at *at*, with its line and the end of line before; 0: none, or the last one."""
+    line = _SIZE(data, at)
+    size = 0 if line is None else int(line[1], 16)
+    return 0 if line is None or not size else line.end() - at + size
+
+
+_known_chunk_length = lru_cache(maxsize=4096)(_chunk_length)
+"""The same for the short beginning of a chunk: sizes of events recur, and are looked up in half the time."""
 
 
 class UntilClosed:

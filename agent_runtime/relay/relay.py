@@ -26,7 +26,7 @@ from agent_runtime.delivery.reload_check import ReloadBehaviour
 from agent_runtime.errors import CannotStart
 from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE, TokenKind
 from agent_runtime.process.linux.proc import connects_from
-from agent_runtime.relay.connection import READ_BYTES, BadMessage, Connection, PeerClosed
+from agent_runtime.relay.connection import BadMessage, Connection, PeerClosed
 from agent_runtime.relay.exchange import Exchanges, error_answer
 from agent_runtime.relay.identities import Identities, Identity
 from agent_runtime.relay.requests import MemoryBudget, TooLarge, read_body, read_head
@@ -242,20 +242,23 @@ class Relay:
         self._loop = asyncio.get_running_loop()
         exchanges = Exchanges(self._upstream, self._secret, count=self._count)
 
-        def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def accept(connection: Connection) -> None:
             if len(self._connections) >= MOST_CONNECTIONS:
-                writer.transport.abort()
+                connection.reset()
                 return
-            task = asyncio.ensure_future(self._serve_connection(Connection(reader, writer), exchanges))
+            task = asyncio.ensure_future(self._serve_connection(connection, exchanges))
             self._connections[task] = None
             task.add_done_callback(self._connection_ended)
 
+        def accepted() -> Connection:
+            return Connection(accept)
+
         servers: list[asyncio.Server] = []
         try:
-            servers.append(await asyncio.start_server(accepted, "127.0.0.1", 0, limit=READ_BYTES, backlog=BACKLOG))
+            servers.append(await self._loop.create_server(accepted, "127.0.0.1", 0, backlog=BACKLOG))
             self._port = servers[0].sockets[0].getsockname()[1]
             if self._is_first_party:
-                servers.append(await self._start_unix_server(accepted))
+                servers.append(await self._start_unix_server(self._loop, accepted))
                 self._shell_prefix = write_shell_prefix(self._directory)
         except OSError as error:
             listening.set_exception(error)
@@ -271,11 +274,9 @@ class Relay:
         await self._upstream.close()
 
     async def _start_unix_server(
-        self, accepted: Callable[[asyncio.StreamReader, asyncio.StreamWriter], None]
+        self, loop: asyncio.AbstractEventLoop, accepted: Callable[[], Connection]
     ) -> asyncio.Server:
-        server = await asyncio.start_unix_server(
-            accepted, self._socket, limit=READ_BYTES, backlog=BACKLOG, start_serving=False
-        )
+        server = await loop.create_unix_server(accepted, str(self._socket), backlog=BACKLOG, start_serving=False)
         self._socket.chmod(0o600)
         if self._owner is not None:
             os.chown(self._socket, *self._owner)
@@ -362,18 +363,19 @@ class Relay:
             return True
         identity.open_requests += 1
         work = asyncio.ensure_future(exchanges.answer(request, identity, connection))
-        watch = asyncio.ensure_future(connection.wait_until_peer_closes())
+        connection.on_end = work.cancel
         try:
-            await asyncio.wait({work, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
+            if connection.has_ended:
+                work.cancel()
+            await asyncio.wait({work})
+            if not work.cancelled():
                 return work.result()
             self._count("hung_up")
             return False
         finally:
             identity.open_requests -= 1
             work.cancel()
-            watch.cancel()
-            await asyncio.gather(work, watch, return_exceptions=True)
+            await asyncio.gather(work, return_exceptions=True)
 
 
 async def _refuse(connection: Connection, request: Request | None, status: int, message: str) -> bool:

@@ -13,7 +13,7 @@ import h11
 import msgspec
 
 from agent_runtime.http_client import checked_url, proxy_for, tls_context
-from agent_runtime.relay.connection import MOST_HEAD_BYTES, READ_BYTES, BadMessage, Connection, PeerClosed
+from agent_runtime.relay.connection import MOST_HEAD_BYTES, BadMessage, Connection, PeerClosed
 from agent_runtime.relay.framing import Framing, UntilClosed, framing_of
 from agent_runtime.relay.requests import headers_to_send
 
@@ -33,6 +33,9 @@ IDLE_SECONDS = 50.0
 """A connection that has been idle for longer is not used again: servers close theirs after about a minute."""
 
 MOST_IDLE = 32
+
+_AT_ONCE_BYTES = 64 * 1024
+"""A body of at most this length is sent together with its head."""
 
 
 class Unreachable(Exception):
@@ -211,17 +214,16 @@ class Upstream:
     async def _connect(self) -> Connection:
         url = self._proxy or self._url
         context = await self._tls_context() if self._is_tls or url.scheme == "https" else None
-        reader, writer = await asyncio.open_connection(
+        _, connection = await asyncio.get_running_loop().create_connection(
+            Connection,
             url.host,
             url.port or (443 if url.scheme == "https" else 80),
             ssl=context if url.scheme == "https" else None,
-            limit=READ_BYTES,
         )
-        connection = Connection(reader, writer)
         try:
             if self._proxy is not None and self._is_tls:
                 await self._tunnel(connection)
-                await writer.start_tls(await self._tls_context(), server_hostname=self._url.host)
+                await connection.start_tls(await self._tls_context(), self._url.host)
         except BaseException:
             connection.close()
             raise
@@ -280,7 +282,7 @@ async def _read_answer_head(connection: Connection, parser: h11.Connection, *, i
 
 
 async def _send_all(connection: Connection, head: bytes, request: Request) -> None:
-    if request.body.length <= READ_BYTES:
+    if request.body.length <= _AT_ONCE_BYTES:
         await connection.send(head + b"".join(request.body.pieces()))
         return
     await connection.send(head)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from agent_runtime.relay import exchange
 from tests.relay.support import (
     API_KEY,
     BETA,
@@ -335,6 +336,32 @@ def test_a_stream_is_passed_on_piece_by_piece(api: RawApi, child: Relayed) -> No
         raw.sendall(child.message())  # the connection can be used further
 
         assert raw.recv(10)
+
+
+@pytest.mark.parametrize(("size", "pauses"), [(200, False), (8192, True)])
+def test_only_an_answer_that_comes_faster_than_a_models_events_is_read_with_pauses(
+    api: RawApi, child: Relayed, monkeypatch: pytest.MonkeyPatch, size: int, *, pauses: bool
+) -> None:
+    monkeypatch.setattr(exchange, "PAUSE_SECONDS", 0.5)
+    seen = threading.Semaphore(0)
+
+    def answer(talk: Talk, _request: bytes) -> None:
+        talk.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (3 * size))
+        for _ in range(3):
+            talk.send(b"x" * size)
+            assert seen.acquire(timeout=10)
+
+    api.answer = answer
+    with child.connect() as raw:
+        raw.sendall(child.message())
+        data, begun = b"", time.monotonic()
+        for number in range(3):
+            while data.count(b"x") < (number + 1) * size:
+                data += raw.recv(65536)
+            seen.release()
+        took = time.monotonic() - begun
+
+    assert (took >= 1.0) is pauses, took
 
 
 # -- a hostile API
