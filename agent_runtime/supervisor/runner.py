@@ -187,10 +187,8 @@ class ExecutionRunner:
     ) -> tuple[Decision, TokenTrouble, Verification]:
         """Verify the trouble; return the decision, the trouble after verification, and what has been verified."""
         execution, gate, settings = self.execution, self.context.gate, self.context.settings
-        newer = self.newer_is_usable(generation)
-        if not newer:
+        if not self.newer_is_usable(generation):
             await asyncio.to_thread(gate.secret.poll)  # a newer token may be written and not noticed yet
-            newer = self.newer_is_usable(generation)
         verification = Verification.CONFIRMED
         execution.resets_at = report.error.resets_at if isinstance(report.error, TokenLimited) else None
         if report.ending is not None and generation is not None:
@@ -200,7 +198,7 @@ class ExecutionRunner:
                     generation, report.detection, model, may_be_forged=report.used_tool
                 )
             else:
-                verification, newer = await self._verify(report, generation, trouble, newer=newer)
+                verification = await self._verify(report, generation, trouble)
                 if verification is Verification.CONFIRMED:
                     trouble = gate.statuses.trouble_of(generation) or trouble
         detection, reset_at, asked = report.detection, execution.resets_at, execution.task.park_seconds
@@ -208,7 +206,7 @@ class ExecutionRunner:
             Situation(
                 error_class=CLASS_BY_TROUBLE[trouble],
                 confirmation=verification,
-                newer_is_usable=newer,
+                newer_is_usable=self.newer_is_usable(generation),
                 is_first=self.has_waited or gate.statuses.is_unreported(generation),
                 park_seconds=0.0 if self.has_waited else asked if asked is not None else settings.park,
                 waited_seconds=report.waited_seconds,
@@ -222,16 +220,11 @@ class ExecutionRunner:
         )
         return decision, trouble, verification
 
-    async def _verify(
-        self, report: AttemptReport, generation: Generation, trouble: TokenTrouble, *, newer: bool
-    ) -> tuple[Verification, bool]:
+    async def _verify(self, report: AttemptReport, generation: Generation, trouble: TokenTrouble) -> Verification:
         """
         Wait until a refusal is verified or a newer token is loaded; also returns when the execution is stopped.
 
         When a newer token is loaded first, the verification goes on by itself.
-
-        Returns:
-            What has been verified, and whether a newer token can be used.
         """
         gate, by, detection = self.context.gate, self.execution.execution_id, report.detection
         current = gate.current
@@ -249,14 +242,11 @@ class ExecutionRunner:
             )
         )
         verifying.add_done_callback(lambda _: gate.changed.notify())
-        await self.wait_until(
-            lambda: newer or verifying.done() or self.newer_is_usable(generation), self.execution.total_at
-        )
-        newer = newer or self.newer_is_usable(generation)
+        await self.wait_until(lambda: verifying.done() or self.newer_is_usable(generation), self.execution.total_at)
         self.context.slots.grant()
         if verifying.done():
-            return verifying.result(), newer
-        return Verification.CONFIRMED if newer else Verification.OPEN, newer
+            return verifying.result()
+        return Verification.CONFIRMED if self.newer_is_usable(generation) else Verification.OPEN
 
     async def _probe_first(self) -> None:
         """Ask the API about the token that the next attempt would get; return early if the execution is stopped."""
