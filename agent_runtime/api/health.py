@@ -7,8 +7,6 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from agent_runtime import __version__
 from agent_runtime.api.schema import bodies
 from agent_runtime.model.records import instant
@@ -36,13 +34,13 @@ async def report(
     state: SupervisorState, reasons: list[str], connections: OpenConnections, streams: OpenStreams
 ) -> bodies.Health:
     """Build the body of ``GET /health``."""
-    unready, generation, confinement = state.unready, state.secret.generation, state.confinement
+    generation, confinement = state.secret.generation, state.confinement
     return bodies.Health(
         status="degraded" if reasons else "ok",
         reasons=reasons,
         hostname=socket.gethostname(),
         version=__version__,
-        unready=None if unready is None else bodies.HealthUnready(reason=unready.reason, detail=unready.detail),
+        unready=state.unready,
         token=bodies.HealthToken(
             state=state.token,
             generation=generation.number if generation else None,
@@ -66,7 +64,7 @@ async def report(
             reached=confinement.reached,
             lacking=confinement.lacking,
         ),
-        disk=bodies.HealthDisk(**msgspec.structs.asdict(state.disk)),
+        disk=state.disk,
         loop_lag_seconds=round(await _loop_lag(), 6),
         uptime_seconds=round(state.uptime_seconds, 3),
     )

@@ -74,30 +74,31 @@ class LiveExecutions(dict[str, Execution]):
             one.follow_secret()
 
 
-class Unready(msgspec.Struct, frozen=True):
-    """Why a task sent now would be turned away, as a word and as a sentence."""
+class NotReady(msgspec.Struct, frozen=True):
+    """Why a task sent now would be turned away, with the reason that ``/readyz`` gives."""
 
     reason: str
     detail: str
 
 
-class DiskState(msgspec.Struct, frozen=True):
+class DiskState(msgspec.Struct, frozen=True, kw_only=True):
     """
     The disk that holds records and transcripts.
 
     Attributes:
-        free_bytes: Free space; None: unknown.
-        error: Why a record cannot be written, or read, now; None: it can.
+        free_bytes: Free space; null: unknown.
+        error: Why a record cannot be written, or read, now.
         damage: What was found to be lost or damaged since the start, a sentence each.
-        set_aside: Names of damaged files in the data directory.
-        transcripts_without_record: How many transcripts have no record.
+        set_aside: Names of damaged files of records in the data directory; delete them when you need them no more.
+        transcripts_without_record: How many transcripts have no record. A task with the id of such a transcript is
+            turned away (409 ``storage``), because it may have run.
     """
 
     free_bytes: int | None
     error: str | None
-    damage: list[str]
-    set_aside: list[str]
-    transcripts_without_record: int
+    damage: list[str] = []
+    set_aside: list[str] = []
+    transcripts_without_record: int = 0
 
 
 class SupervisorState(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +116,7 @@ class SupervisorState(msgspec.Struct, frozen=True, kw_only=True):
         containment: How attempts are contained: ``layer``, ``setting`` and ``lacking``.
     """
 
-    unready: Unready | None
+    unready: NotReady | None
     token: TokenState
     secret: SecretStatus
     limit: Limit | None

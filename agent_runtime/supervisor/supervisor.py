@@ -29,7 +29,7 @@ from agent_runtime.store.usage import usage_since
 from agent_runtime.supervisor.admission import Admission
 from agent_runtime.supervisor.answers import StoredResult, View
 from agent_runtime.supervisor.holds import Holds
-from agent_runtime.supervisor.live import BackgroundTasks, DiskState, LiveExecutions, SupervisorState, Unready
+from agent_runtime.supervisor.live import BackgroundTasks, DiskState, LiveExecutions, NotReady, SupervisorState
 from agent_runtime.supervisor.runner import RunnerContext
 from agent_runtime.supervisor.sessions import SessionUse
 from agent_runtime.supervisor.slots import Slots
@@ -197,16 +197,16 @@ class Supervisor:
 
     # -- reading
 
-    def unready(self, *, ignores_token: bool = False) -> Unready | None:
+    def unready(self, *, ignores_token: bool = False) -> NotReady | None:
         """Return why a task sent now would be turned away; None where it would not."""
         if self.admission.draining:
-            return Unready("draining", "draining: no new executions here")
+            return NotReady("draining", "draining: no new executions here")
         if not ignores_token and (unusable := self._gate.unready) is not None:
-            return Unready(*unusable)
+            return NotReady(*unusable)
         try:
             self._cli.require()
         except SpawnFailed as error:
-            return Unready("no_cli", plain_detail(ErrorClass.SPAWN, str(error)))
+            return NotReady("no_cli", plain_detail(ErrorClass.SPAWN, str(error)))
         return None
 
     @property

@@ -18,6 +18,7 @@ from agent_runtime.model.usage import ModelUsage
 from agent_runtime.secret.mount import SourceKind  # noqa: TC001 - as above
 from agent_runtime.secret.token_forms import PLAIN_TOKEN
 from agent_runtime.store.usage import UsedBy  # noqa: TC001 - as above
+from agent_runtime.supervisor.live import DiskState, NotReady  # noqa: TC001 - as above
 
 
 class Accepted(msgspec.Struct, kw_only=True):
@@ -235,13 +236,6 @@ class HealthInBrief(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     status: Literal["ok", "degraded"]
 
 
-class HealthUnready(msgspec.Struct, kw_only=True):
-    """Why a task sent now would be turned away, with the reason that ``/readyz`` gives."""
-
-    reason: str
-    detail: str
-
-
 class HealthToken(msgspec.Struct, kw_only=True):
     """The token, in brief."""
 
@@ -321,25 +315,6 @@ class HealthConfinement(msgspec.Struct, kw_only=True):
     lacking: dict[str, str]
 
 
-class HealthDisk(msgspec.Struct, kw_only=True):
-    """
-    The disk that holds records and transcripts.
-
-    Attributes:
-        error: Why a record cannot be written, or read, now.
-        damage: What was found to be lost or damaged since the start, a sentence each.
-        set_aside: Names of damaged files of records in the data directory; delete them when you need them no more.
-        transcripts_without_record: How many transcripts have no record. A task with the id of such a transcript is
-            turned away (409 ``storage``), because it may have run.
-    """
-
-    free_bytes: int | None
-    error: str | None
-    damage: list[str] = []
-    set_aside: list[str] = []
-    transcripts_without_record: int = 0
-
-
 class Health(Subscriptable, msgspec.Struct, kw_only=True):
     """
     The state of the supervisor: token, slots, queue, disk and what hinders it, on one page.
@@ -358,7 +333,7 @@ class Health(Subscriptable, msgspec.Struct, kw_only=True):
     reasons: list[str]
     hostname: str
     version: str
-    unready: HealthUnready | None
+    unready: NotReady | None
     token: HealthToken
     slots: HealthSlots
     queue: HealthQueue
@@ -373,7 +348,7 @@ class Health(Subscriptable, msgspec.Struct, kw_only=True):
     delivery: HealthDelivery
     containment: HealthContainment
     confinement: HealthConfinement
-    disk: HealthDisk
+    disk: DiskState
     loop_lag_seconds: float
     uptime_seconds: float
 
