@@ -14,9 +14,9 @@ from starlette.responses import Response
 from agent_runtime.api import streams
 from agent_runtime.api.health import reasons_of, report
 from agent_runtime.api.page import load_page
+from agent_runtime.api.request_body import token_in
 from agent_runtime.api.schema import bodies
 from agent_runtime.api.schema.operations import parameter
-from agent_runtime.api.token_body import token_in
 from agent_runtime.errors import (
     AgentRuntimeError,
     InvalidRequest,

@@ -15,7 +15,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from agent_runtime.api.app import OPEN_PATHS, ApiContext, build_app
+from agent_runtime.api.app import OPEN_PATHS, build_app
+from agent_runtime.api.handlers import ApiContext
 from agent_runtime.api.metrics import Metrics
 from agent_runtime.api.request_body import BodyReader
 from agent_runtime.api.streams import OpenStreams

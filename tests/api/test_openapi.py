@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime.api.app import ROUTES
-from agent_runtime.api.routes import EXECUTION_ERRORS
+from agent_runtime.api.app import EXECUTION_ERRORS, ROUTES
 from agent_runtime.api.schema.openapi import EXAMPLES, build
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.rules import RULES

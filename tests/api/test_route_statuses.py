@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime.api.routes import OPEN_PATHS, ROUTES
+from agent_runtime.api.app import OPEN_PATHS, ROUTES
 from agent_runtime.api.schema.openapi import build
 from tests.support.supervised import NEW, supervised
 from tests.system.test_executions import holding

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_runtime.api.routes import ROUTES
+from agent_runtime.api.app import ROUTES
 from agent_runtime.standins.messages_api import MessagesApi, serve
 from tests.support.supervised import QUICK_CLI, Supervised, supervised
 
