@@ -108,13 +108,14 @@ class ReloadResults:
         with self._lock:
             return self._stored.facts.get(content_hash or "", CliFacts())
 
-    def store(self, binary: Binary, facts: CliFacts) -> None:
-        """Add facts about an executable, on disk if that is possible."""
+    def store(self, binary: Binary, facts: CliFacts) -> CliFacts:
+        """Add facts about an executable, on disk if that is possible; return all that are known now."""
         facts = self.known(binary).updated(facts)
         with self._lock:
             content_hash = self._stored.hashes[binary.key]
             self._stored = self._load().updated(self._stored).updated(_Stored(facts={content_hash: facts}))
             self._save()
+        return facts
 
     def _load(self) -> _Stored:
         built_in = _read(self._built_in)
@@ -188,16 +189,13 @@ class BackgroundReloadChecker:
         """
         if not depends_on_cli(task):
             return None
-        async with self._asking:
-            options = await asyncio.to_thread(self._options)
-        return None if options is None else options.fault(task)
-
-    def _options(self) -> CliOptions | None:
         try:
-            return self._ensure_known(HELP).options
+            async with self._asking:
+                options = (await asyncio.to_thread(self._ensure_known, HELP)).options
         except AgentRuntimeError as error:
             log.warning("it is unknown which options the CLI knows: %s", error)
             return None
+        return None if options is None else options.fault(task)
 
     def _ensure_known(self, *wanted: str) -> CliFacts:
         """
@@ -210,9 +208,7 @@ class BackgroundReloadChecker:
         facts = self._results.known(binary)
         if facts.is_missing_any(wanted) and self._is_check_due(wanted):
             self._not_before[wanted] = time.monotonic() + RETRY_SECONDS
-            found = self._cli.find_out(*wanted)
-            self._results.store(binary, found)
-            facts = facts.updated(found)
+            facts = self._results.store(binary, self._cli.find_out(*wanted))
             if not facts.is_missing_any(wanted):
                 del self._not_before[wanted]
         return facts
