@@ -23,12 +23,11 @@ from msgspec.structs import replace
 from agent_runtime.claude.frames import SYNTHETIC_MODEL
 from agent_runtime.claude.run_stats import version_in
 from agent_runtime.errors import ErrorClass
-from agent_runtime.evidence.error_bodies import STATUS_BY_TYPE, ApiError
+from agent_runtime.evidence.api_errors import STATUS_BY_TYPE, ApiError, error_in_entry, error_in_sentence
 from agent_runtime.evidence.matching import names_another_model
 from agent_runtime.evidence.phrases import LIMIT_BY_WORDS, MODEL_BY_LIMIT
 from agent_runtime.evidence.reset_times import end_of_limit
 from agent_runtime.evidence.rules import rule_for
-from agent_runtime.evidence.text import error_in_entry, error_in_sentence
 from agent_runtime.model.state import TokenTrouble
 
 if TYPE_CHECKING:

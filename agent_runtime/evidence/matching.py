@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec looks at annotations
-from agent_runtime.evidence.error_bodies import ApiError, is_about_a_field
+from agent_runtime.evidence.api_errors import ApiError, is_about_a_field
 from agent_runtime.evidence.phrases import ABOUT_CONTENT, ADVERBS, TRAILERS, Phrases
 from agent_runtime.model.state import TROUBLE_BY_CLASS, TokenTrouble
 

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence import codes, phrases
-from agent_runtime.evidence.error_bodies import STATUS_BY_TYPE
+from agent_runtime.evidence.api_errors import STATUS_BY_TYPE
 from agent_runtime.evidence.matching import ErrorTexts, Rule
 
 if TYPE_CHECKING:
-    from agent_runtime.evidence.error_bodies import ApiError
+    from agent_runtime.evidence.api_errors import ApiError
 
 _NO_WORD = frozenset({None, "unknown"})
 _LIMIT_WORD = _NO_WORD | {"rate_limit"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.evidence.error_bodies import STATUS_BY_TYPE
+from agent_runtime.evidence.api_errors import STATUS_BY_TYPE
 from agent_runtime.model.tokens import OAUTH_BETA, TokenKind
 from agent_runtime.relay.connection import BadMessage, PeerClosed
 from agent_runtime.relay.framing import Chunked, UntilClosed

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from agent_runtime.evidence.api_errors import read_body
 from agent_runtime.evidence.detector import Channel, Detection
-from agent_runtime.evidence.error_bodies import read_body
 from agent_runtime.evidence.reset_times import HORIZON
 from agent_runtime.evidence.rules import rule_for
 

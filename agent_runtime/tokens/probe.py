@@ -20,7 +20,7 @@ import msgspec
 from agent_runtime import __version__
 from agent_runtime.claude.credential_env import API_URL, BASE_URL_VARIABLE, HEADERS_VARIABLE, without_credentials
 from agent_runtime.errors import ErrorClass
-from agent_runtime.evidence.error_bodies import read_body
+from agent_runtime.evidence.api_errors import read_body
 from agent_runtime.evidence.rules import rule_for
 from agent_runtime.model.tokens import OAUTH_BETA, TokenKind
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent_runtime.claude.run_answer import Result
-from agent_runtime.evidence.error_bodies import read_body
+from agent_runtime.evidence.api_errors import read_body
 from agent_runtime.evidence.verdict import Ending, verdict
 from agent_runtime.model.state import TokenTrouble
 from agent_runtime.tokens.probe import ProbeVerdict, judge

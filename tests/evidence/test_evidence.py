@@ -12,8 +12,8 @@ from agent_runtime.claude.frame_repair import read_frame
 from agent_runtime.claude.frames import Frame
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence import detector
+from agent_runtime.evidence.api_errors import ApiError
 from agent_runtime.evidence.detector import Detector
-from agent_runtime.evidence.error_bodies import ApiError
 from agent_runtime.evidence.rules import RULES, UNEXPLAINED, rule_for
 from tests.support.told import NOW, STOPPED, TIME, Story, entry, failed_result, frame, retry, synthetic, tell
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, is_rival
-from agent_runtime.evidence.error_bodies import ApiError
+from agent_runtime.evidence.api_errors import ApiError
 from agent_runtime.evidence.rules import rule_for
 from tests.support.cli_contents import Contents, Sentence
 from tests.support.cli_variables import that_change_the_request
