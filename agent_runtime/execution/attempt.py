@@ -20,9 +20,9 @@ from agent_runtime.evidence.detector import Channel
 from agent_runtime.evidence.verdict import Ending
 from agent_runtime.execution.attempt_data import AttemptReport, Held, Progress, Released, Spawned, Stopping
 from agent_runtime.execution.child_token import ChildToken, RepeatedRequest
-from agent_runtime.execution.deadlines import Deadlines
+from agent_runtime.execution.deadlines import Deadlines, Sign
 from agent_runtime.execution.launch import Launch
-from agent_runtime.execution.output import EVIDENCE_LINE_BYTES, ChildOutput, Sign
+from agent_runtime.execution.output import EVIDENCE_LINE_BYTES, ChildOutput
 from agent_runtime.execution.stop import StopPhase, StopSequence
 from agent_runtime.model import mcp_config
 from agent_runtime.model.records import EvidenceRecord
@@ -284,20 +284,13 @@ class Attempt:
             self._publish(Progress())
 
     def _sign_seen(self, sign: Sign, read_at: float) -> None:
+        self._deadlines.seen(sign, read_at)
         if sign is Sign.MODEL:
             if self._token is not None:
                 self._token.record_answer(read_at)
             self._end_repeated()
-            self._deadlines.model_seen(read_at)
-        elif sign is Sign.TASK:
-            self._deadlines.model_seen(read_at)
-        elif sign is Sign.LOG:
-            self._deadlines.start_seen(read_at)
         elif sign is Sign.INIT:
-            self._deadlines.init_seen(read_at)
             self._check_init(self._spec.task)
-        else:
-            self._deadlines.life_seen(read_at)
 
     def _check_init(self, task: Task) -> None:
         """End the child if the CLI reports another permission mode than the task's, or lacks an agent of the task."""

@@ -6,6 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec.structs import replace
 
 from agent_runtime.delivery.held_tokens import HeldGenerations
@@ -95,33 +96,30 @@ class ChildToken:
             self._publish(Reached(generation, time.time()))
 
 
-class RepeatedRequest:
+class RepeatedRequest(msgspec.Struct, eq=False):
     """
     A refused request that the CLI repeats by itself, with a newer token as soon as that is in its file.
 
     It is held like a request at the relay, see :class:`~agent_runtime.delivery.delivery.HeldRequest`, but a release
     only ends the wait: nothing can keep the CLI from repeating the request.
 
-    Args:
+    Attributes:
         body: The line that reports the refusal.
         on_end: Called once, from the thread that ends the wait.
     """
 
-    def __init__(
-        self, detection: Detection, body: bytes, generation: Generation, on_end: Callable[[HeldRequest], None]
-    ) -> None:
-        self.detection = detection
-        self.body = body
-        self.generation = generation
-        self.limit_seconds = math.inf  # the CLI gives up by itself, and reports it
-        self.is_over = False
-        self._on_end = on_end
+    detection: Detection
+    body: bytes
+    generation: Generation
+    on_end: Callable[[HeldRequest], None]
+    limit_seconds: float = math.inf  # the CLI gives up by itself, and reports it
+    is_over: bool = False
 
     def release(self, *, replays: bool) -> None:  # noqa: ARG002 - the CLI decides
         """End the wait."""
         if not self.is_over:
             self.is_over = True
-            self._on_end(self)
+            self.on_end(self)
 
 
 def _is_repeated(detection: Detection) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from agent_runtime.claude.run_answer import Stage
@@ -16,6 +17,21 @@ LINGER_SECONDS = 5.0
 
 MOST_INIT_SECONDS = 600.0
 """How long a start may take in all, however many signs of life there are; a longer init timeout extends it."""
+
+
+class Sign(Enum):
+    """A sign of life of the child."""
+
+    MODEL = "model"
+    """The model answers: a message, or a part of one."""
+    INIT = "init"
+    """The CLI has reported its session, its version and its permission mode."""
+    TASK = "task"
+    """The CLI has begun a task, also one of a sub-agent; this may come before ``INIT``."""
+    LOG = "log"
+    """Lines of the CLI's debug log without an error in them; they count only before ``INIT``."""
+    OTHER = "other"
+    """Any other frame, or a line about an API error."""
 
 
 class Deadlines:
@@ -42,26 +58,17 @@ class Deadlines:
         self._stage = Stage.RUNNING
         self._result_at = spawned_at
 
-    def init_seen(self, now: float) -> None:
-        """Record the CLI's ``system/init`` frame."""
-        self._has_init = True
-        self._since = self._heard_at = now
-
-    def model_seen(self, now: float) -> None:
-        """Record a sign of the model: a partial message or an assistant frame."""
-        self._has_init = self._has_model = True
-        self._since = self._heard_at = now
-
-    def life_seen(self, now: float) -> None:
-        """Record another sign of life; it does not extend the wait for the model's first message."""
-        self._heard_at = now
-        if self._has_model or not self._has_init:
+    def seen(self, sign: Sign, now: float) -> None:
+        """Record a sign of life; only a sign of the model ends the wait for its first message."""
+        if sign is Sign.LOG and self._has_init:
+            return
+        is_of_the_model = sign in {Sign.MODEL, Sign.TASK}
+        if sign is not Sign.LOG:
+            self._heard_at = now
+        if sign is not Sign.OTHER or self._has_model or not self._has_init:
             self._since = now
-
-    def start_seen(self, now: float) -> None:
-        """Record a sign of life that counts only before ``system/init``, such as a line of the debug log."""
-        if not self._has_init:
-            self._since = now
+        self._has_init |= is_of_the_model or sign is Sign.INIT
+        self._has_model |= is_of_the_model
 
     def stage_seen(self, stage: Stage, open_tools: int, now: float) -> None:
         """Record how far the run is, and how many tool calls and background tasks are open."""

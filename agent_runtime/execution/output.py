@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from enum import Enum
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.claude.run_stats import RunStats
 from agent_runtime.claude.session_faults import is_session_fault, says_unknown_session, says_unreadable_session
 from agent_runtime.evidence.detector import Channel, Detector
+from agent_runtime.execution.deadlines import Sign
 from agent_runtime.process.framing import CutLine
 
 if TYPE_CHECKING:
@@ -38,21 +38,6 @@ _SIGNS_OF_SIGKILL = (b"Exit code 137", b"Killed", b"SIGKILL")
 Words in the result of a tool that was killed: those of the CLI and its shell (measured on 2.1.30, 2.1.197 and 2.1.332),
 and those of other programs.
 """
-
-
-class Sign(Enum):
-    """A sign of life of the child."""
-
-    MODEL = "model"
-    """The model answers: a message, or a part of one."""
-    INIT = "init"
-    """The CLI has reported its session, its version and its permission mode."""
-    TASK = "task"
-    """The CLI has begun a task, also one of a sub-agent; this may come before ``INIT``."""
-    LOG = "log"
-    """Lines of the CLI's debug log without an error in them."""
-    OTHER = "other"
-    """Any other frame, or a line about an API error."""
 
 
 class ChildOutput:

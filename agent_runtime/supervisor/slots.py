@@ -31,25 +31,24 @@ class Ticket(msgspec.Struct, eq=False):
     yields: bool = False
 
 
-class Slots:
+class Slots(msgspec.Struct, eq=False):
     """
     Grant a fixed number of slots, first come first served; executions that have run before go ahead.
 
     All methods are synchronous and run on the event loop's thread, so that admission cannot be overtaken.
 
-    Args:
+    Attributes:
         total: How many executions run at once.
         queue_limit: How many new executions may wait.
         is_held: Returns whether new executions must stay in the queue for now.
     """
 
-    def __init__(self, total: int, queue_limit: int, is_held: Callable[[], bool]) -> None:
-        self.total = total
-        self.queue_limit = queue_limit
-        self._is_held = is_held
-        self._queue: deque[Ticket] = deque()
-        self._ahead: deque[Ticket] = deque()
-        self._taken: set[Ticket] = set()
+    total: int
+    queue_limit: int
+    is_held: Callable[[], bool]
+    _queue: deque[Ticket] = msgspec.field(default_factory=deque)
+    _ahead: deque[Ticket] = msgspec.field(default_factory=deque)
+    _taken: set[Ticket] = msgspec.field(default_factory=set)
 
     def __repr__(self) -> str:
         return f"<Slots {self.busy}/{self.total} queue={self.queue_length}/{self.queue_limit} ahead={len(self._ahead)}>"
@@ -119,7 +118,7 @@ class Slots:
 
     @property
     def _open_queues(self) -> tuple[deque[Ticket], ...]:
-        return (self._ahead,) if self._is_held() else (self._ahead, self._queue)
+        return (self._ahead,) if self.is_held() else (self._ahead, self._queue)
 
     def _next(self, *, can_run: bool = False) -> Ticket | None:
         for queue in self._open_queues:
