@@ -154,7 +154,7 @@ def add_drain(commands: Subparsers) -> None:
     parser.add_argument("--wait", action="store_true", help="until all executions have ended")
     parser.add_argument("--timeout", metavar="SECONDS", type=_amount, help="for --wait [as long as it takes]")
     parser.add_argument("--call-off", action="store_true", help="let executions in again")
-    parser.set_defaults(run=_command("drain"))
+    parser.set_defaults(run=_command("waiting", "drain"))
 
 
 def add_token_wait(actions: Subparsers) -> None:
@@ -165,7 +165,7 @@ def add_token_wait(actions: Subparsers) -> None:
         "--fingerprint", metavar="F", type=_fingerprint, required=True, help="of the token, as token show prints it"
     )
     parser.add_argument("--timeout", metavar="SECONDS", type=_amount, help="give up after this [as long as it takes]")
-    parser.set_defaults(run=_command("wait"))
+    parser.set_defaults(run=_command("waiting", "token_wait"))
 
 
 def add_file_access(parser: argparse.ArgumentParser) -> None:
@@ -277,13 +277,13 @@ def _add_connection(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _command(module: str) -> Callable[[argparse.Namespace], int]:
-    """Return a function that imports the module of a command and calls its ``main``."""
+def _command(module: str, name: str = "main") -> Callable[[argparse.Namespace], int]:
+    """Return a function that imports the module of a command and calls its function *name*."""
 
     def run(options: argparse.Namespace) -> int:
         # Imported here, so that the parser is built without the HTTP client.
         connection = importlib.import_module("agent_runtime.cli.connection")
         command = importlib.import_module(f"agent_runtime.cli.{module}")
-        return int(connection.exit_code_of(command.main, options))
+        return int(connection.exit_code_of(getattr(command, name), options))
 
     return run

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from agent_runtime.api.schema.bodies import TokenReport
-from agent_runtime.cli.wait import obstacle_to
+from agent_runtime.cli.waiting import obstacle_to
 from agent_runtime.client.answers import read
 from agent_runtime.model.tokens import Token
 from tests.cli.test_commands import command, outcome
