@@ -104,9 +104,9 @@ def _servers(section: dict[str, object], names: Collection[str]) -> set[str]:
     return found
 
 
-def _section(file: Path, key: str) -> dict[str, object]:
+def read_settings(file: Path) -> dict[str, object]:
     """
-    Read the object *key* of a JSON file as the CLI does; empty: there is none.
+    Read a JSON object from a file of the CLI's configuration as the CLI does; empty: there is none.
 
     Raises:
         OSError, ValueError, RecursionError: We cannot read the file, but the CLI may be able to.
@@ -120,5 +120,10 @@ def _section(file: Path, key: str) -> dict[str, object]:
         whole = json.loads(content.decode("utf-8-sig", "replace"), parse_int=str, parse_float=str)
     except json.JSONDecodeError:
         return {}
-    section = whole.get(key) if isinstance(whole, dict) else None
+    return whole if isinstance(whole, dict) else {}
+
+
+def _section(file: Path, key: str) -> dict[str, object]:
+    """Read the object *key* of a file as :func:`read_settings` does, with the same errors; empty: there is none."""
+    section = read_settings(file).get(key)
     return section if isinstance(section, dict) else {}

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import time
-from typing import TYPE_CHECKING, Any
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, is_rival
 from agent_runtime.delivery.credentials_file import CredentialsFile
 from agent_runtime.delivery.delivery import FILE
+from agent_runtime.delivery.workspace_config import read_settings
 from agent_runtime.doctor.finding import Finding, is_dir, may, ok, problem, warning
 from agent_runtime.secret.mount import SourceKind
 from agent_runtime.secret.watcher import watch_of
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from agent_runtime.doctor.finding import Machine
     from agent_runtime.settings import Settings
 
-SETTINGS_LIMIT_BYTES = 1024 * 1024
 NAMES_SHOWN = 5
 
 _MOUNT_ADVICE = "mount the directory that the backend writes it in"
@@ -147,12 +145,8 @@ def _decided(*paths: Path) -> str:
 def _deciding(path: Path) -> list[str]:
     """Return the names in a settings file that choose a credential or server, without their values."""
     try:
-        if not path.is_file() or path.stat().st_size > SETTINGS_LIMIT_BYTES:
-            return []
-        content: Any = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return []
-    if not isinstance(content, dict):
+        content = read_settings(path)
+    except (OSError, ValueError, RecursionError):
         return []
     env = content.get("env")
     given = [name for name, value in env.items() if value] if isinstance(env, dict) else []

@@ -234,7 +234,7 @@ MISTAKES: list[tuple[str, str, str, str, Callable[[Patient], None]]] = [
         "cli settings",
         "problem",
         "apiKeyHelper",
-        written("managed/managed-settings.json", '{"apiKeyHelper":"x"}'),
+        written("managed/managed-settings.json", '\ufeff{"apiKeyHelper":"x","n":1e999}'),
     ),
     (
         "a socket",
