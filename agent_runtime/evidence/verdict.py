@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.claude.last_words import cause, most_informative, presentable
+from agent_runtime.claude.last_words import Cause, cause, most_informative, presentable
 from agent_runtime.errors import GO_ON, ErrorClass
 from agent_runtime.model.state import CLASS_BY_STOP, CLASS_BY_TROUBLE, STALLS, Outcome, StopReason, TokenTrouble
 
@@ -30,12 +30,18 @@ _DISCARDS_THE_ANSWER = {StopReason.REFUSED, StopReason.PERMISSION_MODE, StopReas
 _LONGEST_NAME = 100
 _REFUSAL = "refusal"
 _DECLINED = "the model declined to answer"
-_OTHER_MODE = (
-    "the CLI does not run in the permission mode asked for: "
-    "permissions.disableBypassPermissionsMode in a settings file of the workspace, the config directory or the image "
-    "does that"
-)
-_AGENT_MISSING = "agent or agents: the CLI does not have each agent that they name"
+_WORDS_BY_STOP = {
+    StopReason.PERMISSION_MODE: {
+        "more": "the CLI does not run in the permission mode asked for: permissions.disableBypassPermissionsMode in a "
+        "settings file of the workspace, the config directory or the image does that"
+    },
+    StopReason.AGENT_MISSING: {
+        "fact": "agent or agents: the CLI does not have each agent that they name",
+        "remedy": "correct these fields",
+    },
+}
+_OTHER_PROCESSOR = "this processor lacks an instruction that it needs: take a build for older ones, or another host"
+_NO_CAUSE = Cause("")
 
 _CRASHES = frozenset(
     {signal.SIGILL, signal.SIGTRAP, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS}
@@ -133,14 +139,6 @@ class Verdict(msgspec.Struct, frozen=True):
     detail: str | None = None
 
 
-UNSTARTED: dict[StopReason, Verdict] = {
-    StopReason.TIMEOUT: Verdict(Outcome.FAILED, ErrorClass.TIMEOUT, "the timeout was over while the execution waited"),
-    StopReason.CANCELLED: Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, ErrorClass.CANCELLED.sentence),
-    StopReason.SHUTDOWN: Verdict(Outcome.FAILED, ErrorClass.INTERRUPTED, ErrorClass.INTERRUPTED.sentence),
-}
-"""The verdict on an execution that is stopped while it waits, by the stop reason."""
-
-
 def verdict(ending: Ending) -> Verdict:
     """
     Decide how an attempt ended.
@@ -154,25 +152,20 @@ def verdict(ending: Ending) -> Verdict:
     reason = ending.stop_reason
     if ending.is_answered and reason not in _DISCARDS_THE_ANSWER:
         return Verdict(Outcome.SUCCESS)
-    if reason is StopReason.CANCELLED:
-        return Verdict(Outcome.CANCELLED, ErrorClass.CANCELLED, ErrorClass.CANCELLED.sentence)
     if reason is StopReason.TIMEOUT or reason in STALLS:
         # After a cut by the relay the CLI reports the broken connection, not the silence that was the reason.
         last_error = None if reason is StopReason.RELAY_TIMEOUT else ending.last_error
-        seen = last_error.error_class if last_error else None
         why = f"stopped by {reason}"
         if reason is StopReason.INIT_TIMEOUT:
             why = "no system/init came within AGENT_RUNTIME_INIT_TIMEOUT"
             hook = ending.hook
             if hook is not None and len(hook) <= _LONGEST_NAME and presentable(hook) == hook:
                 why = f"{why} while the hook {hook} ran"
-        return _failed(seen or CLASS_BY_STOP[reason], why)
+        return _failed(last_error.error_class if last_error else CLASS_BY_STOP[reason], why)
     if reason is StopReason.REFUSED and ending.evidence is not None:
         return _failed(ending.evidence.error_class)
-    if reason is StopReason.AGENT_MISSING:
-        return _failed(CLASS_BY_STOP[reason], fact=_AGENT_MISSING, remedy="correct these fields")
     if reason in CLASS_BY_STOP:
-        return _failed(CLASS_BY_STOP[reason], _OTHER_MODE if reason is StopReason.PERMISSION_MODE else None)
+        return _failed(CLASS_BY_STOP[reason], **_WORDS_BY_STOP.get(reason, {}))
     if ending.result is not None:
         return _for_failed_result(ending, ending.result)
     return _for_missing_result(ending)
@@ -188,15 +181,6 @@ def _for_failed_result(ending: Ending, result: Result) -> Verdict:
         return _failed(ErrorClass.LOST_RESULT, "its result is empty")
     if result.subtype in _CLASS_BY_SUBTYPE:
         return _failed(_CLASS_BY_SUBTYPE[result.subtype])
-    is_explained = ending.last_error is not None and ending.last_error.error_class is not ErrorClass.ERROR
-    is_lost = result.subtype == _NO_ANSWER_SUBTYPE and result.text is None
-    if is_lost and not is_explained and not ending.ran_out_of_memory:
-        return _failed(ErrorClass.LOST_RESULT, "it reports neither an answer nor an error")
-    return _for_error_result(ending, result)
-
-
-def _for_error_result(ending: Ending, result: Result) -> Verdict:
-    """Decide how an attempt ended whose ``result`` frame is an error."""
     lines = (result.text or "").splitlines()
     words = most_informative(lines) if len(lines) > 1 else result.text
     why = cause(words or "")
@@ -204,49 +188,45 @@ def _for_error_result(ending: Ending, result: Result) -> Verdict:
         words = lines[0].rstrip()
     if ending.last_error is not None and ending.last_error.error_class is not ErrorClass.ERROR:
         return _failed(ending.last_error.error_class, words, advice=ending.last_error.advice)
+    if result.subtype == _NO_ANSWER_SUBTYPE and result.text is None and not ending.ran_out_of_memory:
+        return _failed(ErrorClass.LOST_RESULT, "it reports neither an answer nor an error")
     if why is not None and result.subtype != "success":  # it is one of the ``errors``, and there is no answer
-        if why.error_class is ErrorClass.OOM:
-            return _failed(ErrorClass.OOM, words, remedy=why.remedy)
-        if why.remedy:
-            return _failed(ErrorClass.ERROR, words, remedy=why.remedy)
+        is_oom = why.error_class is ErrorClass.OOM
+        if is_oom or why.remedy:
+            return _failed(ErrorClass.OOM if is_oom else ErrorClass.ERROR, words, remedy=why.remedy)
     return _failed(ErrorClass.OOM if ending.ran_out_of_memory else ErrorClass.ERROR, words)
 
 
 def _for_missing_result(ending: Ending) -> Verdict:
     """Decide how an attempt ended whose process printed no ``result`` frame."""
     number, words = ending.signal_number, ending.last_words
-    why = cause(words or "")
-    words_class, remedy = (None, "") if why is None else (why.error_class, why.remedy)
+    why = cause(words or "") or _NO_CAUSE
+    is_oom, remedy = why.error_class is ErrorClass.OOM, why.remedy
     if ending.ran_out_of_memory and (number == signal.SIGKILL or ending.exit_code is None):
         return _failed(ErrorClass.OOM)  # the CLI itself, also in the middle of its retries
-    if words_class is ErrorClass.OOM and number is not None:
-        return _failed(ErrorClass.OOM, words, remedy=remedy)
-    if ending.last_error is not None:
+    if ending.last_error is not None and not (is_oom and number is not None):
         return _failed(ending.last_error.error_class, advice=ending.last_error.advice)
-    if words_class is ErrorClass.OOM or (ending.ran_out_of_memory and not (words_class or remedy)):
+    if is_oom or (ending.ran_out_of_memory and not (why.error_class or remedy)):
         return _failed(ErrorClass.OOM, words, remedy=remedy)
-    if not ending.began:
-        if words_class is ErrorClass.INVALID_REQUEST:
-            return _failed(words_class, words, fact="the CLI did not accept the request", remedy=remedy)
-        if words is None and ending.request_fault is not None:
-            fact = "the CLI ended before it had begun, as older versions do without a word"
-            return _failed(ErrorClass.INVALID_REQUEST, ending.request_fault, fact=fact)
+    if not ending.began and why.error_class is ErrorClass.INVALID_REQUEST:
+        return _failed(why.error_class, words, fact="the CLI did not accept the request", remedy=remedy)
+    if not ending.began and words is None and ending.request_fault is not None:
+        fact = "the CLI ended before it had begun, as older versions do without a word"
+        return _failed(ErrorClass.INVALID_REQUEST, ending.request_fault, fact=fact)
     how = _describe_exit(ending.exit_code, number)
     more = f"{how}: {words}" if words else how
-    if not ending.began and (
-        number in _CRASHES or ending.exit_code in _NOT_STARTED_CODES or words_class is ErrorClass.SPAWN
-    ):
-        if number == signal.SIGILL:
-            remedy = "this processor lacks an instruction that it needs: take a build for older ones, or another host"
-        return _failed(ErrorClass.SPAWN, more, remedy=remedy)
-    if number in _CRASHES:
+    is_crash = number in _CRASHES
+    is_fault_of_the_cli = is_crash or ending.exit_code in _NOT_STARTED_CODES or why.error_class is ErrorClass.SPAWN
+    if not ending.began and is_fault_of_the_cli:
+        return _failed(ErrorClass.SPAWN, more, remedy=_OTHER_PROCESSOR if number == signal.SIGILL else remedy)
+    if is_crash:
         return _failed(ErrorClass.SIGNAL, more, fact="the CLI crashed", remedy=remedy)
     if number is not None:
         return _failed(ErrorClass.SIGNAL, more)
-    if not ending.began:
-        remedy = remedy or ("look at what it says" if words else "run it by hand in this container to see why")
-        return _failed(ErrorClass.LOST_RESULT, more, fact="the CLI ended before it had begun", remedy=remedy)
-    return _failed(ErrorClass.LOST_RESULT, more, remedy=remedy)
+    if ending.began:
+        return _failed(ErrorClass.LOST_RESULT, more, remedy=remedy)
+    remedy = remedy or ("look at what it says" if words else "run it by hand in this container to see why")
+    return _failed(ErrorClass.LOST_RESULT, more, fact="the CLI ended before it had begun", remedy=remedy)
 
 
 def token_verdict(trouble: TokenTrouble) -> Verdict:
@@ -280,15 +260,24 @@ def _failed(
         fact: Replaces the first half of the sentence, which says what happened.
         remedy: Replaces the second half, which says what to do.
     """
+    outcome = Outcome.CANCELLED if error_class is ErrorClass.CANCELLED else Outcome.FAILED
     if advice is not None:
-        return Verdict(Outcome.FAILED, error_class, advice)
+        return Verdict(outcome, error_class, advice)
     usual_fact, _, usual_remedy = error_class.sentence.partition("; ")
-    sentence = f"{fact or usual_fact}; {remedy or usual_remedy}"
+    sentence = "; ".join(filter(None, (fact or usual_fact, remedy or usual_remedy)))
     if more and not error_class.cured_by_token:
         shown = presentable(more)
         if shown == more or cause(more) is not None:
             sentence = f"{sentence}: {shown}"
-    return Verdict(Outcome.FAILED, error_class, sentence)
+    return Verdict(outcome, error_class, sentence)
+
+
+UNSTARTED: dict[StopReason, Verdict] = {
+    StopReason.TIMEOUT: Verdict(Outcome.FAILED, ErrorClass.TIMEOUT, "the timeout was over while the execution waited"),
+    StopReason.CANCELLED: _failed(ErrorClass.CANCELLED),
+    StopReason.SHUTDOWN: _failed(ErrorClass.INTERRUPTED),
+}
+"""The verdict on an execution that is stopped while it waits, by the stop reason."""
 
 
 def without_repeated_advice(detail: str | None, error_class: ErrorClass | None, before: str | None) -> str | None:
