@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agent_runtime.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection
-    from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +87,28 @@ def starts_without_shell(cwd: Path, config_dir: Path) -> bool:
 
 
 def _server_files(directory: Path) -> list[Path]:
-    return [place / ".mcp.json" for place in (directory, *directory.parents)]
+    return [Path(file) for place in _upwards(directory) if _may_exist(file := f"{place}/.mcp.json")]
 
 
 def _settings_files(directory: Path) -> list[Path]:
-    local = (place / ".claude" / "settings.local.json" for place in (directory, *directory.parents))
-    return [directory / ".claude" / "settings.json", *local]
+    local = (f"{place}/.claude/settings.local.json" for place in _upwards(directory))
+    return [Path(file) for file in (f"{directory}/.claude/settings.json", *local) if _may_exist(file)]
+
+
+def _upwards(directory: Path) -> list[str]:
+    """Return the paths of a directory and its parents, without the last slash; text, because no file is the rule."""
+    parts = str(directory).rstrip("/").split("/")
+    return ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
+
+
+def _may_exist(file: str) -> bool:
+    try:
+        os.lstat(file)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass  # :func:`_section` judges that
+    return True
 
 
 def _servers(section: dict[str, object], names: Collection[str]) -> set[str]:
