@@ -19,9 +19,9 @@ import msgspec
 
 from agent_runtime import __version__
 from agent_runtime.claude.credential_env import API_URL, BASE_URL_VARIABLE, HEADERS_VARIABLE, without_credentials
-from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.api_errors import read_body
 from agent_runtime.evidence.rules import rule_for
+from agent_runtime.model.state import TokenTrouble
 from agent_runtime.model.tokens import OAUTH_BETA, TokenKind
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ _OURS = frozenset({"host", "connection", "content-length", "transfer-encoding", 
 
 
 class ProbeVerdict(StrEnum):
-    """The API's opinion of a token or its account."""
+    """The API's opinion of a token or its account: valid, in a trouble of :class:`TokenTrouble`, or not known."""
 
     VALID = "valid"
     REFUSED = "refused"
@@ -180,9 +180,7 @@ def judge(status: int, body: bytes) -> ProbeVerdict:
         return ProbeVerdict.UNKNOWN
     rule = rule_for(error)
     if rule.condemns and (status in _CERTAIN or error.is_own_form or rule.codes):
-        if rule.error_class is ErrorClass.BILLING:
-            return ProbeVerdict.BILLING
-        return ProbeVerdict.BLOCKED if rule.blocks else ProbeVerdict.REFUSED
+        return ProbeVerdict(rule.trouble or TokenTrouble.REFUSED)
     if status in _AUTHENTICATED and error.is_own_form and (status != 404 or text.startswith("model:")):
         return ProbeVerdict.VALID
     return ProbeVerdict.UNKNOWN

@@ -26,12 +26,6 @@ log = logging.getLogger(__name__)
 PROBE_RULE = "probe"
 """The rule id, in logs and events, of a trouble that the probe found; evidence has the id of the rule that matched."""
 
-_TROUBLE_BY_VERDICT = {
-    ProbeVerdict.REFUSED: TokenTrouble.REFUSED,
-    ProbeVerdict.BLOCKED: TokenTrouble.BLOCKED,
-    ProbeVerdict.BILLING: TokenTrouble.BILLING,
-}
-
 
 class RefusalVerifier:
     """
@@ -124,10 +118,10 @@ class RefusalVerifier:
 
     def note_verdict(self, generation: Generation, verdict: ProbeVerdict, since: float = math.inf) -> None:
         """Record what the probe's verdict says about the token; *since* as for :meth:`TokenStatuses.accept`."""
-        if (trouble := _TROUBLE_BY_VERDICT.get(verdict)) is not None:
-            self.mark(generation, trouble, PROBE_RULE)
-        elif verdict is ProbeVerdict.VALID:
+        if verdict is ProbeVerdict.VALID:
             self.note_accepted(generation, since)
+        elif verdict is not ProbeVerdict.UNKNOWN:
+            self.mark(generation, TokenTrouble(verdict), PROBE_RULE)
 
     def begin_check(self, generation: Generation) -> bool:
         """Mark the token suspect and claim the right to try it; if True is returned, :meth:`try_again` must follow."""
