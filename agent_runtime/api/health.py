@@ -24,7 +24,7 @@ def reasons_of(state: SupervisorState, access: AccessKey) -> list[str]:
     found = {
         state.unready and state.unready.detail: state.unready is not None,
         f"records cannot be written: {state.disk.error}": state.disk.error is not None,
-        f"no token can be delivered: {state.delivery['reason']}": state.cannot_deliver,
+        f"no token can be delivered: {state.deliveries.state['reason']}": state.deliveries.cannot_deliver,
         f"the access key file {access.error}": access.error is not None,
     }
     return [reason for reason, is_so in found.items() if is_so and reason]
@@ -34,7 +34,7 @@ async def report(
     state: SupervisorState, reasons: list[str], connections: OpenConnections, streams: OpenStreams
 ) -> bodies.Health:
     """Build the body of ``GET /health``."""
-    generation, confinement = state.secret.generation, state.confinement
+    generation, confinement = state.secret.generation, state.containment.confinement
     return bodies.Health(
         status="degraded" if reasons else "ok",
         reasons=reasons,
@@ -56,8 +56,8 @@ async def report(
         draining=state.draining,
         connections=bodies.HealthPlaces(open=len(connections), limit=connections.limit),
         streams=bodies.HealthPlaces(open=streams.count, limit=streams.limit),
-        delivery=bodies.HealthDelivery(**state.delivery),
-        containment=bodies.HealthContainment(**state.containment),
+        delivery=bodies.HealthDelivery(**state.deliveries.state),
+        containment=bodies.HealthContainment(**state.containment.state),
         confinement=bodies.HealthConfinement(
             mode=confinement.mode.value,
             setting=confinement.asked,

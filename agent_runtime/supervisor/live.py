@@ -15,11 +15,12 @@ from agent_runtime.model.records import Usage
 from agent_runtime.model.state import Phase
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping
+    from collections.abc import Coroutine
     from typing import Any
 
+    from agent_runtime.delivery.delivery import Deliveries
     from agent_runtime.model.state import TokenState
-    from agent_runtime.process.linux.landlock import Confinement
+    from agent_runtime.process.containment_choice import Containment
     from agent_runtime.secret.file import SecretStatus
     from agent_runtime.supervisor.slots import Slots
     from agent_runtime.tokens.status import Limit
@@ -111,9 +112,6 @@ class SupervisorState(msgspec.Struct, frozen=True, kw_only=True):
         secret: What is known of the secret file.
         unkillable: How many slots are taken by processes that could not be ended.
         last_task_at: When the last task was admitted, epoch seconds.
-        delivery: How a token reaches a child: ``delivery``, ``reason`` and ``setting``.
-        cannot_deliver: No token can be delivered in that way.
-        containment: How attempts are contained: ``layer``, ``setting`` and ``lacking``.
     """
 
     unready: NotReady | None
@@ -128,9 +126,7 @@ class SupervisorState(msgspec.Struct, frozen=True, kw_only=True):
     last_task_at: float | None
     consecutive_failures: int
     draining: bool
-    delivery: dict[str, str]
-    cannot_deliver: bool
-    containment: Mapping[str, Any]
-    confinement: Confinement
+    deliveries: Deliveries
+    containment: Containment
     disk: DiskState
     uptime_seconds: float

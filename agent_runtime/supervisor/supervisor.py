@@ -227,10 +227,8 @@ class Supervisor:
             last_task_at=self.admission.last_task_at,
             consecutive_failures=self.admission.consecutive_failures,
             draining=self.admission.draining,
-            delivery=self._deliveries.state,
-            cannot_deliver=self._deliveries.cannot_deliver,
-            containment=self._containment.state,
-            confinement=self._containment.confinement,
+            deliveries=self._deliveries,
+            containment=self._containment,
             disk=DiskState(
                 free_bytes=None if disk is None else disk[0],
                 error=records.trouble,
