@@ -41,8 +41,8 @@ __all__ = ["Generation", "GenerationLedger", "SecretFile", "SecretState", "Secre
 SETTLE_SECONDS = 0.1
 RECHECK_SECONDS = 0.005
 """How often a spawn that waits for a content to settle reads again."""
-SOURCE_SECONDS = 2.0
-"""How often it is looked up how an unchanged file is mounted: that takes as long as all else that a tick does."""
+SOURCE_SECONDS = 10.0
+"""How often it is looked up how a file is mounted for which no reading shows a change; that takes as long as a tick."""
 
 UNREAD = Unusable("has not been read yet", SecretFault.OTHER)
 UNSETTLED = Unusable("has only just been written", SecretFault.UNSETTLED)

@@ -25,7 +25,8 @@ class Reading(msgspec.Struct, frozen=True):
     The result of one reading.
 
     Attributes:
-        mark: Equal for two readings only if the file was not written in between; holds a digest, never the content.
+        mark: Equal for two readings only if the file was neither written nor replaced in between; holds a digest, never
+            the content.
         modified_at: Epoch seconds; None where there is no file.
         changed_at: When the inode changed last (ctime), epoch seconds: a rename counts, and no writer can set it.
         secrets: Possible secrets in the content, usable or not, that no output must show.
@@ -62,7 +63,8 @@ def read_secret(path: Path, known: Reading | None = None) -> Reading:
     except OSError as problem:
         reason = f"cannot be read: {os.strerror(problem.errno or 0)}"
         return Reading(Unusable(reason, SecretFault.UNREADABLE), (reason,))
-    mark = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, hashlib.sha256(raw).digest())
+    # A file that lost a name may have been replaced where this cannot be seen: see agent_runtime.secret.mount.
+    mark = (info.st_dev, info.st_ino, info.st_nlink, info.st_size, info.st_mtime_ns, hashlib.sha256(raw).digest())
     if known is not None and known.mark == mark:
         return known
     found = parse(raw)

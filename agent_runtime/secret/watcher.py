@@ -20,9 +20,14 @@ if TYPE_CHECKING:
 TICK_SECONDS = 0.5
 """Longest time between two readings; two of them still take less than the promised 1.1 s."""
 
-_STEP_MS = 20
+_STEP_MS = 22
 _GROUPED_MS = 100
-"""How often watchfiles checks for events, and how long it groups them in a directory that changes all the time."""
+"""
+How often watchfiles checks for events, and how long it groups them in a directory that changes all the time.
+
+It reports an event with the second check, so a change is known after 44 ms at the latest. The checks are half of what
+an idle supervisor costs.
+"""
 
 logger = logging.getLogger(__name__)
 

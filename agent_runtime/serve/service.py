@@ -134,7 +134,8 @@ class Server(uvicorn_package.Server):
         while not await self.on_tick(0):
             asked = time.perf_counter()
             try:
-                await asyncio.wait_for(self._leaving.wait(), SECOND)
+                async with asyncio.timeout(SECOND):
+                    await self._leaving.wait()
             except TimeoutError:
                 self._counts.observe("event_loop_lag_seconds", time.perf_counter() - asked - SECOND)
                 self.second.notify()

@@ -26,6 +26,7 @@ import pytest
 from agent_runtime.errors import NotWritable
 from agent_runtime.model.tokens import Token
 from agent_runtime.secret.content import SecretFault, Unusable
+from agent_runtime.secret.file import SOURCE_SECONDS
 from agent_runtime.secret.mount import SourceKind, source_of
 from agent_runtime.secret.reader import Reading, read_secret
 from tests.support.secret_mount import SecretMount, token
@@ -210,6 +211,7 @@ def test_a_single_file_mount_is_warned_of_and_a_rename_outside_is_reported(
     since = time.monotonic()
     detached = probe.until(event="status", source=SourceKind.DETACHED)
     print(f"detached: seen after {(detached['at'] - since) * 1000:.0f} ms")  # noqa: T201 shown by -s
+    assert detached["at"] - since < SOURCE_SECONDS / 2  # not only when the mount is looked up anyway
     assert detached["state"] == "ready"
     assert "cannot be seen from here" in detached["error"]
     assert probe.spawned() == fingerprint(2)
