@@ -227,7 +227,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
         workspaces = Workspaces(settings, data_dir / "workspaces")
         archive = Archive(records, transcripts, tasks, workspaces, settings, counts)
         supervisor = Supervisor(
-            settings,
+            settings=settings,
             secret=secret,
             ledger=ledger,
             redactor=redactor,

@@ -7,6 +7,7 @@ import functools
 import logging
 import random
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -62,42 +63,36 @@ class RunnerContext(msgspec.Struct, frozen=True):
     hold: Callable[[ExecutionRunner, Held], None] = lambda _runner, held: held.request.release(replays=False)
 
 
+@dataclass(eq=False, repr=False)
 class ExecutionRunner:
     """
     Take one execution through as many attempts as it needs.
 
     The slot is held during attempts and while a refusal is verified, never while the execution is parked.
 
-    Args:
+    Attributes:
         run_attempt: Runs one CLI process in a session; nothing else here needs a process.
         obstacle: Why the token cannot be used now, if the execution was admitted to wait for another; None: it can be.
-
-    Attributes:
         resumes: How often the execution went on without a newer generation.
         has_waited: The execution must not wait any more: it did while a request of its attempt was held.
         ticket: The execution's slot, or its place in the queue; None: it has neither.
     """
 
-    def __init__(
-        self,
-        execution: Execution,
-        context: RunnerContext,
-        plan: SessionPlan,
-        obstacle: AdmissionError | None = None,
-        *,
-        run_attempt: RunAttempt,
-    ) -> None:
-        self.execution = execution
-        self.context = context
-        self._plan = plan
-        self._run_attempt = run_attempt
-        self.resumes = 0
-        self.has_waited = False
-        execution.on_held = functools.partial(context.hold, self)
-        self._first_session_id = plan.known_id
+    execution: Execution
+    context: RunnerContext
+    plan: SessionPlan
+    obstacle: AdmissionError | None = None
+    run_attempt: RunAttempt = field(kw_only=True)
+    resumes: int = 0
+    has_waited: bool = False
+    ticket: Ticket | None = None
+
+    def __post_init__(self) -> None:
+        self.execution.on_held = functools.partial(self.context.hold, self)
+        self._first_session_id = self.plan.known_id
         self._claim(self._first_session_id)
-        self._obstacle = obstacle
-        self.ticket = self._enqueue() if obstacle is None else None
+        if self.obstacle is None:
+            self.ticket = self._enqueue()
 
     async def run(self) -> None:
         """Run to the final record."""
@@ -111,10 +106,10 @@ class ExecutionRunner:
         execution.end(final)
 
     async def _run(self) -> Verdict:
-        execution, plan = self.execution, self._plan
-        if self._obstacle is not None:
-            refused = self._failed(self._obstacle)
-            if not await self._park_at_admission(self._obstacle):
+        execution, plan = self.execution, self.plan
+        if self.obstacle is not None:
+            refused = self._failed(self.obstacle)
+            if not await self._park_at_admission(self.obstacle):
                 return execution.unstarted or refused
         while True:
             if self.ticket is None:
@@ -148,7 +143,7 @@ class ExecutionRunner:
         execution = self.execution
         self._claim(str(session.session_id))
         execution.begin_attempt(session)
-        report = await self._run_attempt(execution, session)
+        report = await self.run_attempt(execution, session)
         final = execution.end_attempt(report, session)
         self._claim(execution.record.session_id)  # CLI 1.0.128 resumes a session under another id
         return report, final
@@ -177,7 +172,7 @@ class ExecutionRunner:
             self._leave_slot()
             if not await self._park(decision, generation, is_limited=final.error_class is ErrorClass.RATE_LIMIT):
                 return execution.unstarted or final
-        self._plan.continue_in(execution.record.session_id)
+        self.plan.continue_in(execution.record.session_id)
         if execution.writer.count_resume():
             execution.publish("execution.resumed", attempts=len(execution.record.attempts))
         return None
@@ -268,7 +263,7 @@ class ExecutionRunner:
 
     def _begin_anew(self, trouble: SessionTrouble, report: AttemptReport) -> bool:
         """Plan a new session where the present one is lost or refused; return whether that is possible."""
-        plan, execution = self._plan, self.execution
+        plan, execution = self.plan, self.execution
         if trouble is SessionTrouble.UNKNOWN and plan.is_named:
             return False
         if not plan.next.has_history or report.run_stats.has_progress or not plan.restart(trouble):
@@ -279,7 +274,7 @@ class ExecutionRunner:
 
     def _session_unknown(self) -> Verdict:
         """Return the verdict where the CLI knows no such session: the one the task names, or ours, lost once more."""
-        if not self._plan.is_named:
+        if not self.plan.is_named:
             return Verdict(Outcome.FAILED, ErrorClass.ERROR, SessionUnknown.OURS)
         return self._failed(SessionUnknown(SessionUnknown.NAMED))
 

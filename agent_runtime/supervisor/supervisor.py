@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from agent_runtime.errors import (
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 PRUNE_SECONDS = 600
 
 
+@dataclass(eq=False, kw_only=True, repr=False)
 class Supervisor:
     """
     Admit executions, run them in slots, and answer each; composed of the parts that do so.
@@ -74,40 +76,29 @@ class Supervisor:
         admission: Admits executions, and ends them.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        secret: SecretFile,
-        ledger: GenerationLedger,
-        redactor: Redactor,
-        archive: Archive,
-        deliveries: Deliveries,
-        containment: Containment,
-        probe: Probe | None,
-        events: EventLog,
-        environ: Mapping[str, str],
-        run_dir: Path,
-        next_mark: Callable[[], str],
-        counts: Counts,
-        cli: CliCheck,
-        options: BackgroundReloadChecker,
-    ) -> None:
-        self.settings = settings
-        self.counts = counts
-        self.secret = secret
-        self.events = events
-        self.environ = environ
-        self._redactor = redactor
-        self._archive = archive
-        self._deliveries = deliveries
-        self._containment = containment
-        self._cli, self._options = cli, options
+    settings: Settings
+    secret: SecretFile
+    ledger: GenerationLedger
+    redactor: Redactor
+    archive: Archive
+    deliveries: Deliveries
+    containment: Containment
+    probe: Probe | None
+    events: EventLog
+    environ: Mapping[str, str]
+    run_dir: Path
+    next_mark: Callable[[], str]
+    counts: Counts
+    cli: CliCheck
+    options: BackgroundReloadChecker
+
+    def __post_init__(self) -> None:
+        settings, events, archive, counts = self.settings, self.events, self.archive, self.counts
         self._started_at = time.monotonic()  # a clock that is set must not change the uptime
         self._live, self._unkillable, background = LiveExecutions(), Unkillable(), BackgroundTasks()
-        gate = self._gate = TokenGate(secret, TokenStatuses(ledger), events, probes=probe is not None)
+        gate = self._gate = TokenGate(self.secret, TokenStatuses(self.ledger), events, probes=self.probe is not None)
         self._slots = Slots(settings.slots, settings.queue, lambda: gate.holds_new_executions)
-        verifier = RefusalVerifier(gate.statuses, probe, events)
+        verifier = RefusalVerifier(gate.statuses, self.probe, events)
         self._token_upkeep = TokenUpkeep(
             settings,
             gate,
@@ -120,18 +111,18 @@ class Supervisor:
         )
         attempts = AttemptContext(
             settings=settings,
-            secret=secret,
-            deliveries=deliveries,
-            redactor=redactor,
-            environ=environ,
+            secret=self.secret,
+            deliveries=self.deliveries,
+            redactor=self.redactor,
+            environ=self.environ,
             workspaces=archive.workspaces,
-            run_dir=run_dir,
-            containment=containment,
+            run_dir=self.run_dir,
+            containment=self.containment,
             unkillable=self._unkillable,
             require_for_spawn=gate.require_for_spawn,
             mark_suspect=gate.mark_suspect,
             is_known_by_others=gate.statuses.is_known_by_others,
-            known_options=options.known_options,
+            known_options=self.options.known_options,
         )
         holds = Holds(lambda: self.admission.draining)
         self.admission = Admission(
@@ -140,9 +131,9 @@ class Supervisor:
             background,
             RunnerContext(settings, self._slots, SessionUse(), gate, verifier, holds.begin),
             ExecutionContext(
-                counts, cli, events, archive.transcripts, self._token_upkeep.record_accepted, archive.save
+                counts, self.cli, events, archive.transcripts, self._token_upkeep.record_accepted, archive.save
             ),
-            AttemptThreads(attempts, next_mark).run_attempt,
+            AttemptThreads(attempts, self.next_mark).run_attempt,
         )
 
     # -- admission
@@ -150,10 +141,10 @@ class Supervisor:
     async def admit(self, new: NewTask) -> Execution | StoredResult:
         """Submit a task; read the secret file once more before a task is refused because of its token."""
         if new.task.cwd is not None or new.task.add_dirs:
-            new = await asyncio.to_thread(self._archive.with_obstacle, new)
+            new = await asyncio.to_thread(self.archive.with_obstacle, new)
         if self.settings.probe == "on_load":
             await self._token_upkeep.poll()  # a new token is probed before an execution begins with it
-        fault = await self._options.fault(new.task)
+        fault = await self.options.fault(new.task)
         try:
             try:
                 return self.admission.submit(new, fault)
@@ -166,7 +157,7 @@ class Supervisor:
 
     def prepare(self, task: Task, ignored_fields: list[str]) -> NewTask:
         """Check and encode a task, as :meth:`Archive.prepare`."""
-        return self._archive.prepare(task, ignored_fields)
+        return self.archive.prepare(task, ignored_fields)
 
     # -- the token
 
@@ -189,7 +180,7 @@ class Supervisor:
         """
         before = self._gate.current  # the thread that watches the file may be the first to see what is written below
         if token is not None:
-            self._redactor.add(token)
+            self.redactor.add(token)
             await asyncio.to_thread(put_if_different, self.secret.path, token)
         await self._token_upkeep.reload()
         now = self._gate.current
@@ -204,7 +195,7 @@ class Supervisor:
         if not ignores_token and (unusable := self._gate.unready) is not None:
             return NotReady(*unusable)
         try:
-            self._cli.require()
+            self.cli.require()
         except SpawnFailed as error:
             return NotReady("no_cli", plain_detail(ErrorClass.SPAWN, str(error)))
         return None
@@ -212,7 +203,7 @@ class Supervisor:
     @property
     def state(self) -> SupervisorState:
         """The state of everything, at this moment."""
-        gate, archive = self._gate, self._archive
+        gate, archive = self._gate, self.archive
         records, disk = archive.records, archive.transcripts.free_bytes()
         return SupervisorState(
             unready=self.unready(),
@@ -227,8 +218,8 @@ class Supervisor:
             last_task_at=self.admission.last_task_at,
             consecutive_failures=self.admission.consecutive_failures,
             draining=self.admission.draining,
-            deliveries=self._deliveries,
-            containment=self._containment,
+            deliveries=self.deliveries,
+            containment=self.containment,
             disk=DiskState(
                 free_bytes=None if disk is None else disk[0],
                 error=records.trouble,
@@ -247,17 +238,17 @@ class Supervisor:
             NotFound: Nothing is known under this id.
         """
         live = self._live.get(execution_id)
-        return live.record if live is not None else self._archive.record(execution_id)
+        return live.record if live is not None else self.archive.record(execution_id)
 
     def records(
         self, state: str | None, outcome: str | None, limit: int, cursor: str | None, labels: Mapping[str, str]
     ) -> tuple[Iterator[ExecutionRecord], str | None]:
         """List records as :meth:`RecordStore.list`; from any thread."""
-        return self._archive.records.list(state, outcome, limit, cursor, labels=labels)
+        return self.archive.records.list(state, outcome, limit, cursor, labels=labels)
 
     def usage_since(self, since: float, by: UsedBy) -> dict[str | None, ModelUsage]:
         """Add up what executions have used, as :func:`agent_runtime.store.usage.usage_since`; from any thread."""
-        return usage_since(self._archive.records, since, by)
+        return usage_since(self.archive.records, since, by)
 
     def view(self, execution_id: str) -> View:
         """
@@ -268,7 +259,7 @@ class Supervisor:
         """
         if (live := self._live.get(execution_id)) is not None:
             return View(live.record, live.reader, live.changed, live.live_texts)
-        return View(self._archive.record(execution_id), self._archive.transcripts.reader(execution_id), Notifier())
+        return View(self.archive.record(execution_id), self.archive.transcripts.reader(execution_id), Notifier())
 
     def result(self, execution_id: str) -> StoredResult | None:
         """
@@ -279,7 +270,7 @@ class Supervisor:
         """
         if execution_id in self._live:
             return None
-        stored = self._archive.stored_result(self._archive.record(execution_id))
+        stored = self.archive.stored_result(self.archive.record(execution_id))
         if stored is None:
             raise NotFound(
                 "no answer is kept of this execution; its record says how it ended", code="no_retained_result"
@@ -309,7 +300,7 @@ class Supervisor:
         Args:
             second: Notified each time the chores are due. Now and then old executions are deleted, too.
         """
-        archive, workspaces = self._archive, self._archive.workspaces
+        archive, workspaces = self.archive, self.archive.workspaces
         while True:
             await asyncio.to_thread(archive.prune, frozenset(self._live))
             for _ in range(PRUNE_SECONDS):
@@ -317,7 +308,7 @@ class Supervisor:
                 self._token_upkeep.each_second()
                 await self._measure()
                 if linux.has_dead_children():
-                    await asyncio.to_thread(self._containment.reap_orphans)
+                    await asyncio.to_thread(self.containment.reap_orphans)
                 if self._unkillable.slots:
                     await asyncio.to_thread(self._unkillable.try_again)
                 if workspaces.has_retired:
