@@ -1,12 +1,15 @@
 """
-The states of an execution: its phases and their transitions, the reasons to stop it, its outcomes.
+The states of an execution, of the token, and of the supervisor.
 
-Three enums, because they answer three questions: where is it now, why did the supervisor end it, how did it end.
+An execution has three enums, because they answer three questions: where is it now, why did the supervisor end it, how
+did it end.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
+
+import msgspec
 
 from agent_runtime.errors import ErrorClass, IllegalTransition
 
@@ -161,3 +164,30 @@ class Verification(StrEnum):
     """The API accepted the token when it was asked again."""
     OPEN = "open"
     """Undecided: neither the probe nor the evidence settles it."""
+
+
+class NotReady(msgspec.Struct, frozen=True):
+    """Why a task sent now would be turned away, with the reason that ``/readyz`` gives."""
+
+    reason: str
+    detail: str
+
+
+class DiskState(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    The disk that holds records and transcripts.
+
+    Attributes:
+        free_bytes: Free space; null: unknown.
+        error: Why a record cannot be written, or read, now.
+        damage: What was found to be lost or damaged since the start, a sentence each.
+        set_aside: Names of damaged files of records in the data directory; delete them when you need them no more.
+        transcripts_without_record: How many transcripts have no record. A task with the id of such a transcript is
+            turned away (409 ``storage``), because it may have run.
+    """
+
+    free_bytes: int | None
+    error: str | None
+    damage: list[str] = []
+    set_aside: list[str] = []
+    transcripts_without_record: int = 0

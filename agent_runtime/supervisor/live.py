@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from agent_runtime.delivery.delivery import Deliveries
-    from agent_runtime.model.state import TokenState
+    from agent_runtime.model.state import DiskState, NotReady, TokenState
     from agent_runtime.process.containment_choice import Containment
     from agent_runtime.secret.file import SecretStatus
     from agent_runtime.supervisor.slots import Slots
@@ -73,33 +73,6 @@ class LiveExecutions(dict[str, Execution]):
         """Make all running attempts check whether the secret file's generation has reached their children."""
         for one in self.values():
             one.follow_secret()
-
-
-class NotReady(msgspec.Struct, frozen=True):
-    """Why a task sent now would be turned away, with the reason that ``/readyz`` gives."""
-
-    reason: str
-    detail: str
-
-
-class DiskState(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    The disk that holds records and transcripts.
-
-    Attributes:
-        free_bytes: Free space; null: unknown.
-        error: Why a record cannot be written, or read, now.
-        damage: What was found to be lost or damaged since the start, a sentence each.
-        set_aside: Names of damaged files of records in the data directory; delete them when you need them no more.
-        transcripts_without_record: How many transcripts have no record. A task with the id of such a transcript is
-            turned away (409 ``storage``), because it may have run.
-    """
-
-    free_bytes: int | None
-    error: str | None
-    damage: list[str] = []
-    set_aside: list[str] = []
-    transcripts_without_record: int = 0
 
 
 class SupervisorState(msgspec.Struct, frozen=True, kw_only=True):

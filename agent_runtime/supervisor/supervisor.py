@@ -21,7 +21,7 @@ from agent_runtime.errors import (
 from agent_runtime.execution.attempt_data import AttemptContext
 from agent_runtime.execution.attempt_thread import AttemptThreads
 from agent_runtime.execution.execution import Execution, ExecutionContext
-from agent_runtime.model.state import Outcome, StopReason
+from agent_runtime.model.state import DiskState, NotReady, Outcome, StopReason
 from agent_runtime.notifier import Notifier
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.unkillable import Unkillable
@@ -30,7 +30,7 @@ from agent_runtime.store.usage import usage_since
 from agent_runtime.supervisor.admission import Admission
 from agent_runtime.supervisor.answers import StoredResult, View
 from agent_runtime.supervisor.holds import Holds
-from agent_runtime.supervisor.live import BackgroundTasks, DiskState, LiveExecutions, NotReady, SupervisorState
+from agent_runtime.supervisor.live import BackgroundTasks, LiveExecutions, SupervisorState
 from agent_runtime.supervisor.runner import RunnerContext
 from agent_runtime.supervisor.sessions import SessionUse
 from agent_runtime.supervisor.slots import Slots

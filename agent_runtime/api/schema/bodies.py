@@ -12,13 +12,12 @@ import msgspec
 
 from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec looks at annotations
 from agent_runtime.model.records import ExecutionRecord, Instant, Metadata, Subscriptable, Usage
-from agent_runtime.model.state import Outcome, Phase, TokenState  # noqa: TC001 - as above
+from agent_runtime.model.state import DiskState, NotReady, Outcome, Phase, TokenState  # noqa: TC001 - as above
 from agent_runtime.model.tokens import TokenKind  # noqa: TC001 - as above
 from agent_runtime.model.usage import ModelUsage
 from agent_runtime.secret.mount import SourceKind  # noqa: TC001 - as above
 from agent_runtime.secret.token_forms import PLAIN_TOKEN
 from agent_runtime.store.usage import UsedBy  # noqa: TC001 - as above
-from agent_runtime.supervisor.live import DiskState, NotReady  # noqa: TC001 - as above
 
 
 class Accepted(msgspec.Struct, kw_only=True):
