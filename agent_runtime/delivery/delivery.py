@@ -47,7 +47,7 @@ class HeldRequest(Protocol):
     """
     A request that waits for another token, or for a limit to end.
 
-    It waits at the relay (:class:`agent_runtime.relay.hold.Hold`), or the CLI repeats it by itself
+    It waits at the relay (:class:`agent_runtime.relay.exchange.Hold`), or the CLI repeats it by itself
     (:class:`agent_runtime.execution.child_token.RepeatedRequest`).
 
     Attributes:

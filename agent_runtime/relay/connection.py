@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-MOST_BUFFERED_BYTES = 64 * 1024
 MOST_HEAD_BYTES = 64 * 1024
+"""The longest head of a message; if nobody waits for bytes, a connection is read no further than this, either."""
+
 _END = b"\r\n\r\n"
 _AMBIGUOUS_LINES = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]|\0")
 """Bare CR or LF, folded lines, NUL: servers read them differently, so one request could be two (RFC 9112, 2.2, 5.2)."""
@@ -32,44 +33,47 @@ class Connection(asyncio.Protocol):
     """
     A connection with back-pressure both ways; for asyncio's ``create_server`` and ``create_connection``.
 
-    Bytes are handed on as they were received, without a copy, and the connection is read further only while somebody
-    waits for bytes or the buffer is short.
-
     Args:
         on_open: Called with a connection when it is open.
 
     Attributes:
         buffer: The bytes that were read and not used yet.
+        has_ended: Whether the other side has closed the connection, or its sending half.
+        on_end: Called when it does.
+        peer: Pid and user id of the process that connected to the Unix socket; None: it is a TCP connection.
         is_used: Whether a message was exchanged on the connection before: the other side may have closed it since.
         is_of_cli: Whether the CLI itself is at the other end, not one of its tools; None: not known.
-        on_end: Called when the other side has closed the connection, or its sending half.
     """
 
     def __init__(self, on_open: Callable[[Connection], None] = lambda _connection: None) -> None:
         self.buffer = b""
+        self.has_ended = False
+        self.on_end: Callable[[], object] = lambda: None
+        self.peer: tuple[int, int] | None = None
         self.is_used = False
         self.is_of_cli: bool | None = None
-        self.on_end: Callable[[], object] = lambda: None
         self._on_open = on_open
         self._transport: asyncio.Transport
-        self._has_ended = False
         self._error: Exception | None = None
         self._was_read = asyncio.Event()
         self._can_write = asyncio.Event()
         self._can_write.set()
-        self._is_lost = asyncio.Event()
 
     # -- called by asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Store the transport, and tell that the connection is open."""
         self._transport = cast("asyncio.Transport", transport)
+        connection = transport.get_extra_info("socket")
+        if connection.family == socket.AF_UNIX:
+            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            self.peer = struct.unpack("2i4x", credentials)
         self._on_open(self)
 
     def data_received(self, data: bytes) -> None:
         """Append to the buffer."""
         self.buffer += data
-        if self._was_read.is_set() and len(self.buffer) >= MOST_BUFFERED_BYTES:  # nobody waits for bytes
+        if self._was_read.is_set() and len(self.buffer) >= MOST_HEAD_BYTES:  # nobody waits for bytes
             self._transport.pause_reading()
         self._was_read.set()
 
@@ -78,10 +82,9 @@ class Connection(asyncio.Protocol):
         self._end()
         return self._transport.get_extra_info("sslcontext") is None  # True: what we send can still arrive
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         """Wake those that wait for bytes, or to write."""
-        self._error = error
-        self._is_lost.set()
+        self._error = exc
         self._can_write.set()
         self._end()
 
@@ -95,11 +98,11 @@ class Connection(asyncio.Protocol):
 
     def _end(self) -> None:
         self._was_read.set()
-        if not self._has_ended:
-            self._has_ended = True
+        if not self.has_ended:
+            self.has_ended = True
             self.on_end()
 
-    # -- reading
+    # -- for the relay
 
     async def fill_buffer(self) -> bool:
         """
@@ -109,7 +112,7 @@ class Connection(asyncio.Protocol):
             OSError: The connection broke.
         """
         length = len(self.buffer)
-        while len(self.buffer) == length and not self._has_ended:
+        while len(self.buffer) == length and not self.has_ended:
             self._was_read.clear()
             self._transport.resume_reading()
             await self._was_read.wait()
@@ -153,18 +156,6 @@ class Connection(asyncio.Protocol):
             raise BadMessage("the head has bare or folded lines")
         return head
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether the other side has closed the connection, or its sending half."""
-        return self._has_ended
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether the connection is open, as far as is known, and no unread byte has come on it."""
-        return not (self.buffer or self._has_ended or self._transport.is_closing())
-
-    # -- writing
-
     async def send(self, data: bytes) -> None:
         """
         Send *data*, and wait as long as the other side does not read fast enough.
@@ -184,32 +175,15 @@ class Connection(asyncio.Protocol):
         transport = await loop.start_tls(self._transport, self, context, server_hostname=host)
         self._transport = cast("asyncio.Transport", transport)
 
-    # -- the other side
-
     @property
-    def is_unix(self) -> bool:
-        """Whether the connection came by a Unix socket, not by TCP."""
-        return self._socket.family == socket.AF_UNIX
-
-    @property
-    def peer(self) -> tuple[int, int] | None:
-        """Pid and user id of the process that connected to the Unix socket; None: it came by TCP."""
-        if not self.is_unix:
-            return None
-        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid, uid, _ = struct.unpack("3i", credentials)
-        return pid, uid
+    def is_idle(self) -> bool:
+        """Whether the connection is open, as far as is known, and no unread byte has come on it."""
+        return not (self.buffer or self.has_ended or self._transport.is_closing())
 
     @property
     def peer_port(self) -> int:
         """The TCP port at the other end."""
         return int(self._transport.get_extra_info("peername")[1])
-
-    @property
-    def _socket(self) -> socket.socket:
-        return cast("socket.socket", self._transport.get_extra_info("socket"))
-
-    # -- the end
 
     async def close_after_peer(self) -> None:
         """Send an end of file; then read and drop what the other side sends until it closes the connection."""
@@ -223,13 +197,10 @@ class Connection(asyncio.Protocol):
         """Close the connection, once what was sent has gone."""
         self._transport.close()
 
-    async def wait_closed(self) -> None:
-        """Wait until the connection is closed; :meth:`close` or :meth:`reset` must come before."""
-        await self._is_lost.wait()
-
     def reset(self) -> None:
         """Reset the connection (RST for TCP), so that the other side cannot take its end for the end of a message."""
-        if not self._is_lost.is_set() and not self.is_unix:
+        if self.peer is None and not self._transport.is_closing():
             with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection = self._transport.get_extra_info("socket")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()

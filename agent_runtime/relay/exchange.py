@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
+import zlib
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.evidence.api_errors import STATUS_BY_TYPE
+from agent_runtime.evidence.api_errors import STATUS_BY_TYPE, read_body
+from agent_runtime.evidence.detector import Channel, Detection
+from agent_runtime.evidence.reset_times import HORIZON
+from agent_runtime.evidence.rules import rule_for
 from agent_runtime.model.tokens import OAUTH_BETA, TokenKind
+from agent_runtime.relay.answers import Chunked, UntilClosed, without_chunks
 from agent_runtime.relay.connection import BadMessage, PeerClosed
-from agent_runtime.relay.framing import Chunked, UntilClosed
-from agent_runtime.relay.hold import Hold
-from agent_runtime.relay.refusals import MOST_BODY_BYTES, detection_in, may_be_refusal
 from agent_runtime.relay.requests import HOP_BY_HOP, MESSAGES
 from agent_runtime.relay.upstream import FirstByteTimeout, Unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from agent_runtime.evidence.detector import Detection
+    from agent_runtime.relay.answers import Answer
     from agent_runtime.relay.connection import Connection
-    from agent_runtime.relay.identities import Identity
+    from agent_runtime.relay.identity import Identity
     from agent_runtime.relay.requests import Request
-    from agent_runtime.relay.upstream import Answer, Upstream
+    from agent_runtime.relay.upstream import Upstream
     from agent_runtime.secret.file import SecretFile
     from agent_runtime.secret.generations import Generation
 
@@ -38,8 +42,45 @@ Events of a model are a tenth of that and milliseconds apart: they are passed on
 would wake the relay for every few events, and that takes more processor time than the events themselves.
 """
 
+MOST_JUDGED_BYTES = 64 * 1024
+"""How much of the body of an answer is read to judge it."""
+
+_MAY_BE_ABOUT_TOKEN = frozenset({400, 401, 402, 403, 429})
+_GZIP_OR_ZLIB = 47
+_UNIFIED = b"anthropic-ratelimit-unified-"
 _TYPE_BY_STATUS = {status: kind for kind, status in STATUS_BY_TYPE.items()}
 _NOT_FORWARDED = frozenset(name.encode() for name in HOP_BY_HOP) | {b"set-cookie"}
+
+
+class Hold:
+    """
+    A request that waits before the child gets a byte of an answer; made on the relay's loop, released from any thread.
+
+    Attributes:
+        detection: What the API's answer says about the token.
+        body: The beginning of the body of the API's answer.
+        generation: The generation that the request carried.
+        limit_seconds: The CLI waits at least this long for an answer.
+        is_over: Whether the request was released, or the child has hung up.
+    """
+
+    def __init__(self, detection: Detection, body: bytes, generation: Generation, limit_seconds: float) -> None:
+        self.detection = detection
+        self.body = body
+        self.generation = generation
+        self.limit_seconds = limit_seconds
+        self.is_over = False
+        self.released: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def release(self, *, replays: bool) -> None:
+        """End the hold: send the request again with the token in use then, or pass the API's answer on as it was."""
+
+        def release() -> None:
+            if not self.released.done():
+                self.released.set_result(replays)
+
+        with contextlib.suppress(RuntimeError):  # the loop has closed
+            self.released.get_loop().call_soon_threadsafe(release)
 
 
 class Exchanges:
@@ -101,37 +142,38 @@ class Exchanges:
                 if detection is None:
                     return answer
                 await asyncio.to_thread(self._secret.poll)  # a newer token may be written and not noticed yet
-                if identity.choose(self._secret.status.generation) is generation and not await self._hold(
-                    identity, detection, answer, generation
-                ):
-                    return answer
+                if identity.choose(self._secret.status.generation) is generation:
+                    hold = Hold(detection, answer.body, generation, identity.hold_seconds)
+                    if not await self._is_replayed(hold, identity):
+                        return answer
             except BaseException:
                 answer.connection.reset()
                 raise
             self._count("replayed")
             self._upstream.release(answer)
 
-    async def _hold(self, identity: Identity, detection: Detection, answer: Answer, generation: Generation) -> bool:
+    async def _is_replayed(self, hold: Hold, identity: Identity) -> bool:
         """Hold a request because the token in use was refused or is limited; return whether to send it again."""
         if identity.on_hold is None:
             return False
-        hold = Hold(detection, answer.body, generation, identity.hold_seconds, identity.on_release)
         self._count("held")
         identity.on_hold(hold)
-        return await hold.wait()
+        try:
+            return await hold.released
+        finally:
+            hold.is_over = True
+            identity.on_release(hold)
 
     async def _detection_in(self, answer: Answer, request: Request, generation: Generation) -> Detection | None:
         """Read what an answer says about the token; None: nothing, or the CLI itself does not send such requests."""
-        if not may_be_refusal(answer.status) or not request.path.startswith(MESSAGES):
+        if answer.status not in _MAY_BE_ABOUT_TOKEN or not request.path.startswith(MESSAGES):
             return None
         if generation.token.kind is TokenKind.OAUTH and OAUTH_BETA not in request.header("anthropic-beta"):
             return None
         async with asyncio.timeout(self._upstream.first_byte_seconds):
-            while len(answer.body) < MOST_BODY_BYTES and (data := await answer.read()):
+            while len(answer.body) < MOST_JUDGED_BYTES and (data := await answer.read()):
                 answer.body += data
-        body = answer.body
-        if isinstance(answer.framing, Chunked):
-            body = _without_chunks(body)
+        body = without_chunks(answer.body) if isinstance(answer.framing, Chunked) else answer.body
         return detection_in(answer.status, answer.values, body)
 
     async def _forward(self, answer: Answer, child: Connection) -> bool:
@@ -148,26 +190,22 @@ class Exchanges:
         if answer.body:
             unsent += _chunk(answer.body) if in_chunks else answer.body
         while True:
-            if unsent and not answer.connection.buffer:
+            if not answer.connection.buffer:  # else more can be sent together with it
                 await child.send(unsent)
+                if len(unsent) >= FAST_BYTES and not answer.framing.is_complete:
+                    await answer.connection.pause_reading(PAUSE_SECONDS)
                 unsent = b""
             try:
                 async with asyncio.timeout(IDLE_SECONDS):
                     data = await answer.read()
-            except (OSError, PeerClosed, BadMessage, TimeoutError):
+            except (OSError, PeerClosed, BadMessage):
                 answer.connection.reset()
                 child.reset()
                 return False
             if not data:
                 break
-            await child.send(unsent + (_chunk(data) if in_chunks else data))
-            unsent = b""
-            if len(data) >= FAST_BYTES and not answer.framing.is_complete:
-                await answer.connection.pause_reading(PAUSE_SECONDS)
-        if in_chunks:
-            unsent += b"0\r\n\r\n"
-        if unsent:
-            await child.send(unsent)
+            unsent += _chunk(data) if in_chunks else data
+        await child.send(unsent + (b"0\r\n\r\n" if in_chunks else b""))
         self._upstream.release(answer)
         return True
 
@@ -184,15 +222,6 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-def _without_chunks(body: bytes) -> bytes:
-    """Return the content of the whole chunks of a body whose framing was checked before."""
-    found, at = b"", 0
-    while (end := body.find(b"\r\n", at)) >= 0 and (size := int(body[at:end].partition(b";")[0], 16)):
-        found += body[end + 2 : end + 2 + size]
-        at = end + 2 + size + 2
-    return found
-
-
 def error_answer(request: Request | None, status: int, message: str, *, is_last: bool = False) -> bytes:
     """
     Build an error answer of the relay itself, in the API's form; without a body to HEAD.
@@ -207,3 +236,36 @@ def error_answer(request: Request | None, status: int, message: str, *, is_last:
     head = b"HTTP/1.1 %d Relay\r\ncontent-type: application/json\r\n%scontent-length: %d\r\n\r\n"
     is_head = request is not None and request.method == "HEAD"
     return head % (status, connection, len(body)) + (b"" if is_head else body)
+
+
+def detection_in(status: int, headers: Mapping[bytes, list[bytes]], body: bytes) -> Detection | None:
+    """
+    Return what an answer says about the token or its account; None: nothing.
+
+    A 429 counts only with the headers of a usage limit: without them the API only throttles requests.
+
+    Args:
+        headers: Values by lower-case name.
+        body: The beginning of the body, without the framing of chunks.
+
+    Source: ``anthropic-ratelimit-unified-*`` as the stand-in's :class:`UsageLimit` sends them.
+    """
+    if status == 429 and headers.get(_UNIFIED + b"status") == [b"rejected"]:
+        return _limit(headers)
+    if b"content-encoding" in headers:
+        with contextlib.suppress(zlib.error):  # of the codings the relay asks for no other than gzip
+            body = zlib.decompressobj(_GZIP_OR_ZLIB).decompress(body, MOST_JUDGED_BYTES)
+    error = read_body(body.decode("utf-8", "replace").strip(), status)
+    if error is None or not (rule := rule_for(error)).is_evidence:
+        return None
+    return Detection.of(error, rule, Channel.WIRE, is_final=True)
+
+
+def _limit(headers: Mapping[bytes, list[bytes]]) -> Detection:
+    claim = b"".join(headers.get(_UNIFIED + b"representative-claim", [])).decode("ascii", "replace")
+    reset = b"".join(headers.get(_UNIFIED + b"reset", []))
+    resets_at = float(reset) if reset.isdigit() and len(reset) <= 12 else None
+    if resets_at is not None and not 0 < resets_at - time.time() <= HORIZON.total_seconds():
+        resets_at = None
+    limit = Detection.of_limit("limit-headers", Channel.WIRE, claim or None, resets_at)
+    return msgspec.structs.replace(limit, condemns=True, is_final=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -28,7 +29,7 @@ from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE, TokenKi
 from agent_runtime.process.linux.proc import connects_from
 from agent_runtime.relay.connection import BadMessage, Connection, PeerClosed
 from agent_runtime.relay.exchange import Exchanges, error_answer
-from agent_runtime.relay.identities import Identities, Identity
+from agent_runtime.relay.identity import Identity, digest_of
 from agent_runtime.relay.requests import MemoryBudget, TooLarge, read_body, read_head
 from agent_runtime.relay.upstream import Upstream
 from agent_runtime.settings import PREFIX
@@ -147,13 +148,13 @@ class Relay:
         except ValueError as error:
             raise CannotStart(f"{PREFIX}TOKEN_DELIVERY: relay is not possible here: {error}") from None
         self._environ = environ
-        self._secret = secret
         self._directory = directory
         self._owner = owner
         self._takes_socket = takes_socket
         self._count = count
+        self._exchanges = Exchanges(self._upstream, secret, count=count)
         self._prefix = f"/{secrets.token_hex(16)}"
-        self._identities = Identities()
+        self._identities: dict[bytes, Identity] = {}
         self._budget = MemoryBudget()
         self._connections: dict[asyncio.Task[None], Identity | None] = {}
         self._thread: threading.Thread | None = None
@@ -199,15 +200,23 @@ class Relay:
         """Make the identity of one child; return what it gets in place of a token. :meth:`release` must follow."""
         takes_socket = self._takes_socket()
         identity = Identity(generation, LONG_HOLD_SECONDS if takes_socket else SHORT_HOLD_SECONDS)
-        self._identities.add(identity)
+        self._identities[digest_of(identity.placeholder)] = identity
         variable = OAUTH_VARIABLE if identity.kind is TokenKind.OAUTH else API_KEY_VARIABLE
         shown = _TIMEOUTS | {variable: identity.placeholder}
-        by_port = shown | self._by_port()
+        by_socket = {
+            SOCKET_VARIABLE: str(self._socket),
+            BASE_URL_VARIABLE: FIRST_PARTY_URL,
+            SHELL_PREFIX_VARIABLE: str(self._shell_prefix),
+        }
+        base_url = f"http://127.0.0.1:{self._port}{self._prefix}"
+        by_port = shown | {"API_FORCE_IDLE_TIMEOUT": "0", BASE_URL_VARIABLE: base_url}
+        for name in _NO_PROXY:
+            by_port[name] = ",".join(filter(None, [self._environ.get(name), "127.0.0.1"]))
         takes_it = uses_socket(self._environ, takes_socket=takes_socket)
         return Delivered(
             generation,
             RELAY,
-            shown | self._by_socket() if takes_it else by_port,
+            shown | by_socket if takes_it else by_port,
             lambda: ReloadBehaviour.ON_REQUEST,
             holds=lambda _newer: True,
             relayed=identity,
@@ -219,46 +228,28 @@ class Relay:
         identity = delivered.relayed
         if not isinstance(identity, Identity):
             return
-        self._identities.remove(identity)
+        self._identities.pop(digest_of(identity.placeholder), None)
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._end_connections, identity)
-
-    def _by_socket(self) -> dict[str, str]:
-        return {
-            SOCKET_VARIABLE: str(self._socket),
-            BASE_URL_VARIABLE: FIRST_PARTY_URL,
-            SHELL_PREFIX_VARIABLE: str(self._shell_prefix),
-        }
-
-    def _by_port(self) -> dict[str, str]:
-        spared = {name: _with_loopback(self._environ.get(name, "")) for name in _NO_PROXY}
-        base_url = f"http://127.0.0.1:{self._port}{self._prefix}"
-        return spared | {"API_FORCE_IDLE_TIMEOUT": "0", BASE_URL_VARIABLE: base_url}
 
     # -- the relay's thread
 
     async def _serve(self, listening: Future[None]) -> None:
         self._loop = asyncio.get_running_loop()
-        exchanges = Exchanges(self._upstream, self._secret, count=self._count)
-
-        def accept(connection: Connection) -> None:
-            if len(self._connections) >= MOST_CONNECTIONS:
-                connection.reset()
-                return
-            task = asyncio.ensure_future(self._serve_connection(connection, exchanges))
-            self._connections[task] = None
-            task.add_done_callback(self._connection_ended)
-
-        def accepted() -> Connection:
-            return Connection(accept)
-
+        accepted = functools.partial(Connection, self._accept)
         servers: list[asyncio.Server] = []
         try:
             servers.append(await self._loop.create_server(accepted, "127.0.0.1", 0, backlog=BACKLOG))
             self._port = servers[0].sockets[0].getsockname()[1]
             if self._is_first_party:
-                servers.append(await self._start_unix_server(self._loop, accepted))
+                path = str(self._socket)
+                server = await self._loop.create_unix_server(accepted, path, backlog=BACKLOG, start_serving=False)
+                servers.append(server)
+                self._socket.chmod(0o600)
+                if self._owner is not None:
+                    os.chown(self._socket, *self._owner)
+                await server.start_serving()
                 self._shell_prefix = write_shell_prefix(self._directory)
         except OSError as error:
             listening.set_exception(error)
@@ -271,17 +262,15 @@ class Relay:
             task.cancel()
         if self._connections:
             await asyncio.wait(self._connections, timeout=LEAVE_SECONDS)
-        await self._upstream.close()
+        self._upstream.close()
 
-    async def _start_unix_server(
-        self, loop: asyncio.AbstractEventLoop, accepted: Callable[[], Connection]
-    ) -> asyncio.Server:
-        server = await loop.create_unix_server(accepted, str(self._socket), backlog=BACKLOG, start_serving=False)
-        self._socket.chmod(0o600)
-        if self._owner is not None:
-            os.chown(self._socket, *self._owner)
-        await server.start_serving()
-        return server
+    def _accept(self, connection: Connection) -> None:
+        if len(self._connections) >= MOST_CONNECTIONS:
+            connection.reset()
+            return
+        task = asyncio.ensure_future(self._serve_connection(connection))
+        self._connections[task] = None
+        task.add_done_callback(self._connection_ended)
 
     def _connection_ended(self, task: asyncio.Task[None]) -> None:
         self._connections.pop(task, None)
@@ -293,43 +282,43 @@ class Relay:
             if owner is identity:
                 task.cancel()
 
-    async def _serve_connection(self, connection: Connection, exchanges: Exchanges) -> None:
+    async def _serve_connection(self, connection: Connection) -> None:
         """Answer the requests of one connection until either side ends it."""
         try:
             peer = connection.peer
             if peer is not None and peer[1] not in {os.geteuid(), self._owner[0] if self._owner else os.geteuid()}:
                 self._count("stranger")
                 return
-            while await self._serve_request(connection, exchanges):
+            while await self._serve_request(connection):
                 pass
         except (OSError, PeerClosed):
             self._count("left")
         finally:
             connection.close()
 
-    async def _serve_request(self, connection: Connection, exchanges: Exchanges) -> bool:
+    async def _serve_request(self, connection: Connection) -> bool:
         """Answer one request; return whether another may follow."""
         task = asyncio.current_task()
         owner = self._connections.get(task) if task is not None else None
-        request = sender_check = None
+        request = None
         try:
             async with asyncio.timeout(HEAD_SECONDS if owner is None else None):
-                request = await read_head(connection, "" if connection.is_unix else self._prefix, self._budget)
+                request = await read_head(connection, self._prefix if connection.peer is None else "", self._budget)
             if request is None:
                 return False
-            identity = self._identities.find(request.credentials)
+            found = (self._identities.get(digest_of(text)) for text in request.credentials)
+            identity = next(filter(None, found), None)
             if identity is None or owner not in {None, identity} or task is None:
                 self._count("unknown")
                 return await _refuse(connection, request, 404, "the relay does not know the sender")
             self._connections[task] = identity
-            sender_check = asyncio.ensure_future(self._check_sender(identity, connection))
+            await self._check_sender(identity, connection)
             await read_body(connection, request, is_stored=request.may_pass)
-            await sender_check  # before any answer: a tool that has its answer may close the connection
             if not request.may_pass:
                 self._count("not_passed")
                 await connection.send(error_answer(request, 404, "the relay does not pass this on"))
                 return True
-            return await self._answer_while_connected(exchanges, request, identity, connection)
+            return await self._answer_while_connected(request, identity, connection)
         except TooLarge:
             return await _refuse(connection, request, 413, "the request is too large for the relay")
         except BadMessage as error:
@@ -340,42 +329,36 @@ class Relay:
         finally:
             if request is not None:
                 request.body.close()
-            if sender_check is not None:
-                await sender_check
 
     async def _check_sender(self, identity: Identity, connection: Connection) -> None:
         """Count a request that a tool has sent, not the CLI itself; each connection's sender is determined once."""
         if connection.is_of_cli is None and identity.pid is not None:
-            peer = connection.peer
-            if peer is not None:
-                connection.is_of_cli = peer[0] == identity.pid
+            if connection.peer is not None:
+                connection.is_of_cli = connection.peer[0] == identity.pid
             else:
                 connection.is_of_cli = await asyncio.to_thread(connects_from, identity.pid, connection.peer_port)
         if connection.is_of_cli is False:
             self._count("other_process")
 
-    async def _answer_while_connected(
-        self, exchanges: Exchanges, request: Request, identity: Identity, connection: Connection
-    ) -> bool:
+    async def _answer_while_connected(self, request: Request, identity: Identity, connection: Connection) -> bool:
         """Answer a request unless the child hangs up before; return whether another request may follow."""
         if identity.open_requests >= MOST_REQUESTS:
             await connection.send(error_answer(request, 529, "too many requests at once"))
             return True
         identity.open_requests += 1
-        work = asyncio.ensure_future(exchanges.answer(request, identity, connection))
+        work = asyncio.ensure_future(self._exchanges.answer(request, identity, connection))
         connection.on_end = work.cancel
         try:
             if connection.has_ended:
                 work.cancel()
-            await asyncio.wait({work})
-            if not work.cancelled():
-                return work.result()
+            return await work
+        except asyncio.CancelledError:
+            if not connection.has_ended:
+                raise
             self._count("hung_up")
             return False
         finally:
             identity.open_requests -= 1
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
 
 
 async def _refuse(connection: Connection, request: Request | None, status: int, message: str) -> bool:
@@ -385,7 +368,3 @@ async def _refuse(connection: Connection, request: Request | None, status: int, 
         async with asyncio.timeout(LEAVE_SECONDS):
             await connection.close_after_peer()
     return False
-
-
-def _with_loopback(no_proxy: str) -> str:
-    return f"{no_proxy},127.0.0.1" if no_proxy else "127.0.0.1"

@@ -50,11 +50,12 @@ HOP_BY_HOP = frozenset(
         *("transfer-encoding", "upgrade", "expect", "http2-settings"),
     }
 )
-_REPLACED = frozenset({"host", "content-length"})
 _OTHER_TARGETS = frozenset(
     {"x-original-url", "x-rewrite-url"} | {f"x-{m}" for m in ("http-method", "http-method-override", "method-override")}
 )
 """Headers with which some gateways serve another path or method than those of the request, which were checked."""
+
+_DROPPED = _CREDENTIALS | HOP_BY_HOP | _OTHER_TARGETS | {"host", "content-length"}
 
 
 class TooLarge(Exception):
@@ -196,7 +197,7 @@ async def read_head(connection: Connection, prefix: str, budget: MemoryBudget) -
     if {"content-length", "transfer-encoding"} <= names or "upgrade" in names:
         raise BadMessage("the request has two lengths, or asks for another protocol")
     target = event.target.decode("latin-1")
-    if connection.is_unix:  # with HTTP_PROXY set, CLI 2.1.114 and 2.1.197 send a whole URL even to a socket
+    if connection.peer is not None:  # with HTTP_PROXY set, CLI 2.1.114 and 2.1.197 send a whole URL even to a socket
         target = target.removeprefix(FIRST_PARTY_URL).removeprefix(":80")
     if not target.startswith("/"):
         raise BadMessage("the target is no path")
@@ -253,13 +254,7 @@ def headers_to_send(request: Request, host: str, token: Token) -> list[tuple[str
     Args:
         host: The value of the ``Host`` header.
     """
-    named = {
-        word.strip().lower()
-        for name, value in request.headers
-        if name.lower() == "connection"
-        for word in value.split(",")
-    }
-    dropped = _CREDENTIALS | HOP_BY_HOP | _REPLACED | _OTHER_TARGETS | named
+    dropped = _DROPPED.union(word.strip().lower() for word in request.header("connection").split(","))
     headers = [("Host", host)]
     for name, value in request.headers:
         plain = name.lower().replace("_", "-")

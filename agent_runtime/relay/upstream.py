@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import h11
-import msgspec
 
 from agent_runtime.http_client import checked_url, proxy_for, tls_context
+from agent_runtime.relay.answers import Answer, read_answer
 from agent_runtime.relay.connection import MOST_HEAD_BYTES, BadMessage, Connection, PeerClosed
-from agent_runtime.relay.framing import Framing, UntilClosed, framing_of
 from agent_runtime.relay.requests import headers_to_send
 
 if TYPE_CHECKING:
@@ -37,6 +36,8 @@ MOST_IDLE = 32
 _AT_ONCE_BYTES = 64 * 1024
 """A body of at most this length is sent together with its head."""
 
+_PORTS = {"http": 80, "https": 443}
+
 
 class Unreachable(Exception):
     """No connection to the API can be made; the text names no address."""
@@ -44,46 +45,6 @@ class Unreachable(Exception):
 
 class FirstByteTimeout(Exception):
     """The API accepted a request and did not begin to answer in time."""
-
-
-class Answer(msgspec.Struct):
-    """
-    The head of an answer of the API, and the connection that its body comes on.
-
-    Attributes:
-        is_last: Whether the connection cannot be used after this answer.
-        body: The bytes of the body that were read so far to be judged, with the framing of chunks.
-    """
-
-    status: int
-    reason: bytes
-    headers: list[tuple[bytes, bytes]]
-    framing: Framing
-    connection: Connection
-    is_last: bool
-    body: bytes = b""
-
-    @property
-    def values(self) -> dict[bytes, list[bytes]]:
-        """The values of the headers by lower-case name."""
-        return _values(self.headers)
-
-    async def read(self) -> bytes:
-        """
-        Return the next bytes of the body, with the framing of chunks; none at its end.
-
-        Raises:
-            OSError, PeerClosed: The connection broke in the middle of the body.
-            BadMessage: The bytes are no chunked body.
-        """
-        if self.framing.is_complete:
-            return b""
-        data = await self.connection.read()
-        if not data and not isinstance(self.framing, UntilClosed):
-            raise PeerClosed
-        used = self.framing.feed(data)
-        self.connection.buffer = data[used:]
-        return data[:used]
 
 
 class Upstream:
@@ -108,17 +69,20 @@ class Upstream:
         first_byte_seconds: float,
         observe_first_byte: Callable[[float], None],
     ) -> None:
-        url = checked_url(base_url)
-        if url.userinfo or url.query or url.fragment:
+        self._url = checked_url(base_url)
+        if self._url.userinfo or self._url.query or self._url.fragment:
             raise ValueError("the base URL has more than a host and a path")
-        self._url = url
         self._environ = environ
-        proxy = proxy_for(url, environ)
+        proxy = proxy_for(self._url, environ)
         self._proxy = None if proxy is None else checked_url(proxy)
-        self._is_tls = url.scheme == "https"
+        self._proxy_headers: list[tuple[str, str]] = []
+        if self._proxy is not None and self._proxy.userinfo:
+            pair = base64.b64encode(unquote(self._proxy.userinfo.decode()).encode())
+            self._proxy_headers.append(("Proxy-Authorization", f"Basic {pair.decode()}"))
+        self._is_tls = self._url.scheme == "https"
         self._context: ssl.SSLContext | None = None
         self._idle: list[tuple[float, Connection]] = []
-        self._host = url.netloc.decode()
+        self._host = self._url.netloc.decode()
         self.first_byte_seconds = first_byte_seconds
         self._observe_first_byte = observe_first_byte
 
@@ -135,7 +99,7 @@ class Upstream:
         give_up_at = time.monotonic() + CONNECT_PATIENCE_SECONDS
         while True:
             try:
-                connection = await self._acquire()
+                connection = self._idle_connection() or await self._connect()
             except Unreachable:
                 if time.monotonic() >= give_up_at:
                     raise
@@ -156,14 +120,14 @@ class Upstream:
         headers = headers_to_send(request, self._host, token)
         target = self._url.path.rstrip("/") + request.target
         if self._proxy is not None and not self._is_tls:  # the proxy forwards the request itself
-            headers += self._proxy_authorization()
+            headers += self._proxy_headers
             target = f"http://{self._host}{target}"
         question = h11.Request(method=request.method, target=target, headers=headers)
         sending = asyncio.ensure_future(_send_all(connection, parser.send(question) or b"", request))
         asked_at = time.monotonic()
         try:
             async with asyncio.timeout(self.first_byte_seconds):
-                answer = await _read_answer_head(connection, parser, is_head=request.method == "HEAD")
+                answer = await read_answer(connection, parser, is_head=request.method == "HEAD")
         except TimeoutError:
             raise FirstByteTimeout from None
         finally:
@@ -186,99 +150,59 @@ class Upstream:
             connection.is_used = True
             self._idle.append((time.monotonic(), connection))
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Close the idle connections."""
-        for _, connection in self._idle:
-            connection.reset()
-            await connection.wait_closed()
-        self._idle.clear()
+        while self._idle:
+            self._idle.pop()[1].reset()
 
-    async def _acquire(self) -> Connection:
-        """
-        Return an idle connection, or a new one.
-
-        Raises:
-            Unreachable: No connection can be made.
-        """
+    def _idle_connection(self) -> Connection | None:
         while self._idle:
             since, connection = self._idle.pop()
             if connection.is_idle and time.monotonic() - since < IDLE_SECONDS:
                 return connection
             connection.close()
+        return None
+
+    async def _connect(self) -> Connection:
+        """
+        Make a new connection.
+
+        Raises:
+            Unreachable: None can be made.
+        """
+        url = self._proxy or self._url
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                return await self._connect()
+                if self._context is None and "https" in {url.scheme, self._url.scheme}:
+                    # In a thread: it reads some hundred certificates.
+                    self._context = await asyncio.to_thread(tls_context, self._environ)
+                    self._context.set_alpn_protocols(["http/1.1"])
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    Connection,
+                    url.host,
+                    url.port or _PORTS[url.scheme],
+                    ssl=self._context if url.scheme == "https" else None,
+                )
+                try:
+                    if self._proxy is not None and self._is_tls:
+                        await self._tunnel(connection)
+                except BaseException:
+                    connection.close()
+                    raise
+                return connection
         except (OSError, ValueError, BadMessage, PeerClosed, h11.ProtocolError) as error:
             raise Unreachable(type(error).__name__) from None
 
-    async def _connect(self) -> Connection:
-        url = self._proxy or self._url
-        context = await self._tls_context() if self._is_tls or url.scheme == "https" else None
-        _, connection = await asyncio.get_running_loop().create_connection(
-            Connection,
-            url.host,
-            url.port or (443 if url.scheme == "https" else 80),
-            ssl=context if url.scheme == "https" else None,
-        )
-        try:
-            if self._proxy is not None and self._is_tls:
-                await self._tunnel(connection)
-                await connection.start_tls(await self._tls_context(), self._url.host)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
     async def _tunnel(self, connection: Connection) -> None:
-        """Ask the proxy for a tunnel to the API."""
+        """Ask the proxy for a tunnel to the API, and begin TLS in it."""
         place = f"{self._url.host}:{self._url.port or 443}"
         parser = h11.Connection(h11.CLIENT)
-        question = h11.Request(method="CONNECT", target=place, headers=[("Host", place), *self._proxy_authorization()])
+        question = h11.Request(method="CONNECT", target=place, headers=[("Host", place), *self._proxy_headers])
         await connection.send(parser.send(question) or b"")
-        head = await connection.read_head()
-        if head is None:
-            raise PeerClosed
-        parser.receive_data(head)
-        answer = parser.next_event()
-        if not isinstance(answer, h11.Response) or not 200 <= answer.status_code < 300:
+        answer = await read_answer(connection, parser, is_head=True)
+        if not 200 <= answer.status < 300 or self._context is None:
             raise BadMessage("the proxy opens no tunnel")
-
-    def _proxy_authorization(self) -> list[tuple[str, str]]:
-        if self._proxy is None or not self._proxy.userinfo:
-            return []
-        pair = unquote(self._proxy.userinfo.decode())
-        return [("Proxy-Authorization", f"Basic {base64.b64encode(pair.encode()).decode()}")]
-
-    async def _tls_context(self) -> ssl.SSLContext:
-        if self._context is None:
-            # Reading some hundred certificates takes too long for the event loop.
-            context = await asyncio.to_thread(tls_context, self._environ)
-            with contextlib.suppress(NotImplementedError):
-                context.set_alpn_protocols(["http/1.1"])
-            self._context = context
-        return self._context
-
-
-async def _read_answer_head(connection: Connection, parser: h11.Connection, *, is_head: bool) -> Answer:
-    while True:
-        head = await connection.read_head()
-        if head is None:
-            raise PeerClosed
-        try:
-            parser.receive_data(head)
-            event = parser.next_event()
-        except h11.RemoteProtocolError:
-            raise BadMessage("its head cannot be read") from None
-        if isinstance(event, h11.Response):
-            break
-        if not isinstance(event, h11.InformationalResponse) or event.status_code == 101:
-            raise BadMessage("its head is none of an answer")
-    headers = [(bytes(name), bytes(value)) for name, value in event.headers.raw_items()]
-    values = _values(headers)
-    options = b",".join(values.get(b"connection", [])).lower()
-    is_last = b"close" in options or event.http_version != b"1.1"
-    framing = framing_of(event.status_code, values, is_head=is_head)
-    return Answer(event.status_code, bytes(event.reason), headers, framing, connection, is_last)
+        await connection.start_tls(self._context, self._url.host)
 
 
 async def _send_all(connection: Connection, head: bytes, request: Request) -> None:
@@ -288,10 +212,3 @@ async def _send_all(connection: Connection, head: bytes, request: Request) -> No
     await connection.send(head)
     for piece in request.body.pieces():
         await connection.send(piece)
-
-
-def _values(headers: list[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
-    found: dict[bytes, list[bytes]] = {}
-    for name, value in headers:
-        found.setdefault(name.lower(), []).append(value)
-    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent_runtime.model.state import TokenTrouble
-from agent_runtime.relay.refusals import detection_in
+from agent_runtime.relay.exchange import detection_in
 
 
 @pytest.mark.parametrize(

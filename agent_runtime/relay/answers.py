@@ -1,4 +1,4 @@
-"""Find where the body of an answer ends; the bytes themselves are not changed here."""
+"""Read an answer of the API, and find where its body ends; the bytes themselves are not changed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from agent_runtime.relay.connection import BadMessage
+import h11
+import msgspec
+
+from agent_runtime.relay.connection import BadMessage, Connection, PeerClosed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,16 +33,13 @@ class Sized:
 
     def __init__(self, length: int) -> None:
         self._left = length
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the body has ended."""
-        return self._left == 0
+        self.is_complete = length == 0
 
     def feed(self, data: bytes) -> int:
         """Read the next bytes of the connection; return how many of them belong to the body."""
         used = min(self._left, len(data))
         self._left -= used
+        self.is_complete = self._left == 0
         return used
 
 
@@ -62,8 +62,8 @@ class Chunked:
         if known:
             data = self._line + data
         at = self._left
-        while step := _known_chunk_length(data[at : at + _SHORT_LINE_BYTES]) or _chunk_length(data, at):
-            at += step
+        while length := _known_chunk_length(data[at : at + _SHORT_LINE_BYTES]) or _chunk_length(data, at):
+            at += length
         self._left, self._line = max(0, at - len(data)), data[at:]
         if (last := _LAST(data, at)) is not None:
             self.is_complete = True
@@ -84,6 +84,16 @@ _known_chunk_length = lru_cache(maxsize=4096)(_chunk_length)
 """The same for the short beginning of a chunk: sizes of events recur, and are looked up in half the time."""
 
 
+def without_chunks(body: bytes) -> bytes:
+    """Return the content of the chunks of a body whose framing was checked before, as far as they are there."""
+    body, content, at = b"\r\n" + body, b"", 0
+    while length := _chunk_length(body, at):
+        line_end = body.index(b"\r\n", at + 2) + 2
+        content += body[line_end : at + length]
+        at += length
+    return content
+
+
 class UntilClosed:
     """A body that ends with the connection (HTTP/1.0); the child gets it in chunks, so that it notices a broken one."""
 
@@ -99,17 +109,76 @@ class UntilClosed:
 Framing = Sized | Chunked | UntilClosed
 
 
-def framing_of(status: int, headers: Mapping[bytes, list[bytes]], *, is_head: bool) -> Framing:
+class Answer(msgspec.Struct):
     """
-    Decide how the body of an answer is framed.
+    The head of an answer of the API, and the connection that its body comes on.
+
+    Attributes:
+        headers: Pairs of name and value, in the order and spelling of the API.
+        values: The values of the headers by lower-case name.
+        is_last: Whether the connection cannot be used after this answer.
+        body: The bytes of the body that were read so far to be judged, with the framing of chunks.
+    """
+
+    status: int
+    reason: bytes
+    headers: list[tuple[bytes, bytes]]
+    values: Mapping[bytes, list[bytes]]
+    framing: Framing
+    connection: Connection
+    is_last: bool
+    body: bytes = b""
+
+    async def read(self) -> bytes:
+        """
+        Return the next bytes of the body, with the framing of chunks; none at its end.
+
+        Raises:
+            OSError, PeerClosed: The connection broke in the middle of the body.
+            BadMessage: The bytes are no chunked body.
+        """
+        if self.framing.is_complete:
+            return b""
+        data = await self.connection.read()
+        if not data and not isinstance(self.framing, UntilClosed):
+            raise PeerClosed
+        used = self.framing.feed(data)
+        self.connection.buffer = data[used:]
+        return data[:used]
+
+
+async def read_answer(connection: Connection, parser: h11.Connection, *, is_head: bool) -> Answer:
+    """
+    Read the head of the final answer to a request that *parser* has sent; interim ones are dropped.
 
     Args:
-        headers: Values by lower-case name.
         is_head: The request's method was HEAD.
 
     Raises:
-        BadMessage: The headers contradict each other, or the length or coding cannot be read.
+        OSError, PeerClosed: The API closed the connection without an answer.
+        BadMessage: The answer is no HTTP/1.1 message that can be passed on.
     """
+    event: object = None
+    while not isinstance(event, h11.Response):
+        if (head := await connection.read_head()) is None:
+            raise PeerClosed
+        try:
+            parser.receive_data(head)
+            event = parser.next_event()
+        except h11.RemoteProtocolError:
+            raise BadMessage("its head cannot be read") from None
+        if not isinstance(event, h11.Response | h11.InformationalResponse) or event.status_code == 101:
+            raise BadMessage("its head is none of an answer")
+    headers = [(bytes(name), bytes(value)) for name, value in event.headers.raw_items()]
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        values.setdefault(name.lower(), []).append(value)
+    framing = _framing_of(event.status_code, values, is_head=is_head)
+    is_last = b"close" in b",".join(values.get(b"connection", [])).lower() or event.http_version != b"1.1"
+    return Answer(event.status_code, bytes(event.reason), headers, values, framing, connection, is_last)
+
+
+def _framing_of(status: int, headers: Mapping[bytes, list[bytes]], *, is_head: bool) -> Framing:
     codings, lengths = headers.get(b"transfer-encoding", []), headers.get(b"content-length", [])
     if codings and lengths:
         raise BadMessage("the body has two lengths")
