@@ -18,7 +18,6 @@ import functools
 import hashlib
 import logging
 import os
-import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,9 +122,10 @@ class CredentialsFile:
         """
         descriptor = os.open(self._config_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            if self._owner is not None and not _may_write(os.fstat(descriptor), *self._owner):
+            user = None if self._owner is None else look_up(str(self._owner[0]))
+            if user is not None and not user.may_replace_in(os.fstat(descriptor)):
                 above = (*self._config_dir.parents, *Path(f"/proc/self/fd/{descriptor}").readlink().parents)
-                if any(_may_write(one.lstat(), *self._owner) for one in above):
+                if any(user.may_replace_in(one.lstat()) for one in above):
                     raise PermissionError(errno.EPERM, "it is not the children's, who may have put it there")
             self._open_dir = Path(f"/proc/self/fd/{descriptor}")
             yield
@@ -296,13 +296,3 @@ def _read(path: Path) -> bytes | None:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.EINVAL, errno.EFBIG):  # a link, a socket, a FIFO, too long
             return None
         raise
-
-
-def _may_write(directory: os.stat_result, uid: int, gid: int) -> bool:
-    """Whether a user may replace the entries of a directory, or may change its mode to allow that."""
-    if directory.st_uid == uid:
-        return True
-    if directory.st_mode & stat.S_ISVTX:
-        return False
-    groups = [gid, *look_up(str(uid)).groups]
-    return bool(directory.st_mode & (stat.S_IWGRP if directory.st_gid in groups else stat.S_IWOTH))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from agent_runtime.doctor.finding import Machine
+    from agent_runtime.process.users import User
     from agent_runtime.settings import Settings
 
 LITTLE_BYTES = 256 * 1024 * 1024
@@ -69,43 +70,39 @@ def _child_user(settings: Settings) -> Finding:
     except UnknownUser:
         advice = f"add it to the image, or set {PREFIX}CHILD_USER to a name or number that is there"
         return problem("child user", f"{user} is unknown here", advice)
-    uid, groups = found.uid, {found.gid, *found.groups}
-    if os.geteuid() not in {0, uid}:
+    if os.geteuid() not in {0, found.uid}:
         text = f"only root can run children as {user}"
         return problem("child user", text, f"run as root, or leave {PREFIX}CHILD_USER out")
-    reasons = []
-    for path, need in ((settings.workspace, "workspace"), (settings.config_dir, "config directory")):
-        if is_dir(path) and (reason := _lack_of_access(path, uid, groups, stat.S_IWOTH | stat.S_IXOTH)):
-            reasons.append(f"cannot write the {need} {path}: {reason}")
+    needs = [
+        ("write the workspace", settings.workspace, stat.S_IWOTH | stat.S_IXOTH),
+        ("write the config directory", settings.config_dir, stat.S_IWOTH | stat.S_IXOTH),
+    ]
     if (cli := shutil.which(settings.claude[0])) is not None:
-        path = Path(os.path.realpath(cli))
-        if reason := _lack_of_access(path, uid, groups, stat.S_IXOTH):
-            reasons.append(f"cannot run {path}: {reason}")
+        needs.append(("run", Path(os.path.realpath(cli)), stat.S_IXOTH))
+    reasons = [
+        f"cannot {need} {path}: {reason}"
+        for need, path, wanted in needs
+        if exists(path) and (reason := _lack_of_access(path, found, wanted))
+    ]
     if reasons:
-        advice = f"give uid {uid} both directories, and let it pass through the directories above them and the CLI"
+        advice = f"give uid {found.uid} both directories, and let it pass through those above them and the CLI"
         return problem("child user", f"{user} {'; '.join(reasons)}", advice)
     return ok("child user", f"{user} can run the CLI and write workspace and config directory")
 
 
-def _lack_of_access(path: Path, uid: int, groups: set[int], wanted: int) -> str | None:
+def _lack_of_access(path: Path, user: User, wanted: int) -> str | None:
     """
     Return why a user may not use a file or directory, according to the permission bits; None: the user may.
 
     Args:
-        wanted: The bits for others of the permissions that the user needs.
+        wanted: As in :meth:`User.may`.
     """
-    if uid == 0:
+    if user.uid == 0:
         return None
     for parent in reversed(path.parents):
-        if not _may(parent, uid, groups, stat.S_IXOTH):
+        if not user.may(parent.stat(), stat.S_IXOTH):
             return f"{parent} is closed to it"
-    return None if _may(path, uid, groups, wanted) else "its owner and mode do not allow it"
-
-
-def _may(path: Path, uid: int, groups: set[int], wanted: int) -> bool:
-    info = path.stat()
-    shift = 6 if info.st_uid == uid else 3 if info.st_gid in groups else 0
-    return info.st_mode >> shift & wanted == wanted
+    return None if user.may(path.stat(), wanted) else "its owner and mode do not allow it"
 
 
 def _directory(check: str, path: Path, advice: str, machine: Machine) -> Finding:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from agent_runtime.process.spawn import Spawner
-    from agent_runtime.process.users import User
     from agent_runtime.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -172,23 +170,9 @@ def _warnings(candidate: Confinement, settings: Settings) -> Iterator[str]:
                 if place in on_the_way:
                     yield f"agents can make no file in {place}, because {closed} lies in it: move that"
         elif (user := other_user(settings.child_user)) is not None:
-            for place in on_the_way:
-                if _may_replace_in(place, user):
+            for place in filter(os.path.exists, on_the_way):
+                if user.may_replace_in(place.stat()):
                     yield f"agents can put another {closed} in its place: they may write to {place}"
-
-
-def _may_replace_in(directory: Path, user: User) -> bool:
-    """Whether a user may rename the entries of other users in a directory."""
-    try:
-        found = directory.stat()
-    except OSError:
-        return False
-    if found.st_uid == user.uid:
-        return True
-    is_writable = found.st_mode & stat.S_IWOTH or (
-        found.st_mode & stat.S_IWGRP and found.st_gid in (user.gid, *user.groups)
-    )
-    return bool(is_writable) and not found.st_mode & stat.S_ISVTX
 
 
 def _check(candidate: Confinement, settings: Settings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import stat
 
 import msgspec
 
@@ -18,6 +19,16 @@ class User(msgspec.Struct, frozen=True):
     uid: int
     gid: int
     groups: list[int]
+
+    def may(self, found: os.stat_result, wanted: int) -> bool:
+        """Whether the mode of a file gives this user the permissions *wanted*: their bits for others (S_IWOTH)."""
+        shift = 6 if found.st_uid == self.uid else 3 if found.st_gid in (self.gid, *self.groups) else 0
+        return found.st_mode >> shift & wanted == wanted
+
+    def may_replace_in(self, directory: os.stat_result) -> bool:
+        """Whether this user may rename all entries of a directory, or may change its mode to allow that."""
+        is_sticky = bool(directory.st_mode & stat.S_ISVTX)
+        return directory.st_uid == self.uid or (not is_sticky and self.may(directory, stat.S_IWOTH))
 
 
 def look_up(user: str) -> User:

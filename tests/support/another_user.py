@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 - a lookup of a host loads it, and the other user may not read Python's files
 import os
 import tempfile
 from contextlib import contextmanager
