@@ -14,13 +14,12 @@ from msgspec.structs import replace
 
 from agent_runtime.errors import SpawnFailed
 from agent_runtime.execution.attempt import Attempt
-from agent_runtime.execution.attempt_data import AttemptReport, AttemptSpec, Progress
+from agent_runtime.execution.attempt_data import AttemptContext, AttemptEvent, AttemptReport, AttemptSpec, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.claude.invocation import Session
-    from agent_runtime.execution.attempt_data import AttemptContext, AttemptEvent
     from agent_runtime.execution.execution import Execution
 
 log = logging.getLogger(__name__)

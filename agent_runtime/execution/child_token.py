@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from agent_runtime.delivery.held_tokens import HeldGenerations
-from agent_runtime.execution.attempt_data import Answered, Reached
+from agent_runtime.execution.attempt_data import Answered, AttemptEvent, Reached
 from agent_runtime.model.state import TokenTrouble
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from agent_runtime.delivery.delivery import Delivered, HeldRequest
     from agent_runtime.evidence.detector import Detection
-    from agent_runtime.execution.attempt_data import AttemptEvent
     from agent_runtime.secret.file import SecretFile
     from agent_runtime.secret.generations import Generation
 

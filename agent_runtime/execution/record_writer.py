@@ -7,7 +7,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
-from agent_runtime.claude.invocation import runs_state_changing_command
+from agent_runtime.claude.invocation import Session, runs_state_changing_command
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.verdict import Verdict, without_repeated_advice
 from agent_runtime.model.records import (
@@ -20,12 +20,10 @@ from agent_runtime.model.records import (
     context_window_of,
 )
 from agent_runtime.model.state import Event, Outcome, StopReason, transition
-from agent_runtime.model.usage import COST_DIGITS, ModelUsage, added, split, total_of
+from agent_runtime.model.usage import COST_DIGITS, AttemptUsage, ModelUsage, added, split, total_of
 
 if TYPE_CHECKING:
-    from agent_runtime.claude.invocation import Session
     from agent_runtime.execution.attempt_data import AttemptReport, Reached, Spawned
-    from agent_runtime.model.usage import AttemptUsage
     from agent_runtime.secret.generations import Generation
     from agent_runtime.settings import Settings
     from agent_runtime.store.tasks import NewTask

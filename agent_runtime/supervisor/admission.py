@@ -19,29 +19,27 @@ from agent_runtime.errors import (
     Conflict,
     Draining,
     ErrorClass,
+    InvalidRequest,
     StoreUnavailable,
     TokenLimited,
     TokenUnpaid,
     TokenUnusable,
 )
 from agent_runtime.evidence.verdict import Verdict
-from agent_runtime.execution.execution import Execution
+from agent_runtime.execution.execution import Execution, ExecutionContext
 from agent_runtime.execution.record_writer import RecordWriter
 from agent_runtime.model.state import Outcome, Phase, StopReason
 from agent_runtime.notifier import Notifier
 from agent_runtime.supervisor.answers import StoredResult, answer_to
-from agent_runtime.supervisor.archive import OTHER_BODY
+from agent_runtime.supervisor.archive import OTHER_BODY, Archive
 from agent_runtime.supervisor.runner import ExecutionRunner
 from agent_runtime.supervisor.sessions import SessionPlan
 from agent_runtime.telemetry.logs import log_fields
 
 if TYPE_CHECKING:
-    from agent_runtime.errors import InvalidRequest
-    from agent_runtime.execution.execution import ExecutionContext
     from agent_runtime.model.records import Answer
     from agent_runtime.model.task import Task
     from agent_runtime.store.tasks import NewTask
-    from agent_runtime.supervisor.archive import Archive
     from agent_runtime.supervisor.live import BackgroundTasks, LiveExecutions
     from agent_runtime.supervisor.runner import RunAttempt, RunnerContext
 

@@ -12,7 +12,7 @@ import msgspec
 from agent_runtime.claude.frames import decode
 from agent_runtime.errors import AdmissionError, ErrorClass, MayHaveRun, StoreUnavailable, TokenLimited
 from agent_runtime.model.problem import ErrorDetail, problem
-from agent_runtime.model.records import SUCCESS, Answer, Instant, Metadata, instant, to_json
+from agent_runtime.model.records import SUCCESS, Answer, ExecutionRecord, Instant, Metadata, instant, to_json
 from agent_runtime.model.state import Outcome
 from agent_runtime.notifier import Notifier  # noqa: TC001 - as below
 from agent_runtime.store.tables import UNREADABLE
@@ -21,7 +21,6 @@ from agent_runtime.tokens.status import UNKNOWN_LIMIT_SECONDS
 
 if TYPE_CHECKING:
     from agent_runtime.execution.execution import Execution
-    from agent_runtime.model.records import ExecutionRecord
     from agent_runtime.settings import Settings
     from agent_runtime.store.records import RecordStore
     from agent_runtime.store.transcripts import TranscriptReader

@@ -22,10 +22,10 @@ from agent_runtime.errors import (
     StoreUnavailable,
 )
 from agent_runtime.execution.record_writer import RecordWriter
-from agent_runtime.model.records import SUCCESS, Answer
+from agent_runtime.model.records import SUCCESS, Answer, ExecutionRecord
 from agent_runtime.model.state import Outcome, Phase
 from agent_runtime.store.retention import lacking_bytes, prune, without_record
-from agent_runtime.store.workspaces import OWN
+from agent_runtime.store.workspaces import OWN, Workspaces
 from agent_runtime.supervisor.answers import (
     COPIES,
     RETRY_SECONDS,
@@ -40,13 +40,11 @@ from agent_runtime.telemetry.counters import Counts
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from agent_runtime.model.records import ExecutionRecord
     from agent_runtime.model.task import Task
     from agent_runtime.settings import Settings
     from agent_runtime.store.records import RecordStore
     from agent_runtime.store.tasks import NewTask, TaskStore
     from agent_runtime.store.transcripts import TranscriptStore
-    from agent_runtime.store.workspaces import Workspaces
 
 log = logging.getLogger(__name__)
 

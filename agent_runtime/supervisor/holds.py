@@ -8,14 +8,13 @@ import time
 from typing import TYPE_CHECKING
 
 from agent_runtime.evidence.verdict import Ending
-from agent_runtime.execution.attempt_data import AttemptReport
+from agent_runtime.execution.attempt_data import AttemptReport, Held
 from agent_runtime.model.state import CLASS_BY_TROUBLE, StopReason, TokenTrouble, Verification
 from agent_runtime.supervisor.retry_policy import GiveUp, GoOn, Wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent_runtime.execution.attempt_data import Held
     from agent_runtime.supervisor.runner import ExecutionRunner
 
 log = logging.getLogger(__name__)

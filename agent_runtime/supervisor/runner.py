@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.errors import ErrorClass, SessionUnknown, TokenLimited
+from agent_runtime.errors import AdmissionError, AgentRuntimeError, ErrorClass, SessionUnknown, TokenLimited
 from agent_runtime.evidence.verdict import UNSTARTED, Verdict, token_verdict
 from agent_runtime.model.state import CLASS_BY_TROUBLE, Outcome, StopReason, TokenTrouble, Verification
 from agent_runtime.supervisor.retry_policy import (
     AFTER_RESET_SECONDS,
+    Decision,
     GiveUp,
     GoOn,
     Situation,
@@ -25,19 +26,16 @@ from agent_runtime.supervisor.retry_policy import (
     trouble_of,
     wait_for_reset,
 )
-from agent_runtime.supervisor.sessions import SessionTrouble
+from agent_runtime.supervisor.sessions import SessionPlan, SessionTrouble, SessionUse
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from agent_runtime.claude.invocation import Session
-    from agent_runtime.errors import AdmissionError, AgentRuntimeError
     from agent_runtime.execution.attempt_data import AttemptReport, Held
     from agent_runtime.execution.execution import Execution
     from agent_runtime.secret.generations import Generation
     from agent_runtime.settings import Settings
-    from agent_runtime.supervisor.retry_policy import Decision
-    from agent_runtime.supervisor.sessions import SessionPlan, SessionUse
     from agent_runtime.supervisor.slots import Slots, Ticket
     from agent_runtime.tokens.gate import TokenGate
     from agent_runtime.tokens.verifier import RefusalVerifier

@@ -26,7 +26,7 @@ from agent_runtime.notifier import Notifier
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.unkillable import Unkillable
 from agent_runtime.secret.writer import put_if_different
-from agent_runtime.store.usage import usage_since
+from agent_runtime.store.usage import UsedBy, usage_since
 from agent_runtime.supervisor.admission import Admission
 from agent_runtime.supervisor.answers import StoredResult, View
 from agent_runtime.supervisor.holds import Holds
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from agent_runtime.secret.generations import GenerationLedger
     from agent_runtime.settings import Settings
     from agent_runtime.store.tasks import NewTask
-    from agent_runtime.store.usage import UsedBy
     from agent_runtime.supervisor.archive import Archive
     from agent_runtime.telemetry.counters import Counts
     from agent_runtime.telemetry.events import EventLog

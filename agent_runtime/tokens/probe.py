@@ -22,14 +22,12 @@ from agent_runtime.claude.credential_env import API_URL, BASE_URL_VARIABLE, HEAD
 from agent_runtime.evidence.api_errors import read_body
 from agent_runtime.evidence.rules import rule_for
 from agent_runtime.model.state import TokenTrouble
-from agent_runtime.model.tokens import OAUTH_BETA, TokenKind
+from agent_runtime.model.tokens import OAUTH_BETA, Token, TokenKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import httpx
-
-    from agent_runtime.model.tokens import Token
 
 log = logging.getLogger(__name__)
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agent_runtime.secret.file import SecretState
+from agent_runtime.secret.file import SecretState, SecretStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from typing import Any
 
-    from agent_runtime.secret.file import SecretStatus
     from agent_runtime.secret.generations import Generation
     from agent_runtime.settings import Settings
     from agent_runtime.telemetry.counters import Counts
