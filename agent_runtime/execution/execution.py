@@ -70,7 +70,7 @@ class Execution:
 
     Attributes:
         writer: The only code that changes the record.
-        stopped: Set as soon as the end was requested.
+        stopped: Done as soon as the end was requested.
         slot: Number of its latest slot, from 1; None: it has had none.
         usage: Processor time, memory and so on of its processes now, measured once a second.
         shim_pid: Pid of the parent process of its CLI; None: no attempt runs.
@@ -93,7 +93,7 @@ class Execution:
         self.reader = context.transcripts.reader(writer.record.execution_id)
         self.live_texts = LiveTexts()
         self.changed = Notifier()
-        self.stopped = asyncio.Event()
+        self.stopped: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self.requested_stop: StopReason | None = None
         self.slot: int | None = None
         self.usage = Usage()
@@ -154,16 +154,12 @@ class Execution:
 
     async def wait(self, event: Awaitable[object], until: float) -> bool:
         """Wait for *event*; return False if first the execution is stopped, or *until* (monotonic seconds) is past."""
-        stopped, happened = asyncio.ensure_future(self.stopped.wait()), asyncio.ensure_future(event)
+        happened, seconds = asyncio.ensure_future(event), max(0.0, until - time.monotonic())
         try:
-            await asyncio.wait(
-                {stopped, happened}, timeout=max(0.0, until - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
-            )
-            return happened.done() and not stopped.done()
+            await asyncio.wait({self.stopped, happened}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            return happened.done() and not self.stopped.done()
         finally:
-            stopped.cancel()
-            if not happened.done():
-                happened.cancel()
+            happened.cancel()
 
     async def finished(self) -> None:
         """Wait until the record is final and the answer is there."""
@@ -174,7 +170,8 @@ class Execution:
         if self.phase is Phase.FINISHED:
             return
         self.requested_stop = self.requested_stop or reason
-        self.stopped.set()
+        if not self.stopped.done():
+            self.stopped.set_result(None)
         if self._attempt is not None:
             self._attempt.request_stop(reason, at_once=at_once)
         self.changed.notify()

@@ -81,7 +81,7 @@ class Child:
 
     async def decided(self, request: Request) -> None:
         stopped = self.running.execution.stopped
-        await happens(lambda: request.is_over or self.ended.is_set() or stopped.is_set())
+        await happens(lambda: request.is_over or self.ended.is_set() or stopped.done())
 
     async def step(self) -> Any:
         while True:
