@@ -116,6 +116,17 @@ def test_k7_a_cli_that_was_replaced_or_made_executable_begins_anew(tmp_path: Pat
         check.require()
 
 
+def test_k7_starts_of_a_cli_that_was_replaced_are_not_counted_with_those_of_the_new_one(tmp_path: Path) -> None:
+    check = CliCheck((str(program(tmp_path, "#!/bin/sh\n")),), PATH)
+    for _ in range(STARTS - 1):
+        check.record_failure("no")
+    program(tmp_path, "#!/bin/sh\n# new\n")
+
+    check.record_failure("no")
+
+    check.require()
+
+
 def test_k7_after_a_while_the_next_start_decides(tmp_path: Path) -> None:
     now = 1000.0
     check = CliCheck((str(program(tmp_path, "#!/bin/sh\n")),), PATH, clock=lambda: now)

@@ -632,6 +632,7 @@ def test_k12_a_404_that_names_the_model_is_its(body: dict[str, Any]) -> None:
         ('{"error":"access_denied","message":"m"}', (None, "access_denied", None, "m")),
         ('{"detail":"m"}', (None, None, None, "m")),
         ('{"detail":{"error":{"message":"m","type":"t"}}}', ("t", None, None, "m")),
+        ('{"error":{"type":"t"},"message":"m"}', ("t", None, None, "m")),
         ('{"message":"m","code":"c"}', (None, "c", None, "m")),
         ('{"type":"about:blank","title":"m","status":402}', (None, None, None, "m")),
         ('[{"error":{"code":429,"message":"m","status":"RESOURCE_EXHAUSTED"}}]', (None, None, 429, "m")),

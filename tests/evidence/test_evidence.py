@@ -15,6 +15,7 @@ from agent_runtime.evidence import detector
 from agent_runtime.evidence.api_errors import ApiError
 from agent_runtime.evidence.detector import Detector
 from agent_runtime.evidence.rules import RULES, UNEXPLAINED, rule_for
+from agent_runtime.model.state import TokenTrouble
 from tests.support.told import NOW, STOPPED, TIME, Story, entry, failed_result, frame, retry, synthetic, tell
 
 if TYPE_CHECKING:
@@ -565,6 +566,39 @@ def test_a_429_after_the_event_of_a_limit_is_of_that_limit() -> None:
     told = tell(entry(429, "rate_limit_error", "This would exceed your account's rate limit."), detector=detector).last
     assert told is not None
     assert (told.error_class, told.limit_type, told.resets_at) == (ErrorClass.RATE_LIMIT, "seven_day", 1_800_000_000)
+
+
+def test_the_event_of_a_limit_names_it_better_than_a_sentence() -> None:
+    detector = Detector(lambda: NOW)
+    limit = {"status": "rejected", "resetsAt": 1_800_000_000, "rateLimitType": "seven_day"}
+    tell(frame(type="rate_limit_event", rate_limit_info=limit), detector=detector)
+    told = tell(failed_result("You've hit your Opus limit \u00b7 resets 8pm (UTC)"), detector=detector).last
+    assert told is not None
+    assert (told.limit_type, told.limit_model, told.resets_at) == ("seven_day", None, 1_800_000_000)
+
+
+def test_a_throttle_after_a_limit_is_of_that_limit() -> None:
+    last = tell(failed_result("You've hit your Opus limit"), failed_result("API Error: Rate limit reached")).last
+    assert last is not None
+    assert (last.error_class, last.trouble, last.limit_model) == (ErrorClass.RATE_LIMIT, TokenTrouble.LIMITED, "opus")
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("API Error: Request rejected (429) \u00b7 this may pass", 429),
+        ("API Error: Repeated 529 Overloaded errors", 529),
+    ],
+)
+def test_a_status_that_the_cli_writes_in_words_is_one(text: str, status: int) -> None:
+    last = tell(synthetic(text, "unknown")).last
+    assert last is not None
+    assert (last.error_class, last.status) == (ErrorClass.OVERLOADED, status)
+
+
+def test_the_clis_own_words_count_beside_the_apis_message() -> None:
+    told = ApiError(status=400, text="Bad request \u00b7 Your credit balance is too low", message="Bad request")
+    assert rule_for(told).id == "billing-said"
 
 
 def test_the_end_of_a_run_is_not_blurred_by_a_line_that_is_read_late() -> None:
