@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 IDLE_SECONDS = 300.0
 """How long the API may send nothing once an answer has begun; while it works, it sends pings."""
 
-FAST_BYTES, PAUSE_SECONDS = 4096, 0.003
+FAST_BYTES, PAUSE_SECONDS = 4096, 0.002
 """
 After a read of so many bytes the answer is read again only after a pause, so that more of it comes at once.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import http.client
     from collections.abc import Iterator, Mapping
 
-    from agent_runtime.standins.scripted_cli.frames import Frame, Version
+    from agent_runtime.standins.scripted_cli.frames import Frame
     from agent_runtime.standins.scripted_cli.runtime import Options, Run
 
 MAX_ATTEMPTS = 11
@@ -163,14 +163,14 @@ class Api:
         run = self._run
         run.debug(frames.api_error_line(error.status, error.body, attempt=attempt))
         self._report_limit(error.headers)
-        if attempt < attempts_for(error, credential, run.options.version):
+        ending = ending_of(error, credential, run.options)
+        if attempt < ending.attempts:
             pause_seconds = min(0.5 * 2 ** (attempt - 1), 32.0) * 1.05
-            word = error_word(error, retry=True)
+            word = ending.retry_word or ending.word
             run.emit(frames.api_retry(attempt, delay_seconds=pause_seconds, status=error.status, error=word))
             time.sleep(pause_seconds * self._pause_factor)
             return
-        text = last_words(error, run.options)
-        run.give_up(text, error=error_word(error), status=error.status, kind=error.kind)
+        run.give_up(ending.text, error=ending.word, status=error.status, kind=error.kind)
         raise GaveUp
 
     def _report_limit(self, headers: Mapping[str, str]) -> None:
@@ -286,63 +286,59 @@ def server_sent_events(response: http.client.HTTPResponse) -> Iterator[Frame]:
             yield json.loads(line[5:])
 
 
-def attempts_for(error: ApiError, credential: Credential, version: Version) -> int:
+class Ending(NamedTuple):
     """
-    How often the CLI asks the API before it gives up.
+    What the CLI makes of an API error.
+
+    Attributes:
+        attempts: How often it asks the API before it gives up.
+        word: Its word for the error.
+        text: The text of its last assistant frame and of its result.
+        retry_word: Its word while it tries again, if that is another one.
+    """
+
+    attempts: int
+    word: str
+    text: str
+    retry_word: str | None = None
+
+
+def ending_of(error: ApiError, credential: Credential, options: Options) -> Ending:
+    """
+    Return what the CLI makes of an API error.
 
     Source: 2.1.330: OAuth 401 and revoked 403 after 3 requests; 2.1.30 and 2.1.114: a 401 after 11.
     """
+    text = f"API Error: {error.status} {error.message}"
+    is_of_organization = "not allowed for this organization" in error.message
+    refused = "oauth_org_not_allowed" if is_of_organization else "authentication_failed"
     match error.status:
+        case None:
+            text = "API Error: Connection refused — a firewall or proxy may be blocking it (ECONNREFUSED)"
+            return Ending(MAX_ATTEMPTS, "server_error", text, "unknown")
         case 401:
-            return 3 if credential.is_oauth and version > frames.REPEATS_REFUSALS_UP_TO else MAX_ATTEMPTS
-        case 403:
-            return 3 if "revoked" in error.message else 1
-        case 429:
-            return 1 if error.is_limit else MAX_ATTEMPTS
-        case None | 408:
-            return MAX_ATTEMPTS
-        case status:
-            return MAX_ATTEMPTS if status >= 500 else 1
-
-
-def error_word(error: ApiError, *, retry: bool = False) -> str:
-    """The CLI's word for an error; an overloaded API is called so only while the CLI tries again."""
-    match error.status:
-        case 401 | 403:
-            of_organization = "not allowed for this organization" in error.message
-            return "oauth_org_not_allowed" if of_organization else "authentication_failed"
-        case 400 if "credit balance" in error.message:
-            return "billing_error"
-        case 404:
-            return "model_not_found"
-        case 429:
-            return "rate_limit"
-        case 529 if retry:
-            return "overloaded"
-        case None:
-            return "unknown" if retry else "server_error"
-        case status:
-            return "server_error" if status >= 500 else "unknown"
-
-
-def last_words(error: ApiError, options: Options) -> str:
-    """The text of the CLI's last assistant frame and of its result."""
-    match error.status:
-        case None:
-            return "API Error: Connection refused — a firewall or proxy may be blocking it (ECONNREFUSED)"
+            gives_up_soon = credential.is_oauth and options.version > frames.REPEATS_REFUSALS_UP_TO
+            return Ending(3 if gives_up_soon else MAX_ATTEMPTS, refused, f"Failed to authenticate. {text}")
         case 403 if "revoked" in error.message:
-            return "Failed to authenticate: OAuth token revoked. Please log in again or contact your administrator."
-        case 401 | 403:
-            return f"Failed to authenticate. API Error: {error.status} {error.message}"
+            text = "OAuth token revoked. Please log in again or contact your administrator."
+            return Ending(3, refused, f"Failed to authenticate: {text}")
+        case 403:
+            return Ending(1, refused, f"Failed to authenticate. {text}")
         case 400 if "credit balance" in error.message:
-            return "Credit balance is too low"
-        case 429 if error.is_limit:
-            reset = int(error.headers.get("anthropic-ratelimit-unified-reset", "0"))
-            return "You've hit your limit · resets " + time.strftime("%H:%M (UTC)", time.gmtime(reset))
+            return Ending(1, "billing_error", "Credit balance is too low")
         case 404:
-            return (
+            text = (
                 f"There's an issue with the selected model ({options.model_name}). It may not exist or you may not "
                 "have access to it. Run --model to pick a different model."
             )
-        case status:
-            return f"API Error: {status} {error.message}"
+            return Ending(1, "model_not_found", text)
+        case 429 if error.is_limit:
+            reset = time.gmtime(int(error.headers.get("anthropic-ratelimit-unified-reset", "0")))
+            return Ending(1, "rate_limit", "You've hit your limit · resets " + time.strftime("%H:%M (UTC)", reset))
+        case 429:
+            return Ending(MAX_ATTEMPTS, "rate_limit", text)
+        case 408:
+            return Ending(MAX_ATTEMPTS, "unknown", text)
+        case status if status >= 500:
+            return Ending(MAX_ATTEMPTS, "server_error", text, "overloaded" if status == 529 else None)
+    return Ending(1, "unknown", text)
