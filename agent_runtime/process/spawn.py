@@ -114,7 +114,7 @@ class Spawner:
         except OSError:
             yield None
         else:
-            with contextlib.closing(shim):
+            with shim.line:
                 yield shim
 
     def spawn(
@@ -155,7 +155,7 @@ class Spawner:
         attempt: AttemptProcesses,
         kind: Kind,
         group: Group | None,
-        pending: PendingShim | None,
+        shim: PendingShim | None,
         *,
         also_scan: bool,
     ) -> Child:
@@ -173,7 +173,8 @@ class Spawner:
             if command.confinement.mode is Mode.LANDLOCK:
                 theirs.append(command.confinement.ruleset(command.needs))
             join = () if group is None else (group.procs, group.place)
-            handle = (pending or self.fork_server.fork_shim()).start_leader((*theirs, *join), spawn_request)
+            shim = shim or self.fork_server.fork_shim()
+            handle = self.fork_server.start_leader(shim, (*theirs, *join), spawn_request)
         except BaseException as error:
             lost = isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ECONNRESET)
             while theirs:

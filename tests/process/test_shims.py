@@ -209,8 +209,8 @@ def test_a_fork_server_that_can_neither_answer_nor_be_killed_holds_up_nobody_for
         fork_server.start()
         assert fork_server.identity is not None
         frozen = fork_server.identity
-        assert fork_server._socket is not None
-        fork_server._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # as little as there may be
+        assert fork_server._running is not None
+        fork_server._running.requests.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # as little as there may be
         freeze(frozen[0])
 
         def one(number: int) -> str:

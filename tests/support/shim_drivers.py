@@ -15,7 +15,7 @@ me = proc_table.read_process(os.getpid())
 def newborn(known=()):
     snapshot = proc_table.Snapshot()
     # Leave out a fork server that is being started: if it were stopped before its exec, its start would never end.
-    ours = [p for p in snapshot.children(me) if fork_server._socket is not None and p.identity != fork_server.identity]
+    ours = [p for p in snapshot.children(me) if fork_server._running is not None and p.identity != fork_server.identity]
     parent = snapshot.processes.get(fork_server.identity[0])
     theirs = [] if parent is None else snapshot.children(parent)
     return [p for p in (*ours, *theirs) if not p.dead and p.pid not in known]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import marshal
 import os
 import select
@@ -14,7 +13,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import agent_runtime
 from agent_runtime.process.forkserver import shim
@@ -22,7 +21,7 @@ from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from agent_runtime.process.forkserver.shim import SpawnRequest
     from agent_runtime.process.linux.proc import Identity, Process
@@ -52,7 +51,7 @@ class ShimFailed(OSError):
 
 class ShimHandle:
     """
-    A shim and its leader, as seen by the supervisor. Made by :meth:`PendingShim.start_leader` only.
+    A shim and its leader, as seen by the supervisor. Made by :meth:`ForkServer.start_leader` only.
 
     Attributes:
         pid: The leader's pid.
@@ -61,7 +60,7 @@ class ShimHandle:
     """
 
     def __init__(self, line: socket.socket, pidfds: tuple[int, int], pids: tuple[int, int]) -> None:
-        self._line = line
+        self._line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, line.detach())
         self._shim_pidfd, self.pidfd = pidfds
         shim_pid, self.pid = pids
         seen = proc_table.read_process(shim_pid) if shim_pid else None
@@ -122,46 +121,24 @@ class ShimHandle:
         os.close(self.pidfd)
 
 
-class PendingShim:
+class PendingShim(NamedTuple):
     """
     A shim that has no leader yet. Made by :meth:`ForkServer.fork_shim` only.
 
-    Args:
-        line: The socket to the shim, which ends if this end is closed.
-        give_up: Called if the shim does not answer.
+    Attributes:
+        line: The socket to the shim, which ends if this end is closed; a :class:`ShimHandle` takes it over.
+        parent: The fork server that was asked for it.
     """
 
-    def __init__(self, line: socket.socket, give_up: Callable[[], None]) -> None:
-        self._line = line
-        self._give_up = give_up
-        self._has_leader = False
+    line: socket.socket
+    parent: _Running
 
-    def start_leader(self, pipes: Sequence[int], spawn_request: SpawnRequest) -> ShimHandle:
-        """
-        Have the leader started; can be called once.
 
-        Args:
-            pipes: The leader's stdin, stdout and stderr, and its working directory; for a leader under Landlock its
-                ruleset; for a leader in a cgroup the cgroup's ``cgroup.procs`` and its directory.
+class _Running(NamedTuple):
+    """A fork server's process."""
 
-        Raises:
-            ShimFailed: The leader could not be started; nothing of it is left.
-            OSError: Descriptors are lacking, or the shim does not answer.
-        """
-        try:
-            handle = _request_leader(self._line, pipes, spawn_request)
-        except BaseException as error:
-            if isinstance(error, TimeoutError):
-                self._give_up()
-            self.close()
-            raise
-        self._has_leader = True
-        return handle
-
-    def close(self) -> None:
-        """End the shim, unless it has a leader."""
-        if not self._has_leader:
-            self._line.close()
+    requests: socket.socket
+    pidfd: int
 
 
 class ForkServer:
@@ -176,14 +153,13 @@ class ForkServer:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
-        self._pidfd: int | None = None
+        self._running: _Running | None = None
         self.identity: Identity | None = None
         self.guard: int | None = None
         self.most_files: int | None = None
 
     def __repr__(self) -> str:
-        return f"<Fork server {'running' if self._socket else 'not started'} {self.identity}>"
+        return f"<Fork server {'running' if self._running else 'not started'} {self.identity}>"
 
     def start(self) -> None:
         """
@@ -209,45 +185,53 @@ class ForkServer:
         """
         line, its_line = socket.socketpair()
         try:
-            with its_line:
-                used = self._send(its_line.fileno())
+            with self._lock, its_line:
+                try:
+                    parent = self._send(its_line)
+                except ConnectionError:  # the fork server has been killed: ask another one
+                    parent = self._send(its_line)
         except BaseException:
             line.close()
             raise
         line.settimeout(_ANSWER_SECONDS)
-        # The fork server was stopped where a shim does not answer: the next request starts another.
-        return PendingShim(line, functools.partial(self._close_unresponsive, used))
+        return PendingShim(line, parent)
 
-    def _send(self, its_line: int) -> socket.socket:
-        """Send the request; return the socket of the fork server that got it."""
-        with self._lock:
-            for last in (False, True):
-                self._start()
-                assert self._socket is not None  # noqa: S101 - just started
-                assert self._pidfd is not None  # noqa: S101 - just started
-                try:
-                    linux.send(self._pidfd, signal.SIGCONT)  # in case it was stopped
-                    socket.send_fds(self._socket, [b"."], [its_line])
-                except TimeoutError:  # it has been stopped again, and its queue is full
+    def start_leader(self, shim: PendingShim, pipes: Sequence[int], spawn_request: SpawnRequest) -> ShimHandle:
+        """
+        Have a shim start its leader.
+
+        Args:
+            pipes: The leader's stdin, stdout and stderr, and its working directory; for a leader under Landlock its
+                ruleset; for a leader in a cgroup the cgroup's ``cgroup.procs`` and its directory.
+
+        Raises:
+            ShimFailed: The leader could not be started; nothing of it is left.
+            OSError: Descriptors are lacking, or the shim does not answer.
+        """
+        try:
+            return _request_leader(shim.line, pipes, spawn_request)
+        except BaseException as error:
+            shim.line.close()
+            with self._lock:
+                # The fork server was stopped, and another thread has not replaced it: the next request starts another.
+                if isinstance(error, TimeoutError) and self._running is shim.parent:
                     self._close()
-                    raise
-                except ConnectionError:  # it has been killed
-                    self._close()
-                    if last:
-                        raise
-                else:
-                    return self._socket
-        raise AssertionError  # the loop returns or raises
+            raise
 
-    def _close_unresponsive(self, used: socket.socket) -> None:
-        """End the fork server that did not answer, unless another thread has replaced it already."""
-        with self._lock:
-            if self._socket is used:
-                self._close()
+    def _send(self, its_line: socket.socket) -> _Running:
+        """Send a request; return the fork server that got it."""
+        running = self._start()
+        try:
+            linux.send(running.pidfd, signal.SIGCONT)  # in case it was stopped
+            socket.send_fds(running.requests, [b"."], [its_line.fileno()])
+        except (TimeoutError, ConnectionError):  # it has been stopped again, and its queue is full; or it was killed
+            self._close()
+            raise
+        return running
 
-    def _start(self) -> None:
-        if self._socket is not None:
-            return
+    def _start(self) -> _Running:
+        if self._running is not None:
+            return self._running
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs, linux.no_signal_blocked():
@@ -264,31 +248,25 @@ class ForkServer:
                     pass_fds=(theirs.fileno(),) if self.guard is None else (theirs.fileno(), self.guard),
                     start_new_session=True,
                 )
+            process.returncode = 0  # it is reaped by pid, as orphans are: the object must not wait for it
+            self._running = _Running(ours, os.pidfd_open(process.pid))
         except BaseException:
-            ours.close()
-            raise
-        process.returncode = 0  # it is reaped by pid, as orphans are: the object must not wait for it
-        try:
-            self._pidfd = os.pidfd_open(process.pid)
-        except BaseException:
-            ours.close()  # it ends by itself
+            ours.close()  # a process that was started ends by itself
             raise
         ours.settimeout(_ANSWER_SECONDS)  # a full queue must not block all threads for ever
-        self._socket = ours
         seen = proc_table.read_process(process.pid)
         self.identity = seen.identity if seen is not None else None
+        return self._running
 
     def _close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-        if self._pidfd is not None:
-            linux.send(self._pidfd, signal.SIGKILL)
-            _wait(self._pidfd, _END_SECONDS)
+        if self._running is not None:
+            (requests, pidfd), self._running = self._running, None
+            requests.close()
+            linux.send(pidfd, signal.SIGKILL)
+            _wait(pidfd, _END_SECONDS)
             with contextlib.suppress(ChildProcessError):
-                _reaped(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = None
+                _reaped(pidfd)
+            os.close(pidfd)
 
 
 def _request_leader(line: socket.socket, pipes: Sequence[int], spawn_request: SpawnRequest) -> ShimHandle:
