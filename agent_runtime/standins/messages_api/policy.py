@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict, deque
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -100,8 +101,7 @@ class MessagesApi:
         self._count_tokens: dict[str | None, Script] = {}
         self._scripts: dict[str, Script] = {}
         self._default = Script([Text()])
-        self._open_gates: set[str] = set()
-        self._at_gates: dict[str, list[Callable[[], None]]] = {}
+        self._gates: defaultdict[str, Future[None]] = defaultdict(Future)
         self._counts: defaultdict[str | None, TokenCounts] = defaultdict(TokenCounts)
         self._faults_served: Counter[tuple[str, Script, int]] = Counter()
         self._requests: deque[SeenRequest] = deque(maxlen=REQUESTS_KEPT)
@@ -165,10 +165,14 @@ class MessagesApi:
     def open_gate(self, name: str) -> None:
         """Open a gate: answers that wait for it go on, later ones do not wait."""
         with self._changed:
-            self._open_gates.add(name)
-            waiting = self._at_gates.pop(name, [])
-        for proceed in waiting:
-            proceed()
+            gate = self._gates[name]
+            if not gate.done():
+                gate.set_result(None)
+
+    def gate(self, name: str) -> Future[None]:
+        """Return a gate: done when it is open."""
+        with self._changed:
+            return self._gates[name]
 
     @property
     def requests(self) -> tuple[SeenRequest, ...]:
@@ -289,14 +293,6 @@ class MessagesApi:
         if not isinstance(reply, Text | Tool):
             self._faults_served[where] += 1
         return reply
-
-    def when_open(self, gate: str, proceed: Callable[[], None]) -> None:
-        """Call *proceed* once: now if the gate is open, else when it is opened, in the thread that does so."""
-        with self._changed:
-            if gate not in self._open_gates:
-                self._at_gates.setdefault(gate, []).append(proceed)
-                return
-        proceed()
 
     def __repr__(self) -> str:
         with self._changed:

@@ -137,7 +137,7 @@ class _Responder:
             return
         content = reply.of if isinstance(reply, Hang | Cut | StreamError) else reply
         if isinstance(content, Text | Tool) and content.gate is not None:
-            await self._wait_at_gate(content.gate)
+            await asyncio.shield(asyncio.wrap_future(self._api.gate(content.gate)))
         request_id = f"req_standin{next(self._ids):08d}"
         headers = {"content-type": JSON} | ({} if isinstance(content, Raw) else {"request-id": request_id})
         if isinstance(content, Text | Tool):
@@ -171,16 +171,6 @@ class _Responder:
             await _break_off(connection, reply)
         else:
             await connection.end_answer()
-
-    async def _wait_at_gate(self, name: str) -> None:
-        opened, loop = asyncio.Event(), asyncio.get_running_loop()
-
-        def proceed() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(opened.set)
-
-        self._api.when_open(name, proceed)
-        await opened.wait()
 
 
 async def _break_off(connection: Connection, reply: Hang | Cut) -> None:
