@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+
+import msgspec
 
 _ESCAPES = ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\"))
 
 
-class Mount(NamedTuple):
+class Mount(msgspec.Struct, frozen=True):
     """
     One mounted file system.
 

@@ -17,11 +17,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from agent_runtime.errors import SecretUnreadable
 from agent_runtime.secret.content import SecretContent, SecretFault, Unusable

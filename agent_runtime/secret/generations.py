@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -24,8 +23,7 @@ MAX_REFUSED = 1000
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(msgspec.Struct, frozen=True):
     """
     One value of the token, numbered in the order in which values were read.
 
@@ -41,7 +39,7 @@ class Generation:
     loaded_at: float
     expires_at: float | None = None
     subscription: str | None = None
-    written_at: float | None = field(default=None, compare=False)
+    written_at: float | None = None
 
     def has_expired(self, now: float) -> bool:
         """Whether :attr:`expires_at` is known and not after *now* (epoch seconds)."""

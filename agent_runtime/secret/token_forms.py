@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from agent_runtime.model.tokens import (
     API_KEY_PREFIX,
@@ -57,7 +59,7 @@ class NotAToken(ValueError):
     """The text is no token; the message is what follows "the secret file" in a sentence."""
 
 
-class Found(NamedTuple):
+class Found(msgspec.Struct, frozen=True):
     """
     A token in a text.
 

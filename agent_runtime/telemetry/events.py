@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EVENTS_HELD = 1000
 
 
-class EventType(NamedTuple):
+class EventType(msgspec.Struct, frozen=True):
     """
     One kind of event.
 

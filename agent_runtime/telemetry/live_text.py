@@ -7,7 +7,7 @@ import contextlib
 import re
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -120,7 +120,7 @@ class LiveTexts:
             reader.put(after, piece)
 
 
-class _Block(NamedTuple):
+class _Block(msgspec.Struct, frozen=True):
     parent: str | None
     number: int
 

@@ -23,7 +23,9 @@ import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, defaultdict
 from io import BytesIO
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from agent_runtime.model.tokens import Token
 
@@ -52,7 +54,7 @@ _LEAST_TORN = 4
 _BACKSLASH = 0x5C
 
 
-class _Span(NamedTuple):
+class _Span(msgspec.Struct, frozen=True, order=True):
     """Where in a line a token was found."""
 
     start: int
