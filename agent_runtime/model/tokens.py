@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 API_KEY_PREFIX = "sk-ant-api"
 OAUTH_PREFIX = "sk-ant-oat"
@@ -28,8 +29,7 @@ class TokenKind(StrEnum):
     API_KEY = "api_key"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Token:
+class Token(msgspec.Struct, frozen=True):
     """A credential that cannot be printed by accident: only its fingerprint shows."""
 
     secret: str

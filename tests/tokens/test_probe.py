@@ -257,7 +257,7 @@ def test_a_token_that_fits_in_no_header_says_nothing_and_shows_nowhere(
     assert secret[:17] not in caplog.text
 
 
-class _Unchecked(Token):
+class _Unchecked(Token, frozen=True):
     """One that the secret file would never let in; its fingerprint cannot always be had."""
 
     @property
