@@ -83,9 +83,12 @@ class SessionPlan:
         if previous is not None and previous.request_digest != task.digest:
             previous = None  # the id is used again for other work
         self._was_refused = previous is not None and previous.error_class is ErrorClass.INVALID_REQUEST
-        resumed = None if previous is None or task.fresh_session else _session_with_progress(previous)
+        resumed = None
+        if previous is not None and previous.outcome is not Outcome.SUCCESS and not task.fresh_session:
+            resumed = None if previous.resumable is False else previous.session_id
+        self.next: Session
         self.has_progress = resumed is not None
-        self.next = self._fresh() if resumed is None else Session(resumed, resumes=True, prompt=CONTINUE_PROMPT)
+        self.continue_in(resumed)
 
     def __repr__(self) -> str:
         return f"<SessionPlan next={self.next.session_id} resumes={self.next.resumes}>"
@@ -143,10 +146,3 @@ class SessionPlan:
 
 _REFUSALS = {ErrorClass.INVALID_REQUEST, ErrorClass.ERROR}
 """Error classes of an attempt whose session is refused: by the API, or by the CLI."""
-
-
-def _session_with_progress(previous: ExecutionRecord) -> uuid.UUID | None:
-    """Return the session to resume when an execution is posted again; None: no session has progress."""
-    if previous.session_id is None or previous.outcome is Outcome.SUCCESS or previous.resumable is False:
-        return None
-    return uuid.UUID(previous.session_id)
