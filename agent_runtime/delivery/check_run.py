@@ -62,13 +62,9 @@ class CheckRun:
         self._child = child
         self._last_words = LastWords()
         self._pipes = Pipes(
-            stdin=child.stdin,
-            stdout=child.stdout,
-            stderr=child.stderr,
-            pidfd=child.pidfd,
+            child,
             wake=wake,
             stdin_bytes=stdin_bytes,
-            close_stdin=child.close_stdin,
             frame_limit_bytes=LINE_LIMIT_BYTES,
             on_lines=self._lines,
             on_quiet=lambda *_: None,

@@ -196,13 +196,9 @@ class Attempt:
         if child is None:
             return
         pipes = Pipes(
-            stdin=child.stdin,
-            stdout=child.stdout,
-            stderr=child.stderr,
-            pidfd=child.pidfd,
+            child,
             wake=self._stop.wake,
             stdin_bytes=invocation.stdin_bytes(self._spec.task, self._spec.session),
-            close_stdin=child.close_stdin,
             frame_limit_bytes=self._context.settings.frame_limit,
             on_lines=self._lines_read,
             on_quiet=self._output.unfinished,

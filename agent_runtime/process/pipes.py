@@ -17,6 +17,7 @@ from agent_runtime.process.framing import MOST_BYTES, LineFramer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from agent_runtime.process.child import Child
     from agent_runtime.process.framing import Lines
 
 WRITE_BYTES = 256 * 1024
@@ -68,8 +69,7 @@ class Pipes:
     line, *on_quiet* gets the unfinished line, so that a message without an end is still seen.
 
     Args:
-        stdin: Non-blocking descriptor; *stdin_bytes* are written to it, then it is closed.
-        close_stdin: Closes the child's stdin (only :mod:`agent_runtime.process.child` closes descriptors).
+        stdin_bytes: Are written to the child's stdin, which is then closed.
         on_lines: Called with the lines of one chunk and the monotonic time at which it was read.
         on_quiet: Called with a stream's unfinished line, once, after :data:`QUIET_SECONDS` of silence.
     """
@@ -78,39 +78,33 @@ class Pipes:
 
     def __init__(
         self,
+        child: Child,
         *,
-        stdin: int,
-        stdout: int,
-        stderr: int,
-        pidfd: int,
         wake: Wake,
         stdin_bytes: bytes,
-        close_stdin: Callable[[], None],
         frame_limit_bytes: int,
         on_lines: Callable[[Channel, Lines, float], None],
         on_quiet: Callable[[Channel, bytes, float], None],
     ) -> None:
-        self._stdin = stdin
+        self._child = child
         self._unsent = memoryview(stdin_bytes)
-        self._close_stdin = close_stdin
-        self._pidfd = pidfd
         self._wake = wake
         self._on_lines = on_lines
         self._on_quiet = on_quiet
         # stderr first: if both are ready, its line says more than the frame on stdout about the same failure.
         self._streams = [
-            _Stream(Channel.STDERR, stderr, LineFramer(frame_limit_bytes)),
-            _Stream(Channel.STDOUT, stdout, LineFramer(frame_limit_bytes)),
+            _Stream(Channel.STDERR, child.stderr, LineFramer(frame_limit_bytes)),
+            _Stream(Channel.STDOUT, child.stdout, LineFramer(frame_limit_bytes)),
         ]
         self._poll = select.poll()
-        self._poll.register(pidfd, select.POLLIN)
+        self._poll.register(child.pidfd, select.POLLIN)
         self._poll.register(wake.fileno(), select.POLLIN)
         for stream in self._streams:
             self._poll.register(stream.fd, select.POLLIN)
             _widen(stream.fd)
         self._has_stdin = True
         if self._unsent:
-            self._poll.register(stdin, select.POLLOUT)
+            self._poll.register(child.stdin, select.POLLOUT)
         else:
             self._end_stdin()
         self.leader_gone = False
@@ -131,16 +125,16 @@ class Pipes:
         )
         if self._wake.fileno() in ready:
             self._wake.clear()
-        if self._has_stdin and self._stdin in ready:
+        if self._has_stdin and self._child.stdin in ready:
             self._write()
         had_data = False
         for stream in self._streams:
             if stream.open and stream.fd in ready:
                 had_data = True
                 self._read(stream)
-        if self._pidfd in ready and not self.leader_gone:
+        if self._child.pidfd in ready and not self.leader_gone:
             self.leader_gone = True
-            self._poll.unregister(self._pidfd)
+            self._poll.unregister(self._child.pidfd)
         if unfinished and not had_data:
             self._peek()
         return had_data
@@ -189,7 +183,7 @@ class Pipes:
 
     def _write(self) -> None:
         try:
-            sent = os.write(self._stdin, self._unsent[:WRITE_BYTES])
+            sent = os.write(self._child.stdin, self._unsent[:WRITE_BYTES])
         except BlockingIOError:
             return
         except OSError:
@@ -197,13 +191,13 @@ class Pipes:
             sent = len(self._unsent)
         self._unsent = self._unsent[sent:]
         if not self._unsent:
-            self._poll.unregister(self._stdin)
+            self._poll.unregister(self._child.stdin)
             self._end_stdin()
 
     def _end_stdin(self) -> None:
         # An open stdin costs the CLI three seconds a run (measured, 1.0.128 to 2.1.330).
         self._has_stdin = False
-        self._close_stdin()
+        self._child.close_stdin()
 
 
 def _widen(fd: int) -> None:
