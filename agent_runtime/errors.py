@@ -171,9 +171,6 @@ Source: the rules of Abilityai/trinity's backend, 2026, which also has longer fo
 """
 
 
-_RESERVED = re.compile("|".join(map(re.escape, RESERVED_WORDS)), re.IGNORECASE)
-
-
 def is_reserved(text: str) -> bool:
     """Whether a backend would take *text* for a reason to switch the token."""
     lowered = text.lower()
@@ -188,7 +185,7 @@ def plain_detail(error_class: ErrorClass, text: str) -> str:
     """
     if error_class.cured_by_token or not is_reserved(text):
         return text
-    masked = _RESERVED.sub("\N{HORIZONTAL ELLIPSIS}", text)
+    masked = re.sub(f"(?i){'|'.join(RESERVED_WORDS)}", "\N{HORIZONTAL ELLIPSIS}", text)
     return "its text cannot be shown; the log says more" if is_reserved(masked) else masked
 
 

@@ -221,8 +221,13 @@ def below(directory: Path) -> Iterator[str]:
     """
     waiting = [str(directory)]
     while waiting:
-        with contextlib.suppress(FileNotFoundError), os.scandir(waiting.pop()) as entries:
-            found = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        group = waiting.pop()
+        with contextlib.suppress(FileNotFoundError):
+            # Two links: no cgroup is below it, so its files need no look (kernfs_refresh_inode in Linux fs/kernfs).
+            if os.stat(group).st_nlink == 2:  # noqa: PTH116 - as many paths as cgroups
+                continue
+            with os.scandir(group) as entries:
+                found = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
             yield from found
             waiting += found
 
