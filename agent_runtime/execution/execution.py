@@ -156,7 +156,8 @@ class Execution:
         """Wait for *event*; return False if first the execution is stopped, or *until* (monotonic seconds) is past."""
         happened, seconds = asyncio.ensure_future(event), max(0.0, until - time.monotonic())
         try:
-            await asyncio.wait({self.stopped, happened}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not happened.done():  # a free slot is granted at once
+                await asyncio.wait({self.stopped, happened}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             return happened.done() and not self.stopped.done()
         finally:
             happened.cancel()
