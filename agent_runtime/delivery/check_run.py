@@ -24,6 +24,7 @@ TIMEOUT_SECONDS = 30.0
 
 TURN_SECONDS = 0.005
 CATCH_UP_SECONDS = 0.25
+SWEEP_SECONDS = 5.0
 LINE_LIMIT_BYTES = 64 * 1024
 
 
@@ -51,7 +52,6 @@ class CheckRun:
     def __init__(
         self,
         child: Child,
-        wake: Wake,
         stdin_bytes: bytes,
         on_stdout: Callable[[bytes], None],
         cancelled: threading.Event,
@@ -61,9 +61,10 @@ class CheckRun:
         self._give_up_at = time.monotonic() + TIMEOUT_SECONDS
         self._child = child
         self._last_words = LastWords()
+        self._wake = Wake()
         self._pipes = Pipes(
             child,
-            wake=wake,
+            wake=self._wake,
             stdin_bytes=stdin_bytes,
             frame_limit_bytes=LINE_LIMIT_BYTES,
             on_lines=self._lines,
@@ -107,6 +108,13 @@ class CheckRun:
         """
         if not self.read_until(condition):
             raise EndedEarly("the CLI ended before it had made a request" + (f": {self.fault}" if self.fault else ""))
+
+    def close(self) -> None:
+        """End the process and those that it has started."""
+        self._child.kill()
+        self._child.sweep(time.monotonic() + SWEEP_SECONDS)
+        self._child.close()
+        self._wake.close()
 
     def _lines(self, channel: Channel, lines: Lines, _read_at: float) -> None:
         for line in lines:

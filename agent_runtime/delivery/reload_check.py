@@ -53,7 +53,6 @@ from agent_runtime.delivery.private_files import (
 from agent_runtime.model.task import Task
 from agent_runtime.model.tokens import OAUTH_PREFIX, OAUTH_VARIABLE, Token
 from agent_runtime.process.containment.registry import new_mark
-from agent_runtime.process.pipes import Wake
 from agent_runtime.process.spawn import Command
 
 if TYPE_CHECKING:
@@ -64,7 +63,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SWEEP_SECONDS = 5.0
 DIRECTORY_PREFIX = "agent-runtime-proof-"
 VERSION_LIMIT = 40
 HELP_LINES = 2000
@@ -230,7 +228,7 @@ class _Stage(msgspec.Struct):
     def _printed(self, flag: str) -> tuple[list[bytes], str | None]:
         """Return the lines that the CLI prints on *flag*, and the error that it ended with, if any."""
         lines: list[bytes] = []
-        with self._running((flag,), b"", self._home(), on_stdout=lines.append) as run:
+        with contextlib.closing(self._run((flag,), b"", self._home(), on_stdout=lines.append)) as run:
             run.read_until(lambda: False)
             return lines, run.fault
 
@@ -311,11 +309,11 @@ class _Stage(msgspec.Struct):
             task, session = Task(message=PROMPT), invocation.Session(uuid4())
             words = invocation.arguments(task, session, settings_file=settings_file, mcp_file=None)
             stdin_bytes = invocation.stdin_bytes(task, session)
-            with self._running(words, stdin_bytes, home, base_url=base_url, delivered=delivered) as run:
+            run = self._run(words, stdin_bytes, home, base_url=base_url, delivered=delivered)
+            with contextlib.closing(run):
                 yield run
 
-    @contextlib.contextmanager
-    def _running(
+    def _run(
         self,
         words: tuple[str, ...],
         stdin_bytes: bytes,
@@ -324,7 +322,7 @@ class _Stage(msgspec.Struct):
         base_url: str = NOWHERE,
         delivered: Mapping[str, str] | None = None,
         on_stdout: Callable[[bytes], None] = lambda _: None,
-    ) -> Iterator[CheckRun]:
+    ) -> CheckRun:
         inherited = {
             name: value
             for name, value in self.cli.environ.items()
@@ -339,14 +337,7 @@ class _Stage(msgspec.Struct):
         )
         argv = (*invocation.resolve(self.cli.command, env.get("PATH")), *words)
         child = self.cli.spawner.spawn(Command(argv=argv, env=env, cwd=home, user=self.cli.user, mark=self._mark()))
-        wake = Wake()
-        try:
-            yield CheckRun(child, wake, stdin_bytes, on_stdout, self.cli.cancelled)
-        finally:
-            child.kill()
-            child.sweep(time.monotonic() + SWEEP_SECONDS)
-            child.close()
-            wake.close()
+        return CheckRun(child, stdin_bytes, on_stdout, self.cli.cancelled)
 
     def _mark(self) -> str:
         return new_mark(self.root) if self.cli.mark is None else self.cli.mark()
