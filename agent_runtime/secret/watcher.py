@@ -60,20 +60,25 @@ class DirectoryWatch:
 
     def wait(self, timeout_seconds: float = TICK_SECONDS) -> bool:
         """Wait for an event, the timeout or a stop; return whether there was an event."""
-        if self._notify is None and self._begin():
-            # Changes before the watch began cause no event: the caller must read once more.
-            return True
-        if self._notify is None:
-            self._stop.wait(timeout_seconds)
-            return False
         try:
+            if self._notify is None:
+                self._notify = watch_of(self._directory)
+                if self._warned:
+                    logger.info("%s is watched again", self._directory)
+                self._warned = False
+                return True  # Changes before the watch began cause no event: the caller must read once more.
             found = self._notify.watch(_GROUPED_MS, _STEP_MS, max(1, round(timeout_seconds * 1000)), self._stop)
-        except RuntimeError as problem:
+            return not isinstance(found, str)
+        except FileNotFoundError:
+            pass
+        except (OSError, RuntimeError) as problem:
             self.renew()
-            self._failed(problem)
-            self._stop.wait(timeout_seconds)
-            return False
-        return not isinstance(found, str)
+            if not self._warned:
+                text = "cannot watch %s, it is re-read every %s s instead: %s"
+                logger.warning(text, self._directory, TICK_SECONDS, problem)
+            self._warned = True
+        self._stop.wait(timeout_seconds)
+        return False
 
     def renew(self) -> None:
         """End the present watch; the next :meth:`wait` begins a new one."""
@@ -82,29 +87,6 @@ class DirectoryWatch:
         self._notify = None
 
     close = renew
-
-    def _begin(self) -> bool:
-        try:
-            self._notify = watch_of(self._directory)
-        except FileNotFoundError:
-            return False
-        except (OSError, RuntimeError) as problem:
-            self._failed(problem)
-            return False
-        if self._warned:
-            logger.info("%s is watched again", self._directory)
-        self._warned = False
-        return True
-
-    def _failed(self, problem: OSError | RuntimeError) -> None:
-        if not self._warned:
-            logger.warning(
-                "cannot watch %s, it is re-read every %s s instead: %s",
-                self._directory,
-                TICK_SECONDS,
-                problem,
-            )
-        self._warned = True
 
 
 def watch_of(directory: Path) -> RustNotify:
