@@ -255,7 +255,10 @@ class TranscriptWriter(TranscriptReader):
         self.missing_lines = 0
         # The size is known even if the files cannot be opened; opening them may find more lines.
         self._last_line = file_size(index_path) // ENTRY_BYTES
-        self._write(b"", array("Q"))
+        if self._last_line or file_size(data_path):
+            self._write(
+                b"", array("Q")
+            )  # repairs what a crash has left; a new transcript is opened with its first line
 
     @property
     def last_line(self) -> int:

@@ -272,8 +272,9 @@ class ForkServer:
 def _request_leader(line: socket.socket, pipes: Sequence[int], spawn_request: SpawnRequest) -> ShimHandle:
     data = marshal.dumps(spawn_request)
     with contextlib.suppress(ConnectionError):  # the answer, if any, gives the reason
-        socket.send_fds(line, [len(data).to_bytes(4, "little")], pipes)
-        line.sendall(data)
+        message = len(data).to_bytes(4, "little") + data
+        sent = socket.send_fds(line, [message], pipes)
+        line.sendall(message[sent:])
     message, descriptors, flags, _ = socket.recv_fds(line, shim.MESSAGE_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
     kind, first, second = _fields(message)
     try:
