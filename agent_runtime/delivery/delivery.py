@@ -14,7 +14,9 @@ token in use to each.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
+import secrets
 import threading
 import time
 from dataclasses import dataclass, field
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 
 ENV, FILE, RELAY = "env", "file", "relay"
 """The ways of delivery, as in the setting."""
+
+PLACEHOLDER_PREFIX = "relay-"
+_PLACEHOLDER_BYTES = 16
 
 _VARIABLE_BY_KIND = {TokenKind.OAUTH: OAUTH_VARIABLE, TokenKind.API_KEY: API_KEY_VARIABLE}
 
@@ -68,26 +73,63 @@ class HeldRequest(Protocol):
         """End the wait: send the request again with the token in use (*replays*), or pass on the API's answer."""
 
 
-class Relayed(Protocol):
+class Identity:
     """
-    The relay's data about one child, which has no token itself.
+    The identity by which one attempt uses the relay; only the relay's own thread changes it, any other may read it.
+
+    The child sends the placeholder as its token. The agent's tools can read the placeholder: it identifies the attempt
+    and is no secret.
+
+    Args:
+        generation: The generation that the attempt begins with. A later one is used only if its token is of the same
+            kind, because the kind decides what else the CLI sends.
+        hold_seconds: The attempt's CLI waits at least this long for the first byte of an answer.
 
     Attributes:
-        pid: The process of the CLI; None: it has not started.
-        on_hold: Called in the relay's thread with each request that is held; None: requests are not held.
-        on_release: Called when a request is no longer held.
-        on_silence: Called when the API did not begin to answer a message in time.
-        served: The generation of the last request for a message that the API has fulfilled.
+        pid: The CLI's pid, set by the attempt, as the functions are; None: the CLI has not started.
+        open_requests: How many requests are being answered.
+        on_hold: Called in the relay's thread with each request that is to be held; None: no request is held.
+        on_release: Called with a request that is held no longer.
+        on_silence: Called when the API did not begin to answer a request for a message in time.
+        served: The generation of the last request for a message that the API answered with success.
     """
 
-    pid: int | None
-    served: Generation
-    on_hold: Callable[[HeldRequest], None] | None
-    on_release: Callable[[HeldRequest], None]
-    on_silence: Callable[[], None]
+    def __init__(self, generation: Generation, hold_seconds: float) -> None:
+        self.placeholder = PLACEHOLDER_PREFIX + secrets.token_hex(_PLACEHOLDER_BYTES)
+        self.hold_seconds = hold_seconds
+        self.pid: int | None = None
+        self.open_requests = 0
+        self.served = generation
+        self.on_hold: Callable[[HeldRequest], None] | None = None
+        self.on_release: Callable[[HeldRequest], None] = lambda _hold: None
+        self.on_silence: Callable[[], None] = lambda: None
+        self._newest = generation
+        self._carried = (generation, time.monotonic())
+
+    @property
+    def kind(self) -> TokenKind:
+        """The kind of token that the attempt can use."""
+        return self._newest.token.kind
+
+    def choose(self, current: Generation | None) -> Generation:
+        """Return the generation for the next request: *current* if newer and of the same kind, else the last chosen."""
+        if current is not None and current.token.kind is self.kind and current.number > self._newest.number:
+            self._newest = current
+        return self._newest
 
     def carried(self) -> tuple[Generation, float]:
-        """Return the generation of the request that was answered last, and since when it is used (monotonic)."""
+        """Return the generation of the request that was answered last, and the monotonic time when its use began."""
+        return self._carried
+
+    def record_answer(self, generation: Generation) -> None:
+        """Record that a request with this generation was answered."""
+        if generation.number != self._carried[0].number:
+            self._carried = (generation, time.monotonic())
+
+
+def digest_of(placeholder: str) -> bytes:
+    """Return the hash by which an identity is found: comparing texts takes longer, the more of a guess is right."""
+    return hashlib.sha256(placeholder.encode("utf-8", "surrogateescape")).digest()
 
 
 def _never() -> ReloadBehaviour:
@@ -117,7 +159,7 @@ class Delivered:
     variables: Mapping[str, str] = field(repr=False)
     reload_behaviour: Callable[[], ReloadBehaviour | None] = field(default=_never, repr=False, compare=False)
     holds: Callable[[Generation], bool] | None = field(default=None, repr=False, compare=False)
-    relayed: Relayed | None = field(default=None, repr=False, compare=False)
+    relayed: Identity | None = field(default=None, repr=False, compare=False)
     by_port: Mapping[str, str] | None = field(default=None, repr=False, compare=False)
     at: float = field(default_factory=time.time, compare=False)
 

@@ -20,7 +20,7 @@ from agent_runtime.process.directories import path_of
 from agent_runtime.process.spawn import Command
 
 if TYPE_CHECKING:
-    from agent_runtime.delivery.delivery import Delivered, Relayed
+    from agent_runtime.delivery.delivery import Delivered, Identity
     from agent_runtime.execution.attempt_data import AttemptContext, AttemptSpec
     from agent_runtime.secret.generations import Generation
 
@@ -45,7 +45,7 @@ class Launch:
         self._files = PrivateFiles(context.run_dir, spec.mark, context.settings.child_user)
 
     @property
-    def relayed(self) -> Relayed | None:
+    def relayed(self) -> Identity | None:
         """The child's identity at the relay; None: the child has a token itself, or nothing was delivered yet."""
         return None if self.delivered is None else self.delivered.relayed
 

@@ -23,9 +23,9 @@ from agent_runtime.relay.upstream import FirstByteTimeout, Unreachable
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from agent_runtime.delivery.delivery import Identity
     from agent_runtime.relay.answers import Answer
     from agent_runtime.relay.connection import Connection
-    from agent_runtime.relay.identity import Identity
     from agent_runtime.relay.requests import Request
     from agent_runtime.relay.upstream import Upstream
     from agent_runtime.secret.file import SecretFile

@@ -21,7 +21,7 @@ from agent_runtime.claude.credential_env import (
     SHELL_PREFIX_VARIABLE,
     SOCKET_VARIABLE,
 )
-from agent_runtime.delivery.delivery import RELAY, Delivered
+from agent_runtime.delivery.delivery import RELAY, Delivered, Identity, digest_of
 from agent_runtime.delivery.private_files import write_shell_prefix
 from agent_runtime.delivery.reload_check import ReloadBehaviour
 from agent_runtime.errors import CannotStart
@@ -29,7 +29,6 @@ from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE, TokenKi
 from agent_runtime.process.linux.proc import connects_from
 from agent_runtime.relay.connection import BadMessage, Connection, PeerClosed
 from agent_runtime.relay.exchange import Exchanges, error_answer
-from agent_runtime.relay.identity import Identity, digest_of
 from agent_runtime.relay.requests import MemoryBudget, TooLarge, read_body, read_head
 from agent_runtime.relay.upstream import Upstream
 from agent_runtime.settings import PREFIX
@@ -226,7 +225,7 @@ class Relay:
     def release(self, delivered: Delivered) -> None:
         """End the identity of a child that has ended, and close all its connections."""
         identity = delivered.relayed
-        if not isinstance(identity, Identity):
+        if identity is None:
             return
         self._identities.pop(digest_of(identity.placeholder), None)
         if self._loop is not None:
