@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 MOST_HEAD_BYTES = 64 * 1024
 """The longest head of a message; if nobody waits for bytes, a connection is read no further than this, either."""
 
+RECEIVE_BYTES = 256 * 1024
+
 _END = b"\r\n\r\n"
 _AMBIGUOUS_LINES = re.compile(rb"(?<!\r)\n|\r(?!\n)|\r\n[ \t]|\0")
 """Bare CR or LF, folded lines, NUL: servers read them differently, so one request could be two (RFC 9112, 2.2, 5.2)."""
@@ -29,11 +31,13 @@ class PeerClosed(Exception):
     """The other side closed the connection in the middle of a message."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """
     A connection with back-pressure both ways; for asyncio's ``create_server`` and ``create_connection``.
 
     Args:
+        received: Where bytes are received before they are appended to the buffer; all connections of an event loop can
+            share it. Without it asyncio allocates 256 KiB for each read, however short.
         on_open: Called with a connection when it is open.
 
     Attributes:
@@ -45,13 +49,14 @@ class Connection(asyncio.Protocol):
         is_of_cli: Whether the CLI itself is at the other end, not one of its tools; None: not known.
     """
 
-    def __init__(self, on_open: Callable[[Connection], None] = lambda _connection: None) -> None:
+    def __init__(self, received: bytearray, on_open: Callable[[Connection], None] = lambda _connection: None) -> None:
         self.buffer = b""
         self.has_ended = False
         self.on_end: Callable[[], object] = lambda: None
         self.peer: tuple[int, int] | None = None
         self.is_used = False
         self.is_of_cli: bool | None = None
+        self._received = memoryview(received)
         self._on_open = on_open
         self._transport: asyncio.Transport
         self._error: Exception | None = None
@@ -70,9 +75,13 @@ class Connection(asyncio.Protocol):
             self.peer = struct.unpack("2i4x", credentials)
         self._on_open(self)
 
-    def data_received(self, data: bytes) -> None:
-        """Append to the buffer."""
-        self.buffer += data
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's
+        """Return where bytes are to be received."""
+        return self._received
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Append the received bytes to the buffer."""
+        self.buffer += bytes(self._received[:nbytes])
         if self._was_read.is_set() and len(self.buffer) >= MOST_HEAD_BYTES:  # nobody waits for bytes
             self._transport.pause_reading()
         self._was_read.set()

@@ -27,7 +27,7 @@ from agent_runtime.delivery.reload_check import ReloadBehaviour
 from agent_runtime.errors import CannotStart
 from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE, TokenKind
 from agent_runtime.process.linux.proc import connects_from
-from agent_runtime.relay.connection import BadMessage, Connection, PeerClosed
+from agent_runtime.relay.connection import RECEIVE_BYTES, BadMessage, Connection, PeerClosed
 from agent_runtime.relay.exchange import Exchanges, error_answer
 from agent_runtime.relay.requests import MemoryBudget, TooLarge, read_body, read_head
 from agent_runtime.relay.upstream import Upstream
@@ -236,7 +236,7 @@ class Relay:
 
     async def _serve(self, listening: Future[None]) -> None:
         self._loop = asyncio.get_running_loop()
-        accepted = functools.partial(Connection, self._accept)
+        accepted = functools.partial(Connection, bytearray(RECEIVE_BYTES), self._accept)
         servers: list[asyncio.Server] = []
         try:
             servers.append(await self._loop.create_server(accepted, "127.0.0.1", 0, backlog=BACKLOG))

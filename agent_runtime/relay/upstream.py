@@ -13,7 +13,7 @@ import h11
 
 from agent_runtime.http_client import checked_url, proxy_for, tls_context
 from agent_runtime.relay.answers import Answer, read_answer
-from agent_runtime.relay.connection import MOST_HEAD_BYTES, BadMessage, Connection, PeerClosed
+from agent_runtime.relay.connection import MOST_HEAD_BYTES, RECEIVE_BYTES, BadMessage, Connection, PeerClosed
 from agent_runtime.relay.requests import headers_to_send
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class Upstream:
             self._proxy_headers.append(("Proxy-Authorization", f"Basic {pair.decode()}"))
         self._is_tls = self._url.scheme == "https"
         self._context: ssl.SSLContext | None = None
+        self._received = bytearray(RECEIVE_BYTES)
         self._idle: list[tuple[float, Connection]] = []
         self._host = self._url.netloc.decode()
         self.first_byte_seconds = first_byte_seconds
@@ -178,7 +179,7 @@ class Upstream:
                     self._context = await asyncio.to_thread(tls_context, self._environ)
                     self._context.set_alpn_protocols(["http/1.1"])
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    Connection,
+                    lambda: Connection(self._received),
                     url.host,
                     url.port or _PORTS[url.scheme],
                     ssl=self._context if url.scheme == "https" else None,
