@@ -33,9 +33,6 @@ IDLE_SECONDS = 50.0
 
 MOST_IDLE = 32
 
-_AT_ONCE_BYTES = 64 * 1024
-"""A body of at most this length is sent together with its head."""
-
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -207,9 +204,9 @@ class Upstream:
 
 
 async def _send_all(connection: Connection, head: bytes, request: Request) -> None:
-    if request.body.length <= _AT_ONCE_BYTES:
-        await connection.send(head + b"".join(request.body.pieces()))
-        return
-    await connection.send(head)
-    for piece in request.body.pieces():
-        await connection.send(piece)
+    unsent = head
+    for piece in request.body.pieces():  # the first together with the head
+        await connection.send(unsent + piece)
+        unsent = b""
+    if unsent:
+        await connection.send(unsent)
