@@ -20,7 +20,7 @@ from agent_runtime.model.records import CompactEvent  # noqa: TC001 - msgspec lo
 from agent_runtime.model.usage import ModelUsage, amount, count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 SYNTHETIC_MODEL = "<synthetic>"
 """The model name of assistant frames that the CLI writes itself, not the API."""
@@ -47,7 +47,9 @@ _PLAIN_BYTES = 2 * MOST_LEVELS
 _STRIDE = 430
 _LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MOST_DIGITS // _STRIDE - 1))
 _SMALL_STRIDE = 61
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_BRACKETS = bytes(byte in b"[]{}" for byte in range(256))
+
+_OPENING, _CLOSING = b"{}"
 
 _ENDED = frozenset({"completed", "failed", "killed", "stopped"})
 
@@ -227,6 +229,11 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     ambient: bool | None = None
 
     @property
+    def is_of_model(self) -> bool:
+        """Whether this is a message of the model, or a block of one."""
+        return self.type == "assistant" and self.message is not None and self.message.model != SYNTHETIC_MODEL
+
+    @property
     def blocks(self) -> list[ContentBlock]:
         """The blocks of the message's content; a plain text has none."""
         return self.message.blocks if self.message is not None else []
@@ -313,6 +320,31 @@ def decode(line: bytes) -> Frame | None:
     return None if len(line) > _PLAIN_BYTES and _is_awkward(line) else frame
 
 
+def decode_lines(lines: Sequence[bytes], *, are_utf8: bool) -> list[Frame | None]:
+    """
+    Decode lines that came together; None for each that is not exactly one frame and a newline.
+
+    Args:
+        are_utf8: All of them are known to be UTF-8, and end with a newline.
+    """
+    if are_utf8:
+        try:
+            frames = list(map(_decode, lines))
+        except _REFUSED:
+            pass  # one of them: each is decoded by itself
+        else:
+            return [
+                frame
+                if line[0] == _OPENING and line[-2] == _CLOSING and (len(line) <= _PLAIN_BYTES or not _is_awkward(line))
+                else None
+                for line, frame in zip(lines, frames, strict=True)
+            ]
+    return [
+        decode(line) if line[:1] == b"{" and line[-2:] == b"}\n" and (are_utf8 or is_utf8(line)) else None
+        for line in lines
+    ]
+
+
 def is_utf8(data: bytes) -> bool:
     """Whether all of *data* is UTF-8."""
     if data.isascii():
@@ -381,8 +413,8 @@ def _is_awkward(line: bytes) -> bool:
     """
     if len(line) > MOST_DIGITS and _LONG_NUMBER.search(line[::_STRIDE]):
         return True
-    brackets = line[::_SMALL_STRIDE].translate(None, _NO_BRACKETS)
-    return len(brackets) >= MOST_LEVELS // _SMALL_STRIDE and _is_deep(msgspec.json.decode(line))
+    brackets = line[::_SMALL_STRIDE].translate(_BRACKETS).count(True)
+    return brackets >= MOST_LEVELS // _SMALL_STRIDE and _is_deep(msgspec.json.decode(line))
 
 
 def _is_deep(value: object) -> bool:

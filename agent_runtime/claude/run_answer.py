@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from agent_runtime.claude.frames import DIAGNOSTIC_MARK, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from agent_runtime.claude.frames import ContentBlock, Frame, Partial
 
@@ -127,27 +127,31 @@ class RunAnswer:
         """Record that the CLI will report a task's end to the model, which takes a turn."""
         self._turn_is_to_come = self.result is not None
 
-    def assistant(self, frame: Frame) -> None:
-        """Process an ``assistant`` frame, a message of the model."""
+    def messages(self, frames: Iterable[Frame]) -> None:
+        """Process messages of the model, and blocks of them, that follow each other."""
         self.asked_model = True
-        message = frame.message
-        if message is None or frame.parent_tool_use_id is not None:
-            return
-        self._turn_goes_on = True
-        is_same = message.id is not None and message.id == self._message_id
-        if not is_same and self._is_whole:
-            self._is_whole = None
-        self._message_id = message.id
-        blocks = message.blocks
-        types = {block.type for block in blocks}
-        if "tool_use" in types:
-            self._last_blocks = []
-        elif is_same:
-            self._last_blocks += blocks
-        elif "text" in types:
-            self._last_blocks = list(blocks)
-        if message.stop_reason is not None:
-            self.stop_reason, self._is_whole = message.stop_reason, True
+        for frame in frames:
+            message = frame.message
+            if message is None or frame.parent_tool_use_id is not None:
+                continue
+            self._turn_goes_on = True
+            is_same = message.id is not None and message.id == self._message_id
+            if not is_same and self._is_whole:
+                self._is_whole = None
+            self._message_id = message.id
+            blocks, has_text = message.blocks, False
+            for block in blocks:
+                if block.type == "tool_use":
+                    self._last_blocks = []
+                    break
+                has_text = has_text or block.type == "text"
+            else:
+                if is_same:
+                    self._last_blocks += blocks
+                elif has_text:
+                    self._last_blocks = blocks[:]
+            if message.stop_reason is not None:
+                self.stop_reason, self._is_whole = message.stop_reason, True
 
     def user(self, frame: Frame) -> None:
         """Process a ``user`` frame, a message to the model; a tool's result says nothing about the answer."""

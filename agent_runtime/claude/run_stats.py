@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import reduce
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.claude.frames import SYNTHETIC_MODEL
+from agent_runtime.claude.frames import Frame
 from agent_runtime.claude.run_answer import RunAnswer, Stage
 from agent_runtime.model.records import COMPACT_EVENTS_KEPT, LONG_CONTEXT_MARK, LONG_CONTEXT_WINDOW, CompactEvent
 from agent_runtime.model.usage import (
@@ -27,9 +27,9 @@ from agent_runtime.model.usage import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from agent_runtime.claude.frames import Frame, Message, Partial, ReportedUsage, Usage
+    from agent_runtime.claude.frames import Partial, ReportedUsage, Usage
     from agent_runtime.claude.run_answer import Result
 
 REPEATS_REFUSALS_UP_TO = (2, 1, 114)
@@ -60,6 +60,14 @@ class SessionCost(msgspec.Struct, frozen=True):
     is_known: bool = True
 
 
+class _Message(msgspec.Struct, gc=False):
+    """A message of a model, the generation it uses, and what is counted of it so far."""
+
+    model: str
+    generation: int
+    counted: ModelUsage = NOTHING
+
+
 class UsageCounter:
     """
     Count the usage of one attempt by model.
@@ -87,12 +95,11 @@ class UsageCounter:
         self._model: tuple[str | None, int | None] = (None, None)
         self._clean_name: str | None = None
         self._seen: dict[int, UsageByModel] = {}
-        self._turns: Counter[tuple[int, str]] = Counter()
+        self._turns: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._names: dict[str, str] = {}
         self._before = SessionCost()
-        # By the message's id; a message without one has its number.
-        self._messages: dict[str | int, tuple[str, ModelUsage, int]] = {}
-        self._last_id: str | int | None = None
+        self._messages: dict[str, _Message] = {}
+        self._last: _Message | None = None
         self._own_model: str | None = None
         self._all: UsageByModel = {}
         self._all_at_result: UsageByModel = {}
@@ -102,7 +109,6 @@ class UsageCounter:
         self._cost_usd = 0.0
         self._num_turns = 0
         self._own_messages = 0
-        self._number = 0
         self._has_sub_agents = self._is_told = False
         self._duration_ms: float | None = None
         self._context_tokens = 0
@@ -119,31 +125,39 @@ class UsageCounter:
         self._so_far = self._so_far or self._summary()
         return self._so_far
 
-    def add_message(self, message: Message, *, is_own: bool) -> None:
-        """Count a message of the model, or a block of it; *is_own*: not a sub-agent's."""
-        model = self._name(message.model or self._own_model or _UNKNOWN_MODEL)
-        self._number += 1
-        key = message.id or self._number
-        known = self._messages.get(key)
-        _, counted, generation = known or (model, NOTHING, self.generation)
-        if is_own:
-            if known is None:
-                self._own_messages += 1
-                self._turns[generation, model] += 1
-                self._so_far = None
-            self._own_model, self._last_id = model, key
-        else:
-            self._has_sub_agents = True
-        self._messages[key] = (model, counted, generation)
-        if len(self._messages) > _MOST_MESSAGES:
-            del self._messages[next(iter(self._messages))]
-        if message.usage is not None:
-            self._count(key, message.usage, is_own=is_own)
+    def add_messages(self, frames: Iterable[Frame]) -> None:
+        """Count messages of the model, and blocks of them, that follow each other."""
+        names, messages, turns = self._names, self._messages, self._turns[self.generation]
+        for frame in frames:
+            message, is_own = frame.message, frame.parent_tool_use_id is None
+            if message is None:
+                continue
+            name = message.model or self._own_model or _UNKNOWN_MODEL
+            model = names.get(name) or self._name(name)
+            known = messages.get(message.id) if message.id else None
+            if known is not None:
+                known.model = model
+            else:
+                known = _Message(model, self.generation)
+                if message.id:
+                    messages[message.id] = known
+                    if len(messages) > _MOST_MESSAGES:
+                        del messages[next(iter(messages))]
+                if is_own:
+                    self._own_messages += 1
+                    turns[model] += 1
+                    self._so_far = None
+            if is_own:
+                self._own_model, self._last = model, known
+            else:
+                self._has_sub_agents = True
+            if message.usage is not None:
+                self._count(known, message.usage, is_own=is_own)
 
     def add_to_last(self, usage: Usage) -> None:
         """Count the usage that the end of the run's last own message reports."""
-        if self._last_id is not None and self._last_id in self._messages:
-            self._count(self._last_id, usage, is_own=True)
+        if self._last is not None:
+            self._count(self._last, usage, is_own=True)
 
     def add_result(self, frame: Frame) -> None:
         """Count a ``result``; one that is printed twice counts once."""
@@ -173,17 +187,16 @@ class UsageCounter:
             self._model, self._so_far = (name, context_window), None
             self._clean_name = self._clean(name or "")[:_LONGEST_NAME] or None
 
-    def _count(self, key: str | int, usage: Usage, *, is_own: bool) -> None:
-        model, counted, generation = self._messages[key]
-        now = usage.counts
+    def _count(self, message: _Message, usage: Usage, *, is_own: bool) -> None:
+        now, counted = usage.counts, message.counted
         if now == counted:
             return
         if counted:
             now = now.highest(counted)
         more = now.minus(counted) if counted else now
-        self._messages[key] = (model, now, generation)
-        self._all = added(self._all, {model: more})
-        self._see(generation, model, more)
+        message.counted = now
+        self._all = added(self._all, {message.model: more})
+        self._see(message.generation, message.model, more)
         if is_own:
             self._own = self._own.plus(more)
             self._context_tokens = now.context_tokens or self._context_tokens
@@ -221,8 +234,9 @@ class UsageCounter:
         rest = ModelUsage(cost_usd=cost_usd, num_turns=self._num_turns + self._own_messages)
         from_frames = self._has_sub_agents if self._reported is None else bool(since_result)
         seen = dict(self._seen)
-        for (generation, model), turns in self._turns.items():
-            seen[generation] = added(seen.get(generation, {}), {model: ModelUsage(num_turns=turns)})
+        for generation, turns in self._turns.items():
+            for model, number in turns.items():
+                seen[generation] = added(seen.get(generation, {}), {model: ModelUsage(num_turns=number)})
         return AttemptUsage(
             by_model={name: usage for name, usage in added(by_model, {own_model: rest}).items() if usage},
             context_tokens=self._context_tokens,
@@ -331,8 +345,8 @@ class RunStats:
         """Count one frame."""
         if frame.session_id:
             self.session_id = frame.session_id
-        if frame.type == "assistant":
-            self._assistant(frame)
+        if frame.is_of_model:
+            self.add_messages([frame])
         elif frame.type == "system":
             self._system(frame)
         elif frame.type == "user":
@@ -351,7 +365,7 @@ class RunStats:
             return
         event = partial.event
         if event.type == "message_start" and event.message is not None:
-            self.usage.add_message(event.message, is_own=True)
+            self.usage.add_messages([Frame(message=event.message)])
         elif event.usage is not None:
             self.usage.add_to_last(event.usage)
 
@@ -395,21 +409,28 @@ class RunStats:
         elif frame.subtype == "hook_response":
             self._hooks.pop(frame.hook_id or "", None)
 
-    def _assistant(self, frame: Frame) -> None:
-        message = frame.message
-        if message is None or message.model == SYNTHETIC_MODEL:
-            return
-        self.model_frames += 1
-        self.answer.assistant(frame)
-        for block in message.blocks:
-            if block.type == "tool_use":
-                self.tool_count += 1
-                if block.id:
-                    self._open_tools.add(block.id)
-        is_own = frame.parent_tool_use_id is None
-        self.usage.add_message(message, is_own=is_own)
-        if is_own and message.model and message.model != self.model_name:
-            self.model_name = message.model
+    def add_messages(self, frames: Sequence[Frame]) -> None:
+        """Count messages of the model, and blocks of them, that follow each other."""
+        self.model_frames += len(frames)
+        model = None
+        for frame in frames:
+            if frame.session_id:
+                self.session_id = frame.session_id
+            message = frame.message
+            if message is None:
+                continue
+            if frame.parent_tool_use_id is None:
+                model = message.model or model
+            if type(message.content) is list:
+                for block in message.content:
+                    if block.type == "tool_use":
+                        self.tool_count += 1
+                        if block.id:
+                            self._open_tools.add(block.id)
+        self.answer.messages(frames)
+        self.usage.add_messages(frames)
+        if model and model != self.model_name:
+            self.model_name = model
             self.usage.note_model(self.model_name, self.context_window)
 
     def _result(self, frame: Frame) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,8 @@ CATCH_UP_SECONDS = 0.25
 """How long the last output is read for, both before and after the leftover processes are killed."""
 SUSPENDED_SECONDS = 1.0
 """If a poll oversleeps by this much, this process was suspended; that time does not count as silence of the child."""
+PROGRESS_SECONDS = 0.01
+"""The least time between two events about progress; one for each chunk would cost a quarter of the CPU time."""
 
 
 class Attempt:
@@ -102,6 +105,8 @@ class Attempt:
         self._evidence: Detection | None = None
         self._evidence_record: EvidenceRecord | None = None
         self._sweep: SweepReport | None = None
+        self._has_grown = False
+        self._progress_at, self._published_at = math.inf, -math.inf
         self._holds: set[HeldRequest] = set()
         self._held_since: float | None = None
         self._repeated: RepeatedRequest | None = None
@@ -210,7 +215,7 @@ class Attempt:
             next_at = self._deadlines.next[0] if is_running else self._stop.due_at
             if is_held and is_running:
                 next_at = self._spec.total_at
-            patience = max(0.0, next_at - asked_at)
+            patience = max(0.0, min(next_at, self._progress_at) - asked_at)
             pipes.turn(patience)
             if (repeated := self._repeated) is not None and not (repeated.is_over or repeated in self._holds):
                 pipes.turn(0)  # stderr is read before stdout: the frame of a tool that forged the line may come now
@@ -222,9 +227,13 @@ class Attempt:
                 # Read what the child has printed meanwhile before its silence is judged.
                 self._deadlines.postpone(absent)
                 pipes.turn(0)
+            now = time.monotonic()
+            if now >= self._progress_at:
+                self._publish_progress(now)
             if not pipes.leader_gone:  # a child that has ended was in time, however late that is seen
-                self._check_deadlines(time.monotonic())
+                self._check_deadlines(now)
         pipes.catch_up(CATCH_UP_SECONDS)
+        self._publish_progress(time.monotonic())
         self._sweep = child.sweep(time.monotonic() + SWEEP_SECONDS)
         pipes.drain(CATCH_UP_SECONDS)
 
@@ -273,10 +282,15 @@ class Attempt:
             return
         if self._token is not None:
             output.run_stats.usage.generation = self._token.in_use.number
-        has_grown = output.stdout(lines, read_at)
+        self._has_grown |= output.stdout(lines, read_at)
         self._deadlines.stage_seen(output.run_stats.stage, output.run_stats.open_tools, read_at)
-        usage, self.usage = self.usage, output.run_stats.usage.so_far
-        if has_grown or usage is not self.usage:
+        self._progress_at = min(self._progress_at, max(read_at, self._published_at + PROGRESS_SECONDS))
+
+    def _publish_progress(self, now: float) -> None:
+        self._published_at, self._progress_at = now, math.inf
+        usage, self.usage = self.usage, self._output.run_stats.usage.so_far
+        if self._has_grown or usage is not self.usage:
+            self._has_grown = False
             self._publish(Progress())
 
     def _sign_seen(self, sign: Sign, read_at: float) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.claude.frame_repair import read_frame, split_line
-from agent_runtime.claude.frames import PARTIAL_MESSAGE, bounds_message, decode, decode_partial, is_utf8
+from agent_runtime.claude.frames import PARTIAL_MESSAGE, bounds_message, decode_lines, decode_partial, is_utf8
 from agent_runtime.claude.last_words import LastWords
 from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.claude.run_stats import RunStats
@@ -32,7 +32,6 @@ EVIDENCE_LINE_BYTES = 2048
 """How much of a line is stored as evidence."""
 TRUNCATED_HEAD_BYTES = 1024
 """How much the transcript gets of a line that is too long."""
-_OPENING, _CLOSING = ord("{"), b"}\n"
 _SIGNS_OF_SIGKILL = (b"Exit code 137", b"Killed", b"SIGKILL")
 """
 Words in the result of a tool that was killed: those of the CLI and its shell (measured on 2.1.30, 2.1.197 and 2.1.332),
@@ -51,7 +50,7 @@ class ChildOutput:
         live_text: Gets every partial message, and is told of each whole one.
         brings_images: The request sends images, so that an error about images is the request's, not the session's.
         on_error: Called with each API error, its line, and when the line was read (monotonic seconds), before the next
-            line is parsed; not after the child was interrupted, because its errors then come from the interrupt.
+            line counts; not after the child was interrupted, because its errors then come from the interrupt.
         on_sign: Called with each sign of life, and when it was read.
 
     Attributes:
@@ -125,17 +124,24 @@ class ChildOutput:
     def stdout(self, lines: Lines, read_at: float) -> bool:
         """Process lines of stdout; return whether the transcript has grown."""
         written: list[bytes] = []
+        messages: list[Frame] = []
         whole, each = lines.joined, list(lines)
-        all_are_utf8 = whole is not None and is_utf8(whole)
-        for line in each:
-            # A line that was cut has no newline.
-            is_object = line[0] == _OPENING and line[-2:] == _CLOSING and (all_are_utf8 or is_utf8(line))
-            if is_object and (frame := decode(line)) is not None:
+        for line, frame in zip(each, decode_lines(each, are_utf8=whole is not None and is_utf8(whole)), strict=True):
+            if frame is not None and frame.is_of_model:
+                messages.append(frame)
+                written.append(line)
+                continue
+            if messages:
+                self._messages(messages, read_at, written)
+                messages = []
+            if frame is not None:
                 self._frame(frame, line, read_at, written)
             elif isinstance(line, CutLine):
                 written.append(self._cut(line))
             else:
                 self._repaired(line, read_at, written)
+        if messages:
+            self._messages(messages, read_at, written)
         if written:
             joined = whole if whole is not None and written == each else b"".join(written)
             clean = self._redactor.redact_joined(joined)
@@ -150,6 +156,22 @@ class ChildOutput:
             else:
                 self._frame(piece.frame, piece.data + b"\n", read_at, written, is_quoted=piece.follows_text)
 
+    def _messages(
+        self, messages: list[Frame], read_at: float, written: list[bytes], *, are_quoted: bool = False
+    ) -> None:
+        """Process messages of the model that follow each other; they are the last lines *written*."""
+        if self._live_text.is_holding:
+            for frame in messages:
+                self._message_begins(frame, len(written) - len(messages))
+        if not are_quoted:
+            for frame in messages:
+                self._detector.stdout(frame)
+        self.run_stats.add_messages(messages)
+        self._model_seen(read_at, begins=True)
+
+    def _message_begins(self, frame: Frame, lines_before: int) -> None:
+        self._live_text.message(frame.parent_tool_use_id, self._transcript.last_line + lines_before)
+
     def _frame(
         self, frame: Frame, line: bytes, read_at: float, written: list[bytes], *, is_quoted: bool = False
     ) -> None:
@@ -159,22 +181,23 @@ class ChildOutput:
                 written.append(line)
             return
         # A frame that follows other text in its line counts, because the CLI may have printed it; it is no evidence.
+        if frame.is_of_model:
+            written.append(line)
+            self._messages([frame], read_at, written, are_quoted=is_quoted)
+            return
         if not is_quoted and (detection := self._detector.stdout(frame)):
             self._error(detection, line[:EVIDENCE_LINE_BYTES].removesuffix(b"\n"), read_at)
         if frame.type == "assistant":
-            self._live_text.message(frame.parent_tool_use_id, self._transcript.last_line + len(written))
+            self._message_begins(frame, len(written))
         written.append(line)
-        run_stats = self.run_stats
-        had_init, model_frames = run_stats.has_init, run_stats.model_frames
+        had_init = self.run_stats.has_init
         if frame.type == "result":
             self._result(frame, self._transcript.last_line + len(written))
         else:
-            run_stats.add(frame)
+            self.run_stats.add(frame)
         if frame.type == "user" and any(sign in line for sign in _SIGNS_OF_SIGKILL):
             self.lost_a_tool = True
-        if run_stats.model_frames > model_frames:
-            self._model_seen(read_at, begins=True)
-        elif run_stats.has_init and not had_init:
+        if self.run_stats.has_init and not had_init:
             self._on_sign(Sign.INIT, read_at)
         elif frame.began_task_id is not None:
             self._on_sign(Sign.TASK, read_at)

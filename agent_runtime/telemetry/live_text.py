@@ -141,6 +141,11 @@ class LiveTextWriter:
         self._message_ids: dict[str | None, str | None] = {}
         self._held: dict[_Block, bytes] = {}
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether some text is held back."""
+        return bool(self._held)
+
     def partial(self, line: bytes, after: int) -> None:
         """Process a partial message, printed after line *after* of the transcript."""
         if not self._texts.is_read:

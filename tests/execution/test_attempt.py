@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import concurrent.futures
+import itertools
 import math
 import os
 import threading
@@ -21,8 +22,8 @@ from agent_runtime.claude.invocation import Session
 from agent_runtime.delivery.credentials_file import CredentialsFile
 from agent_runtime.delivery.delivery import Deliveries
 from agent_runtime.delivery.reload_results import BackgroundReloadChecker
-from agent_runtime.execution.attempt import Attempt
-from agent_runtime.execution.attempt_data import AttemptContext, AttemptSpec
+from agent_runtime.execution.attempt import PROGRESS_SECONDS, Attempt
+from agent_runtime.execution.attempt_data import AttemptContext, AttemptSpec, Progress
 from agent_runtime.execution.attempt_thread import run_unless_cancelled
 from agent_runtime.model.state import StopReason
 from agent_runtime.model.task import Task
@@ -289,6 +290,31 @@ def test_lines_that_come_together_are_kept_like_each_alone(
             assert msgspec.json.decode(line) == {"type": "agent_runtime", "subtype": "text", "text": wanted.decode()}
         else:
             assert line == wanted.replace(OLD.encode(), f"[token:{Token(OLD).fingerprint}]".encode())
+
+
+def test_progress_is_published_seldom_but_never_forgotten(bench: Bench) -> None:
+    told: list[tuple[float, int]] = []
+
+    def tell(event: AttemptEvent) -> None:
+        if isinstance(event, Progress):
+            told.append((time.monotonic(), bench.writers[-1].last_line))
+
+    flood = {"do": "flood", "bytes": 20_000_000}
+    attempt = bench.attempt([{"do": "init"}, flood, {"do": "write", "text": "the last"}, {"do": "hang"}], tell)
+    thread = threading.Thread(target=attempt.run)
+    thread.start()
+
+    def is_told_of_the_last() -> bool:
+        lines = bench.writers[-1].read(bench.writers[-1].last_line - 1)
+        return bool(lines and told) and b"the last" in lines[-1][1] and told[-1][1] == lines[-1][0]
+
+    eventually(is_told_of_the_last)
+    attempt.request_stop(StopReason.CANCELLED, at_once=True)
+    thread.join()
+    bench.writers.pop().close()
+    times = [at for at, _ in told]
+    assert len(times) > 2
+    assert min(later - earlier for earlier, later in itertools.pairwise(times[:-1])) > 0.9 * PROGRESS_SECONDS
 
 
 def test_a_prompt_that_is_never_read_costs_nothing_but_the_deadline(bench: Bench, tmp_path: Path) -> None:
