@@ -65,53 +65,41 @@ class OpenConnections:
         self.detail_is_object = detail_is_object
         self.request_seconds = request_seconds
         self.open_paths = open_paths
-        self._open: set[Connection] = set()
-        self._idle: dict[Connection, None] = {}  # longest first, as in the other two
-        self._unheard: dict[Connection, float] = {}
-        self._beyond: dict[Connection, None] = {}
+        self._open: dict[Connection, None] = {}  # oldest first
 
     def __len__(self) -> int:
         return len(self._open)
 
     def add(self, connection: Connection, now: float) -> bool:
         """Count a new connection; return whether it has a place within the limit."""
-        has_place = len(self._open) - len(self._beyond) < self.limit or self._make_room(now)
-        if not has_place:
-            if len(self._beyond) >= PLACES_BEYOND:
-                leaving = next(iter(self._beyond))
-                self.remove(leaving)
-                leaving.transport.abort()
-            self._beyond[connection] = None
-        self._open.add(connection)
+        beyond = [one for one in self._open if not one.has_place]
+        has_place = len(self._open) - len(beyond) < self.limit or self._make_room(now)
+        if not has_place and len(beyond) >= PLACES_BEYOND:
+            self._drop(beyond[0])
+        self._open[connection] = None
         return has_place
 
     def remove(self, connection: Connection) -> None:
         """Release the place of a connection."""
-        self._open.discard(connection)
-        for places in (self._idle, self._unheard, self._beyond):
-            places.pop(connection, None)
-
-    def set_waiting(self, connection: Connection, waiting: Waiting | None, now: float) -> None:
-        """Record what a connection waits for."""
-        self._idle.pop(connection, None)
-        if waiting is not Waiting.HEADER:
-            self._unheard.pop(connection, None)
-        if connection not in self._open or connection in self._beyond:
-            return
-        if waiting is Waiting.REQUEST:
-            self._idle[connection] = None
-        elif waiting is Waiting.HEADER:
-            self._unheard.setdefault(connection, now)
+        self._open.pop(connection, None)
 
     def _make_room(self, now: float) -> bool:
-        leaving = next((one for one in self._idle if one.transport.get_write_buffer_size() == 0), None)
+        idle = self._longest(Waiting.REQUEST)
+        leaving = next((one for one in idle if one.transport.get_write_buffer_size() == 0), None)
         if leaving is None:
-            leaving, since = next(iter(self._unheard.items()), (None, now))
-            if leaving is None or now - since < PATIENCE_SECONDS:
-                return False
-        self.remove(leaving)
-        leaving.transport.abort()  # its buffer is empty: no part of an answer is lost
-        return True
+            leaving = next((one for one in self._longest(Waiting.HEADER) if now - one.since >= PATIENCE_SECONDS), None)
+        if leaving is not None:
+            self._drop(leaving)  # its buffer is empty: no part of an answer is lost
+        return leaving is not None
+
+    def _longest(self, waiting: Waiting) -> list[Connection]:
+        """Return the connections within the limit that wait for this, those that have waited longest first."""
+        found = [one for one in self._open if one.has_place and one.waiting is waiting]
+        return sorted(found, key=lambda one: one.since)
+
+    def _drop(self, connection: Connection) -> None:
+        self.remove(connection)
+        connection.transport.abort()
 
 
 class Waiting(Enum):
@@ -125,24 +113,31 @@ class Waiting(Enum):
 
 
 class Connection(H11Protocol):
-    """A connection: uvicorn's, with a place among all connections, time limits, and refusals as problem documents."""
+    """
+    A connection: uvicorn's, with a place among all connections, time limits, and refusals as problem documents.
+
+    Attributes:
+        has_place: Whether it is within the limit.
+        waiting: The part of a request that it waits for; None: it is being answered, or is closed.
+        since: The time of the event loop since when it waits for that.
+    """
 
     def __init__(self, *args: Any, places: OpenConnections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._places = places
         self._supervisor_app = self.app
         self.app = self._answer
-        self._has_place = True
+        self.has_place = True
         self._refused = False
-        self._waiting: Waiting | None = None
-        self._since = 0.0
+        self.waiting: Waiting | None = None
+        self.since = 0.0
         self._body_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Count the new connection among the open ones."""
         super().connection_made(transport)
-        self._has_place = self._places.add(self, self.loop.time())
+        self.has_place = self._places.add(self, self.loop.time())
         self._update()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -156,7 +151,7 @@ class Connection(H11Protocol):
         """Parse the data that arrived; after a refusal drop it."""
         if self._refused:
             return
-        self._body_bytes = len(data) + (self._body_bytes if self._waiting is Waiting.BODY else 0)
+        self._body_bytes = len(data) + (self._body_bytes if self.waiting is Waiting.BODY else 0)
         super().data_received(data)
         self._update()
 
@@ -210,7 +205,7 @@ class Connection(H11Protocol):
         scope[TRANSPORT] = self.transport
         if (fault := _fault_of_header(scope)) is not None:
             self.refuse(fault)
-        elif self._has_place:
+        elif self.has_place:
             await self._supervisor_app(scope, receive, send)
         elif scope["path"] in self._places.open_paths:
 
@@ -239,33 +234,31 @@ class Connection(H11Protocol):
         return None
 
     def _wait_for(self, waiting: Waiting | None) -> None:
-        if waiting is self._waiting:
+        if waiting is self.waiting:
             return
-        now = self.loop.time()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._waiting, self._since = waiting, now
-        self._places.set_waiting(self, waiting, now)
+        self.waiting, self.since = waiting, self.loop.time()
         if waiting not in (None, Waiting.REQUEST):  # between requests uvicorn's own timer runs
             self._timer = self.loop.call_later(self._allowed_seconds(), self._time_passed)
 
     def _allowed_seconds(self) -> float:
-        if self._waiting is Waiting.REST:
+        if self.waiting is Waiting.REST:
             return LINGER_SECONDS
-        if not self._has_place:
+        if not self.has_place:
             return PATIENCE_SECONDS
-        earned = self._body_bytes / BODY_BYTES_PER_SECOND if self._waiting is Waiting.BODY else 0.0
+        earned = self._body_bytes / BODY_BYTES_PER_SECOND if self.waiting is Waiting.BODY else 0.0
         return self._places.request_seconds + earned
 
     def _time_passed(self) -> None:
-        left = self._since + self._allowed_seconds() - self.loop.time()
+        left = self.since + self._allowed_seconds() - self.loop.time()
         if left > 0:
             self._timer = self.loop.call_later(left, self._time_passed)
-        elif self._waiting is Waiting.REST or not (self._waiting is Waiting.BODY or self.conn.trailing_data[0]):
+        elif self.waiting is Waiting.REST or not (self.waiting is Waiting.BODY or self.conn.trailing_data[0]):
             self.transport.abort()
         else:
-            what = "body" if self._waiting is Waiting.BODY else "header"
+            what = "body" if self.waiting is Waiting.BODY else "header"
             self.refuse(InvalidRequest(f"the {what} took too long to arrive"))
 
 
