@@ -78,8 +78,8 @@ class Metrics:
         generation, secret, usage = state.secret.generation, state.secret, state.executions.usage
         held = sum(execution.record.held for execution in state.executions.running)
         yield "slots", "How many executions may run at once.", state.slots.total
-        yield "slots_taken", "Slots that are held.", state.slots.busy
-        yield "slots_unkillable", "Slots that are held by processes that cannot be ended.", state.unkillable
+        yield "slots_taken", "Slots that are taken.", state.slots.busy
+        yield "slots_unkillable", "Slots that are taken by processes that cannot be ended.", state.unkillable
         yield "queue_length", "New executions that wait for a slot.", state.slots.queue_length
         yield "queue_limit", "How many new executions may wait.", state.slots.queue_limit
         yield "executions_held_now", "Executions that are held: a request of theirs waits for a token.", held
