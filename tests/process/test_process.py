@@ -91,6 +91,10 @@ def test_a_child_is_in_a_session_of_its_own_with_its_mark_and_no_foreign_descrip
     os.close(other)
 
 
+def test_a_child_ignores_no_signal_that_its_supervisor_ignores(kind: Kind) -> None:
+    assert run_driver("a_child_ignores_no_signal_that_its_supervisor_ignores", kind=kind) == []
+
+
 def test_a_child_is_taken_before_us_when_memory_runs_out(kind: Kind) -> None:
     with ended_at_last(start("sleep", "60")) as child:
         own = proc_table.read_oom_score(os.getpid())
