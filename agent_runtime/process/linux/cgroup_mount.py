@@ -4,23 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
 from agent_runtime.mounts import Mount, read_mounts
 
 _REMOVED = " (deleted)"
-
-
-class Location(msgspec.Struct, frozen=True):
-    """
-    The directory of our own cgroup in one mount; or, if the mount does not show it, the reason.
-
-    Attributes:
-        reason: A sentence for a person; empty if there is a directory.
-    """
-
-    directory: Path | None
-    reason: str = ""
 
 
 def own_cgroup(text: str, controller: str = "") -> str | None:
@@ -50,9 +36,11 @@ def mounts(text: str, controller: str = "") -> list[Mount]:
     return [mount for mount in found if mount.kind == "cgroup2"]
 
 
-def locate(cgroup_text: str, mountinfo_text: str) -> list[Location]:
+def locate(cgroup_text: str, mountinfo_text: str) -> list[Path | str]:
     """
-    List for each cgroup v2 mount the directory of our own cgroup, or why it shows none, the former first; never empty.
+    List for each cgroup v2 mount the directory of our own cgroup, or in a sentence why it shows none; never empty.
+
+    Directories come first.
 
     On a hybrid machine version 2 is mounted beside the controllers of version 1, at ``/sys/fs/cgroup/unified``. A
     mount may show only a part of the tree. Both paths are relative to our cgroup namespace: a cgroup above its root is
@@ -61,10 +49,10 @@ def locate(cgroup_text: str, mountinfo_text: str) -> list[Location]:
     own = own_cgroup(cgroup_text)
     all_mounts = mounts(mountinfo_text)
     if own is None or not all_mounts:
-        return [Location(None, "no cgroup v2 is mounted")]
+        return ["no cgroup v2 is mounted"]
     if own.endswith(_REMOVED):
-        return [Location(None, "the cgroup of this process has been removed")]
-    return sorted((_in_mount(own, mount) for mount in all_mounts), key=lambda place: place.directory is None)
+        return ["the cgroup of this process has been removed"]
+    return sorted((_in_mount(own, mount) for mount in all_mounts), key=lambda place: isinstance(place, str))
 
 
 def oom_counter_file(cgroup_text: str, mountinfo_text: str) -> Path | None:
@@ -84,13 +72,13 @@ def oom_counter_file(cgroup_text: str, mountinfo_text: str) -> Path | None:
     return None
 
 
-def _in_mount(own: str, mount: Mount) -> Location:
+def _in_mount(own: str, mount: Mount) -> Path | str:
     directory = _directory(own, mount)
     if directory is None:
-        return Location(None, f"the cgroup v2 at {mount.point} does not show the cgroup of this process")
+        return f"the cgroup v2 at {mount.point} does not show the cgroup of this process"
     if "ro" in mount.options:
-        return Location(None, f"the cgroup v2 at {mount.point} is mounted read-only")
-    return Location(directory)
+        return f"the cgroup v2 at {mount.point} is mounted read-only"
+    return directory
 
 
 def _directory(own: str, mount: Mount) -> Path | None:

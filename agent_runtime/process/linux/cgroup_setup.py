@@ -92,12 +92,12 @@ def find(proc: Path = Path("/proc/self")) -> Finding:
         return Finding(None, f"what cgroup this process is in cannot be read ({type(error).__name__})")
     reasons = []
     for place in places:
-        if place.directory is None:
-            reasons.append(place.reason)
+        if isinstance(place, str):
+            reasons.append(place)
             continue
-        base = place.directory.parent if place.directory.name == LEAF else place.directory
+        base = place.parent if place.name == LEAF else place
         try:
-            has_kill = _try(base, place.directory)
+            has_kill = _try(base, place)
         except _Unavailable as error:
             reasons.append(str(error))
         else:
