@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,9 +25,6 @@ from agent_runtime.model.tokens import (
     OAUTH_PREFIX,
     OAUTH_VARIABLE,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 BLANKS = " \t\r\n"
 
@@ -81,17 +77,18 @@ def token_in(text: str) -> Found:
         NotAToken: *text* holds no token, or it is not certain that it does.
     """
     warnings: list[str] = []
-    wrappings = dict(_WRAPPINGS)
+    wrappings = dict(_WRAPPINGS)  # each is removed at most once
     text = text.strip(BLANKS)
-    while inner := _unwrap_once(text, wrappings):
-        warning, text = inner
+    while warning := next((one for one, unwrap in wrappings.items() if unwrap(text) is not None), None):
+        text = (wrappings.pop(warning)(text) or "").strip(BLANKS)
+        if not text:
+            raise NotAToken("holds a name or quotes with nothing in them")
         warnings.append(warning)
     for pattern, reason in _REFUSED:
         if pattern.search(text):
             raise NotAToken(f"holds {reason}")
     if _from_base64(text) is not None:
         raise NotAToken("holds base64 inside base64")
-    _refuse_other_kinds(text)
     _refuse_placeholders(text)
     known = _KNOWN.match(text)
     if known is not None and len(text) - known.end() < _FEWEST_BEHIND_PREFIX:
@@ -101,19 +98,6 @@ def token_in(text: str) -> Found:
     if known is None:
         warnings.append("the token has no known prefix: it will be taken as an OAuth token")
     return Found(text, tuple(warnings), _IN_BASE64 in warnings)
-
-
-def _unwrap_once(text: str, wrappings: dict[str, Callable[[str], str | None]]) -> tuple[str, str] | None:
-    """Remove one wrapping from the text, and its entry from *wrappings*, so that each is removed at most once."""
-    for warning, unwrap in wrappings.items():
-        inner = unwrap(text)
-        if inner is not None:
-            del wrappings[warning]
-            inner = inner.strip(BLANKS)
-            if not inner:
-                raise NotAToken("holds a name or quotes with nothing in them")
-            return warning, inner
-    return None
 
 
 def _after_name(text: str) -> str | None:
@@ -147,7 +131,7 @@ def _from_base64(text: str) -> str | None:
 
 
 _IN_BASE64 = "the token was written as base64, which was decoded"
-_WRAPPINGS: tuple[tuple[str, Callable[[str], str | None]], ...] = (
+_WRAPPINGS = (
     ("the token was written behind the name of a variable, which was taken off", _after_name),
     ("the token was written in quotes, which were taken off", _unquoted),
     (_IN_BASE64, _from_base64),
@@ -173,29 +157,15 @@ _REFUSED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"[\x01-\x1f\x7f]", "control characters"),
         (r"[^A-Za-z0-9._~+/=-]", "characters that no token has"),
         (r"\.\.\.", "a token that was shortened for showing"),
+        # Tokens of the family end with a letter, a digit, "-" or "_": another end belongs to a surrounding sentence.
+        (rf"(?i).{FAMILY}|\A{FAMILY}.*[.~+/=]\Z", "more than one token, or something around it"),
+        (rf"(?i)\A{FAMILY}ort", "a refresh token, which no request can carry"),
+        (rf"(?i)\A{FAMILY}admin", "an admin key, with which no model can be asked"),
+        (rf"(?i)\A{FAMILY}sid", "the cookie of a browser's session, not a token"),
+        (rf"\A(?!{OAUTH_PREFIX}|{API_KEY_PREFIX})(?i:{FAMILY})", "a key of a kind that has no use"),
     )
 )
 """Patterns that no token matches, and what a match shows. The first match is reported; each takes linear time."""
-
-_OTHER_KINDS = (
-    ("sk-ant-ort", "a refresh token, which no request can carry"),
-    ("sk-ant-admin", "an admin key, with which no model can be asked"),
-    ("sk-ant-sid", "the cookie of a browser's session, not a token"),
-)
-
-
-def _refuse_other_kinds(text: str) -> None:
-    lowered = text.lower()
-    # Tokens of this family end with a letter, a digit, "-" or "_": another end belongs to a surrounding sentence.
-    if lowered.find(FAMILY, 1) > 0 or (lowered.startswith(FAMILY) and text[-1] in ".~+/="):
-        raise NotAToken("holds more than one token, or something around it")
-    if not lowered.startswith(FAMILY) or text.startswith((OAUTH_PREFIX, API_KEY_PREFIX)):
-        return
-    kind = next(
-        (kind for prefix, kind in _OTHER_KINDS if lowered.startswith(prefix)), "a key of a kind that has no use"
-    )
-    raise NotAToken(f"holds {kind}")
-
 
 _PLACEHOLDER_PHRASES = """
     apikeyhere changeme changethis enteryour insertyour inserttoken keygoeshere notconfigured pasteyour pastetoken
