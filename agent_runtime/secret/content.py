@@ -7,20 +7,15 @@ Reasons never repeat any of the content: if the wrong file was mounted, none of 
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import re
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from agent_runtime.model.tokens import Token
 from agent_runtime.secret.token_forms import BLANKS, FAMILY, NotAToken, token_in
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 LIMIT_BYTES = 64 * 1024
 """A longer content is never accepted; at most one byte more is ever read."""
@@ -38,8 +33,6 @@ FIRST_SECONDS_FOR_CLI = 1e9
 """In ``expiresAt`` a lower number counts milliseconds: as seconds it would lie before the CLI existed."""
 
 LONGEST_NAME = 200
-
-T = TypeVar("T")
 
 
 class SecretContent(msgspec.Struct, frozen=True):
@@ -158,10 +151,12 @@ def _parse_json(text: str) -> SecretContent | Unusable:
         found = token_in(written)
     except NotAToken as fault:
         return Unusable(f"is a JSON object whose token {fault}", SecretFault.BAD_JSON)
-    warnings = list(found.warnings)
-    expires_at = _optional(fields, _EXPIRIES, _seconds, warnings)
-    subscription = _optional(fields, _SUBSCRIPTIONS, functools.partial(_subscription, secret=found.value), warnings)
-    return SecretContent(Token(found.value), expires_at, subscription, tuple(warnings), complete=True)
+    expiry, name = _given(fields, _EXPIRIES), _given(fields, _SUBSCRIPTIONS)
+    expires_at = _seconds(expiry, fields[expiry]) if expiry else None
+    subscription = _subscription(fields[name], found.value) if name else None
+    unusable = [field for field, value in ((expiry, expires_at), (name, subscription)) if field and value is None]
+    warnings = (f"the field {field} cannot be used, and was left out" for field in unusable)
+    return SecretContent(Token(found.value), expires_at, subscription, (*found.warnings, *warnings), complete=True)
 
 
 def _without_conflicts(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -186,20 +181,9 @@ def _written_token(document: dict[str, object]) -> tuple[dict[str, object], str]
     raise NotAToken(f"is a JSON object {fault}")
 
 
-def _optional(
-    fields: dict[str, object],
-    names: tuple[str, ...],
-    read: Callable[[str, object], T | None],
-    warnings: list[str],
-) -> T | None:
-    """Read the first of the fields *names* that is present; None if none is, or, with a warning, if it is unusable."""
-    name = next((name for name in names if fields.get(name) not in (None, "")), None)
-    if name is None:
-        return None
-    value = read(name, fields[name])
-    if value is None:
-        warnings.append(f"the field {name} cannot be used, and was left out")
-    return value
+def _given(fields: dict[str, object], names: tuple[str, ...]) -> str | None:
+    """Return the first of the fields *names* that has a value."""
+    return next((name for name in names if fields.get(name) not in (None, "")), None)
 
 
 def _seconds(name: str, value: object) -> float | None:
@@ -224,7 +208,7 @@ def _number_or_instant(text: str) -> float | None:
         return None
 
 
-def _subscription(_name: str, value: object, *, secret: str) -> str | None:
+def _subscription(value: object, secret: str) -> str | None:
     """Return the subscription's name; None if it is unfit to be shown or holds a token."""
     if not isinstance(value, str) or not value.isprintable() or len(value) > LONGEST_NAME:
         return None
