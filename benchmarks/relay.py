@@ -144,7 +144,7 @@ def run(scale: Scale) -> Iterable[Row]:
         for _ in range(scale.rounds(2000, 20)):
             direct.first_byte()
             ours.first_byte()
-        for _ in range(scale.rounds(20, 2)):
+        for _ in range(scale.rounds(40, 2)):
             direct.events(scale.rounds(20_000, 500))
             ours.events(scale.rounds(20_000, 500))
     first = Figure.of(ours.milliseconds), Figure.of(direct.milliseconds)
