@@ -125,8 +125,8 @@ class ChildOutput:
         """Process lines of stdout; return whether the transcript has grown."""
         written: list[bytes] = []
         messages: list[Frame] = []
-        whole, each = lines.joined, list(lines)
-        for line, frame in zip(each, decode_lines(each, are_utf8=whole is not None and is_utf8(whole)), strict=True):
+        whole = lines.joined
+        for line, frame in zip(lines, decode_lines(lines, are_utf8=whole is not None and is_utf8(whole)), strict=True):
             if frame is not None and frame.is_of_model:
                 messages.append(frame)
                 written.append(line)
@@ -143,7 +143,7 @@ class ChildOutput:
         if messages:
             self._messages(messages, read_at, written)
         if written:
-            joined = whole if whole is not None and written == each else b"".join(written)
+            joined = whole if whole is not None and written == lines else b"".join(written)
             clean = self._redactor.redact_joined(joined)
             self._transcript.append(clean, map(len, written if clean is joined else BytesIO(clean)))
         return bool(written)
