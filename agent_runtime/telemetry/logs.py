@@ -9,12 +9,10 @@ Nothing that logs ever waits for the reader of stderr: see :class:`LogQueue`.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import queue
 import select
-import stat
 from contextlib import contextmanager
 from contextvars import ContextVar
 from logging.handlers import QueueHandler, QueueListener
@@ -111,17 +109,15 @@ def _on_one_line(text: str) -> str:
 
 class LogQueue(QueueHandler):
     """
-    Write lines to *descriptor*, without the buffers of :data:`sys.stderr` and their locks.
+    Hand lines to a thread that writes them to *descriptor*, without the buffers of :data:`sys.stderr` and their locks.
 
-    A line is written at once, or by a thread where that would wait for the reader: to wake a thread for each line takes
-    longer than the line. A full pipe that is not read blocks a thread that writes to it, and any thread may log: the
-    event loop, an attempt that has to end its child, the thread that holds the secret file's lock. Here only the
-    writing thread is blocked. Lines beyond *limit* are lost, and their number is logged as soon as there is room again.
+    A full pipe that is not read blocks a thread that writes to it, and any thread may log: the event loop, an attempt
+    that has to end its child, the thread that holds the secret file's lock. Here only the writing thread is blocked.
+    Lines beyond *limit* are lost, and their number is logged as soon as there is room again.
     """
 
     def __init__(self, descriptor: int, limit: int = LINES_LIMIT) -> None:
-        self._lines: queue.Queue[bytes] = queue.Queue(limit)
-        self._descriptor, self._at_once = descriptor, _never_waiting(descriptor)
+        self._lines: queue.Queue[logging.LogRecord] = queue.Queue(limit)
         super().__init__(self._lines)
         self._writer = _Writer(self._lines, descriptor)
         self._full = 0
@@ -133,17 +129,8 @@ class LogQueue(QueueHandler):
         """How many lines were lost, for want of room or because they could not be written."""
         return self._full + self._writer.failed
 
-    def prepare(self, record: logging.LogRecord) -> bytes:
-        """Return the line of a record, as it is written."""
-        return f"{self.format(record)}\n".encode(errors="backslashreplace")
-
-    def enqueue(self, line: bytes) -> None:  # type: ignore[override]  # the queue holds lines
-        """Write a line behind all others, else queue it, or drop it where the queue is full; one thread at a time."""
-        if self._at_once is not None and not self._lines.unfinished_tasks and not self._unreported:
-            with contextlib.suppress(OSError):  # the reader is slow, or the writing thread fails in the same way
-                line = line[os.write(self._at_once, line) :]
-                if not line:
-                    return
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Queue a line, or drop it where the queue is full."""
         try:
             if self._unreported:
                 fields = {"levelno": logging.WARNING, "levelname": "WARNING", "name": __name__}
@@ -151,18 +138,10 @@ class LogQueue(QueueHandler):
                 loss = logging.makeLogRecord({**fields, "msg": text})
                 self._lines.put_nowait(self.prepare(loss))
                 self._unreported = 0
-            self._lines.put_nowait(line)
+            self._lines.put_nowait(record)
         except queue.Full:
             self._full += 1
             self._unreported += 1
-
-    def close(self) -> None:
-        """Leave all further lines to the thread, and close our own descriptor of the file."""
-        with self.lock or contextlib.nullcontext():
-            at_once, self._at_once = self._at_once, None
-        if at_once not in (None, self._descriptor):
-            os.close(at_once)
-        super().close()
 
     def flush(self) -> None:
         """Wait until all lines are written, for :data:`FLUSH_SECONDS` at most; logging calls this at exit, too."""
@@ -174,14 +153,14 @@ class LogQueue(QueueHandler):
 class _Writer(QueueListener):
     """Write formatted lines directly: a logging handler has a lock, and the exit of the process would wait for it."""
 
-    def __init__(self, lines: queue.Queue[bytes], descriptor: int) -> None:
+    def __init__(self, lines: queue.Queue[logging.LogRecord], descriptor: int) -> None:
         super().__init__(lines)
         self._descriptor = descriptor
         self.failed = 0
 
-    def handle(self, line: bytes) -> None:  # type: ignore[override]  # as above
+    def handle(self, record: logging.LogRecord) -> None:
         """Write one line, however long that takes."""
-        left = memoryview(line)
+        left = memoryview(f"{record.msg}\n".encode(errors="backslashreplace"))
         while left:
             try:
                 left = left[os.write(self._descriptor, left) :]
@@ -190,18 +169,6 @@ class _Writer(QueueListener):
             except OSError:
                 self.failed += 1
                 return
-
-
-def _never_waiting(descriptor: int) -> int | None:
-    """Return a descriptor of the same file whose writes wait for no reader; None: there is none, as for a socket."""
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return descriptor
-    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-        with contextlib.suppress(OSError):  # the pipe may be another user's
-            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-            return os.open(f"/proc/self/fd/{descriptor}", flags)  # not shared, as the flags of *descriptor* are
-    return None
 
 
 def configure(log_format: str, log_level: str, redactor: Redactor) -> LogQueue:

@@ -7,9 +7,7 @@ import fcntl
 import json
 import logging
 import os
-import select
 import signal
-import socket
 import sys
 import threading
 import time
@@ -241,33 +239,10 @@ def test_lines_come_out_in_order_and_the_end_waits_for_them() -> None:
     for number in range(100):
         lines_out.handle(a_record("line %d", number))
     lines_out.flush()
-    lines_out.close()
     os.close(writer)
     with os.fdopen(reader) as lines:
         assert [line.split(": ")[1].strip() for line in lines] == [f"line {number}" for number in range(100)]
     assert lines_out.lost == 0
-
-
-def test_a_line_is_there_at_once_and_one_after_the_end_is_left_to_the_thread() -> None:
-    reader, writer = os.pipe()
-    lines_out = queue_to(writer)
-    for number in range(20):  # the thread would be late at least once
-        lines_out.handle(a_record("line %d", number))
-        assert select.select([reader], [], [], 0)[0], number
-        assert os.read(reader, 65536).endswith(b": line %d\n" % number)
-    lines_out.close()
-    lines_out.handle(a_record("after the end"))
-    assert b"after the end" in read_until(reader, b"end\n")
-    for descriptor in (reader, writer):
-        os.close(descriptor)
-
-
-def test_lines_to_a_socket_are_left_to_the_thread() -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        lines_out = queue_to(theirs.fileno())
-        lines_out.handle(a_record("to a socket"))
-        assert b"to a socket" in ours.recv(65536)
 
 
 def test_the_end_waits_for_a_reader_that_takes_its_time() -> None:
