@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
 from agent_runtime.api.schema.bodies import NewToken
 from agent_runtime.errors import InvalidRequest, TooLarge
@@ -22,8 +22,6 @@ from agent_runtime.secret.content import SecretContent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from starlette.requests import Request
 
     from agent_runtime.model.tokens import Token
 

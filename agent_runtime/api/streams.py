@@ -10,7 +10,7 @@ import asyncio
 import functools
 from asyncio import FIRST_COMPLETED
 from collections import Counter, OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from starlette.responses import Response, StreamingResponse
@@ -18,11 +18,10 @@ from starlette.responses import Response, StreamingResponse
 from agent_runtime.api.schema.bodies import StreamGap
 from agent_runtime.errors import Busy, InvalidRequest
 from agent_runtime.model.state import Phase
-from agent_runtime.telemetry.live_text import LiveTexts
+from agent_runtime.telemetry.live_text import LiveReader, LiveTexts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from typing import Literal
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from agent_runtime.store.transcripts import LongLine, TranscriptReader
     from agent_runtime.supervisor.answers import View
     from agent_runtime.telemetry.events import EventLog
-    from agent_runtime.telemetry.live_text import LiveReader
     from agent_runtime.web.access import AccessKey
     from agent_runtime.web.response_buffer import ResponseBuffer
 

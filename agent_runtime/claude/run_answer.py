@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
-from agent_runtime.claude.frames import DIAGNOSTIC_MARK, text_of
+from agent_runtime.claude.frames import DIAGNOSTIC_MARK, ContentBlock, Frame, Partial, text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from agent_runtime.claude.frames import ContentBlock, Frame, Partial
 
 _OTHERS_PROMPTS = frozenset(
     {"task-notification", "peer", "channel", "coordinator", "observer-activity", "plugin", "suggestion"}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.claude.frames import Frame
-from agent_runtime.claude.run_answer import RunAnswer, Stage
+from agent_runtime.claude.frames import Frame, Partial, ReportedUsage, Usage
+from agent_runtime.claude.run_answer import Result, RunAnswer, Stage
 from agent_runtime.model.records import COMPACT_EVENTS_KEPT, LONG_CONTEXT_MARK, LONG_CONTEXT_WINDOW, CompactEvent
 from agent_runtime.model.usage import (
     MOST_NAMES,
@@ -29,8 +29,6 @@ from agent_runtime.model.usage import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from agent_runtime.claude.frames import Partial, ReportedUsage, Usage
-    from agent_runtime.claude.run_answer import Result
 
 REPEATS_REFUSALS_UP_TO = (2, 1, 114)
 """

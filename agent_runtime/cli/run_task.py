@@ -11,12 +11,11 @@ from agent_runtime.cli.connection import connect
 from agent_runtime.cli.exit_codes import EXIT_CANCELLED, EXIT_SUCCESS
 from agent_runtime.cli.output import JsonLines, TextOutput
 from agent_runtime.cli.pages import pages
-from agent_runtime.client import ClientError, RequestRefused
+from agent_runtime.client import Answer, ClientError, RequestRefused, SyncAgentClient
 
 if TYPE_CHECKING:
     import argparse
 
-    from agent_runtime.client import Answer, SyncAgentClient
 
 MAX_RESUMES = 3
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 from agent_runtime.cli.connection import connect
 from agent_runtime.cli.exit_codes import EXIT_FAILED, EXIT_SUCCESS
-from agent_runtime.client import Unreachable
+from agent_runtime.client import TokenReport, Unreachable
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from agent_runtime.client import TokenReport
 
 POLL_SECONDS = 0.25
 

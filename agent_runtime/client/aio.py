@@ -17,7 +17,7 @@ import msgspec
 from agent_runtime.api.schema import bodies
 from agent_runtime.client import answers, exchange
 from agent_runtime.client.errors import ClientError, TokenFailed, Unreachable
-from agent_runtime.client.sse import SILENCE_SECONDS, StreamPosition, event_of, is_event_stream
+from agent_runtime.client.sse import SILENCE_SECONDS, StreamEvent, StreamPosition, event_of, is_event_stream
 from agent_runtime.client.submit import Submission, path_of
 from agent_runtime.secret.writer import put
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
     from datetime import datetime
 
-    from agent_runtime.client.sse import StreamEvent
     from agent_runtime.model.task import TaskFields
 
 S = TypeVar("S", bound=msgspec.Struct)

@@ -15,12 +15,11 @@ from urllib.parse import quote
 
 from agent_runtime.client.answers import Answer, read
 from agent_runtime.client.errors import ClientError, TurnedAway, Unreachable, failure
-from agent_runtime.client.exchange import REPLY_SECONDS, is_passing, problem_of, send, unreachable
+from agent_runtime.client.exchange import REPLY_SECONDS, Patience, is_passing, problem_of, send, unreachable
 
 if TYPE_CHECKING:
     import httpx
 
-    from agent_runtime.client.exchange import Patience
 
 WAIT_SECONDS = 240
 """After this time a POST is answered with 202 although the execution goes on; then the client polls the result."""

@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent_runtime.errors import ErrorClass, InvalidRequest, plain_detail
-from agent_runtime.model.task import CLI_FLAGS, DEFAULT_PERMISSION_MODE
-
-if TYPE_CHECKING:
-    from agent_runtime.model.task import Task
+from agent_runtime.model.task import CLI_FLAGS, DEFAULT_PERMISSION_MODE, Task
 
 LISTED = (
     *("fallback_model", "effort", "permission_mode", "tools", "max_budget_usd", "json_schema", "agents", "agent"),

@@ -53,12 +53,11 @@ from agent_runtime.delivery.private_files import (
 from agent_runtime.model.task import Task
 from agent_runtime.model.tokens import OAUTH_PREFIX, OAUTH_VARIABLE, Token
 from agent_runtime.process.containment.registry import new_mark
-from agent_runtime.process.spawn import Command
+from agent_runtime.process.spawn import Command, Spawner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
-    from agent_runtime.process.spawn import Spawner
     from agent_runtime.standins.messages_api import MessagesApi
 
 log = logging.getLogger(__name__)

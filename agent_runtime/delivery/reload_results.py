@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.delivery.check_run import DoesNotRun
-from agent_runtime.delivery.cli_options import depends_on_cli
-from agent_runtime.delivery.reload_check import HELP, RELOAD, SOCKET, CheckedCli, CliFacts
-from agent_runtime.errors import AgentRuntimeError, SpawnFailed
+from agent_runtime.delivery.cli_options import CliOptions, depends_on_cli
+from agent_runtime.delivery.reload_check import HELP, RELOAD, SOCKET, CheckedCli, CliFacts, ReloadBehaviour
+from agent_runtime.errors import AgentRuntimeError, InvalidRequest, SpawnFailed
 from agent_runtime.files import read_file, replace_file
 from agent_runtime.process.spawn import Spawner
 
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
     from agent_runtime.claude.executable import Binary
     from agent_runtime.delivery.cli_check import CliCheck
-    from agent_runtime.delivery.cli_options import CliOptions
-    from agent_runtime.delivery.reload_check import ReloadBehaviour
-    from agent_runtime.errors import InvalidRequest
     from agent_runtime.model.task import Task
 
 FILE_NAME = "proofs.json"

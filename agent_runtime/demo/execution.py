@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.client import Answer, Attempt, ClientError, RequestRefused
+from agent_runtime.client import Answer, Attempt, ClientError, RequestRefused, StreamEvent, SyncAgentClient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime import client
-    from agent_runtime.client import StreamEvent, SyncAgentClient
 
 TEXT_LIMIT = 150
 

@@ -26,7 +26,7 @@ from agent_runtime.delivery.delivery import RELAY
 from agent_runtime.demo.execution import DemoExecution, result_of
 from agent_runtime.model.tokens import Token
 from agent_runtime.secret.writer import put
-from agent_runtime.standins.messages_api import MessagesApi, Text, serve
+from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from agent_runtime.demo.choice import Cli
     from agent_runtime.demo.report import Report
     from agent_runtime.demo.timeline import Timeline
-    from agent_runtime.standins.messages_api import Tool
 
 STEP_TIMEOUT_SECONDS = 100.0
 END_TIMEOUT_SECONDS = 20.0

@@ -8,19 +8,16 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent_runtime.doctor.finding import Finding, Severity, exists, is_dir, may, ok, problem, warning
+from agent_runtime.doctor.finding import Finding, Machine, Severity, exists, is_dir, may, ok, problem, warning
 from agent_runtime.mounts import mount_of
-from agent_runtime.process.users import UnknownUser, look_up
+from agent_runtime.process.users import UnknownUser, User, look_up
 from agent_runtime.serve.bootstrap import DEFAULT_DATA_DIR
-from agent_runtime.settings import PREFIX
+from agent_runtime.settings import PREFIX, Settings
 from agent_runtime.store.workspaces import OWN, PER_EXECUTION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent_runtime.doctor.finding import Machine
-    from agent_runtime.process.users import User
-    from agent_runtime.settings import Settings
 
 LITTLE_BYTES = 256 * 1024 * 1024
 LOST_WITH_THE_CONTAINER = {

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from agent_runtime.claude.credential_env import API_URL, BASE_URL_VARIABLE
 from agent_runtime.claude.executable import Binary, launch_fault
 from agent_runtime.delivery.delivery import RELAY, choose
-from agent_runtime.delivery.reload_check import RELOAD, SOCKET, CheckedCli
+from agent_runtime.delivery.reload_check import RELOAD, SOCKET, CheckedCli, CliFacts
 from agent_runtime.delivery.reload_results import FILE_NAME as RELOAD_RESULTS_FILE
 from agent_runtime.delivery.reload_results import ReloadResults
 from agent_runtime.doctor.finding import Finding, is_dir, may, ok, problem, warning
@@ -30,13 +30,11 @@ from agent_runtime.process.linux.landlock import Mode
 from agent_runtime.process.spawn import Spawner
 from agent_runtime.relay.relay import way_in
 from agent_runtime.serve.bootstrap import DEFAULT_DATA_DIR
-from agent_runtime.settings import FEWEST_PLACES, PREFIX
+from agent_runtime.settings import FEWEST_PLACES, PREFIX, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from agent_runtime.delivery.reload_check import CliFacts
-    from agent_runtime.settings import Settings
 
 REACH_SECONDS = 3.0
 

@@ -11,17 +11,15 @@ from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, is_rival
 from agent_runtime.delivery.credentials_file import CredentialsFile
 from agent_runtime.delivery.delivery import FILE
 from agent_runtime.delivery.workspace_config import read_settings
-from agent_runtime.doctor.finding import Finding, is_dir, may, ok, problem, warning
+from agent_runtime.doctor.finding import Finding, Machine, is_dir, may, ok, problem, warning
 from agent_runtime.secret.mount import SourceKind
 from agent_runtime.secret.watcher import watch_of
-from agent_runtime.settings import PREFIX
+from agent_runtime.settings import PREFIX, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from agent_runtime.doctor.finding import Machine
-    from agent_runtime.settings import Settings
 
 NAMES_SHOWN = 5
 

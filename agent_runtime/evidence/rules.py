@@ -16,15 +16,11 @@ Claude Code printed are recorded in ``tests/recorded``.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence import codes, phrases
-from agent_runtime.evidence.api_errors import STATUS_BY_TYPE
+from agent_runtime.evidence.api_errors import STATUS_BY_TYPE, ApiError
 from agent_runtime.evidence.matching import ErrorTexts, Rule
-
-if TYPE_CHECKING:
-    from agent_runtime.evidence.api_errors import ApiError
 
 _NO_WORD = frozenset({None, "unknown"})
 _LIMIT_WORD = _NO_WORD | {"rate_limit"}

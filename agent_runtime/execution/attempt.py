@@ -17,9 +17,19 @@ from typing import TYPE_CHECKING
 from agent_runtime.claude import invocation
 from agent_runtime.claude.invocation import is_bare_command
 from agent_runtime.errors import AgentRuntimeError
-from agent_runtime.evidence.detector import Channel
+from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.evidence.verdict import Ending
-from agent_runtime.execution.attempt_data import AttemptReport, Held, Progress, Released, Spawned, Stopping
+from agent_runtime.execution.attempt_data import (
+    AttemptContext,
+    AttemptEvent,
+    AttemptReport,
+    AttemptSpec,
+    Held,
+    Progress,
+    Released,
+    Spawned,
+    Stopping,
+)
 from agent_runtime.execution.child_token import ChildToken, RepeatedRequest
 from agent_runtime.execution.deadlines import Deadlines, Sign
 from agent_runtime.execution.launch import Launch
@@ -38,8 +48,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.delivery.delivery import HeldRequest
-    from agent_runtime.evidence.detector import Detection
-    from agent_runtime.execution.attempt_data import AttemptContext, AttemptEvent, AttemptSpec
     from agent_runtime.model.task import Task
     from agent_runtime.process.child import Child
     from agent_runtime.process.containment.sweep import SweepReport

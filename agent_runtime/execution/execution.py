@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agent_runtime.claude.invocation import has_text_after_command
+from agent_runtime.claude.invocation import Session, has_text_after_command
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed, TokenLimited, plain_detail
 from agent_runtime.evidence.verdict import UNSTARTED, Verdict, limit_sentence, verdict
-from agent_runtime.execution.attempt_data import Answered, Held, Progress, Reached, Released, Spawned, Stopping
-from agent_runtime.model.records import Usage
+from agent_runtime.execution.attempt_data import (
+    Answered,
+    AttemptEvent,
+    AttemptReport,
+    Held,
+    Progress,
+    Reached,
+    Released,
+    Spawned,
+    Stopping,
+)
+from agent_runtime.model.records import Answer, ExecutionRecord, Usage
 from agent_runtime.model.state import Event, Outcome, Phase, StopReason
 from agent_runtime.notifier import Notifier
 from agent_runtime.telemetry.live_text import LiveTexts
@@ -22,13 +32,10 @@ from agent_runtime.telemetry.live_text import LiveTexts
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from agent_runtime.claude.invocation import Session
     from agent_runtime.delivery.cli_check import CliCheck
     from agent_runtime.delivery.delivery import HeldRequest
     from agent_runtime.execution.attempt import Attempt
-    from agent_runtime.execution.attempt_data import AttemptEvent, AttemptReport
     from agent_runtime.execution.record_writer import RecordWriter
-    from agent_runtime.model.records import Answer, ExecutionRecord
     from agent_runtime.model.task import Task
     from agent_runtime.model.usage import AttemptUsage
     from agent_runtime.secret.generations import Generation

@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.claude.frame_repair import read_frame, split_line
-from agent_runtime.claude.frames import PARTIAL_MESSAGE, bounds_message, decode_lines, decode_partial, is_utf8
+from agent_runtime.claude.frames import PARTIAL_MESSAGE, Frame, bounds_message, decode_lines, decode_partial, is_utf8
 from agent_runtime.claude.last_words import LastWords
 from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.claude.run_stats import RunStats
 from agent_runtime.claude.session_faults import is_session_fault, says_unknown_session, says_unreadable_session
-from agent_runtime.evidence.detector import Channel, Detector
+from agent_runtime.evidence.detector import Channel, Detection, Detector
 from agent_runtime.execution.deadlines import Sign
-from agent_runtime.process.framing import CutLine
+from agent_runtime.process.framing import CutLine, Lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agent_runtime.claude.frames import Frame
-    from agent_runtime.evidence.detector import Detection
-    from agent_runtime.process.framing import Lines
     from agent_runtime.store.transcripts import TranscriptWriter
     from agent_runtime.telemetry.live_text import LiveTextWriter
     from agent_runtime.telemetry.redaction import Redactor

@@ -15,15 +15,13 @@ from agent_runtime.errors import CannotStart, SpawnFailed
 from agent_runtime.process.linux import landlock
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.landlock import Confinement, Mode
-from agent_runtime.process.spawn import Command
+from agent_runtime.process.spawn import Command, Spawner
 from agent_runtime.process.users import UnknownUser, other_user
-from agent_runtime.settings import PREFIX
+from agent_runtime.settings import PREFIX, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from agent_runtime.process.spawn import Spawner
-    from agent_runtime.settings import Settings
 
 log = logging.getLogger(__name__)
 

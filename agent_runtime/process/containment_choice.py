@@ -13,10 +13,10 @@ from agent_runtime.errors import CannotStart
 from agent_runtime.process.containment.leftovers import sweep_leftover_groups
 from agent_runtime.process.containment.sweep import Kind
 from agent_runtime.process.linux import cgroup_setup as cgroups
-from agent_runtime.process.linux.cgroup_setup import NO_LIMITS
+from agent_runtime.process.linux.cgroup_setup import NO_LIMITS, Groups
 from agent_runtime.process.linux.landlock import UNCONFINED, Confinement
 from agent_runtime.process.linux.oom_kills import OomKills
-from agent_runtime.process.spawn import Command, NotSpawned
+from agent_runtime.process.spawn import Command, NotSpawned, Spawner
 from agent_runtime.settings import PREFIX
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from agent_runtime.process.child import Child
     from agent_runtime.process.forkserver.server import PendingShim
     from agent_runtime.process.linux.cgroup import Limits
-    from agent_runtime.process.linux.cgroup_setup import Groups
-    from agent_runtime.process.spawn import Spawner
 
 AUTO = "auto"
 _TRIAL_SECONDS = 10.0

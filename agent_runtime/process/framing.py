@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from typing import Self
+from typing import Self
 
 MOST_BYTES = 256 * 1024
 """The largest chunk that a framer reads."""

@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agent_runtime.evidence.detector import Channel
-from agent_runtime.process.framing import MOST_BYTES, LineFramer
+from agent_runtime.process.framing import MOST_BYTES, LineFramer, Lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agent_runtime.process.child import Child
-    from agent_runtime.process.framing import Lines
 
 WRITE_BYTES = 256 * 1024
 """The largest single write to stdin."""

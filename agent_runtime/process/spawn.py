@@ -16,10 +16,10 @@ from agent_runtime.process.child import Child
 from agent_runtime.process.containment import sweep as containment
 from agent_runtime.process.containment.cgroup import CgroupLayer
 from agent_runtime.process.containment.proc_scan import ScanLayer
-from agent_runtime.process.containment.registry import MARK_VARIABLE, AttemptRegistry
+from agent_runtime.process.containment.registry import MARK_VARIABLE, AttemptProcesses, AttemptRegistry
 from agent_runtime.process.containment.sweep import Kind, Layer
 from agent_runtime.process.forkserver import shim
-from agent_runtime.process.forkserver.server import ForkServer, ShimFailed
+from agent_runtime.process.forkserver.server import ForkServer, PendingShim, ShimFailed
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.linux.landlock import UNCONFINED, Confinement, Mode
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from agent_runtime.process.containment.registry import AttemptProcesses
-    from agent_runtime.process.forkserver.server import PendingShim
     from agent_runtime.process.forkserver.shim import SpawnRequest
     from agent_runtime.process.linux.cgroup import Group
     from agent_runtime.process.linux.cgroup_setup import Groups

@@ -15,19 +15,15 @@ from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.evidence.reset_times import HORIZON
 from agent_runtime.evidence.rules import rule_for
 from agent_runtime.model.tokens import OAUTH_BETA, TokenKind
-from agent_runtime.relay.answers import Chunked, UntilClosed, without_chunks
-from agent_runtime.relay.connection import BadMessage, PeerClosed
-from agent_runtime.relay.requests import HOP_BY_HOP, MESSAGES
-from agent_runtime.relay.upstream import FirstByteTimeout, Unreachable
+from agent_runtime.relay.answers import Answer, Chunked, UntilClosed, without_chunks
+from agent_runtime.relay.connection import BadMessage, Connection, PeerClosed
+from agent_runtime.relay.requests import HOP_BY_HOP, MESSAGES, Request
+from agent_runtime.relay.upstream import FirstByteTimeout, Unreachable, Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from agent_runtime.delivery.delivery import Identity
-    from agent_runtime.relay.answers import Answer
-    from agent_runtime.relay.connection import Connection
-    from agent_runtime.relay.requests import Request
-    from agent_runtime.relay.upstream import Upstream
     from agent_runtime.secret.file import SecretFile
     from agent_runtime.secret.generations import Generation
 

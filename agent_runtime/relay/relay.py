@@ -29,7 +29,7 @@ from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE, TokenKi
 from agent_runtime.process.linux.proc import connects_from
 from agent_runtime.relay.connection import RECEIVE_BYTES, BadMessage, Connection, PeerClosed
 from agent_runtime.relay.exchange import Exchanges, error_answer
-from agent_runtime.relay.requests import MemoryBudget, TooLarge, read_body, read_head
+from agent_runtime.relay.requests import MemoryBudget, Request, TooLarge, read_body, read_head
 from agent_runtime.relay.upstream import Upstream
 from agent_runtime.settings import PREFIX
 
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent_runtime.files import Owner
-    from agent_runtime.relay.requests import Request
     from agent_runtime.secret.file import SecretFile
     from agent_runtime.secret.generations import Generation
 

@@ -9,14 +9,12 @@ import h11
 import msgspec
 
 from agent_runtime.claude.credential_env import FIRST_PARTY_URL
-from agent_runtime.model.tokens import TokenKind
-from agent_runtime.relay.connection import MOST_HEAD_BYTES, BadMessage, PeerClosed
+from agent_runtime.model.tokens import Token, TokenKind
+from agent_runtime.relay.connection import MOST_HEAD_BYTES, BadMessage, Connection, PeerClosed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from agent_runtime.model.tokens import Token
-    from agent_runtime.relay.connection import Connection
 
 MESSAGES = "/v1/messages"
 PASSES = frozenset(

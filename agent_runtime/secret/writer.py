@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from agent_runtime.errors import NotWritable, SecretUnreadable
 from agent_runtime.files import remove_unfinished, replace_file
-from agent_runtime.model.tokens import API_KEY_PREFIX, API_KEY_VARIABLE, OAUTH_PREFIX, OAUTH_VARIABLE
+from agent_runtime.model.tokens import API_KEY_PREFIX, API_KEY_VARIABLE, OAUTH_PREFIX, OAUTH_VARIABLE, Token
 from agent_runtime.secret.content import LIMIT_BYTES, SecretContent, Unusable, parse, text_of
 from agent_runtime.secret.mount import SourceKind, source_of
 from agent_runtime.secret.reader import read_secret
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from agent_runtime.model.tokens import Token
 
 NEW_FILE_MODE = 0o600
 SHARED_FILE_MODE = 0o640

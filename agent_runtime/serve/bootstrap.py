@@ -15,7 +15,7 @@ import logging
 import os
 import resource
 import socket
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,17 +36,14 @@ from agent_runtime.process.linux.landlock import Mode
 from agent_runtime.process.spawn import Spawner
 from agent_runtime.process.users import UnknownUser, other_user
 from agent_runtime.setting_slips import did_you_mean
-from agent_runtime.settings import FEWEST_PLACES, PREFIX, SETTINGS, is_http, unknown_variables
-from agent_runtime.telemetry.logs import configure
+from agent_runtime.settings import FEWEST_PLACES, PREFIX, SETTINGS, Settings, is_http, unknown_variables
+from agent_runtime.telemetry.logs import LogQueue, configure
 from agent_runtime.telemetry.redaction import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from concurrent.futures import Future
 
     from agent_runtime.serve.startup_signals import Start
-    from agent_runtime.settings import Settings
-    from agent_runtime.telemetry.logs import LogQueue
 
 log = logging.getLogger(__name__)
 

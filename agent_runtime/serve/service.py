@@ -22,7 +22,7 @@ from agent_runtime.api.request_body import BodyReader
 from agent_runtime.api.streams import OpenStreams
 from agent_runtime.delivery.cli_check import CliCheck
 from agent_runtime.delivery.credentials_file import CredentialsFile
-from agent_runtime.delivery.delivery import RELAY, Deliveries
+from agent_runtime.delivery.delivery import RELAY, Deliveries, TokenRelay
 from agent_runtime.delivery.private_files import owner_of, short_directory
 from agent_runtime.delivery.reload_check import CheckedCli
 from agent_runtime.delivery.reload_results import BackgroundReloadChecker, ReloadResults
@@ -31,7 +31,7 @@ from agent_runtime.model.state import StopReason
 from agent_runtime.notifier import Notifier
 from agent_runtime.process.containment.registry import new_mark
 from agent_runtime.process.linux import syscalls as linux
-from agent_runtime.secret.file import SecretFile
+from agent_runtime.secret.file import SecretFile, SecretStatus
 from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.secret.writer import put_from_environment
 from agent_runtime.serve.startup_signals import SIGNALS, Start
@@ -60,8 +60,6 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator, Mapping
 
-    from agent_runtime.delivery.delivery import TokenRelay
-    from agent_runtime.secret.file import SecretStatus
     from agent_runtime.serve.bootstrap import Bootstrap
     from agent_runtime.settings import Settings
     from agent_runtime.telemetry.redaction import Redactor

@@ -20,7 +20,7 @@ import os
 import sqlite3
 import stat
 import time
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeAlias
 
 import msgspec
 
@@ -31,7 +31,6 @@ from agent_runtime.store.tables import MIGRATIONS, PROBES, salvage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
-    from typing import NoReturn
 
 log = logging.getLogger(__name__)
 

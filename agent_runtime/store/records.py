@@ -18,22 +18,19 @@ import threading
 import time
 from math import inf
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
 from agent_runtime.errors import InvalidRequest, StoreUnavailable
-from agent_runtime.model.records import Answer, read_record
-from agent_runtime.store.database import Database
+from agent_runtime.model.records import Answer, ExecutionRecord, read_record
+from agent_runtime.store.database import Database, Rows
 from agent_runtime.store.tables import UNREADABLE, put_answer, put_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
-    from typing import Self
 
-    from agent_runtime.model.records import ExecutionRecord
-    from agent_runtime.store.database import Rows
 
 log = logging.getLogger(__name__)
 

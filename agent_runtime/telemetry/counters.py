@@ -17,14 +17,13 @@ import prometheus_client
 from agent_runtime.errors import AdmissionError, ErrorClass
 from agent_runtime.evidence.rules import RULES
 from agent_runtime.model.state import Outcome, StopReason
-from agent_runtime.model.usage import MOST_NAMES, OTHER
+from agent_runtime.model.usage import MOST_NAMES, OTHER, UsageByModel
 from agent_runtime.secret.content import SecretFault
 from agent_runtime.telemetry.events import TYPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from agent_runtime.model.usage import UsageByModel
     from agent_runtime.secret.generations import Generation
 
 PREFIX = "agent_runtime_"

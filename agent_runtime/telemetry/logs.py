@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agent_runtime.model.records import rfc3339
-from agent_runtime.telemetry.redaction import RedactingFilter
+from agent_runtime.telemetry.redaction import RedactingFilter, Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agent_runtime.telemetry.redaction import Redactor
 
 FIELDS = ("execution_id", "trace_id", "generation", "method", "path", "status", "seconds")
 """Fields of a line beside its message: bound by :func:`log_fields`, or given at the call by ``extra``, which wins."""

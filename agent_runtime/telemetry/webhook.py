@@ -14,13 +14,12 @@ import httpx
 
 from agent_runtime import __version__
 from agent_runtime.http_client import checked_url, client_for
-from agent_runtime.telemetry.events import POSTED
+from agent_runtime.telemetry.events import POSTED, Event, EventLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from agent_runtime.model.tokens import Token
-    from agent_runtime.telemetry.events import Event, EventLog
 
 logger = logging.getLogger(__name__)
 

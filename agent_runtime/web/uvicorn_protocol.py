@@ -14,7 +14,7 @@ from enum import Enum, auto
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from agent_runtime.errors import Busy, InvalidRequest, TooLarge
+from agent_runtime.errors import AgentRuntimeError, Busy, InvalidRequest, TooLarge
 from agent_runtime.settings import PLACES_BEYOND
 from agent_runtime.web.problems import problem_response
 from agent_runtime.web.response_buffer import TRANSPORT
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Receive, Scope, Send
 
-    from agent_runtime.errors import AgentRuntimeError
 
 ACCEPTED_AT_ONCE = 16
 """

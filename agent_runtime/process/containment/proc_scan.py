@@ -20,13 +20,17 @@ from typing import TYPE_CHECKING, ClassVar
 import msgspec
 
 from agent_runtime.process.containment.freezer import Freezer
-from agent_runtime.process.containment.registry import MARK_VARIABLE, is_of_this_start
+from agent_runtime.process.containment.registry import (
+    MARK_VARIABLE,
+    AttemptProcesses,
+    AttemptRegistry,
+    is_of_this_start,
+)
 from agent_runtime.process.containment.sweep import PassResult
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
 
 if TYPE_CHECKING:
-    from agent_runtime.process.containment.registry import AttemptProcesses, AttemptRegistry
     from agent_runtime.process.forkserver.server import ShimHandle
     from agent_runtime.process.linux.proc import Identity, Process, View
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
 from agent_runtime.standins.messages_api.conversation import tool_use_id
-from agent_runtime.standins.messages_api.script import Moment, StreamError, Text, Tool
-
-if TYPE_CHECKING:
-    from agent_runtime.standins.messages_api.script import Cut, Hang
+from agent_runtime.standins.messages_api.script import Cut, Hang, Moment, StreamError, Text, Tool
 
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"

@@ -35,9 +35,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agent_runtime.model.tokens import OAUTH_BETA, Token, TokenKind
-from agent_runtime.standins.messages_api.body import EVENT_STREAM, JSON, Message, beginning, error_body, event, quarters
+from agent_runtime.standins.messages_api.body import (
+    EVENT_STREAM,
+    JSON,
+    Message,
+    Pieces,
+    beginning,
+    error_body,
+    event,
+    quarters,
+)
 from agent_runtime.standins.messages_api.conversation import MessagesRequest, conversation_of
-from agent_runtime.standins.messages_api.loopback import serving
+from agent_runtime.standins.messages_api.loopback import Connection, Request, serving
 from agent_runtime.standins.messages_api.policy import MessagesApi, SeenRequest
 from agent_runtime.standins.messages_api.script import (
     FAULTS,
@@ -53,9 +62,6 @@ from agent_runtime.standins.messages_api.script import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from agent_runtime.standins.messages_api.body import Pieces
-    from agent_runtime.standins.messages_api.loopback import Connection, Request
 
 
 def serve(api: MessagesApi, port: int = 0, *, unix_socket: Path | None = None) -> AbstractContextManager[str]:
