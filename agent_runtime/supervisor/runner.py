@@ -248,7 +248,10 @@ class ExecutionRunner:
         generation = gate.current
         if generation is None or gate.statuses.trouble_of(generation) is not None:
             return
-        await self.execution.wait(verifier.ask(generation, self.execution.task.model), self.execution.total_at)
+        asked_at = time.monotonic()
+        asking = asyncio.ensure_future(verifier.ask(generation, self.execution.task.model))
+        if await self.execution.wait(asking, self.execution.total_at):
+            verifier.note_verdict(generation, asking.result(), asked_at)
 
     def newer_is_usable(self, generation: Generation | None) -> bool:
         """Whether a generation newer than *generation* is loaded and could be spawned with now."""

@@ -74,6 +74,7 @@ class RefusalVerifier:
         verdict = ProbeVerdict.UNKNOWN
         if trouble in PROBED or not may_condemn:
             verdict = await self.ask(generation, model)
+        self.note_verdict(generation, verdict)
         if may_condemn and verdict is ProbeVerdict.UNKNOWN:
             self.mark(generation, trouble, rule)
         # The evidence of another attempt may have condemned the token meanwhile.
@@ -91,7 +92,7 @@ class RefusalVerifier:
         return task
 
     async def ask(self, generation: Generation, model: str | None = None) -> ProbeVerdict:
-        """Ask the API about the token, and record its answer; callers that ask at the same time share one request."""
+        """Ask the API about the token; callers that ask at the same time share one request."""
         if self._probe is None:
             return ProbeVerdict.UNKNOWN
         fingerprint = generation.token.fingerprint
@@ -106,14 +107,18 @@ class RefusalVerifier:
         return verdict
 
     async def _asked(self, probe: Probe, generation: Generation, model: str | None) -> ProbeVerdict:
-        """Ask, and record the answer before anybody else can ask again."""
-        asked_at = time.monotonic()
+        """Ask; a trouble is marked before anybody else can ask again."""
         verdict = await probe.ask(generation.token, model=model)
+        if verdict is not ProbeVerdict.VALID:
+            self.note_verdict(generation, verdict)
+        return verdict
+
+    def note_verdict(self, generation: Generation, verdict: ProbeVerdict, since: float = math.inf) -> None:
+        """Record what the probe's verdict says about the token; *since* as for :meth:`TokenStatuses.accept`."""
         if verdict is ProbeVerdict.VALID:
-            self.note_accepted(generation, asked_at)
+            self.note_accepted(generation, since)
         elif verdict is not ProbeVerdict.UNKNOWN:
             self.mark(generation, TokenTrouble(verdict), PROBE_RULE)
-        return verdict
 
     def begin_check(self, generation: Generation) -> bool:
         """Mark the token suspect and claim the right to try it; if True is returned, :meth:`try_again` must follow."""
@@ -128,7 +133,9 @@ class RefusalVerifier:
         """Ask the API about a token that :meth:`begin_check` has claimed."""
         statuses = self._statuses
         try:
-            if await self.ask(generation) is ProbeVerdict.UNKNOWN:
+            verdict = await self.ask(generation)
+            self.note_verdict(generation, verdict)
+            if verdict is ProbeVerdict.UNKNOWN:
                 statuses.leave_to_execution(generation)
         finally:
             statuses.end_try(_prober(generation))

@@ -557,20 +557,3 @@ def test_those_that_were_admitted_to_wait_for_a_limit_go_on_after_its_end(tmp_pa
         assert [one.generations for one in waiting] == [[1]] * 3
 
     asyncio.run(main())
-
-
-@races
-async def test_what_the_probe_asked_before_a_refusal_was_seen_does_not_end_the_doubt_about_it(home: Path) -> None:
-    bench = Bench(home)
-    generation, ask = bench.gate.current, bench.context.verifier.ask
-    assert generation is not None
-    bench.api.may_answer.clear()
-    asking = asyncio.ensure_future(ask(generation))
-    await happens(lambda: bench.api.asked)
-    bench.gate.mark_suspect(generation, "another")
-    bench.api.may_answer.set()
-
-    assert await asking is VALID
-    assert bench.gate.state == "suspect"
-    assert await ask(generation) is VALID
-    assert bench.gate.state == "ready"
