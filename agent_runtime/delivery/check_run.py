@@ -61,15 +61,20 @@ class CheckRun:
         self._give_up_at = time.monotonic() + TIMEOUT_SECONDS
         self._child = child
         self._last_words = LastWords()
-        self._wake = Wake()
-        self._pipes = Pipes(
-            child,
-            wake=self._wake,
-            stdin_bytes=stdin_bytes,
-            frame_limit_bytes=LINE_LIMIT_BYTES,
-            on_lines=self._lines,
-            on_quiet=lambda *_: None,
-        )
+        self._wake: Wake | None = None
+        try:
+            self._wake = Wake()
+            self._pipes = Pipes(
+                child,
+                wake=self._wake,
+                stdin_bytes=stdin_bytes,
+                frame_limit_bytes=LINE_LIMIT_BYTES,
+                on_lines=self._lines,
+                on_quiet=lambda *_: None,
+            )
+        except BaseException:  # no descriptors are left
+            self.close()
+            raise
 
     def read_until(self, condition: Callable[[], bool]) -> bool:
         """
@@ -114,7 +119,8 @@ class CheckRun:
         self._child.kill()
         self._child.sweep(time.monotonic() + SWEEP_SECONDS)
         self._child.close()
-        self._wake.close()
+        if self._wake is not None:
+            self._wake.close()
 
     def _lines(self, channel: Channel, lines: Lines, _read_at: float) -> None:
         for line in lines:

@@ -122,8 +122,9 @@ class CredentialsFile:
         """
         descriptor = os.open(self._config_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            user = None if self._owner is None else look_up(str(self._owner[0]))
-            if user is not None and not user.may_replace_in(os.fstat(descriptor)):
+            found, owner = os.fstat(descriptor), self._owner
+            user = None if owner is None or owner[0] == found.st_uid else look_up(str(owner[0]))
+            if user is not None and not user.may_replace_in(found):
                 above = (*self._config_dir.parents, *Path(f"/proc/self/fd/{descriptor}").readlink().parents)
                 if any(user.may_replace_in(one.lstat()) for one in above):
                     raise PermissionError(errno.EPERM, "it is not the children's, who may have put it there")

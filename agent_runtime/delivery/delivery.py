@@ -75,7 +75,7 @@ class HeldRequest(Protocol):
 
 class Identity:
     """
-    The identity by which one attempt uses the relay; only the relay's own thread changes it, any other may read it.
+    The identity by which one attempt uses the relay; any thread may read it.
 
     The child sends the placeholder as its token. The agent's tools can read the placeholder: it identifies the attempt
     and is no secret.

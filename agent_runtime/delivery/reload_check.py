@@ -258,8 +258,8 @@ class _Stage(msgspec.Struct):
             status = HTTPStatus.UNAUTHORIZED
             run.require(lambda: api.seen(old).by_status[status] >= 1 if after_refusal else api.seen(old).requests >= 1)
             file.write(new)
-            # One request with the old token may have been on its way.
-            most = api.seen(old).requests + 2
+            # After a refusal one request with the old token may have been on its way.
+            most = api.seen(old).requests + (2 if after_refusal else 1)
             api.open_gate("written")
             run.read_until(lambda: api.seen(new).requests >= 1 or api.seen(old).requests >= most)
         return any(request.carries(new) and not request.aside for request in api.requests)

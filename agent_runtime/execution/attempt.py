@@ -244,6 +244,7 @@ class Attempt:
         self._publish_progress(time.monotonic())
         self._sweep = child.sweep(time.monotonic() + SWEEP_SECONDS)
         pipes.drain(CATCH_UP_SECONDS)
+        self._publish_progress(time.monotonic())
 
     def _hold_begins(self, request: HeldRequest) -> None:
         self._held_since = self._held_since or time.monotonic()

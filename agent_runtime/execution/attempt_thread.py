@@ -6,8 +6,8 @@ import asyncio
 import concurrent.futures
 import contextvars
 import logging
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -27,15 +27,13 @@ log = logging.getLogger(__name__)
 
 class AttemptThreads:
     """
-    Run attempts of executions, each a CLI process with a thread of its own while it runs.
+    Run attempts of executions, each a CLI process with a thread of its own.
 
     Args:
         next_mark: Returns a mark that is unique among all attempts.
     """
 
     def __init__(self, context: AttemptContext, next_mark: Callable[[], str]) -> None:
-        # A thread that has ended an attempt waits for the next one: a new thread takes longer than to wake it.
-        self._threads = ThreadPoolExecutor(context.settings.slots, "attempt")
         self._context = context
         self._next_mark = next_mark
 
@@ -55,14 +53,14 @@ class AttemptThreads:
         report: concurrent.futures.Future[AttemptReport] = concurrent.futures.Future()
         # In a copy of this context, so that the thread's log lines carry the ids of the execution.
         run = contextvars.copy_context().run
+        thread = threading.Thread(target=run, args=(_run, attempt, report), name=f"attempt-{spec.mark}")
         with execution.attached(attempt):
             try:
-                self._threads.submit(run, run_unless_cancelled, attempt, report)
+                thread.start()
             except RuntimeError:
-                if report.cancel():  # it is queued all the same, and another thread may have begun it
-                    attempt.discard()
-                    error = SpawnFailed("cannot start a thread for the attempt")
-                    return AttemptReport(started_at=time.time(), error=error)
+                attempt.discard()
+                error = SpawnFailed("cannot start a thread for the attempt")
+                return AttemptReport(started_at=time.time(), error=error)
             return await asyncio.wrap_future(report)
 
 
@@ -90,10 +88,8 @@ class _Events:
         self._record_event(event)
 
 
-def run_unless_cancelled(attempt: Attempt, report: concurrent.futures.Future[AttemptReport]) -> None:
-    """Run an attempt and set its report, which may have been cancelled only before."""
-    if not report.set_running_or_notify_cancel():  # from here on nothing cancels it
-        return
+def _run(attempt: Attempt, report: concurrent.futures.Future[AttemptReport]) -> None:
+    report.set_running_or_notify_cancel()  # from here on nothing cancels it
     try:
         report.set_result(attempt.run())
     except BaseException as error:  # noqa: BLE001 - raised again on the event loop

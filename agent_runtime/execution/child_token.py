@@ -31,7 +31,8 @@ class ChildToken:
     """
     Follow which generations a spawned child has, and which one each API error is about.
 
-    Every method but :meth:`charge` may be called from any thread. Times are monotonic seconds.
+    Every method but :meth:`charge` and :meth:`record_answer` may be called from any thread. Times are in monotonic
+    seconds.
 
     Attributes:
         charged: The generation that the last API error is held against; before any, the one delivered at the spawn.

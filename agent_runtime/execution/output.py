@@ -158,8 +158,8 @@ class ChildOutput:
     ) -> None:
         """Process messages of the model that follow each other; they are the last lines *written*."""
         if self._live_text.is_holding:
-            for frame in messages:
-                self._message_begins(frame, len(written) - len(messages))
+            for lines_before, frame in enumerate(messages, len(written) - len(messages)):
+                self._message_begins(frame, lines_before)
         if not are_quoted:
             for frame in messages:
                 self._detector.stdout(frame)

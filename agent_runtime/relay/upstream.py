@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import time
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -130,8 +129,7 @@ class Upstream:
         finally:
             was_sent = sending.done()
             sending.cancel()
-            with contextlib.suppress(OSError, asyncio.CancelledError):
-                await sending
+            await asyncio.gather(sending, return_exceptions=True)
         answer.is_last |= not was_sent  # the API answered before it had the whole request
         self._observe_first_byte(time.monotonic() - asked_at)
         return answer
@@ -199,6 +197,8 @@ class Upstream:
         answer = await read_answer(connection, parser, is_head=True)
         if not 200 <= answer.status < 300 or self._context is None:
             raise BadMessage("the proxy opens no tunnel")
+        if connection.buffer:  # it would be read as the API's answer, although no TLS protected it
+            raise BadMessage("the proxy sends more than its answer")
         await connection.start_tls(self._context, self._url.host)
 
 

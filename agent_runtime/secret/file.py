@@ -182,14 +182,14 @@ class SecretFile:
         self._ledger.save()
 
     def _watch(self, directory: DirectoryWatch) -> None:
-        source_due_at = 0.0
+        source_due_at, seen = 0.0, self._reading
         while not directory.stopped:
             announced = directory.wait(self._due_in_seconds())
-            before = self._reading
             with self._lock:
                 self._advance()
+                before, seen = seen, self._reading  # a spawn may have read first
                 now = time.monotonic()
-                if self._reading is not before or now >= source_due_at:
+                if seen is not before or now >= source_due_at:
                     self._update_source()
                     source_due_at = now + SOURCE_SECONDS
             self._ledger.save(durable=False)
@@ -197,7 +197,7 @@ class SecretFile:
                 continue
             # No event is pending, so a slow disk delays nothing.
             self._ledger.save()
-            if before is None or self._reading is None or before.mark != self._reading.mark:
+            if before is None or seen is None or before.mark != seen.mark:
                 # The directory may have been replaced by one with the same inode number.
                 directory.renew()
 

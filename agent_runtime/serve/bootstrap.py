@@ -60,7 +60,7 @@ class Bootstrap(msgspec.Struct, frozen=True):
         listener: The bound socket, not yet listening.
         most_connections: How many may be open: the setting, or less where the limit on open files leaves less room.
         spawner: Its fork server has been started.
-        containment: The result of :func:`_contained`, which waits for processes while this one goes on.
+        containment: The result of :func:`_contained`, which runs in a thread of its own.
     """
 
     data_dir: Path

@@ -41,6 +41,7 @@ from agent_runtime.store.transcripts import TranscriptStore
 from agent_runtime.store.workspaces import Workspaces
 from agent_runtime.supervisor.admission import resume_interrupted
 from agent_runtime.supervisor.archive import Archive
+from agent_runtime.supervisor.live import BackgroundTasks
 from agent_runtime.supervisor.supervisor import Supervisor
 from agent_runtime.telemetry.counters import Counts
 from agent_runtime.telemetry.events import EventLog
@@ -375,15 +376,13 @@ async def _serve(
         webhook.start()
     changes.deliver_to(supervisor.secret_changed)
     supervisor.secret_changed(supervisor.secret.status)
-    chores = []
+    chores = BackgroundTasks()  # cancelled with the event loop
     if settings.resume_interrupted:
         # It takes its first step before the first request is read, and before executions without a runner are deleted.
-        chores.append(asyncio.create_task(resume_interrupted(supervisor.admission)))
-    chores.append(asyncio.create_task(supervisor.run_chores(server.second)))
+        chores.spawn(resume_interrupted(supervisor.admission), "resumption")
+    chores.spawn(supervisor.run_chores(server.second), "chores")
     await server.serve(sockets=[bootstrap.listener])
     await ending.finished()
-    for chore in chores:
-        chore.cancel()
     if webhook is not None:
         await webhook.stop()
     return 0

@@ -174,7 +174,7 @@ class RecordStore:
         """
         with self._lock:
             if (encoded := self._unsaved_records.get(execution_id)) is not None:
-                return _held(encoded)
+                return _unsaved(encoded)
             rows = self._rows("SELECT record FROM executions WHERE execution_id = ?", execution_id)
         if not rows:
             return None
@@ -185,7 +185,7 @@ class RecordStore:
 
     def answer(self, execution_id: str) -> Answer | None:
         """
-        Return the stored answer of an execution without its headers, or None.
+        Return the stored answer of an execution, or None; headers are not stored.
 
         Raises:
             StoreUnavailable: The disk cannot be read.
@@ -357,7 +357,7 @@ class RecordStore:
         """
         Return records, newest first, and the cursor of the next page; None on the last page.
 
-        Each record is decoded when it is taken, so that a long page is never in memory as a whole.
+        Each record is decoded when it is taken, so that a long page is never decoded as a whole.
 
         Args:
             labels: Only executions that have all of these labels are returned.
@@ -401,11 +401,11 @@ class RecordStore:
                 found.append((*age, encoded))
         found.sort(reverse=True)
         page = found[:limit]
-        shown = (_held(encoded) if name in unsaved else _decoded(encoded) for _, name, encoded in page)
+        shown = (_unsaved(encoded) if name in unsaved else _decoded(encoded) for _, name, encoded in page)
         return filter(None, shown), f"{page[-1][0]!r}~{page[-1][1]}" if len(found) > limit else None
 
 
-def _held(encoded: bytes) -> ExecutionRecord:
+def _unsaved(encoded: bytes) -> ExecutionRecord:
     """Decode a record that is not written yet; ``retained`` is False, so that callers see that."""
     record = read_record(encoded)
     record.metadata.retained = False

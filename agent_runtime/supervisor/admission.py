@@ -153,7 +153,8 @@ class Admission(msgspec.Struct, eq=False):
             if execution.phase is not Phase.FINISHED:
                 execution.end(Verdict(Outcome.FAILED, ErrorClass.ERROR, ErrorClass.ERROR.sentence))
             try:
-                is_short = self.archive.transcripts.size_bytes(execution.execution_id) <= SHORT_BYTES
+                size_bytes = self.archive.transcripts.size_bytes(execution.execution_id)
+                is_short = size_bytes <= SHORT_BYTES and not execution.transcript.incomplete
                 store = functools.partial(self._stored_answer_to, execution)
                 execution.conclude(store() if is_short else await asyncio.to_thread(store))
             finally:

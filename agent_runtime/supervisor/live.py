@@ -1,4 +1,4 @@
-"""The executions that have not ended, and the state of the supervisor at one moment."""
+"""The executions that have not ended, and the state of the supervisor."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BackgroundTasks:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Run *work* as a task; *name* is the id of its execution, if it belongs to one."""
+        """Run *work* as a task; *name* is the id of its execution, or says in a word what it is."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -75,7 +75,7 @@ class LiveExecutions(dict[str, Execution]):
 
 class SupervisorState(msgspec.Struct, frozen=True, kw_only=True):
     """
-    The state of the supervisor at one moment.
+    The state of the supervisor: values of one moment, and the objects that hold the rest.
 
     Attributes:
         executions: All that have not ended.

@@ -21,7 +21,6 @@ from agent_runtime import __version__
 from agent_runtime.claude.credential_env import API_URL, BASE_URL_VARIABLE, HEADERS_VARIABLE, without_credentials
 from agent_runtime.evidence.api_errors import read_body
 from agent_runtime.evidence.rules import rule_for
-from agent_runtime.model.state import TokenTrouble
 from agent_runtime.model.tokens import OAUTH_BETA, Token, TokenKind
 
 if TYPE_CHECKING:
@@ -177,8 +176,8 @@ def judge(status: int, body: bytes) -> ProbeVerdict:
     if status == 401 and text.startswith(_LOST_ON_THE_WAY):
         return ProbeVerdict.UNKNOWN
     rule = rule_for(error)
-    if rule.condemns and (status in _CERTAIN or error.is_own_form or rule.codes):
-        return ProbeVerdict(rule.trouble or TokenTrouble.REFUSED)
+    if rule.trouble and rule.condemns and (status in _CERTAIN or error.is_own_form or rule.codes):
+        return ProbeVerdict(rule.trouble)
     if status in _AUTHENTICATED and error.is_own_form and (status != 404 or text.startswith("model:")):
         return ProbeVerdict.VALID
     return ProbeVerdict.UNKNOWN

@@ -23,7 +23,6 @@ from tests.support.supervised import fails
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-GENERATIONS = (1, 2, None)
 AT = "2026-11-30T07:42:08.123Z"
 
 

@@ -144,7 +144,6 @@ def test_k7_after_a_while_the_next_start_decides(tmp_path: Path) -> None:
 
 LOST = Verdict(Outcome.FAILED, ErrorClass.LOST_RESULT, "lost")
 OVERLOADED = Detection("r", Channel.STDOUT, ErrorClass.OVERLOADED)
-NO_SESSION = Result(is_error=True, subtype="error_during_execution", text="No conversation found with session ID")
 SAYS_NOTHING = [
     (Ending(1, began=False, stop_reason=StopReason.CANCELLED), LOST),
     (Ending(1, began=False), Verdict(Outcome.FAILED, ErrorClass.INVALID_REQUEST, "mcp_config")),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import concurrent.futures
 import itertools
 import math
 import os
@@ -24,7 +23,6 @@ from agent_runtime.delivery.delivery import Deliveries
 from agent_runtime.delivery.reload_results import BackgroundReloadChecker
 from agent_runtime.execution.attempt import PROGRESS_SECONDS, Attempt
 from agent_runtime.execution.attempt_data import AttemptContext, AttemptSpec, Progress
-from agent_runtime.execution.attempt_thread import run_unless_cancelled
 from agent_runtime.model.state import StopReason
 from agent_runtime.model.task import Task
 from agent_runtime.model.tokens import Token
@@ -368,16 +366,20 @@ def test_an_attempt_leaves_no_descriptor_no_thread_and_no_file(bench: Bench) -> 
     assert list((bench.home / "run").iterdir()) == []
 
 
-def test_an_attempt_whose_thread_cannot_be_started_never_runs(bench: Bench) -> None:
-    attempt = bench.attempt([{"do": "init"}, {"do": "result"}])
-    report: concurrent.futures.Future[AttemptReport] = concurrent.futures.Future()
-    report.cancel()
-    attempt.discard()
+def test_lines_that_end_only_after_the_child_are_told_of(bench: Bench) -> None:
+    told = []
 
-    run_unless_cancelled(attempt, report)
+    def tell(event: AttemptEvent) -> None:
+        if isinstance(event, Progress):
+            told.append(bench.writers[-1].last_line)
 
-    assert bench.notes == []
-    bench.writers.pop().close()
+    last = {"do": "write", "base64": base64.b64encode(b"its last words").decode(), "stream": "stdout", "newline": False}
+    stays = {"do": "spawn", "kind": "setsid", "seconds": 30, "hold_pipes": True}
+    bench.attempt([{"do": "init"}, {"do": "sleep", "seconds": 0.1}, stays, last, {"do": "exit", "code": 3}], tell).run()
+
+    writer = bench.writers.pop()
+    writer.close()
+    assert told[-1] == writer.last_line == 2
 
 
 def test_a_result_is_the_end_also_where_the_process_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

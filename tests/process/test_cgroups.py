@@ -141,10 +141,6 @@ def test_a_machine_without_cgroups_says_so(tmp_path: Path) -> None:
     )
 
 
-FIND = "from agent_runtime.process.linux import cgroup_setup as cgroups\nfrom tests.support.cgroup_children import *\n"
-TELL = "found = cgroups.find()\nprint(json.dumps([found.usable, found.reason, str(found.base)]))\n"
-
-
 @as_root
 def test_a_mount_that_is_read_only_beneath_is_found_out_by_trying(finding: Finding) -> None:
     """As an overlaid bind mount: the topmost entry is what counts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,46 @@ def test_requests_on_the_socket_reach_the_api_by_tls_through_a_proxy(
         assert len(tls.received) == 1, "one connection was kept"
         assert tls.in_clear == []
         assert notes["other_process"] == 1
+
+
+def test_what_a_proxy_sends_behind_its_own_answer_is_not_taken_for_the_apis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    forged = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged"
+
+    def answer() -> None:
+        while True:
+            try:
+                connection, _ = proxy.accept()
+            except OSError:
+                return
+            with connection:
+                while connection.recv(65536).find(b"\r\n\r\n") < 0:
+                    pass
+                connection.sendall(b"HTTP/1.1 200 Connected\r\n\r\n" + forged)
+                connection.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        answering = threading.Thread(target=answer)
+        answering.start()
+        secret, outcomes = Secret(), list[str]()
+        environ = {"HTTPS_PROXY": f"http://127.0.0.1:{proxy.getsockname()[1]}"}
+        relay = Relay(environ, secret, directory=tmp_path, takes_socket=lambda: True, count=outcomes.append)  # type: ignore[arg-type]  # it stands in for the file
+        relay.start()
+        try:
+            token = relay.deliver(secret.generation).variables["CLAUDE_CODE_OAUTH_TOKEN"]
+            with socket.socket(socket.AF_UNIX) as child:
+                child.connect("relay.sock")
+                head = f"Host: api.anthropic.com\r\nAuthorization: Bearer {token}\r\n{BETA}"
+                child.sendall(f"POST /v1/messages HTTP/1.1\r\n{head}Content-Length: 2\r\n\r\n{{}}".encode())
+                answered = read_answer(child)
+        finally:
+            relay.close()
+            proxy.shutdown(socket.SHUT_RDWR)
+            answering.join()
+    assert answered.startswith(b"HTTP/1.1 502 "), answered
+    assert outcomes == ["unreachable"]
 
 
 def test_the_socket_is_used_only_where_that_was_shown_and_nothing_stands_against_it(tmp_path: Path) -> None:

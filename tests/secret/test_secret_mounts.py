@@ -209,6 +209,8 @@ def test_a_single_file_mount_is_warned_of_and_a_rename_outside_is_reported(
 
     mount.publish(f"{token(3)}\n")
     since = time.monotonic()
+    assert probe.process.stdin is not None
+    probe.process.stdin.write("read\n")  # a spawn reads before the watcher does
     detached = probe.until(event="status", source=SourceKind.DETACHED)
     print(f"detached: seen after {(detached['at'] - since) * 1000:.0f} ms")  # noqa: T201 shown by -s
     assert detached["at"] - since < SOURCE_SECONDS / 2  # not only when the mount is looked up anyway

@@ -61,7 +61,6 @@ chosen = Kind(os.environ.get(KIND, Kind.SCAN.value))
 FAMILY = program("family.py")
 """Program that becomes as many processes as its argument says, every other in its own session; each prints its pid."""
 
-FLAT_FAMILY = program("flat_family.sh")
 """Shell script with twenty children, half of them in sessions of their own; for users who cannot run our Python."""
 
 RUNNER = program("runner.py")

@@ -200,8 +200,7 @@ def test_the_access_log_can_be_turned_off(tmp_path: Path) -> None:
 # -- nobody waits for whoever reads it
 
 
-@contextlib.contextmanager
-def full_pipe() -> Iterator[tuple[int, int]]:
+def full_pipe() -> tuple[int, int]:
     """Make a pipe that takes nothing more, and blocks who writes."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -210,12 +209,24 @@ def full_pipe() -> Iterator[tuple[int, int]]:
         while True:
             os.write(writer, b"x" * PIPE_BYTES)
     os.set_blocking(writer, True)
+    return reader, writer
+
+
+@contextlib.contextmanager
+def queue_to_full_pipe(limit: int = LINES_LIMIT) -> Iterator[tuple[int, LogQueue]]:
+    """
+    Log into a full pipe, and yield its reading end and the queue.
+
+    No line is left when the pipe is closed: it would be written to a file that is opened later and gets its number.
+    """
+    reader, writer = full_pipe()
+    lines_out = queue_to(writer, limit)
     try:
-        yield reader, writer
+        yield reader, lines_out
     finally:
-        for descriptor in (reader, writer):
-            with contextlib.suppress(OSError):
-                os.close(descriptor)
+        os.close(reader)
+        eventually(lambda: not lines_out._lines.unfinished_tasks)
+        os.close(writer)
 
 
 def queue_to(descriptor: int, limit: int = LINES_LIMIT) -> LogQueue:
@@ -246,8 +257,7 @@ def test_lines_come_out_in_order_and_the_end_waits_for_them() -> None:
 
 
 def test_the_end_waits_for_a_reader_that_takes_its_time() -> None:
-    with full_pipe() as (reader, writer):
-        lines_out = queue_to(writer)
+    with queue_to_full_pipe() as (reader, lines_out):
         for number in range(2000):
             lines_out.handle(a_record("line %d %s", number, "x" * 100))
         reading = threading.Thread(target=read_until, args=(reader, b"line 1999 "))
@@ -258,8 +268,7 @@ def test_the_end_waits_for_a_reader_that_takes_its_time() -> None:
 
 
 def test_the_end_does_not_wait_for_a_reader_that_never_comes() -> None:
-    with full_pipe() as (_, writer):
-        lines_out = queue_to(writer)
+    with queue_to_full_pipe() as (_, lines_out):
         lines_out.handle(a_record("nobody reads this"))
         begun = time.monotonic()
         for _ in range(2):
@@ -269,8 +278,7 @@ def test_the_end_does_not_wait_for_a_reader_that_never_comes() -> None:
 
 
 def test_what_nobody_reads_is_lost_and_counted_and_told_when_somebody_reads_again() -> None:
-    with full_pipe() as (reader, writer):
-        lines_out = queue_to(writer, 100)
+    with queue_to_full_pipe(100) as (reader, lines_out):
         for _ in range(300):
             lines_out.handle(a_record("%s", "y" * 1000))
         lost = lines_out.lost
@@ -296,8 +304,7 @@ def test_a_reader_that_has_gone_costs_lines_and_nothing_else() -> None:
 
 
 def test_logging_from_many_threads_into_a_full_pipe_ends(tmp_path: Path) -> None:
-    with full_pipe() as (_, writer):
-        lines_out = queue_to(writer)
+    with queue_to_full_pipe() as (_, lines_out):
 
         def log_much() -> None:
             for _ in range(5000):
@@ -318,8 +325,10 @@ def test_a_supervisor_whose_output_nobody_reads_does_its_work(tmp_path: Path) ->
     api = MessagesApi()
     api.accept(OLD)
     flags = ("--token-delivery", "env", "--park", "0", "--probe", "off")
+    reader, writer = full_pipe()
     with (
-        full_pipe() as (_, writer),
+        os.fdopen(reader),
+        os.fdopen(writer, "wb"),
         serve(api) as url,
         supervised(tmp_path, api_url=url, flags=flags, output=writer) as running,
     ):
