@@ -155,6 +155,7 @@ def _serve(options: argparse.Namespace) -> int:
         print(f"agent-runtime: {ended}", file=sys.stderr)
         return 0
     finally:
+        gc.enable()
         start.close()
 
 

@@ -151,7 +151,6 @@ class Delivered:
         relayed: The child's identity at the relay, if it has one.
         by_port: To be used instead of *variables*, which lead to the relay's socket, where the CLI may start programs
             without a shell; None: *variables* do not lead to a socket.
-        at: When the token was delivered, epoch seconds.
     """
 
     generation: Generation
@@ -161,7 +160,6 @@ class Delivered:
     holds: Callable[[Generation], bool] | None = field(default=None, repr=False, compare=False)
     relayed: Identity | None = field(default=None, repr=False, compare=False)
     by_port: Mapping[str, str] | None = field(default=None, repr=False, compare=False)
-    at: float = field(default_factory=time.time, compare=False)
 
     def is_reached_by(self, newer: Generation) -> bool:
         """

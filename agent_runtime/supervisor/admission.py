@@ -233,12 +233,12 @@ async def resume_interrupted(admission: Admission) -> None:
     again in the meantime is left alone. All that can be admitted at once is admitted before the first wait.
     """
     waiting = list(admission.archive.tasks.load_all())
-    while waiting := [task for task in waiting if not _is_settled(admission, task)]:
+    while waiting := [task for task in waiting if not _submit_again(admission, task)]:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(admission.changed.wait(), RESUME_SECONDS)
 
 
-def _is_settled(admission: Admission, task: Task) -> bool:
+def _submit_again(admission: Admission, task: Task) -> bool:
     """Submit one task if it is still interrupted; return whether it needs no further call."""
     known, archive = {"execution_id": task.execution_id}, admission.archive
     try:
