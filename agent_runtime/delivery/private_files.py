@@ -200,7 +200,7 @@ def fallbacks() -> tuple[Path, ...]:
 
 
 def remove_leftovers(tag: str) -> None:
-    """Remove the files that supervisors of the data directory with this *tag* have left in the fallback places."""
+    """Remove the files that supervisors of one data directory, named by its *tag*, left outside its run directory."""
     beginning = NAME.format(mark=f"{tag}.")
     for place in fallbacks():
         with contextlib.suppress(OSError):
