@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -13,7 +14,7 @@ import pytest
 from agent_runtime.errors import CannotStart
 from agent_runtime.relay.relay import Relay
 from tests.relay.support import BETA, OK, OLD, RawApi, Secret, read_answer, tokens_in
-from tests.support.tls_api import tls_api
+from tests.support.tls_api import own_certificate, tls_api
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,6 +68,7 @@ def test_what_a_proxy_sends_behind_its_own_answer_is_not_taken_for_the_apis(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     forged = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged"
+    context, certificate = own_certificate(tmp_path)
 
     def answer() -> None:
         while True:
@@ -78,13 +80,15 @@ def test_what_a_proxy_sends_behind_its_own_answer_is_not_taken_for_the_apis(
                 while connection.recv(65536).find(b"\r\n\r\n") < 0:
                     pass
                 connection.sendall(b"HTTP/1.1 200 Connected\r\n\r\n" + forged)
-                connection.recv(1)
+                with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as api:
+                    api.recv(65536)  # then the real API would answer
 
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         answering = threading.Thread(target=answer)
         answering.start()
         secret, outcomes = Secret(), list[str]()
-        environ = {"HTTPS_PROXY": f"http://127.0.0.1:{proxy.getsockname()[1]}"}
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        environ = {"HTTPS_PROXY": address, "NODE_EXTRA_CA_CERTS": str(certificate)}
         relay = Relay(environ, secret, directory=tmp_path, takes_socket=lambda: True, count=outcomes.append)  # type: ignore[arg-type]  # it stands in for the file
         relay.start()
         try:
