@@ -87,7 +87,7 @@ class Connection(asyncio.BufferedProtocol):
         self._was_read.set()
 
     def eof_received(self) -> bool:
-        """Note that nothing follows."""
+        """Record that nothing follows."""
         self._end()
         return self._transport.get_extra_info("sslcontext") is None  # True: what we send can still arrive
 
@@ -98,11 +98,11 @@ class Connection(asyncio.BufferedProtocol):
         self._end()
 
     def pause_writing(self) -> None:
-        """Let :meth:`send` wait."""
+        """Make :meth:`send` wait."""
         self._can_write.clear()
 
     def resume_writing(self) -> None:
-        """Let :meth:`send` go on."""
+        """Wake :meth:`send`."""
         self._can_write.set()
 
     def _end(self) -> None:
