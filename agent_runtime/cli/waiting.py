@@ -70,7 +70,7 @@ def _polls(timeout_seconds: float | None) -> Iterator[None]:
     until = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
     yield
     while (left := until - time.monotonic()) > 0:
-        time.sleep(min(POLL_SECONDS, left))
+        time.sleep(min(POLL_SECONDS, left))  # the interface has nothing to wait on: it is asked again
         yield
 
 

@@ -380,7 +380,7 @@ class RecordStore:
             )
             values += label
         # S608: built from the constants above; values are passed separately.
-        query = f"SELECT created_at, execution_id, record FROM executions WHERE {where}"  # noqa: S608
+        query = f"SELECT created_at, execution_id, record FROM executions WHERE {where}"  # noqa: S608 - our own text; values are bound
         with self._lock:
             unsaved = dict(self._unsaved_records)
             try:

@@ -304,10 +304,10 @@ async def test_a_fault_of_the_policy_passes_the_answer_on_and_is_logged(home: Pa
     async def fails(token: Token, *, model: str | None = None) -> ProbeVerdict:
         raise ZeroDivisionError
 
-    bench.api.ask = fails  # type: ignore[method-assign]
+    bench.api.ask = fails  # type: ignore[method-assign]  # a fault that no answer of the API causes
     child = Child(bench, used_tool=False, then=(finished,))
     await happens(lambda: child.requests[0].is_over if child.requests else False)
 
     assert child.requests[0].replays is False
-    bench.api.ask = Api().ask  # type: ignore[method-assign]
+    bench.api.ask = Api().ask  # type: ignore[method-assign]  # as it was
     assert await child.running.ends() == ("success", None)

@@ -53,7 +53,7 @@ def sweep_leftovers(data_dir: Path, *, within_seconds: float = 5) -> int:
             log.error("processes of an earlier supervisor cannot be ended: %d", len(alive))
             break
         if empty_passes < 2:
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(_PAUSE_SECONDS)  # what was killed takes a moment to go, and has no parent here to tell of it
     return len(killed)
 
 
