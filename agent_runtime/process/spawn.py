@@ -64,6 +64,10 @@ class NotSpawned(SpawnFailed):
         self.reason = reason
 
 
+class _ShimKilled(NotSpawned):
+    """A shim was killed before it answered, and nothing of it is left."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """
@@ -140,7 +144,11 @@ class Spawner:
         group = None
         try:
             group = None if groups is None else _group(groups, command.mark)
-            return self._spawn(command, attempt, kind, group, shim, also_scan=also_scan)
+            try:
+                return self._spawn(command, attempt, kind, group, shim, also_scan=also_scan)
+            except _ShimKilled:  # the CLI has not got its prompt yet, so that another start repeats no work
+                attempt.ending = False
+                return self._spawn(command, attempt, kind, group, None, also_scan=also_scan)
         except BaseException:
             if group is not None:
                 group.remove(_REMOVE_WITHIN_SECONDS)  # the next start removes a group that a hanging shim still holds
@@ -174,15 +182,16 @@ class Spawner:
             shim = shim or self.fork_server.fork_shim()
             handle = self.fork_server.start_leader(shim, (*theirs, *join), spawn_request)
         except BaseException as error:
-            lost = isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno == errno.ECONNRESET)
+            killed = isinstance(error, OSError) and error.errno == errno.ECONNRESET
             while theirs:
                 os.close(theirs.pop())
-            if lost and len(ours) == 3:
-                self._end_without_shim(attempt, ours[1])
+            lost = len(ours) == 3 and (killed or isinstance(error, TimeoutError))
+            has_ended = lost and self._end_without_shim(attempt, ours[1])
             while ours:
                 os.close(ours.pop())
             if isinstance(error, OSError):
-                raise NotSpawned(*_reason(error, command)) from None
+                failure = _ShimKilled if killed and has_ended else NotSpawned
+                raise failure(*_reason(error, command)) from None
             raise
         finally:
             while theirs:
@@ -201,9 +210,9 @@ class Spawner:
             layers.append(ScanLayer(attempt, self.registry, handle))
         return Child(handle, (ours[0], ours[1], ours[2]), attempt, self.registry, layers=tuple(layers), group=group)
 
-    def _end_without_shim(self, attempt: AttemptProcesses, stdout: int) -> None:
+    def _end_without_shim(self, attempt: AttemptProcesses, stdout: int) -> bool:
         """
-        End the leader of a shim that was killed or stopped before it could answer.
+        End the leader of a shim that was killed or stopped before it could answer; return whether none can be left.
 
         While the pipe *stdout* has a writer, a leader may still be about to start, and it has no mark until then.
         """
@@ -213,8 +222,10 @@ class Spawner:
         poll.register(stdout, 0)
         while True:
             containment.sweep((ScanLayer(attempt, self.registry),), deadline)
-            if poll.poll(5) or time.monotonic() >= deadline:
-                return
+            if poll.poll(5):
+                return True
+            if time.monotonic() >= deadline:
+                return False
 
 
 def _group(groups: Groups, mark: str) -> Group:

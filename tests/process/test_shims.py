@@ -61,6 +61,17 @@ def test_a_spawn_whose_shim_is_struck_before_the_leader_starts_is_refused_in_tim
     assert code == 7
 
 
+@pytest.mark.parametrize("what", ["shim alone", "fork server too"])
+def test_a_spawn_whose_shim_is_killed_before_the_leader_starts_begins_again(what: str, kind: Kind) -> None:
+    struck, spared, code, *left = run_driver(
+        "a_spawn_whose_shim_is_killed_before_the_leader_starts_begins_again",
+        what,
+        kind=kind,
+    )
+    assert (struck, spared, code) == (1, True, 7)
+    assert left == [[], True]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [KILLED, STOPPED])
 def test_shims_that_are_struck_at_any_moment_of_a_spawn_leave_nothing(how: str, kind: Kind) -> None:
