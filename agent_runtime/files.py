@@ -13,11 +13,9 @@ import os
 import secrets
 import stat
 import time
-from typing import TYPE_CHECKING, TypeAlias
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
 
 Owner: TypeAlias = tuple[int, int] | None
 """Ids of a file's user and group; None: those of this process."""

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from collections.abc import Iterable
 
 _NOT_SHOWN = r"(?is)sk-|@|(?=\S*\d)(?=\S*[A-Za-z])[\w.~+/=-]{16}|.{60}"
 """Matches a token, an address with a password, a word of letters and digits as long as a key, a long text."""

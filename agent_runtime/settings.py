@@ -10,17 +10,15 @@ from __future__ import annotations
 import ipaddress
 import os
 import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from agent_runtime.errors import SettingsInvalid
 from agent_runtime.setting_slips import is_service_link, masked, not_this
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 PREFIX = "AGENT_RUNTIME_"
 MEBIBYTE = 1024 * 1024

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from agent_runtime.api import handlers
+from agent_runtime.api.handlers import ApiContext
 from agent_runtime.api.schema import bodies
 from agent_runtime.api.schema.operations import Operation, parameter
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, MethodNotAllowed, NotFound
@@ -24,13 +26,6 @@ from agent_runtime.telemetry.events import Event
 from agent_runtime.telemetry.live_text import LiveText
 from agent_runtime.web.problems import problem_response
 from agent_runtime.web.response_buffer import SLICE_BYTES, BufferedResponse
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from starlette.requests import Request
-
-    from agent_runtime.api.handlers import ApiContext
 
 EXECUTION_ERRORS = tuple(error for error in ErrorClass if error.ends_execution)
 """The errors with which an execution can end."""

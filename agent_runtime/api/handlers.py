@@ -6,13 +6,16 @@ import asyncio
 import functools
 import logging
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 
 from agent_runtime.api import streams
 from agent_runtime.api.health import reasons_of, report
+from agent_runtime.api.metrics import Metrics
 from agent_runtime.api.page import load_page
 from agent_runtime.api.request_body import BodyReader, token_in
 from agent_runtime.api.schema import bodies
@@ -22,6 +25,7 @@ from agent_runtime.errors import (
     InvalidRequest,
     NotFound,
 )
+from agent_runtime.execution.execution import Execution
 from agent_runtime.model.json_bounds import check_json_bounds
 from agent_runtime.model.records import Answer, ExecutionRecord, epoch_seconds, instant, record_json, to_json
 from agent_runtime.model.state import Outcome, Phase
@@ -29,24 +33,16 @@ from agent_runtime.model.task import LABEL_NAME, LABEL_VALUE_LENGTH, LABELS
 from agent_runtime.model.task_reading import parse
 from agent_runtime.model.trace_context import TraceContext, trace_context
 from agent_runtime.model.usage import NOTHING, ModelUsage
+from agent_runtime.settings import Settings
+from agent_runtime.store.tasks import NewTask
 from agent_runtime.store.usage import UsedBy
 from agent_runtime.supervisor.answers import StoredResult
+from agent_runtime.supervisor.supervisor import Supervisor
 from agent_runtime.web.access import AccessKey, refuse_pages
 from agent_runtime.web.access_log import EXECUTION_ID, TRACE_ID
 from agent_runtime.web.preferences import Preferences, preferences
 from agent_runtime.web.response_buffer import BufferedResponse, ResponseBuffer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from starlette.requests import Request
-
-    from agent_runtime.api.metrics import Metrics
-    from agent_runtime.execution.execution import Execution
-    from agent_runtime.settings import Settings
-    from agent_runtime.store.tasks import NewTask
-    from agent_runtime.supervisor.supervisor import Supervisor
-    from agent_runtime.web.uvicorn_protocol import OpenConnections
+from agent_runtime.web.uvicorn_protocol import OpenConnections
 
 log = logging.getLogger(__name__)
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from typing import TYPE_CHECKING
 
 from agent_runtime import __version__
 from agent_runtime.api.schema import bodies
+from agent_runtime.api.streams import OpenStreams
 from agent_runtime.model.records import instant
 from agent_runtime.model.task import Task
-
-if TYPE_CHECKING:
-    from agent_runtime.api.streams import OpenStreams
-    from agent_runtime.supervisor.live import SupervisorState
-    from agent_runtime.web.access import AccessKey
-    from agent_runtime.web.uvicorn_protocol import OpenConnections
+from agent_runtime.supervisor.live import SupervisorState
+from agent_runtime.web.access import AccessKey
+from agent_runtime.web.uvicorn_protocol import OpenConnections
 
 
 def reasons_of(state: SupervisorState, access: AccessKey) -> list[str]:

@@ -7,26 +7,21 @@ Gauges are read from live state at the scrape; there is no copy that could disag
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 from starlette.responses import Response
 
 from agent_runtime import __version__
 from agent_runtime.model.records import Usage
 from agent_runtime.model.state import Phase, TokenState
+from agent_runtime.supervisor.live import SupervisorState
+from agent_runtime.supervisor.supervisor import Supervisor
 from agent_runtime.telemetry.counters import PREFIX
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from prometheus_client.metrics_core import Metric
-
-    from agent_runtime.supervisor.live import SupervisorState
-    from agent_runtime.supervisor.supervisor import Supervisor
-    from agent_runtime.web.response_buffer import ResponseBuffer
+from agent_runtime.web.response_buffer import ResponseBuffer
 
 
 class Metrics:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -17,13 +18,9 @@ from agent_runtime.api.schema.bodies import NewToken
 from agent_runtime.errors import InvalidRequest, TooLarge
 from agent_runtime.model.json_bounds import check_json_bounds
 from agent_runtime.model.task_reading import unknown_names
+from agent_runtime.model.tokens import Token
 from agent_runtime.secret import content as secret_content
 from agent_runtime.secret.content import SecretContent
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from agent_runtime.model.tokens import Token
 
 log = logging.getLogger(__name__)
 

@@ -10,28 +10,24 @@ import asyncio
 import functools
 from asyncio import FIRST_COMPLETED
 from collections import Counter, OrderedDict
-from typing import TYPE_CHECKING, Literal
+from collections.abc import AsyncIterator, Callable
+from typing import Literal
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from agent_runtime.api.schema.bodies import StreamGap
 from agent_runtime.errors import Busy, InvalidRequest
+from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.state import Phase
+from agent_runtime.store.transcripts import LongLine, TranscriptReader
+from agent_runtime.supervisor.answers import View
+from agent_runtime.telemetry.events import EventLog
 from agent_runtime.telemetry.live_text import LiveReader, LiveTexts
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
-    from starlette.requests import Request
-    from starlette.types import Receive, Scope, Send
-
-    from agent_runtime.model.records import ExecutionRecord
-    from agent_runtime.store.transcripts import LongLine, TranscriptReader
-    from agent_runtime.supervisor.answers import View
-    from agent_runtime.telemetry.events import EventLog
-    from agent_runtime.web.access import AccessKey
-    from agent_runtime.web.response_buffer import ResponseBuffer
+from agent_runtime.web.access import AccessKey
+from agent_runtime.web.response_buffer import ResponseBuffer
 
 KEEP_ALIVE_SECONDS = 15.0
 RETRY_SECONDS = 5

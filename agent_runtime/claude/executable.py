@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent_runtime.claude.invocation import resolve
 from agent_runtime.claude.last_words import presentable
 from agent_runtime.errors import SpawnFailed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 WRAPPER_LIMIT_BYTES = 64 * 1024
 """A longer file is taken for the program itself, not for a script that starts it."""

@@ -12,15 +12,13 @@ Source: frames of Claude Code 1.0.128, 2.0.76, 2.1.30, 2.1.114, 2.1.197, 2.1.330
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import msgspec
 
-from agent_runtime.model.records import CompactEvent  # noqa: TC001 - msgspec looks at annotations
+from agent_runtime.model.records import CompactEvent
 from agent_runtime.model.usage import ModelUsage, amount, count
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 SYNTHETIC_MODEL = "<synthetic>"
 """The model name of assistant frames that the CLI writes itself, not the API."""

@@ -14,7 +14,9 @@ import math
 import os
 import re
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from uuid import UUID
 
 import msgspec
 
@@ -22,14 +24,8 @@ from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, neutral_setti
 from agent_runtime.errors import SpawnFailed
 from agent_runtime.model.task import CLI_FLAGS, DEFAULT_PERMISSION_MODE, Task
 from agent_runtime.model.tokens import API_KEY_VARIABLE
+from agent_runtime.model.trace_context import TraceContext
 from agent_runtime.settings import PREFIX
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-    from uuid import UUID
-
-    from agent_runtime.model.trace_context import TraceContext
 
 CONTINUE_PROMPT = "Continue from where you left off."
 

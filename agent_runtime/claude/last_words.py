@@ -14,18 +14,14 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 import msgspec
 
 from agent_runtime.claude.frames import plain
+from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.errors import ErrorClass, plain_detail
 from agent_runtime.model.task import CLI_FLAGS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from agent_runtime.claude.log_entries import LogEntry
 
 LINES_KEPT = 60
 LOG_LINES_KEPT = 8

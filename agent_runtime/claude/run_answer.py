@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
 
 from agent_runtime.claude.frames import DIAGNOSTIC_MARK, ContentBlock, Frame, Partial, text_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
 
 _OTHERS_PROMPTS = frozenset(
     {"task-notification", "peer", "channel", "coordinator", "observer-activity", "plugin", "suggestion"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -25,10 +25,6 @@ from agent_runtime.model.usage import (
     subtracted,
     total_of,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
 
 REPEATS_REFUSALS_UP_TO = (2, 1, 114)
 """

@@ -16,15 +16,13 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from agent_runtime.cli.pages import examples_and_exits, flag_of, pages, purpose
 from agent_runtime.setting_slips import did_you_mean, masked, not_this
 from agent_runtime.settings import PREFIX
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 EXECUTION_ID_FLAG = "--execution-id"
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import msgspec
 
@@ -12,10 +13,6 @@ from agent_runtime.cli.pages import flag_of
 from agent_runtime.client import ClientError, RequestRefused, SyncAgentClient, TurnedAway, Unreachable
 from agent_runtime.client.aio import PATIENCE_SECONDS
 from agent_runtime.setting_slips import masked, not_this
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Callable
 
 REMEDIES = {
     "unreachable": "; start it (agent-runtime serve), or say where it listens (--url, AGENT_RUNTIME_URL)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import gc
@@ -9,8 +10,8 @@ import json
 import os
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from agent_runtime import __version__
 from agent_runtime.cli.arguments import (
@@ -29,10 +30,6 @@ from agent_runtime.errors import AgentRuntimeError, CannotStart, NotWritable, Se
 from agent_runtime.serve.startup_signals import CalledOff, Start
 from agent_runtime.setting_slips import masked
 from agent_runtime.settings import GROUPS, SETTINGS, load
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Sequence
 
 EXIT_CODES = {SettingsInvalid: 2, SecretUnreadable: 2, CannotStart: 3}
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 import msgspec
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from agent_runtime.client import Answer, ClientError, StreamEvent
+from agent_runtime.client import Answer, ClientError, StreamEvent
 
 SUMMARY_LENGTH = 160
 IDENTIFYING_FIELDS = ("command", "file_path", "path", "pattern", "url", "query", "description", "prompt", "skill")

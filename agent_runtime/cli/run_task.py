@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agent_runtime.cli.connection import connect
 from agent_runtime.cli.exit_codes import EXIT_CANCELLED, EXIT_SUCCESS
 from agent_runtime.cli.output import JsonLines, TextOutput
 from agent_runtime.cli.pages import pages
 from agent_runtime.client import Answer, ClientError, RequestRefused, SyncAgentClient
-
-if TYPE_CHECKING:
-    import argparse
-
 
 MAX_RESUMES = 3
 

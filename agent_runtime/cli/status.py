@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from agent_runtime.cli.connection import connect
 from agent_runtime.cli.exit_codes import EXIT_SUCCESS
 from agent_runtime.cli.output import safe_line
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterator, Sequence
-
-    from agent_runtime.client import Execution, Health, SyncAgentClient, TokenReport
+from agent_runtime.client import Execution, Health, SyncAgentClient, TokenReport
 
 HEADINGS = (
     *("EXECUTION", "STATE", "OUTCOME", "ERROR", "AGE", "TIME", "CPU", "MEMORY", "ATTEMPTS", "TOKEN"),

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import sys
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 from agent_runtime.cli.connection import connect
 from agent_runtime.cli.exit_codes import EXIT_FAILED, EXIT_SUCCESS
 from agent_runtime.client import TokenReport, Unreachable
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Iterator
-
 
 POLL_SECONDS = 0.25
 

@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 import logging
 import os
+import ssl
 import uuid
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from datetime import datetime
 from inspect import isawaitable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 import msgspec
@@ -19,14 +22,8 @@ from agent_runtime.client import answers, exchange
 from agent_runtime.client.errors import ClientError, TokenFailed, Unreachable
 from agent_runtime.client.sse import SILENCE_SECONDS, StreamEvent, StreamPosition, event_of, is_event_stream
 from agent_runtime.client.submit import Submission, path_of
+from agent_runtime.model.task import TaskFields
 from agent_runtime.secret.writer import put
-
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-    from datetime import datetime
-
-    from agent_runtime.model.task import TaskFields
 
 S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")

@@ -8,17 +8,15 @@ state for example, stays a plain string.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import EnumType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import msgspec
 
 from agent_runtime.api.schema import bodies
 from agent_runtime.model import records
 from agent_runtime.model.records import Instant, Metadata, Subscriptable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 S = TypeVar("S", bound=msgspec.Struct)
 

@@ -7,8 +7,9 @@ import os
 import random
 import socket
 import ssl
+from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import msgspec
@@ -17,9 +18,6 @@ from agent_runtime.client.answers import read
 from agent_runtime.client.errors import ClientError, Problem, RequestRefused, TurnedAway, Unreachable, failure
 from agent_runtime.http_client import checked_url
 from agent_runtime.model.tokens import Token
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 CONNECT_SECONDS = 5.0
 WRITE_SECONDS = 30.0

@@ -7,16 +7,14 @@ arrived, and the next connection asks for the lines after it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import httpx
 
 from agent_runtime.client.answers import Event, read
 from agent_runtime.client.exchange import json_object
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import httpx
 
 SILENCE_SECONDS = 45.0
 """After this time without data a connection counts as dead: a supervisor sends a comment at least every 15 s."""

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
+
+import httpx
 
 from agent_runtime.client.answers import Answer, read
 from agent_runtime.client.errors import ClientError, TurnedAway, Unreachable, failure
 from agent_runtime.client.exchange import REPLY_SECONDS, Patience, is_passing, problem_of, send, unreachable
-
-if TYPE_CHECKING:
-    import httpx
-
 
 WAIT_SECONDS = 240
 """After this time a POST is answered with 202 although the execution goes on; then the client polls the result."""

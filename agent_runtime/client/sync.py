@@ -5,19 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from concurrent.futures import CancelledError
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from agent_runtime.client.aio import AgentClient, logged
+from agent_runtime.client.answers import Event
 from agent_runtime.client.errors import RequestRefused
 from agent_runtime.client.exchange import closed
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
-
-    from agent_runtime.client.answers import Event
-    from agent_runtime.client.sse import StreamEvent
+from agent_runtime.client.sse import StreamEvent
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from agent_runtime.claude.last_words import LastWords
 from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.errors import AgentRuntimeError, ErrorClass
 from agent_runtime.evidence.detector import Channel
 from agent_runtime.evidence.verdict import Ending, verdict
+from agent_runtime.process.child import Child
+from agent_runtime.process.framing import Lines
 from agent_runtime.process.pipes import Pipes, Wake
-
-if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable
-
-    from agent_runtime.process.child import Child
-    from agent_runtime.process.framing import Lines
 
 TIMEOUT_SECONDS = 30.0
 """The limit for each process; a current CLI needs one to two seconds."""

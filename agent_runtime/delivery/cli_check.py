@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from agent_runtime.claude.executable import Binary, launch_fault
 from agent_runtime.claude.last_words import is_resource_shortage
 from agent_runtime.errors import ErrorClass, SpawnFailed
+from agent_runtime.evidence.verdict import Ending, Verdict
 from agent_runtime.process.spawn import NotSpawned, SpawnReason
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from agent_runtime.evidence.verdict import Ending, Verdict
 
 STARTS = 3
 """After this many starts in a row that ended before the ``init`` frame, the CLI counts as broken."""

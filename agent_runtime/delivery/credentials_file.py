@@ -19,8 +19,8 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -29,9 +29,6 @@ from agent_runtime.errors import SpawnFailed
 from agent_runtime.files import read_file, replace_file
 from agent_runtime.model.tokens import Token
 from agent_runtime.process.users import look_up
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 log = logging.getLogger(__name__)
 

@@ -19,23 +19,20 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import msgspec
 
 from agent_runtime.delivery.credentials_file import CredentialsFile, DeliveryImpossible
 from agent_runtime.delivery.reload_check import ReloadBehaviour
+from agent_runtime.delivery.reload_results import BackgroundReloadChecker
 from agent_runtime.errors import CannotStart
+from agent_runtime.evidence.detector import Detection
 from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE, TokenKind
+from agent_runtime.secret.generations import Generation
 from agent_runtime.settings import PREFIX
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from agent_runtime.delivery.reload_results import BackgroundReloadChecker
-    from agent_runtime.evidence.detector import Detection
-    from agent_runtime.secret.generations import Generation
 
 ENV, FILE, RELAY = "env", "file", "relay"
 """The ways of delivery, as in the setting."""

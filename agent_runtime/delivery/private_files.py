@@ -14,16 +14,12 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from agent_runtime.errors import CannotStart, SpawnFailed
 from agent_runtime.files import Owner, create_file
 from agent_runtime.process.users import UnknownUser, other_user
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 log = logging.getLogger(__name__)
 

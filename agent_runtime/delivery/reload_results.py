@@ -15,24 +15,20 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from agent_runtime.claude.executable import Binary
 from agent_runtime.delivery.check_run import DoesNotRun
+from agent_runtime.delivery.cli_check import CliCheck
 from agent_runtime.delivery.cli_options import CliOptions, depends_on_cli
 from agent_runtime.delivery.reload_check import HELP, RELOAD, SOCKET, CheckedCli, CliFacts, ReloadBehaviour
 from agent_runtime.errors import AgentRuntimeError, InvalidRequest, SpawnFailed
 from agent_runtime.files import read_file, replace_file
+from agent_runtime.model.task import Task
 from agent_runtime.process.spawn import Spawner
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from agent_runtime.claude.executable import Binary
-    from agent_runtime.delivery.cli_check import CliCheck
-    from agent_runtime.model.task import Task
 
 FILE_NAME = "proofs.json"
 BUILT_IN = Path(sys.prefix) / FILE_NAME

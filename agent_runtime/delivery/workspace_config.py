@@ -11,13 +11,10 @@ import json
 import logging
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from agent_runtime.files import read_file
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
 
 log = logging.getLogger(__name__)
 

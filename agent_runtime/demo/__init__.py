@@ -6,7 +6,7 @@ import contextlib
 import functools
 import signal
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from agent_runtime.client import ClientError
 from agent_runtime.delivery.delivery import RELAY
@@ -15,9 +15,6 @@ from agent_runtime.demo.choice import choose_cli
 from agent_runtime.demo.report import RELAY_PROMISES, Promise, Report
 from agent_runtime.demo.stage import CannotContinue, Interrupted, Stage, interruptible, processes_of
 from agent_runtime.demo.timeline import Timeline
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["run_demo"]
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import textwrap
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import msgspec
 
+from agent_runtime import client
 from agent_runtime.client import Answer, Attempt, ClientError, RequestRefused, StreamEvent, SyncAgentClient
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from agent_runtime import client
 
 TEXT_LIMIT = 150
 

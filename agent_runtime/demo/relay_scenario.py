@@ -6,18 +6,14 @@ import json
 import shlex
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from agent_runtime.demo import token_search
+from agent_runtime.demo.execution import DemoExecution
 from agent_runtime.demo.report import RelayPromise
 from agent_runtime.demo.scenario import IN_PARALLEL, names_of_four, tool, waiting_tool
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from agent_runtime.demo.execution import DemoExecution
-    from agent_runtime.demo.stage import Stage
-    from agent_runtime.standins.messages_api import Tool
+from agent_runtime.demo.stage import Stage
+from agent_runtime.standins.messages_api import Tool
 
 SWITCHES = 3
 TOOLS = SWITCHES + 2

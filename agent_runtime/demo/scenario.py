@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from agent_runtime.demo.execution import DemoExecution
 from agent_runtime.demo.report import LINE_TO_SIGNAL_SECONDS, REFUSAL_TO_GONE_SECONDS, Promise
 from agent_runtime.demo.stage import Stage, processes_of, seconds
+from agent_runtime.model.tokens import Token
 from agent_runtime.standins.messages_api import Tool
-
-if TYPE_CHECKING:
-    from agent_runtime.demo.execution import DemoExecution
-    from agent_runtime.model.tokens import Token
 
 IN_PARALLEL = 4
 TOKENS = 3

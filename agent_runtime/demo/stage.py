@@ -15,25 +15,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
 from agent_runtime.claude.invocation import EXECUTION_ID_VARIABLE
 from agent_runtime.client import SyncAgentClient
 from agent_runtime.delivery.delivery import RELAY
+from agent_runtime.demo.choice import Cli
 from agent_runtime.demo.execution import DemoExecution, result_of
+from agent_runtime.demo.report import Report
+from agent_runtime.demo.timeline import Timeline
 from agent_runtime.model.tokens import Token
 from agent_runtime.secret.writer import put
 from agent_runtime.standins.messages_api import MessagesApi, Text, Tool, serve
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
-
-    from agent_runtime.demo.choice import Cli
-    from agent_runtime.demo.report import Report
-    from agent_runtime.demo.timeline import Timeline
 
 STEP_TIMEOUT_SECONDS = 100.0
 END_TIMEOUT_SECONDS = 20.0

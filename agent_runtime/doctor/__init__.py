@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Iterator, Mapping
+from typing import TextIO
 
 import msgspec
 
 from agent_runtime.doctor import config, places, program, secret
 from agent_runtime.doctor.finding import Finding, Machine, Severity, is_dir
 from agent_runtime.secret.writer import describe
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 
 def run_doctor(

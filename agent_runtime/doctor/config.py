@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from agent_runtime.doctor.finding import Finding, ok, problem, warning
 from agent_runtime.errors import SettingsInvalid
 from agent_runtime.setting_slips import did_you_mean
 from agent_runtime.settings import PREFIX, SETTINGS, Settings, load, unknown_variables
 from agent_runtime.web.access import BadKey, read_key
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
 
 HERE = "127.0.0.1"
 DOCKER_GRACE_SECONDS = 10

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from agent_runtime.doctor.finding import Finding, Machine, Severity, exists, is_dir, may, ok, problem, warning
 from agent_runtime.mounts import mount_of
@@ -14,10 +14,6 @@ from agent_runtime.process.users import UnknownUser, User, look_up
 from agent_runtime.serve.bootstrap import DEFAULT_DATA_DIR
 from agent_runtime.settings import PREFIX, Settings
 from agent_runtime.store.workspaces import OWN, PER_EXECUTION
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 LITTLE_BYTES = 256 * 1024 * 1024
 LOST_WITH_THE_CONTAINER = {

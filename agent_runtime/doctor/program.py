@@ -9,8 +9,8 @@ import secrets
 import shutil
 import socket
 import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from agent_runtime.claude.credential_env import API_URL, BASE_URL_VARIABLE
 from agent_runtime.claude.executable import Binary, launch_fault
@@ -31,10 +31,6 @@ from agent_runtime.process.spawn import Spawner
 from agent_runtime.relay.relay import way_in
 from agent_runtime.serve.bootstrap import DEFAULT_DATA_DIR
 from agent_runtime.settings import FEWEST_PLACES, PREFIX, Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
 
 REACH_SECONDS = 3.0
 

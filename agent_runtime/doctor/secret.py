@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from agent_runtime.claude.credential_env import BASE_URL_VARIABLE, is_rival
 from agent_runtime.delivery.credentials_file import CredentialsFile
@@ -15,11 +16,6 @@ from agent_runtime.doctor.finding import Finding, Machine, is_dir, may, ok, prob
 from agent_runtime.secret.mount import SourceKind
 from agent_runtime.secret.watcher import watch_of
 from agent_runtime.settings import PREFIX, Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
-
 
 NAMES_SHOWN = 5
 

@@ -14,13 +14,14 @@ Source: ``tests/recorded/``.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
 
 from agent_runtime.claude.frames import SYNTHETIC_MODEL, Frame
+from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.claude.run_stats import version_in
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.api_errors import STATUS_BY_TYPE, ApiError, error_in_entry, error_in_sentence
@@ -29,11 +30,6 @@ from agent_runtime.evidence.phrases import LIMIT_BY_WORDS, MODEL_BY_LIMIT
 from agent_runtime.evidence.reset_times import end_of_limit
 from agent_runtime.evidence.rules import rule_for
 from agent_runtime.model.state import TokenTrouble
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from agent_runtime.claude.log_entries import LogEntry
 
 _STATUSES_BY_WORD: dict[str | None, set[int | None]] = {
     "authentication_failed": {401, 403},

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Container
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
-from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec looks at annotations
+from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.api_errors import ApiError, is_about_a_field
 from agent_runtime.evidence.phrases import ABOUT_CONTENT, ADVERBS, TRAILERS, Phrases
 from agent_runtime.model.state import TROUBLE_BY_CLASS, TokenTrouble
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Container
-    from collections.abc import Set as AbstractSet
 
 _WORDS_LENGTH = 1000
 _QUOTED = re.compile(r'"[^"]*"|`[^`]*`|\u201c[^\u201d]*\u201d|(?<!\w)\'[^\']*\'(?!\w)')

@@ -13,12 +13,9 @@ LiteLLM ("Limit resets at: 2026-08-27 00:15:18 UTC").
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from itertools import islice
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 HORIZON = timedelta(days=8)
 """No usage limit lasts longer than a week: a later end is misread, or not worth waiting for."""

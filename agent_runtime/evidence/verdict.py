@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 import signal
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent_runtime.claude.last_words import Cause, cause, most_informative, presentable
+from agent_runtime.claude.run_answer import Result
 from agent_runtime.errors import GO_ON, ErrorClass
+from agent_runtime.evidence.detector import Detection
 from agent_runtime.model.state import CLASS_BY_STOP, CLASS_BY_TROUBLE, STALLS, Outcome, StopReason, TokenTrouble
-
-if TYPE_CHECKING:
-    from agent_runtime.claude.run_answer import Result
-    from agent_runtime.evidence.detector import Detection
 
 _CLASS_BY_SUBTYPE = {
     "error_max_turns": ErrorClass.MAX_TURNS,

@@ -12,10 +12,11 @@ import functools
 import logging
 import math
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from agent_runtime.claude import invocation
 from agent_runtime.claude.invocation import is_bare_command
+from agent_runtime.delivery.delivery import HeldRequest
 from agent_runtime.errors import AgentRuntimeError
 from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.evidence.verdict import Ending
@@ -38,23 +39,18 @@ from agent_runtime.execution.stop import StopPhase, StopSequence
 from agent_runtime.model import mcp_config
 from agent_runtime.model.records import EvidenceRecord
 from agent_runtime.model.state import StopReason
+from agent_runtime.model.task import Task
+from agent_runtime.process.child import Child
+from agent_runtime.process.containment.sweep import SweepReport
+from agent_runtime.process.forkserver.server import PendingShim
+from agent_runtime.process.framing import Lines
 from agent_runtime.process.pipes import Pipes
 from agent_runtime.process.spawn import NotSpawned, SpawnReason
+from agent_runtime.secret.generations import Generation
 from agent_runtime.store.session_cost import session_cost
+from agent_runtime.store.transcripts import TranscriptWriter
 from agent_runtime.store.workspaces import not_entered
 from agent_runtime.telemetry.live_text import LiveTextWriter
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from agent_runtime.delivery.delivery import HeldRequest
-    from agent_runtime.model.task import Task
-    from agent_runtime.process.child import Child
-    from agent_runtime.process.containment.sweep import SweepReport
-    from agent_runtime.process.forkserver.server import PendingShim
-    from agent_runtime.process.framing import Lines
-    from agent_runtime.secret.generations import Generation
-    from agent_runtime.store.transcripts import TranscriptWriter
 
 log = logging.getLogger(__name__)
 

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 
+from agent_runtime.claude.invocation import Session
 from agent_runtime.claude.run_stats import RunStats
+from agent_runtime.delivery.cli_options import CliOptions
+from agent_runtime.delivery.delivery import Deliveries, HeldRequest
+from agent_runtime.errors import AgentRuntimeError
+from agent_runtime.evidence.detector import Detection
+from agent_runtime.evidence.verdict import Ending
+from agent_runtime.model.records import EvidenceRecord
+from agent_runtime.model.state import StopReason
+from agent_runtime.model.task import Task
+from agent_runtime.process.containment_choice import Containment
+from agent_runtime.process.unkillable import Unkillable
+from agent_runtime.secret.file import SecretFile
+from agent_runtime.secret.generations import Generation
+from agent_runtime.settings import Settings
+from agent_runtime.store.workspaces import Workspaces
 from agent_runtime.telemetry.live_text import LiveTexts
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from agent_runtime.claude.invocation import Session
-    from agent_runtime.delivery.cli_options import CliOptions
-    from agent_runtime.delivery.delivery import Deliveries, HeldRequest
-    from agent_runtime.errors import AgentRuntimeError
-    from agent_runtime.evidence.detector import Detection
-    from agent_runtime.evidence.verdict import Ending
-    from agent_runtime.model.records import EvidenceRecord
-    from agent_runtime.model.state import StopReason
-    from agent_runtime.model.task import Task
-    from agent_runtime.process.containment_choice import Containment
-    from agent_runtime.process.unkillable import Unkillable
-    from agent_runtime.secret.file import SecretFile
-    from agent_runtime.secret.generations import Generation
-    from agent_runtime.settings import Settings
-    from agent_runtime.store.workspaces import Workspaces
-    from agent_runtime.telemetry.redaction import Redactor
+from agent_runtime.telemetry.redaction import Redactor
 
 
 class AttemptContext(msgspec.Struct, frozen=True):

@@ -8,19 +8,15 @@ import contextvars
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from msgspec.structs import replace
 
+from agent_runtime.claude.invocation import Session
 from agent_runtime.errors import SpawnFailed
 from agent_runtime.execution.attempt import Attempt
 from agent_runtime.execution.attempt_data import AttemptContext, AttemptEvent, AttemptReport, AttemptSpec, Progress
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from agent_runtime.claude.invocation import Session
-    from agent_runtime.execution.execution import Execution
+from agent_runtime.execution.execution import Execution
 
 log = logging.getLogger(__name__)
 

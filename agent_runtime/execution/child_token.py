@@ -5,23 +5,18 @@ from __future__ import annotations
 import math
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import msgspec
 from msgspec.structs import replace
 
+from agent_runtime.delivery.delivery import Delivered, HeldRequest
 from agent_runtime.delivery.reload_check import ReloadBehaviour
+from agent_runtime.evidence.detector import Detection
 from agent_runtime.execution.attempt_data import Answered, AttemptEvent, Reached
 from agent_runtime.model.state import TokenTrouble
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from agent_runtime.delivery.delivery import Delivered, HeldRequest
-    from agent_runtime.evidence.detector import Detection
-    from agent_runtime.secret.file import SecretFile
-    from agent_runtime.secret.generations import Generation
-
+from agent_runtime.secret.file import SecretFile
+from agent_runtime.secret.generations import Generation
 
 SETTLED_SECONDS = 1.0
 """For this long after a newer generation reached a child, a refusal may be that of a request with the older one."""

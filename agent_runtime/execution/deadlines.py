@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from agent_runtime.claude.run_answer import Stage
 from agent_runtime.model.state import StopReason
-
-if TYPE_CHECKING:
-    from agent_runtime.settings import Settings
+from agent_runtime.settings import Settings
 
 LINGER_SECONDS = 5.0
 """How long the CLI may stay after its last frame: it may hang after ``result`` (anthropics/claude-code issues)."""

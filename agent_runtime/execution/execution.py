@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterator
 
 import msgspec
 
 from agent_runtime.claude.invocation import Session, has_text_after_command
+from agent_runtime.delivery.cli_check import CliCheck
+from agent_runtime.delivery.delivery import HeldRequest
 from agent_runtime.errors import AgentRuntimeError, ErrorClass, SpawnFailed, TokenLimited, plain_detail
 from agent_runtime.evidence.verdict import UNSTARTED, Verdict, limit_sentence, verdict
+from agent_runtime.execution.attempt import Attempt
 from agent_runtime.execution.attempt_data import (
     Answered,
     AttemptEvent,
@@ -24,24 +27,17 @@ from agent_runtime.execution.attempt_data import (
     Spawned,
     Stopping,
 )
+from agent_runtime.execution.record_writer import RecordWriter
 from agent_runtime.model.records import Answer, ExecutionRecord, Usage
 from agent_runtime.model.state import Event, Outcome, Phase, StopReason
+from agent_runtime.model.task import Task
+from agent_runtime.model.usage import AttemptUsage
 from agent_runtime.notifier import Notifier
+from agent_runtime.secret.generations import Generation
+from agent_runtime.store.transcripts import TranscriptStore
+from agent_runtime.telemetry.counters import Counts
+from agent_runtime.telemetry.events import EventLog, Value
 from agent_runtime.telemetry.live_text import LiveTexts
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
-
-    from agent_runtime.delivery.cli_check import CliCheck
-    from agent_runtime.delivery.delivery import HeldRequest
-    from agent_runtime.execution.attempt import Attempt
-    from agent_runtime.execution.record_writer import RecordWriter
-    from agent_runtime.model.task import Task
-    from agent_runtime.model.usage import AttemptUsage
-    from agent_runtime.secret.generations import Generation
-    from agent_runtime.store.transcripts import TranscriptStore
-    from agent_runtime.telemetry.counters import Counts
-    from agent_runtime.telemetry.events import EventLog, Value
 
 log = logging.getLogger(__name__)
 

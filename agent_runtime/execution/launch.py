@@ -6,23 +6,20 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent_runtime.claude import invocation
 from agent_runtime.claude.credential_env import CREDENTIALS, SHELL_PREFIX_VARIABLE
 from agent_runtime.delivery.cli_options import depends_on_cli
+from agent_runtime.delivery.delivery import Delivered, Identity
 from agent_runtime.delivery.private_files import PrivateFiles
 from agent_runtime.delivery.workspace_config import restrictions_for, starts_without_shell
+from agent_runtime.execution.attempt_data import AttemptContext, AttemptSpec
 from agent_runtime.model.task import CLI_FLAGS
 from agent_runtime.process.directories import path_of
 from agent_runtime.process.spawn import Command
-
-if TYPE_CHECKING:
-    from agent_runtime.delivery.delivery import Delivered, Identity
-    from agent_runtime.execution.attempt_data import AttemptContext, AttemptSpec
-    from agent_runtime.secret.generations import Generation
+from agent_runtime.secret.generations import Generation
 
 
 class Launch:

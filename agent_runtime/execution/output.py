@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from io import BytesIO
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,13 +17,9 @@ from agent_runtime.claude.session_faults import is_session_fault, says_unknown_s
 from agent_runtime.evidence.detector import Channel, Detection, Detector
 from agent_runtime.execution.deadlines import Sign
 from agent_runtime.process.framing import CutLine, Lines
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from agent_runtime.store.transcripts import TranscriptWriter
-    from agent_runtime.telemetry.live_text import LiveTextWriter
-    from agent_runtime.telemetry.redaction import Redactor
+from agent_runtime.store.transcripts import TranscriptWriter
+from agent_runtime.telemetry.live_text import LiveTextWriter
+from agent_runtime.telemetry.redaction import Redactor
 
 EVIDENCE_LINE_BYTES = 2048
 """How much of a line is stored as evidence."""

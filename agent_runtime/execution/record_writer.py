@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import time
 import uuid
-from typing import TYPE_CHECKING
 
 from agent_runtime.claude.invocation import Session, runs_state_changing_command
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.verdict import Verdict, without_repeated_advice
+from agent_runtime.execution.attempt_data import AttemptReport, Reached, Spawned
 from agent_runtime.model.records import (
     COMPACT_EVENTS_KEPT,
     AttemptRecord,
@@ -21,12 +21,9 @@ from agent_runtime.model.records import (
 )
 from agent_runtime.model.state import Event, Outcome, StopReason, transition
 from agent_runtime.model.usage import COST_DIGITS, AttemptUsage, ModelUsage, added, split, total_of
-
-if TYPE_CHECKING:
-    from agent_runtime.execution.attempt_data import AttemptReport, Reached, Spawned
-    from agent_runtime.secret.generations import Generation
-    from agent_runtime.settings import Settings
-    from agent_runtime.store.tasks import NewTask
+from agent_runtime.secret.generations import Generation
+from agent_runtime.settings import Settings
+from agent_runtime.store.tasks import NewTask
 
 
 class RecordWriter:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 import threading
 from enum import Enum
-from typing import TYPE_CHECKING
 
+from agent_runtime.model.state import StopReason
 from agent_runtime.process.pipes import Wake
-
-if TYPE_CHECKING:
-    from agent_runtime.model.state import StopReason
 
 GIVE_UP_SECONDS = 5.0
 """How long after SIGKILL the child is waited for."""

@@ -8,10 +8,8 @@ exit; later ones leave that server out and go on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from collections.abc import Mapping
+from typing import Any
 
 SERVERS = "mcpServers"
 

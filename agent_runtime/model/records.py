@@ -14,7 +14,7 @@ from typing import Annotated, Any, overload
 
 import msgspec
 
-from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec looks at annotations
+from agent_runtime.errors import ErrorClass
 from agent_runtime.model.state import Outcome, Phase, StopReason
 from agent_runtime.model.usage import COST_DIGITS, ModelUsage, total_of
 

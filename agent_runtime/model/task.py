@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
-from uuid import UUID  # noqa: TC003 - msgspec reads it at run time
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Annotated, Any, Literal, TypedDict
+from uuid import UUID
 
 import msgspec
 
 from agent_runtime.model.trace_context import TraceContext, trace_context
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from os import PathLike
 
 IMAGE_TYPES = ("image/gif", "image/jpeg", "image/png", "image/webp")
 """Source: https://docs.claude.com/en/docs/build-with-claude/vision, read 2026-11."""

@@ -7,7 +7,8 @@ import binascii
 import contextlib
 import json
 import re
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, get_args
 
 import msgspec
 
@@ -23,9 +24,6 @@ from agent_runtime.model.task import (
     Task,
 )
 from agent_runtime.setting_slips import did_you_mean
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
 
 ARGUMENT_LIMIT_BYTES = 120_000
 """

@@ -8,10 +8,8 @@ when it runs with ``-p``, and its own telemetry joins (measured on 2.1.330; 2.1.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 TRACEPARENT_VARIABLE = "TRACEPARENT"
 TRACESTATE_VARIABLE = "TRACESTATE"

@@ -13,20 +13,17 @@ import select
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent_runtime.process.containment import sweep as containment
+from agent_runtime.process.containment.registry import AttemptProcesses, AttemptRegistry
 from agent_runtime.process.containment.sweep import Layer, SweepReport
+from agent_runtime.process.forkserver.server import ShimHandle
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
-
-if TYPE_CHECKING:
-    from agent_runtime.process.containment.registry import AttemptProcesses, AttemptRegistry
-    from agent_runtime.process.forkserver.server import ShimHandle
-    from agent_runtime.process.linux.cgroup import Group
-    from agent_runtime.process.linux.oom_kills import OomWatch
+from agent_runtime.process.linux.cgroup import Group
+from agent_runtime.process.linux.oom_kills import OomWatch
 
 
 class Exit(msgspec.Struct, frozen=True):

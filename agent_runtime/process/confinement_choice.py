@@ -6,8 +6,8 @@ import errno
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -18,10 +18,6 @@ from agent_runtime.process.linux.landlock import Confinement, Mode
 from agent_runtime.process.spawn import Command, Spawner
 from agent_runtime.process.users import UnknownUser, other_user
 from agent_runtime.settings import PREFIX, Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
 
 log = logging.getLogger(__name__)
 

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from agent_runtime.errors import CannotStart
+from agent_runtime.process.child import Child
 from agent_runtime.process.containment.leftovers import sweep_leftover_groups
 from agent_runtime.process.containment.sweep import Kind
+from agent_runtime.process.forkserver.server import PendingShim
 from agent_runtime.process.linux import cgroup_setup as cgroups
+from agent_runtime.process.linux.cgroup import Limits
 from agent_runtime.process.linux.cgroup_setup import NO_LIMITS, Groups
 from agent_runtime.process.linux.landlock import UNCONFINED, Confinement
 from agent_runtime.process.linux.oom_kills import OomKills
 from agent_runtime.process.spawn import Command, NotSpawned, Spawner
 from agent_runtime.settings import PREFIX
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from agent_runtime.process.child import Child
-    from agent_runtime.process.forkserver.server import PendingShim
-    from agent_runtime.process.linux.cgroup import Limits
 
 AUTO = "auto"
 _TRIAL_SECONDS = 10.0

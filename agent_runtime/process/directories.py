@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from agent_runtime.process.users import User
+from agent_runtime.process.users import User
 
 _MOST_OPEN = 150
 """How deep a directory may be: each part takes a descriptor while it is opened."""

@@ -8,16 +8,12 @@ import math
 import os
 import select
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from agent_runtime.evidence.detector import Channel
+from agent_runtime.process.child import Child
 from agent_runtime.process.framing import MOST_BYTES, LineFramer, Lines
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from agent_runtime.process.child import Child
 
 WRITE_BYTES = 256 * 1024
 """The largest single write to stdin."""

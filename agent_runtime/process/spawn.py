@@ -7,9 +7,10 @@ import errno
 import os
 import select
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from agent_runtime.errors import SpawnFailed
 from agent_runtime.process.child import Child
@@ -20,18 +21,13 @@ from agent_runtime.process.containment.registry import MARK_VARIABLE, AttemptPro
 from agent_runtime.process.containment.sweep import Kind, Layer
 from agent_runtime.process.forkserver import shim
 from agent_runtime.process.forkserver.server import ForkServer, PendingShim, ShimFailed
+from agent_runtime.process.forkserver.shim import SpawnRequest
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
+from agent_runtime.process.linux.cgroup import Group
+from agent_runtime.process.linux.cgroup_setup import Groups
 from agent_runtime.process.linux.landlock import UNCONFINED, Confinement, Mode
 from agent_runtime.process.users import UnknownUser, other_user
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
-
-    from agent_runtime.process.forkserver.shim import SpawnRequest
-    from agent_runtime.process.linux.cgroup import Group
-    from agent_runtime.process.linux.cgroup_setup import Groups
 
 _RESTRICTED = {Mode.OFF: shim.UNRESTRICTED, Mode.USER: shim.RESTRICTED, Mode.LANDLOCK: shim.LANDLOCKED}
 _RAISE_OOM_SCORE_BY = 500

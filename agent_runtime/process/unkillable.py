@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from agent_runtime.process.child import Child
+from agent_runtime.process.child import Child
 
 log = logging.getLogger(__name__)
 

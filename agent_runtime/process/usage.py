@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import psutil
 
 from agent_runtime.model.records import Usage
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 def sample(shims: Mapping[str, int]) -> dict[str, Usage]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import h11
 import msgspec
 
 from agent_runtime.relay.connection import BadMessage, Connection, PeerClosed
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 _MOST_LINE_BYTES = 8 * 1024
 _SHORT_LINE_BYTES = len("\r\nfff\r\n")

@@ -6,12 +6,10 @@ import asyncio
 import contextlib
 import re
 import socket
+import ssl
 import struct
-from typing import TYPE_CHECKING, cast
-
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable
+from collections.abc import Callable
+from typing import cast
 
 MOST_HEAD_BYTES = 64 * 1024
 """The longest head of a message; if nobody waits for bytes, a connection is read no further than this, either."""

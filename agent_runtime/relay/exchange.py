@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import time
 import zlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 
 import msgspec
 
+from agent_runtime.delivery.delivery import Identity
 from agent_runtime.evidence.api_errors import STATUS_BY_TYPE, read_body
 from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.evidence.reset_times import HORIZON
@@ -19,13 +20,8 @@ from agent_runtime.relay.answers import Answer, Chunked, UntilClosed, without_ch
 from agent_runtime.relay.connection import BadMessage, Connection, PeerClosed
 from agent_runtime.relay.requests import HOP_BY_HOP, MESSAGES, Request
 from agent_runtime.relay.upstream import FirstByteTimeout, Unreachable, Upstream
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from agent_runtime.delivery.delivery import Identity
-    from agent_runtime.secret.file import SecretFile
-    from agent_runtime.secret.generations import Generation
+from agent_runtime.secret.file import SecretFile
+from agent_runtime.secret.generations import Generation
 
 IDLE_SECONDS = 300.0
 """How long the API may send nothing once an answer has begun; while it works, it sends pings."""

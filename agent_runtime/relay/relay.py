@@ -9,8 +9,9 @@ import logging
 import os
 import secrets
 import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from agent_runtime.claude.credential_env import (
@@ -25,21 +26,16 @@ from agent_runtime.delivery.delivery import RELAY, Delivered, Identity, digest_o
 from agent_runtime.delivery.private_files import write_shell_prefix
 from agent_runtime.delivery.reload_check import ReloadBehaviour
 from agent_runtime.errors import CannotStart
+from agent_runtime.files import Owner
 from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE, TokenKind
 from agent_runtime.process.linux.proc import connects_from
 from agent_runtime.relay.connection import RECEIVE_BYTES, BadMessage, Connection, PeerClosed
 from agent_runtime.relay.exchange import Exchanges, error_answer
 from agent_runtime.relay.requests import MemoryBudget, Request, TooLarge, read_body, read_head
 from agent_runtime.relay.upstream import Upstream
+from agent_runtime.secret.file import SecretFile
+from agent_runtime.secret.generations import Generation
 from agent_runtime.settings import PREFIX
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from agent_runtime.files import Owner
-    from agent_runtime.secret.file import SecretFile
-    from agent_runtime.secret.generations import Generation
 
 log = logging.getLogger(__name__)
 

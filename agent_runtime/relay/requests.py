@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from typing import IO, TYPE_CHECKING
+from collections.abc import Iterable
+from typing import IO
 
 import h11
 import msgspec
@@ -11,10 +12,6 @@ import msgspec
 from agent_runtime.claude.credential_env import FIRST_PARTY_URL
 from agent_runtime.model.tokens import Token, TokenKind
 from agent_runtime.relay.connection import MOST_HEAD_BYTES, BadMessage, Connection, PeerClosed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 
 MESSAGES = "/v1/messages"
 PASSES = frozenset(

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ssl
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
 from urllib.parse import unquote
 
 import h11
 
 from agent_runtime.http_client import checked_url, proxy_for, tls_context
+from agent_runtime.model.tokens import Token
 from agent_runtime.relay.answers import Answer, read_answer
 from agent_runtime.relay.connection import MOST_HEAD_BYTES, RECEIVE_BYTES, BadMessage, Connection, PeerClosed
 from agent_runtime.relay.requests import Request, headers_to_send
-
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable, Mapping
-
-    from agent_runtime.model.tokens import Token
 
 CONNECT_SECONDS = 10.0
 CONNECT_PATIENCE_SECONDS = 2.0

@@ -17,24 +17,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
 from agent_runtime.errors import SecretUnreadable
+from agent_runtime.model.tokens import Token
 from agent_runtime.secret.content import SecretContent, SecretFault, Unusable
 from agent_runtime.secret.generations import Generation, GenerationLedger
 from agent_runtime.secret.mount import SourceKind, source_of
 from agent_runtime.secret.reader import Reading, came_by_rename, read_secret
 from agent_runtime.secret.watcher import TICK_SECONDS, DirectoryWatch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from agent_runtime.model.tokens import Token
 
 __all__ = ["Generation", "GenerationLedger", "SecretFile", "SecretState", "SecretStatus", "SourceKind"]
 

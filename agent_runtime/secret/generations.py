@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 
 from agent_runtime.files import read_file, replace_file
 from agent_runtime.model.state import TokenTrouble
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from agent_runtime.model.tokens import Token
+from agent_runtime.model.tokens import Token
 
 FILE_NAME = "generations.json"
 MAX_REFUSED = 1000

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from agent_runtime.model.tokens import Token  # noqa: TC001 - msgspec reads the annotations
+from agent_runtime.model.tokens import Token
 from agent_runtime.secret.content import LIMIT_BYTES, SecretContent, SecretFault, Unusable, parse, secrets_in
 
 SWAPPED_LINK = "..data"

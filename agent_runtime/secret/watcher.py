@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from watchfiles._rust_notify import RustNotify  # documented for direct use: watchfiles.helpmanual.io/api/rust_backend
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TICK_SECONDS = 0.5
 """Longest time between two readings; two of them still take less than the promised 1.1 s."""

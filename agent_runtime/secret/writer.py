@@ -14,7 +14,8 @@ import logging
 import os
 import stat
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
 
 from agent_runtime.errors import NotWritable, SecretUnreadable
 from agent_runtime.files import remove_unfinished, replace_file
@@ -22,11 +23,6 @@ from agent_runtime.model.tokens import API_KEY_PREFIX, API_KEY_VARIABLE, OAUTH_P
 from agent_runtime.secret.content import LIMIT_BYTES, SecretContent, Unusable, parse, text_of
 from agent_runtime.secret.mount import SourceKind, source_of
 from agent_runtime.secret.reader import read_secret
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
 
 NEW_FILE_MODE = 0o600
 SHARED_FILE_MODE = 0o640

@@ -15,9 +15,9 @@ import logging
 import os
 import resource
 import socket
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
@@ -35,15 +35,11 @@ from agent_runtime.process.linux.cgroup import Limits
 from agent_runtime.process.linux.landlock import Mode
 from agent_runtime.process.spawn import Spawner
 from agent_runtime.process.users import UnknownUser, other_user
+from agent_runtime.serve.startup_signals import Start
 from agent_runtime.setting_slips import did_you_mean
 from agent_runtime.settings import FEWEST_PLACES, PREFIX, SETTINGS, Settings, is_http, unknown_variables
 from agent_runtime.telemetry.logs import LogQueue, configure
 from agent_runtime.telemetry.redaction import Redactor
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from agent_runtime.serve.startup_signals import Start
 
 log = logging.getLogger(__name__)
 

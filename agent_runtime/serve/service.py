@@ -9,11 +9,12 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from agent_runtime.api.app import OPEN_PATHS, build_app
 from agent_runtime.api.handlers import ApiContext
@@ -34,7 +35,9 @@ from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.secret.file import SecretFile, SecretStatus
 from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.secret.writer import put_from_environment
+from agent_runtime.serve.bootstrap import Bootstrap
 from agent_runtime.serve.startup_signals import SIGNALS, Start
+from agent_runtime.settings import Settings
 from agent_runtime.store.records import RecordStore
 from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
@@ -45,6 +48,7 @@ from agent_runtime.supervisor.live import BackgroundTasks
 from agent_runtime.supervisor.supervisor import Supervisor
 from agent_runtime.telemetry.counters import Counts
 from agent_runtime.telemetry.events import EventLog
+from agent_runtime.telemetry.redaction import Redactor
 from agent_runtime.tokens.probe import Probe
 from agent_runtime.web import uvicorn_package
 from agent_runtime.web.access import AccessKey
@@ -56,14 +60,6 @@ from agent_runtime.web.uvicorn_protocol import (
     Connection,
     OpenConnections,
 )
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Iterator, Mapping
-
-    from agent_runtime.serve.bootstrap import Bootstrap
-    from agent_runtime.settings import Settings
-    from agent_runtime.telemetry.redaction import Redactor
 
 log = logging.getLogger(__name__)
 

@@ -20,17 +20,15 @@ import os
 import sqlite3
 import stat
 import time
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeAlias
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeAlias
 
 import msgspec
 
 from agent_runtime.errors import StoreUnavailable
 from agent_runtime.files import read_file, replace_file
 from agent_runtime.store.tables import MIGRATIONS, PROBES, salvage
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 log = logging.getLogger(__name__)
 

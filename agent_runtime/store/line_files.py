@@ -8,10 +8,7 @@ import os
 from array import array
 from bisect import bisect_right
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
 
 ENTRY_BYTES = 8
 """Size of an index entry: the offset at which a line with its newline ends, in the machine's byte order."""

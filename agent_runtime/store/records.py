@@ -16,9 +16,11 @@ import re
 import sqlite3
 import threading
 import time
+from collections.abc import Callable, Iterator, Mapping
 from math import inf
+from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import msgspec
 
@@ -26,11 +28,6 @@ from agent_runtime.errors import InvalidRequest, StoreUnavailable
 from agent_runtime.model.records import Answer, ExecutionRecord, read_record
 from agent_runtime.store.database import Database, Rows
 from agent_runtime.store.tables import UNREADABLE, put_answer, put_record
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
-
 
 log = logging.getLogger(__name__)
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
 
+from agent_runtime.store.records import RecordStore
 from agent_runtime.store.transcripts import TranscriptStore, name_of
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-    from agent_runtime.store.records import RecordStore
 
 log = logging.getLogger(__name__)
 

@@ -8,17 +8,14 @@ resumes the session counts on from the last such line; 2.1.197 and earlier write
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING
+from pathlib import Path
+from uuid import UUID
 
 import msgspec
 
-from agent_runtime.claude.frames import ReportedUsage  # noqa: TC001 - msgspec looks at annotations
+from agent_runtime.claude.frames import ReportedUsage
 from agent_runtime.claude.run_stats import SessionCost
 from agent_runtime.model.usage import amount
-
-if TYPE_CHECKING:
-    from pathlib import Path
-    from uuid import UUID
 
 MOST_BYTES = 64 << 20
 """How many bytes at the end of the file are searched."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
 from agent_runtime.model.records import read_record
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (

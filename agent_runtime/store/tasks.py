@@ -5,20 +5,16 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 
 from agent_runtime.errors import InvalidRequest
 from agent_runtime.files import UNFINISHED, read_file, replace_file
+from agent_runtime.model.task import Task
 from agent_runtime.model.task_reading import parse
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from agent_runtime.model.task import Task
-    from agent_runtime.telemetry.redaction import Redactor
+from agent_runtime.telemetry.redaction import Redactor
 
 log = logging.getLogger(__name__)
 

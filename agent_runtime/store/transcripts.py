@@ -18,13 +18,11 @@ import operator
 import os
 import time
 from array import array
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 from agent_runtime.store.line_files import ENTRY_BYTES, LineReader, LineWriter, file_size
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
 
 log = logging.getLogger(__name__)
 

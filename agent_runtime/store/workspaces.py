@@ -10,19 +10,16 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agent_runtime.errors import InvalidRequest, SpawnFailed
 from agent_runtime.files import read_file, replace_file
+from agent_runtime.model.task import Task
 from agent_runtime.process.directories import open_below, path_of
 from agent_runtime.process.users import other_user
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from agent_runtime.model.task import Task
-    from agent_runtime.settings import Settings
+from agent_runtime.settings import Settings
 
 log = logging.getLogger(__name__)
 

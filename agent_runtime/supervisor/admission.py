@@ -8,7 +8,6 @@ import functools
 import logging
 import time
 import uuid
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -28,20 +27,17 @@ from agent_runtime.errors import (
 from agent_runtime.evidence.verdict import Verdict
 from agent_runtime.execution.execution import Execution, ExecutionContext
 from agent_runtime.execution.record_writer import RecordWriter
+from agent_runtime.model.records import Answer
 from agent_runtime.model.state import Outcome, Phase, StopReason
+from agent_runtime.model.task import Task
 from agent_runtime.notifier import Notifier
+from agent_runtime.store.tasks import NewTask
 from agent_runtime.supervisor.answers import StoredResult, answer_to
 from agent_runtime.supervisor.archive import OTHER_BODY, Archive
-from agent_runtime.supervisor.runner import ExecutionRunner
+from agent_runtime.supervisor.live import BackgroundTasks, LiveExecutions
+from agent_runtime.supervisor.runner import ExecutionRunner, RunAttempt, RunnerContext
 from agent_runtime.supervisor.sessions import SessionPlan
 from agent_runtime.telemetry.logs import log_fields
-
-if TYPE_CHECKING:
-    from agent_runtime.model.records import Answer
-    from agent_runtime.model.task import Task
-    from agent_runtime.store.tasks import NewTask
-    from agent_runtime.supervisor.live import BackgroundTasks, LiveExecutions
-    from agent_runtime.supervisor.runner import RunAttempt, RunnerContext
 
 log = logging.getLogger(__name__)
 

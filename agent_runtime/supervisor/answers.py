@@ -5,25 +5,23 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from agent_runtime.claude.frames import decode
 from agent_runtime.errors import AdmissionError, ErrorClass, MayHaveRun, StoreUnavailable, TokenLimited
+from agent_runtime.execution.execution import Execution
 from agent_runtime.model.problem import ErrorDetail, problem
 from agent_runtime.model.records import SUCCESS, Answer, ExecutionRecord, Instant, Metadata, instant, to_json
 from agent_runtime.model.state import Outcome
-from agent_runtime.notifier import Notifier  # noqa: TC001 - as below
+from agent_runtime.notifier import Notifier
+from agent_runtime.settings import Settings
+from agent_runtime.store.records import RecordStore
 from agent_runtime.store.tables import UNREADABLE
-from agent_runtime.telemetry.live_text import LiveTexts  # noqa: TC001 - msgspec looks at annotations
+from agent_runtime.store.transcripts import TranscriptReader
+from agent_runtime.telemetry.live_text import LiveTexts
 from agent_runtime.tokens.status import UNKNOWN_LIMIT_SECONDS
-
-if TYPE_CHECKING:
-    from agent_runtime.execution.execution import Execution
-    from agent_runtime.settings import Settings
-    from agent_runtime.store.records import RecordStore
-    from agent_runtime.store.transcripts import TranscriptReader
 
 log = logging.getLogger(__name__)
 

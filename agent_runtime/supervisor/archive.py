@@ -6,8 +6,8 @@ import contextlib
 import functools
 import logging
 import time
+from collections.abc import Collection
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,7 +24,12 @@ from agent_runtime.errors import (
 from agent_runtime.execution.record_writer import RecordWriter
 from agent_runtime.model.records import SUCCESS, Answer, ExecutionRecord
 from agent_runtime.model.state import Outcome, Phase
+from agent_runtime.model.task import Task
+from agent_runtime.settings import Settings
+from agent_runtime.store.records import RecordStore
 from agent_runtime.store.retention import lacking_bytes, prune, without_record
+from agent_runtime.store.tasks import NewTask, TaskStore
+from agent_runtime.store.transcripts import TranscriptStore
 from agent_runtime.store.workspaces import OWN, Workspaces
 from agent_runtime.supervisor.answers import (
     COPIES,
@@ -36,15 +41,6 @@ from agent_runtime.supervisor.answers import (
     may_have_run,
 )
 from agent_runtime.telemetry.counters import Counts
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from agent_runtime.model.task import Task
-    from agent_runtime.settings import Settings
-    from agent_runtime.store.records import RecordStore
-    from agent_runtime.store.tasks import NewTask, TaskStore
-    from agent_runtime.store.transcripts import TranscriptStore
 
 log = logging.getLogger(__name__)
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from agent_runtime.evidence.verdict import Ending
 from agent_runtime.execution.attempt_data import AttemptReport, Held
 from agent_runtime.model.state import CLASS_BY_TROUBLE, StopReason, TokenTrouble, Verification
 from agent_runtime.supervisor.retry_policy import GiveUp, GoOn, Wait
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from agent_runtime.supervisor.runner import ExecutionRunner
+from agent_runtime.supervisor.runner import ExecutionRunner
 
 log = logging.getLogger(__name__)
 

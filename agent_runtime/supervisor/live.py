@@ -6,22 +6,19 @@ import asyncio
 import functools
 import logging
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Coroutine
+from typing import Any
 
 import msgspec
 
+from agent_runtime.delivery.delivery import Deliveries
 from agent_runtime.execution.execution import Execution
 from agent_runtime.model.records import Usage
 from agent_runtime.model.state import DiskState, NotReady, Phase, TokenState
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
-    from agent_runtime.delivery.delivery import Deliveries
-    from agent_runtime.process.containment_choice import Containment
-    from agent_runtime.secret.file import SecretStatus
-    from agent_runtime.supervisor.slots import Slots
-    from agent_runtime.tokens.status import Limit
+from agent_runtime.process.containment_choice import Containment
+from agent_runtime.secret.file import SecretStatus
+from agent_runtime.supervisor.slots import Slots
+from agent_runtime.tokens.status import Limit
 
 log = logging.getLogger(__name__)
 

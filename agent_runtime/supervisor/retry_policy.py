@@ -13,16 +13,13 @@ The first rule that holds decides:
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent_runtime.errors import AdmissionError, ErrorClass
+from agent_runtime.evidence.verdict import Verdict
+from agent_runtime.execution.attempt_data import AttemptReport
 from agent_runtime.model.state import TROUBLE_BY_CLASS, TokenTrouble, Verification
-
-if TYPE_CHECKING:
-    from agent_runtime.evidence.verdict import Verdict
-    from agent_runtime.execution.attempt_data import AttemptReport
 
 AUTO_PARK_SECONDS = 60.0
 """How long ``auto`` parks an execution that is not the first to end with a generation's trouble."""

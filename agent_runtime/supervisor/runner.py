@@ -7,14 +7,19 @@ import functools
 import logging
 import random
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from agent_runtime.claude.invocation import Session
 from agent_runtime.errors import AdmissionError, AgentRuntimeError, ErrorClass, SessionUnknown, TokenLimited
 from agent_runtime.evidence.verdict import UNSTARTED, Verdict, token_verdict
+from agent_runtime.execution.attempt_data import AttemptReport, Held
+from agent_runtime.execution.execution import Execution
 from agent_runtime.model.state import CLASS_BY_TROUBLE, Outcome, StopReason, TokenTrouble, Verification
+from agent_runtime.secret.generations import Generation
+from agent_runtime.settings import Settings
 from agent_runtime.supervisor.retry_policy import (
     AFTER_RESET_SECONDS,
     Decision,
@@ -27,20 +32,11 @@ from agent_runtime.supervisor.retry_policy import (
     wait_for_reset,
 )
 from agent_runtime.supervisor.sessions import SessionPlan, SessionTrouble, SessionUse
+from agent_runtime.supervisor.slots import Slots, Ticket
+from agent_runtime.tokens.gate import TokenGate
+from agent_runtime.tokens.verifier import RefusalVerifier
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from agent_runtime.claude.invocation import Session
-    from agent_runtime.execution.attempt_data import AttemptReport, Held
-    from agent_runtime.execution.execution import Execution
-    from agent_runtime.secret.generations import Generation
-    from agent_runtime.settings import Settings
-    from agent_runtime.supervisor.slots import Slots, Ticket
-    from agent_runtime.tokens.gate import TokenGate
-    from agent_runtime.tokens.verifier import RefusalVerifier
-
-    RunAttempt = Callable[[Execution, Session], Awaitable[AttemptReport]]
+RunAttempt = Callable[[Execution, Session], Awaitable[AttemptReport]]
 
 log = logging.getLogger(__name__)
 

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import uuid
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from agent_runtime.claude.invocation import CONTINUE_PROMPT, Session
 from agent_runtime.errors import ErrorClass
+from agent_runtime.evidence.verdict import Verdict
+from agent_runtime.execution.attempt_data import AttemptReport
+from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.state import Outcome
-
-if TYPE_CHECKING:
-    from agent_runtime.evidence.verdict import Verdict
-    from agent_runtime.execution.attempt_data import AttemptReport
-    from agent_runtime.model.records import ExecutionRecord
-    from agent_runtime.model.task import Task
+from agent_runtime.model.task import Task
 
 
 class SessionTrouble(Enum):

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
+from agent_runtime.delivery.cli_check import CliCheck
+from agent_runtime.delivery.delivery import Deliveries
+from agent_runtime.delivery.reload_results import BackgroundReloadChecker
 from agent_runtime.errors import (
     AdmissionError,
     ErrorClass,
@@ -21,45 +26,37 @@ from agent_runtime.errors import (
 from agent_runtime.execution.attempt_data import AttemptContext
 from agent_runtime.execution.attempt_thread import AttemptThreads
 from agent_runtime.execution.execution import Execution, ExecutionContext
+from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.state import DiskState, NotReady, Outcome, StopReason
+from agent_runtime.model.task import Task
+from agent_runtime.model.tokens import Token
+from agent_runtime.model.usage import ModelUsage
 from agent_runtime.notifier import Notifier
+from agent_runtime.process.containment_choice import Containment
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.unkillable import Unkillable
+from agent_runtime.secret.file import SecretFile, SecretStatus
+from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.secret.writer import put_if_different
+from agent_runtime.settings import Settings
+from agent_runtime.store.tasks import NewTask
 from agent_runtime.store.usage import UsedBy, usage_since
 from agent_runtime.supervisor.admission import Admission
 from agent_runtime.supervisor.answers import StoredResult, View
+from agent_runtime.supervisor.archive import Archive
 from agent_runtime.supervisor.holds import Holds
 from agent_runtime.supervisor.live import BackgroundTasks, LiveExecutions, SupervisorState
 from agent_runtime.supervisor.runner import RunnerContext
 from agent_runtime.supervisor.sessions import SessionUse
 from agent_runtime.supervisor.slots import Slots
+from agent_runtime.telemetry.counters import Counts
+from agent_runtime.telemetry.events import EventLog
+from agent_runtime.telemetry.redaction import Redactor
 from agent_runtime.tokens.gate import TokenGate
+from agent_runtime.tokens.probe import Probe
 from agent_runtime.tokens.status import TokenStatuses
 from agent_runtime.tokens.upkeep import TokenUpkeep
 from agent_runtime.tokens.verifier import RefusalVerifier
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
-
-    from agent_runtime.delivery.cli_check import CliCheck
-    from agent_runtime.delivery.delivery import Deliveries
-    from agent_runtime.delivery.reload_results import BackgroundReloadChecker
-    from agent_runtime.model.records import ExecutionRecord
-    from agent_runtime.model.task import Task
-    from agent_runtime.model.tokens import Token
-    from agent_runtime.model.usage import ModelUsage
-    from agent_runtime.process.containment_choice import Containment
-    from agent_runtime.secret.file import SecretFile, SecretStatus
-    from agent_runtime.secret.generations import GenerationLedger
-    from agent_runtime.settings import Settings
-    from agent_runtime.store.tasks import NewTask
-    from agent_runtime.supervisor.archive import Archive
-    from agent_runtime.telemetry.counters import Counts
-    from agent_runtime.telemetry.events import EventLog
-    from agent_runtime.telemetry.redaction import Redactor
-    from agent_runtime.tokens.probe import Probe
 
 PRUNE_SECONDS = 600
 

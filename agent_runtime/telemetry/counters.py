@@ -9,7 +9,7 @@ generation: each value of a label costs memory for ever.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
 
 import msgspec
 import prometheus_client
@@ -19,12 +19,8 @@ from agent_runtime.evidence.rules import RULES
 from agent_runtime.model.state import Outcome, StopReason
 from agent_runtime.model.usage import MOST_NAMES, OTHER, UsageByModel
 from agent_runtime.secret.content import SecretFault
+from agent_runtime.secret.generations import Generation
 from agent_runtime.telemetry.events import TYPES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from agent_runtime.secret.generations import Generation
 
 PREFIX = "agent_runtime_"
 

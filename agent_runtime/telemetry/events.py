@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import msgspec
 
 from agent_runtime.model.records import Instant, instant, to_json
 from agent_runtime.notifier import Notifier
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 EVENTS_HELD = 1000
 

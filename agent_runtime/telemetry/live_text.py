@@ -7,17 +7,13 @@ import contextlib
 import re
 import threading
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import msgspec
 
 from agent_runtime.claude.frames import decode_partial
 from agent_runtime.notifier import Notifier
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from agent_runtime.telemetry.redaction import Redactor
+from agent_runtime.telemetry.redaction import Redactor
 
 WAITING_LIMIT = 64 << 10
 """How many characters are buffered for one reader; the oldest are dropped first."""

@@ -13,19 +13,16 @@ import logging
 import os
 import queue
 import select
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from logging.handlers import QueueHandler, QueueListener
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from agent_runtime.model.records import rfc3339
 from agent_runtime.telemetry.redaction import RedactingFilter, Redactor
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 
 FIELDS = ("execution_id", "trace_id", "generation", "method", "path", "status", "seconds")
 """Fields of a line beside its message: bound by :func:`log_fields`, or given at the call by ``extra``, which wins."""

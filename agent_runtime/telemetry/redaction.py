@@ -22,15 +22,12 @@ import re
 import threading
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict, defaultdict
+from collections.abc import Iterable
 from io import BytesIO
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent_runtime.model.tokens import Token
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 SHORTEST = 8
 """How many characters a value must have to be replaced."""

@@ -5,19 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import TYPE_CHECKING
 
 from agent_runtime.errors import AdmissionError, NoToken, TokenLimited, TokenUnpaid, TokenUnusable
+from agent_runtime.evidence.detector import Detection
 from agent_runtime.evidence.verdict import BLOCKED_SENTENCE, limit_sentence
 from agent_runtime.model.state import TokenState, TokenTrouble, Verification
 from agent_runtime.notifier import Notifier
+from agent_runtime.secret.file import SecretFile
+from agent_runtime.secret.generations import Generation
+from agent_runtime.telemetry.events import EventLog
 from agent_runtime.tokens.status import PROBED, UNKNOWN_LIMIT_SECONDS, Limit, TokenStatuses
-
-if TYPE_CHECKING:
-    from agent_runtime.evidence.detector import Detection
-    from agent_runtime.secret.file import SecretFile
-    from agent_runtime.secret.generations import Generation
-    from agent_runtime.telemetry.events import EventLog
 
 log = logging.getLogger(__name__)
 

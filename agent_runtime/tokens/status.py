@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent_runtime.model.state import TokenTrouble
-
-if TYPE_CHECKING:
-    from agent_runtime.secret.generations import Generation, GenerationLedger
+from agent_runtime.secret.generations import Generation, GenerationLedger
 
 FIRST_RETRY_SECONDS = 60.0
 LONGEST_RETRY_SECONDS = 600.0

@@ -5,22 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import msgspec
 
 from agent_runtime.secret.file import SecretState, SecretStatus
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
-    from agent_runtime.secret.generations import Generation
-    from agent_runtime.settings import Settings
-    from agent_runtime.telemetry.counters import Counts
-    from agent_runtime.telemetry.events import EventLog
-    from agent_runtime.tokens.gate import TokenGate
-    from agent_runtime.tokens.verifier import RefusalVerifier
-
+from agent_runtime.secret.generations import Generation
+from agent_runtime.settings import Settings
+from agent_runtime.telemetry.counters import Counts
+from agent_runtime.telemetry.events import EventLog
+from agent_runtime.tokens.gate import TokenGate
+from agent_runtime.tokens.verifier import RefusalVerifier
 
 log = logging.getLogger(__name__)
 

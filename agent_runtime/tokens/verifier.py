@@ -6,17 +6,14 @@ import asyncio
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Coroutine
+from typing import Any
 
 from agent_runtime.model.state import TokenTrouble, Verification
+from agent_runtime.secret.generations import Generation
+from agent_runtime.telemetry.events import EventLog
 from agent_runtime.tokens.probe import Probe, ProbeVerdict
 from agent_runtime.tokens.status import PROBED, TokenStatuses
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
-    from agent_runtime.secret.generations import Generation
-    from agent_runtime.telemetry.events import EventLog
 
 log = logging.getLogger(__name__)
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
 
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agent_runtime.telemetry.counters import Counts
 from agent_runtime.telemetry.logs import log_fields
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-    from agent_runtime.telemetry.counters import Counts
 
 log = logging.getLogger(__name__)
 

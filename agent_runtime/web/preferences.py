@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 from urllib.request import parse_http_list
 
 import msgspec
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _SECONDS = re.compile(r'(?P<quote>"?)([0-9]{1,9})(?P=quote)')
 """The value of a ``wait`` that is applied: seconds, as a token or a quoted string, of at most 30 years."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from starlette.responses import Response
 
 from agent_runtime.errors import AccessDenied, AdmissionError, AgentRuntimeError, TokenLimited
 from agent_runtime.model.problem import MEDIA_TYPE, problem, with_detail_object
 from agent_runtime.model.records import to_json
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 def problem_response(

@@ -12,18 +12,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import TYPE_CHECKING
+from asyncio import Transport
+from collections.abc import AsyncIterator, Callable
 
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from agent_runtime.errors import Busy
 from agent_runtime.process.linux.syscalls import give_back_free_heap
-
-if TYPE_CHECKING:
-    from asyncio import Transport
-    from collections.abc import AsyncIterator, Callable
-
-    from starlette.types import Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 

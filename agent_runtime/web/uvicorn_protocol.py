@@ -8,23 +8,20 @@ which tells a backend to switch the token (uvicorn 0.54, ``protocols/http/h11_im
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 from enum import Enum, auto
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from starlette.types import Message, Receive, Scope, Send
 
 from agent_runtime.errors import AgentRuntimeError, Busy, InvalidRequest, TooLarge
 from agent_runtime.settings import PLACES_BEYOND
 from agent_runtime.web.problems import problem_response
 from agent_runtime.web.response_buffer import TRANSPORT
 from agent_runtime.web.uvicorn_package import H11Protocol
-
-if TYPE_CHECKING:
-    import asyncio
-
-    from starlette.types import Message, Receive, Scope, Send
-
 
 ACCEPTED_AT_ONCE = 16
 """

@@ -10,14 +10,14 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from agent_runtime.errors import ErrorClass  # noqa: TC001 - msgspec looks at annotations
+from agent_runtime.errors import ErrorClass
 from agent_runtime.model.records import ExecutionRecord, Instant, Metadata, Subscriptable, Usage
-from agent_runtime.model.state import DiskState, NotReady, Outcome, Phase, TokenState  # noqa: TC001 - as above
-from agent_runtime.model.tokens import TokenKind  # noqa: TC001 - as above
+from agent_runtime.model.state import DiskState, NotReady, Outcome, Phase, TokenState
+from agent_runtime.model.tokens import TokenKind
 from agent_runtime.model.usage import ModelUsage
-from agent_runtime.secret.mount import SourceKind  # noqa: TC001 - as above
+from agent_runtime.secret.mount import SourceKind
 from agent_runtime.secret.token_forms import PLAIN_TOKEN
-from agent_runtime.store.usage import UsedBy  # noqa: TC001 - as above
+from agent_runtime.store.usage import UsedBy
 
 
 class Accepted(msgspec.Struct, kw_only=True):

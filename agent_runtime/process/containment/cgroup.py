@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from agent_runtime.process.containment.sweep import PassResult
-
-if TYPE_CHECKING:
-    from agent_runtime.process.forkserver.server import ShimHandle
-    from agent_runtime.process.linux.cgroup import Group
-
+from agent_runtime.process.forkserver.server import ShimHandle
+from agent_runtime.process.linux.cgroup import Group
 
 _PASSES_BEFORE_RELEASE = 3
 

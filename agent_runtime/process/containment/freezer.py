@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING
 
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
-
-if TYPE_CHECKING:
-    from agent_runtime.process.linux.proc import Process
+from agent_runtime.process.linux.proc import Process
 
 _MOST_FROZEN = 256
 

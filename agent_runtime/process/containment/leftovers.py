@@ -6,7 +6,8 @@ import fcntl
 import logging
 import os
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 from agent_runtime.process.containment.cgroup import CgroupLayer
 from agent_runtime.process.containment.freezer import Freezer
@@ -14,13 +15,8 @@ from agent_runtime.process.containment.registry import MARK_VARIABLE, is_of_an_e
 from agent_runtime.process.containment.sweep import sweep
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux.cgroup import Group
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from agent_runtime.process.linux.cgroup_setup import Groups
-    from agent_runtime.process.linux.proc import Identity, Process
+from agent_runtime.process.linux.cgroup_setup import Groups
+from agent_runtime.process.linux.proc import Identity, Process
 
 log = logging.getLogger(__name__)
 

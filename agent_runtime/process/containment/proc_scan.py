@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import msgspec
 
@@ -27,12 +27,10 @@ from agent_runtime.process.containment.registry import (
     is_of_this_start,
 )
 from agent_runtime.process.containment.sweep import PassResult
+from agent_runtime.process.forkserver.server import ShimHandle
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
-
-if TYPE_CHECKING:
-    from agent_runtime.process.forkserver.server import ShimHandle
-    from agent_runtime.process.linux.proc import Identity, Process, View
+from agent_runtime.process.linux.proc import Identity, Process, View
 
 _PASSES_BEFORE_KILLING_EACH = 3
 

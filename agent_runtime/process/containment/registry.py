@@ -6,16 +6,12 @@ import os
 import secrets
 import threading
 from itertools import count
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+from agent_runtime.process.forkserver.server import ForkServer
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from agent_runtime.process.forkserver.server import ForkServer
-    from agent_runtime.process.linux.proc import Identity, Process
+from agent_runtime.process.linux.proc import Identity, Process
 
 MARK_VARIABLE = "AGENT_RUNTIME_ATTEMPT_MARK"
 """In the environment of every child: it identifies leftovers even after ``setsid`` and double forks."""

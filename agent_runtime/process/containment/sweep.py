@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import msgspec
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 _PAUSE_SECONDS = 0.001
 _LONGEST_PAUSE_SECONDS = 0.008

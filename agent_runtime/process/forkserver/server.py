@@ -12,19 +12,16 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import agent_runtime
 from agent_runtime.process.forkserver import shim
+from agent_runtime.process.forkserver.shim import SpawnRequest
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from agent_runtime.process.forkserver.shim import SpawnRequest
-    from agent_runtime.process.linux.proc import Identity, Process
+from agent_runtime.process.linux.proc import Identity, Process
 
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv[1]); "

@@ -48,13 +48,13 @@ from _socket import MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET, socket
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import NoReturn, TypeAlias
+    from typing import NoReturn
 
-    Identity: TypeAlias = tuple[int, int, list[int]] | None
-    """User, group and further groups of the leader; None: those of the shim."""
+Identity = tuple[int, int, list[int]] | None
+"""User, group and further groups of the leader; None: those of the shim."""
 
-    SpawnRequest: TypeAlias = tuple[list[bytes], dict[bytes, bytes], Identity, int | None, int | None, int]
-    """Arguments, environment, identity, ``oom_score_adj``, how many files may be open, and how it is restricted."""
+SpawnRequest = tuple[list[bytes], dict[bytes, bytes], Identity, int | None, int | None, int]
+"""Arguments, environment, identity, ``oom_score_adj``, how many files may be open, and how it is restricted."""
 
 UNRESTRICTED, RESTRICTED, LANDLOCKED = range(3)
 """How a leader is restricted: not at all; it gains no privileges and leaves no core dump; it also has a ruleset."""

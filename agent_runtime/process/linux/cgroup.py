@@ -7,15 +7,12 @@ import errno
 import os
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent_runtime.process.linux import syscalls as linux
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _NOT_ANSWERED = (errno.ENODEV, errno.ENOENT, errno.EOPNOTSUPP)
 """The errors for a file of a removed cgroup (by descriptor, and by path), and for one of a threaded cgroup."""

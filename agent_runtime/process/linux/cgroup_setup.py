@@ -16,17 +16,14 @@ import errno
 import logging
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from agent_runtime.errors import CannotStart
 from agent_runtime.process.linux import cgroup_mount
 from agent_runtime.process.linux.cgroup import Group, Limits, below, remove_tree
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 

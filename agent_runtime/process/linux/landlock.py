@@ -14,16 +14,13 @@ import errno
 import os
 import stat
 import struct
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from pathlib import Path  # noqa: TC003 - msgspec reads the annotations
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 
 from agent_runtime.errors import SpawnFailed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 CREATE_RULESET, ADD_RULE = 444, 445  # the same on every architecture
 LEAST_ABI = 2

@@ -10,15 +10,13 @@ from __future__ import annotations
 import functools
 import os
 import sys
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 
 from agent_runtime.process.linux.syscalls import TICKS_PER_SECOND
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 Identity: TypeAlias = tuple[int, int]
 """Pid and start time in clock ticks after boot: a pid alone may have been reused."""

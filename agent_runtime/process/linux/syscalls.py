@@ -10,10 +10,7 @@ import resource
 import select
 import signal
 import time
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from collections.abc import Iterator
 
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36
 PIDFD_SIGNAL_PROCESS_GROUP = 4

@@ -12,12 +12,10 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from pathlib import Path
+from typing import TypeAlias
 
 import h11
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 STOP_TIMEOUT_SECONDS = 5.0
 READ_BYTES = 64 * 1024

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from agent_runtime.model.tokens import Token
+from agent_runtime.standins.messages_api.conversation import Conversation
 from agent_runtime.standins.messages_api.script import FAULTS, Fail, Reply, Script, Text, Tool
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from agent_runtime.standins.messages_api.conversation import Conversation
 
 REQUESTS_KEPT = 1000
 

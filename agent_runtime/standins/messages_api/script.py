@@ -13,13 +13,10 @@ served. A fault may also be given by its name in :data:`FAULTS`; in JSON any oth
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import msgspec
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 
 class _Content(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

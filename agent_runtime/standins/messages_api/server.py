@@ -28,9 +28,9 @@ import itertools
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -59,9 +59,6 @@ from agent_runtime.standins.messages_api.script import (
     Text,
     Tool,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 
 def serve(api: MessagesApi, port: int = 0, *, unix_socket: Path | None = None) -> AbstractContextManager[str]:
