@@ -121,7 +121,7 @@ class Attempt:
         return self._stop.reason
 
     @property
-    def held(self) -> Generation | None:
+    def generation(self) -> Generation | None:
         """The newest generation that the child has; before the spawn the oldest one that it may get."""
         return self._oldest if self._token is None else self._token.newest
 

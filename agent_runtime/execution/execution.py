@@ -138,9 +138,9 @@ class Execution:
         return self.record.state
 
     @property
-    def held(self) -> Generation | None:
+    def generation(self) -> Generation | None:
         """The newest generation that the running attempt's child has; None: no attempt runs, or no token is loaded."""
-        return None if self._attempt is None else self._attempt.held
+        return None if self._attempt is None else self._attempt.generation
 
     @property
     def limited_until(self) -> float | None:

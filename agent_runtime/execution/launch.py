@@ -76,8 +76,8 @@ class Launch:
             trace=spec.task.trace,
             task_variables={**(spec.task.env or {}), "PWD": str(cwd)},
         )
-        held, held_arguments = restrictions_for(cwd, CREDENTIALS.keys() & delivered.variables)
-        settings_file = invocation.write_settings(self._files.write, delivered.variables, child_environ, held)
+        restrictions, restricting_arguments = restrictions_for(cwd, CREDENTIALS.keys() & delivered.variables)
+        settings_file = invocation.write_settings(self._files.write, delivered.variables, child_environ, restrictions)
         mcp_file = None
         if spec.task.mcp_config is not None:
             mcp_file = self._files.write("mcp.json", msgspec.json.encode(spec.task.mcp_config))
@@ -90,7 +90,7 @@ class Launch:
                 spec.task, spec.session, settings_file=settings_file, mcp_file=mcp_file, agents_file=agents_file
             ),
             *(options.further(spec.task) if options is not None else ()),
-            *held_arguments,
+            *restricting_arguments,
             *(f"{CLI_FLAGS['add_dirs']}={path}" for path in added),
         )
         return Command(

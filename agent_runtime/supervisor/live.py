@@ -62,7 +62,7 @@ class LiveExecutions(dict[str, Execution]):
     @property
     def held_by(self) -> dict[int, int]:
         """How many running attempts hold each generation, by its number."""
-        return Counter(sorted(held.number for one in self.values() if (held := one.held) is not None))
+        return Counter(sorted(newest.number for one in self.values() if (newest := one.generation) is not None))
 
     def follow_secret(self) -> None:
         """Make all running attempts check whether the secret file's generation has reached their children."""

@@ -37,12 +37,12 @@ class Slots(msgspec.Struct, eq=False):
     Attributes:
         total: How many executions run at once.
         queue_limit: How many new executions may wait.
-        is_held: Returns whether new executions must stay in the queue for now.
+        new_must_wait: Returns whether new executions must stay in the queue for now.
     """
 
     total: int
     queue_limit: int
-    is_held: Callable[[], bool]
+    new_must_wait: Callable[[], bool]
     _queue: deque[Ticket] = msgspec.field(default_factory=deque)
     _ahead: deque[Ticket] = msgspec.field(default_factory=deque)
     _taken: set[Ticket] = msgspec.field(default_factory=set)
@@ -115,7 +115,7 @@ class Slots(msgspec.Struct, eq=False):
 
     @property
     def _open_queues(self) -> tuple[deque[Ticket], ...]:
-        return (self._ahead,) if self.is_held() else (self._ahead, self._queue)
+        return (self._ahead,) if self.new_must_wait() else (self._ahead, self._queue)
 
     def _next(self, *, can_run: bool = False) -> Ticket | None:
         for queue in self._open_queues:

@@ -93,7 +93,7 @@ class Supervisor:
         self._started_at = time.monotonic()  # a clock that is set must not change the uptime
         self._live, self._unkillable, background = LiveExecutions(), Unkillable(), BackgroundTasks()
         gate = self._gate = TokenGate(self.secret, TokenStatuses(self.ledger), events, probes=self.probe is not None)
-        self._slots = Slots(settings.slots, settings.queue, lambda: gate.holds_new_executions)
+        self._slots = Slots(settings.slots, settings.queue, lambda: gate.is_verifying)
         verifier = RefusalVerifier(gate.statuses, self.probe, events)
         self._token_upkeep = TokenUpkeep(
             settings,

@@ -82,8 +82,8 @@ class TokenGate:
         return self.statuses.longest_limit(generation, time.time()) if generation is not None else None
 
     @property
-    def holds_new_executions(self) -> bool:
-        """Whether new executions must wait, because it is being verified that the token in use is good."""
+    def is_verifying(self) -> bool:
+        """Whether it is being verified that the token in use is good: new executions wait for the result."""
         generation = self.current
         return generation is not None and self.statuses.is_suspect(generation)
 
@@ -94,8 +94,8 @@ class TokenGate:
             self.require()
         except AdmissionError as error:
             return f"token_{self.state}", str(error)
-        if self.holds_new_executions:
-            return "token_suspect", "it is being found out whether the token is good"
+        if self.is_verifying:
+            return "token_suspect", "the supervisor is verifying whether the token is good"
         return None
 
     def require(self, model: str | None = None) -> Generation:

@@ -132,7 +132,7 @@ class Bench:
         self.gate = TokenGate(self.secret, TokenStatuses(ledger), self.events, probes=probe != "off")
         asked: Any = None if probe == "off" else self.api
         verifier = RefusalVerifier(self.gate.statuses, asked, self.events)
-        self.slots = Slots(self.settings.slots, 16, lambda: self.gate.holds_new_executions)
+        self.slots = Slots(self.settings.slots, 16, lambda: self.gate.is_verifying)
         self.draining = False
         self.holds = Holds(lambda: self.draining)
         known = (self.settings, self.slots, SessionUse(), self.gate, verifier)

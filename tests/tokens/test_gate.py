@@ -197,16 +197,16 @@ def test_a_limit_has_known_end_once(at: Gate) -> None:
     assert at.told == ["token.limited"]
 
 
-def test_while_a_token_is_suspect_new_executions_are_held_but_not_turned_away(at: Gate) -> None:
+def test_while_a_token_is_suspect_new_executions_wait_and_are_not_turned_away(at: Gate) -> None:
     generation = at.write(A)
     at.statuses.mark_suspect(generation, "one", time.monotonic())
-    assert at.gate.holds_new_executions
+    assert at.gate.is_verifying
     assert at.gate.state == "suspect"
     assert usable(at, generation)
 
     at.write(B)
 
-    assert not at.gate.holds_new_executions, "doubt about an older one holds nobody"
+    assert not at.gate.is_verifying, "an older token that is suspect makes no execution wait"
 
 
 def test_a_newer_generation_counts_only_where_it_can_be_used(at: Gate) -> None:
