@@ -198,7 +198,7 @@ async def get_usage(context: ApiContext, request: Request) -> bodies.UsageReport
 
 async def list_running(context: ApiContext, request: Request) -> bodies.RunningExecutions:
     """List the executions that run, wait, or ended lately."""
-    state = context.supervisor.state
+    live = context.supervisor.live
     running = [
         bodies.RunningExecution(
             execution_id=execution.execution_id,
@@ -210,12 +210,12 @@ async def list_running(context: ApiContext, request: Request) -> bodies.RunningE
             title=execution.record.title,
             labels=execution.record.labels,
         )
-        for execution in state.executions.running
+        for execution in live.running
     ]
     return bodies.RunningExecutions(
         executions=running,
-        pending_ids=state.executions.pending_ids,
-        recently_completed_ids=state.recently_completed_ids,
+        pending_ids=live.pending_ids,
+        recently_completed_ids=context.supervisor.archive.recently_completed_ids,
     )
 
 
@@ -267,9 +267,9 @@ async def call_off_drain(context: ApiContext, request: Request) -> bodies.DrainS
 
 
 def _drain_state(context: ApiContext) -> bodies.DrainState:
-    state = context.supervisor.state
+    live = context.supervisor.live
     return bodies.DrainState(
-        draining=state.draining, unfinished=len(state.executions.running) + len(state.executions.pending_ids)
+        draining=context.supervisor.admission.draining, unfinished=len(live.running) + len(live.pending_ids)
     )
 
 
@@ -309,23 +309,23 @@ async def stream_events(context: ApiContext, request: Request) -> Response:
 
 async def get_token(context: ApiContext, request: Request) -> bodies.TokenReport:
     """Show the token's state; never the token."""
-    state = context.supervisor.state
-    limit, generation = state.limit, state.secret.generation
+    gate, secret = context.supervisor.gate, context.supervisor.secret.status
+    limit, generation = gate.limit, secret.generation
     return bodies.TokenReport(
-        state=state.token,
-        source=state.secret.source,
+        state=gate.state,
+        source=secret.source,
         generation=generation.number if generation else None,
         fingerprint=generation.token.fingerprint if generation else None,
         kind=generation.token.kind if generation else None,
         loaded_at=instant(generation.loaded_at) if generation else None,
         expires_at=instant(generation.expires_at) if generation else None,
         subscription=generation.subscription if generation else None,
-        error=state.secret.error,
-        last_refused_generation=state.last_refused_generation,
+        error=secret.error,
+        last_refused_generation=gate.statuses.last_refused_generation,
         limited_until=instant(limit.until) if limit is not None and limit.has_known_end else None,
         limit_type=limit.type if limit is not None else None,
         limit_model=limit.model if limit is not None else None,
-        held_by={str(number): count for number, count in state.executions.held_by.items()},
+        held_by={str(number): count for number, count in context.supervisor.live.held_by.items()},
     )
 
 
@@ -337,11 +337,14 @@ async def reload_token(context: ApiContext, request: Request) -> bodies.Reloaded
     """
     read = functools.partial(token_in, strict=context.settings.strict, redact=context.redact)
     reloaded = await context.supervisor.reload_token(await context.bodies.read(request, read))
-    state = context.supervisor.state
-    secret = state.secret
+    secret = context.supervisor.secret.status
     number = secret.generation.number if secret.generation else None
     return bodies.Reloaded(
-        status="success", reloaded=reloaded, generation=number, state=state.token, error=secret.error
+        status="success",
+        reloaded=reloaded,
+        generation=number,
+        state=context.supervisor.gate.state,
+        error=secret.error,
     )
 
 
@@ -364,13 +367,12 @@ async def is_ready(context: ApiContext, request: Request) -> Response:
 async def get_health(context: ApiContext, request: Request) -> bodies.Health | bodies.HealthInBrief:
     """Show the state of the whole supervisor; without the access key only whether all is well."""
     allowed = context.access.allows(request)
-    state = context.supervisor.state
-    reasons = reasons_of(state, context.access)
+    reasons = reasons_of(context.supervisor, context.access)
     if not allowed:
         return bodies.HealthInBrief(status="degraded" if reasons else "ok")
     if not context.access.required:
         refuse_pages(request)
-    return await report(state, reasons, context.connections, context.streams)
+    return await report(context.supervisor, reasons, context.connections, context.streams)
 
 
 async def get_api_health(context: ApiContext, request: Request) -> bodies.Health | bodies.HealthInBrief:

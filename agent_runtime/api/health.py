@@ -11,59 +11,61 @@ from agent_runtime.api.schema import bodies
 from agent_runtime.api.streams import OpenStreams
 from agent_runtime.model.records import instant
 from agent_runtime.model.task import Task
-from agent_runtime.supervisor.live import SupervisorState
+from agent_runtime.supervisor.supervisor import Supervisor
 from agent_runtime.web.access import AccessKey
 from agent_runtime.web.uvicorn_protocol import OpenConnections
 
 
-def reasons_of(state: SupervisorState, access: AccessKey) -> list[str]:
+def reasons_of(supervisor: Supervisor, access: AccessKey) -> list[str]:
     """Return the reasons for the status ``degraded``, a sentence each; empty: the status is ``ok``."""
+    unready, records, deliveries = supervisor.unready(), supervisor.archive.records, supervisor.deliveries
     found = {
-        state.unready and state.unready.detail: state.unready is not None,
-        f"records cannot be written: {state.disk.error}": state.disk.error is not None,
-        f"no token can be delivered: {state.deliveries.state['reason']}": state.deliveries.cannot_deliver,
+        unready and unready.detail: unready is not None,
+        f"records cannot be written: {records.trouble}": records.trouble is not None,
+        f"no token can be delivered: {deliveries.state['reason']}": deliveries.cannot_deliver,
         f"the access key file {access.error}": access.error is not None,
     }
     return [reason for reason, is_so in found.items() if is_so and reason]
 
 
 async def report(
-    state: SupervisorState, reasons: list[str], connections: OpenConnections, streams: OpenStreams
+    supervisor: Supervisor, reasons: list[str], connections: OpenConnections, streams: OpenStreams
 ) -> bodies.Health:
     """Build the body of ``GET /health``."""
-    generation, confinement = state.secret.generation, state.containment.confinement
+    secret, slots, executions = supervisor.secret.status, supervisor.slots, supervisor.live
+    generation, confinement = secret.generation, supervisor.containment.confinement
     return bodies.Health(
         status="degraded" if reasons else "ok",
         reasons=reasons,
         hostname=socket.gethostname(),
         version=__version__,
-        unready=state.unready,
+        unready=supervisor.unready(),
         token=bodies.HealthToken(
-            state=state.token,
+            state=supervisor.gate.state,
             generation=generation.number if generation else None,
-            error=state.secret.error,
+            error=secret.error,
         ),
-        slots=bodies.HealthSlots(total=state.slots.total, busy=state.slots.busy, unkillable=state.unkillable),
-        queue=bodies.HealthQueue(limit=state.slots.queue_limit, length=state.slots.queue_length),
+        slots=bodies.HealthSlots(total=slots.total, busy=slots.busy, unkillable=supervisor.unkillable.slots),
+        queue=bodies.HealthQueue(limit=slots.queue_limit, length=slots.queue_length),
         task_fields=list(Task.__struct_fields__),
-        active_tasks=len(state.executions.running),
-        usage=state.executions.usage,
-        last_task_at=instant(state.last_task_at),
-        consecutive_failures=state.consecutive_failures,
-        draining=state.draining,
+        active_tasks=len(executions.running),
+        usage=executions.usage,
+        last_task_at=instant(supervisor.admission.last_task_at),
+        consecutive_failures=supervisor.admission.consecutive_failures,
+        draining=supervisor.admission.draining,
         connections=bodies.HealthPlaces(open=len(connections), limit=connections.limit),
         streams=bodies.HealthPlaces(open=streams.count, limit=streams.limit),
-        delivery=bodies.HealthDelivery(**state.deliveries.state),
-        containment=bodies.HealthContainment(**state.containment.state),
+        delivery=bodies.HealthDelivery(**supervisor.deliveries.state),
+        containment=bodies.HealthContainment(**supervisor.containment.state),
         confinement=bodies.HealthConfinement(
             mode=confinement.mode.value,
             setting=confinement.asked,
             reached=confinement.reached,
             lacking=confinement.lacking,
         ),
-        disk=state.disk,
+        disk=supervisor.disk,
         loop_lag_seconds=round(await _loop_lag(), 6),
-        uptime_seconds=round(state.uptime_seconds, 3),
+        uptime_seconds=round(supervisor.uptime_seconds, 3),
     )
 
 

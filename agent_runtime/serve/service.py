@@ -42,9 +42,8 @@ from agent_runtime.store.records import RecordStore
 from agent_runtime.store.tasks import TaskStore
 from agent_runtime.store.transcripts import TranscriptStore
 from agent_runtime.store.workspaces import Workspaces
-from agent_runtime.supervisor.admission import resume_interrupted
+from agent_runtime.supervisor.admission import BackgroundTasks, resume_interrupted
 from agent_runtime.supervisor.archive import Archive
-from agent_runtime.supervisor.live import BackgroundTasks
 from agent_runtime.supervisor.supervisor import Supervisor
 from agent_runtime.telemetry.counters import Counts
 from agent_runtime.telemetry.events import EventLog

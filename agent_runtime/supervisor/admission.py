@@ -1,4 +1,4 @@
-"""Admit executions, have them run, and end all of them in a drain."""
+"""Admit executions, have them run, know those that have not ended, and end all of them in a drain."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import functools
 import logging
 import time
 import uuid
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any
 
 import msgspec
 
@@ -27,14 +30,13 @@ from agent_runtime.errors import (
 from agent_runtime.evidence.verdict import Verdict
 from agent_runtime.execution.execution import Execution, ExecutionContext
 from agent_runtime.execution.record_writer import RecordWriter
-from agent_runtime.model.records import Answer
+from agent_runtime.model.records import Answer, Usage
 from agent_runtime.model.state import Outcome, Phase, StopReason
 from agent_runtime.model.task import Task
 from agent_runtime.notifier import Notifier
 from agent_runtime.store.tasks import NewTask
 from agent_runtime.supervisor.answers import StoredResult, answer_to
 from agent_runtime.supervisor.archive import OTHER_BODY, Archive
-from agent_runtime.supervisor.live import BackgroundTasks, LiveExecutions
 from agent_runtime.supervisor.runner import ExecutionRunner, RunAttempt, RunnerContext
 from agent_runtime.supervisor.sessions import SessionPlan
 from agent_runtime.telemetry.logs import log_fields
@@ -47,6 +49,53 @@ SHORT_BYTES = 64 * 1024
 """The answer of a longer transcript is built and stored in a thread, because that would hold up the event loop."""
 RESUME_SECONDS = 1.0
 """How long after a failed submission a task that an earlier supervisor left is submitted again."""
+
+
+class BackgroundTasks:
+    """Tasks of the event loop that are held until they end; their exceptions are logged."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run *work* as a task; *name* is the id of its execution, or says in a word what it is."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("a fault of the supervisor", exc_info=error, extra={"execution_id": task.get_name()})
+
+
+class LiveExecutions(dict[str, Execution]):
+    """The executions that have not ended, by their ids."""
+
+    @property
+    def running(self) -> list[Execution]:
+        """The executions that have a slot."""
+        return [one for one in self.values() if one.phase in (Phase.RUNNING, Phase.STOPPING)]
+
+    @property
+    def pending_ids(self) -> list[str]:
+        """Ids of the executions that wait for a slot or for a newer token."""
+        return [one.execution_id for one in self.values() if one.phase in (Phase.QUEUED, Phase.PARKED)]
+
+    @property
+    def usage(self) -> Usage:
+        """What all running executions together take of the machine."""
+        return functools.reduce(Usage.plus, (one.usage for one in self.running), Usage())
+
+    @property
+    def held_by(self) -> dict[int, int]:
+        """How many running attempts hold each generation, by its number."""
+        return Counter(sorted(newest.number for one in self.values() if (newest := one.generation) is not None))
+
+    def follow_secret(self) -> None:
+        """Make all running attempts check whether the secret file's generation has reached their children."""
+        for one in self.values():
+            one.follow_secret()
 
 
 class Admission(msgspec.Struct, eq=False):

@@ -41,11 +41,10 @@ from agent_runtime.secret.writer import put_if_different
 from agent_runtime.settings import Settings
 from agent_runtime.store.tasks import NewTask
 from agent_runtime.store.usage import UsedBy, usage_since
-from agent_runtime.supervisor.admission import Admission
+from agent_runtime.supervisor.admission import Admission, BackgroundTasks, LiveExecutions
 from agent_runtime.supervisor.answers import StoredResult, View
 from agent_runtime.supervisor.archive import Archive
 from agent_runtime.supervisor.holds import Holds
-from agent_runtime.supervisor.live import BackgroundTasks, LiveExecutions, SupervisorState
 from agent_runtime.supervisor.runner import RunnerContext
 from agent_runtime.supervisor.sessions import SessionUse
 from agent_runtime.supervisor.slots import Slots
@@ -69,6 +68,10 @@ class Supervisor:
     All methods run on the event loop's thread.
 
     Attributes:
+        gate: Decides which token may be used now.
+        slots: The slots and their queue.
+        live: The executions that have not ended.
+        unkillable: The slots that are taken by processes that could not be ended.
         admission: Admits executions, and ends them.
     """
 
@@ -91,9 +94,9 @@ class Supervisor:
     def __post_init__(self) -> None:
         settings, events, archive, counts = self.settings, self.events, self.archive, self.counts
         self._started_at = time.monotonic()  # a clock that is set must not change the uptime
-        self._live, self._unkillable, background = LiveExecutions(), Unkillable(), BackgroundTasks()
-        gate = self._gate = TokenGate(self.secret, TokenStatuses(self.ledger), events, probes=self.probe is not None)
-        self._slots = Slots(settings.slots, settings.queue, lambda: gate.is_verifying)
+        self.live, self.unkillable, background = LiveExecutions(), Unkillable(), BackgroundTasks()
+        gate = self.gate = TokenGate(self.secret, TokenStatuses(self.ledger), events, probes=self.probe is not None)
+        self.slots = Slots(settings.slots, settings.queue, lambda: gate.is_verifying)
         verifier = RefusalVerifier(gate.statuses, self.probe, events)
         self._token_upkeep = TokenUpkeep(
             settings,
@@ -101,8 +104,8 @@ class Supervisor:
             verifier,
             counts,
             events,
-            grant_slots=self._slots.grant,
-            follow_secret=self._live.follow_secret,
+            grant_slots=self.slots.grant,
+            follow_secret=self.live.follow_secret,
             spawn=background.spawn,
         )
         attempts = AttemptContext(
@@ -114,7 +117,7 @@ class Supervisor:
             workspaces=archive.workspaces,
             run_dir=self.run_dir,
             containment=self.containment,
-            unkillable=self._unkillable,
+            unkillable=self.unkillable,
             require_for_spawn=gate.require_for_spawn,
             mark_suspect=gate.mark_suspect,
             is_known_by_others=gate.statuses.is_known_by_others,
@@ -123,9 +126,9 @@ class Supervisor:
         holds = Holds(lambda: self.admission.draining)
         self.admission = Admission(
             archive,
-            self._live,
+            self.live,
             background,
-            RunnerContext(settings, self._slots, SessionUse(), gate, verifier, holds.begin),
+            RunnerContext(settings, self.slots, SessionUse(), gate, verifier, holds.begin),
             ExecutionContext(
                 counts, self.cli, events, archive.transcripts, self._token_upkeep.record_accepted, archive.save
             ),
@@ -174,12 +177,12 @@ class Supervisor:
         Raises:
             NotWritable: The token cannot be written.
         """
-        before = self._gate.current  # the thread that watches the file may be the first to see what is written below
+        before = self.gate.current  # the thread that watches the file may be the first to see what is written below
         if token is not None:
             self.redactor.add(token)
             await asyncio.to_thread(put_if_different, self.secret.path, token)
         await self._token_upkeep.reload()
-        now = self._gate.current
+        now = self.gate.current
         return (before and before.number) != (now and now.number)
 
     # -- reading
@@ -188,7 +191,7 @@ class Supervisor:
         """Return why a task sent now would be turned away; None where it would not."""
         if self.admission.draining:
             return NotReady("draining", "draining: no new executions here")
-        if not ignores_token and (unusable := self._gate.unready) is not None:
+        if not ignores_token and (unusable := self.gate.unready) is not None:
             return NotReady(*unusable)
         try:
             self.cli.require()
@@ -197,34 +200,21 @@ class Supervisor:
         return None
 
     @property
-    def state(self) -> SupervisorState:
-        """The state of everything, at this moment."""
-        gate, archive = self._gate, self.archive
-        records, disk = archive.records, archive.transcripts.free_bytes()
-        return SupervisorState(
-            unready=self.unready(),
-            token=gate.state,
-            secret=self.secret.status,
-            limit=gate.limit,
-            last_refused_generation=gate.statuses.last_refused_generation,
-            slots=self._slots,
-            unkillable=self._unkillable.slots,
-            executions=self._live,
-            recently_completed_ids=archive.recently_completed_ids,
-            last_task_at=self.admission.last_task_at,
-            consecutive_failures=self.admission.consecutive_failures,
-            draining=self.admission.draining,
-            deliveries=self.deliveries,
-            containment=self.containment,
-            disk=DiskState(
-                free_bytes=None if disk is None else disk[0],
-                error=records.trouble,
-                damage=list(records.damage),
-                set_aside=records.set_aside,
-                transcripts_without_record=len(archive.orphaned_transcripts),
-            ),
-            uptime_seconds=time.monotonic() - self._started_at,
+    def disk(self) -> DiskState:
+        """The state of the disk that holds records and transcripts, now."""
+        records, disk = self.archive.records, self.archive.transcripts.free_bytes()
+        return DiskState(
+            free_bytes=None if disk is None else disk[0],
+            error=records.trouble,
+            damage=list(records.damage),
+            set_aside=records.set_aside,
+            transcripts_without_record=len(self.archive.orphaned_transcripts),
         )
+
+    @property
+    def uptime_seconds(self) -> float:
+        """How long the supervisor has been running."""
+        return time.monotonic() - self._started_at
 
     def record(self, execution_id: str) -> ExecutionRecord:
         """
@@ -233,7 +223,7 @@ class Supervisor:
         Raises:
             NotFound: Nothing is known under this id.
         """
-        live = self._live.get(execution_id)
+        live = self.live.get(execution_id)
         return live.record if live is not None else self.archive.record(execution_id)
 
     def records(
@@ -253,7 +243,7 @@ class Supervisor:
         Raises:
             NotFound: Nothing is known under this id.
         """
-        if (live := self._live.get(execution_id)) is not None:
+        if (live := self.live.get(execution_id)) is not None:
             return View(live.record, live.reader, live.changed, live.live_texts)
         return View(self.archive.record(execution_id), self.archive.transcripts.reader(execution_id), Notifier())
 
@@ -264,7 +254,7 @@ class Supervisor:
         Raises:
             NotFound: Nothing is known under this id, or its answer is not stored.
         """
-        if execution_id in self._live:
+        if execution_id in self.live:
             return None
         stored = self.archive.stored_result(self.archive.record(execution_id))
         if stored is None:
@@ -280,7 +270,7 @@ class Supervisor:
         Raises:
             NotFound: Nothing is known under this id.
         """
-        if (execution := self._live.get(execution_id)) is None:
+        if (execution := self.live.get(execution_id)) is None:
             return "already_finished", self.record(execution_id)
         execution.request_stop(StopReason.CANCELLED)
         await execution.finished()
@@ -298,33 +288,33 @@ class Supervisor:
         """
         archive, workspaces = self.archive, self.archive.workspaces
         while True:
-            await asyncio.to_thread(archive.prune, frozenset(self._live))
+            await asyncio.to_thread(archive.prune, frozenset(self.live))
             for _ in range(PRUNE_SECONDS):
                 await second.wait()
                 self._token_upkeep.each_second()
                 await self._measure()
                 if linux.has_dead_children():
                     await asyncio.to_thread(self.containment.reap_orphans)
-                if self._unkillable.slots:
-                    await asyncio.to_thread(self._unkillable.try_again)
+                if self.unkillable.slots:
+                    await asyncio.to_thread(self.unkillable.try_again)
                 if workspaces.has_retired:
                     await asyncio.to_thread(workspaces.delete_some)
                 is_full = archive.awaits_upkeep and await asyncio.to_thread(archive.retry_writes)
-                for damage in archive.collect_damage(self._live.keys()):
+                for damage in archive.collect_damage(self.live.keys()):
                     self.events.publish("storage.damaged", detail=damage)
                 if is_full:
                     break
 
     async def _measure(self) -> None:
         """Save the running executions' usage of the models, and measure what their processes take of the machine."""
-        for one in self._live.running:
+        for one in self.live.running:
             one.save_usage()
-        shims = {one.execution_id: one.shim_pid for one in self._live.running if one.shim_pid is not None}
+        shims = {one.execution_id: one.shim_pid for one in self.live.running if one.shim_pid is not None}
         if not shims:
             return
         from agent_runtime.process.usage import sample  # psutil makes the start 6 ms longer, for nothing yet
 
         for execution_id, usage in (await asyncio.to_thread(sample, shims)).items():
-            execution = self._live.get(execution_id)
+            execution = self.live.get(execution_id)
             if execution is not None and execution.shim_pid == shims[execution_id]:
                 execution.record_measurement(usage)
