@@ -51,8 +51,7 @@ ROUTES: tuple[Operation, ...] = (
         "/api/task",
         handlers.post_task,
         "executions",
-        Success,
-        {202: bodies.Accepted},
+        {200: Success, 202: bodies.Accepted},
         errors=(*EXECUTION_ERRORS, ErrorClass.DRAINING, ErrorClass.CONFLICT, ErrorClass.STORAGE),
         parameters=("Prefer", "traceparent", "tracestate"),
         body=Task,
@@ -62,7 +61,7 @@ ROUTES: tuple[Operation, ...] = (
         "/api/executions",
         handlers.list_executions,
         "executions",
-        bodies.ExecutionPage,
+        {200: bodies.ExecutionPage},
         errors=(ErrorClass.STORAGE,),
         parameters=("state", "outcome", "label.NAME", "limit", "cursor"),
     ),
@@ -71,22 +70,18 @@ ROUTES: tuple[Operation, ...] = (
         "/api/usage",
         handlers.get_usage,
         "executions",
-        bodies.UsageReport,
         errors=(ErrorClass.STORAGE,),
         parameters=("since", "by"),
     ),
-    Operation("GET", "/api/executions/running", handlers.list_running, "executions", bodies.RunningExecutions),
-    Operation("GET", "/api/executions/{id}", handlers.get_execution, "executions", ExecutionRecord),
-    Operation(
-        "GET", "/api/executions/{id}/status", handlers.get_execution_status, "executions", bodies.ExecutionStatus
-    ),
+    Operation("GET", "/api/executions/running", handlers.list_running, "executions"),
+    Operation("GET", "/api/executions/{id}", handlers.get_execution, "executions", {200: ExecutionRecord}),
+    Operation("GET", "/api/executions/{id}/status", handlers.get_execution_status, "executions"),
     Operation(
         "GET",
         "/api/executions/{id}/result",
         handlers.get_execution_result,
         "executions",
-        KeptResult,
-        {202: bodies.Accepted},
+        {200: KeptResult, 202: bodies.Accepted},
     ),
     Operation(
         "GET",
@@ -95,14 +90,14 @@ ROUTES: tuple[Operation, ...] = (
         "executions",
         events={
             "state": bodies.StreamState,
-            "message": None,
+            "message": dict,
             "partial": LiveText,
             "gap": bodies.StreamGap,
             "end": bodies.StreamEnd,
         },
         parameters=("Last-Event-ID", "last_event_id", "partial"),
     ),
-    Operation("POST", "/api/executions/{id}/terminate", handlers.terminate_execution, "executions", bodies.Termination),
+    Operation("POST", "/api/executions/{id}/terminate", handlers.terminate_execution, "executions"),
     Operation(
         "GET",
         "/api/events",
@@ -111,41 +106,36 @@ ROUTES: tuple[Operation, ...] = (
         events={"*": Event, "gap": bodies.StreamGap, "end": bodies.EventsEnd},
         parameters=("Last-Event-ID", "last_event_id"),
     ),
-    Operation("GET", "/api/token", handlers.get_token, "token", bodies.TokenReport),
+    Operation("GET", "/api/token", handlers.get_token, "token"),
     Operation(
         "POST",
         "/api/credentials/reload-token",
         handlers.reload_token,
         "token",
-        bodies.Reloaded,
         errors=(ErrorClass.NOT_WRITABLE,),
-        body=bodies.NewToken,
-        body_required=False,
+        body=bodies.NewToken | None,
     ),
-    Operation("POST", "/api/drain", handlers.start_drain, "supervisor", bodies.DrainState),
-    Operation("DELETE", "/api/drain", handlers.call_off_drain, "supervisor", bodies.DrainState),
-    Operation("GET", "/livez", handlers.is_alive, "supervisor", bodies.Alive, open=True),
+    Operation("POST", "/api/drain", handlers.start_drain, "supervisor"),
+    Operation("DELETE", "/api/drain", handlers.call_off_drain, "supervisor"),
+    Operation("GET", "/livez", handlers.is_alive, "supervisor", open=True),
     Operation(
         "GET",
         "/readyz",
         handlers.is_ready,
         "supervisor",
-        bodies.Ready,
-        {503: bodies.Unready},
+        {200: bodies.Ready, 503: bodies.Unready},
         parameters=("ignore",),
         open=True,
     ),
-    Operation("GET", "/health", handlers.get_health, "supervisor", bodies.Health | bodies.HealthInBrief, open=True),
-    Operation(
-        "GET", "/api/health", handlers.get_api_health, "supervisor", bodies.Health | bodies.HealthInBrief, open=True
-    ),
+    Operation("GET", "/health", handlers.get_health, "supervisor", open=True),
+    Operation("GET", "/api/health", handlers.get_api_health, "supervisor", open=True),
     Operation(
         "GET", "/metrics", handlers.get_metrics, "supervisor", text=("text/plain", "application/openmetrics-text")
     ),
     Operation(
         "GET", "/", handlers.get_page, "supervisor", text=("text/html",), errors=(ErrorClass.NOT_FOUND,), open=True
     ),
-    Operation("GET", "/openapi.json", get_openapi, "supervisor", dict),
+    Operation("GET", "/openapi.json", get_openapi, "supervisor", {200: dict}),
 )
 
 OPEN_PATHS = frozenset(route.path for route in ROUTES if route.open)

@@ -13,7 +13,7 @@ import msgspec
 
 from agent_runtime.model.trace_context import TraceContext, trace_context
 
-IMAGE_TYPES = ("image/gif", "image/jpeg", "image/png", "image/webp")
+ImageType = Literal["image/gif", "image/jpeg", "image/png", "image/webp"]
 """Source: https://docs.claude.com/en/docs/build-with-claude/vision, read 2026-11."""
 
 ExecutionId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._:-]{0,127}$(?!\n)")]
@@ -53,7 +53,7 @@ class Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         data: Base64, without a ``data:`` prefix.
     """
 
-    media_type: str
+    media_type: ImageType
     data: str
 
 

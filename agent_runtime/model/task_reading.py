@@ -15,10 +15,10 @@ import msgspec
 from agent_runtime.errors import InvalidRequest, is_reserved
 from agent_runtime.model import mcp_config
 from agent_runtime.model.task import (
-    IMAGE_TYPES,
     LABEL_VALUE_LENGTH,
     TITLE_LENGTH,
     Effort,
+    ImageType,
     PermissionMode,
     SettingSource,
     Task,
@@ -64,6 +64,7 @@ _IN_WORDS = {
     "allowed_tools": "must hold no control characters",
     "disallowed_tools": "must hold no control characters",
     "title": "must hold more than blanks, and no control characters",
+    "images": f"media_type must be one of {', '.join(get_args(ImageType))}",
     "labels": "names must be 1 to 63 of a-z, 0-9, _ . and -",
 }
 """The patterns and choices in words, for error texts."""
@@ -183,8 +184,6 @@ def _check(task: Task) -> None:
     if task.mcp_config is not None and (reason := mcp_config.refused_by_all(task.mcp_config)) is not None:
         raise InvalidRequest(f"mcp_config: {reason}")
     for image in task.images or ():
-        if image.media_type not in IMAGE_TYPES:
-            raise InvalidRequest(f"images: media_type must be one of {', '.join(IMAGE_TYPES)}")
         try:
             base64.b64decode(image.data, validate=True)
         except (binascii.Error, ValueError):

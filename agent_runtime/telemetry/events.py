@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -65,7 +65,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: int
-    type: str
+    type: Annotated[str, msgspec.Meta(extra_json_schema={"enum": sorted(TYPES)})]
     time: Instant
     data: dict[str, Value]
 

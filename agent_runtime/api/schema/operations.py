@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import msgspec
+from starlette.responses import Response
 
+from agent_runtime.errors import ErrorClass
 from agent_runtime.model.records import EPOCH_SECONDS_PATTERN
 from agent_runtime.model.task import LABEL_VALUE_LENGTH, LABELS
 from agent_runtime.store.records import CURSOR_PATTERN
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from agent_runtime.errors import ErrorClass
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -23,28 +21,27 @@ class Operation(msgspec.Struct, frozen=True):
     One route.
 
     Attributes:
-        handler: Its name becomes the ``operationId``, its docstring the summary and the description.
-        answer: Type of the JSON body of a 200; a union: one of several; None: the body is not JSON.
-        also: Types of the JSON bodies of further statuses.
+        handler: Its name becomes the ``operationId``, its docstring the summary and the description, and its return
+            type the type of a 200.
+        bodies: Where the handler returns a ``Response``: the types of its JSON bodies by status.
         open: The route needs no access key.
-        events: Of a stream: type of ``data`` by the event's name; None: any JSON object.
+        events: Of a stream: type of ``data`` by the event's name; ``dict``: any JSON object.
         text: Media types of a 200 that is neither JSON nor a stream.
         errors: The route's own errors, beside those of all routes, of routes with access key, and about an execution.
         parameters: Names of parameters in ``document.toml``, beside the execution's id.
+        body: Type of the request's body; a union with None: the body may be left out.
     """
 
     method: str
     path: str
     handler: Callable[..., Awaitable[Any]]
     tag: str
-    answer: Any = None
-    also: dict[int, type] = {}
-    events: dict[str, type | None] = {}
+    bodies: dict[int, type] = {}
+    events: dict[str, type] = {}
     text: tuple[str, ...] = ()
     errors: tuple[ErrorClass, ...] = ()
     parameters: tuple[str, ...] = ()
-    body: type | None = None
-    body_required: bool = True
+    body: Any = None
     open: bool = False
 
     @property
@@ -54,15 +51,10 @@ class Operation(msgspec.Struct, frozen=True):
         return first + "".join(map(str.capitalize, others))
 
     @property
-    def is_about_one(self) -> bool:
-        """Whether the path names an execution."""
-        return "{id}" in self.path
-
-    @property
     def answers(self) -> dict[int, tuple[type, ...]]:
         """The types of the JSON body by status; several types are alternatives."""
-        found = {} if self.answer is None else {200: get_args(self.answer) or (self.answer,)}
-        return found | {status: (kind,) for status, kind in self.also.items()}
+        found = self.bodies or {200: get_type_hints(self.handler)["return"]}
+        return {status: get_args(kind) or (kind,) for status, kind in found.items() if kind is not Response}
 
 
 @functools.cache
