@@ -24,7 +24,7 @@ PREFIX = "AGENT_RUNTIME_"
 MEBIBYTE = 1024 * 1024
 
 FEWEST_PLACES = 16
-"""Connections for which there is room, else executions would fail to start."""
+"""The limit on open files must leave room for so many connections; else the supervisor does not start."""
 PLACES_BEYOND = 64
 """Connections accepted beyond the limit: probes are answered, all others get 409 ``busy``."""
 _FILES_KEPT = 96
@@ -188,12 +188,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         _some_seconds, "how long a request's header may take to arrive; its body gets 1 s more for each 16 KiB", "20"
     )
     peer_timeout: float = _setting(
-        _some_seconds, "a caller that is gone without a word, or takes nothing, is let go after this", "60"
+        _some_seconds, "a connection is closed when its caller has vanished, or has read nothing, for this long", "60"
     )
     body_limit: int = _setting(_integer(4096, 1024 * MEBIBYTE), "longest request body, in bytes", str(16 * MEBIBYTE))
     response_buffer_bytes: int = _setting(
         _integer(MEBIBYTE, 1 << 40),
-        "what may be buffered for readers of answers and streams together, in bytes",
+        "how much may be buffered for the readers of all answers and streams together, in bytes",
         str(64 * MEBIBYTE),
     )
     token_file: Path = _setting(_path, "the secret file; mount its directory", "/run/secrets/claude/token")
@@ -241,12 +241,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         default_in_words="/var/lib/agent-runtime, else the user's state directory",
     )
     slots: int = _setting(_integer(1, 1024), "how many executions run at once", "4")
-    queue: int = _setting(_integer(0, 100_000), "how many may wait for a slot", "16")
+    queue: int = _setting(_integer(0, 100_000), "how many executions may wait for a slot", "16")
     timeout: float = _setting(_some_seconds, "from admission to the answer: queued, running and parked", "900")
     init_timeout: float = _setting(_seconds, "from spawn to the CLI's init frame; 0 turns it off", "60")
     first_message_timeout: float = _setting(_seconds, "from init to the model's first sign; 0 turns it off", "300")
-    idle_timeout: float = _setting(_seconds, "without a sign of life, no tool open; 0 turns it off", "600")
-    tool_timeout: float = _setting(_seconds, "without a sign of life, a tool open; 0 turns it off", "1800")
+    idle_timeout: float = _setting(_seconds, "longest silence while no tool call is open; 0 turns it off", "600")
+    tool_timeout: float = _setting(_seconds, "longest silence while a tool call is open; 0 turns it off", "1800")
     background_timeout: float = _setting(
         _seconds, "how long work in the background may go on after a result; 0 turns it off", "600"
     )
@@ -254,17 +254,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout: float = _setting(_seconds, "how long running executions may finish at shutdown", "25")
     park: float | None = _setting(
         _seconds_or_auto,
-        "how long an execution may wait for a newer token; auto: the first answers, the others wait 60 s",
+        "how long an execution may wait for a newer token; auto: the first is answered, the others wait 60 s",
         "auto",
     )
     wait_for_reset: float = _setting(
         _seconds, "how long an execution may wait for the known end of a usage limit that it met", "0"
     )
-    max_resumes: int = _setting(_integer(0, 100), "how often one may be resumed without a newer token", "3")
+    max_resumes: int = _setting(_integer(0, 100), "how often an execution may be resumed without a newer token", "3")
     events_url: str | None = _setting(_url, "where events are posted, signed with the access key")
     containment: str = _setting(
         _one_of("auto", "cgroup", "scan"),
-        "how all that an attempt starts is ended: cgroup, scan or auto, the first of these there is",
+        "how the processes of an attempt are ended: cgroup, scan, or auto (the first that works here)",
         "auto",
     )
     child_user: str | None = _setting(_text, "run children as this user")
@@ -288,7 +288,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     retain_bytes: int = _setting(
         _integer(1, 1 << 50), "how much finished executions may take on disk, in bytes", str(2048 * MEBIBYTE)
     )
-    resume_interrupted: bool = _setting(_boolean, "go on at start with executions that were interrupted", "false")
+    resume_interrupted: bool = _setting(_boolean, "at start, resume the executions that were interrupted", "false")
     keep_partial: bool = _setting(_boolean, "keep partial messages in the transcript", "false")
     strict: bool = _setting(
         _boolean,

@@ -65,12 +65,12 @@ def put(
     content, text = parse(data), text_of(data)
     if isinstance(content, Unusable):
         if not (force and text):
-            raise SecretUnreadable(f"what was given {content.reason}; give one token on a line, or JSON that holds it")
-        warnings = [f"what was given {content.reason}: supervisors keep the token that they have"]
+            raise SecretUnreadable(f"the input {content.reason}; give one token on a line, or JSON that holds it")
+        warnings = [f"the input {content.reason}: supervisors keep the token that they have"]
     elif strict and not force and not content.token.secret.startswith((OAUTH_PREFIX, API_KEY_PREFIX)):
         # The prefixes are written so that redaction does not take them for tokens.
         raise SecretUnreadable(
-            "what was given does not begin as a token of Anthropic does (sk-ant, then -oat or -api); "
+            "the input does not begin as a token of Anthropic does (sk-ant, then -oat or -api); "
             "force (--force) writes it"
         )
     else:
@@ -81,7 +81,7 @@ def put(
     # The newline makes a bare token complete by itself: readers take it at once.
     raw = text.encode() + b"\n"
     if len(raw) > LIMIT_BYTES:
-        raise SecretUnreadable("what was given is longer than 64 KiB; give one token on a line, or JSON that holds it")
+        raise SecretUnreadable("the input is longer than 64 KiB; give one token on a line, or JSON that holds it")
     try:
         target = path.resolve(strict=False)
         source = source_of(target)
@@ -219,8 +219,8 @@ def _give_access(
     if old.st_uid != new.st_uid and not _chown(descriptor, owner=old.st_uid):
         if old.st_uid != 0 and not mode & (stat.S_IRGRP | stat.S_IROTH):
             raise NotWritable(
-                f"the secret file would lose its owner {old.st_uid}, whom alone its mode lets read; write it as root "
-                "or as that user, or name a group and a mode that lets it read"
+                f"the secret file would lose its owner {old.st_uid}, which alone may read it; write it as root or as "
+                "that user, or name a group and a mode that lets the group read"
             )
         warnings.append("the file's owner could not be kept: see that its reader may still read it")
     os.fchmod(descriptor, mode)

@@ -317,7 +317,7 @@ def test_k5_what_stands_around_a_token_is_not_written_with_it(mount: SecretMount
 @pytest.mark.parametrize("data", ["sk-ant-ort01-" + "a" * 90, "${CLAUDE_TOKEN}", "your-token-here", "too-short"])
 def test_k5_what_is_no_token_is_not_written_over_a_good_one(mount: SecretMount, data: str) -> None:
     mount.publish(f"{token(0)}\n")
-    with pytest.raises(SecretUnreadable, match="what was given holds ") as refusal:
+    with pytest.raises(SecretUnreadable, match="the input holds ") as refusal:
         put(mount.path, data.encode())
     assert data not in str(refusal.value)
     assert mount.path.read_text() == f"{token(0)}\n"
