@@ -1,5 +1,5 @@
 """
-Read and write small files as a whole, safely whatever else has their names.
+Read and write small files as a whole, safely whatever else has their names; list what is mounted.
 
 A supervisor that runs as root writes into directories where a child of another user could plant links. Therefore the
 directory is opened first, the file is created in it under a new name, and its owner is changed last, by descriptor.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import secrets
 import stat
@@ -17,12 +18,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+import msgspec
+
 Owner: TypeAlias = tuple[int, int] | None
 """Ids of a file's user and group; None: those of this process."""
 
 MODE = 0o600
 UNFINISHED = ".new"
 """Suffix of a file's name until it is complete; if the process is killed, it stays until :func:`remove_unfinished`."""
+
+_ESCAPES = ((r"\040", " "), (r"\011", "\t"), (r"\012", "\n"), (r"\134", "\\"))
 
 
 def read_file(path: Path, *, limit_bytes: int | None = None, follow: bool = True) -> bytes:
@@ -129,6 +134,51 @@ def remove_unfinished(directory: Path, *, older_than_seconds: float = 0.0) -> No
                     path.unlink()
 
 
+class Mount(msgspec.Struct, frozen=True):
+    """
+    One mounted file system.
+
+    Attributes:
+        root: The directory of the file system that is mounted, for a cgroup as our cgroup namespace shows it.
+        point: Where it is mounted.
+        kind: The type of the file system.
+        options: Of the mount and of the file system, such as ``ro``.
+    """
+
+    root: str
+    point: str
+    kind: str
+    options: frozenset[str]
+
+
+def read_mounts(text: str) -> list[Mount]:
+    """
+    Parse *text*, a ``mountinfo``; a later mount of the same mount point lies on top of the earlier one.
+
+    Source: https://man7.org/linux/man-pages/man5/proc_pid_mountinfo.5.html
+    """
+    found = []
+    for line in text.split("\n"):
+        mounted, _, file_system = line.partition(" - ")
+        fields, (kind, *more) = mounted.split(" "), file_system.split(" ")
+        if kind and len(fields) >= 6:
+            options = frozenset(f"{fields[5]},{more[-1] if more else ''}".split(","))
+            found.append(Mount(_unescaped(fields[3]), _unescaped(fields[4]), kind, options))
+    return found
+
+
+@functools.lru_cache(maxsize=1)  # for the secret file it is asked twice a second, with the same text
+def mount_of(path: str, text: str) -> Mount | None:
+    """
+    Return the mount that *path* is in; None: *text*, a ``mountinfo``, has none.
+
+    Args:
+        path: Absolute, without symbolic links.
+    """
+    over = [mount for mount in read_mounts(text) if f"{path}/".startswith(f"{mount.point.rstrip('/')}/")]
+    return max(reversed(over), key=lambda mount: len(mount.point), default=None)
+
+
 def _sync(place: int) -> None:
     """Wait until a directory is on disk, if it may be listed and its file system supports that."""
     with contextlib.suppress(OSError):
@@ -148,3 +198,9 @@ def _linked(name: str, other: str, place: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _unescaped(field: str) -> str:
+    for escape, character in _ESCAPES:
+        field = field.replace(escape, character)
+    return field

@@ -41,7 +41,7 @@ ORDER: tuple[str, ...] = (
     "standins",
     "model",
     "http_client",
-    "mounts",
+    "library_parts",
     "notifier",
     "files",
     "settings",

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from starlette.responses import Response
 
@@ -42,6 +41,8 @@ class Metrics:
 
     def response(self, accept: str) -> Response:
         """Answer a scrape, in the format that the ``Accept`` header asks for."""
+        from prometheus_client.exposition import choose_encoder
+
         encode, content_type = choose_encoder(accept)
         return Response(encode(self._registry), headers={"content-type": content_type, "cache-control": "no-store"})
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent_runtime.doctor.finding import Finding, Machine, Severity, exists, is_dir, may, ok, problem, warning
-from agent_runtime.mounts import mount_of
+from agent_runtime.files import mount_of
 from agent_runtime.process.users import UnknownUser, User, look_up
 from agent_runtime.serve.bootstrap import DEFAULT_DATA_DIR
 from agent_runtime.settings import PREFIX, Settings

@@ -11,7 +11,7 @@ import os
 from enum import StrEnum
 from pathlib import Path
 
-from agent_runtime.mounts import mount_of
+from agent_runtime.files import mount_of
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 DELETED = "//deleted"

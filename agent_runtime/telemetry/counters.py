@@ -12,15 +12,19 @@ import threading
 from collections.abc import Iterable, Mapping
 
 import msgspec
-import prometheus_client
 
 from agent_runtime.errors import AdmissionError, ErrorClass
 from agent_runtime.evidence.rules import RULES
+from agent_runtime.library_parts import left_out
 from agent_runtime.model.state import Outcome, StopReason
 from agent_runtime.model.usage import MOST_NAMES, OTHER, UsageByModel
 from agent_runtime.secret.content import SecretFault
 from agent_runtime.secret.generations import Generation
 from agent_runtime.telemetry.events import TYPES
+
+# The exposition has servers and clients of its own: importing it takes 5 ms and 0.8 MB. A scrape imports it.
+with left_out("prometheus_client.exposition"):
+    import prometheus_client
 
 PREFIX = "agent_runtime_"
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from urllib.request import parse_http_list
 
 import msgspec
 
-_SECONDS = re.compile(r'(?P<quote>"?)([0-9]{1,9})(?P=quote)')
+_PREFERENCE = r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+'
+"""One preference of a list; a comma in a quoted string separates nothing."""
+_SECONDS = r'(?P<quote>"?)([0-9]{1,9})(?P=quote)'
 """The value of a ``wait`` that is applied: seconds, as a token or a quoted string, of at most 30 years."""
 
 
@@ -40,8 +41,8 @@ class Preferences(msgspec.Struct, frozen=True):
 def preferences(fields: Iterable[str]) -> Preferences:
     """Parse the values of ``Prefer`` headers; if a preference occurs twice, the first one counts."""
     found: dict[str, str] = {}
-    for preference in parse_http_list(",".join(fields)):  # it does not split quoted strings
+    for preference in re.findall(_PREFERENCE, ",".join(fields)):
         name, _, value = preference.partition(";")[0].partition("=")
         found.setdefault(name.strip().lower(), value.strip())
-    wait = _SECONDS.fullmatch(found.get("wait", ""))
+    wait = re.fullmatch(_SECONDS, found.get("wait", ""))
     return Preferences("respond-async" in found, int(wait[2]) if wait else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent_runtime.mounts import Mount, read_mounts
+from agent_runtime.files import Mount, read_mounts
 
 _REMOVED = " (deleted)"
 
