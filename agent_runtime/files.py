@@ -111,7 +111,7 @@ def replace_file(
     place = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)  # also if it may not be listed
     try:
         create_file(place, unfinished, content, owner=owner, durable=durable, finish=finish)
-        if is_new and _linked(unfinished, path.name, place):
+        if is_new and _link(unfinished, path.name, place):
             os.unlink(unfinished, dir_fd=place)
         else:
             os.rename(unfinished, path.name, src_dir_fd=place, dst_dir_fd=place)
@@ -189,7 +189,7 @@ def _sync(place: int) -> None:
             os.close(opened)
 
 
-def _linked(name: str, other: str, place: int) -> bool:
+def _link(name: str, other: str, place: int) -> bool:
     """Give a file a second name; return False if the file system has no hard links."""
     try:
         os.link(name, other, src_dir_fd=place, dst_dir_fd=place)

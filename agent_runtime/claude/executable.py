@@ -131,7 +131,7 @@ def _loader_fault(head: bytes) -> str | None:
     """Check that the loader of an ELF file exists; each C library has its own (musl, glibc)."""
     found = _LOADER.search(head)
     loader = "" if found is None else found[1].decode()
-    return None if not loader or Path(loader).exists() else f"what loads it, {presentable(loader)}, is missing here"
+    return None if not loader or Path(loader).exists() else f"its loader {presentable(loader)} is missing here"
 
 
 def _hash(path: Path) -> str:

@@ -102,11 +102,11 @@ class SyncAgentClient:
     get = _blocking(AgentClient.get)
 
     def stream(self, execution_id: str, *, after: int = 0, partial: bool = False) -> Generator[StreamEvent, None, None]:
-        """As :meth:`AgentClient.stream`."""
+        """Yield the events of an execution, as :meth:`AgentClient.stream` does."""
         return self._each(self._client.stream(execution_id, after=after, partial=partial))
 
     def events(self, *, after: int = 0) -> Generator[Event, None, None]:
-        """As :meth:`AgentClient.events`."""
+        """Yield the events of the token and of all executions, as :meth:`AgentClient.events` does."""
         try:
             yield from self._each(self._client.events(after=after))
         except RequestRefused as error:

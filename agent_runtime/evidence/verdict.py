@@ -140,11 +140,11 @@ def verdict(ending: Ending) -> Verdict:
     """
     Decide how an attempt ended.
 
-    An answer is never thrown away, no matter how the attempt ended after it. Otherwise a stop reason wins over the exit
-    code: a process that answers SIGINT with exit code 0 was still stopped. The exit code decides only if nothing else
-    was observed, because old versions of the CLI exit with 0 on every failure. The cause of the process's death
-    overrides an earlier API error only if it is lack of memory. A tool that runs out of memory does not end an attempt:
-    the agent may choose another way and succeed.
+    An answer is a success, no matter how the attempt ended after it, except after the few stop reasons that discard the
+    answer. Without an answer a stop reason wins over the exit code: a process that answers SIGINT with exit code 0 was
+    still stopped. The exit code decides only if nothing else was observed, because old versions of the CLI exit with 0
+    on every failure. The cause of the process's death overrides an earlier API error only if it is lack of memory. A
+    tool that runs out of memory does not end an attempt: the agent may choose another way and succeed.
     """
     reason = ending.stop_reason
     if ending.is_answered and reason not in _DISCARDS_THE_ANSWER:

@@ -47,7 +47,7 @@ def context_window_of(model: str | None) -> int:
 
 
 class Subscriptable:
-    """A structure whose fields can be read as items, too: ``token["state"]``, as of the dict of the client of 0.1.0."""
+    """A structure whose fields can be read as items, too (``token["state"]``), as from the dicts of version 0.1.0."""
 
     __slots__ = ()
 
@@ -75,13 +75,14 @@ class Answer(msgspec.Struct, frozen=True):
 
 class EvidenceRecord(msgspec.Struct, kw_only=True):
     """
-    The line or frame that said that the API refused the token, and so ended an attempt.
+    The line, frame or answer that said that the API refused the token, and so ended an attempt.
 
     Attributes:
         rule: Id of the rule that matched.
-        stream: ``stdout`` or ``stderr``.
-        line: The line's beginning, redacted.
-        seconds_to_signal: From reading the line to the signal; None: the child was gone already.
+        stream: Where the error was reported: ``stdout``, ``stderr``, or ``wire`` (the relay read the API's answer).
+        line: The beginning of the line, or of the answer's body, redacted.
+        seconds_to_signal: From reading the line to the signal; None: the child was gone already, the relay read the
+            answer, or the request was held before the attempt was ended.
     """
 
     rule: str

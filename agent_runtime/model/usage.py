@@ -155,6 +155,7 @@ def split(whole: UsageByModel, seen: list[UsageByModel]) -> list[UsageByModel]:
             weights = next(filter(any, choices), [*([0] * (len(seen) - 1)), 1])
             digits = COST_DIGITS if name == "cost_usd" else None
             given, used = 0, 0
+            # The sums up to each part are rounded, not the parts: so the parts add up to the whole.
             for part, weight in zip(parts, weights, strict=True):
                 used += weight
                 up_to = round(getattr(usage, name) * used / sum(weights), digits)

@@ -90,7 +90,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._transport.get_extra_info("sslcontext") is None  # True: what we send can still arrive
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wake those that wait for bytes, or to write."""
+        """Wake the coroutines that wait for bytes, or to write."""
         self._error = exc
         self._can_write.set()
         self._end()

@@ -293,4 +293,4 @@ class SecretFile:
         try:
             self._on_change(status)
         except Exception as problem:  # noqa: BLE001 a fault of the callback must not end the watching
-            logger.error("a listener failed: %s", type(problem).__name__)
+            logger.error("the callback for a changed secret file failed: %s", type(problem).__name__)

@@ -58,7 +58,7 @@ class TaskStore:
         self._redactor = redactor
 
     def prepare(self, task: Task, ignored_fields: list[str]) -> NewTask:
-        """Do the work that takes longer for a longer task: digest, encode and redact it; callable from any thread."""
+        """Digest, encode and redact a task, in time proportional to its length; callable from any thread."""
         _ = task.digest  # computed now, and then held by the task
         # ``fresh_session`` is not stored: it concerns only the post that asked for it. The file's name has the id.
         content = msgspec.json.encode(msgspec.structs.replace(task, fresh_session=None))

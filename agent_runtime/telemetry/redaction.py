@@ -1,5 +1,5 @@
 r"""
-Take every token in use out of what leaves this process: transcripts, records, answers, log records.
+Remove every token in use from everything that leaves this process: transcripts, records, answers, log records.
 
 Each token is replaced by ``[token:FINGERPRINT]``, which needs no escaping, so a line of JSON stays valid.
 
@@ -247,7 +247,7 @@ def _start_of_escape(line: bytes, at: int, floor: int) -> int:
 
 class RedactingFilter(logging.Filter):
     """
-    Take every token out of log records: message, arguments, exception, stack, and extra attributes.
+    Remove every token from log records: message, arguments, exception, stack, and extra attributes.
 
     To be added to each handler, not to a logger: a logger's filters do not see what reaches it from its children.
 

@@ -140,7 +140,7 @@ class TokenGate:
 
     def mark_suspect(self, generation: Generation, by: str) -> None:
         """
-        Let no new execution use *generation*, which an attempt saw refused just now; from any thread.
+        Mark *generation*, which an attempt saw refused just now, so that no new execution uses it; from any thread.
 
         The refusal is verified when that attempt has ended, at the latest after the stop grace. The generation stays
         suspect until then, or until :meth:`TokenStatuses.clear_suspicion`.
@@ -183,7 +183,9 @@ class TokenGate:
         self, generation: Generation, detection: Detection | None, model: str | None, *, may_be_forged: bool
     ) -> tuple[Verification, float | None]:
         """
-        Record a usage limit that no tool can have forged; another one is confirmed only by one that is recorded.
+        Record a usage limit that an attempt met, unless a tool may have forged it.
+
+        A limit that may be forged is confirmed only if the same was recorded before.
 
         Args:
             model: What the execution that met it runs with.

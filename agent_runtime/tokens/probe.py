@@ -93,11 +93,11 @@ class Probe:
             model: The model to name in the request, which does not matter; None: a default one.
         """
         # Imported on first use, in a thread: it is a tenth of the start-up time and of an idle supervisor's memory.
-        outbound = await asyncio.to_thread(import_module, "agent_runtime.http_client")
+        http_client = await asyncio.to_thread(import_module, "agent_runtime.http_client")
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 status, body = await self._send(token, model or DEFAULT_MODEL)
-        except (outbound.HTTPError, OSError, ValueError) as error:
+        except (http_client.HTTPError, OSError, ValueError) as error:
             # Only the type is logged: the text may quote a header, and so the token.
             log.warning("no answer about the token: fingerprint=%s reason=%s", token.fingerprint, type(error).__name__)
             return ProbeVerdict.UNKNOWN

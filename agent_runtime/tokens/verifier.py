@@ -104,7 +104,7 @@ class RefusalVerifier:
         return verdict
 
     async def _asked(self, probe: Probe, generation: Generation, model: str | None) -> ProbeVerdict:
-        """Ask; a trouble is marked before anybody else can ask again."""
+        """Send the probe's request, and mark a trouble that it finds before another caller can send one."""
         verdict = await probe.ask(generation.token, model=model)
         if verdict is not ProbeVerdict.VALID:
             self.note_verdict(generation, verdict)

@@ -45,7 +45,7 @@ def program(home: Path, content: str | bytes, mode: int = 0o755, name: str = "cl
 
 
 def loaded_by(name: bytes) -> bytes:
-    """Make an ELF file that names what loads it."""
+    """Make an ELF file that names its loader."""
     return ELF[:64] + bytes(56) + name + b"\0"
 
 
@@ -60,7 +60,7 @@ CANNOT: dict[str, tuple[str | bytes, str]] = {
     "no interpreter, with options": ("#!/usr/bin/env -S A=1 node-of-nobody -x\n", "node-of-nobody is not on PATH"),
     "an interpreter of DOS": ("#!/bin/sh\r\n", "is missing"),
     "no interpreter at all": ("#!\n", "is missing"),
-    "another C library": (loaded_by(b"/lib/ld-of-nobody.so.1"), "/lib/ld-of-nobody.so.1, is missing"),
+    "another C library": (loaded_by(b"/lib/ld-of-nobody.so.1"), "its loader /lib/ld-of-nobody.so.1 is missing"),
 }
 
 

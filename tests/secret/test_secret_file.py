@@ -677,7 +677,7 @@ def test_a_listener_that_fails_does_not_end_the_watching(
             changes.until_token(token(number), within_seconds=SEEN)
     finally:
         secret.stop()
-    assert "a listener failed: RuntimeError" in caplog.text
+    assert "the callback for a changed secret file failed: RuntimeError" in caplog.text
     assert token(1) not in caplog.text
 
 

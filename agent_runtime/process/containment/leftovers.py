@@ -21,6 +21,7 @@ from agent_runtime.process.linux.proc import Identity, Process
 log = logging.getLogger(__name__)
 
 _GUARD = "keepers.lock"
+"""The lock that all shims of a data directory hold; shims of earlier versions hold the file of this name."""
 _PAUSE_SECONDS = 0.001
 _REMOVE_WITHIN_SECONDS = 1.0
 
