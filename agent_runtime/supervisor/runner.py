@@ -285,10 +285,15 @@ class ExecutionRunner:
     def _enqueue(self, *, ahead: bool = False) -> Ticket:
         """Queue for a slot; later executions pass this one for as long as another execution uses its session."""
         use, known, by = self.context.sessions, self._first_session_id, self.execution.execution_id
-        may_start = functools.partial(use.has_turn, known, by)
-        ticket = self.context.slots.enqueue(ahead=ahead, may_start=may_start, can_run=self.has_usable_token)
+        ticket = Ticket(functools.partial(use.has_turn, known, by), self.has_usable_token, is_ahead=ahead)
+        self.context.slots.enqueue(ticket)
         self.context.gate.changed.notify()  # a held execution may have to make room
         return ticket
+
+    @property
+    def _has_had_slot(self) -> bool:
+        """Whether going on with the same generation counts as a resume: a first attempt is none."""
+        return self.execution.slot is not None
 
     def has_usable_token(self) -> bool:
         """Whether there is a token to run with now."""
@@ -303,21 +308,18 @@ class ExecutionRunner:
         """Wait for a usable token or the end of the limit, as long as the request allows; return as :meth:`_park`."""
         seconds = self.execution.task.park_seconds or 0.0
         if not isinstance(obstacle, TokenLimited):
-            return await self._park(Wait(seconds), None, counts=False)
+            return await self._park(Wait(seconds), None, is_limited=False)
         reset_in = None if obstacle.resets_at is None else obstacle.resets_at - time.time()
         wait = wait_for_reset(reset_in, seconds, self.execution.total_at - time.monotonic()) or Wait(seconds)
-        return await self._park(wait, self.context.gate.current, is_limited=True, counts=False)
+        return await self._park(wait, self.context.gate.current, is_limited=True)
 
-    async def _park(
-        self, wait: Wait, generation: Generation | None, *, is_limited: bool = False, counts: bool = True
-    ) -> bool:
+    async def _park(self, wait: Wait, generation: Generation | None, *, is_limited: bool) -> bool:
         """
         Wait without a slot until the execution can go on, with a newer generation or this one; return whether it can.
 
         Args:
             generation: The one that cannot be used now; None: any generation will do.
             is_limited: It cannot be used because of a usage limit.
-            counts: Going on with the same generation counts as a resume.
         """
         execution, seconds = self.execution, self.seconds_of(wait)
         until = min(time.monotonic() + seconds, execution.total_at)
@@ -325,22 +327,19 @@ class ExecutionRunner:
         number = generation.number if generation else None
         execution.publish("execution.parked", generation=number, seconds=seconds)
         log.info("execution parked for %g s", seconds, extra={"execution_id": execution.execution_id})
-        came = await self.wait_until(self.resumption_check(generation, is_limited=is_limited, counts=counts), until)
+        came = await self.wait_until(self.resumption_check(generation, is_limited=is_limited), until)
         if not came and (not wait.is_for_reset or execution.unstarted is not None):
             return False
-        self.resumes += counts and not self.newer_is_usable(generation)
+        self.resumes += self._has_had_slot and not self.newer_is_usable(generation)
         execution.requeue()
         return True
 
-    def resumption_check(
-        self, generation: Generation | None, *, is_limited: bool, counts: bool = True
-    ) -> Callable[[], bool]:
+    def resumption_check(self, generation: Generation | None, *, is_limited: bool) -> Callable[[], bool]:
         """Return a check whether to go on, with a newer generation or this one; arguments as for :meth:`_park`."""
         gate, model = self.context.gate, self.execution.task.model
         limit = gate.limit_for(generation, model) if is_limited and generation is not None else None
-        may_return = (limit is not None or not is_limited) and not (
-            counts and self.resumes >= self.context.settings.max_resumes
-        )
+        may_resume = not self._has_had_slot or self.resumes < self.context.settings.max_resumes
+        may_return = may_resume and (limit is not None or not is_limited)
 
         def condition() -> bool:
             # When a limit ends by itself, each execution still waits for its own random pause to be over.

@@ -51,7 +51,7 @@ def granted(*tickets: Ticket) -> list[bool]:
 
 
 def test_slots_are_given_out_first_come_first_served(slots: Slots) -> None:
-    first, second, third, fourth = (slots.enqueue() for _ in range(4))
+    first, second, third, fourth = (slots.enqueue(Ticket()) for _ in range(4))
     assert granted(first, second, third, fourth) == [True, True, False, False]
 
     slots.leave(second)
@@ -61,9 +61,9 @@ def test_slots_are_given_out_first_come_first_served(slots: Slots) -> None:
 
 
 def test_what_has_run_before_goes_ahead_of_the_queue_in_its_own_order(slots: Slots) -> None:
-    first, second = slots.enqueue(), slots.enqueue()
-    new = slots.enqueue()
-    earlier, later = slots.enqueue(ahead=True), slots.enqueue(ahead=True)
+    first, second = slots.enqueue(Ticket()), slots.enqueue(Ticket())
+    new = slots.enqueue(Ticket())
+    earlier, later = slots.enqueue(Ticket(is_ahead=True)), slots.enqueue(Ticket(is_ahead=True))
 
     slots.leave(first)
     assert granted(earlier, later, new) == [True, False, False]
@@ -75,7 +75,7 @@ def test_what_has_run_before_goes_ahead_of_the_queue_in_its_own_order(slots: Slo
 
 def test_while_new_ones_are_held_only_those_ahead_get_slots(slots: Slots, hold: Hold) -> None:
     hold.on = True
-    new, ahead = slots.enqueue(), slots.enqueue(ahead=True)
+    new, ahead = slots.enqueue(Ticket()), slots.enqueue(Ticket(is_ahead=True))
     assert granted(new, ahead) == [False, True]
 
     hold.on = False
@@ -99,9 +99,9 @@ def test_the_queue_is_bounded_and_those_ahead_do_not_count_in_it(
     slots: Slots, running: int, waiting: int, ahead: int, is_full: bool
 ) -> None:
     for _ in range(running + waiting):
-        slots.enqueue()
+        slots.enqueue(Ticket())
     for _ in range(ahead):
-        slots.enqueue(ahead=True)
+        slots.enqueue(Ticket(is_ahead=True))
 
     assert slots.is_full() is is_full
     assert (slots.busy, slots.queue_length) == (running, waiting)
@@ -110,17 +110,17 @@ def test_the_queue_is_bounded_and_those_ahead_do_not_count_in_it(
 def test_free_slots_that_are_held_back_make_room_in_the_queue(slots: Slots, hold: Hold) -> None:
     hold.on = True
     for _ in range(3):
-        slots.enqueue()
+        slots.enqueue(Ticket())
     assert not slots.is_full(), "two free slots and two places in the queue are four"
 
-    slots.enqueue()
+    slots.enqueue(Ticket())
 
     assert slots.is_full()
 
 
 def test_leaving_is_idempotent_from_a_slot_and_from_either_queue(slots: Slots) -> None:
-    first, second = slots.enqueue(), slots.enqueue()
-    new, ahead = slots.enqueue(), slots.enqueue(ahead=True)
+    first, second = slots.enqueue(Ticket()), slots.enqueue(Ticket())
+    new, ahead = slots.enqueue(Ticket()), slots.enqueue(Ticket(is_ahead=True))
     for ticket in (new, ahead, new, ahead):
         slots.leave(ticket)
     assert (slots.busy, slots.queue_length) == (2, 0)
@@ -133,20 +133,20 @@ def test_leaving_is_idempotent_from_a_slot_and_from_either_queue(slots: Slots) -
 
 
 def test_one_that_left_twice_takes_no_slot_from_another(slots: Slots) -> None:
-    first = slots.enqueue()
+    first = slots.enqueue(Ticket())
     slots.leave(first)
-    second, third = slots.enqueue(), slots.enqueue()
+    second, third = slots.enqueue(Ticket()), slots.enqueue(Ticket())
 
     slots.leave(first)
 
     assert slots.busy == 2
-    assert granted(second, third, slots.enqueue()) == [True, True, False]
+    assert granted(second, third, slots.enqueue(Ticket())) == [True, True, False]
 
 
 def test_one_that_may_not_start_yet_is_passed_and_keeps_its_place(slots: Slots) -> None:
     free: list[bool] = []
-    first, waiting = slots.enqueue(), slots.enqueue(may_start=lambda: bool(free))
-    second, third = slots.enqueue(), slots.enqueue()
+    first, waiting = slots.enqueue(Ticket()), slots.enqueue(Ticket(may_start=lambda: bool(free)))
+    second, third = slots.enqueue(Ticket()), slots.enqueue(Ticket())
     assert granted(first, waiting, second, third) == [True, False, True, False]
 
     free.append(True)
@@ -158,9 +158,9 @@ def test_one_that_may_not_start_yet_is_passed_and_keeps_its_place(slots: Slots) 
 
 
 def test_one_that_has_run_before_and_may_not_start_holds_nobody_up(slots: Slots) -> None:
-    ahead = slots.enqueue(ahead=True, may_start=lambda: False)
+    ahead = slots.enqueue(Ticket(is_ahead=True, may_start=lambda: False))
 
-    assert granted(ahead, slots.enqueue(), slots.enqueue()) == [False, True, True]
+    assert granted(ahead, slots.enqueue(Ticket()), slots.enqueue(Ticket())) == [False, True, True]
     assert not slots.is_full()
 
 
@@ -179,9 +179,9 @@ def test_those_that_may_not_start_take_places_in_the_queue_and_no_slots(
     slots: Slots, running: int, blocked: int, must_wait: bool, is_full: bool
 ) -> None:
     for _ in range(blocked):
-        slots.enqueue(may_start=lambda: False)
+        slots.enqueue(Ticket(may_start=lambda: False))
     for _ in range(running):
-        slots.enqueue()
+        slots.enqueue(Ticket())
 
     assert slots.is_full(must_wait=must_wait) is is_full
     assert (slots.busy, slots.queue_length) == (running, blocked)
