@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agent_runtime.standins.messages_api import Hang, MessagesApi, Moment, Text, Tool
+from agent_runtime.standins.messages_api import Hang, MessagesApi, Text, Tool
 from tests.support.supervised import NEW, OLD, Supervised, eventually, supervised
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def test_every_end_of_an_execution(tmp_path: Path, api: MessagesApi, url: str, c
     agent = Tool(name="Task", input={**asks, "model": "haiku"}, usage=of(11, 21))
     api.script("agent", Tool(usage=of(10, 20)), agent, Text(usage=of(13, 23)))
     api.script("retried", Tool(), "overloaded", Text(usage=of(13, 23, 5, 6)))
-    api.script("hangs", Tool(usage=of(10, 20)), Hang(of=Text(text="a b", usage=of(50, 1)), moment=Moment.IN_TEXT))
+    api.script("hangs", Tool(usage=of(10, 20)), Hang(of=Text(text="a b", usage=of(50, 1)), after_events=3))
     api.script("killed", Tool(usage=of(10, 20)), Tool(command="kill -9 $PPID", usage=of(5, 6)), Text(usage=of(7, 8)))
     flags = ("--token-delivery", "env", "--slots", "1")
     with supervised(tmp_path, api_url=url, claude=claude, flags=flags) as running:

@@ -27,7 +27,6 @@ from agent_runtime.standins.messages_api import (
     Fail,
     Hang,
     MessagesApi,
-    Moment,
     Raw,
     StreamError,
     Text,
@@ -46,6 +45,9 @@ if TYPE_CHECKING:
 OLD = "sk-ant-oat01-old"
 NEW = "sk-ant-oat01-new"
 API_KEY = "sk-ant-api03-key"
+AFTER_EVENTS = (None, 0, 3)
+"""How far an answer gets: not even to its head; its head alone; the first piece of a text."""
+
 CLI = {"user-agent": "claude-cli/2.1.30 (external, sdk-cli)"}
 
 
@@ -279,7 +281,8 @@ def test_what_the_cli_asks_beside_a_conversation_uses_up_no_script(
     api.on(OLD, "overloaded", Tool())
     assert blocks(post(**aside))[0]["text"] == "done"
     assert post(tools=[{"name": "Bash"}]).status_code == 529
-    assert (api.seen(OLD).requests, api.seen(OLD).asides) == (1, 1)
+    assert [request.aside for request in api.requests] == [True, False]
+    assert api.seen(OLD).requests == 1
 
     api.on(OLD, "revoked")
     assert post(**aside).status_code == 401
@@ -324,9 +327,9 @@ def test_a_reply_waits_at_its_gate(api: MessagesApi, client: Client) -> None:
     assert client.post(OLD).status_code == 200
 
 
-@pytest.mark.parametrize("moment", list(Moment))
-def test_a_connection_can_be_cut_at_any_moment(moment: Moment, api: MessagesApi, client: Client) -> None:
-    api.default(Cut(moment))
+@pytest.mark.parametrize("after_events", AFTER_EVENTS)
+def test_a_connection_can_be_cut_at_any_moment(after_events: int | None, api: MessagesApi, client: Client) -> None:
+    api.default(Cut(after_events=after_events))
     with pytest.raises(httpx.RemoteProtocolError):
         client.events(OLD)
 
@@ -474,19 +477,20 @@ def test_an_answer_carries_any_stop_reason_and_usage(reply: Text | Tool, api: Me
     assert ended["usage"]["output_tokens"] == 77
 
 
-def test_the_tokens_it_has_handed_out_are_counted_by_model(api: MessagesApi, client: Client) -> None:
+def test_the_tokens_of_an_answer_are_counted_as_far_as_it_was_sent(api: MessagesApi, client: Client) -> None:
     usage = {"input_tokens": 7, "cache_read_input_tokens": 3, "service_tier": "standard"}
     api.default(Text(usage=usage))
-    client.post(OLD, "a", model="big")
-    client.events(OLD, "b", model="big")
+    client.post(OLD, "a")
+    client.events(OLD, "b")
     api.default(Cut(of=Text(usage={"input_tokens": 100}), after_events=2))
     with contextlib.suppress(httpx.HTTPError):
-        client.events(OLD, "c", model="small")
+        client.events(OLD, "c")
     api.default("overloaded")
-    client.post(OLD, "d", model="none")
+    client.post(OLD, "d")
 
-    big = {"input_tokens": 14, "output_tokens": 10, "cache_read_input_tokens": 6}
-    assert api.handed_out() == {"big": big, "small": {"input_tokens": 100, "output_tokens": 1}}
+    whole = {"input_tokens": 7, "output_tokens": 5, "cache_read_input_tokens": 3}
+    cut = {"input_tokens": 100, "output_tokens": 1}
+    assert [request.usage for request in api.requests] == [whole, whole, cut, {}]
 
 
 def test_an_empty_text_is_an_answer_without_content(api: MessagesApi, client: Client) -> None:
@@ -543,8 +547,11 @@ def test_a_partial_tool_call_does_not_move_its_script_on(api: MessagesApi, clien
 
 @pytest.mark.parametrize(
     "endless",
-    [*map(Hang, Moment), Text(gate="never"), Text(text="long", over_seconds=3600)],
-    ids=[*Moment, "at a gate", "in a slow text"],
+    [
+        *(Hang(after_events=number) for number in AFTER_EVENTS),
+        Text(gate="never"),
+        Text(text="long", over_seconds=3600),
+    ],
 )
 def test_the_server_ends_promptly_while_a_request_is_held(
     endless: Hang | Text, api: MessagesApi, caplog: pytest.LogCaptureFixture
@@ -568,15 +575,15 @@ def test_the_server_ends_promptly_while_a_request_is_held(
     assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
-@pytest.mark.parametrize("moment", list(Moment))
+@pytest.mark.parametrize("after_events", AFTER_EVENTS)
 def test_an_answer_that_hangs_is_left_open_until_the_client_goes(
-    moment: Moment, api: MessagesApi, client: Client
+    after_events: int | None, api: MessagesApi, client: Client
 ) -> None:
-    api.on(OLD, Hang(moment))
+    api.on(OLD, Hang(after_events=after_events))
     with pytest.raises(httpx.ReadTimeout):
         client.raw().post("/v1/messages", headers=headers(OLD), json=body(), timeout=0.1)
     assert api.seen(OLD).requests == 1
-    assert api.seen(OLD).by_status == ({} if moment is Moment.BEFORE_ANSWER else {200: 1})
+    assert api.seen(OLD).by_status == ({} if after_events is None else {200: 1})
     assert client.post(NEW).status_code == 200
 
 

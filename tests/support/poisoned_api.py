@@ -23,10 +23,12 @@ class PoisonedApi(MessagesApi):
         """Refuse all sessions seen so far with *message*."""
         self._poisoned.update(dict.fromkeys(self._sessions, message))
 
-    def decide(self, fingerprint: str | None, conversation: Conversation, model: str | None = None) -> Reply:
+    def decide(
+        self, fingerprint: str | None, conversation: Conversation, model: str, *, counts_tokens: bool = False
+    ) -> Reply:
         """Choose the reply to a request."""
         if not conversation.aside:
             self._sessions.add(conversation.key)
         if (message := self._poisoned.get(conversation.key)) is not None:
             return Fail(400, "invalid_request_error", message)
-        return super().decide(fingerprint, conversation, model)
+        return super().decide(fingerprint, conversation, model, counts_tokens=counts_tokens)

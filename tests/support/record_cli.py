@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from agent_runtime.standins.messages_api import Cut, Fail, Hang, MessagesApi, Moment, Text, UsageLimit, serve
+from agent_runtime.standins.messages_api import Cut, Fail, Hang, MessagesApi, Text, UsageLimit, serve
 from agent_runtime.standins.messages_api.script import FAULTS, Reply
 
 HERE = Path(__file__).parents[1]
@@ -147,7 +147,7 @@ CASES = (
     ),
     Case("too_large", Fail(413, "request_too_large", "Request exceeds the maximum size"), "invalid_request"),
     Case("cut", Cut(), "network"),
-    Case("cut_in_text", Cut(Moment.IN_TEXT), "network"),
+    Case("cut_in_text", Cut(after_events=3), "network"),
     Case("timeout", Hang(), "network", environ={"API_TIMEOUT_MS": "1500"}),
     Case("connection_refused", Text(text="PONG"), "network", environ={"ANTHROPIC_BASE_URL": "http://127.0.0.1:9"}),
 )

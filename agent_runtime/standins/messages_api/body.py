@@ -14,16 +14,13 @@ from typing import TypeAlias
 import msgspec
 
 from agent_runtime.standins.messages_api.conversation import tool_use_id
-from agent_runtime.standins.messages_api.script import Cut, Hang, Moment, StreamError, Text, Tool
+from agent_runtime.standins.messages_api.script import Partial, Text, Tool
 
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
 
 INPUT_TOKENS = 10
 OUTPUT_TOKENS = 5
-
-EVENTS_UP_TO_CONTENT = 3
-"""How many events a stream has up to the first content: message_start, content_block_start, content_block_delta."""
 
 Pieces: TypeAlias = Iterator[tuple[bytes, float]]
 """Parts of an answer: bytes that are sent at once (in a stream, one event), and the seconds to wait after them."""
@@ -113,18 +110,12 @@ class Message:
         return content
 
 
-def beginning(pieces: Pieces, partial: Hang | Cut | StreamError) -> Pieces:
+def beginning(pieces: Pieces, partial: Partial) -> Pieces:
     """Yield the first of the *pieces*, up to where *partial* breaks off."""
-    events = partial.after_events
-    if events is None and partial.after_bytes is not None:
-        yield from _first_bytes(pieces, partial.after_bytes)
+    size = partial.after_bytes
+    if size is None:
+        yield from itertools.islice(pieces, partial.after_events)
         return
-    if events is None:
-        events = EVENTS_UP_TO_CONTENT if isinstance(partial, StreamError) or partial.moment is Moment.IN_TEXT else 0
-    yield from itertools.islice(pieces, events)
-
-
-def _first_bytes(pieces: Pieces, size: int) -> Pieces:
     for data, pause_seconds in pieces:
         yield data[:size], pause_seconds
         size -= len(data)

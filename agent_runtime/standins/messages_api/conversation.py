@@ -7,13 +7,13 @@ Pure: no I/O and no clock.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 import msgspec
 
 
 class _Block(msgspec.Struct, gc=False):
-    type: str = ""
     text: str | None = None
     tool_use_id: str | None = None
 
@@ -22,10 +22,8 @@ class _Message(msgspec.Struct):
     role: str
     content: str | list[_Block] = ""
 
-    def texts(self) -> list[str]:
-        if isinstance(self.content, str):
-            return [self.content]
-        return [block.text for block in self.content if block.text is not None]
+    def blocks(self) -> list[_Block]:
+        return [_Block(self.content)] if isinstance(self.content, str) else self.content
 
 
 class _Metadata(msgspec.Struct):
@@ -61,14 +59,13 @@ class Conversation:
     aside: bool
 
 
-_MARK = "[[script:"
-_LONGEST_NAME = 64
-_TOOL_USE_ID = "toolu_step"
+_MARK = re.compile(r"\[\[script:([^]]{1,64})\]\]")
+_TOOL_USE_ID = re.compile(r"toolu_step([0-9]{1,6})x")
 
 
 def tool_use_id(position: int, unique: str) -> str:
     """Make an id for a tool call that has the script's position in it, so that the tool's result repeats it."""
-    return f"{_TOOL_USE_ID}{position}x{unique}"
+    return f"toolu_step{position}x{unique}"
 
 
 def conversation_of(request: MessagesRequest, user_agent: str) -> Conversation:
@@ -85,33 +82,14 @@ def conversation_of(request: MessagesRequest, user_agent: str) -> Conversation:
     for message in request.messages:
         if message.role != "user":
             continue
-        for text in message.texts():
-            name = _script_name(text)
-            if name is not None:
-                script, position = name, 0
-        if not isinstance(message.content, str):
-            for block in message.content:
-                if block.type == "tool_result":
-                    position = max(position, _position_after(block.tool_use_id or ""))
-    first = request.messages[0].texts() if request.messages else []
+        for block in message.blocks():
+            if names := _MARK.findall(block.text or ""):
+                script, position = names[-1], 0
+            if step := _TOOL_USE_ID.match(block.tool_use_id or ""):
+                position = max(position, int(step[1]) + 1)
+    first = [block.text for message in request.messages[:1] for block in message.blocks() if block.text is not None]
     session = request.metadata.user_id if request.metadata is not None else None
     key = hashlib.sha256((session or "\n".join(first)).encode(errors="replace")).hexdigest()[:16]
     from_cli = user_agent.startswith("claude-cli/")
     aside = request.max_tokens == 1 or (from_cli and (not request.tools or first[-1:] == ["Warmup"]))
     return Conversation(key, script, position, aside)
-
-
-def _script_name(text: str) -> str | None:
-    start = text.rfind(_MARK)
-    if start < 0:
-        return None
-    start += len(_MARK)
-    end = text.find("]]", start, start + _LONGEST_NAME + 2)
-    return text[start:end] if end > start else None
-
-
-def _position_after(identity: str) -> int:
-    if not identity.startswith(_TOOL_USE_ID):
-        return 0
-    digits = identity[len(_TOOL_USE_ID) : len(_TOOL_USE_ID) + 6].partition("x")[0]
-    return int(digits) + 1 if digits.isdecimal() else 0

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -139,31 +139,32 @@ def serving(handler: Handler, port: int = 0, unix_socket: Path | None = None) ->
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    started: Future[tuple[str, Callable[[], object]]] = Future()
+    loop, ending = asyncio.new_event_loop(), asyncio.Event()
 
     async def serve() -> None:
-        base_url = "http://api.anthropic.com"
-        try:
-            if unix_socket is not None:
-                server = await asyncio.start_unix_server(accepted, unix_socket)
-            else:
-                server = await asyncio.start_server(accepted, "127.0.0.1", port)
-                base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        except OSError as error:
-            started.set_exception(error)
-            return
-        ending, loop = asyncio.Event(), asyncio.get_running_loop()
-        started.set_result((base_url, lambda: loop.call_soon_threadsafe(ending.set)))
+        server = await asyncio.start_server(accepted, sock=listener)
         await ending.wait()
         server.close()
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), name="loopback-server", daemon=True)
-    thread.start()
-    base_url, end = started.result()
-    try:
-        yield base_url
-    finally:
-        end()
-        thread.join(STOP_TIMEOUT_SECONDS)
-        if thread.is_alive():
-            raise RuntimeError("the stand-in server did not end in time")
+    def run() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(serve())
+
+    with (
+        socket.create_server(("127.0.0.1", port)) if unix_socket is None else socket.socket(socket.AF_UNIX) as listener
+    ):
+        base_url = "http://api.anthropic.com"
+        if unix_socket is None:
+            base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        else:
+            listener.bind(str(unix_socket))
+            listener.listen()
+        thread = threading.Thread(target=run, name="loopback-server", daemon=True)
+        thread.start()
+        try:
+            yield base_url
+        finally:
+            loop.call_soon_threadsafe(ending.set)
+            thread.join(STOP_TIMEOUT_SECONDS)
+            if thread.is_alive():
+                raise RuntimeError("the stand-in server did not end in time")

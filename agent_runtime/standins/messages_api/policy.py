@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from agent_runtime.model.tokens import Token
 from agent_runtime.standins.messages_api.conversation import Conversation
-from agent_runtime.standins.messages_api.script import FAULTS, Fail, Reply, Script, Text, Tool
+from agent_runtime.standins.messages_api.script import Fail, Reply, Script, Text, Tool
 
 REQUESTS_KEPT = 1000
 
@@ -68,13 +68,11 @@ class TokenCounts:
     Counts of the requests that came with one token.
 
     Attributes:
-        requests: The conversations' own requests and those that count tokens.
-        asides: Side requests: those that the CLI made for itself, not for its prompt.
-        by_status: How many of both were answered, by HTTP status; without requests that hang or were cut off.
+        requests: The conversations' own requests and those that count tokens; no side requests.
+        by_status: How many requests of all kinds were answered, by HTTP status; not those that hang or were cut off.
     """
 
     requests: int = 0
-    asides: int = 0
     by_status: Counter[int] = field(default_factory=Counter)
 
 
@@ -91,10 +89,10 @@ class MessagesApi:
     def __init__(self, *, keeps_bodies: bool = False) -> None:
         self.keeps_bodies = keeps_bodies
         self._changed = threading.Condition()
-        self._tokens: dict[str, Script | None] = {}
+        self._tokens: dict[str | None, Script | None] = {}
         self._other_tokens: Script | None = None
-        self._models: dict[str, Script] = {}
-        self._count_tokens: dict[str | None, Script] = {}
+        self._models: dict[str, Script | None] = {}
+        self._count_tokens: dict[str | None, Script | None] = {}
         self._scripts: dict[str, Script] = {}
         self._default = Script([Text()])
         self._gates: defaultdict[str, Future[None]] = defaultdict(Future)
@@ -119,7 +117,7 @@ class MessagesApi:
     def on_other_tokens(self, *replies: Reply | str) -> None:
         """Give these replies to each token without :meth:`on` or :meth:`accept`; no replies: accept such tokens."""
         with self._changed:
-            self._other_tokens = Script(replies) if replies else None
+            self._other_tokens = _script_of(replies)
 
     def on_model(self, model: str, *replies: Reply | str) -> None:
         """
@@ -129,9 +127,7 @@ class MessagesApi:
         that count tokens get the first one, too.
         """
         with self._changed:
-            self._models.pop(model, None)
-            if replies:
-                self._models[model] = Script(replies)
+            self._models[model] = _script_of(replies)
 
     def on_count_tokens(self, *replies: Reply | str, token: str | Token | None = None) -> None:
         """
@@ -143,10 +139,7 @@ class MessagesApi:
             token: The token of the requests; None: any token that has no such replies of its own.
         """
         with self._changed:
-            key = None if token is None else _fingerprint(token)
-            self._count_tokens.pop(key, None)
-            if replies:
-                self._count_tokens[key] = Script(replies)
+            self._count_tokens[None if token is None else _fingerprint(token)] = _script_of(replies)
 
     def script(self, name: str, *replies: Reply | str) -> None:
         """Give these replies to conversations whose latest mark is ``[[script:NAME]]`` in what the user wrote."""
@@ -182,15 +175,6 @@ class MessagesApi:
             counts = self._counts.get(_fingerprint(token), TokenCounts())
             return replace(counts, by_status=Counter(counts.by_status))
 
-    def handed_out(self) -> dict[str, Counter[str]]:
-        """Return the summed token counts of the answers to the latest requests, by model and by the API's names."""
-        with self._changed:
-            handed_out: defaultdict[str, Counter[str]] = defaultdict(Counter)
-            for request in self._requests:
-                if request.usage:
-                    handed_out[request.model or ""].update(request.usage)
-            return dict(handed_out)
-
     def wait_for(self, happened: Callable[[MessagesApi], bool], timeout_seconds: float = 30.0) -> None:
         """
         Block until *happened* returns True; it is called at each request and each answer.
@@ -217,9 +201,7 @@ class MessagesApi:
         """Record a request."""
         with self._changed:
             self._requests.append(request)
-            counts = self._counts[request.fingerprint]
-            counts.requests += not request.aside
-            counts.asides += request.aside
+            self._counts[request.fingerprint].requests += not request.aside
             self._changed.notify_all()
 
     def record_answer(self, request: SeenRequest, status: int) -> None:
@@ -235,53 +217,31 @@ class MessagesApi:
             request.usage |= {name: count for name, count in usage.items() if isinstance(count, int)}
             self._changed.notify_all()
 
-    def decide(self, fingerprint: str | None, conversation: Conversation, model: str | None = None) -> Reply:
+    def decide(
+        self, fingerprint: str | None, conversation: Conversation, model: str, *, counts_tokens: bool = False
+    ) -> Reply:
         """
         Choose the reply to a request.
 
         Args:
-            fingerprint: The fingerprint of the request's token; None: it has none.
+            fingerprint: The fingerprint of the request's token.
+            counts_tokens: The request counts tokens; if it has no rule of its own, it gets the faults of side requests.
         """
         with self._changed:
-            if fingerprint is None:
-                return FAULTS["no_credential"]
-            if conversation.aside:
-                return self._fault_of(fingerprint, model) or Text()
-            name = self._rule_for(model)
-            if name is not None:
-                return self._next(self._models[name], conversation.key, conversation.position)
-            script = self._tokens.get(fingerprint, self._other_tokens)
+            by_model = next((script for name, script in self._models.items() if script and name in model), None)
+            by_token = self._tokens.get(fingerprint, self._other_tokens)
+            script = by_model or by_token
+            if counts_tokens:
+                script = self._count_tokens.get(fingerprint) or self._count_tokens.get(None)
+            if conversation.aside or (counts_tokens and script is None):
+                faults = [script.lasting_fault for script in (by_model, by_token) if script]
+                return next((fault for fault in faults if fault is not None), Text())
             if script is None and conversation.script is not None:
                 script = self._scripts.get(conversation.script)
                 if script is None:
                     text = f"the stand-in has no script named {conversation.script!r}"
                     return Fail(400, "invalid_request_error", text)
-            return self._next((script or self._default), conversation.key, conversation.position)
-
-    def decide_count(self, fingerprint: str | None, model: str | None = None) -> Reply:
-        """
-        Choose the reply to a request that counts tokens.
-
-        Args:
-            fingerprint: The fingerprint of the request's token; None: it has none.
-        """
-        with self._changed:
-            if fingerprint is None:
-                return FAULTS["no_credential"]
-            script = self._count_tokens.get(fingerprint, self._count_tokens.get(None))
-            if script is None:
-                return self._fault_of(fingerprint, model) or Text()
-            return self._next(script, fingerprint, 0)
-
-    def _fault_of(self, fingerprint: str, model: str | None) -> Reply | None:
-        """Return the fault that side requests get, too; None: there is none."""
-        name = self._rule_for(model)
-        scripts = [self._models[name]] if name is not None else []
-        scripts += filter(None, [self._tokens.get(fingerprint, self._other_tokens)])
-        return next((script.lasting_fault for script in scripts if script.lasting_fault is not None), None)
-
-    def _rule_for(self, model: str | None) -> str | None:
-        return next((name for name in self._models if model is not None and name in model), None)
+            return self._next(script or self._default, conversation.key, conversation.position)
 
     def _next(self, script: Script, key: str, position: int) -> Reply:
         where = (key, script, position)
@@ -298,3 +258,7 @@ class MessagesApi:
 
 def _fingerprint(token: str | Token) -> str:
     return token.fingerprint if isinstance(token, Token) else Token(token).fingerprint
+
+
+def _script_of(replies: tuple[Reply | str, ...]) -> Script | None:
+    return Script(replies) if replies else None

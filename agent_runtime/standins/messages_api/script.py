@@ -14,12 +14,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from enum import StrEnum
 
 import msgspec
 
+UP_TO_CONTENT = 3
+"""The number of events of a stream up to its first content: message_start, content_block_start and _delta."""
 
-class _Content(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+
+class _Reply(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+    """Anything a request can be answered with; in JSON an object with its ``kind``."""
+
+
+class _Content(_Reply, frozen=True, kw_only=True):
     """
     An answer of the model.
 
@@ -38,7 +44,7 @@ class _Content(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     headers: dict[str, str] = {}
 
 
-class Text(_Content, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="text"):
+class Text(_Content, frozen=True, kw_only=True, tag="text"):
     """
     A text that ends the model's turn, in one piece or streamed over a time.
 
@@ -55,7 +61,7 @@ class Text(_Content, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_
     natural_stop_reason = "end_turn"
 
 
-class Tool(_Content, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="tool"):
+class Tool(_Content, frozen=True, kw_only=True, tag="tool"):
     """
     A tool call; with *command* alone, a call of the CLI's Bash tool.
 
@@ -78,7 +84,7 @@ class Tool(_Content, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_
         return {"command": self.command, "description": "Run the command of the script"}
 
 
-class Fail(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="fail"):
+class Fail(_Reply, frozen=True, tag="fail"):
     """An error answer in the API's own form."""
 
     status: int
@@ -91,7 +97,7 @@ class Fail(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="k
         return self.headers
 
 
-class Raw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="raw"):
+class Raw(_Reply, frozen=True, tag="raw"):
     """
     Any HTTP answer: an error in a gateway's form, a proxy's page, a redirect, an event stream written by hand.
 
@@ -123,9 +129,7 @@ class Raw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="ki
         return self.body if isinstance(self.body, bytes) else msgspec.json.encode(self.body)
 
 
-class UsageLimit(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="usage_limit"
-):
+class UsageLimit(_Reply, frozen=True, kw_only=True, tag="usage_limit"):
     """
     The 429 of an account's usage limit, which says when it ends.
 
@@ -160,51 +164,32 @@ class UsageLimit(
         }
 
 
-class Moment(StrEnum):
-    """How far an answer got before it fell silent or its connection was closed."""
-
-    BEFORE_ANSWER = "before_answer"
-    AFTER_HEADERS = "after_headers"
-    IN_TEXT = "in_text"
-
-
-class _Partial(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Partial(_Reply, frozen=True, kw_only=True):
     """
     An answer that does not come to its end.
 
     Attributes:
         of: The answer of which only the beginning is sent.
-        after_events: How many events of its stream are sent: 1 is ``message_start``, 2 begins the content, 3 is the
-            first piece of it, ... A body that is no stream is sent in quarters.
-        after_bytes: How many bytes of its body are sent, if no number of events is given.
+        after_events: How many events of its stream are sent: 0 is its head alone, 1 is ``message_start``, 2 begins the
+            content, 3 is the first piece of it, ... A body that is no stream is sent in quarters.
+        after_bytes: How many bytes of its body are sent instead. None of both: not even the head of the answer is sent.
     """
 
     of: Text | Tool | Fail | Raw = Text(text="The beginning of a text")
     after_events: int | None = None
     after_bytes: int | None = None
 
-
-class _Silent(_Partial, frozen=True, forbid_unknown_fields=True):
-    """
-    An answer that breaks off without an error event.
-
-    Attributes:
-        moment: How far the answer gets, unless *after_events* or *after_bytes* is given.
-    """
-
-    moment: Moment = Moment.BEFORE_ANSWER
-
     @property
     def is_before_answer(self) -> bool:
         """Whether not even the status is sent."""
-        return self.moment is Moment.BEFORE_ANSWER and self.after_events is None and self.after_bytes is None
+        return self.after_events is None and self.after_bytes is None
 
 
-class Hang(_Silent, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="hang"):
+class Hang(_Partial, frozen=True, kw_only=True, tag="hang"):
     """Accept the request and fall silent until the client goes away or the server ends."""
 
 
-class Cut(_Silent, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="cut"):
+class Cut(_Partial, frozen=True, kw_only=True, tag="cut"):
     """
     Close the connection without finishing the answer, or without beginning one.
 
@@ -215,7 +200,7 @@ class Cut(_Silent, frozen=True, forbid_unknown_fields=True, tag_field="kind", ta
     quietly: bool = False
 
 
-class StreamError(_Partial, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="stream_error"):
+class StreamError(_Partial, frozen=True, kw_only=True, tag="stream_error"):
     """
     An ``error`` event in the middle of a stream, behind status 200; the stream ends with it.
 
@@ -224,6 +209,7 @@ class StreamError(_Partial, frozen=True, forbid_unknown_fields=True, tag_field="
     Source: https://docs.claude.com/en/docs/build-with-claude/streaming (error events).
     """
 
+    after_events: int | None = UP_TO_CONTENT
     type: str = "overloaded_error"
     message: str = "Overloaded"
 
@@ -247,8 +233,8 @@ STATUS_BY_TYPE = {
 }
 """Source: https://docs.claude.com/en/api/errors."""
 
-Reply = Text | Tool | Fail | Raw | UsageLimit | Hang | Cut | StreamError
-"""Anything a request can be answered with."""
+Partial = Hang | Cut | StreamError
+Reply = Text | Tool | Fail | Raw | UsageLimit | Partial
 
 _unauthenticated = functools.partial(Fail, 401, "authentication_error")
 _forbidden = functools.partial(Fail, 403, "permission_error")
@@ -284,9 +270,9 @@ FAULTS: dict[str, Reply] = {
     "unknown_model": Fail(404, "not_found_error", "model: no-such-model"),
     # no answer at all
     "hang": Hang(),
-    "hang_in_text": Hang(Moment.IN_TEXT),
+    "hang_in_text": Hang(after_events=UP_TO_CONTENT),
     "cut": Cut(),
-    "cut_in_text": Cut(Moment.IN_TEXT),
+    "cut_in_text": Cut(after_events=UP_TO_CONTENT),
 }
 """
 Faults by name.
@@ -324,18 +310,13 @@ class Script:
             raise ValueError("a script needs at least one reply")
         if any(isinstance(reply, Text) for reply in self.replies[:-1]):
             raise ValueError("a text ends the turn: nothing can follow it in a script")
-        self._steps: list[tuple[list[Reply], Reply | None]] = []
-        faults: list[Reply] = []
+        self._steps: list[list[Reply]] = [[]]  # one ends with a tool or with the script's last reply
         for reply in self.replies:
-            if isinstance(reply, Text | Tool):
-                self._steps.append((faults, reply))
-                faults = []
-            else:
-                faults.append(reply)
-        if faults:
-            self._steps.append((faults, None))
-        elif isinstance(self.replies[-1], Tool):
-            self._steps.append(([], Text()))
+            self._steps[-1].append(reply)
+            if isinstance(reply, Tool):
+                self._steps.append([])
+        if not self._steps[-1]:
+            self._steps[-1].append(Text())
 
     def reply(self, position: int, faults_served: int) -> Reply:
         """
@@ -345,16 +326,13 @@ class Script:
             position: How many of the script's tools have had their result.
             faults_served: How many faults this conversation has met at this position.
         """
-        faults, content = self._steps[min(position, len(self._steps) - 1)]
-        if faults_served < len(faults):
-            return faults[faults_served]
-        return faults[-1] if content is None else content
+        step = self._steps[min(position, len(self._steps) - 1)]
+        return step[min(faults_served, len(step) - 1)]
 
     @property
     def lasting_fault(self) -> Reply | None:
         """If all replies are faults, the first one: side requests of the CLI get it, too. Else None."""
-        faults, content = self._steps[0]
-        return faults[0] if content is None else None
+        return None if isinstance(self._steps[0][-1], Text | Tool) else self._steps[0][0]
 
     def __repr__(self) -> str:
         return f"<Script {' '.join(type(reply).__name__ for reply in self.replies)}>"

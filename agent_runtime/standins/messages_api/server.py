@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import functools
 import itertools
 import signal
@@ -53,12 +52,16 @@ from agent_runtime.standins.messages_api.script import (
     Cut,
     Fail,
     Hang,
+    Partial,
     Raw,
     Reply,
     StreamError,
     Text,
     Tool,
 )
+
+MESSAGES = "/v1/messages"
+COUNT_TOKENS = f"{MESSAGES}/count_tokens"
 
 
 def serve(api: MessagesApi, port: int = 0, *, unix_socket: Path | None = None) -> AbstractContextManager[str]:
@@ -84,37 +87,31 @@ class _Responder:
         while (request := await connection.read_request()) is not None:
             seen = _seen(request)
             if request.path == "/" and request.method in {"HEAD", "GET"}:
-                self._api.record_arrival(seen)
-                self._api.record_answer(seen, 200)
-                await connection.begin_answer(200, {"content-length": "0"})
-                await connection.end_answer()
-            elif request.path == "/v1/messages" and request.method == "POST":
+                await self._answer(connection, seen, Raw(200))
+            elif request.path in {MESSAGES, COUNT_TOKENS} and request.method == "POST":
                 await self._messages(connection, request, seen)
-            elif request.path == "/v1/messages/count_tokens" and request.method == "POST":
-                with contextlib.suppress(msgspec.DecodeError):
-                    seen.model = msgspec.json.decode(request.body, type=MessagesRequest).model
-                self._api.record_arrival(seen)
-                reply = _credential_fault(request) or self._api.decide_count(seen.fingerprint, seen.model)
-                await self._answer(connection, seen, reply, functools.partial(_count, request))
             else:
-                self._api.record_arrival(seen)
                 await self._answer(connection, seen, Fail(404, "not_found_error", "Not found"))
 
     async def _messages(self, connection: Connection, request: Request, seen: SeenRequest) -> None:
-        seen.body = request.body if self._api.keeps_bodies else b""
         try:
             wanted = msgspec.json.decode(request.body, type=MessagesRequest)
         except msgspec.DecodeError as error:
-            self._api.record_arrival(seen)
             await self._answer(connection, seen, Fail(400, "invalid_request_error", str(error)))
             return
-        conversation = conversation_of(wanted, seen.user_agent)
-        seen.model, seen.script, seen.aside = wanted.model, conversation.script, conversation.aside
-        self._api.record_arrival(seen)
-        reply = _credential_fault(request) or self._api.decide(seen.fingerprint, conversation, wanted.model)
-        position = None if isinstance(reply, Hang | Cut | StreamError) else conversation.position
+        conversation, counts = conversation_of(wanted, seen.user_agent), request.path == COUNT_TOKENS
+        seen.model = wanted.model
+        if not counts:
+            seen.script, seen.aside = conversation.script, conversation.aside
+            seen.body = request.body if self._api.keeps_bodies else b""
+        reply = _credential_fault(request) or self._api.decide(
+            seen.fingerprint, conversation, wanted.model, counts_tokens=counts
+        )
+        position = None if isinstance(reply, Partial) else conversation.position
 
         def body_of(content: Text | Tool) -> bytes | Pieces:
+            if counts:
+                return msgspec.json.encode({"input_tokens": 1 + len(request.body) // 4})
             on_usage = functools.partial(self._api.record_usage, seen)
             message = Message(content, wanted.model, f"{next(self._ids):08d}", position, on_usage)
             return message.stream() if wanted.stream else message.whole()
@@ -129,16 +126,18 @@ class _Responder:
         good: Callable[[Text | Tool], bytes | Pieces] = lambda _content: b"",
     ) -> None:
         """
-        Answer with *reply*.
+        Record a request, and answer it with *reply*.
 
         Args:
             good: Makes the body, or the stream, of an answer of the model.
         """
         seen.reply = str(reply.__struct_config__.tag)
-        if isinstance(reply, Hang | Cut) and reply.is_before_answer:
-            await _break_off(connection, reply)
+        self._api.record_arrival(seen)
+        partial = reply if isinstance(reply, Partial) else None
+        if partial is not None and partial.is_before_answer:
+            await _break_off(connection, partial)
             return
-        content = reply.of if isinstance(reply, Hang | Cut | StreamError) else reply
+        content = reply.of if isinstance(reply, Partial) else reply
         if isinstance(content, Text | Tool) and content.gate is not None:
             await asyncio.shield(asyncio.wrap_future(self._api.gate(content.gate)))
         request_id = f"req_standin{next(self._ids):08d}"
@@ -151,9 +150,8 @@ class _Responder:
             status, body = content.status, error_body(content.type, content.message, request_id)
             further = content.headers_at(time.time())
         if isinstance(reply, StreamError) and isinstance(body, bytes):  # no stream: the error alone
-            status, body, reply = reply.status, error_body(reply.type, reply.message, request_id), content
+            status, body, partial = reply.status, error_body(reply.type, reply.message, request_id), None
         self._api.record_answer(seen, status)
-        partial = reply if isinstance(reply, Hang | Cut | StreamError) else None
         if not isinstance(body, bytes):
             headers["content-type"], pieces = EVENT_STREAM, body
         elif partial is not None:
@@ -165,26 +163,21 @@ class _Responder:
         await connection.begin_answer(status, headers | {name.lower(): value for name, value in further.items()})
         for data, pause_seconds in pieces if partial is None else beginning(pieces, partial):
             await connection.send(data)
-            if pause_seconds:
-                await asyncio.sleep(pause_seconds)
-        if isinstance(reply, StreamError):
-            error = {"type": reply.type, "message": reply.message}
+            await asyncio.sleep(pause_seconds)
+        if isinstance(partial, StreamError):
+            error = {"type": partial.type, "message": partial.message}
             await connection.send(event("error", error=error, request_id=request_id))
-        if isinstance(reply, Hang) or (isinstance(reply, Cut) and not reply.quietly):
-            await _break_off(connection, reply)
+        if isinstance(partial, Hang) or (isinstance(partial, Cut) and not partial.quietly):
+            await _break_off(connection, partial)
         else:
             await connection.end_answer()
 
 
-async def _break_off(connection: Connection, reply: Hang | Cut) -> None:
+async def _break_off(connection: Connection, partial: Partial) -> None:
     """Hang until the client leaves, or close the connection at once."""
-    if isinstance(reply, Hang):
+    if isinstance(partial, Hang):
         await connection.wait_until_client_closes()
     connection.close()
-
-
-def _count(request: Request, _content: Text | Tool) -> bytes:
-    return msgspec.json.encode({"input_tokens": 1 + len(request.body) // 4})
 
 
 def _seen(request: Request) -> SeenRequest:
