@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from agent_runtime.process.containment.registry import is_of_an_earlier_start, is_of_this_start, new_mark
+from agent_runtime.process.containment.registry import is_of_an_earlier_start, is_of_this_start, new_mark, tag_of
 from agent_runtime.process.containment.sweep import Kind
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux import syscalls as linux
@@ -402,9 +402,9 @@ def test_a_mark_tells_its_data_directory_and_its_start(tmp_path: Path) -> None:
     assert is_of_this_start(mark)
     assert is_of_this_start(f"{mark}-suffix")
     assert not is_of_this_start(earlier)
-    assert is_of_an_earlier_start(earlier, tmp_path)
-    assert not is_of_an_earlier_start(mark, tmp_path)
-    assert not is_of_an_earlier_start(earlier, tmp_path / "other")
+    assert is_of_an_earlier_start(earlier, tag_of(tmp_path))
+    assert not is_of_an_earlier_start(mark, tag_of(tmp_path))
+    assert not is_of_an_earlier_start(earlier, tag_of(tmp_path / "other"))
 
 
 def test_the_sweep_of_leftovers_spares_its_own_attempts_and_whoever_has_started_it(tmp_path: Path) -> None:

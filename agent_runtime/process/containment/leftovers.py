@@ -11,7 +11,7 @@ from pathlib import Path
 
 from agent_runtime.process.containment.cgroup import CgroupLayer
 from agent_runtime.process.containment.freezer import Freezer
-from agent_runtime.process.containment.registry import MARK_VARIABLE, is_of_an_earlier_start
+from agent_runtime.process.containment.registry import MARK_VARIABLE, is_of_an_earlier_start, tag_of
 from agent_runtime.process.containment.sweep import sweep
 from agent_runtime.process.linux import proc as proc_table
 from agent_runtime.process.linux.cgroup import Group
@@ -34,13 +34,14 @@ def sweep_leftovers(data_dir: Path, *, within_seconds: float = 5) -> int:
     process, its ancestors and its descendants are spared. Returns the number of killed processes.
     """
     deadline = time.monotonic() + within_seconds
+    tag = tag_of(data_dir)
     killed: set[Identity] = set()
     alive: set[int] = set()
     empty_passes = 0
     while empty_passes < 2 and proc_table.shows_our_pids():
         alive = set()
         freezer = Freezer()
-        for process in _leftovers(data_dir):
+        for process in _leftovers(tag):
             alive.add(process.pid)
             if process.identity not in killed and freezer.freeze(process):
                 killed.add(process.identity)
@@ -57,8 +58,9 @@ def sweep_leftovers(data_dir: Path, *, within_seconds: float = 5) -> int:
 def sweep_leftover_groups(groups: Groups, data_dir: Path, *, within_seconds: float = 5) -> int:
     """End the processes in the cgroups of an earlier supervisor and remove the cgroups; return how many were killed."""
     deadline = time.monotonic() + within_seconds
+    tag = tag_of(data_dir)
     killed = 0
-    for directory in groups.leftovers(lambda mark: is_of_an_earlier_start(mark, data_dir)):
+    for directory in groups.leftovers(lambda mark: is_of_an_earlier_start(mark, tag)):
         try:
             group = Group(directory)
         except OSError:
@@ -91,15 +93,19 @@ def await_shims(data_dir: Path, *, within_seconds: float = 5) -> int:
     return descriptor
 
 
-def _leftovers(data_dir: Path) -> Iterator[Process]:
+def _leftovers(tag: str) -> Iterator[Process]:
+    if not any(_is_left(pid, tag) for pid in proc_table.all_pids()):
+        return  # nearly always, and to read the environments alone takes half the time
     snapshot = proc_table.Snapshot()
     spared = _relatives(snapshot)
     for root in snapshot.processes.values():
-        if root.dead or root.pid in spared:
-            continue
-        mark = proc_table.read_environ(root.pid, MARK_VARIABLE)
-        if mark is not None and is_of_an_earlier_start(mark, data_dir):
+        if not root.dead and root.pid not in spared and _is_left(root.pid, tag):
             yield from (process for process in proc_table.branch(snapshot, root) if not process.dead)
+
+
+def _is_left(pid: int, tag: str) -> bool:
+    mark = proc_table.read_environ(pid, MARK_VARIABLE)
+    return mark is not None and is_of_an_earlier_start(mark, tag)
 
 
 def _relatives(snapshot: proc_table.Snapshot) -> set[int]:

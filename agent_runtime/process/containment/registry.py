@@ -34,9 +34,9 @@ def is_of_this_start(mark: str) -> bool:
     return mark.split(".")[1:2] == [_START]
 
 
-def is_of_an_earlier_start(mark: str, data_dir: Path) -> bool:
-    """Whether an earlier supervisor of this data directory made the mark."""
-    return mark.startswith(f"{tag_of(data_dir)}.") and not is_of_this_start(mark)
+def is_of_an_earlier_start(mark: str, tag: str) -> bool:
+    """Whether an earlier supervisor of the data directory with this *tag* made the mark."""
+    return mark.startswith(f"{tag}.") and not is_of_this_start(mark)
 
 
 def tag_of(data_dir: Path) -> str:

@@ -171,13 +171,14 @@ def branch(view: View, root: Process) -> Iterator[Process]:
         waiting = later
 
 
+def all_pids() -> list[int]:
+    """List every process that ``/proc`` shows."""
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]  # noqa: PTH208 - hot path, names only
+
+
 def all_processes() -> Iterator[Process]:
-    """Yield every process that ``/proc`` shows."""
-    for name in os.listdir("/proc"):  # noqa: PTH208 - hot path, names only
-        if name.isdecimal():
-            process = read_process(int(name))
-            if process is not None:
-                yield process
+    """Read every process that ``/proc`` shows."""
+    return (process for pid in all_pids() if (process := read_process(pid)) is not None)
 
 
 @functools.cache
