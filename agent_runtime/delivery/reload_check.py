@@ -62,17 +62,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DIRECTORY_PREFIX = "agent-runtime-proof-"
+DIRECTORY_PREFIX = "agent-runtime-reload-check-"
 VERSION_LIMIT = 40
 HELP_LINES = 2000
 NOWHERE = "http://127.0.0.1:9"
-NOWHERE_BY_NAME = "http://relay-proof.invalid"
+NOWHERE_BY_NAME = "http://reload-check.invalid"
 """No host can have this name (RFC 6761, 6.4)."""
 
 SOCKET_SECONDS = 15.0
 """How long a CLI may take to use a socket; a current one needs 2 s, an old one looks for the host for minutes."""
 
-PROMPT = "[[script:proof]] Run the command."
+PROMPT = "[[script:check]] Run the command."
 REDIRECTING_PREFIXES = ("ANTHROPIC_", "CLAUDE", "OTEL_", "BETA_TRACING_", "SENTRY_")
 """Prefixes of variables that could send requests or reports elsewhere, or change the checked behaviour."""
 
@@ -251,7 +251,7 @@ class _Stage(msgspec.Struct):
         if after_refusal:
             api.on(old, "expired")
         else:
-            api.script("proof", messages_api.Tool(command="true", gate="written"), messages_api.Text(text="done"))
+            api.script("check", messages_api.Tool(command="true", gate="written"), messages_api.Text(text="done"))
         file = CredentialsFile(home, self.cli.user)
         file.write(old)
         with self._conversation(api, home, {}) as run:
@@ -275,7 +275,7 @@ class _Stage(msgspec.Struct):
         api, token, home = messages_api.MessagesApi(), _random_token(), self._home()
         found = home / "found"
         command = f'printf %s "${BASE_URL_VARIABLE}${SOCKET_VARIABLE}" >{shlex.quote(str(found))}'
-        api.script("proof", messages_api.Tool(command=command), messages_api.Text(text="done"))
+        api.script("check", messages_api.Tool(command=command), messages_api.Text(text="done"))
         with short_directory(self.root, self._mark(), self.cli.user) as directory:
             path = directory / "api.sock"
             variables = {
@@ -329,7 +329,7 @@ class _Stage(msgspec.Struct):
         }
         env = invocation.environment(
             inherited | {BASE_URL_VARIABLE: base_url, "HOME": str(home)},
-            execution_id="proof",
+            execution_id="reload-check",
             config_dir=home,
             delivered=delivered or {},
             as_root=self.cli.user is None and os.geteuid() == 0,

@@ -31,6 +31,7 @@ from agent_runtime.model.task import Task
 from agent_runtime.process.spawn import Spawner
 
 FILE_NAME = "proofs.json"
+"""The file and its key ``proofs`` have the names that earlier versions gave them, so that stored results stay known."""
 BUILT_IN = Path(sys.prefix) / FILE_NAME
 """The results of an image, beside the packages that were installed with it."""
 
@@ -139,16 +140,16 @@ class BackgroundReloadChecker:
 
     Args:
         starts: Gets a report of whether the CLI could be started.
-        proves_socket: Also find out whether the CLI's requests go to a Unix socket, for the relay.
+        checks_socket: Also find out whether the CLI's requests go to a Unix socket, for the relay.
     """
 
     def __init__(
-        self, cli: CheckedCli, results: ReloadResults, starts: CliCheck | None = None, *, proves_socket: bool = False
+        self, cli: CheckedCli, results: ReloadResults, starts: CliCheck | None = None, *, checks_socket: bool = False
     ) -> None:
         self._cli = cli
         self._results = results
         self._starts = starts
-        self._wanted = (RELOAD, SOCKET) if proves_socket else (RELOAD,)
+        self._wanted = (RELOAD, SOCKET) if checks_socket else (RELOAD,)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._not_before: dict[tuple[str, ...], float] = {}

@@ -51,8 +51,8 @@ def examine_program(
             yield problem("cli", f"{binary.files[0]} cannot start: {reason}", advice)
         else:
             yield ok("cli", f"found: {binary.files[0]}")
-            proof, facts = _proof(settings, environ, binary)
-            yield proof
+            finding, facts = _reload_check(settings, environ, binary)
+            yield finding
     if settings.token_delivery == RELAY:
         yield _relayed(environ, facts)
         return
@@ -83,7 +83,7 @@ def _no_cli(word: str, environ: Mapping[str, str]) -> tuple[str, str]:
     return f"{word} is not on PATH ({environ.get('PATH')})", advice
 
 
-def _proof(settings: Settings, environ: Mapping[str, str], binary: Binary) -> tuple[Finding, CliFacts | None]:
+def _reload_check(settings: Settings, environ: Mapping[str, str], binary: Binary) -> tuple[Finding, CliFacts | None]:
     """Find out whether a running CLI takes a newer token: from the stored result, or by the reload check now."""
     data_dir = settings.data_dir or DEFAULT_DATA_DIR
     keeps = is_dir(data_dir) and may(data_dir, os.W_OK | os.X_OK)
@@ -99,9 +99,9 @@ def _proof(settings: Settings, environ: Mapping[str, str], binary: Binary) -> tu
             origin = f"made now, {where}"
     except AgentRuntimeError as error:
         advice = f"run it by hand in this container: {settings.claude[0]} --version; is it for this processor and libc?"
-        return problem("proof", str(error), advice), None
+        return problem("reload check", str(error), advice), None
     text = f"version {facts.version}, a running one takes a newer token: {facts.reload_behaviour} ({origin})"
-    return ok("proof", text), facts
+    return ok("reload check", text), facts
 
 
 def contained(settings: Settings) -> Finding:

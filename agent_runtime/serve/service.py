@@ -201,7 +201,7 @@ def serve(settings: Settings, environ: Mapping[str, str], bootstrap: Bootstrap, 
             directory=bootstrap.run_dir,
         )
         is_relay = settings.token_delivery == RELAY
-        reload_checker = BackgroundReloadChecker(checked, ReloadResults(data_dir), cli, proves_socket=is_relay)
+        reload_checker = BackgroundReloadChecker(checked, ReloadResults(data_dir), cli, checks_socket=is_relay)
         changes = SecretChanges(redactor)
         secret = SecretFile(
             settings.token_file,

@@ -191,7 +191,7 @@ def test_one_instance_may_be_told_by_many_threads(tmp_path: Path) -> None:
         check.require()
 
 
-# -- the proof, which starts the CLI first
+# -- the reload check, which starts the CLI first
 
 
 def test_k7_a_cli_that_dies_at_each_start_of_the_reload_check_does_not_run(tmp_path: Path) -> None:

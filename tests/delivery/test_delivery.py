@@ -553,7 +553,7 @@ def test_a_script_that_starts_the_cli_counts_with_what_it_starts(tmp_path: Path,
     assert after.content_hash() != content_hash
 
 
-# -- the proof
+# -- the reload check
 
 
 @pytest.mark.parametrize(
@@ -718,7 +718,7 @@ def test_the_real_cli_with_an_api_key_does_not_look_at_a_file_that_others_live_o
     delivered = delivery.deliver(api_key(2))
     assert token_in(tmp_path) == generation(1).token.secret
     api = MessagesApi()
-    api.script("proof", Tool(command="true"), Text(text="done"))
+    api.script("check", Tool(command="true"), Text(text="done"))
     stage = _Stage(CheckedCli(spawner, (claude,), os.environ), tmp_path)
 
     with stage._conversation(api, tmp_path, delivered.variables) as run:

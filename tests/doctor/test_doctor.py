@@ -85,7 +85,7 @@ class Patient:
         return found
 
     def without_cli(self) -> None:
-        """Leave the proof out, where it is not what is looked at."""
+        """Leave the reload check out, where a test is about another check."""
         self.set("CLAUDE", self.home / "no-claude")
 
 
@@ -140,7 +140,7 @@ def test_a_healthy_place_is_one_line_a_check_and_exit_code_0(patient: Patient) -
         "stop",
         "api",
         "cli",
-        "proof",
+        "reload check",
         "delivery",
     ]
     assert OLD not in out.getvalue()
@@ -467,11 +467,11 @@ def test_what_an_agent_can_reach_is_told_item_by_item(patient: Patient) -> None:
 
 def test_the_reload_check_is_made_once_and_kept(patient: Patient) -> None:
     first = patient.findings(0)
-    assert "2.1.330" in first["proof"]["text"]
-    assert "made now" in first["proof"]["text"]
+    assert "2.1.330" in first["reload check"]["text"]
+    assert "made now" in first["reload check"]["text"]
     assert (patient.home / "data" / RELOAD_RESULTS_FILE).exists()
 
-    assert "known already" in patient.findings(0)["proof"]["text"]
+    assert "known already" in patient.findings(0)["reload check"]["text"]
     assert first["delivery"]["text"].startswith("file:")
 
 
@@ -479,7 +479,7 @@ def test_a_cli_that_does_not_read_again_is_no_problem_but_decides_the_delivery(p
     patient.environ["SCRIPTED_CLI_VERSION"] = "2.0.76"
 
     findings = patient.findings(0)
-    assert "never" in findings["proof"]["text"]
+    assert "never" in findings["reload check"]["text"]
     assert findings["delivery"]["text"].startswith("env:")
 
 
@@ -487,7 +487,7 @@ def test_without_a_data_directory_the_reload_check_is_not_kept_and_none_is_made(
     patient.set("DATA_DIR", patient.home / "later" / "data")
 
     findings = patient.findings(0)
-    assert "not kept" in findings["proof"]["text"]
+    assert "not kept" in findings["reload check"]["text"]
     assert "serve will create it" in findings["data_dir"]["text"]
     assert not (patient.home / "later").exists()
 
@@ -497,8 +497,8 @@ def test_a_cli_that_makes_no_request_is_a_problem(patient: Patient, command: str
     patient.set("CLAUDE", command)
 
     findings = patient.findings(1)
-    assert findings["proof"]["verdict"] == "problem"
-    assert "by hand" in findings["proof"]["advice"]
+    assert findings["reload check"]["verdict"] == "problem"
+    assert "by hand" in findings["reload check"]["advice"]
     assert findings["delivery"]["text"].startswith("env:")
 
 
