@@ -63,18 +63,19 @@ class RunAnswer:
     own. A resumed run may begin with a turn and a result about the tasks of its last process.
 
     Attributes:
-        result: The current result; None: no result answers the prompt yet.
+        last_result: The last result that answers the prompt; without one, the last result.
+        has_result: That result answers the prompt.
         stop_reason: Why the model ended its last own message, in the API's words.
         asked_model: A request was sent to the model.
         is_stopping: The child was told to end; from then on a ``result`` counts only if it has an answer.
     """
 
     def __init__(self) -> None:
-        self.result: Result | None = None
+        self.last_result: Result | None = None
+        self.has_result = False
         self.stop_reason: str | None = None
         self.asked_model = False
         self.is_stopping = False
-        self._side_result: Result | None = None
         self._last_blocks: list[ContentBlock] = []
         self._command_output: str | None = None
         self._message_id: str | None = None
@@ -83,18 +84,13 @@ class RunAnswer:
         self._turn_is_to_come = False
 
     @property
-    def last_result(self) -> Result | None:
-        """The current result; without one, the last result that does not answer the prompt."""
-        return self.result or self._side_result
-
-    @property
     def is_without_model(self) -> bool:
         """Whether the CLI gave an answer of its own, without asking the model."""
         return not self.asked_model and self.last_result is not None and not self.last_result.is_error
 
     def stage(self, *, tasks_pending: bool) -> Stage:
         """Return the stage of the run."""
-        if self.result is None or self._turn_goes_on:
+        if not self.has_result or self._turn_goes_on:
             return Stage.RUNNING
         return Stage.IN_BACKGROUND if tasks_pending or self._turn_is_to_come else Stage.OVER
 
@@ -112,15 +108,11 @@ class RunAnswer:
 
     def begin_turn(self) -> None:
         """Record that another turn begins."""
-        self._turn_goes_on = self.result is not None
-
-    def begin_task(self) -> None:
-        """Record that a task begins; before the first message of the model it is a sub-agent, which asks the model."""
-        self.asked_model = True
+        self._turn_goes_on = self.has_result
 
     def expect_turn(self) -> None:
         """Record that the CLI will report a task's end to the model, which takes a turn."""
-        self._turn_is_to_come = self.result is not None
+        self._turn_is_to_come = self.has_result
 
     def messages(self, frames: Iterable[Frame]) -> None:
         """Process messages of the model, and blocks of them, that follow each other."""
@@ -166,24 +158,30 @@ class RunAnswer:
         has_answer = not result.is_error and (result.text is not None or result.structured_output is not None)
         if self.is_stopping and not has_answer:
             return
-        if self.result is None:
+        earlier = self.last_result if self.has_result else None
+        if earlier is None:
             is_callers = frame.origin is None or frame.origin.kind not in _OTHERS_PROMPTS
-            if is_callers and (has_answer or result.is_error or self.asked_model):
-                self.result = result
-            else:
-                self._side_result = result
+            self.has_result = is_callers and (has_answer or result.is_error or self.asked_model)
+            self.last_result = result
         elif has_answer or (result.is_error and result.text is not None):
             # The turn about a background task need not give the structured answer again.
-            self.result = replace(result, structured_output=result.structured_output or self.result.structured_output)
+            self.last_result = replace(result, structured_output=result.structured_output or earlier.structured_output)
 
-    def redact(self, clean: Callable[[str | None], str | None]) -> None:
-        """Apply *clean* to every text that will be shown, and drop the others; no frame may follow."""
+    def redact(self, redact: Callable[[str], str]) -> None:
+        """Apply *redact* to every text that will be shown, and drop the others; no frame may follow."""
+
+        def clean(text: str | None) -> str | None:
+            return None if text is None else redact(text)
+
         self._last_blocks = []  # each refers to the whole line that it was in
         self.stop_reason = clean(self.stop_reason)
-        if self.result is not None:
-            self.result = _clean(self.result, clean)
-        if self._side_result is not None:
-            self._side_result = _clean(self._side_result, clean)
+        if (result := self.last_result) is not None:
+            self.last_result = replace(
+                result,
+                text=clean(result.text),
+                stop_reason=clean(result.stop_reason),
+                structured_output=clean(result.structured_output),
+            )
 
     @property
     def _text(self) -> str | None:
@@ -227,12 +225,3 @@ class RunAnswer:
             and "tool_use" not in (self.stop_reason, frame.stop_reason)
             and (self._is_whole or (self._is_whole is None and frame.terminal_reason != _ABORTED_STREAMING))
         )
-
-
-def _clean(result: Result, clean: Callable[[str | None], str | None]) -> Result:
-    return replace(
-        result,
-        text=clean(result.text),
-        stop_reason=clean(result.stop_reason),
-        structured_output=clean(result.structured_output),
-    )

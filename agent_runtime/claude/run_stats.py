@@ -81,13 +81,15 @@ class UsageCounter:
 
     Attributes:
         generation: Number of the token generation that messages use which begin from now on.
+        model_name: The model of the run's own conversation; None: not known yet.
+        context_window: That model's, in tokens; None: not known yet.
     """
 
     def __init__(self, clean: Callable[[str], str]) -> None:
         self.generation = 0
+        self.model_name: str | None = None
+        self.context_window: int | None = None
         self._clean = clean
-        self._model: tuple[str | None, int | None] = (None, None)
-        self._clean_name: str | None = None
         self._seen: dict[int, UsageByModel] = {}
         self._turns: defaultdict[int, Counter[str]] = defaultdict(Counter)
         self._names: dict[str, str] = {}
@@ -95,7 +97,6 @@ class UsageCounter:
         self._messages: dict[str, _Message] = {}
         self._last: _Message | None = None
         self._own_model: str | None = None
-        self._all: UsageByModel = {}
         self._all_at_result: UsageByModel = {}
         self._own = NOTHING
         self._own_reported = NOTHING
@@ -143,6 +144,8 @@ class UsageCounter:
                     self._so_far = None
             if is_own:
                 self._own_model, self._last = model, known
+                if message.model and model != self.model_name:
+                    self.model_name, self._so_far = model, None
             else:
                 self._has_sub_agents = True
             if message.usage is not None:
@@ -165,7 +168,7 @@ class UsageCounter:
             self._reported = self._without_earlier(reported)
             if self._reported is not reported:
                 cost_usd -= self._before.cost_usd
-            self._all_at_result, self._is_told = self._all, True
+            self._all_at_result, self._is_told = self._all(), True
         elif frame.usage is not None:
             # 1.0.128 and 2.0.76 report only the cost of a summary.
             self._is_told = self._before.is_known and (bool(frame.usage.counts) or not cost_usd)
@@ -174,12 +177,13 @@ class UsageCounter:
         self._num_turns += self._own_messages if frame.num_turns is None else count(frame.num_turns)
         self._own_messages = 0
         self._duration_ms = (self._duration_ms or 0.0) + amount(frame.duration_ms)
+        self.context_window = _window_of(frame.model_usage or {}, self.model_name) or self.context_window
 
-    def note_model(self, name: str | None, context_window: int | None) -> None:
-        """Set the conversation's model and its context window in tokens."""
-        if (name, context_window) != self._model:
-            self._model, self._so_far = (name, context_window), None
-            self._clean_name = self._clean(name or "")[:_LONGEST_NAME] or None
+    def begin_turn(self, model: str) -> None:
+        """Set the conversation's model to the one that the CLI begins a turn with."""
+        self.model_name, self._so_far = self._clean(model)[:_LONGEST_NAME], None
+        if LONG_CONTEXT_MARK in model.lower():
+            self.context_window = self.context_window or LONG_CONTEXT_WINDOW
 
     def _count(self, message: _Message, usage: Usage, *, is_own: bool) -> None:
         now, counted = usage.counts, message.counted
@@ -188,16 +192,15 @@ class UsageCounter:
         if counted:
             now = now.highest(counted)
         more = now.minus(counted) if counted else now
-        message.counted = now
-        self._all = added(self._all, {message.model: more})
-        self._see(message.generation, message.model, more)
+        message.counted, self._so_far = now, None
+        self._seen[message.generation] = added(self._seen.get(message.generation, {}), {message.model: more})
         if is_own:
             self._own = self._own.plus(more)
             self._context_tokens = now.context_tokens or self._context_tokens
 
-    def _see(self, generation: int, model: str, more: ModelUsage) -> None:
-        self._seen[generation] = added(self._seen.get(generation, {}), {model: more})
-        self._so_far = None
+    def _all(self) -> UsageByModel:
+        """Return what the frames other than ``result`` show."""
+        return reduce(added, self._seen.values(), {})
 
     def _without_earlier(self, reported: UsageByModel) -> UsageByModel:
         """
@@ -210,20 +213,20 @@ class UsageCounter:
         if not all(reported.get(name, NOTHING).covers(usage) for name, usage in before.items()):
             return reported
         rest = subtracted(reported, before)
-        seen, with_earlier, without = (total_of(one).context_tokens for one in (self._all, reported, rest))
+        seen, with_earlier, without = (total_of(one).context_tokens for one in (self._all(), reported, rest))
         return rest if abs(without - seen) <= abs(with_earlier - seen) else reported
 
     def _summary(self) -> AttemptUsage:
-        own_model, reported = self._own_model or "", self._reported or {}
+        own_model, reported, shown = self._own_model or "", self._reported or {}, self._all()
         if own_model not in reported:  # without an own message: the first model
             own_model = next((name for name in reported if name.startswith(own_model)), own_model) or _UNKNOWN_MODEL
-        since_result = subtracted(self._all, self._all_at_result)
+        since_result = subtracted(shown, self._all_at_result)
         if self._reported is not None:
             by_model = added(self._reported, since_result)
             # Only for names in the result: a model may have another name in the frames.
-            by_model |= {name: by_model[name].highest(self._all.get(name, NOTHING)) for name in self._reported}
+            by_model |= {name: by_model[name].highest(shown.get(name, NOTHING)) for name in self._reported}
         else:
-            by_model = added(self._all, {own_model: self._own_reported.minus(self._own)})
+            by_model = added(shown, {own_model: self._own_reported.minus(self._own)})
         cost_usd = max(0.0, self._cost_usd - total_of(by_model).cost_usd)
         rest = ModelUsage(cost_usd=cost_usd, num_turns=self._num_turns + self._own_messages)
         from_frames = self._has_sub_agents if self._reported is None else bool(since_result)
@@ -237,8 +240,8 @@ class UsageCounter:
             duration_ms=self._duration_ms,
             is_estimated=from_frames or not self._is_told,
             seen=seen,
-            model_name=self._clean_name,
-            context_window=self._model[1],
+            model_name=self.model_name,
+            context_window=self.context_window,
         )
 
     def _named(self, by_model: UsageByModel) -> UsageByModel:
@@ -263,17 +266,16 @@ class RunStats:
     The statistics of one attempt, from its frames in order; their size does not grow with the number of frames.
 
     Args:
-        clean: Applied to the names of models.
+        clean: Applied to the names of models and to the version of the CLI.
     """
 
     def __init__(self, clean: Callable[[str], str] = str) -> None:
+        self._clean = clean
         self.session_id: str | None = None
         self.cli_version: str | None = None
         self.permission_mode: str | None = None
         self.agents: list[object] | None = None
-        self.model_name: str | None = None
         self.usage = UsageCounter(clean)
-        self.context_window: int | None = None
         self.tool_count = 0
         self.tool_results = 0
         self.compact_events: list[CompactEvent] = []
@@ -311,16 +313,6 @@ class RunStats:
         return self.answer.last_result
 
     @property
-    def answer_text(self) -> str | None:
-        """The answer for the caller; None: there is none."""
-        return self.result.text if self.result is not None and not self.result.is_error else None
-
-    @property
-    def structured_output(self) -> str | None:
-        """The answer that meets the task's schema, as JSON; None: there is none."""
-        return self.result.structured_output if self.result is not None else None
-
-    @property
     def stage(self) -> Stage:
         """The stage of the run."""
         return self.answer.stage(tasks_pending=bool(self._background_tasks))
@@ -328,7 +320,7 @@ class RunStats:
     @property
     def has_more_to_come(self) -> bool:
         """Whether the run continues although it has a result."""
-        return self.answer.result is not None and self.stage is not Stage.OVER
+        return self.answer.has_result and self.stage is not Stage.OVER
 
     @property
     def hook(self) -> str | None:
@@ -350,7 +342,9 @@ class RunStats:
                     self.tool_results += 1
                     self._open_tools.discard(block.tool_use_id)
         elif frame.type == "result":
-            self._result(frame)
+            self.answer.add_result(frame)
+            self._open_tools.clear()
+            self.usage.add_result(frame)
 
     def add_partial(self, partial: Partial | None) -> None:
         """Count a partial message; None: one that neither begins nor ends a message."""
@@ -363,27 +357,15 @@ class RunStats:
         elif event.usage is not None:
             self.usage.add_to_last(event.usage)
 
-    def redact(self, redact: Callable[[str], str]) -> None:
-        """Apply *redact* to every stored text that will be shown."""
-
-        def clean(text: str | None) -> str | None:
-            # JavaScript cuts strings in the middle of a character; half of one cannot be written as UTF-8.
-            return None if text is None else redact(text.encode("utf-8", "replace").decode())
-
-        self.session_id, self.model_name = clean(self.session_id), clean(self.model_name)
-        self.cli_version = clean(self.cli_version)
-        self.answer.redact(clean)
-
     def _system(self, frame: Frame) -> None:
         if frame.subtype == "init":
             self.has_init = True
-            self.cli_version = frame.claude_code_version or self.cli_version
+            if frame.claude_code_version:
+                self.cli_version = self._clean(frame.claude_code_version)
             self.permission_mode = frame.permission_mode
             self.agents = frame.agents if isinstance(frame.agents, list) else None
-            self.model_name = frame.model or self.model_name
-            if LONG_CONTEXT_MARK in (frame.model or "").lower():
-                self.context_window = self.context_window or LONG_CONTEXT_WINDOW
-            self.usage.note_model(self.model_name, self.context_window)
+            if frame.model:
+                self.usage.begin_turn(frame.model)
             self.answer.begin_turn()
         elif frame.subtype == "compact_boundary":
             if len(self.compact_events) < COMPACT_EVENTS_KEPT:
@@ -393,7 +375,7 @@ class RunStats:
             self._background_tasks = {task.task_id for task in frame.tasks or ()}
         elif frame.began_task_id is not None:
             self._background_tasks.add(frame.began_task_id)
-            self.answer.begin_task()
+            self.answer.asked_model = True  # a task before the model's first message is a sub-agent, which asks it
         elif frame.ended_task_id is not None:
             self._background_tasks.discard(frame.ended_task_id)
             if frame.subtype == "task_notification" and not frame.ambient:
@@ -406,16 +388,11 @@ class RunStats:
     def add_messages(self, frames: Sequence[Frame]) -> None:
         """Count messages of the model, and blocks of them, that follow each other."""
         self.model_frames += len(frames)
-        model = None
         for frame in frames:
             if frame.session_id:
                 self.session_id = frame.session_id
             message = frame.message
-            if message is None:
-                continue
-            if frame.parent_tool_use_id is None:
-                model = message.model or model
-            if type(message.content) is list:
+            if message is not None and type(message.content) is list:
                 for block in message.content:
                     if block.type == "tool_use":
                         self.tool_count += 1
@@ -423,16 +400,6 @@ class RunStats:
                             self._open_tools.add(block.id)
         self.answer.messages(frames)
         self.usage.add_messages(frames)
-        if model and model != self.model_name:
-            self.model_name = model
-            self.usage.note_model(self.model_name, self.context_window)
-
-    def _result(self, frame: Frame) -> None:
-        self.answer.add_result(frame)
-        self._open_tools.clear()
-        self.usage.add_result(frame)
-        self.context_window = _window_of(frame.model_usage or {}, self.model_name) or self.context_window
-        self.usage.note_model(self.model_name, self.context_window)
 
 
 def _window_of(usage: dict[str, ReportedUsage | None], model: str | None) -> int | None:

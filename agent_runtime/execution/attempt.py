@@ -386,7 +386,7 @@ class Attempt:
     def _report(self, error: AgentRuntimeError | None) -> AttemptReport:
         child, output, run_stats = self._child, self._output, self._output.run_stats
         gone_at = time.monotonic()
-        run_stats.redact(self._context.redactor.redact_text)
+        run_stats.answer.redact(self._context.redactor.redact_text)
         ending = None
         if child is not None:
             ending = self._ending(child)

@@ -325,8 +325,9 @@ class Execution:
         if report.pid is not None:
             for token in self.record.attempts[-1].tokens:
                 counts.count_usage(token.subscription, token.usage_by_model)
-        self.result_text = report.run_stats.answer_text
-        self.structured_output = report.run_stats.structured_output
+        result = report.run_stats.result
+        self.result_text = None if result is None or result.is_error else result.text
+        self.structured_output = None if result is None else result.structured_output
         self.result_line = report.result_line or self.result_line
         if report.cpu_seconds is not None:
             counts.count("executions_cpu_seconds", by=report.cpu_seconds)

@@ -195,7 +195,6 @@ class RecordWriter:
         metadata = record.metadata
         metadata.attempts = len(record.attempts)
         metadata.tool_count += run_stats.tool_count
-        metadata.model_name = run_stats.model_name or metadata.model_name
         metadata.cli_version = run_stats.cli_version or metadata.cli_version
         metadata.compact_events = [*metadata.compact_events, *run_stats.compact_events][:COMPACT_EVENTS_KEPT]
         metadata.background_tasks_pending_at_exit = run_stats.background_tasks

@@ -182,7 +182,7 @@ class ExecutionRunner:
         execution.resets_at = report.error.resets_at if isinstance(report.error, TokenLimited) else None
         if report.ending is not None and generation is not None:
             if trouble is TokenTrouble.LIMITED:
-                model = execution.task.model or report.run_stats.model_name
+                model = execution.task.model or report.run_stats.usage.model_name
                 verification, execution.resets_at = gate.verify_limit(
                     generation, report.detection, model, may_be_forged=report.used_tool
                 )
@@ -227,7 +227,7 @@ class ExecutionRunner:
                 trouble=trouble,
                 may_condemn=detection is not None and detection.condemns and not report.used_tool,
                 rule=detection.rule if detection else "unknown",
-                model=report.run_stats.model_name,
+                model=report.run_stats.usage.model_name,
             )
         )
         verifying.add_done_callback(lambda _: gate.changed.notify())

@@ -133,7 +133,7 @@ def test_the_context_window_is_that_of_the_model_that_answered(
 ) -> None:
     run_stats = tallied({"type": "system", "subtype": "init", "model": model}, usage_of(**windows))
 
-    assert run_stats.context_window == tokens
+    assert run_stats.usage.context_window == tokens
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_statistics_that_are_final_hold_no_line_of_the_output() -> None:
     del frame
     assert sys.getrefcount(line) > references  # its text may become the answer
 
-    run_stats.redact(str)
+    run_stats.answer.redact(str)
 
     assert sys.getrefcount(line) == references
 

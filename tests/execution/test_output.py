@@ -94,7 +94,6 @@ def outcome(path: Path, chunks: list[bytes]) -> dict[str, Any]:
         "result": run_stats.result,
         "stop reason": run_stats.answer.stop_reason,
         "stage": run_stats.stage,
-        "model": run_stats.model_name,
         "counts": (run_stats.model_frames, run_stats.tool_count, run_stats.tool_results, run_stats.open_tools),
     }
 
