@@ -146,8 +146,8 @@ class Attempt:
         error: AgentRuntimeError | None = None
         try:
             try:
-                if self._start():
-                    self._poll_until_gone()
+                if (child := self._start()) is not None:
+                    self._poll_until_gone(child)
             except AgentRuntimeError as problem:
                 error = problem
             finally:
@@ -168,17 +168,17 @@ class Attempt:
 
     # -- the start
 
-    def _start(self) -> bool:
+    def _start(self) -> Child | None:
         with self._context.containment.spawner.forked_shim() as shim:
             return self._start_below(shim)
 
-    def _start_below(self, shim: PendingShim | None) -> bool:
+    def _start_below(self, shim: PendingShim | None) -> Child | None:
         command, session = self._launch.command(), self._spec.session
         if session.has_history:  # the CLI counts on from the cost of the session it resumes or copies (2.1.332)
             before = session_cost(self._context.settings.config_dir, session.forks or session.session_id)
             self._output.run_stats.usage.go_on_from(before)
         if self._stop.reason is not None:
-            return False
+            return None
         if (relayed := self._launch.relayed) is not None:
             relayed.on_hold, relayed.on_release = self._hold_begins, self._hold_ends
             relayed.on_silence = functools.partial(self._stop.request, StopReason.RELAY_TIMEOUT)
@@ -191,19 +191,11 @@ class Attempt:
         if relayed is not None:
             relayed.pid = child.pid
         self._started_at = child.started_at
-        delivered = self._launch.delivered
-        if delivered is not None:
-            self._publish(Spawned(child.pid, child.shim_pid, child.started_at, delivered.generation))
-            self._token = ChildToken(delivered, self._launch.delivered_at, self._context.secret, self._publish)
-            self._token.follow_secret()  # a newer generation may have been loaded during the spawn
-        return True
+        return child
 
     # -- while it runs
 
-    def _poll_until_gone(self) -> None:
-        child = self._child
-        if child is None:
-            return
+    def _poll_until_gone(self, child: Child) -> None:
         pipes = Pipes(
             child,
             wake=self._stop.wake,
@@ -212,6 +204,10 @@ class Attempt:
             on_lines=self._lines_read,
             on_quiet=self._output.unfinished,
         )
+        if (delivered := self._launch.delivered) is not None:
+            self._publish(Spawned(child.pid, child.shim_pid, child.started_at, delivered.generation))
+            self._token = ChildToken(delivered, self._launch.delivered_at, self._context.secret, self._publish)
+            self._token.follow_secret()  # a newer generation may have been loaded during the spawn
         while not pipes.leader_gone and self._stop.phase is not StopPhase.ABANDONED:
             asked_at = time.monotonic()
             is_running = self._stop.phase is StopPhase.RUNNING

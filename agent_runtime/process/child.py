@@ -61,7 +61,7 @@ class Child:
         group: Group | None,
     ) -> None:
         self.pid = handle.pid
-        self.started_at = time.time()
+        self.started_at = handle.started_at
         self.pidfd = handle.pidfd
         self.stdin, self.stdout, self.stderr = pipes
         self._handle = handle
@@ -135,8 +135,10 @@ class Child:
         if not self._is_open:
             return SweepReport(killed=0, survivors=0, unattributed=0, seconds=0.0)
         self._attempt.ending = True
-        self.poll()
         is_empty = self._group is not None and not self._group.populated
+        if not is_empty:
+            self._handle.kill_group()  # at once, because most are in it; the passes find the others
+        self.poll()
         with contextlib.nullcontext() if is_empty else linux.urgent():
             return containment.sweep(self._layers, deadline)
 

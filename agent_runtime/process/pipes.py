@@ -64,7 +64,7 @@ class Pipes:
     line, *on_quiet* gets the unfinished line, so that a message without an end is still seen.
 
     Args:
-        stdin_bytes: Are written to the child's stdin, which is then closed.
+        stdin_bytes: Are written to the child's stdin, which is then closed; the first of them by the constructor.
         on_lines: Called with the lines of one chunk and the monotonic time at which it was read.
         on_quiet: Called with a stream's unfinished line, once, after :data:`QUIET_SECONDS` of silence.
     """
@@ -98,10 +98,8 @@ class Pipes:
             self._poll.register(stream.fd, select.POLLIN)
             _widen(stream.fd)
         self._has_stdin = True
-        if self._unsent:
-            self._poll.register(child.stdin, select.POLLOUT)
-        else:
-            self._end_stdin()
+        self._poll.register(child.stdin, select.POLLOUT)
+        self._write()  # at once: the child waits for it
         self.leader_gone = False
         """Whether the leader has ended; other processes may still hold its pipes."""
 

@@ -73,7 +73,7 @@ class SweepReport(msgspec.Struct, frozen=True):
     The result of a sweep.
 
     Attributes:
-        killed: How many processes were found alive and ended, including the leader if it lived.
+        killed: How many processes the kill passes found alive and ended, including the leader if it lived.
         survivors: How many still lived at the deadline.
         unattributed: Orphans left alone because another attempt may own them.
     """

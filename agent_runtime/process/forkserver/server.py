@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -52,12 +53,14 @@ class ShimHandle:
 
     Attributes:
         pid: The leader's pid.
+        started_at: When the leader had executed its program, epoch seconds.
         leader: The leader as it was at first; None if it had been reaped by then.
         pidfd: The leader's pidfd; readable as soon as the leader has ended.
     """
 
     def __init__(self, line: socket.socket, pidfds: tuple[int, int], pids: tuple[int, int]) -> None:
         self._line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, line.detach())
+        self.started_at = time.time()
         self._shim_pidfd, self.pidfd = pidfds
         shim_pid, self.pid = pids
         seen = proc_table.read_process(shim_pid) if shim_pid else None

@@ -27,6 +27,6 @@ if not leader_ends:
 report = child.sweep(time.monotonic() + 10)
 if not leader_ends:
     code = exit_of(child).code
-print(json.dumps([below(), report.survivors, report.unattributed, report.killed == family, report.seconds < 10, code]))
+print(json.dumps([below(), report.survivors, report.unattributed, report.seconds < 10, code]))
 child.close()
 fork_server.close()

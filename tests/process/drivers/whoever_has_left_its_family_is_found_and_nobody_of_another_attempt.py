@@ -29,7 +29,6 @@ print(
             report.survivors,
             report.unattributed,
             report.seconds < 10,
-            report.killed == len(mine),
         ]
     )
 )
