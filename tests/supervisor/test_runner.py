@@ -461,6 +461,18 @@ async def test_admitted_while_its_token_is_refused_it_waits_without_a_slot_for_a
     assert [one.generations for one in waiting] == [[2]] * 3
 
 
+@races
+async def test_a_first_attempt_after_the_wait_counts_as_no_resume(home: Path) -> None:
+    bench = Bench(home, max_resumes="0")
+    assert (await bench.start(limited(time.time() + 3600)).ends())[1] is ErrorClass.RATE_LIMIT
+    one = bench.start(finished, execution_id="waits", parks=True, park_seconds=60)
+    await one.reaches(Phase.PARKED)
+    await bench.upkeep.reload()
+
+    assert await one.ends() == (SUCCESS, None)
+    assert one.generations == [1]
+
+
 # Usage limits.
 
 
