@@ -44,7 +44,7 @@ _TYPE_BY_STATUS = {status: kind for kind, status in STATUS_BY_TYPE.items()}
 _NOT_FORWARDED = frozenset(name.encode() for name in HOP_BY_HOP) | {b"set-cookie"}
 
 
-class Hold:
+class Hold(msgspec.Struct, eq=False):
     """
     A request that waits before the child gets a byte of an answer; made on the relay's loop, released from any thread.
 
@@ -54,15 +54,15 @@ class Hold:
         generation: The generation that the request carried.
         limit_seconds: The CLI waits at least this long for an answer.
         is_over: Whether the request was released, or the child has hung up.
+        released: Whether to send the request again.
     """
 
-    def __init__(self, detection: Detection, body: bytes, generation: Generation, limit_seconds: float) -> None:
-        self.detection = detection
-        self.body = body
-        self.generation = generation
-        self.limit_seconds = limit_seconds
-        self.is_over = False
-        self.released: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    detection: Detection
+    body: bytes
+    generation: Generation
+    limit_seconds: float
+    is_over: bool = False
+    released: asyncio.Future[bool] = msgspec.field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def release(self, *, replays: bool) -> None:
         """End the hold: send the request again with the token in use then, or pass the API's answer on as it was."""
@@ -75,18 +75,17 @@ class Hold:
             self.released.get_loop().call_soon_threadsafe(release)
 
 
-class Exchanges:
+class Exchanges(msgspec.Struct, frozen=True):
     """
     Answer the requests of children from the API; runs on the relay's loop.
 
-    Args:
+    Attributes:
         count: Called with the outcome of a request, such as ``replayed``.
     """
 
-    def __init__(self, upstream: Upstream, secret: SecretFile, *, count: Callable[[str], None]) -> None:
-        self._upstream = upstream
-        self._secret = secret
-        self._count = count
+    upstream: Upstream
+    secret: SecretFile
+    count: Callable[[str], None]
 
     async def answer(self, request: Request, identity: Identity, child: Connection) -> bool:
         """
@@ -104,11 +103,11 @@ class Exchanges:
                 outcome, message = "garbled", f"the API's answer cannot be passed on: {error}"
             else:
                 outcome, message = "broken", "the API closed the connection without an answer"
-            self._count(outcome)
+            self.count(outcome)
             await child.send(error_answer(request, 502, message))
             return True
         except FirstByteTimeout:
-            self._count("silent")
+            self.count("silent")
             if request.path == MESSAGES:
                 identity.on_silence()
             child.reset()
@@ -118,14 +117,14 @@ class Exchanges:
         except BaseException:
             answer.connection.reset()
             raise
-        self._count(f"{answer.status // 100}xx" if is_whole else "cut")
+        self.count(f"{answer.status // 100}xx" if is_whole else "cut")
         return is_whole
 
     async def _fetch(self, request: Request, identity: Identity) -> Answer:
         """Send the request, again with a newer token as long as its token is refused; return the answer to pass on."""
         while True:
-            generation = identity.choose(self._secret.status.generation)
-            answer = await self._upstream.send(request, generation.token)
+            generation = identity.choose(self.secret.status.generation)
+            answer = await self.upstream.send(request, generation.token)
             try:
                 identity.record_answer(generation)
                 if request.path == MESSAGES and answer.status // 100 == 2:
@@ -133,22 +132,22 @@ class Exchanges:
                 detection = await self._detection_in(answer, request, generation)
                 if detection is None:
                     return answer
-                await asyncio.to_thread(self._secret.poll)  # a newer token may be written and not noticed yet
-                if identity.choose(self._secret.status.generation) is generation:
+                await asyncio.to_thread(self.secret.poll)  # a newer token may be written and not noticed yet
+                if identity.choose(self.secret.status.generation) is generation:
                     hold = Hold(detection, answer.body, generation, identity.hold_seconds)
                     if not await self._is_replayed(hold, identity):
                         return answer
             except BaseException:
                 answer.connection.reset()
                 raise
-            self._count("replayed")
-            self._upstream.release(answer)
+            self.count("replayed")
+            self.upstream.release(answer)
 
     async def _is_replayed(self, hold: Hold, identity: Identity) -> bool:
         """Hold a request because the token in use was refused or is limited; return whether to send it again."""
         if identity.on_hold is None:
             return False
-        self._count("held")
+        self.count("held")
         identity.on_hold(hold)
         try:
             return await hold.released
@@ -162,7 +161,7 @@ class Exchanges:
             return None
         if generation.token.kind is TokenKind.OAUTH and OAUTH_BETA not in request.header("anthropic-beta"):
             return None
-        async with asyncio.timeout(self._upstream.first_byte_seconds):
+        async with asyncio.timeout(self.upstream.first_byte_seconds):
             while len(answer.body) < MOST_JUDGED_BYTES and (data := await answer.read()):
                 answer.body += data
         body = without_chunks(answer.body) if isinstance(answer.framing, Chunked) else answer.body
@@ -198,7 +197,7 @@ class Exchanges:
                 break
             unsent += _chunk(data) if in_chunks else data
         await child.send(unsent + (b"0\r\n\r\n" if in_chunks else b""))
-        self._upstream.release(answer)
+        self.upstream.release(answer)
         return True
 
 

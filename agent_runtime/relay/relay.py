@@ -11,6 +11,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -96,6 +97,7 @@ def way_in(environ: Mapping[str, str], *, takes_socket: bool | None) -> str:
     return f"{reason}; this CLI {known}, and from 2.1.114 on leaves away features for a host that is not the API's"
 
 
+@dataclass(eq=False, repr=False)
 class Relay:
     """
     A proxy on loopback that adds the token in use to the requests of children; every method is for any thread.
@@ -105,7 +107,7 @@ class Relay:
     they come to a port of 127.0.0.1, below a path that cannot be guessed; from 2.1.114 on the CLI then leaves out some
     features.
 
-    Args:
+    Attributes:
         environ: The supervisor's environment: base URL, proxies and CAs.
         directory: An existing directory for the socket, to which only the supervisor's user may write.
         owner: The user that children run as; None: the supervisor's.
@@ -119,34 +121,24 @@ class Relay:
         CannotStart: The environment's base URL or proxy cannot be used.
     """
 
-    def __init__(
-        self,
-        environ: Mapping[str, str],
-        secret: SecretFile,
-        *,
-        directory: Path,
-        owner: Owner = None,
-        takes_socket: Callable[[], bool | None] = lambda: None,
-        first_byte_seconds: float = FIRST_BYTE_SECONDS,
-        count: Callable[[str], None] = lambda _outcome: None,
-        observe_first_byte: Callable[[float], None] = lambda _seconds: None,
-    ) -> None:
+    environ: Mapping[str, str]
+    secret: SecretFile
+    _: KW_ONLY
+    directory: Path
+    owner: Owner = None
+    takes_socket: Callable[[], bool | None] = lambda: None
+    first_byte_seconds: float = FIRST_BYTE_SECONDS
+    count: Callable[[str], None] = lambda _outcome: None
+    observe_first_byte: Callable[[float], None] = lambda _seconds: None
+
+    def __post_init__(self) -> None:
         try:
-            self._is_first_party = is_first_party(environ)
-            self._upstream = Upstream(
-                API_URL if self._is_first_party else environ[BASE_URL_VARIABLE],
-                environ,
-                first_byte_seconds=first_byte_seconds,
-                observe_first_byte=observe_first_byte,
-            )
+            self._is_first_party = is_first_party(self.environ)
+            base_url = API_URL if self._is_first_party else self.environ[BASE_URL_VARIABLE]
+            self._upstream = Upstream(base_url, self.environ, self.first_byte_seconds, self.observe_first_byte)
         except ValueError as error:
             raise CannotStart(f"{PREFIX}TOKEN_DELIVERY: relay is not possible here: {error}") from None
-        self._environ = environ
-        self._directory = directory
-        self._owner = owner
-        self._takes_socket = takes_socket
-        self._count = count
-        self._exchanges = Exchanges(self._upstream, secret, count=count)
+        self._exchanges = Exchanges(self._upstream, self.secret, self.count)
         self._prefix = f"/{secrets.token_hex(16)}"
         self._identities: dict[bytes, Identity] = {}
         self._budget = MemoryBudget()
@@ -155,8 +147,8 @@ class Relay:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
         self._port = 0
-        self._socket = directory / "relay.sock"
-        self._shell_prefix = directory / "shell"
+        self._socket = self.directory / "relay.sock"
+        self._shell_prefix = self.directory / "shell"
 
     # -- start and end
 
@@ -188,11 +180,11 @@ class Relay:
     @property
     def reason(self) -> str:
         """How the next child will reach the relay, and what features of the CLI that costs; for people."""
-        return way_in(self._environ, takes_socket=self._takes_socket())
+        return way_in(self.environ, takes_socket=self.takes_socket())
 
     def deliver(self, generation: Generation) -> Delivered:
         """Make the identity of one child; return what it gets in place of a token. :meth:`release` must follow."""
-        takes_socket = self._takes_socket()
+        takes_socket = self.takes_socket()
         identity = Identity(generation, LONG_HOLD_SECONDS if takes_socket else SHORT_HOLD_SECONDS)
         self._identities[digest_of(identity.placeholder)] = identity
         variable = OAUTH_VARIABLE if identity.kind is TokenKind.OAUTH else API_KEY_VARIABLE
@@ -205,8 +197,8 @@ class Relay:
         base_url = f"http://127.0.0.1:{self._port}{self._prefix}"
         by_port = shown | {"API_FORCE_IDLE_TIMEOUT": "0", BASE_URL_VARIABLE: base_url}
         for name in _NO_PROXY:
-            by_port[name] = ",".join(filter(None, [self._environ.get(name), "127.0.0.1"]))
-        takes_it = uses_socket(self._environ, takes_socket=takes_socket)
+            by_port[name] = ",".join(filter(None, [self.environ.get(name), "127.0.0.1"]))
+        takes_it = uses_socket(self.environ, takes_socket=takes_socket)
         return Delivered(
             generation,
             RELAY,
@@ -241,10 +233,10 @@ class Relay:
                 server = await self._loop.create_unix_server(accepted, path, backlog=BACKLOG, start_serving=False)
                 servers.append(server)
                 self._socket.chmod(0o600)
-                if self._owner is not None:
-                    os.chown(self._socket, *self._owner)
+                if self.owner is not None:
+                    os.chown(self._socket, *self.owner)
                 await server.start_serving()
-                self._shell_prefix = write_shell_prefix(self._directory)
+                self._shell_prefix = write_shell_prefix(self.directory)
         except OSError as error:
             listening.set_exception(error)
         else:
@@ -280,13 +272,13 @@ class Relay:
         """Answer the requests of one connection until either side ends it."""
         try:
             peer = connection.peer
-            if peer is not None and peer[1] not in {os.geteuid(), self._owner[0] if self._owner else os.geteuid()}:
-                self._count("stranger")
+            if peer is not None and peer[1] not in {os.geteuid(), self.owner[0] if self.owner else os.geteuid()}:
+                self.count("stranger")
                 return
             while await self._serve_request(connection):
                 pass
         except (OSError, PeerClosed):
-            self._count("left")
+            self.count("left")
         finally:
             connection.close()
 
@@ -303,20 +295,20 @@ class Relay:
             found = (self._identities.get(digest_of(text)) for text in request.credentials)
             identity = next(filter(None, found), None)
             if identity is None or owner not in {None, identity} or task is None:
-                self._count("unknown")
+                self.count("unknown")
                 return await _refuse(connection, request, 404, "the relay does not know the sender")
             self._connections[task] = identity
             await self._check_sender(identity, connection)
             await read_body(connection, request, is_stored=request.may_pass)
             if not request.may_pass:
-                self._count("not_passed")
+                self.count("not_passed")
                 await connection.send(error_answer(request, 404, "the relay does not pass this on"))
                 return True
             return await self._answer_while_connected(request, identity, connection)
         except TooLarge:
             return await _refuse(connection, request, 413, "the request is too large for the relay")
         except BadMessage as error:
-            self._count("malformed")
+            self.count("malformed")
             return await _refuse(connection, request, 400, f"the relay cannot read this: {error}")
         except TimeoutError:
             return False
@@ -332,7 +324,7 @@ class Relay:
             else:
                 connection.is_of_cli = await asyncio.to_thread(connects_from, identity.pid, connection.peer_port)
         if connection.is_of_cli is False:
-            self._count("other_process")
+            self.count("other_process")
 
     async def _answer_while_connected(self, request: Request, identity: Identity, connection: Connection) -> bool:
         """Answer a request unless the child hangs up before; return whether another request may follow."""
@@ -349,7 +341,7 @@ class Relay:
         except asyncio.CancelledError:
             if not connection.has_ended:
                 raise
-            self._count("hung_up")
+            self.count("hung_up")
             return False
         finally:
             identity.open_requests -= 1

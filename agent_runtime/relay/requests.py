@@ -95,15 +95,8 @@ class Body:
         self._file: IO[bytes] | None = None
 
     def add(self, data: bytes) -> None:
-        """
-        Append the next bytes of the body.
-
-        Raises:
-            TooLarge: The body is too long now.
-        """
+        """Append the next bytes of the body."""
         self.length += len(data)
-        if self.length > MOST_BODY_BYTES:
-            raise TooLarge
         if self._file is None:
             self._reserved = self._budget.reserve()
             most_in_memory = max(1, self._reserved)  # 0 would mean no limit
@@ -231,10 +224,10 @@ async def read_body(connection: Connection, request: Request, *, is_stored: bool
                 parser.receive_data(data)
             elif isinstance(event, h11.Data):
                 length += len(event.data)
+                if length > MOST_BODY_BYTES:
+                    raise TooLarge
                 if is_stored:
                     request.body.add(bytes(event.data))
-                elif length > MOST_BODY_BYTES:
-                    raise TooLarge
     except h11.RemoteProtocolError:
         raise BadMessage("the body cannot be read") from None
     connection.buffer = parser.trailing_data[0] + connection.buffer

@@ -7,6 +7,7 @@ import base64
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 import h11
@@ -38,11 +39,12 @@ class FirstByteTimeout(Exception):
     """The API accepted a request and did not begin to answer in time."""
 
 
+@dataclass(eq=False, repr=False)
 class Upstream:
     """
     The API, or the gateway that the environment names; used on the relay's loop.
 
-    Args:
+    Attributes:
         base_url: With a path, if the gateway has one.
         environ: The supervisor's environment: proxies and CAs.
         first_byte_seconds: How long the API may take to begin an answer.
@@ -52,19 +54,16 @@ class Upstream:
         ValueError: The base URL or the proxy cannot be used.
     """
 
-    def __init__(
-        self,
-        base_url: str,
-        environ: Mapping[str, str],
-        *,
-        first_byte_seconds: float,
-        observe_first_byte: Callable[[float], None],
-    ) -> None:
-        self._url = checked_url(base_url)
+    base_url: str
+    environ: Mapping[str, str]
+    first_byte_seconds: float
+    observe_first_byte: Callable[[float], None]
+
+    def __post_init__(self) -> None:
+        self._url = checked_url(self.base_url)
         if self._url.userinfo or self._url.query or self._url.fragment:
             raise ValueError("the base URL has more than a host and a path")
-        self._environ = environ
-        proxy = proxy_for(self._url, environ)
+        proxy = proxy_for(self._url, self.environ)
         self._proxy = None if proxy is None else checked_url(proxy)
         self._proxy_headers: list[tuple[str, str]] = []
         if self._proxy is not None and self._proxy.userinfo:
@@ -75,8 +74,6 @@ class Upstream:
         self._received = bytearray(RECEIVE_BYTES)
         self._idle: list[tuple[float, Connection]] = []
         self._host = self._url.netloc.decode()
-        self.first_byte_seconds = first_byte_seconds
-        self._observe_first_byte = observe_first_byte
 
     async def send(self, request: Request, token: Token) -> Answer:
         """
@@ -127,7 +124,7 @@ class Upstream:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
         answer.is_last |= not was_sent  # the API answered before it had the whole request
-        self._observe_first_byte(time.monotonic() - asked_at)
+        self.observe_first_byte(time.monotonic() - asked_at)
         return answer
 
     def release(self, answer: Answer) -> None:
@@ -166,7 +163,7 @@ class Upstream:
             async with asyncio.timeout(CONNECT_SECONDS):
                 if self._context is None and "https" in {url.scheme, self._url.scheme}:
                     # In a thread: it reads some hundred certificates.
-                    self._context = await asyncio.to_thread(tls_context, self._environ)
+                    self._context = await asyncio.to_thread(tls_context, self.environ)
                     self._context.set_alpn_protocols(["http/1.1"])
                 _, connection = await asyncio.get_running_loop().create_connection(
                     lambda: Connection(self._received),
