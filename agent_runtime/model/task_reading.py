@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -170,11 +168,6 @@ def _check(task: Task) -> None:
         raise InvalidRequest("message: must hold more than blanks")  # the CLI refuses it, too
     if task.title is not None and not task.title.strip():
         raise InvalidRequest(f"title: {_IN_WORDS['title']}")
-    for text, name in ((task.message, "message"), (task.system_prompt or "", "system_prompt")):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InvalidRequest(f"{name}: holds a lone surrogate, which is no Unicode text") from None
     _check_together(task)
     if task.json_schema is not None and (reason := _schema_fault(task.json_schema)) is not None:
         raise InvalidRequest(f"json_schema: {reason}")
@@ -183,11 +176,6 @@ def _check(task: Task) -> None:
             raise InvalidRequest("agents: each must have a description and a prompt, which are texts")
     if task.mcp_config is not None and (reason := mcp_config.refused_by_all(task.mcp_config)) is not None:
         raise InvalidRequest(f"mcp_config: {reason}")
-    for image in task.images or ():
-        try:
-            base64.b64decode(image.data, validate=True)
-        except (binascii.Error, ValueError):
-            raise InvalidRequest("images: data must be base64") from None
 
 
 def _check_together(task: Task) -> None:
@@ -203,10 +191,32 @@ def _check_together(task: Task) -> None:
         raise InvalidRequest("fallback_model: must be another than model")
 
 
-_TYPES_IN_SCHEMAS = {"array", "boolean", "integer", "null", "number", "object", "string"}
-_SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_LISTS_OF_SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
-_ONE_SCHEMA = ("additionalProperties", "items", "contains", "not", "if", "then", "else", "propertyNames")
+_TypeName = Literal["array", "boolean", "integer", "null", "number", "object", "string"]
+
+
+class _Schema(msgspec.Struct, rename="camel"):
+    """The keywords of a JSON Schema whose form is checked; all others may have any value."""
+
+    type: _TypeName | list[_TypeName] = "object"
+    required: list[str] = []
+    enum: list[Any] = []
+    properties: dict[str, _Schema | bool] = {}
+    pattern_properties: dict[str, _Schema | bool] = {}
+    dependent_schemas: dict[str, _Schema | bool] = {}
+    definitions: dict[str, _Schema | bool] = {}
+    defs: dict[str, _Schema | bool] = msgspec.field(name="$defs", default_factory=dict)
+    all_of: list[_Schema | bool] = []
+    any_of: list[_Schema | bool] = []
+    one_of: list[_Schema | bool] = []
+    prefix_items: list[_Schema | bool] = []
+    items: _Schema | bool | list[_Schema | bool] = True
+    additional_properties: _Schema | bool = True
+    property_names: _Schema | bool = True
+    contains: _Schema | bool = True
+    not_: _Schema | bool = True
+    if_: _Schema | bool = True
+    then: _Schema | bool = True
+    else_: _Schema | bool = True
 
 
 def _schema_fault(schema: dict[str, Any]) -> str | None:
@@ -218,36 +228,12 @@ def _schema_fault(schema: dict[str, Any]) -> str | None:
     """
     if schema.get("type", "object") != "object":
         return "its type must be object"
-    waiting: list[Any] = [schema]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, bool):
-            continue
-        if not isinstance(one, dict):
-            return "each schema in it must be an object, true or false"
-        types = one.get("type", "object")
-        if not all(isinstance(name, str) and name in _TYPES_IN_SCHEMAS for name in _listed(types)):
-            return f"a type must be one of {', '.join(sorted(_TYPES_IN_SCHEMAS))}, or a list of them"
-        if not isinstance(required := one.get("required", []), list) or not all(isinstance(x, str) for x in required):
-            return "required must be a list of names"
-        if not isinstance(one.get("enum", []), list):
-            return "enum must be a list"
-        for keyword in _SCHEMAS_BY_NAME:
-            if not isinstance(named := one.get(keyword, {}), dict):
-                return f"{keyword} must be an object of schemas"
-            waiting += named.values()
-        for keyword in _LISTS_OF_SCHEMAS:
-            if not isinstance(listed := one.get(keyword, []), list):
-                return f"{keyword} must be a list of schemas"
-            waiting += listed
-        for keyword in _ONE_SCHEMA:
-            if keyword in one:
-                waiting += _listed(one[keyword]) if keyword == "items" else [one[keyword]]
+    try:
+        msgspec.convert(schema, _Schema)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at ")
+        return f"{place}: {_plain(reason)}"
     return None
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _without_tokens(task: Task, redact: Callable[[str], str]) -> Task:
