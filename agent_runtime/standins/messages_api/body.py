@@ -77,8 +77,6 @@ class Message:
         for start in starts:
             delta = {"type": "text_delta", "text": text[start : start + size]}
             yield event("content_block_delta", index=index, delta=delta), self.reply.over_seconds / len(starts)
-            if self.reply.pings:
-                yield event("ping"), 0.0
 
     def _head(self, output_tokens: int) -> dict[str, object]:
         return {
@@ -96,9 +94,7 @@ class Message:
         return {"input_tokens": INPUT_TOKENS, "output_tokens": output_tokens} | self.reply.usage
 
     def _ending(self) -> dict[str, object]:
-        reply = self.reply
-        ending = {"stop_reason": reply.stop_reason or reply.natural_stop_reason, "stop_sequence": None}
-        return ending | ({} if reply.stop_details is None else {"stop_details": reply.stop_details})
+        return {"stop_reason": self.reply.stop_reason or self.reply.natural_stop_reason, "stop_sequence": None}
 
     def _content(self) -> list[dict[str, object]]:
         reply = self.reply

@@ -92,7 +92,7 @@ class MessagesApi:
         self._tokens: dict[str | None, Script | None] = {}
         self._other_tokens: Script | None = None
         self._models: dict[str, Script | None] = {}
-        self._count_tokens: dict[str | None, Script | None] = {}
+        self._count_tokens: Script | None = None
         self._scripts: dict[str, Script] = {}
         self._default = Script([Text()])
         self._gates: defaultdict[str, Future[None]] = defaultdict(Future)
@@ -129,17 +129,14 @@ class MessagesApi:
         with self._changed:
             self._models[model] = _script_of(replies)
 
-    def on_count_tokens(self, *replies: Reply | str, token: str | Token | None = None) -> None:
+    def on_count_tokens(self, *replies: Reply | str) -> None:
         """
         Give these replies to requests that count tokens, whatever :meth:`on` and :meth:`on_model` say.
 
         A :class:`Text` stands for the count. Without replies, the rule is removed.
-
-        Args:
-            token: The token of the requests; None: any token that has no such replies of its own.
         """
         with self._changed:
-            self._count_tokens[None if token is None else _fingerprint(token)] = _script_of(replies)
+            self._count_tokens = _script_of(replies)
 
     def script(self, name: str, *replies: Reply | str) -> None:
         """Give these replies to conversations whose latest mark is ``[[script:NAME]]`` in what the user wrote."""
@@ -230,9 +227,7 @@ class MessagesApi:
         with self._changed:
             by_model = next((script for name, script in self._models.items() if script and name in model), None)
             by_token = self._tokens.get(fingerprint, self._other_tokens)
-            script = by_model or by_token
-            if counts_tokens:
-                script = self._count_tokens.get(fingerprint) or self._count_tokens.get(None)
+            script = self._count_tokens if counts_tokens else by_model or by_token
             if conversation.aside or (counts_tokens and script is None):
                 faults = [script.lasting_fault for script in (by_model, by_token) if script]
                 return next((fault for fault in faults if fault is not None), Text())

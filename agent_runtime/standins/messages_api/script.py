@@ -31,17 +31,13 @@ class _Content(_Reply, frozen=True, kw_only=True):
 
     Attributes:
         stop_reason: Any string; None: the stop reason that fits the content.
-        stop_details: Sent beside the stop reason, such as a refusal's category and explanation.
         usage: Merged over the stand-in's own counts of tokens.
         gate: The name of a gate: nothing is sent before ``MessagesApi.open_gate`` was called with it.
-        headers: Sent besides the stand-in's own.
     """
 
     stop_reason: str | None = None
-    stop_details: dict[str, object] | None = None
     usage: dict[str, object] = {}
     gate: str | None = None
-    headers: dict[str, str] = {}
 
 
 class Text(_Content, frozen=True, kw_only=True, tag="text"):
@@ -51,13 +47,11 @@ class Text(_Content, frozen=True, kw_only=True, tag="text"):
     Attributes:
         text: If empty, the answer has no content at all.
         over_seconds: How long the stream takes, with a piece every *piece_seconds*; 0: all at once.
-        pings: Send ``ping`` events, which are no content, between the pieces.
     """
 
     text: str = "done"
     over_seconds: float = 0.0
     piece_seconds: float = 0.2
-    pings: bool = False
     natural_stop_reason = "end_turn"
 
 
@@ -190,14 +184,7 @@ class Hang(_Partial, frozen=True, kw_only=True, tag="hang"):
 
 
 class Cut(_Partial, frozen=True, kw_only=True, tag="cut"):
-    """
-    Close the connection without finishing the answer, or without beginning one.
-
-    Attributes:
-        quietly: End the answer as if it were complete for HTTP, as proxies do that lose the server behind them.
-    """
-
-    quietly: bool = False
+    """Close the connection without finishing the answer, or without beginning one."""
 
 
 class StreamError(_Partial, frozen=True, kw_only=True, tag="stream_error"):

@@ -141,14 +141,15 @@ class _Responder:
         if isinstance(content, Text | Tool) and content.gate is not None:
             await asyncio.shield(asyncio.wrap_future(self._api.gate(content.gate)))
         request_id = f"req_standin{next(self._ids):08d}"
-        headers = {"content-type": JSON} | ({} if isinstance(content, Raw) else {"request-id": request_id})
+        headers = {"content-type": JSON, "request-id": request_id}
         if isinstance(content, Text | Tool):
-            status, body, further = 200, good(content), content.headers
+            status, body = 200, good(content)
         elif isinstance(content, Raw):
-            status, body, further = content.status, content.content, content.headers
+            status, body = content.status, content.content
+            headers = {"content-type": JSON} | {name.lower(): value for name, value in content.headers.items()}
         else:
             status, body = content.status, error_body(content.type, content.message, request_id)
-            further = content.headers_at(time.time())
+            headers |= content.headers_at(time.time())
         if isinstance(reply, StreamError) and isinstance(body, bytes):  # no stream: the error alone
             status, body, partial = reply.status, error_body(reply.type, reply.message, request_id), None
         self._api.record_answer(seen, status)
@@ -160,14 +161,14 @@ class _Responder:
             headers["content-length"], pieces = str(len(body)), iter([(body, 0.0)])
             if isinstance(content, Text):
                 await asyncio.sleep(content.over_seconds)
-        await connection.begin_answer(status, headers | {name.lower(): value for name, value in further.items()})
+        await connection.begin_answer(status, headers)
         for data, pause_seconds in pieces if partial is None else beginning(pieces, partial):
             await connection.send(data)
             await asyncio.sleep(pause_seconds)
         if isinstance(partial, StreamError):
             error = {"type": partial.type, "message": partial.message}
             await connection.send(event("error", error=error, request_id=request_id))
-        if isinstance(partial, Hang) or (isinstance(partial, Cut) and not partial.quietly):
+        if isinstance(partial, Hang | Cut):
             await _break_off(connection, partial)
         else:
             await connection.end_answer()
@@ -223,13 +224,13 @@ class ScriptFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         tokens: Replies by token for :meth:`MessagesApi.on`; an empty list is :meth:`MessagesApi.accept`.
         models: Replies by model for :meth:`MessagesApi.on_model`.
-        count_tokens: Replies by token for :meth:`MessagesApi.on_count_tokens`; "*" stands for any other token.
+        count_tokens: Replies for :meth:`MessagesApi.on_count_tokens`.
     """
 
     scripts: dict[str, list[Reply | str]] = {}
     tokens: dict[str, list[Reply | str]] = {}
     models: dict[str, list[Reply | str]] = {}
-    count_tokens: dict[str, list[Reply | str]] = {}
+    count_tokens: list[Reply | str] = []
     default: list[Reply | str] = []
     other_tokens: list[Reply | str] = []
 
@@ -246,8 +247,7 @@ class ScriptFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             api.on(token, *replies) if replies else api.accept(token)
         for model, replies in self.models.items():
             api.on_model(model, *replies)
-        for token, replies in self.count_tokens.items():
-            api.on_count_tokens(*replies, token=None if token == "*" else token)  # noqa: S105 -- no token
+        api.on_count_tokens(*self.count_tokens)
         if self.default:
             api.default(*self.default)
         api.on_other_tokens(*self.other_tokens)
