@@ -101,7 +101,7 @@ def named_tests(lines: list[str]) -> list[str]:
 
 TABLES_OF_TESTS = {
     "guarantees": section(GUARANTEES, "Guarantees, and the test that shows each"),
-    "security": section(ROOT / "SECURITY.md", "Who, what they try, and what holds"),
+    "security": section(ROOT / "SECURITY.md", "Attackers, what they try, and what holds"),
 }
 
 
