@@ -29,7 +29,6 @@ from agent_runtime.evidence.matching import Rule, names_another_model
 from agent_runtime.evidence.phrases import LIMIT_BY_WORDS, MODEL_BY_LIMIT
 from agent_runtime.evidence.reset_times import end_of_limit
 from agent_runtime.evidence.rules import rule_for
-from agent_runtime.model.state import TokenTrouble
 
 _STATUSES_BY_WORD: dict[str | None, set[int | None]] = {
     "authentication_failed": {401, 403},
@@ -42,6 +41,8 @@ _STATUSES_BY_WORD: dict[str | None, set[int | None]] = {
 
 _WITHOUT_REQUEST = frozenset({"authentication_failed", "oauth_org_not_allowed"})
 """Words that the CLI also uses without having made a request: "Not logged in"."""
+
+_LIMIT = Rule("limit-event", ErrorClass.RATE_LIMIT)
 
 _SAME_LENGTH = 60
 _PLAIN_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{,39}")
@@ -67,44 +68,27 @@ class Detection(msgspec.Struct, frozen=True):
     An API error that the CLI or the relay reported.
 
     Attributes:
-        rule: The id of the rule that recognised it: see :mod:`agent_runtime.evidence.rules`.
+        rule: The rule that recognised it.
         channel: Where the error was reported.
-        trouble: The trouble of the token or its account; None: there is none.
-        condemns: The error may count against the generation; false for reports of the CLI alone: "Not logged in".
         is_final: The CLI has given up; false for its retries.
+        may_condemn: False: this report is no proof of what the API says, whatever the rule.
         status: The HTTP status, if known.
         limit_type: The usage limit in the API's words, such as ``five_hour``.
         resets_at: When the limit ends, epoch seconds.
-        advice: The text for the caller, in place of the error class's sentence.
     """
 
-    rule: str
+    rule: Rule
     channel: Channel
-    error_class: ErrorClass
-    trouble: TokenTrouble | None = None
-    condemns: bool = False
     is_final: bool = False
+    may_condemn: bool = True
     status: int | None = None
     limit_type: str | None = None
     resets_at: float | None = None
-    advice: str | None = None
 
     @classmethod
-    def of(cls, error: ApiError, rule: Rule, channel: Channel, *, is_final: bool) -> Detection:
-        """Build the detection of *error* by the rule that recognised it."""
-        return cls(
-            rule=rule.id,
-            channel=channel,
-            error_class=rule.error_class,
-            trouble=rule.trouble,
-            condemns=rule.condemns,
-            is_final=is_final,
-            status=error.status,
-            advice=rule.advice,
-        )
-
-    @classmethod
-    def of_limit(cls, rule: str, channel: Channel, limit_type: str | None, resets_at: float | None) -> Detection:
+    def of_limit(
+        cls, rule: Rule, channel: Channel, limit_type: str | None, resets_at: float | None, *, is_final: bool = False
+    ) -> Detection:
         """
         Build the detection of a usage limit that the API itself names.
 
@@ -114,15 +98,12 @@ class Detection(msgspec.Struct, frozen=True):
         """
         if limit_type is not None and not _PLAIN_WORD.fullmatch(limit_type):
             limit_type = "other"
-        limited = TokenTrouble.LIMITED
-        return cls(
-            rule, channel, ErrorClass.RATE_LIMIT, limited, status=429, limit_type=limit_type, resets_at=resets_at
-        )
+        return cls(rule, channel, is_final, status=429, limit_type=limit_type, resets_at=resets_at)
 
     @property
-    def is_evidence(self) -> bool:
-        """Whether the error is about the token or its account, so that the attempt must be stopped now."""
-        return self.trouble not in {None, TokenTrouble.LIMITED}
+    def condemns(self) -> bool:
+        """Whether the error may count against the generation; false for reports of the CLI alone: "Not logged in"."""
+        return self.rule.condemns and self.may_condemn
 
     @property
     def limit_model(self) -> str | None:
@@ -135,18 +116,16 @@ class Detection(msgspec.Struct, frozen=True):
 
         The channels are read in any order, so a line about a retry may follow the frame of giving up.
         """
-        if earlier is None or self.is_evidence:
+        if earlier is None or self.rule.is_evidence:
             return self
-        if self.error_class is ErrorClass.ERROR or (earlier.is_final and not self.is_final):
+        if self.rule.error_class is ErrorClass.ERROR or (earlier.is_final and not self.is_final):
             return earlier
-        is_throttle = self.error_class is ErrorClass.OVERLOADED
-        if earlier.error_class is not ErrorClass.RATE_LIMIT or not (is_throttle or self.trouble):
+        is_throttle = self.rule.error_class is ErrorClass.OVERLOADED
+        if earlier.rule.error_class is not ErrorClass.RATE_LIMIT or not (is_throttle or self.rule.trouble):
             return self
         return replace(
             self,
             rule=earlier.rule if is_throttle else self.rule,
-            error_class=ErrorClass.RATE_LIMIT,
-            trouble=TokenTrouble.LIMITED,
             limit_type=self.limit_type or earlier.limit_type,
             resets_at=self.resets_at or earlier.resets_at,
         )
@@ -200,7 +179,7 @@ class Detector:
         if self._foreign_since is not None and not "" < self._foreign_since < entry.time:
             return None
         detection = self._detection(error, Channel.STDERR, is_final=False)
-        is_side_request = detection.error_class is ErrorClass.MODEL and self._is_side_request(error)
+        is_side_request = detection.rule.error_class is ErrorClass.MODEL and self._is_side_request(error)
         if finished:
             self._logged, self._logged_side_request = error, is_side_request
         return None if is_side_request else detection
@@ -267,7 +246,7 @@ class Detector:
         detection = self._detection(error, Channel.STDOUT, is_final=True)
         if frame.api_error_status is None:
             # Only a sentence: true or not, it is not the API's own word.
-            detection = replace(detection, condemns=False)
+            detection = replace(detection, may_condemn=False)
         return detection
 
     def _rate_limit(self, frame: Frame) -> Detection | None:
@@ -279,7 +258,7 @@ class Detector:
             return None
         if info.rate_limit_type is None and info.resets_at is None:
             return None  # a throttle: it names neither a limit nor its end
-        self._limit = Detection.of_limit("limit-event", Channel.STDOUT, info.rate_limit_type, info.resets_at)
+        self._limit = Detection.of_limit(_LIMIT, Channel.STDOUT, info.rate_limit_type, info.resets_at)
         return self._limit
 
     # -- both
@@ -309,7 +288,7 @@ class Detector:
         if error.status is None and error.type is not None:
             error = replace(error, status=STATUS_BY_TYPE.get(error.type))
         rule, limit = rule_for(error), self._limit
-        detection = Detection.of(error, rule, channel, is_final=is_final)
+        detection = Detection(rule, channel, is_final, status=error.status)
         if rule.error_class is ErrorClass.RATE_LIMIT:
             lowered = error.text.lower()
             named = next((limit_type for words, limit_type in LIMIT_BY_WORDS if words in lowered), None)
@@ -317,8 +296,8 @@ class Detector:
             if limit is not None:
                 named, resets_at = limit.limit_type or named, limit.resets_at or resets_at
             return replace(detection, limit_type=named, resets_at=resets_at)
-        if limit is not None and error.status == 429 and not detection.is_evidence:
-            return replace(limit, channel=channel, is_final=is_final, advice=detection.advice)
+        if limit is not None and error.status == 429 and not rule.is_evidence:
+            return replace(limit, channel=channel, is_final=is_final)
         return detection
 
 

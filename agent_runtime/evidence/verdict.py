@@ -158,9 +158,9 @@ def verdict(ending: Ending) -> Verdict:
             hook = ending.hook
             if hook is not None and len(hook) <= _LONGEST_NAME and presentable(hook) == hook:
                 why = f"{why} while the hook {hook} ran"
-        return _failed(last_error.error_class if last_error else CLASS_BY_STOP[reason], why)
+        return _failed(last_error.rule.error_class if last_error else CLASS_BY_STOP[reason], why)
     if reason is StopReason.REFUSED and ending.evidence is not None:
-        return _failed(ending.evidence.error_class)
+        return _failed(ending.evidence.rule.error_class)
     if reason in CLASS_BY_STOP:
         return _failed(CLASS_BY_STOP[reason], **_WORDS_BY_STOP.get(reason, {}))
     if ending.result is not None:
@@ -183,8 +183,8 @@ def _for_failed_result(ending: Ending, result: Result) -> Verdict:
     why = cause(words or "")
     if len(lines) > 1 and why is None:
         words = lines[0].rstrip()
-    if ending.last_error is not None and ending.last_error.error_class is not ErrorClass.ERROR:
-        return _failed(ending.last_error.error_class, words, advice=ending.last_error.advice)
+    if ending.last_error is not None and ending.last_error.rule.error_class is not ErrorClass.ERROR:
+        return _failed(ending.last_error.rule.error_class, words, advice=ending.last_error.rule.advice)
     if result.subtype == _NO_ANSWER_SUBTYPE and result.text is None and not ending.ran_out_of_memory:
         return _failed(ErrorClass.LOST_RESULT, "it reports neither an answer nor an error")
     if why is not None and result.subtype != "success":  # it is one of the ``errors``, and there is no answer
@@ -202,7 +202,7 @@ def _for_missing_result(ending: Ending) -> Verdict:
     if ending.ran_out_of_memory and (number == signal.SIGKILL or ending.exit_code is None):
         return _failed(ErrorClass.OOM)  # the CLI itself, also in the middle of its retries
     if ending.last_error is not None and not (is_oom and number is not None):
-        return _failed(ending.last_error.error_class, advice=ending.last_error.advice)
+        return _failed(ending.last_error.rule.error_class, advice=ending.last_error.rule.advice)
     if is_oom or (ending.ran_out_of_memory and not (why.error_class or remedy)):
         return _failed(ErrorClass.OOM, words, remedy=remedy)
     if not ending.began and why.error_class is ErrorClass.INVALID_REQUEST:

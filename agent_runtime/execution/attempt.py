@@ -340,7 +340,7 @@ class Attempt:
         redacted = self._context.redactor.redact(line[:EVIDENCE_LINE_BYTES], truncated=True)
         self._evidence = detection
         self._evidence_record = EvidenceRecord(
-            rule=detection.rule,
+            rule=detection.rule.id,
             stream=detection.channel,
             line=redacted.decode(errors="replace"),
             seconds_to_signal=seconds_to_signal,

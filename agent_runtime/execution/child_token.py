@@ -117,7 +117,7 @@ class ChildToken:
 
     def charge(self, detection: Detection, read_at: float) -> Detection | None:
         """Charge an API error to a generation; return the error if it has to end the attempt."""
-        if detection.is_evidence and self._delivered.reload_behaviour() is not ReloadBehaviour.NEVER:
+        if detection.rule.is_evidence and self._delivered.reload_behaviour() is not ReloadBehaviour.NEVER:
             # Otherwise a newer token that was written just now, and is not noticed yet, would cost the attempt.
             self._secret.poll()
         self.follow_secret()
@@ -125,11 +125,11 @@ class ChildToken:
             self._repeats = True
             self.record_reread(time.monotonic())
         self.charged, _ = self.carried_at(read_at)
-        if not detection.is_evidence:
+        if not detection.rule.is_evidence:
             return None
         if self.is_in_doubt:
             # It is not known which of two generations was refused: the next attempt finds out.
-            detection = replace(detection, condemns=False)
+            detection = replace(detection, may_condemn=False)
         if not detection.is_final and self.newest is not self.charged:
             return None  # the CLI's own retry carries the newer token, and decides
         return detection
@@ -170,4 +170,4 @@ class RepeatedRequest(msgspec.Struct, eq=False):
 
 def _is_repeated(detection: Detection) -> bool:
     """Whether older CLIs repeat the request after such an error, with the token that is then in their file."""
-    return detection.trouble is TokenTrouble.REFUSED and detection.status in {401, None}
+    return detection.rule.trouble is TokenTrouble.REFUSED and detection.status in {401, None}

@@ -304,7 +304,7 @@ class Execution:
             self._held_requests.add(event.request)
             if self.writer.record_held(is_held=True):
                 self.save()
-                trouble, number = event.request.detection.trouble, event.request.generation.number
+                trouble, number = event.request.detection.rule.trouble, event.request.generation.number
                 self.publish("execution.held", generation=number, reason=trouble)
                 log.info("execution held: reason=%s", trouble, extra={**extra, "generation": number})
             self.on_held(event)

@@ -248,7 +248,7 @@ class ChildOutput:
         else:
             frame = read_frame(data) if data.rstrip().endswith(b"}") else None
             detection = self._detector.stdout(frame) if frame is not None else None
-        if detection is not None and detection.is_evidence:
+        if detection is not None and detection.rule.is_evidence:
             self._error(detection, data, read_at)
 
 

@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from agent_runtime.delivery.delivery import Identity
+from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.api_errors import STATUS_BY_TYPE, read_body
 from agent_runtime.evidence.detector import Channel, Detection
+from agent_runtime.evidence.matching import Rule
 from agent_runtime.evidence.reset_times import HORIZON
 from agent_runtime.evidence.rules import rule_for
 from agent_runtime.model.tokens import OAUTH_BETA, TokenKind
@@ -40,6 +42,7 @@ MOST_JUDGED_BYTES = 64 * 1024
 _MAY_BE_ABOUT_TOKEN = frozenset({400, 401, 402, 403, 429})
 _GZIP_OR_ZLIB = 47
 _UNIFIED = b"anthropic-ratelimit-unified-"
+_LIMIT = Rule("limit-headers", ErrorClass.RATE_LIMIT, condemns=True)
 _TYPE_BY_STATUS = {status: kind for kind, status in STATUS_BY_TYPE.items()}
 _NOT_FORWARDED = frozenset(name.encode() for name in HOP_BY_HOP) | {b"set-cookie"}
 
@@ -249,7 +252,7 @@ def detection_in(status: int, headers: Mapping[bytes, list[bytes]], body: bytes)
     error = read_body(body.decode("utf-8", "replace").strip(), status)
     if error is None or not (rule := rule_for(error)).is_evidence:
         return None
-    return Detection.of(error, rule, Channel.WIRE, is_final=True)
+    return Detection(rule, Channel.WIRE, is_final=True, status=error.status)
 
 
 def _limit(headers: Mapping[bytes, list[bytes]]) -> Detection:
@@ -258,5 +261,4 @@ def _limit(headers: Mapping[bytes, list[bytes]]) -> Detection:
     resets_at = float(reset) if reset.isdigit() and len(reset) <= 12 else None
     if resets_at is not None and not 0 < resets_at - time.time() <= HORIZON.total_seconds():
         resets_at = None
-    limit = Detection.of_limit("limit-headers", Channel.WIRE, claim or None, resets_at)
-    return msgspec.structs.replace(limit, condemns=True, is_final=True)
+    return Detection.of_limit(_LIMIT, Channel.WIRE, claim or None, resets_at, is_final=True)

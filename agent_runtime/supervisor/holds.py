@@ -51,7 +51,7 @@ class Holds:
     async def _decide(self, runner: ExecutionRunner, held: Held) -> None:
         """Verify why the request is held, wait as long as the retry policy has it wait, and end the hold."""
         request, execution, gate = held.request, runner.execution, runner.context.gate
-        generation, trouble = request.generation, request.detection.trouble or TokenTrouble.REFUSED
+        generation, trouble = request.generation, request.detection.rule.trouble or TokenTrouble.REFUSED
         report = AttemptReport(
             started_at=time.time(),
             generation=generation,
@@ -89,7 +89,7 @@ class Holds:
         Returns:
             None: the attempt must be ended, and its execution may wait on without it.
         """
-        request, execution, trouble = held.request, runner.execution, held.request.detection.trouble
+        request, execution, trouble = held.request, runner.execution, held.request.detection.rule.trouble
         if self._is_draining():
             if not request.is_over:
                 execution.request_stop(StopReason.SHUTDOWN)

@@ -129,6 +129,6 @@ def trouble_of(report: AttemptReport, final: Verdict) -> TokenTrouble | None:
     if final.error_class not in TROUBLE_BY_CLASS or is_error_of_ours:
         return None
     detection = report.detection
-    if detection is not None and detection.trouble is not None and detection.error_class is final.error_class:
-        return detection.trouble
+    if detection is not None and detection.rule.trouble and detection.rule.error_class is final.error_class:
+        return detection.rule.trouble
     return TROUBLE_BY_CLASS[final.error_class]

@@ -226,7 +226,7 @@ class ExecutionRunner:
                 by=by if is_in_use else None,
                 trouble=trouble,
                 may_condemn=detection is not None and detection.condemns and not report.used_tool,
-                rule=detection.rule if detection else "unknown",
+                rule=detection.rule.id if detection else "unknown",
                 model=report.run_stats.usage.model_name,
             )
         )

@@ -16,6 +16,7 @@ from agent_runtime.claude.log_entries import LogEntry
 from agent_runtime.claude.run_answer import Result
 from agent_runtime.errors import RESERVED_WORDS, ErrorClass
 from agent_runtime.evidence.detector import Channel, Detection
+from agent_runtime.evidence.matching import Rule
 from agent_runtime.evidence.verdict import Ending, verdict, without_repeated_advice
 
 DEBUG = b"2026-11-29T20:00:00.000Z [DEBUG] a line of its debug log"
@@ -284,7 +285,7 @@ def test_k7_the_end_of_a_process_has_its_class_and_the_line_that_tells_why(name:
     assert "Bun v" not in (reached.detail or "")
 
 
-OVERLOADED = Detection("r", Channel.STDOUT, ErrorClass.OVERLOADED)
+OVERLOADED = Detection(Rule("r", ErrorClass.OVERLOADED), Channel.STDOUT)
 
 
 def test_k7_what_the_api_said_last_counts_unless_memory_ran_out() -> None:

@@ -18,6 +18,7 @@ from agent_runtime.delivery.cli_check import FORGET_SECONDS, STARTS, CliCheck
 from agent_runtime.delivery.reload_check import RELOAD, CheckedCli
 from agent_runtime.errors import ErrorClass, SpawnFailed
 from agent_runtime.evidence.detector import Channel, Detection
+from agent_runtime.evidence.matching import Rule
 from agent_runtime.evidence.verdict import Ending, Verdict, verdict
 from agent_runtime.model.state import Outcome, StopReason
 from agent_runtime.process.spawn import NotSpawned, SpawnReason
@@ -143,7 +144,7 @@ def test_k7_after_a_while_the_next_start_decides(tmp_path: Path) -> None:
 
 
 LOST = Verdict(Outcome.FAILED, ErrorClass.LOST_RESULT, "lost")
-OVERLOADED = Detection("r", Channel.STDOUT, ErrorClass.OVERLOADED)
+OVERLOADED = Detection(Rule("r", ErrorClass.OVERLOADED), Channel.STDOUT)
 SAYS_NOTHING = [
     (Ending(1, began=False, stop_reason=StopReason.CANCELLED), LOST),
     (Ending(1, began=False), Verdict(Outcome.FAILED, ErrorClass.INVALID_REQUEST, "mcp_config")),

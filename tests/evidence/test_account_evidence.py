@@ -67,7 +67,7 @@ def test_k1_an_account_that_is_blocked_is_auth_whatever_the_status__cc_65609(sta
     story = tell(init(), answered(status, body))
 
     assert story.evidence is not None
-    assert (story.error_class, story.evidence.trouble) == ("auth", TokenTrouble.BLOCKED)
+    assert (story.error_class, story.evidence.rule.trouble) == ("auth", TokenTrouble.BLOCKED)
     assert story.evidence.condemns
     assert not story.evidence.is_final
 
@@ -124,7 +124,7 @@ def test_k1_an_account_that_cannot_pay_is_billing_whatever_the_status__cc_45033_
         tell(init(), spoken(), answered(status, body)),  # a sub-agent's is the account's as well
     ):
         assert story.evidence is not None
-        assert (story.error_class, story.evidence.trouble) == ("billing", TokenTrouble.BILLING)
+        assert (story.error_class, story.evidence.rule.trouble) == ("billing", TokenTrouble.BILLING)
         assert story.evidence.condemns
 
 
@@ -297,7 +297,7 @@ def test_k4_what_is_refused_of_one_model_is_no_refusal_of_the_token(status: int,
     assert story.error_class == "model"
     assert story.evidence is None
     assert story.last is not None
-    assert story.last.trouble is None
+    assert story.last.rule.trouble is None
 
 
 @pytest.mark.parametrize("model", ["claude-haiku-4-5-20251001", "glm-4.5-air", "anthropic/claude-haiku-4.5"])
@@ -389,7 +389,7 @@ def test_k4_a_budget_of_one_model_is_known_by_a_frame_that_says_only_that_there_
 def test_k4_a_refused_token_stays_one_whatever_model_is_named_beside_it(status: int, body: dict[str, Any]) -> None:
     story = tell(init(), answered(status, body))
     assert story.evidence is not None
-    assert (story.error_class, story.evidence.trouble) == ("auth", TokenTrouble.REFUSED)
+    assert (story.error_class, story.evidence.rule.trouble) == ("auth", TokenTrouble.REFUSED)
 
 
 # -- sentences that carry an answer
@@ -659,4 +659,4 @@ def test_a_limit_that_is_told_by_a_frame_does_not_make_a_limit_of_an_unpaid_acco
     limit = frame(type="rate_limit_event", rate_limit_info={"status": "rejected", "resetsAt": 1_800_000_000})
     story = tell(limit, answered(429, gateway(BUDGET, "budget_exceeded", "429")))
     assert story.evidence is not None
-    assert story.evidence.trouble is TokenTrouble.BILLING
+    assert story.evidence.rule.trouble is TokenTrouble.BILLING

@@ -244,7 +244,7 @@ def test_every_recorded_frame_is_read_the_quick_way() -> None:
 def test_a_damaged_entry_is_still_recognised(line: bytes) -> None:
     story = tell(("stderr", line))
     assert story.evidence is not None
-    assert story.evidence.rule == "api-401"
+    assert story.evidence.rule.id == "api-401"
 
 
 @pytest.mark.parametrize("entry_of_401", [ENTRY_401, OLD_ENTRY_401])
@@ -298,7 +298,7 @@ RETRY_401 = b'{"type":"system","subtype":"api_retry","attempt":1,"error_status":
 def test_a_damaged_frame_is_still_recognised(line: bytes) -> None:
     story = tell(("stdout", line))
     assert story.evidence is not None
-    assert story.evidence.rule == "api-401"
+    assert story.evidence.rule.id == "api-401"
 
 
 def test_a_frame_with_a_message_of_unknown_form_is_still_read() -> None:
@@ -432,7 +432,7 @@ def test_a_403_in_several_lines_is_read_through_its_quotes() -> None:
     for line in (quoted, quoted[:-6]):
         story = tell(("stderr", f"{TIME} [ERROR] {line}"))
         assert story.evidence is not None
-        assert story.evidence.rule == "api-403-credential"
+        assert story.evidence.rule.id == "api-403-credential"
 
 
 def test_an_entry_of_several_lines_is_read_through_its_quotes() -> None:
@@ -474,7 +474,7 @@ def test_no_answer_is_a_matter_of_the_network(text: str) -> None:
 def test_every_error_entry_of_the_cli_is_seen_even_if_nothing_explains_it() -> None:
     story = tell(("stderr", f"{TIME} [ERROR] API error (attempt 1/11): something new"))
     assert story.last is not None
-    assert story.last.rule == UNEXPLAINED.id
+    assert story.last.rule.id == UNEXPLAINED.id
 
 
 # -- one channel qualifies the other
@@ -524,7 +524,7 @@ def test_a_line_about_a_retry_that_is_read_late_does_not_blur_the_end() -> None:
     for order in ((throttled, limit, final), (limit, throttled, final), (limit, final, throttled)):
         story = tell(*order)
         assert story.last is not None
-        assert story.last.error_class is ErrorClass.RATE_LIMIT
+        assert story.last.rule.error_class is ErrorClass.RATE_LIMIT
         assert (story.last.limit_type, story.last.limit_model) == ("seven_day_opus", "opus")
         assert story.last.resets_at == 1_800_000_000
 
@@ -565,7 +565,11 @@ def test_a_429_after_the_event_of_a_limit_is_of_that_limit() -> None:
     tell(frame(type="rate_limit_event", rate_limit_info=limit), detector=detector)
     told = tell(entry(429, "rate_limit_error", "This would exceed your account's rate limit."), detector=detector).last
     assert told is not None
-    assert (told.error_class, told.limit_type, told.resets_at) == (ErrorClass.RATE_LIMIT, "seven_day", 1_800_000_000)
+    assert (told.rule.error_class, told.limit_type, told.resets_at) == (
+        ErrorClass.RATE_LIMIT,
+        "seven_day",
+        1_800_000_000,
+    )
 
 
 def test_the_event_of_a_limit_names_it_better_than_a_sentence() -> None:
@@ -580,7 +584,11 @@ def test_the_event_of_a_limit_names_it_better_than_a_sentence() -> None:
 def test_a_throttle_after_a_limit_is_of_that_limit() -> None:
     last = tell(failed_result("You've hit your Opus limit"), failed_result("API Error: Rate limit reached")).last
     assert last is not None
-    assert (last.error_class, last.trouble, last.limit_model) == (ErrorClass.RATE_LIMIT, TokenTrouble.LIMITED, "opus")
+    assert (last.rule.error_class, last.rule.trouble, last.limit_model) == (
+        ErrorClass.RATE_LIMIT,
+        TokenTrouble.LIMITED,
+        "opus",
+    )
 
 
 @pytest.mark.parametrize(
@@ -593,7 +601,7 @@ def test_a_throttle_after_a_limit_is_of_that_limit() -> None:
 def test_a_status_that_the_cli_writes_in_words_is_one(text: str, status: int) -> None:
     last = tell(synthetic(text, "unknown")).last
     assert last is not None
-    assert (last.error_class, last.status) == (ErrorClass.OVERLOADED, status)
+    assert (last.rule.error_class, last.status) == (ErrorClass.OVERLOADED, status)
 
 
 def test_the_clis_own_words_count_beside_the_apis_message() -> None:
@@ -637,7 +645,7 @@ def test_a_throttle_stays_one_through_retries_and_the_end() -> None:
 def test_a_limit_in_the_clis_words_has_an_end_where_they_name_one(text: str, resets_at: datetime | None) -> None:
     story = tell(failed_result(text))
     assert story.last is not None
-    assert story.last.error_class is ErrorClass.RATE_LIMIT
+    assert story.last.rule.error_class is ErrorClass.RATE_LIMIT
     assert story.last.resets_at == (resets_at.timestamp() if resets_at else None)
 
 

@@ -6,18 +6,11 @@ import pytest
 
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.detector import Channel, Detection
+from agent_runtime.evidence.matching import Rule
 from agent_runtime.evidence.verdict import Ending, verdict
 from agent_runtime.model.state import StopReason
 
-CUT = Detection(
-    "a_rule",
-    Channel.STDERR,
-    ErrorClass.NETWORK,
-    condemns=False,
-    trouble=None,
-    is_final=False,
-    resets_at=None,
-)
+CUT = Detection(Rule("a_rule", ErrorClass.NETWORK), Channel.STDERR)
 
 
 @pytest.mark.parametrize(

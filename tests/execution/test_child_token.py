@@ -11,9 +11,9 @@ from agent_runtime.delivery.delivery import Delivered
 from agent_runtime.delivery.reload_check import ReloadBehaviour
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.detector import Channel, Detection
+from agent_runtime.evidence.matching import Rule
 from agent_runtime.execution.attempt_data import Answered, AttemptEvent, Reached
 from agent_runtime.execution.child_token import SETTLED_SECONDS, ChildToken
-from agent_runtime.model.state import TokenTrouble
 from agent_runtime.model.tokens import Token
 from agent_runtime.secret.file import SecretFile, SecretStatus
 from agent_runtime.secret.generations import Generation, GenerationLedger
@@ -27,7 +27,7 @@ FIRST, SECOND, THIRD = (
 API_KEY = Generation(4, Token("sk-ant-api03-of-generation-4-000000000"), loaded_at=0.0)
 
 
-REFUSAL = Detection("a-rule", Channel.STDERR, ErrorClass.AUTH, TokenTrouble.REFUSED, condemns=True, status=401)
+REFUSAL = Detection(Rule("a-rule", ErrorClass.AUTH, condemns=True), Channel.STDERR, status=401)
 
 
 class Unread(SecretFile):

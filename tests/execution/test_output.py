@@ -76,7 +76,7 @@ def outcome(path: Path, chunks: list[bytes]) -> dict[str, Any]:
         keep_partial=False,
         live_text=LiveTextWriter(LiveTexts(), redactor),
         brings_images=False,
-        on_error=lambda detection, data, _: errors.append((detection.rule, data)),
+        on_error=lambda detection, data, _: errors.append((detection.rule.id, data)),
         on_sign=lambda _sign, _at: None,
     )
     framer = LineFramer(1 << 20)

@@ -15,6 +15,7 @@ import pytest
 from agent_runtime.claude.run_answer import Result
 from agent_runtime.errors import CannotStart, ErrorClass
 from agent_runtime.evidence.detector import Channel, Detection
+from agent_runtime.evidence.matching import Rule
 from agent_runtime.evidence.verdict import Ending, verdict
 from agent_runtime.model.state import Outcome, StopReason
 from agent_runtime.process.containment import sweep as containment
@@ -482,7 +483,7 @@ def test_what_the_kernel_kills_of_others_is_no_oom_of_this_one(group: Group) -> 
 # -- the verdict
 
 
-OVERLOADED = Detection("r", Channel.STDOUT, ErrorClass.OVERLOADED)
+OVERLOADED = Detection(Rule("r", ErrorClass.OVERLOADED), Channel.STDOUT)
 ENDINGS = [
     (Ending(-9, oom=True), ErrorClass.OOM),
     (Ending(None, oom=True), ErrorClass.OOM),

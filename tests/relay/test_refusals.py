@@ -28,7 +28,7 @@ def test_a_limit_in_the_headers_has_a_plain_name_and_is_the_apis_own_word(
     detection = detection_in(429, headers, b"")
 
     assert detection is not None
-    assert (detection.limit_type, detection.limit_model, detection.trouble) == (
+    assert (detection.limit_type, detection.limit_model, detection.rule.trouble) == (
         limit_type,
         limit_model,
         TokenTrouble.LIMITED,

@@ -557,7 +557,7 @@ def test_a_held_request_is_sent_again_when_it_is_released(
     with child.connect() as raw:
         raw.sendall(child.message(b"held"))
         eventually(lambda: holds)
-        assert (holds[0].detection.trouble, holds[0].generation.number) == ("refused", 1)
+        assert (holds[0].detection.rule.trouble, holds[0].generation.number) == ("refused", 1)
         child.secret.write(NEW)
         holds[0].release(replays=True)
 
@@ -576,7 +576,7 @@ def test_a_held_answer_is_passed_on_when_that_is_decided(api: RawApi, child: Rel
         holds[0].release(replays=False)
 
         assert read_answer(raw) == limit
-    assert holds[0].detection.trouble == "limited"
+    assert holds[0].detection.rule.trouble == "limited"
     assert holds[0].detection.resets_at is not None
 
 

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from agent_runtime.evidence.detector import Channel, Detection
+from agent_runtime.evidence.matching import Rule
 from agent_runtime.execution.attempt_data import Held, Released
 from agent_runtime.model.state import CLASS_BY_TROUBLE, StopReason, TokenTrouble
 from agent_runtime.tokens.probe import ProbeVerdict
@@ -36,11 +37,8 @@ class Request:
     ) -> None:
         self.generation = generation
         self.detection = Detection(
-            "a_rule",
+            Rule("a_rule", CLASS_BY_TROUBLE[trouble], condemns=True, blocks=trouble is TokenTrouble.BLOCKED),
             Channel.WIRE,
-            CLASS_BY_TROUBLE[trouble],
-            condemns=True,
-            trouble=trouble,
             is_final=True,
             limit_type=limit_type,
             resets_at=resets_at,

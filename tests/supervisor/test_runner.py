@@ -14,6 +14,7 @@ from agent_runtime.claude.run_answer import Result
 from agent_runtime.delivery.cli_check import CliCheck
 from agent_runtime.errors import AdmissionError, AgentRuntimeError, ErrorClass
 from agent_runtime.evidence.detector import Channel, Detection
+from agent_runtime.evidence.matching import Rule
 from agent_runtime.evidence.verdict import Ending
 from agent_runtime.execution.attempt_data import Answered, AttemptReport, Spawned
 from agent_runtime.execution.execution import Execution, ExecutionContext
@@ -61,16 +62,13 @@ def report(
         ending = Ending(exit_code=0, result=Result(is_error=False, subtype="success", text="finished"))
     else:
         seen = Detection(
-            "a_rule",
+            Rule("a_rule", CLASS_BY_TROUBLE[trouble], condemns=True, blocks=trouble is TokenTrouble.BLOCKED),
             Channel.STDERR,
-            CLASS_BY_TROUBLE[trouble],
-            condemns=True,
-            trouble=trouble,
             is_final=True,
             resets_at=resets_at,
             limit_type=None if resets_at is None else "five_hour",
         )
-        is_evidence = seen.is_evidence
+        is_evidence = seen.rule.is_evidence
         ending = Ending(
             exit_code=0 if is_evidence else 1,
             stop_reason=StopReason.REFUSED if is_evidence else None,

@@ -26,7 +26,7 @@ class Story:
 
     @property
     def error_class(self) -> str | None:
-        return self.last.error_class.value if self.last else None
+        return self.last.rule.error_class.value if self.last else None
 
 
 def tell(*lines: tuple[str, str | bytes], detector: Detector | None = None) -> Story:
@@ -42,7 +42,7 @@ def tell(*lines: tuple[str, str | bytes], detector: Detector | None = None) -> S
         if detection is not None:
             assert detection.channel is Channel(stream.partition(",")[0])
             story.last = detection.merged_with(story.last)
-            if detection.is_evidence and story.evidence is None:
+            if detection.rule.is_evidence and story.evidence is None:
                 story.evidence = detection
     return story
 
