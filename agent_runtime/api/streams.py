@@ -18,9 +18,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from agent_runtime.api.schema.bodies import StreamGap
+from agent_runtime.api.schema.bodies import EventsEnd, StreamEnd, StreamGap, StreamState
 from agent_runtime.errors import Busy, InvalidRequest
-from agent_runtime.model.records import ExecutionRecord
+from agent_runtime.model.records import to_json
 from agent_runtime.model.state import Phase
 from agent_runtime.store.transcripts import LongLine, TranscriptReader
 from agent_runtime.supervisor.answers import View
@@ -176,17 +176,17 @@ class _Counted(StreamingResponse):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def event(name: str, data: bytes, number: int | None = None) -> bytes:
-    """Return a server-sent event with a name, one line of data and an optional id."""
+def event(name: str, data: msgspec.Struct, number: int | None = None) -> bytes:
+    """Return a server-sent event with a name, its data as one line of JSON, and an optional id."""
     head = b"event: " + name.encode() + b"\n"
     if number is not None:
         head += b"id: %d\n" % number
-    return head + b"data: " + data.replace(b"\r", b"") + b"\n\n"
+    return head + b"data: " + to_json(data) + b"\n\n"
 
 
 def gap(first: int, last: int, reason: Literal["not kept", "not written yet"], number: int | None = None) -> bytes:
     """Return the event that names missing lines or events; *number* is its id."""
-    return event("gap", msgspec.json.encode(StreamGap(first=first, last=last, reason=reason)), number)
+    return event("gap", StreamGap(first=first, last=last, reason=reason), number)
 
 
 def position_of(request: Request) -> int:
@@ -229,11 +229,6 @@ def _messages(position: int, lines: list[tuple[int, bytes]]) -> bytes:
     return b"".join(events).replace(b"\r", b"")
 
 
-def _state(record: ExecutionRecord) -> bytes:
-    state = {"state": record.state, "outcome": record.outcome, "error_class": record.error_class}
-    return msgspec.json.encode(state | {"held": True} if record.held else state)
-
-
 async def follow(view: View, after: int, batches: Batches, *, partial: bool = False) -> AsyncIterator[bytes]:
     """
     Yield the lines after number *after*, state changes, and ``end``; with *partial* also text while it is written.
@@ -253,18 +248,20 @@ async def _follow(view: View, after: int, batches: Batches, reader: LiveReader) 
         last = transcript.last_line
         yield gap(last + 1, position, "not written yet")
         position = last
-    sent: bytes | None = None
+    sent: StreamState | None = None
     while True:
         # Taken before the state is read, so that a change during the reading is not missed.
         change, more_text = view.changed.next_change(), reader.changed.next_change()
         ended = record.state is Phase.FINISHED
-        if (state := _state(record)) != sent:
+        held = record.held or msgspec.UNSET
+        state = StreamState(state=record.state, outcome=record.outcome, error_class=record.error_class, held=held)
+        if state != sent:
             sent = state
             yield event("state", state)
         while batch := batches.after(transcript, position):
             before, (position, events) = position, batch
             for piece in reader.take(position - 1):
-                yield event("partial", msgspec.json.encode(piece))
+                yield event("partial", piece)
             if isinstance(events, bytes):
                 yield events
                 # Let every other reader get this batch first: a read that does not block would starve them.
@@ -281,7 +278,7 @@ async def _follow(view: View, after: int, batches: Batches, reader: LiveReader) 
                 await asyncio.sleep(0)
             yield b"\n\n"
         for piece in reader.take(position):
-            yield event("partial", msgspec.json.encode(piece))
+            yield event("partial", piece)
         if ended:
             if position < (last := transcript.last_line):
                 yield gap(position + 1, last, "not kept", last)
@@ -289,8 +286,7 @@ async def _follow(view: View, after: int, batches: Batches, reader: LiveReader) 
         done, _ = await asyncio.wait({change, more_text}, timeout=KEEP_ALIVE_SECONDS, return_when=FIRST_COMPLETED)
         if not done:
             yield b": keep-alive\n\n"
-    end = {"type": "stream_end", "outcome": record.outcome, "error_class": record.error_class}
-    yield event("end", msgspec.json.encode(end))
+    yield event("end", StreamEnd(type="stream_end", outcome=record.outcome, error_class=record.error_class))
 
 
 async def follow_log(
@@ -309,7 +305,7 @@ async def follow_log(
             yield gap(first, last, "not written yet" if is_ahead else "not kept", known)
             position = known
         if events:
-            yield b"".join(event(one.type, one.json, one.id) for one in events)
+            yield b"".join(event(one.type, one, one.id) for one in events)
             position = events[-1].id
         elif closed:
             break
@@ -319,4 +315,4 @@ async def follow_log(
                 await asyncio.wait_for(log.wait(position), keep_alive_seconds)
             except TimeoutError:
                 yield b": keep-alive\n\n"
-    yield event("end", msgspec.json.encode({"type": "stream_end"}))
+    yield event("end", EventsEnd(type="stream_end"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,15 @@ import pytest
 
 from agent_runtime.api.app import EXECUTION_ERRORS, ROUTES
 from agent_runtime.api.schema.openapi import EXAMPLES, build
+from agent_runtime.api.streams import Batches, follow
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.rules import RULES
+from agent_runtime.model.records import ExecutionRecord
+from agent_runtime.model.state import Phase
 from agent_runtime.model.task_reading import parse
+from agent_runtime.notifier import Notifier
+from agent_runtime.store.transcripts import TranscriptStore
+from agent_runtime.supervisor.answers import View
 from tests.support.described import Description, events_in
 from tests.support.supervised import NEW, Supervised, eventually, supervised
 from tests.system.test_executions import DEAD, OK, holding
@@ -135,6 +142,21 @@ def test_a_field_that_nobody_described_is_found(built: Description) -> None:
 
     with pytest.raises(ValidationError, match="surprise"):
         built.validate({"draining": True, "unfinished": 0, "surprise": 1}, {"$ref": "#/components/schemas/DrainState"})
+
+
+def test_the_state_of_an_execution_that_is_held_is_sent_as_described(built: Description, tmp_path: Path) -> None:
+    async def first_event(*, held: bool) -> dict[str, Any]:
+        record = ExecutionRecord(execution_id="x", created_at=0.0, state=Phase.RUNNING, held=held)
+        sent = await anext(follow(View(record, TranscriptStore(tmp_path).reader("x"), Notifier()), 0, Batches()))
+        (event,) = events_in(iter(sent.decode().splitlines()))
+        assert event["event"] == "state"
+        found: dict[str, Any] = json.loads(event["data"])
+        return found
+
+    for is_held, shown in ((True, True), (False, None)):
+        state = asyncio.run(first_event(held=is_held))
+        built.validate(state, {"$ref": "#/components/schemas/StreamState"})
+        assert state.get("held") is shown
 
 
 # What the server does.

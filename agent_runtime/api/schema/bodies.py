@@ -353,11 +353,17 @@ class Health(Subscriptable, msgspec.Struct, kw_only=True):
 
 
 class StreamState(msgspec.Struct, kw_only=True):
-    """Sent first, and on every change of the execution's state."""
+    """
+    Sent first, and on every change of the execution's state.
+
+    Attributes:
+        held: As in the record; absent where it is false.
+    """
 
     state: Phase
     outcome: Outcome | None
     error_class: ErrorClass | None
+    held: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class StreamGap(msgspec.Struct, kw_only=True):

@@ -49,7 +49,7 @@ _SCHEMA = "#/components/schemas/{name}"
 _REQUESTS = {"Task", "Image", "NewToken"}
 """Types that callers send."""
 
-_SPARSE = {"Problem", "ErrorDetail", "Reloaded"}
+_SPARSE = {"Problem", "ErrorDetail", "Reloaded", "StreamState"}
 """Types that leave out fields without a value; all other answers always have every field."""
 
 _INTERNAL = ("request_digest", "cost_before_usd")
