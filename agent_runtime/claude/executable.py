@@ -25,7 +25,7 @@ PLACEHOLDER = b"claude native binary not installed"
 
 HEAD_BYTES = 4096
 ELF = b"\x7fELF"
-_LOADER = re.compile(rb"\0(/[!-~]{1,200}/ld[!-~]{0,60}\.so[.\d]*)\0")
+_LOADER = rb"\0(/[!-~]{1,200}/ld[!-~]{0,60}\.so[.\d]*)\0"
 """The content of the segment PT_INTERP, which linkers put at the beginning (GNU ld, lld, mold)."""
 
 SCRIPT_DIRECTORY = "$basedir"
@@ -129,7 +129,7 @@ def _interpreter_fault(head: bytes, search_path: str | None) -> str | None:
 
 def _loader_fault(head: bytes) -> str | None:
     """Check that the loader of an ELF file exists; each C library has its own (musl, glibc)."""
-    found = _LOADER.search(head)
+    found = re.search(_LOADER, head)
     loader = "" if found is None else found[1].decode()
     return None if not loader or Path(loader).exists() else f"its loader {presentable(loader)} is missing here"
 

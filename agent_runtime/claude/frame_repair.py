@@ -36,10 +36,10 @@ How many values of an unsuitable type are removed from a frame before nothing of
 After the first half of them, the whole top-level field around the value is removed.
 """
 
-_STEP = re.compile(r"\.(\w+)|\[(\d+)\]")
+_STEP = r"\.(\w+)|\[(\d+)\]"
 """A part of the path in an error of msgspec, such as ``$.message.content[1].id``; ``[...]`` is a value of a dict."""
 
-_SURROGATES = re.compile("[\ud800-\udfff]")
+_SURROGATES = "[\ud800-\udfff]"
 _UNREADABLE = "\ufffd"
 
 
@@ -131,7 +131,7 @@ def _frame_piece(value: dict[str, Any], *, follows_text: bool) -> Piece | None:
 
 def _strict(value: object) -> bytes:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return _SURROGATES.sub(_UNREADABLE, text).encode()
+    return re.sub(_SURROGATES, _UNREADABLE, text).encode()
 
 
 def _bounded(value: Any, levels: int) -> Any:
@@ -164,7 +164,7 @@ def _fitting_frame(found: dict[str, Any]) -> Frame:
         try:
             return msgspec.json.decode(json.dumps(found), type=Frame, strict=False)
         except msgspec.ValidationError as error:
-            path = [int(index) if index else name for name, index in _STEP.findall(str(error).rpartition("`$")[2])]
+            path = [int(index) if index else name for name, index in re.findall(_STEP, str(error).rpartition("`$")[2])]
             last = len(path) - 1 if number < _MOST_FAULTS // 2 else 0
             within: Any = found
             for step in path[:last]:

@@ -238,11 +238,9 @@ def write_settings(
 # message with images as a command. To an unknown name they answer "Unknown command", "Unknown skill" or nothing, and
 # from 2.1.330 on they ask the model.
 
-_COMMAND = re.compile(r"/(\S*)(\s+\S)?")
+_COMMAND = r"/(\S*)(\s+\S)?"
 
-_CHANGING = re.compile(
-    "autocompact|clear|color|compact|config|effort|fast|heapdump|logout|mcp|model|output-style|rename"
-)
+_CHANGING = "autocompact|clear|color|compact|config|effort|fast|heapdump|logout|mcp|model|output-style|rename"
 """
 The CLI's own commands that change, or may change, the session, the settings or the disk, even with text behind them.
 
@@ -252,20 +250,20 @@ Source: 2.1.332 run with each of its commands; ``clear`` and ``compact`` in all 
 
 def is_bare_command(task: Task) -> bool:
     """Whether the message is only a command word, so that the caller wants the CLI's own answer."""
-    match = _COMMAND.match(task.message)
+    match = re.match(_COMMAND, task.message)
     return match is not None and match[2] is None and not task.images
 
 
 def has_text_after_command(task: Task) -> bool:
     """Whether the message is a command word followed by text, which may be meant for the model."""
-    match = _COMMAND.match(task.message)
+    match = re.match(_COMMAND, task.message)
     return match is not None and match[2] is not None and not task.images
 
 
 def runs_state_changing_command(task: Task, workspace: Path, cwd: Path, config_dir: Path) -> bool:
     """Whether the CLI would take a message with text for the model as one of its own commands that change its state."""
-    match = _COMMAND.match(task.message)
-    if match is None or _CHANGING.fullmatch(match[1]) is None or not has_text_after_command(task):
+    match = re.match(_COMMAND, task.message)
+    if match is None or re.fullmatch(_CHANGING, match[1]) is None or not has_text_after_command(task):
         return False
     added = [workspace / path for path in task.add_dirs or ()]  # heeded since 2.1.114
     places = (config_dir, *(place / ".claude" for place in (cwd, *cwd.parents, *added)))

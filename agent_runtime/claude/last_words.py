@@ -118,16 +118,16 @@ CAUSES = (
 )
 """The most informative row first; of several lines that match the same row the last one counts."""
 
-_SAYS_NOTHING = re.compile(
+_SAYS_NOTHING = (
     r"Node\.js v\d|Bun v\d|node:|file://|\[eval\]|\d{1,6} \||\(Use `node|\(node:\d|Require stack|Warning: no stdin|"
     r"oh no: Bun|To send a redacted|please file|https?://|----|====|Linux Kernel|CPU: |Args: |Features: |Builtins: |"
     r"Elapsed: |RSS: |<---|goroutine \d|note: run with|stack backtrace|Traceback \("
 )
 _NESTED = b"[cause]: "
-_STACK_LINE = re.compile(rb"\s|\d{1,4}: 0x")
+_STACK_LINE = rb"\s|\d{1,4}: 0x"
 """A line of a stack, or of the fields of an error. Such lines are not stored: there may be too many of them."""
 
-_BOILERPLATE = re.compile(r"This error originated either by throwing .{1,250} (?=the promise rejected)", re.IGNORECASE)
+_BOILERPLATE = r"(?i)This error originated either by throwing .{1,250} (?=the promise rejected)"
 
 
 class LastWords:
@@ -145,7 +145,7 @@ class LastWords:
             self._lived_on += 1
             self._log.append(line[:LINE_BYTES])
             return
-        if _STACK_LINE.match(line) and _NESTED not in line:
+        if re.match(_STACK_LINE, line) and _NESTED not in line:
             return
         if self._lived_on > LIVED_ON_LINES:
             self._lines.clear()
@@ -177,7 +177,7 @@ def most_informative(lines: Iterable[str]) -> str:
             best, best_rank = number, rank
     if best < 0:
         return ""
-    chosen = _BOILERPLATE.sub("", all_lines[best].strip())
+    chosen = re.sub(_BOILERPLATE, "", all_lines[best].strip())
     if chosen.endswith(":"):
         chosen = f"{chosen} {next((line.strip() for line in all_lines[best + 1 :] if line.strip()), '')}".strip()
     return chosen
@@ -198,9 +198,9 @@ def is_resource_shortage(line: str) -> bool:
 def _rank(line: str) -> int | None:
     """Return the rank of a line, 0 for the most informative; None: it says nothing."""
     text = line.strip()
-    if not text or _SAYS_NOTHING.match(text):
+    if not text or re.match(_SAYS_NOTHING, text):
         return None
-    is_code = len(line) > LINE_BYTES and not _BOILERPLATE.search(text)
+    is_code = len(line) > LINE_BYTES and not re.search(_BOILERPLATE, text)
     if is_code or (line[0].isspace() and _NESTED.decode() not in line):
         return None  # code, a stack, or the fields of an error
     found = next((rank for rank, row in enumerate(CAUSES) if re.search(row.words, text)), None)

@@ -30,7 +30,7 @@ Subparsers = Any
 """The type of ``add_subparsers()``, which argparse does not name."""
 
 
-_BAD_INTEGER = re.compile(r"invalid int value: '(.*)'")
+_BAD_INTEGER = r"invalid int value: '(.*)'"
 
 
 PROGRAM = "agent-runtime"
@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
         """Exit with 2; explain how to pass a PROMPT that is taken for a flag, and show no value that may be secret."""
         more = "; one that begins with a dash comes last, behind --" if message.endswith("PROMPT") else ""
         more = "; --help lists them" if message.endswith(("COMMAND", "ACTION")) else more
-        wrong = _BAD_INTEGER.sub(lambda bad: f"must be a whole number{not_this(bad[1])}", message) + more
+        wrong = re.sub(_BAD_INTEGER, lambda bad: f"must be a whole number{not_this(bad[1])}", message) + more
         # Without the usage, which is so long that this line would be overlooked.
         self.exit(2, f"{self.prog}: error: {wrong}\nSee {self.prog} --help.\n")
 

@@ -26,10 +26,10 @@ _OF_ALL = {"--output-format", "--resume"}
 """Options in the help of every version: a text without them is not the CLI's help."""
 
 _SNAPSHOT = "--system-prompt-snapshot"
-_ENTRY = re.compile(r"\n {1,4}(?=-)")
-_NAMES = re.compile(r"--[A-Za-z][\w-]*")
-_QUOTED = re.compile(r"\(choices: ([^)]*)\)")
-_PLAIN = re.compile(r"\(([a-z]+(?:, [a-z]+)+)\)")
+_ENTRY = r"\n {1,4}(?=-)"
+_NAMES = r"--[A-Za-z][\w-]*"
+_QUOTED = r"\(choices: ([^)]*)\)"
+_PLAIN = r"\(([a-z]+(?:, [a-z]+)+)\)"
 _SAME_MODES = {"default", "manual"}
 
 
@@ -49,10 +49,10 @@ class CliOptions(msgspec.Struct, frozen=True, dict=True):
     def _texts(self) -> dict[str, str]:
         """The text of each option, its values included."""
         texts: dict[str, str] = {}
-        for entry in _ENTRY.split(self.help)[1:]:
+        for entry in re.split(_ENTRY, self.help)[1:]:
             text = " ".join(entry.split())
             head = re.split(r"\s[<\[]|\s{2}|\n", entry, maxsplit=1)[0]
-            texts |= dict.fromkeys(_NAMES.findall(head), text)
+            texts |= dict.fromkeys(re.findall(_NAMES, head), text)
         return texts
 
     @property
@@ -110,9 +110,9 @@ def _asks_nothing(field: str, value: object) -> bool:
 
 def _choices(text: str) -> list[str]:
     """Return the values that an option's *text* lists; empty: it lists none."""
-    if (quoted := _QUOTED.search(text)) is not None:
+    if (quoted := re.search(_QUOTED, text)) is not None:
         return re.findall(r'"([^"]+)"', quoted[1])
-    plain = _PLAIN.search(text)
+    plain = re.search(_PLAIN, text)
     return plain[1].split(", ") if plain is not None else []
 
 

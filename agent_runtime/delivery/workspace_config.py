@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 _MOST_BYTES = 1 << 20
 
-_NESTED = re.compile(r"\$\{[^}]*[${]")
+_NESTED = r"\$\{[^}]*[${]"
 """``${A:-$}{B}`` is another name after one replacement, and 2.1.197 makes two (measured)."""
 
 
@@ -112,7 +112,7 @@ def _servers(section: dict[str, object], names: Collection[str]) -> set[str]:
     found = set()
     for server, config in section.items():
         text = json.dumps(config)
-        if _NESTED.search(text) or any(name in text for name in names):
+        if re.search(_NESTED, text) or any(name in text for name in names):
             server.encode()  # raises for a lone surrogate, which cannot be passed to the CLI
             found.add(server)
     return found

@@ -40,15 +40,15 @@ Source: the API's documentation of errors, 2026.
 _MESSAGE_LENGTH = 4096
 _CODE_LENGTH = 64
 _PREFIX_LENGTH = 160
-_FIELD_PATH = re.compile(
+_FIELD_PATH = (
     r"(?:messages|tools|tool_choice|system|metadata|thinking|max_tokens|temperature|top_k|top_p|stop_sequences|stream|betas"
     r"|container|mcp_servers|context_management|output_config|body)(?:[.\[][^ :]{0,240})?:"
 )
 """The path of a request's field before the API's message about it; not ``model``: that message is about the model."""
 _TYPE = re.compile('"type":"([^"]*)')
 _MESSAGE = re.compile('"message":"([^"]*)')
-_STATUS = re.compile("[345][0-9]{2}")
-_WORD = re.compile("[._-]*[A-Za-z0-9][A-Za-z0-9._-]*")
+_STATUS = "[345][0-9]{2}"
+_WORD = "[._-]*[A-Za-z0-9][A-Za-z0-9._-]*"
 _decoder = json.JSONDecoder(strict=False)
 
 _MARK = re.compile(
@@ -62,16 +62,13 @@ _MARK = re.compile(
 """Beginnings of the CLI's own entries about API errors. One failure can show in several entries."""
 
 _BODY_BYTES = 16384
-_LEAD_IN = re.compile(r"\A(?:Failed to authenticate|Please run /login|Login expired|Not logged in)[. ]*")
+_LEAD_IN = r"\A(?:Failed to authenticate|Please run /login|Login expired|Not logged in)[. ]*"
 """A lead-in of a remark, where no dot separates it from the API's answer."""
 
 _STATUS_BY_REMARK = {"API Error: Request rejected (429)": 429, "API Error: Repeated 529": 529}
-_INTRODUCTION = re.compile(r"(API Error)(?:: | \()|Error: ")
-_STATUSES = re.compile(r'([345][0-9]{2})(?:(?=[{<"])|\s+|\Z)(?:\1(?:(?=[{<"])|\s+|\Z))*')
-_ABOUT_A_CREDENTIAL = re.compile(
-    r"40[13] (?:\{|.*(?:x-api-key|bearer|token|credential|authentication|unauthorized|oauth))",
-    re.IGNORECASE | re.DOTALL,
-)
+_INTRODUCTION = r"(API Error)(?:: | \()|Error: "
+_STATUSES = r'([345][0-9]{2})(?:(?=[{<"])|\s+|\Z)(?:\1(?:(?=[{<"])|\s+|\Z))*'
+_ABOUT_A_CREDENTIAL = r"(?is)40[13] (?:\{|.*(?:x-api-key|bearer|token|credential|authentication|unauthorized|oauth))"
 """An answer without ``API Error`` before it, as it comes from a proxy."""
 
 
@@ -120,13 +117,13 @@ def error_in_sentence(text: str) -> ApiError:
     """
     text = text[:_MESSAGE_LENGTH].strip()
     for remark in text.split(" \u00b7 "):
-        found = _LEAD_IN.sub("", remark.strip())
+        found = re.sub(_LEAD_IN, "", remark.strip())
         for words, status in _STATUS_BY_REMARK.items():
             if found.startswith(words):
                 return ApiError(status=status, text=text)
-        introduction = _INTRODUCTION.match(found)
+        introduction = re.match(_INTRODUCTION, found)
         answer = found[introduction.end() :] if introduction else found
-        if (introduction and introduction[1]) or _is_the_apis(answer) or _ABOUT_A_CREDENTIAL.match(found):
+        if (introduction and introduction[1]) or _is_the_apis(answer) or re.match(_ABOUT_A_CREDENTIAL, found):
             error = _parsed(answer)
             if error.status is not None or error.type is not None:
                 return replace(error, text=f"{text} \u00b7 {error.text}")
@@ -158,7 +155,7 @@ def _parsed(text: str) -> ApiError:
 
 def _split_status(text: str) -> tuple[int | None, str]:
     """Split off the HTTP status at the beginning, which the CLI writes once or twice; None: there is none."""
-    found = _STATUSES.match(text)
+    found = re.match(_STATUSES, text)
     return (int(found[1]), text[found.end() :]) if found else (None, text)
 
 
@@ -209,7 +206,7 @@ def _body(found: dict[str, Any]) -> ApiError:
     body = _of_object(found)
     if body.type not in STATUS_BY_TYPE:
         body = replace(body, type=None)
-    if isinstance(error, str) and _WORD.fullmatch(error):
+    if isinstance(error, str) and re.fullmatch(_WORD, error):
         return replace(body, code=error[:_CODE_LENGTH], message=body.message or error)
     return replace(body, message=error) if isinstance(error, str) else body
 
@@ -253,7 +250,7 @@ def is_about_a_field(message: str) -> bool:
 
     Such a message may quote anything from the request, and is never about an account.
     """
-    return _FIELD_PATH.match(message) is not None
+    return re.match(_FIELD_PATH, message) is not None
 
 
 def _cut_off(text: str) -> ApiError:
@@ -279,4 +276,4 @@ def _code(value: Any) -> str | None:
 
 def _status(value: Any) -> int | None:
     """Return *value* if it is an error's HTTP status, as a number or as text; gateways repeat that as their code."""
-    return int(value) if _STATUS.fullmatch(str(value)) else None
+    return int(value) if re.fullmatch(_STATUS, str(value)) else None

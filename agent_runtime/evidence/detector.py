@@ -45,7 +45,7 @@ _WITHOUT_REQUEST = frozenset({"authentication_failed", "oauth_org_not_allowed"})
 _LIMIT = Rule("limit-event", ErrorClass.RATE_LIMIT)
 
 _SAME_LENGTH = 60
-_PLAIN_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{,39}")
+_PLAIN_WORD = r"[A-Za-z_][A-Za-z0-9_]{,39}"
 
 QUOTES_NEWLINES_SINCE = (2, 1, 114)
 """
@@ -96,7 +96,7 @@ class Detection(msgspec.Struct, frozen=True):
             limit_type: The API's name of the limit; a text that is not a plain word becomes ``other``.
             resets_at: When the limit ends, epoch seconds; None: unknown.
         """
-        if limit_type is not None and not _PLAIN_WORD.fullmatch(limit_type):
+        if limit_type is not None and not re.fullmatch(_PLAIN_WORD, limit_type):
             limit_type = "other"
         return cls(rule, channel, is_final, status=429, limit_type=limit_type, resets_at=resets_at)
 

@@ -14,7 +14,7 @@ from agent_runtime.evidence.phrases import ABOUT_CONTENT, ADVERBS, TRAILERS, Phr
 from agent_runtime.model.state import TROUBLE_BY_CLASS, TokenTrouble
 
 _WORDS_LENGTH = 1000
-_QUOTED = re.compile(r'"[^"]*"|`[^`]*`|\u201c[^\u201d]*\u201d|(?<!\w)\'[^\']*\'(?!\w)')
+_QUOTED = r'"[^"]*"|`[^`]*`|\u201c[^\u201d]*\u201d|(?<!\w)\'[^\']*\'(?!\w)'
 
 
 class ErrorTexts:
@@ -113,8 +113,8 @@ class Rule(msgspec.Struct, frozen=True):
 
 def _contains_any(text: str, phrases: Phrases) -> bool:
     for phrase in phrases:
-        if isinstance(phrase, re.Pattern):
-            if phrase.search(text) is not None:
+        if isinstance(phrase, str):
+            if re.search(phrase, text) is not None:
                 return True
         elif phrase[0] in text and all(word in text for word in phrase):
             return True
@@ -130,7 +130,7 @@ def _plainly(message: str) -> str:
     text = _straight(message[:_WORDS_LENGTH])
     for trailer in TRAILERS:
         text = text.partition(trailer)[0]
-    text = " ".join(_QUOTED.sub(" ", text).split())
+    text = " ".join(re.sub(_QUOTED, " ", text).split())
     for adverb in ADVERBS:
         text = text.replace(adverb, " ")
     return text
@@ -145,13 +145,11 @@ def _sentences(lowered: str) -> tuple[str, ...]:
 
 
 _MODEL_MESSAGE_LENGTH = 1000
-_MODEL_LIST = re.compile(r"\[[^\]]*\]")  # the models that a key may use, not the refused one
-_MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._:/@-]*")
-_MODEL_AFTER = re.compile(
-    r"(?:to access|models?|\u6a21\u578b|endpoints found for)[ :=]*[`'\"]?([a-z0-9][a-z0-9._:/@-]*)"
-)
+_MODEL_LIST = r"\[[^\]]*\]"  # the models that a key may use, not the refused one
+_MODEL_NAME = r"[a-z0-9][a-z0-9._:/@-]*"
+_MODEL_AFTER = r"(?:to access|models?|\u6a21\u578b|endpoints found for)[ :=]*[`'\"]?([a-z0-9][a-z0-9._:/@-]*)"
 _MODEL_FAMILIES = frozenset({"haiku", "sonnet", "opus", "fable", "mythos"})
-_MODEL_SUFFIX = re.compile(r"(?:-\d{8}|@\d{8}|-latest|-v\d+(?::\d+)?|:[a-z]+)+$")
+_MODEL_SUFFIX = r"(?:-\d{8}|@\d{8}|-latest|-v\d+(?::\d+)?|:[a-z]+)+$"
 
 
 def names_another_model(message: str, models: Collection[str]) -> bool | None:
@@ -162,10 +160,10 @@ def names_another_model(message: str, models: Collection[str]) -> bool | None:
     """
     if not models:
         return None
-    text = _MODEL_LIST.sub(" ", message[:_MODEL_MESSAGE_LENGTH].lower())
-    words = _MODEL_NAME.findall(text)
+    text = re.sub(_MODEL_LIST, " ", message[:_MODEL_MESSAGE_LENGTH].lower())
+    words = re.findall(_MODEL_NAME, text)
     named = {word for word in words if word.rpartition("/")[2].rpartition("anthropic.")[2].startswith("claude-")}
-    named |= {name for name in _MODEL_AFTER.findall(text) if any(character.isdigit() for character in name)}
+    named |= {name for name in re.findall(_MODEL_AFTER, text) if any(character.isdigit() for character in name)}
     if named:
         return {_plain_model_name(name) for name in named}.isdisjoint(map(_plain_model_name, models))
     families = _MODEL_FAMILIES.intersection(words)
@@ -174,4 +172,4 @@ def names_another_model(message: str, models: Collection[str]) -> bool | None:
 
 def _plain_model_name(name: str) -> str:
     name = name.lower().partition("[")[0].rpartition("/")[2].rpartition("anthropic.")[2].rstrip(".:")
-    return _MODEL_SUFFIX.sub("", name)
+    return re.sub(_MODEL_SUFFIX, "", name)

@@ -11,10 +11,9 @@ Source: frames and lines under ``tests/recorded/``; the sentences in Claude Code
 
 from __future__ import annotations
 
-import re
 from typing import TypeAlias
 
-Phrases: TypeAlias = tuple[tuple[str, ...] | re.Pattern[str], ...]
+Phrases: TypeAlias = tuple[tuple[str, ...] | str, ...]
 
 
 def _sentences(table: str) -> tuple[str, ...]:
@@ -56,7 +55,7 @@ REFUSED_CREDENTIAL = _phrases("""
 """)
 """The API's words for a refused credential; 2.1.330 has much the same list."""
 
-_STATE_OF_AN_ACCOUNT = re.compile(
+_STATE_OF_AN_ACCOUNT = (
     r"\b(?:accounts?(?: is| are| was| has been| have been)?"
     r"|(?:organi[sz]ation|org|workspace|subscription|user|your access)(?: is| was| has been)) "
     r"(?:(?:put |placed )?on hold|suspended|disabled|deactivated|banned|blocked|locked|frozen|restricted|terminated"

@@ -28,16 +28,16 @@ _UTC_NAMES = frozenset({"utc", "gmt", "z", "etc/utc"})  # known without a time z
 _MINUTE = timedelta(minutes=1)
 _DAY = timedelta(days=1)
 
-_EPOCH = re.compile(r"\|(\d{10})(?!\d)")
-_MARK = re.compile(r"regain access on |resets? |try again |continuing automatically ", re.IGNORECASE)
-_LEAD = re.compile(r"(?:at:?|on|after) ", re.IGNORECASE)
-_SPAN = re.compile(r"(\d{1,4}) ?(d|h|m|s)[a-z]{0,6}(?:,? and |, | )?", re.IGNORECASE)
+_EPOCH = r"\|(\d{10})(?!\d)"
+_MARK = r"(?i)regain access on |resets? |try again |continuing automatically "
+_LEAD = r"(?i)(?:at:?|on|after) "
+_SPAN = r"(?i)(\d{1,4}) ?(d|h|m|s)[a-z]{0,6}(?:,? and |, | )?"
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_ISO = re.compile(r"(\d{4})-(\d{2})-(\d{2})(?:T|,? at |,? )?", re.IGNORECASE)
-_DATE = re.compile(r"([a-z]{3})[a-z]{0,6} (\d{1,2})(?:,? (\d{4}))?(?![\d:])(?:,? at |, | )?", re.IGNORECASE)
-_TIME = re.compile(r"(\d{1,2})(?::(\d{2})(?::(\d{2})(?:\.\d{1,9})?)?)? ?([ap]\.?m\b)?", re.IGNORECASE)
-_ZONE = re.compile(r" ?\(([^)]{1,48})\)| ?(utc|gmt|z|(?:utc|gmt)?[+-]\d{1,2}:?\d{0,2})(?![a-z0-9/])", re.IGNORECASE)
-_OFFSET = re.compile(r"(?:utc|gmt)?([+-])(\d{1,2}):?(\d{2})?", re.IGNORECASE)
+_ISO = r"(?i)(\d{4})-(\d{2})-(\d{2})(?:T|,? at |,? )?"
+_DATE = r"(?i)([a-z]{3})[a-z]{0,6} (\d{1,2})(?:,? (\d{4}))?(?![\d:])(?:,? at |, | )?"
+_TIME = r"(?i)(\d{1,2})(?::(\d{2})(?::(\d{2})(?:\.\d{1,9})?)?)? ?([ap]\.?m\b)?"
+_ZONE = r"(?i) ?\(([^)]{1,48})\)| ?(utc|gmt|z|(?:utc|gmt)?[+-]\d{1,2}:?\d{0,2})(?![a-z0-9/])"
+_OFFSET = r"(?i)(?:utc|gmt)?([+-])(\d{1,2}):?(\d{2})?"
 
 
 def end_of_limit(text: str, now: float) -> float | None:
@@ -54,13 +54,13 @@ def end_of_limit(text: str, now: float) -> float | None:
 def _moments(text: str, now: float) -> Iterator[float]:
     # Newer versions of Node put a narrow space before AM and PM, and not every version uses the same dot.
     text = " ".join(text.split()).encode("ascii", "replace").decode()
-    yield from map(float, _EPOCH.findall(text))
-    for mark in islice(_MARK.finditer(text), _MARKS_AT_MOST):
+    yield from map(float, re.findall(_EPOCH, text))
+    for mark in islice(re.finditer(_MARK, text), _MARKS_AT_MOST):
         piece = text[mark.end() : mark.end() + _PIECE_LENGTH]
         if piece[:3].lower() == "in ":
             moment = _after(piece[3:], now)
         else:
-            lead = _LEAD.match(piece)
+            lead = re.match(_LEAD, piece)
             moment = _at(piece[lead.end() :] if lead else piece, now)
         if moment is not None:
             yield moment
@@ -68,11 +68,11 @@ def _moments(text: str, now: float) -> Iterator[float]:
 
 def _after(piece: str, now: float) -> float | None:
     """Parse a duration: ``3 hours``, ``2h 15m``, ``1 hour and 20 minutes``."""
-    total, at = 0, 0
-    while found := _SPAN.match(piece, at):
+    total, rest = 0, piece
+    while found := re.match(_SPAN, rest):
         total += int(found[1]) * _SECONDS[found[2].lower()]
-        at = found.end()
-    return now + total if at else None
+        rest = rest[found.end() :]
+    return now + total if rest != piece else None
 
 
 def _at(piece: str, now: float) -> float | None:
@@ -80,20 +80,20 @@ def _at(piece: str, now: float) -> float | None:
     if piece[:10].isdigit() and not piece[10:11].isdigit():
         return float(piece[:10])
     year = month = day = None
-    is_iso = (found := _ISO.match(piece)) is not None
+    is_iso = (found := re.match(_ISO, piece)) is not None
     if found:
         year, month, day = int(found[1]), int(found[2]), int(found[3])
-    elif (found := _DATE.match(piece)) and found[1].lower() in _MONTHS:
+    elif (found := re.match(_DATE, piece)) and found[1].lower() in _MONTHS:
         year, month, day = int(found[3] or 0) or None, _MONTHS.index(found[1].lower()) + 1, int(found[2])
     else:
         found = None
-    at = found.end() if found else 0
-    time = _TIME.match(piece, at)
+    rest = piece[found.end() :] if found else piece
+    time = re.match(_TIME, rest)
     if time is not None and time[2] is None and time[4] is None:
         time = None  # a number alone is no time
     if time is None and day is None:
         return None
-    zone = _ZONE.match(piece, time.end() if time else at)
+    zone = re.match(_ZONE, rest[time.end() :] if time else rest)
     try:
         where = _zone(zone[1] or zone[2]) if zone else None
         if where is None and time is None:
@@ -146,7 +146,7 @@ def _zone(name: str) -> tzinfo:
     """
     if name.lower() in _UTC_NAMES:
         return UTC
-    if offset := _OFFSET.fullmatch(name):
+    if offset := re.fullmatch(_OFFSET, name):
         distance = timedelta(hours=int(offset[2]), minutes=int(offset[3] or 0))
         return timezone(-distance if offset[1] == "-" else distance)
     from zoneinfo import ZoneInfo  # with sysconfig: 3 ms of every start, for a sentence that few supervisors ever see

@@ -36,9 +36,7 @@ COMPACT_EVENTS_KEPT = 100
 _LAST_SECOND = 253_402_300_799.0
 """The end of the year 9999: later instants cannot be written in RFC 3339."""
 EPOCH_SECONDS_PATTERN = r"[0-9]{1,11}(\.[0-9]{1,9})?"
-_RFC_3339 = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+ -][0-9]{2}:[0-9]{2})", re.ASCII
-)
+_RFC_3339 = r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+ -][0-9]{2}:[0-9]{2})"
 
 
 def context_window_of(model: str | None) -> int:
@@ -383,7 +381,7 @@ def epoch_seconds(text: str) -> float | None:
         return float(text)
     try:
         # The plus of an offset becomes a blank in a URL if it was not quoted.
-        at = datetime.fromisoformat(text.upper().replace(" ", "+")) if _RFC_3339.fullmatch(text) else None
+        at = datetime.fromisoformat(text.upper().replace(" ", "+")) if re.fullmatch(_RFC_3339, text) else None
         return None if at is None else min(max(0.0, at.timestamp()), _LAST_SECOND)
     except (ValueError, OverflowError):
         return None

@@ -36,8 +36,8 @@ PATH_LIMITS = "at most 100 parts of 255 bytes each, and 3000 bytes altogether"
 ENV_LIMIT_BYTES = 512 * 1024
 """The limit for all variables of a task; Linux takes 2 MiB for variables and arguments, as a rule."""
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_VARIABLE = re.compile("[A-Za-z_][A-Za-z0-9_]{0,255}")
+_CONTROL = r"[\x00-\x1f\x7f]"
+_VARIABLE = "[A-Za-z_][A-Za-z0-9_]{0,255}"
 _ARGUMENTS = (
     *("system_prompt", "append_system_prompt", "replace_system_prompt", "allowed_tools", "disallowed_tools", "tools"),
     *("json_schema", "agents"),
@@ -46,7 +46,7 @@ _ARGUMENTS = (
 RESERVED_IDS = {"running"}
 """Ids that would collide with a path of the HTTP interface."""
 
-_FIELD_IN_MESSAGE = re.compile(r"`\$\.([A-Za-z_]{1,40})|required field `([A-Za-z_]{1,40})`")
+_FIELD_IN_MESSAGE = r"`\$\.([A-Za-z_]{1,40})|required field `([A-Za-z_]{1,40})`"
 
 _IN_WORDS = {
     "execution_id": "must be letters, digits and . _ : -, at most 128, and not begin with . or :",
@@ -260,7 +260,7 @@ def _check_places(raw: dict[str, Any], redact: Callable[[str], str]) -> None:
     env = raw.get("env")
     size_bytes = 0
     for name, value in env.items() if isinstance(env, dict) else ():
-        if _VARIABLE.fullmatch(name) is None:
+        if re.fullmatch(_VARIABLE, name) is None:
             raise InvalidRequest("env: a name must be letters, digits and _, at most 256, and not begin with a digit")
         if not isinstance(value, str):
             raise InvalidRequest(f"env: the value of {_shown(name)} must be a string")
@@ -280,7 +280,7 @@ def _unfit_path(path: str) -> str | None:
         return "must not be empty, hold // or end with /"
     if b"." in parts or b".." in parts:
         return "must have no part that is . or .."
-    if _CONTROL.search(path):
+    if re.search(_CONTROL, path):
         return "must hold no control characters"
     if len(parts) > 100 or max(map(len, parts)) > 255 or sum(map(len, parts)) + len(parts) > 3001:
         return f"must have {PATH_LIMITS}"
@@ -296,7 +296,7 @@ def _unfit_value(value: str) -> str | None:
 
 def _plain(message: str) -> str:
     """Put the field's name in front of msgspec's message, which names types and rules but never values."""
-    found = _FIELD_IN_MESSAGE.search(message)
+    found = re.search(_FIELD_IN_MESSAGE, message)
     name = found[1] or found[2] if found else None
     reason = message.split(" - at ", 1)[0]
     if "matching regex" in reason or "enum value" in reason:  # the reason quotes the value

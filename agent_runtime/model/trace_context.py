@@ -14,11 +14,9 @@ from typing import NamedTuple
 TRACEPARENT_VARIABLE = "TRACEPARENT"
 TRACESTATE_VARIABLE = "TRACESTATE"
 
-_TRACEPARENT = re.compile(
-    r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.{0,200})?"
-)
+_TRACEPARENT = r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.{0,200})?"
 # The standard demands that 512 characters are passed on, and allows to leave out a longer state.
-_TRACESTATE = re.compile(r"[\x20-\x7e\t]{1,512}")
+_TRACESTATE = r"[\x20-\x7e\t]{1,512}"
 
 
 class TraceContext(NamedTuple):
@@ -47,10 +45,10 @@ def trace_context(traceparents: Sequence[str], tracestates: Sequence[str] = ()) 
     """
     if len(traceparents) != 1:
         return None
-    found = _TRACEPARENT.fullmatch(traceparents[0].strip(" \t"))
+    found = re.fullmatch(_TRACEPARENT, traceparents[0].strip(" \t"))
     if found is None or (found[1] == "00" and found[5]):
         return None
     # Of a later version only these fields are known, and only the first of its flags.
     flags = found[4] if found[1] == "00" else f"{int(found[4], 16) & 1:02x}"
     state = ",".join(tracestates).strip(" \t")
-    return TraceContext(f"00-{found[2]}-{found[3]}-{flags}", state if _TRACESTATE.fullmatch(state) else None)
+    return TraceContext(f"00-{found[2]}-{found[3]}-{flags}", state if re.fullmatch(_TRACESTATE, state) else None)
