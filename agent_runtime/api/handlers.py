@@ -35,7 +35,7 @@ from agent_runtime.model.trace_context import TraceContext, trace_context
 from agent_runtime.model.usage import NOTHING, ModelUsage
 from agent_runtime.settings import Settings
 from agent_runtime.store.tasks import NewTask
-from agent_runtime.store.usage import UsedBy
+from agent_runtime.store.usage import UsedBy, usage_since
 from agent_runtime.supervisor.answers import StoredResult
 from agent_runtime.supervisor.supervisor import Supervisor
 from agent_runtime.web.access import AccessKey, refuse_pages
@@ -120,7 +120,7 @@ def _new_task(context: ApiContext, trace: TraceContext | None, body: bytes) -> N
     """Parse and prepare the task in a body: everything that takes the longer the longer the body is."""
     check_json_bounds(body)
     task, ignored = parse(body, strict=context.settings.strict, redact=context.redact)
-    return context.supervisor.prepare(task.with_trace(trace), ignored)
+    return context.supervisor.archive.prepare(task.with_trace(trace), ignored)
 
 
 async def _has_finished(execution: Execution | StoredResult, wait_seconds: int | None) -> bool:
@@ -154,8 +154,8 @@ async def list_executions(context: ApiContext, request: Request) -> Response:
             raise InvalidRequest(f"{name}: must be one of {', '.join(choices)}")
 
     def page() -> Response:
-        records, cursor = context.supervisor.records(
-            query.get("state"), query.get("outcome"), int(limit), query.get("cursor"), labels
+        records, cursor = context.supervisor.archive.records.list(
+            query.get("state"), query.get("outcome"), int(limit), query.get("cursor"), labels=labels
         )
         shown = [msgspec.Raw(record_json(record, prompts=context.settings.show_prompts)) for record in records]
         return respond({"executions": shown, "next_cursor": cursor})
@@ -190,7 +190,7 @@ async def get_usage(context: ApiContext, request: Request) -> bodies.UsageReport
     at = None if since is None else epoch_seconds(since)
     if since is not None and at is None:
         raise InvalidRequest("since: must be an RFC 3339 time with its offset, or seconds since the epoch")
-    found = await asyncio.to_thread(context.supervisor.usage_since, at or 0.0, UsedBy(by))
+    found = await asyncio.to_thread(usage_since, context.supervisor.archive.records, at or 0.0, UsedBy(by))
     rows = [bodies.NamedUsage(name=name, **msgspec.structs.asdict(usage)) for name, usage in found.items()]
     total = functools.reduce(ModelUsage.plus, found.values(), NOTHING)
     return bodies.UsageReport(by=UsedBy(by), since=instant(at), total=total, usage=rows)

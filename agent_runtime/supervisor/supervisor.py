@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,9 +28,7 @@ from agent_runtime.execution.attempt_thread import AttemptThreads
 from agent_runtime.execution.execution import Execution, ExecutionContext
 from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.state import DiskState, NotReady, Outcome, StopReason
-from agent_runtime.model.task import Task
 from agent_runtime.model.tokens import Token
-from agent_runtime.model.usage import ModelUsage
 from agent_runtime.notifier import Notifier
 from agent_runtime.process.containment_choice import Containment
 from agent_runtime.process.linux import syscalls as linux
@@ -40,7 +38,6 @@ from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.secret.writer import put_if_different
 from agent_runtime.settings import Settings
 from agent_runtime.store.tasks import NewTask
-from agent_runtime.store.usage import UsedBy, usage_since
 from agent_runtime.supervisor.admission import Admission, BackgroundTasks, LiveExecutions
 from agent_runtime.supervisor.answers import StoredResult, View
 from agent_runtime.supervisor.archive import Archive
@@ -154,10 +151,6 @@ class Supervisor:
             self.counts.count("admissions_refused", error.error_class)
             raise
 
-    def prepare(self, task: Task, ignored_fields: list[str]) -> NewTask:
-        """Check and encode a task, as :meth:`Archive.prepare`."""
-        return self.archive.prepare(task, ignored_fields)
-
     # -- the token
 
     def secret_changed(self, status: SecretStatus) -> None:
@@ -225,16 +218,6 @@ class Supervisor:
         """
         live = self.live.get(execution_id)
         return live.record if live is not None else self.archive.record(execution_id)
-
-    def records(
-        self, state: str | None, outcome: str | None, limit: int, cursor: str | None, labels: Mapping[str, str]
-    ) -> tuple[Iterator[ExecutionRecord], str | None]:
-        """List records as :meth:`RecordStore.list`; from any thread."""
-        return self.archive.records.list(state, outcome, limit, cursor, labels=labels)
-
-    def usage_since(self, since: float, by: UsedBy) -> dict[str | None, ModelUsage]:
-        """Add up what executions have used, as :func:`agent_runtime.store.usage.usage_since`; from any thread."""
-        return usage_since(self.archive.records, since, by)
 
     def view(self, execution_id: str) -> View:
         """
