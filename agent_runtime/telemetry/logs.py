@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from agent_runtime.model.records import rfc3339
-from agent_runtime.telemetry.redaction import RedactingFilter, Redactor
+from agent_runtime.telemetry.redaction import Redactor
 
 FIELDS = ("execution_id", "trace_id", "generation", "method", "path", "status", "seconds")
 """Fields of a line beside its message: bound by :func:`log_fields`, or given at the call by ``extra``, which wins."""
@@ -57,13 +57,23 @@ class BoundFields(logging.Filter):
         return True
 
 
+_EXCEPTIONS = logging.Formatter()
+
+
 def _event(record: logging.LogRecord) -> dict[str, Any]:
     """Return a record's fields, in order."""
+    try:
+        message = record.getMessage()
+    except (TypeError, ValueError, KeyError):
+        # logging would print the arguments to stderr, as they are.
+        message = f"{record.msg} (its arguments do not fit)"
+    if record.exc_info:
+        message += f"\n{_EXCEPTIONS.formatException(record.exc_info)}"
     event = {
         "time": rfc3339(record.created),
         "level": record.levelname.lower(),
         "logger": record.name,
-        "message": _encodable(f"{record.getMessage()}\n{record.exc_text}" if record.exc_text else record.getMessage()),
+        "message": _encodable(message),
     }
     found = {name: getattr(record, name, None) for name in FIELDS}
     return event | {name: value for name, value in found.items() if value is not None}
@@ -105,16 +115,17 @@ def _on_one_line(text: str) -> str:
 
 class LogQueue(QueueHandler):
     """
-    Hand lines to a thread that writes them to *descriptor*, without the buffers of :data:`sys.stderr` and their locks.
+    Hand redacted lines to a thread that writes them to *descriptor*, without :data:`sys.stderr`'s buffers and locks.
 
     A full pipe that is not read blocks a thread that writes to it, and any thread may log: the event loop, an attempt
     that has to end its child, the thread that holds the secret file's lock. Here only the writing thread is blocked.
     Lines beyond *limit* are lost, and their number is logged as soon as there is room again.
     """
 
-    def __init__(self, descriptor: int, limit: int = LINES_LIMIT) -> None:
-        self._lines: queue.Queue[logging.LogRecord] = queue.Queue(limit)
+    def __init__(self, descriptor: int, redactor: Redactor, limit: int = LINES_LIMIT) -> None:
+        self._lines: queue.Queue[bytes] = queue.Queue(limit)
         super().__init__(self._lines)
+        self._redactor = redactor
         self._writer = _Writer(self._lines, descriptor)
         self._full = 0
         self._unreported = 0
@@ -125,7 +136,11 @@ class LogQueue(QueueHandler):
         """How many lines were lost, for want of room or because they could not be written."""
         return self._full + self._writer.failed
 
-    def enqueue(self, record: logging.LogRecord) -> None:
+    def prepare(self, record: logging.LogRecord) -> bytes:
+        """Return the line of a record, redacted as a whole: its message, exception and fields."""
+        return self._redactor.redact(self.format(record).encode(errors="backslashreplace")) + b"\n"
+
+    def enqueue(self, line: bytes) -> None:  # type: ignore[override]  # prepare() has made a record a line
         """Queue a line, or drop it where the queue is full."""
         try:
             if self._unreported:
@@ -134,7 +149,7 @@ class LogQueue(QueueHandler):
                 loss = logging.makeLogRecord({**fields, "msg": text})
                 self._lines.put_nowait(self.prepare(loss))
                 self._unreported = 0
-            self._lines.put_nowait(record)
+            self._lines.put_nowait(line)
         except queue.Full:
             self._full += 1
             self._unreported += 1
@@ -149,14 +164,14 @@ class LogQueue(QueueHandler):
 class _Writer(QueueListener):
     """Write formatted lines directly: a logging handler has a lock, and the exit of the process would wait for it."""
 
-    def __init__(self, lines: queue.Queue[logging.LogRecord], descriptor: int) -> None:
+    def __init__(self, lines: queue.Queue[bytes], descriptor: int) -> None:
         super().__init__(lines)
         self._descriptor = descriptor
         self.failed = 0
 
-    def handle(self, record: logging.LogRecord) -> None:
+    def handle(self, line: bytes) -> None:  # type: ignore[override]  # as above
         """Write one line, however long that takes."""
-        left = memoryview(f"{record.msg}\n".encode(errors="backslashreplace"))
+        left = memoryview(line)
         while left:
             try:
                 left = left[os.write(self._descriptor, left) :]
@@ -169,10 +184,9 @@ class _Writer(QueueListener):
 
 def configure(log_format: str, log_level: str, redactor: Redactor) -> LogQueue:
     """Send all logs of this process to stderr, through *redactor*, without ever waiting for its reader."""
-    handler = LogQueue(STDERR)
+    handler = LogQueue(STDERR, redactor)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     handler.addFilter(BoundFields())
-    handler.addFilter(RedactingFilter(redactor))
     logging.basicConfig(handlers=[handler], level=log_level.upper(), force=True)
     for chatty in ("httpx", "httpcore", "uvicorn", "asyncio", "watchfiles"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, getattr(logging, log_level.upper())))

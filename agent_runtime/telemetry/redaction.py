@@ -17,7 +17,6 @@ Tokens are grouped by their first bytes: a line without a token costs one search
 from __future__ import annotations
 
 import json
-import logging
 import re
 import threading
 from bisect import bisect_left, bisect_right
@@ -243,41 +242,3 @@ def _start_of_escape(line: bytes, at: int, floor: int) -> int:
     while start > floor and line[start - 1] == _BACKSLASH:
         start -= 1
     return at if line[start:at] == b"u" else start
-
-
-class RedactingFilter(logging.Filter):
-    """
-    Remove every token from log records: message, arguments, exception, stack, and extra attributes.
-
-    To be added to each handler, not to a logger: a logger's filters do not see what reaches it from its children.
-
-    Source: https://docs.python.org/3/library/logging.html#filter-objects
-    """
-
-    def __init__(self, redactor: Redactor) -> None:
-        super().__init__()
-        self._redactor = redactor
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Redact *record* in place; return True."""
-        try:
-            message = record.getMessage()
-        except (TypeError, ValueError, KeyError):
-            # logging would print the arguments to stderr, as they are.
-            message = f"{record.msg} (its arguments do not fit)"
-        record.msg, record.args = message, None
-        if record.exc_info and not record.exc_text:
-            record.exc_text = _EXCEPTIONS.formatException(record.exc_info)
-        texts = {name: value for name, value in vars(record).items() if isinstance(value, str)}
-        together = "\n".join(texts.values())
-        if self._redactor.redact_text(together) is together:
-            return True  # the case of nearly every record: one search instead of a dozen
-        for name, value in texts.items():
-            if (clean := self._redactor.redact_text(value)) is not value:
-                setattr(record, name, clean)
-                if name == "exc_text":
-                    record.exc_info = None
-        return True
-
-
-_EXCEPTIONS = logging.Formatter()
