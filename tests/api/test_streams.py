@@ -152,7 +152,7 @@ def test_readers_at_the_same_place_share_one_reading_and_all_get_what_is_added(t
     assert other is None
 
 
-def test_readers_who_were_at_different_places_come_to_the_same(tmp_path: Path) -> None:
+def test_readers_at_different_places_come_to_the_same(tmp_path: Path) -> None:
     store, batches = TranscriptStore(tmp_path), Batches()
     with contextlib.closing(store.writer("long")) as writer:
         append(writer, *[b"line"] * (3 * BATCH_LINES))
@@ -167,7 +167,7 @@ def test_readers_who_were_at_different_places_come_to_the_same(tmp_path: Path) -
     assert ends == {BATCH_LINES}
 
 
-def test_readers_who_take_all_at_once_stay_together_and_share_every_reading(tmp_path: Path) -> None:
+def test_readers_that_take_all_at_once_stay_together_and_share_every_reading(tmp_path: Path) -> None:
     positions: list[int] = []
 
     class Counted(TranscriptReader):
@@ -294,7 +294,7 @@ def test_streams_are_bounded_for_one_caller_and_for_all(monkeypatch: pytest.Monk
     asyncio.run(main())
 
 
-def test_a_change_that_comes_while_somebody_looks_is_not_missed_and_a_reader_that_left_spoils_none() -> None:
+def test_a_change_during_a_reading_is_not_missed_and_a_reader_that_left_spoils_none() -> None:
     async def main() -> None:
         change = Notifier()
         taken = change.next_change()

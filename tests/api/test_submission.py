@@ -204,7 +204,7 @@ def test_a_new_failure_under_an_old_id_is_told_from_the_old_one() -> None:
 
 
 @pytest.mark.parametrize("turned_away", ["busy", "draining"])
-def test_who_is_turned_away_comes_back_when_told(turned_away: str) -> None:
+def test_a_client_that_is_turned_away_comes_back_when_told(turned_away: str) -> None:
     played = Played(problem(turned_away, retry_after="7"), ok(SUCCESS))
 
     assert played.run().response == "Done."
@@ -212,7 +212,7 @@ def test_who_is_turned_away_comes_back_when_told(turned_away: str) -> None:
     assert played.pauses == [7.0]
 
 
-def test_who_is_turned_away_for_too_long_is_told_why() -> None:
+def test_a_client_that_is_turned_away_for_too_long_is_told_why() -> None:
     played = Played(problem("busy", retry_after="25"), patience_seconds=60)
 
     with fails("busy") as error:
@@ -249,7 +249,7 @@ def test_the_deadline_of_the_caller_ends_the_call_and_names_the_execution() -> N
     assert sum(played.pauses) == pytest.approx(20)
 
 
-def test_who_never_got_in_before_the_deadline_is_told_why_and_not_that_it_goes_on() -> None:
+def test_a_client_that_was_never_admitted_before_the_deadline_is_told_why_and_not_that_it_goes_on() -> None:
     with fails("busy"):
         Played(problem("busy"), total_seconds=1).run()
     with fails("unreachable"):
@@ -355,7 +355,7 @@ def test_an_answer_that_cannot_be_read_is_asked_for_again(garbage: bytes) -> Non
 
 
 @pytest.mark.parametrize("status", [302, 400, 403, 418])
-def test_somebody_else_is_not_asked_again(status: int) -> None:
+def test_a_server_that_is_no_supervisor_is_not_asked_again(status: int) -> None:
     played = Played(httpx.Response(status, content=b"no"))
 
     with fails("unexpected", match=str(status)):

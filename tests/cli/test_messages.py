@@ -124,7 +124,7 @@ def test_nothing_is_suggested_where_nothing_is_near() -> None:
     [["status"], ["drain"], ["run", "x", "--patience", "0"], ["token", "wait", "--fingerprint", "0" * 12]],
     ids=lambda words: words[0],
 )
-def test_who_reaches_nobody_is_told_the_address_and_what_to_do(
+def test_a_command_that_reaches_no_supervisor_names_the_address_and_what_to_do(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*words, "--url", NOBODY]) == 75
@@ -202,7 +202,7 @@ def test_what_serve_cannot_use_is_named_in_its_log_at_the_start_and_by_readyz(tm
     assert "no execution can reach the API: ANTHROPIC_BASE_URL must be an http or https address" in log
 
 
-def test_who_waits_for_a_supervisor_is_told_for_how_long(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_that_waits_for_a_supervisor_says_for_how_long(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "x", "--url", NOBODY, "--patience", "0.2"]) == 75
     assert "nothing listens there; trying for 0.2 s (--patience)" in capsys.readouterr().err
 

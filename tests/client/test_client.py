@@ -212,7 +212,7 @@ def test_garbage_resets_and_half_answers_are_survived() -> None:
         assert [line.split()[0] for line in server.lines] == ["POST", *["GET"] * 8]
 
 
-def test_who_never_answers_is_given_up_at_the_deadline(use: Flavour) -> None:
+def test_a_server_that_never_answers_is_given_up_at_the_deadline(use: Flavour) -> None:
     with stranger(waits_for_the_client_to_go) as server:
         began = time.monotonic()
         with fails("deadline"):
@@ -221,7 +221,7 @@ def test_who_never_answers_is_given_up_at_the_deadline(use: Flavour) -> None:
         assert 0.3 <= time.monotonic() - began < 3.0
 
 
-def test_where_nobody_is_the_call_gives_up_when_patience_is_over() -> None:
+def test_where_no_server_listens_the_call_gives_up_when_patience_is_over() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
@@ -454,7 +454,7 @@ def test_a_usage_limit_is_told_with_its_end(shared: Supervised) -> None:
         blocking(shared.url, "reload_token")  # which forgets the limit
 
 
-def test_who_is_turned_away_until_the_deadline_is_told_why(shared: Supervised, tmp_path: Path) -> None:
+def test_a_call_that_is_turned_away_until_the_deadline_says_why(shared: Supervised, tmp_path: Path) -> None:
     go = tmp_path / "go"
     held = [shared.start(holding(go), execution_id=f"held-{n}-{tmp_path.name}") for n in range(3)]
     eventually(lambda: len(shared.get("/api/executions/running")["pending_ids"]) == 1)

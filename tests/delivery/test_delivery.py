@@ -258,7 +258,7 @@ def _long(path: Path) -> None:
     [_login, _other_logins, _half_a_file, _link, _dead_link, _long, os.mkfifo, os.mkdir],
     ids=lambda f: f.__name__,
 )
-def test_what_somebody_else_put_there_is_never_touched(
+def test_a_file_of_another_writer_is_never_touched(
     config_dir: Path, delivery: Deliveries, put: Callable[[Path], object]
 ) -> None:
     path = config_dir / FILE_NAME

@@ -345,7 +345,7 @@ def test_places_behind_a_closed_directory_are_problems_and_no_crash(patient: Pat
 
 
 @as_root
-def test_what_only_root_may_is_told_to_who_is_not(
+def test_a_user_that_is_not_root_is_told_what_only_root_may_do(
     patient: Patient, public: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(places, "DEFAULT_DATA_DIR", public / "data")
@@ -518,7 +518,7 @@ def test_a_file_that_is_mounted_by_itself_is_told(source: SourceKind, verdict: s
 
 
 @pytest.mark.parametrize(("setting", "verdict"), [("auto", "warning"), ("file", "problem")])
-def test_somebody_elses_login_is_told_and_left_alone(patient: Patient, setting: str, verdict: str) -> None:
+def test_a_login_of_another_owner_is_reported_and_left_alone(patient: Patient, setting: str, verdict: str) -> None:
     patient.set("TOKEN_DELIVERY", setting)
     path = patient.write(f"config/{FILE_NAME}", '{"claudeAiOauth":{"accessToken":"sk-ant-oat01-of-a-person"}}')
     before = path.read_bytes()

@@ -320,7 +320,7 @@ def test_k4_a_refused_model_that_is_not_named_is_the_runs_own_until_its_model_ha
     assert tell(init(), spoken(), unnamed).last is None
 
 
-def test_k4_what_fails_later_is_not_classed_by_a_model_that_somebody_else_was_refused() -> None:
+def test_k4_a_later_failure_is_not_classed_by_a_model_that_a_side_request_was_refused() -> None:
     aside = (init(MODEL), spoken(MODEL), refused("claude-haiku-4-5"))
     not_logged_in = "Not logged in · Please run /login"
 

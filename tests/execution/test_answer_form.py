@@ -125,7 +125,7 @@ def test_an_error_is_an_object_where_it_was_set_so(objects: Supervised) -> None:
     assert objects.record("lost")["detail"] == detail["message"]
 
 
-def test_all_who_wait_get_the_object(objects: Supervised, tmp_path: Path) -> None:
+def test_all_waiting_callers_get_the_object(objects: Supervised, tmp_path: Path) -> None:
     go = tmp_path / "go"
     script = {"script": [INIT, TEXT, {"do": "wait_file", "path": str(go)}, {"do": "exit"}]}
     callers = [objects.start(script, execution_id="joined")]

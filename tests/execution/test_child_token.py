@@ -144,7 +144,7 @@ def in_doubt(child: Child) -> bool:
     return child.is_in_doubt  # asked anew each time, for mypy too
 
 
-def test_as_long_as_nobody_knows_whether_it_looks_it_is_suspect_what_it_has() -> None:
+def test_until_the_reload_check_has_ended_it_is_in_doubt_which_token_a_child_has() -> None:
     known: list[ReloadBehaviour | None] = [None]
     child = Child(lambda: known[0])
     assert not in_doubt(child)

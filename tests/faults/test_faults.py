@@ -65,10 +65,10 @@ FAULTS: dict[str, tuple[str, ...]] = {
     ),
     "A12": ("evidence/test_evidence::test_a_throttle_stays_one_through_retries_and_the_end",),
     "P1": ("process/test_containment::test_after_a_kill_a_whole_family_is_gone_at_once",),
-    "P2": ("process/test_containment::test_whoever_has_left_its_family_is_found_and_nobody_of_another_attempt",),
+    "P2": ("process/test_containment::test_a_process_that_has_left_its_family_is_found_and_none_of_another_attempt",),
     "P3": (
         "process/test_cgroup_limits::test_a_fork_bomb_stays_within_its_limit_and_is_gone",
-        "process/test_containment::test_who_runs_away_by_forking_is_caught",
+        "process/test_containment::test_a_process_that_runs_away_by_forking_is_caught",
     ),
     "P4": (
         "process/test_process::test_a_stopped_child_is_interrupted",
@@ -76,7 +76,7 @@ FAULTS: dict[str, tuple[str, ...]] = {
     ),
     "P5": ("process/test_containment::test_a_grandchild_that_holds_the_pipes_is_ended_with_its_leader",),
     "P6": ("process/test_containment::test_two_hundred_orphans_leave_no_zombie_and_no_exit_code_is_lost",),
-    "P7": ("process/test_containment::test_nobody_is_hit_who_was_given_the_pid_of_a_process_that_ended",),
+    "P7": ("process/test_containment::test_a_process_with_the_reused_pid_of_an_ended_one_is_not_hit",),
     "P8": (
         "process/test_process::test_an_exit_that_a_foreign_waitpid_has_taken_from_a_dead_shim_is_unknown_and_nothing_hangs",
     ),
@@ -105,7 +105,7 @@ FAULTS: dict[str, tuple[str, ...]] = {
     "R2": ("process/test_cgroup_limits::test_a_kill_needs_neither_a_fork_nor_a_thread",),
     "R3": ("api/test_streams::test_executions_answer_on_a_full_disk_and_say_what_is_not_kept",),
     "R4": ("process/test_cgroup_limits::test_a_cli_that_takes_all_memory_ends_as_out_of_memory",),
-    "R5": ("process/test_cgroup_limits::test_who_has_next_to_no_cpu_is_ended_in_ten_times_the_time",),
+    "R5": ("process/test_cgroup_limits::test_a_tree_with_next_to_no_cpu_is_ended_in_ten_times_the_time",),
     "R6": ("telemetry/test_logs::test_a_supervisor_whose_output_nobody_reads_does_its_work",),
     "R7": ("system/test_endurance::test_ten_thousand_executions_leave_descriptors_threads_and_memory_flat",),
     "L1": ("system/test_executions::test_sigterm_lets_the_running_finish_and_says_that_it_drains",),

@@ -217,7 +217,7 @@ def test_the_sentence_of_a_limit_tells_a_person_until_when(resets_at: float | No
     assert sentence.endswith("write another account's token, or wait for the reset")
 
 
-def test_who_meets_a_limit_and_who_is_turned_away_for_it_are_told_until_when(tmp_path: Path) -> None:
+def test_a_caller_that_meets_a_limit_or_is_turned_away_for_it_is_told_until_when(tmp_path: Path) -> None:
     resets_at = 4_102_444_800  # 2100-01-01
     script = [
         INIT,

@@ -42,7 +42,7 @@ def test_each_models_cost_goes_to_the_tokens_that_have_used_it() -> None:
     ]
 
 
-def test_turns_of_which_some_were_made_with_another_model_go_to_who_made_them() -> None:
+def test_turns_made_with_several_models_count_for_the_tokens_that_made_them() -> None:
     seen = [{"first": of(10, turns=3)}, {"then": of(10, turns=1)}]
 
     shares = split({"first": of(10, cost=1.0), "then": of(10, turns=4, cost=2.0)}, seen)

@@ -88,11 +88,11 @@ def test_a_kill_needs_neither_a_fork_nor_a_thread(container: Path) -> None:
     assert answer == [11, 0, 31, True]
 
 
-def test_who_has_next_to_no_cpu_is_ended_in_ten_times_the_time(container: Path) -> None:
+def test_a_tree_with_next_to_no_cpu_is_ended_in_ten_times_the_time(container: Path) -> None:
     """R5: at 5 %; asserted with ten times that again."""
     answer = drive(
         container,
-        "who_has_next_to_no_cpu_is_ended_in_ten_times_the_time",
+        "a_tree_with_next_to_no_cpu_is_ended_in_ten_times_the_time",
     )
     assert answer[:2] == [True, 0]
     assert answer[2] < 20 * 10
@@ -124,7 +124,7 @@ def test_a_controller_that_was_not_handed_down_is_missed_at_start(container: Pat
     )
 
 
-def test_who_shares_its_cgroup_with_somebody_it_cannot_see_is_told(container: Path) -> None:
+def test_a_supervisor_that_shares_its_cgroup_with_an_invisible_process_says_so(container: Path) -> None:
     """It cannot move that process out of the way; here the one outside the PID namespace that waits for its end."""
     if shutil.which("unshare") is None:
         pytest.skip("needs unshare")

@@ -120,7 +120,7 @@ def test_our_cgroup_is_found_in_every_kind_of_mount(kind: str) -> None:
         assert expected in place
 
 
-def test_who_finds_out_is_where_it_was_and_leaves_nothing(finding: Finding) -> None:
+def test_a_process_that_tries_cgroups_is_where_it_was_and_leaves_nothing(finding: Finding) -> None:
     assert finding.base is not None
     before, names, open_before = Path("/proc/self/cgroup").read_text(), set(finding.base.iterdir()), descriptors()
 
@@ -219,7 +219,7 @@ def test_one_kill_ends_a_whole_family_and_the_layer_knows(group: Group, size: in
     assert seconds < (1.0 if size <= 51 else 4.0)
 
 
-def test_who_leaves_its_family_does_not_leave_its_group(group: Group) -> None:
+def test_a_process_that_leaves_its_family_does_not_leave_its_group(group: Group) -> None:
     """P2: setsid, double forks, no environment."""
     member = Member(group, "os.execv('/bin/sh', ['sh', '-c', sys.argv[1]])", ESCAPE + "\necho ready; wait; sleep 600")
     member.lines(1)
@@ -234,7 +234,7 @@ def test_who_leaves_its_family_does_not_leave_its_group(group: Group) -> None:
 
 @pytest.mark.parametrize("program", [RUNNER, BOMB], ids=["runner", "bomb"])
 @as_root
-def test_who_forks_without_pause_is_ended(group: Group, program: str) -> None:
+def test_a_process_that_forks_without_pause_is_ended(group: Group, program: str) -> None:
     """P3: within 2 s; asserted with ten times that. A user of its own, so that its processes can be bounded."""
     member = Member(group, program, user=54321, most=150)
     member.go()
@@ -459,7 +459,7 @@ def test_without_limits_and_without_cgroups_there_are_no_groups() -> None:
     assert cgroups.prepare(Finding(None, "no cgroup v2 is mounted")) is None
 
 
-def test_who_asks_for_no_limit_stays_where_it_is(finding: Finding) -> None:
+def test_a_supervisor_without_limits_stays_in_its_cgroup(finding: Finding) -> None:
     assert finding.base is not None
     before, was_there = Path("/proc/self/cgroup").read_text(), (finding.base / LEAF).exists()
 

@@ -86,10 +86,10 @@ ESCAPED = 10
 
 
 @pytest.mark.parametrize("end", ["the leader lives", "the leader has ended"])
-def test_whoever_has_left_its_family_is_found_and_nobody_of_another_attempt(end: str, kind: Kind) -> None:
+def test_a_process_that_has_left_its_family_is_found_and_none_of_another_attempt(end: str, kind: Kind) -> None:
     """P2, P10: within 1 s; asserted with ten times that."""
     left = run_driver(
-        "whoever_has_left_its_family_is_found_and_nobody_of_another_attempt",
+        "a_process_that_has_left_its_family_is_found_and_none_of_another_attempt",
         ESCAPE + "\ntrue",
         end,
         str(ESCAPED),
@@ -99,10 +99,10 @@ def test_whoever_has_left_its_family_is_found_and_nobody_of_another_attempt(end:
 
 
 @pytest.mark.parametrize("end", ["the leader lives", "the leader has ended"])
-def test_whoever_has_left_its_family_comes_to_us_where_there_is_no_shim_any_more(end: str) -> None:
+def test_a_process_that_has_left_its_family_comes_to_us_where_its_shim_is_gone(end: str) -> None:
     """P2: within 1 s; asserted with ten times that."""
     left = run_driver(
-        "whoever_has_left_its_family_comes_to_us_where_there_is_no_shim_any_more",
+        "a_process_that_has_left_its_family_comes_to_us_where_its_shim_is_gone",
         ESCAPE + "\ntrue",
         end,
         str(ESCAPED),
@@ -129,10 +129,10 @@ def test_a_process_whose_main_thread_alone_has_ended_is_killed(kind: Kind) -> No
 
 
 @pytest.mark.parametrize("runners", [1, 4])
-def test_who_runs_away_by_forking_is_caught(runners: int, kind: Kind) -> None:
+def test_a_process_that_runs_away_by_forking_is_caught(runners: int, kind: Kind) -> None:
     """P3: within 2 s; asserted with ten times that."""
     seconds, survivors, left = run_driver(
-        "who_runs_away_by_forking_is_caught",
+        "a_process_that_runs_away_by_forking_is_caught",
         str(runners),
         kind=kind,
     )
@@ -230,10 +230,10 @@ def test_a_leader_that_is_being_started_is_never_reaped_as_an_orphan(kind: Kind)
 
 
 @in_namespace
-def test_nobody_is_hit_who_was_given_the_pid_of_a_process_that_ended(kind: Kind) -> None:
+def test_a_process_with_the_reused_pid_of_an_ended_one_is_not_hit(kind: Kind) -> None:
     """P7: strangers get the pid of a descendant, of a leader that has ended, and of a shim."""
     result = run_driver(
-        "nobody_is_hit_who_was_given_the_pid_of_a_process_that_ended",
+        "a_process_with_the_reused_pid_of_an_ended_one_is_not_hit",
         kind=kind,
         prefix=IN_NAMESPACE,
     )
@@ -407,10 +407,10 @@ def test_a_mark_tells_its_data_directory_and_its_start(tmp_path: Path) -> None:
     assert not is_of_an_earlier_start(earlier, tag_of(tmp_path / "other"))
 
 
-def test_the_sweep_of_leftovers_spares_its_own_attempts_and_whoever_has_started_it(tmp_path: Path) -> None:
+def test_the_sweep_of_leftovers_spares_its_own_attempts_and_its_ancestors(tmp_path: Path) -> None:
     """P11: a supervisor that was itself started with an earlier mark."""
     result = run_driver(
-        "the_sweep_of_leftovers_spares_its_own_attempts_and_whoever_has_started_it",
+        "the_sweep_of_leftovers_spares_its_own_attempts_and_its_ancestors",
         str(tmp_path),
     )
     assert result == [["done", "parent"], 0, 0, True]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_who_waits_for_the_shims_of_a_killed_supervisor_finds_nothing_of_theirs(tmp_path: Path) -> None:
+def test_after_the_wait_for_the_shims_of_a_killed_supervisor_nothing_of_theirs_is_left(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, str(DRIVERS / "supervisor_with_a_stubborn_leader.py"), str(tmp_path)],
         stdin=subprocess.PIPE,

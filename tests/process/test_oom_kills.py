@@ -134,7 +134,7 @@ SHARED = [
 
 
 @pytest.mark.parametrize(("ending", "expected"), SHARED)
-def test_what_the_kernel_killed_nearby_counts_only_for_who_has_lost_a_process(
+def test_what_the_kernel_killed_nearby_counts_only_for_an_attempt_that_has_lost_a_process(
     ending: Ending, expected: ErrorClass
 ) -> None:
     assert verdict(ending).error_class is expected

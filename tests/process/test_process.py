@@ -420,6 +420,6 @@ def test_a_foreign_child_in_our_own_session_is_neither_reaped_nor_killed() -> No
     assert result == [9, None, None, None]
 
 
-def test_a_dead_child_is_noticed_and_left_to_who_reaps_it() -> None:
-    result = run_driver("a_dead_child_is_noticed_and_left_to_who_reaps_it")
+def test_a_dead_child_is_noticed_and_not_reaped() -> None:
+    result = run_driver("a_dead_child_is_noticed_and_not_reaped")
     assert result == [False, True, 0, False]

@@ -107,9 +107,9 @@ def test_a_shim_that_is_killed_after_its_leader_has_ended_has_told_how(kind: Kin
 
 
 @by_either
-def test_a_shim_that_is_struck_in_the_middle_of_a_sweep_saves_nobody(how: str, kind: Kind) -> None:
+def test_a_shim_that_is_killed_in_the_middle_of_a_sweep_saves_no_process(how: str, kind: Kind) -> None:
     assert run_driver(
-        "a_shim_that_is_struck_in_the_middle_of_a_sweep_saves_nobody",
+        "a_shim_that_is_killed_in_the_middle_of_a_sweep_saves_no_process",
         how,
         kind=kind,
     ) == [0, [], -9, True]

@@ -219,7 +219,7 @@ def test_without_our_settings_each_way_leads_elsewhere(  # noqa: PLR0917 - fixtu
 
 
 @pytest.mark.parametrize("token", TOKENS)
-def test_a_repository_changes_neither_the_way_to_the_api_nor_who_pays(  # noqa: PLR0917 - fixtures
+def test_a_repository_changes_neither_the_way_to_the_api_nor_the_account_that_pays(  # noqa: PLR0917 - fixtures
     tmp_path: Path, api: MessagesApi, base_url: str, stranger: Stranger, claude: str, token: str
 ) -> None:
     workspace = tmp_path / "workspace"

@@ -273,7 +273,7 @@ def test_a_large_body_in_chunks_arrives_as_it_was(api: RawApi, child: Relayed) -
     eventually(lambda: child.relay._budget._left == 64 * 1024 * 1024)
 
 
-def test_whoever_waits_for_continue_is_told_to(api: RawApi, child: Relayed) -> None:
+def test_a_child_that_waits_for_continue_gets_it(api: RawApi, child: Relayed) -> None:
     with child.connect() as raw:
         raw.sendall(child.head() + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n")
         assert raw.recv(100).startswith(b"HTTP/1.1 100 ")

@@ -18,7 +18,9 @@ TOKEN = Token("sk-ant-oat01-a-token-of-this-test-0000000000001")
 
 
 @pytest.mark.parametrize("own_id", [None, "mine"])
-def test_a_task_comes_back_under_its_id_whoever_made_it(tmp_path: Path, own_id: str | None) -> None:
+def test_a_task_comes_back_under_its_id_whether_the_caller_or_the_supervisor_made_it(
+    tmp_path: Path, own_id: str | None
+) -> None:
     store = TaskStore(tmp_path, Redactor([TOKEN]))
     task = Task(message=f"use {TOKEN.secret}", execution_id=own_id, fresh_session=True, max_turns=3)
     store.save("mine", store.prepare(task, []).content)

@@ -273,7 +273,7 @@ async def test_a_held_one_keeps_its_slot_while_nothing_in_the_queue_could_run(ho
 
 
 @races
-async def test_whoever_ends_a_held_execution_waits_for_nothing(home: Path) -> None:
+async def test_each_way_to_end_a_held_execution_waits_for_nothing(home: Path) -> None:
     bench = Bench(home, park="60")
     bench.api.verdict = ProbeVerdict.REFUSED
     child = Child(bench)

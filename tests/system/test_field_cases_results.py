@@ -254,7 +254,7 @@ def test_k3_what_comes_of_the_background_in_time_is_the_answer(running: Supervis
 @pytest.mark.parametrize(
     ("way", "status"), [("terminate", "already_finished"), ("the total time", None), ("a drain", None)]
 )
-def test_k3_a_result_in_hand_is_the_outcome_whoever_ends_the_run(tmp_path: Path, way: str, status: str | None) -> None:
+def test_k3_a_result_in_hand_is_the_outcome_however_the_run_ends(tmp_path: Path, way: str, status: str | None) -> None:
     flags = ("--drain-timeout", "1")
     with supervised(tmp_path, flags=flags) as running:
         limit = {"timeout_seconds": 3} if way == "the total time" else {}

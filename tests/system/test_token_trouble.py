@@ -265,7 +265,7 @@ def test_a_newer_token_that_is_loaded_already_is_gone_on_with_at_once(
 
 
 @pytest.mark.slow
-def test_a_block_is_retried_by_the_probe_and_an_unpaid_account_only_by_whom_reload_or_time_lets_through(
+def test_a_block_is_retried_by_the_probe_and_an_unpaid_account_only_by_an_execution_that_reload_or_time_lets_through(
     tmp_path: Path, api: MessagesApi, url: str
 ) -> None:
     with switching(tmp_path, api_url=url) as running:

@@ -70,7 +70,7 @@ def test_a_token_that_is_split_anywhere_over_two_pieces_is_replaced(secret: str)
 
 
 @pytest.mark.parametrize("secret", [OLD, NEW, OPAQUE])
-def test_who_comes_in_the_middle_of_a_token_gets_no_part_of_it(secret: str) -> None:
+def test_a_reader_that_comes_in_the_middle_of_a_token_gets_no_part_of_it(secret: str) -> None:
     known = Redactor([Token(OLD), Token(OPAQUE)])
     for before in ([], [delta("x ")], [line("content_block_start", index=0), delta("x")]):
         for at in range(1, len(secret)):

@@ -179,7 +179,7 @@ def test_a_limit_closes_for_those_it_concerns_and_says_until_when(at: Gate) -> N
     assert limited.value.resets_at == until
 
 
-def test_a_limit_that_nobody_told_the_end_of_is_shown_without_one(at: Gate) -> None:
+def test_a_limit_of_which_the_end_is_unknown_is_shown_without_one(at: Gate) -> None:
     generation = at.write(A)
     at.gate.note_limit(generation, Limit(None, None, time.time() + 60, has_known_end=False))
 

@@ -392,7 +392,7 @@ def test_certificates_are_checked_against_the_cas_of_the_environment(certificate
     assert asyncio.run(all_verdicts()) == [UNKNOWN, VALID, VALID, UNKNOWN, UNKNOWN]
 
 
-def test_whoever_stops_waiting_is_let_go_at_once(api: MessagesApi, url: str) -> None:
+def test_a_caller_of_the_probe_that_stops_waiting_is_let_go_at_once(api: MessagesApi, url: str) -> None:
     api.on(OAUTH, "hang")
 
     async def leave() -> None:

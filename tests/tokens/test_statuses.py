@@ -93,7 +93,7 @@ def test_refusals_that_come_before_the_pause_is_over_do_not_prolong_it(statuses:
     assert statuses.retry_after_seconds(FIRST, now=59) == 1
 
 
-def test_whoever_knows_more_has_it_tried_at_once_and_a_refusal_closes_it_again(statuses: TokenStatuses) -> None:
+def test_a_reload_has_a_token_tried_at_once_and_a_refusal_closes_it_again(statuses: TokenStatuses) -> None:
     statuses.mark(FIRST, REFUSED, now=0)
 
     statuses.retry_now(FIRST)
@@ -213,7 +213,7 @@ def test_reload_forgets_that_an_account_cannot_pay_and_lets_a_refused_or_blocked
 # Suspect.
 
 
-def test_a_token_is_suspect_until_the_last_one_who_asks_has_been_told(statuses: TokenStatuses) -> None:
+def test_a_token_is_suspect_until_the_last_verification_has_ended(statuses: TokenStatuses) -> None:
     statuses.mark_suspect(FIRST, "one", now=0)
     statuses.mark_suspect(FIRST, "another", now=0)
     statuses.clear_suspicion("one")

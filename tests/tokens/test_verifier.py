@@ -224,7 +224,7 @@ def test_one_that_is_condemned_by_another_meanwhile_is_not_open(api: MessagesApi
     assert asked.refusals == ["seen"]
 
 
-def test_a_confirmation_runs_to_its_end_though_nobody_waits_for_it(api: MessagesApi, url: str) -> None:
+def test_a_verification_runs_to_its_end_though_no_execution_waits_for_it(api: MessagesApi, url: str) -> None:
     api.on(TOKEN, "expired")
     asked = Asked(url)
 

@@ -216,7 +216,7 @@ def test_a_request_that_drips_is_not_waited_for_either(shared: Supervised, sent:
             dripping.join()
 
 
-def test_who_is_told_that_it_is_too_much_can_read_so_although_it_still_sends(shared: Supervised) -> None:
+def test_a_caller_whose_body_is_too_long_can_read_so_although_it_still_sends(shared: Supervised) -> None:
     with connect(shared) as connection:
         connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n")
         for _ in range(20):
@@ -389,7 +389,7 @@ def test_readers_that_leave_at_once_take_no_place_with_them(shared: Supervised) 
 
 
 @pytest.mark.parametrize("path", ["/api/events", "/api/executions/there/stream"])
-def test_who_asks_only_for_the_head_of_a_stream_gets_it_and_takes_no_place(shared: Supervised, path: str) -> None:
+def test_a_request_for_the_head_of_a_stream_gets_it_and_takes_no_place(shared: Supervised, path: str) -> None:
     shared.post(OK, execution_id="there")
 
     response = shared.client.head(path)

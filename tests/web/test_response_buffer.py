@@ -204,7 +204,7 @@ def test_nobody_is_disconnected_while_nobody_waits_nor_in_the_grace(monkeypatch:
     asyncio.run(main())
 
 
-def test_whoever_waits_too_long_is_told_to_come_back_and_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_waits_too_long_is_a_busy_and_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response_buffer, "GRACE_SECONDS", 1000.0)
     monkeypatch.setattr(BufferedResponse.__init__, "__kwdefaults__", {"in_thread": True, "wait_seconds": 0.02})
 
