@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from agent_runtime.model.tokens import OAUTH_BETA
 from agent_runtime.standins.scripted_cli import frames
+from agent_runtime.standins.scripted_cli.frames import Frame
+from agent_runtime.standins.scripted_cli.runtime import Options, Run
 
 if TYPE_CHECKING:
     import http.client
-    from collections.abc import Iterator, Mapping
-
-    from agent_runtime.standins.scripted_cli.frames import Frame
-    from agent_runtime.standins.scripted_cli.runtime import Options, Run
 
 MAX_ATTEMPTS = 11
 REQUEST_TIMEOUT_SECONDS = 600.0
@@ -90,20 +88,16 @@ class Api:
 
     def credential(self) -> Credential | None:
         """The credential of the next request; the file is read anew each time from 2.1.30 on."""
-        environment = self._run.environment
-        for name in ("ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_KEY"):
-            if environment.get(name):
-                return Credential(name, environment[name])
-        if environment.get("CLAUDE_CODE_OAUTH_TOKEN"):
-            return Credential("CLAUDE_CODE_OAUTH_TOKEN", environment["CLAUDE_CODE_OAUTH_TOKEN"])
+        for name in ("ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"):
+            if secret := self._run.environment.get(name):
+                return Credential(name, secret)
         if self._pinned is None or self._run.options.version >= frames.SINCE_FILE_IS_READ_AGAIN:
             self._pinned = self._from_file()
         return self._pinned
 
     def _from_file(self) -> Credential | None:
-        config = self._run.environment.get("CLAUDE_CONFIG_DIR") or str(Path("~/.claude").expanduser())
         try:
-            stored = json.loads(Path(config, ".credentials.json").read_bytes())["claudeAiOauth"]
+            stored = json.loads((self._run.config_dir / ".credentials.json").read_bytes())["claudeAiOauth"]
             return Credential("file", stored["accessToken"]) if stored.get("scopes") else None
         except (OSError, ValueError, KeyError, TypeError):
             return None  # the real CLI says "Not logged in" to all of these
@@ -180,21 +174,14 @@ class Api:
         Source: Claude Code 2.1.330 says ``allowed`` at the first answer and ``rejected`` later in the same run.
         """
         prefix = "anthropic-ratelimit-unified-"
-        status = headers.get(prefix + "status") or ("allowed" if "content-type" in headers else None)
-        if status == "allowed" and "text/event-stream" not in headers.get("content-type", ""):
-            return
-        status = status or "allowed"
-        if status == self._limit_status:
+        is_good = "text/event-stream" in headers.get("content-type", "")
+        status = headers.get(prefix + "status") or ("allowed" if is_good else None)
+        if status is None or status == self._limit_status:
             return
         self._limit_status = status
-        reset = headers.get(prefix + "reset")
-        self._run.emit(
-            frames.rate_limit_event(
-                status,
-                limit_type=headers.get(prefix + "representative-claim"),
-                resets_at=int(reset) if reset else None,
-            )
-        )
+        limit_type, reset = headers.get(prefix + "representative-claim"), headers.get(prefix + "reset")
+        resets_at = int(reset) if reset else None
+        self._run.emit(frames.rate_limit_event(status, limit_type=limit_type, resets_at=resets_at))
 
     def _request(self, credential: Credential) -> Frame:
         import http.client  # noqa: PLC0415 (start-up time: most scripts make no request)
@@ -232,13 +219,15 @@ class Api:
             if response.status != 200:
                 text = response.read().decode(errors="replace")
                 raise ApiError(response.status, text, answer_headers)
-            return self._read_stream(response, answer_headers)
+            message = self._read_stream(response)
         except (OSError, http.client.HTTPException) as broken:
             raise ApiError(None, "Connection error.", {}) from broken
         finally:
             connection.close()
+        self._report_limit(answer_headers)
+        return message
 
-    def _read_stream(self, response: http.client.HTTPResponse, headers: Mapping[str, str]) -> Frame:
+    def _read_stream(self, response: http.client.HTTPResponse) -> Frame:
         """Put a message together from its events; print each block when it is complete."""
         run = self._run
         message: Frame = {}
@@ -275,7 +264,6 @@ class Api:
         if "stop_reason" not in message:
             raise ApiError(None, "Connection error.", {})
         run.count(message["usage"])
-        self._report_limit(headers)
         return message
 
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 Frame: TypeAlias = dict[str, Any]
 Version: TypeAlias = tuple[int, int, int]
@@ -91,7 +89,7 @@ def assistant(block: Frame, *, model: str, message_id: str, usage: Frame | None 
     }
 
 
-def tool_result(tool_use_id: str, content: str, *, is_error: bool, stdout: str = "") -> Frame:
+def tool_result(tool_use_id: str, content: str, *, is_error: bool) -> Frame:
     """The result of a tool."""
     return {
         "type": "user",
@@ -99,7 +97,7 @@ def tool_result(tool_use_id: str, content: str, *, is_error: bool, stdout: str =
         "parent_tool_use_id": None,
         "tool_use_result": f"Error: {content}"
         if is_error
-        else {"stdout": stdout or content, "stderr": "", "interrupted": False, "isImage": False},
+        else {"stdout": content, "stderr": "", "interrupted": False, "isImage": False},
     }
 
 

@@ -20,17 +20,14 @@ import json
 import os
 import select
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from agent_runtime.standins.scripted_cli import frames
 from agent_runtime.standins.scripted_cli.api import Api, GaveUp
+from agent_runtime.standins.scripted_cli.frames import Frame
 from agent_runtime.standins.scripted_cli.runtime import Options, Run
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from agent_runtime.standins.scripted_cli.frames import Frame
 
 NO_INPUT_SECONDS = 3.0
 UUID_LENGTH = 36

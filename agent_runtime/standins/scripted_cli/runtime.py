@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -11,12 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from agent_runtime.standins.scripted_cli import frames
+from agent_runtime.standins.scripted_cli.frames import Frame, Version
 
 if TYPE_CHECKING:
     import subprocess
-    from types import FrameType
-
-    from agent_runtime.standins.scripted_cli.frames import Frame, Version
 
 STDOUT, STDERR = 1, 2
 DEFAULT_TOOL_TIMEOUT_SECONDS = 120.0
@@ -151,13 +150,17 @@ class Run:
     # The session
 
     @property
+    def config_dir(self) -> Path:
+        """The directory of the CLI's credentials and sessions."""
+        return Path(self.environment.get("CLAUDE_CONFIG_DIR") or "~/.claude").expanduser()
+
+    @property
     def session_file(self) -> Path:
         """The file that stores this session."""
         return self._file_of(self.options.session_id)
 
     def _file_of(self, session_id: str) -> Path:
-        config = self.environment.get("CLAUDE_CONFIG_DIR") or str(Path("~/.claude").expanduser())
-        return Path(config) / "projects" / "scripted" / f"{session_id}.jsonl"
+        return self.config_dir / "projects" / "scripted" / f"{session_id}.jsonl"
 
     def load_session(self) -> bool:
         """Read the session file of an earlier process; return False if there is none."""
@@ -253,7 +256,7 @@ class Run:
             signal.signal(number, self._stop)
         signal.alarm(SAFETY_NET_SECONDS)
 
-    def _stop(self, number: int, _frame: FrameType | None) -> None:
+    def _stop(self, number: int, _frame: object) -> None:
         """
         End the tools and the process.
 
@@ -280,7 +283,5 @@ def _wait(pid: int, timeout_seconds: float) -> bool:
 
 def kill_group(group: int) -> None:
     """Kill a tool's process group, if there still is one."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return
