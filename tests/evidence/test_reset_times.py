@@ -127,8 +127,8 @@ def test_k10_zones_are_known_by_name_where_the_image_has_none() -> None:
     "text", ["resets " * 10_000, "resets 8pm (" * 5000, "9" * 100_000, "resets Oct " + "1" * 50_000]
 )
 def test_k10_a_text_of_any_length_takes_no_time(text: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     found = end_of_limit(text, NOW.timestamp())
 
     assert found is None or found <= (NOW + HORIZON).timestamp()
-    assert time.perf_counter() - begun < 0.5
+    assert time.process_time() - begun < 0.5

@@ -238,7 +238,10 @@ class Bed:
             return [one for one in found if not (ours and len(servers) <= 1 and one in servers)]
 
         self._nothing_else(left, within_seconds=10)
-        for group in self.cgroups():
+        until = time.monotonic() + 10  # a group is removed after the last process in it has gone
+        while (groups := self.cgroups()) and time.monotonic() < until:
+            time.sleep(0.05)
+        for group in groups:
             self.journal.violated(Invariant.CGROUPS, group.name)
 
     def end_all(self) -> None:

@@ -102,11 +102,17 @@ KINDS = ("plain", "talk", "talk", "family", "spill", "flood", "stubborn", "crash
 
 
 class Load:
-    """Callers, each a thread of its own."""
+    """
+    Callers, each a thread of its own.
+
+    Attributes:
+        posts: How many tasks are being posted; while :attr:`Bed.calm` is set there come no further ones.
+    """
 
     def __init__(self, bed: Bed, *, full_disk: bool) -> None:
         self._bed, self._journal = bed, bed.journal
         self.submissions: dict[str, Submission] = {}
+        self.posts = 0
         self._expected = EXPECTED | (EXPECTED_ON_A_FULL_DISK if full_disk else {})
         self._full_disk = full_disk
         self._numbers = iter(range(1, 1 << 30))
@@ -161,7 +167,15 @@ class Load:
             "timeout_seconds": TIMEOUT_SECONDS,
             "async_result": not wait,
         }
-        answer = self._ask(client, "POST", "/api/task", body, timeout)
+        with self._lock:
+            if self._bed.calm.is_set():
+                return None
+            self.posts += 1
+        try:
+            answer = self._ask(client, "POST", "/api/task", body, timeout)
+        finally:
+            with self._lock:
+                self.posts -= 1
         if answer is not None and "execution_id" not in answer[1]:
             return answer  # it was turned away
         submission.answer = answer if answer is not None and answer[0] != 202 else None

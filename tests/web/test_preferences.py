@@ -60,10 +60,10 @@ def test_preferences_are_read_as_the_rfc_has_them_and_what_is_no_number_of_secon
 
 @pytest.mark.parametrize("text", ['"' * 60_000, "," * 60_000, ";" * 60_000, "\\" * 60_000, '"\\' * 30_000])
 def test_a_header_that_is_all_separators_costs_no_time(text: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
 
     assert preferences([text]) == Preferences()
-    assert time.monotonic() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 @pytest.fixture(scope="module")
