@@ -617,12 +617,13 @@ STARTED = frame(type="system", subtype="hook_started", hook_id="h1", hook_name="
 PROGRESS = frame(type="system", subtype="hook_progress", hook_id="h1", hook_name="SessionStart:startup", output="x")
 RESPONSE = frame(type="system", subtype="hook_response", hook_id="h1", hook_name="SessionStart:startup")
 LOGGED = {"do": "write", "stream": "stderr", "text": "2026-11-29T19:57:20.822Z [DEBUG] [STARTUP] Loading"}
-A_MOMENT = {"do": "sleep", "seconds": 1.2}
+A_MOMENT = {"do": "sleep", "seconds": 1.1}
+"""Three of them are longer than the time for a start, and one is short enough for a busy machine."""
 
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervised]:
-    flags = ("--init-timeout", "2", "--first-message-timeout", "30")
+    flags = ("--init-timeout", "3", "--first-message-timeout", "30")
     with supervised(tmp_path_factory.mktemp("impatient"), flags=flags) as it:
         yield it
 
