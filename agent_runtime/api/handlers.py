@@ -100,7 +100,7 @@ async def post_task(context: ApiContext, request: Request) -> Response:
     if task.async_result or asked.is_at_once or not await _has_finished(execution, asked.wait_seconds):
         applied = {} if task.async_result else asked.applied
         location = {"location": f"/api/executions/{execution.execution_id}"}
-        return respond(_accepted(execution.execution_id), 202, {**location, **applied})
+        return respond(bodies.Accepted(execution_id=execution.execution_id), 202, {**location, **applied})
     if isinstance(execution, StoredResult):
         read = execution.answer_to_post
         return BufferedResponse(context.buffer, execution.most_bytes, lambda: _response(read(), asked))
@@ -131,10 +131,6 @@ async def _has_finished(execution: Execution | StoredResult, wait_seconds: int |
     except TimeoutError:
         return False
     return True
-
-
-def _accepted(execution_id: str) -> bodies.Accepted:
-    return bodies.Accepted(execution_id=execution_id, status="accepted")
 
 
 async def list_executions(context: ApiContext, request: Request) -> Response:
@@ -250,7 +246,7 @@ async def get_execution_result(context: ApiContext, request: Request) -> Respons
     execution_id = request.path_params["id"]
     stored = context.supervisor.result(execution_id)
     if stored is None:
-        return respond(_accepted(execution_id), 202)
+        return respond(bodies.Accepted(execution_id=execution_id), 202)
     return BufferedResponse(context.buffer, stored.most_bytes, lambda: respond(stored.result()))
 
 
@@ -350,7 +346,7 @@ async def reload_token(context: ApiContext, request: Request) -> bodies.Reloaded
 
 async def is_alive(context: ApiContext, request: Request) -> bodies.Alive:
     """Answer as a sign that the process lives; checks nothing else."""
-    return bodies.Alive(status="ok")
+    return bodies.Alive()
 
 
 async def is_ready(context: ApiContext, request: Request) -> Response:
@@ -360,8 +356,8 @@ async def is_ready(context: ApiContext, request: Request) -> Response:
         raise InvalidRequest("ignore: must be token")
     unready = context.supervisor.unready(ignores_token=bool(ignored))
     if unready is None:
-        return respond(bodies.Ready(status="ready"))
-    return respond(bodies.Unready(status="unready", reason=unready.reason, detail=unready.detail), 503)
+        return respond(bodies.Ready())
+    return respond(bodies.Unready(unready.reason, unready.detail), 503)
 
 
 async def get_health(context: ApiContext, request: Request) -> bodies.Health | bodies.HealthInBrief:

@@ -286,7 +286,7 @@ async def _follow(view: View, after: int, batches: Batches, reader: LiveReader) 
         done, _ = await asyncio.wait({change, more_text}, timeout=KEEP_ALIVE_SECONDS, return_when=FIRST_COMPLETED)
         if not done:
             yield b": keep-alive\n\n"
-    yield event("end", StreamEnd(type="stream_end", outcome=record.outcome, error_class=record.error_class))
+    yield event("end", StreamEnd(outcome=record.outcome, error_class=record.error_class))
 
 
 async def follow_log(
@@ -315,4 +315,4 @@ async def follow_log(
                 await asyncio.wait_for(log.wait(position), keep_alive_seconds)
             except TimeoutError:
                 yield b": keep-alive\n\n"
-    yield event("end", EventsEnd(type="stream_end"))
+    yield event("end", EventsEnd())

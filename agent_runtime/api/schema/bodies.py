@@ -20,11 +20,10 @@ from agent_runtime.secret.token_forms import PLAIN_TOKEN
 from agent_runtime.store.usage import UsedBy
 
 
-class Accepted(msgspec.Struct, kw_only=True):
+class Accepted(msgspec.Struct, kw_only=True, tag_field="status", tag="accepted"):
     """The execution goes on; ask for its result later."""
 
     execution_id: str
-    status: Literal["accepted"]
 
 
 class ExecutionPage(Subscriptable, msgspec.Struct, kw_only=True):
@@ -204,29 +203,21 @@ class Reloaded(Subscriptable, msgspec.Struct, kw_only=True, omit_defaults=True):
     error: str | None = None
 
 
-class Alive(msgspec.Struct, kw_only=True):
+class Alive(msgspec.Struct, tag_field="status", tag="ok"):
     """The process answers."""
 
-    status: Literal["ok"]
 
-
-class Ready(msgspec.Struct, kw_only=True):
+class Ready(msgspec.Struct, tag_field="status", tag="ready"):
     """A task sent now would be admitted, if there is room."""
 
-    status: Literal["ready"]
 
-
-class Unready(msgspec.Struct, kw_only=True):
+class Unready(NotReady, frozen=True, tag_field="status", tag="unready"):
     """
     A task sent now would be turned away.
 
     Attributes:
         reason: ``draining``, ``no_cli``, or ``token_`` and the token's state.
     """
-
-    status: Literal["unready"]
-    reason: str
-    detail: str
 
 
 class HealthInBrief(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -380,15 +371,12 @@ class StreamGap(msgspec.Struct, kw_only=True):
     reason: Literal["not kept", "not written yet"]
 
 
-class StreamEnd(msgspec.Struct, kw_only=True):
+class StreamEnd(msgspec.Struct, kw_only=True, tag="stream_end"):
     """Sent last: nothing more will come."""
 
-    type: Literal["stream_end"]
     outcome: Outcome | None
     error_class: ErrorClass | None
 
 
-class EventsEnd(msgspec.Struct, kw_only=True):
+class EventsEnd(msgspec.Struct, tag="stream_end"):
     """Sent last: the supervisor ends."""
-
-    type: Literal["stream_end"]
