@@ -29,7 +29,7 @@ from agent_runtime.execution.attempt_data import (
 )
 from agent_runtime.execution.record_writer import RecordWriter
 from agent_runtime.model.records import Answer, ExecutionRecord, Usage
-from agent_runtime.model.state import Event, Outcome, Phase, StopReason
+from agent_runtime.model.state import Outcome, Phase, Step, StopReason
 from agent_runtime.model.task import Task
 from agent_runtime.model.usage import AttemptUsage
 from agent_runtime.notifier import Notifier
@@ -204,11 +204,11 @@ class Execution:
 
     def park(self) -> None:
         """Record that the execution waits for a newer token, without a slot."""
-        self._move(Event.PARKED)
+        self._move(Step.PARKED)
 
     def requeue(self) -> None:
         """Record that the execution waits for a slot again."""
-        self._move(Event.REQUEUED)
+        self._move(Step.REQUEUED)
 
     def end(self, final: Verdict) -> None:
         """Make the record final, also if the execution never got a slot; call :meth:`conclude` next."""
@@ -244,7 +244,7 @@ class Execution:
     def begin_attempt(self, session: Session) -> None:
         """Prepare the record for an attempt in *session*."""
         if self.phase in (Phase.RUNNING, Phase.STOPPING):
-            self._move(Event.REQUEUED)
+            self._move(Step.REQUEUED)
         self.writer.prepare_attempt(session)
 
     @contextlib.contextmanager
@@ -296,7 +296,7 @@ class Execution:
             context.token_accepted(event.generation, event.since)
         elif isinstance(event, Stopping):
             if record.state is Phase.RUNNING:
-                self.writer.apply(Event.STOP_REQUESTED)
+                self.writer.apply(Step.STOP_REQUESTED)
                 self.save()
             context.counts.count("attempt_stops", event.reason)
             log.info("attempt stopping: reason=%s", event.reason, extra=extra)
@@ -381,7 +381,7 @@ class Execution:
             detail = detail.split(":", 1)[0]
         return plain_detail(final.error_class or ErrorClass.ERROR, detail)
 
-    def _move(self, event: Event) -> None:
-        self.writer.apply(event)
+    def _move(self, step: Step) -> None:
+        self.writer.apply(step)
         self.save()
         self.changed.notify()

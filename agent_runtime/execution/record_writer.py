@@ -19,7 +19,7 @@ from agent_runtime.model.records import (
     Usage,
     context_window_of,
 )
-from agent_runtime.model.state import Event, Outcome, StopReason, transition
+from agent_runtime.model.state import Outcome, Step, StopReason, transition
 from agent_runtime.model.usage import COST_DIGITS, AttemptUsage, ModelUsage, added, split, total_of
 from agent_runtime.secret.generations import Generation
 from agent_runtime.settings import Settings
@@ -68,7 +68,7 @@ class RecordWriter:
                 task, settings.workspace, settings.workspace / (cwd or "."), settings.config_dir
             )
         if previous is not None:
-            writer.apply(Event.REQUEUED)
+            writer.apply(Step.REQUEUED)
             record.outcome = record.error_class = record.detail = record.ended_at = None
             metadata.retained = True
         if session.prompt is None:
@@ -82,14 +82,14 @@ class RecordWriter:
         record.labels = record.labels if task.labels is None else task.labels
         return writer
 
-    def apply(self, event: Event) -> None:
+    def apply(self, step: Step) -> None:
         """
         Change the state.
 
         Raises:
-            IllegalTransition: *event* cannot happen in the present state.
+            IllegalTransition: *step* cannot be taken from the present state.
         """
-        self.record.state = transition(self.record.state, event)
+        self.record.state = transition(self.record.state, step)
 
     @property
     def spent_usd(self) -> float:
@@ -115,7 +115,7 @@ class RecordWriter:
         record.started_at = record.started_at or event.started_at
         self._before = copy.copy(record.metadata)
         self._note_token(event.generation)
-        self.apply(Event.SPAWNED)
+        self.apply(Step.SPAWNED)
 
     def record_usage(self, usage: AttemptUsage) -> None:
         """Record what the running attempt has used up to now; a call with the same *usage* again changes nothing."""
@@ -204,7 +204,7 @@ class RecordWriter:
     def finish(self, final: Verdict) -> None:
         """Make the record final; if it ends with the same detail as the last time, do not advise to send it again."""
         record = self.record
-        self.apply(Event.ENDED)
+        self.apply(Step.ENDED)
         record.outcome, record.error_class = final.outcome, final.error_class
         record.detail = without_repeated_advice(final.detail, final.error_class, self._earlier_detail)
         record.ended_at, record.held = time.time(), False

@@ -24,8 +24,8 @@ class Phase(StrEnum):
     FINISHED = "finished"
 
 
-class Event(StrEnum):
-    """An event in the life of an execution."""
+class Step(StrEnum):
+    """A step that moves an execution from one phase to the next."""
 
     SPAWNED = "spawned"
     STOP_REQUESTED = "stop_requested"
@@ -34,32 +34,32 @@ class Event(StrEnum):
     ENDED = "ended"
 
 
-TRANSITIONS: dict[Phase, dict[Event, Phase]] = {
-    Phase.QUEUED: {Event.SPAWNED: Phase.RUNNING, Event.PARKED: Phase.PARKED, Event.ENDED: Phase.FINISHED},
+TRANSITIONS: dict[Phase, dict[Step, Phase]] = {
+    Phase.QUEUED: {Step.SPAWNED: Phase.RUNNING, Step.PARKED: Phase.PARKED, Step.ENDED: Phase.FINISHED},
     Phase.RUNNING: {
-        Event.STOP_REQUESTED: Phase.STOPPING,
-        Event.REQUEUED: Phase.QUEUED,
-        Event.PARKED: Phase.PARKED,
-        Event.ENDED: Phase.FINISHED,
+        Step.STOP_REQUESTED: Phase.STOPPING,
+        Step.REQUEUED: Phase.QUEUED,
+        Step.PARKED: Phase.PARKED,
+        Step.ENDED: Phase.FINISHED,
     },
-    Phase.STOPPING: {Event.REQUEUED: Phase.QUEUED, Event.PARKED: Phase.PARKED, Event.ENDED: Phase.FINISHED},
-    Phase.PARKED: {Event.REQUEUED: Phase.QUEUED, Event.ENDED: Phase.FINISHED},
-    Phase.FINISHED: {Event.REQUEUED: Phase.QUEUED},
+    Phase.STOPPING: {Step.REQUEUED: Phase.QUEUED, Step.PARKED: Phase.PARKED, Step.ENDED: Phase.FINISHED},
+    Phase.PARKED: {Step.REQUEUED: Phase.QUEUED, Step.ENDED: Phase.FINISHED},
+    Phase.FINISHED: {Step.REQUEUED: Phase.QUEUED},
 }
 """A pair that is absent is an illegal transition. A finished execution is queued when its id is posted again."""
 
 
-def transition(phase: Phase, event: Event) -> Phase:
+def transition(phase: Phase, step: Step) -> Phase:
     """
     Return the next phase.
 
     Raises:
-        IllegalTransition: *event* cannot happen in *phase*.
+        IllegalTransition: *step* cannot be taken from *phase*.
     """
     try:
-        return TRANSITIONS[phase][event]
+        return TRANSITIONS[phase][step]
     except KeyError:
-        raise IllegalTransition(f"cannot go on from {phase} by {event}") from None
+        raise IllegalTransition(f"cannot go on from {phase} by {step}") from None
 
 
 class StopReason(StrEnum):

@@ -45,7 +45,7 @@ class Situation(msgspec.Struct, frozen=True):
     """
 
     error_class: ErrorClass
-    confirmation: Verification
+    verification: Verification
     newer_is_usable: bool
     is_first: bool
     park_seconds: float | None
@@ -103,10 +103,10 @@ def decide(situation: Situation) -> Decision:
     """Return what the first rule that holds decides."""
     if situation.newer_is_usable:
         return GoOn(counts=False)
-    if situation.confirmation is Verification.OPEN and situation.is_only_said:
+    if situation.verification is Verification.OPEN and situation.is_only_said:
         # A further attempt would get the same sentence. It condemns no generation, but the caller must know of it.
         return GiveUp(situation.error_class)
-    if situation.confirmation is not Verification.CONFIRMED:
+    if situation.verification is not Verification.CONFIRMED:
         if situation.resumes < situation.max_resumes:
             return GoOn(counts=True)
         # Either the API accepts the token and refuses the work all the same, or a tool may have forged the evidence.

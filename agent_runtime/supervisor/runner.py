@@ -194,7 +194,7 @@ class ExecutionRunner:
         decision = decide(
             Situation(
                 error_class=CLASS_BY_TROUBLE[trouble],
-                confirmation=verification,
+                verification=verification,
                 newer_is_usable=self.newer_is_usable(generation),
                 is_first=self.has_waited or gate.statuses.is_unreported(generation),
                 park_seconds=0.0 if self.has_waited else asked if asked is not None else settings.park,

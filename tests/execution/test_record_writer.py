@@ -12,7 +12,7 @@ from agent_runtime.errors import ErrorClass, IllegalTransition
 from agent_runtime.execution.attempt_data import Reached, Spawned
 from agent_runtime.execution.record_writer import RecordWriter
 from agent_runtime.model.records import AttemptRecord, ExecutionRecord, Metadata
-from agent_runtime.model.state import Event, Outcome, Phase, StopReason
+from agent_runtime.model.state import Outcome, Phase, Step, StopReason
 from agent_runtime.model.tokens import Token
 from agent_runtime.model.usage import AttemptUsage, ModelUsage
 from agent_runtime.secret.generations import Generation
@@ -82,7 +82,7 @@ def test_the_model_is_known_while_an_attempt_runs_and_costs_can_be_read() -> Non
         writer.record_spawn(Spawned(2, None, 1.0, generation(1, "a")))
         writer.record_usage(AttemptUsage())
         writer.record_usage(AttemptUsage(by_model={"m": ModelUsage(cost_usd=1e-05)}, model_name=f"m{number}"))
-        writer.apply(Event.REQUEUED)
+        writer.apply(Step.REQUEUED)
     writer.record.metadata.context_window = 1
     writer.record_usage(AttemptUsage(context_window=1_000_000))
 
@@ -99,7 +99,7 @@ def test_totals_of_an_earlier_version_stay_and_those_of_attempts_are_added() -> 
     for number in (1, 2):
         writer.record_spawn(Spawned(number, None, 1.0, generation(1, "a")))
         writer.record_usage(used(0.5, g1=10))
-        writer.apply(Event.REQUEUED)
+        writer.apply(Step.REQUEUED)
 
     metadata = writer.record.metadata
     assert (metadata.input_tokens, metadata.output_tokens, metadata.cost_usd) == (3, 24, 1.25)

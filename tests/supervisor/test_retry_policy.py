@@ -23,7 +23,7 @@ CONFIRMED, GOOD, OPEN = Verification.CONFIRMED, Verification.GOOD, Verification.
 
 DEAD = Situation(
     error_class=AUTH,
-    confirmation=CONFIRMED,
+    verification=CONFIRMED,
     newer_is_usable=False,
     is_first=True,
     park_seconds=None,
@@ -33,16 +33,16 @@ DEAD = Situation(
 """The first one to meet a confirmed refusal, in the middle of its work, with nothing but defaults."""
 
 
-@pytest.mark.parametrize("confirmation", Verification)
+@pytest.mark.parametrize("verification", Verification)
 @pytest.mark.parametrize("error_class", [AUTH, BILLING, RATE_LIMIT])
 def test_a_newer_generation_is_gone_on_with_whatever_else_holds_and_never_counts(
-    confirmation: Verification, error_class: ErrorClass
+    verification: Verification, error_class: ErrorClass
 ) -> None:
     for is_first, park_seconds, resumes in product([True, False], [None, 0.0, 5.0], [0, 3, 100]):
         situation = replace(
             DEAD,
             newer_is_usable=True,
-            confirmation=confirmation,
+            verification=verification,
             error_class=error_class,
             is_first=is_first,
             park_seconds=park_seconds,
@@ -73,14 +73,14 @@ def test_what_is_confirmed_is_answered_or_waited_out(
     assert decision == (GiveUp(error_class) if expected is None else Wait(expected))
 
 
-@pytest.mark.parametrize("confirmation", [GOOD, OPEN])
+@pytest.mark.parametrize("verification", [GOOD, OPEN])
 @pytest.mark.parametrize(
     ("resumes", "max_resumes", "goes_on"), [(0, 3, True), (2, 3, True), (3, 3, False), (0, 0, False), (4, 3, False)]
 )
 def test_what_is_not_confirmed_is_resumed_so_often_and_never_called_refused(
-    confirmation: Verification, resumes: int, max_resumes: int, goes_on: bool
+    verification: Verification, resumes: int, max_resumes: int, goes_on: bool
 ) -> None:
-    decision = decide(replace(DEAD, confirmation=confirmation, resumes=resumes, max_resumes=max_resumes))
+    decision = decide(replace(DEAD, verification=verification, resumes=resumes, max_resumes=max_resumes))
 
     assert decision == (GoOn(counts=True) if goes_on else GiveUp(UPSTREAM))
 
@@ -141,9 +141,9 @@ def test_a_limit_that_is_met_again_and_again_is_waited_out_only_so_often(resumes
     assert decide(situation) == (Wait(100.0, is_for_reset=True) if waits else GiveUp(RATE_LIMIT))
 
 
-@pytest.mark.parametrize("confirmation", [GOOD, OPEN])
-def test_a_limit_that_may_be_forged_is_gone_on_with_at_once_whatever_end_it_names(confirmation: Verification) -> None:
-    situation = replace(LIMITED, wait_for_reset_seconds=3600.0, confirmation=confirmation)
+@pytest.mark.parametrize("verification", [GOOD, OPEN])
+def test_a_limit_that_may_be_forged_is_gone_on_with_at_once_whatever_end_it_names(verification: Verification) -> None:
+    situation = replace(LIMITED, wait_for_reset_seconds=3600.0, verification=verification)
 
     assert decide(situation) == GoOn(counts=True)
     assert decide(replace(situation, resumes=3)) == GiveUp(UPSTREAM), "nothing that makes a backend switch"
