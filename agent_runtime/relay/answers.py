@@ -176,17 +176,12 @@ async def read_answer(connection: Connection, parser: h11.Connection, *, is_head
 
 
 def _framing_of(status: int, headers: Mapping[bytes, list[bytes]], *, is_head: bool) -> Framing:
-    codings, lengths = headers.get(b"transfer-encoding", []), headers.get(b"content-length", [])
-    if codings and lengths:
+    # h11 has refused unknown codings, and lengths that are no number or differ.
+    is_chunked, lengths = b"transfer-encoding" in headers, headers.get(b"content-length")
+    if is_chunked and lengths:
         raise BadMessage("the body has two lengths")
     if is_head or status in _EMPTY_STATUSES:
         return Sized(0)
-    if codings:
-        if [coding.strip().lower() for coding in codings] != [b"chunked"]:
-            raise BadMessage("the body has an unknown coding")
+    if is_chunked:
         return Chunked()
-    if lengths:
-        if len(set(lengths)) > 1 or not lengths[0].isdigit():
-            raise BadMessage("the body has no readable length")
-        return Sized(int(lengths[0]))
-    return UntilClosed()
+    return Sized(int(lengths[0])) if lengths else UntilClosed()

@@ -84,6 +84,11 @@ def test_an_answer_and_a_request_that_come_byte_by_byte_are_whole(api: RawApi, c
     [
         pytest.param(b"HTTP/1.1 200 OK\r\ncontent-length: " + b"9" * 5000 + b"\r\n\r\n", id="length"),
         pytest.param(b"HTTP/1.1 200 OK\r\ncontent-length: \xb2\r\n\r\n", id="no-digit"),
+        pytest.param(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx", id="lengths"),
+        pytest.param(b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", id="codings"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", id="two-lengths"
+        ),
         pytest.param(b"HTTP/1.1 99999 OK\r\n\r\n", id="status"),
         pytest.param(b"HTTP/1.1 103 Early\r\n\r\n" * 50, id="never-final"),
     ],
