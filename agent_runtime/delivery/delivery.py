@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import secrets
 import threading
 import time
@@ -45,29 +46,30 @@ _VARIABLE_BY_KIND = {TokenKind.OAUTH: OAUTH_VARIABLE, TokenKind.API_KEY: API_KEY
 log = logging.getLogger(__name__)
 
 
-class HeldRequest(Protocol):
+class HeldRequest(msgspec.Struct, eq=False):
     """
     A request that waits for another token, or for a limit to end.
 
     It waits at the relay (:class:`agent_runtime.relay.exchange.Hold`), or the CLI repeats it by itself
-    (:class:`agent_runtime.execution.child_token.RepeatedRequest`).
+    (:class:`agent_runtime.execution.child_token.RepeatedRequest`): each ends the wait in its own way.
 
     Attributes:
         detection: The API's refusal or limit.
         body: The text that reported the refusal or limit.
         generation: The generation that the request carried.
         limit_seconds: How long the CLI waits for an answer, at least.
-        is_over: The wait has ended.
+        is_over: The wait has ended, by a release or because the child has hung up.
     """
 
     detection: Detection
     body: bytes
     generation: Generation
-    limit_seconds: float
-    is_over: bool
+    limit_seconds: float = math.inf
+    is_over: bool = False
 
     def release(self, *, replays: bool) -> None:
         """End the wait: send the request again with the token in use (*replays*), or pass on the API's answer."""
+        raise NotImplementedError
 
 
 class Identity:

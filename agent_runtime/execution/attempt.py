@@ -326,7 +326,7 @@ class Attempt:
         if self._may_wait(self._token, evidence):
             if self._repeated is None or self._repeated.is_over:
                 charged, body = self._token.charged, line[:EVIDENCE_LINE_BYTES]
-                self._repeated = RepeatedRequest(evidence, body, charged, self._hold_ends)
+                self._repeated = RepeatedRequest(evidence, body, charged, on_end=self._hold_ends)
                 self._mark_suspect(charged)
             return
         self._stop.request(StopReason.REFUSED)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable
 
-import msgspec
 from msgspec.structs import replace
 
 from agent_runtime.delivery.delivery import Delivered, HeldRequest
@@ -142,24 +140,19 @@ class ChildToken:
         return _is_repeated(detection) and not detection.is_final and rereads and is_newest
 
 
-class RepeatedRequest(msgspec.Struct, eq=False):
+class RepeatedRequest(HeldRequest, kw_only=True):
     """
     A refused request that the CLI repeats by itself, with a newer token as soon as that is in its file.
 
-    It is held like a request at the relay, see :class:`~agent_runtime.delivery.delivery.HeldRequest`, but a release
-    only ends the wait: nothing can keep the CLI from repeating the request.
+    It is held like a request at the relay, but a release only ends the wait: nothing can keep the CLI from repeating
+    the request. The CLI gives up by itself, and reports it, so the wait has no limit.
 
     Attributes:
         body: The line that reports the refusal.
         on_end: Called once, from the thread that ends the wait.
     """
 
-    detection: Detection
-    body: bytes
-    generation: Generation
     on_end: Callable[[HeldRequest], None]
-    limit_seconds: float = math.inf  # the CLI gives up by itself, and reports it
-    is_over: bool = False
 
     def release(self, *, replays: bool) -> None:  # noqa: ARG002 - the CLI decides
         """End the wait."""

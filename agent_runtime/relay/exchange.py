@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from agent_runtime.delivery.delivery import Identity
+from agent_runtime.delivery.delivery import HeldRequest, Identity
 from agent_runtime.errors import ErrorClass
 from agent_runtime.evidence.api_errors import STATUS_BY_TYPE, read_body
 from agent_runtime.evidence.detector import Channel, Detection
@@ -47,24 +47,15 @@ _TYPE_BY_STATUS = {status: kind for kind, status in STATUS_BY_TYPE.items()}
 _NOT_FORWARDED = frozenset(name.encode() for name in HOP_BY_HOP) | {b"set-cookie"}
 
 
-class Hold(msgspec.Struct, eq=False):
+class Hold(HeldRequest, kw_only=True):
     """
     A request that waits before the child gets a byte of an answer; made on the relay's loop, released from any thread.
 
     Attributes:
-        detection: What the API's answer says about the token.
         body: The beginning of the body of the API's answer.
-        generation: The generation that the request carried.
-        limit_seconds: The CLI waits at least this long for an answer.
-        is_over: Whether the request was released, or the child has hung up.
         released: Whether to send the request again.
     """
 
-    detection: Detection
-    body: bytes
-    generation: Generation
-    limit_seconds: float
-    is_over: bool = False
     released: asyncio.Future[bool] = msgspec.field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def release(self, *, replays: bool) -> None:

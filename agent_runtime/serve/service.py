@@ -373,8 +373,8 @@ async def _serve(
 
         webhook = Webhook(settings.events_url, access.read, supervisor.events, environ=supervisor.environ)
         webhook.start()
-    changes.deliver_to(supervisor.secret_changed)
-    supervisor.secret_changed(supervisor.secret.status)
+    changes.deliver_to(supervisor.token_upkeep.secret_changed)
+    supervisor.token_upkeep.secret_changed(supervisor.secret.status)
     chores = BackgroundTasks()  # cancelled with the event loop
     if settings.resume_interrupted:
         # It takes its first step before the first request is read, and before executions without a runner are deleted.

@@ -33,7 +33,7 @@ from agent_runtime.notifier import Notifier
 from agent_runtime.process.containment_choice import Containment
 from agent_runtime.process.linux import syscalls as linux
 from agent_runtime.process.unkillable import Unkillable
-from agent_runtime.secret.file import SecretFile, SecretStatus
+from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import GenerationLedger
 from agent_runtime.secret.writer import put_if_different
 from agent_runtime.settings import Settings
@@ -66,6 +66,7 @@ class Supervisor:
 
     Attributes:
         gate: Decides which token may be used now.
+        token_upkeep: Processes changes of the secret file.
         slots: The slots and their queue.
         live: The executions that have not ended.
         unkillable: The slots that are taken by processes that could not be ended.
@@ -95,7 +96,7 @@ class Supervisor:
         gate = self.gate = TokenGate(self.secret, TokenStatuses(self.ledger), events, probes=self.probe is not None)
         self.slots = Slots(settings.slots, settings.queue, lambda: gate.is_verifying)
         verifier = RefusalVerifier(gate.statuses, self.probe, events)
-        self._token_upkeep = TokenUpkeep(
+        self.token_upkeep = TokenUpkeep(
             settings,
             gate,
             verifier,
@@ -127,7 +128,7 @@ class Supervisor:
             background,
             RunnerContext(settings, self.slots, SessionUse(), gate, verifier, holds.begin),
             ExecutionContext(
-                counts, self.cli, events, archive.transcripts, self._token_upkeep.record_accepted, archive.save
+                counts, self.cli, events, archive.transcripts, self.token_upkeep.record_accepted, archive.save
             ),
             AttemptThreads(attempts, self.next_mark).run_attempt,
         )
@@ -139,23 +140,19 @@ class Supervisor:
         if new.task.cwd is not None or new.task.add_dirs:
             new = await asyncio.to_thread(self.archive.with_obstacle, new)
         if self.settings.probe == "on_load":
-            await self._token_upkeep.poll()  # a new token is probed before an execution begins with it
+            await self.token_upkeep.poll()  # a new token is probed before an execution begins with it
         fault = await self.options.fault(new.task)
         try:
             try:
                 return self.admission.submit(new, fault)
             except (NoToken, TokenUnusable, TokenUnpaid, TokenLimited):
-                await self._token_upkeep.poll()
+                await self.token_upkeep.poll()
             return self.admission.submit(new, fault)
         except AdmissionError as error:
             self.counts.count("admissions_refused", error.error_class)
             raise
 
     # -- the token
-
-    def secret_changed(self, status: SecretStatus) -> None:
-        """Process a new status of the secret file."""
-        self._token_upkeep.secret_changed(status)
 
     async def reload_token(self, token: Token | None = None) -> bool:
         """
@@ -174,7 +171,7 @@ class Supervisor:
         if token is not None:
             self.redactor.add(token)
             await asyncio.to_thread(put_if_different, self.secret.path, token)
-        await self._token_upkeep.reload()
+        await self.token_upkeep.reload()
         now = self.gate.current
         return (before and before.number) != (now and now.number)
 
@@ -274,7 +271,7 @@ class Supervisor:
             await asyncio.to_thread(archive.prune, frozenset(self.live))
             for _ in range(PRUNE_SECONDS):
                 await second.wait()
-                self._token_upkeep.each_second()
+                self.token_upkeep.each_second()
                 await self._measure()
                 if linux.has_dead_children():
                     await asyncio.to_thread(self.containment.reap_orphans)

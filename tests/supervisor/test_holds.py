@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+from agent_runtime.delivery.delivery import HeldRequest
 from agent_runtime.evidence.detector import Channel, Detection
 from agent_runtime.evidence.matching import Rule
 from agent_runtime.execution.attempt_data import Held, Released
@@ -17,34 +18,13 @@ from tests.support.supervised import API_KEY, NEW
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from agent_runtime.delivery.delivery import HeldRequest
     from agent_runtime.model.tokens import Token
-    from agent_runtime.secret.generations import Generation
 
 
-class Request:
+class Request(HeldRequest):
     """A held request that remembers how it was released."""
 
-    limit_seconds = 100.0
-    body = b"{}"
-
-    def __init__(
-        self,
-        generation: Generation,
-        trouble: TokenTrouble,
-        resets_at: float | None = None,
-        limit_type: str | None = None,
-    ) -> None:
-        self.generation = generation
-        self.detection = Detection(
-            Rule("a_rule", CLASS_BY_TROUBLE[trouble], condemns=True, blocks=trouble is TokenTrouble.BLOCKED),
-            Channel.WIRE,
-            is_final=True,
-            limit_type=limit_type,
-            resets_at=resets_at,
-        )
-        self.is_over = False
-        self.replays: bool | None = None
+    replays: bool | None = None
 
     def release(self, *, replays: bool) -> None:
         self.is_over, self.replays = True, replays
@@ -71,8 +51,14 @@ class Child:
     def hold(self) -> Request:
         generation = self.bench.secret.status.generation
         assert generation is not None
-        request = Request(generation, self.trouble, self.resets_at, self.limit_type)
-        request.limit_seconds = self.limit_seconds
+        detection = Detection(
+            Rule("a_rule", CLASS_BY_TROUBLE[self.trouble], condemns=True, blocks=self.trouble is TokenTrouble.BLOCKED),
+            Channel.WIRE,
+            is_final=True,
+            limit_type=self.limit_type,
+            resets_at=self.resets_at,
+        )
+        request = Request(detection, b"{}", generation, self.limit_seconds)
         self.requests.append(request)
         self.running.execution.record_event(Held(request, self.used_tool))
         return request
