@@ -13,7 +13,7 @@ from agent_runtime.evidence.detector import Channel
 from agent_runtime.evidence.verdict import Ending, verdict
 from agent_runtime.process.child import Child
 from agent_runtime.process.framing import Lines
-from agent_runtime.process.pipes import Pipes, Wake
+from agent_runtime.process.pipes import Pipes
 
 TIMEOUT_SECONDS = 30.0
 """The limit for each process; a current CLI needs one to two seconds."""
@@ -57,20 +57,13 @@ class CheckRun:
         self._give_up_at = time.monotonic() + TIMEOUT_SECONDS
         self._child = child
         self._last_words = LastWords()
-        self._wake: Wake | None = None
-        try:
-            self._wake = Wake()
-            self._pipes = Pipes(
-                child,
-                wake=self._wake,
-                stdin_bytes=stdin_bytes,
-                frame_limit_bytes=LINE_LIMIT_BYTES,
-                on_lines=self._lines,
-                on_quiet=lambda *_: None,
-            )
-        except BaseException:  # no descriptors are left
-            self.close()
-            raise
+        self._pipes = Pipes(
+            child,
+            stdin_bytes=stdin_bytes,
+            frame_limit_bytes=LINE_LIMIT_BYTES,
+            on_lines=self._lines,
+            on_quiet=lambda *_: None,
+        )
 
     def read_until(self, condition: Callable[[], bool]) -> bool:
         """
@@ -115,8 +108,6 @@ class CheckRun:
         self._child.kill()
         self._child.sweep(time.monotonic() + SWEEP_SECONDS)
         self._child.close()
-        if self._wake is not None:
-            self._wake.close()
 
     def _lines(self, channel: Channel, lines: Lines, _read_at: float) -> None:
         for line in lines:

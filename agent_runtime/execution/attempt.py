@@ -158,7 +158,7 @@ class Attempt:
 
     def discard(self) -> None:
         """Release files and descriptors of the attempt. :meth:`run` does so at its end; call this if it never runs."""
-        self._stop.close()
+        self._stop.wake.close()
         self._launch.release()
         if self._child is not None and self._sweep is not None:
             if self._sweep.survivors:
@@ -241,14 +241,14 @@ class Attempt:
     def _hold_begins(self, request: HeldRequest) -> None:
         self._held_since = self._held_since or time.monotonic()
         self._holds.add(request)
-        self._stop.wake_up()
+        self._stop.wake.set()
         self._publish(Held(request, self._output.used_tool))
 
     def _hold_ends(self, request: HeldRequest) -> None:
         self._holds.discard(request)
         if not self._holds and self._stop.reason is None and self._sweep is None:
             self._held_since = None  # the child goes on
-        self._stop.wake_up()
+        self._stop.wake.set()
         self._publish(Released(request))
 
     def _check_deadlines(self, now: float) -> None:

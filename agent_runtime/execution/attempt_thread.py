@@ -21,67 +21,61 @@ from agent_runtime.execution.execution import Execution
 log = logging.getLogger(__name__)
 
 
-class AttemptThreads:
+async def run_attempt(
+    context: AttemptContext, next_mark: Callable[[], str], execution: Execution, session: Session
+) -> AttemptReport:
     """
-    Run attempts of executions, each a CLI process with a thread of its own.
+    Run one CLI process in *session*, in a thread of its own; its events go to the execution.
 
     Args:
         next_mark: Returns a mark that is unique among all attempts.
     """
-
-    def __init__(self, context: AttemptContext, next_mark: Callable[[], str]) -> None:
-        self._context = context
-        self._next_mark = next_mark
-
-    async def run_attempt(self, execution: Execution, session: Session) -> AttemptReport:
-        """Run one CLI process in *session*; its events go to the execution."""
-        spec = AttemptSpec(
-            execution_id=execution.execution_id,
-            task=execution.remaining_task,
-            session=replace(session, as_text=execution.record.metadata.sent_as_text),
-            mark=self._next_mark(),
-            total_at=execution.total_at,
-            live_texts=execution.live_texts,
-            cwd=execution.record.cwd,
-        )
-        loop = asyncio.get_running_loop()
-        attempt = Attempt(spec, self._context, execution.transcript, _Events(loop, execution.record_event).publish)
-        report: concurrent.futures.Future[AttemptReport] = concurrent.futures.Future()
-        # In a copy of this context, so that the thread's log lines carry the ids of the execution.
-        run = contextvars.copy_context().run
-        thread = threading.Thread(target=run, args=(_run, attempt, report), name=f"attempt-{spec.mark}")
-        with execution.attached(attempt):
-            try:
-                thread.start()
-            except RuntimeError:
-                attempt.discard()
-                error = SpawnFailed("cannot start a thread for the attempt")
-                return AttemptReport(started_at=time.time(), error=error)
-            return await asyncio.wrap_future(report)
-
-
-class _Events:
-    """Carry an attempt's events to the event loop; at most one :class:`Progress` is under way at a time."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, record_event: Callable[[AttemptEvent], None]) -> None:
-        self._loop = loop
-        self._record_event = record_event
-        self._progress_under_way = False
-
-    def publish(self, event: AttemptEvent) -> None:
-        if isinstance(event, Progress):
-            if self._progress_under_way:
-                return
-            self._progress_under_way = True
+    spec = AttemptSpec(
+        execution_id=execution.execution_id,
+        task=execution.remaining_task,
+        session=replace(session, as_text=execution.record.metadata.sent_as_text),
+        mark=next_mark(),
+        total_at=execution.total_at,
+        live_texts=execution.live_texts,
+        cwd=execution.record.cwd,
+    )
+    attempt = Attempt(spec, context, execution.transcript, _publisher(execution.record_event))
+    report: concurrent.futures.Future[AttemptReport] = concurrent.futures.Future()
+    # In a copy of this context, so that the thread's log lines carry the ids of the execution.
+    run = contextvars.copy_context().run
+    thread = threading.Thread(target=run, args=(_run, attempt, report), name=f"attempt-{spec.mark}")
+    with execution.attached(attempt):
         try:
-            self._loop.call_soon_threadsafe(self._arrived, event)
+            thread.start()
+        except RuntimeError:
+            attempt.discard()
+            error = SpawnFailed("cannot start a thread for the attempt")
+            return AttemptReport(started_at=time.time(), error=error)
+        return await asyncio.wrap_future(report)
+
+
+def _publisher(record_event: Callable[[AttemptEvent], None]) -> Callable[[AttemptEvent], None]:
+    """Return a function that carries events to this event loop; one :class:`Progress` at most is under way."""
+    loop = asyncio.get_running_loop()
+    progress_is_under_way = False
+
+    def record(event: AttemptEvent) -> None:
+        nonlocal progress_is_under_way
+        progress_is_under_way &= not isinstance(event, Progress)
+        record_event(event)
+
+    def publish(event: AttemptEvent) -> None:
+        nonlocal progress_is_under_way
+        if isinstance(event, Progress):
+            if progress_is_under_way:
+                return
+            progress_is_under_way = True
+        try:
+            loop.call_soon_threadsafe(record, event)
         except RuntimeError:
             log.debug("an attempt's event came after the event loop had closed")
 
-    def _arrived(self, event: AttemptEvent) -> None:
-        if isinstance(event, Progress):
-            self._progress_under_way = False
-        self._record_event(event)
+    return publish
 
 
 def _run(attempt: Attempt, report: concurrent.futures.Future[AttemptReport]) -> None:

@@ -30,7 +30,7 @@ class StopSequence:
     calls for; nothing here signals a process. Times are monotonic seconds that the caller passes in.
 
     Attributes:
-        wake: Wakes the attempt's poll loop at each request.
+        wake: Wakes the attempt's poll loop at each request; it is for the attempt to close.
         reason: The first reason that was given for the end.
     """
 
@@ -41,7 +41,6 @@ class StopSequence:
         self._grace_seconds = grace_seconds
         self._due_at = math.inf
         self._at_once = False
-        self._is_closed = False
         self._lock = threading.Lock()
 
     @property
@@ -54,13 +53,7 @@ class StopSequence:
         with self._lock:
             self.reason = self.reason or reason
             self._at_once |= at_once
-        self.wake_up()
-
-    def wake_up(self) -> None:
-        """Make the attempt's poll loop check its conditions again; from any thread."""
-        with self._lock:
-            if not self._is_closed:
-                self.wake.set()
+        self.wake.set()
 
     def advance(self, now: float) -> StopPhase | None:
         """Enter the next phase if it is due; return the phase that was entered."""
@@ -75,9 +68,3 @@ class StopSequence:
         else:
             self.phase, self._due_at = StopPhase.ABANDONED, math.inf
         return self.phase
-
-    def close(self) -> None:
-        """Close the descriptor of :attr:`wake`; later requests change nothing but the reason."""
-        with self._lock:
-            self._is_closed = True
-            self.wake.close()

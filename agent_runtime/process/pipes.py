@@ -7,6 +7,7 @@ import fcntl
 import math
 import os
 import select
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,9 +21,10 @@ WRITE_BYTES = 256 * 1024
 
 
 class Wake:
-    """Wakes a poll loop from any thread, at any time, without blocking."""
+    """Wakes a poll loop; every method may be called from any thread, at any time, and does not block."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def fileno(self) -> int:
@@ -31,9 +33,9 @@ class Wake:
 
     def set(self) -> None:
         """Wake the loop; does nothing after :meth:`close`."""
-        if self._fd >= 0:
-            # With a full counter the loop is awake already.
-            with contextlib.suppress(BlockingIOError):
+        # With a full counter the loop is awake already.
+        with self._lock, contextlib.suppress(BlockingIOError):
+            if self._fd >= 0:
                 os.eventfd_write(self._fd, 1)
 
     def clear(self) -> None:
@@ -42,8 +44,9 @@ class Wake:
             os.eventfd_read(self._fd)
 
     def close(self) -> None:
-        """Close the descriptor; no other thread may be inside :meth:`set`."""
-        fd, self._fd = self._fd, -1
+        """Close the descriptor."""
+        with self._lock:
+            fd, self._fd = self._fd, -1
         os.close(fd)
 
 
@@ -64,6 +67,7 @@ class Pipes:
     line, *on_quiet* gets the unfinished line, so that a message without an end is still seen.
 
     Args:
+        wake: Ends the wait of a turn; None: only the child does.
         stdin_bytes: Are written to the child's stdin, which is then closed; the first of them by the constructor.
         on_lines: Called with the lines of one chunk and the monotonic time at which it was read.
         on_quiet: Called with a stream's unfinished line, once, after :data:`QUIET_SECONDS` of silence.
@@ -75,7 +79,7 @@ class Pipes:
         self,
         child: Child,
         *,
-        wake: Wake,
+        wake: Wake | None = None,
         stdin_bytes: bytes,
         frame_limit_bytes: int,
         on_lines: Callable[[Channel, Lines, float], None],
@@ -93,7 +97,8 @@ class Pipes:
         ]
         self._poll = select.poll()
         self._poll.register(child.pidfd, select.POLLIN)
-        self._poll.register(wake.fileno(), select.POLLIN)
+        if wake is not None:
+            self._poll.register(wake.fileno(), select.POLLIN)
         for stream in self._streams:
             self._poll.register(stream.fd, select.POLLIN)
             _widen(stream.fd)
@@ -116,7 +121,7 @@ class Pipes:
         ready = dict(
             self._poll.poll(None if math.isinf(timeout_seconds) else max(0, math.ceil(timeout_seconds * 1000)))
         )
-        if self._wake.fileno() in ready:
+        if self._wake is not None and self._wake.fileno() in ready:
             self._wake.clear()
         if self._has_stdin and self._child.stdin in ready:
             self._write()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from agent_runtime.errors import (
     plain_detail,
 )
 from agent_runtime.execution.attempt_data import AttemptContext
-from agent_runtime.execution.attempt_thread import AttemptThreads
+from agent_runtime.execution.attempt_thread import run_attempt
 from agent_runtime.execution.execution import Execution, ExecutionContext
 from agent_runtime.model.records import ExecutionRecord
 from agent_runtime.model.state import DiskState, NotReady, Outcome, StopReason
@@ -130,7 +131,7 @@ class Supervisor:
             ExecutionContext(
                 counts, self.cli, events, archive.transcripts, self.token_upkeep.record_accepted, archive.save
             ),
-            AttemptThreads(attempts, self.next_mark).run_attempt,
+            functools.partial(run_attempt, attempts, self.next_mark),
         )
 
     # -- admission

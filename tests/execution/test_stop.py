@@ -20,7 +20,7 @@ GRACE_SECONDS = 3.0
 def stop() -> Iterator[StopSequence]:
     made = StopSequence(GRACE_SECONDS)
     yield made
-    made.close()
+    made.wake.close()
 
 
 def test_it_is_interrupted_killed_and_abandoned_each_at_its_time(stop: StopSequence) -> None:
@@ -49,7 +49,7 @@ def test_at_once_there_is_no_grace_whether_asked_for_first_or_later(stop: StopSe
 def test_a_request_after_the_end_wakes_nothing_and_the_first_reason_stays() -> None:
     stop = StopSequence(GRACE_SECONDS)
     stop.request(StopReason.TIMEOUT)
-    stop.close()
+    stop.wake.close()
     stop.request(StopReason.CANCELLED, at_once=True)
 
     assert stop.reason is StopReason.TIMEOUT

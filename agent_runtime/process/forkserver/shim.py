@@ -36,7 +36,6 @@ from _signal import (  # type: ignore[import-not-found]  # typeshed has none
     SIG_BLOCK,
     SIG_DFL,
     SIG_IGN,
-    SIG_SETMASK,
     SIG_UNBLOCK,
     pthread_sigmask,
     set_wakeup_fd,
@@ -317,10 +316,8 @@ def _run_leader(spawn_request: SpawnRequest, descriptors: Sequence[int], report:
             step = CONFINING
             _confine(ruleset)
         step = EXECUTING
-        set_wakeup_fd(-1)
         for number in (*_IGNORED_BY_SHIM, _SIGPIPE):
             signal(number, SIG_DFL)
-        pthread_sigmask(SIG_SETMASK, ())
         _execute(argv, env)
     except OSError as error:
         os.write(report, _message(b"", step, error.errno or errno.EIO))
