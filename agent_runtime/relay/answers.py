@@ -106,7 +106,7 @@ class UntilClosed:
 Framing = Sized | Chunked | UntilClosed
 
 
-class Answer(msgspec.Struct):
+class ApiAnswer(msgspec.Struct):
     """
     The head of an answer of the API, and the connection that its body comes on.
 
@@ -144,7 +144,7 @@ class Answer(msgspec.Struct):
         return data[:used]
 
 
-async def read_answer(connection: Connection, parser: h11.Connection, *, is_head: bool) -> Answer:
+async def read_answer(connection: Connection, parser: h11.Connection, *, is_head: bool) -> ApiAnswer:
     """
     Read the head of the final answer to a request that *parser* has sent; interim ones are dropped.
 
@@ -172,7 +172,7 @@ async def read_answer(connection: Connection, parser: h11.Connection, *, is_head
         values.setdefault(name.lower(), []).append(value)
     framing = _framing_of(event.status_code, values, is_head=is_head)
     is_last = b"close" in b",".join(values.get(b"connection", [])).lower() or event.http_version != b"1.1"
-    return Answer(event.status_code, bytes(event.reason), headers, values, framing, connection, is_last)
+    return ApiAnswer(event.status_code, bytes(event.reason), headers, values, framing, connection, is_last)
 
 
 def _framing_of(status: int, headers: Mapping[bytes, list[bytes]], *, is_head: bool) -> Framing:

@@ -18,10 +18,10 @@ from agent_runtime.evidence.matching import Rule
 from agent_runtime.evidence.reset_times import HORIZON
 from agent_runtime.evidence.rules import rule_for
 from agent_runtime.model.tokens import OAUTH_BETA, TokenKind
-from agent_runtime.relay.answers import Answer, Chunked, UntilClosed, without_chunks
+from agent_runtime.relay.answers import ApiAnswer, Chunked, UntilClosed, without_chunks
 from agent_runtime.relay.connection import BadMessage, Connection, PeerClosed
 from agent_runtime.relay.requests import HOP_BY_HOP, MESSAGES, Request
-from agent_runtime.relay.upstream import FirstByteTimeout, Unreachable, Upstream
+from agent_runtime.relay.upstream import ApiUnreachable, FirstByteTimeout, Upstream
 from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import Generation
 
@@ -90,8 +90,8 @@ class Exchanges(msgspec.Struct, frozen=True):
         """
         try:
             answer = await self._fetch(request, identity)
-        except (Unreachable, BadMessage, PeerClosed, OSError) as error:
-            if isinstance(error, Unreachable):
+        except (ApiUnreachable, BadMessage, PeerClosed, OSError) as error:
+            if isinstance(error, ApiUnreachable):
                 outcome, message = "unreachable", "the relay cannot reach the API"
             elif isinstance(error, BadMessage):
                 outcome, message = "garbled", f"the API's answer cannot be passed on: {error}"
@@ -114,7 +114,7 @@ class Exchanges(msgspec.Struct, frozen=True):
         self.count(f"{answer.status // 100}xx" if is_whole else "cut")
         return is_whole
 
-    async def _fetch(self, request: Request, identity: Identity) -> Answer:
+    async def _fetch(self, request: Request, identity: Identity) -> ApiAnswer:
         """Send the request, again with a newer token as long as its token is refused; return the answer to pass on."""
         while True:
             generation = identity.choose(self.secret.status.generation)
@@ -149,7 +149,7 @@ class Exchanges(msgspec.Struct, frozen=True):
             hold.is_over = True
             identity.on_release(hold)
 
-    async def _detection_in(self, answer: Answer, request: Request, generation: Generation) -> Detection | None:
+    async def _detection_in(self, answer: ApiAnswer, request: Request, generation: Generation) -> Detection | None:
         """Read what an answer says about the token; None: nothing, or the CLI itself does not send such requests."""
         if answer.status not in _MAY_BE_ABOUT_TOKEN or not request.path.startswith(MESSAGES):
             return None
@@ -161,7 +161,7 @@ class Exchanges(msgspec.Struct, frozen=True):
         body = without_chunks(answer.body) if isinstance(answer.framing, Chunked) else answer.body
         return detection_in(answer.status, answer.values, body)
 
-    async def _forward(self, answer: Answer, child: Connection) -> bool:
+    async def _forward(self, answer: ApiAnswer, child: Connection) -> bool:
         """
         Pass an answer on to the child as it comes.
 
@@ -195,7 +195,7 @@ class Exchanges(msgspec.Struct, frozen=True):
         return True
 
 
-def _head_for_child(answer: Answer, *, in_chunks: bool) -> bytes:
+def _head_for_child(answer: ApiAnswer, *, in_chunks: bool) -> bytes:
     lines = [b"HTTP/1.1 %d %s" % (answer.status, answer.reason)]
     lines += [b"%s: %s" % pair for pair in answer.headers if pair[0].lower() not in _NOT_FORWARDED]
     if in_chunks or isinstance(answer.framing, Chunked):

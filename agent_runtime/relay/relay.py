@@ -32,7 +32,7 @@ from agent_runtime.model.tokens import API_KEY_VARIABLE, OAUTH_VARIABLE, TokenKi
 from agent_runtime.process.linux.proc import connects_from
 from agent_runtime.relay.connection import RECEIVE_BYTES, BadMessage, Connection, PeerClosed
 from agent_runtime.relay.exchange import Exchanges, error_answer
-from agent_runtime.relay.requests import MemoryBudget, Request, TooLarge, read_body, read_head
+from agent_runtime.relay.requests import BodyTooLarge, MemoryBudget, Request, read_body, read_head
 from agent_runtime.relay.upstream import Upstream
 from agent_runtime.secret.file import SecretFile
 from agent_runtime.secret.generations import Generation
@@ -305,7 +305,7 @@ class Relay:
                 await connection.send(error_answer(request, 404, "the relay does not pass this on"))
                 return True
             return await self._answer_while_connected(request, identity, connection)
-        except TooLarge:
+        except BodyTooLarge:
             return await _refuse(connection, request, 413, "the request is too large for the relay")
         except BadMessage as error:
             self.count("malformed")

@@ -53,7 +53,7 @@ _OTHER_TARGETS = frozenset(
 _DROPPED = _CREDENTIALS | HOP_BY_HOP | _OTHER_TARGETS | {"host", "content-length"}
 
 
-class TooLarge(Exception):
+class BodyTooLarge(Exception):
     """The body of a request is longer than :data:`MOST_BODY_BYTES`."""
 
 
@@ -206,11 +206,11 @@ async def read_body(connection: Connection, request: Request, *, is_stored: bool
 
     Raises:
         BadMessage: The body's framing is not valid.
-        TooLarge: The body is longer than :data:`MOST_BODY_BYTES`.
+        BodyTooLarge: The body is longer than :data:`MOST_BODY_BYTES`.
         PeerClosed: The child closed the connection in the middle of the body.
     """
     if int(request.header("content-length") or 0) > MOST_BODY_BYTES:
-        raise TooLarge
+        raise BodyTooLarge
     parser = request.parser
     if parser.they_are_waiting_for_100_continue:
         informed = parser.send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
@@ -225,7 +225,7 @@ async def read_body(connection: Connection, request: Request, *, is_stored: bool
             elif isinstance(event, h11.Data):
                 length += len(event.data)
                 if length > MOST_BODY_BYTES:
-                    raise TooLarge
+                    raise BodyTooLarge
                 if is_stored:
                     request.body.add(bytes(event.data))
     except h11.RemoteProtocolError:

@@ -14,7 +14,7 @@ import h11
 
 from agent_runtime.http_client import checked_url, proxy_for, tls_context
 from agent_runtime.model.tokens import Token
-from agent_runtime.relay.answers import Answer, read_answer
+from agent_runtime.relay.answers import ApiAnswer, read_answer
 from agent_runtime.relay.connection import MOST_HEAD_BYTES, RECEIVE_BYTES, BadMessage, Connection, PeerClosed
 from agent_runtime.relay.requests import Request, headers_to_send
 
@@ -31,7 +31,7 @@ MOST_IDLE = 32
 _PORTS = {"http": 80, "https": 443}
 
 
-class Unreachable(Exception):
+class ApiUnreachable(Exception):
     """No connection to the API can be made; the text names no address."""
 
 
@@ -75,12 +75,12 @@ class Upstream:
         self._idle: list[tuple[float, Connection]] = []
         self._host = self._url.netloc.decode()
 
-    async def send(self, request: Request, token: Token) -> Answer:
+    async def send(self, request: Request, token: Token) -> ApiAnswer:
         """
         Send a request with *token* as its credential, and read the head of the answer.
 
         Raises:
-            Unreachable: No connection can be made.
+            ApiUnreachable: No connection can be made.
             BadMessage: The answer is no HTTP/1.1 message that can be passed on.
             OSError, PeerClosed: The API closed the connection without an answer.
             FirstByteTimeout: The API did not begin to answer in time.
@@ -89,7 +89,7 @@ class Upstream:
         while True:
             try:
                 connection = self._idle_connection() or await self._connect()
-            except Unreachable:
+            except ApiUnreachable:
                 if time.monotonic() >= give_up_at:
                     raise
                 await asyncio.sleep(CONNECT_PAUSE_SECONDS)
@@ -104,7 +104,7 @@ class Upstream:
                 connection.reset()
                 raise
 
-    async def _send(self, connection: Connection, request: Request, token: Token) -> Answer:
+    async def _send(self, connection: Connection, request: Request, token: Token) -> ApiAnswer:
         parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MOST_HEAD_BYTES)
         headers = headers_to_send(request, self._host, token)
         target = self._url.path.rstrip("/") + request.target
@@ -127,7 +127,7 @@ class Upstream:
         self.observe_first_byte(time.monotonic() - asked_at)
         return answer
 
-    def release(self, answer: Answer) -> None:
+    def release(self, answer: ApiAnswer) -> None:
         """Store the connection for reuse if its answer has ended, else close it."""
         connection = answer.connection
         if not answer.framing.is_complete or answer.is_last:
@@ -156,7 +156,7 @@ class Upstream:
         Make a new connection.
 
         Raises:
-            Unreachable: None can be made.
+            ApiUnreachable: None can be made.
         """
         url = self._proxy or self._url
         try:
@@ -179,7 +179,7 @@ class Upstream:
                     raise
                 return connection
         except (OSError, ValueError, BadMessage, PeerClosed, h11.ProtocolError) as error:
-            raise Unreachable(type(error).__name__) from None
+            raise ApiUnreachable(type(error).__name__) from None
 
     async def _tunnel(self, connection: Connection) -> None:
         """Ask the proxy for a tunnel to the API, and begin TLS in it."""
