@@ -415,7 +415,7 @@ def test_an_error_of_a_stream_is_the_answer_where_none_is_asked_for(api: Message
     for path in ("/v1/messages", "/v1/messages/count_tokens"):
         answer = client.post(OLD, path=path)
         assert (answer.status_code, answer.json()["error"]["type"]) == (529, "overloaded_error")
-    api.default(StreamError(type="of a gateway", message="broken"))
+    api.default(StreamError(status=500, type="of a gateway", message="broken"))
     assert client.post(NEW).status_code == 500
 
 

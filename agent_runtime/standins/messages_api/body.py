@@ -14,7 +14,7 @@ from typing import TypeAlias
 import msgspec
 
 from agent_runtime.standins.messages_api.conversation import tool_use_id
-from agent_runtime.standins.messages_api.script import Partial, Text, Tool
+from agent_runtime.standins.messages_api.script import Fail, Partial, StreamError, Text, Tool, UsageLimit
 
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
@@ -125,9 +125,9 @@ def quarters(body: bytes) -> Pieces:
     return ((body[start:end], 0.0) for start, end in itertools.pairwise(ends))
 
 
-def error_body(kind: str, message: str, request_id: str) -> bytes:
+def error_body(failure: Fail | UsageLimit | StreamError, request_id: str) -> bytes:
     """Encode an error as the API does."""
-    error = {"type": kind, "message": message}
+    error = {"type": failure.type, "message": failure.message}
     return msgspec.json.encode({"type": "error", "error": error, "request_id": request_id})
 
 

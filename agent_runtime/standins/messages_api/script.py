@@ -1,7 +1,7 @@
 """
 The answers of the stand-in of the Messages API: replies, and scripts of replies.
 
-Pure: no I/O and no clock.
+No I/O; the clock is read only for the end of a usage limit.
 
 A *script* is a list of replies. The position of a conversation in its script follows from the conversation itself,
 which every request carries whole. So parallel executions with one token do not disturb one another, and an execution
@@ -13,6 +13,7 @@ served. A fault may also be given by its name in :data:`FAULTS`; in JSON any oth
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Sequence
 
 import msgspec
@@ -86,10 +87,6 @@ class Fail(_Reply, frozen=True, tag="fail"):
     message: str
     headers: dict[str, str] = {}
 
-    def headers_at(self, _now: float) -> dict[str, str]:
-        """The headers of the answer."""
-        return self.headers
-
 
 class Raw(_Reply, frozen=True, tag="raw"):
     """
@@ -141,16 +138,13 @@ class UsageLimit(_Reply, frozen=True, kw_only=True, tag="usage_limit"):
     type = "rate_limit_error"
     message = "This request would exceed your account's rate limit. Please try again later."
 
-    def headers_at(self, now: float) -> dict[str, str]:
-        """
-        Return the headers of the answer.
-
-        Args:
-            now: Epoch seconds.
-        """
-        resets_at = int(now) + self.resets_in_seconds if self.resets_at is None else self.resets_at
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of an answer that is sent now."""
+        now = int(time.time())
+        resets_at = now + self.resets_in_seconds if self.resets_at is None else self.resets_at
         return {
-            "retry-after": str(max(0, resets_at - int(now))),
+            "retry-after": str(max(0, resets_at - now)),
             "anthropic-ratelimit-unified-status": "rejected",
             "anthropic-ratelimit-unified-reset": str(resets_at),
             "anthropic-ratelimit-unified-representative-claim": self.claim,
@@ -191,34 +185,17 @@ class StreamError(_Partial, frozen=True, kw_only=True, tag="stream_error"):
     """
     An ``error`` event in the middle of a stream, behind status 200; the stream ends with it.
 
-    A request for an answer that is not streamed gets the error with its own status.
+    Attributes:
+        status: The status of the error for a request that does not ask for a stream.
 
     Source: https://docs.claude.com/en/docs/build-with-claude/streaming (error events).
     """
 
     after_events: int | None = UP_TO_CONTENT
+    status: int = 529
     type: str = "overloaded_error"
     message: str = "Overloaded"
 
-    @property
-    def status(self) -> int:
-        """The status that the API gives an error of this type."""
-        return STATUS_BY_TYPE.get(self.type, 500)
-
-
-STATUS_BY_TYPE = {
-    "invalid_request_error": 400,
-    "authentication_error": 401,
-    "billing_error": 402,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "request_too_large": 413,
-    "rate_limit_error": 429,
-    "api_error": 500,
-    "timeout_error": 504,
-    "overloaded_error": 529,
-}
-"""Source: https://docs.claude.com/en/api/errors."""
 
 Partial = Hang | Cut | StreamError
 Reply = Text | Tool | Fail | Raw | UsageLimit | Partial

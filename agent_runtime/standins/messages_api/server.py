@@ -141,17 +141,15 @@ class _Responder:
         if isinstance(content, Text | Tool) and content.gate is not None:
             await asyncio.shield(asyncio.wrap_future(self._api.gate(content.gate)))
         request_id = f"req_standin{next(self._ids):08d}"
-        headers = {"content-type": JSON, "request-id": request_id}
+        headers = {"content-type": JSON} | ({} if isinstance(content, Raw) else {"request-id": request_id})
         if isinstance(content, Text | Tool):
             status, body = 200, good(content)
-        elif isinstance(content, Raw):
-            status, body = content.status, content.content
-            headers = {"content-type": JSON} | {name.lower(): value for name, value in content.headers.items()}
         else:
-            status, body = content.status, error_body(content.type, content.message, request_id)
-            headers |= content.headers_at(time.time())
+            status = content.status
+            body = content.content if isinstance(content, Raw) else error_body(content, request_id)
+            headers |= {name.lower(): value for name, value in content.headers.items()}
         if isinstance(reply, StreamError) and isinstance(body, bytes):  # no stream: the error alone
-            status, body, partial = reply.status, error_body(reply.type, reply.message, request_id), None
+            status, body, partial = reply.status, error_body(reply, request_id), None
         self._api.record_answer(seen, status)
         if not isinstance(body, bytes):
             headers["content-type"], pieces = EVENT_STREAM, body
