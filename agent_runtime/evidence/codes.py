@@ -6,47 +6,37 @@ A gateway has its code in ``error.type``, ``error.code`` or both; one table serv
 
 from __future__ import annotations
 
-from itertools import chain
-
 
 def _words(words: str) -> frozenset[str]:
     return frozenset(words.split())
 
 
-def _union(words_by_source: dict[str, str]) -> frozenset[str]:
-    return frozenset(chain.from_iterable(words.split() for words in words_by_source.values()))
-
-
-BLOCKED = _union(
-    {
-        "the API's ``error.details.error_code`` and OAuth server (2.1.332)": "account_on_hold verification_required",
-        "OpenAI's list, which gateways pass on": "account_deactivated organization_deactivated",
-        "Kimi Code's error reference": "access_terminated_error",
-    }
+BLOCKED = _words(
+    "account_on_hold verification_required"  # the API's ``error.details.error_code`` and OAuth server (2.1.332)
+    " account_deactivated organization_deactivated"  # OpenAI's list, which gateways pass on
+    " access_terminated_error"  # Kimi Code's error reference
 )
 """The account is on hold, disabled, or must do something before it may be used."""
 
-BILLING = _union(
-    {
-        "the API's documentation of errors, and 2.1.332": "billing_error extra_usage_out_of_credits",
-        "LiteLLM's ProxyErrorTypes, with 400 and 429, older versions with 401": "budget_exceeded",
-        "OpenAI's list and Microsoft's Dev Proxy, with 429": "insufficient_quota billing_hard_limit_reached"
-        " billing_not_active credit_balance_exhausted organization_spend_limit_exceeded project_spend_limit_exceeded",
-        "types/error.go of new-api, with 402 and 403": "insufficient_user_quota pre_consume_token_quota_failed",
-        "OpenRouter's documentation of errors, with 402": "payment_required insufficient_credits",
-        "DeepSeek and others with an endpoint in the API's form": "insufficient_balance",
-        "Moonshot's error reference, with 403 and 429": "exceeded_current_quota_error",
-    }
+BILLING = _words(
+    "billing_error extra_usage_out_of_credits"  # the API's documentation of errors, and 2.1.332
+    " budget_exceeded"  # LiteLLM's ProxyErrorTypes, with 400 and 429, older versions with 401
+    # OpenAI's list and Microsoft's Dev Proxy, with 429
+    " insufficient_quota billing_hard_limit_reached billing_not_active credit_balance_exhausted"
+    " organization_spend_limit_exceeded project_spend_limit_exceeded"
+    " insufficient_user_quota pre_consume_token_quota_failed"  # types/error.go of new-api, with 402 and 403
+    " payment_required insufficient_credits"  # OpenRouter's documentation of errors, with 402
+    " insufficient_balance"  # DeepSeek and others with an endpoint in the API's form
+    " exceeded_current_quota_error"  # Moonshot's error reference, with 403 and 429
 )
 """The account, team or key cannot pay: it has no credit, or its budget is spent."""
 
-MODEL = _union(
-    {
-        "LiteLLM's ProxyErrorTypes, with 401 and 403": "key_model_access_denied team_model_access_denied"
-        " user_model_access_denied org_model_access_denied project_model_access_denied",
-        "OpenAI's list, with 403 and 404; types/error.go of new-api, with 503": "model_not_found",
-        "the API (2.1.332)": "model_access_suspended",
-    }
+MODEL = _words(
+    # LiteLLM's ProxyErrorTypes, with 401 and 403
+    "key_model_access_denied team_model_access_denied user_model_access_denied org_model_access_denied"
+    " project_model_access_denied"
+    " model_not_found"  # OpenAI's list, with 403 and 404; types/error.go of new-api, with 503
+    " model_access_suspended"  # the API (2.1.332)
 )
 """One model is not available, to this key or to anybody."""
 
