@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from itertools import islice
 
 HORIZON = timedelta(days=8)
@@ -27,16 +27,24 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 _UTC_NAMES = frozenset({"utc", "gmt", "z", "etc/utc"})  # known without a time zone database
 _MINUTE = timedelta(minutes=1)
 _DAY = timedelta(days=1)
+_HOURS = (12, *range(1, 12))
+"""The hours of half a day, as a clock of twelve hours shows them."""
 
 _EPOCH = r"\|(\d{10})(?!\d)"
 _MARK = r"(?i)regain access on |resets? |try again |continuing automatically "
 _LEAD = r"(?i)(?:at:?|on|after) "
 _SPAN = r"(?i)(\d{1,4}) ?(d|h|m|s)[a-z]{0,6}(?:,? and |, | )?"
 _SECONDS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_ISO = r"(?i)(\d{4})-(\d{2})-(\d{2})(?:T|,? at |,? )?"
-_DATE = r"(?i)([a-z]{3})[a-z]{0,6} (\d{1,2})(?:,? (\d{4}))?(?![\d:])(?:,? at |, | )?"
-_TIME = r"(?i)(\d{1,2})(?::(\d{2})(?::(\d{2})(?:\.\d{1,9})?)?)? ?([ap]\.?m\b)?"
-_ZONE = r"(?i) ?\(([^)]{1,48})\)| ?(utc|gmt|z|(?:utc|gmt)?[+-]\d{1,2}:?\d{0,2})(?![a-z0-9/])"
+_MOMENT = (
+    r"(?i)(?:(?P<iso_date>\d{4}-\d{2}-\d{2})(?:T|,? at |,? )?"
+    rf"|(?P<month>{'|'.join(_MONTHS)})[a-z]{{0,6}} (?P<day>\d{{1,2}})(?:,? (?P<year>\d{{4}}))?(?![\d:])"
+    r"(?:,? at |, | )?)?"
+    r"(?:(?P<hour>\d{1,2})(?=:\d\d| ?[ap]\.?m\b)(?::(?P<minute>\d{2})(?::(?P<second>\d{2})(?:\.\d{1,9})?)?)?"
+    r" ?(?:(?P<half>[ap])\.?m\b)?)?"
+    r"(?: ?\((?P<zone>[^)]{1,48})\)| ?(?P<short_zone>utc|gmt|z|(?:utc|gmt)?[+-]\d{1,2}:?\d{0,2})(?![a-z0-9/]))?"
+)
+"""A date, a time of day or both, and a time zone. A number alone is no time."""
+
 _OFFSET = r"(?i)(?:utc|gmt)?([+-])(\d{1,2}):?(\d{2})?"
 
 
@@ -76,65 +84,39 @@ def _after(piece: str, now: float) -> float | None:
 
 
 def _at(piece: str, now: float) -> float | None:
-    """Parse a time, a date, or both, with or without a zone."""
+    """Parse a time, a date, or both, with or without a zone, as the next such moment; None: it is past, or none."""
     if piece[:10].isdigit() and not piece[10:11].isdigit():
         return float(piece[:10])
-    year = month = day = None
-    is_iso = (found := re.match(_ISO, piece)) is not None
-    if found:
-        year, month, day = int(found[1]), int(found[2]), int(found[3])
-    elif (found := re.match(_DATE, piece)) and found[1].lower() in _MONTHS:
-        year, month, day = int(found[3] or 0) or None, _MONTHS.index(found[1].lower()) + 1, int(found[2])
-    else:
-        found = None
-    rest = piece[found.end() :] if found else piece
-    time = re.match(_TIME, rest)
-    if time is not None and time[2] is None and time[4] is None:
-        time = None  # a number alone is no time
-    if time is None and day is None:
+    found = re.match(_MOMENT, piece)
+    if found is None or not (found["iso_date"] or found["day"] or found["hour"]):
         return None
-    zone = re.match(_ZONE, rest[time.end() :] if time else rest)
+    zone = found["zone"] or found["short_zone"]
+    if zone is None and found["hour"] is None:
+        zone = "utc"  # only the API prints a date alone, and its days are in UTC
+    if zone is None and found["iso_date"]:
+        return None  # no version of the CLI prints this form: the zone is unknown
     try:
-        where = _zone(zone[1] or zone[2]) if zone else None
-        if where is None and time is None:
-            where = UTC  # only the API prints a date alone, and its days are in UTC
-        elif where is None and is_iso:
-            return None  # no version of the CLI prints this form: the zone is unknown
-        return _next(now, where, (year, month, day), _hour(time) if time else (0, 0, 0))
+        # Without a zone it is this process's.
+        here = datetime.fromtimestamp(now, None if zone is None else _zone(zone))
+        hour, minute, second = (int(found[name] or 0) for name in ("hour", "minute", "second"))
+        if found["half"]:
+            hour = _HOURS.index(hour) + (12 if found["half"] in "pP" else 0)
+        wanted = here.replace(hour=hour, minute=minute, second=second, microsecond=0)
+        if found["iso_date"]:
+            day = date.fromisoformat(found["iso_date"])
+            moments = [wanted.replace(year=day.year, month=day.month, day=day.day)]
+        elif found["day"]:
+            month, years = _MONTHS.index(found["month"].lower()) + 1, [here.year, here.year + 1]
+            if found["year"]:
+                years = [int(found["year"])]
+            moments = [wanted.replace(year=year, month=month, day=int(found["day"])) for year in years]
+        else:
+            moments = [wanted, wanted + _DAY]
+        # The CLI cuts the seconds off: an end in this very minute means now, not tomorrow.
+        moment = next((moment for moment in moments if moment + _MINUTE > here), None)
+        return None if moment is None else max(moment.timestamp(), now)
     except (ValueError, OverflowError, OSError, LookupError):
         return None  # there is no such day, hour or zone
-
-
-def _next(
-    now: float, zone: tzinfo | None, date: tuple[int | None, int | None, int | None], time: tuple[int, int, int]
-) -> float | None:
-    """Return the next such date and time, in epoch seconds; None: it is past; *zone* None: this process's zone."""
-    here = datetime.fromtimestamp(now, zone)
-    wanted = here.replace(hour=time[0], minute=time[1], second=time[2], microsecond=0)
-    year, month, day = date
-    if month is None or day is None:
-        moments = [wanted, wanted + _DAY]
-    else:
-        years = [year] if year else [here.year, here.year + 1]
-        moments = [wanted.replace(year=each, month=month, day=day) for each in years]
-    # The CLI cuts the seconds off: an end in this very minute means now, not tomorrow.
-    moment = next((moment for moment in moments if moment + _MINUTE > here), None)
-    return None if moment is None else max(moment.timestamp(), now)
-
-
-def _hour(time: re.Match[str]) -> tuple[int, int, int]:
-    """
-    Return hour, minute and second of a time of day.
-
-    Raises:
-        ValueError: There is no such hour.
-    """
-    hour, minute, second = int(time[1]), int(time[2] or 0), int(time[3] or 0)
-    if time[4] is None:
-        return hour, minute, second
-    if not 1 <= hour <= 12:
-        raise ValueError("no such hour")
-    return hour % 12 + (12 if time[4][0] in "pP" else 0), minute, second
 
 
 def _zone(name: str) -> tzinfo:
