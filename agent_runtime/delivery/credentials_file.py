@@ -158,9 +158,9 @@ class CredentialsFile:
             return "the config directory cannot be written"
         return None
 
-    def write(self, token: Token) -> bool:
+    def write(self, token: Token) -> None:
         """
-        Put *token* into the file; return whether that changed anything.
+        Put *token* into the file, unless it is there.
 
         Raises:
             DeliveryImpossible: Somebody else wrote the file, or the operating system refuses.
@@ -171,42 +171,33 @@ class CredentialsFile:
                 content = self._read_content()
                 if not content.ours:
                     raise DeliveryImpossible(NOT_OURS)
-                if content.fingerprint == token.fingerprint:
-                    return False
-                self._add_to_marker(token.fingerprint)
-                self._replace(msgspec.json.encode({**content.others, LOGIN_KEY: login(token)}), is_new=is_new)
+                if content.fingerprint != token.fingerprint:
+                    self._add_to_marker(token.fingerprint)
+                    self._replace(msgspec.json.encode({**content.others, LOGIN_KEY: login(token)}), is_new=is_new)
         except FileExistsError:
             raise DeliveryImpossible(NOT_OURS) from None
         except OSError as error:
             raise DeliveryImpossible(f"the config directory cannot be written: {error.strerror}") from None
-        return True
 
-    def remove_token(self) -> bool:
+    def remove_token(self) -> None:
         """
-        Remove our token; return whether it was there. Keys of others stay.
+        Remove our token, if it is there. Keys of others stay.
 
         Raises:
             OSError: The token is still there.
         """
         with contextlib.suppress(FileNotFoundError), self._opened():
-            return self._remove_token()
-        return False
-
-    def _remove_token(self) -> bool:
-        content = self._read_content()
-        if not content.ours or content.fingerprint is None:
+            content = self._read_content()
             if content.ours and not content.others:
-                self._remove_marker()
-            return False
-        if content.others:
-            rest = msgspec.json.encode(content.others)
-            self._marker.rest = hashlib.sha256(rest).hexdigest()
-            self._write_marker()
-            self._replace(rest, is_new=False)
-        else:
-            self.path.unlink(missing_ok=True)
-            self._remove_marker()
-        return True
+                if content.fingerprint is not None:
+                    self.path.unlink(missing_ok=True)
+                self._marker = _Marker()
+                self._marker_path.unlink(missing_ok=True)
+            elif content.ours and content.fingerprint is not None:
+                rest = msgspec.json.encode(content.others)
+                self._marker.rest = hashlib.sha256(rest).hexdigest()
+                self._write_marker()
+                self._replace(rest, is_new=False)
 
     def _read_content(self) -> _Content:
         raw = _read(self.path)
@@ -224,28 +215,21 @@ class CredentialsFile:
 
     def _replace(self, raw: bytes, *, is_new: bool) -> None:
         """
-        Put *raw* in place of the file.
-
-        Raises:
-            FileExistsError: The file has appeared since it was read.
-        """
-        mtime_ns = self._next_mtime_ns()
-        finish = functools.partial(os.utime, ns=(mtime_ns, mtime_ns))
-        replace_file(self.path, raw, owner=self._owner, is_new=is_new, finish=finish)
-
-    def _next_mtime_ns(self) -> int:
-        """
-        Return a time that no earlier content of the file had.
+        Put *raw* in place of the file, with a modification time that no earlier content of it had.
 
         A running CLI reads the file again if its modification time has changed. The kernel's own times for two writes
         within some milliseconds are the same.
 
         Source: Claude Code 2.1.330, ``lastCredentialsMtimeMs``; 4 ms on Linux 6.18.
+
+        Raises:
+            FileExistsError: The file has appeared since it was read.
         """
         with contextlib.suppress(OSError):
             self._mtime_ns = max(self._mtime_ns, self.path.stat().st_mtime_ns)
         self._mtime_ns = max(time.time_ns(), self._mtime_ns + MTIME_STEP_NS)
-        return self._mtime_ns
+        finish = functools.partial(os.utime, ns=(self._mtime_ns, self._mtime_ns))
+        replace_file(self.path, raw, owner=self._owner, is_new=is_new, finish=finish)
 
     # -- the marker
 
@@ -255,10 +239,6 @@ class CredentialsFile:
         others = [known for known in self._marker.tokens if known != fingerprint]
         self._marker.tokens = [*others[1 - MOST_FINGERPRINTS :], fingerprint]
         self._write_marker()
-
-    def _remove_marker(self) -> None:
-        self._marker = _Marker()
-        self._marker_path.unlink(missing_ok=True)
 
     def _write_marker(self) -> None:
         replace_file(self._marker_path, msgspec.json.encode(self._marker))

@@ -74,7 +74,7 @@ def test_a_link_in_place_of_the_config_directory_makes_no_file_where_only_root_m
 def test_a_config_directory_that_only_root_may_write_to_is_fine_where_no_child_can_replace_it(shared: Path) -> None:
     config_dir = shared / "config"
     config_dir.mkdir()
-    assert CredentialsFile(config_dir, str(NOBODY)).write(Token(OLD))
+    CredentialsFile(config_dir, str(NOBODY)).write(Token(OLD))
     assert owner(config_dir / ".credentials.json") == NOBODY
 
 
